@@ -1,0 +1,84 @@
+"""The Program: the one representation every method works on."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import fx, nn
+
+from modelopt_cli.program.spec import InputSpec
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How one parameter is to be stored, beyond its plain values.
+
+    A method that puts a parameter onto a coarser set of values (int8 steps, a codebook) leaves the
+    float values in the Program and records here what the writer needs to store them exactly.
+
+    Attributes:
+        codec: name of a codec in ``artifact/codecs``.
+        params: its JSON-able settings.
+        parts: its tensors, e.g. ``{"scale": ...}``.
+    """
+
+    codec: str
+    params: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Program(fx.GraphModule):
+    """An fx graph of allow-listed modules and functions, and what is needed to use it.
+
+    An ordinary ``nn.Module`` in every respect: ``train()``, ``eval()``, ``state_dict()`` and
+    autograd work. Call it with a float tensor ``(N, *input.shape)``.
+
+    Attributes:
+        input: shape and preprocessing of one sample.
+        labels: class names in logit order, or None.
+        history: one JSON-able entry for each method that was applied, oldest first.
+        encodings: how parameters are stored, by parameter name; absent means plain.
+        arch: the spec the network was built from, for information only.
+    """
+
+    input: InputSpec
+    labels: tuple[str, ...] | None
+    history: tuple[dict[str, Any], ...]
+    encodings: dict[str, Encoding]
+    arch: str | None
+
+    def __init__(
+        self,
+        root: nn.Module | dict[str, Any],
+        graph: fx.Graph,
+        *,
+        input: InputSpec,
+        labels: tuple[str, ...] | None = None,
+        history: tuple[dict[str, Any], ...] = (),
+        encodings: dict[str, Encoding] | None = None,
+        arch: str | None = None,
+    ) -> None:
+        super().__init__(root, graph, class_name="Program")
+        self.input = input
+        self.labels = labels
+        self.history = history
+        self.encodings = dict(encodings or {})
+        self.arch = arch
+
+    def with_graph(self, root: nn.Module, graph: fx.Graph) -> "Program":
+        """A Program with another graph over ``root`` and everything else kept."""
+        return Program(
+            root,
+            graph,
+            input=self.input,
+            labels=self.labels,
+            history=self.history,
+            encodings=self.encodings,
+            arch=self.arch,
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        root = nn.Module()
+        root.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return self.with_graph(root, root.__dict__["_graph"])  # type: ignore[return-value]
