@@ -1,0 +1,66 @@
+# Targets that use the virtual environment bring it up first; `make setup` alone does just that.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.setup-done
+PIP := $(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+.PHONY: help setup demo test check format docs picture assets bench clean distclean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## create .venv and install the tested set of packages
+
+# One command for torch and torchvision, and before anything that depends on them: see constraints.txt.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: $(PYTHON) is missing or older than Python 3.11; name another: make setup PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
+	  echo "make: $(PYTHON) cannot create a virtual environment; on Debian and Ubuntu install python3-venv" >&2; \
+	  exit 1; }
+	$(PIP) torch torchvision
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## train, quantize and evaluate a small network on the bundled digits, into demo/
+	@$(PY) -m modelopt_cli.demo $(ARGS)
+
+test: $(STAMP) ## run the tests (ARGS="-k name" chooses some)
+	@$(PY) -m pytest $(ARGS)
+
+check: $(STAMP) ## formatting, lint, types, and that the generated docs are fresh
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) tools/cli_docs.py --check
+
+format: $(STAMP) ## format the code and fix what lint can fix
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+docs: $(STAMP) ## regenerate docs/cli.md from the command line itself
+	$(PY) tools/cli_docs.py
+
+picture: demo ## regenerate the picture of the table in the README
+	$(PY) tools/picture.py
+
+assets: $(STAMP) ## fetch the real networks and images that some tests use, into assets/
+	@$(PY) tools/assets.py $(ARGS)
+
+bench: $(STAMP) ## run the side-by-side measurements in benchmarks/
+	@$(PY) -m benchmarks $(ARGS)
+
+clean: ## remove what the targets above made, but not .venv and assets/
+	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path './$(VENV)' -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+distclean: clean ## remove .venv and assets/ too
+	rm -rf $(VENV) assets
