@@ -1,0 +1,376 @@
+"""The quantized layers: ordinary modules that hold int8 weights and pass uint8 activations on.
+
+A uint8 activation ``q`` stands for the real value ``scale * (q - zero_point)`` (per tensor); an int8
+weight stands for ``scale[o] * w`` (symmetric, per output channel o). This is the scheme of Jacob et
+al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
+(CVPR 2018), section 2.1, with the bias kept in float32.
+
+A layer computes through ``self.kernel``, which ``modelopt_cli.kernels.prepare`` sets for the device
+at hand. Without one it computes the same values in float32, slowly: a Program is right before it is
+fast.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+QMIN, QMAX = 0, 255
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+
+
+@dataclass(frozen=True)
+class QParams:
+    """Scale and zero point of a uint8 tensor: real = scale * (q - zero_point)."""
+
+    scale: float
+    zero_point: int
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.scale, float) and 0.0 < self.scale < float("inf")):
+            raise ValueError(f"scale must be a positive float, not {self.scale!r}")
+        if type(self.zero_point) is not int or not QMIN <= self.zero_point <= QMAX:
+            raise ValueError(f"zero_point must be in {QMIN}..{QMAX}, not {self.zero_point!r}")
+
+
+def quantize(x: Tensor, q: QParams) -> Tensor:
+    """Float tensor to uint8: ``clamp(round_half_even(x / scale) + zero_point)``.
+
+    The division is a multiplication by the reciprocal, as in every int8 kernel used here.
+    """
+    return x.mul(1.0 / q.scale).round_().add_(q.zero_point).clamp_(QMIN, QMAX).to(torch.uint8)
+
+
+def dequantize(x: Tensor, q: QParams) -> Tensor:
+    """uint8 tensor to float32: ``scale * (x - zero_point)``."""
+    return x.to(torch.float32).sub_(q.zero_point).mul_(q.scale)
+
+
+class Quantized(nn.Module):
+    """Base of all quantized layers: hyperparameters as data, and a kernel that can be swapped.
+
+    Attributes:
+        options: the JSON-able hyperparameters, in constructor order, QParams included.
+        kernel: what computes ``forward``; set by ``kernels.prepare``, never saved or copied.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ()
+    kernel: Callable[..., Tensor] | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = None
+
+    def config(self) -> dict[str, Any]:
+        """Hyperparameters as JSON-able values; ``from_config`` turns them back."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, QParams):
+                return [value.scale, value.zero_point]
+            return list(value) if isinstance(value, tuple) else value
+
+        return {name: plain(getattr(self, name)) for name in self.options}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """The layer with these hyperparameters and uninitialised weights.
+
+        Raises:
+            TypeError, ValueError: a hyperparameter is missing, unknown or out of range.
+        """
+        if set(config) != set(cls.options):
+            raise ValueError(f"expected the keys {', '.join(cls.options)}")
+        values = dict(config)
+        for name in ("input", "output", "residual", "other"):
+            if values.get(name) is not None:
+                scale, zero_point = values[name]
+                values[name] = QParams(scale, zero_point)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kernel": None}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)}" for name in self.options)
+
+    def forward(self, *args: Tensor) -> Tensor:
+        if self.kernel is not None:
+            return self.kernel(*args)
+        return self.emulate(*args)
+
+    def emulate(self, *args: Tensor) -> Tensor:
+        """The layer's values computed in float32 by torch's ordinary operators."""
+        raise NotImplementedError
+
+
+def _activation(name: str) -> str:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}")
+    return name
+
+
+class _Weighted(Quantized):
+    """A layer with an int8 weight, a float32 scale per output channel and an optional float32 bias."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    activation: str
+    output: QParams | None
+
+    def _allocate(self, shape: tuple[int, ...], bias: bool) -> None:
+        self.register_buffer("weight", torch.zeros(shape, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(shape[0]))
+        self.register_buffer("bias", torch.zeros(shape[0]) if bias else None)
+
+    def float_weight(self) -> Tensor:
+        """The weight's real values, float32."""
+        return self.weight.float() * self.scale.view(-1, *[1] * (self.weight.dim() - 1))
+
+    def _finish(self, y: Tensor) -> Tensor:
+        y = ACTIVATIONS[self.activation](y)
+        return y if self.output is None else quantize(y, self.output)
+
+
+class QuantizedConv2d(_Weighted):
+    """2-D convolution, uint8 ``(N, C, H, W)`` in; uint8 or, where ``output`` is None, float32 out.
+
+    ``residual`` adds a second uint8 input to the result before the activation.
+    """
+
+    options = (
+        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+        *("has_bias", "input", "output", "activation", "residual"),
+    )
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        has_bias: bool,
+        input: QParams,
+        output: QParams | None,
+        activation: str = "none",
+        residual: QParams | None = None,
+    ) -> None:
+        super().__init__()
+        if residual is not None and output is None:
+            raise ValueError("a fused residual needs a quantized output")
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride = kernel_size, stride
+        self.padding, self.dilation, self.groups = padding, dilation, groups
+        self.has_bias = has_bias
+        self.input, self.output, self.residual = input, output, residual
+        self.activation = _activation(activation)
+        self._allocate((out_channels, in_channels // groups, *kernel_size), has_bias)
+
+    def emulate(self, *args: Tensor) -> Tensor:
+        x = dequantize(args[0], self.input)
+        y = F.conv2d(x, self.float_weight(), self.bias, self.stride, self.padding, self.dilation, self.groups)
+        if self.residual is not None:
+            y = y + dequantize(args[1], self.residual)
+        return self._finish(y)
+
+
+class QuantizedLinear(_Weighted):
+    """Linear layer, uint8 ``(..., in_features)`` in; uint8 or, where ``output`` is None, float32 out."""
+
+    options = ("in_features", "out_features", "has_bias", "input", "output", "activation")
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        has_bias: bool,
+        input: QParams,
+        output: QParams | None,
+        activation: str = "none",
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.has_bias = has_bias
+        self.input, self.output = input, output
+        self.activation = _activation(activation)
+        self._allocate((out_features, in_features), has_bias)
+
+    def emulate(self, *args: Tensor) -> Tensor:
+        return self._finish(F.linear(dequantize(args[0], self.input), self.float_weight(), self.bias))
+
+
+def dynamic_qparams(x: Tensor) -> QParams:
+    """QParams that cover the values of ``x`` and zero."""
+    low, high = (v.item() for v in torch.aminmax(x)) if x.numel() else (0.0, 0.0)
+    return qparams_from_range(low, high)
+
+
+def qparams_from_range(low: float, high: float) -> QParams:
+    """The uint8 QParams whose range covers ``low..high`` and represents zero exactly."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = max((high - low) / (QMAX - QMIN), 1e-12)
+    return QParams(scale, min(max(round(-low / scale), QMIN), QMAX))
+
+
+class DynamicLinear(_Weighted):
+    """Linear layer, float in and out, whose input is quantized per tensor at every call."""
+
+    options = ("in_features", "out_features", "has_bias")
+
+    def __init__(self, in_features: int, out_features: int, has_bias: bool) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.has_bias = has_bias
+        self.activation, self.output = "none", None
+        self._allocate((out_features, in_features), has_bias)
+
+    def emulate(self, *args: Tensor) -> Tensor:
+        q = dynamic_qparams(args[0])
+        return F.linear(dequantize(quantize(args[0], q), q), self.float_weight(), self.bias)
+
+
+class Quantize(Quantized):
+    """float32 to uint8."""
+
+    options = ("output",)
+
+    def __init__(self, output: QParams) -> None:
+        super().__init__()
+        self.output = output
+
+    def emulate(self, *args: Tensor) -> Tensor:
+        x = args[0]
+        q = quantize(x, self.output)
+        # The convolutions that follow read channels-last; one byte an element is the cheapest to move.
+        return q.contiguous(memory_format=torch.channels_last) if q.dim() == 4 else q
+
+
+class Dequantize(Quantized):
+    """uint8 to float32."""
+
+    options = ("input",)
+
+    def __init__(self, input: QParams) -> None:
+        super().__init__()
+        self.input = input
+
+    def emulate(self, *args: Tensor) -> Tensor:
+        return dequantize(args[0], self.input)
+
+
+class QuantizedAdd(Quantized):
+    """Sum of two uint8 tensors of one shape (or broadcastable), with an activation, uint8 out."""
+
+    options = ("input", "other", "output", "activation")
+
+    def __init__(self, input: QParams, other: QParams, output: QParams, activation: str = "none") -> None:
+        super().__init__()
+        self.input, self.other, self.output = input, other, output
+        self.activation = _activation(activation)
+
+    def emulate(self, *args: Tensor) -> Tensor:
+        total = dequantize(args[0], self.input) + dequantize(args[1], self.other)
+        return quantize(ACTIVATIONS[self.activation](total), self.output)
+
+
+class QuantizedMul(Quantized):
+    """Product of two float tensors (a squeeze-excitation gate, say), uint8 out.
+
+    The factors stay float32 because a table look-up costs more on a CPU than this product does.
+    """
+
+    options = ("output",)
+
+    def __init__(self, output: QParams) -> None:
+        super().__init__()
+        self.output = output
+
+    def emulate(self, *args: Tensor) -> Tensor:
+        return quantize(args[0] * args[1], self.output)
+
+
+class QuantizedMaxPool2d(Quantized):
+    """Max pooling of uint8 ``(N, C, H, W)``; scale and zero point pass through.
+
+    Padding takes part as 0, the smallest uint8, as minus infinity does in float.
+    """
+
+    options = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+
+    def __init__(
+        self,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        ceil_mode: bool,
+    ) -> None:
+        super().__init__()
+        self.kernel_size, self.stride = kernel_size, stride
+        self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
+
+    def emulate(self, *args: Tensor) -> Tensor:
+        # torch's own uint8 max_pool2d refuses planes of more than 255 elements.
+        x = args[0].float()
+        y = F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        return y.to(torch.uint8)
+
+
+class QuantizedAvgPool2d(Quantized):
+    """Average pooling of uint8 ``(N, C, H, W)``, uint8 out with a scale of its own.
+
+    ``output_size`` set: adaptive pooling to that size. Otherwise a window, as in ``nn.AvgPool2d``.
+    Averages span a narrower range than what they average, hence their own scale. Padding counts
+    as real zeros.
+    """
+
+    options = (
+        *("input", "output", "output_size", "kernel_size", "stride", "padding", "ceil_mode"),
+        *("count_include_pad", "keepdim"),
+    )
+
+    def __init__(
+        self,
+        input: QParams,
+        output: QParams,
+        output_size: tuple[int | None, int | None] | None = None,
+        kernel_size: tuple[int, int] | None = None,
+        stride: tuple[int, int] | None = None,
+        padding: tuple[int, int] = (0, 0),
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        keepdim: bool = True,
+    ) -> None:
+        super().__init__()
+        if (output_size is None) == (kernel_size is None):
+            raise ValueError("give output_size or kernel_size")
+        self.input, self.output = input, output
+        self.output_size, self.kernel_size, self.stride = output_size, kernel_size, stride
+        self.padding, self.ceil_mode = padding, ceil_mode
+        self.count_include_pad, self.keepdim = count_include_pad, keepdim
+
+    def emulate(self, *args: Tensor) -> Tensor:
+        x = dequantize(args[0], self.input)
+        if self.output_size is not None:
+            y = F.adaptive_avg_pool2d(x, self.output_size)
+        else:
+            assert self.kernel_size is not None
+            y = F.avg_pool2d(
+                x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
+            )
+        y = quantize(y, self.output)
+        return y if self.keepdim else y.flatten(1)
