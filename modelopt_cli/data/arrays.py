@@ -1,0 +1,164 @@
+"""Sources held in memory as arrays: NumPy files, MNIST-family IDX files, the bundled digits."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from modelopt_cli.data.idx import find_idx, read_idx
+from modelopt_cli.data.source import Raw, Source
+from modelopt_cli.data.spec import DataSpec, check_options, choice
+from modelopt_cli.errors import DataError, EnvironmentFailure
+
+DIGITS = Path(__file__).parent / "digits" / "digits.npz"
+
+_IMAGE_KEYS = ("x", "images", "data")
+_LABEL_KEYS = ("y", "labels")
+
+
+class ArraySource(Source):
+    """8-bit images ``(N, H, W)`` or ``(N, H, W, C)``, or ready float samples ``(N, ...)``."""
+
+    def __init__(
+        self, name: str, images: NDArray[Any], labels: NDArray[Any], where: str | None = None
+    ) -> None:
+        self.name = name
+        self.images = images
+        self.labels = labels
+        self.ready = images.dtype.kind == "f"
+        self.channels = 3 if images.ndim == 4 and images.shape[-1] == 3 else 1
+        self.num_classes = int(labels.max()) + 1 if len(labels) else None
+        self._where = where or name
+        check_labels(labels, len(images), self._where)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def where(self, index: int) -> str:
+        """The file and the row."""
+        return f"{self._where} row {index}"
+
+    def load(self, index: int) -> tuple[Raw, int]:
+        """A PIL image, or a float32 tensor where the array is float."""
+        array, label = self.images[index], int(self.labels[index])
+        if self.ready:
+            return torch.from_numpy(np.array(array, dtype=np.float32)), label
+        if array.ndim == 3 and array.shape[-1] == 1:
+            array = array[..., 0]
+        return Image.fromarray(np.ascontiguousarray(array)), label
+
+
+def check_labels(labels: NDArray[Any], count: int, where: str) -> None:
+    """Refuse labels that are not one whole number from 0 for every image."""
+    if count == 0:
+        raise DataError("holds no images", where=where, hint="give data with at least one sample")
+    if labels.shape != (count,):
+        raise DataError(f"{count} images, but labels of shape {labels.shape}", where=where)
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"labels are {labels.dtype}, not whole numbers", where=where)
+    if labels.min() < 0:
+        row = int(labels.argmin())
+        raise DataError(f"label {labels[row]} is below 0", where=f"{where} row {row}")
+
+
+def open_idx(spec: DataSpec) -> Source:
+    """``idx:DIR``: the test split, or ``?split=train``."""
+    check_options(spec, ("split",))
+    split = choice(spec, "split", ("train", "test"), "test")
+    images_path = find_idx(Path(spec.target), split, "images")
+    labels_path = find_idx(Path(spec.target), split, "labels")
+    images, labels = read_idx(images_path), read_idx(labels_path)
+    if images.ndim != 3:
+        raise DataError(f"holds {images.ndim}-dimensional data, not images", where=str(images_path))
+    return ArraySource(spec.text, images, labels, str(images_path))
+
+
+def open_digits(spec: DataSpec) -> Source:
+    """``digits``: the 1,797 8x8 digits of UCI; of each class the last fifth is the test split.
+
+    E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository,
+    1998, CC BY 4.0. The stored 0..16 become 0..255.
+    """
+    check_options(spec, ("split",))
+    split = choice(spec, "split", ("train", "test", "all"), "test")
+    with np.load(DIGITS, allow_pickle=False) as stored:
+        images, labels = stored["images"], stored["labels"]
+    chosen = np.ones(len(labels), dtype=bool)
+    if split != "all":
+        test = np.zeros(len(labels), dtype=bool)
+        for digit in range(10):
+            members = np.flatnonzero(labels == digit)
+            test[members[len(members) * 4 // 5 :]] = True
+        chosen = test if split == "test" else ~test
+    scaled = np.rint(images[chosen] * (255.0 / 16.0)).astype(np.uint8)
+    return ArraySource(spec.text, scaled, labels[chosen])
+
+
+def open_npz(spec: DataSpec) -> Source:
+    """``npz:FILE``: 8-bit images to preprocess, or float samples used as they are."""
+    check_options(spec, ())
+    images, labels = _read_npz(Path(spec.target))
+    if images.dtype.kind == "f":
+        return ArraySource(spec.text, images, labels, spec.target)
+    return ArraySource(
+        spec.text, _channels_last(_to_uint8(images, spec.target), spec.target), labels, spec.target
+    )
+
+
+def _read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    hint = "save plain arrays with numpy.savez"
+    try:
+        with path.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise DataError("is not an .npz archive", where=str(path), hint=hint)
+        with np.load(path, allow_pickle=False) as stored:
+            return _member(stored, _IMAGE_KEYS, path), _member(stored, _LABEL_KEYS, path)
+    except OSError as error:
+        raise DataError(error.strerror or "cannot be read", where=str(path)) from None
+    except MemoryError:
+        raise EnvironmentFailure("needs more memory than there is", where=str(path)) from None
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        reason = "holds Python objects" if "pickle" in str(error).lower() else "is a damaged .npz archive"
+        raise DataError(reason, where=str(path), hint=hint) from None
+
+
+def _member(stored: Any, keys: tuple[str, ...], path: Path) -> NDArray[Any]:
+    found = [key for key in keys if key in stored.files]
+    if len(found) == 1:
+        array: NDArray[Any] = stored[found[0]]
+        return array
+    what = (
+        f"holds more than one of {', '.join(found)}"
+        if found
+        else f"holds no array called {' or '.join(keys)}"
+    )
+    raise DataError(what, where=str(path), hint="save one array x (images) and one array y (labels)")
+
+
+def _to_uint8(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
+    if images.dtype.kind not in "iub":
+        raise DataError(f"images are {images.dtype}", where=where, hint="save uint8 images or float inputs")
+    if images.dtype != np.uint8 and images.size and (images.min() < 0 or images.max() > 255):
+        raise DataError(
+            "integer images go beyond 0..255", where=where, hint="save uint8 images or float inputs"
+        )
+    return images.astype(np.uint8, copy=False)
+
+
+def _channels_last(images: NDArray[np.uint8], where: str) -> NDArray[np.uint8]:
+    if images.ndim == 3:
+        return images
+    last, first = (
+        images.ndim == 4 and images.shape[3] in (1, 3),
+        images.ndim == 4 and images.shape[1] in (1, 3),
+    )
+    if last == first:
+        shape = "x".join(map(str, images.shape))
+        why = "could be NHWC or NCHW" if last else "is not NxHxW, NxHxWxC or NxCxHxW with 1 or 3 channels"
+        raise DataError(f"an image array of shape {shape} {why}", where=where)
+    return images if last else images.transpose(0, 2, 3, 1)

@@ -1,0 +1,229 @@
+"""Data: a source, its preprocessing, and the order in which its samples come."""
+
+import itertools
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from modelopt_cli.data.preprocess import ImageTransform
+from modelopt_cli.data.source import Source, Stream
+from modelopt_cli.errors import DataError, EnvironmentFailure, ModeloptError
+from modelopt_cli.program.spec import InputSpec
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Labelled samples in a fixed order, ready for a network.
+
+    Attributes:
+        source: where they come from.
+        input: the shape of a sample and the preprocessing in force.
+        transform: image to tensor, or None where the source gives tensors.
+        indices: the samples of the source that are used, or None for all.
+        classes: labels from here on are refused, or None.
+        first: use only so many samples of a stream, or None.
+    """
+
+    source: Source | Stream
+    input: InputSpec
+    transform: ImageTransform | None = None
+    indices: Sequence[int] | None = None
+    classes: int | None = None
+    first: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The spec it was opened from."""
+        return self.source.name
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels mean something; otherwise they are all -1."""
+        return self.source.labelled
+
+    @property
+    def num_classes(self) -> int | None:
+        """Smallest number of classes that holds every label, or None if only a full pass could tell."""
+        return self.source.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names in label order, where the source has them."""
+        return self.source.class_names
+
+    @property
+    def size(self) -> int | None:
+        """Number of samples, or None for an iterable-style dataset."""
+        if self.indices is not None:
+            return len(self.indices)
+        return len(self.source) if isinstance(self.source, Source) else None
+
+    def __len__(self) -> int:
+        size = self.size
+        if size is None:
+            raise TypeError(f"{self.name} is iterable-style and has no length; see Data.size")
+        return size
+
+    def __bool__(self) -> bool:
+        return True
+
+    def fits(self, classes: int) -> "Data":
+        """The same data, with labels held below ``classes``.
+
+        Raises:
+            DataError: a label is known to be too large; others are found when their batch is read.
+        """
+        if self.labelled and self.num_classes is not None and self.num_classes > classes:
+            raise DataError(
+                f"has {self.num_classes} classes, but the network has {classes}",
+                where=self.name,
+                hint="give the data the network was trained for",
+            )
+        return replace(self, classes=classes)
+
+    def sample(self, n: int, seed: int = 0) -> "Data":
+        """A random subset of ``n`` samples, none twice, in their old order; of a stream the first ``n``.
+
+        The same ``n``, ``seed`` and data give the same subset. With fewer than ``n`` samples, all of them.
+        """
+        if n < 1:
+            raise DataError(f"cannot take {n} samples", where=self.name, hint="take at least one")
+        if self.size is None:
+            return replace(self, first=n if self.first is None else min(n, self.first))
+        pool = self.indices if self.indices is not None else range(self.size)
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
+        return replace(self, indices=tuple(pool[i] for i in sorted(order[:n].tolist())))
+
+    def batches(self, batch_size: int, *, limit: int | None = None, workers: int = 0) -> Iterator[Batch]:
+        """Batches in order; the last may be smaller.
+
+        Args:
+            batch_size: samples per batch.
+            limit: stop after so many samples.
+            workers: decoding processes; an iterable-style dataset is always read in this one.
+
+        Yields:
+            Images, float32 ``(N, *input.shape)``, and labels, int64 ``(N,)``.
+
+        Raises:
+            DataError: a sample is unreadable, not finite, of another shape, or its label is out of range.
+        """
+        if batch_size < 1 or workers < 0 or (limit is not None and limit < 1):
+            raise DataError("batch size and limit must be at least 1, workers at least 0", where=self.name)
+        if isinstance(self.source, Stream):
+            yield from self._stream(batch_size, limit)
+            return
+        batched = _Batches(self, batch_size, min(len(self), limit or len(self)))
+        if workers == 0:
+            results: Iterator[Batch | ModeloptError] = map(batched.__getitem__, range(len(batched)))
+        else:
+            results = _in_workers(batched, min(workers, len(batched)))
+        for result in results:
+            if isinstance(result, ModeloptError):
+                raise result
+            yield result
+
+    def _stream(self, batch_size: int, limit: int | None) -> Iterator[Batch]:
+        assert isinstance(self.source, Stream)
+        ends = [n for n in (limit, self.first) if n is not None]
+        checked = (self._check(*pair, self.source.where(i)) for i, pair in enumerate(self.source))
+        samples = itertools.islice(checked, min(ends, default=None))
+        empty = True
+        while batch := list(itertools.islice(samples, batch_size)):
+            empty = False
+            yield _collate(batch)
+        if empty:
+            raise DataError("yields no samples", where=self.name)
+
+    def get(self, index: int) -> tuple[Tensor, int]:
+        """The sample at ``index`` of a source, preprocessed and checked."""
+        assert isinstance(self.source, Source)
+        if self.indices is not None:
+            index = self.indices[index]
+        raw, label = self.source.load(index)
+        if isinstance(raw, Tensor):
+            return self._check(raw, label, self.source.where(index))
+        assert self.transform is not None
+        try:
+            image = self.transform(raw)
+        except DataError as error:
+            error.where = error.where or self.source.where(index)
+            raise
+        return self._check(image, label, self.source.where(index))
+
+    def _check(self, image: Tensor, label: int, where: str) -> tuple[Tensor, int]:
+        if tuple(image.shape) != self.input.shape:
+            got, want = ("x".join(map(str, s)) or "a scalar" for s in (image.shape, self.input.shape))
+            hint = (
+                "set --input-size, or --resize and --crop"
+                if self.transform
+                else "give the network's input shape"
+            )
+            raise DataError(f"is {got}, where {want} is expected", where=where, hint=hint)
+        if self.transform is None and not bool(torch.isfinite(image).all()):
+            raise DataError("holds NaN or infinity", where=where, hint="clean the data")
+        if self.labelled and (label < 0 or (self.classes is not None and label >= self.classes)):
+            limit = f"0..{self.classes - 1}" if self.classes is not None else "0 and up"
+            raise DataError(f"label {label} is outside {limit}", where=where)
+        return image, label
+
+
+def _collate(samples: Sequence[tuple[Tensor, int]]) -> Batch:
+    images, labels = zip(*samples, strict=True)
+    return torch.stack(images), torch.tensor(labels, dtype=torch.int64)
+
+
+class _Batches(Dataset[Batch | ModeloptError]):
+    """Whole batches by number. A worker hands an error back as a value, for torch would make a page of it."""
+
+    def __init__(self, data: Data, batch_size: int, count: int) -> None:
+        self.data = data
+        self.batch_size = batch_size
+        self.count = count
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __getitem__(self, number: int) -> Batch | ModeloptError:
+        start = number * self.batch_size
+        try:
+            return _collate(
+                [self.data.get(i) for i in range(start, min(start + self.batch_size, self.count))]
+            )
+        except ModeloptError as error:
+            return error.with_traceback(None)
+
+
+def _in_workers(batched: _Batches, workers: int) -> Iterator[Batch | ModeloptError]:
+    loader: DataLoader[Batch | ModeloptError] = DataLoader(
+        batched,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_leave_interrupts_to_parent,
+        # Its own generator: a loader draws from the global one otherwise, and workers would change results.
+        generator=torch.Generator(),
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "worker" not in str(error).lower():
+            raise
+        raise EnvironmentFailure(
+            "a data worker died", where=batched.data.name, hint="use fewer --workers, or --workers 0"
+        ) from error
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _leave_interrupts_to_parent(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

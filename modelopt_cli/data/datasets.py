@@ -1,0 +1,201 @@
+"""Sources that wrap a Dataset object: torchvision's, and the user's own."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from modelopt_cli.data.source import Options, Raw, Source, Stream
+from modelopt_cli.data.spec import DataSpec, nearest
+from modelopt_cli.data.usercode import first_line, load_callable
+from modelopt_cli.errors import DataError
+
+_DEFAULT_SPLIT = {"ImageNet": "val", "Imagenette": "val", "Places365": "val"}
+
+
+class TorchvisionSource(Source):
+    """A dataset of ``torchvision.datasets``, which yields PIL images and whole-number labels."""
+
+    def __init__(self, name: str, dataset: Any) -> None:
+        self.name = name
+        self.dataset = dataset
+        self.num_classes = _count_classes(dataset)
+        if len(dataset) == 0:
+            raise DataError("holds no samples", where=name)
+        image = self.load(0)[0]
+        self.channels = 1 if isinstance(image, Image.Image) and image.mode in ("1", "L", "LA") else 3
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def load(self, index: int) -> tuple[Raw, int]:
+        """The image as the dataset decodes it."""
+        try:
+            image, label = self.dataset[index]
+        except Exception as error:
+            raise DataError(f"cannot be read ({first_line(error)})", where=self.where(index)) from error
+        if not isinstance(image, Image.Image):
+            raise DataError(f"yields {type(image).__name__}, not images", where=self.name)
+        return image, whole_label(label, self.where(index))
+
+
+class DatasetSource(Source):
+    """The user's map-style dataset of ``(float tensor, int label)``."""
+
+    ready = True
+
+    def __init__(self, name: str, target: str, options: Options, dataset: Any) -> None:
+        self.name = name
+        self.target = target
+        self.options = options
+        self.dataset = dataset
+        self.num_classes = _count_classes(dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def load(self, index: int) -> tuple[Raw, int]:
+        """The sample as the dataset gives it."""
+        try:
+            item = self.dataset[index]
+        except Exception as error:
+            raise DataError(f"raised {first_line(error)}", where=self.where(index)) from error
+        return _pair(item, self.where(index))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A spawned worker cannot import a module that was loaded from a path, so it calls the callable again.
+        return {k: v for k, v in self.__dict__.items() if k != "dataset"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.dataset = _call(self.target, self.options, self.name)
+
+
+class DatasetStream(Stream):
+    """The user's iterable-style dataset of ``(float tensor, int label)``."""
+
+    def __init__(self, name: str, dataset: Any) -> None:
+        self.name = name
+        self.dataset = dataset
+        self.num_classes = _count_classes(dataset)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        index = 0
+        try:
+            items = iter(self.dataset)
+            while True:
+                item = next(items)
+                yield _pair(item, self.where(index))
+                index += 1
+        except StopIteration:
+            return
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(f"raised {first_line(error)}", where=self.where(index)) from error
+
+
+def open_torchvision(spec: DataSpec) -> Source:
+    """``torchvision:NAME@ROOT``: the test (or validation) split unless an option says otherwise."""
+    from torchvision import datasets
+
+    name, _, root = spec.target.partition("@")
+    known = [n for n in datasets.__all__ if inspect.isclass(getattr(datasets, n)) and n != "VisionDataset"]
+    if name not in known:
+        guess = nearest(name, {n.lower(): n for n in known})
+        real = next((n for n in known if n.lower() == guess), None)
+        raise DataError(
+            f"torchvision has no dataset called {name!r}",
+            where=spec.text,
+            hint=f"did you mean {real}" if real else "write torchvision:NAME@ROOT",
+        )
+    cls = getattr(datasets, name)
+    options = _torchvision_options(spec, name, root, inspect.signature(cls).parameters)
+    try:
+        dataset = cls(**options)
+    except Exception as error:
+        raise DataError(
+            f"cannot be opened ({first_line(error)})", where=spec.text, hint="modelopt never downloads data"
+        ) from error
+    return TorchvisionSource(spec.text, dataset)
+
+
+def _torchvision_options(spec: DataSpec, name: str, root: str, parameters: Any) -> dict[str, Any]:
+    options: dict[str, Any] = dict(spec.options)
+    for key in options:
+        if key == "download":
+            raise DataError("modelopt never downloads data", where=spec.text, hint="fetch it first")
+        if key not in parameters or "transform" in key or key in ("root", "loader"):
+            guess = nearest(key, parameters)
+            hint = f"did you mean {guess}" if guess else f"see torchvision.datasets.{name}"
+            raise DataError(f"{name} has no option {key!r}", where=spec.text, hint=hint)
+    if "root" in parameters:
+        if not root:
+            raise DataError("names no folder", where=spec.text, hint=f"write torchvision:{name}@ROOT")
+        options["root"] = root
+    if "download" in parameters:
+        options["download"] = False
+    if "train" in parameters:
+        options.setdefault("train", False)
+    elif "split" in parameters:
+        options.setdefault("split", _DEFAULT_SPLIT.get(name, "test"))
+    return options
+
+
+def open_callable(spec: DataSpec) -> Source | Stream:
+    """``FILE.py:CALLABLE?key=value``: calls it and wraps the Dataset it returns."""
+    dataset = _call(spec.target, spec.options, spec.text)
+    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        if len(dataset) == 0:
+            raise DataError("returned a dataset with no samples", where=spec.text)
+        return DatasetSource(spec.text, spec.target, spec.options, dataset)
+    if hasattr(dataset, "__iter__") and not hasattr(dataset, "__next__"):
+        return DatasetStream(spec.text, dataset)
+    raise DataError(
+        f"returned {type(dataset).__name__}, not a Dataset",
+        where=spec.text,
+        hint="return an object with __getitem__ and __len__, or with __iter__ that can start again",
+    )
+
+
+def _call(target: str, options: Options, name: str) -> Any:
+    function = load_callable(target)
+    try:
+        return function(**options)
+    except Exception as error:
+        raise DataError(f"raised {first_line(error)}", where=name) from error
+
+
+def _pair(item: Any, where: str) -> tuple[Tensor, int]:
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise DataError(
+            "is not a pair of tensor and label", where=where, hint="return (float tensor, int label)"
+        )
+    image, label = item
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        kind = str(image.dtype) if isinstance(image, Tensor) else type(image).__name__
+        raise DataError(f"is {kind}, not a float tensor", where=where, hint="return it already preprocessed")
+    return image.detach().to("cpu", torch.float32), whole_label(label, where)
+
+
+def whole_label(label: Any, where: str) -> int:
+    """A label as an int, from an int, a NumPy integer or a one-element integer tensor."""
+    if isinstance(label, Tensor) and label.numel() == 1 and not label.is_floating_point():
+        label = label.item()
+    if isinstance(label, bool) or not isinstance(label, int | np.integer):
+        raise DataError(f"label is {type(label).__name__}, not a whole number", where=where)
+    return int(label)
+
+
+def _count_classes(dataset: Any) -> int | None:
+    for attribute in ("num_classes", "classes"):
+        value = getattr(dataset, attribute, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, list | tuple) and value:
+            return len(value)
+    return None

@@ -1,0 +1,198 @@
+"""Merge what is known about an input's preprocessing, and apply it to an image."""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from modelopt_cli.errors import DataError, UsageError
+from modelopt_cli.program.spec import InputSpec, Interpolation, Preprocess
+
+Size = tuple[int, int]
+
+_MODES = {
+    "nearest": InterpolationMode.NEAREST,
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+}
+
+
+@dataclass(frozen=True)
+class PreprocessOverrides:
+    """What the user said about preprocessing; None means nothing was said.
+
+    Attributes:
+        input_size: height and width the network gets; an int is a square.
+        resize: short side, or exact height and width.
+        crop: pixels (int), or a fraction of the short side (float below 1).
+        mean: per channel on the 0..1 scale; one value stands for all channels.
+        std: the same.
+        channels: 1 or 3.
+        interpolation: resampling used by the resize.
+    """
+
+    input_size: int | Size | None = None
+    resize: int | Size | None = None
+    crop: int | float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    channels: int | None = None
+    interpolation: Interpolation | None = None
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, f.name) is not None for f in fields(self))
+
+    @property
+    def size(self) -> Size | None:
+        """``input_size`` as height and width."""
+        return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
+
+    def check(self) -> None:
+        """Refuse values no image could be processed with.
+
+        Raises:
+            UsageError: naming the option.
+        """
+        for option, value in (("--input-size", self.size), ("--resize", self.resize)):
+            sides = value if isinstance(value, tuple) else (value,)
+            if value is not None and not all(isinstance(side, int) and side > 0 for side in sides):
+                raise UsageError(f"{value!r} is not a size in pixels", where=option)
+        whole = isinstance(self.crop, int)
+        if self.crop is not None and not (self.crop > 0 if whole else 0 < self.crop < 1):
+            raise UsageError(f"{self.crop!r} is neither pixels nor a fraction below 1", where="--crop")
+        if self.channels not in (None, 1, 3):
+            raise UsageError(
+                f"{self.channels!r} channels: images are grey (1) or RGB (3)", where="--channels"
+            )
+        if self.interpolation is not None and self.interpolation not in _MODES:
+            raise UsageError(
+                f"{self.interpolation!r} is not one of {', '.join(_MODES)}", where="--interpolation"
+            )
+        for option, values in (("--mean", self.mean), ("--std", self.std)):
+            if values is not None and not all(math.isfinite(v) for v in values):
+                raise UsageError("values must be finite", where=option)
+        if self.std is not None and any(v <= 0 for v in self.std):
+            raise UsageError("values must be above 0", where="--std")
+
+
+def resolve_preprocess(
+    recorded: InputSpec | None, overrides: PreprocessOverrides, native_channels: int = 3
+) -> tuple[Preprocess, tuple[int, ...] | None]:
+    """Merge in this order: the user's word, what the network says, what the images are.
+
+    With neither of the first two, an image keeps its size and channels and is scaled to 0..1. Where only the
+    network's shape is known, the whole image is resized to exactly that.
+
+    Returns:
+        The preprocessing, and the sample shape it gives, or None where that depends on the image.
+
+    Raises:
+        UsageError: the overrides contradict each other or the network.
+        DataError: the network's input is not an image.
+    """
+    overrides.check()
+    base = recorded.preprocess if recorded else None
+    shape = recorded.shape if recorded else None
+    if shape is not None and (len(shape) != 3 or (base is None and shape[0] not in (1, 3))):
+        wanted = "x".join(map(str, shape))
+        raise DataError(
+            f"the network takes inputs of shape {wanted}, not images",
+            hint="give ready tensors with npz:FILE (float) or FILE.py:CALLABLE",
+        )
+    target = overrides.size or ((shape[1], shape[2]) if shape else None)
+    channels = overrides.channels or (base.channels if base else shape[0] if shape else native_channels)
+    resize, crop = _geometry(base, overrides, target)
+    merged = Preprocess(
+        resize=resize,
+        crop=crop,
+        interpolation=overrides.interpolation or (base.interpolation if base else "bilinear"),
+        mean=_per_channel("--mean", overrides.mean, base.mean if base else (0.0,), channels),
+        std=_per_channel("--std", overrides.std, base.std if base else (1.0,), channels),
+        channels=channels,
+    )
+    size = _output_size(merged) or target
+    if overrides.size and size != overrides.size:
+        got, want = ("x".join(map(str, s)) for s in (size or (0, 0), overrides.size))
+        raise UsageError(f"--resize and --crop give {got}, not {want}", where="--input-size")
+    return merged, (channels, *size) if size else None
+
+
+def _geometry(
+    base: Preprocess | None, given: PreprocessOverrides, target: Size | None
+) -> tuple[int | Size | None, int | float | None]:
+    """Resize and crop. A stated input size is reached exactly, by whichever of the two was left open."""
+    if given.resize is None and given.crop is None:
+        if base is not None and given.size is None:
+            return base.resize, base.crop
+        return target, None
+    recorded = base if given.size is None else None
+    resize, crop = given.resize, given.crop
+    if resize is None:
+        if recorded is not None:
+            resize = recorded.resize
+        elif isinstance(crop, float):
+            resize = target
+    elif crop is None:
+        if recorded is not None:
+            crop = recorded.crop
+        elif isinstance(resize, int) and target and target[0] == target[1]:
+            crop = target[0]
+    return resize, crop
+
+
+def _output_size(preprocess: Preprocess) -> Size | None:
+    if isinstance(preprocess.crop, int):
+        return preprocess.crop, preprocess.crop
+    return preprocess.resize if isinstance(preprocess.resize, tuple) else None
+
+
+def _per_channel(
+    option: str, given: tuple[float, ...] | None, known: tuple[float, ...], channels: int
+) -> tuple[float, ...]:
+    values = tuple(float(v) for v in (known if given is None else given))
+    if len(values) == channels:
+        return values
+    if values and len(set(values)) == 1:
+        return values[:1] * channels
+    raise UsageError(
+        f"{len(values)} values for {channels} channel(s)", where=option, hint="give one per channel"
+    )
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """``Preprocess`` as a function from an 8-bit PIL image to a float tensor ``(C, H, W)``.
+
+    Cropping and resizing are torchvision's on the PIL image (antialiased by PIL), as in torchvision's own
+    presets, whose results it reproduces bit by bit.
+    """
+
+    preprocess: Preprocess
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        p = self.preprocess
+        image = _convert(image, "L" if p.channels == 1 else "RGB")
+        if isinstance(p.crop, float):
+            image = F.center_crop(image, [max(1, int(p.crop * min(image.size)))] * 2)
+        if p.resize is not None:
+            size = [p.resize] if isinstance(p.resize, int) else list(p.resize)
+            image = F.resize(image, size, interpolation=_MODES[p.interpolation], antialias=True)
+        if isinstance(p.crop, int):
+            image = F.center_crop(image, [p.crop, p.crop])
+        scaled: Tensor = F.convert_image_dtype(F.pil_to_tensor(image), torch.float)
+        if any(p.mean) or any(v != 1.0 for v in p.std):
+            scaled = F.normalize(scaled, mean=list(p.mean), std=list(p.std))
+        return scaled
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    # Pillow clips 16-bit and float images to 255 when it converts them: white squares, and no error.
+    if image.mode.startswith(("I", "F")):
+        raise DataError(
+            f"images with mode {image.mode} are not 8-bit", hint="convert them to 8 bits per channel"
+        )
+    return image if image.mode == mode else image.convert(mode)

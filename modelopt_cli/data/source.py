@@ -1,0 +1,63 @@
+"""Where samples come from, before preprocessing."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, TypeAlias
+
+from PIL import Image
+from torch import Tensor
+
+Raw: TypeAlias = Image.Image | Tensor
+Scalar: TypeAlias = bool | int | float | str
+Options: TypeAlias = Mapping[str, Scalar]
+
+
+class Source(ABC):
+    """An indexed collection of ``(image or tensor, label)`` pairs in a fixed order.
+
+    Attributes:
+        name: the spec it was opened from.
+        num_classes: smallest number of classes that holds every label, or None if unknown.
+        class_names: names in label order, where the source has them.
+        channels: 1 or 3, what the images have by themselves.
+        ready: samples are float tensors that need no preprocessing.
+        labelled: labels mean something; otherwise every label is -1.
+    """
+
+    name: str
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    channels: int = 3
+    ready: bool = False
+    labelled: ClassVar[bool] = True
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def load(self, index: int) -> tuple[Raw, int]:
+        """The sample at ``index``: an 8-bit image, or a float tensor where ``ready``.
+
+        Raises:
+            DataError: the sample cannot be read.
+        """
+
+    def where(self, index: int) -> str:
+        """What to call the sample in an error."""
+        return f"{self.name} sample {index}"
+
+
+class Stream(ABC):
+    """An iterable-style collection of ready tensors; every pass starts from the beginning."""
+
+    name: str
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    labelled: ClassVar[bool] = True
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]: ...
+
+    def where(self, index: int) -> str:
+        """What to call the sample in an error."""
+        return f"{self.name} sample {index}"
