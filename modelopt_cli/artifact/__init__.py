@@ -1,0 +1,59 @@
+"""The artifact: one file that is enough to run the network again. ``docs/format.md`` is its spec.
+
+Names load on first use, so that checking an output path costs no import of torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modelopt_cli.artifact.container import TensorInfo, read_safetensors, read_safetensors_header
+    from modelopt_cli.artifact.reader import (
+        TensorFile,
+        is_artifact,
+        read_header,
+        read_program,
+        read_tensors,
+    )
+    from modelopt_cli.artifact.save import Written, predicted_bytes, write_program, write_tensors
+    from modelopt_cli.artifact.writer import atomic_write, check_output
+
+_HOMES = {
+    "TensorFile": "reader",
+    "TensorInfo": "container",
+    "Written": "save",
+    "atomic_write": "writer",
+    "check_output": "writer",
+    "is_artifact": "reader",
+    "predicted_bytes": "save",
+    "read_header": "reader",
+    "read_program": "reader",
+    "read_safetensors": "container",
+    "read_safetensors_header": "container",
+    "read_tensors": "reader",
+    "write_program": "save",
+    "write_tensors": "save",
+}
+
+__all__ = [
+    "TensorFile",
+    "TensorInfo",
+    "Written",
+    "atomic_write",
+    "check_output",
+    "is_artifact",
+    "predicted_bytes",
+    "read_header",
+    "read_program",
+    "read_safetensors",
+    "read_safetensors_header",
+    "read_tensors",
+    "write_program",
+    "write_tensors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

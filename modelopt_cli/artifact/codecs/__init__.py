@@ -1,0 +1,13 @@
+"""Codecs: how a parameter is stored. One file each, one row each in the table."""
+
+from modelopt_cli.artifact.codecs.affine import Affine
+from modelopt_cli.artifact.codecs.base import Codec, PartSpec
+from modelopt_cli.artifact.codecs.raw import Raw
+
+CODECS: dict[str, Codec] = {
+    "affine": Affine(),
+    "raw": Raw(),
+}
+"""Every codec, by the name used in ``Encoding.codec`` and in files."""
+
+__all__ = ["CODECS", "Codec", "PartSpec"]

@@ -1,0 +1,134 @@
+"""``affine``: evenly spaced steps, ``(values - zero_point) * scale``.
+
+Settings: ``bits`` (2 to 8), and either ``axis`` (one scale per index along it) or ``group`` (one scale
+per ``group`` neighbours along the last dimension, the last group possibly shorter), or both null for
+one scale. Values and zero points are int8 within ``-2**(bits-1) .. 2**(bits-1) - 1``.
+
+The product is taken once, in float32, and rounded to the parameter's dtype: one IEEE multiplication,
+the same on every machine.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+
+import torch
+
+from modelopt_cli.artifact.codecs.base import Params, PartSpec, Shape, expect
+from modelopt_cli.errors import ModeloptError
+from modelopt_cli.program.program import Encoding
+
+_SCALES = (torch.float32, torch.float16, torch.bfloat16)
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Affine:
+    """Symmetric without a ``zero_point`` part, asymmetric with one."""
+
+    payload = ("values",)
+
+    def layout(self, shape: Shape, dtype: torch.dtype, encoding: Encoding) -> dict[str, PartSpec]:
+        """``values``, ``scale`` and perhaps ``zero_point``; parts may come in any shape of the right size."""
+        given = encoding.parts
+        expect(dtype in _FLOATS, f"codec affine stores floating-point parameters, not {dtype}")
+        expect("scale" in given and given.keys() <= {"scale", "zero_point"}, "codec affine needs its scale")
+        expect(given["scale"].dtype in _SCALES, f"the scale cannot be {given['scale'].dtype}")
+        coarse = _scale_shape(shape, encoding.params)
+        for name, part in given.items():
+            fits = part.numel() == math.prod(coarse)
+            expect(fits, f"the {name} has {part.numel()} elements where the shape {coarse} is needed")
+        layout = {"values": PartSpec(torch.int8, shape), "scale": PartSpec(given["scale"].dtype, coarse)}
+        if "zero_point" in given:
+            layout["zero_point"] = PartSpec(torch.int8, coarse)
+        return layout
+
+    def encode(self, tensor: torch.Tensor, encoding: Encoding) -> dict[str, torch.Tensor]:
+        """Recover the integers and make sure that they give the same floats back."""
+        shape, params = tuple(tensor.shape), encoding.params
+        layout = self.layout(shape, tensor.dtype, encoding)
+        low, high = _range(params)
+        parts = {"scale": encoding.parts["scale"].detach().reshape(layout["scale"].shape)}
+        if not bool(tensor.isfinite().all()) or not bool(parts["scale"].isfinite().all()):
+            raise ModeloptError("holds values that are not finite, which codec affine cannot store")
+        steps = torch.nan_to_num(tensor.float() / _spread(parts["scale"].float(), shape, params)).round_()
+        if "zero_point" in encoding.parts:
+            zero_point = encoding.parts["zero_point"].detach().reshape(layout["zero_point"].shape)
+            _check_zero_point(zero_point, low, high)
+            parts["zero_point"] = zero_point.to(torch.int8)
+            steps += _spread(parts["zero_point"].float(), shape, params)
+        parts["values"] = steps.clamp_(low, high).to(torch.int8)
+        if not torch.equal(self.decode(parts, params, tensor.dtype, shape), tensor):
+            raise ModeloptError(f"values are not {params['bits']}-bit multiples of their scale")
+        return parts
+
+    def decode(
+        self, parts: Mapping[str, torch.Tensor], params: Params, dtype: torch.dtype, shape: Shape
+    ) -> torch.Tensor:
+        """``(values - zero_point) * scale`` in float32, then ``dtype``."""
+        settings = {name: part for name, part in parts.items() if name != "values"}
+        layout = self.layout(shape, dtype, Encoding("affine", dict(params), settings))
+        expect("values" in parts, "codec affine needs its values")
+        for name, spec in layout.items():
+            part = parts[name]
+            fits = part.dtype == spec.dtype and tuple(part.shape) == spec.shape
+            expect(fits, f"the {name} does not fit the parameter")
+        low, high = _range(params)
+        for name in layout.keys() & {"values", "zero_point"}:
+            _check_range(parts[name], low, high, name)
+        floats = parts["values"].to(torch.float32)
+        if "zero_point" in parts:
+            floats -= _spread(parts["zero_point"].to(torch.float32), shape, params)
+        floats *= _spread(parts["scale"].to(torch.float32), shape, params)
+        return floats.to(dtype)
+
+    def predicted_bytes(
+        self, shape: Shape, dtype: torch.dtype, params: Params, parts: Collection[str] = ()
+    ) -> int:
+        """One byte per value, four per float32 scale, one per zero point."""
+        settings = {"scale": torch.empty(_scale_shape(shape, params), device="meta")}
+        if "zero_point" in parts:
+            settings["zero_point"] = settings["scale"].to(torch.int8)
+        layout = self.layout(shape, dtype, Encoding("affine", dict(params), settings))
+        return sum(spec.nbytes for spec in layout.values())
+
+
+def _range(params: Params) -> tuple[int, int]:
+    half = 1 << (int(params["bits"]) - 1)
+    return -half, half - 1
+
+
+def _scale_shape(shape: Shape, params: Params) -> Shape:
+    expect(set(params) == {"bits", "axis", "group"}, "codec affine needs exactly bits, axis and group")
+    bits, axis, group = params["bits"], params["axis"], params["group"]
+    expect(type(bits) is int and 2 <= bits <= 8, "bits must be 2 to 8")
+    expect(axis is None or group is None, "axis and group exclude each other")
+    if axis is not None:
+        expect(type(axis) is int and 0 <= axis < len(shape), f"axis {axis} does not exist in {shape}")
+        return (shape[axis],)
+    if group is not None:
+        expect(
+            type(group) is int and 0 < group < 1 << 31 and len(shape) > 0,
+            f"group {group} does not fit {shape}",
+        )
+        return (*shape[:-1], -(-shape[-1] // group))
+    return ()
+
+
+def _spread(coarse: torch.Tensor, shape: Shape, params: Params) -> torch.Tensor:
+    """Scales or zero points in a shape that broadcasts against the values."""
+    if params["axis"] is not None:
+        return coarse.reshape([-1 if i == params["axis"] else 1 for i in range(len(shape))])
+    if params["group"] is not None:
+        index = torch.arange(shape[-1]) // params["group"]
+        return coarse.index_select(-1, index)
+    return coarse
+
+
+def _check_zero_point(zero_point: torch.Tensor, low: int, high: int) -> None:
+    if zero_point.is_floating_point() or bool(((zero_point < low) | (zero_point > high)).any()):
+        raise ModeloptError(f"a zero point is not an integer within {low} to {high}")
+
+
+def _check_range(part: torch.Tensor, low: int, high: int, name: str) -> None:
+    if (low, high) != (-128, 127) and part.numel():
+        smallest, largest = part.aminmax()
+        expect(low <= int(smallest) and int(largest) <= high, f"the {name} exceed {low} to {high}")

@@ -1,0 +1,240 @@
+"""The artifact's header: what it says, byte for byte, and the digest that guards the file.
+
+The JSON under the one metadata key ``modelopt`` has ``digest`` as its first key, and that metadata is
+the first thing in the file, so the 64 digest characters stand at the same offset in every artifact.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+from modelopt_cli.artifact import strictjson
+from modelopt_cli.artifact.container import METADATA, Layout, TensorInfo, check_names, is_size
+from modelopt_cli.artifact.dtypes import DTYPES
+from modelopt_cli.errors import ArtifactError
+from modelopt_cli.program.spec import InputSpec, Preprocess
+
+FORMAT = 1
+KEY = "modelopt"
+BLANK = "0" * 64
+PREFIX = b'{"__metadata__":{"modelopt":"{\\"digest\\":\\"'
+"""How every artifact's header begins; the digest follows at once."""
+
+DIGEST_AT = 8 + len(PREFIX)
+"""Offset of the digest in the file."""
+
+_FIELDS = {"digest", "format", "history", "input", "labels", "network", "parameters", "program", "tied"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """How one parameter is stored: ``parts`` maps the codec's part names to tensors of the file."""
+
+    name: str
+    codec: str
+    dtype: str
+    shape: tuple[int, ...]
+    parts: dict[str, str]
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Document:
+    """Everything an artifact says beside its tensors.
+
+    Attributes:
+        parameters: in state-dict order.
+        tied: name of a parameter to the name of the one that holds its storage.
+        program: the graph as data, or None where there is none.
+        network: the architecture spec, needed to rebuild the network where ``program`` is None.
+        input: shape and preprocessing of one sample.
+        labels: class names in logit order.
+        history: one object for each method applied, oldest first.
+    """
+
+    parameters: tuple[Parameter, ...]
+    tied: dict[str, str] = field(default_factory=dict)
+    program: dict[str, Any] | None = None
+    network: str | None = None
+    input: InputSpec | None = None
+    labels: tuple[str, ...] | None = None
+    history: tuple[dict[str, Any], ...] = ()
+
+    def to_json(self, digest: str = BLANK) -> dict[str, Any]:
+        """The object stored under ``modelopt``, as plain JSON values."""
+        data = {"digest": digest, "format": FORMAT, **asdict(self)}
+        return cast(dict[str, Any], json.loads(strictjson.canonical(data)))
+
+    def same(self, other: "Document") -> bool:
+        """Whether both are written with the same bytes."""
+        return strictjson.canonical(self.to_json()) == strictjson.canonical(other.to_json())
+
+
+def header_bytes(document: Document, tensors: Mapping[str, TensorInfo]) -> bytes:
+    """Length, JSON and padding, with the digest blank; ``tensors`` in file order."""
+    outer: dict[str, Any] = {METADATA: {KEY: strictjson.canonical(document.to_json()).decode()}}
+    for name, info in tensors.items():
+        offsets = [info.start, info.end]
+        outer[name] = {"data_offsets": offsets, "dtype": info.dtype, "shape": list(info.shape)}
+    # Canonical piece by piece: the keys of the outer object follow the data, not the alphabet.
+    text = b",".join(strictjson.canonical({key: value})[1:-1] for key, value in outer.items())
+    padded = b"{" + text + b"}"
+    padded += b" " * (-len(padded) % 8)
+    return struct.pack("<Q", len(padded)) + padded
+
+
+def with_digest(header: bytes, digest: str) -> bytes:
+    """The header with ``digest`` in its place."""
+    return header[:DIGEST_AT] + digest.encode() + header[DIGEST_AT + len(BLANK) :]
+
+
+def digest_of(blank_header: bytes, data: Iterable[bytes | memoryview]) -> str:
+    """SHA-256 of the whole file with the digest field blank."""
+    sha = hashlib.sha256(blank_header)
+    for chunk in data:
+        sha.update(chunk)
+    return sha.hexdigest()
+
+
+def arrange(parts: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, TensorInfo]:
+    """Place tensors given as (dtype, shape): widest elements first, then by name, with no gap.
+
+    The order keeps every tensor aligned to its element size.
+    """
+    position, placed = 0, {}
+    for name in sorted(parts, key=lambda name: (-DTYPES[parts[name][0]].itemsize, name)):
+        dtype, shape = parts[name]
+        end = position + math.prod(shape) * DTYPES[dtype].itemsize
+        placed[name] = TensorInfo(dtype, shape, position, end)
+        position = end
+    return placed
+
+
+def parse_document(layout: Layout, where: str) -> tuple[Document, str]:
+    """The checked document and the digest it states.
+
+    Raises:
+        ArtifactError: not ours, from a newer version, or not as the format demands.
+    """
+    if KEY not in layout.metadata:
+        hint = "give it as a checkpoint"
+        raise ArtifactError("is a safetensors file but not a modelopt artifact", where=where, hint=hint)
+    data = strictjson.parse(layout.metadata[KEY].encode(), ArtifactError, where)
+    version = data.get("format")
+    if type(version) is int and version > FORMAT:
+        hint = "update modelopt to read it"
+        raise ArtifactError(f"has format version {version}, newer than {FORMAT}", where=where, hint=hint)
+    try:
+        _expect(len(layout.metadata) == 1, "metadata beside its own")
+        document = _document(data)
+        _check_parts(document, layout)
+    except ArtifactError as error:
+        raise ArtifactError(f"has {error.what}", where=where, hint="the file is damaged or forged") from None
+    return document, data["digest"]
+
+
+def _expect(condition: bool, what: str) -> None:
+    if not condition:
+        raise ArtifactError(what)
+
+
+def _document(data: dict[str, Any]) -> Document:
+    _expect(data.keys() == _FIELDS, "missing or unknown header fields")
+    _expect(data["format"] == FORMAT and type(data["format"]) is int, "a bad format version")
+    digest, network, program, history = data["digest"], data["network"], data["program"], data["history"]
+    _expect(
+        isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef"),
+        "a bad digest",
+    )
+    _expect(network is None or isinstance(network, str), "a bad network")
+    _expect(program is None or isinstance(program, dict), "a bad program")
+    _expect(_is_list(history, dict), "a bad history")
+    _expect(data["labels"] is None or _is_list(data["labels"], str), "bad labels")
+    _expect(_is_list(data["parameters"], dict), "bad parameters")
+    _expect(_is_map(data["tied"]), "a bad list of tied parameters")
+    return Document(
+        parameters=tuple(_parameter(entry) for entry in data["parameters"]),
+        tied=data["tied"],
+        program=program,
+        network=network,
+        input=input_from_json(data["input"]),
+        labels=None if data["labels"] is None else tuple(data["labels"]),
+        history=tuple(history),
+    )
+
+
+def _parameter(entry: dict[str, Any]) -> Parameter:
+    fields = {"codec", "dtype", "name", "params", "parts", "shape"}
+    _expect(entry.keys() == fields, "a parameter with missing or unknown fields")
+    check_names([entry["name"]], "", ArtifactError)
+    strings = isinstance(entry["codec"], str) and isinstance(entry["dtype"], str)
+    _expect(strings and entry["dtype"] in DTYPES, "a parameter of unknown codec or dtype")
+    shape = entry["shape"]
+    _expect(_is_list(shape, int) and len(shape) <= 64 and all(is_size(n) for n in shape), "a bad shape")
+    _expect(isinstance(entry["params"], dict), "bad codec settings")
+    _expect(_is_map(entry["parts"]) and len(entry["parts"]) > 0, "bad codec parts")
+    return Parameter(**{**entry, "shape": tuple(shape)})
+
+
+def _check_parts(document: Document, layout: Layout) -> None:
+    """Every tensor belongs to exactly one parameter, and every name stands for one thing."""
+    names = [parameter.name for parameter in document.parameters]
+    _expect(len(set(names)) == len(names), "a parameter twice")
+    used = [part for parameter in document.parameters for part in parameter.parts.values()]
+    _expect(len(set(used)) == len(used), "a tensor used twice")
+    _expect(set(used) == layout.tensors.keys(), "tensors missing or belonging to no parameter")
+    check_names(document.tied, "", ArtifactError)
+    ties = not document.tied.keys() & set(names) and set(document.tied.values()) <= set(names)
+    _expect(ties, "a bad list of tied parameters")
+
+
+def input_from_json(data: Any) -> InputSpec | None:
+    """The input description, checked.
+
+    Raises:
+        ArtifactError: it is not one.
+    """
+    if data is None:
+        return None
+    _expect(isinstance(data, dict) and data.keys() == {"shape", "preprocess"}, "a bad input")
+    shape = data["shape"]
+    _expect(_is_list(shape, int) and all(0 < n < 1 << 31 for n in shape), "a bad input shape")
+    return InputSpec(tuple(shape), _preprocess(data["preprocess"]))
+
+
+def _preprocess(data: Any) -> Preprocess | None:
+    if data is None:
+        return None
+    fields = set(Preprocess.__dataclass_fields__)
+    _expect(isinstance(data, dict) and data.keys() == fields, "a bad preprocess")
+    resize, crop, channels = data["resize"], data["crop"], data["channels"]
+    pair = _is_list(resize, int) and len(resize) == 2 and all(0 < n < 1 << 31 for n in resize)
+    _expect(resize is None or (type(resize) is int and 0 < resize < 1 << 31) or pair, "a bad resize")
+    whole = type(crop) is int and 0 < crop < 1 << 31
+    _expect(crop is None or whole or (type(crop) is float and 0 < crop <= 1), "a bad crop")
+    _expect(data["interpolation"] in ("nearest", "bilinear", "bicubic"), "a bad interpolation")
+    _expect(type(channels) is int and 0 < channels < 1 << 31, "bad channels")
+    for name in ("mean", "std"):
+        _expect(isinstance(data[name], list) and all(_is_number(n) for n in data[name]), f"a bad {name}")
+    settings = {**data, "mean": _floats(data["mean"]), "std": _floats(data["std"])}
+    return Preprocess(**{**settings, "resize": tuple(resize) if pair else resize})
+
+
+def _floats(values: list[float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e30  # type: ignore[arg-type]
+
+
+def _is_list(value: object, kind: type) -> bool:
+    return isinstance(value, list) and all(type(item) is kind for item in value)
+
+
+def _is_map(value: object) -> bool:
+    return isinstance(value, dict) and all(type(item) is str for item in value.values())

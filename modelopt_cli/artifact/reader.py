@@ -1,0 +1,201 @@
+"""Reading artifacts: everything is checked, the digest first, before anything is believed."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import nn
+
+from modelopt_cli.artifact import container
+from modelopt_cli.artifact.codecs import CODECS
+from modelopt_cli.artifact.dtypes import DTYPES
+from modelopt_cli.artifact.header import (
+    BLANK,
+    DIGEST_AT,
+    PREFIX,
+    Document,
+    Parameter,
+    parse_document,
+)
+from modelopt_cli.errors import ArtifactError, InputError, ModeloptError
+from modelopt_cli.program.program import Encoding, Program
+from modelopt_cli.program.spec import InputSpec
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """The decoded tensors of an artifact and what it says about them.
+
+    Attributes:
+        state: every parameter under its name, in state-dict order; tied names share one tensor.
+        encodings: how the parameters that are not plain were stored.
+        history: one object for each method applied, oldest first.
+        arch: the architecture spec the network was built from.
+        input: shape and preprocessing of one sample.
+        labels: class names in logit order.
+    """
+
+    state: dict[str, torch.Tensor]
+    encodings: dict[str, Encoding] = field(default_factory=dict)
+    history: tuple[dict[str, Any], ...] = ()
+    arch: str | None = None
+    input: InputSpec | None = None
+    labels: tuple[str, ...] | None = None
+
+
+class Artifact:
+    """An open, checked artifact; tensors are read and decoded one at a time."""
+
+    def __init__(self, file: BinaryIO, where: str, *, verify: bool = True) -> None:
+        self.where = where
+        self._file = file
+        self._layout = container.read_layout(file, where, ArtifactError)
+        self.document, self.digest = parse_document(self._layout, where)
+        if verify:
+            _check_digest(file, self.digest, where)
+
+    def decode(self, parameter: Parameter) -> tuple[torch.Tensor, Encoding]:
+        """One parameter's tensor, and how it was stored.
+
+        Raises:
+            ArtifactError: its parts do not fit together.
+        """
+        where = f"{self.where}: {parameter.name}"
+        codec = CODECS.get(parameter.codec)
+        if codec is None:
+            raise ArtifactError(
+                f"unknown codec {parameter.codec[:40]!r}", where=where, hint="update modelopt"
+            )
+        parts = {part: self._read(name) for part, name in parameter.parts.items()}
+        try:
+            tensor = codec.decode(parts, parameter.params, DTYPES[parameter.dtype], parameter.shape)
+        except ArtifactError as error:
+            raise ArtifactError(error.what, where=where, hint="the file is damaged or forged") from None
+        settings = {part: value for part, value in parts.items() if part not in codec.payload}
+        return tensor, Encoding(parameter.codec, dict(parameter.params), settings)
+
+    def _read(self, name: str) -> torch.Tensor:
+        info = self._layout.tensors[name]
+        return container.read_tensor(self._file, self._layout, info, self.where, ArtifactError)
+
+
+def is_artifact(path: str | Path) -> bool:
+    """Whether the file claims to be an artifact: a look at its first bytes, no more."""
+    try:
+        with container.open_regular(path, InputError) as file:
+            return file.read(DIGEST_AT)[8:] == PREFIX
+    except (ModeloptError, OSError):
+        return False
+
+
+def read_header(path: str | Path, verify: bool = True) -> dict[str, Any]:
+    """The JSON object under the metadata key ``modelopt``, checked.
+
+    Args:
+        path: the artifact.
+        verify: whether to read the whole file and compare its digest.
+
+    Raises:
+        ArtifactError: missing, damaged, from a newer version, or not an artifact.
+    """
+    with _open(path, verify=verify) as artifact:
+        return artifact.document.to_json(artifact.digest)
+
+
+def read_tensors(path: str | Path) -> TensorFile:
+    """All tensors of an artifact, decoded, whether or not it holds a network.
+
+    Raises:
+        ArtifactError: missing, damaged, from a newer version, or not an artifact.
+    """
+    with _open(path) as artifact:
+        return _tensors(artifact)
+
+
+def read_program(path: str | Path) -> Program:
+    """The network in an artifact, ready to be called.
+
+    Raises:
+        ArtifactError: as :func:`read_tensors`, or the file holds tensors without a network.
+    """
+    from modelopt_cli.program.data import from_data
+
+    with _open(path) as artifact:
+        document = artifact.document
+        if document.program is None:
+            arch = document.network
+            hint = f"rebuild it with --arch {arch}" if arch else "name its architecture with --arch"
+            raise ArtifactError("holds tensors without their network", where=str(path), hint=hint)
+        tensors = _tensors(artifact)
+    program = from_data(program_data(document), tensors.state)
+    program.encodings = dict(tensors.encodings)
+    _tie(program, document.tied)
+    return program
+
+
+def program_data(document: Document) -> dict[str, Any]:
+    """The Program's data form, completed with the fields that every artifact holds once."""
+    shared = document.to_json()
+    return {
+        **(document.program or {}),
+        "arch": document.network,
+        "history": shared["history"],
+        "input": shared["input"],
+        "labels": shared["labels"],
+    }
+
+
+@contextlib.contextmanager
+def _open(path: str | Path, *, verify: bool = True) -> Iterator[Artifact]:
+    with container.open_regular(path, ArtifactError) as file:
+        yield Artifact(file, str(path), verify=verify)
+
+
+def _tensors(artifact: Artifact) -> TensorFile:
+    document = artifact.document
+    state, encodings = {}, {}
+    for parameter in document.parameters:
+        state[parameter.name], encoding = artifact.decode(parameter)
+        if encoding.codec != "raw":
+            encodings[parameter.name] = encoding
+    state.update({name: state[owner] for name, owner in document.tied.items()})
+    return TensorFile(state, encodings, document.history, document.network, document.input, document.labels)
+
+
+def _check_digest(file: BinaryIO, stated: str, where: str) -> None:
+    file.seek(0)
+    head = file.read(DIGEST_AT + len(BLANK))
+    if head[8:] != PREFIX + stated.encode():
+        raise ArtifactError(
+            "does not begin as an artifact must", where=where, hint="the file is damaged or forged"
+        )
+    sha = hashlib.sha256(head[:DIGEST_AT] + BLANK.encode())
+    while block := file.read(_BLOCK):
+        sha.update(block)
+    if sha.hexdigest() != stated:
+        raise ArtifactError(
+            "does not match its digest", where=where, hint="the file is damaged; copy or make it again"
+        )
+
+
+def _tie(program: Program, tied: dict[str, str]) -> None:
+    """Make parameters that were one tensor before writing one again."""
+    for name, owner in tied.items():
+        module, _, leaf = name.rpartition(".")
+        shared = _parameter_of(program, owner)
+        if shared is not None and _parameter_of(program, name) is not None:
+            program.get_submodule(module)._parameters[leaf] = shared
+
+
+def _parameter_of(program: Program, name: str) -> nn.Parameter | None:
+    module, _, leaf = name.rpartition(".")
+    try:
+        return program.get_submodule(module)._parameters.get(leaf)
+    except AttributeError:
+        return None
