@@ -1,0 +1,88 @@
+"""``modelopt env``: the versions, the CPU and the kernels here, for a bug report or a CI log."""
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from modelopt_cli import __version__
+from modelopt_cli.cli.console import Console
+
+_PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "typer", "rich", "pydantic", "timm")
+
+
+def env(console: Console) -> None:
+    """Show versions, the CPU, and the int8 kernels that run here."""
+    facts = environment()
+    if console.json:
+        console.result_json({"schema_version": 1, **facts})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for section, entries in facts.items():
+        for name, value in entries.items():
+            table.add_row(section, name, _text(value))
+    console.result(table)
+
+
+def environment() -> dict[str, dict[str, Any]]:
+    """Versions, CPU, GPU and kernels, as JSON values."""
+    import torch
+
+    return {
+        "versions": {"modelopt": __version__, "python": platform.python_version(), **_versions()},
+        "system": {"platform": platform.platform(), "machine": platform.machine()},
+        "cpu": {
+            "model": _cpu_model(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "int8_dot_product": bool(_cpu_flags() & {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"}),
+            "threads": torch.get_num_threads(),
+        },
+        "cuda": {
+            "available": torch.cuda.is_available(),
+            "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+        "kernels": {
+            "onednn": torch.backends.mkldnn.is_available(),
+            "cuda": torch.cuda.is_available(),
+            "reference": True,
+        },
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_info() -> dict[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # no Linux
+        return {}
+    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def _cpu_model() -> str:
+    return _cpu_info().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    info = _cpu_info()
+    return set((info.get("flags") or info.get("Features") or "").split())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "not installed" if value is None else str(value)

@@ -1,0 +1,53 @@
+"""``modelopt eval``: checkpoints and modelopt files side by side in one table."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelopt_cli.cli import options
+from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.results import show_evaluation
+from modelopt_cli.cli.values import Reader
+
+Checkpoints = Annotated[
+    list[Path],
+    typer.Argument(metavar="CHECKPOINT...", help="Checkpoints of any kind, and modelopt files."),
+]
+Baseline = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="CHECKPOINT",
+        help="What the others are compared with [default: the first].",
+        rich_help_panel="Measuring",
+    ),
+]
+
+
+def evaluate(
+    console: Console,
+    checkpoints: Checkpoints,
+    network: options.NetworkOptions,
+    run: options.RunOptions,
+    latency: options.LatencyOptions,
+    gates: options.GateOptions,
+    baseline: Baseline = None,
+    export: options.Export = None,
+    force: options.Force = False,
+) -> None:
+    """Compare size, accuracy and speed with a baseline.
+
+    Example: modelopt eval resnet18.pth resnet18-int8.safetensors --data val/ --max-drop 1
+    """
+    reader = Reader()
+    request = options.read_request(reader, network, run, latency, gates)
+    exports = options.read_exports(reader, export)
+    reader.finish()
+
+    from modelopt_cli import api
+
+    with console.progress() as progress:
+        evaluation = api.evaluate(
+            checkpoints, baseline=baseline, on_note=console.note, progress=progress, **request.keywords()
+        )
+    show_evaluation(console, evaluation, exports, force=force)

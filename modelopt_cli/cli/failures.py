@@ -1,0 +1,90 @@
+"""The one exception table: what ends a run, the exit code it means, and the line that says so.
+
+0    done
+1    a gate was not met                       GateNotMet
+2    usage, config or input file              InputError, typer's own usage errors
+3    space, memory, permission, package       EnvironmentFailure, MemoryError, some OSErrors
+4    a bug of ours                            everything else
+130  SIGINT    143  SIGTERM    141  closed pipe
+"""
+
+import errno
+from dataclasses import dataclass
+
+from typer.exceptions import TyperException
+
+from modelopt_cli.errors import ModeloptError
+
+_ENVIRONMENT = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+}
+_OUT_OF_MEMORY = "out of memory; try a smaller --batch-size"
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Raised where the program stood, so that every cleanup runs."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a run ends: the exit code, and the line for stderr (None where nobody would read it)."""
+
+    exit_code: int
+    line: str | None
+
+
+def explain(error: BaseException) -> Failure:
+    """Look ``error`` up in the table above."""
+    match error:
+        case ModeloptError():
+            return Failure(error.exit_code, str(error))
+        case TyperException():
+            return Failure(2, _usage_line(error))
+        case KeyboardInterrupt():
+            return Failure(130, "interrupted")
+        case Terminated():
+            return Failure(143, "terminated")
+        case BrokenPipeError():
+            return Failure(141, None)
+        case MemoryError():
+            return Failure(3, _OUT_OF_MEMORY)
+        case OSError() if error.errno in _ENVIRONMENT:
+            return Failure(3, _os_line(error))
+        case RuntimeError() if _torch_out_of_memory(error):
+            return Failure(3, _OUT_OF_MEMORY)
+        case SystemExit():
+            return Failure(2, "the code that --arch or --data names ended the program")
+    return Failure(4, f"{_bug_line(error)}; this is a bug in modelopt, --debug shows the traceback")
+
+
+def _usage_line(error: TyperException) -> str:
+    if type(error).__name__ == "NoSuchOption":
+        nearest = (getattr(error, "possibilities", None) or [])[:1]
+        hint = "".join(f"; did you mean {name}?" for name in nearest)
+        return f"unknown option {getattr(error, 'option_name', '')}{hint}"
+    message = error.format_message().rstrip(".").partition(", unable to parse")[0]
+    return message[:1].lower() + message[1:]
+
+
+def _os_line(error: OSError) -> str:
+    reason = (error.strerror or str(error)).lower()
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def _torch_out_of_memory(error: RuntimeError) -> bool:
+    text = str(error)
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: " in text
+
+
+def _bug_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -1,0 +1,97 @@
+"""Option groups: a command takes a few frozen dataclasses, typer sees every field as an option of its own."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from inspect import Parameter
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from modelopt_cli.cli.console import Console
+
+QUIET = typer.Option("-q", "--quiet", help="Say nothing on stderr but errors.", rich_help_panel="Output")
+VERBOSE = typer.Option(
+    "-v",
+    "--verbose",
+    count=True,
+    show_default=False,
+    help="Tell more on stderr, layer by layer.",
+    rich_help_panel="Output",
+)
+DEBUG = typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output")
+JSON = typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel="Output")
+
+
+def flatten(function: Callable[..., None]) -> Callable[..., None]:
+    """Make ``function(console, ..., group: SomeDataclass, ...)`` a command with one option for each field.
+
+    Every command also gets ``-q -v --debug --json``, which set up the console it is handed.
+    """
+    signature = inspect.signature(function)
+    groups: dict[str, Any] = {
+        name: p.annotation for name, p in signature.parameters.items() if is_dataclass(p.annotation)
+    }
+
+    def call(ctx: typer.Context, **values: Any) -> None:
+        console: Console = ctx.obj
+        console.quiet, console.verbosity = values.pop("quiet"), values.pop("verbose")
+        console.debug, console.json = values.pop("debug"), values.pop("json")
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        function(console, **values)
+
+    own = [Parameter("ctx", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    for parameter in list(signature.parameters.values())[1:]:
+        if parameter.name in groups:
+            own.extend(_parameters(parameter.annotation))
+        else:
+            own.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+    call.__signature__ = signature.replace(parameters=own + _DISPLAY)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in own + _DISPLAY}
+    call.__doc__ = function.__doc__
+    return call
+
+
+def _parameters(group: type) -> list[Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        Parameter(
+            field.name,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]
+
+
+_DISPLAY = [
+    Parameter("quiet", Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, QUIET]),
+    Parameter("verbose", Parameter.KEYWORD_ONLY, default=0, annotation=Annotated[int, VERBOSE]),
+    Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, DEBUG]),
+    Parameter("json", Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, JSON]),
+]
+
+
+class GroupedCommand(TyperCommand):
+    """Prints the options in the groups their ``rich_help_panel`` names, in plain text."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one section for each group, in order of first appearance."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(section_of(parameter), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def section_of(parameter: Any) -> str:
+    """The heading an option is listed under."""
+    if parameter.param_type_name == "argument":
+        return "Arguments"
+    return parameter.rich_help_panel or "Options"

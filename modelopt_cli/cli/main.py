@@ -1,0 +1,121 @@
+"""Wires the subcommands together, and maps every way a run can end to an exit code."""
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from modelopt_cli import __version__
+from modelopt_cli.cli import env, eval, inspect, quantize
+from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.failures import Terminated, explain
+from modelopt_cli.cli.groups import GroupedCommand, flatten
+from modelopt_cli.cli.values import did_you_mean
+from modelopt_cli.errors import UsageError
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "quantize": quantize.quantize,
+    "eval": eval.evaluate,
+    "inspect": inspect.inspect,
+    "env": env.env,
+}
+_HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+
+class CommandGroup(TyperGroup):
+    """Says which command was probably meant."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command ``args`` begins with; raises UsageError."""
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            hint = did_you_mean(args[0], self.commands) or f"commands are {', '.join(self.commands)}"
+            raise UsageError(f"unknown command '{args[0]}'", hint=hint)
+        return super().resolve_command(ctx, args)
+
+
+def build() -> Any:
+    """The whole command line as one click command."""
+    app = typer.Typer(
+        name="modelopt",
+        cls=CommandGroup,
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings=_HELP_OPTIONS,
+        invoke_without_command=True,
+    )
+    app.callback()(_modelopt)
+    for name, function in COMMANDS.items():
+        app.command(name, cls=GroupedCommand, context_settings=_HELP_OPTIONS)(flatten(function))
+    return get_command(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"modelopt {__version__}")
+        raise typer.Exit
+
+
+def _modelopt(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Compress trained PyTorch models: one file in, one file out, one honest table."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line, without the program's name, and return its exit code."""
+    console = Console()
+    console.debug = "--debug" in argv  # so that it counts for what goes wrong while options are read
+    try:
+        command = build()
+        with command.make_context("modelopt", list(argv), obj=console) as context:
+            command.invoke(context)
+    except typer.Exit as ended:
+        return ended.exit_code
+    except BaseException as error:  # the one place where a run ends, Ctrl-C and SIGTERM included
+        failure = explain(error)
+        if console.debug:
+            console.traceback(error)
+        if failure.line is not None:
+            console.error(failure.line)
+        return failure.exit_code
+    return 0
+
+
+def run() -> NoReturn:
+    """The ``modelopt`` command: prepares the process, runs, exits."""
+    signal.signal(signal.SIGTERM, _terminate)
+    if "--debug" not in sys.argv and not sys.warnoptions:
+        warnings.simplefilter("ignore")  # other libraries' advice is not about the user's command
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    code = main(sys.argv[1:])
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _settle(sys.stdout, sys.stderr)
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise Terminated
+
+
+def _settle(*streams: Any) -> None:
+    """Flush; a stream nobody reads is pointed at nothing, or Python would complain about it while exiting."""
+    for stream in streams:
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

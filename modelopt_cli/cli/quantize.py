@@ -1,0 +1,82 @@
+"""``modelopt quantize``: a checkpoint in, an int8 file and the table out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelopt_cli.cli import options
+from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.results import show_quantized
+from modelopt_cli.cli.values import Reader
+
+NoEval = Annotated[
+    bool, typer.Option("--no-eval", help="Only write the file; measure nothing.", rich_help_panel="Measuring")
+]
+
+# What is taken off a file's name before the scheme is put behind it.
+_SUFFIXES = {
+    ".pth",
+    ".pt",
+    ".pt2",
+    ".tar",
+    ".bin",
+    ".ckpt",
+    ".pkl",
+    ".pickle",
+    ".safetensors",
+    ".index",
+    ".json",
+}
+
+
+def quantize(
+    console: Console,
+    checkpoint: options.Checkpoint,
+    method: options.QuantizeOptions,
+    network: options.NetworkOptions,
+    run: options.RunOptions,
+    latency: options.LatencyOptions,
+    gates: options.GateOptions,
+    no_eval: NoEval = False,
+    output: options.Output = None,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    export: options.Export = None,
+) -> None:
+    """Quantize a checkpoint to int8, and show what that cost.
+
+    Example: modelopt quantize resnet18.pth --data val/ -o resnet18-int8.safetensors
+    """
+    reader = Reader()
+    config = method.read(reader)
+    request = options.read_request(reader, network, run, latency, gates)
+    exports = options.read_exports(reader, export)
+    reader.finish()
+    output = output or default_output(checkpoint, method.scheme)
+
+    from modelopt_cli import api
+    from modelopt_cli.methods.quantize import QuantizeConfig
+
+    with console.progress() as progress:
+        outcome = api.quantize(
+            checkpoint,
+            output,
+            config=QuantizeConfig(**config),
+            calibration=method.calib,
+            evaluate=not no_eval,
+            force=force,
+            dry_run=dry_run,
+            on_note=console.note,
+            progress=progress,
+            **request.keywords(),
+        )
+    show_quantized(console, outcome, exports, force=force)
+
+
+def default_output(checkpoint: Path, scheme: str) -> Path:
+    """``NAME-SCHEME.safetensors`` in the current directory."""
+    name = Path(checkpoint.absolute().name)
+    while name.suffix.lower() in _SUFFIXES:
+        name = name.with_suffix("")
+    return Path(f"{name}-{scheme}.safetensors")

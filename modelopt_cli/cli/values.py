@@ -1,0 +1,96 @@
+"""The text of an option's value becomes a typed value here and nowhere else.
+
+Everything wrong with a command line is reported together.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import TypeVar
+
+from modelopt_cli.errors import UsageError
+
+Value = TypeVar("Value")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A hint naming the entry of ``known`` nearest to ``word``, or None if nothing is near."""
+    nearest = get_close_matches(word, list(known), n=1)
+    return f"did you mean '{nearest[0]}'?" if nearest else None
+
+
+class Reader:
+    """Parses option values, and keeps what is wrong with them until all have been looked at."""
+
+    def __init__(self) -> None:
+        self._wrong: list[str] = []
+
+    def read(self, option: str, text: str | None, parse: Callable[[str], Value]) -> Value | None:
+        """``parse(text)``; None if there is no text, or if ``parse`` raises ValueError."""
+        if text is None:
+            return None
+        try:
+            return parse(text)
+        except ValueError as error:
+            self._wrong.append(f"{option}: {error}")
+            return None
+
+    def check(self, fine: bool, option: str, problem: str) -> None:
+        """Note ``problem`` unless ``fine``."""
+        if not fine:
+            self._wrong.append(f"{option}: {problem}")
+
+    def finish(self) -> None:
+        """Raise UsageError with everything that was wrong, if anything was."""
+        if self._wrong:
+            raise UsageError("; ".join(self._wrong))
+
+
+def parse_choice(text: str, choices: tuple[str, ...]) -> str:
+    """One of ``choices``."""
+    if text not in choices:
+        hint = did_you_mean(text, choices)
+        raise ValueError(f"'{text}' is not one of {', '.join(choices)}" + (f"; {hint}" if hint else ""))
+    return text
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``224`` or ``192x256`` as (height, width) in pixels."""
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text, re.ASCII)
+    if match is None:
+        raise ValueError(f"'{text}' is neither N nor HEIGHTxWIDTH in pixels")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_resize(text: str) -> int | tuple[int, int]:
+    """``256``, the short side, or ``192x256``, exactly that height and width."""
+    height, width = parse_size(text)
+    return (height, width) if "x" in text else height
+
+
+def parse_crop(text: str) -> int | float:
+    """``224`` in pixels, or ``0.875``, a fraction of the short side."""
+    if re.fullmatch(r"[1-9]\d{0,4}", text, re.ASCII):
+        return int(text)
+    if re.fullmatch(r"0?\.\d+", text, re.ASCII) and float(text) > 0:
+        return float(text)
+    raise ValueError(f"'{text}' is neither a number of pixels nor a fraction between 0 and 1")
+
+
+def parse_floats(text: str) -> tuple[float, ...]:
+    """``0.485,0.456,0.406``: one number for each channel."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(map(math.isfinite, values)):
+        raise ValueError(f"'{text}' is not a list of numbers such as 0.485,0.456,0.406")
+    return values
+
+
+def parse_device(text: str) -> str:
+    """``cpu``, ``cuda`` or ``cuda:N``."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text, re.ASCII):
+        raise ValueError(f"'{text}' is not cpu, cuda or cuda:N")
+    return text

@@ -1,0 +1,74 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from modelopt_cli.cli.main import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def modelopt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs a command line in this process."""
+
+    def call(*argv: object) -> Outcome:
+        capsys.readouterr()
+        code = main([str(arg) for arg in argv])
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def environ() -> dict[str, str]:
+    """An environment for a process of its own, in which this checkout is importable."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    return {**kept, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def process(environ: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
+    """Starts the command in a process of its own, with a command ``NAME`` made from ``body``."""
+
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start(*argv: str, body: str = "", **options: object) -> "subprocess.Popen[bytes]":
+        script = "\n".join(
+            [
+                "import sys, time",
+                "from modelopt_cli.cli import main",
+                "def probe(console):",
+                *(f"    {line}" for line in body.splitlines() or ["pass"]),
+                "main.COMMANDS['probe'] = probe",
+                "main.run()",
+            ]
+        )
+        child = subprocess.Popen(
+            [sys.executable, "-c", script, *argv],
+            cwd=tmp_path,
+            env=environ,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},  # type: ignore[call-overload]
+        )
+
+        children.append(child)
+        return child
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate() if child.stdout and not child.stdout.closed else child.wait()
+        if child.stderr:
+            child.stderr.close()

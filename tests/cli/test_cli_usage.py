@@ -1,0 +1,76 @@
+"""What is wrong with a command line is said in one line, with the nearest thing that would be right."""
+
+import pytest
+
+NEAR = [
+    (["quantise", "a"], "unknown command 'quantise'; did you mean 'quantize'?"),
+    (["xyzzy"], "unknown command 'xyzzy'; commands are quantize, eval, inspect, env"),
+    (["eval", "a", "--forse"], "unknown option --forse; did you mean --force?"),
+    (["--verion"], "unknown option --verion; did you mean --version?"),
+    (["quantize", "a", "-z"], "unknown option -z"),
+    (["quantize"], "missing argument 'CHECKPOINT'"),
+    (["eval"], "missing argument 'CHECKPOINT...'"),
+    (["quantize", "a", "b"], "got unexpected extra argument(s) (b)"),
+    (["quantize", "a", "--output"], "option '--output' requires an argument"),
+    (["quantize", "a", "--seed", "x"], "invalid value for '--seed': Input should be a valid integer"),
+    (
+        ["quantize", "a", "--seed", "-1"],
+        "invalid value for '--seed': Input should be greater than or equal to 0",
+    ),
+    (["quantize", "a", "--threads", "0"], "invalid value for '--threads': "),
+    (["quantize", "a", "--min-coverage", "2"], "invalid value for '--min-coverage': "),
+    (["quantize", "a", "--max-drop", "nan"], "--max-drop: not a finite number"),
+    (
+        ["quantize", "a", "--scheme", "int-8"],
+        "--scheme: 'int-8' is not one of int8, int8-dynamic, int8-weight; did you mean 'int8'?",
+    ),
+    (
+        ["quantize", "a", "--observer", "entropi"],
+        "--observer: 'entropi' is not one of minmax, percentile, mse, entropy; did you mean 'entropy'?",
+    ),
+    (
+        ["eval", "a", "--interpolation", "bilinar"],
+        "--interpolation: 'bilinar' is not one of nearest, bilinear, bicubic; did you mean 'bilinear'?",
+    ),
+    (["eval", "a", "--channels", "2"], "--channels: '2' is not one of 1, 3"),
+    (["eval", "a", "--device", "gpu"], "--device: 'gpu' is not cpu, cuda or cuda:N"),
+    (["eval", "a", "--std", "1,0,1"], "--std: every number must be above 0"),
+    (["eval", "a", "--channels", "1", "--mean", "1,2,3"], "--mean: 3 numbers for 1 channels"),
+    (["eval", "a", "--export", "t.xls"], "--export: t.xls ends in none of .json, .md, .csv"),
+]
+
+
+@pytest.mark.parametrize(("argv", "line"), NEAR, ids=[" ".join(argv) for argv, _ in NEAR])
+def test_a_usage_error_is_one_line_and_2(argv, line, modelopt):
+    outcome = modelopt(*argv)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.startswith(f"error: {line}")
+    assert outcome.err.count("\n") == 1
+
+
+def test_everything_wrong_is_reported_together(modelopt):
+    outcome = modelopt("quantize", "a", "--scheme", "x", "--crop", "y", "--device", "z")
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert all(option in outcome.err for option in ("--scheme: ", "--crop: ", "--device: "))
+
+
+def test_no_command_shows_help_on_stderr(modelopt):
+    outcome = modelopt()
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "quantize" in outcome.err
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["quantize", "--help"], ["eval", "-h"], ["env", "-h"]])
+def test_help_goes_to_stdout(argv, modelopt):
+    outcome = modelopt(*argv)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("Usage: modelopt ")
+
+
+def test_version(modelopt):
+    import modelopt_cli
+
+    outcome = modelopt("--version")
+    assert (outcome.code, outcome.out, outcome.err) == (0, f"modelopt {modelopt_cli.__version__}\n", "")

@@ -1,0 +1,82 @@
+"""Option values: what is understood, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from modelopt_cli.cli import values
+from modelopt_cli.cli.quantize import default_output
+from modelopt_cli.errors import UsageError
+
+GOOD = [
+    (values.parse_size, "224", (224, 224)),
+    (values.parse_size, "192x256", (192, 256)),
+    (values.parse_resize, "256", 256),
+    (values.parse_resize, "192x256", (192, 256)),
+    (values.parse_crop, "224", 224),
+    (values.parse_crop, "0.875", 0.875),
+    (values.parse_crop, ".5", 0.5),
+    (values.parse_floats, "0.485,0.456,0.406", (0.485, 0.456, 0.406)),
+    (values.parse_floats, "-1, 2e-3", (-1.0, 0.002)),
+    (values.parse_device, "cuda:1", "cuda:1"),
+]
+BAD = [
+    *((values.parse_size, text) for text in ("", "0", "-1", "224x", "x224", "1x2x3", "2.5", "٣", "999999")),
+    *((values.parse_resize, text) for text in ("", "0.5", "a")),
+    *((values.parse_crop, text) for text in ("", "0", "0.0", "1.0", "1.5", "-0.5", "nan", "1e-1")),
+    *((values.parse_floats, text) for text in ("", "a", "1,,2", "nan", "1,inf", ",")),
+    *((values.parse_device, text) for text in ("", "gpu", "cuda:", "cuda:-1", "CPU")),
+]
+
+
+@pytest.mark.parametrize(("parse", "text", "value"), GOOD, ids=[f"{p.__name__}-{t}" for p, t, _ in GOOD])
+def test_understood(parse, text, value):
+    assert parse(text) == value
+    assert type(parse(text)) is type(value)
+
+
+@pytest.mark.parametrize(("parse", "text"), BAD, ids=[f"{p.__name__}-{t}" for p, t in BAD])
+def test_refused(parse, text):
+    with pytest.raises(ValueError, match=f"'{text}'" if text else "''"):
+        parse(text)
+
+
+def test_reader_collects_and_then_raises():
+    reader = values.Reader()
+    assert reader.read("--crop", None, values.parse_crop) is None
+    reader.finish()
+    assert reader.read("--crop", "x", values.parse_crop) is None
+    reader.check(False, "--mean", "too many")
+    with pytest.raises(UsageError, match=r"^--crop: 'x' is .*; --mean: too many$"):
+        reader.finish()
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("resnet18.pth", "resnet18-int8.safetensors"),
+        ("/some/where/net.pth.tar", "net-int8.safetensors"),
+        ("model.safetensors.index.json", "model-int8.safetensors"),
+        ("v1.2-best.PT", "v1.2-best-int8.safetensors"),
+        ("folder/", "folder-int8.safetensors"),
+        (".pth", ".pth-int8.safetensors"),
+    ],
+)
+def test_default_output_name(path, name):
+    assert default_output(Path(path), "int8") == Path(name)
+
+
+def test_choices_are_those_of_the_packages_that_need_torch():
+    from typing import get_args
+
+    from modelopt_cli.cli import options
+    from modelopt_cli.data import PreprocessOverrides
+    from modelopt_cli.methods.quantize.config import OBSERVER_NAMES, SCHEMES, QuantizeConfig
+    from modelopt_cli.program import spec
+
+    assert options.Interpolation == spec.Interpolation
+    assert get_args(options.Interpolation)
+    assert tuple(SCHEMES) == options.SCHEMES
+    assert OBSERVER_NAMES == options.OBSERVERS
+    assert set(options.InputValues.__dataclass_fields__) == set(PreprocessOverrides.__dataclass_fields__)
+    assert QuantizeConfig(**options.QuantizeOptions().read(values.Reader())) == QuantizeConfig()
