@@ -104,7 +104,7 @@ def read_header(path: str | Path, verify: bool = True) -> dict[str, Any]:
     Raises:
         ArtifactError: missing, damaged, from a newer version, or not an artifact.
     """
-    with _open(path, verify=verify) as artifact:
+    with open_artifact(path, verify=verify) as artifact:
         return artifact.document.to_json(artifact.digest)
 
 
@@ -114,7 +114,7 @@ def read_tensors(path: str | Path) -> TensorFile:
     Raises:
         ArtifactError: missing, damaged, from a newer version, or not an artifact.
     """
-    with _open(path) as artifact:
+    with open_artifact(path) as artifact:
         return _tensors(artifact)
 
 
@@ -126,7 +126,7 @@ def read_program(path: str | Path) -> Program:
     """
     from modelopt_cli.program.data import from_data
 
-    with _open(path) as artifact:
+    with open_artifact(path) as artifact:
         document = artifact.document
         if document.program is None:
             arch = document.network
@@ -152,7 +152,8 @@ def program_data(document: Document) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _open(path: str | Path, *, verify: bool = True) -> Iterator[Artifact]:
+def open_artifact(path: str | Path, *, verify: bool = True) -> Iterator[Artifact]:
+    """Open an artifact for reading tensor by tensor; see :class:`Artifact`."""
     with container.open_regular(path, ArtifactError) as file:
         yield Artifact(file, str(path), verify=verify)
 

@@ -19,7 +19,7 @@ from modelopt_cli.artifact.header import (
     header_bytes,
     with_digest,
 )
-from modelopt_cli.artifact.reader import Artifact
+from modelopt_cli.artifact.reader import Artifact, open_artifact
 from modelopt_cli.artifact.writer import atomic_write, check_output
 from modelopt_cli.errors import ArtifactError, ModeloptError
 from modelopt_cli.program.program import Encoding, Program
@@ -250,26 +250,25 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 def _verify(part: Path, document: Document, state: Mapping[str, torch.Tensor]) -> None:
     """Read the finished file as a stranger would, and compare it with what was meant."""
-    with part.open("rb") as file:
-        artifact = Artifact(file, str(part))
-        if not artifact.document.same(document):
-            raise ModeloptError("the file just written says something else than was meant")
-        for parameter in artifact.document.parameters:
-            tensor, _ = artifact.decode(parameter)
-            if not _equal(tensor, _host(state[parameter.name])):
-                raise ModeloptError("reads back with other values than were written", where=parameter.name)
-        for name, owner in document.tied.items():
-            if not _equal(state[name], state[owner]):
-                raise ModeloptError(f"differs from {owner}, which it shares", where=name)
+    try:
+        with open_artifact(part) as artifact:
+            _compare(artifact, document, state)
+    except ArtifactError as error:
+        raise ModeloptError(f"the file just written {error.what}", hint="nothing was replaced") from error
+
+
+def _compare(artifact: Artifact, document: Document, state: Mapping[str, torch.Tensor]) -> None:
+    if not artifact.document.same(document):
+        raise ModeloptError("the file just written says something else than was meant")
+    for parameter in artifact.document.parameters:
+        tensor, _ = artifact.decode(parameter)
+        if not _equal(tensor, _host(state[parameter.name])):
+            raise ModeloptError("reads back with other values than were written", where=parameter.name)
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Equal bit for bit, or at least in value (zero and negative zero)."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    return bytes_equal(one, other) or torch.equal(one, other)
-
-
-def bytes_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether both hold the same bits, whatever the bits mean (NaN included)."""
-    return bool(torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other))))
+    bits = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
+    return torch.equal(*bits) or torch.equal(one, other)

@@ -56,9 +56,21 @@ class Affine:
             parts["zero_point"] = zero_point.to(torch.int8)
             steps += _spread(parts["zero_point"].float(), shape, params)
         parts["values"] = steps.clamp_(low, high).to(torch.int8)
-        if not torch.equal(self.decode(parts, params, tensor.dtype, shape), tensor):
-            raise ModeloptError(f"values are not {params['bits']}-bit multiples of their scale")
+        self._settle(parts, params, tensor)
         return parts
+
+    def _settle(self, parts: dict[str, torch.Tensor], params: Params, tensor: torch.Tensor) -> None:
+        """Make ``values`` decode to ``tensor``: in bfloat16 a step's own rounding can hide half a step."""
+        shape, (low, high) = tuple(tensor.shape), _range(params)
+        first = parts["values"]
+        for shift in (0, -1, 1):
+            if shift:
+                nearby = (first.short() + shift).clamp_(low, high).to(torch.int8)
+                wrong = self.decode(parts, params, tensor.dtype, shape) != tensor
+                parts["values"] = torch.where(wrong, nearby, parts["values"])
+            if torch.equal(self.decode(parts, params, tensor.dtype, shape), tensor):
+                return
+        raise ModeloptError(f"values are not {params['bits']}-bit multiples of their scale")
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], params: Params, dtype: torch.dtype, shape: Shape
