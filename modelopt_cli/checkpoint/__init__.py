@@ -1,0 +1,24 @@
+"""Reading what others wrote, and finding out which network it belongs to.
+
+opened = open_model("resnet18.pth")          # recognised from names and shapes
+opened = open_model("net.pth", "net.py:make", InputSpec((3, 32, 32)))
+"""
+
+from modelopt_cli.checkpoint.arch import Architecture, resolve
+from modelopt_cli.checkpoint.load import build_loaded
+from modelopt_cli.checkpoint.open import Opened, open_model, require_network
+from modelopt_cli.checkpoint.read import StateFile, read_state
+from modelopt_cli.checkpoint.recognise import describe_nearest, recognise
+
+__all__ = [
+    "Architecture",
+    "Opened",
+    "StateFile",
+    "build_loaded",
+    "describe_nearest",
+    "open_model",
+    "read_state",
+    "recognise",
+    "require_network",
+    "resolve",
+]

@@ -1,0 +1,231 @@
+"""``--arch``: from a spec to something that builds the network and knows what it eats."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from modelopt_cli.checkpoint.builtin import BUILTINS
+from modelopt_cli.checkpoint.fingerprint import torchvision_inputs
+from modelopt_cli.checkpoint.spec import ArchSpec, parse_spec
+from modelopt_cli.checkpoint.text import first_line, printable
+from modelopt_cli.checkpoint.user_code import user_builder
+from modelopt_cli.errors import ArchitectureError, EnvironmentFailure
+from modelopt_cli.program.spec import InputSpec, Interpolation, Preprocess
+
+_IMAGENET_CLASSES = 1000
+_INTERPOLATIONS: dict[str, Interpolation] = {
+    "nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic"
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network that can be built.
+
+    Attributes:
+        spec: the ``--arch`` value that names it.
+        build: makes it with fresh random weights.
+        input: shape and preprocessing of a sample, or None where nothing says so.
+        own: whether the code is ours or a library's; the user's own code may initialise as it likes.
+        num_classes: number of logits where the spec implies it.
+    """
+
+    spec: str
+    build: Callable[[], nn.Module]
+    input: InputSpec | None
+    own: bool = False
+    num_classes: int | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """ImageNet's class names for a torchvision network of 1000 classes, else None.
+
+        They come from torchvision, whose import takes a second: hence not stored.
+        """
+        if not self.spec.startswith("torchvision:") or self.num_classes != _IMAGENET_CLASSES:
+            return None
+        from torchvision import models
+
+        return tuple(models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def resolve(spec: str, input: InputSpec | None = None) -> Architecture:
+    """The architecture a spec names.
+
+    Args:
+        spec: ``torchvision:NAME``, ``timm:NAME``, ``builtin:NAME``, ``FILE.py:CALLABLE`` or
+            ``package.module:CALLABLE``, with ``?name=value&name=value`` for its arguments.
+        input: what the user says a sample looks like; wins over what the architecture implies.
+
+    Raises:
+        ArchitectureError: unknown, malformed, or the user's code failed.
+        EnvironmentFailure: timm is asked for and not installed.
+    """
+    parsed = parse_spec(spec)
+    sources: dict[str, Callable[[ArchSpec], Architecture]] = {
+        "torchvision": _torchvision,
+        "timm": _timm,
+        "builtin": _builtin,
+    }
+    found = sources.get(parsed.source, _user)(parsed)
+    return found if input is None else dataclasses.replace(found, input=input)
+
+
+def _user(spec: ArchSpec) -> Architecture:
+    return Architecture(spec.text, user_builder(spec), None)
+
+
+def _torchvision(spec: ArchSpec) -> Architecture:
+    inputs = torchvision_inputs()
+    _require_known(spec, inputs)
+    options = dict(spec.options)
+    if spec.name in ("googlenet", "inception_v3"):
+        # The published weights, and what was fine-tuned from them, expect TensorFlow's value range.
+        options.setdefault("transform_input", True)
+        options.setdefault("init_weights", True)  # else torchvision warns
+
+    def build() -> nn.Module:
+        from torchvision import models
+
+        return _construct(spec, lambda: models.get_model(spec.name, weights=None, **options))
+
+    return Architecture(
+        spec.text,
+        build,
+        _torchvision_input(spec, inputs[spec.name]),
+        own=True,
+        num_classes=_class_count(spec, _IMAGENET_CLASSES),
+    )
+
+
+def _torchvision_input(spec: ArchSpec, published: tuple[InputSpec, ...]) -> InputSpec:
+    """The input of the first published weights; of those for the image size, where that can vary."""
+    if not spec.name.startswith("vit_"):
+        return published[0]
+    size = spec.options.get("image_size", 224)
+    if not isinstance(size, int):
+        raise ArchitectureError("image_size must be a whole number", where=printable(spec.text))
+    match = next((entry for entry in published if entry.shape[-1] == size), None)
+    if match is not None:
+        return match
+    preprocess = published[0].preprocess
+    assert preprocess is not None
+    return InputSpec((3, size, size), dataclasses.replace(preprocess, resize=size, crop=size))
+
+
+def _builtin(spec: ArchSpec) -> Architecture:
+    _require_known(spec, BUILTINS)
+    builtin = BUILTINS[spec.name]
+    for name, value in spec.options.items():
+        kinds: tuple[type, ...] = (int, float) if name == "width" else (int,)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 1 << 20:  # type: ignore[operator]
+            raise ArchitectureError(f"{name} must be a positive number", where=printable(spec.text))
+    channels = spec.options.get("in_channels", builtin.channels)
+    assert isinstance(channels, int)
+    preprocess = None
+    if channels in (1, 3):
+        size = (builtin.size, builtin.size)
+        preprocess = Preprocess(resize=size, mean=(0.0,) * channels, std=(1.0,) * channels, channels=channels)
+    return Architecture(
+        spec.text,
+        lambda: _construct(spec, lambda: builtin.make(**spec.options)),
+        InputSpec((channels, builtin.size, builtin.size), preprocess),
+        own=True,
+        num_classes=_class_count(spec, 10),
+    )
+
+
+def _timm(spec: ArchSpec) -> Architecture:
+    try:
+        import timm
+    except ImportError as error:
+        raise EnvironmentFailure(
+            f"{printable(spec.text)} needs the optional package timm ({first_line(error)})",
+            hint="pip install 'modelopt-cli[timm]'",
+        ) from error
+    if not timm.is_model(spec.name):
+        _require_known(spec, timm.list_models())
+    config = timm.get_pretrained_cfg(spec.name)
+    return Architecture(
+        spec.text,
+        lambda: _construct(spec, lambda: timm.create_model(spec.name, pretrained=False, **spec.options)),
+        _timm_input(config) if config is not None else None,
+        num_classes=_class_count(spec, getattr(config, "num_classes", None)),
+    )
+
+
+def _timm_input(config: Any) -> InputSpec | None:
+    """timm's own evaluation transform: resize to size / crop_pct, then crop."""
+    channels, height, width = config.input_size
+    interpolation = _INTERPOLATIONS.get(config.interpolation)
+    if height != width or channels not in (1, 3) or interpolation is None:
+        return InputSpec((channels, height, width))
+    return InputSpec(
+        (channels, height, width),
+        Preprocess(
+            resize=int(height / config.crop_pct),
+            crop=height,
+            interpolation=interpolation,
+            mean=tuple(config.mean),
+            std=tuple(config.std),
+            channels=channels,
+        ),
+    )
+
+
+def _class_count(spec: ArchSpec, default: int | None) -> int | None:
+    value = spec.options.get("num_classes", default)
+    return value if isinstance(value, int) else None
+
+
+def _require_known(spec: ArchSpec, names: Collection[str]) -> None:
+    if spec.name in names:
+        return
+    near = difflib.get_close_matches(spec.name, names, 1, 0.5)
+    raise ArchitectureError(
+        f"{spec.source} has no network '{printable(spec.name)}'",
+        hint=f"did you mean {spec.source}:{near[0]}?" if near else f"for example {spec.source}:{min(names)}",
+    )
+
+
+def _construct(spec: ArchSpec, make: Callable[[], Any]) -> nn.Module:
+    """Call a library's constructor; what it says about its arguments becomes ours."""
+    try:
+        module = make()
+    except Exception as error:  # any library code, any arguments
+        raise ArchitectureError(
+            f"cannot be built: {first_line(error)}", where=printable(spec.text)
+        ) from error
+    assert isinstance(module, nn.Module)
+    return module
+
+
+class SkipInit(torch.overrides.TorchFunctionMode):
+    """Leaves parameters uninitialised while a network is built whose every parameter is then loaded.
+
+    Drawing 138 million random numbers for VGG-16 takes two seconds, only to be overwritten.
+    """
+
+    _SKIPPED = frozenset(
+        {
+            torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_, torch.Tensor.clamp_,
+            torch.Tensor.mul_, torch.Tensor.add_, torch.Tensor.fill_, torch.Tensor.zero_,
+            torch.nn.init.kaiming_uniform_, torch.nn.init.kaiming_normal_, torch.nn.init.normal_,
+            torch.nn.init.uniform_, torch.nn.init.constant_,
+        }
+    )  # fmt: skip
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Return the tensor untouched where a parameter would be filled."""
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        if func in self._SKIPPED and isinstance(target, nn.Parameter):
+            return target
+        return func(*args, **kwargs)

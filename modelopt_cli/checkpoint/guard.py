@@ -1,0 +1,66 @@
+"""What a tensor from an untrusted file must satisfy before anything computes with it."""
+
+from collections.abc import Mapping
+
+import torch
+
+from modelopt_cli.checkpoint.text import printable
+from modelopt_cli.errors import CheckpointError
+
+DTYPES = frozenset(
+    {
+        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+    }
+)  # fmt: skip
+
+# Tied weights and slices of one flat buffer share storage honestly; beyond this factor the sharing is
+# there to make us write or convert far more than the file holds.
+_SHARING = 16
+_SHARING_FLOOR = 1 << 20
+
+
+def check_tensors(state: Mapping[str, torch.Tensor], file_bytes: int, where: str) -> None:
+    """Refuse tensors that claim more than the file holds, or that are not plain CPU arrays.
+
+    ``weights_only`` lets a 1.6 KB file make a 4 TB view with a stride of 0, and a legacy file make
+    tensors over memory that was never read from it.
+
+    Raises:
+        CheckpointError: names the tensor.
+    """
+    storages: dict[int, int] = {}
+    claimed = 0
+    for name, tensor in state.items():
+        _check_one(name, tensor, where)
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        claimed += tensor.numel() * tensor.element_size()
+    if sum(storages.values()) > file_bytes:
+        raise CheckpointError(
+            f"its tensors take {sum(storages.values()):,} bytes, but the file has {file_bytes:,}", where=where
+        )
+    if claimed > _SHARING * file_bytes + _SHARING_FLOOR:
+        raise CheckpointError(
+            f"its tensors add up to {claimed:,} bytes over {file_bytes:,} stored ones", where=where
+        )
+
+
+def _check_one(name: str, tensor: torch.Tensor, where: str) -> None:
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+        raise CheckpointError(
+            f"tensor '{printable(name)}' is {kind}; only dense tensors can be read", where=where
+        )
+    if tensor.device.type != "cpu":
+        raise CheckpointError(
+            f"tensor '{printable(name)}' has no data ({tensor.device.type} device)", where=where
+        )
+    if tensor.dtype not in DTYPES:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(f"tensor '{printable(name)}' is {kind}, which is not supported", where=where)
+    have, need = tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size()
+    if need > have:
+        raise CheckpointError(
+            f"tensor '{printable(name)}' claims {need:,} bytes and stores {have:,}", where=where
+        )

@@ -1,0 +1,174 @@
+"""Weights into a network: all of them, or an error and no network."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from modelopt_cli.checkpoint.arch import Architecture, SkipInit
+from modelopt_cli.checkpoint.names import Difference, Shape, compare, is_counter, shapes_of, spellings
+from modelopt_cli.checkpoint.text import first_line, listing, printable
+from modelopt_cli.errors import ArchitectureError, CheckpointError
+
+
+def build_loaded(
+    architecture: Architecture, state: Mapping[str, torch.Tensor], where: str
+) -> tuple[nn.Module, list[str]]:
+    """Build a network and load a file's weights into it.
+
+    Every parameter and buffer comes from the file, converted to the network's float32; batch-norm's step
+    counters may be absent. The network is in ``eval()`` mode.
+
+    Args:
+        architecture: what to build.
+        state: the file's tensors.
+        where: the file, for messages.
+
+    Returns:
+        The network, and one line for each thing done that the file's owner may want to know.
+
+    Raises:
+        ArchitectureError: names or shapes do not fit; nothing is loaded.
+        CheckpointError: a weight is NaN or infinite.
+    """
+    if architecture.own:
+        with SkipInit():
+            module = architecture.build()
+    else:
+        module = architecture.build()
+    module = module.float().eval()
+    adapted = _adapt(module, state)
+    if adapted is None and not _load_by_hooks(module, state):
+        raise _misfit(architecture.spec, compare(*_closest(module, state)), where)
+    notes = _dtype_notes(state)
+    if adapted is not None:
+        _load_exact(module, adapted, where)
+        left = [name for name in state if not is_counter(name)][len(shapes_of(adapted)) :]
+        if left:
+            notes.append(f"{len(left)} tensors outside the network were left aside")
+    check_finite(module.state_dict(), where, masks=True)
+    return module, notes
+
+
+def check_finite(state: Mapping[str, torch.Tensor], where: str, *, masks: bool = False) -> None:
+    """Refuse NaN and infinite weights.
+
+    Args:
+        state: tensors by name.
+        where: the file, for messages.
+        masks: let tensors pass that hold only 0 and minus infinity, as attention masks do.
+
+    Raises:
+        CheckpointError: names the first such tensor and how many values are affected.
+    """
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            continue
+        values = tensor if tensor.element_size() > 1 else tensor.float()  # float8 lacks most operators
+        if bool(torch.isfinite(values.sum(dtype=torch.float32))):  # a tenth of the time of looking at each
+            continue
+        bad = ~torch.isfinite(values)
+        count = int(bad.sum())
+        if count and not (masks and bool((values[bad] == -torch.inf).all()) and not bool(values[~bad].any())):
+            raise CheckpointError(
+                f"'{printable(name)}' has {count:,} values that are NaN or infinite",
+                where=where,
+                hint="the training diverged; take an earlier checkpoint",
+            )
+
+
+def _adapt(module: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """The spelling of the file's names that fits the network exactly."""
+    want = shapes_of(module.state_dict())
+    for candidate in spellings(state):
+        if not compare(shapes_of(candidate), want).count:
+            return candidate
+    return None
+
+
+def _load_exact(module: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
+    """Load tensors whose names and shapes are known to fit."""
+    own = module.state_dict()
+    for name, tensor in state.items():
+        if is_counter(name):  # averaging weights leaves these as floats
+            continue
+        if name in own and own[name].is_floating_point() != tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ArchitectureError(
+                f"'{printable(name)}' is {kind} in the file, a float in the network", where=where
+            )
+    # The network's own version metadata, for layers that rewrite names by version: they are new already.
+    for name, tensor in own.items():
+        source = state.get(name)
+        if source is not None and source.shape == tensor.shape:
+            own[name] = source
+    try:
+        module.load_state_dict(own, strict=True)
+    except Exception as error:  # a user's own layer may check more
+        raise ArchitectureError(
+            f"the network refuses the weights: {first_line(error)}", where=where
+        ) from error
+
+
+def _load_by_hooks(module: nn.Module, state: Mapping[str, torch.Tensor]) -> bool:
+    """Give the network's own loading hooks, which may rename, their chance."""
+    try:
+        module.load_state_dict(dict(state), strict=True)
+    except Exception:  # hooks are the user's; the difference in names says more than their error
+        return False
+    return True
+
+
+def _closest(
+    module: nn.Module, state: Mapping[str, torch.Tensor]
+) -> tuple[Mapping[str, Shape], Mapping[str, Shape]]:
+    want = shapes_of(module.state_dict())
+    have = max(
+        (shapes_of(candidate) for candidate in spellings(state)), key=lambda s: len(s.keys() & want.keys())
+    )
+    return have, want
+
+
+def _misfit(spec: str, difference: Difference, where: str) -> ArchitectureError:
+    if difference.reshaped and not difference.missing and not difference.unexpected:
+        hint = _option_hint(spec, difference)
+        return ArchitectureError(
+            difference.first, where=where, hint=hint or f"the network is {printable(spec)}"
+        )
+    parts = [
+        f"{len(names)} {what} ({listing(list(names))})"
+        for names, what in (
+            (difference.missing, "missing"),
+            (difference.unexpected, "unexpected"),
+            (tuple(name for name, _have, _want in difference.reshaped), "of another shape"),
+        )
+        if names
+    ]
+    return ArchitectureError(
+        f"the weights do not fit {printable(spec)}: {', '.join(parts)}",
+        where=where,
+        hint="give the --arch they were trained with, or leave it out to have it recognised",
+    )
+
+
+def _option_hint(spec: str, difference: Difference) -> str | None:
+    """``add ?num_classes=10`` where that alone explains every shape."""
+    rows = {(have[:1], want[:1]) for _name, have, want in difference.reshaped if have[1:] == want[1:]}
+    if len(rows) == 1 and all(have[1:] == want[1:] for _name, have, want in difference.reshaped):
+        return _option(spec, f"num_classes={next(iter(rows))[0][0]}")
+    _name, have, want = difference.reshaped[0]
+    if spec.startswith("builtin:") and len(difference.reshaped) == 1 and len(have) == len(want) == 4:
+        return _option(spec, f"in_channels={have[1]}")
+    return None
+
+
+def _option(spec: str, option: str) -> str:
+    name = option.partition("=")[0]
+    return f"write {option}" if f"{name}=" in spec else f"add {'&' if '?' in spec else '?'}{option}"
+
+
+def _dtype_notes(state: Mapping[str, torch.Tensor]) -> list[str]:
+    kinds = {str(t.dtype).removeprefix("torch.") for t in state.values() if t.is_floating_point()} - {
+        "float32"
+    }
+    return [f"weights are {' and '.join(sorted(kinds))} in the file, float32 here"] if kinds else []

@@ -1,0 +1,174 @@
+"""``open_model``: any path the user gives, to the most that can be made of it."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from modelopt_cli import artifact
+from modelopt_cli.checkpoint.arch import Architecture, resolve
+from modelopt_cli.checkpoint.folder import digest_of
+from modelopt_cli.checkpoint.load import build_loaded, check_finite
+from modelopt_cli.checkpoint.read import read_state
+from modelopt_cli.checkpoint.recognise import describe_nearest, recognise_state
+from modelopt_cli.checkpoint.spec import FORMS, parse_spec
+from modelopt_cli.checkpoint.text import printable
+from modelopt_cli.errors import ArchitectureError, CaptureError
+from modelopt_cli.program import InputSpec, Program
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An opened model; the first of program, module and state that is there is the one to work on.
+
+    Attributes:
+        state: its tensors by name; float weights in float32 where a network was built.
+        kind: whether it was in our own format.
+        source_sha256: of the file or files.
+        program: the network as a Program.
+        module: the network where it could not be traced.
+        architecture: what it was built from.
+        notes: one line each for the user: what was recognised, assumed or left aside.
+        tensors: an artifact without a graph as it was read, with its history and encodings.
+    """
+
+    state: dict[str, torch.Tensor]
+    kind: Literal["artifact", "checkpoint"]
+    source_sha256: str
+    program: Program | None = None
+    module: nn.Module | None = None
+    architecture: Architecture | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+    tensors: artifact.TensorFile | None = None
+
+
+def open_model(path: str | Path, arch: str | None = None, input: InputSpec | None = None) -> Opened:
+    """Open an artifact or a checkpoint.
+
+    An artifact gives its Program. A checkpoint's architecture is ``arch``, or recognised; its network is
+    captured as a Program, or, where it cannot be traced, returned as a module with a note that says why.
+    An unrecognised checkpoint gives its bare tensors.
+
+    Args:
+        path: the file or Hugging Face folder.
+        arch: an ``--arch`` spec; an artifact with a graph needs none and takes none.
+        input: what a sample looks like; wins over what the architecture or artifact implies.
+
+    Raises:
+        CheckpointError, ArtifactError, ArchitectureError, EnvironmentFailure: in one line each.
+    """
+    path = Path(path)
+    if artifact.is_artifact(path):
+        return _open_artifact(path, arch, input)
+    found = read_state(path)
+    notes = list(found.notes)
+    if arch is not None:
+        architecture, state = resolve(arch, input), found.state
+    else:
+        recognised = recognise_state(found.state)
+        if recognised is None:
+            check_finite(found.state, str(path))
+            notes += [found.hint] if found.hint else []
+            notes.append(f"architecture not recognised: {describe_nearest(found.state)}")
+            return Opened(found.state, "checkpoint", found.sha256, notes=notes)
+        architecture, state = recognised.architecture, recognised.state
+        if input is not None:
+            architecture = dataclasses.replace(architecture, input=input)
+        notes.append(f"recognised as {architecture.spec}")
+    return _build(architecture, state, path, found.sha256, notes)
+
+
+def require_network(opened: Opened, path: str | Path) -> Program | nn.Module:
+    """The network of an opened model, for what cannot work on bare tensors.
+
+    Raises:
+        ArchitectureError: there is none; says what came closest.
+    """
+    network = opened.program or opened.module
+    if network is None:
+        raise ArchitectureError(
+            next(iter(opened.notes[-1:]), "architecture not recognised"),
+            where=str(path),
+            hint=f"name it with --arch: {FORMS}",
+        )
+    return network
+
+
+def _build(
+    architecture: Architecture, state: Mapping[str, torch.Tensor], path: Path, sha256: str, notes: list[str]
+) -> Opened:
+    module, loading = build_loaded(architecture, state, str(path))
+    notes = notes + loading
+    program, why = _capture(module, architecture)
+    if why:
+        notes.append(why)
+    network = program or module
+    return Opened(
+        dict(network.state_dict()),
+        "checkpoint",
+        sha256,
+        program=program,
+        module=None if program is not None else module,
+        architecture=architecture,
+        notes=notes,
+    )
+
+
+def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | None, str | None]:
+    """The module as a Program, or None and the reason why not."""
+    from modelopt_cli.program.capture import capture
+
+    if architecture.input is None:
+        raise ArchitectureError(
+            f"{printable(architecture.spec)} does not say what its input is",
+            hint="add --input-size 3x224x224 (or what it was trained with)",
+        )
+    try:
+        return capture(module, architecture.input, labels=architecture.labels, arch=architecture.spec), None
+    except CaptureError as error:
+        return None, f"works without a graph, because the network cannot be traced: {error}"
+
+
+def _open_artifact(path: Path, arch: str | None, input: InputSpec | None) -> Opened:
+    header = artifact.read_header(path, verify=False)
+    if header.get("program") is None:
+        return _open_tensors(path, arch, input)
+    if arch is not None:
+        raise ArchitectureError("holds its own network", where=str(path), hint="leave --arch out")
+    program = artifact.read_program(path)
+    if input is not None:
+        program.input = input
+    return Opened(dict(program.state_dict()), "artifact", digest_of([path]), program=program)
+
+
+def _open_tensors(path: Path, arch: str | None, input: InputSpec | None) -> Opened:
+    """An artifact that holds tensors only: bare, or of a network that must be built from its spec."""
+    tensors = artifact.read_tensors(path)
+    sha256 = digest_of([path])
+    spec = arch or (tensors.arch if _is_ours(tensors.arch) else None)
+    if spec is None:
+        # A spec found in a file never imports the user's code: that takes --arch on the command line.
+        notes = [f"rebuild its network with --arch {printable(tensors.arch)}"] if tensors.arch else []
+        return Opened(tensors.state, "artifact", sha256, notes=notes, tensors=tensors)
+    architecture = resolve(spec, input or tensors.input)
+    module, notes = build_loaded(architecture, tensors.state, str(path))
+    return Opened(
+        dict(module.state_dict()),
+        "artifact",
+        sha256,
+        module=module,
+        architecture=architecture,
+        notes=notes,
+        tensors=tensors,
+    )
+
+
+def _is_ours(spec: str | None) -> bool:
+    try:
+        return spec is not None and parse_spec(spec).source in ("torchvision", "timm", "builtin")
+    except ArchitectureError:
+        return False

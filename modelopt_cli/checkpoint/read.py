@@ -1,0 +1,89 @@
+"""``read_state``: the tensors of a checkpoint of any kind, and its hash."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modelopt_cli.artifact.container import open_regular, read_safetensors
+from modelopt_cli.checkpoint.folder import digest_of, folder_arch, read_shards, weights_in
+from modelopt_cli.checkpoint.guard import check_tensors
+from modelopt_cli.checkpoint.pt2 import read_pt2
+from modelopt_cli.checkpoint.sniff import Kind, sniff
+from modelopt_cli.checkpoint.torch_file import check_zip, load_object
+from modelopt_cli.checkpoint.unwrap import unwrap
+from modelopt_cli.errors import CheckpointError, EnvironmentFailure
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """What a checkpoint held.
+
+    Attributes:
+        state: CPU tensors by layer name, wrappers' prefixes taken off, in the file's order.
+        source: kind of file: torch-zip, torch-legacy, safetensors, pt2, sharded.
+        sha256: of the file; of several files, of their names and hashes.
+        notes: one line for each thing that was unwrapped or left aside.
+        hint: what the folder's ``config.json`` says about the architecture.
+    """
+
+    state: dict[str, torch.Tensor]
+    source: str
+    sha256: str
+    notes: tuple[str, ...] = ()
+    hint: str | None = None
+
+
+def read_state(path: str | Path) -> StateFile:
+    """Read a checkpoint: a file of torch.save, safetensors or torch.export, or a Hugging Face folder.
+
+    Nothing in the file runs. Every tensor is a plain CPU tensor that the file really holds.
+
+    Raises:
+        CheckpointError: one line with what the file is instead, or what is wrong with it.
+        EnvironmentFailure: it cannot be opened.
+    """
+    path = Path(path)
+    hint = None
+    if os.path.isdir(path):
+        path, hint = weights_in(path), folder_arch(path)
+    kind, saved, files = _read(path)
+    # Before unwrapping, not only after: what is left aside is never looked at again.
+    unwrapped = unwrap(saved, str(path))
+    check_tensors(unwrapped.state, sum(file.stat().st_size for file in files), str(path))
+    if not unwrapped.state:
+        raise CheckpointError("holds no tensors", where=str(path))
+    source = "sharded" if kind == "index" else kind
+    return StateFile(unwrapped.state, source, digest_of(files), unwrapped.notes, hint)
+
+
+def _read(path: Path) -> tuple[Kind, Any, list[Path]]:
+    kind, saved = _read_file(path)
+    if kind != "index":
+        return kind, saved, [path]
+    state, shards = read_shards(path, _read_shard)
+    return kind, state, [path, *shards]
+
+
+def _read_shard(path: Path) -> dict[str, torch.Tensor]:
+    kind, saved = _read_file(path)
+    if kind == "index":
+        raise CheckpointError("is an index where weights should be", where=str(path))
+    return unwrap(saved, str(path)).state
+
+
+def _read_file(path: Path) -> tuple[Kind, Any]:
+    with open_regular(path, CheckpointError) as handle:
+        try:
+            kind = sniff(handle, path)
+            if kind == "torch-zip":
+                check_zip(handle, path)
+            if kind in ("torch-zip", "torch-legacy", "pickle"):
+                return kind, load_object(handle, path, kind)
+            if kind == "pt2":
+                return kind, read_pt2(handle, path)
+        except OSError as error:
+            raise EnvironmentFailure(f"cannot be read ({error.strerror})", where=str(path)) from error
+    return kind, read_safetensors(path) if kind == "safetensors" else None

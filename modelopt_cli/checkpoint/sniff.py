@@ -1,0 +1,116 @@
+"""What a file is, from its first bytes; its name is never believed."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from modelopt_cli.checkpoint.text import convert_command
+from modelopt_cli.errors import CheckpointError
+
+Kind = Literal["torch-zip", "torch-legacy", "pickle", "safetensors", "pt2", "index"]
+
+_HEAD = 512
+_EXPORT_SCRIPT = (
+    'import sys,torch as t;t.save(t.jit.load(sys.argv[1],map_location="cpu").state_dict(),sys.argv[2])'
+)
+
+# First bytes of files people pass by mistake, and what to say. Longest first where one contains another.
+_FOREIGN: Mapping[bytes, tuple[str, str]] = {
+    b"version https://git-lfs": (
+        "is a git-lfs pointer, not the file it stands for",
+        "run `git lfs pull` to fetch it",
+    ),
+    b"\x89HDF\r\n": ("is an HDF5 file (Keras or TensorFlow weights)", "export the weights from PyTorch"),
+    b"\x93NUMPY": ("is a NumPy array, not a checkpoint", "pass a PyTorch or safetensors file"),
+    b"\x1f\x8b": ("is gzip-compressed", "decompress it first (gunzip, or tar -xzf)"),
+    b"BZh": ("is bzip2-compressed", "decompress it first"),
+    b"\xfd7zXZ": ("is xz-compressed", "decompress it first"),
+    b"(\xb5/\xfd": ("is zstd-compressed", "decompress it first"),
+    b"GGUF": ("is a GGUF file", "pass a PyTorch or safetensors file"),
+    b"\x89PNG": ("is a PNG image", "pass a PyTorch or safetensors file"),
+    b"\xff\xd8\xff": ("is a JPEG image", "pass a PyTorch or safetensors file"),
+    b"\x7fELF": ("is a program, not a checkpoint", "pass a PyTorch or safetensors file"),
+}
+_LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+def sniff(handle: BinaryIO, path: Path) -> Kind:
+    """The kind of checkpoint in an open file.
+
+    Raises:
+        CheckpointError: it is none that we read; the message says what it is instead.
+    """
+    handle.seek(0)
+    head = handle.read(_HEAD)
+    if not head:
+        raise CheckpointError("is empty (0 bytes)", where=str(path), hint="copy or download it again")
+    for magic, (what, hint) in _FOREIGN.items():
+        if head.startswith(magic):
+            raise CheckpointError(what, where=str(path), hint=hint)
+    if head.startswith(b"PK"):
+        return _sniff_zip(handle, path)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
+        return "safetensors"
+    if head[:1] == b"\x80" and 2 <= head[1] <= 5 if len(head) > 1 else False:
+        return "torch-legacy" if _LEGACY_MAGIC in head[:32] else "pickle"
+    if head[257:262] == b"ustar":
+        raise CheckpointError("is a tar archive", where=str(path), hint="unpack it and pass the file inside")
+    return _sniff_text(head, path)
+
+
+def _sniff_zip(handle: BinaryIO, path: Path) -> Kind:
+    names = {name.split("/", 1)[-1] for name in open_zip(handle, path).namelist()}
+    if "constants.pkl" in names:
+        raise CheckpointError(
+            "is a TorchScript archive, which holds code",
+            where=str(path),
+            hint=f"where you trust it, keep its weights: {convert_command(_EXPORT_SCRIPT, path)}",
+        )
+    if "data.pkl" in names:
+        return "torch-zip"
+    if "archive_format" in names or "serialized_exported_program.json" in names:
+        return "pt2"
+    if any(name.endswith(".npy") for name in names):
+        raise CheckpointError("is a NumPy archive", where=str(path), hint="--data npz:FILE takes data")
+    raise CheckpointError(
+        "is a zip file, but not one that torch.save wrote (no data.pkl in it)",
+        where=str(path),
+        hint="unpack it and pass the checkpoint inside",
+    )
+
+
+def open_zip(handle: BinaryIO, path: Path) -> zipfile.ZipFile:
+    """The zip directory of an open file; nothing is unpacked.
+
+    Raises:
+        CheckpointError: there is no readable directory, as in a file that was cut short.
+    """
+    handle.seek(0)
+    try:
+        return zipfile.ZipFile(handle)
+    except Exception as error:  # zipfile raises half a dozen types on damaged directories
+        size = handle.seek(0, 2)
+        raise CheckpointError(
+            f"is damaged or cut short: its {size:,} bytes do not end in a zip directory",
+            where=str(path),
+            hint="copy or download it again",
+        ) from error
+
+
+def _sniff_text(head: bytes, path: Path) -> Kind:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(
+            "is a web page, not a checkpoint",
+            where=str(path),
+            hint="the download gave an error or login page; fetch the file itself",
+        )
+    if start.startswith(b"{") and path.name.endswith(".index.json"):
+        return "index"
+    what = "is a text file" if _is_text(head) else "is not a PyTorch or safetensors file"
+    raise CheckpointError(what, where=str(path), hint="pass a .pth, .pt, .ckpt, .bin or .safetensors file")
+
+
+def _is_text(head: bytes) -> bool:
+    return b"\0" not in head and sum(byte < 9 or 13 < byte < 32 for byte in head) == 0

@@ -1,0 +1,142 @@
+"""The one ``torch.load`` of the tree, and what stands around it.
+
+``weights_only=True`` keeps a pickle from running code. It is not a boundary against everything else:
+a compressed zip entry can ask for gigabytes, and a damaged file fails with whatever exception the
+unpickler happens to meet. So the zip directory is checked before, and every exception becomes ours.
+"""
+
+import contextlib
+import io
+import pickletools
+import re
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from modelopt_cli.checkpoint.sniff import Kind, open_zip
+from modelopt_cli.checkpoint.text import convert_command, first_line, printable
+from modelopt_cli.errors import CheckpointError
+
+# Runs only where the user runs it: loads with the original code, keeps names and tensors.
+_LOAD = 'import sys,torch as t;m=t.load(sys.argv[1],"cpu",weights_only=False);'
+_UNPICKLE = 'import sys,pickle,torch as t;m=pickle.load(open(sys.argv[1],"rb"));'
+_KEEP_WEIGHTS = (
+    'm=m.get("state_dict",m.get("model",m)) if isinstance(m,dict) else m;'
+    't.save(m.state_dict() if hasattr(m,"state_dict") else '
+    "{k:v for k,v in m.items() if t.is_tensor(v)},sys.argv[2])"
+)
+_SCAN_LIMIT = 64 << 20
+_REFUSED = re.compile(
+    r"GLOBAL (?P<not_allowed>\S+) was not an allowed global"
+    r"|GLOBAL (?P<blocked>\S+) whose module \S+ is blocked"
+    r"|unrecognized function (?P<called>.+)"
+)
+_RUNS_CODE = re.compile(
+    r"^(os|posix|nt|sys|subprocess|socket|shutil|builtins|__builtin__|runpy|pty|importlib|ctypes|pickle"
+    r"|operator|functools|webbrowser|commands|code|timeit|bdb|pdb|cProfile|asyncio|multiprocessing)(\.|$)"
+)
+
+
+def load_object(handle: BinaryIO, path: Path, kind: Kind) -> Any:
+    """What ``torch.save`` wrote: nested dicts, lists and scalars with CPU tensors; nothing else.
+
+    Args:
+        handle: the open file, so that what was checked and hashed is what is read.
+        path: its name, for messages.
+        kind: what it is, for messages.
+
+    Raises:
+        CheckpointError: the file is damaged, holds objects other than tensors, or would run code.
+    """
+    handle.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol and old storages; nothing to act on
+            return torch.load(handle, map_location="cpu", weights_only=True, mmap=False)
+    except Exception as error:  # six types seen on damaged files; a seventh must not escape either
+        raise _explain(error, handle, path, kind) from error
+
+
+def check_zip(handle: BinaryIO, path: Path) -> None:
+    """Refuse a zip that unpacks to more than the file holds.
+
+    torch.save stores its entries uncompressed, so their sizes never add up to more than the file's.
+
+    Raises:
+        CheckpointError: names both sizes.
+    """
+    entries = open_zip(handle, path).infolist()
+    unpacked, size = sum(entry.file_size for entry in entries), handle.seek(0, 2)
+    if unpacked > size:
+        raise CheckpointError(
+            f"its {size:,} bytes unpack to {unpacked:,}, which torch.save never does",
+            where=str(path),
+            hint="if you re-zipped it, store it uncompressed (zip -0)",
+        )
+
+
+def _explain(error: Exception, handle: BinaryIO, path: Path, kind: Kind) -> CheckpointError:
+    where = str(path)
+    found = _REFUSED.search(str(error))
+    named = [next(group for group in found.groups() if group)] if found else _globals(handle, path, kind)
+    running = [name for name in named if _RUNS_CODE.match(name)]
+    if running or (found and found["blocked"]):
+        return CheckpointError(
+            f"asks to call {printable((running or named)[0])} while it loads, which is code and was not run",
+            where=where,
+            hint="do not load it elsewhere either; get the weights from a source you trust",
+        )
+    if found:
+        what = f"holds a {printable(named[0])}, and only tensors are read from a file"
+        return CheckpointError(what, where=where, hint=_hint(path, kind))
+    if kind == "pickle":
+        return CheckpointError(
+            "is a pickle that torch.save did not write", where=where, hint=_hint(path, kind)
+        )
+    if "Unsupported operand" in str(error) and named:
+        what = "uses pickle instructions beyond those that tensors need"
+        return CheckpointError(what, where=where, hint=_hint(path, kind))
+    return CheckpointError(
+        f"cannot be read, it is damaged or cut short ({first_line(_useful(error))})",
+        where=where,
+        hint="copy or download it again",
+    )
+
+
+def _globals(handle: BinaryIO, path: Path, kind: Kind) -> list[str]:
+    """Every ``module.name`` that a file's pickles mention, read without running them."""
+    names: list[str] = []
+    with contextlib.suppress(Exception):  # a damaged pickle ends the walk where it is damaged
+        stream = io.BytesIO(_pickle_bytes(handle, path, kind))
+        while True:
+            strings: list[str] = []
+            for opcode, argument, _position in pickletools.genops(stream):
+                if opcode.name in ("GLOBAL", "INST"):
+                    names.append(str(argument).replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":
+                    names.append(".".join(strings[-2:]))
+                elif isinstance(argument, str):
+                    strings.append(argument)
+    return names
+
+
+def _pickle_bytes(handle: BinaryIO, path: Path, kind: Kind) -> bytes:
+    if kind != "torch-zip":
+        handle.seek(0)
+        return handle.read(_SCAN_LIMIT)
+    archive = open_zip(handle, path)
+    entry = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+    with archive.open(entry) as stream:
+        return stream.read(_SCAN_LIMIT)
+
+
+def _hint(path: Path, kind: Kind) -> str:
+    script = (_UNPICKLE if kind == "pickle" else _LOAD) + _KEEP_WEIGHTS
+    return f"if you trust it, convert it where its classes can be imported: {convert_command(script, path)}"
+
+
+def _useful(error: Exception) -> str | Exception:
+    """torch wraps the unpickler's words in a page of advice; the useful line comes after it."""
+    return str(error).partition("WeightsUnpickler error:")[2] or error

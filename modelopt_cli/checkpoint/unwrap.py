@@ -1,0 +1,148 @@
+"""From whatever a training script saved to one flat mapping of names to tensors."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from modelopt_cli.checkpoint.text import listing, printable
+from modelopt_cli.errors import CheckpointError
+
+# Keys under which weights are found, in the order they are preferred: plain weights before averaged
+# ones, because a file that holds both is a training checkpoint whose `model` is what it reports on.
+PLAIN = (
+    "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "net_state_dict",
+    "params", "weights", "model_weights", "backbone", "generator", "student",
+)  # fmt: skip
+AVERAGED = (
+    "ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "model_ema_state_dict", "params_ema",
+    "ema_params", "swa_model", "teacher",
+)  # fmt: skip
+_DEPTH = 4
+
+# Wrappers that only forward; every layer name below them is longer by this much.
+_WRAPPERS = ("module.", "_orig_mod.")
+# Scalars that other tools register on modules while they count or average: not weights.
+_LEFTOVERS = ("total_ops", "total_params", "n_averaged")
+
+
+@dataclass(frozen=True)
+class Unwrapped:
+    """A state dict and how it was found.
+
+    Attributes:
+        state: tensors by layer name, in the file's order.
+        notes: one line each for what was left aside.
+    """
+
+    state: dict[str, torch.Tensor]
+    notes: tuple[str, ...]
+
+
+def unwrap(saved: object, where: str) -> Unwrapped:
+    """Find the weights in what a file held and take off the wrappers' prefixes.
+
+    Raises:
+        CheckpointError: there is no state dict in it, or several and none preferred.
+    """
+    path, mapping = _find(saved, where)
+    notes: list[str] = []
+    if path:
+        notes.append(f"weights taken from '{printable('.'.join(path))}'")
+    if isinstance(saved, Mapping):
+        unused = [str(key) for key in AVERAGED if key in saved and key not in path]
+        if unused:
+            notes.append(
+                f"averaged weights under {listing(unused)} were left aside; save them alone to use them"
+            )
+    state, dropped = _tensors(mapping)
+    if dropped:
+        notes.append(f"left aside, not tensors of the network: {listing(dropped)}")
+    return Unwrapped(_strip_wrappers(state), tuple(notes))
+
+
+def _find(saved: object, where: str) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    node: Any = saved
+    path: tuple[str, ...] = ()
+    for _ in range(_DEPTH):
+        if not isinstance(node, Mapping):
+            break
+        if _is_state(node):
+            return path, node
+        key = _next_key(node, where)
+        node, path = node[key], (*path, key)
+    raise CheckpointError(_what_else(saved), where=where, hint="pass a file with a network's state_dict()")
+
+
+def _is_state(node: Mapping[Any, Any]) -> bool:
+    return any(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in node.items())
+
+
+def _next_key(node: Mapping[Any, Any], where: str) -> str:
+    below = [key for key, value in node.items() if isinstance(key, str) and _leads_to_state(value)]
+    for key in (*PLAIN, *AVERAGED):
+        if key in below:
+            return key
+    if len(below) == 1:
+        return below[0]
+    if below:
+        raise CheckpointError(
+            f"holds several sets of weights ({listing(below, 5)})",
+            where=where,
+            hint="save the one you mean alone",
+        )
+    raise CheckpointError(_what_else(node), where=where, hint="pass a file with a network's state_dict()")
+
+
+def _leads_to_state(value: object, depth: int = _DEPTH) -> bool:
+    if not isinstance(value, Mapping) or depth == 0 or "param_groups" in value:
+        return False
+    if _is_state(value):
+        return True
+    # Only known keys are followed, so that a hostile nest of shared dicts costs a bounded walk.
+    return any(_leads_to_state(value[key], depth - 1) for key in (*PLAIN, *AVERAGED) if key in value)
+
+
+def _what_else(saved: object) -> str:
+    if isinstance(saved, torch.Tensor):
+        return "holds a single tensor, not a network's weights"
+    if not isinstance(saved, Mapping):
+        return f"holds a {type(saved).__name__}, not a network's weights"
+    if "param_groups" in saved:
+        return "holds an optimizer's state, not a network's weights"
+    if not saved:
+        return "holds an empty dict"
+    return f"holds no network's weights (its keys: {listing([str(key) for key in saved], 5)})"
+
+
+def _tensors(mapping: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    state: dict[str, torch.Tensor] = {}
+    dropped: list[str] = []
+    for key, value in mapping.items():
+        if isinstance(key, str) and isinstance(value, torch.Tensor) and not _is_leftover(key):
+            state[key] = value.detach()
+        else:
+            dropped.append(str(key))
+    return state, dropped
+
+
+def _is_leftover(name: str) -> bool:
+    return name.rsplit(".", 1)[-1] in _LEFTOVERS
+
+
+def _strip_wrappers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    for prefix in _peel(list(state)):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    # torch.compile of a part of the network leaves its mark in the middle of names.
+    inner = {name.replace("._orig_mod.", "."): tensor for name, tensor in state.items()}
+    return inner if len(inner) == len(state) else state
+
+
+def _peel(names: list[str]) -> Iterator[str]:
+    while True:
+        prefix = next((w for w in _WRAPPERS if names and all(name.startswith(w) for name in names)), None)
+        if prefix is None:
+            return
+        yield prefix
+        names = [name.removeprefix(prefix) for name in names]
