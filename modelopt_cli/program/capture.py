@@ -1,0 +1,243 @@
+"""From any ``nn.Module`` to a Program."""
+
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from modelopt_cli.errors import ArtifactError, CaptureError
+from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_name, is_in_place
+from modelopt_cli.program.data import to_data
+from modelopt_cli.program.kinds import share
+from modelopt_cli.program.names import is_node_name, is_path, is_reserved
+from modelopt_cli.program.program import Program
+from modelopt_cli.program.recover import recover_layers
+from modelopt_cli.program.spec import InputSpec
+from modelopt_cli.program.tracer import ExampleTracer, ProgramTracer
+
+TRACED_BATCHES = (2, 3)
+VERIFIED_BATCHES = (1, 3)
+_SEED = 20240229
+_NOT_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+def capture(
+    model: nn.Module,
+    input: InputSpec,
+    *,
+    labels: Sequence[str] | None = None,
+    arch: str | None = None,
+    verify: bool = True,
+) -> Program:
+    """The Program that computes what ``model`` computes in eval mode.
+
+    Sizes stay symbolic where the forward pass allows it. Where Python itself needs a number, the sizes
+    that follow from ``input`` become literals; the batch size never does. The Program shares the
+    model's tensors, not its modules. The model is left as it was.
+
+    Args:
+        model: a network that takes one float tensor ``(N, *input.shape)`` and returns one tensor.
+        input: shape and preprocessing of one sample.
+        labels: class names in logit order.
+        arch: what the network was built from, kept for information.
+        verify: run both on random inputs at two batch sizes and demand equal outputs.
+
+    Raises:
+        CaptureError: control flow that depends on the data or the batch size, a function or layer that is
+            not on the allow-list, or an exception of the network's own.
+    """
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("TorchScript cannot be captured", hint="give the nn.Module it was made from")
+    with _eval_mode(model), torch.no_grad():
+        try:
+            return _attempt(model, ProgramTracer(), input, labels, arch, verify)
+        except CaptureError:
+            examples = [random_input(model, input, batch) for batch in TRACED_BATCHES]
+            return _attempt(model, ExampleTracer(examples), input, labels, arch, verify)
+
+
+def random_input(model: nn.Module, input: InputSpec, batch: int) -> Tensor:
+    """A normal random batch of the model's dtype, on its device; always the same for one batch size."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(_SEED + batch)
+    return torch.randn(batch, *input.shape, generator=generator).to(first.device, first.dtype)
+
+
+def _attempt(
+    model: nn.Module,
+    tracer: ProgramTracer,
+    input: InputSpec,
+    labels: Sequence[str] | None,
+    arch: str | None,
+    verify: bool,
+) -> Program:
+    graph = _trace(tracer, model)
+    _check_output(graph)
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or is_in_place(node, model))
+    recovered = recover_layers(graph, model)
+    graph.eliminate_dead_code(
+        lambda node: node.op in ("placeholder", "output") or _in_place(node, model, recovered)
+    )
+    _check_calls(graph)
+    parts = _parts(graph, model, {**tracer.constants, **recovered})
+    program = Program(parts, _clean(graph), input=input, labels=tuple(labels) if labels else None, arch=arch)
+    program.eval()
+    _check_storable(program)
+    if verify:
+        _verify(program, model, input)
+    return program
+
+
+def _trace(tracer: ProgramTracer, model: nn.Module) -> fx.Graph:
+    try:
+        return tracer.trace(model)
+    except CaptureError as error:
+        raise CaptureError(error.what, where=_where(error, tracer, model), hint=error.hint) from error
+    except Exception as error:  # whatever the user's forward raises
+        what = f"{type(error).__name__} while following the forward pass: {_first_line(error)}"
+        raise CaptureError(
+            what,
+            where=_where(error, tracer, model),
+            hint="a Program needs a forward pass whose path depends on sizes only",
+        ) from error
+
+
+def _where(error: BaseException, tracer: ProgramTracer, model: nn.Module) -> str:
+    layer = tracer.failed_in or type(model).__name__
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
+    return f"{layer} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else layer
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
+def _check_output(graph: fx.Graph) -> None:
+    (output,) = graph.find_nodes(op="output")
+    if not isinstance(output.args[0], fx.Node):
+        raise CaptureError(
+            f"the network returns a {type(output.args[0]).__name__}, not one tensor",
+            hint="wrap it in a module that returns the logits",
+        )
+
+
+def _check_calls(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target not in METHODS:
+            raise _not_listed(node, f"Tensor.{node.target}")
+        if node.op == "call_function" and function_name(node.target) is None:
+            module = getattr(node.target, "__module__", None) or ""
+            raise _not_listed(node, f"{module}.{getattr(node.target, '__name__', node.target)}".strip("."))
+        if node.op == "call_function" and node.target is getattr and node.args[1] not in ATTRIBUTES:
+            raise _not_listed(node, f"the attribute {node.args[1]}")
+
+
+def _check_storable(program: Program) -> None:
+    try:
+        to_data(program)
+    except ArtifactError as error:
+        raise CaptureError(error.what, where=error.where, hint=error.hint) from error
+
+
+def _not_listed(node: fx.Node, what: str) -> CaptureError:
+    stack = node.meta.get("nn_module_stack") or {}
+    where = next((path for path, _ in reversed(stack.values()) if path), None)
+    return CaptureError(
+        f"{what} is not on the list of what a Program may call",
+        where=where,
+        hint="put it into a form that uses ordinary torch functions",
+    )
+
+
+def _parts(graph: fx.Graph, model: nn.Module, made: dict[str, Any]) -> dict[str, Any]:
+    """The leaves and tensors the graph refers to, by path."""
+    parts: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        path = str(node.target)
+        if not is_path(path):
+            why = "is what a Program itself uses" if is_reserved(path.split(".")[0]) else "has odd characters"
+            raise CaptureError(f"the name {path!r} {why}", hint="rename the layer")
+        if path in made:
+            parts[path] = made[path]
+        elif node.op == "get_attr":
+            parts[path] = attrgetter(path)(model)
+        elif path not in parts:
+            parts[path] = _leaf(model.get_submodule(path), path)
+    return parts
+
+
+def _leaf(module: nn.Module, path: str) -> nn.Module:
+    try:
+        return share(module)
+    except (ValueError, ArtifactError) as error:
+        raise CaptureError(
+            getattr(error, "what", str(error)),
+            where=path,
+            hint="undo weight_norm, spectral_norm or pruning masks first (remove_..., prune.remove)",
+        ) from error
+
+
+def _in_place(node: fx.Node, model: nn.Module, recovered: dict[str, nn.Module]) -> bool:
+    return node.target not in recovered and is_in_place(node, model)
+
+
+def _clean(graph: fx.Graph) -> fx.Graph:
+    """A copy without the marks of how it was traced: as it comes back from a file."""
+    clean = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copy = copies[node] = clean.node_copy(node, copies.__getitem__)
+        copy.meta.clear()
+        copy.type = None
+        if not is_node_name(copy.name):  # a layer called "self", say
+            copy.name = clean._graph_namespace.create_name(f"n_{copy.name.strip('_')[:150]}", None)
+    return clean
+
+
+def _verify(program: Program, model: nn.Module, input: InputSpec) -> None:
+    for batch in VERIFIED_BATCHES:
+        x = random_input(model, input, batch)
+        shape = f"an input of shape {tuple(x.shape)}"
+        try:
+            expected = model(x.clone())
+        except Exception as error:
+            raise CaptureError(
+                f"the network cannot process {shape}: {_first_line(error)}", hint="give the right input size"
+            ) from error
+        try:
+            actual = program(x)
+        except Exception as error:
+            raise CaptureError(f"what was captured fails on {shape}: {_first_line(error)}") from error
+        if not _same(actual, expected):
+            raise CaptureError(
+                f"what was captured does not compute what the network does on {shape}",
+                hint="its forward pass depends on the batch size, on chance, or on state of its own",
+            )
+
+
+def _same(actual: Any, expected: Any) -> bool:
+    if not isinstance(actual, Tensor) or not isinstance(expected, Tensor) or actual.shape != expected.shape:
+        return False
+    if actual.device.type != "cpu":  # other devices may choose another algorithm for the same call
+        return torch.allclose(actual, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
+    return bool(((actual == expected) | (actual.isnan() & expected.isnan())).all())
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,338 @@
+"""A Program as plain data, and strictly back.
+
+The data form is JSON with these keys; the tensors travel beside it (docs/format.md):
+
+    input       {"shape": [...], "preprocess": {...} or null}
+    labels      class names, or null
+    history     what was done to the network
+    arch        the spec it was built from, or null
+    modules     {path: {"kind": name, "config": {...}}}       the leaf layers
+    attributes  {path: "parameter" | "buffer"}                tensors outside of leaf layers
+    tensors     {path: {"dtype": name, "shape": [...]}}       all that must come beside it
+    tied        {path: path}                                  names for a tensor that has another name
+    nodes       [{"op", "name", "target", "args", "kwargs"}]  the graph, in order
+
+Everything is checked before fx sees any of it: fx writes a graph as Python source and runs it.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from modelopt_cli.errors import ArtifactError
+from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_called, function_name
+from modelopt_cli.program.arguments import (
+    DTYPES,
+    dtype_name,
+    from_json,
+    number_from_json,
+    number_to_json,
+    to_json,
+)
+from modelopt_cli.program.header import from_header, keyed, listed, mapped, to_header
+from modelopt_cli.program.kinds import build, config_of, kind_of
+from modelopt_cli.program.names import is_keyword, is_node_name, is_path
+from modelopt_cli.program.program import Program
+
+MAX_NODES = 20_000
+_GRAPH_KEYS = ("modules", "attributes", "tensors", "tied", "nodes")
+_HEADER_KEYS = ("input", "labels", "history", "arch")
+
+
+def state_of(program: Program) -> dict[str, Tensor]:
+    """The tensors to store beside ``to_data(program)``: each once, under its first name."""
+    state, tied = _named_once(program)
+    return {path: tensor.detach() for path, tensor in state.items() if path not in tied}
+
+
+def to_data(program: Program) -> dict[str, Any]:
+    """The Program as JSON-able data without tensors and encodings.
+
+    Raises:
+        ArtifactError: it holds a layer, function or argument that has no form in a file.
+    """
+    state, tied = _named_once(program)
+    modules = {path: _module_to_data(program, path) for path in _targets(program, "call_module")}
+    attributes = [path for path in _targets(program, "get_attr") if _leaf_above(path, modules) is None]
+    data = to_header(program) | {
+        "modules": modules,
+        "attributes": {
+            p: "parameter" if isinstance(state[p], nn.Parameter) else "buffer" for p in attributes
+        },
+        "tensors": {
+            path: {"dtype": dtype_name(tensor.dtype), "shape": list(tensor.shape)}
+            for path, tensor in state.items()
+            if path not in tied
+        },
+        "tied": tied,
+        "nodes": [_node_to_data(node) for node in program.graph.nodes],
+    }
+    _check_paths(data["modules"], data["attributes"])
+    return data
+
+
+def _named_once(program: Program) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors by name, and for the second and later names of a tensor its first."""
+    state: dict[str, Tensor] = program.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    for path, tensor in state.items():
+        first.setdefault(id(tensor), path)
+    return state, {path: first[id(tensor)] for path, tensor in state.items() if first[id(tensor)] != path}
+
+
+def _targets(program: Program, op: str) -> list[str]:
+    return list(dict.fromkeys(str(node.target) for node in program.graph.nodes if node.op == op))
+
+
+def _module_to_data(program: Program, path: str) -> dict[str, Any]:
+    module = program.get_submodule(path)
+    kind = kind_of(module)
+    if kind is None:
+        raise ArtifactError(f"a {type(module).__name__} has no form in a file", where=path)
+    return {"kind": kind, "config": {k: number_to_json(v) for k, v in config_of(module).items()}}
+
+
+def _node_to_data(node: fx.Node) -> dict[str, Any]:
+    if not is_node_name(node.name):
+        raise ArtifactError(f"a node cannot be named {node.name!r}")
+    target = str(node.target)
+    if node.op == "call_function":
+        target = function_name(node.target) or ""  # type: ignore[arg-type]
+        if not target:
+            raise ArtifactError(f"the function {node.target} has no form in a file", where=node.name)
+    args = [] if node.op == "placeholder" else [to_json(arg) for arg in node.args]
+    kwargs = {key: to_json(value) for key, value in node.kwargs.items()}
+    return {"op": node.op, "name": node.name, "target": target, "args": args, "kwargs": kwargs}
+
+
+def from_data(data: Mapping[str, Any], state: Mapping[str, Tensor]) -> Program:
+    """The Program that ``to_data`` described, with the tensors of ``state`` (shared, not copied).
+
+    Args:
+        data: parsed JSON; not trusted.
+        state: exactly the tensors it lists. Tied names may be present, too, with equal values.
+
+    Returns:
+        A Program in eval mode, without encodings.
+
+    Raises:
+        ArtifactError: anything else than what ``to_data`` writes, or tensors that do not fit it.
+    """
+    fields = keyed(data, (*_HEADER_KEYS, *_GRAPH_KEYS), "the program")
+    header = from_header({key: fields[key] for key in _HEADER_KEYS})
+    described, attributes = mapped(fields["modules"], "modules"), mapped(fields["attributes"], "attributes")
+    if len(described) + len(attributes) > MAX_NODES:
+        raise ArtifactError("too many layers")
+    modules = {path: _module_from_data(path, entry) for path, entry in described.items()}
+    _check_paths(modules, attributes)
+    graph = _graph(fields["nodes"], modules, attributes)
+    tensors = _tensors(mapped(fields["tensors"], "tensors"), mapped(fields["tied"], "tied"), state)
+    parts: dict[str, Any] = {**modules, **_assign(modules, attributes, tensors)}
+    parts |= {path: parts[path] for path in attributes}
+    _fetch_from_leaves(graph, parts)
+    try:
+        program = Program(parts, graph, **header)
+    except Exception as error:  # whatever fx finds wrong with the source it writes
+        raise ArtifactError(f"the graph cannot be built: {str(error)[:100]!r}") from error
+    return program.eval()
+
+
+def _module_from_data(path: str, entry: Any) -> nn.Module:
+    fields = keyed(entry, ("kind", "config"), "a layer")
+    if not isinstance(fields["kind"], str):
+        raise ArtifactError("a layer's kind must be a string")
+    config = {key: number_from_json(value) for key, value in mapped(fields["config"], "config").items()}
+    try:
+        return build(fields["kind"], config)
+    except ArtifactError as error:
+        raise ArtifactError(error.what, where=path[:200], hint=error.hint) from error
+
+
+def _leaf_above(path: str, modules: Mapping[str, Any]) -> str | None:
+    """The leaf layer a path lies in, itself included."""
+    parts = path.split(".")
+    return next((p for n in range(1, len(parts) + 1) if (p := ".".join(parts[:n])) in modules), None)
+
+
+def _check_paths(modules: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+    """Every path is well formed and none lies inside another."""
+    taken = {**modules, **attributes}
+    if len(taken) != len(modules) + len(attributes):
+        raise ArtifactError("a layer and a tensor have the same name")
+    for path in taken:
+        if not is_path(path):
+            raise ArtifactError(f"not a layer name: {path[:100]!r}")
+        if _leaf_above(path, taken) != path:
+            raise ArtifactError("lies inside another layer", where=path)
+    if any(kind not in ("parameter", "buffer") for kind in attributes.values()):
+        raise ArtifactError("an attribute is a parameter or a buffer")
+
+
+def _graph(entries: Any, modules: Mapping[str, nn.Module], attributes: Mapping[str, Any]) -> fx.Graph:
+    listing = listed(entries, "nodes", MAX_NODES)
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for position, entry in enumerate(listing):
+        fields = keyed(entry, ("op", "name", "target", "args", "kwargs"), "a node")
+        name, op = fields["name"], fields["op"]
+        if not is_node_name(name) or name in nodes:
+            raise ArtifactError(f"not a new node name: {str(name)[:100]!r}")
+        if (op == "placeholder") != (position == 0) or (op == "output") != (position == len(listing) - 1):
+            raise ArtifactError("a graph starts with its one input and ends with its one output")
+        try:
+            nodes[name] = _add(graph, fields, nodes, modules, attributes)
+        except ArtifactError as error:
+            raise ArtifactError(error.what, where=f"node {name}", hint=error.hint) from error
+    if len(listing) < 2:
+        raise ArtifactError("the graph is empty")
+    unused = {*modules, *attributes} - {str(node.target) for node in graph.nodes}
+    if unused:
+        raise ArtifactError("is not used by the graph", where=min(unused)[:200])
+    return graph
+
+
+def _add(
+    graph: fx.Graph,
+    fields: dict[str, Any],
+    nodes: Mapping[str, fx.Node],
+    modules: Mapping[str, nn.Module],
+    attributes: Mapping[str, Any],
+) -> fx.Node:
+    op, name, target = fields["op"], fields["name"], fields["target"]
+    args = tuple(from_json(listed(fields["args"], "args", 4096), nodes))
+    kwargs = {key: from_json(value, nodes) for key, value in mapped(fields["kwargs"], "kwargs").items()}
+    if not isinstance(op, str) or not isinstance(target, str) or op not in _OPS:
+        raise ArtifactError("unknown operation")
+    if not all(map(is_keyword, kwargs)):
+        raise ArtifactError("a keyword argument with an odd name")
+    if op == "call_function":
+        callee: Any = _function(target, args, kwargs)
+    elif op == "call_method":
+        callee = target if target in METHODS and args and isinstance(args[0], fx.Node) else None
+    elif op == "call_module":
+        callee = target if target in modules else None
+    elif op == "get_attr":
+        known = target in attributes or _in_leaf(target, modules)
+        callee = target if known and not args and not kwargs else None
+    elif op == "placeholder":
+        callee = name if is_node_name(target) and not args and not kwargs else None
+    else:
+        callee = "output" if _is_one_node(args, kwargs) else None
+    if callee is None:
+        raise ArtifactError(f"{op} cannot be applied to {target[:100]!r} with these arguments")
+    node = graph.create_node(op, callee, args, kwargs, name=name)
+    if node.name != name:
+        raise ArtifactError("its name is taken")
+    return node
+
+
+_UNARY = ("neg", "pos", "abs", "invert")
+_IN_PLACE = ("operator.iadd", "operator.isub", "operator.imul", "operator.itruediv")
+_OPS = ("placeholder", "get_attr", "call_module", "call_function", "call_method", "output")
+
+
+def _function(target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The function of this name, if generated code can call it with these arguments."""
+    function = function_called(target)
+    if target == "getattr" or target.startswith("operator."):
+        # fx writes these as Python expressions: x.shape, a + b, -a.
+        unary = target.removeprefix("operator.") in _UNARY
+        if kwargs or len(args) != (1 if unary else 2) or not any(isinstance(arg, fx.Node) for arg in args):
+            return None
+        if target in ("getattr", "operator.getitem") or target in _IN_PLACE:
+            function = function if isinstance(args[0], fx.Node) else None
+    if target == "getattr":
+        return function if isinstance(args[1], str) and args[1] in ATTRIBUTES else None
+    return function
+
+
+def _is_one_node(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return len(args) == 1 and isinstance(args[0], fx.Node) and not kwargs
+
+
+def _in_leaf(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    leaf = _leaf_above(path, modules)
+    return leaf is not None and path[len(leaf) + 1 :] in modules[leaf].state_dict()
+
+
+def _tensors(
+    entries: Mapping[str, Any], tied: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """All tensors by all their names, checked against what the data says of them."""
+    missing, extra = set(entries) - set(state), set(state) - set(entries) - set(tied)
+    if missing or extra:
+        name = min(missing or extra)
+        raise ArtifactError(
+            f"the tensor {name[:100]!r} is {'missing' if missing else 'not part of the program'}"
+        )
+    tensors = {}
+    for path, entry in entries.items():
+        fields = keyed(entry, ("dtype", "shape"), "a tensor")
+        dtype, shape = fields["dtype"], listed(fields["shape"], "shape", 64)
+        right = isinstance(dtype, str) and DTYPES.get(dtype) == state[path].dtype
+        if not right or list(state[path].shape) != shape or bool in map(type, shape):
+            raise ArtifactError("a tensor's type or shape is not what the program says", where=path[:200])
+        tensors[path] = state[path]
+    for path, first in tied.items():
+        if path in entries or not isinstance(first, str) or first not in entries:
+            raise ArtifactError("a tied name must stand for a tensor with another name", where=path[:200])
+        if path in state and not _equal(state[path], tensors[first]):
+            raise ArtifactError("tied tensors differ", where=path[:200])
+        tensors[path] = tensors[first]
+    return tensors
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same bit for bit, NaN included."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))
+
+
+def _slots(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
+    """Every place for a tensor inside leaf layers: full path, owner, name there, empty tensor."""
+    for path, leaf in modules.items():
+        for inner, empty in leaf.state_dict(keep_vars=True).items():
+            owner, _, name = inner.rpartition(".")
+            yield f"{path}.{inner}", leaf.get_submodule(owner), name, empty
+
+
+def _assign(
+    modules: Mapping[str, nn.Module], attributes: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Put the tensors into the leaves; return those that belong outside of them."""
+    slots = {path: (owner, name, empty) for path, owner, name, empty in _slots(modules)}
+    unexpected = set(tensors) ^ {*slots, *attributes}
+    if unexpected:
+        raise ArtifactError("the tensors listed are not those the layers have", where=min(unexpected)[:200])
+    parameters: dict[int, nn.Parameter] = {}
+
+    def parameter(tensor: Tensor) -> nn.Parameter:
+        grad = tensor.is_floating_point()
+        return parameters.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=grad))
+
+    for path, (owner, name, empty) in slots.items():
+        tensor = tensors[path]
+        if tensor.shape != empty.shape or (tensor.dtype != empty.dtype and not _both_float(tensor, empty)):
+            raise ArtifactError("the tensor does not fit the layer's hyperparameters", where=path)
+        if isinstance(empty, nn.Parameter):
+            setattr(owner, name, parameter(tensor))
+        else:
+            owner._buffers[name] = tensor
+    return {p: parameter(tensors[p]) if kind == "parameter" else tensors[p] for p, kind in attributes.items()}
+
+
+def _both_float(a: Tensor, b: Tensor) -> bool:
+    return a.is_floating_point() and b.is_floating_point()
+
+
+def _fetch_from_leaves(graph: fx.Graph, parts: dict[str, Any]) -> None:
+    """``get_attr`` of a tensor inside a leaf needs an entry of its own when a GraphModule is built."""
+    for node in graph.find_nodes(op="get_attr", sort=False):
+        path = str(node.target)
+        if path not in parts:
+            leaf = _leaf_above(path, parts)
+            assert leaf is not None  # _add has looked
+            parts[path] = parts[leaf].state_dict(keep_vars=True)[path[len(leaf) + 1 :]]

@@ -1,0 +1,219 @@
+"""Turns functional calls with fetched weights back into the layers they belong to.
+
+A user's own ``Conv2d`` subclass is traced through, and its ``F.conv2d(x, self.weight, self.bias, ...)``
+arrives as a function call with two fetched parameters. As an ``nn.Conv2d`` under the layer's own name it
+has the same state-dict keys as before and is a layer every method knows how to compress.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from modelopt_cli.errors import ArtifactError
+from modelopt_cli.program.kinds import build, share
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_DECONV = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_PARAMETERS: dict[Callable[..., Any], tuple[str, tuple[str, ...]]] = {
+    F.conv1d: ("Conv1d", _CONV),
+    F.conv2d: ("Conv2d", _CONV),
+    F.conv3d: ("Conv3d", _CONV),
+    F.conv_transpose1d: ("ConvTranspose1d", _DECONV),
+    F.conv_transpose2d: ("ConvTranspose2d", _DECONV),
+    F.conv_transpose3d: ("ConvTranspose3d", _DECONV),
+    F.linear: ("Linear", ("input", "weight", "bias")),
+    F.layer_norm: ("LayerNorm", ("input", "normalized_shape", "weight", "bias", "eps")),
+    F.group_norm: ("GroupNorm", ("input", "num_groups", "weight", "bias", "eps")),
+    F.batch_norm: (
+        "BatchNorm",
+        ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    ),
+}
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+_DEFAULTS: dict[str, Any] = {
+    **{"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1},
+    **{"eps": 1e-5, "momentum": 0.1, "training": False},
+}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One functional call: its node, the layer its weights belong to, and that layer's description."""
+
+    node: fx.Node
+    layer: str
+    kind: str
+    config: dict[str, Any]
+
+
+def recover_layers(graph: fx.Graph, root: nn.Module) -> dict[str, nn.Module]:
+    """Replace functional calls in ``graph`` by calls of layers, where that changes nothing.
+
+    A layer is recovered if its tensors have the usual names below one path, nothing else uses them,
+    and all its calls agree on the hyperparameters. The others stay functions.
+
+    Args:
+        graph: changed in place.
+        root: the network that was traced; not changed.
+
+    Returns:
+        The recovered layers by path, sharing the network's tensors.
+    """
+    calls: dict[str, list[_Call]] = defaultdict(list)
+    for node in graph.nodes:
+        call = _recognise(node, root)
+        if call is not None:
+            calls[call.layer].append(call)
+    recovered = {}
+    for layer, of_layer in calls.items():
+        module = (
+            _module(of_layer, root) if _owns(graph, layer, {call.node for call in of_layer}, root) else None
+        )
+        if module is not None:
+            recovered[layer] = module
+            recovered |= _moved_children(graph, layer, root)
+            for call in of_layer:
+                _replace(graph, call)
+    return recovered
+
+
+def _recognise(node: fx.Node, root: nn.Module) -> _Call | None:
+    if node.op != "call_function" or node.target not in _PARAMETERS:
+        return None
+    kind, names = _PARAMETERS[node.target]
+    bound = {**_DEFAULTS, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+    paths = {name: _path(bound.get(name)) for name in _TENSORS if bound.get(name) is not None}
+    layers = {
+        path.rpartition(".")[0] if path and path.endswith(f".{name}") else None
+        for name, path in paths.items()
+    }
+    layer = layers.pop() if len(layers) == 1 else None
+    if not layer:
+        return None
+    config = _config(kind, bound, root, layer)
+    return _Call(node, layer, *config) if config is not None else None
+
+
+def _path(argument: Any) -> str | None:
+    is_fetched = isinstance(argument, fx.Node) and argument.op == "get_attr"
+    return str(argument.target) if is_fetched else None
+
+
+def _config(
+    kind: str, bound: dict[str, Any], root: nn.Module, layer: str
+) -> tuple[str, dict[str, Any]] | None:
+    """Kind and hyperparameters, or None where an argument is computed or no layer is like this."""
+    weight: Any = attrgetter(f"{layer}.weight")(root) if bound.get("weight") is not None else None
+    bias = bound.get("bias") is not None
+    if kind.startswith("Conv"):
+        config = _conv_config(kind, weight, bias, bound)
+    elif kind == "Linear":
+        config = {"in_features": weight.shape[1], "out_features": weight.shape[0], "bias": bias}
+    elif kind == "LayerNorm":
+        shape = _listed(bound["normalized_shape"])
+        config = {"normalized_shape": shape, "eps": bound["eps"], "elementwise_affine": True, "bias": bias}
+    elif kind == "GroupNorm":
+        config = {"num_groups": bound["num_groups"], "num_channels": weight.shape[0]}
+        config |= {"eps": bound["eps"], "affine": True, "bias": bias}
+    else:
+        return _batch_norm_config(bound, root.get_submodule(layer))
+    computed = any(isinstance(v, fx.Node) for value in config.values() for v in _flat(value))
+    return None if computed or weight is None else (kind, config)
+
+
+def _conv_config(kind: str, weight: Any, bias: bool, bound: dict[str, Any]) -> dict[str, Any]:
+    first, second, *kernel = weight.shape
+    groups = bound["groups"]
+    transposed = "Transpose" in kind
+    config = {name: _listed(bound[name]) for name in ("stride", "padding", "dilation")}
+    if transposed:
+        config["output_padding"] = _listed(bound["output_padding"])
+    channels = (first, second * groups) if transposed else (second * groups, first)
+    config |= {"in_channels": channels[0], "out_channels": channels[1], "kernel_size": kernel}
+    return config | {"groups": groups, "bias": bias, "padding_mode": "zeros"}
+
+
+def _batch_norm_config(bound: dict[str, Any], owner: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    kinds = [kind for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) if isinstance(owner, kind)]
+    statistics = bound.get("running_mean") is not None and bound.get("running_var") is not None
+    if not kinds or not isinstance(owner, _BatchNorm) or not statistics or bound["training"] is not False:
+        return None
+    config = {"num_features": owner.num_features, "eps": bound["eps"], "momentum": owner.momentum}
+    config |= {"affine": bound.get("weight") is not None, "bias": bound.get("bias") is not None}
+    return kinds[0].__name__, config | {"track_running_stats": True}
+
+
+def _owns(graph: fx.Graph, layer: str, callers: set[fx.Node], root: nn.Module) -> bool:
+    """Whether the layer's tensors are used by these calls only, and nothing with state lies below it."""
+    for node in graph.nodes:
+        path = str(node.target)
+        if node.op == "call_module" and path == layer:
+            return False
+        if not path.startswith(f"{layer}."):
+            continue
+        if node.op == "get_attr" and (path.rpartition(".")[0] != layer or not set(node.users) <= callers):
+            return False
+        if node.op == "call_module" and next(iter(root.get_submodule(path).state_dict()), None) is not None:
+            return False
+    return True
+
+
+def _module(calls: list[_Call], root: nn.Module) -> nn.Module | None:
+    first = calls[0]
+    if any((call.kind, call.config) != (first.kind, first.config) for call in calls):
+        return None
+    try:
+        module = build(first.kind, first.config)
+    except ArtifactError:
+        return None
+    source = root.get_submodule(first.layer)
+    for name, empty in [*module.named_parameters(), *module.named_buffers()]:
+        tensor = getattr(source, name, None)
+        if name == "num_batches_tracked" and tensor is None:
+            tensor = torch.tensor(0)
+        if not isinstance(tensor, Tensor) or tensor.shape != empty.shape:
+            return None
+        if isinstance(empty, nn.Parameter) and not isinstance(tensor, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=False)
+        setattr(module, name, tensor)
+    return module
+
+
+def _moved_children(graph: fx.Graph, layer: str, root: nn.Module) -> dict[str, nn.Module]:
+    """A leaf has no children in a Program: ``conv.static_padding`` becomes ``conv_static_padding``."""
+    taken = {str(node.target) for node in graph.nodes}
+    moved: dict[str, nn.Module] = {}
+    paths: dict[str, str] = {}
+    for node in graph.nodes:
+        path = str(node.target)
+        if node.op == "call_module" and path.startswith(f"{layer}."):
+            if path not in paths:
+                paths[path] = layer + "_" + path[len(layer) + 1 :].replace(".", "_")
+                while paths[path] in taken:
+                    paths[path] += "_"
+                moved[paths[path]] = share(root.get_submodule(path))
+            node.target = paths[path]
+    return moved
+
+
+def _replace(graph: fx.Graph, call: _Call) -> None:
+    source = call.node.kwargs.get("input", call.node.args[0] if call.node.args else None)
+    with graph.inserting_before(call.node):
+        node = graph.call_module(call.layer, (source,))
+    call.node.replace_all_uses_with(node)
+    graph.erase_node(call.node)
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def _flat(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, list) else (value,)
