@@ -30,11 +30,13 @@ def environment() -> dict[str, dict[str, Any]]:
     """Versions, CPU, GPU and kernels, as JSON values."""
     import torch
 
+    from modelopt_cli.measure.environment import cpu_name
+
     return {
         "versions": {"modelopt": __version__, "python": platform.python_version(), **_versions()},
         "system": {"platform": platform.platform(), "machine": platform.machine()},
         "cpu": {
-            "model": _cpu_model(),
+            "model": cpu_name(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "int8_dot_product": bool(_cpu_flags() & {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"}),
             "threads": torch.get_num_threads(),
@@ -62,22 +64,12 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu_info() -> dict[str, str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:  # no Linux
-        return {}
-    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
-    return {key.strip(): value.strip() for key, _, value in lines}
-
-
-def _cpu_model() -> str:
-    return _cpu_info().get("model name") or platform.processor() or platform.machine()
-
-
 def _cpu_flags() -> set[str]:
-    info = _cpu_info()
-    return set((info.get("flags") or info.get("Features") or "").split())
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:  # no Linux
+        return set()
+    return {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
 
 
 def _text(value: Any) -> str:

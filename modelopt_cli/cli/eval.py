@@ -22,6 +22,10 @@ Baseline = Annotated[
         rich_help_panel="Measuring",
     ),
 ]
+ForceExport = Annotated[
+    bool,
+    typer.Option("--force", help="Replace files named by --export if they exist.", rich_help_panel="Output"),
+]
 
 
 def evaluate(
@@ -29,25 +33,36 @@ def evaluate(
     checkpoints: Checkpoints,
     network: options.NetworkOptions,
     run: options.RunOptions,
-    latency: options.LatencyOptions,
+    measure: options.MeasureOptions,
     gates: options.GateOptions,
     baseline: Baseline = None,
     export: options.Export = None,
-    force: options.Force = False,
+    force: ForceExport = False,
 ) -> None:
     """Compare size, accuracy and speed with a baseline.
 
     Example: modelopt eval resnet18.pth resnet18-int8.safetensors --data val/ --max-drop 1
     """
     reader = Reader()
-    request = options.read_request(reader, network, run, latency, gates)
+    request = options.read_request(reader, network, run, measure, gates)
     exports = options.read_exports(reader, export)
     reader.finish()
+    options.check_exports(exports, force)
+    paths, index = with_baseline(checkpoints, baseline)
 
     from modelopt_cli import api
 
     with console.progress() as progress:
         evaluation = api.evaluate(
-            checkpoints, baseline=baseline, on_note=console.note, progress=progress, **request.keywords()
+            paths, on_note=console.note, progress=progress, **request.keywords(baseline=index)
         )
     show_evaluation(console, evaluation, exports, force=force)
+
+
+def with_baseline(checkpoints: list[Path], baseline: Path | None) -> tuple[list[Path], int]:
+    """What to measure, and the index of the baseline; one that was not named before comes first."""
+    if baseline is None:
+        return checkpoints, 0
+    if baseline in checkpoints:
+        return checkpoints, checkpoints.index(baseline)
+    return [baseline, *checkpoints], 0

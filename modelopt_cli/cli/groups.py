@@ -79,19 +79,18 @@ class GroupedCommand(TyperCommand):
     """Prints the options in the groups their ``rich_help_panel`` names, in plain text."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write one section for each group, in order of first appearance."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                sections.setdefault(section_of(parameter), []).append(record)
-        for title, records in sections.items():
+        """Write one section for each group."""
+        for title, records in self.sections(ctx).items():
             with formatter.section(title):
                 formatter.write_dl(records)
 
-
-def section_of(parameter: Any) -> str:
-    """The heading an option is listed under."""
-    if parameter.param_type_name == "argument":
-        return "Arguments"
-    return parameter.rich_help_panel or "Options"
+    def sections(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+        """Each option as it is written and its help, by group, in order of first appearance."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            is_argument = parameter.param_type_name == "argument"
+            title = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
+            if record := parameter.get_help_record(ctx):
+                name = record[0].partition(" <")[0] if is_argument else record[0]  # typer appends a type
+                sections.setdefault(title, []).append((name, record[1]))
+        return sections

@@ -66,10 +66,11 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
     file = read_state(path)
     architecture = recognise(file.state)
+    shape = architecture.input.shape if architecture and architecture.input else None
     return {
         "kind": file.source,
         "arch": architecture.spec if architecture else None,
-        "input": {"shape": list(architecture.input.shape)} if architecture else None,
+        "input": {"shape": list(shape)} if shape else None,
         "history": [],
         "tensors": [
             {"name": name, "codec": "raw", "dtype": NAMES[tensor.dtype], "shape": list(tensor.shape)}

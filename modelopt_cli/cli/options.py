@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 import typer
 
+from modelopt_cli.artifact import check_output
 from modelopt_cli.cli.values import (
     Reader,
     parse_choice,
@@ -156,10 +157,6 @@ class RunOptions:
         _run(min=1, metavar="N", help="CPU threads [default: torch's own choice]."),
     ] = None
     device: Annotated[str, _run(metavar="cpu|cuda|cuda:N", help="Where to run.")] = "cpu"
-    batch_size: Annotated[
-        int,
-        _run(min=1, metavar="N", help="Samples at a time when latency is measured."),
-    ] = 1
     workers: Annotated[
         int,
         _run(min=0, metavar="N", help="Processes that load data besides this one."),
@@ -214,14 +211,20 @@ class QuantizeOptions:
 
 
 @dataclass(frozen=True)
-class LatencyOptions:
-    """How latency is measured."""
+class MeasureOptions:
+    """How much is measured, and how."""
 
-    warmup: Annotated[
-        int,
-        _measure(min=0, metavar="N", help="Runs before those that count."),
-    ] = 5
-    runs: Annotated[int, _measure(min=1, metavar="N", help="Runs that count.")] = 30
+    batch_size: Annotated[
+        int, _measure(min=1, metavar="N", help="Samples in one pass when latency is measured.")
+    ] = 1
+    warmup: Annotated[int, _measure(min=0, metavar="N", help="Passes before those that count.")] = 5
+    runs: Annotated[int, _measure(min=0, metavar="N", help="Passes that count; 0 leaves latency out.")] = 30
+    limit: Annotated[
+        int | None, _measure(min=1, metavar="N", help="Evaluate on at most this many samples of --data.")
+    ] = None
+    data_batch_size: Annotated[
+        int, _measure(min=1, metavar="N", help="Samples in one pass when accuracy is measured.")
+    ] = 64
 
 
 @dataclass(frozen=True)
@@ -260,38 +263,29 @@ class Request:
     network: NetworkOptions
     image: InputValues
     run: RunOptions
-    latency: LatencyOptions
+    measure: MeasureOptions
     gates: dict[str, float]
 
-    def keywords(self) -> dict[str, Any]:
+    def keywords(self, baseline: int = 0) -> dict[str, Any]:
         """The keyword arguments that ``api.quantize`` and ``api.evaluate`` share."""
         from modelopt_cli.data import PreprocessOverrides
         from modelopt_cli.measure import EvalOptions, Gates
 
-        run = self.run
         return {
             "arch": self.network.arch,
             "data": self.network.data,
             "overrides": PreprocessOverrides(**self.image.given()),
-            "options": EvalOptions(
-                batch_size=run.batch_size,
-                warmup=self.latency.warmup,
-                runs=self.latency.runs,
-                threads=run.threads,
-                workers=run.workers,
-                device=run.device,
-            ),
+            "options": EvalOptions(baseline=baseline, **vars(self.measure), **vars(self.run)),
             "gates": Gates(**self.gates),
-            "seed": run.seed,
         }
 
 
 def read_request(
-    reader: Reader, network: NetworkOptions, run: RunOptions, latency: LatencyOptions, gates: GateOptions
+    reader: Reader, network: NetworkOptions, run: RunOptions, measure: MeasureOptions, gates: GateOptions
 ) -> Request:
     """Check the values of all groups; what is wrong is left with ``reader``."""
     run.read(reader)
-    return Request(network, network.read(reader), run, latency, gates.read(reader))
+    return Request(network, network.read(reader), run, measure, gates.read(reader))
 
 
 def read_exports(reader: Reader, paths: list[Path] | None) -> tuple[Path, ...]:
@@ -300,3 +294,9 @@ def read_exports(reader: Reader, paths: list[Path] | None) -> tuple[Path, ...]:
         fine = path.suffix.lower() in EXPORTS
         reader.check(fine, "--export", f"{path} ends in none of {', '.join(EXPORTS)}")
     return tuple(paths or ())
+
+
+def check_exports(paths: tuple[Path, ...], force: bool) -> None:
+    """Refuse files that must not be written to, before anything is measured; raises OutputError."""
+    for path in paths:
+        check_output(path, force)

@@ -36,7 +36,7 @@ def quantize(
     method: options.QuantizeOptions,
     network: options.NetworkOptions,
     run: options.RunOptions,
-    latency: options.LatencyOptions,
+    measure: options.MeasureOptions,
     gates: options.GateOptions,
     no_eval: NoEval = False,
     output: options.Output = None,
@@ -50,9 +50,10 @@ def quantize(
     """
     reader = Reader()
     config = method.read(reader)
-    request = options.read_request(reader, network, run, latency, gates)
+    request = options.read_request(reader, network, run, measure, gates)
     exports = options.read_exports(reader, export)
     reader.finish()
+    options.check_exports(exports, force)
     output = output or default_output(checkpoint, method.scheme)
 
     from modelopt_cli import api

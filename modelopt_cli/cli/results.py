@@ -5,25 +5,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelopt_cli.cli.console import Console
-from modelopt_cli.errors import GateNotMet
 
 if TYPE_CHECKING:
     from modelopt_cli.api import QuantizeOutcome
     from modelopt_cli.measure import Evaluation
-    from modelopt_cli.program.coverage import Coverage
 
 
 def show_evaluation(console: Console, evaluation: "Evaluation", exports: Sequence[Path], force: bool) -> None:
     """Export and print the table; raises GateNotMet, naming every gate that failed."""
     from modelopt_cli import report
+    from modelopt_cli.measure import gates
 
-    for path in exports:
-        report.export(evaluation, path, force=force)
+    _export(evaluation, exports, force)
     if console.json:
         console.result_json(report.to_json(evaluation))
     else:
         console.result(report.table(evaluation))
-    enforce(evaluation)
+    gates.require(evaluation)
 
 
 def show_quantized(
@@ -31,62 +29,47 @@ def show_quantized(
 ) -> None:
     """Say what was done to each layer, export and print the table; raises GateNotMet."""
     from modelopt_cli import report
+    from modelopt_cli.measure import gates
 
-    coverage, evaluation = outcome.result.coverage, outcome.evaluation
-    if evaluation is not None:
-        for path in exports:
-            report.export(evaluation, path, force=force)
+    layers = report.coverage_table(outcome.coverage)
+    if outcome.evaluation is not None:
+        _export(outcome.evaluation, exports, force)
     if console.json:
-        console.result_json(_quantized_json(outcome))
+        console.result_json(quantized_json(outcome))
     elif outcome.written is None:
-        console.result(layer_table(coverage))
-        console.result(f"would write {outcome.predicted_bytes:,} bytes")
+        console.result(layers)
+        console.result(f"the file would have {outcome.predicted_bytes:,} bytes")
     else:
-        console.detail(layer_table(coverage))
-        if evaluation is not None:
-            console.result(report.table(evaluation))
+        console.detail(layers)
+        if outcome.evaluation is not None:
+            console.result(report.table(outcome.evaluation))
         console.note(f"wrote {outcome.written.path} ({outcome.written.file_bytes:,} bytes)")
-    if evaluation is not None:
-        enforce(evaluation)
+    if outcome.evaluation is not None:
+        gates.require(outcome.evaluation)
 
 
-def enforce(evaluation: "Evaluation") -> None:
-    """Raise GateNotMet if a gate failed."""
-    failed = [gate for gate in evaluation.gates if not gate.passed]
-    if failed:
-        what = "; ".join(
-            f"{gate.name} is {_figure(gate.value)}, limit {_figure(gate.limit)}" for gate in failed
-        )
-        raise GateNotMet(what, where="gate not met")
+def quantized_json(outcome: "QuantizeOutcome") -> dict[str, Any]:
+    """The object that ``quantize --json`` prints.
 
-
-def layer_table(coverage: "Coverage") -> Any:
-    """One row for each layer: its scheme, or why it was left alone."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for title in ("layer", "kind", "scheme", "why not"):
-        table.add_column(title)
-    for layer in coverage.layers:
-        table.add_row(Text(layer.name), Text(layer.kind), layer.scheme or "float", Text(layer.reason))
-    return table
-
-
-def _quantized_json(outcome: "QuantizeOutcome") -> dict[str, Any]:
+    ``output`` is null after ``--dry-run``, ``evaluation`` (as ``eval --json`` prints it) where nothing
+    was measured.
+    """
     from modelopt_cli import report
 
-    written, coverage = outcome.written, outcome.result.coverage
+    written, evaluation = outcome.written, outcome.evaluation
     return {
         "schema_version": 1,
         "output": None
         if written is None
         else {"path": str(written.path), "file_bytes": written.file_bytes, "sha256": written.sha256},
         "predicted_bytes": outcome.predicted_bytes,
-        "layers": [vars(layer) for layer in coverage.layers],
-        "evaluation": None if outcome.evaluation is None else report.to_json(outcome.evaluation),
+        "layers": [vars(layer) for layer in outcome.coverage.layers],
+        "evaluation": None if evaluation is None else report.to_json(evaluation),
     }
 
 
-def _figure(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4g}"
+def _export(evaluation: "Evaluation", exports: Sequence[Path], force: bool) -> None:
+    from modelopt_cli import report
+
+    for path in exports:
+        report.export(evaluation, path, force=force)

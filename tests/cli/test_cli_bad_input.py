@@ -1,0 +1,255 @@
+"""A wrong file of each kind: one line that says what and where, the right exit code, nothing written."""
+
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from modelopt_cli.cli.main import main
+
+NET = """
+from torch import nn
+
+def make(num_classes=10, width=4):
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3), nn.ReLU(), nn.Conv2d(width, 8, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(8 * 4 * 4, num_classes),
+    )
+"""
+HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
+RUN = [*HOW, "--data", "digits", "--runs", "1", "--warmup", "0", "--limit", "64"]
+OUT = ["-o", "out.safetensors"]
+
+
+class RunsCode:
+    """Unpickling it would leave a file behind."""
+
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """Good files, and bad ones made from them."""
+    folder = tmp_path_factory.mktemp("workshop")
+    (folder / "net.py").write_text(NET)
+    scope: dict[str, object] = {}
+    exec(compile(NET, "net.py", "exec"), scope)  # noqa: S102 -- our own text, a few lines above
+    torch.manual_seed(0)
+    state = scope["make"]().state_dict()  # type: ignore[operator]
+    torch.save(state, folder / "net.pth")
+    torch.save(scope["make"](num_classes=7).state_dict(), folder / "seven.pth")  # type: ignore[operator]
+    save_file(state, folder / "net.safetensors")
+    artifact = folder / "net-int8-weight.safetensors"
+    assert (
+        main(
+            [
+                "quantize",
+                str(folder / "net.pth"),
+                "--scheme",
+                "int8-weight",
+                "--no-eval",
+                "-q",
+                "-o",
+                str(artifact),
+            ]
+        )
+        == 0
+    )
+    spoil(folder, artifact)
+    (folder / "empty").mkdir()
+    (folder / "classes" / "cat").mkdir(parents=True)
+    (folder / "classes" / "cat" / "notes.txt").write_text("no image")
+    return folder
+
+
+def spoil(folder: Path, artifact: Path) -> None:
+    whole, stored = (folder / "net.pth").read_bytes(), artifact.read_bytes()
+    (folder / "text.pth").write_text("epoch 1 loss 0.3\n" * 50)
+    (folder / "empty.pth").write_bytes(b"")
+    (folder / "truncated.pth").write_bytes(whole[: len(whole) // 2])
+    plain = (folder / "net.safetensors").read_bytes()
+    (folder / "truncated.safetensors").write_bytes(plain[:-10])
+    (folder / "short.safetensors").write_bytes(plain[:5])
+    (folder / "truncated-int8.safetensors").write_bytes(stored[:-10])
+    flipped = bytearray(stored)
+    flipped[-1] ^= 1
+    (folder / "flipped-int8.safetensors").write_bytes(flipped)
+    (folder / "evil.pth").write_bytes(pickle.dumps({"weight": RunsCode()}))
+    torch.save({"weight": RunsCode()}, folder / "evil-zip.pth")
+    torch.save([1, 2, 3], folder / "list.pth")
+    torch.save({"epoch": 3}, folder / "nothing.pth")
+    a, b = (b'"%s":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}' % name for name in (b"a", b"b"))
+    for name, header in (("duplicate", b"{%s,%s}" % (a, a)), ("overlap", b"{%s,%s}" % (a, b))):
+        (folder / f"{name}.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    (folder / "huge.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+
+
+@pytest.fixture
+def here(workshop, tmp_path, monkeypatch):
+    """A fresh copy of the workshop as the current directory."""
+    folder = tmp_path / "here"
+    shutil.copytree(workshop, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    argv: list[str]
+    code: int
+    says: tuple[str, ...]
+
+
+BAD_FILES = {
+    "a text file": ("text.pth", ("text",)),
+    "an empty file": ("empty.pth", ("empty",)),
+    "a truncated checkpoint": ("truncated.pth", ()),
+    "a truncated safetensors": ("truncated.safetensors", ()),
+    "a safetensors without its header": ("short.safetensors", ()),
+    "a truncated artifact": ("truncated-int8.safetensors", ()),
+    "an artifact with one bit flipped": ("flipped-int8.safetensors", ()),
+    "a pickle that would run code": ("evil.pth", ("system",)),
+    "a zip with a pickle that would run code": ("evil-zip.pth", ("system",)),
+    "a list": ("list.pth", ()),
+    "a checkpoint without tensors": ("nothing.pth", ()),
+    "duplicate names": ("duplicate.safetensors", ("duplicate",)),
+    "overlapping tensors": ("overlap.safetensors", ()),
+    "a header of 2^60 bytes": ("huge.safetensors", ()),
+    "a file that is not there": ("missing.pth", ()),
+    "a folder without a checkpoint": ("empty", ()),
+    "a device": ("/dev/null", ()),
+}
+
+CASES = [
+    *(
+        Case(f"{command}: {name}", [command, file, *(RUN if command != "inspect" else [])], 2, (file, *says))
+        for command in ("quantize", "eval", "inspect")
+        for name, (file, says) in BAD_FILES.items()
+    ),
+    Case("eval: the second of two", ["eval", "net.pth", "text.pth", *RUN], 2, ("text.pth",)),
+    Case(
+        "wrong architecture",
+        ["quantize", "net.pth", *RUN, "--arch", "torchvision:resnet18"],
+        2,
+        ("resnet18",),
+    ),
+    Case("wrong width", ["quantize", "net.pth", *RUN, "--arch", "net.py:make?width=5"], 2, ()),
+    Case("wrong class count", ["quantize", "seven.pth", *RUN], 2, ("5.weight", "7", "10")),
+    Case(
+        "unknown network",
+        ["quantize", "net.pth", *RUN, "--arch", "torchvision:resnet81"],
+        2,
+        ("resnet81", "resnet18"),
+    ),
+    Case("unknown kind of arch", ["quantize", "net.pth", *RUN, "--arch", "torchvison:resnet18"], 2, ()),
+    Case("no such network file", ["quantize", "net.pth", *RUN, "--arch", "nett.py:make"], 2, ("nett.py",)),
+    Case("no such function", ["quantize", "net.pth", *RUN, "--arch", "net.py:maek"], 2, ("maek",)),
+    Case("folder without images", ["quantize", "net.pth", *HOW, "--data", "classes"], 2, ("classes",)),
+    Case("folder that is empty", ["quantize", "net.pth", *HOW, "--data", "empty"], 2, ("empty",)),
+    Case("no such folder", ["quantize", "net.pth", *HOW, "--data", "vall"], 2, ("vall",)),
+    Case("no such csv", ["eval", "net.pth", *HOW, "--data", "csv:x.csv"], 2, ("x.csv",)),
+    Case("unknown data", ["eval", "net.pth", *HOW, "--data", "digts"], 2, ("digts",)),
+    Case("data of another shape", ["eval", "net.pth", *HOW, "--data", "synthetic:3x9x9"], 2, ()),
+    Case("static int8 without data", ["quantize", "net.pth", *HOW], 2, ("--data", "int8-weight")),
+    Case("a glob that matches nothing", ["quantize", "net.pth", *RUN, "--include", "conv*"], 2, ("conv*",)),
+    Case("nothing left to compress", ["quantize", "net.pth", *RUN, "--exclude", "*"], 1, ()),
+    Case("output is a directory", ["quantize", "net.pth", *RUN, "-o", "empty"], 2, ("empty", "directory")),
+    Case("output is a device", ["quantize", "net.pth", *RUN, "-o", "/dev/null"], 2, ("/dev/null",)),
+    Case("output exists", ["quantize", "net.pth", *RUN, "-o", "text.pth"], 2, ("text.pth", "--force")),
+    Case("output is the input", ["quantize", "net.pth", *RUN, "-o", "net.pth", "--force"], 2, ("net.pth",)),
+    Case("output in no folder", ["quantize", "net.pth", *RUN, "-o", "no/out.safetensors"], 2, ("no",)),
+    Case("export exists", ["eval", "net.pth", *RUN, "--export", "t.json"], 2, ("t.json", "--force")),
+    Case("a gate without a second model", ["eval", "net.pth", *RUN, "--max-drop", "1"], 2, ()),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_one_line_the_right_code_and_nothing_written(case, here, modelopt):
+    (here / "t.json").write_text("{}")
+    before = contents(here)
+    argv = case.argv if "-o" in case.argv or case.argv[0] != "quantize" else [*case.argv, *OUT]
+    outcome = modelopt(*argv)
+    assert (outcome.code, outcome.out) == (case.code, ""), outcome.err
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert outcome.err.startswith("error: ")
+    assert all(word in outcome.err for word in case.says), outcome.err
+    assert contents(here) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda_device_is_the_environment(here, modelopt):
+    outcome = modelopt("eval", "net.pth", *RUN, "--device", "cuda")
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (3, "", 1)
+
+
+def test_a_missing_package_is_the_environment(here, modelopt):
+    pytest.importorskip("torch")
+    try:
+        import timm  # noqa: F401
+    except ImportError:
+        outcome = modelopt("quantize", "net.pth", *RUN, "--arch", "timm:resnet18", *OUT)
+        assert (outcome.code, outcome.out, outcome.err.count("\n")) == (3, "", 1)
+        assert "timm" in outcome.err
+    else:
+        pytest.skip("timm is installed")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_permission_is_the_environment(here, modelopt):
+    (here / "empty").chmod(0o500)
+    outcome = modelopt("quantize", "net.pth", *RUN, "-o", "empty/out.safetensors")
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (3, "", 1)
+
+
+def test_a_full_disk_is_the_environment_and_leaves_nothing(here, environ):
+    """A limit on the size of files stands in for a full disk."""
+    command = [
+        sys.executable,
+        "-m",
+        "modelopt_cli",
+        "quantize",
+        "net.pth",
+        *HOW,
+        "--scheme",
+        "int8-weight",
+        "--no-eval",
+    ]
+    limited = f"ulimit -f 1; trap '' XFSZ; exec {subprocess.list2cmdline([*command, *OUT])}"
+    before = contents(here)
+    done = subprocess.run(
+        ["bash", "-c", limited],
+        cwd=here,
+        env={**environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+    assert contents(here) == before
+
+
+def test_a_gate_that_is_not_met_shows_the_table_and_is_1(here, modelopt):
+    outcome = modelopt("eval", "net.pth", "net-int8-weight.safetensors", *RUN, "--min-ratio", "100")
+    assert outcome.code == 1
+    assert "net-int8-weight" in outcome.out
+    assert outcome.err.splitlines()[-1].startswith("error: ")
+    assert "min-ratio" in outcome.err

@@ -1,0 +1,67 @@
+"""Write docs/cli.md from the command line itself; with --check, only say whether it is fresh."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from modelopt_cli.cli.main import build
+
+TARGET = Path(__file__).parents[1] / "docs" / "cli.md"
+
+INTRODUCTION = """\
+# The command line
+
+<!-- Made by tools/cli_docs.py (`make docs`); edits are lost. -->
+
+The result goes to stdout, everything else to stderr. Where stdout is no terminal it is plain text at full
+width. `NO_COLOR` and `FORCE_COLOR` are respected. `modelopt COMMAND --help` prints what follows.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | a gate was not met: accuracy, size, speed, coverage |
+| 2 | usage, configuration or input file |
+| 3 | environment: space, memory, permission, a missing optional package |
+| 4 | a bug of ours; `--debug` shows the traceback |
+| 130, 143, 141 | SIGINT, SIGTERM, closed pipe |
+
+An error is one line on stderr: what, which file or layer, what to do next.
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    group = build()
+    context = group.make_context("modelopt", ["--help"], resilient_parsing=True)
+    return "\n".join([INTRODUCTION, *(section(context, group.commands[name]) for name in group.commands)])
+
+
+def section(parent: Any, command: Any) -> str:
+    """One command: its purpose, its example, its options."""
+    context = command.make_context(command.name, [], parent=parent, resilient_parsing=True)
+    summary, *examples = command.help.strip().split("\n\n")
+    lines = [f"## modelopt {command.name}", "", summary, ""]
+    for example in examples:
+        lines += [f"    {' '.join(example.removeprefix('Example:').split())}", ""]
+    for title, records in command.sections(context).items():
+        if title != "Options":  # nothing but --help
+            lines += [f"**{title}**", ""]
+            lines += [f"- `{option}`: {' '.join(text.split())}" for option, text in records]
+            lines += [""]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Write, or compare."""
+    page = render()
+    if "--check" not in sys.argv[1:]:
+        TARGET.write_text(page)
+        return 0
+    if TARGET.exists() and TARGET.read_text() == page:
+        return 0
+    print(f"{TARGET.name} is out of date; run: make docs", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
