@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from modelopt_cli.program.program import Program
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear, _Weighted
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear, Weighted
 
 WEIGHTED_KINDS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -61,7 +61,7 @@ class Coverage:
 
 
 def _status(program: Program, name: str, module: nn.Module, reasons: dict[str, str]) -> LayerStatus | None:
-    if isinstance(module, _Weighted):
+    if isinstance(module, Weighted):
         kind = type(module).__name__.removeprefix("Quantized").removeprefix("Dynamic")
         return LayerStatus(name, kind, True, SCHEMES[type(module)])
     if not isinstance(module, WEIGHTED_KINDS):

@@ -120,7 +120,7 @@ def _activation(name: str) -> str:
     return name
 
 
-class _Weighted(Quantized):
+class Weighted(Quantized):
     """A layer with an int8 weight, a float32 scale per output channel and an optional float32 bias."""
 
     weight: Tensor
@@ -143,7 +143,7 @@ class _Weighted(Quantized):
         return y if self.output is None else quantize(y, self.output)
 
 
-class QuantizedConv2d(_Weighted):
+class QuantizedConv2d(Weighted):
     """2-D convolution, uint8 ``(N, C, H, W)`` in; uint8 or, where ``output`` is None, float32 out.
 
     ``residual`` adds a second uint8 input to the result before the activation.
@@ -188,7 +188,7 @@ class QuantizedConv2d(_Weighted):
         return self._finish(y)
 
 
-class QuantizedLinear(_Weighted):
+class QuantizedLinear(Weighted):
     """Linear layer, uint8 ``(..., in_features)`` in; uint8 or, where ``output`` is None, float32 out."""
 
     options = ("in_features", "out_features", "has_bias", "input", "output", "activation")
@@ -226,7 +226,7 @@ def qparams_from_range(low: float, high: float) -> QParams:
     return QParams(scale, min(max(round(-low / scale), QMIN), QMAX))
 
 
-class DynamicLinear(_Weighted):
+class DynamicLinear(Weighted):
     """Linear layer, float in and out, whose input is quantized per tensor at every call."""
 
     options = ("in_features", "out_features", "has_bias")

@@ -1,0 +1,153 @@
+"""The best float32 that torch has on a CPU without compiling: prepacked, fused oneDNN layers.
+
+This is what Inductor lowers convolutions and linears to when weights are frozen: batch norms folded,
+weights laid out once for the shape at hand, activation and residual addition inside the operator,
+channels-last throughout. It exists to be measured against, so that no speed-up is claimed over an
+avoidably slow baseline.
+"""
+
+import copy
+import operator
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+
+from modelopt_cli.kernels.im2col import output_size
+from modelopt_cli.program import Program
+from modelopt_cli.program.fold import fold_batch_norms, inference_form
+from modelopt_cli.program.patterns import activation_of, sole_user
+from modelopt_cli.program.quantized import ACTIVATIONS
+
+_conv = torch.ops.mkldnn._convolution_pointwise.default
+_conv_add = torch.ops.mkldnn._convolution_pointwise.binary
+_linear = torch.ops.mkldnn._linear_pointwise.default
+
+POST_OPS: dict[str, tuple[str, list[float], str]] = {
+    "none": ("none", [], ""),
+    "relu": ("relu", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),
+    "hardswish": ("hardswish", [], ""),
+    "silu": ("swish", [], ""),
+    "gelu": ("gelu", [], "none"),
+}
+
+
+class PackedConv2d(nn.Module):
+    """A convolution with its activation, and with an addition before that if called with two inputs."""
+
+    def __init__(self, conv: nn.Conv2d, activation: str) -> None:
+        super().__init__()
+        self.conv = conv
+        self.activation = activation
+        self.post_op = POST_OPS[activation]
+        padding = [0, 0] if isinstance(conv.padding, str) else list(conv.padding)
+        self.geometry = (padding, list(conv.stride), list(conv.dilation), conv.groups)
+        self.packed: Tensor | None = None
+
+    def _weight(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(
+                self.conv.weight.detach(), *self.geometry, list(x.shape)
+            )
+        return self.packed
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        y: Tensor
+        weight, bias = self._weight(x), self.conv.bias
+        if other is None:
+            y = _conv(x, weight, bias, *self.geometry, *self.post_op)
+        elif other.shape == self._output_shape(x):
+            unary = None if self.activation == "none" else self.post_op[0]
+            y = _conv_add(x, other, weight, bias, *self.geometry, "add", None, unary, [], None)
+        else:
+            y = _conv(x, weight, bias, *self.geometry, *POST_OPS["none"]) + other
+            y = ACTIVATIONS[self.activation](y)
+        return y
+
+    def _output_shape(self, x: Tensor) -> tuple[int, ...]:
+        padding, stride, dilation, _ = self.geometry
+        kernel = self.conv.kernel_size
+        sides = (output_size(x.shape[i + 2], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1))
+        return (x.shape[0], self.conv.out_channels, *sides)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with its activation."""
+
+    def __init__(self, linear: nn.Linear, activation: str) -> None:
+        super().__init__()
+        self.linear = linear
+        self.post_op = POST_OPS[activation]
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _linear(x, self.packed, self.linear.bias, *self.post_op)
+        return y
+
+
+def prepack(program: Program) -> Callable[[Tensor], Tensor]:
+    """The Program's fastest float32 form on this CPU; layers without a packed form stay as they are.
+
+    Args:
+        program: a float Program; it is not changed.
+
+    Returns:
+        A callable on ``(N, *program.input.shape)``, to be used under ``torch.inference_mode``.
+    """
+    fused = copy.deepcopy(fold_batch_norms(inference_form(program)))
+    calls: dict[str, int] = {}
+    for node in fused.graph.nodes:
+        if node.op == "call_module":
+            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    for node in list(fused.graph.nodes):
+        if node.op == "call_module" and calls[str(node.target)] == 1:
+            _pack(fused, node)
+    fused.graph.eliminate_dead_code()
+    fused.recompile()
+    return lambda x: fused(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
+
+
+def _pack(program: Program, node: fx.Node) -> None:
+    """Put a packed layer in place of a layer and of what follows it."""
+    modules = dict(program.named_modules())
+    module = modules[str(node.target)]
+    last, activation = _activation_after(node, modules)
+    operands = [node.args[0]]
+    replaced: list[fx.Node] = []
+    packed: nn.Module
+    if isinstance(module, nn.Linear):
+        packed = PackedLinear(module, activation)
+    elif isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and module.padding != "same":
+        add = sole_user(node)
+        if last is node and add is not None and _adds_two(add):
+            last, activation = _activation_after(add, modules)
+            if activation not in ("none", "relu"):
+                last, activation = add, "none"
+            operands.append(next(a for a in add.args if a is not node))
+            replaced.append(add)
+        packed = PackedConv2d(module, activation)
+    else:
+        return
+    program.set_submodule(str(node.target), packed)
+    with program.graph.inserting_before(last):
+        call = program.graph.call_module(str(node.target), tuple(operands))
+    last.replace_all_uses_with(call)
+    # What the packed layer replaced, from the last reader back to the layer itself.
+    for dead in dict.fromkeys((last, *replaced, node)):
+        program.graph.erase_node(dead)
+
+
+def _adds_two(node: fx.Node) -> bool:
+    return (
+        node.op == "call_function"
+        and node.target in (operator.add, operator.iadd, torch.add)
+        and len(set(node.all_input_nodes)) == 2
+        and not node.kwargs
+    )
+
+
+def _activation_after(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[fx.Node, str]:
+    user = sole_user(node)
+    name = activation_of(user, modules) if user is not None else None
+    return (user, name) if user is not None and name is not None else (node, "none")

@@ -1,0 +1,1 @@
+"""Compression methods: each a config (what) and an ``apply`` (how)."""

@@ -1,0 +1,162 @@
+"""quantize: a Program in, a Program with int8 layers out."""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from modelopt_cli.errors import NothingCompressed, UsageError
+from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.methods.quantize.calibrate import calibrate, value_shapes
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.observers import OBSERVERS
+from modelopt_cli.methods.quantize.plan import make_plan
+from modelopt_cli.methods.quantize.select import select_layers
+from modelopt_cli.methods.quantize.static import convert, fill, numeric_padding, values_to_observe
+from modelopt_cli.methods.quantize.weight_only import encode_weights, layer_of, storable
+from modelopt_cli.program import Program
+from modelopt_cli.program.attention import split_attention
+from modelopt_cli.program.coverage import WEIGHTED_KINDS, coverage
+from modelopt_cli.program.fold import fold_batch_norms, inference_form
+from modelopt_cli.program.quantized import DynamicLinear
+
+
+def apply(program: Program, config: QuantizeConfig, context: Context) -> Result:
+    """Quantize a Program by the config's scheme.
+
+    Args:
+        program: any Program; it is not changed.
+        config: scheme, observer, layers.
+        context: calibration data (``int8`` only), seed, progress.
+
+    Returns:
+        The quantized Program and the layers left out, with reasons.
+
+    Raises:
+        UsageError: static int8 without data, or a glob that matches nothing.
+        NothingCompressed: not one layer could be quantized.
+        DataError: the calibration data are empty or do not fit.
+    """
+    result = _SCHEMES[config.scheme](program, config, context)
+    covered = coverage(result.program)
+    entry = {
+        "method": "quantize",
+        "config": config.as_dict(),
+        "seed": context.seed,
+        "torch": str(torch.__version__),
+        "skipped": result.skipped,
+        "coverage": {"compressed": covered.compressed, "total": covered.total},
+        **context.origin,
+    }
+    if config.scheme == "int8" and context.data is not None:
+        entry["calibration"] = context.data.name
+    result.program.history = (*program.history, entry)
+    return result
+
+
+def _static(program: Program, config: QuantizeConfig, context: Context) -> Result:
+    if context.data is None:
+        raise UsageError(
+            "static int8 needs data to calibrate on",
+            hint="give --data, or use --scheme int8-dynamic or int8-weight, which need none",
+        )
+    ready = split_attention(fold_batch_norms(inference_form(program)))
+    selected, skipped = _select(ready, config, _static_obstacle)
+    plan = make_plan(ready, set(selected), value_shapes(ready))
+    watch = values_to_observe(plan, ready.graph)
+    observers = {value: OBSERVERS[config.observer]() for value in watch}
+    watched = {node: observers[value] for value, nodes in watch.items() for node in nodes}
+    sample = context.data.sample(config.calibration_samples, context.seed)
+    batches: Iterator[Tensor] = (
+        images for images, _ in sample.batches(context.batch_size, workers=context.workers)
+    )
+    calibrate(ready, watched, batches, context.progress, sample.size)
+    qparams = {value: observer.qparams() for value, observer in observers.items()}
+    return Result(convert(ready, plan, qparams), skipped)
+
+
+def _dynamic(program: Program, config: QuantizeConfig, context: Context) -> Result:
+    ready = copy.deepcopy(split_attention(inference_form(program)))
+    selected, skipped = _select(ready, config, _dynamic_obstacle)
+    for name in selected:
+        linear = ready.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        layer = DynamicLinear(linear.in_features, linear.out_features, linear.bias is not None)
+        fill(layer, linear.weight, linear.bias)
+        ready.set_submodule(name, layer)
+    return Result(ready.eval(), skipped)
+
+
+def _weight_only(program: Program, config: QuantizeConfig, context: Context) -> Result:
+    ready = copy.deepcopy(program)
+    state = dict(ready.named_parameters())
+    reasons = {name: why for name, why in storable(state).items() if name not in ready.encodings}
+    by_layer = {layer_of(name): name for name in reasons}
+    selected, skipped = select_layers(by_layer, config)
+    skipped |= {layer: why for layer in selected if (why := reasons[by_layer[layer]])}
+    chosen = [name for name, why in reasons.items() if layer_of(name) in selected and why is None]
+    if not chosen:
+        raise _nothing(skipped)
+    rounded, encodings = encode_weights(state, chosen)
+    with torch.no_grad():
+        for name, values in rounded.items():
+            state[name].copy_(values)
+    ready.encodings.update(encodings)
+    return Result(ready.eval(), skipped)
+
+
+def _select(
+    program: Program, config: QuantizeConfig, obstacle: Callable[[nn.Module], str | None]
+) -> tuple[list[str], dict[str, str]]:
+    """Layers to quantize, and why the others are not."""
+    calls: dict[str, int] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_module":
+            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    reasons: dict[str, str] = {}
+    able: list[str] = []
+    for name in calls:
+        module = program.get_submodule(name)
+        if not isinstance(module, WEIGHTED_KINDS):
+            continue
+        why = obstacle(module) or ("called more than once" if calls[name] > 1 else None)
+        if why:
+            reasons[name] = why
+        else:
+            able.append(name)
+    if not able:
+        raise _nothing(reasons)
+    selected, left_out = select_layers(able, config)
+    if not selected:
+        raise _nothing(reasons | left_out)
+    return selected, reasons | left_out
+
+
+def _nothing(reasons: dict[str, str]) -> NothingCompressed:
+    name, why = next(iter(reasons.items()), ("", ""))
+    what = f"no layer can be quantized ({name}: {why})" if name else "no layer can be quantized"
+    return NothingCompressed(what, hint="nothing was written; see --include, --exclude and --scheme")
+
+
+def _static_obstacle(module: nn.Module) -> str | None:
+    if isinstance(module, nn.Linear):
+        return None
+    if not isinstance(module, nn.Conv2d):
+        return f"no int8 kernel for {type(module).__name__}"
+    if module.padding_mode != "zeros":
+        return f"padding mode {module.padding_mode!r}"
+    return None if numeric_padding(module) is not None else "padding differs between the sides"
+
+
+def _dynamic_obstacle(module: nn.Module) -> str | None:
+    if isinstance(module, nn.Linear):
+        return None
+    return f"dynamic int8 serves Linear, not {type(module).__name__}"
+
+
+_SCHEMES: dict[str, Callable[[Program, QuantizeConfig, Context], Result]] = {
+    "int8": _static,
+    "int8-dynamic": _dynamic,
+    "int8-weight": _weight_only,
+}

@@ -1,0 +1,89 @@
+"""Running a float Program on data and watching the values that will become uint8."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from modelopt_cli.errors import DataError
+from modelopt_cli.methods.quantize.observers import Observer
+from modelopt_cli.program import Program
+
+Progress = Callable[[int, int | None], None]
+
+
+class _Watcher(fx.Interpreter):
+    """Runs a graph node by node and shows each watched value to its observer."""
+
+    def __init__(self, program: Program, watched: Mapping[fx.Node, Observer]) -> None:
+        super().__init__(program)
+        self.watched = watched
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if (observer := self.watched.get(n)) is not None:
+            if not torch.isfinite(value).all():
+                raise DataError(
+                    "the network gives NaN or infinity on the calibration data",
+                    where=f"layer {n.target}",
+                    hint="check the checkpoint and the preprocessing",
+                )
+            observer.update(value)
+        return value
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph and notes the shape of every tensor."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self.shapes: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = value.shape
+        return value
+
+
+def value_shapes(program: Program) -> dict[fx.Node, torch.Size]:
+    """Shapes of all tensor values for one sample of zeros."""
+    interpreter = _Shapes(program)
+    with torch.inference_mode():
+        interpreter.run(torch.zeros(1, *program.input.shape))
+    return interpreter.shapes
+
+
+def calibrate(
+    program: Program,
+    watched: Mapping[fx.Node, Observer],
+    batches: Iterable[Tensor],
+    progress: Progress | None = None,
+    total: int | None = None,
+) -> int:
+    """Show every batch to the observers.
+
+    Args:
+        program: a float Program in inference form.
+        watched: which values to watch, and with what. One observer may watch several.
+        batches: float tensors ``(N, *program.input.shape)``.
+        progress: called with samples done and the total.
+        total: how many samples will come, where known.
+
+    Returns:
+        How many samples were seen.
+
+    Raises:
+        DataError: there are none, or the network is not finite on them.
+    """
+    interpreter, seen = _Watcher(program, watched), 0
+    with torch.inference_mode():
+        for batch in batches:
+            interpreter.run(batch)
+            seen += len(batch)
+            if progress is not None:
+                progress(seen, total)
+    if seen == 0:
+        raise DataError("no samples to calibrate on", hint="give --data with at least one sample")
+    return seen

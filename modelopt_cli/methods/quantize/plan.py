@@ -1,0 +1,213 @@
+"""Deciding, before anything is changed, which values of a graph become uint8.
+
+A **unit** is a run of nodes that becomes one int8 operation: a convolution or linear layer with the
+activation after it, or an addition with the activation after it. A value becomes uint8 where its
+producer can make it so (*natural*) and an int8 layer further on wants it (*demanded*). So no value
+is quantized for nothing, and precision changes only where it has to.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from modelopt_cli.methods.quantize.roles import (
+    ADD_ACTIVATIONS,
+    CONV_ACTIVATIONS,
+    LINEAR_ACTIVATIONS,
+    Role,
+    role_of,
+)
+from modelopt_cli.program import Program
+from modelopt_cli.program.patterns import activation_of, sole_user
+
+
+@dataclass
+class Unit:
+    """Nodes that become one int8 operation.
+
+    Attributes:
+        head: the layer's or the addition's node.
+        output: the last node, the activation's where there is one.
+        activation: its name, or "none".
+        residual: the other operand, where the addition that follows a convolution is part of it.
+    """
+
+    head: fx.Node
+    output: fx.Node
+    activation: str = "none"
+    residual: fx.Node | None = None
+
+
+@dataclass
+class Plan:
+    """What becomes what.
+
+    Attributes:
+        layers: units of quantized layers, by output node.
+        adds: units of int8 additions, by output node.
+        roles: the role of every node outside units.
+        int8: values that are uint8.
+        inside: nodes that live on inside a unit and are no values of their own any more.
+        sharing: each uint8 value's representative; values with one representative share QParams.
+    """
+
+    layers: dict[fx.Node, Unit] = field(default_factory=dict)
+    adds: dict[fx.Node, Unit] = field(default_factory=dict)
+    roles: dict[fx.Node, Role] = field(default_factory=dict)
+    int8: set[fx.Node] = field(default_factory=set)
+    inside: set[fx.Node] = field(default_factory=set)
+    sharing: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+    def representative(self, node: fx.Node) -> fx.Node:
+        """The value whose QParams a value uses."""
+        while (parent := self.sharing.get(node, node)) is not node:
+            node = parent
+        return node
+
+    def share(self, a: fx.Node, b: fx.Node) -> None:
+        """Make two values use the same QParams."""
+        a, b = self.representative(a), self.representative(b)
+        if a is not b:
+            self.sharing[b] = a
+
+    def derived(self, node: fx.Node) -> bool:
+        """Whether the value only rearranges others, so that there is nothing new to observe."""
+        return node in self.int8 and self.roles.get(node) in (Role.PASS, Role.CAT)
+
+
+def make_plan(program: Program, selected: set[str], shapes: Mapping[fx.Node, torch.Size]) -> Plan:
+    """Plan the int8 form of a Program.
+
+    Args:
+        program: a float Program with batch norms folded.
+        selected: names of the Conv2d and Linear layers to quantize.
+        shapes: of every tensor value, from a run on one sample.
+    """
+    plan, modules = Plan(), dict(program.named_modules())
+    for node in program.graph.nodes:
+        if node.op == "call_module" and node.target in selected:
+            _add_unit(plan, plan.layers, node, modules)
+    for node in program.graph.nodes:
+        if node not in plan.inside and node not in plan.layers and node not in plan.adds:
+            plan.roles[node] = role_of(node, modules)
+            if plan.roles[node] is Role.ADD:
+                _add_unit(plan, plan.adds, node, modules)
+    _decide(plan, program.graph)
+    _fuse_residuals(plan, program.graph, shapes, modules)
+    _share(plan)
+    return plan
+
+
+def _add_unit(
+    plan: Plan, units: dict[fx.Node, Unit], head: fx.Node, modules: Mapping[str, nn.Module]
+) -> None:
+    if units is plan.adds:
+        fusable = ADD_ACTIVATIONS
+    else:
+        fusable = LINEAR_ACTIVATIONS if isinstance(modules[str(head.target)], nn.Linear) else CONV_ACTIVATIONS
+    unit, user = Unit(head, head), sole_user(head)
+    if user is not None and activation_of(user, modules) in fusable:
+        unit = Unit(head, user, activation_of(user, modules) or "none")
+        plan.inside.add(head)
+    units[unit.output] = unit
+
+
+def _sources(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a PASS, POOL or CAT node reads."""
+    first = node.args[0]
+    return [a for a in first if isinstance(a, fx.Node)] if isinstance(first, list | tuple) else [first]  # type: ignore[list-item]
+
+
+def _decide(plan: Plan, graph: fx.Graph) -> None:
+    natural: set[fx.Node] = set(plan.layers)
+    for node in graph.nodes:
+        if node in plan.adds:
+            if any(a in natural for a in plan.adds[node].head.all_input_nodes):
+                natural.add(node)
+        elif plan.roles.get(node) in (Role.PASS, Role.POOL, Role.CAT):
+            sources = _sources(node)
+            if sources and all(s in natural for s in sources):
+                natural.add(node)
+    heads = {unit.head: unit.output for unit in (*plan.layers.values(), *plan.adds.values())}
+    for node in reversed(graph.nodes):
+        if node in natural and _demanded(node, plan, heads):
+            plan.int8.add(node)
+    for node in graph.nodes:
+        # What reads a value that stays float after all stays float too.
+        if node in plan.int8 and plan.roles.get(node) in (Role.PASS, Role.CAT, Role.POOL):
+            plan.int8 -= set() if plan.int8.issuperset(_sources(node)) else {node}
+        # The parts of a split tensor are uint8 if the whole is, whoever reads them.
+        if plan.roles.get(node) is Role.PASS and node.op == "call_function" and node in natural:
+            source = _sources(node)[0]
+            if source in plan.int8 and _is_split(source):
+                plan.int8.add(node)
+    for output in [o for o in plan.adds if o not in plan.int8]:
+        # An addition that stays in float is two plain nodes again.
+        unit = plan.adds.pop(output)
+        plan.inside.discard(unit.head)
+        plan.roles[unit.head] = plan.roles[output] = Role.FLOAT
+
+
+def _is_split(node: fx.Node) -> bool:
+    return node.target in (torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind")
+
+
+def _demanded(node: fx.Node, plan: Plan, heads: Mapping[fx.Node, fx.Node]) -> bool:
+    """Whether an int8 operation wants this value as uint8.
+
+    An average alone does not, where others read real values: it is cheaper to average in float
+    than to turn the whole value back.
+    """
+    weak = False
+    in_float = False
+    for user in node.users:
+        if user in heads:
+            if heads[user] in plan.layers or heads[user] in plan.int8:
+                return True
+            in_float = True
+        elif user in plan.int8 and plan.roles[user] is Role.POOL:
+            weak = True
+        elif user in plan.int8:
+            return True
+        elif plan.roles.get(user) is not Role.SHAPE:
+            in_float = True
+    return weak and not in_float
+
+
+def _fuse_residuals(
+    plan: Plan,
+    graph: fx.Graph,
+    shapes: Mapping[fx.Node, torch.Size],
+    modules: Mapping[str, nn.Module],
+) -> None:
+    """Move an addition into the convolution before it, where that is its only reader."""
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    for output, add in list(plan.adds.items()):
+        if add.activation not in ("none", "relu"):
+            continue
+        for operand in sorted(add.head.all_input_nodes, key=position.__getitem__, reverse=True):
+            other = next((a for a in add.head.all_input_nodes if a is not operand), None)
+            conv = plan.layers.get(operand)
+            fits = (
+                other in plan.int8
+                and conv is not None
+                and conv.activation == "none"
+                and isinstance(modules[str(conv.head.target)], nn.Conv2d)
+                and sole_user(operand) is add.head
+                and shapes[operand] == shapes[other]
+            )
+            if fits and conv is not None:
+                del plan.layers[operand], plan.adds[output]
+                plan.int8.discard(operand)
+                plan.inside.update({operand, add.head} - {output})
+                plan.layers[output] = Unit(conv.head, output, add.activation, other)
+                break
+
+
+def _share(plan: Plan) -> None:
+    for node in plan.int8:
+        if plan.derived(node):
+            for source in _sources(node):
+                plan.share(source, node)

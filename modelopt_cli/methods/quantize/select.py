@@ -1,0 +1,44 @@
+"""Which layers the user wants quantized, and the reason for every one that is left out."""
+
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+
+
+def select_layers(names: Iterable[str], config: QuantizeConfig) -> tuple[list[str], dict[str, str]]:
+    """Apply the globs and the first/last switches.
+
+    Args:
+        names: layers a scheme could quantize, in graph order.
+        config: the globs and switches.
+
+    Returns:
+        The chosen names, and a reason for each name that was not chosen.
+
+    Raises:
+        UsageError: a glob matches no layer.
+    """
+    ordered = list(names)
+    for option, globs in (("--include", config.include), ("--exclude", config.exclude)):
+        for glob in globs:
+            if not any(fnmatchcase(name, glob) for name in ordered):
+                raise UsageError(f"{option} {glob!r} matches no layer", hint=_suggestion(glob, ordered))
+    skipped: dict[str, str] = {}
+    for i, name in enumerate(ordered):
+        if config.include and not any(fnmatchcase(name, g) for g in config.include):
+            skipped[name] = "not matched by --include"
+        elif any(fnmatchcase(name, g) for g in config.exclude):
+            skipped[name] = "matched by --exclude"
+        elif config.skip_first and i == 0:
+            skipped[name] = "first layer"
+        elif config.skip_last and i == len(ordered) - 1:
+            skipped[name] = "last layer"
+    return [name for name in ordered if name not in skipped], skipped
+
+
+def _suggestion(glob: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(glob, names, n=1, cutoff=0.0)
+    return f"the nearest layer is {close[0]!r}" if close else "the network has no such layers"

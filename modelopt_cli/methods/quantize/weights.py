@@ -1,0 +1,71 @@
+"""int8 weights: symmetric, one scale per output channel, and exact on every CPU."""
+
+import torch
+from torch import Tensor
+
+from modelopt_cli.kernels.bounds import PAIR_LIMIT, is_depthwise
+
+WMAX = 127
+CANDIDATES = 16
+CHUNK = 1 << 22
+"""Elements worked on at once: bounds the memory of the search."""
+
+
+def quantize_weight(
+    weight: Tensor, groups: int = 1, *, exact_everywhere: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Round a weight to int8 with the per-channel scale of least squared error.
+
+    The largest weight of a channel need not be 127: a larger scale leaves fewer neighbouring pairs
+    over the bound of ``kernels.bounds``, and those that remain over it are pulled back onto it. The
+    scale is searched between ``max / 127``, where many pairs are pulled back, and ``max / 64``,
+    where none is (that is plain 7-bit quantization, so the result is never worse than that).
+
+    Args:
+        weight: float ``(O, C / groups, ...)``.
+        groups: of the convolution.
+        exact_everywhere: keep to the pair bound. Not needed where the weight is only stored.
+
+    Returns:
+        int8 weights of the same shape and float32 scales ``(O,)``; ``scale * int8`` approximates
+        the weight.
+    """
+    flat = weight.detach().float()
+    bounded = exact_everywhere and not is_depthwise(tuple(weight.shape), groups)
+    rows = max(CHUNK // max(flat[0].numel(), 1), 1) if flat.shape[0] else 1
+    parts = [_quantize_rows(chunk, bounded) for chunk in flat.split(rows)]
+    return torch.cat([q for q, _ in parts]), torch.cat([s for _, s in parts])
+
+
+def _quantize_rows(weight: Tensor, bounded: bool) -> tuple[Tensor, Tensor]:
+    extreme = weight.flatten(1).abs().amax(1) if weight[0].numel() else weight.new_zeros(len(weight))
+    # A channel of zeros keeps a harmless scale.
+    extreme = torch.where(extreme > 0, extreme, torch.ones_like(extreme))
+    widest = WMAX / (PAIR_LIMIT // 2) if bounded else 1.0
+    best_q = torch.zeros_like(weight, dtype=torch.int8)
+    best_scale = extreme / WMAX
+    best_error = torch.full_like(extreme, torch.inf)
+    for factor in torch.linspace(1.0, widest, CANDIDATES if bounded else 1).tolist():
+        scale = extreme * (factor / WMAX)
+        spread = scale.view(-1, *[1] * (weight.dim() - 1))
+        q = (weight / spread).round_().clamp_(-WMAX, WMAX)
+        if bounded:
+            q = _within_bound(q)
+        error = (q * spread - weight).square_().flatten(1).sum(1)
+        better = error < best_error
+        best_q[better] = q[better].to(torch.int8)
+        best_scale[better], best_error[better] = scale[better], error[better]
+    return best_q, best_scale
+
+
+def _within_bound(q: Tensor) -> Tensor:
+    """Pull neighbouring pairs back onto the bound, sharing the excess between the two."""
+    if q.shape[1] % 2:
+        return q.clamp_(-(PAIR_LIMIT // 2), PAIR_LIMIT // 2)
+    first, second = q.unflatten(1, (-1, 2)).unbind(2)
+    excess = (first + second).abs_().sub_(PAIR_LIMIT).clamp_(min=0)
+    # Weights of opposite signs never add up to more than 127, so an excess implies equal signs.
+    from_first = (excess / 2).ceil_()
+    first = first - first.sign() * from_first
+    second = second - second.sign() * (excess - from_first)
+    return torch.stack((first, second), 2).flatten(1, 2)
