@@ -2,6 +2,7 @@
 
 import itertools
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -211,10 +212,17 @@ def _in_workers(batched: _Batches, workers: int) -> Iterator[Batch | ModeloptErr
         # Its own generator: a loader draws from the global one otherwise, and workers would change results.
         generator=torch.Generator(),
     )
+    before = signal.getsignal(signal.SIGCHLD)
     try:
-        yield from loader
-    except RuntimeError as error:
-        if "worker" not in str(error).lower():
+        results = iter(loader)
+        # The loader's handler raises wherever the program happens to be when a worker dies. Without it the
+        # loader finds out by itself, within seconds, and raises here.
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
+        yield from results
+    except (RuntimeError, OSError, EOFError) as error:
+        # What a worker itself raised comes back as "Caught ..."; the rest is a worker that is no longer there.
+        if str(error).startswith("Caught"):
             raise
         raise EnvironmentFailure(
             "a data worker died", where=batched.data.name, hint="use fewer --workers, or --workers 0"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from modelopt_cli.errors import DataError
 
 _UNSIGNED_BYTE = 0x08
+_CHUNK = 2**20
 _SPLIT_NAMES = {"train": "train", "test": "(?:t10k|test)"}
 
 
@@ -60,13 +61,21 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         with gzip.open(path, "rb") as stream:
             shape = _header(stream, path)
             size = math.prod(shape)
-            data = stream.read(size + 1)
+            data = _read(stream, size + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise DataError("is truncated or not gzip", where=str(path), hint="fetch it again") from None
     except OSError as error:
         raise DataError(error.strerror or "cannot be read", where=str(path)) from None
     _check_length(len(data), size, path)
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def _read(stream: gzip.GzipFile, limit: int) -> bytearray:
+    """Up to ``limit`` bytes. Asked for at once, a size from a damaged header would be allocated at once."""
+    data = bytearray()
+    while chunk := stream.read(min(_CHUNK, limit - len(data))):
+        data += chunk
+    return data
 
 
 def _map(path: Path) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 import re
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,8 +33,9 @@ class SyntheticSource(Source):
 
     def load(self, index: int) -> tuple[Tensor, int]:
         """Noise of the given shape, and -1 for the label it does not have."""
-        generator = torch.Generator().manual_seed((self.seed << 32) + index)
-        return torch.randn(self.shape, generator=generator), -1
+        # NumPy's generator: torch's uses only 32 bits of its seed, too few for a seed and an index.
+        generator = np.random.default_rng((self.seed % 2**64, index))
+        return torch.from_numpy(generator.standard_normal(self.shape, dtype=np.float32)), -1
 
 
 def open_synthetic(spec: DataSpec, shape: tuple[int, ...] | None, seed: int) -> Source:
