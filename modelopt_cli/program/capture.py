@@ -14,9 +14,10 @@ from modelopt_cli.errors import ArtifactError, CaptureError
 from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_name, is_in_place
 from modelopt_cli.program.data import to_data
 from modelopt_cli.program.kinds import share
-from modelopt_cli.program.names import is_node_name, is_path, is_reserved
+from modelopt_cli.program.names import is_path, is_reserved
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.recover import recover_layers
+from modelopt_cli.program.rewrite import copy_graph
 from modelopt_cli.program.spec import InputSpec
 from modelopt_cli.program.tracer import ExampleTracer, ProgramTracer
 
@@ -87,7 +88,9 @@ def _attempt(
     )
     _check_calls(graph)
     parts = _parts(graph, model, {**tracer.constants, **recovered})
-    program = Program(parts, _clean(graph), input=input, labels=tuple(labels) if labels else None, arch=arch)
+    program = Program(
+        parts, copy_graph(graph), input=input, labels=tuple(labels) if labels else None, arch=arch
+    )
     program.eval()
     _check_storable(program)
     if verify:
@@ -188,19 +191,6 @@ def _leaf(module: nn.Module, path: str) -> nn.Module:
 
 def _in_place(node: fx.Node, model: nn.Module, recovered: dict[str, nn.Module]) -> bool:
     return node.target not in recovered and is_in_place(node, model)
-
-
-def _clean(graph: fx.Graph) -> fx.Graph:
-    """A copy without the marks of how it was traced: as it comes back from a file."""
-    clean = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        copy = copies[node] = clean.node_copy(node, copies.__getitem__)
-        copy.meta.clear()
-        copy.type = None
-        if not is_node_name(copy.name):  # a layer called "self", say
-            copy.name = clean._graph_namespace.create_name(f"n_{copy.name.strip('_')[:150]}", None)
-    return clean
 
 
 def _verify(program: Program, model: nn.Module, input: InputSpec) -> None:

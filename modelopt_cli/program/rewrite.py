@@ -1,0 +1,73 @@
+"""Making a new Program out of another one: the graph copied, the layers fresh, the tensors shared."""
+
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any
+
+from torch import fx, nn
+
+from modelopt_cli.program.kinds import build, config_of, kind_of, share
+from modelopt_cli.program.names import is_node_name
+from modelopt_cli.program.program import Program
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy with the same node names and without the marks of how the graph was traced."""
+    copied = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copy = copies[node] = copied.node_copy(node, copies.__getitem__)
+        copy.meta.clear()
+        copy.type = None
+        if not is_node_name(copy.name):  # a layer called "self", say
+            copy.name = copied._graph_namespace.create_name(f"n_{copy.name.strip('_')[:150]}", None)
+    return copied
+
+
+def rebuild(program: Program, graph: fx.Graph, made: Mapping[str, nn.Module] | None = None) -> Program:
+    """``program`` with another graph: layers out of ``made``, or else fresh ones with shared tensors.
+
+    Encodings of the replaced layers' tensors are dropped, all else is kept.
+    """
+    made = made or {}
+    encodings = {
+        name: encoding for name, encoding in program.encodings.items() if name.rpartition(".")[0] not in made
+    }
+    rebuilt = Program(
+        _parts(
+            program, graph, lambda path: made[path] if path in made else share(program.get_submodule(path))
+        ),
+        graph,
+        input=program.input,
+        labels=program.labels,
+        history=program.history,
+        arch=program.arch,
+    )
+    kept = rebuilt.state_dict().keys()
+    rebuilt.encodings = {name: encoding for name, encoding in encodings.items() if name in kept}
+    return rebuilt.train(program.training)
+
+
+def meta_copy(program: Program) -> Program:
+    """The Program on the meta device, for asking about shapes without computing or copying anything."""
+
+    def empty(path: str) -> nn.Module:
+        leaf = program.get_submodule(path)
+        return build(kind_of(leaf) or "", config_of(leaf))
+
+    parts = _parts(program, program.graph, empty)
+    for path, part in parts.items():
+        if not isinstance(part, nn.Module):
+            parts[path] = part.to("meta")
+    return Program(parts, copy_graph(program.graph), input=program.input).eval()
+
+
+def _parts(program: Program, graph: fx.Graph, leaf: Callable[[str], nn.Module]) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
+    for node in graph.nodes:
+        path = str(node.target)
+        if node.op == "call_module" and path not in parts:
+            parts[path] = leaf(path)
+        elif node.op == "get_attr":
+            parts[path] = attrgetter(path)(program)
+    return parts
