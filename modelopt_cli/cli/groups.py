@@ -1,7 +1,9 @@
 """Option groups: a command takes a few frozen dataclasses, typer sees every field as an option of its own."""
 
 import inspect
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter
 from typing import Annotated, Any, get_type_hints
@@ -40,7 +42,9 @@ def flatten(function: Callable[..., None]) -> Callable[..., None]:
         console.debug, console.json = values.pop("debug"), values.pop("json")
         for name, group in groups.items():
             values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
-        function(console, **values)
+        # The console holds the real stdout; what the user's own code or a library prints is no result.
+        with redirect_stdout(sys.stderr):
+            function(console, **values)
 
     own = [Parameter("ctx", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     for parameter in list(signature.parameters.values())[1:]:

@@ -158,6 +158,7 @@ def test_progress_is_drawn_only_for_a_terminal(terminal, quiet, drawn):
     console.note("and after")
     assert out.getvalue() == ""
     assert ("calibrating" in err.getvalue()) == drawn
+    assert ("\x1b[" in err.getvalue()) == drawn
     assert "evaluating\x1b[2J" not in err.getvalue()
     assert ("a note meanwhile" in err.getvalue()) == (not quiet)
     assert ("and after" in err.getvalue()) == (not quiet)

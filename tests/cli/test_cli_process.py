@@ -1,5 +1,6 @@
 """What only a process of its own can show: signals, pipes, streams, imports, start-up time."""
 
+import json
 import os
 import signal
 import subprocess
@@ -70,6 +71,21 @@ def test_a_full_disk_behind_stdout_is_3(argv, process):
         child = process(*argv, body="console.result('answer')", stdout=full)
         _, err = child.communicate(timeout=30)
     assert (child.returncode, err) == (3, b"error: no space left on device\n")
+
+
+def test_what_is_left_unwritten_at_the_end_is_not_complained_about(process):
+    read, write = os.pipe()
+    os.close(read)
+    child = process("probe", body="sys.__stdout__.write('left over')", stdout=write)
+    os.close(write)
+    _, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (0, b"")
+
+
+def test_what_user_code_prints_is_no_result(process):
+    child = process("probe", "--json", body="print('loading')\nconsole.result_json({'a': 1})")
+    out, err = child.communicate(timeout=30)
+    assert (json.loads(out), err) == ({"a": 1}, b"loading\n")
 
 
 def test_closed_streams_are_no_error(environ):
