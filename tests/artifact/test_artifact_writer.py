@@ -374,3 +374,28 @@ def test_two_writers_at_once_leave_one_whole_file(tmp_path):
     content = target.read_bytes()
     assert content.count(content[0]) == len(content) == 1 << 20
     assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_content_is_synced_before_it_is_published_and_the_folder_after(target, monkeypatch, force):
+    calls = []
+
+    def record(name):
+        real = getattr(os, name)
+
+        def call(*args, **kwargs):
+            folder = name == "fsync" and stat.S_ISDIR(os.fstat(args[0]).st_mode)
+            old = target.read_bytes() if target.exists() else None
+            calls.append(("fsync folder" if folder else name, old))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(os, name, call)
+
+    if force:
+        target.write_bytes(b"old")
+    for name in ("write", "fsync", "link", "replace", "unlink"):
+        record(name)
+    atomic_write(target, [b"new"], force)
+    before = b"old" if force else None
+    publish = [("replace", before)] if force else [("link", before), ("unlink", b"new")]
+    assert calls == [("write", before), ("fsync", before), *publish, ("fsync folder", b"new")]
