@@ -35,7 +35,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def environ() -> dict[str, str]:
     """An environment for a process of its own, in which this checkout is importable."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    left_out = ("NO_COLOR", "FORCE_COLOR", "PYTHONUNBUFFERED")
+    kept = {key: value for key, value in os.environ.items() if key not in left_out}
     return {**kept, "PYTHONPATH": str(ROOT)}
 
 
