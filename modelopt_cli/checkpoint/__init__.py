@@ -8,7 +8,7 @@ from modelopt_cli.checkpoint.arch import Architecture, resolve
 from modelopt_cli.checkpoint.load import build_loaded
 from modelopt_cli.checkpoint.open import Opened, open_model, require_network
 from modelopt_cli.checkpoint.read import StateFile, read_state
-from modelopt_cli.checkpoint.recognise import describe_nearest, recognise
+from modelopt_cli.checkpoint.recognition import describe_nearest, recognise
 
 __all__ = [
     "Architecture",

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 
-def _scaled(units: int, width: float) -> int:
+def scaled(units: int, width: float) -> int:
+    """Units of a hidden layer at a width."""
     return max(1, round(units * width))
 
 
@@ -20,7 +21,7 @@ class LeNet300(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1, width: float = 1.0) -> None:
         super().__init__()
-        first, second = _scaled(300, width), _scaled(100, width)
+        first, second = scaled(300, width), scaled(100, width)
         self.hidden1 = nn.Linear(in_channels * 28 * 28, first)
         self.hidden2 = nn.Linear(first, second)
         self.output = nn.Linear(second, num_classes)
@@ -41,7 +42,7 @@ class LeNet5(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1, width: float = 1.0) -> None:
         super().__init__()
-        first, second, hidden = _scaled(20, width), _scaled(50, width), _scaled(500, width)
+        first, second, hidden = scaled(20, width), scaled(50, width), scaled(500, width)
         self.features = nn.Sequential()
         self.features.add_module("conv1", nn.Conv2d(in_channels, first, 5))
         self.features.add_module("pool1", nn.MaxPool2d(2))
@@ -64,7 +65,7 @@ class Cnn2(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> None:
         super().__init__()
-        first, second, hidden = _scaled(64, width), _scaled(128, width), _scaled(1024, width)
+        first, second, hidden = scaled(64, width), scaled(128, width), scaled(1024, width)
         self.features = nn.Sequential()
         self.features.add_module("conv1", nn.Conv2d(in_channels, first, 3, padding=1))
         self.features.add_module("relu1", nn.ReLU())
@@ -118,7 +119,7 @@ class CifarResNet(nn.Module):
 
     def __init__(self, blocks: int, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> None:
         super().__init__()
-        channels = [_scaled(units, width) for units in (16, 32, 64)]
+        channels = [scaled(units, width) for units in (16, 32, 64)]
         self.conv1 = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
         self.relu = nn.ReLU()
@@ -165,26 +166,29 @@ class Builtin:
         make: builds it from ``num_classes``, ``in_channels`` and ``width``.
         size: height and width of its input in pixels.
         channels: default ``in_channels``.
-        first: name of its first weight, whose rows are ``units * width``.
-        units: rows of the first weight at width 1.
-        pixels: columns of the first weight for one input channel.
+        hidden: weights in order, with their rows at width 1; the first is the stem.
         last: name of its last weight, which has one row per class.
+        pixels: columns of the stem for one input channel.
     """
 
     make: Callable[..., nn.Module]
     size: int
     channels: int
-    first: str
-    units: int
-    pixels: int
+    hidden: dict[str, int]
     last: str
+    pixels: int = 1
 
+
+_LENET300 = {"hidden1.weight": 300, "hidden2.weight": 100}
+_LENET5 = {"features.conv1.weight": 20, "features.conv2.weight": 50, "hidden.weight": 500}
+_CNN2 = {"features.conv1.weight": 64, "features.conv2.weight": 128, "hidden.weight": 1024}
+_RESNET = {"conv1.weight": 16, "layer2.0.conv1.weight": 32, "layer3.0.conv1.weight": 64}
 
 BUILTINS: dict[str, Builtin] = {
-    "lenet300": Builtin(LeNet300, 28, 1, "hidden1.weight", 300, 784, "output.weight"),
-    "lenet5": Builtin(LeNet5, 28, 1, "features.conv1.weight", 20, 1, "output.weight"),
-    "cnn2": Builtin(Cnn2, 28, 3, "features.conv1.weight", 64, 1, "output.weight"),
-    "resnet8": Builtin(resnet8, 32, 3, "conv1.weight", 16, 1, "fc.weight"),
-    "resnet20": Builtin(resnet20, 32, 3, "conv1.weight", 16, 1, "fc.weight"),
-    "resnet56": Builtin(resnet56, 32, 3, "conv1.weight", 16, 1, "fc.weight"),
+    "lenet300": Builtin(LeNet300, 28, 1, _LENET300, "output.weight", pixels=28 * 28),
+    "lenet5": Builtin(LeNet5, 28, 1, _LENET5, "output.weight"),
+    "cnn2": Builtin(Cnn2, 28, 3, _CNN2, "output.weight"),
+    "resnet8": Builtin(resnet8, 32, 3, _RESNET, "fc.weight"),
+    "resnet20": Builtin(resnet20, 32, 3, _RESNET, "fc.weight"),
+    "resnet56": Builtin(resnet56, 32, 3, _RESNET, "fc.weight"),
 }

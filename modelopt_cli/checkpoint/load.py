@@ -43,9 +43,9 @@ def build_loaded(
     notes = _dtype_notes(state)
     if adapted is not None:
         _load_exact(module, adapted, where)
-        left = [name for name in state if not is_counter(name)][len(shapes_of(adapted)) :]
+        left = len(shapes_of(state)) - len(shapes_of(adapted))
         if left:
-            notes.append(f"{len(left)} tensors outside the network were left aside")
+            notes.append(f"{left} {'tensor' if left == 1 else 'tensors'} outside the network left aside")
     check_finite(module.state_dict(), where, masks=True)
     return module, notes
 

@@ -14,7 +14,7 @@ from modelopt_cli.checkpoint.arch import Architecture, resolve
 from modelopt_cli.checkpoint.folder import digest_of
 from modelopt_cli.checkpoint.load import build_loaded, check_finite
 from modelopt_cli.checkpoint.read import read_state
-from modelopt_cli.checkpoint.recognise import describe_nearest, recognise_state
+from modelopt_cli.checkpoint.recognition import describe_nearest, recognise_state
 from modelopt_cli.checkpoint.spec import FORMS, parse_spec
 from modelopt_cli.checkpoint.text import printable
 from modelopt_cli.errors import ArchitectureError, CaptureError

@@ -1,5 +1,6 @@
 """What a file is, from its first bytes; its name is never believed."""
 
+import codecs
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,4 +114,8 @@ def _sniff_text(head: bytes, path: Path) -> Kind:
 
 
 def _is_text(head: bytes) -> bool:
-    return b"\0" not in head and sum(byte < 9 or 13 < byte < 32 for byte in head) == 0
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # a character may be cut at the end
+    except UnicodeDecodeError:
+        return False
+    return all(c.isprintable() or c in "\t\r\n\f" for c in text)

@@ -53,6 +53,8 @@ def parse_spec(text: str) -> ArchSpec:
 
 def _options(query: str, text: str) -> dict[str, Value]:
     try:
+        if not query:
+            raise ValueError("nothing after the question mark")
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=64)
     except ValueError as error:
         raise ArchitectureError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from modelopt_cli.checkpoint.arch import Architecture, resolve
-from modelopt_cli.checkpoint.builtin import BUILTINS, Builtin
+from modelopt_cli.checkpoint.builtin import BUILTINS, Builtin, scaled
 from modelopt_cli.checkpoint.fingerprint import Fingerprint, fingerprints
 from modelopt_cli.checkpoint.names import Difference, Shape, compare, fits, shapes_of, spellings
 from modelopt_cli.errors import ArchitectureError
@@ -115,31 +115,36 @@ def _builtin_specs(shapes: Mapping[str, Shape]) -> list[str]:
 
 
 def _match_builtin(name: str, builtin: Builtin, shapes: Mapping[str, Shape]) -> str | None:
-    first, last = shapes.get(builtin.first), shapes.get(builtin.last)
-    if first is None or last is None or len(first) < 2 or len(last) != 2 or not all((*first, *last)):
+    last, hidden = shapes.get(builtin.last), [shapes.get(weight) for weight in builtin.hidden]
+    if last is None or len(last) != 2 or not all(shape and len(shape) > 1 for shape in hidden):
         return None
-    channels, rest = divmod(first[1], builtin.pixels)
-    if rest or not channels:
+    rows = [shape[0] for shape in hidden if shape]
+    stem = shapes[next(iter(builtin.hidden))]
+    width = _width(list(zip(rows, builtin.hidden.values(), strict=True)))
+    channels, rest = divmod(stem[1], builtin.pixels)
+    if width is None or rest or not channels or not last[0]:
         return None
     options: dict[str, float] = {}
     if last[0] != 10:
         options["num_classes"] = last[0]
     if channels != builtin.channels:
         options["in_channels"] = channels
-    for width in _widths(first[0], builtin.units):
-        scaled = options if width == 1 else {**options, "width": width}
-        with torch.device("meta"):
-            expected = shapes_of(builtin.make(**scaled).state_dict())
-        if expected == shapes:
-            return _join(f"builtin:{name}", scaled)
+    if width != 1:
+        options["width"] = width
+    with torch.device("meta"):
+        expected = shapes_of(builtin.make(**options).state_dict())
+    return _join(f"builtin:{name}", options) if expected == shapes else None
+
+
+def _width(layers: list[tuple[int, int]]) -> float | None:
+    """The factor with the fewest digits that scales each layer's units to its rows."""
+    low = max((rows - 0.5) / units if rows > 1 else 0 for rows, units in layers)
+    for digits in range(8):
+        width = max(math.ceil(low * 10**digits), 1) / 10**digits
+        for candidate in (width, width + 10**-digits):  # the bound itself may round the other way
+            if all(scaled(units, candidate) == rows for rows, units in layers):
+                return float(round(candidate, digits))
     return None
-
-
-def _widths(rows: int, units: int) -> list[float]:
-    """Factors that could have given ``rows`` from ``units``, the one with the fewest digits first."""
-    exact = rows / units
-    rounded = (round(exact, digits) for digits in range(1, 8))
-    return list(dict.fromkeys(w for w in (*rounded, exact) if w > 0 and max(1, round(units * w)) == rows))
 
 
 def _join(base: str, options: Mapping[str, float]) -> str:
