@@ -16,7 +16,8 @@ from modelopt_cli.artifact import strictjson
 from modelopt_cli.artifact.container import METADATA, Layout, TensorInfo, check_names, is_size
 from modelopt_cli.artifact.dtypes import DTYPES
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.spec import InputSpec, Preprocess
+from modelopt_cli.program.header import input_from_data
+from modelopt_cli.program.spec import InputSpec
 
 FORMAT = 1
 KEY = "modelopt"
@@ -26,6 +27,9 @@ PREFIX = b'{"__metadata__":{"modelopt":"{\\"digest\\":\\"'
 
 DIGEST_AT = 8 + len(PREFIX)
 """Offset of the digest in the file."""
+
+ONCE = ("arch", "history", "input", "labels")
+"""Fields of a Program's data form that every artifact holds itself, so ``program`` leaves them out."""
 
 _FIELDS = {"digest", "format", "history", "input", "labels", "network", "parameters", "program", "tied"}
 
@@ -152,6 +156,7 @@ def _document(data: dict[str, Any]) -> Document:
     )
     _expect(network is None or isinstance(network, str), "a bad network")
     _expect(program is None or isinstance(program, dict), "a bad program")
+    _expect(not any(key in (program or {}) for key in ONCE), "a program that repeats other fields")
     _expect(_is_list(history, dict), "a bad history")
     _expect(data["labels"] is None or _is_list(data["labels"], str), "bad labels")
     _expect(_is_list(data["parameters"], dict), "bad parameters")
@@ -198,38 +203,10 @@ def input_from_json(data: Any) -> InputSpec | None:
     Raises:
         ArtifactError: it is not one.
     """
-    if data is None:
-        return None
-    _expect(isinstance(data, dict) and data.keys() == {"shape", "preprocess"}, "a bad input")
-    shape = data["shape"]
-    _expect(_is_list(shape, int) and all(0 < n < 1 << 31 for n in shape), "a bad input shape")
-    return InputSpec(tuple(shape), _preprocess(data["preprocess"]))
-
-
-def _preprocess(data: Any) -> Preprocess | None:
-    if data is None:
-        return None
-    fields = set(Preprocess.__dataclass_fields__)
-    _expect(isinstance(data, dict) and data.keys() == fields, "a bad preprocess")
-    resize, crop, channels = data["resize"], data["crop"], data["channels"]
-    pair = _is_list(resize, int) and len(resize) == 2 and all(0 < n < 1 << 31 for n in resize)
-    _expect(resize is None or (type(resize) is int and 0 < resize < 1 << 31) or pair, "a bad resize")
-    whole = type(crop) is int and 0 < crop < 1 << 31
-    _expect(crop is None or whole or (type(crop) is float and 0 < crop <= 1), "a bad crop")
-    _expect(data["interpolation"] in ("nearest", "bilinear", "bicubic"), "a bad interpolation")
-    _expect(type(channels) is int and 0 < channels < 1 << 31, "bad channels")
-    for name in ("mean", "std"):
-        _expect(isinstance(data[name], list) and all(_is_number(n) for n in data[name]), f"a bad {name}")
-    settings = {**data, "mean": _floats(data["mean"]), "std": _floats(data["std"])}
-    return Preprocess(**{**settings, "resize": tuple(resize) if pair else resize})
-
-
-def _floats(values: list[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e30  # type: ignore[arg-type]
+    try:
+        return None if data is None else input_from_data(data)
+    except ArtifactError as error:
+        raise ArtifactError(f"a bad input description: {error.what}") from None
 
 
 def _is_list(value: object, kind: type) -> bool:

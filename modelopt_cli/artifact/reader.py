@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import nn
 
 from modelopt_cli.artifact import container
 from modelopt_cli.artifact.codecs import CODECS
@@ -26,6 +25,7 @@ from modelopt_cli.program.program import Encoding, Program
 from modelopt_cli.program.spec import InputSpec
 
 _BLOCK = 1 << 20
+_DAMAGED = "the file is damaged or forged"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Artifact:
         try:
             tensor = codec.decode(parts, parameter.params, DTYPES[parameter.dtype], parameter.shape)
         except ArtifactError as error:
-            raise ArtifactError(error.what, where=where, hint="the file is damaged or forged") from None
+            raise ArtifactError(error.what, where=where, hint=_DAMAGED) from None
         settings = {part: value for part, value in parts.items() if part not in codec.payload}
         return tensor, Encoding(parameter.codec, dict(parameter.params), settings)
 
@@ -133,9 +133,12 @@ def read_program(path: str | Path) -> Program:
             hint = f"rebuild it with --arch {arch}" if arch else "name its architecture with --arch"
             raise ArtifactError("holds tensors without their network", where=str(path), hint=hint)
         tensors = _tensors(artifact)
-    program = from_data(program_data(document), tensors.state)
+    try:
+        program = from_data(program_data(document), tensors.state)
+    except ArtifactError as error:
+        where = f"{path}: {error.where}" if error.where else str(path)
+        raise ArtifactError(error.what, where=where, hint=error.hint or _DAMAGED) from error
     program.encodings = dict(tensors.encodings)
-    _tie(program, document.tied)
     return program
 
 
@@ -173,9 +176,7 @@ def _check_digest(file: BinaryIO, stated: str, where: str) -> None:
     file.seek(0)
     head = file.read(DIGEST_AT + len(BLANK))
     if head[8:] != PREFIX + stated.encode():
-        raise ArtifactError(
-            "does not begin as an artifact must", where=where, hint="the file is damaged or forged"
-        )
+        raise ArtifactError("does not begin as an artifact must", where=where, hint=_DAMAGED)
     sha = hashlib.sha256(head[:DIGEST_AT] + BLANK.encode())
     while block := file.read(_BLOCK):
         sha.update(block)
@@ -183,20 +184,3 @@ def _check_digest(file: BinaryIO, stated: str, where: str) -> None:
         raise ArtifactError(
             "does not match its digest", where=where, hint="the file is damaged; copy or make it again"
         )
-
-
-def _tie(program: Program, tied: dict[str, str]) -> None:
-    """Make parameters that were one tensor before writing one again."""
-    for name, owner in tied.items():
-        module, _, leaf = name.rpartition(".")
-        shared = _parameter_of(program, owner)
-        if shared is not None and _parameter_of(program, name) is not None:
-            program.get_submodule(module)._parameters[leaf] = shared
-
-
-def _parameter_of(program: Program, name: str) -> nn.Parameter | None:
-    module, _, leaf = name.rpartition(".")
-    try:
-        return program.get_submodule(module)._parameters.get(leaf)
-    except AttributeError:
-        return None

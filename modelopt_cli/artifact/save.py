@@ -12,6 +12,7 @@ from modelopt_cli.artifact.codecs import CODECS, Codec
 from modelopt_cli.artifact.container import check_names
 from modelopt_cli.artifact.dtypes import NAMES
 from modelopt_cli.artifact.header import (
+    ONCE,
     Document,
     Parameter,
     arrange,
@@ -26,7 +27,6 @@ from modelopt_cli.program.program import Encoding, Program
 from modelopt_cli.program.spec import InputSpec
 
 _PLAIN = Encoding("raw")
-_ONCE = ("arch", "history", "input", "labels")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class _Plan:
 def _program_parts(program: Program) -> tuple[Document, dict[str, torch.Tensor], dict[str, Encoding]]:
     from modelopt_cli.program.data import to_data
 
-    data = {key: value for key, value in to_data(program).items() if key not in _ONCE}
+    data = {key: value for key, value in to_data(program).items() if key not in ONCE}
     document = _describe(program.history, program.arch, program.input, program.labels)
     return replace(document, program=data), dict(program.state_dict()), program.encodings
 
