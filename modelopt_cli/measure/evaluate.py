@@ -1,0 +1,298 @@
+"""Measure several models side by side, on the same samples and in the same rounds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelopt_cli.errors import ArchitectureError, DataError, EnvironmentFailure, UsageError
+from modelopt_cli.kernels import prepare
+from modelopt_cli.measure import accuracy, latency, memory
+from modelopt_cli.measure.environment import environment
+from modelopt_cli.measure.evaluation import Accuracy, Comparison, Evaluation, ModelReport
+from modelopt_cli.measure.flops import Macs, count_macs
+from modelopt_cli.measure.forms import best_form
+from modelopt_cli.measure.size import measure_size
+from modelopt_cli.measure.statistics import paired_difference
+from modelopt_cli.measure.subject import LabelledBatches, StageProgress, Subject
+from modelopt_cli.program.program import Program
+from modelopt_cli.program.quantized import Quantized
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """How to measure.
+
+    Attributes:
+        baseline: index of the reference among the subjects.
+        batch_size: samples in a timed pass, and in the pass whose memory is measured.
+        warmup: untimed rounds.
+        runs: timed rounds; 0 leaves latency out.
+        threads: torch threads within one operator; None keeps the current number.
+        data_batch_size: samples in a pass that measures accuracy.
+        limit: at most so many samples of the data.
+        workers: processes that load data.
+        seed: of the noise and the order in which latency is measured.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        memory: whether to measure peak memory, which starts one process for each model.
+    """
+
+    baseline: int = 0
+    batch_size: int = 1
+    warmup: int = 5
+    runs: int = 30
+    threads: int | None = None
+    data_batch_size: int = 64
+    limit: int | None = None
+    workers: int = 0
+    seed: int = 0
+    device: str = "cpu"
+    memory: bool = True
+
+    def __post_init__(self) -> None:
+        least = {"batch_size": 1, "warmup": 0, "runs": 0, "threads": 1, "data_batch_size": 1, "limit": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                option = "--" + name.replace("_", "-")
+                raise UsageError(f"{value} is too small", where=option, hint=f"give at least {low}")
+
+
+def evaluate(
+    subjects: Sequence[Subject],
+    data: LabelledBatches | None = None,
+    options: EvalOptions | None = None,
+    progress: StageProgress | None = None,
+) -> Evaluation:
+    """Measure every subject and compare it with the baseline.
+
+    The data is read once, each batch going through all the models, so all of them answer the same
+    samples. Models are put into evaluation mode and moved to ``options.device``; a subject that
+    cannot be run is measured by its size alone, and a note says so.
+
+    Raises:
+        UsageError: no subject, or a baseline that is not among them.
+        DataError: the subjects take different inputs, or the data does not suit them.
+        InputError: a model is no classifier, or answers NaN.
+        EnvironmentFailure: the memory or the device does not suffice.
+    """
+    options = options or EvalOptions()
+    if not 0 <= options.baseline < len(subjects):
+        raise UsageError(f"there is no model {options.baseline} among {len(subjects)}", where="--baseline")
+    return _Run(subjects, data, options, progress).evaluation()
+
+
+class _Run:
+    """One evaluation: the stages share the subjects, the options, and the notes they leave."""
+
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        data: LabelledBatches | None,
+        options: EvalOptions,
+        progress: StageProgress | None,
+    ) -> None:
+        self.subjects, self.data, self.options = subjects, data, options
+        self.progress = progress
+        self.notes: list[str] = []
+        self.runnable = [i for i, subject in enumerate(subjects) if subject.runs]
+
+    def evaluation(self) -> Evaluation:
+        for subject in self.subjects:
+            _to_device(subject, self.options.device)
+            if not subject.runs:
+                self.notes.append(
+                    f"{subject.path}: no architecture is known for it, so only its size is measured"
+                )
+        if self.data is not None:
+            self._check_inputs(self.data)
+        with latency.threads(self.options.threads) as threads:
+            macs = {i: self._macs(self.subjects[i]) for i in self.runnable}
+            answers = self._answers()
+            latencies = self._latencies()
+        peaks = self._peaks(threads)
+        models = tuple(
+            ModelReport(
+                path=subject.path,
+                size=measure_size(subject),
+                macs=macs.get(i),
+                accuracy=_accuracy(answers.get(i)),
+                latency=latencies.get(i),
+                peak_bytes=peaks.get(i),
+                coverage=subject.coverage,
+            )
+            for i, subject in enumerate(self.subjects)
+        )
+        return Evaluation(
+            models=models,
+            baseline=self.options.baseline,
+            comparisons=_comparisons(models, answers, self.options.baseline),
+            environment=environment(threads, self.options.device),
+            data=None if self.data is None else self.data.name,
+            notes=tuple(self.notes),
+        )
+
+    def _macs(self, subject: Subject) -> Macs:
+        assert subject.model is not None
+        assert subject.input is not None
+        try:
+            return count_macs(subject.model, subject.input.shape)
+        except ArchitectureError as error:
+            raise ArchitectureError(error.what, where=subject.path, hint=error.hint) from error
+
+    def _check_inputs(self, data: LabelledBatches) -> None:
+        """All models see the same tensors, so they must take the same shape."""
+        if not self.runnable:
+            raise DataError("no model can be run on it", where=data.name, hint="give --arch")
+        first = self.subjects[self.runnable[0]]
+        assert first.input is not None
+        for i in self.runnable[1:]:
+            other = self.subjects[i]
+            assert other.input is not None
+            if other.input.shape != first.input.shape:
+                raise DataError(
+                    f"{first.path} takes samples of {first.input.shape}, {other.path} of {other.input.shape}",
+                    where=data.name,
+                    hint="evaluate them in two commands",
+                )
+            if other.input.preprocess not in (None, first.input.preprocess):
+                self.notes.append(
+                    f"{other.path} records another preprocessing than {first.path}; both saw the same samples"
+                )
+
+    def _answers(self) -> dict[int, accuracy.Predictions]:
+        """Every runnable model's answers on the data, batch by batch."""
+        data, options = self.data, self.options
+        if data is None:
+            return {}
+        tallies = {i: accuracy.Tally(self.subjects[i].path, labelled=data.labelled) for i in self.runnable}
+        done, total = 0, self._samples(data)
+        batches = data.batches(options.data_batch_size, limit=options.limit, workers=options.workers)
+        for images, labels in batches:
+            moved = images.to(options.device)
+            for i, tally in tallies.items():
+                subject = self.subjects[i]
+                assert subject.model is not None
+                tally.add(accuracy.run(subject.model, moved, subject.path), labels)
+            done += len(labels)
+            self._report("accuracy", done, total)
+        if not done:
+            raise DataError("holds not one sample", where=data.name)
+        if not data.labelled:
+            self.notes.append(f"{data.name} has no labels, so there is no accuracy; agreement is measured")
+        return {i: tally.result() for i, tally in tallies.items()}
+
+    def _samples(self, data: LabelledBatches) -> int | None:
+        """How many samples will come, where the data can tell."""
+        try:
+            length = len(data)  # type: ignore[arg-type]
+        except (TypeError, NotImplementedError):
+            return self.options.limit
+        return min(length, self.options.limit or length)
+
+    def _latencies(self) -> dict[int, latency.Latency]:
+        options = self.options
+        if not options.runs or not self.runnable:
+            return {}
+        calls, forms = [], []
+        for done, i in enumerate(self.runnable):
+            subject = self.subjects[i]
+            assert subject.model is not None
+            assert subject.input is not None
+            x = latency.sample_input(
+                subject.input.shape, options.batch_size, seed=options.seed, device=options.device
+            )
+            accuracy.run(subject.model, x, subject.path)  # fails here, in one line, or not at all
+            model, form = best_form(subject, x, seed=options.seed)
+            calls.append((model, x))
+            forms.append(form)
+            self._report("fastest form", done + 1, len(self.runnable))
+        times = latency.time_interleaved(
+            calls,
+            warmup=options.warmup,
+            runs=options.runs,
+            seed=options.seed,
+            progress=lambda done, total: self._report("latency", done, total),
+        )
+        return {
+            i: latency.summarise(spent, options.batch_size, form)
+            for i, spent, form in zip(self.runnable, times, forms, strict=True)
+        }
+
+    def _peaks(self, threads: int) -> dict[int, int | None]:
+        if not self.options.memory:
+            return {}
+        peaks: dict[int, int | None] = {}
+        for done, i in enumerate(self.runnable):
+            found = self._peak(self.subjects[i], threads)
+            peaks[i] = found.peak_bytes
+            if found.peak_bytes is None:
+                self.notes.append(f"{self.subjects[i].path}: peak memory not measured: {found.reason}")
+            self._report("memory", done + 1, len(self.runnable))
+        return peaks
+
+    def _peak(self, subject: Subject, threads: int) -> memory.Memory:
+        assert subject.model is not None
+        assert subject.input is not None
+        model, shape, options = subject.model, subject.input.shape, self.options
+        if options.device.startswith("cuda"):
+            x = latency.sample_input(shape, options.batch_size, device=options.device)
+            return memory.peak_memory_cuda(lambda: accuracy.run(model, x, subject.path), options.device)
+        return memory.peak_memory(
+            memory.Job(subject.path, subject.arch, shape, options.batch_size, threads=threads)
+        )
+
+    def _report(self, stage: str, done: int, total: int | None) -> None:
+        if self.progress:
+            self.progress(stage, done, total)
+
+
+def _to_device(subject: Subject, device: str) -> None:
+    """Evaluation mode, on the device, with a kernel in every int8 layer that has none yet."""
+    if subject.model is None:
+        return
+    subject.model.eval()
+    try:
+        if subject.program is not None and _lacks_kernels(subject.program, device):
+            prepare(subject.program, device)
+        elif device != "cpu":
+            subject.model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        if accuracy.is_out_of_memory(error):
+            raise EnvironmentFailure("does not fit into the device's memory", where=subject.path) from error
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EnvironmentFailure(f"cannot use {device}: {first}", where="--device") from error
+
+
+def _lacks_kernels(program: Program, device: str) -> bool:
+    layers = [module for module in program.modules() if isinstance(module, Quantized)]
+    moves = any(tensor.device.type != device.partition(":")[0] for tensor in program.buffers())
+    return bool(layers) and (moves or all(layer.kernel is None for layer in layers))
+
+
+def _accuracy(answers: accuracy.Predictions | None) -> Accuracy | None:
+    if answers is None:
+        return None
+    return Accuracy(answers.samples, answers.top1_percent, answers.top5_percent)
+
+
+def _comparisons(
+    models: Sequence[ModelReport], answers: dict[int, accuracy.Predictions], baseline: int
+) -> tuple[Comparison, ...]:
+    return tuple(
+        _compare(models, answers, baseline, model) for model in range(len(models)) if model != baseline
+    )
+
+
+def _compare(
+    models: Sequence[ModelReport], answers: dict[int, accuracy.Predictions], baseline: int, model: int
+) -> Comparison:
+    base, other = models[baseline], models[model]
+    first, second = answers.get(baseline), answers.get(model)
+    difference = agreement = speedup = None
+    if first is not None and second is not None:
+        agreement = accuracy.agreement(first, second)
+        if first.top1 is not None and second.top1 is not None:
+            difference = paired_difference(first.top1, second.top1)
+    if base.latency and other.latency:
+        speedup = base.latency.median / other.latency.median
+    ratio = base.size.file_bytes / other.size.file_bytes if other.size.file_bytes else None
+    return Comparison(model, difference, agreement, ratio, speedup)

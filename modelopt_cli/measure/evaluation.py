@@ -1,0 +1,102 @@
+"""What an evaluation found, as plain frozen values: the one source of the table and of every export."""
+
+from dataclasses import dataclass
+
+from modelopt_cli.measure.environment import Environment
+from modelopt_cli.measure.flops import Macs
+from modelopt_cli.measure.latency import Latency
+from modelopt_cli.measure.size import Size
+from modelopt_cli.measure.statistics import Interval
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy of one model in percent; ``top1`` is None without labels, ``top5`` below 5 classes too."""
+
+    samples: int
+    top1: float | None
+    top5: float | None
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """One model's own figures; None where something was not measured.
+
+    Attributes:
+        path: of its file, as the user wrote it.
+        size: bytes, parameters, non-zeros, bits per weight.
+        macs: multiply-accumulates for one sample.
+        accuracy: top-1 and top-5 on the data.
+        latency: of one forward pass of a batch.
+        peak_bytes: memory of loading it and running one batch.
+        coverage: share of the layers that are compressed, 0 to 1.
+    """
+
+    path: str
+    size: Size
+    macs: Macs | None = None
+    accuracy: Accuracy | None = None
+    latency: Latency | None = None
+    peak_bytes: int | None = None
+    coverage: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model against the baseline.
+
+    Attributes:
+        model: its index among the models.
+        difference: paired difference of top-1 accuracies with its 95 % interval.
+        agreement: share of the samples on which both predict the same class, 0 to 1.
+        ratio: the baseline's file bytes over the model's; above 1 is smaller.
+        speedup: the baseline's median latency over the model's; above 1 is faster.
+    """
+
+    model: int
+    difference: Interval | None
+    agreement: float | None
+    ratio: float | None
+    speedup: float | None
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One limit applied to one model.
+
+    Attributes:
+        name: of the option, without the dashes, e.g. ``max-drop``.
+        limit: what the user asked for.
+        value: what was measured, in the same unit; None if it was not.
+        passed: whether the limit is kept. What was not measured fails.
+        model: index of the model.
+    """
+
+    name: str
+    limit: float
+    value: float | None
+    passed: bool
+    model: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was measured, in the order in which the models were given.
+
+    Attributes:
+        models: one report for each.
+        baseline: index of the reference.
+        comparisons: every other model against it, in order.
+        environment: machine, versions, threads.
+        data: name of the data, or None.
+        gates: see :mod:`modelopt_cli.measure.gates`; empty until they are applied.
+        notes: one line for each thing the reader should know, such as why something is missing.
+    """
+
+    models: tuple[ModelReport, ...]
+    baseline: int
+    comparisons: tuple[Comparison, ...]
+    environment: Environment
+    data: str | None = None
+    gates: tuple[GateResult, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,215 @@
+"""How much arithmetic one sample costs.
+
+Convention: ``macs`` counts multiply-accumulates of convolutions, linear layers and matrix products,
+the two products of attention included, at batch size 1. FLOPs are twice that. Not counted, as in most
+papers: element-wise work, norms, pooling, softmax, biases; an embedding is a look-up and costs nothing.
+Multiplications with padding zeros count. An int8 layer counts as the layer it replaces.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from modelopt_cli.errors import ArchitectureError, ModeloptError
+from modelopt_cli.measure.formulas import (
+    FUNCTIONS,
+    METHODS,
+    MODULES,
+    NAMED,
+    Args,
+    Formula,
+    Kwargs,
+    ModuleFormula,
+    einsum,
+)
+from modelopt_cli.program.quantized import Quantized
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates for one sample.
+
+    Attributes:
+        total: all of them.
+        per_layer: by layer path (or graph node, for a function), in order of execution; only those
+            above zero. A layer that is called twice counts twice. Without a graph, work that is not in
+            a leaf layer (attention written out in a ``forward``) is in ``total`` alone.
+    """
+
+    total: int
+    per_layer: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def flops(self) -> int:
+        """Twice ``total``."""
+        return 2 * self.total
+
+
+def count_macs(model: nn.Module, shape: Shape) -> Macs:
+    """Count what ``model`` computes for one sample of ``shape``, by running it once on zeros.
+
+    A graph (a Program, or any ``fx.GraphModule``) is counted node by node with the tables of
+    ``formulas.py``. What they do not know, and any model without a graph, is counted by torch's
+    ``FlopCounterMode``.
+
+    Raises:
+        ArchitectureError: the model does not run on that shape.
+    """
+    x = torch.zeros(1, *shape, device=_device(model))
+    try:
+        with _eval_mode(model), torch.no_grad():
+            return _count_graph(model, x) if isinstance(model, fx.GraphModule) else _count_module(model, x)
+    except ModeloptError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArchitectureError(f"does not run on an input of shape {(1, *shape)}: {reason}") from error
+
+
+def _count_graph(model: fx.GraphModule, x: Tensor) -> Macs:
+    counter = _GraphCounter(model)
+    counter.run(x)
+    return Macs(sum(counter.per_layer.values()), counter.per_layer)
+
+
+class _GraphCounter(fx.Interpreter):
+    """Runs the graph and books every node's multiply-accumulates."""
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        super().__init__(model)
+        self.per_layer: dict[str, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        name = str(n.target) if n.op in ("call_module", "get_attr") else n.name
+        with _torch_counter() if self._unknown(n) else nullcontext() as fallback:
+            out = super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        macs = self._formula(n, args, kwargs, out)
+        if macs is None and fallback is not None:
+            macs = fallback.get_total_flops() // 2
+        if macs:
+            self.per_layer[name] = self.per_layer.get(name, 0) + macs
+        return out
+
+    def _formula(self, node: fx.Node, args: Args, kwargs: Kwargs, out: Any) -> int | None:
+        if node.op == "call_module":
+            module = self.fetch_attr(str(node.target))
+            found = _module_formula(module)
+            return found(module, args, kwargs, out) if found else None
+        formula = _function_formula(node)
+        return formula(args, kwargs, out) if formula else None
+
+    def _unknown(self, node: fx.Node) -> bool:
+        """Whether torch has to count this one: no formula, or einsum's, which may decline."""
+        if node.op == "call_module":
+            module = self.fetch_attr(str(node.target))
+            return _module_formula(module) is None and not isinstance(module, Quantized)
+        if node.op not in ("call_function", "call_method"):
+            return False
+        return _function_formula(node) in (None, einsum)
+
+
+def _module_formula(module: nn.Module) -> ModuleFormula | None:
+    return next((MODULES[kind] for kind in type(module).__mro__ if kind in MODULES), None)
+
+
+def _function_formula(node: fx.Node) -> Formula | None:
+    if node.op == "call_method":
+        return METHODS.get(str(node.target))
+    if node.op != "call_function":
+        return None
+    target: Any = node.target
+    name = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', '')}"
+    return FUNCTIONS.get(target) or NAMED.get(name)
+
+
+def _count_module(model: nn.Module, x: Tensor) -> Macs:
+    """Torch's own counter, corrected for our layers, whose operators it does not know."""
+    per_layer: dict[str, int] = {}
+    handles = []
+    with _torch_counter() as counter:
+        before: dict[str, int] = {}
+
+        def enter(name: str) -> Callable[..., None]:
+            return lambda module, args: before.__setitem__(name, counter.get_total_flops())
+
+        def leave(name: str, formula: ModuleFormula | None) -> Callable[..., None]:
+            def book(module: nn.Module, args: Args, out: Any) -> None:
+                seen = (counter.get_total_flops() - before[name]) // 2
+                macs = formula(module, args, {}, out) if formula else 0
+                per_layer[name] = per_layer.get(name, 0) + macs - seen
+
+            return book
+
+        for name, module in model.named_modules():
+            if isinstance(module, Quantized):
+                handles.append(module.register_forward_pre_hook(enter(name)))
+                handles.append(module.register_forward_hook(leave(name, _module_formula(module))))
+        try:
+            model(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+    correction = sum(per_layer.values())
+    return Macs(counter.get_total_flops() // 2 + correction, _leaf_counts(model, counter, per_layer))
+
+
+def _leaf_counts(model: nn.Module, counter: FlopCounterMode, corrections: dict[str, int]) -> dict[str, int]:
+    leaves = {name for name, module in model.named_modules() if name and not any(module.children())}
+    counts: dict[str, int] = {}
+    for path, flops in counter.get_flop_counts().items():
+        name = path.partition(".")[2]  # the first part is the network's class
+        if name in leaves:
+            counts[name] = sum(flops.values()) // 2
+    for name, correction in corrections.items():
+        counts[name] = counts.get(name, 0) + correction
+    return {name: macs for name, macs in counts.items() if macs}
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensors = [*model.parameters(), *model.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+@contextmanager
+def _torch_counter() -> Iterator[FlopCounterMode]:
+    """Torch's counter, taught the two ways of computing attention that it misses on a CPU.
+
+    The fused kernel of ``scaled_dot_product_attention`` gets a formula; the fused kernel of whole
+    ``MultiheadAttention`` and ``TransformerEncoderLayer`` modules is switched off while counting.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops}) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def _attention_flops(query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any) -> int:
+    """FLOPs of attention from the three shapes ``(..., length, features)``."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards every module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,122 @@
+"""How long one forward pass takes: interleaved, warmed up, with its spread.
+
+All models are timed in the same rounds. A round calls every model once, in an order drawn afresh, so
+whatever drifts (heat, another process) hits all of them alike. The figures are the median and the
+distance between the quartiles, because the tail belongs to the machine rather than to the model.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Call = Callable[[Tensor], object]
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall-clock time of one forward pass of a whole batch.
+
+    Attributes:
+        median: milliseconds.
+        iqr: third quartile minus first, milliseconds.
+        runs: timed passes.
+        batch_size: samples in a pass.
+        form: what was timed: ``as loaded``, ``eager``, ``channels-last`` or ``prepacked``.
+    """
+
+    median: float
+    iqr: float
+    runs: int
+    batch_size: int
+    form: str = "as loaded"
+
+    @property
+    def throughput(self) -> float:
+        """Samples per second at the median."""
+        return 1000.0 * self.batch_size / self.median
+
+
+def sample_input(shape: tuple[int, ...], batch_size: int, *, seed: int = 0, device: str = "cpu") -> Tensor:
+    """A batch of standard normal noise; images are channels-last, as a decoder delivers them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch_size, *shape, generator=generator).to(device)
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def time_interleaved(
+    calls: Sequence[tuple[Call, Tensor]],
+    *,
+    warmup: int,
+    runs: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[list[float]]:
+    """Times in milliseconds, ``runs`` for each model.
+
+    Args:
+        calls: models, each with its input batch.
+        warmup: rounds that are not recorded.
+        runs: rounds that are.
+        seed: of the order within the rounds.
+        progress: called after every round.
+    """
+    order = list(range(len(calls)))
+    shuffle = random.Random(seed).shuffle
+    times: list[list[float]] = [[] for _ in calls]
+    with torch.inference_mode():
+        for done in range(warmup + runs):
+            shuffle(order)
+            for i in order:
+                spent = _time_once(*calls[i])
+                if done >= warmup:
+                    times[i].append(spent)
+            if progress:
+                progress(done + 1, warmup + runs)
+    return times
+
+
+def summarise(times: Sequence[float], batch_size: int, form: str) -> Latency:
+    """Median and interquartile range of times in milliseconds."""
+    if len(times) > 1:
+        low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    else:
+        low = middle = high = times[0]
+    return Latency(middle, high - low, len(times), batch_size, form)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[int]:
+    """Let torch use ``count`` threads within one operator, and restore what was set before."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _time_once(model: Call, x: Tensor) -> float:
+    if x.device.type == "cuda":
+        return _time_on_cuda(model, x)
+    start = time.perf_counter_ns()
+    model(x)
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def _time_on_cuda(model: Call, x: Tensor) -> float:
+    """Between two events on the device: a CUDA call returns before its work is done."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(x.device)
+    start.record()
+    model(x)
+    end.record()
+    torch.cuda.synchronize(x.device)
+    return float(start.elapsed_time(end))

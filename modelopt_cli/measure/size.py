@@ -1,0 +1,113 @@
+"""How large a model is: bytes on disk, parameters, non-zeros, bits per weight.
+
+A *parameter* is one learned number of the network: weights, biases, embeddings, class tokens, and the
+scales and shifts of its norms. The int8 weight of a quantized layer counts as the layer it replaces.
+Not parameters: quantization scales and zero points, running statistics, other buffers. A norm that was
+folded into a convolution is gone, and its parameters with it. A tensor shared by two layers counts once.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modelopt_cli.measure.subject import Subject
+from modelopt_cli.program.quantized import Quantized
+
+# What a quantized layer keeps in a buffer because integers cannot be nn.Parameters.
+_WEIGHT_KEYS = frozenset({"weight", "bias", "in_proj_weight", "in_proj_bias"})
+# What a bare state dict holds beside parameters.
+_STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
+_LENGTH_BYTES = 8  # a safetensors file starts with the length of its header
+_MAX_HEADER = 100 << 20
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of one model.
+
+    Attributes:
+        file_bytes: length of its file.
+        parameters: logical parameters, see the module's docstring.
+        nonzero: parameters that are not zero.
+        bits_per_weight: ``8 * tensor bytes in the file / parameters``. Everything the file stores in
+            tensors counts, so scales, indices and running statistics make it honest; the header does
+            not. None if there are no parameters.
+    """
+
+    file_bytes: int
+    parameters: int
+    nonzero: int
+    bits_per_weight: float | None
+
+
+def measure_size(subject: Subject) -> Size:
+    """Size of the subject's file and model."""
+    tensors = list(_logical_tensors(subject))
+    parameters = sum(tensor.numel() for tensor in tensors)
+    stored = subject.tensor_bytes
+    if stored is None:
+        stored = safetensors_bytes(Path(subject.path))
+    if stored is None:
+        stored = state_bytes(_state(subject))
+    return Size(
+        file_bytes=subject.file_bytes,
+        parameters=parameters,
+        nonzero=sum(int(torch.count_nonzero(tensor)) for tensor in tensors),
+        bits_per_weight=8 * stored / parameters if parameters else None,
+    )
+
+
+def logical_parameters(model: nn.Module) -> Iterator[Tensor]:
+    """Every parameter of ``model`` once, those of quantized layers included."""
+    yield from model.parameters()
+    seen: set[int] = set()
+    for module in model.modules():
+        if not isinstance(module, Quantized):
+            continue
+        for name, buffer in module.named_buffers(recurse=False):
+            if name in _WEIGHT_KEYS and id(buffer) not in seen:
+                seen.add(id(buffer))
+                yield buffer
+
+
+def state_bytes(state: Mapping[str, Tensor]) -> int:
+    """Bytes of the tensors of a state dict; one that appears under two names counts once."""
+    seen: dict[tuple[Any, ...], int] = {}
+    for name, tensor in state.items():
+        # Empty and meta tensors have no address of their own.
+        pointer = tensor.data_ptr() if tensor.device.type != "meta" else 0
+        address = pointer or hash(name)
+        key = (address, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))
+        seen[key] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())
+
+
+def safetensors_bytes(path: Path) -> int | None:
+    """Bytes of tensor data in a safetensors file (every artifact is one); None if it is not one."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            opens = file.read(1) == b"{"
+            total = os.fstat(file.fileno()).st_size
+    except OSError:
+        return None
+    rest = total - _LENGTH_BYTES - length
+    return rest if opens and 0 < length <= _MAX_HEADER and rest >= 0 else None
+
+
+def _logical_tensors(subject: Subject) -> Iterable[Tensor]:
+    if subject.model is not None:
+        return logical_parameters(subject.model)
+    state = subject.state or {}
+    return (t for name, t in state.items() if name.rpartition(".")[2] not in _STATISTICS)
+
+
+def _state(subject: Subject) -> Mapping[str, Tensor]:
+    if subject.model is not None:
+        return subject.model.state_dict()
+    return subject.state or {}

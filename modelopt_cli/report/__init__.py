@@ -1,0 +1,20 @@
+"""Showing what was measured: the table, JSON, Markdown, CSV."""
+
+from modelopt_cli.report.csv import csv_text
+from modelopt_cli.report.export import check_export, export
+from modelopt_cli.report.json import to_json
+from modelopt_cli.report.markdown import markdown_text
+from modelopt_cli.report.table import coverage_table, plain_text, svg, table, to_svg
+
+__all__ = [
+    "check_export",
+    "coverage_table",
+    "csv_text",
+    "export",
+    "markdown_text",
+    "plain_text",
+    "svg",
+    "table",
+    "to_json",
+    "to_svg",
+]

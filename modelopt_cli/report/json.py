@@ -1,0 +1,80 @@
+"""The evaluation as one JSON object, stable under its ``schema_version``.
+
+    schema_version  1
+    baseline        index of the baseline among the models
+    models          in the order given, each with
+        path, file_bytes, parameters, nonzero, macs (one sample), bits_per_weight,
+        samples, top1, top5 (percent), latency_ms {median, iqr}, coverage (0 to 1)
+    comparisons     every model but the baseline, in order, each with
+        drop_pp, low, high (percentage points), ratio, speedup, agreement (0 to 1)
+    gates           for each comparison in turn the limits that were set, each with
+        name, limit, value, passed
+
+``null`` stands where something was not measured. NaN and infinity, which JSON does not have, are null too.
+"""
+
+import json
+import math
+from typing import Any
+
+from modelopt_cli.measure import Comparison, Evaluation, GateResult, ModelReport
+
+SCHEMA_VERSION = 1
+
+
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """The object that ``eval --json`` prints, of JSON types alone."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "baseline": evaluation.baseline,
+        "models": [_model(model) for model in evaluation.models],
+        "comparisons": [_comparison(comparison) for comparison in evaluation.comparisons],
+        "gates": [_gate(gate) for gate in evaluation.gates],
+    }
+
+
+def json_text(evaluation: Evaluation) -> str:
+    """The same as text, for a file."""
+    return json.dumps(to_json(evaluation), indent=2, allow_nan=False) + "\n"
+
+
+def _model(model: ModelReport) -> dict[str, Any]:
+    accuracy, latency = model.accuracy, model.latency
+    return {
+        "path": model.path.encode("utf-8", "backslashreplace").decode(),  # lone surrogates are no UTF-8
+        "file_bytes": model.size.file_bytes,
+        "parameters": model.size.parameters,
+        "nonzero": model.size.nonzero,
+        "macs": model.macs.total if model.macs else None,
+        "bits_per_weight": _number(model.size.bits_per_weight),
+        "samples": accuracy.samples if accuracy else None,
+        "top1": _number(accuracy.top1) if accuracy else None,
+        "top5": _number(accuracy.top5) if accuracy else None,
+        "latency_ms": {"median": _number(latency.median), "iqr": _number(latency.iqr)} if latency else None,
+        "coverage": _number(model.coverage),
+    }
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    difference = comparison.difference
+    return {
+        "drop_pp": _number(difference.drop_pp) if difference else None,
+        "low": _number(difference.low) if difference else None,
+        "high": _number(difference.high) if difference else None,
+        "ratio": _number(comparison.ratio),
+        "speedup": _number(comparison.speedup),
+        "agreement": _number(comparison.agreement),
+    }
+
+
+def _gate(gate: GateResult) -> dict[str, Any]:
+    return {
+        "name": gate.name,
+        "limit": _number(gate.limit),
+        "value": _number(gate.value),
+        "passed": gate.passed,
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

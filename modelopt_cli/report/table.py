@@ -1,0 +1,92 @@
+"""The one honest table, for terminals, for pipes and as a picture."""
+
+import io
+import re
+
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from modelopt_cli.measure import Evaluation
+from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.report.rows import footer, gate_lines, headings, rows, safe
+
+_WIDE = 10_000
+
+
+def table(evaluation: Evaluation) -> RenderableType:
+    """The evaluation as a table with its conditions and gates below.
+
+    Names and paths are put in as plain text, never as markup, with control characters escaped.
+    """
+    parts: list[RenderableType] = [_grid(evaluation)]
+    parts.extend(
+        Text(line, style="green" if passed else "bold red") for passed, line in gate_lines(evaluation)
+    )
+    parts.extend(Text(line, style="dim") for line in footer(evaluation))
+    return Group(*parts)
+
+
+def coverage_table(coverage: Coverage) -> RenderableType:
+    """Every layer, how it is compressed, or why it is not; and the count."""
+    grid = Table(box=None, pad_edge=False)
+    for title in ("layer", "kind", "compressed", "why not"):
+        grid.add_column(title, overflow="fold")
+    for layer in coverage.layers:
+        how = Text(safe(layer.scheme) or "yes", "green") if layer.compressed else Text("no", "yellow")
+        grid.add_row(Text(safe(layer.name)), Text(safe(layer.kind)), how, Text(safe(layer.reason)))
+    return Group(grid, Text(f"{coverage.compressed} of {coverage.total} layers compressed", style="bold"))
+
+
+def plain_text(renderable: RenderableType) -> str:
+    """The renderable without colour, as wide as it needs, for pipes and files."""
+    console = _console(_WIDE)
+    width = Measurement.get(console, console.options, renderable).maximum
+    console = _console(min(max(width, 1), _WIDE))
+    console.print(renderable)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def to_svg(evaluation: Evaluation, title: str = "modelopt") -> str:
+    """The table as an SVG picture; the same evaluation gives the same bytes."""
+    return svg(table(evaluation), title)
+
+
+def svg(renderable: RenderableType, title: str) -> str:
+    """Any renderable as an SVG picture of a terminal that is just wide enough."""
+    probe = _console(_WIDE)
+    width = Measurement.get(probe, probe.options, renderable).maximum
+    console = Console(
+        record=True,
+        file=io.StringIO(),
+        width=max(width, 40),
+        force_terminal=True,
+        color_system="truecolor",
+        legacy_windows=False,
+    )
+    console.print(renderable)
+    drawn = console.export_svg(title=title, unique_id="modelopt")
+    # rich loads its font from a third party; a picture in a README should load nothing.
+    return re.sub(r"@font-face\s*\{.*?\}\s*", "", drawn, flags=re.DOTALL)
+
+
+def _grid(evaluation: Evaluation) -> Table:
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    grid.add_column("")
+    for i, name in enumerate(headings(evaluation)):
+        title = Text(name, overflow="fold")
+        if i == evaluation.baseline and len(evaluation.models) > 1:
+            title.append("\nbaseline", style="dim")
+        grid.add_column(title, justify="right", overflow="fold")
+    for row in rows(evaluation):
+        label = Text(f"  {row.label}" if row.relative else row.label)
+        grid.add_row(label, *(Text(cell) for cell in row.cells), style="cyan" if row.relative else "")
+    return grid
+
+
+def _console(width: int) -> Console:
+    return Console(
+        file=io.StringIO(), width=width, color_system=None, force_terminal=False, no_color=True, _environ={}
+    )

@@ -1,0 +1,248 @@
+"""The whole evaluation: pairing, one pass over the data, what is left out, and what is refused."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from modelopt_cli.errors import ArchitectureError, DataError, InputError, UsageError
+from modelopt_cli.measure import EvalOptions, Evaluation, Subject, evaluate, memory, paired_difference
+from modelopt_cli.measure.environment import cpu_name
+from modelopt_cli.program import InputSpec, Preprocess, Program
+
+QUICK = EvalOptions(runs=3, warmup=1, memory=False, threads=1, data_batch_size=16)
+SHAPE = (3, 6, 6)
+
+
+class Noise:
+    """Fifty noise images with random labels; counts how often it is read."""
+
+    name = "noise"
+    reads = 0
+
+    def __init__(self, samples: int = 50, labelled: bool = True) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(samples, *SHAPE, generator=generator)
+        self.labels = torch.randint(0, 6, (samples,), generator=generator)
+        self.labelled = labelled
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self, batch_size: int, *, limit: int | None = None, workers: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        self.reads += 1
+        end = min(limit or len(self), len(self))
+        for i in range(0, end, batch_size):
+            yield self.images[i : min(i + batch_size, end)], self.labels[i : min(i + batch_size, end)]
+
+
+def net(seed: int, shape: tuple[int, ...] = SHAPE) -> Program:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(shape[0], 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(6))
+    model(torch.zeros(1, *shape))
+    return Program(model, fx.symbolic_trace(model).graph, input=InputSpec(shape))
+
+
+def subject(seed: int, file_bytes: int = 1000, **changes: Any) -> Subject:
+    model = net(seed)
+    values = {"path": f"net{seed}.pth", "model": model, "program": model, "input": model.input} | changes
+    return Subject(file_bytes=file_bytes, **values)
+
+
+def test_comparison_is_paired_sample_by_sample() -> None:
+    first, second, data = subject(1), subject(2, 250), Noise()
+    found = evaluate([first, second], data, QUICK)
+    assert data.reads == 1
+    correct = []
+    for one in (first, second):
+        assert one.model is not None
+        correct.append((one.model(data.images).argmax(1) == data.labels).numpy())
+    (comparison,) = found.comparisons
+    assert comparison.model == 1
+    assert comparison.difference == paired_difference(*correct)
+    assert comparison.ratio == 4.0
+    accuracy = found.models[0].accuracy
+    assert accuracy is not None
+    assert (accuracy.samples, accuracy.top1) == (50, pytest.approx(100 * np.mean(correct[0])))
+
+
+def test_another_baseline_turns_the_comparison_round() -> None:
+    pair = [subject(1), subject(2, 250)]
+    forward = evaluate(pair, Noise(), QUICK).comparisons[0]
+    backward = evaluate(pair, Noise(), EvalOptions(baseline=1, runs=0, memory=False)).comparisons[0]
+    assert backward.model == 0
+    assert backward.ratio == 0.25
+    assert forward.difference is not None
+    assert backward.difference is not None
+    assert backward.difference.drop_pp == -forward.difference.drop_pp
+
+
+def test_a_model_against_itself_differs_in_nothing() -> None:
+    comparison = evaluate([subject(1), subject(1)], Noise(), QUICK).comparisons[0]
+    assert comparison.agreement == comparison.ratio == 1.0
+    assert comparison.difference is not None
+    assert comparison.difference.drop_pp == 0.0
+    assert comparison.difference.low < 0 < comparison.difference.high
+
+
+def test_without_data_there_is_no_accuracy_but_everything_else() -> None:
+    found = evaluate([subject(1), subject(2)], None, QUICK)
+    assert found.models[0].accuracy is None
+    assert found.comparisons[0].difference is None
+    assert found.comparisons[0].agreement is None
+    assert found.comparisons[0].speedup is not None
+    assert found.models[0].macs is not None
+    assert found.models[0].macs.total == 4 * 16 * 27 + 64 * 6
+    latency = found.models[0].latency
+    assert latency is not None
+    assert latency.form in ("eager", "channels-last", "prepacked")
+    assert latency.runs == 3
+
+
+def test_nothing_is_timed_where_no_runs_are_asked() -> None:
+    found = evaluate([subject(1), subject(2)], None, EvalOptions(runs=0, memory=False))
+    assert found.models[0].latency is None
+    assert found.comparisons[0].speedup is None
+
+
+def test_unlabelled_data_still_gives_agreement() -> None:
+    found = evaluate([subject(1), subject(2)], Noise(labelled=False), QUICK)
+    assert found.models[0].accuracy is not None
+    assert found.models[0].accuracy.top1 is None
+    assert found.comparisons[0].difference is None
+    assert found.comparisons[0].agreement is not None
+    assert "no labels" in found.notes[0]
+
+
+def test_a_bare_state_dict_is_measured_by_its_size() -> None:
+    bare = subject(1, model=None, program=None, input=None, state={"w": torch.ones(4)})
+    found = evaluate([bare, subject(2)], Noise(), QUICK)
+    assert found.models[0].size.parameters == 4
+    assert found.models[0].accuracy is None
+    assert found.models[0].latency is None
+    assert found.models[1].accuracy is not None
+    assert "only its size" in found.notes[0]
+
+
+def test_a_plain_module_is_measured_like_a_program() -> None:
+    plain = subject(1, model=nn.Sequential(nn.Flatten(), nn.Linear(108, 6)), program=None)
+    found = evaluate([plain, subject(2)], Noise(), QUICK)
+    assert found.models[0].macs is not None
+    assert found.models[0].macs.total == 648
+    assert found.models[0].latency is not None
+
+
+def test_limit_and_progress() -> None:
+    seen: list[tuple[str, int, int | None]] = []
+    found = evaluate(
+        [subject(1)],
+        Noise(),
+        EvalOptions(runs=2, warmup=0, memory=False, limit=20, data_batch_size=8),
+        progress=lambda *event: seen.append(event),
+    )
+    assert found.models[0].accuracy is not None
+    assert found.models[0].accuracy.samples == 20
+    assert [event for event in seen if event[0] == "accuracy"] == [
+        ("accuracy", 8, 20),
+        ("accuracy", 16, 20),
+        ("accuracy", 20, 20),
+    ]
+    assert seen[-1] == ("latency", 2, 2)
+    assert found.comparisons == ()
+
+
+def test_dropout_is_off_and_threads_are_restored() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(108, 6)).train()
+    before = torch.get_num_threads()
+    noisy = subject(1, model=model, program=None)
+    found = evaluate([noisy, noisy], Noise(), EvalOptions(runs=1, memory=False, threads=before + 1))
+    assert found.comparisons[0].agreement == 1.0
+    assert found.environment.threads == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_memory_and_the_reason_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[memory.Job] = []
+
+    def peak(job: memory.Job) -> memory.Memory:
+        jobs.append(job)
+        return memory.Memory(7) if len(jobs) == 1 else memory.Memory(None, "no such file")
+
+    monkeypatch.setattr(memory, "peak_memory", peak)
+    found = evaluate([subject(1, arch="a:b"), subject(2)], None, EvalOptions(runs=0, threads=1))
+    assert [model.peak_bytes for model in found.models] == [7, None]
+    assert jobs[0] == memory.Job("net1.pth", "a:b", SHAPE, 1, threads=1)
+    assert found.notes == ("net2.pth: peak memory not measured: no such file",)
+
+
+def refused(subjects: list[Subject], data: Any, options: EvalOptions = QUICK) -> Evaluation:
+    return evaluate(subjects, data, options)
+
+
+def test_models_of_different_input_sizes_are_named() -> None:
+    small = net(2, (3, 5, 5))
+    other = subject(2, model=small, program=small, input=small.input)
+    with pytest.raises(DataError, match=r"net1.pth takes samples of \(3, 6, 6\), net2.pth of \(3, 5, 5\)"):
+        refused([subject(1), other], Noise())
+    assert evaluate([subject(1), other], None, QUICK).comparisons[0].speedup is not None
+
+
+def test_another_preprocessing_is_noted() -> None:
+    other = subject(2, input=InputSpec(SHAPE, Preprocess(mean=(0.5, 0.5, 0.5))))
+    assert "another preprocessing" in evaluate([subject(1), other], Noise(), QUICK).notes[0]
+
+
+class Nan(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :6] / 0 * 0
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "error", "message"),
+    [
+        pytest.param(lambda: subject(1, model=Nan(), program=None), Noise(), InputError, "NaN", id="nan"),
+        pytest.param(lambda: subject(1), Noise(0), DataError, "not one sample", id="no-samples"),
+        pytest.param(
+            lambda: subject(1, model=nn.Linear(9, 9), program=None),
+            None,
+            ArchitectureError,
+            "net1.pth",
+            id="shape",
+        ),
+        pytest.param(
+            lambda: subject(1, model=None, input=None),
+            Noise(),
+            DataError,
+            "no model can be run",
+            id="bare-with-data",
+        ),
+    ],
+)
+def test_refused_in_one_line(make: Any, data: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        refused([make()], data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("baseline", [-1, 1])
+def test_baseline_must_be_among_the_models(baseline: int) -> None:
+    with pytest.raises(UsageError, match="--baseline"):
+        refused([subject(1)], None, EvalOptions(baseline=baseline))
+
+
+@pytest.mark.parametrize("option", ["batch_size", "warmup", "runs", "threads", "data_batch_size", "limit"])
+def test_numbers_that_are_too_small_are_refused(option: str) -> None:
+    with pytest.raises(UsageError, match="--" + option.replace("_", "-")):
+        EvalOptions(**{option: -1})
+
+
+def test_cpu_has_a_name(tmp_path: Any) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: Some  CPU @ 2 GHz\n")
+    assert cpu_name(info) == "Some CPU @ 2 GHz"
+    assert cpu_name(tmp_path / "none")

@@ -1,0 +1,95 @@
+"""Gates: each direction, the edge, what was not measured, and what is said."""
+
+import math
+
+import pytest
+
+from modelopt_cli.errors import GateNotMet, UsageError
+from modelopt_cli.measure import Comparison, Evaluation, Gates, ModelReport, Size
+from modelopt_cli.measure.environment import Environment
+from modelopt_cli.measure.gates import apply, require
+from modelopt_cli.measure.statistics import paired_difference_from_counts
+
+SIZE = Size(100, 10, 10, 80.0)
+
+
+def evaluation(*, measured: bool = True, models: int = 2) -> Evaluation:
+    """Every other model loses 1 of 200, is 4 times smaller, 2 times faster, and 90 % compressed."""
+    difference = paired_difference_from_counts(2, 1, 200) if measured else None
+    return Evaluation(
+        models=tuple(ModelReport(f"net{i}", SIZE, coverage=0.9 if measured else None) for i in range(models)),
+        baseline=0,
+        comparisons=tuple(
+            Comparison(i, difference, None, 4.0, 2.0 if measured else None) for i in range(1, models)
+        ),
+        environment=Environment("cpu", "2", 1, "cpu"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("gates", "passed"),
+    [
+        ({"max_drop": 0.5}, True),
+        ({"max_drop": 0.49}, False),
+        ({"max_drop": -0.1}, False),
+        ({"min_ratio": 4}, True),
+        ({"min_ratio": 4.01}, False),
+        ({"min_speedup": 2}, True),
+        ({"min_speedup": 2.1}, False),
+        ({"min_coverage": 0.9}, True),
+        ({"min_coverage": 0.91}, False),
+    ],
+    ids=str,
+)
+def test_limits_include_their_edge(gates: dict[str, float], passed: bool) -> None:
+    found = apply(evaluation(), Gates(**gates))
+    assert [gate.passed for gate in found.gates] == [passed]
+    if passed:
+        require(found)
+    else:
+        with pytest.raises(GateNotMet, match="net1"):
+            require(found)
+
+
+def test_every_failure_is_named_with_its_value_and_model() -> None:
+    found = apply(evaluation(models=3), Gates(max_drop=0.1, min_ratio=2, min_speedup=3))
+    assert [(gate.model, gate.name) for gate in found.gates] == [
+        *((1, "max-drop"), (1, "min-ratio"), (1, "min-speedup")),
+        *((2, "max-drop"), (2, "min-ratio"), (2, "min-speedup")),
+    ]
+    with pytest.raises(GateNotMet) as caught:
+        require(found)
+    assert str(caught.value) == (
+        "net1: max-drop 0.5 pp is above the limit of 0.1 pp; net1: min-speedup 2x is below the limit of 3x; "
+        "net2: max-drop 0.5 pp is above the limit of 0.1 pp; net2: min-speedup 2x is below the limit of 3x"
+    )
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["max_drop", "min_speedup", "min_coverage"])
+def test_what_was_not_measured_fails(name: str) -> None:
+    found = apply(evaluation(measured=False), Gates(**{name: 0.5}))
+    assert (found.gates[0].value, found.gates[0].passed) == (None, False)
+    with pytest.raises(GateNotMet, match="was not measured"):
+        require(found)
+
+
+def test_no_gates_no_results() -> None:
+    assert not Gates()
+    assert apply(evaluation(), Gates()).gates == ()
+    assert apply(evaluation(models=1), Gates()).gates == ()
+
+
+def test_a_limit_needs_something_to_hold_it_against() -> None:
+    with pytest.raises(UsageError, match="second model"):
+        apply(evaluation(models=1), Gates(min_ratio=1))
+
+
+@pytest.mark.parametrize(
+    "gates",
+    [{"max_drop": math.nan}, {"min_ratio": math.inf}, {"min_ratio": -1}, {"min_coverage": 95}],
+    ids=str,
+)
+def test_limits_that_mean_nothing_are_refused(gates: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="--m"):
+        Gates(**gates)

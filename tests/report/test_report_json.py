@@ -1,0 +1,52 @@
+"""The JSON object: exactly the keys that are promised, strictly valid, null where nothing was measured."""
+
+import json
+
+import pytest
+
+from modelopt_cli.measure import Evaluation
+from modelopt_cli.report import to_json
+from modelopt_cli.report.json import json_text
+
+MODEL = {
+    *("path", "file_bytes", "parameters", "nonzero", "macs", "bits_per_weight", "samples", "top1", "top5"),
+    *("latency_ms", "coverage"),
+}
+COMPARISON = {"drop_pp", "low", "high", "ratio", "speedup", "agreement"}
+
+
+def refuse(constant: str) -> float:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_keys_are_exactly_those_promised(evaluation: Evaluation) -> None:
+    data = to_json(evaluation)
+    assert set(data) == {"schema_version", "baseline", "models", "comparisons", "gates"}
+    assert data["schema_version"] == 1
+    assert all(set(model) == MODEL for model in data["models"])
+    assert all(set(comparison) == COMPARISON for comparison in data["comparisons"])
+    assert all(set(gate) == {"name", "limit", "value", "passed"} for gate in data["gates"])
+    assert set(data["models"][0]["latency_ms"]) == {"median", "iqr"}
+
+
+def test_values(evaluation: Evaluation) -> None:
+    data = to_json(evaluation)
+    assert data["models"][0]["path"] == "runs/net.pth"
+    assert data["models"][0]["macs"] == 1_814_073_344
+    assert data["models"][1]["top1"] == 69.5
+    assert data["models"][1]["latency_ms"] == {"median": 22.5, "iqr": 0.4}
+    assert data["comparisons"][0]["drop_pp"] == pytest.approx(0.26)
+    assert data["comparisons"][0]["low"] < 0.26 < data["comparisons"][0]["high"]
+    assert data["gates"][1] == {"name": "min-speedup", "limit": 3.0, "value": 2.3333, "passed": False}
+
+
+def test_what_was_not_measured_is_null(evaluation: Evaluation) -> None:
+    bare = to_json(evaluation)["models"][2]
+    missing = {"macs", "bits_per_weight", "samples", "top1", "top5", "latency_ms", "coverage"}
+    assert {key for key, value in bare.items() if value is None} == missing
+    assert to_json(evaluation)["gates"][2]["value"] is None
+
+
+def test_the_text_is_strict_json(evaluation: Evaluation) -> None:
+    assert json.loads(json_text(evaluation), parse_constant=refuse) == to_json(evaluation)
+    assert to_json(evaluation)["comparisons"][1]["ratio"] is None

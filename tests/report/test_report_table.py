@@ -1,0 +1,152 @@
+"""The table in all its forms: every figure there, hostile names harmless, the picture well-formed."""
+
+import csv
+import dataclasses
+import io
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+from rich.console import Console
+
+from modelopt_cli.measure import Evaluation
+from modelopt_cli.program.coverage import Coverage, LayerStatus
+from modelopt_cli.report import coverage_table, csv_text, markdown_text, plain_text, table, to_svg
+from modelopt_cli.report.rows import MISSING, headings, rows, safe
+
+HOSTILE = "[/red]\x1b[31m\x07\u202e`|<b>.pth"
+
+
+def cells(evaluation: Evaluation) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for row in rows(evaluation):
+        name = row.label if row.label not in found else f"{row.label} (2)"
+        found[name] = row.cells
+    return found
+
+
+def renamed(evaluation: Evaluation, *paths: str) -> Evaluation:
+    models = (dataclasses.replace(m, path=path) for m, path in zip(evaluation.models, paths, strict=True))
+    return dataclasses.replace(evaluation, models=tuple(models))
+
+
+def test_cells(evaluation: Evaluation) -> None:
+    found = cells(evaluation)
+    assert found["file size"] == ("46.83 MB", "11.81 MB", "0.0001 MB")
+    assert found["vs baseline"][:2] == (MISSING, "3.97x smaller")
+    assert found["parameters"] == ("11.69 M", "11.69 M", "0")
+    assert found["bits per weight"] == ("32.01", "8.08", MISSING)
+    assert found["MACs"][0] == "1.81 G"
+    assert found["FLOPs"][0] == "3.63 G"
+    assert found["top-1"] == ("69.76 %", "69.50 %", MISSING)
+    assert found["top-1 drop"] == (MISSING, "+0.26 pp", MISSING)
+    assert re.fullmatch(r"[-+]0\.\d\d to \+0\.\d\d pp", found["95 % interval"][1])
+    assert found["same prediction"][1] == "98.70 %"
+    assert found["latency, median"] == ("52.50 ms", "22.50 ms", MISSING)
+    assert found["vs baseline (2)"][1] == "2.33x faster"
+    assert found["timed as"] == ("prepacked", "as loaded", MISSING)
+    assert found["throughput"][1] == "44.4 /s"
+    assert found["peak memory"] == ("250.00 MB", MISSING, MISSING)
+    assert found["layers compressed"] == (MISSING, "100 %", MISSING)
+
+
+def test_a_loss_is_called_one(evaluation: Evaluation) -> None:
+    worse = dataclasses.replace(evaluation.comparisons[0], ratio=0.5, speedup=0.8)
+    found = cells(dataclasses.replace(evaluation, comparisons=(worse,)))
+    assert found["vs baseline"][1] == "2.00x larger"
+    assert found["vs baseline (2)"][1] == "1.25x slower"
+
+
+def test_rows_without_a_single_figure_are_left_out(evaluation: Evaluation) -> None:
+    bare = dataclasses.replace(evaluation, models=evaluation.models[2:], comparisons=(), gates=())
+    assert [row.label for row in rows(bare)] == ["file size", "parameters", "non-zero"]
+
+
+def test_conditions_are_stated(evaluation: Evaluation) -> None:
+    text = plain_text(table(evaluation))
+    for said in (
+        "val/, 5,000 samples",
+        "batch 1, 1 thread, 30 interleaved runs, baseline in its fastest form: prepacked",
+        "Some CPU, torch 2.13.0, device cpu",
+        "MB is 1,000,000 bytes. FLOPs are 2 x MACs",
+        "note: bare.pth: no architecture",
+        "pass  net-int8.safetensors: max-drop 0.26 pp keeps the limit of 1 pp",
+        "FAIL  net-int8.safetensors: min-speedup 2.3333x is below the limit of 3x",
+        "FAIL  bare.pth: max-drop was not measured (limit 1 pp)",
+    ):
+        assert said in text
+
+
+def test_plain_text_is_never_folded_or_coloured(evaluation: Evaluation) -> None:
+    long = "x" * 300 + ".pth"
+    text = plain_text(table(renamed(evaluation, long, "b.pth", "c.pth")))
+    assert long in text
+    assert "\x1b" not in text
+
+
+def test_same_file_names_show_their_folders(evaluation: Evaluation) -> None:
+    assert headings(evaluation) == ("net.pth", "net-int8.safetensors", "bare.pth")
+    assert headings(renamed(evaluation, "a/n.pth", "b/n.pth", "c/m.pth")) == ("a/n.pth", "b/n.pth", "m.pth")
+
+
+def test_hostile_names_are_shown_and_harmless(evaluation: Evaluation) -> None:
+    hostile = dataclasses.replace(
+        renamed(evaluation, HOSTILE, "b.pth", "c.pth"), notes=(HOSTILE,), data=HOSTILE
+    )
+    output = io.StringIO()
+    Console(file=output, force_terminal=True, width=200, color_system=None).print(table(hostile))
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
+    for text in (shown, plain_text(table(hostile)), markdown_text(hostile), to_svg(hostile)):
+        assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", text)
+    assert r"red]\x1b[31m\x07\u202e`|<b>.pth" in plain_text(table(hostile))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a\nb", r"a\nb"), ("\ud800", r"\ud800"), ("é 日本", "é 日本"), ("\x9b31m", r"\x9b31m")],
+    ids=ascii,
+)
+def test_safe(text: str, expected: str) -> None:
+    assert safe(text) == expected
+
+
+def test_picture_is_one_well_formed_file_that_loads_nothing(evaluation: Evaluation) -> None:
+    drawn = to_svg(evaluation, "modelopt eval")
+    ET.fromstring(drawn)
+    assert drawn == to_svg(evaluation, "modelopt eval")
+    assert "url(http" not in drawn.replace("&quot;", "").replace('"', "")
+    shown = "".join(ET.fromstring(drawn).itertext()).replace("\xa0", " ")
+    assert "net-int8.safetensors" in shown
+    assert "FAIL" in shown
+
+
+def test_markdown_is_one_table_of_equal_rows(evaluation: Evaluation) -> None:
+    text = markdown_text(renamed(evaluation, "a|b*.pth", "<b>.pth", "c.pth"))
+    grid = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(grid) == len(rows(evaluation)) + 2
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in grid} == {5}
+    assert r"a\|b\*.pth (baseline)" in grid[0]
+    assert r"\<b\>.pth" in grid[0]
+    assert "- FAIL" in text
+
+
+def test_csv_has_a_line_for_each_model(evaluation: Evaluation) -> None:
+    lines = list(csv.DictReader(io.StringIO(csv_text(renamed(evaluation, 'a,"b".pth', "b.pth", "c.pth")))))
+    assert [line["path"] for line in lines] == ['a,"b".pth', "b.pth", "c.pth"]
+    assert [line["baseline"] for line in lines] == ["true", "false", "false"]
+    assert float(lines[1]["latency_median_ms"]) == 22.5
+    assert float(lines[1]["drop_pp"]) == pytest.approx(0.26)
+    assert lines[0]["drop_pp"] == lines[2]["macs"] == lines[2]["ratio"] == ""
+
+
+def test_coverage_names_each_layer_and_the_reason() -> None:
+    coverage = Coverage(
+        (
+            LayerStatus("features.0", "Conv2d", True, scheme="int8"),
+            LayerStatus("[/head]\x1b", "Linear", False, reason="excluded by --exclude"),
+        )
+    )
+    lines = plain_text(coverage_table(coverage)).splitlines()
+    assert lines[1].split() == ["features.0", "Conv2d", "int8"]
+    assert lines[2].split() == [r"[/head]\x1b", "Linear", "no", "excluded", "by", "--exclude"]
+    assert lines[-1] == "1 of 2 layers compressed"
