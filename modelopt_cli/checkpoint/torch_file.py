@@ -79,8 +79,9 @@ def check_zip(handle: BinaryIO, path: Path) -> None:
 
 def _explain(error: Exception, handle: BinaryIO, path: Path, kind: Kind) -> CheckpointError:
     where = str(path)
+    content = _pickle_bytes(handle, path, kind)
     found = _REFUSED.search(str(error))
-    named = [next(group for group in found.groups() if group)] if found else _globals(handle, path, kind)
+    named = [next(group for group in found.groups() if group)] if found else _globals(content)
     running = [name for name in named if _RUNS_CODE.match(name)]
     if running or (found and found["blocked"]):
         return CheckpointError(
@@ -95,8 +96,8 @@ def _explain(error: Exception, handle: BinaryIO, path: Path, kind: Kind) -> Chec
         return CheckpointError(
             "is a pickle that torch.save did not write", where=where, hint=_hint(path, kind)
         )
-    if "Unsupported operand" in str(error) and named:
-        what = "uses pickle instructions beyond those that tensors need"
+    if "Unsupported operand" in str(error) and content[:2] in (b"\x80\x04", b"\x80\x05"):
+        what = "was saved with a pickle protocol above 3, which torch reads only where code may run"
         return CheckpointError(what, where=where, hint=_hint(path, kind))
     return CheckpointError(
         f"cannot be read, it is damaged or cut short ({first_line(_useful(error))})",
@@ -105,11 +106,11 @@ def _explain(error: Exception, handle: BinaryIO, path: Path, kind: Kind) -> Chec
     )
 
 
-def _globals(handle: BinaryIO, path: Path, kind: Kind) -> list[str]:
+def _globals(content: bytes) -> list[str]:
     """Every ``module.name`` that a file's pickles mention, read without running them."""
     names: list[str] = []
     with contextlib.suppress(Exception):  # a damaged pickle ends the walk where it is damaged
-        stream = io.BytesIO(_pickle_bytes(handle, path, kind))
+        stream = io.BytesIO(content)
         while True:
             strings: list[str] = []
             for opcode, argument, _position in pickletools.genops(stream):
@@ -123,13 +124,16 @@ def _globals(handle: BinaryIO, path: Path, kind: Kind) -> list[str]:
 
 
 def _pickle_bytes(handle: BinaryIO, path: Path, kind: Kind) -> bytes:
+    """The pickle in a file that torch could not read, as far as it can be had; never more than 64 MiB."""
     if kind != "torch-zip":
         handle.seek(0)
         return handle.read(_SCAN_LIMIT)
-    archive = open_zip(handle, path)
-    entry = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-    with archive.open(entry) as stream:
-        return stream.read(_SCAN_LIMIT)
+    with contextlib.suppress(Exception):  # the entry may be as damaged as the rest
+        archive = open_zip(handle, path)
+        entry = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        with archive.open(entry) as stream:
+            return stream.read(_SCAN_LIMIT)
+    return b""
 
 
 def _hint(path: Path, kind: Kind) -> str:

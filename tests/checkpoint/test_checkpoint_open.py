@@ -142,6 +142,7 @@ REAL = {
 
 
 @pytest.mark.assets
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_checkpoint_with_its_own_code(name: str) -> None:
     weights, arch, shape, classes = REAL[name]

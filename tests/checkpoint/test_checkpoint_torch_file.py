@@ -107,6 +107,14 @@ class TestCode:
         assert "posix.system" in refusal(tmp_path / "evil.pth")
         assert not (tmp_path / "it-ran").exists()
 
+    def test_newer_pickle_instructions_alone_are_not_called_damage(
+        self, state: State, tmp_path: Path, refusal: Refusal
+    ) -> None:
+        torch.save(state, tmp_path / "a.pth", pickle_protocol=4)
+        line = refusal(tmp_path / "a.pth")
+        assert "pickle protocol above 3" in line
+        assert "damaged" not in line
+
     @pytest.mark.parametrize("kind", FORMATS)
     def test_a_whole_network_is_named_and_the_way_to_convert_it_works(
         self, kind: str, tmp_path: Path, refusal: Refusal
