@@ -50,7 +50,7 @@ docs: $(STAMP) ## regenerate docs/cli.md from the command line itself
 	$(PY) tools/cli_docs.py
 
 picture: demo ## regenerate the picture of the table in the README
-	$(PY) tools/picture.py
+	$(PY) tools/picture.py demo/digits.pth demo/digits-int8.safetensors
 
 assets: $(STAMP) ## fetch the real networks and images that some tests use, into assets/
 	@$(PY) tools/assets.py $(ARGS)

@@ -4,8 +4,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from modelopt_cli.cli.main import main
 
@@ -73,3 +76,32 @@ def process(environ: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., "
         child.communicate() if child.stdout and not child.stdout.closed else child.wait()
         if child.stderr:
             child.stderr.close()
+
+
+NET = """
+from torch import nn
+
+def make(num_classes=10, width=4):
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3), nn.ReLU(), nn.Conv2d(width, 8, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(8 * 4 * 4, num_classes),
+    )
+"""
+
+
+@pytest.fixture(scope="session")
+def good_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network for 1x8x8 images: its source, checkpoints of it, and an artifact."""
+    folder = tmp_path_factory.mktemp("good")
+    (folder / "net.py").write_text(NET)
+    scope: dict[str, Any] = {}
+    exec(compile(NET, "net.py", "exec"), scope)  # noqa: S102 -- our own text, a few lines above
+    torch.manual_seed(0)
+    state = scope["make"]().state_dict()
+    torch.save(state, folder / "net.pth")
+    torch.save(scope["make"](num_classes=7).state_dict(), folder / "seven.pth")
+    save_file(state, folder / "net.safetensors")
+    artifact = folder / "net-int8-weight.safetensors"
+    source = [str(folder / "net.pth"), "-o", str(artifact)]
+    assert main(["quantize", *source, "--scheme", "int8-weight", "--no-eval", "-q"]) == 0
+    return folder

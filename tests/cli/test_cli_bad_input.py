@@ -11,21 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from modelopt_cli.cli.main import main
-
-NET = """
-from torch import nn
-
-def make(num_classes=10, width=4):
-    return nn.Sequential(
-        nn.Conv2d(1, width, 3), nn.ReLU(), nn.Conv2d(width, 8, 3), nn.ReLU(), nn.Flatten(),
-        nn.Linear(8 * 4 * 4, num_classes),
-    )
-"""
 HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
-RUN = [*HOW, "--data", "digits", "--runs", "1", "--warmup", "0", "--limit", "64"]
+RUN = [*HOW, "--data", "digits", "--runs", "0", "--limit", "64"]
+RGB = ["--data", "synthetic:3x64x64"]
 OUT = ["-o", "out.safetensors"]
 
 
@@ -37,34 +26,11 @@ class RunsCode:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory):
+def workshop(good_files, tmp_path_factory):
     """Good files, and bad ones made from them."""
-    folder = tmp_path_factory.mktemp("workshop")
-    (folder / "net.py").write_text(NET)
-    scope: dict[str, object] = {}
-    exec(compile(NET, "net.py", "exec"), scope)  # noqa: S102 -- our own text, a few lines above
-    torch.manual_seed(0)
-    state = scope["make"]().state_dict()  # type: ignore[operator]
-    torch.save(state, folder / "net.pth")
-    torch.save(scope["make"](num_classes=7).state_dict(), folder / "seven.pth")  # type: ignore[operator]
-    save_file(state, folder / "net.safetensors")
-    artifact = folder / "net-int8-weight.safetensors"
-    assert (
-        main(
-            [
-                "quantize",
-                str(folder / "net.pth"),
-                "--scheme",
-                "int8-weight",
-                "--no-eval",
-                "-q",
-                "-o",
-                str(artifact),
-            ]
-        )
-        == 0
-    )
-    spoil(folder, artifact)
+    folder = tmp_path_factory.mktemp("workshop") / "files"
+    shutil.copytree(good_files, folder)
+    spoil(folder, folder / "net-int8-weight.safetensors")
     (folder / "empty").mkdir()
     (folder / "classes" / "cat").mkdir(parents=True)
     (folder / "classes" / "cat" / "notes.txt").write_text("no image")
@@ -147,7 +113,7 @@ CASES = [
     Case("eval: the second of two", ["eval", "net.pth", "text.pth", *RUN], 2, ("text.pth",)),
     Case(
         "wrong architecture",
-        ["quantize", "net.pth", *RUN, "--arch", "torchvision:resnet18"],
+        ["quantize", "net.pth", *RGB, "--arch", "torchvision:resnet18"],
         2,
         ("resnet18",),
     ),
