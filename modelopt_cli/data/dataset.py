@@ -221,7 +221,7 @@ def _in_workers(batched: _Batches, workers: int) -> Iterator[Batch | ModeloptErr
             signal.signal(signal.SIGCHLD, before)
         yield from results
     except (RuntimeError, OSError, EOFError) as error:
-        # What a worker itself raised comes back as "Caught ..."; the rest is a worker that is no longer there.
+        # What a worker itself raised comes back as "Caught ..."; the rest is a worker that is gone.
         if str(error).startswith("Caught"):
             raise
         raise EnvironmentFailure(

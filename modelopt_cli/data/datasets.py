@@ -1,6 +1,7 @@
 """Sources that wrap a Dataset object: torchvision's, and the user's own."""
 
 import inspect
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from modelopt_cli.data.source import Options, Raw, Source, Stream
 from modelopt_cli.data.spec import DataSpec, nearest
-from modelopt_cli.data.usercode import first_line, load_callable
+from modelopt_cli.data.usercode import first_line, load_callable, user_code
 from modelopt_cli.errors import DataError
 
+_END = object()
 _DEFAULT_SPLIT = {"ImageNet": "val", "Imagenette": "val", "Places365": "val"}
 
 
@@ -34,10 +36,8 @@ class TorchvisionSource(Source):
 
     def load(self, index: int) -> tuple[Raw, int]:
         """The image as the dataset decodes it."""
-        try:
+        with user_code("cannot be read", self.where(index)):
             image, label = self.dataset[index]
-        except Exception as error:
-            raise DataError(f"cannot be read ({first_line(error)})", where=self.where(index)) from error
         if not isinstance(image, Image.Image):
             raise DataError(f"yields {type(image).__name__}, not images", where=self.name)
         return image, whole_label(label, self.where(index))
@@ -60,10 +60,8 @@ class DatasetSource(Source):
 
     def load(self, index: int) -> tuple[Raw, int]:
         """The sample as the dataset gives it."""
-        try:
+        with user_code("cannot be read", self.where(index)):
             item = self.dataset[index]
-        except Exception as error:
-            raise DataError(f"raised {first_line(error)}", where=self.where(index)) from error
         return _pair(item, self.where(index))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,19 +82,15 @@ class DatasetStream(Stream):
         self.num_classes = _count_classes(dataset)
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        index = 0
-        try:
+        with user_code("cannot be read", self.name):
             items = iter(self.dataset)
-            while True:
-                item = next(items)
-                yield _pair(item, self.where(index))
-                index += 1
-        except StopIteration:
-            return
-        except DataError:
-            raise
-        except Exception as error:
-            raise DataError(f"raised {first_line(error)}", where=self.where(index)) from error
+        for index in itertools.count():
+            # Not around the yield: what the consumer prints or raises is not the user's code.
+            with user_code("cannot be read", self.where(index)):
+                item = next(items, _END)
+            if item is _END:
+                return
+            yield _pair(item, self.where(index))
 
 
 def open_torchvision(spec: DataSpec) -> Source:
@@ -164,10 +158,8 @@ def open_callable(spec: DataSpec) -> Source | Stream:
 
 def _call(target: str, options: Options, name: str) -> Any:
     function = load_callable(target)
-    try:
+    with user_code("calling it failed", name):
         return function(**options)
-    except Exception as error:
-        raise DataError(f"raised {first_line(error)}", where=name) from error
 
 
 def _pair(item: Any, where: str) -> tuple[Tensor, int]:

@@ -1,6 +1,7 @@
 """Order, limits, workers and subsets of Data."""
 
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -157,6 +158,13 @@ def test_a_worker_that_dies_is_a_failure_of_the_environment(tmp_path):
     data = open_data(f"{tmp_path / 'dying.py'}:load")
     with pytest.raises(EnvironmentFailure, match="worker died"):
         list(data.batches(1, workers=1))
+
+
+def test_no_handler_that_raises_anywhere_is_left_behind(numbers):
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = numbers.batches(2, workers=1)
+    next(batches)
+    assert signal.getsignal(signal.SIGCHLD) is before is signal.SIG_DFL
 
 
 @pytest.mark.parametrize("spec", ["digits", "synthetic:1x2x2", "npz:{0}/n.npz", "{0}/m.py:load?n=3"])

@@ -62,6 +62,16 @@ def test_specs(spec, part, tmp_path, monkeypatch):
     assert part in refused(spec)
 
 
+def test_torchvision_is_never_asked_to_download(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    def download(_):
+        raise AssertionError("it was")
+
+    monkeypatch.setattr(CIFAR10, "download", download)
+    assert "Dataset not found" in refused(f"torchvision:CIFAR10@{tmp_path}")
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [("a.csv", "write csv:"), ("a.npz", "write npz:"), ("a.py", ":CALLABLE"), ("a.zip", "csv:FILE")],
@@ -104,10 +114,11 @@ def test_images_that_cannot_be_decoded(tmp_path, content, part, suffix):
         assert part in line
 
 
-def test_an_image_of_absurd_size_is_refused_before_it_is_decoded(tmp_path):
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_an_image_of_absurd_size_is_refused_before_it_is_decoded(tmp_path, side):
     path = tmp_path / "class" / "x.ppm"
     path.parent.mkdir()
-    path.write_bytes(b"P6 60000 60000 255\n" + b"\0" * 100)
+    path.write_bytes(b"P6 %d %d 255\n" % (side, side) + bytes(100))
     assert "million pixels" in refused(tmp_path)
 
 
@@ -270,6 +281,10 @@ def test_callables_that_are_not_there(tmp_path):
     (tmp_path / "v.py").write_text("value = 3\n")
     (tmp_path / "w.py").write_text("import nothing_of_that_name\n")
     assert "has no callable load" in refused(f"{tmp_path / 'v.py'}:load")
+    (tmp_path / "y.py").write_text("def load_test(): return []\nraise SystemExit(7)\n")
+    (tmp_path / "z.py").write_text("def load_test(): return []\n")
+    assert "SystemExit: 7 at y.py:2" in refused(f"{tmp_path / 'y.py'}:load_test")
+    assert "did you mean load_test" in refused(f"{tmp_path / 'z.py'}:loadtest")
     assert "value is not callable" in refused(f"{tmp_path / 'v.py'}:value")
     assert "nothing_of_that_name" in refused(f"{tmp_path / 'w.py'}:load")
     (tmp_path / "x.py").write_text("def load(): return []\n")

@@ -37,6 +37,8 @@ def test_folder_has_the_order_and_labels_of_torchvisions_imagefolder(tmp_path):
     for seed, name in enumerate(names):
         picture(tmp_path / name, seed)
     (tmp_path / "a" / "notes.txt").write_text("no image")
+    for seed, name in enumerate("zqmxbwac"):
+        picture(tmp_path / "b" / name / "x.png", 100 + seed)
     reference = ImageFolder(tmp_path)
     (tmp_path / ".hidden").mkdir()
     data = open_data(str(tmp_path))
@@ -107,6 +109,13 @@ def test_idx(tmp_path, suffix, query, images_name, labels_name):
     assert got_labels.tolist() == labels.tolist()
     assert data.num_classes == 10
     assert data.input.shape == (1, 5, 4)
+
+
+def test_idx_plain_files_go_before_gzipped_ones(tmp_path):
+    write_idx(tmp_path / "t10k-images-idx3-ubyte", np.ones((2, 3, 3), dtype=np.uint8))
+    write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", np.zeros((2, 3, 3), dtype=np.uint8))
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.zeros(2, dtype=np.uint8))
+    assert everything(open_data(f"idx:{tmp_path}"))[0].min() > 0
 
 
 @pytest.mark.parametrize(
@@ -248,6 +257,22 @@ def test_callable_in_a_file(user, name):
     assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert data.size == (7 if name == "load" else None)
     assert data.input == InputSpec((1, 2, 2))
+
+
+def test_what_the_users_code_prints_stays_off_stdout(tmp_path, capfd):
+    (tmp_path / "loud.py").write_text(
+        "import torch\nprint('import')\n"
+        "class Map:\n    def __len__(self): return 3\n"
+        "    def __getitem__(self, i):\n        print('item', i)\n        return torch.zeros(1), 0\n"
+        "class Flow:\n    def __iter__(self):\n        print('flow')\n        yield torch.zeros(1), 0\n"
+        "def load():\n    print('call')\n    return Map()\n"
+        "def flow(): return Flow()\n"
+    )
+    everything(open_data(f"{tmp_path / 'loud.py'}:load"))
+    everything(open_data(f"{tmp_path / 'loud.py'}:flow"))
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert {"import", "call", "item 2", "flow"} <= set(err.splitlines())
 
 
 def test_callable_in_a_module(user):
