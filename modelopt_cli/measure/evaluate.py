@@ -225,7 +225,9 @@ class _Run:
             found = self._peak(self.subjects[i], threads)
             peaks[i] = found.peak_bytes
             if found.peak_bytes is None:
-                self.notes.append(f"{self.subjects[i].path}: peak memory not measured: {found.reason}")
+                path = self.subjects[i].path
+                reason = found.reason.removeprefix(f"{path}: ")
+                self.notes.append(f"{path}: peak memory not measured: {reason}")
             self._report("memory", done + 1, len(self.runnable))
         return peaks
 

@@ -162,8 +162,10 @@ def _data_line(evaluation: Evaluation) -> str:
     counts = {model.accuracy.samples for model in evaluation.models if model.accuracy}
     if not counts:
         return "accuracy: not measured, no data was given" if evaluation.data is None else ""
-    drop = "drop is baseline minus model, with Tango's 95 % interval"
-    return f"data: {evaluation.data}, {max(counts):,} samples; {drop}"
+    line = f"data: {evaluation.data}, {max(counts):,} samples"
+    if not any(comparison.difference for comparison in evaluation.comparisons):
+        return line
+    return f"{line}; drop is baseline minus model, with Tango's 95 % interval"
 
 
 def _latency_line(evaluation: Evaluation) -> str:

@@ -17,6 +17,9 @@ import torch
 import modelopt_cli
 import types, sys
 
+ballast = bytearray(400 << 20)
+del ballast  # a peak of the imports, gone before the model comes
+
 class Hog(torch.nn.Module):
     def __init__(self, megabytes):
         super().__init__()
