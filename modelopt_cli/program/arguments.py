@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.names import is_literal
+from modelopt_cli.program.names import is_literal, shown
 
 MAX_DEPTH = 6
 MAX_ITEMS = 4096
@@ -97,7 +97,7 @@ def _special_to_json(value: Any, depth: int) -> Any:
         return {"device": "cpu"}
     if isinstance(value, torch.memory_format):
         return {"memory_format": _MEMORY_FORMAT_NAMES[value]}
-    raise ArtifactError(f"an argument {str(value)[:40]!r} of type {type(value).__name__} cannot be stored")
+    raise ArtifactError(f"{shown(value)} among the arguments cannot be stored")
 
 
 def from_json(value: Any, nodes: Mapping[str, fx.Node], depth: int = 0) -> Any:
@@ -123,13 +123,13 @@ def from_json(value: Any, nodes: Mapping[str, fx.Node], depth: int = 0) -> Any:
         ((tag, content),) = value.items()
         if tag in _TAGS:
             return _TAGS[tag](content, nodes, depth)
-    raise ArtifactError(f"not an argument: {str(value)[:60]!r}")
+    raise ArtifactError(f"not an argument: {shown(value)}")
 
 
-def number_from_json(value: Any) -> Any:
+def number_from_json(value: Any, depth: int = 0) -> Any:
     """Undo ``number_to_json``; values of other forms come back unchanged."""
-    if isinstance(value, list):
-        return [number_from_json(item) for item in value]
+    if isinstance(value, list) and depth < MAX_DEPTH:
+        return [number_from_json(item, depth + 1) for item in value]
     if isinstance(value, dict) and list(value) == ["float"]:
         return _look_up(_FLOATS)(value["float"], {}, 0)
     return value
@@ -142,7 +142,7 @@ def _look_up(table: Mapping[Any, Any]) -> _Reader:
     def read(content: Any, nodes: Mapping[str, fx.Node], depth: int) -> Any:
         if isinstance(content, str | bool) and content in table:
             return table[content]
-        raise ArtifactError(f"unknown value {str(content)[:60]!r} in an argument")
+        raise ArtifactError(f"unknown value {shown(content)} in an argument")
 
     return read
 
@@ -150,7 +150,7 @@ def _look_up(table: Mapping[Any, Any]) -> _Reader:
 def _node(content: Any, nodes: Mapping[str, fx.Node], depth: int) -> fx.Node:
     if isinstance(content, str) and content in nodes:
         return nodes[content]
-    raise ArtifactError(f"an argument refers to {str(content)[:60]!r}, which does not come before it")
+    raise ArtifactError(f"an argument refers to {shown(content)}, which does not come before it")
 
 
 def _items(content: Any, nodes: Mapping[str, fx.Node], depth: int) -> list[Any]:

@@ -1,5 +1,6 @@
 """From any ``nn.Module`` to a Program."""
 
+import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from modelopt_cli.program.tracer import ExampleTracer, ProgramTracer
 TRACED_BATCHES = (2, 3)
 VERIFIED_BATCHES = (1, 3)
 _SEED = 20240229
-_NOT_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_LIBRARY = (sysconfig.get_path("stdlib"), str(Path(__file__).parent), str(Path(torch.__file__).parent))
 
 
 def capture(
@@ -93,7 +94,7 @@ def _attempt(
     )
     program.eval()
     _check_storable(program)
-    if verify:
+    if verify and not any(p.is_meta for p in model.parameters()):
         _verify(program, model, input)
     return program
 
@@ -114,8 +115,15 @@ def _trace(tracer: ProgramTracer, model: nn.Module) -> fx.Graph:
 
 def _where(error: BaseException, tracer: ProgramTracer, model: nn.Module) -> str:
     layer = tracer.failed_in or type(model).__name__
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
     return f"{layer} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else layer
+
+
+def _is_users(filename: str) -> bool:
+    """Whether code is neither torch's, nor ours, nor Python's own."""
+    if filename.startswith(_LIBRARY[1:]) or filename.startswith("<"):
+        return False
+    return not filename.startswith(_LIBRARY[0]) or "site-packages" in filename
 
 
 def _first_line(error: BaseException) -> str:

@@ -33,7 +33,7 @@ from modelopt_cli.program.arguments import (
 )
 from modelopt_cli.program.header import from_header, keyed, listed, mapped, to_header
 from modelopt_cli.program.kinds import build, config_of, kind_of
-from modelopt_cli.program.names import is_keyword, is_node_name, is_path
+from modelopt_cli.program.names import is_keyword, is_node_name, is_path, shown
 from modelopt_cli.program.program import Program
 
 MAX_NODES = 20_000
@@ -147,7 +147,7 @@ def _module_from_data(path: str, entry: Any) -> nn.Module:
     try:
         return build(fields["kind"], config)
     except ArtifactError as error:
-        raise ArtifactError(error.what, where=path[:200], hint=error.hint) from error
+        raise ArtifactError(error.what, where=shown(path), hint=error.hint) from error
 
 
 def _leaf_above(path: str, modules: Mapping[str, Any]) -> str | None:
@@ -163,7 +163,7 @@ def _check_paths(modules: Mapping[str, Any], attributes: Mapping[str, Any]) -> N
         raise ArtifactError("a layer and a tensor have the same name")
     for path in taken:
         if not is_path(path):
-            raise ArtifactError(f"not a layer name: {path[:100]!r}")
+            raise ArtifactError(f"not a layer name: {shown(path)}")
         if _leaf_above(path, taken) != path:
             raise ArtifactError("lies inside another layer", where=path)
     if any(kind not in ("parameter", "buffer") for kind in attributes.values()):
@@ -178,7 +178,7 @@ def _graph(entries: Any, modules: Mapping[str, nn.Module], attributes: Mapping[s
         fields = keyed(entry, ("op", "name", "target", "args", "kwargs"), "a node")
         name, op = fields["name"], fields["op"]
         if not is_node_name(name) or name in nodes:
-            raise ArtifactError(f"not a new node name: {str(name)[:100]!r}")
+            raise ArtifactError(f"not a new node name: {shown(name)}")
         if (op == "placeholder") != (position == 0) or (op == "output") != (position == len(listing) - 1):
             raise ArtifactError("a graph starts with its one input and ends with its one output")
         try:
@@ -189,7 +189,7 @@ def _graph(entries: Any, modules: Mapping[str, nn.Module], attributes: Mapping[s
         raise ArtifactError("the graph is empty")
     unused = {*modules, *attributes} - {str(node.target) for node in graph.nodes}
     if unused:
-        raise ArtifactError("is not used by the graph", where=min(unused)[:200])
+        raise ArtifactError("is not used by the graph", where=shown(min(unused)))
     return graph
 
 
@@ -221,7 +221,7 @@ def _add(
     else:
         callee = "output" if _is_one_node(args, kwargs) else None
     if callee is None:
-        raise ArtifactError(f"{op} cannot be applied to {target[:100]!r} with these arguments")
+        raise ArtifactError(f"{op} cannot be applied to {shown(target)} with these arguments")
     node = graph.create_node(op, callee, args, kwargs, name=name)
     if node.name != name:
         raise ArtifactError("its name is taken")
@@ -265,7 +265,7 @@ def _tensors(
     if missing or extra:
         name = min(missing or extra)
         raise ArtifactError(
-            f"the tensor {name[:100]!r} is {'missing' if missing else 'not part of the program'}"
+            f"the tensor {shown(name)} is {'missing' if missing else 'not part of the program'}"
         )
     tensors = {}
     for path, entry in entries.items():
@@ -273,13 +273,13 @@ def _tensors(
         dtype, shape = fields["dtype"], listed(fields["shape"], "shape", 64)
         right = isinstance(dtype, str) and DTYPES.get(dtype) == state[path].dtype
         if not right or list(state[path].shape) != shape or bool in map(type, shape):
-            raise ArtifactError("a tensor's type or shape is not what the program says", where=path[:200])
+            raise ArtifactError("a tensor's type or shape is not what the program says", where=shown(path))
         tensors[path] = state[path]
     for path, first in tied.items():
         if path in entries or not isinstance(first, str) or first not in entries:
-            raise ArtifactError("a tied name must stand for a tensor with another name", where=path[:200])
+            raise ArtifactError("a tied name must stand for a tensor with another name", where=shown(path))
         if path in state and not _equal(state[path], tensors[first]):
-            raise ArtifactError("tied tensors differ", where=path[:200])
+            raise ArtifactError("tied tensors differ", where=shown(path))
         tensors[path] = tensors[first]
     return tensors
 
@@ -306,7 +306,7 @@ def _assign(
     slots = {path: (owner, name, empty) for path, owner, name, empty in _slots(modules)}
     unexpected = set(tensors) ^ {*slots, *attributes}
     if unexpected:
-        raise ArtifactError("the tensors listed are not those the layers have", where=min(unexpected)[:200])
+        raise ArtifactError("the tensors listed are not those the layers have", where=shown(min(unexpected)))
     parameters: dict[int, nn.Parameter] = {}
 
     def parameter(tensor: Tensor) -> nn.Parameter:

@@ -244,7 +244,7 @@ def build(kind: str, config: Mapping[str, Any]) -> nn.Module:
     """
     cls = _class_of(kind)
     if cls is None:
-        raise ArtifactError(f"unknown kind of layer {kind!r}", hint="a newer modelopt may know it")
+        raise ArtifactError(f"unknown kind of layer {kind[:60]!r}", hint="a newer modelopt may know it")
     try:
         with torch.device("meta"):
             if kind in QUANTIZED_KINDS:
@@ -278,9 +278,9 @@ def share(module: nn.Module) -> nn.Module:
 
 
 def _checked(fields: tuple[Field, ...], config: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = set(config) ^ {field.name for field in fields}
-    if unknown:
-        raise ValueError(f"fields {', '.join(sorted(map(str, unknown)))} missing or unknown")
+    names = {field.name for field in fields}
+    if set(config) != names:
+        raise ValueError(f"expected the fields {', '.join(sorted(names))}")
     return {field.name: field.check(config[field.name]) for field in fields}
 
 

@@ -59,3 +59,8 @@ def is_literal(text: object) -> bool:
 def is_keyword(name: str) -> bool:
     """Whether a keyword argument of a call may have this name."""
     return _NODE.fullmatch(name) is not None and not keyword.iskeyword(name)
+
+
+def shown(value: object) -> str:
+    """A value out of a file, for an error message: short, on one line, and safe however deep it is."""
+    return repr(value[:60]) if isinstance(value, str) else f"a {type(value).__name__}"

@@ -26,7 +26,7 @@ INPUT_NAME = "x"
 # Methods that take a tensor's contents out of torch's sight.
 _READERS = frozenset({"item", "tolist", "numpy", "equal", "is_nonzero", "allclose", "__array__", "nonzero"})
 _READER_FUNCTIONS = (torch.equal, torch.allclose, torch.is_nonzero)
-_PLAIN = (bool, int, float, str, torch.dtype, torch.Size, torch.memory_format, torch.layout, type(None))
+_PLAIN = (bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device, torch.layout)
 
 
 class ProgramTracer(fx.Tracer):
@@ -132,11 +132,11 @@ class ExampleTracer(ProgramTracer):
     def _run(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], i: int) -> Any:
         if kind == "placeholder":
             return self.examples[i]
-        if kind == "get_attr":
-            return operator.attrgetter(target)(self.root)
         values, keywords = _values(args, i), _values(kwargs, i)
         self._running = True
         try:
+            if kind == "get_attr":
+                return operator.attrgetter(target)(self.root)
             if kind == "call_module":
                 return self.root.get_submodule(target)(*values, **keywords)
             function = getattr(values[0], target) if kind == "call_method" else target
