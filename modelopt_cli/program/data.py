@@ -22,21 +22,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_called, function_name
-from modelopt_cli.program.arguments import (
-    DTYPES,
-    dtype_name,
-    from_json,
-    number_from_json,
-    number_to_json,
-    to_json,
-)
+from modelopt_cli.program.arguments import DTYPES, dtype_name, number_from_json, number_to_json
 from modelopt_cli.program.header import from_header, keyed, listed, mapped, to_header
 from modelopt_cli.program.kinds import build, config_of, kind_of
-from modelopt_cli.program.names import is_keyword, is_node_name, is_path, shown
+from modelopt_cli.program.names import is_path, shown
+from modelopt_cli.program.nodes import MAX_NODES, graph_from_data, leaf_above, node_to_data
 from modelopt_cli.program.program import Program
 
-MAX_NODES = 20_000
 _GRAPH_KEYS = ("modules", "attributes", "tensors", "tied", "nodes")
 _HEADER_KEYS = ("input", "labels", "history", "arch")
 
@@ -55,7 +47,7 @@ def to_data(program: Program) -> dict[str, Any]:
     """
     state, tied = _named_once(program)
     modules = {path: _module_to_data(program, path) for path in _targets(program, "call_module")}
-    attributes = [path for path in _targets(program, "get_attr") if _leaf_above(path, modules) is None]
+    attributes = [path for path in _targets(program, "get_attr") if leaf_above(path, modules) is None]
     data = to_header(program) | {
         "modules": modules,
         "attributes": {
@@ -67,7 +59,7 @@ def to_data(program: Program) -> dict[str, Any]:
             if path not in tied
         },
         "tied": tied,
-        "nodes": [_node_to_data(node) for node in program.graph.nodes],
+        "nodes": [node_to_data(node) for node in program.graph.nodes],
     }
     _check_paths(data["modules"], data["attributes"])
     return data
@@ -94,19 +86,6 @@ def _module_to_data(program: Program, path: str) -> dict[str, Any]:
     return {"kind": kind, "config": {k: number_to_json(v) for k, v in config_of(module).items()}}
 
 
-def _node_to_data(node: fx.Node) -> dict[str, Any]:
-    if not is_node_name(node.name):
-        raise ArtifactError(f"a node cannot be named {node.name!r}")
-    target = str(node.target)
-    if node.op == "call_function":
-        target = function_name(node.target) or ""  # type: ignore[arg-type]
-        if not target:
-            raise ArtifactError(f"the function {node.target} has no form in a file", where=node.name)
-    args = [] if node.op == "placeholder" else [to_json(arg) for arg in node.args]
-    kwargs = {key: to_json(value) for key, value in node.kwargs.items()}
-    return {"op": node.op, "name": node.name, "target": target, "args": args, "kwargs": kwargs}
-
-
 def from_data(data: Mapping[str, Any], state: Mapping[str, Tensor]) -> Program:
     """The Program that ``to_data`` described, with the tensors of ``state`` (shared, not copied).
 
@@ -127,7 +106,7 @@ def from_data(data: Mapping[str, Any], state: Mapping[str, Tensor]) -> Program:
         raise ArtifactError("too many layers")
     modules = {path: _module_from_data(path, entry) for path, entry in described.items()}
     _check_paths(modules, attributes)
-    graph = _graph(fields["nodes"], modules, attributes)
+    graph = graph_from_data(fields["nodes"], modules, attributes)
     tensors = _tensors(mapped(fields["tensors"], "tensors"), mapped(fields["tied"], "tied"), state)
     parts: dict[str, Any] = {**modules, **_assign(modules, attributes, tensors)}
     parts |= {path: parts[path] for path in attributes}
@@ -150,12 +129,6 @@ def _module_from_data(path: str, entry: Any) -> nn.Module:
         raise ArtifactError(error.what, where=shown(path), hint=error.hint) from error
 
 
-def _leaf_above(path: str, modules: Mapping[str, Any]) -> str | None:
-    """The leaf layer a path lies in, itself included."""
-    parts = path.split(".")
-    return next((p for n in range(1, len(parts) + 1) if (p := ".".join(parts[:n])) in modules), None)
-
-
 def _check_paths(modules: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
     """Every path is well formed and none lies inside another."""
     taken = {**modules, **attributes}
@@ -164,97 +137,10 @@ def _check_paths(modules: Mapping[str, Any], attributes: Mapping[str, Any]) -> N
     for path in taken:
         if not is_path(path):
             raise ArtifactError(f"not a layer name: {shown(path)}")
-        if _leaf_above(path, taken) != path:
+        if leaf_above(path, taken) != path:
             raise ArtifactError("lies inside another layer", where=path)
     if any(kind not in ("parameter", "buffer") for kind in attributes.values()):
         raise ArtifactError("an attribute is a parameter or a buffer")
-
-
-def _graph(entries: Any, modules: Mapping[str, nn.Module], attributes: Mapping[str, Any]) -> fx.Graph:
-    listing = listed(entries, "nodes", MAX_NODES)
-    graph = fx.Graph()
-    nodes: dict[str, fx.Node] = {}
-    for position, entry in enumerate(listing):
-        fields = keyed(entry, ("op", "name", "target", "args", "kwargs"), "a node")
-        name, op = fields["name"], fields["op"]
-        if not is_node_name(name) or name in nodes:
-            raise ArtifactError(f"not a new node name: {shown(name)}")
-        if (op == "placeholder") != (position == 0) or (op == "output") != (position == len(listing) - 1):
-            raise ArtifactError("a graph starts with its one input and ends with its one output")
-        try:
-            nodes[name] = _add(graph, fields, nodes, modules, attributes)
-        except ArtifactError as error:
-            raise ArtifactError(error.what, where=f"node {name}", hint=error.hint) from error
-    if len(listing) < 2:
-        raise ArtifactError("the graph is empty")
-    unused = {*modules, *attributes} - {str(node.target) for node in graph.nodes}
-    if unused:
-        raise ArtifactError("is not used by the graph", where=shown(min(unused)))
-    return graph
-
-
-def _add(
-    graph: fx.Graph,
-    fields: dict[str, Any],
-    nodes: Mapping[str, fx.Node],
-    modules: Mapping[str, nn.Module],
-    attributes: Mapping[str, Any],
-) -> fx.Node:
-    op, name, target = fields["op"], fields["name"], fields["target"]
-    args = tuple(from_json(listed(fields["args"], "args", 4096), nodes))
-    kwargs = {key: from_json(value, nodes) for key, value in mapped(fields["kwargs"], "kwargs").items()}
-    if not isinstance(op, str) or not isinstance(target, str) or op not in _OPS:
-        raise ArtifactError("unknown operation")
-    if not all(map(is_keyword, kwargs)):
-        raise ArtifactError("a keyword argument with an odd name")
-    if op == "call_function":
-        callee: Any = _function(target, args, kwargs)
-    elif op == "call_method":
-        callee = target if target in METHODS and args and isinstance(args[0], fx.Node) else None
-    elif op == "call_module":
-        callee = target if target in modules else None
-    elif op == "get_attr":
-        known = target in attributes or _in_leaf(target, modules)
-        callee = target if known and not args and not kwargs else None
-    elif op == "placeholder":
-        callee = name if is_node_name(target) and not args and not kwargs else None
-    else:
-        callee = "output" if _is_one_node(args, kwargs) else None
-    if callee is None:
-        raise ArtifactError(f"{op} cannot be applied to {shown(target)} with these arguments")
-    node = graph.create_node(op, callee, args, kwargs, name=name)
-    if node.name != name:
-        raise ArtifactError("its name is taken")
-    return node
-
-
-_UNARY = ("neg", "pos", "abs", "invert")
-_IN_PLACE = ("operator.iadd", "operator.isub", "operator.imul", "operator.itruediv")
-_OPS = ("placeholder", "get_attr", "call_module", "call_function", "call_method", "output")
-
-
-def _function(target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The function of this name, if generated code can call it with these arguments."""
-    function = function_called(target)
-    if target == "getattr" or target.startswith("operator."):
-        # fx writes these as Python expressions: x.shape, a + b, -a.
-        unary = target.removeprefix("operator.") in _UNARY
-        if kwargs or len(args) != (1 if unary else 2) or not any(isinstance(arg, fx.Node) for arg in args):
-            return None
-        if target in ("getattr", "operator.getitem") or target in _IN_PLACE:
-            function = function if isinstance(args[0], fx.Node) else None
-    if target == "getattr":
-        return function if isinstance(args[1], str) and args[1] in ATTRIBUTES else None
-    return function
-
-
-def _is_one_node(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    return len(args) == 1 and isinstance(args[0], fx.Node) and not kwargs
-
-
-def _in_leaf(path: str, modules: Mapping[str, nn.Module]) -> bool:
-    leaf = _leaf_above(path, modules)
-    return leaf is not None and path[len(leaf) + 1 :] in modules[leaf].state_dict()
 
 
 def _tensors(
@@ -333,6 +219,6 @@ def _fetch_from_leaves(graph: fx.Graph, parts: dict[str, Any]) -> None:
     for node in graph.find_nodes(op="get_attr", sort=False):
         path = str(node.target)
         if path not in parts:
-            leaf = _leaf_above(path, parts)
+            leaf = leaf_above(path, parts)
             assert leaf is not None  # _add has looked
             parts[path] = parts[leaf].state_dict(keep_vars=True)[path[len(leaf) + 1 :]]

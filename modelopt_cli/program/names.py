@@ -8,6 +8,8 @@ import builtins
 import keyword
 import re
 
+from torch import nn
+from torch.fx import GraphModule
 from torch.fx import graph as fx_graph
 
 from modelopt_cli.program.program import Program
@@ -19,7 +21,7 @@ _MAX_PATH = 1000
 _MAX_PARTS = 32
 # What generated code refers to, beside Python's builtins and keywords.
 _USED_BY_CODE = frozenset({"self", *fx_graph._custom_builtins})
-_USED_BY_PROGRAM = frozenset({*Program.__annotations__, "training", "meta", "shape_env"})
+_USED_BY_PROGRAM = frozenset({*Program.__annotations__, *vars(GraphModule(nn.Module(), fx_graph.Graph()))})
 
 
 def is_node_name(name: object) -> bool:

@@ -121,6 +121,20 @@ class TestRoundTrip:
         x = torch.randn(2, 4)
         assert torch.equal(again(x), made(x))
 
+    def test_parameter_of_whole_numbers(self) -> None:
+        class Picks(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.index = nn.Parameter(torch.tensor([2, 0]), requires_grad=False)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x[:, self.index]
+
+        made = capture(Picks(), InputSpec((4,)))
+        again = from_data(to_data(made), state_of(made))
+        assert not again.get_parameter("index").requires_grad
+        assert again(torch.eye(4)).shape == (4, 2)
+
 
 class TestRefusedOnTheWayOut:
     def test_layer_not_on_the_list(self, program: Program) -> None:
@@ -316,6 +330,57 @@ def test_hostile_data(data: Data, state: State, change: Change) -> None:
         from_data(data, state)
     assert time.perf_counter() - started < 5
     assert len(str(caught.value)) < 1000
+
+
+HOSTILE_PATHS = [
+    f'a", {EVIL}, "',
+    'a"b',
+    "a'b",
+    "a b",
+    "a\nb",
+    "conv\n",
+    "",
+    ".",
+    "a..b",
+    "a.",
+    "ä",
+    "__class__",
+    "a.__dict__",
+    "graph",
+    "state_dict",
+    "training",
+    "input.a",
+    "forward.a",
+    "_modules",
+    "_code",
+    "_graph",
+    "_tracer_cls",
+    "meta",
+    "head.1.inner",
+    "a" * 201,
+    ".".join("a" * 40),
+]
+
+
+@pytest.mark.parametrize("path", HOSTILE_PATHS)
+def test_layer_at_a_hostile_path(data: Data, state: State, path: str) -> None:
+    """Renamed everywhere, so that nothing but the path itself is wrong."""
+    data["modules"] = {path if key == "conv" else key: value for key, value in data["modules"].items()}
+    for part in ("weight", "bias"):
+        data["tensors"][f"{path}.{part}"] = data["tensors"].pop(f"conv.{part}")
+        state = {f"{path}.{part}" if key == f"conv.{part}" else key: value for key, value in state.items()}
+    node(data, "conv")["target"] = path
+    with pytest.raises(ArtifactError, match="layer"):
+        from_data(data, state)
+
+
+def test_layer_at_another_good_path(data: Data, state: State) -> None:
+    text = json.dumps(data).replace('"conv', '"stem-1.0')
+    text = text.replace('"name": "stem-1.0"', '"name": "conv"').replace(
+        '"node": "stem-1.0"', '"node": "conv"'
+    )
+    again = from_data(json.loads(text), {k.replace("conv", "stem-1.0"): v for k, v in state.items()})
+    assert again.get_submodule("stem-1.0").kernel_size == (3, 3)
 
 
 def nested(depth: int, tag: str | None) -> Any:

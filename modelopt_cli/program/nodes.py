@@ -1,0 +1,136 @@
+"""A Program's nodes as plain data, and strictly back.
+
+Each node is checked on its own and against those before it, so that the source fx writes for the graph
+can hold nothing but calls of what is on the list.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from modelopt_cli.errors import ArtifactError
+from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_called, function_name
+from modelopt_cli.program.arguments import from_json, to_json
+from modelopt_cli.program.header import keyed, listed, mapped
+from modelopt_cli.program.names import is_keyword, is_node_name, shown
+
+MAX_NODES = 20_000
+
+
+def node_to_data(node: fx.Node) -> dict[str, Any]:
+    """One node as JSON.
+
+    Raises:
+        ArtifactError: its name, function or arguments have no form in a file.
+    """
+    if not is_node_name(node.name):
+        raise ArtifactError(f"a node cannot be named {node.name!r}")
+    target = str(node.target)
+    if node.op == "call_function":
+        target = function_name(node.target) or ""  # type: ignore[arg-type]
+        if not target:
+            raise ArtifactError(f"the function {node.target} has no form in a file", where=node.name)
+    args = [] if node.op == "placeholder" else [to_json(arg) for arg in node.args]
+    kwargs = {key: to_json(value) for key, value in node.kwargs.items()}
+    return {"op": node.op, "name": node.name, "target": target, "args": args, "kwargs": kwargs}
+
+
+def leaf_above(path: str, modules: Mapping[str, Any]) -> str | None:
+    """The leaf layer a path lies in, itself included."""
+    parts = path.split(".")
+    return next((p for n in range(1, len(parts) + 1) if (p := ".".join(parts[:n])) in modules), None)
+
+
+def graph_from_data(
+    entries: Any, modules: Mapping[str, nn.Module], attributes: Mapping[str, Any]
+) -> fx.Graph:
+    """The graph that the entries describe; ``modules`` and ``attributes`` are what it may refer to.
+
+    Raises:
+        ArtifactError: it is anything but what ``node_to_data`` writes for a Program's nodes.
+    """
+    listing = listed(entries, "nodes", MAX_NODES)
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for position, entry in enumerate(listing):
+        fields = keyed(entry, ("op", "name", "target", "args", "kwargs"), "a node")
+        name, op = fields["name"], fields["op"]
+        if not is_node_name(name) or name in nodes:
+            raise ArtifactError(f"not a new node name: {shown(name)}")
+        if (op == "placeholder") != (position == 0) or (op == "output") != (position == len(listing) - 1):
+            raise ArtifactError("a graph starts with its one input and ends with its one output")
+        try:
+            nodes[name] = _add(graph, fields, nodes, modules, attributes)
+        except ArtifactError as error:
+            raise ArtifactError(error.what, where=f"node {name}", hint=error.hint) from error
+    if len(listing) < 2:
+        raise ArtifactError("the graph is empty")
+    unused = {*modules, *attributes} - {str(node.target) for node in graph.nodes}
+    if unused:
+        raise ArtifactError("is not used by the graph", where=shown(min(unused)))
+    return graph
+
+
+def _add(
+    graph: fx.Graph,
+    fields: dict[str, Any],
+    nodes: Mapping[str, fx.Node],
+    modules: Mapping[str, nn.Module],
+    attributes: Mapping[str, Any],
+) -> fx.Node:
+    op, name, target = fields["op"], fields["name"], fields["target"]
+    args = tuple(from_json(listed(fields["args"], "args", 4096), nodes))
+    kwargs = {key: from_json(value, nodes) for key, value in mapped(fields["kwargs"], "kwargs").items()}
+    if not isinstance(op, str) or not isinstance(target, str) or op not in _OPS:
+        raise ArtifactError("unknown operation")
+    if not all(map(is_keyword, kwargs)):
+        raise ArtifactError("a keyword argument with an odd name")
+    if op == "call_function":
+        callee: Any = _function(target, args, kwargs)
+    elif op == "call_method":
+        callee = target if target in METHODS and args and isinstance(args[0], fx.Node) else None
+    elif op == "call_module":
+        callee = target if target in modules else None
+    elif op == "get_attr":
+        known = target in attributes or _in_leaf(target, modules)
+        callee = target if known and not args and not kwargs else None
+    elif op == "placeholder":
+        callee = name if is_node_name(target) and not args and not kwargs else None
+    else:
+        callee = "output" if _is_one_node(args, kwargs) else None
+    if callee is None:
+        raise ArtifactError(f"{op} cannot be applied to {shown(target)} with these arguments")
+    node = graph.create_node(op, callee, args, kwargs, name=name)
+    if node.name != name:
+        raise ArtifactError("its name is taken")
+    return node
+
+
+_UNARY = ("neg", "pos", "abs", "invert")
+_IN_PLACE = ("operator.iadd", "operator.isub", "operator.imul", "operator.itruediv")
+_OPS = ("placeholder", "get_attr", "call_module", "call_function", "call_method", "output")
+
+
+def _function(target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The function of this name, if generated code can call it with these arguments."""
+    function = function_called(target)
+    if target == "getattr" or target.startswith("operator."):
+        # fx writes these as Python expressions: x.shape, a + b, -a.
+        unary = target.removeprefix("operator.") in _UNARY
+        if kwargs or len(args) != (1 if unary else 2) or not any(isinstance(arg, fx.Node) for arg in args):
+            return None
+        if target in ("getattr", "operator.getitem") or target in _IN_PLACE:
+            function = function if isinstance(args[0], fx.Node) else None
+    if target == "getattr":
+        return function if isinstance(args[1], str) and args[1] in ATTRIBUTES else None
+    return function
+
+
+def _is_one_node(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return len(args) == 1 and isinstance(args[0], fx.Node) and not kwargs
+
+
+def _in_leaf(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    leaf = leaf_above(path, modules)
+    return leaf is not None and path[len(leaf) + 1 :] in modules[leaf].state_dict()
