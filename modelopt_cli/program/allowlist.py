@@ -43,10 +43,10 @@ _TORCH = """
     tensordot flatten reshape permute transpose swapaxes swapdims movedim moveaxis t squeeze unsqueeze
     unflatten cat concat concatenate stack hstack vstack chunk split tensor_split unbind narrow select
     index_select gather take_along_dim masked_fill where roll flip tile broadcast_to repeat_interleave
-    rot90 tril triu zeros_like ones_like full_like clone channel_shuffle pixel_shuffle pixel_unshuffle
-    celu_ selu_ rrelu threshold adaptive_avg_pool1d avg_pool1d max_pool1d max_pool2d max_pool3d dropout
-    batch_norm layer_norm group_norm instance_norm bilinear lt le eq ne gt ge logical_and logical_or
-    logical_not
+    rot90 tril triu zeros ones full arange zeros_like ones_like full_like clone channel_shuffle
+    pixel_shuffle pixel_unshuffle celu_ selu_ rrelu threshold adaptive_avg_pool1d avg_pool1d max_pool1d
+    max_pool2d max_pool3d dropout batch_norm layer_norm group_norm instance_norm bilinear lt le eq ne gt
+    ge logical_and logical_or logical_not
 """
 _FUNCTIONAL = """
     conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear bilinear embedding

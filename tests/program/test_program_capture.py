@@ -206,6 +206,7 @@ class TestSizes:
             pytest.param(lambda self, x: x if x.device.type == "cpu" else -x, id="device"),
             pytest.param(lambda self, x: x + torch.arange(x.shape[3], device=x.device), id="arange"),
             pytest.param(lambda self, x: x if x.shape[0] > 0 else -x, id="batch-compared-harmlessly"),
+            pytest.param(lambda self, x: x.mean((2, 3)) + torch.zeros((x.shape[0], 3)), id="zeros"),
             pytest.param(lambda self, x: x.new_zeros(x.shape[0], len(x.shape)), id="new-zeros"),
             pytest.param(lambda self, x: x.max(dim=1 if len(x.shape) else 0).values, id="named-tuple"),
             pytest.param(lambda self, x: x[..., : x.shape[-1] // 2] if bool(x.shape[1]) else x, id="slice"),
