@@ -63,7 +63,7 @@ def _is_plain(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _is_first_item(node: fx.Node) -> bool:
-    return node.op == "call_function" and len(node.args) == 2 and node.args[1] == 0
+    return node.op == "call_function" and len(node.args) == 2 and bool(node.args[1] == 0)
 
 
 def _split(program: Program, node: fx.Node) -> None:

@@ -97,7 +97,7 @@ def _weight_only(program: Program, config: QuantizeConfig, context: Context) -> 
     skipped |= {layer: why for layer in selected if (why := reasons[by_layer[layer]])}
     chosen = [name for name, why in reasons.items() if layer_of(name) in selected and why is None]
     if not chosen:
-        raise _nothing(skipped)
+        raise nothing(skipped)
     rounded, encodings = encode_weights(state, chosen)
     with torch.no_grad():
         for name, values in rounded.items():
@@ -126,14 +126,15 @@ def _select(
         else:
             able.append(name)
     if not able:
-        raise _nothing(reasons)
+        raise nothing(reasons)
     selected, left_out = select_layers(able, config)
     if not selected:
-        raise _nothing(reasons | left_out)
+        raise nothing(reasons | left_out)
     return selected, reasons | left_out
 
 
-def _nothing(reasons: dict[str, str]) -> NothingCompressed:
+def nothing(reasons: dict[str, str]) -> NothingCompressed:
+    """The error that says why not one layer could be quantized."""
     name, why = next(iter(reasons.items()), ("", ""))
     what = f"no layer can be quantized ({name}: {why})" if name else "no layer can be quantized"
     return NothingCompressed(what, hint="nothing was written; see --include, --exclude and --scheme")

@@ -35,13 +35,14 @@ def layer_of(parameter: str) -> str:
 
 
 def encode_weights(
-    state: Mapping[str, Tensor], names: Iterable[str]
+    state: Mapping[str, Tensor], names: Iterable[str], *, exact_everywhere: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Encoding]]:
     """Round weights to int8 steps.
 
     Args:
         state: tensors by name.
         names: which of them.
+        exact_everywhere: the weights will be multiplied in int8, not only stored.
 
     Returns:
         The rounded tensors, in their own dtype, and how each is to be stored.
@@ -50,7 +51,7 @@ def encode_weights(
     encodings: dict[str, Encoding] = {}
     for name in names:
         weight = state[name]
-        values, scale = quantize_weight(weight, exact_everywhere=False)
+        values, scale = quantize_weight(weight, exact_everywhere=exact_everywhere)
         spread = scale.view(-1, *[1] * (weight.dim() - 1))
         rounded[name] = (values.to(torch.float32) * spread).to(weight.dtype)
         encodings[name] = Encoding("affine", {"bits": 8, "axis": 0, "group": None}, {"scale": scale})

@@ -1,0 +1,89 @@
+"""What can be quantized without a graph: stored weights anywhere, dynamic linears in a module."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.quantize.apply import nothing
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.select import select_layers
+from modelopt_cli.methods.quantize.weight_only import encode_weights, layer_of, storable
+from modelopt_cli.program import Encoding
+from modelopt_cli.program.coverage import Coverage, LayerStatus
+from modelopt_cli.program.quantized import DynamicLinear
+
+
+@dataclass(frozen=True)
+class TensorResult:
+    """A quantized state dict: tensors, how each is stored, and what became of every layer."""
+
+    state: dict[str, Tensor]
+    encodings: dict[str, Encoding]
+    coverage: Coverage
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The reason for every layer that was left as it was."""
+        return {layer.name: layer.reason for layer in self.coverage.layers if layer.reason}
+
+
+def apply_to_state(
+    state: Mapping[str, Tensor], config: QuantizeConfig, linears: set[str] | None = None
+) -> TensorResult:
+    """Quantize a state dict that has no graph.
+
+    Args:
+        state: tensors by name; they are not changed.
+        config: ``int8-weight``, or ``int8-dynamic`` where the network's linear layers are known.
+        linears: names of the network's ``nn.Linear`` layers, or None for a bare state dict.
+
+    Raises:
+        UsageError: the scheme needs a graph, or a network.
+        NothingCompressed: no tensor could be quantized.
+    """
+    dynamic = config.scheme == "int8-dynamic"
+    if config.scheme == "int8" or (dynamic and linears is None):
+        needs = "a network that can be traced" if config.scheme == "int8" else "a network"
+        ways = "int8-dynamic or int8-weight" if linears is not None else "int8-weight"
+        raise UsageError(f"scheme {config.scheme} needs {needs}", hint=f"use --scheme {ways}, or name --arch")
+    reasons = storable(state)
+    by_layer = {layer_of(name): name for name in reasons}
+    for layer, name in by_layer.items():
+        if dynamic and reasons[name] is None and layer not in (linears or set()):
+            reasons[name] = "dynamic int8 serves Linear only"
+    selected, skipped = select_layers(by_layer, config) if by_layer else ([], {})
+    skipped |= {layer: why for layer in selected if (why := reasons[by_layer[layer]])}
+    chosen = [by_layer[layer] for layer in selected if reasons[by_layer[layer]] is None]
+    if not chosen:
+        raise nothing(skipped)
+    rounded, encodings = encode_weights(state, chosen, exact_everywhere=dynamic)
+    layers = (
+        LayerStatus(layer, "weight", True, config.scheme)
+        if name in encodings
+        else LayerStatus(layer, "weight", False, reason=skipped[layer])
+        for layer, name in by_layer.items()
+    )
+    return TensorResult({**state, **rounded}, encodings, Coverage(tuple(layers)))
+
+
+def restore(
+    module: nn.Module, history: tuple[dict[str, Any], ...], encodings: Mapping[str, Encoding]
+) -> None:
+    """Put dynamic layers back into a rebuilt network whose file says it was quantized so, in place."""
+    last = next((e for e in reversed(history) if e.get("method") == "quantize"), None)
+    if last is None or last.get("config", {}).get("scheme") != "int8-dynamic":
+        return
+    for name in encodings:
+        linear = module.get_submodule(layer_of(name))
+        if isinstance(linear, nn.Linear):
+            layer = DynamicLinear(linear.in_features, linear.out_features, linear.bias is not None)
+            scale = encodings[name].parts["scale"].float()
+            # The decoded weights are exact multiples of their scale.
+            layer.weight.copy_((linear.weight.detach() / scale.view(-1, 1)).round())
+            layer.scale.copy_(scale)
+            if layer.bias is not None:
+                layer.bias.copy_(linear.bias.detach())
+            module.set_submodule(layer_of(name), layer)

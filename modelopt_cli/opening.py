@@ -1,0 +1,93 @@
+"""From what the user names (a path, an architecture, data) to what the methods and measures take."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from modelopt_cli import artifact
+from modelopt_cli.artifact.header import input_from_json
+from modelopt_cli.checkpoint import Opened, open_model, resolve
+from modelopt_cli.data import PreprocessOverrides, open_data
+from modelopt_cli.data.preprocess import resolve_preprocess
+from modelopt_cli.kernels import prepare
+from modelopt_cli.measure import Subject
+from modelopt_cli.methods.quantize.untraced import restore
+from modelopt_cli.program import InputSpec
+from modelopt_cli.program.coverage import coverage
+
+
+def open_input(
+    paths: Sequence[str | Path],
+    arch: str | None,
+    data: str | None,
+    overrides: PreprocessOverrides | None,
+) -> InputSpec | None:
+    """What one sample looks like, as far as it is known before any network is built.
+
+    An artifact among the paths has recorded it; an architecture may imply it; the user's word comes
+    before both; and where nobody else says anything, the data's own shape decides. None leaves it to
+    what recognition finds.
+    """
+    recorded = [_recorded(path) for path in paths]
+    known = next((spec for spec in recorded if spec is not None), None)
+    if known is None and arch is not None:
+        known = resolve(arch).input
+    if known is None and arch is None:
+        return None
+    if data is not None and (known is None or overrides):
+        return open_data(data, input=known, overrides=overrides).input
+    if overrides:
+        preprocess, shape = resolve_preprocess(known, overrides)
+        return InputSpec(shape, preprocess) if shape is not None else known
+    return known
+
+
+def _recorded(path: str | Path) -> InputSpec | None:
+    if not artifact.is_artifact(Path(path)):
+        return None
+    return input_from_json(artifact.read_header(Path(path), verify=False).get("input"))
+
+
+def open_source(path: str | Path, arch: str | None, input: InputSpec | None) -> Opened:
+    """Open a checkpoint, or an artifact, to which no ``--arch`` applies."""
+    opened = open_model(path, None if has_graph(path) else arch, input)
+    if opened.module is not None and opened.tensors is not None:
+        restore(opened.module, opened.tensors.history, opened.tensors.encodings)
+    return opened
+
+
+def has_graph(path: str | Path) -> bool:
+    """Whether the path is an artifact that holds its own network."""
+    if not artifact.is_artifact(Path(path)):
+        return False
+    return artifact.read_header(Path(path), verify=False).get("program") is not None
+
+
+def as_subject(path: str | Path, opened: Opened, arch: str | None, device: str) -> Subject:
+    """An opened model, ready to be measured on a device."""
+    network: nn.Module | None = opened.program or opened.module
+    covered: float | None = None
+    if opened.program is not None:
+        covered = coverage(prepare(opened.program, device)).fraction
+    elif network is not None:
+        network.to(device)
+    architecture = opened.architecture
+    return Subject(
+        str(path),
+        network,
+        opened.program,
+        _length(Path(path)),
+        coverage=covered,
+        input=opened.program.input if opened.program else architecture.input if architecture else None,
+        state=None if network is not None else opened.state,
+        arch=None if has_graph(path) else arch,
+    )
+
+
+def _length(path: Path) -> int:
+    """Bytes on disk; of a folder, of the weight files in it."""
+    if path.is_dir():
+        weights = (".safetensors", ".bin", ".pt", ".pth")
+        return sum(p.stat().st_size for p in path.iterdir() if p.suffix in weights)
+    return path.stat().st_size
