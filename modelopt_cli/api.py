@@ -17,8 +17,9 @@ from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.quantize import QuantizeConfig, apply
+from modelopt_cli.methods.quantize import QuantizeConfig
 from modelopt_cli.methods.quantize.untraced import TensorResult, apply_to_state
+from modelopt_cli.methods.table import METHODS
 from modelopt_cli.opening import as_subject, open_input, open_source
 from modelopt_cli.program import Encoding, InputSpec, Program
 from modelopt_cli.program.coverage import Coverage, coverage
@@ -100,7 +101,8 @@ def evaluate(
     measure_gates.require_comparable(gates, len(paths))
     wanted = open_input(paths, arch, data, overrides)
     opened = [_open(path, arch, wanted, on_note) for path in paths]
-    return _measure(list(zip(paths, opened, strict=True)), arch, data, overrides, options, gates, progress)
+    pairs = list(zip(paths, opened, strict=True))
+    return _measure(pairs, arch, data, overrides, options, gates, on_note, progress)
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def quantize(
     # The result is measured as anyone will meet it: read back from its file.
     pairs = [(source, opened), (output, _open(output, arch, wanted, None))]
     options = replace(options, baseline=0)
-    evaluation = _measure(pairs, arch, data, overrides, options, gates, progress)
+    evaluation = _measure(pairs, arch, data, overrides, options, gates, on_note, progress)
     return replace(outcome, evaluation=evaluation)
 
 
@@ -235,7 +237,7 @@ def _quantized(
         progress=None if progress is None else lambda done, total: progress("calibrating", done, total),
         origin=origin,
     )
-    program = apply(opened.program, config, context).program
+    program = METHODS["quantize"].apply(opened.program, config, context).program
     return _Product(coverage(program), program, {}, {})
 
 
@@ -271,6 +273,7 @@ def _measure(
     overrides: PreprocessOverrides | None,
     options: EvalOptions,
     gates: Gates,
+    on_note: Note | None,
     progress: StageProgress | None,
 ) -> Evaluation:
     subjects = [as_subject(path, opened, arch, options.device) for path, opened in pairs]
@@ -279,4 +282,18 @@ def _measure(
     if data is not None:
         samples = open_data(data, input=known, overrides=overrides, seed=options.seed)
     evaluation = measure.evaluate(subjects, samples, options, progress)
+    if samples is not None and on_note is not None and (note := _missing_classes(samples, evaluation)):
+        on_note(note)
     return measure_gates.apply(evaluation, gates) if gates else evaluation
+
+
+def _missing_classes(samples: Data, evaluation: Evaluation) -> str | None:
+    """A warning where labels, which count the classes that the data happens to hold, may mean others."""
+    named = len(samples.class_names or ())
+    outputs = max((m.accuracy.classes or 0 for m in evaluation.models if m.accuracy is not None), default=0)
+    if not samples.labelled or not 0 < named < outputs:
+        return None
+    return (
+        f"{samples.name} has {named} classes, the network has {outputs}: "
+        f"class {named - 1} of the network is taken to be '{(samples.class_names or ())[-1]}'"
+    )

@@ -80,6 +80,7 @@ def as_subject(path: str | Path, opened: Opened, arch: str | None, device: str) 
         _length(Path(path)),
         coverage=covered,
         input=opened.program.input if opened.program else architecture.input if architecture else None,
+        tensor_bytes=opened.tensor_bytes,
         state=None if network is not None else opened.state,
         arch=None if has_graph(path) else arch,
     )

@@ -16,6 +16,7 @@ from modelopt_cli.checkpoint.load import build_loaded, check_finite
 from modelopt_cli.checkpoint.read import read_state
 from modelopt_cli.checkpoint.recognition import describe_nearest, recognise_state
 from modelopt_cli.checkpoint.spec import FORMS, parse_spec
+from modelopt_cli.checkpoint.stored import state_bytes
 from modelopt_cli.checkpoint.text import printable
 from modelopt_cli.errors import ArchitectureError, CaptureError
 from modelopt_cli.program import InputSpec, Program
@@ -34,6 +35,7 @@ class Opened:
         architecture: what it was built from.
         notes: one line each for the user: what was recognised, assumed or left aside.
         tensors: an artifact without a graph as it was read, with its history and encodings.
+        tensor_bytes: of a checkpoint's tensors as they are stored, whatever ``state`` holds them in.
     """
 
     state: dict[str, torch.Tensor]
@@ -44,6 +46,7 @@ class Opened:
     architecture: Architecture | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
     tensors: artifact.TensorFile | None = None
+    tensor_bytes: int | None = None
 
 
 def open_model(path: str | Path, arch: str | None = None, input: InputSpec | None = None) -> Opened:
@@ -66,6 +69,7 @@ def open_model(path: str | Path, arch: str | None = None, input: InputSpec | Non
         return _open_artifact(path, arch, input)
     found = read_state(path)
     notes = list(found.notes)
+    stored = state_bytes(found.state)
     if arch is not None:
         architecture, state = resolve(arch, input), found.state
     else:
@@ -74,12 +78,12 @@ def open_model(path: str | Path, arch: str | None = None, input: InputSpec | Non
             check_finite(found.state, str(path))
             notes += [found.hint] if found.hint else []
             notes.append(f"architecture not recognised: {describe_nearest(found.state)}")
-            return Opened(found.state, "checkpoint", found.sha256, notes=notes)
+            return Opened(found.state, "checkpoint", found.sha256, notes=notes, tensor_bytes=stored)
         architecture, state = recognised.architecture, recognised.state
         if input is not None:
             architecture = dataclasses.replace(architecture, input=input)
         notes.append(f"recognised as {architecture.spec}")
-    return _build(architecture, state, path, found.sha256, notes)
+    return dataclasses.replace(_build(architecture, state, path, found.sha256, notes), tensor_bytes=stored)
 
 
 def require_network(opened: Opened, path: str | Path) -> Program | nn.Module:

@@ -273,7 +273,7 @@ def _lacks_kernels(program: Program, device: str) -> bool:
 def _accuracy(answers: accuracy.Predictions | None) -> Accuracy | None:
     if answers is None:
         return None
-    return Accuracy(answers.samples, answers.top1_percent, answers.top5_percent)
+    return Accuracy(answers.samples, answers.top1_percent, answers.top5_percent, answers.classes)
 
 
 def _comparisons(

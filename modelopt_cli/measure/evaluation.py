@@ -11,11 +11,15 @@ from modelopt_cli.measure.statistics import Interval
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy of one model in percent; ``top1`` is None without labels, ``top5`` below 5 classes too."""
+    """Accuracy of one model in percent; ``top1`` is None without labels, ``top5`` below 5 classes too.
+
+    ``classes`` is the number of its outputs.
+    """
 
     samples: int
     top1: float | None
     top5: float | None
+    classes: int | None = None
 
 
 @dataclass(frozen=True)

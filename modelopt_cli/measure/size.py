@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from modelopt_cli.checkpoint.stored import state_bytes
 from modelopt_cli.measure.subject import Subject
 from modelopt_cli.program.quantized import Quantized
 
@@ -73,18 +73,6 @@ def logical_parameters(model: nn.Module) -> Iterator[Tensor]:
             if name in _WEIGHT_KEYS and id(buffer) not in seen:
                 seen.add(id(buffer))
                 yield buffer
-
-
-def state_bytes(state: Mapping[str, Tensor]) -> int:
-    """Bytes of the tensors of a state dict; one that appears under two names counts once."""
-    seen: dict[tuple[Any, ...], int] = {}
-    for name, tensor in state.items():
-        # Empty and meta tensors have no address of their own.
-        pointer = tensor.data_ptr() if tensor.device.type != "meta" else 0
-        address = pointer or hash(name)
-        key = (address, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))
-        seen[key] = tensor.numel() * tensor.element_size()
-    return sum(seen.values())
 
 
 def safetensors_bytes(path: Path) -> int | None:

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from modelopt_cli.measure.size import logical_parameters, measure_size, safetensors_bytes, state_bytes
+from modelopt_cli.checkpoint.stored import state_bytes
+from modelopt_cli.measure.size import logical_parameters, measure_size, safetensors_bytes
 from modelopt_cli.measure.subject import Subject
 from modelopt_cli.program.quantized import DynamicLinear, QParams, QuantizedConv2d
 

@@ -1,0 +1,30 @@
+"""Every compression method: one row each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from modelopt_cli.methods import quantize
+from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.program import Program
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to compress a Program.
+
+    Attributes:
+        config: frozen dataclass that says what to do; its fields are the command's options.
+        apply: does it: ``apply(program, config, context)`` with an instance of ``config``. The
+            Program given is left as it is; the new one's history is one entry longer, and that
+            entry's ``method`` is the row's name.
+    """
+
+    config: type[Any]
+    apply: Callable[[Program, Any, Context], Result]
+
+
+METHODS: dict[str, Method] = {
+    "quantize": Method(config=quantize.QuantizeConfig, apply=quantize.apply),
+}
+"""By the name of the command, of the API function and of the page in ``docs/``."""
