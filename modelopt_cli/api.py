@@ -150,7 +150,7 @@ def quantize(
         calibration: what to calibrate on, where that is not ``data``.
         overrides: preprocessing the user wants instead of the implied one.
         options: how to measure, and the seed, device and batch sizes.
-        gates: limits to apply to the result.
+        gates: limits to apply to the result; the file stays even if one is not met.
         evaluate: whether to measure.
         force: replace an existing output.
         dry_run: do everything but write and measure.
@@ -163,6 +163,8 @@ def quantize(
         EnvironmentFailure: no space, no permission.
     """
     config, options, gates = config or QuantizeConfig(), options or EvalOptions(), gates or Gates()
+    if gates and not evaluate:
+        raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
     if not dry_run:
         artifact.check_output(output, force, [source])
     wanted = open_input([source], arch, calibration or data, overrides)

@@ -292,6 +292,13 @@ def test_gates_are_judged_and_the_file_is_there_either_way(limits, passed, lenet
             gates.require(outcome.evaluation)
 
 
+def test_a_gate_that_nothing_would_be_measured_for_is_refused(lenet5, tmp_path):
+    output = tmp_path / "out.safetensors"
+    with pytest.raises(UsageError, match="gate"):
+        api.quantize(lenet5, output, config=scheme("int8-weight"), gates=Gates(min_ratio=1.0), evaluate=False)
+    assert not output.exists()
+
+
 def test_an_existing_file_is_replaced_only_with_force(lenet5, tmp_path):
     output = tmp_path / "out.safetensors"
     output.write_text("precious")

@@ -1,0 +1,87 @@
+"""The table of methods, the command line, the Python API and the pages in docs/ say the same."""
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import modelopt_cli
+from modelopt_cli import api
+from modelopt_cli.artifact.codecs import CODECS
+from modelopt_cli.cli import options
+from modelopt_cli.cli.main import COMMANDS, build
+from modelopt_cli.methods.quantize import config as quantize_config
+from modelopt_cli.methods.quantize.apply import _SCHEMES
+from modelopt_cli.methods.quantize.observers import OBSERVERS
+from modelopt_cli.methods.table import METHODS
+
+DOCS = Path(__file__).parents[2] / "docs"
+FIELDS = [
+    pytest.param(method, field, id=f"{method} {field.name}")
+    for method, row in METHODS.items()
+    for field in dataclasses.fields(row.config)
+]
+
+
+def parameter(method, field):
+    return next(p for p in build().commands[method].params if p.name == field.name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_a_command_a_function_and_a_page(name):
+    assert name in COMMANDS
+    assert name in modelopt_cli.__all__
+    assert getattr(modelopt_cli, name) is getattr(api, name)
+    assert (DOCS / f"{name}.md").is_file()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_config_is_frozen_and_has_defaults_throughout(name):
+    config = METHODS[name].config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, dataclasses.fields(config)[0].name, None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_apply_takes_a_program_a_config_and_a_context(name):
+    assert list(inspect.signature(METHODS[name].apply).parameters) == ["program", "config", "context"]
+
+
+@pytest.mark.parametrize(("method", "field"), FIELDS)
+def test_every_field_of_a_config_is_an_option_with_the_same_default(method, field):
+    option = parameter(method, field)
+    assert f"--{field.name.replace('_', '-')}" in option.opts
+    assert (option.default or None) == (field.default or None)
+
+
+@pytest.mark.parametrize(("method", "field"), FIELDS)
+def test_every_field_of_a_config_is_in_the_method_s_page(method, field):
+    assert f"--{field.name.replace('_', '-')}" in (DOCS / f"{method}.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("cli", "config", "table"),
+    [
+        pytest.param(options.SCHEMES, tuple(quantize_config.SCHEMES), _SCHEMES, id="schemes"),
+        pytest.param(options.OBSERVERS, quantize_config.OBSERVER_NAMES, OBSERVERS, id="observers"),
+    ],
+)
+def test_quantize_names_the_same_choices_everywhere(cli, config, table):
+    assert cli == config == tuple(table)
+    page = (DOCS / "quantize.md").read_text()
+    assert all(f"| `{name}` |" in page for name in cli)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_codec_is_in_the_description_of_the_format(codec):
+    assert f"`{codec}`" in (DOCS / "format.md").read_text()
+
+
+def test_the_page_on_adding_a_method_names_only_files_that_exist():
+    text = (DOCS / "adding-a-method.md").read_text()
+    root = DOCS.parent
+    paths = re.findall(r"`((?:modelopt_cli|tests|docs|tools)/[\w/.-]+)`", text)
+    assert len(paths) > 10
+    assert [path for path in paths if "NAME" not in path and not (root / path).exists()] == []
