@@ -81,10 +81,12 @@ def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[
         if packed is None:
             packed = pack(x)
         assert layer.residual is not None
-        if not may_overwrite_residual:
-            residual = residual.clone(memory_format=torch.channels_last)
+        # In any other layout the operator would add to a copy of its own and return the residual itself.
+        laid_out = residual.contiguous(memory_format=torch.channels_last)
+        if laid_out is residual and not may_overwrite_residual:
+            laid_out = residual.clone()
         y: Tensor = _conv_sum(
-            *(x, *source, packed, scale, zeros, residual, bias, *geometry, *target),
+            *(x, *source, packed, scale, zeros, laid_out, bias, *geometry, *target),
             *(layer.residual.scale, layer.residual.zero_point),
             *("sum", 1.0, attr, scalars, algorithm),
         )

@@ -12,6 +12,7 @@ fast.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, ClassVar, Self
 
 import torch
@@ -213,9 +214,19 @@ class QuantizedLinear(Weighted):
         return self._finish(F.linear(dequantize(args[0], self.input), self.float_weight(), self.bias))
 
 
+class NotFiniteError(ValueError):
+    """An activation holds NaN or infinity, which no uint8 stands for."""
+
+
 def dynamic_qparams(x: Tensor) -> QParams:
-    """QParams that cover the values of ``x`` and zero."""
+    """QParams that cover the values of ``x`` and zero.
+
+    Raises:
+        NotFiniteError: a value is NaN or infinite.
+    """
     low, high = (v.item() for v in torch.aminmax(x)) if x.numel() else (0.0, 0.0)
+    if not (isfinite(low) and isfinite(high)):
+        raise NotFiniteError
     return qparams_from_range(low, high)
 
 
@@ -237,6 +248,13 @@ class DynamicLinear(Weighted):
         self.has_bias = has_bias
         self.activation, self.output = "none", None
         self._allocate((out_features, in_features), has_bias)
+
+    def forward(self, *args: Tensor) -> Tensor:
+        try:
+            return super().forward(*args)
+        except NotFiniteError:
+            # As the float layer would: what went wrong before must stay visible behind.
+            return F.linear(args[0], self.float_weight(), self.bias)
 
     def emulate(self, *args: Tensor) -> Tensor:
         q = dynamic_qparams(args[0])

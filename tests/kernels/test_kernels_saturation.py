@@ -1,0 +1,182 @@
+"""Weights within the pair bound are exact on every CPU; those beyond it are not, and are kept off oneDNN."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kernel_cases import conv, dynamic, linear
+from torch import Tensor, fx
+
+from modelopt_cli.kernels import never_saturates, onednn, prepare, reference
+from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.quantized import DynamicLinear, QParams, QuantizedConv2d, QuantizedLinear
+
+HERE = Path(__file__).parent
+
+# name: channels in, groups, weight values, side of the kernel
+EXTREMES: dict[str, tuple[int, int, list[int], int]] = {
+    "even split": (16, 1, [64, 64], 3),
+    "one-sided": (16, 1, [127, 1], 3),
+    "uneven": (32, 1, [100, 28], 1),
+    "negative": (16, 1, [-64, -64], 3),
+    "opposite signs": (16, 1, [127, -127], 3),
+    "grouped": (16, 2, [127, 1], 3),
+    "odd": (7, 1, [64], 3),
+    "odd pointwise": (9, 1, [-64], 1),
+    "depthwise": (16, 16, [127], 3),
+}
+PLAIN = {"has_bias": False, "input": QParams(1.0, 0), "output": None}
+
+
+def extreme_conv(name: str) -> QuantizedConv2d:
+    channels, groups, values, side = EXTREMES[name]
+    layer = conv(
+        in_channels=channels,
+        out_channels=16,
+        groups=groups,
+        kernel_size=(side, side),
+        padding=(0, 0),
+        **PLAIN,
+    )
+    per_group = channels // groups
+    column = torch.tensor((values * per_group)[:per_group], dtype=torch.int8)
+    layer.weight.copy_(column[None, :, None, None].expand_as(layer.weight))
+    layer.scale.fill_(1.0)
+    return layer
+
+
+def extreme_linear(values: list[int], kind: type = QuantizedLinear) -> QuantizedLinear | DynamicLinear:
+    layer = (
+        dynamic(64, 16, False)
+        if kind is DynamicLinear
+        else linear(64, 16, False, input=PLAIN["input"], output=None)
+    )
+    layer.weight.copy_(torch.tensor(values * 32, dtype=torch.int8).expand_as(layer.weight))
+    layer.scale.fill_(1.0)
+    return layer
+
+
+def brightest(*shape: int) -> Tensor:
+    return torch.full(shape, 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def as_program(layer: torch.nn.Module) -> Program:
+    graph = fx.Graph()
+    graph.output(graph.call_module("layer", (graph.placeholder("x"),)))
+    return Program({"layer": layer}, graph, input=InputSpec((1,)))
+
+
+def report() -> dict[str, Any]:
+    """Errors of the bounded layers, of unbounded ones on oneDNN and after ``prepare``."""
+    errors: dict[str, float] = {}
+    with torch.inference_mode():
+        for name in EXTREMES:
+            layer = extreme_conv(name)
+            assert never_saturates(layer.weight, layer.groups)
+            for side in (5, 12):
+                x = brightest(2, layer.in_channels, side, side)
+                run = onednn.conv2d(layer, may_overwrite_residual=False)
+                assert run is not None
+                wrong = float((run(x) - reference.conv2d(layer, x)).abs().max())
+                errors[name] = max(errors.get(name, 0.0), wrong)
+        for values in ([64, 64], [127, 1], [-100, -28], [127, -127]):
+            dense = extreme_linear(values)
+            x = torch.full((20, 64), 255, dtype=torch.uint8)
+            run = onednn.linear(dense)
+            assert run is not None
+            errors[f"linear {values}"] = float((run(x) - reference.linear(dense, x)).abs().max())
+        x = brightest(1, 16, 8, 8)
+        unbounded = extreme_conv("even split")
+        unbounded.weight.fill_(127)
+        run = onednn.conv2d(unbounded, may_overwrite_residual=False)
+        assert run is not None
+        expected = float(255 * 127 * 16 * 9)
+        hazard = float((run(x) - expected).abs().max())
+        rerouted = float((prepare(as_program(unbounded))(x) - expected).abs().max())
+    return {"errors": errors, "hazard": hazard, "rerouted": rerouted}
+
+
+def test_exact_here() -> None:
+    found = report()
+    assert set(found["errors"].values()) == {0.0}
+    assert found["rerouted"] == 0.0
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_exact_without_vnni(isa: str) -> None:
+    code = "import json, test_kernels_saturation as t; print(json.dumps(t.report()))"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["errors"].values()) == {0.0}
+    assert found["rerouted"] == 0.0
+    if found["hazard"] == 0.0:
+        pytest.skip(f"ONEDNN_MAX_CPU_ISA={isa} does not make this CPU saturate")
+    assert found["hazard"] > 1e5
+
+
+@pytest.mark.parametrize(
+    ("weight", "groups", "expected"),
+    [
+        ([[64, 64]], 1, True),
+        ([[127, 1]], 1, True),
+        ([[-127, -1]], 1, True),
+        ([[127, -127]], 1, True),
+        ([[65, 64]], 1, False),
+        ([[-65, -64]], 1, False),
+        ([[0, 127, 2, 0]], 1, True),  # neighbours, but not a pair
+        ([[0, 1, 2, 127]], 1, False),
+        ([[64, 64, 64]], 1, True),
+        ([[65, 0, 0]], 1, False),
+        ([[0, 0, -65]], 1, False),
+        ([[-128, 0]], 1, True),
+        ([[127], [127]], 2, True),  # depthwise
+        ([[127], [127]], 1, False),
+        ([[127], [127], [127], [127]], 2, False),  # two filters a channel is no plain depthwise
+    ],
+    ids=str,
+)
+def test_never_saturates(weight: list[list[int]], groups: int, expected: bool) -> None:
+    matrix = torch.tensor(weight, dtype=torch.int8)
+    assert never_saturates(matrix[:, :, None, None].expand(-1, -1, 3, 2), groups) is expected
+    if groups == 1:
+        assert never_saturates(matrix) is expected
+
+
+def test_an_empty_weight_never_saturates() -> None:
+    assert never_saturates(torch.zeros(0, 4, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("kind", [QuantizedConv2d, QuantizedLinear, DynamicLinear])
+def test_unbounded_layers_are_rerouted(kind: type) -> None:
+    layer = extreme_conv("even split") if kind is QuantizedConv2d else extreme_linear([64, 64], kind)
+    for value, exact in ((64, False), (127, True)):
+        layer.weight.fill_(value)
+        prepare(as_program(layer))
+        assert isinstance(layer.kernel, partial) is exact  # the reference backend's functions
+
+
+def test_cuda_accumulators_of_large_groups_are_exact() -> None:
+    from modelopt_cli.kernels import cuda
+
+    layer = conv(in_channels=64, out_channels=4, groups=2, kernel_size=(5, 5), padding=(0, 0), **PLAIN)
+    layer.weight.fill_(127)
+    layer.weight[:, 0, 0, 0] = 126
+    layer.scale.fill_(1.0)
+    x = brightest(1, 64, 5, 5)
+    x[0, 1, 2, 2] = 254
+    x[0, 33, 2, 2] = 254
+    exact = 255 * 127 * (32 * 25 - 2) + 255 * 126 + 254 * 127
+    assert exact > 2**24
+    got = cuda._grouped(layer)(x)
+    assert got.double().unique().tolist() == [exact]
