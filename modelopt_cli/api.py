@@ -16,6 +16,7 @@ from modelopt_cli.errors import CaptureError, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure import gates as measure_gates
+from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize import QuantizeConfig
 from modelopt_cli.methods.quantize.untraced import TensorResult, apply_to_state
@@ -169,7 +170,8 @@ def quantize(
         artifact.check_output(output, force, [source])
     wanted = open_input([source], arch, calibration or data, overrides)
     opened = _open(source, arch, wanted, on_note)
-    result = _quantized(opened, config, calibration or data, overrides, options, progress)
+    with threads(options.threads):
+        result = _quantized(opened, config, calibration or data, overrides, options, progress)
     if dry_run:
         return QuantizeOutcome(result.coverage, result.predicted_bytes(), None, None)
     written = result.write(output, force)

@@ -173,18 +173,28 @@ def test_the_same_command_gives_the_same_bytes(name, lenet5, tmp_path):
 
 
 def test_another_seed_calibrates_on_other_samples(lenet5, tmp_path):
-    outcomes = [
-        api.quantize(
-            lenet5,
-            tmp_path / f"{seed}.safetensors",
-            config=scheme("int8"),
-            data="digits",
-            options=EvalOptions(seed=seed),
-            evaluate=False,
-        )
-        for seed in (0, 1)
-    ]
-    assert outcomes[0].written.sha256 != outcomes[1].written.sha256
+    files = [tmp_path / "0.safetensors", tmp_path / "1.safetensors"]
+    for seed, file in enumerate(files):
+        options = EvalOptions(seed=seed)
+        api.quantize(lenet5, file, config=scheme("int8"), data="digits", options=options, evaluate=False)
+    images = torch.rand(4, 1, 28, 28)
+    first, second = (api.load(file)(images) for file in files)
+    assert not torch.equal(first, second)
+
+
+def test_calibration_keeps_to_the_threads_asked_for(lenet5, tmp_path):
+    seen = []
+    api.quantize(
+        lenet5,
+        tmp_path / "out.safetensors",
+        config=scheme("int8"),
+        data="digits",
+        options=EvalOptions(threads=2),
+        evaluate=False,
+        progress=lambda stage, done, total: seen.append((stage, torch.get_num_threads())),
+    )
+    assert set(seen) == {("calibrating", 2)}
+    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("name", ["int8-dynamic", "int8-weight"])
