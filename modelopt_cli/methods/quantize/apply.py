@@ -39,6 +39,7 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> Result:
         DataError: the calibration data are empty or do not fit.
     """
     result = _SCHEMES[config.scheme](program, config, context)
+    _forget_encodings(result.program)
     covered = coverage(result.program)
     entry = {
         "method": "quantize",
@@ -106,6 +107,12 @@ def _weight_only(program: Program, config: QuantizeConfig, context: Context) -> 
     return Result(ready.eval(), skipped)
 
 
+def _forget_encodings(program: Program) -> None:
+    """Drop what is recorded of tensors that are gone, or int8 themselves by now."""
+    floats = {name for name, tensor in program.state_dict().items() if tensor.is_floating_point()}
+    program.encodings = {name: e for name, e in program.encodings.items() if name in floats}
+
+
 def _select(
     program: Program, config: QuantizeConfig, obstacle: Callable[[nn.Module], str | None]
 ) -> tuple[list[str], dict[str, str]]:
@@ -129,7 +136,7 @@ def _select(
         raise nothing(reasons)
     selected, left_out = select_layers(able, config)
     if not selected:
-        raise nothing(reasons | left_out)
+        raise nothing(left_out | reasons)
     return selected, reasons | left_out
 
 

@@ -109,7 +109,7 @@ class Percentile(Histogram):
         edges = torch.linspace(-self.limit, self.limit, BINS + 1, dtype=torch.float64)
         low = edges[int(torch.searchsorted(cumulative, 1 - self.fraction, right=True))]
         high = edges[min(int(torch.searchsorted(cumulative, self.fraction)) + 1, BINS)]
-        return max(float(low), self.low), min(float(high), self.high)
+        return min(max(float(low), self.low), 0.0), max(min(float(high), self.high), 0.0)
 
 
 class MeanSquaredError(Histogram):

@@ -7,6 +7,8 @@ from modelopt_cli.kernels.bounds import PAIR_LIMIT, is_depthwise
 
 WMAX = 127
 CANDIDATES = 16
+SMALLEST = 1e-35
+"""Weights below this are zeros: a 127th of it would hardly be a normal float32."""
 CHUNK = 1 << 22
 """Elements worked on at once: bounds the memory of the search."""
 
@@ -31,30 +33,32 @@ def quantize_weight(
         the weight.
     """
     flat = weight.detach().float()
+    if flat.numel() == 0:
+        return torch.zeros_like(flat, dtype=torch.int8), flat.new_ones(len(flat))
     bounded = exact_everywhere and not is_depthwise(tuple(weight.shape), groups)
-    rows = max(CHUNK // max(flat[0].numel(), 1), 1) if flat.shape[0] else 1
-    parts = [_quantize_rows(chunk, bounded) for chunk in flat.split(rows)]
+    parts = [_quantize_rows(chunk, bounded) for chunk in flat.split(max(CHUNK // flat[0].numel(), 1))]
     return torch.cat([q for q, _ in parts]), torch.cat([s for _, s in parts])
 
 
 def _quantize_rows(weight: Tensor, bounded: bool) -> tuple[Tensor, Tensor]:
-    extreme = weight.flatten(1).abs().amax(1) if weight[0].numel() else weight.new_zeros(len(weight))
-    # A channel of zeros keeps a harmless scale.
-    extreme = torch.where(extreme > 0, extreme, torch.ones_like(extreme))
+    extreme = weight.flatten(1).abs().amax(1)
+    # A channel of zeros, or next to them, keeps a harmless scale.
+    extreme = torch.where(extreme > SMALLEST, extreme, torch.ones_like(extreme))
+    # Errors are compared on channels of unit range: their squares neither overflow nor vanish.
+    unit = weight / extreme.view(-1, *[1] * (weight.dim() - 1))
     widest = WMAX / (PAIR_LIMIT // 2) if bounded else 1.0
     best_q = torch.zeros_like(weight, dtype=torch.int8)
     best_scale = extreme / WMAX
     best_error = torch.full_like(extreme, torch.inf)
     for factor in torch.linspace(1.0, widest, CANDIDATES if bounded else 1).tolist():
-        scale = extreme * (factor / WMAX)
-        spread = scale.view(-1, *[1] * (weight.dim() - 1))
-        q = (weight / spread).round_().clamp_(-WMAX, WMAX)
+        step = factor / WMAX
+        q = (unit / step).round_().clamp_(-WMAX, WMAX)
         if bounded:
             q = _within_bound(q)
-        error = (q * spread - weight).square_().flatten(1).sum(1)
+        error = (q * step - unit).square_().flatten(1).sum(1)
         better = error < best_error
         best_q[better] = q[better].to(torch.int8)
-        best_scale[better], best_error[better] = scale[better], error[better]
+        best_scale[better], best_error[better] = extreme[better] * step, error[better]
     return best_q, best_scale
 
 

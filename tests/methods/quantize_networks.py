@@ -1,0 +1,124 @@
+"""Small networks and calibration data for the tests of quantize."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import models
+
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.quantize import QuantizeConfig, apply
+from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.capture import capture
+
+SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_b_16": 32}
+
+
+@dataclass
+class Images:
+    """Calibration data out of a tensor, with what ``quantize`` uses of ``Data``."""
+
+    images: Tensor
+    name: str = "tensor"
+
+    @property
+    def size(self) -> int:
+        return len(self.images)
+
+    def sample(self, n: int, seed: int = 0) -> "Images":
+        return Images(self.images[:n])
+
+    def batches(
+        self, size: int, *, limit: int | None = None, workers: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.images.split(size):
+            yield batch, torch.zeros(len(batch), dtype=torch.int64)
+
+
+def images(n: int, *shape: int, seed: int = 0) -> Tensor:
+    """Smooth random images whose colours differ, so that a network tells them apart."""
+    g = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(n, shape[0], 4, 4, generator=g) + torch.randn(n, shape[0], 1, 1, generator=g)
+    return F.interpolate(coarse, size=shape[1:], mode="bilinear")
+
+
+def context(program: Program, n: int = 8, **options: Any) -> Context:
+    return Context(data=Images(images(n, *program.input.shape, seed=1)), **options)  # type: ignore[arg-type]
+
+
+def captured(model: nn.Module, *shape: int) -> Program:
+    return capture(model.eval(), InputSpec(shape), verify=False)
+
+
+def torchvision_program(name: str) -> Program:
+    """A torchvision network whose batch norms have seen data."""
+    torch.manual_seed(0)
+    side = SIDES.get(name, 64)
+    if name == "vit_b_16":
+        model: nn.Module = models.VisionTransformer(
+            image_size=32,
+            patch_size=16,
+            num_layers=2,
+            num_heads=4,
+            hidden_dim=64,
+            mlp_dim=128,
+            num_classes=20,
+        )
+        for p in model.parameters():
+            if p.dim() < 2 or not p.any():
+                nn.init.normal_(p, mean=float(p.dim() < 2 and p.mean() > 0.5), std=0.1)
+    else:
+        extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        model = models.get_model(name, **extra)
+    model.eval()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+        norm.train()
+    if norms:
+        with torch.no_grad():
+            model(images(8, 3, side, side, seed=7))
+    return captured(model, 3, side, side)
+
+
+def quantized(program: Program, scheme: str = "int8", **options: Any) -> Program:
+    return apply(program, QuantizeConfig(scheme, **options), context(program)).program
+
+
+def sqnr(expected: Tensor, got: Tensor) -> float:
+    """Signal to quantization noise, in dB."""
+    noise = (expected - got).double().square().sum().clamp(min=1e-30)
+    return float(10 * torch.log10(expected.double().square().sum().clamp(min=1e-30) / noise))
+
+
+def count(program: Program, kind: str) -> int:
+    return sum(
+        type(program.get_submodule(str(n.target))).__name__ == kind
+        for n in program.graph.nodes
+        if n.op == "call_module"
+    )
+
+
+class Small(nn.Module):
+    """Convolutions, a residual, pooling, a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.body = nn.Conv2d(8, 8, 3, padding=1)
+        self.dw = nn.Conv2d(8, 8, 3, groups=8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.body(x) + x)
+        result: Tensor = self.fc(F.relu6(self.dw(x)).mean((2, 3)))
+        return result
+
+
+def small() -> Program:
+    torch.manual_seed(0)
+    return captured(Small(), 3, 12, 12)

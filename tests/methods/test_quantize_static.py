@@ -1,0 +1,333 @@
+"""Static int8: what becomes of each layer and each value, and that what it computes is right."""
+
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from quantize_networks import (
+    Images,
+    Small,
+    captured,
+    context,
+    count,
+    images,
+    quantized,
+    small,
+    sqnr,
+    torchvision_program,
+)
+from torch import Tensor, fx, nn
+
+from modelopt_cli.artifact import read_program, write_program
+from modelopt_cli.errors import DataError, NothingCompressed, UsageError
+from modelopt_cli.kernels import prepare
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.quantize import QuantizeConfig, apply
+from modelopt_cli.methods.quantize.calibrate import value_shapes
+from modelopt_cli.methods.quantize.plan import make_plan
+from modelopt_cli.program import Program
+from modelopt_cli.program.attention import split_attention
+from modelopt_cli.program.coverage import coverage
+from modelopt_cli.program.fold import fold_batch_norms, inference_form
+from modelopt_cli.program.quantized import Quantize, Quantized, Weighted, dequantize, quantize
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class _Float(fx.Interpreter):
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self.values: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        # Activations work in place.
+        self.values[n.name] = value.clone() if isinstance(value, Tensor) else value
+        return value
+
+
+class _Local(fx.Interpreter):
+    """Runs the int8 graph, compares each value with the float network's, and goes on from the latter.
+
+    Errors do not add up, so that one wrong layer shows however deep the network is.
+    """
+
+    def __init__(self, program: Program, outputs: dict[str, str], values: dict[str, Any]) -> None:
+        super().__init__(program)
+        self.outputs, self.values = outputs, values
+        self.found: dict[str, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        got = super().run_node(n)
+        layer = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None  # type: ignore[union-attr]
+        name = n.name
+        for suffix in ("_sum", "_pool", "_quantized", "_real"):
+            name = name.removesuffix(suffix)
+        expected = self.values.get(self.outputs.get(name, name))
+        if not isinstance(layer, Quantized) or not isinstance(expected, Tensor):
+            return got
+        q = getattr(layer, "output", None)
+        if q is None and got.dtype == torch.uint8:
+            return got  # max pooling
+        self.found[n.name] = sqnr(expected, got if q is None else dequantize(got, q))
+        return expected if q is None else quantize(expected, q)
+
+
+def local_sqnr(program: Program, int8: Program, x: Tensor) -> dict[str, float]:
+    """Each layer's signal to noise against the float network, given the float network's inputs."""
+    ready = split_attention(fold_batch_norms(inference_form(program)))
+    selected = {s.name for s in coverage(int8).layers if s.compressed}
+    plan = make_plan(ready, selected, value_shapes(ready))
+    outputs = {u.head.name: o.name for units in (plan.layers, plan.adds) for o, u in units.items()}
+    with torch.inference_mode():
+        exact = _Float(ready)
+        exact.run(x)
+        local = _Local(int8, outputs, exact.values)
+        local.run(x)
+    return local.found
+
+
+# name: (compressed layers, Quantize, Dequantize, end-to-end SQNR in dB where the network is not chaotic)
+NETWORKS: dict[str, tuple[int, int, int, float | None]] = {
+    "resnet18": (21, 1, 0, 17),
+    "squeezenet1_1": (26, 1, 0, 25),
+    "mobilenet_v2": (53, 1, 0, None),
+    "mobilenet_v3_small": (54, 11, 0, None),
+    "efficientnet_b0": (82, 17, 0, None),
+    "shufflenet_v2_x0_5": (57, 1, 0, None),
+    "googlenet": (58, 1, 0, None),
+    "densenet121": (121, 63, 0, None),
+    "convnext_tiny": (59, 38, 3, 20),
+    "vit_b_16": (10, -1, -1, 20),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_torchvision(name: str) -> None:
+    layers, quantizes, dequantizes, decibels = NETWORKS[name]
+    program = torchvision_program(name)
+    int8 = quantized(program)
+    covered = coverage(int8)
+    assert (covered.compressed, covered.total) == (layers, layers)
+    if quantizes >= 0:
+        assert count(int8, "Quantize") == quantizes
+        assert count(int8, "Dequantize") == dequantizes
+    x = images(4, *program.input.shape, seed=2)
+    prepare(int8)
+    found = local_sqnr(program, int8, x)
+    assert len(found) >= layers
+    worst = min(found, key=found.__getitem__)
+    assert found[worst] > 6, worst  # near-constant gates of untrained networks are the worst
+    assert median(found.values()) > 25
+    with torch.inference_mode():
+        assert decibels is None or sqnr(program(x), int8(x)) > decibels
+        torch.testing.assert_close(
+            int8(x), prepare(int8, backend="cuda")(x), rtol=0.1, atol=float(int8(x).std())
+        )
+
+
+def test_residuals_of_resnet_are_fused() -> None:
+    int8 = quantized(torchvision_program("resnet18"))
+    fused = [m for m in int8.modules() if getattr(m, "residual", None) is not None]
+    assert len(fused) == 8
+    assert {m.activation for m in fused} == {"relu"}
+    assert count(int8, "QuantizedAdd") == 0
+    assert not [n for n in int8.graph.nodes if n.op == "call_function" and "add" in str(n.target)]
+
+
+def test_concatenations_of_googlenet_stay_int8() -> None:
+    int8 = prepare(quantized(torchvision_program("googlenet")))
+    cats = [n for n in int8.graph.nodes if n.target is torch.cat]
+    assert len(cats) == 9
+    with torch.inference_mode():
+        run = _Float(int8)
+        run.run(images(1, 3, 64, 64))
+    assert {run.values[n.name].dtype for n in cats} == {torch.uint8}
+
+
+def test_gates_of_mobilenet_are_rounded_as_they_are_made() -> None:
+    int8 = quantized(torchvision_program("mobilenet_v3_small"))
+    assert count(int8, "QuantizedMul") == 9
+
+
+def test_a_file_gives_the_same_logits_and_the_same_bytes(tmp_path: Any) -> None:
+    program = small()
+    x = images(3, 3, 12, 12, seed=3)
+    written = [write_program(quantized(program), tmp_path / f"{i}.mopt") for i in (1, 2)]
+    assert written[0].sha256 == written[1].sha256
+    for scheme in ("int8", "int8-dynamic", "int8-weight"):
+        int8 = quantized(program, scheme)
+        again = read_program(write_program(int8, tmp_path / f"{scheme}.mopt").path)
+        with torch.inference_mode():
+            assert torch.equal(prepare(again)(x), prepare(int8)(x))
+        assert coverage(again) == coverage(int8)
+
+
+def test_the_program_given_is_untouched() -> None:
+    program = small()
+    code, state = program.code, {k: v.clone() for k, v in program.state_dict().items()}
+    quantized(program)
+    assert program.code == code
+    assert program.history == ()
+    assert program.state_dict().keys() == state.keys()
+    assert all(torch.equal(v, state[k]) for k, v in program.state_dict().items())
+
+
+def test_history() -> None:
+    program = small()
+    done = apply(program, QuantizeConfig(exclude=("fc",)), context(program, seed=3, origin={"source": "abc"}))
+    (entry,) = done.program.history
+    assert entry["method"] == "quantize"
+    assert entry["config"]["scheme"] == "int8"
+    assert entry["seed"] == 3
+    assert entry["source"] == "abc"
+    assert entry["calibration"] == "tensor"
+    assert entry["coverage"] == {"compressed": 3, "total": 4}
+    assert entry["skipped"] == done.skipped == {"fc": "matched by --exclude"}
+    status = {s.name: (s.compressed, s.reason) for s in coverage(done.program).layers}
+    assert status["fc"] == (False, "matched by --exclude")
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({"include": ("body", "dw")}, {"stem", "fc"}),
+        ({"exclude": ("dw",)}, {"dw"}),
+        ({"skip_first": True}, {"stem"}),
+        ({"skip_last": True}, {"fc"}),
+        ({"include": ("fc",)}, {"stem", "body", "dw"}),
+    ],
+    ids=str,
+)
+def test_some_layers_only(options: dict[str, Any], left: set[str]) -> None:
+    program = small()
+    int8 = prepare(quantized(program, **options))
+    assert {s.name for s in coverage(int8).layers if not s.compressed} == left
+    x = images(4, 3, 12, 12, seed=2)
+    with torch.inference_mode():
+        assert sqnr(program(x), int8(x)) > 25
+
+
+@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse", "entropy"])
+def test_observers(observer: str) -> None:
+    program = small()
+    x = images(4, 3, 12, 12, seed=1)
+    with torch.inference_mode():
+        assert sqnr(program(x), prepare(quantized(program, observer=observer))(x)) > 20
+
+
+def test_nothing_to_compress() -> None:
+    net = captured(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), 3, 8, 8)
+    for scheme in ("int8", "int8-dynamic", "int8-weight"):
+        with pytest.raises(NothingCompressed, match="no layer can be quantized"):
+            quantized(net, scheme)
+        with pytest.raises(NothingCompressed, match="matched by --exclude"):
+            quantized(small(), scheme, exclude=("*",))
+
+
+def test_static_without_data_names_both_ways() -> None:
+    with pytest.raises(UsageError) as caught:
+        apply(small(), QuantizeConfig(), Context())
+    assert "--data" in str(caught.value)
+    assert "int8-dynamic" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_calibration_on_what_is_not_finite(value: float) -> None:
+    bad = images(4, 3, 12, 12)
+    bad[2, 0, 3, 3] = value
+    with pytest.raises(DataError, match="NaN or infinity"):
+        apply(small(), QuantizeConfig(), Context(data=Images(bad)))  # type: ignore[arg-type]
+
+
+def test_calibration_on_nothing() -> None:
+    with pytest.raises(DataError, match="no samples"):
+        apply(small(), QuantizeConfig(), Context(data=Images(torch.empty(0, 3, 12, 12)[:0])))  # type: ignore[arg-type]
+
+
+def test_quantizing_twice() -> None:
+    program = small()
+    once = quantized(program, include=("body", "dw"))
+    twice = prepare(quantized(once))
+    assert coverage(twice).fraction == 1.0
+    assert [e["method"] for e in twice.history] == ["quantize", "quantize"]
+    x = images(4, 3, 12, 12, seed=2)
+    with torch.inference_mode():
+        assert sqnr(program(x), twice(x)) > 20
+    with pytest.raises(NothingCompressed):
+        quantized(twice)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
+def test_after_weights_were_stored_as_int8(scheme: str, tmp_path: Any) -> None:
+    program = small()
+    both = quantized(quantized(program, "int8-weight"), scheme)
+    again = read_program(write_program(both, tmp_path / "a.mopt").path)
+    x = images(4, 3, 12, 12, seed=2)
+    with torch.inference_mode():
+        assert torch.equal(prepare(again)(x), prepare(both)(x))
+        assert sqnr(program(x), again(x)) > 20
+
+
+class Odd(nn.Module):
+    """Layers and values that need care."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding="same")
+        self.mirror = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+        self.twice = nn.Conv2d(8, 8, 1)
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.b = nn.Conv2d(8, 4, 3, padding="valid")
+        self.c = nn.Conv2d(4, 4, (1, 2), padding="same")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.mirror(F.silu(self.a(x))))
+        x = self.up(self.twice(self.twice(x)))
+        x = F.pad(F.max_pool2d(self.b(x), 3, 1, ceil_mode=True), (1, 0, 2, 1))
+        return torch.sigmoid(self.c(F.avg_pool2d(x, 2, padding=1)))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+def test_reasons() -> None:
+    program = captured(Odd(), 3, 12, 12)
+    int8 = prepare(quantized(program))
+    reasons = {s.name: s.reason for s in coverage(int8).layers if not s.compressed}
+    assert reasons == {
+        "mirror": "padding mode 'reflect'",
+        "twice": "called more than once",
+        "up": "no int8 kernel for ConvTranspose2d",
+        "c": "padding differs between the sides",
+    }
+    x = images(4, 3, 12, 12, seed=2)
+    with torch.inference_mode():
+        assert sqnr(program(x), int8(x)) > 25
+
+
+def test_split_attention_computes_the_same() -> None:
+    program = inference_form(torchvision_program("vit_b_16"))
+    split = split_attention(program)
+    assert not [m for m in split.modules() if isinstance(m, nn.MultiheadAttention)]
+    assert [m for m in program.modules() if isinstance(m, nn.MultiheadAttention)]
+    x = images(3, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(split(x), program(x), rtol=1e-4, atol=1e-5)
+
+
+def test_only_one_quantize_for_a_small_network() -> None:
+    int8 = quantized(captured(Small(), 3, 12, 12))
+    assert [type(m) for m in int8.modules()].count(Quantize) == 1
+    assert [m.activation for m in int8.modules() if isinstance(m, Weighted)] == [
+        "relu",
+        "relu",
+        "relu6",
+        "none",
+    ]
