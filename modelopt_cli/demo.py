@@ -10,8 +10,8 @@ from pathlib import Path
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.main import main as modelopt
 
-SIZE = 16
-EPOCHS = 12
+SIZE = 32
+EPOCHS = 6
 BATCH = 64
 
 

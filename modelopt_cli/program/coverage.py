@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from modelopt_cli.program.program import Program
@@ -74,13 +75,36 @@ def _status(program: Program, name: str, module: nn.Module, reasons: dict[str, s
     return LayerStatus(name, kind, False, reason=reasons.get(name, "not selected"))
 
 
+def _fetched(program: Program, reasons: dict[str, str]) -> list[LayerStatus]:
+    """Weights that functions of the graph fetch directly, as Swin's windowed attention does."""
+    found: dict[str, LayerStatus] = {}
+    for node in program.graph.nodes:
+        name = str(node.target)
+        if node.op != "get_attr" or not name.endswith(".weight") or name in found:
+            continue
+        parent, _, leaf = name.rpartition(".")
+        weight = getattr(program.get_submodule(parent), leaf)
+        if not isinstance(weight, torch.Tensor) or weight.dim() < 2:
+            continue
+        if name in program.encodings:
+            encoding = program.encodings[name]
+            scheme = f"{encoding.codec}{encoding.params.get('bits', '')}"
+            found[name] = LayerStatus(parent, "fetched weight", True, scheme)
+        else:
+            why = reasons.get(parent, "used inside a function, which has no int8 form")
+            found[name] = LayerStatus(parent, "fetched weight", False, reason=why)
+    return list(found.values())
+
+
 def coverage(program: Program) -> Coverage:
     """The Program's weight-carrying layers: convolutions, linears, attention, embeddings.
 
-    The reasons come from the last history entry that lists skipped layers.
+    Weights that a function fetches without a layer of their own are listed after those. The
+    reasons come from the history entries that list skipped layers.
     """
     reasons: dict[str, str] = {}
     for entry in program.history:
         reasons.update(entry.get("skipped", {}))
     found = (_status(program, name, module, reasons) for name, module in program.named_modules())
-    return Coverage(tuple(layer for layer in found if layer is not None))
+    layers = [layer for layer in found if layer is not None]
+    return Coverage((*layers, *_fetched(program, reasons)))

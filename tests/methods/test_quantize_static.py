@@ -331,3 +331,17 @@ def test_only_one_quantize_for_a_small_network() -> None:
         "relu6",
         "none",
     ]
+
+
+def test_swin_attention_weights_are_listed_although_they_are_no_layers() -> None:
+    import torchvision
+
+    from modelopt_cli.program import InputSpec
+    from modelopt_cli.program.capture import capture
+    from modelopt_cli.program.coverage import coverage
+
+    net = torchvision.models.SwinTransformer([4, 4], 24, [1, 1], [2, 4], [4, 4], num_classes=10).eval()
+    layers = coverage(capture(net, InputSpec((3, 32, 32)))).layers
+    fetched = {layer.name for layer in layers if layer.kind == "fetched weight"}
+    assert fetched == {f"features.{i}.0.attn.{part}" for i in (1, 3) for part in ("qkv", "proj")}
+    assert not any(layer.compressed for layer in layers)
