@@ -138,3 +138,13 @@ def test_a_captured_linear_alone() -> None:
     program = captured(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), 3, 2, 2)
     for scheme in ("int8", "int8-dynamic", "int8-weight"):
         assert coverage(quantized(program, scheme)).fraction == 1.0
+
+
+def test_a_bare_attention_with_separate_projections_is_stored_whole() -> None:
+    from modelopt_cli.methods.quantize.untraced import apply_to_state
+
+    names = [f"attention.{part}_proj_weight" for part in "qkv"]
+    state = {name: torch.randn(8, 8) for name in names}
+    result = apply_to_state(state, QuantizeConfig("int8-weight"))
+    assert sorted(result.encodings) == names
+    assert (result.coverage.compressed, result.coverage.total) == (3, 3)

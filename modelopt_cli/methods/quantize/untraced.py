@@ -1,5 +1,6 @@
 """What can be quantized without a graph: stored weights anywhere, dynamic linears in a module."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,12 +48,18 @@ def apply_to_state(
     dynamic = config.scheme == "int8-dynamic"
     if config.scheme == "int8" or (dynamic and linears is None):
         needs = "a network that can be traced" if config.scheme == "int8" else "a network"
-        ways = "int8-dynamic or int8-weight" if linears is not None else "int8-weight"
-        raise UsageError(f"scheme {config.scheme} needs {needs}", hint=f"use --scheme {ways}, or name --arch")
+        ways = (
+            "use --scheme int8-dynamic or int8-weight"
+            if linears is not None
+            else "name its network with --arch, or use --scheme int8-weight"
+        )
+        raise UsageError(f"scheme {config.scheme} needs {needs}", hint=ways)
     reasons = storable(state)
-    by_layer = {layer_of(name): name for name in reasons}
-    for layer, name in by_layer.items():
-        if dynamic and reasons[name] is None and layer not in (linears or set()):
+    weights = Counter(map(layer_of, reasons))
+    # A layer of several weights (attention with separate projections) is named weight by weight.
+    by_layer = {layer_of(name) if weights[layer_of(name)] == 1 else name: name for name in reasons}
+    for name in by_layer.values():
+        if dynamic and reasons[name] is None and layer_of(name) not in (linears or set()):
             reasons[name] = "dynamic int8 serves Linear only"
     selected, skipped = select_layers(by_layer, config) if by_layer else ([], {})
     skipped |= {layer: why for layer in selected if (why := reasons[by_layer[layer]])}
