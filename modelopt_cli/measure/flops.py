@@ -28,6 +28,7 @@ from modelopt_cli.measure.formulas import (
     ModuleFormula,
     einsum,
 )
+from modelopt_cli.program.capture import evaluation_mode
 from modelopt_cli.program.quantized import Quantized
 
 Shape = tuple[int, ...]
@@ -65,7 +66,7 @@ def count_macs(model: nn.Module, shape: Shape) -> Macs:
     """
     x = torch.zeros(1, *shape, device=_device(model))
     try:
-        with _eval_mode(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             return _count_graph(model, x) if isinstance(model, fx.GraphModule) else _count_module(model, x)
     except ModeloptError:
         raise
@@ -201,15 +202,3 @@ _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 def _attention_flops(query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any) -> int:
     """FLOPs of attention from the three shapes ``(..., length, features)``."""
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards every module's own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

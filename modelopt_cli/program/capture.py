@@ -57,7 +57,7 @@ def capture(
         model = model.module
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("TorchScript cannot be captured", hint="give the nn.Module it was made from")
-    with _eval_mode(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         try:
             return _attempt(model, ProgramTracer(), input, labels, arch, verify)
         except CaptureError:
@@ -231,7 +231,8 @@ def _same(actual: Any, expected: Any) -> bool:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards every module's own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
