@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.kernels.im2col import output_size
+from modelopt_cli.kernels.post_ops import POST_OPS
 from modelopt_cli.program import Program
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.patterns import activation_of, sole_user
@@ -22,15 +23,6 @@ from modelopt_cli.program.quantized import ACTIVATIONS
 _conv = torch.ops.mkldnn._convolution_pointwise.default
 _conv_add = torch.ops.mkldnn._convolution_pointwise.binary
 _linear = torch.ops.mkldnn._linear_pointwise.default
-
-POST_OPS: dict[str, tuple[str, list[float], str]] = {
-    "none": ("none", [], ""),
-    "relu": ("relu", [], ""),
-    "relu6": ("hardtanh", [0.0, 6.0], ""),
-    "hardswish": ("hardswish", [], ""),
-    "silu": ("swish", [], ""),
-    "gelu": ("gelu", [], "none"),
-}
 
 
 class PackedConv2d(nn.Module):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modelopt_cli.kernels.post_ops import POST_OPS
 from modelopt_cli.program.quantized import (
     DynamicLinear,
     QParams,
@@ -24,18 +25,9 @@ _conv = torch.ops.onednn.qconv2d_pointwise.default
 _conv_sum = torch.ops.onednn.qconv2d_pointwise.binary
 _linear = torch.ops.onednn.qlinear_pointwise.default
 
-POST_OPS: dict[str, tuple[str, list[float], str]] = {
-    "none": ("none", [], ""),
-    "relu": ("relu", [], ""),
-    "relu6": ("hardtanh", [0.0, 6.0], ""),
-    "hardswish": ("hardswish", [], ""),
-    "silu": ("swish", [], ""),
-}
-LINEAR_POST_OPS: dict[str, tuple[str, list[float], str]] = {
-    "none": ("none", [], ""),
-    "relu": ("relu", [], ""),
-    "gelu": ("gelu", [], "none"),
-}
+# What the int8 operators take of them; the float32 ones take all.
+CONV_ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu")
+LINEAR_ACTIVATIONS = ("none", "relu", "gelu")
 
 
 def _target(output: QParams | None) -> tuple[float, int, torch.dtype]:
@@ -51,7 +43,7 @@ def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[
         may_overwrite_residual: nobody reads the residual after this layer. The operator adds in
             place, so otherwise the residual is copied first.
     """
-    if layer.activation not in POST_OPS:
+    if layer.activation not in CONV_ACTIVATIONS:
         return None
     if layer.residual is not None and layer.activation not in ("none", "relu"):
         return None
@@ -97,9 +89,9 @@ def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[
 
 def linear(layer: QuantizedLinear) -> Callable[..., Tensor] | None:
     """The kernel of a linear layer, or None where oneDNN has none for it."""
-    if layer.activation not in LINEAR_POST_OPS:
+    if layer.activation not in LINEAR_ACTIVATIONS:
         return None
-    attr, scalars, algorithm = LINEAR_POST_OPS[layer.activation]
+    attr, scalars, algorithm = POST_OPS[layer.activation]
     source, target = (layer.input.scale, layer.input.zero_point), _target(layer.output)
     scale, bias = layer.scale, layer.bias
     zeros = torch.zeros(layer.out_features, dtype=torch.int8)
