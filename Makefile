@@ -33,8 +33,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## train, quantize and evaluate a small network on the bundled digits, into demo/
 	@$(PY) -m modelopt_cli.demo $(ARGS)
 
-test: $(STAMP) ## run the tests (ARGS="-k name" chooses some)
-	@$(PY) -m pytest $(ARGS)
+test: $(STAMP) ## run the tests, two at a time on one thread each (ARGS="-k name" chooses some)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(STAMP) ## formatting, lint, types, and that the generated docs are fresh
 	$(PY) -m ruff format --check .

@@ -97,31 +97,16 @@ def test_dynamic_without_a_graph(options: dict[str, Any]) -> None:
     assert isinstance(plain.fc, nn.Linear)
 
 
+# One of each kind of network; without the widest, whose layers are those of the others, only larger.
 FAMILIES = [
-    *(
-        "alexnet",
-        "convnext_tiny",
-        "densenet121",
-        "efficientnet_b0",
-        "googlenet",
-        "inception_v3",
-        "mnasnet0_5",
-    ),
-    *("mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "resnext50_32x4d"),
-    *(
-        "shufflenet_v2_x0_5",
-        "squeezenet1_0",
-        "swin_t",
-        "swin_v2_t",
-        "vgg11_bn",
-        "vit_b_16",
-        "wide_resnet50_2",
-    ),
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet"),
+    *("inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf"),
+    *("resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "swin_t", "swin_v2_t", "vit_b_16"),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*FAMILIES, "maxvit_t", "efficientnet_v2_s"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_converts_and_runs(name: str) -> None:
     assert name in models.list_models(models)
     program = torchvision_program(name)
@@ -146,5 +131,5 @@ def test_a_bare_attention_with_separate_projections_is_stored_whole() -> None:
     names = [f"attention.{part}_proj_weight" for part in "qkv"]
     state = {name: torch.randn(8, 8) for name in names}
     result = apply_to_state(state, QuantizeConfig("int8-weight"))
-    assert sorted(result.encodings) == names
+    assert sorted(result.encodings) == sorted(names)
     assert (result.coverage.compressed, result.coverage.total) == (3, 3)

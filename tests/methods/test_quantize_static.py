@@ -200,18 +200,18 @@ def test_history() -> None:
 @pytest.mark.parametrize(
     ("options", "left"),
     [
-        ({"include": ("body", "dw")}, {"stem", "fc"}),
-        ({"exclude": ("dw",)}, {"dw"}),
-        ({"skip_first": True}, {"stem"}),
-        ({"skip_last": True}, {"fc"}),
-        ({"include": ("fc",)}, {"stem", "body", "dw"}),
+        ({"include": ("body", "dw")}, ["stem", "fc"]),
+        ({"exclude": ("dw",)}, ["dw"]),
+        ({"skip_first": True}, ["stem"]),
+        ({"skip_last": True}, ["fc"]),
+        ({"include": ("fc",)}, ["stem", "body", "dw"]),
     ],
     ids=str,
 )
-def test_some_layers_only(options: dict[str, Any], left: set[str]) -> None:
+def test_some_layers_only(options: dict[str, Any], left: list[str]) -> None:
     program = small()
     int8 = prepare(quantized(program, **options))
-    assert {s.name for s in coverage(int8).layers if not s.compressed} == left
+    assert {s.name for s in coverage(int8).layers if not s.compressed} == set(left)
     x = images(4, 3, 12, 12, seed=2)
     with torch.inference_mode():
         assert sqnr(program(x), int8(x)) > 25
