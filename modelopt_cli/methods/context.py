@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelopt_cli.data import Data
 from modelopt_cli.program import Program
+
+if TYPE_CHECKING:
+    from modelopt_cli.training import Training
 
 Progress = Callable[[int, int | None], None]
 
@@ -15,12 +18,14 @@ class Context:
     """The surroundings of one run of a method.
 
     Attributes:
-        data: samples to calibrate or train on, or None.
+        data: samples to calibrate on, or None.
         seed: of everything random.
         batch_size: samples at a time.
         workers: loader processes.
         progress: called with samples done and their total.
         origin: what the history should say of the source, e.g. its SHA-256.
+        training: what to fine-tune with, or None for no fine-tuning.
+        device: where to compute; the result comes back on the CPU.
     """
 
     data: Data | None = None
@@ -29,6 +34,23 @@ class Context:
     workers: int = 0
     progress: Progress | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    training: "Training | None" = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A target and what became of it.
+
+    Attributes:
+        metric: its name, e.g. ``flops``.
+        wanted: the fraction asked for.
+        reached: the fraction measured on the result.
+    """
+
+    metric: str
+    wanted: float
+    reached: float
 
 
 @dataclass(frozen=True)
@@ -38,7 +60,11 @@ class Result:
     Attributes:
         program: the new Program; the one given is untouched.
         skipped: the reason for every layer that was left as it was, by name.
+        target: for a method that was given one.
+        notes: one line for each thing the user should know.
     """
 
     program: Program
     skipped: dict[str, str]
+    target: Reached | None = None
+    notes: tuple[str, ...] = ()
