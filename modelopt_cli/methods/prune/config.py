@@ -40,7 +40,11 @@ TARGETS: dict[str, str] = {
 }
 AUTO = "auto"
 _PATTERN = re.compile(r"([1-9]\d?):([1-9]\d?)")
-_ZEROS = "zeros do not make it {}; use --structure channels, or --sparsity, --params or --bytes"
+_INSTEAD = "use --structure channels, or one of --sparsity, --params, --bytes"
+_ZEROS = {
+    "flops": f"zeros are multiplied like any number; {_INSTEAD}",
+    "latency": f"zeros do not make it faster; {_INSTEAD}",
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         wrong = [*_wrong_names(self), *_wrong_numbers(self)]
+        # What goes together is asked only of settings that mean something by themselves.
         wrong = wrong or [*_wrong_targets(self), *_wrong_combinations(self)]
         if wrong:
             raise UsageError("; ".join(wrong))
@@ -109,11 +114,17 @@ class PruneConfig:
 
     @property
     def target(self) -> tuple[str, float]:
-        """The one target: its name in ``TARGETS`` and the fraction."""
+        """The one target: its name in ``TARGETS`` and the fraction.
+
+        Raises:
+            UsageError: there is none; such a config is good for a sensitivity table only.
+        """
+        if self.pattern is not None:
+            return "sparsity", 1 - self.pattern[0] / self.pattern[1]
         given = _given(self)
-        if not given and self.pattern is not None:
-            kept, of = self.pattern
-            return "sparsity", 1 - kept / of
+        if not given:
+            options = ", ".join(f"--{name}" for name in TARGETS)
+            raise UsageError("nothing says how much to prune", hint=f"give one of {options}")
         return next(iter(given.items()))
 
     @property
@@ -153,7 +164,7 @@ def _wrong_names(config: PruneConfig) -> Iterator[str]:
 
 def _wrong_numbers(config: PruneConfig) -> Iterator[str]:
     if config.pattern is not None and config.pattern[0] >= config.pattern[1]:
-        yield f"structure {config.structure} removes nothing: the first number says how many of the second stay"
+        yield f"structure {config.structure} removes nothing: its first number says how many stay"
     for name, value in _given(config).items():
         if not 0 < value < 1:
             yield f"--{name} must be above 0 and below 1, not {value:g}"
@@ -165,19 +176,15 @@ def _wrong_numbers(config: PruneConfig) -> Iterator[str]:
 def _wrong_targets(config: PruneConfig) -> Iterator[str]:
     given = _given(config)
     if config.pattern is not None:
-        kept, of = config.pattern
-        if any(name != "sparsity" or abs(value - (1 - kept / of)) > 1e-6 for name, value in given.items()):
-            yield f"structure {config.structure} fixes the sparsity at {1 - kept / of:g}; give no other target"
+        fixed = 1 - config.pattern[0] / config.pattern[1]
+        if any(name != "sparsity" or abs(value - fixed) > 1e-6 for name, value in given.items()):
+            yield f"structure {config.structure} fixes the sparsity at {fixed:g}; give no other target"
         return
-    if len(given) != 1:
-        options = ", ".join(f"--{name}" for name in TARGETS)
-        many = f"not {' and '.join(f'--{name}' for name in given)} together" if given else "none is given"
-        yield f"exactly one target is needed, {many} (one of {options})"
-        return
-    name = next(iter(given))
-    if config.family == "weights" and name in ("flops", "latency"):
-        effect = "faster" if name == "latency" else "compute less"
-        yield f"--{name} cannot be a target of structure {config.structure}: {_ZEROS.format(effect)}"
+    if len(given) > 1:
+        yield f"{' and '.join(f'--{name}' for name in given)} exclude each other; give one target"
+    if config.family == "weights":
+        for name in given.keys() & _ZEROS.keys():
+            yield f"--{name} cannot be a target of structure {config.structure}: {_ZEROS[name]}"
 
 
 def _wrong_combinations(config: PruneConfig) -> Iterator[str]:
@@ -186,7 +193,7 @@ def _wrong_combinations(config: PruneConfig) -> Iterator[str]:
         known = ", ".join(name for name, families in CRITERION_NAMES.items() if family in families)
         yield f"criterion {criterion} cannot rank {family} (one of {known})"
     if config.allocation not in (AUTO, "uniform") and config.pattern is not None:
-        yield f"structure {config.structure} is the same in every layer; allocation {config.allocation} is not"
+        yield f"structure {config.structure} is uniform; allocation {config.allocation} cannot apply"
     if config.allocation not in (AUTO, "global") and family == "layers":
         yield f"allocation {config.allocation} has no meaning for structure layers"
     if config.schedule == "gradual":
@@ -201,7 +208,7 @@ def _wrong_gradual(config: PruneConfig, criterion: str) -> Iterator[str]:
         )
     if criterion not in ("l1", "l2"):
         yield f"schedule gradual ranks weights while they train, by l1 or l2 only, not {criterion}"
-    if config.target[0] == "bytes":
+    if config.bytes is not None:
         yield "schedule gradual needs --sparsity or --params; bytes are known only when masks are final"
     if config.allocation == "sensitivity":
         yield "schedule gradual cannot use allocation sensitivity, which is measured before training"
