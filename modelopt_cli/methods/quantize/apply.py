@@ -12,9 +12,9 @@ from modelopt_cli.methods.quantize.calibrate import calibrate, value_shapes
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.plan import make_plan
-from modelopt_cli.methods.quantize.select import select_layers
 from modelopt_cli.methods.quantize.static import convert, fill, numeric_padding, values_to_observe
 from modelopt_cli.methods.quantize.weight_only import encode_weights, layer_of, storable
+from modelopt_cli.methods.select import select_layers
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_attention
 from modelopt_cli.program.coverage import WEIGHTED_KINDS, coverage

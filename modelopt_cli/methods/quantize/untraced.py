@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.quantize.apply import nothing
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.select import select_layers
 from modelopt_cli.methods.quantize.weight_only import encode_weights, layer_of, storable
+from modelopt_cli.methods.select import select_layers
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus
 from modelopt_cli.program.quantized import DynamicLinear

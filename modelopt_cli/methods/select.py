@@ -1,18 +1,31 @@
-"""Which layers the user wants quantized, and the reason for every one that is left out."""
+"""Which layers the user wants compressed, and the reason for every one that is left out."""
 
 import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.quantize.config import QuantizeConfig
 
 
-def select_layers(names: Iterable[str], config: QuantizeConfig) -> tuple[list[str], dict[str, str]]:
+class Selection(Protocol):
+    """The settings by which layers are chosen; the config of every method has them."""
+
+    @property
+    def include(self) -> tuple[str, ...]: ...
+    @property
+    def exclude(self) -> tuple[str, ...]: ...
+    @property
+    def skip_first(self) -> bool: ...
+    @property
+    def skip_last(self) -> bool: ...
+
+
+def select_layers(names: Iterable[str], config: Selection) -> tuple[list[str], dict[str, str]]:
     """Apply the globs and the first/last switches.
 
     Args:
-        names: layers a scheme could quantize, in graph order.
+        names: layers that could be compressed, in graph order.
         config: the globs and switches.
 
     Returns:
