@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from modelopt_cli.errors import ArtifactError, CaptureError
 from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_name, is_in_place
 from modelopt_cli.program.data import to_data
+from modelopt_cli.program.dropout import recover_dropout
 from modelopt_cli.program.kinds import share
 from modelopt_cli.program.names import is_path, is_reserved
 from modelopt_cli.program.program import Program
@@ -87,6 +88,7 @@ def _attempt(
     graph.eliminate_dead_code(
         lambda node: node.op in ("placeholder", "output") or _in_place(node, model, recovered)
     )
+    recovered |= recover_dropout(graph, recovered)
     _check_calls(graph)
     parts = _parts(graph, model, {**tracer.constants, **recovered})
     program = Program(

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modelopt_cli.errors import CaptureError
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 
@@ -145,3 +146,53 @@ def test_computed_hyperparameters_stay_functions() -> None:
 
     program = captured(nn.Sequential(Norm((3, 4))), (3, 4))
     assert [n.op for n in program.graph.nodes if n.target is F.layer_norm] == ["call_function"]
+
+
+class Dropping(nn.Module):
+    """Dropout as functions, below a layer that is recovered as a leaf too."""
+
+    class Conv(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            x = F.conv2d(input, self.weight, self.bias)
+            return F.dropout2d(x, 0.25, self.training)
+
+    class Part(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(torch.dropout(x, 0.3, self.training), training=self.training, inplace=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.part, self.dropout = self.Conv(2, 3, 1), self.Part(), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(self.part(self.conv(x)).mean((2, 3)))
+        return F.dropout(F.alpha_dropout(x, 0.1, self.training), 0.2, self.training)
+
+
+def test_dropout_functions_act_in_training() -> None:
+    """A Program drops as its network does: with the same seed the same elements, in the same order."""
+    model = Dropping()
+    program = captured(model, (2, 4, 4))
+    layers = {n: m for n, m in program.named_modules() if "Dropout" in type(m).__name__}
+    assert {name: (type(m).__name__, m.p) for name, m in layers.items()} == {
+        "conv_dropout": ("Dropout2d", 0.25),
+        "part.dropout": ("Dropout", 0.3),
+        "part.dropout_1": ("Dropout", 0.5),
+        "dropout_1": ("AlphaDropout", 0.1),
+        "dropout_2": ("Dropout", 0.2),
+    }
+    x = torch.randn(8, 2, 4, 4)
+    torch.manual_seed(3)
+    expected = model.train()(x)
+    torch.manual_seed(3)
+    assert torch.equal(program.train()(x), expected)
+    assert not torch.equal(program.eval()(x), expected)
+
+
+def test_dropout_that_is_always_on_is_left_and_refused() -> None:
+    class Always(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(x, 0.5)
+
+    with pytest.raises(CaptureError, match="does not compute what the network does"):
+        capture(Always(), InputSpec((64,)))
