@@ -1,0 +1,108 @@
+"""The order in which coupled channels go: one group and a few of its units at a time.
+
+An allocation says for every fraction removed overall what fraction each group loses. Followed from 0 to 1
+and rounded to the numbers of channels that may be kept, it becomes one path along which a search can walk.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+GRID = 256
+"""Overall ratios at which the allocation is asked."""
+
+Allocate = Callable[[float], Mapping[str, float]]
+"""From the fraction removed overall to that of every group."""
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """The numbers of units a group may keep.
+
+    Attributes:
+        units: how many it has.
+        width: channels in a unit; more than one for an attention head.
+        step: the network itself works only with multiples of so many units.
+        scores: of the units, larger is more important.
+    """
+
+    units: int
+    width: int
+    step: int
+    scores: Tensor
+
+    def granule(self, round_to: int) -> int:
+        """The fewest units by which the number of channels stays a multiple of ``round_to``."""
+        return math.lcm(self.step, round_to // math.gcd(round_to, self.width))
+
+    def kept(self, round_to: int) -> tuple[int, ...]:
+        """All numbers that may be kept, falling: all of them, then multiples down to one granule."""
+        granule = self.granule(round_to)
+        first = (self.units - 1) // granule * granule
+        return (self.units, *range(first, 0, -granule))
+
+    def best(self, count: int) -> tuple[int, ...]:
+        """The ``count`` most important units in their order; of equals those that come first."""
+        order = self.scores.argsort(descending=True, stable=True)[:count]
+        return tuple(sorted(order.tolist()))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the path: ``group`` now keeps ``kept`` units instead of ``before``."""
+
+    group: str
+    before: int
+    kept: int
+
+
+def path(rungs: Mapping[str, Rungs], allocate: Allocate, round_to: int) -> list[Step]:
+    """All steps from everything kept to the fewest units in every group, in the allocation's order.
+
+    Steps that the allocation wants at the same ratio go by the mean score of the units they remove.
+    """
+    grid = _grid(rungs, allocate)
+    steps: list[tuple[int, float, int, Step]] = []
+    for place, (name, group) in enumerate(rungs.items()):
+        falling = group.kept(round_to)
+        ascending = group.scores.double().sort().values
+        cell, score = 0, -math.inf
+        for before, kept in zip(falling, falling[1:], strict=False):
+            cell = max(cell, _first(grid[name], (before + kept) / 2))
+            # Never below its predecessor's, so that a group's own steps keep their order.
+            score = max(score, float(ascending[group.units - before : group.units - kept].mean()))
+            steps.append((cell, score, place, Step(name, before, kept)))
+    steps.sort(key=lambda step: (step[:3], -step[3].kept))
+    return [step for *_, step in steps]
+
+
+def _grid(rungs: Mapping[str, Rungs], allocate: Allocate) -> dict[str, list[float]]:
+    """For every group the units that the allocation leaves at every ratio, never rising."""
+    grid: dict[str, list[float]] = {name: [] for name in rungs}
+    for i in range(1, GRID):
+        fractions = allocate(i / GRID)
+        for name, left in grid.items():
+            units = rungs[name].units * (1 - fractions[name])
+            left.append(min(units, left[-1]) if left else units)
+    return grid
+
+
+def _first(falling: list[float], threshold: float) -> int:
+    """The first place where ``falling`` is at most ``threshold``."""
+    return bisect_left(falling, -threshold, key=lambda value: -value)
+
+
+def after(rungs: Mapping[str, Rungs], steps: Iterable[Step]) -> dict[str, int]:
+    """How many units every group keeps after these steps."""
+    counts = {name: group.units for name, group in rungs.items()}
+    for step in steps:
+        counts[step.group] = step.kept
+    return counts
+
+
+def finer(round_to: int) -> list[int]:
+    """What to round to when ``round_to`` is too coarse, falling, down to 1."""
+    return [level for level in (4, 2, 1) if level < round_to]

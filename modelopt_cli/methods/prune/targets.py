@@ -1,0 +1,143 @@
+"""How far to prune: figures of a network as fractions of the original's, and the search for a target.
+
+Every target is expressed as what is left, 1 for the original. A search walks over plans that remove more
+and more, so that the figure falls; it needs about log2 of their number of evaluations.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from modelopt_cli.artifact import predicted_bytes
+from modelopt_cli.errors import GateNotMet
+from modelopt_cli.measure.flops import count_macs
+from modelopt_cli.measure.size import logical_parameters
+from modelopt_cli.methods.context import Reached
+from modelopt_cli.program import Program
+from modelopt_cli.program.rewrite import meta_copy
+
+TOLERANCE = 0.01
+"""How far the figure reached may lie from the target, as a fraction of the original's."""
+CLOSE = 5e-4
+"""Where a search over a continuous ratio stops."""
+_PROBES = 24
+
+Entry = Callable[[Program], dict[str, Any]]
+"""The history entry that a Program would be written with."""
+
+
+class TargetNotReached(GateNotMet):
+    """No plan comes within the tolerance of the target."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is counted of a network, without running it on data.
+
+    Attributes:
+        entry: makes the history entry, whose bytes are part of the file.
+    """
+
+    entry: Entry
+
+    def of(self, metric: str, program: Program) -> float:
+        """``flops``, ``params`` or ``bytes`` of a Program that has not been pruned in this run."""
+        if metric == "flops":
+            return flops(program)
+        return params(program) if metric == "params" else float(predicted_bytes(program))
+
+    def pruned(self, metric: str, program: Program) -> float:
+        """The same of a candidate, which will be written with its history entry."""
+        if metric != "bytes":
+            return self.of(metric, program)
+        before = program.history
+        program.history = (*before, self.entry(program))
+        try:
+            return float(predicted_bytes(program))
+        finally:
+            program.history = before
+
+
+def flops(program: Program) -> float:
+    """Multiply-accumulates of one sample, counted on shapes alone."""
+    return float(count_macs(meta_copy(program), program.input.shape).total)
+
+
+def params(program: Program) -> float:
+    """Parameters that are not zero."""
+    return float(sum(int(torch.count_nonzero(tensor)) for tensor in logical_parameters(program)))
+
+
+def search_path(left: Callable[[int], float], steps: int, wanted: float) -> tuple[int, float]:
+    """The step of a path at which what is left is nearest to ``wanted``.
+
+    Args:
+        left: what is left after so many steps; falls from step to step.
+        steps: the last step.
+        wanted: what should be left.
+
+    Returns:
+        The step and what is left there; of two equally near, the earlier.
+    """
+    low, high = 0, steps
+    seen: dict[int, float] = {}
+
+    def at(step: int) -> float:
+        if step not in seen:
+            seen[step] = left(step)
+        return seen[step]
+
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if at(middle) <= wanted else (middle, high)
+    best = min((low, high), key=lambda step: (abs(at(step) - wanted), step))
+    return best, at(best)
+
+
+def search_ratio(left: Callable[[float], float], wanted: float, guess: float) -> float:
+    """The ratio between 0 and 1 at which what is left is ``wanted``, or as near as can be.
+
+    Args:
+        left: what is left at a ratio; falls, in small jumps.
+        wanted: what should be left.
+        guess: where to look first.
+    """
+    low, high = 0.0, 1.0
+    best, nearest = guess, math.inf
+    ratio = guess
+    for _ in range(_PROBES):
+        miss = left(ratio) - wanted
+        if abs(miss) < nearest:
+            best, nearest = ratio, abs(miss)
+        if nearest <= CLOSE:
+            break
+        low, high = (ratio, high) if miss > 0 else (low, ratio)
+        ratio = (low + high) / 2
+    return best
+
+
+def reached(metric: str, wanted: float, left: float) -> Reached:
+    """The target as the user gave it, and what became of it: a sparsity counts what is removed."""
+    return Reached(metric, wanted, 1 - left if metric == "sparsity" else left)
+
+
+def require(target: Reached, nearest: str = "") -> Reached:
+    """Make sure that a target was reached.
+
+    Args:
+        target: what was wanted and what the result has.
+        nearest: what could be reached, for the error.
+
+    Raises:
+        TargetNotReached: it was missed by more than ``TOLERANCE``.
+    """
+    # Half of a rounding error of the difference is no miss.
+    if abs(target.reached - target.wanted) <= TOLERANCE + 1e-9:
+        return target
+    raise TargetNotReached(
+        f"--{target.metric} {target.wanted:g} is not reached: the nearest is {target.reached:.3f}",
+        hint=nearest or "nothing was written; ask for that, or allow more layers to be pruned",
+    )
