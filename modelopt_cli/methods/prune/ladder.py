@@ -4,6 +4,7 @@ An allocation says for every fraction removed overall what fraction each group l
 and rounded to the numbers of channels that may be kept, it becomes one path along which a search can walk.
 """
 
+import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
@@ -70,7 +71,7 @@ def path(rungs: Mapping[str, Rungs], allocate: Allocate, round_to: int) -> list[
         falling = group.kept(round_to)
         ascending = group.scores.double().sort().values
         cell, score = 0, -math.inf
-        for before, kept in zip(falling, falling[1:], strict=False):
+        for before, kept in itertools.pairwise(falling):
             cell = max(cell, _first(grid[name], (before + kept) / 2))
             # Never below its predecessor's, so that a group's own steps keep their order.
             score = max(score, float(ascending[group.units - before : group.units - kept].mean()))
