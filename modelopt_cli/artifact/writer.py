@@ -26,7 +26,7 @@ _CAUSES = {
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
 }
 # Some network file systems offer no locks; a fresh part file is then ours by O_EXCL alone.
-_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 _ATTEMPTS = 100
 
 
@@ -227,7 +227,7 @@ def _lock(handle: int, fresh: bool, target: Path) -> None:
     except BlockingIOError:
         raise _busy(target) from None
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         if not fresh:
             part = target.with_name(_part_name(target))

@@ -1,0 +1,99 @@
+"""What a training reports: one JSON object a line, and TensorBoard where it is asked for."""
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from modelopt_cli.artifact.writer import atomic_write
+from modelopt_cli.errors import EnvironmentFailure
+
+
+class MetricsLog:
+    """Figures of every epoch, in the order of training; an interrupted and resumed run reads as one.
+
+    A line is an object with ``stage``, ``epoch`` and ``step`` (both from the start of the stage), then the
+    figures; one that is not finite is ``null``. Add an epoch's line before its state is saved: a line too
+    many is dropped on resuming, a missing one never comes back.
+
+    Args:
+        path: the ``.jsonl`` file, or None for a log that keeps nothing.
+        board: folder for TensorBoard, or None.
+
+    Raises:
+        EnvironmentFailure: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, path: Path | None, *, board: Path | None = None) -> None:
+        self.path = path
+        self._board = _writer(board) if board is not None else None
+
+    def rewind(self, stage: str, epoch: int) -> None:
+        """Before the first epoch of a stage that goes on after ``epoch`` epochs: drop what came later."""
+        if self.path is None or not self.path.exists():
+            return
+        with _failures(self.path):
+            old = self.path.read_bytes()
+        kept = b"".join(_until(old, stage, epoch))
+        if kept != old:
+            atomic_write(self.path, [kept], force=True)
+
+    def add(self, stage: str, epoch: int, step: int, **figures: float | int | None) -> None:
+        """Append one line.
+
+        Raises:
+            EnvironmentFailure: it cannot be written.
+        """
+        line = {"stage": stage, "epoch": epoch, "step": step}
+        line |= {name: _finite(value) for name, value in figures.items()}
+        if self.path is not None:
+            with _failures(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+        if self._board is not None:
+            for name, value in figures.items():
+                if value is not None:
+                    self._board.add_scalar(f"{stage}/{name}", value, step)
+            self._board.flush()
+
+    def close(self) -> None:
+        """Finish the TensorBoard files."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _until(text: bytes, stage: str, epoch: int) -> Iterator[bytes]:
+    """The whole lines before the first one that belongs to a later epoch of ``stage``."""
+    for line in text.splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+            later = entry["stage"] == stage and entry["epoch"] > epoch
+        except (ValueError, TypeError, KeyError):
+            return
+        if later or not line.endswith(b"\n"):
+            return
+        yield line
+
+
+def _finite(value: float | int | None) -> float | int | None:
+    return value if value is None or math.isfinite(value) else None
+
+
+def _writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise EnvironmentFailure(
+            "TensorBoard is not installed", hint="pip install 'modelopt-cli[track]'"
+        ) from None
+    with _failures(folder):
+        return SummaryWriter(str(folder))
+
+
+@contextlib.contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFailure(f"cannot be written: {error.strerror or error}", where=str(path)) from error

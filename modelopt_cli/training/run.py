@@ -1,0 +1,236 @@
+"""The folder in which a long command keeps what it needs to go on after an interruption.
+
+    identity.json             what the command was asked to do
+    state.safetensors         the training in progress, and of which stage
+    stage-NAME.safetensors    the result of a finished stage
+    metrics.jsonl             one line for each epoch
+    lock                      held while a run is at work here
+
+Everything but the metrics goes when the command has succeeded. Only the main process writes.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from modelopt_cli.artifact import atomic_write, read_program, strictjson, write_program
+from modelopt_cli.errors import ArtifactError, EnvironmentFailure, ModeloptError, OutputError, UsageError
+from modelopt_cli.program import Program
+from modelopt_cli.training import distributed
+from modelopt_cli.training.distributed import World
+from modelopt_cli.training.lock import Lock
+from modelopt_cli.training.log import MetricsLog
+from modelopt_cli.training.state import State, read_state, write_state
+
+_STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NONE = object()
+_SHOWN = 40
+
+
+class Run:
+    """See the module. A context manager: leaving it lets go of the folder and keeps what is in it.
+
+    Args:
+        folder: is made if it does not exist; its parent must.
+        identity: JSON-able; whatever decides the result: options, SHA-256 of the source, seed. A run is only
+            ever resumed under the same one.
+        resume: go on from what is there; with nothing there, just start.
+        force: start over, and delete what is there.
+        board: folder for TensorBoard, or None.
+        world: the processes; the main one alone writes.
+
+    Raises:
+        UsageError: something is there and neither ``resume`` nor ``force`` is given, or it was begun under
+            another identity.
+        OutputError: another run is at work in the folder, or the folder is none.
+        EnvironmentFailure: the folder may not be written to.
+
+    Attributes:
+        folder: as given.
+        metrics: the JSONL file.
+        log: what writes it; keeps nothing in a process that is not the main one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        identity: Mapping[str, Any],
+        resume: bool,
+        force: bool = False,
+        board: Path | None = None,
+        world: World | None = None,
+    ) -> None:
+        self.folder = folder
+        self.metrics = folder / "metrics.jsonl"
+        self._world = world or distributed.world()
+        self._lock: Lock | None = None
+        if self._world.main:
+            self._prepare(json.loads(strictjson.canonical(dict(identity))), resume, force)
+        self._world.barrier()
+        main = self._world.main
+        self.log = MetricsLog(self.metrics if main else None, board=board if main else None)
+        # What was there at the start: later, one process might look before and another after a write.
+        self._finished = set(self._stages())
+
+    def finished(self, stage: str) -> Program | None:
+        """The result of a stage that was completed before an interruption, or in this run."""
+        return read_program(self._path(stage)) if self._path(stage) in self._finished else None
+
+    def finish(self, stage: str, program: Program) -> None:
+        """Keep the result of a stage; the state of its training has served."""
+        if self._world.main:
+            write_program(program, self._path(stage), force=True)
+            self._state.unlink(missing_ok=True)
+        self._finished.add(self._path(stage))
+
+    def save(self, stage: str, state: State) -> None:
+        """Keep the state of the training in progress, in place of the last one."""
+        if self._world.main:
+            write_state(State(state.tensors, {"stage": stage, "state": state.about}), self._state)
+
+    def load(self, stage: str) -> State | None:
+        """The state to go on from, or None if the interruption was not in this stage.
+
+        Raises:
+            ArtifactError: it is damaged.
+        """
+        if not self._state.exists():
+            return None
+        stored = read_state(self._state)
+        if stored.about.get("stage") != stage:
+            return None
+        return State(stored.tensors, stored.about["state"])
+
+    def close(self) -> None:
+        """The command has succeeded: delete all but the metrics, and the folder if there are none."""
+        self.log.close()
+        self._world.barrier()
+        if self._world.main:
+            self._clear()
+            self.release()
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def release(self) -> None:
+        """Let go of the folder without deleting anything."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.log.close()
+        self.release()
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    @property
+    def _identity(self) -> Path:
+        return self.folder / "identity.json"
+
+    def _path(self, stage: str) -> Path:
+        if not _STAGE.fullmatch(stage):
+            raise ModeloptError(f"{stage!r} cannot name a stage")
+        return self.folder / f"stage-{stage}.safetensors"
+
+    def _stages(self) -> list[Path]:
+        return sorted(self.folder.glob("stage-*.safetensors"))
+
+    def _prepare(self, identity: dict[str, Any], resume: bool, force: bool) -> None:
+        """Take hold of the folder, and settle what becomes of what is in it."""
+        with _failures(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            self._lock = Lock(self.folder / "lock")
+        try:
+            if self._state.exists() or self._stages():
+                self._take_up(identity, resume, force)
+            elif self.metrics.exists() and not (resume or force):
+                hint = "move it, or replace it with --force"
+                raise UsageError("is the log of an earlier run", where=str(self.metrics), hint=hint)
+            if not (self._state.exists() or self._stages()):
+                self._begin(identity)
+        except BaseException:
+            self.release()
+            raise
+
+    def _take_up(self, identity: dict[str, Any], resume: bool, force: bool) -> None:
+        where = str(self.folder)
+        if resume:
+            _compare(_read_identity(self._identity), identity, where)
+        elif force:
+            self._clear()
+        else:
+            hint = "go on with --resume, or start over with --force"
+            raise UsageError("holds an interrupted run", where=where, hint=hint)
+
+    def _begin(self, identity: dict[str, Any]) -> None:
+        with _failures(self.folder):
+            self.metrics.unlink(missing_ok=True)
+        atomic_write(self._identity, [strictjson.canonical(identity)], force=True)
+
+    def _clear(self) -> None:
+        with _failures(self.folder):
+            for path in (self._state, *self._stages(), self._identity):
+                path.unlink(missing_ok=True)
+
+
+def _read_identity(path: Path) -> dict[str, Any]:
+    hint = "start over with --force"
+    try:
+        return strictjson.parse(path.read_bytes(), ArtifactError, str(path))
+    except FileNotFoundError:
+        raise UsageError(
+            "does not say what its run was asked to do", where=str(path.parent), hint=hint
+        ) from None
+    except ArtifactError:
+        raise UsageError("is damaged", where=str(path), hint=hint) from None
+
+
+def _compare(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> None:
+    """Refuse to go on with a run that was asked to do something else."""
+    before, now = dict(_flat(old)), dict(_flat(new))
+    names = [name for name in (*before, *now) if before.get(name, _NONE) != now.get(name, _NONE)]
+    if names:
+        differ = ", ".join(
+            f"{name} {_shown(before.get(name, _NONE))}, now {_shown(now.get(name, _NONE))}"
+            for name in dict.fromkeys(names)
+        )
+        raise UsageError(
+            f"was begun otherwise: {differ}",
+            where=where,
+            hint="resume with the same options, or start over with --force",
+        )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{prefix}{key}.")
+        else:
+            yield prefix + key, inner
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is _NONE else json.dumps(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+@contextlib.contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError):
+        raise OutputError("is not a folder", where=str(path), hint="choose another name") from None
+    except OSError as error:
+        raise EnvironmentFailure(f"cannot be used: {error.strerror or error}", where=str(path)) from error
