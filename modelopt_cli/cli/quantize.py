@@ -1,33 +1,9 @@
 """``modelopt quantize``: a checkpoint in, an int8 file and the table out."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.results import show_quantized
 from modelopt_cli.cli.values import Reader
-
-NoEval = Annotated[
-    bool, typer.Option("--no-eval", help="Only write the file; measure nothing.", rich_help_panel="Measuring")
-]
-
-# What is taken off a file's name before the scheme is put behind it.
-_SUFFIXES = {
-    ".pth",
-    ".pt",
-    ".pt2",
-    ".tar",
-    ".bin",
-    ".ckpt",
-    ".pkl",
-    ".pickle",
-    ".safetensors",
-    ".index",
-    ".json",
-}
 
 
 def quantize(
@@ -38,7 +14,7 @@ def quantize(
     run: options.RunOptions,
     measure: options.MeasureOptions,
     gates: options.GateOptions,
-    no_eval: NoEval = False,
+    no_eval: options.NoEval = False,
     output: options.Output = None,
     force: options.Force = False,
     dry_run: options.DryRun = False,
@@ -54,7 +30,7 @@ def quantize(
     exports = options.read_exports(reader, export)
     reader.finish()
     options.check_exports(exports, force)
-    output = output or default_output(checkpoint, method.scheme)
+    output = output or options.default_output(checkpoint, method.scheme)
 
     from modelopt_cli import api
     from modelopt_cli.methods.quantize import QuantizeConfig
@@ -73,11 +49,3 @@ def quantize(
             **request.keywords(),
         )
     show_quantized(console, outcome, exports, force=force)
-
-
-def default_output(checkpoint: Path, scheme: str) -> Path:
-    """``NAME-SCHEME.safetensors`` in the current directory."""
-    name = Path(checkpoint.absolute().name)
-    while name.suffix.lower() in _SUFFIXES:
-        name = name.with_suffix("")
-    return Path(f"{name}-{scheme}.safetensors")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from modelopt_cli.cli import values
-from modelopt_cli.cli.quantize import default_output
+from modelopt_cli.cli.options import default_output
 from modelopt_cli.errors import UsageError
 
 GOOD = [

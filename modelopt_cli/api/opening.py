@@ -1,6 +1,6 @@
 """From what the user names (a path, an architecture, data) to what the methods and measures take."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -15,6 +15,9 @@ from modelopt_cli.measure import Subject
 from modelopt_cli.methods.quantize.untraced import restore
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.coverage import coverage
+
+Note = Callable[[str], None]
+"""Called with one line that is worth knowing."""
 
 
 def open_input(
@@ -54,6 +57,15 @@ def open_source(path: str | Path, arch: str | None, input: InputSpec | None) -> 
     opened = open_model(path, None if has_graph(path) else arch, input)
     if opened.module is not None and opened.tensors is not None:
         restore(opened.module, opened.tensors.history, opened.tensors.encodings)
+    return opened
+
+
+def open_noting(path: str | Path, arch: str | None, wanted: InputSpec | None, on_note: Note | None) -> Opened:
+    """``open_source``, with its notes handed to ``on_note``."""
+    opened = open_source(path, arch, wanted)
+    for note in opened.notes:
+        if on_note is not None:
+            on_note(note)
     return opened
 
 

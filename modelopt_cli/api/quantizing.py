@@ -1,0 +1,160 @@
+"""The verb ``quantize``."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import modelopt_cli
+from modelopt_cli import artifact
+from modelopt_cli.api.evaluating import measure_pairs
+from modelopt_cli.api.opening import Note, open_input, open_noting
+from modelopt_cli.api.product import Product
+from modelopt_cli.checkpoint import Opened
+from modelopt_cli.data import PreprocessOverrides, open_data
+from modelopt_cli.errors import UsageError
+from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
+from modelopt_cli.measure.latency import threads
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.quantize import QuantizeConfig
+from modelopt_cli.methods.quantize.untraced import TensorResult, apply_to_state
+from modelopt_cli.methods.table import METHODS
+from modelopt_cli.program.coverage import Coverage, coverage
+
+
+@dataclass(frozen=True)
+class QuantizeOutcome:
+    """What ``quantize`` did.
+
+    Attributes:
+        coverage: every weight-carrying layer, with what became of it.
+        predicted_bytes: length of the file, known before it is written.
+        written: the file, or None after a dry run.
+        evaluation: source and result side by side, or None where nothing was measured.
+    """
+
+    coverage: Coverage
+    predicted_bytes: int
+    written: artifact.Written | None
+    evaluation: Evaluation | None
+
+
+def quantize(
+    source: str | Path,
+    output: str | Path,
+    *,
+    config: QuantizeConfig | None = None,
+    arch: str | None = None,
+    data: str | None = None,
+    calibration: str | None = None,
+    overrides: PreprocessOverrides | None = None,
+    options: EvalOptions | None = None,
+    gates: Gates | None = None,
+    evaluate: bool = True,
+    force: bool = False,
+    dry_run: bool = False,
+    on_note: Note | None = None,
+    progress: StageProgress | None = None,
+) -> QuantizeOutcome:
+    """Quantize a checkpoint into a file and measure the two side by side.
+
+    Args:
+        source: a checkpoint or an artifact.
+        output: the file to write; an existing one only with ``force``.
+        config: scheme, observer, layers.
+        arch: the architecture, where it is not recognised.
+        data: what to calibrate and evaluate on.
+        calibration: what to calibrate on, where that is not ``data``.
+        overrides: preprocessing the user wants instead of the implied one.
+        options: how to measure, and the seed, device and batch sizes.
+        gates: limits to apply to the result; the file stays even if one is not met.
+        evaluate: whether to measure.
+        force: replace an existing output.
+        dry_run: do everything but write and measure.
+        on_note: called with one line for each thing worth knowing.
+        progress: called with the stage, what is done and the total.
+
+    Raises:
+        InputError: the source, the data, an option or the output cannot be used; nothing is written.
+        NothingCompressed: not one layer could be quantized; nothing is written.
+        EnvironmentFailure: no space, no permission.
+    """
+    config, options, gates = config or QuantizeConfig(), options or EvalOptions(), gates or Gates()
+    if gates and not evaluate:
+        raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
+    if not dry_run:
+        artifact.check_output(output, force, [source])
+    wanted = open_input([source], arch, calibration or data, overrides)
+    opened = open_noting(source, arch, wanted, on_note)
+    with threads(options.threads):
+        result = _quantized(opened, config, calibration or data, overrides, options, progress)
+    if dry_run:
+        return QuantizeOutcome(result.coverage, result.predicted_bytes(), None, None)
+    written = result.write(output, force)
+    outcome = QuantizeOutcome(result.coverage, written.file_bytes, written, None)
+    if not evaluate:
+        return outcome
+    # The result is measured as anyone will meet it: read back from its file.
+    pairs = [(source, opened), (output, open_noting(output, arch, wanted, None))]
+    options = replace(options, baseline=0)
+    evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
+    return replace(outcome, evaluation=evaluation)
+
+
+def _quantized(
+    opened: Opened,
+    config: QuantizeConfig,
+    data: str | None,
+    overrides: PreprocessOverrides | None,
+    options: EvalOptions,
+    progress: StageProgress | None,
+) -> Product:
+    origin = {"modelopt": modelopt_cli.__version__, "source_sha256": opened.source_sha256}
+    if opened.program is None:
+        linears = (
+            {name for name, m in opened.module.named_modules() if isinstance(m, nn.Linear)}
+            if opened.module is not None
+            else None
+        )
+        return _tensor_product(apply_to_state(opened.state, config, linears), opened, config, options, origin)
+    samples = None
+    if data is not None and config.scheme == "int8":
+        samples = open_data(data, input=opened.program.input, overrides=overrides, seed=options.seed)
+        opened.program.input = samples.input
+    context = Context(
+        data=samples,
+        seed=options.seed,
+        batch_size=options.data_batch_size,
+        workers=options.workers,
+        progress=None if progress is None else lambda done, total: progress("calibrating", done, total),
+        origin=origin,
+    )
+    program = METHODS["quantize"].apply(opened.program, config, context).program
+    return Product(coverage(program), program, {}, {})
+
+
+def _tensor_product(
+    result: TensorResult,
+    opened: Opened,
+    config: QuantizeConfig,
+    options: EvalOptions,
+    origin: dict[str, Any],
+) -> Product:
+    covered = result.coverage
+    entry = {
+        "method": "quantize",
+        "config": config.as_dict(),
+        "seed": options.seed,
+        "torch": str(torch.__version__),
+        "skipped": result.skipped,
+        "coverage": {"compressed": covered.compressed, "total": covered.total},
+        **origin,
+    }
+    before = opened.tensors.history if opened.tensors is not None else ()
+    architecture = opened.architecture
+    about: dict[str, Any] = {"history": (*before, entry)}
+    if architecture is not None:
+        about |= {"arch": architecture.spec, "input": architecture.input, "labels": architecture.labels}
+    return Product(covered, result.state, result.encodings, about)

@@ -1,0 +1,40 @@
+"""The options that commands share, declared once; those of one command in a file of its name."""
+
+from modelopt_cli.cli.options.measure import GateOptions, MeasureOptions, NoEval
+from modelopt_cli.cli.options.network import InputValues, Interpolation, NetworkOptions
+from modelopt_cli.cli.options.output import (
+    Checkpoint,
+    DryRun,
+    Export,
+    Force,
+    Output,
+    check_exports,
+    default_output,
+    read_exports,
+)
+from modelopt_cli.cli.options.quantize import OBSERVERS, SCHEMES, QuantizeOptions
+from modelopt_cli.cli.options.request import Request, read_request
+from modelopt_cli.cli.options.run import RunOptions
+
+__all__ = [
+    "OBSERVERS",
+    "SCHEMES",
+    "Checkpoint",
+    "DryRun",
+    "Export",
+    "Force",
+    "GateOptions",
+    "InputValues",
+    "Interpolation",
+    "MeasureOptions",
+    "NetworkOptions",
+    "NoEval",
+    "Output",
+    "QuantizeOptions",
+    "Request",
+    "RunOptions",
+    "check_exports",
+    "default_output",
+    "read_exports",
+    "read_request",
+]

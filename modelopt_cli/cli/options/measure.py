@@ -1,0 +1,61 @@
+"""How much is measured, how, and what must hold."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from modelopt_cli.cli.values import Reader
+
+_measure = partial(typer.Option, rich_help_panel="Measuring")
+_gates = partial(typer.Option, rich_help_panel="Gates (exit code 1 if not met)")
+
+NoEval = Annotated[bool, _measure("--no-eval", help="Only write the file; measure nothing.")]
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How much is measured, and how."""
+
+    batch_size: Annotated[
+        int, _measure(min=1, metavar="N", help="Samples in one pass when latency is measured.")
+    ] = 1
+    warmup: Annotated[int, _measure(min=0, metavar="N", help="Passes before those that count.")] = 5
+    runs: Annotated[int, _measure(min=0, metavar="N", help="Passes that count; 0 leaves latency out.")] = 30
+    limit: Annotated[
+        int | None, _measure(min=1, metavar="N", help="Evaluate on at most this many samples of --data.")
+    ] = None
+    data_batch_size: Annotated[
+        int, _measure(min=1, metavar="N", help="Samples in one pass when accuracy is measured.")
+    ] = 64
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What must hold in comparison to the baseline."""
+
+    max_drop: Annotated[
+        float | None,
+        _gates(metavar="PP", help="At most this loss of top-1, in points."),
+    ] = None
+    min_ratio: Annotated[
+        float | None,
+        _gates(min=0, metavar="R", help="At least this many times smaller."),
+    ] = None
+    min_speedup: Annotated[
+        float | None,
+        _gates(min=0, metavar="X", help="At least this many times faster."),
+    ] = None
+    min_coverage: Annotated[
+        float | None,
+        _gates(min=0, max=1, metavar="F", help="At least this fraction of the layers compressed."),
+    ] = None
+
+    def read(self, reader: Reader) -> dict[str, float]:
+        """The gates that were asked for, by name."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        for name, value in given.items():
+            reader.check(math.isfinite(value), f"--{name.replace('_', '-')}", "not a finite number")
+        return given

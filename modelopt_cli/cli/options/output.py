@@ -1,0 +1,77 @@
+"""The file that is read and the files that are written."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelopt_cli.artifact import check_output
+from modelopt_cli.cli.values import Reader
+
+EXPORTS = (".json", ".md", ".csv")
+
+# What is taken off a file's name before the scheme is put behind it.
+_SUFFIXES = {
+    ".pth",
+    ".pt",
+    ".pt2",
+    ".tar",
+    ".bin",
+    ".ckpt",
+    ".pkl",
+    ".pickle",
+    ".safetensors",
+    ".index",
+    ".json",
+}
+
+_output = partial(typer.Option, rich_help_panel="Output")
+
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint of any kind, or a modelopt file.")
+]
+Output = Annotated[
+    Path | None,
+    _output(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="The file to write [default: NAME-SCHEME.safetensors in the current directory].",
+    ),
+]
+Force = Annotated[bool, _output("--force", help="Replace the output file if it exists.")]
+DryRun = Annotated[
+    bool,
+    _output("--dry-run", help="Print the plan for each layer and the size to expect; write nothing."),
+]
+Export = Annotated[
+    list[Path] | None,
+    _output(
+        "--export",
+        metavar="FILE",
+        help="Also write the table to FILE.json, FILE.md or FILE.csv; may be repeated.",
+    ),
+]
+
+
+def read_exports(reader: Reader, paths: list[Path] | None) -> tuple[Path, ...]:
+    """The files to export to; their endings choose the format."""
+    for path in paths or ():
+        fine = path.suffix.lower() in EXPORTS
+        reader.check(fine, "--export", f"{path} ends in none of {', '.join(EXPORTS)}")
+    return tuple(paths or ())
+
+
+def check_exports(paths: tuple[Path, ...], force: bool) -> None:
+    """Refuse files that must not be written to, before anything is measured; raises OutputError."""
+    for path in paths:
+        check_output(path, force)
+
+
+def default_output(checkpoint: Path, ending: str) -> Path:
+    """``NAME-ENDING.safetensors`` in the current directory."""
+    name = Path(checkpoint.absolute().name)
+    while name.suffix.lower() in _SUFFIXES:
+        name = name.with_suffix("")
+    return Path(f"{name}-{ending}.safetensors")

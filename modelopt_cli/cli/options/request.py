@@ -1,0 +1,41 @@
+"""What the commands that measure are asked, as the keyword arguments of the Python API."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from modelopt_cli.cli.options.measure import GateOptions, MeasureOptions
+from modelopt_cli.cli.options.network import InputValues, NetworkOptions
+from modelopt_cli.cli.options.run import RunOptions
+from modelopt_cli.cli.values import Reader
+
+
+@dataclass(frozen=True)
+class Request:
+    """What quantize and eval are both asked, read and checked, before torch is imported."""
+
+    network: NetworkOptions
+    image: InputValues
+    run: RunOptions
+    measure: MeasureOptions
+    gates: dict[str, float]
+
+    def keywords(self, baseline: int = 0) -> dict[str, Any]:
+        """The keyword arguments that ``api.quantize`` and ``api.evaluate`` share."""
+        from modelopt_cli.data import PreprocessOverrides
+        from modelopt_cli.measure import EvalOptions, Gates
+
+        return {
+            "arch": self.network.arch,
+            "data": self.network.data,
+            "overrides": PreprocessOverrides(**self.image.given()),
+            "options": EvalOptions(baseline=baseline, **vars(self.measure), **vars(self.run)),
+            "gates": Gates(**self.gates),
+        }
+
+
+def read_request(
+    reader: Reader, network: NetworkOptions, run: RunOptions, measure: MeasureOptions, gates: GateOptions
+) -> Request:
+    """Check the values of all groups; what is wrong is left with ``reader``."""
+    run.read(reader)
+    return Request(network, network.read(reader), run, measure, gates.read(reader))
