@@ -1,0 +1,87 @@
+"""What training minimises."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modelopt_cli.errors import UsageError
+from modelopt_cli.training.config import Objective, TrainConfig
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy with labels or, where samples are mixed, with probabilities.
+
+    Attributes:
+        label_smoothing: share ``s`` of the target that is spread evenly over the classes, so that a target
+            ``q`` becomes ``(1 - s) q + s / classes`` (Szegedy et al., CVPR 2016).
+    """
+
+    label_smoothing: float = 0.0
+
+    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+        """The mean over the batch, in nats."""
+        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+
+
+class Distillation:
+    """Learning from a teacher's answers beside the labels.
+
+    ``(1 - w) hard + w T^2 KL(softmax(teacher / T) || softmax(student / T))``: the divergence is the mean over
+    the batch, and ``T^2`` keeps its gradients' size whatever the temperature. G. Hinton, O. Vinyals and
+    J. Dean, Distilling the Knowledge in a Neural Network, 2015.
+
+    Args:
+        teacher: a network with the same inputs and classes. It is copied, so that training a network that
+            shares its weights leaves it as it is.
+        weight: ``w``, the teacher's share.
+        temperature: ``T``.
+        hard: the objective with labels; plain cross-entropy by default.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, weight: float, temperature: float, hard: Objective | None = None
+    ) -> None:
+        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+        self.weight = weight
+        self.temperature = temperature
+        self.hard = hard or CrossEntropy()
+
+    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+        """The mean over the batch, in nats.
+
+        Raises:
+            UsageError: teacher and student have different classes.
+        """
+        with torch.no_grad():
+            answers = self.teacher.to(images.device)(images).float()
+        if answers.shape != logits.shape:
+            raise UsageError(
+                f"the teacher answers {tuple(answers.shape)}, the student {tuple(logits.shape)}",
+                where="--teacher",
+            )
+        soft = F.kl_div(
+            F.log_softmax(logits / self.temperature, 1),
+            F.log_softmax(answers / self.temperature, 1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        hard = self.hard(logits, targets, images)
+        return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
+
+
+def objective(config: TrainConfig, teacher: nn.Module | None = None) -> Objective:
+    """The objective ``config`` asks for.
+
+    Raises:
+        UsageError: it asks for a teacher, and there is none.
+    """
+    hard = CrossEntropy(config.label_smoothing)
+    if config.teacher is None:
+        return hard
+    if teacher is None:
+        raise UsageError("there is no earlier network to learn from", where="--teacher", hint="leave it out")
+    return Distillation(teacher, config.distill_weight, config.temperature, hard)
