@@ -1,0 +1,142 @@
+"""Batch-norm statistics afresh: a pruned network's activations no longer have those it was trained with.
+
+Adaptive batch normalisation (Li et al., EagleEye, ECCV 2020, section 3.3) as "precise" statistics of the
+whole sample (Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, section 3). No weight changes.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from modelopt_cli.errors import DataError
+from modelopt_cli.program import Program
+from modelopt_cli.program.rewrite import copy_graph, rebuild
+
+Progress = Callable[[int, int | None], None]
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def reestimate(
+    program: Program,
+    batches: Iterable[Tensor],
+    progress: Progress | None = None,
+    total: int | None = None,
+) -> Program:
+    """A Program with running means and variances computed from these batches, all else shared.
+
+    Every batch goes through as in training: each norm uses the batch's own statistics, and the layers
+    after it see the result. The running mean becomes the mean over all values seen, the running variance
+    their unbiased variance, whatever the sizes of the batches. Dropout stays off, the momentum and the
+    mode of the Program are as before. A last batch of a single sample is left out. A network without
+    batch norms comes back as it is, and no batch is read.
+
+    Args:
+        program: on any device; it is not changed.
+        batches: float tensors ``(N, *program.input.shape)``; only one is held at a time.
+        progress: called with samples done and the total.
+        total: how many samples will come, where known.
+
+    Raises:
+        DataError: no samples, or one value only per channel, or statistics that are not finite.
+    """
+    paths = dict.fromkeys(str(node.target) for node in program.graph.nodes if node.op == "call_module")
+    pools = {path: _Pool() for path in paths if _has_statistics(program.get_submodule(path))}
+    if not pools:
+        return program
+    result = rebuild(program, copy_graph(program.graph))
+    seen = _run(result.eval(), pools, batches, progress, total)
+    if seen == 0:
+        raise DataError(
+            "no samples to estimate batch-norm statistics from", hint="give data, or --no-reestimate"
+        )
+    for path, pool in pools.items():
+        _store(result, path, pool)
+    return result.train(program.training)
+
+
+class _Pool:
+    """Mean and variance per channel of all that was added (Chan et al. 1983), in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Any = 0.0
+        self.squares: Any = 0.0
+
+    def add(self, values: Tensor) -> None:
+        """Add ``(N, C, ...)``."""
+        others = [dim for dim in range(values.dim()) if dim != 1]
+        variance, mean = torch.var_mean(values, others, correction=0)
+        count = values.numel() // values.shape[1]
+        total, change = self.count + count, mean.double() - self.mean
+        self.squares = self.squares + variance.double() * count + change**2 * (self.count * count / total)
+        self.mean = self.mean + change * (count / total)
+        self.count = total
+
+
+class _Collector(fx.Interpreter):
+    """Runs a graph with its batch norms as in training and shows their inputs to the pools."""
+
+    def __init__(self, program: Program, pools: dict[str, _Pool]) -> None:
+        super().__init__(program)
+        self.pools = pools
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Normalise by the batch's own statistics where the layer is watched."""
+        if target not in self.pools:
+            return super().call_module(target, args, kwargs)
+        norm: Any = self.module.get_submodule(target)
+        (values,) = [*args, *kwargs.values()]
+        self.pools[target].add(values)
+        return nn.functional.batch_norm(
+            values, None, None, norm.weight, norm.bias, training=True, eps=norm.eps
+        )
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, _NORMS) and module.running_mean is not None
+
+
+def _run(
+    program: Program,
+    pools: dict[str, _Pool],
+    batches: Iterable[Tensor],
+    progress: Progress | None,
+    total: int | None,
+) -> int:
+    device = next(program.buffers()).device
+    collector, seen = _Collector(program, pools), 0
+    with torch.inference_mode():
+        for batch in batches:
+            if len(batch) > 1 or seen == 0:
+                _run_one(collector, batch.to(device))
+            seen += len(batch)
+            if progress is not None:
+                progress(seen, total)
+    return seen
+
+
+def _run_one(collector: _Collector, batch: Tensor) -> None:
+    try:
+        collector.run(batch)
+    except ValueError as error:  # torch's word for it
+        raise DataError(
+            f"in a batch of {len(batch)} a batch norm sees one value per channel, which has no variance",
+            hint="use more samples and a larger --batch-size, or --no-reestimate",
+        ) from error
+
+
+def _store(program: Program, path: str, pool: _Pool) -> None:
+    """Give a layer its new statistics, in tensors of its own."""
+    norm: Any = program.get_submodule(path)
+    variance = pool.squares / max(pool.count - 1, 1)
+    if not (torch.isfinite(pool.mean).all() and torch.isfinite(variance).all()):
+        raise DataError(
+            "the network gives NaN or infinity on the calibration data",
+            where=f"layer {path}",
+            hint="check the checkpoint and the preprocessing, or prune less",
+        )
+    norm.running_mean = pool.mean.to(norm.running_mean.dtype)
+    norm.running_var = variance.to(norm.running_var.dtype)
