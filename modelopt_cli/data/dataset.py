@@ -125,7 +125,7 @@ class Data:
         if workers == 0:
             results: Iterator[Batch | ModeloptError] = map(batched.__getitem__, range(len(batched)))
         else:
-            results = _in_workers(batched, min(workers, len(batched)))
+            results = in_workers(batched, min(workers, len(batched)), self.name)
         for result in results:
             if isinstance(result, ModeloptError):
                 raise result
@@ -139,7 +139,7 @@ class Data:
         empty = True
         while batch := list(itertools.islice(samples, batch_size)):
             empty = False
-            yield _collate(batch)
+            yield collate(batch)
         if empty:
             raise DataError("yields no samples", where=self.name)
 
@@ -176,7 +176,8 @@ class Data:
         return image, label
 
 
-def _collate(samples: Sequence[tuple[Tensor, int]]) -> Batch:
+def collate(samples: Sequence[tuple[Tensor, int]]) -> Batch:
+    """Images ``(N, *shape)`` and int64 labels ``(N,)``."""
     images, labels = zip(*samples, strict=True)
     return torch.stack(images), torch.tensor(labels, dtype=torch.int64)
 
@@ -195,16 +196,21 @@ class _Batches(Dataset[Batch | ModeloptError]):
     def __getitem__(self, number: int) -> Batch | ModeloptError:
         start = number * self.batch_size
         try:
-            return _collate(
-                [self.data.get(i) for i in range(start, min(start + self.batch_size, self.count))]
-            )
+            return collate([self.data.get(i) for i in range(start, min(start + self.batch_size, self.count))])
         except ModeloptError as error:
             return error.with_traceback(None)
 
 
-def _in_workers(batched: _Batches, workers: int) -> Iterator[Batch | ModeloptError]:
+def in_workers(
+    items: Dataset[Batch | ModeloptError], workers: int, where: str
+) -> Iterator[Batch | ModeloptError]:
+    """The items of a sized dataset in order, made by that many other processes.
+
+    Raises:
+        EnvironmentFailure: one of them died.
+    """
     loader: DataLoader[Batch | ModeloptError] = DataLoader(
-        batched,
+        items,
         batch_size=None,
         num_workers=workers,
         collate_fn=_unchanged,
@@ -225,7 +231,7 @@ def _in_workers(batched: _Batches, workers: int) -> Iterator[Batch | ModeloptErr
         if str(error).startswith("Caught"):
             raise
         raise EnvironmentFailure(
-            "a data worker died", where=batched.data.name, hint="use fewer --workers, or --workers 0"
+            "a data worker died", where=where, hint="use fewer --workers, or --workers 0"
         ) from error
 
 

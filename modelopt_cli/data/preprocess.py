@@ -14,7 +14,7 @@ from modelopt_cli.program.spec import InputSpec, Interpolation, Preprocess
 
 Size = tuple[int, int]
 
-_MODES = {
+MODES = {
     "nearest": InterpolationMode.NEAREST,
     "bilinear": InterpolationMode.BILINEAR,
     "bicubic": InterpolationMode.BICUBIC,
@@ -68,9 +68,9 @@ class PreprocessOverrides:
             raise UsageError(
                 f"{self.channels!r} channels: images are grey (1) or RGB (3)", where="--channels"
             )
-        if self.interpolation is not None and self.interpolation not in _MODES:
+        if self.interpolation is not None and self.interpolation not in MODES:
             raise UsageError(
-                f"{self.interpolation!r} is not one of {', '.join(_MODES)}", where="--interpolation"
+                f"{self.interpolation!r} is not one of {', '.join(MODES)}", where="--interpolation"
             )
         for option, values in (("--mean", self.mean), ("--std", self.std)):
             if values is not None and not all(math.isfinite(v) for v in values):
@@ -175,18 +175,23 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         p = self.preprocess
-        image = _convert(image, "L" if p.channels == 1 else "RGB")
-        if isinstance(p.crop, float):
-            image = F.center_crop(image, [max(1, int(p.crop * min(image.size)))] * 2)
-        if p.resize is not None:
-            size = [p.resize] if isinstance(p.resize, int) else list(p.resize)
-            image = F.resize(image, size, interpolation=_MODES[p.interpolation], antialias=True)
-        if isinstance(p.crop, int):
-            image = F.center_crop(image, [p.crop, p.crop])
+        image = self.cut(_convert(image, "L" if p.channels == 1 else "RGB"))
         scaled: Tensor = F.convert_image_dtype(F.pil_to_tensor(image), torch.float)
         if any(p.mean) or any(v != 1.0 for v in p.std):
             scaled = F.normalize(scaled, mean=list(p.mean), std=list(p.std))
         return scaled
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """The part of the image that the network sees, at the size it sees it."""
+        p = self.preprocess
+        if isinstance(p.crop, float):
+            image = F.center_crop(image, [max(1, int(p.crop * min(image.size)))] * 2)
+        if p.resize is not None:
+            size = [p.resize] if isinstance(p.resize, int) else list(p.resize)
+            image = F.resize(image, size, interpolation=MODES[p.interpolation], antialias=True)
+        if isinstance(p.crop, int):
+            image = F.center_crop(image, [p.crop, p.crop])
+        return image
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

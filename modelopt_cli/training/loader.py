@@ -1,0 +1,242 @@
+"""Training batches: shuffled anew in each epoch, augmented, and the same however many processes load them."""
+
+import itertools
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from modelopt_cli.data import Data
+from modelopt_cli.data import dataset as samples
+from modelopt_cli.data.datasets import DatasetSource
+from modelopt_cli.errors import ModeloptError, UsageError
+from modelopt_cli.training.augment import (
+    BatchAugmentation,
+    batch_augmentation,
+    image_augmentation,
+    seeded,
+    uniform,
+)
+from modelopt_cli.training.distributed import World
+
+IN_MEMORY = 1 << 30
+"""Bytes of preprocessed samples that are kept; larger data is read and preprocessed again in every epoch."""
+
+_ALONE = World()
+_DECODED = 256
+_kept: "weakref.WeakKeyDictionary[Data, samples.Batch]" = weakref.WeakKeyDictionary()
+
+
+class Batch(NamedTuple):
+    """This process's part of one global batch.
+
+    Attributes:
+        images: float32 ``(N, *shape)``, N at least 1.
+        labels: int64 ``(N,)``.
+        weight: N over the samples of the global batch, so 1.0 in a single process. The mean loss of each part
+            times its weight, summed over the processes, is the mean loss of the batch. 0.0 where nothing fell
+            to this process, and it got a stand-in to take part in what all processes do.
+    """
+
+    images: Tensor
+    labels: Tensor
+    weight: float
+
+    @property
+    def size(self) -> int:
+        """Samples here that belong to the batch: N, or 0 for a stand-in."""
+        return len(self.labels) if self.weight else 0
+
+
+def steps_per_epoch(data: Data, batch_size: int) -> int:
+    """Number of batches. A single sample left over joins the last one: batch norm cannot train on one.
+
+    Raises:
+        UsageError: the data is iterable-style, and nobody knows.
+    """
+    if data.size is None:
+        raise UsageError(
+            "is iterable-style and has no length, which training needs",
+            where=data.name,
+            hint="give a dataset with __getitem__ and __len__",
+        )
+    full, rest = divmod(data.size, batch_size)
+    return full + (rest > 1 or full == 0)
+
+
+def training_batches(
+    data: Data,
+    *,
+    batch_size: int,
+    epoch: int,
+    seed: int,
+    augment: str = "none",
+    workers: int = 0,
+    world: World = _ALONE,
+    start_step: int = 0,
+) -> Iterator[Batch]:
+    """The batches of one epoch, from ``start_step`` on; what comes before it is not even read.
+
+    The order depends on the seed and the epoch, a sample's augmentation on these and its index in ``data``:
+    neither on ``workers``, on ``world`` nor on ``start_step``. Where the preprocessed samples fit into
+    ``IN_MEMORY`` they are read once and kept for as long as ``data`` is. The user's own datasets are read
+    every time, for they may be random, with the generators of torch, NumPy and Python seeded for each sample.
+    An iterable-style dataset is read in its own order, from its start, in every process.
+
+    Args:
+        data: labelled samples.
+        batch_size: samples of a global batch.
+        epoch: from 0.
+        seed: of order and augmentation.
+        augment: ``none``, ``mnist``, ``cifar`` or ``imagenet``.
+        workers: decoding processes, for what is not kept.
+        world: the processes that share each batch.
+        start_step: of the epoch, from 0.
+
+    Raises:
+        DataError: as :meth:`Data.batches`.
+        UsageError: the augmentation does not suit the data.
+    """
+    loaded = image_augmentation(augment, data)
+    epoch_of = _Epoch(
+        data if loaded is None else replace(data, transform=loaded),
+        batch_augmentation(augment, data),
+        batch_size,
+        epoch,
+        seed,
+        world,
+        drawn=loaded is not None or isinstance(data.source, DatasetSource),
+    )
+    if data.size is None:
+        if loaded is not None:
+            raise UsageError(f"{augment} needs images by number", where="--augment")
+        return itertools.islice(_streamed(epoch_of), start_step, None)
+    kept = None if epoch_of.drawn else _in_memory(data, workers)
+    return _batches(_Steps(epoch_of, kept, start_step), 0 if kept else workers)
+
+
+def ordered_batches(data: Data, batch_size: int, *, workers: int = 0) -> Iterator[samples.Batch]:
+    """The samples in order, as :meth:`Data.batches`, read once and kept where they fit into ``IN_MEMORY``."""
+    kept = None if isinstance(data.source, DatasetSource) else _in_memory(data, workers)
+    if kept is None:
+        return data.batches(batch_size, workers=workers)
+    return zip(kept[0].split(batch_size), kept[1].split(batch_size), strict=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Epoch:
+    """What is the same for all batches of an epoch; ``drawn`` where loading a sample is random itself."""
+
+    data: Data
+    augment: BatchAugmentation | None
+    batch_size: int
+    epoch: int
+    seed: int
+    world: World
+    drawn: bool
+
+    def augmented(self, images: Tensor, indices: NDArray[np.int64]) -> Tensor:
+        if self.augment is None:
+            return images
+        return self.augment(images, uniform(self.seed, self.epoch, indices, self.augment.draws))
+
+    def get(self, index: int) -> tuple[Tensor, int]:
+        if not self.drawn:
+            return self.data.get(index)
+        with seeded(self.seed, self.epoch, index):
+            return self.data.get(index)
+
+    def part(self, total: int) -> tuple[slice, float]:
+        """What of a global batch falls to this process, and its weight."""
+        part = self.world.part(total)
+        count = part.stop - part.start
+        return part if count else slice(0, 1), count / total
+
+
+class _Steps(Dataset["samples.Batch | ModeloptError"]):
+    """The steps of an epoch by number. A worker hands an error back as a value, as ``Data.batches`` does."""
+
+    def __init__(self, epoch: _Epoch, kept: samples.Batch | None, start: int) -> None:
+        self.epoch = epoch
+        self.kept = kept
+        self.start = start
+        self.steps = steps_per_epoch(epoch.data, epoch.batch_size)
+        generator = np.random.default_rng([epoch.seed % 2**64, epoch.epoch])
+        self.order = generator.permutation(len(epoch.data))
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start)
+
+    def indices(self, number: int) -> tuple[NDArray[np.int64], float]:
+        """This process's samples in the step, and their weight."""
+        step = self.start + number
+        first = step * self.epoch.batch_size
+        stop = len(self.order) if step == self.steps - 1 else first + self.epoch.batch_size
+        part, weight = self.epoch.part(stop - first)
+        return self.order[first:stop][part], weight
+
+    def __getitem__(self, number: int) -> samples.Batch | ModeloptError:
+        indices, _ = self.indices(number)
+        if self.kept is not None:
+            chosen = torch.from_numpy(indices)
+            images, labels = (tensor.index_select(0, chosen) for tensor in self.kept)
+            return self.epoch.augmented(images, indices), labels
+        try:
+            images, labels = samples.collate([self.epoch.get(int(index)) for index in indices])
+        except ModeloptError as error:
+            return error.with_traceback(None)
+        return self.epoch.augmented(images, indices), labels
+
+
+def _batches(steps: _Steps, workers: int) -> Iterator[Batch]:
+    if workers == 0 or len(steps) == 0:
+        results: Iterator[samples.Batch | ModeloptError] = map(steps.__getitem__, range(len(steps)))
+    else:
+        results = samples.in_workers(steps, min(workers, len(steps)), steps.epoch.data.name)
+    for number, result in enumerate(results):
+        if isinstance(result, ModeloptError):
+            raise result
+        yield Batch(*result, steps.indices(number)[1])
+
+
+def _streamed(epoch: _Epoch) -> Iterator[Batch]:
+    first = 0
+    for images, labels in _joined(epoch.data.batches(epoch.batch_size), epoch.batch_size):
+        part, weight = epoch.part(len(labels))
+        indices = np.arange(first, first + len(labels), dtype=np.int64)[part]
+        yield Batch(epoch.augmented(images[part], indices), labels[part], weight)
+        first += len(labels)
+
+
+def _joined(batches: Iterator[samples.Batch], batch_size: int) -> Iterator[samples.Batch]:
+    """Batches, where a single sample left over joins the last full one."""
+    pending: samples.Batch | None = None
+    for batch in batches:
+        if pending is not None and len(batch[1]) == 1 < batch_size:
+            pending = torch.cat([pending[0], batch[0]]), torch.cat([pending[1], batch[1]])
+            continue
+        if pending is not None:
+            yield pending
+        pending = batch
+    if pending is not None:
+        yield pending
+
+
+def _in_memory(data: Data, workers: int) -> samples.Batch | None:
+    """All samples, preprocessed, if they are few enough."""
+    if data.size is None or 4 * data.size * torch.Size(data.input.shape).numel() > IN_MEMORY:
+        return None
+    if data not in _kept:
+        images, labels = torch.empty(data.size, *data.input.shape), torch.empty(data.size, dtype=torch.int64)
+        done = 0
+        for some, theirs in data.batches(_DECODED, workers=workers):
+            images[done : done + len(some)], labels[done : done + len(some)] = some, theirs
+            done += len(some)
+        _kept[data] = images, labels
+    return _kept[data]
