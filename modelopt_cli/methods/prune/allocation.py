@@ -1,0 +1,285 @@
+"""Allocation: how much each layer gives, so that together they give what was asked for.
+
+Whatever is shared out consists of units (weights, blocks, channels) of one cost within a layer. A layer
+gives up its units of the lowest scores first; units that score ``-inf`` are gone already.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import prod
+
+import torch
+from torch import Tensor
+
+from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.prune.masks import lowest
+
+Curve = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One layer, or one group of coupled channels.
+
+    Attributes:
+        name: for errors.
+        scores: one for each unit, flat.
+        shape: of the weight.
+        cost: of one unit.
+        gone: units that are removed already.
+        most: units that may be removed at most.
+        curve: ``(sparsity, error)`` as measured, for ``sensitivity``.
+    """
+
+    name: str
+    scores: Tensor
+    shape: tuple[int, ...]
+    cost: float
+    gone: int
+    most: int
+    curve: Curve = field(default=())
+
+    @property
+    def units(self) -> int:
+        """How many there are, gone or not."""
+        return self.scores.numel()
+
+    def clip(self, count: float) -> float:
+        """The nearest count that is allowed."""
+        return min(max(count, self.gone), self.most)
+
+
+Choose = Callable[[Sequence[Part], float], list[float]]
+
+
+def allocate(
+    name: str,
+    scores: Mapping[str, Tensor],
+    shapes: Mapping[str, Sequence[int]],
+    sparsity: float,
+    *,
+    costs: Mapping[str, float] | None = None,
+    curves: Mapping[str, Curve] | None = None,
+    comparable: bool = True,
+    least_kept: int = 1,
+) -> dict[str, float]:
+    """Share out an overall sparsity.
+
+    Args:
+        name: a key of ``ALLOCATIONS``.
+        scores: of the units of each layer or group, any shape.
+        shapes: of their weights, ``(out, in, *kernel)``.
+        sparsity: fraction of the total cost to remove, 0 to 1.
+        costs: of one unit of each; 1 by default.
+        curves: for ``sensitivity``: of each layer the error measured at some sparsities.
+        comparable: whether scores of different layers mean the same; if not they are divided by their
+            mean in each layer, so that every layer's average unit counts as 1.
+        least_kept: units that every layer keeps at least, lest the network be cut in two.
+
+    Returns:
+        The sparsity of each: a whole number of its units. The costs removed add up to what was
+        asked for, to the nearest unit.
+
+    Raises:
+        UsageError: it cannot be reached, or curves are missing.
+    """
+    parts = [
+        _part(
+            key,
+            score,
+            tuple(shapes[key]),
+            (costs or {}).get(key, 1.0),
+            least_kept,
+            (curves or {}).get(key, ()),
+        )
+        for key, score in scores.items()
+    ]
+    if not comparable:
+        parts = [_normalised(part) for part in parts]
+    total = sum(part.cost * part.units for part in parts)
+    target = _checked(parts, sparsity * total, total)
+    counts = _settle(parts, ALLOCATIONS[name].choose(parts, target), target)
+    return {part.name: count / part.units for part, count in zip(parts, counts, strict=True)}
+
+
+def _part(
+    name: str, scores: Tensor, shape: tuple[int, ...], cost: float, least_kept: int, curve: Curve
+) -> Part:
+    flat = scores.detach().flatten()
+    gone = int(torch.isneginf(flat).sum())
+    return Part(name, flat, shape, cost, gone, max(gone, flat.numel() - least_kept), curve)
+
+
+def _normalised(part: Part) -> Part:
+    live = part.scores[~torch.isneginf(part.scores)].double()
+    mean = float(live.mean()) if live.numel() else 0.0
+    scores = part.scores.double() / mean if mean > 0 else part.scores
+    return Part(part.name, scores, part.shape, part.cost, part.gone, part.most, part.curve)
+
+
+def _checked(parts: Sequence[Part], target: float, total: float) -> float:
+    gone, most = (sum(part.cost * n for part, n in zip(parts, ns, strict=True)) for ns in _bounds(parts))
+    unit = max((part.cost for part in parts), default=1.0)
+    if target > most + unit / 2:
+        raise UsageError(
+            f"a sparsity of {target / total:.4g} cannot be reached: at most {most / total:.4g} can go",
+            hint="ask for less, or exclude fewer layers",
+        )
+    if target < gone - unit / 2:
+        raise UsageError(
+            f"a sparsity of {target / total:.4g} is less than the {gone / total:.4g} already removed",
+            hint="ask for more",
+        )
+    return target
+
+
+def _bounds(parts: Sequence[Part]) -> tuple[list[int], list[int]]:
+    return [part.gone for part in parts], [part.most for part in parts]
+
+
+def _settle(parts: Sequence[Part], wanted: Sequence[float], target: float) -> list[int]:
+    """Whole numbers of units: rounded down, then by the largest remainder towards the target."""
+    counts = [int(part.clip(int(want))) for part, want in zip(parts, wanted, strict=True)]
+    missing = target - sum(part.cost * n for part, n in zip(parts, counts, strict=True))
+    step = 1 if missing > 0 else -1
+    while True:
+        order = sorted(range(len(parts)), key=lambda i: step * (counts[i] - wanted[i]))
+        before = missing
+        for i in order:
+            closer = abs(missing - step * parts[i].cost) < abs(missing)
+            if closer and parts[i].gone <= counts[i] + step <= parts[i].most:
+                counts[i] += step
+                missing -= step * parts[i].cost
+        if missing == before:
+            return counts
+
+
+def _uniform(parts: Sequence[Part], target: float) -> list[float]:
+    return _solve(parts, target, lambda part, level: level * part.units)
+
+
+def _erk(parts: Sequence[Part], target: float) -> list[float]:
+    """density = level * (n_in + n_out + kh + kw) / (n_in * n_out * kh * kw), at most 1."""
+
+    def removed(part: Part, level: float) -> float:
+        # The level runs from dense to empty, as the search wants it.
+        density = (1 / level - 1) * sum(part.shape) / prod(part.shape) if level > 0 else 1.0
+        return part.units * (1 - min(1.0, density))
+
+    return _solve(parts, target, removed)
+
+
+def _solve(parts: Sequence[Part], target: float, removed: Callable[[Part, float], float]) -> list[float]:
+    """Counts at the level, between 0 and 1, at which the parts together give the target."""
+    low, high = 0.0, 1.0
+    for _ in range(100):
+        level = (low + high) / 2
+        given = sum(part.cost * part.clip(removed(part, level)) for part in parts)
+        low, high = (level, high) if given < target else (low, level)
+    return [part.clip(removed(part, high)) for part in parts]
+
+
+def _global(parts: Sequence[Part], target: float) -> list[float]:
+    return _threshold(parts, [part.scores for part in parts], target)
+
+
+def _lamp(parts: Sequence[Part], target: float) -> list[float]:
+    return _threshold(parts, [lamp_scores(part.scores) for part in parts], target)
+
+
+def lamp_scores(scores: Tensor) -> Tensor:
+    """Each score divided by the sum of itself and all that are larger (Lee et al., eq. 5).
+
+    Args:
+        scores: flat; with squared weights (criterion ``l2``) this is the paper's own score.
+    """
+    ordered, order = scores.double().sort(stable=True)
+    energy = ordered.clamp(min=0)
+    rest = energy.flip(0).cumsum(0).flip(0)
+    lamp = torch.where(rest > 0, energy / rest, 0)
+    lamp = torch.where(torch.isneginf(ordered), -torch.inf, lamp)
+    return torch.empty_like(lamp).scatter_(0, order, lamp)
+
+
+def _threshold(parts: Sequence[Part], scores: Sequence[Tensor], target: float) -> list[float]:
+    """How many units of each are below the one threshold at which together they give the target."""
+    pools = [score[lowest(score, part.most)].double() for part, score in zip(parts, scores, strict=True)]
+    sizes = [len(pool) for pool in pools]
+    costs = [part.cost for part in parts]
+    if len(set(costs)) == 1:
+        count = min(round(target / costs[0]), sum(sizes))
+        taken = lowest(torch.cat(pools), count).split(sizes)
+        return [float(marks.sum()) for marks in taken]
+    order = torch.cat(pools).sort(stable=True).indices
+    owners = torch.repeat_interleave(torch.tensor(sizes))[order]
+    running = torch.tensor(costs, dtype=torch.float64)[owners].cumsum(0)
+    prefix = int((torch.cat((running.new_zeros(1), running)) - target).abs().argmin())
+    return [float(n) for n in torch.bincount(owners[:prefix], minlength=len(parts)).tolist()]
+
+
+def _sensitivity(parts: Sequence[Part], target: float) -> list[float]:
+    """Take from wherever the convex hull of the measured errors is flattest."""
+    counts = [float(part.gone) for part in parts]
+    missing = target - sum(part.cost * part.gone for part in parts)
+    steps = [(*step, i) for i, part in enumerate(parts) for step in _steps(part)]
+    # Within a part the hull rises ever more steeply, so that its steps come in their own order.
+    for _, _, units, i in sorted(steps):
+        taken = min(units, max(0.0, missing) / parts[i].cost)
+        counts[i] += taken
+        missing -= taken * parts[i].cost
+    if missing > max(part.cost for part in parts) / 2:
+        raise UsageError("the sensitivity curves end before this sparsity", hint="measure them further")
+    return counts
+
+
+def _steps(part: Part) -> list[tuple[float, float, float]]:
+    """The edges of the hull between what is gone and what may go: error per cost, start, units."""
+    corners = _hull(part)
+    steps = []
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        units = part.clip(x1 * part.units) - part.clip(x0 * part.units)
+        if units > 0:
+            steps.append(((y1 - y0) / ((x1 - x0) * part.units * part.cost), x0, units))
+    return steps
+
+
+def _hull(part: Part) -> list[tuple[float, float]]:
+    """The lower convex hull of a part's curve, which starts where nothing is removed."""
+    if not part.curve:
+        raise UsageError("allocation sensitivity needs a measured curve", where=part.name)
+    points = {0.0: 0.0} | dict(part.curve)
+    corners: list[tuple[float, float]] = []
+    for x, y in sorted(points.items()):
+        while len(corners) > 1 and _above(corners[-2], corners[-1], (x, y)):
+            corners.pop()
+        corners.append((x, y))
+    return corners
+
+
+def _above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    """Whether b is on or above the line from a to c."""
+    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """One way to share out.
+
+    Attributes:
+        paper: where it was published, or what it does.
+        choose: real numbers of units from the parts and the cost to remove.
+    """
+
+    paper: str
+    choose: Choose
+
+
+ALLOCATIONS: dict[str, Allocation] = {
+    "uniform": Allocation("the same fraction of every layer", _uniform),
+    "global": Allocation("one threshold over the scores of all layers", _global),
+    "erk": Allocation("Evci et al., Rigging the Lottery: Making All Tickets Winners, ICML 2020", _erk),
+    "lamp": Allocation("Lee et al., Layer-adaptive Sparsity for Magnitude-based Pruning, ICLR 2021", _lamp),
+    "sensitivity": Allocation("the least total of errors measured layer by layer", _sensitivity),
+}
+"""By the name used on the command line."""

@@ -1,0 +1,232 @@
+"""Pruning with the optimal brain surgeon: what stays makes up for what goes, layer by layer.
+
+Hassibi and Stork (NIPS 1992) remove one weight at a time and solve for the change of the others that
+least changes the layer's outputs on calibration data. SparseGPT (Frantar and Alistarh, ICML 2023) makes
+that affordable: columns are worked through in one order for all rows, so that one Cholesky factor
+serves every row, and later columns are updated a block at a time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.prune.masks import Masks, Structure, lowest, lowest_in_groups
+from modelopt_cli.methods.prune.matrices import DECONVS, from_matrices, to_matrices, unseen_inputs
+from modelopt_cli.methods.prune.walk import (
+    DAMPING,
+    Columns,
+    Walk,
+    calibration,
+    damped,
+    evaluation_copy,
+    hessians,
+    layers_of,
+)
+from modelopt_cli.program import Program
+
+BLOCK = 128
+"""Columns after which the update of all later columns is carried out."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What became of a network.
+
+    Attributes:
+        program: a copy with the new weights, on the CPU; its encodings are those it had before.
+        masks: parameter name -> booleans, False where the weight is zero.
+    """
+
+    program: Program
+    masks: dict[str, Tensor]
+
+
+def obs_obstacle(program: Program, parameter: str, structure: Structure) -> str | None:
+    """Why a weight cannot be pruned with updates; None where it can."""
+    if why := unseen_inputs(program, parameter):
+        return why
+    module = program.get_submodule(parameter.rpartition(".")[0])
+    if structure.kind != "unstructured" and isinstance(module, DECONVS):
+        return f"the rows of {type(module).__name__} are not its outputs"
+    return structure.obstacle(program.get_parameter(parameter).shape)
+
+
+def obs_prune(
+    program: Program,
+    structure: Structure,
+    sparsities: Mapping[str, float],
+    context: Context,
+    *,
+    samples: int = 512,
+    damping: float = DAMPING,
+) -> Pruned:
+    """Prune one layer after the other, each on inputs that went through the layers already pruned.
+
+    Args:
+        program: the network; it is not changed.
+        structure: which zeros may be put.
+        sparsities: fraction of the units of each weight to remove, by parameter name; for N:M only
+            the names count.
+        context: calibration data, seed, batch size, device, progress.
+        samples: how many to look at, at most.
+        damping: of the Hessian.
+
+    Raises:
+        UsageError: no data, or the inputs of a weight cannot be watched.
+        DataError: no samples, or the network gives no finite numbers on them.
+    """
+    data = calibration(context, "obs", samples)
+    network, held = evaluation_copy(program, context.device), Masks.of(program).masks
+    layers, masks = layers_of(network, sparsities), {}
+    works = {
+        layer: _Layer(network.get_submodule(layer), structure, held.get(parameter))
+        for layer, parameter in layers.items()
+    }
+    columns = {layer: work.columns for layer, work in works.items()}
+    for layer, parts in hessians(Walk(network, data, context), layers, columns):
+        masks[layers[layer]] = works[layer].prune(parts, sparsities[layers[layer]], damping).cpu()
+    return Pruned(network.cpu().train(program.training), masks)
+
+
+class _Layer:
+    """A layer's weight as matrices ``(groups, rows, columns)``, columns in the order of work."""
+
+    def __init__(self, module: Any, structure: Structure, held: Tensor | None) -> None:
+        self.module = module
+        weight = module.weight.detach()
+        self.held = torch.ones_like(weight, dtype=torch.bool) if held is None else held.to(weight.device)
+        count = to_matrices(module, weight).shape[-1]
+        self.unit = structure.group if structure.kind == "block" else 1
+        self.pattern = structure if structure.kind == "N:M" else None
+        if self.pattern is None:
+            self.columns = Columns(count, None, range(0, count, self.unit))
+            self.starts: frozenset[int] = frozenset()
+        else:
+            order, starts, cuts = _pattern_order(tuple(weight.shape), structure.group)
+            self.columns, self.starts = Columns(count, order, cuts), frozenset(starts)
+
+    def prune(self, hessians: list[Tensor], sparsity: float, damping: float) -> Tensor:
+        """Put new values into the layer's weight and return its mask; the Hessians are used up."""
+        weight = self._in_order(self.module.weight.detach()).double()
+        keep = self._in_order(self.held)
+        spans = self.columns.spans
+        factors = [inverse_factor(damped(hessians.pop(0), damping)) for _ in spans]
+        counts = self._counts(weight, keep, factors, sparsity)
+        for (start, stop), factor in zip(spans, factors, strict=True):
+            for first, last in self.columns.divide(start, stop, BLOCK):
+                inside = slice(first - start, last - start)
+                upper = factor[..., inside, inside]
+                if self.pattern is None:
+                    gone = lowest(_saliency(weight, keep, upper, first, last, self.unit), counts[first])
+                    wide = gone.repeat_interleave(self.unit, -1)
+                    keep[..., first : first + wide.shape[-1]] &= ~wide
+                error = self._eliminate(weight, keep, upper, first, last)
+                weight[..., last:stop] -= error @ factor[..., inside, last - start :]
+        return self._put_back(weight, keep)
+
+    def _counts(self, weight: Tensor, keep: Tensor, factors: list[Tensor], sparsity: float) -> dict[int, int]:
+        """How many units each block of columns gives: as many as are among the lowest of the layer.
+
+        By the saliencies before any update. SparseGPT takes the same part of every block.
+        """
+        if self.pattern is not None:
+            return {}
+        found: dict[int, Tensor] = {}
+        for (start, stop), factor in zip(self.columns.spans, factors, strict=True):
+            for first, last in self.columns.divide(start, stop, BLOCK):
+                inside = slice(first - start, last - start)
+                upper = factor[..., inside, inside]
+                found[first] = _saliency(weight, keep, upper, first, last, self.unit).flatten()
+        sizes = [len(scores) for scores in found.values()]
+        marks = lowest(torch.cat(list(found.values())), round(sparsity * sum(sizes))).split(sizes)
+        return {first: int(part.sum()) for first, part in zip(found, marks, strict=True)}
+
+    def _eliminate(self, weight: Tensor, keep: Tensor, upper: Tensor, first: int, last: int) -> Tensor:
+        """Remove weights column by column and let the columns after it, up to ``last``, make up for it.
+
+        Returns:
+            What each column's removal leaves to the columns from ``last`` on.
+        """
+        errors = torch.zeros_like(weight[..., first:last])
+        for j in range(last - first):
+            at = first + j
+            if at in self.starts:
+                self._choose(weight, keep, upper, at, j)
+            error = weight[..., at].masked_fill(keep[..., at], 0) / upper[..., j, j].unsqueeze(-1)
+            weight[..., at:last] -= error.unsqueeze(-1) * upper[..., j : j + 1, j:]
+            errors[..., j] = error
+        weight[..., first:last].masked_fill_(~keep[..., first:last], 0)
+        return errors
+
+    def _choose(self, weight: Tensor, keep: Tensor, upper: Tensor, at: int, j: int) -> None:
+        """Mark what goes of the N:M group that starts at a column."""
+        assert self.pattern is not None
+        group = slice(at, at + self.pattern.group)
+        diagonal = upper.diagonal(dim1=-2, dim2=-1)[..., j : j + self.pattern.group]
+        scores = (weight[..., group] / diagonal.unsqueeze(-2)).square()
+        scores.masked_fill_(~keep[..., group], -torch.inf)
+        keep[..., group] &= ~lowest_in_groups(scores, self.pattern.group - self.pattern.keep)
+
+    def _in_order(self, tensor: Tensor) -> Tensor:
+        matrices = to_matrices(self.module, tensor)
+        return matrices.clone() if self.columns.order is None else matrices[..., self.columns.order]
+
+    def _put_back(self, weight: Tensor, keep: Tensor) -> Tensor:
+        if self.columns.order is not None:
+            back = self.columns.order.argsort()
+            weight, keep = weight[..., back], keep[..., back]
+        with torch.no_grad():
+            self.module.weight.copy_(from_matrices(self.module, weight))
+        return from_matrices(self.module, keep)
+
+
+def inverse_factor(hessian: Tensor) -> Tensor:
+    """The upper triangular U with U^T U = H^-1, for ``(groups, n, n)``.
+
+    Row j of U, from its diagonal on, is the j-th row of the inverse of H without the first j columns,
+    divided by the root of its first entry.
+    """
+    lower: Tensor = torch.linalg.cholesky(hessian.flip(-1, -2))
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+    return inverse.flip(-1, -2)
+
+
+def _saliency(weight: Tensor, keep: Tensor, upper: Tensor, first: int, last: int, size: int) -> Tensor:
+    """What the removal of each unit between two columns adds to the squared error: ``(groups, rows, units)``.
+
+    With all earlier columns settled, w^T ([H^-1]_SS)^-1 w for the columns S of a unit. Units that are
+    gone already have ``-inf``.
+    """
+    units = (last - first) // size
+    part = slice(first, first + units * size)
+    values: Tensor = weight[..., part].unflatten(-1, (units, size))
+    gone = ~keep[..., part].unflatten(-1, (units, size)).any(-1)
+    if size == 1:
+        diagonal = upper.diagonal(dim1=-2, dim2=-1)[..., :units]
+        scores: Tensor = (values.squeeze(-1) / diagonal.unsqueeze(-2)).square()
+    else:
+        tiles = (
+            upper[..., : units * size, : units * size]
+            .unflatten(-1, (units, size))
+            .unflatten(-3, (units, size))
+        )
+        own = tiles.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+        solved = torch.linalg.solve_triangular(own.mT, values.movedim(-3, -1), upper=False)
+        scores = solved.square().sum(-2).mT
+    return scores.masked_fill(gone, -torch.inf)
+
+
+def _pattern_order(shape: tuple[int, ...], group: int) -> tuple[Tensor, list[int], list[int]]:
+    """The columns with input channels running fastest, where groups start, and where they may be cut."""
+    channels, positions = shape[1], prod(shape[2:])
+    order = torch.arange(channels * positions).view(channels, positions).T.flatten()
+    whole = channels // group * group
+    starts = [p * channels + c for p in range(positions) for c in range(0, whole, group)]
+    tails = [p * channels + whole for p in range(positions)] if whole < channels else []
+    return order, starts, sorted(starts + tails)

@@ -1,0 +1,173 @@
+"""What criteria know of a network besides its weights, collected in memory that the samples do not fill."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.prune.matrices import from_matrices, to_matrices, unfold
+from modelopt_cli.methods.prune.walk import (
+    Columns,
+    Walk,
+    calibration,
+    damped,
+    evaluation_copy,
+    hessians,
+    layers_of,
+    no_samples,
+    refuse_infinite,
+)
+from modelopt_cli.program import Program
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """By parameter name, float tensors of the parameter's shape.
+
+    Attributes:
+        norms: Euclidean norm of what each weight is multiplied with, over all samples and positions.
+        curvatures: 1 / [H^-1]_jj with H = X^T X, over the energy of the layer's outputs: times the
+            squared weight it is the part of the layer's output that the removal of the weight costs.
+        taylor: (weight * gradient)^2, the mean over batches; of all parameters, biases included.
+    """
+
+    norms: Mapping[str, Tensor] = field(default_factory=dict)
+    curvatures: Mapping[str, Tensor] = field(default_factory=dict)
+    taylor: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def collect(
+    program: Program, criterion: str, parameters: Sequence[str], context: Context, *, samples: int = 512
+) -> Statistics:
+    """Run the network on data and note what a criterion needs.
+
+    Args:
+        program: the network; it is not changed.
+        criterion: a key of ``CRITERIA``.
+        parameters: weights whose inputs are wanted (``wanda`` and ``obs``).
+        context: data, seed, batch size, device, progress.
+        samples: how many to look at, at most.
+
+    Raises:
+        UsageError: no data, no labels, or the inputs of a weight cannot be watched.
+        DataError: no samples, or the network gives no finite numbers on them.
+    """
+    if criterion == "taylor":
+        return Statistics(taylor=squared_gradients(program, context, samples))
+    if criterion == "wanda":
+        return Statistics(norms=input_norms(program, parameters, context, samples))
+    if criterion == "obs":
+        return Statistics(curvatures=curvatures(program, parameters, context, samples))
+    return Statistics()
+
+
+class _Squares(fx.Interpreter):
+    """Runs a graph and adds up the squared inputs of layers, over samples but not over places."""
+
+    def __init__(self, program: Program, layers: Iterable[str]) -> None:
+        super().__init__(program)
+        self.layers = set(layers)
+        self.sums: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "call_module" and str(n.target) in self.layers:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            value = args[0] if args else kwargs["input"]
+            refuse_infinite(value, f"layer {n.target}")
+            total = value.double().square().sum(0, keepdim=True)
+            self.sums[n] = self.sums[n] + total if n in self.sums else total
+        return super().run_node(n)
+
+
+def input_norms(
+    program: Program, parameters: Sequence[str], context: Context, samples: int
+) -> dict[str, Tensor]:
+    """Euclidean norms of the unfolded inputs, of each weight's shape, in one pass.
+
+    Squares are added up over samples before they are unfolded: a patch is cut from the same place of
+    every sample.
+    """
+    data = calibration(context, "wanda", samples)
+    network, layers = evaluation_copy(program, context.device), layers_of(program, parameters)
+    squares = _Squares(network, layers)
+    seen = 0
+    for images, _ in data.batches(context.batch_size, workers=context.workers):
+        with torch.no_grad():
+            squares.run(images.to(context.device))
+        seen += len(images)
+        if context.progress is not None:
+            context.progress(seen, data.size)
+    if not seen:
+        raise no_samples()
+    norms: dict[str, Tensor] = {}
+    for layer, parameter in layers.items():
+        module = network.get_submodule(layer)
+        totals = [total for node, total in squares.sums.items() if node.target == layer]
+        columns = torch.stack([part.sum(1) for total in totals for part in unfold(module, total)]).sum(0)
+        norms[parameter] = _of_weight_shape(module, columns.sqrt())
+    return norms
+
+
+def _of_weight_shape(module: Any, columns: Tensor) -> Tensor:
+    """A number for each column, ``(groups, columns)``, for every weight of the column."""
+    rows = to_matrices(module, module.weight).shape[1]
+    return from_matrices(module, columns.unsqueeze(1).expand(-1, rows, -1)).float().cpu()
+
+
+def curvatures(
+    program: Program, parameters: Sequence[str], context: Context, samples: int
+) -> dict[str, Tensor]:
+    """See ``Statistics.curvatures``; one layer's Hessian at a time."""
+    data = calibration(context, "obs", samples)
+    network, layers = evaluation_copy(program, context.device), layers_of(program, parameters)
+    weights = {layer: _matrices(network, layer) for layer in layers}
+    columns = {layer: Columns(weight.shape[-1]) for layer, weight in weights.items()}
+    found: dict[str, Tensor] = {}
+    for layer, parts in hessians(Walk(network, data, context), layers, columns):
+        energy, inverses = 0.0, []
+        for (start, stop), hessian in zip(columns[layer].spans, parts, strict=True):
+            weight = weights[layer][..., start:stop]
+            energy += float(((weight @ hessian) * weight).sum())
+            factor = torch.linalg.cholesky(damped(hessian))
+            inverses.append(torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1))
+        relative = 1 / torch.cat(inverses, -1) / (energy or 1.0)
+        found[layers[layer]] = _of_weight_shape(network.get_submodule(layer), relative)
+    return found
+
+
+def _matrices(network: Program, layer: str) -> Tensor:
+    module: Any = network.get_submodule(layer)
+    return to_matrices(module, module.weight.detach()).double()
+
+
+def squared_gradients(program: Program, context: Context, samples: int) -> dict[str, Tensor]:
+    """(parameter * gradient of the cross-entropy)^2, averaged over batches, by parameter name.
+
+    Of every parameter of the network; a parameter that the output does not depend on gets zeros.
+    """
+    data = calibration(context, "taylor", samples)
+    if not data.labelled:
+        raise UsageError("criterion taylor needs data with labels", hint="or use --criterion l2")
+    network = evaluation_copy(program, context.device).requires_grad_(True)
+    parameters = dict(network.named_parameters())
+    sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+    batches = seen = 0
+    for images, labels in data.batches(context.batch_size, workers=context.workers):
+        logits = network(images.to(context.device))
+        refuse_infinite(logits, data.name)
+        loss = F.cross_entropy(logits, labels.to(context.device))
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+            if gradient is not None:
+                sums[name] += (parameter.detach().double() * gradient).square()
+        batches, seen = batches + 1, seen + len(images)
+        if context.progress is not None:
+            context.progress(seen, data.size)
+    if not batches:
+        raise no_samples()
+    return {name: (total / batches).float().cpu() for name, total in sums.items()}

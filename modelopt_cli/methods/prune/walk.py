@@ -1,0 +1,243 @@
+"""Going through a network layer by layer with calibration data, for the inputs' second moments."""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from modelopt_cli.data import Data
+from modelopt_cli.errors import DataError, UsageError
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.prune.matrices import calls, unfold, unseen_inputs
+from modelopt_cli.program import Program
+
+KEPT_BYTES = 1 << 30
+"""Intermediate values that a walk holds on to; what does not fit is computed again."""
+DAMPING = 0.01
+"""What is added to the diagonal of a Hessian, as a part of the diagonal's mean (SparseGPT, section 4)."""
+
+Span = tuple[int, int]
+
+
+def calibration(context: Context, criterion: str, samples: int) -> Data:
+    """The samples to calibrate on.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if context.data is None:
+        raise UsageError(
+            f"criterion {criterion} needs data to calibrate on",
+            hint="give --calib or --data, or use --criterion l2, which needs none",
+        )
+    return context.data.sample(samples, context.seed)
+
+
+def evaluation_copy(program: Program, device: str) -> Program:
+    """A copy on a device, in evaluation mode, whose weights may be changed."""
+    return copy.deepcopy(program).eval().to(device)
+
+
+def refuse_infinite(value: Tensor, where: str) -> None:
+    """Raise DataError if the network gives NaN or infinity."""
+    if not torch.isfinite(value).all():
+        raise DataError(
+            "the network gives NaN or infinity on the calibration data",
+            where=where,
+            hint="check the checkpoint and the preprocessing",
+        )
+
+
+def no_samples() -> DataError:
+    """The error for data that end before they begin."""
+    return DataError("no samples to calibrate on", hint="give data with at least one sample")
+
+
+def layers_of(program: Program, parameters: Iterable[str]) -> dict[str, str]:
+    """Layer -> parameter, in the order in which the layers are first called.
+
+    Raises:
+        UsageError: the inputs of a weight cannot be watched.
+    """
+    wanted = set(parameters)
+    for name in sorted(wanted):
+        if why := unseen_inputs(program, name):
+            raise UsageError(
+                f"cannot watch the inputs of {name}: {why}", hint="exclude it, or use --criterion l2"
+            )
+    return {layer: f"{layer}.weight" for layer in calls(program) if f"{layer}.weight" in wanted}
+
+
+class Walk:
+    """Goes through a network with all batches, pausing before each layer.
+
+    Between two layers the batches wait at the same place of the graph, so that a layer can be changed
+    before the layers after it see its outputs. The values of a waiting batch are kept while all of
+    them fit into a fixed amount of memory; the batches beyond start again from their images.
+
+    Args:
+        program: in evaluation mode; its weights may be changed between two layers.
+        data: the samples.
+        context: batch size, workers, device.
+        kept_bytes: the amount of memory.
+    """
+
+    def __init__(
+        self, program: Program, data: Data, context: Context, *, kept_bytes: int = KEPT_BYTES
+    ) -> None:
+        self.program = program
+        self.data = data
+        self.context = context
+        self.kept_bytes = kept_bytes
+        self.nodes = list(program.graph.nodes)
+        self.interpreter = fx.Interpreter(program)
+        self.waiting: dict[int, tuple[int, dict[fx.Node, Any]]] = {}
+        self.batches: int | None = None
+
+    def inputs(self, node: fx.Node) -> Iterator[Tensor]:
+        """What a layer's call is given, batch by batch. Calls must be asked for in graph order."""
+        stop = self.nodes.index(node)
+        argument = node.args[0] if node.args else node.kwargs["input"]
+        assert isinstance(argument, fx.Node)
+        kept = sum(_size(values) for _, values in self.waiting.values())
+        for number, images in self._images():
+            start, values = self.waiting.pop(number, (0, {}))
+            kept -= _size(values)
+            self._advance(values, images, start, stop)
+            refuse_infinite(values[argument], f"layer {node.target}")
+            yield values[argument]
+            if kept + (size := _size(values)) <= self.kept_bytes:
+                self.waiting[number], kept = (stop, values), kept + size
+
+    def _images(self) -> Iterator[tuple[int, Tensor | None]]:
+        if self.batches is not None and len(self.waiting) == self.batches:
+            yield from ((number, None) for number in range(self.batches))
+            return
+        count = 0
+        for images, _ in self.data.batches(self.context.batch_size, workers=self.context.workers):
+            yield count, images.to(self.context.device)
+            count += 1
+        if not count:
+            raise no_samples()
+        self.batches = count
+
+    def _advance(self, values: dict[fx.Node, Any], images: Tensor | None, start: int, stop: int) -> None:
+        self.interpreter.env = values
+        last_uses = self.interpreter.user_to_last_uses
+        with torch.no_grad():
+            for node in self.nodes[start:stop]:
+                values[node] = images if node.op == "placeholder" else self.interpreter.run_node(node)
+                for unused in last_uses.get(node, ()):
+                    del values[unused]
+
+
+def _size(values: Mapping[fx.Node, Any]) -> int:
+    """Bytes of the tensors among a batch's values, views of one storage counted once."""
+    storages: dict[int, int] = {}
+    for node, value in values.items():
+        if node.op != "get_attr":
+            for tensor in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(tensor, Tensor):
+                    storage = tensor.untyped_storage()
+                    storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def hessians(
+    walk: Walk, layers: Mapping[str, str], columns: Mapping[str, "Columns"]
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """Each layer with its Hessians, in graph order, through the network as it is by then.
+
+    A layer that is called several times comes after its last call.
+
+    Args:
+        walk: through the network.
+        layers: which layers.
+        columns: of each layer, in which order and in which spans.
+    """
+    places = calls(walk.program)
+    left = {layer: len(places[layer]) for layer in layers}
+    sums: dict[str, list[Tensor]] = {}
+    done = 0
+    for node in [n for n in walk.nodes if n.op == "call_module" and str(n.target) in layers]:
+        layer = str(node.target)
+        found = hessian_of(walk.program.get_submodule(layer), walk.inputs(node), columns[layer])
+        sums[layer] = [a + b for a, b in zip(sums[layer], found, strict=True)] if layer in sums else found
+        left[layer] -= 1
+        if not left[layer]:
+            yield layer, sums.pop(layer)
+            done += 1
+            if walk.context.progress is not None:
+                walk.context.progress(done, len(layers))
+
+
+class Columns:
+    """In which order a layer's columns are worked through, and which of them at once.
+
+    Args:
+        count: how many there are.
+        order: memory positions in the order of work; None for memory order.
+        cuts: where the columns, in the order of work, may be cut; None for everywhere.
+        widest: columns at once.
+
+    Attributes:
+        spans: ``(start, stop)`` of the columns that share a Hessian. Weights of different spans are
+            treated as if their inputs were uncorrelated, which bounds the memory of very wide layers.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        order: Tensor | None = None,
+        cuts: Sequence[int] | None = None,
+        *,
+        widest: int = 6144,
+    ) -> None:
+        self.order = order
+        self.cuts = range(count + 1) if cuts is None else cuts
+        self.spans = self.divide(0, count, widest)
+
+    def divide(self, start: int, stop: int, widest: int) -> list[Span]:
+        """Cut ``start`` to ``stop`` into spans of at most ``widest``, or one uncuttable piece."""
+        spans: list[Span] = []
+        end = start
+        for cut in [c for c in self.cuts if start < c < stop] + [stop]:
+            if cut - start > widest and end > start:
+                spans.append((start, end))
+                start = end
+            end = cut
+        return [*spans, (start, stop)] if stop > start else spans
+
+
+def hessian_of(module: nn.Module, inputs: Iterable[Tensor], columns: Columns) -> list[Tensor]:
+    """X^T X of the unfolded inputs, one for each span: float64 ``(groups, width, width)``.
+
+    Products are summed in float32 within a chunk, and chunks in float64.
+    """
+    totals: list[Tensor] = []
+    for value in inputs:
+        for rows in unfold(module, value.detach()):
+            if columns.order is not None:
+                rows = rows[..., columns.order]
+            parts = [rows[..., start:stop] for start, stop in columns.spans]
+            products = [part.mT @ part for part in parts]
+            totals = (
+                [t.add_(p) for t, p in zip(totals, products, strict=True)]
+                if totals
+                else [p.double() for p in products]
+            )
+    return totals
+
+
+def damped(hessian: Tensor, damping: float = DAMPING) -> Tensor:
+    """The Hessian with its diagonal raised by ``damping`` times the mean of its live part.
+
+    Inputs that were always zero get 1, or the Hessian would be singular.
+    """
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+    live = diagonal > 0
+    mean = diagonal.sum(-1, keepdim=True) / live.sum(-1, keepdim=True).clamp(min=1)
+    raised = torch.where(live, damping * mean, 1.0)
+    return hessian + torch.diag_embed(raised)
