@@ -1,6 +1,11 @@
 """The options that commands share, declared once; those of one command in a file of its name."""
 
-from modelopt_cli.cli.options.measure import GateOptions, MeasureOptions, NoEval
+from modelopt_cli.cli.options.measure import (
+    GateOptions,
+    MeasureOptions,
+    MeasureTrainedOptions,
+    NoEval,
+)
 from modelopt_cli.cli.options.network import InputValues, Interpolation, NetworkOptions
 from modelopt_cli.cli.options.output import (
     Checkpoint,
@@ -12,9 +17,11 @@ from modelopt_cli.cli.options.output import (
     default_output,
     read_exports,
 )
+from modelopt_cli.cli.options.prune import PruneOptions
 from modelopt_cli.cli.options.quantize import OBSERVERS, SCHEMES, QuantizeOptions
 from modelopt_cli.cli.options.request import Request, read_request
 from modelopt_cli.cli.options.run import RunOptions
+from modelopt_cli.cli.options.train import FineTuneOptions, TrainOptions
 
 __all__ = [
     "OBSERVERS",
@@ -22,17 +29,21 @@ __all__ = [
     "Checkpoint",
     "DryRun",
     "Export",
+    "FineTuneOptions",
     "Force",
     "GateOptions",
     "InputValues",
     "Interpolation",
     "MeasureOptions",
+    "MeasureTrainedOptions",
     "NetworkOptions",
     "NoEval",
     "Output",
+    "PruneOptions",
     "QuantizeOptions",
     "Request",
     "RunOptions",
+    "TrainOptions",
     "check_exports",
     "default_output",
     "read_exports",

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,10 +19,20 @@ NoEval = Annotated[bool, _measure("--no-eval", help="Only write the file; measur
 class MeasureOptions:
     """How much is measured, and how."""
 
-    batch_size: Annotated[
-        int, _measure(min=1, metavar="N", help="Samples in one pass when latency is measured.")
+    latency_batch_size: Annotated[
+        int,
+        _measure(
+            "--batch-size",
+            "--latency-batch-size",
+            min=1,
+            metavar="N",
+            help="Samples in one pass when latency is measured.",
+        ),
     ] = 1
-    warmup: Annotated[int, _measure(min=0, metavar="N", help="Passes before those that count.")] = 5
+    latency_warmup: Annotated[
+        int,
+        _measure("--warmup", "--latency-warmup", min=0, metavar="N", help="Passes before those that count."),
+    ] = 5
     runs: Annotated[int, _measure(min=0, metavar="N", help="Passes that count; 0 leaves latency out.")] = 30
     limit: Annotated[
         int | None, _measure(min=1, metavar="N", help="Evaluate on at most this many samples of --data.")
@@ -30,6 +40,20 @@ class MeasureOptions:
     data_batch_size: Annotated[
         int, _measure(min=1, metavar="N", help="Samples in one pass when accuracy is measured.")
     ] = 64
+
+    def values(self) -> dict[str, Any]:
+        """By the names that ``measure.EvalOptions`` has for them."""
+        return {name.removeprefix("latency_"): value for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class MeasureTrainedOptions(MeasureOptions):
+    """The same where ``--batch-size`` and ``--warmup`` are those of training."""
+
+    latency_batch_size: Annotated[
+        int, _measure(min=1, metavar="N", help="Samples in one pass when latency is measured.")
+    ] = 1
+    latency_warmup: Annotated[int, _measure(min=0, metavar="N", help="Passes before those that count.")] = 5
 
 
 @dataclass(frozen=True)

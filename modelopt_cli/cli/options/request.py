@@ -28,7 +28,7 @@ class Request:
             "arch": self.network.arch,
             "data": self.network.data,
             "overrides": PreprocessOverrides(**self.image.given()),
-            "options": EvalOptions(baseline=baseline, **vars(self.measure), **vars(self.run)),
+            "options": EvalOptions(baseline=baseline, **self.measure.values(), **vars(self.run)),
             "gates": Gates(**self.gates),
         }
 
