@@ -1,12 +1,12 @@
 """In which order whole blocks go.
 
-With calibration data, by what a block does to the output: greedily, the block goes next without which the
-network, less what has gone already, stays closest to the dense one; then all that are left are tried again.
-Chen and Zhao, Shallowing Deep Networks, TPAMI 2019, remove the layers that contribute least one after
-another; trying each without it, as here, is what Men et al., ShortGPT, 2024, compare their cheaper score
-with, and Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, ICLR 2025, show that it
-survives in large networks. Without data, by the mean score of a block's weights (Elkerdawy et al., To
-Filter Prune, or to Layer Prune, ACCV 2020, section 3.1).
+With calibration data, by what the output loses: again and again every block that is left is bypassed, and
+the one goes without which the output stays closest to the dense network's. Removing the layers that
+contribute least is from Chen and Zhao, Shallowing Deep Networks, TPAMI 2019; the greedy search with scores
+taken anew after each removal is that of Zhong et al., BlockPruner, Findings of ACL 2025; Men et al., ShortGPT, 2024, and
+Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, ICLR 2025, show how far it goes.
+Without data, by the scores of a block's weights (Elkerdawy et al., To Filter Prune, or to Layer Prune, That
+Is the Question, ACCV 2020).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
