@@ -10,14 +10,20 @@ from modelopt_cli.training.config import (
     Trained,
     Training,
 )
+from modelopt_cli.training.loop import fit
+from modelopt_cli.training.objectives import CrossEntropy, Distillation, objective
 
 __all__ = [
     "AUGMENTATIONS",
     "OPTIMIZERS",
     "SCHEDULES",
     "Companion",
+    "CrossEntropy",
+    "Distillation",
     "Objective",
     "TrainConfig",
     "Trained",
     "Training",
+    "fit",
+    "objective",
 ]

@@ -24,7 +24,7 @@ SCHEDULES: dict[str, str] = {
 }
 AUGMENTATIONS: tuple[str, ...] = ("none", "mnist", "cifar", "imagenet")
 SGD_LR = 0.1
-"""Of stochastic gradient descent, for batches of ``SGD_BATCH``; in proportion for others (Goyal et al. 2017)."""
+"""Of ``sgd`` for batches of ``SGD_BATCH``, and in proportion for others (Goyal et al. 2017)."""
 SGD_BATCH = 128
 ADAMW_LR = 1e-3
 

@@ -19,7 +19,8 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     dimension at most. A group with nothing in it is left out.
     """
     spared = {id(p) for m in network.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
-    decaying, others = [], []
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue

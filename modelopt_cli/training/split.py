@@ -1,5 +1,6 @@
 """Holding out validation samples from those of training."""
 
+import weakref
 from dataclasses import replace
 
 import torch
@@ -8,6 +9,32 @@ from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError, UsageError
 
 _SEED = 20240301
+_made: "weakref.WeakKeyDictionary[Data, dict[tuple[float, int], tuple[Data, Data | None]]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def samples(data: Data, val: Data | None, fraction: float, classes: int) -> tuple[Data, Data | None]:
+    """What to train and to validate on, for a network of so many classes; ``val`` goes before ``fraction``.
+
+    The same arguments give the same object for as long as ``data`` lives, so that what is kept in memory for
+    one training serves the next one too.
+
+    Raises:
+        DataError: samples without labels or with labels of other classes, or too few of them.
+        UsageError: as :func:`hold_out`.
+    """
+    for each in (data, val):
+        if each is not None and not each.labelled:
+            raise DataError("has no labels to train with", where=each.name)
+    if val is not None:
+        fraction = 0.0
+    made = _made.setdefault(data, {})
+    if (fraction, classes) not in made:
+        train, held = hold_out(data, fraction) if fraction else (data, None)
+        made[fraction, classes] = train.fits(classes), held.fits(classes) if held is not None else None
+    train, held = made[fraction, classes]
+    return train, samples(val, None, 0.0, classes)[0] if val is not None else held
 
 
 def hold_out(data: Data, fraction: float) -> tuple[Data, Data]:

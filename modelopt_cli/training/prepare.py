@@ -1,0 +1,103 @@
+"""Gets a network ready to be trained, and leaves it ready to be used."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modelopt_cli.errors import InputError, UsageError
+from modelopt_cli.measure import accuracy
+from modelopt_cli.measure.subject import is_quantized
+from modelopt_cli.program.capture import evaluation_mode
+
+_WHERE = "the network"
+_PROBED = 2
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was found out about the network.
+
+    Attributes:
+        classes: number of logits.
+        channels_last: whether its images are laid out with the channels innermost, which most convolutions
+            are faster with.
+    """
+
+    classes: int
+    channels_last: bool
+
+
+@contextlib.contextmanager
+def prepared(network: nn.Module, shape: tuple[int, ...], device: str) -> Iterator[Prepared]:
+    """In here the network is on ``device``, in the faster memory format of those it runs in.
+
+    Afterwards it is in evaluation mode, contiguous, without gradients, and back where it was. The parameters
+    stay the same objects. The generators of random numbers are as they were, too.
+
+    Raises:
+        UsageError: nothing in the network learns.
+        DataError: the network does not take samples of ``shape``.
+        InputError: it is no classifier.
+    """
+    if is_quantized(network):
+        raise UsageError("int8 layers cannot be trained", where=_WHERE, hint="train before quantize")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UsageError("has no weights that learn", where=_WHERE)
+    home = next(network.parameters()).device
+    with _own_randomness(device), torch.inference_mode(False), torch.enable_grad():
+        try:
+            network.to(device)
+            images = torch.zeros(_PROBED, *shape, device=device)
+            with evaluation_mode(network):
+                classes = _classes(accuracy.run(network, images, _WHERE))
+                channels_last = _lay_out(network, images)
+            yield Prepared(classes, channels_last)
+        finally:
+            network.eval().zero_grad(set_to_none=True)
+            network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            network.to(home)
+
+
+def _classes(logits: object) -> int:
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != _PROBED:
+        form = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"returned {form} for {_PROBED} samples where a classifier returns ({_PROBED}, classes)",
+            where=_WHERE,
+            hint="give a classification network",
+        )
+    return logits.shape[1]
+
+
+def _lay_out(network: nn.Module, images: Tensor) -> bool:
+    """Channels last, if there are convolutions and nothing in the network insists on the other order."""
+    if images.dim() != 4 or not any(isinstance(module, nn.Conv2d) for module in network.modules()):
+        return False
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        with torch.no_grad():
+            network(images)
+    except RuntimeError:  # a view() of what is not contiguous now
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _own_randomness(device: str) -> Iterator[None]:
+    gpus = [torch.device(device)] if device.startswith("cuda") else []
+    deterministic = (
+        torch.backends.cudnn.flags(
+            enabled=torch.backends.cudnn.enabled,
+            benchmark=False,
+            deterministic=True,
+            allow_tf32=torch.backends.cudnn.allow_tf32,
+        )
+        if gpus
+        else contextlib.nullcontext()
+    )
+    with torch.random.fork_rng(devices=gpus), deterministic:
+        yield

@@ -1,0 +1,40 @@
+"""Accuracy on the validation samples, each judged by one process."""
+
+from torch import nn
+
+from modelopt_cli.data import Data
+from modelopt_cli.measure import accuracy
+from modelopt_cli.training.distributed import World
+from modelopt_cli.training.loader import ordered_batches
+
+
+def correct(
+    network: nn.Module, data: Data | None, batch_size: int, *, workers: int, device: str
+) -> tuple[int, int]:
+    """How many of the samples are classified rightly, and how many there are; (0, 0) of None.
+
+    The network's own mode is used.
+
+    Raises:
+        InputError: the network answers NaN.
+        DataError: a sample cannot be read.
+    """
+    if data is None:
+        return 0, 0
+    tally = accuracy.Tally("the network", labelled=True)
+    for images, labels in ordered_batches(data, batch_size, workers=workers):
+        tally.add(accuracy.run(network, images.to(device), "the network"), labels)
+    verdicts = tally.result().top1
+    assert verdicts is not None
+    return int(verdicts.sum()), verdicts.size
+
+
+def percent(network: nn.Module, shard: Data | None, batch_size: int, *, workers: int, world: World) -> float:
+    """Top-1 accuracy over the shards of all processes, in percent."""
+    modes = network.training
+    network.eval()
+    try:
+        right, seen = world.sum(*correct(network, shard, batch_size, workers=workers, device=world.device))
+    finally:
+        network.train(modes)
+    return 100.0 * right / seen
