@@ -3,10 +3,12 @@
 from modelopt_cli.artifact.codecs.affine import Affine
 from modelopt_cli.artifact.codecs.base import Codec, PartSpec
 from modelopt_cli.artifact.codecs.raw import Raw
+from modelopt_cli.artifact.codecs.sparse import Sparse
 
 CODECS: dict[str, Codec] = {
     "affine": Affine(),
     "raw": Raw(),
+    "sparse": Sparse(),
 }
 """Every codec, by the name used in ``Encoding.codec`` and in files."""
 

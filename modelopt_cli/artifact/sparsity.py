@@ -1,0 +1,130 @@
+"""Which parameters are pruned, and the smallest way to store each.
+
+The rule, for every method: a parameter whose encoding has the codec ``sparse`` is pruned, and its zeros
+stay zeros. After a method has changed tensors, :func:`compact` says how they are to be stored now.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from modelopt_cli.artifact.codecs import CODECS
+from modelopt_cli.artifact.codecs.smallest import settings_of, smallest_form
+from modelopt_cli.artifact.codecs.sparse import DTYPES
+from modelopt_cli.errors import ModeloptError
+from modelopt_cli.program.program import Encoding, Program
+
+_PLAIN = Encoding("raw")
+
+
+def is_pruned(encoding: Encoding | None) -> bool:
+    """Whether a parameter stored so is pruned: its zeros are to stay."""
+    return encoding is not None and encoding.codec == "sparse"
+
+
+def pruned_names(encodings: Mapping[str, Encoding]) -> set[str]:
+    """The parameters that are pruned."""
+    return {name for name, encoding in encodings.items() if is_pruned(encoding)}
+
+
+def without_zeros(encoding: Encoding | None) -> Encoding:
+    """How the same values are stored where zeros count like any other: ``affine`` or ``raw``."""
+    if encoding is None:
+        return _PLAIN
+    if not is_pruned(encoding):
+        return encoding
+    affine = encoding.params["values"]
+    return _PLAIN if affine is None else Encoding("affine", dict(affine), dict(encoding.parts))
+
+
+def sparse_encoding(
+    tensor: Tensor, encoding: Encoding | None = None, pattern: str | None = None
+) -> Encoding | None:
+    """The smallest sparse encoding of a tensor, if that is smaller than storing all its values.
+
+    Args:
+        tensor: of a type in ``sparse.DTYPES``; any other has no sparse encoding.
+        encoding: how its values are stored so far: None, ``raw``, ``affine`` without zero point, or
+            ``sparse``, whose pattern is then tried again.
+        pattern: ``"N:M"`` or ``"block:B"``, where one is known; some are looked for anyway.
+
+    Returns:
+        An encoding of exactly this tensor: other zeros need another one.
+    """
+    base = without_zeros(encoding)
+    if not _can_be_sparse(tensor, base):
+        return None
+    shape, dtype = tuple(tensor.shape), tensor.dtype
+    size, settings = smallest_form(tensor, base, pattern or _pattern_of(encoding))
+    if size >= CODECS[base.codec].predicted_bytes(shape, dtype, base.params, tuple(base.parts)):
+        return None
+    return Encoding("sparse", settings, dict(base.parts))
+
+
+def pruned_encoding(tensor: Tensor, encoding: Encoding | None = None, pattern: str | None = None) -> Encoding:
+    """As :func:`sparse_encoding`, but marks the tensor as pruned even where that saves nothing."""
+    found = sparse_encoding(tensor, encoding, pattern)
+    if found is not None:
+        return found
+    base = without_zeros(encoding)
+    if not _can_be_sparse(tensor, base):
+        raise ModeloptError(f"{base.codec} values of type {tensor.dtype} cannot be marked as pruned")
+    settings = {"form": "dense", "count": tensor.numel(), "values": settings_of(base)}
+    return Encoding("sparse", settings, dict(base.parts))
+
+
+def compact(program: Program, names: Iterable[str] = (), pattern: str | None = None) -> dict[str, Encoding]:
+    """How every parameter of a Program is to be stored now; assign it to ``program.encodings``.
+
+    Args:
+        program: its tensors as they are; it is not changed.
+        names: parameters that have just been pruned, beside those marked as pruned before.
+        pattern: of those in ``names``, see :func:`sparse_encoding`.
+    """
+    return compact_state(program.state_dict(), program.encodings, names, pattern)
+
+
+def compact_state(
+    state: Mapping[str, Tensor],
+    encodings: Mapping[str, Encoding],
+    names: Iterable[str] = (),
+    pattern: str | None = None,
+) -> dict[str, Encoding]:
+    """:func:`compact` for tensors without a graph."""
+    fresh = set(names)
+    found = dict(encodings)
+    for name in sorted(fresh | pruned_names(encodings)):
+        hint = pattern if name in fresh else None
+        try:
+            found[name] = pruned_encoding(state[name].detach().cpu(), encodings.get(name), hint)
+        except ModeloptError as error:
+            raise ModeloptError(error.what, where=name) from None
+    return found
+
+
+def check_zeros(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    """Make sure that what was pruned still is.
+
+    Args:
+        before: tensors by name.
+        after: the tensors that a method made of them, of the same shapes, perhaps of other types.
+        names: those to compare: name before to name after.
+
+    Raises:
+        ModeloptError: a zero is not zero any more (a bug of the method).
+    """
+    for old, new in names.items():
+        if bool((after[new][before[old] == 0] != 0).any()):
+            raise ModeloptError("a weight that was pruned is not zero any more", where=new)
+
+
+def _can_be_sparse(tensor: Tensor, base: Encoding) -> bool:
+    return tensor.dtype in DTYPES and base.codec in ("raw", "affine") and "zero_point" not in base.parts
+
+
+def _pattern_of(encoding: Encoding | None) -> str | None:
+    """The pattern a sparse encoding is written in."""
+    params = encoding.params if encoding is not None and is_pruned(encoding) else {}
+    if params.get("form") == "n:m":
+        return f"{params['n']}:{params['m']}"
+    return f"block:{params['block']}" if params.get("block", 1) > 1 else None
