@@ -106,6 +106,11 @@ class Run:
             return None
         return State(stored.tensors, stored.about["state"])
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether there is something that a resumed run would go on from."""
+        return self._state.exists() or bool(self._stages())
+
     def close(self) -> None:
         """The command has succeeded: delete all but the metrics, and the folder if there are none."""
         self.log.close()
@@ -153,12 +158,12 @@ class Run:
             self.folder.mkdir(exist_ok=True)
             self._lock = Lock(self.folder / "lock")
         try:
-            if self._state.exists() or self._stages():
+            if self.interrupted:
                 self._take_up(identity, resume, force)
             elif self.metrics.exists() and not (resume or force):
                 hint = "move it, or replace it with --force"
                 raise UsageError("is the log of an earlier run", where=str(self.metrics), hint=hint)
-            if not (self._state.exists() or self._stages()):
+            if not self.interrupted:
                 self._begin(identity)
         except BaseException:
             self.release()
