@@ -1,6 +1,15 @@
-"""Which layers of a Program are compressed, and why the others are not."""
+"""Which layers of a Program are compressed, and why the others are not.
 
+A layer counts as compressed if its weights take less space than they did: they are stored in fewer bits
+(``int8``, ``affine8``), zeros among them were put there by pruning and stay (``sparse 90 %``: so many of
+its weights are zero, counted here), inputs or outputs of it were removed (``pruned 40 %``: so many of its
+weights are gone), or it was removed altogether (``removed``). What is gone cannot be seen in the Program
+any more: that is taken from the history, several prunings multiplied. A layer can be several of these.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +36,7 @@ class LayerStatus:
     Attributes:
         name: its path in the network.
         kind: the class it has, or had before it was quantized.
-        compressed: whether its weights are stored in less than float32.
+        compressed: whether its weights take less space than they did.
         scheme: how, or an empty string.
         reason: why not, or an empty string.
     """
@@ -61,21 +70,63 @@ class Coverage:
         return self.compressed / self.total if self.total else 0.0
 
 
-def _status(program: Program, name: str, module: nn.Module, reasons: dict[str, str]) -> LayerStatus | None:
-    if isinstance(module, Weighted):
-        kind = type(module).__name__.removeprefix("Quantized").removeprefix("Dynamic")
-        return LayerStatus(name, kind, True, SCHEMES[type(module)])
-    if not isinstance(module, WEIGHTED_KINDS):
+@dataclass(frozen=True)
+class _Past:
+    """What the history says: why layers were left out, and how much of each is left."""
+
+    reasons: dict[str, str]
+    left: dict[str, float]
+    removed: dict[str, None]
+
+    @classmethod
+    def of(cls, history: Iterable[Mapping[str, Any]]) -> "_Past":
+        past = cls({}, {}, {})
+        for entry in history:
+            past.reasons.update(entry.get("skipped", {}))
+            for name, share in entry.get("left", {}).items():
+                past.left[name] = past.left.get(name, 1.0) * share
+            past.removed.update(dict.fromkeys(entry.get("removed", ())))
+        return past
+
+
+def _status(program: Program, name: str, module: nn.Module, past: _Past) -> LayerStatus | None:
+    if not isinstance(module, (Weighted, *WEIGHTED_KINDS)):
         return None
     kind = type(module).__name__
+    schemes: list[str] = []
+    if isinstance(module, Weighted):
+        kind = kind.removeprefix("Quantized").removeprefix("Dynamic")
+        schemes.append(SCHEMES[type(module)])
     for encoded in (f"{name}.weight", f"{name}.in_proj_weight"):
-        if encoded in program.encodings:
-            encoding = program.encodings[encoded]
-            return LayerStatus(name, kind, True, f"{encoding.codec}{encoding.params.get('bits', '')}")
-    return LayerStatus(name, kind, False, reason=reasons.get(name, "not selected"))
+        schemes += _stored(program, encoded)
+    if (gone := 1 - past.left.get(name, 1.0)) > 0:
+        schemes.append(f"pruned {_percent(gone)} %")
+    if schemes:
+        return LayerStatus(name, kind, True, ", ".join(schemes))
+    return LayerStatus(name, kind, False, reason=past.reasons.get(name, "not selected"))
 
 
-def _fetched(program: Program, reasons: dict[str, str]) -> list[LayerStatus]:
+def _stored(program: Program, parameter: str) -> list[str]:
+    """How a parameter is stored, if not plainly."""
+    encoding = program.encodings.get(parameter)
+    if encoding is None or encoding.codec == "raw":
+        return []
+    if encoding.codec != "sparse":
+        return [f"{encoding.codec}{encoding.params.get('bits', '')}"]
+    values = encoding.params.get("values")
+    found = [f"affine{values['bits']}"] if values else []
+    path, _, leaf = parameter.rpartition(".")
+    tensor = getattr(program.get_submodule(path), leaf)
+    zeros = tensor.numel() - int(torch.count_nonzero(tensor))
+    return [*found, f"sparse {_percent(zeros / tensor.numel())} %"] if zeros else found
+
+
+def _percent(fraction: float) -> str:
+    """Whole percents, or tenths where nearly nothing or nearly everything is gone."""
+    return f"{100 * fraction:.0f}" if 0.01 <= fraction <= 0.99 else f"{100 * fraction:.1f}"
+
+
+def _fetched(program: Program, past: _Past) -> list[LayerStatus]:
     """Weights that functions of the graph fetch directly, as Swin's windowed attention does."""
     found: dict[str, LayerStatus] = {}
     for node in program.graph.nodes:
@@ -86,25 +137,28 @@ def _fetched(program: Program, reasons: dict[str, str]) -> list[LayerStatus]:
         weight = getattr(program.get_submodule(parent), leaf)
         if not isinstance(weight, torch.Tensor) or weight.dim() < 2:
             continue
-        if name in program.encodings:
-            encoding = program.encodings[name]
-            scheme = f"{encoding.codec}{encoding.params.get('bits', '')}"
-            found[name] = LayerStatus(parent, "fetched weight", True, scheme)
+        schemes = _stored(program, name)
+        if schemes:
+            found[name] = LayerStatus(parent, "fetched weight", True, ", ".join(schemes))
         else:
-            why = reasons.get(parent, "used inside a function, which has no int8 form")
+            why = past.reasons.get(parent, "used inside a function, which has no int8 form")
             found[name] = LayerStatus(parent, "fetched weight", False, reason=why)
     return list(found.values())
 
 
-def coverage(program: Program) -> Coverage:
+def coverage(program: Program, history: Iterable[Mapping[str, Any]] | None = None) -> Coverage:
     """The Program's weight-carrying layers: convolutions, linears, attention, embeddings.
 
-    Weights that a function fetches without a layer of their own are listed after those. The
-    reasons come from the history entries that list skipped layers.
+    Weights that a function fetches without a layer of their own are listed after those, layers that
+    pruning removed at the end. The reasons come from the history entries that list skipped layers.
+
+    Args:
+        program: as it is.
+        history: instead of the Program's own.
     """
-    reasons: dict[str, str] = {}
-    for entry in program.history:
-        reasons.update(entry.get("skipped", {}))
-    found = (_status(program, name, module, reasons) for name, module in program.named_modules())
+    past = _Past.of(program.history if history is None else history)
+    found = (_status(program, name, module, past) for name, module in program.named_modules())
     layers = [layer for layer in found if layer is not None]
-    return Coverage((*layers, *_fetched(program, reasons)))
+    there = {layer.name for layer in layers}
+    gone = (LayerStatus(name, "removed", True, "removed") for name in past.removed if name not in there)
+    return Coverage((*layers, *_fetched(program, past), *gone))

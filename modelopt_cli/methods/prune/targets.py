@@ -97,17 +97,20 @@ def search_path(left: Callable[[int], float], steps: int, wanted: float) -> tupl
     return best, at(best)
 
 
-def search_ratio(left: Callable[[float], float], wanted: float, guess: float) -> float:
-    """The ratio between 0 and 1 at which what is left is ``wanted``, or as near as can be.
+def search_ratio(
+    left: Callable[[float], float], wanted: float, guess: float, low: float = 0.0, high: float = 1.0
+) -> float:
+    """The ratio between ``low`` and ``high`` at which what is left is ``wanted``, or as near as can be.
 
     Args:
         left: what is left at a ratio; falls, in small jumps.
         wanted: what should be left.
         guess: where to look first.
+        low: the least that can be removed.
+        high: the most.
     """
-    low, high = 0.0, 1.0
-    best, nearest = guess, math.inf
-    ratio = guess
+    ratio = min(max(guess, low), high)
+    best, nearest = ratio, math.inf
     for _ in range(_PROBES):
         miss = left(ratio) - wanted
         if abs(miss) < nearest:

@@ -1,0 +1,138 @@
+"""prune: a Program in, a smaller or sparser Program out."""
+
+from typing import Any
+
+import torch
+
+from modelopt_cli.artifact.sparsity import is_pruned
+from modelopt_cli.errors import NothingCompressed, UsageError
+from modelopt_cli.methods.context import Context, Reached, Result
+from modelopt_cli.methods.prune import schedule
+from modelopt_cli.methods.prune.channels import Channels
+from modelopt_cli.methods.prune.config import PruneConfig
+from modelopt_cli.methods.prune.criteria import criterion_for
+from modelopt_cli.methods.prune.depth import Layers
+from modelopt_cli.methods.prune.family import Family
+from modelopt_cli.methods.prune.sensitivity import SPARSITIES, Sensitivity, measure
+from modelopt_cli.methods.prune.targets import Figures, params, reached, require
+from modelopt_cli.methods.prune.weights import Weights
+from modelopt_cli.program import Program
+from modelopt_cli.program.coverage import coverage
+from modelopt_cli.program.quantized import Quantized
+from modelopt_cli.training import distributed
+
+_DRAFT = 0.1234
+"""Stands for the figure reached while the bytes of the history are counted: as long as any other."""
+FAMILIES: dict[str, type[Family]] = {"weights": Weights, "channels": Channels, "layers": Layers}
+_FIRST = "prune first, then quantize: quantize keeps what pruning did"
+
+
+def apply(program: Program, config: PruneConfig, context: Context) -> Result:
+    """Prune a Program to the config's target.
+
+    Args:
+        program: any float Program; it is not changed. What it was pruned of before stays pruned.
+        config: structure, criterion, allocation, target, schedule.
+        context: calibration data, what to train with, seed, progress.
+
+    Returns:
+        The pruned Program, the layers left whole with reasons, the target reached, and notes.
+
+    Raises:
+        UsageError: no target, a quantized Program, a glob that matches nothing, or data or training
+            that the config needs and the context lacks.
+        TargetNotReached: the target was missed by more than ``targets.TOLERANCE``.
+        NothingCompressed: nothing can be pruned.
+        DataError: the data are empty or do not fit.
+    """
+    metric, wanted = config.target
+    family = _family(program, config, context)
+    schedule.check(config, context)
+
+    def accept(pruned: Program) -> None:
+        # An N:M pattern is the target itself; channels that fill no group of M are kept whole.
+        if config.pattern is None:
+            require(reached(metric, wanted, family.left(pruned)))
+
+    result = schedule.follow(family, config, context, accept)
+    skipped = family.skipped(result)
+    if params(result) == params(program):
+        raise NothingCompressed("nothing was removed", hint="nothing was written; ask for more")
+    target = reached(metric, wanted, family.left(result))
+    result.history = (*program.history, _entry(family, result, target))
+    return Result(result, skipped, target, tuple(family.notes))
+
+
+def sensitivity(program: Program, config: PruneConfig, context: Context) -> tuple[Sensitivity, ...]:
+    """How much each layer, group or block minds being pruned; the config needs no target.
+
+    Raises:
+        UsageError: there are no data, or the config cannot be used.
+        NothingCompressed: nothing can be pruned.
+    """
+    return measure(_family(program, config, context), program, SPARSITIES)
+
+
+def _family(program: Program, config: PruneConfig, context: Context) -> Family:
+    """What prunes this Program, if it can be pruned.
+
+    Raises:
+        UsageError: as for ``apply``.
+    """
+    _check_program(program)
+    data = context.data
+    criterion_for(
+        config.chosen_criterion,
+        config.family,
+        data=data is not None,
+        labels=data is not None and data.labelled,
+    )
+    if config.allocation == "sensitivity" and data is None:
+        raise UsageError("allocation sensitivity is measured on data", hint="give --calib or --data")
+    if config.latency is not None and distributed.world().size > 1:
+        raise UsageError(
+            "latency is measured by one process", hint="prune first, then train the result under torchrun"
+        )
+
+    def entry(candidate: Program) -> dict[str, Any]:
+        return _entry(family, candidate, Reached(*config.target, _DRAFT))
+
+    family: Family = FAMILIES[config.family](program, config, context, Figures(entry))
+    return family
+
+
+def _check_program(program: Program) -> None:
+    if any(isinstance(module, Quantized) for module in program.modules()):
+        raise UsageError("the network is quantized already", hint=_FIRST)
+    for name, encoding in program.encodings.items():
+        plain = encoding.codec == "raw" or (is_pruned(encoding) and encoding.params["values"] is None)
+        if not plain:
+            raise UsageError(
+                f"is stored as {encoding.codec} values, which pruning would change", where=name, hint=_FIRST
+            )
+
+
+def _entry(family: Family, program: Program, target: Reached) -> dict[str, Any]:
+    """What the history says: nothing that would differ from one run to the next."""
+    config, context = family.config, family.context
+    figures: dict[str, Any] = {"metric": target.metric, "wanted": target.wanted}
+    if target.metric != "latency":
+        figures["reached"] = round(target.reached, 4)
+    entry = {
+        "method": "prune",
+        "config": config.as_dict(),
+        "criterion": config.chosen_criterion,
+        "allocation": config.chosen_allocation,
+        "seed": context.seed,
+        "torch": str(torch.__version__),
+        "target": figures,
+        "skipped": family.skipped(program),
+        **family.describe(program),
+        **context.origin,
+    }
+    if (calibration := family.calibration) is not None:
+        entry["calibration"] = calibration.name
+    if context.training is not None:
+        entry["training"] = {"data": context.training.train.name, **context.training.config.as_dict()}
+    covered = coverage(program, (*family.original.history, entry))
+    return entry | {"coverage": {"compressed": covered.compressed, "total": covered.total}}

@@ -1,0 +1,112 @@
+"""Whole blocks that go: which may, in what order, and how many."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
+
+from torch import Tensor
+
+from modelopt_cli.artifact.sparsity import compact
+from modelopt_cli.methods.prune.config import AUTO
+from modelopt_cli.methods.prune.criteria import weight_scores
+from modelopt_cli.methods.prune.family import Family, nothing, weighted_layers
+from modelopt_cli.methods.prune.layers import Removal, by_output, by_weights
+from modelopt_cli.methods.prune.matrices import weights_of
+from modelopt_cli.methods.prune.sensitivity import Variant
+from modelopt_cli.methods.prune.statistics import collect
+from modelopt_cli.methods.select import select_layers
+from modelopt_cli.program import Program
+from modelopt_cli.program.blocks import Block, find_blocks, obstacles, without
+
+
+class Layers(Family):
+    """Structure ``layers``."""
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The blocks that may go; fills in ``reasons`` for all other layers.
+
+        Raises:
+            NothingCompressed: there are none.
+            UsageError: a glob matches no layer.
+        """
+        blocks = find_blocks(self.original)
+        self.reasons = obstacles(self.original, blocks)
+        inside = {layer for block in blocks for layer in block.layers}
+        order = [name for name in weighted_layers(self.original) if name in inside]
+        order += sorted(inside.difference(order))
+        if not order:
+            raise nothing(self.reasons)
+        _, left_out = select_layers(order, self.config)
+        self.reasons |= left_out
+        chosen = frozenset(block.name for block in blocks if not left_out.keys() & set(block.layers))
+        if not chosen:
+            raise nothing(self.reasons)
+        return chosen
+
+    def blocks(self, program: Program) -> tuple[Block, ...]:
+        """Those of the blocks that may go which a Program still has."""
+        return tuple(block for block in find_blocks(program) if block.name in self.names)
+
+    def prune(self, program: Program, left: float, final: bool) -> Program:
+        """Remove blocks one after another until nearest to the target."""
+        best, miss, gone = program, abs(self.left(program) - left), []
+        for removal in self._order(program):
+            gone.append(removal.block)
+            candidate = self._without(program, gone)
+            reached = self.left(candidate)
+            if abs(reached - left) < miss:
+                best, miss = candidate, abs(reached - left)
+            if reached <= left:
+                break
+        return best
+
+    def _without(self, program: Program, blocks: Iterable[Block]) -> Program:
+        result = copy.deepcopy(without(program, blocks))
+        result.encodings = compact(result)
+        return result
+
+    def _order(self, program: Program) -> Iterator[Removal]:
+        blocks = self.blocks(program)
+        if self.ranks_by_data:
+            return by_output(program, blocks, self._batches, self.context.progress)
+        criterion, samples = self.config.chosen_criterion, self.config.calibration_samples
+        weights = tuple(weights_of(program))
+        statistics = collect(program, criterion, weights, self.context, samples=samples)
+        scores = weight_scores(program, criterion, statistics, weights, seed=self.context.seed)
+        return by_weights(blocks, scores, total=criterion == "taylor")
+
+    @property
+    def ranks_by_data(self) -> bool:
+        """The order is by the output where there are data to compare outputs on."""
+        return self.config.criterion == AUTO and self.samples is not None
+
+    def _batches(self) -> Iterator[Tensor]:
+        assert self.samples is not None
+        for images, _ in self.samples.batches(self.context.batch_size, workers=self.context.workers):
+            yield images
+
+    def variants(self, program: Program, sparsities: Sequence[float]) -> Iterator[Variant]:
+        """The Program without one block at a time."""
+        for block in self.blocks(program):
+            yield Variant(block.name, block.layers, 1.0, partial(self._without, program, [block]))
+
+    def left(self, program: Program) -> float:
+        """Of a sparsity: the blocks that may go and have not."""
+        if self.config.target[0] != "sparsity":
+            return self.fraction(program)
+        layers = weighted_layers(program).keys()
+        kept = [block for block in self.blocks(self.original) if layers & set(block.layers)]
+        return len(kept) / len(self.names)
+
+    def describe(self, program: Program) -> dict[str, object]:
+        """The layers that are gone."""
+        return {"removed": sorted(self._gone(program))}
+
+    def _gone(self, program: Program) -> set[str]:
+        return weighted_layers(self.original).keys() - weighted_layers(program).keys()
+
+    def skipped(self, program: Program) -> dict[str, str]:
+        """All layers that are still there."""
+        why = "other blocks were enough to reach the target"
+        return {name: self.reasons.get(name, why) for name in weighted_layers(program)}

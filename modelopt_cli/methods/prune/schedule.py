@@ -1,0 +1,233 @@
+"""In how many steps a network is pruned, and how it is trained in between."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from modelopt_cli.artifact.sparsity import compact
+from modelopt_cli.errors import ModeloptError, UsageError
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.prune.config import PruneConfig
+from modelopt_cli.methods.prune.family import Family
+from modelopt_cli.methods.prune.masks import Masks
+from modelopt_cli.methods.prune.weights import Weights
+from modelopt_cli.program import Program
+from modelopt_cli.training import Companion, Training, distributed
+from modelopt_cli.training.loop import fit
+from modelopt_cli.training.objectives import objective
+
+GROWN_AT = 0.7
+"""Share of the training steps after which masks of the gradual schedule no longer change."""
+UPDATES = 100
+"""How often they change until then, at most."""
+
+
+def check(config: PruneConfig, context: Context) -> None:
+    """Refuse a schedule that cannot be followed.
+
+    Raises:
+        UsageError: it needs training and there is none, or more epochs.
+    """
+    if config.schedule == "one-shot":
+        return
+    if context.training is None:
+        raise UsageError(
+            f"schedule {config.schedule} trains the network", hint="give --train, or use --schedule one-shot"
+        )
+    epochs = context.training.config.epochs
+    if config.schedule == "iterative" and epochs < config.rounds:
+        raise UsageError(
+            f"{config.rounds} rounds need at least as many epochs, not {epochs}",
+            hint="raise --epochs or lower --rounds",
+        )
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Does the parts of a long command, each once, even if it is interrupted and resumed in between."""
+
+    training: Training | None
+
+    def once(self, name: str, make: Callable[[], Program]) -> Program:
+        """What ``make`` gives, or gave before the interruption.
+
+        It is read back from its file in either case, so that a resumed run goes on from the same bits
+        in the same memory layout as one that was never interrupted.
+        """
+        run = self.training.run if self.training is not None else None
+        if run is None:
+            return make()
+        if (found := run.finished(name)) is not None:
+            return found
+        run.finish(name, make())
+        distributed.world().barrier()
+        found = run.finished(name)
+        assert found is not None
+        return found
+
+
+def cubic(sparsity: float, progress: float, start: float = 0.0) -> float:
+    """Sparsity after a part of the growing time (Zhu and Gupta 2018, equation 1).
+
+    Args:
+        sparsity: at the end.
+        progress: 0 to 1.
+        start: sparsity at the beginning.
+    """
+    return sparsity + (start - sparsity) * (1 - min(max(progress, 0.0), 1.0)) ** 3
+
+
+def epochs_of_round(epochs: int, rounds: int, number: int) -> int:
+    """How many of the epochs fall to round ``number``, from 0; the later rounds get what is left over."""
+    return epochs * (number + 1) // rounds - epochs * number // rounds
+
+
+def follow(
+    family: Family, config: PruneConfig, context: Context, accept: Callable[[Program], None]
+) -> Program:
+    """Prune the family's original by the config's schedule, with training if the context has it.
+
+    Args:
+        family: prunes.
+        config: the schedule, the rounds, the target.
+        context: seed and training.
+        accept: given the pruned network before it is trained for the last time; raises if its target
+            was missed.
+    """
+    if config.schedule == "gradual":
+        return _gradual(family, config, context, accept)
+    rounds = config.rounds if config.schedule == "iterative" else 1
+    metric, wanted = config.target
+    left = 1 - wanted if metric == "sparsity" else wanted
+    stages, program = Stages(context.training), family.original
+    for number in range(rounds):
+        final = number == rounds - 1
+        program = _round(family, program, 1 - (1 - left) * (number + 1) / rounds, number, final, stages)
+        if final:
+            accept(program)
+        if context.training is not None:
+            epochs = epochs_of_round(context.training.config.epochs, rounds, number)
+            program = stages.once(
+                f"tune-{number + 1}", _training_of(family, program, context, number + 1, epochs)
+            )
+    return program
+
+
+def _round(
+    family: Family, program: Program, left: float, number: int, final: bool, stages: Stages
+) -> Program:
+    """One part of the pruning, and the batch norms' statistics after it."""
+
+    def make() -> Program:
+        return family.settled(family.prune(program, left, final))
+
+    return stages.once(f"prune-{number + 1}", make)
+
+
+def _training_of(
+    family: Family, program: Program, context: Context, number: int, epochs: int
+) -> Callable[[], Program]:
+    def make() -> Program:
+        masks = Masks.of(program)
+        network = fine_tuned(family, program, context, f"tune-{number}", epochs, masks)
+        check_held(network, masks.masks)
+        network.encodings = compact(network)
+        return network
+
+    return make
+
+
+def fine_tuned(
+    family: Family,
+    program: Program,
+    context: Context,
+    stage: str,
+    epochs: int,
+    *companions: Companion,
+    choose_from: float = 0.0,
+) -> Program:
+    """A trained copy of ``program``; the teacher, where there is one, is the network before pruning."""
+    assert context.training is not None
+    config = replace(context.training.config, epochs=epochs)
+    training = replace(context.training, config=config)
+    network = copy.deepcopy(program).requires_grad_(True)
+    fit(
+        network,
+        training,
+        seed=context.seed,
+        stage=stage,
+        objective=objective(config, family.original),
+        companions=companions,
+        choose_from=choose_from,
+    )
+    return network
+
+
+def check_held(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Make sure that training left every pruned weight at zero.
+
+    Raises:
+        ModeloptError: it did not.
+    """
+    for name, mask in masks.items():
+        parameter = network.get_parameter(name).detach()
+        if bool(parameter[~mask.to(parameter.device)].any()):
+            raise ModeloptError("training brought pruned weights back", where=name)
+
+
+class Growing(Masks):
+    """Masks that grow while a network trains (Zhu and Gupta, "To prune, or not to prune", 2018).
+
+    They follow the cubic schedule for ``GROWN_AT`` of the steps and then stay as they are. Pruned weights
+    are zero and so are chosen again, unless the layers' shares shift meanwhile.
+
+    Args:
+        choose: masks for a network at an overall ratio.
+        start: ratio to begin with.
+        final: ratio at the end.
+    """
+
+    def __init__(
+        self, choose: Callable[[nn.Module, float], dict[str, Tensor]], start: float, final: float
+    ) -> None:
+        super().__init__({})
+        self.choose, self.start, self.final = choose, start, final
+
+    def before_step(self, network: nn.Module, step: int, steps: int) -> None:
+        """Choose new masks if it is time to."""
+        grown = grown_at(steps)
+        every = max(1, grown // UPDATES)
+        if step > grown or (step % every and step != grown):
+            return
+        progress = step / grown if grown else 1.0
+        self.masks = self.choose(network, cubic(self.final, progress, self.start))
+        self.apply_(network)
+
+
+def grown_at(steps: int) -> int:
+    """The step before which the masks change for the last time: early enough for ``choose_from``."""
+    return max(0, int(GROWN_AT * steps) - 1)
+
+
+def _gradual(
+    family: Family, config: PruneConfig, context: Context, accept: Callable[[Program], None]
+) -> Program:
+    assert isinstance(family, Weights)
+    assert context.training is not None
+    metric, wanted = config.target
+    ratios = family.ratios(family.original, 1 - wanted if metric == "sparsity" else wanted)
+    epochs = context.training.config.epochs
+
+    def make() -> Program:
+        masks = Growing(family.choose, *ratios)
+        network = fine_tuned(family, family.original, context, "tune-1", epochs, masks, choose_from=GROWN_AT)
+        check_held(network, masks.masks)
+        pruned = [name for name, mask in masks.masks.items() if not mask.all()]
+        network.encodings = compact(network, pruned, family.pattern)
+        return network
+
+    program = Stages(context.training).once("tune-1", make)
+    accept(program)
+    return program

@@ -1,0 +1,153 @@
+"""How much each layer minds being pruned: the network's answers with one layer pruned at a time."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modelopt_cli.data import Data
+from modelopt_cli.errors import DataError, UsageError
+from modelopt_cli.methods.context import Context
+from modelopt_cli.program import Program
+from modelopt_cli.program.capture import evaluation_mode
+
+SPARSITIES = (0.25, 0.5, 0.75, 0.9)
+"""Of the table."""
+STEEP = (0.25, 0.5, 0.75, 0.9, 0.97)
+"""Of the curves an allocation follows, which may go further."""
+SAMPLES = 128
+"""That are looked at, at most: every sparsity of every layer is a pass over all of them."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network with one part of it pruned.
+
+    Attributes:
+        name: of the part: a parameter, a group of channels, a block.
+        layers: the layers it consists of.
+        sparsity: how much of the part is gone, 0 to 1.
+        make: makes it.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    sparsity: float
+    make: Callable[[], Program]
+
+
+class Prunes(Protocol):
+    """What can be asked for variants: a family of structures."""
+
+    context: Context
+
+    @property
+    def samples(self) -> Data | None:
+        """Calibration samples."""
+
+    def variants(self, program: Program, sparsities: Sequence[float]) -> Iterator[Variant]:
+        """Variants, those of one part one after another, at rising sparsities."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The answers at one sparsity, against those of the whole network.
+
+    Attributes:
+        sparsity: of the one part.
+        divergence: mean over the samples of KL(whole || pruned) of the softmax outputs, in nats.
+        agreement: share of the samples on which both name the same class, 0 to 1.
+    """
+
+    sparsity: float
+    divergence: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One part of a network: a layer, a group of coupled layers, or a block.
+
+    Attributes:
+        name: of the part.
+        layers: its layers.
+        points: by rising sparsity.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    points: tuple[Point, ...]
+
+
+def measure(family: Prunes, program: Program, sparsities: Sequence[float]) -> tuple[Sensitivity, ...]:
+    """Prune one part at a time and compare the answers; no labels are needed.
+
+    Args:
+        family: says which parts there are.
+        program: the whole network.
+        sparsities: rising.
+
+    Raises:
+        UsageError: there are no data.
+        DataError: they are empty, or the answers are not finite.
+    """
+    if family.samples is None:
+        raise UsageError("a sensitivity is measured on data", hint="give --calib or --data")
+    data = family.samples.sample(SAMPLES, family.context.seed)
+    batches = list(data.batches(family.context.batch_size, workers=family.context.workers))
+    images = [images for images, _ in batches]
+    if not images:
+        raise DataError("no samples to calibrate on", hint="give data with at least one sample")
+    device = family.context.device
+    whole = log_probabilities(program, images, device)
+    if not torch.isfinite(whole).all():
+        raise DataError(
+            "the network gives NaN or infinity on the calibration data",
+            hint="check the checkpoint and the preprocessing",
+        )
+    variants = list(family.variants(program, sparsities))
+    points: dict[str, list[Point]] = {}
+    for done, variant in enumerate(variants, 1):
+        pruned = log_probabilities(variant.make(), images, device)
+        points.setdefault(variant.name, []).append(compare(whole, pruned, variant.sparsity))
+        if family.context.progress is not None:
+            family.context.progress(done, len(variants))
+    layers = {variant.name: variant.layers for variant in variants}
+    return tuple(Sensitivity(name, layers[name], tuple(found)) for name, found in points.items())
+
+
+def log_probabilities(program: Program, images: Sequence[Tensor], device: str) -> Tensor:
+    """Log-softmax of a network's outputs, float64 ``(N, classes)``."""
+    network = program.to(device)
+    try:
+        with evaluation_mode(network), torch.inference_mode():
+            outputs = [network(batch.to(device)).flatten(1).cpu() for batch in images]
+    finally:
+        program.to("cpu")
+    return F.log_softmax(torch.cat(outputs).double(), dim=1)
+
+
+def compare(whole: Tensor, pruned: Tensor, sparsity: float) -> Point:
+    """Divergence and agreement of two sets of log-probabilities ``(N, classes)``."""
+    divergence = F.kl_div(pruned, whole, reduction="batchmean", log_target=True)
+    agreement = (whole.argmax(1) == pruned.argmax(1)).double().mean()
+    # Rounding may leave a tiny negative number; a pruned network that gives no numbers is infinitely far.
+    found = max(0.0, float(divergence)) if torch.isfinite(divergence) else math.inf
+    return Point(sparsity, found, float(agreement))
+
+
+def curves(table: Sequence[Sensitivity]) -> dict[str, list[tuple[float, float]]]:
+    """For the allocation ``sensitivity``: of each part the sparsities and the divergence there.
+
+    What lies beyond the last point is taken to cost as much again and one nat more, so that it goes last.
+    """
+    found = {}
+    for part in table:
+        points = [(point.sparsity, point.divergence) for point in part.points if point.sparsity < 1]
+        worst = max((error for _, error in points), default=0.0)
+        found[part.name] = [*points, (1.0, 2 * worst + 1)]
+    return found
