@@ -1,0 +1,271 @@
+"""What criteria know of a network: against hooks, autograd and layers taken apart by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from prune_cases import LAYERS, Samples, captured, context, net, one, smooth
+from torch import Tensor, nn
+
+from modelopt_cli.errors import DataError, UsageError
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.prune.matrices import (
+    calls,
+    from_matrices,
+    to_matrices,
+    unfold,
+    unseen_inputs,
+    weights_of,
+)
+from modelopt_cli.methods.prune.statistics import collect
+from modelopt_cli.methods.prune.walk import Columns, Walk, _size, hessian_of, hessians
+
+
+def _layer(program: Any) -> Any:
+    return program.get_submodule("layer")
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_statistics_unfolded_inputs_times_matrices_are_the_layers_outputs(case: str) -> None:
+    layer = _layer(one(case)).double()
+    x = torch.randn(3, *LAYERS[case][1], dtype=torch.float64)
+    rows = torch.cat(list(unfold(layer, x)), 1)
+    products = rows @ to_matrices(layer, layer.weight).mT
+    outputs = layer(x)
+    # Channels last, one group after the other.
+    if not isinstance(layer, nn.Linear):
+        outputs = (outputs - layer.bias.view(-1, *[1] * (outputs.dim() - 2))).movedim(1, -1)
+    else:
+        outputs = outputs - layer.bias
+    expected = outputs.reshape(-1, getattr(layer, "groups", 1), products.shape[-1]).movedim(1, 0)
+    torch.testing.assert_close(products, expected)
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_statistics_matrices_go_there_and_back(case: str) -> None:
+    layer = _layer(one(case))
+    assert torch.equal(from_matrices(layer, to_matrices(layer, layer.weight)), layer.weight)
+
+
+def test_statistics_unfolding_is_bounded_to_one_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = _layer(one("conv2d")), torch.randn(3, 4, 7, 8)
+    monkeypatch.setattr("modelopt_cli.methods.prune.matrices.CHUNK", 1)
+    parts = list(unfold(layer, x))
+    assert len(parts) == 3
+    monkeypatch.undo()
+    assert torch.equal(torch.cat(parts, 1), next(unfold(layer, x)))
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_statistics_norms_are_those_of_every_weights_inputs(case: str) -> None:
+    """A weight's squared norm is the sum of squares of its derivative at every output it reaches."""
+    program, x = one(case), torch.randn(5, *LAYERS[case][1])
+    norms = collect(program, "wanda", ["layer.weight"], context(x, batch_size=2)).norms["layer.weight"]
+    layer = _layer(program).double()
+    jacobian = torch.autograd.functional.jacobian(
+        lambda w: torch.func.functional_call(layer, {"weight": w}, (x.double(),)), layer.weight.detach()
+    )
+    expected = jacobian.square().sum(tuple(range(jacobian.dim() - layer.weight.dim()))).sqrt()
+    torch.testing.assert_close(norms.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def _hooked(program: Any, name: str, x: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    handle = program.get_submodule(name).register_forward_pre_hook(
+        lambda m, args: seen.append(args[0].clone())
+    )
+    program(x)
+    handle.remove()
+    return torch.cat(seen)
+
+
+def test_statistics_norms_of_a_network_come_from_its_own_inputs() -> None:
+    program, x = net(), smooth(9, 3, 12, 12)
+    norms = collect(program, "wanda", list(weights_of(program)), context(x, batch_size=4)).norms
+    body = F.unfold(_hooked(program, "body", x), 3, padding=1).square().sum((0, 2)).sqrt()
+    torch.testing.assert_close(norms["body.weight"][0].flatten(), body)
+    torch.testing.assert_close(norms["fc.weight"][3], _hooked(program, "fc", x).norm(dim=0))
+    assert set(norms) == set(weights_of(program))
+    assert all(norms[name].shape == weight.shape for name, weight in weights_of(program).items())
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 20_000, 1 << 30], ids=["nothing-kept", "some-kept", "all-kept"])
+def test_statistics_walk_gives_every_layer_its_inputs(kept_bytes: int) -> None:
+    program, x = net(), smooth(10, 3, 12, 12)
+    around = context(x, batch_size=3)
+    walk = Walk(program, around.data, around, kept_bytes=kept_bytes)  # type: ignore[arg-type]
+    for name, (node,) in ((n, c) for n, c in calls(program).items() if n != "bn"):
+        torch.testing.assert_close(torch.cat(list(walk.inputs(node))), _hooked(program, name, x))
+        kept = sum(_size(values) for _, values in walk.waiting.values())
+        assert kept <= kept_bytes
+    passes = len(around.data.passes)  # type: ignore[union-attr]
+    assert passes == {0: 5, 20_000: 4, 1 << 30: 1}[kept_bytes]
+
+
+def test_statistics_hessians_of_layers_called_twice_add_up() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.layer(torch.relu(self.layer(x)))
+            return result
+
+    program, x = captured(Twice(), 4), torch.randn(7, 4)
+    around = context(x)
+    walk = Walk(program, around.data, around)  # type: ignore[arg-type]
+    found = list(hessians(walk, {"layer": "layer.weight"}, {"layer": Columns(4)}))
+    both = torch.cat((x, torch.relu(program.layer(x)))).double()
+    assert len(found) == 1
+    torch.testing.assert_close(found[0][1][0][0], both.T @ both, rtol=1e-5, atol=1e-5)
+    norms = collect(program, "wanda", ["layer.weight"], around).norms["layer.weight"]
+    torch.testing.assert_close(norms[0].double(), both.norm(dim=0), rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_hessian_in_spans_and_in_another_order() -> None:
+    layer, x = nn.Linear(7, 2), torch.randn(20, 7)
+    order = torch.tensor([3, 0, 6, 1, 2, 5, 4])
+    columns = Columns(7, order, [0, 2, 4, 6], widest=4)
+    assert columns.spans == [(0, 4), (4, 7)]
+    full = (x.T @ x).double()[order][:, order]
+    for (start, stop), part in zip(columns.spans, hessian_of(layer, [x], columns), strict=True):
+        torch.testing.assert_close(part[0], full[start:stop, start:stop], rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_columns_are_never_cut_elsewhere_than_allowed() -> None:
+    columns = Columns(30, None, [0, 4, 8, 10, 14, 18, 20, 24, 28], widest=9)
+    assert columns.spans == [(0, 8), (8, 14), (14, 20), (20, 28), (28, 30)]
+    assert Columns(10, None, [0], widest=3).spans == [(0, 10)]
+
+
+def test_statistics_curvature_is_what_the_removal_costs() -> None:
+    """By definition: remove one weight, refit the others of its row by least squares, compare outputs."""
+    program, x = one("linear"), torch.randn(400, 6) @ torch.randn(6, 6)
+    curvature = collect(program, "obs", ["layer.weight"], context(x)).curvatures["layer.weight"]
+    weight = _layer(program).weight.detach().double()
+    hessian = (x.T @ x).double()
+    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(6)
+    energy = float((weight @ (x.T @ x).double() * weight).sum())
+    for row, column in ((0, 0), (2, 3), (4, 5)):
+        rest = [i for i in range(6) if i != column]
+        w = weight[row]
+        change = torch.zeros(6, dtype=torch.float64)
+        change[column] = -w[column]
+        change[rest] = torch.linalg.solve(hessian[rest][:, rest], hessian[rest, column] * w[column])
+        cost = float(change @ hessian @ change) / energy
+        assert float(w[column] ** 2 * curvature[row, column]) == pytest.approx(cost, rel=1e-4)
+
+
+def test_statistics_taylor_is_weight_times_gradient_squared_batch_by_batch() -> None:
+    program, x = net(), smooth(10, 3, 12, 12)
+    labels = torch.arange(10) % 5
+    taylor = collect(program, "taylor", [], context(x, labels, batch_size=4)).taylor
+    expected: dict[str, Tensor] = {}
+    for start in (0, 4, 8):
+        program.zero_grad()
+        F.cross_entropy(program(x[start : start + 4]), labels[start : start + 4]).backward()
+        for name, p in program.named_parameters():
+            assert p.grad is not None
+            expected[name] = expected.get(name, 0) + (p.detach() * p.grad).square() / 3
+    assert set(taylor) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(taylor[name], value, rtol=1e-4, atol=1e-10)
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "obs", "taylor"])
+def test_statistics_leave_the_network_as_it_is(criterion: str) -> None:
+    program, x = net(), smooth(6, 3, 12, 12)
+    program.train()
+    before = {name: value.clone() for name, value in program.state_dict().items()}
+    around = context(x, torch.zeros(6, dtype=torch.int64))
+    first = collect(program, criterion, list(weights_of(program)), around)
+    assert program.training
+    assert all(p.grad is None for p in program.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in program.state_dict().items())
+    again = collect(program, criterion, list(weights_of(program)), around)
+    for field in ("norms", "curvatures", "taylor"):
+        pairs = getattr(first, field), getattr(again, field)
+        assert all(torch.equal(pairs[0][name], pairs[1][name]) for name in pairs[0])
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "obs", "taylor"])
+def test_statistics_use_so_many_samples_at_most(criterion: str) -> None:
+    program, x, labels = net(), smooth(8, 3, 12, 12), torch.arange(8) % 5
+    few = collect(program, criterion, ["fc.weight"], context(x, labels, batch_size=3), samples=5)
+    same = collect(program, criterion, ["fc.weight"], context(x[:5], labels[:5], batch_size=3))
+    for field in ("norms", "curvatures", "taylor"):
+        assert all(torch.equal(v, getattr(same, field)[name]) for name, v in getattr(few, field).items())
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "obs", "taylor"])
+def test_statistics_refuse_what_cannot_be_used(criterion: str) -> None:
+    program, x = net(), smooth(4, 3, 12, 12)
+    with pytest.raises(UsageError, match=f"criterion {criterion} needs data"):
+        collect(program, criterion, ["fc.weight"], Context())
+    labels = torch.zeros(4, dtype=torch.int64)
+    program.get_parameter("stem.weight").data[0] = torch.nan
+    with pytest.raises(DataError, match="NaN or infinity"):
+        collect(program, criterion, ["body.weight"], context(x, labels))
+    with pytest.raises(DataError, match="no samples"):
+        collect(net(), criterion, ["body.weight"], context(x[:0], labels[:0]))
+
+
+def test_statistics_taylor_refuses_data_without_labels() -> None:
+    with pytest.raises(UsageError, match="needs data with labels"):
+        collect(net(), "taylor", [], context(smooth(4, 3, 12, 12)))
+
+
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tied = nn.Linear(8, 8)
+        self.twin = nn.Linear(8, 8)
+        self.twin.weight = self.tied.weight
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twin(self.tied(x))
+        result: Tensor = self.attention(x, x, x, need_weights=False)[0]
+        return result
+
+
+def test_statistics_say_whose_inputs_cannot_be_watched() -> None:
+    program = captured(_Attention(), 5, 8)
+    names = list(weights_of(program))
+    assert names == ["tied.weight", "attention.in_proj_weight", "attention.out_proj.weight"]
+    reasons = {name: unseen_inputs(program, name) or "" for name in names}
+    assert "another layer" in reasons["tied.weight"]
+    assert "MultiheadAttention" in reasons["attention.in_proj_weight"]
+    assert "inside attention" in reasons["attention.out_proj.weight"]
+    with pytest.raises(UsageError, match=r"cannot watch the inputs of attention\.in_proj_weight"):
+        collect(program, "wanda", names[1:2], context(torch.randn(3, 5, 8)))
+
+
+def test_statistics_weights_that_functions_fetch_are_found() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.matmul(x, self.inner.weight)
+
+    program = captured(Root(), 3)
+    assert any(node.op == "get_attr" for node in program.graph.nodes)
+    assert list(weights_of(program)) == ["inner.weight"]
+    assert unseen_inputs(program, "inner.weight") == "its inputs stay inside a function"
+
+
+def test_statistics_sampled_data_is_asked_for_with_the_seed() -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Asked(Samples):
+        def sample(self, n: int, seed: int = 0) -> Samples:
+            asked.append((n, seed))
+            return super().sample(n, seed)
+
+    around = Context(data=Asked(smooth(4, 3, 12, 12)), seed=7)  # type: ignore[arg-type]
+    collect(net(), "wanda", ["fc.weight"], around, samples=3)
+    assert asked == [(3, 7)]
