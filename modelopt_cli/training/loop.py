@@ -1,40 +1,33 @@
 """The training loop of every method: ``fit``.
 
-An epoch is: its steps, the validation, a line in the log, a saved state. What is random in a step depends on
-the seed and the step's number alone, so nothing but the state below is needed to go on after an interruption
-as if there had been none.
+An epoch is: its steps, the validation, a line in the log, a saved state. Nothing but that state is needed to
+go on after an interruption as if there had been none.
 """
 
 import contextlib
-import hashlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from modelopt_cli.errors import InputError, ModeloptError, UsageError
-from modelopt_cli.training import mixup
+from modelopt_cli.data import Data
+from modelopt_cli.errors import ModeloptError, UsageError
 from modelopt_cli.training.config import Companion, Objective, Trained, Training
 from modelopt_cli.training.distributed import World, world
-from modelopt_cli.training.ema import MovingAverage
 from modelopt_cli.training.interrupt import Signals
+from modelopt_cli.training.learner import Learner
 from modelopt_cli.training.loader import Batch, steps_per_epoch, training_batches
-from modelopt_cli.training.meter import LossMeter
 from modelopt_cli.training.objectives import objective as objective_of
-from modelopt_cli.training.optim import make_optimizer, set_rate
-from modelopt_cli.training.prepare import Prepared, prepared
-from modelopt_cli.training.schedule import learning_rate
+from modelopt_cli.training.prepare import prepared
 from modelopt_cli.training.snapshot import Place, copy_tensors, restore, snapshot, tensors_of
 from modelopt_cli.training.split import samples
-from modelopt_cli.training.synced import synced_batch_norm
 from modelopt_cli.training.validate import percent
 
 _REPORT_EVERY = 0.1
 """Seconds between calls of the progress callback."""
 _LOOK_EVERY = {"alone on cpu": 1, "alone": 50, "together": 8}
-"""Steps between looks at the loss and, where there are several processes, at who was told to stop: waiting
+"""Steps between looks at the losses and, where there are several processes, at who was told to stop: waiting
 for the device or for each other costs time."""
 
 
@@ -64,8 +57,8 @@ def fit(
         stage: what the run, the log and the progress call this training.
         objective: what to minimise; by default what ``training.config`` says, without a teacher.
         companions: take part in every step.
-        choose_from: share of the steps before which no weights count as the best ones, and no patience is
-            lost: until a mask has closed, say.
+        choose_from: share of the steps before whose end no weights count as the best ones, and no patience is
+            lost: until a mask has closed, say. The last epoch always counts.
 
     Raises:
         UsageError: settings that contradict each other, a network without weights that learn, a loss that is
@@ -74,15 +67,26 @@ def fit(
         InputError: the network is no classifier.
     """
     begun = time.monotonic()
-    if training.config.patience and training.val is None and not training.config.val_fraction:
-        raise UsageError(
-            "needs samples to validate on", where="--patience", hint="give --val or --val-fraction"
-        )
-    objective = objective or objective_of(training.config)
+    config = training.config
+    if config.patience and training.val is None and not config.val_fraction:
+        hint = "give --val or --val-fraction"
+        raise UsageError("needs samples to validate on", where="--patience", hint=hint)
+    objective = objective or objective_of(config)
     together = world(training.device)
     with prepared(network, training.train.input.shape, together.device) as found, Signals() as signals:
-        loop = _Loop(network, training, seed, stage, objective, companions, together, found, signals)
-        loop.choose_from = choose_from * loop.steps
+        train, val = samples(training.train, training.val, config.val_fraction, found.classes)
+        together.broadcast(network)
+        learner = Learner(
+            network,
+            config,
+            objective,
+            companions,
+            together,
+            classes=found.classes,
+            seed=seed,
+            steps_per_epoch=steps_per_epoch(train, config.batch_size),
+        )
+        loop = _Loop(learner, training, train, val, stage, choose_from, signals)
         loop.run()
     place = loop.place
     return Trained(
@@ -95,35 +99,25 @@ class _Loop:
 
     def __init__(
         self,
-        network: nn.Module,
+        learner: Learner,
         training: Training,
-        seed: int,
+        train: Data,
+        val: Data | None,
         stage: str,
-        objective: Objective,
-        companions: Sequence[Companion],
-        world: World,
-        found: Prepared,
+        choose_from: float,
         signals: Signals,
     ) -> None:
-        self.network, self.training, self.config = network, training, training.config
-        self.seed, self.stage, self.objective, self.companions = seed, stage, objective, companions
-        self.world, self.signals, self.classes = world, signals, found.classes
-        self.train, val = samples(training.train, training.val, self.config.val_fraction, found.classes)
+        self.learner, self.training, self.config = learner, training, training.config
+        self.world: World = learner.world
+        self.train, self.stage, self.signals = train, stage, signals
         self.validated = val is not None
-        self.val = world.shard(val) if val is not None else None
-        self.steps_per_epoch = steps_per_epoch(self.train, self.config.batch_size)
-        self.steps = self.config.epochs * self.steps_per_epoch
-        world.broadcast(network)
-        self.optimizer = make_optimizer(network, self.config)
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self.average = MovingAverage(network, self.config.ema) if self.config.ema else None
-        self.meter = LossMeter()
+        self.val = self.world.shard(val) if val is not None else None
+        self.choose_from = choose_from * learner.steps
+        alone = "alone on cpu" if self.world.device == "cpu" else "alone"
+        self.look_every = _LOOK_EVERY[alone if self.world.size == 1 else "together"]
         self.place = Place()
         self.best: dict[str, Tensor] = {}
-        self.choose_from = 0.0
         self.settled = False
-        alone = "alone on cpu" if world.device == "cpu" else "alone"
-        self.look_every = _LOOK_EVERY[alone if world.size == 1 else "together"]
         self.reported = 0.0
 
     def run(self) -> None:
@@ -137,17 +131,17 @@ class _Loop:
         except BaseException:
             self._save_before_leaving()
             raise
-        self._report(self.steps)
-        self._keep_chosen()
+        self._report(self.learner.steps)
+        self._keep_best()
 
     def _epoch(self) -> None:
-        self.network.train()
+        self.learner.network.train()
         self.settled = True
         batches = training_batches(
             self.train,
             batch_size=self.config.batch_size,
             epoch=self.place.epoch,
-            seed=self.seed,
+            seed=self.learner.seed,
             augment=self.config.augment,
             workers=self.training.workers,
             world=self.world,
@@ -164,24 +158,8 @@ class _Loop:
             self._close_epoch(accuracy)
 
     def _step(self, batch: Batch) -> None:
-        step, self.settled = self.place.step, False
-        set_rate(self.optimizer, self._rate(step))
-        for companion in self.companions:
-            companion.before_step(self.network, step, self.steps)
-        images, targets = self._inputs(batch, step)
-        self._seed(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(images, targets, batch)
-        (loss if self.world.size == 1 else loss * batch.weight).backward()
-        self.world.sum_gradients(self.parameters)
-        if self.config.clip:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        self.optimizer.step()
-        self._followed(self.network, step)
-        if self.average is not None:
-            self.average.update(step)
-            self._followed(self.average.network, step)
-        self.meter.add(loss, batch.size, step)
+        self.settled = False
+        self.learner.step(batch, self.place.step)
         self.place.step += 1
         self.place.step_in_epoch += 1
         if self.place.step % self.look_every == 0:
@@ -190,52 +168,9 @@ class _Loop:
         if self.config.save_every and self.place.step % self.config.save_every == 0:
             self._save()
 
-    def _rate(self, step: int) -> float:
-        return learning_rate(self.config, step, self.steps, self.steps_per_epoch)
-
-    def _followed(self, network: nn.Module, step: int) -> None:
-        for companion in self.companions:
-            companion.after_step(network, step, self.steps)
-
-    def _inputs(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-        images = batch.images.to(self.world.device, non_blocking=True)
-        labels = batch.labels.to(self.world.device, non_blocking=True)
-        if not self.config.mixup:
-            return images, labels
-        # Partners may be with another process: mix the whole batch, and keep this process's part.
-        images, labels = (self.world.gather(t[: batch.size]) for t in (images, labels))
-        share, partner = mixup.draw(self.config.mixup, len(labels), self.seed, step)
-        images, targets = mixup.mix(images, labels, self.classes, share, partner)
-        own = self.world.part(len(labels)) if batch.size else slice(0, 1)
-        return images[own], targets[own]
-
-    def _loss(self, images: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        with synced_batch_norm(self.world, counts=batch.weight > 0), self._autocast():
-            logits = self.network(images)
-            if not isinstance(logits, Tensor):
-                raise InputError(
-                    f"returns a {type(logits).__name__} in training, not logits",
-                    where="the network",
-                    hint="wrap it in a module that returns the logits",
-                )
-            return self.objective(logits.float(), targets, images)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if not self.config.amp:
-            return contextlib.nullcontext()
-        return torch.autocast(self.world.device.partition(":")[0], torch.bfloat16)
-
-    def _seed(self, step: int) -> None:
-        """Dropout and the like draw the same numbers in a step, whatever came before it."""
-        text = f"{self.seed} {step} {self.world.rank}".encode()
-        number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-        torch.default_generator.manual_seed(number)
-        if self.world.device.startswith("cuda"):
-            torch.cuda.manual_seed(number)
-
     def _look(self) -> None:
         """Refuse losses that are not finite, and agree on whether to stop."""
-        bad = self.meter.take_in()
+        bad = self.learner.meter.take_in()
         stop, broken = self.world.sum(self.signals.waiting, bad is not None)
         if broken:
             self.settled = False
@@ -247,75 +182,68 @@ class _Loop:
 
     def _diverged(self, step: int) -> ModeloptError:
         return UsageError(
-            f"the loss is not a finite number at step {step + 1} of {self.steps}",
+            f"the loss is not a finite number at step {step + 1} of {self.learner.steps}",
             where=self.stage,
             hint="lower --lr, or limit the gradient with --clip",
         )
 
-    @property
-    def _chosen(self) -> nn.Module:
-        """The network whose weights are validated and kept."""
-        return self.average.network if self.average is not None else self.network
-
     def _validate(self) -> float | None:
         if not self.validated:
             return None
-        config, workers = self.config, self.training.workers
-        return percent(self._chosen, self.val, config.batch_size, workers=workers, world=self.world)
+        size, workers = self.config.batch_size, self.training.workers
+        return percent(self.learner.result, self.val, size, workers=workers, world=self.world)
 
     def _close_epoch(self, accuracy: float | None) -> None:
         self.settled = False
-        place = self.place
-        place.loss = self._mean_loss()
+        if not all(bool(torch.isfinite(p).all()) for p in self.learner.parameters):
+            raise self._diverged(self.place.step - 1)
+        place, meter = self.place, self.learner.meter
+        total, seen = self.world.sum(meter.total, meter.samples)
+        meter.clear()
+        place.loss = total / seen
         place.epoch += 1
         place.step_in_epoch = 0
-        if accuracy is not None and place.step >= self.choose_from:
-            if place.best is None or accuracy > place.best:
-                place.best, place.best_epoch, place.stale = accuracy, place.epoch, 0
-                self.best = copy_tensors(self._chosen)
-            else:
-                place.stale += 1
-        out_of_patience = 0 < self.config.patience <= place.stale
-        place.done = out_of_patience or place.epoch == self.config.epochs
-        self._check_weights()
+        if accuracy is not None:
+            self._judge(accuracy)
+        place.done = place.epoch == self.config.epochs or 0 < self.config.patience <= place.stale
         self._log(accuracy)
-        self.meter.clear()
         self.settled = True
         self._save()
 
-    def _mean_loss(self) -> float:
-        total, count = self.world.sum(self.meter.total, self.meter.samples)
-        return total / count
-
-    def _check_weights(self) -> None:
-        if not all(bool(torch.isfinite(p).all()) for p in self.parameters):
-            raise self._diverged(self.place.step - 1)
+    def _judge(self, accuracy: float) -> None:
+        place = self.place
+        if place.step <= self.choose_from and place.step < self.learner.steps:
+            return
+        if place.best is None or accuracy > place.best:
+            place.best, place.best_epoch, place.stale = accuracy, place.epoch, 0
+            self.best = copy_tensors(self.learner.result)
+        else:
+            place.stale += 1
 
     def _log(self, accuracy: float | None) -> None:
         if self.training.run is not None:
-            rate = self._rate(self.place.step - 1)
-            figures = {"loss": self.place.loss, "lr": rate, "val_top1": accuracy}
-            self.training.run.log.add(self.stage, self.place.epoch, self.place.step, **figures)
+            place, rate = self.place, self.learner.rate(self.place.step - 1)
+            figures = {"loss": place.loss, "lr": rate, "val_top1": accuracy}
+            self.training.run.log.add(self.stage, place.epoch, place.step, **figures)
 
     def _report(self, done: int) -> None:
-        progress: Callable[[str, int, int | None], None] | None = self.training.progress
-        if progress is None or not self.world.main:
+        if self.training.progress is None or not self.world.main:
             return
         now = time.monotonic()
-        if done == self.steps or now - self.reported >= _REPORT_EVERY:
+        if done == self.learner.steps or now - self.reported >= _REPORT_EVERY:
             self.reported = now
-            progress(self.stage, done, self.steps)
+            self.training.progress(self.stage, done, self.learner.steps)
 
-    def _keep_chosen(self) -> None:
-        kept = self.best or (tensors_of(self.average.network) if self.average is not None else {})
+    def _keep_best(self) -> None:
+        kept = self.best or tensors_of(self.learner.result)
         with torch.no_grad():
-            for name, tensor in tensors_of(self.network).items():
-                if kept:
-                    tensor.copy_(kept[name])
+            for name, tensor in tensors_of(self.learner.network).items():
+                tensor.copy_(kept[name])
 
     def _save(self) -> None:
-        if self.training.run is not None and self.meter.take_in() is None:
-            self.training.run.save(self.stage, snapshot(self))
+        run = self.training.run
+        if run is not None and self.learner.meter.take_in() is None:
+            run.save(self.stage, snapshot(self.learner, self.place, self.best))
 
     def _save_before_leaving(self) -> None:
         """Without hiding what ends the training, should that fail too."""
@@ -327,6 +255,6 @@ class _Loop:
         run = self.training.run
         state = run.load(self.stage) if run is not None else None
         if state is not None:
-            restore(self, state)
+            self.place, self.best = restore(self.learner, state)
         if run is not None:
             run.log.rewind(self.stage, self.place.epoch)

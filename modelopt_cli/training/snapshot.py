@@ -1,17 +1,13 @@
 """The state of a training: everything that the rest of it depends on, as tensors and JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.training.config import Companion
-from modelopt_cli.training.distributed import World
-from modelopt_cli.training.ema import MovingAverage
-from modelopt_cli.training.meter import LossMeter
+from modelopt_cli.training.learner import Learner
 from modelopt_cli.training.optim import optimizer_state, restore_optimizer
 from modelopt_cli.training.state import State
 
@@ -41,57 +37,43 @@ class Place:
     done: bool = False
 
 
-class Stateful(Protocol):
-    """What of a training makes up its state."""
-
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    average: MovingAverage | None
-    best: dict[str, Tensor]
-    companions: Sequence[Companion]
-    meter: LossMeter
-    place: Place
-    steps: int
-    world: World
-
-
-def snapshot(training: Stateful) -> State:
+def snapshot(learner: Learner, place: Place, best: Mapping[str, Tensor]) -> State:
     """The state now; its tensors are the live ones, to be written before the next step."""
     parts: dict[str, Mapping[str, Tensor]] = {
-        "network": tensors_of(training.network),
-        "optimizer": optimizer_state(training.optimizer),
-        "average": tensors_of(training.average.network) if training.average is not None else {},
-        "best": training.best,
+        "network": tensors_of(learner.network),
+        "optimizer": optimizer_state(learner.optimizer),
+        "average": tensors_of(learner.average.network) if learner.average is not None else {},
+        "best": best,
     }
-    parts |= {f"companion{i}": companion.state() for i, companion in enumerate(training.companions)}
+    parts |= {f"companion{i}": companion.state() for i, companion in enumerate(learner.companions)}
     tensors = {f"{part}/{name}": t for part, named in parts.items() for name, t in named.items()}
-    meter = {"total": training.meter.total, "samples": training.meter.samples}
-    return State(tensors, {"place": asdict(training.place), "meter": meter, "steps": training.steps})
+    meter = {"total": learner.meter.total, "samples": learner.meter.samples}
+    return State(tensors, {"place": asdict(place), "meter": meter, "steps": learner.steps})
 
 
-def restore(training: Stateful, state: State) -> None:
-    """Put a training into the state that :func:`snapshot` gave.
+def restore(learner: Learner, state: State) -> tuple[Place, dict[str, Tensor]]:
+    """Put a learner into the state that :func:`snapshot` was given; the place, and the best weights so far.
 
     Raises:
-        UsageError: it is that of another training.
+        UsageError: it is the state of another training.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     for path, tensor in state.tensors.items():
         part, _, name = path.partition("/")
         parts.setdefault(part, {})[name] = tensor
-    if state.about["steps"] != training.steps:
-        raise _other(f"of {state.about['steps']} steps, not {training.steps}")
-    _fill(training.network, parts.get("network", {}))
-    restore_optimizer(training.optimizer, parts.get("optimizer", {}))
-    if training.average is not None:
-        _fill(training.average.network, parts.get("average", {}))
-    live = tensors_of(training.network)
-    training.best = {name: torch.empty_like(live[name]).copy_(t) for name, t in parts.get("best", {}).items()}
-    for i, companion in enumerate(training.companions):
+    if state.about["steps"] != learner.steps:
+        raise _other(f"of {state.about['steps']} steps, not {learner.steps}")
+    _fill(learner.network, parts.get("network", {}))
+    restore_optimizer(learner.optimizer, parts.get("optimizer", {}))
+    if learner.average is not None:
+        _fill(learner.average.network, parts.get("average", {}))
+    for i, companion in enumerate(learner.companions):
         companion.restore(parts.get(f"companion{i}", {}))
-    training.place = Place(**state.about["place"])
-    if training.world.main:  # the sums are its own; what others had added of the epoch is lost to the log
-        training.meter.total, training.meter.samples = (state.about["meter"][k] for k in ("total", "samples"))
+    if learner.world.main:  # the sums are its own; what others had added of the epoch is lost to the log
+        learner.meter.total, learner.meter.samples = (state.about["meter"][k] for k in ("total", "samples"))
+    live = tensors_of(learner.network)
+    best = {name: torch.empty_like(live[name]).copy_(t) for name, t in parts.get("best", {}).items()}
+    return Place(**state.about["place"]), best
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:

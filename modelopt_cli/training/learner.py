@@ -1,0 +1,130 @@
+"""One step of training: what it changes, in which order."""
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modelopt_cli.errors import InputError
+from modelopt_cli.training import mixup
+from modelopt_cli.training.config import Companion, Objective, TrainConfig
+from modelopt_cli.training.distributed import World
+from modelopt_cli.training.ema import MovingAverage
+from modelopt_cli.training.loader import Batch
+from modelopt_cli.training.meter import LossMeter
+from modelopt_cli.training.optim import make_optimizer, set_rate
+from modelopt_cli.training.schedule import learning_rate
+from modelopt_cli.training.synced import synced_batch_norm
+
+
+class Learner:
+    """A network and what changes it from step to step.
+
+    What is random in a step depends on the seed and on the step's number alone.
+
+    Attributes:
+        network: that is trained.
+        parameters: of it, those that learn.
+        optimizer: over them.
+        average: moving average of the weights, or None.
+        companions: take part in every step.
+        meter: the losses of the epoch.
+        classes: number of logits.
+        seed: of everything random.
+        steps: of the whole training.
+        steps_per_epoch: of them.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: TrainConfig,
+        objective: Objective,
+        companions: Sequence[Companion],
+        world: World,
+        *,
+        classes: int,
+        seed: int,
+        steps_per_epoch: int,
+    ) -> None:
+        self.network, self.config, self.objective = network, config, objective
+        self.companions, self.world = companions, world
+        self.classes, self.seed = classes, seed
+        self.steps_per_epoch = steps_per_epoch
+        self.steps = config.epochs * steps_per_epoch
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(network, config)
+        self.average = MovingAverage(network, config.ema) if config.ema else None
+        self.meter = LossMeter()
+
+    @property
+    def result(self) -> nn.Module:
+        """The network whose weights are validated and kept."""
+        return self.average.network if self.average is not None else self.network
+
+    def rate(self, step: int) -> float:
+        """The learning rate of ``step``."""
+        return learning_rate(self.config, step, self.steps, self.steps_per_epoch)
+
+    def step(self, batch: Batch, step: int) -> None:
+        """Learn from one batch. What fails in here leaves the step half done."""
+        set_rate(self.optimizer, self.rate(step))
+        for companion in self.companions:
+            companion.before_step(self.network, step, self.steps)
+        images, targets = self._inputs(batch, step)
+        self._reseed(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(images, targets, batch)
+        (loss if self.world.size == 1 else loss * batch.weight).backward()
+        self.world.sum_gradients(self.parameters)
+        if self.config.clip:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        self.optimizer.step()
+        self._lead(self.network, step)
+        if self.average is not None:
+            self.average.update(step)
+            self._lead(self.average.network, step)
+        self.meter.add(loss, batch.size, step)
+
+    def _lead(self, network: nn.Module, step: int) -> None:
+        for companion in self.companions:
+            companion.after_step(network, step, self.steps)
+
+    def _inputs(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        images = batch.images.to(self.world.device, non_blocking=True)
+        labels = batch.labels.to(self.world.device, non_blocking=True)
+        if not self.config.mixup:
+            return images, labels
+        # Partners may be with another process: mix the whole batch, and keep this process's part.
+        images, labels = (self.world.gather(t[: batch.size]) for t in (images, labels))
+        share, partner = mixup.draw(self.config.mixup, len(labels), self.seed, step)
+        images, targets = mixup.mix(images, labels, self.classes, share, partner)
+        own = self.world.part(len(labels)) if batch.size else slice(0, 1)
+        return images[own], targets[own]
+
+    def _loss(self, images: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        with synced_batch_norm(self.world, counts=batch.weight > 0), self._autocast():
+            logits = self.network(images)
+            if not isinstance(logits, Tensor):
+                raise InputError(
+                    f"returns a {type(logits).__name__} in training, not logits",
+                    where="the network",
+                    hint="wrap it in a module that returns the logits",
+                )
+            return self.objective(logits.float(), targets, images)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if not self.config.amp:
+            return contextlib.nullcontext()
+        return torch.autocast(self.world.device.partition(":")[0], torch.bfloat16)
+
+    def _reseed(self, step: int) -> None:
+        """Dropout and the like draw the same numbers in a step, whatever came before it."""
+        text = f"{self.seed} {step} {self.world.rank}".encode()
+        number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+        torch.default_generator.manual_seed(number)
+        if self.world.device.startswith("cuda"):
+            torch.cuda.manual_seed(number)
