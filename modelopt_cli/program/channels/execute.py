@@ -1,0 +1,122 @@
+"""Runs a Program's graph on labels, again and again until no more of them are tied."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from modelopt_cli.program.channels.calls import argument, arguments, compute, operation
+from modelopt_cli.program.channels.functions import RULES
+from modelopt_cli.program.channels.layers import apply_layer
+from modelopt_cli.program.channels.shuffles import find_shuffles
+from modelopt_cli.program.channels.ties import nothing
+from modelopt_cli.program.channels.trace import Fetched, Trace, tensors_in
+from modelopt_cli.program.program import Program
+from modelopt_cli.program.rewrite import meta_copy
+
+_MOST_PASSES = 12
+
+
+def run(program: Program) -> Trace:
+    """Label all values of a Program, tied until nothing changes any more."""
+    trace = Trace(program)
+    trace.shapes = value_shapes(program, 1)
+    classes = -1
+    for attempt in range(_MOST_PASSES):
+        _one_pass(trace)
+        if attempt == 0:
+            trace.selections, trace.inside = find_shuffles(program.graph, trace.values, trace.shapes)
+        elif attempt > 1 and trace.ties.classes == classes:
+            return trace
+        trace.boxed = True
+        classes = trace.ties.classes
+    raise AssertionError("labels do not settle")
+
+
+def _one_pass(trace: Trace) -> None:
+    trace.slots.clear()
+    trace.fields.clear()
+    trace.ties.frozen.clear()
+    trace.loose.clear()
+    for node in trace.program.graph.nodes:
+        value = _value(trace, node)
+        if trace.boxed and node.name not in trace.inside:
+            value = _box(trace, node, value)
+        trace.values[node.name] = value
+    trace.loose_blocks()
+    _tie_slots(trace)
+
+
+def _value(trace: Trace, node: fx.Node) -> Any:
+    if node.op == "placeholder":
+        return nothing(trace.shapes[node.name])
+    if node.op == "get_attr":
+        return Fetched(str(node.target), operator.attrgetter(str(node.target))(trace.program))
+    args, kwargs = arguments(node, trace.values)
+    if node.op == "output":
+        trace.ties.freeze(trace.labels(args[0]), "feeds the network's output")
+        return args[0]
+    if node.name in trace.selections:
+        chosen = trace.selections[node.name]
+        return trace.values[chosen.source].index_select(chosen.dim, chosen.index)
+    if node.op == "call_module":
+        return apply_layer(trace, node, args, kwargs)
+    if not any(True for _ in tensors_in((args, kwargs))):
+        return compute(node, args, kwargs)
+    rule = RULES.get(operation(node))
+    return rule(trace, node, args, kwargs) if rule else trace.unsupported(node, (args, kwargs))
+
+
+def _box(trace: Trace, node: fx.Node, value: Any) -> Any:
+    """Tie what would leave a hole in a value, and values whose parts are read one by one."""
+    if isinstance(value, Tensor):
+        return trace.ties.product(value, _indexed_dims(node, value.dim()))
+    return value
+
+
+def _indexed_dims(node: fx.Node, rank: int) -> list[int]:
+    """The dimensions that a reader takes apart."""
+    dims = set()
+    for user in node.users:
+        name = operation(user)
+        if name == "unbind":
+            dims.add(int(argument(user.args, user.kwargs, 1, "dim", 0)) % rank)
+        elif name == "select":
+            dims.add(int(argument(user.args, user.kwargs, 1, "dim")) % rank)
+        elif name == "getitem" and user.args[0] is node:
+            index = user.args[1] if isinstance(user.args[1], tuple) else (user.args[1],)
+            if type(index[0]) is int:
+                dims.add(0)
+    return sorted(dims)
+
+
+def _tie_slots(trace: Trace) -> None:
+    """A tensor used several times has one set of channels."""
+    first: dict[tuple[str, int], Tensor] = {}
+    for slot in trace.slots:
+        trace.ties.same(first.setdefault((slot.tensor, slot.dim), slot.line), slot.line)
+
+
+def value_shapes(program: Program, batch: int) -> dict[str, Any]:
+    """Shapes of every value, by node name; what is no tensor is kept as it is."""
+    shapes: dict[str, Any] = {}
+
+    class _Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            shapes[n.name] = _shape_of(result)
+            return result
+
+    copied = meta_copy(program).float()
+    with torch.no_grad():
+        _Recorder(copied).run(torch.empty(batch, *program.input.shape, device="meta"))
+    return shapes
+
+
+def _shape_of(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.shape
+    if isinstance(value, torch.Size) or not isinstance(value, tuple | list):
+        return value
+    return tuple(_shape_of(part) for part in value)

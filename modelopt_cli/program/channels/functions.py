@@ -1,0 +1,278 @@
+"""How each function and tensor method treats channels."""
+
+from collections import namedtuple
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from modelopt_cli.program.channels import layers
+from modelopt_cli.program.channels.calls import argument, compute, operation
+from modelopt_cli.program.channels.products import attention, einsum, matmul
+from modelopt_cli.program.channels.ties import nothing, spread
+from modelopt_cli.program.channels.trace import Fetched, Rule, Trace, tensors_in
+
+_Pair = namedtuple("_Pair", "values indices")
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+
+
+def _elementwise(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    first, *others = [t.labels(value) for value in tensors_in((args, kwargs))]
+    for other in others:
+        first = t.ties.combine(first, other)
+    return first.expand(t.shapes[node.name])
+
+
+def _first(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    return t.labels(argument(args, kwargs, 0, "input"))
+
+
+def _shape_only(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    """Run as it is, on labels."""
+    args, kwargs = _labelled(t, args), _labelled(t, kwargs)
+    if operation(node) == "view":
+        return args[0].reshape(t.shapes[node.name])
+    return compute(node, args, kwargs)
+
+
+def _labelled(t: Trace, arguments: Any) -> Any:
+    return fx.node.map_aggregate(arguments, lambda a: t.labels(a) if isinstance(a, Fetched) else a)
+
+
+def _join(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    """``cat`` and ``stack``: along the other dimensions the parts go together."""
+    parts = [t.labels(part) for part in argument(args, kwargs, 0, "tensors")]
+    dim = argument(args, kwargs, 1, "dim", 0)
+    if operation(node) == "stack":
+        parts, dim = [part.unsqueeze(dim) for part in parts], dim % (parts[0].dim() + 1)
+    dim %= parts[0].dim()
+    tied = [d for d in range(parts[0].dim()) if d != dim and any(d in t.ties.varying(p) for p in parts)]
+    if tied:
+        parts = [t.ties.mix(part, [dim]) for part in parts]
+        for part in parts[1:]:
+            t.ties.same(parts[0].narrow(dim, 0, 1), part.narrow(dim, 0, 1))
+    return torch.cat(parts, dim)
+
+
+def _getitem(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    value, index = args
+    if not isinstance(value, Tensor | Fetched):
+        return value[index]
+    index = index if isinstance(index, tuple) else (index,)
+    looked_up = [place for place, part in enumerate(index) if isinstance(part, Tensor | Fetched | list)]
+    if not looked_up:
+        return t.labels(value)[index]
+    plain = all(part == slice(None) for place, part in enumerate(index) if place not in looked_up)
+    if len(looked_up) > 1 or not plain:
+        return t.unsupported(node, (args, kwargs))
+    return _look_up(t, node, value, looked_up[0], index[looked_up[0]])
+
+
+def _index_select(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    dim, index = argument(args, kwargs, 1, "dim"), argument(args, kwargs, 2, "index")
+    return _look_up(t, node, args[0], dim % t.labels(args[0]).dim(), index)
+
+
+def _look_up(t: Trace, node: fx.Node, value: Any, dim: int, index: Any) -> Any:
+    """What an index tensor picks along one dimension: known, or else any of it."""
+    labels, shape = t.labels(value), t.shapes[node.name]
+    known = index.tensor if isinstance(index, Fetched) else None
+    if isinstance(index, list):
+        known = torch.tensor(index)
+    if known is not None and known.dim() == 1 and known.dtype == torch.int64 and not known.is_meta:
+        return labels.index_select(dim, known.cpu() % labels.shape[dim])
+    if isinstance(index, Tensor):
+        t.ties.freeze(index, "is used as an index")
+    labels = t.ties.mix(labels, [dim], "is looked up by an index").select(dim, 0)
+    added = len(shape) - labels.dim()
+    return labels[(slice(None),) * dim + (None,) * added].expand(shape)
+
+
+def _reduce(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    """Sums, means and the like: what is read together can only stay or go together."""
+    x, name, shape = t.labels(args[0]), operation(node), t.shapes[node.name]
+    if name in ("max", "min") and len(tensors_in((args, kwargs))) > 1:
+        return _elementwise(t, node, args, kwargs)
+    dims = argument(args, kwargs, 2 if name == "norm" else 1, "dim")
+    if dims is None or isinstance(dims, bool):
+        return t.unsupported(node, (args, kwargs), f"goes through {name} over all dimensions")
+    dims = [d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)] or list(range(x.dim()))
+    x = t.ties.mix(x, dims, f"goes through {name} over channels")
+    x = x[tuple(slice(0, 1) if d in dims else slice(None) for d in range(x.dim()))]
+    if isinstance(shape, tuple) and not isinstance(shape, torch.Size):
+        return _Pair(x.reshape(shape[0]), nothing(shape[1]))
+    return nothing(shape) if name == "argmax" else x.reshape(shape)
+
+
+def _mixing(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    """Softmax and what else keeps the shape but reads a whole dimension."""
+    x, name = t.labels(args[0]), operation(node)
+    dim = argument(args, kwargs, 2 if name == "normalize" else 1, "dim", 1 if name == "normalize" else None)
+    dims = range(x.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
+    return t.ties.mix(x, dims, f"goes through {name} over channels")
+
+
+def _pool(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    x, name, shape = t.labels(args[0]), operation(node), t.shapes[node.name]
+    dims = int(name[-2]) if name.endswith("d") else x.dim() - 2
+    if not isinstance(shape, torch.Size) or x.dim() != dims + 2:
+        return t.unsupported(node, (args, kwargs))
+    return layers.pool(t, x, shape, dims)
+
+
+def _pad(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    pads, mode = argument(args, kwargs, 1, "pad"), argument(args, kwargs, 2, "mode", "constant")
+    x = t.labels(args[0])
+    padded = {x.dim() - 1 - i // 2 for i, amount in enumerate(pads) if amount}
+    if mode != "constant" and padded & set(t.ties.varying(x)):
+        return t.unsupported(node, (args, kwargs))
+    return layers.pad(t, node.name, x, list(pads))
+
+
+def _getattr(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    value, name = args
+    if name in ("T", "mT", "H"):
+        return getattr(t.labels(value), name)
+    if name in ("values", "indices"):
+        return getattr(value, name)
+    return getattr(value.tensor if isinstance(value, Fetched) else value, name)
+
+
+def _like(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    return t.labels(args[0])
+
+
+def _made(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    return nothing(t.shapes[node.name])
+
+
+def _fact(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    return compute(node, _labelled(t, args), kwargs)
+
+
+def _layer_of(weight: Any, bias: Any) -> str | None:
+    """The path of the layer whose fetched weight and bias these are."""
+    if not isinstance(weight, Fetched) or not weight.path.endswith(".weight"):
+        return None
+    path = weight.path.removesuffix(".weight")
+    return path if bias is None or (isinstance(bias, Fetched) and bias.path == f"{path}.bias") else None
+
+
+def _convolution(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    weight, bias = (argument(args, kwargs, i, name) for i, name in ((1, "weight"), (2, "bias")))
+    path, name, x = _layer_of(weight, bias), operation(node), t.labels(args[0])
+    transposed = "transpose" in name
+    groups = argument(args, kwargs, 6, "groups", 1)
+    if path is None or groups != 1 or x.dim() != int(name[-2]) + 2:
+        return t.unsupported(node, (args, kwargs))
+    sizes = (x.shape[1], weight.tensor.shape[1 if transposed else 0], groups)
+    return layers.convolve(t, path, sizes, x, t.shapes[node.name], transposed=transposed)
+
+
+def _linear(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    path = _layer_of(argument(args, kwargs, 1, "weight"), argument(args, kwargs, 2, "bias"))
+    if path is None:
+        return t.unsupported(node, (args, kwargs))
+    return layers.linear(t, path, None, t.labels(args[0]), t.shapes[node.name])
+
+
+def _embedding(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    weight = argument(args, kwargs, 1, "weight")
+    if not isinstance(weight, Fetched):
+        return t.unsupported(node, (args, kwargs))
+    t.ties.freeze(t.labels(args[0]), "is used as an index")
+    outputs = t.ties.fresh(f"columns {weight.path}", weight.tensor.shape[1])
+    t.slot(weight.path, 1, outputs, "out")
+    return spread(outputs, -1, t.shapes[node.name])
+
+
+def _prelu(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    x, weight = t.labels(args[0]), argument(args, kwargs, 1, "weight")
+    if not isinstance(weight, Fetched):
+        return t.unsupported(node, (args, kwargs))
+    if weight.tensor.numel() > 1:
+        t.slot(weight.path, 0, t.ties.line(x, 1), "norm")
+    return x
+
+
+def _pixels(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    x, shape = t.labels(args[0]), t.shapes[node.name]
+    if operation(node) == "pixel_shuffle":
+        return layers.pixel_shuffle(t, x, shape)
+    return layers.repeated(t, x, -3, shape)
+
+
+def _channel_shuffle(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    return torch.channel_shuffle(t.labels(args[0]).contiguous(), argument(args, kwargs, 1, "groups"))
+
+
+def _glu(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    return layers.glu(t, t.labels(args[0]), argument(args, kwargs, 1, "dim", -1))
+
+
+def _norm_call(names: tuple[str, ...], rule: Any) -> Rule:
+    def apply(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        path = _layer_of(given.get("weight"), given.get("bias"))
+        statistics = [given.get(name) for name in ("running_mean", "running_var")]
+        own = all(
+            isinstance(s, Fetched) and s.path.rpartition(".")[0] == path for s in statistics if s is not None
+        )
+        if path is None or not own:
+            return t.unsupported(node, (args, kwargs))
+        layer = SimpleNamespace(normalized_shape=given.get("normalized_shape"))
+        return rule(t, path, layer, t.labels(given["input"]), t.shapes[node.name])
+
+    return apply
+
+
+_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias")
+_NAMES: dict[Rule, str] = {
+    _elementwise: """
+        relu relu6 elu selu celu leaky_relu rrelu gelu silu mish softplus softsign softshrink hardshrink
+        tanhshrink threshold hardtanh hardswish hardsigmoid sigmoid tanh logsigmoid neg negative pos abs
+        square sqrt rsqrt reciprocal exp expm1 log log1p log2 sin cos tan atan erf sign round floor ceil
+        clamp clamp_min clamp_max clip add sub mul div floordiv floor_divide mod remainder pow minimum
+        maximum lt le eq ne gt ge and or xor invert logical_and logical_or logical_not where masked_fill
+    """,
+    _first: """
+        dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout stochastic_depth
+        drop_block2d drop_block3d contiguous clone detach float double half bfloat16 int long bool to type_as
+    """,
+    _shape_only: """
+        view reshape flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as repeat
+        repeat_interleave tile broadcast_to chunk split tensor_split unbind narrow select roll flip
+    """,
+    _join: "cat stack",
+    _getitem: "getitem",
+    _index_select: "index_select",
+    _reduce: "mean sum prod amax amin max min argmax std var norm logsumexp",
+    _mixing: "softmax log_softmax softmin normalize cumsum",
+    _pool: """
+        avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d lp_pool1d lp_pool2d
+        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+        adaptive_max_pool2d adaptive_max_pool3d interpolate upsample
+    """,
+    _pad: "pad",
+    _getattr: "getattr",
+    _like: "zeros_like ones_like full_like",
+    _made: "new_zeros new_ones new_full",
+    _fact: "size dim ndimension numel",
+    _convolution: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    _linear: "linear",
+    _embedding: "embedding",
+    _prelu: "prelu",
+    _pixels: "pixel_shuffle pixel_unshuffle",
+    _channel_shuffle: "channel_shuffle",
+    _glu: "glu",
+    _norm_call(_BATCH_NORM, layers.channel_norm): "batch_norm",
+    _norm_call(("input", "normalized_shape", "weight", "bias"), layers.last_dims_norm): "layer_norm",
+    _norm_call(("input", "normalized_shape", "weight"), layers.last_dims_norm): "rms_norm",
+    einsum: "einsum",
+    matmul: "matmul bmm mm",
+    attention: "scaled_dot_product_attention",
+}
+RULES: dict[str, Rule] = {name: rule for rule, names in _NAMES.items() for name in names.split()}
+"""Bare name of a function or method to how it treats channels."""

@@ -1,0 +1,185 @@
+"""Groups of channels that can be removed, and layers that cannot lose any."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from modelopt_cli.program.channels.attention import prepare
+from modelopt_cli.program.channels.execute import run
+from modelopt_cli.program.channels.trace import Slot, Trace
+from modelopt_cli.program.program import Program
+
+ROLES = ("out", "in", "bias", "norm", "statistic", "tensor")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dimension of one parameter or buffer, as far as a group's channels are in it.
+
+    Attributes:
+        parameter: full name, e.g. ``layer1.0.conv1.weight``.
+        dim: the dimension that shrinks.
+        role: ``out`` weights that make the channel, ``in`` weights that read it, ``bias`` of a layer or
+            norm, ``norm`` scale, ``statistic`` running mean or variance, ``tensor`` fetched by the graph
+            itself (position embedding, class token, layer scale).
+        positions: along ``dim``, ``(n,)`` int64, ordered by unit.
+        units: the unit that each position belongs to, ``(n,)`` int64.
+    """
+
+    parameter: str
+    dim: int
+    role: str
+    positions: Tensor
+    units: Tensor
+
+    @property
+    def index(self) -> tuple[Tensor, ...]:
+        """The positions of each unit up to the last one that has any."""
+        return self.positions.split(torch.bincount(self.units).tolist())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels of several layers that can only go together.
+
+    Attributes:
+        name: the first layer that makes them (``#2`` and so on where it makes those of several groups).
+        units: how many can be chosen from; a unit is a channel with all it is coupled to, or a head.
+        layers: all layers with a member, in the order of the graph.
+        members: what shrinks when a unit goes.
+        step: kept units have to be a multiple of this.
+    """
+
+    name: str
+    units: int
+    layers: tuple[str, ...]
+    members: tuple[Member, ...]
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What can be removed from a Program.
+
+    Attributes:
+        groups: in the order of the graph.
+        frozen: layer to the reason why none of its output channels can be removed.
+        program: the Program the names refer to: attention modules are taken apart in it.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: dict[str, str]
+    program: Program
+    trace: Trace = field(repr=False)
+    classes: dict[str, Tensor] = field(repr=False)
+
+    def __getitem__(self, name: str) -> Group:
+        return next(group for group in self.groups if group.name == name)
+
+
+def analyse(program: Program) -> Dependencies:
+    """Find the channels of a Program that depend on one another.
+
+    Every output channel gets a number, the graph is run on those numbers, and operations tie them: an
+    addition ties what it adds, a grouped convolution the same places of its groups, attention a head's
+    channels. Channels tied to one another are a unit; units made by the same layers are a group
+    (cf. Fang et al., "DepGraph", CVPR 2023). Needs shapes only: weights may be on the meta device.
+
+    Args:
+        program: any Program; it is not changed.
+    """
+    program = prepare(program)
+    trace = run(program)
+    reasons = _reasons(trace, trace.ties.frozen)
+    by_class = _outputs_by_class(trace)
+    bundles: dict[tuple[int, ...], list[int]] = {}
+    for root, makers in by_class.items():
+        if root not in reasons:
+            bundles.setdefault(tuple(makers), []).append(root)
+    chosen = sorted((makers, roots) for makers, roots in bundles.items() if len(roots) > 1)
+    groups, classes = [], {}
+    names: dict[str, int] = {}
+    owner = torch.full((len(trace.ties),), -1)
+    local = torch.zeros(len(trace.ties), dtype=torch.int64)
+    for number, (_, roots) in enumerate(chosen):
+        owner[roots], local[roots] = number, torch.arange(len(roots))
+    members = _members(trace, owner, local, len(chosen))
+    for number, (makers, roots) in enumerate(chosen):
+        first = layer_of(trace.slots[makers[0]].tensor)
+        names[first] = names.get(first, 0) + 1
+        name = first if names[first] == 1 else f"{first}#{names[first]}"
+        layers = tuple(dict.fromkeys(layer_of(member.parameter) for member in members[number]))
+        groups.append(Group(name, len(roots), layers, tuple(members[number])))
+        classes[name] = torch.tensor(roots)
+    frozen = _frozen_layers(trace, owner, reasons)
+    return Dependencies(tuple(groups), frozen, program, trace, classes)
+
+
+def layer_of(tensor: str) -> str:
+    """The layer a tensor belongs to; a tensor of no layer stands for itself."""
+    return tensor.rpartition(".")[0] or tensor
+
+
+def _reasons(trace: Trace, marks: Iterable[tuple[Tensor, str]]) -> dict[int, str]:
+    """The first reason given for each class."""
+    reasons: dict[int, str] = {}
+    for atoms, why in marks:
+        for root in trace.ties.find(atoms).unique().tolist():
+            reasons.setdefault(root, why)
+    return reasons
+
+
+def _outputs_by_class(trace: Trace) -> dict[int, list[int]]:
+    """For each class the slots that make it, in the order of the graph; one slot for each dimension."""
+    first: dict[tuple[str, int], int] = {}
+    makers: dict[int, list[int]] = {}
+    for number, slot in enumerate(trace.slots):
+        if slot.role != "out" or first.setdefault((slot.tensor, slot.dim), number) != number:
+            continue
+        roots = trace.ties.find(slot.line)
+        for root in dict.fromkeys(roots[roots >= 0].tolist()):
+            makers.setdefault(root, []).append(number)
+    return makers
+
+
+def _members(trace: Trace, owner: Tensor, local: Tensor, count: int) -> list[list[Member]]:
+    """The members of each group, in the order of the graph."""
+    found: list[list[Member]] = [[] for _ in range(count)]
+    for slot in _once(trace.slots):
+        roots = trace.ties.find(slot.line)
+        group_of = torch.where(roots >= 0, owner[roots.clamp(min=0)], -1)
+        for number in group_of.unique().tolist():
+            if number < 0:
+                continue
+            positions = (group_of == number).nonzero().flatten()
+            units = local[roots[positions]]
+            order = units.argsort(stable=True)
+            found[number].append(Member(slot.tensor, slot.dim, slot.role, positions[order], units[order]))
+    return found
+
+
+def _once(slots: Iterable[Slot]) -> list[Slot]:
+    """One slot for each dimension of a tensor; the roles of tied tensors are those of the first."""
+    unique: dict[tuple[str, int], Slot] = {}
+    for slot in slots:
+        unique.setdefault((slot.tensor, slot.dim), slot)
+    return list(unique.values())
+
+
+def _frozen_layers(trace: Trace, owner: Tensor, reasons: dict[int, str]) -> dict[str, str]:
+    notes = _reasons(trace, trace.ties.notes)
+    frozen: dict[str, str] = {}
+    for slot in trace.slots:
+        if slot.role != "out":
+            continue
+        roots = trace.ties.find(slot.line)
+        if bool((owner[roots] >= 0).any()):
+            frozen.pop(layer_of(slot.tensor), None)
+            continue
+        known = [reasons[root] for root in roots.tolist() if root in reasons]
+        noted = [notes[root] for root in roots.tolist() if root in notes]
+        alone = "has one output channel" if len(roots) == 1 else "its channels can only stay or go together"
+        frozen.setdefault(layer_of(slot.tensor), (known or noted or [alone])[0])
+    return frozen

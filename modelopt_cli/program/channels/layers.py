@@ -1,0 +1,255 @@
+"""How each kind of layer treats channels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from modelopt_cli.program.channels.ties import spread
+from modelopt_cli.program.channels.trace import Trace
+from modelopt_cli.program.kinds import kind_of
+
+Layer = Callable[[Trace, str, Any, Tensor, Any], Any]
+
+
+def apply_layer(trace: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Labels of a layer's output; slots for its parameters."""
+    layer = trace.program.get_submodule(str(node.target))
+    rule = _RULES.get(kind_of(layer) or "")
+    given = [*args, *kwargs.values()]
+    if rule is None or len(given) != 1 or getattr(layer, "return_indices", False):
+        return trace.unsupported(node, (args, kwargs))
+    x, shape = trace.labels(given[0]), trace.shapes[node.name]
+    rank = _RANKS.get((kind_of(layer) or "")[-2:])
+    if rank is not None and x.dim() != rank and rule not in (_same, channel_norm):
+        return trace.unsupported(node, (args, kwargs), "has no batch dimension")
+    return rule(trace, str(node.target), layer, x, shape)
+
+
+_RANKS = {"1d": 3, "2d": 4, "3d": 5}
+
+
+def convolve(
+    t: Trace, key: str, channels: tuple[int, int, int], x: Tensor, shape: Any, *, transposed: bool = False
+) -> Tensor:
+    """A convolution with the parameters ``key.weight`` and ``key.bias``.
+
+    With several groups, the same places of every group go together, so that groups stay equally large.
+    Where a group has a single input or output (depthwise), whole groups go.
+
+    Args:
+        t: the trace.
+        key: path of the layer.
+        channels: in, out, groups.
+        x: input labels ``(1, in, ...)``.
+        shape: of the output.
+        transposed: the weight is ``(in, out / groups, ...)`` rather than ``(out, in / groups, ...)``.
+    """
+    entering, leaving, groups = channels
+    inputs, outputs = t.ties.line(x, 1), t.ties.fresh(key, leaving)
+    by_group, out_by_group = inputs.view(groups, -1), outputs.view(groups, -1)
+    whole = groups > 1 and min(by_group.shape[1], out_by_group.shape[1]) == 1
+    if whole:
+        t.ties.same(by_group, by_group[:, :1])
+        t.ties.same(out_by_group, by_group[:, :1])
+    elif groups > 1:
+        t.ties.same(by_group, by_group[:1])
+        t.ties.same(out_by_group, out_by_group[:1])
+    t.fields[key] = {"in_channels": inputs, "out_channels": outputs}
+    if whole:
+        t.fields[key]["groups"] = by_group[:, 0]
+        t.slot(f"{key}.weight", 0, inputs if transposed else outputs, "out")
+    elif transposed:
+        t.slot(f"{key}.weight", 0, inputs, "in")
+        t.slot(f"{key}.weight", 1, out_by_group[0], "out")
+    else:
+        t.slot(f"{key}.weight", 0, outputs, "out")
+        t.slot(f"{key}.weight", 1, by_group[0], "in")
+    t.slot(f"{key}.bias", 0, outputs, "bias")
+    return spread(outputs, 1, shape)
+
+
+def _conv(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    channels = (layer.in_channels, layer.out_channels, layer.groups)
+    return convolve(t, path, channels, x, shape, transposed=layer.transposed)
+
+
+def linear(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    """A linear layer with the parameters ``path.weight`` and ``path.bias``."""
+    inputs, outputs = t.ties.line(x, -1), t.ties.fresh(path, shape[-1])
+    t.fields[path] = {"in_features": inputs, "out_features": outputs}
+    t.slot(f"{path}.weight", 0, outputs, "out")
+    t.slot(f"{path}.weight", 1, inputs, "in")
+    t.slot(f"{path}.bias", 0, outputs, "bias")
+    return spread(outputs, -1, shape)
+
+
+def _embedding(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    t.ties.freeze(x, "is used as an index")
+    outputs = t.ties.fresh(path, layer.embedding_dim)
+    t.fields[path] = {"embedding_dim": outputs}
+    t.slot(f"{path}.weight", 1, outputs, "out")
+    return spread(outputs, -1, shape)
+
+
+def channel_norm(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    """Batch and instance norm: each channel on its own."""
+    line = t.ties.line(x, 1)
+    t.fields[path] = {"num_features": line}
+    _norm_slots(t, path, line)
+    return spread(line, 1, shape)
+
+
+def _norm_slots(t: Trace, path: str, line: Tensor) -> None:
+    t.slot(f"{path}.weight", 0, line, "norm")
+    t.slot(f"{path}.bias", 0, line, "bias")
+    for name in ("running_mean", "running_var"):
+        t.slot(f"{path}.{name}", 0, line, "statistic")
+
+
+def _group_norm(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    line = t.ties.line(x, 1)
+    t.fields[path] = {"num_channels": line}
+    if layer.num_groups == layer.num_channels:
+        t.fields[path]["num_groups"] = line
+    else:
+        grouped = line.view(layer.num_groups, -1)
+        t.ties.same(grouped, grouped[:1])
+    _norm_slots(t, path, line)
+    return spread(line, 1, shape)
+
+
+def last_dims_norm(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    """Layer and RMS norm over the last dimensions; their statistics are those of the channels left."""
+    rank = len(layer.normalized_shape)
+    x = t.ties.mix(x, range(x.dim() - rank))
+    block = t.ties.product(x[(0,) * (x.dim() - rank)])
+    varying = t.ties.varying(block)
+    sizes = list(layer.normalized_shape)
+    t.fields[path] = {
+        "normalized_shape": [t.ties.line(block, d) if d in varying else sizes[d] for d in range(rank)]
+    }
+    t.block(f"{path}.weight", block, "norm")
+    t.block(f"{path}.bias", block, "bias")
+    return x
+
+
+def _prelu(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    if layer.num_parameters == 1:
+        return x
+    line = t.ties.line(x, 1)
+    t.fields[path] = {"num_parameters": line}
+    t.slot(f"{path}.weight", 0, line, "norm")
+    return spread(line, 1, shape)
+
+
+def _same(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    return x
+
+
+def _over_channels(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    return t.ties.mix(x, [1 if type(layer) is nn.LocalResponseNorm else -3], f"is mixed by {path}")
+
+
+def _softmax(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    dims = range(x.dim()) if layer.dim is None else [layer.dim]
+    return t.ties.mix(x, dims, f"is mixed by {path}")
+
+
+def pool(t: Trace, x: Tensor, shape: Any, dims: int) -> Tensor:
+    """Something that works on the last ``dims`` dimensions and leaves channels apart."""
+    x = t.ties.mix(x, range(x.dim() - dims, x.dim()))
+    return x[(..., *[slice(0, 1)] * dims)].expand(shape)
+
+
+def _pool(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    return pool(t, x, shape, x.dim() - 2)
+
+
+def _reshape(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    return x.reshape(shape)
+
+
+def glu(t: Trace, x: Tensor, dim: int) -> Tensor:
+    """One half times the sigmoid of the other."""
+    first, second = x.chunk(2, dim)
+    t.ties.same(first, second)
+    return first
+
+
+def pixel_shuffle(t: Trace, x: Tensor, shape: Any) -> Tensor:
+    """All the channels that become one are tied."""
+    grouped = t.ties.line(x, -3).view(shape[-3], -1)
+    t.ties.same(grouped, grouped[:, :1])
+    return spread(grouped[:, 0], -3, shape)
+
+
+def repeated(t: Trace, x: Tensor, dim: int, shape: Any) -> Tensor:
+    """Each channel becomes several neighbouring ones."""
+    line = t.ties.line(x, dim)
+    return spread(line.repeat_interleave(shape[dim] // len(line)), dim, shape)
+
+
+def fold(t: Trace, x: Tensor, shape: Any) -> Tensor:
+    """Sums neighbourhoods: the channels of one kernel are tied."""
+    grouped = t.ties.line(x, 1).view(shape[1], -1)
+    t.ties.same(grouped, grouped[:, :1])
+    return spread(grouped[:, 0], 1, shape)
+
+
+def pad(t: Trace, key: str, x: Tensor, pads: list[int]) -> Tensor:
+    """Padding; what is added to a dimension of channels becomes channels that no layer makes."""
+    for i in range(len(pads) // 2):
+        d, (before, after) = x.dim() - 1 - i, pads[2 * i : 2 * i + 2]
+        if x.stride(d) == 0 or d not in t.ties.varying(x) or min(before, after) < 0:
+            x = t.ties.mix(x, [d])
+            x = x.narrow(d, 0, 1).expand([*x.shape[:d], x.shape[d] + before + after, *x.shape[d + 1 :]])
+            continue
+        new = t.ties.fresh(f"pad {key} {d}", before + after)
+        sides = [x.shape[:d] + (n,) + x.shape[d + 1 :] for n in (before, after)]
+        ends = [spread(part, d, side) for part, side in zip(new.split([before, after]), sides, strict=True)]
+        x = torch.cat([ends[0], x, ends[1]], d)
+    return x
+
+
+def _pad(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    dims = x.dim() - 2
+    x = t.ties.mix(x, range(2, x.dim()))
+    return x[(..., *[slice(0, 1)] * dims)].expand(shape)
+
+
+def _channel_shuffle(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    return torch.channel_shuffle(x.contiguous(), layer.groups)
+
+
+_KINDS: dict[Layer, str] = {
+    _conv: "Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d",
+    linear: "Linear",
+    _embedding: "Embedding",
+    channel_norm: "BatchNorm1d BatchNorm2d BatchNorm3d InstanceNorm1d InstanceNorm2d InstanceNorm3d",
+    _group_norm: "GroupNorm",
+    last_dims_norm: "LayerNorm RMSNorm",
+    _prelu: "PReLU",
+    _same: "ReLU ReLU6 SiLU Mish SELU Hardswish Hardsigmoid Sigmoid Tanh Tanhshrink Softsign LogSigmoid "
+    "Identity ELU CELU GELU Hardtanh LeakyReLU RReLU Softplus Threshold Hardshrink Softshrink Dropout "
+    "Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout StochasticDepth",
+    _over_channels: "LocalResponseNorm Softmax2d",
+    _softmax: "Softmax Softmin LogSoftmax",
+    _pool: "MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d LPPool1d LPPool2d LPPool3d "
+    "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d "
+    "AdaptiveMaxPool3d Upsample UpsamplingNearest2d UpsamplingBilinear2d",
+    _pad: " ".join(
+        f"{n}Pad{d}d"
+        for n in ("Reflection", "Replication", "Zero", "Circular", "Constant")
+        for d in (1, 2, 3)
+    ),
+    _reshape: "Flatten Unflatten",
+    lambda t, path, layer, x, shape: glu(t, x, layer.dim): "GLU",
+    lambda t, path, layer, x, shape: pixel_shuffle(t, x, shape): "PixelShuffle",
+    lambda t, path, layer, x, shape: repeated(t, x, -3, shape): "PixelUnshuffle",
+    lambda t, path, layer, x, shape: repeated(t, x, 1, shape): "Unfold",
+    lambda t, path, layer, x, shape: fold(t, x, shape): "Fold",
+    _channel_shuffle: "ChannelShuffle",
+}
+_RULES: dict[str, Layer] = {kind: rule for rule, kinds in _KINDS.items() for kind in kinds.split()}

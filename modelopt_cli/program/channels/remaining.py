@@ -1,0 +1,93 @@
+"""What is left of labels once some atoms are gone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modelopt_cli.errors import UsageError
+from modelopt_cli.program.channels.groups import Dependencies, Group
+from modelopt_cli.program.channels.ties import Ties
+
+
+class Remaining:
+    """Which channels stay.
+
+    Args:
+        dependencies: the groups.
+        keep: group name to the units that stay; all units of a group that is not named.
+
+    Raises:
+        UsageError: no such group or unit, or no unit left.
+    """
+
+    def __init__(self, dependencies: Dependencies, keep: Mapping[str, Sequence[int]]) -> None:
+        self._ties: Ties = dependencies.trace.ties
+        self._gone = torch.zeros(len(self._ties), dtype=torch.bool)
+        groups = {group.name: group for group in dependencies.groups}
+        for name, units in keep.items():
+            if name not in groups:
+                raise UsageError("no channels can be removed here", where=name)
+            stays = _stays(groups[name], units)
+            self._gone[dependencies.classes[name][~stays]] = True
+
+    def alive(self, labels: Tensor) -> Tensor:
+        """Whether each label stays; what is no channel does."""
+        if not len(self._ties):
+            return torch.ones_like(labels, dtype=torch.bool)
+        return (labels < 0) | ~self._gone[self._ties.find(labels).clamp(min=0)]
+
+    def kept(self, line: Tensor) -> Tensor:
+        """The positions along a line that stay."""
+        return self.alive(line).nonzero().flatten()
+
+    def count(self, line: Tensor) -> int:
+        """How many positions along a line stay."""
+        return int(self.alive(line).sum())
+
+    def kept_along(self, labels: Tensor, dim: int) -> Tensor | None:
+        """The positions that stay along a dimension; None where nothing goes.
+
+        A position goes when everything at it does.
+        """
+        moved = labels.movedim(dim, 0)
+        small = moved[(slice(None), *[slice(0, 1) if s == 0 else slice(None) for s in moved.stride()[1:]])]
+        if labels.dim() == 0 or (labels.stride(dim) == 0 or labels.shape[dim] < 2):
+            return None
+        stays = self.alive(small).flatten(1).any(1)
+        return None if bool(stays.all()) else stays.nonzero().flatten()
+
+    def restrict(self, value: Any) -> Any:
+        """The labels that stay, as a smaller tensor; tuples part by part, numbers as they are."""
+        if isinstance(value, tuple) and not isinstance(value, torch.Size):
+            parts = [self.restrict(part) for part in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        if not isinstance(value, Tensor):
+            return value
+        result = value
+        for dim in range(value.dim()):
+            kept = self.kept_along(value, dim)
+            if kept is not None:
+                result = _take(result, dim, kept)
+        return result
+
+
+def _take(labels: Tensor, dim: int, kept: Tensor) -> Tensor:
+    """``index_select`` that leaves dimensions of stride 0 as they are."""
+    small = labels[tuple(slice(0, 1) if s == 0 else slice(None) for s in labels.stride())]
+    shape = [len(kept) if d == dim else n for d, n in enumerate(labels.shape)]
+    return small.index_select(dim, kept).expand(shape)
+
+
+def _stays(group: Group, units: Sequence[int]) -> Tensor:
+    chosen = torch.as_tensor(list(units), dtype=torch.int64)
+    if not len(chosen):
+        raise UsageError("all channels would go", where=group.name, hint="keep at least one")
+    if int(chosen.min()) < 0 or int(chosen.max()) >= group.units or len(chosen.unique()) < len(chosen):
+        raise UsageError(f"units to keep are distinct and 0 to {group.units - 1}", where=group.name)
+    if len(chosen) % group.step:
+        raise UsageError(f"the units kept must be a multiple of {group.step}", where=group.name)
+    stays = torch.zeros(group.units, dtype=torch.bool)
+    stays[chosen] = True
+    return stays

@@ -1,0 +1,169 @@
+"""Taking channels out: smaller tensors, smaller layers, the same graph with other sizes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from modelopt_cli.errors import ModeloptError, UsageError
+from modelopt_cli.program.allowlist import is_in_place
+from modelopt_cli.program.channels.encodings import sliced
+from modelopt_cli.program.channels.execute import value_shapes
+from modelopt_cli.program.channels.groups import Dependencies, analyse, layer_of
+from modelopt_cli.program.channels.literals import Rewriter
+from modelopt_cli.program.channels.remaining import Remaining
+from modelopt_cli.program.channels.trace import Trace
+from modelopt_cli.program.kinds import build, config_of, kind_of
+from modelopt_cli.program.program import Program
+from modelopt_cli.program.rewrite import copy_graph
+
+_OTHER_BATCH = 3
+Kept = dict[str, dict[int, Tensor]]
+
+
+def remove(
+    program: Program, keep: Mapping[str, Sequence[int]], *, dependencies: Dependencies | None = None
+) -> Program:
+    """The Program without some of its channels; nothing is shared with the original.
+
+    It computes what the original would if what is removed were zero wherever it is read. Layer and
+    group norms take their statistics over the channels that are left.
+
+    Args:
+        program: not changed.
+        keep: group name, as ``analyse`` gives it, to the units that stay; other groups stay whole.
+        dependencies: what ``analyse`` found in this Program, to save doing it again.
+
+    Raises:
+        UsageError: no such group or unit, or a layer would be left without channels.
+    """
+    found = dependencies or analyse(program)
+    whole, trace = found.program, found.trace
+    left = Remaining(found, keep)
+    kept = _kept_positions(trace, left)
+    graph = copy_graph(whole.graph)
+    batched = value_shapes(whole, _OTHER_BATCH)
+    rewriter = Rewriter(graph, trace, left, batched)
+    rewriter.run()
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or is_in_place(node, whole))
+    tensors = _tensors(whole, kept)
+    parts = _parts(whole, graph, trace, left, rewriter, tensors)
+    smaller = Program(
+        parts, graph, input=whole.input, labels=whole.labels, history=whole.history, arch=whole.arch
+    ).train(whole.training)
+    names = smaller.state_dict().keys()
+    smaller.encodings = {
+        name: encoding
+        for name, original in whole.encodings.items()
+        if name in names
+        and (encoding := sliced(original, whole.get_parameter(name).shape, kept.get(name, {})))
+    }
+    _check(smaller, trace, rewriter, batched)
+    return smaller
+
+
+def _kept_positions(trace: Trace, left: Remaining) -> Kept:
+    """For each tensor that shrinks, the positions that stay along each dimension that does."""
+    kept: Kept = {}
+    for slot in trace.slots:
+        positions = left.kept(slot.line)
+        if len(positions) == len(slot.line):
+            continue
+        if not len(positions):
+            raise UsageError(
+                "would be left without channels",
+                where=layer_of(slot.tensor),
+                hint="keep more of what feeds it",
+            )
+        kept.setdefault(slot.tensor, {})[slot.dim] = positions
+    return kept
+
+
+def _tensors(program: Program, kept: Kept) -> dict[int, Tensor]:
+    """A new tensor for each old one, by the old one's id."""
+    new: dict[int, Tensor] = {}
+    for name, tensor in program.state_dict(keep_vars=True).items():
+        if id(tensor) in new:
+            continue
+        values = tensor.detach()
+        for dim, positions in kept.get(name, {}).items():
+            values = values.index_select(dim, positions.to(values.device))
+        values = values.clone() if name not in kept else values.contiguous()
+        is_parameter = isinstance(tensor, nn.Parameter)
+        new[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
+    return new
+
+
+def _parts(
+    program: Program,
+    graph: fx.Graph,
+    trace: Trace,
+    left: Remaining,
+    rewriter: Rewriter,
+    tensors: Mapping[int, Tensor],
+) -> dict[str, Any]:
+    """The new layers and tensors the graph refers to, by path."""
+    device = next((t.device for t in tensors.values()), torch.device("cpu"))
+    parts: dict[str, Any] = {}
+    for node in graph.nodes:
+        path = str(node.target)
+        if node.op == "call_module" and path not in parts:
+            fields = dict(trace.fields.get(path, {}))
+            parts[path] = _layer(
+                program.get_submodule(path), fields, left, rewriter.values[node.name], tensors
+            )
+        elif node.op == "get_attr" and path in rewriter.indices:
+            parts[path] = rewriter.indices[path].to(device)
+        elif node.op == "get_attr":
+            parts[path] = tensors[id(attrgetter(path)(program))]
+    return parts
+
+
+def _layer(
+    layer: nn.Module, fields: Mapping[str, Any], left: Remaining, output: Any, tensors: Mapping[int, Tensor]
+) -> nn.Module:
+    config = config_of(layer)
+    for name, counted in fields.items():
+        config[name] = (
+            [left.count(c) if isinstance(c, Tensor) else c for c in counted]
+            if isinstance(counted, list)
+            else left.count(counted)
+        )
+    if isinstance(layer, nn.Unflatten):
+        config["unflattened_size"] = _unflattened(layer, output)
+    new = build(kind_of(layer) or "", config)
+    old = dict(layer.named_modules())
+    for path, part in new.named_modules():
+        for mine, theirs in ((part._parameters, old[path]._parameters), (part._buffers, old[path]._buffers)):
+            mine.update({k: None if v is None else tensors[id(v)] for k, v in theirs.items()})  # type: ignore[misc]
+    return new
+
+
+def _unflattened(layer: nn.Unflatten, output: Tensor) -> list[int]:
+    count = len(layer.unflattened_size)
+    start = int(layer.dim) if int(layer.dim) >= 0 else int(layer.dim) + output.dim() - count + 1
+    return list(output.shape[start : start + count])
+
+
+def _check(smaller: Program, trace: Trace, rewriter: Rewriter, batched: Mapping[str, Any]) -> None:
+    """Every value has the shape that its labels say, at another batch size, too."""
+    for name, shape in value_shapes(smaller, _OTHER_BATCH).items():
+        if (
+            not isinstance(shape, torch.Size)
+            or name not in batched
+            or not isinstance(batched[name], torch.Size)
+        ):
+            continue
+        labels = rewriter.values.get(name)
+        if not isinstance(labels, Tensor) or name in trace.inside:
+            continue
+        wanted = [
+            now * math.prod(batched[name][d : d + 1]) // before
+            for d, (now, before) in enumerate(zip(labels.shape, trace.shapes[name], strict=True))
+            if before
+        ]
+        if list(shape) != wanted:
+            raise ModeloptError(f"{tuple(shape)} where {tuple(wanted)} should be left", where=name)

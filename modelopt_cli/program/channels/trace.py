@@ -1,0 +1,139 @@
+"""What is known of a Program while its graph runs on labels instead of values."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from modelopt_cli.program.channels.calls import operation
+from modelopt_cli.program.channels.shuffles import Selection
+from modelopt_cli.program.channels.ties import Ties, nothing
+from modelopt_cli.program.program import Program
+
+_MOST_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A tensor that the graph fetches by path."""
+
+    path: str
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Labels of one dimension of a parameter or buffer; ``role`` as in ``Member``."""
+
+    tensor: str
+    dim: int
+    line: Tensor
+    role: str
+
+
+Rule = Callable[["Trace", fx.Node, tuple[Any, ...], dict[str, Any]], Any]
+
+
+@dataclass
+class Trace:
+    """Labels of every value of a Program.
+
+    Attributes:
+        shapes: of every value at batch size 1, tuples of shapes for tuples of tensors.
+        values: labels of tensors, and numbers as they are, by node name.
+        slots: labels of parameters and buffers.
+        fields: labels that hyperparameters count, by layer and name: a line, or a list of lines and numbers.
+        selections: nodes that pick or reorder channels of an earlier value.
+        inside: nodes between such a value and its selection, which need not be boxes of channels.
+        boxed: whether values are tied so that what is removed leaves no holes.
+        loose: tensors that the graph uses outside of any layer.
+    """
+
+    program: Program
+    ties: Ties = field(default_factory=Ties)
+    shapes: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    slots: list[Slot] = field(default_factory=list)
+    fields: dict[str, dict[str, Any]] = field(default_factory=dict)
+    selections: dict[str, Selection] = field(default_factory=dict)
+    inside: frozenset[str] = frozenset()
+    boxed: bool = False
+    loose: set[str] = field(default_factory=set)
+    _tensors: dict[str, Tensor] = field(default_factory=dict)
+    _names: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._tensors = dict(self.program.state_dict(keep_vars=True))
+        for name, tensor in self._tensors.items():
+            self._names.setdefault(id(tensor), name)
+
+    def has(self, tensor: str) -> bool:
+        """Whether the Program has a tensor of this name."""
+        return tensor in self._tensors
+
+    def slot(self, tensor: str, dim: int, line: Tensor, role: str) -> None:
+        """Say what the places of a tensor along ``dim`` belong to; nothing if the tensor does not exist."""
+        if tensor in self._tensors:
+            self.slots.append(Slot(self._names[id(self._tensors[tensor])], dim, line, role))
+
+    def block(self, tensor: str, labels: Tensor, role: str) -> None:
+        """Say what the elements of a tensor belong to; ``labels`` has its shape."""
+        labels = self.ties.product(labels)
+        for dim in self.ties.varying(labels):
+            self.slot(tensor, dim, self.ties.line(labels, dim), role)
+
+    def loose_blocks(self) -> None:
+        """The slots of tensors that no layer owns."""
+        for name in sorted(self.loose):
+            labels = self.ties.fresh(f"tensor {name}", self._tensors[name].numel())
+            self.block(name, labels.view(self._tensors[name].shape), "tensor")
+
+    def labels(self, value: Any) -> Tensor:
+        """The labels of a tensor value; those of a fetched tensor are made on its first such use."""
+        if not isinstance(value, Fetched):
+            return value  # type: ignore[no-any-return]
+        tensor = value.tensor
+        if not tensor.is_floating_point() or not 0 < tensor.numel() <= _MOST_ELEMENTS:
+            return nothing(tensor.shape)
+        name = self._names[id(tensor)]
+        labels = self.ties.fresh(f"tensor {name}", tensor.numel()).view(tensor.shape)
+        self.loose.add(name)
+        return self.ties.product(labels) if self.boxed else labels
+
+    def unsupported(self, node: fx.Node, arguments: Any, why: str | None = None) -> Any:
+        """Freeze everything that goes into a node; its output has no channels."""
+        why = why or f"goes through {describe(node, self.program)}, which channels cannot be followed through"
+        for value in tensors_in(arguments):
+            self.ties.freeze(self.labels(value), why)
+        return blank(self.shapes[node.name])
+
+
+def describe(node: fx.Node, program: Program) -> str:
+    """What a node calls, for a message."""
+    if node.op == "call_module":
+        return f"{node.target} ({type(program.get_submodule(str(node.target))).__name__})"
+    return operation(node)
+
+
+def tensors_in(arguments: Any) -> list[Any]:
+    """The tensors, labelled or fetched, anywhere among a call's arguments."""
+    found: list[Any] = []
+
+    def look(value: Any) -> Any:
+        if isinstance(value, Tensor | Fetched):
+            found.append(value)
+        return value
+
+    fx.node.map_aggregate(arguments, look)
+    return found
+
+
+def blank(shape: Any) -> Any:
+    """Labels without channels for a value of this shape; numbers stay."""
+    if isinstance(shape, torch.Size):
+        return nothing(shape)
+    if isinstance(shape, tuple | list):
+        return tuple(blank(part) for part in shape)
+    return shape
