@@ -208,7 +208,7 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> None
     names = [name for name in (*before, *now) if before.get(name, _NONE) != now.get(name, _NONE)]
     if names:
         differ = ", ".join(
-            f"{name} {_shown(before.get(name, _NONE))}, now {_shown(now.get(name, _NONE))}"
+            f"{name} ({_shown(before.get(name, _NONE))}, now {_shown(now.get(name, _NONE))})"
             for name in dict.fromkeys(names)
         )
         raise UsageError(
