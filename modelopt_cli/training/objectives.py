@@ -57,7 +57,7 @@ class Distillation:
             UsageError: teacher and student have different classes.
         """
         with torch.no_grad():
-            answers = self.teacher.to(images.device)(images).float()
+            answers = self.teacher.to(images.device)(images).to(logits.dtype)
         if answers.shape != logits.shape:
             raise UsageError(
                 f"the teacher answers {tuple(answers.shape)}, the student {tuple(logits.shape)}",

@@ -1,0 +1,73 @@
+"""A small network and data to train it on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modelopt_cli.data import Data
+from modelopt_cli.data.arrays import ArraySource
+from modelopt_cli.program import InputSpec
+
+SHAPE = (2, 6, 6)
+CLASSES = 3
+
+
+def noisy_patterns(samples: int = 64, seed: int = 0, noise: float = 1.0) -> Data:
+    """Noise around one pattern for each class."""
+    generator = np.random.default_rng(seed)
+    patterns = np.random.default_rng(99).normal(size=(CLASSES, *SHAPE))
+    labels = np.arange(samples) % CLASSES
+    images = patterns[labels] + noise * generator.normal(size=(samples, *SHAPE))
+    return Data(ArraySource("patterns", images.astype(np.float32), labels), InputSpec(SHAPE))
+
+
+def small_network(dropout: float = 0.0, seed: int = 0) -> nn.Sequential:
+    """Convolutions, batch norm, dropout, a linear layer."""
+    before = torch.get_rng_state()
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.Conv2d(4, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(16, CLASSES)),
+    )
+    torch.set_rng_state(before)
+    return network
+
+
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of everything in the network."""
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def differing(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that are not equal bit for bit."""
+    assert first.keys() == second.keys()
+    return [name for name in first if not torch.equal(first[name], second[name])]
+
+
+@dataclass
+class Watcher:
+    """A companion that only looks, or does what it is told before a step."""
+
+    before: dict[int, BaseException] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)
+    weights: list[dict[str, Tensor]] = field(default_factory=list)
+    watched: nn.Module | None = None
+
+    def before_step(self, network: nn.Module, step: int, steps: int) -> None:
+        if step in self.before:
+            raise self.before[step]
+        self.watched = network
+
+    def after_step(self, network: nn.Module, step: int, steps: int) -> None:
+        if network is self.watched:
+            self.steps.append(step)
+            self.weights.append(weights_of(network))
+
+    def state(self) -> dict[str, Tensor]:
+        return {"seen": torch.tensor(len(self.steps))}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.steps = list(range(int(state["seen"])))
