@@ -77,7 +77,7 @@ def compact(program: Program, names: Iterable[str] = (), pattern: str | None = N
     """How every parameter of a Program is to be stored now; assign it to ``program.encodings``.
 
     Args:
-        program: its tensors as they are; it is not changed.
+        program: its tensors as they are; it is not changed. Encodings of tensors it no longer has go.
         names: parameters that have just been pruned, beside those marked as pruned before.
         pattern: of those in ``names``, see :func:`sparse_encoding`.
     """
@@ -92,8 +92,8 @@ def compact_state(
 ) -> dict[str, Encoding]:
     """:func:`compact` for tensors without a graph."""
     fresh = set(names)
-    found = dict(encodings)
-    for name in sorted(fresh | pruned_names(encodings)):
+    found = {name: encoding for name, encoding in encodings.items() if name in state}
+    for name in sorted(fresh | pruned_names(found)):
         hint = pattern if name in fresh else None
         try:
             found[name] = pruned_encoding(state[name].detach().cpu(), encodings.get(name), hint)
@@ -102,20 +102,40 @@ def compact_state(
     return found
 
 
-def check_zeros(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-    """Make sure that what was pruned still is.
+def carry_over(
+    before: Mapping[str, Tensor],
+    earlier: Mapping[str, Encoding],
+    after: Mapping[str, Tensor],
+    encodings: Mapping[str, Encoding],
+    renamed: Mapping[str, str] | None = None,
+) -> dict[str, Encoding]:
+    """Keep what pruning promised through a method that gave pruned parameters other values or types.
 
     Args:
-        before: tensors by name.
-        after: the tensors that a method made of them, of the same shapes, perhaps of other types.
-        names: those to compare: name before to name after.
+        before: the tensors that the method was given, by name.
+        earlier: how those were stored.
+        after: the tensors it made; a pruned one has its shape still, or is gone.
+        encodings: how the method wants those stored.
+        renamed: names before to names after, where they differ.
+
+    Returns:
+        The encodings to store ``after`` with.
 
     Raises:
         ModeloptError: a zero is not zero any more (a bug of the method).
     """
-    for old, new in names.items():
-        if bool((after[new][before[old] == 0] != 0).any()):
-            raise ModeloptError("a weight that was pruned is not zero any more", where=new)
+    found = dict(encodings)
+    for old in sorted(pruned_names(earlier)):
+        name = (renamed or {}).get(old, old)
+        if name not in after:
+            continue
+        if bool((after[name][before[old] == 0] != 0).any()):
+            raise ModeloptError("a weight that was pruned is not zero any more", where=name)
+        base = without_zeros(encodings.get(name))
+        # The old form over the new values: compact tries its pattern again.
+        form = {**earlier[old].params, "values": settings_of(base)}
+        found[name] = Encoding("sparse", form, dict(base.parts))
+    return compact_state(after, found)
 
 
 def _can_be_sparse(tensor: Tensor, base: Encoding) -> bool:

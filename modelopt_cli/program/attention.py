@@ -43,6 +43,13 @@ def split_attention(program: Program) -> Program:
     return program
 
 
+def split_names(program: Program, split: Program) -> dict[str, str]:
+    """Parameters that ``split_attention`` gave another name: the name before to the name after."""
+    names = {name: name.removesuffix("in_proj_weight") + "in_proj.weight" for name in program.state_dict()}
+    after = split.state_dict()
+    return {old: new for old, new in names.items() if old not in after and new in after}
+
+
 def _is_plain(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     module = modules[str(node.target)]
     if not isinstance(module, nn.MultiheadAttention):

@@ -13,7 +13,7 @@ from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.artifact.codecs.bits import pack, pack_mask, unpack, unpack_mask
 from modelopt_cli.artifact.codecs.smallest import best_run_bits
 from modelopt_cli.artifact.sparsity import (
-    check_zeros,
+    carry_over,
     compact_state,
     pruned_encoding,
     pruned_names,
@@ -563,8 +563,13 @@ def test_files_hold_pruned_tensors_and_say_so(tmp_path):
     assert compact_state(found.state, found.encodings).keys() == encodings.keys()
 
 
-def test_lost_zeros_are_noticed():
-    before = {"a": torch.tensor([0.0, 1.0]), "b": torch.tensor([0.0])}
-    check_zeros(before, {"x": torch.tensor([0, 5], dtype=torch.int8)}, {"a": "x"})
-    with pytest.raises(ModeloptError, match="x: a weight that was pruned is not zero any more"):
-        check_zeros(before, {"x": torch.tensor([1, 5], dtype=torch.int8)}, {"a": "x"})
+def test_what_was_pruned_stays_pruned_under_new_values_and_names():
+    before = {"a": two_of_four(16, 64), "gone": torch.zeros(4, 4), "whole": torch.ones(2)}
+    earlier = compact_state(before, {}, ["a", "gone"])
+    after = {"b": (before["a"].sign() * 9).to(torch.int8), "whole": torch.ones(2)}
+    found = carry_over(before, earlier, after, {}, {"a": "b"})
+    assert found.keys() == {"b"}
+    assert found["b"].params["form"] == "n:m"
+    after["b"][before["a"] == 0] = 1
+    with pytest.raises(ModeloptError, match="b: a weight that was pruned is not zero any more"):
+        carry_over(before, earlier, after, {}, {"a": "b"})

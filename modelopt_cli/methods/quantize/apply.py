@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from modelopt_cli.artifact.sparsity import carry_over, without_zeros
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.quantize.calibrate import calibrate, value_shapes
@@ -16,7 +17,7 @@ from modelopt_cli.methods.quantize.static import convert, fill, numeric_padding,
 from modelopt_cli.methods.quantize.weight_only import encode_weights, layer_of, storable
 from modelopt_cli.methods.select import select_layers
 from modelopt_cli.program import Program
-from modelopt_cli.program.attention import split_attention
+from modelopt_cli.program.attention import split_attention, split_names
 from modelopt_cli.program.coverage import WEIGHTED_KINDS, coverage
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.quantized import DynamicLinear
@@ -39,7 +40,7 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> Result:
         DataError: the calibration data are empty or do not fit.
     """
     result = _SCHEMES[config.scheme](program, config, context)
-    _forget_encodings(result.program)
+    _settle_encodings(program, result.program)
     covered = coverage(result.program)
     entry = {
         "method": "quantize",
@@ -92,7 +93,8 @@ def _dynamic(program: Program, config: QuantizeConfig, context: Context) -> Resu
 def _weight_only(program: Program, config: QuantizeConfig, context: Context) -> Result:
     ready = copy.deepcopy(program)
     state = dict(ready.named_parameters())
-    reasons = {name: why for name, why in storable(state).items() if name not in ready.encodings}
+    plain = {name for name in state if without_zeros(ready.encodings.get(name)).codec == "raw"}
+    reasons = {name: why for name, why in storable(state).items() if name in plain}
     by_layer = {layer_of(name): name for name in reasons}
     selected, skipped = select_layers(by_layer, config)
     skipped |= {layer: why for layer in selected if (why := reasons[by_layer[layer]])}
@@ -107,10 +109,13 @@ def _weight_only(program: Program, config: QuantizeConfig, context: Context) -> 
     return Result(ready.eval(), skipped)
 
 
-def _forget_encodings(program: Program) -> None:
-    """Drop what is recorded of tensors that are gone, or int8 themselves by now."""
-    floats = {name for name, tensor in program.state_dict().items() if tensor.is_floating_point()}
-    program.encodings = {name: e for name, e in program.encodings.items() if name in floats}
+def _settle_encodings(source: Program, made: Program) -> None:
+    """Forget what is recorded of tensors that are gone or int8 by now; what was pruned stays pruned."""
+    state = made.state_dict()
+    floats = {name for name, tensor in state.items() if tensor.is_floating_point()}
+    kept = {name: encoding for name, encoding in made.encodings.items() if name in floats}
+    renamed = split_names(source, made)
+    made.encodings = carry_over(source.state_dict(), source.encodings, state, kept, renamed)
 
 
 def _select(

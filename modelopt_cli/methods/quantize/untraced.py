@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from modelopt_cli.artifact.sparsity import carry_over
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.quantize.apply import nothing
 from modelopt_cli.methods.quantize.config import QuantizeConfig
@@ -19,20 +20,26 @@ from modelopt_cli.program.quantized import DynamicLinear
 
 @dataclass(frozen=True)
 class TensorResult:
-    """A quantized state dict: tensors, how each is stored, and what became of every layer."""
+    """A quantized state dict.
+
+    Attributes:
+        state: its tensors.
+        encodings: how each is stored.
+        coverage: what became of every layer.
+        skipped: the reason for every layer that this left as it was.
+    """
 
     state: dict[str, Tensor]
     encodings: dict[str, Encoding]
     coverage: Coverage
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """The reason for every layer that was left as it was."""
-        return {layer.name: layer.reason for layer in self.coverage.layers if layer.reason}
+    skipped: dict[str, str]
 
 
 def apply_to_state(
-    state: Mapping[str, Tensor], config: QuantizeConfig, linears: set[str] | None = None
+    state: Mapping[str, Tensor],
+    config: QuantizeConfig,
+    linears: set[str] | None = None,
+    encodings: Mapping[str, Encoding] | None = None,
 ) -> TensorResult:
     """Quantize a state dict that has no graph.
 
@@ -40,6 +47,7 @@ def apply_to_state(
         state: tensors by name; they are not changed.
         config: ``int8-weight``, or ``int8-dynamic`` where the network's linear layers are known.
         linears: names of the network's ``nn.Linear`` layers, or None for a bare state dict.
+        encodings: how the tensors were stored so far; what is pruned stays so.
 
     Raises:
         UsageError: the scheme needs a graph, or a network.
@@ -66,14 +74,19 @@ def apply_to_state(
     chosen = [by_layer[layer] for layer in selected if reasons[by_layer[layer]] is None]
     if not chosen:
         raise nothing(skipped)
-    rounded, encodings = encode_weights(state, chosen, exact_everywhere=dynamic)
-    layers = (
-        LayerStatus(layer, "weight", True, config.scheme)
-        if name in encodings
-        else LayerStatus(layer, "weight", False, reason=skipped[layer])
-        for layer, name in by_layer.items()
-    )
-    return TensorResult({**state, **rounded}, encodings, Coverage(tuple(layers)))
+    rounded, made = encode_weights(state, chosen, exact_everywhere=dynamic)
+    after, earlier = {**state, **rounded}, encodings or {}
+    kept = carry_over(state, earlier, after, {**earlier, **made})
+
+    def status(layer: str, name: str) -> LayerStatus:
+        if name in made:
+            return LayerStatus(layer, "weight", True, config.scheme)
+        if name in earlier:
+            return LayerStatus(layer, "weight", True, earlier[name].codec)
+        return LayerStatus(layer, "weight", False, reason=skipped[layer])
+
+    statuses = tuple(status(layer, name) for layer, name in by_layer.items())
+    return TensorResult(after, kept, Coverage(statuses), skipped)
 
 
 def restore(
@@ -83,11 +96,14 @@ def restore(
     last = next((e for e in reversed(history) if e.get("method") == "quantize"), None)
     if last is None or last.get("config", {}).get("scheme") != "int8-dynamic":
         return
-    for name in encodings:
+    skipped = last.get("skipped", {})
+    for name, encoding in encodings.items():
+        if "scale" not in encoding.parts or name in skipped or layer_of(name) in skipped:
+            continue
         linear = module.get_submodule(layer_of(name))
         if isinstance(linear, nn.Linear):
             layer = DynamicLinear(linear.in_features, linear.out_features, linear.bias is not None)
-            scale = encodings[name].parts["scale"].float()
+            scale = encoding.parts["scale"].float()
             # The decoded weights are exact multiples of their scale.
             layer.weight.copy_((linear.weight.detach() / scale.view(-1, 1)).round())
             layer.scale.copy_(scale)
