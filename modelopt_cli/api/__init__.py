@@ -3,5 +3,16 @@
 from modelopt_cli.api.evaluating import evaluate
 from modelopt_cli.api.loading import load, load_network
 from modelopt_cli.api.quantizing import QuantizeOutcome, quantize
+from modelopt_cli.api.training import TrainOutcome, train
+from modelopt_cli.api.tuning import TrainingRequest
 
-__all__ = ["QuantizeOutcome", "evaluate", "load", "load_network", "quantize"]
+__all__ = [
+    "QuantizeOutcome",
+    "TrainOutcome",
+    "TrainingRequest",
+    "evaluate",
+    "load",
+    "load_network",
+    "quantize",
+    "train",
+]

@@ -10,6 +10,7 @@ from modelopt_cli.artifact.header import input_from_json
 from modelopt_cli.checkpoint import Opened, open_model, resolve
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.data.preprocess import resolve_preprocess
+from modelopt_cli.errors import ArchitectureError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import Subject
 from modelopt_cli.methods.quantize.untraced import restore
@@ -67,6 +68,20 @@ def open_noting(path: str | Path, arch: str | None, wanted: InputSpec | None, on
         if on_note is not None:
             on_note(note)
     return opened
+
+
+def sample_of(opened: Opened, where: str | Path) -> InputSpec:
+    """What a sample of an opened network looks like.
+
+    Raises:
+        ArchitectureError: nothing says so.
+    """
+    architecture = opened.architecture
+    found = opened.program.input if opened.program else architecture.input if architecture else None
+    if found is None:
+        hint = "give --input-size and --channels"
+        raise ArchitectureError("nothing says what its input is", where=str(where), hint=hint)
+    return found
 
 
 def has_graph(path: str | Path) -> bool:

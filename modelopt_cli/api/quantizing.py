@@ -21,7 +21,7 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize import QuantizeConfig
 from modelopt_cli.methods.quantize.untraced import TensorResult, apply_to_state
 from modelopt_cli.methods.table import METHODS
-from modelopt_cli.program.coverage import Coverage, coverage
+from modelopt_cli.program.coverage import Coverage
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ def _quantized(
             if opened.module is not None
             else None
         )
-        return _tensor_product(apply_to_state(opened.state, config, linears), opened, config, options, origin)
+        earlier = opened.tensors.encodings if opened.tensors is not None else {}
+        result = apply_to_state(opened.state, config, linears, earlier)
+        return _tensor_product(result, opened, config, options, origin)
     samples = None
     if data is not None and config.scheme == "int8":
         samples = open_data(data, input=opened.program.input, overrides=overrides, seed=options.seed)
@@ -132,7 +134,7 @@ def _quantized(
         origin=origin,
     )
     program = METHODS["quantize"].apply(opened.program, config, context).program
-    return Product(coverage(program), program, {}, {})
+    return Product.of_program(program)
 
 
 def _tensor_product(
@@ -152,9 +154,4 @@ def _tensor_product(
         "coverage": {"compressed": covered.compressed, "total": covered.total},
         **origin,
     }
-    before = opened.tensors.history if opened.tensors is not None else ()
-    architecture = opened.architecture
-    about: dict[str, Any] = {"history": (*before, entry)}
-    if architecture is not None:
-        about |= {"arch": architecture.spec, "input": architecture.input, "labels": architecture.labels}
-    return Product(covered, result.state, result.encodings, about)
+    return Product.of_tensors(opened, result.state, result.encodings, covered, entry)

@@ -6,7 +6,7 @@ opened = open_model("net.pth", "net.py:make", InputSpec((3, 32, 32)))
 
 from modelopt_cli.checkpoint.arch import Architecture, resolve
 from modelopt_cli.checkpoint.load import build_loaded
-from modelopt_cli.checkpoint.open import Opened, open_model, require_network
+from modelopt_cli.checkpoint.open import Opened, fresh_model, open_model, require_network
 from modelopt_cli.checkpoint.read import StateFile, read_state
 from modelopt_cli.checkpoint.recognition import describe_nearest, recognise
 
@@ -16,6 +16,7 @@ __all__ = [
     "StateFile",
     "build_loaded",
     "describe_nearest",
+    "fresh_model",
     "open_model",
     "read_state",
     "recognise",

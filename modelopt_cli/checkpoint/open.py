@@ -29,7 +29,7 @@ class Opened:
     Attributes:
         state: its tensors by name; float weights in float32 where a network was built.
         kind: whether it was in our own format.
-        source_sha256: of the file or files.
+        source_sha256: of the file or files; empty where there is none.
         program: the network as a Program.
         module: the network where it could not be traced.
         architecture: what it was built from.
@@ -84,6 +84,34 @@ def open_model(path: str | Path, arch: str | None = None, input: InputSpec | Non
             architecture = dataclasses.replace(architecture, input=input)
         notes.append(f"recognised as {architecture.spec}")
     return dataclasses.replace(_build(architecture, state, path, found.sha256, notes), tensor_bytes=stored)
+
+
+def fresh_model(arch: str, input: InputSpec | None = None, seed: int = 0) -> Opened:
+    """A network with random weights, as if it had been opened.
+
+    Args:
+        arch: an ``--arch`` spec.
+        input: what a sample looks like; wins over what the architecture implies.
+        seed: of torch's random numbers; whatever else the user's own code draws from is its own affair.
+
+    Raises:
+        ArchitectureError, EnvironmentFailure: in one line each.
+    """
+    architecture = resolve(arch, input)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = architecture.build().float().eval()
+    program, why = _capture(module, architecture)
+    network = program or module
+    return Opened(
+        dict(network.state_dict()),
+        "checkpoint",
+        source_sha256="",
+        program=program,
+        module=None if program is not None else module,
+        architecture=architecture,
+        notes=[why] if why else [],
+    )
 
 
 def require_network(opened: Opened, path: str | Path) -> Program | nn.Module:

@@ -45,6 +45,7 @@ class Console:
         verbosity: how often ``-v`` was given.
         debug: tracebacks are shown.
         json: the result is one JSON object.
+        silent: nothing at all but errors: another process of the same command speaks.
     """
 
     def __init__(
@@ -60,24 +61,27 @@ class Console:
         self.verbosity = 0
         self.debug = False
         self.json = False
+        self.silent = False
         self._bars: Progress | None = None
 
     def result(self, renderable: "RenderableType") -> None:
         """Print the answer to what was asked, on stdout."""
-        self._write(self._stdout, self._render(renderable, self._stdout))
+        if not self.silent:
+            self._write(self._stdout, self._render(renderable, self._stdout))
 
     def result_json(self, data: Mapping[str, Any]) -> None:
         """Print the answer as one JSON object, on stdout; NaN and infinity are refused."""
-        self._write(self._stdout, json.dumps(data, indent=2, allow_nan=False) + "\n")
+        if not self.silent:
+            self._write(self._stdout, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
     def note(self, renderable: "RenderableType") -> None:
         """Tell something worth knowing, on stderr, unless quiet."""
-        if not self.quiet:
+        if not (self.quiet or self.silent):
             self._say(renderable)
 
     def detail(self, renderable: "RenderableType") -> None:
         """Tell something only ``-v`` asks for, on stderr."""
-        if self.verbosity and not self.quiet:
+        if self.verbosity and not (self.quiet or self.silent):
             self._say(renderable)
 
     def error(self, line: str) -> None:
@@ -99,7 +103,7 @@ class Console:
     @contextmanager
     def progress(self) -> Iterator[StageProgress]:
         """Bars on stderr, one for each stage, while the block runs; nothing where nobody watches."""
-        if self.quiet or not self.stderr_is_terminal():
+        if self.quiet or self.silent or not self.stderr_is_terminal():
             yield _no_progress
             return
         with _progress(self._rich(self._stderr)) as self._bars:

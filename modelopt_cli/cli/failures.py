@@ -9,7 +9,7 @@
 """
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from typer.exceptions import TyperException
 
@@ -43,7 +43,14 @@ class Failure:
 
 
 def explain(error: BaseException) -> Failure:
-    """Look ``error`` up in the table above."""
+    """Look ``error`` up in the table above; what a verb has noted on it, how to go on say, follows."""
+    failure = _look_up(error)
+    if failure.line is None:
+        return failure
+    return replace(failure, line="; ".join([failure.line, *getattr(error, "__notes__", ())]))
+
+
+def _look_up(error: BaseException) -> Failure:
     match error:
         case ModeloptError():
             return Failure(error.exit_code, str(error))

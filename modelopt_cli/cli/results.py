@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from modelopt_cli.cli.console import Console
 
 if TYPE_CHECKING:
-    from modelopt_cli.api import QuantizeOutcome
+    from modelopt_cli.api import QuantizeOutcome, TrainOutcome
+    from modelopt_cli.artifact import Written
     from modelopt_cli.measure import Evaluation
+    from modelopt_cli.training import Trained
 
 
 def show_evaluation(console: Console, evaluation: "Evaluation", exports: Sequence[Path], force: bool) -> None:
@@ -29,7 +31,6 @@ def show_quantized(
 ) -> None:
     """Say what was done to each layer, export and print the table; raises GateNotMet."""
     from modelopt_cli import report
-    from modelopt_cli.measure import gates
 
     layers = report.coverage_table(outcome.coverage)
     if outcome.evaluation is not None:
@@ -41,11 +42,50 @@ def show_quantized(
         console.result(f"the file would have {outcome.predicted_bytes:,} bytes")
     else:
         console.detail(layers)
-        if outcome.evaluation is not None:
-            console.result(report.table(outcome.evaluation))
-        console.note(f"wrote {outcome.written.path} ({outcome.written.file_bytes:,} bytes)")
+        _show_table(console, outcome.evaluation)
+        _show_written(console, outcome.written)
+    _require_gates(outcome.evaluation)
+
+
+def show_trained(console: Console, outcome: "TrainOutcome", exports: Sequence[Path], force: bool) -> None:
+    """Say how training went, export and print the table; raises GateNotMet."""
+    if outcome.written is None:  # another process of this command has the result
+        return
+    trained = outcome.trained
     if outcome.evaluation is not None:
-        gates.require(outcome.evaluation)
+        _export(outcome.evaluation, exports, force)
+    if console.json:
+        console.result_json(trained_json(outcome))
+    else:
+        _show_table(console, outcome.evaluation)
+        console.note(_trained_line(trained))
+        _show_written(console, outcome.written)
+    _require_gates(outcome.evaluation)
+
+
+def _trained_line(trained: "Trained") -> str:
+    line = f"trained {trained.epochs} epochs, {trained.steps:,} steps; last loss {trained.loss:.4f}"
+    if trained.best is None:
+        return line
+    return f"{line}; kept epoch {trained.best_epoch}, {trained.best:.2f} % on the validation samples"
+
+
+def trained_json(outcome: "TrainOutcome") -> dict[str, Any]:
+    """The object that ``train --json`` prints; ``evaluation`` is as ``eval --json`` prints it, or null."""
+    trained = outcome.trained
+    return {
+        "schema_version": 1,
+        "output": _written_json(outcome.written),
+        "training": {
+            "epochs": trained.epochs,
+            "steps": trained.steps,
+            "loss": trained.loss,
+            "best": trained.best,
+            "best_epoch": trained.best_epoch,
+            "seconds": trained.seconds,
+        },
+        "evaluation": _evaluation_json(outcome.evaluation),
+    }
 
 
 def quantized_json(outcome: "QuantizeOutcome") -> dict[str, Any]:
@@ -54,18 +94,43 @@ def quantized_json(outcome: "QuantizeOutcome") -> dict[str, Any]:
     ``output`` is null after ``--dry-run``, ``evaluation`` (as ``eval --json`` prints it) where nothing
     was measured.
     """
-    from modelopt_cli import report
-
-    written, evaluation = outcome.written, outcome.evaluation
     return {
         "schema_version": 1,
-        "output": None
-        if written is None
-        else {"path": str(written.path), "file_bytes": written.file_bytes, "sha256": written.sha256},
+        "output": _written_json(outcome.written),
         "predicted_bytes": outcome.predicted_bytes,
         "layers": [vars(layer) for layer in outcome.coverage.layers],
-        "evaluation": None if evaluation is None else report.to_json(evaluation),
+        "evaluation": _evaluation_json(outcome.evaluation),
     }
+
+
+def _written_json(written: "Written | None") -> dict[str, Any] | None:
+    if written is None:
+        return None
+    return {"path": str(written.path), "file_bytes": written.file_bytes, "sha256": written.sha256}
+
+
+def _evaluation_json(evaluation: "Evaluation | None") -> dict[str, Any] | None:
+    from modelopt_cli import report
+
+    return None if evaluation is None else report.to_json(evaluation)
+
+
+def _show_table(console: Console, evaluation: "Evaluation | None") -> None:
+    from modelopt_cli import report
+
+    if evaluation is not None:
+        console.result(report.table(evaluation))
+
+
+def _show_written(console: Console, written: "Written") -> None:
+    console.note(f"wrote {written.path} ({written.file_bytes:,} bytes)")
+
+
+def _require_gates(evaluation: "Evaluation | None") -> None:
+    from modelopt_cli.measure import gates
+
+    if evaluation is not None:
+        gates.require(evaluation)
 
 
 def _export(evaluation: "Evaluation", exports: Sequence[Path], force: bool) -> None:

@@ -21,7 +21,7 @@ from modelopt_cli.cli.options.prune import PruneOptions
 from modelopt_cli.cli.options.quantize import OBSERVERS, SCHEMES, QuantizeOptions
 from modelopt_cli.cli.options.request import Request, read_request
 from modelopt_cli.cli.options.run import RunOptions
-from modelopt_cli.cli.options.train import FineTuneOptions, TrainOptions
+from modelopt_cli.cli.options.train import FineTuneOptions, TrainOptions, beside_another, training_request
 
 __all__ = [
     "OBSERVERS",
@@ -44,8 +44,10 @@ __all__ = [
     "Request",
     "RunOptions",
     "TrainOptions",
+    "beside_another",
     "check_exports",
     "default_output",
     "read_exports",
     "read_request",
+    "training_request",
 ]

@@ -3,14 +3,18 @@
 ``--batch-size`` and ``--warmup`` are those of training here; latency's have longer names (``measure.py``).
 """
 
+import os
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modelopt_cli.cli.values import Reader, parse_choice
+
+if TYPE_CHECKING:
+    from modelopt_cli.api import TrainingRequest
 
 OPTIMIZERS = ("sgd", "adamw")
 LR_SCHEDULES = ("cosine", "step", "constant")
@@ -129,3 +133,24 @@ class FineTuneOptions(TrainOptions):
             option = f"--{field.name.replace('_', '-')}"
             reader.check(field.name == "train" or not given, option, "has no meaning without --epochs")
         return {}
+
+
+def training_request(options: TrainOptions, values: dict[str, Any]) -> "TrainingRequest":
+    """What the Python API takes for ``options``, of which ``values`` were read."""
+    from modelopt_cli.api import TrainingRequest
+    from modelopt_cli.training import TrainConfig
+
+    assert options.train is not None
+    return TrainingRequest(
+        train=options.train,
+        val=options.val,
+        config=TrainConfig(**values),
+        run=options.run,
+        resume=options.resume,
+        board=options.tensorboard,
+    )
+
+
+def beside_another() -> bool:
+    """Whether this is one of several processes that torchrun started, and not the one that speaks."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"

@@ -1,0 +1,205 @@
+"""The verb ``train``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import modelopt_cli
+from modelopt_cli import artifact
+from modelopt_cli.api.evaluating import measure_pairs, require_data
+from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
+from modelopt_cli.api.product import Product
+from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
+from modelopt_cli.artifact.sparsity import compact, compact_state, pruned_names, without_zeros
+from modelopt_cli.checkpoint import Opened, fresh_model, require_network
+from modelopt_cli.data import PreprocessOverrides
+from modelopt_cli.errors import UsageError
+from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
+from modelopt_cli.measure import gates as measure_gates
+from modelopt_cli.measure.latency import threads
+from modelopt_cli.methods.prune.masks import Masks
+from modelopt_cli.program import Encoding, InputSpec, Program
+from modelopt_cli.program.capture import evaluation_mode
+from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.training import Trained, Training, fit
+
+STAGE = "train"
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What ``train`` did.
+
+    Attributes:
+        trained: how training went.
+        written: the file, or None in a process that is not the main one of several.
+        evaluation: checkpoint and result side by side, or None where nothing was measured.
+    """
+
+    trained: Trained
+    written: artifact.Written | None
+    evaluation: Evaluation | None
+
+
+def train(
+    source: str | Path | None,
+    output: str | Path,
+    *,
+    training: TrainingRequest,
+    arch: str | None = None,
+    data: str | None = None,
+    overrides: PreprocessOverrides | None = None,
+    options: EvalOptions | None = None,
+    gates: Gates | None = None,
+    evaluate: bool = True,
+    force: bool = False,
+    on_note: Note | None = None,
+    progress: StageProgress | None = None,
+) -> TrainOutcome:
+    """Train a network into a file, from scratch or from a checkpoint, and measure it.
+
+    Args:
+        source: a checkpoint or an artifact to start from; None starts from random weights, drawn from
+            ``options.seed``.
+        output: the file to write; an existing one only with ``force``.
+        training: the data to train on, how, and where to keep the state of an interrupted run.
+        arch: the architecture, where there is no checkpoint or it is not recognised.
+        data: what to evaluate on, and never to train or choose by.
+        overrides: preprocessing the user wants instead of the implied one.
+        options: how to measure, and the seed, threads, device and workers.
+        gates: limits to apply to the result, compared with ``source``.
+        evaluate: whether to measure.
+        force: replace an existing output, and start over where an interrupted run is found.
+        on_note: called with one line for each thing worth knowing.
+        progress: called with the stage, what is done and the total.
+
+    Raises:
+        InputError: the source, the data, an option or the output cannot be used; nothing is written.
+        EnvironmentFailure: no space, no permission, an optional package.
+    """
+    options, gates = options or EvalOptions(), gates or Gates()
+    sources = [source] if source is not None else []
+    _check(source, arch, training, data, gates, evaluate)
+    artifact.check_output(output, force, sources)
+    wanted = open_input(sources, arch, training.train, overrides)
+    opened = _start(source, arch, wanted, options.seed, on_note)
+    sample = sample_of(opened, source or arch or "")
+    if evaluate:
+        require_data(data, sample, overrides, options.seed)
+    identity = {"command": "train", "source": opened.source_sha256, "arch": arch}
+    how = Surroundings(overrides, options, force, progress)
+    with threads(options.threads), trainer(training, output, identity, sample, how) as tools:
+        trained, product = _trained(opened, tools, options.seed)
+        written = product.write(output, force) if tools.world.main else None
+        tools.run.close()
+    outcome = TrainOutcome(trained, written, None)
+    if written is None or not evaluate:
+        return outcome
+    pairs = [(path, open_noting(path, arch, wanted, None)) for path in (*sources, output)]
+    options = replace(options, baseline=0)
+    evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
+    return replace(outcome, evaluation=evaluation)
+
+
+def _check(
+    source: str | Path | None,
+    arch: str | None,
+    training: TrainingRequest,
+    data: str | None,
+    gates: Gates,
+    evaluate: bool,
+) -> None:
+    """Refuse what would only be found out after training."""
+    if source is None and arch is None:
+        raise UsageError("nothing to train", hint="name a checkpoint, or an architecture with --arch")
+    if training.config.teacher is not None:
+        raise UsageError("has no meaning in train", where="--teacher", hint="it is for prune")
+    if gates and not evaluate:
+        raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
+    measure_gates.require_comparable(gates, 1 if source is None else 2)
+    training.require_fair(data)
+
+
+def _start(
+    source: str | Path | None, arch: str | None, wanted: InputSpec | None, seed: int, on_note: Note | None
+) -> Opened:
+    """The checkpoint, or fresh random weights."""
+    if source is not None:
+        opened = open_noting(source, arch, wanted, on_note)
+        require_network(opened, source)
+        return opened
+    assert arch is not None
+    opened = fresh_model(arch, wanted, seed)
+    for note in opened.notes:
+        if on_note is not None:
+            on_note(note)
+    return opened
+
+
+def _trained(opened: Opened, tools: Trainer, seed: int) -> tuple[Trained, Product]:
+    """The network after training; weights that were pruned stay zero."""
+    network: nn.Module = opened.program or opened.module  # type: ignore[assignment]
+    encodings = _trainable(opened)
+    state = network.state_dict()
+    masks = Masks({name: state[name] != 0 for name in pruned_names(encodings)})
+    trained = fit(network, tools.training, seed=seed, stage=STAGE, companions=[masks])
+    entry = _entry(opened, tools, trained, seed)
+    if isinstance(network, Program):
+        network.input = tools.training.train.input
+        network.labels = _labels(network, tools.training) or network.labels
+        network.encodings = compact(network)
+        network.history = (*network.history, entry)
+        return trained, Product.of_program(network)
+    state = dict(network.state_dict())
+    stored = compact_state(state, encodings)
+    return trained, Product.of_tensors(opened, state, stored, Coverage(()), entry)
+
+
+def _trainable(opened: Opened) -> Mapping[str, Encoding]:
+    """How the tensors are stored, if they may change.
+
+    Raises:
+        UsageError: they have been put onto int8 steps or the like, which training would leave.
+    """
+    tensors = opened.tensors
+    encodings = opened.program.encodings if opened.program else tensors.encodings if tensors else {}
+    for name, encoding in encodings.items():
+        if without_zeros(encoding).codec != "raw":
+            what = f"is stored as {without_zeros(encoding).codec} values, which training would change"
+            raise UsageError(what, where=name, hint="train first, then quantize")
+    return encodings
+
+
+def _entry(opened: Opened, tools: Trainer, trained: Trained, seed: int) -> dict[str, Any]:
+    """What the history says: nothing that would differ from one run to the next."""
+    training = tools.training
+    entry: dict[str, Any] = {
+        "method": "train",
+        "config": training.config.as_dict(),
+        "seed": seed,
+        "torch": str(torch.__version__),
+        "modelopt": modelopt_cli.__version__,
+        "data": training.train.name,
+        "epochs": trained.epochs,
+        "steps": trained.steps,
+        "skipped": {},
+    }
+    if training.val is not None:
+        entry["validation"] = training.val.name
+    if trained.best is not None:
+        entry |= {"best": round(trained.best, 4), "best_epoch": trained.best_epoch}
+    if opened.source_sha256:
+        entry["source_sha256"] = opened.source_sha256
+    return entry
+
+
+def _labels(program: Program, training: Training) -> tuple[str, ...] | None:
+    """The data's class names, if there are as many as logits."""
+    names = training.train.class_names
+    images = torch.zeros(1, *program.input.shape)
+    with evaluation_mode(program), torch.inference_mode():
+        return names if names is not None and len(names) == program(images).shape[-1] else None

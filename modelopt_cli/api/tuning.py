@@ -1,0 +1,140 @@
+"""What training is given on behalf of a verb: its data, and the folder it can be resumed from."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modelopt_cli.data import PreprocessOverrides, open_data
+from modelopt_cli.errors import UsageError
+from modelopt_cli.measure import EvalOptions, StageProgress
+from modelopt_cli.program import InputSpec
+from modelopt_cli.training import TrainConfig, Training
+from modelopt_cli.training.distributed import World, world
+from modelopt_cli.training.run import Run
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What to train on, how, and where to keep what an interrupted run needs.
+
+    Attributes:
+        train: spec of the training data.
+        val: spec of the data to choose the best weights by; without it, ``config.val_fraction`` counts.
+        config: how to train.
+        run: folder of the log and of the state of an interrupted run; None puts it beside the output, with
+            ``.run`` in place of its suffix.
+        resume: go on with an interrupted run, or start if there is none.
+        board: folder for TensorBoard, or None.
+    """
+
+    train: str
+    val: str | None = None
+    config: TrainConfig = field(default_factory=TrainConfig)
+    run: Path | None = None
+    resume: bool = False
+    board: Path | None = None
+
+    def folder(self, output: str | Path) -> Path:
+        """Where the run keeps its files."""
+        return self.run if self.run is not None else Path(output).with_suffix(".run")
+
+    def require_fair(self, data: str | None) -> None:
+        """Refuse to choose weights by what the result is judged on.
+
+        Raises:
+            UsageError: ``val`` is ``data``, or is given beside ``config.val_fraction``.
+        """
+        if self.val is not None and self.val == data:
+            hint = "hold out training data with --val-fraction"
+            raise UsageError(
+                "is what the result is judged on, and may not choose it", where="--val", hint=hint
+            )
+        if self.val is not None and self.config.val_fraction:
+            raise UsageError("cannot be given together with --val", where="--val-fraction")
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the interrupted one."""
+        return {"train": self.train, "val": self.val, "training": self.config.as_dict()}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a verb was given beside its source, its output and what to do.
+
+    Attributes:
+        overrides: preprocessing the user wants instead of the implied one.
+        options: seed, device, workers.
+        force: start over, whatever the run's folder holds.
+        progress: called with the stage, what is done and the total.
+    """
+
+    overrides: PreprocessOverrides | None
+    options: EvalOptions
+    force: bool
+    progress: StageProgress | None
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Opened data, a folder that is held, and the processes at work.
+
+    Attributes:
+        training: what ``training.fit`` and the methods take.
+        run: its folder.
+        world: the processes.
+    """
+
+    training: Training
+    run: Run
+    world: World
+
+
+@contextmanager
+def trainer(
+    request: TrainingRequest,
+    output: str | Path,
+    identity: Mapping[str, Any],
+    input: InputSpec,
+    how: Surroundings,
+) -> Iterator[Trainer]:
+    """Everything training needs; an error in here says how to resume, if that is possible.
+
+    Args:
+        request: what the user asked for.
+        output: the file to be written, which names the folder.
+        identity: what else decides the result.
+        input: what a sample looks like.
+        how: the rest.
+
+    Raises:
+        DataError: the data cannot be used.
+        UsageError: the folder holds a run that was begun otherwise, or that is not to be resumed.
+    """
+    here = world(how.options.device)
+    train, val = (
+        None if spec is None else open_data(spec, input=input, overrides=how.overrides, seed=how.options.seed)
+        for spec in (request.train, request.val)
+    )
+    assert train is not None
+    folder = request.folder(output)
+    about = {**identity, **request.identity(), "seed": how.options.seed, "input": list(train.input.shape)}
+    with Run(
+        folder, identity=about, resume=request.resume, force=how.force, board=request.board, world=here
+    ) as run:
+        training = Training(
+            train=train,
+            val=val,
+            config=request.config,
+            run=run,
+            device=how.options.device,
+            workers=how.options.workers,
+            progress=how.progress,
+        )
+        try:
+            yield Trainer(training, run, here)
+        except BaseException as error:  # Ctrl-C and SIGTERM included
+            if run.interrupted:
+                error.add_note(f"go on with the same command and --resume ({folder})")
+            raise

@@ -1,0 +1,65 @@
+"""``modelopt train``: an architecture or a checkpoint in, a trained file and the table out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelopt_cli.cli import options
+from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.results import show_trained
+from modelopt_cli.cli.values import Reader
+
+Start = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[CHECKPOINT]", help="What to start from; without one, from random weights of --arch."
+    ),
+]
+
+
+def train(
+    console: Console,
+    training: options.TrainOptions,
+    network: options.NetworkOptions,
+    run: options.RunOptions,
+    measure: options.MeasureTrainedOptions,
+    gates: options.GateOptions,
+    checkpoint: Start = None,
+    no_eval: options.NoEval = False,
+    output: options.Output = None,
+    force: options.Force = False,
+    export: options.Export = None,
+) -> None:
+    """Train a network into a file, from scratch or from a checkpoint.
+
+    Example: modelopt train --arch builtin:resnet8 --train train/ --val-fraction 0.1 --augment cifar
+        --data test/ -o base.safetensors
+    """
+    reader = Reader()
+    how = training.read(reader)
+    reader.check(training.train is not None, "--train", "there is nothing to train on; name the data")
+    reader.check(
+        output is not None or checkpoint is not None, "--output", "name the file to write, with -o FILE"
+    )
+    request = options.read_request(reader, network, run, measure, gates)
+    exports = options.read_exports(reader, export)
+    reader.finish()
+    console.silent = options.beside_another()
+    options.check_exports(exports, force)
+    target = output or options.default_output(checkpoint or Path(), "trained")
+
+    from modelopt_cli import api
+
+    with console.progress() as progress:
+        outcome = api.train(
+            checkpoint,
+            target,
+            training=options.training_request(training, how),
+            evaluate=not no_eval,
+            force=force,
+            on_note=console.note,
+            progress=progress,
+            **request.keywords(),
+        )
+    show_trained(console, outcome, exports, force=force)
