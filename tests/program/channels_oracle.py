@@ -1,16 +1,23 @@
-"""Channel pruning by Torch-Pruning 1.6 and by us, on the same network and by the same rule, to be compared."""
+"""Channel pruning by Torch-Pruning 1.6 and by us, of the same network by the same rule, to be compared."""
 
 import contextlib
+import copy
+import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch_pruning
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
+from modelopt_cli.program import Program
+from modelopt_cli.program.channels import Dependencies, analyse, remove
+
 CLASSES = 1000
 Shapes = dict[str, tuple[int, ...]]
+Keep = dict[str, list[int]]
 
 
 def kept(units: int, ratio: float, multiple: int = 1) -> int:
@@ -72,3 +79,84 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Unwrapped parameters detected": the default is what is wanted
         yield
+
+
+def prune_ours(program: Program, ratio: float, multiple: int = 1) -> tuple[Program, Dependencies, Keep]:
+    """Prune by the same rule: of every group as many units, chosen by the same scores.
+
+    Returns:
+        The pruned Program, what ``analyse`` found, and the units kept of each group.
+    """
+    found = analyse(program)
+    keep: Keep = {}
+    for group in found.groups:
+        makes = next(member for member in group.members if member.role == "out")
+        single = len(makes.positions) == group.units  # a head is more than a channel
+        count = kept(group.units, ratio, math.lcm(group.step, multiple if single else 1))
+        order = importance(group.units).argsort(descending=True)[: max(count, group.step)]
+        keep[group.name] = sorted(order.tolist())
+    return remove(program, keep, dependencies=found), found, keep
+
+
+def masked(found: Dependencies, keep: Keep) -> Program:
+    """The dense network with the channels that are to go zeroed in every layer that makes or reads them.
+
+    A layer norm takes its statistics over the channels that stay, with a mask; batch norms need none.
+    """
+    program = copy.deepcopy(found.program)
+    state = program.state_dict(keep_vars=True)
+    norms: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for group in found.groups:
+            gone = torch.ones(group.units, dtype=torch.bool)
+            gone[keep[group.name]] = False
+            for member in group.members:
+                positions = member.positions[gone[member.units]]
+                if member.role != "statistic":
+                    state[member.parameter].index_fill_(member.dim, positions, 0.0)
+                layer = member.parameter.rpartition(".")[0]
+                if member.role == "norm" and isinstance(program.get_submodule(layer), nn.LayerNorm):
+                    width = state[member.parameter].shape[0]
+                    norms.setdefault(layer, torch.ones(width, dtype=torch.bool))[positions] = False
+    for layer, stays in norms.items():
+        program.set_submodule(layer, _MaskedLayerNorm(program.get_submodule(layer), stays))
+    return program
+
+
+class _MaskedLayerNorm(nn.Module):
+    """Ba et al. 2016 over some of the channels, written out; the others come out as zero."""
+
+    def __init__(self, norm: nn.LayerNorm, stays: Tensor) -> None:
+        super().__init__()
+        self.norm, self.stays = norm, stays
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = self.stays.sum()
+        mean = (x * self.stays).sum(-1, keepdim=True) / count
+        apart = (x - mean) * self.stays
+        variance = apart.square().sum(-1, keepdim=True) / count
+        return apart / (variance + self.norm.eps).sqrt() * self.norm.weight + self.norm.bias * self.stays
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours beside theirs, over the parameters that both have.
+
+    Attributes:
+        same: parameters of equal shape.
+        smaller: parameters of which ours is smaller in some dimension and larger in none.
+        larger: names of the others, with both shapes; there should be none.
+    """
+
+    same: int
+    smaller: int
+    larger: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def compare(ours: Shapes, theirs: Shapes) -> Comparison:
+    """Compare shapes by name."""
+    theirs = {name.replace("in_proj_", "in_proj."): shape for name, shape in theirs.items()}
+    common = {name: (ours[name], theirs[name]) for name in ours.keys() & theirs.keys()}
+    larger = {name: pair for name, pair in common.items() if any(a > b for a, b in zip(*pair, strict=True))}
+    same = sum(a == b for a, b in common.values())
+    return Comparison(same, len(common) - same - len(larger), larger)
