@@ -60,7 +60,7 @@ def apply(program: Program, config: PruneConfig, context: Context) -> Result:
         raise NothingCompressed("nothing was removed", hint="nothing was written; ask for more")
     target = reached(metric, wanted, family.left(result))
     result.history = (*program.history, _entry(family, result, target))
-    return Result(result, skipped, target, tuple(family.notes))
+    return Result(result, skipped, target, (*family.notes, *family.closing_notes(result)))
 
 
 def sensitivity(program: Program, config: PruneConfig, context: Context) -> tuple[Sensitivity, ...]:

@@ -1,24 +1,28 @@
 """Channels that really go: which groups may lose units, how many each, and which ones."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 
+import torch
+
 from modelopt_cli.artifact.sparsity import compact
-from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.allocation import Curve, allocate
-from modelopt_cli.methods.prune.config import PruneConfig
-from modelopt_cli.methods.prune.criteria import CRITERIA
 from modelopt_cli.methods.prune.family import Family, nothing, shares, weighted_layers
 from modelopt_cli.methods.prune.ladder import Rungs, Step, after, finer, path
+from modelopt_cli.methods.prune.matrices import unseen_inputs
 from modelopt_cli.methods.prune.sensitivity import STEEP, Variant, curves, measure
 from modelopt_cli.methods.prune.statistics import collect
-from modelopt_cli.methods.prune.targets import TOLERANCE, Figures, search_path
-from modelopt_cli.methods.prune.units import unit_scores
+from modelopt_cli.methods.prune.targets import TOLERANCE, Found, search_path
+from modelopt_cli.methods.prune.units import unit_obstacle, unit_scores
 from modelopt_cli.methods.select import select_layers
 from modelopt_cli.program import Program
 from modelopt_cli.program.channels import Dependencies, Group, Member, analyse, prepare, remove
 
 Counts = Mapping[str, int]
+LAST = 8
+"""Groups that may end up rounded more finely than asked for."""
 
 
 def makers(group: Group) -> list[Member]:
@@ -36,11 +40,32 @@ def width(group: Group) -> int:
     return max(1, len(makers(group)[0].positions) // group.units)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What is known of a Program before its channels go.
+
+    Attributes:
+        program: attention is taken apart in it.
+        dependencies: of it.
+        groups: those that may lose units.
+        rungs: the numbers of units each may keep, and their scores.
+        shapes: of the first weight that makes each group's channels, for allocations that ask for it.
+    """
+
+    program: Program
+    dependencies: Dependencies
+    groups: Sequence[Group]
+    rungs: Mapping[str, Rungs]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
 class Channels(Family):
     """Structure ``channels``. Attention is taken apart first, so that its heads can go."""
 
-    def __init__(self, original: Program, config: PruneConfig, context: Context, figures: Figures) -> None:
-        super().__init__(prepare(original), config, context, figures)
+    @staticmethod
+    def prepared(program: Program) -> Program:
+        """With attention taken apart."""
+        return prepare(program)
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
@@ -64,7 +89,10 @@ class Channels(Family):
             for layer in producers(group):
                 if bound and layer not in left_out:
                     self.reasons[layer] = f"coupled with {bound[0]}: {left_out[bound[0]]}"
-            if not bound:
+            why = unit_obstacle(dependencies.program, group, self.config.chosen_criterion)
+            if why is not None:
+                self.reasons |= dict.fromkeys(producers(group), why)
+            elif not bound:
                 chosen.append(group.name)
         if not chosen:
             raise nothing(self.reasons)
@@ -72,17 +100,20 @@ class Channels(Family):
 
     def prune(self, program: Program, left: float, final: bool) -> Program:
         """Remove the units of the lowest scores, so many from each group as the allocation says."""
-        dependencies, groups = self._eligible(program)
-        rungs = self._rungs(program, dependencies, groups)
-        share = partial(self._shares, rungs, self._shapes(program, groups), self._curves(program))
+        cut = self._cut(program)
+        sensitive = self.config.chosen_allocation == "sensitivity"
+        known = curves(measure(self, program, STEEP)) if sensitive else None
+        share = partial(self._shares, cut, known)
         for level in (self.config.round_to, *finer(self.config.round_to)):
-            steps = path(rungs, share, level)
-            taken, reached = self._walk(program, rungs, steps, left)
-            if reached <= left + TOLERANCE or not final:
+            steps = path(cut.rungs, share, level)
+            plans: list[Counts] = [after(cut.rungs, steps[:n]) for n in range(len(steps) + 1)]
+            found = self._search(cut, plans, left)
+            if found.left <= left + TOLERANCE or not final:
                 break
-        if final and abs(reached - left) > TOLERANCE:
-            return self.removed(program, rungs, self._refine(program, rungs, steps, (taken, reached), left))
-        return self.removed(program, rungs, after(rungs, steps[:taken]))
+        counts = plans[found.place]
+        if final and abs(found.left - left) > TOLERANCE:
+            counts = self._refine(cut, plans[found.above], steps[found.above :], left)
+        return self.removed(cut, counts)
 
     def _eligible(self, program: Program) -> tuple[Dependencies, list[Group]]:
         names = set(self.groups)
@@ -90,118 +121,86 @@ class Channels(Family):
         return dependencies, [group for group in dependencies.groups if group.name in names]
 
     @cached_property
-    def _units(self) -> int:
-        """Units of the original that may go."""
-        return sum(group.units for group in self._eligible(self.original)[1])
+    def _whole(self) -> dict[str, int]:
+        """Units of the original in every group that may lose some."""
+        return {group.name: group.units for group in self._eligible(self.original)[1]}
 
-    def removed(self, program: Program, rungs: Mapping[str, Rungs], counts: Counts) -> Program:
+    @property
+    def _units(self) -> int:
+        return sum(self._whole.values())
+
+    def removed(self, cut: Cut, counts: Counts) -> Program:
         """The Program with the best units of every group kept."""
-        keep = {name: rungs[name].best(count) for name, count in counts.items() if count < rungs[name].units}
-        result = remove(program, keep)
+        keep = {
+            name: cut.rungs[name].best(count)
+            for name, count in counts.items()
+            if count < cut.rungs[name].units
+        }
+        result = remove(cut.program, keep, dependencies=cut.dependencies)
         result.encodings = compact(result)
         return result
 
-    def _rungs(
-        self, program: Program, dependencies: Dependencies, groups: Sequence[Group]
-    ) -> dict[str, Rungs]:
-        criterion = self.config.chosen_criterion
-        statistics = collect(
-            program,
-            criterion,
-            [member.parameter for group in groups for member in makers(group)],
-            self.context,
-            samples=self.config.calibration_samples,
-        )
+    def _cut(self, program: Program) -> Cut:
+        """Everything that is known of a Program before its channels go."""
+        dependencies, groups = self._eligible(program)
+        criterion, samples = self.config.chosen_criterion, self.config.calibration_samples
+        weights = [
+            member.parameter
+            for group in groups
+            for member in group.members
+            if member.role in ("out", "in") and unseen_inputs(program, member.parameter) is None
+        ]
+        statistics = collect(program, criterion, weights, self.context, samples=samples)
         scores = unit_scores(program, dependencies, criterion, statistics, seed=self.context.seed)
-        return {
-            group.name: Rungs(group.units, width(group), group.step, scores[group.name]) for group in groups
-        }
-
-    def _shares(
-        self,
-        rungs: Mapping[str, Rungs],
-        shapes: Mapping[str, tuple[int, ...]],
-        curves: Mapping[str, Curve] | None,
-        ratio: float,
-    ) -> dict[str, float]:
-        return allocate(
-            self.config.chosen_allocation,
-            {name: group.scores for name, group in rungs.items()},
-            shapes,
-            ratio,
-            costs={name: float(group.width) for name, group in rungs.items()},
-            curves=curves,
-            comparable=CRITERIA[self.config.chosen_criterion].comparable,
-            least_kept=0,
-        )
-
-    def _shapes(self, program: Program, groups: Sequence[Group]) -> dict[str, tuple[int, ...]]:
-        """Of each group the first weight that makes its channels, for allocations that ask for shapes."""
+        groups = [group for group in groups if group.name in scores]
+        rungs = {g.name: Rungs(g.units, width(g), g.step, scores[g.name]) for g in groups}
         state = program.state_dict()
-        return {group.name: tuple(state[makers(group)[0].parameter].shape) for group in groups}
+        shapes = {group.name: tuple(state[makers(group)[0].parameter].shape) for group in groups}
+        return Cut(program, dependencies, groups, rungs, shapes)
 
-    def _curves(self, program: Program) -> dict[str, Curve] | None:
-        if self.config.chosen_allocation != "sensitivity":
-            return None
-        return curves(measure(self, program, STEEP))
+    def _shares(self, cut: Cut, known: Mapping[str, Curve] | None, ratio: float) -> dict[str, float]:
+        scores = {name: group.scores for name, group in cut.rungs.items()}
+        name = self.config.chosen_allocation
+        return allocate(name, scores, cut.shapes, ratio, curves=known, least_kept=0)
 
     def variants(self, program: Program, sparsities: Sequence[float]) -> Iterator[Variant]:
         """The Program with one group pruned at a time, to the nearest number of units."""
-        dependencies, groups = self._eligible(program)
-        rungs = self._rungs(program, dependencies, groups)
-        for group in groups:
-            units = rungs[group.name]
+        cut = self._cut(program)
+        for group in cut.groups:
             for sparsity in sparsities:
-                count = max(1, round(units.units * (1 - sparsity) / group.step)) * group.step
-                if count < units.units:
-                    make = partial(self.removed, program, rungs, {group.name: count})
-                    yield Variant(group.name, producers(group), 1 - count / units.units, make)
+                count = max(1, round(group.units * (1 - sparsity) / group.step)) * group.step
+                if count < group.units:
+                    make = partial(self.removed, cut, {group.name: count})
+                    yield Variant(group.name, producers(group), 1 - count / group.units, make)
 
-    def _walk(
-        self, program: Program, rungs: Mapping[str, Rungs], steps: Sequence[Step], left: float
-    ) -> tuple[int, float]:
-        """The number of steps to take, and what is left then."""
-        return search_path(
-            lambda taken: self._left_after(program, rungs, after(rungs, steps[:taken])), len(steps), left
-        )
+    def _search(self, cut: Cut, plans: Sequence[Counts], left: float) -> Found:
+        return search_path(lambda place: self._left_after(cut, plans[place]), len(plans) - 1, left)
 
-    def _left_after(self, program: Program, rungs: Mapping[str, Rungs], counts: Counts) -> float:
+    def _left_after(self, cut: Cut, counts: Counts) -> float:
         if self.config.target[0] == "sparsity":
-            return sum(counts.values()) / self._units
-        return self.left(self.removed(program, rungs, counts))
+            held = sum(group.units for group in cut.dependencies.groups if group.name in self.groups)
+            return (held - sum(cut.rungs[n].units - kept for n, kept in counts.items())) / self._units
+        return self.fraction(self.removed(cut, counts))
 
-    def _refine(
-        self,
-        program: Program,
-        rungs: Mapping[str, Rungs],
-        steps: Sequence[Step],
-        taken: tuple[int, float],
-        left: float,
-    ) -> dict[str, int]:
-        """Take the step that leads past the target only in part, in numbers the rounding would not allow."""
-        place, reached = taken
-        counts, best = after(rungs, steps[:place]), abs(reached - left)
-        crossing = place if reached > left else place - 1
-        if not 0 <= crossing < len(steps):
-            return counts
-        step, before = steps[crossing], after(rungs, steps[:crossing])
+    def _refine(self, cut: Cut, counts: Counts, steps: Sequence[Step], left: float) -> Counts:
+        """Go on from plans that leave too much, in numbers of channels that the rounding would not allow.
+
+        The groups whose turn is next lose a part of what the next step would take, the finer the later.
+        """
+        fewest = {step.group: step.kept for step in reversed(steps)}
+        best, miss = counts, math.inf
         for level in finer(self.config.round_to):
-            granule = rungs[step.group].granule(level)
-            between = [n for n in range(step.before, step.kept - 1, -1) if n % granule == 0]
-            if len(between) < 2:
-                continue
-            found, reached = search_path(
-                lambda i, between=between: self._left_after(
-                    program, rungs, {**before, step.group: between[i]}
-                ),
-                len(between) - 1,
-                left,
-            )
-            if abs(reached - left) < best:
-                counts, best = {**before, step.group: between[found]}, abs(reached - left)
-            if best <= TOLERANCE:
-                break
-        return counts
+            for name in list(dict.fromkeys(step.group for step in steps))[:LAST]:
+                granule = cut.rungs[name].granule(level)
+                numbers = (n for n in range(counts[name] - 1, fewest[name] - 1, -1) if n % granule == 0)
+                plans: list[Counts] = [counts, *({**counts, name: number} for number in numbers)]
+                found = self._search(cut, plans, left)
+                if abs(found.left - left) < miss:
+                    best, miss = plans[found.place], abs(found.left - left)
+                if miss <= TOLERANCE:
+                    return best
+                counts = plans[found.above]
+        return best
 
     def left(self, program: Program) -> float:
         """Of a sparsity: the units of the groups that may lose some."""
@@ -219,3 +218,18 @@ class Channels(Family):
         found = shares(weighted_layers(self.original), weighted_layers(program))
         why = f"allocation {self.config.chosen_allocation} takes nothing from it"
         return {name: self.reasons.get(name, why) for name, share in found.items() if share == 1}
+
+    def closing_notes(self, program: Program) -> list[str]:
+        """Where the rounding had to give way."""
+        uneven = []
+        for group in self._eligible(program)[1]:
+            granule = Rungs(group.units, width(group), group.step, torch.empty(0)).granule(
+                self.config.round_to
+            )
+            if group.units % granule and group.units != self._whole[group.name]:
+                uneven.append(group.name)
+        if not uneven:
+            return []
+        return [
+            f"not a multiple of {self.config.round_to} channels, for the target's sake: {', '.join(uneven)}"
+        ]

@@ -46,10 +46,13 @@ class Layers(Family):
 
     def blocks(self, program: Program) -> tuple[Block, ...]:
         """Those of the blocks that may go which a Program still has."""
-        return tuple(block for block in find_blocks(program) if block.name in self.names)
+        names = self.names
+        return tuple(block for block in find_blocks(program) if block.name in names)
 
     def prune(self, program: Program, left: float, final: bool) -> Program:
         """Remove blocks one after another until nearest to the target."""
+        if not self.blocks(program):
+            raise nothing(self.reasons)
         best, miss, gone = program, abs(self.left(program) - left), []
         for removal in self._order(program):
             gone.append(removal.block)

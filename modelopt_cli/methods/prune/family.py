@@ -23,20 +23,27 @@ class Family(ABC):
     """Prunes one Program, in one round or several, and measures what is left of it.
 
     Args:
-        original: the Program before the first round; it is not changed.
+        given: the Program to prune; it is not changed.
         config: what to do.
         context: calibration data, seed, progress.
         figures: counts what targets are made of.
 
     Attributes:
+        original: the same network in the form that is pruned.
         reasons: why layers cannot be pruned or shall not be, by name, known before anything is pruned.
         notes: one line for each thing the user should know.
     """
 
-    def __init__(self, original: Program, config: PruneConfig, context: Context, figures: Figures) -> None:
-        self.original, self.config, self.context, self.figures = original, config, context, figures
+    def __init__(self, given: Program, config: PruneConfig, context: Context, figures: Figures) -> None:
+        self.given, self.original = given, self.prepared(given)
+        self.config, self.context, self.figures = config, context, figures
         self.reasons: dict[str, str] = {}
         self.notes: list[str] = []
+
+    @staticmethod
+    def prepared(program: Program) -> Program:
+        """The form of a network that is pruned."""
+        return program
 
     @abstractmethod
     def prune(self, program: Program, left: float, final: bool) -> Program:
@@ -71,6 +78,10 @@ class Family(ABC):
         """The Program after pruning, as it goes into training or out of the command."""
         return self.reestimated(program)
 
+    def closing_notes(self, program: Program) -> list[str]:
+        """What the user should know of a result."""
+        return []
+
     @property
     def pattern(self) -> str | None:
         """Of the zeros of freshly pruned weights, as the codec ``sparse`` knows it."""
@@ -79,7 +90,7 @@ class Family(ABC):
     @cached_property
     def full(self) -> float:
         """The figure of the original that the target is a fraction of."""
-        return self.figures.of(self.config.target[0], self.original)
+        return self.figures.of(self.config.target[0], self.given)
 
     @cached_property
     def timer(self) -> Timer:

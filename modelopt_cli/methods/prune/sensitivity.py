@@ -12,6 +12,7 @@ from torch import Tensor
 from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.prune.allocation import Curve
 from modelopt_cli.program import Program
 from modelopt_cli.program.capture import evaluation_mode
 
@@ -140,12 +141,12 @@ def compare(whole: Tensor, pruned: Tensor, sparsity: float) -> Point:
     return Point(sparsity, found, float(agreement))
 
 
-def curves(table: Sequence[Sensitivity]) -> dict[str, list[tuple[float, float]]]:
+def curves(table: Sequence[Sensitivity]) -> dict[str, Curve]:
     """For the allocation ``sensitivity``: of each part the sparsities and the divergence there.
 
     What lies beyond the last point is taken to cost as much again and one nat more, so that it goes last.
     """
-    found = {}
+    found: dict[str, Curve] = {}
     for part in table:
         points = [(point.sparsity, point.divergence) for point in part.points if point.sparsity < 1]
         worst = max((error for _, error in points), default=0.0)

@@ -21,8 +21,8 @@ from modelopt_cli.program.rewrite import meta_copy
 
 TOLERANCE = 0.01
 """How far the figure reached may lie from the target, as a fraction of the original's."""
-CLOSE = 5e-4
-"""Where a search over a continuous ratio stops."""
+CLOSE = 1e-3
+"""Where a search stops looking for something nearer."""
 _PROBES = 24
 
 Entry = Callable[[Program], dict[str, Any]]
@@ -71,18 +71,32 @@ def params(program: Program) -> float:
     return float(sum(int(torch.count_nonzero(tensor)) for tensor in logical_parameters(program)))
 
 
-def search_path(left: Callable[[int], float], steps: int, wanted: float) -> tuple[int, float]:
+@dataclass(frozen=True)
+class Found:
+    """Where a search ended.
+
+    Attributes:
+        place: the step at which what is left is nearest to what was wanted; of two, the earlier.
+        left: what is left there.
+        above: the last step known to leave more than wanted, or 0.
+    """
+
+    place: int
+    left: float
+    above: int
+
+
+def search_path(left: Callable[[int], float], steps: int, wanted: float) -> Found:
     """The step of a path at which what is left is nearest to ``wanted``.
+
+    Steps are tried where a straight line through the nearest known ones meets the target, and halfway
+    between them whenever that got stuck on one side. The search ends where it is ``CLOSE``.
 
     Args:
         left: what is left after so many steps; falls from step to step.
         steps: the last step.
         wanted: what should be left.
-
-    Returns:
-        The step and what is left there; of two equally near, the earlier.
     """
-    low, high = 0, steps
     seen: dict[int, float] = {}
 
     def at(step: int) -> float:
@@ -90,11 +104,17 @@ def search_path(left: Callable[[int], float], steps: int, wanted: float) -> tupl
             seen[step] = left(step)
         return seen[step]
 
-    while high - low > 1:
-        middle = (low + high) // 2
+    low, high, halve = 0, steps, False
+    while high - low > 1 and at(low) > wanted > at(high):
+        share = 0.5 if halve else (at(low) - wanted) / (at(low) - at(high))
+        middle = min(max(round(low + share * (high - low)), low + 1), high - 1)
+        if abs(at(middle) - wanted) <= CLOSE:
+            return Found(middle, at(middle), low)
+        before = high - low
         low, high = (low, middle) if at(middle) <= wanted else (middle, high)
+        halve = high - low > before / 2
     best = min((low, high), key=lambda step: (abs(at(step) - wanted), step))
-    return best, at(best)
+    return Found(best, at(best), low)
 
 
 def search_ratio(

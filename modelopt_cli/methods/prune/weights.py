@@ -211,6 +211,11 @@ class Weights(Family):
         weights = [program.get_parameter(name) for name in self.layers]
         return sum(int(torch.count_nonzero(w)) for w in weights) / sum(w.numel() for w in weights)
 
+    def closing_notes(self, program: Program) -> list[str]:
+        """What zeros are good for."""
+        fast = "; 2:4 is multiplied faster on CUDA" if self.config.structure == "2:4" else ""
+        return [f"zeros make the file smaller, and nothing faster on a CPU{fast}"]
+
     def describe(self, program: Program) -> dict[str, object]:
         """The sparsity of every layer."""
         return {"sparsity": {self.layers[name]: zeros(program, name) for name in self.layers}}
