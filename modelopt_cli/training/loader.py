@@ -1,7 +1,6 @@
 """Training batches: shuffled anew in each epoch, augmented, and the same however many processes load them."""
 
 import itertools
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -24,13 +23,9 @@ from modelopt_cli.training.augment import (
     uniform,
 )
 from modelopt_cli.training.distributed import World
-
-IN_MEMORY = 1 << 30
-"""Bytes of preprocessed samples that are kept; larger data is read and preprocessed again in every epoch."""
+from modelopt_cli.training.memory import in_memory
 
 _ALONE = World()
-_DECODED = 256
-_kept: "weakref.WeakKeyDictionary[Data, samples.Batch]" = weakref.WeakKeyDictionary()
 
 
 class Batch(NamedTuple):
@@ -117,13 +112,13 @@ def training_batches(
         if loaded is not None:
             raise UsageError(f"{augment} needs images by number", where="--augment")
         return itertools.islice(_streamed(epoch_of), start_step, None)
-    kept = None if epoch_of.drawn else _in_memory(data, workers)
+    kept = None if epoch_of.drawn else in_memory(data, workers)
     return _batches(_Steps(epoch_of, kept, start_step), 0 if kept else workers)
 
 
 def ordered_batches(data: Data, batch_size: int, *, workers: int = 0) -> Iterator[samples.Batch]:
     """The samples in order, as :meth:`Data.batches`, read once and kept where they fit into ``IN_MEMORY``."""
-    kept = None if isinstance(data.source, DatasetSource) else _in_memory(data, workers)
+    kept = in_memory(data, workers)
     if kept is None:
         return data.batches(batch_size, workers=workers)
     return zip(kept[0].split(batch_size), kept[1].split(batch_size), strict=True)
@@ -226,17 +221,3 @@ def _joined(batches: Iterator[samples.Batch], batch_size: int) -> Iterator[sampl
         pending = batch
     if pending is not None:
         yield pending
-
-
-def _in_memory(data: Data, workers: int) -> samples.Batch | None:
-    """All samples, preprocessed, if they are few enough."""
-    if data.size is None or 4 * data.size * torch.Size(data.input.shape).numel() > IN_MEMORY:
-        return None
-    if data not in _kept:
-        images, labels = torch.empty(data.size, *data.input.shape), torch.empty(data.size, dtype=torch.int64)
-        done = 0
-        for some, theirs in data.batches(_DECODED, workers=workers):
-            images[done : done + len(some)], labels[done : done + len(some)] = some, theirs
-            done += len(some)
-        _kept[data] = images, labels
-    return _kept[data]

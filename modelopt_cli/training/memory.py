@@ -1,0 +1,83 @@
+"""Samples that are preprocessed once and kept, where there is room for all of them."""
+
+import weakref
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import functional as F
+
+from modelopt_cli.data import Data
+from modelopt_cli.data.arrays import ArraySource
+from modelopt_cli.data.datasets import DatasetSource
+from modelopt_cli.data.preprocess import ImageTransform
+from modelopt_cli.program.spec import Preprocess
+
+IN_MEMORY = 1 << 30
+"""Bytes of preprocessed samples that are kept; larger data is read and preprocessed again in every epoch."""
+
+_AT_ONCE = 1024
+_kept: "weakref.WeakKeyDictionary[Data, Samples]" = weakref.WeakKeyDictionary()
+
+Samples: TypeAlias = tuple[Tensor, Tensor]
+
+
+def in_memory(data: Data, workers: int = 0) -> Samples | None:
+    """All images, float32 ``(N, *shape)``, and labels, int64 ``(N,)``, kept for as long as ``data`` is.
+
+    None where they need more than ``IN_MEMORY``, for an iterable-style dataset, and for the user's own
+    dataset, which may be random.
+
+    Raises:
+        DataError: as :meth:`Data.batches`.
+    """
+    if data.size is None or isinstance(data.source, DatasetSource):
+        return None
+    if 4 * data.size * torch.Size(data.input.shape).numel() > IN_MEMORY:
+        return None
+    if data not in _kept:
+        _kept[data] = _from_array(data) or _one_by_one(data, workers)
+    return _kept[data]
+
+
+def _one_by_one(data: Data, workers: int) -> Samples:
+    images = torch.empty(len(data), *data.input.shape)
+    labels = torch.empty(len(data), dtype=torch.int64)
+    done = 0
+    for some, theirs in data.batches(_AT_ONCE, workers=workers):
+        images[done : done + len(some)], labels[done : done + len(some)] = some, theirs
+        done += len(some)
+    return images, labels
+
+
+def _from_array(data: Data) -> Samples | None:
+    """The same by the thousand, for 8-bit images that are neither cut nor resized; None for others."""
+    source, transform = data.source, data.transform
+    if not isinstance(source, ArraySource) or type(transform) is not ImageTransform:
+        return None
+    preprocess, (height, width) = transform.preprocess, source.images.shape[1:3]
+    if source.channels != preprocess.channels or not _is_whole(preprocess, height, width):
+        return None
+    indices: Sequence[int] = data.indices if data.indices is not None else range(len(source))
+    labels = torch.from_numpy(source.labels[np.asarray(indices)].astype(np.int64))
+    if data.input.shape != (preprocess.channels, height, width) or _outside(labels, data.classes):
+        return None  # reading them one by one says which
+    images = torch.empty(len(indices), preprocess.channels, height, width)
+    for start in range(0, len(indices), _AT_ONCE):
+        some = source.images[np.asarray(indices[start : start + _AT_ONCE])]
+        pixels = torch.from_numpy(some).view(len(some), height, width, -1).movedim(3, 1)
+        scaled = F.convert_image_dtype(pixels, torch.float)
+        images[start : start + len(some)] = F.normalize(scaled, list(preprocess.mean), list(preprocess.std))
+    return images, labels
+
+
+def _is_whole(preprocess: Preprocess, height: int, width: int) -> bool:
+    """Whether the network sees the whole image at its own size."""
+    resized = preprocess.resize in (None, (height, width), min(height, width))
+    return resized and (preprocess.crop is None or preprocess.crop == height == width)
+
+
+def _outside(labels: Tensor, classes: int | None) -> bool:
+    return classes is not None and bool((labels >= classes).any())
