@@ -3,6 +3,7 @@
 ``_int_mm`` multiplies int8 by int8 into int32, wants more than 16 rows and both other sizes to be
 multiples of 8, and knows no zero points. So activations are shifted from 0..255 to -128..127, rows
 and columns are padded with zeros, and the zero point is taken off with the weights' column sums.
+Weights that are 2:4 sparse go through ``sparse24`` instead where the device has kernels for that.
 Depthwise and grouped convolutions run in float32 on the integers themselves, which is exact: their
 sums stay below 2**24.
 """
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modelopt_cli.kernels import sparse24
 from modelopt_cli.kernels.im2col import im2col
 from modelopt_cli.program.quantized import (
     ACTIVATIONS,
@@ -20,6 +22,7 @@ from modelopt_cli.program.quantized import (
     QParams,
     QuantizedConv2d,
     QuantizedLinear,
+    Weighted,
     dequantize,
     dynamic_qparams,
     quantize,
@@ -40,14 +43,16 @@ class IntMatmul:
 
     Args:
         weight: int8 ``(out, in)``.
+        layer: whose weight it is; where it is 2:4 sparse, the kernels for that are used if they can be.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, layer: Weighted) -> None:
         self.out, self.inner = weight.shape
+        self.sums = weight.sum(1, dtype=torch.int32)
+        self.sparse = sparse24.int_product(layer, weight)
         padding = (0, _round_up(self.inner) - self.inner, 0, _round_up(self.out) - self.out)
         # _int_mm wants its right operand column-major, which the transpose of a contiguous one is.
         self.columns = F.pad(weight, padding).contiguous().t()
-        self.sums = weight.sum(1, dtype=torch.int32)
 
     def __call__(self, rows: Tensor, zero_point: int) -> Tensor:
         """Multiply.
@@ -59,11 +64,14 @@ class IntMatmul:
         Returns:
             int32 ``(M, out)``.
         """
-        m = rows.shape[0]
         signed = (rows ^ SHIFT).view(torch.int8)
-        signed = F.pad(signed, (0, self.columns.shape[0] - self.inner, 0, max(MIN_ROWS - m, 0)))
-        acc = torch._int_mm(signed.contiguous(), self.columns)[:m, : self.out]
+        acc = self._dense(signed) if self.sparse is None else self.sparse(signed)
         return acc + self.sums * (SHIFT - zero_point)
+
+    def _dense(self, signed: Tensor) -> Tensor:
+        m = signed.shape[0]
+        padded = F.pad(signed, (0, self.columns.shape[0] - self.inner, 0, max(MIN_ROWS - m, 0)))
+        return torch._int_mm(padded.contiguous(), self.columns)[:m, : self.out]
 
 
 def _finish(acc: Tensor, scale: Tensor, bias: Tensor | None, activation: str) -> Tensor:
@@ -79,7 +87,7 @@ def _store(real: Tensor, output: QParams | None) -> Tensor:
 
 def linear(layer: QuantizedLinear) -> Callable[..., Tensor]:
     """The kernel of a linear layer."""
-    matmul, scale = IntMatmul(layer.weight), layer.scale * layer.input.scale
+    matmul, scale = IntMatmul(layer.weight, layer), layer.scale * layer.input.scale
 
     def run(x: Tensor) -> Tensor:
         acc = matmul(x.reshape(-1, layer.in_features), layer.input.zero_point)
@@ -91,7 +99,7 @@ def linear(layer: QuantizedLinear) -> Callable[..., Tensor]:
 
 def dynamic_linear(layer: DynamicLinear) -> Callable[..., Tensor]:
     """The kernel of a linear layer that quantizes its input at every call."""
-    matmul = IntMatmul(layer.weight)
+    matmul = IntMatmul(layer.weight, layer)
 
     def run(x: Tensor) -> Tensor:
         q = dynamic_qparams(x)
@@ -122,7 +130,7 @@ def conv2d(layer: QuantizedConv2d) -> Callable[..., Tensor]:
 def _unfolded(layer: QuantizedConv2d) -> Callable[[Tensor], Tensor]:
     """int32 accumulators ``(N, OH, OW, O)`` by one matrix product over unfolded patches."""
     zero_point = layer.input.zero_point
-    matmul = IntMatmul(layer.weight.permute(0, 2, 3, 1).reshape(layer.out_channels, -1))
+    matmul = IntMatmul(layer.weight.permute(0, 2, 3, 1).reshape(layer.out_channels, -1), layer)
 
     def accumulate(x: Tensor) -> Tensor:
         rows, (n, oh, ow) = im2col(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import EnvironmentFailure
-from modelopt_cli.kernels import cuda, onednn, reference
+from modelopt_cli.kernels import cuda, onednn, reference, sparse24
 from modelopt_cli.kernels.bounds import never_saturates
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantized import (
@@ -29,7 +29,8 @@ def prepare(program: Program, device: str | torch.device = "cpu", backend: Backe
     """Move a Program to a device and give each quantized layer its kernel there, in place.
 
     Args:
-        program: any Program; one without quantized layers is only moved.
+        program: any Program. One without quantized layers is only moved; on CUDA, its half-precision
+            linear layers of 2:4 sparse weight get their kernels, too.
         device: "cpu" or a CUDA device.
         backend: which kernels; by default those of the device.
 
@@ -48,6 +49,8 @@ def prepare(program: Program, device: str | torch.device = "cpu", backend: Backe
     for name, module in program.named_modules():
         if isinstance(module, Quantized):
             module.kernel = _KERNELS[chosen](module, name in overwritable)
+        elif type(module) is nn.Linear:
+            (sparse24.attach if chosen == "cuda" else sparse24.detach)(module)
     return program
 
 

@@ -11,6 +11,7 @@ from modelopt_cli.measure.evaluation import Accuracy, Comparison, Evaluation, Mo
 from modelopt_cli.measure.flops import Macs, count_macs
 from modelopt_cli.measure.forms import best_form
 from modelopt_cli.measure.size import measure_size
+from modelopt_cli.measure.sparsity import sparsity_note
 from modelopt_cli.measure.statistics import paired_difference
 from modelopt_cli.measure.subject import LabelledBatches, StageProgress, Subject
 from modelopt_cli.program.program import Program
@@ -102,6 +103,8 @@ class _Run:
                 self.notes.append(
                     f"{subject.path}: no architecture is known for it, so only its size is measured"
                 )
+            elif subject.program and (note := sparsity_note(subject.program, self.options.device)):
+                self.notes.append(f"{subject.path}: {note}")
         if self.data is not None:
             self._check_inputs(self.data)
         with latency.threads(self.options.threads) as threads:

@@ -45,7 +45,12 @@ def split_attention(program: Program) -> Program:
 
 def split_names(program: Program, split: Program) -> dict[str, str]:
     """Parameters that ``split_attention`` gave another name: the name before to the name after."""
-    names = {name: name.removesuffix("in_proj_weight") + "in_proj.weight" for name in program.state_dict()}
+    packed = "in_proj_weight"
+    names = {
+        name: f"{name[: -len(packed)]}in_proj.weight"
+        for name in program.state_dict()
+        if name.endswith(packed)
+    }
     after = split.state_dict()
     return {old: new for old, new in names.items() if old not in after and new in after}
 
