@@ -208,7 +208,7 @@ def splitmix64(key: NDArray[np.uint64], place: NDArray[np.uint64]) -> NDArray[np
         key: the seed, of shape ``(1,)``.
         place: in the sequence, from 0.
     """
-    mixed = key + (place + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed: NDArray[np.uint64] = key + (place + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
@@ -216,4 +216,4 @@ def splitmix64(key: NDArray[np.uint64], place: NDArray[np.uint64]) -> NDArray[np
 
 
 def _key(seed: int, epoch: int) -> NDArray[np.uint64]:
-    return np.random.SeedSequence([seed % 2**64, epoch]).generate_state(1, np.uint64)
+    return np.random.SeedSequence([seed % 2**64, epoch]).generate_state(1, np.uint64).astype(np.uint64)

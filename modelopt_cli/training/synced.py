@@ -116,11 +116,12 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, mean, variance = ctx.saved_tensors
+        narrow, weight, mean, variance = ctx.saved_tensors
+        input, upstream = narrow.to(mean.dtype), gradients[0].to(mean.dtype)
         factor = torch.ones_like(mean) if weight is None else weight.to(mean.dtype)
         # As if mean and variance were constants ...
         direct, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradients[0], input, factor, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            upstream, input, factor, mean, variance, None, None, False, ctx.eps, [True, True, True]
         )
         # ... and what they pass on: -(sum(g) + x' sum(g x')) * weight / (deviation * count).
         sums = torch.stack([of_bias, of_weight]).double()
@@ -128,9 +129,10 @@ class _Normalize(torch.autograd.Function):
         inverse = (variance.double() + ctx.eps).rsqrt()
         scale = -factor.double() * inverse / ctx.count
         shape = [1, -1] + [1] * (input.dim() - 2)
-        offset, slope = ((scale * sums[0]), (scale * sums[1] * inverse))
-        passed = (input - mean.to(input.dtype).view(shape)) * slope.to(input.dtype).view(shape)
-        direct = direct + passed + offset.to(input.dtype).view(shape)
+        offset, slope, centre = (
+            each.to(mean.dtype).view(shape) for each in (scale * sums[0], scale * sums[1] * inverse, mean)
+        )
+        direct = (direct + (input - centre) * slope + offset).to(narrow.dtype)
         if not ctx.counts:
             direct = torch.zeros_like(direct)
         unused = (None, None, None, None, None)

@@ -1,16 +1,21 @@
+import copy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from distributed_worker import samples, train
+from torch import distributed as dist
+from torch import nn
 
 from modelopt_cli.data import open_data
 from modelopt_cli.errors import UsageError
 from modelopt_cli.training.distributed import World, world
 from modelopt_cli.training.state import read_state
+from modelopt_cli.training.synced import _Synced
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
@@ -60,3 +65,59 @@ def test_outside_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UsageError, match="torchrun"):
         world()
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+_NORMS = {
+    "2d": (nn.BatchNorm2d(5), (6, 5, 4, 3)),
+    "1d": (nn.BatchNorm1d(5), (7, 5)),
+    "3d": (nn.BatchNorm3d(5, momentum=0.3), (2, 5, 2, 3, 2)),
+    "plain": (nn.BatchNorm2d(5, affine=False, eps=0.1), (6, 5, 4, 3)),
+    "average": (nn.BatchNorm2d(5, momentum=None), (6, 5, 4, 3)),
+    "stateless": (nn.BatchNorm2d(5, track_running_stats=False), (6, 5, 4, 3)),
+}
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", _NORMS)
+def test_synced_batch_norm_is_torchs_own(kind: str, dtype: torch.dtype) -> None:
+    """Outputs, gradients and running statistics, twice; bfloat16 as autocast gives it to float32 norms."""
+    norm, shape = _NORMS[kind]
+    torch.manual_seed(0)
+    norm = copy.deepcopy(norm).to(torch.float64 if dtype is torch.float64 else torch.float32)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    theirs = copy.deepcopy(norm)
+    close = {"rtol": 1e-2, "atol": 2e-3} if dtype is torch.bfloat16 else {}
+    for _ in range(2):
+        x = (torch.randn(shape).double() * 3 + 50).to(dtype).requires_grad_()
+        y = x.detach().clone().requires_grad_()
+        upstream = torch.randn(shape).to(dtype)
+        with _Synced(counts=True):
+            ours = norm(x)
+        expected = theirs(y)
+        assert ours.dtype == expected.dtype
+        torch.testing.assert_close(ours, expected, **close)
+        ours.backward(upstream)
+        expected.backward(upstream)
+        torch.testing.assert_close(x.grad, y.grad, **close)
+    for parameter, other in zip(norm.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, **close)
+    torch.testing.assert_close(dict(norm.state_dict()), dict(theirs.state_dict()), **close)
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_synced_batch_norm_leaves_evaluation_alone_and_needs_two_values() -> None:
+    norm = nn.BatchNorm1d(3)
+    x = torch.randn(4, 3)
+    with _Synced(counts=True):
+        assert torch.equal(norm.eval()(x), x / torch.tensor(1 + norm.eps).sqrt())
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            norm.train()(x[:1])
