@@ -8,6 +8,7 @@ which the weight itself lies in memory.
 
 import math
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -48,9 +49,8 @@ def _candidates(program: Program) -> Iterator[tuple[str, Tensor]]:
                 for name, tensor in program.get_submodule(path).named_parameters()
                 if name.endswith("weight")
             )
-        elif node.op == "get_attr" and path.endswith(".weight"):
-            parent, _, leaf = path.rpartition(".")
-            tensor = getattr(program.get_submodule(parent), leaf)
+        elif node.op == "get_attr" and path.rpartition(".")[2] == "weight":
+            tensor = attrgetter(path)(program)
             if isinstance(tensor, nn.Parameter):
                 yield path, tensor
 

@@ -20,6 +20,7 @@ from modelopt_cli.methods.prune.matrices import DECONVS, from_matrices, to_matri
 from modelopt_cli.methods.prune.walk import (
     DAMPING,
     Columns,
+    Span,
     Walk,
     calibration,
     damped,
@@ -31,6 +32,12 @@ from modelopt_cli.program import Program
 
 BLOCK = 128
 """Columns after which the update of all later columns is carried out."""
+CHOSEN = 8
+"""Columns whose weights are chosen together, as they are after the removals before them.
+
+SparseGPT chooses 128 at a time. A choice knows nothing of what it itself will change, so few is better:
+at 95 % of LeNet-300-100 on Fashion-MNIST 8 keep 76 % accuracy where 128 keep 65 %.
+"""
 
 
 @dataclass(frozen=True)
@@ -116,60 +123,68 @@ class _Layer:
         keep = self._in_order(self.held)
         spans = self.columns.spans
         factors = [inverse_factor(damped(hessians.pop(0), damping)) for _ in spans]
-        counts = self._counts(weight, keep, factors, sparsity)
+        choices = self._choices(weight, keep, factors, sparsity) if self.pattern is None else {}
         for (start, stop), factor in zip(spans, factors, strict=True):
             for first, last in self.columns.divide(start, stop, BLOCK):
                 inside = slice(first - start, last - start)
-                upper = factor[..., inside, inside]
-                if self.pattern is None:
-                    gone = lowest(_saliency(weight, keep, upper, first, last, self.unit), counts[first])
-                    wide = gone.repeat_interleave(self.unit, -1)
-                    keep[..., first : first + wide.shape[-1]] &= ~wide
-                error = self._eliminate(weight, keep, upper, first, last)
+                error = self._eliminate(weight, keep, factor[..., inside, inside], (first, last), choices)
                 weight[..., last:stop] -= error @ factor[..., inside, last - start :]
         return self._put_back(weight, keep)
 
-    def _counts(self, weight: Tensor, keep: Tensor, factors: list[Tensor], sparsity: float) -> dict[int, int]:
-        """How many units each block of columns gives: as many as are among the lowest of the layer.
+    def _choices(
+        self, weight: Tensor, keep: Tensor, factors: list[Tensor], sparsity: float
+    ) -> dict[int, tuple[int, int]]:
+        """For each few columns where they end and how many units they give: as many as are lowest of all.
 
-        By the saliencies before any update. SparseGPT takes the same part of every block.
+        By the saliencies before any update. SparseGPT takes the same part of every 128 columns; but the
+        first columns have more others to make up for them, and cost less.
         """
-        if self.pattern is not None:
-            return {}
-        found: dict[int, Tensor] = {}
+        found: dict[Span, Tensor] = {}
         for (start, stop), factor in zip(self.columns.spans, factors, strict=True):
-            for first, last in self.columns.divide(start, stop, BLOCK):
-                inside = slice(first - start, last - start)
-                upper = factor[..., inside, inside]
-                found[first] = _saliency(weight, keep, upper, first, last, self.unit).flatten()
+            for block in self.columns.divide(start, stop, BLOCK):
+                for first, last in self.columns.divide(*block, CHOSEN):
+                    inside = slice(first - start, last - start)
+                    upper = factor[..., inside, inside]
+                    found[first, last] = _saliency(weight, keep, upper, (first, last), self.unit).flatten()
         sizes = [len(scores) for scores in found.values()]
         marks = lowest(torch.cat(list(found.values())), round(sparsity * sum(sizes))).split(sizes)
-        return {first: int(part.sum()) for first, part in zip(found, marks, strict=True)}
+        return {first: (last, int(part.sum())) for (first, last), part in zip(found, marks, strict=True)}
 
-    def _eliminate(self, weight: Tensor, keep: Tensor, upper: Tensor, first: int, last: int) -> Tensor:
-        """Remove weights column by column and let the columns after it, up to ``last``, make up for it.
+    def _eliminate(
+        self, weight: Tensor, keep: Tensor, upper: Tensor, block: Span, choices: dict[int, tuple[int, int]]
+    ) -> Tensor:
+        """Remove weights column by column and let the columns after it in the block make up for it.
 
         Returns:
-            What each column's removal leaves to the columns from ``last`` on.
+            What each column's removal leaves to the columns after the block.
         """
+        first, last = block
         errors = torch.zeros_like(weight[..., first:last])
         for j in range(last - first):
             at = first + j
             if at in self.starts:
-                self._choose(weight, keep, upper, at, j)
+                self._choose_of_pattern(weight, keep, upper, at, j)
+            elif at in choices:
+                self._choose_units(weight, keep, upper[..., j:, j:], at, *choices[at])
             error = weight[..., at].masked_fill(keep[..., at], 0) / upper[..., j, j].unsqueeze(-1)
             weight[..., at:last] -= error.unsqueeze(-1) * upper[..., j : j + 1, j:]
             errors[..., j] = error
         weight[..., first:last].masked_fill_(~keep[..., first:last], 0)
         return errors
 
-    def _choose(self, weight: Tensor, keep: Tensor, upper: Tensor, at: int, j: int) -> None:
+    def _choose_units(
+        self, weight: Tensor, keep: Tensor, upper: Tensor, first: int, last: int, count: int
+    ) -> None:
+        """Mark so many units of a few columns, by their saliencies as they are now."""
+        gone = lowest(_saliency(weight, keep, upper, (first, last), self.unit), count)
+        wide = gone.repeat_interleave(self.unit, -1)
+        keep[..., first : first + wide.shape[-1]] &= ~wide
+
+    def _choose_of_pattern(self, weight: Tensor, keep: Tensor, upper: Tensor, at: int, j: int) -> None:
         """Mark what goes of the N:M group that starts at a column."""
         assert self.pattern is not None
         group = slice(at, at + self.pattern.group)
-        diagonal = upper.diagonal(dim1=-2, dim2=-1)[..., j : j + self.pattern.group]
-        scores = (weight[..., group] / diagonal.unsqueeze(-2)).square()
-        scores.masked_fill_(~keep[..., group], -torch.inf)
+        scores = _saliency(weight, keep, upper[..., j:, j:], (group.start, group.stop), 1)
         keep[..., group] &= ~lowest_in_groups(scores, self.pattern.group - self.pattern.keep)
 
     def _in_order(self, tensor: Tensor) -> Tensor:
@@ -197,25 +212,22 @@ def inverse_factor(hessian: Tensor) -> Tensor:
     return inverse.flip(-1, -2)
 
 
-def _saliency(weight: Tensor, keep: Tensor, upper: Tensor, first: int, last: int, size: int) -> Tensor:
+def _saliency(weight: Tensor, keep: Tensor, upper: Tensor, columns: Span, size: int) -> Tensor:
     """What the removal of each unit between two columns adds to the squared error: ``(groups, rows, units)``.
 
-    With all earlier columns settled, w^T ([H^-1]_SS)^-1 w for the columns S of a unit. Units that are
-    gone already have ``-inf``.
+    With all columns before a unit settled, w^T ([H^-1]_SS)^-1 w for the columns S of the unit. Units that
+    are gone already have ``-inf``. ``upper`` starts at the first column.
     """
-    units = (last - first) // size
-    part = slice(first, first + units * size)
+    units = (columns[1] - columns[0]) // size
+    part = slice(columns[0], columns[0] + units * size)
     values: Tensor = weight[..., part].unflatten(-1, (units, size))
     gone = ~keep[..., part].unflatten(-1, (units, size)).any(-1)
     if size == 1:
         diagonal = upper.diagonal(dim1=-2, dim2=-1)[..., :units]
         scores: Tensor = (values.squeeze(-1) / diagonal.unsqueeze(-2)).square()
     else:
-        tiles = (
-            upper[..., : units * size, : units * size]
-            .unflatten(-1, (units, size))
-            .unflatten(-3, (units, size))
-        )
+        square = upper[..., : units * size, : units * size]
+        tiles = square.unflatten(-1, (units, size)).unflatten(-3, (units, size))
         own = tiles.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
         solved = torch.linalg.solve_triangular(own.mT, values.movedim(-3, -1), upper=False)
         scores = solved.square().sum(-2).mT

@@ -17,6 +17,10 @@ KEPT_BYTES = 1 << 30
 """Intermediate values that a walk holds on to; what does not fit is computed again."""
 DAMPING = 0.01
 """What is added to the diagonal of a Hessian, as a part of the diagonal's mean (SparseGPT, section 4)."""
+WIDEST = 6144
+"""Columns of the largest Hessian: 300 MB in float64."""
+_DEAD = 1e-12
+"""Diagonal of inputs that were always zero, as a part of the mean."""
 
 Span = tuple[int, int]
 
@@ -180,7 +184,7 @@ class Columns:
         count: how many there are.
         order: memory positions in the order of work; None for memory order.
         cuts: where the columns, in the order of work, may be cut; None for everywhere.
-        widest: columns at once.
+        widest: columns at once; ``WIDEST`` by default.
 
     Attributes:
         spans: ``(start, stop)`` of the columns that share a Hessian. Weights of different spans are
@@ -193,11 +197,11 @@ class Columns:
         order: Tensor | None = None,
         cuts: Sequence[int] | None = None,
         *,
-        widest: int = 6144,
+        widest: int | None = None,
     ) -> None:
         self.order = order
         self.cuts = range(count + 1) if cuts is None else cuts
-        self.spans = self.divide(0, count, widest)
+        self.spans = self.divide(0, count, widest or WIDEST)
 
     def divide(self, start: int, stop: int, widest: int) -> list[Span]:
         """Cut ``start`` to ``stop`` into spans of at most ``widest``, or one uncuttable piece."""
@@ -234,10 +238,11 @@ def hessian_of(module: nn.Module, inputs: Iterable[Tensor], columns: Columns) ->
 def damped(hessian: Tensor, damping: float = DAMPING) -> Tensor:
     """The Hessian with its diagonal raised by ``damping`` times the mean of its live part.
 
-    Inputs that were always zero get 1, or the Hessian would be singular.
+    Inputs that were always zero get next to nothing, so that their weights go first: just enough for the
+    Hessian to be regular.
     """
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)
     live = diagonal > 0
     mean = diagonal.sum(-1, keepdim=True) / live.sum(-1, keepdim=True).clamp(min=1)
-    raised = torch.where(live, damping * mean, 1.0)
+    raised = torch.where(live, damping * mean, _DEAD * torch.where(mean > 0, mean, 1.0))
     return hessian + torch.diag_embed(raised)
