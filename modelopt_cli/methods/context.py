@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modelopt_cli.data import Data
 from modelopt_cli.program import Program
-
-if TYPE_CHECKING:
-    from modelopt_cli.training import Training
+from modelopt_cli.training.config import Training
 
 Progress = Callable[[int, int | None], None]
 
@@ -34,7 +32,7 @@ class Context:
     workers: int = 0
     progress: Progress | None = None
     origin: dict[str, Any] = field(default_factory=dict)
-    training: "Training | None" = None
+    training: Training | None = None
     device: str = "cpu"
 
 

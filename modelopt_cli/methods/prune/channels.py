@@ -18,6 +18,7 @@ from modelopt_cli.methods.prune.targets import TOLERANCE, Found, search_path
 from modelopt_cli.methods.prune.units import unit_obstacle, unit_scores
 from modelopt_cli.methods.select import select_layers
 from modelopt_cli.program import Program
+from modelopt_cli.program.attention import split_names
 from modelopt_cli.program.channels import Dependencies, Group, Member, analyse, prepare, remove
 
 Counts = Mapping[str, int]
@@ -64,8 +65,13 @@ class Channels(Family):
 
     @staticmethod
     def prepared(program: Program) -> Program:
-        """With attention taken apart."""
-        return prepare(program)
+        """With attention taken apart; zeros promised in its weights are promised in the new ones."""
+        apart = prepare(program)
+        moved = split_names(program, apart)
+        apart.encodings |= {
+            new: program.encodings[old] for old, new in moved.items() if old in program.encodings
+        }
+        return apart
 
     @cached_property
     def groups(self) -> tuple[str, ...]:

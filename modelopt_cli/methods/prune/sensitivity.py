@@ -29,7 +29,7 @@ class Variant:
     """A network with one part of it pruned.
 
     Attributes:
-        name: of the part: a parameter, a group of channels, a block.
+        name: of the part: a layer, a group of channels, a block.
         layers: the layers it consists of.
         sparsity: how much of the part is gone, 0 to 1.
         make: makes it.

@@ -98,7 +98,8 @@ class Weights(Family):
     def _curves(self, program: Program) -> dict[str, Curve] | None:
         if self.config.chosen_allocation != "sensitivity":
             return None
-        return curves(measure(self, program, STEEP))
+        known = curves(measure(self, program, STEEP))
+        return {name: known[layer] for name, layer in self.layers.items()}
 
     def variants(self, program: Program, sparsities: Sequence[float]) -> Iterator[Variant]:
         """The Program with one layer pruned at a time."""
@@ -108,7 +109,7 @@ class Weights(Family):
         for name, layer in self.layers.items():
             for sparsity in sparsities:
                 masks = weight_masks({name: scores[name]}, structure, {name: sparsity})
-                yield Variant(name, (layer,), sparsity, partial(self.masked, program, masks))
+                yield Variant(layer, (layer,), sparsity, partial(self.masked, program, masks))
 
     @property
     def reestimates(self) -> bool:

@@ -1,0 +1,98 @@
+"""Pictures of measurements; they need matplotlib, the ``plots`` extra."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from modelopt_cli.errors import EnvironmentFailure, UsageError
+from modelopt_cli.methods.prune.sensitivity import Sensitivity
+
+FORMATS = (".png", ".svg", ".pdf")
+_ROW_INCHES, _WIDTH_INCHES = 0.22, 9.0
+
+
+def require_plots(path: str | Path) -> None:
+    """Make sure, before anything is measured, that a picture can be drawn.
+
+    Raises:
+        EnvironmentFailure: matplotlib is missing.
+        UsageError: ``path`` is in none of ``FORMATS``.
+    """
+    if Path(path).suffix.lower() not in FORMATS:
+        raise UsageError("is no picture's name", where=str(path), hint=f"end it in {', '.join(FORMATS)}")
+    _matplotlib()
+
+
+def plot_sensitivity(table: Sequence[Sensitivity], path: str | Path) -> None:
+    """Draw what each part of a network minds: a row for each part, a column for each sparsity.
+
+    The colour is the divergence of the answers, on a logarithmic scale, and the number the agreement in
+    percent. The same table gives the same bytes with the same matplotlib.
+
+    Args:
+        table: as ``prune.sensitivity`` gives it.
+        path: where to write; its suffix is the format.
+
+    Raises:
+        As ``require_plots``.
+    """
+    require_plots(path)
+    matplotlib, figure_class, canvas_class = _matplotlib()
+    columns = max((len(part.points) for part in table), default=1)
+    figure = figure_class(figsize=(_WIDTH_INCHES, 1.5 + _ROW_INCHES * len(table)), layout="constrained")
+    canvas_class(figure)
+    axes = figure.add_subplot()
+    cells = [[_cell(part, column) for column in range(columns)] for part in table]
+    low, high = _limits(table)
+    image = axes.imshow(
+        [[value for value, _ in row] for row in cells],
+        aspect="auto",
+        cmap="YlOrRd",
+        norm=matplotlib.colors.LogNorm(low, high, clip=True),
+    )
+    for y, row in enumerate(cells):
+        for x, (_, text) in enumerate(row):
+            axes.text(x, y, text, ha="center", va="center", fontsize=7)
+    axes.set_yticks(range(len(table)), [part.name for part in table], fontsize=7)
+    axes.set_xticks(range(columns), _headings(table, columns))
+    axes.set_xlabel("removed from this part alone; in the cells, the share of answers that stay the same")
+    figure.colorbar(image, label="KL divergence of the answers, nats")
+    # Neither a date nor random ids, so that the same table gives the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "modelopt"}):
+        figure.savefig(path, dpi=150, metadata=_undated(Path(path).suffix.lower()))
+
+
+def _cell(part: Sensitivity, column: int) -> tuple[float, str]:
+    if column >= len(part.points):
+        return float("nan"), ""
+    point = part.points[column]
+    return max(point.divergence, 1e-12), f"{100 * point.agreement:.0f} %"
+
+
+def _limits(table: Sequence[Sensitivity]) -> tuple[float, float]:
+    found = [point.divergence for part in table for point in part.points]
+    finite = [value for value in found if 0 < value < float("inf")]
+    low, high = min(finite, default=1e-6), max(finite, default=1.0)
+    return max(low, 1e-6 * high), high * 1.0001
+
+
+def _headings(table: Sequence[Sensitivity], columns: int) -> list[str]:
+    """The sparsities, of the part that has most of them."""
+    fullest = max(table, key=lambda part: len(part.points))
+    return [f"{100 * point.sparsity:.0f} %" for point in fullest.points[:columns]]
+
+
+def _undated(suffix: str) -> dict[str, Any]:
+    return {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
+
+
+def _matplotlib() -> tuple[Any, Any, Any]:
+    try:
+        import matplotlib.colors
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise EnvironmentFailure(
+            "drawing needs matplotlib", hint="pip install 'modelopt-cli[plots]'"
+        ) from None
+    return matplotlib, Figure, FigureCanvasAgg
