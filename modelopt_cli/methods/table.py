@@ -26,7 +26,6 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "prune": Method(config=prune.PruneConfig, apply=prune.apply),
-    "prune": Method(config=prune.PruneConfig, apply=prune.apply),
     "quantize": Method(config=quantize.QuantizeConfig, apply=quantize.apply),
 }
 """By the name of the command, of the API function and of the page in ``docs/``."""

@@ -9,6 +9,8 @@ from modelopt_cli.methods.prune.sensitivity import Sensitivity
 
 FORMATS = (".png", ".svg", ".pdf")
 _ROW_INCHES, _WIDTH_INCHES = 0.22, 9.0
+_DARK = 0.3
+"""Of the largest divergence; above it the cells are too dark for black letters."""
 
 
 def require_plots(path: str | Path) -> None:
@@ -39,7 +41,7 @@ def plot_sensitivity(table: Sequence[Sensitivity], path: str | Path) -> None:
     require_plots(path)
     matplotlib, figure_class, canvas_class = _matplotlib()
     columns = max((len(part.points) for part in table), default=1)
-    figure = figure_class(figsize=(_WIDTH_INCHES, 1.5 + _ROW_INCHES * len(table)), layout="constrained")
+    figure = figure_class(figsize=(_WIDTH_INCHES, 1.8 + _ROW_INCHES * len(table)), layout="constrained")
     canvas_class(figure)
     axes = figure.add_subplot()
     cells = [[_cell(part, column) for column in range(columns)] for part in table]
@@ -51,12 +53,13 @@ def plot_sensitivity(table: Sequence[Sensitivity], path: str | Path) -> None:
         norm=matplotlib.colors.LogNorm(low, high, clip=True),
     )
     for y, row in enumerate(cells):
-        for x, (_, text) in enumerate(row):
-            axes.text(x, y, text, ha="center", va="center", fontsize=7)
+        for x, (value, text) in enumerate(row):
+            colour = "white" if value > _DARK * high else "black"
+            axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_yticks(range(len(table)), [part.name for part in table], fontsize=7)
     axes.set_xticks(range(columns), _headings(table, columns))
     axes.set_xlabel("removed from this part alone; in the cells, the share of answers that stay the same")
-    figure.colorbar(image, label="KL divergence of the answers, nats")
+    figure.colorbar(image, label="KL divergence, nats")
     # Neither a date nor random ids, so that the same table gives the same file.
     with matplotlib.rc_context({"svg.hashsalt": "modelopt"}):
         figure.savefig(path, dpi=150, metadata=_undated(Path(path).suffix.lower()))
