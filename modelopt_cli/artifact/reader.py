@@ -80,6 +80,11 @@ class Artifact:
         settings = {part: value for part, value in parts.items() if part not in codec.payload}
         return tensor, Encoding(parameter.codec, dict(parameter.params), settings)
 
+    def stored_bytes(self, parameter: Parameter) -> int:
+        """Bytes that all parts of a parameter take in the file."""
+        found = (self._layout.tensors[name] for name in parameter.parts.values())
+        return sum(info.end - info.start for info in found)
+
     def _read(self, name: str) -> torch.Tensor:
         info = self._layout.tensors[name]
         return container.read_tensor(self._file, self._layout, info, self.where, ArtifactError)

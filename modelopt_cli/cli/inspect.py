@@ -1,10 +1,14 @@
 """``modelopt inspect``: what a file holds, tensor by tensor, and what was done to it."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.options import Checkpoint
+
+if TYPE_CHECKING:
+    from modelopt_cli.artifact.header import Parameter
+    from modelopt_cli.artifact.reader import Artifact
 
 
 def inspect(console: Console, checkpoint: Checkpoint) -> None:
@@ -25,14 +29,23 @@ def inspect(console: Console, checkpoint: Checkpoint) -> None:
     tensors = Table(box=None, pad_edge=False)
     for title in ("name", "codec", "dtype", "shape"):
         tensors.add_column(title)
+    for title in ("bytes", "zeros"):
+        tensors.add_column(title, justify="right")
     for tensor in facts["tensors"]:
         shape = "x".join(map(str, tensor["shape"])) or "scalar"
-        tensors.add_row(Text(tensor["name"]), tensor["codec"], tensor["dtype"], shape)
+        codec = " ".join(filter(None, (tensor["codec"], tensor["form"])))
+        zeros = "" if tensor["zeros"] is None else f"{100 * tensor['zeros']:.1f} %"
+        row = (Text(tensor["name"]), Text(codec), tensor["dtype"], shape, f"{tensor['bytes']:,}", zeros)
+        tensors.add_row(*row)
     console.result(Group(summary, Text(), tensors))
 
 
 def describe(path: Path) -> dict[str, Any]:
     """What the file at ``path`` holds, as JSON values.
+
+    Of each tensor: ``name``, ``codec``, ``form`` (how a codec with several writes it, else null),
+    ``dtype``, ``shape``, ``bytes`` (in the file) and ``zeros`` (the fraction of a pruned tensor that is
+    zero, else null).
 
     Raises:
         CheckpointError: it is neither an artifact nor a checkpoint.
@@ -45,18 +58,39 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _artifact(path: Path) -> dict[str, Any]:
-    from modelopt_cli.artifact import read_header
+    from modelopt_cli.artifact.reader import open_artifact
 
-    header = read_header(path)
+    with open_artifact(path) as artifact:
+        header = artifact.document.to_json(artifact.digest)
+        tensors = [_stored(artifact, parameter) for parameter in artifact.document.parameters]
     return {
         "kind": f"modelopt artifact, format {header['format']}",
         "arch": header["network"],
         "input": header["input"],
         "history": header["history"],
-        "tensors": [
-            {key: parameter[key] for key in ("name", "codec", "dtype", "shape")}
-            for parameter in header["parameters"]
-        ],
+        "tensors": tensors,
+    }
+
+
+def _stored(artifact: "Artifact", parameter: "Parameter") -> dict[str, Any]:
+    """How one parameter is stored; a pruned one is decoded to count its zeros."""
+    form = zeros = None
+    if parameter.codec == "sparse":
+        tensor, _ = artifact.decode(parameter)
+        zeros = 1 - int(tensor.count_nonzero()) / tensor.numel() if tensor.numel() else 0.0
+        values = parameter.params["values"]
+        form = str(parameter.params["form"])
+        if form == "n:m":
+            form = f"{parameter.params['n']}:{parameter.params['m']}"
+        form += f", affine{values['bits']}" if values else ""
+    return {
+        "name": parameter.name,
+        "codec": parameter.codec,
+        "form": form,
+        "dtype": parameter.dtype,
+        "shape": list(parameter.shape),
+        "bytes": artifact.stored_bytes(parameter),
+        "zeros": zeros,
     }
 
 
@@ -73,7 +107,15 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "input": {"shape": list(shape)} if shape else None,
         "history": [],
         "tensors": [
-            {"name": name, "codec": "raw", "dtype": NAMES[tensor.dtype], "shape": list(tensor.shape)}
+            {
+                "name": name,
+                "codec": "raw",
+                "form": None,
+                "dtype": NAMES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "bytes": tensor.nbytes,
+                "zeros": None,
+            }
             for name, tensor in file.state.items()
         ],
     }
