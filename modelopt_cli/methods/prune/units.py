@@ -14,13 +14,15 @@ the layers that read it. What each criterion looks at, and how the parts become 
 - ``fpgm``: in each layer that makes units, the sum of distances to the other filters, divided by its mean.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.prune.criteria import CRITERIA, random_scores
+from modelopt_cli.methods.prune.matrices import unseen_inputs
 from modelopt_cli.methods.prune.statistics import Statistics
 from modelopt_cli.program import Program
 from modelopt_cli.program.channels import Dependencies, Group, Member
@@ -39,8 +41,8 @@ def unit_scores(
     """The importance of every unit of every group.
 
     Args:
-        program: the network the dependencies belong to.
-        dependencies: its groups.
+        program: the network; its values are read from ``dependencies.program``.
+        dependencies: of the network.
         criterion: a key of ``CRITERIA`` that ranks channels.
         statistics: what ``collect`` found for this criterion; an empty one if it needs nothing.
         seed: of the criterion ``random``.
@@ -57,19 +59,28 @@ def unit_scores(
         raise UsageError(f"criterion {criterion} cannot rank channels", hint=f"one of {able}")
     if criterion == "random":
         return {g.name: random_scores(g.name, g.units, seed).double() for g in dependencies.groups}
-    scorer = _Scorer(program, statistics)
+    scorer = _Scorer(dependencies.program, statistics)
     return {
         group.name: scorer.scores(group, criterion)
         for group in dependencies.groups
-        if any(True for _ in scorer.members(group, criterion))
+        if scorer.members(group, criterion)
     }
 
 
 def unit_obstacle(program: Program, group: Group, criterion: str) -> str | None:
-    """Why a criterion cannot rank a group's units; None where it can. Not for ``wanda``, which needs data."""
-    if criterion in ("random", "wanda") or any(
-        True for _ in _Scorer(program, Statistics()).members(group, criterion)
-    ):
+    """Why a criterion cannot rank a group's units; None where it can.
+
+    Args:
+        program: the one the group's names refer to.
+        group: of its dependencies.
+        criterion: one that ranks channels.
+    """
+    if criterion == "wanda":
+        watched = [m.parameter for m in group.members if m.role in ("out", "in")]
+        if all(unseen_inputs(program, name) for name in watched):
+            return "no weights whose inputs can be watched"
+        return None
+    if criterion == "random" or _Scorer(program, Statistics()).members(group, criterion):
         return None
     return "no batch norm with weights" if criterion == "bn-scale" else "no weights"
 
@@ -80,44 +91,44 @@ class _Scorer:
         self.statistics = statistics
         self.parameters = {name: p.detach() for name, p in program.named_parameters(remove_duplicate=False)}
 
-    def members(self, group: Group, criterion: str) -> Iterator[Member]:
+    def members(self, group: Group, criterion: str) -> list[Member]:
         """The tensors of a group that a criterion looks at."""
-        for member in group.members:
-            name, role = member.parameter, member.role
-            if name not in self.parameters:
-                continue
-            weight = name.endswith("weight")
-            seen = {
-                "bn-scale": role == "norm" and weight and self._batch_norm(name),
-                "fpgm": role == "out" and weight,
-                "taylor": role in ("out", "bias", "norm"),
-                "wanda": role in ("out", "in") and name in self.statistics.norms,
-            }
-            if seen.get(criterion, weight and role in ("out", "in", "norm")):
-                yield member
+        return [m for m in group.members if m.parameter in self.parameters and self._looks_at(m, criterion)]
 
-    def _batch_norm(self, parameter: str) -> bool:
-        return isinstance(self.program.get_submodule(parameter.rpartition(".")[0]), _BATCH_NORMS)
+    def _looks_at(self, member: Member, criterion: str) -> bool:
+        match criterion:
+            case "bn-scale":
+                layer = self.program.get_submodule(member.parameter.rpartition(".")[0])
+                return member.role == "norm" and isinstance(layer, _BATCH_NORMS)
+            case "fpgm":
+                return member.role == "out"
+            case "taylor":
+                return member.role in ("out", "bias", "norm", "tensor")
+            case "wanda":
+                return member.role in ("out", "in") and member.parameter in self.statistics.norms
+            case _:
+                return member.role in ("out", "in", "norm")
 
     def scores(self, group: Group, criterion: str) -> Tensor:
         """One number for each unit."""
-        parts = [self._part(member, criterion) for member in self.members(group, criterion)]
+        parts = torch.stack([self._part(m, group.units, criterion) for m in self.members(group, criterion)])
         if criterion == "taylor":
-            return torch.stack(parts).nansum(0)
-        if criterion == "bn-scale":
-            return torch.stack(parts).nanmean(0)
-        return torch.stack([_by_mean(part) for part in parts]).nanmean(0)
+            return parts.nansum(0)
+        if criterion != "bn-scale":
+            mean = parts.nanmean(1, keepdim=True)
+            parts = parts / torch.where(mean > 0, mean, 1.0)
+        # A unit that no tensor knows costs nothing to remove.
+        return parts.nanmean(0).nan_to_num(0.0)
 
-    def _part(self, member: Member, criterion: str) -> Tensor:
-        """What one tensor says of each unit; NaN for units that do not appear in it."""
+    def _part(self, member: Member, units: int, criterion: str) -> Tensor:
+        """What one tensor says of each unit; NaN for units that are not in it."""
         values = self.parameters[member.parameter].double()
         if criterion == "fpgm":
-            return _distances(values.movedim(member.dim, 0).flatten(1), member.index)
+            return _distances(values.movedim(member.dim, 0).flatten(1), member, units)
         elements = _ELEMENTS[criterion](values, member.parameter, self.statistics)
         lines = elements.movedim(member.dim, 0).reshape(values.shape[member.dim], -1).sum(1)
-        sums = torch.stack([lines[_positions(unit)].sum() for unit in member.index])
-        absent = torch.tensor([len(_positions(unit)) == 0 for unit in member.index])
-        return sums.masked_fill(absent, torch.nan)
+        sums = lines.new_zeros(units).index_add(0, member.units, lines[member.positions])
+        return sums.masked_fill(torch.bincount(member.units, minlength=units) == 0, torch.nan)
 
 
 _ELEMENTS: dict[str, Callable[[Tensor, str, Statistics], Tensor]] = {
@@ -129,19 +140,12 @@ _ELEMENTS: dict[str, Callable[[Tensor, str, Statistics], Tensor]] = {
 }
 
 
-def _positions(unit: int | Sequence[int] | Tensor) -> Tensor:
-    return torch.as_tensor(unit, dtype=torch.int64).reshape(-1)
-
-
-def _by_mean(part: Tensor) -> Tensor:
-    mean = part.nanmean()
-    return part / mean if mean > 0 else part
-
-
-def _distances(filters: Tensor, index: Iterable[Sequence[int] | Tensor]) -> Tensor:
+def _distances(filters: Tensor, member: Member, units: int) -> Tensor:
     """For each unit the sum of its Euclidean distances to all units (He et al., eq. 4).
 
     The filter nearest to the geometric median, which the others can replace best, has the least.
     """
-    vectors = torch.stack([filters[_positions(unit)].flatten() for unit in index])
-    return torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+    present = member.units.unique()
+    vectors = pad_sequence([filters[i] for i in member.index if len(i)], batch_first=True).flatten(1)
+    sums = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+    return sums.new_full((units,), torch.nan).index_copy(0, present, sums)
