@@ -125,7 +125,8 @@ class Rewriter:
         given = list(node.args[first:]) or [v for k, v in node.kwargs.items() if k in _SIZE_NAMES]
         if len(given) == 1 and isinstance(given[0], list | tuple):
             given = list(given[0])
-        start = int(argument(node.args, node.kwargs, 1, "dim")) % expected.dim() if first == 2 else 0
+        rank = expected.dim() - len(given) + 1  # of what is unflattened
+        start = int(argument(node.args, node.kwargs, 1, "dim")) % rank if first == 2 else 0
         sizes = [self._one_size(node, size, start + i, expected) for i, size in enumerate(given)]
         kept = {k: v for k, v in node.kwargs.items() if k not in _SIZE_NAMES}
         node.args, node.kwargs = (*node.args[:first], tuple(sizes)), kept

@@ -55,7 +55,7 @@ class Remaining:
         small = moved[(slice(None), *[slice(0, 1) if s == 0 else slice(None) for s in moved.stride()[1:]])]
         if labels.dim() == 0 or (labels.stride(dim) == 0 or labels.shape[dim] < 2):
             return None
-        stays = self.alive(small).flatten(1).any(1)
+        stays = self.alive(small).reshape(len(small), -1).any(1)
         return None if bool(stays.all()) else stays.nonzero().flatten()
 
     def restrict(self, value: Any) -> Any:
