@@ -1,7 +1,8 @@
 """Channels that really go: which groups may lose units, how many each, and which ones."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -81,7 +82,7 @@ class Channels(Family):
             NothingCompressed: there are none.
             UsageError: a glob matches no layer.
         """
-        dependencies = analyse(self.original)
+        dependencies = self._analysed(self.original)
         able = {layer: group for group in dependencies.groups for layer in producers(group)}
         order = [name for name in weighted_layers(self.original) if name in able]
         self.reasons = dict(dependencies.frozen)
@@ -112,19 +113,31 @@ class Channels(Family):
         share = partial(self._shares, cut, known)
         for level in (self.config.round_to, *finer(self.config.round_to)):
             steps = path(cut.rungs, share, level)
-            plans: list[Counts] = [after(cut.rungs, steps[:n]) for n in range(len(steps) + 1)]
-            found = self._search(cut, plans, left)
+            found = self._search(cut, partial(self._plan, cut, steps), len(steps), left)
             if found.left <= left + TOLERANCE or not final:
                 break
-        counts = plans[found.place]
+        counts = self._plan(cut, steps, found.place)
         if final and abs(found.left - left) > TOLERANCE:
-            counts = self._refine(cut, plans[found.above], steps[found.above :], left)
+            before = self._plan(cut, steps, found.above)
+            counts = self._refine(cut, before, steps[found.above :], left)
         return self.removed(cut, counts)
 
     def _eligible(self, program: Program) -> tuple[Dependencies, list[Group]]:
         names = set(self.groups)
-        dependencies = analyse(program)
+        dependencies = self._analysed(program)
         return dependencies, [group for group in dependencies.groups if group.name in names]
+
+    def _analysed(self, program: Program) -> Dependencies:
+        """The analysis takes seconds; the Programs that are asked about again are the last few."""
+        for known, dependencies in self._known:
+            if known is program:
+                return dependencies
+        self._known.append((program, analyse(program)))
+        return self._known[-1][1]
+
+    @cached_property
+    def _known(self) -> deque[tuple[Program, Dependencies]]:
+        return deque(maxlen=3)
 
     @cached_property
     def _whole(self) -> dict[str, int]:
@@ -179,8 +192,11 @@ class Channels(Family):
                     make = partial(self.removed, cut, {group.name: count})
                     yield Variant(group.name, producers(group), 1 - count / group.units, make)
 
-    def _search(self, cut: Cut, plans: Sequence[Counts], left: float) -> Found:
-        return search_path(lambda place: self._left_after(cut, plans[place]), len(plans) - 1, left)
+    def _plan(self, cut: Cut, steps: Sequence[Step], taken: int) -> Counts:
+        return after(cut.rungs, steps[:taken])
+
+    def _search(self, cut: Cut, plan: Callable[[int], Counts], last: int, left: float) -> Found:
+        return search_path(lambda place: self._left_after(cut, plan(place)), last, left)
 
     def _left_after(self, cut: Cut, counts: Counts) -> float:
         if self.config.target[0] == "sparsity":
@@ -200,7 +216,7 @@ class Channels(Family):
                 granule = cut.rungs[name].granule(level)
                 numbers = (n for n in range(counts[name] - 1, fewest[name] - 1, -1) if n % granule == 0)
                 plans: list[Counts] = [counts, *({**counts, name: number} for number in numbers)]
-                found = self._search(cut, plans, left)
+                found = self._search(cut, plans.__getitem__, len(plans) - 1, left)
                 if abs(found.left - left) < miss:
                     best, miss = plans[found.place], abs(found.left - left)
                 if miss <= TOLERANCE:
