@@ -71,9 +71,13 @@ class Run:
         self._lock: Lock | None = None
         if self._world.main:
             self._prepare(json.loads(strictjson.canonical(dict(identity))), resume, force)
-        self._world.barrier()
-        main = self._world.main
-        self.log = MetricsLog(self.metrics if main else None, board=board if main else None)
+        try:
+            self._world.barrier()
+            main = self._world.main
+            self.log = MetricsLog(self.metrics if main else None, board=board if main else None)
+        except BaseException:
+            self.release()
+            raise
         # What was there at the start: later, one process might look before and another after a write.
         self._finished = set(self._stages())
 
@@ -82,10 +86,11 @@ class Run:
         return read_program(self._path(stage)) if self._path(stage) in self._finished else None
 
     def finish(self, stage: str, program: Program) -> None:
-        """Keep the result of a stage; the state of its training has served."""
+        """Keep the result of a stage; the state of its training has served. Collective."""
         if self._world.main:
             write_program(program, self._path(stage), force=True)
             self._state.unlink(missing_ok=True)
+        self._world.barrier()
         self._finished.add(self._path(stage))
 
     def save(self, stage: str, state: State) -> None:

@@ -23,12 +23,13 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     worker = str(Path(__file__).parent / "distributed_worker.py")
     done = subprocess.run(
-        [*torchrun, worker, str(tmp_path)], capture_output=True, text=True, timeout=100, check=False
+        [*torchrun, worker, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
     )
     assert (tmp_path / "together").exists(), done.stderr
     together = read_state(tmp_path / "together").tensors
     alone = train(World(), f"npz:{tmp_path / 'data.npz'}").tensors
     assert together.pop("ranks").tolist() == [0, 1, 1]
+    assert torch.equal(*together.pop("finished"))
     assert together.keys() == alone.keys()
     assert len(alone["losses"]) == 3 + 3 + 13
     for name, tensor in alone.items():

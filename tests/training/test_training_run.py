@@ -163,6 +163,18 @@ def test_only_the_main_process_writes(tmp_path: Path) -> None:
         assert theirs.finished("b") is not None
 
 
+def test_a_run_that_cannot_start_lets_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise EnvironmentFailure("TensorBoard is not installed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modelopt_cli.training.run.MetricsLog", missing)
+        with pytest.raises(EnvironmentFailure) as caught:
+            start(tmp_path)
+    assert caught.value.__traceback__ is not None  # which keeps the run that failed alive
+    start(tmp_path).close()
+
+
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "net.run").write_text("a file")
     with pytest.raises(OutputError, match="is not a folder"):
