@@ -214,6 +214,7 @@ def test_criteria_of_coupled_channels_look_at_every_layer() -> None:
         scores = unit_scores(program, analyse(program), criterion, Statistics())[group.name]
         assert int(scores.argmin()) == 2
         assert scores[2] == 0
+    program = net()
     (maker,) = (m for m in group.members if m.parameter == "body.weight" and m.role == "out")
     program.get_parameter("body.weight").data[maker.positions[maker.units == 2]] = 5.0
     assert int(unit_scores(program, analyse(program), "l2", Statistics())[group.name].argmax()) == 2
