@@ -98,6 +98,22 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_callers_randomness() -
     assert differing(found[0], found[2])
 
 
+def test_chance_is_different_in_every_step_and_the_same_in_every_run() -> None:
+    class Drawing(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                drawn.append(float(torch.rand(())))
+            return super().forward(x)
+
+    runs = []
+    for _ in range(2):
+        drawn: list[float] = []
+        fit(Drawing(*small_network()), Training(DATA, config=TrainConfig(epochs=2, batch_size=16)), seed=0)
+        runs.append(drawn)
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) == 8
+
+
 def test_dropout_acts_in_a_program_too() -> None:
     results = []
     for dropout in (0.0, 0.5):
@@ -179,6 +195,13 @@ def test_patience_ends_training() -> None:
     assert trained.steps == 4 * trained.epochs
     assert reports[0] == ("tune", 1, 120)
     assert reports[-1] == ("tune", 120, 120)
+
+
+def test_of_equal_epochs_the_first_counts() -> None:
+    config = TrainConfig(epochs=9, batch_size=16, lr=1e-12, patience=3)
+    val = noisy_patterns(60, seed=1, noise=3.0)
+    trained = fit(nn.Sequential(nn.Flatten(), nn.Linear(72, 3)), Training(DATA, val, config), seed=0)
+    assert (trained.best_epoch, trained.epochs) == (1, 4)
 
 
 def test_validation_samples_are_not_trained_on() -> None:

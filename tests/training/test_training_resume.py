@@ -50,7 +50,8 @@ class Growing(Watcher):
     def before_step(self, network: nn.Module, step: int, steps: int) -> None:
         super().before_step(network, step, steps)
         weight = network.get_parameter("0.weight").detach()
-        self.mask &= weight.abs() >= weight.abs().flatten().kthvalue(1 + step).values
+        kth = 1 + len(self.steps)
+        self.mask &= weight.abs() >= weight.abs().flatten().kthvalue(kth).values
 
     def after_step(self, network: nn.Module, step: int, steps: int) -> None:
         with torch.no_grad():
@@ -180,6 +181,26 @@ def test_interrupted_in_validation_and_after_the_end(
     for _ in range(2):  # the second time there is nothing left to do
         check_equal(attempt(tmp_path / "run", EVERYTHING, Growing(), resume=True), uninterrupted["sgd"])
     assert len(calls) == 5
+
+
+def test_killed_between_log_and_state(
+    tmp_path: Path, uninterrupted: dict[str, Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line of an epoch whose state was not saved is dropped, and written again."""
+    save = Run.save
+
+    def full(self: Run, stage: str, state: State) -> None:
+        if state.about["place"]["epoch"] > 1:
+            raise OSError("no space")
+        save(self, stage, state)
+
+    monkeypatch.setattr(Run, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        attempt(tmp_path / "run", EVERYTHING, Growing(), resume=False)
+    monkeypatch.undo()
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert state_of(tmp_path / "run", EVERYTHING).about["place"]["epoch"] == 1
+    check_equal(attempt(tmp_path / "run", EVERYTHING, Growing(), resume=True), uninterrupted["sgd"])
 
 
 def test_termination_waits_for_the_step_too(tmp_path: Path, uninterrupted: dict[str, Done]) -> None:
