@@ -27,7 +27,8 @@ def sparsity_note(program: Program, device: str = "cpu") -> str | None:
     zeros = total - sum(int(torch.count_nonzero(weight)) for weight in weights.values())
     if not zeros:
         return None
-    share = f"{100 * zeros / total:.0f} % of the weights in its {len(weights)} pruned layers are zero"
+    layers_named = f"{len(weights)} pruned layer{'s' if len(weights) > 1 else ''}"
+    share = f"{100 * zeros / total:.0f} % of the weights in its {layers_named} are zero"
     if torch.device(device).type != "cuda":
         return f"{share}; that makes the file smaller, not the network faster: a CPU multiplies zeros, too"
     layers = [program.get_submodule(name.rpartition(".")[0]) for name in weights]

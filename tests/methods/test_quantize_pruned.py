@@ -261,6 +261,22 @@ def test_dynamic_layers_of_an_untraced_network_are_put_back() -> None:
     assert not rebuilt.fc.weight[state["fc.weight"] == 0].any()
 
 
+def test_layers_stored_as_int8_before_stay_so_and_become_no_dynamic_ones() -> None:
+    state, encodings = state_of(pruned(normed()))
+    first = apply_to_state(state, QuantizeConfig("int8-weight", include=("head",)), None, encodings)
+    config = QuantizeConfig("int8-dynamic", exclude=("head",))
+    done = apply_to_state(first.state, config, {"fc", "head"}, first.encodings)
+    assert torch.equal(done.state["head.weight"], first.state["head.weight"])
+    assert done.encodings["head.weight"].params == first.encodings["head.weight"].params
+    assert done.encodings["head.weight"].params["values"] is not None
+    entry = {"method": "quantize", "config": config.as_dict(), "skipped": done.skipped}
+    rebuilt = Normed().eval()
+    rebuilt.load_state_dict(done.state)
+    restore(rebuilt, (entry,), done.encodings)
+    assert isinstance(rebuilt.fc, DynamicLinear)
+    assert isinstance(rebuilt.head, nn.Linear)
+
+
 def test_a_whole_network_gets_smaller_twice(tmp_path: Path) -> None:
     dense = torchvision_program("squeezenet1_1")
     sizes = {"dense": predicted_bytes(dense), "int8": predicted_bytes(quantized(dense, observer="minmax"))}
