@@ -1,9 +1,11 @@
 """prune: a Program in, a smaller or sparser Program out."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.artifact.sparsity import is_pruned
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Reached, Result
@@ -60,6 +62,8 @@ def apply(program: Program, config: PruneConfig, context: Context) -> Result:
         raise NothingCompressed("nothing was removed", hint="nothing was written; ask for more")
     target = reached(metric, wanted, family.left(result))
     result.history = (*program.history, _entry(family, result, target))
+    if metric == "bytes":  # the figure reached is itself a part of the file
+        target = replace(target, reached=predicted_bytes(result) / family.full)
     return Result(result, skipped, target, (*family.notes, *family.closing_notes(result)))
 
 

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 
 import torch
 
-from modelopt_cli.artifact.sparsity import compact
+from modelopt_cli.artifact.sparsity import compact, pruned_names
 from modelopt_cli.methods.prune.allocation import Curve, allocate
 from modelopt_cli.methods.prune.family import Family, nothing, shares, weighted_layers
 from modelopt_cli.methods.prune.ladder import Rungs, Step, after, finer, path
@@ -119,7 +119,8 @@ class Channels(Family):
         counts = self._plan(cut, steps, found.place)
         if final and abs(found.left - left) > TOLERANCE:
             before = self._plan(cut, steps, found.above)
-            counts = self._refine(cut, before, steps[found.above :], left)
+            finer_plan, miss = self._refine(cut, before, steps[found.above :], left)
+            counts = finer_plan if miss < abs(found.left - left) else counts
         return self.removed(cut, counts)
 
     def _eligible(self, program: Program) -> tuple[Dependencies, list[Group]]:
@@ -140,13 +141,26 @@ class Channels(Family):
         return deque(maxlen=3)
 
     @cached_property
-    def _whole(self) -> dict[str, int]:
+    def _units(self) -> dict[str, int]:
         """Units of the original in every group that may lose some."""
         return {group.name: group.units for group in self._eligible(self.original)[1]}
 
-    @property
-    def _units(self) -> int:
-        return sum(self._whole.values())
+    @cached_property
+    def _measures(self) -> dict[tuple[str, int], int]:
+        """Where the units of the original can be counted: a weight and a dimension, to channels in a unit."""
+        found: dict[tuple[str, int], int] = {}
+        for group in self._eligible(self.original)[1]:
+            first = makers(group)[0]
+            found.setdefault((first.parameter, first.dim), width(group))
+        return found
+
+    def _gone(self, program: Program) -> float:
+        """Units that a Program has lost. Groups of one unit are groups no more, so shapes have to tell."""
+        before, after = self.original.state_dict(), program.state_dict()
+        return sum(
+            (int(before[name].shape[dim]) - int(after[name].shape[dim])) / wide
+            for (name, dim), wide in self._measures.items()
+        )
 
     def removed(self, cut: Cut, counts: Counts) -> Program:
         """The Program with the best units of every group kept."""
@@ -156,7 +170,8 @@ class Channels(Family):
             if count < cut.rungs[name].units
         }
         result = remove(cut.program, keep, dependencies=cut.dependencies)
-        result.encodings = compact(result)
+        there = result.state_dict().keys()
+        result.encodings = compact(result, pruned_names(cut.program.encodings) & there)
         return result
 
     def _cut(self, program: Program) -> Cut:
@@ -200,18 +215,22 @@ class Channels(Family):
 
     def _left_after(self, cut: Cut, counts: Counts) -> float:
         if self.config.target[0] == "sparsity":
-            held = sum(group.units for group in cut.dependencies.groups if group.name in self.groups)
-            return (held - sum(cut.rungs[n].units - kept for n, kept in counts.items())) / self._units
+            planned = sum(cut.rungs[name].units - kept for name, kept in counts.items())
+            return 1 - (self._gone(cut.program) + planned) / sum(self._units.values())
         return self.fraction(self.removed(cut, counts))
 
-    def _refine(self, cut: Cut, counts: Counts, steps: Sequence[Step], left: float) -> Counts:
-        """Go on from plans that leave too much, in numbers of channels that the rounding would not allow.
+    def _refine(self, cut: Cut, counts: Counts, steps: Sequence[Step], left: float) -> tuple[Counts, float]:
+        """Go on from a plan that leaves too much, without the step that would lead too far.
 
-        The groups whose turn is next lose a part of what the next step would take, the finer the later.
+        Of the groups whose turn is next each loses as much as does not lead too far, and at most what its
+        next step would take: first in the numbers of channels that were asked for, then in finer ones.
+
+        Returns:
+            The nearest plan and how far it is from the target.
         """
         fewest = {step.group: step.kept for step in reversed(steps)}
         best, miss = counts, math.inf
-        for level in finer(self.config.round_to):
+        for level in (self.config.round_to, *finer(self.config.round_to)):
             for name in list(dict.fromkeys(step.group for step in steps))[:LAST]:
                 granule = cut.rungs[name].granule(level)
                 numbers = (n for n in range(counts[name] - 1, fewest[name] - 1, -1) if n % granule == 0)
@@ -220,15 +239,15 @@ class Channels(Family):
                 if abs(found.left - left) < miss:
                     best, miss = plans[found.place], abs(found.left - left)
                 if miss <= TOLERANCE:
-                    return best
+                    return best, miss
                 counts = plans[found.above]
-        return best
+        return best, miss
 
     def left(self, program: Program) -> float:
         """Of a sparsity: the units of the groups that may lose some."""
         if self.config.target[0] != "sparsity":
             return self.fraction(program)
-        return sum(group.units for group in self._eligible(program)[1]) / self._units
+        return 1 - self._gone(program) / sum(self._units.values())
 
     def describe(self, program: Program) -> dict[str, object]:
         """Of every layer that became smaller, the fraction of its weights that is left."""
@@ -248,7 +267,7 @@ class Channels(Family):
             granule = Rungs(group.units, width(group), group.step, torch.empty(0)).granule(
                 self.config.round_to
             )
-            if group.units % granule and group.units != self._whole[group.name]:
+            if group.units % granule and group.units != self._units[group.name]:
                 uneven.append(group.name)
         if not uneven:
             return []

@@ -53,6 +53,5 @@ class Timer:
 def half_width(values: Sequence[float]) -> float:
     """Half the width of the distribution-free 95 % interval of the median, from order statistics."""
     ordered, n = sorted(values), len(values)
-    reach = 0.98 * n**0.5
-    low, high = max(0, int(n / 2 - reach)), min(n - 1, int(n / 2 + reach + 1))
-    return (ordered[high] - ordered[low]) / 2
+    low = max(0, int(n / 2 - 0.98 * n**0.5))
+    return (ordered[n - 1 - low] - ordered[low]) / 2

@@ -101,7 +101,7 @@ def analyse(program: Program) -> Dependencies:
     chosen = sorted((makers, roots) for makers, roots in bundles.items() if len(roots) > 1)
     groups, classes = [], {}
     names: dict[str, int] = {}
-    owner = torch.full((len(trace.ties),), -1)
+    owner = torch.full((max(1, len(trace.ties)),), -1)  # also of a network without layers
     local = torch.zeros(len(trace.ties), dtype=torch.int64)
     for number, (_, roots) in enumerate(chosen):
         owner[roots], local[roots] = number, torch.arange(len(roots))
