@@ -28,7 +28,8 @@ def sparsity_note(program: Program, device: str = "cpu") -> str | None:
     if not zeros:
         return None
     layers_named = f"{len(weights)} pruned layer{'s' if len(weights) > 1 else ''}"
-    share = f"{100 * zeros / total:.0f} % of the weights in its {layers_named} are zero"
+    digits = 0 if zeros < 0.99 * total else 2  # 99.6 % is not all
+    share = f"{100 * zeros / total:.{digits}f} % of the weights in its {layers_named} are zero"
     if torch.device(device).type != "cuda":
         return f"{share}; that makes the file smaller, not the network faster: a CPU multiplies zeros, too"
     layers = [program.get_submodule(name.rpartition(".")[0]) for name in weights]
