@@ -137,9 +137,9 @@ class PruneConfig:
         """The allocation, with "auto" replaced by the one that suits structure and criterion."""
         if self.allocation != AUTO:
             return self.allocation
-        if self.pattern is not None or self.chosen_criterion in ("wanda", "obs", "random"):
+        if self.pattern is not None or self.chosen_criterion in ("wanda", "random"):
             return "uniform"
-        return "global"
+        return "lamp" if self.chosen_criterion == "obs" else "global"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form, for the history."""
