@@ -16,7 +16,7 @@ from modelopt_cli.methods.prune.criteria import criterion_for
 from modelopt_cli.methods.prune.depth import Layers
 from modelopt_cli.methods.prune.family import Family
 from modelopt_cli.methods.prune.sensitivity import SPARSITIES, Sensitivity, measure
-from modelopt_cli.methods.prune.targets import Figures, params, reached, require
+from modelopt_cli.methods.prune.targets import Figures, nonzeros, parameters, reached, require
 from modelopt_cli.methods.prune.weights import Weights
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import coverage
@@ -47,24 +47,24 @@ def apply(program: Program, config: PruneConfig, context: Context) -> Result:
         NothingCompressed: nothing can be pruned.
         DataError: the data are empty or do not fit.
     """
-    metric, wanted = config.target
+    metric, _ = config.target
     family = _family(program, config, context)
     schedule.check(config, context)
 
+    measured: list[Reached] = []
+
     def accept(pruned: Program) -> None:
-        # An N:M pattern is the target itself; channels that fill no group of M are kept whole.
-        if config.pattern is None:
-            require(reached(metric, wanted, family.left(pruned)))
+        if family.untouched(pruned):
+            raise NothingCompressed("nothing was removed", hint="nothing was written; ask for more")
+        measured.append(_require(config, family.left(pruned)))
 
     result = schedule.follow(family, config, context, accept)
-    skipped = family.skipped(result)
-    if params(result) == params(program):
-        raise NothingCompressed("nothing was removed", hint="nothing was written; ask for more")
-    target = reached(metric, wanted, family.left(result))
+    # Training moves no channel: a latency is not measured again, when it could only differ by chance.
+    target = measured[-1] if metric == "latency" else _require(config, family.left(result))
     result.history = (*program.history, _entry(family, result, target))
     if metric == "bytes":  # the figure reached is itself a part of the file
         target = replace(target, reached=predicted_bytes(result) / family.full)
-    return Result(result, skipped, target, (*family.notes, *family.closing_notes(result)))
+    return Result(result, family.skipped(result), target, (*family.notes, *family.closing_notes(result)))
 
 
 def sensitivity(program: Program, config: PruneConfig, context: Context) -> tuple[Sensitivity, ...]:
@@ -101,8 +101,15 @@ def _family(program: Program, config: PruneConfig, context: Context) -> Family:
     def entry(candidate: Program) -> dict[str, Any]:
         return _entry(family, candidate, Reached(*config.target, _DRAFT))
 
-    family: Family = FAMILIES[config.family](program, config, context, Figures(entry))
+    figures = Figures(entry, nonzeros if config.family == "weights" else parameters)
+    family: Family = FAMILIES[config.family](program, config, context, figures)
     return family
+
+
+def _require(config: PruneConfig, left: float) -> Reached:
+    target = reached(*config.target, left)
+    # A pattern is the target itself: channels that fill no group of M are kept whole.
+    return target if config.pattern is not None else require(target)
 
 
 def _check_program(program: Program) -> None:

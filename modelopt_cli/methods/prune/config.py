@@ -34,7 +34,7 @@ SCHEDULES: dict[str, str] = {
 TARGETS: dict[str, str] = {
     "sparsity": "fraction removed, of the weights, channels or blocks that may be pruned",
     "flops": "fraction of the arithmetic that is left",
-    "params": "fraction of the parameters that is left; zeros do not count",
+    "params": "fraction of the parameters that is left; zeros that pruning puts do not count",
     "bytes": "fraction of the file that is left",
     "latency": "fraction of the latency that is left, measured",
 }
@@ -57,7 +57,7 @@ class PruneConfig:
         allocation: one of ``ALLOCATION_NAMES``; "auto" takes ``chosen_allocation``.
         sparsity: fraction to remove; of single weights, of channels, or of blocks that can go.
         flops: fraction of the original's multiply-accumulates to keep.
-        params: fraction of the original's parameters to keep, zeros not counted.
+        params: fraction of the original's parameters to keep; of zeros in weights those that are not zero.
         bytes: fraction of the bytes of the original, written as an artifact, to keep.
         latency: fraction of the original's latency to keep, measured on this machine.
         schedule: a key of ``SCHEDULES``.

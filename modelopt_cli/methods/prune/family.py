@@ -78,6 +78,10 @@ class Family(ABC):
         """The Program after pruning, as it goes into training or out of the command."""
         return self.reestimated(program)
 
+    def untouched(self, program: Program) -> bool:
+        """Whether nothing was removed."""
+        return self.skipped(program).keys() >= weighted_layers(self.original).keys()
+
     def closing_notes(self, program: Program) -> list[str]:
         """What the user should know of a result."""
         return []

@@ -39,15 +39,17 @@ class Figures:
 
     Attributes:
         entry: makes the history entry, whose bytes are part of the file.
+        params: counts parameters: those that are not zero where zeros are what pruning leaves.
     """
 
     entry: Entry
+    params: Callable[[Program], float]
 
     def of(self, metric: str, program: Program) -> float:
         """``flops``, ``params`` or ``bytes`` of a Program that has not been pruned in this run."""
         if metric == "flops":
             return flops(program)
-        return params(program) if metric == "params" else float(predicted_bytes(program))
+        return self.params(program) if metric == "params" else float(predicted_bytes(program))
 
     def pruned(self, metric: str, program: Program) -> float:
         """The same of a candidate, which will be written with its history entry."""
@@ -66,7 +68,12 @@ def flops(program: Program) -> float:
     return float(count_macs(meta_copy(program), program.input.shape).total)
 
 
-def params(program: Program) -> float:
+def parameters(program: Program) -> float:
+    """All parameters."""
+    return float(sum(tensor.numel() for tensor in logical_parameters(program)))
+
+
+def nonzeros(program: Program) -> float:
     """Parameters that are not zero."""
     return float(sum(int(torch.count_nonzero(tensor)) for tensor in logical_parameters(program)))
 

@@ -17,7 +17,7 @@ from modelopt_cli.methods.prune.matrices import unseen_inputs, weights_of
 from modelopt_cli.methods.prune.obs import obs_obstacle, obs_prune
 from modelopt_cli.methods.prune.sensitivity import STEEP, Variant, curves, measure
 from modelopt_cli.methods.prune.statistics import Statistics, collect
-from modelopt_cli.methods.prune.targets import params, search_ratio
+from modelopt_cli.methods.prune.targets import nonzeros, search_ratio
 from modelopt_cli.methods.select import select_layers
 from modelopt_cli.program import Program
 
@@ -203,7 +203,7 @@ class Weights(Family):
         if self.config.target[0] == "sparsity":
             return kept / sum(mask.numel() for mask in masks.values())
         before = sum(int(torch.count_nonzero(weight)) for weight in weights.values())
-        return (params(program) - before + kept) / self.full
+        return (nonzeros(program) - before + kept) / self.full
 
     def left(self, program: Program) -> float:
         """Of a sparsity: the nonzeros among the weights that were to be pruned."""
@@ -211,6 +211,10 @@ class Weights(Family):
             return self.fraction(program)
         weights = [program.get_parameter(name) for name in self.layers]
         return sum(int(torch.count_nonzero(w)) for w in weights) / sum(w.numel() for w in weights)
+
+    def untouched(self, program: Program) -> bool:
+        """Whether there are no more zeros than there were."""
+        return all(zeros(program, name) <= zeros(self.original, name) for name in self.layers)
 
     def closing_notes(self, program: Program) -> list[str]:
         """What zeros are good for."""
