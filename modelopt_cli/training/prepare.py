@@ -14,6 +14,7 @@ from modelopt_cli.program.capture import evaluation_mode
 
 _WHERE = "the network"
 _PROBED = 2
+_BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def _classes(logits: object) -> int:
 
 def _lay_out(network: nn.Module, images: Tensor) -> bool:
     """Channels last, if there are convolutions and nothing in the network insists on the other order."""
-    if images.dim() != 4 or not any(isinstance(module, nn.Conv2d) for module in network.modules()):
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    if images.dim() != 4 or not convolutions or any(map(_overruns, convolutions)):
         return False
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
@@ -84,6 +86,16 @@ def _lay_out(network: nn.Module, images: Tensor) -> bool:
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return False
     return True
+
+
+def _overruns(module: nn.Conv2d) -> bool:
+    """Whether oneDNN, computing the gradient of its weight with the channels innermost, overruns its memory.
+
+    It does for 1x1 kernels that skip positions and have fewer input channels than a block, 8 on AVX2 and 16
+    on AVX-512 (uxlfoundation/oneDNN#6035, seen in torch 2.13): the process crashes, sooner or later.
+    """
+    narrow = module.in_channels // module.groups < _BLOCK
+    return narrow and set(module.kernel_size) == {1} and max(module.stride) > 1
 
 
 @contextlib.contextmanager
