@@ -48,6 +48,10 @@ def _swin_v2() -> nn.Module:
     return _swin(block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)
 
 
+def _maxvit() -> nn.Module:
+    return models.MaxVit((64, 64), 16, 4, [16, 32], [1, 1], 8, 0.1)
+
+
 def _filled(make: Callable[[], nn.Module]) -> nn.Module:
     model = make()
     fill(model)
@@ -68,6 +72,7 @@ BEYOND: dict[str, tuple[Callable[[], nn.Module], float]] = {
     "shufflenet_v2_x0_5": (lambda: build("shufflenet_v2_x0_5"), 0.65),
     "a Swin": (lambda: _filled(_swin), 0.9),
     "a Swin v2": (lambda: _filled(_swin_v2), 0.9),
+    "a MaxViT": (lambda: _filled(_maxvit), 0.65),
 }
 
 

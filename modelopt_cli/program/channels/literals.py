@@ -12,7 +12,38 @@ from modelopt_cli.program.channels.remaining import Remaining
 from modelopt_cli.program.channels.trace import Fetched, Trace
 
 _SHAPE_ONLY = frozenset(
-    ["view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze", "expand", "expand_as", "repeat", "repeat_interleave", "tile", "broadcast_to", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "roll", "flip", "cat", "stack", "getitem", "index_select", "pad", "channel_shuffle"]
+    [
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "permute",
+        "transpose",
+        "t",
+        "movedim",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "expand_as",
+        "repeat",
+        "repeat_interleave",
+        "tile",
+        "broadcast_to",
+        "chunk",
+        "split",
+        "tensor_split",
+        "unbind",
+        "narrow",
+        "select",
+        "roll",
+        "flip",
+        "cat",
+        "stack",
+        "getitem",
+        "index_select",
+        "pad",
+        "channel_shuffle",
+    ]
 )
 
 
@@ -61,6 +92,10 @@ class Rewriter:
             self._rewrite(node, expected)
         return expected
 
+    def _dense(self, node: Any) -> Any:
+        """The labels a value had before."""
+        return self.trace.labels(self.trace.values[node.name])
+
     def _fetched(self, dense: Fetched) -> Any:
         labels = self.trace.labels(dense)
         restricted = self.left.restrict(labels)
@@ -101,16 +136,33 @@ class Rewriter:
         """Whether the node, as it is, turns what is left of its arguments into what should be left."""
         args, kwargs = arguments(node, self.values)
         args, kwargs = _plain(self.trace, args), _plain(self.trace, kwargs)
-        if operation(node) in ("getitem", "index_select", "pad") and not _is_basic(args, kwargs, node):
-            return self.left.restrict(self.trace.values[node.name]) is None or _unchanged(
-                expected, self.trace.values[node.name]
-            )
+        if operation(node) == "pad":
+            return _unchanged_along(self.left, self.trace.values[node.name], _padded_dims(args, kwargs))
+        looked_up = _looked_up_dim(node, args, kwargs)
+        if looked_up is not None:
+            return _unchanged_along(self.left, self._dense(node.args[0]), [looked_up])
         try:
             if operation(node) == "view":
                 return _equal(args[0].reshape(*args[1:], **kwargs), expected)
             return _equal(compute(node, args, kwargs), expected)
         except (RuntimeError, IndexError, TypeError, ValueError):
             return False
+
+    def _indexes_whole(self, node: fx.Node) -> bool:
+        """Whether no dimension that a node picks positions of by a tensor, or bounds, loses any."""
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        dense = self.trace.labels(self.trace.values[source.name])
+        args, kwargs = arguments(node, self.trace.values)
+        if operation(node) == "index_select":
+            return self.left.kept_along(dense, int(argument(args, kwargs, 1, "dim"))) is None
+        if operation(node) != "getitem":
+            return False
+        parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+        if any(part is None or part is ... or isinstance(part, list) for part in parts):
+            return False
+        masks = [p for p in parts if isinstance(p, Fetched) and p.tensor.dtype == torch.bool]
+        return not masks and all(self.left.kept_along(dense, d) is None for d in range(len(parts)))
 
     def _rewrite(self, node: fx.Node, expected: Any) -> None:
         rewrite = _REWRITES.get(operation(node), Rewriter._pick)
@@ -162,7 +214,7 @@ class Rewriter:
         """``x[:, a:b]`` and ``x[:, i]``: bounds among the places that are left."""
         source, index = node.args
         assert isinstance(source, fx.Node)
-        dense = self.trace.values[source.name]
+        dense = self._dense(source)
         parts = list(index) if isinstance(index, tuple) else [index]
         known = fx.node.map_aggregate(
             parts, lambda a: self.trace.values[a.name] if isinstance(a, fx.Node) else a
@@ -187,7 +239,7 @@ class Rewriter:
     def _narrow(self, node: fx.Node, expected: Any) -> None:
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        dense = self.trace.values[source.name]
+        dense = self._dense(source)
         args, kwargs = arguments(node, self.trace.values)
         dim = argument(args, kwargs, 1, "dim") % dense.dim()
         kept = self.left.kept_along(dense, dim)
@@ -205,7 +257,7 @@ class Rewriter:
         """Whatever reorders or picks channels becomes an ``index_select``."""
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        dense = self.trace.values[source.name]
+        dense = self._dense(source)
         dims = [d for d in range(dense.dim()) if self.left.kept_along(dense, d) is not None]
         if len(dims) != 1 or not isinstance(expected, Tensor):
             raise ModeloptError(f"cannot write {operation(node)} anew for fewer channels", where=node.name)
@@ -223,16 +275,16 @@ class Rewriter:
 
     def _select(self, node: fx.Node, source: str, dim: int, index: Tensor) -> Tensor:
         """Make a node an ``index_select`` of an earlier one, with an index into what is left of that."""
-        kept = self.left.kept_along(self.trace.values[source], dim)
+        earlier = next(n for n in self.graph.nodes if n.name == source)
+        kept = self.left.kept_along(self._dense(earlier), dim)
         assert kept is not None
-        place = torch.full((self.trace.values[source].shape[dim],), -1)
+        place = torch.full((self._dense(earlier).shape[dim],), -1)
         place[kept] = torch.arange(len(kept))
         left = place[index]
         path = f"{node.name}_channels"
         self.indices[path] = left[left >= 0]
         with self.graph.inserting_before(node):
             fetched = self.graph.create_node("get_attr", path, (), {})
-        earlier = next(n for n in self.graph.nodes if n.name == source)
         node.op, node.target = "call_function", torch.index_select
         node.args, node.kwargs = (earlier, dim, fetched), {}
         self.values[fetched.name] = Fetched(path, self.indices[path])
@@ -243,7 +295,7 @@ class Rewriter:
         if type(layer) is torch.nn.ChannelShuffle:
             source = node.args[0]
             assert isinstance(source, fx.Node)
-            dense = self.trace.values[source.name]
+            dense = self._dense(source)
             if self.left.kept_along(dense, 1) is not None:
                 order = layer(torch.arange(dense.shape[1]).view(1, -1, 1, 1)).flatten()
                 return self._select(node, source.name, 1, order)
@@ -285,22 +337,29 @@ def _plain(trace: Trace, values: Any) -> Any:
     return fx.node.map_aggregate(values, lambda a: trace.labels(a) if isinstance(a, Fetched) else a)
 
 
-def _is_basic(args: Any, kwargs: Any, node: fx.Node) -> bool:
-    """Whether a call can be run on labels: not where it indexes by tensors or invents elements."""
-    if operation(node) == "getitem":
-        index = args[1] if isinstance(args[1], tuple) else (args[1],)
-        return not any(isinstance(part, Tensor | list) for part in index)
-    return False
+def _looked_up_dim(node: fx.Node, args: Any, kwargs: Any) -> int | None:
+    """The dimension along which a node reads places that an index tensor names."""
+    if operation(node) == "index_select":
+        return int(argument(args, kwargs, 1, "dim"))
+    if operation(node) != "getitem" or not isinstance(args[0], Tensor):
+        return None
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    return next((d for d, part in enumerate(index) if isinstance(part, Tensor | list)), None)
+
+
+def _padded_dims(args: Any, kwargs: Any) -> list[int]:
+    pads = argument(args, kwargs, 1, "pad")
+    return [args[0].dim() - 1 - i // 2 for i, amount in enumerate(pads) if amount]
+
+
+def _unchanged_along(left: Remaining, dense: Tensor, dims: list[int]) -> bool:
+    return all(left.kept_along(dense, dim) is None for dim in dims)
 
 
 def _holds_tensor(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return any(_holds_tensor(part) for part in value)
     return isinstance(value, Tensor | Fetched)
-
-
-def _unchanged(now: Any, before: Any) -> bool:
-    return isinstance(now, Tensor) and now.shape == before.shape
 
 
 def _equal(now: Any, expected: Any) -> bool:
