@@ -2,6 +2,7 @@
 
 from modelopt_cli.program.attention import split_attention
 from modelopt_cli.program.program import Program
+from modelopt_cli.program.windows import split_windows
 
 
 def prepare(program: Program) -> Program:
@@ -10,4 +11,4 @@ def prepare(program: Program) -> Program:
     ``analyse`` and ``remove`` do this, too: call it first where parameter names have to be those that
     groups refer to. Doing it twice changes nothing more.
     """
-    return split_attention(program)
+    return split_windows(split_attention(program))

@@ -3,7 +3,6 @@
 import operator
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from modelopt_cli.program.channels.calls import argument, arguments, compute, operation
@@ -13,7 +12,7 @@ from modelopt_cli.program.channels.shuffles import find_shuffles
 from modelopt_cli.program.channels.ties import nothing
 from modelopt_cli.program.channels.trace import Fetched, Trace, tensors_in
 from modelopt_cli.program.program import Program
-from modelopt_cli.program.rewrite import meta_copy
+from modelopt_cli.program.shapes import value_shapes
 
 _MOST_PASSES = 12
 
@@ -62,7 +61,7 @@ def _value(trace: Trace, node: fx.Node) -> Any:
         return trace.values[chosen.source].index_select(chosen.dim, chosen.index)
     if node.op == "call_module":
         return apply_layer(trace, node, args, kwargs)
-    if not any(True for _ in tensors_in((args, kwargs))):
+    if not tensors_in((args, kwargs)):
         return compute(node, args, kwargs)
     rule = RULES.get(operation(node))
     return rule(trace, node, args, kwargs) if rule else trace.unsupported(node, (args, kwargs))
@@ -96,27 +95,3 @@ def _tie_slots(trace: Trace) -> None:
     first: dict[tuple[str, int], Tensor] = {}
     for slot in trace.slots:
         trace.ties.same(first.setdefault((slot.tensor, slot.dim), slot.line), slot.line)
-
-
-def value_shapes(program: Program, batch: int) -> dict[str, Any]:
-    """Shapes of every value, by node name; what is no tensor is kept as it is."""
-    shapes: dict[str, Any] = {}
-
-    class _Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            shapes[n.name] = _shape_of(result)
-            return result
-
-    copied = meta_copy(program).float()
-    with torch.no_grad():
-        _Recorder(copied).run(torch.empty(batch, *program.input.shape, device="meta"))
-    return shapes
-
-
-def _shape_of(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.shape
-    if isinstance(value, torch.Size) or not isinstance(value, tuple | list):
-        return value
-    return tuple(_shape_of(part) for part in value)

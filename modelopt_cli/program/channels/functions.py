@@ -140,6 +140,16 @@ def _getattr(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
     return getattr(value.tensor if isinstance(value, Fetched) else value, name)
 
 
+def _patch_merging(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    """The four neighbours of Swin's patch merging, one after another."""
+    return spread(t.ties.line(t.labels(args[0]), -1).repeat(4), -1, t.shapes[node.name])
+
+
+def _position_bias(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    """A table ``(relative places, heads)`` as ``(1, heads, places, places)``."""
+    return spread(t.ties.line(t.labels(args[0]), -1), 1, t.shapes[node.name])
+
+
 def _like(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
     return t.labels(args[0])
 
@@ -257,6 +267,8 @@ _NAMES: dict[Rule, str] = {
     """,
     _pad: "pad",
     _getattr: "getattr",
+    _patch_merging: "_patch_merging_pad",
+    _position_bias: "_get_relative_position_bias",
     _like: "zeros_like ones_like full_like",
     _made: "new_zeros new_ones new_full",
     _fact: "size dim ndimension numel",

@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 from modelopt_cli.errors import ModeloptError, UsageError
 from modelopt_cli.program.allowlist import is_in_place
 from modelopt_cli.program.channels.encodings import sliced
-from modelopt_cli.program.channels.execute import value_shapes
 from modelopt_cli.program.channels.groups import Dependencies, analyse, layer_of
 from modelopt_cli.program.channels.literals import Rewriter
 from modelopt_cli.program.channels.remaining import Remaining
@@ -19,6 +18,7 @@ from modelopt_cli.program.channels.trace import Trace
 from modelopt_cli.program.kinds import build, config_of, kind_of
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.rewrite import copy_graph
+from modelopt_cli.program.shapes import value_shapes
 
 _OTHER_BATCH = 3
 Kept = dict[str, dict[int, Tensor]]
