@@ -5,11 +5,16 @@ from collections.abc import Iterable
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import SwinTransformer
 
 from modelopt_cli.errors import DataError
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.prune import PruneConfig, apply
+from modelopt_cli.methods.prune.depth import Layers
 from modelopt_cli.methods.prune.layers import by_output, by_weights
+from modelopt_cli.methods.prune.targets import Figures
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.blocks import find_blocks
+from modelopt_cli.program.blocks import find_blocks, without
 from modelopt_cli.program.capture import capture
 
 BLOCKS = 4
@@ -163,3 +168,42 @@ def test_of_equal_blocks_the_first_goes_and_what_is_inside_a_removed_one_is_not_
     assert [r.block.name for r in by_weights(blocks, ones)] == ["b", "a", "c"]
     first = {"a.weight": torch.zeros(4, 4), "b.weight": torch.ones(4, 4), "c.weight": torch.full((4, 4), 0.9)}
     assert [r.block.name for r in by_weights(blocks, first)] == ["a", "c"]
+
+
+class Twins(nn.Module):
+    """Two branches of two layers each in one module: both are ``body``, so their first layers name them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("a1", "a2", "b1", "b2")})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(x)
+        x = x + self.body["a2"](torch.tanh(self.body["a1"](x)))
+        return x + self.body["b2"](torch.tanh(self.body["b1"](x)))
+
+
+def test_a_block_is_the_same_after_others_are_gone() -> None:
+    program = capture(Twins().eval(), InputSpec((4,)))
+    blocks = find_blocks(program)
+    assert [block.name for block in blocks] == ["body.a1", "body.b1"]
+    config = PruneConfig(structure="layers", sparsity=0.5, criterion="l1")
+    family = Layers(program, config, Context(), Figures(lambda _: {}, lambda _: 0.0))
+    once = without(program, blocks[:1])
+    assert [block.layers for block in family.blocks(once)] == [("body.b1", "body.b2")]
+    assert family.left(program) == 1.0
+    assert family.left(once) == 0.5
+
+
+def test_attention_with_fetched_weights_counts_as_a_block() -> None:
+    model = SwinTransformer([4, 4], 12, [2], [3], [4, 4], num_classes=5).eval()
+    program = capture(model, InputSpec((3, 16, 16)), verify=False)
+    result = apply(program, PruneConfig(structure="layers", sparsity=0.5, criterion="l2"), Context())
+    removed = result.program.history[-1]["removed"]
+    assert result.target is not None
+    assert result.target.reached == 0.5
+    assert len(find_blocks(result.program)) == 2
+    left = {key.rpartition(".")[0] for key in result.program.state_dict()}
+    assert removed
+    assert not left & set(removed)

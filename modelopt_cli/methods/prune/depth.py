@@ -23,8 +23,8 @@ class Layers(Family):
     """Structure ``layers``."""
 
     @cached_property
-    def names(self) -> frozenset[str]:
-        """The blocks that may go; fills in ``reasons`` for all other layers.
+    def barred(self) -> frozenset[str]:
+        """Layers whose blocks shall not go; fills in ``reasons`` for all that are in no block that may.
 
         Raises:
             NothingCompressed: there are none.
@@ -39,15 +39,14 @@ class Layers(Family):
             raise nothing(self.reasons)
         _, left_out = select_layers(order, self.config)
         self.reasons |= left_out
-        chosen = frozenset(block.name for block in blocks if not left_out.keys() & set(block.layers))
-        if not chosen:
+        if all(left_out.keys() & set(block.layers) for block in blocks):
             raise nothing(self.reasons)
-        return chosen
+        return frozenset(left_out)
 
     def blocks(self, program: Program) -> tuple[Block, ...]:
         """Those of the blocks that may go which a Program still has."""
-        names = self.names
-        return tuple(block for block in find_blocks(program) if block.name in names)
+        # By their layers: a block's name may change once another one beside it is gone.
+        return tuple(block for block in find_blocks(program) if not self.barred & set(block.layers))
 
     def prune(self, program: Program, left: float, final: bool) -> Program:
         """Remove blocks one after another until nearest to the target."""
@@ -98,16 +97,18 @@ class Layers(Family):
         """Of a sparsity: the blocks that may go and have not."""
         if self.config.target[0] != "sparsity":
             return self.fraction(program)
-        layers = weighted_layers(program).keys()
-        kept = [block for block in self.blocks(self.original) if layers & set(block.layers)]
-        return len(kept) / len(self.names)
+        parameters, blocks = program.state_dict().keys(), self.blocks(self.original)
+        return sum(not parameters.isdisjoint(block.parameters) for block in blocks) / len(blocks)
 
     def describe(self, program: Program) -> dict[str, object]:
         """The layers that are gone."""
         return {"removed": sorted(self._gone(program))}
 
     def _gone(self, program: Program) -> set[str]:
-        return weighted_layers(self.original).keys() - weighted_layers(program).keys()
+        parameters = program.state_dict().keys()
+        blocks = self.blocks(self.original)
+        gone = [block for block in blocks if parameters.isdisjoint(block.parameters)]
+        return {layer for block in gone for layer in block.layers}
 
     def skipped(self, program: Program) -> dict[str, str]:
         """All layers that are still there."""
