@@ -76,7 +76,8 @@ class Learner:
             companion.before_step(self.network, step, self.steps)
         images, targets = self._inputs(batch, step)
         self._reseed(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         loss = self._loss(images, targets, batch)
         (loss if self.world.size == 1 else loss * batch.weight).backward()
         self.world.sum_gradients(self.parameters)

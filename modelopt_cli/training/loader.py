@@ -136,10 +136,13 @@ class _Epoch:
     world: World
     drawn: bool
 
-    def augmented(self, images: Tensor, indices: NDArray[np.int64]) -> Tensor:
-        if self.augment is None:
-            return images
-        return self.augment(images, uniform(self.seed, self.epoch, indices, self.augment.draws))
+    def draws(self, indices: NDArray[np.int64]) -> Tensor:
+        """The random numbers of these samples' augmentation, a row for each."""
+        count = self.augment.draws if self.augment is not None else 0
+        return uniform(self.seed, self.epoch, indices, count)
+
+    def augmented(self, images: Tensor, draws: Tensor) -> Tensor:
+        return images if self.augment is None else self.augment(images, draws)
 
     def get(self, index: int) -> tuple[Tensor, int]:
         if not self.drawn:
@@ -164,29 +167,31 @@ class _Steps(Dataset["samples.Batch | ModeloptError"]):
         self.steps = steps_per_epoch(epoch.data, epoch.batch_size)
         generator = np.random.default_rng([epoch.seed % 2**64, epoch.epoch])
         self.order = generator.permutation(len(epoch.data))
+        self.draws = epoch.draws(self.order)  # at once: for a batch at a time they would cost a step's tenth
 
     def __len__(self) -> int:
         return max(0, self.steps - self.start)
 
-    def indices(self, number: int) -> tuple[NDArray[np.int64], float]:
-        """This process's samples in the step, and their weight."""
+    def part(self, number: int) -> tuple[slice, float]:
+        """Where in the order this process's samples of the step are, and their weight."""
         step = self.start + number
         first = step * self.epoch.batch_size
         stop = len(self.order) if step == self.steps - 1 else first + self.epoch.batch_size
         part, weight = self.epoch.part(stop - first)
-        return self.order[first:stop][part], weight
+        return slice(first + part.start, first + part.stop), weight
 
     def __getitem__(self, number: int) -> samples.Batch | ModeloptError:
-        indices, _ = self.indices(number)
+        part, _ = self.part(number)
+        indices, draws = self.order[part], self.draws[part]
         if self.kept is not None:
             chosen = torch.from_numpy(indices)
             images, labels = (tensor.index_select(0, chosen) for tensor in self.kept)
-            return self.epoch.augmented(images, indices), labels
+            return self.epoch.augmented(images, draws), labels
         try:
             images, labels = samples.collate([self.epoch.get(int(index)) for index in indices])
         except ModeloptError as error:
             return error.with_traceback(None)
-        return self.epoch.augmented(images, indices), labels
+        return self.epoch.augmented(images, draws), labels
 
 
 def _batches(steps: _Steps, workers: int) -> Iterator[Batch]:
@@ -197,7 +202,7 @@ def _batches(steps: _Steps, workers: int) -> Iterator[Batch]:
     for number, result in enumerate(results):
         if isinstance(result, ModeloptError):
             raise result
-        yield Batch(*result, steps.indices(number)[1])
+        yield Batch(*result, steps.part(number)[1])
 
 
 def _streamed(epoch: _Epoch) -> Iterator[Batch]:
@@ -205,7 +210,7 @@ def _streamed(epoch: _Epoch) -> Iterator[Batch]:
     for images, labels in _joined(epoch.data.batches(epoch.batch_size), epoch.batch_size):
         part, weight = epoch.part(len(labels))
         indices = np.arange(first, first + len(labels), dtype=np.int64)[part]
-        yield Batch(epoch.augmented(images[part], indices), labels[part], weight)
+        yield Batch(epoch.augmented(images[part], epoch.draws(indices)), labels[part], weight)
         first += len(labels)
 
 
