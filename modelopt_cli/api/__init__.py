@@ -2,17 +2,21 @@
 
 from modelopt_cli.api.evaluating import evaluate
 from modelopt_cli.api.loading import load, load_network
+from modelopt_cli.api.pruning import PruneOutcome, prune, sensitivity
 from modelopt_cli.api.quantizing import QuantizeOutcome, quantize
 from modelopt_cli.api.training import TrainOutcome, train
 from modelopt_cli.api.tuning import TrainingRequest
 
 __all__ = [
+    "PruneOutcome",
     "QuantizeOutcome",
     "TrainOutcome",
     "TrainingRequest",
     "evaluate",
     "load",
     "load_network",
+    "prune",
     "quantize",
+    "sensitivity",
     "train",
 ]

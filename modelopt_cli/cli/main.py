@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from modelopt_cli import __version__
-from modelopt_cli.cli import env, eval, inspect, quantize, train
+from modelopt_cli.cli import env, eval, inspect, prune, quantize, train
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.failures import Terminated, explain
 from modelopt_cli.cli.groups import GroupedCommand, flatten
@@ -22,6 +22,7 @@ from modelopt_cli.errors import UsageError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
+    "prune": prune.prune,
     "quantize": quantize.quantize,
     "eval": eval.evaluate,
     "inspect": inspect.inspect,

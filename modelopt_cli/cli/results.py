@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from modelopt_cli.cli.console import Console
 
 if TYPE_CHECKING:
-    from modelopt_cli.api import QuantizeOutcome, TrainOutcome
+    from modelopt_cli.api import PruneOutcome, QuantizeOutcome, TrainOutcome
     from modelopt_cli.artifact import Written
     from modelopt_cli.measure import Evaluation
+    from modelopt_cli.methods.prune.sensitivity import Sensitivity
     from modelopt_cli.training import Trained
 
 
@@ -61,6 +62,59 @@ def show_trained(console: Console, outcome: "TrainOutcome", exports: Sequence[Pa
         console.note(_trained_line(trained))
         _show_written(console, outcome.written)
     _require_gates(outcome.evaluation)
+
+
+def show_pruned(console: Console, outcome: "PruneOutcome", exports: Sequence[Path], force: bool) -> None:
+    """Say what is left of each layer, export and print the table; raises GateNotMet."""
+    from modelopt_cli import report
+
+    layers = report.pruned_table(outcome.layers)
+    target = report.target_line(outcome.target) if outcome.target is not None else None
+    if outcome.evaluation is not None:
+        _export(outcome.evaluation, exports, force)
+    if console.json:
+        console.result_json(pruned_json(outcome))
+    elif outcome.written is None:
+        console.result(layers)
+        for line in filter(None, (target, *outcome.notes)):
+            console.result(line)
+        console.result(f"the file would have {outcome.predicted_bytes:,} bytes")
+    else:
+        console.detail(layers)
+        _show_table(console, outcome.evaluation)
+        for line in filter(None, (target, *outcome.notes)):
+            console.note(line)
+        _show_written(console, outcome.written)
+    _require_gates(outcome.evaluation)
+
+
+def pruned_json(outcome: "PruneOutcome") -> dict[str, Any]:
+    """The object that ``prune --json`` prints.
+
+    ``output`` is null after ``--dry-run``, ``evaluation`` (as ``eval --json`` prints it) where nothing
+    was measured.
+    """
+    from modelopt_cli import report
+
+    return {
+        "schema_version": 1,
+        "output": _written_json(outcome.written),
+        "predicted_bytes": outcome.predicted_bytes,
+        "layers": report.pruned_json(outcome.layers),
+        "target": None if outcome.target is None else vars(outcome.target),
+        "notes": list(outcome.notes),
+        "evaluation": _evaluation_json(outcome.evaluation),
+    }
+
+
+def show_sensitivity(console: Console, parts: "Sequence[Sensitivity]") -> None:
+    """Print the table of sensitivities."""
+    from modelopt_cli import report
+
+    if console.json:
+        console.result_json(report.sensitivity_json(parts))
+    else:
+        console.result(report.sensitivity_table(parts))
 
 
 def _trained_line(trained: "Trained") -> str:

@@ -4,6 +4,14 @@ from modelopt_cli.report.csv import csv_text
 from modelopt_cli.report.export import check_export, export
 from modelopt_cli.report.json import to_json
 from modelopt_cli.report.markdown import markdown_text
+from modelopt_cli.report.plots import plot_sensitivity, require_plots
+from modelopt_cli.report.pruned import (
+    pruned_json,
+    pruned_table,
+    sensitivity_json,
+    sensitivity_table,
+    target_line,
+)
 from modelopt_cli.report.table import coverage_table, plain_text, svg, table, to_svg
 
 __all__ = [
@@ -13,8 +21,15 @@ __all__ = [
     "export",
     "markdown_text",
     "plain_text",
+    "plot_sensitivity",
+    "pruned_json",
+    "pruned_table",
+    "require_plots",
+    "sensitivity_json",
+    "sensitivity_table",
     "svg",
     "table",
+    "target_line",
     "to_json",
     "to_svg",
 ]

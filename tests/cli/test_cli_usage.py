@@ -4,7 +4,7 @@ import pytest
 
 NEAR = [
     (["quantise", "a"], "unknown command 'quantise'; did you mean 'quantize'?"),
-    (["xyzzy"], "unknown command 'xyzzy'; commands are train, quantize, eval, inspect, env"),
+    (["xyzzy"], "unknown command 'xyzzy'; commands are train, prune, quantize, eval, inspect, env"),
     (["eval", "a", "--forse"], "unknown option --forse; did you mean --force?"),
     (["--verion"], "unknown option --verion; did you mean --version?"),
     (["quantize", "a", "-z"], "unknown option -z"),

@@ -1,0 +1,263 @@
+"""The verb ``prune``, and the table of sensitivities it can start from."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import modelopt_cli
+from modelopt_cli import artifact
+from modelopt_cli.api.evaluating import measure_pairs, require_data
+from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
+from modelopt_cli.api.product import Product
+from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
+from modelopt_cli.checkpoint import Opened, require_network
+from modelopt_cli.data import Data, PreprocessOverrides, open_data
+from modelopt_cli.errors import CaptureError, UsageError
+from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
+from modelopt_cli.measure.latency import threads
+from modelopt_cli.methods.context import Context, Reached
+from modelopt_cli.methods.prune import PruneConfig
+from modelopt_cli.methods.prune.apply import sensitivity as measure_sensitivity
+from modelopt_cli.methods.prune.sensitivity import Sensitivity
+from modelopt_cli.methods.prune.summary import PrunedLayer, summary
+from modelopt_cli.methods.prune.untraced import apply_to_state
+from modelopt_cli.methods.table import METHODS
+from modelopt_cli.program import Program
+from modelopt_cli.training.distributed import world
+
+
+@dataclass(frozen=True)
+class PruneOutcome:
+    """What ``prune`` did.
+
+    Attributes:
+        layers: every weight-carrying layer before and after.
+        target: what was asked for and what was reached.
+        notes: one line for each thing the user should know of the result.
+        predicted_bytes: length of the file, known before it is written; after a dry run without the
+            training that was asked for, what it would have before that training.
+        written: the file; None after a dry run, or in a process that is not the main one of several.
+        evaluation: source and result side by side, or None where nothing was measured.
+    """
+
+    layers: tuple[PrunedLayer, ...]
+    target: Reached | None
+    notes: tuple[str, ...]
+    predicted_bytes: int
+    written: artifact.Written | None
+    evaluation: Evaluation | None
+
+
+def prune(
+    source: str | Path,
+    output: str | Path,
+    *,
+    config: PruneConfig,
+    training: TrainingRequest | None = None,
+    arch: str | None = None,
+    data: str | None = None,
+    calibration: str | None = None,
+    overrides: PreprocessOverrides | None = None,
+    options: EvalOptions | None = None,
+    gates: Gates | None = None,
+    evaluate: bool = True,
+    force: bool = False,
+    dry_run: bool = False,
+    on_note: Note | None = None,
+    progress: StageProgress | None = None,
+) -> PruneOutcome:
+    """Prune a checkpoint into a file, fine-tune it on the way, and measure the two side by side.
+
+    Args:
+        source: a checkpoint or an artifact.
+        output: the file to write; an existing one only with ``force``.
+        config: what to prune, how far, by which criterion and schedule.
+        training: the data to fine-tune on, how, and where to keep the state of an interrupted run; None
+            does not train.
+        arch: the architecture, where it is not recognised.
+        data: what to evaluate on, and never to train or choose by.
+        calibration: what criteria and batch norms look at; by default the training data, else ``data``.
+        overrides: preprocessing the user wants instead of the implied one.
+        options: how to measure, and the seed, threads, device and workers.
+        gates: limits to apply to the result; the file stays even if one is not met.
+        evaluate: whether to measure.
+        force: replace an existing output, and start over where an interrupted run is found.
+        dry_run: plan, in one shot and without training; write and measure nothing.
+        on_note: called with one line for each thing worth knowing.
+        progress: called with the stage, what is done and the total.
+
+    Raises:
+        InputError: the source, the data, an option or the output cannot be used; nothing is written.
+        GateNotMet: the target cannot be reached, or nothing can be pruned; nothing is written.
+        EnvironmentFailure: no space, no permission, an optional package.
+    """
+    options, gates = options or EvalOptions(), gates or Gates()
+    if gates and not evaluate:
+        raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
+    if training is not None:
+        training.require_fair(data)
+    if not dry_run:
+        artifact.check_output(output, force, [source])
+    calibration = calibration or (training.train if training is not None else data)
+    wanted = open_input([source], arch, calibration, overrides)
+    opened = open_noting(source, arch, wanted, on_note)
+    if evaluate and not dry_run and (opened.program or opened.module):
+        require_data(data, sample_of(opened, source), overrides, options.seed)
+    how = Surroundings(overrides, options, force, progress)
+    if dry_run:
+        with threads(options.threads):
+            made = _pruned(opened, _in_one_shot(config), calibration, None, how)
+        return PruneOutcome(made.layers, made.target, made.notes, made.product.predicted_bytes(), None, None)
+    identity: dict[str, Any] = {"command": "prune", "source": opened.source_sha256, "arch": arch}
+    identity |= {"config": config.as_dict(), "calibration": calibration}
+    with threads(options.threads), _trainer(training, output, identity, opened, how) as tools:
+        made = _pruned(opened, config, calibration, tools, how)
+        main = world(options.device).main
+        written = made.product.write(output, force) if main else None
+        if tools is not None:
+            tools.run.close()
+    predicted = written.file_bytes if written is not None else made.product.predicted_bytes()
+    outcome = PruneOutcome(made.layers, made.target, made.notes, predicted, written, None)
+    if written is None or not evaluate:
+        return outcome
+    # The result is measured as anyone will meet it: read back from its file.
+    pairs = [(source, opened), (output, open_noting(output, arch, wanted, None))]
+    options = replace(options, baseline=0)
+    evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
+    return replace(outcome, evaluation=evaluation)
+
+
+def sensitivity(
+    source: str | Path,
+    *,
+    config: PruneConfig,
+    arch: str | None = None,
+    calibration: str,
+    overrides: PreprocessOverrides | None = None,
+    options: EvalOptions | None = None,
+    on_note: Note | None = None,
+    progress: StageProgress | None = None,
+) -> tuple[Sensitivity, ...]:
+    """Measure how much the answers of a network change when one part of it is pruned at a time.
+
+    Args:
+        source: a checkpoint or an artifact.
+        config: what to prune by which criterion; it needs no target.
+        arch: the architecture, where it is not recognised.
+        calibration: the samples whose answers are compared; labels are not needed.
+        overrides: preprocessing the user wants instead of the implied one.
+        options: the seed, threads, device and workers.
+        on_note: called with one line for each thing worth knowing.
+        progress: called with the stage, what is done and the total.
+
+    Raises:
+        InputError: the source, the data or an option cannot be used, or the network cannot be traced.
+        NothingCompressed: nothing can be pruned.
+    """
+    options = options or EvalOptions()
+    opened = open_noting(source, arch, open_input([source], arch, calibration, overrides), on_note)
+    if not isinstance(require_network(opened, source), Program):
+        raise CaptureError("sensitivity needs a network that can be traced", where=str(source))
+    assert opened.program is not None
+    how = Surroundings(overrides, options, False, progress)
+    samples = _samples(opened, calibration, None, how)
+    with threads(options.threads):
+        return measure_sensitivity(opened.program, config, _context(opened, samples, None, how))
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A pruned network or state dict that is not written yet."""
+
+    product: Product
+    layers: tuple[PrunedLayer, ...]
+    target: Reached | None
+    notes: tuple[str, ...]
+
+
+def _in_one_shot(config: PruneConfig) -> PruneConfig:
+    return replace(config, schedule="one-shot")
+
+
+@contextmanager
+def _trainer(
+    request: TrainingRequest | None,
+    output: str | Path,
+    identity: dict[str, Any],
+    opened: Opened,
+    how: Surroundings,
+) -> Iterator[Trainer | None]:
+    """As ``trainer``, if there is to be training."""
+    if request is None:
+        yield None
+        return
+    if opened.program is None:
+        raise UsageError(
+            "fine-tuning a pruned network needs one that can be traced", hint="leave --epochs out"
+        )
+    with trainer(request, output, identity, opened.program.input, how) as tools:
+        yield tools
+
+
+def _pruned(
+    opened: Opened, config: PruneConfig, calibration: str | None, tools: Trainer | None, how: Surroundings
+) -> _Made:
+    if opened.program is None:
+        return _pruned_state(opened, config, how)
+    samples = _samples(opened, calibration, tools, how)
+    before = dict(opened.program.state_dict())
+    result = METHODS["prune"].apply(opened.program, config, _context(opened, samples, tools, how))
+    product = Product.of_program(result.program)
+    layers = summary(before, result.program.state_dict(), product.coverage)
+    return _Made(product, layers, result.target, result.notes)
+
+
+def _pruned_state(opened: Opened, config: PruneConfig, how: Surroundings) -> _Made:
+    """What has no graph loses single weights, tensor by tensor."""
+    encodings = opened.tensors.encodings if opened.tensors is not None else {}
+    seed = how.options.seed
+    result = apply_to_state(opened.state, encodings, config, seed)
+    entry = {**result.entry, **_origin(opened)}
+    product = Product.of_tensors(opened, result.state, result.encodings, result.coverage, entry)
+    layers = summary(opened.state, result.state, result.coverage)
+    return _Made(product, layers, result.target, ())
+
+
+def _samples(
+    opened: Opened, calibration: str | None, tools: Trainer | None, how: Surroundings
+) -> Data | None:
+    """What criteria and batch norms look at; the file records its preprocessing."""
+    assert opened.program is not None
+    if calibration is None:
+        return None
+    if tools is not None and tools.training.train.name == calibration:
+        samples = tools.training.train
+    else:
+        samples = open_data(
+            calibration, input=opened.program.input, overrides=how.overrides, seed=how.options.seed
+        )
+    opened.program.input = samples.input
+    return samples
+
+
+def _context(opened: Opened, samples: Data | None, tools: Trainer | None, how: Surroundings) -> Context:
+    progress: Callable[[int, int | None], None] | None = None
+    if (show := how.progress) is not None:
+        progress = partial(show, "pruning")
+    return Context(
+        data=samples,
+        seed=how.options.seed,
+        batch_size=how.options.data_batch_size,
+        workers=how.options.workers,
+        progress=progress,
+        origin=_origin(opened),
+        training=tools.training if tools is not None else None,
+        device=how.options.device,
+    )
+
+
+def _origin(opened: Opened) -> dict[str, Any]:
+    return {"modelopt": modelopt_cli.__version__, "source_sha256": opened.source_sha256}

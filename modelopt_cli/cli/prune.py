@@ -1,0 +1,91 @@
+"""``modelopt prune``: a checkpoint in, a smaller or sparser file and the table out."""
+
+from pathlib import Path
+from typing import Any
+
+from modelopt_cli.artifact import check_output
+from modelopt_cli.cli import options
+from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.results import show_pruned, show_sensitivity
+from modelopt_cli.cli.values import Reader
+
+
+def prune(
+    console: Console,
+    checkpoint: options.Checkpoint,
+    method: options.PruneOptions,
+    training: options.FineTuneOptions,
+    network: options.NetworkOptions,
+    run: options.RunOptions,
+    measure: options.MeasureTrainedOptions,
+    gates: options.GateOptions,
+    no_eval: options.NoEval = False,
+    output: options.Output = None,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    export: options.Export = None,
+) -> None:
+    """Prune a checkpoint, and show what that cost.
+
+    Example: modelopt prune resnet18.pth --flops 0.5 --train train/ --epochs 5 --data val/
+        -o resnet18-pruned.safetensors
+    """
+    reader = Reader()
+    config = method.read(reader)
+    how = training.read(reader)
+    request = options.read_request(reader, network, run, measure, gates)
+    exports = options.read_exports(reader, export)
+    reader.check(dry_run or not method.sensitivity, "--sensitivity", "has no meaning without --dry-run")
+    reader.finish()
+    console.silent = options.beside_another()
+    options.check_exports(exports, force)
+
+    from modelopt_cli.methods.prune import PruneConfig
+
+    settings = PruneConfig(**config)
+    keywords: dict[str, Any] = {
+        "config": settings,
+        "calibration": method.calib or training.train,
+        "on_note": console.note,
+    }
+    if method.sensitivity:
+        _sensitivity(console, checkpoint, method.plot, force, {**request.keywords(), **keywords})
+        return
+
+    from modelopt_cli import api
+
+    settings.target  # noqa: B018 -- raises where there is none, before the checkpoint is read
+    with console.progress() as progress:
+        outcome = api.prune(
+            checkpoint,
+            output or options.default_output(checkpoint, "pruned"),
+            training=options.training_request(training, how) if how else None,
+            evaluate=not no_eval,
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+            **keywords,
+            **request.keywords(),
+        )
+    show_pruned(console, outcome, exports, force=force)
+
+
+def _sensitivity(
+    console: Console, checkpoint: Path, plot: Path | None, force: bool, keywords: dict[str, Any]
+) -> None:
+    """Measure and show what pruning each part alone would cost."""
+    from modelopt_cli import api, report
+
+    if plot is not None:
+        check_output(plot, force)
+        report.require_plots(plot)
+    keywords["calibration"] = keywords["calibration"] or keywords["data"]
+    for name in ("data", "gates"):
+        del keywords[name]
+    with console.progress() as progress:
+        parts = api.sensitivity(checkpoint, progress=progress, **keywords)
+    if plot is not None:
+        report.plot_sensitivity(parts, plot)
+    show_sensitivity(console, parts)
+    if plot is not None:
+        console.note(f"drew {plot}")

@@ -1,0 +1,67 @@
+"""What pruning left of each layer, to be shown."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modelopt_cli.program.coverage import Coverage
+
+# How the weights of a layer are called; attention has them under other names, also once it is taken apart.
+_WEIGHTS = (".weight", ".in_proj_weight", ".q_proj_weight", ".k_proj_weight", ".v_proj_weight", "_weight", "")
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """One layer before and after.
+
+    Attributes:
+        name: its path in the network.
+        kind: its class.
+        total: weights before, zeros included.
+        kept: those that are left and not zero.
+        shape: of its weight before, of several the first.
+        left: the same after; None where the layer is gone.
+        reason: why it was left whole, or an empty string.
+    """
+
+    name: str
+    kind: str
+    total: int
+    kept: int
+    shape: tuple[int, ...]
+    left: tuple[int, ...] | None
+    reason: str
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of its weights that is gone or zero."""
+        return 1 - self.kept / self.total if self.total else 0.0
+
+
+def summary(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], coverage: Coverage
+) -> tuple[PrunedLayer, ...]:
+    """Every weight-carrying layer, in the order of ``coverage``.
+
+    Args:
+        before: the state of the network as it was.
+        after: the same as it is.
+        coverage: what became of each layer.
+    """
+    layers = []
+    for layer in coverage.layers:
+        old, new = _weights(before, layer.name), _weights(after, layer.name)
+        if old:
+            total, kept = sum(t.numel() for t in old), sum(int(torch.count_nonzero(t)) for t in new)
+            left = tuple(new[0].shape) if new else None
+            layers.append(
+                PrunedLayer(layer.name, layer.kind, total, kept, tuple(old[0].shape), left, layer.reason)
+            )
+    return tuple(layers)
+
+
+def _weights(state: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    found: Iterable[Tensor | None] = (state.get(name + ending) for ending in _WEIGHTS)
+    return [tensor for tensor in found if tensor is not None]

@@ -1,0 +1,238 @@
+"""What can be pruned without a graph: single weights, rows of them and N:M patterns, tensor by tensor."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modelopt_cli.artifact import predicted_bytes
+from modelopt_cli.artifact.codecs.sparse import DTYPES
+from modelopt_cli.artifact.sparsity import compact_state, is_pruned, without_zeros
+from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.context import Reached
+from modelopt_cli.methods.prune.allocation import allocate
+from modelopt_cli.methods.prune.config import PruneConfig
+from modelopt_cli.methods.prune.criteria import CRITERIA, NOTHING, held
+from modelopt_cli.methods.prune.family import nothing
+from modelopt_cli.methods.prune.masks import Structure, weight_masks
+from modelopt_cli.methods.prune.statistics import Statistics
+from modelopt_cli.methods.prune.targets import reached, require, search_ratio
+from modelopt_cli.methods.prune.weights import LEAST_KEPT, layer_names
+from modelopt_cli.methods.select import select_layers
+from modelopt_cli.program import Encoding
+from modelopt_cli.program.coverage import Coverage, LayerStatus
+
+
+@dataclass(frozen=True)
+class StateResult:
+    """A pruned state dict.
+
+    Attributes:
+        state: tensors by name.
+        encodings: how they are stored.
+        coverage: what became of each weight.
+        target: what was asked for and what was reached.
+        entry: for the history, but for where the tensors came from.
+    """
+
+    state: dict[str, Tensor]
+    encodings: dict[str, Encoding]
+    coverage: Coverage
+    target: Reached
+    entry: dict[str, Any]
+
+
+def apply_to_state(
+    state: Mapping[str, Tensor], encodings: Mapping[str, Encoding], config: PruneConfig, seed: int = 0
+) -> StateResult:
+    """Prune a state dict that has no graph.
+
+    Args:
+        state: tensors by name; they are not changed.
+        encodings: how they are stored; what was pruned before stays pruned.
+        config: a structure of single weights, a criterion that needs no data, one shot.
+        seed: of the criterion ``random``.
+
+    Raises:
+        UsageError: the config needs a graph, or weights are stored as int8 steps or the like.
+        NothingCompressed: no tensor can be pruned.
+        TargetNotReached: the target was missed by more than ``targets.TOLERANCE``.
+    """
+    _check(config, encodings)
+    work = _Work(state, encodings, config, seed)
+    masks = work.masks()
+    pruned, stored = work.applied(masks)
+    metric, wanted = config.target
+    target = reached(metric, wanted, work.left(masks))
+    if config.pattern is None:
+        require(target)
+    layers = tuple(work.status(name, pruned, masks) for name in work.names)
+    covered = Coverage(layers)
+    entry = {
+        "method": "prune",
+        "config": config.as_dict(),
+        "criterion": config.chosen_criterion,
+        "allocation": config.chosen_allocation,
+        "seed": seed,
+        "torch": str(torch.__version__),
+        "target": {"metric": metric, "wanted": wanted, "reached": round(target.reached, 4)},
+        "skipped": work.reasons,
+        "coverage": {"compressed": covered.compressed, "total": covered.total},
+    }
+    return StateResult(pruned, stored, covered, target, entry)
+
+
+def _check(config: PruneConfig, encodings: Mapping[str, Encoding]) -> None:
+    hint = "name its network with --arch, or "
+    if config.family != "weights":
+        raise UsageError(
+            f"structure {config.structure} needs a network that can be traced",
+            hint=f"{hint}use --structure unstructured",
+        )
+    if CRITERIA[config.chosen_criterion].needs != NOTHING or config.allocation == "sensitivity":
+        what = config.chosen_criterion if config.allocation != "sensitivity" else "allocation sensitivity"
+        raise UsageError(f"{what} needs a network that can be traced", hint=f"{hint}use --criterion l1 or l2")
+    if config.schedule != "one-shot":
+        raise UsageError(
+            f"schedule {config.schedule} needs a network that can be traced",
+            hint=f"{hint}use --schedule one-shot",
+        )
+    for name, encoding in encodings.items():
+        if (codec := without_zeros(encoding).codec) != "raw":
+            raise UsageError(
+                f"is stored as {codec} values, which pruning would change",
+                where=name,
+                hint="prune first, then quantize: quantize keeps what pruning did",
+            )
+
+
+class _Work:
+    """A state dict, the weights of it that may be pruned, and their scores.
+
+    Attributes:
+        names: what each weight is called, by parameter: its layer, mostly.
+        reasons: why some of them are left whole.
+        twins: parameters that are another one's tensor, by name the other's.
+        scores: of those to prune.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Tensor], encodings: Mapping[str, Encoding], config: PruneConfig, seed: int
+    ) -> None:
+        self.state, self.encodings, self.config = state, encodings, config
+        self.structure = Structure.of(config)
+        self.twins = _twins(state)
+        weights = {name: t for name, t in state.items() if _is_weight(name, t) and name not in self.twins}
+        self.names = layer_names(weights)
+        obstacles = {self.names[name]: self._obstacle(t) for name, t in weights.items()}
+        self.reasons = {layer: why for layer, why in obstacles.items() if why is not None}
+        able = [layer for layer, why in obstacles.items() if why is None]
+        selected, left_out = select_layers(able, config) if able else ([], {})
+        if not selected:
+            raise nothing(left_out | self.reasons)
+        self.reasons |= left_out
+        self.scores = self._scores([name for name in weights if self.names[name] in selected], seed)
+
+    def _obstacle(self, weight: Tensor) -> str | None:
+        if weight.dtype not in DTYPES:
+            return f"its type is {str(weight.dtype).removeprefix('torch.')}"
+        return self.structure.obstacle(weight.shape)
+
+    def _scores(self, chosen: list[str], seed: int) -> dict[str, Tensor]:
+        score = CRITERIA[self.config.chosen_criterion].score
+        assert score is not None
+        scores = {name: score(name, self.state[name].float(), Statistics(), seed) for name in chosen}
+        promised = {name: self.state[name] != 0 for name, e in self.encodings.items() if is_pruned(e)}
+        return held(scores, promised)
+
+    def masks(self) -> dict[str, Tensor]:
+        """False where the target has a weight go."""
+        pattern = self.config.pattern
+        if pattern is not None:
+            return weight_masks(self.scores, self.structure, dict.fromkeys(self.scores, 1.0))
+        units = {name: self.structure.units(score) for name, score in self.scores.items()}
+        total = sum(unit.numel() for unit in units.values())
+        gone = sum(int(torch.isneginf(unit).sum()) for unit in units.values())
+        most = max(gone, total - LEAST_KEPT * len(units))
+        metric, wanted = self.config.target
+        left = 1 - wanted if metric == "sparsity" else wanted
+
+        def masks_at(ratio: float) -> dict[str, Tensor]:
+            return weight_masks(self.scores, self.structure, self._sparsities(units, ratio))
+
+        def left_at(ratio: float) -> float:
+            return self.left(masks_at(ratio))
+
+        return masks_at(search_ratio(left_at, left, 1 - left, gone / total, most / total))
+
+    def _sparsities(self, units: Mapping[str, Tensor], ratio: float) -> dict[str, float]:
+        return allocate(
+            self.config.chosen_allocation,
+            units,
+            {name: tuple(score.shape) for name, score in self.scores.items()},
+            ratio,
+            costs=dict.fromkeys(units, float(self.structure.group)),
+            comparable=CRITERIA[self.config.chosen_criterion].comparable,
+            least_kept=LEAST_KEPT,
+        )
+
+    def applied(self, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Encoding]]:
+        """The tensors with zeros where masks are False, and how to store them."""
+        pruned = dict(self.state)
+        for name, mask in masks.items():
+            pruned[name] = self.state[name].masked_fill(~mask, 0)
+        for twin, name in self.twins.items():
+            pruned[twin] = pruned[name]
+        fresh = {name for name, mask in masks.items() if not mask.all()}
+        fresh |= {twin for twin, name in self.twins.items() if name in fresh}
+        kind = {"N:M": self.config.structure, "block": f"block:{self.config.block}"}
+        return pruned, compact_state(pruned, self.encodings, fresh, kind.get(self.structure.kind))
+
+    def left(self, masks: Mapping[str, Tensor]) -> float:
+        """What is left of the target's figure."""
+        metric = self.config.target[0]
+        if metric == "bytes":
+            # The history is the same for all masks but for a few digits, and is not counted.
+            pruned, stored = self.applied(masks)
+            return predicted_bytes(pruned, stored) / predicted_bytes(self.state, self.encodings)
+        kept = sum(int(((self.state[name] != 0) & mask).sum()) for name, mask in masks.items())
+        if metric == "sparsity":
+            return kept / sum(mask.numel() for mask in masks.values())
+        others = sum(
+            int(torch.count_nonzero(tensor))
+            for name, tensor in self.state.items()
+            if name not in masks and name not in self.twins and _is_parameter(name, tensor)
+        )
+        before = sum(int(torch.count_nonzero(self.state[name])) for name in masks)
+        return (others + kept) / (others + before)
+
+    def status(self, name: str, pruned: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> LayerStatus:
+        """What became of a weight."""
+        layer, tensor = self.names[name], pruned[name]
+        zeros = 1 - int(torch.count_nonzero(tensor)) / max(1, tensor.numel())
+        if name in masks and not masks[name].all():
+            return LayerStatus(layer, "weight", True, f"sparse {100 * zeros:.0f} %")
+        allocated = f"allocation {self.config.chosen_allocation} takes nothing from it"
+        return LayerStatus(layer, "weight", False, reason=self.reasons.setdefault(layer, allocated))
+
+
+def _is_weight(name: str, tensor: Tensor) -> bool:
+    return name.endswith("weight") and tensor.dim() > 1 and tensor.is_floating_point() and tensor.numel() > 0
+
+
+def _is_parameter(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor is learned, as far as a name can tell: statistics of batch norms are not."""
+    return tensor.is_floating_point() and not name.endswith(("running_mean", "running_var"))
+
+
+def _twins(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of tensors that are stored under an earlier name, too: weights that layers share."""
+    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    twins = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and first.setdefault(key, name) != name:
+            twins[name] = first[key]
+    return twins
