@@ -20,7 +20,7 @@ from modelopt_cli.errors import EnvironmentFailure, UsageError
 
 @dataclass(frozen=True)
 class World:
-    """The processes of this run, as one of them sees it. All methods but ``part`` and ``shard`` are collective.
+    """The processes of this run, as one of them sees it. All methods but part and shard are collective.
 
     Attributes:
         rank: of this process, from 0.

@@ -1,4 +1,4 @@
-"""Calls ``fit`` in the several processes that torchrun starts: through, interrupted and resumed, diverging."""
+"""Calls ``fit`` in the processes that torchrun starts: through, interrupted and resumed, diverging."""
 
 import signal
 import sys

@@ -3,8 +3,9 @@
 With calibration data, by what the output loses: again and again every block that is left is bypassed, and
 the one goes without which the output stays closest to the dense network's. Removing the layers that
 contribute least is from Chen and Zhao, Shallowing Deep Networks, TPAMI 2019; the greedy search with scores
-taken anew after each removal is that of Zhong et al., BlockPruner, Findings of ACL 2025; Men et al., ShortGPT, 2024, and
-Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, ICLR 2025, show how far it goes.
+taken anew after each removal is that of Zhong et al., BlockPruner, Findings of ACL 2025; Men et al.,
+ShortGPT, 2024, and Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, ICLR 2025, show how
+far it goes.
 Without data, by the scores of a block's weights (Elkerdawy et al., To Filter Prune, or to Layer Prune, That
 Is the Question, ACCV 2020).
 """
