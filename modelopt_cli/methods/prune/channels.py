@@ -12,10 +12,11 @@ from modelopt_cli.artifact.sparsity import compact, pruned_names
 from modelopt_cli.methods.prune.allocation import Curve, allocate
 from modelopt_cli.methods.prune.family import Family, nothing, shares, weighted_layers
 from modelopt_cli.methods.prune.ladder import Rungs, Step, after, finer, path
+from modelopt_cli.methods.prune.latency import PRECISION
 from modelopt_cli.methods.prune.matrices import unseen_inputs
 from modelopt_cli.methods.prune.sensitivity import STEEP, Variant, curves, measure
 from modelopt_cli.methods.prune.statistics import collect
-from modelopt_cli.methods.prune.targets import TOLERANCE, Found, search_path
+from modelopt_cli.methods.prune.targets import CLOSE, TOLERANCE, Found, search_path
 from modelopt_cli.methods.prune.units import unit_obstacle, unit_scores
 from modelopt_cli.methods.select import select_layers
 from modelopt_cli.program import Program
@@ -211,7 +212,8 @@ class Channels(Family):
         return after(cut.rungs, steps[:taken])
 
     def _search(self, cut: Cut, plan: Callable[[int], Counts], last: int, left: float) -> Found:
-        return search_path(lambda place: self._left_after(cut, plan(place)), last, left)
+        close = PRECISION if self.config.latency is not None else CLOSE
+        return search_path(lambda place: self._left_after(cut, plan(place)), last, left, close)
 
     def _left_after(self, cut: Cut, counts: Counts) -> float:
         if self.config.target[0] == "sparsity":

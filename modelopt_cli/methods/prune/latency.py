@@ -12,7 +12,7 @@ from modelopt_cli.program import Program
 
 PRECISION = 0.004
 """Half the width of the 95 % interval at which measuring stops."""
-ROUNDS, MOST_ROUNDS, MOST_SECONDS = 15, 301, 30.0
+ROUNDS, MOST_ROUNDS, MOST_SECONDS = 15, 201, 10.0
 """Rounds between two looks at the interval, and when to give up."""
 
 

@@ -93,16 +93,17 @@ class Found:
     above: int
 
 
-def search_path(left: Callable[[int], float], steps: int, wanted: float) -> Found:
+def search_path(left: Callable[[int], float], steps: int, wanted: float, close: float = CLOSE) -> Found:
     """The step of a path at which what is left is nearest to ``wanted``.
 
     Steps are tried where a straight line through the nearest known ones meets the target, and halfway
-    between them whenever that got stuck on one side. The search ends where it is ``CLOSE``.
+    between them whenever that got stuck on one side.
 
     Args:
         left: what is left after so many steps; falls from step to step.
         steps: the last step.
         wanted: what should be left.
+        close: how near is near enough.
     """
     seen: dict[int, float] = {}
 
@@ -115,7 +116,7 @@ def search_path(left: Callable[[int], float], steps: int, wanted: float) -> Foun
     while high - low > 1 and at(low) > wanted > at(high):
         share = 0.5 if halve else (at(low) - wanted) / (at(low) - at(high))
         middle = min(max(round(low + share * (high - low)), low + 1), high - 1)
-        if abs(at(middle) - wanted) <= CLOSE:
+        if abs(at(middle) - wanted) <= close:
             return Found(middle, at(middle), low)
         before = high - low
         low, high = (low, middle) if at(middle) <= wanted else (middle, high)
