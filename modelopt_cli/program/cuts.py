@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from modelopt_cli.program.allowlist import is_in_place
 from modelopt_cli.program.coverage import WEIGHTED_KINDS
 from modelopt_cli.program.patterns import activation_of, sole_user
 from modelopt_cli.program.program import Program
-from modelopt_cli.program.rewrite import meta_copy
+from modelopt_cli.program.shapes import value_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -50,18 +49,8 @@ class Cut:
 
 def shapes_of(program: Program) -> Shapes:
     """Shapes of all tensor values for a batch of two, by node name."""
-    shapes: Shapes = {}
-
-    class _Interpreter(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor):
-                shapes[n.name] = tuple(value.shape)
-            return value
-
-    with torch.no_grad():
-        _Interpreter(meta_copy(program)).run(torch.empty(2, *program.input.shape, device="meta"))
-    return shapes
+    found = value_shapes(program, 2)
+    return {name: tuple(shape) for name, shape in found.items() if isinstance(shape, torch.Size)}
 
 
 def find_cuts(program: Program, shapes: Shapes) -> list[Cut]:
