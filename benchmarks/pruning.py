@@ -1,0 +1,194 @@
+"""Pruning on Fashion-MNIST, from training to the table: ``python -m benchmarks.pruning``.
+
+Everything goes through the command line, as a user would do it: three seeds train a network each, and every
+way of pruning starts from those. Each command runs on one thread, as many of them at once as ``--jobs``
+says. A command whose result is in the folder already is not repeated, so that an interrupted run goes on.
+
+    make assets && python -m benchmarks.pruning [--jobs N] [--folder DIR] [--output FILE] [--only NAME ...]
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelopt_cli.measure.environment import cpu_name
+
+ROOT = Path(__file__).parent.parent
+SEEDS = (0, 1, 2)
+TEST = "idx:assets/fashion-mnist"
+TRAIN = f"{TEST}?split=train"
+RESNET_TRAINING = ("--augment", "cifar", "--amp")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to train: its architecture and how."""
+
+    arch: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One way of pruning one of the networks.
+
+    Attributes:
+        network: a key of ``NETWORKS``.
+        options: of ``modelopt prune``.
+        limit: the drop in points that it may cost, or None where there is none.
+    """
+
+    network: str
+    options: tuple[str, ...]
+    limit: float | None = None
+
+
+NETWORKS = {
+    "resnet8": Network(
+        "builtin:resnet8?in_channels=1", ("--epochs", "16", "--lr", "0.2", "--warmup", "1", *RESNET_TRAINING)
+    ),
+    "lenet300": Network("builtin:lenet300", ("--epochs", "12", "--lr", "0.05", "--augment", "mnist")),
+    "lenet5": Network("builtin:lenet5", ("--epochs", "12", "--lr", "0.05")),
+}
+
+
+def tuned(epochs: int, lr: float, *more: str) -> tuple[str, ...]:
+    """Options of fine-tuning."""
+    return ("--train", TRAIN, "--epochs", str(epochs), "--lr", str(lr), *more)
+
+
+UNSTRUCTURED = ("--structure", "unstructured")
+TWELFTH = (*UNSTRUCTURED, "--params", f"{1 / 12:.6f}", "--schedule", "gradual")
+AT_70 = (*UNSTRUCTURED, "--sparsity", "0.7", "--calib", TRAIN, "--calibration-samples", "2048")
+EXPERIMENTS = {
+    "channels to 50 % FLOPs": Experiment(
+        "resnet8", ("--flops", "0.5", "--round-to", "4", *tuned(12, 0.1, *RESNET_TRAINING)), 0.5
+    ),
+    "unstructured 90 %": Experiment(
+        "resnet8",
+        (*UNSTRUCTURED, "--sparsity", "0.9", "--schedule", "gradual", *tuned(10, 0.1, *RESNET_TRAINING)),
+        0.5,
+    ),
+    "2:4": Experiment("resnet8", ("--structure", "2:4", *tuned(5, 0.05, *RESNET_TRAINING)), 0.2),
+    "one-shot OBS 70 %": Experiment("resnet8", (*AT_70, "--criterion", "obs")),
+    "one-shot magnitude 70 %": Experiment("resnet8", (*AT_70, "--criterion", "l2")),
+    "lenet300, 12x fewer weights": Experiment("lenet300", (*TWELFTH, *tuned(12, 0.05)), 0.3),
+    "lenet5, 12x fewer weights": Experiment("lenet5", (*TWELFTH, *tuned(12, 0.05)), 0.3),
+}
+
+
+def run(folder: Path, name: str, command: list[str]) -> dict[str, Any]:
+    """The JSON a command prints, from its file if it has run before."""
+    result = folder / f"{name}.json"
+    if not result.exists():
+        started = time.monotonic()
+        full = [
+            sys.executable,
+            "-m",
+            "modelopt_cli",
+            *command,
+            "--json",
+            "-q",
+            "--threads",
+            "1",
+            "--runs",
+            "0",
+        ]
+        full += ["--data", TEST, "-o", str(folder / f"{name}.safetensors"), "--force"]
+        done = subprocess.run(full, capture_output=True, text=True, cwd=ROOT)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(full)}: {done.stderr}")
+        found = json.loads(done.stdout)
+        found["seconds"] = round(time.monotonic() - started)
+        result.write_text(json.dumps(found, indent=1))
+        print(f"{name}: {accuracy(found):.2f} %, {found['seconds']} s", file=sys.stderr, flush=True)
+    loaded: dict[str, Any] = json.loads(result.read_text())
+    return loaded
+
+
+def accuracy(result: dict[str, Any]) -> float:
+    """Top-1 in percent of the network a command wrote."""
+    return float(result["evaluation"]["models"][-1]["top1"])
+
+
+def file_name(text: str) -> str:
+    """A name without characters that a shell minds."""
+    return "".join(char if char.isalnum() else "-" for char in text)
+
+
+def train(folder: Path, network: str, seed: int) -> dict[str, Any]:
+    """Train a network from scratch."""
+    how = NETWORKS[network]
+    command = ["train", "--arch", how.arch, "--train", TRAIN, "--seed", str(seed), *how.options]
+    return run(folder, f"{network}-{seed}", command)
+
+
+def prune(folder: Path, name: str, seed: int) -> dict[str, Any]:
+    """Prune the network of a seed."""
+    wanted = EXPERIMENTS[name]
+    source = folder / f"{wanted.network}-{seed}.safetensors"
+    return run(
+        folder, f"{file_name(name)}-{seed}", ["prune", str(source), "--seed", str(seed), *wanted.options]
+    )
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}"
+
+
+def rows(dense: dict[str, list[dict[str, Any]]], pruned: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """The table, line by line."""
+    yield "| what | top-1, % | drop, pp | of its bytes | of its MACs | of its weights |"
+    yield "|---|---|---|---|---|---|"
+    for network, results in dense.items():
+        yield f"| {network}, dense | {spread([accuracy(r) for r in results])} | | | | |"
+    for name, results in pruned.items():
+        yield f"| {name} | {' | '.join(columns(results, EXPERIMENTS[name].limit))} |"
+
+
+def columns(results: list[dict[str, Any]], limit: float | None) -> Iterator[str]:
+    """Accuracy, drop, and the shares of bytes, arithmetic and non-zero parameters that are left."""
+    yield spread([accuracy(result) for result in results])
+    drops = [result["evaluation"]["comparisons"][-1]["drop_pp"] for result in results]
+    yield spread(drops) + ("" if limit is None else f" (at most {limit})")
+    for key in ("file_bytes", "macs", "nonzero"):
+        pairs = [[model[key] for model in result["evaluation"]["models"]] for result in results]
+        yield f"{100 * statistics.mean(after / before for before, after in pairs):.1f} %"
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "benchmarks" / "pruning")
+    parser.add_argument("--output", type=Path, help="also write the table to this Markdown file")
+    parser.add_argument("--only", nargs="*", choices=EXPERIMENTS, default=list(EXPERIMENTS))
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    networks = [name for name in NETWORKS if any(EXPERIMENTS[e].network == name for e in options.only)]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        futures = {n: [pool.submit(train, options.folder, n, seed) for seed in SEEDS] for n in networks}
+        dense = {name: [future.result() for future in row] for name, row in futures.items()}
+        futures = {n: [pool.submit(prune, options.folder, n, seed) for seed in SEEDS] for n in options.only}
+        pruned = {name: [future.result() for future in row] for name, row in futures.items()}
+    text = "\n".join(rows(dense, pruned))
+    print(text)
+    if options.output:
+        when = f"{datetime.date.today()}, {cpu_name()}, one thread for each command, seeds {SEEDS}"
+        options.output.write_text(f"{when}; mean and standard deviation\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()
