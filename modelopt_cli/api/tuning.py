@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modelopt_cli.data import PreprocessOverrides, open_data
-from modelopt_cli.errors import UsageError
+from modelopt_cli.errors import GateNotMet, UsageError
 from modelopt_cli.measure import EvalOptions, StageProgress
 from modelopt_cli.program import InputSpec
 from modelopt_cli.training import TrainConfig, Training
@@ -134,6 +134,9 @@ def trainer(
         )
         try:
             yield Trainer(training, run, here)
+        except (GateNotMet, UsageError):  # would end the resumed run, too
+            run.discard()
+            raise
         except BaseException as error:  # Ctrl-C and SIGTERM included
             if run.interrupted:
                 error.add_note(f"go on with the same command and --resume ({folder})")

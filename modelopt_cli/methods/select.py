@@ -21,12 +21,15 @@ class Selection(Protocol):
     def skip_last(self) -> bool: ...
 
 
-def select_layers(names: Iterable[str], config: Selection) -> tuple[list[str], dict[str, str]]:
+def select_layers(
+    names: Iterable[str], config: Selection, beside: Iterable[str] = ()
+) -> tuple[list[str], dict[str, str]]:
     """Apply the globs and the first/last switches.
 
     Args:
         names: layers that could be compressed, in graph order.
         config: the globs and switches.
+        beside: other layers of the network; a glob may name them, though it changes nothing.
 
     Returns:
         The chosen names, and a reason for each name that was not chosen.
@@ -35,10 +38,11 @@ def select_layers(names: Iterable[str], config: Selection) -> tuple[list[str], d
         UsageError: a glob matches no layer.
     """
     ordered = list(names)
+    known = dict.fromkeys((*ordered, *beside))
     for option, globs in (("--include", config.include), ("--exclude", config.exclude)):
         for glob in globs:
-            if not any(fnmatchcase(name, glob) for name in ordered):
-                raise UsageError(f"{option} {glob!r} matches no layer", hint=_suggestion(glob, ordered))
+            if not any(fnmatchcase(name, glob) for name in known):
+                raise UsageError(f"{option} {glob!r} matches no layer", hint=_suggestion(glob, list(known)))
     skipped: dict[str, str] = {}
     for i, name in enumerate(ordered):
         if config.include and not any(fnmatchcase(name, g) for g in config.include):

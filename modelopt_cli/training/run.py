@@ -118,8 +118,12 @@ class Run:
 
     def close(self) -> None:
         """The command has succeeded: delete all but the metrics, and the folder if there are none."""
-        self.log.close()
         self._world.barrier()
+        self.discard()
+
+    def discard(self) -> None:
+        """The command cannot succeed: delete the same, without waiting for the other processes."""
+        self.log.close()
         if self._world.main:
             self._clear()
             self.release()

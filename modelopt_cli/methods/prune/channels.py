@@ -89,7 +89,7 @@ class Channels(Family):
         self.reasons = dict(dependencies.frozen)
         if not order:
             raise nothing(self.reasons)
-        _, left_out = select_layers(order, self.config)
+        _, left_out = select_layers(order, self.config, weighted_layers(self.original))
         self.reasons |= left_out
         chosen = []
         for group in dependencies.groups:

@@ -37,7 +37,7 @@ class Layers(Family):
         order += sorted(inside.difference(order))
         if not order:
             raise nothing(self.reasons)
-        _, left_out = select_layers(order, self.config)
+        _, left_out = select_layers(order, self.config, weighted_layers(self.original))
         self.reasons |= left_out
         if all(left_out.keys() & set(block.layers) for block in blocks):
             raise nothing(self.reasons)

@@ -129,7 +129,7 @@ class _Work:
         obstacles = {self.names[name]: self._obstacle(t) for name, t in weights.items()}
         self.reasons = {layer: why for layer, why in obstacles.items() if why is not None}
         able = [layer for layer, why in obstacles.items() if why is None]
-        selected, left_out = select_layers(able, config) if able else ([], {})
+        selected, left_out = select_layers(able, config, obstacles) if able else ([], {})
         if not selected:
             raise nothing(left_out | self.reasons)
         self.reasons |= left_out
