@@ -218,7 +218,8 @@ def _replace(program: Program, path: str, zero_keys: bool) -> None:
     """A linear layer in place of its bare weights; Swin v2 computes with keys that have no bias."""
     bare: Any = program.get_submodule(path)
     bias = getattr(bare, "bias", None)
-    layer = nn.Linear(*bare.weight.shape[::-1], bias is not None, device="meta")
+    outputs, inputs = bare.weight.shape
+    layer = nn.Linear(inputs, outputs, bias is not None, device="meta")
     layer.weight = bare.weight
     if bias is not None:
         layer.bias = bias

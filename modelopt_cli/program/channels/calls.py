@@ -10,10 +10,13 @@ from modelopt_cli.program.allowlist import function_name
 
 def arguments(node: fx.Node, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A node's arguments with values in place of nodes."""
-    return (
-        fx.node.map_aggregate(node.args, lambda a: values[a.name] if isinstance(a, fx.Node) else a),  # type: ignore[return-value]
-        fx.node.map_aggregate(node.kwargs, lambda a: values[a.name] if isinstance(a, fx.Node) else a),
-    )
+
+    def value(argument: Any) -> Any:
+        return values[argument.name] if isinstance(argument, fx.Node) else argument
+
+    args: Any = fx.node.map_aggregate(node.args, value)
+    kwargs: Any = fx.node.map_aggregate(node.kwargs, value)
+    return args, kwargs
 
 
 def argument(args: Any, kwargs: Mapping[str, Any], place: int, name: str, default: Any = None) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from modelopt_cli.program.channels.calls import argument, arguments, compute, operation
-from modelopt_cli.program.channels.functions import RULES
+from modelopt_cli.program.channels.functions import RULES, picked_dims
 from modelopt_cli.program.channels.layers import apply_layer
 from modelopt_cli.program.channels.shuffles import find_shuffles
 from modelopt_cli.program.channels.ties import nothing
@@ -38,6 +38,7 @@ def _one_pass(trace: Trace) -> None:
     trace.fields.clear()
     trace.ties.frozen.clear()
     trace.loose.clear()
+    trace.sole.clear()
     for node in trace.program.graph.nodes:
         value = _value(trace, node)
         if trace.boxed and node.name not in trace.inside:
@@ -75,18 +76,15 @@ def _box(trace: Trace, node: fx.Node, value: Any) -> Any:
 
 
 def _indexed_dims(node: fx.Node, rank: int) -> list[int]:
-    """The dimensions that a reader takes apart."""
+    """The dimensions of which a reader takes single places."""
     dims = set()
     for user in node.users:
         name = operation(user)
-        if name == "unbind":
+        if name in ("unbind", "select"):
             dims.add(int(argument(user.args, user.kwargs, 1, "dim", 0)) % rank)
-        elif name == "select":
-            dims.add(int(argument(user.args, user.kwargs, 1, "dim")) % rank)
         elif name == "getitem" and user.args[0] is node:
             index = user.args[1] if isinstance(user.args[1], tuple) else (user.args[1],)
-            if type(index[0]) is int:
-                dims.add(0)
+            dims.update(picked_dims(index, rank))
     return sorted(dims)
 
 

@@ -63,11 +63,47 @@ def _getitem(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
     index = index if isinstance(index, tuple) else (index,)
     looked_up = [place for place, part in enumerate(index) if isinstance(part, Tensor | Fetched | list)]
     if not looked_up:
-        return t.labels(value)[index]
+        labels = t.labels(value)
+        _pick(t, labels, picked_dims(index, labels.dim()))
+        return labels[index]
     plain = all(part == slice(None) for place, part in enumerate(index) if place not in looked_up)
     if len(looked_up) > 1 or not plain:
         return t.unsupported(node, (args, kwargs))
     return _look_up(t, node, value, looked_up[0], index[looked_up[0]])
+
+
+def picked_dims(index: tuple[Any, ...], rank: int) -> dict[int, Any]:
+    """The dimensions of which an index picks one place, and which."""
+    picked, dim = {}, 0
+    for place, part in enumerate(index):
+        if part is ...:
+            dim = rank - sum(p is not None for p in index[place + 1 :])
+        elif part is not None:
+            if isinstance(part, int):
+                picked[dim] = part
+            dim += 1
+    return picked
+
+
+def _pick(t: Trace, labels: Tensor, places: dict[int, Any]) -> None:
+    """A channel that is picked by its place has to stay."""
+    for dim in places.keys() & set(t.ties.varying(labels)):
+        t.ties.freeze(labels.select(dim, places[dim]), "is picked by its place")
+
+
+def _select(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    labels = t.labels(args[0])
+    dim, place = argument(args, kwargs, 1, "dim"), argument(args, kwargs, 2, "index")
+    _pick(t, labels, {dim % labels.dim(): place})
+    return labels.select(dim, place)
+
+
+def _unbind(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+    labels = t.labels(args[0])
+    dim = argument(args, kwargs, 1, "dim", 0) % labels.dim()
+    for place in range(labels.shape[dim]):
+        _pick(t, labels, {dim: place})
+    return labels.unbind(dim)
 
 
 def _index_select(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
@@ -177,7 +213,7 @@ def _convolution(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
     groups = argument(args, kwargs, 6, "groups", 1)
     if path is None or groups != 1 or x.dim() != int(name[-2]) + 2:
         return t.unsupported(node, (args, kwargs))
-    sizes = (x.shape[1], weight.tensor.shape[1 if transposed else 0], groups)
+    sizes = (weight.tensor.shape[1 if transposed else 0], groups)
     return layers.convolve(t, path, sizes, x, t.shapes[node.name], transposed=transposed)
 
 
@@ -253,8 +289,10 @@ _NAMES: dict[Rule, str] = {
     """,
     _shape_only: """
         view reshape flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as repeat
-        repeat_interleave tile broadcast_to chunk split tensor_split unbind narrow select roll flip
+        repeat_interleave tile broadcast_to chunk split tensor_split narrow roll flip
     """,
+    _select: "select",
+    _unbind: "unbind",
     _join: "cat stack",
     _getitem: "getitem",
     _index_select: "index_select",

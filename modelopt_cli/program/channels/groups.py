@@ -1,6 +1,6 @@
 """Groups of channels that can be removed, and layers that cannot lose any."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -37,7 +37,8 @@ class Member:
     @property
     def index(self) -> tuple[Tensor, ...]:
         """The positions of each unit up to the last one that has any."""
-        return self.positions.split(torch.bincount(self.units).tolist())
+        parts: tuple[Tensor, ...] = self.positions.split(torch.bincount(self.units).tolist())
+        return parts
 
 
 @dataclass(frozen=True)
@@ -93,28 +94,48 @@ def analyse(program: Program) -> Dependencies:
     program = prepare(program)
     trace = run(program)
     reasons = _reasons(trace, trace.ties.frozen)
-    by_class = _outputs_by_class(trace)
-    bundles: dict[tuple[int, ...], list[int]] = {}
-    for root, makers in by_class.items():
-        if root not in reasons:
-            bundles.setdefault(tuple(makers), []).append(root)
-    chosen = sorted((makers, roots) for makers, roots in bundles.items() if len(roots) > 1)
-    groups, classes = [], {}
-    names: dict[str, int] = {}
+    needed = _reasons(trace, trace.sole)
+    bundles = _bundles(trace, {*reasons, *needed})
     owner = torch.full((max(1, len(trace.ties)),), -1)  # also of a network without layers
-    local = torch.zeros(len(trace.ties), dtype=torch.int64)
-    for number, (_, roots) in enumerate(chosen):
-        owner[roots], local[roots] = number, torch.arange(len(roots))
-    members = _members(trace, owner, local, len(chosen))
-    for number, (makers, roots) in enumerate(chosen):
-        first = layer_of(trace.slots[makers[0]].tensor)
-        names[first] = names.get(first, 0) + 1
-        name = first if names[first] == 1 else f"{first}#{names[first]}"
-        layers = tuple(dict.fromkeys(layer_of(member.parameter) for member in members[number]))
-        groups.append(Group(name, len(roots), layers, tuple(members[number])))
-        classes[name] = torch.tensor(roots)
-    frozen = _frozen_layers(trace, owner, reasons)
+    local = torch.zeros_like(owner)
+    for number, bundle in enumerate(bundles):
+        owner[bundle.roots], local[bundle.roots] = number, torch.arange(len(bundle.roots))
+    groups = [
+        Group(bundle.name, len(bundle.roots), _layers(members), tuple(members))
+        for bundle, members in zip(bundles, _members(trace, owner, local, len(bundles)), strict=True)
+    ]
+    classes = {bundle.name: bundle.roots for bundle in bundles}
+    frozen = _frozen_layers(trace, owner, reasons, needed)
     return Dependencies(tuple(groups), frozen, program, trace, classes)
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    """The classes that the same slots make; ``roots`` stand for them, ``(units,)``."""
+
+    name: str
+    roots: Tensor
+
+
+def _bundles(trace: Trace, fixed: Container[int]) -> list[_Bundle]:
+    """Classes that can be removed, by what makes them, where there are several to choose from."""
+    by_makers: dict[tuple[int, ...], list[int]] = {}
+    for root, makers in _outputs_by_class(trace).items():
+        if root not in fixed:
+            by_makers.setdefault(tuple(makers), []).append(root)
+    bundles = []
+    names: dict[str, int] = {}
+    for made_by, roots in sorted((m, r) for m, r in by_makers.items() if len(r) > 1):
+        first = layer_of(trace.slots[made_by[0]].tensor)
+        names[first] = names.get(first, 0) + 1
+        bundles.append(
+            _Bundle(first if names[first] == 1 else f"{first}#{names[first]}", torch.tensor(roots))
+        )
+    return bundles
+
+
+def _layers(members: Iterable[Member]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(layer_of(member.parameter) for member in members))
 
 
 def layer_of(tensor: str) -> str:
@@ -168,18 +189,24 @@ def _once(slots: Iterable[Slot]) -> list[Slot]:
     return list(unique.values())
 
 
-def _frozen_layers(trace: Trace, owner: Tensor, reasons: dict[int, str]) -> dict[str, str]:
+def _frozen_layers(
+    trace: Trace, owner: Tensor, reasons: dict[int, str], needed: dict[int, str]
+) -> dict[str, str]:
+    """The layers of which no output channel is in a group, and why."""
     notes = _reasons(trace, trace.ties.notes)
     frozen: dict[str, str] = {}
+    prunable: set[str] = set()
     for slot in trace.slots:
         if slot.role != "out":
             continue
-        roots = trace.ties.find(slot.line)
+        layer, roots = layer_of(slot.tensor), trace.ties.find(slot.line)
         if bool((owner[roots] >= 0).any()):
-            frozen.pop(layer_of(slot.tensor), None)
+            prunable.add(layer)
             continue
-        known = [reasons[root] for root in roots.tolist() if root in reasons]
-        noted = [notes[root] for root in roots.tolist() if root in notes]
+        found = roots.unique().tolist()
         alone = "has one output channel" if len(roots) == 1 else "its channels can only stay or go together"
-        frozen.setdefault(layer_of(slot.tensor), (known or noted or [alone])[0])
-    return frozen
+        known = [table[root] for table in (reasons, notes) for root in found if root in table]
+        if not known and len(found) > 1:
+            known = [needed[root] for root in found if root in needed]
+        frozen.setdefault(layer, (known or [alone])[0])
+    return {layer: why for layer, why in frozen.items() if layer not in prunable}

@@ -31,7 +31,7 @@ _RANKS = {"1d": 3, "2d": 4, "3d": 5}
 
 
 def convolve(
-    t: Trace, key: str, channels: tuple[int, int, int], x: Tensor, shape: Any, *, transposed: bool = False
+    t: Trace, key: str, sizes: tuple[int, int], x: Tensor, shape: Any, *, transposed: bool = False
 ) -> Tensor:
     """A convolution with the parameters ``key.weight`` and ``key.bias``.
 
@@ -41,12 +41,12 @@ def convolve(
     Args:
         t: the trace.
         key: path of the layer.
-        channels: in, out, groups.
+        sizes: output channels and groups.
         x: input labels ``(1, in, ...)``.
         shape: of the output.
         transposed: the weight is ``(in, out / groups, ...)`` rather than ``(out, in / groups, ...)``.
     """
-    entering, leaving, groups = channels
+    leaving, groups = sizes
     inputs, outputs = t.ties.line(x, 1), t.ties.fresh(key, leaving)
     by_group, out_by_group = inputs.view(groups, -1), outputs.view(groups, -1)
     whole = groups > 1 and min(by_group.shape[1], out_by_group.shape[1]) == 1
@@ -71,8 +71,7 @@ def convolve(
 
 
 def _conv(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
-    channels = (layer.in_channels, layer.out_channels, layer.groups)
-    return convolve(t, path, channels, x, shape, transposed=layer.transposed)
+    return convolve(t, path, (layer.out_channels, layer.groups), x, shape, transposed=layer.transposed)
 
 
 def linear(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
@@ -160,10 +159,10 @@ def _softmax(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
 def pool(t: Trace, x: Tensor, shape: Any, dims: int) -> Tensor:
     """Something that works on the last ``dims`` dimensions and leaves channels apart."""
     x = t.ties.mix(x, range(x.dim() - dims, x.dim()))
-    return x[(..., *[slice(0, 1)] * dims)].expand(shape)
+    return x[tuple(slice(None) if d < x.dim() - dims else slice(0, 1) for d in range(x.dim()))].expand(shape)
 
 
-def _pool(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+def _spatial(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
     return pool(t, x, shape, x.dim() - 2)
 
 
@@ -207,22 +206,17 @@ def pad(t: Trace, key: str, x: Tensor, pads: list[int]) -> Tensor:
             x = x.narrow(d, 0, 1).expand([*x.shape[:d], x.shape[d] + before + after, *x.shape[d + 1 :]])
             continue
         new = t.ties.fresh(f"pad {key} {d}", before + after)
-        sides = [x.shape[:d] + (n,) + x.shape[d + 1 :] for n in (before, after)]
+        sides = [(*x.shape[:d], n, *x.shape[d + 1 :]) for n in (before, after)]
         ends = [spread(part, d, side) for part, side in zip(new.split([before, after]), sides, strict=True)]
         x = torch.cat([ends[0], x, ends[1]], d)
     return x
-
-
-def _pad(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
-    dims = x.dim() - 2
-    x = t.ties.mix(x, range(2, x.dim()))
-    return x[(..., *[slice(0, 1)] * dims)].expand(shape)
 
 
 def _channel_shuffle(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
     return torch.channel_shuffle(x.contiguous(), layer.groups)
 
 
+_PADDINGS = ("Reflection", "Replication", "Zero", "Circular", "Constant")
 _KINDS: dict[Layer, str] = {
     _conv: "Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d",
     linear: "Linear",
@@ -236,14 +230,10 @@ _KINDS: dict[Layer, str] = {
     "Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout StochasticDepth",
     _over_channels: "LocalResponseNorm Softmax2d",
     _softmax: "Softmax Softmin LogSoftmax",
-    _pool: "MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d LPPool1d LPPool2d LPPool3d "
+    _spatial: "MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d LPPool1d LPPool2d LPPool3d "
     "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d "
-    "AdaptiveMaxPool3d Upsample UpsamplingNearest2d UpsamplingBilinear2d",
-    _pad: " ".join(
-        f"{n}Pad{d}d"
-        for n in ("Reflection", "Replication", "Zero", "Circular", "Constant")
-        for d in (1, 2, 3)
-    ),
+    "AdaptiveMaxPool3d Upsample UpsamplingNearest2d UpsamplingBilinear2d "
+    + " ".join(f"{n}Pad{d}d" for n in _PADDINGS for d in (1, 2, 3)),
     _reshape: "Flatten Unflatten",
     lambda t, path, layer, x, shape: glu(t, x, layer.dim): "GLU",
     lambda t, path, layer, x, shape: pixel_shuffle(t, x, shape): "PixelShuffle",

@@ -107,10 +107,8 @@ def _result(t: Trace, terms: list[tuple[str, Tensor]], output: str, shape: Any) 
         summed = [d for d, letter in enumerate(letters) if letter not in output]
         labels = t.ties.mix(labels, summed)
         kept = labels[tuple(0 if d in summed else slice(None) for d in range(labels.dim()))]
-        order = sorted(
-            range(kept.dim()), key=lambda d, own=[x for x in letters if x in output]: output.index(own[d])
-        )
-        kept = kept.permute(order)
+        own = [letter for letter in letters if letter in output]
+        kept = kept.permute([own.index(letter) for letter in output if letter in own])
         index = tuple(slice(None) if letter in letters else None for letter in output)
         placed.append(kept[index].expand(shape))
     if len(placed) == 2:

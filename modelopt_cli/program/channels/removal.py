@@ -12,8 +12,8 @@ from modelopt_cli.errors import ModeloptError, UsageError
 from modelopt_cli.program.allowlist import is_in_place
 from modelopt_cli.program.channels.encodings import sliced
 from modelopt_cli.program.channels.groups import Dependencies, analyse, layer_of
-from modelopt_cli.program.channels.literals import Rewriter
 from modelopt_cli.program.channels.remaining import Remaining
+from modelopt_cli.program.channels.replay import Replay
 from modelopt_cli.program.channels.trace import Trace
 from modelopt_cli.program.kinds import build, config_of, kind_of
 from modelopt_cli.program.program import Program
@@ -46,11 +46,10 @@ def remove(
     kept = _kept_positions(trace, left)
     graph = copy_graph(whole.graph)
     batched = value_shapes(whole, _OTHER_BATCH)
-    rewriter = Rewriter(graph, trace, left, batched)
-    rewriter.run()
+    replay = Replay(graph, trace, left, batched)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or is_in_place(node, whole))
     tensors = _tensors(whole, kept)
-    parts = _parts(whole, graph, trace, left, rewriter, tensors)
+    parts = _parts(whole, graph, trace, left, replay, tensors)
     smaller = Program(
         parts, graph, input=whole.input, labels=whole.labels, history=whole.history, arch=whole.arch
     ).train(whole.training)
@@ -61,7 +60,7 @@ def remove(
         if name in names
         and (encoding := sliced(original, whole.get_parameter(name).shape, kept.get(name, {})))
     }
-    _check(smaller, trace, rewriter, batched)
+    _check(smaller, trace, replay, batched)
     return smaller
 
 
@@ -102,7 +101,7 @@ def _parts(
     graph: fx.Graph,
     trace: Trace,
     left: Remaining,
-    rewriter: Rewriter,
+    replay: Replay,
     tensors: Mapping[int, Tensor],
 ) -> dict[str, Any]:
     """The new layers and tensors the graph refers to, by path."""
@@ -112,11 +111,9 @@ def _parts(
         path = str(node.target)
         if node.op == "call_module" and path not in parts:
             fields = dict(trace.fields.get(path, {}))
-            parts[path] = _layer(
-                program.get_submodule(path), fields, left, rewriter.values[node.name], tensors
-            )
-        elif node.op == "get_attr" and path in rewriter.indices:
-            parts[path] = rewriter.indices[path].to(device)
+            parts[path] = _layer(program.get_submodule(path), fields, left, replay.values[node.name], tensors)
+        elif node.op == "get_attr" and path in replay.indices:
+            parts[path] = replay.indices[path].to(device)
         elif node.op == "get_attr":
             parts[path] = tensors[id(attrgetter(path)(program))]
     return parts
@@ -138,7 +135,7 @@ def _layer(
     old = dict(layer.named_modules())
     for path, part in new.named_modules():
         for mine, theirs in ((part._parameters, old[path]._parameters), (part._buffers, old[path]._buffers)):
-            mine.update({k: None if v is None else tensors[id(v)] for k, v in theirs.items()})  # type: ignore[misc]
+            mine.update({k: None if v is None else tensors[id(v)] for k, v in theirs.items()})
     return new
 
 
@@ -148,7 +145,7 @@ def _unflattened(layer: nn.Unflatten, output: Tensor) -> list[int]:
     return list(output.shape[start : start + count])
 
 
-def _check(smaller: Program, trace: Trace, rewriter: Rewriter, batched: Mapping[str, Any]) -> None:
+def _check(smaller: Program, trace: Trace, replay: Replay, batched: Mapping[str, Any]) -> None:
     """Every value has the shape that its labels say, at another batch size, too."""
     for name, shape in value_shapes(smaller, _OTHER_BATCH).items():
         if (
@@ -157,7 +154,7 @@ def _check(smaller: Program, trace: Trace, rewriter: Rewriter, batched: Mapping[
             or not isinstance(batched[name], torch.Size)
         ):
             continue
-        labels = rewriter.values.get(name)
+        labels = replay.values.get(name)
         if not isinstance(labels, Tensor) or name in trace.inside:
             continue
         wanted = [

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -45,7 +45,7 @@ def find_shuffles(
         chain = _chain(node, shapes)
         if chain is None:
             continue
-        source = chain[0].args[0]
+        source = cast("fx.Node", chain[0].args[0])
         found = _selection(source, chain, values, shapes)
         if found is not None:
             selections[node.name] = found

@@ -1,6 +1,5 @@
 """What operations do to labels: tie them, mix them, freeze them."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -36,6 +35,16 @@ class Ties(Atoms):
         (small,) = compact(labels)
         roots = self.find(small)
         return [d for d in range(roots.dim()) if bool((roots != roots.narrow(d, 0, 1)).any())]
+
+    def settle(self, labels: Tensor) -> Tensor:
+        """The labels, with stride 0 along every dimension in which the classes do not differ."""
+        if all(stride == 0 or n < 2 for stride, n in zip(labels.stride(), labels.shape, strict=True)):
+            return labels
+        return self._flattened(labels, self.varying(labels))
+
+    def _flattened(self, labels: Tensor, varying: Sequence[int]) -> Tensor:
+        index = tuple(slice(None) if d in varying else slice(0, 1) for d in range(labels.dim()))
+        return labels[index].expand(labels.shape)
 
     def same(self, a: Tensor, b: Tensor) -> None:
         """Tie labels position by position (broadcasting); an atom that meets ``NONE`` is frozen."""
@@ -73,22 +82,23 @@ class Ties(Atoms):
 
         Args:
             labels: of any shape.
-            never: dimensions that cannot shrink, because single places along them are read.
+            never: dimensions along which single places are read; another one is taken if there is any.
         """
         varying = self.varying(labels)
-        if len(varying) < 2 and not set(varying) & set(never):
+        labels = self._flattened(labels, varying)
+        if len(varying) < 2:
             return labels
-        open_dims = [d for d in varying if d not in never]
-        kept = max(open_dims, key=lambda d: labels.shape[d], default=None)
+        kept = max(varying, key=lambda d: (d not in never, labels.shape[d]))
         return self.mix(labels, [d for d in varying if d != kept], "its channels are reshaped into a grid")
 
     def combine(self, a: Tensor, b: Tensor) -> Tensor:
         """Labels of an elementwise function of two values, with broadcasting."""
         shape = torch.broadcast_shapes(a.shape, b.shape)
-        wide = [t.expand(shape) for t in (a, b)]
+        wide = [self.settle(t).expand(shape) for t in (a, b)]
+        varying = [self.varying(t) for t in wide]
         spread = [
-            [d for d in self.varying(other) if _own_size(mine, d, len(shape)) == 1 and shape[d] > 1]
-            for mine, other in ((a, wide[1]), (b, wide[0]))
+            [d for d in other if _own_size(mine, d, len(shape)) == 1 and shape[d] > 1]
+            for mine, other in ((a, varying[1]), (b, varying[0]))
         ]
         for mine, over in zip(wide, spread, strict=True):
             if over:
@@ -99,16 +109,9 @@ class Ties(Atoms):
             if over:
                 return other
         small_a, small_b = compact(*wide)
-        self.same(*self._heeding_size(small_a, small_b))
+        if (varying[0] or bool((small_b >= 0).any())) and (varying[1] or bool((small_a >= 0).any())):
+            self.same(small_a, small_b)
         return torch.where(small_a >= 0, small_a, small_b).expand(shape)
-
-    def _heeding_size(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Where neither varies, a value without channels asks nothing of the other."""
-        if not self.varying(a) and bool((b < 0).all()):
-            return a, a
-        if not self.varying(b) and bool((a < 0).all()):
-            return b, b
-        return a, b
 
 
 def _own_size(labels: Tensor, dim: int, rank: int) -> int:
@@ -133,8 +136,3 @@ def compact(*labels: Tensor) -> list[Tensor]:
     flat = [d for d in range(rank) if all(t.stride(d) == 0 or t.shape[d] == 1 for t in labels)]
     index = tuple(slice(0, 1) if d in flat else slice(None) for d in range(rank))
     return [t[index] for t in labels]
-
-
-def size(labels: Tensor) -> int:
-    """Elements a compact copy would have."""
-    return math.prod(compact(labels)[0].shape)

@@ -49,6 +49,7 @@ class Trace:
         inside: nodes between such a value and its selection, which need not be boxes of channels.
         boxed: whether values are tied so that what is removed leaves no holes.
         loose: tensors that the graph uses outside of any layer.
+        sole: channels without which a layer would have nothing to read, and a sentence that says so.
     """
 
     program: Program
@@ -61,6 +62,7 @@ class Trace:
     inside: frozenset[str] = frozenset()
     boxed: bool = False
     loose: set[str] = field(default_factory=set)
+    sole: list[tuple[Tensor, str]] = field(default_factory=list)
     _tensors: dict[str, Tensor] = field(default_factory=dict)
     _names: dict[int, str] = field(default_factory=dict)
 
@@ -75,6 +77,8 @@ class Trace:
 
     def slot(self, tensor: str, dim: int, line: Tensor, role: str) -> None:
         """Say what the places of a tensor along ``dim`` belong to; nothing if the tensor does not exist."""
+        if role == "in" and bool((line >= 0).all()) and not self.ties.varying(line):
+            self.sole.append((line[:1], f"is all that {tensor.rpartition('.')[0]} reads"))
         if tensor in self._tensors:
             self.slots.append(Slot(self._names[id(self._tensors[tensor])], dim, line, role))
 

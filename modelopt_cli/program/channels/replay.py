@@ -1,0 +1,171 @@
+"""Going through a graph once more, with the channels that are left."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from modelopt_cli.errors import ModeloptError
+from modelopt_cli.program.channels.calls import argument, arguments, compute, operation
+from modelopt_cli.program.channels.literals import REWRITES, pick, replaced, select
+from modelopt_cli.program.channels.remaining import Remaining
+from modelopt_cli.program.channels.ties import compact
+from modelopt_cli.program.channels.trace import Fetched, Trace
+
+_MOVES_ONLY = """
+    view reshape flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as repeat
+    repeat_interleave tile broadcast_to chunk split tensor_split unbind narrow select roll flip cat stack
+    getitem index_select pad channel_shuffle
+""".split()
+
+
+class Replay:
+    """Makes every node do to what is left what it did to the whole.
+
+    Operations that only move elements are tried on the labels that are left. Where that does not give
+    the labels expected, the sizes they are called with are worked out anew.
+
+    Args:
+        graph: a copy of the traced one; changed in place.
+        trace: what is known of the whole.
+        left: which channels stay.
+        batched: shapes of the whole's values at another batch size.
+
+    Attributes:
+        values: labels that are left, and numbers, by node name.
+        indices: new index tensors, by path.
+
+    Raises:
+        ModeloptError: an operation cannot be written for fewer channels; the analysis should have seen it.
+    """
+
+    def __init__(self, graph: fx.Graph, trace: Trace, left: Remaining, batched: dict[str, Any]) -> None:
+        self.graph, self.trace, self.left, self.batched = graph, trace, left, batched
+        self.values: dict[str, Any] = {}
+        self.indices: dict[str, Tensor] = {}
+        for node in list(graph.nodes):
+            self.values[node.name] = self._value(node)
+
+    def whole(self, node: Any) -> Tensor:
+        """The labels a tensor value had before."""
+        return self.trace.labels(self.trace.values[node.name])
+
+    def varies_with_batch(self, node: fx.Node, dim: int) -> bool:
+        """Whether this dimension of a node's value depends on the batch size."""
+        return bool(self.batched[node.name][dim] != self.trace.shapes[node.name][dim])
+
+    def _value(self, node: fx.Node) -> Any:
+        dense = self.trace.values[node.name]
+        if node.op in ("placeholder", "output"):
+            return dense
+        if node.op == "get_attr":
+            return self.left.restrict(self.whole(node)) if dense.tensor.is_floating_point() else dense
+        if node.name in self.trace.selections:
+            chosen = self.trace.selections[node.name]
+            if self.left.kept_along(self.trace.values[chosen.source], chosen.dim) is not None:
+                return select(self, node, chosen.source, chosen.dim, chosen.index)
+        expected = self.left.restrict(dense)
+        if node.op == "call_module":
+            return self._shuffled_layer(node, expected)
+        if not _holds_tensor(dense):
+            args, kwargs = arguments(node, self.values)
+            return compute(node, self._labelled(args), self._labelled(kwargs))
+        if operation(node) not in _MOVES_ONLY:
+            self._keep_numbers(node)
+        elif node.name not in self.trace.inside and not self._fits(node, expected):
+            self._rewrite(node, expected)
+        return expected
+
+    def _labelled(self, values: Any) -> Any:
+        return fx.node.map_aggregate(values, lambda a: self.trace.labels(a) if isinstance(a, Fetched) else a)
+
+    def _keep_numbers(self, node: fx.Node) -> None:
+        """A size that scales values, as in attention, keeps the value it had."""
+        if operation(node) == "scaled_dot_product_attention":
+            self._keep_scale(node)
+
+        def literal(arg: Any) -> Any:
+            if not isinstance(arg, fx.Node):
+                return arg
+            before, now = self.trace.values[arg.name], self.values[arg.name]
+            number = isinstance(before, int | float) and not isinstance(before, bool)
+            return before if number and before != now else arg
+
+        node.args = fx.node.map_aggregate(node.args, literal)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, literal)
+        if operation(node) in ("layer_norm", "rms_norm"):
+            rank = len(argument(node.args, node.kwargs, 1, "normalized_shape"))
+            shape = list(self.left.restrict(self.whole(node)).shape[-rank:])
+            node.args, node.kwargs = replaced(node, 1, "normalized_shape", shape)
+
+    def _keep_scale(self, node: fx.Node) -> None:
+        query = argument(node.args, node.kwargs, 0, "query")
+        width = self.whole(query).shape[-1]
+        given = argument(node.args, node.kwargs, 6, "scale")
+        if self.values[query.name].shape[-1] != width and given is None:
+            node.kwargs = {**node.kwargs, "scale": width**-0.5}
+
+    def _fits(self, node: fx.Node, expected: Any) -> bool:
+        """Whether the node, as it is, turns what is left of its arguments into what should be left."""
+        given = arguments(node, self.values)
+        args, kwargs = self._labelled(given[0]), self._labelled(given[1])
+        if operation(node) == "pad":
+            return self._stays_whole(self.whole(node), _padded_dims(args, kwargs))
+        looked_up = _looked_up_dim(node, args, kwargs)
+        if looked_up is not None:
+            return self._stays_whole(self.whole(node.args[0]), [looked_up])
+        try:
+            if operation(node) == "view":
+                return self._equal(args[0].reshape(*args[1:], **kwargs), expected)
+            return self._equal(compute(node, args, kwargs), expected)
+        except (RuntimeError, IndexError, TypeError, ValueError):
+            return False
+
+    def _stays_whole(self, dense: Tensor, dims: list[int]) -> bool:
+        return all(self.left.kept_along(dense, dim) is None for dim in dims)
+
+    def _equal(self, now: Any, expected: Any) -> bool:
+        """Whether two values have the same shape and the same classes in the same places."""
+        if isinstance(expected, tuple | list):
+            return len(now) == len(expected) and all(map(self._equal, now, expected))
+        if not isinstance(now, Tensor) or now.shape != expected.shape:
+            return False
+        return torch.equal(*map(self.trace.ties.find, compact(now, expected)))
+
+    def _rewrite(self, node: fx.Node, expected: Any) -> None:
+        REWRITES.get(operation(node), pick)(self, node, expected)
+        checked = operation(node) not in ("index_select", "pad")
+        if checked and not self._fits(node, expected):
+            raise ModeloptError(f"cannot write {operation(node)} anew for fewer channels", where=node.name)
+
+    def _shuffled_layer(self, node: fx.Node, expected: Any) -> Any:
+        layer = self.trace.program.get_submodule(str(node.target))
+        source = node.args[0] if node.args else None
+        if type(layer) is not nn.ChannelShuffle or not isinstance(source, fx.Node):
+            return expected
+        dense = self.whole(source)
+        if self.left.kept_along(dense, 1) is None:
+            return expected
+        order = layer(torch.arange(dense.shape[1]).view(1, -1, 1, 1)).flatten()
+        return select(self, node, source.name, 1, order)
+
+
+def _looked_up_dim(node: fx.Node, args: Any, kwargs: Any) -> int | None:
+    """The dimension along which a node reads places that an index tensor names."""
+    if operation(node) == "index_select":
+        return int(argument(args, kwargs, 1, "dim"))
+    if operation(node) != "getitem" or not isinstance(args[0], Tensor):
+        return None
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    return next((d for d, part in enumerate(index) if isinstance(part, Tensor | list)), None)
+
+
+def _padded_dims(args: Any, kwargs: Any) -> list[int]:
+    pads = argument(args, kwargs, 1, "pad")
+    return [args[0].dim() - 1 - i // 2 for i, amount in enumerate(pads) if amount]
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_holds_tensor(part) for part in value)
+    return isinstance(value, Tensor | Fetched)

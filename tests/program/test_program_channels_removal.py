@@ -1,0 +1,252 @@
+"""Networks without some channels compute what the whole ones compute with those channels zeroed."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from channels_networks import CASES, Case, conv
+from torch import Tensor, nn
+
+from modelopt_cli import artifact
+from modelopt_cli.errors import UsageError
+from modelopt_cli.program import Encoding, InputSpec, Program
+from modelopt_cli.program.capture import capture
+from modelopt_cli.program.channels import Dependencies, analyse, remove
+
+Keep = dict[str, list[int]]
+
+
+def captured(case: Case) -> Program:
+    torch.manual_seed(0)
+    model = case.make().double().eval()
+    for name, tensor in model.named_buffers():
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.5, 1.5)
+        assert tensor.numel(), name
+    return capture(model, InputSpec(case.shape), verify=False)
+
+
+def some(found: Dependencies, seed: int) -> Keep:
+    """A random choice of at least one unit of each group that leaves every layer something to read."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        keep = {}
+        for group in found.groups:
+            count = int(torch.randint(1, group.units + 1, (), generator=generator))
+            keep[group.name] = sorted(torch.randperm(group.units, generator=generator)[:count].tolist())
+        if _reads_something(found, keep):
+            return keep
+
+
+def _reads_something(found: Dependencies, keep: Keep) -> bool:
+    left = {n: torch.ones(t.shape[1]) for n, t in found.program.named_parameters() if t.dim() > 1}
+    for group in found.groups:
+        for member in group.members:
+            if member.role == "in" and member.dim == 1:
+                gone = ~torch.isin(member.units, torch.tensor(keep[group.name]))
+                left[member.parameter][member.positions[gone]] = 0
+    return all(bool(stays.any()) for stays in left.values())
+
+
+def zeroed(found: Dependencies, keep: Keep) -> Program:
+    """The whole network, with zeros where removed channels are made and where they are read."""
+    program = copy.deepcopy(found.program)
+    state = program.state_dict()
+    for group in found.groups:
+        gone = torch.ones(group.units, dtype=torch.bool)
+        gone[keep[group.name]] = False
+        for member in group.members:
+            if member.role != "statistic":
+                state[member.parameter].index_fill_(member.dim, member.positions[gone[member.units]], 0.0)
+    return program
+
+
+def sample(case: Case, batch: int = 3) -> Tensor:
+    return torch.randn(batch, *case.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_zeroed_network(name: str) -> None:
+    case = CASES[name]
+    program = captured(case)
+    found = analyse(program)
+    for seed in range(4):
+        keep = some(found, seed)
+        smaller = remove(program, keep, dependencies=found)
+        with torch.no_grad():
+            expected = zeroed(found, keep)(sample(case))
+            assert expected.std() > 1e-4
+            torch.testing.assert_close(smaller(sample(case)), expected, rtol=1e-10, atol=1e-10)
+        for group in found.groups:
+            for member in group.members:
+                stay = torch.isin(member.units, torch.tensor(keep[group.name]))
+                lost = int((~stay).sum())
+                before = found.program.state_dict()[member.parameter].shape[member.dim]
+                assert smaller.state_dict()[member.parameter].shape[member.dim] <= before - lost
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_comes_back_from_a_file(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    program = captured(case)
+    found = analyse(program)
+    keep = {g.name: list(range(g.units))[g.units // 3 :] for g in found.groups}
+    smaller = remove(program, keep)
+    artifact.write_program(smaller, tmp_path / "net.safetensors")
+    again = artifact.read_program(tmp_path / "net.safetensors")
+    with torch.no_grad():
+        assert torch.equal(again(sample(case)), smaller(sample(case)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_can_be_done_again(name: str) -> None:
+    """Removing in two steps, as iterative pruning does, gives what removing at once gives."""
+    case = CASES[name]
+    program = captured(case)
+    first = analyse(program)
+    most = {g.name: list(range(g.units))[g.units // 3 :] for g in first.groups}
+    between = remove(program, most)
+    second = analyse(between)
+    keep = {g.name: list(range(g.units))[: -(-2 * g.units // 3)] for g in second.groups}
+    smaller = remove(between, keep)
+    with torch.no_grad():
+        expected = zeroed(second, keep)(sample(case))
+        torch.testing.assert_close(smaller(sample(case)), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_original_stays_as_it_was() -> None:
+    case = CASES["residual"]
+    program = captured(case)
+    program.history, program.labels, program.arch = ({"method": "x"},), ("a", "b", "c", "d"), "custom:net"
+    before = {name: tensor.clone() for name, tensor in program.state_dict().items()}
+    smaller = remove(program, {"a": [0, 2]})
+    with torch.no_grad():
+        for tensor in smaller.parameters():
+            tensor.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in program.state_dict().items())
+    assert (smaller.history, smaller.labels, smaller.arch) == (program.history, program.labels, program.arch)
+    assert smaller.input == program.input
+    assert not smaller.training
+    assert type(smaller.a) is nn.Conv2d
+    assert (smaller.a.out_channels, smaller.b.in_channels, smaller.bn.num_features) == (2, 2, 2)
+
+
+def test_layer_norm_is_over_what_is_left() -> None:
+    """Ba et al. 2016, by hand, over three of five features."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Linear(5, 4)).double().eval()
+    nn.init.uniform_(model[1].weight)
+    nn.init.uniform_(model[1].bias)
+    program = capture(model, InputSpec((7,)))
+    keep = [0, 2, 3]
+    smaller = remove(program, {"0": keep})
+    x = torch.randn(3, 7, dtype=torch.float64)
+    with torch.no_grad():
+        y = model[0](x)[:, keep]
+        y = (y - y.mean(1, keepdim=True)) / (y.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        y = y * model[1].weight[keep] + model[1].bias[keep]
+        expected = y @ model[2].weight[:, keep].T + model[2].bias
+        torch.testing.assert_close(smaller(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_group_norm_keeps_equal_groups() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 6), nn.GroupNorm(2, 6), nn.Flatten(), nn.Linear(96, 4)).double().eval()
+    program = capture(model, InputSpec((3, 4, 4)))
+    assert analyse(program)["0"].units == 3
+    smaller = remove(program, {"0": [0, 2]})
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    left = [0, 2, 3, 5]
+    with torch.no_grad():
+        y = model[0](x)[:, left].reshape(2, 2, -1)
+        y = (y - y.mean(2, keepdim=True)) / (y.var(2, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        columns = torch.arange(96).view(6, 16)[left].flatten()
+        expected = y.reshape(2, -1) @ model[3].weight[:, columns].T + model[3].bias
+        torch.testing.assert_close(smaller(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+    second.weight = first.weight
+    model = nn.Sequential(nn.Linear(7, 6), first, nn.ReLU(), second, nn.Linear(6, 4)).eval()
+    smaller = remove(capture(model, InputSpec((7,))), {"0": [1, 4]})
+    layers = dict(smaller.named_modules())
+    assert layers["1"].weight is layers["3"].weight
+    assert layers["1"].weight.shape == (2, 2)
+    artifact.write_program(smaller, tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"b": []}, "b: all channels would go; keep at least one"),
+        ({"b": [5]}, "b: units to keep are distinct and 0 to 4"),
+        ({"b": [1, 1]}, "b: units to keep are distinct and 0 to 4"),
+        ({"fc": [0]}, "fc: no channels can be removed here"),
+    ],
+)
+def test_refuses(keep: Keep, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        remove(captured(CASES["residual"]), keep)
+    assert str(caught.value) == message
+
+
+def test_refuses_to_leave_a_layer_nothing() -> None:
+    with pytest.raises(UsageError, match="c: would be left without channels; keep more of what feeds it"):
+        remove(captured(CASES["channel shuffle and chunk"]), {"a": [0, 1], "b": [0, 1]})
+
+
+SHAPE = (4, 6)  # of a layer that loses both outputs 1, 3 and inputs 0, 5
+
+
+def encoded(encoding: Encoding, tmp_path: Path) -> Program:
+    """A pruned network whose middle layer was on the steps of an encoding before, and its file's values."""
+    torch.manual_seed(0)
+    scale = encoding.parts["scale"]
+    steps = torch.randint(-100, 100, SHAPE)
+    group = encoding.params["group"]
+    wide = scale.repeat_interleave(group, 1) if group else scale.view(-1, 1) if scale.numel() == 4 else scale
+    model = nn.Sequential(nn.Linear(7, 6), nn.Linear(6, 4), nn.Linear(4, 4)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(steps * wide)
+    program = capture(model, InputSpec((7,)))
+    program.encodings["1.weight"] = encoding
+    keep = {"1": [0, 2]} if group else {"0": [1, 2, 3, 4], "1": [0, 2]}
+    smaller = remove(program, keep)
+    artifact.write_program(smaller, tmp_path / "net.safetensors")
+    again = artifact.read_program(tmp_path / "net.safetensors")
+    assert torch.equal(again.get_parameter("1.weight"), smaller.get_parameter("1.weight"))
+    return smaller
+
+
+@pytest.mark.parametrize(
+    ("scale", "axis", "group", "left"),
+    [
+        (torch.tensor(0.01), None, None, torch.tensor(0.01)),
+        (torch.tensor([0.01, 0.02, 0.03, 0.04]), 0, None, torch.tensor([0.01, 0.03])),
+        (
+            torch.arange(1, 13).view(4, 3) / 100,
+            None,
+            2,
+            torch.tensor([[0.01, 0.02, 0.03], [0.07, 0.08, 0.09]]),
+        ),
+    ],
+    ids=["tensor", "axis", "group"],
+)
+def test_int8_steps_are_kept(
+    scale: Tensor, axis: int | None, group: int | None, left: Tensor, tmp_path: Path
+) -> None:
+    encoding = Encoding("affine", {"bits": 8, "axis": axis, "group": group}, {"scale": scale})
+    smaller = encoded(encoding, tmp_path)
+    kept = smaller.encodings["1.weight"]
+    assert kept.params == encoding.params
+    assert torch.equal(kept.parts["scale"], left)
+
+
+def test_scales_over_groups_of_inputs_do_not_outlive_an_input() -> None:
+    model = nn.Sequential(nn.Linear(7, 6), nn.Linear(6, 4)).eval()
+    program = capture(model, InputSpec((7,)))
+    scale = {"scale": torch.ones(4, 3)}
+    program.encodings["1.weight"] = Encoding("affine", {"bits": 8, "axis": None, "group": 2}, scale)
+    assert remove(program, {"0": [0, 1, 3]}).encodings == {}
