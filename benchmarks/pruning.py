@@ -56,7 +56,7 @@ NETWORKS = {
     "resnet8": Network(
         "builtin:resnet8?in_channels=1", ("--epochs", "16", "--lr", "0.2", "--warmup", "1", *RESNET_TRAINING)
     ),
-    "lenet300": Network("builtin:lenet300", ("--epochs", "12", "--lr", "0.05", "--augment", "mnist")),
+    "lenet300": Network("builtin:lenet300", ("--epochs", "12", "--lr", "0.05")),
     "lenet5": Network("builtin:lenet5", ("--epochs", "12", "--lr", "0.05")),
 }
 
