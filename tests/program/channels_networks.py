@@ -156,6 +156,66 @@ def _table(n: Any, x: Tensor) -> Tensor:
     return n.fc(n.o(y.transpose(1, 2).flatten(2)).mean(1))
 
 
+def _split(n: Any, x: Tensor) -> Tensor:
+    a, b, c = n.a(x).split([1, 2, 3], dim=1)
+    return head(torch.cat([n.b(torch.cat([a, c], 1)), b.narrow(1, 0, 2)], 1), n)
+
+
+def _narrow(n: Any, x: Tensor) -> Tensor:
+    x = n.a(x)
+    return head(torch.cat([torch.narrow(x, 1, 1, 3), x.narrow(1, -2, 2)], 1), n)
+
+
+def _moved_about(n: Any, x: Tensor) -> Tensor:
+    x = torch.roll(n.a(x), 1, 1)
+    return head(n.b(x.flip(1)) + n.c(x[:, [5, 0, 1, 4, 3, 2]]), n)
+
+
+def _stacked(n: Any, x: Tensor) -> Tensor:
+    return head(torch.stack([n.a(x), n.b(x)], 1).sum(1), n)
+
+
+def _selective_kernel(n: Any, x: Tensor) -> Tensor:
+    """Li et al., CVPR 2019: two branches weighed by a softmax over the branches."""
+    both = torch.stack([n.a(x), n.b(x)], 1)
+    weights = n.up(F.relu(n.down(both.sum(1).mean((2, 3))))).view(-1, 2, 6).softmax(1)
+    return head((both * weights[..., None, None]).sum(1), n)
+
+
+def _repeated(n: Any, x: Tensor) -> Tensor:
+    return head(n.b(torch.repeat_interleave(n.a(x), 2, 1)) + n.c(n.a(x).repeat(1, 2, 1, 1)), n)
+
+
+def _by_weights(n: Any, x: Tensor) -> Tensor:
+    x = torch.relu(x @ n.first)
+    return n.fc(torch.matmul(x, n.second))
+
+
+def _embedded(n: Any, x: Tensor) -> Tensor:
+    x = n.words((x * 9).abs().clamp(max=9).long()) + n.positions
+    return n.fc((x + n.down(F.silu(n.gate(x)) * n.up(x))).mean(1))
+
+
+def _normalised(n: Any, x: Tensor) -> Tensor:
+    q, k, v = (layer(x).unflatten(-1, (3, 4)).transpose(1, 2) for layer in (n.q, n.k, n.v))
+    scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+    y = (scores * n.tau.clamp(max=2.0).exp()).softmax(-1) @ v
+    return n.fc(n.o(y.transpose(1, 2).flatten(2)).mean(1))
+
+
+def _patches(n: Any, x: Tensor) -> Tensor:
+    x = n.a(x)
+    batch, channels, height, width = x.shape
+    x = x.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 3, 5, 1)
+    return n.fc(n.lin(x.reshape(batch, (height // 2) * (width // 2), 4 * channels)).mean(1))
+
+
+def _u_net(n: Any, x: Tensor) -> Tensor:
+    a = F.relu(n.a(x))
+    b = F.interpolate(n.b(F.max_pool2d(a, 2)), size=a.shape[2:], mode="bilinear")
+    return head(n.c(torch.cat([a, b], dim=1)), n)
+
+
 def _with_places(net: Net) -> Net:
     net.register_buffer("places", torch.arange(25).view(5, 5) % 9)
     return net
@@ -376,6 +436,74 @@ CASES: dict[str, Case] = {
         {"0": 6},
         {"4": LAST},
     ),
+    "split": Case(
+        lambda: Net(_split, a=conv(3, 6), b=conv(4, 2), fc=nn.Linear(4, 4)),
+        IMAGE,
+        {"a": 5, "b": 2},
+        OUT,  # without the part of one
+    ),
+    "narrow": Case(lambda: Net(_narrow, a=conv(3, 6), fc=nn.Linear(5, 4)), IMAGE, {"a": 6}, OUT),
+    "roll, flip, reorder": Case(
+        lambda: Net(_moved_about, a=conv(3, 6), b=conv(6, 5), c=conv(6, 5), fc=nn.Linear(5, 4)),
+        IMAGE,
+        {"a": 6, "b": 5},
+        OUT,
+    ),
+    "a sum of a stack": Case(
+        lambda: Net(_stacked, a=conv(3, 6), b=conv(3, 6), fc=nn.Linear(6, 4)), IMAGE, {"a": 6}, OUT
+    ),
+    "selective kernels": Case(
+        lambda: Net(
+            _selective_kernel,
+            a=conv(3, 6),
+            b=conv(3, 6),
+            down=nn.Linear(6, 3),
+            up=nn.Linear(3, 12),
+            fc=nn.Linear(6, 4),
+        ),
+        IMAGE,
+        {"a": 6, "down": 3},
+        OUT,
+    ),
+    "repeated channels": Case(
+        lambda: Net(_repeated, a=conv(3, 4), b=conv(8, 5), c=conv(8, 5), fc=nn.Linear(5, 4)),
+        IMAGE,
+        {"a": 4, "b": 5},
+        OUT,
+    ),
+    "bare weights": Case(
+        lambda: Net(_by_weights, first=parameter(7, 6), second=parameter(6, 5), fc=nn.Linear(5, 4)),
+        (7,),
+        {"first": 6, "second": 5},
+        OUT,
+    ),
+    "an embedding and a gated MLP": Case(
+        lambda: Net(
+            _embedded,
+            words=nn.Embedding(10, 6),
+            positions=parameter(5, 6),
+            gate=nn.Linear(6, 8),
+            up=nn.Linear(6, 8),
+            down=nn.Linear(8, 6),
+            fc=nn.Linear(6, 4),
+        ),
+        (5,),
+        {"words": 6, "gate": 8},
+        OUT,
+    ),
+    "cosine attention": Case(lambda: Net(_normalised, tau=parameter(3, 1, 1), **_qkvo()), _TEXT, _Q, OUT),
+    "patches": Case(
+        lambda: Net(_patches, a=conv(3, 6), lin=nn.Linear(24, 5), fc=nn.Linear(5, 4)),
+        IMAGE,
+        {"a": 6, "lin": 5},
+        OUT,
+    ),
+    "a U-Net's skip": Case(
+        lambda: Net(_u_net, a=conv(3, 5), b=conv(5, 4), c=conv(9, 6), fc=nn.Linear(6, 4)),
+        IMAGE,
+        {"a": 5, "b": 4, "c": 6},
+        OUT,
+    ),
     "unfold and fold": Case(
         lambda: _pooled(conv(3, 4), nn.Unfold(2, stride=2), nn.Fold(8, 2, stride=2), conv(4, 5), width=5),
         IMAGE,
@@ -421,6 +549,16 @@ FROZEN: dict[str, Case] = {
         IMAGE,
         {"b": 5},
         OUT | {"a": "has one output channel"},
+    ),
+    "a place": Case(
+        lambda: Net(
+            lambda n, x: n.fc(torch.cat([n.a(x)[:, 1], n.a(x).select(1, 2)], 1).flatten(1)),
+            a=conv(3, 3),
+            fc=nn.Linear(128, 4),
+        ),
+        IMAGE,
+        {},
+        OUT | {"a": "is picked by its place"},
     ),
     "tied to the output": Case(
         lambda: Net(lambda n, x: n.a(x) + n.b(n.a(x)), a=conv(3, 4), b=conv(4, 4)),

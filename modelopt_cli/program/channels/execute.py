@@ -3,13 +3,14 @@
 import operator
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from modelopt_cli.program.channels.calls import argument, arguments, compute, operation
 from modelopt_cli.program.channels.functions import RULES, picked_dims
 from modelopt_cli.program.channels.layers import apply_layer
 from modelopt_cli.program.channels.shuffles import find_shuffles
-from modelopt_cli.program.channels.ties import nothing
+from modelopt_cli.program.channels.ties import compact, nothing
 from modelopt_cli.program.channels.trace import Fetched, Trace, tensors_in
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.shapes import value_shapes
@@ -70,9 +71,23 @@ def _value(trace: Trace, node: fx.Node) -> Any:
 
 def _box(trace: Trace, node: fx.Node, value: Any) -> Any:
     """Tie what would leave a hole in a value, and values whose parts are read one by one."""
-    if isinstance(value, Tensor):
-        return trace.ties.product(value, _indexed_dims(node, value.dim()))
+    if isinstance(value, tuple) and not isinstance(value, torch.Size):
+        for part in value:
+            _note_single(trace, node, part)
+    if not isinstance(value, Tensor):
+        return value
+    value = trace.ties.product(value, _indexed_dims(node, value.dim()))
+    _note_single(trace, node, value)
     return value
+
+
+def _note_single(trace: Trace, node: fx.Node, value: Any) -> None:
+    """Where all of a value is one class, the value would be empty without it."""
+    if not isinstance(value, Tensor):
+        return
+    (label,) = compact(trace.ties.settle(value))
+    if label.numel() == 1 and int(label) >= 0:
+        trace.sole.append((label.flatten(), f"is all there is of {node.name}"))
 
 
 def _indexed_dims(node: fx.Node, rank: int) -> list[int]:

@@ -12,11 +12,12 @@ from modelopt_cli.program.channels.remaining import Remaining
 from modelopt_cli.program.channels.ties import compact
 from modelopt_cli.program.channels.trace import Fetched, Trace
 
-_MOVES_ONLY = """
+_MOVES = """
     view reshape flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as repeat
     repeat_interleave tile broadcast_to chunk split tensor_split unbind narrow select roll flip cat stack
     getitem index_select pad channel_shuffle
-""".split()
+"""
+_MOVES_ONLY = frozenset(_MOVES.split())
 
 
 class Replay:
@@ -59,7 +60,7 @@ class Replay:
         if node.op in ("placeholder", "output"):
             return dense
         if node.op == "get_attr":
-            return self.left.restrict(self.whole(node)) if dense.tensor.is_floating_point() else dense
+            return self.left.restrict(self.whole(node)) if self.trace.is_loose(dense) else dense
         if node.name in self.trace.selections:
             chosen = self.trace.selections[node.name]
             if self.left.kept_along(self.trace.values[chosen.source], chosen.dim) is not None:
@@ -77,7 +78,15 @@ class Replay:
         return expected
 
     def _labelled(self, values: Any) -> Any:
-        return fx.node.map_aggregate(values, lambda a: self.trace.labels(a) if isinstance(a, Fetched) else a)
+        """Arguments with labels for fetched tensors; of a layer's weights only facts are asked for."""
+
+        def labels(value: Any) -> Any:
+            if not isinstance(value, Fetched):
+                return value
+            is_weight = value.tensor.is_floating_point() and not self.trace.is_loose(value)
+            return value.tensor if is_weight else self.trace.labels(value)
+
+        return fx.node.map_aggregate(values, labels)
 
     def _keep_numbers(self, node: fx.Node) -> None:
         """A size that scales values, as in attention, keeps the value it had."""

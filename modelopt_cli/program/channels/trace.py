@@ -94,6 +94,10 @@ class Trace:
             labels = self.ties.fresh(f"tensor {name}", self._tensors[name].numel())
             self.block(name, labels.view(self._tensors[name].shape), "tensor")
 
+    def is_loose(self, fetched: Fetched) -> bool:
+        """Whether a fetched tensor is used outside of any layer, and so has labels of its own."""
+        return self._names[id(fetched.tensor)] in self.loose
+
     def labels(self, value: Any) -> Tensor:
         """The labels of a tensor value; those of a fetched tensor are made on its first such use."""
         if not isinstance(value, Fetched):
