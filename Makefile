@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) -e '.[dev,track,plots]'
 	@touch $@
 
-demo: $(STAMP) ## train, quantize and evaluate a small network on the bundled digits, into demo/
+demo: $(STAMP) ## train, prune, quantize and evaluate a small network on the bundled digits, into demo/
 	@$(PY) -m modelopt_cli.demo $(ARGS)
 
 test: $(STAMP) ## run the tests, two at a time on one thread each (ARGS="-k name" chooses some)
@@ -50,7 +50,7 @@ docs: $(STAMP) ## regenerate docs/cli.md from the command line itself
 	$(PY) tools/cli_docs.py
 
 picture: demo ## regenerate the picture of the table in the README
-	$(PY) tools/picture.py demo/digits.pth demo/digits-int8.safetensors
+	$(PY) tools/picture.py demo/digits.safetensors demo/digits-pruned.safetensors demo/digits-pruned-int8.safetensors
 
 assets: $(STAMP) ## fetch the real networks and images that some tests use, into assets/
 	@$(PY) tools/assets.py $(ARGS)
