@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, fx
 
 from modelopt_cli.program.channels.calls import argument, arguments, compute, operation
-from modelopt_cli.program.channels.functions import RULES, picked_dims
+from modelopt_cli.program.channels.functions import RULES
+from modelopt_cli.program.channels.indexing import picked_dims
 from modelopt_cli.program.channels.layers import apply_layer
 from modelopt_cli.program.channels.shuffles import find_shuffles
 from modelopt_cli.program.channels.ties import compact, nothing

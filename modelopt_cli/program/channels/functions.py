@@ -5,10 +5,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from modelopt_cli.program.channels import layers
 from modelopt_cli.program.channels.calls import argument, compute, operation
+from modelopt_cli.program.channels.indexing import getitem, index_select, select, unbind
 from modelopt_cli.program.channels.products import attention, einsum, matmul
 from modelopt_cli.program.channels.ties import nothing, spread
 from modelopt_cli.program.channels.trace import Fetched, Rule, Trace, tensors_in
@@ -54,76 +55,6 @@ def _join(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
         for part in parts[1:]:
             t.ties.same(parts[0].narrow(dim, 0, 1), part.narrow(dim, 0, 1))
     return torch.cat(parts, dim)
-
-
-def _getitem(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    value, index = args
-    if not isinstance(value, Tensor | Fetched):
-        return value[index]
-    index = index if isinstance(index, tuple) else (index,)
-    looked_up = [place for place, part in enumerate(index) if isinstance(part, Tensor | Fetched | list)]
-    if not looked_up:
-        labels = t.labels(value)
-        _pick(t, labels, picked_dims(index, labels.dim()))
-        return labels[index]
-    plain = all(part == slice(None) for place, part in enumerate(index) if place not in looked_up)
-    if len(looked_up) > 1 or not plain:
-        return t.unsupported(node, (args, kwargs))
-    return _look_up(t, node, value, looked_up[0], index[looked_up[0]])
-
-
-def picked_dims(index: tuple[Any, ...], rank: int) -> dict[int, Any]:
-    """The dimensions of which an index picks one place, and which."""
-    picked, dim = {}, 0
-    for place, part in enumerate(index):
-        if part is ...:
-            dim = rank - sum(p is not None for p in index[place + 1 :])
-        elif part is not None:
-            if isinstance(part, int):
-                picked[dim] = part
-            dim += 1
-    return picked
-
-
-def _pick(t: Trace, labels: Tensor, places: dict[int, Any]) -> None:
-    """A channel that is picked by its place has to stay."""
-    for dim in places.keys() & set(t.ties.varying(labels)):
-        t.ties.freeze(labels.select(dim, places[dim]), "is picked by its place")
-
-
-def _select(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    labels = t.labels(args[0])
-    dim, place = argument(args, kwargs, 1, "dim"), argument(args, kwargs, 2, "index")
-    _pick(t, labels, {dim % labels.dim(): place})
-    return labels.select(dim, place)
-
-
-def _unbind(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    labels = t.labels(args[0])
-    dim = argument(args, kwargs, 1, "dim", 0) % labels.dim()
-    for place in range(labels.shape[dim]):
-        _pick(t, labels, {dim: place})
-    return labels.unbind(dim)
-
-
-def _index_select(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    dim, index = argument(args, kwargs, 1, "dim"), argument(args, kwargs, 2, "index")
-    return _look_up(t, node, args[0], dim % t.labels(args[0]).dim(), index)
-
-
-def _look_up(t: Trace, node: fx.Node, value: Any, dim: int, index: Any) -> Any:
-    """What an index tensor picks along one dimension: known, or else any of it."""
-    labels, shape = t.labels(value), t.shapes[node.name]
-    known = index.tensor if isinstance(index, Fetched) else None
-    if isinstance(index, list):
-        known = torch.tensor(index)
-    if known is not None and known.dim() == 1 and known.dtype == torch.int64 and not known.is_meta:
-        return labels.index_select(dim, known.cpu() % labels.shape[dim])
-    if isinstance(index, Tensor):
-        t.ties.freeze(index, "is used as an index")
-    labels = t.ties.mix(labels, [dim], "is looked up by an index").select(dim, 0)
-    added = len(shape) - labels.dim()
-    return labels[(slice(None),) * dim + (None,) * added].expand(shape)
 
 
 def _reduce(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
@@ -291,11 +222,11 @@ _NAMES: dict[Rule, str] = {
         view reshape flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as repeat
         repeat_interleave tile broadcast_to chunk split tensor_split narrow roll flip
     """,
-    _select: "select",
-    _unbind: "unbind",
+    select: "select",
+    unbind: "unbind",
     _join: "cat stack",
-    _getitem: "getitem",
-    _index_select: "index_select",
+    getitem: "getitem",
+    index_select: "index_select",
     _reduce: "mean sum prod amax amin max min argmax std var norm logsumexp",
     _mixing: "softmax log_softmax softmin normalize cumsum",
     _pool: """

@@ -1,0 +1,83 @@
+"""Reading places of a value: by slices, by numbers, by tensors."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from modelopt_cli.program.channels.calls import argument
+from modelopt_cli.program.channels.trace import Fetched, Trace
+
+
+def getitem(t: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``x[...]`` of tensors, and of anything else as it is."""
+    value, index = args
+    if not isinstance(value, Tensor | Fetched):
+        return value[index]
+    index = index if isinstance(index, tuple) else (index,)
+    looked_up = [place for place, part in enumerate(index) if isinstance(part, Tensor | Fetched | list)]
+    if not looked_up:
+        labels = t.labels(value)
+        _pick(t, labels, picked_dims(index, labels.dim()))
+        return labels[index]
+    plain = all(part == slice(None) for place, part in enumerate(index) if place not in looked_up)
+    if len(looked_up) > 1 or not plain:
+        return t.unsupported(node, (args, kwargs))
+    return _look_up(t, node, value, looked_up[0], index[looked_up[0]])
+
+
+def picked_dims(index: tuple[Any, ...], rank: int) -> dict[int, Any]:
+    """The dimensions of which an index picks one place, and which."""
+    picked, dim = {}, 0
+    for place, part in enumerate(index):
+        if part is ...:
+            dim = rank - sum(p is not None for p in index[place + 1 :])
+        elif part is not None:
+            if isinstance(part, int):
+                picked[dim] = part
+            dim += 1
+    return picked
+
+
+def _pick(t: Trace, labels: Tensor, places: dict[int, Any]) -> None:
+    """A channel that is picked by its place has to stay."""
+    for dim in places.keys() & set(t.ties.varying(labels)):
+        t.ties.freeze(labels.select(dim, places[dim]), "is picked by its place")
+
+
+def select(t: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """One place along a dimension."""
+    labels = t.labels(args[0])
+    dim, place = argument(args, kwargs, 1, "dim"), argument(args, kwargs, 2, "index")
+    _pick(t, labels, {dim % labels.dim(): place})
+    return labels.select(dim, place)
+
+
+def unbind(t: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """All places along a dimension, one by one."""
+    labels = t.labels(args[0])
+    dim = argument(args, kwargs, 1, "dim", 0) % labels.dim()
+    for place in range(labels.shape[dim]):
+        _pick(t, labels, {dim: place})
+    return labels.unbind(dim)
+
+
+def index_select(t: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The places along a dimension that a tensor names."""
+    dim, index = argument(args, kwargs, 1, "dim"), argument(args, kwargs, 2, "index")
+    return _look_up(t, node, args[0], dim % t.labels(args[0]).dim(), index)
+
+
+def _look_up(t: Trace, node: fx.Node, value: Any, dim: int, index: Any) -> Any:
+    """What an index tensor picks along one dimension: known, or else any of it."""
+    labels, shape = t.labels(value), t.shapes[node.name]
+    known = index.tensor if isinstance(index, Fetched) else None
+    if isinstance(index, list):
+        known = torch.tensor(index)
+    if known is not None and known.dim() == 1 and known.dtype == torch.int64 and not known.is_meta:
+        return labels.index_select(dim, known.cpu() % labels.shape[dim])
+    if isinstance(index, Tensor):
+        t.ties.freeze(index, "is used as an index")
+    labels = t.ties.mix(labels, [dim], "is looked up by an index").select(dim, 0)
+    added = len(shape) - labels.dim()
+    return labels[(slice(None),) * dim + (None,) * added].expand(shape)
