@@ -12,10 +12,18 @@ from modelopt_cli import api
 from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.cli import options
 from modelopt_cli.cli.main import COMMANDS, build
+from modelopt_cli.cli.options import prune as cli_prune
+from modelopt_cli.cli.options import train as cli_train
+from modelopt_cli.cli.values import Reader
+from modelopt_cli.methods.prune import PruneConfig
+from modelopt_cli.methods.prune import config as prune_config
+from modelopt_cli.methods.prune.allocation import ALLOCATIONS
+from modelopt_cli.methods.prune.criteria import CRITERIA
 from modelopt_cli.methods.quantize import config as quantize_config
 from modelopt_cli.methods.quantize.apply import _SCHEMES
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.table import METHODS
+from modelopt_cli.training import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TrainConfig
 
 DOCS = Path(__file__).parents[2] / "docs"
 FIELDS = [
@@ -72,6 +80,56 @@ def test_quantize_names_the_same_choices_everywhere(cli, config, table):
     assert cli == config == tuple(table)
     page = (DOCS / "quantize.md").read_text()
     assert all(f"| `{name}` |" in page for name in cli)
+
+
+@pytest.mark.parametrize(
+    ("cli", "config", "table"),
+    [
+        pytest.param(cli_prune.STRUCTURES, tuple(prune_config.STRUCTURES), None, id="structures"),
+        pytest.param(cli_prune.CRITERIA, tuple(prune_config.CRITERION_NAMES), CRITERIA, id="criteria"),
+        pytest.param(cli_prune.ALLOCATIONS, prune_config.ALLOCATION_NAMES, ALLOCATIONS, id="allocations"),
+        pytest.param(cli_prune.SCHEDULES, tuple(prune_config.SCHEDULES), None, id="schedules"),
+        pytest.param(cli_prune.TARGETS, tuple(prune_config.TARGETS), None, id="targets"),
+    ],
+)
+def test_prune_names_the_same_choices_everywhere(cli, config, table):
+    assert cli == config == (config if table is None else tuple(table))
+    page = (DOCS / "prune.md").read_text()
+    assert [name for name in cli if not re.search(rf"`(--)?{name}\b", page)] == []
+
+
+def test_options_that_are_not_given_are_the_defaults_of_the_config():
+    reader = Reader()
+    assert PruneConfig(**options.PruneOptions().read(reader)) == PruneConfig()
+    assert TrainConfig(**options.TrainOptions(train="digits").read(reader)) == TrainConfig()
+    tuned = options.FineTuneOptions(train="digits", epochs=TrainConfig.epochs)
+    assert TrainConfig(**tuned.read(reader)) == TrainConfig()
+    assert options.FineTuneOptions(train="digits").read(reader) == {}
+    reader.finish()
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(TrainConfig), ids=lambda field: field.name)
+def test_every_field_of_the_training_is_an_option_and_in_its_page(field):
+    option = "--lr-schedule" if field.name == "schedule" else f"--{field.name.replace('_', '-')}"
+    of_train, of_prune = ({o for p in build().commands[c].params for o in p.opts} for c in ("train", "prune"))
+    assert option in of_prune
+    assert (option in of_train) is (field.name not in ("teacher", "distill_weight", "temperature"))
+    assert (
+        f"`{option}`" in (DOCS / "train.md").read_text() or f"`{option} " in (DOCS / "train.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("cli", "table"),
+    [
+        pytest.param(cli_train.OPTIMIZERS, OPTIMIZERS, id="optimizers"),
+        pytest.param(cli_train.LR_SCHEDULES, SCHEDULES, id="schedules"),
+        pytest.param(cli_train.AUGMENTATIONS, AUGMENTATIONS, id="augmentations"),
+    ],
+)
+def test_training_names_the_same_choices_everywhere(cli, table):
+    assert cli == tuple(table)
+    assert [name for name in cli if f"`{name}`" not in (DOCS / "train.md").read_text()] == []
 
 
 @pytest.mark.parametrize("codec", CODECS)
