@@ -137,8 +137,8 @@ def report(names: list[str], limit: int) -> list[str]:
         f"file and equal to the dense network with those channels zeroed: ours {counts['ours']} of "
         f"{len(names)}.",
         "",
-        "Shapes are compared over the parameters that both have; the auxiliary heads of GoogLeNet and Inception, "
-        "which do not run in evaluation, are in Torch-Pruning's network only.",
+        "Shapes are compared over the parameters that both have; the auxiliary heads of GoogLeNet and "
+        "Inception, which do not run in evaluation, are in Torch-Pruning's network only.",
         "",
         *head,
         *rows,
