@@ -1,0 +1,185 @@
+"""train and prune from end to end through the Python API, on the bundled digits."""
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+import modelopt_cli
+from modelopt_cli import api
+from modelopt_cli.api import TrainingRequest
+from modelopt_cli.api import training as training_verb
+from modelopt_cli.checkpoint import resolve
+from modelopt_cli.data import PreprocessOverrides, open_data
+from modelopt_cli.errors import EnvironmentFailure, InputError, UsageError
+from modelopt_cli.measure import EvalOptions, Gates
+from modelopt_cli.measure.flops import count_macs
+from modelopt_cli.methods.prune import PruneConfig
+from modelopt_cli.program.coverage import coverage
+from modelopt_cli.training import TrainConfig
+from modelopt_cli.training.split import hold_out
+
+ARCH = "builtin:resnet8?in_channels=1&width=0.5"
+SMALL = PreprocessOverrides(input_size=16)
+QUICK = EvalOptions(runs=0, memory=False, threads=1)
+DIGITS = TrainingRequest("digits?split=train", config=TrainConfig(epochs=4, val_fraction=0.1))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A trained network and what became known on the way."""
+    path, stages, notes = tmp_path_factory.mktemp("trained") / "base.safetensors", [], []
+    before = torch.get_num_threads()
+    outcome = modelopt_cli.train(
+        None,
+        path,
+        training=DIGITS,
+        arch=ARCH,
+        data="digits",
+        overrides=SMALL,
+        options=QUICK,
+        on_note=notes.append,
+        progress=lambda *stage: stages.append(stage),
+    )
+    assert torch.get_num_threads() == before
+    return path, outcome, stages, notes
+
+
+def test_a_network_from_scratch(trained):
+    path, outcome, stages, notes = trained
+    assert notes == []
+    assert ("train", 44, 44) in stages
+    assert outcome.written.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    (model,) = outcome.evaluation.models
+    assert model.accuracy.top1 > 60
+    program = modelopt_cli.load(path)
+    assert program.input.shape == (1, 16, 16)
+    assert program.arch == ARCH
+    (entry,) = program.history
+    assert (entry["epochs"], entry["steps"], entry["best_epoch"]) == (4, 44, outcome.trained.best_epoch)
+    held_out = open_data("digits?split=train", input=program.input)
+    images, labels = next(hold_out(held_out, 0.1)[1].batches(1000))
+    with torch.inference_mode():
+        found = 100 * (program(images).argmax(1) == labels).double().mean().item()
+    assert found == pytest.approx(outcome.trained.best)
+    assert entry["best"] == pytest.approx(found, abs=1e-4)
+
+
+def test_random_weights_are_those_of_the_seed_and_leave_the_generator_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    still = TrainingRequest("digits?split=train", config=TrainConfig(epochs=1, lr=1e-30, weight_decay=0))
+    weights = []
+    for seed in (1, 1, 2):
+        path = tmp_path / f"{len(weights)}.safetensors"
+        options = replace(QUICK, seed=seed)
+        api.train(None, path, training=still, arch=ARCH, overrides=SMALL, options=options, evaluate=False)
+        weights.append(modelopt_cli.load(path).state_dict()["conv1.weight"])
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    torch.manual_seed(1)
+    assert torch.allclose(weights[0], resolve(ARCH).build().conv1.weight, atol=1e-6)
+
+
+def test_channels_to_half_of_the_arithmetic_with_tuning(trained, tmp_path):
+    source, output, stages = trained[0], tmp_path / "pruned.safetensors", []
+    outcome = modelopt_cli.prune(
+        source,
+        output,
+        config=PruneConfig(flops=0.5, round_to=1),
+        training=replace(DIGITS, config=TrainConfig(epochs=1, teacher="self")),
+        data="digits",
+        options=QUICK,
+        gates=Gates(min_ratio=1.2, min_coverage=1.0),
+        progress=lambda *stage: stages.append(stage),
+    )
+    assert {"tune-1", "accuracy"} <= {stage for stage, *_ in stages}
+    base, result = outcome.evaluation.models
+    assert (base.path, result.path) == (str(source), str(output))
+    assert result.macs.total / base.macs.total == pytest.approx(outcome.target.reached)
+    assert abs(outcome.target.reached - 0.5) <= 0.01
+    assert all(gate.passed for gate in outcome.evaluation.gates)
+    program, before = modelopt_cli.load(output), modelopt_cli.load(source)
+    for layer in outcome.layers:
+        assert layer.left == tuple(program.get_submodule(layer.name).weight.shape)
+        assert layer.shape == tuple(before.get_submodule(layer.name).weight.shape)
+        assert layer.kept == program.get_submodule(layer.name).weight.numel()
+    assert coverage(program).fraction == 1.0
+    assert [entry["method"] for entry in program.history] == ["train", "prune"]
+    assert program.labels == before.labels
+    assert count_macs(program, program.input.shape).total == result.macs.total
+
+
+def test_a_plan_is_made_without_training_or_writing(trained, tmp_path):
+    outcome = api.prune(
+        trained[0],
+        tmp_path / "pruned.safetensors",
+        config=PruneConfig(params=0.5, schedule="iterative"),
+        training=DIGITS,
+        options=QUICK,
+        dry_run=True,
+    )
+    assert outcome.written is outcome.evaluation is None
+    assert outcome.target.reached == pytest.approx(0.5, abs=0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_of_a_target_that_cannot_be_reached(trained, tmp_path):
+    with pytest.raises(modelopt_cli.errors.GateNotMet):
+        api.prune(
+            trained[0],
+            tmp_path / "pruned.safetensors",
+            config=PruneConfig(flops=0.05, include=("layer1*",)),
+            training=DIGITS,
+            options=QUICK,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(KeyboardInterrupt, True), (EnvironmentFailure("full"), True), (UsageError("diverged"), False)],
+    ids=["interrupted", "out of space", "diverged"],
+)
+def test_an_error_says_how_to_go_on_if_that_would_help(error, expected, tmp_path, monkeypatch):
+    path = tmp_path / "out.safetensors"
+    fit = training_verb.fit
+
+    def failing(*args, **options):
+        fit(*args, **options)
+        raise error
+
+    monkeypatch.setattr(training_verb, "fit", failing)
+    request = replace(DIGITS, config=TrainConfig(epochs=1))
+    with pytest.raises(type(error) if isinstance(error, Exception) else error) as caught:
+        api.train(None, path, training=request, arch=ARCH, overrides=SMALL, options=QUICK, evaluate=False)
+    said = getattr(caught.value, "__notes__", [])
+    assert said == (
+        [f"go on with the same command and --resume ({tmp_path / 'out.run'})"] if expected else []
+    )
+    assert (tmp_path / "out.run" / "state.safetensors").exists() is expected
+
+
+def test_the_test_data_may_not_choose(trained, tmp_path):
+    request = TrainingRequest("digits?split=train", val="digits")
+    for verb, options in ((api.train, {}), (api.prune, {"config": PruneConfig(flops=0.5)})):
+        with pytest.raises(UsageError, match="judged on"):
+            verb(trained[0], tmp_path / "out.safetensors", training=request, data="digits", **options)
+
+
+def test_sensitivities_of_every_group(trained):
+    parts = api.sensitivity(trained[0], config=PruneConfig(), calibration="digits", options=QUICK)
+    assert "layer3.0.conv1" in {part.name for part in parts}
+    for part in parts:
+        sparsities = [point.sparsity for point in part.points]
+        assert sparsities == sorted(sparsities)
+        assert all(point.divergence >= 0 and 0 <= point.agreement <= 1 for point in part.points)
+
+
+def test_a_teacher_is_for_pruning(tmp_path):
+    request = replace(DIGITS, config=TrainConfig(teacher="self"))
+    with pytest.raises(InputError, match="--teacher"):
+        api.train(None, tmp_path / "out.safetensors", training=request, arch=ARCH)
