@@ -118,7 +118,8 @@ def show_sensitivity(console: Console, parts: "Sequence[Sensitivity]") -> None:
 
 
 def _trained_line(trained: "Trained") -> str:
-    line = f"trained {trained.epochs} epochs, {trained.steps:,} steps; last loss {trained.loss:.4f}"
+    epochs = f"{trained.epochs} epoch{'s' * (trained.epochs != 1)}"
+    line = f"trained {epochs}, {trained.steps:,} steps; last loss {trained.loss:.4f}"
     if trained.best is None:
         return line
     return f"{line}; kept epoch {trained.best_epoch}, {trained.best:.2f} % on the validation samples"
