@@ -28,7 +28,6 @@ def prune(
     """Prune a checkpoint, and show what that cost.
 
     Example: modelopt prune resnet18.pth --flops 0.5 --train train/ --epochs 5 --data val/
-        -o resnet18-pruned.safetensors
     """
     reader = Reader()
     config = method.read(reader)

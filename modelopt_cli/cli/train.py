@@ -33,8 +33,7 @@ def train(
 ) -> None:
     """Train a network into a file, from scratch or from a checkpoint.
 
-    Example: modelopt train --arch builtin:resnet8 --train train/ --val-fraction 0.1 --augment cifar
-        --data test/ -o base.safetensors
+    Example: modelopt train --arch builtin:resnet8 --train train/ --data test/ -o base.safetensors
     """
     reader = Reader()
     how = training.read(reader)

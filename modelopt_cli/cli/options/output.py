@@ -11,7 +11,7 @@ from modelopt_cli.cli.values import Reader
 
 EXPORTS = (".json", ".md", ".csv")
 
-# What is taken off a file's name before the scheme is put behind it.
+# What is taken off a file's name before what was done is put behind it.
 _SUFFIXES = {
     ".pth",
     ".pt",
@@ -37,7 +37,8 @@ Output = Annotated[
         "-o",
         "--output",
         metavar="FILE",
-        help="The file to write [default: NAME-SCHEME.safetensors in the current directory].",
+        help="The file to write [default: in the current directory the checkpoint's NAME with -SCHEME, -pruned "
+        "or -trained, and .safetensors].",
     ),
 ]
 Force = Annotated[bool, _output("--force", help="Replace the output file if it exists.")]
