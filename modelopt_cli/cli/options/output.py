@@ -37,8 +37,8 @@ Output = Annotated[
         "-o",
         "--output",
         metavar="FILE",
-        help="The file to write [default: in the current directory the checkpoint's NAME with -SCHEME, -pruned "
-        "or -trained, and .safetensors].",
+        help="The file to write [default: NAME-SCHEME.safetensors, NAME-pruned.safetensors or "
+        "NAME-trained.safetensors in the current directory].",
     ),
 ]
 Force = Annotated[bool, _output("--force", help="Replace the output file if it exists.")]
