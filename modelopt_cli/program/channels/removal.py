@@ -1,6 +1,5 @@
 """Taking channels out: smaller tensors, smaller layers, the same graph with other sizes."""
 
-import math
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -14,13 +13,12 @@ from modelopt_cli.program.channels.encodings import sliced
 from modelopt_cli.program.channels.groups import Dependencies, analyse, layer_of
 from modelopt_cli.program.channels.remaining import Remaining
 from modelopt_cli.program.channels.replay import Replay
-from modelopt_cli.program.channels.trace import Trace
+from modelopt_cli.program.channels.trace import OTHER_BATCH, Trace
 from modelopt_cli.program.kinds import build, config_of, kind_of
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.rewrite import copy_graph
 from modelopt_cli.program.shapes import value_shapes
 
-_OTHER_BATCH = 3
 Kept = dict[str, dict[int, Tensor]]
 
 
@@ -45,8 +43,7 @@ def remove(
     left = Remaining(found, keep)
     kept = _kept_positions(trace, left)
     graph = copy_graph(whole.graph)
-    batched = value_shapes(whole, _OTHER_BATCH)
-    replay = Replay(graph, trace, left, batched)
+    replay = Replay(graph, trace, left)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or is_in_place(node, whole))
     tensors = _tensors(whole, kept)
     parts = _parts(whole, graph, trace, left, replay, tensors)
@@ -60,7 +57,7 @@ def remove(
         if name in names
         and (encoding := sliced(original, whole.get_parameter(name).shape, kept.get(name, {})))
     }
-    _check(smaller, trace, replay, batched)
+    _check(smaller, trace, replay)
     return smaller
 
 
@@ -145,22 +142,13 @@ def _unflattened(layer: nn.Unflatten, output: Tensor) -> list[int]:
     return list(output.shape[start : start + count])
 
 
-def _check(smaller: Program, trace: Trace, replay: Replay, batched: Mapping[str, Any]) -> None:
+def _check(smaller: Program, trace: Trace, replay: Replay) -> None:
     """Every value has the shape that its labels say, at another batch size, too."""
-    for name, shape in value_shapes(smaller, _OTHER_BATCH).items():
-        if (
-            not isinstance(shape, torch.Size)
-            or name not in batched
-            or not isinstance(batched[name], torch.Size)
-        ):
+    for name, shape in value_shapes(smaller, OTHER_BATCH).items():
+        labels, whole = replay.values.get(name), trace.batched.get(name)
+        if name in trace.inside or not isinstance(labels, Tensor) or not isinstance(whole, torch.Size):
             continue
-        labels = replay.values.get(name)
-        if not isinstance(labels, Tensor) or name in trace.inside:
-            continue
-        wanted = [
-            now * math.prod(batched[name][d : d + 1]) // before
-            for d, (now, before) in enumerate(zip(labels.shape, trace.shapes[name], strict=True))
-            if before
-        ]
+        sizes = zip(labels.shape, whole, trace.shapes[name], strict=True)
+        wanted = [left * batched // before if before else 0 for left, batched, before in sizes]
         if list(shape) != wanted:
             raise ModeloptError(f"{tuple(shape)} where {tuple(wanted)} should be left", where=name)

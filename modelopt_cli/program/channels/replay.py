@@ -30,7 +30,6 @@ class Replay:
         graph: a copy of the traced one; changed in place.
         trace: what is known of the whole.
         left: which channels stay.
-        batched: shapes of the whole's values at another batch size.
 
     Attributes:
         values: labels that are left, and numbers, by node name.
@@ -40,8 +39,8 @@ class Replay:
         ModeloptError: an operation cannot be written for fewer channels; the analysis should have seen it.
     """
 
-    def __init__(self, graph: fx.Graph, trace: Trace, left: Remaining, batched: dict[str, Any]) -> None:
-        self.graph, self.trace, self.left, self.batched = graph, trace, left, batched
+    def __init__(self, graph: fx.Graph, trace: Trace, left: Remaining) -> None:
+        self.graph, self.trace, self.left = graph, trace, left
         self.values: dict[str, Any] = {}
         self.indices: dict[str, Tensor] = {}
         for node in list(graph.nodes):
@@ -53,7 +52,7 @@ class Replay:
 
     def varies_with_batch(self, node: fx.Node, dim: int) -> bool:
         """Whether this dimension of a node's value depends on the batch size."""
-        return bool(self.batched[node.name][dim] != self.trace.shapes[node.name][dim])
+        return bool(self.trace.batched[node.name][dim] != self.trace.shapes[node.name][dim])
 
     def _value(self, node: fx.Node) -> Any:
         dense = self.trace.values[node.name]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from modelopt_cli.program.channels.calls import operation
 from modelopt_cli.program.channels.shuffles import Selection
 from modelopt_cli.program.channels.ties import Ties, nothing
 from modelopt_cli.program.program import Program
+from modelopt_cli.program.shapes import value_shapes
 
+OTHER_BATCH = 3
 _MOST_ELEMENTS = 1 << 22
 
 
@@ -49,7 +52,7 @@ class Trace:
         inside: nodes between such a value and its selection, which need not be boxes of channels.
         boxed: whether values are tied so that what is removed leaves no holes.
         loose: tensors that the graph uses outside of any layer.
-        sole: channels without which a layer would have nothing to read, and a sentence that says so.
+        sole: channels without which a value would be empty, and a sentence that says so.
     """
 
     program: Program
@@ -71,14 +74,13 @@ class Trace:
         for name, tensor in self._tensors.items():
             self._names.setdefault(id(tensor), name)
 
-    def has(self, tensor: str) -> bool:
-        """Whether the Program has a tensor of this name."""
-        return tensor in self._tensors
+    @cached_property
+    def batched(self) -> dict[str, Any]:
+        """Shapes of every value at batch size ``OTHER_BATCH``."""
+        return value_shapes(self.program, OTHER_BATCH)
 
     def slot(self, tensor: str, dim: int, line: Tensor, role: str) -> None:
         """Say what the places of a tensor along ``dim`` belong to; nothing if the tensor does not exist."""
-        if role == "in" and bool((line >= 0).all()) and not self.ties.varying(line):
-            self.sole.append((line[:1], f"is all that {tensor.rpartition('.')[0]} reads"))
         if tensor in self._tensors:
             self.slots.append(Slot(self._names[id(self._tensors[tensor])], dim, line, role))
 
