@@ -1,6 +1,6 @@
 """Groups of channels that can be removed, and layers that cannot lose any."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -88,6 +88,8 @@ def analyse(program: Program) -> Dependencies:
     channels. Channels tied to one another are a unit; units made by the same layers are a group
     (cf. Fang et al., "DepGraph", CVPR 2023). Needs shapes only: weights may be on the meta device.
 
+    Whatever units are kept, at least one of each group, no layer is left without channels.
+
     Args:
         program: any Program; it is not changed.
     """
@@ -95,11 +97,9 @@ def analyse(program: Program) -> Dependencies:
     trace = run(program)
     reasons = _reasons(trace, trace.ties.frozen)
     needed = _reasons(trace, trace.sole)
+    needed |= _spared(trace, _bundles(trace, {*reasons, *needed}))
     bundles = _bundles(trace, {*reasons, *needed})
-    owner = torch.full((max(1, len(trace.ties)),), -1)  # also of a network without layers
-    local = torch.zeros_like(owner)
-    for number, bundle in enumerate(bundles):
-        owner[bundle.roots], local[bundle.roots] = number, torch.arange(len(bundle.roots))
+    owner, local = _places(trace, bundles)
     groups = [
         Group(bundle.name, len(bundle.roots), _layers(members), tuple(members))
         for bundle, members in zip(bundles, _members(trace, owner, local, len(bundles)), strict=True)
@@ -132,6 +132,37 @@ def _bundles(trace: Trace, fixed: Container[int]) -> list[_Bundle]:
             _Bundle(first if names[first] == 1 else f"{first}#{names[first]}", torch.tensor(roots))
         )
     return bundles
+
+
+def _places(trace: Trace, bundles: Sequence[_Bundle]) -> tuple[Tensor, Tensor]:
+    """For each atom that stands for a class: its bundle, or -1, and its place there."""
+    owner = torch.full((max(1, len(trace.ties)),), -1)  # also of a network without layers
+    local = torch.zeros_like(owner)
+    for number, bundle in enumerate(bundles):
+        owner[bundle.roots], local[bundle.roots] = number, torch.arange(len(bundle.roots))
+    return owner, local
+
+
+def _spared(trace: Trace, bundles: Sequence[_Bundle]) -> dict[int, str]:
+    """Classes that have to stay so that no layer can end up without any channel.
+
+    A layer that reads all of some group, or anything that stays anyway, is safe, since every group
+    keeps a unit. One that reads parts of groups only, as after a channel shuffle, has one class spared.
+    """
+    owner, _ = _places(trace, bundles)
+    sizes = torch.tensor([len(bundle.roots) for bundle in bundles])
+    spared: dict[int, str] = {}
+    for slot in trace.slots:
+        roots = trace.ties.find(slot.line).unique()
+        owners = owner[roots.clamp(min=0)]
+        if bool((roots < 0).any()) or bool((owners < 0).any()):
+            continue
+        if bool((owners.bincount(minlength=len(sizes))[owners] == sizes[owners]).any()):
+            continue
+        spared[int(roots[0])] = f"is all that {layer_of(slot.tensor)} can count on"
+        owner[roots[0]] = -1
+        sizes[owners[0]] -= 1
+    return spared
 
 
 def _layers(members: Iterable[Member]) -> tuple[str, ...]:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from modelopt_cli.errors import ModeloptError, UsageError
+from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.allowlist import is_in_place
 from modelopt_cli.program.channels.encodings import sliced
-from modelopt_cli.program.channels.groups import Dependencies, analyse, layer_of
+from modelopt_cli.program.channels.groups import Dependencies, analyse
 from modelopt_cli.program.channels.remaining import Remaining
 from modelopt_cli.program.channels.replay import Replay
 from modelopt_cli.program.channels.trace import OTHER_BATCH, Trace
@@ -36,7 +36,7 @@ def remove(
         dependencies: what ``analyse`` found in this Program, to save doing it again.
 
     Raises:
-        UsageError: no such group or unit, or a layer would be left without channels.
+        UsageError: no such group or unit, or no unit of a group is kept.
     """
     found = dependencies or analyse(program)
     whole, trace = found.program, found.trace
@@ -68,12 +68,6 @@ def _kept_positions(trace: Trace, left: Remaining) -> Kept:
         positions = left.kept(slot.line)
         if len(positions) == len(slot.line):
             continue
-        if not len(positions):
-            raise UsageError(
-                "would be left without channels",
-                where=layer_of(slot.tensor),
-                hint="keep more of what feeds it",
-            )
         kept.setdefault(slot.tensor, {})[slot.dim] = positions
     return kept
 
