@@ -127,6 +127,9 @@ def test_a_killed_writer_leaves_a_whole_state(tmp_path: Path) -> None:
     seen = 0
     for _ in range(5):
         child = _writer(path, seen)
+        deadline = time.monotonic() + 60
+        while not path.exists() and time.monotonic() < deadline:  # a busy machine may be slow to begin
+            time.sleep(0.01)
         time.sleep(0.05 + 0.1 * draw.random())
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
