@@ -124,17 +124,17 @@ def test_what_cannot_be_stored_is_refused_and_the_old_state_stays(tmp_path: Path
 
 
 def test_a_killed_writer_leaves_a_whole_state(tmp_path: Path) -> None:
-    """Every state holds its own number throughout; the writer is killed at any moment, five times over."""
+    """Every state holds its own number throughout; the writer is killed at any moment, fifteen times over."""
     path = tmp_path / "state"
     draw = random.Random(0)
     seen = 0
-    for _ in range(5):
+    for _ in range(15):
         child = FRESH.Process(target=_write_on, args=(path, seen))
         child.start()
         deadline = time.monotonic() + 60
         while _number(path) == seen and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(0.1 * draw.random())
+        time.sleep(0.03 * draw.random())
         child.kill()
         child.join()
         state = read_state(path)
