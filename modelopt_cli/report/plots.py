@@ -9,8 +9,8 @@ from modelopt_cli.methods.prune.sensitivity import Sensitivity
 
 FORMATS = (".png", ".svg", ".pdf")
 _ROW_INCHES, _WIDTH_INCHES = 0.22, 9.0
-_DARK = 0.3
-"""Of the largest divergence; above it the cells are too dark for black letters."""
+_DARK = 0.45
+"""Relative luminance (ITU-R BT.709) below which a cell is too dark for black letters."""
 
 
 def require_plots(path: str | Path) -> None:
@@ -54,7 +54,9 @@ def plot_sensitivity(table: Sequence[Sensitivity], path: str | Path) -> None:
     )
     for y, row in enumerate(cells):
         for x, (value, text) in enumerate(row):
-            colour = "white" if value > _DARK * high else "black"
+            red, green, blue, _ = image.cmap(image.norm(value))
+            dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < _DARK
+            colour = "white" if dark else "black"
             axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_yticks(range(len(table)), [part.name for part in table], fontsize=7)
     axes.set_xticks(range(columns), _headings(table, columns))

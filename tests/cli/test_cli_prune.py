@@ -295,3 +295,12 @@ def test_interrupted_in_a_round_it_goes_on_to_the_same_bytes(here, modelopt, mon
     assert modelopt(*command, *OUT, "--resume").code == 0
     assert digest(here / "out.safetensors") == digest(here / "whole.safetensors")
     assert names(here / "out.run") == {"metrics.jsonl"}
+
+
+@pytest.mark.parametrize("how", [["--dry-run"], ["--no-eval", *OUT], ["--runs", "0", *OUT]])
+def test_it_says_once_that_zeros_make_nothing_faster(here, modelopt, how):
+    outcome = modelopt("prune", "net.safetensors", "--structure", "unstructured", "--sparsity", "0.5", *how)
+    assert outcome.code == 0, outcome.err
+    said = " ".join((outcome.out + outcome.err).split())
+    assert said.count("faster") == 1
+    assert re.search(r"nothing faster on a CPU|not the network faster: a CPU multiplies zeros", said)

@@ -196,10 +196,6 @@ def test_prune_reestimates_batch_norms_after_channels_went() -> None:
     assert [note for note in blind.notes if "batch norms keep" in note]
 
 
-def test_prune_says_that_zeros_make_nothing_faster() -> None:
-    assert [n for n in pruned(net(), structure="2:4").notes if "nothing faster on a CPU" in n]
-
-
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -216,11 +216,6 @@ class Weights(Family):
         """Whether there are no more zeros than there were."""
         return all(zeros(program, name) <= zeros(self.original, name) for name in self.layers)
 
-    def closing_notes(self, program: Program) -> list[str]:
-        """What zeros are good for."""
-        fast = "; 2:4 is multiplied faster on CUDA" if self.config.structure == "2:4" else ""
-        return [f"zeros make the file smaller, and nothing faster on a CPU{fast}"]
-
     def describe(self, program: Program) -> dict[str, object]:
         """The sparsity of every layer."""
         return {"sparsity": {self.layers[name]: zeros(program, name) for name in self.layers}}
