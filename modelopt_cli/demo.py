@@ -22,12 +22,12 @@ def commands(folder: Path) -> list[list[str]]:
         str(folder / f"digits{what}.safetensors") for what in ("", "-pruned", "-pruned-int8")
     )
     write = ["--no-eval", "--force", "-q", "-o"]
-    tune = [*TRAIN, "--epochs", "4", "--lr", "0.05"]
+    tune = [*TRAIN, "--epochs", "4", "--batch-size", "32", "--lr", "0.02"]
     return [
-        ["train", "--arch", ARCH, *TRAIN, "--epochs", "6", *write, trained],
+        ["train", "--arch", ARCH, *TRAIN, "--epochs", "6", "--batch-size", "32", *write, trained],
         ["prune", trained, "--flops", "0.5", *tune, *write, pruned],
         ["quantize", pruned, "--calib", TRAIN[1], *write, quantized],
-        ["eval", trained, pruned, quantized, *TEST],
+        ["eval", trained, pruned, quantized, *TEST, "--threads", "1"],
     ]
 
 
