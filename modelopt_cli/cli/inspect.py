@@ -25,7 +25,10 @@ def inspect(console: Console, checkpoint: Checkpoint) -> None:
     for name in ("path", "kind", "file_bytes", "arch", "input"):
         summary.add_row(name.replace("_", " "), Text(_text(facts[name])))
     for entry in facts["history"]:
-        summary.add_row("history", Text(_text(entry)))
+        summary.add_row("history", Text(_text(entry.get("method"))))
+        for name, value in entry.items():
+            if name != "method" and not _empty(value):
+                summary.add_row(Text(f"  {name.replace('_', ' ')}"), Text(_text(value)))
     tensors = Table(box=None, pad_edge=False)
     for title in ("name", "codec", "dtype", "shape"):
         tensors.add_column(title)
@@ -130,7 +133,12 @@ def _text(value: Any) -> str:
     if value is None:
         return "unknown"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items() if inner is not None)
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items() if not _empty(inner))
     if isinstance(value, list):
-        return "x".join(map(str, value))
+        return ("x" if all(isinstance(inner, int) for inner in value) else ", ").join(map(_text, value))
     return str(value)
+
+
+def _empty(value: Any) -> bool:
+    """Whether there is nothing to say: none of something, or an option that was not given."""
+    return value is None or value == [] or value == {}

@@ -36,3 +36,12 @@ def test_pruned_tensors_show_their_form_bytes_and_zeros(tmp_path, modelopt):
     shown = modelopt("inspect", path).out
     line = next(line for line in shown.splitlines() if line.startswith("b.weight"))
     assert line.split() == ["b.weight", "sparse", "1:16,", "affine8", "F32", "8x64", "80", "93.8", "%"]
+
+
+def test_history_is_told_line_by_line_and_lists_are_told_apart(tmp_path, modelopt):
+    path = tmp_path / "net.safetensors"
+    entry = {"method": "prune", "config": {"include": ["conv*", "fc"], "exclude": [], "flops": None}, "seed": 3}
+    write_tensors({"weight": torch.ones(2, 2)}, {}, path, history=[entry])
+    lines = [line.split(maxsplit=1) for line in modelopt("inspect", path).out.splitlines() if line]
+    at = lines.index(["history", "prune"])
+    assert lines[at + 1 : at + 3] == [["config", "include conv*, fc"], ["seed", "3"]]
