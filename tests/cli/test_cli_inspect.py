@@ -40,7 +40,11 @@ def test_pruned_tensors_show_their_form_bytes_and_zeros(tmp_path, modelopt):
 
 def test_history_is_told_line_by_line_and_lists_are_told_apart(tmp_path, modelopt):
     path = tmp_path / "net.safetensors"
-    entry = {"method": "prune", "config": {"include": ["conv*", "fc"], "exclude": [], "flops": None}, "seed": 3}
+    entry = {
+        "method": "prune",
+        "config": {"include": ["conv*", "fc"], "exclude": [], "flops": None},
+        "seed": 3,
+    }
     write_tensors({"weight": torch.ones(2, 2)}, {}, path, history=[entry])
     lines = [line.split(maxsplit=1) for line in modelopt("inspect", path).out.splitlines() if line]
     at = lines.index(["history", "prune"])
