@@ -81,7 +81,7 @@ AT_70 = (*UNSTRUCTURED, "--sparsity", "0.7", "--calib", TRAIN, "--calibration-sa
 INT8 = ("--calib", TRAIN)
 EXPERIMENTS = {
     "channels to 50 % FLOPs": Experiment(
-        "resnet8", ("--flops", "0.5", "--round-to", "4", *tuned(6, 0.1, *RESNET_TRAINING)), 0.5
+        "resnet8", ("--flops", "0.5", "--round-to", "4", *tuned(8, 0.1, *RESNET_TRAINING)), 0.5
     ),
     "unstructured 90 %": Experiment(
         "resnet8",
