@@ -27,3 +27,22 @@ DTYPES: dict[str, torch.dtype] = {
 
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 """Torch dtype to name in the file."""
+
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+"""Of the same size, and zero where the other is."""
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of the elements in row-major order, uint8 ``(n,)``; a view where they lie so already."""
+    if not tensor.numel():  # what NumPy selects nothing from has a stride of 0, which ``view`` refuses
+        return torch.empty(0, dtype=torch.uint8)
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def count_nonzero(tensor: torch.Tensor) -> int:
+    """How many elements are not zero, of any element type: torch has no kernel for some."""
+    if tensor.dtype in _SIGNED:
+        tensor = tensor.view(_SIGNED[tensor.dtype])
+    elif tensor.is_floating_point() and tensor.itemsize == 1:
+        tensor = tensor.float()
+    return int(torch.count_nonzero(tensor))

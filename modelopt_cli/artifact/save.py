@@ -10,7 +10,7 @@ import torch
 
 from modelopt_cli.artifact.codecs import CODECS, Codec
 from modelopt_cli.artifact.container import check_names
-from modelopt_cli.artifact.dtypes import NAMES
+from modelopt_cli.artifact.dtypes import NAMES, as_bytes
 from modelopt_cli.artifact.header import (
     ONCE,
     Document,
@@ -245,7 +245,7 @@ def _host(tensor: torch.Tensor) -> torch.Tensor:
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
     """The elements in row-major order; a view where the tensor already has it."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return as_bytes(tensor).numpy().data
 
 
 def _verify(part: Path, document: Document, state: Mapping[str, torch.Tensor]) -> None:
@@ -270,5 +270,4 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Equal bit for bit, or at least in value (zero and negative zero)."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    bits = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
-    return torch.equal(*bits) or torch.equal(one, other)
+    return torch.equal(as_bytes(one), as_bytes(other)) or torch.equal(one, other)

@@ -25,7 +25,7 @@ from modelopt_cli.artifact.container import (
     read_layout,
     read_tensor,
 )
-from modelopt_cli.artifact.dtypes import NAMES
+from modelopt_cli.artifact.dtypes import NAMES, as_bytes
 from modelopt_cli.artifact.header import arrange
 from modelopt_cli.artifact.writer import atomic_write
 from modelopt_cli.errors import ArtifactError, ModeloptError
@@ -104,7 +104,7 @@ def _host(name: str, tensor: Tensor) -> Tensor:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    return as_bytes(tensor).numpy().data
 
 
 def _entries(tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:

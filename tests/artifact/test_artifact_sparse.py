@@ -566,6 +566,16 @@ def test_files_hold_pruned_tensors_and_say_so(tmp_path):
     assert compact_state(found.state, found.encodings).keys() == encodings.keys()
 
 
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_a_tensor_of_zeros_alone_is_written_and_read(dtype, tmp_path):
+    state = {"zero.weight": torch.zeros(64, 64, dtype=dtype), "bias": torch.ones(2)}
+    encodings = compact_state(state, {}, ["zero.weight"])
+    assert encodings["zero.weight"].params["count"] == 0
+    written = write_tensors(state, encodings, tmp_path / "zero")
+    assert written.file_bytes < predicted_bytes(state)
+    assert torch.equal(read_tensors(tmp_path / "zero").state["zero.weight"], state["zero.weight"])
+
+
 def test_what_was_pruned_stays_pruned_under_new_values_and_names():
     before = {"a": two_of_four(16, 64, n=3, m=32), "gone": torch.zeros(4, 4), "whole": torch.ones(2)}
     earlier = compact_state(before, {}, ["a", "gone"], "3:32")  # no group that is looked for unasked
