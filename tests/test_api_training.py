@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from modelopt_cli.api import TrainingRequest
 from modelopt_cli.api import training as training_verb
 from modelopt_cli.checkpoint import resolve
 from modelopt_cli.data import PreprocessOverrides, open_data
-from modelopt_cli.errors import EnvironmentFailure, InputError, UsageError
+from modelopt_cli.errors import ArtifactError, EnvironmentFailure, InputError, UsageError
 from modelopt_cli.measure import EvalOptions, Gates
 from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.methods.prune import PruneConfig
@@ -183,3 +184,45 @@ def test_a_teacher_is_for_pruning(tmp_path):
     request = replace(DIGITS, config=TrainConfig(teacher="self"))
     with pytest.raises(InputError, match="--teacher"):
         api.train(None, tmp_path / "out.safetensors", training=request, arch=ARCH)
+
+
+def test_a_run_keeps_its_state_from_other_data_and_preprocessing(tmp_path, monkeypatch):
+    path = tmp_path / "out.safetensors"
+    np.savez(tmp_path / "d.npz", x=np.zeros((40, 8, 8, 1), np.uint8), y=np.arange(40) % 4)
+    request = replace(DIGITS, train=f"npz:{tmp_path / 'd.npz'}", config=TrainConfig(epochs=2, batch_size=8))
+    how = {"arch": ARCH, "overrides": SMALL, "options": QUICK, "evaluate": False}
+    fit = training_verb.fit
+
+    def stopped(*args, **options):
+        fit(*args, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_verb, "fit", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            api.train(None, path, training=request, **how)
+    state = tmp_path / "out.run" / "state.safetensors"
+    before = state.read_bytes()
+    again = replace(request, resume=True)
+    other = replace(SMALL, mean=(0.3,), std=(0.2,))
+    with pytest.raises(UsageError, match=r"begun otherwise: input.preprocess.mean \(\[0.0\], now \[0.3\]\)"):
+        api.train(None, path, training=again, **{**how, "overrides": other})
+    np.savez(tmp_path / "d.npz", x=np.zeros((20, 8, 8, 1), np.uint8), y=np.arange(20) % 4)
+    with pytest.raises(ArtifactError, match="another one, of 10 steps, not 6") as caught:
+        api.train(None, path, training=again, **how)
+    assert not hasattr(caught.value, "__notes__")
+    assert state.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("base.safetensors", "x.run"),
+        ("base.safetensors", "r/stage-1.safetensors"),
+        ("r/a.pth", "x.safetensors"),
+    ],
+)
+def test_a_runs_folder_holds_nothing_else(source, output, tmp_path):
+    run = None if output == "x.run" else tmp_path / "r"
+    with pytest.raises(UsageError, match="lies in the folder of the run; give the run another folder"):
+        replace(DIGITS, run=run).require_apart(tmp_path / output, [tmp_path / source])

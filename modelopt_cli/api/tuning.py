@@ -1,13 +1,14 @@
 """What training is given on behalf of a verb: its data, and the folder it can be resumed from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from modelopt_cli.data import PreprocessOverrides, open_data
-from modelopt_cli.errors import GateNotMet, UsageError
+from modelopt_cli.data.spec import same_samples
+from modelopt_cli.errors import ArtifactError, GateNotMet, UsageError
 from modelopt_cli.measure import EvalOptions, StageProgress
 from modelopt_cli.program import InputSpec
 from modelopt_cli.training import TrainConfig, Training
@@ -40,13 +41,27 @@ class TrainingRequest:
         """Where the run keeps its files."""
         return self.run if self.run is not None else Path(output).with_suffix(".run")
 
+    def require_apart(self, output: str | Path, sources: Iterable[str | Path]) -> None:
+        """Refuse a run's folder that holds what is read or written: the run deletes its own files.
+
+        Raises:
+            UsageError: it does.
+        """
+        folder = self.folder(output).resolve()
+        for path in (output, *sources):
+            real = Path(path).resolve()
+            if folder == real or folder in real.parents:
+                hint = "give the run another folder with --run"
+                raise UsageError("lies in the folder of the run", where=str(path), hint=hint)
+
     def require_fair(self, data: str | None) -> None:
         """Refuse to choose weights by what the result is judged on.
 
         Raises:
             UsageError: ``val`` is ``data``, or is given beside ``config.val_fraction``.
+            DataError: one of them is malformed.
         """
-        if self.val is not None and self.val == data:
+        if self.val is not None and data is not None and same_samples(self.val, data):
             hint = "hold out training data with --val-fraction"
             raise UsageError(
                 "is what the result is judged on, and may not choose it", where="--val", hint=hint
@@ -119,7 +134,7 @@ def trainer(
     )
     assert train is not None
     folder = request.folder(output)
-    about = {**identity, **request.identity(), "seed": how.options.seed, "input": list(train.input.shape)}
+    about = {**identity, **request.identity(), "seed": how.options.seed, "input": asdict(train.input)}
     with Run(
         folder, identity=about, resume=request.resume, force=how.force, board=request.board, world=here
     ) as run:
@@ -132,10 +147,14 @@ def trainer(
             workers=how.options.workers,
             progress=how.progress,
         )
+        resumed = run.interrupted
         try:
             yield Trainer(training, run, here)
         except (GateNotMet, UsageError):  # would end the resumed run, too
-            run.discard()
+            if not resumed:  # what an earlier command left is not ours to delete
+                run.discard()
+            raise
+        except ArtifactError:  # a state that cannot be used, for which resuming is no help
             raise
         except BaseException as error:  # Ctrl-C and SIGTERM included
             if run.interrupted:

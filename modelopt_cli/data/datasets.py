@@ -144,7 +144,9 @@ def open_callable(spec: DataSpec) -> Source | Stream:
     """``FILE.py:CALLABLE?key=value``: calls it and wraps the Dataset it returns."""
     dataset = _call(spec.target, spec.options, spec.text)
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-        if len(dataset) == 0:
+        with user_code("has no length that can be used", spec.text):
+            size = len(dataset)
+        if size == 0:
             raise DataError("returned a dataset with no samples", where=spec.text)
         return DatasetSource(spec.text, spec.target, spec.options, dataset)
     if hasattr(dataset, "__iter__") and not hasattr(dataset, "__next__"):

@@ -1,6 +1,7 @@
 """Sources of image files: a folder of class folders, and a CSV table."""
 
 import csv
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -153,6 +154,10 @@ def _rows(table: Path) -> list[tuple[int, str, str]]:
 def _labels(cells: list[tuple[int, str]], table: Path) -> tuple[list[int], tuple[str, ...] | None]:
     numbers = [cell.removeprefix("-").isdecimal() for _, cell in cells]
     if not any(numbers):
+        for line, cell in cells:
+            if _is_float(cell):  # of a table that was written with a column of floats
+                where, hint = f"{table} line {line}", "write 3, not 3.0"
+                raise DataError(f"label {cell!r} is not a whole number", where=where, hint=hint)
         names = tuple(sorted({cell for _, cell in cells}))
         order = {name: label for label, name in enumerate(names)}
         return [order[cell] for _, cell in cells], names
@@ -162,3 +167,10 @@ def _labels(cells: list[tuple[int, str]], table: Path) -> tuple[list[int], tuple
                 f"label {cell!r} is not a whole number from 0 as others are", where=f"{table} line {line}"
             )
     return [int(cell) for _, cell in cells], None
+
+
+def _is_float(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False

@@ -61,6 +61,23 @@ def parse_spec(text: str) -> DataSpec:
     raise _unknown(text, kind if colon else body, target if colon else None)
 
 
+def same_samples(one: str, other: str) -> bool:
+    """Whether two values of ``--data`` mean the same samples, however they are written.
+
+    Raises:
+        DataError: one of them is malformed.
+    """
+    return _canonical(parse_spec(one)) == _canonical(parse_spec(other))
+
+
+def _canonical(spec: DataSpec) -> tuple[str, str, dict[str, Scalar]]:
+    """Kind, target and options, with links and relative parts of paths resolved and the split spelt out."""
+    name, at, place = spec.target.partition("@") if spec.kind == "torchvision" else ("", "", spec.target)
+    if spec.kind in ("folder", "csv", "idx", "npz", "torchvision"):
+        place = str(Path(place).resolve())
+    return spec.kind, f"{name}{at}{place}", {"split": "test", **spec.options}
+
+
 def _target(text: str, kind: str, target: str) -> str:
     if kind == "digits" and target:
         raise DataError("digits takes no path", where=text, hint="write digits or digits?split=train")

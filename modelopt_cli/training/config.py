@@ -98,6 +98,8 @@ class TrainConfig:
             if value is not None and not accepts(value):
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"{value} is out of range", where=option, hint=f"give {allowed}")
+        if self.optimizer != "sgd" and (self.nesterov or self.momentum != TrainConfig.momentum):
+            raise UsageError(f"--momentum and --nesterov have no meaning for {self.optimizer}")
         if self.nesterov and self.momentum == 0:
             raise UsageError("--nesterov needs a --momentum above 0")
 
@@ -124,7 +126,8 @@ _LIMITS: dict[str, tuple[Any, str]] = {
     "epochs": (_within(1, float("inf")), "at least 1"),
     "batch_size": (_within(1, float("inf")), "at least 1"),
     **dict.fromkeys(("lr", "temperature"), _ABOVE_0),
-    **dict.fromkeys(("weight_decay", "warmup", "mixup", "clip", "patience", "save_every"), _FROM_0),
+    "warmup": (_within(0, 1e6), "0 or more epochs, at most a million"),
+    **dict.fromkeys(("weight_decay", "mixup", "clip", "patience", "save_every"), _FROM_0),
     **dict.fromkeys(("momentum", "label_smoothing", "ema", "val_fraction"), _SHARE),
     "distill_weight": (lambda value: 0 <= value <= 1, "a number from 0 to 1"),
 }

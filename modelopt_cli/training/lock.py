@@ -1,5 +1,6 @@
 """A lock between processes that ends with the process that holds it."""
 
+import contextlib
 import fcntl
 import os
 import weakref
@@ -43,9 +44,10 @@ class Lock:
         self._held.add(self)
 
     def release(self) -> None:
-        """Remove the file, and let go."""
+        """Remove the file where that is possible, and let go."""
         self._held.discard(self)
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # must not stand in for the error that ended the run
+            self._path.unlink()
         os.close(self._handle)
 
     @classmethod

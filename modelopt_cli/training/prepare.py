@@ -47,6 +47,9 @@ def prepared(network: nn.Module, shape: tuple[int, ...], device: str) -> Iterato
         raise UsageError("int8 layers cannot be trained", where=_WHERE, hint="train before quantize")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UsageError("has no weights that learn", where=_WHERE)
+    if any(getattr(module, "sparse", False) is True for module in network.modules()):
+        hint = "make its embeddings with sparse=False"
+        raise UsageError("has sparse gradients, which optimizers cannot decay", where=_WHERE, hint=hint)
     home = next(network.parameters()).device
     with _own_randomness(device), torch.inference_mode(False), torch.enable_grad():
         try:

@@ -89,8 +89,9 @@ class Run:
         """Keep the result of a stage; the state of its training has served. Collective."""
         if self._world.main:
             write_program(program, self._path(stage), force=True)
+        self._world.barrier()  # until then another process may still have to read the state
+        if self._world.main:
             self._state.unlink(missing_ok=True)
-        self._world.barrier()
         self._finished.add(self._path(stage))
 
     def save(self, stage: str, state: State) -> None:
@@ -180,6 +181,9 @@ class Run:
 
     def _take_up(self, identity: dict[str, Any], resume: bool, force: bool) -> None:
         where = str(self.folder)
+        if not self._identity.exists():
+            hint = "give the run another folder with --run"
+            raise UsageError("holds files that are not those of a run", where=where, hint=hint)
         if resume:
             _compare(_read_identity(self._identity), identity, where)
         elif force:
@@ -203,10 +207,6 @@ def _read_identity(path: Path) -> dict[str, Any]:
     hint = "start over with --force"
     try:
         return strictjson.parse(path.read_bytes(), ArtifactError, str(path))
-    except FileNotFoundError:
-        raise UsageError(
-            "does not say what its run was asked to do", where=str(path.parent), hint=hint
-        ) from None
     except ArtifactError:
         raise UsageError("is damaged", where=str(path), hint=hint) from None
 

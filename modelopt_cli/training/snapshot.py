@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from modelopt_cli.errors import UsageError
+from modelopt_cli.errors import ArtifactError
 from modelopt_cli.training.learner import Learner
 from modelopt_cli.training.optim import optimizer_state, restore_optimizer
 from modelopt_cli.training.state import State
@@ -55,7 +55,7 @@ def restore(learner: Learner, state: State) -> tuple[Place, dict[str, Tensor]]:
     """Put a learner into the state that :func:`snapshot` was given; the place, and the best weights so far.
 
     Raises:
-        UsageError: it is the state of another training.
+        ArtifactError: it is the state of another training.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     for path, tensor in state.tensors.items():
@@ -98,5 +98,5 @@ def _fill(network: nn.Module, saved: Mapping[str, Tensor]) -> None:
             tensor.copy_(saved[name])
 
 
-def _other(what: str) -> UsageError:
-    return UsageError(f"the saved training is another one, {what}", hint="start over with --force")
+def _other(what: str) -> ArtifactError:
+    return ArtifactError(f"the saved training is another one, {what}", hint="start over with --force")

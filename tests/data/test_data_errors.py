@@ -143,6 +143,7 @@ def test_a_16_bit_image_is_refused_by_name(tmp_path):
         ("a.png,1\nb.png,1\n", "line 2: no such file"),
         ("a.png,1\na.png,x\n", "line 2: label 'x'"),
         ("a.png,1\na.png,-1\n", "line 2: label '-1'"),
+        ("a.png,1.0\na.png,10.0\n", "line 1: label '1.0' is not a whole number; write 3, not 3.0"),
         ("a.png,1\na.png,99999999999\n", "line 2: label '99999999999'"),
         ('a.png,1\n"a.png,2\n', "not a UTF-8 CSV"),
         (b"\xff\xfe\x00", "not a UTF-8 CSV"),
@@ -256,6 +257,7 @@ USER = {
     "no dataset": ("3", "returned int, not a Dataset"),
     "a one-shot iterator": ("iter([(torch.zeros(2), 0)])", "can start again"),
     "empty": ("[]", "no samples"),
+    "a length that fails": ("Sized()", "has no length that can be used"),
     "empty stream": ("Stream([])", "yields no samples"),
     "no pair": ("[torch.zeros(2)]", "not a pair"),
     "bytes": ("[(torch.zeros(2, dtype=torch.uint8), 0)]", "torch.uint8, not a float tensor"),
@@ -272,7 +274,9 @@ def test_callables(tmp_path, case):
     body, part = case
     (tmp_path / "u.py").write_text(
         "import torch\nclass Stream:\n    def __init__(self, x): self.x = x\n"
-        f"    def __iter__(self): return iter(self.x)\ndef load(): return {body}\nvalue = 3\n"
+        "    def __iter__(self): return iter(self.x)\n"
+        "class Sized(list):\n    def __len__(self): return int('x')\n"
+        f"def load(): return {body}\nvalue = 3\n"
     )
     assert part in refused(f"{tmp_path / 'u.py'}:load")
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import modelopt_cli
 from modelopt_cli.data import open_data
-from modelopt_cli.data.spec import KINDS, parse_spec
+from modelopt_cli.data.spec import KINDS, parse_spec, same_samples
 from modelopt_cli.program.spec import InputSpec
 
 assert modelopt_cli
@@ -289,3 +289,22 @@ def test_a_folder_may_be_called_like_a_kind(tmp_path, monkeypatch, kind):
 def test_options_are_read_as_literals():
     options = parse_spec("f.py:load?a=true&b=3&c=0.5&d=x%20y").options
     assert options == {"a": True, "b": 3, "c": 0.5, "d": "x y"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("digits", "digits?split=test", True),
+        ("digits", "digits?split=train", False),
+        ("idx:{}", "idx:{}/", True),
+        ("idx:{}", "idx:{}/../here?split=test", True),
+        ("{}", "{}/.", True),
+        ("npz:{}/a.npz", "npz:{}/b.npz", False),
+        ("torchvision:MNIST@{}", "torchvision:MNIST@{}/", True),
+        ("torchvision:MNIST@{}", "torchvision:FashionMNIST@{}", False),
+    ],
+)
+def test_samples_written_differently_are_recognised(one, other, same, tmp_path):
+    (tmp_path / "here").mkdir()
+    first, second = (text.format(tmp_path / "here") for text in (one, other))
+    assert same_samples(first, second) is same

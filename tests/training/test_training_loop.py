@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize import QuantizeConfig, apply
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
-from modelopt_cli.training import TrainConfig, Training, fit
+from modelopt_cli.training import TrainConfig, Training, fit, loop
 from modelopt_cli.training.loader import training_batches
 from modelopt_cli.training.run import Run
 from modelopt_cli.training.split import hold_out
@@ -279,21 +280,32 @@ def test_views_that_need_the_usual_memory_format() -> None:
     assert trained.loss < 0.3
 
 
-def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Any) -> None:
+@pytest.mark.parametrize(("look_every", "save_every"), [(1, 0), (1, 1), (12, 1)])
+def test_a_loss_that_is_not_finite_names_the_step(
+    look_every: int, save_every: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where losses are looked at rarely, and a state was to be saved meanwhile."""
+    monkeypatch.setitem(loop._LOOK_EVERY, "alone on cpu", look_every)
     network, watcher = small_network(), Watcher()
-    training = Training(DATA, config=TrainConfig(epochs=3, batch_size=16, lr=1e30))
-    with Run(tmp_path / "run", identity={}, resume=False) as run:
-        with pytest.raises(UsageError, match=r"tune: .* at step (\d+) of 12; lower --lr") as caught:
-            fit(network, replace(training, run=run), seed=0, stage="tune", companions=[watcher])
-        assert run.load("tune") is None
+    training = Training(DATA, config=TrainConfig(epochs=3, batch_size=16, lr=1e30, save_every=save_every))
+    with (
+        Run(tmp_path / "run", identity={}, resume=False) as run,
+        pytest.raises(UsageError, match=r"tune: .* at step (\d+) of 12; lower --lr") as caught,
+    ):
+        fit(network, replace(training, run=run), seed=0, stage="tune", companions=[watcher])
+    found = re.search(r"at step (\d+) of", str(caught.value))
+    assert found is not None
+    step = int(found[1])
+    assert step == len(watcher.steps) or look_every > 1
     with torch.no_grad():
         judged = copy.deepcopy(network).train()
-        judged.load_state_dict(watcher.weights[len(watcher.steps) - 2])
-        images, labels, _ = list(training_batches(DATA, batch_size=16, epoch=0, seed=0))[
-            len(watcher.steps) - 1
-        ]
-        assert not math.isfinite(F.cross_entropy(judged(images), labels))
-    assert f"at step {len(watcher.steps)} " in str(caught.value)
+        batches = list(training_batches(DATA, batch_size=16, epoch=0, seed=0))
+        losses = []
+        for i in (step - 2, step - 1):
+            judged.load_state_dict(watcher.weights[i - 1] if i else weights_of(small_network()))
+            losses.append(F.cross_entropy(judged(batches[i].images), batches[i].labels).item())
+    assert math.isfinite(losses[0])
+    assert not math.isfinite(losses[1])
 
 
 def test_one_line_for_each_epoch(tmp_path: Any) -> None:
@@ -328,6 +340,30 @@ class Aux(nn.Module):
         return (logits, logits) if self.training else logits
 
 
+class Raising(nn.Module):
+    """Works in evaluation only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(72, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise ValueError("not like this")
+        result: Tensor = self.linear(x.flatten(1))
+        return result
+
+
+def sparse_network() -> nn.Module:
+    network = small_network()
+    network.append(nn.Embedding(2, 2, sparse=True))
+    return network
+
+
+def small_norms() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.BatchNorm1d(4), nn.Linear(4, CLASSES))
+
+
 @pytest.mark.parametrize(
     ("network", "changes", "error", "says"),
     [
@@ -335,6 +371,9 @@ class Aux(nn.Module):
         (lambda: small_network().requires_grad_(False), {}, UsageError, "no weights that learn"),
         (lambda: nn.Conv2d(2, 2, 3), {}, InputError, "where a classifier returns"),
         (Aux, {}, InputError, "returns a tuple in training"),
+        (Raising, {}, InputError, "fails in training on a batch of 64: not like this"),
+        (sparse_network, {}, UsageError, "sparse gradients"),
+        (small_norms, {"config": TrainConfig(batch_size=1)}, InputError, "raise --batch-size"),
         (lambda: nn.Linear(5, 2), {}, DataError, "cannot run on samples of shape"),
         (small_network, {"config": TrainConfig(patience=3)}, UsageError, "--patience: needs samples"),
         (small_network, {"config": TrainConfig(teacher="self")}, UsageError, "no earlier network"),

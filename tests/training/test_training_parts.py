@@ -73,6 +73,9 @@ def test_default_learning_rate(options: dict[str, Any], rate: float) -> None:
         ({"val_fraction": -0.1}, "--val-fraction"),
         ({"distill_weight": 1.5}, "--distill-weight"),
         ({"nesterov": True, "momentum": 0.0}, "--nesterov"),
+        ({"optimizer": "adamw", "nesterov": True}, "no meaning for adamw"),
+        ({"optimizer": "adamw", "momentum": 0.8}, "no meaning for adamw"),
+        ({"warmup": 1e308}, "--warmup"),
     ],
 )
 def test_settings_out_of_range_are_named(options: dict[str, Any], names: str) -> None:

@@ -14,7 +14,7 @@ from training_helpers import Watcher, differing, noisy_patterns, small_network, 
 
 from modelopt_cli.cli.failures import Terminated
 from modelopt_cli.cli.main import _terminate
-from modelopt_cli.errors import UsageError
+from modelopt_cli.errors import ArtifactError
 from modelopt_cli.training import TrainConfig, Trained, Training, fit
 from modelopt_cli.training.run import Run
 from modelopt_cli.training.state import State
@@ -237,7 +237,7 @@ def test_state_of_another_training_is_refused(tmp_path: Path) -> None:
     with Run(tmp_path / "run", identity={}, resume=False) as run:
         training = Training(DATA, config=TrainConfig(epochs=1, batch_size=16), run=run)
         fit(small_network(), training, seed=0)
-        with pytest.raises(UsageError, match="another one, of 7 steps, not 14"):
+        with pytest.raises(ArtifactError, match="another one, of 7 steps, not 14"):
             fit(small_network(), replace(training, config=TrainConfig(epochs=2, batch_size=16)), seed=0)
-        with pytest.raises(UsageError, match="another one, with other weights"):
+        with pytest.raises(ArtifactError, match="another one, with other weights"):
             fit(nn.Sequential(nn.Flatten(), nn.Linear(72, 3)), training, seed=0)

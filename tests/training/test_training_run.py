@@ -96,8 +96,36 @@ def test_resuming_something_else_is_refused_and_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is damaged"):
         start(tmp_path, resume=True)
     (tmp_path / "net.run" / "identity.json").unlink()
-    with pytest.raises(UsageError, match="--force"):
+    with pytest.raises(UsageError, match=r"not those of a run; .* --run"):
         start(tmp_path, resume=True)
+
+
+def test_what_no_run_has_written_is_not_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "net.run"
+    folder.mkdir()
+    for name in ("state.safetensors", "stage-best.safetensors"):
+        (folder / name).write_bytes(b"mine")
+        with pytest.raises(UsageError, match=r"not those of a run; .* --run"):
+            Run(folder, identity=IDENTITY, resume=False, force=True)
+        assert (folder / name).read_bytes() == b"mine"
+        (folder / name).unlink()
+
+
+def test_the_state_stays_until_all_processes_have_a_finished_stage(tmp_path: Path) -> None:
+    """One that comes later must still find that the training is done."""
+    seen = []
+
+    class Late(World):
+        def barrier(self) -> None:
+            seen.append((folder / "state.safetensors").exists())
+
+    folder = tmp_path / "net.run"
+    with Run(folder, identity=IDENTITY, resume=False, world=Late()) as run:
+        run.save("a", State())
+        seen.clear()
+        run.finish("a", small(1))
+    assert seen == [True]
+    assert not (folder / "state.safetensors").exists()
 
 
 def test_success_leaves_the_metrics_alone(tmp_path: Path) -> None:
