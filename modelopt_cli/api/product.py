@@ -13,6 +13,14 @@ from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.coverage import Coverage, coverage
 
 
+def about_tensors(opened: Opened) -> dict[str, Any]:
+    """What a file of opened tensors says beside them: keyword arguments of ``artifact.write_tensors``."""
+    about: dict[str, Any] = {"history": opened.tensors.history if opened.tensors is not None else ()}
+    if (architecture := opened.architecture) is not None:
+        about |= {"arch": architecture.spec, "input": architecture.input, "labels": architecture.labels}
+    return about
+
+
 @dataclass(frozen=True)
 class Product:
     """A Program or a state dict with what its file should say, ready to be written.
@@ -44,10 +52,8 @@ class Product:
         entry: dict[str, Any],
     ) -> "Product":
         """Tensors that were made of those of ``opened``; ``entry`` is added to its history."""
-        before = opened.tensors.history if opened.tensors is not None else ()
-        about: dict[str, Any] = {"history": (*before, entry)}
-        if (architecture := opened.architecture) is not None:
-            about |= {"arch": architecture.spec, "input": architecture.input, "labels": architecture.labels}
+        about = about_tensors(opened)
+        about["history"] = (*about["history"], entry)
         return cls(covered, dict(state), dict(encodings), about)
 
     def predicted_bytes(self) -> int:

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from modelopt_cli.checkpoint.spec import ArchSpec
 from modelopt_cli.checkpoint.text import first_line, listing, printable
@@ -47,6 +48,13 @@ def _build(target: Any, spec: ArchSpec, directory: str) -> nn.Module:
             f"{spec.name} returned a {type(built).__name__}, not a torch.nn.Module",
             where=printable(spec.text),
         )
+    for name, tensor in (*built.named_parameters(), *built.named_buffers()):
+        if is_lazy(tensor):
+            raise ArchitectureError(
+                f"{spec.name} returned a network whose {printable(name)} has no shape yet",
+                where=printable(spec.text),
+                hint="run it once on a sample before returning it, or use layers that are not lazy",
+            )
     return built
 
 

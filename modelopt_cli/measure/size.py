@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from modelopt_cli.artifact.dtypes import count_nonzero
 from modelopt_cli.checkpoint.stored import state_bytes
 from modelopt_cli.measure.subject import Subject
 from modelopt_cli.program.quantized import Quantized
@@ -57,7 +57,7 @@ def measure_size(subject: Subject) -> Size:
     return Size(
         file_bytes=subject.file_bytes,
         parameters=parameters,
-        nonzero=sum(int(torch.count_nonzero(tensor)) for tensor in tensors),
+        nonzero=sum(map(count_nonzero, tensors)),
         bits_per_weight=8 * stored / parameters if parameters else None,
     )
 

@@ -1,9 +1,11 @@
 """Which layers the user wants compressed, and the reason for every one that is left out."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Protocol
+
+from torch import Tensor
 
 from modelopt_cli.errors import UsageError
 
@@ -54,6 +56,21 @@ def select_layers(
         elif config.skip_last and i == len(ordered) - 1:
             skipped[name] = "last layer"
     return [name for name in ordered if name not in skipped], skipped
+
+
+def is_weight_name(name: str) -> bool:
+    """Whether a name is that of a weight: ``conv.weight``, ``attn.in_proj_weight``, ``lstm.weight_ih_l0``."""
+    leaf = name.rpartition(".")[2]
+    return leaf.endswith("weight") or leaf.startswith(("weight_ih", "weight_hh"))
+
+
+def nameless(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Tensors that have the form of a weight but not the name, with that as the reason to leave them out."""
+    return {
+        name: "not called a weight"
+        for name, tensor in state.items()
+        if tensor.dim() > 1 and tensor.is_floating_point() and tensor.numel() and not is_weight_name(name)
+    }
 
 
 def _suggestion(glob: str, names: list[str]) -> str:

@@ -9,10 +9,11 @@ any more: that is taken from the history, several prunings multiplied. A layer c
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear, Weighted
@@ -21,6 +22,12 @@ WEIGHTED_KINDS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention),
 )
+
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+_MATMULS = ("matmul", "mm", "mv", "bmm", "baddbmm", "addmm", "einsum", "tensordot")
+_PRODUCTS = frozenset(("linear", "bilinear", "embedding", *_CONVOLUTIONS, *_MATMULS))
+_TURNS = frozenset(("t", "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "contiguous"))
+"""Functions and methods, by name, that multiply matrices, and that only lay them out differently."""
 
 SCHEMES: dict[type, str] = {
     QuantizedConv2d: "int8",
@@ -126,24 +133,49 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.0f}" if 0.01 <= fraction <= 0.99 else f"{100 * fraction:.1f}"
 
 
-def _fetched(program: Program, past: _Past) -> list[LayerStatus]:
-    """Weights that functions of the graph fetch directly, as Swin's windowed attention does."""
-    found: dict[str, LayerStatus] = {}
+def fetched_weights(program: Program) -> dict[str, torch.Tensor]:
+    """Weights that functions of the graph fetch without a layer, as Swin's attention does, by name.
+
+    They have two or more dimensions, and are called ``weight`` or multiplied with something. A position
+    embedding or a scale, which is not, is no weight.
+    """
+    found: dict[str, torch.Tensor] = {}
     for node in program.graph.nodes:
         name = str(node.target)
-        if node.op != "get_attr" or not name.endswith(".weight") or name in found:
+        if node.op != "get_attr" or name in found:
             continue
-        parent, _, leaf = name.rpartition(".")
-        weight = getattr(program.get_submodule(parent), leaf)
-        if not isinstance(weight, torch.Tensor) or weight.dim() < 2:
-            continue
-        schemes = _stored(program, name)
-        if schemes:
-            found[name] = LayerStatus(parent, "fetched weight", True, ", ".join(schemes))
+        tensor = attrgetter(name)(program)
+        is_matrix = isinstance(tensor, nn.Parameter) and tensor.dim() > 1
+        if is_matrix and (name.endswith(".weight") or _is_multiplied(node)):
+            found[name] = tensor
+    return found
+
+
+def _is_multiplied(node: fx.Node) -> bool:
+    """Whether a value goes into a matrix product, turned around on the way or not."""
+    for user in node.users:
+        called = user.target if user.op == "call_method" else getattr(user.target, "__name__", "")
+        if called in _PRODUCTS or (called in _TURNS and _is_multiplied(user)):
+            return True
+    return False
+
+
+def weight_label(parameter: str) -> str:
+    """What a weight is called in reports: its layer, or by its own name where it belongs to none."""
+    return parameter.rpartition(".")[0] or parameter if parameter.endswith("weight") else parameter
+
+
+def _fetched(program: Program, past: _Past) -> list[LayerStatus]:
+    """What became of the weights that no layer has."""
+    found = []
+    for name in fetched_weights(program):
+        label = weight_label(name)
+        if schemes := _stored(program, name):
+            found.append(LayerStatus(label, "fetched weight", True, ", ".join(schemes)))
         else:
-            why = past.reasons.get(parent, "used inside a function, which has no int8 form")
-            found[name] = LayerStatus(parent, "fetched weight", False, reason=why)
-    return list(found.values())
+            why = past.reasons.get(label, "used inside a function, which has no int8 form")
+            found.append(LayerStatus(label, "fetched weight", False, reason=why))
+    return found
 
 
 def coverage(program: Program, history: Iterable[Mapping[str, Any]] | None = None) -> Coverage:
@@ -161,4 +193,5 @@ def coverage(program: Program, history: Iterable[Mapping[str, Any]] | None = Non
     layers = [layer for layer in found if layer is not None]
     there = {layer.name for layer in layers}
     gone = (LayerStatus(name, "removed", True, "removed") for name in past.removed if name not in there)
-    return Coverage((*layers, *_fetched(program, past), *gone))
+    fetched = (layer for layer in _fetched(program, past) if layer.name not in there)
+    return Coverage((*layers, *fetched, *gone))

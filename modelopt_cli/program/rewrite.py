@@ -58,7 +58,10 @@ def meta_copy(program: Program) -> Program:
     parts = _parts(program, program.graph, empty)
     for path, part in parts.items():
         if not isinstance(part, nn.Module):
-            parts[path] = part.to("meta")
+            # A parameter has to stay one: its layer may be called elsewhere, and has it already.
+            empty_part = part.to("meta")
+            is_parameter = isinstance(part, nn.Parameter)
+            parts[path] = nn.Parameter(empty_part, part.requires_grad) if is_parameter else empty_part
     return Program(parts, copy_graph(program.graph), input=program.input).eval()
 
 

@@ -114,6 +114,8 @@ class Net(nn.Module):
 def make(classes=4):
     import later_import
     return Net(classes)
+def lazy():
+    return nn.LazyLinear(3)
 def fails():
     x = 1
     return undefined_name
@@ -172,9 +174,10 @@ class TestUserCode:
         ("call", "words"),
         [
             (":mkae", "did you mean 'make'?"),
-            (":fails", "net.py:20: building it failed: NameError: name 'undefined_name' is not defined"),
+            (":fails", "net.py:22: building it failed: NameError: name 'undefined_name' is not defined"),
             (":not_a_module", "returned a int, not a torch.nn.Module"),
             (":leaves", "SystemExit: 7"),
+            (":lazy", "lazy returned a network whose weight has no shape yet; run it once"),
             (":number", "'number' is a int, not callable"),
             (":make?clases=3", "unexpected keyword argument 'clases'"),
             ("", "does not say which callable"),

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from prune_cases import LAYERS, Samples, captured, context, net, one, smooth
 from torch import Tensor, nn
 
-from modelopt_cli.errors import DataError, UsageError
-from modelopt_cli.methods.context import Context
+from modelopt_cli.errors import DataError, NothingCompressed, UsageError
+from modelopt_cli.methods.context import Context, Reached
+from modelopt_cli.methods.prune import PruneConfig, apply
 from modelopt_cli.methods.prune.matrices import (
     calls,
     from_matrices,
@@ -20,6 +21,7 @@ from modelopt_cli.methods.prune.matrices import (
 )
 from modelopt_cli.methods.prune.statistics import collect
 from modelopt_cli.methods.prune.walk import Columns, Walk, _size, hessian_of, hessians
+from modelopt_cli.program.coverage import coverage
 
 
 def _layer(program: Any) -> Any:
@@ -217,6 +219,13 @@ def test_statistics_taylor_refuses_data_without_labels() -> None:
         collect(net(), "taylor", [], context(smooth(4, 3, 12, 12)))
 
 
+def test_statistics_taylor_refuses_labels_that_are_no_classes() -> None:
+    program, x = net(), smooth(4, 3, 12, 12)
+    classes = program(x).shape[1]
+    with pytest.raises(DataError, match=f"label {classes} is not among the network's {classes} classes"):
+        collect(program, "taylor", [], context(x, torch.tensor([0, 1, classes, 2])))
+
+
 class _Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -269,3 +278,58 @@ def test_statistics_sampled_data_is_asked_for_with_the_seed() -> None:
     around = Context(data=Asked(smooth(4, 3, 12, 12)), seed=7)  # type: ignore[arg-type]
     collect(net(), "wanda", ["fc.weight"], around, samples=3)
     assert asked == [(3, 7)]
+
+
+class _Raw(nn.Module):
+    """Matrices of its own, one of them turned around, beside what is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(8, 6))
+        self.list = nn.ParameterList([nn.Parameter(torch.randn(8, 8))])
+        self.position = nn.Parameter(torch.randn(1, 8))
+        self.register_buffer("fixed", torch.randn(8, 8))
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(x, self.first) + self.position
+        result: Tensor = self.fc((x @ self.list[0].t()) @ self.fixed)
+        return result
+
+
+def test_statistics_matrices_of_no_layer_are_weights_and_are_listed() -> None:
+    program = captured(_Raw(), 6)
+    assert list(weights_of(program)) == ["first", "list.0", "fc.weight"]
+    config = PruneConfig(structure="unstructured", sparsity=0.5, exclude=("first",))
+    result = apply(program, config, Context())
+    assert int((result.program.get_parameter("list.0") == 0).sum()) > 0
+    statuses = {layer.name: layer for layer in coverage(result.program).layers}
+    assert statuses.keys() == {"fc", "first", "list.0"}
+    assert statuses["first"].reason == "matched by --exclude"
+    assert statuses["list.0"].compressed
+
+
+class _Turned(nn.Module):
+    """A layer whose weight is also used the other way round, as in an autoencoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.f = nn.Linear(8, 16), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.f(F.linear(torch.relu(self.a(x)), self.a.weight.t()))
+        return result
+
+
+@pytest.mark.parametrize("settings", [{}, {"structure": "layers"}, {"structure": "unstructured"}], ids=str)
+def test_statistics_a_weight_that_is_fetched_too_is_pruned_or_left_with_a_reason(
+    settings: dict[str, str],
+) -> None:
+    program = captured(_Turned(), 8)
+    assert [layer.name for layer in coverage(program).layers] == ["a", "f"]
+    config = PruneConfig(sparsity=0.5, **settings)  # type: ignore[arg-type]
+    if settings.get("structure") == "unstructured":
+        assert apply(program, config, Context()).target == Reached("sparsity", 0.5, 0.5)
+        return
+    with pytest.raises(NothingCompressed, match="no layer can be pruned"):
+        apply(program, config, Context())

@@ -209,7 +209,7 @@ def test_targets_below_the_least_that_rounding_keeps_are_reached() -> None:
 def test_targets_that_cannot_be_reached_exit_with_1_and_name_the_nearest() -> None:
     program = chain(8, 8)
     with pytest.raises(
-        TargetNotReached, match=r"flops 0.001 is not reached: the nearest is 0\.\d+"
+        TargetNotReached, match=r"flops 0.001 is not reached: the nearest found is 0\.\d+"
     ) as caught:
         pruned(program, flops=0.001)
     assert caught.value.exit_code == 1
@@ -238,3 +238,24 @@ def test_targets_the_interval_of_a_median_comes_from_order_statistics() -> None:
     # n = 15: the 4th and the 12th value bound the median with a confidence of 96.5 %.
     values = [float(i**2) for i in range(1, 16)]
     assert half_width(values) == (12**2 - 4**2) / 2
+
+
+class Grouped(nn.Module):
+    """A norm ties eight channels to a unit; a layer beside it has units of one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 32, 3), nn.GroupNorm(4, 32)
+        self.b, self.fc = nn.Conv2d(32, 16, 1), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.fc(torch.relu(self.b(self.norm(self.a(x)))).mean((2, 3)))
+        return result
+
+
+@pytest.mark.parametrize(("sparsity", "gone"), [(0.5, 24), (0.25, 12)])
+def test_targets_sparsity_counts_channels_not_units(sparsity: float, gone: int) -> None:
+    torch.manual_seed(0)
+    program = captured(Grouped(), 3, SIDE, SIDE)
+    result = pruned(program, sparsity=sparsity, round_to=1)
+    assert 48 - sum(widths_of(result.program)) == pytest.approx(gone, abs=48 * TOLERANCE)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modelopt_cli.artifact import predicted_bytes
+from modelopt_cli.artifact import predicted_bytes, write_tensors
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune.targets import TargetNotReached
@@ -92,7 +92,9 @@ def test_targets_that_count_everything(metric, wanted, state):
             for tensors in (result.state, state)
         )
     else:
-        left, full = predicted_bytes(result.state, result.encodings), predicted_bytes(state)
+        # As the file will be, history included.
+        left = predicted_bytes(result.state, result.encodings, history=[result.entry])
+        full = predicted_bytes(state)
     assert left / full == pytest.approx(wanted, abs=0.01)
     assert result.target.reached == pytest.approx(left / full)
 
@@ -164,3 +166,39 @@ def test_nothing_to_prune(state):
 def test_a_target_beyond_what_can_go(state):
     with pytest.raises(TargetNotReached, match=r"--params 0\.1 is not reached"):
         apply_to_state(state, {}, config(params=0.1, include=("small",)))
+
+
+def test_the_bytes_reached_are_those_of_the_file(tmp_path):
+    """The history is a good part of a small file."""
+    generator = torch.Generator().manual_seed(0)
+    state = {f"l{i}.weight": torch.randn(24, 24, generator=generator) for i in range(4)}
+    plain = write_tensors(state, {}, tmp_path / "plain").file_bytes
+    result = apply_to_state(state, {}, config(bytes=0.5), origin={"source_sha256": "0" * 64})
+    written = write_tensors(result.state, result.encodings, tmp_path / "pruned", history=[result.entry])
+    assert written.file_bytes / plain == pytest.approx(result.target.reached, abs=1e-6)
+    assert result.target.reached == pytest.approx(0.5, abs=0.01)
+
+
+def test_recurrent_weights_are_pruned_and_what_has_no_weights_name_is_listed():
+    module = torch.nn.LSTM(8, 16)
+    state = {f"l.{name}": tensor.detach() for name, tensor in module.named_parameters()}
+    state["position"] = torch.randn(5, 16)
+    result = apply_to_state(state, {}, config(sparsity=0.5))
+    zeros = {name: int((tensor == 0).sum()) for name, tensor in result.state.items()}
+    assert zeros["l.weight_ih_l0"] + zeros["l.weight_hh_l0"] == (64 * 8 + 64 * 16) // 2
+    assert zeros["position"] == 0
+    reasons = {layer.name: layer.reason for layer in result.coverage.layers if not layer.compressed}
+    assert reasons == {"position": "not called a weight"}
+
+
+def test_types_that_torch_cannot_count_are_listed(state):
+    state["tiny.weight"] = torch.ones(8, 8).to(torch.float8_e4m3fn)
+    for options in ({"sparsity": 0.5}, {"params": 0.5}):
+        result = apply_to_state(state, {}, config(**options))
+        assert result.entry["skipped"] == {"tiny": "its type is float8_e4m3fn"}
+    # 64 ones are among the parameters: bias and norm are, too.
+    learned = [name for name in state if "running" not in name and "num" not in name]
+    left, full = (
+        sum(int((tensors[name].float() != 0).sum()) for name in learned) for tensors in (result.state, state)
+    )
+    assert left / full == pytest.approx(0.5, abs=0.001)

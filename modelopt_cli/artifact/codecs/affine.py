@@ -18,7 +18,8 @@ from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.program import Encoding
 
 _SCALES = (torch.float32, torch.float16, torch.bfloat16)
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Element types of the parameters this codec stores."""
 
 
 class Affine:
@@ -29,7 +30,7 @@ class Affine:
     def layout(self, shape: Shape, dtype: torch.dtype, encoding: Encoding) -> dict[str, PartSpec]:
         """``values``, ``scale`` and perhaps ``zero_point``; parts may come in any shape of the right size."""
         given = encoding.parts
-        expect(dtype in _FLOATS, f"codec affine stores floating-point parameters, not {dtype}")
+        expect(dtype in DTYPES, f"codec affine stores floating-point parameters, not {dtype}")
         expect("scale" in given and given.keys() <= {"scale", "zero_point"}, "codec affine needs its scale")
         expect(given["scale"].dtype in _SCALES, f"the scale cannot be {given['scale'].dtype}")
         coarse = _scale_shape(shape, encoding.params)

@@ -16,15 +16,13 @@ from modelopt_cli.methods.prune.criteria import criterion_for
 from modelopt_cli.methods.prune.depth import Layers
 from modelopt_cli.methods.prune.family import Family
 from modelopt_cli.methods.prune.sensitivity import SPARSITIES, Sensitivity, measure
-from modelopt_cli.methods.prune.targets import Figures, nonzeros, parameters, reached, require
+from modelopt_cli.methods.prune.targets import DRAFT, Figures, nonzeros, parameters, reached, require
 from modelopt_cli.methods.prune.weights import Weights
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.training import distributed
 
-_DRAFT = 0.1234
-"""Stands for the figure reached while the bytes of the history are counted: as long as any other."""
 FAMILIES: dict[str, type[Family]] = {"weights": Weights, "channels": Channels, "layers": Layers}
 _FIRST = "prune first, then quantize: quantize keeps what pruning did"
 
@@ -99,7 +97,7 @@ def _family(program: Program, config: PruneConfig, context: Context) -> Family:
         )
 
     def entry(candidate: Program) -> dict[str, Any]:
-        return _entry(family, candidate, Reached(*config.target, _DRAFT))
+        return _entry(family, candidate, Reached(*config.target, DRAFT))
 
     figures = Figures(entry, nonzeros if config.family == "weights" else parameters)
     family: Family = FAMILIES[config.family](program, config, context, figures)

@@ -103,7 +103,7 @@ class Channels(Family):
             elif not bound:
                 chosen.append(group.name)
         if not chosen:
-            raise nothing(self.reasons)
+            raise nothing(left_out | self.reasons)
         return tuple(chosen)
 
     def prune(self, program: Program, left: float, final: bool) -> Program:
@@ -147,21 +147,20 @@ class Channels(Family):
         return {group.name: group.units for group in self._eligible(self.original)[1]}
 
     @cached_property
-    def _measures(self) -> dict[tuple[str, int], int]:
-        """Where the units of the original can be counted: a weight and a dimension, to channels in a unit."""
-        found: dict[tuple[str, int], int] = {}
-        for group in self._eligible(self.original)[1]:
-            first = makers(group)[0]
-            found.setdefault((first.parameter, first.dim), width(group))
-        return found
+    def _measures(self) -> tuple[tuple[str, int], ...]:
+        """Where the channels of the original can be counted: a weight and a dimension for each group."""
+        firsts = [makers(group)[0] for group in self._eligible(self.original)[1]]
+        return tuple(dict.fromkeys((first.parameter, first.dim) for first in firsts))
 
-    def _gone(self, program: Program) -> float:
-        """Units that a Program has lost. Groups of one unit are groups no more, so shapes have to tell."""
+    @cached_property
+    def _channels(self) -> int:
+        """Channels of the original in all groups that may lose some."""
+        return sum(group.units * width(group) for group in self._eligible(self.original)[1])
+
+    def _gone(self, program: Program) -> int:
+        """Channels that a Program has lost. Groups of one unit are groups no more, so shapes have to tell."""
         before, after = self.original.state_dict(), program.state_dict()
-        return sum(
-            (int(before[name].shape[dim]) - int(after[name].shape[dim])) / wide
-            for (name, dim), wide in self._measures.items()
-        )
+        return sum(int(before[name].shape[dim]) - int(after[name].shape[dim]) for name, dim in self._measures)
 
     def removed(self, cut: Cut, counts: Counts) -> Program:
         """The Program with the best units of every group kept."""
@@ -217,8 +216,9 @@ class Channels(Family):
 
     def _left_after(self, cut: Cut, counts: Counts) -> float:
         if self.config.target[0] == "sparsity":
-            planned = sum(cut.rungs[name].units - kept for name, kept in counts.items())
-            return 1 - (self._gone(cut.program) + planned) / sum(self._units.values())
+            groups = cut.rungs
+            planned = sum((groups[name].units - kept) * groups[name].width for name, kept in counts.items())
+            return 1 - (self._gone(cut.program) + planned) / self._channels
         return self.fraction(self.removed(cut, counts))
 
     def _refine(self, cut: Cut, counts: Counts, steps: Sequence[Step], left: float) -> tuple[Counts, float]:
@@ -246,10 +246,10 @@ class Channels(Family):
         return best, miss
 
     def left(self, program: Program) -> float:
-        """Of a sparsity: the units of the groups that may lose some."""
+        """Of a sparsity: the channels of the groups that may lose some."""
         if self.config.target[0] != "sparsity":
             return self.fraction(program)
-        return 1 - self._gone(program) / sum(self._units.values())
+        return 1 - self._gone(program) / self._channels
 
     def describe(self, program: Program) -> dict[str, object]:
         """Of every layer that became smaller, the fraction of its weights that is left."""

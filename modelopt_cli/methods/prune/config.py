@@ -97,7 +97,7 @@ class PruneConfig:
     def __post_init__(self) -> None:
         wrong = [*_wrong_names(self), *_wrong_numbers(self)]
         # What goes together is asked only of settings that mean something by themselves.
-        wrong = wrong or [*_wrong_targets(self), *_wrong_combinations(self)]
+        wrong = wrong or [*_wrong_targets(self), *_wrong_combinations(self), *_without_meaning(self)]
         if wrong:
             raise UsageError("; ".join(wrong))
 
@@ -185,6 +185,17 @@ def _wrong_targets(config: PruneConfig) -> Iterator[str]:
     if config.family == "weights":
         for name in given.keys() & _ZEROS.keys():
             yield f"--{name} cannot be a target of structure {config.structure}: {_ZEROS[name]}"
+
+
+def _without_meaning(config: PruneConfig) -> Iterator[str]:
+    """Settings that were changed although nothing asks for them."""
+    for name, where, wanted in (
+        ("rounds", "schedule", "iterative"),
+        ("block", "structure", "block"),
+        ("round_to", "structure", "channels"),
+    ):
+        if getattr(config, name) != getattr(PruneConfig, name) and getattr(config, where) != wanted:
+            yield f"--{name.replace('_', '-')} has no meaning without --{where} {wanted}"
 
 
 def _wrong_combinations(config: PruneConfig) -> Iterator[str]:

@@ -40,7 +40,7 @@ class Layers(Family):
         _, left_out = select_layers(order, self.config, weighted_layers(self.original))
         self.reasons |= left_out
         if all(left_out.keys() & set(block.layers) for block in blocks):
-            raise nothing(self.reasons)
+            raise nothing(left_out | self.reasons)
         return frozenset(left_out)
 
     def blocks(self, program: Program) -> tuple[Block, ...]:

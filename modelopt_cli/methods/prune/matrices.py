@@ -8,7 +8,6 @@ which the weight itself lies in memory.
 
 import math
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import WEIGHTED_KINDS
+from modelopt_cli.program.coverage import WEIGHTED_KINDS, fetched_weights
 
 CONVS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 DECONVS: tuple[type[nn.Module], ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -41,6 +40,7 @@ def weights_of(program: Program) -> dict[str, Tensor]:
 
 
 def _candidates(program: Program) -> Iterator[tuple[str, Tensor]]:
+    fetched = fetched_weights(program)
     for node in program.graph.nodes:
         path = str(node.target)
         if node.op == "call_module" and isinstance(program.get_submodule(path), WEIGHTED_KINDS):
@@ -49,10 +49,8 @@ def _candidates(program: Program) -> Iterator[tuple[str, Tensor]]:
                 for name, tensor in program.get_submodule(path).named_parameters()
                 if name.endswith("weight")
             )
-        elif node.op == "get_attr" and path.rpartition(".")[2] == "weight":
-            tensor = attrgetter(path)(program)
-            if isinstance(tensor, nn.Parameter):
-                yield path, tensor
+        elif node.op == "get_attr" and path in fetched:
+            yield path, fetched[path]
 
 
 def calls(program: Program) -> dict[str, list[fx.Node]]:

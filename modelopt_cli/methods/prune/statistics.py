@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from modelopt_cli.errors import UsageError
+from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.matrices import from_matrices, to_matrices, unfold
 from modelopt_cli.methods.prune.walk import (
@@ -145,10 +145,25 @@ def _matrices(network: Program, layer: str) -> Tensor:
     return to_matrices(module, module.weight.detach()).double()
 
 
+def _refuse_foreign(labels: Tensor, classes: int, where: str) -> None:
+    """Raise DataError if a label is not among the network's classes."""
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if outside.numel():
+        raise DataError(
+            f"label {int(outside[0])} is not among the network's {classes} classes",
+            where=where,
+            hint="check that the data's classes are those the network was trained on",
+        )
+
+
 def squared_gradients(program: Program, context: Context, samples: int) -> dict[str, Tensor]:
     """(parameter * gradient of the cross-entropy)^2, averaged over batches, by parameter name.
 
     Of every parameter of the network; a parameter that the output does not depend on gets zeros.
+
+    Raises:
+        UsageError: no data, or no labels.
+        DataError: no samples, a label that is not a class, or the network gives no finite numbers.
     """
     data = calibration(context, "taylor", samples)
     if not data.labelled:
@@ -160,6 +175,7 @@ def squared_gradients(program: Program, context: Context, samples: int) -> dict[
     for images, labels in data.batches(context.batch_size, workers=context.workers):
         logits = network(images.to(context.device))
         refuse_infinite(logits, data.name)
+        _refuse_foreign(labels, logits.shape[1], data.name)
         loss = F.cross_entropy(logits, labels.to(context.device))
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):

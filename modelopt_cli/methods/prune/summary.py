@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from modelopt_cli.artifact.dtypes import count_nonzero
 from modelopt_cli.program.coverage import Coverage
 
 # How the weights of a layer are called; attention has them under other names, also once it is taken apart.
@@ -54,7 +54,7 @@ def summary(
     for layer in coverage.layers:
         old, new = _weights(before, layer.name), _weights(after, layer.name)
         if old:
-            total, kept = sum(t.numel() for t in old), sum(int(torch.count_nonzero(t)) for t in new)
+            total, kept = sum(t.numel() for t in old), sum(map(count_nonzero, new))
             left = tuple(new[0].shape) if new else None
             layers.append(
                 PrunedLayer(layer.name, layer.kind, total, kept, tuple(old[0].shape), left, layer.reason)

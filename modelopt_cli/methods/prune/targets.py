@@ -24,6 +24,8 @@ TOLERANCE = 0.01
 CLOSE = 1e-3
 """Where a search stops looking for something nearer."""
 _PROBES = 24
+DRAFT = 0.1234
+"""Stands for the figure reached while the bytes of the history are counted: as long as any other."""
 
 Entry = Callable[[Program], dict[str, Any]]
 """The history entry that a Program would be written with."""
@@ -169,6 +171,6 @@ def require(target: Reached, nearest: str = "") -> Reached:
     if abs(target.reached - target.wanted) <= TOLERANCE + 1e-9:
         return target
     raise TargetNotReached(
-        f"--{target.metric} {target.wanted:g} is not reached: the nearest is {target.reached:.3f}",
-        hint=nearest or "nothing was written; ask for that, or allow more layers to be pruned",
+        f"--{target.metric} {target.wanted:g} is not reached: the nearest found is {target.reached:.3f}",
+        hint=nearest or "nothing was written; ask for that, allow more layers, or try another --allocation",
     )

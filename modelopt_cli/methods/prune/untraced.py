@@ -1,7 +1,7 @@
 """What can be pruned without a graph: single weights, rows of them and N:M patterns, tensor by tensor."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.artifact.codecs.sparse import DTYPES
+from modelopt_cli.artifact.dtypes import count_nonzero
 from modelopt_cli.artifact.sparsity import compact_state, is_pruned, without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Reached
@@ -18,9 +19,9 @@ from modelopt_cli.methods.prune.criteria import CRITERIA, NOTHING, held
 from modelopt_cli.methods.prune.family import nothing
 from modelopt_cli.methods.prune.masks import Structure, weight_masks
 from modelopt_cli.methods.prune.statistics import Statistics
-from modelopt_cli.methods.prune.targets import reached, require, search_ratio
+from modelopt_cli.methods.prune.targets import DRAFT, reached, require, search_ratio
 from modelopt_cli.methods.prune.weights import LEAST_KEPT, layer_names
-from modelopt_cli.methods.select import select_layers
+from modelopt_cli.methods.select import is_weight_name, nameless, select_layers
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus
 
@@ -34,7 +35,7 @@ class StateResult:
         encodings: how they are stored.
         coverage: what became of each weight.
         target: what was asked for and what was reached.
-        entry: for the history, but for where the tensors came from.
+        entry: for the history.
     """
 
     state: dict[str, Tensor]
@@ -45,7 +46,13 @@ class StateResult:
 
 
 def apply_to_state(
-    state: Mapping[str, Tensor], encodings: Mapping[str, Encoding], config: PruneConfig, seed: int = 0
+    state: Mapping[str, Tensor],
+    encodings: Mapping[str, Encoding],
+    config: PruneConfig,
+    seed: int = 0,
+    *,
+    origin: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> StateResult:
     """Prune a state dict that has no graph.
 
@@ -54,38 +61,31 @@ def apply_to_state(
         encodings: how they are stored; what was pruned before stays pruned.
         config: a structure of single weights, a criterion that needs no data, one shot.
         seed: of the criterion ``random``.
+        origin: what the history should say of the source.
+        about: what the file says beside the tensors, as ``artifact.write_tensors`` takes it.
 
     Raises:
         UsageError: the config needs a graph, or weights are stored as int8 steps or the like.
         NothingCompressed: no tensor can be pruned.
         TargetNotReached: the target was missed by more than ``targets.TOLERANCE``.
     """
-    _check(config, encodings)
-    work = _Work(state, encodings, config, seed)
+    about = about or {}
+    _check(config, encodings, about.get("arch") is not None)
+    work = _Work(state, encodings, config, seed, origin or {}, about)
     masks = work.masks()
     pruned, stored = work.applied(masks)
     metric, wanted = config.target
     target = reached(metric, wanted, work.left(masks))
     if config.pattern is None:
         require(target)
-    layers = tuple(work.status(name, pruned, masks) for name in work.names)
-    covered = Coverage(layers)
-    entry = {
-        "method": "prune",
-        "config": config.as_dict(),
-        "criterion": config.chosen_criterion,
-        "allocation": config.chosen_allocation,
-        "seed": seed,
-        "torch": str(torch.__version__),
-        "target": {"metric": metric, "wanted": wanted, "reached": round(target.reached, 4)},
-        "skipped": work.reasons,
-        "coverage": {"compressed": covered.compressed, "total": covered.total},
-    }
-    return StateResult(pruned, stored, covered, target, entry)
+    entry = work.entry(masks, pruned, target.reached)
+    if metric == "bytes":  # the figure reached is itself a part of the file
+        target = replace(target, reached=work.file_share(pruned, stored, entry))
+    return StateResult(pruned, stored, work.coverage(masks, pruned), target, entry)
 
 
-def _check(config: PruneConfig, encodings: Mapping[str, Encoding]) -> None:
-    hint = "name its network with --arch, or "
+def _check(config: PruneConfig, encodings: Mapping[str, Encoding], has_network: bool) -> None:
+    hint = "" if has_network else "name its network with --arch, or "
     if config.family != "weights":
         raise UsageError(
             f"structure {config.structure} needs a network that can be traced",
@@ -112,6 +112,8 @@ class _Work:
     """A state dict, the weights of it that may be pruned, and their scores.
 
     Attributes:
+        origin: what the history should say of the source.
+        about: what the file says beside the tensors.
         names: what each weight is called, by parameter: its layer, mostly.
         reasons: why some of them are left whole.
         twins: parameters that are another one's tensor, by name the other's.
@@ -119,31 +121,42 @@ class _Work:
     """
 
     def __init__(
-        self, state: Mapping[str, Tensor], encodings: Mapping[str, Encoding], config: PruneConfig, seed: int
+        self,
+        state: Mapping[str, Tensor],
+        encodings: Mapping[str, Encoding],
+        config: PruneConfig,
+        seed: int,
+        origin: Mapping[str, Any],
+        about: Mapping[str, Any],
     ) -> None:
         self.state, self.encodings, self.config = state, encodings, config
+        self.seed, self.origin, self.about = seed, origin, about
         self.structure = Structure.of(config)
         self.twins = _twins(state)
-        weights = {name: t for name, t in state.items() if _is_weight(name, t) and name not in self.twins}
-        self.names = layer_names(weights)
-        obstacles = {self.names[name]: self._obstacle(t) for name, t in weights.items()}
+        own = {name: t for name, t in state.items() if name not in self.twins}
+        weights, others = {name: t for name, t in own.items() if _is_weight(name, t)}, nameless(own)
+        self.names = layer_names({name: t for name, t in own.items() if name in weights or name in others})
+        obstacles = {
+            label: others[name] if name in others else self._obstacle(own[name])
+            for name, label in self.names.items()
+        }
         self.reasons = {layer: why for layer, why in obstacles.items() if why is not None}
         able = [layer for layer, why in obstacles.items() if why is None]
         selected, left_out = select_layers(able, config, obstacles) if able else ([], {})
         if not selected:
             raise nothing(left_out | self.reasons)
         self.reasons |= left_out
-        self.scores = self._scores([name for name in weights if self.names[name] in selected], seed)
+        self.scores = self._scores([name for name in weights if self.names[name] in selected])
 
     def _obstacle(self, weight: Tensor) -> str | None:
         if weight.dtype not in DTYPES:
             return f"its type is {str(weight.dtype).removeprefix('torch.')}"
         return self.structure.obstacle(weight.shape)
 
-    def _scores(self, chosen: list[str], seed: int) -> dict[str, Tensor]:
+    def _scores(self, chosen: list[str]) -> dict[str, Tensor]:
         score = CRITERIA[self.config.chosen_criterion].score
         assert score is not None
-        scores = {name: score(name, self.state[name].float(), Statistics(), seed) for name in chosen}
+        scores = {name: score(name, self.state[name].float(), Statistics(), self.seed) for name in chosen}
         promised = {name: self.state[name] != 0 for name, e in self.encodings.items() if is_pruned(e)}
         return held(scores, promised)
 
@@ -194,32 +207,60 @@ class _Work:
         """What is left of the target's figure."""
         metric = self.config.target[0]
         if metric == "bytes":
-            # The history is the same for all masks but for a few digits, and is not counted.
             pruned, stored = self.applied(masks)
-            return predicted_bytes(pruned, stored) / predicted_bytes(self.state, self.encodings)
+            return self.file_share(pruned, stored, self.entry(masks, pruned, DRAFT))
         kept = sum(int(((self.state[name] != 0) & mask).sum()) for name, mask in masks.items())
         if metric == "sparsity":
             return kept / sum(mask.numel() for mask in masks.values())
         others = sum(
-            int(torch.count_nonzero(tensor))
+            count_nonzero(tensor)
             for name, tensor in self.state.items()
             if name not in masks and name not in self.twins and _is_parameter(name, tensor)
         )
-        before = sum(int(torch.count_nonzero(self.state[name])) for name in masks)
+        before = sum(count_nonzero(self.state[name]) for name in masks)
         return (others + kept) / (others + before)
 
-    def status(self, name: str, pruned: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> LayerStatus:
-        """What became of a weight."""
+    def file_share(
+        self, pruned: Mapping[str, Tensor], stored: Mapping[str, Encoding], entry: dict[str, Any]
+    ) -> float:
+        """Bytes of the file, its history included, over those of the original as an artifact."""
+        history = (*self.about.get("history", ()), entry)
+        after = predicted_bytes(pruned, stored, **{**self.about, "history": history})
+        return after / predicted_bytes(self.state, self.encodings, **self.about)
+
+    def entry(
+        self, masks: Mapping[str, Tensor], pruned: Mapping[str, Tensor], reached: float
+    ) -> dict[str, Any]:
+        """What the history says."""
+        covered, (metric, wanted) = self.coverage(masks, pruned), self.config.target
+        return {
+            "method": "prune",
+            "config": self.config.as_dict(),
+            "criterion": self.config.chosen_criterion,
+            "allocation": self.config.chosen_allocation,
+            "seed": self.seed,
+            "torch": str(torch.__version__),
+            "target": {"metric": metric, "wanted": wanted, "reached": round(reached, 4)},
+            "skipped": {layer.name: layer.reason for layer in covered.layers if not layer.compressed},
+            "coverage": {"compressed": covered.compressed, "total": covered.total},
+            **self.origin,
+        }
+
+    def coverage(self, masks: Mapping[str, Tensor], pruned: Mapping[str, Tensor]) -> Coverage:
+        """What became of every weight."""
+        return Coverage(tuple(self._status(name, masks, pruned) for name in self.names))
+
+    def _status(self, name: str, masks: Mapping[str, Tensor], pruned: Mapping[str, Tensor]) -> LayerStatus:
         layer, tensor = self.names[name], pruned[name]
-        zeros = 1 - int(torch.count_nonzero(tensor)) / max(1, tensor.numel())
         if name in masks and not masks[name].all():
+            zeros = 1 - count_nonzero(tensor) / tensor.numel()
             return LayerStatus(layer, "weight", True, f"sparse {100 * zeros:.0f} %")
         allocated = f"allocation {self.config.chosen_allocation} takes nothing from it"
-        return LayerStatus(layer, "weight", False, reason=self.reasons.setdefault(layer, allocated))
+        return LayerStatus(layer, "weight", False, reason=self.reasons.get(layer, allocated))
 
 
 def _is_weight(name: str, tensor: Tensor) -> bool:
-    return name.endswith("weight") and tensor.dim() > 1 and tensor.is_floating_point() and tensor.numel() > 0
+    return is_weight_name(name) and tensor.dim() > 1 and tensor.is_floating_point() and tensor.numel() > 0
 
 
 def _is_parameter(name: str, tensor: Tensor) -> bool:

@@ -20,6 +20,7 @@ from modelopt_cli.methods.prune.statistics import Statistics, collect
 from modelopt_cli.methods.prune.targets import nonzeros, search_ratio
 from modelopt_cli.methods.select import select_layers
 from modelopt_cli.program import Program
+from modelopt_cli.program.coverage import weight_label
 
 LEAST_KEPT = 1
 """Units that a layer keeps at least: a layer of zeros alone would cut the network in two."""
@@ -238,6 +239,6 @@ def zeros(program: Program, parameter: str) -> float:
 
 def layer_names(parameters: Mapping[str, Tensor]) -> dict[str, str]:
     """What to call each weight: its layer, or by its full name where a layer has several."""
-    layers = {name: name.rpartition(".")[0] or name for name in parameters}
+    layers = {name: weight_label(name) for name in parameters}
     several = Counter(layers.values())
     return {name: name if several[layer] > 1 else layer for name, layer in layers.items()}

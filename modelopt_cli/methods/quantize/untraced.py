@@ -12,7 +12,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.quantize.apply import nothing
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.weight_only import encode_weights, layer_of, storable
-from modelopt_cli.methods.select import select_layers
+from modelopt_cli.methods.select import nameless, select_layers
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus
 from modelopt_cli.program.quantized import DynamicLinear
@@ -62,7 +62,7 @@ def apply_to_state(
             else "name its network with --arch, or use --scheme int8-weight"
         )
         raise UsageError(f"scheme {config.scheme} needs {needs}", hint=ways)
-    reasons = storable(state)
+    reasons: dict[str, str | None] = {**storable(state), **nameless(state)}
     weights = Counter(map(layer_of, reasons))
     # A layer of several weights (attention with separate projections) is named weight by weight.
     by_layer = {layer_of(name) if weights[layer_of(name)] == 1 else name: name for name in reasons}

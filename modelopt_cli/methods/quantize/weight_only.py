@@ -8,22 +8,27 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from modelopt_cli.artifact.codecs.affine import DTYPES
 from modelopt_cli.methods.quantize.weights import quantize_weight
+from modelopt_cli.methods.select import is_weight_name
 from modelopt_cli.program import Encoding
 
 
 def storable(state: Mapping[str, Tensor]) -> dict[str, str | None]:
     """Every tensor that looks like a layer's weight, with the reason why it cannot be int8, or None.
 
-    A weight is a tensor of two or more dimensions whose name ends in "weight": convolutions,
-    linears, embeddings and the projections of attention.
+    A weight is a tensor of two or more dimensions that is called so: of convolutions, linears,
+    embeddings, recurrent layers and the projections of attention.
     """
     reasons: dict[str, str | None] = {}
     for name, tensor in state.items():
-        if tensor.dim() < 2 or not name.endswith("weight"):
+        if tensor.dim() < 2 or not is_weight_name(name):
             continue
+        kind = str(tensor.dtype).removeprefix("torch.")
         if not tensor.is_floating_point():
-            reasons[name] = f"not floating point but {str(tensor.dtype).removeprefix('torch.')}"
+            reasons[name] = f"not floating point but {kind}"
+        elif tensor.dtype not in DTYPES:
+            reasons[name] = f"{kind} is as small as int8"
         else:
             reasons[name] = None if tensor.numel() else "empty"
     return reasons
