@@ -11,11 +11,12 @@ import modelopt_cli
 from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs, require_data
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
-from modelopt_cli.api.product import Product
+from modelopt_cli.api.product import Product, about_tensors
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
 from modelopt_cli.checkpoint import Opened, require_network
 from modelopt_cli.data import Data, PreprocessOverrides, open_data
 from modelopt_cli.errors import CaptureError, UsageError
+from modelopt_cli.kernels import require_device
 from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Context, Reached
@@ -95,10 +96,12 @@ def prune(
         EnvironmentFailure: no space, no permission, an optional package.
     """
     options, gates = options or EvalOptions(), gates or Gates()
+    require_device(options.device)
     if gates and not evaluate:
         raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
     if training is not None:
         training.require_fair(data)
+        training.require_apart(output, [source])
     if not dry_run:
         artifact.check_output(output, force, [source])
     calibration = calibration or (training.train if training is not None else data)
@@ -161,6 +164,7 @@ def sensitivity(
         NothingCompressed: nothing can be pruned.
     """
     options = options or EvalOptions()
+    require_device(options.device)
     opened = open_noting(source, arch, open_input([source], arch, calibration, overrides), on_note)
     if not isinstance(require_network(opened, source), Program):
         raise CaptureError("sensitivity needs a network that can be traced", where=str(source))
@@ -189,7 +193,7 @@ def _on_zeros(config: PruneConfig) -> tuple[str, ...]:
 
 
 def _in_one_shot(config: PruneConfig) -> PruneConfig:
-    return replace(config, schedule="one-shot")
+    return replace(config, schedule="one-shot", rounds=PruneConfig.rounds)
 
 
 @contextmanager
@@ -229,9 +233,10 @@ def _pruned_state(opened: Opened, config: PruneConfig, how: Surroundings) -> _Ma
     """What has no graph loses single weights, tensor by tensor."""
     encodings = opened.tensors.encodings if opened.tensors is not None else {}
     seed = how.options.seed
-    result = apply_to_state(opened.state, encodings, config, seed)
-    entry = {**result.entry, **_origin(opened)}
-    product = Product.of_tensors(opened, result.state, result.encodings, result.coverage, entry)
+    result = apply_to_state(
+        opened.state, encodings, config, seed, origin=_origin(opened), about=about_tensors(opened)
+    )
+    product = Product.of_tensors(opened, result.state, result.encodings, result.coverage, result.entry)
     layers = summary(opened.state, result.state, result.coverage)
     return _Made(product, layers, result.target, ())
 

@@ -15,6 +15,7 @@ from modelopt_cli.api.product import Product
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.errors import UsageError
+from modelopt_cli.kernels import require_device
 from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Context
@@ -82,6 +83,7 @@ def quantize(
         EnvironmentFailure: no space, no permission.
     """
     config, options, gates = config or QuantizeConfig(), options or EvalOptions(), gates or Gates()
+    require_device(options.device)
     if gates and not evaluate:
         raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
     if not dry_run:

@@ -18,6 +18,7 @@ from modelopt_cli.artifact.sparsity import compact, compact_state, pruned_names,
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
 from modelopt_cli.data import PreprocessOverrides
 from modelopt_cli.errors import UsageError
+from modelopt_cli.kernels import require_device
 from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.measure.latency import threads
@@ -82,9 +83,11 @@ def train(
         EnvironmentFailure: no space, no permission, an optional package.
     """
     options, gates = options or EvalOptions(), gates or Gates()
+    require_device(options.device)
     sources = [source] if source is not None else []
     _check(source, arch, training, data, gates, evaluate)
     artifact.check_output(output, force, sources)
+    training.require_apart(output, sources)
     wanted = open_input(sources, arch, training.train, overrides)
     opened = _start(source, arch, wanted, options.seed, on_note)
     sample = sample_of(opened, source or arch or "")

@@ -33,7 +33,7 @@ def prune(
     config = method.read(reader)
     how = training.read(reader)
     request = options.read_request(reader, network, run, measure, gates)
-    exports = options.read_exports(reader, export)
+    exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
     reader.check(dry_run or not method.sensitivity, "--sensitivity", "has no meaning without --dry-run")
     reader.finish()
     console.silent = options.beside_another()

@@ -27,7 +27,7 @@ def quantize(
     reader = Reader()
     config = method.read(reader)
     request = options.read_request(reader, network, run, measure, gates)
-    exports = options.read_exports(reader, export)
+    exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
     reader.finish()
     options.check_exports(exports, force)
     output = output or options.default_output(checkpoint, method.scheme)

@@ -42,7 +42,7 @@ def train(
         output is not None or checkpoint is not None, "--output", "name the file to write, with -o FILE"
     )
     request = options.read_request(reader, network, run, measure, gates)
-    exports = options.read_exports(reader, export)
+    exports = options.read_exports(reader, export, measured=not no_eval)
     reader.finish()
     console.silent = options.beside_another()
     options.check_exports(exports, force)

@@ -25,6 +25,21 @@ Backend = Literal["onednn", "cuda", "reference"]
 Kernel = Callable[..., Tensor]
 
 
+def require_device(device: str | torch.device) -> None:
+    """Make sure that a device is there.
+
+    Raises:
+        EnvironmentFailure: it is not.
+    """
+    target = torch.device(device)
+    if target.type != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise EnvironmentFailure("no CUDA device is available", where=f"--device {device}", hint="use cpu")
+    if (target.index or 0) >= (count := torch.cuda.device_count()):
+        raise EnvironmentFailure(f"there is no such device, of {count}", where=f"--device {device}")
+
+
 def prepare(program: Program, device: str | torch.device = "cpu", backend: Backend | None = None) -> Program:
     """Move a Program to a device and give each quantized layer its kernel there, in place.
 
@@ -40,9 +55,8 @@ def prepare(program: Program, device: str | torch.device = "cpu", backend: Backe
     Raises:
         EnvironmentFailure: the device is not there.
     """
+    require_device(device)
     target = torch.device(device)
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentFailure("no CUDA device is available", where=f"--device {device}", hint="use cpu")
     program.to(target)
     chosen = backend or ("cuda" if target.type == "cuda" else "onednn")
     overwritable = _overwritable_residuals(program)

@@ -161,9 +161,23 @@ def test_one_line_the_right_code_and_nothing_written(case, here, modelopt):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_no_cuda_device_is_the_environment(here, modelopt):
-    outcome = modelopt("eval", "net.pth", *RUN, "--device", "cuda")
-    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (3, "", 1)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["eval", "net.pth"],
+        ["quantize", "net.pth", *OUT],
+        ["prune", "net.pth", "--sparsity", "0.5", *OUT],
+        ["prune", "net.pth", "--dry-run", "--sensitivity"],
+        ["train", "net.pth", "--train", "digits?split=train", *OUT],
+    ],
+    ids=lambda command: " ".join(command[:3]),
+)
+def test_no_cuda_device_is_the_environment(command, here, modelopt):
+    before = contents(here)
+    outcome = modelopt(*command, *RUN, "--device", "cuda")
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (3, "", 1), outcome.err
+    assert "no CUDA device is available" in outcome.err
+    assert contents(here) == before
 
 
 def test_a_missing_package_is_the_environment(here, modelopt):

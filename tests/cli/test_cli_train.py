@@ -142,6 +142,11 @@ BAD = {
     "no epochs": (["--epochs", "0"], "invalid value for '--epochs'"),
     "two validations": (["--val", "digits", "--val-fraction", "0.1"], "--val-fraction: cannot be given"),
     "validating on test data": (["--val", "digits", "--data", "digits"], "is what the result is judged on"),
+    "the same test data": (
+        ["--val", "digits?split=test", "--data", "digits"],
+        "is what the result is judged on",
+    ),
+    "output is the run": (["--run", "out.safetensors"], "out.safetensors: lies in the folder of the run"),
     "patience without validation": (["--patience", "2"], "--patience: needs samples to validate on"),
     "no such data": (["--data", "digts"], "digts"),
     "unlabelled data": (["--train", "synthetic:1x8x8"], "has no labels"),

@@ -36,6 +36,15 @@ NEAR = [
     (["eval", "a", "--device", "gpu"], "--device: 'gpu' is not cpu, cuda or cuda:N"),
     (["eval", "a", "--std", "1,0,1"], "--std: every number must be above 0"),
     (["eval", "a", "--channels", "1", "--mean", "1,2,3"], "--mean: 3 numbers for 1 channels"),
+    (
+        ["quantize", "a", "--dry-run", "--export", "t.md"],
+        "--export: has no meaning with --dry-run",
+    ),
+    (["prune", "a", "--no-eval", "--export", "t.md"], "--export: has no meaning with --dry-run"),
+    (
+        ["train", "a", "--train", "d", "--no-eval", "--export", "t.md"],
+        "--export: has no meaning with --dry-run",
+    ),
     (["eval", "a", "--export", "t.xls"], "--export: t.xls ends in none of .json, .md, .csv"),
 ]
 

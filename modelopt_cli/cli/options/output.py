@@ -56,8 +56,9 @@ Export = Annotated[
 ]
 
 
-def read_exports(reader: Reader, paths: list[Path] | None) -> tuple[Path, ...]:
-    """The files to export to; their endings choose the format."""
+def read_exports(reader: Reader, paths: list[Path] | None, *, measured: bool = True) -> tuple[Path, ...]:
+    """The files to export to; their endings choose the format. There is a table only of what is measured."""
+    reader.check(measured or not paths, "--export", "has no meaning with --dry-run or --no-eval")
     for path in paths or ():
         fine = path.suffix.lower() in EXPORTS
         reader.check(fine, "--export", f"{path} ends in none of {', '.join(EXPORTS)}")

@@ -15,7 +15,7 @@ _run = partial(typer.Option, rich_help_panel="Running")
 class RunOptions:
     """How to run: where, with how many threads, from which seed."""
 
-    seed: Annotated[int, _run(min=0, metavar="N", help="Seed of everything random.")] = 0
+    seed: Annotated[int, _run(min=0, max=2**32 - 1, metavar="N", help="Seed of everything random.")] = 0
     threads: Annotated[
         int | None,
         _run(min=1, metavar="N", help="CPU threads [default: torch's own choice]."),
