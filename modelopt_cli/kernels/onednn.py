@@ -48,11 +48,16 @@ def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[
     if layer.residual is not None and layer.activation not in ("none", "relu"):
         return None
     attr, scalars, algorithm = POST_OPS[layer.activation]
-    geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
+    sides = _padded_first(layer)
+    padding = [0, 0] if sides else list(layer.padding)
+    geometry = (list(layer.stride), padding, list(layer.dilation), layer.groups)
     source, target = (layer.input.scale, layer.input.zero_point), _target(layer.output)
     scale, bias = layer.scale, layer.bias
     zeros = torch.zeros(layer.out_channels, dtype=torch.int8)
     packed: Tensor | None = None
+
+    def padded(x: Tensor) -> Tensor:
+        return F.pad(x, sides, value=layer.input.zero_point) if sides else x
 
     def pack(x: Tensor) -> Tensor:
         shape = list(x.shape)
@@ -61,6 +66,7 @@ def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[
 
     def plain(x: Tensor) -> Tensor:
         nonlocal packed
+        x = padded(x)
         if packed is None:
             packed = pack(x)
         y: Tensor = _conv(
@@ -70,6 +76,7 @@ def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[
 
     def summed(x: Tensor, residual: Tensor) -> Tensor:
         nonlocal packed
+        x = padded(x)
         if packed is None:
             packed = pack(x)
         assert layer.residual is not None
@@ -85,6 +92,17 @@ def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[
         return y
 
     return plain if layer.residual is None else summed
+
+
+def _padded_first(layer: QuantizedConv2d) -> list[int]:
+    """What to pad before the kernel, as ``F.pad`` takes it; nothing where the kernel may pad itself.
+
+    Where a window can lie in the padding alone, oneDNN's correction for the zero point reads memory that
+    nobody has written, and the outputs there are anything (torch 2.13 on AVX-512, few channels).
+    """
+    high, wide = layer.padding
+    extents = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    return [wide, wide, high, high] if high >= extents[0] or wide >= extents[1] else []
 
 
 def linear(layer: QuantizedLinear) -> Callable[..., Tensor] | None:

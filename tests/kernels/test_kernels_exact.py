@@ -19,7 +19,8 @@ from kernel_cases import (
 )
 from torch import Tensor, fx, nn
 
-from modelopt_cli.kernels import cuda, onednn, prepare, reference
+from modelopt_cli.errors import EnvironmentFailure
+from modelopt_cli.kernels import cuda, onednn, prepare, reference, require_device
 from modelopt_cli.kernels.im2col import im2col
 from modelopt_cli.kernels.select import _overwritable_residuals
 from modelopt_cli.program import InputSpec, Program
@@ -153,6 +154,16 @@ def test_conv_packed_for_one_shape_is_right_for_others(kernel: str) -> None:
     for shape in [(2, 8, 9, 9), (1, 8, 5, 12), (3, 8, 16, 3)]:
         x = random_uint8(*shape)
         assert_matches(run(x), exact_conv(layer, x), layer.output)
+
+
+@pytest.mark.parametrize("residual", [None, QParams(0.03, 7)], ids=["alone", "added"])
+@pytest.mark.parametrize("padding", [(3, 0), (0, 3), (3, 3), (4, 5)], ids=str)
+@pytest.mark.parametrize("kernel", CONVS)
+def test_windows_in_the_padding_alone(
+    kernel: str, padding: tuple[int, int], residual: QParams | None
+) -> None:
+    layer = conv(in_channels=1, out_channels=2, padding=padding, input=QParams(0.02, 128), residual=residual)
+    check_conv(layer, kernel, 3, (8, 10))
 
 
 @settings(max_examples=25, deadline=None)
@@ -360,3 +371,26 @@ def test_a_copy_has_no_kernel() -> None:
     layer.kernel = onednn.dynamic_linear(layer)
     assert copy.deepcopy(layer).kernel is None
     assert layer.kernel is not None
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "says"),
+    [
+        ("cpu", 0, None),
+        ("cuda", 0, "--device cuda: no CUDA device is available; use cpu"),
+        ("cuda", 1, None),
+        ("cuda:1", 2, None),
+        ("cuda:2", 2, "--device cuda:2: there is no such device, of 2"),
+    ],
+)
+def test_a_device_is_there_or_named(
+    device: str, gpus: int, says: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if says is None:
+        require_device(device)
+        return
+    with pytest.raises(EnvironmentFailure) as caught:
+        require_device(device)
+    assert str(caught.value) == says
