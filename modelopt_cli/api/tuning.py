@@ -13,7 +13,7 @@ from modelopt_cli.measure import EvalOptions, StageProgress
 from modelopt_cli.program import InputSpec
 from modelopt_cli.training import TrainConfig, Training
 from modelopt_cli.training.distributed import World, world
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run import Run, would_own
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,18 @@ class TrainingRequest:
         return self.run if self.run is not None else Path(output).with_suffix(".run")
 
     def require_apart(self, output: str | Path, sources: Iterable[str | Path]) -> None:
-        """Refuse a run's folder that holds what is read or written: the run deletes its own files.
+        """Refuse to read or write what the run would take for its own: it replaces and deletes its files.
 
         Raises:
-            UsageError: it does.
+            UsageError: a path is that of the run's folder or of one of its files.
         """
-        folder = self.folder(output).resolve()
+        folder = self.folder(output)
         for path in (output, *sources):
-            real = Path(path).resolve()
-            if folder == real or folder in real.parents:
+            if would_own(folder, Path(path)):
                 hint = "give the run another folder with --run"
-                raise UsageError("lies in the folder of the run", where=str(path), hint=hint)
+                raise UsageError(
+                    f"is a name that the run in {folder} uses itself", where=str(path), hint=hint
+                )
 
     def require_fair(self, data: str | None) -> None:
         """Refuse to choose weights by what the result is judged on.

@@ -47,7 +47,7 @@ def prepared(network: nn.Module, shape: tuple[int, ...], device: str) -> Iterato
         raise UsageError("int8 layers cannot be trained", where=_WHERE, hint="train before quantize")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UsageError("has no weights that learn", where=_WHERE)
-    if any(getattr(module, "sparse", False) is True for module in network.modules()):
+    if any(isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse for m in network.modules()):
         hint = "make its embeddings with sparse=False"
         raise UsageError("has sparse gradients, which optimizers cannot decay", where=_WHERE, hint=hint)
     home = next(network.parameters()).device

@@ -27,8 +27,15 @@ from modelopt_cli.training.log import MetricsLog
 from modelopt_cli.training.state import State, read_state, write_state
 
 _STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FILES = re.compile(r"identity\.json|state\.safetensors|stage-.*\.safetensors|metrics\.jsonl|lock")
 _NONE = object()
 _SHOWN = 40
+
+
+def would_own(folder: Path, path: Path) -> bool:
+    """Whether a run in ``folder`` would take ``path`` for the folder itself or for one of its own files."""
+    folder, path = folder.resolve(), path.resolve()
+    return path == folder or (path.parent == folder and _FILES.fullmatch(path.name) is not None)
 
 
 class Run:

@@ -146,7 +146,7 @@ BAD = {
         ["--val", "digits?split=test", "--data", "digits"],
         "is what the result is judged on",
     ),
-    "output is the run": (["--run", "out.safetensors"], "out.safetensors: lies in the folder of the run"),
+    "output is the run": (["--run", "out.safetensors"], "is a name that the run in out.safetensors uses"),
     "patience without validation": (["--patience", "2"], "--patience: needs samples to validate on"),
     "no such data": (["--data", "digts"], "digts"),
     "unlabelled data": (["--train", "synthetic:1x8x8"], "has no labels"),
