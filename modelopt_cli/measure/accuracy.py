@@ -4,7 +4,8 @@ Rank of a label: how many classes have a larger logit, plus those with an equal 
 So a tie goes to the lowest index, whatever the kernel or the device, and top-k means rank below k.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +77,7 @@ class Tally:
         scores = self._checked(logits, len(labels))
         self._predicted.append(_lowest_of_largest(scores))
         if self._labelled:
-            self._check_labels(labels, scores.shape[1])
+            check_labels(labels, scores.shape[1], self._where)
             self._ranks.append(_rank(scores, labels.to(scores.device)).cpu())
 
     def result(self) -> Predictions:
@@ -111,16 +112,22 @@ class Tally:
             )
         return scores
 
-    def _check_labels(self, labels: Tensor, classes: int) -> None:
-        if labels.dim() != 1 or labels.is_floating_point():
-            raise DataError("labels must be one whole number for each sample", where=self._where)
-        outside = labels[(labels < 0) | (labels >= classes)]
-        if outside.numel():
-            raise DataError(
-                f"label {int(outside[0])} is not among the network's {classes} classes",
-                where=self._where,
-                hint="check that the data's classes are those the network was trained on",
-            )
+
+def check_labels(labels: Tensor, classes: int, where: str) -> None:
+    """Make sure that labels are ``(N,)`` whole numbers below ``classes``.
+
+    Raises:
+        DataError: they are not.
+    """
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise DataError("labels must be one whole number for each sample", where=where)
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if outside.numel():
+        raise DataError(
+            f"label {int(outside[0])} is not among the network's {classes} classes",
+            where=where,
+            hint="check that the data's classes are those the network was trained on",
+        )
 
 
 def predict(
@@ -159,19 +166,27 @@ def run(model: nn.Module, images: Tensor, where: str) -> object:
         DataError: the model does not take such samples.
         EnvironmentFailure: the memory does not suffice.
     """
+    with torch.inference_mode(), failing_in_one_line(images, where):
+        return model(images)
+
+
+@contextlib.contextmanager
+def failing_in_one_line(images: Tensor, where: str) -> Iterator[None]:
+    """Around a model's forward pass: what it raises becomes the errors that :func:`run` lists."""
     try:
-        with torch.inference_mode():
-            return model(images)
+        yield
     except ModeloptError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, MemoryError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, MemoryError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         if is_out_of_memory(error):
             raise EnvironmentFailure(
                 f"not enough memory for a batch of {len(images)}", where=where, hint="lower --batch-size"
             ) from error
+        # Batch norm says so in training.
+        hint = "raise --batch-size" if "more than 1 value per channel" in first else None
         raise DataError(
-            f"cannot run on samples of shape {tuple(images.shape[1:])}: {first}", where=where
+            f"cannot run on samples of shape {tuple(images.shape[1:])}: {first}", where=where, hint=hint
         ) from error
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.errors import InputError
-from modelopt_cli.measure.accuracy import is_out_of_memory
+from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.training import mixup
 from modelopt_cli.training.config import Companion, Objective, TrainConfig
 from modelopt_cli.training.distributed import World
@@ -109,7 +109,8 @@ class Learner:
 
     def _loss(self, images: Tensor, targets: Tensor, batch: Batch) -> Tensor:
         with synced_batch_norm(self.world, counts=batch.weight > 0), self._autocast():
-            logits = self._forward(images)
+            with failing_in_one_line(images, "the network"):
+                logits = self.network(images)
             if not isinstance(logits, Tensor):
                 raise InputError(
                     f"returns a {type(logits).__name__} in training, not logits",
@@ -117,22 +118,6 @@ class Learner:
                     hint="wrap it in a module that returns the logits",
                 )
             return self.objective(logits.float(), targets, images)
-
-    def _forward(self, images: Tensor) -> Any:
-        """The network in training; what it says of its input becomes one line."""
-        try:
-            return self.network(images)
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError) as error:
-            if is_out_of_memory(error):
-                raise
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"fails in training on a batch of {len(images)}: {first}",
-                where="the network",
-                hint="batch norm needs more than one value: raise --batch-size"
-                if "more than 1 value per channel" in first
-                else None,
-            ) from error
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not self.config.amp:

@@ -293,10 +293,13 @@ def test_a_loss_that_is_not_finite_names_the_step(
         pytest.raises(UsageError, match=r"tune: .* at step (\d+) of 12; lower --lr") as caught,
     ):
         fit(network, replace(training, run=run), seed=0, stage="tune", companions=[watcher])
+    saved = run.load("tune")
     found = re.search(r"at step (\d+) of", str(caught.value))
     assert found is not None
     step = int(found[1])
     assert step == len(watcher.steps) or look_every > 1
+    # Nothing is saved once a loss has not been finite.
+    assert saved is None if not save_every else saved is not None and saved.about["place"]["step"] < step
     with torch.no_grad():
         judged = copy.deepcopy(network).train()
         batches = list(training_batches(DATA, batch_size=16, epoch=0, seed=0))
@@ -371,7 +374,7 @@ def small_norms() -> nn.Module:
         (lambda: small_network().requires_grad_(False), {}, UsageError, "no weights that learn"),
         (lambda: nn.Conv2d(2, 2, 3), {}, InputError, "where a classifier returns"),
         (Aux, {}, InputError, "returns a tuple in training"),
-        (Raising, {}, InputError, "fails in training on a batch of 64: not like this"),
+        (Raising, {}, InputError, r"cannot run on samples of shape \(2, 6, 6\): not like this"),
         (sparse_network, {}, UsageError, "sparse gradients"),
         (small_norms, {"config": TrainConfig(batch_size=1)}, InputError, "raise --batch-size"),
         (lambda: nn.Linear(5, 2), {}, DataError, "cannot run on samples of shape"),

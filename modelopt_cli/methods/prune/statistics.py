@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from modelopt_cli.errors import DataError, UsageError
+from modelopt_cli.errors import UsageError
+from modelopt_cli.measure.accuracy import check_labels
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.matrices import from_matrices, to_matrices, unfold
 from modelopt_cli.methods.prune.walk import (
@@ -145,17 +146,6 @@ def _matrices(network: Program, layer: str) -> Tensor:
     return to_matrices(module, module.weight.detach()).double()
 
 
-def _refuse_foreign(labels: Tensor, classes: int, where: str) -> None:
-    """Raise DataError if a label is not among the network's classes."""
-    outside = labels[(labels < 0) | (labels >= classes)]
-    if outside.numel():
-        raise DataError(
-            f"label {int(outside[0])} is not among the network's {classes} classes",
-            where=where,
-            hint="check that the data's classes are those the network was trained on",
-        )
-
-
 def squared_gradients(program: Program, context: Context, samples: int) -> dict[str, Tensor]:
     """(parameter * gradient of the cross-entropy)^2, averaged over batches, by parameter name.
 
@@ -175,7 +165,7 @@ def squared_gradients(program: Program, context: Context, samples: int) -> dict[
     for images, labels in data.batches(context.batch_size, workers=context.workers):
         logits = network(images.to(context.device))
         refuse_infinite(logits, data.name)
-        _refuse_foreign(labels, logits.shape[1], data.name)
+        check_labels(labels, logits.shape[1], data.name)
         loss = F.cross_entropy(logits, labels.to(context.device))
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
