@@ -66,11 +66,13 @@ def is_weight_name(name: str) -> bool:
 
 def nameless(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Tensors that have the form of a weight but not the name, with that as the reason to leave them out."""
-    return {
-        name: "not called a weight"
-        for name, tensor in state.items()
-        if tensor.dim() > 1 and tensor.is_floating_point() and tensor.numel() and not is_weight_name(name)
-    }
+    shaped = (name for name, tensor in state.items() if has_weight_form(tensor))
+    return {name: "not called a weight" for name in shaped if not is_weight_name(name)}
+
+
+def has_weight_form(tensor: Tensor) -> bool:
+    """Whether a tensor could be a weight: floating point, with two or more dimensions, and not empty."""
+    return tensor.dim() > 1 and tensor.is_floating_point() and tensor.numel() > 0
 
 
 def _suggestion(glob: str, names: list[str]) -> str:

@@ -11,7 +11,8 @@ from torchvision import models
 
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.kernels import prepare
-from modelopt_cli.methods.quantize import QuantizeConfig
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.quantize import QuantizeConfig, apply
 from modelopt_cli.methods.quantize.untraced import apply_to_state, restore
 from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.quantized import DynamicLinear
@@ -141,3 +142,43 @@ def test_a_bare_attention_with_separate_projections_is_stored_whole() -> None:
     result = apply_to_state(state, QuantizeConfig("int8-weight"))
     assert sorted(result.encodings) == sorted(names)
     assert (result.coverage.compressed, result.coverage.total) == (3, 3)
+
+
+class Matrices(nn.Module):
+    """Multiplies with a matrix that no layer has, beside one that is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.position = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(1, 8))
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.fc(x @ self.own + self.position)
+        return result
+
+
+def test_matrices_that_no_layer_has_are_stored_as_int8_too() -> None:
+    program = captured(Matrices(), 6)
+    stored = apply(program, QuantizeConfig("int8-weight"), Context()).program
+    assert set(stored.encodings) == {"own", "fc.weight"}
+    assert coverage(stored).fraction == 1.0
+    x = torch.randn(64, 6)
+    with torch.inference_mode():
+        assert sqnr(program(x), stored(x)) > 35
+
+
+def test_recurrent_weights_are_stored_as_int8_and_other_names_are_listed() -> None:
+    module = nn.LSTM(8, 16)
+    state = {f"l.{name}": tensor.detach() for name, tensor in module.named_parameters()}
+    done = apply_to_state({**state, "position": torch.ones(2, 8)}, QuantizeConfig("int8-weight"))
+    assert set(done.encodings) == {"l.weight_ih_l0", "l.weight_hh_l0"}
+    assert done.skipped == {"position": "not called a weight"}
+    for name in done.encodings:
+        step = state[name].abs().amax(1, keepdim=True) / 127
+        assert bool(((done.state[name] - state[name]).abs() <= step * 0.501).all())
+
+
+def test_a_type_as_small_as_int8_is_left_and_listed() -> None:
+    state = {"a.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "b.weight": torch.randn(4, 4)}
+    done = apply_to_state(state, QuantizeConfig("int8-weight"))
+    assert done.skipped == {"a": "float8_e4m3fn is as small as int8"}

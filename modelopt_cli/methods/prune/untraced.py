@@ -21,7 +21,7 @@ from modelopt_cli.methods.prune.masks import Structure, weight_masks
 from modelopt_cli.methods.prune.statistics import Statistics
 from modelopt_cli.methods.prune.targets import DRAFT, reached, require, search_ratio
 from modelopt_cli.methods.prune.weights import LEAST_KEPT, layer_names
-from modelopt_cli.methods.select import is_weight_name, nameless, select_layers
+from modelopt_cli.methods.select import has_weight_form, nameless, select_layers
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus
 
@@ -133,12 +133,11 @@ class _Work:
         self.seed, self.origin, self.about = seed, origin, about
         self.structure = Structure.of(config)
         self.twins = _twins(state)
-        own = {name: t for name, t in state.items() if name not in self.twins}
-        weights, others = {name: t for name, t in own.items() if _is_weight(name, t)}, nameless(own)
-        self.names = layer_names({name: t for name, t in own.items() if name in weights or name in others})
+        weights = {name: t for name, t in state.items() if has_weight_form(t) and name not in self.twins}
+        others = nameless(weights)
+        self.names = layer_names(weights)
         obstacles = {
-            label: others[name] if name in others else self._obstacle(own[name])
-            for name, label in self.names.items()
+            label: others.get(name) or self._obstacle(weights[name]) for name, label in self.names.items()
         }
         self.reasons = {layer: why for layer, why in obstacles.items() if why is not None}
         able = [layer for layer, why in obstacles.items() if why is None]
@@ -257,10 +256,6 @@ class _Work:
             return LayerStatus(layer, "weight", True, f"sparse {100 * zeros:.0f} %")
         allocated = f"allocation {self.config.chosen_allocation} takes nothing from it"
         return LayerStatus(layer, "weight", False, reason=self.reasons.get(layer, allocated))
-
-
-def _is_weight(name: str, tensor: Tensor) -> bool:
-    return is_weight_name(name) and tensor.dim() > 1 and tensor.is_floating_point() and tensor.numel() > 0
 
 
 def _is_parameter(name: str, tensor: Tensor) -> bool:

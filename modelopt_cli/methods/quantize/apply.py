@@ -14,11 +14,11 @@ from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.plan import make_plan
 from modelopt_cli.methods.quantize.static import convert, fill, numeric_padding, values_to_observe
-from modelopt_cli.methods.quantize.weight_only import encode_weights, layer_of, storable
+from modelopt_cli.methods.quantize.weight_only import encode_weights, storable
 from modelopt_cli.methods.select import select_layers
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_attention, split_names
-from modelopt_cli.program.coverage import WEIGHTED_KINDS, coverage
+from modelopt_cli.program.coverage import WEIGHTED_KINDS, coverage, fetched_weights, weight_label
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.quantized import DynamicLinear
 
@@ -94,11 +94,14 @@ def _weight_only(program: Program, config: QuantizeConfig, context: Context) -> 
     ready = copy.deepcopy(program)
     state = dict(ready.named_parameters())
     plain = {name for name in state if without_zeros(ready.encodings.get(name)).codec == "raw"}
-    reasons = {name: why for name, why in storable(state).items() if name in plain}
-    by_layer = {layer_of(name): name for name in reasons}
+    found = storable(state)
+    for name in fetched_weights(ready):  # whatever they are called
+        found.setdefault(name, None)
+    reasons = {name: why for name, why in found.items() if name in plain}
+    by_layer = {weight_label(name): name for name in reasons}
     selected, skipped = select_layers(by_layer, config)
     skipped |= {layer: why for layer in selected if (why := reasons[by_layer[layer]])}
-    chosen = [name for name, why in reasons.items() if layer_of(name) in selected and why is None]
+    chosen = [name for name, why in reasons.items() if weight_label(name) in selected and why is None]
     if not chosen:
         raise nothing(skipped)
     rounded, encodings = encode_weights(state, chosen)
