@@ -1,6 +1,7 @@
 """Which layers the user wants compressed, and the reason for every one that is left out."""
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Protocol
@@ -8,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.program.coverage import weight_label
 
 
 class Selection(Protocol):
@@ -56,6 +58,13 @@ def select_layers(
         elif config.skip_last and i == len(ordered) - 1:
             skipped[name] = "last layer"
     return [name for name in ordered if name not in skipped], skipped
+
+
+def layer_names(parameters: Mapping[str, Tensor]) -> dict[str, str]:
+    """What to call each weight: its layer, or by its full name where a layer has several."""
+    layers = {name: weight_label(name) for name in parameters}
+    several = Counter(layers.values())
+    return {name: name if several[layer] > 1 else layer for name, layer in layers.items()}
 
 
 def is_weight_name(name: str) -> bool:

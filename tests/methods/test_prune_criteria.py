@@ -9,9 +9,9 @@ from prune_cases import captured, context, net, smooth
 from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.config import CRITERION_NAMES
 from modelopt_cli.methods.prune.criteria import CRITERIA, criterion_for, weight_scores
-from modelopt_cli.methods.prune.matrices import weights_of
 from modelopt_cli.methods.prune.statistics import Statistics, collect
 from modelopt_cli.methods.prune.units import unit_obstacle, unit_scores
 from modelopt_cli.program import Encoding, Program

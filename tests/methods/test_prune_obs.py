@@ -11,12 +11,13 @@ from prune_cases import LAYERS, One, captured, context, net, one, smooth
 from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError, UsageError
+from modelopt_cli.methods import walk
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.matrices import from_matrices, to_matrices, unfold, weights_of
 from modelopt_cli.methods.prune import obs as module
-from modelopt_cli.methods.prune import walk
 from modelopt_cli.methods.prune.masks import Structure, mask_of
-from modelopt_cli.methods.prune.matrices import from_matrices, to_matrices, unfold, weights_of
-from modelopt_cli.methods.prune.obs import inverse_factor, obs_obstacle, obs_prune
+from modelopt_cli.methods.prune.obs import obs_obstacle, obs_prune
+from modelopt_cli.methods.walk import inverse_factor
 from modelopt_cli.program import Encoding, Program
 
 PATTERN, BLOCK = Structure("N:M", 4, 2), Structure("block", 4)

@@ -10,9 +10,10 @@ from prune_cases import captured, context, net, smooth
 from torch import Tensor, nn
 
 from modelopt_cli.errors import EnvironmentFailure, UsageError
+from modelopt_cli.methods.answers import compare
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune import PruneConfig, apply, sensitivity
-from modelopt_cli.methods.prune.sensitivity import Point, Sensitivity, compare, curves
+from modelopt_cli.methods.prune.sensitivity import Point, Sensitivity, curves
 from modelopt_cli.program import Program
 
 IMAGES = smooth(24, 3, 12, 12)
@@ -80,8 +81,8 @@ def test_sensitivity_needs_data_but_no_labels_and_no_target() -> None:
 
 def test_sensitivity_of_equal_answers_is_nothing() -> None:
     logs = torch.log_softmax(torch.randn(7, 4, dtype=torch.float64), 1)
-    assert compare(logs, logs, 0.5) == Point(0.5, 0.0, 1.0)
-    broken = compare(logs, torch.full_like(logs, float("nan")), 0.5)
+    assert Point(0.5, *compare(logs, logs)) == Point(0.5, 0.0, 1.0)
+    broken = Point(0.5, *compare(logs, torch.full_like(logs, float("nan"))))
     assert broken.divergence == float("inf")
 
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError, NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Reached
-from modelopt_cli.methods.prune import PruneConfig, apply
-from modelopt_cli.methods.prune.matrices import (
+from modelopt_cli.methods.matrices import (
     calls,
     from_matrices,
     to_matrices,
@@ -19,8 +18,9 @@ from modelopt_cli.methods.prune.matrices import (
     unseen_inputs,
     weights_of,
 )
+from modelopt_cli.methods.prune import PruneConfig, apply
 from modelopt_cli.methods.prune.statistics import collect
-from modelopt_cli.methods.prune.walk import Columns, Walk, _size, hessian_of, hessians
+from modelopt_cli.methods.walk import Columns, Walk, _size, hessian_of, hessians
 from modelopt_cli.program.coverage import coverage
 
 
@@ -52,7 +52,7 @@ def test_statistics_matrices_go_there_and_back(case: str) -> None:
 
 def test_statistics_unfolding_is_bounded_to_one_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = _layer(one("conv2d")), torch.randn(3, 4, 7, 8)
-    monkeypatch.setattr("modelopt_cli.methods.prune.matrices.CHUNK", 1)
+    monkeypatch.setattr("modelopt_cli.methods.matrices.CHUNK", 1)
     parts = list(unfold(layer, x))
     assert len(parts) == 3
     monkeypatch.undo()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from modelopt_cli.artifact import predicted_bytes
-from modelopt_cli.artifact.sparsity import is_pruned
+from modelopt_cli.artifact.sparsity import without_zeros
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Reached, Result
 from modelopt_cli.methods.prune import schedule
@@ -24,7 +24,7 @@ from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.training import distributed
 
 FAMILIES: dict[str, type[Family]] = {"weights": Weights, "channels": Channels, "layers": Layers}
-_FIRST = "prune first, then quantize: quantize keeps what pruning did"
+_FIRST = "prune first, then quantize or share: they keep what pruning did"
 
 
 def apply(program: Program, config: PruneConfig, context: Context) -> Result:
@@ -61,7 +61,7 @@ def apply(program: Program, config: PruneConfig, context: Context) -> Result:
     target = measured[-1] if metric == "latency" else _require(config, family.left(result))
     result.history = (*program.history, _entry(family, result, target))
     if metric == "bytes":  # the figure reached is itself a part of the file
-        target = replace(target, reached=predicted_bytes(result) / family.full)
+        target = replace(target, reached=predicted_bytes(result, code=context.code) / family.full)
     return Result(result, family.skipped(result), target, (*family.notes, *family.closing_notes(result)))
 
 
@@ -99,7 +99,8 @@ def _family(program: Program, config: PruneConfig, context: Context) -> Family:
     def entry(candidate: Program) -> dict[str, Any]:
         return _entry(family, candidate, Reached(*config.target, DRAFT))
 
-    figures = Figures(entry, nonzeros if config.family == "weights" else parameters)
+    params = nonzeros if config.family == "weights" else parameters
+    figures = Figures(entry, params, context.code)
     family: Family = FAMILIES[config.family](program, config, context, figures)
     return family
 
@@ -114,10 +115,9 @@ def _check_program(program: Program) -> None:
     if any(isinstance(module, Quantized) for module in program.modules()):
         raise UsageError("the network is quantized already", hint=_FIRST)
     for name, encoding in program.encodings.items():
-        plain = encoding.codec == "raw" or (is_pruned(encoding) and encoding.params["values"] is None)
-        if not plain:
+        if (codec := without_zeros(encoding).codec) != "raw":
             raise UsageError(
-                f"is stored as {encoding.codec} values, which pruning would change", where=name, hint=_FIRST
+                f"is stored as {codec} values, which pruning would change", where=name, hint=_FIRST
             )
 
 

@@ -9,11 +9,11 @@ from functools import cached_property, partial
 import torch
 
 from modelopt_cli.artifact.sparsity import compact, pruned_names
+from modelopt_cli.methods.matrices import unseen_inputs
 from modelopt_cli.methods.prune.allocation import Curve, allocate
 from modelopt_cli.methods.prune.family import Family, nothing, shares, weighted_layers
 from modelopt_cli.methods.prune.ladder import Rungs, Step, after, finer, path
 from modelopt_cli.methods.prune.latency import PRECISION
-from modelopt_cli.methods.prune.matrices import unseen_inputs
 from modelopt_cli.methods.prune.sensitivity import STEEP, Variant, curves, measure
 from modelopt_cli.methods.prune.statistics import collect
 from modelopt_cli.methods.prune.targets import CLOSE, TOLERANCE, Found, search_path

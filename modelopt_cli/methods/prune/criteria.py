@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.config import CRITERION_NAMES
 from modelopt_cli.methods.prune.masks import Masks
-from modelopt_cli.methods.prune.matrices import weights_of
 from modelopt_cli.methods.prune.statistics import Statistics
 from modelopt_cli.program import Program
 

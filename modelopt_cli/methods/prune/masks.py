@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from modelopt_cli.artifact.sparsity import pruned_names
 from modelopt_cli.errors import ModeloptError, UsageError
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.program import Program
@@ -175,9 +176,9 @@ class Masks:
 
     @classmethod
     def of(cls, program: Program) -> "Masks":
-        """The zeros that earlier pruning promised: those of parameters stored with the codec ``sparse``."""
+        """The zeros that earlier pruning promised."""
         state = program.state_dict()
-        pruned = [name for name, encoding in program.encodings.items() if encoding.codec == "sparse"]
+        pruned = sorted(pruned_names(program.encodings))
         return cls({name: state[name] != 0 for name in pruned if state[name].is_floating_point()})
 
     def apply_(self, network: nn.Module) -> None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.matrices import DECONVS, from_matrices, to_matrices, unseen_inputs
 from modelopt_cli.methods.prune.masks import Masks, Structure, lowest, lowest_in_groups
-from modelopt_cli.methods.prune.matrices import DECONVS, from_matrices, to_matrices, unseen_inputs
-from modelopt_cli.methods.prune.walk import (
+from modelopt_cli.methods.walk import (
     DAMPING,
     Columns,
     Span,
@@ -26,6 +26,7 @@ from modelopt_cli.methods.prune.walk import (
     damped,
     evaluation_copy,
     hessians,
+    inverse_factor,
     layers_of,
 )
 from modelopt_cli.program import Program
@@ -87,7 +88,7 @@ def obs_prune(
         UsageError: no data, or the inputs of a weight cannot be watched.
         DataError: no samples, or the network gives no finite numbers on them.
     """
-    data = calibration(context, "obs", samples)
+    data = calibration(context, "criterion obs", samples)
     network, held = evaluation_copy(program, context.device), Masks.of(program).masks
     layers, masks = layers_of(network, sparsities), {}
     works = {
@@ -198,18 +199,6 @@ class _Layer:
         with torch.no_grad():
             self.module.weight.copy_(from_matrices(self.module, weight))
         return from_matrices(self.module, keep)
-
-
-def inverse_factor(hessian: Tensor) -> Tensor:
-    """The upper triangular U with U^T U = H^-1, for ``(groups, n, n)``.
-
-    Row j of U, from its diagonal on, is the j-th row of the inverse of H without the first j columns,
-    divided by the root of its first entry.
-    """
-    lower: Tensor = torch.linalg.cholesky(hessian.flip(-1, -2))
-    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
-    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
-    return inverse.flip(-1, -2)
 
 
 def _saliency(weight: Tensor, keep: Tensor, upper: Tensor, columns: Span, size: int) -> Tensor:

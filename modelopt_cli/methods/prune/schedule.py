@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -13,8 +13,9 @@ from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.family import Family
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.prune.weights import Weights
+from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Program
-from modelopt_cli.training import Companion, Training, distributed
+from modelopt_cli.training import Companion
 from modelopt_cli.training.loop import fit
 from modelopt_cli.training.objectives import objective
 
@@ -42,30 +43,6 @@ def check(config: PruneConfig, context: Context) -> None:
             f"{config.rounds} rounds need at least as many epochs, not {epochs}",
             hint="raise --epochs or lower --rounds",
         )
-
-
-@dataclass(frozen=True)
-class Stages:
-    """Does the parts of a long command, each once, even if it is interrupted and resumed in between."""
-
-    training: Training | None
-
-    def once(self, name: str, make: Callable[[], Program]) -> Program:
-        """What ``make`` gives, or gave before the interruption.
-
-        It is read back from its file in either case, so that a resumed run goes on from the same bits
-        in the same memory layout as one that was never interrupted.
-        """
-        run = self.training.run if self.training is not None else None
-        if run is None:
-            return make()
-        if (found := run.finished(name)) is not None:
-            return found
-        run.finish(name, make())
-        distributed.world().barrier()
-        found = run.finished(name)
-        assert found is not None
-        return found
 
 
 def cubic(sparsity: float, progress: float, start: float = 0.0) -> float:

@@ -1,20 +1,15 @@
 """How much each layer minds being pruned: the network's answers with one layer pruned at a time."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from modelopt_cli.data import Data
-from modelopt_cli.errors import DataError, UsageError
+from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.answers import Answers
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.allocation import Curve
 from modelopt_cli.program import Program
-from modelopt_cli.program.capture import evaluation_mode
 
 SPARSITIES = (0.25, 0.5, 0.75, 0.9)
 """Of the table."""
@@ -98,47 +93,16 @@ def measure(family: Prunes, program: Program, sparsities: Sequence[float]) -> tu
     """
     if family.samples is None:
         raise UsageError("a sensitivity is measured on data", hint="give --calib or --data")
-    data = family.samples.sample(SAMPLES, family.context.seed)
-    batches = list(data.batches(family.context.batch_size, workers=family.context.workers))
-    images = [images for images, _ in batches]
-    if not images:
-        raise DataError("no samples to calibrate on", hint="give data with at least one sample")
-    device = family.context.device
-    whole = log_probabilities(program, images, device)
-    if not torch.isfinite(whole).all():
-        raise DataError(
-            "the network gives NaN or infinity on the calibration data",
-            hint="check the checkpoint and the preprocessing",
-        )
+    answers = Answers.of(program, family.samples, family.context, SAMPLES)
     variants = list(family.variants(program, sparsities))
     points: dict[str, list[Point]] = {}
     for done, variant in enumerate(variants, 1):
-        pruned = log_probabilities(variant.make(), images, device)
-        points.setdefault(variant.name, []).append(compare(whole, pruned, variant.sparsity))
+        point = Point(variant.sparsity, *answers.compare(variant.make()))
+        points.setdefault(variant.name, []).append(point)
         if family.context.progress is not None:
             family.context.progress(done, len(variants))
     layers = {variant.name: variant.layers for variant in variants}
     return tuple(Sensitivity(name, layers[name], tuple(found)) for name, found in points.items())
-
-
-def log_probabilities(program: Program, images: Sequence[Tensor], device: str) -> Tensor:
-    """Log-softmax of a network's outputs, float64 ``(N, classes)``."""
-    network = program.to(device)
-    try:
-        with evaluation_mode(network), torch.inference_mode():
-            outputs = [network(batch.to(device)).flatten(1).cpu() for batch in images]
-    finally:
-        program.to("cpu")
-    return F.log_softmax(torch.cat(outputs).double(), dim=1)
-
-
-def compare(whole: Tensor, pruned: Tensor, sparsity: float) -> Point:
-    """Divergence and agreement of two sets of log-probabilities ``(N, classes)``."""
-    divergence = F.kl_div(pruned, whole, reduction="batchmean", log_target=True)
-    agreement = (whole.argmax(1) == pruned.argmax(1)).double().mean()
-    # Rounding may leave a tiny negative number; a pruned network that gives no numbers is infinitely far.
-    found = max(0.0, float(divergence)) if torch.isfinite(divergence) else math.inf
-    return Point(sparsity, found, float(agreement))
 
 
 def curves(table: Sequence[Sensitivity]) -> dict[str, Curve]:

@@ -11,8 +11,8 @@ from torch import Tensor, fx
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.accuracy import check_labels
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.prune.matrices import from_matrices, to_matrices, unfold
-from modelopt_cli.methods.prune.walk import (
+from modelopt_cli.methods.matrices import from_matrices, to_matrices, unfold
+from modelopt_cli.methods.walk import (
     Columns,
     Walk,
     calibration,
@@ -93,7 +93,7 @@ def input_norms(
     Squares are added up over samples before they are unfolded: a patch is cut from the same place of
     every sample.
     """
-    data = calibration(context, "wanda", samples)
+    data = calibration(context, "criterion wanda", samples)
     network, layers = evaluation_copy(program, context.device), layers_of(program, parameters)
     squares = _Squares(network, layers)
     seen = 0
@@ -124,7 +124,7 @@ def curvatures(
     program: Program, parameters: Sequence[str], context: Context, samples: int
 ) -> dict[str, Tensor]:
     """See ``Statistics.curvatures``; one layer's Hessian at a time."""
-    data = calibration(context, "obs", samples)
+    data = calibration(context, "criterion obs", samples)
     network, layers = evaluation_copy(program, context.device), layers_of(program, parameters)
     weights = {layer: _matrices(network, layer) for layer in layers}
     columns = {layer: Columns(weight.shape[-1]) for layer, weight in weights.items()}
@@ -155,7 +155,7 @@ def squared_gradients(program: Program, context: Context, samples: int) -> dict[
         UsageError: no data, or no labels.
         DataError: no samples, a label that is not a class, or the network gives no finite numbers.
     """
-    data = calibration(context, "taylor", samples)
+    data = calibration(context, "criterion taylor", samples)
     if not data.labelled:
         raise UsageError("criterion taylor needs data with labels", hint="or use --criterion l2")
     network = evaluation_copy(program, context.device).requires_grad_(True)

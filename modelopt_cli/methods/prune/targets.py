@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from modelopt_cli.artifact import predicted_bytes
+from modelopt_cli.artifact.coding import Code
 from modelopt_cli.errors import GateNotMet
 from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.measure.size import logical_parameters
@@ -42,10 +43,12 @@ class Figures:
     Attributes:
         entry: makes the history entry, whose bytes are part of the file.
         params: counts parameters: those that are not zero where zeros are what pruning leaves.
+        code: how the file will be written.
     """
 
     entry: Entry
     params: Callable[[Program], float]
+    code: Code = "plain"
 
     def of(self, metric: str, program: Program) -> float:
         """``flops``, ``params`` or ``bytes`` of a Program that has not been pruned in this run."""
@@ -60,7 +63,7 @@ class Figures:
         before = program.history
         program.history = (*before, self.entry(program))
         try:
-            return float(predicted_bytes(program))
+            return float(predicted_bytes(program, code=self.code))
         finally:
             program.history = before
 

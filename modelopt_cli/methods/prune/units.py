@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.matrices import unseen_inputs
 from modelopt_cli.methods.prune.criteria import CRITERIA, random_scores
-from modelopt_cli.methods.prune.matrices import unseen_inputs
 from modelopt_cli.methods.prune.statistics import Statistics
 from modelopt_cli.program import Program
 from modelopt_cli.program.channels import Dependencies, Group, Member

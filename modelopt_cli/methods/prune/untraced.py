@@ -9,6 +9,7 @@ from torch import Tensor
 
 from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.artifact.codecs.sparse import DTYPES
+from modelopt_cli.artifact.coding import Code
 from modelopt_cli.artifact.dtypes import count_nonzero
 from modelopt_cli.artifact.sparsity import compact_state, is_pruned, without_zeros
 from modelopt_cli.errors import UsageError
@@ -20,8 +21,8 @@ from modelopt_cli.methods.prune.family import nothing
 from modelopt_cli.methods.prune.masks import Structure, weight_masks
 from modelopt_cli.methods.prune.statistics import Statistics
 from modelopt_cli.methods.prune.targets import DRAFT, reached, require, search_ratio
-from modelopt_cli.methods.prune.weights import LEAST_KEPT, layer_names
-from modelopt_cli.methods.select import has_weight_form, nameless, select_layers
+from modelopt_cli.methods.prune.weights import LEAST_KEPT
+from modelopt_cli.methods.select import has_weight_form, layer_names, nameless, select_layers
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus
 
@@ -53,6 +54,7 @@ def apply_to_state(
     *,
     origin: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
+    code: Code = "plain",
 ) -> StateResult:
     """Prune a state dict that has no graph.
 
@@ -63,6 +65,7 @@ def apply_to_state(
         seed: of the criterion ``random``.
         origin: what the history should say of the source.
         about: what the file says beside the tensors, as ``artifact.write_tensors`` takes it.
+        code: how the file will be written.
 
     Raises:
         UsageError: the config needs a graph, or weights are stored as int8 steps or the like.
@@ -71,7 +74,7 @@ def apply_to_state(
     """
     about = about or {}
     _check(config, encodings, about.get("arch") is not None)
-    work = _Work(state, encodings, config, seed, origin or {}, about)
+    work = _Work(state, encodings, config, seed, origin or {}, about, code)
     masks = work.masks()
     pruned, stored = work.applied(masks)
     metric, wanted = config.target
@@ -104,7 +107,7 @@ def _check(config: PruneConfig, encodings: Mapping[str, Encoding], has_network: 
             raise UsageError(
                 f"is stored as {codec} values, which pruning would change",
                 where=name,
-                hint="prune first, then quantize: quantize keeps what pruning did",
+                hint="prune first, then quantize or share: they keep what pruning did",
             )
 
 
@@ -114,6 +117,7 @@ class _Work:
     Attributes:
         origin: what the history should say of the source.
         about: what the file says beside the tensors.
+        code: how the file will be written.
         names: what each weight is called, by parameter: its layer, mostly.
         reasons: why some of them are left whole.
         twins: parameters that are another one's tensor, by name the other's.
@@ -128,9 +132,10 @@ class _Work:
         seed: int,
         origin: Mapping[str, Any],
         about: Mapping[str, Any],
+        code: Code,
     ) -> None:
         self.state, self.encodings, self.config = state, encodings, config
-        self.seed, self.origin, self.about = seed, origin, about
+        self.seed, self.origin, self.about, self.code = seed, origin, about, code
         self.structure = Structure.of(config)
         self.twins = _twins(state)
         weights = {name: t for name, t in state.items() if has_weight_form(t) and name not in self.twins}
@@ -224,7 +229,7 @@ class _Work:
     ) -> float:
         """Bytes of the file, its history included, over those of the original as an artifact."""
         history = (*self.about.get("history", ()), entry)
-        after = predicted_bytes(pruned, stored, **{**self.about, "history": history})
+        after = predicted_bytes(pruned, stored, code=self.code, **{**self.about, "history": history})
         return after / predicted_bytes(self.state, self.encodings, **self.about)
 
     def entry(

@@ -1,7 +1,6 @@
 """Zeros in weights: scores, how many each layer gives, masks, and how the zeros are stored."""
 
 import copy
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 
@@ -9,18 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.artifact.sparsity import compact
+from modelopt_cli.methods.matrices import unseen_inputs, weights_of
 from modelopt_cli.methods.prune.allocation import Curve, allocate
 from modelopt_cli.methods.prune.criteria import CRITERIA, held, weight_scores
 from modelopt_cli.methods.prune.family import Family, nothing
 from modelopt_cli.methods.prune.masks import Masks, Structure, weight_masks
-from modelopt_cli.methods.prune.matrices import unseen_inputs, weights_of
 from modelopt_cli.methods.prune.obs import obs_obstacle, obs_prune
 from modelopt_cli.methods.prune.sensitivity import STEEP, Variant, curves, measure
 from modelopt_cli.methods.prune.statistics import Statistics, collect
 from modelopt_cli.methods.prune.targets import nonzeros, search_ratio
-from modelopt_cli.methods.select import select_layers
+from modelopt_cli.methods.select import layer_names, select_layers
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import weight_label
 
 LEAST_KEPT = 1
 """Units that a layer keeps at least: a layer of zeros alone would cut the network in two."""
@@ -235,10 +233,3 @@ def zeros(program: Program, parameter: str) -> float:
     """The fraction of a parameter that is zero, to four places."""
     tensor = program.get_parameter(parameter)
     return round(1 - int(torch.count_nonzero(tensor)) / max(1, tensor.numel()), 4)
-
-
-def layer_names(parameters: Mapping[str, Tensor]) -> dict[str, str]:
-    """What to call each weight: its layer, or by its full name where a layer has several."""
-    layers = {name: weight_label(name) for name in parameters}
-    several = Counter(layers.values())
-    return {name: name if several[layer] > 1 else layer for name, layer in layers.items()}

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.prune.matrices import calls, unfold, unseen_inputs
+from modelopt_cli.methods.matrices import calls, unfold, unseen_inputs
 from modelopt_cli.program import Program
 
 KEPT_BYTES = 1 << 30
@@ -25,16 +25,22 @@ _DEAD = 1e-12
 Span = tuple[int, int]
 
 
-def calibration(context: Context, criterion: str, samples: int) -> Data:
+def calibration(context: Context, what: str, samples: int, instead: str = "--criterion l2") -> Data:
     """The samples to calibrate on.
+
+    Args:
+        context: may have data.
+        what: needs them, e.g. ``criterion obs``.
+        samples: how many, at most.
+        instead: the option that needs none.
 
     Raises:
         UsageError: there are none.
     """
     if context.data is None:
         raise UsageError(
-            f"criterion {criterion} needs data to calibrate on",
-            hint="give --calib or --data, or use --criterion l2, which needs none",
+            f"{what} needs data to calibrate on",
+            hint=f"give --calib or --data, or use {instead}, which needs none",
         )
     return context.data.sample(samples, context.seed)
 
@@ -185,6 +191,7 @@ class Columns:
         order: memory positions in the order of work; None for memory order.
         cuts: where the columns, in the order of work, may be cut; None for everywhere.
         widest: columns at once; ``WIDEST`` by default.
+        constant: whether there is one more column at the end, that of the bias, whose input is always 1.
 
     Attributes:
         spans: ``(start, stop)`` of the columns that share a Hessian. Weights of different spans are
@@ -198,10 +205,11 @@ class Columns:
         cuts: Sequence[int] | None = None,
         *,
         widest: int | None = None,
+        constant: bool = False,
     ) -> None:
-        self.order = order
+        self.order, self.constant = order, constant
         self.cuts = range(count + 1) if cuts is None else cuts
-        self.spans = self.divide(0, count, widest or WIDEST)
+        self.spans = self.divide(0, count + constant, widest or WIDEST)
 
     def divide(self, start: int, stop: int, widest: int) -> list[Span]:
         """Cut ``start`` to ``stop`` into spans of at most ``widest``, or one uncuttable piece."""
@@ -225,6 +233,8 @@ def hessian_of(module: nn.Module, inputs: Iterable[Tensor], columns: Columns) ->
         for rows in unfold(module, value.detach()):
             if columns.order is not None:
                 rows = rows[..., columns.order]
+            if columns.constant:
+                rows = torch.cat((rows, rows.new_ones(*rows.shape[:-1], 1)), -1)
             parts = [rows[..., start:stop] for start, stop in columns.spans]
             products = [part.mT @ part for part in parts]
             totals = (
@@ -246,3 +256,15 @@ def damped(hessian: Tensor, damping: float = DAMPING) -> Tensor:
     mean = diagonal.sum(-1, keepdim=True) / live.sum(-1, keepdim=True).clamp(min=1)
     raised = torch.where(live, damping * mean, _DEAD * torch.where(mean > 0, mean, 1.0))
     return hessian + torch.diag_embed(raised)
+
+
+def inverse_factor(hessian: Tensor) -> Tensor:
+    """The upper triangular U with U^T U = H^-1, for ``(groups, n, n)``.
+
+    Row j of U, from its diagonal on, is the j-th row of the inverse of H without the first j columns,
+    divided by the root of its first entry.
+    """
+    lower: Tensor = torch.linalg.cholesky(hessian.flip(-1, -2))
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+    return inverse.flip(-1, -2)

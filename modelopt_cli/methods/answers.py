@@ -1,0 +1,73 @@
+"""What a network answers on calibration data, and how far other networks' answers are from that."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modelopt_cli.data import Data
+from modelopt_cli.errors import DataError
+from modelopt_cli.methods.context import Context
+from modelopt_cli.program import Program
+from modelopt_cli.program.capture import evaluation_mode
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A network's answers, to compare others with; no labels are needed.
+
+    Attributes:
+        images: batches of samples.
+        whole: log-softmax of the network's outputs on them, float64 ``(N, classes)``.
+        device: where to compute.
+    """
+
+    images: tuple[Tensor, ...]
+    whole: Tensor
+    device: str
+
+    @classmethod
+    def of(cls, program: Program, data: Data, context: Context, samples: int) -> "Answers":
+        """The answers of a network to so many samples, at most.
+
+        Raises:
+            DataError: there are none, or the answers are not finite.
+        """
+        batches = data.sample(samples, context.seed).batches(context.batch_size, workers=context.workers)
+        images = tuple(images for images, _ in batches)
+        if not images:
+            raise DataError("no samples to calibrate on", hint="give data with at least one sample")
+        whole = log_probabilities(program, images, context.device)
+        if not torch.isfinite(whole).all():
+            raise DataError(
+                "the network gives NaN or infinity on the calibration data",
+                hint="check the checkpoint and the preprocessing",
+            )
+        return cls(images, whole, context.device)
+
+    def compare(self, changed: Program) -> tuple[float, float]:
+        """Another network's mean KL(whole || changed), in nats, and its share of equal top answers."""
+        return compare(self.whole, log_probabilities(changed, self.images, self.device))
+
+
+def log_probabilities(program: Program, images: Sequence[Tensor], device: str) -> Tensor:
+    """Log-softmax of a network's outputs, float64 ``(N, classes)``."""
+    network = program.to(device)
+    try:
+        with evaluation_mode(network), torch.inference_mode():
+            outputs = [network(batch.to(device)).flatten(1).cpu() for batch in images]
+    finally:
+        program.to("cpu")
+    return F.log_softmax(torch.cat(outputs).double(), dim=1)
+
+
+def compare(whole: Tensor, changed: Tensor) -> tuple[float, float]:
+    """Divergence and agreement of two sets of log-probabilities ``(N, classes)``."""
+    divergence = F.kl_div(changed, whole, reduction="batchmean", log_target=True)
+    agreement = (whole.argmax(1) == changed.argmax(1)).double().mean()
+    # Rounding may leave a tiny negative number; a network that gives no numbers is infinitely far.
+    found = max(0.0, float(divergence)) if torch.isfinite(divergence) else math.inf
+    return found, float(agreement)
