@@ -1,7 +1,9 @@
-"""Which parameters are pruned, and the smallest way to store each.
+"""Which parameters are pruned, which are shared, and the smallest way to store what is pruned.
 
-The rule, for every method: a parameter whose encoding has the codec ``sparse`` is pruned, and its zeros
-stay zeros. After a method has changed tensors, :func:`compact` says how they are to be stored now.
+The rules, for every method: a parameter whose encoding has the codec ``sparse``, or the codec ``codebook``
+and its setting ``pruned``, is pruned, and its zeros stay zeros. One whose values are those of a table, or
+steps of a scale, is shared, and equal values stay equal. After a method has changed tensors,
+:func:`compact` says how they are to be stored now.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +21,12 @@ _PLAIN = Encoding("raw")
 
 def is_pruned(encoding: Encoding | None) -> bool:
     """Whether a parameter stored so is pruned: its zeros are to stay."""
-    return encoding is not None and encoding.codec == "sparse"
+    return encoding is not None and (encoding.codec == "sparse" or bool(encoding.params.get("pruned")))
+
+
+def is_shared(encoding: Encoding | None) -> bool:
+    """Whether a parameter stored so has few values on purpose: those of a table, or steps of a scale."""
+    return without_zeros(encoding).codec != "raw"
 
 
 def pruned_names(encodings: Mapping[str, Encoding]) -> set[str]:
@@ -28,9 +35,11 @@ def pruned_names(encodings: Mapping[str, Encoding]) -> set[str]:
 
 
 def without_zeros(encoding: Encoding | None) -> Encoding:
-    """How the same values are stored where zeros count like any other: ``affine`` or ``raw``."""
+    """How the same values are stored where zeros count like any other: raw, or by another codec."""
     if encoding is None:
         return _PLAIN
+    if encoding.codec == "codebook":
+        return Encoding("codebook", {**encoding.params, "pruned": False}, dict(encoding.parts))
     if not is_pruned(encoding):
         return encoding
     affine = encoding.params["values"]
@@ -63,10 +72,12 @@ def sparse_encoding(
 
 def pruned_encoding(tensor: Tensor, encoding: Encoding | None = None, pattern: str | None = None) -> Encoding:
     """As :func:`sparse_encoding`, but marks the tensor as pruned even where that saves nothing."""
+    base = without_zeros(encoding)
+    if base.codec == "codebook":  # which has an entry for the zeros
+        return Encoding("codebook", {**base.params, "pruned": True}, dict(base.parts))
     found = sparse_encoding(tensor, encoding, pattern)
     if found is not None:
         return found
-    base = without_zeros(encoding)
     if not _can_be_sparse(tensor, base):
         raise ModeloptError(f"{base.codec} values of type {tensor.dtype} cannot be marked as pruned")
     settings = {"form": "dense", "count": tensor.numel(), "values": settings_of(base)}
@@ -124,18 +135,20 @@ def carry_over(
     Raises:
         ModeloptError: a zero is not zero any more (a bug of the method).
     """
-    found = dict(encodings)
+    found, kept = dict(encodings), set()
     for old in sorted(pruned_names(earlier)):
         name = (renamed or {}).get(old, old)
         if name not in after:
             continue
         if bool((after[name][before[old] == 0] != 0).any()):
             raise ModeloptError("a weight that was pruned is not zero any more", where=name)
+        kept.add(name)
         base = without_zeros(encodings.get(name))
-        # The old form over the new values: compact tries its pattern again.
-        form = {**earlier[old].params, "values": settings_of(base)}
-        found[name] = Encoding("sparse", form, dict(base.parts))
-    return compact_state(after, found)
+        if earlier[old].codec == "sparse" and base.codec != "codebook":
+            # The old form over the new values: compact tries its pattern again.
+            form = {**earlier[old].params, "values": settings_of(base)}
+            found[name] = Encoding("sparse", form, dict(base.parts))
+    return compact_state(after, found, kept)
 
 
 def _can_be_sparse(tensor: Tensor, base: Encoding) -> bool:
@@ -144,7 +157,7 @@ def _can_be_sparse(tensor: Tensor, base: Encoding) -> bool:
 
 def _pattern_of(encoding: Encoding | None) -> str | None:
     """The pattern a sparse encoding is written in."""
-    params = encoding.params if encoding is not None and is_pruned(encoding) else {}
+    params = encoding.params if encoding is not None and encoding.codec == "sparse" else {}
     if params.get("form") == "n:m":
         return f"{params['n']}:{params['m']}"
     return f"block:{params['block']}" if params.get("block", 1) > 1 else None

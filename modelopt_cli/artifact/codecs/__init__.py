@@ -2,11 +2,17 @@
 
 from modelopt_cli.artifact.codecs.affine import Affine
 from modelopt_cli.artifact.codecs.base import Codec, PartSpec
+from modelopt_cli.artifact.codecs.codebook import Codebook
+from modelopt_cli.artifact.codecs.entropy import Entropy
+from modelopt_cli.artifact.codecs.packed import Packed
 from modelopt_cli.artifact.codecs.raw import Raw
 from modelopt_cli.artifact.codecs.sparse import Sparse
 
 CODECS: dict[str, Codec] = {
     "affine": Affine(),
+    "codebook": Codebook(),
+    "entropy": Entropy(),
+    "packed": Packed(),
     "raw": Raw(),
     "sparse": Sparse(),
 }

@@ -9,7 +9,9 @@ the same on every machine.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from types import EllipsisType
 
 import torch
 
@@ -20,6 +22,10 @@ from modelopt_cli.program.program import Encoding
 _SCALES = (torch.float32, torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Element types of the parameters this codec stores."""
+
+
+Block = slice | EllipsisType
+_BLOCK = 1 << 18
 
 
 class Affine:
@@ -46,32 +52,17 @@ class Affine:
         """Recover the integers and make sure that they give the same floats back."""
         shape, params = tuple(tensor.shape), encoding.params
         layout = self.layout(shape, tensor.dtype, encoding)
-        low, high = _range(params)
         parts = {"scale": encoding.parts["scale"].detach().reshape(layout["scale"].shape)}
-        if not bool(tensor.isfinite().all()) or not bool(parts["scale"].isfinite().all()):
-            raise ModeloptError("holds values that are not finite, which codec affine cannot store")
-        steps = torch.nan_to_num(tensor.float() / _spread(parts["scale"].float(), shape, params)).round_()
+        if not bool(parts["scale"].isfinite().all()):
+            raise ModeloptError("has a scale that is not finite, which codec affine cannot store")
         if "zero_point" in encoding.parts:
             zero_point = encoding.parts["zero_point"].detach().reshape(layout["zero_point"].shape)
-            _check_zero_point(zero_point, low, high)
+            _check_zero_point(zero_point, *_range(params))
             parts["zero_point"] = zero_point.to(torch.int8)
-            steps += _spread(parts["zero_point"].float(), shape, params)
-        parts["values"] = steps.clamp_(low, high).to(torch.int8)
-        self._settle(parts, params, tensor)
-        return parts
-
-    def _settle(self, parts: dict[str, torch.Tensor], params: Params, tensor: torch.Tensor) -> None:
-        """Make ``values`` decode to ``tensor``: in bfloat16 a step's own rounding can hide half a step."""
-        shape, (low, high) = tuple(tensor.shape), _range(params)
-        first = parts["values"]
-        for shift in (0, -1, 1):
-            if shift:
-                nearby = (first.short() + shift).clamp_(low, high).to(torch.int8)
-                wrong = self.decode(parts, params, tensor.dtype, shape) != tensor
-                parts["values"] = torch.where(wrong, nearby, parts["values"])
-            if torch.equal(self.decode(parts, params, tensor.dtype, shape), tensor):
-                return
-        raise ModeloptError(f"values are not {params['bits']}-bit multiples of their scale")
+        values = torch.empty(shape, dtype=torch.int8)
+        for some in _blocks(shape):
+            values[some] = _integers(tensor[some], _Grid.of(parts, shape, params, some), params)
+        return {**parts, "values": values}
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], params: Params, dtype: torch.dtype, shape: Shape
@@ -87,11 +78,10 @@ class Affine:
         low, high = _range(params)
         for name in layout.keys() & {"values", "zero_point"}:
             _check_range(parts[name], low, high, name)
-        floats = parts["values"].to(torch.float32)
-        if "zero_point" in parts:
-            floats -= _spread(parts["zero_point"].to(torch.float32), shape, params)
-        floats *= _spread(parts["scale"].to(torch.float32), shape, params)
-        return floats.to(dtype)
+        floats = torch.empty(shape, dtype=dtype)
+        for some in _blocks(shape):
+            floats[some] = _Grid.of(parts, shape, params, some).floats(parts["values"][some])
+        return floats
 
     def predicted_bytes(
         self, shape: Shape, dtype: torch.dtype, params: Params, parts: Collection[str] = ()
@@ -126,13 +116,67 @@ def _scale_shape(shape: Shape, params: Params) -> Shape:
     return ()
 
 
-def _spread(coarse: torch.Tensor, shape: Shape, params: Params) -> torch.Tensor:
-    """Scales or zero points in a shape that broadcasts against the values."""
+@dataclass(frozen=True)
+class _Grid:
+    """Scale and zero point of some elements, in float32 and in a shape that broadcasts against them."""
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor | None
+
+    @classmethod
+    def of(cls, parts: Mapping[str, torch.Tensor], shape: Shape, params: Params, some: Block) -> "_Grid":
+        zero = parts.get("zero_point")
+        scale = _spread(parts["scale"].float(), shape, params, some)
+        return cls(scale, None if zero is None else _spread(zero.float(), shape, params, some))
+
+    def floats(self, values: torch.Tensor) -> torch.Tensor:
+        """What integers stand for."""
+        steps = values.to(torch.float32)
+        if self.zero_point is not None:
+            steps -= self.zero_point
+        return steps.mul_(self.scale)
+
+    def integers(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What stands for floats, as float32 and not yet clamped."""
+        steps = (tensor.float() / self.scale).nan_to_num_().round_()  # a scale may be zero
+        return steps if self.zero_point is None else steps.add_(self.zero_point)
+
+
+def _integers(tensor: torch.Tensor, grid: _Grid, params: Params) -> torch.Tensor:
+    """int8 values that decode to ``tensor``; in bfloat16 a step's own rounding can hide half a step."""
+    low, high = _range(params)
+    first = values = grid.integers(tensor).clamp_(low, high).to(torch.int8)
+    for shift in (0, -1, 1):
+        if shift:
+            nearby = (first.short() + shift).clamp_(low, high).to(torch.int8)
+            wrong = grid.floats(values).to(tensor.dtype) != tensor
+            values = torch.where(wrong, nearby, values)
+        if torch.equal(grid.floats(values).to(tensor.dtype), tensor):
+            return values
+    if not bool(tensor.isfinite().all()):
+        raise ModeloptError("holds values that are not finite, which codec affine cannot store")
+    raise ModeloptError(f"values are not {params['bits']}-bit multiples of their scale")
+
+
+def _blocks(shape: Shape) -> Iterator[Block]:
+    """All elements, some rows at a time: enough to be quick, few enough to stay in the cache."""
+    if not shape:
+        yield ...
+        return
+    rows = max(_BLOCK // max(math.prod(shape[1:]), 1), 1)
+    yield from (slice(start, start + rows) for start in range(0, shape[0], rows))
+
+
+def _spread(coarse: torch.Tensor, shape: Shape, params: Params, some: Block) -> torch.Tensor:
+    """Scales or zero points in a shape that broadcasts against some of the values."""
     if params["axis"] is not None:
-        return coarse.reshape([-1 if i == params["axis"] else 1 for i in range(len(shape))])
+        part = coarse[some] if params["axis"] == 0 else coarse
+        return part.reshape([-1 if i == params["axis"] else 1 for i in range(len(shape))])
     if params["group"] is not None:
         index = torch.arange(shape[-1]) // params["group"]
-        return coarse.index_select(-1, index)
+        if len(shape) == 1:
+            return coarse[index[some]]
+        return coarse[some].index_select(-1, index)
     return coarse
 
 

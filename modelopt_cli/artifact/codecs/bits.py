@@ -4,6 +4,8 @@ Entry ``i`` of width ``b`` takes bits ``i * b`` to ``i * b + b - 1`` of the stre
 bit ``j`` of the stream is bit ``j % 8`` of byte ``j // 8``. The last byte is filled up with zeros.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -23,14 +25,20 @@ def packed_size(count: int, bits: int) -> int:
     return -(-count * bits // 8)
 
 
-def pack(entries: Integers, bits: int) -> Tensor:
+def pack(entries: npt.NDArray[np.integer[Any]], bits: int) -> Tensor:
     """A uint8 stream of integers from 0 to ``2**bits - 1``, ``bits`` at most ``MAX_BITS``."""
     chunks = [_pack(entries[i : i + _CHUNK], bits) for i in range(0, len(entries), _CHUNK)]
     return torch.from_numpy(np.concatenate([np.zeros(0, np.uint8), *chunks]))
 
 
-def unpack(stream: Tensor, count: int, bits: int) -> Integers:
+def unpack(stream: Tensor, count: int, bits: int, dtype: npt.DTypeLike = np.int64) -> npt.NDArray[Any]:
     """The ``count`` integers of a stream of ``packed_size(count, bits)`` bytes.
+
+    Args:
+        stream: uint8.
+        count: of the entries.
+        bits: of each.
+        dtype: that the integers are to have, wide enough for them.
 
     Raises:
         ArtifactError: the bits behind the last entry are not zero.
@@ -38,7 +46,7 @@ def unpack(stream: Tensor, count: int, bits: int) -> Integers:
     data = stream.numpy()
     spare = len(data) * 8 - count * bits
     expect(spare == 0 or int(data[-1]) >> (8 - spare) == 0, "the bits behind the last position are not zero")
-    entries = np.empty(count, np.int64)
+    entries = np.empty(count, dtype)
     for i in range(0, count, _CHUNK):
         some = min(_CHUNK, count - i)
         entries[i : i + some] = _unpack(data[i * bits // 8 :], some, bits)
@@ -66,7 +74,7 @@ def _width(bits: int) -> type[np.unsignedinteger]:
     return np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32
 
 
-def _pack(entries: Integers, bits: int) -> npt.NDArray[np.uint8]:
+def _pack(entries: npt.NDArray[np.integer[Any]], bits: int) -> npt.NDArray[np.uint8]:
     words = entries.astype(np.dtype(_width(bits)).newbyteorder("<"))
     spread = np.unpackbits(words.view(np.uint8).reshape(len(words), -1), axis=1, bitorder="little")
     return np.packbits(spread[:, :bits], bitorder="little")

@@ -1,0 +1,157 @@
+"""``codebook``: a table of values, and for each weight which of them it is.
+
+Settings: ``entries`` (1 to 256, or to 65,536 for vectors), ``groups`` (how many tables there are: the first
+dimension is cut into so many runs of equal length, the last perhaps shorter), ``vector`` (how many
+neighbouring weights of a row are one entry; 1 for single weights) and ``pruned`` (whether the entries that
+are 0, one in each table, stand for weights that were pruned and are to stay zero).
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from modelopt_cli.artifact.codecs.base import Params, PartSpec, Shape, expect
+from modelopt_cli.errors import ModeloptError
+from modelopt_cli.program.program import Encoding
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""Element types of the parameters this codec stores, and of its tables."""
+MAX_ENTRIES = 256
+MAX_VECTOR_ENTRIES = 1 << 16
+MAX_VECTOR = 64
+_CHUNK = 1 << 20
+"""Indices looked up at once."""
+
+
+class Codebook:
+    """Each group's entries are looked up by index; the value is rounded to the parameter's type."""
+
+    payload = ("indices",)
+
+    def layout(self, shape: Shape, dtype: torch.dtype, encoding: Encoding) -> dict[str, PartSpec]:
+        """``indices``, one for each weight or vector, and the ``table``, ``(groups, entries[, vector])``."""
+        params, given = encoding.params, encoding.parts
+        expect(dtype in DTYPES, f"codec codebook stores no {dtype}")
+        check(params, shape)
+        expect(given.keys() == {"table"}, "codec codebook needs its table")
+        table = given["table"]
+        expect(table.dtype in DTYPES, f"the table cannot be {table.dtype}")
+        wanted = table_shape(params)
+        expect(table.numel() == math.prod(wanted), f"the table has not the shape {wanted}")
+        return {
+            "indices": PartSpec(index_type(params), index_shape(params, shape)),
+            "table": PartSpec(table.dtype, wanted),
+        }
+
+    def encode(self, tensor: Tensor, encoding: Encoding) -> dict[str, Tensor]:
+        """Find every weight's entry; each must be in the table."""
+        params = encoding.params
+        layout = self.layout(tuple(tensor.shape), tensor.dtype, encoding)
+        table = encoding.parts["table"].detach().reshape(layout["table"].shape)
+        if params["pruned"] and not bool((table == 0).any(1).all()):
+            raise ModeloptError("is pruned, but has no entry that is zero")
+        indices = torch.empty(layout["indices"].shape, dtype=layout["indices"].dtype)
+        weights = tensor.detach().contiguous()
+        for entries, rows, found in _chunks(table.to(tensor.dtype), weights, indices, params):
+            index = _find(rows, entries)
+            if not torch.equal(entries[index], rows):
+                raise ModeloptError("has values that are not in its codebook")
+            found.copy_(index)
+        return {"indices": indices, "table": table}
+
+    def decode(self, parts: Mapping[str, Tensor], params: Params, dtype: torch.dtype, shape: Shape) -> Tensor:
+        """The entries that the indices name."""
+        expect(set(parts) == {"indices", "table"}, "codec codebook needs indices and a table")
+        layout = self.layout(shape, dtype, Encoding("codebook", dict(params), {"table": parts["table"]}))
+        for name, spec in layout.items():
+            fits = parts[name].dtype == spec.dtype and tuple(parts[name].shape) == spec.shape
+            expect(fits, f"the {name} does not fit the parameter")
+        decoded, indices = torch.empty(shape, dtype=dtype), parts["indices"].contiguous()
+        for entries, rows, found in _chunks(parts["table"].to(dtype), decoded, indices, params):
+            index = found.int()
+            expect(int(index.max()) < params["entries"], "an index lies beyond the table")
+            torch.index_select(entries, 0, index, out=rows)
+        return decoded
+
+    def predicted_bytes(
+        self, shape: Shape, dtype: torch.dtype, params: Params, parts: Collection[str] = ()
+    ) -> int:
+        """One or two bytes for an index, four for each number of a float32 table."""
+        check(params, shape)
+        table = {"table": torch.empty(table_shape(params), device="meta")}
+        layout = self.layout(shape, dtype, Encoding("codebook", dict(params), table))
+        return sum(spec.nbytes for spec in layout.values())
+
+
+def check(params: Params, shape: Shape) -> None:
+    """Refuse settings that are malformed or do not fit a tensor of this shape.
+
+    Raises:
+        ArtifactError: naming the setting.
+    """
+    wanted = {"entries", "groups", "vector", "pruned"}
+    expect(set(params) == wanted, f"codec codebook needs exactly {', '.join(sorted(wanted))}")
+    vector, entries, groups = params["vector"], params["entries"], params["groups"]
+    expect(type(vector) is int and 1 <= vector <= MAX_VECTOR, f"vector must be 1 to {MAX_VECTOR}")
+    most = MAX_ENTRIES if vector == 1 else MAX_VECTOR_ENTRIES
+    expect(type(entries) is int and 1 <= entries <= most, f"entries must be 1 to {most}")
+    rows = max(shape[0], 1) if shape else 1
+    expect(type(groups) is int and 1 <= groups <= rows, "groups must be 1 to the first dimension")
+    expect(-(-rows // -(-rows // groups)) == groups, "groups must not be empty")
+    expect(type(params["pruned"]) is bool, "pruned must be true or false")
+    expect(vector == 1 or not params["pruned"], "vectors are not pruned")
+    row = math.prod(shape[1:])
+    expect(row % vector == 0, f"rows of {row} weights cannot be cut into vectors of {vector}")
+
+
+def table_shape(params: Params) -> Shape:
+    """Of checked settings."""
+    whole = (params["groups"], params["entries"], params["vector"])
+    return whole[:2] if params["vector"] == 1 else whole
+
+
+def index_type(params: Params) -> torch.dtype:
+    """The type of the indices."""
+    return torch.uint8 if params["entries"] <= MAX_ENTRIES else torch.uint16
+
+
+def index_shape(params: Params, shape: Shape) -> Shape:
+    """The parameter's shape, or ``(rows, vectors in a row)``."""
+    if params["vector"] == 1:
+        return shape
+    return (shape[0] if shape else 1, math.prod(shape[1:]) // params["vector"])
+
+
+def _chunks(
+    table: Tensor, tensor: Tensor, indices: Tensor, params: Params
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Views of some of a contiguous tensor's weights or vectors, of their indices, and their entries."""
+    weights, rows = tensor.view(-1, *table.shape[2:]), max(len(indices), 1) if indices.dim() else 1
+    height = -(-rows // params["groups"]) * (indices.numel() // rows)
+    for group, entries in enumerate(table):
+        end = min((group + 1) * height, indices.numel())
+        for first in range(group * height, end, _CHUNK):
+            some = slice(first, min(first + _CHUNK, end))
+            yield entries, weights[some], indices.view(-1)[some]
+
+
+def _find(weights: Tensor, entries: Tensor) -> Tensor:
+    """The entry that each weight or vector is, where it is one."""
+    if weights.dim() == 1:
+        table, order = entries.float().sort(stable=True)
+        found = torch.searchsorted(table, weights.float()).clamp_(max=len(table) - 1)
+        return order[found]
+    # Whole vectors are compared as strings of bytes. Adding zero turns a negative zero into zero.
+    wanted, known = (_as_strings(part.float() + 0.0) for part in (weights, entries))
+    ranks = np.argsort(known, kind="stable")
+    places = np.searchsorted(known[ranks], wanted).clip(max=len(known) - 1)
+    return torch.from_numpy(ranks[places])
+
+
+def _as_strings(rows: Tensor) -> npt.NDArray[np.void]:
+    floats = rows.contiguous().numpy()
+    return floats.view(np.dtype((np.void, floats.shape[1] * 4))).reshape(-1)
