@@ -11,20 +11,30 @@ if TYPE_CHECKING:
     from modelopt_cli.artifact.reader import (
         TensorFile,
         is_artifact,
+        open_tensors,
         read_header,
         read_program,
         read_tensors,
     )
-    from modelopt_cli.artifact.save import Written, predicted_bytes, write_program, write_tensors
+    from modelopt_cli.artifact.save import (
+        Written,
+        predicted_bytes,
+        write_program,
+        write_stream,
+        write_tensors,
+    )
+    from modelopt_cli.artifact.stream import Stream
     from modelopt_cli.artifact.writer import atomic_write, check_output
 
 _HOMES = {
+    "Stream": "stream",
     "TensorFile": "reader",
     "TensorInfo": "container",
     "Written": "save",
     "atomic_write": "writer",
     "check_output": "writer",
     "is_artifact": "reader",
+    "open_tensors": "reader",
     "predicted_bytes": "save",
     "read_header": "reader",
     "read_program": "reader",
@@ -32,16 +42,19 @@ _HOMES = {
     "read_safetensors_header": "container",
     "read_tensors": "reader",
     "write_program": "save",
+    "write_stream": "save",
     "write_tensors": "save",
 }
 
 __all__ = [
+    "Stream",
     "TensorFile",
     "TensorInfo",
     "Written",
     "atomic_write",
     "check_output",
     "is_artifact",
+    "open_tensors",
     "predicted_bytes",
     "read_header",
     "read_program",
@@ -49,6 +62,7 @@ __all__ = [
     "read_safetensors_header",
     "read_tensors",
     "write_program",
+    "write_stream",
     "write_tensors",
 ]
 

@@ -154,25 +154,38 @@ def _metadata(value: Any, where: str, error: type[InputError]) -> dict[str, str]
 
 
 def _tensor(name: str, entry: Any, where: str, error: type[InputError]) -> TensorInfo:
+    check_names([name], where, error)
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        what = f"tensor {name[:80]!r} must have exactly dtype, shape and data_offsets"
+        raise error(what, where=where)
+    size = tensor_bytes(name, entry["dtype"], entry["shape"], where, error)
+    offsets = entry["data_offsets"]
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(is_size(n) for n in offsets):
+        raise error(f"tensor {name[:80]!r} has bad data_offsets", where=where)
+    start, end = offsets
+    if end - start != size:
+        what = f"tensor {name[:80]!r} has data_offsets that do not fit its dtype and shape"
+        raise error(what, where=where)
+    return TensorInfo(entry["dtype"], tuple(entry["shape"]), start, end)
+
+
+def tensor_bytes(name: str, dtype: object, shape: object, where: str, error: type[InputError]) -> int:
+    """How many bytes a tensor takes whose type and shape come from a file.
+
+    Raises:
+        InputError: of the class ``error``: they are none.
+    """
+
     def refuse(what: str) -> NoReturn:
         raise error(f"tensor {name[:80]!r} {what}", where=where)
 
-    check_names([name], where, error)
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        refuse("must have exactly dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         refuse(f"has the unknown dtype {str(dtype)[:40]!r}")
     if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(is_size(n) for n in shape):
         refuse("has a bad shape")
     if math.prod(max(n, 1) for n in shape) >= 1 << 60:
         refuse("has a shape too large to address")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(is_size(n) for n in offsets):
-        refuse("has bad data_offsets")
-    start, end = offsets
-    if end - start != math.prod(shape) * DTYPES[dtype].itemsize:
-        refuse("has data_offsets that do not fit its dtype and shape")
-    return TensorInfo(dtype, tuple(shape), start, end)
+    return math.prod(shape) * DTYPES[dtype].itemsize
 
 
 def is_size(value: object) -> bool:

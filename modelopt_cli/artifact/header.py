@@ -4,11 +4,12 @@ The JSON under the one metadata key ``modelopt`` has ``digest`` as its first key
 the first thing in the file, so the 64 digest characters stand at the same offset in every artifact.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -32,6 +33,10 @@ ONCE = ("arch", "history", "input", "labels")
 """Fields of a Program's data form that every artifact holds itself, so ``program`` leaves them out."""
 
 _FIELDS = {"digest", "format", "history", "input", "labels", "network", "parameters", "program", "tied"}
+
+
+Kind = tuple[str, tuple[int, ...]]
+"""Element type and shape of a tensor of the file."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,14 @@ class Document:
         return strictjson.canonical(self.to_json()) == strictjson.canonical(other.to_json())
 
 
-def header_bytes(document: Document, tensors: Mapping[str, TensorInfo]) -> bytes:
-    """Length, JSON and padding, with the digest blank; ``tensors`` in file order."""
-    outer: dict[str, Any] = {METADATA: {KEY: strictjson.canonical(document.to_json()).decode()}}
+def header_bytes(stated: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> bytes:
+    """Length, JSON and padding of a whole header.
+
+    Args:
+        stated: the object under ``modelopt``, its digest blank.
+        tensors: in file order.
+    """
+    outer: dict[str, Any] = {METADATA: {KEY: strictjson.canonical(stated).decode()}}
     for name, info in tensors.items():
         offsets = [info.start, info.end]
         outer[name] = {"data_offsets": offsets, "dtype": info.dtype, "shape": list(info.shape)}
@@ -104,25 +114,27 @@ def digest_of(blank_header: bytes, data: Iterable[bytes | memoryview]) -> str:
     return sha.hexdigest()
 
 
-def arrange(parts: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, TensorInfo]:
-    """Place tensors given as (dtype, shape): widest elements first, then by name, with no gap.
+def arrange(parts: Mapping[str, Kind]) -> dict[str, TensorInfo]:
+    """Place tensors: widest elements first, then by name, which keeps each aligned to its element size."""
+    order = sorted(parts, key=lambda name: (-DTYPES[parts[name][0]].itemsize, name))
+    return in_order({name: parts[name] for name in order})
 
-    The order keeps every tensor aligned to its element size.
-    """
+
+def in_order(parts: Mapping[str, Kind]) -> dict[str, TensorInfo]:
+    """Place tensors as they come, with no gap."""
     position, placed = 0, {}
-    for name in sorted(parts, key=lambda name: (-DTYPES[parts[name][0]].itemsize, name)):
-        dtype, shape = parts[name]
+    for name, (dtype, shape) in parts.items():
         end = position + math.prod(shape) * DTYPES[dtype].itemsize
         placed[name] = TensorInfo(dtype, shape, position, end)
         position = end
     return placed
 
 
-def parse_document(layout: Layout, where: str) -> tuple[Document, str]:
-    """The checked document and the digest it states.
+def parse_stated(layout: Layout, where: str) -> dict[str, Any]:
+    """The JSON object under ``modelopt``, of a version that is known.
 
     Raises:
-        ArtifactError: not ours, from a newer version, or not as the format demands.
+        ArtifactError: not ours, or from a newer version.
     """
     if KEY not in layout.metadata:
         hint = "give it as a checkpoint"
@@ -132,35 +144,58 @@ def parse_document(layout: Layout, where: str) -> tuple[Document, str]:
     if type(version) is int and version > FORMAT:
         hint = "update modelopt to read it"
         raise ArtifactError(f"has format version {version}, newer than {FORMAT}", where=where, hint=hint)
-    try:
-        _expect(len(layout.metadata) == 1, "metadata beside its own")
+    with damaged(where):
+        expect(len(layout.metadata) == 1, "metadata beside its own")
+    return data
+
+
+def parse_document(data: dict[str, Any], layout: Layout, where: str) -> tuple[Document, str]:
+    """The checked document and the digest it states.
+
+    Args:
+        data: the document's JSON.
+        layout: where the tensors are that it speaks of.
+        where: the file, for messages.
+
+    Raises:
+        ArtifactError: not as the format demands.
+    """
+    with damaged(where):
         document = _document(data)
         _check_parts(document, layout)
-    except ArtifactError as error:
-        raise ArtifactError(f"has {error.what}", where=where, hint="the file is damaged or forged") from None
     return document, data["digest"]
 
 
-def _expect(condition: bool, what: str) -> None:
+@contextlib.contextmanager
+def damaged(where: str) -> Iterator[None]:
+    """Say of the file what is wrong with its header."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise ArtifactError(f"has {error.what}", where=where, hint="the file is damaged or forged") from None
+
+
+def expect(condition: bool, what: str) -> None:
+    """Raise ArtifactError(what) unless ``condition`` holds; see :func:`damaged`."""
     if not condition:
         raise ArtifactError(what)
 
 
 def _document(data: dict[str, Any]) -> Document:
-    _expect(data.keys() == _FIELDS, "missing or unknown header fields")
-    _expect(data["format"] == FORMAT and type(data["format"]) is int, "a bad format version")
+    expect(data.keys() == _FIELDS, "missing or unknown header fields")
+    expect(data["format"] == FORMAT and type(data["format"]) is int, "a bad format version")
     digest, network, program, history = data["digest"], data["network"], data["program"], data["history"]
-    _expect(
+    expect(
         isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef"),
         "a bad digest",
     )
-    _expect(network is None or isinstance(network, str), "a bad network")
-    _expect(program is None or isinstance(program, dict), "a bad program")
-    _expect(not any(key in (program or {}) for key in ONCE), "a program that repeats other fields")
-    _expect(_is_list(history, dict), "a bad history")
-    _expect(data["labels"] is None or _is_list(data["labels"], str), "bad labels")
-    _expect(_is_list(data["parameters"], dict), "bad parameters")
-    _expect(_is_map(data["tied"]), "a bad list of tied parameters")
+    expect(network is None or isinstance(network, str), "a bad network")
+    expect(program is None or isinstance(program, dict), "a bad program")
+    expect(not any(key in (program or {}) for key in ONCE), "a program that repeats other fields")
+    expect(_is_list(history, dict), "a bad history")
+    expect(data["labels"] is None or _is_list(data["labels"], str), "bad labels")
+    expect(_is_list(data["parameters"], dict), "bad parameters")
+    expect(_is_map(data["tied"]), "a bad list of tied parameters")
     return Document(
         parameters=tuple(_parameter(entry) for entry in data["parameters"]),
         tied=data["tied"],
@@ -174,27 +209,27 @@ def _document(data: dict[str, Any]) -> Document:
 
 def _parameter(entry: dict[str, Any]) -> Parameter:
     fields = {"codec", "dtype", "name", "params", "parts", "shape"}
-    _expect(entry.keys() == fields, "a parameter with missing or unknown fields")
+    expect(entry.keys() == fields, "a parameter with missing or unknown fields")
     check_names([entry["name"]], "", ArtifactError)
     strings = isinstance(entry["codec"], str) and isinstance(entry["dtype"], str)
-    _expect(strings and entry["dtype"] in DTYPES, "a parameter of unknown codec or dtype")
+    expect(strings and entry["dtype"] in DTYPES, "a parameter of unknown codec or dtype")
     shape = entry["shape"]
-    _expect(_is_list(shape, int) and len(shape) <= 64 and all(is_size(n) for n in shape), "a bad shape")
-    _expect(isinstance(entry["params"], dict), "bad codec settings")
-    _expect(_is_map(entry["parts"]) and len(entry["parts"]) > 0, "bad codec parts")
+    expect(_is_list(shape, int) and len(shape) <= 64 and all(is_size(n) for n in shape), "a bad shape")
+    expect(isinstance(entry["params"], dict), "bad codec settings")
+    expect(_is_map(entry["parts"]) and len(entry["parts"]) > 0, "bad codec parts")
     return Parameter(**{**entry, "shape": tuple(shape)})
 
 
 def _check_parts(document: Document, layout: Layout) -> None:
     """Every tensor belongs to exactly one parameter, and every name stands for one thing."""
     names = [parameter.name for parameter in document.parameters]
-    _expect(len(set(names)) == len(names), "a parameter twice")
+    expect(len(set(names)) == len(names), "a parameter twice")
     used = [part for parameter in document.parameters for part in parameter.parts.values()]
-    _expect(len(set(used)) == len(used), "a tensor used twice")
-    _expect(set(used) == layout.tensors.keys(), "tensors missing or belonging to no parameter")
+    expect(len(set(used)) == len(used), "a tensor used twice")
+    expect(set(used) == layout.tensors.keys(), "tensors missing or belonging to no parameter")
     check_names(document.tied, "", ArtifactError)
     ties = not document.tied.keys() & set(names) and set(document.tied.values()) <= set(names)
-    _expect(ties, "a bad list of tied parameters")
+    expect(ties, "a bad list of tied parameters")
 
 
 def input_from_json(data: Any) -> InputSpec | None:

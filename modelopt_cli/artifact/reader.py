@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 import torch
 
 from modelopt_cli.artifact import container
-from modelopt_cli.artifact.codecs import CODECS
+from modelopt_cli.artifact.codecs import CODECS, Codec
+from modelopt_cli.artifact.coding import base_encoding
 from modelopt_cli.artifact.dtypes import DTYPES
 from modelopt_cli.artifact.header import (
     BLANK,
@@ -19,7 +20,10 @@ from modelopt_cli.artifact.header import (
     Document,
     Parameter,
     parse_document,
+    parse_stated,
 )
+from modelopt_cli.artifact.lazy import LazyState
+from modelopt_cli.artifact.seal import is_sealed, unseal
 from modelopt_cli.errors import ArtifactError, InputError, ModeloptError
 from modelopt_cli.program.program import Encoding, Program
 from modelopt_cli.program.spec import InputSpec
@@ -33,7 +37,7 @@ class TensorFile:
     """The decoded tensors of an artifact and what it says about them.
 
     Attributes:
-        state: every parameter under its name, in state-dict order; tied names share one tensor.
+        state: every parameter under its name, in state-dict order, then the tied names.
         encodings: how the parameters that are not plain were stored.
         history: one object for each method applied, oldest first.
         arch: the architecture spec the network was built from.
@@ -41,7 +45,7 @@ class TensorFile:
         labels: class names in logit order.
     """
 
-    state: dict[str, torch.Tensor]
+    state: Mapping[str, torch.Tensor]
     encodings: dict[str, Encoding] = field(default_factory=dict)
     history: tuple[dict[str, Any], ...] = ()
     arch: str | None = None
@@ -55,39 +59,65 @@ class Artifact:
     def __init__(self, file: BinaryIO, where: str, *, verify: bool = True) -> None:
         self.where = where
         self._file = file
-        self._layout = container.read_layout(file, where, ArtifactError)
-        self.document, self.digest = parse_document(self._layout, where)
+        self.layout = container.read_layout(file, where, ArtifactError)
+        data = parse_stated(self.layout, where)
+        if is_sealed(data):
+            data, self.layout = unseal(file, self.layout, data, where)
+        self.document, self.digest = parse_document(data, self.layout, where)
         if verify:
             _check_digest(file, self.digest, where)
 
     def decode(self, parameter: Parameter) -> tuple[torch.Tensor, Encoding]:
-        """One parameter's tensor, and how it was stored.
+        """One parameter's tensor, and the encoding that its method asked for.
 
         Raises:
             ArtifactError: its parts do not fit together.
         """
-        where = f"{self.where}: {parameter.name}"
-        codec = CODECS.get(parameter.codec)
-        if codec is None:
-            raise ArtifactError(
-                f"unknown codec {parameter.codec[:40]!r}", where=where, hint="update modelopt"
-            )
-        parts = {part: self._read(name) for part, name in parameter.parts.items()}
-        try:
+        with self._damaged(parameter):
+            codec = _codec(parameter)
+            parts = {part: self._read(name) for part, name in parameter.parts.items()}
             tensor = codec.decode(parts, parameter.params, DTYPES[parameter.dtype], parameter.shape)
-        except ArtifactError as error:
-            raise ArtifactError(error.what, where=where, hint=_DAMAGED) from None
-        settings = {part: value for part, value in parts.items() if part not in codec.payload}
-        return tensor, Encoding(parameter.codec, dict(parameter.params), settings)
+            return tensor, _encoding(parameter, codec, parts)
+
+    def encoding(self, parameter: Parameter) -> Encoding:
+        """The encoding that a parameter's method asked for; its values are not read.
+
+        Raises:
+            ArtifactError: its settings are none.
+        """
+        with self._damaged(parameter):
+            codec = _codec(parameter)
+            names = {part: name for part, name in parameter.parts.items() if part not in codec.payload}
+            return _encoding(parameter, codec, {part: self._read(name) for part, name in names.items()})
 
     def stored_bytes(self, parameter: Parameter) -> int:
         """Bytes that all parts of a parameter take in the file."""
-        found = (self._layout.tensors[name] for name in parameter.parts.values())
+        found = (self.layout.tensors[name] for name in parameter.parts.values())
         return sum(info.end - info.start for info in found)
 
+    @contextlib.contextmanager
+    def _damaged(self, parameter: Parameter) -> Iterator[None]:
+        try:
+            yield
+        except ArtifactError as error:
+            where = f"{self.where}: {parameter.name}"
+            raise ArtifactError(error.what, where=where, hint=error.hint or _DAMAGED) from None
+
     def _read(self, name: str) -> torch.Tensor:
-        info = self._layout.tensors[name]
-        return container.read_tensor(self._file, self._layout, info, self.where, ArtifactError)
+        info = self.layout.tensors[name]
+        return container.read_tensor(self._file, self.layout, info, self.where, ArtifactError)
+
+
+def _codec(parameter: Parameter) -> Codec:
+    codec = CODECS.get(parameter.codec)
+    if codec is None:
+        raise ArtifactError(f"unknown codec {parameter.codec[:40]!r}", hint="update modelopt")
+    return codec
+
+
+def _encoding(parameter: Parameter, codec: Codec, parts: Mapping[str, torch.Tensor]) -> Encoding:
+    settings = {part: value for part, value in parts.items() if part not in codec.payload}
+    return base_encoding(Encoding(parameter.codec, dict(parameter.params), settings))
 
 
 def is_artifact(path: str | Path) -> bool:
@@ -121,6 +151,26 @@ def read_tensors(path: str | Path) -> TensorFile:
     """
     with open_artifact(path) as artifact:
         return _tensors(artifact)
+
+
+def open_tensors(path: str | Path) -> TensorFile:
+    """As :func:`read_tensors`, but each tensor is decoded when it is asked for, and not kept.
+
+    Raises:
+        ArtifactError: as :func:`read_tensors`.
+    """
+    with open_artifact(path) as artifact:
+        document = artifact.document
+        encodings = {p.name: artifact.encoding(p) for p in document.parameters}
+    named = {parameter.name: parameter for parameter in document.parameters}
+    named |= {name: named[owner] for name, owner in document.tied.items()}
+
+    def read(name: str) -> torch.Tensor:
+        with open_artifact(path, verify=False) as artifact:
+            return artifact.decode(named[name])[0]
+
+    state = LazyState({name: (p.dtype, p.shape) for name, p in named.items()}, read)
+    return _file(document, state, encodings)
 
 
 def read_program(path: str | Path) -> Program:
@@ -170,11 +220,16 @@ def _tensors(artifact: Artifact) -> TensorFile:
     document = artifact.document
     state, encodings = {}, {}
     for parameter in document.parameters:
-        state[parameter.name], encoding = artifact.decode(parameter)
-        if encoding.codec != "raw":
-            encodings[parameter.name] = encoding
+        state[parameter.name], encodings[parameter.name] = artifact.decode(parameter)
     state.update({name: state[owner] for name, owner in document.tied.items()})
-    return TensorFile(state, encodings, document.history, document.network, document.input, document.labels)
+    return _file(document, state, encodings)
+
+
+def _file(
+    document: Document, state: Mapping[str, torch.Tensor], encodings: Mapping[str, Encoding]
+) -> TensorFile:
+    encoded = {name: encoding for name, encoding in encodings.items() if encoding.codec != "raw"}
+    return TensorFile(state, encoded, document.history, document.network, document.input, document.labels)
 
 
 def _check_digest(file: BinaryIO, stated: str, where: str) -> None:

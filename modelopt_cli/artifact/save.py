@@ -1,32 +1,31 @@
-"""Writing artifacts: encode, lay out, write whole, read back."""
+"""Writing artifacts: encode one tensor at a time, lay out, write whole, read back."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from modelopt_cli.artifact.codecs import CODECS, Codec
-from modelopt_cli.artifact.container import check_names
-from modelopt_cli.artifact.dtypes import NAMES, as_bytes
-from modelopt_cli.artifact.header import (
-    ONCE,
-    Document,
-    Parameter,
-    arrange,
-    digest_of,
-    header_bytes,
-    with_digest,
-)
+from modelopt_cli.artifact.codecs import CODECS
+from modelopt_cli.artifact.coding import Code, stored_encoding
+from modelopt_cli.artifact.dtypes import as_bytes
+from modelopt_cli.artifact.header import ONCE, Document, digest_of, with_digest
+from modelopt_cli.artifact.lazy import described
+from modelopt_cli.artifact.plan import PLAIN, Plan, Record, plan, record
 from modelopt_cli.artifact.reader import Artifact, open_artifact
+from modelopt_cli.artifact.spool import Spool, spool_beside
+from modelopt_cli.artifact.stream import Item, Stream, tied_names
 from modelopt_cli.artifact.writer import atomic_write, check_output
 from modelopt_cli.errors import ArtifactError, ModeloptError
 from modelopt_cli.program.program import Encoding, Program
 from modelopt_cli.program.spec import InputSpec
 
-_PLAIN = Encoding("raw")
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,18 @@ class Written:
     sha256: str
 
 
-def write_program(program: Program, path: str | Path, *, force: bool = False) -> Written:
+def write_program(
+    program: Program, path: str | Path, *, force: bool = False, code: Code = "plain"
+) -> Written:
     """Write a Program so that it runs again from the file alone.
 
-    The file is read back and compared, bit for bit, before it takes its name.
+    The file is read back and compared, value by value, before it takes its name.
+
+    Args:
+        program: what to write.
+        path: where.
+        force: whether an existing file may be replaced.
+        code: how tightly integers are packed; ``entropy`` also gives the file its sealed form.
 
     Raises:
         OutputError: ``path`` must not be written to.
@@ -49,11 +56,11 @@ def write_program(program: Program, path: str | Path, *, force: bool = False) ->
         ModeloptError: an encoding does not fit its parameter (a bug of a method).
     """
     check_output(path, force)
-    return _write(*_program_parts(program), path, force)
+    return _write(_of_program(program), path, force, code)
 
 
 def write_tensors(
-    state: Mapping[str, torch.Tensor],
+    state: Mapping[str, Tensor],
     encodings: Mapping[str, Encoding],
     path: str | Path,
     *,
@@ -62,6 +69,7 @@ def write_tensors(
     input: InputSpec | None = None,
     labels: Iterable[str] | None = None,
     force: bool = False,
+    code: Code = "plain",
 ) -> Written:
     """Write a state dict without a network; ``arch`` says what it can be loaded into, if known.
 
@@ -69,55 +77,93 @@ def write_tensors(
         As :func:`write_program`.
     """
     check_output(path, force)
-    document = _describe(history, arch, input, labels)
-    return _write(document, dict(state), dict(encodings), path, force)
+    about = _describe(history, arch, input, labels)
+    return _write(_of_state(about, state, encodings), path, force, code)
+
+
+def write_stream(
+    stream: Stream,
+    path: str | Path,
+    *,
+    history: Iterable[dict[str, Any]] = (),
+    arch: str | None = None,
+    input: InputSpec | None = None,
+    labels: Iterable[str] | None = None,
+    force: bool = False,
+    code: Code = "plain",
+) -> Written:
+    """As :func:`write_tensors`, for tensors of which no two need to be in memory at once.
+
+    Raises:
+        As :func:`write_program`, and whatever making the tensors raises.
+    """
+    check_output(path, force)
+    return _write(_of_stream(_describe(history, arch, input, labels), stream), path, force, code)
 
 
 def predicted_bytes(
-    subject: Program | Mapping[str, torch.Tensor],
+    subject: Program | Stream | Mapping[str, Tensor],
     encodings: Mapping[str, Encoding] | None = None,
     *,
     history: Iterable[dict[str, Any]] = (),
     arch: str | None = None,
     input: InputSpec | None = None,
     labels: Iterable[str] | None = None,
+    code: Code = "plain",
 ) -> int:
     """Exact size of the file that :func:`write_program` or :func:`write_tensors` would write.
 
-    Only shapes and types are looked at: tensors and encoding parts may be on the meta device.
+    Where ``code`` is plain only shapes and types are looked at: tensors and encoding parts may be on the
+    meta device. Otherwise the size depends on the values.
 
     Args:
-        subject: a Program, or the state dict that ``write_tensors`` would get.
-        encodings: instead of the Program's own, or beside the state dict.
-        history: as for ``write_tensors``; ignored for a Program, as are the ones below.
+        subject: a Program, or the state dict or stream that would be written.
+        encodings: instead of the Program's own, or beside the state dict; a stream has its own.
+        history: as for ``write_tensors``; ignored for a Program, as are the ones below but for ``code``.
         arch: see ``write_tensors``.
         input: see ``write_tensors``.
         labels: see ``write_tensors``.
+        code: see ``write_program``.
     """
+    about = _describe(history, arch, input, labels)
     if isinstance(subject, Program):
-        document, state, own = _program_parts(subject)
+        content = _of_program(subject, encodings)
+    elif isinstance(subject, Stream):
+        content = _of_stream(about, subject)
     else:
-        document, state, own = _describe(history, arch, input, labels), dict(subject), {}
-    plan = _plan(document, state, own if encodings is None else dict(encodings))
-    end = max((info.end for info in plan.tensors.values()), default=0)
-    return len(header_bytes(plan.document, plan.tensors)) + end
+        content = _of_state(about, subject, encodings or {})
+    records = list(itertools.starmap(partial(_record, code), content.items))
+    return _plan(content, records, code).file_bytes
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """Where everything goes, settled from shapes alone."""
+class _Content:
+    """What is to be written: ``items`` in state-dict order, and what the file says beside them."""
 
-    document: Document
-    tensors: dict[str, Any]
-    encodings: dict[str, Encoding]
+    about: Document
+    items: Iterable[Item]
+    tied: Mapping[str, str]
 
 
-def _program_parts(program: Program) -> tuple[Document, dict[str, torch.Tensor], dict[str, Encoding]]:
+def _of_program(program: Program, encodings: Mapping[str, Encoding] | None = None) -> _Content:
     from modelopt_cli.program.data import to_data
 
     data = {key: value for key, value in to_data(program).items() if key not in ONCE}
-    document = _describe(program.history, program.arch, program.input, program.labels)
-    return replace(document, program=data), dict(program.state_dict()), program.encodings
+    about = replace(_describe(program.history, program.arch, program.input, program.labels), program=data)
+    return _of_state(about, program.state_dict(), program.encodings if encodings is None else encodings)
+
+
+def _of_state(about: Document, state: Mapping[str, Tensor], encodings: Mapping[str, Encoding]) -> _Content:
+    for name in encodings:
+        if name not in state:
+            raise ModeloptError("has an encoding but no tensor", where=name)
+    tied = tied_names(described(state), encodings)
+    items = ((name, state[name], encodings.get(name, PLAIN)) for name in state if name not in tied)
+    return _Content(about, items, tied)
+
+
+def _of_stream(about: Document, stream: Stream) -> _Content:
+    return _Content(about, stream.items(), stream.tied)
 
 
 def _describe(
@@ -130,144 +176,102 @@ def _describe(
     return Document((), network=arch, input=input, labels=names, history=tuple(history))
 
 
-def _plan(document: Document, state: dict[str, torch.Tensor], encodings: dict[str, Encoding]) -> _Plan:
-    """Assign every parameter its parts, and every part its place."""
-    _check_state(state, encodings)
-    tied = _tied(state, encodings)
-    owners = {name: tensor for name, tensor in state.items() if name not in tied}
-    taken, parameters, parts = set(owners), [], {}
-    for name, tensor in owners.items():
-        encoding, codec = encodings.get(name, _PLAIN), _codec(name, encodings)
-        try:
-            layout = codec.layout(tuple(tensor.shape), tensor.dtype, encoding)
-        except ArtifactError as error:
-            raise ModeloptError(error.what, where=name) from None
-        names = {part: _part_name(name, part, codec, taken) for part in layout}
-        parts.update({names[part]: (NAMES[spec.dtype], spec.shape) for part, spec in layout.items()})
-        dtype, shape = NAMES[tensor.dtype], tuple(tensor.shape)
-        parameters.append(Parameter(name, encoding.codec, dtype, shape, names, dict(encoding.params)))
-    planned = replace(document, parameters=tuple(parameters), tied=tied)
-    return _Plan(planned, arrange(parts), {name: encodings.get(name, _PLAIN) for name in owners})
+def _record(code: Code, name: str, tensor: Tensor, encoding: Encoding) -> Record:
+    return record(name, tensor, stored_encoding(tensor, encoding, code))
 
 
-def _check_state(state: Mapping[str, torch.Tensor], encodings: Mapping[str, Encoding]) -> None:
-    check_names(state, "the state dict", ArtifactError)
-    for name, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
-            raise ModeloptError("is not a dense tensor and cannot be stored", where=name)
-        if tensor.dtype not in NAMES:
-            raise ModeloptError(f"has the type {tensor.dtype}, which cannot be stored", where=name)
-    for name in encodings:
-        if name not in state:
-            raise ModeloptError("has an encoding but no tensor", where=name)
+def _plan(content: _Content, records: list[Record], code: Code) -> Plan:
+    return plan(content.about, records, content.tied, sealed=code == "entropy")
 
 
-def _codec(name: str, encodings: Mapping[str, Encoding]) -> Codec:
-    wanted = encodings.get(name, _PLAIN).codec
-    if wanted not in CODECS:
-        raise ModeloptError(f"unknown codec {wanted!r}", where=name)
-    return CODECS[wanted]
+@dataclass(frozen=True)
+class _Encoded:
+    """A parameter in the spool: where its parts stand there, and the fingerprint of its values."""
+
+    record: Record
+    places: Mapping[str, tuple[int, int]]
+    values: bytes
 
 
-def _tied(state: Mapping[str, torch.Tensor], encodings: Mapping[str, Encoding]) -> dict[str, str]:
-    """Names that share their storage with another: an encoded one owns it, else the first."""
-    owners: dict[tuple[Any, ...], str] = {}
-    tied = {}
-    for name in sorted(state, key=lambda name: name not in encodings):
-        tensor = state[name]
-        if tensor.numel() == 0 or tensor.is_meta:
-            continue
-        key = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-        owner = owners.setdefault(key, name)
-        if owner != name:
-            tied[name] = owner
-    return tied
+def _write(content: _Content, path: str | Path, force: bool, code: Code) -> Written:
+    with spool_beside(path) as spool:
+        # Unlike a loop's variable, starmap holds no tensor while the next one is made.
+        encoded = list(itertools.starmap(partial(_encode, code, spool), content.items))
+        made = _plan(content, [each.record for each in encoded], code)
+        return _publish(made, encoded, spool, path, force)
 
 
-def _part_name(name: str, part: str, codec: Codec, taken: set[str]) -> str:
-    """``conv.weight`` itself for the payload; ``conv.scale``, or ``conv.weight.scale`` if that is taken."""
-    if part == codec.payload[0]:
-        return name
-    layer = name.removesuffix(".weight")
-    for candidate in (f"{layer}.{part}", f"{name}.{part}"):
-        if candidate not in taken:
-            taken.add(candidate)
-            return candidate
-    raise ModeloptError(f"no free name is left for its {part}", where=name)
+def _encode(code: Code, spool: Spool, name: str, tensor: Tensor, encoding: Encoding) -> _Encoded:
+    """Encode one parameter into the spool, and keep nothing of it but where it went."""
+    try:
+        values = _host(tensor)
+        moved = replace(encoding, parts={part: _host(value) for part, value in encoding.parts.items()})
+        stored = stored_encoding(values, moved, code)
+        described = record(name, values, stored)
+        parts = CODECS[stored.codec].encode(values, stored)
+    except ModeloptError as error:
+        raise ModeloptError(error.what, where=error.where or name) from None
+    places = {part: spool.append(_bytes(parts[part])) for part in described.layout}
+    return _Encoded(described, places, fingerprint(values))
 
 
-def _write(
-    document: Document,
-    state: dict[str, torch.Tensor],
-    encodings: dict[str, Encoding],
-    path: str | Path,
-    force: bool,
-) -> Written:
-    plan = _plan(document, state, encodings)
-    stored = _encode(plan, state)
-    blank = header_bytes(plan.document, plan.tensors)
-    data = [stored[name] for name in plan.tensors]
-    header = with_digest(blank, digest_of(blank, map(_bytes, data)))
+def _publish(made: Plan, encoded: list[_Encoded], spool: Spool, path: str | Path, force: bool) -> Written:
+    places = {
+        parameter.parts[part]: place
+        for parameter, each in zip(made.document.parameters, encoded, strict=True)
+        for part, place in each.places.items()
+    }
+
+    def data() -> Iterator[bytes]:
+        return itertools.chain.from_iterable(spool.blocks(*places[name]) for name in made.tensors)
+
+    head = with_digest(made.head, digest_of(made.head, data()))
     whole = hashlib.sha256()
 
-    def chunks() -> Iterator[bytes | memoryview]:
-        whole.update(header)
-        yield header
-        for tensor in data:
-            chunk = _bytes(tensor)
+    def chunks() -> Iterator[bytes]:
+        for chunk in itertools.chain([head], data()):
             whole.update(chunk)
             yield chunk
 
-    atomic_write(path, chunks(), force, verify=lambda part: _verify(part, plan.document, state))
-    size = len(header) + sum(tensor.nbytes for tensor in data)
-    return Written(Path(path), size, whole.hexdigest())
+    meant = [each.values for each in encoded]
+    atomic_write(path, chunks(), force, verify=lambda part: _verify(part, made.document, meant))
+    return Written(Path(path), made.file_bytes, whole.hexdigest())
 
 
-def _encode(plan: _Plan, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Every stored tensor by its name in the file; plain ones are not copied."""
-    stored = {}
-    for parameter in plan.document.parameters:
-        encoding = plan.encodings[parameter.name]
-        moved = replace(encoding, parts={part: _host(value) for part, value in encoding.parts.items()})
-        try:
-            parts = CODECS[encoding.codec].encode(_host(state[parameter.name]), moved)
-        except ModeloptError as error:
-            raise ModeloptError(error.what, where=parameter.name) from None
-        stored.update({parameter.parts[part]: value for part, value in parts.items()})
-    return stored
-
-
-def _host(tensor: torch.Tensor) -> torch.Tensor:
+def _host(tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+        raise ModeloptError("is not a dense tensor and cannot be stored")
     if tensor.is_meta:
         raise ModeloptError("a tensor without data cannot be stored")
     return tensor.detach().cpu()
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
+def _bytes(tensor: Tensor) -> memoryview:
     """The elements in row-major order; a view where the tensor already has it."""
     return as_bytes(tensor).numpy().data
 
 
-def _verify(part: Path, document: Document, state: Mapping[str, torch.Tensor]) -> None:
+def fingerprint(tensor: Tensor) -> bytes:
+    """The same for equal tensors, and in practice for no others: NaN by its bits, negative zero as zero."""
+    sha = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    signed = tensor.is_floating_point() and tensor.itemsize > 1
+    for some in tensor.reshape(-1).split(_BLOCK):
+        sha.update(_bytes(some + 0.0 if signed else some))
+    return sha.digest()
+
+
+def _verify(part: Path, document: Document, meant: list[bytes]) -> None:
     """Read the finished file as a stranger would, and compare it with what was meant."""
     try:
         with open_artifact(part) as artifact:
-            _compare(artifact, document, state)
+            _compare(artifact, document, meant)
     except ArtifactError as error:
         raise ModeloptError(f"the file just written {error.what}", hint="nothing was replaced") from error
 
 
-def _compare(artifact: Artifact, document: Document, state: Mapping[str, torch.Tensor]) -> None:
+def _compare(artifact: Artifact, document: Document, meant: list[bytes]) -> None:
     if not artifact.document.same(document):
         raise ModeloptError("the file just written says something else than was meant")
-    for parameter in artifact.document.parameters:
-        tensor, _ = artifact.decode(parameter)
-        if not _equal(tensor, _host(state[parameter.name])):
+    for parameter, values in zip(artifact.document.parameters, meant, strict=True):
+        if fingerprint(artifact.decode(parameter)[0]) != values:
             raise ModeloptError("reads back with other values than were written", where=parameter.name)
-
-
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal bit for bit, or at least in value (zero and negative zero)."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    return torch.equal(as_bytes(one), as_bytes(other)) or torch.equal(one, other)

@@ -69,7 +69,7 @@ def atomic_write(
         EnvironmentFailure: no space, no permission, a read-only file system.
     """
     target = _resolve(path, force, ())
-    with _environment(path):
+    with environment(path):
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _write_in(folder, target, chunks, force, verify)
@@ -107,7 +107,7 @@ def _resolve(path: str | Path, force: bool, inputs: Iterable[str | Path]) -> Pat
     """The real path behind ``path``, after every check that needs no writing."""
     if not str(path) or "\0" in str(path):
         raise OutputError("the output path is empty or holds a NUL character", hint="give a file name")
-    with _environment(path):
+    with environment(path):
         target = Path(os.path.realpath(path))
         found = _status(target, path)
         if found is not None:
@@ -287,7 +287,7 @@ def _sync_folder(folder: int) -> None:
 
 
 @contextlib.contextmanager
-def _environment(path: str | Path) -> Iterator[None]:
+def environment(path: str | Path) -> Iterator[None]:
     """Turn what the operating system refuses into one line."""
     try:
         yield

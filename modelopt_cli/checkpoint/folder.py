@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from modelopt_cli.artifact.lazy import gather
 from modelopt_cli.checkpoint.text import listing, printable
 from modelopt_cli.errors import CheckpointError, EnvironmentFailure
 
@@ -40,9 +41,9 @@ def weights_in(folder: Path) -> Path:
 
 
 def read_shards(
-    index: Path, read: Callable[[Path], dict[str, torch.Tensor]]
-) -> tuple[dict[str, torch.Tensor], list[Path]]:
-    """The tensors an index lists, in its order, and the shard files.
+    index: Path, read: Callable[[Path], Mapping[str, torch.Tensor]]
+) -> tuple[Mapping[str, torch.Tensor], list[Path]]:
+    """The tensors an index lists, in its order, and the shard files; lazy where every shard is.
 
     Raises:
         CheckpointError: malformed index, a shard outside the folder or missing, or one that lacks a tensor.
@@ -50,7 +51,7 @@ def read_shards(
     table = _json(index).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(v, str) for v in table.values()):
         raise CheckpointError("has no weight_map of names to files", where=str(index))
-    loaded: dict[str, dict[str, torch.Tensor]] = {}
+    loaded: dict[str, Mapping[str, torch.Tensor]] = {}
     for name in sorted(set(table.values())):
         if Path(name).name != name or name in ("", ".", ".."):
             raise CheckpointError(f"names a shard outside its folder: '{printable(name)}'", where=str(index))
@@ -59,12 +60,10 @@ def read_shards(
                 f"shard '{printable(name)}' is missing", where=str(index), hint="download the whole folder"
             )
         loaded[name] = read(index.parent / name)
-    state: dict[str, torch.Tensor] = {}
     for tensor, shard in table.items():
         if tensor not in loaded[shard]:
             raise CheckpointError(f"shard has no '{printable(tensor)}'", where=str(index.parent / shard))
-        state[tensor] = loaded[shard][tensor]
-    return state, [index.parent / name for name in loaded]
+    return gather(table, loaded), [index.parent / name for name in loaded]
 
 
 def folder_arch(folder: Path) -> str | None:

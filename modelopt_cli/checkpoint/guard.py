@@ -46,6 +46,20 @@ def check_tensors(state: Mapping[str, torch.Tensor], file_bytes: int, where: str
         )
 
 
+def check_types(described: Mapping[str, torch.Tensor], where: str) -> None:
+    """Refuse element types that are not supported; the tensors may be on the meta device.
+
+    Raises:
+        CheckpointError: names the tensor.
+    """
+    for name, tensor in described.items():
+        if tensor.dtype not in DTYPES:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"tensor '{printable(name)}' is {kind}, which is not supported", where=where
+            )
+
+
 def _check_one(name: str, tensor: torch.Tensor, where: str) -> None:
     if tensor.layout is not torch.strided or tensor.is_quantized:
         kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
@@ -56,9 +70,7 @@ def _check_one(name: str, tensor: torch.Tensor, where: str) -> None:
         raise CheckpointError(
             f"tensor '{printable(name)}' has no data ({tensor.device.type} device)", where=where
         )
-    if tensor.dtype not in DTYPES:
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise CheckpointError(f"tensor '{printable(name)}' is {kind}, which is not supported", where=where)
+    check_types({name: tensor}, where)
     have, need = tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size()
     if need > have:
         raise CheckpointError(

@@ -10,6 +10,8 @@ from modelopt_cli.checkpoint.names import Difference, Shape, compare, is_counter
 from modelopt_cli.checkpoint.text import first_line, listing, printable
 from modelopt_cli.errors import ArchitectureError, CheckpointError
 
+_BLOCK = 1 << 20
+
 
 def build_loaded(
     architecture: Architecture, state: Mapping[str, torch.Tensor], where: str
@@ -61,20 +63,27 @@ def check_finite(state: Mapping[str, torch.Tensor], where: str, *, masks: bool =
     Raises:
         CheckpointError: names the first such tensor and how many values are affected.
     """
-    for name, tensor in state.items():
-        if not tensor.is_floating_point():
-            continue
-        values = tensor if tensor.element_size() > 1 else tensor.float()  # float8 lacks most operators
-        if bool(torch.isfinite(values.sum(dtype=torch.float32))):  # a tenth of the time of looking at each
-            continue
-        bad = ~torch.isfinite(values)
-        count = int(bad.sum())
-        if count and not (masks and bool((values[bad] == -torch.inf).all()) and not bool(values[~bad].any())):
+    for name in state:
+        count = _not_finite(state[name], masks)
+        if count:
             raise CheckpointError(
                 f"'{printable(name)}' has {count:,} values that are NaN or infinite",
                 where=where,
                 hint="the training diverged; take an earlier checkpoint",
             )
+
+
+def _not_finite(tensor: torch.Tensor, masks: bool) -> int:
+    if not tensor.is_floating_point():
+        return 0
+    values = tensor if tensor.element_size() > 1 else tensor.float()  # float8 lacks most operators
+    # A tenth of the time of looking at each; in blocks, because a sum of halves makes float32 of them all.
+    if all(torch.isfinite(some.sum(dtype=torch.float32)) for some in values.reshape(-1).split(_BLOCK)):
+        return 0
+    bad = ~torch.isfinite(values)
+    if masks and bool((values[bad] == -torch.inf).all()) and not bool(values[~bad].any()):
+        return 0
+    return int(bad.sum())
 
 
 def _adapt(module: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:

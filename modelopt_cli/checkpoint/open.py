@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from modelopt_cli import artifact
+from modelopt_cli.artifact.lazy import described
 from modelopt_cli.checkpoint.arch import Architecture, resolve
 from modelopt_cli.checkpoint.folder import digest_of
 from modelopt_cli.checkpoint.load import build_loaded, check_finite
 from modelopt_cli.checkpoint.read import read_state
-from modelopt_cli.checkpoint.recognition import describe_nearest, recognise_state
+from modelopt_cli.checkpoint.recognition import describe_nearest, recognise, recognise_state
 from modelopt_cli.checkpoint.spec import FORMS, parse_spec
 from modelopt_cli.checkpoint.stored import state_bytes
 from modelopt_cli.checkpoint.text import printable
@@ -27,7 +28,8 @@ class Opened:
     """An opened model; the first of program, module and state that is there is the one to work on.
 
     Attributes:
-        state: its tensors by name; float weights in float32 where a network was built.
+        state: its tensors by name; float weights in float32 where a network was built. Where none was,
+            those of safetensors files and artifacts stay there, see ``artifact.lazy``.
         kind: whether it was in our own format.
         source_sha256: of the file or files; empty where there is none.
         program: the network as a Program.
@@ -38,7 +40,7 @@ class Opened:
         tensor_bytes: of a checkpoint's tensors as they are stored, whatever ``state`` holds them in.
     """
 
-    state: dict[str, torch.Tensor]
+    state: Mapping[str, torch.Tensor]
     kind: Literal["artifact", "checkpoint"]
     source_sha256: str
     program: Program | None = None
@@ -69,15 +71,16 @@ def open_model(path: str | Path, arch: str | None = None, input: InputSpec | Non
         return _open_artifact(path, arch, input)
     found = read_state(path)
     notes = list(found.notes)
-    stored = state_bytes(found.state)
+    shapes = described(found.state)
+    stored = state_bytes(shapes)
     if arch is not None:
-        architecture, state = resolve(arch, input), found.state
+        architecture, state = resolve(arch, input), dict(found.state)
     else:
-        recognised = recognise_state(found.state)
+        recognised = recognise_state(dict(found.state)) if recognise(shapes) else None
         if recognised is None:
             check_finite(found.state, str(path))
             notes += [found.hint] if found.hint else []
-            notes.append(f"architecture not recognised: {describe_nearest(found.state)}")
+            notes.append(f"architecture not recognised: {describe_nearest(shapes)}")
             return Opened(found.state, "checkpoint", found.sha256, notes=notes, tensor_bytes=stored)
         architecture, state = recognised.architecture, recognised.state
         if input is not None:
@@ -179,7 +182,7 @@ def _open_artifact(path: Path, arch: str | None, input: InputSpec | None) -> Ope
 
 def _open_tensors(path: Path, arch: str | None, input: InputSpec | None) -> Opened:
     """An artifact that holds tensors only: bare, or of a network that must be built from its spec."""
-    tensors = artifact.read_tensors(path)
+    tensors = artifact.open_tensors(path)
     sha256 = digest_of([path])
     spec = arch or (tensors.arch if _is_ours(tensors.arch) else None)
     if spec is None:
@@ -187,7 +190,7 @@ def _open_tensors(path: Path, arch: str | None, input: InputSpec | None) -> Open
         notes = [f"rebuild its network with --arch {printable(tensors.arch)}"] if tensors.arch else []
         return Opened(tensors.state, "artifact", sha256, notes=notes, tensors=tensors)
     architecture = resolve(spec, input or tensors.input)
-    module, notes = build_loaded(architecture, tensors.state, str(path))
+    module, notes = build_loaded(architecture, dict(tensors.state), str(path))
     return Opened(
         dict(module.state_dict()),
         "artifact",

@@ -1,19 +1,21 @@
 """``read_state``: the tensors of a checkpoint of any kind, and its hash."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from modelopt_cli.artifact.container import open_regular, read_safetensors
+from modelopt_cli.artifact.container import open_regular
+from modelopt_cli.artifact.lazy import LazyState, open_safetensors
 from modelopt_cli.checkpoint.folder import digest_of, folder_arch, read_shards, weights_in
-from modelopt_cli.checkpoint.guard import check_tensors
+from modelopt_cli.checkpoint.guard import check_tensors, check_types
 from modelopt_cli.checkpoint.pt2 import read_pt2
 from modelopt_cli.checkpoint.sniff import Kind, sniff
 from modelopt_cli.checkpoint.torch_file import check_zip, load_object
-from modelopt_cli.checkpoint.unwrap import unwrap
+from modelopt_cli.checkpoint.unwrap import unwrap, unwrap_lazy
 from modelopt_cli.errors import CheckpointError, EnvironmentFailure
 
 
@@ -22,14 +24,15 @@ class StateFile:
     """What a checkpoint held.
 
     Attributes:
-        state: CPU tensors by layer name, wrappers' prefixes taken off, in the file's order.
+        state: CPU tensors by layer name, wrappers' prefixes taken off, in the file's order; those of
+            safetensors files stay in them, see ``artifact.lazy``.
         source: kind of file: torch-zip, torch-legacy, safetensors, pt2, sharded.
         sha256: of the file; of several files, of their names and hashes.
         notes: one line for each thing that was unwrapped or left aside.
         hint: what the folder's ``config.json`` says about the architecture.
     """
 
-    state: dict[str, torch.Tensor]
+    state: Mapping[str, torch.Tensor]
     source: str
     sha256: str
     notes: tuple[str, ...] = ()
@@ -50,13 +53,23 @@ def read_state(path: str | Path) -> StateFile:
     if os.path.isdir(path):
         path, hint = weights_in(path), folder_arch(path)
     kind, saved, files = _read(path)
-    # Before unwrapping, not only after: what is left aside is never looked at again.
-    unwrapped = unwrap(saved, str(path))
-    check_tensors(unwrapped.state, sum(file.stat().st_size for file in files), str(path))
-    if not unwrapped.state:
+    state, notes = _unwrapped(saved, files, str(path))
+    if not state:
         raise CheckpointError("holds no tensors", where=str(path))
     source = "sharded" if kind == "index" else kind
-    return StateFile(unwrapped.state, source, digest_of(files), unwrapped.notes, hint)
+    return StateFile(state, source, digest_of(files), notes, hint)
+
+
+def _unwrapped(
+    saved: Any, files: list[Path], where: str
+) -> tuple[Mapping[str, torch.Tensor], tuple[str, ...]]:
+    if isinstance(saved, LazyState):
+        state, notes = unwrap_lazy(saved)
+        check_types(state.described(), where)
+        return state, notes
+    found = unwrap(saved, where)
+    check_tensors(found.state, sum(file.stat().st_size for file in files), where)
+    return found.state, found.notes
 
 
 def _read(path: Path) -> tuple[Kind, Any, list[Path]]:
@@ -67,11 +80,11 @@ def _read(path: Path) -> tuple[Kind, Any, list[Path]]:
     return kind, state, [path, *shards]
 
 
-def _read_shard(path: Path) -> dict[str, torch.Tensor]:
+def _read_shard(path: Path) -> Mapping[str, torch.Tensor]:
     kind, saved = _read_file(path)
     if kind == "index":
         raise CheckpointError("is an index where weights should be", where=str(path))
-    return unwrap(saved, str(path)).state
+    return saved if isinstance(saved, LazyState) else unwrap(saved, str(path)).state
 
 
 def _read_file(path: Path) -> tuple[Kind, Any]:
@@ -86,4 +99,4 @@ def _read_file(path: Path) -> tuple[Kind, Any]:
                 return kind, read_pt2(handle, path)
         except OSError as error:
             raise EnvironmentFailure(f"cannot be read ({error.strerror})", where=str(path)) from error
-    return kind, read_safetensors(path) if kind == "safetensors" else None
+    return kind, open_safetensors(path) if kind == "safetensors" else None

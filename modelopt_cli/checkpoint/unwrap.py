@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from modelopt_cli.artifact.lazy import LazyState
 from modelopt_cli.checkpoint.text import listing, printable
 from modelopt_cli.errors import CheckpointError
 
@@ -20,6 +21,7 @@ AVERAGED = (
     "ema_params", "swa_model", "teacher",
 )  # fmt: skip
 _DEPTH = 4
+_T = TypeVar("_T")
 
 # Wrappers that only forward; every layer name below them is longer by this much.
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -57,9 +59,18 @@ def unwrap(saved: object, where: str) -> Unwrapped:
                 f"averaged weights under {listing(unused)} were left aside; save them alone to use them"
             )
     state, dropped = _tensors(mapping)
-    if dropped:
-        notes.append(f"left aside, not tensors of the network: {listing(dropped)}")
-    return Unwrapped(_strip_wrappers(state), tuple(notes))
+    return Unwrapped(_strip_wrappers(state), (*notes, *_left_aside(dropped)))
+
+
+def unwrap_lazy(state: LazyState) -> tuple[LazyState, tuple[str, ...]]:
+    """:func:`unwrap` for the flat state dict of a safetensors file, of which nothing is read."""
+    names = {name: name for name in state if not _is_leftover(name)}
+    dropped = [name for name in state if name not in names]
+    return state.renamed(_strip_wrappers(names)), _left_aside(dropped)
+
+
+def _left_aside(names: list[str]) -> tuple[str, ...]:
+    return (f"left aside, not tensors of the network: {listing(names)}",) if names else ()
 
 
 def _find(saved: object, where: str) -> tuple[tuple[str, ...], Mapping[str, Any]]:
@@ -131,7 +142,7 @@ def _is_leftover(name: str) -> bool:
     return name.rsplit(".", 1)[-1] in _LEFTOVERS
 
 
-def _strip_wrappers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _strip_wrappers(state: dict[str, _T]) -> dict[str, _T]:
     for prefix in _peel(list(state)):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     # torch.compile of a part of the network leaves its mark in the middle of names.

@@ -4,16 +4,19 @@ import hashlib
 import json
 import math
 import struct
+import zlib
 from pathlib import Path
 
+import pytest
 import torch
 
-from modelopt_cli.artifact import write_tensors
+from modelopt_cli.artifact import save, seal, write_tensors
 from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.artifact.dtypes import DTYPES
 from modelopt_cli.program import Encoding
 
 DOC = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text()
+DICTIONARY = (Path(seal.__file__).parent / "seal.txt").read_bytes()
 FORMATS = {"F32": "f", "I8": "b", "I64": "q"}
 
 
@@ -24,6 +27,8 @@ def read_as_documented(path):
     assert hashlib.sha256(content[:51] + b"0" * 64 + content[115:]).hexdigest() == content[51:115].decode()
     header = json.loads(content[8 : 8 + length])
     document = json.loads(header.pop("__metadata__")["modelopt"])
+    if "sealed" in document:
+        document, header, length = unseal(document, content, length)
     tensors = {}
     for name, entry in header.items():
         count = math.prod(entry["shape"])
@@ -34,6 +39,22 @@ def read_as_documented(path):
         parts = {part: tensors[name] for part, name in parameter["parts"].items()}
         state[parameter["name"]] = decode(parameter, parts)
     return {**state, **{name: state[owner] for name, owner in document["tied"].items()}}, document
+
+
+def unseal(stated, content, length):
+    short, long = stated["sealed"]
+    start = 8 + length
+    text = zlib.decompressobj(-15, zdict=DICTIONARY).decompress(content[start : start + short])
+    assert len(text) == long
+    document, header, position = json.loads(text), {}, 0
+    for index, parameter in enumerate(document["parameters"]):
+        for part, (dtype, shape) in sorted(parameter["parts"].items()):
+            end = position + math.prod(shape) * struct.calcsize(FORMATS[dtype])
+            entry = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
+            header[index, part], position = entry, end
+            parameter["parts"][part] = (index, part)
+    assert start + short + position == len(content)
+    return document, header, length + short
 
 
 def decode(parameter, parts):
@@ -54,7 +75,9 @@ def decode(parameter, parts):
     return found
 
 
-def test_a_reader_written_from_the_document_reads_the_same_values(tmp_path):
+@pytest.mark.parametrize("code", ["plain", "entropy"])
+def test_a_reader_written_from_the_document_reads_the_same_values(tmp_path, code, monkeypatch):
+    monkeypatch.setattr(save, "stored_encoding", lambda tensor, encoding, code: encoding)
     values = torch.randint(-128, 128, (4, 3, 5), generator=torch.Generator().manual_seed(0))
     grid = torch.rand(4, 3, 2, generator=torch.Generator().manual_seed(1))
     grouped = values.float() * grid.repeat_interleave(3, -1)[..., :5]
@@ -70,7 +93,7 @@ def test_a_reader_written_from_the_document_reads_the_same_values(tmp_path):
         ),
     }
     path = tmp_path / "net.safetensors"
-    write_tensors(state, encodings, path, arch="builtin:x")
+    write_tensors(state, encodings, path, arch="builtin:x", code=code)
     found, document = read_as_documented(path)
     assert document["network"] == "builtin:x"
     assert found.keys() == state.keys()

@@ -301,7 +301,7 @@ def test_history_that_is_not_json_leaves_no_file(path, history):
 
 def test_existing_file_and_devices_are_refused_before_any_work(path, monkeypatch):
     path.write_bytes(b"old")
-    monkeypatch.setattr(save, "_plan", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(save, "_write", lambda *_: pytest.fail("work was done"))
     with pytest.raises(OutputError):
         write_tensors({}, {}, path)
     with pytest.raises(OutputError):

@@ -2,22 +2,25 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from modelopt_cli.checkpoint import read_state
+from modelopt_cli.artifact import lazy
+from modelopt_cli.checkpoint import open_model, read_state
 from modelopt_cli.errors import CheckpointError
 
 Refusal = Callable[[Path], str]
 State = dict[str, torch.Tensor]
 
 
-def same(one: State, other: State) -> bool:
+def same(one: Mapping[str, torch.Tensor], other: State) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -137,3 +140,51 @@ def test_pt2_whose_sizes_lie(
         for entry in source.infolist():
             target.writestr(entry.filename, source.read(entry).replace(old, new))
     refusal(tmp_path / "a.pt2")
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["file", "shards"])
+def test_safetensors_stay_in_their_files(
+    sharded: bool, state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped = {f"module.{name}": tensor for name, tensor in state.items()} | {
+        "module.total_ops": torch.ones(1)
+    }
+    path = tmp_path / "model.safetensors"
+    path = write_shards(tmp_path, wrapped, ".safetensors") if sharded else path
+    if not sharded:
+        save_file(wrapped, path)
+    read = lazy.read_tensor
+    monkeypatch.setattr(lazy, "read_tensor", lambda *_: pytest.fail("a tensor was read"))
+    found = read_state(path)
+    assert found.state.keys() == state.keys()
+    assert {n: t.shape for n, t in lazy.described(found.state).items()} == {
+        n: t.shape for n, t in state.items()
+    }
+    assert found.notes == ("left aside, not tensors of the network: module.total_ops",)
+    monkeypatch.setattr(lazy, "read_tensor", read)
+    assert same(dict(found.state), state)
+
+
+def test_type_that_is_not_supported_is_named(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.uint16)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="tensor 'b' is uint16, which is not supported"):
+        read_state(tmp_path / "a.safetensors")
+
+
+def test_opening_what_nobody_recognises_holds_one_tensor_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file({f"{i}.weight": torch.ones(3, 4) for i in range(8)}, tmp_path / "a.safetensors")
+    alive: list[weakref.ref[torch.Tensor]] = []
+    read = lazy.read_tensor
+
+    def counting(*arguments: Any) -> torch.Tensor:
+        assert not any(reference() is not None for reference in alive)
+        tensor = read(*arguments)
+        alive.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(lazy, "read_tensor", counting)
+    opened = open_model(tmp_path / "a.safetensors")
+    assert len(alive) == 8  # each was looked at for NaN
+    assert opened.tensor_bytes == 8 * 48

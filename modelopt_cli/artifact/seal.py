@@ -1,0 +1,172 @@
+"""The sealed form of an artifact: its header compressed, in front of the data, inside one tensor.
+
+What the header of the plain form says twice is left out first: offsets that follow from types and
+shapes, the network's list of tensors. ``docs/format.md`` says how it is read.
+"""
+
+import zlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any, BinaryIO
+
+from modelopt_cli.artifact import strictjson
+from modelopt_cli.artifact.container import (
+    MAX_HEADER,
+    Layout,
+    TensorInfo,
+    check_names,
+    is_size,
+    tensor_bytes,
+)
+from modelopt_cli.artifact.dtypes import DTYPES
+from modelopt_cli.artifact.header import BLANK, FORMAT, Document, damaged, expect, header_bytes
+from modelopt_cli.errors import ArtifactError
+from modelopt_cli.program.arguments import dtype_name
+
+TENSOR = "modelopt"
+"""Name of the one tensor of a sealed file."""
+
+FREE, EXPANSION = 4096, 256
+"""The header has at most ``FREE + EXPANSION * (its compressed bytes)`` bytes."""
+
+_RAW_DEFLATE = -15
+_STATED = {"digest", "format", "sealed"}
+_INNER = {"history", "input", "labels", "network", "parameters", "program", "tied"}
+
+
+def is_sealed(stated: Mapping[str, Any]) -> bool:
+    """Whether a file's metadata is that of a sealed one."""
+    return "sealed" in stated
+
+
+def inner_name(index: int, part: str) -> str:
+    """What a part of the ``index``-th parameter is called where the file gives it no name."""
+    return f"{index}.{part}"
+
+
+def seal(document: Document, tensors: Mapping[str, TensorInfo]) -> bytes:
+    """Everything in front of the data, with the digest blank.
+
+    Args:
+        document: its parts named by :func:`inner_name`.
+        tensors: in file order: parameter by parameter, parts by name.
+    """
+    text = inner_text(document, tensors)
+    stream = _deflate(text)
+    total = len(stream) + max((info.end for info in tensors.values()), default=0)
+    stated = {"digest": BLANK, "format": FORMAT, "sealed": [len(stream), len(text)]}
+    return header_bytes(stated, {TENSOR: TensorInfo("U8", (total,), 0, total)}) + stream
+
+
+def unseal(
+    file: BinaryIO, outer: Layout, stated: dict[str, Any], where: str
+) -> tuple[dict[str, Any], Layout]:
+    """The document's JSON as in the plain form, not yet checked, and where the inner tensors are.
+
+    Raises:
+        ArtifactError: not as the format demands.
+    """
+    with damaged(where):
+        expect(stated.keys() == _STATED, "missing or unknown header fields")
+        short, long = _lengths(stated["sealed"], outer)
+        file.seek(outer.data_start)
+        text = _inflate(file.read(short), long)
+    data = strictjson.parse(text, ArtifactError, where)
+    with damaged(where):
+        expect(data.keys() == _INNER, "missing or unknown header fields")
+        tensors = _place(data["parameters"])
+        end = max((info.end for info in tensors.values()), default=0)
+        expect(outer.tensors[TENSOR].end == short + end, "more or fewer bytes than its parameters need")
+        data["program"] = _with_tensors(data)
+    data |= {"digest": stated["digest"], "format": stated["format"]}
+    return data, Layout(tensors, outer.metadata, outer.data_start + short)
+
+
+def inner_text(document: Document, tensors: Mapping[str, TensorInfo]) -> bytes:
+    """The header of a sealed file before it is compressed."""
+    data = document.to_json()
+    del data["digest"], data["format"]
+    for entry in data["parameters"]:
+        described = {part: tensors[name] for part, name in entry["parts"].items()}
+        entry["parts"] = {part: [info.dtype, list(info.shape)] for part, info in described.items()}
+    if data["program"] is not None:
+        del data["program"]["tensors"]
+    return strictjson.canonical(data)
+
+
+def _lengths(sealed: Any, outer: Layout) -> tuple[int, int]:
+    """The header's compressed and full length, once they can be true."""
+    expect(isinstance(sealed, list) and len(sealed) == 2 and all(map(is_size, sealed)), "bad sealed lengths")
+    expect(outer.tensors.keys() == {TENSOR} and outer.tensors[TENSOR].dtype == "U8", "bad sealed tensors")
+    short, long = sealed
+    expect(short <= outer.tensors[TENSOR].end, "a sealed header that reaches beyond the file")
+    expect(long <= min(MAX_HEADER, FREE + EXPANSION * short), "a sealed header that would be too long")
+    return short, long
+
+
+def _place(parameters: Any) -> dict[str, TensorInfo]:
+    """Where every part of every parameter is, and in ``parameters`` the parts' names instead of kinds."""
+    expect(isinstance(parameters, list), "bad parameters")
+    position, placed = 0, {}
+    for index, entry in enumerate(parameters):
+        expect(isinstance(entry, dict) and isinstance(entry.get("parts"), dict), "bad codec parts")
+        parts = entry["parts"]
+        for part in sorted(parts):
+            kind, name = parts[part], inner_name(index, part)
+            expect(isinstance(kind, list) and len(kind) == 2, "bad codec parts")
+            end = position + _part_bytes(name, *kind)
+            placed[name] = TensorInfo(kind[0], tuple(kind[1]), position, end)
+            parts[part], position = name, end
+    return placed
+
+
+def _part_bytes(name: str, dtype: Any, shape: Any) -> int:
+    try:
+        check_names([name], "", ArtifactError)
+        return tensor_bytes(name, dtype, shape, "", ArtifactError)
+    except ArtifactError as error:
+        raise ArtifactError(f"a bad codec part: {error.what}") from None
+
+
+def _with_tensors(data: dict[str, Any]) -> dict[str, Any] | None:
+    """The network with its list of tensors, which the parameters' types and shapes imply."""
+    program, tied = data["program"], data["tied"]
+    if program is None:
+        return None
+    expect(isinstance(program, dict) and "tensors" not in program, "a bad program")
+    expect(isinstance(program.get("tied"), dict) and isinstance(tied, dict), "a bad list of tied tensors")
+    kinds = {}
+    for entry in data["parameters"]:
+        name, dtype = entry.get("name"), entry.get("dtype")
+        expect(isinstance(name, str) and isinstance(dtype, str) and dtype in DTYPES, "a bad parameter")
+        kinds[name] = {"dtype": dtype_name(DTYPES[dtype]), "shape": entry.get("shape")}
+    expect(all(isinstance(owner, str) and owner in kinds for owner in tied.values()), "bad tied tensors")
+    kinds |= {name: kinds[owner] for name, owner in tied.items()}
+    return {**program, "tensors": {name: kinds[name] for name in kinds if name not in program["tied"]}}
+
+
+@cache
+def _dictionary() -> bytes:
+    return files(__package__).joinpath("seal.txt").read_bytes()
+
+
+def _deflate(text: bytes) -> bytes:
+    for level in (9, 0):  # what level 9 makes smaller than a reader allows is stored as it is
+        packer = zlib.compressobj(level, zlib.DEFLATED, _RAW_DEFLATE, 9, zdict=_dictionary())
+        stream = packer.compress(text) + packer.flush()
+        if len(text) <= FREE + EXPANSION * len(stream):
+            break
+    return stream
+
+
+def _inflate(stream: bytes, length: int) -> bytes:
+    """Exactly ``length`` bytes from exactly these; never allocates more."""
+    unpacker = zlib.decompressobj(_RAW_DEFLATE, zdict=_dictionary())
+    try:
+        text = unpacker.decompress(stream, length + 1)
+    except zlib.error:
+        raise ArtifactError("a sealed header that cannot be inflated") from None
+    whole = len(text) == length and unpacker.eof and not unpacker.unused_data
+    expect(whole, "a sealed header of another length than it states")
+    return text
