@@ -1,11 +1,12 @@
 """Measure several models side by side, on the same samples and in the same rounds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from modelopt_cli.errors import ArchitectureError, DataError, EnvironmentFailure, UsageError
 from modelopt_cli.kernels import prepare
-from modelopt_cli.measure import accuracy, latency, memory
+from modelopt_cli.measure import accuracy, latency, loading
 from modelopt_cli.measure.environment import environment
 from modelopt_cli.measure.evaluation import Accuracy, Comparison, Evaluation, ModelReport
 from modelopt_cli.measure.flops import Macs, count_macs
@@ -33,7 +34,8 @@ class EvalOptions:
         workers: processes that load data.
         seed: of the noise and the order in which latency is measured.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        memory: whether to measure peak memory, which starts one process for each model.
+        memory: whether to measure peak memory and the time to load, which starts one process for each
+            model.
     """
 
     baseline: int = 0
@@ -100,9 +102,7 @@ class _Run:
         for subject in self.subjects:
             _to_device(subject, self.options.device)
             if not subject.runs:
-                self.notes.append(
-                    f"{subject.path}: no architecture is known for it, so only its size is measured"
-                )
+                self.notes.append(f"{subject.path}: no architecture is known for it, so it is not run")
             elif subject.program and (note := sparsity_note(subject.program, self.options.device)):
                 self.notes.append(f"{subject.path}: {note}")
         if self.data is not None:
@@ -111,7 +111,7 @@ class _Run:
             macs = {i: self._macs(self.subjects[i]) for i in self.runnable}
             answers = self._answers()
             latencies = self._latencies()
-        peaks = self._peaks(threads)
+        loadings = self._loadings(threads)
         models = tuple(
             ModelReport(
                 path=subject.path,
@@ -119,8 +119,9 @@ class _Run:
                 macs=macs.get(i),
                 accuracy=_accuracy(answers.get(i)),
                 latency=latencies.get(i),
-                peak_bytes=peaks.get(i),
+                peak_bytes=loadings[i].peak_bytes,
                 coverage=subject.coverage,
+                load_s=loadings[i].seconds,
             )
             for i, subject in enumerate(self.subjects)
         )
@@ -220,30 +221,33 @@ class _Run:
             for i, spent, form in zip(self.runnable, times, forms, strict=True)
         }
 
-    def _peaks(self, threads: int) -> dict[int, int | None]:
-        if not self.options.memory:
-            return {}
-        peaks: dict[int, int | None] = {}
-        for done, i in enumerate(self.runnable):
-            found = self._peak(self.subjects[i], threads)
-            peaks[i] = found.peak_bytes
-            if found.peak_bytes is None:
-                path = self.subjects[i].path
-                reason = found.reason.removeprefix(f"{path}: ")
-                self.notes.append(f"{path}: peak memory not measured: {reason}")
-            self._report("memory", done + 1, len(self.runnable))
-        return peaks
+    def _loadings(self, threads: int) -> list[loading.Loading]:
+        """What opening each file costs; of bare tensors, only where times are wanted."""
+        found = [loading.Loading(None, None)] * len(self.subjects)
+        for i, subject in enumerate(self.subjects):
+            if self.options.memory and (subject.runs or self.options.runs):
+                found[i] = self._loading(subject, threads)
+            if found[i].reason:
+                reason = found[i].reason.removeprefix(f"{subject.path}: ")
+                self.notes.append(f"{subject.path}: time to load and peak memory not measured: {reason}")
+            if self.options.memory:
+                self._report("loading", i + 1, len(self.subjects))
+        return found
 
-    def _peak(self, subject: Subject, threads: int) -> memory.Memory:
+    def _loading(self, subject: Subject, threads: int) -> loading.Loading:
+        options = self.options
+        if not subject.runs:
+            return loading.measure_loading(loading.Job(subject.path, None, None, threads=threads))
         assert subject.model is not None
         assert subject.input is not None
-        model, shape, options = subject.model, subject.input.shape, self.options
-        if options.device.startswith("cuda"):
-            x = latency.sample_input(shape, options.batch_size, device=options.device)
-            return memory.peak_memory_cuda(lambda: accuracy.run(model, x, subject.path), options.device)
-        return memory.peak_memory(
-            memory.Job(subject.path, subject.arch, shape, options.batch_size, threads=threads)
-        )
+        model, shape = subject.model, subject.input.shape
+        job = loading.Job(subject.path, subject.arch, shape, options.batch_size, threads, options.device)
+        measured = loading.measure_loading(job)
+        if options.device == "cpu":
+            return measured
+        x = latency.sample_input(shape, options.batch_size, device=options.device)
+        run = partial(accuracy.run, model, x, subject.path)
+        return replace(measured, peak_bytes=loading.peak_memory_cuda(run, options.device))
 
     def _report(self, stage: str, done: int, total: int | None) -> None:
         if self.progress:

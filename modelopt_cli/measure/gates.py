@@ -1,7 +1,7 @@
 """Gates the user sets on what compression may cost and must bring.
 
-Every model beside the baseline is held against every limit. ``max-drop`` looks at the measured drop,
-not at the end of its interval; with few samples, read the interval too.
+Every model beside the baseline, or the one that is to be judged, is held against every limit. ``max-drop``
+looks at the measured drop, not at the end of its interval; with few samples, read the interval too.
 """
 
 import dataclasses
@@ -22,12 +22,14 @@ class Gates:
         min_ratio: how many times smaller the file must be.
         min_speedup: how many times faster the median forward pass must be.
         min_coverage: share of the layers that must be compressed, 0 to 1.
+        judged: index of the one model to hold against the limits; None holds all beside the baseline.
     """
 
     max_drop: float | None = None
     min_ratio: float | None = None
     min_speedup: float | None = None
     min_coverage: float | None = None
+    judged: int | None = None
 
     def __post_init__(self) -> None:
         for gate in _GATES:
@@ -73,26 +75,31 @@ _GATES = (
 _TOLERANCE = 1e-9
 
 
-def require_comparable(gates: Gates, models: int) -> None:
+def require_comparable(gates: Gates, models: int, baseline: int = 0) -> None:
     """Refuse limits that there is nothing to hold against.
 
     Raises:
-        UsageError: there are limits but no model beside the baseline.
+        UsageError: there are limits but no model beside the baseline, or the one to judge is not such a one.
     """
     if gates and models < 2:
         raise UsageError("a limit needs a second model to compare with the baseline", hint="give two files")
+    if gates.judged is not None and (gates.judged == baseline or not 0 <= gates.judged < models):
+        raise UsageError(
+            "is the baseline itself" if gates.judged == baseline else "is not measured", where="--judge"
+        )
 
 
 def apply(evaluation: Evaluation, gates: Gates) -> Evaluation:
-    """The evaluation with the result of every limit on every model beside the baseline.
+    """The evaluation with the result of every limit on every model that is held against it.
 
     Raises:
         UsageError: there is no such model.
     """
-    require_comparable(gates, len(evaluation.models))
+    require_comparable(gates, len(evaluation.models), evaluation.baseline)
     results = tuple(
         _result(gate, limit, evaluation.models[against.model], against)
         for against in evaluation.comparisons
+        if gates.judged in (None, against.model)
         for gate in _GATES
         if (limit := gate.limit(gates)) is not None
     )

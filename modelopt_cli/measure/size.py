@@ -47,8 +47,9 @@ class Size:
 
 def measure_size(subject: Subject) -> Size:
     """Size of the subject's file and model."""
-    tensors = list(_logical_tensors(subject))
-    parameters = sum(tensor.numel() for tensor in tensors)
+    # Counted as they come: the tensors of a bare state dict may be more than fits into memory.
+    counts = list(map(_count, _logical_tensors(subject)))
+    parameters = sum(count for count, _ in counts)
     stored = subject.tensor_bytes
     if stored is None:
         stored = safetensors_bytes(Path(subject.path))
@@ -57,7 +58,7 @@ def measure_size(subject: Subject) -> Size:
     return Size(
         file_bytes=subject.file_bytes,
         parameters=parameters,
-        nonzero=sum(map(count_nonzero, tensors)),
+        nonzero=sum(nonzero for _, nonzero in counts),
         bits_per_weight=8 * stored / parameters if parameters else None,
     )
 
@@ -92,7 +93,11 @@ def _logical_tensors(subject: Subject) -> Iterable[Tensor]:
     if subject.model is not None:
         return logical_parameters(subject.model)
     state = subject.state or {}
-    return (t for name, t in state.items() if name.rpartition(".")[2] not in _STATISTICS)
+    return (state[name] for name in state if name.rpartition(".")[2] not in _STATISTICS)
+
+
+def _count(tensor: Tensor) -> tuple[int, int]:
+    return tensor.numel(), count_nonzero(tensor)
 
 
 def _state(subject: Subject) -> Mapping[str, Tensor]:

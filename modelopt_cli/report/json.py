@@ -4,11 +4,11 @@
     baseline        index of the baseline among the models
     models          in the order given, each with
         path, file_bytes, parameters, nonzero, macs (one sample), bits_per_weight,
-        samples, top1, top5 (percent), latency_ms {median, iqr}, coverage (0 to 1)
+        samples, top1, top5 (percent), latency_ms {median, iqr}, coverage (0 to 1), load_s (seconds)
     comparisons     every model but the baseline, in order, each with
         drop_pp, low, high (percentage points), ratio, speedup, agreement (0 to 1)
-    gates           for each comparison in turn the limits that were set, each with
-        name, limit, value, passed
+    gates           for each comparison in turn the limits that were set (with --judge for that file alone),
+        each with name, limit, value, passed
 
 ``null`` stands where something was not measured. NaN and infinity, which JSON does not have, are null too.
 """
@@ -52,6 +52,7 @@ def _model(model: ModelReport) -> dict[str, Any]:
         "top5": _number(accuracy.top5) if accuracy else None,
         "latency_ms": {"median": _number(latency.median), "iqr": _number(latency.iqr)} if latency else None,
         "coverage": _number(model.coverage),
+        "load_s": _number(model.load_s),
     }
 
 

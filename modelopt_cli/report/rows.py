@@ -127,6 +127,10 @@ def _milliseconds(value: float) -> str:
     return f"{value:.2f} ms" if value >= 1 else f"{value:.4f} ms"
 
 
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
+
+
 def _percent(value: float | None) -> str | None:
     return None if value is None else f"{value:.2f} %"
 
@@ -154,6 +158,7 @@ _ROWS: tuple[tuple[str, Cell], ...] = (
     (" vs baseline", lambda m, c: _times(c.speedup, "faster", "slower") if c else None),
     ("timed as", lambda m, c: m.latency.form if m.latency else None),
     ("throughput", lambda m, c: f"{m.latency.throughput:.1f} /s" if m.latency else None),
+    ("time to load", lambda m, c: None if m.load_s is None else _seconds(m.load_s)),
     ("peak memory", lambda m, c: None if m.peak_bytes is None else megabytes(m.peak_bytes)),
 )
 

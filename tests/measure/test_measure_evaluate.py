@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ArchitectureError, DataError, InputError, UsageError
-from modelopt_cli.measure import EvalOptions, Evaluation, Subject, evaluate, memory, paired_difference
+from modelopt_cli.measure import EvalOptions, Evaluation, Subject, evaluate, loading, paired_difference
 from modelopt_cli.measure.environment import cpu_name
 from modelopt_cli.program import InputSpec, Preprocess, Program
 
@@ -126,7 +126,7 @@ def test_a_bare_state_dict_is_measured_by_its_size() -> None:
     assert found.models[0].accuracy is None
     assert found.models[0].latency is None
     assert found.models[1].accuracy is not None
-    assert "only its size" in found.notes[0]
+    assert "so it is not run" in found.notes[0]
 
 
 def test_a_plain_module_is_measured_like_a_program() -> None:
@@ -166,18 +166,32 @@ def test_dropout_is_off_and_threads_are_restored() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_memory_and_the_reason_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs: list[memory.Job] = []
+def test_loading_and_the_reason_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[loading.Job] = []
 
-    def peak(job: memory.Job) -> memory.Memory:
+    def measured(job: loading.Job) -> loading.Loading:
         jobs.append(job)
-        return memory.Memory(7) if len(jobs) == 1 else memory.Memory(None, "no such file")
+        return loading.Loading(0.5, 7) if len(jobs) == 1 else loading.Loading(None, None, "no such file")
 
-    monkeypatch.setattr(memory, "peak_memory", peak)
+    monkeypatch.setattr(loading, "measure_loading", measured)
     found = evaluate([subject(1, arch="a:b"), subject(2)], None, EvalOptions(runs=0, threads=1))
-    assert [model.peak_bytes for model in found.models] == [7, None]
-    assert jobs[0] == memory.Job("net1.pth", "a:b", SHAPE, 1, threads=1)
-    assert found.notes == ("net2.pth: peak memory not measured: no such file",)
+    assert [(model.load_s, model.peak_bytes) for model in found.models] == [(0.5, 7), (None, None)]
+    assert jobs[0] == loading.Job("net1.pth", "a:b", SHAPE, 1, threads=1)
+    assert found.notes == ("net2.pth: time to load and peak memory not measured: no such file",)
+
+
+@pytest.mark.parametrize(("runs", "expected"), [(1, 0.25), (0, None)], ids=["timed", "without-times"])
+def test_of_bare_tensors_the_time_to_read_them(
+    runs: int, expected: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[loading.Job] = []
+    monkeypatch.setattr(
+        loading, "measure_loading", lambda job: jobs.append(job) or loading.Loading(0.25, None)
+    )
+    bare = subject(1, model=None, program=None, input=None, state={"w": torch.ones(4)})
+    (model,) = evaluate([bare], None, EvalOptions(runs=runs, threads=1)).models
+    assert (model.load_s, model.peak_bytes) == (expected, None)
+    assert jobs == [loading.Job("net1.pth", None, None, threads=1)][:runs]
 
 
 def refused(subjects: list[Subject], data: Any, options: EvalOptions = QUICK) -> Evaluation:

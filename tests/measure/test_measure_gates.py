@@ -66,6 +66,19 @@ def test_every_failure_is_named_with_its_value_and_model() -> None:
     assert caught.value.exit_code == 1
 
 
+def test_one_model_alone_can_be_judged() -> None:
+    found = apply(evaluation(models=4), Gates(min_ratio=2, min_speedup=3, judged=2))
+    assert [(gate.model, gate.name) for gate in found.gates] == [(2, "min-ratio"), (2, "min-speedup")]
+
+
+@pytest.mark.parametrize(
+    ("judged", "why"), [(0, "the baseline itself"), (3, "not measured"), (-1, "not meas")]
+)
+def test_only_a_model_that_is_compared_can_be_judged(judged: int, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        apply(evaluation(models=3), Gates(min_ratio=1, judged=judged))
+
+
 @pytest.mark.parametrize("name", ["max_drop", "min_speedup", "min_coverage"])
 def test_what_was_not_measured_fails(name: str) -> None:
     found = apply(evaluation(measured=False), Gates(**{name: 0.5}))

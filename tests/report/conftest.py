@@ -29,6 +29,7 @@ def evaluation() -> Evaluation:
                 Latency(52.5, 0.8, 30, 1, "prepacked"),
                 250_000_000,
                 None,
+                0.0415,
             ),
             ModelReport(
                 "runs/net-int8.safetensors",
@@ -38,6 +39,7 @@ def evaluation() -> Evaluation:
                 Latency(22.5, 0.4, 30, 1),
                 None,
                 1.0,
+                2.3456,
             ),
             ModelReport("bare.pth", Size(50, 0, 0, None)),
         ),

@@ -10,7 +10,7 @@ from modelopt_cli.report.json import json_text
 
 MODEL = {
     *("path", "file_bytes", "parameters", "nonzero", "macs", "bits_per_weight", "samples", "top1", "top5"),
-    *("latency_ms", "coverage"),
+    *("latency_ms", "coverage", "load_s"),
 }
 COMPARISON = {"drop_pp", "low", "high", "ratio", "speedup", "agreement"}
 
@@ -34,6 +34,7 @@ def test_values(evaluation: Evaluation) -> None:
     assert data["models"][0]["path"] == "runs/net.pth"
     assert data["models"][0]["macs"] == 1_814_073_344
     assert data["models"][1]["top1"] == 69.5
+    assert data["models"][1]["load_s"] == 2.3456
     assert data["models"][1]["latency_ms"] == {"median": 22.5, "iqr": 0.4}
     assert data["comparisons"][0]["drop_pp"] == pytest.approx(0.26)
     assert data["comparisons"][0]["low"] < 0.26 < data["comparisons"][0]["high"]
@@ -42,7 +43,7 @@ def test_values(evaluation: Evaluation) -> None:
 
 def test_what_was_not_measured_is_null(evaluation: Evaluation) -> None:
     bare = to_json(evaluation)["models"][2]
-    missing = {"macs", "bits_per_weight", "samples", "top1", "top5", "latency_ms", "coverage"}
+    missing = {"macs", "bits_per_weight", "samples", "top1", "top5", "latency_ms", "coverage", "load_s"}
     assert {key for key, value in bare.items() if value is None} == missing
     assert to_json(evaluation)["gates"][2]["value"] is None
 

@@ -46,6 +46,7 @@ def test_cells(evaluation: Evaluation) -> None:
     assert found["vs baseline (2)"][1] == "2.33x faster"
     assert found["timed as"] == ("prepacked", "as loaded", MISSING)
     assert found["throughput"][1] == "44.4 /s"
+    assert found["time to load"] == ("41.5 ms", "2.35 s", MISSING)
     assert found["peak memory"] == ("250.00 MB", MISSING, MISSING)
     assert found["layers compressed"] == (MISSING, "100 %", MISSING)
 
@@ -135,6 +136,7 @@ def test_csv_has_a_line_for_each_model(evaluation: Evaluation) -> None:
     assert [line["path"] for line in lines] == ['a,"b".pth', "b.pth", "c.pth"]
     assert [line["baseline"] for line in lines] == ["true", "false", "false"]
     assert float(lines[1]["latency_median_ms"]) == 22.5
+    assert float(lines[1]["load_s"]) == 2.3456
     assert float(lines[1]["drop_pp"]) == pytest.approx(0.26)
     assert lines[0]["drop_pp"] == lines[2]["macs"] == lines[2]["ratio"] == ""
 

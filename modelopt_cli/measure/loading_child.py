@@ -1,0 +1,115 @@
+"""The process that opens one file, runs it once and says how long and how much memory that took.
+
+One JSON job on standard input, one JSON answer on standard output's last line. Linux' ``VmHWM`` is read
+rather than ``ru_maxrss``: the latter starts, across ``exec``, from the peak of the parent process.
+"""
+
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision  # noqa: F401  an architecture may need it; its import is not the model's cost
+
+from modelopt_cli.checkpoint import open_model, resolve
+from modelopt_cli.measure.latency import sample_input
+from modelopt_cli.measure.loading import Job
+from modelopt_cli.program.spec import InputSpec
+
+_STATUS = Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
+_REPETITIONS = 5
+_ENOUGH_S = 1.0  # what takes longer is not worth repeating
+
+
+def main() -> int:
+    """Read a job, do it, answer; errors go to standard error as one line."""
+    raw = json.loads(sys.stdin.read())
+    job = Job(**{**raw, "shape": None if raw["shape"] is None else tuple(raw["shape"])})
+    try:
+        answer = json.dumps(measure_here(job))
+    except Exception as error:  # whatever it is, the parent reports it and goes on
+        sys.stderr.write(" ".join(str(error).split()) or type(error).__name__)
+        return 1
+    sys.stdout.write(f"\n{answer}\n")  # on a line of its own, whatever the user's code printed before
+    return 0
+
+
+def measure_here(job: Job) -> dict[str, float | None]:
+    """Do the job in this process: ``seconds``, and ``peak_bytes`` that it added to the resident size."""
+    _prepare(job)
+    before = _start()
+    opened, seconds = _timed(job)
+    peak: int | None = None
+    if job.shape is not None:
+        with torch.inference_mode():
+            opened(sample_input(job.shape, job.batch_size, device=job.device))
+        peak = max(0, _peak() - before)
+    times = [seconds]
+    while len(times) < _REPETITIONS and sum(times) < _ENOUGH_S:
+        del opened  # never two at once
+        opened, seconds = _timed(job)
+        times.append(seconds)
+    return {"seconds": statistics.median(times), "peak_bytes": peak}
+
+
+def _prepare(job: Job) -> None:
+    """Have done what any process has to do once, whatever it opens."""
+    from modelopt_cli import api  # noqa: F401 -- its import is not the model's cost
+
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    if job.arch is not None:
+        resolve(job.arch)  # imports the library or the user's module that has it
+    if job.device != "cpu":
+        torch.zeros(1, device=job.device)
+
+
+def _timed(job: Job) -> tuple[Any, float]:
+    """The network or the tensors, and the seconds it took to get them."""
+    from modelopt_cli import api
+
+    start = time.perf_counter()
+    if job.shape is None:
+        opened: Any = None
+        for _ in open_model(job.path).state.values():
+            pass  # one after the other: where tensors are decoded on demand, that is now
+    else:
+        opened = api.load_network(job.path, arch=job.arch, input=InputSpec(job.shape), device=job.device)
+        opened.eval()
+    if job.device != "cpu":
+        torch.cuda.synchronize(job.device)
+    return opened, time.perf_counter() - start
+
+
+def _start() -> int:
+    """Forget the peak of the imports and return the resident size."""
+    try:
+        _RESET.write_text("5")  # resets VmHWM (proc(5))
+        return _status("VmRSS")
+    except OSError:
+        return _peak()
+
+
+def _peak() -> int:
+    try:
+        return _status("VmHWM")
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise OSError(f"no {field} in {_STATUS}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
