@@ -1,9 +1,14 @@
-"""Option groups: a command takes a few frozen dataclasses, typer sees every field as an option of its own."""
+"""How a command is written: what it takes, and what it returns.
+
+It takes a console, single options, and groups of options: frozen dataclasses whose every field typer sees
+as an option of its own. It reads and checks them all, and returns the work that is then to be done. So a
+command line can be checked without doing anything, as a recipe's are.
+"""
 
 import inspect
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter
 from typing import Annotated, Any, get_type_hints
@@ -26,36 +31,51 @@ DEBUG = typer.Option("--debug", help="Show the traceback of an error.", rich_hel
 JSON = typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel="Output")
 
 
-def flatten(function: Callable[..., None]) -> Callable[..., None]:
-    """Make ``function(console, ..., group: SomeDataclass, ...)`` a command with one option for each field.
+Work = Callable[[], None]
+"""What a command does once its options are known to be good."""
+Command = Callable[..., Work | None]
+"""``function(console, ..., group: SomeDataclass, ...)``; None if it is done already."""
 
-    Every command also gets ``-q -v --debug --json``, which set up the console it is handed.
+
+def flatten(function: Command) -> Command:
+    """Make ``function`` a command with one option for each field of its groups.
+
+    Every command also gets ``-q -v --debug --json``, which set up the console it is handed. One with a
+    parameter ``context`` is handed typer's.
     """
     signature = inspect.signature(function)
     groups: dict[str, Any] = {
         name: p.annotation for name, p in signature.parameters.items() if is_dataclass(p.annotation)
     }
 
-    def call(ctx: typer.Context, **values: Any) -> None:
+    def call(ctx: typer.Context, **values: Any) -> Work | None:
         console: Console = ctx.obj
         console.quiet, console.verbosity = values.pop("quiet"), values.pop("verbose")
         console.debug, console.json = values.pop("debug"), values.pop("json")
         for name, group in groups.items():
             values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
-        # The console holds the real stdout; what the user's own code or a library prints is no result.
-        with redirect_stdout(sys.stderr):
-            function(console, **values)
+        if "context" in signature.parameters:
+            values["context"] = ctx
+        with stdout_is_for_results():
+            return function(console, **values)
 
     own = [Parameter("ctx", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     for parameter in list(signature.parameters.values())[1:]:
         if parameter.name in groups:
             own.extend(_parameters(parameter.annotation))
-        else:
+        elif parameter.name != "context":
             own.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
     call.__signature__ = signature.replace(parameters=own + _DISPLAY)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in own + _DISPLAY}
     call.__doc__ = function.__doc__
     return call
+
+
+@contextmanager
+def stdout_is_for_results() -> Iterator[None]:
+    """The console holds the real stdout; what the user's own code or a library prints is no result."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def _parameters(group: type) -> list[Parameter]:

@@ -1,0 +1,148 @@
+"""A recipe as it is written: YAML of one shape, whose every value is the text of an option.
+
+The YAML is only taken apart, never constructed: no tag means anything, and a value stays as it was written,
+so that ``2:4`` is not the number 124 and ``on`` not a truth.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from modelopt_cli.cli.values import Reader
+from modelopt_cli.errors import UsageError
+
+Value = str | tuple[str, ...]
+Options = dict[str, Value]
+"""Values by the long name of the option, with dashes."""
+
+_LIMIT = 1 << 16  # bytes
+_SCALAR = yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG
+_SETTING = re.compile(r"(?:(?P<step>[^.=]+)\.)?(?P<key>[^.=]+)=(?P<value>.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: a command, and the options it is given."""
+
+    verb: str
+    options: Options
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe.
+
+    Attributes:
+        steps: in order.
+        options: what stands beside the steps.
+    """
+
+    steps: tuple[Step, ...]
+    options: Options
+
+    def override(self, reader: Reader, settings: Sequence[str]) -> "Recipe":
+        """With ``[STEP.]KEY=VALUE`` in place of what was written; STEP is a number or a verb."""
+        steps, options = [dataclasses.replace(step, options=dict(step.options)) for step in self.steps], {}
+        for setting in settings:
+            if (match := _SETTING.fullmatch(setting)) is None:
+                reader.check(False, "--set", f"'{setting}' is not [STEP.]KEY=VALUE")
+                continue
+            key, value = match["key"].replace("_", "-"), match["value"]
+            if match["step"] is None:
+                options[key] = value
+                continue
+            found = [step for i, step in enumerate(steps, 1) if match["step"] in (str(i), step.verb)]
+            problem = f"{'no step' if not found else 'more than one step'} is called '{match['step']}'"
+            reader.check(len(found) == 1, "--set", f"{problem}; give its number, 1 to {len(steps)}")
+            if len(found) == 1:
+                found[0].options[key] = value
+        return Recipe(tuple(steps), {**self.options, **options})
+
+
+def read_recipe(reader: Reader, path: Path) -> Recipe:
+    """Read a recipe; what is wrong with its parts is left with ``reader``.
+
+    Raises:
+        UsageError: it cannot be read, or is not a mapping with steps.
+    """
+    root = _parse(path)
+    if not isinstance(root, yaml.MappingNode):
+        raise UsageError("is not a recipe", where=str(path), hint="write 'steps:' and a list")
+    entries = dict(_entries(reader, root))
+    steps = entries.pop("steps", None)
+    if not isinstance(steps, yaml.SequenceNode) or not steps.value:
+        raise UsageError("has no steps", where=str(path), hint="write 'steps:' and a list")
+    return Recipe(
+        tuple(step for node in steps.value if (step := _step(reader, node)) is not None),
+        dict(_options(reader, entries)),
+    )
+
+
+def _parse(path: Path) -> yaml.Node | None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LIMIT + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError("no such file", where=str(path)) from None
+    except IsADirectoryError:
+        raise UsageError("is a folder", where=str(path), hint="name the recipe in it") from None
+    if len(data) > _LIMIT:
+        raise UsageError(f"has more than {_LIMIT:,} bytes", where=str(path), hint="name a recipe")
+    try:
+        return yaml.compose(data.decode(), Loader=yaml.BaseLoader)
+    except UnicodeDecodeError:
+        raise UsageError("is not UTF-8 text", where=str(path)) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UsageError(f"{line}{problem}", where=str(path), hint="this is no valid YAML") from None
+    except RecursionError:
+        raise UsageError("is nested too deeply", where=str(path)) from None
+
+
+def _entries(reader: Reader, node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node]]:
+    """Keys, written with dashes, and values; a key that comes twice is refused."""
+    seen = set()
+    for key, value in node.value:
+        name = str(key.value).replace("_", "-")
+        reader.check(isinstance(key, yaml.ScalarNode), _line(key), "a key must be a word")
+        reader.check(name not in seen, _line(key), f"'{name}' is given twice")
+        seen.add(name)
+        yield name, value
+
+
+def _step(reader: Reader, node: yaml.Node) -> Step | None:
+    """``verb`` alone, or ``verb: {options}``."""
+    if isinstance(node, yaml.ScalarNode):
+        return Step(node.value, {})
+    if not isinstance(node, yaml.MappingNode) or len(node.value) != 1:
+        reader.check(False, _line(node), "a step is one verb with its options, such as '- quantize: {}'")
+        return None
+    ((verb, options),) = node.value
+    if isinstance(options, yaml.MappingNode):
+        return Step(str(verb.value), dict(_options(reader, dict(_entries(reader, options)))))
+    reader.check(options.value == "", _line(options), f"the options of '{verb.value}' are not 'name: value'")
+    return Step(str(verb.value), {})
+
+
+def _options(reader: Reader, entries: Mapping[str, yaml.Node]) -> Iterator[tuple[str, Value]]:
+    for name, node in entries.items():
+        if _is_text(node):
+            yield name, node.value
+        elif isinstance(node, yaml.SequenceNode) and all(map(_is_text, node.value)):
+            yield name, tuple(item.value for item in node.value)
+        else:
+            reader.check(False, _line(node), f"'{name}' is neither a plain value nor a list of such")
+
+
+def _is_text(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == _SCALAR
+
+
+def _line(node: yaml.Node) -> str:
+    return f"line {node.start_mark.line + 1}"

@@ -1,0 +1,138 @@
+"""From a recipe to command lines, all checked by the commands' own parsers before the first of them runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from typer.exceptions import TyperException
+
+from modelopt_cli.cli.failures import explain
+from modelopt_cli.cli.options import GATES
+from modelopt_cli.cli.recipe.commands import Commands
+from modelopt_cli.cli.recipe.document import Options, Recipe
+from modelopt_cli.cli.values import Reader, did_you_mean
+from modelopt_cli.errors import ModeloptError
+
+_DATA = ("data", "train", "val", "calib")
+
+
+@dataclass(frozen=True)
+class Line:
+    """The command line of a step.
+
+    Attributes:
+        verb: the command.
+        options: what the recipe says, as arguments.
+        source: the file it reads, if any.
+        output: the file it writes.
+    """
+
+    verb: str
+    options: tuple[str, ...]
+    source: Path | None
+    output: Path
+
+    def arguments(self, *more: str) -> list[str]:
+        """The whole line, without the name of the program."""
+        source = [] if self.source is None else [str(self.source)]
+        return [self.verb, *source, *self.options, "--no-eval", "-o", str(self.output), *more]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe comes to.
+
+    Attributes:
+        folder: of what the steps before the last one write.
+        steps: each reads what the one before has written.
+        evaluation: the arguments of the ``eval`` that compares all files.
+    """
+
+    folder: Path
+    steps: tuple[Line, ...]
+    evaluation: tuple[str, ...]
+
+
+def make_plan(
+    reader: Reader, recipe: Recipe, commands: Commands, checkpoint: Path | None, output: Path
+) -> Plan:
+    """The command lines of a recipe; what is wrong with them is left with ``reader``."""
+    folder = output.with_suffix(".steps")
+    beside = _check_shared(reader, recipe, commands)
+    lines: list[Line] = []
+    source = checkpoint
+    for number, step in enumerate(recipe.steps, 1):
+        last = number == len(recipe.steps)
+        target = output if last else folder / f"{number}-{step.verb}.safetensors"
+        if step.verb not in commands.steps:
+            hint = did_you_mean(step.verb, commands.steps) or f"it is one of {', '.join(commands.steps)}"
+            reader.check(False, f"step {number}", f"'{step.verb}' cannot be a step; {hint}")
+        else:
+            found = Reader()
+            words = commands.words(found, step.verb, step.options, commands.own(step.verb))
+            _check_data(found, step.options)
+            shared = {name: value for name, value in beside.items() if name not in step.options}
+            words = [*commands.shared_words(step.verb, shared), *words]
+            lines.append(Line(step.verb, tuple(words), source, target))
+            if source is None and not commands.starts_from_nothing(step.verb):
+                hint = "name it with 'checkpoint:' or --checkpoint, or begin with train"
+                found.note(f"there is no checkpoint to start from; {hint}")
+            _try(found, commands, lines[-1].arguments())
+            reader.take(found, f"step {number} ({step.verb})")
+        source = target
+    files = [str(path) for path in (checkpoint, *(line.output for line in lines)) if path is not None]
+    return Plan(folder, tuple(lines), _evaluation(reader, commands, beside, files))
+
+
+def _evaluation(reader: Reader, commands: Commands, beside: Options, files: list[str]) -> tuple[str, ...]:
+    """All files side by side; only the last one is held against the limits."""
+    found, known = Reader(), commands.shared("eval")
+    judge = any(known[name].rich_help_panel == GATES for name in beside if name in known)
+    words = commands.shared_words("eval", beside) + ["--judge", *files[-1:]] * judge
+    _try(found, commands, ["eval", *files, *words])
+    reader.take(found, "eval")
+    return ("eval", *files, *words)
+
+
+def _check_shared(reader: Reader, recipe: Recipe, commands: Commands) -> Options:
+    """The options beside the steps that can be used; what is wrong with the others is said once."""
+    verbs = dict.fromkeys([*(step.verb for step in recipe.steps if step.verb in commands.steps), "eval"])
+    known = {name: verb for verb in verbs for name in commands.shared(verb)}
+    _check_data(reader, recipe.options)
+    fine = {}
+    for name, value in recipe.options.items():
+        if name not in known:
+            hint = did_you_mean(name, known)
+            reader.check(False, f"'{name}'", "is an option of no step here" + (f"; {hint}" if hint else ""))
+        elif commands.words(reader, known[name], {name: value}, commands.shared(known[name])):
+            fine[name] = value
+    return fine
+
+
+def _try(reader: Reader, commands: Commands, arguments: Sequence[str]) -> None:
+    """Have the whole line read, if its parts are fine."""
+    if not reader.wrong:
+        try:
+            commands.work(arguments)
+        except (ModeloptError, TyperException) as error:
+            reader.note(explain(error).line or "")
+
+
+def _check_data(reader: Reader, options: Options) -> None:
+    """Look whether all data can be there."""
+    for name in _DATA:
+        if isinstance(text := options.get(name), str) and text:
+            reader.read(f"'{name}'", text, _data)
+
+
+def _data(text: str) -> None:
+    """Refuse data that cannot be there; raises ValueError."""
+    from modelopt_cli.data.spec import parse_spec
+    from modelopt_cli.errors import DataError
+
+    try:
+        spec = parse_spec(text)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+    if spec.kind in ("csv", "idx", "npz") and not Path(spec.target).exists():
+        raise ValueError(f"{text}: there is no {spec.target}")

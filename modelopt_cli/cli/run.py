@@ -1,0 +1,133 @@
+"""``modelopt run``: a recipe in, the files of its steps and one table out."""
+
+import shlex
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modelopt_cli.cli import options
+from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.groups import Work
+from modelopt_cli.cli.values import Reader
+from modelopt_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from modelopt_cli.cli.recipe.commands import Commands
+    from modelopt_cli.cli.recipe.document import Recipe, Value
+    from modelopt_cli.cli.recipe.plan import Plan
+
+_output = partial(typer.Option, rich_help_panel=options.OUTPUT)
+_recipe = partial(typer.Option, rich_help_panel="In place of what the recipe says")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML; see docs/recipes.md.")]
+Checkpoint = Annotated[str | None, _recipe(metavar="CHECKPOINT", help="What the first step starts from.")]
+Data = Annotated[str | None, _recipe(metavar="SPEC", help="What to evaluate on, as in eval.")]
+Seed = Annotated[str | None, _recipe(metavar="N", help="Seed of everything random.")]
+Threads = Annotated[str | None, _recipe(metavar="N", help="CPU threads.")]
+Device = Annotated[str | None, _recipe(metavar="cpu|cuda|cuda:N", help="Where to run.")]
+Settings = Annotated[
+    list[str] | None,
+    _recipe(
+        "--set",
+        metavar="[STEP.]KEY=VALUE",
+        help="Any option; STEP is the step's number, or its verb if no other has it; may be repeated.",
+    ),
+]
+Output = Annotated[str | None, _recipe("-o", "--output", metavar="FILE", help="What the last step writes.")]
+Resume = Annotated[
+    bool, _output("--resume", help="Do not repeat the steps that are finished, or start if there are none.")
+]
+Force = Annotated[
+    bool, _output("--force", help="Replace what exists: the output, the files of steps, exports.")
+]
+DryRun = Annotated[
+    bool, _output("--dry-run", help="Check the recipe and print its command lines; do nothing.")
+]
+
+
+def run(
+    console: Console,
+    context: typer.Context,
+    recipe: RecipeFile,
+    checkpoint: Checkpoint = None,
+    data: Data = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    device: Device = None,
+    settings: Settings = None,
+    output: Output = None,
+    force: Force = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    export: options.Export = None,
+) -> Work:
+    """Run a recipe: several steps, and one table of all.
+
+    Example: modelopt run configs/deep-compression.yaml -o small.safetensors
+    """
+    from modelopt_cli.cli.recipe.commands import Commands
+    from modelopt_cli.cli.recipe.document import read_recipe
+
+    reader = Reader()
+    exports = options.read_exports(reader, export, measured=not dry_run)
+    given = {"checkpoint": checkpoint, "output": output, "data": data}
+    given |= {"seed": seed, "threads": threads, "device": device}
+    read = read_recipe(reader, recipe).override(reader, settings or [])
+    read = replace(read, options=read.options | {k: v for k, v in given.items() if v is not None})
+    assert context.parent is not None
+    commands = Commands(context.parent.command.commands, console)  # type: ignore[attr-defined]
+    plan = _plan(reader, read, commands)
+    reader.finish(str(recipe))
+    options.check_exports(exports, force)
+    if options.of_several():
+        hint = "run the lines that --dry-run prints"
+        raise UsageError("a recipe runs in one process, not under torchrun", hint=hint)
+    if dry_run:
+        return partial(_print, console, plan)
+    return partial(_run, console, commands, plan, exports, resume, force)
+
+
+def _plan(reader: Reader, recipe: "Recipe", commands: "Commands") -> "Plan":
+    """The recipe's command lines, checked."""
+    from modelopt_cli.cli.recipe.plan import make_plan
+
+    rest = dict(recipe.options)
+    source, output = (_path(reader, name, rest.pop(name, None)) for name in ("checkpoint", "output"))
+    reader.check(output is not None, "output", "there is no file to write; name it with 'output:' or -o")
+    if source is not None:
+        reader.check(source.exists(), "checkpoint", f"there is no {source}")
+    return make_plan(reader, replace(recipe, options=rest), commands, source, output or Path("output"))
+
+
+def _path(reader: Reader, name: str, value: "Value | None") -> Path | None:
+    path = Path(value) if isinstance(value, str) else Path()
+    fine = value is None or (path.name not in ("", "..") and path.suffix != ".steps")
+    reader.check(fine, name, "name a file, not one that ends in .steps")
+    return path if value is not None and fine else None
+
+
+def _print(console: Console, plan: "Plan") -> None:
+    """The commands that would run."""
+    lines = [*(line.arguments() for line in plan.steps), plan.evaluation]
+    if console.json:
+        console.result_json({"schema_version": 1, "commands": [["modelopt", *line] for line in lines]})
+        return
+    if len(plan.steps) > 1:
+        console.result(shlex.join(["mkdir", "-p", str(plan.folder)]))
+    for line in lines:
+        console.result(shlex.join(["modelopt", *line]))
+
+
+def _run(
+    console: Console, commands: "Commands", plan: "Plan", exports: tuple[Path, ...], resume: bool, force: bool
+) -> None:
+    """Do what is not finished, and compare all."""
+    from modelopt_cli.cli.recipe.execute import execute
+
+    execute(plan, commands, console, resume=resume, force=force)
+    more = [word for path in exports for word in ("--export", str(path))]
+    more += ["--json"] * console.json + ["--force"] * force
+    commands.work([*plan.evaluation, *console.flags(), *more])()
