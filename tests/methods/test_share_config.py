@@ -1,0 +1,95 @@
+"""What the settings of share refuse, and what they mean."""
+
+import json
+
+import pytest
+
+from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.share import ShareConfig
+
+WRONG = {
+    "scope": ({"bits": 4, "scope": "layer"}, "unknown scope 'layer'; one of tensor, channels, network"),
+    "init": ({"bits": 4, "init": "random"}, "unknown init 'random'; one of linear, density, kmeans++, exact"),
+    "tune": ({"bits": 4, "tune": "soft"}, "unknown tune 'soft'; one of fixed, epoch, dkm"),
+    "weighting": ({"bits": 4, "weighting": "l2"}, "unknown weighting 'l2'; one of none, fisher, hessian"),
+    "bits and entries": ({"bits": 4, "entries": 9}, "--bits and --entries exclude each other"),
+    "no bits": ({"bits": 0}, "--bits: 0 is out of range; give 1 to 8, or auto"),
+    "many bits": ({"bits": 9}, "--bits: 9 is out of range; give 1 to 8, or auto"),
+    "other bits": ({"bits": "four"}, "--bits: four is out of range; give 1 to 8, or auto"),
+    "true bits": ({"bits": True}, "--bits: True is out of range"),
+    "vector bits": ({"bits": 17, "vector": 2}, "--bits: 17 is out of range; give 1 to 16, or auto"),
+    "one entry": ({"entries": 1}, "--entries: 1 is out of range; give 2 to 256"),
+    "many entries": ({"entries": 257}, "--entries: 257 is out of range; give 2 to 256"),
+    "vector entries": ({"entries": 65537, "vector": 2}, "--entries: 65537 is out of range; give 2 to 65536"),
+    "group": ({"bits": 4, "scope": "channels", "group": 0}, "--group: is out of range; give at least 1"),
+    "group of none": ({"bits": 4, "group": 2}, "--group has no meaning without --scope channels"),
+    "vector": ({"bits": 4, "vector": 65}, "--vector: is out of range; give 1 to 64"),
+    "rate": ({"bits": 4, "rate": -0.1}, "--rate: is out of range; give 0 to 100"),
+    "infinite rate": ({"bits": 4, "rate": float("inf")}, "--rate: is out of range"),
+    "no rate": ({"bits": 4, "rate": float("nan")}, "--rate: is out of range"),
+    "bytes": (
+        {"bits": "auto", "bytes": 1.0},
+        "--bytes: is out of range; give a fraction above 0 and below 1",
+    ),
+    "ratio": ({"bits": "auto", "ratio": 1.0}, "--ratio: is out of range; give a number above 1"),
+    "drop": ({"bits": "auto", "max_drop": -1.0}, "--max-drop: is out of range; give 0 to 100 points"),
+    "samples": ({"bits": 4, "calibration_samples": 0}, "--calibration-samples: is out of range"),
+    "no budget": ({"bits": "auto"}, "--bytes, --ratio, --max-drop is missing: --bits auto needs one of them"),
+    "two budgets": ({"bits": "auto", "bytes": 0.1, "ratio": 9.0}, "--bytes, --ratio exclude each other"),
+    "a budget for nothing": ({"bits": 4, "ratio": 9.0}, "--ratio has no meaning without --bits auto"),
+    "auto vectors": ({"bits": "auto", "ratio": 9.0, "vector": 4}, "--bits auto excludes --vector"),
+    "auto scope": ({"bits": "auto", "ratio": 9.0, "scope": "network"}, "--bits auto excludes"),
+    "auto rate": ({"bits": "auto", "ratio": 9.0, "rate": 0.1}, "--bits auto excludes"),
+    "vectors of all": ({"bits": 4, "vector": 4, "scope": "network"}, "--vector excludes --scope network"),
+    "a start for vectors": (
+        {"bits": 4, "vector": 4, "init": "exact"},
+        "--init has no meaning with --bits auto",
+    ),
+    "a start for auto": ({"bits": "auto", "ratio": 9.0, "init": "exact"}, "--init has no meaning with"),
+    "rated vectors": ({"bits": 4, "vector": 4, "rate": 0.1}, "--vector excludes"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_makes_no_sense_is_refused_in_one_line(case: str) -> None:
+    options, says = WRONG[case]
+    with pytest.raises(UsageError) as caught:
+        ShareConfig(**options)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(says)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_said_about_size_is_an_error_only_when_it_is_asked_for() -> None:
+    with pytest.raises(UsageError, match="nothing says how large the tables are; give --bits or --entries"):
+        ShareConfig().size  # noqa: B018
+    assert ShareConfig(bits=3).size == 8
+    assert ShareConfig(entries=5).size == 5
+    assert ShareConfig(bits=12, vector=4).size == 4096
+
+
+@pytest.mark.parametrize(
+    ("options", "target"),
+    [
+        ({"bytes": 0.1}, ("bytes", 0.1)),
+        ({"ratio": 8.0}, ("bytes", 0.125)),
+        ({"max_drop": 0.5}, ("max_drop", 0.5)),
+        ({"max_drop": 0.0}, ("max_drop", 0.0)),
+    ],
+)
+def test_a_ratio_is_a_fraction_the_other_way_round(
+    options: dict[str, float], target: tuple[str, float]
+) -> None:
+    assert ShareConfig(bits="auto", **options).target == target  # type: ignore[arg-type]
+
+
+def test_only_auto_folds_unless_it_is_told() -> None:
+    assert ShareConfig(bits="auto", ratio=8.0).folds
+    assert not ShareConfig(bits=4).folds
+    assert ShareConfig(bits=4, fold=True).folds
+    assert not ShareConfig(bits="auto", ratio=8.0, fold=False).folds
+
+
+def test_the_history_can_be_written() -> None:
+    config = ShareConfig(bits=4, include=("a*", "b"))
+    assert json.loads(json.dumps(config.as_dict()))["include"] == ["a*", "b"]
+    assert ShareConfig(**{**config.as_dict(), "include": ("a*", "b"), "exclude": ()}) == config
