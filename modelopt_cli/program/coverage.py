@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from modelopt_cli.program.program import Program
+from modelopt_cli.program.program import Encoding, Program
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear, Weighted
 
 WEIGHTED_KINDS = (
@@ -118,14 +118,21 @@ def _stored(program: Program, parameter: str) -> list[str]:
     encoding = program.encodings.get(parameter)
     if encoding is None or encoding.codec == "raw":
         return []
-    if encoding.codec != "sparse":
-        return [f"{encoding.codec}{encoding.params.get('bits', '')}"]
-    values = encoding.params.get("values")
-    found = [f"affine{values['bits']}"] if values else []
+    found = _values(encoding)
+    if encoding.codec != "sparse" and not encoding.params.get("pruned"):
+        return found
     path, _, leaf = parameter.rpartition(".")
     tensor = getattr(program.get_submodule(path), leaf)
     zeros = tensor.numel() - int(torch.count_nonzero(tensor))
     return [*found, f"sparse {_percent(zeros / tensor.numel())} %"] if zeros else found
+
+
+def _values(encoding: Encoding) -> list[str]:
+    """On what set the values are: ``affine8``, ``shared 16`` by their number, or just any."""
+    if encoding.codec == "codebook":
+        return [f"shared {encoding.params['entries']}"]
+    affine = encoding.params if encoding.codec == "affine" else encoding.params.get("values")
+    return [f"affine{affine['bits']}"] if affine else []
 
 
 def _percent(fraction: float) -> str:

@@ -1,5 +1,6 @@
 """Rewrites that leave the function alone: for inference, a network needs fewer layers than for training."""
 
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch
@@ -52,17 +53,21 @@ def _is_idle(node: fx.Node, program: Program) -> bool:
     return (node.args[place] if len(node.args) > place else node.kwargs.get(name, True)) is False
 
 
-def fold_batch_norms(program: Program) -> Program:
+def fold_batch_norms(program: Program, leave: Collection[str] = ()) -> Program:
     """The Program with each batch norm folded into the convolution or linear before it.
 
     Folded where the batch norm is the only use of that layer's output and has running statistics. With
     s = gamma / sqrt(var + eps) the new weight is s * w and the new bias s * (b - mean) + beta, computed in
     float64 (Jacob et al., CVPR 2018, section 3.2). Constant zero padding in front of a convolution, the
     same on both sides of each dimension, moves into the convolution. The Program given is not changed.
+
+    Args:
+        program: what to fold.
+        leave: layers whose weights are to stay as they are.
     """
     graph = copy_graph(program.graph)
     made: dict[str, nn.Module] = {}
-    folding = _Folding(program, graph, made)
+    folding = _Folding(program, graph, made, leave)
     for node in list(graph.nodes):
         folding.batch_norm(node)
     for node in list(graph.nodes):
@@ -73,8 +78,10 @@ def fold_batch_norms(program: Program) -> Program:
 class _Folding:
     """The graph being rewritten, and the layers made for it so far."""
 
-    def __init__(self, program: Program, graph: fx.Graph, made: dict[str, nn.Module]) -> None:
-        self.program, self.graph, self.made = program, graph, made
+    def __init__(
+        self, program: Program, graph: fx.Graph, made: dict[str, nn.Module], leave: Collection[str]
+    ) -> None:
+        self.program, self.graph, self.made, self.leave = program, graph, made, leave
         self.calls: dict[str, int] = {}
         names: dict[int, int] = {}
         for node in graph.nodes:
@@ -100,6 +107,8 @@ class _Folding:
         source = node.args[0]
         layer = self.layer(source)
         if layer is None or not isinstance(source, fx.Node) or not self._is_free(source, layer):
+            return
+        if str(source.target) in self.leave:
             return
         weight = _scaled(layer, norm)
         if weight is None or (isinstance(layer, nn.Linear) and self._rank(source) != 2):

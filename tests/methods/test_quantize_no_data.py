@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from quantize_networks import captured, count, images, quantized, small, sqnr, torchvision_program
+from quantize_networks import captured, count, images, on_state, quantized, small, sqnr, torchvision_program
 from torch import Tensor, nn
 from torchvision import models
 
@@ -13,7 +13,7 @@ from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize import QuantizeConfig, apply
-from modelopt_cli.methods.quantize.untraced import apply_to_state, restore
+from modelopt_cli.methods.quantize.untraced import restore
 from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.quantized import DynamicLinear
 
@@ -56,16 +56,16 @@ def test_bare_state() -> None:
     state = {"a.weight": torch.randn(4, 6), "a.bias": torch.randn(4), "n.weight": torch.randn(4),
              "b.weight": torch.ones(2, 3, dtype=torch.int64)}  # fmt: skip
     before = {k: v.clone() for k, v in state.items()}
-    done = apply_to_state(state, QuantizeConfig("int8-weight"))
+    done = on_state(state, QuantizeConfig("int8-weight"))
     assert set(done.encodings) == {"a.weight"}
     assert (done.coverage.compressed, done.coverage.total) == (1, 2)
     assert done.skipped == {"b": "not floating point but int64"}
     assert all(torch.equal(v, state[k]) for k, v in before.items())
     for scheme in ("int8", "int8-dynamic"):
         with pytest.raises(UsageError, match="int8-weight"):
-            apply_to_state(state, QuantizeConfig(scheme))
+            on_state(state, QuantizeConfig(scheme))
     with pytest.raises(NothingCompressed):
-        apply_to_state({"bias": torch.ones(3)}, QuantizeConfig("int8-weight"))
+        on_state({"bias": torch.ones(3)}, QuantizeConfig("int8-weight"))
 
 
 class Untraceable(nn.Module):
@@ -83,7 +83,7 @@ def test_dynamic_without_a_graph(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     net = Untraceable().eval()
     config = QuantizeConfig("int8-dynamic", **options)
-    done = apply_to_state(net.state_dict(), config, {"fc"})
+    done = on_state(net.state_dict(), config, {"fc"})
     assert set(done.encodings) == {"fc.weight"}
     rebuilt = copy.deepcopy(net)
     rebuilt.load_state_dict(done.state)
@@ -135,11 +135,9 @@ def test_a_captured_linear_alone() -> None:
 
 
 def test_a_bare_attention_with_separate_projections_is_stored_whole() -> None:
-    from modelopt_cli.methods.quantize.untraced import apply_to_state
-
     names = [f"attention.{part}_proj_weight" for part in "qkv"]
     state = {name: torch.randn(8, 8) for name in names}
-    result = apply_to_state(state, QuantizeConfig("int8-weight"))
+    result = on_state(state, QuantizeConfig("int8-weight"))
     assert sorted(result.encodings) == sorted(names)
     assert (result.coverage.compressed, result.coverage.total) == (3, 3)
 
@@ -170,7 +168,7 @@ def test_matrices_that_no_layer_has_are_stored_as_int8_too() -> None:
 def test_recurrent_weights_are_stored_as_int8_and_other_names_are_listed() -> None:
     module = nn.LSTM(8, 16)
     state = {f"l.{name}": tensor.detach() for name, tensor in module.named_parameters()}
-    done = apply_to_state({**state, "position": torch.ones(2, 8)}, QuantizeConfig("int8-weight"))
+    done = on_state({**state, "position": torch.ones(2, 8)}, QuantizeConfig("int8-weight"))
     assert set(done.encodings) == {"l.weight_ih_l0", "l.weight_hh_l0"}
     assert done.skipped == {"position": "not called a weight"}
     for name in done.encodings:
@@ -180,5 +178,5 @@ def test_recurrent_weights_are_stored_as_int8_and_other_names_are_listed() -> No
 
 def test_a_type_as_small_as_int8_is_left_and_listed() -> None:
     state = {"a.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "b.weight": torch.randn(4, 4)}
-    done = apply_to_state(state, QuantizeConfig("int8-weight"))
+    done = on_state(state, QuantizeConfig("int8-weight"))
     assert done.skipped == {"a": "float8_e4m3fn is as small as int8"}

@@ -1,13 +1,20 @@
 """A pruned network that is quantized: every zero survives, and the file is smaller than either alone."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-from quantize_networks import captured, context, images, quantized, small, sqnr, torchvision_program
+from quantize_networks import captured, context, images, on_state, quantized, small, sqnr, torchvision_program
 from torch import Tensor, nn
 
-from modelopt_cli.artifact import predicted_bytes, read_program, write_program, write_tensors
+from modelopt_cli.artifact import (
+    predicted_bytes,
+    read_program,
+    read_safetensors,
+    write_program,
+    write_tensors,
+)
 from modelopt_cli.artifact.reader import read_tensors
 from modelopt_cli.artifact.sparsity import compact, pruned_names
 from modelopt_cli.errors import ModeloptError
@@ -15,7 +22,7 @@ from modelopt_cli.kernels import prepare
 from modelopt_cli.measure.size import measure_size
 from modelopt_cli.measure.subject import Subject
 from modelopt_cli.methods.quantize import QuantizeConfig, apply
-from modelopt_cli.methods.quantize.untraced import apply_to_state, restore
+from modelopt_cli.methods.quantize.untraced import restore
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, Weighted
@@ -76,10 +83,9 @@ def normed() -> Program:
 
 def bytes_of(program: Program) -> int:
     """Bytes of tensors alone: in networks this small the JSON around them is most of the file."""
-    from modelopt_cli.artifact.save import _plan, _program_parts
-
-    plan = _plan(*_program_parts(program))
-    return max(info.end for info in plan.tensors.values())
+    with tempfile.TemporaryDirectory() as folder:
+        stored = read_safetensors(write_program(program, Path(folder) / "net").path)
+    return sum(tensor.nbytes for tensor in stored.values())
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -230,7 +236,7 @@ def state_of(program: Program) -> tuple[dict[str, Tensor], dict[str, Encoding]]:
 
 def test_a_bare_state_dict(tmp_path: Path) -> None:
     state, encodings = state_of(pruned(normed()))
-    done = apply_to_state(state, QuantizeConfig("int8-weight", exclude=("fc",)), None, encodings)
+    done = on_state(state, QuantizeConfig("int8-weight", exclude=("fc",)), None, encodings)
     assert pruned_names(done.encodings) == pruned_names(encodings)
     for name in pruned_names(encodings):
         assert not done.state[name][state[name] == 0].any()
@@ -242,7 +248,7 @@ def test_a_bare_state_dict(tmp_path: Path) -> None:
     found = read_tensors(path)
     assert all(torch.equal(found.state[name], tensor) for name, tensor in done.state.items())
     whole, _ = state_of(normed())
-    alone = apply_to_state(whole, QuantizeConfig("int8-weight"))
+    alone = on_state(whole, QuantizeConfig("int8-weight"))
     assert written.file_bytes < predicted_bytes(state, encodings)
     assert written.file_bytes < predicted_bytes(alone.state, alone.encodings)
 
@@ -250,7 +256,7 @@ def test_a_bare_state_dict(tmp_path: Path) -> None:
 def test_dynamic_layers_of_an_untraced_network_are_put_back() -> None:
     state, encodings = state_of(pruned(normed()))
     config = QuantizeConfig("int8-dynamic", exclude=("head",))
-    done = apply_to_state(state, config, {"fc", "head"}, encodings)
+    done = on_state(state, config, {"fc", "head"}, encodings)
     entry = {"method": "quantize", "config": config.as_dict(), "skipped": done.skipped}
     rebuilt = Normed().eval()
     rebuilt.load_state_dict(done.state)
@@ -263,9 +269,9 @@ def test_dynamic_layers_of_an_untraced_network_are_put_back() -> None:
 
 def test_layers_stored_as_int8_before_stay_so_and_become_no_dynamic_ones() -> None:
     state, encodings = state_of(pruned(normed()))
-    first = apply_to_state(state, QuantizeConfig("int8-weight", include=("head",)), None, encodings)
+    first = on_state(state, QuantizeConfig("int8-weight", include=("head",)), None, encodings)
     config = QuantizeConfig("int8-dynamic", exclude=("head",))
-    done = apply_to_state(first.state, config, {"fc", "head"}, first.encodings)
+    done = on_state(first.state, config, {"fc", "head"}, first.encodings)
     assert torch.equal(done.state["head.weight"], first.state["head.weight"])
     assert done.encodings["head.weight"].params == first.encodings["head.weight"].params
     assert done.encodings["head.weight"].params["values"] is not None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from modelopt_cli.artifact.sparsity import carry_over, without_zeros
+from modelopt_cli.artifact.sparsity import carry_over, is_shared
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.quantize.calibrate import calibrate, value_shapes
@@ -14,7 +14,7 @@ from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.plan import make_plan
 from modelopt_cli.methods.quantize.static import convert, fill, numeric_padding, values_to_observe
-from modelopt_cli.methods.quantize.weight_only import encode_weights, storable
+from modelopt_cli.methods.quantize.weight_only import coarse, encode_weights, storable
 from modelopt_cli.methods.select import select_layers
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_attention, split_names
@@ -63,8 +63,12 @@ def _static(program: Program, config: QuantizeConfig, context: Context) -> Resul
             "static int8 needs data to calibrate on",
             hint="give --data, or use --scheme int8-dynamic or int8-weight, which need none",
         )
-    ready = split_attention(fold_batch_norms(inference_form(program)))
-    selected, skipped = _select(ready, config, _static_obstacle)
+    split = split_attention(inference_form(program))
+    selected, skipped = _select(split, config, _static_obstacle)
+    shared = _shared(program, split)
+    # A batch norm would give every channel of a shared weight values of its own.
+    left = {layer for name in shared if (layer := name.rpartition(".")[0]) not in selected}
+    ready = fold_batch_norms(split, left)
     plan = make_plan(ready, set(selected), value_shapes(ready))
     watch = values_to_observe(plan, ready.graph)
     observers = {value: OBSERVERS[config.observer]() for value in watch}
@@ -75,17 +79,18 @@ def _static(program: Program, config: QuantizeConfig, context: Context) -> Resul
     )
     calibrate(ready, watched, batches, context.progress, sample.size)
     qparams = {value: observer.qparams() for value, observer in observers.items()}
-    return Result(convert(ready, plan, qparams), skipped)
+    return Result(convert(ready, plan, qparams, shared), skipped)
 
 
 def _dynamic(program: Program, config: QuantizeConfig, context: Context) -> Result:
     ready = copy.deepcopy(split_attention(inference_form(program)))
     selected, skipped = _select(ready, config, _dynamic_obstacle)
+    shared = _shared(program, ready)
     for name in selected:
         linear = ready.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         layer = DynamicLinear(linear.in_features, linear.out_features, linear.bias is not None)
-        fill(layer, linear.weight, linear.bias)
+        fill(layer, linear, shared=f"{name}.weight" in shared)
         ready.set_submodule(name, layer)
     return Result(ready.eval(), skipped)
 
@@ -93,11 +98,10 @@ def _dynamic(program: Program, config: QuantizeConfig, context: Context) -> Resu
 def _weight_only(program: Program, config: QuantizeConfig, context: Context) -> Result:
     ready = copy.deepcopy(program)
     state = dict(ready.named_parameters())
-    plain = {name for name in state if without_zeros(ready.encodings.get(name)).codec == "raw"}
-    found = storable(state)
+    reasons = storable(state)
     for name in fetched_weights(ready):  # whatever they are called
-        found.setdefault(name, None)
-    reasons = {name: why for name, why in found.items() if name in plain}
+        reasons.setdefault(name, None)
+    reasons |= coarse(reasons, ready.encodings)
     by_layer = {weight_label(name): name for name in reasons}
     selected, skipped = select_layers(by_layer, config)
     skipped |= {layer: why for layer in selected if (why := reasons[by_layer[layer]])}
@@ -112,13 +116,26 @@ def _weight_only(program: Program, config: QuantizeConfig, context: Context) -> 
     return Result(ready.eval(), skipped)
 
 
+def _shared(program: Program, split: Program) -> set[str]:
+    """Parameters that are shared, by the names that they have once attention is taken apart."""
+    renamed = split_names(program, split)
+    return {renamed.get(name, name) for name, e in program.encodings.items() if is_shared(e)}
+
+
 def _settle_encodings(source: Program, made: Program) -> None:
-    """Forget what is recorded of tensors that are gone or int8 by now; what was pruned stays pruned."""
-    state = made.state_dict()
-    floats = {name for name, tensor in state.items() if tensor.is_floating_point()}
+    """Forget what is recorded of tensors that are gone or int8 by now; what was pruned stays pruned.
+
+    A float tensor that has not changed is stored as it was.
+    """
+    before, after = source.state_dict(), made.state_dict()
+    floats = {name for name, tensor in after.items() if tensor.is_floating_point()}
     kept = {name: encoding for name, encoding in made.encodings.items() if name in floats}
     renamed = split_names(source, made)
-    made.encodings = carry_over(source.state_dict(), source.encodings, state, kept, renamed)
+    for old, encoding in source.encodings.items():
+        name = renamed.get(old, old)
+        if name in floats and name not in kept and torch.equal(before[old], after[name]):
+            kept[name] = encoding
+    made.encodings = carry_over(before, source.encodings, after, kept, renamed)
 
 
 def _select(

@@ -1,11 +1,11 @@
 """Static int8: rewriting a float graph into its int8 form, following a plan and observed ranges."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from modelopt_cli.methods.quantize.plan import Plan, Unit
 from modelopt_cli.methods.quantize.roles import (
@@ -47,22 +47,31 @@ def values_to_observe(plan: Plan, graph: fx.Graph) -> dict[fx.Node, list[fx.Node
     return watch
 
 
-def convert(program: Program, plan: Plan, qparams: Mapping[fx.Node, QParams]) -> Program:
+def convert(
+    program: Program, plan: Plan, qparams: Mapping[fx.Node, QParams], shared: Collection[str] = ()
+) -> Program:
     """The int8 form of a Program.
 
     Args:
         program: the float Program the plan was made for.
         plan: what becomes uint8.
         qparams: by representative, from ``values_to_observe``.
+        shared: parameters whose equal values stay equal.
     """
-    return _Converter(program, plan, qparams).run()
+    return _Converter(program, plan, qparams, shared).run()
 
 
 class _Converter:
     """Copies the graph node by node; every old value has a uint8 form, a float form, or both."""
 
-    def __init__(self, program: Program, plan: Plan, qparams: Mapping[fx.Node, QParams]) -> None:
-        self.program, self.plan, self.known = program, plan, qparams
+    def __init__(
+        self,
+        program: Program,
+        plan: Plan,
+        qparams: Mapping[fx.Node, QParams],
+        shared: Collection[str],
+    ) -> None:
+        self.program, self.plan, self.known, self.shared = program, plan, qparams, shared
         self.modules: dict[str, nn.Module] = dict(program.named_modules())
         self.graph = fx.Graph()
         self.new_modules: dict[str, nn.Module] = {}
@@ -149,7 +158,9 @@ class _Converter:
         source = unit.head.args[0]
         assert isinstance(source, fx.Node)
         target = self._q(output) if output in self.plan.int8 else None
-        layer = self._quantized_layer(self.modules[name], unit, self._q(source), target)
+        module = self.modules[name]
+        layer = self._quantized_layer(module, unit, self._q(source), target)
+        fill(layer, module, shared=f"{name}.weight" in self.shared)
         args = [self._uint8(source)]
         if unit.residual is not None:
             args.append(self._uint8(unit.residual))
@@ -169,12 +180,10 @@ class _Converter:
                 activation=unit.activation,
                 residual=residual,
             )
-            fill(layer, module.weight, module.bias, module.groups)
         else:
             assert isinstance(module, nn.Linear)
             sizes = (module.in_features, module.out_features, module.bias is not None)
             layer = QuantizedLinear(*sizes, source, target, unit.activation)
-            fill(layer, module.weight, module.bias)
         return layer
 
     def _emit_add(self, output: fx.Node, unit: Unit) -> None:
@@ -239,13 +248,13 @@ def numeric_padding(module: nn.Conv2d) -> tuple[int, int] | None:
     return (total[0] // 2, total[1] // 2) if all(t % 2 == 0 for t in total) else None
 
 
-def fill(layer: Weighted, weight: Tensor, bias: Tensor | None, groups: int = 1) -> None:
-    """Round a float weight into an int8 layer."""
-    values, scale = quantize_weight(weight, groups)
+def fill(layer: Weighted, module: Any, *, shared: bool = False) -> None:
+    """Round the weight of a float layer into an int8 one; equal values of a shared one stay equal."""
+    values, scale = quantize_weight(module.weight, getattr(module, "groups", 1), shared=shared)
     layer.weight.copy_(values)
     layer.scale.copy_(scale)
-    if layer.bias is not None and bias is not None:
-        layer.bias.copy_(bias.detach())
+    if layer.bias is not None:
+        layer.bias.copy_(module.bias.detach())
 
 
 def _fetch(root: nn.Module, target: str) -> Any:

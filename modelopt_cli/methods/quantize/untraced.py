@@ -1,17 +1,22 @@
 """What can be quantized without a graph: stored weights anywhere, dynamic linears in a module."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from modelopt_cli.artifact.sparsity import carry_over
+from modelopt_cli.artifact import Stream
+from modelopt_cli.artifact.lazy import described
+from modelopt_cli.artifact.plan import PLAIN
+from modelopt_cli.artifact.sparsity import carry_over, is_pruned, is_shared
+from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.context import Progress
 from modelopt_cli.methods.quantize.apply import nothing
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.weight_only import encode_weights, layer_of, storable
+from modelopt_cli.methods.quantize.weight_only import coarse, encode_weight, layer_of, storable
 from modelopt_cli.methods.select import nameless, select_layers
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus
@@ -20,17 +25,15 @@ from modelopt_cli.program.quantized import DynamicLinear
 
 @dataclass(frozen=True)
 class TensorResult:
-    """A quantized state dict.
+    """A state dict that is quantized tensor by tensor, while it is written.
 
     Attributes:
-        state: its tensors.
-        encodings: how each is stored.
-        coverage: what became of every layer.
-        skipped: the reason for every layer that this left as it was.
+        stream: its tensors and how each is stored.
+        coverage: what becomes of every layer.
+        skipped: the reason for every layer that this leaves as it was.
     """
 
-    state: dict[str, Tensor]
-    encodings: dict[str, Encoding]
+    stream: Stream
     coverage: Coverage
     skipped: dict[str, str]
 
@@ -40,14 +43,16 @@ def apply_to_state(
     config: QuantizeConfig,
     linears: set[str] | None = None,
     encodings: Mapping[str, Encoding] | None = None,
+    progress: Progress | None = None,
 ) -> TensorResult:
     """Quantize a state dict that has no graph.
 
     Args:
-        state: tensors by name; they are not changed.
+        state: tensors by name; they are not changed. They may stay in their file until their turn.
         config: ``int8-weight``, or ``int8-dynamic`` where the network's linear layers are known.
         linears: names of the network's ``nn.Linear`` layers, or None for a bare state dict.
         encodings: how the tensors were stored so far; what is pruned stays so.
+        progress: called with tensors done and their total.
 
     Raises:
         UsageError: the scheme needs a graph, or a network.
@@ -62,7 +67,10 @@ def apply_to_state(
             else "name its network with --arch, or use --scheme int8-weight"
         )
         raise UsageError(f"scheme {config.scheme} needs {needs}", hint=ways)
-    reasons: dict[str, str | None] = {**storable(state), **nameless(state)}
+    shapes, earlier = described(state), encodings or {}
+    reasons: dict[str, str | None] = {**storable(shapes), **nameless(shapes)}
+    if not dynamic:
+        reasons |= coarse(reasons, earlier)
     weights = Counter(map(layer_of, reasons))
     # A layer of several weights (attention with separate projections) is named weight by weight.
     by_layer = {layer_of(name) if weights[layer_of(name)] == 1 else name: name for name in reasons}
@@ -74,19 +82,40 @@ def apply_to_state(
     chosen = [by_layer[layer] for layer in selected if reasons[by_layer[layer]] is None]
     if not chosen:
         raise nothing(skipped)
-    rounded, made = encode_weights(state, chosen, exact_everywhere=dynamic)
-    after, earlier = {**state, **rounded}, encodings or {}
-    kept = carry_over(state, earlier, after, {**earlier, **made})
+    quantized = dict.fromkeys(chosen)
+
+    def tie(name: str, owner: str) -> bool:
+        # A dynamic layer is put back by its own name, so it needs a weight of its own.
+        return name not in quantized if dynamic else (name in quantized) == (owner in quantized)
+
+    tied = {name: owner for name, owner in tied_names(shapes, earlier).items() if tie(name, owner)}
+    names = [name for name in state if name not in tied]
+
+    def items() -> Iterator[Item]:
+        for done, name in enumerate(names, 1):
+            yield _stored(name, state[name], earlier.get(name, PLAIN), name in quantized, dynamic)
+            if progress is not None:
+                progress(done, len(names))
 
     def status(layer: str, name: str) -> LayerStatus:
-        if name in made:
+        if name in quantized:
             return LayerStatus(layer, "weight", True, config.scheme)
         if name in earlier:
             return LayerStatus(layer, "weight", True, earlier[name].codec)
         return LayerStatus(layer, "weight", False, reason=skipped[layer])
 
     statuses = tuple(status(layer, name) for layer, name in by_layer.items())
-    return TensorResult(after, kept, Coverage(statuses), skipped)
+    return TensorResult(Stream(items, tied), Coverage(statuses), skipped)
+
+
+def _stored(name: str, tensor: Tensor, earlier: Encoding, quantize: bool, dynamic: bool) -> Item:
+    """One tensor, rounded if it is to be, with its encoding; a pruned one stays pruned."""
+    after, encoding = tensor, earlier
+    if quantize:
+        after, encoding = encode_weight(tensor, exact_everywhere=dynamic, shared=is_shared(earlier))
+    if is_pruned(earlier):
+        encoding = carry_over({name: tensor}, {name: earlier}, {name: after}, {name: encoding})[name]
+    return name, after, encoding
 
 
 def restore(

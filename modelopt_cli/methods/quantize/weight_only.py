@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.artifact.codecs.affine import DTYPES
-from modelopt_cli.methods.quantize.weights import quantize_weight
+from modelopt_cli.artifact.sparsity import without_zeros
+from modelopt_cli.methods.quantize.weights import CHUNK, quantize_weight
 from modelopt_cli.methods.select import is_weight_name
 from modelopt_cli.program import Encoding
 
@@ -34,30 +35,46 @@ def storable(state: Mapping[str, Tensor]) -> dict[str, str | None]:
     return reasons
 
 
+def coarse(names: Iterable[str], encodings: Mapping[str, Encoding]) -> dict[str, str]:
+    """Those weights that take few bits already, with that as the reason to leave them."""
+    codecs = {name: without_zeros(encodings.get(name)).codec for name in names}
+    return {name: f"stored as {codec} values already" for name, codec in codecs.items() if codec != "raw"}
+
+
 def layer_of(parameter: str) -> str:
     """The layer that a parameter belongs to: its name without the last component."""
     return parameter.rpartition(".")[0] or parameter
 
 
+def encode_weight(
+    weight: Tensor, *, exact_everywhere: bool = False, shared: bool = False
+) -> tuple[Tensor, Encoding]:
+    """Round a weight to int8 steps, one scale for each index along its first dimension.
+
+    Args:
+        weight: float, of two or more dimensions; it is not changed.
+        exact_everywhere: it will be multiplied in int8, not only stored.
+        shared: equal weights of a channel stay equal.
+
+    Returns:
+        The rounded weight, in its own dtype, and how it is to be stored.
+    """
+    rounded = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    scales = []
+    rows = max(CHUNK // max(weight[:1].numel(), 1), 1)
+    for start in range(0, len(weight), rows):  # so that a large embedding is never copied whole
+        some = weight[start : start + rows]
+        values, scale = quantize_weight(some, exact_everywhere=exact_everywhere, shared=shared)
+        spread = scale.view(-1, *[1] * (weight.dim() - 1))
+        rounded[start : start + rows] = (values.to(torch.float32) * spread).to(weight.dtype)
+        scales.append(scale)
+    return rounded, Encoding("affine", {"bits": 8, "axis": 0, "group": None}, {"scale": torch.cat(scales)})
+
+
 def encode_weights(
     state: Mapping[str, Tensor], names: Iterable[str], *, exact_everywhere: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Encoding]]:
-    """Round weights to int8 steps.
-
-    Args:
-        state: tensors by name.
-        names: which of them.
-        exact_everywhere: the weights will be multiplied in int8, not only stored.
-
-    Returns:
-        The rounded tensors, in their own dtype, and how each is to be stored.
-    """
-    rounded: dict[str, Tensor] = {}
-    encodings: dict[str, Encoding] = {}
-    for name in names:
-        weight = state[name]
-        values, scale = quantize_weight(weight, exact_everywhere=exact_everywhere)
-        spread = scale.view(-1, *[1] * (weight.dim() - 1))
-        rounded[name] = (values.to(torch.float32) * spread).to(weight.dtype)
-        encodings[name] = Encoding("affine", {"bits": 8, "axis": 0, "group": None}, {"scale": scale})
-    return rounded, encodings
+    """:func:`encode_weight` for several, by name."""
+    made = {name: encode_weight(state[name], exact_everywhere=exact_everywhere) for name in names}
+    rounded = {name: weight for name, (weight, _) in made.items()}
+    return rounded, {name: encoding for name, (_, encoding) in made.items()}

@@ -9,12 +9,12 @@ WMAX = 127
 CANDIDATES = 16
 SMALLEST = 1e-35
 """Weights below this are zeros: a 127th of it would hardly be a normal float32."""
-CHUNK = 1 << 22
+CHUNK = 1 << 18
 """Elements worked on at once: bounds the memory of the search."""
 
 
 def quantize_weight(
-    weight: Tensor, groups: int = 1, *, exact_everywhere: bool = True
+    weight: Tensor, groups: int = 1, *, exact_everywhere: bool = True, shared: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Round a weight to int8 with the per-channel scale of least squared error.
 
@@ -27,6 +27,7 @@ def quantize_weight(
         weight: float ``(O, C / groups, ...)``.
         groups: of the convolution.
         exact_everywhere: keep to the pair bound. Not needed where the weight is only stored.
+        shared: equal weights of a channel stay equal: only scales count at which no pair is over the bound.
 
     Returns:
         int8 weights of the same shape and float32 scales ``(O,)``; ``scale * int8`` approximates
@@ -36,26 +37,30 @@ def quantize_weight(
     if flat.numel() == 0:
         return torch.zeros_like(flat, dtype=torch.int8), flat.new_ones(len(flat))
     bounded = exact_everywhere and not is_depthwise(tuple(weight.shape), groups)
-    parts = [_quantize_rows(chunk, bounded) for chunk in flat.split(max(CHUNK // flat[0].numel(), 1))]
+    parts = [_quantize_rows(chunk, bounded, shared) for chunk in flat.split(max(CHUNK // flat[0].numel(), 1))]
     return torch.cat([q for q, _ in parts]), torch.cat([s for _, s in parts])
 
 
-def _quantize_rows(weight: Tensor, bounded: bool) -> tuple[Tensor, Tensor]:
+def _quantize_rows(weight: Tensor, bounded: bool, shared: bool) -> tuple[Tensor, Tensor]:
     extreme = weight.flatten(1).abs().amax(1)
     # A channel of zeros, or next to them, keeps a harmless scale.
     extreme = torch.where(extreme > SMALLEST, extreme, torch.ones_like(extreme))
     # Errors are compared on channels of unit range: their squares neither overflow nor vanish.
     unit = weight / extreme.view(-1, *[1] * (weight.dim() - 1))
-    widest = WMAX / (PAIR_LIMIT // 2) if bounded else 1.0
+    if not bounded:
+        step = 1 / WMAX
+        return unit.div_(step).round_().clamp_(-WMAX, WMAX).to(torch.int8), extreme * step
+    widest = WMAX / (PAIR_LIMIT // 2)
     best_q = torch.zeros_like(weight, dtype=torch.int8)
     best_scale = extreme / WMAX
     best_error = torch.full_like(extreme, torch.inf)
-    for factor in torch.linspace(1.0, widest, CANDIDATES if bounded else 1).tolist():
+    for factor in torch.linspace(1.0, widest, CANDIDATES).tolist():
         step = factor / WMAX
-        q = (unit / step).round_().clamp_(-WMAX, WMAX)
-        if bounded:
-            q = _within_bound(q)
+        nearest = (unit / step).round_().clamp_(-WMAX, WMAX)
+        q = _within_bound(nearest)
         error = (q * step - unit).square_().flatten(1).sum(1)
+        if shared:
+            error[(q != nearest).flatten(1).any(1)] = torch.inf
         better = error < best_error
         best_q[better] = q[better].to(torch.int8)
         best_scale[better], best_error[better] = extreme[better] * step, error[better]
@@ -65,7 +70,7 @@ def _quantize_rows(weight: Tensor, bounded: bool) -> tuple[Tensor, Tensor]:
 def _within_bound(q: Tensor) -> Tensor:
     """Pull neighbouring pairs back onto the bound, sharing the excess between the two."""
     if q.shape[1] % 2:
-        return q.clamp_(-(PAIR_LIMIT // 2), PAIR_LIMIT // 2)
+        return q.clamp(-(PAIR_LIMIT // 2), PAIR_LIMIT // 2)
     first, second = q.unflatten(1, (-1, 2)).unbind(2)
     excess = (first + second).abs_().sub_(PAIR_LIMIT).clamp_(min=0)
     # Weights of opposite signs never add up to more than 127, so an excess implies equal signs.
