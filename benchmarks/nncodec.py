@@ -1,0 +1,236 @@
+"""Sizes at equal accuracy, beside NNCodec (ISO/IEC 15938-17): ``python -m benchmarks.nncodec``.
+
+Both compress the same trained networks without training. NNCodec 2.1 is measured over a range of steps (QP)
+with every setting of ``SETTINGS``, so that its best is among them; ours goes through the command line. What
+comes out of either file is put into the same network and run on the same images: top-1, and the mean
+Kullback-Leibler divergence of its answers from those of the fp32 network, which is finer. NNCodec is no
+dependency of this project and wants an older NumPy, so it has an environment of its own:
+
+    python3 -m venv ENV && ENV/bin/pip install torch torchvision nncodec==2.1.0
+    make assets && python -m benchmarks.pruning
+    python -m benchmarks.nncodec --nncodec-python ENV/bin/python [--only NETWORK ...] [--output FILE.md]
+
+A point that is in the folder already is not measured again, so that an interrupted run goes on.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import modelopt_cli
+from benchmarks.curves import OURS, Curves, Point, comparison, table
+from benchmarks.judge import COUNTER, ROOT, Judge, Network
+from modelopt_cli.data import PreprocessOverrides
+from modelopt_cli.measure.environment import cpu_name
+
+FASHION = "idx:assets/fashion-mnist"
+SHARE = ("share", "--bits", "auto")
+"""Our command; ``--ratio``, ``--calib`` and the network's own options follow."""
+COMMON = {"nonweight_qp": -36, "cabac_unary_length_minus1": 6, "row_skipping": True}
+"""NNCodec's default for what is no weight is far finer than these networks need, 1 kB of resnet8."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dq": {"use_dq": True, **COMMON},
+    "uniform": {"use_dq": False, **COMMON},
+    "dq, lambda 1": {"use_dq": True, "lambda_scale": 1.0, **COMMON},
+    "uniform, lambda 1": {"use_dq": False, "lambda_scale": 1.0, **COMMON},
+    "uniform, lambda 4": {"use_dq": False, "lambda_scale": 4.0, **COMMON},
+}
+"""Options of ``nncodec.nnc.compress``; batch norms are folded (``bnf``)."""
+PROBE = """
+import modelopt_cli, nncodec.nnc
+from importlib.metadata import version
+print(version("nncodec"))
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, and the range in which either tool is interesting.
+
+    Attributes:
+        network: what is compressed.
+        ratios: how many times smaller our files are to be.
+        qps: the steps of NNCodec.
+        settings: keys of ``SETTINGS`` to try.
+    """
+
+    network: Network
+    ratios: tuple[float, ...]
+    qps: range
+    settings: tuple[str, ...] = tuple(SETTINGS)
+
+
+CASES = {
+    "resnet8": Case(
+        Network("build/benchmarks/pruning/resnet8-0.safetensors", FASHION, f"{FASHION}?split=train"),
+        (10, 12, 14, 15, 16),
+        range(-26, -17),
+    ),
+    "ccexam-mnist": Case(
+        Network(
+            "assets/ccexam/mnist.pth",
+            "npz:assets/mnist5k.npz",
+            "npz:assets/mnist5k.npz",
+            "assets/ccexam_nets.py:mnist",
+            PreprocessOverrides(input_size=28, channels=1, mean=(0.1307,), std=(0.3081,)),
+        ),
+        (30, 40, 45, 50, 60),
+        range(-15, -6),
+    ),
+    "efficientnet-lite0": Case(
+        Network(
+            "assets/efficientnet-lite0.pth",
+            "csv:assets/imagenet20/labels.csv",
+            "csv:assets/imagenet20/labels.csv",
+            "assets/efficientnet_lite0.py:make",
+            PreprocessOverrides(
+                input_size=224,
+                resize=224,
+                crop=0.875,
+                interpolation="bicubic",
+                mean=(0.49803922,),
+                std=(0.50196078,),
+            ),
+        ),
+        (7, 8, 9, 10),
+        range(-32, -22, 2),
+        ("dq", "uniform"),
+    ),
+}
+
+
+class Codec:
+    """NNCodec in the interpreter that has it."""
+
+    def __init__(self, python: str, folder: Path) -> None:
+        self.folder = folder
+        try:
+            found = subprocess.run(
+                [python, "-c", PROBE], capture_output=True, text=True, cwd=ROOT, check=False
+            )
+        except OSError as error:
+            sys.exit(f"{python}: {error.strerror}; --nncodec-python takes an interpreter that has nncodec")
+        if found.returncode:
+            why = (found.stderr.strip().splitlines() or ["it ended"])[-1]
+            sys.exit(f"{python} has no NNCodec that works ({why}); see the top of benchmarks/nncodec.py")
+        self.version = found.stdout.split()[-1]
+        command = [python, "-m", "benchmarks.nncodec_worker"]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=_one_thread()
+        )
+
+    def point(self, judge: Judge, setting: str, qp: int) -> Point:
+        """Encode, decode and judge."""
+        state, decoded = self.folder / "state.npz", self.folder / "decoded.npz"
+        kept = {n: t.numpy() for n, t in judge.state.items() if not n.endswith(COUNTER)}
+        np.savez(state, **kept)
+        job = {
+            "state": str(state),
+            "decoded": str(decoded),
+            "norms": judge.norms(),
+            "options": SETTINGS[setting] | {"qp": qp},
+        }
+        found = self._ask(job)
+        while "evaluate" in found:
+            found = self._ask({"score": judge.score(np.load(decoded))})
+        if "error" in found:
+            raise RuntimeError(f"nncodec, {setting}, QP {qp}: {found['error']}")
+        correct, divergence = judge.figures(judge.put(np.load(decoded)))
+        return Point(setting, qp, found["bytes"], correct, divergence, found["encode_s"], found["decode_s"])
+
+    def _ask(self, line: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(line), file=self.process.stdin, flush=True)
+        found: dict[str, Any] = json.loads(self.process.stdout.readline() or '{"error": "the worker ended"}')
+        return found
+
+
+def ours(network: Network, judge: Judge, ratio: float, output: Path) -> Point:
+    """One file of ours, by the command line, and judged like theirs."""
+    command = [sys.executable, "-m", "modelopt_cli", *SHARE, network.checkpoint, *network.options]
+    command += ["--ratio", f"{ratio:g}", "--calib", network.calib, "--data", network.data]
+    command += ["-o", str(output), "--force", "--no-eval", "--threads", "1", "-q"]
+    begin = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=_one_thread(), check=False)
+    seconds = time.perf_counter() - begin
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
+    begin = time.perf_counter()
+    program = modelopt_cli.load(output)
+    reading = time.perf_counter() - begin
+    return Point(OURS, ratio, output.stat().st_size, *judge.figures(program), seconds, reading)
+
+
+def _one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def measure(name: str, codec: Codec, folder: Path) -> Curves:
+    """Both curves of a network."""
+    case = CASES[name]
+    network = case.network
+    curves = Curves(folder / f"{name}.json")
+    curves.read()
+    judge = Judge(network)
+    curves.about = {
+        "images": len(judge.labels),
+        "correct": judge.correct,
+        "parameters": sum(each.numel() for each in judge.state.values()),
+        "bytes": (ROOT / network.checkpoint).stat().st_size,
+    }
+    for ratio in case.ratios:
+        curves.add(
+            OURS,
+            ratio,
+            lambda ratio=ratio: ours(network, judge, ratio, folder / f"{name}-{ratio:g}x.safetensors"),
+        )
+    for setting in case.settings:
+        for qp in case.qps:
+            curves.add(setting, qp, lambda setting=setting, qp=qp: codec.point(judge, setting, qp))
+    return curves
+
+
+def main() -> None:
+    """Measure what is missing and print the record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--nncodec-python", required=True, metavar="PATH", help="an interpreter that has nncodec"
+    )
+    parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "benchmarks" / "nncodec")
+    parser.add_argument("--output", type=Path, help="also write the record to this Markdown file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.chdir(ROOT)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    codec = Codec(options.nncodec_python, options.folder)
+    all_curves = {name: measure(name, codec, options.folder) for name in options.only}
+    lines = [
+        f"{datetime.date.today()}, {cpu_name()}, one thread, torch {version('torch')}, "
+        f"modelopt {modelopt_cli.__version__}, NNCodec {codec.version}",
+        "",
+        *comparison(all_curves),
+    ]
+    for name, curves in all_curves.items():
+        lines += ["", *table(name, curves)]
+    print("\n".join(lines))
+    if options.output is not None:
+        options.output.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
