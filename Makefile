@@ -11,10 +11,10 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-done
 PIP := $(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: help setup demo test check format docs picture assets bench clean distclean
+.PHONY: help setup demo test check format docs picture assets deep-compression bench clean distclean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-24s%s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## create .venv and install the tested set of packages
 
@@ -54,6 +54,10 @@ picture: demo ## regenerate the picture of the table in the README
 
 assets: $(STAMP) ## fetch the real networks and images that some tests use, into assets/
 	@$(PY) tools/assets.py $(ARGS)
+
+deep-compression: $(STAMP) ## prune, share and code a network for Fashion-MNIST (after make assets), into build/
+	@mkdir -p build
+	@$(PY) -m modelopt_cli run configs/deep-compression.yaml --resume $(ARGS)
 
 bench: $(STAMP) ## run the side-by-side measurements in benchmarks/
 	@$(PY) -m benchmarks $(ARGS)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from modelopt_cli import _torchvision
 
 if TYPE_CHECKING:
-    from modelopt_cli.api import evaluate, load, prune, quantize, train
+    from modelopt_cli.api import evaluate, load, prune, quantize, share, train
     from modelopt_cli.program import Program
 
 __version__ = "0.1.0"
-__all__ = ["Program", "__version__", "evaluate", "load", "prune", "quantize", "train"]
+__all__ = ["Program", "__version__", "evaluate", "load", "prune", "quantize", "share", "train"]
 
 _LAZY = {
     "Program": "modelopt_cli.program",
@@ -26,6 +26,7 @@ _LAZY = {
     "load": "modelopt_cli.api",
     "prune": "modelopt_cli.api",
     "quantize": "modelopt_cli.api",
+    "share": "modelopt_cli.api",
     "train": "modelopt_cli.api",
 }
 

@@ -1,18 +1,22 @@
 """load, quantize and evaluate from end to end, on small networks and the bundled digits."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 import modelopt_cli
 from modelopt_cli import api, artifact
+from modelopt_cli.artifact import lazy
 from modelopt_cli.checkpoint import resolve
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.errors import (
@@ -231,6 +235,74 @@ def test_the_file_of_an_untraceable_network_says_which_it_was_but_never_imports_
     (tmp_path / "own_net.py").write_text("raise SystemExit('this must not run')")
     with pytest.raises(ArchitectureError, match="--arch"):
         api.load(output)
+
+
+def sharded(folder, state):
+    folder.mkdir()
+    names = list(state)
+    homes = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(names)}
+    for home in set(homes.values()):
+        save_file({name: state[name] for name in names if homes[name] == home}, folder / home)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": homes}))
+    return folder
+
+
+def test_shards_are_quantized_one_tensor_at_a_time(tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    state = {f"{i}.weight": torch.randn(6, 8, generator=generator) for i in range(9)}
+    state |= {"half.weight": torch.randn(5, 4, generator=generator).bfloat16(), "bias": torch.ones(3)}
+    torch.save(state, tmp_path / "whole.pth")
+    folder = sharded(tmp_path / "folder", state)
+    alive, read, progress = [], lazy.read_tensor, []
+
+    def counting(*arguments):
+        assert not any(reference() is not None for reference in alive)
+        alive.append(weakref.ref(tensor := read(*arguments)))
+        return tensor
+
+    outputs = [tmp_path / "lazy", tmp_path / "eager"]
+    monkeypatch.setattr(lazy, "read_tensor", counting)
+    how = {"config": scheme("int8-weight"), "evaluate": False}
+    made = api.quantize(folder, outputs[0], progress=lambda *step: progress.append(step), **how)
+    assert progress == [("quantizing", i + 1, 11) for i in range(11)]
+    assert len(alive) == 2 * 11  # once to look for NaN
+    api.quantize(tmp_path / "whole.pth", outputs[1], **how)
+    found = [artifact.read_tensors(path) for path in outputs]
+    assert list(found[0].state) == list(found[1].state) == list(state)
+    assert all(torch.equal(found[0].state[name], tensor) for name, tensor in found[1].state.items())
+    assert (made.coverage.compressed, made.coverage.total) == (10, 10)
+    stored = [artifact.read_safetensors(path) for path in outputs]
+    assert stored[0]["3.weight"].dtype == torch.int8
+    assert all(torch.equal(stored[0][name], tensor) for name, tensor in stored[1].items())
+
+
+def test_measuring_without_a_network_holds_one_tensor_at_a_time(tmp_path, monkeypatch):
+    folder = sharded(tmp_path / "folder", {f"{i}.weight": torch.ones(6, 8) for i in range(9)})
+    alive = []
+
+    def counting(function):
+        def call(*arguments):
+            assert not any(reference() is not None for reference in alive)
+            result = function(*arguments)
+            alive.append(weakref.ref(result[0] if isinstance(result, tuple) else result))
+            return result
+
+        return call
+
+    monkeypatch.setattr(lazy, "read_tensor", counting(lazy.read_tensor))
+    made = api.quantize(folder, tmp_path / "out", config=scheme("int8-weight"), options=QUICK)
+    before, after = (model.size for model in made.evaluation.models)
+    assert before.parameters == after.parameters == before.nonzero == 9 * 48
+    assert (before.bits_per_weight, after.bits_per_weight) == (32, 8 + 32 / 8)
+    assert len(alive) == 3 * 9
+
+
+def test_tied_weights_are_quantized_once(tmp_path):
+    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    torch.save({"embed.weight": weight, "head.weight": weight, "bias": torch.ones(2)}, tmp_path / "tied.pth")
+    api.quantize(tmp_path / "tied.pth", tmp_path / "out", config=scheme("int8-weight"), evaluate=False)
+    assert artifact.read_header(tmp_path / "out")["tied"] == {"head.weight": "embed.weight"}
+    assert artifact.read_tensors(tmp_path / "out").state.keys() == {"embed.weight", "head.weight", "bias"}
 
 
 def test_a_bare_state_dict_nobody_recognises(tmp_path):

@@ -26,7 +26,7 @@ width. `NO_COLOR` and `FORCE_COLOR` are respected. `modelopt COMMAND --help` pri
 | 130, 143, 141 | SIGINT, SIGTERM, closed pipe |
 
 An error is one line on stderr: what, which file or layer, what to do next. Gates are judged on the file that
-`quantize` wrote; it stays when one is not met, so go by the exit code, not by the file.
+was written; it stays when one is not met, so go by the exit code, not by the file.
 """
 
 

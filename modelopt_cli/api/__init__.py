@@ -4,12 +4,14 @@ from modelopt_cli.api.evaluating import evaluate
 from modelopt_cli.api.loading import load, load_network
 from modelopt_cli.api.pruning import PruneOutcome, prune, sensitivity
 from modelopt_cli.api.quantizing import QuantizeOutcome, quantize
+from modelopt_cli.api.sharing import ShareOutcome, share
 from modelopt_cli.api.training import TrainOutcome, train
 from modelopt_cli.api.tuning import TrainingRequest
 
 __all__ = [
     "PruneOutcome",
     "QuantizeOutcome",
+    "ShareOutcome",
     "TrainOutcome",
     "TrainingRequest",
     "evaluate",
@@ -18,5 +20,6 @@ __all__ = [
     "prune",
     "quantize",
     "sensitivity",
+    "share",
     "train",
 ]

@@ -42,7 +42,7 @@ def evaluate(
     options, gates = options or EvalOptions(), gates or Gates()
     if not paths:
         raise UsageError("nothing to measure", hint="name at least one file")
-    measure_gates.require_comparable(gates, len(paths))
+    measure_gates.require_comparable(gates, len(paths), options.baseline)
     wanted = open_input(paths, arch, data, overrides)
     opened = [open_noting(path, arch, wanted, on_note) for path in paths]
     pairs = list(zip(paths, opened, strict=True))

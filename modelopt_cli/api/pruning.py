@@ -1,25 +1,23 @@
 """The verb ``prune``, and the table of sensitivities it can start from."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import modelopt_cli
 from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs, require_data
+from modelopt_cli.api.fine_tuning import context_of, fine_tuner, origin_of
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
 from modelopt_cli.api.product import Product, about_tensors
-from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
+from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest
+from modelopt_cli.artifact.coding import Code, require_code
 from modelopt_cli.checkpoint import Opened, require_network
-from modelopt_cli.data import Data, PreprocessOverrides, open_data
+from modelopt_cli.data import PreprocessOverrides
 from modelopt_cli.errors import CaptureError, UsageError
 from modelopt_cli.kernels import require_device
 from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure.latency import threads
-from modelopt_cli.methods.context import Context, Reached
+from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune.apply import sensitivity as measure_sensitivity
 from modelopt_cli.methods.prune.sensitivity import Sensitivity
@@ -65,6 +63,7 @@ def prune(
     options: EvalOptions | None = None,
     gates: Gates | None = None,
     evaluate: bool = True,
+    code: Code = "plain",
     force: bool = False,
     dry_run: bool = False,
     on_note: Note | None = None,
@@ -85,6 +84,7 @@ def prune(
         options: how to measure, and the seed, threads, device and workers.
         gates: limits to apply to the result; the file stays even if one is not met.
         evaluate: whether to measure.
+        code: how the file is written, a key of ``artifact.coding.CODINGS``; a target in bytes counts that.
         force: replace an existing output, and start over where an interrupted run is found.
         dry_run: plan, in one shot and without training; write and measure nothing.
         on_note: called with one line for each thing worth knowing.
@@ -97,6 +97,7 @@ def prune(
     """
     options, gates = options or EvalOptions(), gates or Gates()
     require_device(options.device)
+    require_code(code)
     if gates and not evaluate:
         raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
     if training is not None:
@@ -112,18 +113,18 @@ def prune(
     how = Surroundings(overrides, options, force, progress)
     if dry_run:
         with threads(options.threads):
-            made = _pruned(opened, _in_one_shot(config), calibration, None, how)
+            made = _pruned(opened, _in_one_shot(config), calibration, None, how, code)
         notes = made.notes + _on_zeros(config)
-        return PruneOutcome(made.layers, made.target, notes, made.product.predicted_bytes(), None, None)
+        return PruneOutcome(made.layers, made.target, notes, made.product.predicted_bytes(code), None, None)
     identity: dict[str, Any] = {"command": "prune", "source": opened.source_sha256, "arch": arch}
-    identity |= {"config": config.as_dict(), "calibration": calibration}
-    with threads(options.threads), _trainer(training, output, identity, opened, how) as tools:
-        made = _pruned(opened, config, calibration, tools, how)
+    identity |= {"config": config.as_dict(), "calibration": calibration, "code": code}
+    with threads(options.threads), fine_tuner(training, output, identity, opened, how) as tools:
+        made = _pruned(opened, config, calibration, tools, how, code)
         main = world(options.device).main
-        written = made.product.write(output, force) if main else None
+        written = made.product.write(output, force, code) if main else None
         if tools is not None:
             tools.run.close()
-    predicted = written.file_bytes if written is not None else made.product.predicted_bytes()
+    predicted = written.file_bytes if written is not None else made.product.predicted_bytes(code)
     # Measuring a Program says of its zeros what they do on the device.
     notes = made.notes if evaluate and opened.program else made.notes + _on_zeros(config)
     outcome = PruneOutcome(made.layers, made.target, notes, predicted, written, None)
@@ -170,9 +171,9 @@ def sensitivity(
         raise CaptureError("sensitivity needs a network that can be traced", where=str(source))
     assert opened.program is not None
     how = Surroundings(overrides, options, False, progress)
-    samples = _samples(opened, calibration, None, how)
+    context = context_of(opened, calibration, None, how, "pruning")
     with threads(options.threads):
-        return measure_sensitivity(opened.program, config, _context(opened, samples, None, how))
+        return measure_sensitivity(opened.program, config, context)
 
 
 @dataclass(frozen=True)
@@ -196,83 +197,30 @@ def _in_one_shot(config: PruneConfig) -> PruneConfig:
     return replace(config, schedule="one-shot", rounds=PruneConfig.rounds)
 
 
-@contextmanager
-def _trainer(
-    request: TrainingRequest | None,
-    output: str | Path,
-    identity: dict[str, Any],
-    opened: Opened,
-    how: Surroundings,
-) -> Iterator[Trainer | None]:
-    """As ``trainer``, if there is to be training."""
-    if request is None:
-        yield None
-        return
-    if opened.program is None:
-        raise UsageError(
-            "fine-tuning a pruned network needs one that can be traced", hint="leave --epochs out"
-        )
-    with trainer(request, output, identity, opened.program.input, how) as tools:
-        yield tools
-
-
 def _pruned(
-    opened: Opened, config: PruneConfig, calibration: str | None, tools: Trainer | None, how: Surroundings
+    opened: Opened,
+    config: PruneConfig,
+    calibration: str | None,
+    tools: Trainer | None,
+    how: Surroundings,
+    code: Code,
 ) -> _Made:
     if opened.program is None:
-        return _pruned_state(opened, config, how)
-    samples = _samples(opened, calibration, tools, how)
+        return _pruned_state(opened, config, how, code)
     before = dict(opened.program.state_dict())
-    result = METHODS["prune"].apply(opened.program, config, _context(opened, samples, tools, how))
+    context = context_of(opened, calibration, tools, how, "pruning", code)
+    result = METHODS["prune"].apply(opened.program, config, context)
     product = Product.of_program(result.program)
     layers = summary(before, result.program.state_dict(), product.coverage)
     return _Made(product, layers, result.target, result.notes)
 
 
-def _pruned_state(opened: Opened, config: PruneConfig, how: Surroundings) -> _Made:
+def _pruned_state(opened: Opened, config: PruneConfig, how: Surroundings, code: Code) -> _Made:
     """What has no graph loses single weights, tensor by tensor."""
     encodings = opened.tensors.encodings if opened.tensors is not None else {}
-    seed = how.options.seed
-    result = apply_to_state(
-        opened.state, encodings, config, seed, origin=_origin(opened), about=about_tensors(opened)
-    )
+    seed, state = how.options.seed, dict(opened.state)
+    about = about_tensors(opened)
+    result = apply_to_state(state, encodings, config, seed, origin=origin_of(opened), about=about, code=code)
     product = Product.of_tensors(opened, result.state, result.encodings, result.coverage, result.entry)
-    layers = summary(opened.state, result.state, result.coverage)
+    layers = summary(state, result.state, result.coverage)
     return _Made(product, layers, result.target, ())
-
-
-def _samples(
-    opened: Opened, calibration: str | None, tools: Trainer | None, how: Surroundings
-) -> Data | None:
-    """What criteria and batch norms look at; the file records its preprocessing."""
-    assert opened.program is not None
-    if calibration is None:
-        return None
-    if tools is not None and tools.training.train.name == calibration:
-        samples = tools.training.train
-    else:
-        samples = open_data(
-            calibration, input=opened.program.input, overrides=how.overrides, seed=how.options.seed
-        )
-    opened.program.input = samples.input
-    return samples
-
-
-def _context(opened: Opened, samples: Data | None, tools: Trainer | None, how: Surroundings) -> Context:
-    progress: Callable[[int, int | None], None] | None = None
-    if (show := how.progress) is not None:
-        progress = partial(show, "pruning")
-    return Context(
-        data=samples,
-        seed=how.options.seed,
-        batch_size=how.options.data_batch_size,
-        workers=how.options.workers,
-        progress=progress,
-        origin=_origin(opened),
-        training=tools.training if tools is not None else None,
-        device=how.options.device,
-    )
-
-
-def _origin(opened: Opened) -> dict[str, Any]:
-    return {"modelopt": modelopt_cli.__version__, "source_sha256": opened.source_sha256}

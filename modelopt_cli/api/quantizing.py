@@ -1,6 +1,7 @@
 """The verb ``quantize``."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs
 from modelopt_cli.api.opening import Note, open_input, open_noting
 from modelopt_cli.api.product import Product
+from modelopt_cli.artifact.coding import Code, require_code
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import require_device
 from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure.latency import threads
-from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.context import Context, Progress
 from modelopt_cli.methods.quantize import QuantizeConfig
 from modelopt_cli.methods.quantize.untraced import TensorResult, apply_to_state
 from modelopt_cli.methods.table import METHODS
@@ -54,6 +56,7 @@ def quantize(
     options: EvalOptions | None = None,
     gates: Gates | None = None,
     evaluate: bool = True,
+    code: Code = "plain",
     force: bool = False,
     dry_run: bool = False,
     on_note: Note | None = None,
@@ -72,6 +75,7 @@ def quantize(
         options: how to measure, and the seed, device and batch sizes.
         gates: limits to apply to the result; the file stays even if one is not met.
         evaluate: whether to measure.
+        code: how the file is written, a key of ``artifact.coding.CODINGS``.
         force: replace an existing output.
         dry_run: do everything but write and measure.
         on_note: called with one line for each thing worth knowing.
@@ -84,6 +88,7 @@ def quantize(
     """
     config, options, gates = config or QuantizeConfig(), options or EvalOptions(), gates or Gates()
     require_device(options.device)
+    require_code(code)
     if gates and not evaluate:
         raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
     if not dry_run:
@@ -92,9 +97,10 @@ def quantize(
     opened = open_noting(source, arch, wanted, on_note)
     with threads(options.threads):
         result = _quantized(opened, config, calibration or data, overrides, options, progress)
-    if dry_run:
-        return QuantizeOutcome(result.coverage, result.predicted_bytes(), None, None)
-    written = result.write(output, force)
+        # What has no graph is quantized only now, while it is written.
+        if dry_run:
+            return QuantizeOutcome(result.coverage, result.predicted_bytes(code), None, None)
+        written = result.write(output, force, code)
     outcome = QuantizeOutcome(result.coverage, written.file_bytes, written, None)
     if not evaluate:
         return outcome
@@ -121,7 +127,7 @@ def _quantized(
             else None
         )
         earlier = opened.tensors.encodings if opened.tensors is not None else {}
-        result = apply_to_state(opened.state, config, linears, earlier)
+        result = apply_to_state(opened.state, config, linears, earlier, _stage(progress, "quantizing"))
         return _tensor_product(result, opened, config, options, origin)
     samples = None
     if data is not None and config.scheme == "int8":
@@ -132,7 +138,7 @@ def _quantized(
         seed=options.seed,
         batch_size=options.data_batch_size,
         workers=options.workers,
-        progress=None if progress is None else lambda done, total: progress("calibrating", done, total),
+        progress=_stage(progress, "calibrating"),
         origin=origin,
     )
     program = METHODS["quantize"].apply(opened.program, config, context).program
@@ -156,4 +162,8 @@ def _tensor_product(
         "coverage": {"compressed": covered.compressed, "total": covered.total},
         **origin,
     }
-    return Product.of_tensors(opened, result.state, result.encodings, covered, entry)
+    return Product.of_stream(opened, result.stream, covered, entry)
+
+
+def _stage(progress: StageProgress | None, name: str) -> Progress | None:
+    return None if progress is None else partial(progress, name)

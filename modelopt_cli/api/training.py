@@ -173,7 +173,7 @@ def _trainable(opened: Opened) -> Mapping[str, Encoding]:
     for name, encoding in encodings.items():
         if without_zeros(encoding).codec != "raw":
             what = f"is stored as {without_zeros(encoding).codec} values, which training would change"
-            raise UsageError(what, where=name, hint="train first, then quantize")
+            raise UsageError(what, where=name, hint="train first, then quantize or share")
     return encodings
 
 

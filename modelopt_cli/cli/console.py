@@ -64,6 +64,10 @@ class Console:
         self.silent = False
         self._bars: Progress | None = None
 
+    def flags(self) -> list[str]:
+        """The options that make a command as talkative as this one."""
+        return ["-q"] * self.quiet + ["-v"] * self.verbosity + ["--debug"] * self.debug
+
     def result(self, renderable: "RenderableType") -> None:
         """Print the answer to what was asked, on stdout."""
         if not self.silent:

@@ -7,6 +7,7 @@ import typer
 
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_evaluation
 from modelopt_cli.cli.values import Reader
 
@@ -19,7 +20,15 @@ Baseline = Annotated[
     typer.Option(
         metavar="CHECKPOINT",
         help="What the others are compared with [default: the first].",
-        rich_help_panel="Measuring",
+        rich_help_panel=options.MEASURING,
+    ),
+]
+Judge = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="CHECKPOINT",
+        help="Hold only this file against the limits [default: all but the baseline].",
+        rich_help_panel=options.GATES,
     ),
 ]
 ForceExport = Annotated[
@@ -35,10 +44,11 @@ def evaluate(
     run: options.RunOptions,
     measure: options.MeasureOptions,
     gates: options.GateOptions,
+    judge: Judge = None,
     baseline: Baseline = None,
     export: options.Export = None,
     force: ForceExport = False,
-) -> None:
+) -> Work:
     """Compare size, accuracy and speed with a baseline.
 
     Example: modelopt eval resnet18.pth resnet18-int8.safetensors --data val/ --max-drop 1
@@ -46,17 +56,25 @@ def evaluate(
     reader = Reader()
     request = options.read_request(reader, network, run, measure, gates)
     exports = options.read_exports(reader, export)
+    paths, index = with_baseline(checkpoints, baseline)
+    judged = paths.index(judge) if judge in paths else None
+    if judge is not None:
+        reader.check(judged is not None, "--judge", f"{judge} is not one of the files to measure")
+        reader.check(judged != index, "--judge", f"{judge} is the baseline itself")
+        reader.check(bool(request.gates), "--judge", "has no meaning without a limit")
     reader.finish()
     options.check_exports(exports, force)
-    paths, index = with_baseline(checkpoints, baseline)
 
-    from modelopt_cli import api
+    def work() -> None:
+        from modelopt_cli import api
 
-    with console.progress() as progress:
-        evaluation = api.evaluate(
-            paths, on_note=console.note, progress=progress, **request.keywords(baseline=index)
-        )
-    show_evaluation(console, evaluation, exports, force=force)
+        with console.progress() as progress:
+            evaluation = api.evaluate(
+                paths, on_note=console.note, progress=progress, **request.keywords(index, judged)
+            )
+        show_evaluation(console, evaluation, exports, force=force)
+
+    return work
 
 
 def with_baseline(checkpoints: list[Path], baseline: Path | None) -> tuple[list[Path], int]:

@@ -99,10 +99,12 @@ def _stored(artifact: "Artifact", parameter: "Parameter") -> dict[str, Any]:
 
 def _checkpoint(path: Path) -> dict[str, Any]:
     from modelopt_cli.artifact.dtypes import NAMES
+    from modelopt_cli.artifact.lazy import described
     from modelopt_cli.checkpoint import read_state, recognise
 
     file = read_state(path)
-    architecture = recognise(file.state)
+    state = described(file.state)
+    architecture = recognise(state)
     shape = architecture.input.shape if architecture and architecture.input else None
     return {
         "kind": file.source,
@@ -119,7 +121,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
                 "bytes": tensor.nbytes,
                 "zeros": None,
             }
-            for name, tensor in file.state.items()
+            for name, tensor in state.items()
         ],
     }
 

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -13,18 +13,21 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from modelopt_cli import __version__
-from modelopt_cli.cli import env, eval, inspect, prune, quantize, train
+from modelopt_cli.cli import env, eval, inspect, prune, quantize, share, train
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.failures import Terminated, explain
-from modelopt_cli.cli.groups import GroupedCommand, flatten
+from modelopt_cli.cli.groups import Command, GroupedCommand, flatten, stdout_is_for_results
+from modelopt_cli.cli.run import run as run_recipe
 from modelopt_cli.cli.values import did_you_mean
 from modelopt_cli.errors import UsageError
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Command] = {
     "train": train.train,
     "prune": prune.prune,
     "quantize": quantize.quantize,
+    "share": share.share,
     "eval": eval.evaluate,
+    "run": run_recipe,
     "inspect": inspect.inspect,
     "env": env.env,
 }
@@ -83,7 +86,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         command = build()
         with command.make_context("modelopt", list(argv), obj=console) as context:
-            command.invoke(context)
+            work = command.invoke(context)
+        if work is not None:
+            with stdout_is_for_results():
+                work()
     except typer.Exit as ended:
         return ended.exit_code
     except BaseException as error:  # the one place where a run ends, Ctrl-C and SIGTERM included

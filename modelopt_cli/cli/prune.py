@@ -1,11 +1,13 @@
 """``modelopt prune``: a checkpoint in, a smaller or sparser file and the table out."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modelopt_cli.artifact import check_output
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_pruned, show_sensitivity
 from modelopt_cli.cli.values import Reader
 
@@ -21,10 +23,11 @@ def prune(
     gates: options.GateOptions,
     no_eval: options.NoEval = False,
     output: options.Output = None,
+    code: options.Code = "plain",
     force: options.Force = False,
     dry_run: options.DryRun = False,
     export: options.Export = None,
-) -> None:
+) -> Work:
     """Prune a checkpoint, and show what that cost.
 
     Example: modelopt prune resnet18.pth --flops 0.5 --train train/ --epochs 5 --data val/
@@ -35,42 +38,52 @@ def prune(
     request = options.read_request(reader, network, run, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
     reader.check(dry_run or not method.sensitivity, "--sensitivity", "has no meaning without --dry-run")
+    coding = options.read_code(reader, code)
     reader.finish()
-    console.silent = options.beside_another()
     options.check_exports(exports, force)
 
     from modelopt_cli.methods.prune import PruneConfig
 
     settings = PruneConfig(**config)
+    asked = options.training_request(training, how) if how else None
     keywords: dict[str, Any] = {
         "config": settings,
         "calibration": method.calib or training.train,
         "on_note": console.note,
     }
     if method.sensitivity:
-        _sensitivity(console, checkpoint, method.plot, force, {**request.keywords(), **keywords})
-        return
-
-    from modelopt_cli import api
-
+        return partial(_sensitivity, console, checkpoint, method.plot, force, keywords, request)
     settings.target  # noqa: B018 -- raises where there is none, before the checkpoint is read
-    with console.progress() as progress:
-        outcome = api.prune(
-            checkpoint,
-            output or options.default_output(checkpoint, "pruned"),
-            training=options.training_request(training, how) if how else None,
-            evaluate=not no_eval,
-            force=force,
-            dry_run=dry_run,
-            progress=progress,
-            **keywords,
-            **request.keywords(),
-        )
-    show_pruned(console, outcome, exports, force=force)
+
+    def work() -> None:
+        from modelopt_cli import api
+
+        console.silent = options.beside_another()
+        with console.progress() as progress:
+            outcome = api.prune(
+                checkpoint,
+                output or options.default_output(checkpoint, "pruned"),
+                training=asked,
+                evaluate=not no_eval,
+                code=coding,
+                force=force,
+                dry_run=dry_run,
+                progress=progress,
+                **keywords,
+                **request.keywords(),
+            )
+        show_pruned(console, outcome, exports, force=force)
+
+    return work
 
 
 def _sensitivity(
-    console: Console, checkpoint: Path, plot: Path | None, force: bool, keywords: dict[str, Any]
+    console: Console,
+    checkpoint: Path,
+    plot: Path | None,
+    force: bool,
+    keywords: dict[str, Any],
+    request: options.Request,
 ) -> None:
     """Measure and show what pruning each part alone would cost."""
     from modelopt_cli import api, report
@@ -78,6 +91,7 @@ def _sensitivity(
     if plot is not None:
         check_output(plot, force)
         report.require_plots(plot)
+    keywords = {**request.keywords(), **keywords}
     keywords["calibration"] = keywords["calibration"] or keywords["data"]
     for name in ("data", "gates"):
         del keywords[name]

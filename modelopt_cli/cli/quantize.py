@@ -2,6 +2,7 @@
 
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_quantized
 from modelopt_cli.cli.values import Reader
 
@@ -16,10 +17,11 @@ def quantize(
     gates: options.GateOptions,
     no_eval: options.NoEval = False,
     output: options.Output = None,
+    code: options.Code = "plain",
     force: options.Force = False,
     dry_run: options.DryRun = False,
     export: options.Export = None,
-) -> None:
+) -> Work:
     """Quantize a checkpoint to int8, and show what that cost.
 
     Example: modelopt quantize resnet18.pth --data val/ -o resnet18-int8.safetensors
@@ -28,24 +30,31 @@ def quantize(
     config = method.read(reader)
     request = options.read_request(reader, network, run, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
+    coding = options.read_code(reader, code)
     reader.finish()
     options.check_exports(exports, force)
-    output = output or options.default_output(checkpoint, method.scheme)
 
-    from modelopt_cli import api
     from modelopt_cli.methods.quantize import QuantizeConfig
 
-    with console.progress() as progress:
-        outcome = api.quantize(
-            checkpoint,
-            output,
-            config=QuantizeConfig(**config),
-            calibration=method.calib,
-            evaluate=not no_eval,
-            force=force,
-            dry_run=dry_run,
-            on_note=console.note,
-            progress=progress,
-            **request.keywords(),
-        )
-    show_quantized(console, outcome, exports, force=force)
+    settings = QuantizeConfig(**config)
+
+    def work() -> None:
+        from modelopt_cli import api
+
+        with console.progress() as progress:
+            outcome = api.quantize(
+                checkpoint,
+                output or options.default_output(checkpoint, method.scheme),
+                config=settings,
+                calibration=method.calib,
+                evaluate=not no_eval,
+                code=coding,
+                force=force,
+                dry_run=dry_run,
+                on_note=console.note,
+                progress=progress,
+                **request.keywords(),
+            )
+        show_quantized(console, outcome, exports, force=force)
+
+    return work

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from modelopt_cli.cli.console import Console
 
 if TYPE_CHECKING:
-    from modelopt_cli.api import PruneOutcome, QuantizeOutcome, TrainOutcome
+    from modelopt_cli.api import PruneOutcome, QuantizeOutcome, ShareOutcome, TrainOutcome
     from modelopt_cli.artifact import Written
     from modelopt_cli.measure import Evaluation
     from modelopt_cli.methods.prune.sensitivity import Sensitivity
@@ -103,6 +103,51 @@ def pruned_json(outcome: "PruneOutcome") -> dict[str, Any]:
         "layers": report.pruned_json(outcome.layers),
         "target": None if outcome.target is None else vars(outcome.target),
         "notes": list(outcome.notes),
+        "evaluation": _evaluation_json(outcome.evaluation),
+    }
+
+
+def show_shared(console: Console, outcome: "ShareOutcome", exports: Sequence[Path], force: bool) -> None:
+    """Say what became of each layer, export and print the table; raises GateNotMet."""
+    from modelopt_cli import report
+
+    layers = (
+        report.shared_table(outcome.layers) if outcome.layers else report.coverage_table(outcome.coverage)
+    )
+    target = report.target_line(outcome.target) if outcome.target is not None else None
+    if outcome.evaluation is not None:
+        _export(outcome.evaluation, exports, force)
+    if console.json:
+        console.result_json(shared_json(outcome))
+    elif outcome.written is None:
+        console.result(layers)
+        if target is not None:
+            console.result(target)
+        console.result(f"the file would have {outcome.predicted_bytes:,} bytes")
+    else:
+        console.detail(layers)
+        _show_table(console, outcome.evaluation)
+        if target is not None:
+            console.note(target)
+        _show_written(console, outcome.written)
+    _require_gates(outcome.evaluation)
+
+
+def shared_json(outcome: "ShareOutcome") -> dict[str, Any]:
+    """The object that ``share --json`` prints.
+
+    ``output`` is null after ``--dry-run``, ``evaluation`` (as ``eval --json`` prints it) where nothing
+    was measured, ``target`` without ``--bits auto``.
+    """
+    from modelopt_cli import report
+
+    return {
+        "schema_version": 1,
+        "output": _written_json(outcome.written),
+        "predicted_bytes": outcome.predicted_bytes,
+        "coverage": [vars(layer) for layer in outcome.coverage.layers],
+        "layers": report.shared_json(outcome.layers),
+        "target": None if outcome.target is None else vars(outcome.target),
         "evaluation": _evaluation_json(outcome.evaluation),
     }
 

@@ -7,6 +7,7 @@ import typer
 
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_trained
 from modelopt_cli.cli.values import Reader
 
@@ -30,7 +31,7 @@ def train(
     output: options.Output = None,
     force: options.Force = False,
     export: options.Export = None,
-) -> None:
+) -> Work:
     """Train a network into a file, from scratch or from a checkpoint.
 
     Example: modelopt train --arch builtin:resnet8 --train train/ --data test/ -o base.safetensors
@@ -44,21 +45,24 @@ def train(
     request = options.read_request(reader, network, run, measure, gates)
     exports = options.read_exports(reader, export, measured=not no_eval)
     reader.finish()
-    console.silent = options.beside_another()
     options.check_exports(exports, force)
-    target = output or options.default_output(checkpoint or Path(), "trained")
+    asked = options.training_request(training, how)
 
-    from modelopt_cli import api
+    def work() -> None:
+        from modelopt_cli import api
 
-    with console.progress() as progress:
-        outcome = api.train(
-            checkpoint,
-            target,
-            training=options.training_request(training, how),
-            evaluate=not no_eval,
-            force=force,
-            on_note=console.note,
-            progress=progress,
-            **request.keywords(),
-        )
-    show_trained(console, outcome, exports, force=force)
+        console.silent = options.beside_another()
+        with console.progress() as progress:
+            outcome = api.train(
+                checkpoint,
+                output or options.default_output(checkpoint or Path(), "trained"),
+                training=asked,
+                evaluate=not no_eval,
+                force=force,
+                on_note=console.note,
+                progress=progress,
+                **request.keywords(),
+            )
+        show_trained(console, outcome, exports, force=force)
+
+    return work

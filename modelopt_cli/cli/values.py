@@ -12,6 +12,7 @@ from typing import TypeVar
 from modelopt_cli.errors import UsageError
 
 Value = TypeVar("Value")
+Choice = TypeVar("Choice", bound=str)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
@@ -21,10 +22,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
 
 
 class Reader:
-    """Parses option values, and keeps what is wrong with them until all have been looked at."""
+    """Parses option values, and keeps what is wrong with them until all have been looked at.
+
+    Attributes:
+        wrong: one line for each problem.
+    """
 
     def __init__(self) -> None:
-        self._wrong: list[str] = []
+        self.wrong: list[str] = []
 
     def read(self, option: str, text: str | None, parse: Callable[[str], Value]) -> Value | None:
         """``parse(text)``; None if there is no text, or if ``parse`` raises ValueError."""
@@ -33,26 +38,35 @@ class Reader:
         try:
             return parse(text)
         except ValueError as error:
-            self._wrong.append(f"{option}: {error}")
+            self.wrong.append(f"{option}: {error}")
             return None
 
     def check(self, fine: bool, option: str, problem: str) -> None:
         """Note ``problem`` unless ``fine``."""
         if not fine:
-            self._wrong.append(f"{option}: {problem}")
+            self.wrong.append(f"{option}: {problem}")
 
-    def finish(self) -> None:
+    def note(self, problem: str) -> None:
+        """Note a problem that says itself where it is."""
+        self.wrong.append(problem)
+
+    def take(self, other: "Reader", where: str) -> None:
+        """Note what ``other`` has found wrong with one part of the whole."""
+        self.wrong += [f"{where}: {problem}" for problem in other.wrong]
+
+    def finish(self, where: str | None = None) -> None:
         """Raise UsageError with everything that was wrong, if anything was."""
-        if self._wrong:
-            raise UsageError("; ".join(self._wrong))
+        if self.wrong:
+            raise UsageError("; ".join(self.wrong), where=where)
 
 
-def parse_choice(text: str, choices: tuple[str, ...]) -> str:
+def parse_choice(text: str, choices: tuple[Choice, ...]) -> Choice:
     """One of ``choices``."""
-    if text not in choices:
-        hint = did_you_mean(text, choices)
-        raise ValueError(f"'{text}' is not one of {', '.join(choices)}" + (f"; {hint}" if hint else ""))
-    return text
+    for choice in choices:
+        if choice == text:
+            return choice
+    hint = did_you_mean(text, choices)
+    raise ValueError(f"'{text}' is not one of {', '.join(choices)}" + (f"; {hint}" if hint else ""))
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from modelopt_cli.artifact.coding import Code
 from modelopt_cli.data import Data
 from modelopt_cli.program import Program
 from modelopt_cli.training.config import Training
@@ -24,6 +25,7 @@ class Context:
         origin: what the history should say of the source, e.g. its SHA-256.
         training: what to fine-tune with, or None for no fine-tuning.
         device: where to compute; the result comes back on the CPU.
+        code: how the file will be written, for targets that count its bytes.
     """
 
     data: Data | None = None
@@ -34,6 +36,7 @@ class Context:
     origin: dict[str, Any] = field(default_factory=dict)
     training: Training | None = None
     device: str = "cpu"
+    code: Code = "plain"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from modelopt_cli.report.pruned import (
     sensitivity_table,
     target_line,
 )
+from modelopt_cli.report.shared import shared_json, shared_table
 from modelopt_cli.report.table import coverage_table, plain_text, svg, table, to_svg
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "require_plots",
     "sensitivity_json",
     "sensitivity_table",
+    "shared_json",
+    "shared_table",
     "svg",
     "table",
     "target_line",

@@ -94,6 +94,15 @@ def test_eval_as_json(here, modelopt):
     assert [(gate["name"], gate["passed"]) for gate in data["gates"]] == [("min-ratio", True)]
 
 
+def test_eval_judges_one_file_alone(here, modelopt):
+    files = ["net.pth", "net-int8-weight.safetensors", "net.safetensors"]
+    limit = ["--min-ratio", "1.5"]
+    assert modelopt("eval", *files, *HOW, *QUICK[:-2], *limit).code == 1
+    outcome = modelopt("eval", *files, *HOW, *QUICK[:-2], *limit, "--judge", files[1], "--json")
+    assert outcome.code == 0
+    assert [gate["name"] for gate in json.loads(outcome.out)["gates"]] == ["min-ratio"]
+
+
 @pytest.mark.parametrize(
     ("given", "baseline", "paths", "index"),
     [

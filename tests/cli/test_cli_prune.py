@@ -198,7 +198,7 @@ def test_a_network_that_cannot_be_traced_is_pruned_and_measured(here, modelopt):
     assert result["nonzero"] < base["nonzero"]
     assert not isinstance(modelopt_cli.api.load_network(OUT[1], arch="odd.py:odd"), Program)
     refused = modelopt("prune", "net.pth", *how, "--structure", "2:4", *TUNE, "--epochs", "1", "-o", "b")
-    assert (refused.code, "needs one that can be traced" in refused.err) == (2, True)
+    assert (refused.code, "fine-tuning needs a network that can be traced" in refused.err) == (2, True)
 
 
 BAD = {

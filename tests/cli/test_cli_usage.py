@@ -4,7 +4,10 @@ import pytest
 
 NEAR = [
     (["quantise", "a"], "unknown command 'quantise'; did you mean 'quantize'?"),
-    (["xyzzy"], "unknown command 'xyzzy'; commands are train, prune, quantize, eval, inspect, env"),
+    (
+        ["xyzzy"],
+        "unknown command 'xyzzy'; commands are train, prune, quantize, share, eval, run, inspect, env",
+    ),
     (["eval", "a", "--forse"], "unknown option --forse; did you mean --force?"),
     (["--verion"], "unknown option --verion; did you mean --version?"),
     (["quantize", "a", "-z"], "unknown option -z"),
@@ -45,6 +48,9 @@ NEAR = [
         ["train", "a", "--train", "d", "--no-eval", "--export", "t.md"],
         "--export: has no meaning with --dry-run",
     ),
+    (["eval", "a", "b", "--judge", "c", "--max-drop", "1"], "--judge: c is not one of the files to measure"),
+    (["eval", "a", "b", "--judge", "a", "--max-drop", "1"], "--judge: a is the baseline itself"),
+    (["eval", "a", "b", "--judge", "b"], "--judge: has no meaning without a limit"),
     (["eval", "a", "--export", "t.xls"], "--export: t.xls ends in none of .json, .md, .csv"),
 ]
 

@@ -1,6 +1,6 @@
 """Small networks and calibration data for the tests of quantize."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,31 @@ from torchvision import models
 
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize import QuantizeConfig, apply
-from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.methods.quantize.untraced import apply_to_state
+from modelopt_cli.program import Encoding, InputSpec, Program
 from modelopt_cli.program.capture import capture
+from modelopt_cli.program.coverage import Coverage
+
+
+@dataclass
+class Made:
+    """A quantized state dict in memory, whole."""
+
+    state: dict[str, Tensor]
+    encodings: dict[str, Encoding]
+    coverage: Coverage
+    skipped: dict[str, str]
+
+
+def on_state(state: Mapping[str, Tensor], config: QuantizeConfig, *more: Any) -> Made:
+    """``apply_to_state``, with its stream run to its end."""
+    result = apply_to_state(state, config, *more)
+    items = list(result.stream.items())
+    made = {name: tensor for name, tensor, _ in items}
+    made |= {name: made[owner] for name, owner in result.stream.tied.items()}
+    encodings = {name: encoding for name, _, encoding in items if encoding.codec != "raw"}
+    return Made(made, encodings, result.coverage, result.skipped)
+
 
 SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_b_16": 32}
 

@@ -10,9 +10,12 @@ import pytest
 import modelopt_cli
 from modelopt_cli import api
 from modelopt_cli.artifact.codecs import CODECS
+from modelopt_cli.artifact.coding import CODINGS
 from modelopt_cli.cli import options
 from modelopt_cli.cli.main import COMMANDS, build
+from modelopt_cli.cli.options import output as cli_output
 from modelopt_cli.cli.options import prune as cli_prune
+from modelopt_cli.cli.options import share as cli_share
 from modelopt_cli.cli.options import train as cli_train
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.methods.prune import PruneConfig
@@ -22,6 +25,10 @@ from modelopt_cli.methods.prune.criteria import CRITERIA
 from modelopt_cli.methods.quantize import config as quantize_config
 from modelopt_cli.methods.quantize.apply import _SCHEMES
 from modelopt_cli.methods.quantize.observers import OBSERVERS
+from modelopt_cli.methods.share import ShareConfig
+from modelopt_cli.methods.share import config as share_config
+from modelopt_cli.methods.share.kmeans import INITS
+from modelopt_cli.methods.share.tuning import MODES
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.training import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TrainConfig
 
@@ -98,8 +105,34 @@ def test_prune_names_the_same_choices_everywhere(cli, config, table):
     assert [name for name in cli if not re.search(rf"`(--)?{name}\b", page)] == []
 
 
+@pytest.mark.parametrize(
+    ("cli", "config", "table"),
+    [
+        pytest.param(cli_share.SCOPES, tuple(share_config.SCOPES), None, id="scopes"),
+        pytest.param(cli_share.INITS, share_config.INIT_NAMES, INITS, id="inits"),
+        pytest.param(cli_share.WEIGHTINGS, tuple(share_config.WEIGHTINGS), None, id="weightings"),
+        pytest.param(cli_share.TUNINGS, tuple(share_config.TUNINGS), MODES, id="tunings"),
+        pytest.param(cli_output.CODES, tuple(CODINGS), None, id="codes"),
+    ],
+)
+def test_share_names_the_same_choices_everywhere(cli, config, table):
+    assert cli == config == (config if table is None else tuple(table))
+    page = (DOCS / "share.md").read_text()
+    assert [name for name in cli if f"| `{name}` |" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "default"), [("quantize", "plain"), ("prune", "plain"), ("share", "entropy")]
+)
+def test_how_a_file_is_written_is_the_same_option_of_every_method(command, default):
+    option = next(p for p in build().commands[command].params if p.name == "code")
+    assert option.default == inspect.signature(getattr(api, command)).parameters["code"].default == default
+    assert "--code" in (DOCS / f"{command}.md").read_text()
+
+
 def test_options_that_are_not_given_are_the_defaults_of_the_config():
     reader = Reader()
+    assert ShareConfig(**options.ShareOptions().read(reader, None)) == ShareConfig()
     assert PruneConfig(**options.PruneOptions().read(reader)) == PruneConfig()
     assert TrainConfig(**options.TrainOptions(train="digits").read(reader)) == TrainConfig()
     tuned = options.FineTuneOptions(train="digits", epochs=TrainConfig.epochs)

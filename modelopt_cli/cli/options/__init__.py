@@ -1,6 +1,8 @@
 """The options that commands share, declared once; those of one command in a file of its name."""
 
 from modelopt_cli.cli.options.measure import (
+    GATES,
+    MEASURING,
     GateOptions,
     MeasureOptions,
     MeasureTrainedOptions,
@@ -8,25 +10,40 @@ from modelopt_cli.cli.options.measure import (
 )
 from modelopt_cli.cli.options.network import InputValues, Interpolation, NetworkOptions
 from modelopt_cli.cli.options.output import (
+    OUTPUT,
     Checkpoint,
+    Code,
     DryRun,
     Export,
     Force,
     Output,
     check_exports,
     default_output,
+    read_code,
     read_exports,
 )
 from modelopt_cli.cli.options.prune import PruneOptions
 from modelopt_cli.cli.options.quantize import OBSERVERS, SCHEMES, QuantizeOptions
 from modelopt_cli.cli.options.request import Request, read_request
 from modelopt_cli.cli.options.run import RunOptions
-from modelopt_cli.cli.options.train import FineTuneOptions, TrainOptions, beside_another, training_request
+from modelopt_cli.cli.options.share import TUNINGS, ShareOptions
+from modelopt_cli.cli.options.train import (
+    FineTuneOptions,
+    TrainOptions,
+    beside_another,
+    of_several,
+    training_request,
+)
 
 __all__ = [
+    "GATES",
+    "MEASURING",
     "OBSERVERS",
+    "OUTPUT",
     "SCHEMES",
+    "TUNINGS",
     "Checkpoint",
+    "Code",
     "DryRun",
     "Export",
     "FineTuneOptions",
@@ -43,10 +60,13 @@ __all__ = [
     "QuantizeOptions",
     "Request",
     "RunOptions",
+    "ShareOptions",
     "TrainOptions",
     "beside_another",
     "check_exports",
     "default_output",
+    "of_several",
+    "read_code",
     "read_exports",
     "read_request",
     "training_request",

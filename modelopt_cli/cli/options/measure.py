@@ -9,8 +9,11 @@ import typer
 
 from modelopt_cli.cli.values import Reader
 
-_measure = partial(typer.Option, rich_help_panel="Measuring")
-_gates = partial(typer.Option, rich_help_panel="Gates (exit code 1 if not met)")
+MEASURING = "Measuring"  # titles of the groups
+GATES = "Gates (exit code 1 if not met)"
+
+_measure = partial(typer.Option, rich_help_panel=MEASURING)
+_gates = partial(typer.Option, rich_help_panel=GATES)
 
 NoEval = Annotated[bool, _measure("--no-eval", help="Only write the file; measure nothing.")]
 

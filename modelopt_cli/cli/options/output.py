@@ -2,14 +2,19 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from modelopt_cli.artifact import check_output
-from modelopt_cli.cli.values import Reader
+from modelopt_cli.cli.values import Reader, parse_choice
+
+if TYPE_CHECKING:
+    from modelopt_cli.artifact.coding import Code as Coding
 
 EXPORTS = (".json", ".md", ".csv")
+CODES: tuple["Coding", ...] = ("plain", "packed", "entropy")
+OUTPUT = "Output"  # title of the group
 
 # What is taken off a file's name before what was done is put behind it.
 _SUFFIXES = {
@@ -26,7 +31,7 @@ _SUFFIXES = {
     ".json",
 }
 
-_output = partial(typer.Option, rich_help_panel="Output")
+_output = partial(typer.Option, rich_help_panel=OUTPUT)
 
 Checkpoint = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint of any kind, or a modelopt file.")
@@ -37,11 +42,19 @@ Output = Annotated[
         "-o",
         "--output",
         metavar="FILE",
-        help="The file to write [default: NAME-SCHEME.safetensors, NAME-pruned.safetensors or "
-        "NAME-trained.safetensors in the current directory].",
+        help="The file to write [default: NAME-SCHEME.safetensors, NAME-pruned.safetensors, "
+        "NAME-shared.safetensors or NAME-trained.safetensors in the current directory].",
     ),
 ]
 Force = Annotated[bool, _output("--force", help="Replace the output file if it exists.")]
+Code = Annotated[
+    str,
+    _output(
+        "--code",
+        metavar="|".join(CODES),
+        help="Write integers as bytes, in just their bits, or down to their entropy, the header compressed.",
+    ),
+]
 DryRun = Annotated[
     bool,
     _output("--dry-run", help="Print the plan for each layer and the size to expect; write nothing."),
@@ -54,6 +67,11 @@ Export = Annotated[
         help="Also write the table to FILE.json, FILE.md or FILE.csv; may be repeated.",
     ),
 ]
+
+
+def read_code(reader: Reader, text: str) -> "Coding":
+    """How the file is to be written."""
+    return reader.read("--code", text, partial(parse_choice, choices=CODES)) or CODES[0]
 
 
 def read_exports(reader: Reader, paths: list[Path] | None, *, measured: bool = True) -> tuple[Path, ...]:

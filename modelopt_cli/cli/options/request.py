@@ -19,7 +19,7 @@ class Request:
     measure: MeasureOptions
     gates: dict[str, float]
 
-    def keywords(self, baseline: int = 0) -> dict[str, Any]:
+    def keywords(self, baseline: int = 0, judged: int | None = None) -> dict[str, Any]:
         """The keyword arguments that ``api.quantize`` and ``api.evaluate`` share."""
         from modelopt_cli.data import PreprocessOverrides
         from modelopt_cli.measure import EvalOptions, Gates
@@ -29,7 +29,7 @@ class Request:
             "data": self.network.data,
             "overrides": PreprocessOverrides(**self.image.given()),
             "options": EvalOptions(baseline=baseline, **self.measure.values(), **vars(self.run)),
-            "gates": Gates(**self.gates),
+            "gates": Gates(**self.gates, judged=judged),
         }
 
 

@@ -151,6 +151,11 @@ def training_request(options: TrainOptions, values: dict[str, Any]) -> "Training
     )
 
 
+def of_several() -> bool:
+    """Whether this is one of several processes that torchrun started."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def beside_another() -> bool:
     """Whether this is one of several processes that torchrun started, and not the one that speaks."""
-    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+    return of_several() and os.environ.get("RANK", "0") != "0"

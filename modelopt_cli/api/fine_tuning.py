@@ -1,0 +1,91 @@
+"""What the verbs that change weights and may fine-tune them have in common."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import modelopt_cli
+from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
+from modelopt_cli.artifact.coding import Code
+from modelopt_cli.checkpoint import Opened
+from modelopt_cli.data import Data, open_data
+from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.context import Context
+
+
+@contextmanager
+def fine_tuner(
+    request: TrainingRequest | None,
+    output: str | Path,
+    identity: Mapping[str, Any],
+    opened: Opened,
+    how: Surroundings,
+) -> Iterator[Trainer | None]:
+    """As ``tuning.trainer``, if there is to be training.
+
+    Raises:
+        UsageError: the network cannot be traced, or as there.
+    """
+    if request is None:
+        yield None
+        return
+    if opened.program is None:
+        raise UsageError("fine-tuning needs a network that can be traced", hint="leave --epochs out")
+    with trainer(request, output, identity, opened.program.input, how) as tools:
+        yield tools
+
+
+def context_of(
+    opened: Opened,
+    calibration: str | None,
+    tools: Trainer | None,
+    how: Surroundings,
+    stage: str,
+    code: Code = "plain",
+) -> Context:
+    """What a method is given beside a Program, whose file will record the preprocessing of the data.
+
+    Args:
+        opened: holds the Program.
+        calibration: spec of the data to look at, or None.
+        tools: what to train with, or None.
+        how: the rest.
+        stage: what the work is called where progress is shown.
+        code: how the file will be written.
+
+    Raises:
+        DataError: the data cannot be used.
+    """
+    progress: Callable[[int, int | None], None] | None = None
+    if how.progress is not None:
+        progress = partial(how.progress, stage)
+    return Context(
+        data=None if calibration is None else _samples(opened, calibration, tools, how),
+        seed=how.options.seed,
+        batch_size=how.options.data_batch_size,
+        workers=how.options.workers,
+        progress=progress,
+        origin=origin_of(opened),
+        training=tools.training if tools is not None else None,
+        device=how.options.device,
+        code=code,
+    )
+
+
+def origin_of(opened: Opened) -> dict[str, Any]:
+    """What the history says of the source."""
+    return {"modelopt": modelopt_cli.__version__, "source_sha256": opened.source_sha256}
+
+
+def _samples(opened: Opened, calibration: str, tools: Trainer | None, how: Surroundings) -> Data:
+    assert opened.program is not None
+    if tools is not None and tools.training.train.name == calibration:
+        samples = tools.training.train
+    else:
+        samples = open_data(
+            calibration, input=opened.program.input, overrides=how.overrides, seed=how.options.seed
+        )
+    opened.program.input = samples.input
+    return samples
