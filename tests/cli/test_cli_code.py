@@ -1,6 +1,7 @@
 """``--code``: the same network in fewer bytes, whatever the method; sizes known before."""
 
 import json
+import runpy
 import shutil
 import sys
 
@@ -32,13 +33,9 @@ def here(good_files, tmp_path, monkeypatch):
     shutil.copytree(good_files, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    sys.path.insert(0, str(folder))
-    try:
-        from net import make
-    finally:
-        sys.path.remove(str(folder))
-        sys.modules.pop("net", None)
     torch.manual_seed(0)
+    # By path, since an earlier test's module may still have the name.
+    make = runpy.run_path(str(folder / "net.py"))["make"]
     torch.save(make(width=48).state_dict(), folder / "net.pth")
     return folder
 
