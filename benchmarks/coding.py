@@ -1,11 +1,14 @@
 """What the entropy coder makes of real weights, and how fast they come back: ``python -m benchmarks.coding``.
 
-The networks of ``make assets`` are shared with ``--bits auto`` and quantized with ``--scheme int8-weight``,
-both with ``--code entropy``. Of every tensor above 10,000 weights the coded bytes are held against the
-zero-order empirical entropy of its integers: what the best code would take that knows how often each
-occurs, and nothing of their order. The largest network is then opened several times.
+The networks of ``make assets`` and the residual network of ``benchmarks.pruning`` are shared with ``--bits
+auto``, pruned, and quantized with ``--scheme int8-weight``, all with ``--code entropy``. Of every tensor above
+10,000 weights the coded bytes are held against the zero-order empirical entropy of its integers: what the
+best code would take that knows how often each occurs, and nothing of their order. The tables of such a
+code, or whatever else tells it how often, would come on top; ours learns it on the way, within the bytes
+that are counted. Every file is then opened several times.
 
-    make assets && python -m benchmarks.coding [--folder DIR] [--output FILE.md]
+    make assets && python -m benchmarks.pruning
+    python -m benchmarks.coding [--folder DIR] [--output FILE.md]
 """
 
 import argparse
@@ -39,23 +42,34 @@ MNIST = (
     *("assets/ccexam/mnist.pth", "--arch", "assets/ccexam_nets.py:mnist"),
     *("--input-size", "28", "--channels", "1", "--mean", "0.1307", "--std", "0.3081"),
 )
-COMMANDS = {
+RESNET8 = "build/benchmarks/pruning/resnet8-0.safetensors"
+PRUNED = ("--structure", "unstructured", "--sparsity", "0.9", "--code", "entropy")
+INT8 = ("--scheme", "int8-weight", "--code", "entropy")
+COMMANDS: dict[str, tuple[str, ...]] = {
     "EfficientNet-Lite0, shared 8x": (
         *("share", *LITE0, "--bits", "auto", "--ratio", "8", "--calib", "csv:assets/imagenet20/labels.csv"),
     ),
-    "EfficientNet-Lite0, int8": ("quantize", *LITE0, "--scheme", "int8-weight", "--code", "entropy"),
+    "EfficientNet-Lite0, int8": ("quantize", *LITE0, *INT8),
     "ccexam MNIST, shared 40x": (
         *("share", *MNIST, "--bits", "auto", "--ratio", "40", "--calib", "npz:assets/mnist5k.npz"),
     ),
-    "ccexam MNIST, int8": ("quantize", *MNIST, "--scheme", "int8-weight", "--code", "entropy"),
+    "ccexam MNIST, int8": ("quantize", *MNIST, *INT8),
+    "ccexam MNIST, pruned": ("prune", *MNIST, *PRUNED),
+    "ccexam MNIST, pruned, int8": ("quantize", "@ccexam MNIST, pruned", *INT8),
+    "resnet8, int8": ("quantize", RESNET8, *INT8),
+    "resnet8, pruned": ("prune", RESNET8, *PRUNED),
+    "resnet8, pruned, int8": ("quantize", "@resnet8, pruned", *INT8),
 }
+"""By name; ``@NAME`` stands for the file of another."""
 
 
 def make(folder: Path, name: str) -> Path:
     """The file of a command, made if it is not there."""
     path = folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.safetensors"
     if not path.exists():
-        command = [sys.executable, "-m", "modelopt_cli", *COMMANDS[name], "--no-eval", "-q", "-o", str(path)]
+        verb, *rest = COMMANDS[name]
+        rest = [str(make(folder, each[1:])) if each.startswith("@") else each for each in rest]
+        command = [sys.executable, "-m", "modelopt_cli", verb, *rest, "--no-eval", "-q", "-o", str(path)]
         subprocess.run(command, check=True, cwd=ROOT)
     return path
 
