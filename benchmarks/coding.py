@@ -1,9 +1,9 @@
 """What the entropy coder makes of real weights, and how fast they come back: ``python -m benchmarks.coding``.
 
 The networks of ``make assets`` and the residual network of ``benchmarks.pruning`` are shared with ``--bits
-auto``, pruned, and quantized with ``--scheme int8-weight``, all with ``--code entropy``. Of every tensor above
-10,000 weights the coded bytes are held against the zero-order empirical entropy of its integers: what the
-best code would take that knows how often each occurs, and nothing of their order. The tables of such a
+auto``, pruned, and quantized with ``--scheme int8-weight``, all with ``--code entropy``. Of every tensor
+above 10,000 weights the coded bytes are held against the zero-order empirical entropy of its integers: what
+the best code would take that knows how often each occurs, and nothing of their order. The tables of such a
 code, or whatever else tells it how often, would come on top; ours learns it on the way, within the bytes
 that are counted. Every file is then opened several times.
 
