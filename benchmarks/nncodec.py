@@ -61,14 +61,12 @@ class Case:
     Attributes:
         network: what is compressed.
         ratios: how many times smaller our files are to be.
-        qps: the steps of NNCodec.
-        settings: keys of ``SETTINGS`` to try.
+        qps: the steps of NNCodec, with all of ``SETTINGS``.
     """
 
     network: Network
     ratios: tuple[float, ...]
     qps: range
-    settings: tuple[str, ...] = tuple(SETTINGS)
 
 
 CASES = {
@@ -103,9 +101,8 @@ CASES = {
                 std=(0.50196078,),
             ),
         ),
-        (7, 8, 9, 10),
-        range(-32, -22, 2),
-        ("dq", "uniform"),
+        (7, 7.5, 8, 8.5, 9, 10),
+        range(-32, -22),
     ),
 }
 
@@ -196,7 +193,7 @@ def measure(name: str, codec: Codec, folder: Path) -> Curves:
             ratio,
             lambda ratio=ratio: ours(network, judge, ratio, folder / f"{name}-{ratio:g}x.safetensors"),
         )
-    for setting in case.settings:
+    for setting in SETTINGS:
         for qp in case.qps:
             curves.add(setting, qp, lambda setting=setting, qp=qp: codec.point(judge, setting, qp))
     return curves
