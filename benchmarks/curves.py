@@ -116,14 +116,14 @@ def table(name: str, curves: Curves) -> Iterator[str]:
     yield ""
     yield "| asked for | ours | writing, s | reading, s |"
     yield "|---|---|---|---|"
-    for point in curves.side(True):
+    for point in sorted(curves.side(True), key=lambda point: point.at):
         yield f"| {point.at:g}x | {point.cell} | {point.seconds:.1f} | {point.reading:.2f} |"
     yield ""
     theirs = {(point.setting, point.at): point for point in curves.side(False)}
     settings = list(dict.fromkeys(setting for setting, _ in theirs))
     yield f"| QP | {' | '.join(settings)} |"
     yield "|---" * (len(settings) + 1) + "|"
-    for at in dict.fromkeys(at for _, at in theirs):
+    for at in sorted({at for _, at in theirs}):
         cells = [theirs[setting, at].cell if (setting, at) in theirs else "-" for setting in settings]
         yield f"| {at:g} | {' | '.join(cells)} |"
     spent = {s: [p for p in curves.side(False) if p.setting == s] for s in settings}

@@ -11,7 +11,7 @@ import numpy as np
 
 from modelopt_cli.methods.share.points import Indices, Points
 
-PLACES = 33
+PLACES = 17
 """Places each boundary may choose from; odd, for where it is now is the middle one."""
 
 
