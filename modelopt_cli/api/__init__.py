@@ -1,5 +1,6 @@
 """The Python API: the same verbs as the command line, with the same meaning."""
 
+from modelopt_cli.api.distilling import DistillOutcome, Student, distill
 from modelopt_cli.api.evaluating import evaluate
 from modelopt_cli.api.loading import load, load_network
 from modelopt_cli.api.pruning import PruneOutcome, prune, sensitivity
@@ -9,11 +10,14 @@ from modelopt_cli.api.training import TrainOutcome, train
 from modelopt_cli.api.tuning import TrainingRequest
 
 __all__ = [
+    "DistillOutcome",
     "PruneOutcome",
     "QuantizeOutcome",
     "ShareOutcome",
+    "Student",
     "TrainOutcome",
     "TrainingRequest",
+    "distill",
     "evaluate",
     "load",
     "load_network",

@@ -1,6 +1,5 @@
 """The verb ``train``."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from modelopt_cli.api.evaluating import measure_pairs, require_data
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
 from modelopt_cli.api.product import Product
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
-from modelopt_cli.artifact.sparsity import compact, compact_state, pruned_names, without_zeros
+from modelopt_cli.artifact.sparsity import compact, compact_state
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
 from modelopt_cli.data import PreprocessOverrides
 from modelopt_cli.errors import UsageError
@@ -22,8 +21,8 @@ from modelopt_cli.kernels import require_device
 from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.measure.latency import threads
-from modelopt_cli.methods.prune.masks import Masks
-from modelopt_cli.program import Encoding, InputSpec, Program
+from modelopt_cli.methods.trainable import masks_of, require_trainable
+from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import evaluation_mode
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.training import Trained, Training, fit
@@ -146,11 +145,12 @@ def _start(
 def _trained(opened: Opened, tools: Trainer, seed: int) -> tuple[Trained, Product]:
     """The network after training; weights that were pruned stay zero."""
     network: nn.Module = opened.program or opened.module  # type: ignore[assignment]
-    encodings = _trainable(opened)
-    state = network.state_dict()
-    masks = Masks({name: state[name] != 0 for name in pruned_names(encodings)})
+    tensors = opened.tensors
+    encodings = opened.program.encodings if opened.program else tensors.encodings if tensors else {}
+    require_trainable(encodings)
+    masks = masks_of(network.state_dict(), encodings)
     trained = fit(network, tools.training, seed=seed, stage=STAGE, companions=[masks])
-    entry = _entry(opened, tools, trained, seed)
+    entry = history_entry(opened, tools.training, trained, seed)
     if isinstance(network, Program):
         network.input = tools.training.train.input
         network.labels = _labels(network, tools.training) or network.labels
@@ -162,24 +162,8 @@ def _trained(opened: Opened, tools: Trainer, seed: int) -> tuple[Trained, Produc
     return trained, Product.of_tensors(opened, state, stored, Coverage(()), entry)
 
 
-def _trainable(opened: Opened) -> Mapping[str, Encoding]:
-    """How the tensors are stored, if they may change.
-
-    Raises:
-        UsageError: they have been put onto int8 steps or the like, which training would leave.
-    """
-    tensors = opened.tensors
-    encodings = opened.program.encodings if opened.program else tensors.encodings if tensors else {}
-    for name, encoding in encodings.items():
-        if without_zeros(encoding).codec != "raw":
-            what = f"is stored as {without_zeros(encoding).codec} values, which training would change"
-            raise UsageError(what, where=name, hint="train first, then quantize or share")
-    return encodings
-
-
-def _entry(opened: Opened, tools: Trainer, trained: Trained, seed: int) -> dict[str, Any]:
+def history_entry(opened: Opened, training: Training, trained: Trained, seed: int) -> dict[str, Any]:
     """What the history says: nothing that would differ from one run to the next."""
-    training = tools.training
     entry: dict[str, Any] = {
         "method": "train",
         "config": training.config.as_dict(),

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from modelopt_cli import __version__
-from modelopt_cli.cli import env, eval, inspect, prune, quantize, share, train
+from modelopt_cli.cli import distill, env, eval, inspect, prune, quantize, share, train
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.failures import Terminated, explain
 from modelopt_cli.cli.groups import Command, GroupedCommand, flatten, stdout_is_for_results
@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {
     "prune": prune.prune,
     "quantize": quantize.quantize,
     "share": share.share,
+    "distill": distill.distill,
     "eval": eval.evaluate,
     "run": run_recipe,
     "inspect": inspect.inspect,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from modelopt_cli.cli.console import Console
 
 if TYPE_CHECKING:
-    from modelopt_cli.api import PruneOutcome, QuantizeOutcome, ShareOutcome, TrainOutcome
+    from modelopt_cli.api import DistillOutcome, PruneOutcome, QuantizeOutcome, ShareOutcome, TrainOutcome
     from modelopt_cli.artifact import Written
     from modelopt_cli.measure import Evaluation
     from modelopt_cli.methods.prune.sensitivity import Sensitivity
@@ -150,6 +150,49 @@ def shared_json(outcome: "ShareOutcome") -> dict[str, Any]:
         "target": None if outcome.target is None else vars(outcome.target),
         "evaluation": _evaluation_json(outcome.evaluation),
     }
+
+
+def show_distilled(console: Console, outcome: "DistillOutcome", exports: Sequence[Path], force: bool) -> None:
+    """Say how the student learned, export and print the table; raises GateNotMet."""
+    if outcome.written is None:  # another process of this command has the result
+        return
+    if outcome.evaluation is not None:
+        _export(outcome.evaluation, exports, force)
+    if console.json:
+        console.result_json(distilled_json(outcome))
+    else:
+        _show_table(console, outcome.evaluation)
+        console.note(_distilled_line(outcome.entry))
+        for written in filter(None, (outcome.scratch, outcome.written)):
+            _show_written(console, written)
+    _require_gates(outcome.evaluation)
+
+
+def distilled_json(outcome: "DistillOutcome") -> dict[str, Any]:
+    """The object that ``distill --json`` prints; ``evaluation`` is as ``eval --json`` prints it, or null."""
+    return {
+        "schema_version": 1,
+        "output": _written_json(outcome.written),
+        "scratch": _written_json(outcome.scratch),
+        "distillation": outcome.entry,
+        "evaluation": _evaluation_json(outcome.evaluation),
+    }
+
+
+def _distilled_line(entry: dict[str, Any]) -> str:
+    line = f"learned {entry['config']['loss']}, {_steps_line(entry)}"
+    if "finetuned" in entry:
+        line += f"; then the labels alone, {_steps_line(entry['finetuned'])}"
+    for term, places in entry.get("compared", {}).items():
+        line += f"\n{term} compared {', '.join(places)}"
+    return line
+
+
+def _steps_line(figures: dict[str, Any]) -> str:
+    line = f"{figures['epochs']} epoch{'s' * (figures['epochs'] != 1)}, {figures['steps']:,} steps"
+    if "best" not in figures:
+        return line
+    return f"{line}, kept epoch {figures['best_epoch']} ({figures['best']:.2f} % on the validation samples)"
 
 
 def show_sensitivity(console: Console, parts: "Sequence[Sensitivity]") -> None:

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelopt_cli.artifact.coding import Code
 from modelopt_cli.data import Data
 from modelopt_cli.program import Program
 from modelopt_cli.training.config import Training
+
+if TYPE_CHECKING:
+    from modelopt_cli.methods.distill.teacher import Member
 
 Progress = Callable[[int, int | None], None]
 
@@ -26,6 +29,7 @@ class Context:
         training: what to fine-tune with, or None for no fine-tuning.
         device: where to compute; the result comes back on the CPU.
         code: how the file will be written, for targets that count its bytes.
+        teachers: whom to learn from.
     """
 
     data: Data | None = None
@@ -37,6 +41,7 @@ class Context:
     training: Training | None = None
     device: str = "cpu"
     code: Code = "plain"
+    teachers: "tuple[Member, ...]" = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from modelopt_cli.methods import prune, quantize, share
+from modelopt_cli.methods import distill, prune, quantize, share
 from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.program import Program
 
@@ -25,6 +25,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
+    "distill": Method(config=distill.DistillConfig, apply=distill.apply),
     "prune": Method(config=prune.PruneConfig, apply=prune.apply),
     "quantize": Method(config=quantize.QuantizeConfig, apply=quantize.apply),
     "share": Method(config=share.ShareConfig, apply=share.apply),

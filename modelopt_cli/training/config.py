@@ -154,7 +154,7 @@ class Companion(Protocol):
 
 
 class Objective(Protocol):
-    """What is minimised."""
+    """What is minimised. One that is a module learns along with the network, by the same optimizer."""
 
     def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
         """The loss, a scalar: the mean over the samples.

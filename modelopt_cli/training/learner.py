@@ -28,7 +28,8 @@ class Learner:
 
     Attributes:
         network: that is trained.
-        parameters: of it, those that learn.
+        learning: the network and, where it learns too, the objective.
+        parameters: of these, those that learn.
         optimizer: over them.
         average: moving average of the weights, or None.
         companions: take part in every step.
@@ -56,8 +57,11 @@ class Learner:
         self.classes, self.seed = classes, seed
         self.steps_per_epoch = steps_per_epoch
         self.steps = config.epochs * steps_per_epoch
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(network, config)
+        self.learning = nn.ModuleList([network])
+        if isinstance(objective, nn.Module):
+            self.learning.append(objective.to(world.device).train())
+        self.parameters = [p for p in self.learning.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self.learning, config)
         self.average = MovingAverage(network, config.ema) if config.ema else None
         self.meter = LossMeter()
 

@@ -75,7 +75,9 @@ def fit(
     together = world(training.device)
     with prepared(network, training.train.input.shape, together.device) as found, Signals() as signals:
         train, val = samples(training.train, training.val, config.val_fraction, found.classes)
-        together.broadcast(network)
+        for module in (network, objective):
+            if isinstance(module, nn.Module):
+                together.broadcast(module)
         learner = Learner(
             network,
             config,

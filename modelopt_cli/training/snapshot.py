@@ -45,6 +45,7 @@ def snapshot(learner: Learner, place: Place, best: Mapping[str, Tensor]) -> Stat
         "average": tensors_of(learner.average.network) if learner.average is not None else {},
         "best": best,
     }
+    parts |= {f"objective{i}": tensors_of(module) for i, module in enumerate(learner.learning[1:])}
     parts |= {f"companion{i}": companion.state() for i, companion in enumerate(learner.companions)}
     tensors = {f"{part}/{name}": t for part, named in parts.items() for name, t in named.items()}
     meter = {"total": learner.meter.total, "samples": learner.meter.samples}
@@ -67,6 +68,8 @@ def restore(learner: Learner, state: State) -> tuple[Place, dict[str, Tensor]]:
     restore_optimizer(learner.optimizer, parts.get("optimizer", {}))
     if learner.average is not None:
         _fill(learner.average.network, parts.get("average", {}))
+    for i, module in enumerate(learner.learning[1:]):
+        _fill(module, parts.get(f"objective{i}", {}))
     for i, companion in enumerate(learner.companions):
         companion.restore(parts.get(f"companion{i}", {}))
     if learner.world.main:  # the sums are its own; what others had added of the epoch is lost to the log

@@ -1,5 +1,6 @@
 """The options that commands share, declared once; those of one command in a file of its name."""
 
+from modelopt_cli.cli.options.distill import DistillOptions
 from modelopt_cli.cli.options.measure import (
     GATES,
     MEASURING,
@@ -44,6 +45,7 @@ __all__ = [
     "TUNINGS",
     "Checkpoint",
     "Code",
+    "DistillOptions",
     "DryRun",
     "Export",
     "FineTuneOptions",

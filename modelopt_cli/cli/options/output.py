@@ -43,7 +43,8 @@ Output = Annotated[
         "--output",
         metavar="FILE",
         help="The file to write [default: NAME-SCHEME.safetensors, NAME-pruned.safetensors, "
-        "NAME-shared.safetensors or NAME-trained.safetensors in the current directory].",
+        "NAME-shared.safetensors, NAME-distilled.safetensors or NAME-trained.safetensors in the current "
+        "directory].",
     ),
 ]
 Force = Annotated[bool, _output("--force", help="Replace the output file if it exists.")]

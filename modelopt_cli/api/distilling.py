@@ -1,0 +1,281 @@
+"""The verb ``distill``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from modelopt_cli import artifact
+from modelopt_cli.api.evaluating import measure_pairs, require_data
+from modelopt_cli.api.fine_tuning import context_of
+from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
+from modelopt_cli.api.product import Product
+from modelopt_cli.api.students import classes_of, open_student
+from modelopt_cli.api.training import history_entry
+from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
+from modelopt_cli.artifact.coding import Code, require_code
+from modelopt_cli.artifact.sparsity import compact, compact_state
+from modelopt_cli.checkpoint import Opened, require_network
+from modelopt_cli.data import PreprocessOverrides
+from modelopt_cli.errors import UsageError
+from modelopt_cli.kernels import require_device
+from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
+from modelopt_cli.measure.latency import threads
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.distill import DistillConfig
+from modelopt_cli.methods.distill.apply import learn
+from modelopt_cli.methods.distill.inputs import change_between
+from modelopt_cli.methods.distill.teacher import Member
+from modelopt_cli.methods.stages import Stages
+from modelopt_cli.methods.table import METHODS
+from modelopt_cli.methods.trainable import masks_of, require_trainable
+from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.training import fit
+from modelopt_cli.training.distributed import world
+
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class Student:
+    """What is to learn, and from whom beside the teacher.
+
+    Attributes:
+        spec: see ``students.open_student``.
+        arch: the architecture of a checkpoint that is not recognised.
+        also: more teachers, each with the weight of its answers; that of the first is 1.
+        resize_for_teacher: whether images may be resized for a teacher of another input size.
+        compare_scratch: whether the same student is trained without a teacher, too, for comparison.
+    """
+
+    spec: str
+    arch: str | None = None
+    also: Sequence[tuple[str | Path, float]] = ()
+    resize_for_teacher: bool = False
+    compare_scratch: bool = False
+
+
+@dataclass(frozen=True)
+class DistillOutcome:
+    """What ``distill`` did.
+
+    Attributes:
+        entry: what the history says of it.
+        written: the student's file; None in a process that is not the main one of several.
+        scratch: that of the student without a teacher, if one was asked for.
+        evaluation: teacher and students side by side, or None where nothing was measured.
+    """
+
+    entry: dict[str, Any]
+    written: artifact.Written | None
+    scratch: artifact.Written | None
+    evaluation: Evaluation | None
+
+
+def distill(
+    teacher: str | Path,
+    output: str | Path,
+    *,
+    student: Student,
+    training: TrainingRequest,
+    config: DistillConfig | None = None,
+    arch: str | None = None,
+    data: str | None = None,
+    overrides: PreprocessOverrides | None = None,
+    options: EvalOptions | None = None,
+    gates: Gates | None = None,
+    evaluate: bool = True,
+    code: Code = "plain",
+    force: bool = False,
+    on_note: Note | None = None,
+    progress: StageProgress | None = None,
+) -> DistillOutcome:
+    """Teach a student what a teacher knows, write its file, and measure the two side by side.
+
+    Args:
+        teacher: a checkpoint or an artifact of any kind.
+        output: the file to write; an existing one only with ``force``.
+        student: what learns.
+        training: the data, how, and where to keep the state of an interrupted run.
+        config: the loss, and what follows.
+        arch: the teachers' architecture, where it is not recognised.
+        data: what to evaluate on, and never to train or choose by.
+        overrides: preprocessing the user wants instead of the implied one.
+        options: how to measure, and the seed, threads, device and workers.
+        gates: limits to apply to the student, compared with the teacher.
+        evaluate: whether to measure.
+        code: how the file is written, a key of ``artifact.coding.CODINGS``.
+        force: replace an existing output, and start over where an interrupted run is found.
+        on_note: called with one line for each thing worth knowing.
+        progress: called with the stage, what is done and the total.
+
+    Raises:
+        InputError: a source, the data, an option or the output cannot be used; nothing is written.
+        GateNotMet: a student made of the teacher cannot be made so.
+        EnvironmentFailure: no space, no permission, an optional package.
+    """
+    options, gates, config = options or EvalOptions(), gates or Gates(), config or DistillConfig()
+    require_device(options.device)
+    require_code(code)
+    scratch = scratch_beside(output) if student.compare_scratch else None
+    sources = [teacher, *(path for path, _ in student.also), *_file_of(student)]
+    _check(training, [output, *filter(None, [scratch])], sources, data, gates, evaluate, force)
+    wanted = open_input([teacher], arch, training.train, overrides)
+    opened = open_noting(teacher, arch, wanted, on_note)
+    others = [open_noting(path, arch, wanted, on_note) for path, _ in student.also]
+    how = Surroundings(overrides, options, force, progress)
+    with threads(options.threads):
+        pupil = open_student(student.spec, student.arch, opened, Context(seed=options.seed), on_note)
+        sample = sample_of(pupil, student.spec)
+        if evaluate:
+            require_data(data, sample, overrides, options.seed)
+        identity = _identity(opened, pupil, others, student, config, arch, code)
+        with trainer(training, output, identity, sample, how) as tools:
+            members = _members(teacher, opened, others, student, tools.training.train.input)
+            _require_same_classes(members, pupil, tools.training.train.input)
+            context = replace(context_of(pupil, None, tools, how, "distilling"), teachers=members)
+            context = replace(context, origin=_origin(context.origin, opened, others))
+            entry, product = _distilled(pupil, config, context)
+            compared = _without_teacher(pupil, config, context, tools) if scratch is not None else None
+            main = world(options.device).main
+            written = product.write(output, force, code) if main else None
+            beside = compared.write(scratch, force, code) if main and compared and scratch else None
+            tools.run.close()
+    outcome = DistillOutcome(entry, written, beside, None)
+    if written is None or not evaluate:
+        return outcome
+    paths = [path for path in (scratch, output) if path is not None]
+    pairs = [(teacher, opened), *((path, open_noting(path, student.arch, sample, None)) for path in paths)]
+    options, gates = replace(options, baseline=0), replace(gates, judged=len(pairs) - 1)
+    evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
+    return replace(outcome, evaluation=evaluation)
+
+
+def scratch_beside(output: str | Path) -> Path:
+    """Where the student without a teacher is written."""
+    path = Path(output)
+    return path.with_name(f"{path.stem}-scratch{path.suffix}")
+
+
+def _file_of(student: Student) -> list[str]:
+    return [student.spec] if Path(student.spec).exists() else []
+
+
+def _check(
+    training: TrainingRequest,
+    outputs: Sequence[str | Path],
+    sources: Sequence[str | Path],
+    data: str | None,
+    gates: Gates,
+    evaluate: bool,
+    force: bool,
+) -> None:
+    """Refuse what would only be found out after training."""
+    if gates and not evaluate:
+        raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
+    training.require_fair(data)
+    for output in outputs:
+        training.require_apart(output, sources)
+        artifact.check_output(output, force, sources)
+
+
+def _identity(
+    opened: Opened,
+    pupil: Opened,
+    others: Sequence[Opened],
+    student: Student,
+    config: DistillConfig,
+    arch: str | None,
+    code: Code,
+) -> dict[str, Any]:
+    return {
+        "command": "distill",
+        "source": opened.source_sha256,
+        "arch": arch,
+        "student": student.spec,
+        "student_source": pupil.source_sha256,
+        "student_arch": student.arch,
+        "also": [
+            [each.source_sha256, weight] for each, (_, weight) in zip(others, student.also, strict=True)
+        ],
+        "resize_for_teacher": student.resize_for_teacher,
+        "compare_scratch": student.compare_scratch,
+        "config": config.as_dict(),
+        "code": code,
+    }
+
+
+def _members(
+    teacher: str | Path, opened: Opened, others: Sequence[Opened], student: Student, seen: InputSpec
+) -> tuple[Member, ...]:
+    """All teachers, and what they make of the student's images."""
+    named = [(teacher, opened, 1.0)]
+    named += [(path, each, weight) for each, (path, weight) in zip(others, student.also, strict=True)]
+    members = []
+    for path, each, weight in named:
+        network: nn.Module = require_network(each, path)
+        input = sample_of(each, path)
+        change = change_between(seen, input, resize=student.resize_for_teacher, where=str(path))
+        members.append(Member(network, input.shape, weight, change, Path(path).name))
+    return tuple(members)
+
+
+def _require_same_classes(members: Sequence[Member], pupil: Opened, seen: InputSpec) -> None:
+    classes = classes_of(require_network(pupil, "the student"), seen.shape)
+    for member in members:
+        if (answers := classes_of(member.network, member.shape)) != classes:
+            raise UsageError(
+                f"has {answers} classes, the student {classes}",
+                where=member.name,
+                hint="give the student as many, e.g. with ?num_classes= in --student",
+            )
+
+
+def _origin(origin: dict[str, Any], opened: Opened, others: Sequence[Opened]) -> dict[str, Any]:
+    known = {name: value for name, value in origin.items() if value}
+    return known | {"teacher_sha256": [each.source_sha256 for each in (opened, *others)]}
+
+
+def _distilled(pupil: Opened, config: DistillConfig, context: Context) -> tuple[dict[str, Any], Product]:
+    if pupil.program is not None:
+        program = METHODS["distill"].apply(pupil.program, config, context).program
+        program.labels = program.labels or _labels(context)
+        return dict(program.history[-1]), Product.of_program(program)
+    if config.finetune_epochs:
+        raise UsageError("needs a student that can be traced", where="--finetune-epochs")
+    network = require_network(pupil, "the student")
+    encodings = pupil.tensors.encodings if pupil.tensors else {}
+    entry = learn(network, config, context, encodings)
+    state = dict(network.state_dict())
+    stored = compact_state(state, encodings)
+    return entry, Product.of_tensors(pupil, state, stored, Coverage(()), entry)
+
+
+def _labels(context: Context) -> tuple[str, ...] | None:
+    first = context.teachers[0].network
+    return first.labels if isinstance(first, Program) else None
+
+
+def _without_teacher(pupil: Opened, config: DistillConfig, context: Context, tools: Trainer) -> Product:
+    """The same student, trained as long on labels alone, from the same weights."""
+    if pupil.program is None:
+        raise UsageError("needs a student that can be traced", where="--compare-scratch")
+    given, training = pupil.program, tools.training
+    epochs = training.config.epochs + config.finetune_epochs
+    training = replace(training, config=replace(training.config, epochs=epochs))
+
+    def trained() -> Program:
+        network = given.__deepcopy__({}).requires_grad_(True)
+        require_trainable(given.encodings)
+        masks = masks_of(network.state_dict(), given.encodings)
+        found = fit(network, training, seed=context.seed, stage=SCRATCH, companions=[masks])
+        network.input = training.train.input
+        network.labels = network.labels or _labels(context)
+        network.encodings = compact(network)
+        network.history = (*given.history, history_entry(pupil, training, found, context.seed))
+        return network.eval()
+
+    return Product.of_program(Stages(training).once(SCRATCH, trained))

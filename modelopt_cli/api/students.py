@@ -1,0 +1,113 @@
+"""From ``--student`` to a network: an architecture, a file, or a part of the teacher."""
+
+import dataclasses
+from pathlib import Path
+from urllib.parse import urlencode
+
+import torch
+from torch import nn
+
+from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
+from modelopt_cli.checkpoint import Opened, fresh_model, require_network
+from modelopt_cli.checkpoint.spec import parse_spec
+from modelopt_cli.errors import ArchitectureError, UsageError
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.distill.student import derived, is_derived
+from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.capture import evaluation_mode
+
+SAME = "same"
+_CHANNELS = {"builtin": "in_channels", "timm": "in_chans"}
+
+
+def open_student(
+    spec: str,
+    arch: str | None,
+    teacher: Opened,
+    context: Context,
+    on_note: Note | None,
+) -> Opened:
+    """The network that is to learn.
+
+    Args:
+        spec: ``width:F`` or ``depth:F`` of the teacher, ``same`` for its architecture with fresh weights, a
+            checkpoint or artifact, or an architecture, which gets the teacher's classes and channels where
+            it does not say others.
+        arch: the architecture of a checkpoint that is not recognised.
+        teacher: whom it will learn from.
+        context: seed, and what pruning may look at.
+        on_note: called with one line for each thing worth knowing.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    network = require_network(teacher, "the teacher")
+    input = sample_of(teacher, "the teacher")
+    if is_derived(spec):
+        if not isinstance(network, Program):
+            hint = "name an architecture instead"
+            raise UsageError(f"{spec} needs a teacher that can be traced", where="--student", hint=hint)
+        program = derived(spec, network, context)
+        return dataclasses.replace(teacher, state=dict(program.state_dict()), program=program, notes=[])
+    if not _is_arch(spec):
+        wanted = open_input([spec], arch, None, None) or (input if arch is not None else None)
+        opened = open_noting(spec, arch, wanted, on_note)
+        require_network(opened, spec)
+        return opened
+    if arch is not None:
+        raise UsageError("has no meaning for a student that is no file", where="--student-arch")
+    if spec == SAME:
+        return _same(teacher, network, input, context.seed)
+    return _fresh(_fitted(spec, network, input), input, context.seed, on_note)
+
+
+def classes_of(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """How many logits a network returns."""
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    with evaluation_mode(network), torch.inference_mode():
+        logits = network(torch.zeros(2, *shape, device=device))
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        raise UsageError("is no classifier", where="the network")
+    return logits.shape[1]
+
+
+def _is_arch(spec: str) -> bool:
+    return spec == SAME or (":" in spec and not Path(spec).exists())
+
+
+def _fresh(spec: str, input: InputSpec, seed: int, on_note: Note | None) -> Opened:
+    opened = fresh_model(spec, input, seed)
+    for note in opened.notes:
+        if on_note is not None:
+            on_note(note)
+    return opened
+
+
+def _same(teacher: Opened, network: nn.Module, input: InputSpec, seed: int) -> Opened:
+    """The teacher's architecture with fresh weights."""
+    spec = network.arch if isinstance(network, Program) else None
+    if spec is None and teacher.architecture is not None:
+        spec = teacher.architecture.spec
+    if spec is None:
+        raise ArchitectureError("nothing says what the teacher was built from", where="--student")
+    opened = fresh_model(spec, input, seed)
+    shapes = {name: tensor.shape for name, tensor in opened.state.items()}
+    if shapes != {name: tensor.shape for name, tensor in network.state_dict().items()}:
+        hint = "name an architecture, or give width:F or depth:F"
+        raise UsageError(f"the teacher is not a whole {spec} any more", where="--student", hint=hint)
+    return opened
+
+
+def _fitted(spec: str, teacher: nn.Module, input: InputSpec) -> str:
+    """An architecture with the teacher's classes and channels where it says no others."""
+    parsed = parse_spec(spec)
+    more: dict[str, int] = {}
+    if parsed.source in ("builtin", "torchvision", "timm"):
+        if "num_classes" not in parsed.options:
+            more["num_classes"] = classes_of(teacher, input.shape)
+        option = _CHANNELS.get(parsed.source)
+        if option is not None and option not in parsed.options and len(input.shape) == 3:
+            more[option] = input.shape[0]
+    if not more:
+        return spec
+    return f"{spec}{'&' if '?' in spec else '?'}{urlencode(more)}"

@@ -1,0 +1,80 @@
+"""``modelopt distill``: a teacher and a student in, the taught student and the table out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelopt_cli.cli import options
+from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.groups import Work
+from modelopt_cli.cli.results import show_distilled
+from modelopt_cli.cli.values import Reader
+
+Teacher = Annotated[
+    Path, typer.Argument(metavar="TEACHER", help="A checkpoint of any kind, or a modelopt file.")
+]
+
+
+def distill(
+    console: Console,
+    checkpoint: Teacher,
+    method: options.DistillOptions,
+    training: options.TrainOptions,
+    network: options.NetworkOptions,
+    run: options.RunOptions,
+    measure: options.MeasureTrainedOptions,
+    gates: options.GateOptions,
+    no_eval: options.NoEval = False,
+    output: options.Output = None,
+    code: options.Code = "plain",
+    force: options.Force = False,
+    export: options.Export = None,
+) -> Work:
+    """Teach a small network what a large one knows.
+
+    Example: modelopt distill resnet56.pth --student builtin:resnet8 --train train/ --data test/
+    """
+    reader = Reader()
+    config = method.read(reader)
+    how = training.read(reader)
+    reader.check(training.train is not None, "--train", "there is nothing to train on; name the data")
+    request = options.read_request(reader, network, run, measure, gates)
+    exports = options.read_exports(reader, export, measured=not no_eval)
+    coding = options.read_code(reader, code)
+    reader.finish()
+    options.check_exports(exports, force)
+    asked = options.training_request(training, how)
+
+    from modelopt_cli.methods.distill import DistillConfig
+
+    settings = DistillConfig(**config)
+
+    def work() -> None:
+        from modelopt_cli import api
+
+        console.silent = options.beside_another()
+        student = api.Student(
+            method.student or "",
+            method.student_arch,
+            method.others(),
+            method.resize_for_teacher,
+            method.compare_scratch,
+        )
+        with console.progress() as progress:
+            outcome = api.distill(
+                checkpoint,
+                output or options.default_output(checkpoint, "distilled"),
+                student=student,
+                training=asked,
+                config=settings,
+                evaluate=not no_eval,
+                code=coding,
+                force=force,
+                on_note=console.note,
+                progress=progress,
+                **request.keywords(),
+            )
+        show_distilled(console, outcome, exports, force=force)
+
+    return work

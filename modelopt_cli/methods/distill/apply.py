@@ -1,0 +1,179 @@
+"""distill: a student in, the student that has learned from a teacher out."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from modelopt_cli.artifact.sparsity import compact
+from modelopt_cli.errors import UsageError
+from modelopt_cli.measure.subject import is_quantized
+from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.methods.distill.config import DistillConfig
+from modelopt_cli.methods.distill.objective import Distillation
+from modelopt_cli.methods.distill.pairs import Network, Pair, described, pairs_of
+from modelopt_cli.methods.distill.taps import tapped
+from modelopt_cli.methods.distill.teacher import Teacher
+from modelopt_cli.methods.stages import Stages
+from modelopt_cli.methods.trainable import masks_of, require_trainable
+from modelopt_cli.program import Encoding, Program
+from modelopt_cli.program.coverage import coverage
+from modelopt_cli.training import CrossEntropy, TrainConfig, Trained, Training, distributed, fit
+
+STAGE, FINETUNE = "distill", "finetune"
+SLOWER = 10
+"""How much smaller the learning rate on labels alone is, where none is given."""
+
+
+def apply(program: Program, config: DistillConfig, context: Context) -> Result:
+    """Train a copy of the student on the labels and on what the teachers answer.
+
+    Args:
+        program: the student; it is not changed. Weights that were pruned stay zero.
+        config: the loss, and what follows.
+        context: seed, training and teachers; it must have the latter two.
+
+    Returns:
+        The student in evaluation mode, its history one entry longer; no layer is left alone.
+
+    Raises:
+        UsageError: no training or no teacher, a loss that these networks cannot have, or a student that
+            cannot be trained.
+        InputError, DataError: as ``modelopt_cli.training.fit``.
+    """
+    stages = Stages(context.training)
+    student = stages.once(STAGE, lambda: _distilled(program, config, context))
+    if config.finetune_epochs:
+        found = student
+        student = stages.once(FINETUNE, lambda: _finetuned(found, config, context))
+    return Result(student, {})
+
+
+def learn(
+    network: nn.Module, config: DistillConfig, context: Context, encodings: Mapping[str, Encoding]
+) -> dict[str, Any]:
+    """Distil in place, with or without a graph.
+
+    Args:
+        network: the student.
+        config: the loss.
+        context: as for :func:`apply`.
+        encodings: how the student's tensors were stored so far.
+
+    Returns:
+        What the history says of it.
+
+    Raises:
+        as :func:`apply`.
+    """
+    training = _training(context)
+    require_trainable(encodings)
+    pairs = _pairs(network, config, context)
+    device = distributed.world(training.device).device
+    with tapped(network, [pair.student for pair in pairs]) as taps, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.seed)
+        objective = Distillation(
+            config,
+            Teacher(context.teachers, [pair.teacher for pair in pairs], device),
+            taps,
+            pairs,
+            CrossEntropy(training.config.label_smoothing),
+            training.train.size or 1,
+        )
+        masks = masks_of(network.state_dict(), encodings)
+        trained = fit(
+            network, training, seed=context.seed, stage=STAGE, objective=objective, companions=[masks]
+        )
+    return _entry(config, context, trained) | ({"compared": described(pairs)} if pairs else {})
+
+
+def _training(context: Context) -> Training:
+    if context.training is None:
+        raise UsageError("distill trains the student", hint="give --train")
+    if not context.teachers:
+        raise UsageError("distill needs a teacher")
+    return context.training
+
+
+def _pairs(network: nn.Module, config: DistillConfig, context: Context) -> list[Pair]:
+    """The values that the terms on features compare."""
+    training, first = _training(context), context.teachers[0]
+    student = Network(network, training.train.input.shape, "the student")
+    teacher = Network(first.network, first.shape, first.name)
+    pairs = [pair for term in config.terms if term.weight for pair in pairs_of(term, student, teacher)]
+    if pairs and is_quantized(first.network):
+        raise UsageError(
+            "has int8 layers, whose values cannot be compared",
+            where=first.name,
+            hint="use losses on logits, or its float form",
+        )
+    return pairs
+
+
+def _distilled(program: Program, config: DistillConfig, context: Context) -> Program:
+    student = copy.deepcopy(program).requires_grad_(True)
+    entry = learn(student, config, context, program.encodings)
+    student.input = _training(context).train.input
+    student.encodings = compact(student)
+    return _with(student, program.history, entry)
+
+
+def _finetuned(student: Program, config: DistillConfig, context: Context) -> Program:
+    """The student after training on labels alone."""
+    training = _training(context)
+    network = copy.deepcopy(student).requires_grad_(True)
+    settings = finetuning(config, training.config)
+    masks = masks_of(network.state_dict(), student.encodings)
+    trained = fit(
+        network,
+        replace(training, config=settings),
+        seed=context.seed,
+        stage=FINETUNE,
+        objective=CrossEntropy(settings.label_smoothing),
+        companions=[masks],
+    )
+    network.encodings = compact(network)
+    entry = student.history[-1] | {"finetuned": _figures(trained)}
+    return _with(network, student.history[:-1], entry)
+
+
+def finetuning(config: DistillConfig, training: TrainConfig) -> TrainConfig:
+    """How to train on labels alone after a distillation."""
+    rate = config.finetune_lr if config.finetune_lr is not None else training.peak_lr / SLOWER
+    return replace(training, epochs=config.finetune_epochs, lr=rate, warmup=0.0)
+
+
+def _with(program: Program, before: tuple[dict[str, Any], ...], entry: dict[str, Any]) -> Program:
+    covered = coverage(program, (*before, entry))
+    entry |= {"coverage": {"compressed": covered.compressed, "total": covered.total}}
+    program.history = (*before, entry)
+    return program.eval()
+
+
+def _entry(config: DistillConfig, context: Context, trained: Trained) -> dict[str, Any]:
+    """What the history says: nothing that would differ from one run to the next."""
+    training = _training(context)
+    entry: dict[str, Any] = {
+        "method": "distill",
+        "config": config.as_dict() | {"loss": str(config.terms)},
+        "teachers": [{"name": each.name, "weight": each.weight} for each in context.teachers],
+        "seed": context.seed,
+        "torch": str(torch.__version__),
+        "training": {"data": training.train.name, **training.config.as_dict()},
+        "skipped": {},
+        **_figures(trained),
+        **context.origin,
+    }
+    if training.val is not None:
+        entry["validation"] = training.val.name
+    return entry
+
+
+def _figures(trained: Trained) -> dict[str, Any]:
+    figures: dict[str, Any] = {"epochs": trained.epochs, "steps": trained.steps}
+    if trained.best is not None:
+        figures |= {"best": round(trained.best, 4), "best_epoch": trained.best_epoch}
+    return figures

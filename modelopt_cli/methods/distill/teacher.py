@@ -1,0 +1,108 @@
+"""Who is learned from: one network, or several that answer together."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from modelopt_cli.errors import InputError
+from modelopt_cli.kernels import prepare
+from modelopt_cli.kernels.fp32 import prepack
+from modelopt_cli.measure.subject import is_quantized
+from modelopt_cli.methods.distill.taps import Place, Taps, tapped
+from modelopt_cli.program import Program
+
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network that is learned from.
+
+    Attributes:
+        network: takes a batch and returns logits; it is never changed.
+        shape: of one of its input samples.
+        weight: how much its answers count beside those of others.
+        change: makes of the student's images what this network expects; None where that is the same.
+        name: what it is called in messages and in the history.
+    """
+
+    network: nn.Module
+    shape: tuple[int, ...]
+    weight: float = 1.0
+    change: Change | None = None
+    name: str = "the teacher"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a teacher says to a batch.
+
+    Attributes:
+        logits: ``(N, classes)``.
+        features: its values at the places that are looked at.
+    """
+
+    logits: Tensor
+    features: Mapping[Place, Tensor] = field(default_factory=dict)
+
+
+class Teacher:
+    """Members ready to answer: in evaluation mode, without gradients, in the fastest form there is.
+
+    Together they answer the weighted mean of their logits, which is the geometric mean of their softmax
+    probabilities up to scale (G. Hinton, O. Vinyals and J. Dean, "Distilling the Knowledge in a Neural
+    Network", 2015, section 2). Features are those of the first.
+
+    Args:
+        members: at least one.
+        looked_at: places of the first member.
+        device: where to compute.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], looked_at: Sequence[Place] = (), device: str = "cpu"
+    ) -> None:
+        self._members, self._places = tuple(members), tuple(dict.fromkeys(looked_at))
+        total = sum(member.weight for member in members)
+        self._shares = [member.weight / total for member in members]
+        networks = [copy.deepcopy(member.network).eval().requires_grad_(False) for member in members]
+        self._taps: Taps | None = None
+        self._open = ExitStack()  # for as long as this is there: the copy is its own
+        if self._places:
+            self._taps = self._open.enter_context(tapped(networks[0], self._places))
+        first = not self._places
+        self._calls = [_fastest(each, device, whole=i > 0 or first) for i, each in enumerate(networks)]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Answer:
+        """The answer to ``(N, *shape)`` images as the student sees them.
+
+        Raises:
+            InputError: the members have different classes.
+        """
+        total: Tensor | None = None
+        for member, share, call in zip(self._members, self._shares, self._calls, strict=True):
+            logits = call(images if member.change is None else member.change(images)).float()
+            if total is not None and logits.shape != total.shape:
+                raise InputError(
+                    f"answers {logits.shape[1]} classes, {self._members[0].name} {total.shape[1]}",
+                    where=member.name,
+                )
+            total = share * logits if total is None else total + share * logits
+        assert total is not None
+        taps = self._taps
+        features = {} if taps is None else {place: taps.take(place) for place in self._places}
+        return Answer(total, features)
+
+
+def _fastest(network: nn.Module, device: str, *, whole: bool) -> Callable[[Tensor], Tensor]:
+    """How to call a network that nothing of is to be seen but the answers (``whole``), or more."""
+    if isinstance(network, Program) and is_quantized(network):
+        return prepare(network, device)
+    if isinstance(network, Program) and whole and device == "cpu":
+        return prepack(network)
+    return network.to(device)
