@@ -134,7 +134,7 @@ class Data:
     def _stream(self, batch_size: int, limit: int | None) -> Iterator[Batch]:
         assert isinstance(self.source, Stream)
         ends = [n for n in (limit, self.first) if n is not None]
-        checked = (self._check(*pair, self.source.where(i)) for i, pair in enumerate(self.source))
+        checked = (self._check(*pair, i) for i, pair in enumerate(self.source))
         samples = itertools.islice(checked, min(ends, default=None))
         empty = True
         while batch := list(itertools.islice(samples, batch_size)):
@@ -148,18 +148,18 @@ class Data:
         assert isinstance(self.source, Source)
         if self.indices is not None:
             index = self.indices[index]
-        raw, label = self.source.load(index)
-        if isinstance(raw, Tensor):
-            return self._check(raw, label, self.source.where(index))
-        assert self.transform is not None
         try:
-            image = self.transform(raw)
+            raw, label = self.source.load(index)
+            if isinstance(raw, Tensor):
+                return self._check(raw, label, index)
+            assert self.transform is not None
+            return self._check(self.transform(raw), label, index)
         except DataError as error:
             error.where = error.where or self.source.where(index)
             raise
-        return self._check(image, label, self.source.where(index))
 
-    def _check(self, image: Tensor, label: int, where: str) -> tuple[Tensor, int]:
+    def _check(self, image: Tensor, label: int, index: int) -> tuple[Tensor, int]:
+        """The sample, if it is what it must be; where it is costs a look into its file, so only if not."""
         if tuple(image.shape) != self.input.shape:
             got, want = ("x".join(map(str, s)) or "a scalar" for s in (image.shape, self.input.shape))
             hint = (
@@ -167,12 +167,12 @@ class Data:
                 if self.transform
                 else "give the network's input shape"
             )
-            raise DataError(f"is {got}, where {want} is expected", where=where, hint=hint)
+            raise DataError(f"is {got}, where {want} is expected", where=self.source.where(index), hint=hint)
         if self.transform is None and not bool(torch.isfinite(image).all()):
-            raise DataError("holds NaN or infinity", where=where, hint="clean the data")
+            raise DataError("holds NaN or infinity", where=self.source.where(index), hint="clean the data")
         if self.labelled and (label < 0 or (self.classes is not None and label >= self.classes)):
             limit = f"0..{self.classes - 1}" if self.classes is not None else "0 and up"
-            raise DataError(f"label {label} is outside {limit}", where=where)
+            raise DataError(f"label {label} is outside {limit}", where=self.source.where(index))
         return image, label
 
 

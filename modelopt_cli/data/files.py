@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -15,7 +16,8 @@ from modelopt_cli.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 
-_LABEL_DIGITS = 9
+LABEL_DIGITS = 9
+"""Most digits that a label in a file has: more are a slip of the finger, and would count as many classes."""
 
 
 class FileSource(Source):
@@ -42,17 +44,19 @@ class FileSource(Source):
         return decode(self.paths[index]), self.labels[index]
 
 
-def decode(path: str) -> Image.Image:
-    """Decode an image file whole.
+def decode(file: str | IO[bytes]) -> Image.Image:
+    """Decode an image file, or what is open as one, whole.
 
     Raises:
-        DataError: missing, unreadable, truncated, not an image, or too large to be meant.
+        DataError: missing, unreadable, truncated, not an image, or too large to be meant. Where what is open
+            lies, the caller must say.
     """
+    path = file if isinstance(file, str) else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(file) as image:
                 image.load()
                 return image
     except UnidentifiedImageError:
@@ -162,7 +166,7 @@ def _labels(cells: list[tuple[int, str]], table: Path) -> tuple[list[int], tuple
         order = {name: label for label, name in enumerate(names)}
         return [order[cell] for _, cell in cells], names
     for (line, cell), number in zip(cells, numbers, strict=True):
-        if not number or cell.startswith("-") or len(cell) > _LABEL_DIGITS:
+        if not number or cell.startswith("-") or len(cell) > LABEL_DIGITS:
             raise DataError(
                 f"label {cell!r} is not a whole number from 0 as others are", where=f"{table} line {line}"
             )

@@ -39,7 +39,7 @@ class Source(ABC):
         """The sample at ``index``: an 8-bit image, or a float tensor where ``ready``.
 
         Raises:
-            DataError: the sample cannot be read.
+            DataError: the sample cannot be read; where that is left out, it is what :meth:`where` says.
         """
 
     def where(self, index: int) -> str:
