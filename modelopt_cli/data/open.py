@@ -12,12 +12,14 @@ from modelopt_cli.data.preprocess import ImageTransform, PreprocessOverrides, re
 from modelopt_cli.data.source import Source, Stream
 from modelopt_cli.data.spec import DataSpec, parse_spec
 from modelopt_cli.data.synthetic import open_synthetic
+from modelopt_cli.data.tar import open_tar
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.spec import InputSpec
 
 _OPENERS: dict[str, Callable[[DataSpec], Source | Stream]] = {
     "folder": open_folder,
     "csv": open_csv,
+    "tar": open_tar,
     "idx": open_idx,
     "npz": open_npz,
     "torchvision": open_torchvision,
@@ -36,8 +38,9 @@ def open_data(
     """Open what ``--data`` names and settle how its samples become the network's input.
 
     Args:
-        spec: a folder of class folders, ``csv:FILE``, ``idx:DIR``, ``torchvision:NAME@ROOT``, ``npz:FILE``,
-            ``FILE.py:CALLABLE``, ``digits`` or ``synthetic:3x224x224``; see ``docs/data.md``.
+        spec: a folder of class folders, ``csv:FILE``, ``tar:PATTERN``, ``idx:DIR``,
+            ``torchvision:NAME@ROOT``, ``npz:FILE``, ``FILE.py:CALLABLE``, ``digits`` or
+            ``synthetic:3x224x224``; see ``docs/data.md``.
         input: what the network expects, as far as it is known.
         overrides: what the user said instead.
         seed: of synthetic noise.

@@ -1,20 +1,24 @@
 """The grammar of ``--data``: which kind of source, where it is, and its ``?key=value`` options."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+from modelopt_cli.data.shards import find_shards
 from modelopt_cli.data.source import Options, Scalar
 from modelopt_cli.errors import DataError
 
-KINDS = ("csv", "idx", "torchvision", "npz", "digits", "synthetic")
+KINDS = ("csv", "tar", "idx", "torchvision", "npz", "digits", "synthetic")
 FORMS = (
-    "a folder with one folder per class, csv:FILE, idx:DIR, torchvision:NAME@ROOT, npz:FILE, "
-    "FILE.py:CALLABLE, digits or synthetic:3x224x224"
+    "a folder with one folder per class, csv:FILE, tar:PATTERN, idx:DIR, "
+    "torchvision:NAME@ROOT, npz:FILE, FILE.py:CALLABLE, digits or synthetic:3x224x224"
 )
+
+_SHARDED = ("tar",)
 
 _CALLABLE = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 
@@ -26,7 +30,7 @@ class DataSpec:
     Attributes:
         text: the value as it was given.
         kind: ``folder``, ``callable`` or one of ``KINDS``.
-        target: the path, ``NAME@ROOT``, ``FILE.py:CALLABLE`` or shape.
+        target: the path, the pattern of paths, ``NAME@ROOT``, ``FILE.py:CALLABLE`` or shape.
         options: what followed the ``?``.
     """
 
@@ -54,7 +58,9 @@ def parse_spec(text: str) -> DataSpec:
     kind, colon, target = body.partition(":")
     if kind in KINDS:
         return DataSpec(text, kind, _target(text, kind, target if colon else ""), _options(text, query))
-    if kind.endswith(".py") or (_CALLABLE.fullmatch(body) and nearest(kind, KINDS) is None):
+    # A shard's name has a dot: MODULE:NAME is no slip in tar:, and modules are called target or start.
+    short = [known for known in KINDS if known not in _SHARDED]
+    if kind.endswith(".py") or (_CALLABLE.fullmatch(body) and nearest(kind, short) is None):
         if not target.isidentifier():
             raise DataError("names no callable", where=text, hint="write FILE.py:CALLABLE")
         return DataSpec(text, "callable", body, _options(text, query))
@@ -65,17 +71,23 @@ def same_samples(one: str, other: str) -> bool:
     """Whether two values of ``--data`` mean the same samples, however they are written.
 
     Raises:
-        DataError: one of them is malformed.
+        DataError: one of them is malformed, or its pattern matches nothing.
     """
     return _canonical(parse_spec(one)) == _canonical(parse_spec(other))
 
 
-def _canonical(spec: DataSpec) -> tuple[str, str, dict[str, Scalar]]:
-    """Kind, target and options, with links and relative parts of paths resolved and the split spelt out."""
+def _canonical(spec: DataSpec) -> tuple[str, list[str], dict[str, Scalar]]:
+    """Kind, targets and options, with patterns and links followed, paths absolute, defaults spelt out."""
+    if spec.kind in _SHARDED:
+        return (
+            spec.kind,
+            [os.path.realpath(path) for path in find_shards(spec.target)],
+            dict(spec.options),
+        )
     name, at, place = spec.target.partition("@") if spec.kind == "torchvision" else ("", "", spec.target)
     if spec.kind in ("folder", "csv", "idx", "npz", "torchvision"):
         place = str(Path(place).resolve())
-    return spec.kind, f"{name}{at}{place}", {"split": "test", **spec.options}
+    return spec.kind, [f"{name}{at}{place}"], {"split": "test", **spec.options}
 
 
 def _target(text: str, kind: str, target: str) -> str:
@@ -89,7 +101,8 @@ def _target(text: str, kind: str, target: str) -> str:
 def _unknown(text: str, kind: str, target: str | None) -> DataError:
     path = Path(text)
     if path.is_file():
-        scheme = {".csv": f"csv:{text}", ".npz": f"npz:{text}", ".py": f"{text}:CALLABLE"}.get(path.suffix)
+        schemes = {f".{kind}": f"{kind}:{text}" for kind in ("csv", "npz", *_SHARDED)}
+        scheme = {**schemes, ".py": f"{text}:CALLABLE"}.get(path.suffix)
         hint = f"write {scheme}" if scheme else f"give {FORMS}"
         return DataError("is a file, not a folder of class folders", where=text, hint=hint)
     guess = nearest(kind, KINDS)

@@ -49,8 +49,8 @@ class NetworkOptions:
         str | None,
         _input(
             metavar="SPEC",
-            help="DIR (one folder for each class), csv:FILE, idx:DIR, npz:FILE, torchvision:NAME@ROOT, "
-            "FILE.py:CALLABLE, digits or synthetic:3x224x224.",
+            help="DIR (one folder for each class), csv:FILE, tar:PATTERN, idx:DIR, "
+            "npz:FILE, torchvision:NAME@ROOT, FILE.py:CALLABLE, digits or synthetic:3x224x224.",
         ),
     ] = None
     input_size: Annotated[
