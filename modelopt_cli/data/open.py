@@ -8,6 +8,7 @@ from modelopt_cli.data.arrays import open_digits, open_idx, open_npz
 from modelopt_cli.data.dataset import Data
 from modelopt_cli.data.datasets import open_callable, open_torchvision
 from modelopt_cli.data.files import open_csv, open_folder
+from modelopt_cli.data.parquet import open_parquet
 from modelopt_cli.data.preprocess import ImageTransform, PreprocessOverrides, resolve_preprocess
 from modelopt_cli.data.source import Source, Stream
 from modelopt_cli.data.spec import DataSpec, parse_spec
@@ -20,6 +21,7 @@ _OPENERS: dict[str, Callable[[DataSpec], Source | Stream]] = {
     "folder": open_folder,
     "csv": open_csv,
     "tar": open_tar,
+    "parquet": open_parquet,
     "idx": open_idx,
     "npz": open_npz,
     "torchvision": open_torchvision,
@@ -38,7 +40,7 @@ def open_data(
     """Open what ``--data`` names and settle how its samples become the network's input.
 
     Args:
-        spec: a folder of class folders, ``csv:FILE``, ``tar:PATTERN``, ``idx:DIR``,
+        spec: a folder of class folders, ``csv:FILE``, ``tar:PATTERN``, ``parquet:PATTERN``, ``idx:DIR``,
             ``torchvision:NAME@ROOT``, ``npz:FILE``, ``FILE.py:CALLABLE``, ``digits`` or
             ``synthetic:3x224x224``; see ``docs/data.md``.
         input: what the network expects, as far as it is known.
@@ -50,6 +52,7 @@ def open_data(
 
     Raises:
         DataError: the spec is malformed, or what it names is missing, empty, unreadable or of another shape.
+        EnvironmentFailure: an optional package is missing.
         UsageError: an override is out of range or contradicts another.
     """
     parsed = parse_spec(spec)

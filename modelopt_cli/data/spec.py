@@ -12,13 +12,13 @@ from modelopt_cli.data.shards import find_shards
 from modelopt_cli.data.source import Options, Scalar
 from modelopt_cli.errors import DataError
 
-KINDS = ("csv", "tar", "idx", "torchvision", "npz", "digits", "synthetic")
+KINDS = ("csv", "tar", "parquet", "idx", "torchvision", "npz", "digits", "synthetic")
 FORMS = (
-    "a folder with one folder per class, csv:FILE, tar:PATTERN, idx:DIR, "
+    "a folder with one folder per class, csv:FILE, tar:PATTERN, parquet:PATTERN, idx:DIR, "
     "torchvision:NAME@ROOT, npz:FILE, FILE.py:CALLABLE, digits or synthetic:3x224x224"
 )
 
-_SHARDED = ("tar",)
+_SHARDED = ("tar", "parquet")
 
 _CALLABLE = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 
@@ -79,10 +79,11 @@ def same_samples(one: str, other: str) -> bool:
 def _canonical(spec: DataSpec) -> tuple[str, list[str], dict[str, Scalar]]:
     """Kind, targets and options, with patterns and links followed, paths absolute, defaults spelt out."""
     if spec.kind in _SHARDED:
+        defaults = {"image": "image", "label": "label"} if spec.kind == "parquet" else {}
         return (
             spec.kind,
             [os.path.realpath(path) for path in find_shards(spec.target)],
-            dict(spec.options),
+            {**defaults, **spec.options},
         )
     name, at, place = spec.target.partition("@") if spec.kind == "torchvision" else ("", "", spec.target)
     if spec.kind in ("folder", "csv", "idx", "npz", "torchvision"):

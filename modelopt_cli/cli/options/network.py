@@ -49,7 +49,7 @@ class NetworkOptions:
         str | None,
         _input(
             metavar="SPEC",
-            help="DIR (one folder for each class), csv:FILE, tar:PATTERN, idx:DIR, "
+            help="DIR (one folder for each class), csv:FILE, tar:PATTERN, parquet:PATTERN, idx:DIR, "
             "npz:FILE, torchvision:NAME@ROOT, FILE.py:CALLABLE, digits or synthetic:3x224x224.",
         ),
     ] = None
