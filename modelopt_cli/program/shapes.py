@@ -9,12 +9,13 @@ from modelopt_cli.program.program import Program
 from modelopt_cli.program.rewrite import meta_copy
 
 
-def value_shapes(program: Program, batch: int) -> dict[str, Any]:
+def value_shapes(program: Program, batch: int, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
     """Shapes of every value, by node name; what is no tensor is kept as it is.
 
     Args:
         program: not changed; nothing is computed or copied.
         batch: size of the input's first dimension.
+        shape: of one sample; None means that the Program was made for.
     """
     shapes: dict[str, Any] = {}
 
@@ -26,7 +27,7 @@ def value_shapes(program: Program, batch: int) -> dict[str, Any]:
 
     copied = meta_copy(program).float()
     with torch.no_grad():
-        _Recorder(copied).run(torch.empty(batch, *program.input.shape, device="meta"))
+        _Recorder(copied).run(torch.empty(batch, *(shape or program.input.shape), device="meta"))
     return shapes
 
 

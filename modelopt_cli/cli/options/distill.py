@@ -52,9 +52,7 @@ class DistillOptions:
     ] = False
     compare_scratch: Annotated[
         bool,
-        _distill(
-            "--compare-scratch", help="Train the student without a teacher, too, as OUTPUT-scratch."
-        ),
+        _distill("--compare-scratch", help="Train the student without a teacher, too, as OUTPUT-scratch."),
     ] = False
 
     def read(self, reader: Reader) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def places(network: nn.Module, shape: tuple[int, ...]) -> list[Place]:
         shape: of one input sample.
     """
     if isinstance(network, Program):
-        shapes = value_shapes(network, _BATCH)
+        shapes = value_shapes(network, _BATCH, shape)
         nodes = [n for n in network.graph.nodes if n.op.startswith("call_") and _is_batch(shapes[n.name])]
         return [Place(_name_of(n), tuple(shapes[n.name][1:]), n.name) for n in nodes]
     found: list[Place] = []
@@ -69,7 +69,7 @@ def embedding(network: nn.Module, shape: tuple[int, ...]) -> Place:
         ModeloptError: the network has no such layer.
     """
     if isinstance(network, Program):
-        shapes = value_shapes(network, _BATCH)
+        shapes = value_shapes(network, _BATCH, shape)
         for node in reversed(network.graph.nodes):
             if _is_weighted(node, network):
                 source = node.all_input_nodes[0]
