@@ -153,16 +153,33 @@ class Companion(Protocol):
         """Take up a saved state."""
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the network was shown in a step.
+
+    Attributes:
+        images: ``(N, *shape)``, on the device that computes.
+        samples: int64 ``(N,)`` on the CPU, their places in the data that is trained on: from 0, and
+            without what ``val_fraction`` holds out. None where samples are mixed.
+        view: the number that their augmentation was drawn by; 0 where nothing is drawn. The same sample with
+            the same view and seed is the same image.
+    """
+
+    images: Tensor
+    samples: Tensor | None = None
+    view: int = 0
+
+
 class Objective(Protocol):
     """What is minimised. One that is a module learns along with the network, by the same optimizer."""
 
-    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, seen: Seen) -> Tensor:
         """The loss, a scalar: the mean over the samples.
 
         Args:
             logits: ``(N, classes)``.
             targets: ``(N,)`` int64 labels, or ``(N, classes)`` probabilities where samples are mixed.
-            images: ``(N, *shape)``, what the logits were computed from.
+            seen: what the logits were computed from.
         """
 
 

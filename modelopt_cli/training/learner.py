@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from modelopt_cli.errors import InputError
 from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.training import mixup
-from modelopt_cli.training.config import Companion, Objective, TrainConfig
+from modelopt_cli.training.config import Companion, Objective, Seen, TrainConfig
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.ema import MovingAverage
 from modelopt_cli.training.loader import Batch
@@ -79,11 +79,11 @@ class Learner:
         set_rate(self.optimizer, self.rate(step))
         for companion in self.companions:
             companion.before_step(self.network, step, self.steps)
-        images, targets = self._inputs(batch, step)
+        seen, targets = self._inputs(batch, step)
         self._reseed(step)
         for parameter in self.parameters:
             parameter.grad = None
-        loss = self._loss(images, targets, batch)
+        loss = self._loss(seen, targets, batch)
         (loss if self.world.size == 1 else loss * batch.weight).backward()
         self.world.sum_gradients(self.parameters)
         if self.config.clip:
@@ -99,29 +99,29 @@ class Learner:
         for companion in self.companions:
             companion.after_step(network, step, self.steps)
 
-    def _inputs(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+    def _inputs(self, batch: Batch, step: int) -> tuple[Seen, Tensor]:
         images = batch.images.to(self.world.device, non_blocking=True)
         labels = batch.labels.to(self.world.device, non_blocking=True)
         if not self.config.mixup:
-            return images, labels
+            return Seen(images, batch.samples, batch.view), labels
         # Partners may be with another process: mix the whole batch, and keep this process's part.
         images, labels = (self.world.gather(t[: batch.size]) for t in (images, labels))
         share, partner = mixup.draw(self.config.mixup, len(labels), self.seed, step)
         images, targets = mixup.mix(images, labels, self.classes, share, partner)
         own = self.world.part(len(labels)) if batch.size else slice(0, 1)
-        return images[own], targets[own]
+        return Seen(images[own], None, batch.view), targets[own]
 
-    def _loss(self, images: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+    def _loss(self, seen: Seen, targets: Tensor, batch: Batch) -> Tensor:
         with synced_batch_norm(self.world, counts=batch.weight > 0), self._autocast():
-            with failing_in_one_line(images, "the network"):
-                logits = self.network(images)
+            with failing_in_one_line(seen.images, "the network"):
+                logits = self.network(seen.images)
             if not isinstance(logits, Tensor):
                 raise InputError(
                     f"returns a {type(logits).__name__} in training, not logits",
                     where="the network",
                     hint="wrap it in a module that returns the logits",
                 )
-            return self.objective(logits.float(), targets, images)
+            return self.objective(logits.float(), targets, seen)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not self.config.amp:

@@ -37,11 +37,15 @@ class Batch(NamedTuple):
         weight: N over the samples of the global batch, so 1.0 in a single process. The mean loss of each part
             times its weight, summed over the processes, is the mean loss of the batch. 0.0 where nothing fell
             to this process, and it got a stand-in to take part in what all processes do.
+        samples: int64 ``(N,)``, their indices in the data.
+        view: the number that their augmentation was drawn by; 0 where nothing is drawn.
     """
 
     images: Tensor
     labels: Tensor
     weight: float
+    samples: Tensor
+    view: int
 
     @property
     def size(self) -> int:
@@ -72,16 +76,18 @@ def training_batches(
     epoch: int,
     seed: int,
     augment: str = "none",
+    views: int = 0,
     workers: int = 0,
     world: World = _ALONE,
     start_step: int = 0,
 ) -> Iterator[Batch]:
     """The batches of one epoch, from ``start_step`` on; what comes before it is not even read.
 
-    The order depends on the seed and the epoch, a sample's augmentation on these and its index in ``data``:
-    neither on ``workers``, on ``world`` nor on ``start_step``. Where the preprocessed samples fit into
-    ``IN_MEMORY`` they are read once and kept for as long as ``data`` is. The user's own datasets are read
-    every time, for they may be random, with the generators of torch, NumPy and Python seeded for each sample.
+    The order depends on the seed and the epoch, a sample's augmentation on the seed, the epoch's view and the
+    sample's index in ``data``: neither on ``workers``, on ``world`` nor on ``start_step``. Where the
+    preprocessed samples fit into ``IN_MEMORY`` they are read once and kept for as long as ``data`` is. The
+    user's own datasets are read every time, for they may be random, with the generators of torch, NumPy and
+    Python seeded for each sample.
     An iterable-style dataset is read in its own order, from its start, in every process.
 
     Args:
@@ -90,6 +96,7 @@ def training_batches(
         epoch: from 0.
         seed: of order and augmentation.
         augment: ``none``, ``mnist``, ``cifar`` or ``imagenet``.
+        views: how many epochs have a view of their own, after which they begin anew; 0 means that all do.
         workers: decoding processes, for what is not kept.
         world: the processes that share each batch.
         start_step: of the epoch, from 0.
@@ -99,11 +106,13 @@ def training_batches(
         UsageError: the augmentation does not suit the data.
     """
     loaded = image_augmentation(augment, data)
+    view = epoch % views if views else epoch
     epoch_of = _Epoch(
         data if loaded is None else replace(data, transform=loaded),
         batch_augmentation(augment, data),
         batch_size,
         epoch,
+        view if is_drawn(augment, data) else 0,
         seed,
         world,
         drawn=loaded is not None or isinstance(data.source, DatasetSource),
@@ -116,6 +125,11 @@ def training_batches(
     return _batches(_Steps(epoch_of, kept, start_step), 0 if kept else workers)
 
 
+def is_drawn(augment: str, data: Data) -> bool:
+    """Whether views may differ: by augmentation, or by what the user's own dataset draws."""
+    return augment != "none" or isinstance(data.source, DatasetSource)
+
+
 def ordered_batches(data: Data, batch_size: int, *, workers: int = 0) -> Iterator[samples.Batch]:
     """The samples in order, as :meth:`Data.batches`, read once and kept where they fit into ``IN_MEMORY``."""
     kept = in_memory(data, workers)
@@ -126,12 +140,19 @@ def ordered_batches(data: Data, batch_size: int, *, workers: int = 0) -> Iterato
 
 @dataclass(frozen=True, eq=False)
 class _Epoch:
-    """What is the same for all batches of an epoch; ``drawn`` where loading a sample is random itself."""
+    """What is the same for all batches of an epoch.
+
+    Attributes:
+        epoch: decides the order.
+        view: decides what is drawn for a sample.
+        drawn: whether loading a sample is random itself.
+    """
 
     data: Data
     augment: BatchAugmentation | None
     batch_size: int
     epoch: int
+    view: int
     seed: int
     world: World
     drawn: bool
@@ -139,7 +160,7 @@ class _Epoch:
     def draws(self, indices: NDArray[np.int64]) -> Tensor:
         """The random numbers of these samples' augmentation, a row for each."""
         count = self.augment.draws if self.augment is not None else 0
-        return uniform(self.seed, self.epoch, indices, count)
+        return uniform(self.seed, self.view, indices, count)
 
     def augmented(self, images: Tensor, draws: Tensor) -> Tensor:
         return images if self.augment is None else self.augment(images, draws)
@@ -147,7 +168,7 @@ class _Epoch:
     def get(self, index: int) -> tuple[Tensor, int]:
         if not self.drawn:
             return self.data.get(index)
-        with seeded(self.seed, self.epoch, index):
+        with seeded(self.seed, self.view, index):
             return self.data.get(index)
 
     def part(self, total: int) -> tuple[slice, float]:
@@ -202,7 +223,8 @@ def _batches(steps: _Steps, workers: int) -> Iterator[Batch]:
     for number, result in enumerate(results):
         if isinstance(result, ModeloptError):
             raise result
-        yield Batch(*result, steps.part(number)[1])
+        part, weight = steps.part(number)
+        yield Batch(*result, weight, torch.from_numpy(steps.order[part]), steps.epoch.view)
 
 
 def _streamed(epoch: _Epoch) -> Iterator[Batch]:
@@ -210,7 +232,8 @@ def _streamed(epoch: _Epoch) -> Iterator[Batch]:
     for images, labels in _joined(epoch.data.batches(epoch.batch_size), epoch.batch_size):
         part, weight = epoch.part(len(labels))
         indices = np.arange(first, first + len(labels), dtype=np.int64)[part]
-        yield Batch(epoch.augmented(images[part], epoch.draws(indices)), labels[part], weight)
+        augmented = epoch.augmented(images[part], epoch.draws(indices))
+        yield Batch(augmented, labels[part], weight, torch.from_numpy(indices), epoch.view)
         first += len(labels)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.training.config import Objective, TrainConfig
+from modelopt_cli.training.config import Objective, Seen, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class CrossEntropy:
 
     label_smoothing: float = 0.0
 
-    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, seen: Seen) -> Tensor:
         """The mean over the batch, in nats."""
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
@@ -50,14 +50,14 @@ class Distillation:
         self.temperature = temperature
         self.hard = hard or CrossEntropy()
 
-    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, seen: Seen) -> Tensor:
         """The mean over the batch, in nats.
 
         Raises:
             UsageError: teacher and student have different classes.
         """
         with torch.no_grad():
-            answers = self.teacher.to(images.device)(images).to(logits.dtype)
+            answers = self.teacher.to(seen.images.device)(seen.images).to(logits.dtype)
         if answers.shape != logits.shape:
             raise UsageError(
                 f"the teacher answers {tuple(answers.shape)}, the student {tuple(logits.shape)}",
@@ -69,7 +69,7 @@ class Distillation:
             reduction="batchmean",
             log_target=True,
         )
-        hard = self.hard(logits, targets, images)
+        hard = self.hard(logits, targets, seen)
         return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
 
 

@@ -44,7 +44,7 @@ def train(here: World, spec: str) -> State:
         batches = training_batches(
             data, batch_size=batch_size, epoch=epoch, seed=3, augment="cifar", world=here
         )
-        for images, labels, weight in batches:
+        for images, labels, weight, *_ in batches:
             optimizer.zero_grad()
             with synced_batch_norm(here, counts=weight > 0):
                 logits = model(images.double())

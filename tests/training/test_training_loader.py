@@ -75,7 +75,7 @@ def joined(batches: list[Batch]) -> tuple[Tensor, Tensor]:
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
     return len(one) == len(other) and all(
-        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a.weight == b.weight
+        all(torch.equal(a[i], b[i]) for i in (0, 1, 3)) and (a.weight, a.view) == (b.weight, b.view)
         for a, b in zip(one, other, strict=True)
     )
 
@@ -83,7 +83,9 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 def test_an_epoch_is_every_sample_once_in_an_order_of_its_own(numbered: Data) -> None:
     orders = []
     for number in range(3):
-        images, labels = joined(epoch(numbered, epoch=number))
+        batches = epoch(numbered, epoch=number)
+        images, labels = joined(batches)
+        assert all(torch.equal(b.samples, b.labels) for b in batches)
         assert sorted(labels.tolist()) == list(range(21))
         assert torch.equal(images[:, 0], labels.float())
         orders.append(tuple(labels.tolist()))
@@ -119,6 +121,7 @@ def test_batches_do_not_depend_on_who_loads_them(
         images, labels = joined(shared)
         assert torch.equal(images, whole.images)
         assert torch.equal(labels, whole.labels)
+        assert torch.equal(torch.cat([part.samples for part in shared]), whole.samples)
         assert [part.weight * len(whole.labels) for part in shared] == [part.size for part in shared]
 
 
@@ -126,6 +129,7 @@ def test_a_process_without_samples_gets_a_stand_in(numbered: Data) -> None:
     parts = [epoch(numbered, batch_size=2, world=World(rank, 3)) for rank in range(3)]
     first = [part[0] for part in parts]
     assert [(b.size, b.weight, len(b.labels)) for b in first] == [(0, 0.0, 1), (1, 0.5, 1), (1, 0.5, 1)]
+    assert all(b.samples.tolist() == b.labels.int().tolist() for b in first)
     assert sorted(int(label) for part in parts for b in part if b.size for label in b.labels) == list(
         range(21)
     )
@@ -217,10 +221,45 @@ def test_the_users_random_dataset_is_read_anew_and_replays(own: Path) -> None:
         assert not bool((x[1:] == by_number[int(x[0])][1:]).any())
 
 
+def by_number(batches: list[Batch]) -> dict[int, Tensor]:
+    """The images by the sample's index."""
+    return {int(i): image for b in batches for i, image in zip(b.samples, b.images, strict=True)}
+
+
+@pytest.mark.parametrize("augment", ["cifar", "imagenet"])
+def test_views_come_round_and_the_order_does_not(pictures: Data, augment: str) -> None:
+    epochs = [epoch(pictures, epoch=number, augment=augment, views=2) for number in range(4)]
+    assert [{b.view for b in batches} for batches in epochs] == [{0}, {1}, {0}, {1}]
+    assert len({tuple(int(i) for b in batches for i in b.samples) for batches in epochs}) == 4
+    images = [by_number(batches) for batches in epochs]
+    for i in range(7):
+        assert torch.equal(images[0][i], images[2][i])
+        assert torch.equal(images[1][i], images[3][i])
+    assert any(not torch.equal(images[0][i], images[1][i]) for i in range(7))
+    # A view is the augmentation of the epoch of that number.
+    assert same(epochs[1], epoch(pictures, epoch=1, augment=augment))
+    assert not same(epochs[2], epoch(pictures, epoch=2, augment=augment))
+
+
+def test_what_is_not_drawn_has_one_view(pictures: Data, own: Path) -> None:
+    assert {b.view for b in epoch(pictures, epoch=5)} == {0}
+    drawn = open_data(f"{own}:drawn")
+    assert {b.view for b in epoch(drawn, epoch=5)} == {5}
+    first, third = (by_number(epoch(drawn, epoch=number, views=2)) for number in (1, 3))
+    assert all(torch.equal(first[i], third[i]) for i in range(9))
+
+
+def test_samples_are_counted_in_the_subset(numbered: Data) -> None:
+    subset = replace(numbered, indices=(20, 3, 11, 7))
+    for batch in epoch(subset):
+        assert [subset.indices[i] for i in batch.samples] == batch.labels.tolist()  # type: ignore[index]
+
+
 def test_a_stream_is_read_in_its_order(own: Path) -> None:
     data = open_data(f"{own}:stream")
     whole = epoch(data, augment="cifar")
     assert [b.labels.tolist() for b in whole] == [[0, 1, 2, 0], [1, 2, 0, 1, 2]]
+    assert [b.samples.tolist() for b in whole] == [[0, 1, 2, 3], [4, 5, 6, 7, 8]]
     assert same(epoch(data, augment="cifar", start_step=1), whole[1:])
     parts = [epoch(data, augment="cifar", world=World(rank, 2)) for rank in range(2)]
     for batch, *shared in zip(whole, *parts, strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modelopt_cli.data import open_data
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.program import InputSpec
-from modelopt_cli.training import CrossEntropy, Distillation, TrainConfig, mixup, objective
+from modelopt_cli.training import CrossEntropy, Distillation, Seen, TrainConfig, mixup, objective
 from modelopt_cli.training.ema import MovingAverage
 from modelopt_cli.training.optim import make_optimizer, optimizer_state, restore_optimizer
 from modelopt_cli.training.schedule import learning_rate
@@ -169,7 +169,7 @@ def test_label_smoothing_by_hand() -> None:
     labels = np.array([0, 3, 1, 1, 2])
     targets = 0.8 * np.eye(4)[labels] + 0.2 / 4
     expected = -(targets * log_softmax(plain)).sum(1).mean()
-    found = CrossEntropy(0.2)(logits, torch.from_numpy(labels), torch.empty(0))
+    found = CrossEntropy(0.2)(logits, torch.from_numpy(labels), Seen(torch.empty(0)))
     assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -187,7 +187,7 @@ def test_mixup_by_hand() -> None:
     logits, plain = some_logits(2)
     smooth = 0.9 * wanted + 0.1 / 4
     expected = -(smooth * log_softmax(plain)).sum(1).mean()
-    found = CrossEntropy(0.1)(logits, targets, mixed)
+    found = CrossEntropy(0.1)(logits, targets, Seen(mixed))
     assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -216,7 +216,7 @@ def test_distillation_by_hand() -> None:
     hard = -log_softmax(plain)[np.arange(5), labels.numpy()].mean()
     expected = (1 - weight) * hard + weight * temperature**2 * divergence
     config = TrainConfig(teacher="self", distill_weight=weight, temperature=temperature)
-    found = objective(config, teacher)(logits, labels, images)
+    found = objective(config, teacher)(logits, labels, Seen(images))
     assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -227,14 +227,17 @@ def test_teacher_does_not_change_with_the_student() -> None:
     with torch.no_grad():
         logits = network.eval()(images).clone()
         network[0].weight.add_(1.0)  # type: ignore[operator, union-attr]
-    assert aim(logits, torch.zeros(6, dtype=torch.int64), images).item() == pytest.approx(0, abs=1e-6)
+    loss = aim(logits, torch.zeros(6, dtype=torch.int64), Seen(images))
+    assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
 def test_teacher_is_missing_or_of_other_classes() -> None:
     with pytest.raises(UsageError, match="no earlier network"):
         objective(TrainConfig(teacher="self"))
     with pytest.raises(UsageError, match="the teacher answers"):
-        Distillation(nn.Linear(3, 5), 0.5, 1.0)(torch.zeros(2, 4), torch.zeros(2).long(), torch.zeros(2, 3))
+        Distillation(nn.Linear(3, 5), 0.5, 1.0)(
+            torch.zeros(2, 4), torch.zeros(2).long(), Seen(torch.zeros(2, 3))
+        )
 
 
 def test_split_is_disjoint_complete_and_always_the_same() -> None:

@@ -11,7 +11,7 @@ from modelopt_cli.methods.distill.table import LOSSES
 from modelopt_cli.methods.distill.taps import Taps
 from modelopt_cli.methods.distill.teacher import Answer, Teacher
 from modelopt_cli.methods.distill.terms import LABELS
-from modelopt_cli.training import Objective
+from modelopt_cli.training import Objective, Seen
 
 
 class Distillation(nn.Module):
@@ -40,13 +40,13 @@ class Distillation(nn.Module):
         self._pairs = tuple(pairs)
         self.comparisons = nn.ModuleList(_comparison(pair, samples) for pair in pairs)
 
-    def forward(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, targets: Tensor, seen: Seen) -> Tensor:
         """The loss of a batch, a scalar.
 
         Raises:
             InputError: the teacher has other classes.
         """
-        answer = self._teacher(images)
+        answer = self._teacher(seen.images)
         if answer.logits.shape != logits.shape:
             raise InputError(
                 f"answers {answer.logits.shape[1]} classes, the student {logits.shape[1]}",
@@ -55,7 +55,7 @@ class Distillation(nn.Module):
         total = logits.new_zeros(())
         for term in self._config.terms:
             if term.name == LABELS and term.weight:
-                total = total + term.weight * self._hard(logits, targets, images)
+                total = total + term.weight * self._hard(logits, targets, seen)
             elif term.weight and LOSSES[term.name].looks_at == "logits":
                 compare: Callable[..., Tensor] = LOSSES[term.name].make
                 temperature = self._config.temperature
