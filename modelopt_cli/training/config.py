@@ -51,6 +51,7 @@ class TrainConfig:
         clip: largest norm of the gradient; 0 is off.
         amp: compute in bfloat16 where torch holds that to be safe.
         augment: one of ``AUGMENTATIONS``.
+        views: epochs whose augmentation is drawn anew, after which it comes round again; 0 draws for ever.
         patience: stop after so many epochs without a better validation accuracy; 0 is off.
         val_fraction: share of the training samples held out for validation, where no other is given.
         save_every: steps between saved states, besides the end of every epoch; 0 is off.
@@ -74,6 +75,7 @@ class TrainConfig:
     clip: float = 0.0
     amp: bool = False
     augment: str = "none"
+    views: int = 0
     patience: int = 0
     val_fraction: float = 0.0
     save_every: int = 0
@@ -127,7 +129,7 @@ _LIMITS: dict[str, tuple[Any, str]] = {
     "batch_size": (_within(1, float("inf")), "at least 1"),
     **dict.fromkeys(("lr", "temperature"), _ABOVE_0),
     "warmup": (_within(0, 1e6), "0 or more epochs, at most a million"),
-    **dict.fromkeys(("weight_decay", "mixup", "clip", "patience", "save_every"), _FROM_0),
+    **dict.fromkeys(("weight_decay", "mixup", "clip", "views", "patience", "save_every"), _FROM_0),
     **dict.fromkeys(("momentum", "label_smoothing", "ema", "val_fraction"), _SHARE),
     "distill_weight": (lambda value: 0 <= value <= 1, "a number from 0 to 1"),
 }

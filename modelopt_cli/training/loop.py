@@ -145,6 +145,7 @@ class _Loop:
             epoch=self.place.epoch,
             seed=self.learner.seed,
             augment=self.config.augment,
+            views=self.config.views,
             workers=self.training.workers,
             world=self.world,
             start_step=self.place.step_in_epoch,

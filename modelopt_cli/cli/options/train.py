@@ -74,6 +74,14 @@ class TrainOptions:
     augment: Annotated[
         str, _train(metavar="|".join(AUGMENTATIONS), help="Vary the images, as is usual for these data.")
     ] = AUGMENTATIONS[0]
+    views: Annotated[
+        int,
+        _train(
+            min=0,
+            metavar="N",
+            help="Draw that anew in N epochs, then take the same drawings in turn; 0 always draws anew.",
+        ),
+    ] = 0
     patience: Annotated[
         int, _train(min=0, metavar="EPOCHS", help="Stop after so many without a gain; 0 does not.")
     ] = 0
