@@ -22,14 +22,13 @@ from modelopt_cli.errors import ArtifactError, EnvironmentFailure, ModeloptError
 from modelopt_cli.program import Program
 from modelopt_cli.training import distributed
 from modelopt_cli.training.distributed import World
+from modelopt_cli.training.identity import differences
 from modelopt_cli.training.lock import Lock
 from modelopt_cli.training.log import MetricsLog
 from modelopt_cli.training.state import State, read_state, write_state
 
 _STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FILES = re.compile(r"identity\.json|state\.safetensors|stage-.*\.safetensors|metrics\.jsonl|lock")
-_NONE = object()
-_SHOWN = 40
 
 
 def would_own(folder: Path, path: Path) -> bool:
@@ -220,31 +219,12 @@ def _read_identity(path: Path) -> dict[str, Any]:
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> None:
     """Refuse to go on with a run that was asked to do something else."""
-    before, now = dict(_flat(old)), dict(_flat(new))
-    names = [name for name in (*before, *now) if before.get(name, _NONE) != now.get(name, _NONE)]
-    if names:
-        differ = ", ".join(
-            f"{name} ({_shown(before.get(name, _NONE))}, now {_shown(now.get(name, _NONE))})"
-            for name in dict.fromkeys(names)
-        )
+    if differ := differences(old, new):
         raise UsageError(
             f"was begun otherwise: {differ}",
             where=where,
             hint="resume with the same options, or start over with --force",
         )
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            yield from _flat(inner, f"{prefix}{key}.")
-        else:
-            yield prefix + key, inner
-
-
-def _shown(value: Any) -> str:
-    text = "nothing" if value is _NONE else json.dumps(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 @contextlib.contextmanager
