@@ -26,6 +26,8 @@ from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill import DistillConfig
 from modelopt_cli.methods.distill.apply import learn
+from modelopt_cli.methods.distill.cache import CacheRequest
+from modelopt_cli.methods.distill.cacheable import require_cacheable, told_apart
 from modelopt_cli.methods.distill.inputs import change_between
 from modelopt_cli.methods.distill.teacher import Member
 from modelopt_cli.methods.stages import Stages
@@ -49,6 +51,7 @@ class Student:
         also: more teachers, each with the weight of its answers; that of the first is 1.
         resize_for_teacher: whether images may be resized for a teacher of another input size.
         compare_scratch: whether the same student is trained without a teacher, too, for comparison.
+        cache: folder to keep the teachers' answers in, for later epochs and other students, or None.
     """
 
     spec: str
@@ -56,6 +59,7 @@ class Student:
     also: Sequence[tuple[str | Path, float]] = ()
     resize_for_teacher: bool = False
     compare_scratch: bool = False
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ def distill(
         gates: limits to apply to the student, compared with the teacher.
         evaluate: whether to measure.
         code: how the file is written, a key of ``artifact.coding.CODINGS``.
-        force: replace an existing output, and start over where an interrupted run is found.
+        force: replace an existing output, start over where an interrupted run is found, and delete other
+            answers that the cache holds.
         on_note: called with one line for each thing worth knowing.
         progress: called with the stage, what is done and the total.
 
@@ -122,7 +127,9 @@ def distill(
     require_code(code)
     scratch = scratch_beside(output) if student.compare_scratch else None
     sources = [teacher, *(path for path, _ in student.also), *_file_of(student)]
-    _check(training, [output, *filter(None, [scratch])], sources, data, gates, evaluate, force)
+    _check(
+        student, config, training, [output, *filter(None, [scratch])], sources, data, gates, evaluate, force
+    )
     wanted = open_input([teacher], arch, training.train, overrides)
     opened = open_noting(teacher, arch, wanted, on_note)
     others = [open_noting(path, arch, wanted, on_note) for path, _ in student.also]
@@ -138,6 +145,9 @@ def distill(
             _require_same_classes(members, pupil, tools.training.train.input)
             context = replace(context_of(pupil, None, tools, how, "distilling"), teachers=members)
             context = replace(context, origin=_origin(context.origin, opened, others))
+            if student.cache is not None:
+                about = told_apart(members, context.origin["teacher_sha256"], arch)
+                context = replace(context, cache=CacheRequest(student.cache, about, force, on_note))
             entry, product = _distilled(pupil, config, context)
             compared = _without_teacher(pupil, config, context, tools) if scratch is not None else None
             main = world(options.device).main
@@ -165,6 +175,8 @@ def _file_of(student: Student) -> list[str]:
 
 
 def _check(
+    student: Student,
+    config: DistillConfig,
     training: TrainingRequest,
     outputs: Sequence[str | Path],
     sources: Sequence[str | Path],
@@ -177,6 +189,8 @@ def _check(
     if gates and not evaluate:
         raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
     training.require_fair(data)
+    if student.cache is not None:
+        require_cacheable(config, training.config, drawn=training.config.augment != "none")
     for output in outputs:
         training.require_apart(output, sources)
         artifact.check_output(output, force, sources)
@@ -203,6 +217,7 @@ def _identity(
         ],
         "resize_for_teacher": student.resize_for_teacher,
         "compare_scratch": student.compare_scratch,
+        "cache": student.cache is not None,
         "config": config.as_dict(),
         "code": code,
     }

@@ -60,6 +60,7 @@ def distill(
             method.others(),
             method.resize_for_teacher,
             method.compare_scratch,
+            method.cache,
         )
         with console.progress() as progress:
             outcome = api.distill(

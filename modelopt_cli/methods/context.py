@@ -10,6 +10,7 @@ from modelopt_cli.program import Program
 from modelopt_cli.training.config import Training
 
 if TYPE_CHECKING:
+    from modelopt_cli.methods.distill.cache import CacheRequest
     from modelopt_cli.methods.distill.teacher import Member
 
 Progress = Callable[[int, int | None], None]
@@ -30,6 +31,7 @@ class Context:
         device: where to compute; the result comes back on the CPU.
         code: how the file will be written, for targets that count its bytes.
         teachers: whom to learn from.
+        cache: where to keep their answers, or None.
     """
 
     data: Data | None = None
@@ -42,6 +44,7 @@ class Context:
     device: str = "cpu"
     code: Code = "plain"
     teachers: "tuple[Member, ...]" = ()
+    cache: "CacheRequest | None" = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from modelopt_cli.cli.values import Reader
 
 _distill = partial(typer.Option, rich_help_panel="Distillation")
 
-_NOT_OF_THE_CONFIG = ("student", "student_arch", "also", "resize_for_teacher", "compare_scratch")
+_NOT_OF_THE_CONFIG = ("student", "student_arch", "also", "resize_for_teacher", "compare_scratch", "cache")
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,23 @@ class DistillOptions:
         bool,
         _distill("--compare-scratch", help="Train the student without a teacher, too, as OUTPUT-scratch."),
     ] = False
+    cache: Annotated[
+        Path | None,
+        _distill(
+            metavar="DIR",
+            help="Keep the teacher's answers there, so that later epochs and other students need no teacher.",
+        ),
+    ] = None
+    cache_top: Annotated[
+        int,
+        _distill(min=1, metavar="K", help="Keep the K largest logits of each answer, and the others' sum."),
+    ] = 64
 
     def read(self, reader: Reader) -> dict[str, Any]:
         """The fields of ``methods.distill.DistillConfig``, which cannot be imported without torch."""
         reader.check(self.student is not None, "--student", "say what is to learn, e.g. builtin:resnet8")
+        unused = self.cache is None and self.cache_top != DistillOptions.cache_top
+        reader.check(not unused, "--cache-top", "has no meaning without --cache")
         for text in self.also or ():
             reader.read("--also", text, _weighted)
         return {name: value for name, value in vars(self).items() if name not in _NOT_OF_THE_CONFIG}

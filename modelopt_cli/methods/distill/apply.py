@@ -1,7 +1,7 @@
 """distill: a student in, the student that has learned from a teacher out."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from modelopt_cli.artifact.sparsity import compact
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.subject import is_quantized
 from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.methods.distill.cacheable import open_cache
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.objective import Distillation
 from modelopt_cli.methods.distill.pairs import Network, Pair, described, pairs_of
@@ -72,22 +73,39 @@ def learn(
     training = _training(context)
     require_trainable(encodings)
     pairs = _pairs(network, config, context)
-    device = distributed.world(training.device).device
+    teacher = _teacher(pairs, context)
+    cache = open_cache(config, context, teacher) if context.cache is not None else None
     with tapped(network, [pair.student for pair in pairs]) as taps, torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
         objective = Distillation(
             config,
-            Teacher(context.teachers, [pair.teacher for pair in pairs], device),
+            teacher,
             taps,
             pairs,
             CrossEntropy(training.config.label_smoothing),
             training.train.size or 1,
+            cache,
         )
         masks = masks_of(network.state_dict(), encodings)
         trained = fit(
             network, training, seed=context.seed, stage=STAGE, objective=objective, companions=[masks]
         )
-    return _entry(config, context, trained) | ({"compared": described(pairs)} if pairs else {})
+    entry = _entry(config, context, trained) | ({"compared": described(pairs)} if pairs else {})
+    if cache is not None and not cache.layout.exact:
+        entry["answers"] = {"kept": cache.layout.top, "classes": cache.layout.classes}
+    return entry
+
+
+def _teacher(pairs: Sequence[Pair], context: Context) -> Teacher:
+    training = _training(context)
+    together = distributed.world(training.device)
+    largest = min(training.config.batch_size, training.train.size or training.config.batch_size)
+    return Teacher(
+        context.teachers,
+        [pair.teacher for pair in pairs],
+        together.device,
+        batch_size=-(-largest // together.size),
+    )
 
 
 def _training(context: Context) -> Training:

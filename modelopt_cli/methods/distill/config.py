@@ -19,6 +19,7 @@ class DistillConfig:
         temperature: softens the answers of both, in the losses that soften them.
         finetune_epochs: epochs on the labels alone that follow.
         finetune_lr: their largest learning rate; None means a tenth of that of the distillation.
+        cache_top: how many logits of each answer are kept, where answers are kept at all; the largest ones.
 
     Raises:
         UsageError: a setting that cannot be used.
@@ -28,10 +29,13 @@ class DistillConfig:
     temperature: float = 4.0
     finetune_epochs: int = 0
     finetune_lr: float | None = None
+    cache_top: int = 64
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
             raise UsageError("is out of range", where="--temperature", hint="give a number above 0")
+        if self.cache_top < 1:
+            raise UsageError("is out of range", where="--cache-top", hint="give at least 1")
         if self.finetune_epochs < 0:
             raise UsageError("is out of range", where="--finetune-epochs", hint="give 0 or more")
         if self.finetune_lr is not None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from modelopt_cli.errors import InputError
+from modelopt_cli.methods.distill.cache import Cache
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.pairs import Pair
 from modelopt_cli.methods.distill.table import LOSSES
@@ -24,6 +25,7 @@ class Distillation(nn.Module):
         pairs: the features that are compared.
         hard: the labels' part.
         samples: how many are trained on.
+        cache: of the teacher's answers; without it the teacher is asked about every batch.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class Distillation(nn.Module):
         pairs: Sequence[Pair],
         hard: Objective,
         samples: int,
+        cache: Cache | None = None,
     ) -> None:
         super().__init__()
+        self._cache = cache
         self._config, self._teacher, self._taps, self._hard = config, teacher, taps, hard
         self._pairs = tuple(pairs)
         self.comparisons = nn.ModuleList(_comparison(pair, samples) for pair in pairs)
@@ -46,7 +50,10 @@ class Distillation(nn.Module):
         Raises:
             InputError: the teacher has other classes.
         """
-        answer = self._teacher(seen.images)
+        if self._cache is None:
+            answer = self._teacher(seen.images)
+        else:
+            answer = self._cache.answer(seen, self._teacher)
         if answer.logits.shape != logits.shape:
             raise InputError(
                 f"answers {answer.logits.shape[1]} classes, the student {logits.shape[1]}",

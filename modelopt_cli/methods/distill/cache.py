@@ -1,0 +1,183 @@
+"""What a teacher answered, kept on disk, so that it is asked once for each image.
+
+    answers.json    what decided the answers
+    answers.bin     an entry for each sample in each view (``entries.py``), view by view
+
+The data file has its whole size from the start. Every entry has a CRC-32 over what decided the answers, its
+sample, its view and its data: one that was never written, or not to its end, is not there. So any number of
+processes may write to the file at once, and all may be killed at any time.
+"""
+
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from modelopt_cli.artifact import atomic_write, strictjson
+from modelopt_cli.artifact.writer import environment
+from modelopt_cli.errors import ArtifactError, EnvironmentFailure, OutputError, UsageError
+from modelopt_cli.methods.distill.entries import Layout
+from modelopt_cli.methods.distill.teacher import Answer
+from modelopt_cli.training import Seen
+from modelopt_cli.training.distributed import World
+from modelopt_cli.training.identity import differences
+
+HEADER, ENTRIES = "answers.json", "answers.bin"
+FORMAT = 1
+LARGEST = 1 << 36
+"""Bytes that a cache may have, 64 GiB: a mistake in ``--views`` shall not fill a disk."""
+_CHECKSUM = 4
+_ANOTHER = "give another folder, or --force"
+
+
+@dataclass(frozen=True)
+class CacheRequest:
+    """Where answers are to be kept.
+
+    Attributes:
+        folder: is made if it does not exist; its parent must.
+        teachers: JSON-able; whatever tells these teachers from others.
+        force: whether answers of another kind that are there may be deleted.
+        on_note: called with one line for each thing worth knowing.
+    """
+
+    folder: Path
+    teachers: Mapping[str, Any]
+    force: bool = False
+    on_note: Callable[[str], None] | None = None
+
+
+class Cache:
+    """Answers on disk. See the module.
+
+    Args:
+        request: where.
+        layout: how large.
+        identity: JSON-able; whatever decides the answers.
+        world: the processes that share it; the main one makes it. Collective.
+
+    Raises:
+        UsageError: the folder holds answers that something else decided, or they would be too large.
+        OutputError: it is no folder.
+        EnvironmentFailure: no space, no permission.
+    """
+
+    def __init__(
+        self, request: CacheRequest, layout: Layout, identity: Mapping[str, Any], world: World
+    ) -> None:
+        self.layout = layout
+        about = strictjson.canonical({"format": FORMAT, **identity})
+        if world.main:
+            _prepare(request, layout.bytes, about)
+        world.barrier()
+        path = request.folder / ENTRIES
+        with environment(path):
+            self._entries: NDArray[np.void] = np.memmap(
+                path, layout.entry, "r+", shape=(layout.views, layout.samples)
+            )
+        self._salt = zlib.crc32(about)
+
+    def answer(self, seen: Seen, teacher: Callable[[Tensor], Answer]) -> Answer:
+        """What ``teacher`` answers, from the cache if all of it is there.
+
+        Where not all logits are kept, the answer is what will be read back, whether it was there or not: what
+        a network learns must not depend on that.
+        """
+        assert seen.samples is not None
+        samples = seen.samples.numpy()
+        entries = self._entries[seen.view, samples]  # a copy: another process may be writing
+        if not np.array_equal(entries["checksum"], self._checksums(entries, samples, seen.view)):
+            entries = self.layout.pack(teacher(seen.images).logits)
+            entries["checksum"] = self._checksums(entries, samples, seen.view)
+            self._entries[seen.view, samples] = entries
+        return Answer(self.layout.unpack(entries).to(seen.images.device))
+
+    def _checksums(
+        self, entries: NDArray[np.void], samples: NDArray[np.int64], view: int
+    ) -> NDArray[np.uint32]:
+        return np.fromiter(self._each_checksum(entries, samples, view), np.uint32, len(entries))
+
+    def _each_checksum(
+        self, entries: NDArray[np.void], samples: NDArray[np.int64], view: int
+    ) -> Iterator[int]:
+        content, size = memoryview(entries.tobytes()), entries.dtype.itemsize
+        for i, sample in enumerate(samples.tolist()):
+            key = zlib.crc32(struct.pack("<qq", view, sample), self._salt)
+            # Never 0, which is what stands where nothing was written.
+            yield zlib.crc32(content[i * size + _CHECKSUM : (i + 1) * size], key) or 1
+
+
+def _prepare(request: CacheRequest, size: int, about: bytes) -> None:
+    """Make the folder and the files, or see that those that are there will do."""
+    folder, header = request.folder, request.folder / HEADER
+    if size > LARGEST:
+        raise UsageError(
+            f"the teacher's answers would take {size:,} bytes, and {LARGEST:,} are allowed",
+            where="--cache",
+            hint="lower --views or --cache-top",
+        )
+    if folder.exists() and not folder.is_dir():
+        raise OutputError("is not a folder", where=str(folder), hint="choose another name")
+    with environment(folder):
+        folder.mkdir(exist_ok=True)
+    known = header.exists() and _is_same(header, about, request)
+    _allocate(folder / ENTRIES, size)
+    if not known:
+        atomic_write(header, [about], force=True)
+    if request.on_note is not None:
+        request.on_note(f"the teacher's answers take {size:,} bytes in {folder}")
+
+
+def _is_same(header: Path, about: bytes, request: CacheRequest) -> bool:
+    """Whether the answers that are there are the ones wanted; others are deleted, if that is allowed."""
+    try:
+        with environment(header):
+            before = strictjson.parse(header.read_bytes(), ArtifactError, str(header))
+        what = differences(before, strictjson.parse(about, ArtifactError, str(header)))
+        problem = f"holds other answers: {what}" if what else ""
+    except ArtifactError:
+        problem = f"holds a damaged {HEADER}"
+    if problem and not request.force:
+        raise UsageError(problem, where=str(request.folder), hint=_ANOTHER)
+    if problem:
+        with environment(request.folder):
+            header.unlink()
+            (request.folder / ENTRIES).unlink(missing_ok=True)
+    return not problem
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Reserve all of the file on the disk: a mapped page that finds no room would kill the process."""
+    with environment(path):
+        if path.exists() and path.stat().st_size != size:  # by a process that was killed here
+            path.unlink()
+        fresh = not path.exists()
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _require_space(path, size - 512 * os.fstat(handle).st_blocks)
+            os.posix_fallocate(handle, 0, size)
+        except BaseException:
+            if fresh:
+                path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(handle)
+
+
+def _require_space(path: Path, size: int) -> None:
+    """A file system that cannot reserve would fill up first, and then say so."""
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise EnvironmentFailure(
+            f"the teacher's answers need {size:,} bytes more, and {free:,} are free",
+            where=str(path),
+            hint="free some space, or lower --views or --cache-top",
+        )

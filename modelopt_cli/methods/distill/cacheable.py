@@ -1,0 +1,130 @@
+"""Which distillations can keep what the teacher answers, and what decides those answers."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelopt_cli.data import Data
+from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.distill.cache import Cache
+from modelopt_cli.methods.distill.config import DistillConfig
+from modelopt_cli.methods.distill.entries import Layout
+from modelopt_cli.methods.distill.table import LOSSES
+from modelopt_cli.methods.distill.teacher import Answer, Member
+from modelopt_cli.methods.distill.terms import LABELS
+from modelopt_cli.program.quantized import DynamicLinear
+from modelopt_cli.training import TrainConfig, distributed
+from modelopt_cli.training.augment import seeded
+from modelopt_cli.training.loader import is_drawn, steps_per_epoch
+from modelopt_cli.training.split import samples
+
+_LOOKED_AT = 8
+"""Images whose pixels tell one data set from another of the same name."""
+
+
+def require_cacheable(config: DistillConfig, training: TrainConfig, *, drawn: bool) -> None:
+    """Refuse what no kept answer fits.
+
+    Args:
+        config: the loss.
+        training: how the student is trained.
+        drawn: whether images may differ from view to view.
+
+    Raises:
+        UsageError: features are compared, images are mixed, or new in every epoch.
+    """
+    for term in config.terms:
+        if term.weight and term.name != LABELS and LOSSES[term.name].looks_at != "logits":
+            hint = "leave it out, or compare logits alone"
+            raise UsageError(f"keeps logits, and {term.name} needs features", where="--cache", hint=hint)
+    if training.mixup:
+        raise UsageError("mixes other images in every step", where="--mixup", hint="leave out --cache or it")
+    if drawn and not training.views:
+        hint = "draw images from a few views in turn, with --views N"
+        raise UsageError(
+            "images that are new in every epoch are never asked again", where="--cache", hint=hint
+        )
+
+
+def told_apart(members: Sequence[Member], sources: Sequence[str], arch: str | None) -> dict[str, Any]:
+    """What tells these teachers from others: the SHA-256 of their files, and what is made of them."""
+    return {
+        str(number): {
+            "sha256": source,
+            "arch": arch,
+            "weight": member.weight,
+            "change": repr(member.change),
+        }
+        for number, (member, source) in enumerate(zip(members, sources, strict=True), 1)
+    }
+
+
+def open_cache(config: DistillConfig, context: Context, teacher: Callable[[Tensor], Answer]) -> Cache:
+    """The cache that ``context`` asks for, ready for ``fit`` with the same context. Collective.
+
+    Args:
+        config: the loss, and how many logits are kept.
+        context: the training, and where to keep answers.
+        teacher: what will be asked.
+
+    Raises:
+        UsageError: as :func:`require_cacheable`; a teacher that answers each batch otherwise; as
+            :class:`Cache`.
+        OutputError, EnvironmentFailure: as :class:`Cache`.
+    """
+    training, request = context.training, context.cache
+    assert training is not None
+    assert request is not None
+    steps_per_epoch(training.train, training.config.batch_size)  # refuses what has no length
+    drawn = is_drawn(training.config.augment, training.train)
+    require_cacheable(config, training.config, drawn=drawn)
+    for member in context.teachers:
+        if any(isinstance(module, DynamicLinear) for module in member.network.modules()):
+            what = "scales its activations by the batch, so that no answer holds for another one"
+            raise UsageError(what, where=member.name, hint="leave out --cache, or give its float form")
+    world = distributed.world(training.device)
+    shape = training.train.input.shape
+    classes = teacher(torch.zeros(1, *shape, device=world.device)).logits.shape[1]
+    data, _ = samples(training.train, training.val, training.config.val_fraction, classes)
+    layout = Layout(len(data), training.config.views if drawn else 1, classes, config.cache_top)
+    identity = _identity(layout, training.config, data, context.seed)
+    return Cache(request, layout, identity | {"teachers": dict(request.teachers)}, world)
+
+
+def _identity(layout: Layout, training: TrainConfig, data: Data, seed: int) -> dict[str, Any]:
+    """What decides the answers beside the teachers.
+
+    Not the device nor the number of threads: they change how sums are rounded, and a student may well learn
+    from what another machine has answered.
+    """
+    drawn = is_drawn(training.augment, data)
+    indices = range(len(data)) if data.indices is None else data.indices
+    return {
+        "data": data.name,
+        "samples": layout.samples,
+        "chosen": hashlib.sha256(np.asarray(indices, "<i8").tobytes()).hexdigest(),
+        "pixels": _pixels(data, seed),
+        "input": asdict(data.input),
+        "classes": layout.classes,
+        "cache_top": min(layout.top, layout.classes),
+        "augment": training.augment,
+        "views": layout.views,
+        "seed": seed if drawn else None,
+        "amp": training.amp,
+        "torch": str(torch.__version__),
+    }
+
+
+def _pixels(data: Data, seed: int) -> str:
+    """The SHA-256 of a few images, spread over the data, as they are before augmentation."""
+    digest = hashlib.sha256()
+    for index in np.linspace(0, len(data) - 1, _LOOKED_AT).astype(int).tolist():
+        with seeded(seed, 0, index):
+            digest.update(data.get(index)[0].contiguous().numpy().tobytes())
+    return digest.hexdigest()
