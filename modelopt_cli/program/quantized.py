@@ -270,9 +270,12 @@ class Quantize(Quantized):
         super().__init__()
         self.output = output
 
+    def real(self, *args: Tensor) -> Tensor:
+        """The value, before it is rounded."""
+        return args[0]
+
     def emulate(self, *args: Tensor) -> Tensor:
-        x = args[0]
-        q = quantize(x, self.output)
+        q = quantize(self.real(*args), self.output)
         # The convolutions that follow read channels-last; one byte an element is the cheapest to move.
         return q.contiguous(memory_format=torch.channels_last) if q.dim() == 4 else q
 
@@ -300,9 +303,13 @@ class QuantizedAdd(Quantized):
         self.input, self.other, self.output = input, other, output
         self.activation = _activation(activation)
 
+    def real(self, *args: Tensor) -> Tensor:
+        """The sum of real values, before it is rounded."""
+        return ACTIVATIONS[self.activation](args[0] + args[1])
+
     def emulate(self, *args: Tensor) -> Tensor:
-        total = dequantize(args[0], self.input) + dequantize(args[1], self.other)
-        return quantize(ACTIVATIONS[self.activation](total), self.output)
+        total = self.real(dequantize(args[0], self.input), dequantize(args[1], self.other))
+        return quantize(total, self.output)
 
 
 class QuantizedMul(Quantized):
@@ -317,8 +324,12 @@ class QuantizedMul(Quantized):
         super().__init__()
         self.output = output
 
+    def real(self, *args: Tensor) -> Tensor:
+        """The product, before it is rounded."""
+        return args[0] * args[1]
+
     def emulate(self, *args: Tensor) -> Tensor:
-        return quantize(args[0] * args[1], self.output)
+        return quantize(self.real(*args), self.output)
 
 
 class QuantizedMaxPool2d(Quantized):
@@ -381,14 +392,16 @@ class QuantizedAvgPool2d(Quantized):
         self.padding, self.ceil_mode = padding, ceil_mode
         self.count_include_pad, self.keepdim = count_include_pad, keepdim
 
-    def emulate(self, *args: Tensor) -> Tensor:
-        x = dequantize(args[0], self.input)
+    def real(self, *args: Tensor) -> Tensor:
+        """The averages of real values, before they are rounded."""
         if self.output_size is not None:
-            y = F.adaptive_avg_pool2d(x, self.output_size)
+            y = F.adaptive_avg_pool2d(args[0], self.output_size)
         else:
             assert self.kernel_size is not None
             y = F.avg_pool2d(
-                x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
+                args[0], self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
             )
-        y = quantize(y, self.output)
         return y if self.keepdim else y.flatten(1)
+
+    def emulate(self, *args: Tensor) -> Tensor:
+        return quantize(self.real(dequantize(args[0], self.input)), self.output)

@@ -57,7 +57,7 @@ def _quantize_rows(weight: Tensor, bounded: bool, shared: bool) -> tuple[Tensor,
     for factor in torch.linspace(1.0, widest, CANDIDATES).tolist():
         step = factor / WMAX
         nearest = (unit / step).round_().clamp_(-WMAX, WMAX)
-        q = _within_bound(nearest)
+        q = within_bound(nearest)
         error = (q * step - unit).square_().flatten(1).sum(1)
         if shared:
             error[(q != nearest).flatten(1).any(1)] = torch.inf
@@ -67,8 +67,15 @@ def _quantize_rows(weight: Tensor, bounded: bool, shared: bool) -> tuple[Tensor,
     return best_q, best_scale
 
 
-def _within_bound(q: Tensor) -> Tensor:
-    """Pull neighbouring pairs back onto the bound, sharing the excess between the two."""
+def within_bound(q: Tensor) -> Tensor:
+    """Pull neighbouring pairs back onto the bound of ``kernels.bounds``, sharing the excess between the two.
+
+    Args:
+        q: whole numbers from -127 to 127, in floating point, ``(O, C / groups, ...)``.
+
+    Returns:
+        The same shape; what is within the bound is as it was, and so is every zero.
+    """
     if q.shape[1] % 2:
         return q.clamp(-(PAIR_LIMIT // 2), PAIR_LIMIT // 2)
     first, second = q.unflatten(1, (-1, 2)).unbind(2)
