@@ -1,6 +1,7 @@
 """Making a new Program out of another one: the graph copied, the layers fresh, the tensors shared."""
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from operator import attrgetter
 from typing import Any
 
@@ -53,7 +54,8 @@ def meta_copy(program: Program) -> Program:
 
     def empty(path: str) -> nn.Module:
         leaf = program.get_submodule(path)
-        return build(kind_of(leaf) or "", config_of(leaf))
+        kind = kind_of(leaf)
+        return _emptied(leaf) if kind is None else build(kind, config_of(leaf))
 
     parts = _parts(program, program.graph, empty)
     for path, part in parts.items():
@@ -63,6 +65,14 @@ def meta_copy(program: Program) -> Program:
             is_parameter = isinstance(part, nn.Parameter)
             parts[path] = nn.Parameter(empty_part, part.requires_grad) if is_parameter else empty_part
     return Program(parts, copy_graph(program.graph), input=program.input).eval()
+
+
+def _emptied(leaf: nn.Module) -> nn.Module:
+    """A copy on the meta device of a layer that has no form in a file, as some have in training."""
+    empty: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in leaf.buffers()}
+    for parameter in leaf.parameters():
+        empty[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+    return deepcopy(leaf, empty)
 
 
 def _parts(program: Program, graph: fx.Graph, leaf: Callable[[str], nn.Module]) -> dict[str, Any]:
