@@ -1,0 +1,168 @@
+"""Quantization-aware training: an int8 Program as one that can be trained, and back.
+
+    network = trainable(program)
+    ...  # train it
+    better = settled(network, program)
+
+What is trained computes what the int8 Program computes (``modelopt_cli/methods/quantize/fake.py``), value by
+value, up to how float32 sums are rounded. So what is validated while it is trained is what will be written.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from modelopt_cli.artifact.sparsity import is_pruned, without_zeros
+from modelopt_cli.errors import UsageError
+from modelopt_cli.kernels.bounds import is_depthwise
+from modelopt_cli.measure.subject import is_quantized
+from modelopt_cli.methods.quantize.fake import FakeQuantized, Form, Latent, LatentConv2d, LatentLinear
+from modelopt_cli.methods.quantize.roles import SHAPE_METHODS
+from modelopt_cli.program import Encoding, Program
+from modelopt_cli.program.quantized import (
+    Dequantize,
+    DynamicLinear,
+    Quantize,
+    Quantized,
+    QuantizedAdd,
+    QuantizedAvgPool2d,
+    QuantizedConv2d,
+    QuantizedMaxPool2d,
+    QuantizedMul,
+    Weighted,
+)
+
+_STEPS = {"bits": 8, "axis": 0, "group": None}
+
+
+def trainable(program: Program) -> Program:
+    """A copy of a Program whose weights can be trained, int8 or not.
+
+    Nodes, layers and weights have the names that they have in the Program. Weights start as what their int8
+    values stand for; those of a file from elsewhere that break the bound of ``kernels.bounds`` are pulled
+    back onto it. What pruning left as zero is marked as pruned there, too.
+
+    Args:
+        program: any; it is not changed.
+
+    Returns:
+        A Program whose parameters require gradients. It cannot be written to a file.
+
+    Raises:
+        UsageError: the weights were shared before they became int8.
+    """
+    quantized = is_quantized(program)
+    if quantized and any(entry.get("method") == "share" for entry in program.history):
+        what = "were shared before they became int8, which training would undo"
+        raise UsageError(what, where="the weights", hint="train first, then share and quantize")
+    made = copy.deepcopy(program)
+    layers = dict(program.named_modules())
+    for name, layer in layers.items():
+        form = _trained_form(layer, program.encodings.get(f"{name}.weight"))
+        if form is not None:
+            made.set_submodule(name, form)
+            _forget_steps(made, f"{name}.weight")
+    if quantized:
+        _real_zeros(made, layers)
+    return made.train(program.training).requires_grad_(True)
+
+
+def settled(trained: Program, program: Program) -> Program:
+    """The Program that :func:`trainable` was given, with the weights that training found.
+
+    Args:
+        trained: what ``trainable`` made of it, trained.
+        program: it is not changed.
+
+    Returns:
+        A Program that computes what ``trained`` computes in evaluation mode, its history, encodings and the
+        like still those of ``program``. Its int8 weights never saturate a kernel.
+    """
+    made = copy.deepcopy(program)
+    state = dict(trained.state_dict())
+    for name, layer in trained.named_modules():
+        if isinstance(layer, Latent):
+            int8 = isinstance(program.get_submodule(name), Weighted)
+            state[f"{name}.weight"] = layer.steps() if int8 else layer.rounded().detach()
+    made.load_state_dict({name: state[name] for name in made.state_dict()})
+    return made
+
+
+def _trained_form(layer: nn.Module, encoding: Encoding | None) -> nn.Module | None:
+    """What takes the place of a layer; None where it is trained as it is."""
+    if isinstance(layer, Weighted):
+        return _weighted(layer)
+    if isinstance(layer, Quantized):
+        return _unweighted(layer)
+    return _stored(layer, encoding)
+
+
+def _weighted(layer: Weighted) -> Latent:
+    groups = layer.groups if isinstance(layer, QuantizedConv2d) else 1
+    form = Form(
+        bounded=not is_depthwise(tuple(layer.weight.shape), groups),
+        dynamic=isinstance(layer, DynamicLinear),
+        activation=layer.activation,
+        output=layer.output,
+    )
+    kind = LatentConv2d if isinstance(layer, QuantizedConv2d) else LatentLinear
+    return kind(layer, layer.float_weight(), layer.scale, form)
+
+
+def _unweighted(layer: Quantized) -> nn.Module:
+    if isinstance(layer, QuantizedMaxPool2d):
+        return nn.MaxPool2d(
+            layer.kernel_size, layer.stride, layer.padding, layer.dilation, ceil_mode=layer.ceil_mode
+        )
+    if isinstance(layer, Dequantize):
+        return nn.Identity()
+    assert isinstance(layer, Quantize | QuantizedAdd | QuantizedMul | QuantizedAvgPool2d)
+    return FakeQuantized(layer.real, layer.output)
+
+
+def _stored(layer: nn.Module, encoding: Encoding | None) -> nn.Module | None:
+    """The form of a float layer whose weight is stored as int8."""
+    base = without_zeros(encoding)
+    if base.codec != "affine" or dict(base.params) != _STEPS or base.parts.keys() != {"scale"}:
+        return None
+    scale, form = base.parts["scale"].float(), Form(bounded=False)
+    if type(layer) is nn.Conv2d and layer.weight.dtype == torch.float32:
+        return LatentConv2d(layer, layer.weight, scale, form)
+    if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
+        return LatentLinear(layer, layer.weight, scale, form)
+    return None
+
+
+def _forget_steps(made: Program, name: str) -> None:
+    """Of a latent weight only zeros are promised."""
+    encoding = made.encodings.pop(name, None)
+    if encoding is not None and is_pruned(encoding):
+        made.encodings[name] = Encoding("sparse", {**encoding.params, "values": None})
+
+
+def _real_zeros(made: Program, layers: Mapping[str, nn.Module]) -> None:
+    """Let functions that were given zero points as numbers, for uint8 tensors, take real zeros instead."""
+    for node in made.graph.nodes:
+        if node.op != "call_function" or not _is_uint8(node, layers):
+            continue
+        if node.target is torch.clamp:
+            node.kwargs = {"min": 0.0}
+        elif node.target is F.pad:
+            node.args = (*node.args[:3], 0.0)
+    made.recompile()
+
+
+def _is_uint8(node: fx.Node, layers: Mapping[str, nn.Module]) -> bool:
+    """Whether a value of the int8 Program is uint8: functions only pass that on."""
+    while node.op in ("call_function", "call_method"):
+        if node.target is getattr or node.target in SHAPE_METHODS or not node.all_input_nodes:
+            return False
+        node = node.all_input_nodes[0]
+    if node.op != "call_module":
+        return False
+    layer = layers[str(node.target)]
+    rounds = isinstance(layer, Quantized) and getattr(layer, "output", None) is not None
+    return rounds or isinstance(layer, QuantizedMaxPool2d)

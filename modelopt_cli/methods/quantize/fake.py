@@ -1,0 +1,203 @@
+"""Fake quantization: layers that compute in float32 what int8 layers compute, and that can be trained.
+
+Where an int8 layer passes a uint8 tensor on, these pass on the real values that it stands for. Every weight
+is a *latent* one, which the optimizer moves as it likes; the layer computes with the nearest int8 weight
+(Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+CVPR 2018, section 3). Rounding has no useful derivative, so gradients pass it as if it were not there
+(Y. Bengio, N. Leonard and A. Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for
+Conditional Computation", 2013); clipping has one.
+
+Scales and zero points stay. Those of activations were fitted to data and those of weights to the weights, and
+with 255 steps little is gained by training them, too (S. Esser et al., "Learned Step Size Quantization", ICLR
+2020, is about 2 to 4 bits). So training starts from exactly the int8 network that was given.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modelopt_cli.methods.quantize.weights import WMAX, within_bound
+from modelopt_cli.program.quantized import (
+    ACTIVATIONS,
+    QMAX,
+    QMIN,
+    NotFiniteError,
+    QParams,
+    dynamic_qparams,
+)
+
+
+class _RoundedActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, q: QParams) -> Tensor:
+        # Step by step as quantize and dequantize, so that the same values come out.
+        steps = x.mul(1.0 / q.scale).round_().add_(q.zero_point)
+        ctx.save_for_backward((steps >= QMIN) & (steps <= QMAX))
+        return steps.clamp_(QMIN, QMAX).sub_(q.zero_point).mul_(q.scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return grads[0] * inside, None
+
+
+class _RoundedWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, scale: Tensor, bounded: bool) -> Tensor:
+        q = nearest_steps(latent, scale, bounded)
+        spread = _spread(scale, latent)
+        ctx.save_for_backward(latent, (latent / spread).round_() != q)
+        return q.mul_(spread)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        latent, beyond = ctx.saved_tensors
+        # A latent weight beyond what int8 can follow may come back, but go no further.
+        return grads[0].masked_fill(beyond & (grads[0] * latent < 0), 0), None, None
+
+
+def fake_quantize(x: Tensor, q: QParams) -> Tensor:
+    """What the uint8 form of ``x`` stands for, float32; outside its range there is no gradient."""
+    rounded: Tensor = _RoundedActivation.apply(x.float(), q)  # type: ignore[no-untyped-call]
+    return rounded
+
+
+def fake_quantize_dynamic(x: Tensor) -> Tensor:
+    """The same with the range of the values themselves; what is not finite stays as it is."""
+    if x.is_meta:  # only shapes are asked for
+        return x
+    try:
+        return fake_quantize(x, dynamic_qparams(x.detach()))
+    except NotFiniteError:
+        return x
+
+
+def nearest_steps(latent: Tensor, scale: Tensor, bounded: bool) -> Tensor:
+    """The int8 weight of a latent one, as whole numbers in float32.
+
+    Args:
+        latent: ``(O, C / groups, ...)``.
+        scale: float32 ``(O,)``.
+        bounded: keep neighbouring pairs within the bound of ``kernels.bounds``.
+    """
+    nearest = (latent / _spread(scale, latent)).round_().clamp_(-WMAX, WMAX)
+    return within_bound(nearest) if bounded else nearest
+
+
+def _spread(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (weight.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a layer makes of its weight, its input and its result.
+
+    Attributes:
+        bounded: whether the pair bound holds for the weight.
+        dynamic: whether the input is rounded first, by its own range.
+        activation: a key of ``ACTIVATIONS``, applied to the result.
+        output: of the uint8 result; None where it stays float32.
+    """
+
+    bounded: bool
+    dynamic: bool = False
+    activation: str = "none"
+    output: QParams | None = None
+
+
+class Latent(nn.Module):
+    """A layer that computes with the int8 form of its weight; see the module.
+
+    Its tensors are called as those of the int8 layer: ``weight`` and ``bias``, which learn, and ``scale``.
+    """
+
+    weight: Tensor
+    bias: Any
+    scale: Tensor
+    form: Form
+
+    def _adopt(self, like: Any, weight: Tensor, scale: Tensor, form: Form) -> None:
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.bias = None if like.bias is None else nn.Parameter(like.bias.detach().clone())
+        self.register_buffer("scale", scale.detach().clone())
+        self.form = form
+
+    @torch.no_grad()
+    def steps(self) -> Tensor:
+        """The int8 weight as it is now."""
+        return nearest_steps(self.weight, self.scale, self.form.bounded).to(torch.int8)
+
+    def rounded(self) -> Tensor:
+        """What the int8 weight stands for, float32."""
+        found: Tensor = _RoundedWeight.apply(self.weight, self.scale, self.form.bounded)  # type: ignore[no-untyped-call]
+        return found
+
+    def _finish(self, y: Tensor) -> Tensor:
+        y = ACTIVATIONS[self.form.activation](y)
+        return y if self.form.output is None else fake_quantize(y, self.form.output)
+
+
+class LatentConv2d(Latent, nn.Conv2d):
+    """A convolution; a second input is added to its result before the activation.
+
+    Args:
+        like: has its geometry and bias.
+        weight: float32 ``(O, C / groups, KH, KW)``.
+        scale: of the weight's steps, float32 ``(O,)``.
+        form: the rest.
+    """
+
+    def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: Form) -> None:
+        with torch.device("meta"):  # draws no random numbers
+            nn.Conv2d.__init__(
+                self,
+                *(like.in_channels, like.out_channels, like.kernel_size),
+                *(like.stride, like.padding, like.dilation, like.groups),
+                bias=like.bias is not None,
+                padding_mode=getattr(like, "padding_mode", "zeros"),
+            )
+        self._adopt(like, weight, scale, form)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = self._conv_forward(input, self.rounded(), self.bias)
+        return self._finish(y if residual is None else y + residual)
+
+
+class LatentLinear(Latent, nn.Linear):
+    """A linear layer.
+
+    Args:
+        like: has its sizes and bias.
+        weight: float32 ``(O, C)``.
+        scale: of the weight's steps, float32 ``(O,)``.
+        form: the rest.
+    """
+
+    def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: Form) -> None:
+        with torch.device("meta"):
+            nn.Linear.__init__(self, like.in_features, like.out_features, bias=like.bias is not None)
+        self._adopt(like, weight, scale, form)
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = fake_quantize_dynamic(input) if self.form.dynamic else input
+        return self._finish(F.linear(x, self.rounded(), self.bias))
+
+
+class FakeQuantized(nn.Module):
+    """An operation without a weight whose result is rounded.
+
+    Args:
+        real: computes it on real values.
+        output: of the result.
+    """
+
+    def __init__(self, real: Callable[..., Tensor], output: QParams) -> None:
+        super().__init__()
+        self.real, self.output = real, output
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return fake_quantize(self.real(*args), self.output)
