@@ -25,11 +25,12 @@ from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill import DistillConfig
-from modelopt_cli.methods.distill.apply import learn
+from modelopt_cli.methods.distill.apply import learn, rate_settled
 from modelopt_cli.methods.distill.cache import CacheRequest
 from modelopt_cli.methods.distill.cacheable import require_cacheable, told_apart
 from modelopt_cli.methods.distill.inputs import change_between
 from modelopt_cli.methods.distill.teacher import Member
+from modelopt_cli.methods.quantize.aware import settled, trainable
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.methods.trainable import masks_of, require_trainable
@@ -278,19 +279,20 @@ def _without_teacher(pupil: Opened, config: DistillConfig, context: Context, too
     """The same student, trained as long on labels alone, from the same weights."""
     if pupil.program is None:
         raise UsageError("needs a student that can be traced", where="--compare-scratch")
-    given, training = pupil.program, tools.training
+    given, training = pupil.program, rate_settled(pupil.program, tools.training)
     epochs = training.config.epochs + config.finetune_epochs
     training = replace(training, config=replace(training.config, epochs=epochs))
 
     def trained() -> Program:
-        network = given.__deepcopy__({}).requires_grad_(True)
-        require_trainable(given.encodings)
-        masks = masks_of(network.state_dict(), given.encodings)
+        network = trainable(given)
+        require_trainable(network.encodings)
+        masks = masks_of(network.state_dict(), network.encodings)
         found = fit(network, training, seed=context.seed, stage=SCRATCH, companions=[masks])
-        network.input = training.train.input
-        network.labels = network.labels or _labels(context)
-        network.encodings = compact(network)
-        network.history = (*given.history, history_entry(pupil, training, found, context.seed))
-        return network.eval()
+        alone = settled(network, given)
+        alone.input = training.train.input
+        alone.labels = alone.labels or _labels(context)
+        alone.encodings = compact(alone)
+        alone.history = (*given.history, history_entry(pupil, training, found, context.seed))
+        return alone.eval()
 
     return Product.of_program(Stages(training).once(SCRATCH, trained))

@@ -1,6 +1,5 @@
 """distill: a student in, the student that has learned from a teacher out."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +17,7 @@ from modelopt_cli.methods.distill.objective import Distillation
 from modelopt_cli.methods.distill.pairs import Network, Pair, described, pairs_of
 from modelopt_cli.methods.distill.taps import tapped
 from modelopt_cli.methods.distill.teacher import Teacher
+from modelopt_cli.methods.quantize.aware import settled, trainable
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.methods.trainable import masks_of, require_trainable
 from modelopt_cli.program import Encoding, Program
@@ -26,14 +26,14 @@ from modelopt_cli.training import CrossEntropy, TrainConfig, Trained, Training, 
 
 STAGE, FINETUNE = "distill", "finetune"
 SLOWER = 10
-"""How much smaller the learning rate on labels alone is, where none is given."""
+"""How much smaller the learning rate on labels alone is, and that of an int8 student, where none is given."""
 
 
 def apply(program: Program, config: DistillConfig, context: Context) -> Result:
     """Train a copy of the student on the labels and on what the teachers answer.
 
     Args:
-        program: the student; it is not changed. Weights that were pruned stay zero.
+        program: the student; it is not changed. Weights that were pruned stay zero, and int8 layers int8.
         config: the loss, and what follows.
         context: seed, training and teachers; it must have the latter two.
 
@@ -45,7 +45,8 @@ def apply(program: Program, config: DistillConfig, context: Context) -> Result:
             cannot be trained.
         InputError, DataError: as ``modelopt_cli.training.fit``.
     """
-    stages = Stages(context.training)
+    training = rate_settled(program, _training(context))
+    stages, context = Stages(training), replace(context, training=training)
     student = stages.once(STAGE, lambda: _distilled(program, config, context))
     if config.finetune_epochs:
         found = student
@@ -132,8 +133,9 @@ def _pairs(network: nn.Module, config: DistillConfig, context: Context) -> list[
 
 
 def _distilled(program: Program, config: DistillConfig, context: Context) -> Program:
-    student = copy.deepcopy(program).requires_grad_(True)
-    entry = learn(student, config, context, program.encodings)
+    network = trainable(program)
+    entry = learn(network, config, context, network.encodings)
+    student = settled(network, program)
     student.input = _training(context).train.input
     student.encodings = compact(student)
     return _with(student, program.history, entry)
@@ -142,9 +144,9 @@ def _distilled(program: Program, config: DistillConfig, context: Context) -> Pro
 def _finetuned(student: Program, config: DistillConfig, context: Context) -> Program:
     """The student after training on labels alone."""
     training = _training(context)
-    network = copy.deepcopy(student).requires_grad_(True)
+    network = trainable(student)
     settings = finetuning(config, training.config)
-    masks = masks_of(network.state_dict(), student.encodings)
+    masks = masks_of(network.state_dict(), network.encodings)
     trained = fit(
         network,
         replace(training, config=settings),
@@ -153,9 +155,21 @@ def _finetuned(student: Program, config: DistillConfig, context: Context) -> Pro
         objective=CrossEntropy(settings.label_smoothing),
         companions=[masks],
     )
-    network.encodings = compact(network)
+    tuned = settled(network, student)
+    tuned.encodings = compact(tuned)
     entry = student.history[-1] | {"finetuned": _figures(trained)}
-    return _with(network, student.history[:-1], entry)
+    return _with(tuned, student.history[:-1], entry)
+
+
+def rate_settled(student: Program, training: Training) -> Training:
+    """How to train a student: an int8 one more slowly, if nothing says how fast.
+
+    Its batch norms are folded, and nothing else keeps large steps from destroying what it knows already.
+    """
+    config = training.config
+    if config.lr is not None or not is_quantized(student):
+        return training
+    return replace(training, config=replace(config, lr=config.peak_lr / SLOWER))
 
 
 def finetuning(config: DistillConfig, training: TrainConfig) -> TrainConfig:
