@@ -19,7 +19,7 @@ from modelopt_cli.artifact.sparsity import is_pruned, without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels.bounds import is_depthwise
 from modelopt_cli.measure.subject import is_quantized
-from modelopt_cli.methods.quantize.fake import FakeQuantized, Form, Latent, LatentConv2d, LatentLinear
+from modelopt_cli.methods.quantize.fake import FakeQuantized, Form, Latent, LatentConv2d, LatentLinear, Real
 from modelopt_cli.methods.quantize.roles import SHAPE_METHODS
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.quantized import (
@@ -118,7 +118,7 @@ def _unweighted(layer: Quantized) -> nn.Module:
             layer.kernel_size, layer.stride, layer.padding, layer.dilation, ceil_mode=layer.ceil_mode
         )
     if isinstance(layer, Dequantize):
-        return nn.Identity()
+        return Real()
     assert isinstance(layer, Quantize | QuantizedAdd | QuantizedMul | QuantizedAvgPool2d)
     return FakeQuantized(layer.real, layer.output)
 

@@ -201,3 +201,10 @@ class FakeQuantized(nn.Module):
 
     def forward(self, *args: Tensor) -> Tensor:
         return fake_quantize(self.real(*args), self.output)
+
+
+class Real(nn.Module):
+    """A value that goes on to a float layer, as a tensor of its own: that layer may change it in place."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input.clone()
