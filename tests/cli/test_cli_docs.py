@@ -40,7 +40,7 @@ def test_every_command_can_be_quiet_verbose_debugged_and_machine_read(name, mode
 
 def test_what_does_not_exist_yet_is_not_listed(modelopt):
     text = modelopt("--help").out
-    assert not [word for word in ("distill", "search", "export") if f" {word} " in text]
+    assert not [word for word in ("search", "export") if f" {word} " in text]
 
 
 def test_the_page_is_fresh(environ):
