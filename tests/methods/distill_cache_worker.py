@@ -15,7 +15,7 @@ from modelopt_cli.training import Seen
 from modelopt_cli.training.distributed import World, world
 from modelopt_cli.training.state import State, write_state
 
-ROUNDS, WIDE = 300, 3000
+ROUNDS, WIDE = 200, 100_000
 
 
 def struggle(here: World, folder: Path) -> int:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -237,6 +238,17 @@ def test_entries_of_another_identity_are_not_there(tmp_path: Path) -> None:
             found = cache.answer(seen, lambda images, n=number: Answer(torch.full((3, 2), n)))
         assert bool((found.logits == number).all())
         (tmp_path / HEADER).unlink()
+
+
+def test_what_was_never_written_is_not_there_whatever_its_sum(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(zlib, "crc32", lambda data, start=0: 0)
+    cache = Cache(CacheRequest(tmp_path, {}), Layout(3, 1, 2, 2), {}, World())
+    seen, asked = Seen(torch.zeros(3, 1), torch.arange(3)), []
+    for _ in range(2):
+        cache.answer(seen, lambda images: (asked.append(0), Answer(torch.ones(3, 2)))[1])
+    assert len(asked) == 1
 
 
 # What another distillation asks for, and how that is called.

@@ -137,7 +137,7 @@ def _prepare(request: CacheRequest, size: int, about: bytes) -> None:
 
 
 def _is_same(header: Path, about: bytes, request: CacheRequest) -> bool:
-    """Whether the answers that are there are the ones wanted; others are deleted, if that is allowed."""
+    """Whether the answers that are there are the ones wanted; others may only be there if they may go."""
     try:
         with environment(header):
             before = strictjson.parse(header.read_bytes(), ArtifactError, str(header))
@@ -147,17 +147,13 @@ def _is_same(header: Path, about: bytes, request: CacheRequest) -> bool:
         problem = f"holds a damaged {HEADER}"
     if problem and not request.force:
         raise UsageError(problem, where=str(request.folder), hint=_ANOTHER)
-    if problem:
-        with environment(request.folder):
-            header.unlink()
-            (request.folder / ENTRIES).unlink(missing_ok=True)
     return not problem
 
 
 def _allocate(path: Path, size: int) -> None:
     """Reserve all of the file on the disk: a mapped page that finds no room would kill the process."""
     with environment(path):
-        if path.exists() and path.stat().st_size != size:  # by a process that was killed here
+        if path.exists() and path.stat().st_size != size:  # of other answers, or of a killed process
             path.unlink()
         fresh = not path.exists()
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
