@@ -6,7 +6,8 @@ NEAR = [
     (["quantise", "a"], "unknown command 'quantise'; did you mean 'quantize'?"),
     (
         ["xyzzy"],
-        "unknown command 'xyzzy'; commands are train, prune, quantize, share, distill, eval, run, inspect, env",
+        "unknown command 'xyzzy'; "
+        "commands are train, prune, quantize, share, distill, eval, run, inspect, env",
     ),
     (["eval", "a", "--forse"], "unknown option --forse; did you mean --force?"),
     (["--verion"], "unknown option --verion; did you mean --version?"),

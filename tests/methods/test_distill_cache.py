@@ -362,10 +362,22 @@ def dynamic() -> tuple[Member, ...]:
 @pytest.mark.parametrize(
     ("given", "settings", "message"),
     [
-        (lambda folder: context(folder, config(augment="cifar")), {}, r"^--cache: .* --views N$"),
-        (lambda folder: trained_on(context(folder), own()), {}, r"^--cache: .* --views N$"),
-        (lambda folder: context(folder, config(mixup=0.2)), {}, r"^--mixup: .* leave out --cache or it$"),
-        (lambda folder: context(folder), {"loss": "kd+at"}, r"^--cache: .*at needs features; leave it out"),
+        (
+            lambda folder: context(folder, config(augment="cifar")),
+            {},
+            r"^--cache: .*; leave it out, or use --views N",
+        ),
+        (
+            lambda folder: trained_on(context(folder), own()),
+            {},
+            r"^--cache: .*; leave it out, or use --views N",
+        ),
+        (
+            lambda folder: context(folder, config(mixup=0.2)),
+            {},
+            r"^--cache: .*; leave it out, or use no --mixup$",
+        ),
+        (lambda folder: context(folder), {"loss": "kd+at"}, r"^--cache: .* at needs features; leave it out"),
         (lambda folder: context(folder, teachers=dynamic()), {}, r"^int8: .*; leave out --cache, or"),
     ],
     ids=["new images", "own dataset", "mixup", "features", "dynamic"],

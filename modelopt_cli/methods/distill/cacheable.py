@@ -41,15 +41,17 @@ def require_cacheable(config: DistillConfig, training: TrainConfig, *, drawn: bo
     """
     for term in config.terms:
         if term.weight and term.name != LABELS and LOSSES[term.name].looks_at != "logits":
-            hint = "leave it out, or compare logits alone"
-            raise UsageError(f"keeps logits, and {term.name} needs features", where="--cache", hint=hint)
+            raise _useless(f"keeps logits alone, and the loss {term.name} needs features", "losses on logits")
     if training.mixup:
-        raise UsageError("mixes other images in every step", where="--mixup", hint="leave out --cache or it")
+        raise _useless("keeps answers to whole samples, and --mixup mixes them", "no --mixup")
     if drawn and not training.views:
-        hint = "draw images from a few views in turn, with --views N"
-        raise UsageError(
-            "images that are new in every epoch are never asked again", where="--cache", hint=hint
+        raise _useless(
+            "is of no use where every epoch draws new images", "--views N, to draw N images of each"
         )
+
+
+def _useless(why: str, instead: str) -> UsageError:
+    return UsageError(why, where="--cache", hint=f"leave it out, or use {instead}")
 
 
 def told_apart(members: Sequence[Member], sources: Sequence[str], arch: str | None) -> dict[str, Any]:
