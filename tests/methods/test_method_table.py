@@ -18,6 +18,9 @@ from modelopt_cli.cli.options import prune as cli_prune
 from modelopt_cli.cli.options import share as cli_share
 from modelopt_cli.cli.options import train as cli_train
 from modelopt_cli.cli.values import Reader
+from modelopt_cli.methods.distill import DistillConfig
+from modelopt_cli.methods.distill.table import LOSSES
+from modelopt_cli.methods.distill.terms import LABELS
 from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune import config as prune_config
 from modelopt_cli.methods.prune.allocation import ALLOCATIONS
@@ -122,7 +125,8 @@ def test_share_names_the_same_choices_everywhere(cli, config, table):
 
 
 @pytest.mark.parametrize(
-    ("command", "default"), [("quantize", "plain"), ("prune", "plain"), ("share", "entropy")]
+    ("command", "default"),
+    [("quantize", "plain"), ("prune", "plain"), ("share", "entropy"), ("distill", "plain")],
 )
 def test_how_a_file_is_written_is_the_same_option_of_every_method(command, default):
     option = next(p for p in build().commands[command].params if p.name == "code")
@@ -130,10 +134,20 @@ def test_how_a_file_is_written_is_the_same_option_of_every_method(command, defau
     assert "--code" in (DOCS / f"{command}.md").read_text()
 
 
+def test_every_loss_of_distillation_is_in_the_help_and_in_the_page():
+    loss = next(p for p in build().commands["distill"].params if p.name == "loss")
+    page = (DOCS / "distill.md").read_text()
+    for name in (LABELS, *LOSSES):
+        assert re.search(rf"\b{name}\b", loss.help), name
+        weight = 1.0 if name == LABELS else LOSSES[name].weight
+        assert f"| `{name}` | {weight:g} |" in page, name
+
+
 def test_options_that_are_not_given_are_the_defaults_of_the_config():
     reader = Reader()
     assert ShareConfig(**options.ShareOptions().read(reader, None)) == ShareConfig()
     assert PruneConfig(**options.PruneOptions().read(reader)) == PruneConfig()
+    assert DistillConfig(**options.DistillOptions(student="same").read(reader)) == DistillConfig()
     assert TrainConfig(**options.TrainOptions(train="digits").read(reader)) == TrainConfig()
     tuned = options.FineTuneOptions(train="digits", epochs=TrainConfig.epochs)
     assert TrainConfig(**tuned.read(reader)) == TrainConfig()
