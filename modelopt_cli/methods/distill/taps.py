@@ -120,8 +120,7 @@ def tapped(network: nn.Module, looked_at: Sequence[Place]) -> Iterator[Taps]:
     with contextlib.ExitStack() as undo:
         for number, place in enumerate(dict.fromkeys(looked_at)):
             watched = _watched(network, place, number, undo)
-            hook = _keep_input if place.before else _keep_output
-            undo.callback(watched.register_forward_hook(hook(taps, place)).remove)
+            undo.callback(watched.register_forward_hook(_Keep(taps, place)).remove)
         if isinstance(network, Program):
             network.recompile()
             undo.callback(network.recompile)
@@ -152,24 +151,15 @@ def _watched(network: nn.Module, place: Place, number: int, undo: contextlib.Exi
     return tap
 
 
-def _keep_output(taps: Taps, place: Place) -> Any:
-    return _Keep(taps, place, before=False)
-
-
-def _keep_input(taps: Taps, place: Place) -> Any:
-    return _Keep(taps, place, before=True)
-
-
 @dataclass(frozen=True)
 class _Keep:
     """A hook, which a copy of the network copies along with the taps."""
 
     taps: Taps
     place: Place
-    before: bool
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.taps.put(self.place, args[0] if self.before else output)
+        self.taps.put(self.place, args[0] if self.place.before else output)
 
 
 def _run_once(network: nn.Module, shape: tuple[int, ...], hooks: dict[str, Any]) -> None:
