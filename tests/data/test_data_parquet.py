@@ -1,6 +1,5 @@
 """Parquet files, written by pyarrow, beside the same images in a folder."""
 
-import io
 import json
 import pickle
 import sys
@@ -8,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_files import PNG, encoded, everything, outcomes_of_damage
 
 import modelopt_cli
 from modelopt_cli.data import PreprocessOverrides, open_data, parquet
@@ -37,16 +36,6 @@ LAYOUTS = {
 }
 
 
-def encoded(seed, kind="png", size=(9, 7)):
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind)
-    return stream.getvalue()
-
-
-PNG = encoded(0)
-
-
 def write(path, images, labels, *, layout="struct", names=("image", "label"), metadata=None, **options):
     """A file of encoded images and of labels, which are a list or an Arrow array."""
     kind, shape = LAYOUTS[layout]
@@ -55,11 +44,6 @@ def write(path, images, labels, *, layout="struct", names=("image", "label"), me
     schema = pa.schema(list(zip(("other", *names), [c.type for c in columns], strict=True)), metadata)
     pq.write_table(pa.table(columns, schema=schema), path, **options)
     return path
-
-
-def everything(data, **options):
-    images, labels = zip(*data.batches(5, **options), strict=True)
-    return torch.cat(images), torch.cat(labels)
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -246,19 +230,7 @@ def test_a_row_group_too_large_for_memory_is_refused(tmp_path, monkeypatch):
 
 def test_damaged_bytes_give_one_line_or_samples(tmp_path):
     path = write(tmp_path / "a.parquet", [PNG] * 4, range(4), row_group_size=2)
-    content = path.read_bytes()
-    random = np.random.default_rng(0)
-    outcomes = set()
-    for _ in range(200):
-        damaged = bytearray(content)
-        for at in random.integers(0, len(content), 3):
-            damaged[at] = random.integers(0, 256)
-        path.write_bytes(damaged)
-        try:
-            list(open_data(f"parquet:{path}").batches(2))
-            outcomes.add("read")
-        except DataError as error:
-            outcomes.add(f"refused in {len(str(error).splitlines())} line")
+    outcomes = outcomes_of_damage(path, "parquet", rounds=200, places=3)
     assert outcomes == {"read", "refused in 1 line"}
 
 
