@@ -127,10 +127,16 @@ def distill(
     require_device(options.device)
     require_code(code)
     scratch = scratch_beside(output) if student.compare_scratch else None
+    outputs: list[str | Path] = [output] if scratch is None else [scratch, output]
     sources = [teacher, *(path for path, _ in student.also), *_file_of(student)]
-    _check(
-        student, config, training, [output, *filter(None, [scratch])], sources, data, gates, evaluate, force
-    )
+    if gates and not evaluate:
+        raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
+    training.require_fair(data)
+    if student.cache is not None:
+        require_cacheable(config, training.config, drawn=training.config.augment != "none")
+    for path in outputs:
+        training.require_apart(path, sources)
+        artifact.check_output(path, force, sources)
     wanted = open_input([teacher], arch, training.train, overrides)
     opened = open_noting(teacher, arch, wanted, on_note)
     others = [open_noting(path, arch, wanted, on_note) for path, _ in student.also]
@@ -158,8 +164,7 @@ def distill(
     outcome = DistillOutcome(entry, written, beside, None)
     if written is None or not evaluate:
         return outcome
-    paths = [path for path in (scratch, output) if path is not None]
-    pairs = [(teacher, opened), *((path, open_noting(path, student.arch, sample, None)) for path in paths)]
+    pairs = [(teacher, opened), *((path, open_noting(path, student.arch, sample, None)) for path in outputs)]
     options, gates = replace(options, baseline=0), replace(gates, judged=len(pairs) - 1)
     evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
     return replace(outcome, evaluation=evaluation)
@@ -173,28 +178,6 @@ def scratch_beside(output: str | Path) -> Path:
 
 def _file_of(student: Student) -> list[str]:
     return [student.spec] if Path(student.spec).exists() else []
-
-
-def _check(
-    student: Student,
-    config: DistillConfig,
-    training: TrainingRequest,
-    outputs: Sequence[str | Path],
-    sources: Sequence[str | Path],
-    data: str | None,
-    gates: Gates,
-    evaluate: bool,
-    force: bool,
-) -> None:
-    """Refuse what would only be found out after training."""
-    if gates and not evaluate:
-        raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
-    training.require_fair(data)
-    if student.cache is not None:
-        require_cacheable(config, training.config, drawn=training.config.augment != "none")
-    for output in outputs:
-        training.require_apart(output, sources)
-        artifact.check_output(output, force, sources)
 
 
 def _identity(
