@@ -1,6 +1,9 @@
 import os
 import signal
-from collections.abc import Generator
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,3 +20,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, pytest.
     if report.skipped and item.get_closest_marker("assets") and os.environ.get("MODELOPT_REQUIRE_ASSETS"):
         report.outcome = "failed"
     return report
+
+
+@pytest.fixture
+def torchrun() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Runs a script or ``-m MODULE`` of this checkout in two processes of one thread each."""
+
+    def run(*argv: object, restarts: int = 0, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command += ["--max-restarts", str(restarts), *map(str, argv)]
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    return run

@@ -247,17 +247,9 @@ def test_ctrl_c_says_how_to_go_on(here, interrupted, whole, modelopt):
     assert digest(here / "out.safetensors") == whole
 
 
-def test_two_processes_print_and_write_once(here, environ):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "modelopt_cli", "train", *HOW, *TRAIN, "--epochs", "2", "--no-eval", "--json", *OUT]
-    done = subprocess.run(
-        command,
-        cwd=here,
-        env={**environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_two_processes_print_and_write_once(here, torchrun):
+    what = ["train", *HOW, *TRAIN, "--epochs", "2", "--no-eval", "--json", *OUT]
+    done = torchrun("-m", "modelopt_cli", *what, cwd=here)
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
     assert data["output"]["sha256"] == digest(here / "out.safetensors")

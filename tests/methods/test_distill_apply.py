@@ -1,8 +1,6 @@
 """Distillation of Programs: against a loop written by hand, what learns along, what holds, what is not."""
 
 import copy
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -259,12 +257,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(stage, step, student, teac
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-def test_two_processes_do_what_one_does(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    worker = str(Path(__file__).parent / "distill_worker.py")
-    done = subprocess.run(
-        [*torchrun, worker, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
-    )
+def test_two_processes_do_what_one_does(tmp_path, torchrun):
+    done = torchrun(Path(__file__).parent / "distill_worker.py", tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = (read_state(tmp_path / f"rank{rank}").tensors for rank in (0, 1))
     alone = distill_worker.distilled().tensors

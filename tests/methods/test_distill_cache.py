@@ -3,8 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -463,12 +461,8 @@ def test_no_parent_no_cache(tmp_path: Path) -> None:
         taught(context(tmp_path / "none" / "answers"))
 
 
-def test_two_processes_share_one_file(tmp_path: Path, asked: Asked) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    worker = str(Path(__file__).parent / "distill_cache_worker.py")
-    done = subprocess.run(
-        [*torchrun, worker, str(tmp_path)], capture_output=True, text=True, timeout=100, check=False
-    )
+def test_two_processes_share_one_file(tmp_path: Path, asked: Asked, torchrun: Callable[..., Any]) -> None:
+    done = torchrun(Path(__file__).parent / "distill_cache_worker.py", tmp_path)
     assert done.returncode == 0, done.stderr
     together = read_state(tmp_path / "together")
     assert together.about["torn"] == 0

@@ -1,9 +1,7 @@
 """Training with shared weights: gradients against autograd, what holds after every step, resumed runs."""
 
 import copy
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -402,12 +400,8 @@ def test_share_trained_refuses_pruned_weights_that_came_back(program: Program) -
         trained(network, shared)
 
 
-def test_share_tuning_in_two_processes_is_that_of_one(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    worker = str(Path(__file__).parent / "share_worker.py")
-    done = subprocess.run(
-        [*torchrun, worker, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
-    )
+def test_share_tuning_in_two_processes_is_that_of_one(tmp_path: Path, torchrun: Callable[..., Any]) -> None:
+    done = torchrun(Path(__file__).parent / "share_worker.py", tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = (read_state(tmp_path / f"rank{rank}").tensors for rank in (0, 1))
     alone = share_worker.trained().tensors

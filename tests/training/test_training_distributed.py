@@ -1,8 +1,7 @@
 import copy
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +17,9 @@ from modelopt_cli.training.state import read_state
 from modelopt_cli.training.synced import _Synced
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_as_one(tmp_path: Path, torchrun: Callable[..., Any]) -> None:
     np.savez(tmp_path / "data.npz", **samples())
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    worker = str(Path(__file__).parent / "distributed_worker.py")
-    done = subprocess.run(
-        [*torchrun, worker, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
-    )
+    done = torchrun(Path(__file__).parent / "distributed_worker.py", tmp_path)
     assert (tmp_path / "together").exists(), done.stderr
     together = read_state(tmp_path / "together").tensors
     alone = train(World(), f"npz:{tmp_path / 'data.npz'}").tensors

@@ -1,9 +1,9 @@
 """``fit`` in two processes gives what it gives in one, up to rounding."""
 
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +13,8 @@ from training_helpers import Watcher, differing
 from modelopt_cli.training.state import read_state
 
 
-def test_two_processes_fit_as_one(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    worker = str(Path(__file__).parent / "together_worker.py")
-    done = subprocess.run(
-        [*torchrun, worker, str(tmp_path)], capture_output=True, text=True, timeout=100, check=False
-    )
+def test_two_processes_fit_as_one(tmp_path: Path, torchrun: Callable[..., Any]) -> None:
+    done = torchrun(Path(__file__).parent / "together_worker.py", tmp_path)
     assert done.returncode == 0, done.stderr
     alone = trained(TRAINING, Watcher())
     through, resumed = read_state(tmp_path / "through"), read_state(tmp_path / "resumed")
