@@ -165,16 +165,24 @@ class _Loop:
         self.learner.step(batch, self.place.step)
         self.place.step += 1
         self.place.step_in_epoch += 1
-        if self.place.step % self.look_every == 0:
+        saves = self.config.save_every > 0 and self.place.step % self.config.save_every == 0
+        if saves or self.place.step % self.look_every == 0:
             self._look()
         self.settled = True
-        if self.config.save_every and self.place.step % self.config.save_every == 0:
+        if saves:
             self._save()
 
     def _look(self) -> None:
-        """Refuse losses that are not finite, and agree on whether to stop."""
-        bad = self.learner.meter.take_in()
-        stop, broken = self.world.sum(self.signals.waiting, bad is not None)
+        """Refuse losses that are not finite, agree on whether to stop, and hand the main process all losses.
+
+        It alone saves a state, and others that are killed take with them what they have not handed over.
+        """
+        meter = self.learner.meter
+        bad = meter.take_in()
+        stop, broken, total, samples = self.world.sum(
+            self.signals.waiting, bad is not None, meter.total, meter.samples
+        )
+        meter.total, meter.samples = (total, int(samples)) if self.world.main else (0.0, 0)
         if broken:
             self.settled = False
             raise self._diverged(bad if bad is not None else self.place.step - 1)

@@ -72,7 +72,7 @@ def restore(learner: Learner, state: State) -> tuple[Place, dict[str, Tensor]]:
         _fill(module, parts.get(f"objective{i}", {}))
     for i, companion in enumerate(learner.companions):
         companion.restore(parts.get(f"companion{i}", {}))
-    if learner.world.main:  # the sums are its own; what others had added of the epoch is lost to the log
+    if learner.world.main:  # which has had the others' losses handed over
         learner.meter.total, learner.meter.samples = (state.about["meter"][k] for k in ("total", "samples"))
     live = tensors_of(learner.network)
     best = {name: torch.empty_like(live[name]).copy_(t) for name, t in parts.get("best", {}).items()}
