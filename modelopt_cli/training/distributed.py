@@ -173,8 +173,27 @@ def _join(device: str) -> None:
             raise UsageError(f"process {local} finds {gpus} GPUs", where="torchrun", hint="start fewer")
         torch.cuda.set_device(local)
     with collective():
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        _meet("nccl" if on_gpu else "gloo")
     atexit.register(leave)
+
+
+def _meet(backend: str) -> None:
+    """Make the group of processes.
+
+    When one has died, torchrun starts all of them again and has them meet in the store they met in before
+    (torch 2.13), which still holds the addresses of the dead: whoever reads one waits for half an hour. So
+    every start has names of its own. Of several launchers each counts its own restarts: no names agree there.
+    """
+    start = _variable("TORCHELASTIC_RESTART_COUNT", 0)
+    if start == 0 or _variable("GROUP_WORLD_SIZE", 1) > 1:
+        dist.init_process_group(backend)
+        return
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://"))
+    store = PrefixStore(f"start-{start}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def _variable(name: str, default: int) -> int:
