@@ -1,11 +1,15 @@
-"""``modelopt distill`` in two processes, one of which is killed: torchrun starts them again; they go on."""
+"""What ends ``modelopt distill`` on the way: killed processes, a full disk. It goes on to the same bytes."""
 
+import errno
 import json
+import os
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from modelopt_cli.training.state import read_state
 
 SAMPLES, BATCH, EPOCHS, SAVE_EVERY = 72, 8, 4, 5
 PER_EPOCH = 6
@@ -62,3 +66,50 @@ def test_killed_in_either_process_it_goes_on_to_the_same_bytes(command, torchrun
     assert logs[0] == logs[1]
     assert [path.name for path in Path("killed.run").iterdir()] == ["metrics.jsonl"]
     assert not list(Path().glob(".*.part"))
+
+
+class Disk:
+    """Has room for ``left`` whole files that are to be called ``name``, and for any others."""
+
+    def __init__(self, name: str, left: int) -> None:
+        self.part, self.left = f".{name}.part", left
+        self.real = os.write
+
+    def write(self, handle: int, data: memoryview) -> int:
+        if Path(f"/proc/self/fd/{handle}").readlink().name == self.part:
+            done = os.lseek(handle, 0, os.SEEK_CUR)
+            self.left -= done == 0
+            if self.left < 0 < done:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.real(handle, data)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+@pytest.mark.parametrize(
+    ("name", "left", "kept"),
+    [
+        ("killed.run/state.safetensors", 3, 10),
+        ("killed.run/stage-distill.safetensors", 0, EPOCHS * PER_EPOCH),
+        ("killed.safetensors", 0, None),
+    ],
+    ids=["state", "stage", "output"],
+)
+def test_once_there_is_room_again_it_goes_on_to_the_same_bytes(
+    name, left, kept, command, modelopt, monkeypatch
+):
+    assert modelopt(*command, "-o", "whole.safetensors").code == 0
+    command = [*command, "-o", "killed.safetensors"]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", Disk(Path(name).name, left).write)
+        outcome = modelopt(*command, "-q")
+    assert outcome.code == 3
+    cause = "cannot write: no space left on the device; free some space or write elsewhere"
+    assert outcome.err == f"error: {name}: {cause}; go on with the same command and --resume (killed.run)\n"
+    assert not Path("killed.safetensors").exists()
+    assert not list(Path().rglob(".*.part"))
+    state = Path("killed.run", "state.safetensors")
+    assert (read_state(state).about["state"]["place"]["step"] if state.exists() else None) == kept
+    outcome = modelopt(*command)
+    assert outcome.code == 0, outcome.err
+    for part in ("safetensors", "run/metrics.jsonl"):
+        assert Path(f"killed.{part}").read_bytes() == Path(f"whole.{part}").read_bytes()
