@@ -36,7 +36,7 @@ def command(good_files, tmp_path, monkeypatch):
 def deaths_of(seed: int) -> list[dict[str, object]]:
     """One of either process, in any order, the second further on; the main one's perhaps while it saves."""
     draw = random.Random(seed)
-    ranks, steps = draw.sample([0, 1], 2), sorted(draw.sample(range(EPOCHS * PER_EPOCH), 2))
+    ranks, steps = draw.sample([0, 1], 2), sorted(draw.sample(range(1, EPOCHS * PER_EPOCH), 2))
     saving = draw.random() < 0.5
     return [{"rank": r, "step": s, "saving": saving and r == 0} for r, s in zip(ranks, steps, strict=True)]
 
