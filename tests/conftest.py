@@ -22,6 +22,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, pytest.
     return report
 
 
+TOGETHER = 300
+"""Seconds that two processes may take."""
+
+
 @pytest.fixture
 def torchrun() -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Runs a script or ``-m MODULE`` of this checkout in two processes of one thread each."""
@@ -30,8 +34,13 @@ def torchrun() -> Callable[..., "subprocess.CompletedProcess[str]"]:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command += ["--max-restarts", str(restarts), *map(str, argv)]
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, cwd=cwd, env=env, text=True, **pipes) as child:
+            try:
+                out, err = child.communicate(timeout=TOGETHER)
+            except BaseException:
+                child.terminate()  # not kill: it then ends the two processes, which killing would leave
+                raise
+        return subprocess.CompletedProcess(command, child.returncode, out, err)
 
     return run

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ class Dying:
 
 
 def main(deaths: list[dict[str, Any]]) -> None:
+    if TIME > 0 and RANK > 0:
+        time.sleep(1)  # the main process must not take what is left of a dead one for this one
     death = deaths[TIME] if len(deaths) > TIME else {"rank": None}
     at = death["step"] if death["rank"] == RANK else float("inf")
     dying = Dying(at, death.get("saving", False))
