@@ -135,14 +135,15 @@ def theirs(folder: Path, seed: int, python: Path) -> Result:
 
 def job_of(folder: Path, seed: int) -> dict[str, Any]:
     """What torchdistill needs to know."""
-    train, test = open_data(data(folder, SIDE_BY_SIDE)), open_data(TEST)
-    student = fresh_model(f"{STUDENT}&num_classes=10", train.input, seed)
+    teacher = read_program(TEACHER)
+    student = fresh_model(f"{STUDENT}&num_classes=10", teacher.input, seed)
+    train, test = (open_data(spec, input=teacher.input) for spec in (data(folder, SIDE_BY_SIDE), TEST))
     config = TrainConfig(EPOCHS[SIDE_BY_SIDE], BATCH_SIZE, lr=LR, warmup=WARMUP)
     images, labels = arrays(train)
     test_images, test_labels = arrays(test)
     return {
         "seed": seed,
-        "teacher": dict(read_program(TEACHER).state_dict()),
+        "teacher": dict(teacher.state_dict()),
         "student": student.state,
         "width": WIDTH,
         "config": config.as_dict(),
