@@ -2,6 +2,7 @@
 
 from modelopt_cli.api.distilling import DistillOutcome, Student, distill
 from modelopt_cli.api.evaluating import evaluate
+from modelopt_cli.api.inspecting import Layer, layers
 from modelopt_cli.api.loading import load, load_network
 from modelopt_cli.api.pruning import PruneOutcome, prune, sensitivity
 from modelopt_cli.api.quantizing import QuantizeOutcome, quantize
@@ -11,6 +12,7 @@ from modelopt_cli.api.tuning import TrainingRequest
 
 __all__ = [
     "DistillOutcome",
+    "Layer",
     "PruneOutcome",
     "QuantizeOutcome",
     "ShareOutcome",
@@ -19,6 +21,7 @@ __all__ = [
     "TrainingRequest",
     "distill",
     "evaluate",
+    "layers",
     "load",
     "load_network",
     "prune",

@@ -1,18 +1,83 @@
 """``modelopt inspect``: what a file holds, tensor by tensor, and what was done to it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
-from modelopt_cli.cli.options import Checkpoint
+from modelopt_cli.cli.groups import Work
+from modelopt_cli.cli.values import Reader
 
 if TYPE_CHECKING:
+    from modelopt_cli.api import Layer
     from modelopt_cli.artifact.header import Parameter
     from modelopt_cli.artifact.reader import Artifact
 
+Layers = Annotated[
+    bool,
+    typer.Option(
+        "--layers",
+        help="Instead: the network's layers, by the names that globs match.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
 
-def inspect(console: Console, checkpoint: Checkpoint) -> None:
-    """Show what a file holds: its tensors and its history."""
+
+def inspect(
+    console: Console,
+    checkpoint: options.Checkpoint,
+    layers: Layers = False,
+    arch: options.Arch = None,
+    input_size: options.InputSize = None,
+    channels: options.Channels = None,
+) -> Work:
+    """Show what a file holds: its tensors and its history.
+
+    Example: modelopt inspect resnet18-int8.safetensors --layers
+    """
+    reader = Reader()
+    network = options.NetworkOptions(arch=arch, input_size=input_size, channels=channels)
+    image = network.read(reader)
+    for option, value in (("--arch", arch), ("--input-size", input_size), ("--channels", channels)):
+        reader.check(layers or value is None, option, "has no meaning without --layers")
+    reader.finish()
+
+    def work() -> None:
+        if not layers:
+            _show_file(console, checkpoint)
+            return
+        from modelopt_cli import api
+        from modelopt_cli.data import PreprocessOverrides
+
+        overrides = PreprocessOverrides(**image.given())
+        found = api.layers(checkpoint, arch=arch, overrides=overrides, on_note=console.note)
+        _show_layers(console, checkpoint, found)
+
+    return work
+
+
+def _show_layers(console: Console, path: Path, layers: "list[Layer]") -> None:
+    if console.json:
+        console.result_json(
+            {"schema_version": 1, "path": str(path), "layers": [vars(each) for each in layers]}
+        )
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("layer", "kind", "output"):
+        table.add_column(title)
+    table.add_column("MACs", justify="right")
+    for each in layers:
+        shape = "x".join(map(str, each.shape)) or "scalar"
+        table.add_row(Text(each.name), each.kind, shape, f"{each.macs:,}" if each.macs else "")
+    console.result(table)
+
+
+def _show_file(console: Console, checkpoint: Path) -> None:
     facts = describe(checkpoint)
     if console.json:
         console.result_json({"schema_version": 1, **facts})

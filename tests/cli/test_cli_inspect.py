@@ -1,11 +1,13 @@
 """inspect on pruned files: form, bytes and zeros of each parameter."""
 
 import json
+import textwrap
 
 import torch
 
 from modelopt_cli.artifact import write_tensors
 from modelopt_cli.artifact.sparsity import compact_state
+from modelopt_cli.checkpoint import fresh_model
 from modelopt_cli.program import Encoding
 
 
@@ -49,3 +51,71 @@ def test_history_is_told_line_by_line_and_lists_are_told_apart(tmp_path, modelop
     lines = [line.split(maxsplit=1) for line in modelopt("inspect", path).out.splitlines() if line]
     at = lines.index(["history", "prune"])
     assert lines[at + 1 : at + 3] == [["config", "include conv*, fc"], ["seed", "3"]]
+
+
+def saved(tmp_path, spec):
+    path = tmp_path / "net.pth"
+    torch.save(fresh_model(spec).state, path)
+    return path
+
+
+def test_layers_are_listed_with_shapes_and_macs(tmp_path, modelopt):
+    path = saved(tmp_path, "builtin:lenet5")
+    lines = modelopt("inspect", path, "--layers").out.splitlines()
+    assert lines[0].split() == ["layer", "kind", "output", "MACs"]
+    by_hand = {
+        "features.conv1": ["Conv2d", "20x24x24", f"{20 * 24 * 24 * 25:,}"],
+        "features.pool1": ["MaxPool2d", "20x12x12"],
+        "features.conv2": ["Conv2d", "50x8x8", f"{50 * 8 * 8 * 20 * 25:,}"],
+        "features.pool2": ["MaxPool2d", "50x4x4"],
+        "flatten": ["flatten", "800"],
+        "hidden": ["Linear", "500", f"{800 * 500:,}"],
+        "relu": ["relu", "500"],
+        "output": ["Linear", "10", f"{500 * 10:,}"],
+    }
+    assert {name: rest for name, *rest in map(str.split, lines[1:])} == by_hand
+    data = json.loads(modelopt("inspect", path, "--layers", "--json").out)
+    assert (data["schema_version"], data["path"]) == (1, str(path))
+    first = {"name": "features.conv1", "kind": "Conv2d", "shape": [20, 24, 24], "macs": 288000}
+    assert data["layers"][0] == first
+
+
+def test_layers_of_a_network_without_a_graph_are_its_modules(tmp_path, modelopt):
+    code = """
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, x):
+            x = self.body(x)
+            return self.head(x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3)))
+    """
+    (tmp_path / "net.py").write_text(textwrap.dedent(code))
+    path = tmp_path / "net.pth"
+    conv, head = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 5)
+    state = {"body.0.weight": conv.weight, "body.0.bias": conv.bias}
+    torch.save(state | {"head.weight": head.weight, "head.bias": head.bias}, path)
+    how = ["--layers", "--arch", f"{tmp_path / 'net.py'}:Net", "--input-size", "8", "--channels", "3"]
+    data = json.loads(modelopt("inspect", path, *how, "--json", "-q").out)
+    found = [(each["name"], each["kind"], each["shape"]) for each in data["layers"]]
+    assert found == [
+        ("body.0", "Conv2d", [4, 6, 6]),
+        ("body.1", "ReLU", [4, 6, 6]),
+        ("body", "Sequential", [4, 6, 6]),
+        ("head", "Linear", [5]),
+    ]
+
+
+def test_layers_need_a_network_and_its_options_need_layers(tmp_path, modelopt):
+    outcome = modelopt("inspect", saved(tmp_path, "builtin:lenet300"), "--arch", "builtin:lenet300")
+    assert (outcome.code, outcome.err) == (2, "error: --arch: has no meaning without --layers\n")
+    path = tmp_path / "odd.pth"
+    torch.save({"weight": torch.ones(3, 5)}, path)
+    outcome = modelopt("inspect", path, "--layers")
+    assert outcome.code == 2
+    assert "name it with --arch" in outcome.err
+    assert modelopt("inspect", path).code == 0

@@ -9,7 +9,14 @@ from modelopt_cli.cli.options.measure import (
     MeasureTrainedOptions,
     NoEval,
 )
-from modelopt_cli.cli.options.network import InputValues, Interpolation, NetworkOptions
+from modelopt_cli.cli.options.network import (
+    Arch,
+    Channels,
+    InputSize,
+    InputValues,
+    Interpolation,
+    NetworkOptions,
+)
 from modelopt_cli.cli.options.output import (
     OUTPUT,
     Checkpoint,
@@ -43,6 +50,8 @@ __all__ = [
     "OUTPUT",
     "SCHEMES",
     "TUNINGS",
+    "Arch",
+    "Channels",
     "Checkpoint",
     "Code",
     "DistillOptions",
@@ -51,6 +60,7 @@ __all__ = [
     "FineTuneOptions",
     "Force",
     "GateOptions",
+    "InputSize",
     "InputValues",
     "Interpolation",
     "MeasureOptions",

@@ -12,6 +12,19 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 _input = partial(typer.Option, rich_help_panel="Network and data")
 
+Arch = Annotated[
+    str | None,
+    _input(
+        metavar="SPEC",
+        help="torchvision:NAME, timm:NAME, builtin:NAME, FILE.py:CALLABLE or package.module:CALLABLE, "
+        "with ?num_classes=10 and the like; left out, it is recognised from the checkpoint.",
+    ),
+]
+InputSize = Annotated[
+    str | None, _input(metavar="N|HxW", help="Height and width of the network's input, in pixels.")
+]
+Channels = Annotated[str | None, _input(metavar="1|3", help="Grey or colour.")]
+
 
 @dataclass(frozen=True)
 class InputValues:
@@ -37,14 +50,7 @@ class InputValues:
 class NetworkOptions:
     """Which network it is, which data to use, and how an image becomes its input."""
 
-    arch: Annotated[
-        str | None,
-        _input(
-            metavar="SPEC",
-            help="torchvision:NAME, timm:NAME, builtin:NAME, FILE.py:CALLABLE or package.module:CALLABLE, "
-            "with ?num_classes=10 and the like; left out, it is recognised from the checkpoint.",
-        ),
-    ] = None
+    arch: Arch = None
     data: Annotated[
         str | None,
         _input(
@@ -53,10 +59,7 @@ class NetworkOptions:
             "npz:FILE, torchvision:NAME@ROOT, FILE.py:CALLABLE, digits or synthetic:3x224x224.",
         ),
     ] = None
-    input_size: Annotated[
-        str | None,
-        _input(metavar="N|HxW", help="Height and width of the network's input, in pixels."),
-    ] = None
+    input_size: InputSize = None
     resize: Annotated[
         str | None,
         _input(metavar="N|HxW", help="Resize images to this short side, or to exactly this size."),
@@ -77,7 +80,7 @@ class NetworkOptions:
         str | None,
         _input(metavar="X,X,X", help="Then divide each channel by this."),
     ] = None
-    channels: Annotated[str | None, _input(metavar="1|3", help="Grey or colour.")] = None
+    channels: Channels = None
 
     def read(self, reader: Reader) -> InputValues:
         """The typed values of the options about images."""
