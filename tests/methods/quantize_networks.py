@@ -1,6 +1,6 @@
 """Small networks and calibration data for the tests of quantize."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
+from torchvision.models.resnet import Bottleneck
 
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize import QuantizeConfig, apply
@@ -37,7 +39,43 @@ def on_state(state: Mapping[str, Tensor], config: QuantizeConfig, *more: Any) ->
     return Made(made, encodings, result.coverage, result.skipped)
 
 
-SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_b_16": 32}
+SIDES = {"inception_v3": 96, "vit_b_16": 32}
+
+
+def _vit() -> nn.Module:
+    model = models.VisionTransformer(
+        image_size=32, patch_size=16, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=20
+    )
+    for p in model.parameters():
+        if p.dim() < 2 or not p.any():
+            nn.init.normal_(p, mean=float(p.dim() < 2 and p.mean() > 0.5), std=0.1)
+    return model
+
+
+def _maxvit() -> nn.Module:
+    return models.MaxVit(
+        input_size=(64, 64),
+        stem_channels=16,
+        partition_size=4,
+        block_channels=[16, 32],
+        block_layers=[1, 1],
+        head_dim=8,
+        stochastic_depth_prob=0.0,
+    )
+
+
+def _efficientnet_v2() -> nn.Module:
+    blocks = [FusedMBConvConfig(4, 3, 2, 24, 32, 1), MBConvConfig(4, 3, 2, 32, 48, 2)]
+    return models.EfficientNet(blocks, dropout=0.2, last_channel=96)
+
+
+SMALLER: dict[str, Callable[[], nn.Module]] = {
+    "efficientnet_v2_s": _efficientnet_v2,
+    "maxvit_t": _maxvit,
+    "resnext50_32x4d": lambda: models.ResNet(Bottleneck, [1, 1, 1, 1], groups=32, width_per_group=4),
+    "vit_b_16": _vit,
+}
+"""With the layers of the whole network, but fewer and narrower ones: those take minutes."""
 
 
 @dataclass
@@ -80,19 +118,8 @@ def torchvision_program(name: str) -> Program:
     """A torchvision network whose batch norms have seen data."""
     torch.manual_seed(0)
     side = SIDES.get(name, 64)
-    if name == "vit_b_16":
-        model: nn.Module = models.VisionTransformer(
-            image_size=32,
-            patch_size=16,
-            num_layers=2,
-            num_heads=4,
-            hidden_dim=64,
-            mlp_dim=128,
-            num_classes=20,
-        )
-        for p in model.parameters():
-            if p.dim() < 2 or not p.any():
-                nn.init.normal_(p, mean=float(p.dim() < 2 and p.mean() > 0.5), std=0.1)
+    if name in SMALLER:
+        model = SMALLER[name]()
     else:
         extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         model = models.get_model(name, **extra)
