@@ -80,15 +80,21 @@ def _finite(value: float | int | None) -> float | int | None:
     return value if value is None or math.isfinite(value) else None
 
 
-def _writer(folder: Path) -> Any:
+def require_board() -> Any:
+    """What writes for TensorBoard; raises EnvironmentFailure where that is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise EnvironmentFailure(
             "TensorBoard is not installed", hint="pip install 'modelopt-cli[track]'"
         ) from None
+    return SummaryWriter
+
+
+def _writer(folder: Path) -> Any:
+    writer = require_board()
     with _failures(folder):
-        return SummaryWriter(str(folder))
+        return writer(str(folder))
 
 
 @contextlib.contextmanager

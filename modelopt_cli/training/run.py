@@ -10,7 +10,9 @@ Everything but the metrics goes when the command has succeeded. Only the main pr
 """
 
 import contextlib
+import errno
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +26,7 @@ from modelopt_cli.training import distributed
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.identity import differences
 from modelopt_cli.training.lock import Lock
-from modelopt_cli.training.log import MetricsLog
+from modelopt_cli.training.log import MetricsLog, require_board
 from modelopt_cli.training.state import State, read_state, write_state
 
 _STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -48,6 +50,7 @@ class Run:
         force: start over, and delete what is there.
         board: folder for TensorBoard, or None.
         world: the processes; the main one alone writes.
+        dry: only see whether all this could be; nothing is made, written or held.
 
     Raises:
         UsageError: something is there and neither ``resume`` nor ``force`` is given, or it was begun under
@@ -70,17 +73,24 @@ class Run:
         force: bool = False,
         board: Path | None = None,
         world: World | None = None,
+        dry: bool = False,
     ) -> None:
         self.folder = folder
         self.metrics = folder / "metrics.jsonl"
         self._world = world or distributed.world()
         self._lock: Lock | None = None
-        if self._world.main:
-            self._prepare(json.loads(strictjson.canonical(dict(identity))), resume, force)
+        about = json.loads(strictjson.canonical(dict(identity)))
+        if dry:
+            self._require_place()
+            self._check(about, resume, force)
+            if board is not None:
+                require_board()
+        elif self._world.main:
+            self._prepare(about, resume, force)
         try:
             self._world.barrier()
-            main = self._world.main
-            self.log = MetricsLog(self.metrics if main else None, board=board if main else None)
+            writes = self._world.main and not dry
+            self.log = MetricsLog(self.metrics if writes else None, board=board if writes else None)
         except BaseException:
             self.release()
             raise
@@ -174,27 +184,39 @@ class Run:
             self.folder.mkdir(exist_ok=True)
             self._lock = Lock(self.folder / "lock")
         try:
-            if self.interrupted:
-                self._take_up(identity, resume, force)
-            elif self.metrics.exists() and not (resume or force):
-                hint = "move it, or replace it with --force"
-                raise UsageError("is the log of an earlier run", where=str(self.metrics), hint=hint)
+            self._check(identity, resume, force)
+            if self.interrupted and not resume:
+                self._clear()
             if not self.interrupted:
                 self._begin(identity)
         except BaseException:
             self.release()
             raise
 
-    def _take_up(self, identity: dict[str, Any], resume: bool, force: bool) -> None:
+    def _require_place(self) -> None:
+        """Refuse what :meth:`_prepare` could not make or write to."""
+        place = self.folder if self.folder.exists() else self.folder.parent
+        with _failures(self.folder):
+            os.stat(os.path.join(place, ""))  # the slash makes it an error where that is no folder
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def _check(self, identity: dict[str, Any], resume: bool, force: bool) -> None:
+        """Refuse to work in a folder with these contents."""
+        if self.interrupted:
+            self._check_interrupted(identity, resume, force)
+        elif self.metrics.exists() and not (resume or force):
+            hint = "move it, or replace it with --force"
+            raise UsageError("is the log of an earlier run", where=str(self.metrics), hint=hint)
+
+    def _check_interrupted(self, identity: dict[str, Any], resume: bool, force: bool) -> None:
         where = str(self.folder)
         if not self._identity.exists():
             hint = "give the run another folder with --run"
             raise UsageError("holds files that are not those of a run", where=where, hint=hint)
         if resume:
             _compare(_read_identity(self._identity), identity, where)
-        elif force:
-            self._clear()
-        else:
+        elif not force:
             hint = "go on with --resume, or start over with --force"
             raise UsageError("holds an interrupted run", where=where, hint=hint)
 

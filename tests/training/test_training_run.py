@@ -68,6 +68,25 @@ def test_with_nothing_to_resume_it_just_starts(tmp_path: Path) -> None:
         assert run.load("a") is not None
 
 
+def test_looking_whether_a_run_could_be_refuses_the_same_and_leaves_everything(tmp_path: Path) -> None:
+    def look(**how: Any) -> None:
+        with Run(tmp_path / "net.run", **{"identity": IDENTITY, "resume": False, "dry": True, **how}) as run:
+            run.log.add("a", 1, 1, loss=0.0)
+
+    look()
+    assert os.listdir(tmp_path) == []
+    with start(tmp_path) as run:
+        run.save("a", State(about={"epoch": 3}))
+    before = {path: path.read_bytes() for path in (tmp_path / "net.run").iterdir()}
+    with pytest.raises(UsageError, match="holds an interrupted run"):
+        look()
+    with pytest.raises(UsageError, match="was begun otherwise"):
+        look(resume=True, identity=IDENTITY | {"seed": 1})
+    for allowed in ({"resume": True}, {"force": True}):
+        look(**allowed)
+    assert {path: path.read_bytes() for path in (tmp_path / "net.run").iterdir()} == before
+
+
 def test_an_interrupted_run_is_not_overwritten(tmp_path: Path) -> None:
     with start(tmp_path) as run:
         run.save("a", State(about={"epoch": 3}))
