@@ -11,6 +11,7 @@ from modelopt_cli.training.config import (
     Trained,
     Training,
 )
+from modelopt_cli.training.forecast import Forecast
 from modelopt_cli.training.loop import fit
 from modelopt_cli.training.objectives import CrossEntropy, Distillation, objective
 
@@ -21,6 +22,7 @@ __all__ = [
     "Companion",
     "CrossEntropy",
     "Distillation",
+    "Forecast",
     "Objective",
     "Seen",
     "TrainConfig",

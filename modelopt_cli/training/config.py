@@ -11,6 +11,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.subject import StageProgress
 
 if TYPE_CHECKING:
+    from modelopt_cli.training.forecast import Forecast
     from modelopt_cli.training.run import Run
 
 OPTIMIZERS: dict[str, str] = {
@@ -197,6 +198,7 @@ class Training:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         workers: loader processes.
         progress: called with the stage, steps done and their total.
+        forecasts: where to put what each training would take, instead of training; None trains.
     """
 
     train: Data
@@ -206,6 +208,7 @@ class Training:
     device: str = "cpu"
     workers: int = 0
     progress: StageProgress | None = None
+    forecasts: "list[Forecast] | None" = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Accuracy on the validation samples, each judged by one process."""
 
+from collections.abc import Iterator
+
 from torch import nn
 
 from modelopt_cli.data import Data
@@ -22,11 +24,20 @@ def correct(
     if data is None:
         return 0, 0
     tally = accuracy.Tally("the network", labelled=True)
-    for images, labels in ordered_batches(data, batch_size, workers=workers):
-        tally.add(accuracy.run(network, images.to(device), "the network"), labels)
+    for _ in judged(network, data, batch_size, tally, workers=workers, device=device):
+        pass
     verdicts = tally.result().top1
     assert verdicts is not None
     return int(verdicts.sum()), verdicts.size
+
+
+def judged(
+    network: nn.Module, data: Data, batch_size: int, tally: accuracy.Tally, *, workers: int, device: str
+) -> Iterator[None]:
+    """Adds a batch to ``tally`` whenever the next item is asked for. Raises as :func:`correct`."""
+    for images, labels in ordered_batches(data, batch_size, workers=workers):
+        tally.add(accuracy.run(network, images.to(device), "the network"), labels)
+        yield
 
 
 def percent(network: nn.Module, shard: Data | None, batch_size: int, *, workers: int, world: World) -> float:
