@@ -89,7 +89,13 @@ def learn(
         )
         masks = masks_of(network.state_dict(), encodings)
         trained = fit(
-            network, training, seed=context.seed, stage=STAGE, objective=objective, companions=[masks]
+            network,
+            training,
+            seed=context.seed,
+            stage=STAGE,
+            objective=objective,
+            companions=[masks],
+            kept_after=cache.layout.views if cache is not None else None,
         )
     entry = _entry(config, context, trained) | ({"compared": described(pairs)} if pairs else {})
     if cache is not None and not cache.layout.exact:

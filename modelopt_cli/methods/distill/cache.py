@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,12 +47,14 @@ class CacheRequest:
         teachers: JSON-able; whatever tells these teachers from others.
         force: whether answers of another kind that are there may be deleted.
         on_note: called with one line for each thing worth knowing.
+        dry: write nothing: use what is there, and keep what is not in memory.
     """
 
     folder: Path
     teachers: Mapping[str, Any]
     force: bool = False
     on_note: Callable[[str], None] | None = None
+    dry: bool = False
 
 
 class Cache:
@@ -75,15 +77,20 @@ class Cache:
     ) -> None:
         self.layout = layout
         about = strictjson.canonical({"format": FORMAT, **identity})
+        self._salt = zlib.crc32(about)
+        path = request.folder / ENTRIES
+        self._entries: NDArray[np.void] | _InMemory
+        if request.dry:
+            known = _check(request, layout.bytes, about) and _size(path) == layout.bytes
+            if not known:
+                with environment(request.folder):
+                    _require_space(path, layout.bytes - _size(path))
+            self._entries = _mapped(path, layout, "c") if known else _InMemory(layout.entry)
+            return
         if world.main:
             _prepare(request, layout.bytes, about)
         world.barrier()
-        path = request.folder / ENTRIES
-        with environment(path):
-            self._entries: NDArray[np.void] = np.memmap(
-                path, layout.entry, "r+", shape=(layout.views, layout.samples)
-            )
-        self._salt = zlib.crc32(about)
+        self._entries = _mapped(path, layout, "r+")
 
     def answer(self, seen: Seen, teacher: Callable[[Tensor], Answer]) -> Answer:
         """What ``teacher`` answers, from the cache if all of it is there.
@@ -115,8 +122,37 @@ class Cache:
             yield zlib.crc32(content[i * size + _CHECKSUM : (i + 1) * size], key) or 1
 
 
-def _prepare(request: CacheRequest, size: int, about: bytes) -> None:
-    """Make the folder and the files, or see that those that are there will do."""
+class _InMemory:
+    """Stands in for the file where none is to be written; only what was written takes memory."""
+
+    def __init__(self, entry: "np.dtype[np.void]") -> None:
+        self._entry, self._kept = entry, dict[tuple[int, int], np.void]()
+
+    def __getitem__(self, place: tuple[int, NDArray[np.int64]]) -> NDArray[np.void]:
+        view, samples = place
+        entries = np.zeros(len(samples), self._entry)
+        for i, sample in enumerate(samples.tolist()):
+            if (view, sample) in self._kept:
+                entries[i] = self._kept[view, sample]
+        return entries
+
+    def __setitem__(self, place: tuple[int, NDArray[np.int64]], entries: NDArray[np.void]) -> None:
+        view, samples = place
+        self._kept.update({(view, sample): entries[i] for i, sample in enumerate(samples.tolist())})
+
+
+def _mapped(path: Path, layout: Layout, mode: Literal["r+", "c"]) -> NDArray[np.void]:
+    """The entries of a file, ``(views, samples)``; with ``c`` what is assigned to them stays in memory."""
+    with environment(path):
+        return np.memmap(path, layout.entry, mode, shape=(layout.views, layout.samples))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _check(request: CacheRequest, size: int, about: bytes) -> bool:
+    """Whether the answers that are there are the ones wanted; refuses what must not be replaced."""
     folder, header = request.folder, request.folder / HEADER
     if size > LARGEST:
         raise UsageError(
@@ -126,9 +162,15 @@ def _prepare(request: CacheRequest, size: int, about: bytes) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise OutputError("is not a folder", where=str(folder), hint="choose another name")
+    return header.exists() and _is_same(header, about, request)
+
+
+def _prepare(request: CacheRequest, size: int, about: bytes) -> None:
+    """Make the folder and the files, or see that those that are there will do."""
+    folder, header = request.folder, request.folder / HEADER
+    known = _check(request, size, about)
     with environment(folder):
         folder.mkdir(exist_ok=True)
-    known = header.exists() and _is_same(header, about, request)
     _allocate(folder / ENTRIES, size)
     if not known:
         atomic_write(header, [about], force=True)
@@ -170,7 +212,8 @@ def _allocate(path: Path, size: int) -> None:
 
 def _require_space(path: Path, size: int) -> None:
     """A file system that cannot reserve would fill up first, and then say so."""
-    free = shutil.disk_usage(path.parent).free
+    folder = path.parent
+    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
     if size > free:
         raise EnvironmentFailure(
             f"the teacher's answers need {size:,} bytes more, and {free:,} are free",

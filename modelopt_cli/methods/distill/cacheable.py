@@ -19,7 +19,7 @@ from modelopt_cli.methods.distill.table import LOSSES
 from modelopt_cli.methods.distill.teacher import Answer, Member
 from modelopt_cli.methods.distill.terms import LABELS
 from modelopt_cli.program.quantized import DynamicLinear
-from modelopt_cli.training import TrainConfig, distributed
+from modelopt_cli.training import TrainConfig, Training, distributed
 from modelopt_cli.training.augment import seeded
 from modelopt_cli.training.loader import is_drawn, steps_per_epoch
 from modelopt_cli.training.split import samples
@@ -94,9 +94,20 @@ def open_cache(config: DistillConfig, context: Context, teacher: Callable[[Tenso
     shape = training.train.input.shape
     classes = teacher(torch.zeros(1, *shape, device=world.device)).logits.shape[1]
     data, _ = samples(training.train, training.val, training.config.val_fraction, classes)
-    layout = Layout(len(data), training.config.views if drawn else 1, classes, config.cache_top)
+    layout = layout_of(config, training, classes)
     identity = _identity(layout, training.config, data, context.seed)
     return Cache(request, layout, identity | {"teachers": dict(request.teachers)}, world)
+
+
+def layout_of(config: DistillConfig, training: Training, classes: int) -> Layout:
+    """How many answers such a training needs, and how each is kept.
+
+    Raises:
+        DataError, UsageError: as ``training.split.samples``.
+    """
+    data, _ = samples(training.train, training.val, training.config.val_fraction, classes)
+    drawn = is_drawn(training.config.augment, training.train)
+    return Layout(len(data), training.config.views if drawn else 1, classes, config.cache_top)
 
 
 def _identity(layout: Layout, training: TrainConfig, data: Data, seed: int) -> dict[str, Any]:
