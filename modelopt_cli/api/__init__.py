@@ -4,6 +4,7 @@ from modelopt_cli.api.distilling import DistillOutcome, Student, distill
 from modelopt_cli.api.evaluating import evaluate
 from modelopt_cli.api.inspecting import Layer, layers
 from modelopt_cli.api.loading import load, load_network
+from modelopt_cli.api.planning import Plan
 from modelopt_cli.api.pruning import PruneOutcome, prune, sensitivity
 from modelopt_cli.api.quantizing import QuantizeOutcome, quantize
 from modelopt_cli.api.sharing import ShareOutcome, share
@@ -13,6 +14,7 @@ from modelopt_cli.api.tuning import TrainingRequest
 __all__ = [
     "DistillOutcome",
     "Layer",
+    "Plan",
     "PruneOutcome",
     "QuantizeOutcome",
     "ShareOutcome",

@@ -11,6 +11,7 @@ from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs, require_data
 from modelopt_cli.api.fine_tuning import context_of
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
+from modelopt_cli.api.planning import Plan, cost_of
 from modelopt_cli.api.product import Product
 from modelopt_cli.api.students import classes_of, open_student
 from modelopt_cli.api.training import history_entry
@@ -27,7 +28,7 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill import DistillConfig
 from modelopt_cli.methods.distill.apply import learn, rate_settled
 from modelopt_cli.methods.distill.cache import CacheRequest
-from modelopt_cli.methods.distill.cacheable import require_cacheable, told_apart
+from modelopt_cli.methods.distill.cacheable import layout_of, require_cacheable, told_apart
 from modelopt_cli.methods.distill.inputs import change_between
 from modelopt_cli.methods.distill.teacher import Member
 from modelopt_cli.methods.quantize.aware import settled, trainable
@@ -68,16 +69,18 @@ class DistillOutcome:
     """What ``distill`` did.
 
     Attributes:
-        entry: what the history says of it.
-        written: the student's file; None in a process that is not the main one of several.
+        entry: what the history says of it; after a dry run, of no step.
+        written: the file; None after a dry run and in a process that is not the main one of several.
         scratch: that of the student without a teacher, if one was asked for.
         evaluation: teacher and students side by side, or None where nothing was measured.
+        plan: what it would take, after a dry run alone.
     """
 
     entry: dict[str, Any]
     written: artifact.Written | None
     scratch: artifact.Written | None
     evaluation: Evaluation | None
+    plan: Plan | None = None
 
 
 def distill(
@@ -95,6 +98,7 @@ def distill(
     evaluate: bool = True,
     code: Code = "plain",
     force: bool = False,
+    dry_run: bool = False,
     on_note: Note | None = None,
     progress: StageProgress | None = None,
 ) -> DistillOutcome:
@@ -115,6 +119,7 @@ def distill(
         code: how the file is written, a key of ``artifact.coding.CODINGS``.
         force: replace an existing output, start over where an interrupted run is found, and delete other
             answers that the cache holds.
+        dry_run: check everything, time a few steps, and write, train and measure nothing.
         on_note: called with one line for each thing worth knowing.
         progress: called with the stage, what is done and the total.
 
@@ -140,7 +145,7 @@ def distill(
     wanted = open_input([teacher], arch, training.train, overrides)
     opened = open_noting(teacher, arch, wanted, on_note)
     others = [open_noting(path, arch, wanted, on_note) for path, _ in student.also]
-    how = Surroundings(overrides, options, force, progress)
+    how = Surroundings(overrides, options, force, progress, dry_run)
     with threads(options.threads):
         pupil = open_student(student.spec, student.arch, opened, Context(seed=options.seed), on_note)
         sample = sample_of(pupil, student.spec)
@@ -154,9 +159,14 @@ def distill(
             context = replace(context, origin=_origin(context.origin, opened, others))
             if student.cache is not None:
                 about = told_apart(members, context.origin["teacher_sha256"], arch)
-                context = replace(context, cache=CacheRequest(student.cache, about, force, on_note))
+                context = replace(context, cache=CacheRequest(student.cache, about, force, on_note, dry_run))
             entry, product = _distilled(pupil, config, context)
             compared = _without_teacher(pupil, config, context, tools) if scratch is not None else None
+            if dry_run:
+                plan = _plan(pupil, student, config, context)
+                # Coded, the size depends on weights that there are not yet.
+                plan = replace(plan, predicted_bytes=product.predicted_bytes() if code == "plain" else None)
+                return DistillOutcome(entry, None, None, None, plan)
             main = world(options.device).main
             written = product.write(output, force, code) if main else None
             beside = compared.write(scratch, force, code) if main and compared and scratch else None
@@ -231,6 +241,17 @@ def _require_same_classes(members: Sequence[Member], pupil: Opened, seen: InputS
                 where=member.name,
                 hint="give the student as many, e.g. with ?num_classes= in --student",
             )
+
+
+def _plan(pupil: Opened, student: Student, config: DistillConfig, context: Context) -> Plan:
+    """What was forecast, and what the networks cost."""
+    training = context.training
+    assert training is not None
+    learner, shape = require_network(pupil, "the student"), training.train.input.shape
+    networks = [cost_of("teacher", each.name, each.network, each.shape) for each in context.teachers]
+    networks.append(cost_of("student", student.spec, learner, shape))
+    kept = layout_of(config, training, classes_of(learner, shape)).bytes if context.cache else None
+    return Plan(networks, training.forecasts or (), cache_bytes=kept)
 
 
 def _origin(origin: dict[str, Any], opened: Opened, others: Sequence[Opened]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import modelopt_cli
 from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs, require_data
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
+from modelopt_cli.api.planning import Plan, cost_of
 from modelopt_cli.api.product import Product
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
 from modelopt_cli.artifact.sparsity import compact, compact_state
@@ -35,14 +36,16 @@ class TrainOutcome:
     """What ``train`` did.
 
     Attributes:
-        trained: how training went.
-        written: the file, or None in a process that is not the main one of several.
+        trained: how training went; after a dry run, of no step.
+        written: the file; None after a dry run and in a process that is not the main one of several.
         evaluation: checkpoint and result side by side, or None where nothing was measured.
+        plan: what it would take, after a dry run alone.
     """
 
     trained: Trained
     written: artifact.Written | None
     evaluation: Evaluation | None
+    plan: Plan | None = None
 
 
 def train(
@@ -57,6 +60,7 @@ def train(
     gates: Gates | None = None,
     evaluate: bool = True,
     force: bool = False,
+    dry_run: bool = False,
     on_note: Note | None = None,
     progress: StageProgress | None = None,
 ) -> TrainOutcome:
@@ -74,6 +78,7 @@ def train(
         gates: limits to apply to the result, compared with ``source``.
         evaluate: whether to measure.
         force: replace an existing output, and start over where an interrupted run is found.
+        dry_run: check everything, time a few steps, and write, train and measure nothing.
         on_note: called with one line for each thing worth knowing.
         progress: called with the stage, what is done and the total.
 
@@ -93,9 +98,12 @@ def train(
     if evaluate:
         require_data(data, sample, overrides, options.seed)
     identity = {"command": "train", "source": opened.source_sha256, "arch": arch}
-    how = Surroundings(overrides, options, force, progress)
+    how = Surroundings(overrides, options, force, progress, dry_run)
     with threads(options.threads), trainer(training, output, identity, sample, how) as tools:
         trained, product = _trained(opened, tools, options.seed)
+        if dry_run:
+            plan = _plan(opened, source or arch or "", tools.training, product)
+            return TrainOutcome(trained, None, None, plan)
         written = product.write(output, force) if tools.world.main else None
         tools.run.close()
     outcome = TrainOutcome(trained, written, None)
@@ -160,6 +168,14 @@ def _trained(opened: Opened, tools: Trainer, seed: int) -> tuple[Trained, Produc
     state = dict(network.state_dict())
     stored = compact_state(state, encodings)
     return trained, Product.of_tensors(opened, state, stored, Coverage(()), entry)
+
+
+def _plan(opened: Opened, start: str | Path, training: Training, product: Product) -> Plan:
+    """What was forecast, and what the network costs; ``start`` is its file or its architecture."""
+    name = Path(start).name if opened.source_sha256 else str(start)
+    network = require_network(opened, start)
+    costs = [cost_of("network", name, network, training.train.input.shape)]
+    return Plan(costs, training.forecasts or (), product.predicted_bytes())
 
 
 def history_entry(opened: Opened, training: Training, trained: Trained, seed: int) -> dict[str, Any]:

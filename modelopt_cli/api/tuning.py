@@ -84,12 +84,14 @@ class Surroundings:
         options: seed, device, workers.
         force: start over, whatever the run's folder holds.
         progress: called with the stage, what is done and the total.
+        dry: forecast training, and write nothing.
     """
 
     overrides: PreprocessOverrides | None
     options: EvalOptions
     force: bool
     progress: StageProgress | None
+    dry: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,17 +139,27 @@ def trainer(
     folder = request.folder(output)
     about = {**identity, **request.identity(), "seed": how.options.seed, "input": asdict(train.input)}
     with Run(
-        folder, identity=about, resume=request.resume, force=how.force, board=request.board, world=here
+        folder,
+        identity=about,
+        resume=request.resume,
+        force=how.force,
+        board=request.board,
+        world=here,
+        dry=how.dry,
     ) as run:
         training = Training(
             train=train,
             val=val,
             config=request.config,
-            run=run,
+            run=None if how.dry else run,
             device=how.options.device,
             workers=how.options.workers,
             progress=how.progress,
+            forecasts=[] if how.dry else None,
         )
+        if how.dry:
+            yield Trainer(training, run, here)
+            return
         resumed = run.interrupted
         try:
             yield Trainer(training, run, here)

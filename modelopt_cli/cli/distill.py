@@ -29,6 +29,7 @@ def distill(
     output: options.Output = None,
     code: options.Code = "plain",
     force: options.Force = False,
+    dry_run: options.TrainDryRun = False,
     export: options.Export = None,
 ) -> Work:
     """Teach a small network what a large one knows.
@@ -40,7 +41,8 @@ def distill(
     how = training.read(reader)
     reader.check(training.train is not None, "--train", "there is nothing to train on; name the data")
     request = options.read_request(reader, network, run, measure, gates)
-    exports = options.read_exports(reader, export, measured=not no_eval)
+    exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
+    options.read_training_dry_run(reader, dry_run)
     coding = options.read_code(reader, code)
     reader.finish()
     options.check_exports(exports, force)
@@ -72,6 +74,7 @@ def distill(
                 evaluate=not no_eval,
                 code=coding,
                 force=force,
+                dry_run=dry_run,
                 on_note=console.note,
                 progress=progress,
                 **request.keywords(),

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 from modelopt_cli.cli.console import Console
 
 if TYPE_CHECKING:
-    from modelopt_cli.api import DistillOutcome, PruneOutcome, QuantizeOutcome, ShareOutcome, TrainOutcome
+    from modelopt_cli.api import (
+        DistillOutcome,
+        Plan,
+        PruneOutcome,
+        QuantizeOutcome,
+        ShareOutcome,
+        TrainOutcome,
+    )
     from modelopt_cli.artifact import Written
     from modelopt_cli.measure import Evaluation
     from modelopt_cli.methods.prune.sensitivity import Sensitivity
@@ -50,6 +57,8 @@ def show_quantized(
 
 def show_trained(console: Console, outcome: "TrainOutcome", exports: Sequence[Path], force: bool) -> None:
     """Say how training went, export and print the table; raises GateNotMet."""
+    if outcome.plan is not None:
+        _show_plan(console, outcome.plan)
     if outcome.written is None:  # another process of this command has the result
         return
     trained = outcome.trained
@@ -154,6 +163,8 @@ def shared_json(outcome: "ShareOutcome") -> dict[str, Any]:
 
 def show_distilled(console: Console, outcome: "DistillOutcome", exports: Sequence[Path], force: bool) -> None:
     """Say how the student learned, export and print the table; raises GateNotMet."""
+    if outcome.plan is not None:
+        _show_plan(console, outcome.plan)
     if outcome.written is None:  # another process of this command has the result
         return
     if outcome.evaluation is not None:
@@ -177,6 +188,16 @@ def distilled_json(outcome: "DistillOutcome") -> dict[str, Any]:
         "distillation": outcome.entry,
         "evaluation": _evaluation_json(outcome.evaluation),
     }
+
+
+def _show_plan(console: Console, plan: "Plan") -> None:
+    """Print what a training would take; the object's ``output`` is null."""
+    from modelopt_cli import report
+
+    if console.json:
+        console.result_json({"schema_version": 1, "output": None, **report.plan_json(plan)})
+    else:
+        console.result(report.plan_table(plan))
 
 
 def _distilled_line(entry: dict[str, Any]) -> str:

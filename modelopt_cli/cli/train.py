@@ -30,6 +30,7 @@ def train(
     no_eval: options.NoEval = False,
     output: options.Output = None,
     force: options.Force = False,
+    dry_run: options.TrainDryRun = False,
     export: options.Export = None,
 ) -> Work:
     """Train a network into a file, from scratch or from a checkpoint.
@@ -43,7 +44,8 @@ def train(
         output is not None or checkpoint is not None, "--output", "name the file to write, with -o FILE"
     )
     request = options.read_request(reader, network, run, measure, gates)
-    exports = options.read_exports(reader, export, measured=not no_eval)
+    exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
+    options.read_training_dry_run(reader, dry_run)
     reader.finish()
     options.check_exports(exports, force)
     asked = options.training_request(training, how)
@@ -59,6 +61,7 @@ def train(
                 training=asked,
                 evaluate=not no_eval,
                 force=force,
+                dry_run=dry_run,
                 on_note=console.note,
                 progress=progress,
                 **request.keywords(),

@@ -4,6 +4,7 @@ from modelopt_cli.report.csv import csv_text
 from modelopt_cli.report.export import check_export, export
 from modelopt_cli.report.json import to_json
 from modelopt_cli.report.markdown import markdown_text
+from modelopt_cli.report.plan import plan_json, plan_table
 from modelopt_cli.report.plots import plot_sensitivity, require_plots
 from modelopt_cli.report.pruned import (
     pruned_json,
@@ -22,6 +23,8 @@ __all__ = [
     "export",
     "markdown_text",
     "plain_text",
+    "plan_json",
+    "plan_table",
     "plot_sensitivity",
     "pruned_json",
     "pruned_table",

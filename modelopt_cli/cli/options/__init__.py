@@ -25,6 +25,7 @@ from modelopt_cli.cli.options.output import (
     Export,
     Force,
     Output,
+    TrainDryRun,
     check_exports,
     default_output,
     read_code,
@@ -40,6 +41,7 @@ from modelopt_cli.cli.options.train import (
     TrainOptions,
     beside_another,
     of_several,
+    read_training_dry_run,
     training_request,
 )
 
@@ -73,6 +75,7 @@ __all__ = [
     "Request",
     "RunOptions",
     "ShareOptions",
+    "TrainDryRun",
     "TrainOptions",
     "beside_another",
     "check_exports",
@@ -81,5 +84,6 @@ __all__ = [
     "read_code",
     "read_exports",
     "read_request",
+    "read_training_dry_run",
     "training_request",
 ]

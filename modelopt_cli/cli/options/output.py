@@ -60,6 +60,10 @@ DryRun = Annotated[
     bool,
     _output("--dry-run", help="Print the plan for each layer and the size to expect; write nothing."),
 ]
+TrainDryRun = Annotated[
+    bool,
+    _output("--dry-run", help="Check, time a few steps, print what it would take; write nothing."),
+]
 Export = Annotated[
     list[Path] | None,
     _output(

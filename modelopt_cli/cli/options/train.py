@@ -159,6 +159,12 @@ def training_request(options: TrainOptions, values: dict[str, Any]) -> "Training
     )
 
 
+def read_training_dry_run(reader: Reader, dry_run: bool) -> None:
+    """What is timed is one process: several would have to be timed together."""
+    alone = not (dry_run and of_several())
+    reader.check(alone, "--dry-run", "times a single process; run it without torchrun")
+
+
 def of_several() -> bool:
     """Whether this is one of several processes that torchrun started."""
     return os.environ.get("WORLD_SIZE", "1") != "1"

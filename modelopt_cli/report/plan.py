@@ -1,0 +1,106 @@
+"""Showing what a training would cost."""
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from modelopt_cli.report.rows import safe
+
+if TYPE_CHECKING:
+    from modelopt_cli.api.planning import Plan
+    from modelopt_cli.training import Forecast
+
+
+def plan_table(plan: "Plan") -> RenderableType:
+    """Every network, every stage of training, and how long it would take in all."""
+    lines = [_total_line(plan)]
+    if plan.predicted_bytes is not None:
+        lines.append(f"the file would have about {plan.predicted_bytes:,} bytes")
+    if plan.cache_bytes is not None:
+        lines.append(f"the teacher's answers would take {plan.cache_bytes:,} bytes")
+    texts = [Text(line, style="bold") for line in lines]
+    return Group(_networks(plan), Text(), _stages(plan), Text(), *texts)
+
+
+def plan_json(plan: "Plan") -> dict[str, Any]:
+    """The plan as ``train --dry-run --json`` prints it, but for what every object has."""
+    return {
+        "networks": [
+            {"role": each.role, "name": each.name, "params": each.parameters, "flops": each.flops}
+            for each in plan.networks
+        ],
+        "epochs": plan.epochs,
+        "steps": plan.steps,
+        "seconds": plan.seconds,
+        "predicted_bytes": plan.predicted_bytes,
+        "cache_bytes": plan.cache_bytes,
+        "stages": [dict(vars(stage)) for stage in plan.stages],
+    }
+
+
+def duration(seconds: float) -> str:
+    """A time with as many digits as anyone needs: ``4.2 ms``, ``37 s``, ``12 min 5 s``, ``3 h 20 min``."""
+    if seconds < 0.9995:
+        return f"{1e3 * seconds:.3g} ms"
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def _networks(plan: "Plan") -> Table:
+    grid = Table(box=None, pad_edge=False)
+    grid.add_column("network", overflow="fold")
+    grid.add_column("name", overflow="fold")
+    for title in ("params", "FLOPs"):
+        grid.add_column(title, justify="right")
+    for each in plan.networks:
+        grid.add_row(each.role, Text(safe(each.name)), f"{each.parameters:,}", f"{each.flops:,}")
+    return grid
+
+
+def _stages(plan: "Plan") -> Table:
+    grid = Table(box=None, pad_edge=False)
+    grid.add_column("training", overflow="fold")
+    for title in (
+        "samples",
+        "validated on",
+        "epochs",
+        "steps/epoch",
+        "a step",
+        "timed",
+        "validation",
+        "in all",
+    ):
+        grid.add_column(title, justify="right")
+    for stage in plan.stages:
+        grid.add_row(
+            stage.stage,
+            f"{stage.train_samples:,}",
+            "?" if stage.val_samples is None else f"{stage.val_samples:,}",
+            f"{stage.epochs:,}",
+            f"{stage.steps_per_epoch:,}",
+            _step(stage),
+            f"{stage.timed_steps:,}",
+            duration(stage.validation_seconds),
+            duration(stage.seconds),
+        )
+    return grid
+
+
+def _step(stage: "Forecast") -> str:
+    """How long one takes; where answers are kept, also one that finds them."""
+    text, kept = duration(stage.seconds_per_step), stage.seconds_per_kept_step
+    return text if kept is None else f"{text}, then {duration(kept)}"
+
+
+def _total_line(plan: "Plan") -> str:
+    epochs = f"{plan.epochs:,} epoch{'s' * (plan.epochs != 1)}"
+    return f"{epochs}, {plan.steps:,} steps; training would take about {duration(plan.seconds)}"
