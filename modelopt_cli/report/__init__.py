@@ -1,6 +1,7 @@
 """Showing what was measured: the table, JSON, Markdown, CSV."""
 
 from modelopt_cli.report.csv import csv_text
+from modelopt_cli.report.curves import draw_curve
 from modelopt_cli.report.export import check_export, export
 from modelopt_cli.report.json import to_json
 from modelopt_cli.report.markdown import markdown_text
@@ -20,6 +21,7 @@ __all__ = [
     "check_export",
     "coverage_table",
     "csv_text",
+    "draw_curve",
     "export",
     "markdown_text",
     "plain_text",

@@ -1,9 +1,11 @@
 """Pictures of measurements; they need matplotlib, the ``plots`` extra."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from modelopt_cli.artifact.writer import atomic_write
 from modelopt_cli.errors import EnvironmentFailure, UsageError
 from modelopt_cli.methods.prune.sensitivity import Sensitivity
 
@@ -39,10 +41,9 @@ def plot_sensitivity(table: Sequence[Sensitivity], path: str | Path) -> None:
         As ``require_plots``.
     """
     require_plots(path)
-    matplotlib, figure_class, canvas_class = _matplotlib()
+    matplotlib, _, _ = _matplotlib()
     columns = max((len(part.points) for part in table), default=1)
-    figure = figure_class(figsize=(_WIDTH_INCHES, 1.8 + _ROW_INCHES * len(table)), layout="constrained")
-    canvas_class(figure)
+    figure = new_figure(_WIDTH_INCHES, 1.8 + _ROW_INCHES * len(table))
     axes = figure.add_subplot()
     cells = [[_cell(part, column) for column in range(columns)] for part in table]
     low, high = _limits(table)
@@ -62,9 +63,34 @@ def plot_sensitivity(table: Sequence[Sensitivity], path: str | Path) -> None:
     axes.set_xticks(range(columns), _headings(table, columns))
     axes.set_xlabel("removed from this part alone; in the cells, the share of answers that stay the same")
     figure.colorbar(image, label="KL divergence, nats")
-    # Neither a date nor random ids, so that the same table gives the same file.
+    save(figure, path, force=True)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty one, in inches; raises EnvironmentFailure where matplotlib is missing."""
+    _, figure_class, canvas_class = _matplotlib()
+    figure = figure_class(figsize=(width, height), layout="constrained")
+    canvas_class(figure)
+    return figure
+
+
+def save(figure: Any, path: str | Path, *, force: bool) -> None:
+    """Write a picture, whole or not at all; the same figure gives the same bytes with the same matplotlib.
+
+    Args:
+        figure: of :func:`new_figure`.
+        path: where to; its suffix is one of ``FORMATS``.
+        force: replace an existing file.
+
+    Raises:
+        OutputError, EnvironmentFailure: as ``artifact.writer.atomic_write``.
+    """
+    matplotlib, _, _ = _matplotlib()
+    suffix, page = Path(path).suffix.lower(), io.BytesIO()
+    # Neither a date nor random ids, so that nothing but what is drawn decides the bytes.
     with matplotlib.rc_context({"svg.hashsalt": "modelopt"}):
-        figure.savefig(path, dpi=150, metadata=_undated(Path(path).suffix.lower()))
+        figure.savefig(page, format=suffix[1:], dpi=150, metadata=_undated(suffix))
+    atomic_write(path, [page.getvalue()], force)
 
 
 def _cell(part: Sensitivity, column: int) -> tuple[float, str]:

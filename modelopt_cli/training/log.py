@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from modelopt_cli.artifact import strictjson
 from modelopt_cli.artifact.writer import atomic_write
-from modelopt_cli.errors import EnvironmentFailure
+from modelopt_cli.errors import ArtifactError, EnvironmentFailure
 
 
 class MetricsLog:
@@ -80,6 +81,22 @@ def _finite(value: float | int | None) -> float | int | None:
     return value if value is None or math.isfinite(value) else None
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log, in the order of training.
+
+    Raises:
+        EnvironmentFailure: it cannot be read.
+        ArtifactError: it is damaged, or no such log.
+    """
+    with _failures(path, "read"):
+        lines = path.read_bytes().splitlines()
+    metrics = [strictjson.parse(line, ArtifactError, str(path)) for line in lines]
+    for line in metrics:
+        if not isinstance(line.get("stage"), str) or not isinstance(line.get("epoch"), int):
+            raise ArtifactError("is not the log of a run", where=str(path))
+    return metrics
+
+
 def require_board() -> Any:
     """What writes for TensorBoard; raises EnvironmentFailure where that is not installed."""
     try:
@@ -98,8 +115,8 @@ def _writer(folder: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _failures(path: Path) -> Iterator[None]:
+def _failures(path: Path, what: str = "written") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EnvironmentFailure(f"cannot be written: {error.strerror or error}", where=str(path)) from error
+        raise EnvironmentFailure(f"cannot be {what}: {error.strerror or error}", where=str(path)) from error

@@ -1,0 +1,102 @@
+"""The course of a training, drawn from its log; it needs matplotlib, the ``plots`` extra."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import nan
+from pathlib import Path
+from typing import Any
+
+from modelopt_cli.report.plots import new_figure, require_plots, save
+from modelopt_cli.training.log import read_metrics
+
+_WIDTH_INCHES, _PANEL_INCHES, _REST_INCHES = 8.0, 2.6, 1.0
+_LEGEND_COLUMNS = 6
+_STYLES = ("-", "--", ":")
+"""Of the lines after all ten colours were used, so that no two look alike."""
+_PANELS = (
+    ("loss", "training loss,\nmean over the epoch"),
+    ("val_top1", "validation accuracy,\ntop-1 (%)"),
+)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What one stage of a training reports.
+
+    Attributes:
+        stage: its name in the log.
+        epochs: the place of each of its epochs on the axis.
+        figures: by name, one for each epoch; NaN where there is none.
+    """
+
+    stage: str
+    epochs: list[int] = field(default_factory=list)
+    figures: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name, _ in _PANELS})
+
+
+def draw_curve(log: Path, path: Path, *, beside: Sequence[str] = (), force: bool = False) -> None:
+    """Draw loss and validation accuracy, where there is any, by epoch.
+
+    Stages follow each other on the axis. The same log gives the same bytes with the same matplotlib.
+
+    Args:
+        log: the ``metrics.jsonl`` of a run.
+        path: where to write; its suffix is the format.
+        beside: stages that start at the left edge beside the others, which they are to be compared with.
+        force: replace an existing file.
+
+    Raises:
+        UsageError: ``path`` is no picture's name.
+        ArtifactError: ``log`` is not a run's.
+        OutputError: ``path`` exists and ``force`` is not given, or cannot be written to.
+        EnvironmentFailure: matplotlib is missing; no space or no permission.
+    """
+    require_plots(path)
+    found = courses(read_metrics(log), beside)
+    panels = [panel for panel in _PANELS if panel[0] == "loss" or _is_known(panel[0], found)]
+    figure = new_figure(_WIDTH_INCHES, _REST_INCHES + _PANEL_INCHES * len(panels))
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for each, (name, label) in zip(axes, panels, strict=True):
+        _draw(each, found, name)
+        each.set_ylabel(label)
+    axes[-1].set_xlabel("epochs")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    figure.align_ylabels(axes)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=_LEGEND_COLUMNS)
+    save(figure, path, force=force)
+
+
+def courses(metrics: Sequence[dict[str, Any]], beside: Sequence[str] = ()) -> list[Course]:
+    """The stages in the order of their first lines; each starts where the one before it ended.
+
+    Args:
+        metrics: the lines of a log.
+        beside: as for :func:`draw_curve`.
+    """
+    found: dict[str, Course] = {}
+    start = end = 0
+    for line in metrics:
+        stage = line["stage"]
+        if stage not in found:
+            found[stage] = Course(stage)
+            start = 0 if stage in beside else end
+        place = start + line["epoch"]
+        found[stage].epochs.append(place)
+        end = end if stage in beside else place
+        for name, values in found[stage].figures.items():
+            value = line.get(name)
+            values.append(nan if value is None else value)
+    return list(found.values())
+
+
+def _draw(axes: Any, found: Sequence[Course], name: str) -> None:
+    for number, course in enumerate(found):
+        style = _STYLES[number // 10 % len(_STYLES)]
+        colour = f"C{number % 10}"
+        axes.plot(course.epochs, course.figures[name], style, color=colour, marker=".", label=course.stage)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _is_known(name: str, found: Sequence[Course]) -> bool:
+    return any(value == value for course in found for value in course.figures[name])
