@@ -13,7 +13,7 @@ from modelopt_cli.measure import EvalOptions, StageProgress
 from modelopt_cli.program import InputSpec
 from modelopt_cli.training import TrainConfig, Training
 from modelopt_cli.training.distributed import World, world
-from modelopt_cli.training.run import Run, would_own
+from modelopt_cli.training.run import METRICS, Run, would_own
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class TrainingRequest:
     def folder(self, output: str | Path) -> Path:
         """Where the run keeps its files."""
         return self.run if self.run is not None else Path(output).with_suffix(".run")
+
+    def log(self, output: str | Path) -> Path:
+        """The log of the run, which stays when the rest of it goes."""
+        return self.folder(output) / METRICS
 
     def require_apart(self, output: str | Path, sources: Iterable[str | Path]) -> None:
         """Refuse to read or write what the run would take for its own: it replaces and deletes its files.

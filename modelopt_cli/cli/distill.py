@@ -7,6 +7,7 @@ import typer
 
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_distilled
 from modelopt_cli.cli.values import Reader
@@ -42,13 +43,20 @@ def distill(
     reader.check(training.train is not None, "--train", "there is nothing to train on; name the data")
     request = options.read_request(reader, network, run, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
+    options.read_curve(reader, training, dry_run)
     options.read_training_dry_run(reader, dry_run)
     coding = options.read_code(reader, code)
     reader.finish()
     options.check_exports(exports, force)
     asked = options.training_request(training, how)
 
+    from modelopt_cli.api.distilling import scratch_beside
     from modelopt_cli.methods.distill import DistillConfig
+
+    target = output or options.default_output(checkpoint, "distilled")
+    outputs = [target, scratch_beside(target)] if method.compare_scratch else [target]
+    sources: list[str | Path] = [checkpoint, method.student or "", *(path for path, _ in method.others())]
+    check_curve(training.curve, asked, outputs, sources, force)
 
     settings = DistillConfig(**config)
 
@@ -67,7 +75,7 @@ def distill(
         with console.progress() as progress:
             outcome = api.distill(
                 checkpoint,
-                output or options.default_output(checkpoint, "distilled"),
+                target,
                 student=student,
                 training=asked,
                 config=settings,
@@ -79,6 +87,8 @@ def distill(
                 progress=progress,
                 **request.keywords(),
             )
+        if outcome.written is not None:
+            draw_curve(console, training.curve, asked, target, force)
         show_distilled(console, outcome, exports, force=force)
 
     return work

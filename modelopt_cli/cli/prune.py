@@ -7,6 +7,7 @@ from typing import Any
 from modelopt_cli.artifact import check_output
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_pruned, show_sensitivity
 from modelopt_cli.cli.values import Reader
@@ -37,6 +38,7 @@ def prune(
     how = training.read(reader)
     request = options.read_request(reader, network, run, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
+    options.read_curve(reader, training, dry_run)
     reader.check(dry_run or not method.sensitivity, "--sensitivity", "has no meaning without --dry-run")
     coding = options.read_code(reader, code)
     reader.finish()
@@ -46,6 +48,8 @@ def prune(
 
     settings = PruneConfig(**config)
     asked = options.training_request(training, how) if how else None
+    target = output or options.default_output(checkpoint, "pruned")
+    check_curve(training.curve, asked, [target], [checkpoint], force)
     keywords: dict[str, Any] = {
         "config": settings,
         "calibration": method.calib or training.train,
@@ -62,7 +66,7 @@ def prune(
         with console.progress() as progress:
             outcome = api.prune(
                 checkpoint,
-                output or options.default_output(checkpoint, "pruned"),
+                target,
                 training=asked,
                 evaluate=not no_eval,
                 code=coding,
@@ -72,6 +76,8 @@ def prune(
                 **keywords,
                 **request.keywords(),
             )
+        if outcome.written is not None:
+            draw_curve(console, training.curve, asked, target, force)
         show_pruned(console, outcome, exports, force=force)
 
     return work

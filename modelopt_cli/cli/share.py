@@ -2,6 +2,7 @@
 
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_shared
 from modelopt_cli.cli.values import Reader
@@ -36,6 +37,7 @@ def share(
         # It is the budget, met on the calibration data, and there is nothing to judge the result by.
         request.gates.pop("max_drop")
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
+    options.read_curve(reader, training, dry_run)
     coding = options.read_code(reader, code)
     reader.finish()
     options.check_exports(exports, force)
@@ -46,6 +48,8 @@ def share(
     if not settings.automatic:
         settings.size  # noqa: B018 -- raises where nothing says how many, before the checkpoint is read
     asked = options.training_request(training, how) if how else None
+    target = output or options.default_output(checkpoint, "shared")
+    check_curve(training.curve, asked, [target], [checkpoint], force)
 
     def work() -> None:
         from modelopt_cli import api
@@ -54,7 +58,7 @@ def share(
         with console.progress() as progress:
             outcome = api.share(
                 checkpoint,
-                output or options.default_output(checkpoint, "shared"),
+                target,
                 config=settings,
                 training=asked,
                 calibration=method.calib or training.train,
@@ -66,6 +70,8 @@ def share(
                 progress=progress,
                 **request.keywords(),
             )
+        if outcome.written is not None:
+            draw_curve(console, training.curve, asked, target, force)
         show_shared(console, outcome, exports, force=force)
 
     return work

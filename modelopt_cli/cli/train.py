@@ -7,6 +7,7 @@ import typer
 
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_trained
 from modelopt_cli.cli.values import Reader
@@ -45,10 +46,13 @@ def train(
     )
     request = options.read_request(reader, network, run, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
+    options.read_curve(reader, training, dry_run)
     options.read_training_dry_run(reader, dry_run)
     reader.finish()
     options.check_exports(exports, force)
     asked = options.training_request(training, how)
+    target = output or options.default_output(checkpoint or Path(), "trained")
+    check_curve(training.curve, asked, [target], [] if checkpoint is None else [checkpoint], force)
 
     def work() -> None:
         from modelopt_cli import api
@@ -57,7 +61,7 @@ def train(
         with console.progress() as progress:
             outcome = api.train(
                 checkpoint,
-                output or options.default_output(checkpoint or Path(), "trained"),
+                target,
                 training=asked,
                 evaluate=not no_eval,
                 force=force,
@@ -66,6 +70,8 @@ def train(
                 progress=progress,
                 **request.keywords(),
             )
+        if outcome.written is not None:
+            draw_curve(console, training.curve, asked, target, force)
         show_trained(console, outcome, exports, force=force)
 
     return work

@@ -29,6 +29,7 @@ from modelopt_cli.training.lock import Lock
 from modelopt_cli.training.log import MetricsLog, require_board
 from modelopt_cli.training.state import State, read_state, write_state
 
+METRICS = "metrics.jsonl"
 _STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FILES = re.compile(r"identity\.json|state\.safetensors|stage-.*\.safetensors|metrics\.jsonl|lock")
 
@@ -76,7 +77,7 @@ class Run:
         dry: bool = False,
     ) -> None:
         self.folder = folder
-        self.metrics = folder / "metrics.jsonl"
+        self.metrics = folder / METRICS
         self._world = world or distributed.world()
         self._lock: Lock | None = None
         about = json.loads(strictjson.canonical(dict(identity)))

@@ -194,6 +194,7 @@ WRONG = {
     "unknown beside": (f"sedd: 1\n{INT8}", "'sedd': is an option of no step here; did you mean 'seed'?"),
     "of no step": (f"epochs: 1\n{INT8}", "'epochs': is an option of no step here"),
     "ours": (f"{ONE}steps:\n  - quantize: {{output: x}}", "'output': is no option of quantize"),
+    "of one command": (f"{ONE}steps:\n  - prune: {{curve: c.png}}", "'curve': is no option of prune"),
     "limit in a step": (f"{ONE}steps:\n  - quantize: {{max-drop: 1}}", "write it beside the steps"),
     "not a number": (f"{ONE}steps:\n  - prune: {{flops: half}}", "step 1 (prune): invalid value for '--f"),
     "wrong beside": (f"seed: -1\n{INT8}", "r.yaml: invalid value for '--seed'"),

@@ -41,6 +41,7 @@ from modelopt_cli.cli.options.train import (
     TrainOptions,
     beside_another,
     of_several,
+    read_curve,
     read_training_dry_run,
     training_request,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "default_output",
     "of_several",
     "read_code",
+    "read_curve",
     "read_exports",
     "read_request",
     "read_training_dry_run",

@@ -20,11 +20,12 @@ OPTIMIZERS = ("sgd", "adamw")
 LR_SCHEDULES = ("cosine", "step", "constant")
 AUGMENTATIONS = ("none", "mnist", "cifar", "imagenet")
 TEACHERS = ("self",)
+CURVES = (".png", ".svg", ".pdf")
 
 _train = partial(typer.Option, rich_help_panel="Training")
 
 # Fields that say where from and where to, not how.
-_WHERE = {"train", "val", "run", "resume", "tensorboard"}
+_WHERE = {"train", "val", "run", "resume", "tensorboard", "curve"}
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,14 @@ class TrainOptions:
         Path | None, _train(metavar="DIR", help="Also log for TensorBoard (needs the track extra).")
     ] = None
 
+    curve: Annotated[
+        Path | None,
+        _train(
+            metavar="FILE",
+            help="Also draw loss and accuracy, to FILE.png, FILE.svg or FILE.pdf (plots extra).",
+        ),
+    ] = None
+
     def read(self, reader: Reader) -> dict[str, Any]:
         """The fields of ``training.TrainConfig``, which cannot be imported without torch."""
         reader.read("--optimizer", self.optimizer, lambda text: parse_choice(text, OPTIMIZERS))
@@ -110,6 +119,8 @@ class TrainOptions:
         reader.read("--augment", self.augment, lambda text: parse_choice(text, AUGMENTATIONS))
         both = self.val is not None and self.val_fraction != 0
         reader.check(not both, "--val-fraction", "cannot be given together with --val")
+        fine = self.curve is None or self.curve.suffix.lower() in CURVES
+        reader.check(fine, "--curve", f"{self.curve} ends in none of {', '.join(CURVES)}")
         return {
             "schedule" if name == "lr_schedule" else name: value
             for name, value in vars(self).items()
@@ -157,6 +168,11 @@ def training_request(options: TrainOptions, values: dict[str, Any]) -> "Training
         resume=options.resume,
         board=options.tensorboard,
     )
+
+
+def read_curve(reader: Reader, options: TrainOptions, dry_run: bool) -> None:
+    """There is a curve only of a training."""
+    reader.check(options.curve is None or not dry_run, "--curve", "has no meaning with --dry-run")
 
 
 def read_training_dry_run(reader: Reader, dry_run: bool) -> None:

@@ -14,6 +14,7 @@ from modelopt_cli.cli.recipe.document import Options, Value
 from modelopt_cli.cli.values import Reader, did_you_mean
 
 _OURS = {"no_eval", "run", "resume", "checkpoints", "baseline", "judge"}  # what a recipe says otherwise
+_OF_ONE = {"curve"}  # written beside the steps, each would draw over the one before it
 _BOTH = {"data_batch_size"}  # is also that of looking at data to calibrate
 
 
@@ -88,7 +89,7 @@ class Commands:
         left_out = {OUTPUT} if verb == "eval" else {OUTPUT, GATES, MEASURING}
         for p in self._commands[verb].params:
             fine = p.rich_help_panel not in left_out or p.name in _BOTH
-            if p.param_type_name == "option" and fine and p.name not in _OURS:
+            if p.param_type_name == "option" and fine and p.name not in _OURS | _OF_ONE:
                 yield p
 
 
