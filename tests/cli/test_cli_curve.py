@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -150,16 +149,8 @@ def test_without_matplotlib_nothing_is_trained(verb, here, modelopt, monkeypatch
     assert listing(here) == before
 
 
-def test_one_of_two_processes_draws(here, environ):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, "-m", "modelopt_cli", *COMMANDS["train"], "--json", *CURVE],
-        cwd=here,
-        env={**environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_one_of_two_processes_draws(here, torchrun):
+    done = torchrun("-m", "modelopt_cli", *COMMANDS["train"], "--json", *CURVE, cwd=here)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["training"]["epochs"] == 3
     assert done.stderr.count("drew curve.svg") == 1
