@@ -151,6 +151,8 @@ def distill(
         sample = sample_of(pupil, student.spec)
         if evaluate:
             require_data(data, sample, overrides, options.seed)
+            if not _comparable(opened, teacher, sample):
+                _leave_out(teacher, gates, on_note)
         identity = _identity(opened, pupil, others, student, config, arch, code)
         with trainer(training, output, identity, sample, how) as tools:
             members = _members(teacher, opened, others, student, tools.training.train.input)
@@ -174,10 +176,27 @@ def distill(
     outcome = DistillOutcome(entry, written, beside, None)
     if written is None or not evaluate:
         return outcome
-    pairs = [(teacher, opened), *((path, open_noting(path, student.arch, sample, None)) for path in outputs)]
+    beside_teacher = _comparable(opened, teacher, sample)
+    pairs = [(path, open_noting(path, student.arch, sample, None)) for path in outputs]
+    pairs = [(teacher, opened), *pairs] if beside_teacher else pairs
     options, gates = replace(options, baseline=0), replace(gates, judged=len(pairs) - 1)
     evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
     return replace(outcome, evaluation=evaluation)
+
+
+def _comparable(opened: Opened, teacher: str | Path, sample: InputSpec) -> bool:
+    """Whether teacher and student can be measured on the same tensors."""
+    return sample_of(opened, teacher).shape == sample.shape
+
+
+def _leave_out(teacher: str | Path, gates: Gates, on_note: Note | None) -> None:
+    """Say, before anything is trained, that the teacher will not be in the table."""
+    what = "takes images of another size than the student"
+    if gates:
+        hint = "measure each with eval"
+        raise UsageError(f"{what}, so that no gate can compare them", where=str(teacher), hint=hint)
+    if on_note is not None:
+        on_note(f"{teacher} {what}, and is not in the table")
 
 
 def scratch_beside(output: str | Path) -> Path:

@@ -10,7 +10,8 @@ from torch import nn
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
 from modelopt_cli.checkpoint.spec import parse_spec
-from modelopt_cli.errors import ArchitectureError, UsageError
+from modelopt_cli.errors import ArchitectureError, DataError, UsageError
+from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.student import derived, is_derived
 from modelopt_cli.program import InputSpec, Program
@@ -61,13 +62,19 @@ def open_student(
     return _fresh(_fitted(spec, network, input), input, context.seed, on_note)
 
 
-def classes_of(network: nn.Module, shape: tuple[int, ...]) -> int:
-    """How many logits a network returns."""
+def classes_of(network: nn.Module, shape: tuple[int, ...], where: str = "the network") -> int:
+    """How many logits a network returns.
+
+    Raises:
+        DataError: it does not run on samples of this shape.
+        UsageError: it is no classifier.
+    """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    with evaluation_mode(network), torch.inference_mode():
-        logits = network(torch.zeros(2, *shape, device=device))
+    images = torch.zeros(2, *shape, device=device)
+    with evaluation_mode(network), torch.inference_mode(), failing_in_one_line(images, where):
+        logits = network(images)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
-        raise UsageError("is no classifier", where="the network")
+        raise UsageError("is no classifier", where=where)
     return logits.shape[1]
 
 
@@ -76,7 +83,14 @@ def _is_arch(spec: str) -> bool:
 
 
 def _fresh(spec: str, input: InputSpec, seed: int, on_note: Note | None) -> Opened:
+    """With the teacher's input, or with its own where it cannot take that."""
     opened = fresh_model(spec, input, seed)
+    try:
+        classes_of(require_network(opened, spec), input.shape, spec)
+    except DataError:
+        opened = fresh_model(spec, None, seed)
+        if opened.architecture is None or opened.architecture.input is None:
+            raise
     for note in opened.notes:
         if on_note is not None:
             on_note(note)

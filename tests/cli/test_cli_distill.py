@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import modelopt_cli
+from modelopt_cli.artifact import read_program
 
 TRAIN = ["--train", "digits?split=train", "--lr", "0.05"]
 QUICK = ["--runs", "0", "--data", "digits", *TRAIN, "--epochs", "2"]
@@ -246,3 +247,22 @@ def test_an_existing_scratch_file_is_not_replaced(here, modelopt):
     assert outcome.code == 2
     assert "out-scratch.safetensors" in outcome.err
     assert (here / "out-scratch.safetensors").read_text() == "mine"
+
+
+def test_an_architecture_that_cannot_take_the_teachers_images_takes_its_own(here, modelopt):
+    """LeNet-300 has one size, 28x28; the teacher takes 8x8."""
+    argv = ["distill", "one.safetensors", "--student", "builtin:lenet300?width=0.1", *QUICK, *OUT]
+    outcome = modelopt(*argv)
+    assert outcome.code == 2
+    assert "one.safetensors: takes 1x8x8, the student 1x28x28; resize the images" in outcome.err
+    outcome = modelopt(*argv, "--resize-for-teacher", "--json")
+    assert outcome.code == 0, outcome.err
+    assert (
+        "one.safetensors takes images of another size than the student, and is not in the table"
+        in outcome.err
+    )
+    assert [each["path"] for each in json.loads(outcome.out)["evaluation"]["models"]] == [OUT[-1]]
+    assert read_program(here / OUT[-1]).input.shape == (1, 28, 28)
+    outcome = modelopt(*argv, "--resize-for-teacher", "--force", "--max-drop", "1")
+    assert outcome.code == 2
+    assert "no gate can compare them; measure each with eval" in outcome.err
