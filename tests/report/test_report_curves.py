@@ -59,8 +59,9 @@ def test_stages_follow_each_other_and_the_comparison_starts_at_the_left(tmp_path
 
 
 def test_one_that_is_compared_does_not_move_those_after_it(tmp_path: Path) -> None:
-    metrics = [{"stage": stage, "epoch": 1} for stage in ("a", "scratch", "b")]
-    assert [course.epochs for course in courses(metrics, ["scratch"])] == [[1], [1], [2]]
+    places = (("a", 1), ("scratch", 1), ("scratch", 2), ("b", 1))
+    metrics = [{"stage": stage, "epoch": epoch} for stage, epoch in places]
+    assert [course.epochs for course in courses(metrics, ["scratch"])] == [[1], [1, 2], [2]]
 
 
 def test_both_panels_have_every_stage_and_say_what_they_show(tmp_path: Path) -> None:
