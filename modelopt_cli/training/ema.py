@@ -23,7 +23,9 @@ class MovingAverage:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self._decay = decay
-        pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
+        # By name: a copied graph has its parameters in another order. A tensor with two names counts once.
+        mine, followed = _tensors(self.network), _tensors(network)
+        pairs = list({id(mine[name]): (mine[name], theirs) for name, theirs in followed.items()}.values())
         self._float = [pair for pair in pairs if pair[0].is_floating_point()]
         self._whole = [pair for pair in pairs if not pair[0].is_floating_point()]
 
@@ -41,5 +43,8 @@ def decay_at(decay: float, step: int) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(network.named_parameters(remove_duplicate=False)),
+        **dict(network.named_buffers(remove_duplicate=False)),
+    }

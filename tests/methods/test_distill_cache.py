@@ -76,7 +76,7 @@ def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def teachers(kind: str) -> tuple[Member, ...]:
-    """A Program is packed and rounds alike in any batch; a plain module does not."""
+    """A Program is packed and rounds alike in any batch; a plain module does so on some CPUs only."""
     module = network(8)
     return (Member(capture(module, INPUT) if kind == "program" else module, SHAPE),)
 
@@ -88,7 +88,9 @@ def test_an_answer_does_not_depend_on_the_batch(kind: str) -> None:
     whole = teacher(images).logits
     for size in (1, 2, 3, 15, 16, 17):
         parts = torch.cat([teacher(part).logits for part in images.split(size)])
-        assert torch.equal(parts, whole), size
+        if kind == "program":
+            assert torch.equal(parts, whole), size
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
     for teacher in (Teacher(teachers(kind)), Teacher(teachers(kind), batch_size=100)):
         torch.testing.assert_close(teacher(images).logits, whole, rtol=1e-4, atol=1e-5)
 
@@ -106,8 +108,11 @@ def test_the_student_is_the_same_and_the_teacher_is_asked_once(
     asked.clear()
     second = taught(context(tmp_path / "answers", **who))
     assert asked == []
-    assert equal(plain, first)
-    assert equal(plain, second)
+    assert equal(first, second)
+    if kind == "program":
+        assert equal(plain, first)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-4)
     assert not equal(plain, dict(student().state_dict()))
     # Another student asks nothing either, though its batches are others.
     another = context(tmp_path / "answers", config(batch_size=9), **who)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from modelopt_cli.checkpoint.builtin import BUILTINS
 from modelopt_cli.data import open_data
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.program import InputSpec
+from modelopt_cli.program.capture import capture
 from modelopt_cli.training import CrossEntropy, Distillation, Seen, TrainConfig, mixup, objective
 from modelopt_cli.training.ema import MovingAverage
 from modelopt_cli.training.optim import make_optimizer, optimizer_state, restore_optimizer
@@ -271,3 +273,20 @@ def test_what_cannot_be_split() -> None:
         samples(open_data("synthetic:1x8x8?n=4", input=InputSpec((1, 8, 8))), None, 0.0, 10)
     with pytest.raises(DataError, match="has 10 classes"):
         samples(data, None, 0.0, 9)
+
+
+def test_the_average_of_a_graph_follows_each_tensor_under_its_own_name() -> None:
+    """A copied graph has its parameters in another order, some of them of the same shape."""
+    torch.manual_seed(0)
+    module = BUILTINS["resnet8"].make(10, 3, width=0.25)
+    network = capture(module, InputSpec((3, 32, 32)))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    average = MovingAverage(network, 0.5)
+    with torch.no_grad():
+        for tensor in network.parameters():
+            tensor.copy_(torch.randn_like(tensor))
+    average.update(0)
+    followed = average.network.state_dict()
+    for name, tensor in network.named_parameters():
+        expected = before[name] + 0.9 * (tensor - before[name])
+        torch.testing.assert_close(followed[name], expected)
