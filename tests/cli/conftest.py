@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +31,26 @@ def modelopt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return Outcome(code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
+    """Makes a copy of a folder the current directory and returns it; no bytecode is added to it."""
+
+    def call(source: Path) -> Path:
+        folder = tmp_path / "here"
+        shutil.copytree(source, folder)
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        return folder
+
+    return call
+
+
+@pytest.fixture
+def here(good_files: Path, enter: Callable[[Path], Path]) -> Path:
+    """A copy of the good files as the current directory."""
+    return enter(good_files)
 
 
 ROOT = Path(__file__).parents[2]

@@ -60,13 +60,9 @@ def spoil(folder: Path, artifact: Path) -> None:
 
 
 @pytest.fixture
-def here(workshop, tmp_path, monkeypatch):
+def here(workshop, enter):
     """A fresh copy of the workshop as the current directory."""
-    folder = tmp_path / "here"
-    shutil.copytree(workshop, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    return folder
+    return enter(workshop)
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

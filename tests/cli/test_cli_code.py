@@ -3,7 +3,6 @@
 import json
 import runpy
 import shutil
-import sys
 
 import pytest
 import torch
@@ -27,12 +26,9 @@ METHODS = {
 
 
 @pytest.fixture
-def here(good_files, tmp_path, monkeypatch):
+def here(good_files, enter):
     """The good files as the current directory, with a checkpoint of a wider network."""
-    folder = tmp_path / "here"
-    shutil.copytree(good_files, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    folder = enter(good_files)
     torch.manual_seed(0)
     # By path, since an earlier test's module may still have the name.
     make = runpy.run_path(str(folder / "net.py"))["make"]

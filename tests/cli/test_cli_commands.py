@@ -1,23 +1,11 @@
 """The commands when all is well: what is written, what is printed where."""
 
 import json
-import shutil
-import sys
 
 import pytest
 
 HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
 QUICK = ["--data", "digits", "--runs", "0", "--limit", "64", "--calibration-samples", "64"]
-
-
-@pytest.fixture
-def here(good_files, tmp_path, monkeypatch):
-    """A copy of the good files as the current directory."""
-    folder = tmp_path / "here"
-    shutil.copytree(good_files, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    return folder
 
 
 def names(folder) -> set[str]:

@@ -29,16 +29,6 @@ COMMANDS = {
 pytest.importorskip("matplotlib")
 
 
-@pytest.fixture
-def here(good_files, tmp_path, monkeypatch):
-    """A copy of the good files as the current directory."""
-    folder = tmp_path / "here"
-    shutil.copytree(good_files, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    return folder
-
-
 def listing(folder):
     """Everything in a folder, with contents."""
     return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}

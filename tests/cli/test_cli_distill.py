@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -50,14 +49,11 @@ def teachers(tmp_path_factory):
 
 
 @pytest.fixture
-def here(teachers, good_files, tmp_path, monkeypatch):
+def here(teachers, good_files, enter):
     """A copy of those and of the good files as the current directory."""
-    folder = tmp_path / "here"
-    shutil.copytree(good_files, folder)
+    folder = enter(good_files)
     for path in teachers.glob("*.safetensors"):
         shutil.copy(path, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return folder
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,13 +40,9 @@ def files(good_files, tmp_path_factory):
 
 
 @pytest.fixture
-def here(files, tmp_path, monkeypatch):
+def here(files, enter):
     """A copy of the files as the current directory."""
-    folder = tmp_path / "here"
-    shutil.copytree(files, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    return folder
+    return enter(files)
 
 
 def digest(path: Path) -> str:

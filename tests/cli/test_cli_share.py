@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,13 +36,9 @@ def trained(good_files, tmp_path_factory):
 
 
 @pytest.fixture
-def here(trained, tmp_path, monkeypatch):
+def here(trained, enter):
     """A copy of the trained network as the current directory."""
-    folder = tmp_path / "here"
-    shutil.copytree(trained, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    return folder
+    return enter(trained)
 
 
 def digest(path: Path) -> str:

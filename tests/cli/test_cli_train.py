@@ -26,16 +26,6 @@ QUICK = ["--runs", "0", "--data", "digits"]
 OUT = ["-o", "out.safetensors"]
 
 
-@pytest.fixture
-def here(good_files, tmp_path, monkeypatch):
-    """A copy of the good files as the current directory."""
-    folder = tmp_path / "here"
-    shutil.copytree(good_files, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    return folder
-
-
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
