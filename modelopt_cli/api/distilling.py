@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs, require_data
 from modelopt_cli.api.fine_tuning import context_of
@@ -14,6 +12,7 @@ from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
 from modelopt_cli.api.planning import Plan, cost_of
 from modelopt_cli.api.product import Product
 from modelopt_cli.api.students import classes_of, open_student
+from modelopt_cli.api.teachers import Source, comparable, leave_out, members_of, require_same_classes
 from modelopt_cli.api.training import history_entry
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
 from modelopt_cli.artifact.coding import Code, require_code
@@ -29,13 +28,11 @@ from modelopt_cli.methods.distill import DistillConfig
 from modelopt_cli.methods.distill.apply import learn, rate_settled
 from modelopt_cli.methods.distill.cache import CacheRequest
 from modelopt_cli.methods.distill.cacheable import layout_of, require_cacheable, told_apart
-from modelopt_cli.methods.distill.inputs import change_between
-from modelopt_cli.methods.distill.teacher import Member
 from modelopt_cli.methods.quantize.aware import settled, trainable
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.methods.trainable import masks_of, require_trainable
-from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.training import fit
 from modelopt_cli.training.distributed import world
@@ -144,21 +141,23 @@ def distill(
         artifact.check_output(path, force, sources)
     wanted = open_input([teacher], arch, training.train, overrides)
     opened = open_noting(teacher, arch, wanted, on_note)
-    others = [open_noting(path, arch, wanted, on_note) for path, _ in student.also]
+    others = [Source(path, open_noting(path, arch, wanted, on_note), weight) for path, weight in student.also]
+    teachers = [Source(teacher, opened), *others]
     how = Surroundings(overrides, options, force, progress, dry_run)
     with threads(options.threads):
         pupil = open_student(student.spec, student.arch, opened, Context(seed=options.seed), on_note)
         sample = sample_of(pupil, student.spec)
         if evaluate:
             require_data(data, sample, overrides, options.seed)
-            if not _comparable(opened, teacher, sample):
-                _leave_out(teacher, gates, on_note)
-        identity = _identity(opened, pupil, others, student, config, arch, code)
+            if not comparable(teachers[0], sample):
+                leave_out(teachers[0], gates, on_note)
+        identity = _identity(teachers, pupil, student, config, arch, code)
         with trainer(training, output, identity, sample, how) as tools:
-            members = _members(teacher, opened, others, student, tools.training.train.input)
-            _require_same_classes(members, pupil, tools.training.train.input)
+            seen = tools.training.train.input
+            members = members_of(teachers, seen, resize=student.resize_for_teacher)
+            require_same_classes(members, pupil, seen)
             context = replace(context_of(pupil, None, tools, how, "distilling"), teachers=members)
-            context = replace(context, origin=_origin(context.origin, opened, others))
+            context = replace(context, origin=_origin(context.origin, teachers))
             if student.cache is not None:
                 about = told_apart(members, context.origin["teacher_sha256"], arch)
                 context = replace(context, cache=CacheRequest(student.cache, about, force, on_note, dry_run))
@@ -176,27 +175,11 @@ def distill(
     outcome = DistillOutcome(entry, written, beside, None)
     if written is None or not evaluate:
         return outcome
-    beside_teacher = _comparable(opened, teacher, sample)
     pairs = [(path, open_noting(path, student.arch, sample, None)) for path in outputs]
-    pairs = [(teacher, opened), *pairs] if beside_teacher else pairs
+    pairs = [(teacher, opened), *pairs] if comparable(teachers[0], sample) else pairs
     options, gates = replace(options, baseline=0), replace(gates, judged=len(pairs) - 1)
     evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
     return replace(outcome, evaluation=evaluation)
-
-
-def _comparable(opened: Opened, teacher: str | Path, sample: InputSpec) -> bool:
-    """Whether teacher and student can be measured on the same tensors."""
-    return sample_of(opened, teacher).shape == sample.shape
-
-
-def _leave_out(teacher: str | Path, gates: Gates, on_note: Note | None) -> None:
-    """Say, before anything is trained, that the teacher will not be in the table."""
-    what = "takes images of another size than the student"
-    if gates:
-        hint = "measure each with eval"
-        raise UsageError(f"{what}, so that no gate can compare them", where=str(teacher), hint=hint)
-    if on_note is not None:
-        on_note(f"{teacher} {what}, and is not in the table")
 
 
 def scratch_beside(output: str | Path) -> Path:
@@ -210,9 +193,8 @@ def _file_of(student: Student) -> list[str]:
 
 
 def _identity(
-    opened: Opened,
+    teachers: Sequence[Source],
     pupil: Opened,
-    others: Sequence[Opened],
     student: Student,
     config: DistillConfig,
     arch: str | None,
@@ -220,46 +202,18 @@ def _identity(
 ) -> dict[str, Any]:
     return {
         "command": "distill",
-        "source": opened.source_sha256,
+        "source": teachers[0].opened.source_sha256,
         "arch": arch,
         "student": student.spec,
         "student_source": pupil.source_sha256,
         "student_arch": student.arch,
-        "also": [
-            [each.source_sha256, weight] for each, (_, weight) in zip(others, student.also, strict=True)
-        ],
+        "also": [[each.opened.source_sha256, each.weight] for each in teachers[1:]],
         "resize_for_teacher": student.resize_for_teacher,
         "compare_scratch": student.compare_scratch,
         "cache": student.cache is not None,
         "config": config.as_dict(),
         "code": code,
     }
-
-
-def _members(
-    teacher: str | Path, opened: Opened, others: Sequence[Opened], student: Student, seen: InputSpec
-) -> tuple[Member, ...]:
-    """All teachers, and what they make of the student's images."""
-    named = [(teacher, opened, 1.0)]
-    named += [(path, each, weight) for each, (path, weight) in zip(others, student.also, strict=True)]
-    members = []
-    for path, each, weight in named:
-        network: nn.Module = require_network(each, path)
-        input = sample_of(each, path)
-        change = change_between(seen, input, resize=student.resize_for_teacher, where=str(path))
-        members.append(Member(network, input.shape, weight, change, Path(path).name))
-    return tuple(members)
-
-
-def _require_same_classes(members: Sequence[Member], pupil: Opened, seen: InputSpec) -> None:
-    classes = classes_of(require_network(pupil, "the student"), seen.shape)
-    for member in members:
-        if (answers := classes_of(member.network, member.shape)) != classes:
-            raise UsageError(
-                f"has {answers} classes, the student {classes}",
-                where=member.name,
-                hint="give the student as many, e.g. with ?num_classes= in --student",
-            )
 
 
 def _plan(pupil: Opened, student: Student, config: DistillConfig, context: Context) -> Plan:
@@ -273,9 +227,9 @@ def _plan(pupil: Opened, student: Student, config: DistillConfig, context: Conte
     return Plan(networks, training.forecasts or (), cache_bytes=kept)
 
 
-def _origin(origin: dict[str, Any], opened: Opened, others: Sequence[Opened]) -> dict[str, Any]:
+def _origin(origin: dict[str, Any], teachers: Sequence[Source]) -> dict[str, Any]:
     known = {name: value for name, value in origin.items() if value}
-    return known | {"teacher_sha256": [each.source_sha256 for each in (opened, *others)]}
+    return known | {"teacher_sha256": [each.opened.source_sha256 for each in teachers]}
 
 
 def _distilled(pupil: Opened, config: DistillConfig, context: Context) -> tuple[dict[str, Any], Product]:

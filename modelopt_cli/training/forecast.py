@@ -1,69 +1,18 @@
 """How long a training would take, from a few of its own steps."""
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from statistics import median
+from typing import TYPE_CHECKING
 
-WARM_UP = 3
-"""Steps at the start that are slower: memory is reserved, code is chosen, samples are read and kept."""
-TIMED = 12
-"""Steps after those."""
+import torch
 
+from modelopt_cli.measure.accuracy import Tally
+from modelopt_cli.training.snapshot import copy_tensors, put_tensors
+from modelopt_cli.training.timing import Timing, timed
+from modelopt_cli.training.validate import judged
 
-@dataclass(frozen=True)
-class Timing:
-    """How long the first of many like pieces of work took.
-
-    Attributes:
-        first: seconds of each of those at the start, which are slower and only done once.
-        rest: seconds of each of those after them.
-    """
-
-    first: tuple[float, ...]
-    rest: tuple[float, ...]
-
-    @property
-    def count(self) -> int:
-        """How many were done."""
-        return len(self.first) + len(self.rest)
-
-    @property
-    def each(self) -> float:
-        """Seconds of one that is not among the first: the median, which a pause in between does not move."""
-        return median(self.rest)
-
-    def total(self, count: int) -> float:
-        """Seconds that ``count`` pieces take, from the start."""
-        return sum(self.first[:count]) + max(0, count - len(self.first)) * self.each
-
-
-def timed(
-    work: Iterable[object],
-    *,
-    warm_up: int = WARM_UP,
-    whole: bool = False,
-    wait: Callable[[], None] | None = None,
-) -> Timing:
-    """Do the first pieces of ``work``, and look at the clock after each.
-
-    Args:
-        work: does a piece whenever it is asked for its next item; it has at least one.
-        warm_up: how many are kept apart; fewer where there are hardly more.
-        whole: do them all, so that their number is known afterwards.
-        wait: waits for a device that works on by itself.
-    """
-    seconds = []
-    begun = time.perf_counter()
-    for _ in islice(work, None if whole else warm_up + TIMED):
-        if wait is not None:
-            wait()
-        now = time.perf_counter()
-        seconds.append(now - begun)
-        begun = now
-    apart = min(warm_up, len(seconds) - 1)
-    return Timing(tuple(seconds[:apart]), tuple(seconds[apart:]))
+if TYPE_CHECKING:
+    from modelopt_cli.training.loop import Loop
 
 
 @dataclass(frozen=True)
@@ -96,3 +45,72 @@ class Forecast:
     seconds_per_kept_step: float | None
     validation_seconds: float
     seconds: float
+
+
+def forecast(loop: "Loop", kept_after: int | None) -> Forecast:
+    """Time a few steps and validations, for what all of them would take; the weights come back.
+
+    Args:
+        loop: one that has not begun.
+        kept_after: as for ``fit``.
+    """
+    learner, epochs = loop.learner, loop.config.epochs
+    asking = epochs if kept_after is None else min(epochs, kept_after)
+    before = copy_tensors(learner.network)
+    try:
+        steps = _timed_steps(loop, asking)
+        # The same samples again: by now what the objective keeps of them is there.
+        again = _timed_steps(loop, asking) if asking < epochs else None
+        validation = _timed_validation(loop)
+    finally:
+        loop.rewind()
+        put_tensors(before, learner.network)
+    asked = asking * learner.steps_per_epoch
+    kept_seconds = again.each * (learner.steps - asked) if again is not None else 0.0
+    return Forecast(
+        stage=loop.stage,
+        train_samples=len(loop.train),
+        val_samples=loop.val.size if loop.val is not None else 0,
+        epochs=epochs,
+        steps_per_epoch=learner.steps_per_epoch,
+        steps=learner.steps,
+        timed_steps=len(steps.rest),
+        seconds_per_step=steps.each,
+        seconds_per_kept_step=again.each if again is not None else None,
+        validation_seconds=validation,
+        seconds=steps.total(asked) + kept_seconds + validation,
+    )
+
+
+def _timed_steps(loop: "Loop", epochs: int) -> Timing:
+    loop.rewind()
+    return timed(_first_steps(loop, epochs), wait=_waiting(loop))
+
+
+def _first_steps(loop: "Loop", epochs: int) -> Iterator[None]:
+    """The steps of the first epochs, without anything in between."""
+    for epoch in range(epochs):
+        loop.place.epoch, loop.place.step_in_epoch = epoch, 0
+        yield from loop.steps()
+
+
+def _timed_validation(loop: "Loop") -> float:
+    """Seconds of the validations after all epochs, from a few batches of one."""
+    if loop.val is None:
+        return 0.0
+    network, size = loop.learner.result.eval(), loop.config.batch_size
+    tally = Tally("the network", labelled=True)
+    work = judged(network, loop.val, size, tally, workers=loop.training.workers, device=loop.world.device)
+    timing = timed(work, warm_up=1, whole=loop.val.size is None, wait=_waiting(loop))
+    batches = timing.count if loop.val.size is None else -(-loop.val.size // size)
+    return timing.total(loop.config.epochs * batches)
+
+
+def _waiting(loop: "Loop") -> Callable[[], None]:
+    """Waits until the device has done what it was given."""
+
+    def wait() -> None:
+        if loop.world.device.startswith("cuda"):
+            torch.cuda.synchronize(loop.world.device)
+
+    return wait

@@ -6,25 +6,24 @@ go on after an interruption as if there had been none.
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import ModeloptError, UsageError
-from modelopt_cli.measure.accuracy import Tally
 from modelopt_cli.training.config import Companion, Objective, Trained, Training
 from modelopt_cli.training.distributed import World, world
-from modelopt_cli.training.forecast import Forecast, Timing, timed
+from modelopt_cli.training.forecast import forecast
 from modelopt_cli.training.interrupt import Signals
 from modelopt_cli.training.learner import Learner
 from modelopt_cli.training.loader import Batch, steps_per_epoch, training_batches
 from modelopt_cli.training.objectives import objective as objective_of
 from modelopt_cli.training.prepare import prepared
-from modelopt_cli.training.snapshot import Place, copy_tensors, restore, snapshot, tensors_of
+from modelopt_cli.training.snapshot import Place, copy_tensors, put_tensors, restore, snapshot, tensors_of
 from modelopt_cli.training.split import samples
-from modelopt_cli.training.validate import judged, percent
+from modelopt_cli.training.validate import percent
 
 _REPORT_EVERY = 0.1
 """Seconds between calls of the progress callback."""
@@ -96,18 +95,18 @@ def fit(
             seed=seed,
             steps_per_epoch=steps_per_epoch(train, config.batch_size),
         )
-        loop = _Loop(learner, training, train, val, stage, choose_from, signals)
+        loop = Loop(learner, training, train, val, stage, choose_from, signals)
         if training.forecasts is None:
             loop.run()
         else:
-            training.forecasts.append(loop.forecast(kept_after))
+            training.forecasts.append(forecast(loop, kept_after))
     place = loop.place
     return Trained(
         place.epoch, place.step, place.best, place.best_epoch, place.loss, time.monotonic() - begun
     )
 
 
-class _Loop:
+class Loop:
     """One training. ``settled`` is whether the state is that after ``place.step`` whole steps."""
 
     def __init__(
@@ -147,66 +146,12 @@ class _Loop:
         self._report(self.learner.steps)
         self._keep_best()
 
-    def forecast(self, kept_after: int | None) -> Forecast:
-        """Time a few steps and validations, for what all of them would take; the weights come back.
-
-        Args:
-            kept_after: as for ``fit``.
-        """
-        learner, epochs = self.learner, self.config.epochs
-        asking = epochs if kept_after is None else min(epochs, kept_after)
-        before = copy_tensors(learner.network)
-        try:
-            steps = self._timed_steps(asking)
-            # The same samples again: by now what the objective keeps of them is there.
-            again = self._timed_steps(asking) if asking < epochs else None
-            validation = self._timed_validation()
-        finally:
-            self.place = Place()
-            _put(before, learner.network)
-        asked = asking * learner.steps_per_epoch
-        kept_seconds = again.each * (learner.steps - asked) if again is not None else 0.0
-        return Forecast(
-            stage=self.stage,
-            train_samples=len(self.train),
-            val_samples=self.val.size if self.val is not None else 0,
-            epochs=epochs,
-            steps_per_epoch=learner.steps_per_epoch,
-            steps=learner.steps,
-            timed_steps=len(steps.rest),
-            seconds_per_step=steps.each,
-            seconds_per_kept_step=again.each if again is not None else None,
-            validation_seconds=validation,
-            seconds=steps.total(asked) + kept_seconds + validation,
-        )
-
-    def _timed_steps(self, epochs: int) -> Timing:
+    def rewind(self) -> None:
+        """Back to the first step, as far as samples are concerned; weights stay as they are."""
         self.place = Place()
-        return timed(self._first_steps(epochs), wait=self._wait)
-
-    def _first_steps(self, epochs: int) -> Iterator[None]:
-        """The steps of the first epochs, without anything in between."""
-        for epoch in range(epochs):
-            self.place.epoch, self.place.step_in_epoch = epoch, 0
-            yield from self._steps()
-
-    def _timed_validation(self) -> float:
-        """Seconds of the validations after all epochs, from a few batches of one."""
-        if self.val is None:
-            return 0.0
-        network, size = self.learner.result.eval(), self.config.batch_size
-        tally = Tally("the network", labelled=True)
-        work = judged(network, self.val, size, tally, workers=self.training.workers, device=self.world.device)
-        timing = timed(work, warm_up=1, whole=self.val.size is None, wait=self._wait)
-        batches = timing.count if self.val.size is None else -(-self.val.size // size)
-        return timing.total(self.config.epochs * batches)
-
-    def _wait(self) -> None:
-        if self.world.device.startswith("cuda"):
-            torch.cuda.synchronize(self.world.device)
 
     def _epoch(self) -> None:
-        for _ in self._steps():
+        for _ in self.steps():
             pass
         with self.signals.held():
             self._look()
@@ -214,7 +159,7 @@ class _Loop:
         with self.signals.held():
             self._close_epoch(accuracy)
 
-    def _steps(self) -> Iterator[None]:
+    def steps(self) -> Iterator[None]:
         """The steps that are left of an epoch; each is taken when the next item is asked for."""
         self.learner.network.train()
         self.settled = True
@@ -321,7 +266,7 @@ class _Loop:
             self.training.progress(self.stage, done, self.learner.steps)
 
     def _keep_best(self) -> None:
-        _put(self.best or tensors_of(self.learner.result), self.learner.network)
+        put_tensors(self.best or tensors_of(self.learner.result), self.learner.network)
 
     def _save(self) -> None:
         run = self.training.run
@@ -341,9 +286,3 @@ class _Loop:
             self.place, self.best = restore(self.learner, state)
         if run is not None:
             run.log.rewind(self.stage, self.place.epoch)
-
-
-def _put(tensors: Mapping[str, Tensor], network: nn.Module) -> None:
-    with torch.no_grad():
-        for name, tensor in tensors_of(network).items():
-            tensor.copy_(tensors[name])

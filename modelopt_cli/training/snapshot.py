@@ -92,13 +92,18 @@ def copy_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in tensors_of(network).items()}
 
 
+def put_tensors(tensors: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Give the parameters and buffers, which stay the same objects, these values by name."""
+    with torch.no_grad():
+        for name, tensor in tensors_of(network).items():
+            tensor.copy_(tensors[name])
+
+
 def _fill(network: nn.Module, saved: Mapping[str, Tensor]) -> None:
     live = tensors_of(network)
     if {n: t.shape for n, t in live.items()} != {n: t.shape for n, t in saved.items()}:
         raise _other("with other weights")
-    with torch.no_grad():
-        for name, tensor in live.items():
-            tensor.copy_(saved[name])
+    put_tensors(saved, network)
 
 
 def _other(what: str) -> ArtifactError:

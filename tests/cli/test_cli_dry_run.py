@@ -12,7 +12,7 @@ import modelopt_cli
 from modelopt_cli.cli.main import main
 from modelopt_cli.methods.distill.teacher import Teacher
 from modelopt_cli.report.plan import duration
-from modelopt_cli.training import forecast
+from modelopt_cli.training import timing
 from modelopt_cli.training.learner import Learner
 
 TRAIN = ["--train", "digits?split=train", "--lr", "0.05"]
@@ -46,7 +46,7 @@ def here(teacher, tmp_path, monkeypatch):
 def clock(monkeypatch):
     """A step takes 1 second, asking the teacher 4 more, and nothing else any time."""
     made = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(forecast, "time", SimpleNamespace(perf_counter=lambda: made.now))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: made.now))
 
     def taking(kind, name, seconds):
         original = getattr(kind, name)

@@ -9,23 +9,23 @@ import pytest
 import torch
 from training_helpers import differing, noisy_patterns, small_network, weights_of
 
-from modelopt_cli.training import CrossEntropy, TrainConfig, Training, fit, forecast, loop
-from modelopt_cli.training.forecast import TIMED, WARM_UP, Timing, timed
+from modelopt_cli.training import CrossEntropy, TrainConfig, Training, fit, forecast, timing
 from modelopt_cli.training.learner import Learner
+from modelopt_cli.training.timing import TIMED, WARM_UP, Timing, timed
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """Stands still but for what is added to ``now``."""
     made = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(forecast, "time", SimpleNamespace(perf_counter=lambda: made.now))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: made.now))
     return made
 
 
 @pytest.fixture
 def costly(clock, monkeypatch):
     """Steps take 2 seconds, the first 10 more; batches of validation half a second."""
-    step, judged, taken = Learner.step, loop.judged, []
+    step, judged, taken = Learner.step, forecast.judged, []
 
     def slow_step(self, batch, number):
         clock.now += 2 if taken else 12
@@ -38,7 +38,7 @@ def costly(clock, monkeypatch):
             yield
 
     monkeypatch.setattr(Learner, "step", slow_step)
-    monkeypatch.setattr(loop, "judged", slow_judged)
+    monkeypatch.setattr(forecast, "judged", slow_judged)
     return taken
 
 

@@ -1,0 +1,75 @@
+"""Who ``distill`` learns from: what the teachers make of a student's images, and what sets them apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelopt_cli.api.opening import Note, sample_of
+from modelopt_cli.api.students import classes_of
+from modelopt_cli.checkpoint import Opened, require_network
+from modelopt_cli.errors import UsageError
+from modelopt_cli.measure import Gates
+from modelopt_cli.methods.distill.inputs import change_between
+from modelopt_cli.methods.distill.teacher import Member
+from modelopt_cli.program import InputSpec
+
+
+@dataclass(frozen=True)
+class Source:
+    """A teacher's file.
+
+    Attributes:
+        path: where it is.
+        opened: what is in it.
+        weight: how much its answers count beside those of others.
+    """
+
+    path: str | Path
+    opened: Opened
+    weight: float = 1.0
+
+
+def members_of(teachers: Sequence[Source], seen: InputSpec, *, resize: bool) -> tuple[Member, ...]:
+    """The teachers of a student.
+
+    Args:
+        teachers: their files.
+        seen: what the student takes.
+        resize: whether images may be resized for a teacher that takes another size.
+
+    Raises:
+        InputError: one is no network, or cannot look at the student's images.
+    """
+    members = []
+    for each in teachers:
+        network, input = require_network(each.opened, each.path), sample_of(each.opened, each.path)
+        change = change_between(seen, input, resize=resize, where=str(each.path))
+        members.append(Member(network, input.shape, each.weight, change, Path(each.path).name))
+    return tuple(members)
+
+
+def require_same_classes(members: Sequence[Member], student: Opened, seen: InputSpec) -> None:
+    """Refuse teachers that tell apart more or fewer classes than the student."""
+    classes = classes_of(require_network(student, "the student"), seen.shape)
+    for member in members:
+        if (answers := classes_of(member.network, member.shape)) != classes:
+            raise UsageError(
+                f"has {answers} classes, the student {classes}",
+                where=member.name,
+                hint="give the student as many, e.g. with ?num_classes= in --student",
+            )
+
+
+def comparable(teacher: Source, sample: InputSpec) -> bool:
+    """Whether teacher and student can be measured on the same tensors."""
+    return sample_of(teacher.opened, teacher.path).shape == sample.shape
+
+
+def leave_out(teacher: Source, gates: Gates, on_note: Note | None) -> None:
+    """Say, before anything is trained, that the teacher will not be in the table."""
+    what = "takes images of another size than the student"
+    if gates:
+        hint = "measure each with eval"
+        raise UsageError(f"{what}, so that no gate can compare them", where=str(teacher.path), hint=hint)
+    if on_note is not None:
+        on_note(f"{teacher.path} {what}, and is not in the table")
