@@ -11,15 +11,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from distill_networks import CONFIG, SHAPE, fresh, within
+from prune_cases import captured
 from torch import Tensor, nn
 
 from modelopt_cli.artifact.sparsity import compact
+from modelopt_cli.checkpoint.builtin import BUILTINS
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.errors import InputError, UsageError
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill import DistillConfig, apply
 from modelopt_cli.methods.distill.apply import FINETUNE, STAGE, learn
 from modelopt_cli.methods.distill.inputs import change_between
+from modelopt_cli.methods.distill.table import LOSSES
 from modelopt_cli.methods.distill.taps import places
 from modelopt_cli.methods.distill.teacher import Member, Teacher
 from modelopt_cli.methods.quantize import QuantizeConfig
@@ -105,6 +108,20 @@ def test_every_term_brings_the_student_nearer_by_its_own_measure(term, student, 
     assert last < 0.9 * first
 
 
+@pytest.mark.parametrize("term", LOSSES)
+def test_a_fresh_residual_network_learns_by_every_default_weight_at_the_usual_rate(term, digits):
+    """From the same kind of network, with all features that have counterparts."""
+    teacher, student = residual(0.5, seed=1).eval(), residual(0.25, seed=2)
+    config = TrainConfig(epochs=8, batch_size=35, lr=TrainConfig(batch_size=128).peak_lr)
+    result = apply(student, DistillConfig(f"ce+{term}"), within(digits, teacher, config))
+    assert result.program.history[-1]["steps"] == 16
+
+
+def residual(width: float, *, seed: int) -> Program:
+    torch.manual_seed(seed)
+    return captured(BUILTINS["resnet8"].make(10, 1, width), *SHAPE)
+
+
 def losses(
     student: Program, teacher: Program, digits: Data, config: DistillConfig, training: TrainConfig
 ) -> float:
@@ -153,10 +170,10 @@ def test_the_history_says_what_was_learned_from_whom(student, teacher, digits):
     context = replace(within(digits, teacher), origin={"teacher_sha256": ["abc"]})
     entry = apply(student, config, context).program.history[-1]
     assert entry["method"] == "distill"
-    assert entry["config"]["loss"] == "ce:1+kd:0.9+hint:100@conv=mid"
+    assert entry["config"]["loss"] == "ce:1+kd:0.9+hint:1@conv=mid"
     assert entry["teachers"] == [{"name": "large", "weight": 1.0}]
     assert entry["teacher_sha256"] == ["abc"]
-    assert entry["compared"] == {"hint:100@conv=mid": ["conv=mid"]}
+    assert entry["compared"] == {"hint:1@conv=mid": ["conv=mid"]}
     assert (entry["epochs"], entry["steps"]) == (CONFIG.epochs, CONFIG.epochs * 5)
     assert entry["finetuned"] == {"epochs": 2, "steps": 10}
 

@@ -37,7 +37,7 @@ class DistillOptions:
         str,
         _distill(
             metavar="TERMS",
-            help="A sum such as ce:0.1+kd:0.9+hint:50@layer3, of ce, kd, mse, dkd, std, dist, hint, at, rkd, "
+            help="A sum such as ce:0.1+kd:0.9+hint:1@layer3, of ce, kd, mse, dkd, std, dist, hint, at, rkd, "
             "crd.",
         ),
     ] = "ce:0.1+kd:0.9"

@@ -48,7 +48,8 @@ LOSSES: dict[str, Loss] = {
     "hint": Loss(
         "features, through an adapter that learns (Romero et al. 2015)",
         "features",
-        100.0,
+        # 100 in the code of the authors of CRD, behind a batch norm: without that it diverges.
+        1.0,
         lambda student, teacher, samples: Hint(student, teacher),
     ),
     "at": Loss(

@@ -48,7 +48,7 @@ class Terms(tuple[Term, ...]):
 def parse_terms(text: str) -> Terms:
     """The terms in the order given, after that of the labels if it is not among them.
 
-    ``kd:0.9+hint:50@layer3`` compares the layers of that name; ``hint@a,b=c,d`` the student's ``a`` with the
+    ``kd:0.9+hint:1@layer3`` compares the layers of that name; ``hint@a,b=c,d`` the student's ``a`` with the
     teacher's ``c``, and ``b`` with ``d``.
 
     Raises:
