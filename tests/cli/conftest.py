@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from modelopt_cli.cli.main import main
+from modelopt_cli.measure.loading import Loading
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,21 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(autouse=True)
+def quick_loading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are not opened in processes of their own to see what that costs, but where ``real_loading`` is.
+
+    That takes longer than everything else in most tests.
+    """
+    if "real_loading" not in request.fixturenames:
+        monkeypatch.setattr("modelopt_cli.measure.loading.measure_loading", lambda job: Loading(None, None))
+
+
+@pytest.fixture
+def real_loading() -> None:
+    """What opening the files costs is measured."""
 
 
 @pytest.fixture

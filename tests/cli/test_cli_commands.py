@@ -19,7 +19,7 @@ def test_quantize_writes_the_default_name_and_says_so(here, modelopt):
     assert f"wrote net-int8.safetensors ({size:,} bytes)\n" in outcome.err
 
 
-def test_quantize_ends_with_the_table_and_exports_it(here, modelopt):
+def test_quantize_ends_with_the_table_and_exports_it(here, modelopt, real_loading):
     outcome = modelopt("quantize", "net.pth", *HOW, *QUICK, "-v", "--export", "t.json", "--export", "t.md")
     assert outcome.code == 0
     assert "net-int8.safetensors" in outcome.out
@@ -28,7 +28,10 @@ def test_quantize_ends_with_the_table_and_exports_it(here, modelopt):
     assert "Conv2d" in outcome.err  # -v lists the layers
     models = json.loads((here / "t.json").read_text())["models"]
     assert [model["path"] for model in models] == ["net.pth", "net-int8.safetensors"]
-    assert (here / "t.md").exists()
+    assert all(model["load_s"] > 0 for model in models)
+    table = (here / "t.md").read_text()
+    assert "time to load" in table
+    assert "peak memory" in table
 
 
 def test_quantize_as_json_prints_one_object(here, modelopt):

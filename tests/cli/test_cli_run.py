@@ -14,7 +14,6 @@ import pytest
 
 import modelopt_cli
 from modelopt_cli import api
-from modelopt_cli.measure.loading import Loading
 from modelopt_cli.training.lock import Lock
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +44,6 @@ def here(good_files, tmp_path, monkeypatch):
     (folder / "r.yaml").write_text(RECIPE)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    # The measuring of each file in a process of its own takes longer than everything else here.
-    monkeypatch.setattr("modelopt_cli.measure.loading.measure_loading", lambda job: Loading(None, None))
     return folder
 
 
