@@ -26,7 +26,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -209,23 +208,25 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "benchmarks" / "distillation")
     parser.add_argument("--output", type=Path, help="also write the tables to this Markdown file")
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    found: dict[tuple[str, str], list[Result]] = {}
-    lines: list[str] = []
+    folder, python = options.folder, options.torchdistill_python
+    folder.mkdir(parents=True, exist_ok=True)
+    for size in options.sizes:
+        data(folder, size)
     with ThreadPoolExecutor(options.jobs) as pool:
-        for size in options.sizes:
-            data(options.folder, size)
-            # A loss after the other: those of one seed write to the same cache, but not at one time.
-            for name in (SCRATCH, *options.only):
-                one = partial(learn, options.folder, size, name)
-                found[size, name] = list(pool.map(one, SEEDS))
-        lines += rows(found, options.sizes, options.only)
-        if options.torchdistill_python is not None:
-            python = options.torchdistill_python
+        # In this order those of one seed, which share a cache, hardly meet; if they do, no harm is done.
+        students = {
+            (size, name): [pool.submit(learn, folder, size, name, seed) for seed in SEEDS]
+            for size in options.sizes
+            for name in (SCRATCH, *options.only)
+        }
+        pairs = []
+        if python is not None:
             pairs = [
-                (pool.submit(ours, options.folder, seed), pool.submit(theirs, options.folder, seed, python))
-                for seed in SEEDS
+                (pool.submit(ours, folder, seed), pool.submit(theirs, folder, seed, python)) for seed in SEEDS
             ]
+        found = {key: [each.result() for each in runs] for key, runs in students.items()}
+        lines = list(rows(found, options.sizes, options.only))
+        if pairs:
             first, second = ([each.result() for each in tool] for tool in zip(*pairs, strict=True))
             lines += rows_beside({OURS: first, THEIRS: second})
     text = "\n".join(lines)
