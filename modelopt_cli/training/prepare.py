@@ -77,9 +77,23 @@ def _classes(logits: object) -> int:
 
 
 def _lay_out(network: nn.Module, images: Tensor) -> bool:
-    """Channels last, if there are convolutions and nothing in the network insists on the other order."""
-    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    if images.dim() != 4 or not convolutions or any(map(_overruns, convolutions)):
+    """Channels last, unless torch cannot train the network so."""
+    if any(_overruns(module) for module in network.modules() if isinstance(module, nn.Conv2d)):
+        return False
+    return channels_last(network, images)
+
+
+def channels_last(network: nn.Module, images: Tensor) -> bool:
+    """Lay out the weights with the channels innermost, which most convolutions are faster with.
+
+    Args:
+        network: in evaluation mode.
+        images: some that it takes.
+
+    Returns:
+        Whether it is laid out so now: it has convolutions, and nothing in it insists on the other order.
+    """
+    if images.dim() != 4 or not any(isinstance(module, nn.Conv2d) for module in network.modules()):
         return False
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:

@@ -112,6 +112,7 @@ def _teacher(pairs: Sequence[Pair], context: Context) -> Teacher:
         [pair.teacher for pair in pairs],
         together.device,
         batch_size=-(-largest // together.size),
+        amp=training.config.amp,
     )
 
 

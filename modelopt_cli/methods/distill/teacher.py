@@ -14,6 +14,8 @@ from modelopt_cli.kernels.fp32 import prepack
 from modelopt_cli.measure.subject import is_quantized
 from modelopt_cli.methods.distill.taps import Place, Taps, tapped
 from modelopt_cli.program import Program
+from modelopt_cli.program.fold import fold_batch_norms, inference_form
+from modelopt_cli.training.prepare import channels_last
 
 Change = Callable[[Tensor], Tensor]
 
@@ -65,6 +67,7 @@ class Teacher:
             may depend on how many there are (oneDNN and MKL do for small batches): without this a sample's
             answer would, too, and one that was kept would not be the one that is given now. Not where
             features are looked at, which nobody keeps. None shows the images as they come.
+        amp: whether it is called under torch's autocast to bfloat16.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Teacher:
         device: str = "cpu",
         *,
         batch_size: int | None = None,
+        amp: bool = False,
     ) -> None:
         self._batch_size = None if looked_at else batch_size
         self._members, self._places = tuple(members), tuple(dict.fromkeys(looked_at))
@@ -82,10 +86,13 @@ class Teacher:
         networks = [copy.deepcopy(member.network).eval().requires_grad_(False) for member in members]
         self._taps: Taps | None = None
         self._open = ExitStack()  # for as long as this is there: the copy is its own
+        self._calls: list[Callable[[Tensor], Tensor]] = []
         if self._places:
-            self._taps = self._open.enter_context(tapped(networks[0], self._places))
-        first = not self._places
-        self._calls = [_fastest(each, device, whole=i > 0 or first) for i, each in enumerate(networks)]
+            first = _laid_out(networks.pop(0), members[0], device)
+            self._taps = self._open.enter_context(tapped(first, self._places))
+            self._calls.append(first)
+        rest = members[len(self._calls) :]
+        self._calls += [_fastest(*each, device, amp) for each in zip(networks, rest, strict=True)]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Answer:
@@ -124,10 +131,25 @@ def _blocks(images: Tensor, size: int) -> tuple[Tensor, ...]:
     return blocks
 
 
-def _fastest(network: nn.Module, device: str, *, whole: bool) -> Callable[[Tensor], Tensor]:
-    """How to call a network that nothing of is to be seen but the answers (``whole``), or more."""
-    if isinstance(network, Program) and is_quantized(network):
+def _fastest(network: nn.Module, member: Member, device: str, amp: bool) -> Callable[[Tensor], Tensor]:
+    """How to call a network that nothing of is to be seen but the answers."""
+    if not isinstance(network, Program):
+        return _laid_out(network, member, device)
+    if is_quantized(network):
         return prepare(network, device)
-    if isinstance(network, Program) and whole and device == "cpu":
+    if device == "cpu" and not (amp and _computes_bfloat16()):
         return prepack(network)
-    return network.to(device)
+    return _laid_out(fold_batch_norms(inference_form(network)), member, device)
+
+
+def _laid_out(network: nn.Module, member: Member, device: str) -> nn.Module:
+    """On the device, with the channels innermost unless something in it insists on the other order."""
+    network = network.to(device)
+    with torch.no_grad():
+        channels_last(network, torch.zeros(1, *member.shape, device=device))
+    return network
+
+
+def _computes_bfloat16() -> bool:
+    """Whether the processor does; without that bfloat16 is slower than packed float32."""
+    return any(has and name.endswith("bf16") for name, has in torch.cpu.get_capabilities().items())

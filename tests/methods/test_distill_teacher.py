@@ -1,0 +1,73 @@
+"""The form that a teacher answers in: number format and memory layout, and still its own answers."""
+
+import pytest
+import torch
+from prune_cases import captured
+from torch import Tensor, nn
+
+from modelopt_cli.checkpoint.builtin import BUILTINS
+from modelopt_cli.methods.distill import teacher as teachers
+from modelopt_cli.methods.distill.taps import places
+from modelopt_cli.methods.distill.teacher import Member, Teacher
+from modelopt_cli.program import Program
+
+SHAPE = (1, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def network() -> Program:
+    torch.manual_seed(0)
+    return captured(BUILTINS["resnet8"].make(10, 1, 0.5), *SHAPE).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+def mixed(teacher: Teacher, images: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return teacher(images).logits
+
+
+def test_in_mixed_precision_it_computes_in_bfloat16_where_the_processor_does(network, images, monkeypatch):
+    members = [Member(network, SHAPE)]
+    exact = Teacher(members)(images).logits
+    monkeypatch.setattr(teachers, "_computes_bfloat16", lambda: True)
+    rounded = mixed(Teacher(members, amp=True), images)
+    assert rounded.dtype == torch.float32
+    # bfloat16 has 8 bits of mantissa; a hundredth is well above that, and far below another answer.
+    difference = float((rounded - exact).abs().max() / exact.abs().max())
+    assert 1e-4 < difference < 1e-2
+    monkeypatch.setattr(teachers, "_computes_bfloat16", lambda: False)
+    assert torch.equal(mixed(Teacher(members, amp=True), images), exact)
+
+
+@pytest.mark.parametrize("kind", ["program", "module"])
+def test_where_it_is_not_packed_its_channels_are_innermost(kind, network, images):
+    given = network if kind == "program" else nn.Sequential(network)
+    place = [place for place in places(given, SHAPE) if place.shape[-1] == 4][-1]
+    teacher = Teacher([Member(given, SHAPE)], [place])
+    answer = teacher(images)
+    assert answer.features[place].is_contiguous(memory_format=torch.channels_last)
+    assert not answer.features[place].is_contiguous()
+    torch.testing.assert_close(answer.logits, network(images), rtol=1e-4, atol=1e-5)
+    assert next(network.parameters()).is_contiguous()  # the one that was given
+
+
+class Viewing(nn.Module):
+    """Insists on the other order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(3 * 256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(self.conv(x).view(len(x), -1))
+        return y
+
+
+def test_one_that_cannot_have_them_innermost_is_asked_as_it_is(images):
+    network = Viewing().eval()
+    with torch.no_grad():
+        assert torch.equal(Teacher([Member(network, SHAPE)])(images).logits, network(images))
