@@ -86,20 +86,20 @@ def test_without_a_teacher_it_stays_int8_too(here, modelopt):
 
 
 def test_interrupted_and_resumed_to_the_same_bytes(here, modelopt, monkeypatch):
-    from modelopt_cli.training import loop
+    from modelopt_cli.training.learner import Learner
 
     assert modelopt(*COMMAND, "--no-eval", "-o", "through.safetensors").code == 0
-    step, seen = loop._Loop._step, []
+    step, seen = Learner.step, []
 
-    def stopping(self, batch):
+    def stopping(self, batch, number):
         if len(seen) == 16:
             raise KeyboardInterrupt
-        seen.append(self.stage)
-        step(self, batch)
+        seen.append(number)
+        step(self, batch, number)
 
-    monkeypatch.setattr(loop._Loop, "_step", stopping)
+    monkeypatch.setattr(Learner, "step", stopping)
     assert modelopt(*COMMAND, "--no-eval", *OUT).code == 130
-    monkeypatch.setattr(loop._Loop, "_step", step)
+    monkeypatch.setattr(Learner, "step", step)
     assert (here / "out.run" / "state.safetensors").exists()
     resumed = modelopt(*COMMAND, "--no-eval", *OUT, "--resume")
     assert resumed.code == 0, resumed.err
