@@ -109,8 +109,8 @@ def test_every_term_brings_the_student_nearer_by_its_own_measure(term, student, 
 
 
 @pytest.mark.parametrize("term", LOSSES)
-def test_a_fresh_residual_network_learns_by_every_default_weight_at_the_usual_rate(term, digits):
-    """From the same kind of network, with all features that have counterparts."""
+def test_by_no_default_weight_does_a_fresh_residual_network_diverge_at_the_usual_rate(term, digits):
+    """Taught by its own kind, with all features that have counterparts."""
     teacher, student = residual(0.5, seed=1).eval(), residual(0.25, seed=2)
     config = TrainConfig(epochs=8, batch_size=35, lr=TrainConfig(batch_size=128).peak_lr)
     result = apply(student, DistillConfig(f"ce+{term}"), within(digits, teacher, config))

@@ -1,11 +1,16 @@
 """The form that a teacher answers in: number format and memory layout, and still its own answers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from distill_networks import CONFIG, fresh, within
 from prune_cases import captured
 from torch import Tensor, nn
 
 from modelopt_cli.checkpoint.builtin import BUILTINS
+from modelopt_cli.data import open_data
+from modelopt_cli.methods.distill import DistillConfig, apply
 from modelopt_cli.methods.distill import teacher as teachers
 from modelopt_cli.methods.distill.taps import places
 from modelopt_cli.methods.distill.teacher import Member, Teacher
@@ -41,6 +46,15 @@ def test_in_mixed_precision_it_computes_in_bfloat16_where_the_processor_does(net
     assert 1e-4 < difference < 1e-2
     monkeypatch.setattr(teachers, "_computes_bfloat16", lambda: False)
     assert torch.equal(mixed(Teacher(members, amp=True), images), exact)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_training_in_mixed_precision_has_such_a_teacher(amp, monkeypatch):
+    asked = []
+    monkeypatch.setattr(teachers, "_computes_bfloat16", lambda: bool(asked.append(True)))
+    data = open_data("digits?split=train").sample(32)
+    apply(fresh(4), DistillConfig(), within(data, fresh(8), replace(CONFIG, epochs=1, amp=amp)))
+    assert bool(asked) is amp
 
 
 @pytest.mark.parametrize("kind", ["program", "module"])
