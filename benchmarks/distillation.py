@@ -212,8 +212,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for size in options.sizes:
         data(folder, size)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        # In this order those of one seed, which share a cache, hardly meet; if they do, no harm is done.
+    # More would begin two of one seed at once, which share a cache that is not there yet.
+    with ThreadPoolExecutor(min(options.jobs, len(SEEDS))) as pool:
         students = {
             (size, name): [pool.submit(learn, folder, size, name, seed) for seed in SEEDS]
             for size in options.sizes
