@@ -1,4 +1,4 @@
-"""Who ``distill`` learns from: what the teachers make of a student's images, and what sets them apart."""
+"""Who ``distill`` learns from: the teachers' files, and whether they fit the student."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """How long a training would take, from a few of its own steps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,7 +85,7 @@ def forecast(loop: "Loop", kept_after: int | None) -> Forecast:
 
 def _timed_steps(loop: "Loop", epochs: int) -> Timing:
     loop.rewind()
-    return timed(_first_steps(loop, epochs), wait=_waiting(loop))
+    return timed(_first_steps(loop, epochs), wait=partial(_wait, loop))
 
 
 def _first_steps(loop: "Loop", epochs: int) -> Iterator[None]:
@@ -101,16 +102,12 @@ def _timed_validation(loop: "Loop") -> float:
     network, size = loop.learner.result.eval(), loop.config.batch_size
     tally = Tally("the network", labelled=True)
     work = judged(network, loop.val, size, tally, workers=loop.training.workers, device=loop.world.device)
-    timing = timed(work, warm_up=1, whole=loop.val.size is None, wait=_waiting(loop))
+    timing = timed(work, warm_up=1, whole=loop.val.size is None, wait=partial(_wait, loop))
     batches = timing.count if loop.val.size is None else -(-loop.val.size // size)
     return timing.total(loop.config.epochs * batches)
 
 
-def _waiting(loop: "Loop") -> Callable[[], None]:
-    """Waits until the device has done what it was given."""
-
-    def wait() -> None:
-        if loop.world.device.startswith("cuda"):
-            torch.cuda.synchronize(loop.world.device)
-
-    return wait
+def _wait(loop: "Loop") -> None:
+    """Until the device has done what it was given."""
+    if loop.world.device.startswith("cuda"):
+        torch.cuda.synchronize(loop.world.device)

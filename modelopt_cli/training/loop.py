@@ -150,15 +150,6 @@ class Loop:
         """Back to the first step, as far as samples are concerned; weights stay as they are."""
         self.place = Place()
 
-    def _epoch(self) -> None:
-        for _ in self.steps():
-            pass
-        with self.signals.held():
-            self._look()
-        accuracy = self._validate()
-        with self.signals.held():
-            self._close_epoch(accuracy)
-
     def steps(self) -> Iterator[None]:
         """The steps that are left of an epoch; each is taken when the next item is asked for."""
         self.learner.network.train()
@@ -179,6 +170,15 @@ class Loop:
                 self._step(batch)
             self._report(self.place.step)
             yield
+
+    def _epoch(self) -> None:
+        for _ in self.steps():
+            pass
+        with self.signals.held():
+            self._look()
+        accuracy = self._validate()
+        with self.signals.held():
+            self._close_epoch(accuracy)
 
     def _step(self, batch: Batch) -> None:
         self.settled = False

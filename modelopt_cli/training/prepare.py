@@ -80,10 +80,10 @@ def _lay_out(network: nn.Module, images: Tensor) -> bool:
     """Channels last, unless torch cannot train the network so."""
     if any(_overruns(module) for module in network.modules() if isinstance(module, nn.Conv2d)):
         return False
-    return channels_last(network, images)
+    return to_channels_last(network, images)
 
 
-def channels_last(network: nn.Module, images: Tensor) -> bool:
+def to_channels_last(network: nn.Module, images: Tensor) -> bool:
     """Lay out the weights with the channels innermost, which most convolutions are faster with.
 
     Args:

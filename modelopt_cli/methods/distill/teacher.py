@@ -15,7 +15,7 @@ from modelopt_cli.measure.subject import is_quantized
 from modelopt_cli.methods.distill.taps import Place, Taps, tapped
 from modelopt_cli.program import Program
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
-from modelopt_cli.training.prepare import channels_last
+from modelopt_cli.training.prepare import to_channels_last
 
 Change = Callable[[Tensor], Tensor]
 
@@ -146,7 +146,7 @@ def _laid_out(network: nn.Module, member: Member, device: str) -> nn.Module:
     """On the device, with the channels innermost unless something in it insists on the other order."""
     network = network.to(device)
     with torch.no_grad():
-        channels_last(network, torch.zeros(1, *member.shape, device=device))
+        to_channels_last(network, torch.zeros(1, *member.shape, device=device))
     return network
 
 
