@@ -1,8 +1,9 @@
 """The one ``torch.load`` of the tree, and what stands around it.
 
-``weights_only=True`` keeps a pickle from running code. It is not a boundary against everything else:
-a compressed zip entry can ask for gigabytes, and a damaged file fails with whatever exception the
-unpickler happens to meet. So the zip directory is checked before, and every exception becomes ours.
+``weights_only=True`` keeps a pickle from running code; objects that are no tensors become stand-ins. It is
+not a boundary against everything else: a compressed zip entry can ask for gigabytes, and a damaged file fails
+with whatever exception the unpickler happens to meet. So the zip directory is checked before, and every
+exception becomes ours.
 """
 
 import contextlib
@@ -16,7 +17,8 @@ from typing import Any, BinaryIO
 import torch
 
 from modelopt_cli.checkpoint.sniff import Kind, open_zip
-from modelopt_cli.checkpoint.text import convert_command, first_line, printable
+from modelopt_cli.checkpoint.standins import Survey, runs_code, survey, unwrapped_classes
+from modelopt_cli.checkpoint.text import a, convert_command, first_line, printable
 from modelopt_cli.errors import CheckpointError
 
 # Runs only where the user runs it: loads with the original code, keeps names and tensors.
@@ -28,19 +30,17 @@ _KEEP_WEIGHTS = (
     "{k:v for k,v in m.items() if t.is_tensor(v)},sys.argv[2])"
 )
 _SCAN_LIMIT = 64 << 20
+_LEGACY_HEADERS = 3  # pickles before the one with the weights: magic number, version, system
+_SURVEY_LIMIT = 16 << 20  # bytes of a pickle; that of a training checkpoint with 10,000 tensors has 3 MB
 _REFUSED = re.compile(
     r"GLOBAL (?P<not_allowed>\S+) was not an allowed global"
     r"|GLOBAL (?P<blocked>\S+) whose module \S+ is blocked"
     r"|unrecognized function (?P<called>.+)"
 )
-_RUNS_CODE = re.compile(
-    r"^(os|posix|nt|sys|subprocess|socket|shutil|builtins|__builtin__|runpy|pty|importlib|ctypes|pickle"
-    r"|operator|functools|webbrowser|commands|code|timeit|bdb|pdb|cProfile|asyncio|multiprocessing)(\.|$)"
-)
 
 
 def load_object(handle: BinaryIO, path: Path, kind: Kind) -> Any:
-    """What ``torch.save`` wrote: nested dicts, lists and scalars with CPU tensors; nothing else.
+    """What ``torch.save`` wrote: nested dicts and lists of CPU tensors and scalars, and stand-ins for the rest.
 
     Args:
         handle: the open file, so that what was checked and hashed is what is read.
@@ -48,15 +48,35 @@ def load_object(handle: BinaryIO, path: Path, kind: Kind) -> Any:
         kind: what it is, for messages.
 
     Raises:
-        CheckpointError: the file is damaged, holds objects other than tensors, or would run code.
+        CheckpointError: the file is damaged, was not written by ``torch.save``, or would run code.
     """
+    content = _pickle_bytes(handle, path, kind)
+    found = _surveyed(content, kind)
+    stand_ins = found.stand_ins(map(_name_of, torch.serialization.get_safe_globals()))
+    if found.modules:
+        handle = io.BytesIO(unwrapped_classes(_whole(handle), found.modules))
     handle.seek(0)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
             warnings.simplefilter("ignore")  # about the pickle protocol and old storages; nothing to act on
             return torch.load(handle, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # six types seen on damaged files; a seventh must not escape either
-        raise _explain(error, handle, path, kind) from error
+        raise _explain(error, content, path, kind) from error
+
+
+def _surveyed(content: bytes, kind: Kind) -> Survey:
+    """What the pickle of a file of ``torch.save`` holds beside tensors."""
+    stream = io.BytesIO(content[:_SURVEY_LIMIT])
+    with contextlib.suppress(Exception):  # damaged before it
+        for _ in range(_LEGACY_HEADERS if kind == "torch-legacy" else 0):
+            for _opcode in pickletools.genops(stream):
+                pass
+    return survey(stream)
+
+
+def _name_of(allowed: Any) -> str:
+    """The name by which a class that the user's own program has allowed is found."""
+    return str(allowed[1]) if isinstance(allowed, tuple) else f"{allowed.__module__}.{allowed.__qualname__}"
 
 
 def check_zip(handle: BinaryIO, path: Path) -> None:
@@ -77,12 +97,11 @@ def check_zip(handle: BinaryIO, path: Path) -> None:
         )
 
 
-def _explain(error: Exception, handle: BinaryIO, path: Path, kind: Kind) -> CheckpointError:
+def _explain(error: Exception, content: bytes, path: Path, kind: Kind) -> CheckpointError:
     where = str(path)
-    content = _pickle_bytes(handle, path, kind)
     found = _REFUSED.search(str(error))
-    named = [next(group for group in found.groups() if group)] if found else _globals(content)
-    running = [name for name in named if _RUNS_CODE.match(name)]
+    named = [_full(next(group for group in found.groups() if group))] if found else _globals(content)
+    running = [name for name in named if runs_code(name)]
     if running or (found and found["blocked"]):
         return CheckpointError(
             f"asks to call {printable((running or named)[0])} while it loads, which is code and was not run",
@@ -90,7 +109,7 @@ def _explain(error: Exception, handle: BinaryIO, path: Path, kind: Kind) -> Chec
             hint="do not load it elsewhere either; get the weights from a source you trust",
         )
     if found:
-        what = f"holds a {printable(named[0])}, and only tensors are read from a file"
+        what = f"holds {a(printable(named[0]))}, which cannot be read without running code"
         return CheckpointError(what, where=where, hint=_hint(path, kind))
     if kind == "pickle":
         return CheckpointError(
@@ -104,6 +123,11 @@ def _explain(error: Exception, handle: BinaryIO, path: Path, kind: Kind) -> Chec
         where=where,
         hint="copy or download it again",
     )
+
+
+def _full(name: str) -> str:
+    """A name out of torch's message, which leaves out ``builtins.``."""
+    return name if "." in name or " " in name else f"builtins.{name}"
 
 
 def _globals(content: bytes) -> list[str]:
@@ -124,7 +148,7 @@ def _globals(content: bytes) -> list[str]:
 
 
 def _pickle_bytes(handle: BinaryIO, path: Path, kind: Kind) -> bytes:
-    """The pickle in a file that torch could not read, as far as it can be had; never more than 64 MiB."""
+    """The pickle in a file, as far as it can be had; never more than 64 MiB."""
     if kind != "torch-zip":
         handle.seek(0)
         return handle.read(_SCAN_LIMIT)
@@ -134,6 +158,11 @@ def _pickle_bytes(handle: BinaryIO, path: Path, kind: Kind) -> bytes:
         with archive.open(entry) as stream:
             return stream.read(_SCAN_LIMIT)
     return b""
+
+
+def _whole(handle: BinaryIO) -> bytes:
+    handle.seek(0)
+    return handle.read()
 
 
 def _hint(path: Path, kind: Kind) -> str:

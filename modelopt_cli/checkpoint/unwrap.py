@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 import torch
 
 from modelopt_cli.artifact.lazy import LazyState
-from modelopt_cli.checkpoint.text import listing, printable
+from modelopt_cli.checkpoint.pickled_network import as_mapping, is_network
+from modelopt_cli.checkpoint.standins import StandIn
+from modelopt_cli.checkpoint.text import a, listing, printable
 from modelopt_cli.errors import CheckpointError
 
 # Keys under which weights are found, in the order they are preferred: plain weights before averaged
@@ -48,9 +50,11 @@ def unwrap(saved: object, where: str) -> Unwrapped:
     Raises:
         CheckpointError: there is no state dict in it, or several and none preferred.
     """
-    path, mapping = _find(saved, where)
+    path, holder = _find(saved, where)
     notes: list[str] = []
-    if path:
+    if isinstance(holder, StandIn):
+        notes.append(f"weights taken out of a pickled {printable(holder.origin)}, whose code was not read")
+    elif path:
         notes.append(f"weights taken from '{printable('.'.join(path))}'")
     if isinstance(saved, Mapping):
         unused = [str(key) for key in AVERAGED if key in saved and key not in path]
@@ -58,7 +62,7 @@ def unwrap(saved: object, where: str) -> Unwrapped:
             notes.append(
                 f"averaged weights under {listing(unused)} were left aside; save them alone to use them"
             )
-    state, dropped = _tensors(mapping)
+    state, dropped = _tensors(as_mapping(holder, where))
     return Unwrapped(_strip_wrappers(state), (*notes, *_left_aside(dropped)))
 
 
@@ -73,14 +77,15 @@ def _left_aside(names: list[str]) -> tuple[str, ...]:
     return (f"left aside, not tensors of the network: {listing(names)}",) if names else ()
 
 
-def _find(saved: object, where: str) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+def _find(saved: object, where: str) -> tuple[tuple[str, ...], Any]:
+    """The keys that lead to a state dict or a pickled network, and that itself."""
     node: Any = saved
     path: tuple[str, ...] = ()
     for _ in range(_DEPTH):
+        if is_network(node) or (isinstance(node, Mapping) and _is_state(node)):
+            return path, node
         if not isinstance(node, Mapping):
             break
-        if _is_state(node):
-            return path, node
         key = _next_key(node, where)
         node, path = node[key], (*path, key)
     raise CheckpointError(_what_else(saved), where=where, hint="pass a file with a network's state_dict()")
@@ -107,6 +112,8 @@ def _next_key(node: Mapping[Any, Any], where: str) -> str:
 
 
 def _leads_to_state(value: object, depth: int = _DEPTH) -> bool:
+    if is_network(value):
+        return True
     if not isinstance(value, Mapping) or depth == 0 or "param_groups" in value:
         return False
     if _is_state(value):
@@ -119,7 +126,8 @@ def _what_else(saved: object) -> str:
     if isinstance(saved, torch.Tensor):
         return "holds a single tensor, not a network's weights"
     if not isinstance(saved, Mapping):
-        return f"holds a {type(saved).__name__}, not a network's weights"
+        kind = saved.origin if isinstance(saved, StandIn) else type(saved).__name__
+        return f"holds {a(printable(kind))}, not a network's weights"
     if "param_groups" in saved:
         return "holds an optimizer's state, not a network's weights"
     if not saved:
