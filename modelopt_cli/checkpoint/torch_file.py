@@ -40,7 +40,7 @@ _REFUSED = re.compile(
 
 
 def load_object(handle: BinaryIO, path: Path, kind: Kind) -> Any:
-    """What ``torch.save`` wrote: nested dicts and lists of CPU tensors and scalars, and stand-ins for the rest.
+    """What ``torch.save`` wrote: dicts and lists of CPU tensors and scalars, and stand-ins for the rest.
 
     Args:
         handle: the open file, so that what was checked and hashed is what is read.
