@@ -13,6 +13,7 @@ from modelopt_cli.measure.flops import Macs, count_macs
 from modelopt_cli.measure.gates import Gates
 from modelopt_cli.measure.latency import Latency
 from modelopt_cli.measure.size import Size, measure_size
+from modelopt_cli.measure.speedup import Speedup, paired_speedup
 from modelopt_cli.measure.statistics import Interval, paired_difference
 from modelopt_cli.measure.subject import LabelledBatches, StageProgress, Subject
 
@@ -30,11 +31,13 @@ __all__ = [
     "ModelReport",
     "Predictions",
     "Size",
+    "Speedup",
     "StageProgress",
     "Subject",
     "count_macs",
     "evaluate",
     "measure_size",
     "paired_difference",
+    "paired_speedup",
     "predict",
 ]

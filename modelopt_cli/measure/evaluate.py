@@ -1,5 +1,6 @@
 """Measure several models side by side, on the same samples and in the same rounds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -7,13 +8,13 @@ from functools import partial
 from modelopt_cli.errors import ArchitectureError, DataError, EnvironmentFailure, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import accuracy, latency, loading
-from modelopt_cli.measure.environment import environment
-from modelopt_cli.measure.evaluation import Accuracy, Comparison, Evaluation, ModelReport
+from modelopt_cli.measure.comparing import compare_all, summarise
+from modelopt_cli.measure.environment import cores, environment
+from modelopt_cli.measure.evaluation import Evaluation, ModelReport
 from modelopt_cli.measure.flops import Macs, count_macs
 from modelopt_cli.measure.forms import best_form
 from modelopt_cli.measure.size import measure_size
 from modelopt_cli.measure.sparsity import sparsity_note
-from modelopt_cli.measure.statistics import paired_difference
 from modelopt_cli.measure.subject import LabelledBatches, StageProgress, Subject
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Quantized
@@ -27,15 +28,15 @@ class EvalOptions:
         baseline: index of the reference among the subjects.
         batch_size: samples in a timed pass, and in the pass whose memory is measured.
         warmup: untimed rounds.
-        runs: timed rounds; 0 leaves latency out.
+        runs: timed rounds; 0 leaves out latency, memory and the time to load.
         threads: torch threads within one operator; None keeps the current number.
         data_batch_size: samples in a pass that measures accuracy.
         limit: at most so many samples of the data.
         workers: processes that load data.
         seed: of the noise and the order in which latency is measured.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        memory: whether to measure peak memory and the time to load, which starts one process for each
-            model.
+        memory: whether to measure peak memory and the time to load next to latency, which starts one
+            process for each model.
     """
 
     baseline: int = 0
@@ -111,13 +112,16 @@ class _Run:
             macs = {i: self._macs(self.subjects[i]) for i in self.runnable}
             answers = self._answers()
             latencies = self._latencies()
+        timed = {self.subjects[i].path: found for i, found in latencies.items()}
+        available = cores() if self.options.device == "cpu" else math.inf
+        self.notes += latency.noise_notes(timed, threads, available)
         loadings = self._loadings(threads)
         models = tuple(
             ModelReport(
                 path=subject.path,
                 size=measure_size(subject),
                 macs=macs.get(i),
-                accuracy=_accuracy(answers.get(i)),
+                accuracy=summarise(answers.get(i)),
                 latency=latencies.get(i),
                 peak_bytes=loadings[i].peak_bytes,
                 coverage=subject.coverage,
@@ -128,7 +132,7 @@ class _Run:
         return Evaluation(
             models=models,
             baseline=self.options.baseline,
-            comparisons=_comparisons(models, answers, self.options.baseline),
+            comparisons=compare_all(models, answers, self.options.baseline),
             environment=environment(threads, self.options.device),
             data=None if self.data is None else self.data.name,
             notes=tuple(self.notes),
@@ -222,16 +226,16 @@ class _Run:
         }
 
     def _loadings(self, threads: int) -> list[loading.Loading]:
-        """What opening each file costs; of bare tensors, only where times are wanted."""
-        found = [loading.Loading(None, None)] * len(self.subjects)
+        """What opening each file costs; nothing where no times are wanted."""
+        if not (self.options.memory and self.options.runs):
+            return [loading.Loading(None, None)] * len(self.subjects)
+        found = []
         for i, subject in enumerate(self.subjects):
-            if self.options.memory and (subject.runs or self.options.runs):
-                found[i] = self._loading(subject, threads)
+            found.append(self._loading(subject, threads))
             if found[i].reason:
                 reason = found[i].reason.removeprefix(f"{subject.path}: ")
                 self.notes.append(f"{subject.path}: time to load and peak memory not measured: {reason}")
-            if self.options.memory:
-                self._report("loading", i + 1, len(self.subjects))
+            self._report("loading", i + 1, len(self.subjects))
         return found
 
     def _loading(self, subject: Subject, threads: int) -> loading.Loading:
@@ -275,33 +279,3 @@ def _lacks_kernels(program: Program, device: str) -> bool:
     layers = [module for module in program.modules() if isinstance(module, Quantized)]
     moves = any(tensor.device.type != device.partition(":")[0] for tensor in program.buffers())
     return bool(layers) and (moves or all(layer.kernel is None for layer in layers))
-
-
-def _accuracy(answers: accuracy.Predictions | None) -> Accuracy | None:
-    if answers is None:
-        return None
-    return Accuracy(answers.samples, answers.top1_percent, answers.top5_percent, answers.classes)
-
-
-def _comparisons(
-    models: Sequence[ModelReport], answers: dict[int, accuracy.Predictions], baseline: int
-) -> tuple[Comparison, ...]:
-    return tuple(
-        _compare(models, answers, baseline, model) for model in range(len(models)) if model != baseline
-    )
-
-
-def _compare(
-    models: Sequence[ModelReport], answers: dict[int, accuracy.Predictions], baseline: int, model: int
-) -> Comparison:
-    base, other = models[baseline], models[model]
-    first, second = answers.get(baseline), answers.get(model)
-    difference = agreement = speedup = None
-    if first is not None and second is not None:
-        agreement = accuracy.agreement(first, second)
-        if first.top1 is not None and second.top1 is not None:
-            difference = paired_difference(first.top1, second.top1)
-    if base.latency and other.latency:
-        speedup = base.latency.median / other.latency.median
-    ratio = base.size.file_bytes / other.size.file_bytes if other.size.file_bytes else None
-    return Comparison(model, difference, agreement, ratio, speedup)

@@ -6,6 +6,7 @@ from modelopt_cli.measure.environment import Environment
 from modelopt_cli.measure.flops import Macs
 from modelopt_cli.measure.latency import Latency
 from modelopt_cli.measure.size import Size
+from modelopt_cli.measure.speedup import Speedup
 from modelopt_cli.measure.statistics import Interval
 
 
@@ -57,14 +58,14 @@ class Comparison:
         difference: paired difference of top-1 accuracies with its 95 % interval.
         agreement: share of the samples on which both predict the same class, 0 to 1.
         ratio: the baseline's file bytes over the model's; above 1 is smaller.
-        speedup: the baseline's median latency over the model's; above 1 is faster.
+        speedup: median ratio of the latencies of each round, with its 95 % interval; above 1 is faster.
     """
 
     model: int
     difference: Interval | None
     agreement: float | None
     ratio: float | None
-    speedup: float | None
+    speedup: Speedup | None
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,10 @@ class GateResult:
     Attributes:
         name: of the option, without the dashes, e.g. ``max-drop``.
         limit: what the user asked for.
-        value: what was measured, in the same unit; None if it was not.
+        value: what the limit is held against, in the same unit; None if it was not measured.
         passed: whether the limit is kept. What was not measured fails.
         model: index of the model.
+        end: ``lower`` or ``upper`` where ``value`` is that end of the 95 % interval.
     """
 
     name: str
@@ -84,6 +86,7 @@ class GateResult:
     value: float | None
     passed: bool
     model: int
+    end: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,19 @@
 """Gates the user sets on what compression may cost and must bring.
 
-Every model beside the baseline, or the one that is to be judged, is held against every limit. ``max-drop``
-looks at the measured drop, not at the end of its interval; with few samples, read the interval too.
+Every model beside the baseline, or the one that is to be judged, is held against every limit. ``min-speedup``
+looks at the lower end of the speedup's 95 % interval, because times are noise in part. ``max-drop`` looks at
+the measured drop, and with ``confident`` at the upper end of its interval. Size and coverage are exact.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from modelopt_cli.errors import GateNotMet, UsageError
 from modelopt_cli.measure.evaluation import Comparison, Evaluation, GateResult, ModelReport
+from modelopt_cli.measure.speedup import least_rounds, rounds_needed
+from modelopt_cli.measure.statistics import samples_needed
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,9 @@ class Gates:
     Attributes:
         max_drop: top-1 accuracy that may be lost, in percentage points.
         min_ratio: how many times smaller the file must be.
-        min_speedup: how many times faster the median forward pass must be.
+        min_speedup: how many times faster the forward pass must be, at the lower end of the interval.
         min_coverage: share of the layers that must be compressed, 0 to 1.
+        confident: hold the upper end of the drop's interval against ``max_drop``.
         judged: index of the one model to hold against the limits; None holds all beside the baseline.
     """
 
@@ -29,6 +33,7 @@ class Gates:
     min_ratio: float | None = None
     min_speedup: float | None = None
     min_coverage: float | None = None
+    confident: bool = False
     judged: int | None = None
 
     def __post_init__(self) -> None:
@@ -50,13 +55,25 @@ class Gates:
 
 @dataclass(frozen=True)
 class _Gate:
-    """A row of the table of gates: its option, its limit, what it looks at, and how it reads."""
+    """A row of the table of gates.
+
+    Attributes:
+        name: its option.
+        limit: the number asked for.
+        value: the figure it looks at.
+        at_most: whether the limit is the largest or the smallest value allowed.
+        unit: of both.
+        bound: the end of the figure's interval that speaks against the model; None where it is exact.
+        cautious: whether ``bound`` is judged instead of ``value``.
+    """
 
     name: str
     limit: Callable[[Gates], float | None]
     value: Callable[[ModelReport, Comparison], float | None]
     at_most: bool
     unit: str
+    bound: Callable[[Comparison], float | None] | None = None
+    cautious: Callable[[Gates], bool] = lambda gates: False
 
 
 _GATES = (
@@ -66,9 +83,19 @@ _GATES = (
         lambda model, against: against.difference.drop_pp if against.difference else None,
         at_most=True,
         unit=" pp",
+        bound=lambda against: against.difference.high if against.difference else None,
+        cautious=lambda gates: gates.confident,
     ),
     _Gate("min-ratio", lambda gates: gates.min_ratio, lambda model, against: against.ratio, False, "x"),
-    _Gate("min-speedup", lambda gates: gates.min_speedup, lambda model, against: against.speedup, False, "x"),
+    _Gate(
+        "min-speedup",
+        lambda gates: gates.min_speedup,
+        lambda model, against: against.speedup.ratio if against.speedup else None,
+        at_most=False,
+        unit="x",
+        bound=lambda against: against.speedup.low if against.speedup else None,
+        cautious=lambda gates: True,
+    ),
     _Gate("min-coverage", lambda gates: gates.min_coverage, lambda model, against: model.coverage, False, ""),
 )
 # A drop of exactly one image in 200 must pass a limit of 0.5 although 0.5 came out of a division.
@@ -96,14 +123,33 @@ def apply(evaluation: Evaluation, gates: Gates) -> Evaluation:
         UsageError: there is no such model.
     """
     require_comparable(gates, len(evaluation.models), evaluation.baseline)
+    judged = [against for against in evaluation.comparisons if gates.judged in (None, against.model)]
     results = tuple(
-        _result(gate, limit, evaluation.models[against.model], against)
-        for against in evaluation.comparisons
-        if gates.judged in (None, against.model)
+        _result(gate, gates, limit, evaluation.models[against.model], against)
+        for against in judged
         for gate in _GATES
         if (limit := gate.limit(gates)) is not None
     )
-    return dataclasses.replace(evaluation, gates=results)
+    notes = [
+        f"{evaluation.models[against.model].path}: {note}"
+        for against in judged
+        for note in _unresolved(gates, against)
+    ]
+    return dataclasses.replace(evaluation, gates=results, notes=(*evaluation.notes, *notes))
+
+
+def require_enough_runs(gates: Gates, runs: int) -> None:
+    """Refuse to judge a speedup by fewer rounds than an interval takes.
+
+    Raises:
+        UsageError: there is a limit on the speedup and ``runs`` are too few.
+    """
+    if gates.min_speedup is not None and runs < least_rounds():
+        raise UsageError(
+            f"{runs} runs give no 95 % interval",
+            where="--min-speedup",
+            hint=f"give --runs {least_rounds()} or more",
+        )
 
 
 def require(evaluation: Evaluation) -> None:
@@ -125,14 +171,40 @@ def describe(gate: GateResult) -> str:
     if gate.value is None:
         return f"{gate.name} was not measured (limit {limit})"
     value = f"{gate.value:.6g}{row.unit}"
+    if gate.end is not None:
+        value += f", the {gate.end} end of its 95 % interval,"
     if gate.passed:
         return f"{gate.name} {value} keeps the limit of {limit}"
     return f"{gate.name} {value} is {'above' if row.at_most else 'below'} the limit of {limit}"
 
 
-def _result(gate: _Gate, limit: float, model: ModelReport, against: Comparison) -> GateResult:
-    value = gate.value(model, against)
+def _result(gate: _Gate, gates: Gates, limit: float, model: ModelReport, against: Comparison) -> GateResult:
+    value, end = gate.value(model, against), None
+    if value is not None and gate.bound is not None and gate.cautious(gates):
+        value, end = gate.bound(against), "upper" if gate.at_most else "lower"
     if value is None or math.isnan(value):
         return GateResult(gate.name, limit, None, False, against.model)
     excess = value - limit if gate.at_most else limit - value
-    return GateResult(gate.name, limit, value, excess <= _TOLERANCE, against.model)
+    return GateResult(gate.name, limit, value, excess <= _TOLERANCE, against.model, end)
+
+
+def _unresolved(gates: Gates, against: Comparison) -> Iterator[str]:
+    """What it would take to tell whether a limit is kept, where the measured interval cannot."""
+    found, limit = against.difference, gates.max_drop
+    if (
+        found is not None
+        and limit is not None
+        and found.low <= limit <= found.high
+        and 0 < limit < found.high - found.drop_pp
+    ):
+        yield (
+            f"{found.samples:,} samples cannot tell whether a limit of {limit:g} pp is kept; with about "
+            f"{samples_needed(found, limit):,} the interval would end {limit:g} pp above the drop"
+        )
+    if against.speedup is not None and gates.min_speedup is not None:
+        rounds = rounds_needed(against.speedup, gates.min_speedup)
+        if rounds is not None:
+            yield (
+                f"{against.speedup.rounds:,} runs cannot tell whether it is {gates.min_speedup:g}x faster; "
+                f"about {rounds:,} might"
+            )

@@ -8,15 +8,16 @@ distance between the quartiles, because the tail belongs to the machine rather t
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 Call = Callable[[Tensor], object]
 Progress = Callable[[int, int | None], None]
+_WIDE = 0.2  # interquartile range over median above which times are called unsteady
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Latency:
         runs: timed passes.
         batch_size: samples in a pass.
         form: what was timed: ``as loaded``, ``eager``, ``channels-last`` or ``prepacked``.
+        times: of every round, in order, milliseconds.
     """
 
     median: float
@@ -36,11 +38,17 @@ class Latency:
     runs: int
     batch_size: int
     form: str = "as loaded"
+    times: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def throughput(self) -> float:
         """Samples per second at the median."""
         return 1000.0 * self.batch_size / self.median
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over the median."""
+        return self.iqr / self.median
 
 
 def sample_input(shape: tuple[int, ...], batch_size: int, *, seed: int = 0, device: str = "cpu") -> Tensor:
@@ -88,7 +96,29 @@ def summarise(times: Sequence[float], batch_size: int, form: str) -> Latency:
         low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
     else:
         low = middle = high = times[0]
-    return Latency(middle, high - low, len(times), batch_size, form)
+    return Latency(middle, high - low, len(times), batch_size, form, tuple(times))
+
+
+def noise_notes(latencies: Mapping[str, Latency], threads: int, cores: float) -> list[str]:
+    """One line for each thing that makes the latencies unsteady.
+
+    Args:
+        latencies: by the path of the model.
+        threads: torch threads within one operator.
+        cores: that this process may use.
+    """
+    notes = [
+        f"{path}: its times vary, with an interquartile range of {100 * timed.spread:.0f} % of the median; "
+        f"stop what else runs here, or raise --runs"
+        for path, timed in latencies.items()
+        if timed.spread > _WIDE
+    ]
+    if latencies and threads > cores:
+        notes.append(
+            f"{threads} threads share {cores:g} core{'s' * (cores != 1)}, which makes latency longer and "
+            f"unsteady; give --threads {max(1, int(cores))}"
+        )
+    return notes
 
 
 @contextmanager

@@ -10,6 +10,7 @@ anything about the difference. Two classical results are used:
   which with 20 samples would be a lie; the score interval then still says z^2 / (n + z^2).
 """
 
+import bisect
 import math
 from dataclasses import dataclass
 
@@ -106,7 +107,28 @@ def tango_interval(lost: int, gained: int, samples: int, z: float = Z_95) -> tup
     return -_upper_limit(gained, lost, samples, z), _upper_limit(lost, gained, samples, z)
 
 
-def _upper_limit(lost: int, gained: int, samples: int, z: float) -> float:
+def samples_needed(difference: Interval, margin_pp: float) -> int:
+    """Samples with which the interval would end at most ``margin_pp`` points above the drop.
+
+    Both kinds of disagreement are taken to stay as frequent as they were.
+
+    Args:
+        difference: what was found on fewer samples.
+        margin_pp: wanted distance in percentage points, above 0.
+    """
+    lost, gained = difference.lost / difference.samples, difference.gained / difference.samples
+
+    def is_enough(samples: int) -> bool:
+        upper = _upper_limit(lost * samples, gained * samples, samples, Z_95)
+        return 100 * (upper - (lost - gained)) <= margin_pp
+
+    enough = 1
+    while not is_enough(enough):
+        enough *= 2
+    return bisect.bisect_left(range(enough), True, lo=enough // 2, key=is_enough)
+
+
+def _upper_limit(lost: float, gained: float, samples: float, z: float) -> float:
     """Largest difference that the score test does not reject, by bisection (the score falls with it)."""
     if lost == samples:
         return 1.0
@@ -122,7 +144,7 @@ def _upper_limit(lost: int, gained: int, samples: int, z: float) -> float:
     return low
 
 
-def _score(lost: int, gained: int, samples: int, difference: float) -> float:
+def _score(lost: float, gained: float, samples: float, difference: float) -> float:
     """Tango's score statistic of the hypothesis that the true difference is ``difference``."""
     variance = samples * (
         2 * _constrained_gained(lost, gained, samples, difference) + difference * (1 - difference)
@@ -133,7 +155,7 @@ def _score(lost: int, gained: int, samples: int, difference: float) -> float:
     return distance / math.sqrt(variance)
 
 
-def _constrained_gained(lost: int, gained: int, samples: int, difference: float) -> float:
+def _constrained_gained(lost: float, gained: float, samples: float, difference: float) -> float:
     """Maximum-likelihood P(only the second is right), given the difference (Tango, section 3)."""
     a = 2 * samples
     b = (2 * samples - lost + gained) * difference - lost - gained

@@ -6,9 +6,10 @@
         path, file_bytes, parameters, nonzero, macs (one sample), bits_per_weight,
         samples, top1, top5 (percent), latency_ms {median, iqr}, coverage (0 to 1), load_s (seconds)
     comparisons     every model but the baseline, in order, each with
-        drop_pp, low, high (percentage points), ratio, speedup, agreement (0 to 1)
+        drop_pp, low, high (percentage points), ratio, speedup, speedup_low, speedup_high, agreement (0 to 1)
     gates           for each comparison in turn the limits that were set (with --judge for that file alone),
-        each with name, limit, value, passed
+        each with name, limit, value, passed, end ("lower" or "upper": the value is that of an interval)
+    notes           one line for each thing the reader should know
 
 ``null`` stands where something was not measured. NaN and infinity, which JSON does not have, are null too.
 """
@@ -30,6 +31,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "models": [_model(model) for model in evaluation.models],
         "comparisons": [_comparison(comparison) for comparison in evaluation.comparisons],
         "gates": [_gate(gate) for gate in evaluation.gates],
+        "notes": [_text(note) for note in evaluation.notes],
     }
 
 
@@ -41,7 +43,7 @@ def json_text(evaluation: Evaluation) -> str:
 def _model(model: ModelReport) -> dict[str, Any]:
     accuracy, latency = model.accuracy, model.latency
     return {
-        "path": model.path.encode("utf-8", "backslashreplace").decode(),  # lone surrogates are no UTF-8
+        "path": _text(model.path),
         "file_bytes": model.size.file_bytes,
         "parameters": model.size.parameters,
         "nonzero": model.size.nonzero,
@@ -57,13 +59,15 @@ def _model(model: ModelReport) -> dict[str, Any]:
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
-    difference = comparison.difference
+    difference, speedup = comparison.difference, comparison.speedup
     return {
         "drop_pp": _number(difference.drop_pp) if difference else None,
         "low": _number(difference.low) if difference else None,
         "high": _number(difference.high) if difference else None,
         "ratio": _number(comparison.ratio),
-        "speedup": _number(comparison.speedup),
+        "speedup": _number(speedup.ratio) if speedup else None,
+        "speedup_low": _number(speedup.low) if speedup else None,
+        "speedup_high": _number(speedup.high) if speedup else None,
         "agreement": _number(comparison.agreement),
     }
 
@@ -74,7 +78,12 @@ def _gate(gate: GateResult) -> dict[str, Any]:
         "limit": _number(gate.limit),
         "value": _number(gate.value),
         "passed": gate.passed,
+        "end": gate.end,
     }
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates are no UTF-8
 
 
 def _number(value: float | None) -> float | None:

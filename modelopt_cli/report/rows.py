@@ -4,6 +4,7 @@ One column for each model, one row for each figure. What compares a model with t
 line below the figure it compares. Sizes are in MB of 1,000,000 bytes.
 """
 
+import math
 import os
 import unicodedata
 from collections.abc import Callable
@@ -123,6 +124,20 @@ def _times(value: float | None, better: str, worse: str) -> str | None:
     return f"{value:.2f}x {better}" if value >= 1 else f"{1 / value:.2f}x {worse}"
 
 
+def _speedup(model: ModelReport, against: Comparison | None) -> str | None:
+    found = against.speedup if against else None
+    if found is None:
+        return None
+    return _times(found.ratio, "faster", "slower") if found.distinguishable else "not distinguishable"
+
+
+def _speedup_interval(model: ModelReport, against: Comparison | None) -> str | None:
+    found = against.speedup if against else None
+    if found is None:
+        return None
+    return f"{found.low:.2f}x to {found.high:.2f}x" if math.isfinite(found.high) else "too few runs"
+
+
 def _milliseconds(value: float) -> str:
     return f"{value:.2f} ms" if value >= 1 else f"{value:.4f} ms"
 
@@ -155,7 +170,8 @@ _ROWS: tuple[tuple[str, Cell], ...] = (
     (" same prediction", lambda m, c: _percent(100 * c.agreement) if c and c.agreement is not None else None),
     ("latency, median", lambda m, c: _milliseconds(m.latency.median) if m.latency else None),
     ("latency, IQR", lambda m, c: _milliseconds(m.latency.iqr) if m.latency else None),
-    (" vs baseline", lambda m, c: _times(c.speedup, "faster", "slower") if c else None),
+    (" vs baseline", _speedup),
+    (" speedup, 95 % interval", _speedup_interval),
     ("timed as", lambda m, c: m.latency.form if m.latency else None),
     ("throughput", lambda m, c: f"{m.latency.throughput:.1f} /s" if m.latency else None),
     ("time to load", lambda m, c: None if m.load_s is None else _seconds(m.load_s)),

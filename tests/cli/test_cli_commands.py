@@ -20,7 +20,8 @@ def test_quantize_writes_the_default_name_and_says_so(here, modelopt):
 
 
 def test_quantize_ends_with_the_table_and_exports_it(here, modelopt, real_loading):
-    outcome = modelopt("quantize", "net.pth", *HOW, *QUICK, "-v", "--export", "t.json", "--export", "t.md")
+    timed = [*QUICK, "--runs", "1", "--export", "t.json", "--export", "t.md"]
+    outcome = modelopt("quantize", "net.pth", *HOW, *timed, "-v")
     assert outcome.code == 0
     assert "net-int8.safetensors" in outcome.out
     assert "top-1" in outcome.out

@@ -49,6 +49,8 @@ NEAR = [
         ["train", "a", "--train", "d", "--no-eval", "--export", "t.md"],
         "--export: has no meaning with --dry-run",
     ),
+    (["eval", "a", "b", "--confident"], "--confident: needs --max-drop"),
+    (["eval", "a", "b", "--confident", "--min-ratio", "2"], "--confident: needs --max-drop"),
     (["eval", "a", "b", "--judge", "c", "--max-drop", "1"], "--judge: c is not one of the files to measure"),
     (["eval", "a", "b", "--judge", "a", "--max-drop", "1"], "--judge: a is the baseline itself"),
     (["eval", "a", "b", "--judge", "b"], "--judge: has no meaning without a limit"),

@@ -1,6 +1,11 @@
 """The whole evaluation: pairing, one pass over the data, what is left out, and what is refused."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +14,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ArchitectureError, DataError, InputError, UsageError
-from modelopt_cli.measure import EvalOptions, Evaluation, Subject, evaluate, loading, paired_difference
-from modelopt_cli.measure.environment import cpu_name
+from modelopt_cli.measure import (
+    EvalOptions,
+    Evaluation,
+    Subject,
+    evaluate,
+    latency,
+    loading,
+    paired_difference,
+    paired_speedup,
+)
+from modelopt_cli.measure.environment import cores, cpu_name
 from modelopt_cli.program import InputSpec, Preprocess, Program
 
 QUICK = EvalOptions(runs=3, warmup=1, memory=False, threads=1, data_batch_size=16)
@@ -110,6 +124,45 @@ def test_nothing_is_timed_where_no_runs_are_asked() -> None:
     assert found.comparisons[0].speedup is None
 
 
+def test_without_runs_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    found = evaluate([subject(1), subject(2)], Noise(), EvalOptions(runs=0))
+    assert [(model.load_s, model.peak_bytes) for model in found.models] == [(None, None)] * 2
+    assert found.notes == ()
+
+
+def test_the_speedup_is_that_of_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The median ratio is 3, the ratio of the medians 2."""
+    times = [[6.0, 8.0, 30.0], [3.0, 2.0, 10.0]]
+    monkeypatch.setattr(latency, "time_interleaved", lambda *_, **__: times)
+    comparison = evaluate([subject(1), subject(2)], None, QUICK).comparisons[0]
+    assert comparison.speedup == paired_speedup(*times)
+    assert comparison.speedup.ratio == 3.0
+
+
+def test_unsteady_times_are_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    steady, unsteady = [10.0, 10.0, 11.9, 11.9], [10.0, 10.0, 13.0, 13.0]
+    monkeypatch.setattr(latency, "time_interleaved", lambda *_, **__: [steady, unsteady])
+    notes = evaluate([subject(1), subject(2)], None, QUICK).notes
+    said = "net2.pth: its times vary, with an interquartile range of 26 % of the median"
+    assert [note.partition(";")[0] for note in notes] == [said]
+
+
+@pytest.mark.parametrize(("here", "said"), [(1.0, True), (1.5, True), (2.0, False)])
+def test_more_threads_than_cores_are_said(monkeypatch: pytest.MonkeyPatch, here: float, said: bool) -> None:
+    monkeypatch.setattr(sys.modules["modelopt_cli.measure.evaluate"], "cores", lambda: here)
+    monkeypatch.setattr(latency, "time_interleaved", lambda *_, **__: [[1.0, 1.0]])
+    options = EvalOptions(runs=2, memory=False, threads=2)
+    notes = evaluate([subject(1)], None, options).notes
+    assert [note.partition(",")[0] for note in notes] == [
+        f"2 threads share {here:g} core{'s' * (here != 1)}"
+    ] * said
+    assert evaluate([subject(1)], Noise(), replace(options, runs=0)).notes == ()
+
+
 def test_unlabelled_data_still_gives_agreement() -> None:
     found = evaluate([subject(1), subject(2)], Noise(labelled=False), QUICK)
     assert found.models[0].accuracy is not None
@@ -174,7 +227,7 @@ def test_loading_and_the_reason_it_is_missing(monkeypatch: pytest.MonkeyPatch) -
         return loading.Loading(0.5, 7) if len(jobs) == 1 else loading.Loading(None, None, "no such file")
 
     monkeypatch.setattr(loading, "measure_loading", measured)
-    found = evaluate([subject(1, arch="a:b"), subject(2)], None, EvalOptions(runs=0, threads=1))
+    found = evaluate([subject(1, arch="a:b"), subject(2)], None, EvalOptions(runs=1, threads=1))
     assert [(model.load_s, model.peak_bytes) for model in found.models] == [(0.5, 7), (None, None)]
     assert jobs[0] == loading.Job("net1.pth", "a:b", SHAPE, 1, threads=1)
     assert found.notes == ("net2.pth: time to load and peak memory not measured: no such file",)
@@ -260,3 +313,36 @@ def test_cpu_has_a_name(tmp_path: Any) -> None:
     info.write_text("processor\t: 0\nmodel name\t: Some  CPU @ 2 GHz\n")
     assert cpu_name(info) == "Some CPU @ 2 GHz"
     assert cpu_name(tmp_path / "none")
+
+
+QUOTAS = {
+    "no group": ({}, "", None),
+    "version 2": ({"cpu.max": "150000 100000"}, "0::/", 1.5),
+    "version 2, unlimited": ({"cpu.max": "max 100000"}, "0::/", None),
+    "version 2, a group above": ({"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000"}, "0::/a/b", 0.5),
+    "version 1": (
+        {"cpu/a/cpu.cfs_quota_us": "25000\n", "cpu/a/cpu.cfs_period_us": "100000\n"},
+        "3:cpuset:/a\n4:cpu,cpuacct:/a\n0::/",
+        0.25,
+    ),
+    "version 1, unlimited": (
+        {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
+        "4:cpu:/",
+        None,
+    ),
+    "more than there are": ({"cpu.max": "100000000 100000"}, "0::/", None),
+    "malformed": ({"cpu.max": "x"}, "what:is\n\n:::::", None),
+}
+
+
+@pytest.mark.parametrize(("files", "own", "expected"), QUOTAS.values(), ids=QUOTAS)
+def test_cores_are_those_that_the_control_group_grants(
+    tmp_path: Path, files: dict[str, str], own: str, expected: float | None
+) -> None:
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "own").write_text(own)
+    affinity = float(len(os.sched_getaffinity(0)))
+    assert cores(tmp_path / "groups", tmp_path / "own") == (affinity if expected is None else expected)

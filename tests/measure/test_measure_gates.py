@@ -1,26 +1,28 @@
 """Gates: each direction, the edge, what was not measured, and what is said."""
 
+import dataclasses
 import math
 
 import pytest
 
 from modelopt_cli.errors import GateNotMet, UsageError
-from modelopt_cli.measure import Comparison, Evaluation, Gates, ModelReport, Size
+from modelopt_cli.measure import Comparison, Evaluation, Gates, ModelReport, Size, Speedup
 from modelopt_cli.measure.environment import Environment
-from modelopt_cli.measure.gates import apply, require
+from modelopt_cli.measure.gates import apply, require, require_enough_runs
 from modelopt_cli.measure.statistics import paired_difference_from_counts
 
 SIZE = Size(100, 10, 10, 80.0)
 
 
 def evaluation(*, measured: bool = True, models: int = 2) -> Evaluation:
-    """Every other model loses 1 of 200, is 4 times smaller, 2 times faster, and 90 % compressed."""
+    """Every other model loses 1 of 200, is 4 times smaller, surely 2 times faster, and 90 % compressed."""
     difference = paired_difference_from_counts(2, 1, 200) if measured else None
     return Evaluation(
         models=tuple(ModelReport(f"net{i}", SIZE, coverage=0.9 if measured else None) for i in range(models)),
         baseline=0,
         comparisons=tuple(
-            Comparison(i, difference, None, 4.0, 2.0 if measured else None) for i in range(1, models)
+            Comparison(i, difference, None, 4.0, Speedup(2.2, 2.0, 2.5, 30) if measured else None)
+            for i in range(1, models)
         ),
         environment=Environment("cpu", "2", 1, "cpu"),
     )
@@ -60,8 +62,10 @@ def test_every_failure_is_named_with_its_value_and_model() -> None:
     with pytest.raises(GateNotMet) as caught:
         require(found)
     assert str(caught.value) == (
-        "net1: max-drop 0.5 pp is above the limit of 0.1 pp; net1: min-speedup 2x is below the limit of 3x; "
-        "net2: max-drop 0.5 pp is above the limit of 0.1 pp; net2: min-speedup 2x is below the limit of 3x"
+        "net1: max-drop 0.5 pp is above the limit of 0.1 pp; net1: min-speedup 2x, the lower "
+        "end of its 95 % interval, is below the limit of 3x; "
+        "net2: max-drop 0.5 pp is above the limit of 0.1 pp; net2: min-speedup 2x, the lower "
+        "end of its 95 % interval, is below the limit of 3x"
     )
     assert caught.value.exit_code == 1
 
@@ -106,3 +110,49 @@ def test_a_limit_needs_something_to_hold_it_against() -> None:
 def test_limits_that_mean_nothing_are_refused(gates: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="--m"):
         Gates(**gates)
+
+
+@pytest.mark.parametrize(("limit", "passed"), [(3.2, True), (3.1, False)])
+def test_confident_holds_the_upper_end_of_the_drop_against_the_limit(limit: float, passed: bool) -> None:
+    high = paired_difference_from_counts(2, 1, 200).high
+    assert 3.1 < high < 3.2
+    assert apply(evaluation(), Gates(max_drop=limit)).gates[0].passed
+    (gate,) = apply(evaluation(), Gates(max_drop=limit, confident=True)).gates
+    assert (gate.value, gate.passed, gate.end) == (high, passed, "upper")
+
+
+def test_a_speedup_is_judged_by_what_is_sure() -> None:
+    (gate,) = apply(evaluation(), Gates(min_speedup=2.1)).gates
+    assert (gate.value, gate.passed, gate.end) == (2.0, False, "lower")
+
+
+def test_too_few_runs_for_an_interval_are_refused() -> None:
+    require_enough_runs(Gates(min_speedup=1.5), 6)
+    require_enough_runs(Gates(max_drop=1), 0)
+    with pytest.raises(UsageError, match=r"--min-speedup.*give --runs 6 or more"):
+        require_enough_runs(Gates(min_speedup=1.5), 5)
+
+
+@pytest.mark.parametrize(
+    ("gates", "said"),
+    [
+        # z^2 (1 - L) / L for no disagreement: 3.8415 * 0.999 / 0.001
+        (
+            {"max_drop": 0.1},
+            "20 samples cannot tell whether a limit of 0.1 pp is kept; with about "
+            "3,838 the interval would end 0.1 pp above the drop",
+        ),
+        ({"max_drop": 17}, ""),
+        ({"max_drop": 0}, ""),
+        # (2.2 - 2.0) / (2.2 - 2.1) is 2, so four times the runs
+        ({"min_speedup": 2.1}, "30 runs cannot tell whether it is 2.1x faster; about 120 might"),
+        ({"min_speedup": 2.0}, ""),
+        ({"min_speedup": 2.2}, ""),
+    ],
+    ids=str,
+)
+def test_a_limit_that_the_interval_holds_asks_for_more(gates: dict[str, float], said: str) -> None:
+    measured = evaluation()
+    same = dataclasses.replace(measured.comparisons[0], difference=paired_difference_from_counts(0, 0, 20))
+    notes = apply(dataclasses.replace(measured, comparisons=(same,)), Gates(**gates)).notes
+    assert notes == ((f"net1: {said}",) if said else ())

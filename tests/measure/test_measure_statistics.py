@@ -1,5 +1,7 @@
 """Paired difference: published examples, brute force, and an independent bootstrap."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from modelopt_cli.measure.statistics import (
     mcnemar_exact,
     paired_difference,
     paired_difference_from_counts,
+    samples_needed,
     tango_interval,
 )
 
@@ -145,3 +148,27 @@ def test_unpaired_answers_are_refused(base: list[bool], other: list[bool]) -> No
 def test_impossible_tables_are_refused(table: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="set of pairs"):
         tango_interval(*table)
+
+
+@pytest.mark.parametrize("margin", [0.1, 1.0, 10.0])
+def test_samples_needed_without_a_disagreement(margin: float) -> None:
+    # The upper limit is then z^2 / (n + z^2).
+    expected = stats.norm.ppf(0.975) ** 2 * (100 / margin - 1)
+    found = samples_needed(paired_difference_from_counts(0, 0, 20), margin)
+    assert found == math.ceil(expected)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(60, 40), (500, 500), (900, 100)])
+def test_samples_needed_approach_the_normal_distribution(lost: int, gained: int) -> None:
+    share, drop = (lost + gained) / 10_000, (lost - gained) / 10_000
+    expected = stats.norm.ppf(0.975) ** 2 * (share - drop**2) / 0.0005**2
+    found = samples_needed(paired_difference_from_counts(lost, gained, 10_000), 0.05)
+    assert found == pytest.approx(expected, rel=0.03)
+
+
+def test_samples_needed_are_the_fewest() -> None:
+    measured = paired_difference_from_counts(3, 1, 100)
+    needed = samples_needed(measured, 1.5)
+    for samples, enough in ((100 * (needed // 100), False), (100 * (needed // 100 + 1), True)):
+        scaled = paired_difference_from_counts(3 * samples // 100, samples // 100, samples)
+        assert (scaled.high - scaled.drop_pp <= 1.5) is enough

@@ -11,6 +11,7 @@ from modelopt_cli.measure import (
     Macs,
     ModelReport,
     Size,
+    Speedup,
 )
 from modelopt_cli.measure.environment import Environment
 from modelopt_cli.measure.statistics import paired_difference_from_counts
@@ -45,14 +46,16 @@ def evaluation() -> Evaluation:
         ),
         baseline=0,
         comparisons=(
-            Comparison(1, paired_difference_from_counts(43, 30, 5000), 0.987, 3.9653, 2.3333),
+            Comparison(
+                1, paired_difference_from_counts(43, 30, 5000), 0.987, 3.9653, Speedup(2.3333, 2.25, 2.41, 30)
+            ),
             Comparison(2, None, None, float("nan"), None),
         ),
         environment=Environment("Some CPU", "2.13.0", 1, "cpu"),
         data="val/",
         gates=(
             GateResult("max-drop", 1.0, 0.26, True, 1),
-            GateResult("min-speedup", 3.0, 2.3333, False, 1),
+            GateResult("min-speedup", 3.0, 2.25, False, 1, "lower"),
             GateResult("max-drop", 1.0, None, False, 2),
         ),
         notes=("bare.pth: no architecture",),

@@ -12,7 +12,7 @@ MODEL = {
     *("path", "file_bytes", "parameters", "nonzero", "macs", "bits_per_weight", "samples", "top1", "top5"),
     *("latency_ms", "coverage", "load_s"),
 }
-COMPARISON = {"drop_pp", "low", "high", "ratio", "speedup", "agreement"}
+COMPARISON = {"drop_pp", "low", "high", "ratio", "speedup", "agreement", "speedup_low", "speedup_high"}
 
 
 def refuse(constant: str) -> float:
@@ -21,11 +21,11 @@ def refuse(constant: str) -> float:
 
 def test_keys_are_exactly_those_promised(evaluation: Evaluation) -> None:
     data = to_json(evaluation)
-    assert set(data) == {"schema_version", "baseline", "models", "comparisons", "gates"}
+    assert set(data) == {"schema_version", "baseline", "models", "comparisons", "gates", "notes"}
     assert data["schema_version"] == 1
     assert all(set(model) == MODEL for model in data["models"])
     assert all(set(comparison) == COMPARISON for comparison in data["comparisons"])
-    assert all(set(gate) == {"name", "limit", "value", "passed"} for gate in data["gates"])
+    assert all(set(gate) == {"name", "limit", "value", "passed", "end"} for gate in data["gates"])
     assert set(data["models"][0]["latency_ms"]) == {"median", "iqr"}
 
 
@@ -38,7 +38,11 @@ def test_values(evaluation: Evaluation) -> None:
     assert data["models"][1]["latency_ms"] == {"median": 22.5, "iqr": 0.4}
     assert data["comparisons"][0]["drop_pp"] == pytest.approx(0.26)
     assert data["comparisons"][0]["low"] < 0.26 < data["comparisons"][0]["high"]
-    assert data["gates"][1] == {"name": "min-speedup", "limit": 3.0, "value": 2.3333, "passed": False}
+    speedup = {key: value for key, value in data["comparisons"][0].items() if key.startswith("speedup")}
+    assert speedup == {"speedup": 2.3333, "speedup_low": 2.25, "speedup_high": 2.41}
+    gate = {"name": "min-speedup", "limit": 3.0, "value": 2.25, "passed": False, "end": "lower"}
+    assert data["gates"][1] == gate
+    assert data["notes"] == ["bare.pth: no architecture"]
 
 
 def test_what_was_not_measured_is_null(evaluation: Evaluation) -> None:

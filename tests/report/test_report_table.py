@@ -3,15 +3,17 @@
 import csv
 import dataclasses
 import io
+import json
+import math
 import re
 import xml.etree.ElementTree as ET
 
 import pytest
 from rich.console import Console
 
-from modelopt_cli.measure import Evaluation
+from modelopt_cli.measure import Evaluation, Speedup
 from modelopt_cli.program.coverage import Coverage, LayerStatus
-from modelopt_cli.report import coverage_table, csv_text, markdown_text, plain_text, table, to_svg
+from modelopt_cli.report import coverage_table, csv_text, markdown_text, plain_text, table, to_json, to_svg
 from modelopt_cli.report.rows import MISSING, headings, rows, safe
 
 HOSTILE = "[/red]\x1b[31m\x07\u202e`|<b>.pth"
@@ -52,10 +54,31 @@ def test_cells(evaluation: Evaluation) -> None:
 
 
 def test_a_loss_is_called_one(evaluation: Evaluation) -> None:
-    worse = dataclasses.replace(evaluation.comparisons[0], ratio=0.5, speedup=0.8)
+    slower = Speedup(0.8, 0.75, 0.85, 30)
+    worse = dataclasses.replace(evaluation.comparisons[0], ratio=0.5, speedup=slower)
     found = cells(dataclasses.replace(evaluation, comparisons=(worse,)))
     assert found["vs baseline"][1] == "2.00x larger"
     assert found["vs baseline (2)"][1] == "1.25x slower"
+
+
+@pytest.mark.parametrize(
+    ("speedup", "said", "interval"),
+    [
+        (Speedup(1.58, 0.97, 2.4, 30), "not distinguishable", "0.97x to 2.40x"),
+        (Speedup(1.58, 1.01, 2.4, 30), "1.58x faster", "1.01x to 2.40x"),
+        (Speedup(1.58, 0.0, math.inf, 5), "not distinguishable", "too few runs"),
+    ],
+    ids=["holds one", "above one", "no interval"],
+)
+def test_a_speedup_from_noise_is_not_called_one(
+    evaluation: Evaluation, speedup: Speedup, said: str, interval: str
+) -> None:
+    compared = dataclasses.replace(evaluation.comparisons[0], speedup=speedup)
+    changed = dataclasses.replace(evaluation, comparisons=(compared,))
+    assert cells(changed)["vs baseline (2)"][1] == said
+    assert cells(changed)["speedup, 95 % interval"][1] == interval
+    assert said in markdown_text(changed)
+    assert json.loads(json.dumps(to_json(changed), allow_nan=False))["comparisons"][0]["speedup"] == 1.58
 
 
 def test_rows_without_a_single_figure_are_left_out(evaluation: Evaluation) -> None:
@@ -72,7 +95,8 @@ def test_conditions_are_stated(evaluation: Evaluation) -> None:
         "MB is 1,000,000 bytes. FLOPs are 2 x MACs",
         "note: bare.pth: no architecture",
         "pass  net-int8.safetensors: max-drop 0.26 pp keeps the limit of 1 pp",
-        "FAIL  net-int8.safetensors: min-speedup 2.3333x is below the limit of 3x",
+        "FAIL  net-int8.safetensors: min-speedup 2.25x, the lower end of its 95 % interval, is below the "
+        "limit of 3x",
         "FAIL  bare.pth: max-drop was not measured (limit 1 pp)",
     ):
         assert said in text

@@ -36,7 +36,9 @@ class MeasureOptions:
         int,
         _measure("--warmup", "--latency-warmup", min=0, metavar="N", help="Passes before those that count."),
     ] = 5
-    runs: Annotated[int, _measure(min=0, metavar="N", help="Passes that count; 0 leaves latency out.")] = 30
+    runs: Annotated[
+        int, _measure(min=0, metavar="N", help="Passes that count; 0 leaves out latency, memory and loading.")
+    ] = 30
     limit: Annotated[
         int | None, _measure(min=1, metavar="N", help="Evaluate on at most this many samples of --data.")
     ] = None
@@ -73,16 +75,28 @@ class GateOptions:
     ] = None
     min_speedup: Annotated[
         float | None,
-        _gates(min=0, metavar="X", help="At least this many times faster."),
+        _gates(
+            min=0,
+            metavar="X",
+            help="At least this many times faster, at the lower end of the 95 % interval.",
+        ),
     ] = None
     min_coverage: Annotated[
         float | None,
         _gates(min=0, max=1, metavar="F", help="At least this fraction of the layers compressed."),
     ] = None
 
-    def read(self, reader: Reader) -> dict[str, float]:
+    confident: Annotated[
+        bool,
+        _gates("--confident", help="Judge --max-drop by the upper end of the 95 % interval."),
+    ] = False
+
+    def read(self, reader: Reader) -> dict[str, Any]:
         """The gates that were asked for, by name."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
+        given = {
+            name: value for name, value in vars(self).items() if value is not None and value is not False
+        }
         for name, value in given.items():
             reader.check(math.isfinite(value), f"--{name.replace('_', '-')}", "not a finite number")
+        reader.check(not self.confident or self.max_drop is not None, "--confident", "needs --max-drop")
         return given

@@ -17,19 +17,22 @@ class Request:
     image: InputValues
     run: RunOptions
     measure: MeasureOptions
-    gates: dict[str, float]
+    gates: dict[str, Any]
 
     def keywords(self, baseline: int = 0, judged: int | None = None) -> dict[str, Any]:
         """The keyword arguments that ``api.quantize`` and ``api.evaluate`` share."""
         from modelopt_cli.data import PreprocessOverrides
         from modelopt_cli.measure import EvalOptions, Gates
+        from modelopt_cli.measure.gates import require_enough_runs
 
+        gates = Gates(**self.gates, judged=judged)
+        require_enough_runs(gates, self.measure.runs)
         return {
             "arch": self.network.arch,
             "data": self.network.data,
             "overrides": PreprocessOverrides(**self.image.given()),
             "options": EvalOptions(baseline=baseline, **self.measure.values(), **vars(self.run)),
-            "gates": Gates(**self.gates, judged=judged),
+            "gates": gates,
         }
 
 
