@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.evaluation import Accuracy, Comparison, ModelReport
+from modelopt_cli.measure.size import times_smaller
 from modelopt_cli.measure.speedup import paired_speedup
 from modelopt_cli.measure.statistics import paired_difference
 
@@ -36,5 +37,4 @@ def _compare(
             difference = paired_difference(first.top1, second.top1)
     if base.latency and other.latency:
         speedup = paired_speedup(base.latency.times, other.latency.times)
-    ratio = base.size.file_bytes / other.size.file_bytes if other.size.file_bytes else None
-    return Comparison(model, difference, agreement, ratio, speedup)
+    return Comparison(model, difference, agreement, times_smaller(other.size, base.size), speedup)

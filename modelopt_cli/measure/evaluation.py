@@ -57,7 +57,7 @@ class Comparison:
         model: its index among the models.
         difference: paired difference of top-1 accuracies with its 95 % interval.
         agreement: share of the samples on which both predict the same class, 0 to 1.
-        ratio: the baseline's file bytes over the model's; above 1 is smaller.
+        ratio: how many times smaller it is, see :func:`measure.size.times_smaller`.
         speedup: median ratio of the latencies of each round, with its 95 % interval; above 1 is faster.
     """
 

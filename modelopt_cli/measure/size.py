@@ -37,12 +37,15 @@ class Size:
         bits_per_weight: ``8 * tensor bytes in the file / parameters``. Everything the file stores in
             tensors counts, so scales, indices and running statistics make it honest; the header does
             not. None if there are no parameters.
+        tensor_bytes: of the network's tensors in the file, without an optimizer's or other things; None
+            where that is not known.
     """
 
     file_bytes: int
     parameters: int
     nonzero: int
     bits_per_weight: float | None
+    tensor_bytes: int | None = None
 
 
 def measure_size(subject: Subject) -> Size:
@@ -60,7 +63,20 @@ def measure_size(subject: Subject) -> Size:
         parameters=parameters,
         nonzero=sum(nonzero for _, nonzero in counts),
         bits_per_weight=8 * stored / parameters if parameters else None,
+        tensor_bytes=stored,
     )
+
+
+def times_smaller(size: Size, base: Size) -> float | None:
+    """How many times smaller a model is than the baseline; None where it has no bytes.
+
+    The ratio of the files or of the network's tensors, whichever is less: an optimizer's state in the
+    baseline is no gain, and a header that outweighs small tensors is a loss.
+    """
+    ratios = [(base.file_bytes, size.file_bytes)]
+    if base.tensor_bytes is not None and size.tensor_bytes is not None:
+        ratios.append((base.tensor_bytes, size.tensor_bytes))
+    return min((before / after for before, after in ratios if after), default=None)
 
 
 def logical_parameters(model: nn.Module) -> Iterator[Tensor]:

@@ -25,7 +25,7 @@ def csv_text(evaluation: Evaluation) -> str:
 
 
 COLUMNS = (
-    *("path", "baseline", "file_bytes", "parameters", "nonzero", "macs", "bits_per_weight"),
+    *("path", "baseline", "file_bytes", "tensor_bytes", "parameters", "nonzero", "macs", "bits_per_weight"),
     *("samples", "top1", "top5", "latency_median_ms", "latency_iqr_ms", "coverage", "load_s"),
     *("drop_pp", "low", "high", "ratio", "speedup", "speedup_low", "speedup_high", "agreement"),
 )

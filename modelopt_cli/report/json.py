@@ -3,8 +3,9 @@
     schema_version  1
     baseline        index of the baseline among the models
     models          in the order given, each with
-        path, file_bytes, parameters, nonzero, macs (one sample), bits_per_weight,
-        samples, top1, top5 (percent), latency_ms {median, iqr}, coverage (0 to 1), load_s (seconds)
+        path, file_bytes, tensor_bytes (of the network), parameters, nonzero, macs (one sample),
+        bits_per_weight, samples, top1, top5 (percent), latency_ms {median, iqr}, coverage (0 to 1),
+        load_s (seconds)
     comparisons     every model but the baseline, in order, each with
         drop_pp, low, high (percentage points), ratio, speedup, speedup_low, speedup_high, agreement (0 to 1)
     gates           for each comparison in turn the limits that were set (with --judge for that file alone),
@@ -45,6 +46,7 @@ def _model(model: ModelReport) -> dict[str, Any]:
     return {
         "path": _text(model.path),
         "file_bytes": model.size.file_bytes,
+        "tensor_bytes": model.size.tensor_bytes,
         "parameters": model.size.parameters,
         "nonzero": model.size.nonzero,
         "macs": model.macs.total if model.macs else None,

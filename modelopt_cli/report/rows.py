@@ -121,6 +121,8 @@ def _times(value: float | None, better: str, worse: str) -> str | None:
     """A factor in words, turned over where it is below one: nobody reads "0.80x faster" right."""
     if value is None or value <= 0:
         return None
+    if round(max(value, 1 / value), 2) == 1:
+        return f"not {better}"
     return f"{value:.2f}x {better}" if value >= 1 else f"{1 / value:.2f}x {worse}"
 
 
@@ -152,6 +154,7 @@ def _percent(value: float | None) -> str | None:
 
 _ROWS: tuple[tuple[str, Cell], ...] = (
     ("file size", lambda m, c: megabytes(m.size.file_bytes)),
+    ("tensors in it", lambda m, c: None if m.size.tensor_bytes is None else megabytes(m.size.tensor_bytes)),
     (" vs baseline", lambda m, c: _times(c.ratio, "smaller", "larger") if c else None),
     ("parameters", lambda m, c: millions(m.size.parameters)),
     ("non-zero", lambda m, c: millions(m.size.nonzero)),

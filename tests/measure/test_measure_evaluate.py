@@ -65,7 +65,7 @@ def net(seed: int, shape: tuple[int, ...] = SHAPE) -> Program:
 def subject(seed: int, file_bytes: int = 1000, **changes: Any) -> Subject:
     model = net(seed)
     values = {"path": f"net{seed}.pth", "model": model, "program": model, "input": model.input} | changes
-    return Subject(file_bytes=file_bytes, **values)
+    return Subject(file_bytes=file_bytes, **{"tensor_bytes": file_bytes, **values})
 
 
 def test_comparison_is_paired_sample_by_sample() -> None:

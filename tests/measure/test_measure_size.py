@@ -8,7 +8,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from modelopt_cli.checkpoint.stored import state_bytes
-from modelopt_cli.measure.size import logical_parameters, measure_size, safetensors_bytes
+from modelopt_cli.measure.size import (
+    Size,
+    logical_parameters,
+    measure_size,
+    safetensors_bytes,
+    times_smaller,
+)
 from modelopt_cli.measure.subject import Subject
 from modelopt_cli.program.quantized import DynamicLinear, QParams, QuantizedConv2d
 
@@ -23,6 +29,7 @@ def test_norm_counts_its_weights_but_not_its_statistics() -> None:
     # The tensors hold the statistics too: 2 x 4 floats and one int64.
     assert size.bits_per_weight == pytest.approx(8 * (4 * 120 + 4 * 8 + 8) / 120)
     assert size.file_bytes == 1000
+    assert size.tensor_bytes == 4 * 120 + 4 * 8 + 8
 
 
 def test_int8_layers_count_as_the_layers_they_replace() -> None:
@@ -83,3 +90,20 @@ def test_other_files_are_not_mistaken_for_safetensors(tmp_path: Path, content: b
 def test_missing_file_and_no_parameters(tmp_path: Path) -> None:
     assert safetensors_bytes(tmp_path / "none") is None
     assert measure_size(subject(nn.ReLU())).bits_per_weight is None
+
+
+@pytest.mark.parametrize(
+    ("base", "size", "expected"),
+    [
+        pytest.param((800, 300), (100, 75), 4.0, id="an optimizer in the baseline is no gain"),
+        pytest.param((110, 100), (100, 25), 1.1, id="a header in the result is a loss"),
+        pytest.param((100, None), (50, 10), 2.0, id="without tensors the files count"),
+        pytest.param((100, 100), (50, 0), 2.0, id="nothing left"),
+        pytest.param((100, 100), (0, 0), None, id="empty"),
+    ],
+)
+def test_times_smaller(
+    base: tuple[int, int | None], size: tuple[int, int | None], expected: float | None
+) -> None:
+    made, given = (Size(file, 1, 1, None, tensors) for file, tensors in (size, base))
+    assert times_smaller(made, given) == expected

@@ -24,7 +24,7 @@ def evaluation() -> Evaluation:
         models=(
             ModelReport(
                 "runs/net.pth",
-                Size(46_830_571, 11_689_512, 11_689_000, 32.01),
+                Size(46_830_571, 11_689_512, 11_689_000, 32.01, 46_758_048),
                 Macs(1_814_073_344),
                 Accuracy(5000, 69.76, 89.08),
                 Latency(52.5, 0.8, 30, 1, "prepacked"),
@@ -34,7 +34,7 @@ def evaluation() -> Evaluation:
             ),
             ModelReport(
                 "runs/net-int8.safetensors",
-                Size(11_810_000, 11_689_512, 11_000_000, 8.08),
+                Size(11_810_000, 11_689_512, 11_000_000, 8.08, 11_800_000),
                 Macs(1_814_073_344),
                 Accuracy(5000, 69.5, 88.9),
                 Latency(22.5, 0.4, 30, 1),

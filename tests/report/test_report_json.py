@@ -9,7 +9,18 @@ from modelopt_cli.report import to_json
 from modelopt_cli.report.json import json_text
 
 MODEL = {
-    *("path", "file_bytes", "parameters", "nonzero", "macs", "bits_per_weight", "samples", "top1", "top5"),
+    *(
+        "path",
+        "file_bytes",
+        "tensor_bytes",
+        "parameters",
+        "nonzero",
+        "macs",
+        "bits_per_weight",
+        "samples",
+        "top1",
+        "top5",
+    ),
     *("latency_ms", "coverage", "load_s"),
 }
 COMPARISON = {"drop_pp", "low", "high", "ratio", "speedup", "agreement", "speedup_low", "speedup_high"}
@@ -47,7 +58,17 @@ def test_values(evaluation: Evaluation) -> None:
 
 def test_what_was_not_measured_is_null(evaluation: Evaluation) -> None:
     bare = to_json(evaluation)["models"][2]
-    missing = {"macs", "bits_per_weight", "samples", "top1", "top5", "latency_ms", "coverage", "load_s"}
+    missing = {
+        "tensor_bytes",
+        "macs",
+        "bits_per_weight",
+        "samples",
+        "top1",
+        "top5",
+        "latency_ms",
+        "coverage",
+        "load_s",
+    }
     assert {key for key, value in bare.items() if value is None} == missing
     assert to_json(evaluation)["gates"][2]["value"] is None
 

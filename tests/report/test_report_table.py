@@ -35,6 +35,7 @@ def renamed(evaluation: Evaluation, *paths: str) -> Evaluation:
 def test_cells(evaluation: Evaluation) -> None:
     found = cells(evaluation)
     assert found["file size"] == ("46.83 MB", "11.81 MB", "0.0001 MB")
+    assert found["tensors in it"] == ("46.76 MB", "11.80 MB", MISSING)
     assert found["vs baseline"][:2] == (MISSING, "3.97x smaller")
     assert found["parameters"] == ("11.69 M", "11.69 M", "0")
     assert found["bits per weight"] == ("32.01", "8.08", MISSING)
@@ -59,6 +60,15 @@ def test_a_loss_is_called_one(evaluation: Evaluation) -> None:
     found = cells(dataclasses.replace(evaluation, comparisons=(worse,)))
     assert found["vs baseline"][1] == "2.00x larger"
     assert found["vs baseline (2)"][1] == "1.25x slower"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [(1.0, "not smaller"), (1.004, "not smaller"), (0.996, "not smaller"), (1.006, "1.01x smaller")],
+)
+def test_what_gained_nothing_is_not_called_smaller(evaluation: Evaluation, ratio: float, said: str) -> None:
+    compared = dataclasses.replace(evaluation.comparisons[0], ratio=ratio)
+    assert cells(dataclasses.replace(evaluation, comparisons=(compared,)))["vs baseline"][1] == said
 
 
 @pytest.mark.parametrize(
