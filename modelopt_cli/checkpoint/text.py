@@ -3,6 +3,8 @@
 import shlex
 from pathlib import Path
 
+from modelopt_cli.text import printable as one_line
+
 _LONGEST = 120
 
 
@@ -11,7 +13,7 @@ def printable(text: object, limit: int = _LONGEST) -> str:
 
     Layer names and error messages of other libraries are data from an untrusted file.
     """
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    line = one_line(str(text)[: limit + 1])
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

@@ -1,18 +1,20 @@
 """The one output sink: the result on stdout, everything else on stderr.
 
-Whatever is printed passes one gate that escapes control characters, because paths and layer names come
-from files nobody has vetted. A stream that is no terminal gets plain text at full width. A result is
-rendered completely before its first byte is written, so that an error never leaves half of one.
+Whatever is printed passes one gate that escapes control characters and line breaks, because paths and layer
+names come from files nobody has vetted: a string is one line, and several lines are a ``Group`` of them.
+A stream that is no terminal gets plain text at full width. A result is rendered completely before its first
+byte is written, so that an error never leaves half of one.
 """
 
 import io
 import json
 import os
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
+
+from modelopt_cli.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -23,18 +25,6 @@ StageProgress = Callable[[str, int, int | None], None]
 """Called with the name of the stage, how much is done, and the total if it is known."""
 
 _PLAIN_WIDTH = 10_000  # wide enough that no table or line is ever folded
-_ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, direction overrides, lone surrogates, line separators
-
-
-def printable(text: str) -> str:
-    """``text`` on one line, with everything that could move a terminal's cursor written as an escape."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_escape(char) if unicodedata.category(char) in _ESCAPED else char for char in text)
-
-
-def _escape(char: str) -> str:
-    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 class Console:
@@ -98,7 +88,9 @@ class Console:
         """Print the whole traceback, on stderr."""
         import traceback
 
-        self._say("".join(traceback.format_exception(error)).rstrip("\n"))
+        from rich.console import Group
+
+        self._say(Group(*"".join(traceback.format_exception(error)).splitlines()))
 
     def stderr_is_terminal(self) -> bool:
         """Whether progress may be drawn."""
@@ -169,19 +161,24 @@ def _encoding(stream: TextIO | None) -> str:
 
 
 def _escaped(renderable: "RenderableType") -> "RenderableType":
-    from rich.console import Console as RichConsole
-    from rich.console import ConsoleOptions, RenderResult
-    from rich.segment import Segment
+    """The same with every text on one line, before rich breaks it into lines and cells."""
+    from rich.console import Group
+    from rich.table import Table
     from rich.text import Text
 
-    inner = Text(renderable) if isinstance(renderable, str) else renderable
-
-    class Escaped:
-        def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
-            for text, style, control in console.render(inner, options):
-                yield Segment("\n".join(map(printable, text.split("\n"))), style, control)
-
-    return Escaped()
+    if isinstance(renderable, str):
+        return Text(printable(renderable))
+    if isinstance(renderable, Text):
+        line = printable(renderable.plain)
+        return renderable if line == renderable.plain else Text(line, renderable.style)
+    if isinstance(renderable, Group):
+        return Group(*map(_escaped, renderable.renderables))
+    if isinstance(renderable, Table):
+        for column in renderable.columns:
+            column.header = _escaped(column.header)
+            column._cells[:] = map(_escaped, column._cells)
+        return renderable
+    raise TypeError(f"a {type(renderable).__name__} cannot be printed: its text would not be escaped")
 
 
 def _no_progress(stage: str, done: int, total: int | None) -> None:

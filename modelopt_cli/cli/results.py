@@ -173,7 +173,8 @@ def show_distilled(console: Console, outcome: "DistillOutcome", exports: Sequenc
         console.result_json(distilled_json(outcome))
     else:
         _show_table(console, outcome.evaluation)
-        console.note(_distilled_line(outcome.entry))
+        for line in _distilled_lines(outcome.entry):
+            console.note(line)
         for written in filter(None, (outcome.scratch, outcome.written)):
             _show_written(console, written)
     _require_gates(outcome.evaluation)
@@ -200,13 +201,11 @@ def _show_plan(console: Console, plan: "Plan") -> None:
         console.result(report.plan_table(plan))
 
 
-def _distilled_line(entry: dict[str, Any]) -> str:
+def _distilled_lines(entry: dict[str, Any]) -> list[str]:
     line = f"learned {entry['config']['loss']}, {_steps_line(entry)}"
     if "finetuned" in entry:
         line += f"; then the labels alone, {_steps_line(entry['finetuned'])}"
-    for term, places in entry.get("compared", {}).items():
-        line += f"\n{term} compared {', '.join(places)}"
-    return line
+    return [line, *(f"{term} compared {', '.join(at)}" for term, at in entry.get("compared", {}).items())]
 
 
 def _steps_line(figures: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.report.json import to_json
+from modelopt_cli.text import printable
 
 
 def csv_text(evaluation: Evaluation) -> str:
@@ -34,4 +35,5 @@ COLUMNS = (
 def _line(index: int, model: dict[str, Any], comparison: dict[str, Any]) -> dict[str, Any]:
     line = {**model, **comparison}
     latency = line.pop("latency_ms") or {}
+    line["path"] = printable(line["path"])  # one record is one line, for tools that split at line breaks
     return {**line, "latency_median_ms": latency.get("median"), "latency_iqr_ms": latency.get("iqr")}

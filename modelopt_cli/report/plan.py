@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from modelopt_cli.report.rows import safe
+from modelopt_cli.text import printable
 
 if TYPE_CHECKING:
     from modelopt_cli.api.planning import Plan
@@ -62,7 +62,7 @@ def _networks(plan: "Plan") -> Table:
     for title in ("params", "FLOPs"):
         grid.add_column(title, justify="right")
     for each in plan.networks:
-        grid.add_row(each.role, Text(safe(each.name)), f"{each.parameters:,}", f"{each.flops:,}")
+        grid.add_row(each.role, Text(printable(each.name)), f"{each.parameters:,}", f"{each.flops:,}")
     return grid
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.prune.sensitivity import SPARSITIES, Point, Sensitivity
 from modelopt_cli.methods.prune.summary import PrunedLayer
-from modelopt_cli.report.rows import safe
+from modelopt_cli.text import printable
 
 _WHOLE = 1.0
 
@@ -27,13 +27,13 @@ def pruned_table(layers: Sequence[PrunedLayer]) -> RenderableType:
     grid.add_column("why whole", overflow="fold")
     for layer in layers:
         grid.add_row(
-            Text(safe(layer.name)),
-            Text(safe(layer.kind)),
+            Text(printable(layer.name)),
+            Text(printable(layer.kind)),
             f"{layer.kept:,}",
             f"{layer.total:,}",
             Text(f"{100 * layer.sparsity:.1f} %", "green" if layer.kept < layer.total else "yellow"),
             _shapes(layer),
-            Text(safe(layer.reason)),
+            Text(printable(layer.reason)),
         )
     kept, total = sum(layer.kept for layer in layers), sum(layer.total for layer in layers)
     count = sum(layer.kept < layer.total for layer in layers)
@@ -82,7 +82,7 @@ def sensitivity_table(parts: Sequence[Sensitivity]) -> RenderableType:
         grid.add_column(f"{100 * column:.0f} % removed", justify="right")
     for part in parts:
         points = {_column(point): point for point in part.points}
-        grid.add_row(Text(safe(part.name)), *(_cell(points.get(column), column) for column in columns))
+        grid.add_row(Text(printable(part.name)), *(_cell(points.get(column), column) for column in columns))
     line = (
         "KL divergence of the answers in nats, and how many name the same class, with this part alone pruned"
     )

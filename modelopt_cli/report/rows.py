@@ -6,15 +6,14 @@ line below the figure it compares. Sizes are in MB of 1,000,000 bytes.
 
 import math
 import os
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from modelopt_cli.measure import Comparison, Evaluation, ModelReport
 from modelopt_cli.measure.gates import describe
+from modelopt_cli.text import printable
 
 MISSING = "–"
-_ESCAPED = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 @dataclass(frozen=True)
@@ -32,22 +31,12 @@ class Row:
     relative: bool = False
 
 
-def safe(text: str) -> str:
-    """``text`` on one line, with everything that could move a terminal's cursor written as an escape."""
-    return "".join(
-        char.encode("unicode_escape", "surrogatepass").decode("ascii")
-        if unicodedata.category(char) in _ESCAPED
-        else char
-        for char in text
-    )
-
-
 def headings(evaluation: Evaluation) -> tuple[str, ...]:
     """The models' file names, or their paths where two files have the same name."""
     paths = [model.path for model in evaluation.models]
     names = [os.path.basename(path) or path for path in paths]
     return tuple(
-        safe(name if names.count(name) == 1 else path) for name, path in zip(names, paths, strict=True)
+        printable(name if names.count(name) == 1 else path) for name, path in zip(names, paths, strict=True)
     )
 
 
@@ -69,7 +58,7 @@ def footer(evaluation: Evaluation) -> tuple[str, ...]:
     lines.append(f"{machine.processor}, torch {machine.torch}, device {machine.device}")
     lines.append("MB is 1,000,000 bytes. FLOPs are 2 x MACs of convolutions, linears and matrix products.")
     lines.extend(f"note: {note}" for note in evaluation.notes)
-    return tuple(safe(line) for line in lines if line)
+    return tuple(printable(line) for line in lines if line)
 
 
 def gate_lines(evaluation: Evaluation) -> tuple[tuple[bool, str], ...]:

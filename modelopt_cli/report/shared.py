@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modelopt_cli.methods.share.summary import SharedLayer
-from modelopt_cli.report.rows import safe
+from modelopt_cli.text import printable
 
 
 def shared_table(layers: Sequence[SharedLayer]) -> RenderableType:
@@ -21,13 +21,13 @@ def shared_table(layers: Sequence[SharedLayer]) -> RenderableType:
     grid.add_column("why left", overflow="fold")
     for layer in layers:
         grid.add_row(
-            Text(safe(layer.name)),
-            Text(safe(layer.kind)),
+            Text(printable(layer.name)),
+            Text(printable(layer.kind)),
             f"{layer.weights:,}",
             f"{layer.values:,}",
             f"{layer.bits:.2f}",
             "" if layer.error is None else f"{100 * layer.error:.2f} %",
-            Text(safe(layer.reason), "yellow"),
+            Text(printable(layer.reason), "yellow"),
         )
     shared = [layer for layer in layers if not layer.reason]
     count = sum(layer.weights for layer in shared)

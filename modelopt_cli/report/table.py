@@ -10,7 +10,8 @@ from rich.text import Text
 
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.program.coverage import Coverage
-from modelopt_cli.report.rows import footer, gate_lines, headings, rows, safe
+from modelopt_cli.report.rows import footer, gate_lines, headings, rows
+from modelopt_cli.text import printable
 
 _WIDE = 10_000
 
@@ -34,8 +35,10 @@ def coverage_table(coverage: Coverage) -> RenderableType:
     for title in ("layer", "kind", "compressed", "why not"):
         grid.add_column(title, overflow="fold")
     for layer in coverage.layers:
-        how = Text(safe(layer.scheme) or "yes", "green") if layer.compressed else Text("no", "yellow")
-        grid.add_row(Text(safe(layer.name)), Text(safe(layer.kind)), how, Text(safe(layer.reason)))
+        how = Text(printable(layer.scheme) or "yes", "green") if layer.compressed else Text("no", "yellow")
+        grid.add_row(
+            Text(printable(layer.name)), Text(printable(layer.kind)), how, Text(printable(layer.reason))
+        )
     return Group(grid, Text(f"{coverage.compressed} of {coverage.total} layers compressed", style="bold"))
 
 
@@ -76,9 +79,9 @@ def _grid(evaluation: Evaluation) -> Table:
     grid = Table(box=None, pad_edge=False, header_style="bold")
     grid.add_column("")
     for i, name in enumerate(headings(evaluation)):
-        title = Text(name, overflow="fold")
+        title: RenderableType = Text(name, overflow="fold")
         if i == evaluation.baseline and len(evaluation.models) > 1:
-            title.append("\nbaseline", style="dim")
+            title = Group(title, Text("baseline", style="dim"))
         grid.add_column(title, justify="right", overflow="fold")
     for row in rows(evaluation):
         label = Text(f"  {row.label}" if row.relative else row.label)

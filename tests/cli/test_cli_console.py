@@ -4,10 +4,12 @@ import io
 import json
 
 import pytest
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from modelopt_cli.cli.console import Console, printable
+from modelopt_cli.cli.console import Console
+from modelopt_cli.text import printable
 
 
 class Terminal(io.StringIO):
@@ -98,6 +100,24 @@ def test_names_from_files_cannot_move_the_cursor(name, wrap):
         assert name in out.getvalue()
 
 
+FORGED = "w\nwrote out.safetensors (12 bytes)\r\u2028\u202eerror: none"
+
+
+@pytest.mark.parametrize("wrap", [str, Text, table, lambda x: Group(x, nested(table(x)))])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_names_from_files_cannot_forge_a_line(wrap, terminal):
+    console, out, _ = make(terminal, COLUMNS="400")
+    console.result(wrap(FORGED))
+    assert not any(line.startswith(("wrote", "error")) for line in out.getvalue().splitlines())
+
+
+def nested(inside):
+    outside = Table()
+    outside.add_column("name\nforged")
+    outside.add_row(inside)
+    return outside
+
+
 def test_printable_keeps_ordinary_text():
     assert printable("café ‑ 模型 [x]") == "café ‑ 模型 [x]"
     assert printable("a\tb\nc") == "a\\tb\\nc"
@@ -123,7 +143,7 @@ def test_json_is_one_object_and_refuses_nan():
 
 
 def test_a_failing_renderable_leaves_nothing_half_printed():
-    class Breaks:
+    class Breaks(Table):
         def __rich_console__(self, console, options):
             yield Text("first")
             raise RuntimeError("second")

@@ -14,7 +14,8 @@ from rich.console import Console
 from modelopt_cli.measure import Evaluation, Speedup
 from modelopt_cli.program.coverage import Coverage, LayerStatus
 from modelopt_cli.report import coverage_table, csv_text, markdown_text, plain_text, table, to_json, to_svg
-from modelopt_cli.report.rows import MISSING, headings, rows, safe
+from modelopt_cli.report.rows import MISSING, headings, rows
+from modelopt_cli.text import printable
 
 HOSTILE = "[/red]\x1b[31m\x07\u202e`|<b>.pth"
 
@@ -141,8 +142,8 @@ def test_hostile_names_are_shown_and_harmless(evaluation: Evaluation) -> None:
     [("a\nb", r"a\nb"), ("\ud800", r"\ud800"), ("é 日本", "é 日本"), ("\x9b31m", r"\x9b31m")],
     ids=ascii,
 )
-def test_safe(text: str, expected: str) -> None:
-    assert safe(text) == expected
+def test_printable(text: str, expected: str) -> None:
+    assert printable(text) == expected
 
 
 def test_picture_is_one_well_formed_file_that_loads_nothing(evaluation: Evaluation) -> None:
