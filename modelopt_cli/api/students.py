@@ -9,7 +9,7 @@ from torch import nn
 
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
-from modelopt_cli.checkpoint.spec import parse_spec
+from modelopt_cli.checkpoint.spec import NAMED, check_found_spec, parse_spec
 from modelopt_cli.errors import ArchitectureError, DataError, UsageError
 from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.methods.context import Context
@@ -104,6 +104,9 @@ def _same(teacher: Opened, network: nn.Module, input: InputSpec, seed: int) -> O
         spec = teacher.architecture.spec
     if spec is None:
         raise ArchitectureError("nothing says what the teacher was built from", where="--student")
+    if teacher.kind == "artifact" and isinstance(network, Program):
+        sides = [side for tensor in teacher.state.values() for side in tensor.shape]
+        check_found_spec(spec, max(sides, default=0), "--student")
     opened = fresh_model(spec, input, seed)
     shapes = {name: tensor.shape for name, tensor in opened.state.items()}
     if shapes != {name: tensor.shape for name, tensor in network.state_dict().items()}:
@@ -116,7 +119,7 @@ def _fitted(spec: str, teacher: nn.Module, input: InputSpec) -> str:
     """An architecture with the teacher's classes and channels where it says no others."""
     parsed = parse_spec(spec)
     more: dict[str, int] = {}
-    if parsed.source in ("builtin", "torchvision", "timm"):
+    if parsed.source in NAMED:
         if "num_classes" not in parsed.options:
             more["num_classes"] = classes_of(teacher, input.shape)
         option = _CHANNELS.get(parsed.source)

@@ -16,7 +16,7 @@ from modelopt_cli.checkpoint.folder import digest_of
 from modelopt_cli.checkpoint.load import build_loaded, check_finite
 from modelopt_cli.checkpoint.read import read_state
 from modelopt_cli.checkpoint.recognition import describe_nearest, recognise, recognise_state
-from modelopt_cli.checkpoint.spec import FORMS, parse_spec
+from modelopt_cli.checkpoint.spec import FORMS, NAMED, check_found_spec, parse_spec
 from modelopt_cli.checkpoint.stored import state_bytes
 from modelopt_cli.checkpoint.text import printable
 from modelopt_cli.errors import ArchitectureError, CaptureError
@@ -185,6 +185,9 @@ def _open_tensors(path: Path, arch: str | None, input: InputSpec | None) -> Open
     tensors = artifact.open_tensors(path)
     sha256 = digest_of([path])
     spec = arch or (tensors.arch if _is_ours(tensors.arch) else None)
+    if spec is not None and arch is None:
+        sides = [side for tensor in described(tensors.state).values() for side in tensor.shape]
+        check_found_spec(spec, max(sides, default=0), str(path))
     if spec is None:
         # A spec found in a file never imports the user's code: that takes --arch on the command line.
         notes = [f"rebuild its network with --arch {printable(tensors.arch)}"] if tensors.arch else []
@@ -204,6 +207,6 @@ def _open_tensors(path: Path, arch: str | None, input: InputSpec | None) -> Open
 
 def _is_ours(spec: str | None) -> bool:
     try:
-        return spec is not None and parse_spec(spec).source in ("torchvision", "timm", "builtin")
+        return spec is not None and parse_spec(spec).source in NAMED
     except ArchitectureError:
         return False

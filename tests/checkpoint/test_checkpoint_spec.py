@@ -2,7 +2,7 @@
 
 import pytest
 
-from modelopt_cli.checkpoint.spec import parse_spec
+from modelopt_cli.checkpoint.spec import check_found_spec, parse_spec
 from modelopt_cli.errors import ArchitectureError
 
 
@@ -40,3 +40,27 @@ def test_what_is_malformed_is_refused(text: str) -> None:
     with pytest.raises(ArchitectureError) as caught:
         parse_spec(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["timm:resnet18?checkpoint_path=/tmp/evil.pth", "timm:resnet18?num_classes=10&pretrained=true",
+     "timm:resnet18?num_classes=7x", "timm:resnet18?global_pool=/etc/passwd",
+     "torchvision:resnet18?weights=IMAGENET1K_V1",
+     "builtin:lenet5?width=1e9", "builtin:lenet5?width=nan", "builtin:lenet5?num_classes=-1",
+     "torchvision:resnet18?num_classes=70000", "net.py:make", "my.nets:Net"],
+)  # fmt: skip
+def test_a_spec_out_of_a_file_may_set_only_what_is_on_the_list(text: str) -> None:
+    with pytest.raises(ArchitectureError, match="yourself"):
+        check_found_spec(text, 65_536, "a.safetensors")
+    parse_spec(text)  # what the user types may be more
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["torchvision:resnet18", "torchvision:vit_b_16?num_classes=65536&image_size=384",
+     "builtin:lenet5?width=0.25", "timm:resnet18?num_classes=21843&in_chans=1&global_pool=avg&drop_rate=0.1",
+     "timm:vit_tiny?img_size=96"],
+)  # fmt: skip
+def test_a_spec_out_of_a_file_may_size_the_network(text: str) -> None:
+    check_found_spec(text, 65_536, "a.safetensors")
