@@ -29,6 +29,9 @@ PREFIX = b'{"__metadata__":{"modelopt":"{\\"digest\\":\\"'
 DIGEST_AT = 8 + len(PREFIX)
 """Offset of the digest in the file."""
 
+_DAMAGED_BYTES = len(PREFIX) // 4
+"""How many bytes of the prefix may be wrong for a file still to be taken for a damaged artifact."""
+
 ONCE = ("arch", "history", "input", "labels")
 """Fields of a Program's data form that every artifact holds itself, so ``program`` leaves them out."""
 
@@ -128,6 +131,16 @@ def in_order(parts: Mapping[str, Kind]) -> dict[str, TensorInfo]:
         placed[name] = TensorInfo(dtype, shape, position, end)
         position = end
     return placed
+
+
+def begins_like_artifact(head: bytes) -> bool:
+    """Whether a file's first bytes are an artifact's, or a damaged artifact's: the digest then decides.
+
+    A file whose mark is damaged must not pass for a checkpoint, whose bytes nothing guards.
+    """
+    found = head[8:DIGEST_AT]
+    wrong = sum(a != b for a, b in zip(found, PREFIX, strict=False))
+    return len(found) == len(PREFIX) and wrong <= _DAMAGED_BYTES
 
 
 def parse_stated(layout: Layout, where: str) -> dict[str, Any]:

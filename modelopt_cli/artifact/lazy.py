@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modelopt_cli.artifact.container import open_regular, read_layout, read_tensor
 from modelopt_cli.artifact.dtypes import DTYPES
-from modelopt_cli.artifact.header import Kind
+from modelopt_cli.artifact.header import KEY, Kind
 from modelopt_cli.errors import CheckpointError
 
 
@@ -72,6 +72,12 @@ def open_safetensors(path: Path) -> LazyState:
     """
     with open_regular(path, CheckpointError) as file:
         layout = read_layout(file, str(path), CheckpointError)
+    if KEY in layout.metadata:
+        raise CheckpointError(
+            "is a modelopt artifact whose header was written again, so that its digest is lost",
+            where=str(path),
+            hint="use the file that modelopt wrote",
+        )
 
     def read(name: str) -> Tensor:
         with open_regular(path, CheckpointError) as file:

@@ -19,6 +19,7 @@ from modelopt_cli.artifact.header import (
     PREFIX,
     Document,
     Parameter,
+    begins_like_artifact,
     parse_document,
     parse_stated,
 )
@@ -59,6 +60,10 @@ class Artifact:
     def __init__(self, file: BinaryIO, where: str, *, verify: bool = True) -> None:
         self.where = where
         self._file = file
+        head = file.read(DIGEST_AT)
+        if begins_like_artifact(head) and head[8:] != PREFIX:
+            raise ArtifactError("does not begin as an artifact must", where=where, hint=_DAMAGED)
+        file.seek(0)
         self.layout = container.read_layout(file, where, ArtifactError)
         data = parse_stated(self.layout, where)
         if is_sealed(data):
@@ -121,10 +126,10 @@ def _encoding(parameter: Parameter, codec: Codec, parts: Mapping[str, torch.Tens
 
 
 def is_artifact(path: str | Path) -> bool:
-    """Whether the file claims to be an artifact: a look at its first bytes, no more."""
+    """Whether the file is an artifact or a damaged one: a look at its first bytes, no more."""
     try:
         with container.open_regular(path, InputError) as file:
-            return file.read(DIGEST_AT)[8:] == PREFIX
+            return begins_like_artifact(file.read(DIGEST_AT))
     except (ModeloptError, OSError):
         return False
 

@@ -95,3 +95,13 @@ def test_damaged_artifact_is_refused_when_it_is_opened(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match="digest"):
         open_tensors(path)
+
+
+def test_artifact_whose_header_was_written_again_is_no_checkpoint(tmp_path):
+    """Other tools keep the metadata but not its place, so that no digest guards the file any more."""
+    write_tensors({"w": torch.ones(4)}, {}, tmp_path / "mine")
+    with safetensors.safe_open(tmp_path / "mine", "pt") as file:
+        metadata = {"format": "pt", **file.metadata()}
+    safetensors.torch.save_file({"w": torch.zeros(4)}, tmp_path / "theirs", metadata)
+    with pytest.raises(CheckpointError, match="written again"):
+        open_safetensors(tmp_path / "theirs")
