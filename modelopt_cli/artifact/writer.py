@@ -189,6 +189,8 @@ def _claim(folder: int, part: str, target: Path) -> int:
             if mine:
                 os.unlink(part, dir_fd=folder)
         except BaseException:
+            if fresh and _is_named(folder, part, handle):
+                os.unlink(part, dir_fd=folder)
             os.close(handle)
             raise
         os.close(handle)

@@ -1,6 +1,6 @@
 """What a tensor from an untrusted file must satisfy before anything computes with it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -60,9 +60,25 @@ def check_types(described: Mapping[str, torch.Tensor], where: str) -> None:
             )
 
 
+def _kind(tensor: torch.Tensor) -> str | None:
+    """A word for a tensor that is not what its storage holds, element by element; None for a dense one."""
+    for word, applies in _UNUSUAL.items():
+        if applies(tensor):
+            return word
+    return None if tensor.layout is torch.strided else str(tensor.layout).removeprefix("torch.")
+
+
+_UNUSUAL: dict[str, Callable[[torch.Tensor], bool]] = {
+    "nested": lambda tensor: tensor.is_nested,
+    "quantized": lambda tensor: tensor.is_quantized,
+    "a negative view": lambda tensor: tensor.is_neg(),
+    "a conjugate view": lambda tensor: tensor.is_conj(),
+}
+
+
 def _check_one(name: str, tensor: torch.Tensor, where: str) -> None:
-    if tensor.layout is not torch.strided or tensor.is_quantized:
-        kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+    kind = _kind(tensor)
+    if kind is not None:
         raise CheckpointError(
             f"tensor '{printable(name)}' is {kind}; only dense tensors can be read", where=where
         )

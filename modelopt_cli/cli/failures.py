@@ -3,7 +3,8 @@
 0    done
 1    a gate was not met                       GateNotMet
 2    usage, config or input file              InputError, typer's own usage errors
-3    space, memory, permission, package       EnvironmentFailure, MemoryError, some OSErrors
+3    space, memory, permission, package       EnvironmentFailure, MemoryError, some OSErrors,
+                                              and an InputError that arose from one of these
 4    a bug of ours                            everything else
 130  SIGINT    143  SIGTERM    141  closed pipe
 """
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from typer.exceptions import TyperException
 
-from modelopt_cli.errors import ModeloptError
+from modelopt_cli.errors import InputError, ModeloptError
 
 _ENVIRONMENT = {
     errno.EACCES,
@@ -52,6 +53,8 @@ def explain(error: BaseException) -> Failure:
 
 def _look_up(error: BaseException) -> Failure:
     match error:
+        case InputError() if _refused_by_machine(error):
+            return Failure(3, str(error))
         case ModeloptError():
             return Failure(error.exit_code, str(error))
         case TyperException():
@@ -73,6 +76,12 @@ def _look_up(error: BaseException) -> Failure:
     return Failure(4, f"{_bug_line(error)}; this is a bug in modelopt, --debug shows the traceback")
 
 
+def _refused_by_machine(error: InputError) -> bool:
+    """Whether the operating system refused to give the input: permission, memory, a failing disk."""
+    cause = error.__cause__ or error.__context__
+    return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in _ENVIRONMENT)
+
+
 def _usage_line(error: TyperException) -> str:
     if type(error).__name__ == "NoSuchOption":
         nearest = (getattr(error, "possibilities", None) or [])[:1]
@@ -89,7 +98,9 @@ def _os_line(error: OSError) -> str:
 
 def _torch_out_of_memory(error: RuntimeError) -> bool:
     text = str(error)
-    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: " in text
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: " in text:
+        return True
+    return text == "could not create a primitive"  # oneDNN's whole word on memory it did not get
 
 
 def _bug_line(error: BaseException) -> str:

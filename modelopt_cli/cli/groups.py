@@ -6,6 +6,7 @@ command line can be checked without doing anything, as a recipe's are.
 """
 
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -65,6 +66,8 @@ def flatten(function: Command) -> Command:
             own.extend(_parameters(parameter.annotation))
         elif parameter.name != "context":
             own.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+    for info in itertools.chain.from_iterable(getattr(p.annotation, "__metadata__", ()) for p in own):
+        info.readable = False  # a missing permission is no usage error: whoever opens the file tells
     call.__signature__ = signature.replace(parameters=own + _DISPLAY)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in own + _DISPLAY}
     call.__doc__ = function.__doc__

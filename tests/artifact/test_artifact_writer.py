@@ -321,6 +321,17 @@ def test_file_system_without_locks_still_writes_but_never_clears(target, monkeyp
     assert target.read_bytes() == b"new"
 
 
+@pytest.mark.parametrize("cause", [errno.EIO, errno.EINTR, errno.EDEADLK])
+def test_failing_lock_leaves_no_part_file(target, monkeypatch, cause):
+    def fail(*_):
+        raise OSError(cause, "no")
+
+    monkeypatch.setattr(writer.fcntl, "flock", fail)
+    with pytest.raises(EnvironmentFailure, match="cannot write"):
+        atomic_write(target, [b"new"])
+    assert list(target.parent.iterdir()) == []
+
+
 KILLED = """
 import sys
 sys.path.insert(0, sys.argv[1])

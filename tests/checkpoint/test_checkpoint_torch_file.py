@@ -152,6 +152,11 @@ class TestCode:
         return read_state(target).state
 
 
+def nested() -> torch.Tensor:
+    with pytest.warns(UserWarning, match="nested tensors"):
+        return torch._nested_tensor_from_tensor_list([torch.ones(2), torch.ones(3)])
+
+
 class TestTensorsThatLie:
     def test_a_view_of_four_terabytes(self, tmp_path: Path, refusal: Refusal) -> None:
         path = save({"w": torch.ones(1).expand(1 << 40)}, tmp_path / "a.pth")
@@ -179,8 +184,11 @@ class TestTensorsThatLie:
             ("sparse_coo", torch.eye(3).to_sparse()),
             ("meta", torch.empty(3, device="meta")),
             ("complex64", torch.zeros(3, dtype=torch.complex64)),
+            ("nested", nested()),
+            ("a negative view", torch.zeros(3, dtype=torch.complex64).conj().imag),
+            ("a conjugate view", torch.zeros(3, dtype=torch.complex64).conj()),
         ],
-        ids=["sparse", "meta", "complex"],
+        ids=["sparse", "meta", "complex", "nested", "negative", "conjugate"],
     )
     def test_tensors_that_are_not_plain_arrays(
         self, word: str, tensor: torch.Tensor, tmp_path: Path, refusal: Refusal

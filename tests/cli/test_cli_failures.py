@@ -33,6 +33,8 @@ CASES = [
     (OSError(errno.ENOSPC, "No space left on device", "out.bin"), 3, "out.bin: no space left on device"),
     (PermissionError(errno.EACCES, "Permission denied", "a"), 3, "a: permission denied"),
     (OSError(errno.EROFS, "Read-only file system"), 3, "read-only file system"),
+    (RuntimeError("could not create a primitive"), 3, "out of memory; try a smaller --batch-size"),
+    (RuntimeError("could not create a primitive descriptor for a sum"), 4, "RuntimeError: could not create"),
     (errors.ModeloptError("impossible"), 4, "impossible"),
     (
         ZeroDivisionError("division by zero"),
