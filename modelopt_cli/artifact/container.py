@@ -7,7 +7,6 @@ with no gap and no overlap. Nothing is allocated that the size of the file does 
 import math
 import os
 import re
-import stat
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from modelopt_cli.artifact import strictjson
 from modelopt_cli.artifact.dtypes import DTYPES
 from modelopt_cli.errors import CheckpointError, EnvironmentFailure, InputError
+from modelopt_cli.regular import open_regular
 
 METADATA = "__metadata__"
 MAX_HEADER = 100_000_000
@@ -72,22 +72,6 @@ def read_safetensors(path: str | Path, error: type[InputError] = CheckpointError
         return {
             name: read_tensor(file, layout, info, str(path), error) for name, info in layout.tensors.items()
         }
-
-
-def open_regular(path: str | Path, error: type[InputError]) -> BinaryIO:
-    """Open for reading what is a plain file and nothing else."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise error("no such file", where=str(path)) from None
-    except PermissionError:
-        raise EnvironmentFailure("permission denied", where=str(path)) from None
-    except (OSError, ValueError) as cause:
-        raise error(f"cannot be opened: {cause}", where=str(path)) from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise error("is not a regular file", where=str(path))
-    return os.fdopen(handle, "rb")
 
 
 def read_layout(file: BinaryIO, where: str, error: type[InputError]) -> Layout:

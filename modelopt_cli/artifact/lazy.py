@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.container import open_regular, read_layout, read_tensor
+from modelopt_cli.artifact.container import read_layout, read_tensor
 from modelopt_cli.artifact.dtypes import DTYPES
 from modelopt_cli.artifact.header import KEY, Kind
 from modelopt_cli.errors import CheckpointError
+from modelopt_cli.regular import open_regular
 
 
 class LazyState(Mapping[str, Tensor]):

@@ -28,6 +28,7 @@ from modelopt_cli.artifact.seal import is_sealed, unseal
 from modelopt_cli.errors import ArtifactError, InputError, ModeloptError
 from modelopt_cli.program.program import Encoding, Program
 from modelopt_cli.program.spec import InputSpec
+from modelopt_cli.regular import open_regular
 
 _BLOCK = 1 << 20
 _DAMAGED = "the file is damaged or forged"
@@ -128,7 +129,7 @@ def _encoding(parameter: Parameter, codec: Codec, parts: Mapping[str, torch.Tens
 def is_artifact(path: str | Path) -> bool:
     """Whether the file is an artifact or a damaged one: a look at its first bytes, no more."""
     try:
-        with container.open_regular(path, InputError) as file:
+        with open_regular(path, InputError) as file:
             return begins_like_artifact(file.read(DIGEST_AT))
     except (ModeloptError, OSError):
         return False
@@ -217,7 +218,7 @@ def program_data(document: Document) -> dict[str, Any]:
 @contextlib.contextmanager
 def open_artifact(path: str | Path, *, verify: bool = True) -> Iterator[Artifact]:
     """Open an artifact for reading tensor by tensor; see :class:`Artifact`."""
-    with container.open_regular(path, ArtifactError) as file:
+    with open_regular(path, ArtifactError) as file:
         yield Artifact(file, str(path), verify=verify)
 
 

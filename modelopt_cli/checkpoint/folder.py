@@ -11,6 +11,7 @@ import torch
 from modelopt_cli.artifact.lazy import gather
 from modelopt_cli.checkpoint.text import listing, printable
 from modelopt_cli.errors import CheckpointError, EnvironmentFailure
+from modelopt_cli.regular import open_regular, read_regular
 
 WEIGHTS = (
     "model.safetensors.index.json", "model.safetensors",
@@ -95,8 +96,8 @@ def digest_of(paths: Iterable[Path]) -> str:
 
 def _file_digest(path: Path) -> str:
     try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        with open_regular(path, CheckpointError) as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()  # type: ignore[arg-type]
     except OSError as error:
         raise EnvironmentFailure(f"cannot be read ({error.strerror})", where=str(path)) from error
 
@@ -105,7 +106,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _JSON_LIMIT:
             raise CheckpointError("is too long for what it should be", where=str(path))
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_regular(path, CheckpointError))
     except OSError as error:
         raise EnvironmentFailure(f"cannot be read ({error.strerror})", where=str(path)) from error
     except (ValueError, RecursionError) as error:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from modelopt_cli.artifact.container import open_regular
 from modelopt_cli.artifact.lazy import LazyState, open_safetensors
 from modelopt_cli.checkpoint.folder import digest_of, folder_arch, read_shards, weights_in
 from modelopt_cli.checkpoint.guard import check_tensors, check_types
@@ -17,6 +16,7 @@ from modelopt_cli.checkpoint.sniff import Kind, sniff
 from modelopt_cli.checkpoint.torch_file import check_zip, load_object
 from modelopt_cli.checkpoint.unwrap import unwrap, unwrap_lazy
 from modelopt_cli.errors import CheckpointError, EnvironmentFailure
+from modelopt_cli.regular import open_regular
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from modelopt_cli.data.idx import find_idx, read_idx
-from modelopt_cli.data.source import Raw, Source
+from modelopt_cli.data.source import Label, Raw, Source
 from modelopt_cli.data.spec import DataSpec, check_options, choice
 from modelopt_cli.errors import DataError, EnvironmentFailure
+from modelopt_cli.regular import open_regular
 
 DIGITS = Path(__file__).parent / "digits" / "digits.npz"
 
@@ -25,16 +26,24 @@ class ArraySource(Source):
     """8-bit images ``(N, H, W)`` or ``(N, H, W, C)``, or ready float samples ``(N, ...)``."""
 
     def __init__(
-        self, name: str, images: NDArray[Any], labels: NDArray[Any], where: str | None = None
+        self, name: str, images: NDArray[Any], labels: NDArray[Any] | DataError, where: str | None = None
     ) -> None:
         self.name = name
         self.images = images
-        self.labels = labels
-        self.ready = images.dtype.kind == "f"
+        self.ready = images.dtype.kind == "f" or images.ndim == 2
         self.channels = 3 if images.ndim == 4 and images.shape[-1] == 3 else 1
-        self.num_classes = int(labels.max()) + 1 if len(labels) else None
         self._where = where or name
-        check_labels(labels, len(images), self._where)
+        if len(images) == 0:
+            hint = "give data with at least one sample"
+            raise DataError("holds no images", where=self._where, hint=hint)
+        self.unusable = (
+            labels if isinstance(labels, DataError) else wrong_labels(labels, len(images), self._where)
+        )
+        if self.unusable is not None or isinstance(labels, DataError):
+            labels = np.full(len(images), -1)
+        else:
+            self.num_classes = int(labels.max()) + 1
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.images)
@@ -43,27 +52,27 @@ class ArraySource(Source):
         """The file and the row."""
         return f"{self._where} row {index}"
 
-    def load(self, index: int) -> tuple[Raw, int]:
-        """A PIL image, or a float32 tensor where the array is float."""
-        array, label = self.images[index], int(self.labels[index])
+    def load(self, index: int) -> tuple[Raw, Label]:
+        """A PIL image; or a tensor: float32 of a float array, int64 of rows of whole numbers."""
+        array, label = self.images[index], self.unusable or int(self.labels[index])
         if self.ready:
-            return torch.from_numpy(np.array(array, dtype=np.float32)), label
+            kind = np.float32 if array.dtype.kind == "f" else np.int64
+            return torch.from_numpy(np.array(array, dtype=kind)), label
         if array.ndim == 3 and array.shape[-1] == 1:
             array = array[..., 0]
         return Image.fromarray(np.ascontiguousarray(array)), label
 
 
-def check_labels(labels: NDArray[Any], count: int, where: str) -> None:
-    """Refuse labels that are not one whole number from 0 for every image."""
-    if count == 0:
-        raise DataError("holds no images", where=where, hint="give data with at least one sample")
+def wrong_labels(labels: NDArray[Any], count: int, where: str) -> DataError | None:
+    """The reason why labels are not one whole number from 0 for every image, or None."""
     if labels.shape != (count,):
-        raise DataError(f"{count} images, but labels of shape {labels.shape}", where=where)
+        return DataError(f"{count} images, but labels of shape {labels.shape}", where=where)
     if labels.dtype.kind not in "iu":
-        raise DataError(f"labels are {labels.dtype}, not whole numbers", where=where)
+        return DataError(f"labels are {labels.dtype}, not whole numbers", where=where)
     if labels.min() < 0:
         row = int(labels.argmin())
-        raise DataError(f"label {labels[row]} is below 0", where=f"{where} row {row}")
+        return DataError(f"label {labels[row]} is below 0", where=f"{where} row {row}")
+    return None
 
 
 def open_idx(spec: DataSpec) -> Source:
@@ -71,8 +80,12 @@ def open_idx(spec: DataSpec) -> Source:
     check_options(spec, ("split",))
     split = choice(spec, "split", ("train", "test"), "test")
     images_path = find_idx(Path(spec.target), split, "images")
-    labels_path = find_idx(Path(spec.target), split, "labels")
-    images, labels = read_idx(images_path), read_idx(labels_path)
+    images = read_idx(images_path)
+    labels: NDArray[Any] | DataError
+    try:
+        labels = read_idx(find_idx(Path(spec.target), split, "labels"))
+    except DataError as error:  # of no concern where labels are not read
+        labels = error
     if images.ndim != 3:
         raise DataError(f"holds {images.ndim}-dimensional data, not images", where=str(images_path))
     return ArraySource(spec.text, images, labels, str(images_path))
@@ -103,21 +116,26 @@ def open_npz(spec: DataSpec) -> Source:
     """``npz:FILE``: 8-bit images to preprocess, or float samples used as they are."""
     check_options(spec, ())
     images, labels = _read_npz(Path(spec.target))
-    if images.dtype.kind == "f":
+    if images.dtype.kind == "f" or (images.dtype.kind in "iu" and images.ndim == 2):
         return ArraySource(spec.text, images, labels, spec.target)
     return ArraySource(
         spec.text, _channels_last(_to_uint8(images, spec.target), spec.target), labels, spec.target
     )
 
 
-def _read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+def _read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | DataError]:
     hint = "save plain arrays with numpy.savez"
     try:
-        with path.open("rb") as stream:
+        with open_regular(path, DataError) as stream:
             if not zipfile.is_zipfile(stream):
                 raise DataError("is not an .npz archive", where=str(path), hint=hint)
-        with np.load(path, allow_pickle=False) as stored:
-            return _member(stored, _IMAGE_KEYS, path), _member(stored, _LABEL_KEYS, path)
+            stream.seek(0)
+            stored = np.load(stream, allow_pickle=False)
+            images = _member(stored, _IMAGE_KEYS, path)
+            try:
+                return images, _member(stored, _LABEL_KEYS, path)
+            except DataError as error:  # of no concern where labels are not read
+                return images, error
     except OSError as error:
         raise DataError(error.strerror or "cannot be read", where=str(path)) from None
     except MemoryError:

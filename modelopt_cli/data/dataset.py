@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from modelopt_cli.data.names import match_names
 from modelopt_cli.data.preprocess import ImageTransform
-from modelopt_cli.data.source import Source, Stream
+from modelopt_cli.data.source import Label, Source, Stream
 from modelopt_cli.errors import DataError, EnvironmentFailure, ModeloptError
 from modelopt_cli.program.spec import InputSpec
 
@@ -30,6 +31,10 @@ class Data:
         indices: the samples of the source that are used, or None for all.
         classes: labels from here on are refused, or None.
         first: use only so many samples of a stream, or None.
+        reads_labels: labels are checked and counted; otherwise they are all -1, whatever the source has.
+        names: the network's classes, to which the labels were mapped by name, or None.
+        mapping: the label of each of the source's classes, or None for its own.
+        matched: a line on how the names were matched, or None.
     """
 
     source: Source | Stream
@@ -38,6 +43,10 @@ class Data:
     indices: Sequence[int] | None = None
     classes: int | None = None
     first: int | None = None
+    reads_labels: bool = True
+    names: tuple[str, ...] | None = None
+    mapping: tuple[int, ...] | None = None
+    matched: str | None = None
 
     @property
     def name(self) -> str:
@@ -46,18 +55,23 @@ class Data:
 
     @property
     def labelled(self) -> bool:
-        """Whether labels mean something; otherwise they are all -1."""
+        """Whether there are labels; otherwise they are all -1."""
         return self.source.labelled
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One line for each thing the user should know."""
+        return self.source.notes if self.matched is None else (*self.source.notes, self.matched)
 
     @property
     def num_classes(self) -> int | None:
         """Smallest number of classes that holds every label, or None if only a full pass could tell."""
-        return self.source.num_classes
+        return self.source.num_classes if self.names is None else len(self.names)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names in label order, where the source has them."""
-        return self.source.class_names
+        return self.source.class_names if self.names is None else self.names
 
     @property
     def size(self) -> int | None:
@@ -74,6 +88,25 @@ class Data:
 
     def __bool__(self) -> bool:
         return True
+
+    def where(self, index: int) -> str:
+        """What to call the sample at ``index`` in an error."""
+        return self.source.where(index if self.indices is None else self.indices[index])
+
+    def with_labels(self, names: tuple[str, ...] | None = None) -> "Data":
+        """The same data where labels are read, mapped to the network's classes if both have names.
+
+        Args:
+            names: of the network's classes, in logit order, or None.
+
+        Raises:
+            DataError: as :func:`names.match_names`.
+        """
+        if names is None or self.source.class_names is None or not self.labelled:
+            return replace(self, reads_labels=True)
+        match = match_names(self.source.class_names, names, self.name)
+        mapping = match.positions if match.positions != tuple(range(len(names))) else None
+        return replace(self, reads_labels=True, names=names, mapping=mapping, matched=match.note)
 
     def fits(self, classes: int) -> "Data":
         """The same data, with labels held below ``classes``.
@@ -111,7 +144,8 @@ class Data:
             workers: decoding processes; an iterable-style dataset is always read in this one.
 
         Yields:
-            Images, float32 ``(N, *input.shape)``, and labels, int64 ``(N,)``.
+            Images ``(N, *input.shape)``, float32, or int64 where a source gives whole numbers; and labels,
+            int64 ``(N,)``.
 
         Raises:
             DataError: a sample is unreadable, not finite, of another shape, or its label is out of range.
@@ -158,7 +192,7 @@ class Data:
             error.where = error.where or self.source.where(index)
             raise
 
-    def _check(self, image: Tensor, label: int, index: int) -> tuple[Tensor, int]:
+    def _check(self, image: Tensor, label: Label, index: int) -> tuple[Tensor, int]:
         """The sample, if it is what it must be; where it is costs a look into its file, so only if not."""
         if tuple(image.shape) != self.input.shape:
             got, want = ("x".join(map(str, s)) or "a scalar" for s in (image.shape, self.input.shape))
@@ -170,10 +204,17 @@ class Data:
             raise DataError(f"is {got}, where {want} is expected", where=self.source.where(index), hint=hint)
         if self.transform is None and not bool(torch.isfinite(image).all()):
             raise DataError("holds NaN or infinity", where=self.source.where(index), hint="clean the data")
-        if self.labelled and (label < 0 or (self.classes is not None and label >= self.classes)):
+        return image, self._label(label, index) if self.labelled and self.reads_labels else -1
+
+    def _label(self, label: Label, index: int) -> int:
+        if isinstance(label, DataError):
+            raise DataError(label.what, where=label.where or self.source.where(index), hint=label.hint)
+        if self.mapping is not None and 0 <= label < len(self.mapping):
+            return self.mapping[label]
+        if label < 0 or (self.classes is not None and label >= self.classes):
             limit = f"0..{self.classes - 1}" if self.classes is not None else "0 and up"
             raise DataError(f"label {label} is outside {limit}", where=self.source.where(index))
-        return image, label
+        return label
 
 
 def collate(samples: Sequence[tuple[Tensor, int]]) -> Batch:

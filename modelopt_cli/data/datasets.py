@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from modelopt_cli.data.source import Options, Raw, Source, Stream
+from modelopt_cli.data.source import Label, Options, Raw, Source, Stream
 from modelopt_cli.data.spec import DataSpec, nearest
 from modelopt_cli.data.usercode import first_line, load_callable, user_code
 from modelopt_cli.errors import DataError
 
 _END = object()
+_WHOLE = (torch.int32, torch.int64)
+"""Types of indices, such as tokens. Bytes would be an image that is not scaled."""
 _DEFAULT_SPLIT = {"ImageNet": "val", "Imagenette": "val", "Places365": "val"}
 
 
@@ -26,6 +28,7 @@ class TorchvisionSource(Source):
         self.name = name
         self.dataset = dataset
         self.num_classes = _count_classes(dataset)
+        self.class_names = _names_of_classes(dataset)
         if len(dataset) == 0:
             raise DataError("holds no samples", where=name)
         image = self.load(0)[0]
@@ -34,17 +37,17 @@ class TorchvisionSource(Source):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def load(self, index: int) -> tuple[Raw, int]:
+    def load(self, index: int) -> tuple[Raw, Label]:
         """The image as the dataset decodes it."""
         with user_code("cannot be read", self.where(index)):
             image, label = self.dataset[index]
         if not isinstance(image, Image.Image):
             raise DataError(f"yields {type(image).__name__}, not images", where=self.name)
-        return image, whole_label(label, self.where(index))
+        return image, _label(label, self.where(index))
 
 
 class DatasetSource(Source):
-    """The user's map-style dataset of ``(float tensor, int label)``."""
+    """The user's map-style dataset of ``(tensor, int label)``, or of tensors alone."""
 
     ready = True
 
@@ -54,11 +57,14 @@ class DatasetSource(Source):
         self.options = options
         self.dataset = dataset
         self.num_classes = _count_classes(dataset)
+        self.class_names = _names_of_classes(dataset)
+        with user_code("cannot be read", self.where(0)):
+            self.labelled = _has_label(dataset[0])
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def load(self, index: int) -> tuple[Raw, int]:
+    def load(self, index: int) -> tuple[Raw, Label]:
         """The sample as the dataset gives it."""
         with user_code("cannot be read", self.where(index)):
             item = self.dataset[index]
@@ -74,14 +80,17 @@ class DatasetSource(Source):
 
 
 class DatasetStream(Stream):
-    """The user's iterable-style dataset of ``(float tensor, int label)``."""
+    """The user's iterable-style dataset of ``(tensor, int label)``, or of tensors alone."""
 
     def __init__(self, name: str, dataset: Any) -> None:
         self.name = name
         self.dataset = dataset
         self.num_classes = _count_classes(dataset)
+        self.class_names = _names_of_classes(dataset)
+        with user_code("cannot be read", self.where(0)):
+            self.labelled = _has_label(next(iter(dataset), None))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Label]]:
         with user_code("cannot be read", self.name):
             items = iter(self.dataset)
         for index in itertools.count():
@@ -164,16 +173,32 @@ def _call(target: str, options: Options, name: str) -> Any:
         return function(**options)
 
 
-def _pair(item: Any, where: str) -> tuple[Tensor, int]:
-    if not isinstance(item, tuple | list) or len(item) != 2:
+def _has_label(item: Any) -> bool:
+    return not isinstance(item, Tensor) and not (isinstance(item, tuple | list) and len(item) == 1)
+
+
+def _pair(item: Any, where: str) -> tuple[Tensor, Label]:
+    """A sample as a float32 or int64 tensor on the CPU, and its label or why it has none."""
+    label: Label = DataError("has no label", where=where)
+    if not _has_label(item):
+        image = item if isinstance(item, Tensor) else item[0]
+    elif isinstance(item, tuple | list) and len(item) == 2:
+        image, label = item[0], _label(item[1], where)
+    else:
         raise DataError(
             "is not a pair of tensor and label", where=where, hint="return (float tensor, int label)"
         )
-    image, label = item
-    if not isinstance(image, Tensor) or not image.is_floating_point():
+    if not isinstance(image, Tensor) or not (image.is_floating_point() or image.dtype in _WHOLE):
         kind = str(image.dtype) if isinstance(image, Tensor) else type(image).__name__
         raise DataError(f"is {kind}, not a float tensor", where=where, hint="return it already preprocessed")
-    return image.detach().to("cpu", torch.float32), whole_label(label, where)
+    return image.detach().to("cpu", torch.float32 if image.is_floating_point() else torch.int64), label
+
+
+def _label(label: Any, where: str) -> Label:
+    try:
+        return whole_label(label, where)
+    except DataError as error:
+        return error
 
 
 def whole_label(label: Any, where: str) -> int:
@@ -183,6 +208,14 @@ def whole_label(label: Any, where: str) -> int:
     if isinstance(label, bool) or not isinstance(label, int | np.integer):
         raise DataError(f"label is {type(label).__name__}, not a whole number", where=where)
     return int(label)
+
+
+def _names_of_classes(dataset: Any) -> tuple[str, ...] | None:
+    """What torchvision's datasets call ``classes``; ImageNet's are tuples of synonyms, and no names."""
+    names = getattr(dataset, "classes", None)
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names)
 
 
 def _count_classes(dataset: Any) -> int | None:

@@ -1,47 +1,71 @@
-"""Sources of image files: a folder of class folders, and a CSV table."""
+"""Image files, and the source that is a folder of class folders."""
 
-import csv
-import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from contextlib import nullcontext
 from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
-from modelopt_cli.data.source import Raw, Source
-from modelopt_cli.data.spec import DataSpec, check_options
+from modelopt_cli.data.shards import shown
+from modelopt_cli.data.source import Label, Raw, Source
+from modelopt_cli.data.spec import DataSpec
 from modelopt_cli.errors import DataError
+from modelopt_cli.regular import open_regular
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Those of torchvision's ``ImageFolder``."""
+
+TO_8_BITS = "convert it to 8 bits per channel"
 
 LABEL_DIGITS = 9
 """Most digits that a label in a file has: more are a slip of the finger, and would count as many classes."""
 
 
 class FileSource(Source):
-    """Image files with their labels, decoded one at a time."""
+    """Image files with their labels, decoded one at a time.
+
+    Args:
+        name: the spec.
+        paths: of the files.
+        labels: of each, or the reason why there are none.
+        class_names: in label order, where labels have names.
+        rows: what a table calls each sample, e.g. ``labels.csv line 3``.
+        notes: see :class:`Source`.
+    """
 
     def __init__(
-        self, name: str, paths: Sequence[str], labels: Sequence[int], class_names: tuple[str, ...] | None
+        self,
+        name: str,
+        paths: Sequence[str],
+        labels: Sequence[int] | DataError,
+        class_names: tuple[str, ...] | None,
+        *,
+        rows: Sequence[str] | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.paths = paths
         self.labels = labels
         self.class_names = class_names
-        self.num_classes = len(class_names) if class_names else max(labels) + 1
+        if not isinstance(labels, DataError):
+            self.num_classes = len(class_names) if class_names else max(labels) + 1
+        self.rows = rows
+        self.notes = notes
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def where(self, index: int) -> str:
-        """The file's path."""
-        return self.paths[index]
+        """The file's path, and the row that names it."""
+        return self.paths[index] if self.rows is None else f"{self.paths[index]} ({self.rows[index]})"
 
-    def load(self, index: int) -> tuple[Raw, int]:
+    def load(self, index: int) -> tuple[Raw, Label]:
         """The decoded image. EXIF orientation is ignored, as torchvision ignores it."""
-        return decode(self.paths[index]), self.labels[index]
+        labels = self.labels
+        return decode(self.paths[index]), labels if isinstance(labels, DataError) else labels[index]
 
 
 def decode(file: str | IO[bytes]) -> Image.Image:
@@ -53,12 +77,11 @@ def decode(file: str | IO[bytes]) -> Image.Image:
     """
     path = file if isinstance(file, str) else None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                image.load()
-                return image
+        with open_regular(file, DataError) if isinstance(file, str) else nullcontext(file) as stream:
+            return _decoded(stream)
+    except DataError as error:
+        error.where = error.where or path
+        raise
     except UnidentifiedImageError:
         raise DataError("is not an image", where=path, hint="remove it or fetch it again") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -77,104 +100,86 @@ def decode(file: str | IO[bytes]) -> Image.Image:
         ) from None
 
 
+def _decoded(stream: IO[bytes]) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(stream) as image:
+            # Pillow keeps the upper byte of a 16-bit colour image, and never says so.
+            if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+                raise DataError(f"has 16 bits per channel ({image.mode})", hint=TO_8_BITS)
+            image.load()
+            return image
+
+
 def open_folder(spec: DataSpec) -> Source:
     """A folder with one folder per class; labels follow the sorted names, as in torchvision's ImageFolder."""
     root = spec.target
     try:
-        names = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(error.strerror or "cannot be read", where=root) from None
-    images = {name: list(_images(os.path.join(root, name))) for name in names}
+    names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    found = {name: list(_files(os.path.join(root, name))) for name in names}
+    images = {name: [path for path in files if _is_image(path)] for name, files in found.items()}
+    loose = [entry.path for entry in entries if not entry.is_dir()]
     if not any(images.values()):
-        loose = any(entry.lower().endswith(SUFFIXES) for entry in os.listdir(root))
-        what = "holds images but no class folders" if loose else "holds no class folders with images"
-        raise DataError(
-            what, where=root, hint="give one folder per class, or csv:FILE with columns path,label"
-        )
+        hint = "give one folder per class, or csv:FILE with columns path,label"
+        some = [path for path in loose if _is_image(path)]
+        if not some:
+            raise DataError("holds no class folders with images", where=root, hint=hint)
+        unlabelled = DataError("holds images but no class folders", where=root, hint=hint)
+        note = _left_out(root, [path for path in loose if not _is_image(path)], set())
+        return FileSource(spec.text, some, unlabelled, None, notes=(note,) if note else ())
     for name in names:
         if not images[name]:
-            suffixes = ", ".join(SUFFIXES)
-            where = os.path.join(root, name)
             raise DataError(
-                f"holds no images ({suffixes})", where=where, hint="add some, or remove the folder"
+                f"holds no images ({', '.join(SUFFIXES)})",
+                where=os.path.join(root, name),
+                hint="add some, or remove the folder",
             )
     paths = [path for name in names for path in images[name]]
     labels = [label for label, name in enumerate(names) for _ in images[name]]
-    return FileSource(spec.text, paths, labels, tuple(names))
+    others = [path for files in (loose, *found.values()) for path in files]
+    notes = tuple(filter(None, (_left_out(root, others, set(paths)), _sorted_as_text(root, names))))
+    return FileSource(spec.text, paths, labels, tuple(names), notes=notes)
 
 
-def _images(folder: str) -> Iterator[str]:
-    for parent, _, files in sorted(os.walk(folder, followlinks=True)):
-        for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield os.path.join(parent, name)
+def _files(folder: str) -> Iterator[str]:
+    for parent, _, names in sorted(os.walk(folder, followlinks=True)):
+        yield from (os.path.join(parent, name) for name in sorted(names))
 
 
-def open_csv(spec: DataSpec) -> Source:
-    """``csv:FILE``: columns path,label; paths relative to the file; labels whole numbers or class names."""
-    check_options(spec, ())
-    table = Path(spec.target)
-    rows = _rows(table)
-    if not rows:
-        raise DataError("holds no rows", where=str(table), hint="write one line path,label per image")
-    paths = [str(table.parent / path) for _, path, _ in rows]
-    for (line, _, _), path in zip(rows, paths, strict=True):
-        if not os.path.isfile(path):
-            raise DataError(
-                f"no such file: {path}", where=f"{table} line {line}", hint="paths start at the CSV"
-            )
-    labels, names = _labels([(line, label) for line, _, label in rows], table)
-    return FileSource(spec.text, paths, labels, names)
+def _is_image(path: str) -> bool:
+    name = os.path.basename(path)
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def _rows(table: Path) -> list[tuple[int, str, str]]:
-    """Line number, path and label of every row."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
-    except OSError as error:
-        raise DataError(error.strerror or "cannot be read", where=str(table)) from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"is not a UTF-8 CSV file ({error})", where=str(table)) from None
-    if not lines:
-        return []
-    path_column, label_column = 0, 1
-    header = [cell.lower() for cell in lines[0][1]]
-    if "path" in header or "label" in header:
-        for column in ("path", "label"):
-            if column not in header:
-                raise DataError(
-                    f"has no column called {column}", where=str(table), hint="name them path and label"
-                )
-        path_column, label_column = header.index("path"), header.index("label")
-        lines = lines[1:]
-    for line, row in lines:
-        if len(row) <= max(path_column, label_column) or not row[path_column] or not row[label_column]:
-            raise DataError("lacks a path or a label", where=f"{table} line {line}", hint="write path,label")
-    return [(line, row[path_column], row[label_column]) for line, row in lines]
+def _left_out(root: str, files: Sequence[str], used: set[str]) -> str | None:
+    """A count of the files that are not read, by suffix; hidden ones only where they are images."""
+    kinds: Counter[str] = Counter()
+    for path in files:
+        name = os.path.basename(path)
+        suffix = os.path.splitext(name)[1].lower()
+        if path in used or (name.startswith(".") and suffix not in SUFFIXES):
+            continue
+        where = "hidden " if name.startswith(".") else "loose " if suffix in SUFFIXES else ""
+        kinds[f"{where}{shown(suffix) or 'without suffix'}"] += 1
+    if not kinds:
+        return None
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    return f"{root}: left out files that are not read as images of a class: {counts}"
 
 
-def _labels(cells: list[tuple[int, str]], table: Path) -> tuple[list[int], tuple[str, ...] | None]:
-    numbers = [cell.removeprefix("-").isdecimal() for _, cell in cells]
-    if not any(numbers):
-        for line, cell in cells:
-            if _is_float(cell):  # of a table that was written with a column of floats
-                where, hint = f"{table} line {line}", "write 3, not 3.0"
-                raise DataError(f"label {cell!r} is not a whole number", where=where, hint=hint)
-        names = tuple(sorted({cell for _, cell in cells}))
-        order = {name: label for label, name in enumerate(names)}
-        return [order[cell] for _, cell in cells], names
-    for (line, cell), number in zip(cells, numbers, strict=True):
-        if not number or cell.startswith("-") or len(cell) > LABEL_DIGITS:
-            raise DataError(
-                f"label {cell!r} is not a whole number from 0 as others are", where=f"{table} line {line}"
-            )
-    return [int(cell) for _, cell in cells], None
-
-
-def _is_float(cell: str) -> bool:
-    try:
-        return math.isfinite(float(cell))
-    except ValueError:
-        return False
+def _sorted_as_text(root: str, names: Sequence[str]) -> str | None:
+    """A warning where folders named by numbers do not have those numbers' order."""
+    if not all(name.isdecimal() for name in names):
+        return None
+    numbers = [int(name) for name in names]
+    if numbers == sorted(numbers):
+        return None
+    at = next(i for i in range(1, len(names)) if numbers[i] < numbers[i - 1])
+    return (
+        f"{root}: class folders are sorted as text: '{names[at - 1]}' is class {at - 1}, '{names[at]}' class "
+        f"{at}; pad the numbers with zeros, or number the classes with csv:"
+    )

@@ -6,6 +6,7 @@ values. Only unsigned bytes (0x08) occur in the MNIST family.
 
 import gzip
 import math
+import os
 import re
 import struct
 import zlib
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelopt_cli.errors import DataError
+from modelopt_cli.regular import open_regular
 
 _UNSIGNED_BYTE = 0x08
 _CHUNK = 2**20
@@ -58,7 +60,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     try:
         if path.suffix != ".gz":
             return _map(path)
-        with gzip.open(path, "rb") as stream:
+        with open_regular(path, DataError) as file, gzip.open(file) as stream:
             shape = _header(stream, path)
             size = math.prod(shape)
             data = _read(stream, size + 1)
@@ -79,14 +81,14 @@ def _read(stream: gzip.GzipFile, limit: int) -> bytearray:
 
 
 def _map(path: Path) -> NDArray[np.uint8]:
-    with path.open("rb") as stream:
+    with open_regular(path, DataError) as stream:
         shape = _header(stream, path)
         offset = stream.tell()
-    _check_length(path.stat().st_size - offset, math.prod(shape), path)
-    if math.prod(shape) == 0:
-        return np.zeros(shape, dtype=np.uint8)
-    mapped: NDArray[Any] = np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=shape)
-    return mapped
+        _check_length(os.fstat(stream.fileno()).st_size - offset, math.prod(shape), path)
+        if math.prod(shape) == 0:
+            return np.zeros(shape, dtype=np.uint8)
+        mapped: NDArray[Any] = np.memmap(stream, dtype=np.uint8, mode="r", offset=offset, shape=shape)
+        return mapped
 
 
 def _header(stream: IO[bytes] | gzip.GzipFile, path: Path) -> tuple[int, ...]:

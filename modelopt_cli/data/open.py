@@ -7,12 +7,13 @@ from torch import Tensor
 from modelopt_cli.data.arrays import open_digits, open_idx, open_npz
 from modelopt_cli.data.dataset import Data
 from modelopt_cli.data.datasets import open_callable, open_torchvision
-from modelopt_cli.data.files import open_csv, open_folder
+from modelopt_cli.data.files import open_folder
 from modelopt_cli.data.parquet import open_parquet
 from modelopt_cli.data.preprocess import ImageTransform, PreprocessOverrides, resolve_preprocess
 from modelopt_cli.data.source import Source, Stream
 from modelopt_cli.data.spec import DataSpec, parse_spec
 from modelopt_cli.data.synthetic import open_synthetic
+from modelopt_cli.data.table import open_csv
 from modelopt_cli.data.tar import open_tar
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.spec import InputSpec
@@ -36,6 +37,7 @@ def open_data(
     input: InputSpec | None = None,
     overrides: PreprocessOverrides | None = None,
     seed: int = 0,
+    labels: bool = True,
 ) -> Data:
     """Open what ``--data`` names and settle how its samples become the network's input.
 
@@ -46,6 +48,7 @@ def open_data(
         input: what the network expects, as far as it is known.
         overrides: what the user said instead.
         seed: of synthetic noise.
+        labels: whether they are read; calibration and the like do without, and take any targets or none.
 
     Returns:
         Data whose ``input`` holds the sample's shape and the preprocessing to record.
@@ -63,11 +66,13 @@ def open_data(
     else:
         source = _OPENERS[parsed.kind](parsed)
     if isinstance(source, Stream) or source.ready:
-        return _open_ready(source, input, overrides)
-    return _open_images(source, input, overrides)
+        return _open_ready(source, input, overrides, labels)
+    return _open_images(source, input, overrides, labels)
 
 
-def _open_images(source: Source, recorded: InputSpec | None, overrides: PreprocessOverrides) -> Data:
+def _open_images(
+    source: Source, recorded: InputSpec | None, overrides: PreprocessOverrides, labels: bool
+) -> Data:
     try:
         preprocess, shape = resolve_preprocess(recorded, overrides, source.channels)
     except DataError as error:
@@ -82,12 +87,14 @@ def _open_images(source: Source, recorded: InputSpec | None, overrides: Preproce
         except DataError as error:
             error.where = error.where or source.where(0)
             raise
-    data = Data(source, InputSpec(shape, preprocess), transform)
+    data = Data(source, InputSpec(shape, preprocess), transform, reads_labels=labels)
     data.get(0)
     return data
 
 
-def _open_ready(source: Source | Stream, recorded: InputSpec | None, overrides: PreprocessOverrides) -> Data:
+def _open_ready(
+    source: Source | Stream, recorded: InputSpec | None, overrides: PreprocessOverrides, labels: bool
+) -> Data:
     """Samples that need no preprocessing: only their shape is checked; what is recorded stays as it was."""
     first = source.load(0)[0] if isinstance(source, Source) else next(iter(source), (None,))[0]
     if not isinstance(first, Tensor):
@@ -98,6 +105,6 @@ def _open_ready(source: Source | Stream, recorded: InputSpec | None, overrides: 
         native = 1 if first.ndim == 3 and len(first) == 1 else 3
         preprocess, shape = resolve_preprocess(recorded, overrides, native)
     shape = shape or tuple(first.shape)
-    data = Data(source, InputSpec(shape, preprocess))
+    data = Data(source, InputSpec(shape, preprocess), reads_labels=labels)
     next(data.batches(1))
     return data

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from modelopt_cli.data.files import LABEL_DIGITS, decode
 from modelopt_cli.data.shards import find_shards, shown
-from modelopt_cli.data.source import Raw, Source
+from modelopt_cli.data.source import Label, Raw, Source
 from modelopt_cli.data.spec import DataSpec, check_options
 from modelopt_cli.data.usercode import first_line
 from modelopt_cli.errors import DataError, EnvironmentFailure
@@ -44,8 +44,10 @@ class ParquetSource(Source):
         self.file_ends = np.cumsum([len(table.labels) for table in tables])
         self.groups = [(file, group) for file, table in enumerate(tables) for group in range(len(table.rows))]
         self.group_ends = np.cumsum([rows for table in tables for rows in table.rows])
-        self.class_names = self._names({table.class_names for table in tables})
-        self.num_classes = len(self.class_names or ()) or int(self.labels.max()) + 1
+        self.unusable = next((table.unusable for table in tables if table.unusable), None)
+        if self.unusable is None:
+            self.class_names = self._names({table.class_names for table in tables})
+            self.num_classes = len(self.class_names or ()) or int(self.labels.max()) + 1
         self._kept: OrderedDict[int, Any] = OrderedDict()
 
     def _names(self, found: set[tuple[str, ...] | None]) -> tuple[str, ...] | None:
@@ -62,14 +64,14 @@ class ParquetSource(Source):
         first = int(self.file_ends[file - 1]) if file else 0
         return f"{self.paths[file]} row {index - first}"
 
-    def load(self, index: int) -> tuple[Raw, int]:
+    def load(self, index: int) -> tuple[Raw, Label]:
         """The decoded image. EXIF orientation is ignored, as in a folder."""
         group = int(np.searchsorted(self.group_ends, index, side="right"))
         first = int(self.group_ends[group - 1]) if group else 0
         content = self._group(group, int(self.group_ends[group]) - first)[index - first].as_buffer()
         if content is None:
             raise DataError(f"column {self.image} is null", where=self.where(index), hint="store the image")
-        return decode(io.BytesIO(content)), int(self.labels[index])
+        return decode(io.BytesIO(content)), self.unusable or int(self.labels[index])
 
     def _group(self, number: int, rows: int) -> Any:
         """A row group's images, an Arrow array of bytes."""
@@ -94,7 +96,8 @@ class _Table:
     """What is read of a file when it is opened.
 
     Attributes:
-        labels: int32, one for each row.
+        labels: int32, one for each row; -1 where they cannot be used.
+        unusable: why they cannot, or None.
         rows: of each row group.
         class_names: as Hugging Face's datasets writes them, or None.
     """
@@ -102,8 +105,13 @@ class _Table:
     def __init__(self, path: str, image: str, label: str) -> None:
         with _opened(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
-            _check_columns(schema, image, label, path)
-            self.labels = _labels(file.read(columns=[label], use_threads=False).column(label), path)
+            _check_images(schema, image, path)
+            self.unusable: DataError | None = None
+            try:
+                _check_labels(schema, label, path)
+                self.labels = _labels(file.read(columns=[label], use_threads=False).column(label), path)
+            except DataError as error:  # of no concern where labels are not read
+                self.unusable, self.labels = error, np.full(metadata.num_rows, -1, np.int32)
             self.rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             self.class_names = _class_names(schema, label)
         if sum(self.rows) != len(self.labels):
@@ -146,24 +154,30 @@ def _opened(path: str) -> Iterator[Any]:
         raise DataError(reason, where=path, hint="give Parquet files") from None
 
 
-def _check_columns(schema: Any, image: str, label: str, path: str) -> None:
-    """Refuse a file without the two columns, or with another kind of values in them."""
-    import pyarrow
-
-    for column in (image, label):
-        if schema.names.count(column) != 1:
-            found = shown(", ".join(schema.names))
-            raise DataError(
-                f"has no column {column}, but {found}",
-                where=path,
-                hint="name them: ?image=img&label=fine_label",
-            )
+def _check_images(schema: Any, image: str, path: str) -> None:
+    """Refuse a file without the column of images, or with something else in it."""
+    _check_column(schema, image, path)
     kind = schema.field(image).type
     if not _is_bytes(_leaf(kind)):
         raise DataError(f"column {image} is {shown(str(kind))}, not encoded images", where=path)
+
+
+def _check_labels(schema: Any, label: str, path: str) -> None:
+    """The same for the labels."""
+    import pyarrow
+
+    _check_column(schema, label, path)
     if not pyarrow.types.is_integer(schema.field(label).type):
         found = shown(str(schema.field(label).type))
         raise DataError(f"column {label} is {found}, not whole numbers", where=path)
+
+
+def _check_column(schema: Any, column: str, path: str) -> None:
+    if schema.names.count(column) != 1:
+        found = shown(", ".join(schema.names))
+        raise DataError(
+            f"has no column {column}, but {found}", where=path, hint="name them: ?image=img&label=fine_label"
+        )
 
 
 def _leaf(kind: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from modelopt_cli.errors import DataError
+from modelopt_cli.regular import open_regular
 
 _RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 _MOST_OPEN = 64
@@ -88,7 +89,8 @@ class Shards:
         if shard not in self._open:
             while len(self._open) >= _MOST_OPEN:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[shard] = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+            with open_regular(self.paths[shard], DataError) as file:
+                self._open[shard] = os.dup(file.fileno())
         self._open.move_to_end(shard)
         return self._open[shard]
 

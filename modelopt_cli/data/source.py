@@ -2,14 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 from PIL import Image
 from torch import Tensor
 
+from modelopt_cli.errors import DataError
+
 Raw: TypeAlias = Image.Image | Tensor
 Scalar: TypeAlias = bool | int | float | str
 Options: TypeAlias = Mapping[str, Scalar]
+Label: TypeAlias = int | DataError
+"""A class, or the reason why there is none, which is raised only where labels are read."""
 
 
 class Source(ABC):
@@ -20,8 +24,9 @@ class Source(ABC):
         num_classes: smallest number of classes that holds every label, or None if unknown.
         class_names: names in label order, where the source has them.
         channels: 1 or 3, what the images have by themselves.
-        ready: samples are float tensors that need no preprocessing.
-        labelled: labels mean something; otherwise every label is -1.
+        ready: samples are tensors that need no preprocessing.
+        labelled: there are labels; otherwise every label is -1.
+        notes: one line for each thing the user should know, such as files that were left out.
     """
 
     name: str
@@ -29,14 +34,15 @@ class Source(ABC):
     class_names: tuple[str, ...] | None = None
     channels: int = 3
     ready: bool = False
-    labelled: ClassVar[bool] = True
+    labelled: bool = True
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def load(self, index: int) -> tuple[Raw, int]:
-        """The sample at ``index``: an 8-bit image, or a float tensor where ``ready``.
+    def load(self, index: int) -> tuple[Raw, Label]:
+        """The sample at ``index``: an 8-bit image, or a tensor where ``ready``.
 
         Raises:
             DataError: the sample cannot be read; where that is left out, it is what :meth:`where` says.
@@ -53,10 +59,11 @@ class Stream(ABC):
     name: str
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
-    labelled: ClassVar[bool] = True
+    labelled: bool = True
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]: ...
+    def __iter__(self) -> Iterator[tuple[Tensor, Label]]: ...
 
     def where(self, index: int) -> str:
         """What to call the sample in an error."""

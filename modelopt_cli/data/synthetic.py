@@ -1,7 +1,6 @@
 """Seeded noise in the shape of the network's input, for latency and smoke tests."""
 
 import re
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ class SyntheticSource(Source):
     """Standard normal noise; a sample depends on the seed and its index alone."""
 
     ready = True
-    labelled: ClassVar[bool] = False
+    labelled = False
 
     def __init__(self, name: str, shape: tuple[int, ...], count: int, seed: int) -> None:
         self.name = name

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from modelopt_cli.data.files import LABEL_DIGITS, SUFFIXES, decode
 from modelopt_cli.data.shards import Shards, find_shards, shown
-from modelopt_cli.data.source import Raw, Source
+from modelopt_cli.data.source import Label, Raw, Source
 from modelopt_cli.data.spec import DataSpec, check_options
 from modelopt_cli.data.tarheaders import BLOCK, Member, members, name_at
 from modelopt_cli.errors import DataError
@@ -35,10 +35,11 @@ class TarSource(Source):
         self.shards = Shards(paths)
         index = _Index(self.shards)
         self.ends, self.offsets, self.sizes, self.labels, self.leads = index.arrays()
+        self.unusable = index.unusable
         if len(self.labels) == 0:
             suffixes = ", ".join(SUFFIXES)
             raise DataError(f"holds no samples ({suffixes} beside .cls or .json)", where=name)
-        self.num_classes = int(self.labels.max()) + 1
+        self.num_classes = None if self.unusable else int(self.labels.max()) + 1
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,20 +51,24 @@ class TarSource(Source):
         start = int(self.offsets[index]) - BLOCK * int(self.leads[index])
         return f"{path}: {shown(name_at(partial(self.shards.read, shard), start, path))}"
 
-    def load(self, index: int) -> tuple[Raw, int]:
+    def load(self, index: int) -> tuple[Raw, Label]:
         """The decoded image. EXIF orientation is ignored, as in a folder."""
         size = int(self.sizes[index])
         data = self.shards.read(self._shard(index), int(self.offsets[index]), size)
         if len(data) < size:
             raise DataError("is shorter than when it was opened", where=self.shards.paths[self._shard(index)])
-        return decode(io.BytesIO(data)), int(self.labels[index])
+        return decode(io.BytesIO(data)), self.unusable or int(self.labels[index])
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self.ends, index, side="right"))
 
 
 class _Index:
-    """The samples of all shards, in order."""
+    """The samples of all shards, in order.
+
+    Attributes:
+        unusable: why the first label that cannot be used cannot be, or None.
+    """
 
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
@@ -72,6 +77,7 @@ class _Index:
         self.sizes = array("i")
         self.labels = array("i")
         self.leads = array("H")
+        self.unusable: DataError | None = None
         for shard in range(len(shards.paths)):
             self._add_shard(shard)
             self.ends.append(len(self.labels))
@@ -102,12 +108,18 @@ class _Index:
         path = self.shards.paths[shard]
         image, label = parts.get("image"), parts.get("cls") or parts.get("json")
         if image is None:
-            raise DataError("has no image", where=_name(path, next(iter(parts.values()))), hint=_ADJACENT)
-        if label is None:
-            raise DataError("has no label in a .cls or .json", where=_name(path, image), hint=_ADJACENT)
+            raise self.unusable or DataError(
+                "has no image", where=_name(path, next(iter(parts.values()))), hint=_ADJACENT
+            )
         if image.size > _LARGEST_IMAGE:
             raise DataError("is larger than an image can be", where=_name(path, image))
-        self.labels.append(self._label(shard, label, "cls" in parts))
+        try:
+            if label is None:
+                raise DataError("has no label in a .cls or .json", where=_name(path, image), hint=_ADJACENT)
+            self.labels.append(self._label(shard, label, "cls" in parts))
+        except DataError as error:  # of no concern where labels are not read
+            self.unusable = self.unusable or error
+            self.labels.append(-1)
         self.offsets.append(image.offset)
         self.sizes.append(image.size)
         self.leads.append((image.offset - image.start) // BLOCK)

@@ -22,6 +22,7 @@ from typing import Any
 from modelopt_cli.artifact import atomic_write, read_program, strictjson, write_program
 from modelopt_cli.errors import ArtifactError, EnvironmentFailure, ModeloptError, OutputError, UsageError
 from modelopt_cli.program import Program
+from modelopt_cli.regular import read_regular
 from modelopt_cli.training import distributed
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.identity import differences
@@ -235,7 +236,7 @@ class Run:
 def _read_identity(path: Path) -> dict[str, Any]:
     hint = "start over with --force"
     try:
-        return strictjson.parse(path.read_bytes(), ArtifactError, str(path))
+        return strictjson.parse(read_regular(path, ArtifactError), ArtifactError, str(path))
     except ArtifactError:
         raise UsageError("is damaged", where=str(path), hint=hint) from None
 

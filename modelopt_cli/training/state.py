@@ -21,7 +21,6 @@ from modelopt_cli.artifact.container import (
     Layout,
     TensorInfo,
     check_names,
-    open_regular,
     read_layout,
     read_tensor,
 )
@@ -29,6 +28,7 @@ from modelopt_cli.artifact.dtypes import NAMES, as_bytes
 from modelopt_cli.artifact.header import arrange
 from modelopt_cli.artifact.writer import atomic_write
 from modelopt_cli.errors import ArtifactError, ModeloptError
+from modelopt_cli.regular import open_regular
 
 KEY = "modelopt-state"
 FORMAT = 1

@@ -53,8 +53,8 @@ def refused(spec, **options):
         ("nowhere.py:a.b", "names no callable"),
         ("no.such.module:load", "ModuleNotFoundError"),
         ("idx:nowhere", "no such folder"),
-        ("npz:nowhere.npz", "No such file"),
-        ("csv:nowhere.csv", "No such file"),
+        ("npz:nowhere.npz", "no such file"),
+        ("csv:nowhere.csv", "no such file"),
     ],
 )
 def test_specs(spec, part, tmp_path, monkeypatch):
@@ -128,7 +128,7 @@ def test_a_16_bit_image_is_refused_by_name(tmp_path):
     Image.new("I;16", (4, 4)).save(path)
     line = refused(tmp_path)
     assert line.startswith(f"{path}: ")
-    assert "not 8-bit" in line
+    assert "16 bits per channel" in line
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_a_16_bit_image_is_refused_by_name(tmp_path):
     [
         ("", "holds no rows"),
         ("path,label\n", "holds no rows"),
-        ("path,class\na.png,1\n", "no column called label"),
-        ("file,label\na.png,1\n", "no column called path"),
+        ("path,kind\na.png,1\n", "no column called label"),
+        ("where,label\na.png,1\n", "no column called path"),
         ("a.png\n", "line 1: lacks a path or a label"),
         ("a.png,\n", "line 1: lacks a path or a label"),
         ("a.png,1\nb.png,1\n", "line 2: no such file"),
@@ -259,7 +259,7 @@ USER = {
     "empty": ("[]", "no samples"),
     "a length that fails": ("Sized()", "has no length that can be used"),
     "empty stream": ("Stream([])", "yields no samples"),
-    "no pair": ("[torch.zeros(2)]", "not a pair"),
+    "no pair": ("[(torch.zeros(2), 0, 1)]", "not a pair"),
     "bytes": ("[(torch.zeros(2, dtype=torch.uint8), 0)]", "torch.uint8, not a float tensor"),
     "list": ("[([0.0], 0)]", "list, not a float tensor"),
     "float label": ("[(torch.zeros(2), 0.0)]", "label is float"),

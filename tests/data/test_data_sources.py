@@ -33,7 +33,18 @@ def picture(path, seed, size=(6, 5), mode="RGB"):
 def test_folder_has_the_order_and_labels_of_torchvisions_imagefolder(tmp_path):
     from torchvision.datasets import ImageFolder
 
-    names = ["b/2.png", "b/10.PNG", "a/x.bmp", "10/deep/er/z.ppm", "10/deep/a.png", "10/b.png", "2/q.webp"]
+    names = [
+        "b/2.png",
+        "b/10.PNG",
+        "a/x.bmp",
+        "10/deep/er/z.ppm",
+        "10/deep/a.png",
+        "10/b.png",
+        "2/q.webp",
+        "2/p.tif",
+        "2/o.TIFF",
+        "2/n.pgm",
+    ]
     for seed, name in enumerate(names):
         picture(tmp_path / name, seed)
     (tmp_path / "a" / "notes.txt").write_text("no image")

@@ -14,6 +14,7 @@ import yaml
 
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.errors import UsageError
+from modelopt_cli.regular import read_regular
 
 Value = str | tuple[str, ...]
 Options = dict[str, Value]
@@ -83,13 +84,7 @@ def read_recipe(reader: Reader, path: Path) -> Recipe:
 
 
 def _parse(path: Path) -> yaml.Node | None:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LIMIT + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError("no such file", where=str(path)) from None
-    except IsADirectoryError:
-        raise UsageError("is a folder", where=str(path), hint="name the recipe in it") from None
+    data = read_regular(path, UsageError, _LIMIT + 1)
     if len(data) > _LIMIT:
         raise UsageError(f"has more than {_LIMIT:,} bytes", where=str(path), hint="name a recipe")
     try:

@@ -16,6 +16,7 @@ from modelopt_cli.artifact import atomic_write, strictjson
 from modelopt_cli.checkpoint.folder import digest_of
 from modelopt_cli.cli.recipe.plan import Line
 from modelopt_cli.errors import ArtifactError, EnvironmentFailure, OutputError, UsageError
+from modelopt_cli.regular import read_regular
 from modelopt_cli.training.lock import Lock
 
 _START_OVER = "start over with --force"
@@ -119,7 +120,7 @@ def _read(path: Path) -> list[Entry]:
     if not path.exists():
         return []
     try:
-        steps = strictjson.parse(path.read_bytes(), ArtifactError, str(path))["steps"]
+        steps = strictjson.parse(read_regular(path, UsageError), ArtifactError, str(path))["steps"]
         return [_entry(step) for step in steps]
     except (ArtifactError, LookupError, TypeError):
         raise UsageError("is damaged", where=str(path), hint=_START_OVER) from None

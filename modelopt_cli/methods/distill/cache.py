@@ -26,6 +26,7 @@ from modelopt_cli.artifact.writer import environment
 from modelopt_cli.errors import ArtifactError, EnvironmentFailure, OutputError, UsageError
 from modelopt_cli.methods.distill.entries import Layout
 from modelopt_cli.methods.distill.teacher import Answer
+from modelopt_cli.regular import read_regular
 from modelopt_cli.training import Seen
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.identity import differences
@@ -182,7 +183,7 @@ def _is_same(header: Path, about: bytes, request: CacheRequest) -> bool:
     """Whether the answers that are there are the ones wanted; others may only be there if they may go."""
     try:
         with environment(header):
-            before = strictjson.parse(header.read_bytes(), ArtifactError, str(header))
+            before = strictjson.parse(read_regular(header, ArtifactError), ArtifactError, str(header))
         what = differences(before, strictjson.parse(about, ArtifactError, str(header)))
         problem = f"holds other answers: {what}" if what else ""
     except ArtifactError:

@@ -1,0 +1,83 @@
+"""The data's classes and the network's, compared by name."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelopt_cli.data.shards import shown
+from modelopt_cli.data.spec import nearest
+from modelopt_cli.errors import DataError
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where each of the data's classes is among the network's.
+
+    Attributes:
+        positions: of the network, one for each of the data's classes.
+        note: one line where that is not the data's own order, or is taken from it without a name; or None.
+    """
+
+    positions: tuple[int, ...]
+    note: str | None = None
+
+
+def match_names(names: Sequence[str], classes: Sequence[str], where: str) -> Match:
+    """Find the data's classes among the network's by name: case, spaces, dashes and underscores do not count.
+
+    Names that are all among the network's give their positions. As many names as the network has keep their
+    own order, unless one of them is the network's at another position: renamed folders, or numbers for words.
+
+    Args:
+        names: of the data's classes, in label order.
+        classes: of the network's, in logit order.
+        where: the data, for messages.
+
+    Raises:
+        DataError: a name is not among the network's, and its position does not say which it is either.
+    """
+    own = tuple(range(len(names)))
+    keys, known = [_key(name) for name in names], [_key(name) for name in classes]
+    if keys == known:
+        return Match(own)
+    # ImageNet has two cranes and two maillots: a name that is there twice says nothing.
+    places = {key: known.index(key) for key in known if known.count(key) == 1}
+    if len(set(keys)) == len(keys) and all(key in places for key in keys):
+        found = tuple(places[key] for key in keys)
+        return Match(found, _by_name(len(names), len(classes)) if found != own else None)
+    strangers = [i for i, key in enumerate(keys) if key not in places]
+    if len(names) == len(classes) and all(places.get(key, i) == i for i, key in enumerate(keys)):
+        first = strangers[0]
+        return Match(
+            own,
+            f"{where}: {len(strangers)} of {len(names)} class names are not the network's; they are taken by "
+            f"their order: '{shown(names[first])}' for '{shown(classes[first])}'",
+        )
+    if not strangers:
+        raise DataError("two classes have the same name", where=where, hint="number them with csv:")
+    stranger = names[strangers[0]]
+    guess = nearest(_key(stranger), places)
+    hint = (
+        f"did you mean {classes[places[guess]]}" if guess else "name the classes so, or number them with csv:"
+    )
+    raise DataError(
+        f"class '{shown(stranger)}' is not among the network's {len(classes)} ({_listed(classes)})",
+        where=where,
+        hint=hint,
+    )
+
+
+def _by_name(some: int, classes: int) -> str:
+    part = f"all {classes}" if some == classes else f"{some} of {classes}"
+    return f"{part} classes of the network are in the data, matched by name"
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _listed(classes: Sequence[str]) -> str:
+    few = ", ".join(shown(name) for name in classes[:_SHOWN])
+    return few if len(classes) <= _SHOWN else f"{few}, ..."

@@ -1,0 +1,153 @@
+"""``csv:FILE``: a table of image files and their labels."""
+
+import csv
+import io
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from modelopt_cli.data.files import LABEL_DIGITS, FileSource
+from modelopt_cli.data.shards import shown
+from modelopt_cli.data.source import Source
+from modelopt_cli.data.spec import DataSpec, check_options
+from modelopt_cli.errors import DataError
+from modelopt_cli.regular import read_regular
+
+Row = tuple[int, list[str]]
+"""A line's number and its cells."""
+
+PATHS = (
+    "path",
+    "file",
+    "filename",
+    "filepath",
+    "image",
+    "imagepath",
+    "imagefile",
+    "imagename",
+    "img",
+    "imgpath",
+)
+LABELS = (
+    "label",
+    "class",
+    "target",
+    "category",
+    "y",
+    "labelid",
+    "classid",
+    "classindex",
+    "classname",
+    "labels",
+)
+"""Usual names of the two columns, without case, spaces, dashes and underscores. The first name of each goes
+before the others."""
+
+_NAME_THEM = "name the columns path and label"
+
+
+def open_csv(spec: DataSpec) -> Source:
+    """``csv:FILE``: columns path,label; paths relative to the file; labels whole numbers or class names."""
+    check_options(spec, ())
+    table = Path(spec.target)
+    rows = _rows(table)
+    if not rows:
+        raise DataError("holds no rows", where=str(table), hint="write one line path,label per image")
+    paths = [str(table.parent / path) for _, path, _ in rows]
+    for (line, _, _), path in zip(rows, paths, strict=True):
+        if not os.path.isfile(path):
+            what = "is not a regular file" if os.path.exists(path) else "no such file"
+            raise DataError(f"{what}: {path}", where=f"{table} line {line}", hint="paths start at the CSV")
+    names = None
+    labels: list[int] | DataError
+    try:
+        labels, names = _labels([(line, label) for line, _, label in rows], table)
+    except DataError as error:  # of no concern where labels are not read
+        labels = error
+    return FileSource(spec.text, paths, labels, names, rows=[f"{table} line {line}" for line, _, _ in rows])
+
+
+def _rows(table: Path) -> list[tuple[int, str, str]]:
+    """Line number, path and label of every row."""
+    try:
+        text = read_regular(table, DataError).decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+    except OSError as error:
+        raise DataError(error.strerror or "cannot be read", where=str(table)) from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"is not a UTF-8 CSV file ({error})", where=str(table)) from None
+    columns = _header(lines, table)
+    if columns is not None:
+        lines = lines[1:]
+    path, label = columns or (0, 1)
+    for line, row in lines:
+        if len(row) <= max(path, label) or not row[path] or not row[label]:
+            raise DataError("lacks a path or a label", where=f"{table} line {line}", hint="write path,label")
+    return [(line, row[path], row[label]) for line, row in lines]
+
+
+def _header(lines: Sequence[Row], table: Path) -> tuple[int, int] | None:
+    """The columns of paths and labels that the first row names; None where it is a sample.
+
+    Raises:
+        DataError: it reads like a header, but does not say which columns they are.
+    """
+    if not lines:
+        return None
+    line, row = lines[0]
+    cells = [re.sub(r"[\s_-]", "", cell.lower()) for cell in row]
+    found = [_column(cells, usual, table) for usual in (PATHS, LABELS)]
+    if found[0] is not None and found[1] is not None:
+        return found[0], found[1]
+    is_file = (table.parent / row[0]).is_file()
+    if found != [None, None] and not is_file:
+        missing = "path" if found[0] is None else "label"
+        raise DataError(f"has no column called {missing}", where=str(table), hint=_NAME_THEM)
+    # No file is called so, but those of other rows are there.
+    if not is_file and len(lines) > 1 and (table.parent / lines[1][1][0]).is_file():
+        what = f"reads like a header: {shown(','.join(row))}"
+        raise DataError(what, where=f"{table} line {line}", hint=f"if it is one, {_NAME_THEM}")
+    return None
+
+
+def _column(cells: Sequence[str], usual: Sequence[str], table: Path) -> int | None:
+    """The column with one of the usual names.
+
+    Raises:
+        DataError: there are several, and none has the first of those names.
+    """
+    columns = [i for i, cell in enumerate(cells) if cell == usual[0]] or [
+        i for i, cell in enumerate(cells) if cell in usual
+    ]
+    if len(columns) > 1:
+        both = " and ".join(cells[i] for i in columns)
+        raise DataError(f"may mean the columns {both} by {usual[0]}", where=str(table), hint=_NAME_THEM)
+    return columns[0] if columns else None
+
+
+def _labels(cells: list[tuple[int, str]], table: Path) -> tuple[list[int], tuple[str, ...] | None]:
+    numbers = [cell.removeprefix("-").isdecimal() for _, cell in cells]
+    if not any(numbers):
+        for line, cell in cells:
+            if _is_float(cell):  # of a table that was written with a column of floats
+                where, hint = f"{table} line {line}", "write 3, not 3.0"
+                raise DataError(f"label {cell!r} is not a whole number", where=where, hint=hint)
+        names = tuple(sorted({cell for _, cell in cells}))
+        order = {name: label for label, name in enumerate(names)}
+        return [order[cell] for _, cell in cells], names
+    for (line, cell), number in zip(cells, numbers, strict=True):
+        if not number or cell.startswith("-") or len(cell) > LABEL_DIGITS:
+            raise DataError(
+                f"label {cell!r} is not a whole number from 0 as others are", where=f"{table} line {line}"
+            )
+    return [int(cell) for _, cell in cells], None
+
+
+def _is_float(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
