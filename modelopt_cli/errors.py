@@ -3,6 +3,7 @@
     ModeloptError                    4  a bug of ours, unless a subclass says otherwise
     ├── GateNotMet                   1  a gate failed: accuracy, size, speed or coverage
     │   └── NothingCompressed        1  the method would not have touched a single layer
+    ├── BrokenResult                 4  what a method made does not do what it was made from
     ├── InputError                   2  what the user gave cannot be used
     │   ├── UsageError               2  an option, its value, a layer glob
     │   ├── CheckpointError          2  a file that others wrote and we cannot read
@@ -47,6 +48,13 @@ class GateNotMet(ModeloptError):
 
 class NothingCompressed(GateNotMet):
     """The method would have changed nothing."""
+
+
+class BrokenResult(ModeloptError):
+    """A method made a network that fails, or whose outputs have lost their form or their finiteness."""
+
+    def __init__(self, what: str, *, where: str | None = None) -> None:
+        super().__init__(what, where=where, hint="nothing was written; this is a bug in modelopt")
 
 
 class InputError(ModeloptError):

@@ -7,7 +7,8 @@ from typing import Any
 
 from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs, require_data
-from modelopt_cli.api.fine_tuning import context_of
+from modelopt_cli.api.fine_tuning import context_of, given_to
+from modelopt_cli.api.guard import Given
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
 from modelopt_cli.api.planning import Plan, cost_of
 from modelopt_cli.api.product import Product
@@ -161,8 +162,11 @@ def distill(
             if student.cache is not None:
                 about = told_apart(members, context.origin["teacher_sha256"], arch)
                 context = replace(context, cache=CacheRequest(student.cache, about, force, on_note, dry_run))
-            entry, product = _distilled(pupil, config, context)
-            compared = _without_teacher(pupil, config, context, tools) if scratch is not None else None
+            given = given_to(pupil, context)
+            entry, product = _distilled(pupil, config, context, given)
+            compared = None
+            if scratch is not None:
+                compared = _without_teacher(pupil, config, context, tools, given)
             if dry_run:
                 plan = _plan(pupil, student, config, context)
                 # Coded, the size depends on weights that there are not yet.
@@ -232,11 +236,13 @@ def _origin(origin: dict[str, Any], teachers: Sequence[Source]) -> dict[str, Any
     return known | {"teacher_sha256": [each.opened.source_sha256 for each in teachers]}
 
 
-def _distilled(pupil: Opened, config: DistillConfig, context: Context) -> tuple[dict[str, Any], Product]:
+def _distilled(
+    pupil: Opened, config: DistillConfig, context: Context, given: Given
+) -> tuple[dict[str, Any], Product]:
     if pupil.program is not None:
         program = METHODS["distill"].apply(pupil.program, config, context).program
         program.labels = program.labels or _labels(context)
-        return dict(program.history[-1]), Product.of_program(program)
+        return dict(program.history[-1]), Product.of_program(program, given)
     if config.finetune_epochs:
         raise UsageError("needs a student that can be traced", where="--finetune-epochs")
     network = require_network(pupil, "the student")
@@ -244,7 +250,7 @@ def _distilled(pupil: Opened, config: DistillConfig, context: Context) -> tuple[
     entry = learn(network, config, context, encodings)
     state = dict(network.state_dict())
     stored = compact_state(state, encodings)
-    return entry, Product.of_tensors(pupil, state, stored, Coverage(()), entry)
+    return entry, Product.of_tensors(pupil, state, stored, Coverage(()), entry, given)
 
 
 def _labels(context: Context) -> tuple[str, ...] | None:
@@ -252,24 +258,26 @@ def _labels(context: Context) -> tuple[str, ...] | None:
     return first.labels if isinstance(first, Program) else None
 
 
-def _without_teacher(pupil: Opened, config: DistillConfig, context: Context, tools: Trainer) -> Product:
+def _without_teacher(
+    pupil: Opened, config: DistillConfig, context: Context, tools: Trainer, given: Given
+) -> Product:
     """The same student, trained as long on labels alone, from the same weights."""
     if pupil.program is None:
         raise UsageError("needs a student that can be traced", where="--compare-scratch")
-    given, training = pupil.program, rate_settled(pupil.program, tools.training)
+    student, training = pupil.program, rate_settled(pupil.program, tools.training)
     epochs = training.config.epochs + config.finetune_epochs
     training = replace(training, config=replace(training.config, epochs=epochs))
 
     def trained() -> Program:
-        network = trainable(given)
+        network = trainable(student)
         require_trainable(network.encodings)
         masks = masks_of(network.state_dict(), network.encodings)
         found = fit(network, training, seed=context.seed, stage=SCRATCH, companions=[masks])
-        alone = settled(network, given)
+        alone = settled(network, student)
         alone.input = training.train.input
         alone.labels = alone.labels or _labels(context)
         alone.encodings = compact(alone)
-        alone.history = (*given.history, history_entry(pupil, training, found, context.seed))
+        alone.history = (*student.history, history_entry(pupil, training, found, context.seed))
         return alone.eval()
 
-    return Product.of_program(Stages(training).once(SCRATCH, trained))
+    return Product.of_program(Stages(training).once(SCRATCH, trained), given)

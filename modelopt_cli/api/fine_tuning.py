@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import modelopt_cli
+from modelopt_cli.api.guard import Given
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
 from modelopt_cli.artifact.coding import Code
 from modelopt_cli.checkpoint import Opened
@@ -72,6 +73,16 @@ def context_of(
         device=how.options.device,
         code=code,
     )
+
+
+def given_to(opened: Opened, context: Context) -> Given:
+    """What a method is given with ``context``: its result is held against that.
+
+    Raises:
+        DataError: the Program does not run on the data, or on noise of its shape where there is none.
+    """
+    data = context.data or (context.training.train if context.training is not None else None)
+    return Given.of(opened, data=data, seed=context.seed, device=context.device)
 
 
 def origin_of(opened: Opened) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from modelopt_cli.api.guard import Given
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
 from modelopt_cli.checkpoint import require_network
 from modelopt_cli.data import PreprocessOverrides
@@ -46,10 +47,12 @@ def layers(
         on_note: called with one line for each thing worth knowing.
 
     Raises:
-        InputError: the source cannot be opened, or nothing says what it is a network of.
+        InputError: the source cannot be opened, its network does not run, or nothing says what it is.
     """
     opened = open_noting(source, arch, open_input([source], arch, None, overrides), on_note)
     network, shape = require_network(opened, source), sample_of(opened, source).shape
+    if opened.program is not None:
+        Given.of(opened)  # runs it: a graph that cannot run is refused in one line
     macs = count_macs(network, shape).per_layer
     return [
         Layer(place.name, _kind(network, place), place.shape, macs.get(place.name, 0))

@@ -1,6 +1,7 @@
 """From what the user names (a path, an architecture, data) to what the methods and measures take."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -55,7 +56,7 @@ def _recorded(path: str | Path) -> InputSpec | None:
 
 def open_source(path: str | Path, arch: str | None, input: InputSpec | None) -> Opened:
     """Open a checkpoint, or an artifact, to which no ``--arch`` applies."""
-    opened = open_model(path, None if has_graph(path) else arch, input)
+    opened = replace(open_model(path, None if has_graph(path) else arch, input), path=str(path))
     if opened.module is not None and opened.tensors is not None:
         restore(opened.module, opened.tensors.history, opened.tensors.encodings)
     return opened

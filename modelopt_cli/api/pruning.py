@@ -6,7 +6,8 @@ from typing import Any
 
 from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs, require_data
-from modelopt_cli.api.fine_tuning import context_of, fine_tuner, origin_of
+from modelopt_cli.api.fine_tuning import context_of, fine_tuner, given_to, origin_of
+from modelopt_cli.api.guard import Given
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
 from modelopt_cli.api.product import Product, about_tensors
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest
@@ -209,8 +210,9 @@ def _pruned(
         return _pruned_state(opened, config, how, code)
     before = dict(opened.program.state_dict())
     context = context_of(opened, calibration, tools, how, "pruning", code)
+    given = given_to(opened, context)
     result = METHODS["prune"].apply(opened.program, config, context)
-    product = Product.of_program(result.program)
+    product = Product.of_program(result.program, given)
     layers = summary(before, result.program.state_dict(), product.coverage)
     return _Made(product, layers, result.target, result.notes)
 
@@ -221,6 +223,7 @@ def _pruned_state(opened: Opened, config: PruneConfig, how: Surroundings, code: 
     seed, state = how.options.seed, dict(opened.state)
     about = about_tensors(opened)
     result = apply_to_state(state, encodings, config, seed, origin=origin_of(opened), about=about, code=code)
-    product = Product.of_tensors(opened, result.state, result.encodings, result.coverage, result.entry)
+    given = Given.of(opened, device=how.options.device)
+    product = Product.of_tensors(opened, result.state, result.encodings, result.coverage, result.entry, given)
     layers = summary(state, result.state, result.coverage)
     return _Made(product, layers, result.target, ())

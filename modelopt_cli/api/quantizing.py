@@ -11,6 +11,8 @@ from torch import nn
 import modelopt_cli
 from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs
+from modelopt_cli.api.fine_tuning import given_to
+from modelopt_cli.api.guard import Given
 from modelopt_cli.api.opening import Note, open_input, open_noting
 from modelopt_cli.api.product import Product
 from modelopt_cli.artifact.coding import Code, require_code
@@ -20,8 +22,10 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import require_device
 from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure.latency import threads
+from modelopt_cli.measure.walk import Fall
 from modelopt_cli.methods.context import Context, Progress
 from modelopt_cli.methods.quantize import QuantizeConfig
+from modelopt_cli.methods.quantize.config import LEAST_SNR_DB
 from modelopt_cli.methods.quantize.untraced import TensorResult, apply_to_state
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program.coverage import Coverage
@@ -36,12 +40,15 @@ class QuantizeOutcome:
         predicted_bytes: length of the file, known before it is written.
         written: the file, or None after a dry run.
         evaluation: source and result side by side, or None where nothing was measured.
+        snr_db: signal-to-noise of the outputs against the source's, in dB, on a few samples of the
+            calibration data or of noise; None where there is no network.
     """
 
     coverage: Coverage
     predicted_bytes: int
     written: artifact.Written | None
     evaluation: Evaluation | None
+    snr_db: float | None = None
 
 
 def quantize(
@@ -96,12 +103,17 @@ def quantize(
     wanted = open_input([source], arch, calibration or data, overrides)
     opened = open_noting(source, arch, wanted, on_note)
     with threads(options.threads):
-        result = _quantized(opened, config, calibration or data, overrides, options, progress)
-        # What has no graph is quantized only now, while it is written.
+        given, made = _quantized(opened, config, calibration or data, overrides, options, progress)
+        snr_db = made.held.snr_db
+        if snr_db is not None:
+            made = made.recording(snr_db=round(snr_db, 1))
+            if snr_db < LEAST_SNR_DB and on_note is not None:
+                on_note(_loss(snr_db, given.steepest_fall(made.held)))
+        # What has no network is quantized only now, while it is written.
         if dry_run:
-            return QuantizeOutcome(result.coverage, result.predicted_bytes(code), None, None)
-        written = result.write(output, force, code)
-    outcome = QuantizeOutcome(result.coverage, written.file_bytes, written, None)
+            return QuantizeOutcome(made.coverage, made.predicted_bytes(code), None, None, snr_db)
+        written = made.write(output, force, code)
+    outcome = QuantizeOutcome(made.coverage, written.file_bytes, written, None, snr_db)
     if not evaluate:
         return outcome
     # The result is measured as anyone will meet it: read back from its file.
@@ -118,7 +130,7 @@ def _quantized(
     overrides: PreprocessOverrides | None,
     options: EvalOptions,
     progress: StageProgress | None,
-) -> Product:
+) -> tuple[Given, Product]:
     origin = {"modelopt": modelopt_cli.__version__, "source_sha256": opened.source_sha256}
     if opened.program is None:
         linears = (
@@ -127,8 +139,9 @@ def _quantized(
             else None
         )
         earlier = opened.tensors.encodings if opened.tensors is not None else {}
+        given = Given.of(opened, device=options.device)
         result = apply_to_state(opened.state, config, linears, earlier, _stage(progress, "quantizing"))
-        return _tensor_product(result, opened, config, options, origin)
+        return given, _tensor_product(result, opened, config, options, origin, given)
     samples = None
     if data is not None and config.scheme == "int8":
         samples = open_data(data, input=opened.program.input, overrides=overrides, seed=options.seed)
@@ -140,9 +153,21 @@ def _quantized(
         workers=options.workers,
         progress=_stage(progress, "calibrating"),
         origin=origin,
+        device=options.device,
     )
+    given = given_to(opened, context)
     program = METHODS["quantize"].apply(opened.program, config, context).program
-    return Product.of_program(program)
+    return given, Product.of_program(program, given)
+
+
+def _loss(snr_db: float, fall: Fall | None) -> str:
+    """A warning that the outputs are not those of the source, and what to try."""
+    line = f"warning: the outputs keep {snr_db:.1f} dB of signal to noise, where 8 bits keep {LEAST_SNR_DB:g}"
+    if fall is None:
+        return f"{line}; try another --observer, or leave layers out with --exclude"
+    drop = f"from {fall.before:.1f} to {fall.after:.1f} dB"
+    line += f"; it falls {drop} after layer {fall.layer}"
+    return f"{line}: leave that out with --exclude, or try another --observer"
 
 
 def _tensor_product(
@@ -151,6 +176,7 @@ def _tensor_product(
     config: QuantizeConfig,
     options: EvalOptions,
     origin: dict[str, Any],
+    given: Given,
 ) -> Product:
     covered = result.coverage
     entry = {
@@ -162,7 +188,7 @@ def _tensor_product(
         "coverage": {"compressed": covered.compressed, "total": covered.total},
         **origin,
     }
-    return Product.of_stream(opened, result.stream, covered, entry)
+    return Product.of_stream(opened, result.stream, covered, entry, given)
 
 
 def _stage(progress: StageProgress | None, name: str) -> Progress | None:

@@ -9,7 +9,8 @@ import torch
 
 from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs, require_data
-from modelopt_cli.api.fine_tuning import context_of, fine_tuner, origin_of
+from modelopt_cli.api.fine_tuning import context_of, fine_tuner, given_to, origin_of
+from modelopt_cli.api.guard import Given
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
 from modelopt_cli.api.product import Product
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest
@@ -153,8 +154,9 @@ def _shared(
     if opened.program is None:
         return _shared_state(opened, config, how)
     context = context_of(opened, calibration, tools, how, "sharing", code)
+    given = given_to(opened, context)
     result = METHODS["share"].apply(opened.program, config, context)
-    product = Product.of_program(result.program)
+    product = Product.of_program(result.program, given)
     before, after = weights_of(opened.program), weights_of(result.program)
     layers = summary(before, after, product.coverage, comparable=not config.folds)
     return _Made(product, layers, result.target)
@@ -176,4 +178,5 @@ def _shared_state(opened: Opened, config: ShareConfig, how: Surroundings) -> _Ma
         "coverage": {"compressed": covered.compressed, "total": covered.total},
         **origin_of(opened),
     }
-    return _Made(Product.of_stream(opened, result.stream, covered, entry), (), None)
+    given = Given.of(opened, device=how.options.device)
+    return _Made(Product.of_stream(opened, result.stream, covered, entry, given), (), None)

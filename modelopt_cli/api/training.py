@@ -10,6 +10,7 @@ from torch import nn
 import modelopt_cli
 from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs, require_data
+from modelopt_cli.api.guard import Given
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
 from modelopt_cli.api.planning import Plan, cost_of
 from modelopt_cli.api.product import Product
@@ -157,6 +158,7 @@ def _trained(opened: Opened, tools: Trainer, seed: int) -> tuple[Trained, Produc
     encodings = opened.program.encodings if opened.program else tensors.encodings if tensors else {}
     require_trainable(encodings)
     masks = masks_of(network.state_dict(), encodings)
+    given = Given.of(opened, data=tools.training.train, seed=seed, device=tools.training.device)
     trained = fit(network, tools.training, seed=seed, stage=STAGE, companions=[masks])
     entry = history_entry(opened, tools.training, trained, seed)
     if isinstance(network, Program):
@@ -164,10 +166,10 @@ def _trained(opened: Opened, tools: Trainer, seed: int) -> tuple[Trained, Produc
         network.labels = _labels(network, tools.training) or network.labels
         network.encodings = compact(network)
         network.history = (*network.history, entry)
-        return trained, Product.of_program(network)
+        return trained, Product.of_program(network, given)
     state = dict(network.state_dict())
     stored = compact_state(state, encodings)
-    return trained, Product.of_tensors(opened, state, stored, Coverage(()), entry)
+    return trained, Product.of_tensors(opened, state, stored, Coverage(()), entry, given)
 
 
 def _plan(opened: Opened, start: str | Path, training: Training, product: Product) -> Plan:

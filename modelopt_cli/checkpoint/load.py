@@ -64,7 +64,7 @@ def check_finite(state: Mapping[str, torch.Tensor], where: str, *, masks: bool =
         CheckpointError: names the first such tensor and how many values are affected.
     """
     for name in state:
-        count = _not_finite(state[name], masks)
+        count = count_not_finite(state[name], masks)
         if count:
             raise CheckpointError(
                 f"'{printable(name)}' has {count:,} values that are NaN or infinite",
@@ -73,7 +73,8 @@ def check_finite(state: Mapping[str, torch.Tensor], where: str, *, masks: bool =
             )
 
 
-def _not_finite(tensor: torch.Tensor, masks: bool) -> int:
+def count_not_finite(tensor: torch.Tensor, masks: bool = False) -> int:
+    """How many values of a tensor are NaN or infinite; none where ``masks`` lets it pass as a mask."""
     if not tensor.is_floating_point():
         return 0
     values = tensor if tensor.element_size() > 1 else tensor.float()  # float8 lacks most operators

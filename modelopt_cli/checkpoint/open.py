@@ -38,6 +38,7 @@ class Opened:
         notes: one line each for the user: what was recognised, assumed or left aside.
         tensors: an artifact without a graph as it was read, with its history and encodings.
         tensor_bytes: of a checkpoint's tensors as they are stored, whatever ``state`` holds them in.
+        path: what it was opened from; empty for fresh weights.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -49,6 +50,7 @@ class Opened:
     notes: list[str] = dataclasses.field(default_factory=list)
     tensors: artifact.TensorFile | None = None
     tensor_bytes: int | None = None
+    path: str = ""
 
 
 def open_model(path: str | Path, arch: str | None = None, input: InputSpec | None = None) -> Opened:

@@ -78,6 +78,13 @@ class Program(fx.GraphModule):
             arch=self.arch,
         )
 
+    def recompile(self) -> Any:
+        """As fx does, but without its ``__call__``, which prints a traceback of whatever a layer raises."""
+        code = super().recompile()
+        if "__call__" in vars(type(self)):
+            del type(self).__call__
+        return code
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         root = nn.Module()
         root.__dict__ = copy.deepcopy(self.__dict__, memo)

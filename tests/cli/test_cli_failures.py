@@ -37,6 +37,11 @@ CASES = [
     (RuntimeError("could not create a primitive descriptor for a sum"), 4, "RuntimeError: could not create"),
     (errors.ModeloptError("impossible"), 4, "impossible"),
     (
+        errors.BrokenResult("gives NaN", where="layer conv1"),
+        4,
+        "layer conv1: gives NaN; nothing was written; this is a bug in modelopt",
+    ),
+    (
         ZeroDivisionError("division by zero"),
         4,
         "ZeroDivisionError: division by zero; this is a bug in modelopt",

@@ -10,6 +10,8 @@ SCHEMES: dict[str, str] = {
     "int8-dynamic": "linear layers int8, activations scaled at every call, no data needed",
     "int8-weight": "weights stored as int8, computed in float32, no data needed",
 }
+LEAST_SNR_DB = 20.0
+"""Signal-to-noise of the outputs, in dB, below which 8 bits have lost more than rounding takes."""
 OBSERVER_NAMES = ("minmax", "percentile", "mse", "entropy")
 
 

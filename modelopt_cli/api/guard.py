@@ -1,0 +1,243 @@
+"""A method's result held against what it was made from, before a file is written."""
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modelopt_cli.artifact import Stream
+from modelopt_cli.artifact.lazy import described
+from modelopt_cli.artifact.stream import Item
+from modelopt_cli.checkpoint import Opened
+from modelopt_cli.checkpoint.load import count_not_finite
+from modelopt_cli.data import Data
+from modelopt_cli.errors import BrokenResult, DataError, EnvironmentFailure
+from modelopt_cli.kernels import prepare
+from modelopt_cli.measure import accuracy
+from modelopt_cli.measure.outputs import snr_db, stays_finite, structure
+from modelopt_cli.measure.walk import Fall, failing_layer, first_fault, steepest_fall
+from modelopt_cli.methods.quantize.untraced import restore
+from modelopt_cli.program import Encoding, Program
+from modelopt_cli.program.capture import random_input
+from modelopt_cli.program.data import from_data, state_of, to_data
+
+SAMPLES = 8
+_LARGEST = 1 << 19
+"""Numbers in a batch of several samples: those of three images of 224x224."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A result that passed.
+
+    Attributes:
+        network: that was run; None where there is none.
+        snr_db: signal-to-noise of its outputs in dB; None where it could not be run.
+    """
+
+    network: nn.Module | None = None
+    snr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a method is given, and its outputs on one batch.
+
+    Attributes:
+        network: a Program or another module; None of bare tensors.
+        state: its tensors by name.
+        device: where networks are run.
+        batches: the inputs: several samples, and one; none where the network cannot be run.
+        outputs: of the network, one for each batch.
+    """
+
+    network: nn.Module | None
+    state: Mapping[str, Tensor]
+    device: str
+    batches: tuple[Tensor, ...] = ()
+    outputs: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, opened: Opened, *, data: Data | None = None, seed: int = 0, device: str = "cpu") -> "Given":
+        """Run what was opened, before a method changes it.
+
+        Args:
+            opened: a Program is run on samples of its ``input``; a module where it is known what it takes.
+            data: samples to run it on; without it they are noise.
+            seed: of which samples are drawn.
+            device: where the result will be run.
+
+        Raises:
+            DataError: a Program does not run on such samples.
+            EnvironmentFailure: the memory does not suffice.
+        """
+        network = opened.program or opened.module
+        architecture = opened.architecture
+        input = opened.program.input if opened.program else architecture.input if architecture else None
+        input = data.input if data is not None else input
+        alone = cls(network, opened.state, device)
+        if network is None or input is None:
+            return alone
+        samples = max(1, min(SAMPLES, _LARGEST // max(1, torch.Size(input.shape).numel())))
+        if data is not None:
+            batch = next(images for images, _ in data.sample(samples, seed).batches(samples))
+        else:
+            batch = random_input(network, input, samples)
+        batch = batch.to(device)
+        batches = (batch, batch[:1]) if len(batch) > 1 else (batch,)
+        try:
+            running = as_run(network, device)
+            outputs = tuple(_run(running, x, opened.path or "the network") for x in batches)
+        except EnvironmentFailure:
+            raise
+        except Exception:
+            if opened.program is not None:
+                raise
+            return alone  # a module that needs no graph needs no input either
+        return replace(alone, batches=batches, outputs=outputs)
+
+    def hold(self, made: nn.Module) -> Held:
+        """Run what a method made on the same batches, as it will be run once it is read from its file.
+
+        Args:
+            made: a Program, or a module of the same kind as what was given.
+
+        Raises:
+            BrokenResult: it fails, its outputs have another structure, or are not finite where they were.
+            EnvironmentFailure: the memory does not suffice.
+        """
+        quality = []
+        for x, expected in zip(self.batches, self.outputs, strict=True):
+            try:
+                found = _output(as_run(made, self.device), x)
+            except Exception as error:  # nothing that a result of ours raises is the user's fault
+                if accuracy.is_out_of_memory(error) or isinstance(error, EnvironmentFailure):
+                    raise
+                what = f"the result fails on samples of shape {tuple(x.shape[1:])}: {_first_line(error)}"
+                raise BrokenResult(what, where=self._fault(made, x)) from error
+            if (form := structure(found)) != (wanted := structure(expected)):
+                raise BrokenResult(f"the result returns {form} where the original returns {wanted}")
+            if not stays_finite(expected, found):
+                what = "the result gives NaN or infinity where the original does not"
+                raise BrokenResult(what, where=self._fault(made, x))
+            quality.append(snr_db(expected, found))
+        return Held(made, quality[0] if quality else None)
+
+    def hold_state(
+        self,
+        state: Mapping[str, Tensor],
+        encodings: Mapping[str, Encoding],
+        history: tuple[dict[str, Any], ...],
+    ) -> Held:
+        """As :meth:`hold`, of a network without a graph, as it is rebuilt from these tensors.
+
+        Raises:
+            BrokenResult: as :meth:`hold`; a tensor is missing, of another shape, or not finite any more.
+        """
+        shapes = described(self.state)
+        for name, tensor in state.items():
+            self._hold_tensor(name, tensor, shapes)
+        self._require_names(state)
+        if self.network is None or not self.batches:
+            return Held()
+        made = _apart(self.network)
+        try:
+            made.load_state_dict(dict(state), assign=True)
+            restore(made, history, encodings)
+        except Exception as error:
+            raise BrokenResult(f"the result cannot be loaded: {_first_line(error)}") from error
+        return self.hold(made)
+
+    def hold_stream(self, stream: Stream) -> Stream:
+        """The same tensors, each held against what it was made of, on its way into the file.
+
+        Raises:
+            BrokenResult: when its turn comes: a tensor is missing, of another shape, or not finite any more.
+        """
+
+        def items() -> Iterator[Item]:
+            seen, shapes = set(stream.tied), described(self.state)
+
+            def held(name: str, tensor: Tensor, encoding: Encoding) -> Item:
+                self._hold_tensor(name, tensor, shapes)
+                seen.add(name)
+                return name, tensor, encoding
+
+            def end() -> Iterator[Item]:
+                self._require_names(seen)
+                yield from ()
+
+            # Unlike a loop's variable, starmap holds no tensor while the next one is made.
+            return itertools.chain(itertools.starmap(held, stream.items()), end())
+
+        return Stream(items, stream.tied)
+
+    def steepest_fall(self, held: Held) -> Fall | None:
+        """The layer after which a result that passed loses the most; None where that cannot be said."""
+        if self.network is None or held.network is None or not self.batches:
+            return None
+        given, made = as_run(self.network, self.device), as_run(held.network, self.device)
+        return steepest_fall(given, made, self.batches[0])
+
+    def _fault(self, made: nn.Module, x: Tensor) -> str | None:
+        """The layer at which a result goes wrong."""
+        try:
+            running, healthy = as_run(made, self.device), as_run(self.network or made, self.device)
+        except Exception:  # then it went wrong there
+            return None
+        # What was given may have been trained in place: then it is as wrong as the result.
+        layer = first_fault(running, x, healthy) or first_fault(running, x)
+        return f"layer {layer}" if layer else None
+
+    def _hold_tensor(self, name: str, tensor: Tensor, shapes: Mapping[str, Tensor]) -> None:
+        before = structure(shapes[name]) if name in shapes else "not there"
+        if structure(tensor) != before:
+            raise BrokenResult(f"is {structure(tensor)} in the result, {before} in the original", where=name)
+        if (count := count_not_finite(tensor)) and count > count_not_finite(self.state[name]):
+            raise BrokenResult("is NaN or infinite in the result, and not in the original", where=name)
+
+    def _require_names(self, names: Iterable[str]) -> None:
+        if missing := set(self.state) - set(names):
+            raise BrokenResult("is missing in the result", where=min(missing))
+
+
+def as_run(network: nn.Module, device: str) -> nn.Module:
+    """A network as it is once it is read from its file: a copy that shares its tensors, with its kernels."""
+    if isinstance(network, Program):
+        return prepare(from_data(to_data(network), state_of(network)), device)
+    return _apart(network) if device == "cpu" else copy.deepcopy(network).eval().to(device)
+
+
+def _apart(module: nn.Module) -> nn.Module:
+    """A copy of a module in evaluation mode, with buffers of its own, which a forward pass may change.
+
+    It shares its parameters, so it must not be moved.
+    """
+    shared = {id(parameter): parameter for parameter in module.parameters()}
+    return copy.deepcopy(module, shared).eval()
+
+
+def _run(network: nn.Module, x: Tensor, where: str) -> Any:
+    """Outputs of what was given; whatever it raises is the fault of the input or of the file."""
+    try:
+        with accuracy.failing_in_one_line(x, where):
+            return _output(network, x)
+    except DataError as error:
+        if (layer := failing_layer(network, x)) is not None:
+            error.where = f"{where}: layer {layer}"
+        raise
+
+
+def _output(network: nn.Module, x: Tensor) -> Any:
+    """Outputs without gradients; what is random in them is the same in every call."""
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return network(x)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

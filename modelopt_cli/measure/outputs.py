@@ -1,0 +1,62 @@
+"""Outputs of one network held against those of another: structure, finiteness, signal-to-noise."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIMIT_DB = 200.0
+"""Signal-to-noise of equal outputs, in dB: more than float32 can tell apart, and still a number."""
+
+
+def structure(outputs: Any) -> Any:
+    """Containers, shapes and types of a network's outputs, to be compared with ``==`` or printed."""
+    if isinstance(outputs, Tensor):
+        return f"{str(outputs.dtype).removeprefix('torch.')} {tuple(outputs.shape)}"
+    if isinstance(outputs, Mapping):
+        return {str(name): structure(value) for name, value in outputs.items()}
+    if isinstance(outputs, list | tuple):
+        return [structure(value) for value in outputs]
+    return type(outputs).__name__
+
+
+def tensors(outputs: Any) -> Iterator[Tensor]:
+    """All tensors in a network's outputs, in order."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, Mapping | list | tuple):
+        for value in outputs.values() if isinstance(outputs, Mapping) else outputs:
+            yield from tensors(value)
+
+
+def is_finite(outputs: Any) -> bool:
+    """Whether no tensor in it holds NaN or infinity."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors(outputs))
+
+
+def stays_finite(expected: Any, found: Any) -> bool:
+    """Whether ``found`` is finite wherever ``expected`` is; both have one structure."""
+    pairs = zip(tensors(expected), tensors(found), strict=True)
+    return all(bool((torch.isfinite(b) | ~torch.isfinite(a)).all()) for a, b in pairs)
+
+
+def snr_db(expected: Any, found: Any) -> float:
+    """Signal-to-noise ratio ``10 log10(sum(expected^2) / sum((expected - found)^2))`` in dB.
+
+    Over all floating-point tensors of the two, which have one structure, where ``expected`` is finite;
+    within ``LIMIT_DB`` on either side.
+    """
+    signal = noise = 0.0
+    for a, b in zip(tensors(expected), tensors(found), strict=True):
+        if not a.is_floating_point():
+            continue
+        seen = torch.isfinite(a)
+        one, other = a[seen].double(), b[seen].double()
+        signal += float(one.square().sum())
+        noise += float((one - other).square().sum())
+    if not noise:
+        return LIMIT_DB
+    ratio = 10 * math.log10(signal / noise) if signal else -LIMIT_DB
+    return max(-LIMIT_DB, min(LIMIT_DB, ratio)) if not math.isnan(ratio) else -LIMIT_DB

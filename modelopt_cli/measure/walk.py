@@ -1,0 +1,202 @@
+"""Walks through networks layer by layer: where one fails, and where its values leave those of another."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from modelopt_cli.measure.outputs import is_finite, snr_db
+from modelopt_cli.program.quantized import QParams, Quantized, Weighted, dequantize
+
+_EXACT_DB = 50.0
+"""What rounding to 8 bits leaves at best: a fall from above begins here."""
+_FUSED = 3
+"""Most operations that a quantized layer takes in behind it: batch norm, addition, activation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A value on its way through a network.
+
+    Attributes:
+        key: of a graph, the node; of another network, the path of the module.
+        layer: the name that a user knows it by.
+        sources: keys of the values it is made from, as far as known.
+        value: whatever it is; of a quantized layer, the real values.
+        helper: whether a quantized graph has it for the sake of a node, ``NODE_sum`` say.
+    """
+
+    key: str
+    layer: str
+    sources: tuple[str, ...]
+    value: Any
+    helper: bool = False
+
+    @property
+    def counterpart(self) -> str:
+        """The key of the same value in the float network."""
+        return self.key.rstrip("_").rpartition("_")[0] if self.helper else self.key
+
+
+See = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class Fall:
+    """A layer after which the signal-to-noise is lower: its name, and the dB before and after it."""
+
+    layer: str
+    before: float
+    after: float
+
+    @property
+    def depth(self) -> float:
+        """The dB that are lost."""
+        return self.before - self.after
+
+
+def first_fault(network: nn.Module, x: Tensor, healthy: nn.Module | None = None) -> str | None:
+    """The first layer that raises, or gives values that are not finite.
+
+    Args:
+        network: in evaluation mode, on the device of ``x``.
+        x: a batch.
+        healthy: another network, whose layers of the same name may do the same: masks hold minus infinity.
+    """
+    expected = set() if healthy is None else set(_faults(healthy, x))
+    return next((layer for layer in _faults(network, x) if layer not in expected), None)
+
+
+def failing_layer(network: nn.Module, x: Tensor) -> str | None:
+    """The layer that raises on a batch; None where none does."""
+    return _walk(network, x, lambda step: None)
+
+
+def steepest_fall(given: nn.Module, made: nn.Module, x: Tensor) -> Fall | None:
+    """The layer of ``made`` that loses the most signal-to-noise against ``given``, the first of several.
+
+    Values are compared by the names of nodes or modules. A quantized layer may stand for several nodes, a
+    convolution and its activation say: the value it is most like counts.
+
+    Returns:
+        The layer, called as in ``given``; None where nothing can be compared.
+    """
+    known: dict[str, Step] = {}
+    _walk(given, x, lambda step: known.update({step.key: step}))
+    comparison = _Comparison(known, _followers(given))
+    _walk(made, x, comparison.see)
+    return max(comparison.falls, key=lambda fall: fall.depth, default=None)
+
+
+class _Comparison:
+    """Follows the signal-to-noise through a network; ``known`` holds the values it should have."""
+
+    def __init__(self, known: dict[str, Step], followers: dict[str, list[str]]) -> None:
+        self.known, self.followers = known, followers
+        self.quality: dict[str, float] = {}
+        self.falls: list[Fall] = []
+
+    def see(self, step: Step) -> None:
+        before = min((self.quality.get(key, _EXACT_DB) for key in step.sources), default=_EXACT_DB)
+        after = max((snr_db(wanted, step.value) for wanted in self._wanted(step)), default=before)
+        self.quality[step.key] = after = min(after, _EXACT_DB)
+        if after < before:
+            self.falls.append(Fall(self.known[step.counterpart].layer, before, after))
+
+    def _wanted(self, step: Step) -> Iterator[Tensor]:
+        """What the value may be meant to be."""
+        if step.counterpart not in self.known or not _is_real(step.value):
+            return
+        for key in (step.counterpart, *self.followers.get(step.counterpart, ())):
+            value = self.known[key].value
+            if _is_real(value) and value.shape == step.value.shape:
+                yield value
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _followers(network: nn.Module) -> dict[str, list[str]]:
+    """Nodes that may be fused into each node of a graph: those that alone read it, one after the other."""
+    found: dict[str, list[str]] = {}
+    for node in reversed(network.graph.nodes) if isinstance(network, fx.GraphModule) else ():
+        user = next(iter(node.users)) if len(node.users) == 1 else None
+        found[node.name] = [] if user is None else [user.name, *found[user.name]][:_FUSED]
+    return found
+
+
+def _faults(network: nn.Module, x: Tensor) -> list[str]:
+    """Layers that give values that are not finite, in order, and at the end the one that raises."""
+    found: list[str] = []
+    last = _walk(network, x, lambda step: None if is_finite(step.value) else found.append(step.layer))
+    return found if last is None else [*found, last]
+
+
+def _walk(network: nn.Module, x: Tensor, see: See) -> str | None:
+    """Show every value to ``see``; returns the layer that raises, if one does."""
+    walk = _walk_graph if isinstance(network, fx.GraphModule) else _walk_modules
+    with torch.inference_mode():
+        return walk(network, x, see)
+
+
+def _walk_graph(network: Any, x: Tensor, see: See) -> str | None:
+    walker = _Walker(network, see)
+    try:
+        walker.run(x)
+    except Exception:
+        if walker.failed is None:
+            raise
+    return walker.failed
+
+
+class _Walker(fx.Interpreter):
+    """Runs a graph node by node and shows each value."""
+
+    def __init__(self, network: fx.GraphModule, see: See) -> None:
+        super().__init__(network)
+        self.extra_traceback = False
+        self.see = see
+        self.failed: str | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        calls = n.op == "call_module"
+        layer = str(n.target) if calls else n.name
+        try:
+            value = super().run_node(n)
+        except Exception:  # whatever a layer raises: its name is wanted
+            self.failed = layer
+            raise
+        module = self.fetch_attr(layer) if calls else None
+        helper = isinstance(module, Quantized) and not isinstance(module, Weighted)
+        output = getattr(module, "output", None) if isinstance(module, Quantized) else None
+        real = dequantize(value, output) if isinstance(output, QParams) else value
+        self.see(Step(n.name, layer, tuple(node.name for node in n.all_input_nodes), real, helper))
+        return value
+
+
+def _walk_modules(network: nn.Module, x: Tensor, see: See) -> str | None:
+    """What the modules of a network without a graph return, each taken to be made from the one before."""
+    entered: list[str] = []
+    before: tuple[str, ...] = ()
+
+    def leave(name: str, value: Any) -> None:
+        nonlocal before
+        entered.pop()
+        see(Step(name, name, before, value))
+        before = (name,)
+
+    with contextlib.ExitStack() as undo:
+        for name, module in network.named_modules():
+            enter = module.register_forward_pre_hook(lambda m, args, name=name: entered.append(name))
+            undo.callback(enter.remove)
+            hook = module.register_forward_hook(lambda m, args, value, name=name: leave(name, value))
+            undo.callback(hook.remove)
+        try:
+            network(x)
+        except Exception:  # as above
+            return entered[-1] if entered else None
+    return None

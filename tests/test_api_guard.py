@@ -1,0 +1,256 @@
+"""What a method made is held against what it was given: networks without a graph, bare tensors, figures."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from modelopt_cli import api, artifact
+from modelopt_cli.api import pruning, quantizing, sharing
+from modelopt_cli.checkpoint import resolve
+from modelopt_cli.data import PreprocessOverrides, open_data
+from modelopt_cli.errors import BrokenResult, DataError
+from modelopt_cli.measure import EvalOptions
+from modelopt_cli.measure.outputs import LIMIT_DB, snr_db, stays_finite
+from modelopt_cli.measure.walk import first_fault, steepest_fall
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.prune import PruneConfig
+from modelopt_cli.methods.quantize import QuantizeConfig, static
+from modelopt_cli.methods.share import ShareConfig
+from modelopt_cli.methods.table import METHODS
+from modelopt_cli.program import InputSpec
+from modelopt_cli.program.capture import capture, random_input
+
+ONE = EvalOptions(threads=1)
+SHAPE = PreprocessOverrides(input_size=8, channels=1)
+LENET = "builtin:lenet5?width=0.2"
+BRANCHING = """
+from torch import nn
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 16), nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.first(x.flatten(1))
+        return self.second(x.relu() if x.sum() > 0 else x.tanh())
+"""
+
+
+@pytest.fixture
+def lenet5(tmp_path):
+    torch.manual_seed(0)
+    torch.save(resolve(LENET).build().state_dict(), tmp_path / "lenet5.pth")
+    return tmp_path / "lenet5.pth"
+
+
+@pytest.fixture
+def untraced(tmp_path):
+    """A checkpoint of a network that has no graph, and its architecture."""
+    (tmp_path / "branching.py").write_text(BRANCHING)
+    torch.manual_seed(0)
+    state = {"first.weight": torch.randn(16, 64), "second.weight": torch.randn(10, 16)}
+    state |= {"first.bias": torch.randn(16), "second.bias": torch.randn(10)}
+    torch.save(state, tmp_path / "net.pth")
+    return tmp_path / "net.pth", f"{tmp_path / 'branching.py'}:Branching"
+
+
+@pytest.fixture
+def bare(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    state = {f"mystery{i}.weight": torch.randn(8, 16, generator=generator) for i in range(3)}
+    torch.save(state, tmp_path / "bare.pth")
+    return tmp_path / "bare.pth"
+
+
+VERBS = {
+    "quantize": (quantizing, api.quantize, {"config": QuantizeConfig(scheme="int8-weight")}),
+    "prune": (pruning, api.prune, {"config": PruneConfig(structure="unstructured", sparsity=0.5)}),
+    "share": (sharing, api.share, {"config": ShareConfig(bits=4)}),
+}
+SPOILT = {
+    "another shape": lambda items: [(name, tensor[1:], encoding) for name, tensor, encoding in items],
+    "another type": lambda items: [(name, tensor.double(), encoding) for name, tensor, encoding in items],
+    "not finite": lambda items: [(name, tensor * math.nan, encoding) for name, tensor, encoding in items],
+    "missing": lambda items: items[1:],
+}
+
+
+def spoil(monkeypatch, module, change):
+    """Let what a method makes of bare tensors be ``change``d."""
+    real = module.apply_to_state
+
+    def broken(*args, **kwargs):
+        made = real(*args, **kwargs)
+        if hasattr(made, "stream"):
+            return replace(made, stream=artifact.Stream(lambda: iter(change([*made.stream.items()]))))
+        state = {name: tensor for name, tensor, _ in change([(n, t, None) for n, t in made.state.items()])}
+        return replace(made, state=state, encodings={})
+
+    monkeypatch.setattr(module, "apply_to_state", broken)
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("kind", ["bare", "untraced"])
+def test_tensors_without_a_graph_keep_their_shape_and_stay_finite(
+    kind, verb, fault, bare, untraced, tmp_path, monkeypatch
+):
+    module, call, how = VERBS[verb]
+    source, arch = (bare, None) if kind == "bare" else untraced
+    spoil(monkeypatch, module, SPOILT[fault])
+    with pytest.raises(BrokenResult) as error:
+        call(source, tmp_path / "out", arch=arch, overrides=SHAPE if arch else None, evaluate=False, **how)
+    assert error.value.exit_code == 4
+    assert error.value.where in ("mystery0.weight", "first.weight")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_without_a_graph_is_run_as_it_will_be_rebuilt(untraced, tmp_path, monkeypatch):
+    (source, arch), output = untraced, tmp_path / "out"
+    how = {
+        "config": QuantizeConfig(scheme="int8-dynamic"),
+        "arch": arch,
+        "overrides": SHAPE,
+        "evaluate": False,
+    }
+    made = api.quantize(source, output, options=ONE, **how)
+    given, found = (api.load_network(p, arch=arch, input=InputSpec((1, 8, 8))) for p in (source, output))
+    x = random_input(given, InputSpec((1, 8, 8)), 8)
+    with torch.inference_mode():
+        assert made.snr_db == pytest.approx(snr_db(given(x), found(x)))
+    assert artifact.read_tensors(output).history[-1]["snr_db"] == round(made.snr_db, 1)
+
+    def slips(module, history, encodings):
+        module.second = nn.Linear(16, 9)
+
+    monkeypatch.setattr("modelopt_cli.api.guard.restore", slips)
+    with pytest.raises(BrokenResult, match="returns float32"):
+        api.quantize(source, tmp_path / "other", options=ONE, **how)
+
+
+def reference_db(expected, found):
+    expected, found = expected.double().numpy(), found.double().numpy()
+    return 10 * np.log10((expected**2).sum() / ((expected - found) ** 2).sum())
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int8-weight"])
+def test_signal_to_noise_is_recorded_and_that_of_the_file(scheme, lenet5, tmp_path):
+    config, output = QuantizeConfig(scheme=scheme), tmp_path / "out"
+    how = {"config": config, "data": "digits", "options": ONE, "evaluate": False}
+    planned = api.quantize(lenet5, output, dry_run=True, **how)
+    made = api.quantize(lenet5, output, **how)
+    given, found = api.load(lenet5), api.load(output)
+    if scheme == "int8":
+        x = next(open_data("digits", input=given.input).sample(8, 0).batches(8))[0]
+    else:
+        x = random_input(given, given.input, 8)
+    with torch.inference_mode():
+        expected = reference_db(given(x), found(x))
+    assert 25 < expected < 80
+    assert planned.snr_db == made.snr_db == pytest.approx(expected, abs=0.01)
+    assert found.history[-1]["snr_db"] == round(made.snr_db, 1)
+    assert planned.predicted_bytes == made.written.file_bytes
+
+
+def test_signal_to_noise_against_numpy_and_at_its_ends():
+    a, b = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)), torch.ones(5, 7)
+    assert snr_db(a, b) == pytest.approx(reference_db(a, b))
+    assert snr_db({"x": [a, b]}, {"x": [a, a]}) == pytest.approx(
+        reference_db(torch.cat([a, b]), torch.cat([a, a]))
+    )
+    assert snr_db(a, a) == LIMIT_DB
+    assert snr_db(torch.zeros(3), torch.ones(3)) == -LIMIT_DB
+    assert snr_db(torch.tensor([1.0, -math.inf]), torch.tensor([1.1, 5.0])) == pytest.approx(20, abs=1e-3)
+    assert snr_db(a, a * math.nan) == -LIMIT_DB
+
+
+class Small(nn.Module):
+    """Convolutions with a batch norm, an addition and an activation changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.second, self.third = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+        self.act, self.fc = nn.ReLU(), nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = self.act(self.norm(self.first(x)))
+        x = self.act(x + self.second(x))
+        return self.fc(self.act(self.third(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    net = Small()
+    net(torch.randn(64, 1, 8, 8))  # so that the batch norm has seen something
+    with torch.no_grad():
+        for layer in (net.second, net.third, net.fc):
+            layer.bias.zero_()  # what a weight gets wrong is to be seen
+    return capture(net.eval(), InputSpec((1, 8, 8)))
+
+
+@pytest.mark.parametrize("layer", ["first", "second", "third", "fc"])
+def test_the_layer_that_loses_the_signal_is_named(layer, small, tmp_path, monkeypatch):
+    real = static.fill
+
+    def coarse(into, module, **how):
+        real(into, module, **how)
+        if module.weight.shape == small.get_submodule(layer).weight.shape:
+            into.scale *= 3
+
+    monkeypatch.setattr(static, "fill", coarse)
+    artifact.write_program(small, tmp_path / "small")
+    notes = []
+    how = {"data": "digits", "options": ONE, "evaluate": False, "on_note": notes.append}
+    made = api.quantize(tmp_path / "small", tmp_path / "out", **how)
+    assert made.snr_db < 20
+    (note,) = notes
+    assert note.startswith(f"warning: the outputs keep {made.snr_db:.1f} dB")
+    assert f"after layer {layer}:" in note
+
+
+def test_layer_by_layer_a_good_network_loses_little(small):
+    made = METHODS["quantize"].apply(
+        small, QuantizeConfig(), Context(data=open_data("digits", input=small.input))
+    )
+    x = next(open_data("digits", input=small.input).batches(8))[0]
+    fall = steepest_fall(small, made.program, x)
+    assert 0 < fall.depth < 20
+    assert fall.after > 25
+
+
+def test_what_is_not_finite_from_the_start_is_no_fault(small):
+    with torch.no_grad():
+        small.fc.bias[3] = -math.inf
+    x = torch.randn(2, 1, 8, 8)
+    assert first_fault(small, x, copy.deepcopy(small)) is None
+    assert first_fault(small, x) == "fc"
+    assert stays_finite(small(x), copy.deepcopy(small)(x))
+
+
+def test_a_graph_that_does_not_run_is_the_fault_of_its_file(small, tmp_path):
+    graph = copy.deepcopy(small)
+    (output,) = graph.graph.find_nodes(op="output")
+    with graph.graph.inserting_before(output):
+        output.args = (graph.graph.call_function(torch.reshape, (output.args[0], (3, 7, 11))),)
+    graph.recompile()
+    artifact.write_program(graph, tmp_path / "bad")
+    for scheme in ("int8", "int8-dynamic", "int8-weight"):
+        with pytest.raises(DataError, match=r"cannot run on samples of shape \(1, 8, 8\)") as error:
+            api.quantize(
+                tmp_path / "bad",
+                tmp_path / "out",
+                config=QuantizeConfig(scheme=scheme),
+                data="digits",
+                evaluate=False,
+            )
+        assert error.value.where == f"{tmp_path / 'bad'}: layer reshape"
+    with pytest.raises(DataError, match="cannot run"):
+        api.layers(tmp_path / "bad")
