@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from modelopt_cli import artifact
-from modelopt_cli.api.evaluating import measure_pairs, require_data
+from modelopt_cli.api.evaluating import measure_pairs
 from modelopt_cli.api.fine_tuning import context_of, given_to
 from modelopt_cli.api.guard import Given
+from modelopt_cli.api.judging import after_writing, rehearse
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
 from modelopt_cli.api.planning import Plan, cost_of
 from modelopt_cli.api.product import Product
@@ -148,10 +149,11 @@ def distill(
     with threads(options.threads):
         pupil = open_student(student.spec, student.arch, opened, Context(seed=options.seed), on_note)
         sample = sample_of(pupil, student.spec)
+        if evaluate and not comparable(teachers[0], sample):
+            leave_out(teachers[0], gates, on_note)
         if evaluate:
-            require_data(data, sample, overrides, options.seed)
-            if not comparable(teachers[0], sample):
-                leave_out(teachers[0], gates, on_note)
+            both = [opened] * comparable(teachers[0], sample) + [pupil]
+            rehearse(both, data, overrides, options, gates)
         identity = _identity(teachers, pupil, student, config, arch, code)
         with trainer(training, output, identity, sample, how) as tools:
             seen = tools.training.train.input
@@ -179,10 +181,11 @@ def distill(
     outcome = DistillOutcome(entry, written, beside, None)
     if written is None or not evaluate:
         return outcome
-    pairs = [(path, open_noting(path, student.arch, sample, None)) for path in outputs]
-    pairs = [(teacher, opened), *pairs] if comparable(teachers[0], sample) else pairs
-    options, gates = replace(options, baseline=0), replace(gates, judged=len(pairs) - 1)
-    evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
+    with after_writing(*outputs):
+        pairs = [(path, open_noting(path, student.arch, sample, None)) for path in outputs]
+        pairs = [(teacher, opened), *pairs] if comparable(teachers[0], sample) else pairs
+        options, gates = replace(options, baseline=0), replace(gates, judged=len(pairs) - 1)
+        evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
     return replace(outcome, evaluation=evaluation)
 
 

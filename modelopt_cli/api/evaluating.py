@@ -10,7 +10,6 @@ from modelopt_cli.data import Data, PreprocessOverrides, open_data
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure import gates as measure_gates
-from modelopt_cli.program import InputSpec
 
 
 def evaluate(
@@ -47,18 +46,6 @@ def evaluate(
     opened = [open_noting(path, arch, wanted, on_note) for path in paths]
     pairs = list(zip(paths, opened, strict=True))
     return measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
-
-
-def require_data(
-    data: str | None, input: InputSpec | None, overrides: PreprocessOverrides | None, seed: int
-) -> None:
-    """Find out before long work whether the data can be opened that its result will be measured on.
-
-    Raises:
-        DataError: they cannot.
-    """
-    if data is not None:
-        open_data(data, input=input, overrides=overrides, seed=seed)
 
 
 def measure_pairs(

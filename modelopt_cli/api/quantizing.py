@@ -13,6 +13,7 @@ from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs
 from modelopt_cli.api.fine_tuning import given_to
 from modelopt_cli.api.guard import Given
+from modelopt_cli.api.judging import after_writing, rehearse
 from modelopt_cli.api.opening import Note, open_input, open_noting
 from modelopt_cli.api.product import Product
 from modelopt_cli.artifact.coding import Code, require_code
@@ -102,6 +103,10 @@ def quantize(
         artifact.check_output(output, force, [source])
     wanted = open_input([source], arch, calibration or data, overrides)
     opened = open_noting(source, arch, wanted, on_note)
+    judged = partial(rehearse, [opened], data, overrides, options, gates)
+    runs = opened.program is not None or opened.module is not None
+    if evaluate and not dry_run and runs:
+        judged()
     with threads(options.threads):
         given, made = _quantized(opened, config, calibration or data, overrides, options, progress)
         snr_db = made.held.snr_db
@@ -112,14 +117,17 @@ def quantize(
         # What has no network is quantized only now, while it is written.
         if dry_run:
             return QuantizeOutcome(made.coverage, made.predicted_bytes(code), None, None, snr_db)
+        if evaluate and not runs:
+            judged()  # after what a scheme needs, which says more
         written = made.write(output, force, code)
     outcome = QuantizeOutcome(made.coverage, written.file_bytes, written, None, snr_db)
     if not evaluate:
         return outcome
-    # The result is measured as anyone will meet it: read back from its file.
-    pairs = [(source, opened), (output, open_noting(output, arch, wanted, None))]
     options = replace(options, baseline=0)
-    evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
+    with after_writing(output):
+        # The result is measured as anyone will meet it: read back from its file.
+        pairs = [(source, opened), (output, open_noting(output, arch, wanted, None))]
+        evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
     return replace(outcome, evaluation=evaluation)
 
 

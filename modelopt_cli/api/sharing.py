@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from modelopt_cli import artifact
-from modelopt_cli.api.evaluating import measure_pairs, require_data
+from modelopt_cli.api.evaluating import measure_pairs
 from modelopt_cli.api.fine_tuning import context_of, fine_tuner, given_to, origin_of
 from modelopt_cli.api.guard import Given
-from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
+from modelopt_cli.api.judging import after_writing, rehearse
+from modelopt_cli.api.opening import Note, open_input, open_noting
 from modelopt_cli.api.product import Product
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest
 from modelopt_cli.artifact.coding import Code, require_code
@@ -111,8 +112,8 @@ def share(
     calibration = calibration or (training.train if training is not None else data)
     wanted = open_input([source], arch, calibration, overrides)
     opened = open_noting(source, arch, wanted, on_note)
-    if evaluate and not dry_run and (opened.program or opened.module):
-        require_data(data, sample_of(opened, source), overrides, options.seed)
+    if evaluate and not dry_run:
+        rehearse([opened], data, overrides, options, gates)
     how = Surroundings(overrides, options, force, progress)
     identity: dict[str, Any] = {"command": "share", "source": opened.source_sha256, "arch": arch}
     identity |= {"config": config.as_dict(), "calibration": calibration, "code": code}
@@ -127,10 +128,11 @@ def share(
     outcome = ShareOutcome(made.product.coverage, made.layers, made.target, predicted, written, None)
     if written is None or not evaluate:
         return outcome
-    # The result is measured as anyone will meet it: read back from its file.
-    pairs = [(source, opened), (output, open_noting(output, arch, wanted, None))]
     options = replace(options, baseline=0)
-    evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
+    with after_writing(output):
+        # The result is measured as anyone will meet it: read back from its file.
+        pairs = [(source, opened), (output, open_noting(output, arch, wanted, None))]
+        evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
     return replace(outcome, evaluation=evaluation)
 
 

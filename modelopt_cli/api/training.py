@@ -9,8 +9,9 @@ from torch import nn
 
 import modelopt_cli
 from modelopt_cli import artifact
-from modelopt_cli.api.evaluating import measure_pairs, require_data
+from modelopt_cli.api.evaluating import measure_pairs
 from modelopt_cli.api.guard import Given
+from modelopt_cli.api.judging import after_writing, rehearse
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
 from modelopt_cli.api.planning import Plan, cost_of
 from modelopt_cli.api.product import Product
@@ -96,8 +97,7 @@ def train(
     wanted = open_input(sources, arch, training.train, overrides)
     opened = _start(source, arch, wanted, options.seed, on_note)
     sample = sample_of(opened, source or arch or "")
-    if evaluate:
-        require_data(data, sample, overrides, options.seed)
+    rehearse([opened], data, overrides, options, gates)
     identity = {"command": "train", "source": opened.source_sha256, "arch": arch}
     how = Surroundings(overrides, options, force, progress, dry_run)
     with threads(options.threads), trainer(training, output, identity, sample, how) as tools:
@@ -110,9 +110,10 @@ def train(
     outcome = TrainOutcome(trained, written, None)
     if written is None or not evaluate:
         return outcome
-    pairs = [(path, open_noting(path, arch, wanted, None)) for path in (*sources, output)]
     options = replace(options, baseline=0)
-    evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
+    with after_writing(output):
+        pairs = [(path, open_noting(path, arch, wanted, None)) for path in (*sources, output)]
+        evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
     return replace(outcome, evaluation=evaluation)
 
 

@@ -1,0 +1,73 @@
+"""The evaluation that ends a verb: rehearsed before its work, and told apart from the file it comes after."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from modelopt_cli import measure
+from modelopt_cli.api.guard import SAMPLES, as_run
+from modelopt_cli.checkpoint import Opened
+from modelopt_cli.data import PreprocessOverrides, open_data
+from modelopt_cli.errors import UsageError
+from modelopt_cli.measure import EvalOptions, Gates, Subject
+from modelopt_cli.program import Program
+
+
+def rehearse(
+    networks: Sequence[Opened],
+    data: str | None,
+    overrides: PreprocessOverrides | None,
+    options: EvalOptions,
+    gates: Gates | None = None,
+) -> None:
+    """Send a few samples through the evaluation, to know before long work what cannot be judged.
+
+    Args:
+        networks: that stand for what will be measured; they are not changed.
+        data: what they will be measured on; without it only the limits are looked at.
+        overrides: preprocessing the user wants instead of the implied one.
+        options: how they will be measured.
+        gates: the limits.
+
+    Raises:
+        InputError: the data cannot be opened or do not suit, or a network does not run or is no classifier.
+        UsageError: nothing will be measured that a limit could be held against.
+    """
+    labelled = False
+    if data is not None:
+        subjects = [_subject(each, options.device) for each in networks]
+        known = next((subject.input for subject in subjects if subject.input is not None), None)
+        samples = open_data(data, input=known, overrides=overrides, seed=options.seed)
+        few = samples if options.limit else samples.sample(SAMPLES, options.seed)
+        limit = min(SAMPLES, options.limit or SAMPLES)
+        quick = replace(options, baseline=0, runs=0, memory=False, workers=0, limit=limit)
+        found = measure.evaluate(subjects, few, quick)
+        for model in found.models:
+            if options.limit is None and model.accuracy is not None and model.accuracy.classes is not None:
+                samples.fits(model.accuracy.classes)
+        labelled = samples.labelled
+    if gates is not None and gates.max_drop is not None and not labelled:
+        raise UsageError("needs labelled data to be held against", where="--max-drop", hint="give --data")
+
+
+@contextmanager
+def after_writing(*outputs: str | Path) -> Iterator[None]:
+    """Around what follows once files are written: whatever ends it says that they are there."""
+    try:
+        yield
+    except BaseException as error:  # Ctrl-C and SIGTERM included
+        names = " and ".join(map(str, outputs))
+        error.add_note(f"{names} {'are' if len(outputs) > 1 else 'is'} written and whole, only not evaluated")
+        raise
+
+
+def _subject(opened: Opened, device: str) -> Subject:
+    """A stand-in for what will be measured, of which size and time do not matter yet."""
+    network, architecture = opened.program or opened.module, opened.architecture
+    if isinstance(network, Program) or (network is not None and device != "cpu"):
+        network = as_run(network, device)
+    program = network if isinstance(network, Program) else None
+    input = program.input if program else architecture.input if architecture else None
+    where, state = opened.path or "the network", None if network is not None else opened.state
+    return Subject(where, network, program, 0, input=input, tensor_bytes=0, state=state)

@@ -1,0 +1,95 @@
+"""What cannot be judged is known before the work begins; what fails after it says that the file is there."""
+
+import pytest
+import torch
+
+from modelopt_cli import measure
+from modelopt_cli.errors import DataError
+
+HOW = ["--input-size", "8", "--channels", "1", "--runs", "0", "-q"]
+DATA = ["--data", "digits"]
+TRAIN = ["--train", "digits?split=train", "--epochs", "1", "--lr", "0.01"]
+OUT = ["-o", "out.safetensors"]
+METHODS = {
+    "quantize": ["quantize", "{}"],
+    "quantize untraced": ["quantize", "{}", "--scheme", "int8-weight"],
+    "prune": ["prune", "{}", "--sparsity", "0.5", "--structure", "unstructured"],
+    "share": ["share", "{}", "--bits", "4"],
+}
+TRAINED = {
+    "train": ["train", "{}", *TRAIN],
+    "distill": ["distill", "{}", "--student", "net.py:make?width=3", *TRAIN],
+}
+MAP = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Conv2d(1, 10, 3, padding=1))
+"""
+
+
+def line(words, checkpoint, arch):
+    return [word.format(checkpoint) for word in words] + ["--arch", arch, *HOW, *OUT]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_network_that_is_no_classifier_is_not_compressed_to_be_judged(name, here, modelopt):
+    (here / "map.py").write_text(MAP)
+    torch.save({"0.weight": torch.randn(10, 1, 3, 3), "0.bias": torch.zeros(10)}, here / "map.pth")
+    words = line(METHODS[name], "map.pth", "map.py:make")
+    found = modelopt(*words, *DATA)
+    assert found.code == 2
+    assert (
+        "map.pth: returned (8, 10, 8, 8) for 8 samples where a classifier returns (8, classes)" in found.err
+    )
+    assert not (here / "out.safetensors").exists()
+    calib = ["--calib", "digits"] if name == "quantize" else []
+    assert modelopt(*words, *calib).code == 0  # without data nothing has to be judged
+
+
+@pytest.mark.parametrize("name", [*METHODS, "train", "distill"])
+def test_labels_that_the_network_does_not_have_are_found_first(name, here, modelopt):
+    words = line({**METHODS, **TRAINED}[name], "seven.pth", "net.py:make?num_classes=7")
+    data = ["--data", "digits", *(["--calib", "synthetic:1x8x8"] if name == "quantize" else [])]
+    if name in TRAINED:  # that what is trained on fits is another matter
+        (here / "labels.py").write_text(
+            "import torch\ndef few():\n    return [(torch.zeros(1, 8, 8), i % 7) for i in range(64)]\n"
+        )
+        words = [word.replace("digits?split=train", "labels.py:few") for word in words]
+        words = [word.replace("width=3", "width=3&num_classes=7") for word in words]
+    found = modelopt(*words, *data)
+    assert found.code == 2
+    assert "7 classes" in found.err
+    assert not (here / "out.safetensors").exists()
+
+
+def test_bare_tensors_are_not_written_to_be_judged_on_data(here, modelopt):
+    torch.save({"mystery.weight": torch.randn(4, 5)}, here / "bare.pth")
+    found = modelopt("quantize", "bare.pth", "--scheme", "int8-weight", *DATA, "-q", *OUT)
+    assert (found.code, "give --arch" in found.err) == (2, True)
+    assert not (here / "out.safetensors").exists()
+
+
+def test_a_drop_is_not_judged_without_labels(here, modelopt):
+    words = line(METHODS["share"], "net.pth", "net.py:make")
+    for data in ([], ["--data", "synthetic:1x8x8"]):
+        found = modelopt(*words, *data, "--max-drop", "1")
+        assert (found.code, "--max-drop: needs labelled data" in found.err) == (2, True)
+    assert not (here / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", [*METHODS, "train", "distill"])
+@pytest.mark.parametrize("error", [DataError, KeyboardInterrupt])
+def test_an_evaluation_that_fails_says_that_the_file_is_there(error, name, here, modelopt, monkeypatch):
+    real = measure.evaluate
+
+    def fails(*args, **kwargs):
+        if (here / "out.safetensors").exists():
+            raise error("is gone")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(measure, "evaluate", fails)
+    found = modelopt(*line({**METHODS, **TRAINED}[name], "net.pth", "net.py:make"), *DATA)
+    assert found.code == (2 if error is DataError else 130)
+    assert found.err.endswith("; out.safetensors is written and whole, only not evaluated\n")
+    assert found.err.count("\n") == 1
