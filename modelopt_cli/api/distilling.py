@@ -149,11 +149,11 @@ def distill(
     with threads(options.threads):
         pupil = open_student(student.spec, student.arch, opened, Context(seed=options.seed), on_note)
         sample = sample_of(pupil, student.spec)
-        if evaluate and not comparable(teachers[0], sample):
-            leave_out(teachers[0], gates, on_note)
         if evaluate:
-            both = [opened] * comparable(teachers[0], sample) + [pupil]
-            rehearse(both, data, overrides, options, gates)
+            if not (both := comparable(teachers[0], sample)):
+                leave_out(teachers[0], gates, on_note)
+            # That the student has the same classes is seen to below.
+            rehearse([opened if both else pupil], data, overrides, options, gates)
         identity = _identity(teachers, pupil, student, config, arch, code)
         with trainer(training, output, identity, sample, how) as tools:
             seen = tools.training.train.input
