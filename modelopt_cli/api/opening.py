@@ -15,8 +15,9 @@ from modelopt_cli.errors import ArchitectureError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import Subject
 from modelopt_cli.methods.quantize.untraced import restore
+from modelopt_cli.methods.select import tensor_coverage
 from modelopt_cli.program import InputSpec
-from modelopt_cli.program.coverage import coverage
+from modelopt_cli.program.coverage import Coverage, coverage
 
 Note = Callable[[str], None]
 """Called with one line that is worth knowing."""
@@ -95,17 +96,19 @@ def has_graph(path: str | Path) -> bool:
 def as_subject(path: str | Path, opened: Opened, arch: str | None, device: str) -> Subject:
     """An opened model, ready to be measured on a device."""
     network: nn.Module | None = opened.program or opened.module
-    covered: float | None = None
+    covered: Coverage | None = None
     if opened.program is not None:
-        covered = coverage(prepare(opened.program, device)).fraction
+        covered = coverage(prepare(opened.program, device))
     elif network is not None:
         network.to(device)
+    if opened.tensors is not None:
+        covered = tensor_coverage(opened.tensors)
     architecture = opened.architecture
     return Subject(
         str(path),
         network,
         opened.program,
-        _length(Path(path)),
+        file_length(Path(path)),
         coverage=covered,
         input=opened.program.input if opened.program else architecture.input if architecture else None,
         tensor_bytes=opened.tensor_bytes,
@@ -114,7 +117,7 @@ def as_subject(path: str | Path, opened: Opened, arch: str | None, device: str) 
     )
 
 
-def _length(path: Path) -> int:
+def file_length(path: Path) -> int:
     """Bytes on disk; of a folder, of the weight files in it."""
     if path.is_dir():
         weights = (".safetensors", ".bin", ".pt", ".pth")

@@ -7,6 +7,7 @@ from typing import Any
 from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs
 from modelopt_cli.api.fine_tuning import context_of, fine_tuner, given_to, origin_of
+from modelopt_cli.api.gain import gain_notes
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.judging import after_writing, rehearse
 from modelopt_cli.api.opening import Note, open_input, open_noting
@@ -23,10 +24,11 @@ from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune.apply import sensitivity as measure_sensitivity
 from modelopt_cli.methods.prune.sensitivity import Sensitivity
-from modelopt_cli.methods.prune.summary import PrunedLayer, summary
+from modelopt_cli.methods.prune.summary import PrunedLayer, summary, thin_notes
 from modelopt_cli.methods.prune.untraced import apply_to_state
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program import Program
+from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.training.distributed import world
 
 
@@ -35,7 +37,8 @@ class PruneOutcome:
     """What ``prune`` did.
 
     Attributes:
-        layers: every weight-carrying layer before and after.
+        coverage: every weight-carrying layer, with what became of it.
+        layers: the same with the weights of each before and after.
         target: what was asked for and what was reached.
         notes: one line for each thing the user should know of the result.
         predicted_bytes: length of the file, known before it is written; after a dry run without the
@@ -44,6 +47,7 @@ class PruneOutcome:
         evaluation: source and result side by side, or None where nothing was measured.
     """
 
+    coverage: Coverage
     layers: tuple[PrunedLayer, ...]
     target: Reached | None
     notes: tuple[str, ...]
@@ -116,8 +120,9 @@ def prune(
     if dry_run:
         with threads(options.threads):
             made = _pruned(opened, _in_one_shot(config), calibration, None, how, code)
-        notes = made.notes + _on_zeros(config)
-        return PruneOutcome(made.layers, made.target, notes, made.product.predicted_bytes(code), None, None)
+        covered, predicted = made.product.coverage, made.product.predicted_bytes(code)
+        notes = made.notes + _on_zeros(config) + gain_notes(source, opened, covered, None, predicted)
+        return PruneOutcome(covered, made.layers, made.target, notes, predicted, None, None)
     identity: dict[str, Any] = {"command": "prune", "source": opened.source_sha256, "arch": arch}
     identity |= {"config": config.as_dict(), "calibration": calibration, "code": code}
     with threads(options.threads), fine_tuner(training, output, identity, opened, how) as tools:
@@ -129,7 +134,9 @@ def prune(
     predicted = written.file_bytes if written is not None else made.product.predicted_bytes(code)
     # Measuring a Program says of its zeros what they do on the device.
     notes = made.notes if evaluate and opened.program else made.notes + _on_zeros(config)
-    outcome = PruneOutcome(made.layers, made.target, notes, predicted, written, None)
+    covered = made.product.coverage
+    notes += gain_notes(source, opened, covered, output if written is not None else None, predicted)
+    outcome = PruneOutcome(covered, made.layers, made.target, notes, predicted, written, None)
     if written is None or not evaluate:
         return outcome
     options = replace(options, baseline=0)
@@ -216,7 +223,7 @@ def _pruned(
     result = METHODS["prune"].apply(opened.program, config, context)
     product = Product.of_program(result.program, given)
     layers = summary(before, result.program.state_dict(), product.coverage)
-    return _Made(product, layers, result.target, result.notes)
+    return _Made(product, layers, result.target, (*result.notes, *thin_notes(layers, result.target)))
 
 
 def _pruned_state(opened: Opened, config: PruneConfig, how: Surroundings, code: Code) -> _Made:
@@ -228,4 +235,4 @@ def _pruned_state(opened: Opened, config: PruneConfig, how: Surroundings, code: 
     given = Given.of(opened, device=how.options.device)
     product = Product.of_tensors(opened, result.state, result.encodings, result.coverage, result.entry, given)
     layers = summary(state, result.state, result.coverage)
-    return _Made(product, layers, result.target, ())
+    return _Made(product, layers, result.target, thin_notes(layers, result.target))

@@ -12,6 +12,7 @@ import modelopt_cli
 from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs
 from modelopt_cli.api.fine_tuning import given_to
+from modelopt_cli.api.gain import gain_notes
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.judging import after_writing, rehearse
 from modelopt_cli.api.opening import Note, open_input, open_noting
@@ -43,6 +44,7 @@ class QuantizeOutcome:
         evaluation: source and result side by side, or None where nothing was measured.
         snr_db: signal-to-noise of the outputs against the source's, in dB, on a few samples of the
             calibration data or of noise; None where there is no network.
+        notes: one line for each thing the user should know of the result.
     """
 
     coverage: Coverage
@@ -50,6 +52,7 @@ class QuantizeOutcome:
     written: artifact.Written | None
     evaluation: Evaluation | None
     snr_db: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def quantize(
@@ -116,11 +119,14 @@ def quantize(
                 on_note(_loss(snr_db, given.steepest_fall(made.held)))
         # What has no network is quantized only now, while it is written.
         if dry_run:
-            return QuantizeOutcome(made.coverage, made.predicted_bytes(code), None, None, snr_db)
+            predicted = made.predicted_bytes(code)
+            notes = gain_notes(source, opened, made.coverage, None, predicted)
+            return QuantizeOutcome(made.coverage, predicted, None, None, snr_db, notes)
         if evaluate and not runs:
             judged()  # after what a scheme needs, which says more
         written = made.write(output, force, code)
-    outcome = QuantizeOutcome(made.coverage, written.file_bytes, written, None, snr_db)
+    notes = gain_notes(source, opened, made.coverage, output, written.file_bytes)
+    outcome = QuantizeOutcome(made.coverage, written.file_bytes, written, None, snr_db, notes)
     if not evaluate:
         return outcome
     options = replace(options, baseline=0)

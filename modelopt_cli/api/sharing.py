@@ -10,6 +10,7 @@ import torch
 from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs
 from modelopt_cli.api.fine_tuning import context_of, fine_tuner, given_to, origin_of
+from modelopt_cli.api.gain import gain_notes
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.judging import after_writing, rehearse
 from modelopt_cli.api.opening import Note, open_input, open_noting
@@ -44,6 +45,7 @@ class ShareOutcome:
         predicted_bytes: length of the file, known before it is written.
         written: the file; None after a dry run, or in a process that is not the main one of several.
         evaluation: source and result side by side, or None where nothing was measured.
+        notes: one line for each thing the user should know of the result.
     """
 
     coverage: Coverage
@@ -52,6 +54,7 @@ class ShareOutcome:
     predicted_bytes: int
     written: artifact.Written | None
     evaluation: Evaluation | None
+    notes: tuple[str, ...] = ()
 
 
 def share(
@@ -125,7 +128,9 @@ def share(
         if tools is not None:
             tools.run.close()
     predicted = written.file_bytes if written is not None else made.product.predicted_bytes(code)
-    outcome = ShareOutcome(made.product.coverage, made.layers, made.target, predicted, written, None)
+    covered = made.product.coverage
+    notes = gain_notes(source, opened, covered, output if written is not None else None, predicted)
+    outcome = ShareOutcome(covered, made.layers, made.target, predicted, written, None, notes)
     if written is None or not evaluate:
         return outcome
     options = replace(options, baseline=0)

@@ -45,6 +45,7 @@ class TensorFile:
         arch: the architecture spec the network was built from.
         input: shape and preprocessing of one sample.
         labels: class names in logit order.
+        tied: names of parameters that are stored under another name, which they lead to.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -53,6 +54,7 @@ class TensorFile:
     arch: str | None = None
     input: InputSpec | None = None
     labels: tuple[str, ...] | None = None
+    tied: dict[str, str] = field(default_factory=dict)
 
 
 class Artifact:
@@ -235,7 +237,8 @@ def _file(
     document: Document, state: Mapping[str, torch.Tensor], encodings: Mapping[str, Encoding]
 ) -> TensorFile:
     encoded = {name: encoding for name, encoding in encodings.items() if encoding.codec != "raw"}
-    return TensorFile(state, encoded, document.history, document.network, document.input, document.labels)
+    about = (document.history, document.network, document.input, document.labels, document.tied)
+    return TensorFile(state, encoded, *about)
 
 
 def _check_digest(file: BinaryIO, stated: str, where: str) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from modelopt_cli.cli.console import Console
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from modelopt_cli.api import (
         DistillOutcome,
         Plan,
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     )
     from modelopt_cli.artifact import Written
     from modelopt_cli.measure import Evaluation
+    from modelopt_cli.methods.context import Reached
     from modelopt_cli.methods.prune.sensitivity import Sensitivity
     from modelopt_cli.training import Trained
 
@@ -24,14 +27,13 @@ if TYPE_CHECKING:
 def show_evaluation(console: Console, evaluation: "Evaluation", exports: Sequence[Path], force: bool) -> None:
     """Export and print the table; raises GateNotMet, naming every gate that failed."""
     from modelopt_cli import report
-    from modelopt_cli.measure import gates
 
     _export(evaluation, exports, force)
     if console.json:
         console.result_json(report.to_json(evaluation))
     else:
-        console.result(report.table(evaluation))
-    gates.require(evaluation)
+        _show_table(console, evaluation)
+    _require_gates(evaluation)
 
 
 def show_quantized(
@@ -40,19 +42,36 @@ def show_quantized(
     """Say what was done to each layer, export and print the table; raises GateNotMet."""
     from modelopt_cli import report
 
-    layers = report.coverage_table(outcome.coverage)
-    if outcome.evaluation is not None:
-        _export(outcome.evaluation, exports, force)
+    _export(outcome.evaluation, exports, force)
     if console.json:
         console.result_json(quantized_json(outcome))
-    elif outcome.written is None:
-        console.result(layers)
-        console.result(f"the file would have {outcome.predicted_bytes:,} bytes")
     else:
-        console.detail(layers)
-        _show_table(console, outcome.evaluation)
-        _show_written(console, outcome.written)
+        _show_made(console, outcome, report.coverage_table(outcome.coverage), None)
     _require_gates(outcome.evaluation)
+
+
+def _show_made(
+    console: Console,
+    outcome: "QuantizeOutcome | PruneOutcome | ShareOutcome",
+    layers: "RenderableType",
+    target: "Reached | None",
+) -> None:
+    """The table, what was covered and reached, and the file; without one, all of it is the result."""
+    from modelopt_cli import report
+
+    lines = [report.target_line(target)] if target is not None else []
+    lines += [*report.coverage_lines(outcome.coverage), *outcome.notes]
+    if outcome.written is None:
+        console.result(layers)
+        for line in lines:
+            console.result(line)
+        console.result(f"the file would have {outcome.predicted_bytes:,} bytes")
+        return
+    console.detail(layers)
+    _show_table(console, outcome.evaluation)
+    for line in lines:
+        console.note(line)
+    _show_written(console, outcome.written)
 
 
 def show_trained(console: Console, outcome: "TrainOutcome", exports: Sequence[Path], force: bool) -> None:
@@ -62,8 +81,7 @@ def show_trained(console: Console, outcome: "TrainOutcome", exports: Sequence[Pa
     if outcome.written is None:  # another process of this command has the result
         return
     trained = outcome.trained
-    if outcome.evaluation is not None:
-        _export(outcome.evaluation, exports, force)
+    _export(outcome.evaluation, exports, force)
     if console.json:
         console.result_json(trained_json(outcome))
     else:
@@ -77,23 +95,11 @@ def show_pruned(console: Console, outcome: "PruneOutcome", exports: Sequence[Pat
     """Say what is left of each layer, export and print the table; raises GateNotMet."""
     from modelopt_cli import report
 
-    layers = report.pruned_table(outcome.layers)
-    target = report.target_line(outcome.target) if outcome.target is not None else None
-    if outcome.evaluation is not None:
-        _export(outcome.evaluation, exports, force)
+    _export(outcome.evaluation, exports, force)
     if console.json:
         console.result_json(pruned_json(outcome))
-    elif outcome.written is None:
-        console.result(layers)
-        for line in filter(None, (target, *outcome.notes)):
-            console.result(line)
-        console.result(f"the file would have {outcome.predicted_bytes:,} bytes")
     else:
-        console.detail(layers)
-        _show_table(console, outcome.evaluation)
-        for line in filter(None, (target, *outcome.notes)):
-            console.note(line)
-        _show_written(console, outcome.written)
+        _show_made(console, outcome, report.pruned_table(outcome.layers), outcome.target)
     _require_gates(outcome.evaluation)
 
 
@@ -110,6 +116,7 @@ def pruned_json(outcome: "PruneOutcome") -> dict[str, Any]:
         "output": _written_json(outcome.written),
         "predicted_bytes": outcome.predicted_bytes,
         "layers": report.pruned_json(outcome.layers),
+        "compressed": report.coverage_json(outcome.coverage),
         "target": None if outcome.target is None else vars(outcome.target),
         "notes": list(outcome.notes),
         "evaluation": _evaluation_json(outcome.evaluation),
@@ -123,22 +130,11 @@ def show_shared(console: Console, outcome: "ShareOutcome", exports: Sequence[Pat
     layers = (
         report.shared_table(outcome.layers) if outcome.layers else report.coverage_table(outcome.coverage)
     )
-    target = report.target_line(outcome.target) if outcome.target is not None else None
-    if outcome.evaluation is not None:
-        _export(outcome.evaluation, exports, force)
+    _export(outcome.evaluation, exports, force)
     if console.json:
         console.result_json(shared_json(outcome))
-    elif outcome.written is None:
-        console.result(layers)
-        if target is not None:
-            console.result(target)
-        console.result(f"the file would have {outcome.predicted_bytes:,} bytes")
     else:
-        console.detail(layers)
-        _show_table(console, outcome.evaluation)
-        if target is not None:
-            console.note(target)
-        _show_written(console, outcome.written)
+        _show_made(console, outcome, layers, outcome.target)
     _require_gates(outcome.evaluation)
 
 
@@ -156,7 +152,9 @@ def shared_json(outcome: "ShareOutcome") -> dict[str, Any]:
         "predicted_bytes": outcome.predicted_bytes,
         "coverage": [vars(layer) for layer in outcome.coverage.layers],
         "layers": report.shared_json(outcome.layers),
+        "compressed": report.coverage_json(outcome.coverage),
         "target": None if outcome.target is None else vars(outcome.target),
+        "notes": list(outcome.notes),
         "evaluation": _evaluation_json(outcome.evaluation),
     }
 
@@ -167,8 +165,7 @@ def show_distilled(console: Console, outcome: "DistillOutcome", exports: Sequenc
         _show_plan(console, outcome.plan)
     if outcome.written is None:  # another process of this command has the result
         return
-    if outcome.evaluation is not None:
-        _export(outcome.evaluation, exports, force)
+    _export(outcome.evaluation, exports, force)
     if console.json:
         console.result_json(distilled_json(outcome))
     else:
@@ -257,11 +254,15 @@ def quantized_json(outcome: "QuantizeOutcome") -> dict[str, Any]:
     ``output`` is null after ``--dry-run``, ``evaluation`` (as ``eval --json`` prints it) where nothing
     was measured.
     """
+    from modelopt_cli import report
+
     return {
         "schema_version": 1,
         "output": _written_json(outcome.written),
         "predicted_bytes": outcome.predicted_bytes,
         "layers": [vars(layer) for layer in outcome.coverage.layers],
+        "compressed": report.coverage_json(outcome.coverage),
+        "notes": list(outcome.notes),
         "evaluation": _evaluation_json(outcome.evaluation),
     }
 
@@ -296,8 +297,9 @@ def _require_gates(evaluation: "Evaluation | None") -> None:
         gates.require(evaluation)
 
 
-def _export(evaluation: "Evaluation", exports: Sequence[Path], force: bool) -> None:
+def _export(evaluation: "Evaluation | None", exports: Sequence[Path], force: bool) -> None:
     from modelopt_cli import report
 
-    for path in exports:
-        report.export(evaluation, path, force=force)
+    if evaluation is not None:
+        for path in exports:
+            report.export(evaluation, path, force=force)

@@ -124,8 +124,9 @@ class _Run:
                 accuracy=summarise(answers.get(i)),
                 latency=latencies.get(i),
                 peak_bytes=loadings[i].peak_bytes,
-                coverage=subject.coverage,
+                coverage=subject.coverage.fraction if subject.coverage else None,
                 load_s=loadings[i].seconds,
+                weight_coverage=subject.coverage.byte_fraction if subject.coverage else None,
             )
             for i, subject in enumerate(self.subjects)
         )

@@ -35,6 +35,7 @@ class ModelReport:
         latency: of one forward pass of a batch.
         peak_bytes: memory of loading it and running one batch.
         coverage: share of the layers that are compressed, 0 to 1.
+        weight_coverage: share of the weights' bytes that those layers hold, 0 to 1.
         load_s: seconds from its path to a network that is ready to run, or to all its tensors where no
             network is known; see :mod:`modelopt_cli.measure.loading`.
     """
@@ -47,6 +48,7 @@ class ModelReport:
     peak_bytes: int | None = None
     coverage: float | None = None
     load_s: float | None = None
+    weight_coverage: float | None = None
 
 
 @dataclass(frozen=True)

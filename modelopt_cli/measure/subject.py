@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.program.spec import InputSpec
@@ -41,7 +42,7 @@ class Subject:
             which is then measured by its size alone.
         program: the same as a Program; None where the network cannot be traced.
         file_bytes: length of the file.
-        coverage: share of the layers that are compressed, 0 to 1, or None.
+        coverage: which of its layers are compressed, or None where that is not known.
         input: shape of one sample; None where it is not known, and then nothing is run.
         tensor_bytes: bytes of tensors in the file; None lets :mod:`modelopt_cli.measure.size` find out.
         state: the tensors of a bare state dict.
@@ -52,7 +53,7 @@ class Subject:
     model: nn.Module | None
     program: Program | None
     file_bytes: int
-    coverage: float | None = None
+    coverage: Coverage | None = None
     input: InputSpec | None = None
     tensor_bytes: int | None = None
     state: Mapping[str, Tensor] | None = None

@@ -8,8 +8,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from modelopt_cli.artifact import TensorFile
+from modelopt_cli.artifact.lazy import described
 from modelopt_cli.errors import UsageError
-from modelopt_cli.program.coverage import weight_label
+from modelopt_cli.program.coverage import Coverage, LayerStatus, weight_label
 
 
 class Selection(Protocol):
@@ -82,6 +84,26 @@ def nameless(state: Mapping[str, Tensor]) -> dict[str, str]:
 def has_weight_form(tensor: Tensor) -> bool:
     """Whether a tensor could be a weight: floating point, with two or more dimensions, and not empty."""
     return tensor.dim() > 1 and tensor.is_floating_point() and tensor.numel() > 0
+
+
+def tensor_coverage(file: TensorFile) -> Coverage:
+    """What became of the weights of an artifact that has no graph, as it stores them."""
+    shapes = described(file.state)
+    weights = {
+        name: tensor
+        for name, tensor in shapes.items()
+        if name not in file.tied and has_weight_form(tensor) and is_weight_name(name)
+    }
+    reasons = {name: why for entry in file.history for name, why in entry.get("skipped", {}).items()}
+    layers = []
+    for name, label in layer_names(weights).items():
+        encoding, size = file.encodings.get(name), weights[name].nbytes
+        if encoding is None:
+            why = reasons.get(label, "not selected")
+            layers.append(LayerStatus(label, "weight", False, reason=why, bytes=size))
+        else:
+            layers.append(LayerStatus(label, "weight", True, encoding.codec, bytes=size))
+    return Coverage(tuple(layers))
 
 
 def _suggestion(glob: str, names: list[str]) -> str:

@@ -5,6 +5,9 @@ A layer counts as compressed if its weights take less space than they did: they 
 its weights are zero, counted here), inputs or outputs of it were removed (``pruned 40 %``: so many of its
 weights are gone), or it was removed altogether (``removed``). What is gone cannot be seen in the Program
 any more: that is taken from the history, several prunings multiplied. A layer can be several of these.
+
+Layers count alike, whatever their size, so the share of the weights' bytes stands next to their number: the
+bytes of all weight matrices in float32, before anything of them was removed. Tied weights count once.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,6 +32,8 @@ _PRODUCTS = frozenset(("linear", "bilinear", "embedding", *_CONVOLUTIONS, *_MATM
 _TURNS = frozenset(("t", "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "contiguous"))
 """Functions and methods, by name, that multiply matrices, and that only lay them out differently."""
 
+_FLOAT_BYTES = 4
+
 SCHEMES: dict[type, str] = {
     QuantizedConv2d: "int8",
     QuantizedLinear: "int8",
@@ -46,6 +51,7 @@ class LayerStatus:
         compressed: whether its weights take less space than they did.
         scheme: how, or an empty string.
         reason: why not, or an empty string.
+        bytes: what its weights took before they were compressed.
     """
 
     name: str
@@ -53,6 +59,7 @@ class LayerStatus:
     compressed: bool
     scheme: str = ""
     reason: str = ""
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,14 +83,34 @@ class Coverage:
         """Compressed layers among all, 0 to 1; 0 where there are none."""
         return self.compressed / self.total if self.total else 0.0
 
+    @property
+    def bytes(self) -> int:
+        """What the weights of all layers took before they were compressed."""
+        return sum(layer.bytes for layer in self.layers)
+
+    @property
+    def byte_fraction(self) -> float:
+        """Bytes of the compressed layers among those of all, 0 to 1; 0 where there are none."""
+        return sum(layer.bytes for layer in self.layers if layer.compressed) / (self.bytes or 1)
+
+    @property
+    def left_out(self) -> "list[tuple[str, tuple[LayerStatus, ...]]]":
+        """The layers that are not compressed, grouped by their reason, those with the most bytes first."""
+        groups: dict[str, list[LayerStatus]] = {}
+        for layer in self.layers:
+            if not layer.compressed:
+                groups.setdefault(layer.reason, []).append(layer)
+        largest = sorted(groups.items(), key=lambda group: -sum(layer.bytes for layer in group[1]))
+        return [(reason, tuple(layers)) for reason, layers in largest]
+
 
 @dataclass(frozen=True)
 class _Past:
-    """What the history says: why layers were left out, and how much of each is left."""
+    """What the history says: why layers were left out, how much of each is left, what is gone."""
 
     reasons: dict[str, str]
     left: dict[str, float]
-    removed: dict[str, None]
+    removed: dict[str, int]
 
     @classmethod
     def of(cls, history: Iterable[Mapping[str, Any]]) -> "_Past":
@@ -92,11 +119,27 @@ class _Past:
             past.reasons.update(entry.get("skipped", {}))
             for name, share in entry.get("left", {}).items():
                 past.left[name] = past.left.get(name, 1.0) * share
-            past.removed.update(dict.fromkeys(entry.get("removed", ())))
+            counts = entry.get("removed_weights", {})
+            past.removed.update({name: counts.get(name, 0) for name in entry.get("removed", ())})
         return past
 
 
-def _status(program: Program, name: str, module: nn.Module, past: _Past) -> LayerStatus | None:
+def weight_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """The weight matrices and kernels that a layer holds itself, integer ones included."""
+    held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return [tensor for name, tensor in held if name.endswith("weight") and tensor.dim() > 1]
+
+
+def _bytes(tensors: Iterable[torch.Tensor], counted: set[int], left: float = 1.0) -> int:
+    """What tensors took in float32 when they were whole; those ``counted`` before take nothing."""
+    fresh = {id(tensor): tensor.numel() for tensor in tensors if id(tensor) not in counted}
+    counted.update(fresh)
+    return round(_FLOAT_BYTES * sum(fresh.values()) / left) if left > 0 else 0
+
+
+def _status(
+    program: Program, name: str, module: nn.Module, past: _Past, counted: set[int]
+) -> LayerStatus | None:
     if not isinstance(module, (Weighted, *WEIGHTED_KINDS)):
         return None
     kind = type(module).__name__
@@ -106,11 +149,13 @@ def _status(program: Program, name: str, module: nn.Module, past: _Past) -> Laye
         schemes.append(SCHEMES[type(module)])
     for encoded in (f"{name}.weight", f"{name}.in_proj_weight"):
         schemes += _stored(program, encoded)
-    if (gone := 1 - past.left.get(name, 1.0)) > 0:
-        schemes.append(f"pruned {_percent(gone)} %")
+    left = past.left.get(name, 1.0)
+    if left < 1:
+        schemes.append(f"pruned {_percent(1 - left)} %")
+    size = _bytes(weight_tensors(module), counted, left)
     if schemes:
-        return LayerStatus(name, kind, True, ", ".join(schemes))
-    return LayerStatus(name, kind, False, reason=past.reasons.get(name, "not selected"))
+        return LayerStatus(name, kind, True, ", ".join(schemes), bytes=size)
+    return LayerStatus(name, kind, False, reason=past.reasons.get(name, "not selected"), bytes=size)
 
 
 def _stored(program: Program, parameter: str) -> list[str]:
@@ -172,16 +217,16 @@ def weight_label(parameter: str) -> str:
     return parameter.rpartition(".")[0] or parameter if parameter.endswith("weight") else parameter
 
 
-def _fetched(program: Program, past: _Past) -> list[LayerStatus]:
+def _fetched(program: Program, past: _Past, counted: set[int]) -> list[LayerStatus]:
     """What became of the weights that no layer has."""
     found = []
-    for name in fetched_weights(program):
-        label = weight_label(name)
+    for name, tensor in fetched_weights(program).items():
+        label, size = weight_label(name), _bytes([tensor], counted)
         if schemes := _stored(program, name):
-            found.append(LayerStatus(label, "fetched weight", True, ", ".join(schemes)))
+            found.append(LayerStatus(label, "fetched weight", True, ", ".join(schemes), bytes=size))
         else:
             why = past.reasons.get(label, "used inside a function, which has no int8 form")
-            found.append(LayerStatus(label, "fetched weight", False, reason=why))
+            found.append(LayerStatus(label, "fetched weight", False, reason=why, bytes=size))
     return found
 
 
@@ -196,9 +241,14 @@ def coverage(program: Program, history: Iterable[Mapping[str, Any]] | None = Non
         history: instead of the Program's own.
     """
     past = _Past.of(program.history if history is None else history)
-    found = (_status(program, name, module, past) for name, module in program.named_modules())
+    counted: set[int] = set()
+    found = (_status(program, name, module, past, counted) for name, module in program.named_modules())
     layers = [layer for layer in found if layer is not None]
     there = {layer.name for layer in layers}
-    gone = (LayerStatus(name, "removed", True, "removed") for name in past.removed if name not in there)
-    fetched = (layer for layer in _fetched(program, past) if layer.name not in there)
+    gone = (
+        LayerStatus(name, "removed", True, "removed", bytes=_FLOAT_BYTES * count)
+        for name, count in past.removed.items()
+        if name not in there
+    )
+    fetched = (layer for layer in _fetched(program, past, counted) if layer.name not in there)
     return Coverage((*layers, *fetched, *gone))

@@ -1,5 +1,6 @@
 """Showing what was measured: the table, JSON, Markdown, CSV."""
 
+from modelopt_cli.report.coverage import coverage_json, coverage_lines, coverage_table
 from modelopt_cli.report.csv import csv_text
 from modelopt_cli.report.curves import draw_curve
 from modelopt_cli.report.export import check_export, export
@@ -15,10 +16,12 @@ from modelopt_cli.report.pruned import (
     target_line,
 )
 from modelopt_cli.report.shared import shared_json, shared_table
-from modelopt_cli.report.table import coverage_table, plain_text, svg, table, to_svg
+from modelopt_cli.report.table import plain_text, svg, table, to_svg
 
 __all__ = [
     "check_export",
+    "coverage_json",
+    "coverage_lines",
     "coverage_table",
     "csv_text",
     "draw_curve",

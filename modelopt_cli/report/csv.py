@@ -27,7 +27,16 @@ def csv_text(evaluation: Evaluation) -> str:
 
 COLUMNS = (
     *("path", "baseline", "file_bytes", "tensor_bytes", "parameters", "nonzero", "macs", "bits_per_weight"),
-    *("samples", "top1", "top5", "latency_median_ms", "latency_iqr_ms", "coverage", "load_s"),
+    *(
+        "samples",
+        "top1",
+        "top5",
+        "latency_median_ms",
+        "latency_iqr_ms",
+        "coverage",
+        "weight_coverage",
+        "load_s",
+    ),
     *("drop_pp", "low", "high", "ratio", "speedup", "speedup_low", "speedup_high", "agreement"),
 )
 

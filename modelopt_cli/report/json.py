@@ -4,8 +4,8 @@
     baseline        index of the baseline among the models
     models          in the order given, each with
         path, file_bytes, tensor_bytes (of the network), parameters, nonzero, macs (one sample),
-        bits_per_weight, samples, top1, top5 (percent), latency_ms {median, iqr}, coverage (0 to 1),
-        load_s (seconds)
+        bits_per_weight, samples, top1, top5 (percent), latency_ms {median, iqr}, coverage and
+        weight_coverage (0 to 1, of the layers and of the weights' bytes), load_s (seconds)
     comparisons     every model but the baseline, in order, each with
         drop_pp, low, high (percentage points), ratio, speedup, speedup_low, speedup_high, agreement (0 to 1)
     gates           for each comparison in turn the limits that were set (with --judge for that file alone),
@@ -56,6 +56,7 @@ def _model(model: ModelReport) -> dict[str, Any]:
         "top5": _number(accuracy.top5) if accuracy else None,
         "latency_ms": {"median": _number(latency.median), "iqr": _number(latency.iqr)} if latency else None,
         "coverage": _number(model.coverage),
+        "weight_coverage": _number(model.weight_coverage),
         "load_s": _number(model.load_s),
     }
 

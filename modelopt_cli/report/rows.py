@@ -152,6 +152,10 @@ _ROWS: tuple[tuple[str, Cell], ...] = (
         lambda m, c: None if m.size.bits_per_weight is None else f"{m.size.bits_per_weight:.2f}",
     ),
     ("layers compressed", lambda m, c: None if m.coverage is None else f"{100 * m.coverage:.0f} %"),
+    (
+        "weights compressed",
+        lambda m, c: None if m.weight_coverage is None else f"{100 * m.weight_coverage:.1f} %",
+    ),
     ("MACs", lambda m, c: millions(m.macs.total) if m.macs else None),
     ("FLOPs", lambda m, c: millions(m.macs.flops) if m.macs else None),
     ("top-1", lambda m, c: _percent(m.accuracy.top1) if m.accuracy else None),

@@ -9,9 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modelopt_cli.measure import Evaluation
-from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.report.rows import footer, gate_lines, headings, rows
-from modelopt_cli.text import printable
 
 _WIDE = 10_000
 
@@ -27,19 +25,6 @@ def table(evaluation: Evaluation) -> RenderableType:
     )
     parts.extend(Text(line, style="dim") for line in footer(evaluation))
     return Group(*parts)
-
-
-def coverage_table(coverage: Coverage) -> RenderableType:
-    """Every layer, how it is compressed, or why it is not; and the count."""
-    grid = Table(box=None, pad_edge=False)
-    for title in ("layer", "kind", "compressed", "why not"):
-        grid.add_column(title, overflow="fold")
-    for layer in coverage.layers:
-        how = Text(printable(layer.scheme) or "yes", "green") if layer.compressed else Text("no", "yellow")
-        grid.add_row(
-            Text(printable(layer.name)), Text(printable(layer.kind)), how, Text(printable(layer.reason))
-        )
-    return Group(grid, Text(f"{coverage.compressed} of {coverage.total} layers compressed", style="bold"))
 
 
 def plain_text(renderable: RenderableType) -> str:

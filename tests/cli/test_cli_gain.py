@@ -2,10 +2,10 @@
 
 import json
 
+import pytest
 import torch
 from torch import nn
 
-HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
 BARE = ["--scheme", "int8-weight", "-o", "out.safetensors"]
 
 
@@ -31,3 +31,68 @@ def test_an_optimizer_next_to_the_weights_is_no_gain(here, modelopt):
     assert before["file_bytes"] > 3 * tensors
     assert evaluation["comparisons"][0]["ratio"] == tensors / stored
     assert 3.9 < evaluation["comparisons"][0]["ratio"] < 4
+
+
+LESS = "warning: only 33.3 % of the weights' bytes are compressed"
+SAME = "warning: the file is not smaller than its source"
+
+
+def write_layers(name: str, count: int) -> None:
+    layers = {
+        f"{i}.weight": torch.randn(100, 100, generator=torch.Generator().manual_seed(i)) for i in range(count)
+    }
+    torch.save(layers, name)
+
+
+METHODS = {
+    "quantize": ["quantize", "n.pth", "--scheme", "int8-weight"],
+    "prune": ["prune", "n.pth", "--structure", "unstructured", "--sparsity", "0.5"],
+    "share": ["share", "n.pth", "--bits", "4"],
+}
+
+
+@pytest.mark.parametrize("how", [["--no-eval"], ["--runs", "0"], ["--dry-run"]], ids=lambda how: how[0])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_says_how_much_it_covered(here, modelopt, method, how):
+    write_layers("n.pth", 3)
+    one = [*method, "--include", "0", "-o", "o.safetensors", *how]
+    outcome = modelopt(*one)
+    said = outcome.err + outcome.out
+    assert outcome.code == 0, said
+    assert "compressed 1 of 3 layers, 33.3 % of the weights' bytes" in said
+    assert "  not 2 layers, 66.7 %: not matched by --include" in said
+    assert LESS in said
+    outcome = modelopt(*one, "--json", "--force" if "--dry-run" not in how else "-q")
+    data = json.loads(outcome.out)
+    assert {key: data["compressed"][key] for key in ("layers", "of_layers")} == {"layers": 1, "of_layers": 3}
+    assert (data["compressed"]["bytes"], data["compressed"]["of_bytes"]) == (40_000, 120_000)
+    assert data["compressed"]["left_out"][0]["layers"] == 2
+    assert LESS in data["notes"]
+
+
+def test_half_of_the_weights_is_no_cause_for_a_warning(here, modelopt):
+    write_layers("n.pth", 2)
+    outcome = modelopt(*METHODS["quantize"], "--include", "0", "--no-eval", "-o", "o.safetensors")
+    assert "compressed 1 of 2 layers, 50.0 %" in outcome.err
+    assert "warning" not in outcome.err
+
+
+@pytest.mark.parametrize("how", [["--no-eval"], ["--runs", "0"], ["--dry-run"]], ids=lambda how: how[0])
+def test_a_file_that_is_not_smaller_is_said_to_be_so(here, modelopt, how):
+    torch.save({"large": torch.zeros(200_000), "small.weight": torch.ones(4, 4)}, "n.pth")
+    outcome = modelopt(*METHODS["quantize"], "-o", "o.safetensors", *how)
+    (line,) = (line for line in (outcome.err + outcome.out).splitlines() if line.startswith(SAME))
+    assert outcome.code == 0
+    assert f"before {(here / 'n.pth').stat().st_size:,} bytes with 800,064 bytes of tensors" in line
+    if how == ["--runs", "0"]:
+        assert "not smaller" in outcome.out or "larger" in outcome.out
+
+
+def test_coverage_of_tensors_is_read_back_and_judged(here, modelopt):
+    write_layers("n.pth", 3)
+    judged = ["--include", "0", "--runs", "0", "--min-coverage", "0.3", "--json", "-o", "o.safetensors"]
+    outcome = modelopt(*METHODS["quantize"], *judged)
+    assert outcome.code == 0, outcome.err
+    model = json.loads(outcome.out)["evaluation"]["models"][1]
+    assert model["coverage"] == model["weight_coverage"] == pytest.approx(1 / 3)
+    assert modelopt("eval", "n.pth", "o.safetensors", "--runs", "0", "--min-coverage", "0.34").code == 1

@@ -41,6 +41,7 @@ def evaluation() -> Evaluation:
                 None,
                 1.0,
                 2.3456,
+                0.987,
             ),
             ModelReport("bare.pth", Size(50, 0, 0, None)),
         ),

@@ -21,7 +21,7 @@ MODEL = {
         "top1",
         "top5",
     ),
-    *("latency_ms", "coverage", "load_s"),
+    *("latency_ms", "coverage", "weight_coverage", "load_s"),
 }
 COMPARISON = {"drop_pp", "low", "high", "ratio", "speedup", "agreement", "speedup_low", "speedup_high"}
 
@@ -67,6 +67,7 @@ def test_what_was_not_measured_is_null(evaluation: Evaluation) -> None:
         "top5",
         "latency_ms",
         "coverage",
+        "weight_coverage",
         "load_s",
     }
     assert {key for key, value in bare.items() if value is None} == missing

@@ -13,7 +13,17 @@ from rich.console import Console
 
 from modelopt_cli.measure import Evaluation, Speedup
 from modelopt_cli.program.coverage import Coverage, LayerStatus
-from modelopt_cli.report import coverage_table, csv_text, markdown_text, plain_text, table, to_json, to_svg
+from modelopt_cli.report import (
+    coverage_json,
+    coverage_lines,
+    coverage_table,
+    csv_text,
+    markdown_text,
+    plain_text,
+    table,
+    to_json,
+    to_svg,
+)
 from modelopt_cli.report.rows import MISSING, headings, rows
 from modelopt_cli.text import printable
 
@@ -53,6 +63,7 @@ def test_cells(evaluation: Evaluation) -> None:
     assert found["time to load"] == ("41.5 ms", "2.35 s", MISSING)
     assert found["peak memory"] == ("250.00 MB", MISSING, MISSING)
     assert found["layers compressed"] == (MISSING, "100 %", MISSING)
+    assert found["weights compressed"] == (MISSING, "98.7 %", MISSING)
 
 
 def test_a_loss_is_called_one(evaluation: Evaluation) -> None:
@@ -187,3 +198,42 @@ def test_coverage_names_each_layer_and_the_reason() -> None:
     assert lines[1].split() == ["features.0", "Conv2d", "int8"]
     assert lines[2].split() == [r"[/head]\x1b", "Linear", "no", "excluded", "by", "--exclude"]
     assert lines[-1] == "1 of 2 layers compressed"
+
+
+def layers(*groups: tuple[str, int, int]) -> Coverage:
+    """So many layers of so many bytes for each reason; of an empty reason they are compressed."""
+    return Coverage(
+        tuple(
+            LayerStatus(f"{why}.{i}", "Linear", not why, reason=why, bytes=size)
+            for why, count, size in groups
+            for i in range(count)
+        )
+    )
+
+
+def test_coverage_counts_layers_and_bytes_for_each_reason() -> None:
+    covered = layers(("", 29, 20), ("used inside a function", 23, 18), ("\x1b[31m", 1, 6))
+    assert coverage_lines(covered) == [
+        "compressed 29 of 53 layers, 58.0 % of the weights' bytes",
+        "  not 23 layers, 41.4 %: used inside a function",
+        r"  not 1 layer, 0.6 %: \x1b[31m",
+    ]
+    assert coverage_json(covered) == {
+        **{"layers": 29, "of_layers": 53, "bytes": 580, "of_bytes": 1000},
+        "left_out": [
+            {"reason": "used inside a function", "layers": 23, "bytes": 414},
+            {"reason": "\x1b[31m", "layers": 1, "bytes": 6},
+        ],
+    }
+
+
+def test_nearly_all_is_not_called_all() -> None:
+    lines = coverage_lines(layers(("", 1, 99_999), ("tiny", 1, 1)))
+    assert lines[0].startswith("compressed 1 of 2 layers, over 99.9 %")
+    assert lines[1] == "  not 1 layer, under 0.1 %: tiny"
+
+
+def test_many_reasons_are_counted() -> None:
+    lines = coverage_lines(layers(*((f"reason {i}", 2, 10 - i) for i in range(8))))
+    assert len(lines) == 7
+    assert lines[-1] == "  not 6 layers for 3 other reasons; -v lists every layer"

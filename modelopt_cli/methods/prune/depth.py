@@ -17,6 +17,7 @@ from modelopt_cli.methods.prune.statistics import collect
 from modelopt_cli.methods.select import select_layers
 from modelopt_cli.program import Program
 from modelopt_cli.program.blocks import Block, find_blocks, obstacles, without
+from modelopt_cli.program.coverage import weight_tensors
 
 
 class Layers(Family):
@@ -101,8 +102,12 @@ class Layers(Family):
         return sum(not parameters.isdisjoint(block.parameters) for block in blocks) / len(blocks)
 
     def describe(self, program: Program) -> dict[str, object]:
-        """The layers that are gone."""
-        return {"removed": sorted(self._gone(program))}
+        """The layers that are gone, and how many weights each had."""
+        gone, layers = sorted(self._gone(program)), weighted_layers(self.original)
+        counts = {
+            name: sum(t.numel() for t in weight_tensors(layers[name])) for name in gone if name in layers
+        }
+        return {"removed": gone, "removed_weights": counts}
 
     def _gone(self, program: Program) -> set[str]:
         parameters = program.state_dict().keys()

@@ -1,15 +1,19 @@
 """What pruning left of each layer, to be shown."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from modelopt_cli.artifact.dtypes import count_nonzero
+from modelopt_cli.methods.context import Reached
 from modelopt_cli.program.coverage import Coverage
 
 # How the weights of a layer are called; attention has them under other names, also once it is taken apart.
 _WEIGHTS = (".weight", ".in_proj_weight", ".q_proj_weight", ".k_proj_weight", ".v_proj_weight", "_weight", "")
+
+_THIN = 0.1  # of the share that the network keeps, below which a layer has lost far more than others
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,33 @@ def summary(
                 PrunedLayer(layer.name, layer.kind, total, kept, tuple(old[0].shape), left, layer.reason)
             )
     return tuple(layers)
+
+
+def thin_notes(layers: Sequence[PrunedLayer], target: Reached | None) -> tuple[str, ...]:
+    """One line for the layers of which far less is left than of the network, or than a sparsity leaves."""
+    kept, total = sum(layer.kept for layer in layers), sum(layer.total for layer in layers)
+    share = kept / max(total, 1)
+    if target is not None and target.metric == "sparsity":
+        share = max(share, 1 - target.wanted)
+    least = _THIN * share
+    found = [text for layer in layers if (text := _thin(layer, least))]
+    if not found:
+        return ()
+    more = f" and {len(found) - _SHOWN} more layers" if len(found) > _SHOWN else ""
+    line = f"{', '.join(found[:_SHOWN])}{more}, where the network keeps {100 * share:.0f} %"
+    return (f"warning: only {line}; --exclude keeps a layer whole, --allocation uniform treats all alike",)
+
+
+def _thin(layer: PrunedLayer, least: float) -> str | None:
+    """How little is left of a layer, if that is less than a share; channels are named before weights."""
+    if layer.left is None:
+        return None
+    names = ("inputs", "outputs") if layer.kind.startswith("ConvTranspose") else ("outputs", "inputs")
+    sides = list(zip(names, layer.left, layer.shape, strict=False))
+    for name, left, before in (*sides, ("weights", layer.kept, layer.total)):
+        if left < least * before:
+            return f"{left:,} of {before:,} {name} of {layer.name}"
+    return None
 
 
 def _weights(state: Mapping[str, Tensor], name: str) -> list[Tensor]:

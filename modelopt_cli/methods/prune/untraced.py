@@ -258,9 +258,11 @@ class _Work:
         layer, tensor = self.names[name], pruned[name]
         if name in masks and not masks[name].all():
             zeros = 1 - count_nonzero(tensor) / tensor.numel()
-            return LayerStatus(layer, "weight", True, f"sparse {100 * zeros:.0f} %")
+            return LayerStatus(layer, "weight", True, f"sparse {100 * zeros:.0f} %", bytes=tensor.nbytes)
         allocated = f"allocation {self.config.chosen_allocation} takes nothing from it"
-        return LayerStatus(layer, "weight", False, reason=self.reasons.get(layer, allocated))
+        return LayerStatus(
+            layer, "weight", False, reason=self.reasons.get(layer, allocated), bytes=tensor.nbytes
+        )
 
 
 def _is_parameter(name: str, tensor: Tensor) -> bool:

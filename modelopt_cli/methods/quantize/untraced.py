@@ -98,11 +98,12 @@ def apply_to_state(
                 progress(done, len(names))
 
     def status(layer: str, name: str) -> LayerStatus:
+        size = 0 if name in tied else shapes[name].nbytes
         if name in quantized:
-            return LayerStatus(layer, "weight", True, config.scheme)
+            return LayerStatus(layer, "weight", True, config.scheme, bytes=size)
         if name in earlier:
-            return LayerStatus(layer, "weight", True, earlier[name].codec)
-        return LayerStatus(layer, "weight", False, reason=skipped[layer])
+            return LayerStatus(layer, "weight", True, earlier[name].codec, bytes=size)
+        return LayerStatus(layer, "weight", False, reason=skipped[layer], bytes=size)
 
     statuses = tuple(status(layer, name) for layer, name in by_layer.items())
     return TensorResult(Stream(items, tied), Coverage(statuses), skipped)

@@ -12,7 +12,7 @@ from modelopt_cli.artifact.sparsity import is_pruned
 from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Progress
-from modelopt_cli.methods.select import has_weight_form, nameless
+from modelopt_cli.methods.select import has_weight_form, layer_names, nameless
 from modelopt_cli.methods.share.chosen import choose, require_no_more
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.tables import Weight, share
@@ -82,8 +82,10 @@ def apply_to_state(
 
     def status(label: str) -> LayerStatus:
         why = chosen.reasons.get(label, "")
-        return LayerStatus(label, "weight", not why, "" if why else f"shared {config.size}", why)
+        scheme = "" if why else f"shared {config.size}"
+        return LayerStatus(label, "weight", not why, scheme, why, bytes=sizes.get(label, 0))
 
+    sizes = {label: weights[name].nbytes for name, label in layer_names(weights).items() if name not in tied}
     labels = [*chosen.layers.values(), *chosen.reasons]
     return StateResult(Stream(items, tied), Coverage(tuple(map(status, labels))), chosen.reasons)
 

@@ -1,0 +1,66 @@
+"""Showing which layers a method compressed, and why it left the others."""
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.text import printable
+
+_SHOWN = 5
+
+
+def coverage_table(coverage: Coverage) -> RenderableType:
+    """Every layer, how it is compressed, or why it is not; and the count."""
+    grid = Table(box=None, pad_edge=False)
+    for title in ("layer", "kind", "compressed", "why not"):
+        grid.add_column(title, overflow="fold")
+    for layer in coverage.layers:
+        how = Text(printable(layer.scheme) or "yes", "green") if layer.compressed else Text("no", "yellow")
+        grid.add_row(
+            Text(printable(layer.name)), Text(printable(layer.kind)), how, Text(printable(layer.reason))
+        )
+    return Group(grid, Text(f"{coverage.compressed} of {coverage.total} layers compressed", style="bold"))
+
+
+def coverage_lines(coverage: Coverage) -> list[str]:
+    """The share of the layers and of the weights' bytes that is compressed, and the reasons for the rest."""
+    share = _share(coverage.byte_fraction)
+    lines = [f"compressed {coverage.compressed} of {_layers(coverage.total)}, {share} of the weights' bytes"]
+    groups = coverage.left_out
+    for reason, layers in groups[:_SHOWN]:
+        share = _share(sum(layer.bytes for layer in layers) / (coverage.bytes or 1))
+        lines.append(printable(f"  not {_layers(len(layers))}, {share}: {reason}"))
+    if rest := groups[_SHOWN:]:
+        count = sum(len(layers) for _, layers in rest)
+        lines.append(f"  not {_layers(count)} for {len(rest)} other reasons; -v lists every layer")
+    return lines
+
+
+def coverage_json(coverage: Coverage) -> dict[str, Any]:
+    """The same as every method's ``--json`` prints it."""
+    return {
+        "layers": coverage.compressed,
+        "of_layers": coverage.total,
+        "bytes": sum(layer.bytes for layer in coverage.layers if layer.compressed),
+        "of_bytes": coverage.bytes,
+        "left_out": [
+            {"reason": reason, "layers": len(layers), "bytes": sum(layer.bytes for layer in layers)}
+            for reason, layers in coverage.left_out
+        ],
+    }
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'s' * (count != 1)}"
+
+
+def _share(fraction: float) -> str:
+    """Percent, never rounded to all or nothing where it is not."""
+    if 0 < fraction < 0.001:
+        return "under 0.1 %"
+    if 0.999 < fraction < 1:
+        return "over 99.9 %"
+    return f"{100 * fraction:.1f} %"

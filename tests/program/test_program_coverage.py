@@ -1,0 +1,102 @@
+"""Coverage by bytes, against what the layers held before anything was done to them, counted by hand."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.prune import PruneConfig
+from modelopt_cli.methods.prune import apply as prune
+from modelopt_cli.methods.quantize import QuantizeConfig
+from modelopt_cli.methods.quantize import apply as quantize
+from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.capture import capture
+from modelopt_cli.program.coverage import Coverage, LayerStatus, coverage
+
+FLOAT = 4
+
+
+class Net(nn.Module):
+    """A convolution, residual linears, a weight that no layer has, two linears with the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm1d(8)
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.loose = nn.Parameter(torch.randn(8, 8))
+        self.head, self.tied = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.tied.weight = self.head.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x).mean((2, 3)))
+        x = x + torch.relu(self.one(x))
+        x = x + torch.relu(self.two(x))
+        return self.tied(torch.relu(self.head(x @ self.loose)))
+
+
+LINEAR, CONV = FLOAT * 8 * 8, FLOAT * 8 * 3 * 3 * 3
+
+
+def program() -> Program:
+    return capture(Net().eval(), InputSpec((3, 8, 8)))
+
+
+def sizes(covered: Coverage) -> dict[str, int]:
+    return {layer.name: layer.bytes for layer in covered.layers}
+
+
+def test_every_weight_counts_once() -> None:
+    expected = {"conv": CONV, "one": LINEAR, "two": LINEAR, "head": LINEAR, "tied": 0, "loose": LINEAR}
+    assert sizes(coverage(program())) == expected
+    assert coverage(program()).bytes == CONV + 4 * LINEAR
+
+
+def test_integers_count_as_the_floats_they_replace() -> None:
+    config = QuantizeConfig(scheme="int8-dynamic", exclude=("head", "tied"))
+    made = quantize(program(), config, Context()).program
+    covered = coverage(made)
+    found = {layer.name: (layer.compressed, layer.bytes) for layer in covered.layers}
+    assert found["one"] == found["two"] == (True, LINEAR)
+    assert found["conv"] == (False, CONV)
+    assert covered.byte_fraction == pytest.approx(2 * LINEAR / (CONV + 4 * LINEAR))
+    assert covered.fraction == 2 / 6
+
+
+def test_what_was_pruned_counts_as_it_was() -> None:
+    config = PruneConfig(structure="channels", sparsity=0.5, round_to=2, allocation="uniform")
+    made = prune(program(), config, Context()).program
+    weight = made.get_submodule("conv").weight
+    assert weight.numel() < 8 * 27
+    assert sizes(coverage(made))["conv"] == pytest.approx(CONV, rel=1e-3)  # shares have four places
+
+
+def test_what_is_gone_counts_as_it_was() -> None:
+    config = PruneConfig(structure="layers", sparsity=0.5, include=("one", "two"))
+    made = prune(program(), config, Context()).program
+    covered = coverage(made)
+    (gone,) = (layer for layer in covered.layers if layer.kind == "removed")
+    assert (gone.compressed, gone.bytes) == (True, LINEAR)
+    assert covered.bytes == coverage(program()).bytes
+
+
+def test_a_history_that_does_not_say_how_large_what_is_gone_was() -> None:
+    made = program()
+    made.history = ({"method": "prune", "removed": ["old"]},)
+    assert sizes(coverage(made))["old"] == 0
+
+
+def test_reasons_are_grouped_and_those_with_most_bytes_come_first() -> None:
+    covered = Coverage(
+        (
+            LayerStatus("a", "Linear", False, reason="small", bytes=1),
+            LayerStatus("b", "Linear", False, reason="large", bytes=50),
+            LayerStatus("c", "Linear", True, "int8", bytes=30),
+            LayerStatus("d", "Linear", False, reason="small", bytes=19),
+        )
+    )
+    groups = [(reason, [layer.name for layer in layers]) for reason, layers in covered.left_out]
+    assert groups == [("large", ["b"]), ("small", ["a", "d"])]
+    assert (covered.fraction, covered.byte_fraction) == (0.25, 0.3)
+    assert Coverage(()).byte_fraction == 0.0
