@@ -46,6 +46,20 @@ def _attention_module(module: Any, args: Args, kwargs: Kwargs, out: Any) -> int:
     return int(projections + 2 * queries * attended * embed)
 
 
+def _recurrent_module(module: Any, args: Args, kwargs: Kwargs, out: Any) -> int:
+    """Every weight matrix once for each step of each sequence."""
+    return _steps(out) * sum(p.numel() for p in module.parameters() if p.dim() > 1)
+
+
+def _recurrent(args: Args, kwargs: Kwargs, out: Any) -> int:
+    return _steps(out) * sum(p.numel() for p in _argument(args, kwargs, 2, "params") if p.dim() > 1)
+
+
+def _steps(out: Any) -> int:
+    first = out[0] if isinstance(out, tuple) else out
+    return int(first.numel() // first.shape[-1])
+
+
 def _linear(args: Args, kwargs: Kwargs, out: Any) -> int:
     weight = _argument(args, kwargs, 1, "weight")
     return int(out.numel() * weight.shape[-1])
@@ -109,6 +123,8 @@ MODULES: dict[type[nn.Module], ModuleFormula] = {
     nn.Linear: _linear_module,
     nn.Bilinear: _bilinear_module,
     nn.MultiheadAttention: _attention_module,
+    nn.RNNBase: _recurrent_module,
+    nn.RNNCellBase: _recurrent_module,
     QuantizedConv2d: _conv_module,
     QuantizedLinear: _linear_module,
     DynamicLinear: _linear_module,
@@ -130,6 +146,7 @@ FUNCTIONS: dict[Any, Formula] = {
     torch.addmm: _added_matmul,
     torch.baddbmm: _added_matmul,
     torch.einsum: einsum,
+    **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), _recurrent),
 }
 
 # Functions that are reached by their import path, so that torchvision need not be imported for it.

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from modelopt_cli.methods.select import is_weight_name
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import WEIGHTED_KINDS, fetched_weights
 
@@ -47,7 +48,7 @@ def _candidates(program: Program) -> Iterator[tuple[str, Tensor]]:
             yield from (
                 (f"{path}.{name}", tensor)
                 for name, tensor in program.get_submodule(path).named_parameters()
-                if name.endswith("weight")
+                if is_weight_name(name)
             )
         elif node.op == "get_attr" and path in fetched:
             yield path, fetched[path]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from modelopt_cli.program.functions import set_item
 from modelopt_cli.program.kinds import OTHER_KINDS, QUANTIZED_KINDS, TORCH_KINDS, build, config_of, kind_of
 
 __all__ = [
@@ -33,42 +34,65 @@ KINDS: tuple[str, ...] = (*TORCH_KINDS, *OTHER_KINDS, *QUANTIZED_KINDS)
 
 _OPERATORS = """
     add sub mul truediv floordiv mod pow matmul neg pos abs getitem iadd isub imul itruediv lt le eq ne gt
-    ge and_ or_ xor invert
+    ge and_ or_ xor invert lshift rshift
 """
-_TORCH = """
-    add sub subtract mul multiply div divide true_divide floor_divide remainder neg negative pow abs
-    square sqrt rsqrt reciprocal exp expm1 log log1p log2 sin cos tan atan erf sign round floor ceil
-    sigmoid tanh relu relu_ clamp clamp_min clamp_max clip minimum maximum max min mean sum prod amax amin
-    argmax std var norm logsumexp cumsum softmax log_softmax matmul bmm mm mv baddbmm addmm einsum
-    tensordot flatten reshape permute transpose swapaxes swapdims movedim moveaxis t squeeze unsqueeze
-    unflatten cat concat concatenate stack hstack vstack chunk split tensor_split unbind narrow select
-    index_select gather take_along_dim masked_fill where roll flip tile broadcast_to repeat_interleave
-    rot90 tril triu zeros ones full arange zeros_like ones_like full_like clone channel_shuffle
-    pixel_shuffle pixel_unshuffle celu_ selu_ rrelu threshold adaptive_avg_pool1d avg_pool1d max_pool1d
-    max_pool2d max_pool3d dropout batch_norm layer_norm group_norm instance_norm bilinear lt le eq ne gt
-    ge logical_and logical_or logical_not
+# Functions of torch that are tensor methods, too.
+_BOTH = """
+    add sub subtract mul multiply div divide true_divide floor_divide remainder fmod neg negative pow
+    float_power abs absolute sign sgn signbit copysign square sqrt rsqrt reciprocal exp exp2 expm1 log
+    log10 log1p log2 logaddexp logaddexp2 xlogy logit sin cos tan asin acos atan atan2 arcsin arccos arctan
+    arctan2 sinh cosh tanh asinh acosh atanh arcsinh arccosh arctanh sinc hypot deg2rad rad2deg erf erfc
+    erfinv lgamma digamma i0 heaviside round floor ceil trunc fix frac nan_to_num sigmoid relu relu_ lerp
+    addcmul addcdiv clamp clamp_min clamp_max clip minimum maximum fmin fmax isnan isinf isfinite isposinf
+    isneginf isclose lt le eq ne gt ge less less_equal greater greater_equal not_equal logical_and
+    logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift
+    bitwise_right_shift max min mean sum prod amax amin aminmax argmax argmin all any std var median
+    nanmedian nanmean nansum mode quantile nanquantile count_nonzero norm dist logsumexp cumsum cumprod
+    cummax cummin logcumsumexp diff renorm softmax log_softmax sort argsort msort topk kthvalue matmul bmm
+    mm mv dot vdot inner outer ger baddbmm addbmm addmm addmv addr kron cross trace inverse pinverse det
+    logdet matrix_power matrix_exp flatten ravel reshape permute transpose adjoint swapaxes swapdims
+    movedim moveaxis t squeeze unsqueeze unflatten chunk split split_with_sizes tensor_split hsplit vsplit
+    dsplit unbind narrow select diagonal diag diag_embed diagflat index_select index_add index_copy
+    index_fill index_put gather scatter scatter_add scatter_reduce slice_scatter select_scatter
+    diagonal_scatter take take_along_dim masked_fill masked_scatter where roll flip fliplr flipud rot90
+    tile broadcast_to repeat_interleave tril triu clone detach prelu hardshrink angle conj resolve_conj
+"""
+_TORCH = f"""
+    {_BOTH}
+    positive rsub einsum tensordot chain_matmul cdist pairwise_distance cat concat concatenate stack hstack
+    vstack dstack column_stack row_stack block_diag cartesian_prod combinations meshgrid broadcast_tensors
+    atleast_1d atleast_2d atleast_3d std_mean var_mean trapezoid trapz cumulative_trapezoid bucketize
+    searchsorted isin zeros ones full eye arange linspace logspace tril_indices triu_indices zeros_like
+    ones_like full_like complex polar real imag view_as_real view_as_complex channel_shuffle pixel_shuffle
+    pixel_unshuffle celu celu_ selu selu_ rrelu threshold adaptive_avg_pool1d adaptive_max_pool1d avg_pool1d
+    max_pool1d max_pool2d max_pool3d constant_pad_nd dropout feature_dropout alpha_dropout
+    feature_alpha_dropout batch_norm layer_norm group_norm instance_norm rms_norm bilinear embedding
+    grid_sampler lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
 """
 _FUNCTIONAL = """
-    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear bilinear embedding
-    batch_norm layer_norm group_norm instance_norm local_response_norm rms_norm normalize
-    cosine_similarity relu relu6 elu selu celu leaky_relu prelu rrelu gelu silu mish softplus softsign
-    softshrink hardshrink tanhshrink threshold hardtanh hardswish hardsigmoid sigmoid tanh logsigmoid glu
-    softmax log_softmax softmin avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
-    lp_pool1d lp_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-    adaptive_max_pool2d adaptive_max_pool3d pad interpolate upsample grid_sample affine_grid pixel_shuffle
-    pixel_unshuffle channel_shuffle fold unfold dropout dropout1d dropout2d dropout3d alpha_dropout
-    feature_alpha_dropout scaled_dot_product_attention one_hot
+    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc linear bilinear embedding
+    embedding_bag batch_norm layer_norm group_norm instance_norm local_response_norm rms_norm normalize
+    cosine_similarity pairwise_distance pdist relu relu6 elu selu celu leaky_relu prelu rrelu gelu silu mish
+    softplus softsign softshrink hardshrink tanhshrink threshold hardtanh hardswish hardsigmoid sigmoid tanh
+    logsigmoid glu softmax log_softmax softmin avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d
+    max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices max_unpool1d
+    max_unpool2d max_unpool3d lp_pool1d lp_pool2d lp_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices pad
+    interpolate upsample grid_sample affine_grid pixel_shuffle pixel_unshuffle channel_shuffle fold unfold
+    dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout scaled_dot_product_attention
+    multi_head_attention_forward one_hot
 """
-_METHODS = """
-    add add_ sub sub_ mul mul_ div div_ true_divide floor_divide remainder neg pow pow_ abs square sqrt
-    rsqrt reciprocal exp expm1 log log1p log2 sin cos tan atan erf sign round floor ceil sigmoid sigmoid_
-    tanh tanh_ relu relu_ softmax log_softmax clamp clamp_ clamp_min clamp_max clip minimum maximum max
-    min mean sum prod amax amin argmax std var norm logsumexp cumsum matmul bmm mm mv baddbmm addmm size
-    dim ndimension numel view view_as reshape reshape_as flatten unflatten permute transpose t swapaxes
-    swapdims movedim moveaxis squeeze unsqueeze expand expand_as repeat repeat_interleave tile
-    broadcast_to contiguous clone detach chunk split tensor_split unbind narrow select index_select gather
-    masked_fill masked_fill_ where roll flip tril triu unfold float double half bfloat16 int long bool to
-    type_as new_zeros new_ones new_full lt le eq ne gt ge logical_and logical_or logical_not
+_LINALG = "norm vector_norm matrix_norm multi_dot vecdot cross inv pinv solve det matrix_power"
+_FFT = """
+    fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftshift ifftshift fftfreq
+    rfftfreq
+"""
+_METHODS = f"""
+    {_BOTH}
+    add_ sub_ mul_ div_ pow_ clamp_ sigmoid_ tanh_ masked_fill_ size dim ndimension numel nelement view
+    view_as reshape_as expand expand_as sum_to_size repeat contiguous unfold float double half bfloat16 int
+    long short char byte bool to type_as new_zeros new_ones new_full new_tensor
 """
 
 # Functions that torchvision keeps whole when it traces its own models: name -> module.
@@ -86,14 +110,32 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"F.{name}": getattr(F, name) for name in _FUNCTIONAL.split()},
     **{f"torch.{name}": getattr(torch, name) for name in _TORCH.split()},
     **{f"operator.{name}": getattr(operator, name) for name in _OPERATORS.split()},
+    **{f"linalg.{name}": getattr(torch.linalg, name) for name in _LINALG.split()},
+    **{f"fft.{name}": getattr(torch.fft, name) for name in _FFT.split()},
+    "modelopt.set_item": set_item,
     "getattr": getattr,
 }
 
 METHODS: frozenset[str] = frozenset(_METHODS.split())
 
-# What getattr may fetch: facts about a tensor, views of it, and fields of max() and min().
+# What getattr may fetch: facts about a tensor, views of it, and fields of max(), sort() and aminmax().
 ATTRIBUTES: frozenset[str] = frozenset(
-    {"shape", "ndim", "dtype", "device", "T", "mT", "H", "values", "indices"}
+    {
+        "shape",
+        "ndim",
+        "dtype",
+        "device",
+        "T",
+        "mT",
+        "H",
+        "mH",
+        "real",
+        "imag",
+        "values",
+        "indices",
+        "min",
+        "max",
+    }
 )
 
 _NAMES: dict[Callable[..., Any], str] = {}
@@ -106,7 +148,8 @@ def function_name(function: Callable[..., Any]) -> str | None:
     if function in _NAMES:
         return _NAMES[function]
     name = getattr(function, "__name__", "")
-    if _TORCHVISION.get(name) == getattr(function, "__module__", None) and _torchvision(name) is function:
+    own = name in _TORCHVISION and _TORCHVISION[name] == getattr(function, "__module__", None)
+    if own and _torchvision(name) is function:
         return f"torchvision.{name}"
     return None
 

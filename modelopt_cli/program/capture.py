@@ -3,7 +3,8 @@
 import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from modelopt_cli.errors import ArtifactError, CaptureError
 from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_name, is_in_place
 from modelopt_cli.program.data import to_data
 from modelopt_cli.program.dropout import recover_dropout
+from modelopt_cli.program.examples import ExampleTracer
 from modelopt_cli.program.kinds import share
 from modelopt_cli.program.names import is_path, is_reserved
+from modelopt_cli.program.patches import unchanged
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.recover import recover_layers
 from modelopt_cli.program.rewrite import copy_graph
 from modelopt_cli.program.spec import InputSpec
-from modelopt_cli.program.tracer import ExampleTracer, ProgramTracer
+from modelopt_cli.program.tracer import ProgramTracer
 
 TRACED_BATCHES = (2, 3)
 VERIFIED_BATCHES = (1, 3)
@@ -58,12 +61,14 @@ def capture(
         model = model.module
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("TorchScript cannot be captured", hint="give the nn.Module it was made from")
+    examples = [random_input(model, input, batch) for batch in TRACED_BATCHES]
     with evaluation_mode(model), torch.no_grad():
         try:
-            return _attempt(model, ProgramTracer(), input, labels, arch, verify)
+            with unchanged(model):
+                return _attempt(model, ProgramTracer(examples[0].dtype), input, labels, arch, verify)
         except CaptureError:
-            examples = [random_input(model, input, batch) for batch in TRACED_BATCHES]
-            return _attempt(model, ExampleTracer(examples), input, labels, arch, verify)
+            with unchanged(model):
+                return _attempt(model, ExampleTracer(examples), input, labels, arch, verify)
 
 
 def random_input(model: nn.Module, input: InputSpec, batch: int) -> Tensor:
@@ -81,7 +86,8 @@ def _attempt(
     arch: str | None,
     verify: bool,
 ) -> Program:
-    graph = _trace(tracer, model)
+    with unchanged(model):
+        graph = _trace(tracer, model)
     _check_output(graph)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or is_in_place(node, model))
     recovered = recover_layers(graph, model)
@@ -214,7 +220,8 @@ def _verify(program: Program, model: nn.Module, input: InputSpec) -> None:
                 f"the network cannot process {shape}: {_first_line(error)}", hint="give the right input size"
             ) from error
         try:
-            actual = program(x)
+            with redirect_stderr(StringIO()):  # where fx prints the line that fails
+                actual = program(x)
         except Exception as error:
             raise CaptureError(f"what was captured fails on {shape}: {_first_line(error)}") from error
         if not _same(actual, expected):

@@ -24,11 +24,22 @@ from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, Quant
 WEIGHTED_KINDS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention),
+    *(nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell),
 )
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _MATMULS = ("matmul", "mm", "mv", "bmm", "baddbmm", "addmm", "einsum", "tensordot")
-_PRODUCTS = frozenset(("linear", "bilinear", "embedding", *_CONVOLUTIONS, *_MATMULS))
+_RECURRENT = (
+    "lstm",
+    "gru",
+    "rnn_tanh",
+    "rnn_relu",
+    "lstm_cell",
+    "gru_cell",
+    "rnn_tanh_cell",
+    "rnn_relu_cell",
+)
+_PRODUCTS = frozenset(("linear", "bilinear", "embedding", *_CONVOLUTIONS, *_MATMULS, *_RECURRENT))
 _TURNS = frozenset(("t", "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "contiguous"))
 """Functions and methods, by name, that multiply matrices, and that only lay them out differently."""
 
@@ -127,7 +138,7 @@ class _Past:
 def weight_tensors(module: nn.Module) -> list[torch.Tensor]:
     """The weight matrices and kernels that a layer holds itself, integer ones included."""
     held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    return [tensor for name, tensor in held if name.endswith("weight") and tensor.dim() > 1]
+    return [tensor for name, tensor in held if "weight" in name and tensor.dim() > 1]
 
 
 def _bytes(tensors: Iterable[torch.Tensor], counted: set[int], left: float = 1.0) -> int:
@@ -147,8 +158,8 @@ def _status(
     if isinstance(module, Weighted):
         kind = kind.removeprefix("Quantized").removeprefix("Dynamic")
         schemes.append(SCHEMES[type(module)])
-    for encoded in (f"{name}.weight", f"{name}.in_proj_weight"):
-        schemes += _stored(program, encoded)
+    stored = (_stored(program, f"{name}.{own}") for own, _ in module.named_parameters(recurse=False))
+    schemes += dict.fromkeys(scheme for of_one in stored for scheme in of_one)
     left = past.left.get(name, 1.0)
     if left < 1:
         schemes.append(f"pruned {_percent(1 - left)} %")

@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modelopt_cli.errors import ArtifactError
 
@@ -48,6 +48,9 @@ _MHA = (
     "embed_dim:size num_heads:size dropout:float bias@in_proj_bias add_bias_kv@bias_k add_zero_attn:bool "
     "kdim:size vdim:size batch_first:bool"
 )
+_RNN = "input_size:size hidden_size:size num_layers:size bias:bool batch_first:bool dropout:float"
+_RNN += " bidirectional:bool"
+_RNN_CELL = "input_size:size hidden_size:size bias:bool"
 
 # torch.nn: class name -> fields.
 TORCH_KINDS: dict[str, str] = {
@@ -57,7 +60,14 @@ TORCH_KINDS: dict[str, str] = {
     "Bilinear": "in1_features:size in2_features:size out_features:size bias@bias",
     "Embedding": "num_embeddings:size embedding_dim:size padding_idx:int? max_norm:float? norm_type:float "
     "scale_grad_by_freq:bool sparse:bool",
+    "EmbeddingBag": "num_embeddings:size embedding_dim:size max_norm:float? norm_type:float "
+    "scale_grad_by_freq:bool mode:sum|mean|max sparse:bool include_last_offset:bool padding_idx:int?",
     "MultiheadAttention": _MHA,
+    "LSTM": f"{_RNN} proj_size:size",
+    "GRU": _RNN,
+    "RNN": f"{_RNN} nonlinearity:tanh|relu",
+    **dict.fromkeys(("LSTMCell", "GRUCell"), _RNN_CELL),
+    "RNNCell": f"{_RNN_CELL} nonlinearity:tanh|relu",
     **dict.fromkeys(("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"), _NORM),
     **dict.fromkeys(("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"), _NORM),
     "LayerNorm": "normalized_shape:ints eps:float elementwise_affine@weight bias@bias",
@@ -78,6 +88,9 @@ TORCH_KINDS: dict[str, str] = {
     **dict.fromkeys(("Hardshrink", "Softshrink"), "lambd:float"),
     **dict.fromkeys(("Softmax", "Softmin", "LogSoftmax"), "dim:int?"),
     **dict.fromkeys(("MaxPool1d", "MaxPool2d", "MaxPool3d"), _MAX_POOL),
+    **dict.fromkeys(
+        ("MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d"), "kernel_size:ints stride:ints padding:ints"
+    ),
     "AvgPool1d": _AVG_POOL1D,
     **dict.fromkeys(("AvgPool2d", "AvgPool3d"), _AVG_POOL),
     **dict.fromkeys(("LPPool1d", "LPPool2d", "LPPool3d"), _LP_POOL),
@@ -273,8 +286,18 @@ def share(module: nn.Module) -> nn.Module:
             if shapes[0] != shapes[1]:
                 names = sorted(k for k in {*shapes[0], *shapes[1]} if shapes[0].get(k) != shapes[1].get(k))
                 raise ValueError(f"{', '.join(names)} not as in a plain {kind_of(module)}")
-            mine.update(theirs)
+        put_tensors(part, source._parameters, source._buffers)
     return own
+
+
+def put_tensors(
+    part: nn.Module, parameters: Mapping[str, Tensor | None], buffers: Mapping[str, Tensor | None]
+) -> None:
+    """Give a module, but not what is inside it, these tensors for its own."""
+    part._parameters.update(parameters)  # type: ignore[arg-type]
+    part._buffers.update(buffers)
+    if isinstance(part, nn.RNNBase):
+        part._init_flat_weights()  # it computes with a list of them
 
 
 def _checked(fields: tuple[Field, ...], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -146,14 +146,45 @@ def test_attention(options: dict[str, Any]) -> None:
         assert torch.equal(again(q, k, v)[0], module(q, k, v)[0])
 
 
+F_POOLED = {
+    d: getattr(torch.nn.functional, f"max_pool{d}d")(torch.randn(1, 2, *[4] * d), 2, return_indices=True)
+    for d in (1, 2, 3)
+}
+
+
 def test_layers_with_other_inputs() -> None:
     for module, inputs in [
         (nn.Embedding(10, 3, padding_idx=2, max_norm=1.0), (torch.arange(10),)),
         (nn.Bilinear(3, 4, 5, bias=False), (torch.randn(2, 3), torch.randn(2, 4))),
+        (nn.EmbeddingBag(10, 3, mode="max", padding_idx=1), (torch.arange(10).view(2, 5),)),
+        *((getattr(nn, f"MaxUnpool{d}d")(2), F_POOLED[d]) for d in (1, 2, 3)),
+        *((getattr(nn, name)(3, 4), (torch.randn(5, 3),)) for name in ("RNNCell", "GRUCell")),
     ]:
         again = through_json(module)
         again.load_state_dict(module.state_dict(), assign=True)
         assert torch.equal(again(*inputs), module(*inputs))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.LSTM(3, 4, 2, bias=False, batch_first=True, dropout=0.1, bidirectional=True),
+        nn.GRU(3, 4),
+        nn.RNN(3, 4, nonlinearity="relu"),
+        nn.LSTMCell(3, 4),
+        nn.RNNCell(3, 4, bias=False, nonlinearity="relu"),
+    ],
+    ids=example_id,
+)
+def test_recurrent_layers(module: nn.Module) -> None:
+    module.eval()
+    again = through_json(module)
+    assert config_of(again) == config_of(module)
+    again.load_state_dict(module.state_dict(), assign=True)
+    x = torch.randn(5, 3)
+    with torch.no_grad():
+        assert torch.equal(again(x)[0], module(x)[0])
+        assert torch.equal(share(module)(x)[0], module(x)[0])
 
 
 def test_stochastic_depth_comes_back_for_training() -> None:
@@ -167,12 +198,18 @@ def test_stochastic_depth_comes_back_for_training() -> None:
 
 def test_every_kind_has_an_example() -> None:
     tested = {type(module).__name__ for module, _ in EXAMPLES}
-    assert set(kinds.TORCH_KINDS) - tested == {"MultiheadAttention", "Embedding", "Bilinear"}
+    others = "MultiheadAttention Embedding Bilinear EmbeddingBag MaxUnpool1d MaxUnpool2d MaxUnpool3d"
+    recurrent = "LSTM GRU RNN LSTMCell GRUCell RNNCell"
+    assert set(kinds.TORCH_KINDS) - tested == {*others.split(), *recurrent.split()}
 
 
 @pytest.mark.parametrize("kind", kinds.TORCH_KINDS)
 def test_no_constructor_argument_is_forgotten(kind: str) -> None:
     accepted = set(inspect.signature(getattr(nn, kind).__init__).parameters)
+    if issubclass(getattr(nn, kind), nn.RNNBase):  # they hand theirs on
+        accepted |= set(inspect.signature(nn.RNNBase.__init__).parameters) - {"mode"}
+        accepted -= set() if kind == "LSTM" else {"proj_size"}
+        accepted |= {"nonlinearity"} if kind == "RNN" else set()
     ours = {"self", "device", "dtype", "args", "kwargs", "_weight", "_freeze", "min_value", "max_value"}
     fields = {field.name for field in kinds._FIELDS[kind]}
     only_without_weights = {"inplace", "bias"}  # affine=False leaves nothing for bias to say

@@ -14,7 +14,7 @@ from modelopt_cli.program.channels.groups import Dependencies, analyse
 from modelopt_cli.program.channels.remaining import Remaining
 from modelopt_cli.program.channels.replay import Replay
 from modelopt_cli.program.channels.trace import OTHER_BATCH, Trace
-from modelopt_cli.program.kinds import build, config_of, kind_of
+from modelopt_cli.program.kinds import build, config_of, kind_of, put_tensors
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.rewrite import copy_graph
 from modelopt_cli.program.shapes import value_shapes
@@ -125,8 +125,8 @@ def _layer(
     new = build(kind_of(layer) or "", config)
     old = dict(layer.named_modules())
     for path, part in new.named_modules():
-        for mine, theirs in ((part._parameters, old[path]._parameters), (part._buffers, old[path]._buffers)):
-            mine.update({k: None if v is None else tensors[id(v)] for k, v in theirs.items()})
+        own = (old[path]._parameters, old[path]._buffers)
+        put_tensors(part, *({k: None if v is None else tensors[id(v)] for k, v in d.items()} for d in own))
     return new
 
 
