@@ -48,11 +48,11 @@ def _attention_module(module: Any, args: Args, kwargs: Kwargs, out: Any) -> int:
 
 def _recurrent_module(module: Any, args: Args, kwargs: Kwargs, out: Any) -> int:
     """Every weight matrix once for each step of each sequence."""
-    return _steps(out) * sum(p.numel() for p in module.parameters() if p.dim() > 1)
+    return int(_steps(out) * sum(p.numel() for p in module.parameters() if p.dim() > 1))
 
 
 def _recurrent(args: Args, kwargs: Kwargs, out: Any) -> int:
-    return _steps(out) * sum(p.numel() for p in _argument(args, kwargs, 2, "params") if p.dim() > 1)
+    return int(_steps(out) * sum(p.numel() for p in _argument(args, kwargs, 2, "params") if p.dim() > 1))
 
 
 def _steps(out: Any) -> int:
