@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from modelopt_cli.artifact.undo import remember
 from modelopt_cli.errors import EnvironmentFailure, OutputError
 
 _FORCE_HINT = "choose another name, or replace it with --force"
@@ -96,6 +97,7 @@ def _write_in(
             verify(target.with_name(part))
         _publish(folder, part, target.name, force)
         published = True
+        remember(handle)
         _sync_folder(folder)
     finally:
         if not published and _is_named(folder, part, handle):

@@ -30,6 +30,7 @@ def distill(
     output: options.Output = None,
     code: options.Code = "plain",
     force: options.Force = False,
+    delete_on_fail: options.DeleteOnFail = False,
     dry_run: options.TrainDryRun = False,
     export: options.Export = None,
 ) -> Work:
@@ -91,4 +92,4 @@ def distill(
             draw_curve(console, training.curve, asked, target, force)
         show_distilled(console, outcome, exports, force=force)
 
-    return work
+    return options.undone(work, delete_on_fail, *outputs)

@@ -26,6 +26,7 @@ def prune(
     output: options.Output = None,
     code: options.Code = "plain",
     force: options.Force = False,
+    delete_on_fail: options.DeleteOnFail = False,
     dry_run: options.DryRun = False,
     export: options.Export = None,
 ) -> Work:
@@ -80,7 +81,7 @@ def prune(
             draw_curve(console, training.curve, asked, target, force)
         show_pruned(console, outcome, exports, force=force)
 
-    return work
+    return options.undone(work, delete_on_fail, target)
 
 
 def _sensitivity(

@@ -19,6 +19,7 @@ def quantize(
     output: options.Output = None,
     code: options.Code = "plain",
     force: options.Force = False,
+    delete_on_fail: options.DeleteOnFail = False,
     dry_run: options.DryRun = False,
     export: options.Export = None,
 ) -> Work:
@@ -37,6 +38,7 @@ def quantize(
     from modelopt_cli.methods.quantize import QuantizeConfig
 
     settings = QuantizeConfig(**config)
+    target = output or options.default_output(checkpoint, method.scheme)
 
     def work() -> None:
         from modelopt_cli import api
@@ -44,7 +46,7 @@ def quantize(
         with console.progress() as progress:
             outcome = api.quantize(
                 checkpoint,
-                output or options.default_output(checkpoint, method.scheme),
+                target,
                 config=settings,
                 calibration=method.calib,
                 evaluate=not no_eval,
@@ -57,4 +59,4 @@ def quantize(
             )
         show_quantized(console, outcome, exports, force=force)
 
-    return work
+    return options.undone(work, delete_on_fail, target)

@@ -60,6 +60,7 @@ def run(
     settings: Settings = None,
     output: Output = None,
     force: Force = False,
+    delete_on_fail: options.DeleteOnFail = False,
     resume: Resume = False,
     dry_run: DryRun = False,
     export: options.Export = None,
@@ -87,7 +88,8 @@ def run(
         raise UsageError("a recipe runs in one process, not under torchrun", hint=hint)
     if dry_run:
         return partial(_print, console, plan)
-    return partial(_run, console, commands, plan, exports, resume, force)
+    work = partial(_run, console, commands, plan, exports, resume, force)
+    return options.undone(work, delete_on_fail, plan.steps[-1].output)
 
 
 def _plan(reader: Reader, recipe: "Recipe", commands: "Commands") -> "Plan":

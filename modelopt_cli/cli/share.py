@@ -21,6 +21,7 @@ def share(
     output: options.Output = None,
     code: options.Code = "entropy",
     force: options.Force = False,
+    delete_on_fail: options.DeleteOnFail = False,
     dry_run: options.DryRun = False,
     export: options.Export = None,
 ) -> Work:
@@ -74,4 +75,4 @@ def share(
             draw_curve(console, training.curve, asked, target, force)
         show_shared(console, outcome, exports, force=force)
 
-    return work
+    return options.undone(work, delete_on_fail, target)

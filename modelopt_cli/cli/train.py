@@ -31,6 +31,7 @@ def train(
     no_eval: options.NoEval = False,
     output: options.Output = None,
     force: options.Force = False,
+    delete_on_fail: options.DeleteOnFail = False,
     dry_run: options.TrainDryRun = False,
     export: options.Export = None,
 ) -> Work:
@@ -74,4 +75,4 @@ def train(
             draw_curve(console, training.curve, asked, target, force)
         show_trained(console, outcome, exports, force=force)
 
-    return work
+    return options.undone(work, delete_on_fail, target)

@@ -21,6 +21,7 @@ from modelopt_cli.cli.options.output import (
     OUTPUT,
     Checkpoint,
     Code,
+    DeleteOnFail,
     DryRun,
     Export,
     Force,
@@ -30,6 +31,7 @@ from modelopt_cli.cli.options.output import (
     default_output,
     read_code,
     read_exports,
+    undone,
 )
 from modelopt_cli.cli.options.prune import PruneOptions
 from modelopt_cli.cli.options.quantize import OBSERVERS, SCHEMES, QuantizeOptions
@@ -57,6 +59,7 @@ __all__ = [
     "Channels",
     "Checkpoint",
     "Code",
+    "DeleteOnFail",
     "DistillOptions",
     "DryRun",
     "Export",
@@ -88,4 +91,5 @@ __all__ = [
     "read_request",
     "read_training_dry_run",
     "training_request",
+    "undone",
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelopt_cli.artifact import check_output
+from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.values import Reader, parse_choice
 
 if TYPE_CHECKING:
@@ -48,6 +49,13 @@ Output = Annotated[
     ),
 ]
 Force = Annotated[bool, _output("--force", help="Replace the output file if it exists.")]
+DeleteOnFail = Annotated[
+    bool,
+    _output(
+        "--delete-on-fail",
+        help="Where a gate is not met or anything else fails, leave the output as it was: absent or old.",
+    ),
+]
 Code = Annotated[
     str,
     _output(
@@ -92,6 +100,20 @@ def check_exports(paths: tuple[Path, ...], force: bool) -> None:
     """Refuse files that must not be written to, before anything is measured; raises OutputError."""
     for path in paths:
         check_output(path, force)
+
+
+def undone(work: Work, wanted: bool, *outputs: Path) -> Work:
+    """``work`` that leaves its outputs as they were where it fails, if that is ``wanted``."""
+    if not wanted:
+        return work
+
+    def guarded() -> None:
+        from modelopt_cli.artifact.undo import undone_on_failure
+
+        with undone_on_failure(*outputs):
+            work()
+
+    return guarded
 
 
 def default_output(checkpoint: Path, ending: str) -> Path:
