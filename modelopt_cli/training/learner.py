@@ -17,6 +17,7 @@ from modelopt_cli.training.ema import MovingAverage
 from modelopt_cli.training.loader import Batch
 from modelopt_cli.training.meter import LossMeter
 from modelopt_cli.training.optim import make_optimizer, set_rate
+from modelopt_cli.training.refusals import refusals_in_one_line
 from modelopt_cli.training.schedule import learning_rate
 from modelopt_cli.training.synced import synced_batch_norm
 
@@ -84,7 +85,8 @@ class Learner:
         for parameter in self.parameters:
             parameter.grad = None
         loss = self._loss(seen, targets, batch)
-        (loss if self.world.size == 1 else loss * batch.weight).backward()
+        with refusals_in_one_line(self.network):
+            (loss if self.world.size == 1 else loss * batch.weight).backward()
         self.world.sum_gradients(self.parameters)
         if self.config.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
@@ -113,8 +115,8 @@ class Learner:
 
     def _loss(self, seen: Seen, targets: Tensor, batch: Batch) -> Tensor:
         with synced_batch_norm(self.world, counts=batch.weight > 0), self._autocast():
-            with failing_in_one_line(seen.images, "the network"):
-                logits = self.network(seen.images)
+            with failing_in_one_line(seen.images, "the network"), refusals_in_one_line(self.network):
+                logits = self.network(seen.images.clone())  # which it may change; a teacher sees them, too
             if not isinstance(logits, Tensor):
                 raise InputError(
                     f"returns a {type(logits).__name__} in training, not logits",

@@ -1,0 +1,57 @@
+"""What autograd refuses to train, said in one line."""
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import fx, nn
+
+from modelopt_cli.errors import UsageError
+from modelopt_cli.program.allowlist import is_in_place
+
+_SHOWN = 3
+_REFUSALS = {
+    ("inplace operation", "in-place operation", "modified inplace"): (
+        "a value that its gradient needs is changed in place",
+        "compute a new one: inplace=False, x = x + y, x.clone()",
+    ),
+    ("does not require grad",): (
+        "no gradient leads from its outputs to its weights",
+        "leave out no_grad() and detach() in its forward pass",
+    ),
+    ("backward through the graph a second time",): (
+        "it keeps a value of one step for the next one",
+        "compute it in each forward pass, or detach it",
+    ),
+}
+"""Words of torch's messages, what they mean for the network, and what to do."""
+
+
+@contextlib.contextmanager
+def refusals_in_one_line(network: nn.Module) -> Iterator[None]:
+    """Around the forward and the backward pass of a network that is trained.
+
+    Raises:
+        UsageError: autograd refuses it; names the layers that work in place, if that is the reason.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        for words, (what, hint) in _REFUSALS.items():
+            if any(word in str(error) for word in words):
+                layers = _in_place(network) if "in place" in what else []
+                where = f"the network ({_listed(layers)})" if layers else "the network"
+                raise UsageError(f"cannot be trained: {what}", where=where, hint=hint) from error
+        raise
+
+
+def _in_place(network: nn.Module) -> list[str]:
+    """Layers that change what they are given, as far as can be seen."""
+    if isinstance(network, fx.GraphModule):
+        nodes = [node for node in network.graph.nodes if is_in_place(node, network)]
+        return [str(node.target) if node.op == "call_module" else node.name for node in nodes]
+    return [name for name, module in network.named_modules() if getattr(module, "inplace", False)]
+
+
+def _listed(layers: list[str]) -> str:
+    more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
+    return f"in place: {', '.join(layers[:_SHOWN])}{more}"
