@@ -159,7 +159,8 @@ def distill(
             seen = tools.training.train.input
             members = members_of(teachers, seen, resize=student.resize_for_teacher)
             require_same_classes(members, pupil, seen)
-            context = replace(context_of(pupil, None, tools, how, "distilling"), teachers=members)
+            context = context_of(pupil, None, tools, how, "distilling")
+            context = replace(context, teachers=members, on_note=on_note)
             context = replace(context, origin=_origin(context.origin, teachers))
             if student.cache is not None:
                 about = told_apart(members, context.origin["teacher_sha256"], arch)

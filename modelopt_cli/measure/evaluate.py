@@ -180,7 +180,8 @@ class _Run:
             for i, tally in tallies.items():
                 subject = self.subjects[i]
                 assert subject.model is not None
-                tally.add(accuracy.run(subject.model, moved, subject.path), labels)
+                # Each has its own: a network may change what it is given.
+                tally.add(accuracy.run(subject.model, moved.clone(), subject.path), labels)
             done += len(labels)
             self._report("accuracy", done, total)
         if not done:

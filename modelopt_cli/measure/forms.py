@@ -47,20 +47,26 @@ def candidates(model: nn.Module, program: Program | None, x: Tensor) -> list[tup
         makers.append(("prepacked", lambda: prepack(program)))
     forms: list[tuple[Call, str]] = [(model, "eager")]
     with torch.inference_mode():
-        expected = model(x)
+        expected = model(x.clone())  # a network may change what it is given
     for name, make in makers:
-        form = _attempt(make, x, expected)
+        form = agreeing(make, x, expected)
         if form is not None:
             forms.append((form, name))
     return forms
 
 
-def _attempt(make: Callable[[], Call], x: Tensor, expected: object) -> Call | None:
-    """A form that cannot be made, run or trusted is not a candidate; the model itself remains one."""
+def agreeing(make: Callable[[], Call], x: Tensor, expected: object) -> Call | None:
+    """A faster form of a network, if it can be made, runs, and can be trusted.
+
+    Args:
+        make: makes it.
+        x: a batch.
+        expected: outputs of the network itself on ``x``.
+    """
     try:
         form = make()
         with torch.inference_mode():
-            return form if _same(form(x), expected) else None
+            return form if _same(form(x.clone()), expected) else None
     except (RuntimeError, ValueError, TypeError, NotImplementedError, MemoryError, ModeloptError):
         return None
 

@@ -146,7 +146,7 @@ def _walk(network: nn.Module, x: Tensor, see: See) -> str | None:
 def _walk_graph(network: Any, x: Tensor, see: See) -> str | None:
     walker = _Walker(network, see)
     try:
-        walker.run(x)
+        walker.run(x.clone())
     except Exception:
         if walker.failed is None:
             raise
@@ -196,7 +196,7 @@ def _walk_modules(network: nn.Module, x: Tensor, see: See) -> str | None:
             hook = module.register_forward_hook(lambda m, args, value, name=name: leave(name, value))
             undo.callback(hook.remove)
         try:
-            network(x)
+            network(x.clone())
         except Exception:  # as above
             return entered[-1] if entered else None
     return None

@@ -32,6 +32,7 @@ class Context:
         code: how the file will be written, for targets that count its bytes.
         teachers: whom to learn from.
         cache: where to keep their answers, or None.
+        on_note: called with one line for each thing the user should know meanwhile.
     """
 
     data: Data | None = None
@@ -45,6 +46,7 @@ class Context:
     code: Code = "plain"
     teachers: "tuple[Member, ...]" = ()
     cache: "CacheRequest | None" = None
+    on_note: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -346,3 +346,27 @@ def test_cores_are_those_that_the_control_group_grants(
     (tmp_path / "own").write_text(own)
     affinity = float(len(os.sched_getaffinity(0)))
     assert cores(tmp_path / "groups", tmp_path / "own") == (affinity if expected is None else expected)
+
+
+class Negating(nn.Module):
+    """Changes what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(108, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.fc(x.neg_().flatten(1))
+        return result
+
+
+def test_a_model_that_changes_its_input_spoils_it_for_no_other() -> None:
+    torch.manual_seed(0)
+    model, data = Negating().eval(), Noise()
+    found = evaluate([subject(1, model=model, program=None)] * 3, data, QUICK)
+    assert [against.agreement for against in found.comparisons] == [1.0, 1.0]
+    with torch.no_grad():
+        expected = (model(data.images.clone()).argmax(1) == data.labels).double().mean()
+    assert [m.accuracy and m.accuracy.top1 for m in found.models] == [
+        pytest.approx(100 * float(expected))
+    ] * 3

@@ -85,3 +85,55 @@ def test_one_that_cannot_have_them_innermost_is_asked_as_it_is(images):
     network = Viewing().eval()
     with torch.no_grad():
         assert torch.equal(Teacher([Member(network, SHAPE)])(images).logits, network(images))
+
+
+class Reused(nn.Module):
+    """Reads a value before an activation changes it; the reader may be fused with what comes later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.short, self.act, self.fc = nn.Conv2d(6, 6, 1), nn.ReLU(inplace=True), nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        short = self.short(x)
+        y = self.conv(self.act(x))
+        result: Tensor = self.fc((short + y).mean((2, 3)))
+        return result
+
+
+def test_a_value_is_read_before_it_is_changed_in_place(images):
+    torch.manual_seed(0)
+    module = Reused().eval()
+    logits = Teacher([Member(captured(module, *SHAPE), SHAPE)])(images).logits
+    with torch.no_grad():
+        torch.testing.assert_close(logits, module(images.clone()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", ["other outputs", "an exception"])
+def test_a_packed_form_that_is_wrong_is_not_used_and_said(wrong, network, images, monkeypatch):
+    def prepack(program):
+        return lambda x: program(x) + 0.1 if wrong == "other outputs" else program(x).view(3, 7)
+
+    monkeypatch.setattr(teachers, "prepack", prepack)
+    notes = []
+    teacher = Teacher([Member(network, SHAPE, name="large.pth")], on_note=notes.append)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images).logits, network(images), rtol=1e-4, atol=1e-5)
+    assert notes == ["large.pth: its fastest form gives other outputs, so it runs as it is"]
+
+
+def test_a_packed_form_that_agrees_is_packed_for_the_batch_that_comes(network, images, monkeypatch):
+    seen, real = [], teachers.prepack
+
+    def prepack(program):
+        form = real(program)
+        return lambda x: (seen.append(len(x)), form(x))[1]
+
+    monkeypatch.setattr(teachers, "prepack", prepack)
+    notes = []
+    teacher = Teacher([Member(network, SHAPE)], on_note=notes.append)
+    made_anew = len(seen)
+    teacher(images)
+    assert (made_anew, seen[-1], notes) == (1, len(images), [])

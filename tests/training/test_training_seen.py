@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from training_helpers import CLASSES, noisy_patterns, small_network, weights_of
 
 from modelopt_cli.errors import UsageError
@@ -72,3 +72,27 @@ def test_as_many_views_as_epochs_are_none_at_all() -> None:
 def test_a_number_of_views_is_from_0() -> None:
     with pytest.raises(UsageError, match="--views: -1 is out of range"):
         TrainConfig(views=-1)
+
+
+class Negating(nn.Module):
+    """Changes the images that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = small_network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.network(x.neg_())
+        return result
+
+
+def test_an_objective_sees_the_images_that_the_network_was_given() -> None:
+    config, images = (
+        TrainConfig(epochs=1, batch_size=16, augment="none"),
+        torch.stack([x for x, _ in map(DATA.get, range(64))]),
+    )
+    looking = Looking()
+    fit(Negating(), Training(DATA, config=config), seed=0, objective=looking)
+    for seen in looking.shown:
+        assert seen.samples is not None
+        assert torch.equal(seen.images, images[seen.samples])

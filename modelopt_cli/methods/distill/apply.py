@@ -113,6 +113,7 @@ def _teacher(pairs: Sequence[Pair], context: Context) -> Teacher:
         together.device,
         batch_size=-(-largest // together.size),
         amp=training.config.amp,
+        on_note=context.on_note,
     )
 
 

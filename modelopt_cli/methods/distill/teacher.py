@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,18 @@ from torch import Tensor, nn
 from modelopt_cli.errors import InputError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.kernels.fp32 import prepack
+from modelopt_cli.measure.forms import agreeing
 from modelopt_cli.measure.subject import is_quantized
 from modelopt_cli.methods.distill.taps import Place, Taps, tapped
-from modelopt_cli.program import Program
+from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.capture import random_input
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.training.prepare import to_channels_last
 
 Change = Callable[[Tensor], Tensor]
+Call = Callable[[Tensor], Any]
+_COMPARED = 2
+"""Samples on which a faster form must agree with the network."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Teacher:
             answer would, too, and one that was kept would not be the one that is given now. Not where
             features are looked at, which nobody keeps. None shows the images as they come.
         amp: whether it is called under torch's autocast to bfloat16.
+        on_note: called with one line where a member cannot be trusted in its fastest form.
     """
 
     def __init__(
@@ -78,6 +85,7 @@ class Teacher:
         *,
         batch_size: int | None = None,
         amp: bool = False,
+        on_note: Callable[[str], None] | None = None,
     ) -> None:
         self._batch_size = None if looked_at else batch_size
         self._members, self._places = tuple(members), tuple(dict.fromkeys(looked_at))
@@ -92,7 +100,11 @@ class Teacher:
             self._taps = self._open.enter_context(tapped(first, self._places))
             self._calls.append(first)
         rest = members[len(self._calls) :]
-        self._calls += [_fastest(*each, device, amp) for each in zip(networks, rest, strict=True)]
+        fast = [_fastest(*each, device, amp) for each in zip(networks, rest, strict=True)]
+        for member, network, form in zip(rest, networks, fast, strict=True):
+            if form is None and on_note is not None:
+                on_note(f"{member.name}: its fastest form gives other outputs, so it runs as it is")
+            self._calls.append(form or _laid_out(network, member, device))
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Answer:
@@ -131,15 +143,23 @@ def _blocks(images: Tensor, size: int) -> tuple[Tensor, ...]:
     return blocks
 
 
-def _fastest(network: nn.Module, member: Member, device: str, amp: bool) -> Callable[[Tensor], Tensor]:
-    """How to call a network that nothing of is to be seen but the answers."""
+def _fastest(network: nn.Module, member: Member, device: str, amp: bool) -> Call | None:
+    """How to call a network that nothing of is to be seen but the outputs; None where that gives others."""
     if not isinstance(network, Program):
         return _laid_out(network, member, device)
     if is_quantized(network):
         return prepare(network, device)
-    if device == "cpu" and not (amp and _computes_bfloat16()):
-        return prepack(network)
-    return _laid_out(fold_batch_norms(inference_form(network)), member, device)
+
+    def make() -> Call:
+        if device == "cpu" and not (amp and _computes_bfloat16()):
+            return prepack(network)
+        return _laid_out(fold_batch_norms(inference_form(network)), member, device)
+
+    x = random_input(network, InputSpec(member.shape), _COMPARED).to(device)
+    with torch.inference_mode():
+        expected = network.to(device)(x.clone())
+    # Made again: weights are packed for the first batch that comes.
+    return make() if agreeing(make, x, expected) is not None else None
 
 
 def _laid_out(network: nn.Module, member: Member, device: str) -> nn.Module:
