@@ -14,17 +14,41 @@ from typing import TYPE_CHECKING, Any
 from modelopt_cli import _torchvision
 
 if TYPE_CHECKING:
-    from modelopt_cli.api import distill, evaluate, load, prune, quantize, share, train
+    from modelopt_cli.api import (
+        distill,
+        evaluate,
+        load,
+        load_network,
+        load_state_dict,
+        prune,
+        quantize,
+        share,
+        train,
+    )
     from modelopt_cli.program import Program
 
 __version__ = "0.1.0"
-__all__ = ["Program", "__version__", "distill", "evaluate", "load", "prune", "quantize", "share", "train"]
+__all__ = [
+    "Program",
+    "__version__",
+    "distill",
+    "evaluate",
+    "load",
+    "load_network",
+    "load_state_dict",
+    "prune",
+    "quantize",
+    "share",
+    "train",
+]
 
 _LAZY = {
     "Program": "modelopt_cli.program",
     "distill": "modelopt_cli.api",
     "evaluate": "modelopt_cli.api",
     "load": "modelopt_cli.api",
+    "load_network": "modelopt_cli.api",
+    "load_state_dict": "modelopt_cli.api",
     "prune": "modelopt_cli.api",
     "quantize": "modelopt_cli.api",
     "share": "modelopt_cli.api",

@@ -3,7 +3,7 @@
 from modelopt_cli.api.distilling import DistillOutcome, Student, distill
 from modelopt_cli.api.evaluating import evaluate
 from modelopt_cli.api.inspecting import Layer, layers
-from modelopt_cli.api.loading import load, load_network
+from modelopt_cli.api.loading import load, load_network, load_state_dict
 from modelopt_cli.api.planning import Plan
 from modelopt_cli.api.pruning import PruneOutcome, prune, sensitivity
 from modelopt_cli.api.quantizing import QuantizeOutcome, quantize
@@ -26,6 +26,7 @@ __all__ = [
     "layers",
     "load",
     "load_network",
+    "load_state_dict",
     "prune",
     "quantize",
     "sensitivity",

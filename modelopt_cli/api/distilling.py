@@ -140,6 +140,7 @@ def distill(
         require_cacheable(config, training.config, drawn=training.config.augment != "none")
     for path in outputs:
         training.require_apart(path, sources)
+        artifact.check_suffix(path)
         artifact.check_output(path, force, sources)
     wanted = open_input([teacher], arch, training.train, overrides)
     opened = open_noting(teacher, arch, wanted, on_note)

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from modelopt_cli.api.opening import open_input, open_source
-from modelopt_cli.checkpoint import require_network
-from modelopt_cli.errors import CaptureError
+from modelopt_cli import artifact
+from modelopt_cli.api.opening import has_graph, open_input, open_source
+from modelopt_cli.checkpoint import Opened, read_state, require_network
+from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
 from modelopt_cli.kernels import prepare
+from modelopt_cli.measure.subject import is_quantized
 from modelopt_cli.program import InputSpec, Program
 
 
@@ -34,10 +36,11 @@ def load(
         InputError: the file, the architecture or the network cannot be used.
         EnvironmentFailure: the device is not there.
     """
-    network = load_network(path, arch=arch, input=input, device=device)
-    if not isinstance(network, Program):
-        raise CaptureError("the network cannot be traced", where=str(path))
-    return network
+    opened = _opened(path, arch, input)
+    if opened.program is None:
+        hint = f"{opened.untraced}; or load_network(path, arch=...) gives it as a module"
+        raise CaptureError("has no graph", where=str(path), hint=hint)
+    return prepare(opened.program, device)
 
 
 def load_network(
@@ -48,6 +51,46 @@ def load_network(
     device: str = "cpu",
 ) -> nn.Module:
     """As ``load``, but a network that cannot be traced is returned as the module it is."""
+    opened = _opened(path, arch, input)
+    if opened.program is not None:
+        return prepare(opened.program, device)
+    assert opened.module is not None
+    return opened.module.to(device).eval()
+
+
+def load_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint or an artifact, decoded, as an ordinary state dict.
+
+    It needs no architecture: this is the way back from a file that was made without one, to be loaded
+    with ``network.load_state_dict(modelopt_cli.load_state_dict(path))``.
+
+    Args:
+        path: a modelopt file, or a checkpoint of any kind.
+
+    Returns:
+        CPU tensors by the names and of the types that they had, in their order. Tied weights are there under
+        all their names, and share their memory. Of a file with a graph, the names are those of its Program.
+
+    Raises:
+        CheckpointError, ArtifactError: the file cannot be read, or its layers compute in int8, so that they
+            have no weights in float.
+        EnvironmentFailure: it cannot be opened.
+    """
+    if not artifact.is_artifact(path):
+        return dict(read_state(path).state)
+    if has_graph(path) and is_quantized(artifact.read_program(path)):
+        hint = "load(path) gives the network that computes with them"
+        raise ArtifactError(
+            "its layers compute in int8 and have no float weights", where=str(path), hint=hint
+        )
+    return dict(artifact.read_tensors(path).state)
+
+
+def _opened(path: str | Path, arch: str | None, input: InputSpec | None) -> Opened:
     opened = open_source(path, arch, input or open_input([path], arch, None, None))
-    network = require_network(opened, path)
-    return prepare(network, device) if isinstance(network, Program) else network.to(device).eval()
+    try:
+        require_network(opened, path)
+    except ArchitectureError as error:
+        hint = f"{error.hint}; or load_state_dict(path) gives its tensors"
+        raise ArchitectureError(error.what, where=error.where, hint=hint) from error
+    return opened

@@ -1,6 +1,7 @@
 """From what the user names (a path, an architecture, data) to what the methods and measures take."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,11 @@ from torch import nn
 
 from modelopt_cli import artifact
 from modelopt_cli.artifact.header import input_from_json
-from modelopt_cli.checkpoint import Opened, open_model, resolve
+from modelopt_cli.checkpoint import Opened, captured, open_model, resolve
+from modelopt_cli.checkpoint.open import SHAPE_HINT
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.data.preprocess import resolve_preprocess
-from modelopt_cli.errors import ArchitectureError
+from modelopt_cli.errors import ArchitectureError, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import Subject
 from modelopt_cli.methods.quantize.untraced import restore
@@ -56,20 +58,48 @@ def _recorded(path: str | Path) -> InputSpec | None:
 
 
 def open_source(path: str | Path, arch: str | None, input: InputSpec | None) -> Opened:
-    """Open a checkpoint, or an artifact, to which no ``--arch`` applies."""
+    """Open a checkpoint, or an artifact, to which no ``--arch`` applies if it holds its own network."""
     opened = replace(open_model(path, None if has_graph(path) else arch, input), path=str(path))
     if opened.module is not None and opened.tensors is not None:
         restore(opened.module, opened.tensors.history, opened.tensors.encodings)
+        opened = captured(opened)
     return opened
 
 
-def open_noting(path: str | Path, arch: str | None, wanted: InputSpec | None, on_note: Note | None) -> Opened:
-    """``open_source``, with its notes handed to ``on_note``."""
+def open_noting(
+    path: str | Path, arch: str | None, wanted: InputSpec | None, on_note: Note | None, *, graph: bool = True
+) -> Opened:
+    """``open_source``, with its notes handed to ``on_note``; without ``graph``, not why there is none."""
     opened = open_source(path, arch, wanted)
+    tell_notes(opened, on_note, graph=graph)
+    return opened
+
+
+def tell_notes(opened: Opened, on_note: Note | None, *, graph: bool = True) -> None:
+    """Hand the notes of an opened model to ``on_note``."""
     for note in opened.notes:
         if on_note is not None:
             on_note(note)
-    return opened
+    if graph:
+        _tell_untraced(opened, on_note)
+
+
+def _tell_untraced(opened: Opened, on_note: Note | None) -> None:
+    if opened.untraced is not None and on_note is not None:
+        on_note(f"works without a graph: {opened.untraced}")
+
+
+@contextmanager
+def without_graph(opened: Opened, on_note: Note | None) -> Iterator[None]:
+    """Work that does without a graph where there is none: why is a note if it succeeds, else in the error."""
+    try:
+        yield
+    except UsageError as error:
+        if opened.untraced is None:
+            raise
+        hint = f"{opened.untraced}; or {error.hint}" if error.hint else opened.untraced
+        raise UsageError(error.what, where=error.where, hint=hint) from error
+    _tell_untraced(opened, on_note)
 
 
 def sample_of(opened: Opened, where: str | Path) -> InputSpec:
@@ -81,8 +111,7 @@ def sample_of(opened: Opened, where: str | Path) -> InputSpec:
     architecture = opened.architecture
     found = opened.program.input if opened.program else architecture.input if architecture else None
     if found is None:
-        hint = "give --input-size and --channels"
-        raise ArchitectureError("nothing says what its input is", where=str(where), hint=hint)
+        raise ArchitectureError("nothing says what its input is", where=str(where), hint=SHAPE_HINT)
     return found
 
 

@@ -10,7 +10,7 @@ from modelopt_cli.api.fine_tuning import context_of, fine_tuner, given_to, origi
 from modelopt_cli.api.gain import gain_notes
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.judging import after_writing, rehearse
-from modelopt_cli.api.opening import Note, open_input, open_noting
+from modelopt_cli.api.opening import Note, open_input, open_noting, without_graph
 from modelopt_cli.api.product import Product, about_tensors
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest
 from modelopt_cli.artifact.coding import Code, require_code
@@ -27,7 +27,6 @@ from modelopt_cli.methods.prune.sensitivity import Sensitivity
 from modelopt_cli.methods.prune.summary import PrunedLayer, summary, thin_notes
 from modelopt_cli.methods.prune.untraced import apply_to_state
 from modelopt_cli.methods.table import METHODS
-from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.training.distributed import world
 
@@ -109,23 +108,28 @@ def prune(
     if training is not None:
         training.require_fair(data)
         training.require_apart(output, [source])
+    artifact.check_suffix(output)
     if not dry_run:
         artifact.check_output(output, force, [source])
     calibration = calibration or (training.train if training is not None else data)
     wanted = open_input([source], arch, calibration, overrides)
-    opened = open_noting(source, arch, wanted, on_note)
+    opened = open_noting(source, arch, wanted, on_note, graph=False)
     if evaluate and not dry_run:
         rehearse([opened], data, overrides, options, gates)
     how = Surroundings(overrides, options, force, progress)
     if dry_run:
-        with threads(options.threads):
+        with threads(options.threads), without_graph(opened, on_note):
             made = _pruned(opened, _in_one_shot(config), calibration, None, how, code)
         covered, predicted = made.product.coverage, made.product.predicted_bytes(code)
         notes = made.notes + _on_zeros(config) + gain_notes(source, opened, covered, None, predicted)
         return PruneOutcome(covered, made.layers, made.target, notes, predicted, None, None)
     identity: dict[str, Any] = {"command": "prune", "source": opened.source_sha256, "arch": arch}
     identity |= {"config": config.as_dict(), "calibration": calibration, "code": code}
-    with threads(options.threads), fine_tuner(training, output, identity, opened, how) as tools:
+    with (
+        threads(options.threads),
+        without_graph(opened, on_note),
+        fine_tuner(training, output, identity, opened, how) as tools,
+    ):
         made = _pruned(opened, config, calibration, tools, how, code)
         main = world(options.device).main
         written = made.product.write(output, force, code) if main else None
@@ -176,10 +180,11 @@ def sensitivity(
     """
     options = options or EvalOptions()
     require_device(options.device)
-    opened = open_noting(source, arch, open_input([source], arch, calibration, overrides), on_note)
-    if not isinstance(require_network(opened, source), Program):
-        raise CaptureError("sensitivity needs a network that can be traced", where=str(source))
-    assert opened.program is not None
+    wanted = open_input([source], arch, calibration, overrides)
+    opened = open_noting(source, arch, wanted, on_note, graph=False)
+    require_network(opened, source)
+    if opened.program is None:
+        raise CaptureError("sensitivity needs a graph", where=str(source), hint=opened.untraced)
     how = Surroundings(overrides, options, False, progress)
     context = context_of(opened, calibration, None, how, "pruning")
     with threads(options.threads):

@@ -15,7 +15,7 @@ from modelopt_cli.api.fine_tuning import given_to
 from modelopt_cli.api.gain import gain_notes
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.judging import after_writing, rehearse
-from modelopt_cli.api.opening import Note, open_input, open_noting
+from modelopt_cli.api.opening import Note, open_input, open_noting, without_graph
 from modelopt_cli.api.product import Product
 from modelopt_cli.artifact.coding import Code, require_code
 from modelopt_cli.checkpoint import Opened
@@ -102,15 +102,16 @@ def quantize(
     require_code(code)
     if gates and not evaluate:
         raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
+    artifact.check_suffix(output)
     if not dry_run:
         artifact.check_output(output, force, [source])
     wanted = open_input([source], arch, calibration or data, overrides)
-    opened = open_noting(source, arch, wanted, on_note)
+    opened = open_noting(source, arch, wanted, on_note, graph=False)
     judged = partial(rehearse, [opened], data, overrides, options, gates)
     runs = opened.program is not None or opened.module is not None
     if evaluate and not dry_run and runs:
         judged()
-    with threads(options.threads):
+    with threads(options.threads), without_graph(opened, on_note):
         given, made = _quantized(opened, config, calibration or data, overrides, options, progress)
         snr_db = made.held.snr_db
         if snr_db is not None:

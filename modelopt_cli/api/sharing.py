@@ -13,7 +13,7 @@ from modelopt_cli.api.fine_tuning import context_of, fine_tuner, given_to, origi
 from modelopt_cli.api.gain import gain_notes
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.judging import after_writing, rehearse
-from modelopt_cli.api.opening import Note, open_input, open_noting
+from modelopt_cli.api.opening import Note, open_input, open_noting, without_graph
 from modelopt_cli.api.product import Product
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest
 from modelopt_cli.artifact.coding import Code, require_code
@@ -110,18 +110,23 @@ def share(
     if training is not None:
         training.require_fair(data)
         training.require_apart(output, [source])
+    artifact.check_suffix(output)
     if not dry_run:
         artifact.check_output(output, force, [source])
     calibration = calibration or (training.train if training is not None else data)
     wanted = open_input([source], arch, calibration, overrides)
-    opened = open_noting(source, arch, wanted, on_note)
+    opened = open_noting(source, arch, wanted, on_note, graph=False)
     if evaluate and not dry_run:
         rehearse([opened], data, overrides, options, gates)
     how = Surroundings(overrides, options, force, progress)
     identity: dict[str, Any] = {"command": "share", "source": opened.source_sha256, "arch": arch}
     identity |= {"config": config.as_dict(), "calibration": calibration, "code": code}
     asked = None if dry_run else training
-    with threads(options.threads), fine_tuner(asked, output, identity, opened, how) as tools:
+    with (
+        threads(options.threads),
+        without_graph(opened, on_note),
+        fine_tuner(asked, output, identity, opened, how) as tools,
+    ):
         made = _shared(opened, config, calibration, tools, how, code)
         main = not dry_run and world(options.device).main
         written = made.product.write(output, force, code) if main else None

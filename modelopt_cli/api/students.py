@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 import torch
 from torch import nn
 
-from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
+from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of, tell_notes
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
 from modelopt_cli.checkpoint.spec import NAMED, check_found_spec, parse_spec
 from modelopt_cli.errors import ArchitectureError, DataError, UsageError
@@ -91,9 +91,7 @@ def _fresh(spec: str, input: InputSpec, seed: int, on_note: Note | None) -> Open
         opened = fresh_model(spec, None, seed)
         if opened.architecture is None or opened.architecture.input is None:
             raise
-    for note in opened.notes:
-        if on_note is not None:
-            on_note(note)
+    tell_notes(opened, on_note)
     return opened
 
 

@@ -12,7 +12,7 @@ from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.judging import after_writing, rehearse
-from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
+from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of, tell_notes
 from modelopt_cli.api.planning import Plan, cost_of
 from modelopt_cli.api.product import Product
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
@@ -92,6 +92,7 @@ def train(
     require_device(options.device)
     sources = [source] if source is not None else []
     _check(source, arch, training, data, gates, evaluate)
+    artifact.check_suffix(output)
     artifact.check_output(output, force, sources)
     training.require_apart(output, sources)
     wanted = open_input(sources, arch, training.train, overrides)
@@ -146,9 +147,7 @@ def _start(
         return opened
     assert arch is not None
     opened = fresh_model(arch, wanted, seed)
-    for note in opened.notes:
-        if on_note is not None:
-            on_note(note)
+    tell_notes(opened, on_note)
     return opened
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         write_tensors,
     )
     from modelopt_cli.artifact.stream import Stream
-    from modelopt_cli.artifact.writer import atomic_write, check_output
+    from modelopt_cli.artifact.writer import atomic_write, check_output, check_suffix
 
 _HOMES = {
     "Stream": "stream",
@@ -33,6 +33,7 @@ _HOMES = {
     "Written": "save",
     "atomic_write": "writer",
     "check_output": "writer",
+    "check_suffix": "writer",
     "is_artifact": "reader",
     "open_tensors": "reader",
     "predicted_bytes": "save",
@@ -53,6 +54,7 @@ __all__ = [
     "Written",
     "atomic_write",
     "check_output",
+    "check_suffix",
     "is_artifact",
     "open_tensors",
     "predicted_bytes",

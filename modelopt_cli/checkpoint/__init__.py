@@ -6,7 +6,7 @@ opened = open_model("net.pth", "net.py:make", InputSpec((3, 32, 32)))
 
 from modelopt_cli.checkpoint.arch import Architecture, resolve
 from modelopt_cli.checkpoint.load import build_loaded
-from modelopt_cli.checkpoint.open import Opened, fresh_model, open_model, require_network
+from modelopt_cli.checkpoint.open import Opened, captured, fresh_model, open_model, require_network
 from modelopt_cli.checkpoint.read import StateFile, read_state
 from modelopt_cli.checkpoint.recognition import describe_nearest, recognise
 
@@ -15,6 +15,7 @@ __all__ = [
     "Opened",
     "StateFile",
     "build_loaded",
+    "captured",
     "describe_nearest",
     "fresh_model",
     "open_model",

@@ -90,5 +90,7 @@ def _check_one(name: str, tensor: torch.Tensor, where: str) -> None:
     have, need = tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size()
     if need > have:
         raise CheckpointError(
-            f"tensor '{printable(name)}' claims {need:,} bytes and stores {have:,}", where=where
+            f"tensor '{printable(name)}' claims {need:,} bytes and stores {have:,}",
+            where=where,
+            hint="if it was expanded, save its .clone()" if 0 in tensor.stride() else None,
         )

@@ -1,10 +1,11 @@
 """Weights into a network: all of them, or an error and no network."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
 
+from modelopt_cli.artifact.lazy import described
 from modelopt_cli.checkpoint.arch import Architecture, SkipInit
 from modelopt_cli.checkpoint.names import Difference, Shape, compare, is_counter, shapes_of, spellings
 from modelopt_cli.checkpoint.text import first_line, listing, printable
@@ -39,12 +40,14 @@ def build_loaded(
     else:
         module = architecture.build()
     module = module.float().eval()
-    adapted = _adapt(module, state)
+    tied = list(_tied(module))
+    adapted = _adapt(module, state, tied)
     if adapted is None and not _load_by_hooks(module, state):
         raise _misfit(architecture.spec, compare(*_closest(module, state)), where)
     notes = _dtype_notes(state)
     if adapted is not None:
-        _load_exact(module, adapted, where)
+        check_range(adapted, where)
+        _load_exact(module, _complete(adapted, tied, where), where)
         left = len(shapes_of(state)) - len(shapes_of(adapted))
         if left:
             notes.append(f"{left} {'tensor' if left == 1 else 'tensors'} outside the network left aside")
@@ -73,6 +76,26 @@ def check_finite(state: Mapping[str, torch.Tensor], where: str, *, masks: bool =
             )
 
 
+def check_range(state: Mapping[str, torch.Tensor], where: str) -> None:
+    """Refuse float64 tensors that float32 would make infinite, or zero as a whole.
+
+    Raises:
+        CheckpointError: names the first such tensor and its largest magnitude.
+    """
+    limits = torch.finfo(torch.float32)
+    for name, described_one in described(state).items():
+        if described_one.dtype != torch.float64 or not described_one.numel():
+            continue
+        values = state[name]
+        largest = float(values[values.isfinite()].abs().max()) if bool(values.isfinite().any()) else 0.0
+        if largest > limits.max or 0 < largest < limits.tiny:
+            raise CheckpointError(
+                f"'{printable(name)}' has values up to {largest:.2g}, which float32 cannot hold",
+                where=where,
+                hint="scale the weights, or take an earlier checkpoint if the training diverged",
+            )
+
+
 def count_not_finite(tensor: torch.Tensor, masks: bool = False) -> int:
     """How many values of a tensor are NaN or infinite; none where ``masks`` lets it pass as a mask."""
     if not tensor.is_floating_point():
@@ -87,13 +110,40 @@ def count_not_finite(tensor: torch.Tensor, masks: bool = False) -> int:
     return int(bad.sum())
 
 
-def _adapt(module: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-    """The spelling of the file's names that fits the network exactly."""
+def _adapt(
+    module: nn.Module, state: Mapping[str, torch.Tensor], tied: list[list[str]]
+) -> dict[str, torch.Tensor] | None:
+    """The spelling of the file's names that fits the network, but for second names of tied weights."""
     want = shapes_of(module.state_dict())
     for candidate in spellings(state):
-        if not compare(shapes_of(candidate), want).count:
+        second = {name for group in tied if not candidate.keys().isdisjoint(group) for name in group}
+        difference = compare(shapes_of(candidate), want)
+        if not difference.unexpected and not difference.reshaped and second.issuperset(difference.missing):
             return candidate
     return None
+
+
+def _tied(module: nn.Module) -> Iterator[list[str]]:
+    """The names of each tensor that a network has under several, as an output layer and its embedding."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    return (group for group in names.values() if len(group) > 1)
+
+
+def _complete(state: dict[str, torch.Tensor], tied: list[list[str]], where: str) -> dict[str, torch.Tensor]:
+    """A state dict with all names of tied weights, of which safetensors files have one."""
+    for group in tied:
+        names = [name for name in group if name in state]
+        for name in names[1:]:
+            if state[name] is not state[names[0]] and not torch.equal(state[name], state[names[0]]):
+                both = f"'{printable(names[0])}' and '{printable(name)}'"
+                raise ArchitectureError(
+                    f"{both} differ in the file, but are one tensor in the network", where=where
+                )
+        if names:
+            state = {**state, **dict.fromkeys(group, state[names[0]])}
+    return state
 
 
 def _load_exact(module: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:

@@ -13,7 +13,7 @@ from modelopt_cli import artifact
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.checkpoint.arch import Architecture, resolve
 from modelopt_cli.checkpoint.folder import digest_of
-from modelopt_cli.checkpoint.load import build_loaded, check_finite
+from modelopt_cli.checkpoint.load import build_loaded, check_finite, check_range
 from modelopt_cli.checkpoint.read import read_state
 from modelopt_cli.checkpoint.recognition import describe_nearest, recognise, recognise_state
 from modelopt_cli.checkpoint.spec import FORMS, NAMED, check_found_spec, parse_spec
@@ -21,6 +21,8 @@ from modelopt_cli.checkpoint.stored import state_bytes
 from modelopt_cli.checkpoint.text import printable
 from modelopt_cli.errors import ArchitectureError, CaptureError
 from modelopt_cli.program import InputSpec, Program
+
+SHAPE_HINT = "add --input-shape 3x224x224, or what one of its samples has"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Opened:
         module: the network where it could not be traced.
         architecture: what it was built from.
         notes: one line each for the user: what was recognised, assumed or left aside.
+        untraced: why there is a module and no Program.
         tensors: an artifact without a graph as it was read, with its history and encodings.
         tensor_bytes: of a checkpoint's tensors as they are stored, whatever ``state`` holds them in.
         path: what it was opened from; empty for fresh weights.
@@ -48,6 +51,7 @@ class Opened:
     module: nn.Module | None = None
     architecture: Architecture | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
+    untraced: str | None = None
     tensors: artifact.TensorFile | None = None
     tensor_bytes: int | None = None
     path: str = ""
@@ -57,7 +61,7 @@ def open_model(path: str | Path, arch: str | None = None, input: InputSpec | Non
     """Open an artifact or a checkpoint.
 
     An artifact gives its Program. A checkpoint's architecture is ``arch``, or recognised; its network is
-    captured as a Program, or, where it cannot be traced, returned as a module with a note that says why.
+    captured as a Program, or, where that cannot be, returned as a module, and ``untraced`` says why.
     An unrecognised checkpoint gives its bare tensors.
 
     Args:
@@ -80,7 +84,8 @@ def open_model(path: str | Path, arch: str | None = None, input: InputSpec | Non
     else:
         recognised = recognise_state(dict(found.state)) if recognise(shapes) else None
         if recognised is None:
-            check_finite(found.state, str(path))
+            check_finite(found.state, str(path), masks=True)
+            check_range(found.state, str(path))
             notes += [found.hint] if found.hint else []
             notes.append(f"architecture not recognised: {describe_nearest(shapes)}")
             return Opened(found.state, "checkpoint", found.sha256, notes=notes, tensor_bytes=stored)
@@ -115,7 +120,7 @@ def fresh_model(arch: str, input: InputSpec | None = None, seed: int = 0) -> Ope
         program=program,
         module=None if program is not None else module,
         architecture=architecture,
-        notes=[why] if why else [],
+        untraced=why,
     )
 
 
@@ -141,8 +146,6 @@ def _build(
     module, loading = build_loaded(architecture, state, str(path))
     notes = notes + loading
     program, why = _capture(module, architecture)
-    if why:
-        notes.append(why)
     network = program or module
     return Opened(
         dict(network.state_dict()),
@@ -152,7 +155,25 @@ def _build(
         module=None if program is not None else module,
         architecture=architecture,
         notes=notes,
+        untraced=why,
     )
+
+
+def captured(opened: Opened) -> Opened:
+    """The network of an artifact without a graph as a Program, with all that the file says of it.
+
+    Where it cannot be captured, ``untraced`` says why.
+    """
+    module, architecture, tensors = opened.module, opened.architecture, opened.tensors
+    if module is None or architecture is None or tensors is None:
+        return opened
+    program, why = _capture(module, architecture)
+    if program is None:
+        return dataclasses.replace(opened, untraced=why)
+    state = dict(program.state_dict())
+    program.history, program.labels = tensors.history, tensors.labels or program.labels
+    program.encodings = {name: each for name, each in tensors.encodings.items() if name in state}
+    return dataclasses.replace(opened, state=state, program=program, module=None, tensors=None)
 
 
 def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | None, str | None]:
@@ -160,14 +181,11 @@ def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | N
     from modelopt_cli.program.capture import capture
 
     if architecture.input is None:
-        raise ArchitectureError(
-            f"{printable(architecture.spec)} does not say what its input is",
-            hint="add --input-size 3x224x224 (or what it was trained with)",
-        )
+        return None, f"{printable(architecture.spec)} does not say what its input is; {SHAPE_HINT}"
     try:
         return capture(module, architecture.input, labels=architecture.labels, arch=architecture.spec), None
     except CaptureError as error:
-        return None, f"works without a graph, because the network cannot be traced: {error}"
+        return None, f"the network cannot be traced: {error}"
 
 
 def _open_artifact(path: Path, arch: str | None, input: InputSpec | None) -> Opened:
@@ -192,7 +210,8 @@ def _open_tensors(path: Path, arch: str | None, input: InputSpec | None) -> Open
         check_found_spec(spec, max(sides, default=0), str(path))
     if spec is None:
         # A spec found in a file never imports the user's code: that takes --arch on the command line.
-        notes = [f"rebuild its network with --arch {printable(tensors.arch)}"] if tensors.arch else []
+        built = f"--arch {printable(tensors.arch)}" if tensors.arch else "the --arch it was trained with"
+        notes = [f"holds tensors without their network: rebuild it with {built}"]
         return Opened(tensors.state, "artifact", sha256, notes=notes, tensors=tensors)
     architecture = resolve(spec, input or tensors.input)
     module, notes = build_loaded(architecture, dict(tensors.state), str(path))

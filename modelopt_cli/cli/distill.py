@@ -54,7 +54,7 @@ def distill(
     from modelopt_cli.api.distilling import scratch_beside
     from modelopt_cli.methods.distill import DistillConfig
 
-    target = output or options.default_output(checkpoint, "distilled")
+    target = options.chosen_output(output, checkpoint, "distilled")
     outputs = [target, scratch_beside(target)] if method.compare_scratch else [target]
     sources: list[str | Path] = [checkpoint, method.student or "", *(path for path, _ in method.others())]
     check_curve(training.curve, asked, outputs, sources, force)

@@ -49,7 +49,7 @@ def prune(
 
     settings = PruneConfig(**config)
     asked = options.training_request(training, how) if how else None
-    target = output or options.default_output(checkpoint, "pruned")
+    target = options.chosen_output(output, checkpoint, "pruned")
     check_curve(training.curve, asked, [target], [checkpoint], force)
     keywords: dict[str, Any] = {
         "config": settings,

@@ -38,7 +38,7 @@ def quantize(
     from modelopt_cli.methods.quantize import QuantizeConfig
 
     settings = QuantizeConfig(**config)
-    target = output or options.default_output(checkpoint, method.scheme)
+    target = options.chosen_output(output, checkpoint, method.scheme)
 
     def work() -> None:
         from modelopt_cli import api

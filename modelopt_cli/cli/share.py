@@ -49,7 +49,7 @@ def share(
     if not settings.automatic:
         settings.size  # noqa: B018 -- raises where nothing says how many, before the checkpoint is read
     asked = options.training_request(training, how) if how else None
-    target = output or options.default_output(checkpoint, "shared")
+    target = options.chosen_output(output, checkpoint, "shared")
     check_curve(training.curve, asked, [target], [checkpoint], force)
 
     def work() -> None:

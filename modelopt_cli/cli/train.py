@@ -52,7 +52,7 @@ def train(
     reader.finish()
     options.check_exports(exports, force)
     asked = options.training_request(training, how)
-    target = output or options.default_output(checkpoint or Path(), "trained")
+    target = options.chosen_output(output, checkpoint, "trained")
     check_curve(training.curve, asked, [target], [] if checkpoint is None else [checkpoint], force)
 
     def work() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+OURS = "net-int8-weight.safetensors"
 HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
 RUN = [*HOW, "--data", "digits", "--runs", "0", "--limit", "64"]
 RGB = ["--data", "synthetic:3x64x64"]
@@ -135,8 +136,8 @@ CASES = [
     Case("nothing left to compress", ["quantize", "net.pth", *RUN, "--exclude", "*"], 1, ()),
     Case("output is a directory", ["quantize", "net.pth", *RUN, "-o", "empty"], 2, ("empty", "directory")),
     Case("output is a device", ["quantize", "net.pth", *RUN, "-o", "/dev/null"], 2, ("/dev/null",)),
-    Case("output exists", ["quantize", "net.pth", *RUN, "-o", "text.pth"], 2, ("text.pth", "--force")),
-    Case("output is the input", ["quantize", "net.pth", *RUN, "-o", "net.pth", "--force"], 2, ("net.pth",)),
+    Case("output exists", ["quantize", "net.pth", *RUN, "-o", OURS], 2, (OURS, "--force")),
+    Case("output is the input", ["quantize", OURS, *RUN[len(HOW) :], "-o", OURS, "--force"], 2, (OURS,)),
     Case("output in no folder", ["quantize", "net.pth", *RUN, "-o", "no/out.safetensors"], 2, ("no",)),
     Case("export exists", ["eval", "net.pth", *RUN, "--export", "t.json"], 2, ("t.json", "--force")),
     Case("a gate without a second model", ["eval", "net.pth", *RUN, "--max-drop", "1"], 2, ()),

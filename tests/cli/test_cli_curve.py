@@ -99,7 +99,12 @@ def test_a_gate_that_is_not_met_does_not_lose_the_picture(here, modelopt):
         pytest.param(["--curve", "old.svg"], 2, "old.svg: already exists", id="exists"),
         pytest.param(["--curve", "no/c.svg"], 2, "no/c.svg: the folder", id="folder"),
         pytest.param(["--curve", "net.svg", "--force"], 2, "net.svg: is also an input", id="input"),
-        pytest.param([*CURVE, "-o", "./curve.svg"], 2, "curve.svg: is also the output", id="output"),
+        pytest.param(
+            ["--curve", "out.svg", "-o", "./net-int8-weight.safetensors", "--force"],
+            2,
+            "out.svg: is also the output",
+            id="output",
+        ),
         pytest.param([*CURVE, "--run", "curve.svg"], 2, "curve.svg: is a name that the run", id="run"),
         pytest.param([*CURVE, "--dry-run"], 2, "--curve: has no meaning with --dry-run", id="dry"),
     ],
@@ -108,6 +113,7 @@ def test_a_gate_that_is_not_met_does_not_lose_the_picture(here, modelopt):
 def test_what_cannot_be_drawn_is_refused_before_training(verb, argv, code, message, here, modelopt):
     (here / "old.svg").write_text("mine")
     (here / "net.svg").symlink_to("net.pth")
+    (here / "out.svg").symlink_to("net-int8-weight.safetensors")
     before = listing(here)
     outcome = modelopt(*COMMANDS[verb], *argv)
     assert (outcome.code, outcome.out) == (code, "")
@@ -116,9 +122,11 @@ def test_what_cannot_be_drawn_is_refused_before_training(verb, argv, code, messa
 
 
 def test_the_file_of_the_comparison_is_an_output_too(here, modelopt):
-    outcome = modelopt(*COMMANDS["distill"], "-o", "out.svg", "--curve", "out-scratch.svg")
+    (here / "a-scratch.safetensors").write_text("")
+    (here / "a.svg").symlink_to("a-scratch.safetensors")
+    outcome = modelopt(*COMMANDS["distill"], "-o", "a.safetensors", "--curve", "a.svg", "--force")
     assert outcome.code == 2
-    assert "out-scratch.svg: is also the output" in outcome.err
+    assert "a.svg: is also the output" in outcome.err
 
 
 @pytest.mark.parametrize("verb", ["prune", "share"])

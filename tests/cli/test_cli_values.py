@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from modelopt_cli.cli import values
-from modelopt_cli.cli.options import default_output
+from modelopt_cli.cli.options import chosen_output
 from modelopt_cli.errors import UsageError
 
 GOOD = [
@@ -62,8 +62,8 @@ def test_reader_collects_and_then_raises():
         (".pth", ".pth-int8.safetensors"),
     ],
 )
-def test_default_output_name(path, name):
-    assert default_output(Path(path), "int8") == Path(name)
+def test_chosen_output_name(path, name):
+    assert chosen_output(None, Path(path), "int8") == Path(name)
 
 
 def test_choices_are_those_of_the_packages_that_need_torch():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelopt_cli.artifact import check_output
+from modelopt_cli.artifact import check_output, check_suffix
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.values import Reader, parse_choice
 
@@ -43,7 +43,7 @@ Output = Annotated[
         "-o",
         "--output",
         metavar="FILE",
-        help="The file to write [default: NAME-SCHEME.safetensors, NAME-pruned.safetensors, "
+        help="The safetensors file to write [default: NAME-SCHEME.safetensors, NAME-pruned.safetensors, "
         "NAME-shared.safetensors, NAME-distilled.safetensors or NAME-trained.safetensors in the current "
         "directory].",
     ),
@@ -116,8 +116,19 @@ def undone(work: Work, wanted: bool, *outputs: Path) -> Work:
     return guarded
 
 
-def default_output(checkpoint: Path, ending: str) -> Path:
-    """``NAME-ENDING.safetensors`` in the current directory."""
+def chosen_output(output: Path | None, checkpoint: Path | None, ending: str) -> Path:
+    """The file to write: what ``--output`` names, or ``NAME-ENDING.safetensors`` in the current directory.
+
+    Raises:
+        OutputError: its suffix promises another format.
+    """
+    if output is None:
+        return _default_output(checkpoint or Path(), ending)
+    check_suffix(output)
+    return output
+
+
+def _default_output(checkpoint: Path, ending: str) -> Path:
     name = Path(checkpoint.absolute().name)
     while name.suffix.lower() in _SUFFIXES:
         name = name.with_suffix("")
