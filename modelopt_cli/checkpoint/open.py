@@ -210,8 +210,8 @@ def _open_tensors(path: Path, arch: str | None, input: InputSpec | None) -> Open
         check_found_spec(spec, max(sides, default=0), str(path))
     if spec is None:
         # A spec found in a file never imports the user's code: that takes --arch on the command line.
-        built = f"--arch {printable(tensors.arch)}" if tensors.arch else "the --arch it was trained with"
-        notes = [f"holds tensors without their network: rebuild it with {built}"]
+        made = f", made with --arch {printable(tensors.arch)}" if tensors.arch else ""
+        notes = [f"holds tensors without their network{made}"]
         return Opened(tensors.state, "artifact", sha256, notes=notes, tensors=tensors)
     architecture = resolve(spec, input or tensors.input)
     module, notes = build_loaded(architecture, dict(tensors.state), str(path))
