@@ -335,7 +335,8 @@ def test_a_scheme_that_needs_more_than_there_is(kind, name, ways, own, tmp_path)
     with pytest.raises(UsageError, match=f"scheme {name} needs") as caught:
         api.quantize(source, tmp_path / "out.safetensors", config=scheme(name), data="digits", **options)
     ask = "name its network with --arch, or " if kind == "bare" else ""
-    assert caught.value.hint == f"{ask}use --scheme {ways}"
+    assert caught.value.hint.endswith(f"{ask}use --scheme {ways}")
+    assert ("cannot be traced" in caught.value.hint) == (kind == "untraceable")
     assert not (tmp_path / "out.safetensors").exists()
 
 

@@ -37,6 +37,8 @@ def open_input(
     before both; and where nobody else says anything, the data's own shape decides. None leaves it to
     what recognition finds.
     """
+    if overrides is not None and overrides.sample is not None:
+        return overrides.sample
     recorded = [_recorded(path) for path in paths]
     known = next((spec for spec in recorded if spec is not None), None)
     if known is None and arch is not None:

@@ -28,6 +28,7 @@ from modelopt_cli.methods.trainable import masks_of, require_trainable
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import evaluation_mode
 from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.program.samples import zeros
 from modelopt_cli.training import Trained, Training, fit
 
 STAGE = "train"
@@ -205,6 +206,6 @@ def history_entry(opened: Opened, training: Training, trained: Trained, seed: in
 def _labels(program: Program, training: Training) -> tuple[str, ...] | None:
     """The data's class names, if there are as many as logits."""
     names = training.train.class_names
-    images = torch.zeros(1, *program.input.shape)
+    images = zeros(program.input, 1)
     with evaluation_mode(program), torch.inference_mode():
         return names if names is not None and len(names) == program(images).shape[-1] else None

@@ -32,15 +32,17 @@ def inspect(
     arch: options.Arch = None,
     input_size: options.InputSize = None,
     channels: options.Channels = None,
+    input_shape: options.InputShape = None,
 ) -> Work:
     """Show what a file holds: its tensors and its history.
 
     Example: modelopt inspect resnet18-int8.safetensors --layers
     """
     reader = Reader()
-    network = options.NetworkOptions(arch=arch, input_size=input_size, channels=channels)
-    image = network.read(reader)
-    for option, value in (("--arch", arch), ("--input-size", input_size), ("--channels", channels)):
+    given = {"arch": arch, "input_size": input_size, "channels": channels, "input_shape": input_shape}
+    image = options.NetworkOptions(**given).read(reader)
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
         reader.check(layers or value is None, option, "has no meaning without --layers")
     reader.finish()
 

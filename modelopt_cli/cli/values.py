@@ -7,10 +7,11 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 from modelopt_cli.errors import UsageError
 
+InputType = Literal["float32", "int64", "int32", "uint8", "bool"]
 Value = TypeVar("Value")
 Choice = TypeVar("Choice", bound=str)
 
@@ -75,6 +76,15 @@ def parse_size(text: str) -> tuple[int, int]:
     if match is None:
         raise ValueError(f"'{text}' is neither N nor HEIGHTxWIDTH in pixels")
     return int(match[1]), int(match[2] or match[1])
+
+
+def parse_shape(text: str) -> tuple[tuple[int, ...], InputType]:
+    """``3x8x56x56`` or ``128:int64``: the shape of one sample and the type of its elements."""
+    size = r"[1-9]\d{0,5}"
+    match = re.fullmatch(rf"({size}(?:x{size}){{0,7}})(?::(\w+))?", text, re.ASCII)
+    if match is None:
+        raise ValueError(f"'{text}' is not the shape of a sample, such as 3x224x224 or 128:int64")
+    return tuple(map(int, match[1].split("x"))), parse_choice(match[2] or "float32", get_args(InputType))
 
 
 def parse_resize(text: str) -> int | tuple[int, int]:

@@ -15,6 +15,7 @@ from modelopt_cli.data.names import match_names
 from modelopt_cli.data.preprocess import ImageTransform
 from modelopt_cli.data.source import Label, Source, Stream
 from modelopt_cli.errors import DataError, EnvironmentFailure, ModeloptError
+from modelopt_cli.program.samples import DTYPES
 from modelopt_cli.program.spec import InputSpec
 
 Batch = tuple[Tensor, Tensor]
@@ -199,12 +200,16 @@ class Data:
             hint = (
                 "set --input-size, or --resize and --crop"
                 if self.transform
-                else "give the network's input shape"
+                else "say with --input-shape what the network takes"
             )
             raise DataError(f"is {got}, where {want} is expected", where=self.source.where(index), hint=hint)
         if self.transform is None and not bool(torch.isfinite(image).all()):
             raise DataError("holds NaN or infinity", where=self.source.where(index), hint="clean the data")
-        return image, self._label(label, index) if self.labelled and self.reads_labels else -1
+        wanted = DTYPES[self.input.dtype]
+        if image.dtype.is_floating_point > wanted.is_floating_point:
+            what = f"holds fractions, where {self.input.dtype} is expected"
+            raise DataError(what, where=self.source.where(index), hint="give whole numbers")
+        return image.to(wanted), self._label(label, index) if self.labelled and self.reads_labels else -1
 
     def _label(self, label: Label, index: int) -> int:
         if isinstance(label, DataError):

@@ -1,6 +1,7 @@
 """Open a ``--data`` spec: the one table of kinds, and the merge with what the network expects."""
 
 from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor
 
@@ -16,7 +17,8 @@ from modelopt_cli.data.synthetic import open_synthetic
 from modelopt_cli.data.table import open_csv
 from modelopt_cli.data.tar import open_tar
 from modelopt_cli.errors import DataError
-from modelopt_cli.program.spec import InputSpec
+from modelopt_cli.program.samples import DTYPES
+from modelopt_cli.program.spec import InputSpec, InputType
 
 _OPENERS: dict[str, Callable[[DataSpec], Source | Stream]] = {
     "folder": open_folder,
@@ -60,9 +62,11 @@ def open_data(
     """
     parsed = parse_spec(spec)
     overrides = overrides or PreprocessOverrides()
+    if overrides.sample is not None:
+        input, overrides = overrides.sample, PreprocessOverrides()
     if parsed.kind == "synthetic":
         shape = resolve_preprocess(input, overrides)[1] if overrides else input.shape if input else None
-        source: Source | Stream = open_synthetic(parsed, shape, seed)
+        source: Source | Stream = open_synthetic(parsed, shape, seed, input.dtype if input else "float32")
     else:
         source = _OPENERS[parsed.kind](parsed)
     if isinstance(source, Stream) or source.ready:
@@ -105,6 +109,8 @@ def _open_ready(
         native = 1 if first.ndim == 3 and len(first) == 1 else 3
         preprocess, shape = resolve_preprocess(recorded, overrides, native)
     shape = shape or tuple(first.shape)
-    data = Data(source, InputSpec(shape, preprocess), reads_labels=labels)
+    own = str(first.dtype).removeprefix("torch.")
+    dtype = recorded.dtype if recorded else own if own in DTYPES else "float32"
+    data = Data(source, InputSpec(shape, preprocess, cast(InputType, dtype)), reads_labels=labels)
     next(data.batches(1))
     return data

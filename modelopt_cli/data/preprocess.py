@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from modelopt_cli.errors import DataError, UsageError
-from modelopt_cli.program.spec import InputSpec, Interpolation, Preprocess
+from modelopt_cli.program.spec import InputSpec, InputType, Interpolation, Preprocess
 
 Size = tuple[int, int]
 
@@ -33,6 +33,8 @@ class PreprocessOverrides:
         std: the same.
         channels: 1 or 3.
         interpolation: resampling used by the resize.
+        shape: of samples that are no images; then nothing else is given.
+        dtype: of their elements; None stands for float32.
     """
 
     input_size: int | Size | None = None
@@ -42,6 +44,8 @@ class PreprocessOverrides:
     std: tuple[float, ...] | None = None
     channels: int | None = None
     interpolation: Interpolation | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: InputType | None = None
 
     def __bool__(self) -> bool:
         return any(getattr(self, f.name) is not None for f in fields(self))
@@ -50,6 +54,11 @@ class PreprocessOverrides:
     def size(self) -> Size | None:
         """``input_size`` as height and width."""
         return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
+
+    @property
+    def sample(self) -> InputSpec | None:
+        """What samples look like that are no images, or None."""
+        return None if self.shape is None else InputSpec(self.shape, dtype=self.dtype or "float32")
 
     def check(self) -> None:
         """Refuse values no image could be processed with.

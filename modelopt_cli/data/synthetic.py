@@ -9,23 +9,26 @@ from torch import Tensor
 from modelopt_cli.data.source import Source
 from modelopt_cli.data.spec import DataSpec, check_options
 from modelopt_cli.errors import DataError
+from modelopt_cli.program.samples import DTYPES
+from modelopt_cli.program.spec import InputType
 
-_SHAPE = re.compile(r"[1-9]\d{0,6}(x[1-9]\d{0,6})*")
+_SHAPE = re.compile(r"([1-9]\d{0,6}(?:x[1-9]\d{0,6})*)(?::(\w+))?", re.ASCII)
+_EXAMPLE = "write synthetic:3x224x224, or synthetic:128:int64"
 _COUNT = 256
 _LARGEST = 2**28
 
 
 class SyntheticSource(Source):
-    """Standard normal noise; a sample depends on the seed and its index alone."""
+    """Standard normal noise, or whole numbers; a sample depends on the seed and its index alone."""
 
     ready = True
     labelled = False
 
-    def __init__(self, name: str, shape: tuple[int, ...], count: int, seed: int) -> None:
-        self.name = name
-        self.shape = shape
-        self.count = count
-        self.seed = seed
+    def __init__(
+        self, name: str, shape: tuple[int, ...], count: int, seed: int, dtype: InputType, below: int
+    ) -> None:
+        self.name, self.shape, self.count = name, shape, count
+        self.seed, self.dtype, self.below = seed, dtype, below
 
     def __len__(self) -> int:
         return self.count
@@ -34,23 +37,32 @@ class SyntheticSource(Source):
         """Noise of the given shape, and -1 for the label it does not have."""
         # NumPy's generator: torch's uses only 32 bits of its seed, too few for a seed and an index.
         generator = np.random.default_rng((self.seed % 2**64, index))
-        return torch.from_numpy(generator.standard_normal(self.shape, dtype=np.float32)), -1
+        if self.dtype == "float32":
+            return torch.from_numpy(generator.standard_normal(self.shape, dtype=np.float32)), -1
+        end = {"bool": 2, "uint8": 256}.get(self.dtype, self.below)
+        return torch.from_numpy(generator.integers(end, size=self.shape)).to(DTYPES[self.dtype]), -1
 
 
-def open_synthetic(spec: DataSpec, shape: tuple[int, ...] | None, seed: int) -> Source:
-    """``synthetic:3x224x224?n=256``; without a shape, the network's."""
-    check_options(spec, ("n",))
+def open_synthetic(
+    spec: DataSpec, shape: tuple[int, ...] | None, seed: int, dtype: InputType = "float32"
+) -> Source:
+    """``synthetic:3x224x224?n=256``, ``synthetic:128:int64?below=999``; without a shape, the network's."""
+    check_options(spec, ("n", "below"))
     if spec.target:
-        if not _SHAPE.fullmatch(spec.target):
-            raise DataError(
-                f"{spec.target!r} is not a shape", where=spec.text, hint="write synthetic:3x224x224"
-            )
-        shape = tuple(int(side) for side in spec.target.split("x"))
+        match = _SHAPE.fullmatch(spec.target)
+        if match is None or (match[2] or dtype) not in DTYPES:
+            raise DataError(f"{spec.target!r} is not a shape", where=spec.text, hint=_EXAMPLE)
+        shape, dtype = tuple(map(int, match[1].split("x"))), match[2] or dtype  # type: ignore[assignment]
     if shape is None:
-        raise DataError("needs a shape here", where=spec.text, hint="write synthetic:3x224x224")
+        raise DataError("needs a shape here", where=spec.text, hint=_EXAMPLE)
     if torch.Size(shape).numel() > _LARGEST:
-        raise DataError("is larger than a sample can be", where=spec.text, hint="write synthetic:3x224x224")
-    count = spec.options.get("n", _COUNT)
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise DataError(f"n is {count!r}, not a number of samples", where=spec.text)
-    return SyntheticSource(spec.text, shape, count, seed)
+        raise DataError("is larger than a sample can be", where=spec.text, hint=_EXAMPLE)
+    count, below = (_number(spec, name, default) for name, default in (("n", _COUNT), ("below", 2)))
+    return SyntheticSource(spec.text, shape, count, seed, dtype, below)
+
+
+def _number(spec: DataSpec, name: str, default: int) -> int:
+    value = spec.options.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
+        raise DataError(f"{name} is {value!r}, not a number above 0", where=spec.text)
+    return value

@@ -18,6 +18,7 @@ from modelopt_cli.measure.sparsity import sparsity_note
 from modelopt_cli.measure.subject import LabelledBatches, StageProgress, Subject
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Quantized
+from modelopt_cli.program.samples import tokens_of
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class _Run:
         assert subject.model is not None
         assert subject.input is not None
         try:
-            return count_macs(subject.model, subject.input.shape)
+            return count_macs(subject.model, subject.input.shape, subject.input.dtype)
         except ArchitectureError as error:
             raise ArchitectureError(error.what, where=subject.path, hint=error.hint) from error
 
@@ -209,7 +210,11 @@ class _Run:
             assert subject.model is not None
             assert subject.input is not None
             x = latency.sample_input(
-                subject.input.shape, options.batch_size, seed=options.seed, device=options.device
+                subject.input,
+                options.batch_size,
+                seed=options.seed,
+                device=options.device,
+                below=tokens_of(subject.model.modules()),
             )
             accuracy.run(subject.model, x, subject.path)  # fails here, in one line, or not at all
             model, form = best_form(subject, x, seed=options.seed)
@@ -247,12 +252,14 @@ class _Run:
             return loading.measure_loading(loading.Job(subject.path, None, None, threads=threads))
         assert subject.model is not None
         assert subject.input is not None
-        model, shape = subject.model, subject.input.shape
-        job = loading.Job(subject.path, subject.arch, shape, options.batch_size, threads, options.device)
+        model, input = subject.model, subject.input
+        job = loading.Job(
+            subject.path, subject.arch, input.shape, options.batch_size, threads, options.device, input.dtype
+        )
         measured = loading.measure_loading(job)
         if options.device == "cpu":
             return measured
-        x = latency.sample_input(shape, options.batch_size, device=options.device)
+        x = latency.sample_input(input, options.batch_size, device=options.device)
         run = partial(accuracy.run, model, x, subject.path)
         return replace(measured, peak_bytes=loading.peak_memory_cuda(run, options.device))
 

@@ -30,6 +30,8 @@ from modelopt_cli.measure.formulas import (
 )
 from modelopt_cli.program.capture import evaluation_mode
 from modelopt_cli.program.quantized import Quantized
+from modelopt_cli.program.samples import zeros
+from modelopt_cli.program.spec import InputSpec, InputType
 
 Shape = tuple[int, ...]
 
@@ -54,7 +56,7 @@ class Macs:
         return 2 * self.total
 
 
-def count_macs(model: nn.Module, shape: Shape) -> Macs:
+def count_macs(model: nn.Module, shape: Shape, dtype: InputType = "float32") -> Macs:
     """Count what ``model`` computes for one sample of ``shape``, by running it once on zeros.
 
     A graph (a Program, or any ``fx.GraphModule``) is counted node by node with the tables of
@@ -64,7 +66,7 @@ def count_macs(model: nn.Module, shape: Shape) -> Macs:
     Raises:
         ArchitectureError: the model does not run on that shape.
     """
-    x = torch.zeros(1, *shape, device=_device(model))
+    x = zeros(InputSpec(shape, dtype=dtype), 1, _device(model))
     try:
         with evaluation_mode(model), torch.no_grad():
             return _count_graph(model, x) if isinstance(model, fx.GraphModule) else _count_module(model, x)

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from modelopt_cli.program.samples import noise
+from modelopt_cli.program.spec import InputSpec
+
 Call = Callable[[Tensor], object]
 Progress = Callable[[int, int | None], None]
 _WIDE = 0.2  # interquartile range over median above which times are called unsteady
@@ -51,10 +54,11 @@ class Latency:
         return self.iqr / self.median
 
 
-def sample_input(shape: tuple[int, ...], batch_size: int, *, seed: int = 0, device: str = "cpu") -> Tensor:
-    """A batch of standard normal noise; images are channels-last, as a decoder delivers them."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch_size, *shape, generator=generator).to(device)
+def sample_input(
+    input: InputSpec, batch_size: int, *, seed: int = 0, device: str = "cpu", below: int = 2
+) -> Tensor:
+    """A batch of noise, see ``program.samples``; images are channels-last, as a decoder delivers them."""
+    x = noise(input, batch_size, seed=seed, below=below).to(device)
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from modelopt_cli.program.spec import InputType
+
 _TIMEOUT_S = 600
 
 
@@ -24,6 +26,7 @@ class Job:
         path: file to load.
         arch: architecture, where the file needs to be told one.
         shape: of one sample; None where there is no network to run, and all tensors are read instead.
+        dtype: of its elements.
         batch_size: samples in the forward pass.
         threads: torch threads, or None.
         device: where the network is to run.
@@ -35,6 +38,7 @@ class Job:
     batch_size: int = 1
     threads: int | None = None
     device: str = "cpu"
+    dtype: InputType = "float32"
 
 
 @dataclass(frozen=True)

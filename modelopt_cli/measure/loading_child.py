@@ -47,7 +47,7 @@ def measure_here(job: Job) -> dict[str, float | None]:
     peak: int | None = None
     if job.shape is not None:
         with torch.inference_mode():
-            opened(sample_input(job.shape, job.batch_size, device=job.device))
+            opened(sample_input(InputSpec(job.shape, dtype=job.dtype), job.batch_size, device=job.device))
         peak = max(0, _peak() - before)
     times = [seconds]
     while len(times) < _REPETITIONS and sum(times) < _ENOUGH_S:
@@ -79,7 +79,9 @@ def _timed(job: Job) -> tuple[Any, float]:
         for _ in open_model(job.path).state.values():
             pass  # one after the other: where tensors are decoded on demand, that is now
     else:
-        opened = api.load_network(job.path, arch=job.arch, input=InputSpec(job.shape), device=job.device)
+        opened = api.load_network(
+            job.path, arch=job.arch, input=InputSpec(job.shape, dtype=job.dtype), device=job.device
+        )
         opened.eval()
     if job.device != "cpu":
         torch.cuda.synchronize(job.device)

@@ -23,6 +23,7 @@ from modelopt_cli.program.patches import unchanged
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.recover import recover_layers
 from modelopt_cli.program.rewrite import copy_graph
+from modelopt_cli.program.samples import noise, tokens_of
 from modelopt_cli.program.spec import InputSpec
 from modelopt_cli.program.tracer import ProgramTracer
 
@@ -47,7 +48,7 @@ def capture(
     model's tensors, not its modules. The model is left as it was.
 
     Args:
-        model: a network that takes one float tensor ``(N, *input.shape)`` and returns one tensor.
+        model: a network that takes one tensor ``(N, *input.shape)`` and returns one tensor.
         input: shape and preprocessing of one sample.
         labels: class names in logit order.
         arch: what the network was built from, kept for information.
@@ -72,10 +73,10 @@ def capture(
 
 
 def random_input(model: nn.Module, input: InputSpec, batch: int) -> Tensor:
-    """A normal random batch of the model's dtype, on its device; always the same for one batch size."""
+    """A random batch on the model's device, floats in its dtype; always the same for one batch size."""
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    generator = torch.Generator().manual_seed(_SEED + batch)
-    return torch.randn(batch, *input.shape, generator=generator).to(first.device, first.dtype)
+    x = noise(input, batch, seed=_SEED + batch, below=tokens_of(model.modules()))
+    return x.to(first.device, first.dtype if x.is_floating_point() else x.dtype)
 
 
 def _attempt(

@@ -11,6 +11,7 @@ from modelopt_cli.program.allowlist import function_name
 from modelopt_cli.program.kinds import build, config_of, kind_of
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.rewrite import copy_graph, meta_copy, rebuild
+from modelopt_cli.program.samples import zeros
 
 _CONVS: tuple[type, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DECONVS: tuple[type, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -184,7 +185,7 @@ def _ranks(program: Program) -> dict[str, int]:
             return result
 
     with torch.no_grad():
-        _Interpreter(meta_copy(program)).run(torch.empty(2, *program.input.shape, device="meta"))
+        _Interpreter(meta_copy(program)).run(zeros(program.input, 2, "meta"))
     return ranks
 
 

@@ -7,11 +7,12 @@ from typing import Any, get_args
 
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.program import Program
-from modelopt_cli.program.spec import InputSpec, Interpolation, Preprocess
+from modelopt_cli.program.spec import InputSpec, InputType, Interpolation, Preprocess
 
 MAX_LABELS = 1_000_000
 MAX_TEXT = 10_000
 MAX_SIDE = 1_000_000
+MAX_RANK = 8  # dimensions of a sample
 _MAX_DEPTH = 16
 _MAX_ITEMS = 1_000_000
 
@@ -27,9 +28,10 @@ def to_header(program: Program) -> dict[str, Any]:
 
 
 def input_to_data(spec: InputSpec) -> dict[str, Any]:
-    """An InputSpec as JSON."""
+    """An InputSpec as JSON; the element type is there if it is not float32."""
     preprocess = {k: _plain(v) for k, v in asdict(spec.preprocess).items()} if spec.preprocess else None
-    return {"shape": list(spec.shape), "preprocess": preprocess}
+    dtype = {} if spec.dtype == "float32" else {"dtype": spec.dtype}
+    return {"shape": list(spec.shape), "preprocess": preprocess, **dtype}
 
 
 def _plain(value: Any) -> Any:
@@ -58,10 +60,12 @@ def input_from_data(data: Any) -> InputSpec:
     Raises:
         ArtifactError: it is anything else.
     """
-    spec = keyed(data, ("shape", "preprocess"), "input")
-    shape = _sides(listed(spec["shape"], "shape", 4), "the input shape")
+    spec = keyed({"dtype": "float32", **mapped(data, "input")}, ("shape", "preprocess", "dtype"), "input")
+    shape, dtype = _sides(listed(spec["shape"], "shape", MAX_RANK), "the input shape"), spec["dtype"]
+    if dtype not in get_args(InputType):
+        raise ArtifactError("unknown element type")
     if spec["preprocess"] is None:
-        return InputSpec(shape)
+        return InputSpec(shape, dtype=dtype)
     found = keyed(spec["preprocess"], tuple(f.name for f in fields(Preprocess)), "preprocess")
     resize, crop, channels = found["resize"], found["crop"], found["channels"]
     if isinstance(resize, list) and len(resize) == 2:
@@ -79,7 +83,7 @@ def input_from_data(data: Any) -> InputSpec:
     ):
         raise ArtifactError("unknown preprocessing")
     mean, std = (_numbers(found[name], name, channels) for name in ("mean", "std"))
-    return InputSpec(shape, Preprocess(resize, crop, found["interpolation"], mean, std, channels))
+    return InputSpec(shape, Preprocess(resize, crop, found["interpolation"], mean, std, channels), dtype)
 
 
 def _sides(values: Sequence[Any], what: str) -> tuple[Any, ...]:

@@ -7,6 +7,8 @@ from torch import Tensor, fx
 
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.rewrite import meta_copy
+from modelopt_cli.program.samples import zeros
+from modelopt_cli.program.spec import InputSpec
 
 
 def value_shapes(program: Program, batch: int, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
@@ -25,9 +27,10 @@ def value_shapes(program: Program, batch: int, shape: tuple[int, ...] | None = N
             shapes[n.name] = _shape_of(result)
             return result
 
+    sample = program.input if shape is None else InputSpec(shape, dtype=program.input.dtype)
     copied = meta_copy(program).float()
     with torch.no_grad():
-        _Recorder(copied).run(torch.empty(batch, *(shape or program.input.shape), device="meta"))
+        _Recorder(copied).run(zeros(sample, batch, "meta"))
     return shapes
 
 

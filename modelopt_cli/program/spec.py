@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+InputType = Literal["float32", "int64", "int32", "uint8", "bool"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,14 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Shape of one sample without the batch dimension, e.g. ``(3, 224, 224)``."""
+    """What one sample looks like.
+
+    Attributes:
+        shape: without the batch dimension, e.g. ``(3, 224, 224)``.
+        preprocess: how an image becomes one; None where samples are no images.
+        dtype: type of its elements.
+    """
 
     shape: tuple[int, ...]
     preprocess: Preprocess | None = None
+    dtype: InputType = "float32"

@@ -79,21 +79,24 @@ def test_bare_tensors_must_be_finite_too(tmp_path: Path) -> None:
         open_model(tmp_path / "a.safetensors")
 
 
-def test_a_network_that_cannot_be_traced_is_a_module_with_a_note(tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_traced_is_a_module_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(UNTRACEABLE)
     torch.save({"fc.weight": torch.ones(2, 4), "fc.bias": torch.zeros(2)}, tmp_path / "a.pth")
     opened = open_model(tmp_path / "a.pth", f"{tmp_path}/net.py:Net", InputSpec((4,)))
     assert opened.program is None
     assert opened.module is not None
-    assert any("cannot be traced" in note and "\n" not in note for note in opened.notes)
+    assert opened.untraced is not None
+    assert "cannot be traced" in opened.untraced
+    assert "\n" not in opened.untraced
     assert opened.module(torch.ones(1, 4)).tolist() == [[4.0, 4.0]]
 
 
-def test_an_architecture_file_needs_an_input(tmp_path: Path) -> None:
+def test_an_architecture_file_without_an_input_is_a_module(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(UNTRACEABLE)
     torch.save({"fc.weight": torch.ones(2, 4), "fc.bias": torch.zeros(2)}, tmp_path / "a.pth")
-    with pytest.raises(ArchitectureError, match="add --input-size"):
-        open_model(tmp_path / "a.pth", f"{tmp_path}/net.py:Net")
+    opened = open_model(tmp_path / "a.pth", f"{tmp_path}/net.py:Net")
+    assert opened.module is not None
+    assert "add --input-shape" in (opened.untraced or "")
 
 
 class TestArtifacts:

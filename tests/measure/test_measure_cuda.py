@@ -46,4 +46,4 @@ def test_evaluation() -> None:
     assert model.peak_bytes is not None
     assert model.peak_bytes > 4 * 64 * 62 * 62 * 10
     assert found.environment.device == "cuda"
-    assert sample_input((3, 4, 4), 1, device="cuda").is_cuda
+    assert sample_input(InputSpec((3, 4, 4)), 1, device="cuda").is_cuda

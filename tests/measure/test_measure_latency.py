@@ -108,10 +108,10 @@ def test_threads_are_restored_even_after_a_failure() -> None:
 
 
 def test_images_are_channels_last_and_repeatable() -> None:
-    x = latency.sample_input((3, 8, 8), 4, seed=1)
+    x = latency.sample_input(InputSpec((3, 8, 8)), 4, seed=1)
     assert x.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(x, latency.sample_input((3, 8, 8), 4, seed=1))
-    assert latency.sample_input((7,), 2).shape == (2, 7)
+    assert torch.equal(x, latency.sample_input(InputSpec((3, 8, 8)), 4, seed=1))
+    assert latency.sample_input(InputSpec((7,)), 2).shape == (2, 7)
 
 
 def program() -> Program:
@@ -124,7 +124,7 @@ def subject(model: nn.Module) -> Subject:
     return Subject("net.pth", model, found, 1, input=InputSpec((3, 8, 8)))
 
 
-IMAGES = latency.sample_input((3, 8, 8), 1)
+IMAGES = latency.sample_input(InputSpec((3, 8, 8)), 1)
 
 
 def use_kernels(monkeypatch: pytest.MonkeyPatch, prepack: Any) -> None:

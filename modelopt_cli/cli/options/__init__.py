@@ -12,6 +12,7 @@ from modelopt_cli.cli.options.measure import (
 from modelopt_cli.cli.options.network import (
     Arch,
     Channels,
+    InputShape,
     InputSize,
     InputValues,
     Interpolation,
@@ -66,6 +67,7 @@ __all__ = [
     "FineTuneOptions",
     "Force",
     "GateOptions",
+    "InputShape",
     "InputSize",
     "InputValues",
     "Interpolation",

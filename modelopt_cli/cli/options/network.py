@@ -1,12 +1,21 @@
 """Which network it is, which data to use, and how an image becomes its input."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal, cast, get_args
 
 import typer
 
-from modelopt_cli.cli.values import Reader, parse_choice, parse_crop, parse_floats, parse_resize, parse_size
+from modelopt_cli.cli.values import (
+    InputType,
+    Reader,
+    parse_choice,
+    parse_crop,
+    parse_floats,
+    parse_resize,
+    parse_shape,
+    parse_size,
+)
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
@@ -22,6 +31,13 @@ Arch = Annotated[
 ]
 InputSize = Annotated[
     str | None, _input(metavar="N|HxW", help="Height and width of the network's input, in pixels.")
+]
+InputShape = Annotated[
+    str | None,
+    _input(
+        metavar="CxHxW|DxDx...[:TYPE]",
+        help="Shape of one sample, without the batch: an image's, or 3x8x56x56, 128:int64 and the like.",
+    ),
 ]
 Channels = Annotated[str | None, _input(metavar="1|3", help="Grey or colour.")]
 
@@ -40,6 +56,8 @@ class InputValues:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     channels: int | None
+    shape: tuple[int, ...] | None = None
+    dtype: InputType | None = None
 
     def given(self) -> dict[str, Any]:
         """Only what was said, by name."""
@@ -81,9 +99,26 @@ class NetworkOptions:
         _input(metavar="X,X,X", help="Then divide each channel by this."),
     ] = None
     channels: Channels = None
+    input_shape: InputShape = None
 
     def read(self, reader: Reader) -> InputValues:
-        """The typed values of the options about images."""
+        """The typed values of the options about samples; an image's shape is its size and its channels."""
+        image = self._read_image(reader)
+        found = reader.read("--input-shape", self.input_shape, parse_shape)
+        if found is None:
+            return image
+        shape, dtype = found
+        for option, value in (("--input-size", self.input_size), ("--channels", self.channels)):
+            reader.check(value is None, option, "is a part of --input-shape; give one of the two")
+        if dtype == "float32" and len(shape) == 3 and shape[0] in (1, 3):
+            return replace(image, input_size=shape[1:], channels=shape[0])
+        for option in ("resize", "crop", "interpolation", "mean", "std"):
+            reader.check(
+                getattr(self, option) is None, f"--{option}", "is for images, which this is no shape of"
+            )
+        return replace(image, shape=shape, dtype=dtype)
+
+    def _read_image(self, reader: Reader) -> InputValues:
         channels = reader.read("--channels", self.channels, lambda text: parse_choice(text, ("1", "3")))
         values = InputValues(
             input_size=reader.read("--input-size", self.input_size, parse_size),

@@ -27,7 +27,7 @@ class Timer:
 
     def __init__(self, original: Program, device: str = "cpu", seed: int = 0) -> None:
         self.device, self.seed = device, seed
-        self.images = sample_input(original.input.shape, 1, seed=seed, device=device)
+        self.images = sample_input(original.input, 1, seed=seed, device=device)
         self.original = self._form(original)
 
     def fraction(self, candidate: Program) -> float:

@@ -70,7 +70,7 @@ class Figures:
 
 def flops(program: Program) -> float:
     """Multiply-accumulates of one sample, counted on shapes alone."""
-    return float(count_macs(meta_copy(program), program.input.shape).total)
+    return float(count_macs(meta_copy(program), program.input.shape, program.input.dtype).total)
 
 
 def parameters(program: Program) -> float:

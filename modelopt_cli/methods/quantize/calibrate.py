@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from modelopt_cli.errors import DataError
 from modelopt_cli.methods.quantize.observers import Observer
 from modelopt_cli.program import Program
+from modelopt_cli.program.samples import zeros
 
 Progress = Callable[[int, int | None], None]
 
@@ -51,7 +52,7 @@ def value_shapes(program: Program) -> dict[fx.Node, torch.Size]:
     """Shapes of all tensor values for one sample of zeros."""
     interpreter = _Shapes(program)
     with torch.inference_mode():
-        interpreter.run(torch.zeros(1, *program.input.shape))
+        interpreter.run(zeros(program.input, 1))
     return interpreter.shapes
 
 

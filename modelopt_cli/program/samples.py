@@ -1,0 +1,36 @@
+"""Batches to try a network with, of the shape and element type of its input."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from modelopt_cli.program.spec import InputSpec
+
+DTYPES = {
+    "float32": torch.float32,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+_TOKENS = 100
+
+
+def zeros(input: InputSpec, batch: int, device: str | torch.device = "cpu") -> Tensor:
+    """A batch of zeros; on the meta device, of nothing."""
+    return torch.zeros(batch, *input.shape, dtype=DTYPES[input.dtype], device=device)
+
+
+def noise(input: InputSpec, batch: int, *, seed: int, below: int = 2) -> Tensor:
+    """Standard normal numbers, or whole ones from 0 up to, not including, ``below``; bytes up to 255."""
+    generator, dtype = torch.Generator().manual_seed(seed), DTYPES[input.dtype]
+    if dtype.is_floating_point:
+        return torch.randn(batch, *input.shape, generator=generator)
+    end = {torch.bool: 2, torch.uint8: 256}.get(dtype, below)
+    return torch.randint(end, (batch, *input.shape), generator=generator).to(dtype)
+
+
+def tokens_of(modules: Iterable[nn.Module]) -> int:
+    """How many whole numbers every embedding among ``modules`` has an entry for; 100 where there is none."""
+    return min((m.num_embeddings for m in modules if isinstance(m, nn.Embedding)), default=_TOKENS)
