@@ -63,6 +63,8 @@ class LayerStatus:
         scheme: how, or an empty string.
         reason: why not, or an empty string.
         bytes: what its weights took before they were compressed.
+        plain_bytes: of those, what is stored as it was although the layer is compressed: a recurrent layer
+            has several weights.
     """
 
     name: str
@@ -71,6 +73,7 @@ class LayerStatus:
     scheme: str = ""
     reason: str = ""
     bytes: int = 0
+    plain_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,13 @@ class Coverage:
 
     @property
     def byte_fraction(self) -> float:
-        """Bytes of the compressed layers among those of all, 0 to 1; 0 where there are none."""
-        return sum(layer.bytes for layer in self.layers if layer.compressed) / (self.bytes or 1)
+        """Compressed bytes among all, 0 to 1; 0 where there are none."""
+        return self.compressed_bytes / (self.bytes or 1)
+
+    @property
+    def compressed_bytes(self) -> int:
+        """What the weights took that are compressed."""
+        return sum(layer.bytes - layer.plain_bytes for layer in self.layers if layer.compressed)
 
     @property
     def left_out(self) -> "list[tuple[str, tuple[LayerStatus, ...]]]":
@@ -135,10 +143,10 @@ class _Past:
         return past
 
 
-def weight_tensors(module: nn.Module) -> list[torch.Tensor]:
-    """The weight matrices and kernels that a layer holds itself, integer ones included."""
+def weight_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The weight matrices and kernels that a layer holds itself by their own names, integer ones included."""
     held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    return [tensor for name, tensor in held if "weight" in name and tensor.dim() > 1]
+    return {name: tensor for name, tensor in held if "weight" in name and tensor.dim() > 1}
 
 
 def _bytes(tensors: Iterable[torch.Tensor], counted: set[int], left: float = 1.0) -> int:
@@ -158,14 +166,16 @@ def _status(
     if isinstance(module, Weighted):
         kind = kind.removeprefix("Quantized").removeprefix("Dynamic")
         schemes.append(SCHEMES[type(module)])
-    stored = (_stored(program, f"{name}.{own}") for own, _ in module.named_parameters(recurse=False))
-    schemes += dict.fromkeys(scheme for of_one in stored for scheme in of_one)
-    left = past.left.get(name, 1.0)
+    stored = {own: _stored(program, f"{name}.{own}") for own, _ in module.named_parameters(recurse=False)}
+    left, weights = past.left.get(name, 1.0), weight_tensors(module)
+    as_it_was = not schemes and left == 1
+    plain = _bytes((t for own, t in weights.items() if as_it_was and not stored.get(own)), counted)
+    size = plain + _bytes(weights.values(), counted, left)
+    schemes += dict.fromkeys(scheme for of_one in stored.values() for scheme in of_one)
     if left < 1:
         schemes.append(f"pruned {_percent(1 - left)} %")
-    size = _bytes(weight_tensors(module), counted, left)
     if schemes:
-        return LayerStatus(name, kind, True, ", ".join(schemes), bytes=size)
+        return LayerStatus(name, kind, True, ", ".join(schemes), bytes=size, plain_bytes=plain)
     return LayerStatus(name, kind, False, reason=past.reasons.get(name, "not selected"), bytes=size)
 
 

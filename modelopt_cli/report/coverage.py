@@ -44,7 +44,7 @@ def coverage_json(coverage: Coverage) -> dict[str, Any]:
     return {
         "layers": coverage.compressed,
         "of_layers": coverage.total,
-        "bytes": sum(layer.bytes for layer in coverage.layers if layer.compressed),
+        "bytes": coverage.compressed_bytes,
         "of_bytes": coverage.bytes,
         "left_out": [
             {"reason": reason, "layers": len(layers), "bytes": sum(layer.bytes for layer in layers)}

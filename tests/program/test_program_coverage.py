@@ -100,3 +100,25 @@ def test_reasons_are_grouped_and_those_with_most_bytes_come_first() -> None:
     assert groups == [("large", ["b"]), ("small", ["a", "d"])]
     assert (covered.fraction, covered.byte_fraction) == (0.25, 0.3)
     assert Coverage(()).byte_fraction == 0.0
+
+
+class Recurrent(nn.Module):
+    """A layer with two weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(10, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gru(x)[0]
+
+
+@pytest.mark.parametrize(
+    ("include", "share"), [(("*",), 1.0), (("*weight_ih*",), 10 / 18), (("*weight_hh*",), 8 / 18)]
+)
+def test_of_several_weights_those_count_that_are_compressed(include: tuple[str, ...], share: float) -> None:
+    given = capture(Recurrent().eval(), InputSpec((5, 10)))
+    made = quantize(given, QuantizeConfig(scheme="int8-weight", include=include), Context()).program
+    covered = coverage(made)
+    assert covered.bytes == FLOAT * 3 * 8 * (10 + 8)
+    assert covered.byte_fraction == pytest.approx(share)

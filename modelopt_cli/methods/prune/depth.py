@@ -104,9 +104,8 @@ class Layers(Family):
     def describe(self, program: Program) -> dict[str, object]:
         """The layers that are gone, and how many weights each had."""
         gone, layers = sorted(self._gone(program)), weighted_layers(self.original)
-        counts = {
-            name: sum(t.numel() for t in weight_tensors(layers[name])) for name in gone if name in layers
-        }
+        weights = {name: weight_tensors(layers[name]).values() for name in gone if name in layers}
+        counts = {name: sum(tensor.numel() for tensor in tensors) for name, tensors in weights.items()}
         return {"removed": gone, "removed_weights": counts}
 
     def _gone(self, program: Program) -> set[str]:
