@@ -5,6 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.result_json import (
+    distilled_json,
+    pruned_json,
+    quantized_json,
+    shared_json,
+    trained_json,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -103,26 +110,6 @@ def show_pruned(console: Console, outcome: "PruneOutcome", exports: Sequence[Pat
     _require_gates(outcome.evaluation)
 
 
-def pruned_json(outcome: "PruneOutcome") -> dict[str, Any]:
-    """The object that ``prune --json`` prints.
-
-    ``output`` is null after ``--dry-run``, ``evaluation`` (as ``eval --json`` prints it) where nothing
-    was measured.
-    """
-    from modelopt_cli import report
-
-    return {
-        "schema_version": 1,
-        "output": _written_json(outcome.written),
-        "predicted_bytes": outcome.predicted_bytes,
-        "layers": report.pruned_json(outcome.layers),
-        "compressed": report.coverage_json(outcome.coverage),
-        "target": None if outcome.target is None else vars(outcome.target),
-        "notes": list(outcome.notes),
-        "evaluation": _evaluation_json(outcome.evaluation),
-    }
-
-
 def show_shared(console: Console, outcome: "ShareOutcome", exports: Sequence[Path], force: bool) -> None:
     """Say what became of each layer, export and print the table; raises GateNotMet."""
     from modelopt_cli import report
@@ -136,27 +123,6 @@ def show_shared(console: Console, outcome: "ShareOutcome", exports: Sequence[Pat
     else:
         _show_made(console, outcome, layers, outcome.target)
     _require_gates(outcome.evaluation)
-
-
-def shared_json(outcome: "ShareOutcome") -> dict[str, Any]:
-    """The object that ``share --json`` prints.
-
-    ``output`` is null after ``--dry-run``, ``evaluation`` (as ``eval --json`` prints it) where nothing
-    was measured, ``target`` without ``--bits auto``.
-    """
-    from modelopt_cli import report
-
-    return {
-        "schema_version": 1,
-        "output": _written_json(outcome.written),
-        "predicted_bytes": outcome.predicted_bytes,
-        "coverage": [vars(layer) for layer in outcome.coverage.layers],
-        "layers": report.shared_json(outcome.layers),
-        "compressed": report.coverage_json(outcome.coverage),
-        "target": None if outcome.target is None else vars(outcome.target),
-        "notes": list(outcome.notes),
-        "evaluation": _evaluation_json(outcome.evaluation),
-    }
 
 
 def show_distilled(console: Console, outcome: "DistillOutcome", exports: Sequence[Path], force: bool) -> None:
@@ -175,17 +141,6 @@ def show_distilled(console: Console, outcome: "DistillOutcome", exports: Sequenc
         for written in filter(None, (outcome.scratch, outcome.written)):
             _show_written(console, written)
     _require_gates(outcome.evaluation)
-
-
-def distilled_json(outcome: "DistillOutcome") -> dict[str, Any]:
-    """The object that ``distill --json`` prints; ``evaluation`` is as ``eval --json`` prints it, or null."""
-    return {
-        "schema_version": 1,
-        "output": _written_json(outcome.written),
-        "scratch": _written_json(outcome.scratch),
-        "distillation": outcome.entry,
-        "evaluation": _evaluation_json(outcome.evaluation),
-    }
 
 
 def _show_plan(console: Console, plan: "Plan") -> None:
@@ -228,55 +183,6 @@ def _trained_line(trained: "Trained") -> str:
     if trained.best is None:
         return line
     return f"{line}; kept epoch {trained.best_epoch}, {trained.best:.2f} % on the validation samples"
-
-
-def trained_json(outcome: "TrainOutcome") -> dict[str, Any]:
-    """The object that ``train --json`` prints; ``evaluation`` is as ``eval --json`` prints it, or null."""
-    trained = outcome.trained
-    return {
-        "schema_version": 1,
-        "output": _written_json(outcome.written),
-        "training": {
-            "epochs": trained.epochs,
-            "steps": trained.steps,
-            "loss": trained.loss,
-            "best": trained.best,
-            "best_epoch": trained.best_epoch,
-            "seconds": trained.seconds,
-        },
-        "evaluation": _evaluation_json(outcome.evaluation),
-    }
-
-
-def quantized_json(outcome: "QuantizeOutcome") -> dict[str, Any]:
-    """The object that ``quantize --json`` prints.
-
-    ``output`` is null after ``--dry-run``, ``evaluation`` (as ``eval --json`` prints it) where nothing
-    was measured.
-    """
-    from modelopt_cli import report
-
-    return {
-        "schema_version": 1,
-        "output": _written_json(outcome.written),
-        "predicted_bytes": outcome.predicted_bytes,
-        "layers": [vars(layer) for layer in outcome.coverage.layers],
-        "compressed": report.coverage_json(outcome.coverage),
-        "notes": list(outcome.notes),
-        "evaluation": _evaluation_json(outcome.evaluation),
-    }
-
-
-def _written_json(written: "Written | None") -> dict[str, Any] | None:
-    if written is None:
-        return None
-    return {"path": str(written.path), "file_bytes": written.file_bytes, "sha256": written.sha256}
-
-
-def _evaluation_json(evaluation: "Evaluation | None") -> dict[str, Any] | None:
-    from modelopt_cli import report
-
-    return None if evaluation is None else report.to_json(evaluation)
 
 
 def _show_table(console: Console, evaluation: "Evaluation | None") -> None:
