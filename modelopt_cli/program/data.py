@@ -23,11 +23,13 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.arguments import DTYPES, dtype_name, number_from_json, number_to_json
+from modelopt_cli.program.bounds import check_bounds
 from modelopt_cli.program.header import from_header, keyed, listed, mapped, to_header
 from modelopt_cli.program.kinds import build, config_of, kind_of
 from modelopt_cli.program.names import is_path, shown
 from modelopt_cli.program.nodes import MAX_NODES, graph_from_data, leaf_above, node_to_data
 from modelopt_cli.program.program import Program
+from modelopt_cli.program.quantized import Quantized, Weighted
 
 _GRAPH_KEYS = ("modules", "attributes", "tensors", "tied", "nodes")
 _HEADER_KEYS = ("input", "labels", "history", "arch")
@@ -108,8 +110,10 @@ def from_data(data: Mapping[str, Any], state: Mapping[str, Tensor]) -> Program:
     _check_paths(modules, attributes)
     graph = graph_from_data(fields["nodes"], modules, attributes)
     tensors = _tensors(mapped(fields["tensors"], "tensors"), mapped(fields["tied"], "tied"), state)
+    check_bounds(graph, modules, {path: tensors[path] for path in attributes}, header["input"].shape)
     parts: dict[str, Any] = {**modules, **_assign(modules, attributes, tensors)}
     parts |= {path: parts[path] for path in attributes}
+    _check_values(modules)
     _fetch_from_leaves(graph, parts)
     try:
         program = Program(parts, graph, **header)
@@ -201,7 +205,8 @@ def _assign(
 
     for path, (owner, name, empty) in slots.items():
         tensor = tensors[path]
-        if tensor.shape != empty.shape or (tensor.dtype != empty.dtype and not _both_float(tensor, empty)):
+        exact = isinstance(owner, Quantized)  # its kernels take no other type
+        if tensor.shape != empty.shape or not _fits(tensor.dtype, empty.dtype, exact):
             raise ArtifactError("the tensor does not fit the layer's hyperparameters", where=path)
         if isinstance(empty, nn.Parameter):
             setattr(owner, name, parameter(tensor))
@@ -210,8 +215,17 @@ def _assign(
     return {p: parameter(tensors[p]) if kind == "parameter" else tensors[p] for p, kind in attributes.items()}
 
 
-def _both_float(a: Tensor, b: Tensor) -> bool:
-    return a.is_floating_point() and b.is_floating_point()
+def _fits(found: torch.dtype, wanted: torch.dtype, exact: bool) -> bool:
+    return found == wanted or (found.is_floating_point and wanted.is_floating_point and not exact)
+
+
+def _check_values(modules: Mapping[str, nn.Module]) -> None:
+    for path, leaf in modules.items():
+        if isinstance(leaf, Weighted):
+            try:
+                leaf.check()
+            except ValueError as error:
+                raise ArtifactError(str(error), where=path) from error
 
 
 def _fetch_from_leaves(graph: fx.Graph, parts: dict[str, Any]) -> None:

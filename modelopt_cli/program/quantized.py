@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modelopt_cli.program.fields import checked_config, parse_fields
+
 QMIN, QMAX = 0, 255
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,6 +31,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
 }
+_ANY = "|".join(ACTIVATIONS)
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class QParams:
     zero_point: int
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.scale, float) and 0.0 < self.scale < float("inf")):
-            raise ValueError(f"scale must be a positive float, not {self.scale!r}")
+        if not (isinstance(self.scale, float) and _SMALLEST <= self.scale <= _LARGEST):
+            raise ValueError(f"scale must be a positive float32, not {self.scale!r}")
         if type(self.zero_point) is not int or not QMIN <= self.zero_point <= QMAX:
             raise ValueError(f"zero_point must be in {QMIN}..{QMAX}, not {self.zero_point!r}")
 
@@ -53,8 +57,21 @@ def quantize(x: Tensor, q: QParams) -> Tensor:
     return x.mul(1.0 / q.scale).round_().add_(q.zero_point).clamp_(QMIN, QMAX).to(torch.uint8)
 
 
+def _require_uint8(x: Tensor) -> None:
+    """Where a graph out of a file is tried, refuse what the kernels would not take."""
+    if x.is_meta and x.dtype is not torch.uint8:
+        raise TypeError(f"a quantized layer reads uint8, not {str(x.dtype).removeprefix('torch.')}")
+
+
+def _require_images(x: Tensor) -> None:
+    _require_uint8(x)
+    if x.is_meta and x.dim() != 4:
+        raise TypeError(f"a quantized layer reads (N, C, H, W), not {x.dim()} dimensions")
+
+
 def dequantize(x: Tensor, q: QParams) -> Tensor:
     """uint8 tensor to float32: ``scale * (x - zero_point)``."""
+    _require_uint8(x)
     return x.to(torch.float32).sub_(q.zero_point).mul_(q.scale)
 
 
@@ -62,11 +79,13 @@ class Quantized(nn.Module):
     """Base of all quantized layers: hyperparameters as data, and a kernel that can be swapped.
 
     Attributes:
-        options: the JSON-able hyperparameters, in constructor order, QParams included.
+        fields: the hyperparameters, in constructor order, as ``program.fields`` declares them.
+        arity: how many tensors ``forward`` takes.
         kernel: what computes ``forward``; set by ``kernels.prepare``, never saved or copied.
     """
 
-    options: ClassVar[tuple[str, ...]] = ()
+    fields: ClassVar[str] = ""
+    arity = 1
     kernel: Callable[..., Tensor] | None
 
     def __init__(self) -> None:
@@ -81,44 +100,38 @@ class Quantized(nn.Module):
                 return [value.scale, value.zero_point]
             return list(value) if isinstance(value, tuple) else value
 
-        return {name: plain(getattr(self, name)) for name in self.options}
+        return {field.name: plain(getattr(self, field.name)) for field in parse_fields(self.fields)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """The layer with these hyperparameters and uninitialised weights.
 
         Raises:
-            TypeError, ValueError: a hyperparameter is missing, unknown or out of range.
+            ValueError: a hyperparameter is missing, unknown, out of range or at odds with another.
         """
-        if set(config) != set(cls.options):
-            raise ValueError(f"expected the keys {', '.join(cls.options)}")
-        values = dict(config)
-        for name in ("input", "output", "residual", "other"):
-            if values.get(name) is not None:
-                scale, zero_point = values[name]
-                values[name] = QParams(scale, zero_point)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields = parse_fields(cls.fields)
+        values = checked_config(fields, config)
+        for field in fields:
+            if field.type.startswith("q") and values[field.name] is not None:
+                values[field.name] = QParams(*values[field.name])
+        return cls(**values)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "kernel": None}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={getattr(self, name)}" for name in self.options)
+        return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in parse_fields(self.fields))
 
     def forward(self, *args: Tensor) -> Tensor:
         if self.kernel is not None:
             return self.kernel(*args)
+        if len(args) != self.arity:
+            raise TypeError(f"takes {self.arity} tensors, not {len(args)}")
         return self.emulate(*args)
 
     def emulate(self, *args: Tensor) -> Tensor:
         """The layer's values computed in float32 by torch's ordinary operators."""
         raise NotImplementedError
-
-
-def _activation(name: str) -> str:
-    if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}")
-    return name
 
 
 class Weighted(Quantized):
@@ -139,6 +152,17 @@ class Weighted(Quantized):
         """The weight's real values, float32."""
         return self.weight.float() * self.scale.view(-1, *[1] * (self.weight.dim() - 1))
 
+    def check(self) -> None:
+        """Make sure that the values of the layer's tensors are what its arithmetic is made for.
+
+        Raises:
+            ValueError: a scale that is not positive and finite, or a bias that is not finite.
+        """
+        if not bool(((self.scale >= _SMALLEST) & (self.scale <= _LARGEST)).all()):
+            raise ValueError("a scale is not a positive float32")
+        if self.bias is not None and not bool(self.bias.isfinite().all()):
+            raise ValueError("a bias is not finite")
+
     def _finish(self, y: Tensor) -> Tensor:
         y = ACTIVATIONS[self.activation](y)
         return y if self.output is None else quantize(y, self.output)
@@ -150,9 +174,9 @@ class QuantizedConv2d(Weighted):
     ``residual`` adds a second uint8 input to the result before the activation.
     """
 
-    options = (
-        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
-        *("has_bias", "input", "output", "activation", "residual"),
+    fields = (
+        "in_channels:count out_channels:count kernel_size:countsx2 stride:countsx2 padding:sizesx2 "
+        f"dilation:countsx2 groups:count has_bias:bool input:q output:q? activation:{_ANY} residual:q?"
     )
 
     def __init__(
@@ -173,18 +197,24 @@ class QuantizedConv2d(Weighted):
         super().__init__()
         if residual is not None and output is None:
             raise ValueError("a fused residual needs a quantized output")
+        if in_channels % groups or out_channels % groups:
+            raise ValueError("the channels cannot be divided by groups")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = kernel_size, stride
         self.padding, self.dilation, self.groups = padding, dilation, groups
         self.has_bias = has_bias
         self.input, self.output, self.residual = input, output, residual
-        self.activation = _activation(activation)
+        self.arity = 1 if residual is None else 2
+        self.activation = activation
         self._allocate((out_channels, in_channels // groups, *kernel_size), has_bias)
 
     def emulate(self, *args: Tensor) -> Tensor:
+        _require_images(args[0])
         x = dequantize(args[0], self.input)
         y = F.conv2d(x, self.float_weight(), self.bias, self.stride, self.padding, self.dilation, self.groups)
         if self.residual is not None:
+            if args[1].shape != y.shape:
+                raise ValueError(f"the residual has the shape {tuple(args[1].shape)}, not {tuple(y.shape)}")
             y = y + dequantize(args[1], self.residual)
         return self._finish(y)
 
@@ -192,7 +222,7 @@ class QuantizedConv2d(Weighted):
 class QuantizedLinear(Weighted):
     """Linear layer, uint8 ``(..., in_features)`` in; uint8 or, where ``output`` is None, float32 out."""
 
-    options = ("in_features", "out_features", "has_bias", "input", "output", "activation")
+    fields = f"in_features:count out_features:count has_bias:bool input:q output:q? activation:{_ANY}"
 
     def __init__(
         self,
@@ -207,7 +237,7 @@ class QuantizedLinear(Weighted):
         self.in_features, self.out_features = in_features, out_features
         self.has_bias = has_bias
         self.input, self.output = input, output
-        self.activation = _activation(activation)
+        self.activation = activation
         self._allocate((out_features, in_features), has_bias)
 
     def emulate(self, *args: Tensor) -> Tensor:
@@ -224,7 +254,8 @@ def dynamic_qparams(x: Tensor) -> QParams:
     Raises:
         NotFiniteError: a value is NaN or infinite.
     """
-    low, high = (v.item() for v in torch.aminmax(x)) if x.numel() else (0.0, 0.0)
+    known = x.numel() and not x.is_meta  # on the meta device only shapes are asked for
+    low, high = (v.item() for v in torch.aminmax(x)) if known else (0.0, 0.0)
     if not (isfinite(low) and isfinite(high)):
         raise NotFiniteError
     return qparams_from_range(low, high)
@@ -240,7 +271,7 @@ def qparams_from_range(low: float, high: float) -> QParams:
 class DynamicLinear(Weighted):
     """Linear layer, float in and out, whose input is quantized per tensor at every call."""
 
-    options = ("in_features", "out_features", "has_bias")
+    fields = "in_features:count out_features:count has_bias:bool"
 
     def __init__(self, in_features: int, out_features: int, has_bias: bool) -> None:
         super().__init__()
@@ -264,7 +295,7 @@ class DynamicLinear(Weighted):
 class Quantize(Quantized):
     """float32 to uint8."""
 
-    options = ("output",)
+    fields = "output:q"
 
     def __init__(self, output: QParams) -> None:
         super().__init__()
@@ -283,7 +314,7 @@ class Quantize(Quantized):
 class Dequantize(Quantized):
     """uint8 to float32."""
 
-    options = ("input",)
+    fields = "input:q"
 
     def __init__(self, input: QParams) -> None:
         super().__init__()
@@ -296,12 +327,13 @@ class Dequantize(Quantized):
 class QuantizedAdd(Quantized):
     """Sum of two uint8 tensors of one shape (or broadcastable), with an activation, uint8 out."""
 
-    options = ("input", "other", "output", "activation")
+    fields = f"input:q other:q output:q activation:{_ANY}"
+    arity = 2
 
     def __init__(self, input: QParams, other: QParams, output: QParams, activation: str = "none") -> None:
         super().__init__()
         self.input, self.other, self.output = input, other, output
-        self.activation = _activation(activation)
+        self.activation = activation
 
     def real(self, *args: Tensor) -> Tensor:
         """The sum of real values, before it is rounded."""
@@ -318,7 +350,8 @@ class QuantizedMul(Quantized):
     The factors stay float32 because a table look-up costs more on a CPU than this product does.
     """
 
-    options = ("output",)
+    fields = "output:q"
+    arity = 2
 
     def __init__(self, output: QParams) -> None:
         super().__init__()
@@ -338,7 +371,7 @@ class QuantizedMaxPool2d(Quantized):
     Padding takes part as 0, the smallest uint8, as minus infinity does in float.
     """
 
-    options = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    fields = "kernel_size:countsx2 stride:countsx2 padding:sizesx2 dilation:countsx2 ceil_mode:bool"
 
     def __init__(
         self,
@@ -353,6 +386,7 @@ class QuantizedMaxPool2d(Quantized):
         self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
 
     def emulate(self, *args: Tensor) -> Tensor:
+        _require_images(args[0])
         # torch's own uint8 max_pool2d refuses planes of more than 255 elements.
         x = args[0].float()
         y = F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
@@ -367,9 +401,9 @@ class QuantizedAvgPool2d(Quantized):
     as real zeros.
     """
 
-    options = (
-        *("input", "output", "output_size", "kernel_size", "stride", "padding", "ceil_mode"),
-        *("count_include_pad", "keepdim"),
+    fields = (
+        "input:q output:q output_size:targetsx2? kernel_size:countsx2? stride:countsx2? padding:sizesx2 "
+        "ceil_mode:bool count_include_pad:bool keepdim:bool"
     )
 
     def __init__(
@@ -404,4 +438,5 @@ class QuantizedAvgPool2d(Quantized):
         return y if self.keepdim else y.flatten(1)
 
     def emulate(self, *args: Tensor) -> Tensor:
+        _require_images(args[0])
         return quantize(self.real(dequantize(args[0], self.input)), self.output)
