@@ -27,6 +27,14 @@ width. `NO_COLOR` and `FORCE_COLOR` are respected. `modelopt COMMAND --help` pri
 
 An error is one line on stderr: what, which file or layer, what to do next. Gates are judged on the file that
 was written; it stays when one is not met, so go by the exit code, not by the file.
+
+With `--json` stdout has one JSON object, whatever happens: the result, whose `evaluation.gates` say which
+gate was missed; or, where there is none, `{"schema_version": 1, "error": {...}}` with the keys `exit` (the
+exit code), `what`, `where` (the file, layer or option) and `hint` (the next step), each a text or null, and
+`notes`, a list: how to go on, say.
+
+A fraction `F` may be written as a percentage: `--sparsity 30%`. `modelopt help COMMAND` is
+`modelopt COMMAND --help`.
 """
 
 

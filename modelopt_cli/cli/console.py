@@ -36,6 +36,7 @@ class Console:
         debug: tracebacks are shown.
         json: the result is one JSON object.
         silent: nothing at all but errors: another process of the same command speaks.
+        shown: the JSON objects that were printed, there being no more than one for each run.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Console:
         self.debug = False
         self.json = False
         self.silent = False
+        self.shown: list[Mapping[str, Any]] = []
         self._bars: Progress | None = None
 
     def flags(self) -> list[str]:
@@ -67,6 +69,7 @@ class Console:
         """Print the answer as one JSON object, on stdout; NaN and infinity are refused."""
         if not self.silent:
             self._write(self._stdout, json.dumps(data, indent=2, allow_nan=False) + "\n")
+            self.shown.append(data)
 
     def note(self, renderable: "RenderableType") -> None:
         """Tell something worth knowing, on stderr, unless quiet."""

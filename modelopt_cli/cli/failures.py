@@ -11,6 +11,7 @@
 
 import errno
 from dataclasses import dataclass, replace
+from typing import Any
 
 from typer.exceptions import TyperException
 
@@ -28,7 +29,7 @@ _ENVIRONMENT = {
     errno.EPERM,
     errno.EROFS,
 }
-_OUT_OF_MEMORY = "out of memory; try a smaller --batch-size"
+_OUT_OF_MEMORY = ("out of memory", None, "try a smaller --batch-size")
 
 
 class Terminated(BaseException):
@@ -37,28 +38,53 @@ class Terminated(BaseException):
 
 @dataclass(frozen=True)
 class Failure:
-    """How a run ends: the exit code, and the line for stderr (None where nobody would read it)."""
+    """How a run ends.
+
+    Attributes:
+        exit_code: of the process.
+        what: what happened; None where nobody would read it.
+        where: the file, layer or option it happened in.
+        hint: what to do next.
+        notes: what a verb has added, how to go on say.
+    """
 
     exit_code: int
-    line: str | None
+    what: str | None
+    where: str | None = None
+    hint: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str | None:
+        """All of it for stderr, or None."""
+        if self.what is None:
+            return None
+        told = f"{self.where}: {self.what}" if self.where else self.what
+        return "; ".join(filter(None, (told, self.hint, *self.notes)))
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that takes the place of a result under ``--json``."""
+        names = ("what", "where", "hint")
+        error = {name: text and _text(text) for name, text in vars(self).items() if name in names}
+        return {
+            "schema_version": 1,
+            "error": {"exit": self.exit_code, **error, "notes": [_text(note) for note in self.notes]},
+        }
 
 
 def explain(error: BaseException) -> Failure:
-    """Look ``error`` up in the table above; what a verb has noted on it, how to go on say, follows."""
-    failure = _look_up(error)
-    if failure.line is None:
-        return failure
-    return replace(failure, line="; ".join([failure.line, *getattr(error, "__notes__", ())]))
+    """Look ``error`` up in the table above; what a verb has noted on it follows."""
+    return replace(_look_up(error), notes=tuple(getattr(error, "__notes__", ())))
 
 
 def _look_up(error: BaseException) -> Failure:
     match error:
         case InputError() if _refused_by_machine(error):
-            return Failure(3, str(error))
+            return Failure(3, error.what, error.where, error.hint)
         case ModeloptError():
-            return Failure(error.exit_code, str(error))
+            return Failure(error.exit_code, error.what, error.where, error.hint)
         case TyperException():
-            return Failure(2, _usage_line(error))
+            return Failure(2, *_usage(error))
         case KeyboardInterrupt():
             return Failure(130, "interrupted")
         case Terminated():
@@ -66,14 +92,14 @@ def _look_up(error: BaseException) -> Failure:
         case BrokenPipeError():
             return Failure(141, None)
         case MemoryError():
-            return Failure(3, _OUT_OF_MEMORY)
+            return Failure(3, *_OUT_OF_MEMORY)
         case OSError() if error.errno in _ENVIRONMENT:
             return Failure(3, _os_line(error))
         case RuntimeError() if _torch_out_of_memory(error):
-            return Failure(3, _OUT_OF_MEMORY)
+            return Failure(3, *_OUT_OF_MEMORY)
         case SystemExit():
             return Failure(2, "the code that --arch or --data names ended the program")
-    return Failure(4, f"{_bug_line(error)}; this is a bug in modelopt, --debug shows the traceback")
+    return Failure(4, _bug_line(error), None, "this is a bug in modelopt, --debug shows the traceback")
 
 
 def _refused_by_machine(error: InputError) -> bool:
@@ -82,13 +108,15 @@ def _refused_by_machine(error: InputError) -> bool:
     return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in _ENVIRONMENT)
 
 
-def _usage_line(error: TyperException) -> str:
+def _usage(error: TyperException) -> tuple[str, None, str | None]:
+    """What is wrong with a command line, and the nearest option there is."""
     if type(error).__name__ == "NoSuchOption":
         nearest = (getattr(error, "possibilities", None) or [])[:1]
-        hint = "".join(f"; did you mean {name}?" for name in nearest)
-        return f"unknown option {getattr(error, 'option_name', '')}{hint}"
+        hint = f"did you mean {nearest[0]}?" if nearest else None
+        return f"unknown option {getattr(error, 'option_name', '')}", None, hint
     message = error.format_message().rstrip(".").partition(", unable to parse")[0]
-    return message[:1].lower() + message[1:]
+    message = message.replace("Value error, ", "")  # pydantic's, before what a parser of ours says
+    return message[:1].lower() + message[1:], None, None
 
 
 def _os_line(error: OSError) -> str:
@@ -106,3 +134,8 @@ def _torch_out_of_memory(error: RuntimeError) -> bool:
 def _bug_line(error: BaseException) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def _text(text: str) -> str:
+    """What can be written as UTF-8: a path may hold bytes that are none."""
+    return text.encode("utf-8", "backslashreplace").decode()

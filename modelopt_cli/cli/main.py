@@ -83,10 +83,11 @@ def _modelopt(
 def main(argv: Sequence[str]) -> int:
     """Run one command line, without the program's name, and return its exit code."""
     console = Console()
-    console.debug = "--debug" in argv  # so that it counts for what goes wrong while options are read
+    # So that they count for what goes wrong while options are read.
+    console.debug, console.json = "--debug" in argv, "--json" in argv
     try:
         command = build()
-        with command.make_context("modelopt", list(argv), obj=console) as context:
+        with command.make_context("modelopt", _asked_for_help(argv), obj=console) as context:
             work = command.invoke(context)
         if work is not None:
             with stdout_is_for_results():
@@ -99,8 +100,15 @@ def main(argv: Sequence[str]) -> int:
             console.traceback(error)
         if failure.line is not None:
             console.error(failure.line)
+            if console.json and not console.shown:  # a result that missed a gate says so itself
+                console.result_json(failure.as_json())
         return failure.exit_code
     return 0
+
+
+def _asked_for_help(argv: Sequence[str]) -> list[str]:
+    """``help COMMAND`` as ``COMMAND --help``."""
+    return [*argv[1:2], "--help"] if argv[:1] == ["help"] else list(argv)
 
 
 def run() -> NoReturn:

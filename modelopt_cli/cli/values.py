@@ -94,12 +94,26 @@ def parse_resize(text: str) -> int | tuple[int, int]:
 
 
 def parse_crop(text: str) -> int | float:
-    """``224`` in pixels, or ``0.875``, a fraction of the short side."""
+    """``224`` in pixels, or ``0.875`` or ``87.5%``, a fraction of the short side."""
     if re.fullmatch(r"[1-9]\d{0,4}", text, re.ASCII):
         return int(text)
-    if re.fullmatch(r"0?\.\d+", text, re.ASCII) and float(text) > 0:
-        return float(text)
+    if re.fullmatch(r"0?\.\d+|[\d.]+%", text, re.ASCII) and 0 < parse_fraction(text) < 1:
+        return parse_fraction(text)
     raise ValueError(f"'{text}' is neither a number of pixels nor a fraction between 0 and 1")
+
+
+def parse_fraction(value: str | float) -> float:
+    """``0.3`` or ``30%``; a default is a number already."""
+    if isinstance(value, float):
+        return value
+    text = str(value).strip()
+    try:
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"'{value}' is neither a fraction such as 0.3 nor a percentage such as 30%")
+    return number
 
 
 def parse_floats(text: str) -> tuple[float, ...]:

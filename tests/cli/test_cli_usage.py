@@ -22,7 +22,7 @@ NEAR = [
         "invalid value for '--seed': Input should be greater than or equal to 0",
     ),
     (["quantize", "a", "--threads", "0"], "invalid value for '--threads': "),
-    (["quantize", "a", "--min-coverage", "2"], "invalid value for '--min-coverage': "),
+    (["quantize", "a", "--min-coverage", "2"], "--min-coverage: 2.0 is not between 0 and 1"),
     (["quantize", "a", "--max-drop", "nan"], "--max-drop: not a finite number"),
     (
         ["quantize", "a", "--scheme", "int-8"],

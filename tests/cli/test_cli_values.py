@@ -16,6 +16,9 @@ GOOD = [
     (values.parse_crop, "224", 224),
     (values.parse_crop, "0.875", 0.875),
     (values.parse_crop, ".5", 0.5),
+    (values.parse_crop, "87.5%", 0.875),
+    (values.parse_fraction, "30%", 0.3),
+    (values.parse_fraction, " 0.3", 0.3),
     (values.parse_floats, "0.485,0.456,0.406", (0.485, 0.456, 0.406)),
     (values.parse_floats, "-1, 2e-3", (-1.0, 0.002)),
     (values.parse_device, "cuda:1", "cuda:1"),
@@ -23,7 +26,10 @@ GOOD = [
 BAD = [
     *((values.parse_size, text) for text in ("", "0", "-1", "224x", "x224", "1x2x3", "2.5", "٣", "999999")),
     *((values.parse_resize, text) for text in ("", "0.5", "a")),
-    *((values.parse_crop, text) for text in ("", "0", "0.0", "1.0", "1.5", "-0.5", "nan", "1e-1")),
+    *(
+        (values.parse_crop, text)
+        for text in ("", "0", "0.0", "1.0", "1.5", "-0.5", "nan", "1e-1", "100%", "1.2.3%", "0%")
+    ),
     *((values.parse_floats, text) for text in ("", "a", "1,,2", "nan", "1,inf", ",")),
     *((values.parse_device, text) for text in ("", "gpu", "cuda:", "cuda:-1", "CPU")),
 ]

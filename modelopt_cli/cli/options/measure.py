@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modelopt_cli.cli.values import Reader
+from modelopt_cli.cli.values import Reader, parse_fraction
 
 MEASURING = "Measuring"  # titles of the groups
 GATES = "Gates (exit code 1 if not met)"
@@ -83,7 +83,7 @@ class GateOptions:
     ] = None
     min_coverage: Annotated[
         float | None,
-        _gates(min=0, max=1, metavar="F", help="At least this fraction of the layers compressed."),
+        _gates(metavar="F", parser=parse_fraction, help="At least this fraction of the layers compressed."),
     ] = None
 
     confident: Annotated[
@@ -98,5 +98,7 @@ class GateOptions:
         }
         for name, value in given.items():
             reader.check(math.isfinite(value), f"--{name.replace('_', '-')}", "not a finite number")
+        fine = 0 <= (self.min_coverage or 0) <= 1
+        reader.check(fine, "--min-coverage", f"{self.min_coverage} is not between 0 and 1")
         reader.check(not self.confident or self.max_drop is not None, "--confident", "needs --max-drop")
         return given

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modelopt_cli.cli.values import Reader, did_you_mean, parse_choice
+from modelopt_cli.cli.values import Reader, did_you_mean, parse_choice, parse_fraction
 
 STRUCTURES = ("unstructured", "N:M", "block", "channels", "layers")
 CRITERIA = ("l1", "l2", "bn-scale", "taylor", "fpgm", "wanda", "obs", "random")
@@ -19,7 +19,12 @@ PICTURES = (".png", ".svg")
 AUTO = "auto"
 
 _prune = partial(typer.Option, rich_help_panel="Pruning")
-_target = partial(typer.Option, rich_help_panel="Target (give one; of the original, between 0 and 1)")
+_target = partial(
+    typer.Option,
+    rich_help_panel="Target (give one; of the original, between 0 and 1)",
+    metavar="F",
+    parser=parse_fraction,
+)
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,13 @@ class PruneOptions:
     allocation: Annotated[
         str, _prune(metavar="|".join((AUTO, *ALLOCATIONS)), help="How much each layer has to give.")
     ] = AUTO
-    sparsity: Annotated[float | None, _target(metavar="F", help="Remove this fraction.")] = None
-    flops: Annotated[float | None, _target(metavar="F", help="Keep this fraction of the arithmetic.")] = None
-    params: Annotated[float | None, _target(metavar="F", help="Keep this fraction of the parameters.")] = None
+    sparsity: Annotated[float | None, _target(help="Remove this fraction.")] = None
+    flops: Annotated[float | None, _target(help="Keep this fraction of the arithmetic.")] = None
+    params: Annotated[float | None, _target(help="Keep this fraction of the parameters.")] = None
     bytes: Annotated[
-        float | None, _target(metavar="F", help="Keep this fraction of the file, written as an artifact.")
+        float | None, _target(help="Keep this fraction of the file, written as an artifact.")
     ] = None
-    latency: Annotated[
-        float | None, _target(metavar="F", help="Keep this fraction of the latency, measured here.")
-    ] = None
+    latency: Annotated[float | None, _target(help="Keep this fraction of the latency, measured here.")] = None
     schedule: Annotated[
         str, _prune(metavar="|".join(SCHEDULES), help="All at once, in rounds, or while it trains.")
     ] = SCHEDULES[0]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modelopt_cli.cli.values import Reader, parse_choice
+from modelopt_cli.cli.values import Reader, parse_choice, parse_fraction
 
 SCOPES = ("tensor", "channels", "network")
 INITS = ("linear", "density", "kmeans++", "exact")
@@ -48,11 +48,14 @@ class ShareOptions:
     rate: Annotated[
         float,
         _share(
-            min=0, max=100, metavar="F", help="Squared error, over the variance, that saving a bit is worth."
+            min=0, max=100, metavar="X", help="Squared error, over the variance, that saving a bit is worth."
         ),
     ] = 0.0
     bytes: Annotated[
-        float | None, _budget(metavar="F", help="Keep this fraction of the file, written as an artifact.")
+        float | None,
+        _budget(
+            metavar="F", parser=parse_fraction, help="Keep this fraction of the file, written as an artifact."
+        ),
     ] = None
     ratio: Annotated[float | None, _budget(metavar="X", help="Make the file so many times smaller.")] = None
     tune: Annotated[str, _share(metavar="|".join(TUNINGS), help="With --train: what is learned.")] = TUNINGS[

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modelopt_cli.cli.values import Reader, parse_choice
+from modelopt_cli.cli.values import Reader, parse_choice, parse_fraction
 
 if TYPE_CHECKING:
     from modelopt_cli.api import TrainingRequest
@@ -40,7 +40,12 @@ class TrainOptions:
         _train(metavar="SPEC", help="Keep the weights that do best on this data. Never give the test data."),
     ] = None
     val_fraction: Annotated[
-        float, _train(metavar="F", help="Without --val, hold out this fraction of --train for that.")
+        float,
+        _train(
+            metavar="F",
+            parser=parse_fraction,
+            help="Without --val, hold out this fraction of --train for that.",
+        ),
     ] = 0.0
     epochs: Annotated[int, _train(min=1, metavar="N", help="Passes over --train.")] = 10
     batch_size: Annotated[int, _train(min=1, metavar="N", help="Samples in a step, over all processes.")] = (
@@ -64,7 +69,8 @@ class TrainOptions:
     ] = LR_SCHEDULES[0]
     warmup: Annotated[float, _train(metavar="EPOCHS", help="Let the learning rate grow first.")] = 0.0
     label_smoothing: Annotated[
-        float, _train(metavar="F", help="Spread this share of each label over all classes.")
+        float,
+        _train(metavar="F", parser=parse_fraction, help="Spread this share of each label over all classes."),
     ] = 0.0
     mixup: Annotated[float, _train(metavar="ALPHA", help="Mix pairs of samples; 0 does not.")] = 0.0
     ema: Annotated[
@@ -137,7 +143,9 @@ class FineTuneOptions(TrainOptions):
         str | None,
         _train(metavar="self", help="Learn from the answers of the network as it was before, too."),
     ] = None
-    distill_weight: Annotated[float, _train(metavar="F", help="The teacher's share of the loss.")] = 0.5
+    distill_weight: Annotated[
+        float, _train(metavar="F", parser=parse_fraction, help="The teacher's share of the loss.")
+    ] = 0.5
     temperature: Annotated[float, _train(metavar="T", help="Softens the answers of both.")] = 2.0
 
     def read(self, reader: Reader) -> dict[str, Any]:

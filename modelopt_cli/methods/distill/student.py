@@ -38,7 +38,7 @@ def derived(spec: str, teacher: Program, context: Context) -> Program:
     assert found is not None
     kind, text = found.groups()
     try:
-        left = float(text)
+        left = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         left = 0.0
     if not 0 < left < 1:
