@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,26 @@ def test_finder_is_installed_once() -> None:
         "print(sum(isinstance(f, _torchvision.TorchvisionFinder) for f in sys.meta_path))"
     )
     assert out == "1"
+
+
+def test_a_mended_environment_imports_torchvision_alone(tmp_path: Path) -> None:
+    """The start file makes it work in a program that does not import modelopt_cli itself."""
+    from modelopt_cli import _torchvision
+
+    code = "import site, sys; site.addsitedir({!r}); import torchvision; print('modelopt_cli' in sys.modules)"
+    _torchvision.mend(tmp_path)
+    assert run(code.format(str(tmp_path))) == "True"
+    if not _torchvision.imports_alone():
+        done = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
+        assert "torchvision::nms does not exist" in done.stderr
+
+
+def test_the_start_file_imports_no_torch(tmp_path: Path) -> None:
+    from modelopt_cli import _torchvision
+
+    _torchvision.mend(tmp_path)
+    code = f"import site, sys; site.addsitedir({str(tmp_path)!r}); print('torch' in sys.modules)"
+    assert run(code) == "False"
 
 
 def test_public_names_load_on_first_use() -> None:

@@ -22,8 +22,12 @@ from modelopt_cli.checkpoint.text import a, convert_command, first_line, printab
 from modelopt_cli.errors import CheckpointError
 
 # Runs only where the user runs it: loads with the original code, keeps names and tensors.
-_LOAD = 'import sys,torch as t;m=t.load(sys.argv[1],"cpu",weights_only=False);'
-_UNPICKLE = 'import sys,pickle,torch as t;m=pickle.load(open(sys.argv[1],"rb"));'
+# Where modelopt is there, it goes first: torchvision may not import without it, see ``_torchvision``.
+_FIRST = (
+    'import sys,importlib.util as u,torch as t;u.find_spec("modelopt_cli") and __import__("modelopt_cli");'
+)
+_LOAD = f'{_FIRST}m=t.load(sys.argv[1],"cpu",weights_only=False);'
+_UNPICKLE = f'{_FIRST}import pickle;m=pickle.load(open(sys.argv[1],"rb"));'
 _KEEP_WEIGHTS = (
     'm=m.get("state_dict",m.get("model",m)) if isinstance(m,dict) else m;'
     't.save(m.state_dict() if hasattr(m,"state_dict") else '

@@ -10,6 +10,11 @@ from modelopt_cli.cli.console import Console
 
 _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "typer", "rich", "pydantic", "timm")
 
+_TORCHVISION = (
+    "import torchvision fails in programs that have not imported modelopt_cli: its wheel is for CUDA, torch "
+    "is not; mend this environment with python -m modelopt_cli.mend"
+)
+
 
 def env(console: Console) -> None:
     """Show versions, the CPU, and the int8 kernels that run here."""
@@ -24,12 +29,15 @@ def env(console: Console) -> None:
         for name, value in entries.items():
             table.add_row(section, name, _text(value))
     console.result(table)
+    if not facts["torchvision"]["imports_alone"]:
+        console.note(_TORCHVISION)
 
 
 def environment() -> dict[str, dict[str, Any]]:
     """Versions, CPU, GPU and kernels, as JSON values."""
     import torch
 
+    from modelopt_cli._torchvision import has_operators, is_mended
     from modelopt_cli.measure.environment import cpu_name
 
     return {
@@ -44,6 +52,10 @@ def environment() -> dict[str, dict[str, Any]]:
         "cuda": {
             "available": torch.cuda.is_available(),
             "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+        "torchvision": {
+            "operators": (operators := has_operators()),
+            "imports_alone": operators or is_mended(),
         },
         "kernels": {
             "onednn": torch.backends.mkldnn.is_available(),

@@ -295,3 +295,16 @@ def test_torch_load_is_called_in_one_place_and_never_loosely() -> None:
     assert calls == [
         ("torch_file.py", "torch.load(handle, map_location='cpu', weights_only=True, mmap=False)")
     ]
+
+
+def test_the_way_to_convert_a_network_of_torchvision_works(tmp_path: Path, refusal: Refusal) -> None:
+    """Where torchvision cannot be imported alone, the line makes it work."""
+    code = (
+        "import sys, modelopt_cli, torch; from torchvision import models\n"
+        "torch.manual_seed(0); net = models.squeezenet1_1(num_classes=3)\n"
+        "torch.save(net, sys.argv[1], pickle_protocol=4); torch.save(net.state_dict(), sys.argv[2])"
+    )
+    paths = [str(tmp_path / "whole.pth"), str(tmp_path / "state.pth")]
+    subprocess.run([sys.executable, "-c", code, *paths], check=True, capture_output=True)
+    found = TestCode.convert(refusal(tmp_path / "whole.pth"), tmp_path / "whole-weights.pth")
+    assert same(found, dict(read_state(tmp_path / "state.pth").state))

@@ -127,3 +127,14 @@ def test_env_names_versions_cpu_and_kernels(modelopt):
     assert data["cpu"]["capability"] == torch.backends.cpu.get_cpu_capability()
     assert data["kernels"]["reference"] is True
     assert "onednn" in modelopt("env").out
+
+
+@pytest.mark.parametrize(("operators", "mended"), [(True, False), (False, True), (False, False)])
+def test_env_says_whether_torchvision_imports_alone(operators, mended, modelopt, monkeypatch):
+    monkeypatch.setattr("modelopt_cli._torchvision.has_operators", lambda: operators)
+    monkeypatch.setattr("modelopt_cli._torchvision.is_mended", lambda: mended)
+    outcome = modelopt("env")
+    assert outcome.code == 0
+    assert ("python -m modelopt_cli.mend" in outcome.err) == (not operators and not mended)
+    found = json.loads(modelopt("env", "--json").out)["torchvision"]
+    assert found == {"operators": operators, "imports_alone": operators or mended}
