@@ -57,8 +57,10 @@ def after_writing(*outputs: str | Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # Ctrl-C and SIGTERM included
+        if not outputs:
+            raise
         names = " and ".join(map(str, outputs))
-        error.add_note(f"{names} {'are' if len(outputs) > 1 else 'is'} written and whole, only not evaluated")
+        error.add_note(f"before that {names} {'were' if len(outputs) > 1 else 'was'} written, whole")
         raise
 
 

@@ -121,12 +121,12 @@ def quantize(
         # What has no network is quantized only now, while it is written.
         if dry_run:
             predicted = made.predicted_bytes(code)
-            notes = gain_notes(source, opened, made.coverage, None, predicted)
+            notes = (*gain_notes(source, opened, made.coverage, None, predicted), *_kept(snr_db))
             return QuantizeOutcome(made.coverage, predicted, None, None, snr_db, notes)
         if evaluate and not runs:
             judged()  # after what a scheme needs, which says more
         written = made.write(output, force, code)
-    notes = gain_notes(source, opened, made.coverage, output, written.file_bytes)
+    notes = (*gain_notes(source, opened, made.coverage, output, written.file_bytes), *_kept(snr_db))
     outcome = QuantizeOutcome(made.coverage, written.file_bytes, written, None, snr_db, notes)
     if not evaluate:
         return outcome
@@ -173,6 +173,11 @@ def _quantized(
     given = given_to(opened, context)
     program = METHODS["quantize"].apply(opened.program, config, context).program
     return given, Product.of_program(program, given)
+
+
+def _kept(snr_db: float | None) -> tuple[str, ...]:
+    """The line that says how much of the outputs is left."""
+    return () if snr_db is None else (f"outputs keep {snr_db:.1f} dB of signal to noise",)
 
 
 def _loss(snr_db: float, fall: Fall | None) -> str:

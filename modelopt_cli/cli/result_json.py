@@ -12,7 +12,7 @@ def quantized_json(outcome: "QuantizeOutcome") -> dict[str, Any]:
     """The object that ``quantize --json`` prints.
 
     ``output`` is null after ``--dry-run``, ``evaluation`` (as ``eval --json`` prints it) where nothing
-    was measured.
+    was measured, ``snr_db`` (of the outputs) where nothing could be run.
     """
     from modelopt_cli import report
 
@@ -20,6 +20,7 @@ def quantized_json(outcome: "QuantizeOutcome") -> dict[str, Any]:
         "schema_version": 1,
         "output": _written_json(outcome.written),
         "predicted_bytes": outcome.predicted_bytes,
+        "snr_db": outcome.snr_db,
         "layers": [vars(layer) for layer in outcome.coverage.layers],
         "compressed": report.coverage_json(outcome.coverage),
         "notes": list(outcome.notes),

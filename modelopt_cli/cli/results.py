@@ -49,7 +49,7 @@ def show_quantized(
     """Say what was done to each layer, export and print the table; raises GateNotMet."""
     from modelopt_cli import report
 
-    _export(outcome.evaluation, exports, force)
+    _export(outcome.evaluation, exports, force, outcome.written)
     if console.json:
         console.result_json(quantized_json(outcome))
     else:
@@ -88,7 +88,7 @@ def show_trained(console: Console, outcome: "TrainOutcome", exports: Sequence[Pa
     if outcome.written is None:  # another process of this command has the result
         return
     trained = outcome.trained
-    _export(outcome.evaluation, exports, force)
+    _export(outcome.evaluation, exports, force, outcome.written)
     if console.json:
         console.result_json(trained_json(outcome))
     else:
@@ -102,7 +102,7 @@ def show_pruned(console: Console, outcome: "PruneOutcome", exports: Sequence[Pat
     """Say what is left of each layer, export and print the table; raises GateNotMet."""
     from modelopt_cli import report
 
-    _export(outcome.evaluation, exports, force)
+    _export(outcome.evaluation, exports, force, outcome.written)
     if console.json:
         console.result_json(pruned_json(outcome))
     else:
@@ -117,7 +117,7 @@ def show_shared(console: Console, outcome: "ShareOutcome", exports: Sequence[Pat
     layers = (
         report.shared_table(outcome.layers) if outcome.layers else report.coverage_table(outcome.coverage)
     )
-    _export(outcome.evaluation, exports, force)
+    _export(outcome.evaluation, exports, force, outcome.written)
     if console.json:
         console.result_json(shared_json(outcome))
     else:
@@ -131,7 +131,7 @@ def show_distilled(console: Console, outcome: "DistillOutcome", exports: Sequenc
         _show_plan(console, outcome.plan)
     if outcome.written is None:  # another process of this command has the result
         return
-    _export(outcome.evaluation, exports, force)
+    _export(outcome.evaluation, exports, force, outcome.written)
     if console.json:
         console.result_json(distilled_json(outcome))
     else:
@@ -203,9 +203,16 @@ def _require_gates(evaluation: "Evaluation | None") -> None:
         gates.require(evaluation)
 
 
-def _export(evaluation: "Evaluation | None", exports: Sequence[Path], force: bool) -> None:
+def _export(
+    evaluation: "Evaluation | None",
+    exports: Sequence[Path],
+    force: bool,
+    written: "Written | None" = None,
+) -> None:
     from modelopt_cli import report
+    from modelopt_cli.api.judging import after_writing
 
     if evaluation is not None:
-        for path in exports:
-            report.export(evaluation, path, force=force)
+        with after_writing(*([written.path] if written is not None else [])):
+            for path in exports:
+                report.export(evaluation, path, force=force)

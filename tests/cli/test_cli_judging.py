@@ -1,5 +1,8 @@
 """What cannot be judged is known before the work begins; what fails after it says that the file is there."""
 
+import errno
+import json
+
 import pytest
 import torch
 
@@ -91,5 +94,42 @@ def test_an_evaluation_that_fails_says_that_the_file_is_there(error, name, here,
     monkeypatch.setattr(measure, "evaluate", fails)
     found = modelopt(*line({**METHODS, **TRAINED}[name], "net.pth", "net.py:make"), *DATA)
     assert found.code == (2 if error is DataError else 130)
-    assert found.err.endswith("; out.safetensors is written and whole, only not evaluated\n")
+    assert found.err.endswith("; before that out.safetensors was written, whole\n")
     assert found.err.count("\n") == 1
+
+
+def test_a_table_that_cannot_be_exported_says_so_too(here, modelopt, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "table.json")
+
+    monkeypatch.setattr("modelopt_cli.report.export", full)
+    words = line(METHODS["share"], "net.pth", "net.py:make")
+    found = modelopt(*words, *DATA, "--export", "table.json")
+    assert found.code == 3
+    assert found.err.endswith("no space left on device; before that out.safetensors was written, whole\n")
+
+
+def test_what_is_deleted_again_was_there(here, modelopt, monkeypatch):
+    real = measure.evaluate
+    monkeypatch.setattr(
+        measure,
+        "evaluate",
+        lambda *a, **k: real(*a, **k) if not (here / "out.safetensors").exists() else 1 / 0,
+    )
+    found = modelopt(*line(METHODS["share"], "net.pth", "net.py:make"), *DATA, "--delete-on-fail")
+    assert found.err.endswith(
+        "before that out.safetensors was written, whole; out.safetensors was deleted again\n"
+    )
+
+
+def test_signal_to_noise_is_in_the_summary_the_json_and_the_history(here, modelopt):
+    quiet = [word for word in line(METHODS["quantize untraced"], "net.pth", "net.py:make") if word != "-q"]
+    planned = modelopt(*quiet, "--dry-run")
+    (shown,) = [row for row in planned.out.splitlines() if "signal to noise" in row]
+    made = modelopt(*quiet, "--no-eval")
+    assert shown in made.err.splitlines()
+    assert f"snr db  {shown.split()[2]}" in " ".join(
+        modelopt("inspect", "out.safetensors").out.split()
+    ).replace("snr db ", "snr db  ")
+    found = json.loads(modelopt(*quiet, "--force", "--no-eval", "--json").out)
+    assert shown == f"outputs keep {found['snr_db']:.1f} dB of signal to noise"
