@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modelopt_cli import measure
 from modelopt_cli.api.guard import SAMPLES, as_run
+from modelopt_cli.api.opening import Note, open_input, open_noting
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.errors import UsageError
@@ -49,6 +50,26 @@ def rehearse(
         labelled = samples.labelled
     if gates is not None and gates.max_drop is not None and not labelled:
         raise UsageError("needs labelled data to be held against", where="--max-drop", hint="give --data")
+
+
+def rehearse_files(
+    paths: Sequence[str | Path],
+    *,
+    arch: str | None = None,
+    data: str | None = None,
+    overrides: PreprocessOverrides | None = None,
+    options: EvalOptions | None = None,
+    gates: Gates | None = None,
+    on_note: Note | None = None,
+) -> None:
+    """As :func:`rehearse`, for files that ``evaluate`` will be given, or that stand for them.
+
+    Raises:
+        InputError: a file cannot be opened, or as there.
+    """
+    wanted = open_input(paths, arch, data, overrides)
+    opened = [open_noting(path, arch, wanted, on_note) for path in paths]
+    rehearse(opened, data, overrides, options or EvalOptions(), gates)
 
 
 @contextmanager

@@ -36,6 +36,15 @@ ForceExport = Annotated[
     typer.Option("--force", help="Replace files named by --export if they exist.", rich_help_panel="Output"),
 ]
 
+Rehearse = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Send a few samples of --data through each file to see that it can be measured; measure nothing.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+
 
 def evaluate(
     console: Console,
@@ -48,6 +57,7 @@ def evaluate(
     baseline: Baseline = None,
     export: options.Export = None,
     force: ForceExport = False,
+    dry_run: Rehearse = False,
 ) -> Work:
     """Compare size, accuracy and speed with a baseline.
 
@@ -55,7 +65,7 @@ def evaluate(
     """
     reader = Reader()
     request = options.read_request(reader, network, run, measure, gates)
-    exports = options.read_exports(reader, export)
+    exports = options.read_exports(reader, export, measured=not dry_run)
     paths, index = with_baseline(checkpoints, baseline)
     judged = paths.index(judge) if judge in paths else None
     if judge is not None:
@@ -64,6 +74,12 @@ def evaluate(
         reader.check(bool(request.gates), "--judge", "has no meaning without a limit")
     reader.finish()
     options.check_exports(exports, force)
+
+    def rehearse() -> None:
+        from modelopt_cli.api.judging import rehearse_files
+
+        rehearse_files(paths, on_note=console.note, **request.keywords())
+        console.result(f"all {len(paths)} files can be measured")
 
     def work() -> None:
         from modelopt_cli import api
@@ -74,7 +90,7 @@ def evaluate(
             )
         show_evaluation(console, evaluation, exports, force=force)
 
-    return work
+    return rehearse if dry_run else work
 
 
 def with_baseline(checkpoints: list[Path], baseline: Path | None) -> tuple[list[Path], int]:

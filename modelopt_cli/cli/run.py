@@ -129,6 +129,8 @@ def _run(
     """Do what is not finished, and compare all."""
     from modelopt_cli.cli.recipe.execute import execute
 
+    if plan.rehearsal:
+        commands.work(plan.rehearsal, silent=True)()
     execute(plan, commands, console, resume=resume, force=force)
     more = [word for path in exports for word in ("--export", str(path))]
     more += ["--json"] * console.json + ["--force"] * force

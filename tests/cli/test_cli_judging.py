@@ -128,8 +128,39 @@ def test_signal_to_noise_is_in_the_summary_the_json_and_the_history(here, modelo
     (shown,) = [row for row in planned.out.splitlines() if "signal to noise" in row]
     made = modelopt(*quiet, "--no-eval")
     assert shown in made.err.splitlines()
-    assert f"snr db  {shown.split()[2]}" in " ".join(
-        modelopt("inspect", "out.safetensors").out.split()
-    ).replace("snr db ", "snr db  ")
+    told = " ".join(modelopt("inspect", "out.safetensors").out.split())
+    assert f"snr db {shown.split()[2]}" in told
     found = json.loads(modelopt(*quiet, "--force", "--no-eval", "--json").out)
     assert shown == f"outputs keep {found['snr_db']:.1f} dB of signal to noise"
+
+
+def recipe(folder, *more):
+    lines = ["checkpoint: net.pth", "output: out.safetensors", "arch: net.py:make", "input-size: 8"]
+    lines += ["channels: 1", "runs: 0", *more, "steps:", "- prune: {sparsity: 0.333}"]
+    (folder / "recipe.yaml").write_text("\n".join([*lines, "- quantize: {calib: digits}"]))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("data: labels.py:many", "label 12 is not among the network's 10 classes"),
+        ("max-drop: 1", "--max-drop: needs labelled data"),
+    ],
+)
+def test_a_recipe_is_rehearsed_before_its_first_step(more, says, here, modelopt):
+    (here / "labels.py").write_text(
+        "import torch\ndef many():\n    return [(torch.zeros(1, 8, 8), 12) for _ in range(9)]\n"
+    )
+    recipe(here, more)
+    found = modelopt("run", "recipe.yaml")
+    assert (found.code, says in found.err) == (2, True)
+    assert not [*here.rglob("*prune.safetensors")]
+
+
+def test_a_rehearsal_of_files_measures_nothing(here, modelopt):
+    words = [*HOW, "--dry-run", *DATA]
+    found = modelopt("eval", "net.pth", "net-int8-weight.safetensors", "--arch", "net.py:make", *words)
+    assert (found.code, found.err) == (0, "")
+    assert found.out == "all 2 files can be measured\n"
+    found = modelopt("eval", "seven.pth", "--arch", "net.py:make?num_classes=7", *words)
+    assert (found.code, "7 classes" in found.err) == (2, True)

@@ -51,9 +51,9 @@ def digests(*paths: str) -> list[str]:
     return [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
 
 
-def written() -> list[int]:
-    """What changes when a file is written anew."""
-    return [Path(path).stat().st_ino for path in FILES]
+def written() -> list[tuple[int, int]]:
+    """What changes when a file is written again: the time, for a system may use a number again."""
+    return [(status.st_ino, status.st_mtime_ns) for status in (Path(path).stat() for path in FILES)]
 
 
 def test_it_does_what_its_command_lines_do(here, modelopt):

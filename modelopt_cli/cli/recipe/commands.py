@@ -74,9 +74,10 @@ class Commands:
         known = self.shared(verb)
         return self.words(Reader(), verb, {k: v for k, v in options.items() if k in known}, known)
 
-    def work(self, arguments: Sequence[str]) -> Work:
+    def work(self, arguments: Sequence[str], *, silent: bool = False) -> Work:
         """Read a command line, and return the work it asks for; raises what its command raises."""
         command, own = self._commands[arguments[0]], copy.copy(self._console)
+        own.silent = own.silent or silent
         with command.make_context(arguments[0], list(arguments[1:]), obj=own) as context:
             work: Work = command.invoke(context)
         return work

@@ -46,11 +46,13 @@ class Plan:
         folder: of what the steps before the last one write.
         steps: each reads what the one before has written.
         evaluation: the arguments of the ``eval`` that compares all files.
+        rehearsal: those of one that only looks whether it can; none where there is no checkpoint yet.
     """
 
     folder: Path
     steps: tuple[Line, ...]
     evaluation: tuple[str, ...]
+    rehearsal: tuple[str, ...] = ()
 
 
 def make_plan(
@@ -81,7 +83,9 @@ def make_plan(
             reader.take(found, f"step {number} ({step.verb})")
         source = target
     files = [str(path) for path in (checkpoint, *(line.output for line in lines)) if path is not None]
-    return Plan(folder, tuple(lines), _evaluation(reader, commands, beside, files))
+    evaluation = _evaluation(reader, commands, beside, files)
+    first = [] if checkpoint is None else [str(checkpoint), *commands.shared_words("eval", beside)]
+    return Plan(folder, tuple(lines), evaluation, ("eval", *first, "--dry-run") if first else ())
 
 
 def _evaluation(reader: Reader, commands: Commands, beside: Options, files: list[str]) -> tuple[str, ...]:
