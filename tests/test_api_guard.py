@@ -13,7 +13,7 @@ from modelopt_cli import api, artifact
 from modelopt_cli.api import pruning, quantizing, sharing
 from modelopt_cli.checkpoint import resolve
 from modelopt_cli.data import PreprocessOverrides, open_data
-from modelopt_cli.errors import BrokenResult, DataError
+from modelopt_cli.errors import BrokenResult, InputError
 from modelopt_cli.measure import EvalOptions
 from modelopt_cli.measure.outputs import LIMIT_DB, snr_db, stays_finite
 from modelopt_cli.measure.walk import first_fault, steepest_fall
@@ -235,22 +235,26 @@ def test_what_is_not_finite_from_the_start_is_no_fault(small):
     assert stays_finite(small(x), copy.deepcopy(small)(x))
 
 
-def test_a_graph_that_does_not_run_is_the_fault_of_its_file(small, tmp_path):
+@pytest.mark.parametrize("seen", ["by its shapes", "when it runs"])
+def test_a_graph_that_does_not_run_is_the_fault_of_its_file(seen, small, tmp_path):
     graph = copy.deepcopy(small)
     (output,) = graph.graph.find_nodes(op="output")
+    graph.register_buffer("beyond", torch.tensor([99]))
     with graph.graph.inserting_before(output):
-        output.args = (graph.graph.call_function(torch.reshape, (output.args[0], (3, 7, 11))),)
+        if seen == "by its shapes":
+            last = graph.graph.call_function(torch.reshape, (output.args[0], (3, 7, 11)))
+        else:
+            index = graph.graph.get_attr("beyond")
+            last = graph.graph.call_function(torch.index_select, (output.args[0], 1, index))
+    output.args = (last,)
     graph.recompile()
     artifact.write_program(graph, tmp_path / "bad")
     for scheme in ("int8", "int8-dynamic", "int8-weight"):
-        with pytest.raises(DataError, match=r"cannot run on samples of shape \(1, 8, 8\)") as error:
-            api.quantize(
-                tmp_path / "bad",
-                tmp_path / "out",
-                config=QuantizeConfig(scheme=scheme),
-                data="digits",
-                evaluate=False,
-            )
-        assert error.value.where == f"{tmp_path / 'bad'}: layer reshape"
-    with pytest.raises(DataError, match="cannot run"):
+        config = QuantizeConfig(scheme=scheme)
+        with pytest.raises(InputError, match="cannot run") as error:
+            api.quantize(tmp_path / "bad", tmp_path / "out", config=config, data="digits", evaluate=False)
+        assert error.value.exit_code == 2
+        assert f"{tmp_path / 'bad'}: " in str(error.value)
+        assert last.name in str(error.value)
+    with pytest.raises(InputError, match="cannot run"):
         api.layers(tmp_path / "bad")

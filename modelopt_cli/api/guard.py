@@ -15,7 +15,7 @@ from modelopt_cli.artifact.stream import Item
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.checkpoint.load import count_not_finite
 from modelopt_cli.data import Data
-from modelopt_cli.errors import BrokenResult, DataError, EnvironmentFailure
+from modelopt_cli.errors import BrokenResult, DataError, EnvironmentFailure, ModeloptError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.outputs import snr_db, stays_finite, structure
@@ -117,8 +117,10 @@ class Given:
             except Exception as error:  # nothing that a result of ours raises is the user's fault
                 if accuracy.is_out_of_memory(error) or isinstance(error, EnvironmentFailure):
                     raise
-                what = f"the result fails on samples of shape {tuple(x.shape[1:])}: {_first_line(error)}"
-                raise BrokenResult(what, where=self._fault(made, x)) from error
+                reason = error.what if isinstance(error, ModeloptError) else _first_line(error)
+                what = f"the result fails on samples of shape {tuple(x.shape[1:])}: {reason}"
+                where = getattr(error, "where", None) or self._fault(made, x)
+                raise BrokenResult(what, where=where) from error
             if (form := structure(found)) != (wanted := structure(expected)):
                 raise BrokenResult(f"the result returns {form} where the original returns {wanted}")
             if not stays_finite(expected, found):

@@ -40,7 +40,7 @@ Rehearse = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Send a few samples of --data through each file to see that it can be measured; measure nothing.",
+        help="Send a few samples of --data through each file to see if it can be measured; measure nothing.",
         rich_help_panel=options.OUTPUT,
     ),
 ]

@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from modelopt_cli.errors import ArtifactError
+from modelopt_cli.program.samples import zeros
+from modelopt_cli.program.spec import InputSpec
 
 MAX_ELEMENTS = 2**30
 """Of one tensor, for each sample."""
@@ -35,7 +37,7 @@ _SIZED_BY_VALUES = ("one_hot", "repeat_interleave")
 
 
 def check_bounds(
-    graph: fx.Graph, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], shape: tuple[int, ...]
+    graph: fx.Graph, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], input: InputSpec
 ) -> None:
     """Run a graph on the meta device and refuse what would take more than the limits.
 
@@ -43,7 +45,7 @@ def check_bounds(
         graph: of a file, each of its calls on the allow-list.
         modules: its layers by path, on the meta device.
         tensors: those it fetches, by path.
-        shape: of one sample.
+        input: what one sample is.
 
     Raises:
         ArtifactError: a limit is exceeded, or the graph cannot run; names the node.
@@ -52,7 +54,7 @@ def check_bounds(
         run = _Run(modules, tensors, batch)
         try:
             with torch.no_grad(), torch.device("meta"), run.budget:
-                run.all(graph, torch.empty(batch, *shape))
+                run.all(graph, zeros(input, batch, "meta"))
             return
         except ArtifactError as error:
             raise ArtifactError(error.what, where=f"node {run.node}", hint=error.hint) from None

@@ -110,7 +110,7 @@ def from_data(data: Mapping[str, Any], state: Mapping[str, Tensor]) -> Program:
     _check_paths(modules, attributes)
     graph = graph_from_data(fields["nodes"], modules, attributes)
     tensors = _tensors(mapped(fields["tensors"], "tensors"), mapped(fields["tied"], "tied"), state)
-    check_bounds(graph, modules, {path: tensors[path] for path in attributes}, header["input"].shape)
+    check_bounds(graph, modules, {path: tensors[path] for path in attributes}, header["input"])
     parts: dict[str, Any] = {**modules, **_assign(modules, attributes, tensors)}
     parts |= {path: parts[path] for path in attributes}
     _check_values(modules)

@@ -486,3 +486,12 @@ def test_mutated_data_is_refused_or_builds(program: Program, state: State, choic
 def test_junk_is_refused(state: State, junk: Any) -> None:
     with pytest.raises(ArtifactError):
         from_data(junk, state)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32"])
+def test_a_program_of_whole_numbers_comes_back(dtype: Any) -> None:
+    network = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 3)).eval()
+    program = capture(network, InputSpec((3,), dtype=dtype))
+    back = from_data(to_data(program), state_of(program))
+    x = torch.tensor([[1, 2, 9]], dtype=getattr(torch, dtype))
+    assert torch.equal(back(x), program(x))
