@@ -29,7 +29,7 @@ def gain_notes(
             f"warning: only {100 * coverage.byte_fraction:.1f} % of the weights' bytes are compressed"
         )
     stored = opened.tensor_bytes or safetensors_bytes(Path(source)) or state_bytes(opened.state)
-    before = Size(file_length(Path(source)), 0, 0, None, stored)
+    before = Size(file_length(source, opened), 0, 0, None, stored)
     after = Size(file_bytes, 0, 0, None, safetensors_bytes(Path(output)) if output is not None else None)
     ratio = times_smaller(after, before)
     if ratio is not None and round(ratio, 2) <= 1:

@@ -139,7 +139,7 @@ def as_subject(path: str | Path, opened: Opened, arch: str | None, device: str) 
         str(path),
         network,
         opened.program,
-        file_length(Path(path)),
+        file_length(path, opened),
         coverage=covered,
         input=opened.program.input if opened.program else architecture.input if architecture else None,
         tensor_bytes=opened.tensor_bytes,
@@ -148,9 +148,6 @@ def as_subject(path: str | Path, opened: Opened, arch: str | None, device: str) 
     )
 
 
-def file_length(path: Path) -> int:
-    """Bytes on disk; of a folder, of the weight files in it."""
-    if path.is_dir():
-        weights = (".safetensors", ".bin", ".pt", ".pth")
-        return sum(p.stat().st_size for p in path.iterdir() if p.suffix in weights)
-    return path.stat().st_size
+def file_length(path: str | Path, opened: Opened) -> int:
+    """Bytes on disk; of a checkpoint of several files, of those that it was read from."""
+    return Path(path).stat().st_size if opened.file_bytes is None else opened.file_bytes

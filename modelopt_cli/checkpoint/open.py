@@ -42,6 +42,7 @@ class Opened:
         tensors: an artifact without a graph as it was read, with its history and encodings.
         tensor_bytes: of a checkpoint's tensors as they are stored, whatever ``state`` holds them in.
         path: what it was opened from; empty for fresh weights.
+        file_bytes: length of a checkpoint's file, or of all files that were read.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -55,6 +56,7 @@ class Opened:
     tensors: artifact.TensorFile | None = None
     tensor_bytes: int | None = None
     path: str = ""
+    file_bytes: int | None = None
 
 
 def open_model(path: str | Path, arch: str | None = None, input: InputSpec | None = None) -> Opened:
@@ -88,12 +90,14 @@ def open_model(path: str | Path, arch: str | None = None, input: InputSpec | Non
             check_range(found.state, str(path))
             notes += [found.hint] if found.hint else []
             notes.append(f"architecture not recognised: {describe_nearest(shapes)}")
-            return Opened(found.state, "checkpoint", found.sha256, notes=notes, tensor_bytes=stored)
+            bare = Opened(found.state, "checkpoint", found.sha256, notes=notes, tensor_bytes=stored)
+            return dataclasses.replace(bare, file_bytes=found.file_bytes)
         architecture, state = recognised.architecture, recognised.state
         if input is not None:
             architecture = dataclasses.replace(architecture, input=input)
         notes.append(f"recognised as {architecture.spec}")
-    return dataclasses.replace(_build(architecture, state, path, found.sha256, notes), tensor_bytes=stored)
+    built = _build(architecture, state, path, found.sha256, notes)
+    return dataclasses.replace(built, tensor_bytes=stored, file_bytes=found.file_bytes)
 
 
 def fresh_model(arch: str, input: InputSpec | None = None, seed: int = 0) -> Opened:

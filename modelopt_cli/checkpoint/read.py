@@ -30,6 +30,7 @@ class StateFile:
         sha256: of the file; of several files, of their names and hashes.
         notes: one line for each thing that was unwrapped or left aside.
         hint: what the folder's ``config.json`` says about the architecture.
+        file_bytes: length of the file; of several files, of all that were read.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -37,6 +38,7 @@ class StateFile:
     sha256: str
     notes: tuple[str, ...] = ()
     hint: str | None = None
+    file_bytes: int = 0
 
 
 def read_state(path: str | Path) -> StateFile:
@@ -57,7 +59,8 @@ def read_state(path: str | Path) -> StateFile:
     if not state:
         raise CheckpointError("holds no tensors", where=str(path))
     source = "sharded" if kind == "index" else kind
-    return StateFile(state, source, digest_of(files), notes, hint)
+    length = sum(file.stat().st_size for file in files)
+    return StateFile(state, source, digest_of(files), notes, hint, length)
 
 
 def _unwrapped(

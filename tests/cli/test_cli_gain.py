@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 BARE = ["--scheme", "int8-weight", "-o", "out.safetensors"]
@@ -96,3 +97,23 @@ def test_coverage_of_tensors_is_read_back_and_judged(here, modelopt):
     model = json.loads(outcome.out)["evaluation"]["models"][1]
     assert model["coverage"] == model["weight_coverage"] == pytest.approx(1 / 3)
     assert modelopt("eval", "n.pth", "o.safetensors", "--runs", "0", "--min-coverage", "0.34").code == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "."], ids=["index", "folder"])
+def test_the_size_of_several_files_is_that_of_what_was_read(here, modelopt, name):
+    folder = here / "sharded"
+    folder.mkdir()
+    values = torch.randn(2, 100, 100, generator=torch.Generator().manual_seed(0))
+    shards = {f"model-{i}.safetensors": {f"{i}.weight": values[i].clone()} for i in range(2)}
+    for shard, state in shards.items():
+        save_file(state, folder / shard)
+    table = {tensor: shard for shard, state in shards.items() for tensor in state}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    read = sum(path.stat().st_size for path in folder.iterdir())
+    torch.save({"0.weight": values[0]}, folder / "pytorch_model.bin")  # the same again, not read
+    outcome = modelopt("quantize", folder / name, *BARE, "--runs", "0", "--json")
+    assert outcome.code == 0, outcome.err
+    evaluation = json.loads(outcome.out)["evaluation"]
+    assert evaluation["models"][0]["file_bytes"] == read
+    assert 3.5 < evaluation["comparisons"][0]["ratio"] < 4
+    assert "not smaller" not in outcome.err
