@@ -113,7 +113,10 @@ def test_a_recognised_checkpoint_is_quantized_written_and_measured(lenet5, tmp_p
         on_note=notes.append,
         progress=lambda stage, done, total: stages.append(stage),
     )
-    assert notes == [f"recognised as {LENET}"]
+    shape = "1x28x28, resize 28x28 bilinear, mean 0, std 1"
+    assert notes == [f"recognised as {LENET}", f"input {shape} (set by {LENET})"]
+    assert outcome.evaluation.input == f"{shape} (set by {LENET})"
+    assert any("calibrated on digits and is judged on the same" in note for note in outcome.evaluation.notes)
     assert {"calibrating", "accuracy"} <= set(stages)
     assert outcome.coverage.fraction == 1.0
     assert outcome.predicted_bytes == outcome.written.file_bytes == output.stat().st_size
@@ -456,16 +459,14 @@ def three_folders(tmp_path):
 
 
 def test_folders_for_fewer_classes_than_the_network_has_are_worth_a_note(lenet5, three_folders):
-    notes = []
-    api.evaluate([lenet5], data=three_folders, options=QUICK, on_note=notes.append)
-    assert any("has 3 classes, the network has 10" in note and "'cat'" in note for note in notes)
+    found = api.evaluate([lenet5], data=three_folders, options=QUICK)
+    assert any("has 3 classes, the network has 10" in note and "'cat'" in note for note in found.notes)
 
 
 def test_folders_for_every_class_are_not(three_folders, tmp_path):
-    notes = []
     torch.save(resolve("builtin:lenet5?width=0.2&num_classes=3").build().state_dict(), tmp_path / "three.pth")
-    api.evaluate([tmp_path / "three.pth"], data=three_folders, options=QUICK, on_note=notes.append)
-    assert not any("classes" in note for note in notes if "recognised" not in note)
+    found = api.evaluate([tmp_path / "three.pth"], data=three_folders, options=QUICK)
+    assert not any("has 3 classes" in note for note in found.notes)
 
 
 def test_bits_per_weight_are_those_of_the_file(lenet5, tmp_path):

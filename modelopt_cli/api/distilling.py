@@ -10,11 +10,18 @@ from modelopt_cli.api.evaluating import measure_pairs
 from modelopt_cli.api.fine_tuning import context_of, given_to
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.judging import after_writing, rehearse
-from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
+from modelopt_cli.api.opening import Note, noting_once, open_input, open_noting, sample_of
 from modelopt_cli.api.planning import Plan, cost_of
 from modelopt_cli.api.product import Product
 from modelopt_cli.api.students import classes_of, open_student
-from modelopt_cli.api.teachers import Source, comparable, leave_out, members_of, require_same_classes
+from modelopt_cli.api.teachers import (
+    Source,
+    comparable,
+    leave_out,
+    members_of,
+    require_same_classes,
+    require_same_names,
+)
 from modelopt_cli.api.training import history_entry
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
 from modelopt_cli.artifact.coding import Code, require_code
@@ -128,6 +135,7 @@ def distill(
         EnvironmentFailure: no space, no permission, an optional package.
     """
     options, gates, config = options or EvalOptions(), gates or Gates(), config or DistillConfig()
+    on_note = noting_once(on_note)
     require_device(options.device)
     require_code(code)
     scratch = scratch_beside(output) if student.compare_scratch else None
@@ -143,10 +151,13 @@ def distill(
         artifact.check_suffix(path)
         artifact.check_output(path, force, sources)
     wanted = open_input([teacher], arch, training.train, overrides)
-    opened = open_noting(teacher, arch, wanted, on_note)
-    others = [Source(path, open_noting(path, arch, wanted, on_note), weight) for path, weight in student.also]
+    opened = open_noting(teacher, arch, wanted, on_note, overrides)
+    others = [
+        Source(path, open_noting(path, arch, wanted, on_note, overrides), weight)
+        for path, weight in student.also
+    ]
     teachers = [Source(teacher, opened), *others]
-    how = Surroundings(overrides, options, force, progress, dry_run)
+    how = Surroundings(overrides, options, force, progress, dry_run, on_note)
     with threads(options.threads):
         pupil = open_student(student.spec, student.arch, opened, Context(seed=options.seed), on_note)
         sample = sample_of(pupil, student.spec)
@@ -156,7 +167,8 @@ def distill(
             # That the student has the same classes is seen to below.
             rehearse([opened if both else pupil], data, overrides, options, gates)
         identity = _identity(teachers, pupil, student, config, arch, code)
-        with trainer(training, output, identity, sample, how) as tools:
+        labels = require_same_names(teachers, pupil)
+        with trainer(training, output, identity, sample, how, labels) as tools:
             seen = tools.training.train.input
             members = members_of(teachers, seen, resize=student.resize_for_teacher)
             require_same_classes(members, pupil, seen)

@@ -8,10 +8,12 @@ from typing import Any
 
 import modelopt_cli
 from modelopt_cli.api.guard import Given
+from modelopt_cli.api.inputs import input_history
+from modelopt_cli.api.opening import labels_of
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
 from modelopt_cli.artifact.coding import Code
 from modelopt_cli.checkpoint import Opened
-from modelopt_cli.data import Data, open_data
+from modelopt_cli.data import Data, PreprocessOverrides, open_data
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context
 
@@ -34,7 +36,7 @@ def fine_tuner(
         return
     if opened.program is None:
         raise UsageError("fine-tuning needs a network that can be traced", hint="leave --epochs out")
-    with trainer(request, output, identity, opened.program.input, how) as tools:
+    with trainer(request, output, identity, opened.program.input, how, labels_of(opened)) as tools:
         yield tools
 
 
@@ -68,7 +70,7 @@ def context_of(
         batch_size=how.options.data_batch_size,
         workers=how.options.workers,
         progress=progress,
-        origin=origin_of(opened),
+        origin=origin_of(opened, how.overrides),
         training=tools.training if tools is not None else None,
         device=how.options.device,
         code=code,
@@ -85,9 +87,10 @@ def given_to(opened: Opened, context: Context) -> Given:
     return Given.of(opened, data=data, seed=context.seed, device=context.device)
 
 
-def origin_of(opened: Opened) -> dict[str, Any]:
-    """What the history says of the source."""
-    return {"modelopt": modelopt_cli.__version__, "source_sha256": opened.source_sha256}
+def origin_of(opened: Opened, overrides: PreprocessOverrides | None) -> dict[str, Any]:
+    """What the history says of the source, and of a preprocessing that was assumed."""
+    origin = {"modelopt": modelopt_cli.__version__, "source_sha256": opened.source_sha256}
+    return origin | input_history(opened, overrides)
 
 
 def _samples(opened: Opened, calibration: str, tools: Trainer | None, how: Surroundings) -> Data:
@@ -95,8 +98,9 @@ def _samples(opened: Opened, calibration: str, tools: Trainer | None, how: Surro
     if tools is not None and tools.training.train.name == calibration:
         samples = tools.training.train
     else:
-        samples = open_data(
-            calibration, input=opened.program.input, overrides=how.overrides, seed=how.options.seed
-        )
+        known, seed = opened.program.input, how.options.seed
+        samples = open_data(calibration, input=known, overrides=how.overrides, seed=seed, labels=False)
+        for note in samples.notes:
+            how.note(note)
     opened.program.input = samples.input
     return samples

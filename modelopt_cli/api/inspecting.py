@@ -49,7 +49,7 @@ def layers(
     Raises:
         InputError: the source cannot be opened, its network does not run, or nothing says what it is.
     """
-    opened = open_noting(source, arch, open_input([source], arch, None, overrides), on_note)
+    opened = open_noting(source, arch, open_input([source], arch, None, overrides), on_note, overrides)
     network, shape = require_network(opened, source), sample_of(opened, source).shape
     if opened.program is not None:
         Given.of(opened)  # runs it: a graph that cannot run is refused in one line

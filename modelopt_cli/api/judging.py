@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modelopt_cli import measure
 from modelopt_cli.api.guard import SAMPLES, as_run
-from modelopt_cli.api.opening import Note, open_input, open_noting
+from modelopt_cli.api.opening import Note, labels_of, open_input, open_noting
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.errors import UsageError
@@ -21,6 +21,7 @@ def rehearse(
     overrides: PreprocessOverrides | None,
     options: EvalOptions,
     gates: Gates | None = None,
+    labels: tuple[str, ...] | None = None,
 ) -> None:
     """Send a few samples through the evaluation, to know before long work what cannot be judged.
 
@@ -30,6 +31,7 @@ def rehearse(
         overrides: preprocessing the user wants instead of the implied one.
         options: how they will be measured.
         gates: the limits.
+        labels: names of the classes, where they are not those of the first network that has some.
 
     Raises:
         InputError: the data cannot be opened or do not suit, or a network does not run or is no classifier.
@@ -39,7 +41,8 @@ def rehearse(
     if data is not None:
         subjects = [_subject(each, options.device) for each in networks]
         known = next((subject.input for subject in subjects if subject.input is not None), None)
-        samples = open_data(data, input=known, overrides=overrides, seed=options.seed)
+        names = labels or next(filter(None, map(labels_of, networks)), None)
+        samples = open_data(data, input=known, overrides=overrides, seed=options.seed).with_labels(names)
         few = samples if options.limit else samples.sample(SAMPLES, options.seed)
         limit = min(SAMPLES, options.limit or SAMPLES)
         quick = replace(options, baseline=0, runs=0, memory=False, workers=0, limit=limit)

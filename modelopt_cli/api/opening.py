@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
 from modelopt_cli import artifact
+from modelopt_cli.api.inputs import assumptions
 from modelopt_cli.artifact.header import input_from_json
 from modelopt_cli.checkpoint import Opened, captured, open_model, resolve
 from modelopt_cli.checkpoint.open import SHAPE_HINT
@@ -46,11 +48,16 @@ def open_input(
     if known is None and arch is None:
         return None
     if data is not None and (known is None or overrides):
-        return open_data(data, input=known, overrides=overrides).input
-    if overrides:
-        preprocess, shape = resolve_preprocess(known, overrides)
-        return InputSpec(shape, preprocess) if shape is not None else known
-    return known
+        return open_data(data, input=known, overrides=overrides, labels=False).input
+    return overridden(known, overrides)
+
+
+def overridden(known: InputSpec | None, overrides: PreprocessOverrides | None) -> InputSpec | None:
+    """An input with what the user said instead; as it was where its shape would not be known."""
+    if not overrides:
+        return known
+    preprocess, shape = resolve_preprocess(known, overrides)
+    return InputSpec(shape, preprocess) if shape is not None else known
 
 
 def _recorded(path: str | Path) -> InputSpec | None:
@@ -59,9 +66,16 @@ def _recorded(path: str | Path) -> InputSpec | None:
     return input_from_json(artifact.read_header(Path(path), verify=False).get("input"))
 
 
-def open_source(path: str | Path, arch: str | None, input: InputSpec | None) -> Opened:
+def open_source(
+    path: str | Path,
+    arch: str | None,
+    input: InputSpec | None,
+    overrides: PreprocessOverrides | None = None,
+) -> Opened:
     """Open a checkpoint, or an artifact, to which no ``--arch`` applies if it holds its own network."""
-    opened = replace(open_model(path, None if has_graph(path) else arch, input), path=str(path))
+    adapt = partial(overridden, overrides=overrides)
+    opened = open_model(path, None if has_graph(path) else arch, input, adapt)
+    opened = replace(opened, path=str(path))
     if opened.module is not None and opened.tensors is not None:
         restore(opened.module, opened.tensors.history, opened.tensors.encodings)
         opened = captured(opened)
@@ -69,17 +83,29 @@ def open_source(path: str | Path, arch: str | None, input: InputSpec | None) -> 
 
 
 def open_noting(
-    path: str | Path, arch: str | None, wanted: InputSpec | None, on_note: Note | None, *, graph: bool = True
+    path: str | Path,
+    arch: str | None,
+    wanted: InputSpec | None,
+    on_note: Note | None,
+    overrides: PreprocessOverrides | None = None,
+    *,
+    graph: bool = True,
 ) -> Opened:
     """``open_source``, with its notes handed to ``on_note``; without ``graph``, not why there is none."""
-    opened = open_source(path, arch, wanted)
-    tell_notes(opened, on_note, graph=graph)
+    opened = open_source(path, arch, wanted, overrides)
+    tell_notes(opened, on_note, overrides, graph=graph)
     return opened
 
 
-def tell_notes(opened: Opened, on_note: Note | None, *, graph: bool = True) -> None:
-    """Hand the notes of an opened model to ``on_note``."""
-    for note in opened.notes:
+def tell_notes(
+    opened: Opened,
+    on_note: Note | None,
+    overrides: PreprocessOverrides | None = None,
+    *,
+    graph: bool = True,
+) -> None:
+    """Hand the notes of an opened model to ``on_note``, and what was assumed of its input."""
+    for note in (*opened.notes, *assumptions(opened, overrides)):
         if on_note is not None:
             on_note(note)
     if graph:
@@ -104,6 +130,18 @@ def without_graph(opened: Opened, on_note: Note | None) -> Iterator[None]:
     _tell_untraced(opened, on_note)
 
 
+def noting_once(on_note: Note | None) -> Note:
+    """``on_note`` without what was said before; data that is opened twice has the same notes."""
+    said: set[str] = set()
+
+    def note(line: str) -> None:
+        if on_note is not None and line not in said:
+            said.add(line)
+            on_note(line)
+
+    return note
+
+
 def sample_of(opened: Opened, where: str | Path) -> InputSpec:
     """What a sample of an opened network looks like.
 
@@ -115,6 +153,11 @@ def sample_of(opened: Opened, where: str | Path) -> InputSpec:
     if found is None:
         raise ArchitectureError("nothing says what its input is", where=str(where), hint=SHAPE_HINT)
     return found
+
+
+def labels_of(opened: Opened) -> tuple[str, ...] | None:
+    """Names of an opened network's classes, in logit order, or None."""
+    return opened.program.labels if opened.program is not None else None
 
 
 def has_graph(path: str | Path) -> bool:

@@ -10,7 +10,7 @@ from modelopt_cli.api.fine_tuning import context_of, fine_tuner, given_to, origi
 from modelopt_cli.api.gain import gain_notes
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.judging import after_writing, rehearse
-from modelopt_cli.api.opening import Note, open_input, open_noting, without_graph
+from modelopt_cli.api.opening import Note, noting_once, open_input, open_noting, without_graph
 from modelopt_cli.api.product import Product, about_tensors
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest
 from modelopt_cli.artifact.coding import Code, require_code
@@ -100,7 +100,7 @@ def prune(
         GateNotMet: the target cannot be reached, or nothing can be pruned; nothing is written.
         EnvironmentFailure: no space, no permission, an optional package.
     """
-    options, gates = options or EvalOptions(), gates or Gates()
+    options, gates, on_note = options or EvalOptions(), gates or Gates(), noting_once(on_note)
     require_device(options.device)
     require_code(code)
     if gates and not evaluate:
@@ -113,10 +113,10 @@ def prune(
         artifact.check_output(output, force, [source])
     calibration = calibration or (training.train if training is not None else data)
     wanted = open_input([source], arch, calibration, overrides)
-    opened = open_noting(source, arch, wanted, on_note, graph=False)
+    opened = open_noting(source, arch, wanted, on_note, overrides, graph=False)
     if evaluate and not dry_run:
         rehearse([opened], data, overrides, options, gates)
-    how = Surroundings(overrides, options, force, progress)
+    how = Surroundings(overrides, options, force, progress, on_note=on_note)
     if dry_run:
         with threads(options.threads), without_graph(opened, on_note):
             made = _pruned(opened, _in_one_shot(config), calibration, None, how, code)
@@ -178,14 +178,14 @@ def sensitivity(
         InputError: the source, the data or an option cannot be used, or the network cannot be traced.
         NothingCompressed: nothing can be pruned.
     """
-    options = options or EvalOptions()
+    options, on_note = options or EvalOptions(), noting_once(on_note)
     require_device(options.device)
     wanted = open_input([source], arch, calibration, overrides)
-    opened = open_noting(source, arch, wanted, on_note, graph=False)
+    opened = open_noting(source, arch, wanted, on_note, overrides, graph=False)
     require_network(opened, source)
     if opened.program is None:
         raise CaptureError("sensitivity needs a graph", where=str(source), hint=opened.untraced)
-    how = Surroundings(overrides, options, False, progress)
+    how = Surroundings(overrides, options, False, progress, on_note=on_note)
     context = context_of(opened, calibration, None, how, "pruning")
     with threads(options.threads):
         return measure_sensitivity(opened.program, config, context)
@@ -236,7 +236,8 @@ def _pruned_state(opened: Opened, config: PruneConfig, how: Surroundings, code: 
     encodings = opened.tensors.encodings if opened.tensors is not None else {}
     seed, state = how.options.seed, dict(opened.state)
     about = about_tensors(opened)
-    result = apply_to_state(state, encodings, config, seed, origin=origin_of(opened), about=about, code=code)
+    origin = origin_of(opened, how.overrides)
+    result = apply_to_state(state, encodings, config, seed, origin=origin, about=about, code=code)
     given = Given.of(opened, device=how.options.device)
     product = Product.of_tensors(opened, result.state, result.encodings, result.coverage, result.entry, given)
     layers = summary(state, result.state, result.coverage)

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-import modelopt_cli
 from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs
-from modelopt_cli.api.fine_tuning import given_to
+from modelopt_cli.api.fine_tuning import given_to, origin_of
 from modelopt_cli.api.gain import gain_notes
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.judging import after_writing, rehearse
-from modelopt_cli.api.opening import Note, open_input, open_noting, without_graph
+from modelopt_cli.api.opening import Note, noting_once, open_input, open_noting, without_graph
 from modelopt_cli.api.product import Product
 from modelopt_cli.artifact.coding import Code, require_code
 from modelopt_cli.checkpoint import Opened
@@ -98,6 +97,7 @@ def quantize(
         EnvironmentFailure: no space, no permission.
     """
     config, options, gates = config or QuantizeConfig(), options or EvalOptions(), gates or Gates()
+    on_note = noting_once(on_note)
     require_device(options.device)
     require_code(code)
     if gates and not evaluate:
@@ -106,17 +106,17 @@ def quantize(
     if not dry_run:
         artifact.check_output(output, force, [source])
     wanted = open_input([source], arch, calibration or data, overrides)
-    opened = open_noting(source, arch, wanted, on_note, graph=False)
+    opened = open_noting(source, arch, wanted, on_note, overrides, graph=False)
     judged = partial(rehearse, [opened], data, overrides, options, gates)
     runs = opened.program is not None or opened.module is not None
     if evaluate and not dry_run and runs:
         judged()
     with threads(options.threads), without_graph(opened, on_note):
-        given, made = _quantized(opened, config, calibration or data, overrides, options, progress)
+        given, made = _quantized(opened, config, calibration or data, overrides, options, on_note, progress)
         snr_db = made.held.snr_db
         if snr_db is not None:
             made = made.recording(snr_db=round(snr_db, 1))
-            if snr_db < LEAST_SNR_DB and on_note is not None:
+            if snr_db < LEAST_SNR_DB:
                 on_note(_loss(snr_db, given.steepest_fall(made.held)))
         # What has no network is quantized only now, while it is written.
         if dry_run:
@@ -131,11 +131,17 @@ def quantize(
     if not evaluate:
         return outcome
     options = replace(options, baseline=0)
+    looked_at = [calibration or data] if calibrates(opened, config) else []
     with after_writing(output):
         # The result is measured as anyone will meet it: read back from its file.
         pairs = [(source, opened), (output, open_noting(output, arch, wanted, None))]
-        evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
+        evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress, looked_at)
     return replace(outcome, evaluation=evaluation)
+
+
+def calibrates(opened: Opened, config: QuantizeConfig) -> bool:
+    """Whether the scheme looks at samples."""
+    return opened.program is not None and config.scheme == "int8"
 
 
 def _quantized(
@@ -144,9 +150,10 @@ def _quantized(
     data: str | None,
     overrides: PreprocessOverrides | None,
     options: EvalOptions,
+    on_note: Note,
     progress: StageProgress | None,
 ) -> tuple[Given, Product]:
-    origin = {"modelopt": modelopt_cli.__version__, "source_sha256": opened.source_sha256}
+    origin = origin_of(opened, overrides)
     if opened.program is None:
         linears = (
             {name for name, m in opened.module.named_modules() if isinstance(m, nn.Linear)}
@@ -158,8 +165,11 @@ def _quantized(
         result = apply_to_state(opened.state, config, linears, earlier, _stage(progress, "quantizing"))
         return given, _tensor_product(result, opened, config, options, origin, given)
     samples = None
-    if data is not None and config.scheme == "int8":
-        samples = open_data(data, input=opened.program.input, overrides=overrides, seed=options.seed)
+    if data is not None and calibrates(opened, config):
+        known, seed = opened.program.input, options.seed
+        samples = open_data(data, input=known, overrides=overrides, seed=seed, labels=False)
+        for note in samples.notes:
+            on_note(note)
         opened.program.input = samples.input
     context = Context(
         data=samples,

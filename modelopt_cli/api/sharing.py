@@ -13,7 +13,7 @@ from modelopt_cli.api.fine_tuning import context_of, fine_tuner, given_to, origi
 from modelopt_cli.api.gain import gain_notes
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.judging import after_writing, rehearse
-from modelopt_cli.api.opening import Note, open_input, open_noting, without_graph
+from modelopt_cli.api.opening import Note, noting_once, open_input, open_noting, without_graph
 from modelopt_cli.api.product import Product
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest
 from modelopt_cli.artifact.coding import Code, require_code
@@ -102,7 +102,7 @@ def share(
         GateNotMet: the budget cannot be met, or nothing can be shared; nothing is written.
         EnvironmentFailure: no space, no permission, an optional package.
     """
-    options, gates = options or EvalOptions(), gates or Gates()
+    options, gates, on_note = options or EvalOptions(), gates or Gates(), noting_once(on_note)
     require_device(options.device)
     require_code(code)
     if gates and not evaluate:
@@ -115,10 +115,10 @@ def share(
         artifact.check_output(output, force, [source])
     calibration = calibration or (training.train if training is not None else data)
     wanted = open_input([source], arch, calibration, overrides)
-    opened = open_noting(source, arch, wanted, on_note, graph=False)
+    opened = open_noting(source, arch, wanted, on_note, overrides, graph=False)
     if evaluate and not dry_run:
         rehearse([opened], data, overrides, options, gates)
-    how = Surroundings(overrides, options, force, progress)
+    how = Surroundings(overrides, options, force, progress, on_note=on_note)
     identity: dict[str, Any] = {"command": "share", "source": opened.source_sha256, "arch": arch}
     identity |= {"config": config.as_dict(), "calibration": calibration, "code": code}
     asked = None if dry_run else training
@@ -188,7 +188,7 @@ def _shared_state(opened: Opened, config: ShareConfig, how: Surroundings) -> _Ma
         "torch": str(torch.__version__),
         "skipped": result.skipped,
         "coverage": {"compressed": covered.compressed, "total": covered.total},
-        **origin_of(opened),
+        **origin_of(opened, how.overrides),
     }
     given = Given.of(opened, device=how.options.device)
     return _Made(Product.of_stream(opened, result.stream, covered, entry, given), (), None)

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelopt_cli.api.opening import Note, sample_of
+from modelopt_cli.api.opening import Note, labels_of, sample_of
 from modelopt_cli.api.students import classes_of
 from modelopt_cli.checkpoint import Opened, require_network
+from modelopt_cli.data.names import match_names
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import Gates
 from modelopt_cli.methods.distill.inputs import change_between
@@ -58,6 +59,27 @@ def require_same_classes(members: Sequence[Member], student: Opened, seen: Input
                 where=member.name,
                 hint="give the student as many, e.g. with ?num_classes= in --student",
             )
+
+
+def require_same_names(teachers: Sequence[Source], student: Opened) -> tuple[str, ...] | None:
+    """The names of the classes, where a teacher or the student has them.
+
+    Raises:
+        UsageError: two have other classes, or others in the same places.
+    """
+    names = [(str(each.path), labels_of(each.opened)) for each in teachers]
+    named = [(name, found) for name, found in [*names, ("the student", labels_of(student))] if found]
+    if not named:
+        return None
+    first, labels = named[0]
+    for name, found in named[1:]:
+        if len(found) != len(labels) or match_names(found, labels, name).positions != tuple(
+            range(len(labels))
+        ):
+            what = f"does not have the classes of {first} in the same order"
+            hint = "train one of them again on folders of the same names"
+            raise UsageError(what, where=name, hint=hint)
+    return labels
 
 
 def comparable(teacher: Source, sample: InputSpec) -> bool:

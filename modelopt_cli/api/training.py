@@ -1,6 +1,7 @@
 """The verb ``train``."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,21 @@ from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.judging import after_writing, rehearse
-from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of, tell_notes
+from modelopt_cli.api.opening import (
+    Note,
+    labels_of,
+    noting_once,
+    open_input,
+    open_noting,
+    sample_of,
+    tell_notes,
+)
 from modelopt_cli.api.planning import Plan, cost_of
 from modelopt_cli.api.product import Product
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
 from modelopt_cli.artifact.sparsity import compact, compact_state
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
-from modelopt_cli.data import PreprocessOverrides
+from modelopt_cli.data import Data, PreprocessOverrides
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import require_device
 from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
@@ -89,7 +98,7 @@ def train(
         InputError: the source, the data, an option or the output cannot be used; nothing is written.
         EnvironmentFailure: no space, no permission, an optional package.
     """
-    options, gates = options or EvalOptions(), gates or Gates()
+    options, gates, on_note = options or EvalOptions(), gates or Gates(), noting_once(on_note)
     require_device(options.device)
     sources = [source] if source is not None else []
     _check(source, arch, training, data, gates, evaluate)
@@ -97,12 +106,21 @@ def train(
     artifact.check_output(output, force, sources)
     training.require_apart(output, sources)
     wanted = open_input(sources, arch, training.train, overrides)
-    opened = _start(source, arch, wanted, options.seed, on_note)
+    opened = _start(source, arch, wanted, overrides, options.seed, on_note)
     sample = sample_of(opened, source or arch or "")
-    rehearse([opened], data, overrides, options, gates)
+    labels = labels_of(opened) if source is not None else None
+
+    rehearsed = partial(rehearse, [opened], data, overrides, options, gates)
+
+    def check(train: Data) -> None:
+        rehearsed(labels=train.class_names or labels)
+
     identity = {"command": "train", "source": opened.source_sha256, "arch": arch}
-    how = Surroundings(overrides, options, force, progress, dry_run)
-    with threads(options.threads), trainer(training, output, identity, sample, how) as tools:
+    how = Surroundings(overrides, options, force, progress, dry_run, on_note)
+    with (
+        threads(options.threads),
+        trainer(training, output, identity, sample, how, labels, check, adopt=True) as tools,
+    ):
         trained, product = _trained(opened, tools, options.seed)
         if dry_run:
             plan = _plan(opened, source or arch or "", tools.training, product)
@@ -115,8 +133,9 @@ def train(
     options = replace(options, baseline=0)
     with after_writing(output):
         pairs = [(path, open_noting(path, arch, wanted, None)) for path in (*sources, output)]
-        evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
-    return replace(outcome, evaluation=evaluation)
+        last = len(sources)
+        found = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress, named_by=last)
+    return replace(outcome, evaluation=found)
 
 
 def _check(
@@ -139,16 +158,21 @@ def _check(
 
 
 def _start(
-    source: str | Path | None, arch: str | None, wanted: InputSpec | None, seed: int, on_note: Note | None
+    source: str | Path | None,
+    arch: str | None,
+    wanted: InputSpec | None,
+    overrides: PreprocessOverrides | None,
+    seed: int,
+    on_note: Note | None,
 ) -> Opened:
     """The checkpoint, or fresh random weights."""
     if source is not None:
-        opened = open_noting(source, arch, wanted, on_note)
+        opened = open_noting(source, arch, wanted, on_note, overrides)
         require_network(opened, source)
         return opened
     assert arch is not None
     opened = fresh_model(arch, wanted, seed)
-    tell_notes(opened, on_note)
+    tell_notes(opened, on_note, overrides)
     return opened
 
 
@@ -164,7 +188,7 @@ def _trained(opened: Opened, tools: Trainer, seed: int) -> tuple[Trained, Produc
     entry = history_entry(opened, tools.training, trained, seed)
     if isinstance(network, Program):
         network.input = tools.training.train.input
-        network.labels = _labels(network, tools.training) or network.labels
+        network.labels = _labels(network, tools.training)
         network.encodings = compact(network)
         network.history = (*network.history, entry)
         return trained, Product.of_program(network, given)
@@ -204,8 +228,10 @@ def history_entry(opened: Opened, training: Training, trained: Trained, seed: in
 
 
 def _labels(program: Program, training: Training) -> tuple[str, ...] | None:
-    """The data's class names, if there are as many as logits."""
+    """The data's class names, if there are as many as logits; where the data has none, the network's."""
     names = training.train.class_names
+    if names is None:
+        return program.labels
     images = zeros(program.input, 1)
     with evaluation_mode(program), torch.inference_mode():
-        return names if names is not None and len(names) == program(images).shape[-1] else None
+        return names if len(names) == program(images).shape[-1] else None

@@ -1,12 +1,12 @@
 """What training is given on behalf of a verb: its data, and the folder it can be resumed from."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelopt_cli.data import PreprocessOverrides, open_data
+from modelopt_cli.data import Data, PreprocessOverrides, open_data
 from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import ArtifactError, GateNotMet, UsageError
 from modelopt_cli.measure import EvalOptions, StageProgress
@@ -89,6 +89,7 @@ class Surroundings:
         force: start over, whatever the run's folder holds.
         progress: called with the stage, what is done and the total.
         dry: forecast training, and write nothing.
+        on_note: called with one line for each thing worth knowing.
     """
 
     overrides: PreprocessOverrides | None
@@ -96,6 +97,12 @@ class Surroundings:
     force: bool
     progress: StageProgress | None
     dry: bool = False
+    on_note: Callable[[str], None] | None = None
+
+    def note(self, line: str) -> None:
+        """Say something worth knowing."""
+        if self.on_note is not None:
+            self.on_note(line)
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,9 @@ def trainer(
     identity: Mapping[str, Any],
     input: InputSpec,
     how: Surroundings,
+    labels: tuple[str, ...] | None = None,
+    check: Callable[[Data], None] | None = None,
+    adopt: bool = False,
 ) -> Iterator[Trainer]:
     """Everything training needs; an error in here says how to resume, if that is possible.
 
@@ -129,17 +139,22 @@ def trainer(
         identity: what else decides the result.
         input: what a sample looks like.
         how: the rest.
+        labels: names of the network's classes, by which the data's are found; None takes those of the
+            training data for the validation data, too.
+        check: called with the training data before anything is written.
+        adopt: whether the network is to learn the classes of the training data where they are others.
 
     Raises:
         DataError: the data cannot be used.
         UsageError: the folder holds a run that was begun otherwise, or that is not to be resumed.
     """
     here = world(how.options.device)
-    train, val = (
-        None if spec is None else open_data(spec, input=input, overrides=how.overrides, seed=how.options.seed)
-        for spec in (request.train, request.val)
-    )
-    assert train is not None
+    train = _labelled(request.train, input, how, labels, adopt=adopt)
+    val = None
+    if request.val is not None:
+        val = _labelled(request.val, input, how, labels if train.names is not None else train.class_names)
+    if check is not None:
+        check(train)
     folder = request.folder(output)
     about = {**identity, **request.identity(), "seed": how.options.seed, "input": asdict(train.input)}
     with Run(
@@ -177,3 +192,18 @@ def trainer(
             if run.interrupted:
                 error.add_note(f"go on with the same command and --resume ({folder})")
             raise
+
+
+def _labelled(
+    spec: str, input: InputSpec, how: Surroundings, labels: tuple[str, ...] | None, *, adopt: bool = False
+) -> Data:
+    """Data whose labels are the network's, matched by name; with ``adopt`` its own where names are others."""
+    opened = open_data(spec, input=input, overrides=how.overrides, seed=how.options.seed)
+    if adopt and not opened.has_classes(labels):
+        if labels is not None and opened.class_names is not None:
+            how.note(f"{spec} has other classes than the checkpoint: they are learned in their own order")
+        labels = None
+    opened = opened.with_labels(labels)
+    for note in opened.notes:
+        how.note(note)
+    return opened

@@ -33,6 +33,8 @@ class Architecture:
         input: shape and preprocessing of a sample, or None where nothing says so.
         own: whether the code is ours or a library's; the user's own code may initialise as it likes.
         num_classes: number of logits where the spec implies it.
+        published_classes: number of logits of its published weights, if there are any.
+        assumed: one line for each option that its published weights need and the spec does not say.
     """
 
     spec: str
@@ -40,6 +42,8 @@ class Architecture:
     input: InputSpec | None
     own: bool = False
     num_classes: int | None = None
+    published_classes: int | None = None
+    assumed: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -83,9 +87,11 @@ def _user(spec: ArchSpec) -> Architecture:
 def _torchvision(spec: ArchSpec) -> Architecture:
     inputs = torchvision_inputs()
     _require_known(spec, inputs)
-    options = dict(spec.options)
+    options, assumed = dict(spec.options), list[str]()
     if spec.name in ("googlenet", "inception_v3"):
         # The published weights, and what was fine-tuned from them, expect TensorFlow's value range.
+        if "transform_input" not in options:
+            assumed.append(_transform_note(spec.text))
         options.setdefault("transform_input", True)
         options.setdefault("init_weights", True)  # else torchvision warns
 
@@ -100,7 +106,30 @@ def _torchvision(spec: ArchSpec) -> Architecture:
         _torchvision_input(spec, inputs[spec.name]),
         own=True,
         num_classes=_class_count(spec, _IMAGENET_CLASSES),
+        published_classes=_IMAGENET_CLASSES,
+        assumed=tuple(assumed),
     )
+
+
+def _transform_note(spec: str) -> str:
+    option = f"{spec}{'&' if '?' in spec else '?'}transform_input=false"
+    return (
+        "transform_input=true is assumed, as its published weights need it; "
+        f"trained without them, give --arch '{option}'"
+    )
+
+
+def published_top1(spec: str) -> float | None:
+    """The lowest top-1 on ImageNet, in percent, that torchvision states for an architecture's weights."""
+    parsed = parse_spec(spec)
+    if parsed.source != "torchvision":
+        return None
+    from torchvision import models
+
+    found = [
+        w.meta["_metrics"].get("ImageNet-1K", {}).get("acc@1") for w in models.get_model_weights(parsed.name)
+    ]
+    return min((value for value in found if value is not None), default=None)
 
 
 def _torchvision_input(spec: ArchSpec, published: tuple[InputSpec, ...]) -> InputSpec:
@@ -156,6 +185,7 @@ def _timm(spec: ArchSpec) -> Architecture:
         lambda: _construct(spec, lambda: timm.create_model(spec.name, pretrained=False, **spec.options)),
         _timm_input(config) if config is not None else None,
         num_classes=_class_count(spec, getattr(config, "num_classes", None)),
+        published_classes=getattr(config, "num_classes", None),
     )
 
 

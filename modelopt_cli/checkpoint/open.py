@@ -1,7 +1,7 @@
 """``open_model``: any path the user gives, to the most that can be made of it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,7 +59,12 @@ class Opened:
     file_bytes: int | None = None
 
 
-def open_model(path: str | Path, arch: str | None = None, input: InputSpec | None = None) -> Opened:
+def open_model(
+    path: str | Path,
+    arch: str | None = None,
+    input: InputSpec | None = None,
+    adapt: Callable[[InputSpec], InputSpec | None] | None = None,
+) -> Opened:
     """Open an artifact or a checkpoint.
 
     An artifact gives its Program. A checkpoint's architecture is ``arch``, or recognised; its network is
@@ -70,6 +75,7 @@ def open_model(path: str | Path, arch: str | None = None, input: InputSpec | Non
         path: the file or Hugging Face folder.
         arch: an ``--arch`` spec; an artifact with a graph needs none and takes none.
         input: what a sample looks like; wins over what the architecture or artifact implies.
+        adapt: what to make of the input that a recognised architecture implies; by default that itself.
 
     Raises:
         CheckpointError, ArtifactError, ArchitectureError, EnvironmentFailure: in one line each.
@@ -95,6 +101,8 @@ def open_model(path: str | Path, arch: str | None = None, input: InputSpec | Non
         architecture, state = recognised.architecture, recognised.state
         if input is not None:
             architecture = dataclasses.replace(architecture, input=input)
+        elif adapt is not None and architecture.input is not None:
+            architecture = dataclasses.replace(architecture, input=adapt(architecture.input))
         notes.append(f"recognised as {architecture.spec}")
     built = _build(architecture, state, path, found.sha256, notes)
     return dataclasses.replace(built, tensor_bytes=stored, file_bytes=found.file_bytes)

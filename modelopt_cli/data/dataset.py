@@ -109,6 +109,15 @@ class Data:
         mapping = match.positions if match.positions != tuple(range(len(names))) else None
         return replace(self, reads_labels=True, names=names, mapping=mapping, matched=match.note)
 
+    def has_classes(self, names: tuple[str, ...] | None) -> bool:
+        """Whether every one of the source's classes is among these by its name."""
+        if names is None or self.source.class_names is None:
+            return False
+        try:
+            return match_names(self.source.class_names, names, self.name).by_name
+        except DataError:
+            return False
+
     def fits(self, classes: int) -> "Data":
         """The same data, with labels held below ``classes``.
 

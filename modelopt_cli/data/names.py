@@ -18,10 +18,12 @@ class Match:
     Attributes:
         positions: of the network, one for each of the data's classes.
         note: one line where that is not the data's own order, or is taken from it without a name; or None.
+        by_name: every class was found by its name.
     """
 
     positions: tuple[int, ...]
     note: str | None = None
+    by_name: bool = True
 
 
 def match_names(names: Sequence[str], classes: Sequence[str], where: str) -> Match:
@@ -54,6 +56,7 @@ def match_names(names: Sequence[str], classes: Sequence[str], where: str) -> Mat
             own,
             f"{where}: {len(strangers)} of {len(names)} class names are not the network's; they are taken by "
             f"their order: '{shown(names[first])}' for '{shown(classes[first])}'",
+            by_name=False,
         )
     if not strangers:
         raise DataError("two classes have the same name", where=where, hint="number them with csv:")

@@ -54,10 +54,19 @@ class Predictions:
 
 
 class Tally:
-    """Collects the verdicts on one model, batch by batch."""
+    """Collects the verdicts on one model, batch by batch.
 
-    def __init__(self, where: str, *, labelled: bool = True) -> None:
+    Args:
+        where: the model's file, for messages.
+        labelled: whether there are labels.
+        name: what to call a sample in an error, by its place in the data.
+    """
+
+    def __init__(
+        self, where: str, *, labelled: bool = True, name: Callable[[int], str] | None = None
+    ) -> None:
         self._where = where
+        self._name = name
         self._labelled = labelled
         self._classes: int | None = None
         self._predicted: list[Tensor] = []
@@ -77,7 +86,7 @@ class Tally:
         scores = self._checked(logits, len(labels))
         self._predicted.append(_lowest_of_largest(scores))
         if self._labelled:
-            check_labels(labels, scores.shape[1], self._where)
+            check_labels(labels, scores.shape[1], self._where, self._name, sum(map(len, self._ranks)))
             self._ranks.append(_rank(scores, labels.to(scores.device)).cpu())
 
     def result(self) -> Predictions:
@@ -113,19 +122,33 @@ class Tally:
         return scores
 
 
-def check_labels(labels: Tensor, classes: int, where: str) -> None:
+def check_labels(
+    labels: Tensor,
+    classes: int,
+    where: str,
+    name: Callable[[int], str] | None = None,
+    first: int = 0,
+) -> None:
     """Make sure that labels are ``(N,)`` whole numbers below ``classes``.
+
+    Args:
+        labels: of a batch.
+        classes: of the network.
+        where: what to name in the error.
+        name: what to name instead, by the sample's place in the data.
+        first: place of the batch's first sample.
 
     Raises:
         DataError: they are not.
     """
     if labels.dim() != 1 or labels.is_floating_point():
         raise DataError("labels must be one whole number for each sample", where=where)
-    outside = labels[(labels < 0) | (labels >= classes)]
+    outside = ((labels < 0) | (labels >= classes)).nonzero().flatten()
     if outside.numel():
+        at = int(outside[0])
         raise DataError(
-            f"label {int(outside[0])} is not among the network's {classes} classes",
-            where=where,
+            f"label {int(labels[at])} is not among the network's {classes} classes",
+            where=where if name is None else name(first + at),
             hint="check that the data's classes are those the network was trained on",
         )
 

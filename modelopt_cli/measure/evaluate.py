@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from torch import Tensor
+
 from modelopt_cli.errors import ArchitectureError, DataError, EnvironmentFailure, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import accuracy, latency, loading
@@ -174,7 +176,10 @@ class _Run:
         data, options = self.data, self.options
         if data is None:
             return {}
-        tallies = {i: accuracy.Tally(self.subjects[i].path, labelled=data.labelled) for i in self.runnable}
+        tallies = {
+            i: accuracy.Tally(self.subjects[i].path, labelled=data.labelled, name=data.where)
+            for i in self.runnable
+        }
         done, total = 0, self._samples(data)
         batches = data.batches(options.data_batch_size, limit=options.limit, workers=options.workers)
         for images, labels in batches:
@@ -183,7 +188,10 @@ class _Run:
                 subject = self.subjects[i]
                 assert subject.model is not None
                 # Each has its own: a network may change what it is given.
-                tally.add(accuracy.run(subject.model, moved.clone(), subject.path), labels)
+                logits = accuracy.run(subject.model, moved.clone(), subject.path)
+                if subject.columns is not None and isinstance(logits, Tensor) and logits.dim() == 2:
+                    logits = logits[:, list(subject.columns)]
+                tally.add(logits, labels)
             done += len(labels)
             self._report("accuracy", done, total)
         if not done:

@@ -101,6 +101,7 @@ class Evaluation:
         comparisons: every other model against it, in order.
         environment: machine, versions, threads.
         data: name of the data, or None.
+        input: shape and preprocessing of a sample and who says so, or None where that is not known.
         gates: see :mod:`modelopt_cli.measure.gates`; empty until they are applied.
         notes: one line for each thing the reader should know, such as why something is missing.
     """
@@ -110,5 +111,6 @@ class Evaluation:
     comparisons: tuple[Comparison, ...]
     environment: Environment
     data: str | None = None
+    input: str | None = None
     gates: tuple[GateResult, ...] = ()
     notes: tuple[str, ...] = ()

@@ -161,3 +161,22 @@ def _constrained_gained(lost: float, gained: float, samples: float, difference: 
     b = (2 * samples - lost + gained) * difference - lost - gained
     c = -gained * difference * (1 - difference)
     return (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+
+
+def proportion_interval(right: int, samples: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson, 1927, JASA 22:209).
+
+    Args:
+        right: successes.
+        samples: trials, at least one.
+        z: normal quantile of the wanted confidence.
+
+    Returns:
+        Lower and upper limit, within 0 to 1.
+    """
+    if not 0 <= right <= samples or not samples:
+        raise ValueError("counts do not describe a proportion")
+    share, square = right / samples, z * z / samples
+    middle = share + square / 2
+    half = z * math.sqrt(share * (1 - share) / samples + square / (4 * samples))
+    return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))

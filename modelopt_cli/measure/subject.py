@@ -31,6 +31,9 @@ class LabelledBatches(Protocol):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Float ``(N, *shape)`` and int64 ``(N,)``, in a fixed order."""
 
+    def where(self, index: int) -> str:
+        """What to call a sample in an error."""
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:
@@ -47,6 +50,7 @@ class Subject:
         tensor_bytes: bytes of tensors in the file; None lets :mod:`modelopt_cli.measure.size` find out.
         state: the tensors of a bare state dict.
         arch: what the architecture was called on the command line, to load the file once more.
+        columns: where among its logits the classes are in the baseline's order; None for the same order.
     """
 
     path: str
@@ -58,6 +62,7 @@ class Subject:
     tensor_bytes: int | None = None
     state: Mapping[str, Tensor] | None = None
     arch: str | None = None
+    columns: tuple[int, ...] | None = None
 
     @property
     def runs(self) -> bool:

@@ -6,6 +6,7 @@
         path, file_bytes, tensor_bytes (of the network), parameters, nonzero, macs (one sample),
         bits_per_weight, samples, top1, top5 (percent), latency_ms {median, iqr}, coverage and
         weight_coverage (0 to 1, of the layers and of the weights' bytes), load_s (seconds)
+    input           shape and preprocessing of a sample, and who says so, as one line
     comparisons     every model but the baseline, in order, each with
         drop_pp, low, high (percentage points), ratio, speedup, speedup_low, speedup_high, agreement (0 to 1)
     gates           for each comparison in turn the limits that were set (with --judge for that file alone),
@@ -30,6 +31,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "baseline": evaluation.baseline,
         "models": [_model(model) for model in evaluation.models],
+        "input": None if evaluation.input is None else _text(evaluation.input),
         "comparisons": [_comparison(comparison) for comparison in evaluation.comparisons],
         "gates": [_gate(gate) for gate in evaluation.gates],
         "notes": [_text(note) for note in evaluation.notes],

@@ -54,7 +54,7 @@ def rows(evaluation: Evaluation) -> tuple[Row, ...]:
 def footer(evaluation: Evaluation) -> tuple[str, ...]:
     """Under which conditions the figures hold; one line each."""
     machine = evaluation.environment
-    lines = [_data_line(evaluation), _latency_line(evaluation)]
+    lines = [_data_line(evaluation), _input_line(evaluation), _latency_line(evaluation)]
     lines.append(f"{machine.processor}, torch {machine.torch}, device {machine.device}")
     lines.append("MB is 1,000,000 bytes. FLOPs are 2 x MACs of convolutions, linears and matrix products.")
     lines.extend(f"note: {note}" for note in evaluation.notes)
@@ -183,6 +183,10 @@ def _data_line(evaluation: Evaluation) -> str:
     if not any(comparison.difference for comparison in evaluation.comparisons):
         return line
     return f"{line}; drop is baseline minus model, with Tango's 95 % interval"
+
+
+def _input_line(evaluation: Evaluation) -> str:
+    return "" if evaluation.input is None else f"input: {evaluation.input}"
 
 
 def _latency_line(evaluation: Evaluation) -> str:

@@ -19,6 +19,9 @@ class Batches:
     def __init__(self, logits: Tensor, labels: Tensor, labelled: bool = True) -> None:
         self.logits, self.labels, self.labelled = logits, labels, labelled
 
+    def where(self, index: int) -> str:
+        return f"{self.name} sample {index}"
+
     def batches(
         self, batch_size: int, *, limit: int | None = None, workers: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:

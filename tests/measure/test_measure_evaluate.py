@@ -46,6 +46,9 @@ class Noise:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def where(self, index: int) -> str:
+        return f"sample {index}"
+
     def batches(
         self, batch_size: int, *, limit: int | None = None, workers: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:

@@ -33,6 +33,12 @@ class Samples:
     def sample(self, n: int, seed: int = 0) -> "Samples":
         return replace(self, images=self.images[:n], labels=None if self.labels is None else self.labels[:n])
 
+    def where(self, index: int) -> str:
+        return f"sample {index}"
+
+    def with_labels(self, names: tuple[str, ...] | None = None) -> "Samples":
+        return self
+
     def batches(self, size: int, *, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         self.passes.append(0)
         labels = torch.full((self.size,), -1) if self.labels is None else self.labels

@@ -158,6 +158,7 @@ def squared_gradients(program: Program, context: Context, samples: int) -> dict[
     data = calibration(context, "criterion taylor", samples)
     if not data.labelled:
         raise UsageError("criterion taylor needs data with labels", hint="or use --criterion l2")
+    data = data.with_labels(program.labels)
     network = evaluation_copy(program, context.device).requires_grad_(True)
     parameters = dict(network.named_parameters())
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
@@ -165,7 +166,7 @@ def squared_gradients(program: Program, context: Context, samples: int) -> dict[
     for images, labels in data.batches(context.batch_size, workers=context.workers):
         logits = network(images.to(context.device))
         refuse_infinite(logits, data.name)
-        check_labels(labels, logits.shape[1], data.name)
+        check_labels(labels, logits.shape[1], data.name, data.where, seen)
         loss = F.cross_entropy(logits, labels.to(context.device))
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):

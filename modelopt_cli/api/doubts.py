@@ -1,0 +1,114 @@
+"""Signs that the figures of an evaluation mean something else: other classes, accuracies that do not fit."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from modelopt_cli.api.inputs import published_for
+from modelopt_cli.checkpoint import Opened
+from modelopt_cli.checkpoint.arch import published_top1
+from modelopt_cli.data import Data
+from modelopt_cli.data.names import match_names
+from modelopt_cli.errors import DataError
+from modelopt_cli.measure import Accuracy, Evaluation, Subject
+from modelopt_cli.measure.statistics import proportion_interval
+
+FAR_BELOW = 10.0
+"""Points below the published accuracy that are more than another choice of images takes."""
+
+
+def with_same_classes(
+    subjects: Sequence[Subject], baseline: int, named_by: int | None
+) -> tuple[list[Subject], tuple[str, ...] | None, list[str]]:
+    """Have all models answer in the order of the baseline's classes, where two name them.
+
+    Args:
+        subjects: the models.
+        baseline: index of the baseline.
+        named_by: as for ``measure_pairs``.
+
+    Returns:
+        The models; the names in that order, or None where no model has names; notes.
+
+    Raises:
+        DataError: a model's classes are others.
+    """
+    first = [subjects[baseline], *subjects] if named_by is None else [subjects[named_by]]
+    reference = next((each for each in first if _labels(each)), None)
+    if reference is None:
+        return list(subjects), None, []
+    labels = _labels(reference) or ()
+    same, notes = [], []
+    for subject in subjects:
+        own = _labels(subject)
+        if own is None or own == labels:
+            same.append(subject)
+            continue
+        try:
+            positions = match_names(own, labels, subject.path).positions
+        except DataError:
+            positions = ()
+        if sorted(positions) != list(range(len(labels))):
+            what = f"does not have the classes of {reference.path}"
+            if named_by is not None:
+                notes.append(f"{subject.path} {what}")
+                same.append(subject)
+                continue
+            raise DataError(what, where=subject.path, hint="evaluate them in two commands")
+        columns = tuple(positions.index(i) for i in range(len(labels)))
+        if columns != tuple(range(len(labels))):
+            notes.append(
+                f"{subject.path} has the classes of {reference.path} in another order: matched by name"
+            )
+        same.append(replace(subject, columns=columns))
+    return same, labels, notes
+
+
+def _labels(subject: Subject) -> tuple[str, ...] | None:
+    return subject.program.labels if subject.program is not None else None
+
+
+def doubts(evaluation: Evaluation, samples: Data | None, opened: Opened) -> list[str]:
+    """Lines on a baseline whose accuracy says that something else is wrong.
+
+    Args:
+        evaluation: what was measured.
+        samples: on what, or None.
+        opened: the baseline's file.
+    """
+    found = evaluation.models[evaluation.baseline].accuracy
+    if samples is None or found is None or found.top1 is None or found.classes is None:
+        return []
+    low, high = _interval(found)
+    path, lines = evaluation.models[evaluation.baseline].path, [*_missing_classes(samples, found)]
+    if low <= 100 / found.classes:
+        return [
+            *lines,
+            f"{path}: top-1 of {found.top1:.2f} % is no better than chance ({100 / found.classes:.2f} %): "
+            "check the preprocessing, the order of the classes and the labels",
+        ]
+    if (spec := published_for(opened)) is not None and opened.architecture is not None:
+        published = published_top1(spec) if opened.architecture.labels else None
+        if published is not None and high < published - FAR_BELOW:
+            lines.append(
+                f"{path}: top-1 of {found.top1:.2f} % is far below the {published:.2f} % published for "
+                f"{spec}: check --input-size, --resize, --crop, --mean, --std and the order of the classes"
+            )
+    return lines
+
+
+def _interval(found: Accuracy) -> tuple[float, float]:
+    """95 % interval of top-1, in percent."""
+    assert found.top1 is not None
+    low, high = proportion_interval(round(found.samples * found.top1 / 100), found.samples)
+    return 100 * low, 100 * high
+
+
+def _missing_classes(samples: Data, found: Accuracy) -> list[str]:
+    """A warning where labels, which count the classes that the data happens to hold, may mean others."""
+    named = samples.class_names or ()
+    if samples.names is not None or not 0 < len(named) < (found.classes or 0):
+        return []
+    return [
+        f"{samples.name} has {len(named)} classes, the network has {found.classes} and no names for them: "
+        f"class {len(named) - 1} of the network is taken to be '{named[-1]}'"
+    ]

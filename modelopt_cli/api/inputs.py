@@ -1,0 +1,96 @@
+"""Saying which preprocessing is in force, and where it comes from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from modelopt_cli.checkpoint import Opened, resolve
+from modelopt_cli.data import PreprocessOverrides
+from modelopt_cli.program import InputSpec
+
+_PUBLISHED = ("torchvision:", "timm:")
+_NOTHING = PreprocessOverrides()
+PREPROCESSING = "preprocessing"
+"""What the history calls a preprocessing that nobody gave or recorded."""
+
+
+def describe_input(spec: InputSpec) -> str:
+    """Shape and preprocessing as one line."""
+    shape = "x".join(map(str, spec.shape))
+    given = spec.preprocess
+    if given is None:
+        return shape
+    steps = [f"crop {given.crop:g} of the short side"] if isinstance(given.crop, float) else []
+    if given.resize is not None:
+        size = given.resize if isinstance(given.resize, int) else "x".join(map(str, given.resize))
+        steps.append(f"resize {size} {given.interpolation}")
+    if isinstance(given.crop, int):
+        steps.append(f"crop {given.crop}")
+    mean, std = (",".join(f"{value:g}" for value in values) for values in (given.mean, given.std))
+    return ", ".join([shape, *steps, f"mean {mean}", f"std {std}"])
+
+
+def published_for(opened: Opened, overrides: PreprocessOverrides | None = None) -> str | None:
+    """The architecture from whose publication the input is taken, all or what was not given, or None."""
+    spec = _implied_by(opened, overrides)
+    return spec if spec is not None and spec.startswith(_PUBLISHED) else None
+
+
+def _implied_by(opened: Opened, overrides: PreprocessOverrides | None) -> str | None:
+    """The architecture that says what the input is, where the file does not."""
+    architecture = opened.architecture
+    if opened.kind == "artifact" or architecture is None:
+        return None
+    implied = resolve(architecture.spec).input
+    return architecture.spec if implied is not None and (overrides or architecture.input == implied) else None
+
+
+def origin(opened: Opened, overrides: PreprocessOverrides | None) -> str:
+    """Who says what the input is: the user, the file, a publication, an architecture or the data."""
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, value in vars(overrides or _NOTHING).items()
+        if value is not None
+    ]
+    base = _unless_given(opened, overrides)
+    return f"{', '.join(given)} given, the rest {base}" if given else base
+
+
+def _unless_given(opened: Opened, overrides: PreprocessOverrides | None) -> str:
+    if opened.kind == "artifact":
+        history = opened.program.history if opened.program else ()
+        assumed = next(filter(None, map(_assumed, history)), None)
+        return f"recorded, where it was assumed as {assumed}" if assumed else "recorded"
+    spec = _implied_by(opened, overrides)
+    if spec is None:
+        return "by default" if overrides else "of the data or of another file"
+    return f"published for {spec}, assumed" if spec.startswith(_PUBLISHED) else f"set by {spec}"
+
+
+def _assumed(entry: Mapping[str, Any]) -> str | None:
+    found = entry.get(PREPROCESSING)
+    return found if isinstance(found, str) else None
+
+
+def input_history(opened: Opened, overrides: PreprocessOverrides | None) -> dict[str, str]:
+    """What the history says of an input that nobody gave or recorded."""
+    spec = published_for(opened, overrides)
+    return {} if spec is None else {PREPROCESSING: f"published for {spec}"}
+
+
+def assumptions(opened: Opened, overrides: PreprocessOverrides | None) -> list[str]:
+    """Lines on what was assumed of a checkpoint's input because its file does not say.
+
+    A fresh network has been trained with no other, so of it only what was published is said.
+    """
+    spec, published = _implied_by(opened, overrides), published_for(opened, overrides)
+    architecture, trained = opened.architecture, bool(opened.source_sha256)
+    if architecture is None or architecture.input is None or (spec if trained else published) is None:
+        return []
+    lines = [f"input {describe_input(architecture.input)} ({origin(opened, overrides)})"]
+    classes, usual = architecture.num_classes, architecture.published_classes
+    if trained and published is not None and classes not in (None, usual):
+        lines.append(
+            f"its {classes} classes are not the {usual} it was published with: "
+            "make sure of --input-size, --resize, --crop, --mean and --std as in its training"
+        )
+    return [*lines, *architecture.assumed]

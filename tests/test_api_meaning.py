@@ -1,0 +1,254 @@
+"""Figures that mean what they seem to: classes by name, preprocessing said, labels only where needed."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import modelopt_cli
+from modelopt_cli import api, artifact
+from modelopt_cli.api.doubts import doubts
+from modelopt_cli.api.opening import open_noting
+from modelopt_cli.api.teachers import Source, require_same_names
+from modelopt_cli.api.tuning import Surroundings, TrainingRequest, trainer
+from modelopt_cli.checkpoint import open_model, resolve
+from modelopt_cli.checkpoint.arch import published_top1
+from modelopt_cli.data import PreprocessOverrides, open_data
+from modelopt_cli.errors import DataError, UsageError
+from modelopt_cli.measure import EvalOptions
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.prune.statistics import squared_gradients
+from modelopt_cli.methods.quantize import QuantizeConfig
+from modelopt_cli.program.capture import capture
+from modelopt_cli.program.spec import InputSpec, Preprocess
+from modelopt_cli.training import TrainConfig
+
+QUICK = EvalOptions(runs=0, memory=False)
+GREY = {"bird": 40, "cat": 120, "dog": 200, "fox": 160}
+THREE = {name: GREY[name] for name in ("bird", "cat", "dog")}
+INPUT = InputSpec((1, 4, 4), Preprocess(mean=(0.0,), std=(1.0,), channels=1))
+
+
+def nearest_grey(path, names):
+    """A network that names the class whose grey is nearest to an image's mean: ``2 v m - v^2`` is largest."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, len(names)))
+    values = torch.tensor([GREY[name] / 255 for name in names])
+    with torch.no_grad():
+        model[1].weight.copy_((2 * values / 16)[:, None].expand(-1, 16))
+        model[1].bias.copy_(-(values**2))
+    artifact.write_program(capture(model.eval(), INPUT, labels=tuple(names)), path)
+    return path
+
+
+def folders(root, classes):
+    """Two images for each class, named as it is or otherwise."""
+    for name, value in classes.items():
+        (root / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("L", (4, 4), value + i).save(root / name / f"{i}.png")
+    return str(root)
+
+
+@pytest.fixture
+def network(tmp_path):
+    return nearest_grey(tmp_path / "net.safetensors", ["bird", "cat", "dog"])
+
+
+def top1(*paths, data):
+    return [model.accuracy.top1 for model in api.evaluate(paths, data=data, options=QUICK).models]
+
+
+def test_a_missing_class_folder_costs_nothing(network, tmp_path):
+    data = folders(tmp_path / "val", {"dog": 200, "cat": 120})
+    notes = []
+    found = api.evaluate([network], data=data, options=QUICK, on_note=notes.append)
+    assert found.models[0].accuracy.top1 == 100.0
+    assert "2 of 3 classes of the network are in the data, matched by name" in notes
+
+
+def test_class_names_in_another_case_are_matched(network, tmp_path):
+    data = folders(tmp_path / "val", {"cat": 120, "Dog": 200, "bird": 40})
+    assert top1(network, data=data) == [100.0]
+
+
+def test_a_renamed_class_folder_is_refused(network, tmp_path):
+    data = folders(tmp_path / "val", {"bird": 40, "kat": 120, "dog": 200})
+    with pytest.raises(DataError, match=r"class 'kat' is not among the network's 3.*did you mean cat"):
+        top1(network, data=data)
+
+
+def test_files_with_the_same_classes_in_another_order_are_compared_by_name(network, tmp_path):
+    other = nearest_grey(tmp_path / "other.safetensors", ["dog", "bird", "cat"])
+    data = folders(tmp_path / "val", THREE)
+    found = api.evaluate([network, other], data=data, options=QUICK)
+    assert [model.accuracy.top1 for model in found.models] == [100.0, 100.0]
+    assert found.comparisons[0].agreement == 1.0
+    assert any("in another order" in note for note in found.notes)
+
+
+def test_files_of_other_classes_are_not_compared(network, tmp_path):
+    other = nearest_grey(tmp_path / "other.safetensors", ["bird", "dog", "fox"])
+    with pytest.raises(
+        DataError, match=r"other\.safetensors: does not have the classes of .*net\.safetensors"
+    ):
+        top1(network, other, data=folders(tmp_path / "val", {"bird": 40}))
+
+
+def test_criteria_that_read_labels_take_the_networks_classes(network, tmp_path):
+    program = open_model(network).program
+    by_name = open_data(folders(tmp_path / "calib", {"dog": 200}), input=INPUT, labels=False)
+    (tmp_path / "t.csv").write_text("calib/dog/0.png,2\ncalib/dog/1.png,2\n")
+    by_number = open_data(f"csv:{tmp_path / 't.csv'}", input=INPUT)
+    found, wanted = (squared_gradients(program, Context(data=data), 8) for data in (by_name, by_number))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_validation_folders_are_matched_with_those_of_training(tmp_path):
+    train = folders(tmp_path / "train", {"bird": 40, "cat": 120, "dog": 200})
+    val = folders(tmp_path / "val", {"dog": 200})
+    how = Surroundings(None, QUICK, False, None)
+    with trainer(TrainingRequest(train, val), tmp_path / "out", {}, INPUT, how) as tools:
+        assert torch.cat([labels for _, labels in tools.training.val.batches(8)]).tolist() == [2, 2]
+        tools.run.discard()
+    other = folders(tmp_path / "other", {"dog": 200, "kat": 120, "bird": 40})
+    with (
+        pytest.raises(DataError, match="class 'kat'"),
+        trainer(TrainingRequest(train, other), tmp_path / "out", {}, INPUT, how),
+    ):
+        pass
+
+
+def test_teacher_and_student_must_have_the_same_classes_in_the_same_order(network, tmp_path):
+    teacher = Source(network, open_model(network))
+    other = open_model(nearest_grey(tmp_path / "other.safetensors", ["dog", "bird", "cat"]))
+    assert require_same_names([teacher], open_model(network)) == ("bird", "cat", "dog")
+    with pytest.raises(UsageError, match=r"the student: does not have the classes of .* in the same order"):
+        require_same_names([teacher], other)
+
+
+def test_accuracy_at_chance_is_said(network, tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "".join(f"val/{name}/0.png,{(i + 1) % 3}\n" for i, name in enumerate(THREE))
+    )
+    data = folders(tmp_path / "val", THREE)
+    found = api.evaluate([network], data=f"csv:{tmp_path / 't.csv'}", options=QUICK)
+    assert any("0.00 % is no better than chance (33.33 %)" in note for note in found.notes)
+    assert not any("chance" in note for note in api.evaluate([network], data=data, options=QUICK).notes)
+
+
+USER = """import torch
+class Samples(list):
+    def __getitem__(self, i):
+        g = torch.Generator().manual_seed(i)
+        return {item}
+def load(): return Samples(range(16))
+"""
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "torch.rand(1, 4, 4, generator=g)",
+        "(torch.rand(1, 4, 4, generator=g), 0.25)",
+        "(torch.rand(1, 4, 4, generator=g), torch.rand(7))",
+        "(torch.rand(1, 4, 4, generator=g), {'boxes': 3})",
+    ],
+    ids=["tensor", "float", "vector", "map"],
+)
+def test_calibration_needs_no_labels(network, tmp_path, item):
+    (tmp_path / "u.py").write_text(USER.replace("{item}", item))
+    results = []
+    for name, spec in (("a", f"{tmp_path / 'u.py'}:load"), ("b", f"npz:{tmp_path / 'x.npz'}")):
+        images = torch.stack(
+            [torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(16)]
+        )
+        np.savez(tmp_path / "x.npz", x=images.numpy(), y=np.zeros(16, int))
+        output = tmp_path / f"{name}.safetensors"
+        modelopt_cli.quantize(
+            network, output, calibration=spec, config=QuantizeConfig(scheme="int8"), evaluate=False
+        )
+        results.append(artifact.read_program(output).state_dict())
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.fixture(scope="module")
+def recognised(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shuffle") / "net.pth"
+    torch.manual_seed(0)
+    torch.save(resolve("torchvision:shufflenet_v2_x0_5?num_classes=10").build().state_dict(), path)
+    return path
+
+
+def test_preprocessing_that_is_assumed_is_said(recognised):
+    notes = []
+    open_noting(recognised, None, None, notes.append)
+    spec = "torchvision:shufflenet_v2_x0_5?num_classes=10"
+    line = "input 3x224x224, resize 256 bilinear, crop 224, mean 0.485,0.456,0.406, std 0.229,0.224,0.225"
+    assert f"{line} (published for {spec}, assumed)" in notes
+    assert any(note.startswith("its 10 classes are not the 1000 it was published with") for note in notes)
+
+
+def test_preprocessing_that_is_given_holds_for_data_and_network_and_is_said(recognised, tmp_path):
+    data = folders(tmp_path / "val", {"a": 1, "b": 2})
+    given = PreprocessOverrides(input_size=64, resize=64)
+    found = api.evaluate([recognised], data=data, overrides=given, options=QUICK)
+    assert found.input.startswith("3x64x64, resize 64 bilinear, crop 64, mean 0.485")
+    assert "--input-size, --resize given, the rest published for torchvision:shufflenet" in found.input
+    assert open_noting(recognised, None, None, None, given).program.input.shape == (3, 64, 64)
+    assert found.models[0].macs.total < 5e6  # 41 M at 224 pixels
+
+
+def test_what_was_assumed_is_recorded_as_assumed(recognised, tmp_path):
+    output = tmp_path / "out.safetensors"
+    modelopt_cli.quantize(recognised, output, config=QuantizeConfig(scheme="int8-dynamic"), evaluate=False)
+    spec = "torchvision:shufflenet_v2_x0_5?num_classes=10"
+    assert artifact.read_program(output).history[-1]["preprocessing"] == f"published for {spec}"
+    found = api.evaluate([output], options=QUICK)
+    assert found.input.endswith(f"(recorded, where it was assumed as published for {spec})")
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_the_assumed_input_transform_is_said(name):
+    (note,) = resolve(f"torchvision:{name}").assumed
+    assert "transform_input=true is assumed" in note
+    assert f"'torchvision:{name}?transform_input=false'" in note
+    assert resolve(f"torchvision:{name}?transform_input=false").assumed == ()
+
+
+def test_accuracy_far_below_what_was_published_is_said(recognised, network, tmp_path):
+    assert published_top1("torchvision:resnet18") == 69.758
+    found = api.evaluate([network], data=folders(tmp_path / "val", {"bird": 40}), options=QUICK)
+    opened = open_model(recognised)
+    model = found.models[0]
+    right = {"samples": 1000, "top1": 40.0, "top5": None, "classes": 1000}
+    accuracy = type(model.accuracy)(**right)
+    report = type(found)((type(model)(model.path, model.size, accuracy=accuracy),), 0, (), found.environment)
+    spec = resolve("torchvision:resnet18")
+    line = doubts(report, open_data("digits"), type(opened)({}, "checkpoint", "", architecture=spec))
+    assert line == [
+        f"{network}: top-1 of 40.00 % is far below the 69.76 % published for torchvision:resnet18: "
+        "check --input-size, --resize, --crop, --mean, --std and the order of the classes"
+    ]
+
+
+def test_a_teachers_input_is_what_was_given(tmp_path):
+    torch.manual_seed(0)
+    teacher = tmp_path / "teacher.pth"
+    torch.save(resolve("builtin:resnet8?in_channels=1&width=0.5").build().state_dict(), teacher)
+    outcome = api.distill(
+        teacher,
+        tmp_path / "out.safetensors",
+        student=api.Student("width:0.5"),
+        training=TrainingRequest("digits?split=test", config=TrainConfig(batch_size=4)),
+        overrides=PreprocessOverrides(input_size=16, mean=(0.5,), std=(0.25,)),
+        options=QUICK,
+        evaluate=False,
+        dry_run=True,
+    )
+    at_16 = open_model(teacher, input=InputSpec((1, 16, 16)))
+    macs = api.evaluate([teacher], overrides=PreprocessOverrides(input_size=16), options=QUICK).models[0].macs
+    assert at_16.program.input.shape == (1, 16, 16)
+    assert outcome.plan.networks[0].flops == macs.flops
