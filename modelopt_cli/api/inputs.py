@@ -46,11 +46,10 @@ def _implied_by(opened: Opened, overrides: PreprocessOverrides | None) -> str | 
 
 def origin(opened: Opened, overrides: PreprocessOverrides | None) -> str:
     """Who says what the input is: the user, the file, a publication, an architecture or the data."""
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name, value in vars(overrides or _NOTHING).items()
-        if value is not None
-    ]
+    names = [name for name, value in vars(overrides or _NOTHING).items() if value is not None]
+    if "shape" in names:
+        return "--input-shape given"
+    given = [f"--{name.replace('_', '-')}" for name in names]
     base = _unless_given(opened, overrides)
     return f"{', '.join(given)} given, the rest {base}" if given else base
 

@@ -56,6 +56,8 @@ def overridden(known: InputSpec | None, overrides: PreprocessOverrides | None) -
     """An input with what the user said instead; as it was where its shape would not be known."""
     if not overrides:
         return known
+    if overrides.sample is not None:
+        return overrides.sample
     preprocess, shape = resolve_preprocess(known, overrides)
     return InputSpec(shape, preprocess) if shape is not None else known
 
