@@ -71,7 +71,7 @@ def rehearse_files(
         InputError: a file cannot be opened, or as there.
     """
     wanted = open_input(paths, arch, data, overrides)
-    opened = [open_noting(path, arch, wanted, on_note) for path in paths]
+    opened = [open_noting(path, arch, wanted, on_note, overrides) for path in paths]
     rehearse(opened, data, overrides, options or EvalOptions(), gates)
 
 
