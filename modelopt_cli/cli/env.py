@@ -38,7 +38,7 @@ def environment() -> dict[str, dict[str, Any]]:
     import torch
 
     from modelopt_cli._torchvision import has_operators, is_mended
-    from modelopt_cli.measure.environment import cpu_name
+    from modelopt_cli.measure.environment import cores, cpu_name
 
     return {
         "versions": {"modelopt": __version__, "python": platform.python_version(), **_versions()},
@@ -48,6 +48,7 @@ def environment() -> dict[str, dict[str, Any]]:
             "capability": torch.backends.cpu.get_cpu_capability(),
             "int8_dot_product": bool(_cpu_flags() & {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"}),
             "threads": torch.get_num_threads(),
+            "cores": cores(),
         },
         "cuda": {
             "available": torch.cuda.is_available(),

@@ -117,7 +117,7 @@ def noise_notes(latencies: Mapping[str, Latency], threads: int, cores: float) ->
         for path, timed in latencies.items()
         if timed.spread > _WIDE
     ]
-    if latencies and threads > cores:
+    if latencies and threads > max(1.0, cores):
         notes.append(
             f"{threads} threads share {cores:g} core{'s' * (cores != 1)}, which makes latency longer and "
             f"unsteady; give --threads {max(1, int(cores))}"

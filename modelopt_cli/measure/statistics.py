@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+_MOST = 1 << 62  # samples that nobody has
 Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 BoolArray = npt.NDArray[np.bool_]
@@ -114,7 +115,7 @@ def samples_needed(difference: Interval, margin_pp: float) -> int:
 
     Args:
         difference: what was found on fewer samples.
-        margin_pp: wanted distance in percentage points, above 0.
+        margin_pp: wanted distance in percentage points, above 0; the number ends at some 10^18.
     """
     lost, gained = difference.lost / difference.samples, difference.gained / difference.samples
 
@@ -123,7 +124,7 @@ def samples_needed(difference: Interval, margin_pp: float) -> int:
         return 100 * (upper - (lost - gained)) <= margin_pp
 
     enough = 1
-    while not is_enough(enough):
+    while enough < _MOST and not is_enough(enough):
         enough *= 2
     return bisect.bisect_left(range(enough), True, lo=enough // 2, key=is_enough)
 

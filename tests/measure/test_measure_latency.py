@@ -182,3 +182,11 @@ def test_finding_the_form_leaves_the_model_alone() -> None:
 def test_int8_models_are_timed_as_they_were_loaded() -> None:
     net = nn.Sequential(nn.Flatten(), DynamicLinear(192, 2, False))
     assert forms.best_form(subject(net), IMAGES) == (net, "as loaded")
+
+
+@pytest.mark.parametrize(("threads", "cores", "said"), [(1, 0.5, 0), (2, 0.5, 1), (2, 1.5, 1), (2, 2.0, 0)])
+def test_one_thread_is_never_too_many(threads: int, cores: float, said: int) -> None:
+    steady = latency.summarise([1.0, 1.0], 1, "eager")
+    notes = latency.noise_notes({"net.pth": steady}, threads, cores)
+    assert len(notes) == said
+    assert all(note.endswith("give --threads 1") for note in notes)

@@ -166,6 +166,11 @@ def test_samples_needed_approach_the_normal_distribution(lost: int, gained: int)
     assert found == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.parametrize("margin", [1e-9, 1e-30, 5e-324])
+def test_samples_needed_end_somewhere(margin: float) -> None:
+    assert 10**9 < samples_needed(paired_difference_from_counts(1, 0, 20), margin) < 10**19
+
+
 def test_samples_needed_are_the_fewest() -> None:
     measured = paired_difference_from_counts(3, 1, 100)
     needed = samples_needed(measured, 1.5)
