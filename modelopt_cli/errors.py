@@ -95,3 +95,8 @@ class EnvironmentFailure(ModeloptError):
     """The machine lacks space, memory, a permission or an optional package."""
 
     exit_code = 3
+
+
+def a_or_an(word: str) -> str:
+    """``a Linear``, ``an argparse.Namespace``: a word after its article, chosen by its first letter."""
+    return f"an {word}" if word[:1].lower() in tuple("aeio") else f"a {word}"

@@ -1,13 +1,14 @@
 """Measuring files side by side, by themselves or as the end of another verb."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from modelopt_cli import measure
 from modelopt_cli.api.doubts import doubts, with_same_classes
 from modelopt_cli.api.inputs import describe_input, origin
-from modelopt_cli.api.opening import Note, as_subject, noting_once, open_input, open_noting
+from modelopt_cli.api.opening import Note, as_subject, noting_once, open_input, open_noting, without_graph
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import Data, PreprocessOverrides, open_data
 from modelopt_cli.data.spec import same_samples
@@ -48,9 +49,12 @@ def evaluate(
     measure_gates.require_comparable(gates, len(paths), options.baseline)
     on_note = noting_once(on_note)
     wanted = open_input(paths, arch, data, overrides)
-    opened = [open_noting(path, arch, wanted, on_note, overrides) for path in paths]
+    opened = [open_noting(path, arch, wanted, on_note, overrides, graph=False) for path in paths]
     pairs = list(zip(paths, opened, strict=True))
-    return measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
+    with ExitStack() as stack:
+        for each in opened:
+            stack.enter_context(without_graph(each, on_note))
+        return measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
 
 
 def measure_pairs(

@@ -1,6 +1,9 @@
 """From ``--student`` to a network: an architecture, a file, or a part of the teacher."""
 
 import dataclasses
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -10,9 +13,10 @@ from torch import nn
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of, tell_notes
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
 from modelopt_cli.checkpoint.spec import NAMED, check_found_spec, parse_spec
-from modelopt_cli.errors import ArchitectureError, DataError, UsageError
+from modelopt_cli.errors import ArchitectureError, DataError, InputError, UsageError
 from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.distill.inputs import CHANNELS_HINT
 from modelopt_cli.methods.distill.student import derived, is_derived
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import evaluation_mode
@@ -51,15 +55,26 @@ def open_student(
         program = derived(spec, network, context)
         return dataclasses.replace(teacher, state=dict(program.state_dict()), program=program, notes=[])
     if not _is_arch(spec):
-        wanted = open_input([spec], arch, None, None) or (input if arch is not None else None)
-        opened = open_noting(spec, arch, wanted, on_note)
-        require_network(opened, spec)
-        return opened
+        with _naming_student_arch():
+            wanted = open_input([spec], arch, None, None) or (input if arch is not None else None)
+            opened = open_noting(spec, arch, wanted, on_note)
+            require_network(opened, spec)
+            return opened
     if arch is not None:
         raise UsageError("has no meaning for a student that is no file", where="--student-arch")
     if spec == SAME:
         return _same(teacher, network, input, context.seed)
     return _fresh(_fitted(spec, network, input), input, context.seed, on_note)
+
+
+@contextmanager
+def _naming_student_arch() -> Iterator[None]:
+    """Errors about a student's file name the option for its architecture, not that for the teacher's."""
+    try:
+        yield
+    except InputError as error:
+        error.hint = error.hint and re.sub(r"--arch\b", "--student-arch", error.hint)
+        raise
 
 
 def classes_of(network: nn.Module, shape: tuple[int, ...], where: str = "the network") -> int:
@@ -89,8 +104,13 @@ def _fresh(spec: str, input: InputSpec, seed: int, on_note: Note | None) -> Open
         classes_of(require_network(opened, spec), input.shape, spec)
     except DataError:
         opened = fresh_model(spec, None, seed)
-        if opened.architecture is None or opened.architecture.input is None:
+        own = opened.architecture.input if opened.architecture else None
+        if own is None:
             raise
+        if own.shape[:-2] != input.shape[:-2]:
+            ours, theirs = ("x".join(map(str, each.shape)) for each in (own, input))
+            what = f"takes {ours}, the teacher {theirs}"
+            raise UsageError(what, where=spec, hint=CHANNELS_HINT) from None
     tell_notes(opened, on_note)
     return opened
 

@@ -191,10 +191,12 @@ def captured(opened: Opened) -> Opened:
 def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | None, str | None]:
     """The module as a Program, or None and the reason why not."""
     from modelopt_cli.program.capture import capture
+    from modelopt_cli.program.signature import require_one_input
 
     if architecture.input is None:
         return None, f"{printable(architecture.spec)} does not say what its input is; {SHAPE_HINT}"
     try:
+        require_one_input(module)
         return capture(module, architecture.input, labels=architecture.labels, arch=architecture.spec), None
     except CaptureError as error:
         return None, f"the network cannot be traced: {error}"

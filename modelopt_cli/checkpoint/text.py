@@ -30,11 +30,6 @@ def listing(names: list[str], show: int = 3) -> str:
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
-def a(word: str) -> str:
-    """``a Linear``, ``an argparse.Namespace``: a word after its article, by its first letter."""
-    return f"an {word}" if word[:1].lower() in tuple("aeio") else f"a {word}"
-
-
 def convert_command(script: str, path: Path) -> str:
     """A ``python -c`` line that writes ``NAME-weights.pth`` beside ``path``; both names are quoted."""
     target = path.with_name(f"{path.stem}-weights.pth")

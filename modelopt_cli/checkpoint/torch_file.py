@@ -18,8 +18,8 @@ import torch
 
 from modelopt_cli.checkpoint.sniff import Kind, open_zip
 from modelopt_cli.checkpoint.standins import Survey, runs_code, survey, unwrapped_classes
-from modelopt_cli.checkpoint.text import a, convert_command, first_line, printable
-from modelopt_cli.errors import CheckpointError
+from modelopt_cli.checkpoint.text import convert_command, first_line, printable
+from modelopt_cli.errors import CheckpointError, a_or_an
 
 # Runs only where the user runs it: loads with the original code, keeps names and tensors.
 # Where modelopt is there, it goes first: torchvision may not import without it, see ``_torchvision``.
@@ -113,7 +113,7 @@ def _explain(error: Exception, content: bytes, path: Path, kind: Kind) -> Checkp
             hint="do not load it elsewhere either; get the weights from a source you trust",
         )
     if found:
-        what = f"holds {a(printable(named[0]))}, which cannot be read without running code"
+        what = f"holds {a_or_an(printable(named[0]))}, which cannot be read without running code"
         return CheckpointError(what, where=where, hint=_hint(path, kind))
     if kind == "pickle":
         return CheckpointError(

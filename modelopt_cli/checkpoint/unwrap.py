@@ -9,8 +9,8 @@ import torch
 from modelopt_cli.artifact.lazy import LazyState
 from modelopt_cli.checkpoint.pickled_network import as_mapping, is_network
 from modelopt_cli.checkpoint.standins import StandIn
-from modelopt_cli.checkpoint.text import a, listing, printable
-from modelopt_cli.errors import CheckpointError
+from modelopt_cli.checkpoint.text import listing, printable
+from modelopt_cli.errors import CheckpointError, a_or_an
 
 # Keys under which weights are found, in the order they are preferred: plain weights before averaged
 # ones, because a file that holds both is a training checkpoint whose `model` is what it reports on.
@@ -127,7 +127,7 @@ def _what_else(saved: object) -> str:
         return "holds a single tensor, not a network's weights"
     if not isinstance(saved, Mapping):
         kind = saved.origin if isinstance(saved, StandIn) else type(saved).__name__
-        return f"holds {a(printable(kind))}, not a network's weights"
+        return f"holds {a_or_an(printable(kind))}, not a network's weights"
     if "param_groups" in saved:
         return "holds an optimizer's state, not a network's weights"
     if not saved:

@@ -24,7 +24,7 @@ from torch.nn.parameter import is_lazy
 
 from modelopt_cli.checkpoint.spec import ArchSpec
 from modelopt_cli.checkpoint.text import first_line, listing, printable
-from modelopt_cli.errors import ArchitectureError, ModeloptError
+from modelopt_cli.errors import ArchitectureError, ModeloptError, a_or_an
 
 
 def user_builder(spec: ArchSpec) -> Callable[[], nn.Module]:
@@ -45,7 +45,7 @@ def _build(target: Any, spec: ArchSpec, directory: str) -> nn.Module:
         built = copy.deepcopy(target) if isinstance(target, nn.Module) else target(**spec.options)
     if not isinstance(built, nn.Module):
         raise ArchitectureError(
-            f"{spec.name} returned a {type(built).__name__}, not a torch.nn.Module",
+            f"{spec.name} returned {a_or_an(type(built).__name__)}, not a torch.nn.Module",
             where=printable(spec.text),
         )
     for name, tensor in (*built.named_parameters(), *built.named_buffers()):
@@ -117,7 +117,7 @@ def _attribute(module: ModuleType, spec: ArchSpec) -> Any:
         target = getattr(target, part)
     if not callable(target):
         raise ArchitectureError(
-            f"'{printable(spec.name)}' is a {type(target).__name__}, not callable",
+            f"'{printable(spec.name)}' is {a_or_an(type(target).__name__)}, not callable",
             where=printable(spec.place),
         )
     return target

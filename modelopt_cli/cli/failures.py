@@ -29,7 +29,7 @@ _ENVIRONMENT = {
     errno.EPERM,
     errno.EROFS,
 }
-_OUT_OF_MEMORY = ("out of memory", None, "try a smaller --batch-size")
+_OUT_OF_MEMORY = ("out of memory", None, "use smaller batches, with --batch-size or --data-batch-size")
 
 
 class Terminated(BaseException):

@@ -193,6 +193,9 @@ def run(model: nn.Module, images: Tensor, where: str) -> object:
         return model(images)
 
 
+SMALLER_BATCHES = "use smaller batches, with --batch-size or --data-batch-size"
+
+
 @contextlib.contextmanager
 def failing_in_one_line(images: Tensor, where: str) -> Iterator[None]:
     """Around a model's forward pass: what it raises becomes the errors that :func:`run` lists."""
@@ -203,9 +206,9 @@ def failing_in_one_line(images: Tensor, where: str) -> Iterator[None]:
     except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, MemoryError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         if is_out_of_memory(error):
-            raise EnvironmentFailure(
-                f"not enough memory for a batch of {len(images)}", where=where, hint="lower --batch-size"
-            ) from error
+            hint = SMALLER_BATCHES if len(images) > 1 else None
+            what = f"not enough memory for a batch of {len(images)}"
+            raise EnvironmentFailure(what, where=where, hint=hint) from error
         # Batch norm says so in training.
         hint = "raise --batch-size" if "more than 1 value per channel" in first else None
         raise DataError(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from modelopt_cli.errors import ArtifactError, CaptureError
+from modelopt_cli.errors import ArtifactError, CaptureError, a_or_an
 from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_name, is_in_place
 from modelopt_cli.program.data import to_data
 from modelopt_cli.program.dropout import recover_dropout
@@ -142,8 +142,9 @@ def _first_line(error: BaseException) -> str:
 def _check_output(graph: fx.Graph) -> None:
     (output,) = graph.find_nodes(op="output")
     if not isinstance(output.args[0], fx.Node):
+        kind = type(output.args[0]).__name__.removeprefix("immutable_")
         raise CaptureError(
-            f"the network returns a {type(output.args[0]).__name__}, not one tensor",
+            f"the network returns {a_or_an(kind)}, not one tensor",
             hint="wrap it in a module that returns the logits",
         )
 
@@ -170,7 +171,7 @@ def _not_listed(node: fx.Node, what: str) -> CaptureError:
     stack = node.meta.get("nn_module_stack") or {}
     where = next((path for path, _ in reversed(stack.values()) if path), None)
     return CaptureError(
-        f"{what} is not on the list of what a Program may call",
+        f"calls {what}, which a Program cannot hold",
         where=where,
         hint="put it into a form that uses ordinary torch functions",
     )

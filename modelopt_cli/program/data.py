@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from modelopt_cli.errors import ArtifactError
+from modelopt_cli.errors import ArtifactError, a_or_an
 from modelopt_cli.program.arguments import DTYPES, dtype_name, number_from_json, number_to_json
 from modelopt_cli.program.bounds import check_bounds
 from modelopt_cli.program.header import from_header, keyed, listed, mapped, to_header
@@ -84,7 +84,7 @@ def _module_to_data(program: Program, path: str) -> dict[str, Any]:
     module = program.get_submodule(path)
     kind = kind_of(module)
     if kind is None:
-        raise ArtifactError(f"a {type(module).__name__} has no form in a file", where=path)
+        raise ArtifactError(f"{a_or_an(type(module).__name__)} has no form in a file", where=path)
     return {"kind": kind, "config": {k: number_to_json(v) for k, v in config_of(module).items()}}
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.fx import graph as fx_graph
 
+from modelopt_cli.errors import a_or_an
 from modelopt_cli.program.program import Program
 
 _NODE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,200}", re.ASCII)
@@ -65,4 +66,4 @@ def is_keyword(name: str) -> bool:
 
 def shown(value: object) -> str:
     """A value out of a file, for an error message: short, on one line, and safe however deep it is."""
-    return repr(value[:60]) if isinstance(value, str) else f"a {type(value).__name__}"
+    return repr(value[:60]) if isinstance(value, str) else a_or_an(type(value).__name__)

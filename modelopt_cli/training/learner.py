@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modelopt_cli.errors import InputError
+from modelopt_cli.errors import InputError, a_or_an
 from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.training import mixup
 from modelopt_cli.training.config import Companion, Objective, Seen, TrainConfig
@@ -119,7 +119,7 @@ class Learner:
                 logits = self.network(seen.images.clone())  # which it may change; a teacher sees them, too
             if not isinstance(logits, Tensor):
                 raise InputError(
-                    f"returns a {type(logits).__name__} in training, not logits",
+                    f"returns {a_or_an(type(logits).__name__)} in training, not logits",
                     where="the network",
                     hint="wrap it in a module that returns the logits",
                 )

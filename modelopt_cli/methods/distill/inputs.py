@@ -39,6 +39,9 @@ class Change:
         return images
 
 
+CHANNELS_HINT = "choose a student with the teacher's channels, which it gets where --student names none"
+
+
 def change_between(student: InputSpec, teacher: InputSpec, *, resize: bool, where: str) -> Change | None:
     """What the student's images need for the teacher; None if nothing.
 
@@ -55,7 +58,7 @@ def change_between(student: InputSpec, teacher: InputSpec, *, resize: bool, wher
     if student.shape != teacher.shape:
         ours, theirs = ("x".join(map(str, spec.shape)) for spec in (student, teacher))
         if len(student.shape) != 3 or len(teacher.shape) != 3 or student.shape[0] != teacher.shape[0]:
-            raise UsageError(f"takes {theirs}, the student {ours}", where=where)
+            raise UsageError(f"takes {theirs}, the student {ours}", where=where, hint=CHANNELS_HINT)
         if not resize:
             hint = "resize the images for it with --resize-for-teacher"
             raise UsageError(f"takes {theirs}, the student {ours}", where=where, hint=hint)

@@ -124,7 +124,7 @@ def _run_one(collector: _Collector, batch: Tensor) -> None:
     except ValueError as error:  # torch's word for it
         raise DataError(
             f"in a batch of {len(batch)} a batch norm sees one value per channel, which has no variance",
-            hint="use more samples and a larger --batch-size, or --no-reestimate",
+            hint="use more samples and a larger --data-batch-size, or --no-reestimate",
         ) from error
 
 

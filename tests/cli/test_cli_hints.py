@@ -1,0 +1,198 @@
+"""What hints tell to do can be done: the options they name exist, on that command, and take those values."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import modelopt_cli
+from modelopt_cli.cli import main as command_line
+from modelopt_cli.cli import values
+from modelopt_cli.errors import a_or_an
+
+SOURCE = Path(modelopt_cli.__file__).parent
+OF_ONE = {
+    "api/quantizing.py": "quantize", "methods/quantize/": "quantize", "api/pruning.py": "prune",
+    "methods/prune/": "prune", "api/sharing.py": "share", "methods/share/": "share",
+    "api/distilling.py": "distill", "api/students.py": "distill", "api/teachers.py": "distill",
+    "methods/distill/": "distill", "api/training.py": "train", "cli/inspect.py": "inspect",
+    "measure/gates.py": "eval", "cli/run.py": "run", "cli/recipe/execute.py": "run",
+}  # fmt: skip
+# Other verbs use these too.
+SHARED = {"methods/quantize/aware.py", "methods/prune/apply.py", "methods/distill/student.py"}
+PROSE = {"or", "and", "with", "to", "is", "as", "for", "in", "out", "keeps", "shows", "names", "that", "what"}
+
+
+def hints() -> Iterator[tuple[str, str]]:
+    """Every text that is handed to ``hint=``, or assigned to a name with ``hint`` in it, with its file."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = path.relative_to(SOURCE).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "hint":
+                yield from ((name, text) for text in texts(node.value))
+            if isinstance(node, ast.Assign) and "hint" in ast.unparse(node.targets[0]).lower():
+                yield from ((name, text) for text in texts(node.value))
+
+
+def texts(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Constant):
+        yield str(node.value)
+    elif isinstance(node, ast.JoinedStr):
+        yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from texts(child)
+
+
+@pytest.fixture(scope="module")
+def options():
+    """By command, the options by name."""
+    commands = command_line.build().commands
+    return {name: {o: p for p in c.params for o in p.opts + p.secondary_opts} for name, c in commands.items()}
+
+
+def command_of(name: str) -> str | None:
+    if name in SHARED:
+        return None
+    return next((verb for start, verb in OF_ONE.items() if name.startswith(start)), None)
+
+
+FOUND = sorted({(name, text) for name, text in hints() if re.search(r"(?<![\w-])--[a-z]", text)})
+
+
+def test_there_are_hints_to_look_at():
+    assert len(FOUND) > 60
+    assert any("--input-shape 3x224x224" in text for _, text in FOUND)
+
+
+@pytest.mark.parametrize(("name", "text"), FOUND, ids=[f"{n}: {t[:60]}" for n, t in FOUND])
+def test_the_options_of_a_hint_are_there_and_take_its_values(name, text, options):
+    verb = command_of(name)
+    asked = [verb] if verb else list(options)
+    for option, value in re.findall(r"(?<![\w-])(--[a-z][a-z-]+)(?: ([^\s,;:()]+))?", text):
+        known = [options[each][option] for each in asked if option in options[each]]
+        assert known, f"{option} is no option of {verb or 'any command'}"
+        choices = {choice for parameter in known for choice in (parameter.metavar or "").split("|")}
+        if value in PROSE:
+            continue
+        if option == "--input-shape":
+            values.parse_shape(value)
+        elif len(choices) > 1 and value and "{" not in value:
+            assert value in choices, f"{option} takes one of {choices}"
+
+
+def test_a_student_that_is_not_recognised_asks_for_its_own_option(here, modelopt):
+    torch.save({"odd.weight": torch.ones(2, 2)}, "odd.pth")
+    teacher = ["distill", "net.pth", "--arch", "net.py:make", "--input-shape", "1x8x8"]
+    train = ["--train", "digits", "--epochs", "1", "--no-eval"]
+    outcome = modelopt(*teacher, "--student", "odd.pth", *train, "-o", "s.safetensors")
+    assert outcome.code == 2
+    assert "--student-arch" in outcome.err
+    assert "--arch" not in outcome.err.replace("--student-arch", "")
+
+
+def test_a_student_of_other_channels_is_told_what_can_be_done(here, modelopt):
+    teacher = ["distill", "net.pth", "--arch", "net.py:make", "--input-shape", "1x8x8"]
+    train = ["--train", "digits", "--epochs", "1", "--no-eval", "-o", "s.safetensors"]
+    outcome = modelopt(*teacher, "--student", "builtin:resnet8?in_channels=3&width=0.25", *train)
+    assert outcome.code == 2, outcome.err
+    assert "gets where --student names none" in outcome.err
+    outcome = modelopt(*teacher, "--student", "builtin:resnet8?width=0.25", *train, "--dry-run")
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("argparse.Namespace", "an argparse.Namespace"),
+        ("Linear", "a Linear"),
+        ("int", "an int"),
+        ("OrderedDict", "an OrderedDict"),
+        ("uint8", "a uint8"),
+        ("", "a "),
+    ],
+)
+def test_articles(word, told):
+    assert a_or_an(word) == told
+
+
+TWO = """
+import torch
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x, mask):
+        return self.fc(x) * mask
+
+class Keyword(Two):
+    def forward(self, x, *, mask):
+        return self.fc(x) * mask
+
+class Optional(Two):
+    def forward(self, x, mask=None, **more):
+        return self.fc(x)
+
+class Pair(Two):
+    def forward(self, x):
+        return {"logits": self.fc(x), "features": x}
+
+class Odd(Two):
+    def forward(self, x):
+        return torch.special.bessel_j0(self.fc(x))
+"""
+
+
+@pytest.mark.parametrize(
+    ("net", "why"),
+    [
+        ("Two", "its forward needs 2 inputs (x, mask), and a sample is one"),
+        ("Keyword", "its forward needs 2 inputs (x, mask), and a sample is one"),
+        ("Optional", None),
+        ("Odd", "calls torch._C._special.special_bessel_j0, which a Program cannot hold"),
+    ],
+)
+def test_why_a_network_has_no_graph_is_said_in_plain_words(net, why, tmp_path, monkeypatch, modelopt):
+    monkeypatch.chdir(tmp_path)
+    Path("two.py").write_text(TWO)
+    torch.save(torch.nn.Module.state_dict(torch.nn.ModuleDict({"fc": torch.nn.Linear(8, 4)})), "fc.pth")
+    how = ["fc.pth", "--arch", f"two.py:{net}", "--input-shape", "8", "--no-eval"]
+    outcome = modelopt("quantize", *how, "--scheme", "int8-weight", "-o", "a.safetensors")
+    assert outcome.code == 0
+    assert ("works without a graph" in outcome.err) == (why is not None)
+    assert (why or "wrote") in outcome.err
+    outcome = modelopt("prune", *how, "--sparsity", "0.5", "-o", "b.safetensors")
+    if why is not None:
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+        assert why in outcome.err
+        assert "TypeError" not in outcome.err
+
+
+def test_eval_says_nothing_of_working_before_it_fails(tmp_path, monkeypatch, modelopt):
+    monkeypatch.chdir(tmp_path)
+    Path("two.py").write_text(TWO)
+    torch.save(torch.nn.ModuleDict({"fc": torch.nn.Linear(8, 4)}).state_dict(), "fc.pth")
+    outcome = modelopt("eval", "fc.pth", "--arch", "two.py:Two", "--input-shape", "8", "--runs", "0")
+    assert outcome.code == 2
+    assert "works without a graph" not in outcome.err
+
+
+def test_a_hint_inside_a_recipe_says_where_options_go(here, modelopt):
+    (here / "r.yaml").write_text(
+        "checkpoint: net.pth\noutput: o.safetensors\narch: net.py:make\nruns: 0\nsteps:\n"
+        "- prune: {structure: channels, sparsity: 0.5, criterion: l2}\n"
+    )
+    outcome = modelopt("run", "r.yaml")
+    assert outcome.code == 2, outcome.err
+    assert "--input-shape" in outcome.err
+    assert "options of a step stand in the recipe, or behind --set prune.NAME=VALUE" in outcome.err
+    followed = modelopt(
+        "run", "r.yaml", "--force", "--set", "prune.input-shape=1x8x8", "--set", "prune.round-to=1"
+    )
+    assert followed.code in (0, 1), followed.err
