@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 import torch
 from torch import nn
 
+from modelopt_cli.api.guard import Given
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of, tell_notes
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
 from modelopt_cli.checkpoint.spec import NAMED, check_found_spec, parse_spec
@@ -52,7 +53,9 @@ def open_student(
         if not isinstance(network, Program):
             hint = "name an architecture instead"
             raise UsageError(f"{spec} needs a teacher that can be traced", where="--student", hint=hint)
+        given = Given.of(teacher, device=context.device)
         program = derived(spec, network, context)
+        given.hold(program)
         return dataclasses.replace(teacher, state=dict(program.state_dict()), program=program, notes=[])
     if not _is_arch(spec):
         with _naming_student_arch():

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from modelopt_cli.errors import ModeloptError
 from modelopt_cli.kernels.fp32 import prepack
 from modelopt_cli.measure.latency import Call, time_interleaved
 from modelopt_cli.measure.subject import Subject, is_quantized
@@ -67,7 +66,7 @@ def agreeing(make: Callable[[], Call], x: Tensor, expected: object) -> Call | No
         form = make()
         with torch.inference_mode():
             return form if _same(form(x.clone()), expected) else None
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, MemoryError, ModeloptError):
+    except Exception:  # whatever it is: the network itself remains
         return None
 
 

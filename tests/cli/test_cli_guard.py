@@ -108,3 +108,18 @@ def test_a_recipe_stops_at_the_step_that_made_it(here, modelopt, monkeypatch):
     assert "this was step 1 of 2 (prune)" in found.err
     assert not [*here.rglob("*prune.safetensors")]
     assert not (here / "out.safetensors").exists()
+
+
+def test_a_student_made_of_the_teacher_is_held_against_it(here, modelopt, monkeypatch):
+    from modelopt_cli.api import students
+
+    def broken(spec, network, context, real=students.derived):
+        program = real(spec, network, context)
+        FAULTS["an exception"](program)
+        return program
+
+    monkeypatch.setattr(students, "derived", broken)
+    found = modelopt("distill", "net.pth", *HOW, "--student", "width:0.5", *TRAIN, *END)
+    assert (found.code, found.err.count("\n")) == (4, 1)
+    assert SAYS["an exception"] in found.err
+    assert not (here / "out.safetensors").exists()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError, EnvironmentFailure, InputError
-from modelopt_cli.measure.accuracy import Tally, agreement, predict
+from modelopt_cli.measure.accuracy import Tally, agreement, predict, run
 
 
 class Batches:
@@ -160,3 +160,15 @@ def test_failing_networks_give_one_line(
 ) -> None:
     with pytest.raises(error, match=message):
         predict(Raises(make()), random_batches())
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, AttributeError, KeyError, NotImplementedError, OSError])
+def test_whatever_a_network_raises_is_one_line_about_its_input(error: type[Exception]) -> None:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error("first\nsecond")
+
+    with pytest.raises(DataError, match=r"cannot run on samples of shape \(3, 4\): ") as caught:
+        run(Failing(), torch.zeros(2, 3, 4), "a.pth")
+    assert (caught.value.exit_code, caught.value.where) == (2, "a.pth")
+    assert "second" not in str(caught.value) or error is KeyError
