@@ -1,6 +1,11 @@
 """From a file that was made without a graph back to ordinary weights, to a module, and to a Program."""
 
+import os
+import shlex
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -267,3 +272,48 @@ def test_an_expanded_tensor_is_refused_with_a_way_that_works(tmp_path):
         read_state(tmp_path / "a.pth")
     torch.save({"w": tensor.clone()}, tmp_path / "a.pth")
     assert torch.equal(read_state(tmp_path / "a.pth").state["w"], torch.ones(64))
+
+
+@pytest.mark.parametrize(
+    ("power", "dtype"),
+    [(-120, torch.float32), (120, torch.float32), (100, torch.float64), (-100, torch.bfloat16)],
+    ids=str,
+)
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+def test_magnitudes_are_compared_whatever_their_size(criterion, power, dtype, tmp_path):
+    weight = (torch.randperm(64, generator=torch.Generator().manual_seed(0)).view(8, 8) + 1).to(dtype)
+    torch.save(
+        {"a.weight": weight * 2.0**power, "b.weight": torch.ones(2, 2, dtype=dtype)}, tmp_path / "a.pth"
+    )
+    config = PruneConfig(structure="unstructured", criterion=criterion, sparsity=0.5, allocation="uniform")
+    out = tmp_path / "out.safetensors"
+    api.prune(tmp_path / "a.pth", out, config=config, evaluate=False)
+    found = modelopt_cli.load_state_dict(out)["a.weight"]
+    assert torch.equal(found != 0, weight > 32)
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-44])
+def test_int8_refuses_to_round_all_of_a_weight_to_zero(size, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a.weight": torch.full((4, 4), size), "b.weight": torch.ones(4, 4)}, "a.pth")
+    with pytest.raises(UsageError, match="cannot hold; leave it out with --exclude a"):
+        WEIGHT_ONLY["quantize"]("a.pth", "out.safetensors")
+    config = QuantizeConfig(scheme="int8-weight", exclude=("a",))  # as the hint says
+    api.quantize("a.pth", "out.safetensors", config=config, evaluate=False)
+    assert torch.equal(modelopt_cli.load_state_dict("out.safetensors")["a.weight"], torch.full((4, 4), size))
+
+
+def test_the_line_for_the_shell_that_the_docs_give_works(nets, tmp_path):
+    page = Path(__file__).parents[1] / "docs" / "checkpoints.md"
+    (line,) = (
+        text.strip() for text in page.read_text().splitlines() if "m.load_state_dict(sys.argv[1])" in text
+    )
+    torch.save(make(nets, "Text").state_dict(), tmp_path / "a.pth")
+    WEIGHT_ONLY["quantize"](tmp_path / "a.pth", tmp_path / "small.safetensors")
+    command = [sys.executable, *shlex.split(line)[1:]]
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run(command, check=True, cwd=tmp_path, env=environ)
+    state = torch.load(tmp_path / "small.pth", weights_only=True)
+    want = modelopt_cli.load_state_dict(tmp_path / "small.safetensors")
+    assert list(state) == list(want)
+    assert all(torch.equal(state[name], value) for name, value in want.items())

@@ -42,7 +42,9 @@ def _l1(name: str, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:
 
 
 def _l2(name: str, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:
-    return weight.square()
+    """Squares; in float64 where those of float32 would all be infinite, or zero."""
+    largest = float(weight.abs().max()) if weight.numel() else 0.0
+    return (weight if largest == 0 or 1e-15 < largest < 1e15 else weight.double()).square()
 
 
 def _taylor(name: str, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:

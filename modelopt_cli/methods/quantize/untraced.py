@@ -16,7 +16,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Progress
 from modelopt_cli.methods.quantize.apply import nothing
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.weight_only import coarse, encode_weight, layer_of, storable
+from modelopt_cli.methods.quantize.weight_only import coarse, encode_weight, layer_of, require_left, storable
 from modelopt_cli.methods.select import nameless, select_layers
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus
@@ -114,6 +114,7 @@ def _stored(name: str, tensor: Tensor, earlier: Encoding, quantize: bool, dynami
     after, encoding = tensor, earlier
     if quantize:
         after, encoding = encode_weight(tensor, exact_everywhere=dynamic, shared=is_shared(earlier))
+        require_left(name, tensor, after)
     if is_pruned(earlier):
         encoding = carry_over({name: tensor}, {name: earlier}, {name: after}, {name: encoding})[name]
     return name, after, encoding

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from modelopt_cli.artifact.codecs.affine import DTYPES
 from modelopt_cli.artifact.sparsity import without_zeros
+from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.quantize.weights import CHUNK, quantize_weight
 from modelopt_cli.methods.select import is_weight_name
 from modelopt_cli.program import Encoding
@@ -71,10 +72,23 @@ def encode_weight(
     return rounded, Encoding("affine", {"bits": 8, "axis": 0, "group": None}, {"scale": torch.cat(scales)})
 
 
+def require_left(name: str, before: Tensor, after: Tensor) -> None:
+    """Refuse to round all of a weight to zero.
+
+    Raises:
+        UsageError: its values are too small for a scale in float32.
+    """
+    if not bool(after.any()) and bool(before.any()):
+        what = f"has values up to {float(before.abs().max()):.2g}, which int8 and a float32 scale cannot hold"
+        raise UsageError(what, where=name, hint=f"leave it out with --exclude {layer_of(name)}")
+
+
 def encode_weights(
     state: Mapping[str, Tensor], names: Iterable[str], *, exact_everywhere: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Encoding]]:
     """:func:`encode_weight` for several, by name."""
     made = {name: encode_weight(state[name], exact_everywhere=exact_everywhere) for name in names}
     rounded = {name: weight for name, (weight, _) in made.items()}
+    for name, weight in rounded.items():
+        require_left(name, state[name], weight)
     return rounded, {name: encoding for name, (_, encoding) in made.items()}
