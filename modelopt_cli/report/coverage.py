@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -13,7 +13,7 @@ _SHOWN = 5
 
 
 def coverage_table(coverage: Coverage) -> RenderableType:
-    """Every layer, how it is compressed, or why it is not; and the count."""
+    """Every layer, how it is compressed, or why it is not."""
     grid = Table(box=None, pad_edge=False)
     for title in ("layer", "kind", "compressed", "why not"):
         grid.add_column(title, overflow="fold")
@@ -22,7 +22,7 @@ def coverage_table(coverage: Coverage) -> RenderableType:
         grid.add_row(
             Text(printable(layer.name)), Text(printable(layer.kind)), how, Text(printable(layer.reason))
         )
-    return Group(grid, Text(f"{coverage.compressed} of {coverage.total} layers compressed", style="bold"))
+    return grid
 
 
 def coverage_lines(coverage: Coverage) -> list[str]:

@@ -197,7 +197,7 @@ def test_coverage_names_each_layer_and_the_reason() -> None:
     lines = plain_text(coverage_table(coverage)).splitlines()
     assert lines[1].split() == ["features.0", "Conv2d", "int8"]
     assert lines[2].split() == [r"[/head]\x1b", "Linear", "no", "excluded", "by", "--exclude"]
-    assert lines[-1] == "1 of 2 layers compressed"
+    assert len(lines) == 3
 
 
 def layers(*groups: tuple[str, int, int]) -> Coverage:
