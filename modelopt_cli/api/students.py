@@ -20,7 +20,7 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.inputs import CHANNELS_HINT
 from modelopt_cli.methods.distill.student import derived, is_derived
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.capture import evaluation_mode
+from modelopt_cli.program.values import evaluation_mode
 
 SAME = "same"
 _CHANNELS = {"builtin": "in_channels", "timm": "in_chans"}

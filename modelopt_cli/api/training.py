@@ -35,9 +35,9 @@ from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.trainable import masks_of, require_trainable
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.capture import evaluation_mode
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.program.samples import zeros
+from modelopt_cli.program.values import evaluation_mode
 from modelopt_cli.training import Trained, Training, fit
 
 STAGE = "train"

@@ -7,7 +7,6 @@ avoidably slow baseline.
 """
 
 import copy
-import operator
 from collections.abc import Callable
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, fx, nn
 from modelopt_cli.kernels.im2col import output_size
 from modelopt_cli.kernels.post_ops import POST_OPS
 from modelopt_cli.program import Program
+from modelopt_cli.program.calls import operation, source
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.patterns import activation_of, sole_user
 from modelopt_cli.program.quantized import ACTIVATIONS
@@ -105,7 +105,7 @@ def _pack(program: Program, node: fx.Node) -> None:
     modules = dict(program.named_modules())
     module = modules[str(node.target)]
     last, activation = _activation_after(node, modules)
-    operands = [node.args[0]]
+    operands = [source(node)]
     replaced: list[fx.Node] = []
     packed: nn.Module
     if isinstance(module, nn.Linear):
@@ -116,7 +116,7 @@ def _pack(program: Program, node: fx.Node) -> None:
             last, activation = _activation_after(add, modules)
             if activation not in ("none", "relu"):
                 last, activation = add, "none"
-            operands.append(next(a for a in add.args if a is not node))
+            operands.append(next(a for a in add.all_input_nodes if a is not node))
             replaced.append(add)
         packed = PackedConv2d(module, activation)
     else:
@@ -131,12 +131,7 @@ def _pack(program: Program, node: fx.Node) -> None:
 
 
 def _adds_two(node: fx.Node) -> bool:
-    return (
-        node.op == "call_function"
-        and node.target in (operator.add, operator.iadd, torch.add)
-        and len(set(node.all_input_nodes)) == 2
-        and not node.kwargs
-    )
+    return operation(node) == "add" and len(node.all_input_nodes) == 2 and "alpha" not in node.kwargs
 
 
 def _activation_after(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[fx.Node, str]:

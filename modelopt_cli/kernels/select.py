@@ -127,9 +127,9 @@ def _overwritable_residuals(program: Program) -> set[str]:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(layer, QuantizedConv2d) or layer.residual is None:
             continue
-        residual = node.args[1]
+        first, residual = node.args
         safe = (
-            residual is not node.args[0]
+            residual is not first
             and fresh(residual)
             and all(
                 user is node or (fresh(user) and position[user] < position[node]) for user in residual.users

@@ -12,6 +12,7 @@ from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.matrices import calls, unfold, unseen_inputs
 from modelopt_cli.program import Program
+from modelopt_cli.program.calls import source
 
 KEPT_BYTES = 1 << 30
 """Intermediate values that a walk holds on to; what does not fit is computed again."""
@@ -109,7 +110,7 @@ class Walk:
     def inputs(self, node: fx.Node) -> Iterator[Tensor]:
         """What a layer's call is given, batch by batch. Calls must be asked for in graph order."""
         stop = self.nodes.index(node)
-        argument = node.args[0] if node.args else node.kwargs["input"]
+        argument = source(node)
         assert isinstance(argument, fx.Node)
         kept = sum(_size(values) for _, values in self.waiting.values())
         for number, images in self._images():

@@ -5,7 +5,7 @@ reads or writes files, runs code, or changes anything but its tensor arguments.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -171,12 +171,12 @@ def _torchvision(name: str) -> Callable[..., Any]:
     return getattr(import_module(_TORCHVISION[name]), name)  # type: ignore[no-any-return]
 
 
-def is_in_place(node: fx.Node, root: nn.Module) -> bool:
-    """Whether a call changes one of its arguments, and so must stay even if its result is not used.
+def is_in_place(node: fx.Node, layers: Mapping[str, nn.Module]) -> bool:
+    """Whether a call changes one of its arguments.
 
     Args:
-        node: a node of a graph over ``root``.
-        root: where the targets of ``call_module`` nodes are.
+        node: a node of a graph.
+        layers: what its ``call_module`` nodes call, by path.
     """
     if node.op == "call_method":
         return str(node.target).endswith("_")
@@ -185,5 +185,5 @@ def is_in_place(node: fx.Node, root: nn.Module) -> bool:
         in_place = name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv")
         return in_place or bool(node.kwargs.get("inplace"))
     if node.op == "call_module":
-        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+        return bool(getattr(layers[str(node.target)], "inplace", False))
     return False

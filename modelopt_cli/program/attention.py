@@ -9,13 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from modelopt_cli.program.calls import arguments, operation
 from modelopt_cli.program.program import Program
-
-# Parameters of MultiheadAttention.forward, in order.
-_ARGUMENTS = (
-    *("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask"),
-    *("average_attn_weights", "is_causal"),
-)
 
 
 def split_attention(program: Program) -> Program:
@@ -59,7 +54,7 @@ def _is_plain(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     module = modules[str(node.target)]
     if not isinstance(module, nn.MultiheadAttention):
         return False
-    given: dict[str, Any] = {**dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
+    given = arguments(node, module)
     one_input = given.get("query") is given.get("key") is given.get("value")
     masked = any(given.get(name) is not None for name in ("key_padding_mask", "attn_mask"))
     packed = module.in_proj_weight is not None and module.bias_k is None
@@ -75,7 +70,7 @@ def _is_plain(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _is_first_item(node: fx.Node) -> bool:
-    return node.op == "call_function" and len(node.args) == 2 and bool(node.args[1] == 0)
+    return operation(node) == "getitem" and arguments(node)["index"] == 0
 
 
 def _split(program: Program, node: fx.Node) -> None:
@@ -83,7 +78,6 @@ def _split(program: Program, node: fx.Node) -> None:
     module = program.get_submodule(str(node.target))
     assert isinstance(module, nn.MultiheadAttention)
     heads, width = module.num_heads, module.head_dim
-    source = node.args[0] if node.args else node.kwargs["query"]
     graph = program.graph
     cursor = node
 
@@ -93,7 +87,7 @@ def _split(program: Program, node: fx.Node) -> None:
             cursor = graph.create_node(op, target, args, {})
         return cursor
 
-    packed = add("call_module", f"{node.target}.in_proj", source)
+    packed = add("call_module", f"{node.target}.in_proj", arguments(node, module)["query"])
     split = add("call_method", "unflatten", packed, -1, (3, heads, width))
     stacked = add("call_function", torch.permute, split, (2, 0, 3, 1, 4))
     parts = add("call_function", torch.unbind, stacked, 0)

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from modelopt_cli.errors import UsageError
@@ -19,7 +18,6 @@ from modelopt_cli.program.cuts import (
     dead_without,
     find_cuts,
     is_add,
-    is_changed_later,
     is_rectified,
     is_weighted,
     layer_of,
@@ -111,8 +109,7 @@ def obstacles(program: Program, blocks: Iterable[Block]) -> dict[str, str]:
 def _bypass(source: fx.Node, result: fx.Node, program: Program) -> dict[str, fx.Node]:
     """Let the readers of ``result`` read ``source``; what was replaced, by name, and by what.
 
-    A ReLU of what a ReLU gave is left out. Anything else that would change the value in place gets a copy
-    of it: ``source`` may have other readers, and what made it may need it for the backward pass.
+    A ReLU of what a ReLU gave is left out.
     """
     modules = dict(program.named_modules())
     user = sole_user(result)
@@ -120,12 +117,8 @@ def _bypass(source: fx.Node, result: fx.Node, program: Program) -> dict[str, fx.
         user.replace_all_uses_with(source)
         user.graph.erase_node(user)
         return {result.name: source, user.name: source}
-    replacement = source
-    if is_changed_later(result, program, modules):
-        with result.graph.inserting_after(result):
-            replacement = result.graph.call_function(torch.clone, (source,))
-    result.replace_all_uses_with(replacement)
-    return {result.name: replacement}
+    result.replace_all_uses_with(source)
+    return {result.name: source}
 
 
 def _described(cuts: list[Cut], program: Program) -> Iterator[Block]:

@@ -182,9 +182,10 @@ def check_arguments(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         lengths = [len(value) for value in args if isinstance(value, tuple | list | str)]
         times = [value for value in args if isinstance(value, int)]
         _require(not lengths or not times or lengths[0] * times[0] <= MAX_LENGTH, "repeats a list too often")
-    if name in _SPLITTING and args and isinstance(args[0], Tensor):
-        parts = max(args[0].shape, default=0) if name in ("unbind", "split") else 0
-        asked = [v for v in (*args[1:], *kwargs.values()) if isinstance(v, int)]
+    tensor, *rest = (*args, *kwargs.values(), None)
+    if name in _SPLITTING and isinstance(tensor, Tensor):
+        parts = max(tensor.shape, default=0)
+        asked = [value for value in rest if isinstance(value, int)]
         if name == "split" and asked and asked[0] > 0:
             parts //= asked[0]
         _require(parts <= MAX_LENGTH, "splits a tensor into too many parts")

@@ -2,8 +2,8 @@
 
 import sysconfig
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Sequence
+from contextlib import redirect_stderr
 from io import StringIO
 from operator import attrgetter
 from pathlib import Path
@@ -14,11 +14,14 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ArtifactError, CaptureError, a_or_an
 from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_name, is_in_place
+from modelopt_cli.program.calls import owner_of
 from modelopt_cli.program.data import to_data
 from modelopt_cli.program.dropout import recover_dropout
 from modelopt_cli.program.examples import ExampleTracer
+from modelopt_cli.program.functional import allocating
 from modelopt_cli.program.kinds import share
 from modelopt_cli.program.names import is_path, is_reserved
+from modelopt_cli.program.normal import normalize
 from modelopt_cli.program.patches import unchanged
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.recover import recover_layers
@@ -26,6 +29,7 @@ from modelopt_cli.program.rewrite import copy_graph
 from modelopt_cli.program.samples import noise, tokens_of
 from modelopt_cli.program.spec import InputSpec
 from modelopt_cli.program.tracer import ProgramTracer
+from modelopt_cli.program.values import evaluation_mode
 
 TRACED_BATCHES = (2, 3)
 VERIFIED_BATCHES = (1, 3)
@@ -90,13 +94,13 @@ def _attempt(
     with unchanged(model):
         graph = _trace(tracer, model)
     _check_output(graph)
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or is_in_place(node, model))
-    recovered = recover_layers(graph, model)
-    graph.eliminate_dead_code(
-        lambda node: node.op in ("placeholder", "output") or _in_place(node, model, recovered)
-    )
-    recovered |= recover_dropout(graph, recovered)
+    layers = dict(model.named_modules(remove_duplicate=False))
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or is_in_place(node, layers))
     _check_calls(graph)
+    _normalize(graph, tracer, model, input)
+    recovered = recover_layers(graph, model)
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    recovered |= recover_dropout(graph, recovered)
     parts = _parts(graph, model, {**tracer.constants, **recovered})
     program = Program(
         parts, copy_graph(graph), input=input, labels=tuple(labels) if labels else None, arch=arch
@@ -120,6 +124,26 @@ def _trace(tracer: ProgramTracer, model: nn.Module) -> fx.Graph:
             where=_where(error, tracer, model),
             hint="a Program needs a forward pass whose path depends on sizes only",
         ) from error
+
+
+def _normalize(graph: fx.Graph, tracer: ProgramTracer, model: nn.Module, input: InputSpec) -> None:
+    try:
+        normalize(graph, model, input, tracer.constants)
+    except CaptureError:
+        raise
+    except ArtifactError as error:
+        raise CaptureError(error.what, where=error.where, hint=error.hint) from error
+    except Exception as error:  # whatever the graph raises on an input of this shape
+        _require_runnable(model, input)
+        raise CaptureError(f"the graph cannot be followed: {_first_line(error)}") from error
+
+
+def _require_runnable(model: nn.Module, input: InputSpec) -> None:
+    """Refuse an input that the network itself refuses."""
+    if any(p.is_meta for p in model.parameters()):
+        return
+    x = random_input(model, input, VERIFIED_BATCHES[-1])
+    _expected(model, x)
 
 
 def _where(error: BaseException, tracer: ProgramTracer, model: nn.Module) -> str:
@@ -168,11 +192,9 @@ def _check_storable(program: Program) -> None:
 
 
 def _not_listed(node: fx.Node, what: str) -> CaptureError:
-    stack = node.meta.get("nn_module_stack") or {}
-    where = next((path for path, _ in reversed(stack.values()) if path), None)
     return CaptureError(
         f"calls {what}, which a Program cannot hold",
-        where=where,
+        where=owner_of(node),
         hint="put it into a form that uses ordinary torch functions",
     )
 
@@ -198,7 +220,7 @@ def _parts(graph: fx.Graph, model: nn.Module, made: dict[str, Any]) -> dict[str,
 
 def _leaf(module: nn.Module, path: str) -> nn.Module:
     try:
-        return share(module)
+        return allocating(share(module))
     except (ValueError, ArtifactError) as error:
         raise CaptureError(
             getattr(error, "what", str(error)),
@@ -207,20 +229,11 @@ def _leaf(module: nn.Module, path: str) -> nn.Module:
         ) from error
 
 
-def _in_place(node: fx.Node, model: nn.Module, recovered: dict[str, nn.Module]) -> bool:
-    return node.target not in recovered and is_in_place(node, model)
-
-
 def _verify(program: Program, model: nn.Module, input: InputSpec) -> None:
     for batch in VERIFIED_BATCHES:
         x = random_input(model, input, batch)
         shape = f"an input of shape {tuple(x.shape)}"
-        try:
-            expected = model(x.clone())
-        except Exception as error:
-            raise CaptureError(
-                f"the network cannot process {shape}: {_first_line(error)}", hint="give the right input size"
-            ) from error
+        expected = _expected(model, x)
         try:
             with redirect_stderr(StringIO()):  # where fx prints the line that fails
                 actual = program(x)
@@ -233,21 +246,19 @@ def _verify(program: Program, model: nn.Module, input: InputSpec) -> None:
             )
 
 
+def _expected(model: nn.Module, x: Tensor) -> Any:
+    try:
+        return model(x.clone())
+    except Exception as error:
+        raise CaptureError(
+            f"the network cannot process an input of shape {tuple(x.shape)}: {_first_line(error)}",
+            hint="give the right input size",
+        ) from error
+
+
 def _same(actual: Any, expected: Any) -> bool:
     if not isinstance(actual, Tensor) or not isinstance(expected, Tensor) or actual.shape != expected.shape:
         return False
     if actual.device.type != "cpu":  # other devices may choose another algorithm for the same call
         return torch.allclose(actual, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
     return bool(((actual == expected) | (actual.isnan() & expected.isnan())).all())
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards every module's own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

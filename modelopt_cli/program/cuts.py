@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from modelopt_cli.program.allowlist import is_in_place
+from modelopt_cli.program.calls import operation
 from modelopt_cli.program.coverage import WEIGHTED_KINDS
 from modelopt_cli.program.patterns import activation_of, sole_user
 from modelopt_cli.program.program import Program
@@ -14,7 +14,6 @@ from modelopt_cli.program.shapes import value_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 
-_ADDS = ("add", "iadd", "add_")
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -22,15 +21,6 @@ _IDLE_KINDS = (
     *("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"),
     "StochasticDepth",
 )
-# What may hand on its input itself, or a view of it: layers, and functions and methods.
-_PASSING_KINDS = (*_IDLE_KINDS, "Flatten", "Unflatten")
-_PASSING_NAMES = """
-    view view_as reshape reshape_as flatten unflatten permute transpose t swapaxes swapdims movedim moveaxis
-    squeeze unsqueeze expand expand_as broadcast_to contiguous chunk split tensor_split unbind getitem narrow
-    select detach getattr to type_as float dropout dropout1d dropout2d dropout3d stochastic_depth
-    drop_block2d drop_block3d
-"""
-_PASSING = frozenset(_PASSING_NAMES.split())
 
 
 @dataclass(frozen=True)
@@ -78,7 +68,7 @@ class _Finder:
         for source, branch in (node.all_input_nodes, node.all_input_nodes[::-1]):
             if self._same_shape(source, branch) and not self._terms(source).isdisjoint(_ancestors(branch)):
                 cut = Cut(source, node, frozenset(dead_without(node, source)))
-                if self._loses_layers(cut) and not self._mutates_outside(cut):
+                if self._loses_layers(cut):
                     yield cut
 
     def lone_layer(self, node: fx.Node) -> Cut | None:
@@ -121,23 +111,10 @@ class _Finder:
         rest = (node for node in self.program.graph.nodes if node not in cut.gone)
         return not weighted <= {layer_of(node) for node in rest if is_weighted(node, self.modules)}
 
-    def _mutates_outside(self, cut: Cut) -> bool:
-        """Whether the branch changes, in place, a value that stays."""
-        for node in cut.dead:
-            if is_in_place(node, self.program) and node.all_input_nodes:
-                target = node.all_input_nodes[0]
-                while target in cut.dead and is_passing(target, self.modules):
-                    target = target.all_input_nodes[0]
-                if target not in cut.dead:
-                    return True
-        return False
-
 
 def is_add(node: fx.Node) -> bool:
     """Whether a node is the plain sum of two different tensors."""
-    name = getattr(node.target, "__name__", node.target)
-    plain = node.op in ("call_function", "call_method") and name in _ADDS and not node.kwargs
-    return plain and len(node.args) == 2 and len(node.all_input_nodes) == 2
+    return operation(node) == "add" and len(node.all_input_nodes) == 2 and "alpha" not in node.kwargs
 
 
 def layer_of(node: fx.Node) -> str:
@@ -153,13 +130,6 @@ def is_weighted(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return node.op == "get_attr" and str(node.target).endswith(".weight")
 
 
-def is_passing(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node may give its input itself, or a view of it."""
-    if node.op == "call_module":
-        return type(modules[str(node.target)]).__name__ in _PASSING_KINDS
-    return getattr(node.target, "__name__", node.target) in _PASSING
-
-
 def is_rectified(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a value is what a ReLU gave, or a pool of that."""
     while activation_of(node, modules) != "relu":
@@ -167,18 +137,6 @@ def is_rectified(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
             return False
         node = node.all_input_nodes[0]
     return True
-
-
-def is_changed_later(node: fx.Node, program: Program, modules: dict[str, nn.Module]) -> bool:
-    """Whether some reader of a value changes it in place."""
-    queue = list(node.users)
-    while queue:
-        user = queue.pop()
-        if is_in_place(user, program):
-            return True
-        if is_passing(user, modules):
-            queue += user.users
-    return False
 
 
 def dead_without(result: fx.Node, source: fx.Node) -> set[fx.Node]:

@@ -21,15 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from modelopt_cli.errors import ArtifactError, a_or_an
+from modelopt_cli.errors import ArtifactError, CaptureError, ModeloptError, a_or_an
 from modelopt_cli.program.arguments import DTYPES, dtype_name, number_from_json, number_to_json
 from modelopt_cli.program.bounds import check_bounds
+from modelopt_cli.program.functional import allocating
 from modelopt_cli.program.header import from_header, keyed, listed, mapped, to_header
 from modelopt_cli.program.kinds import build, config_of, kind_of
 from modelopt_cli.program.names import is_path, shown
 from modelopt_cli.program.nodes import MAX_NODES, graph_from_data, leaf_above, node_to_data
+from modelopt_cli.program.normal import is_normal, normalize
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Quantized, Weighted
+from modelopt_cli.program.spec import InputSpec
 
 _GRAPH_KEYS = ("modules", "attributes", "tensors", "tied", "nodes")
 _HEADER_KEYS = ("input", "labels", "history", "arch")
@@ -116,10 +119,24 @@ def from_data(data: Mapping[str, Any], state: Mapping[str, Tensor]) -> Program:
     _check_values(modules)
     _fetch_from_leaves(graph, parts)
     try:
+        if not is_normal(graph, modules):
+            _normalize(graph, fx.GraphModule(parts, graph), header["input"])
         program = Program(parts, graph, **header)
+    except ModeloptError:
+        raise
     except Exception as error:  # whatever fx finds wrong with the source it writes
         raise ArtifactError(f"the graph cannot be built: {str(error)[:100]!r}") from error
     return program.eval()
+
+
+def _normalize(graph: fx.Graph, root: nn.Module, input: InputSpec) -> None:
+    """Bring the graph of a file from before the normal form into it."""
+    try:
+        normalize(graph, root.eval(), input)
+    except CaptureError as error:
+        raise ArtifactError(error.what, where=error.where, hint=error.hint) from error
+    for layer in root.modules():
+        allocating(layer)
 
 
 def _module_from_data(path: str, entry: Any) -> nn.Module:

@@ -6,27 +6,20 @@ returns what it was given.
 """
 
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
+from modelopt_cli.program.calls import arguments, operation
 from modelopt_cli.program.kinds import build
 from modelopt_cli.program.names import is_path
 
-_ARGUMENTS = ("input", "p", "training", "inplace")
-_KINDS: dict[Callable[..., Any], tuple[str, tuple[str, ...], float]] = {
-    F.dropout: ("Dropout", _ARGUMENTS, 0.5),
-    torch.dropout: ("Dropout", ("input", "p", "train"), 0.5),
-    F.dropout1d: ("Dropout1d", _ARGUMENTS, 0.5),
-    F.dropout2d: ("Dropout2d", _ARGUMENTS, 0.5),
-    F.dropout3d: ("Dropout3d", _ARGUMENTS, 0.5),
-    F.alpha_dropout: ("AlphaDropout", _ARGUMENTS, 0.5),
-    F.feature_alpha_dropout: ("FeatureAlphaDropout", _ARGUMENTS, 0.5),
+_KINDS: dict[str, str] = {
+    **{"dropout": "Dropout", "dropout1d": "Dropout1d", "dropout2d": "Dropout2d", "dropout3d": "Dropout3d"},
+    **{"alpha_dropout": "AlphaDropout", "feature_alpha_dropout": "FeatureAlphaDropout"},
 }
-"""Function -> kind of the layer, the names of the arguments, and the probability where none is given."""
+"""Operation -> kind of the layer."""
 
 
 def recover_dropout(graph: fx.Graph, leaves: Collection[str]) -> dict[str, nn.Module]:
@@ -47,8 +40,8 @@ def recover_dropout(graph: fx.Graph, leaves: Collection[str]) -> dict[str, nn.Mo
             continue
         path = _free_path(_owner(node), taken, leaves)
         taken.add(path)
-        config = {"p": bound["p"], "inplace": bool(bound.get("inplace", False))}
-        recovered[path] = build(_KINDS[node.target][0], config)
+        config = {"p": bound["p"], "inplace": False}
+        recovered[path] = build(_KINDS[operation(node)], config)
         with graph.inserting_before(node):
             layer = graph.call_module(path, (bound["input"],))
         layer.meta = dict(node.meta)
@@ -59,12 +52,11 @@ def recover_dropout(graph: fx.Graph, leaves: Collection[str]) -> dict[str, nn.Mo
 
 def _bound(node: fx.Node) -> dict[str, Any] | None:
     """The arguments by name; None where the call is no dropout, is always on, or is computed."""
-    if node.op != "call_function" or node.target not in _KINDS or not node.users:
+    if operation(node) not in _KINDS or not node.users:
         return None
-    _, names, p = _KINDS[node.target]
-    bound = {"p": p, **dict(zip(names, node.args, strict=False)), **node.kwargs}
-    plain = isinstance(bound["p"], int | float) and isinstance(bound.get("inplace", False), bool)
-    return bound if plain and bound.get("training", bound.get("train")) is False else None
+    given = arguments(node)
+    plain = isinstance(given["p"], int | float)
+    return given if plain and given.get("training", given.get("train")) is False else None
 
 
 def _owner(node: fx.Node) -> str:

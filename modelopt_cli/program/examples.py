@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import CaptureError
 from modelopt_cli.program.functions import set_item
-from modelopt_cli.program.tracer import ProgramTracer, recorded
+from modelopt_cli.program.tracer import ProgramProxy, ProgramTracer, recorded
 
 # Methods that take a tensor's contents out of torch's sight.
 _READERS = frozenset({"item", "tolist", "numpy", "equal", "is_nonzero", "allclose", "__array__", "nonzero"})
@@ -125,7 +125,7 @@ class ExampleTracer(ProgramTracer):
             self._running = False
 
 
-class ExampleProxy(fx.Proxy):
+class ExampleProxy(ProgramProxy):
     """A node together with its value for each example."""
 
     known: tuple[Any, ...] = ()

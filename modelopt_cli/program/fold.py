@@ -1,17 +1,16 @@
 """Rewrites that leave the function alone: for inference, a network needs fewer layers than for training."""
 
 from collections.abc import Collection
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from modelopt_cli.program.allowlist import function_name
+from modelopt_cli.program.calls import arguments, operation, source
 from modelopt_cli.program.kinds import build, config_of, kind_of
 from modelopt_cli.program.program import Program
-from modelopt_cli.program.rewrite import copy_graph, meta_copy, rebuild
-from modelopt_cli.program.samples import zeros
+from modelopt_cli.program.rewrite import copy_graph, rebuild
+from modelopt_cli.program.shapes import program_values
 
 _CONVS: tuple[type, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DECONVS: tuple[type, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -20,15 +19,11 @@ _IDLE_KINDS = (
     *("Identity", "StochasticDepth", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d"),
     *("AlphaDropout", "FeatureAlphaDropout"),
 )
-# Functions that return their first argument when the argument at this place is False.
-_IDLE_FUNCTIONS: dict[str, tuple[int, str]] = {
-    **{f"F.{name}": (2, "training") for name in ("dropout", "dropout1d", "dropout2d", "dropout3d")},
-    **{f"F.{name}": (2, "training") for name in ("alpha_dropout", "feature_alpha_dropout")},
-    "torch.dropout": (2, "train"),
-    "torchvision.stochastic_depth": (3, "training"),
-    "torchvision.drop_block2d": (5, "training"),
-    "torchvision.drop_block3d": (5, "training"),
-}
+# Operations that return their first argument outside of training.
+_IDLE_OPERATIONS = (
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
+    *("stochastic_depth", "drop_block2d", "drop_block3d"),
+)
 
 
 def inference_form(program: Program) -> Program:
@@ -36,22 +31,18 @@ def inference_form(program: Program) -> Program:
     graph = copy_graph(program.graph)
     for node in list(graph.nodes):
         if _is_idle(node, program):
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(source(node))
             graph.erase_node(node)
     return rebuild(program, graph)
 
 
 def _is_idle(node: fx.Node, program: Program) -> bool:
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        return False
     if node.op == "call_module":
         return kind_of(program.get_submodule(str(node.target))) in _IDLE_KINDS
-    if node.op != "call_function":
+    if operation(node) not in _IDLE_OPERATIONS:
         return False
-    place, name = _IDLE_FUNCTIONS.get(function_name(cast("Any", node.target)) or "", (0, ""))
-    if not name:
-        return False
-    return (node.args[place] if len(node.args) > place else node.kwargs.get(name, True)) is False
+    given = arguments(node)
+    return given.get("training", given.get("train")) is False
 
 
 def fold_batch_norms(program: Program, leave: Collection[str] = ()) -> Program:
@@ -103,34 +94,32 @@ class _Folding:
     def batch_norm(self, node: fx.Node) -> None:
         """Fold this node into the one before it, if it is a batch norm and that can be done."""
         norm = self.layer(node)
-        if type(norm) not in _NORMS or norm.running_mean is None or len(node.args) != 1:
+        if type(norm) not in _NORMS or norm.running_mean is None:
             return
-        source = node.args[0]
-        layer = self.layer(source)
-        if layer is None or not isinstance(source, fx.Node) or not self._is_free(source, layer):
-            return
-        if str(source.target) in self.leave:
+        before = source(node)
+        layer = self.layer(before)
+        if layer is None or not self._is_free(before, layer) or str(before.target) in self.leave:
             return
         weight = _scaled(layer, norm)
-        if weight is None or (isinstance(layer, nn.Linear) and self._rank(source) != 2):
+        if weight is None or (isinstance(layer, nn.Linear) and self._rank(before) != 2):
             return
         folded = build(kind_of(layer) or "", {**config_of(layer), "bias": True})
         grad = layer.weight.requires_grad
         folded.weight = nn.Parameter(weight, requires_grad=grad)
         folded.bias = nn.Parameter(_shifted(layer, norm), requires_grad=grad)
-        self.made[str(source.target)] = folded
-        node.replace_all_uses_with(source)
+        self.made[str(before.target)] = folded
+        node.replace_all_uses_with(before)
         self.graph.erase_node(node)
 
     def padding(self, node: fx.Node) -> None:
         """Move the padding before this node into it, if it is a convolution and that can be done."""
         layer = self.layer(node)
-        if type(layer) not in _CONVS or len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
+        if type(layer) not in _CONVS:
             return
-        source = node.args[0]
-        extra = self._zero_padding(source, len(layer.kernel_size))
+        before = source(node)
+        extra = self._zero_padding(before, len(layer.kernel_size))
         movable = (
-            isinstance(layer.padding, tuple) and layer.padding_mode == "zeros" and len(source.users) == 1
+            isinstance(layer.padding, tuple) and layer.padding_mode == "zeros" and len(before.users) == 1
         )
         if extra is None or not movable or self.calls[str(node.target)] != 1:
             return
@@ -138,8 +127,8 @@ class _Folding:
         merged = build(kind_of(layer) or "", {**config_of(layer), "padding": padding})
         merged.weight, merged.bias = layer.weight, layer.bias
         self.made[str(node.target)] = merged
-        source.replace_all_uses_with(cast("fx.Node", source.args[0]))
-        self.graph.erase_node(source)
+        before.replace_all_uses_with(source(before))
+        self.graph.erase_node(before)
 
     def _is_free(self, node: fx.Node, layer: nn.Module) -> bool:
         """Whether the layer's weights serve this one call, and its output only one other."""
@@ -151,13 +140,14 @@ class _Folding:
     def _rank(self, node: fx.Node) -> int:
         """Dimensions of a node's output: batch norm scales dimension 1, a linear layer makes the last."""
         if self.ranks is None:
-            self.ranks = _ranks(self.program)
+            values = program_values(self.program, 2)
+            self.ranks = {n.name: v.dim() for n, v in values.items() if isinstance(v, Tensor)}
         return self.ranks.get(node.name, 0)
 
     def _zero_padding(self, node: fx.Node, dims: int) -> list[int] | None:
         """Zeros added on both sides of each dimension, in order; None if it is no such padding."""
         pads = _pads(node, self.layer(node))
-        if pads is None or len(pads) % 2 or len(pads) > 2 * dims or not isinstance(node.args[0], fx.Node):
+        if pads is None or len(pads) % 2 or len(pads) > 2 * dims:
             return None
         if any(type(pad) is not int or pad < 0 for pad in pads) or pads[0::2] != pads[1::2]:
             return None
@@ -167,26 +157,12 @@ class _Folding:
 def _pads(node: fx.Node, layer: nn.Module | None) -> list[Any] | None:
     """The argument of ``F.pad`` that a node stands for, where it pads with zeros."""
     if isinstance(layer, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d):  # ZeroPad among them
-        return list(layer.padding) if layer.value == 0 and len(node.args) == 1 else None
-    if node.op != "call_function" or node.target is not F.pad:
+        return list(layer.padding) if layer.value == 0 else None
+    if operation(node) != "pad":
         return None
-    bound = {**dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)), **node.kwargs}
-    zeros = bound.get("mode", "constant") == "constant" and bound.get("value") in (None, 0, 0.0)
-    return list(bound["pad"]) if zeros and isinstance(bound["pad"], list | tuple) and node.args else None
-
-
-def _ranks(program: Program) -> dict[str, int]:
-    ranks: dict[str, int] = {}
-
-    class _Interpreter(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            ranks[n.name] = result.dim() if isinstance(result, Tensor) else 0
-            return result
-
-    with torch.no_grad():
-        _Interpreter(meta_copy(program)).run(zeros(program.input, 2, "meta"))
-    return ranks
+    given = arguments(node)
+    zeros = given["mode"] == "constant" and given["value"] in (None, 0, 0.0)
+    return list(given["pad"]) if zeros and isinstance(given["pad"], list | tuple) else None
 
 
 def _scale(norm: Any) -> Tensor:

@@ -1,11 +1,10 @@
 """Recognising what can be fused into the layer before it."""
 
 from collections.abc import Mapping
-from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
+
+from modelopt_cli.program.calls import arguments, operation
 
 ACTIVATION_MODULES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -14,15 +13,7 @@ ACTIVATION_MODULES: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
     nn.GELU: "gelu",
 }
-ACTIVATION_FUNCTIONS: dict[Any, str] = {
-    F.relu: "relu",
-    torch.relu: "relu",
-    F.relu6: "relu6",
-    F.hardswish: "hardswish",
-    F.silu: "silu",
-    F.gelu: "gelu",
-}
-ACTIVATION_METHODS = {"relu": "relu", "relu_": "relu"}
+ACTIVATION_FUNCTIONS = ("relu", "relu6", "hardswish", "silu", "gelu")
 
 
 def activation_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
@@ -34,11 +25,10 @@ def activation_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None
         if isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0.0, 6.0):
             return "relu6"
         return ACTIVATION_MODULES.get(type(module))
-    if node.op == "call_method":
-        return ACTIVATION_METHODS.get(str(node.target))
-    if node.kwargs.get("approximate", "none") != "none":
+    name = operation(node)
+    if name not in ACTIVATION_FUNCTIONS or arguments(node).get("approximate", "none") != "none":
         return None
-    return ACTIVATION_FUNCTIONS.get(node.target) if node.op == "call_function" else None
+    return name
 
 
 def sole_user(node: fx.Node) -> fx.Node | None:

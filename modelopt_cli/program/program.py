@@ -6,7 +6,9 @@ from typing import Any, Self
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import PythonCode
 
+from modelopt_cli.program.calls import canonicalize
 from modelopt_cli.program.spec import InputSpec
 
 
@@ -78,8 +80,12 @@ class Program(fx.GraphModule):
             arch=self.arch,
         )
 
-    def recompile(self) -> Any:
-        """As fx does, but without its ``__call__``, which prints a traceback of whatever a layer raises."""
+    def recompile(self) -> PythonCode:
+        """Bring every call into its one spelling and make the code of the forward pass.
+
+        fx's own ``__call__``, which prints a traceback of whatever a layer raises, is left out.
+        """
+        canonicalize(self.graph, self)
         code = super().recompile()
         if "__call__" in vars(type(self)):
             del type(self).__call__

@@ -6,41 +6,26 @@ has the same state-dict keys as before and is a layer every method knows how to 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from modelopt_cli.errors import ArtifactError
+from modelopt_cli.program.calls import arguments, operation, source
 from modelopt_cli.program.kinds import build, share
 
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_DECONV = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-_PARAMETERS: dict[Callable[..., Any], tuple[str, tuple[str, ...]]] = {
-    F.conv1d: ("Conv1d", _CONV),
-    F.conv2d: ("Conv2d", _CONV),
-    F.conv3d: ("Conv3d", _CONV),
-    F.conv_transpose1d: ("ConvTranspose1d", _DECONV),
-    F.conv_transpose2d: ("ConvTranspose2d", _DECONV),
-    F.conv_transpose3d: ("ConvTranspose3d", _DECONV),
-    F.linear: ("Linear", ("input", "weight", "bias")),
-    F.layer_norm: ("LayerNorm", ("input", "normalized_shape", "weight", "bias", "eps")),
-    F.group_norm: ("GroupNorm", ("input", "num_groups", "weight", "bias", "eps")),
-    F.batch_norm: (
-        "BatchNorm",
-        ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-    ),
+_KINDS: dict[str, str] = {
+    **{f"conv{d}d": f"Conv{d}d" for d in (1, 2, 3)},
+    **{f"conv_transpose{d}d": f"ConvTranspose{d}d" for d in (1, 2, 3)},
+    **{"linear": "Linear", "layer_norm": "LayerNorm", "group_norm": "GroupNorm", "batch_norm": "BatchNorm"},
 }
+"""Operation -> kind of layer."""
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
-_DEFAULTS: dict[str, Any] = {
-    **{"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1},
-    **{"eps": 1e-5, "momentum": 0.1, "training": False},
-}
 
 
 @dataclass(frozen=True)
@@ -85,10 +70,10 @@ def recover_layers(graph: fx.Graph, root: nn.Module) -> dict[str, nn.Module]:
 
 
 def _recognise(node: fx.Node, root: nn.Module) -> _Call | None:
-    if node.op != "call_function" or node.target not in _PARAMETERS:
+    kind = _KINDS.get(operation(node))
+    if kind is None:
         return None
-    kind, names = _PARAMETERS[node.target]
-    bound = {**_DEFAULTS, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+    bound = arguments(node)
     paths = {name: _path(bound.get(name)) for name in _TENSORS if bound.get(name) is not None}
     layers = {
         path.rpartition(".")[0] if path and path.endswith(f".{name}") else None
@@ -173,9 +158,9 @@ def _module(calls: list[_Call], root: nn.Module) -> nn.Module | None:
         module = build(first.kind, first.config)
     except ArtifactError:
         return None
-    source = root.get_submodule(first.layer)
+    owner = root.get_submodule(first.layer)
     for name, empty in [*module.named_parameters(), *module.named_buffers()]:
-        tensor = getattr(source, name, None)
+        tensor = getattr(owner, name, None)
         if name == "num_batches_tracked" and tensor is None:
             tensor = torch.tensor(0)
         if not isinstance(tensor, Tensor) or tensor.shape != empty.shape:
@@ -204,9 +189,8 @@ def _moved_children(graph: fx.Graph, layer: str, root: nn.Module) -> dict[str, n
 
 
 def _replace(graph: fx.Graph, call: _Call) -> None:
-    source = call.node.kwargs.get("input", call.node.args[0] if call.node.args else None)
     with graph.inserting_before(call.node):
-        node = graph.call_module(call.layer, (source,))
+        node = graph.call_module(call.layer, (source(call.node),))
     call.node.replace_all_uses_with(node)
     graph.erase_node(call.node)
 

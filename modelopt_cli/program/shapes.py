@@ -6,32 +6,26 @@ import torch
 from torch import Tensor, fx
 
 from modelopt_cli.program.program import Program
-from modelopt_cli.program.rewrite import meta_copy
-from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.spec import InputSpec
+from modelopt_cli.program.values import evaluation_mode, infer, meta_input
 
 
-def value_shapes(program: Program, batch: int, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """Shapes of every value, by node name; what is no tensor is kept as it is.
+def program_values(program: Program, batch: int, shape: tuple[int, ...] | None = None) -> dict[fx.Node, Any]:
+    """Every value of a Program in evaluation mode, tensors on the meta device: shape, type and structure.
 
     Args:
         program: not changed; nothing is computed or copied.
         batch: size of the input's first dimension.
         shape: of one sample; None means that the Program was made for.
     """
-    shapes: dict[str, Any] = {}
-
-    class _Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            shapes[n.name] = _shape_of(result)
-            return result
-
     sample = program.input if shape is None else InputSpec(shape, dtype=program.input.dtype)
-    copied = meta_copy(program).float()
-    with torch.no_grad():
-        _Recorder(copied).run(zeros(sample, batch, "meta"))
-    return shapes
+    with evaluation_mode(program):
+        return infer(program.graph, program, meta_input(program, sample, batch))
+
+
+def value_shapes(program: Program, batch: int, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """Shapes of every value, by node name; what is no tensor is kept as it is. As ``program_values``."""
+    return {node.name: _shape_of(value) for node, value in program_values(program, batch, shape).items()}
 
 
 def _shape_of(value: Any) -> Any:

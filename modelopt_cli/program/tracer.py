@@ -19,6 +19,7 @@ INPUT_NAME = "x"
 # Methods of plain tensors that Python calls for an operator, where the other operand is a proxy.
 _OPERATORS: dict[Any, Callable[..., Any]] = {
     **{"__getitem__": operator.getitem, "__and__": operator.and_, "__or__": operator.or_},
+    **{f"__{name}__": getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv")},
     "__xor__": operator.xor,
 }
 # Memory without values: any are right, and zeros are the same in every run.
@@ -64,6 +65,10 @@ class ProgramTracer(fx.Tracer):
         self.source = self.create_proxy("placeholder", INPUT_NAME, (), {})
         return root_fn, [self.root, self.source]
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A proxy that records ``x += y`` as the change in place that it is."""
+        return ProgramProxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Leaves are exactly the classes on the list, so a subclass with its own forward is traced."""
         return kind_of(m) is not None
@@ -103,6 +108,23 @@ class ProgramTracer(fx.Tracer):
 
     def _is_attribute(self, tensor: Tensor) -> bool:
         return tensor in self.tensor_attrs or any(tensor is buffer for buffer in self.root.buffers())
+
+
+class ProgramProxy(fx.Proxy):
+    """A node; unlike fx's own proxies it does not take ``x += y`` for ``x = x + y``."""
+
+
+def _define_in_place(name: str) -> None:
+    function = getattr(operator, name)
+
+    def change(self: ProgramProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    setattr(ProgramProxy, f"__{name}__", change)
+
+
+for _name in ("iadd", "isub", "imul", "itruediv"):
+    _define_in_place(_name)
 
 
 def recorded(kind: str, target: Any) -> tuple[str, Any]:

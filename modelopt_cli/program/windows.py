@@ -1,7 +1,6 @@
 """Taking torchvision's windowed attention apart, so that its projections are ordinary linear layers."""
 
 import copy
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from modelopt_cli.program.allowlist import function_name
+from modelopt_cli.program.calls import arguments, operation
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.shapes import value_shapes
 
-_FUNCTION = "torchvision.shifted_window_attention"
+_FUNCTION = "shifted_window_attention"
 _MASKED = -100.0
 _LARGEST_SCALE = math.log(100.0)
 
@@ -40,7 +39,7 @@ def split_windows(program: Program) -> Program:
     shapes = value_shapes(program, 1)
     program = copy.deepcopy(program)
     for node in [n for n in program.graph.nodes if _is_plain(n)]:
-        given = _bound(node)
+        given = arguments(node)
         size = shapes[given["input"].name]
         _split(program, node, _Windows.of(given, int(size[1]), int(size[2])), given)
     program.graph.eliminate_dead_code()
@@ -48,17 +47,10 @@ def split_windows(program: Program) -> Program:
     return program
 
 
-def _bound(node: fx.Node) -> dict[str, Any]:
-    signature = inspect.signature(node.target)  # type: ignore[arg-type]
-    bound = signature.bind(*node.args, **node.kwargs)
-    bound.apply_defaults()
-    return dict(bound.arguments)
-
-
 def _is_plain(node: fx.Node) -> bool:
-    if node.op != "call_function" or function_name(node.target) != _FUNCTION:  # type: ignore[arg-type]
+    if operation(node) != _FUNCTION:
         return False
-    given = _bound(node)
+    given = arguments(node)
     sizes = [*given["window_size"], *given["shift_size"], given["num_heads"]]
     weights = [_layer(given[f"{name}_weight"], given[f"{name}_bias"]) for name in ("qkv", "proj")]
     return all(type(size) is int for size in sizes) and all(weights) and given["training"] is False

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from modelopt_cli.errors import InputError, UsageError
 from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.subject import is_quantized
-from modelopt_cli.program.capture import evaluation_mode
+from modelopt_cli.program.values import evaluation_mode
 
 _WHERE = "the network"
 _PROBED = 2

@@ -3,10 +3,9 @@
 import contextlib
 from collections.abc import Iterator
 
-from torch import fx, nn
+from torch import nn
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.program.allowlist import is_in_place
 
 _SHOWN = 3
 _REFUSALS = {
@@ -46,9 +45,6 @@ def refusals_in_one_line(network: nn.Module) -> Iterator[None]:
 
 def _in_place(network: nn.Module) -> list[str]:
     """Layers that change what they are given, as far as can be seen."""
-    if isinstance(network, fx.GraphModule):
-        nodes = [node for node in network.graph.nodes if is_in_place(node, network)]
-        return [str(node.target) if node.op == "call_module" else node.name for node in nodes]
     return [name for name, module in network.named_modules() if getattr(module, "inplace", False)]
 
 

@@ -25,7 +25,6 @@ from modelopt_cli.errors import DataError, NothingCompressed, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize import QuantizeConfig, apply
-from modelopt_cli.methods.quantize.calibrate import value_shapes
 from modelopt_cli.methods.quantize.plan import make_plan
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_attention
@@ -85,7 +84,7 @@ def local_sqnr(program: Program, int8: Program, x: Tensor) -> dict[str, float]:
     """Each layer's signal to noise against the float network, given the float network's inputs."""
     ready = split_attention(fold_batch_norms(inference_form(program)))
     selected = {s.name for s in coverage(int8).layers if s.compressed}
-    plan = make_plan(ready, selected, value_shapes(ready))
+    plan = make_plan(ready, selected)
     outputs = {u.head.name: o.name for units in (plan.layers, plan.adds) for o, u in units.items()}
     with torch.inference_mode():
         exact = _Float(ready)

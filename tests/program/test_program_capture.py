@@ -235,7 +235,7 @@ class TestSizes:
         assert called(program) == ["Conv2d"]
         assert set(program.state_dict()) == {"0.weight", "0.bias"}
         pads = [n for n in program.graph.nodes if n.target is F.pad]
-        assert all(type(v) is int for n in pads for v in n.args[1])
+        assert all(type(v) is int for n in pads for v in n.kwargs["pad"])
         assert len(pads) <= 1
 
     @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ class TestRefusedOnTheWayOut:
     def test_argument_without_a_form(self, program: Program, value: Any) -> None:
         other = copy.deepcopy(program)
         target = next(n for n in other.graph.nodes if n.target is F.interpolate)
-        target._update_args_kwargs((target.args[0], [4, 4]), {"mode": value})
+        target.kwargs = {**target.kwargs, "mode": value}
         with pytest.raises(ArtifactError):
             to_data(other)
 

@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program import Program
-from modelopt_cli.program.capture import evaluation_mode
 from modelopt_cli.program.coverage import WEIGHTED_KINDS
 from modelopt_cli.program.shapes import value_shapes
+from modelopt_cli.program.values import evaluation_mode
 
 _BATCH = 2
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from modelopt_cli.artifact.sparsity import carry_over, is_shared
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Result
-from modelopt_cli.methods.quantize.calibrate import calibrate, value_shapes
+from modelopt_cli.methods.quantize.calibrate import calibrate
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.plan import make_plan
@@ -69,7 +69,7 @@ def _static(program: Program, config: QuantizeConfig, context: Context) -> Resul
     # A batch norm would give every channel of a shared weight values of its own.
     left = {layer for name in shared if (layer := name.rpartition(".")[0]) not in selected}
     ready = fold_batch_norms(split, left)
-    plan = make_plan(ready, set(selected), value_shapes(ready))
+    plan = make_plan(ready, set(selected))
     watch = values_to_observe(plan, ready.graph)
     observers = {value: OBSERVERS[config.observer]() for value in watch}
     watched = {node: observers[value] for value, nodes in watch.items() for node in nodes}

@@ -12,7 +12,6 @@ import copy
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from modelopt_cli.artifact.sparsity import is_pruned, without_zeros
@@ -20,8 +19,9 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels.bounds import is_depthwise
 from modelopt_cli.measure.subject import is_quantized
 from modelopt_cli.methods.quantize.fake import FakeQuantized, Form, Latent, LatentConv2d, LatentLinear, Real
-from modelopt_cli.methods.quantize.roles import SHAPE_METHODS
+from modelopt_cli.methods.quantize.roles import SHAPE_OPERATIONS
 from modelopt_cli.program import Encoding, Program
+from modelopt_cli.program.calls import operation
 from modelopt_cli.program.quantized import (
     Dequantize,
     DynamicLinear,
@@ -148,17 +148,17 @@ def _real_zeros(made: Program, layers: Mapping[str, nn.Module]) -> None:
     for node in made.graph.nodes:
         if node.op != "call_function" or not _is_uint8(node, layers):
             continue
-        if node.target is torch.clamp:
-            node.kwargs = {"min": 0.0}
-        elif node.target is F.pad:
-            node.args = (*node.args[:3], 0.0)
+        if operation(node) == "clamp":
+            node.kwargs = {**node.kwargs, "min": 0.0}
+        elif operation(node) == "pad":
+            node.kwargs = {**node.kwargs, "value": 0.0}
     made.recompile()
 
 
 def _is_uint8(node: fx.Node, layers: Mapping[str, nn.Module]) -> bool:
     """Whether a value of the int8 Program is uint8: functions only pass that on."""
     while node.op in ("call_function", "call_method"):
-        if node.target is getattr or node.target in SHAPE_METHODS or not node.all_input_nodes:
+        if operation(node) in SHAPE_OPERATIONS or not node.all_input_nodes:
             return False
         node = node.all_input_nodes[0]
     if node.op != "call_module":

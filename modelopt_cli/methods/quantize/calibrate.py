@@ -9,7 +9,6 @@ from torch import Tensor, fx
 from modelopt_cli.errors import DataError
 from modelopt_cli.methods.quantize.observers import Observer
 from modelopt_cli.program import Program
-from modelopt_cli.program.samples import zeros
 
 Progress = Callable[[int, int | None], None]
 
@@ -32,28 +31,6 @@ class _Watcher(fx.Interpreter):
                 )
             observer.update(value)
         return value
-
-
-class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape of every tensor."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__(program)
-        self.shapes: dict[fx.Node, torch.Size] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.shapes[n] = value.shape
-        return value
-
-
-def value_shapes(program: Program) -> dict[fx.Node, torch.Size]:
-    """Shapes of all tensor values for one sample of zeros."""
-    interpreter = _Shapes(program)
-    with torch.inference_mode():
-        interpreter.run(zeros(program.input, 1))
-    return interpreter.shapes
 
 
 def calibrate(

@@ -8,8 +8,8 @@ is quantized for nothing, and precision changes only where it has to.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
 from torch import fx, nn
 
 from modelopt_cli.methods.quantize.roles import (
@@ -20,7 +20,9 @@ from modelopt_cli.methods.quantize.roles import (
     role_of,
 )
 from modelopt_cli.program import Program
+from modelopt_cli.program.calls import operation, source
 from modelopt_cli.program.patterns import activation_of, sole_user
+from modelopt_cli.program.shapes import program_values
 
 
 @dataclass
@@ -51,6 +53,7 @@ class Plan:
         int8: values that are uint8.
         inside: nodes that live on inside a unit and are no values of their own any more.
         sharing: each uint8 value's representative; values with one representative share QParams.
+        values: shape and type of every value, as ``program.values.infer`` gives them.
     """
 
     layers: dict[fx.Node, Unit] = field(default_factory=dict)
@@ -59,6 +62,7 @@ class Plan:
     int8: set[fx.Node] = field(default_factory=set)
     inside: set[fx.Node] = field(default_factory=set)
     sharing: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
 
     def representative(self, node: fx.Node) -> fx.Node:
         """The value whose QParams a value uses."""
@@ -77,25 +81,24 @@ class Plan:
         return node in self.int8 and self.roles.get(node) in (Role.PASS, Role.CAT)
 
 
-def make_plan(program: Program, selected: set[str], shapes: Mapping[fx.Node, torch.Size]) -> Plan:
+def make_plan(program: Program, selected: set[str]) -> Plan:
     """Plan the int8 form of a Program.
 
     Args:
         program: a float Program with batch norms folded.
         selected: names of the Conv2d and Linear layers to quantize.
-        shapes: of every tensor value, from a run on one sample.
     """
-    plan, modules = Plan(), dict(program.named_modules())
+    plan, modules = Plan(values=program_values(program, 1)), dict(program.named_modules())
     for node in program.graph.nodes:
         if node.op == "call_module" and node.target in selected:
             _add_unit(plan, plan.layers, node, modules)
     for node in program.graph.nodes:
         if node not in plan.inside and node not in plan.layers and node not in plan.adds:
-            plan.roles[node] = role_of(node, modules)
+            plan.roles[node] = role_of(node, modules, plan.values)
             if plan.roles[node] is Role.ADD:
                 _add_unit(plan, plan.adds, node, modules)
     _decide(plan, program.graph)
-    _fuse_residuals(plan, program.graph, shapes, modules)
+    _fuse_residuals(plan, program.graph, modules)
     _share(plan)
     return plan
 
@@ -116,8 +119,8 @@ def _add_unit(
 
 def _sources(node: fx.Node) -> list[fx.Node]:
     """The tensors that a PASS, POOL or CAT node reads."""
-    first = node.args[0]
-    return [a for a in first if isinstance(a, fx.Node)] if isinstance(first, list | tuple) else [first]  # type: ignore[list-item]
+    first = source(node)
+    return [a for a in first if isinstance(a, fx.Node)] if isinstance(first, list | tuple) else [first]
 
 
 def _decide(plan: Plan, graph: fx.Graph) -> None:
@@ -151,7 +154,7 @@ def _decide(plan: Plan, graph: fx.Graph) -> None:
 
 
 def _is_split(node: fx.Node) -> bool:
-    return node.target in (torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind")
+    return operation(node) in ("chunk", "split", "unbind")
 
 
 def _demanded(node: fx.Node, plan: Plan, heads: Mapping[fx.Node, fx.Node]) -> bool:
@@ -176,12 +179,7 @@ def _demanded(node: fx.Node, plan: Plan, heads: Mapping[fx.Node, fx.Node]) -> bo
     return weak and not in_float
 
 
-def _fuse_residuals(
-    plan: Plan,
-    graph: fx.Graph,
-    shapes: Mapping[fx.Node, torch.Size],
-    modules: Mapping[str, nn.Module],
-) -> None:
+def _fuse_residuals(plan: Plan, graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
     """Move an addition into the convolution before it, where that is its only reader."""
     position = {node: i for i, node in enumerate(graph.nodes)}
     for output, add in list(plan.adds.items()):
@@ -196,7 +194,7 @@ def _fuse_residuals(
                 and conv.activation == "none"
                 and isinstance(modules[str(conv.head.target)], nn.Conv2d)
                 and sole_user(operand) is add.head
-                and shapes[operand] == shapes[other]
+                and plan.values[operand].shape == plan.values[other].shape
             )
             if fits and conv is not None:
                 del plan.layers[operand], plan.adds[output]

@@ -1,14 +1,13 @@
 """What each node of a float graph can do with uint8: the tables that the int8 plan is made from."""
 
-import operator
 from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from modelopt_cli.program.calls import arguments, operation, source
 from modelopt_cli.program.patterns import activation_of
 from modelopt_cli.program.quantized import QuantizedMaxPool2d
 
@@ -31,23 +30,23 @@ class Role(Enum):
 
 
 PASS_MODULES = (
-    *(nn.Flatten, nn.Unflatten, nn.Identity, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle),
-    *(nn.ReLU, nn.MaxPool2d),
+    *(nn.Flatten, nn.Unflatten, nn.Identity, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.ReLU),
 )
-PASS_FUNCTIONS = {
-    *(torch.flatten, torch.permute, torch.transpose, torch.reshape, torch.unsqueeze, torch.squeeze),
-    *(torch.chunk, torch.split, torch.unbind, operator.getitem, torch.channel_shuffle),
-    *(F.relu, torch.relu, F.max_pool2d, torch.max_pool2d),
-}
-PASS_METHODS = {
-    *("flatten", "view", "reshape", "permute", "transpose", "contiguous", "unsqueeze", "squeeze"),
-    *("chunk", "split", "unbind", "relu", "relu_", "unflatten"),
-}
-SHAPE_METHODS = {"size", "dim"}
-
-ADDS = {operator.add, operator.iadd, torch.add}
-MULS = {operator.mul, operator.imul, torch.mul}
-CATS = {torch.cat, torch.concat, torch.concatenate}
+PASS_OPERATIONS = (
+    *(
+        "flatten",
+        "unflatten",
+        "view",
+        "reshape",
+        "permute",
+        "transpose",
+        "contiguous",
+        "unsqueeze",
+        "squeeze",
+    ),
+    *("chunk", "split", "unbind", "getitem", "channel_shuffle", "relu"),
+)
+SHAPE_OPERATIONS = frozenset({"size", "getattr"})
 
 CONV_ACTIVATIONS = {"relu", "relu6", "hardswish", "silu"}
 LINEAR_ACTIVATIONS = {"relu", "gelu"}
@@ -59,59 +58,53 @@ def is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return activation_of(node, modules) == "relu"
 
 
-def is_mul(node: fx.Node) -> bool:
+def is_mul(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
     """Whether the node multiplies two tensors of the graph."""
-    called = node.target in MULS if node.op == "call_function" else node.target in ("mul", "mul_")
-    return node.op in ("call_function", "call_method") and called and _two_tensors(node)
+    return operation(node) == "mul" and _takes_two_tensors(node, values)
 
 
-def _two_tensors(node: fx.Node) -> bool:
-    return len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args) and not node.kwargs
+def _takes_two_tensors(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
+    given = arguments(node)
+    operands = [values.get(operand) for operand in given.values() if isinstance(operand, fx.Node)]
+    return len(given) == len(operands) == 2 and all(isinstance(value, Tensor) for value in operands)
 
 
-def role_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Role:
-    """The node's role. Layers that are themselves quantized are not looked at here."""
+def role_of(node: fx.Node, modules: Mapping[str, nn.Module], values: Mapping[fx.Node, Any]) -> Role:
+    """The node's role. Layers that are themselves quantized are not looked at here.
+
+    Args:
+        node: in normal form.
+        modules: the Program's layers by path.
+        values: its values by node, as ``program.values.infer`` gives them.
+    """
+    if max_pool_options(node, modules):
+        return Role.PASS
+    if avg_pool_options(node, modules, values):
+        return Role.POOL
     if node.op == "call_module":
-        module = modules[str(node.target)]
-        if max_pool_options(node, modules) or (
-            isinstance(module, PASS_MODULES) and not isinstance(module, nn.MaxPool2d)
-        ):
-            return Role.PASS
-        return Role.POOL if avg_pool_options(node, modules) else Role.FLOAT
-    if node.op == "call_method":
-        return _method_role(node, modules)
-    return _function_role(node, modules) if node.op == "call_function" else Role.FLOAT
-
-
-def _method_role(node: fx.Node, modules: Mapping[str, nn.Module]) -> Role:
-    if node.target in SHAPE_METHODS:
+        return Role.PASS if isinstance(modules[str(node.target)], PASS_MODULES) else Role.FLOAT
+    name = operation(node)
+    if name in SHAPE_OPERATIONS:
         return Role.SHAPE
-    if node.target in ("add", "add_") and _two_tensors(node):
-        return Role.ADD
-    if node.target in PASS_METHODS:
-        return Role.PASS
-    return Role.POOL if avg_pool_options(node, modules) else Role.FLOAT
-
-
-def _function_role(node: fx.Node, modules: Mapping[str, nn.Module]) -> Role:
-    if node.target is getattr:
-        return Role.SHAPE
-    if node.target in ADDS and _two_tensors(node):
-        return Role.ADD
-    if node.target in CATS:
-        return Role.CAT
-    if node.target is F.pad:
+    if name in ("add", "cat"):
+        two = name == "cat" or _takes_two_tensors(node, values)
+        return Role.FLOAT if not two else Role.CAT if name == "cat" else Role.ADD
+    if name == "pad":
         return Role.PASS if _pads_with_zero(node) else Role.FLOAT
-    if node.target in (F.max_pool2d, torch.max_pool2d):
-        return Role.PASS if max_pool_options(node, modules) else Role.FLOAT
-    if node.target in PASS_FUNCTIONS:
-        return Role.PASS
-    return Role.POOL if avg_pool_options(node, modules) else Role.FLOAT
+    moves = name in PASS_OPERATIONS and _moves_tensor(node, values)
+    return Role.PASS if moves else Role.FLOAT
+
+
+def _moves_tensor(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
+    """Whether what a node reads first is a tensor or a part of a split one, not a number or a size."""
+    value = values.get(source(node))
+    split = isinstance(value, tuple | list) and not isinstance(value, torch.Size)
+    return split or isinstance(value, Tensor)
 
 
 def _pads_with_zero(node: fx.Node) -> bool:
-    arguments = {**dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)), **node.kwargs}
-    return arguments.get("mode", "constant") == "constant" and arguments.get("value") in (None, 0, 0.0)
+    given = arguments(node)
+    return given["mode"] == "constant" and given["value"] in (None, 0, 0.0)
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
@@ -124,14 +117,14 @@ def _pair(value: Any) -> tuple[int, int] | None:
 
 def max_pool_options(node: fx.Node, modules: Mapping[str, nn.Module]) -> dict[str, Any] | None:
     """Options of a ``QuantizedMaxPool2d`` in place of this node, or None."""
-    names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    given: Mapping[str, Any]
     if node.op == "call_module":
         module = modules[str(node.target)]
         if not isinstance(module, nn.MaxPool2d):
             return None
-        given: dict[str, Any] = {name: getattr(module, name) for name in names[1:]}
-    elif node.op == "call_function" and node.target in (F.max_pool2d, torch.max_pool2d):
-        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        given = vars(module)
+    elif operation(node) == "max_pool2d":
+        given = arguments(node)
     else:
         return None
     kernel = _pair(given.get("kernel_size"))
@@ -149,21 +142,21 @@ def quantized_max_pool(node: fx.Node, modules: Mapping[str, nn.Module]) -> Quant
     return QuantizedMaxPool2d(**options) if options else None
 
 
-def avg_pool_options(node: fx.Node, modules: Mapping[str, nn.Module]) -> dict[str, Any] | None:
+def avg_pool_options(
+    node: fx.Node, modules: Mapping[str, nn.Module], values: Mapping[fx.Node, Any]
+) -> dict[str, Any] | None:
     """Options of a ``QuantizedAvgPool2d`` in place of this node, or None."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         if isinstance(module, nn.AdaptiveAvgPool2d):
             return _adaptive(module.output_size)
         return _window(vars(module)) if isinstance(module, nn.AvgPool2d) else None
-    if node.op == "call_function" and node.target is F.adaptive_avg_pool2d:
-        return _adaptive(node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size"))
-    if node.op == "call_function" and node.target is F.avg_pool2d:
-        names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
-        return _window({**dict(zip(names, node.args, strict=False)), **node.kwargs})
-    if node.target in (torch.mean, "mean"):
-        return _mean(node)
-    return None
+    name = operation(node)
+    if name == "adaptive_avg_pool2d":
+        return _adaptive(arguments(node)["output_size"])
+    if name == "avg_pool2d":
+        return _window(arguments(node))
+    return _mean(arguments(node), values) if name == "mean" else None
 
 
 def _adaptive(output_size: Any) -> dict[str, Any] | None:
@@ -185,12 +178,11 @@ def _window(given: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _mean(node: fx.Node) -> dict[str, Any] | None:
-    arguments = {**dict(zip(("input", "dim", "keepdim"), node.args, strict=False)), **node.kwargs}
-    dims = arguments.get("dim")
-    if not isinstance(dims, tuple | list) or sorted(d % 4 if isinstance(d, int) else -1 for d in dims) != [
-        2,
-        3,
-    ]:
+def _mean(given: Mapping[str, Any], values: Mapping[fx.Node, Any]) -> dict[str, Any] | None:
+    """The mean over height and width of a tensor ``(N, C, H, W)``."""
+    value, dims = values.get(given["input"]), given.get("dim")
+    if not isinstance(value, Tensor) or value.dim() != 4 or not isinstance(dims, tuple | list):
         return None
-    return {"output_size": (1, 1), "keepdim": bool(arguments.get("keepdim", False))}
+    if given.get("dtype") is not None or sorted(d % 4 for d in dims if isinstance(d, int)) != [2, 3]:
+        return None
+    return {"output_size": (1, 1), "keepdim": bool(given.get("keepdim", False))}

@@ -17,6 +17,7 @@ from modelopt_cli.methods.quantize.roles import (
 )
 from modelopt_cli.methods.quantize.weights import quantize_weight
 from modelopt_cli.program import Program
+from modelopt_cli.program.calls import arguments, operation, source
 from modelopt_cli.program.quantized import (
     Dequantize,
     QParams,
@@ -151,17 +152,18 @@ class _Converter:
         """Whether a product is read by int8 layers only, so that it can be rounded as it is made."""
         heads = {unit.head for unit in self.plan.layers.values()}
         distinct = len(node.all_input_nodes) == 2
-        return is_mul(node) and distinct and bool(node.users) and all(u in heads for u in node.users)
+        if not distinct or not node.users or not is_mul(node, self.plan.values):
+            return False
+        return all(user in heads for user in node.users)
 
     def _emit_layer(self, output: fx.Node, unit: Unit) -> None:
         name = str(unit.head.target)
-        source = unit.head.args[0]
-        assert isinstance(source, fx.Node)
+        tensor = source(unit.head)
         target = self._q(output) if output in self.plan.int8 else None
         module = self.modules[name]
-        layer = self._quantized_layer(module, unit, self._q(source), target)
+        layer = self._quantized_layer(module, unit, self._q(tensor), target)
         fill(layer, module, shared=f"{name}.weight" in self.shared)
-        args = [self._uint8(source)]
+        args = [self._uint8(tensor)]
         if unit.residual is not None:
             args.append(self._uint8(unit.residual))
         call = self._module(name, layer, *args, like=unit.head)
@@ -187,34 +189,30 @@ class _Converter:
         return layer
 
     def _emit_add(self, output: fx.Node, unit: Unit) -> None:
-        a, b = unit.head.args
-        assert isinstance(a, fx.Node)
-        assert isinstance(b, fx.Node)
+        a, b = arguments(unit.head).values()
         add = QuantizedAdd(self._q(a), self._q(b), self._q(output), unit.activation)
         self.uint8[output] = self._helper("sum", add, self._uint8(a), self._uint8(b), like=unit.head)
 
     def _emit_pool(self, node: fx.Node) -> None:
-        options = avg_pool_options(node, self.modules)
-        source = node.args[0]
+        options = avg_pool_options(node, self.modules, self.plan.values)
         assert options is not None
-        assert isinstance(source, fx.Node)
-        pool = QuantizedAvgPool2d(self._q(source), self._q(node), **options)
-        self.uint8[node] = self._helper("pool", pool, self._uint8(source), like=node)
+        pool = QuantizedAvgPool2d(self._q(source(node)), self._q(node), **options)
+        self.uint8[node] = self._helper("pool", pool, self._uint8(source(node)), like=node)
 
     def _emit_pass(self, node: fx.Node) -> None:
-        first = node.args[0]
+        first = source(node)
         pool = quantized_max_pool(node, self.modules)
-        if pool is not None and isinstance(first, fx.Node):
+        if pool is not None:
             self.uint8[node] = self._helper("pool", pool, self._uint8(first), like=node)
-        elif is_relu(node, self.modules) and isinstance(first, fx.Node):
+        elif is_relu(node, self.modules):
             # A real zero is the zero point.
             self.uint8[node] = self.graph.call_function(
                 torch.clamp, (self._uint8(first),), {"min": self._q(node).zero_point}
             )
-        elif node.target is F.pad and isinstance(first, fx.Node):
-            pad = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
-            value = self._q(node).zero_point
-            self.uint8[node] = self.graph.call_function(F.pad, (self._uint8(first), pad, "constant", value))
+        elif operation(node) == "pad":
+            filled: dict[str, Any] = {"mode": "constant", "value": self._q(node).zero_point}
+            pad = arguments(node)["pad"]
+            self.uint8[node] = self.graph.call_function(F.pad, (self._uint8(first), pad), filled)
         else:
             self.uint8[node] = self.graph.node_copy(node, self._either)
 

@@ -26,10 +26,10 @@ from modelopt_cli.methods.share.shared import Shared, shared_of
 from modelopt_cli.methods.share.tuning import fine_tune
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Program
-from modelopt_cli.program.capture import evaluation_mode
 from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.quantized import Quantized
+from modelopt_cli.program.values import evaluation_mode
 
 
 def apply(program: Program, config: ShareConfig, context: Context) -> Result:

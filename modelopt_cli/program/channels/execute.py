@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from modelopt_cli.program.channels.calls import argument, arguments, compute, operation
+from modelopt_cli.program.calls import arguments, compute, operation, values_of
 from modelopt_cli.program.channels.functions import RULES
-from modelopt_cli.program.channels.indexing import picked_dims
+from modelopt_cli.program.channels.indexing import indices_of, picked_dims
 from modelopt_cli.program.channels.layers import apply_layer
 from modelopt_cli.program.channels.shuffles import find_shuffles
 from modelopt_cli.program.channels.ties import compact, nothing
@@ -55,19 +55,20 @@ def _value(trace: Trace, node: fx.Node) -> Any:
         return nothing(trace.shapes[node.name])
     if node.op == "get_attr":
         return Fetched(str(node.target), operator.attrgetter(str(node.target))(trace.program))
-    args, kwargs = arguments(node, trace.values)
     if node.op == "output":
-        trace.ties.freeze(trace.labels(args[0]), "feeds the network's output")
-        return args[0]
+        (result,) = node.all_input_nodes
+        trace.ties.freeze(trace.labels(trace.values[result.name]), "feeds the network's output")
+        return trace.values[result.name]
     if node.name in trace.selections:
         chosen = trace.selections[node.name]
         return trace.values[chosen.source].index_select(chosen.dim, chosen.index)
+    given = values_of(arguments(node), trace.values)
     if node.op == "call_module":
-        return apply_layer(trace, node, args, kwargs)
-    if not tensors_in((args, kwargs)):
-        return compute(node, args, kwargs)
+        return apply_layer(trace, node, given)
+    if not tensors_in(given):
+        return compute(node, trace.values)
     rule = RULES.get(operation(node))
-    return rule(trace, node, args, kwargs) if rule else trace.unsupported(node, (args, kwargs))
+    return rule(trace, node, given) if rule else trace.unsupported(node, given)
 
 
 def _box(trace: Trace, node: fx.Node, value: Any) -> Any:
@@ -97,10 +98,9 @@ def _indexed_dims(node: fx.Node, rank: int) -> list[int]:
     for user in node.users:
         name = operation(user)
         if name in ("unbind", "select"):
-            dims.add(int(argument(user.args, user.kwargs, 1, "dim", 0)) % rank)
-        elif name == "getitem" and user.args[0] is node:
-            index = user.args[1] if isinstance(user.args[1], tuple) else (user.args[1],)
-            dims.update(picked_dims(index, rank))
+            dims.add(int(arguments(user)["dim"]) % rank)
+        elif name == "getitem" and arguments(user)["input"] is node:
+            dims.update(picked_dims(indices_of(user), rank))
     return sorted(dims)
 
 

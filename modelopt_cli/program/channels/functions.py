@@ -7,45 +7,38 @@ from typing import Any
 import torch
 from torch import fx
 
+from modelopt_cli.program.calls import compute, operation
 from modelopt_cli.program.channels import layers
-from modelopt_cli.program.channels.calls import argument, compute, operation
 from modelopt_cli.program.channels.indexing import getitem, index_select, select, unbind
 from modelopt_cli.program.channels.products import attention, einsum, matmul
 from modelopt_cli.program.channels.ties import nothing, spread
 from modelopt_cli.program.channels.trace import Fetched, Rule, Trace, tensors_in
 
 _Pair = namedtuple("_Pair", "values indices")
-Args = tuple[Any, ...]
-Kwargs = dict[str, Any]
+Given = dict[str, Any]
 
 
-def _elementwise(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    first, *others = [t.labels(value) for value in tensors_in((args, kwargs))]
+def _elementwise(t: Trace, node: fx.Node, given: Given) -> Any:
+    first, *others = [t.labels(value) for value in tensors_in(given)]
     for other in others:
         first = t.ties.combine(first, other)
     return first.expand(t.shapes[node.name])
 
 
-def _first(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    return t.labels(argument(args, kwargs, 0, "input"))
+def _first(t: Trace, node: fx.Node, given: Given) -> Any:
+    return t.labels(given["input"])
 
 
-def _shape_only(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+def _shape_only(t: Trace, node: fx.Node, given: Given) -> Any:
     """Run as it is, on labels."""
-    args, kwargs = _labelled(t, args), _labelled(t, kwargs)
     if operation(node) == "view":
-        return args[0].reshape(t.shapes[node.name])
-    return compute(node, args, kwargs)
+        return t.labels(given["input"]).reshape(t.shapes[node.name])
+    return _fact(t, node, given)
 
 
-def _labelled(t: Trace, arguments: Any) -> Any:
-    return fx.node.map_aggregate(arguments, lambda a: t.labels(a) if isinstance(a, Fetched) else a)
-
-
-def _join(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+def _join(t: Trace, node: fx.Node, given: Given) -> Any:
     """``cat`` and ``stack``: along the other dimensions the parts go together."""
-    parts = [t.labels(part) for part in argument(args, kwargs, 0, "tensors")]
-    dim = argument(args, kwargs, 1, "dim", 0)
+    parts, dim = [t.labels(part) for part in given["tensors"]], given["dim"]
     if operation(node) == "stack":
         parts, dim = [part.unsqueeze(dim) for part in parts], dim % (parts[0].dim() + 1)
     dim %= parts[0].dim()
@@ -57,14 +50,14 @@ def _join(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
     return torch.cat(parts, dim)
 
 
-def _reduce(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+def _reduce(t: Trace, node: fx.Node, given: Given) -> Any:
     """Sums, means and the like: what is read together can only stay or go together."""
-    x, name, shape = t.labels(args[0]), operation(node), t.shapes[node.name]
-    if name in ("max", "min") and len(tensors_in((args, kwargs))) > 1:
-        return _elementwise(t, node, args, kwargs)
-    dims = argument(args, kwargs, 2 if name == "norm" else 1, "dim")
-    if dims is None or isinstance(dims, bool):
-        return t.unsupported(node, (args, kwargs), f"goes through {name} over all dimensions")
+    x, name, shape = t.labels(given["input"]), operation(node), t.shapes[node.name]
+    if name in ("max", "min") and len(tensors_in(given)) > 1:
+        return _elementwise(t, node, given)
+    dims = given.get("dim")
+    if dims is None:
+        return t.unsupported(node, given, f"goes through {name} over all dimensions")
     dims = [d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)] or list(range(x.dim()))
     x = t.ties.mix(x, dims, f"goes through {name} over channels")
     x = x[tuple(slice(0, 1) if d in dims else slice(None) for d in range(x.dim()))]
@@ -73,33 +66,31 @@ def _reduce(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
     return nothing(shape) if name == "argmax" else x.reshape(shape)
 
 
-def _mixing(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+def _mixing(t: Trace, node: fx.Node, given: Given) -> Any:
     """Softmax and what else keeps the shape but reads a whole dimension."""
-    x, name = t.labels(args[0]), operation(node)
-    dim = argument(args, kwargs, 2 if name == "normalize" else 1, "dim", 1 if name == "normalize" else None)
+    x, name, dim = t.labels(given["input"]), operation(node), given["dim"]
     dims = range(x.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
     return t.ties.mix(x, dims, f"goes through {name} over channels")
 
 
-def _pool(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    x, name, shape = t.labels(args[0]), operation(node), t.shapes[node.name]
+def _pool(t: Trace, node: fx.Node, given: Given) -> Any:
+    x, name, shape = t.labels(given["input"]), operation(node), t.shapes[node.name]
     dims = int(name[-2]) if name.endswith("d") else x.dim() - 2
     if not isinstance(shape, torch.Size) or x.dim() != dims + 2:
-        return t.unsupported(node, (args, kwargs))
+        return t.unsupported(node, given)
     return layers.pool(t, x, shape, dims)
 
 
-def _pad(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    pads, mode = argument(args, kwargs, 1, "pad"), argument(args, kwargs, 2, "mode", "constant")
-    x = t.labels(args[0])
+def _pad(t: Trace, node: fx.Node, given: Given) -> Any:
+    x, pads = t.labels(given["input"]), given["pad"]
     padded = {x.dim() - 1 - i // 2 for i, amount in enumerate(pads) if amount}
-    if mode != "constant" and padded & set(t.ties.varying(x)):
-        return t.unsupported(node, (args, kwargs))
+    if given["mode"] != "constant" and padded & set(t.ties.varying(x)):
+        return t.unsupported(node, given)
     return layers.pad(t, node.name, x, list(pads))
 
 
-def _getattr(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    value, name = args
+def _getattr(t: Trace, node: fx.Node, given: Given) -> Any:
+    value, name = given["input"], given["name"]
     if name in ("T", "mT", "H"):
         return getattr(t.labels(value), name)
     if name in ("values", "indices"):
@@ -107,26 +98,28 @@ def _getattr(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
     return getattr(value.tensor if isinstance(value, Fetched) else value, name)
 
 
-def _patch_merging(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+def _patch_merging(t: Trace, node: fx.Node, given: Given) -> Any:
     """The four neighbours of Swin's patch merging, one after another."""
-    return spread(t.ties.line(t.labels(args[0]), -1).repeat(4), -1, t.shapes[node.name])
+    return spread(t.ties.line(t.labels(given["x"]), -1).repeat(4), -1, t.shapes[node.name])
 
 
-def _position_bias(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+def _position_bias(t: Trace, node: fx.Node, given: Given) -> Any:
     """A table ``(relative places, heads)`` as ``(1, heads, places, places)``."""
-    return spread(t.ties.line(t.labels(args[0]), -1), 1, t.shapes[node.name])
+    table = t.labels(given["relative_position_bias_table"])
+    return spread(t.ties.line(table, -1), 1, t.shapes[node.name])
 
 
-def _like(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    return t.labels(args[0])
+def _like(t: Trace, node: fx.Node, given: Given) -> Any:
+    return t.labels(given["input"])
 
 
-def _made(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
+def _made(t: Trace, node: fx.Node, given: Given) -> Any:
     return nothing(t.shapes[node.name])
 
 
-def _fact(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    return compute(node, _labelled(t, args), kwargs)
+def _fact(t: Trace, node: fx.Node, given: Given) -> Any:
+    values = {a.name: t.values[a.name] for a in node.all_input_nodes}
+    return compute(node, {name: t.labels(v) if isinstance(v, Fetched) else v for name, v in values.items()})
 
 
 def _layer_of(weight: Any, bias: Any) -> str | None:
@@ -137,75 +130,73 @@ def _layer_of(weight: Any, bias: Any) -> str | None:
     return path if bias is None or (isinstance(bias, Fetched) and bias.path == f"{path}.bias") else None
 
 
-def _convolution(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    weight, bias = (argument(args, kwargs, i, name) for i, name in ((1, "weight"), (2, "bias")))
-    path, name, x = _layer_of(weight, bias), operation(node), t.labels(args[0])
+def _convolution(t: Trace, node: fx.Node, given: Given) -> Any:
+    weight = given["weight"]
+    path, name, x = _layer_of(weight, given["bias"]), operation(node), t.labels(given["input"])
     transposed = "transpose" in name
-    groups = argument(args, kwargs, 6, "groups", 1)
+    groups = given["groups"]
     if path is None or groups != 1 or x.dim() != int(name[-2]) + 2:
-        return t.unsupported(node, (args, kwargs))
+        return t.unsupported(node, given)
     sizes = (weight.tensor.shape[1 if transposed else 0], groups)
     return layers.convolve(t, path, sizes, x, t.shapes[node.name], transposed=transposed)
 
 
-def _linear(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    path = _layer_of(argument(args, kwargs, 1, "weight"), argument(args, kwargs, 2, "bias"))
+def _linear(t: Trace, node: fx.Node, given: Given) -> Any:
+    path = _layer_of(given["weight"], given["bias"])
     if path is None:
-        return t.unsupported(node, (args, kwargs))
-    return layers.linear(t, path, None, t.labels(args[0]), t.shapes[node.name])
+        return t.unsupported(node, given)
+    return layers.linear(t, path, None, t.labels(given["input"]), t.shapes[node.name])
 
 
-def _embedding(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    weight = argument(args, kwargs, 1, "weight")
+def _embedding(t: Trace, node: fx.Node, given: Given) -> Any:
+    weight = given["weight"]
     if not isinstance(weight, Fetched):
-        return t.unsupported(node, (args, kwargs))
-    t.ties.freeze(t.labels(args[0]), "is used as an index")
+        return t.unsupported(node, given)
+    t.ties.freeze(t.labels(given["input"]), "is used as an index")
     outputs = t.ties.fresh(f"columns {weight.path}", weight.tensor.shape[1])
     t.slot(weight.path, 1, outputs, "out")
     return spread(outputs, -1, t.shapes[node.name])
 
 
-def _prelu(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    x, weight = t.labels(args[0]), argument(args, kwargs, 1, "weight")
+def _prelu(t: Trace, node: fx.Node, given: Given) -> Any:
+    x, weight = t.labels(given["input"]), given["weight"]
     if not isinstance(weight, Fetched):
-        return t.unsupported(node, (args, kwargs))
+        return t.unsupported(node, given)
     if weight.tensor.numel() > 1:
         t.slot(weight.path, 0, t.ties.line(x, 1), "norm")
     return x
 
 
-def _pixels(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    x, shape = t.labels(args[0]), t.shapes[node.name]
+def _pixels(t: Trace, node: fx.Node, given: Given) -> Any:
+    x, shape = t.labels(given["input"]), t.shapes[node.name]
     if operation(node) == "pixel_shuffle":
         return layers.pixel_shuffle(t, x, shape)
     return layers.repeated(t, x, -3, shape)
 
 
-def _channel_shuffle(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    return torch.channel_shuffle(t.labels(args[0]).contiguous(), argument(args, kwargs, 1, "groups"))
+def _channel_shuffle(t: Trace, node: fx.Node, given: Given) -> Any:
+    return torch.channel_shuffle(t.labels(given["input"]).contiguous(), given["groups"])
 
 
-def _glu(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-    return layers.glu(t, t.labels(args[0]), argument(args, kwargs, 1, "dim", -1))
+def _glu(t: Trace, node: fx.Node, given: Given) -> Any:
+    return layers.glu(t, t.labels(given["input"]), given["dim"])
 
 
-def _norm_call(names: tuple[str, ...], rule: Any) -> Rule:
-    def apply(t: Trace, node: fx.Node, args: Args, kwargs: Kwargs) -> Any:
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+def _norm_call(rule: Any) -> Rule:
+    def apply(t: Trace, node: fx.Node, given: Given) -> Any:
         path = _layer_of(given.get("weight"), given.get("bias"))
         statistics = [given.get(name) for name in ("running_mean", "running_var")]
         own = all(
             isinstance(s, Fetched) and s.path.rpartition(".")[0] == path for s in statistics if s is not None
         )
         if path is None or not own:
-            return t.unsupported(node, (args, kwargs))
+            return t.unsupported(node, given)
         layer = SimpleNamespace(normalized_shape=given.get("normalized_shape"))
         return rule(t, path, layer, t.labels(given["input"]), t.shapes[node.name])
 
     return apply
 
 
-_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias")
 _NAMES: dict[Rule, str] = {
     _elementwise: """
         relu relu6 elu selu celu leaky_relu rrelu gelu silu mish softplus softsign softshrink hardshrink
@@ -248,9 +239,8 @@ _NAMES: dict[Rule, str] = {
     _pixels: "pixel_shuffle pixel_unshuffle",
     _channel_shuffle: "channel_shuffle",
     _glu: "glu",
-    _norm_call(_BATCH_NORM, layers.channel_norm): "batch_norm",
-    _norm_call(("input", "normalized_shape", "weight", "bias"), layers.last_dims_norm): "layer_norm",
-    _norm_call(("input", "normalized_shape", "weight"), layers.last_dims_norm): "rms_norm",
+    _norm_call(layers.channel_norm): "batch_norm",
+    _norm_call(layers.last_dims_norm): "layer_norm rms_norm",
     einsum: "einsum",
     matmul: "matmul bmm mm",
     attention: "scaled_dot_product_attention",

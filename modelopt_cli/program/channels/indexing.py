@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from modelopt_cli.program.channels.calls import argument
+from modelopt_cli.program.calls import arguments
 from modelopt_cli.program.channels.trace import Fetched, Trace
 
 
-def getitem(t: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def getitem(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
     """``x[...]`` of tensors, and of anything else as it is."""
-    value, index = args
+    value, index = given["input"], given["index"]
     if not isinstance(value, Tensor | Fetched):
         return value[index]
     index = index if isinstance(index, tuple) else (index,)
@@ -22,8 +22,14 @@ def getitem(t: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, An
         return labels[index]
     plain = all(part == slice(None) for place, part in enumerate(index) if place not in looked_up)
     if len(looked_up) > 1 or not plain:
-        return t.unsupported(node, (args, kwargs))
+        return t.unsupported(node, given)
     return _look_up(t, node, value, looked_up[0], index[looked_up[0]])
+
+
+def indices_of(node: fx.Node) -> tuple[Any, ...]:
+    """The parts of the index of ``x[...]``, one for each dimension."""
+    index = arguments(node)["index"]
+    return index if isinstance(index, tuple) else (index,)
 
 
 def picked_dims(index: tuple[Any, ...], rank: int) -> dict[int, Any]:
@@ -45,27 +51,26 @@ def _pick(t: Trace, labels: Tensor, places: dict[int, Any]) -> None:
         t.ties.freeze(labels.select(dim, places[dim]), "is picked by its place")
 
 
-def select(t: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def select(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
     """One place along a dimension."""
-    labels = t.labels(args[0])
-    dim, place = argument(args, kwargs, 1, "dim"), argument(args, kwargs, 2, "index")
+    labels, dim, place = t.labels(given["input"]), given["dim"], given["index"]
     _pick(t, labels, {dim % labels.dim(): place})
     return labels.select(dim, place)
 
 
-def unbind(t: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def unbind(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
     """All places along a dimension, one by one."""
-    labels = t.labels(args[0])
-    dim = argument(args, kwargs, 1, "dim", 0) % labels.dim()
+    labels = t.labels(given["input"])
+    dim = given["dim"] % labels.dim()
     for place in range(labels.shape[dim]):
         _pick(t, labels, {dim: place})
     return labels.unbind(dim)
 
 
-def index_select(t: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def index_select(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
     """The places along a dimension that a tensor names."""
-    dim, index = argument(args, kwargs, 1, "dim"), argument(args, kwargs, 2, "index")
-    return _look_up(t, node, args[0], dim % t.labels(args[0]).dim(), index)
+    value = given["input"]
+    return _look_up(t, node, value, given["dim"] % t.labels(value).dim(), given["index"])
 
 
 def _look_up(t: Trace, node: fx.Node, value: Any, dim: int, index: Any) -> Any:

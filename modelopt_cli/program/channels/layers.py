@@ -13,17 +13,17 @@ from modelopt_cli.program.kinds import kind_of
 Layer = Callable[[Trace, str, Any, Tensor, Any], Any]
 
 
-def apply_layer(trace: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def apply_layer(trace: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
     """Labels of a layer's output; slots for its parameters."""
     layer = trace.program.get_submodule(str(node.target))
     rule = _RULES.get(kind_of(layer) or "")
-    given = [*args, *kwargs.values()]
-    if rule is None or len(given) != 1 or getattr(layer, "return_indices", False):
-        return trace.unsupported(node, (args, kwargs))
-    x, shape = trace.labels(given[0]), trace.shapes[node.name]
+    inputs = [*node.args, *node.kwargs]
+    if rule is None or len(inputs) != 1 or getattr(layer, "return_indices", False):
+        return trace.unsupported(node, given)
+    x, shape = trace.labels(given["input"]), trace.shapes[node.name]
     rank = _RANKS.get((kind_of(layer) or "")[-2:])
     if rank is not None and x.dim() != rank and rule not in (_same, channel_norm):
-        return trace.unsupported(node, (args, kwargs), "has no batch dimension")
+        return trace.unsupported(node, given, "has no batch dimension")
     return rule(trace, str(node.target), layer, x, shape)
 
 

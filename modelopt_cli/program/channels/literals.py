@@ -7,27 +7,24 @@ import torch
 from torch import Tensor, fx
 
 from modelopt_cli.errors import ModeloptError
-from modelopt_cli.program.channels.calls import argument, arguments, compute, operation
+from modelopt_cli.program.calls import arguments, compute, operation, rewrite, source, values_of
 from modelopt_cli.program.channels.trace import Fetched
 
 if TYPE_CHECKING:
     from modelopt_cli.program.channels.replay import Replay
 
-_SIZE_NAMES = ("size", "shape", "sizes")
-
 
 def _sizes(r: "Replay", node: fx.Node, expected: Any) -> None:
     """``view``, ``reshape``, ``expand``, ``unflatten`` and the like."""
-    first = 2 if operation(node) == "unflatten" else 1
-    given = list(node.args[first:]) or [v for k, v in node.kwargs.items() if k in _SIZE_NAMES]
-    if len(given) == 1 and isinstance(given[0], list | tuple):
-        given = list(given[0])
-    rank = expected.dim() - len(given) + 1  # of what is unflattened
-    dim: Any = argument(node.args, node.kwargs, 1, "dim") if first == 2 else 0
-    start = int(dim) % rank if first == 2 else 0
-    sizes = [_one_size(r, node, size, start + i, expected) for i, size in enumerate(given)]
-    kept = {k: v for k, v in node.kwargs.items() if k not in _SIZE_NAMES}
-    node.args, node.kwargs = (*node.args[:first], tuple(sizes)), kept
+    given = arguments(node)
+    name = next(name for name in ("size", "shape", "sizes") if name in given)
+    sizes = given[name]
+    if isinstance(sizes, fx.Node):  # another value's shape, which no longer fits
+        sizes = [-1 if r.varies_with_batch(node, d) else size for d, size in enumerate(expected.shape)]
+    rank = expected.dim() - len(sizes) + 1  # of what is unflattened
+    start = int(given["dim"]) % rank if "dim" in given else 0
+    sizes = [_one_size(r, node, size, start + i, expected) for i, size in enumerate(sizes)]
+    node.kwargs = {**node.kwargs, name: tuple(sizes)}
 
 
 def _one_size(r: "Replay", node: fx.Node, size: Any, dim: int, expected: Tensor) -> Any:
@@ -40,29 +37,28 @@ def _one_size(r: "Replay", node: fx.Node, size: Any, dim: int, expected: Tensor)
 
 def _parts(r: "Replay", node: fx.Node, expected: Any) -> None:
     """``chunk`` and ``split`` into parts that need no longer be equal."""
-    dim: Any = argument(node.args, node.kwargs, 2, "dim", 0)
-    sizes = [part.shape[dim] for part in expected]
-    source = _source(node)
-    node.op, node.target = "call_function", torch.split
-    node.args, node.kwargs = (source, sizes, dim), {}
+    given = arguments(node)
+    sizes = [part.shape[given["dim"]] for part in expected]
+    rewrite(node, "split", {"input": given["input"], "split_size_or_sections": sizes, "dim": given["dim"]})
 
 
 def _padding(r: "Replay", node: fx.Node, expected: Any) -> None:
     dense = r.whole(node)
-    pads: list[int] = list(argument(node.args, node.kwargs, 1, "pad"))
+    pads: list[int] = list(arguments(node)["pad"])
     for i in range(len(pads) // 2):
         dim = dense.dim() - 1 - i
         kept = r.left.kept_along(dense, dim)
         if kept is not None:
             before, after = pads[2 * i], dense.shape[dim] - pads[2 * i + 1]
             pads[2 * i], pads[2 * i + 1] = int((kept < before).sum()), int((kept >= after).sum())
-    node.args, node.kwargs = replaced(node, 1, "pad", pads)
+    node.kwargs = {**node.kwargs, "pad": pads}
 
 
 def _slices(r: "Replay", node: fx.Node, expected: Any) -> None:
     """``x[:, a:b]`` and ``x[:, i]``: bounds among the places that are left."""
-    source, index = _source(node), node.args[1]
-    dense, known = r.whole(source), arguments(node, r.trace.values)[0][1]
+    given = arguments(node)
+    index, known = given["index"], values_of(given, r.trace.values)["index"]
+    dense = r.whole(given["input"])
     parts: list[Any] = list(index) if isinstance(index, tuple) else [index]
     dim = 0
     for place, part in enumerate(known if isinstance(known, tuple) else (known,)):
@@ -79,45 +75,47 @@ def _slices(r: "Replay", node: fx.Node, expected: Any) -> None:
                 return
             parts[place] = found
         dim += 1
-    node.args = (source, tuple(parts) if isinstance(index, tuple) else parts[0])
+    node.args = (given["input"], tuple(parts) if isinstance(index, tuple) else parts[0])
 
 
 def _narrow(r: "Replay", node: fx.Node, expected: Any) -> None:
-    source = _source(node)
-    dense = r.whole(source)
-    args, kwargs = arguments(node, r.trace.values)
-    dim = int(argument(args, kwargs, 1, "dim")) % dense.dim()
+    tensor = source(node)
+    dense, given = r.whole(tensor), values_of(arguments(node), r.trace.values)
+    dim = int(given["dim"]) % dense.dim()
     kept = r.left.kept_along(dense, dim)
     if kept is None:
         raise _cannot(node)
     if operation(node) == "select":
-        found = _among(argument(args, kwargs, 2, "index"), kept, dense.shape[dim])
-        node.args, node.kwargs = (source, dim, found), {}
+        place = _among(given["index"], kept, dense.shape[dim])
+        rewrite(node, "select", {"input": tensor, "dim": dim, "index": place})
         return
-    start = argument(args, kwargs, 2, "start") % dense.shape[dim]
-    found = _among(slice(start, start + argument(args, kwargs, 3, "length")), kept, dense.shape[dim])
-    node.args, node.kwargs = (source, dim, found.start, found.stop - found.start), {}
+    start = given["start"] % dense.shape[dim]
+    part = _among(slice(start, start + given["length"]), kept, dense.shape[dim])
+    bounds = {"start": part.start, "length": part.stop - part.start}
+    rewrite(node, "narrow", {"input": tensor, "dim": dim, **bounds})
 
 
 def pick(r: "Replay", node: fx.Node, expected: Any) -> None:
     """Whatever reorders or picks channels becomes an ``index_select``."""
-    source = _source(node)
-    dense = r.whole(source)
+    tensor = source(node)
+    if not isinstance(tensor, fx.Node):
+        raise _cannot(node)
+    dense = r.whole(tensor)
     dims = [d for d in range(dense.dim()) if r.left.kept_along(dense, d) is not None]
     if len(dims) != 1 or not isinstance(expected, Tensor) or expected.dim() != dense.dim():
         raise _cannot(node)
-    select(r, node, source.name, dims[0], _picked(r, node, dense, dims[0]))
+    select(r, node, tensor.name, dims[0], _picked(r, node, dense, dims[0]))
 
 
 def _picked(r: "Replay", node: fx.Node, dense: Tensor, dim: int) -> Tensor:
     """The positions along ``dim`` that the node reads, in its order."""
-    args, kwargs = arguments(node, r.trace.values)
     place = torch.arange(dense.shape[dim])
     line = place.view([-1 if d == dim else 1 for d in range(dense.dim())]).expand(dense.shape)
-    rest: Any = fx.node.map_aggregate(
-        (args[1:], kwargs), lambda a: a.tensor.cpu() if isinstance(a, Fetched) else a
-    )
-    picked: Tensor = compute(node, (line.contiguous(), *rest[0]), rest[1])
+    values: dict[str, Any] = {}
+    for read in node.all_input_nodes:
+        value = r.trace.values[read.name]
+        values[read.name] = value.tensor.cpu() if isinstance(value, Fetched) else value
+    picked: Tensor = compute(node, {**values, source(node).name: line.contiguous()})
     line = picked.movedim(dim, 0).flatten(1)[:, :1]
     if not torch.equal(
         line.expand(len(line), picked.numel() // len(line)), picked.movedim(dim, 0).flatten(1)
@@ -126,20 +124,20 @@ def _picked(r: "Replay", node: fx.Node, dense: Tensor, dim: int) -> Tensor:
     return line[:, 0]
 
 
-def select(r: "Replay", node: fx.Node, source: str, dim: int, index: Tensor) -> Tensor:
+def select(r: "Replay", node: fx.Node, name: str, dim: int, index: Tensor) -> Tensor:
     """Make a node an ``index_select`` of an earlier one, with an index into what is left of that.
 
     Args:
         r: the replay; gets the index tensor.
         node: changed in place.
-        source: the earlier node's name.
+        name: of the earlier node.
         dim: the dimension to pick along.
         index: positions in the whole.
 
     Returns:
         The node's labels that are left.
     """
-    earlier = next(n for n in r.graph.nodes if n.name == source)
+    earlier = next(n for n in r.graph.nodes if n.name == name)
     dense = r.whole(earlier)
     kept = r.left.kept_along(dense, dim)
     assert kept is not None
@@ -150,17 +148,9 @@ def select(r: "Replay", node: fx.Node, source: str, dim: int, index: Tensor) -> 
     r.indices[path] = left[left >= 0]
     with r.graph.inserting_before(node):
         fetched = r.graph.create_node("get_attr", path, (), {})
-    node.op, node.target = "call_function", torch.index_select
-    node.args, node.kwargs = (earlier, dim, fetched), {}
+    rewrite(node, "index_select", {"input": earlier, "dim": dim, "index": fetched})
     r.values[fetched.name] = Fetched(path, r.indices[path])
     return r.left.restrict(r.whole(node))  # type: ignore[no-any-return]
-
-
-def replaced(node: fx.Node, place: int, name: str, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A node's arguments with one of them replaced."""
-    if len(node.args) > place:
-        return (*node.args[:place], value, *node.args[place + 1 :]), dict(node.kwargs)
-    return node.args, {**node.kwargs, name: value}
 
 
 def _among(part: Any, kept: Tensor, size: int) -> Any:
@@ -175,13 +165,6 @@ def _among(part: Any, kept: Tensor, size: int) -> Any:
     first, last = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
     contiguous = last - first == len(places) and part.step in (None, 1)
     return slice(first, last) if contiguous else None
-
-
-def _source(node: fx.Node) -> fx.Node:
-    source = node.args[0] if node.args else node.kwargs.get("input")
-    if not isinstance(source, fx.Node):
-        raise _cannot(node)
-    return source
 
 
 def _cannot(node: fx.Node) -> ModeloptError:

@@ -4,29 +4,27 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from modelopt_cli.program.channels.calls import argument
 from modelopt_cli.program.channels.ties import nothing
 from modelopt_cli.program.channels.trace import Fetched, Trace
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def einsum(t: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def einsum(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
     """``torch.einsum`` of two operands, written out with an arrow."""
-    equation = str(args[0]).replace(" ", "")
-    operands = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
+    equation, operands = str(given["equation"]).replace(" ", ""), given["operands"]
     inputs, arrow, output = equation.partition("->")
     terms = inputs.split(",")
     plain = arrow and "." not in equation and len(terms) == len(operands) == 2
     if not plain or any(len(set(term)) < len(term) for term in terms):
-        return t.unsupported(node, (args, kwargs))
+        return t.unsupported(node, given)
     a, b = (t.labels(operand) for operand in operands)
     return contract(t, (terms[0], a), (terms[1], b), output, t.shapes[node.name])
 
 
-def matmul(t: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def matmul(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
     """``a @ b`` of values with two dimensions or more; a fetched ``b`` is a linear layer's weight."""
-    a, b = args[0], argument(args, kwargs, 1, "other", kwargs.get("mat2"))
+    a, b = given["input"], given["mat2" if "mat2" in given else "other"]
     if isinstance(b, Fetched) and b.tensor.dim() == 2 and not isinstance(a, Fetched):
         outputs = t.ties.fresh(f"columns {b.path}", b.tensor.shape[1])
         t.slot(b.path, 0, t.ties.line(a, -1), "in")
@@ -34,7 +32,7 @@ def matmul(t: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any
         return outputs.expand(t.shapes[node.name])
     a, b = t.labels(a), t.labels(b)
     if min(a.dim(), b.dim()) < 2:
-        return t.unsupported(node, (args, kwargs))
+        return t.unsupported(node, given)
     return product(t, a, b, t.shapes[node.name])
 
 
@@ -120,14 +118,14 @@ def _result(t: Trace, terms: list[tuple[str, Tensor]], output: str, shape: Any) 
     return placed[0] if placed else nothing(shape)
 
 
-def attention(t: Trace, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def attention(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
     """``F.scaled_dot_product_attention``."""
-    q, k, v = (t.labels(argument(args, kwargs, i, name)) for i, name in enumerate(("query", "key", "value")))
+    q, k, v = (t.labels(given[name]) for name in ("query", "key", "value"))
     shape = t.shapes[node.name]
     if not q.dim() == k.dim() == v.dim() or q.shape[:-2] != k.shape[:-2] or k.shape[:-2] != v.shape[:-2]:
-        return t.unsupported(node, (args, kwargs))
+        return t.unsupported(node, given)
     scores = product(t, q, k, (*shape[:-1], k.shape[-2]), transposed=True)
-    mask = argument(args, kwargs, 3, "attn_mask")
+    mask = given["attn_mask"]
     if mask is not None:
         scores = t.ties.combine(scores, t.labels(mask))
     return product(t, scores, v, shape)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ModeloptError
-from modelopt_cli.program.allowlist import is_in_place
 from modelopt_cli.program.channels.encodings import sliced
 from modelopt_cli.program.channels.groups import Dependencies, analyse
 from modelopt_cli.program.channels.remaining import Remaining
@@ -44,7 +43,7 @@ def remove(
     kept = _kept_positions(trace, left)
     graph = copy_graph(whole.graph)
     replay = Replay(graph, trace, left)
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or is_in_place(node, whole))
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     tensors = _tensors(whole, kept)
     parts = _parts(whole, graph, trace, left, replay, tensors)
     smaller = Program(

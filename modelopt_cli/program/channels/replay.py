@@ -1,13 +1,14 @@
 """Going through a graph once more, with the channels that are left."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ModeloptError
-from modelopt_cli.program.channels.calls import argument, arguments, compute, operation
-from modelopt_cli.program.channels.literals import REWRITES, pick, replaced, select
+from modelopt_cli.program.calls import arguments, compute, operation, source, values_of
+from modelopt_cli.program.channels.literals import REWRITES, pick, select
 from modelopt_cli.program.channels.remaining import Remaining
 from modelopt_cli.program.channels.ties import compact
 from modelopt_cli.program.channels.trace import Fetched, Trace
@@ -68,24 +69,23 @@ class Replay:
         if node.op == "call_module":
             return self._shuffled_layer(node, expected)
         if not _holds_tensor(dense):
-            args, kwargs = arguments(node, self.values)
-            return compute(node, self._labelled(args), self._labelled(kwargs))
+            return compute(node, self._labelled(node))
         if operation(node) not in _MOVES_ONLY:
             self._keep_numbers(node)
         elif node.name not in self.trace.inside and not self._fits(node, expected):
             self._rewrite(node, expected)
         return expected
 
-    def _labelled(self, values: Any) -> Any:
-        """Arguments with labels for fetched tensors; of a layer's weights only facts are asked for."""
-
-        def labels(value: Any) -> Any:
-            if not isinstance(value, Fetched):
-                return value
-            is_weight = value.tensor.is_floating_point() and not self.trace.is_loose(value)
-            return value.tensor if is_weight else self.trace.labels(value)
-
-        return fx.node.map_aggregate(values, labels)
+    def _labelled(self, node: fx.Node) -> dict[str, Any]:
+        """A node's inputs, with labels for fetched tensors; of a layer's weights only facts are asked for."""
+        read = {}
+        for argument in node.all_input_nodes:
+            value = self.values[argument.name]
+            if isinstance(value, Fetched):
+                is_weight = value.tensor.is_floating_point() and not self.trace.is_loose(value)
+                value = value.tensor if is_weight else self.trace.labels(value)
+            read[argument.name] = value
+        return read
 
     def _keep_numbers(self, node: fx.Node) -> None:
         """A size that scales values, as in attention, keeps the value it had."""
@@ -102,30 +102,30 @@ class Replay:
         node.args = fx.node.map_aggregate(node.args, literal)
         node.kwargs = fx.node.map_aggregate(node.kwargs, literal)
         if operation(node) in ("layer_norm", "rms_norm"):
-            rank = len(argument(node.args, node.kwargs, 1, "normalized_shape"))
+            rank = len(arguments(node)["normalized_shape"])
             shape = list(self.left.restrict(self.whole(node)).shape[-rank:])
-            node.args, node.kwargs = replaced(node, 1, "normalized_shape", shape)
+            node.kwargs = {**node.kwargs, "normalized_shape": shape}
 
     def _keep_scale(self, node: fx.Node) -> None:
-        query = argument(node.args, node.kwargs, 0, "query")
+        given = arguments(node)
+        query = given["query"]
         width = self.whole(query).shape[-1]
-        given = argument(node.args, node.kwargs, 6, "scale")
-        if self.values[query.name].shape[-1] != width and given is None:
+        if self.values[query.name].shape[-1] != width and given["scale"] is None:
             node.kwargs = {**node.kwargs, "scale": width**-0.5}
 
     def _fits(self, node: fx.Node, expected: Any) -> bool:
         """Whether the node, as it is, turns what is left of its arguments into what should be left."""
-        given = arguments(node, self.values)
-        args, kwargs = self._labelled(given[0]), self._labelled(given[1])
+        values = self._labelled(node)
+        given = values_of(arguments(node), values)
         if operation(node) == "pad":
-            return self._stays_whole(self.whole(node), _padded_dims(args, kwargs))
-        looked_up = _looked_up_dim(node, args, kwargs)
+            return self._stays_whole(self.whole(node), _padded_dims(given))
+        looked_up = _looked_up_dim(node, given)
         if looked_up is not None:
-            return self._stays_whole(self.whole(node.args[0]), [looked_up])
+            return self._stays_whole(self.whole(source(node)), [looked_up])
         try:
             if operation(node) == "view":
-                return self._equal(args[0].reshape(*args[1:], **kwargs), expected)
-            return self._equal(compute(node, args, kwargs), expected)
+                return self._equal(given["input"].reshape(given["size"]), expected)
+            return self._equal(compute(node, values), expected)
         except (RuntimeError, IndexError, TypeError, ValueError):
             return False
 
@@ -148,29 +148,27 @@ class Replay:
 
     def _shuffled_layer(self, node: fx.Node, expected: Any) -> Any:
         layer = self.trace.program.get_submodule(str(node.target))
-        source = node.args[0] if node.args else None
-        if type(layer) is not nn.ChannelShuffle or not isinstance(source, fx.Node):
+        if type(layer) is not nn.ChannelShuffle:
             return expected
-        dense = self.whole(source)
+        dense = self.whole(source(node))
         if self.left.kept_along(dense, 1) is None:
             return expected
         order = layer(torch.arange(dense.shape[1]).view(1, -1, 1, 1)).flatten()
-        return select(self, node, source.name, 1, order)
+        return select(self, node, source(node).name, 1, order)
 
 
-def _looked_up_dim(node: fx.Node, args: Any, kwargs: Any) -> int | None:
+def _looked_up_dim(node: fx.Node, given: Mapping[str, Any]) -> int | None:
     """The dimension along which a node reads places that an index tensor names."""
     if operation(node) == "index_select":
-        return int(argument(args, kwargs, 1, "dim"))
-    if operation(node) != "getitem" or not isinstance(args[0], Tensor):
+        return int(given["dim"])
+    if operation(node) != "getitem" or not isinstance(given["input"], Tensor):
         return None
-    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    index = given["index"] if isinstance(given["index"], tuple) else (given["index"],)
     return next((d for d, part in enumerate(index) if isinstance(part, Tensor | list)), None)
 
 
-def _padded_dims(args: Any, kwargs: Any) -> list[int]:
-    pads = argument(args, kwargs, 1, "pad")
-    return [args[0].dim() - 1 - i // 2 for i, amount in enumerate(pads) if amount]
+def _padded_dims(given: Mapping[str, Any]) -> list[int]:
+    return [given["input"].dim() - 1 - i // 2 for i, amount in enumerate(given["pad"]) if amount]
 
 
 def _holds_tensor(value: Any) -> bool:

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from modelopt_cli.program.channels.calls import arguments, compute, operation
+from modelopt_cli.program.calls import compute, operation, source
 
 CHAIN = ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "contiguous", "clone")
 _MOST_ELEMENTS = 1 << 22
@@ -45,8 +45,7 @@ def find_shuffles(
         chain = _chain(node, shapes)
         if chain is None:
             continue
-        source = cast("fx.Node", chain[0].args[0])
-        found = _selection(source, chain, values, shapes)
+        found = _selection(source(chain[0]), chain, values, shapes)
         if found is not None:
             selections[node.name] = found
             inside.update(link.name for link in chain[:-1])
@@ -57,28 +56,26 @@ def _chain(node: fx.Node, shapes: Mapping[str, Any]) -> list[fx.Node] | None:
     """The nodes from a value of the same shape to this node, if they split, swap and join again."""
     chain: list[fx.Node] = []
     swapped = False
-    while operation(node) in CHAIN and isinstance(node.args[0], fx.Node):
+    while operation(node) in CHAIN and isinstance(before := source(node), fx.Node):
         chain.insert(0, node)
         swapped |= operation(node) in ("permute", "transpose")
-        source = node.args[0]
-        if swapped and len(chain) > 2 and shapes[source.name] == shapes[chain[-1].name]:
+        if swapped and len(chain) > 2 and shapes[before.name] == shapes[chain[-1].name]:
             return chain
-        node = source
+        node = before
     return None
 
 
 def _selection(
-    source: fx.Node, chain: list[fx.Node], values: Mapping[str, Any], shapes: Mapping[str, Any]
+    start: fx.Node, chain: list[fx.Node], values: Mapping[str, Any], shapes: Mapping[str, Any]
 ) -> Selection | None:
-    shape = shapes[source.name]
+    shape = shapes[start.name]
     if not isinstance(shape, torch.Size) or math.prod(shape) > _MOST_ELEMENTS:
         return None
     before = torch.arange(math.prod(shape)).view(shape)
     local = dict(values)
-    local[source.name] = after = before
+    local[start.name] = after = before
     for link in chain:
-        args, kwargs = arguments(link, local)
-        after = local[link.name] = compute(link, args, kwargs)
+        after = local[link.name] = compute(link, local)
     moved = [d for d in range(before.dim()) if not _same_along(before, after, d)]
     if len(moved) != 1:
         return None
@@ -86,7 +83,7 @@ def _selection(
     stride = before.stride(dim)
     index = after.movedim(dim, 0).flatten(1)[:, 0] // stride if after.dim() > 1 else after
     same = torch.equal(before.index_select(dim, index), after) if bool((index < shape[dim]).all()) else False
-    return Selection(source.name, dim, index) if same else None
+    return Selection(start.name, dim, index) if same else None
 
 
 def _same_along(before: Tensor, after: Tensor, dim: int) -> bool:

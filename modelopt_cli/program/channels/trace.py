@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from modelopt_cli.program.channels.calls import operation
+from modelopt_cli.program.calls import operation
 from modelopt_cli.program.channels.shuffles import Selection
 from modelopt_cli.program.channels.ties import Ties, nothing
 from modelopt_cli.program.program import Program
@@ -36,7 +36,7 @@ class Slot:
     role: str
 
 
-Rule = Callable[["Trace", fx.Node, tuple[Any, ...], dict[str, Any]], Any]
+Rule = Callable[["Trace", fx.Node, dict[str, Any]], Any]
 
 
 @dataclass

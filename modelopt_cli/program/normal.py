@@ -1,0 +1,98 @@
+"""The normal form of a graph, which every method sees.
+
+    pure         no call changes what another can see (``functional``)
+    one spelling every operation is called in one way, with its arguments by name (``calls``)
+    unpacked     a tuple of tensors is read part by part, so that each tensor is a value of its own
+    live         nothing is computed that nobody reads
+
+What is computed stays the same to the last bit.
+"""
+
+import operator
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+from torch import fx, nn
+
+from modelopt_cli.program.allowlist import is_in_place
+from modelopt_cli.program.calls import arguments, canonicalize, operation
+from modelopt_cli.program.functional import make_functional
+from modelopt_cli.program.spec import InputSpec
+from modelopt_cli.program.values import infer, meta_input
+
+_TUPLES = ("chunk", "split", "tensor_split", "unbind")
+
+
+def normalize(graph: fx.Graph, root: nn.Module, input: InputSpec, made: Collection[str] = ()) -> None:
+    """Bring a graph into normal form.
+
+    Args:
+        graph: changed in place; its nodes keep their names.
+        root: where its layers and tensors are; not changed.
+        input: what one sample looks like.
+        made: fetched tensors that the forward pass makes anew at each call.
+
+    Raises:
+        CaptureError: a change in place that cannot be written without.
+        ArtifactError: a call whose arguments cannot be told apart.
+        Exception: whatever the graph raises on an input of this shape, if it has to be run to be understood.
+    """
+    make_functional(graph, root, meta_input(root, input, 2), made)
+    canonicalize(graph, root)
+    if any(_is_read_whole(node) for node in graph.nodes):
+        _unpack(graph, root, input)
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+
+
+def is_normal(graph: fx.Graph, layers: Mapping[str, nn.Module]) -> bool:
+    """Whether a graph needs nothing but one spelling to be in normal form; ``layers`` by path."""
+    return not any(is_in_place(node, layers) or _is_read_whole(node) for node in graph.nodes)
+
+
+def _is_read_whole(node: fx.Node) -> bool:
+    """Whether something but a part of a tuple of tensors is read."""
+    return operation(node) in _TUPLES and not all(_picks(user, node) for user in node.users)
+
+
+def _picks(user: fx.Node, value: fx.Node) -> bool:
+    return user.target is operator.getitem and user.args[0] is value and type(user.args[1]) is int
+
+
+def _unpack(graph: fx.Graph, root: nn.Module, input: InputSpec) -> None:
+    """Let readers of a tuple read its parts; tuples whose length depends on the batch stay as they are."""
+    values, others = (infer(graph, root, meta_input(root, input, batch)) for batch in (2, 3))
+    parts: dict[fx.Node, tuple[Any, ...]] = {}
+    for node in list(graph.nodes):
+        read = {a: parts[a] for a in node.all_input_nodes if a in parts}
+        if operation(node) == "getitem" and node.args[0] in parts:
+            _replace_part(node, parts)
+            continue
+        if read:
+            node.args = fx.node.map_arg(node.args, partial(_replaced, read))
+            node.kwargs = fx.node.map_arg(node.kwargs, partial(_replaced, read))
+        if operation(node) in _TUPLES and len(values[node]) == len(others[node]):
+            parts[node] = _parts(graph, node, len(values[node]))
+
+
+def _replace_part(node: fx.Node, parts: dict[fx.Node, tuple[Any, ...]]) -> None:
+    """What reads a part of a tuple, or a slice of one, reads that part, or has those parts."""
+    given = arguments(node)
+    found = parts[given["input"]][given["index"]]
+    if isinstance(found, tuple):
+        parts[node] = found
+    else:
+        node.replace_all_uses_with(found)
+
+
+def _replaced(parts: Mapping[fx.Node, Any], node: fx.Node) -> Any:
+    return parts.get(node, node)
+
+
+def _parts(graph: fx.Graph, node: fx.Node, count: int) -> tuple[fx.Node, ...]:
+    cursor, parts = node, []
+    for place in range(count):
+        with graph.inserting_after(cursor):
+            cursor = graph.call_function(operator.getitem, (node, place))
+        parts.append(cursor)
+    return tuple(parts)
