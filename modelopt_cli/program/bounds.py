@@ -182,7 +182,7 @@ def check_arguments(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         lengths = [len(value) for value in args if isinstance(value, tuple | list | str)]
         times = [value for value in args if isinstance(value, int)]
         _require(not lengths or not times or lengths[0] * times[0] <= MAX_LENGTH, "repeats a list too often")
-    tensor, *rest = (*args, *kwargs.values(), None)
+    tensor, *rest = [*args, *kwargs.values()] or [None]
     if name in _SPLITTING and isinstance(tensor, Tensor):
         parts = max(tensor.shape, default=0)
         asked = [value for value in rest if isinstance(value, int)]
