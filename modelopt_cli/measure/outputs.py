@@ -42,16 +42,17 @@ def stays_finite(expected: Any, found: Any) -> bool:
     return all(bool((torch.isfinite(b) | ~torch.isfinite(a)).all()) for a, b in pairs)
 
 
-def snr_db(expected: Any, found: Any) -> float:
+def snr_db(expected: Any, found: Any) -> float | None:
     """Signal-to-noise ratio ``10 log10(sum(expected^2) / sum((expected - found)^2))`` in dB.
 
     Over all floating-point tensors of the two, which have one structure, where ``expected`` is finite;
-    within ``LIMIT_DB`` on either side.
+    within ``LIMIT_DB`` on either side. None where there are no such tensors.
     """
+    pairs = [pair for pair in zip(tensors(expected), tensors(found), strict=True) if _is_real(pair[0])]
+    if not pairs:
+        return None
     signal = noise = 0.0
-    for a, b in zip(tensors(expected), tensors(found), strict=True):
-        if not a.is_floating_point():
-            continue
+    for a, b in pairs:
         seen = torch.isfinite(a)
         one, other = a[seen].double(), b[seen].double()
         signal += float(one.square().sum())
@@ -60,3 +61,7 @@ def snr_db(expected: Any, found: Any) -> float:
         return LIMIT_DB
     ratio = 10 * math.log10(signal / noise) if signal else -LIMIT_DB
     return max(-LIMIT_DB, min(LIMIT_DB, ratio)) if not math.isnan(ratio) else -LIMIT_DB
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.numel() > 0

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from modelopt_cli.measure.outputs import is_finite, snr_db
 from modelopt_cli.program.quantized import QParams, Quantized, Weighted, dequantize
 
-_EXACT_DB = 50.0
-"""What rounding to 8 bits leaves at best: a fall from above begins here."""
+_USUAL_DB = 30.0
+"""Signal-to-noise that rounding to 8 bits leaves in any layer: only what falls below that is a loss."""
 _FUSED = 3
 """Most operations that a quantized layer takes in behind it: batch norm, addition, activation."""
 
@@ -100,9 +100,10 @@ class _Comparison:
         self.falls: list[Fall] = []
 
     def see(self, step: Step) -> None:
-        before = min((self.quality.get(key, _EXACT_DB) for key in step.sources), default=_EXACT_DB)
-        after = max((snr_db(wanted, step.value) for wanted in self._wanted(step)), default=before)
-        self.quality[step.key] = after = min(after, _EXACT_DB)
+        before = min((self.quality.get(key, _USUAL_DB) for key in step.sources), default=_USUAL_DB)
+        found = (snr_db(wanted, step.value) for wanted in self._wanted(step))
+        after = max((each for each in found if each is not None), default=before)
+        self.quality[step.key] = after = min(after, _USUAL_DB)
         if after < before:
             self.falls.append(Fall(self.known[step.counterpart].layer, before, after))
 
