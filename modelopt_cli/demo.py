@@ -40,13 +40,15 @@ def main(folder: Path = Path("demo")) -> int:
         if code := modelopt(command):
             return code
     last = folder / "digits-pruned-int8.safetensors"
-    console.note(
-        "\nThe files need neither a checkpoint nor the network's source. Try next:\n"
-        f"  modelopt inspect {last}\n"
-        f"  modelopt prune {folder}/digits.safetensors --flops 0.3 --dry-run\n"
-        f"  modelopt quantize {folder}/digits.safetensors --scheme int8-weight\n"
-        "  modelopt quantize YOUR.pth --arch net.py:make --data FOLDER_OF_CLASS_FOLDERS"
-    )
+    for line in (
+        "",
+        "The files need neither a checkpoint nor the network's source. Try next:",
+        f"  modelopt inspect {last}",
+        f"  modelopt prune {folder}/digits.safetensors --flops 0.3 --dry-run",
+        f"  modelopt quantize {folder}/digits.safetensors --scheme int8-weight",
+        "  modelopt quantize YOUR.pth --arch net.py:make --data FOLDER_OF_CLASS_FOLDERS",
+    ):
+        console.note(line)
     return 0
 
 
