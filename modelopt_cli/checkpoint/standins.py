@@ -123,17 +123,13 @@ class _Name:
     text: str
 
 
-@dataclass(frozen=True)
-class _Mark:
-    position: int
-
-
 class _Machine:
     """The stack of an unpickler, with what little of the objects has to be known."""
 
     def __init__(self) -> None:
         self.survey = Survey()
         self._stack: list[Any] = []
+        self._below: list[tuple[int, list[Any]]] = []  # at each mark, its position and what was on the stack
         self._memo: dict[int, Any] = {}
 
     def step(self, opcode: pickletools.OpcodeInfo, argument: Any, position: int) -> None:
@@ -141,7 +137,8 @@ class _Machine:
         taken, mark = self._take(opcode)
         match opcode.name:
             case "MARK":
-                self._stack.append(_Mark(position))
+                self._below.append((position, self._stack))
+                self._stack = []
             case "GLOBAL":
                 name = _Name(str(argument).replace(" ", "."))
                 self.survey.uses.setdefault(name.text, "object")
@@ -165,13 +162,11 @@ class _Machine:
 
     def _take(self, opcode: pickletools.OpcodeInfo) -> tuple[list[Any], int]:
         """Take off the stack what an instruction consumes, and where the last mark stood."""
-        before, items, mark = list(opcode.stack_before), [], 0
-        if pickletools.markobject in before:
-            at = max(i for i, item in enumerate(self._stack) if isinstance(item, _Mark))
-            items, mark = self._stack[at + 1 :], self._stack[at].position
-            del self._stack[at:]
-            before = before[: before.index(pickletools.markobject)]
-        cut = len(self._stack) - len(before)
+        before, items, mark = len(opcode.stack_before), [], 0
+        if pickletools.markobject in opcode.stack_before:
+            before, items = opcode.stack_before.index(pickletools.markobject), self._stack
+            mark, self._stack = self._below.pop()
+        cut = len(self._stack) - before
         taken = self._stack[cut:] + items
         del self._stack[cut:]
         return taken, mark

@@ -6,9 +6,12 @@ import copy
 import datetime
 import enum
 import functools
+import io
 import pathlib
+import pickle
 import pickletools
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +21,7 @@ import torch
 from torch import nn
 
 from modelopt_cli.checkpoint import read_state
+from modelopt_cli.checkpoint.standins import survey
 from modelopt_cli.errors import CheckpointError
 
 State = dict[str, torch.Tensor]
@@ -233,6 +237,17 @@ def test_stand_ins_are_gone_after_reading(state: State, tmp_path: Path) -> None:
     before = torch.serialization.get_safe_globals()
     read_state(save({"model": state, "a": argparse.Namespace()}, tmp_path / "a.pth"))
     assert torch.serialization.get_safe_globals() == before
+
+
+def test_the_survey_takes_time_in_proportion_to_the_file() -> None:
+    def seconds(count: int) -> float:
+        content = pickle.dumps({i: (i, {"a": [1, 2]}, (1, 2, 3, 4)) for i in range(count)}, protocol=2)
+        start = time.process_time()
+        survey(io.BytesIO(content))
+        return time.process_time() - start
+
+    seconds(1000)
+    assert seconds(40_000) < 10 * max(seconds(10_000), 0.02)  # 16 times, if it went by the square
 
 
 def test_the_survey_knows_every_instruction_torch_reads() -> None:
