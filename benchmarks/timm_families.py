@@ -7,7 +7,7 @@ of a residual branch (``shake``); batch norms have the statistics of their input
 random with the spectrum of photographs, and as small as the network takes them. Each network is
 
 - captured, and compared with timm's own at batch size 2 bit for bit;
-- quantized to int8 on 8 images: how much of its layers, and the outputs' signal-to-noise on 8 others, next to
+- quantized to int8 on 4 images: how much of its layers, and the outputs' signal-to-noise on 4 others, next to
   that of the float32 network whose inputs have noise of 40 dB added: random networks amplify noise;
 - pruned of 30 % of the channels of every group (the rule of ``benchmarks/channels.py``) and compared, in
   float64, with the dense network with those channels zeroed;
@@ -18,15 +18,17 @@ Each runs in a process of its own with a limit on its processor time and memory.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
+import multiprocessing
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,9 @@ from torch import Tensor, nn
 import modelopt_cli  # noqa: F401  makes torchvision importable beside a CPU-only torch
 
 RATIO = 0.3
-SAMPLES = 8
+SAMPLES = 4
 MEMORY = 14 << 30
+FORK = multiprocessing.get_context("fork")  # importing torch and timm takes longer than many networks
 SIDES = (64, 112, 128, 126, 160, 192, 224)
 """Heights and widths to try, smallest first, before the network's own."""
 REDUCED = {
@@ -190,41 +193,33 @@ def _require(holds: bool, otherwise: str) -> None:
         raise RuntimeError(otherwise)
 
 
-def child(module: str, name: str, limit: int) -> None:
-    """Measure one module and print a line of JSON for each stage."""
+def child(module: str, name: str, limit: int, send: Connection) -> None:
+    """Measure one network and send what is found, stage by stage, or what went wrong."""
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    warnings.simplefilter("ignore")
-    with torch.no_grad():
-        for found in measure(module, name):
-            print(json.dumps(found), flush=True)
+    try:
+        with torch.no_grad():
+            for found in measure(module, name):
+                send.send(found)
+    except Exception as error:  # whatever a stage fails with goes into the table
+        send.send({"error": f"{type(error).__name__}: {error}".split("\n")[0][:200]})
 
 
 def attempt(module: str, name: str, limit: int) -> Found:
     """One network in a process of its own; what went wrong is under ``error``."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.timm_families",
-        module,
-        "--child",
-        name,
-        "--limit",
-        str(limit),
-    ]
+    found: Found = {"network": name}
     start = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found: Found = {"network": name, "seconds": round(time.monotonic() - start)}
-    for line in done.stdout.splitlines():
-        if line.startswith("{"):
-            found |= json.loads(line)
-    if done.returncode < 0:
+    receive, send = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=child, args=(module, name, limit, send))
+    process.start()
+    send.close()
+    with contextlib.suppress(EOFError):
+        while True:
+            found |= receive.recv()
+    process.join()
+    if process.exitcode:
         found["error"] = f"stopped by its limit of {limit} s or {MEMORY >> 30} GiB"
-    elif done.returncode:
-        found["error"] = (done.stderr.strip().splitlines() or ["failed"])[-1][:200]
-    return found
+    return found | {"seconds": round(time.monotonic() - start)}
 
 
 COLUMNS: dict[str, Callable[[str, Found], str]] = {
@@ -255,9 +250,9 @@ def report(state: dict[str, Found]) -> list[str]:
         f"{datetime.date.today()}, {cpu_name()}, torch {torch.__version__}, timm {timm.__version__}, one "
         "thread; made by `python -m benchmarks.timm_families`, which says how.",
         "",
-        f"Of {len(state)} modules the smallest network of each: captured {count['captured']}; quantized to int8 "
-        f"and read again bit for bit {count['snr']}, {len(noisy)} of them under 20 dB; pruned of 30 % of the "
-        "channels of each group, equal to the dense network with those zeroed, and read again "
+        f"Of {len(state)} modules the smallest network of each: captured {count['captured']}; quantized to "
+        f"int8 and read again bit for bit {count['snr']}, {len(noisy)} of them under 20 dB; pruned of 30 % "
+        "of the channels of each group, equal to the dense network with those zeroed, and read again "
         f"{count['left']}.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
@@ -278,11 +273,10 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=240, help="seconds of processor time for each")
     parser.add_argument("--state", type=Path, default=Path("timm_families.part"))
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--child", metavar="NETWORK", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        child(options.modules[0], options.child, options.limit)
-        return
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    warnings.simplefilter("ignore")
     import timm
 
     state: dict[str, Found] = json.loads(options.state.read_text()) if options.state.exists() else {}

@@ -49,8 +49,8 @@ _BOTH = """
     bitwise_right_shift max min mean sum prod amax amin aminmax argmax argmin all any std var median
     nanmedian nanmean nansum mode quantile nanquantile count_nonzero norm dist logsumexp cumsum cumprod
     cummax cummin logcumsumexp diff renorm softmax log_softmax sort argsort msort topk kthvalue matmul bmm
-    mm mv dot vdot inner outer ger baddbmm addbmm addmm addmv addr kron cross trace inverse pinverse det
-    logdet matrix_power matrix_exp flatten ravel reshape permute transpose adjoint swapaxes swapdims
+    mm mv dot vdot inner outer ger baddbmm addbmm addmm addmv addr kron cross trace inverse pinverse positive
+    det logdet matrix_power matrix_exp flatten ravel reshape permute transpose adjoint swapaxes swapdims
     movedim moveaxis t squeeze unsqueeze unflatten chunk split split_with_sizes tensor_split hsplit vsplit
     dsplit unbind narrow select diagonal diag diag_embed diagflat index_select index_add index_copy
     index_fill index_put gather scatter scatter_add scatter_reduce slice_scatter select_scatter
@@ -59,7 +59,7 @@ _BOTH = """
 """
 _TORCH = f"""
     {_BOTH}
-    positive rsub einsum tensordot chain_matmul cdist pairwise_distance cat concat concatenate stack hstack
+    rsub einsum tensordot chain_matmul cdist pairwise_distance cat concat concatenate stack hstack
     vstack dstack column_stack row_stack block_diag cartesian_prod combinations meshgrid broadcast_tensors
     atleast_1d atleast_2d atleast_3d std_mean var_mean trapezoid trapz cumulative_trapezoid bucketize
     searchsorted isin zeros ones full eye arange linspace logspace tril_indices triu_indices zeros_like
@@ -83,10 +83,17 @@ _FUNCTIONAL = """
     dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout scaled_dot_product_attention
     multi_head_attention_forward one_hot
 """
-_LINALG = "norm vector_norm matrix_norm multi_dot vecdot cross inv pinv solve det matrix_power"
+_LINALG = """
+    norm vector_norm matrix_norm multi_dot vecdot cross inv pinv solve det matmul diagonal matrix_power
+    matrix_exp
+"""
 _FFT = """
-    fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftshift ifftshift fftfreq
-    rfftfreq
+    fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 hfft2 ihfft2 fftn ifftn rfftn irfftn hfftn ihfftn
+    fftshift ifftshift fftfreq rfftfreq
+"""
+_SPECIAL = """
+    expit logit erf erfc erfinv exp2 expm1 log1p sinc softmax log_softmax logsumexp entr xlogy xlog1py ndtr
+    i0e digamma gammaln
 """
 _METHODS = f"""
     {_BOTH}
@@ -111,6 +118,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"torch.{name}": getattr(torch, name) for name in _TORCH.split()},
     **{f"operator.{name}": getattr(operator, name) for name in _OPERATORS.split()},
     **{f"linalg.{name}": getattr(torch.linalg, name) for name in _LINALG.split()},
+    **{f"special.{name}": getattr(torch.special, name) for name in _SPECIAL.split()},
     **{f"fft.{name}": getattr(torch.fft, name) for name in _FFT.split()},
     "modelopt.set_item": set_item,
     "getattr": getattr,
