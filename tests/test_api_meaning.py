@@ -18,8 +18,10 @@ from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.measure import EvalOptions
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune.statistics import squared_gradients
 from modelopt_cli.methods.quantize import QuantizeConfig
+from modelopt_cli.methods.share import ShareConfig
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.spec import InputSpec, Preprocess
 from modelopt_cli.training import TrainConfig
@@ -252,3 +254,34 @@ def test_a_teachers_input_is_what_was_given(tmp_path):
     macs = api.evaluate([teacher], overrides=PreprocessOverrides(input_size=16), options=QUICK).models[0].macs
     assert at_16.program.input.shape == (1, 16, 16)
     assert outcome.plan.networks[0].flops == macs.flops
+
+
+def test_a_criterion_that_reads_labels_may_not_choose_by_what_judges(network, tmp_path):
+    data = folders(tmp_path / "val", THREE)
+    config = PruneConfig(structure="unstructured", criterion="taylor", sparsity=0.5)
+    with pytest.raises(UsageError, match="taylor reads the labels of the samples that the result"):
+        modelopt_cli.prune(network, tmp_path / "out.safetensors", config=config, data=data, options=QUICK)
+    other = folders(tmp_path / "calib", THREE)
+    modelopt_cli.prune(
+        network, tmp_path / "out.safetensors", config=config, data=data, calibration=other, options=QUICK
+    )
+
+
+def test_a_budget_of_accuracy_may_not_be_chosen_by_what_judges(network, tmp_path):
+    config = ShareConfig(bits="auto", max_drop=1.0)
+    data = folders(tmp_path / "val", THREE)
+    with pytest.raises(UsageError, match="--max-drop is measured on the samples that the result"):
+        modelopt_cli.share(network, tmp_path / "out.safetensors", config=config, data=data, options=QUICK)
+
+
+def test_calibration_on_what_judges_is_said_in_the_table(network, tmp_path):
+    data, other = folders(tmp_path / "val", THREE), folders(tmp_path / "calib", THREE)
+    for calibration, said in ((None, True), (data, True), (other, False)):
+        found = modelopt_cli.quantize(
+            network,
+            tmp_path / f"{said}{calibration is None}.safetensors",
+            data=data,
+            calibration=calibration,
+            options=QUICK,
+        )
+        assert any("is judged on the same samples" in note for note in found.evaluation.notes) == said

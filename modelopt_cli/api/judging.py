@@ -10,9 +10,10 @@ from modelopt_cli.api.guard import SAMPLES, as_run
 from modelopt_cli.api.opening import Note, labels_of, open_input, open_noting
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import PreprocessOverrides, open_data
+from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvalOptions, Gates, Subject
-from modelopt_cli.program import Program
+from modelopt_cli.program import InputSpec, Program
 
 
 def rehearse(
@@ -73,6 +74,34 @@ def rehearse_files(
     wanted = open_input(paths, arch, data, overrides)
     opened = [open_noting(path, arch, wanted, on_note, overrides) for path in paths]
     rehearse(opened, data, overrides, options or EvalOptions(), gates)
+
+
+def require_apart(calibration: str | None, data: str | None, what: str, input: InputSpec | None) -> None:
+    """Refuse to choose by the labels of the samples that the result is judged on.
+
+    Args:
+        calibration: what is chosen by.
+        data: what the result is judged on.
+        what: what reads the labels, for the message.
+        input: what the network takes.
+
+    Raises:
+        UsageError: they are the same samples, and have labels.
+    """
+    if calibration is None or data is None or not same_samples(calibration, data):
+        return
+    if open_data(data, input=input, labels=False).labelled:
+        hint = "give other samples with --calib, or leave the judging out with --no-eval"
+        raise UsageError(f"{what} the samples that the result is judged on", where=data, hint=hint)
+
+
+def seen_in_training(opened: Opened, calibration: str) -> str | None:
+    """A warning where the history says that the network was trained on its calibration data."""
+    history = opened.program.history if opened.program is not None else ()
+    trained = {entry.get("data") for entry in history if entry.get("method") == "train"}
+    if calibration not in trained:
+        return None
+    return f"the network was trained on {calibration}, where less is lost than on other samples; give others"
 
 
 @contextmanager

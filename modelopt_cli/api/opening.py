@@ -150,11 +150,16 @@ def sample_of(opened: Opened, where: str | Path) -> InputSpec:
     Raises:
         ArchitectureError: nothing says so.
     """
-    architecture = opened.architecture
-    found = opened.program.input if opened.program else architecture.input if architecture else None
+    found = input_of(opened)
     if found is None:
         raise ArchitectureError("nothing says what its input is", where=str(where), hint=SHAPE_HINT)
     return found
+
+
+def input_of(opened: Opened) -> InputSpec | None:
+    """What a sample of an opened network looks like, or None where nothing says so."""
+    architecture = opened.architecture
+    return opened.program.input if opened.program else architecture.input if architecture else None
 
 
 def labels_of(opened: Opened) -> tuple[str, ...] | None:

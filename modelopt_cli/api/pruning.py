@@ -9,8 +9,8 @@ from modelopt_cli.api.evaluating import measure_pairs
 from modelopt_cli.api.fine_tuning import context_of, fine_tuner, given_to, origin_of
 from modelopt_cli.api.gain import gain_notes
 from modelopt_cli.api.guard import Given
-from modelopt_cli.api.judging import after_writing, rehearse
-from modelopt_cli.api.opening import Note, noting_once, open_input, open_noting, without_graph
+from modelopt_cli.api.judging import after_writing, rehearse, require_apart
+from modelopt_cli.api.opening import Note, input_of, noting_once, open_input, open_noting, without_graph
 from modelopt_cli.api.product import Product, about_tensors
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest
 from modelopt_cli.artifact.coding import Code, require_code
@@ -23,6 +23,7 @@ from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune.apply import sensitivity as measure_sensitivity
+from modelopt_cli.methods.prune.criteria import CRITERIA, LABELS, NOTHING
 from modelopt_cli.methods.prune.sensitivity import Sensitivity
 from modelopt_cli.methods.prune.summary import PrunedLayer, summary, thin_notes
 from modelopt_cli.methods.prune.untraced import apply_to_state
@@ -114,6 +115,10 @@ def prune(
     calibration = calibration or (training.train if training is not None else data)
     wanted = open_input([source], arch, calibration, overrides)
     opened = open_noting(source, arch, wanted, on_note, overrides, graph=False)
+    needs = CRITERIA[config.chosen_criterion].needs
+    if evaluate and needs == LABELS:
+        what = f"criterion {config.chosen_criterion} reads the labels of"
+        require_apart(calibration, data, what, input_of(opened))
     if evaluate and not dry_run:
         rehearse([opened], data, overrides, options, gates)
     how = Surroundings(overrides, options, force, progress, on_note=on_note)
@@ -147,7 +152,8 @@ def prune(
     with after_writing(output):
         # The result is measured as anyone will meet it: read back from its file.
         pairs = [(source, opened), (output, open_noting(output, arch, wanted, None))]
-        evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
+        looked_at = [calibration] if needs != NOTHING or config.allocation == "sensitivity" else []
+        evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress, looked_at)
     return replace(outcome, evaluation=evaluation)
 
 

@@ -12,8 +12,8 @@ from modelopt_cli.api.evaluating import measure_pairs
 from modelopt_cli.api.fine_tuning import context_of, fine_tuner, given_to, origin_of
 from modelopt_cli.api.gain import gain_notes
 from modelopt_cli.api.guard import Given
-from modelopt_cli.api.judging import after_writing, rehearse
-from modelopt_cli.api.opening import Note, noting_once, open_input, open_noting, without_graph
+from modelopt_cli.api.judging import after_writing, rehearse, require_apart, seen_in_training
+from modelopt_cli.api.opening import Note, input_of, noting_once, open_input, open_noting, without_graph
 from modelopt_cli.api.product import Product
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest
 from modelopt_cli.artifact.coding import Code, require_code
@@ -116,6 +116,11 @@ def share(
     calibration = calibration or (training.train if training is not None else data)
     wanted = open_input([source], arch, calibration, overrides)
     opened = open_noting(source, arch, wanted, on_note, overrides, graph=False)
+    chooses = config.automatic and config.target[0] == "max_drop"
+    if evaluate and chooses:
+        require_apart(calibration, data, "--max-drop is measured on", input_of(opened))
+    if chooses and calibration is not None and (line := seen_in_training(opened, calibration)):
+        on_note(line)
     if evaluate and not dry_run:
         rehearse([opened], data, overrides, options, gates)
     how = Surroundings(overrides, options, force, progress, on_note=on_note)
@@ -142,7 +147,8 @@ def share(
     with after_writing(output):
         # The result is measured as anyone will meet it: read back from its file.
         pairs = [(source, opened), (output, open_noting(output, arch, wanted, None))]
-        evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
+        looked_at = [calibration] if config.automatic or config.weighting not in (None, "none") else []
+        evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress, looked_at)
     return replace(outcome, evaluation=evaluation)
 
 

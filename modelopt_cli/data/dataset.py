@@ -19,6 +19,7 @@ from modelopt_cli.program.samples import DTYPES
 from modelopt_cli.program.spec import InputSpec
 
 Batch = tuple[Tensor, Tensor]
+_SPLIT_SEED = 20240301
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +145,17 @@ class Data:
         pool = self.indices if self.indices is not None else range(self.size)
         order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
         return replace(self, indices=tuple(pool[i] for i in sorted(order[:n].tolist())))
+
+    def split(self, held: int) -> tuple["Data", "Data"]:
+        """The rest, and so many samples held out at random; of data that has a length.
+
+        Which samples those are depends on how many there are alone.
+        """
+        size = len(self)
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(_SPLIT_SEED)).tolist()
+        pool = self.indices if self.indices is not None else range(size)
+        val, train = (tuple(pool[i] for i in sorted(part)) for part in (order[:held], order[held:]))
+        return replace(self, indices=train), replace(self, indices=val)
 
     def batches(self, batch_size: int, *, limit: int | None = None, workers: int = 0) -> Iterator[Batch]:
         """Batches in order; the last may be smaller.

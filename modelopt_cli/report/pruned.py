@@ -51,7 +51,10 @@ def _shapes(layer: PrunedLayer) -> str:
 def target_line(target: Reached) -> str:
     """What was asked for and what was reached, in percent; of a sparsity what is gone, else what is left."""
     if target.metric == "max_drop":
-        return f"drop on the calibration data: at most {target.wanted:g}, reached {target.reached:.2f} points"
+        return (
+            f"drop on samples held out of the calibration data: at most {target.wanted:g} points wanted, "
+            f"at most {target.reached:.2f} reached (upper end of the 95 % interval)"
+        )
     what = "removed" if target.metric == "sparsity" else "left"
     return f"{target.metric}: wanted {100 * target.wanted:.1f} % {what}, reached {100 * target.reached:.1f} %"
 

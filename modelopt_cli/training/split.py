@@ -1,14 +1,10 @@
 """Holding out validation samples from those of training."""
 
 import weakref
-from dataclasses import replace
-
-import torch
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError, UsageError
 
-_SEED = 20240301
 _made: "weakref.WeakKeyDictionary[Data, dict[tuple[float, int], tuple[Data, Data | None]]]" = (
     weakref.WeakKeyDictionary()
 )
@@ -55,7 +51,4 @@ def hold_out(data: Data, fraction: float) -> tuple[Data, Data]:
     held = max(1, round(fraction * size))
     if held >= size:
         raise DataError(f"{size} samples are too few to hold some out", where=data.name, hint="give --val")
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(_SEED)).tolist()
-    pool = data.indices if data.indices is not None else range(size)
-    val, train = (tuple(pool[i] for i in sorted(part)) for part in (order[:held], order[held:]))
-    return replace(data, indices=train), replace(data, indices=val)
+    return data.split(held)

@@ -36,6 +36,13 @@ class Samples:
     def where(self, index: int) -> str:
         return f"sample {index}"
 
+    def split(self, held: int) -> tuple["Samples", "Samples"]:
+        first, second = (
+            replace(self, images=self.images[part], labels=None if self.labels is None else self.labels[part])
+            for part in (slice(held, None), slice(None, held))
+        )
+        return first, second
+
     def with_labels(self, names: tuple[str, ...] | None = None) -> "Samples":
         return self
 

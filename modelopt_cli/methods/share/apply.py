@@ -1,8 +1,9 @@
 """share: a Program in, a Program of few distinct values out."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.artifact.sparsity import carry_over, pruned_encoding
 from modelopt_cli.data import Data
 from modelopt_cli.errors import ModeloptError, NothingCompressed, UsageError
-from modelopt_cli.methods.answers import Answers
 from modelopt_cli.methods.context import Context, Reached, Result
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.masks import Masks
@@ -20,6 +20,7 @@ from modelopt_cli.methods.prune.targets import DRAFT
 from modelopt_cli.methods.share.budget import for_bytes, for_drop
 from modelopt_cli.methods.share.chosen import Chosen, choose, require_no_more
 from modelopt_cli.methods.share.config import ShareConfig
+from modelopt_cli.methods.share.drop import Drop, split
 from modelopt_cli.methods.share.fixed import share_weights
 from modelopt_cli.methods.share.rated import Rated, rounded_bias
 from modelopt_cli.methods.share.shared import Shared, shared_of
@@ -90,8 +91,12 @@ class _Work:
         return _stored(network, found)
 
     def _within_budget(self) -> Program:
-        samples = self.config.calibration_samples
-        rated = Rated(self.ready, self.chosen.layers, self._rating_context(), samples)
+        samples, context = self.config.calibration_samples, self._rating_context()
+        metric, wanted = self.config.target
+        if metric == "max_drop":
+            choosing, _ = self._parts
+            context = replace(context, data=choosing if context.data is not None else None)
+        rated = Rated(self.ready, self.chosen.layers, context, samples)
 
         def make(price: float) -> Program:
             network, found = rated.at(price)
@@ -103,9 +108,9 @@ class _Work:
                     )
             return _rounded_biases(network, self.chosen)
 
-        metric, wanted = self.config.target
         if metric == "max_drop":
-            return for_drop(rated, make, self._drop(), wanted)
+            chosen, verified = (Drop.of(self.ready, part, self.context).upper for part in self._parts)
+            return for_drop(rated, make, chosen, verified, wanted)
         return for_bytes(rated, make, self._size, wanted * self._full())
 
     def _rating_context(self) -> Context:
@@ -134,16 +139,10 @@ class _Work:
         finally:
             program.history = before
 
-    def _drop(self) -> Callable[[Program], float]:
-        """Points lost on the calibration data: of accuracy if they have labels, else of agreement."""
-        data, context = self.context.data, self.context
-        if data is None:
-            raise UsageError("--max-drop is measured on data", hint="give --calib or --data")
-        if data.labelled:
-            before = _accuracy(self.ready, data, context)
-            return lambda program: before - _accuracy(program, data, context)
-        answers = Answers.of(self.ready, data, context, data.size or 1 << 62)
-        return lambda program: 100 * (1 - answers.compare(program)[1])
+    @cached_property
+    def _parts(self) -> tuple[Data, Data]:
+        """Samples to choose by, and to verify on."""
+        return split(self.context, self.config.target[1])
 
     def tuned(self, made: Program) -> Program:
         """The network after fine-tuning."""
@@ -183,7 +182,7 @@ class _Work:
             return None
         metric, wanted = self.config.target
         if metric == "max_drop":
-            return Reached(metric, wanted, self._drop()(made))
+            return Reached(metric, wanted, Drop.of(self.ready, self._parts[1], self.context).upper(made))
         return Reached(metric, wanted, self._size(made) / self._full())
 
     def entry(self, made: Program, target: Reached | None) -> dict[str, Any]:
@@ -224,15 +223,3 @@ def _rounded_biases(network: Program, chosen: Chosen) -> Program:
                 bias.copy_(values)
             network.encodings[f"{name.removesuffix('weight')}bias"] = encoding
     return network
-
-
-def _accuracy(program: Program, data: Data, context: Context) -> float:
-    """Top-1 in percent."""
-    right = seen = 0
-    network = program.to(context.device)
-    with evaluation_mode(network), torch.inference_mode():
-        for images, labels in data.batches(context.batch_size, workers=context.workers):
-            answers = network(images.to(context.device)).flatten(1).argmax(1).cpu()
-            right, seen = right + int((answers == labels).sum()), seen + len(labels)
-    program.to("cpu")
-    return 100 * right / max(seen, 1)

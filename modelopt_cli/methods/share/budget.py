@@ -80,30 +80,44 @@ def _next(seen: list[tuple[float, float]], wanted: float, count: int) -> float:
     return min(max(bits + (wanted - found) / slope, bits / 4, 1e-3), 16.0)
 
 
-def for_drop(rated: Rated, make: Make, drop: Callable[[Program], float], most: float) -> Program:
+def for_drop(
+    rated: Rated,
+    make: Make,
+    chosen: Callable[[Program], float],
+    verified: Callable[[Program], float],
+    most: float,
+) -> Program:
     """The smallest network that loses no more than so many points.
+
+    It is looked for on some samples and verified on others: of several that look good enough on samples, the
+    smallest is there by luck in part.
 
     Args:
         rated: its weights.
         make: the network at a price.
-        drop: points lost.
-        most: points that may be lost.
+        chosen: points that may be lost, on the samples to choose by.
+        verified: the same, on others.
+        most: points allowed.
 
     Raises:
-        BudgetNotMet: even at 8 bits a weight more is lost.
+        BudgetNotMet: even at 8 bits a weight more may be lost.
     """
     low, high = RANGE
     best = make(price_for_bits(rated, high))
-    if (lost := drop(best)) > most:
+    if (lost := max(chosen(best), verified(best))) > most:
         raise BudgetNotMet(
-            f"at {high:g} bits a weight {lost:.2f} points are lost; {most:g} were allowed",
-            hint="allow more, or leave out layers with --exclude",
+            f"at {RANGE[1]:g} bits a weight up to {lost:.2f} points may be lost; {most:g} were allowed",
+            hint="allow more, give more samples with --calib, or leave out layers with --exclude",
         )
+    passed = [high]
     for _ in range(TRIES):
         middle = math.sqrt(low * high)
         program = make(price_for_bits(rated, middle))
-        if drop(program) <= most:
+        if chosen(program) <= most:
             best, high = program, middle
+            passed.append(middle)
         else:
             low = middle
+    while passed.pop() != RANGE[1] and verified(best) > most:
+        best = make(price_for_bits(rated, passed[-1]))
     return best
