@@ -30,7 +30,6 @@ from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.quantized import Quantized
-from modelopt_cli.program.values import evaluation_mode
 
 
 def apply(program: Program, config: ShareConfig, context: Context) -> Result:
