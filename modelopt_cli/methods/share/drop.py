@@ -11,7 +11,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.statistics import Z_95, paired_difference_from_counts, proportion_interval
 from modelopt_cli.methods.context import Context
 from modelopt_cli.program import Program
-from modelopt_cli.program.capture import evaluation_mode
+from modelopt_cli.program.values import evaluation_mode
 from modelopt_cli.training.split import hold_out
 
 HELD_OUT = 0.5
