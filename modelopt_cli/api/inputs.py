@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelopt_cli.checkpoint import Opened, resolve
+from modelopt_cli.checkpoint.arch import Architecture
 from modelopt_cli.data import PreprocessOverrides
 from modelopt_cli.program import InputSpec
 
-_PUBLISHED = ("torchvision:", "timm:")
 _NOTHING = PreprocessOverrides()
 PREPROCESSING = "preprocessing"
 """What the history calls a preprocessing that nobody gave or recorded."""
@@ -31,17 +31,17 @@ def describe_input(spec: InputSpec) -> str:
 
 def published_for(opened: Opened, overrides: PreprocessOverrides | None = None) -> str | None:
     """The architecture from whose publication the input is taken, all or what was not given, or None."""
-    spec = _implied_by(opened, overrides)
-    return spec if spec is not None and spec.startswith(_PUBLISHED) else None
+    implied = _implied_by(opened, overrides)
+    return implied.spec if implied is not None and implied.published else None
 
 
-def _implied_by(opened: Opened, overrides: PreprocessOverrides | None) -> str | None:
+def _implied_by(opened: Opened, overrides: PreprocessOverrides | None) -> Architecture | None:
     """The architecture that says what the input is, where the file does not."""
     architecture = opened.architecture
     if opened.kind == "artifact" or architecture is None:
         return None
     implied = resolve(architecture.spec).input
-    return architecture.spec if implied is not None and (overrides or architecture.input == implied) else None
+    return architecture if implied is not None and (overrides or architecture.input == implied) else None
 
 
 def origin(opened: Opened, overrides: PreprocessOverrides | None) -> str:
@@ -59,10 +59,10 @@ def _unless_given(opened: Opened, overrides: PreprocessOverrides | None) -> str:
         history = opened.program.history if opened.program else ()
         assumed = next(filter(None, map(_assumed, history)), None)
         return f"recorded, where it was assumed as {assumed}" if assumed else "recorded"
-    spec = _implied_by(opened, overrides)
-    if spec is None:
+    implied = _implied_by(opened, overrides)
+    if implied is None:
         return "by default" if overrides else "of the data or of another file"
-    return f"published for {spec}, assumed" if spec.startswith(_PUBLISHED) else f"set by {spec}"
+    return implied.source_of_input
 
 
 def _assumed(entry: Mapping[str, Any]) -> str | None:
@@ -81,13 +81,12 @@ def assumptions(opened: Opened, overrides: PreprocessOverrides | None) -> list[s
 
     A fresh network has been trained with no other, so of it only what was published is said.
     """
-    spec, published = _implied_by(opened, overrides), published_for(opened, overrides)
-    architecture, trained = opened.architecture, bool(opened.source_sha256)
-    if architecture is None or architecture.input is None or (spec if trained else published) is None:
+    architecture, trained = _implied_by(opened, overrides), bool(opened.source_sha256)
+    if architecture is None or architecture.input is None or not (trained or architecture.published):
         return []
     lines = [f"input {describe_input(architecture.input)} ({origin(opened, overrides)})"]
     classes, usual = architecture.num_classes, architecture.published_classes
-    if trained and published is not None and classes not in (None, usual):
+    if trained and architecture.published and classes not in (None, usual):
         lines.append(
             f"its {classes} classes are not the {usual} it was published with: "
             "make sure of --input-size, --resize, --crop, --mean and --std as in its training"

@@ -46,6 +46,16 @@ class Architecture:
     assumed: tuple[str, ...] = ()
 
     @property
+    def source_of_input(self) -> str:
+        """Who says what its input is."""
+        return f"published for {self.spec}, assumed" if self.published else f"set by {self.spec}"
+
+    @property
+    def published(self) -> bool:
+        """Whether ``input`` is that of published weights, which a file need not have been trained like."""
+        return self.spec.startswith(("torchvision:", "timm:"))
+
+    @property
     def labels(self) -> tuple[str, ...] | None:
         """ImageNet's class names for a torchvision network of 1000 classes, else None.
 

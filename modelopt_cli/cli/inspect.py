@@ -89,7 +89,7 @@ def _show_file(console: Console, checkpoint: Path) -> None:
     from rich.text import Text
 
     summary = Table(box=None, show_header=False, pad_edge=False)
-    for name in ("path", "kind", "file_bytes", "arch", "input"):
+    for name in ("path", "kind", "file_bytes", "arch", "input", "input_from"):
         summary.add_row(name.replace("_", " "), Text(_text(facts[name])))
     for entry in facts["history"]:
         summary.add_row("history", Text(_text(entry.get("method"))))
@@ -137,6 +137,7 @@ def _artifact(path: Path) -> dict[str, Any]:
         "kind": f"modelopt artifact, format {header['format']}",
         "arch": header["network"],
         "input": header["input"],
+        "input_from": "recorded" if header["input"] else None,
         "history": header["history"],
         "tensors": tensors,
     }
@@ -168,15 +169,19 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     from modelopt_cli.artifact.dtypes import NAMES
     from modelopt_cli.artifact.lazy import described
     from modelopt_cli.checkpoint import read_state, recognise
+    from modelopt_cli.program.header import input_to_data
 
     file = read_state(path)
     state = described(file.state)
     architecture = recognise(state)
-    shape = architecture.input.shape if architecture and architecture.input else None
+    known = architecture.input if architecture else None
     return {
         "kind": file.source,
         "arch": architecture.spec if architecture else None,
-        "input": {"shape": list(shape)} if shape else None,
+        "input": input_to_data(known) if known else None,
+        "input_from": "; ".join((architecture.source_of_input, *architecture.assumed))
+        if architecture and known
+        else None,
         "history": [],
         "tensors": [
             {

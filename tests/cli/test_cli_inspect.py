@@ -119,3 +119,14 @@ def test_layers_need_a_network_and_its_options_need_layers(tmp_path, modelopt):
     assert outcome.code == 2
     assert "name it with --arch" in outcome.err
     assert modelopt("inspect", path).code == 0
+
+
+def test_the_input_of_a_recognised_network_is_shown_as_assumed(tmp_path, modelopt):
+    spec = "torchvision:squeezenet1_1?num_classes=4"
+    path = saved(tmp_path, spec)
+    data = json.loads(modelopt("inspect", path, "--json").out)
+    assert data["input"]["shape"] == [3, 224, 224]
+    assert (data["input"]["preprocess"]["resize"], data["input"]["preprocess"]["crop"]) == (256, 224)
+    assert data["input"]["preprocess"]["mean"] == [0.485, 0.456, 0.406]
+    assert data["input_from"] == f"published for {spec}, assumed"
+    assert f"published for {spec}, assumed" in modelopt("inspect", path).out
