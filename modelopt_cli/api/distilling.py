@@ -241,10 +241,11 @@ def _plan(pupil: Opened, student: Student, config: DistillConfig, context: Conte
     """What was forecast, and what the networks cost."""
     training = context.training
     assert training is not None
-    learner, shape = require_network(pupil, "the student"), training.train.input.shape
-    networks = [cost_of("teacher", each.name, each.network, each.shape) for each in context.teachers]
-    networks.append(cost_of("student", student.spec, learner, shape))
-    kept = layout_of(config, training, classes_of(learner, shape)).bytes if context.cache else None
+    learner, input = require_network(pupil, "the student"), training.train.input
+    networks = [cost_of("teacher", m.name, m.network, m.shape, m.dtype) for m in context.teachers]
+    networks.append(cost_of("student", student.spec, learner, input.shape, input.dtype))
+    classes = classes_of(learner, input.shape, dtype=input.dtype)
+    kept = layout_of(config, training, classes).bytes if context.cache else None
     return Plan(networks, training.forecasts or (), cache_bytes=kept)
 
 

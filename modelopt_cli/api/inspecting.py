@@ -50,13 +50,13 @@ def layers(
         InputError: the source cannot be opened, its network does not run, or nothing says what it is.
     """
     opened = open_noting(source, arch, open_input([source], arch, None, overrides), on_note, overrides)
-    network, shape = require_network(opened, source), sample_of(opened, source).shape
+    network, input = require_network(opened, source), sample_of(opened, source)
     if opened.program is not None:
         Given.of(opened)  # runs it: a graph that cannot run is refused in one line
-    macs = count_macs(network, shape).per_layer
+    macs = count_macs(network, input.shape, input.dtype).per_layer
     return [
         Layer(place.name, _kind(network, place), place.shape, macs.get(place.name, 0))
-        for place in places(network, shape)
+        for place in places(network, input.shape, input.dtype)
     ]
 
 

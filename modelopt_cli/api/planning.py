@@ -7,6 +7,7 @@ from torch import nn
 
 from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.measure.size import logical_parameters
+from modelopt_cli.program.spec import InputType
 from modelopt_cli.training import Forecast
 
 
@@ -60,7 +61,9 @@ class Plan:
         return sum(stage.seconds for stage in self.stages)
 
 
-def cost_of(role: str, name: str, network: nn.Module, shape: tuple[int, ...]) -> Cost:
+def cost_of(
+    role: str, name: str, network: nn.Module, shape: tuple[int, ...], dtype: InputType = "float32"
+) -> Cost:
     """What a network costs that takes samples of ``shape``."""
     parameters = sum(tensor.numel() for tensor in logical_parameters(network))
-    return Cost(role, name, parameters, count_macs(network, shape).flops)
+    return Cost(role, name, parameters, count_macs(network, shape, dtype).flops)

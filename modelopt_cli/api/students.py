@@ -20,6 +20,8 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.inputs import CHANNELS_HINT
 from modelopt_cli.methods.distill.student import derived, is_derived
 from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.samples import zeros
+from modelopt_cli.program.spec import InputType
 from modelopt_cli.program.values import evaluation_mode
 
 SAME = "same"
@@ -80,7 +82,9 @@ def _naming_student_arch() -> Iterator[None]:
         raise
 
 
-def classes_of(network: nn.Module, shape: tuple[int, ...], where: str = "the network") -> int:
+def classes_of(
+    network: nn.Module, shape: tuple[int, ...], where: str = "the network", dtype: InputType = "float32"
+) -> int:
     """How many logits a network returns.
 
     Raises:
@@ -88,7 +92,7 @@ def classes_of(network: nn.Module, shape: tuple[int, ...], where: str = "the net
         UsageError: it is no classifier.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    images = torch.zeros(2, *shape, device=device)
+    images = zeros(InputSpec(shape, dtype=dtype), 2, device)
     with evaluation_mode(network), torch.inference_mode(), failing_in_one_line(images, where):
         logits = network(images)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
@@ -104,7 +108,7 @@ def _fresh(spec: str, input: InputSpec, seed: int, on_note: Note | None) -> Open
     """With the teacher's input, or with its own where it cannot take that."""
     opened = fresh_model(spec, input, seed)
     try:
-        classes_of(require_network(opened, spec), input.shape, spec)
+        classes_of(require_network(opened, spec), input.shape, spec, input.dtype)
     except DataError:
         opened = fresh_model(spec, None, seed)
         own = opened.architecture.input if opened.architecture else None
@@ -142,7 +146,7 @@ def _fitted(spec: str, teacher: nn.Module, input: InputSpec) -> str:
     more: dict[str, int] = {}
     if parsed.source in NAMED:
         if "num_classes" not in parsed.options:
-            more["num_classes"] = classes_of(teacher, input.shape)
+            more["num_classes"] = classes_of(teacher, input.shape, dtype=input.dtype)
         option = _CHANNELS.get(parsed.source)
         if option is not None and option not in parsed.options and len(input.shape) == 3:
             more[option] = input.shape[0]

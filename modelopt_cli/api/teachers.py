@@ -45,15 +45,15 @@ def members_of(teachers: Sequence[Source], seen: InputSpec, *, resize: bool) -> 
     for each in teachers:
         network, input = require_network(each.opened, each.path), sample_of(each.opened, each.path)
         change = change_between(seen, input, resize=resize, where=str(each.path))
-        members.append(Member(network, input.shape, each.weight, change, Path(each.path).name))
+        members.append(Member(network, input.shape, each.weight, change, Path(each.path).name, input.dtype))
     return tuple(members)
 
 
 def require_same_classes(members: Sequence[Member], student: Opened, seen: InputSpec) -> None:
     """Refuse teachers that tell apart more or fewer classes than the student."""
-    classes = classes_of(require_network(student, "the student"), seen.shape)
+    classes = classes_of(require_network(student, "the student"), seen.shape, dtype=seen.dtype)
     for member in members:
-        if (answers := classes_of(member.network, member.shape)) != classes:
+        if (answers := classes_of(member.network, member.shape, dtype=member.dtype)) != classes:
             raise UsageError(
                 f"has {answers} classes, the student {classes}",
                 where=member.name,

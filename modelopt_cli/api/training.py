@@ -201,7 +201,8 @@ def _plan(opened: Opened, start: str | Path, training: Training, product: Produc
     """What was forecast, and what the network costs; ``start`` is its file or its architecture."""
     name = Path(start).name if opened.source_sha256 else str(start)
     network = require_network(opened, start)
-    costs = [cost_of("network", name, network, training.train.input.shape)]
+    input = training.train.input
+    costs = [cost_of("network", name, network, input.shape, input.dtype)]
     return Plan(costs, training.forecasts or (), product.predicted_bytes())
 
 

@@ -80,7 +80,11 @@ def fit(
         raise UsageError("needs samples to validate on", where="--patience", hint=hint)
     objective = objective or objective_of(config)
     together = world(training.device)
-    with prepared(network, training.train.input.shape, together.device) as found, Signals() as signals:
+    input = training.train.input
+    with (
+        prepared(network, input.shape, together.device, input.dtype) as found,
+        Signals() as signals,
+    ):
         train, val = samples(training.train, training.val, config.val_fraction, found.classes)
         for module in (network, objective):
             if isinstance(module, nn.Module):

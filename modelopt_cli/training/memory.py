@@ -13,6 +13,7 @@ from modelopt_cli.data import Data
 from modelopt_cli.data.arrays import ArraySource
 from modelopt_cli.data.datasets import DatasetSource
 from modelopt_cli.data.preprocess import ImageTransform
+from modelopt_cli.program.samples import DTYPES
 from modelopt_cli.program.spec import Preprocess
 
 IN_MEMORY = 1 << 30
@@ -43,7 +44,7 @@ def in_memory(data: Data, workers: int = 0) -> Samples | None:
 
 
 def _one_by_one(data: Data, workers: int) -> Samples:
-    images = torch.empty(len(data), *data.input.shape)
+    images = torch.empty(len(data), *data.input.shape, dtype=DTYPES[data.input.dtype])
     labels = torch.empty(len(data), dtype=torch.int64)
     done = 0
     for some, theirs in data.batches(_AT_ONCE, workers=workers):

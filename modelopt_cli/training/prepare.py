@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from modelopt_cli.errors import InputError, UsageError
 from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.subject import is_quantized
+from modelopt_cli.program.samples import zeros
+from modelopt_cli.program.spec import InputSpec, InputType
 from modelopt_cli.program.values import evaluation_mode
 
 _WHERE = "the network"
@@ -32,7 +34,9 @@ class Prepared:
 
 
 @contextlib.contextmanager
-def prepared(network: nn.Module, shape: tuple[int, ...], device: str) -> Iterator[Prepared]:
+def prepared(
+    network: nn.Module, shape: tuple[int, ...], device: str, dtype: InputType = "float32"
+) -> Iterator[Prepared]:
     """In here the network is on ``device``, in the faster memory format of those it runs in.
 
     Afterwards it is in evaluation mode, contiguous, without gradients, and back where it was. The parameters
@@ -54,7 +58,7 @@ def prepared(network: nn.Module, shape: tuple[int, ...], device: str) -> Iterato
     with _own_randomness(device), torch.inference_mode(False), torch.enable_grad():
         try:
             network.to(device)
-            images = torch.zeros(_PROBED, *shape, device=device)
+            images = zeros(InputSpec(shape, dtype=dtype), _PROBED, device)
             with evaluation_mode(network):
                 classes = _classes(accuracy.run(network, images, _WHERE))
                 channels_last = _lay_out(network, images)

@@ -177,3 +177,19 @@ def test_noise_is_seeded_of_the_type_and_within_range(dtype):
         end = {"bool": 2, "uint8": 256}.get(dtype, 7)
         assert 0 <= x.int().min() <= x.int().max() < end
     assert tokens_of([torch.nn.Linear(1, 1), torch.nn.Embedding(30, 2), torch.nn.Embedding(9, 2)]) == 9
+
+
+def test_whole_numbers_are_trained_on_and_taught_with(nets, modelopt):
+    torch.manual_seed(0)
+    tokens = torch.randint(7, (96, 12))
+    np.savez("t.npz", x=tokens.numpy(), y=(tokens[:, 0] % 5).numpy())
+    how = ["--arch", "nets.py:Text", "--input-shape", "12:int64", "--train", "npz:t.npz", "--epochs", "1"]
+    quick = ["--batch-size", "16", "--no-eval", "-q"]
+    for verb, more in (("train", []), ("distill", ["--student", "same", "--cache", "kept"])):
+        outcome = modelopt(verb, "Text.pth", *how, *quick, *more, "-o", f"{verb}.safetensors")
+        assert outcome.code == 0, outcome.err
+        program = artifact.read_program(f"{verb}.safetensors")
+        assert program.input == InputSpec((12,), dtype="int64")
+        assert program(tokens).shape == (96, 5)
+    outcome = modelopt("inspect", "Text.pth", *how[:4], "--layers", "--json")
+    assert [layer["name"] for layer in json.loads(outcome.out)["layers"][:2]] == ["embed", "body"]

@@ -19,6 +19,7 @@ from modelopt_cli.methods.distill.table import LOSSES
 from modelopt_cli.methods.distill.teacher import Answer, Member
 from modelopt_cli.methods.distill.terms import LABELS
 from modelopt_cli.program.quantized import DynamicLinear
+from modelopt_cli.program.samples import zeros
 from modelopt_cli.training import TrainConfig, Training, distributed
 from modelopt_cli.training.augment import seeded
 from modelopt_cli.training.loader import is_drawn, steps_per_epoch
@@ -91,8 +92,7 @@ def open_cache(config: DistillConfig, context: Context, teacher: Callable[[Tenso
             what = "scales its activations by the batch, so that no answer holds for another one"
             raise UsageError(what, where=member.name, hint="leave out --cache, or give its float form")
     world = distributed.world(training.device)
-    shape = training.train.input.shape
-    classes = teacher(torch.zeros(1, *shape, device=world.device)).logits.shape[1]
+    classes = teacher(zeros(training.train.input, 1, world.device)).logits.shape[1]
     data, _ = samples(training.train, training.val, training.config.val_fraction, classes)
     layout = layout_of(config, training, classes)
     identity = _identity(layout, training.config, data, context.seed)

@@ -15,7 +15,9 @@ from torch import Tensor, fx, nn
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import WEIGHTED_KINDS
+from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import value_shapes
+from modelopt_cli.program.spec import InputSpec, InputType
 from modelopt_cli.program.values import evaluation_mode
 
 _BATCH = 2
@@ -38,12 +40,13 @@ class Place:
     before: bool = False
 
 
-def places(network: nn.Module, shape: tuple[int, ...]) -> list[Place]:
+def places(network: nn.Module, shape: tuple[int, ...], dtype: InputType = "float32") -> list[Place]:
     """All values for each sample that can be looked at, in the order in which they are computed.
 
     Args:
         network: in any mode; it is not changed.
         shape: of one input sample.
+        dtype: of its elements; a Program knows it itself.
     """
     if isinstance(network, Program):
         shapes = value_shapes(network, _BATCH, shape)
@@ -58,7 +61,7 @@ def places(network: nn.Module, shape: tuple[int, ...]) -> list[Place]:
 
         return hook
 
-    _run_once(network, shape, {name: see(name) for name, _ in network.named_modules() if name})
+    _run_once(network, shape, {name: see(name) for name, _ in network.named_modules() if name}, dtype)
     return found
 
 
@@ -162,14 +165,16 @@ class _Keep:
         self.taps.put(self.place, args[0] if self.place.before else output)
 
 
-def _run_once(network: nn.Module, shape: tuple[int, ...], hooks: dict[str, Any]) -> None:
+def _run_once(
+    network: nn.Module, shape: tuple[int, ...], hooks: dict[str, Any], dtype: InputType = "float32"
+) -> None:
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with contextlib.ExitStack() as stack:
         for name, hook in hooks.items():
             stack.callback(network.get_submodule(name).register_forward_hook(hook).remove)
         stack.enter_context(evaluation_mode(network))
         stack.enter_context(torch.no_grad())
-        network(torch.zeros(_BATCH, *shape, device=device))
+        network(zeros(InputSpec(shape, dtype=dtype), _BATCH, device))
 
 
 def _name_of(node: fx.Node) -> str:

@@ -18,6 +18,8 @@ from modelopt_cli.methods.distill.taps import Place, Taps, tapped
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import random_input
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
+from modelopt_cli.program.samples import zeros
+from modelopt_cli.program.spec import InputType
 from modelopt_cli.training.prepare import to_channels_last
 
 Change = Callable[[Tensor], Tensor]
@@ -33,6 +35,7 @@ class Member:
     Attributes:
         network: takes a batch and returns logits; it is never changed.
         shape: of one of its input samples.
+        dtype: of their elements.
         weight: how much its answers count beside those of others.
         change: makes of the student's images what this network expects; None where that is the same.
         name: what it is called in messages and in the history.
@@ -43,6 +46,12 @@ class Member:
     weight: float = 1.0
     change: Change | None = None
     name: str = "the teacher"
+    dtype: InputType = "float32"
+
+    @property
+    def input(self) -> InputSpec:
+        """What its samples look like."""
+        return InputSpec(self.shape, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
@@ -155,7 +164,7 @@ def _fastest(network: nn.Module, member: Member, device: str, amp: bool) -> Call
             return prepack(network)
         return _laid_out(fold_batch_norms(inference_form(network)), member, device)
 
-    x = random_input(network, InputSpec(member.shape), _COMPARED).to(device)
+    x = random_input(network, member.input, _COMPARED).to(device)
     with torch.inference_mode():
         expected = network.to(device)(x.clone())
     # Made again: weights are packed for the first batch that comes.
@@ -166,7 +175,7 @@ def _laid_out(network: nn.Module, member: Member, device: str) -> nn.Module:
     """On the device, with the channels innermost unless something in it insists on the other order."""
     network = network.to(device)
     with torch.no_grad():
-        to_channels_last(network, torch.zeros(1, *member.shape, device=device))
+        to_channels_last(network, zeros(member.input, 1, device))
     return network
 
 
