@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modelopt_cli.artifact.container import TensorInfo, read_safetensors, read_safetensors_header
+    from modelopt_cli.artifact.naming import check_suffix
     from modelopt_cli.artifact.reader import (
         TensorFile,
         is_artifact,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
         write_tensors,
     )
     from modelopt_cli.artifact.stream import Stream
-    from modelopt_cli.artifact.writer import atomic_write, check_output, check_suffix
+    from modelopt_cli.artifact.writer import atomic_write, check_output
 
 _HOMES = {
     "Stream": "stream",
@@ -33,7 +34,7 @@ _HOMES = {
     "Written": "save",
     "atomic_write": "writer",
     "check_output": "writer",
-    "check_suffix": "writer",
+    "check_suffix": "naming",
     "is_artifact": "reader",
     "open_tensors": "reader",
     "predicted_bytes": "save",

@@ -16,7 +16,6 @@ from pathlib import Path
 from modelopt_cli.artifact.undo import remember
 from modelopt_cli.errors import EnvironmentFailure, OutputError
 
-SUFFIX = ".safetensors"
 _FORCE_HINT = "choose another name, or replace it with --force"
 _CAUSES = {
     errno.ENOSPC: ("no space left on the device", "free some space or write elsewhere"),
@@ -30,21 +29,6 @@ _CAUSES = {
 # Some network file systems offer no locks; a fresh part file is then ours by O_EXCL alone.
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 _ATTEMPTS = 100
-
-
-def check_suffix(path: str | Path) -> None:
-    """Refuse an artifact's name that promises another format than safetensors.
-
-    Raises:
-        OutputError: it has a suffix, and that is another one.
-    """
-    suffix = Path(path).suffix
-    if suffix and suffix.lower() != SUFFIX:
-        raise OutputError(
-            f"ends in {suffix}, but what is written is a safetensors file",
-            where=str(path),
-            hint=f"end its name in {SUFFIX}",
-        )
 
 
 def check_output(path: str | Path, force: bool = False, inputs: Iterable[str | Path] = ()) -> None:

@@ -1,0 +1,22 @@
+"""What an artifact may be called. Standard library only."""
+
+from pathlib import Path
+
+from modelopt_cli.errors import OutputError
+
+SUFFIX = ".safetensors"
+
+
+def check_suffix(path: str | Path) -> None:
+    """Refuse an artifact's name that promises another format than safetensors.
+
+    Raises:
+        OutputError: it has a suffix, and that is another one.
+    """
+    suffix = Path(path).suffix
+    if suffix and suffix.lower() != SUFFIX:
+        raise OutputError(
+            f"ends in {suffix}, but what is written is a safetensors file",
+            where=str(path),
+            hint=f"end its name in {SUFFIX}",
+        )
