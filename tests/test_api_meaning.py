@@ -285,3 +285,21 @@ def test_calibration_on_what_judges_is_said_in_the_table(network, tmp_path):
             options=QUICK,
         )
         assert any("is judged on the same samples" in note for note in found.evaluation.notes) == said
+
+
+def test_what_is_trained_on_folders_is_judged_by_their_names(tmp_path):
+    nameless = nearest_grey(tmp_path / "net.safetensors", ["bird", "cat", "dog"])
+    program = artifact.read_program(nameless)
+    program.labels = None
+    artifact.write_program(program, nameless, force=True)
+    train, data = folders(tmp_path / "train", THREE), folders(tmp_path / "val", {"dog": 200})
+    outcome = modelopt_cli.prune(
+        nameless,
+        tmp_path / "out.safetensors",
+        config=PruneConfig(structure="unstructured", sparsity=0.05),
+        training=TrainingRequest(train, config=TrainConfig(epochs=1, lr=1e-6)),
+        data=data,
+        options=QUICK,
+    )
+    assert artifact.read_program(tmp_path / "out.safetensors").labels == ("bird", "cat", "dog")
+    assert outcome.evaluation.models[0].accuracy.top1 == 100.0

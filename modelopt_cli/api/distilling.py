@@ -23,7 +23,7 @@ from modelopt_cli.api.teachers import (
     require_same_names,
 )
 from modelopt_cli.api.training import history_entry
-from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
+from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, names_of_classes, trainer
 from modelopt_cli.artifact.coding import Code, require_code
 from modelopt_cli.artifact.sparsity import compact, compact_state
 from modelopt_cli.checkpoint import Opened, require_network
@@ -169,6 +169,9 @@ def distill(
         identity = _identity(teachers, pupil, student, config, arch, code)
         labels = require_same_names(teachers, pupil)
         with trainer(training, output, identity, sample, how, labels) as tools:
+            if pupil.program is not None:
+                learned = labels or names_of_classes(pupil.program, tools.training.train)
+                pupil.program.labels = pupil.program.labels or learned
             seen = tools.training.train.input
             members = members_of(teachers, seen, resize=student.resize_for_teacher)
             require_same_classes(members, pupil, seen)
@@ -259,7 +262,6 @@ def _distilled(
 ) -> tuple[dict[str, Any], Product]:
     if pupil.program is not None:
         program = METHODS["distill"].apply(pupil.program, config, context).program
-        program.labels = program.labels or _labels(context)
         return dict(program.history[-1]), Product.of_program(program, given)
     if config.finetune_epochs:
         raise UsageError("needs a student that can be traced", where="--finetune-epochs")
@@ -269,11 +271,6 @@ def _distilled(
     state = dict(network.state_dict())
     stored = compact_state(state, encodings)
     return entry, Product.of_tensors(pupil, state, stored, Coverage(()), entry, given)
-
-
-def _labels(context: Context) -> tuple[str, ...] | None:
-    first = context.teachers[0].network
-    return first.labels if isinstance(first, Program) else None
 
 
 def _without_teacher(
@@ -293,7 +290,6 @@ def _without_teacher(
         found = fit(network, training, seed=context.seed, stage=SCRATCH, companions=[masks])
         alone = settled(network, student)
         alone.input = training.train.input
-        alone.labels = alone.labels or _labels(context)
         alone.encodings = compact(alone)
         alone.history = (*student.history, history_entry(pupil, training, found, context.seed))
         return alone.eval()

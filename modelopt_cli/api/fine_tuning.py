@@ -10,7 +10,7 @@ import modelopt_cli
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.inputs import input_history
 from modelopt_cli.api.opening import labels_of
-from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
+from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, names_of_classes, trainer
 from modelopt_cli.artifact.coding import Code
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import Data, PreprocessOverrides, open_data
@@ -37,6 +37,10 @@ def fine_tuner(
     if opened.program is None:
         raise UsageError("fine-tuning needs a network that can be traced", hint="leave --epochs out")
     with trainer(request, output, identity, opened.program.input, how, labels_of(opened)) as tools:
+        # Labels were counted by these names, so the result is to be judged by them.
+        opened.program.labels = opened.program.labels or names_of_classes(
+            opened.program, tools.training.train
+        )
         yield tools
 
 

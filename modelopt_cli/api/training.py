@@ -24,7 +24,7 @@ from modelopt_cli.api.opening import (
 )
 from modelopt_cli.api.planning import Plan, cost_of
 from modelopt_cli.api.product import Product
-from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, trainer
+from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, names_of_classes, trainer
 from modelopt_cli.artifact.sparsity import compact, compact_state
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
 from modelopt_cli.data import Data, PreprocessOverrides
@@ -36,8 +36,6 @@ from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.trainable import masks_of, require_trainable
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.coverage import Coverage
-from modelopt_cli.program.samples import zeros
-from modelopt_cli.program.values import evaluation_mode
 from modelopt_cli.training import Trained, Training, fit
 
 STAGE = "train"
@@ -188,7 +186,7 @@ def _trained(opened: Opened, tools: Trainer, seed: int) -> tuple[Trained, Produc
     entry = history_entry(opened, tools.training, trained, seed)
     if isinstance(network, Program):
         network.input = tools.training.train.input
-        network.labels = _labels(network, tools.training)
+        network.labels = names_of_classes(network, tools.training.train)
         network.encodings = compact(network)
         network.history = (*network.history, entry)
         return trained, Product.of_program(network, given)
@@ -226,13 +224,3 @@ def history_entry(opened: Opened, training: Training, trained: Trained, seed: in
     if opened.source_sha256:
         entry["source_sha256"] = opened.source_sha256
     return entry
-
-
-def _labels(program: Program, training: Training) -> tuple[str, ...] | None:
-    """The data's class names, if there are as many as logits; where the data has none, the network's."""
-    names = training.train.class_names
-    if names is None:
-        return program.labels
-    images = zeros(program.input, 1)
-    with evaluation_mode(program), torch.inference_mode():
-        return names if len(names) == program(images).shape[-1] else None

@@ -6,11 +6,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from modelopt_cli.data import Data, PreprocessOverrides, open_data
 from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import ArtifactError, GateNotMet, UsageError
 from modelopt_cli.measure import EvalOptions, StageProgress
-from modelopt_cli.program import InputSpec
+from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.samples import zeros
+from modelopt_cli.program.values import evaluation_mode
 from modelopt_cli.training import TrainConfig, Training
 from modelopt_cli.training.distributed import World, world
 from modelopt_cli.training.run import METRICS, Run, would_own
@@ -207,3 +212,13 @@ def _labelled(
     for note in opened.notes:
         how.note(note)
     return opened
+
+
+def names_of_classes(program: Program, train: Data) -> tuple[str, ...] | None:
+    """The training data's class names, if there are as many as logits; where it has none, the network's."""
+    names = train.class_names
+    if names is None:
+        return program.labels
+    with evaluation_mode(program), torch.inference_mode():
+        logits = program(zeros(program.input, 1))
+    return names if isinstance(logits, Tensor) and len(names) == logits.shape[-1] else None
