@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ArtifactError, CaptureError, ModeloptError, a_or_an
+from modelopt_cli.program.allowlist import is_in_place
 from modelopt_cli.program.arguments import DTYPES, dtype_name, number_from_json, number_to_json
 from modelopt_cli.program.bounds import check_bounds
 from modelopt_cli.program.functional import allocating
@@ -48,9 +49,14 @@ def to_data(program: Program) -> dict[str, Any]:
     """The Program as JSON-able data without tensors and encodings.
 
     Raises:
-        ArtifactError: it holds a layer, function or argument that has no form in a file.
+        ArtifactError: it holds a layer, function or argument that has no form in a file, or changes a value
+            in place.
     """
     state, tied = _named_once(program)
+    layers = dict(program.named_modules())
+    for node in program.graph.nodes:
+        if is_in_place(node, layers):
+            raise ArtifactError("changes a value in place", where=node.name)
     modules = {path: _module_to_data(program, path) for path in _targets(program, "call_module")}
     attributes = [path for path in _targets(program, "get_attr") if leaf_above(path, modules) is None]
     data = to_header(program) | {
