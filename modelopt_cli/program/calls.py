@@ -189,6 +189,10 @@ def _spelled(name: str, given: dict[str, Any]) -> Spelled | None:
         return "call_function", getattr, (given["input"], "ndim"), {}
     if name == "size" and given.keys() == {"input"}:
         return "call_function", getattr, (given["input"], "shape"), {}
+    if name == "view" and given.keys() == {"input", "size"}:  # the same values, whatever the strides
+        return _spelled("reshape", {"input": given["input"], "shape": given["size"]})
+    if name == "view_as":
+        return _spelled("reshape_as", given)
     for prefix in ("F", "torch", "torchvision"):
         function = FUNCTIONS.get(f"{prefix}.{name}")
         for first in ("input", "tensor"):

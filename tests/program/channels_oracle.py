@@ -101,7 +101,7 @@ def prune_ours(program: Program, ratio: float, multiple: int = 1) -> tuple[Progr
 def masked(found: Dependencies, keep: Keep) -> Program:
     """The dense network with the channels that are to go zeroed in every layer that makes or reads them.
 
-    A layer norm takes its statistics over the channels that stay, with a mask; batch norms need none.
+    A layer or group norm takes its statistics over the channels that stay; batch norms need no such mask.
     """
     program = copy.deepcopy(found.program)
     state = program.state_dict(keep_vars=True)
@@ -115,12 +115,35 @@ def masked(found: Dependencies, keep: Keep) -> Program:
                 if member.role != "statistic":
                     state[member.parameter].index_fill_(member.dim, positions, 0.0)
                 layer = member.parameter.rpartition(".")[0]
-                if member.role == "norm" and isinstance(program.get_submodule(layer), nn.LayerNorm):
+                if member.role == "norm" and isinstance(program.get_submodule(layer), _OVER_CHANNELS):
                     width = state[member.parameter].shape[0]
                     norms.setdefault(layer, torch.ones(width, dtype=torch.bool))[positions] = False
     for layer, stays in norms.items():
-        program.set_submodule(layer, _MaskedLayerNorm(program.get_submodule(layer), stays))
+        norm = program.get_submodule(layer)
+        kind = _MaskedGroupNorm if isinstance(norm, nn.GroupNorm) else _MaskedLayerNorm
+        program.set_submodule(layer, kind(norm, stays))
     return program
+
+
+_OVER_CHANNELS = (nn.LayerNorm, nn.GroupNorm)
+
+
+class _MaskedGroupNorm(nn.Module):
+    """Wu and He 2018 over some of the channels of each group, written out; the others come out as zero."""
+
+    def __init__(self, norm: nn.GroupNorm, stays: Tensor) -> None:
+        super().__init__()
+        self.norm, self.stays = norm, stays
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input.unflatten(1, (self.norm.num_groups, -1)).flatten(3)
+        stays = self.stays.view(1, self.norm.num_groups, -1, 1)
+        count = stays.sum((2, 3), keepdim=True) * x.shape[-1]
+        apart = (x - (x * stays).sum((2, 3), keepdim=True) / count) * stays
+        variance = apart.square().sum((2, 3), keepdim=True) / count
+        scaled = (apart / (variance + self.norm.eps).sqrt()).reshape(input.shape)
+        shape = (1, -1, *[1] * (input.dim() - 2))
+        return scaled * self.norm.weight.view(shape) + (self.norm.bias * self.stays).view(shape)
 
 
 class _MaskedLayerNorm(nn.Module):

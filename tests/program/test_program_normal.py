@@ -154,7 +154,9 @@ SPELLINGS: dict[str, list[Forward]] = {
         lambda n, x: x.mean(axis=(2, 3), keepdims=True),
         lambda n, x: torch.mean(x, dim=(2, 3), keepdim=True),
     ],
-    "view": [
+    "reshape": [
+        lambda n, x: torch.reshape(x, (-1, 144)),
+        lambda n, x: x.reshape(-1, 144),
         lambda n, x: x.view(-1, 144),
         lambda n, x: x.view((-1, 144)),
         lambda n, x: x.view(size=(-1, 144)),

@@ -192,6 +192,7 @@ def _fuse_residuals(plan: Plan, graph: fx.Graph, modules: Mapping[str, nn.Module
                 other in plan.int8
                 and conv is not None
                 and conv.activation == "none"
+                and conv.residual is None
                 and isinstance(modules[str(conv.head.target)], nn.Conv2d)
                 and sole_user(operand) is add.head
                 and plan.values[operand].shape == plan.values[other].shape

@@ -31,8 +31,6 @@ def _first(t: Trace, node: fx.Node, given: Given) -> Any:
 
 def _shape_only(t: Trace, node: fx.Node, given: Given) -> Any:
     """Run as it is, on labels."""
-    if operation(node) == "view":
-        return t.labels(given["input"]).reshape(t.shapes[node.name])
     return _fact(t, node, given)
 
 
@@ -210,7 +208,7 @@ _NAMES: dict[Rule, str] = {
         drop_block2d drop_block3d contiguous clone detach float double half bfloat16 int long bool to type_as
     """,
     _shape_only: """
-        view reshape flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as repeat
+        reshape flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as repeat
         repeat_interleave tile broadcast_to chunk split tensor_split narrow roll flip
     """,
     select: "select",

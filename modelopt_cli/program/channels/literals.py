@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _sizes(r: "Replay", node: fx.Node, expected: Any) -> None:
-    """``view``, ``reshape``, ``expand``, ``unflatten`` and the like."""
+    """``reshape``, ``expand``, ``unflatten`` and the like."""
     given = arguments(node)
     name = next(name for name in ("size", "shape", "sizes") if name in given)
     sizes = given[name]
@@ -172,7 +172,7 @@ def _cannot(node: fx.Node) -> ModeloptError:
 
 
 REWRITES: dict[str, Callable[["Replay", fx.Node, Any], None]] = {
-    **dict.fromkeys(("view", "reshape", "expand", "unflatten", "broadcast_to"), _sizes),
+    **dict.fromkeys(("reshape", "expand", "unflatten", "broadcast_to"), _sizes),
     **dict.fromkeys(("chunk", "split", "tensor_split"), _parts),
     **dict.fromkeys(("narrow", "select"), _narrow),
     "getitem": _slices,

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from modelopt_cli.program.calls import compute, operation, source
 
-CHAIN = ("view", "reshape", "flatten", "unflatten", "permute", "transpose", "contiguous", "clone")
+CHAIN = ("reshape", "flatten", "unflatten", "permute", "transpose", "contiguous", "clone")
 _MOST_ELEMENTS = 1 << 22
 
 
@@ -26,7 +26,7 @@ class Selection:
 def find_shuffles(
     graph: fx.Graph, values: Mapping[str, Any], shapes: Mapping[str, Any]
 ) -> tuple[dict[str, Selection], frozenset[str]]:
-    """Chains of view, transpose, view after which only the order along one dimension has changed.
+    """Chains of reshape, transpose, reshape after which only the order along one dimension has changed.
 
     A chain is run on the positions of its elements, so what counts is what it does, not how it is
     written (channel shuffle: Zhang et al., CVPR 2018, section 3.1).
