@@ -164,3 +164,15 @@ def test_a_rehearsal_of_files_measures_nothing(here, modelopt):
     assert found.out == "all 2 files can be measured\n"
     found = modelopt("eval", "seven.pth", "--arch", "net.py:make?num_classes=7", *words)
     assert (found.code, "7 classes" in found.err) == (2, True)
+
+
+def test_a_recipe_that_begins_with_training_is_rehearsed_too(here, modelopt):
+    (here / "labels.py").write_text(
+        "import torch\ndef many():\n    return [(torch.zeros(1, 8, 8), 12) for _ in range(9)]\n"
+    )
+    lines = ["output: out.safetensors", "arch: net.py:make", "input-size: 8", "channels: 1", "runs: 0"]
+    lines += ["data: labels.py:many", "steps:", "- train: {train: 'digits?split=train', epochs: 1}"]
+    (here / "recipe.yaml").write_text("\n".join([*lines, "- quantize: {calib: digits}"]))
+    found = modelopt("run", "recipe.yaml", "-q")
+    assert (found.code, "label 12 is not among the network's 10 classes" in found.err) == (2, True)
+    assert not [*here.rglob("*train.safetensors")]
