@@ -106,7 +106,11 @@ class _Run:
         for subject in self.subjects:
             _to_device(subject, self.options.device)
             if not subject.runs:
-                unknown = "what its input is" if subject.model is not None else "its architecture"
+                unknown = (
+                    "what its input is (give --input-shape)"
+                    if subject.model is not None
+                    else "its architecture"
+                )
                 self.notes.append(f"{subject.path}: nothing says {unknown}, so it is not run")
             elif subject.program and (note := sparsity_note(subject.program, self.options.device)):
                 self.notes.append(f"{subject.path}: {note}")

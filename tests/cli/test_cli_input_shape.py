@@ -193,3 +193,13 @@ def test_whole_numbers_are_trained_on_and_taught_with(nets, modelopt):
         assert program(tokens).shape == (96, 5)
     outcome = modelopt("inspect", "Text.pth", *how[:4], "--layers", "--json")
     assert [layer["name"] for layer in json.loads(outcome.out)["layers"][:2]] == ["embed", "body"]
+
+
+def test_what_cannot_be_run_for_want_of_a_shape_is_compressed_and_says_so(nets, modelopt):
+    how = ["Text.pth", "--arch", "nets.py:Text", "-o", "o.safetensors"]
+    outcome = modelopt("quantize", *how, "--scheme", "int8-weight")
+    assert outcome.code == 0, outcome.err
+    assert "nothing says what its input is (give --input-shape), so it is not run" in outcome.out
+    outcome = modelopt("quantize", *how, "--scheme", "int8-weight", "--input-shape", "12:int64", "--force")
+    assert outcome.code == 0, outcome.err
+    assert "not run" not in outcome.out
