@@ -1,6 +1,7 @@
 """What autograd refuses to train, said in one line."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 from torch import nn
@@ -23,6 +24,8 @@ _REFUSALS = {
     ),
 }
 """Words of torch's messages, what they mean for the network, and what to do."""
+_MADE_BY = re.compile(r"output \d+ of ([A-Za-z]+?)(?:Backward\d*)?\b", re.IGNORECASE)
+"""The operation whose result torch says was changed."""
 
 
 @contextlib.contextmanager
@@ -39,7 +42,9 @@ def refusals_in_one_line(network: nn.Module) -> Iterator[None]:
             if any(word in str(error) for word in words):
                 layers = _in_place(network) if "in place" in what else []
                 where = f"the network ({_listed(layers)})" if layers else "the network"
-                raise UsageError(f"cannot be trained: {what}", where=where, hint=hint) from error
+                made = _MADE_BY.search(str(error))
+                value = f" (that of {made[1]})" if made else ""
+                raise UsageError(f"cannot be trained: {what}{value}", where=where, hint=hint) from error
         raise
 
 

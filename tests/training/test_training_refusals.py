@@ -61,11 +61,11 @@ class Remembering(Base):
         return self.last(self.first(x.flatten(1)) + self.kept)
 
 
-CHANGED = "a value that its gradient needs is changed in place; compute a new one: inplace=False, x = x + y"
+CHANGED = "a value that its gradient needs is changed in place"
 REFUSED = {
-    SavedValue: f"the network (in place: gate): cannot be trained: {CHANGED}",
-    Leaf: f"the network (in place: gate): cannot be trained: {CHANGED}",
-    View: f"the network (in place: gate): cannot be trained: {CHANGED}",
+    SavedValue: f"the network (in place: gate): cannot be trained: {CHANGED} (that of Sigmoid); compute a",
+    Leaf: f"the network (in place: gate): cannot be trained: {CHANGED}; compute a new one: inplace=False",
+    View: f"the network (in place: gate): cannot be trained: {CHANGED} (that of Unbind); compute a new one",
     Detached: "no gradient leads from its outputs to its weights; leave out no_grad()",
     Remembering: "it keeps a value of one step for the next one; compute it in each forward pass",
 }
