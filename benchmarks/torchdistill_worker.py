@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 from modelopt_cli.checkpoint.builtin import resnet8
 from modelopt_cli.training import TrainConfig
 from modelopt_cli.training.optim import parameter_groups
-from modelopt_cli.training.schedule import factor
+from modelopt_cli.training.schedule import factor, warmup_steps
 
 
 class Augmented(Dataset[tuple[Tensor, int]]):
@@ -57,7 +57,8 @@ def decaying_sgd(module: nn.Module, weight_decay: float, **options: Any) -> torc
 
 def settings(config: TrainConfig, steps_per_epoch: int, weights: dict[str, float]) -> dict[str, Any]:
     """The training in torchdistill's terms."""
-    steps, warmup = config.epochs * steps_per_epoch, round(config.warmup * steps_per_epoch)
+    steps = config.epochs * steps_per_epoch
+    warmup = warmup_steps(config, steps, steps_per_epoch)
     loss = {
         "student_module_path": ".",
         "student_module_io": "output",

@@ -213,14 +213,11 @@ def history_entry(opened: Opened, training: Training, trained: Trained, seed: in
         "torch": str(torch.__version__),
         "modelopt": modelopt_cli.__version__,
         "data": training.train.name,
-        "epochs": trained.epochs,
-        "steps": trained.steps,
         "skipped": {},
+        **trained.figures,
     }
     if training.val is not None:
         entry["validation"] = training.val.name
-    if trained.best is not None:
-        entry |= {"best": round(trained.best, 4), "best_epoch": trained.best_epoch}
     if opened.source_sha256:
         entry["source_sha256"] = opened.source_sha256
     return entry

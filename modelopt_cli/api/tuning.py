@@ -179,6 +179,7 @@ def trainer(
             device=how.options.device,
             workers=how.options.workers,
             progress=how.progress,
+            note=how.note,
             forecasts=[] if how.dry else None,
         )
         if how.dry:

@@ -82,6 +82,8 @@ def trained_json(outcome: "TrainOutcome") -> dict[str, Any]:
             "best": trained.best,
             "best_epoch": trained.best_epoch,
             "seconds": trained.seconds,
+            "lr": trained.lr,
+            "returns": trained.returns,
         },
         "evaluation": _evaluation_json(outcome.evaluation),
     }

@@ -11,8 +11,8 @@ from modelopt_cli.training.config import (
     Trained,
     Training,
 )
+from modelopt_cli.training.fitting import fit
 from modelopt_cli.training.forecast import Forecast
-from modelopt_cli.training.loop import fit
 from modelopt_cli.training.objectives import CrossEntropy, Distillation, objective
 
 __all__ = [

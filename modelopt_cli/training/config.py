@@ -1,6 +1,6 @@
 """What training is asked to do, what it is given, and what takes part in it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,13 +38,14 @@ class TrainConfig:
         epochs: passes over the training samples.
         batch_size: samples in a step, over all processes.
         optimizer: a key of ``OPTIMIZERS``.
-        lr: largest learning rate; None means 0.1 for every 128 samples of a batch with ``sgd``, and 0.001
-            with ``adamw``.
+        lr: largest learning rate; None means 0.1 for every 128 samples of a batch with ``sgd``, 0.001 with
+            ``adamw``, and less where a network without normalisation needs it (``rates.py``).
         momentum: of ``sgd``.
         nesterov: whether that momentum looks ahead.
         weight_decay: not on biases and the parameters of norms.
         schedule: a key of ``SCHEDULES``.
-        warmup: epochs over which the learning rate grows from 0 in equal steps.
+        warmup: epochs over which the learning rate grows from 0 in equal steps; None means 5 % of the
+            steps, and none of them where ``lr`` is given.
         label_smoothing: share of the target spread over all classes (Szegedy et al. 2016).
         mixup: alpha of the Beta distribution that mixes pairs of samples (Zhang et al. 2018); 0 is off.
         ema: decay per step of a moving average of the weights, which is then what is validated and kept;
@@ -69,7 +70,7 @@ class TrainConfig:
     nesterov: bool = False
     weight_decay: float = 5e-4
     schedule: str = "cosine"
-    warmup: float = 0.0
+    warmup: float | None = None
     label_smoothing: float = 0.0
     mixup: float = 0.0
     ema: float = 0.0
@@ -108,7 +109,7 @@ class TrainConfig:
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate the schedule starts from, ``lr`` or what stands in for None."""
+        """``lr``, or the usual rate of the optimizer, which is the most that is taken for None."""
         if self.lr is not None:
             return self.lr
         return SGD_LR * self.batch_size / SGD_BATCH if self.optimizer == "sgd" else ADAMW_LR
@@ -198,6 +199,7 @@ class Training:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         workers: loader processes.
         progress: called with the stage, steps done and their total.
+        note: called with one line for each thing worth knowing.
         forecasts: where to put what each training would take, instead of training; None trains.
     """
 
@@ -208,6 +210,7 @@ class Training:
     device: str = "cpu"
     workers: int = 0
     progress: StageProgress | None = None
+    note: Callable[[str], None] | None = None
     forecasts: "list[Forecast] | None" = None
 
 
@@ -222,6 +225,8 @@ class Trained:
         best_epoch: the epoch, from 1, after which those weights were reached.
         loss: mean training loss of the last epoch.
         seconds: spent, not for the history.
+        lr: the largest learning rate, as it was at the end.
+        returns: how often training diverged and went back to an earlier state, with a smaller rate.
     """
 
     epochs: int
@@ -230,3 +235,15 @@ class Trained:
     best_epoch: int | None
     loss: float
     seconds: float
+    lr: float
+    returns: int
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What a history says: nothing that would differ from one run to the next."""
+        figures: dict[str, Any] = {"epochs": self.epochs, "steps": self.steps, "lr": self.lr}
+        if self.returns:
+            figures["returns"] = self.returns
+        if self.best is not None:
+            figures |= {"best": round(self.best, 4), "best_epoch": self.best_epoch}
+        return figures

@@ -27,6 +27,8 @@ class Forecast:
         epochs: passes over the former.
         steps_per_epoch: of the optimizer.
         steps: in all epochs.
+        lr: the largest learning rate, given or chosen.
+        lr_test_seconds: what it takes to choose it.
         timed_steps: how many were timed, without those that warm up.
         seconds_per_step: their median.
         seconds_per_kept_step: the same where the objective has kept what it needs to know of every sample;
@@ -41,6 +43,8 @@ class Forecast:
     epochs: int
     steps_per_epoch: int
     steps: int
+    lr: float
+    lr_test_seconds: float
     timed_steps: int
     seconds_per_step: float
     seconds_per_kept_step: float | None
@@ -59,6 +63,7 @@ def forecast(loop: "Loop", kept_after: int | None) -> Forecast:
     asking = epochs if kept_after is None else min(epochs, kept_after)
     before = copy_tensors(learner.network)
     try:
+        test = timed(_begun(loop), wait=partial(_wait, loop)).each
         steps = _timed_steps(loop, asking)
         # The same samples again: by now what the objective keeps of them is there.
         again = _timed_steps(loop, asking) if asking < epochs else None
@@ -75,12 +80,19 @@ def forecast(loop: "Loop", kept_after: int | None) -> Forecast:
         epochs=epochs,
         steps_per_epoch=learner.steps_per_epoch,
         steps=learner.steps,
+        lr=learner.lr,
+        lr_test_seconds=test,
         timed_steps=len(steps.rest),
         seconds_per_step=steps.each,
         seconds_per_kept_step=again.each if again is not None else None,
         validation_seconds=validation,
-        seconds=steps.total(asked) + kept_seconds + validation,
+        seconds=test + steps.total(asked) + kept_seconds + validation,
     )
+
+
+def _begun(loop: "Loop") -> Iterator[None]:
+    loop.begin()
+    yield
 
 
 def _timed_steps(loop: "Loop", epochs: int) -> Timing:

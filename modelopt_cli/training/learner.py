@@ -32,6 +32,7 @@ class Learner:
         learning: the network and, where it learns too, the objective.
         parameters: of these, those that learn.
         optimizer: over them.
+        lr: the largest learning rate; it is lowered where training diverges.
         average: moving average of the weights, or None.
         companions: take part in every step.
         meter: the losses of the epoch.
@@ -62,6 +63,7 @@ class Learner:
         if isinstance(objective, nn.Module):
             self.learning.append(objective.to(world.device).train())
         self.parameters = [p for p in self.learning.parameters() if p.requires_grad]
+        self.lr = config.peak_lr
         self.optimizer = make_optimizer(self.learning, config)
         self.average = MovingAverage(network, config.ema) if config.ema else None
         self.meter = LossMeter()
@@ -73,11 +75,11 @@ class Learner:
 
     def rate(self, step: int) -> float:
         """The learning rate of ``step``."""
-        return learning_rate(self.config, step, self.steps, self.steps_per_epoch)
+        return learning_rate(self.config, self.lr, step, self.steps, self.steps_per_epoch)
 
-    def step(self, batch: Batch, step: int) -> None:
-        """Learn from one batch. What fails in here leaves the step half done."""
-        set_rate(self.optimizer, self.rate(step))
+    def step(self, batch: Batch, step: int, rate: float) -> None:
+        """Learn from one batch at a learning rate. What fails in here leaves the step half done."""
+        set_rate(self.optimizer, rate)
         for companion in self.companions:
             companion.before_step(self.network, step, self.steps)
         seen, targets = self._inputs(batch, step)

@@ -9,7 +9,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from modelopt_cli.training.config import TrainConfig
 
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""The layers that normalise."""
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -18,7 +19,7 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     A parameter counts as a bias or a norm's by its layer, by a name that ends in ``bias``, or by having one
     dimension at most. A group with nothing in it is left out.
     """
-    spared = {id(p) for m in network.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
+    spared = {id(p) for m in network.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():

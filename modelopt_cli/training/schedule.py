@@ -6,6 +6,8 @@ from modelopt_cli.training.config import TrainConfig
 
 STEP_AT = (0.5, 0.75)
 """Shares of the steps at which ``step`` divides by 10 (He et al. 2016)."""
+WARMUP_SHARE = 0.05
+"""Share of the steps over which a rate that nobody gave grows."""
 
 
 def factor(schedule: str, step: int, steps: int, warmup: int = 0) -> float:
@@ -28,7 +30,16 @@ def factor(schedule: str, step: int, steps: int, warmup: int = 0) -> float:
     return 1.0
 
 
-def learning_rate(config: TrainConfig, step: int, steps: int, steps_per_epoch: int) -> float:
-    """The learning rate of ``step``, counted from 0, of ``steps``."""
-    warmup = round(config.warmup * steps_per_epoch)
-    return config.peak_lr * factor(config.schedule, step, steps, warmup)
+def warmup_steps(config: TrainConfig, steps: int, steps_per_epoch: int) -> int:
+    """Over how many of ``steps`` the learning rate grows.
+
+    Where neither it nor the rate is given, a ``WARMUP_SHARE`` of all; a rate that is given is taken as it is.
+    """
+    if config.warmup is not None:
+        return round(config.warmup * steps_per_epoch)
+    return round(WARMUP_SHARE * steps) if config.lr is None else 0
+
+
+def learning_rate(config: TrainConfig, largest: float, step: int, steps: int, steps_per_epoch: int) -> float:
+    """The learning rate of ``step``, counted from 0, of ``steps``, where ``largest`` is that of no factor."""
+    return largest * factor(config.schedule, step, steps, warmup_steps(config, steps, steps_per_epoch))

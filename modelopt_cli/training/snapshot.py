@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.training.learner import Learner
+from modelopt_cli.training.meter import LossMeter
 from modelopt_cli.training.optim import optimizer_state, restore_optimizer
 from modelopt_cli.training.state import State
 
@@ -25,6 +26,10 @@ class Place:
         stale: epochs since then.
         loss: mean of the last whole epoch.
         done: no epoch is to follow.
+        start: loss of the first step; None before it.
+        judged: sum of the losses of this epoch's samples that ``recovery.py`` has looked at.
+        judged_samples: their number.
+        good: whether that look found nothing wrong, and a loss no higher than at the start.
     """
 
     epoch: int = 0
@@ -35,6 +40,10 @@ class Place:
     stale: int = 0
     loss: float = 0.0
     done: bool = False
+    start: float | None = None
+    judged: float = 0.0
+    judged_samples: int = 0
+    good: bool = False
 
 
 def snapshot(learner: Learner, place: Place, best: Mapping[str, Tensor]) -> State:
@@ -50,6 +59,13 @@ def snapshot(learner: Learner, place: Place, best: Mapping[str, Tensor]) -> Stat
     tensors = {f"{part}/{name}": t for part, named in parts.items() for name, t in named.items()}
     meter = {"total": learner.meter.total, "samples": learner.meter.samples}
     return State(tensors, {"place": asdict(place), "meter": meter, "steps": learner.steps})
+
+
+def kept(learner: Learner, place: Place, best: Mapping[str, Tensor]) -> State:
+    """The state now, as :func:`snapshot`, in tensors of its own; those of ``best`` never change."""
+    state = snapshot(learner, place, best)
+    tensors = {n: t if n.startswith("best/") else t.clone() for n, t in state.tensors.items()}
+    return State(tensors, state.about)
 
 
 def restore(learner: Learner, state: State) -> tuple[Place, dict[str, Tensor]]:
@@ -70,8 +86,9 @@ def restore(learner: Learner, state: State) -> tuple[Place, dict[str, Tensor]]:
         _fill(learner.average.network, parts.get("average", {}))
     for i, module in enumerate(learner.learning[1:]):
         _fill(module, parts.get(f"objective{i}", {}))
-    for i, companion in enumerate(learner.companions):
-        companion.restore(parts.get(f"companion{i}", {}))
+    for i, companion in enumerate(learner.companions):  # which may change what they are given
+        companion.restore({name: t.clone() for name, t in parts.get(f"companion{i}", {}).items()})
+    learner.meter = LossMeter()
     if learner.world.main:  # which has had the others' losses handed over
         learner.meter.total, learner.meter.samples = (state.about["meter"][k] for k in ("total", "samples"))
     live = tensors_of(learner.network)

@@ -141,7 +141,6 @@ BAD = {
     "no such data": (["--data", "digts"], "digts"),
     "unlabelled data": (["--train", "synthetic:1x8x8"], "has no labels"),
     "a gate with nothing to compare": (["--max-drop", "1"], "a limit needs a second model"),
-    "diverging": (["--lr", "1e30"], "the loss is not a finite number at step"),
     "teacher": (["--teacher", "self"], "unknown option --teacher"),
 }  # fmt: skip
 
@@ -152,6 +151,16 @@ def test_what_is_wrong_is_one_line_and_writes_no_file(argv, line, here, modelopt
     outcome = modelopt(*command)
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1), outcome.err
     assert line in outcome.err
+    assert not (here / "out.safetensors").exists()
+
+
+def test_a_rate_that_no_return_mends(here, modelopt):
+    """Each return is one line, and the error is the last."""
+    outcome = modelopt("train", *HOW, *TRAIN, *OUT, "--epochs", "1", "--lr", "1e30")
+    *returns, error = outcome.err.splitlines()
+    assert (outcome.code, outcome.out, len(returns)) == (2, "", 5)
+    assert all("; going back to step 0 with the learning rate" in line for line in returns)
+    assert error.startswith("error: train: the loss is not a finite number at step")
     assert not (here / "out.safetensors").exists()
 
 

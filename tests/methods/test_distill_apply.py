@@ -175,7 +175,7 @@ def test_the_history_says_what_was_learned_from_whom(student, teacher, digits):
     assert entry["teacher_sha256"] == ["abc"]
     assert entry["compared"] == {"hint:1@conv=mid": ["conv=mid"]}
     assert (entry["epochs"], entry["steps"]) == (CONFIG.epochs, CONFIG.epochs * 5)
-    assert entry["finetuned"] == {"epochs": 2, "steps": 10}
+    assert entry["finetuned"] == {"epochs": 2, "steps": 10, "lr": 0.001}
 
 
 def test_several_teachers_answer_their_weighted_mean(teacher, digits):

@@ -27,10 +27,10 @@ def costly(clock, monkeypatch):
     """Steps take 2 seconds, the first 10 more; batches of validation half a second."""
     step, judged, taken = Learner.step, forecast.judged, []
 
-    def slow_step(self, batch, number):
+    def slow_step(self, batch, number, rate):
         clock.now += 2 if taken else 12
         taken.append(number)
-        step(self, batch, number)
+        step(self, batch, number, rate)
 
     def slow_judged(*args, **kwargs):
         for _ in judged(*args, **kwargs):

@@ -23,7 +23,7 @@ from modelopt_cli.training.split import hold_out, samples
 
 def rates(config: TrainConfig, per_epoch: int) -> list[float]:
     steps = config.epochs * per_epoch
-    return [learning_rate(config, step, steps, per_epoch) for step in range(steps)]
+    return [learning_rate(config, config.peak_lr, step, steps, per_epoch) for step in range(steps)]
 
 
 def test_cosine_follows_torch() -> None:

@@ -1,5 +1,6 @@
 """Calls ``fit`` in the processes that torchrun starts: through, interrupted and resumed, diverging."""
 
+import math
 import signal
 import sys
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from training_helpers import Watcher, noisy_patterns, small_network
+from training_helpers import Breaking, Watcher, noisy_patterns, plain_network, small_network
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.training import TrainConfig, Training, fit
@@ -21,6 +22,9 @@ TRAINING = Training(
     noisy_patterns(9, seed=1),
     TrainConfig(epochs=4, batch_size=16, lr=0.1, mixup=0.3, ema=0.8, clip=1.0, augment="cifar"),
 )
+
+
+STEEP = Training(noisy_patterns(41), config=TrainConfig(epochs=4, batch_size=16))
 
 
 class Interrupting(Watcher):
@@ -37,6 +41,13 @@ def trained(training: Training, companion: Watcher) -> State:
     result = fit(network, training, seed=3, companions=[companion])
     figures = {"epochs": result.epochs, "best": result.best, "loss": result.loss}
     return State(network.state_dict(), figures)
+
+
+def recovered() -> State:
+    """A training whose rate is found by a test, and whose weights break in the third epoch."""
+    network = plain_network(scale=100)
+    result = fit(network, STEEP, seed=3, companions=[Breaking(after=7, factor=math.nan)])
+    return State(network.state_dict(), {"lr": result.lr, "returns": result.returns, "loss": result.loss})
 
 
 def main(folder: Path) -> None:
@@ -56,11 +67,13 @@ def main(folder: Path) -> None:
         trained(replace(TRAINING, config=TrainConfig(epochs=4, batch_size=16, lr=1e30)), Watcher())
     except UsageError as error:
         diverged = str(error)
+    back = recovered()
     everyone = here.gather(torch.tensor([stopped.about["place"]["step"]]))
     if here.main:
         about = {**through.about, "diverged": diverged, "stopped": everyone.tolist()}
         write_state(State(through.tensors, about), folder / "through")
         write_state(resumed, folder / "resumed")
+        write_state(back, folder / "recovered")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A small network and data to train it on."""
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -33,6 +34,20 @@ def small_network(dropout: float = 0.0, seed: int = 0) -> nn.Sequential:
         *(nn.Conv2d(4, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(16, CLASSES)),
     )
     torch.set_rng_state(before)
+    return network
+
+
+def plain_network(width: int = 64, scale: float = 1.0) -> nn.Sequential:
+    """Nothing in it normalises; ``scale`` makes it as steep as one likes."""
+    before = torch.get_rng_state()
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(2, width, 3, padding=1), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(36 * width, width), nn.ReLU(), nn.Linear(width, 3)),
+    )
+    torch.set_rng_state(before)
+    with torch.no_grad():
+        network[0].weight.mul_(scale)  # type: ignore[operator, union-attr]
     return network
 
 
@@ -71,3 +86,23 @@ class Watcher:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         self.steps = list(range(int(state["seen"])))
+
+
+@dataclass
+class Breaking(Watcher):
+    """Multiplies the weights once, after a step, unless that was done before an interruption."""
+
+    after: int = 9
+    factor: float = 1e30
+    done: bool = False
+    stop: set[int] = field(default_factory=set)
+
+    def after_step(self, network: nn.Module, step: int, steps: int) -> None:
+        super().after_step(network, step, steps)
+        if step == self.after and not self.done:
+            self.done = True
+            with torch.no_grad():
+                network[-1].weight.mul_(self.factor)  # type: ignore[operator, union-attr, index]
+        if step in self.stop:
+            self.stop.remove(step)
+            signal.raise_signal(signal.SIGINT)

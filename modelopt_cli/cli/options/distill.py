@@ -46,7 +46,8 @@ class DistillOptions:
         int, _distill(min=0, metavar="N", help="Then train on the labels alone for so many epochs.")
     ] = 0
     finetune_lr: Annotated[
-        float | None, _distill(metavar="X", help="Learning rate of that [default: a tenth of --lr].")
+        float | None,
+        _distill(metavar="X", help="Learning rate of that [default: a tenth of the rate before]."),
     ] = None
     resize_for_teacher: Annotated[
         bool, _distill("--resize-for-teacher", help="Resize images for a teacher of another input size.")

@@ -58,7 +58,8 @@ class TrainOptions:
         float | None,
         _train(
             metavar="X",
-            help="Largest learning rate [default: 0.1 for every 128 samples of a batch; adamw: 0.001].",
+            help="Largest learning rate [default: 0.1 for every 128 samples of a batch, adamw 0.001; less "
+            "where a network without normalisation needs it].",
         ),
     ] = None
     momentum: Annotated[float, _train(metavar="X", help="Momentum of sgd.")] = 0.9
@@ -67,7 +68,13 @@ class TrainOptions:
     lr_schedule: Annotated[
         str, _train(metavar="|".join(LR_SCHEDULES), help="How the learning rate falls.")
     ] = LR_SCHEDULES[0]
-    warmup: Annotated[float, _train(metavar="EPOCHS", help="Let the learning rate grow first.")] = 0.0
+    warmup: Annotated[
+        float | None,
+        _train(
+            metavar="EPOCHS",
+            help="Let the learning rate grow first [default: over 5 % of the steps; with --lr: 0].",
+        ),
+    ] = None
     label_smoothing: Annotated[
         float,
         _train(metavar="F", parser=parse_fraction, help="Spread this share of each label over all classes."),

@@ -153,7 +153,7 @@ def _finetuned(student: Program, config: DistillConfig, context: Context) -> Pro
     """The student after training on labels alone."""
     training = _training(context)
     network = trainable(student)
-    settings = finetuning(config, training.config)
+    settings = finetuning(config, training.config, student.history[-1]["lr"])
     masks = masks_of(network.state_dict(), network.encodings)
     trained = fit(
         network,
@@ -165,7 +165,7 @@ def _finetuned(student: Program, config: DistillConfig, context: Context) -> Pro
     )
     tuned = settled(network, student)
     tuned.encodings = compact(tuned)
-    entry = student.history[-1] | {"finetuned": _figures(trained)}
+    entry = student.history[-1] | {"finetuned": trained.figures}
     return _with(tuned, student.history[:-1], entry)
 
 
@@ -180,9 +180,9 @@ def rate_settled(student: Program, training: Training) -> Training:
     return replace(training, config=replace(config, lr=config.peak_lr / SLOWER))
 
 
-def finetuning(config: DistillConfig, training: TrainConfig) -> TrainConfig:
-    """How to train on labels alone after a distillation."""
-    rate = config.finetune_lr if config.finetune_lr is not None else training.peak_lr / SLOWER
+def finetuning(config: DistillConfig, training: TrainConfig, largest: float) -> TrainConfig:
+    """How to train on labels alone after a distillation whose largest learning rate was this."""
+    rate = config.finetune_lr if config.finetune_lr is not None else largest / SLOWER
     return replace(training, epochs=config.finetune_epochs, lr=rate, warmup=0.0)
 
 
@@ -204,16 +204,9 @@ def _entry(config: DistillConfig, context: Context, trained: Trained) -> dict[st
         "torch": str(torch.__version__),
         "training": {"data": training.train.name, **training.config.as_dict()},
         "skipped": {},
-        **_figures(trained),
+        **trained.figures,
         **context.origin,
     }
     if training.val is not None:
         entry["validation"] = training.val.name
     return entry
-
-
-def _figures(trained: Trained) -> dict[str, Any]:
-    figures: dict[str, Any] = {"epochs": trained.epochs, "steps": trained.steps}
-    if trained.best is not None:
-        figures |= {"best": round(trained.best, 4), "best_epoch": trained.best_epoch}
-    return figures

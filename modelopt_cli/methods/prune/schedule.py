@@ -16,7 +16,7 @@ from modelopt_cli.methods.prune.weights import Weights
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Program
 from modelopt_cli.training import Companion
-from modelopt_cli.training.loop import fit
+from modelopt_cli.training.fitting import fit
 from modelopt_cli.training.objectives import objective
 
 GROWN_AT = 0.7

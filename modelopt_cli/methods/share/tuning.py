@@ -12,7 +12,7 @@ from modelopt_cli.methods.share.companions import Fixed, Reassigned, Soft
 from modelopt_cli.methods.share.shared import Shared, read_back
 from modelopt_cli.program import Program
 from modelopt_cli.training import Companion
-from modelopt_cli.training.loop import fit
+from modelopt_cli.training.fitting import fit
 from modelopt_cli.training.objectives import objective
 
 MODES: dict[str, str] = {

@@ -1,0 +1,107 @@
+"""Training, as every method asks for it: ``fit``."""
+
+import time
+from collections.abc import Sequence
+
+from torch import nn
+
+from modelopt_cli.errors import UsageError
+from modelopt_cli.training.config import Companion, Objective, Trained, Training
+from modelopt_cli.training.distributed import world
+from modelopt_cli.training.forecast import forecast
+from modelopt_cli.training.interrupt import Signals
+from modelopt_cli.training.learner import Learner
+from modelopt_cli.training.loader import steps_per_epoch
+from modelopt_cli.training.loop import Loop
+from modelopt_cli.training.objectives import objective as objective_of
+from modelopt_cli.training.prepare import prepared
+from modelopt_cli.training.split import samples
+
+
+def fit(
+    network: nn.Module,
+    training: Training,
+    *,
+    seed: int,
+    stage: str = "train",
+    objective: Objective | None = None,
+    companions: Sequence[Companion] = (),
+    choose_from: float = 0.0,
+    kept_after: int | None = None,
+) -> Trained:
+    """Train ``network`` in place.
+
+    It ends with the weights of the epoch with the best validation accuracy, or of the last one where nothing
+    is validated; of the moving average, if there is one. It is then in evaluation mode, contiguous, on the
+    device it came from, and its parameters are the same objects. Those without ``requires_grad`` stay.
+
+    Where ``training.run`` holds the state of this stage, training goes on from there, to the same bytes.
+    What ends it between two steps (Ctrl-C and SIGTERM wait for a step's end) saves the state first.
+
+    Where the loss or a weight is not finite, or the loss is far above its start, training returns to the last
+    good state with a smaller learning rate and says so through ``training.note``. It gives up after a few
+    times.
+
+    Where ``training.forecasts`` is a list, a few steps are timed and one forecast is added to it. Then the
+    network's tensors are what they were, nothing is saved, and what is returned says of no epoch and no step.
+
+    Args:
+        network: takes a float tensor ``(N, *shape)`` and returns ``(N, classes)`` logits, also in training.
+        training: data, settings and surroundings.
+        seed: of everything random.
+        stage: what the run, the log and the progress call this training.
+        objective: what to minimise; by default what ``training.config`` says, without a teacher.
+        companions: take part in every step.
+        choose_from: share of the steps before whose end no weights count as the best ones, and no patience is
+            lost: until a mask has closed, say. The last epoch always counts.
+        kept_after: epochs after which the objective has kept what it needs to know of every sample, and
+            costs less; None where it keeps nothing. It decides what is forecast, and nothing else.
+
+    Raises:
+        UsageError: settings that contradict each other, a network without weights that learn, a loss that is
+            not finite with any rate that was tried.
+        DataError: samples that are unlabelled, unreadable or not for this network.
+        InputError: the network is no classifier.
+    """
+    begun = time.monotonic()
+    config = training.config
+    if config.patience and training.val is None and not config.val_fraction:
+        hint = "give --val or --val-fraction"
+        raise UsageError("needs samples to validate on", where="--patience", hint=hint)
+    objective = objective or objective_of(config)
+    together = world(training.device)
+    input = training.train.input
+    with (
+        prepared(network, input.shape, together.device, input.dtype) as found,
+        Signals() as signals,
+    ):
+        train, val = samples(training.train, training.val, config.val_fraction, found.classes)
+        for module in (network, objective):
+            if isinstance(module, nn.Module):
+                together.broadcast(module)
+        learner = Learner(
+            network,
+            config,
+            objective,
+            companions,
+            together,
+            classes=found.classes,
+            seed=seed,
+            steps_per_epoch=steps_per_epoch(train, config.batch_size),
+        )
+        loop = Loop(learner, training, train, val, stage, choose_from, signals)
+        if training.forecasts is None:
+            loop.run()
+        else:
+            training.forecasts.append(forecast(loop, kept_after))
+    place = loop.place
+    return Trained(
+        epochs=place.epoch,
+        steps=place.step,
+        best=place.best,
+        best_epoch=place.best_epoch,
+        loss=place.loss,
+        seconds=time.monotonic() - begun,
+        lr=learner.lr,
+        returns=loop.recovery.returns,
+    )

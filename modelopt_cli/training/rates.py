@@ -1,0 +1,85 @@
+"""The largest learning rate, where nobody gives one: a short range test before the first step.
+
+L. Smith, "Cyclical learning rates for training neural networks", WACV 2017, section 3.3: train a little with
+a rate that grows, and see where the loss begins to rise. Networks whose layers are normalised do not need it:
+their weights' scale has no influence on their outputs, and the usual rates suit them all.
+"""
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from modelopt_cli.training.learner import Learner
+from modelopt_cli.training.loader import Batch, training_batches
+from modelopt_cli.training.meter import LossMeter
+from modelopt_cli.training.optim import NORMS
+from modelopt_cli.training.snapshot import Place, kept, restore
+
+if TYPE_CHECKING:
+    from modelopt_cli.training.loop import Loop
+
+DOUBLINGS = 8
+"""The first rate is the usual one halved so often, and each is twice the one before."""
+BATCHES = 4
+"""The same for every rate, so that losses differ by the rate alone; a step for each."""
+TOO_HIGH = 1.5
+"""The loss has risen when it is so many times the smallest at the rates before."""
+STEPS = BATCHES * (DOUBLINGS + 1)
+
+
+def needs_test(learner: Learner) -> bool:
+    """Whether the rate of a training is to be found by :func:`tested_rate`."""
+    return learner.config.lr is None and not is_normalised(learner.network)
+
+
+def is_normalised(network: nn.Module) -> bool:
+    """Whether a layer of the network normalises its inputs, over samples or channels."""
+    return any(isinstance(module, NORMS) for module in network.modules())
+
+
+def tested_rate(loop: "Loop") -> float:
+    """The largest tested rate below that from which on the loss rises; the learner is as it was before.
+
+    Collective: every process gets the same one.
+
+    Args:
+        loop: one that has not begun.
+    """
+    learner = loop.learner
+    before = kept(learner, Place(), {})
+    batches = list(
+        islice(
+            training_batches(
+                loop.train,
+                batch_size=loop.config.batch_size,
+                epoch=0,
+                seed=learner.seed,
+                augment=loop.config.augment,
+                views=loop.config.views,
+                workers=loop.training.workers,
+                world=loop.world,
+            ),
+            BATCHES,
+        )
+    )
+    learner.network.train()
+    rates = [learner.lr * 0.5**halvings for halvings in range(DOUBLINGS, -1, -1)]
+    found, smallest = rates[0], float("inf")
+    for rate in rates:
+        loss = _loss_at(rate, learner, batches)
+        if not loss <= TOO_HIGH * smallest:
+            break
+        found, smallest = rate, min(smallest, loss)
+    restore(learner, before)
+    return found
+
+
+def _loss_at(rate: float, learner: Learner, batches: list[Batch]) -> float:
+    """The mean loss over a step on each batch; NaN where one is not finite."""
+    learner.meter = LossMeter()
+    for step, batch in enumerate(batches):
+        learner.step(batch, step, rate)
+    bad = learner.meter.take_in()
+    broken, total, samples = learner.world.sum(bad is not None, learner.meter.total, learner.meter.samples)
+    return float("nan") if broken else total / samples

@@ -1,0 +1,103 @@
+"""What happens when training diverges: back to the last good state, and on with a smaller learning rate."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from modelopt_cli.errors import UsageError
+from modelopt_cli.training.learner import Learner
+from modelopt_cli.training.snapshot import Place, kept, restore
+from modelopt_cli.training.state import State
+
+WINDOW = 50
+"""Steps of an epoch between looks at how the loss has developed; another is at the epoch's end."""
+LOWER = 4
+"""What the learning rate is divided by."""
+MOST = 5
+"""Returns in one training before it ends with an error."""
+LIMIT = 100
+"""Training has diverged when the loss is so many times what it was at the start, or 1 if that was less. Ten
+times is nothing: networks with batch norm come back from there."""
+_GOOD = "good/"
+
+
+class Diverged(UsageError):
+    """Training has diverged at ``step``, which counts from 1."""
+
+    def __init__(self, problem: str, step: int, steps: int, stage: str) -> None:
+        rate = "lower --lr, or limit the gradient with --clip"
+        hint = rate if step > 1 else "look for it in the data and in the weights it starts from"
+        super().__init__(f"{problem} at step {step} of {steps}", where=stage, hint=hint)
+        self.step = step
+
+
+class Recovery:
+    """Keeps the last good state of a training: that at the start, and any whose loss was no higher since.
+
+    What is decided here is decided from figures that all processes have.
+
+    Attributes:
+        returns: how often training went back to it.
+    """
+
+    def __init__(self, learner: Learner, stage: str) -> None:
+        self.learner, self.stage, self.returns = learner, stage, 0
+        self._good: State | None = None
+
+    def keep(self, place: Place, best: Mapping[str, Tensor]) -> None:
+        """Take the present state for a good one."""
+        self._good = kept(self.learner, place, best)
+
+    def judge(self, total: float, samples: int, place: Place) -> None:
+        """Look at the weights and at the losses since the last look, and note in ``place`` if all is well.
+
+        Args:
+            total: sum of the losses of this epoch's samples so far, of all processes.
+            samples: their number.
+            place: how far the training is.
+
+        Raises:
+            Diverged: a weight is not finite, or the losses are far above that of the first step.
+        """
+        mean = (total - place.judged) / (samples - place.judged_samples)
+        place.judged, place.judged_samples = total, samples
+        assert place.start is not None
+        place.good = mean <= place.start
+        if mean > LIMIT * max(place.start, 1.0):
+            raise self.diverged(f"the loss is {mean:.3g}, from {place.start:.3g} at the start,", place.step)
+        if not all(bool(torch.isfinite(p).all()) for p in self.learner.parameters):
+            raise self.diverged("a weight is not a finite number", place.step)
+
+    def diverged(self, problem: str, step: int) -> Diverged:
+        """The error that ends a training which cannot be brought back."""
+        return Diverged(problem, step, self.learner.steps, self.stage)
+
+    def back(self) -> tuple[Place, dict[str, Tensor]]:
+        """Return to the last good state, with a smaller rate; its place, and its best weights so far."""
+        assert self._good is not None
+        self.returns += 1
+        self.learner.lr /= LOWER
+        return restore(self.learner, self._good)
+
+    def into(self, state: State, place: Place) -> State:
+        """Add what this knows to a state of the training, which is no good one if it is at another step."""
+        about = {**state.about, "lr": self.learner.lr, "returns": self.returns}
+        assert self._good is not None
+        if self._good.about["place"]["step"] == place.step:
+            return State(state.tensors, about)
+        tensors = {f"{_GOOD}{name}": tensor for name, tensor in self._good.tensors.items()}
+        return State({**state.tensors, **tensors}, {**about, "good": self._good.about})
+
+    def restore(self, state: State) -> tuple[Place, dict[str, Tensor]]:
+        """Take up what :meth:`into` returned; the place, and the best weights so far."""
+        own = {name: t for name, t in state.tensors.items() if not name.startswith(_GOOD)}
+        place, best = restore(self.learner, State(own, state.about))
+        self.learner.lr = state.about.get("lr", self.learner.lr)  # states of older versions have none
+        self.returns = state.about.get("returns", 0)
+        if "good" in state.about:
+            tensors = {name.removeprefix(_GOOD): t for name, t in state.tensors.items() if name not in own}
+            self._good = State(tensors, state.about["good"])
+        else:
+            self.keep(place, best)
+        return place, best
