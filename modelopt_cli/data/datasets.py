@@ -211,11 +211,12 @@ def whole_label(label: Any, where: str) -> int:
 
 
 def _names_of_classes(dataset: Any) -> tuple[str, ...] | None:
-    """What torchvision's datasets call ``classes``; ImageNet's are tuples of synonyms, and no names."""
-    names = getattr(dataset, "classes", None)
-    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+    """What torchvision's datasets call ``classes``: names, or tuples of synonyms, the usual one first."""
+    classes = getattr(dataset, "classes", None)
+    if not isinstance(classes, list | tuple) or not classes:
         return None
-    return tuple(names)
+    names = [each[0] if isinstance(each, tuple) and each else each for each in classes]
+    return tuple(names) if all(isinstance(name, str) for name in names) else None
 
 
 def _count_classes(dataset: Any) -> int | None:

@@ -1,6 +1,7 @@
 """The data's classes and the network's, compared by name."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,9 +45,10 @@ def match_names(names: Sequence[str], classes: Sequence[str], where: str) -> Mat
     keys, known = [_key(name) for name in names], [_key(name) for name in classes]
     if keys == known:
         return Match(own)
-    # ImageNet has two cranes and two maillots: a name that is there twice says nothing.
-    places = {key: known.index(key) for key in known if known.count(key) == 1}
-    if len(set(keys)) == len(keys) and all(key in places for key in keys):
+    # ImageNet has two cranes and two maillots: a name that either side has twice says nothing.
+    twice = {key for names in (keys, known) for key, count in Counter(names).items() if count > 1}
+    places = {key: i for i, key in enumerate(known) if key not in twice}
+    if all(key in places for key in keys):
         found = tuple(places[key] for key in keys)
         return Match(found, _by_name(len(names), len(classes)) if found != own else None)
     strangers = [i for i, key in enumerate(keys) if key not in places]
@@ -58,8 +60,6 @@ def match_names(names: Sequence[str], classes: Sequence[str], where: str) -> Mat
             f"their order: '{shown(names[first])}' for '{shown(classes[first])}'",
             by_name=False,
         )
-    if not strangers:
-        raise DataError("two classes have the same name", where=where, hint="number them with csv:")
     stranger = names[strangers[0]]
     guess = nearest(_key(stranger), places)
     hint = (

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 import modelopt_cli
+from modelopt_cli.checkpoint import resolve
 from modelopt_cli.data import open_data
 from modelopt_cli.data.names import match_names
 from modelopt_cli.errors import DataError
@@ -116,7 +117,7 @@ def test_classes_are_matched_by_name(names, positions, noted):
         (("bird", "dog", "kat", "polar bear"), "class 'kat' is not among the network's 4.*did you mean cat"),
         (("n01", "n02"), "class 'n01'.*number them with csv:"),
         (("bird", "cat", "dog", "fox", "polar bear"), "class 'fox'"),
-        (("bird", "Bird"), "two classes have the same name"),
+        (("bird", "Bird"), "class 'bird' is not"),
     ],
     ids=["renamed out of place", "fewer and others", "one more", "twice"],
 )
@@ -129,6 +130,19 @@ def test_a_name_that_the_network_has_twice_is_not_taken():
     assert match_names(("crane", "fox", "crane"), ("crane", "fox", "crane"), "val").positions == (0, 1, 2)
     with pytest.raises(DataError, match="crane"):
         match_names(("crane", "fox"), ("crane", "fox", "crane"), "val")
+    # As torchvision's ImageNet and its networks do: the second maillot is called tank suit by the latter.
+    match = match_names(("fox", "maillot", "maillot"), ("fox", "maillot", "tank suit"), "val")
+    assert match.positions == (0, 1, 2)
+
+
+def test_synonyms_are_known_by_the_first(tmp_path):
+    (tmp_path / "u.py").write_text(
+        "import torch\nclass Two(list):\n    classes = [('tench', 'Tinca tinca'), ('church', 'house')]\n"
+        "def load(): return Two([(torch.zeros(1), 0), (torch.zeros(1), 1)])\n"
+    )
+    labels = tuple(resolve("torchvision:resnet18").labels)
+    data = open_data(f"{tmp_path / 'u.py'}:load").with_labels(labels)
+    assert torch.cat([found for _, found in data.batches(2)]).tolist() == [0, labels.index("church")]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
