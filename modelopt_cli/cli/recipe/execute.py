@@ -50,11 +50,11 @@ def _do(commands: Commands, arguments: list[str], what: str) -> None:
     try:
         commands.work(arguments)()
     except BaseException as error:
-        error.add_note(f"this was {what} ({arguments[0]})")
         if "--" in (getattr(error, "hint", None) or ""):
             error.add_note(
                 f"options of a step stand in the recipe, or behind --set {arguments[0]}.NAME=VALUE"
             )
+        error.add_note(f"this was {what} ({arguments[0]})")
         told = any("--resume" in note for note in error.__notes__)
         if isinstance(error, (KeyboardInterrupt, Terminated)) and not told:
             error.add_note("go on with the same command and --resume")
