@@ -8,6 +8,9 @@ number of input channels is odd, some kernels pair across positions, so there ev
 Depthwise convolutions widen before they add and have no such limit.
 
 Keeping every pair within 128 therefore makes a layer exact everywhere, with or without VNNI.
+
+The sum itself is an int32 in every kernel and wraps silently beyond 2**31. A channel's positive and
+negative weights bound it, whatever the input and the order of the terms.
 """
 
 import torch
@@ -15,6 +18,10 @@ from torch import Tensor
 
 PAIR_LIMIT = 128
 """Largest magnitude sum of two same-signed neighbouring weights: 255 * 128 <= 32,767."""
+
+INPUT_LIMIT = 256
+"""Larger than any input, shifted to int8 or not, and than any zero point."""
+_LARGEST_SUM = 2**31 - 1
 
 
 def is_depthwise(shape: tuple[int, ...], groups: int) -> bool:
@@ -49,3 +56,17 @@ def never_saturates(weight: Tensor, groups: int = 1) -> bool:
         return int(wide.abs().max()) <= PAIR_LIMIT // 2
     positive, negative = pair_sums(wide)
     return int(positive.max()) <= PAIR_LIMIT and int(negative.min()) >= -PAIR_LIMIT
+
+
+def never_wraps(weight: Tensor) -> bool:
+    """Whether a layer with this int8 weight has sums within int32 for any uint8 input and zero point.
+
+    Args:
+        weight: int8 ``(O, C / groups, KH, KW)`` or ``(O, C)``.
+    """
+    if weight.numel() == 0 or weight[0].numel() * 128 * INPUT_LIMIT <= _LARGEST_SUM:
+        return True
+    rows = weight.flatten(1)
+    positive = rows.clamp(min=0).sum(1, dtype=torch.int64)
+    negative = rows.clamp(max=0).sum(1, dtype=torch.int64)
+    return int(torch.maximum(positive, -negative).max()) * INPUT_LIMIT <= _LARGEST_SUM

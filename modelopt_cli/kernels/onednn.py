@@ -1,22 +1,30 @@
 """int8 on the CPU through oneDNN's operators on plain tensors, those Inductor itself lowers to.
 
 A convolution is packed at the first call for the shape it meets there: oneDNN lays the weight out
-for one input shape and is right, only slower, for others.
+for one input shape and is right, only slower, for others. What is packed is checked before it is used
+(``checks``); what fails there runs through the reference backend.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modelopt_cli.kernels import checks, reference
+from modelopt_cli.kernels.checks import twin
 from modelopt_cli.kernels.post_ops import POST_OPS
+from modelopt_cli.kernels.routes import Sides, sides_to_pad
 from modelopt_cli.program.quantized import (
+    ACTIVATIONS,
     DynamicLinear,
     QParams,
     QuantizedConv2d,
     QuantizedLinear,
     QuantizedMaxPool2d,
+    Weighted,
+    dequantize,
     dynamic_qparams,
     quantize,
 )
@@ -27,6 +35,7 @@ _linear = torch.ops.onednn.qlinear_pointwise.default
 
 # What the int8 operators take of them; the float32 ones take all.
 CONV_ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu")
+SUM_ACTIVATIONS = ("none", "relu")
 LINEAR_ACTIVATIONS = ("none", "relu", "gelu")
 
 
@@ -35,57 +44,113 @@ def _target(output: QParams | None) -> tuple[float, int, torch.dtype]:
     return (1.0, 0, torch.float32) if output is None else (output.scale, output.zero_point, torch.uint8)
 
 
-def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[..., Tensor] | None:
-    """The kernel of a convolution, or None where oneDNN has none for it.
+def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[..., Tensor]:
+    """The kernel of a convolution.
 
     Args:
         layer: the convolution; its weights are read once, at the first call.
         may_overwrite_residual: nobody reads the residual after this layer. The operator adds in
             place, so otherwise the residual is copied first.
     """
-    if layer.activation not in CONV_ACTIVATIONS:
-        return None
-    if layer.residual is not None and layer.activation not in ("none", "relu"):
-        return None
+    packings: dict[Sides, _PackedConv] = {}
+    kernels: dict[tuple[int, int], Callable[..., Tensor]] = {}
+
+    def kernel_for(x: Tensor) -> Callable[..., Tensor]:
+        sides = sides_to_pad(layer, x.shape[2], x.shape[3])
+        if sides is not None:
+            packed = packings.setdefault(sides, _PackedConv(layer, sides))
+            packed.lay_out(x)
+            if checks.conv2d(layer, sides, x.shape, partial(_any_activation, packed=packed)):
+                return _any_activation(layer, packed, may_overwrite_residual)
+        return partial(reference.conv2d, layer)
+
+    def run(x: Tensor, *residual: Tensor) -> Tensor:
+        size = (x.shape[2], x.shape[3])
+        kernel = kernels.get(size)
+        if kernel is None:
+            kernel = kernels[size] = kernel_for(x)
+        return kernel(x, *residual)
+
+    return run
+
+
+class _PackedConv:
+    """A convolution's weight as oneDNN wants it, and the input that fits it.
+
+    Args:
+        layer: whose weight it is.
+        sides: what the input is padded with before the operator.
+    """
+
+    def __init__(self, layer: QuantizedConv2d, sides: Sides) -> None:
+        self.layer, self.sides = layer, sides
+        padding = [0, 0] if any(sides[:4]) else list(layer.padding)
+        self.geometry = (list(layer.stride), padding, list(layer.dilation), layer.groups)
+        self.zeros = torch.zeros(layer.out_channels, dtype=torch.int8)
+        self.weight: Tensor | None = None
+
+    def lay_out(self, x: Tensor) -> None:
+        """Pack the weight, once, for the shape of an input."""
+        if self.weight is None:
+            layer, source = self.layer, (self.layer.input.scale, self.layer.input.zero_point)
+            weight = F.pad(layer.weight, (0, 0, 0, 0, *self.sides[4:])) if self.sides else layer.weight
+            shape = list(self.padded(x).shape)
+            self.weight = torch.ops.onednn.qconv_prepack(weight, layer.scale, *source, *self.geometry, shape)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """The input with its sides."""
+        return F.pad(x, self.sides, value=self.layer.input.zero_point) if self.sides else x
+
+
+def _any_activation(
+    layer: QuantizedConv2d, packed: _PackedConv, may_overwrite_residual: bool
+) -> Callable[..., Tensor]:
+    """The operator with its post-ops; where it lacks those, its sums and the rest after it."""
+    fuses = CONV_ACTIVATIONS if layer.residual is None else SUM_ACTIVATIONS
+    if layer.activation in fuses:
+        return _conv_operator(layer, packed, may_overwrite_residual)
+    plain = _conv_operator(twin(layer, activation="none", residual=None, output=None), packed, False)
+
+    def run(x: Tensor, *residual: Tensor) -> Tensor:
+        return _finish(layer, plain(x), *residual)
+
+    return run
+
+
+def _finish(layer: Weighted, y: Tensor, residual: Tensor | None = None) -> Tensor:
+    if residual is not None and isinstance(layer, QuantizedConv2d) and layer.residual is not None:
+        y = y + dequantize(residual, layer.residual)
+    y = ACTIVATIONS[layer.activation](y)
+    return y if layer.output is None else quantize(y, layer.output)
+
+
+def _conv_operator(
+    layer: QuantizedConv2d, packed: _PackedConv, may_overwrite_residual: bool
+) -> Callable[..., Tensor]:
     attr, scalars, algorithm = POST_OPS[layer.activation]
-    sides = _padded_first(layer)
-    padding = [0, 0] if sides else list(layer.padding)
-    geometry = (list(layer.stride), padding, list(layer.dilation), layer.groups)
     source, target = (layer.input.scale, layer.input.zero_point), _target(layer.output)
-    scale, bias = layer.scale, layer.bias
-    zeros = torch.zeros(layer.out_channels, dtype=torch.int8)
-    packed: Tensor | None = None
-
-    def padded(x: Tensor) -> Tensor:
-        return F.pad(x, sides, value=layer.input.zero_point) if sides else x
-
-    def pack(x: Tensor) -> Tensor:
-        shape = list(x.shape)
-        weight: Tensor = torch.ops.onednn.qconv_prepack(layer.weight, scale, *source, *geometry, shape)
-        return weight
+    geometry, weight = packed.geometry, packed.weight
+    scale, zeros, bias = layer.scale, packed.zeros, layer.bias
+    padded = packed.padded if packed.sides else None
 
     def plain(x: Tensor) -> Tensor:
-        nonlocal packed
-        x = padded(x)
-        if packed is None:
-            packed = pack(x)
+        if padded is not None:
+            x = padded(x)
         y: Tensor = _conv(
-            x, *source, packed, scale, zeros, bias, *geometry, *target, attr, scalars, algorithm
+            x, *source, weight, scale, zeros, bias, *geometry, *target, attr, scalars, algorithm
         )
         return y
 
     def summed(x: Tensor, residual: Tensor) -> Tensor:
-        nonlocal packed
-        x = padded(x)
-        if packed is None:
-            packed = pack(x)
+        if padded is not None:
+            x = padded(x)
         assert layer.residual is not None
         # In any other layout the operator would add to a copy of its own and return the residual itself.
         laid_out = residual.contiguous(memory_format=torch.channels_last)
         if laid_out is residual and not may_overwrite_residual:
             laid_out = residual.clone()
         y: Tensor = _conv_sum(
-            *(x, *source, packed, scale, zeros, laid_out, bias, *geometry, *target),
+            *(x, *source, weight, scale, zeros, laid_out, bias, *geometry, *target),
             *(layer.residual.scale, layer.residual.zero_point),
             *("sum", 1.0, attr, scalars, algorithm),
         )
@@ -94,30 +159,26 @@ def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[
     return plain if layer.residual is None else summed
 
 
-def _padded_first(layer: QuantizedConv2d) -> list[int]:
-    """What to pad before the kernel, as ``F.pad`` takes it; nothing where the kernel may pad itself.
-
-    Where a window can lie in the padding alone, oneDNN's correction for the zero point reads memory that
-    nobody has written, and the outputs there are anything (torch 2.13 on AVX-512, few channels).
-    """
-    high, wide = layer.padding
-    extents = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    return [wide, wide, high, high] if high >= extents[0] or wide >= extents[1] else []
+def linear(layer: QuantizedLinear) -> Callable[..., Tensor]:
+    """The kernel of a linear layer."""
+    packed = torch.ops.onednn.qlinear_prepack(layer.weight, None)
+    if not checks.linear(layer, lambda probe: _linear_kernel(probe, packed)):
+        return partial(reference.linear, layer)
+    return _linear_kernel(layer, packed)
 
 
-def linear(layer: QuantizedLinear) -> Callable[..., Tensor] | None:
-    """The kernel of a linear layer, or None where oneDNN has none for it."""
-    if layer.activation not in LINEAR_ACTIVATIONS:
-        return None
-    attr, scalars, algorithm = POST_OPS[layer.activation]
-    source, target = (layer.input.scale, layer.input.zero_point), _target(layer.output)
+def _linear_kernel(layer: QuantizedLinear, packed: Tensor) -> Callable[..., Tensor]:
+    fuses = layer.activation in LINEAR_ACTIVATIONS
+    fused, output = (layer.activation, layer.output) if fuses else ("none", None)
+    attr, scalars, algorithm = POST_OPS[fused]
+    source, target = (layer.input.scale, layer.input.zero_point), _target(output)
     scale, bias = layer.scale, layer.bias
     zeros = torch.zeros(layer.out_features, dtype=torch.int8)
-    packed = torch.ops.onednn.qlinear_prepack(layer.weight, None)
 
     def run(x: Tensor) -> Tensor:
         rows = x.reshape(-1, layer.in_features)
         y: Tensor = _linear(rows, *source, packed, scale, zeros, bias, *target, attr, scalars, algorithm)
+        y = y if fuses else _finish(layer, y)
         return y.view(*x.shape[:-1], layer.out_features)
 
     return run
@@ -125,9 +186,11 @@ def linear(layer: QuantizedLinear) -> Callable[..., Tensor] | None:
 
 def dynamic_linear(layer: DynamicLinear) -> Callable[..., Tensor]:
     """The kernel of a linear layer that quantizes its input at every call."""
+    packed = torch.ops.onednn.qlinear_prepack(layer.weight, None)
+    if not checks.linear(layer, lambda probe: _linear_kernel(probe, packed)):
+        return partial(reference.dynamic_linear, layer)
     scale, bias = layer.scale, layer.bias
     zeros = torch.zeros(layer.out_features, dtype=torch.int8)
-    packed = torch.ops.onednn.qlinear_prepack(layer.weight, None)
     target = _target(None)
 
     def run(x: Tensor) -> Tensor:

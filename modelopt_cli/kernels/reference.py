@@ -1,12 +1,13 @@
-"""The reference backend: int8 layers in 64-bit integer arithmetic, for tests and as last resort.
+"""The reference backend: int8 layers without an int8 operator, for tests and where those cannot be trusted.
 
-Slow and obvious. Accumulators are exact; only the scaling after them is floating point, in float64.
+Sums of integers are computed in float64, which holds them exactly in any order up to 2**53, by plain
+matrix products; only the scaling after them rounds.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from modelopt_cli.kernels.im2col import im2col
 from modelopt_cli.program.quantized import (
     ACTIVATIONS,
     QMAX,
@@ -21,21 +22,15 @@ from modelopt_cli.program.quantized import (
 
 
 def conv2d_accumulators(x: Tensor, layer: QuantizedConv2d) -> Tensor:
-    """Sums of ``(x - zero_point) * weight``, int64 ``(N, O, OH, OW)``."""
-    zero = layer.input.zero_point
-    outputs = []
-    for xs, w in zip(x.chunk(layer.groups, 1), layer.weight.chunk(layer.groups, 0), strict=True):
-        rows, (n, oh, ow) = im2col(
-            xs.long() - zero, layer.kernel_size, layer.stride, layer.padding, layer.dilation, 0
-        )
-        columns = w.long().permute(2, 3, 1, 0).reshape(-1, w.shape[0])
-        outputs.append((rows @ columns).view(n, oh, ow, -1).permute(0, 3, 1, 2))
-    return torch.cat(outputs, 1)
+    """Sums of ``(x - zero_point) * weight``, whole numbers in float64 ``(N, O, OH, OW)``."""
+    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    sums = F.conv2d(x.double() - layer.input.zero_point, layer.weight.double(), None, *geometry)
+    return sums.round_()  # an algorithm by transforms would be next to them
 
 
 def linear_accumulators(x: Tensor, weight: Tensor, zero_point: int) -> Tensor:
-    """Sums of ``(x - zero_point) * weight``, int64 ``(..., out_features)``."""
-    return (x.long() - zero_point) @ weight.long().t()
+    """Sums of ``(x - zero_point) * weight``, whole numbers in float64 ``(..., out_features)``."""
+    return (x.double() - zero_point) @ weight.double().t()
 
 
 def _finish(real: Tensor, activation: str, output: QParams | None) -> Tensor:
@@ -49,7 +44,7 @@ def _finish(real: Tensor, activation: str, output: QParams | None) -> Tensor:
 def _real(acc: Tensor, scale: Tensor, input_scale: float, bias: Tensor | None, channel_dim: int) -> Tensor:
     shape = [1] * acc.dim()
     shape[channel_dim] = -1
-    real = acc.double() * (scale.double() * input_scale).view(shape)
+    real = acc * (scale.double() * input_scale).view(shape)
     return real if bias is None else real + bias.double().view(shape)
 
 

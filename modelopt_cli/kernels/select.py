@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from operator import is_
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import EnvironmentFailure
 from modelopt_cli.kernels import cuda, onednn, reference, sparse24
-from modelopt_cli.kernels.bounds import never_saturates
+from modelopt_cli.kernels.bounds import never_saturates, never_wraps
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantized import (
     DynamicLinear,
@@ -19,10 +20,73 @@ from modelopt_cli.program.quantized import (
     QuantizedConv2d,
     QuantizedLinear,
     QuantizedMaxPool2d,
+    Weighted,
 )
 
 Backend = Literal["onednn", "cuda", "reference"]
-Kernel = Callable[..., Tensor]
+Run = Callable[..., Tensor]
+
+
+class Kernel:
+    """What a quantized layer computes through: chosen and built for the layer's device at the first call.
+
+    It is plain data until then. A copied or pickled layer keeps its choice and builds its own; a layer whose
+    tensors were replaced, moved or written to builds again.
+
+    Args:
+        backend: which kernels; None for those of the device.
+        may_overwrite_residual: nobody reads the residual after the layer.
+    """
+
+    def __init__(self, backend: Backend | None, may_overwrite_residual: bool) -> None:
+        self.backend = backend
+        self.may_overwrite_residual = may_overwrite_residual
+        self._built: _Built | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_built": None}
+
+    def __call__(self, layer: Quantized, *args: Tensor) -> Tensor:
+        built = self._built
+        if built is None or not built.serves(layer):
+            built = self.build(layer, args[0].device)
+        return built.run(*args)
+
+    def build(self, layer: Quantized, device: torch.device) -> "_Built":
+        """Build now what the first call would build."""
+        tensors = _tensors(layer)
+        device = next((t.device for t in tensors if t is not None), device)
+        backend = self.backend or ("cuda" if device.type == "cuda" else "onednn")
+        run = _KERNELS[backend](layer, self.may_overwrite_residual)
+        self._built = _Built(run or layer.emulate, tensors, tuple(map(_version, tensors)))
+        return self._built
+
+    @property
+    def run(self) -> Run | None:
+        """What was built, if anything was."""
+        return None if self._built is None else self._built.run
+
+
+class _Built(NamedTuple):
+    """What computes a layer, and the tensors it was built from."""
+
+    run: Run
+    tensors: tuple[Tensor | None, ...]
+    versions: tuple[int | None, ...]
+
+    def serves(self, layer: Quantized) -> bool:
+        """Whether the layer's tensors are still those."""
+        now = _tensors(layer)
+        return all(map(is_, now, self.tensors)) and tuple(map(_version, now)) == self.versions
+
+
+def _tensors(layer: Quantized) -> tuple[Tensor | None, ...]:
+    return tuple(layer._buffers.values())
+
+
+def _version(tensor: Tensor | None) -> int | None:
+    """A number that grows with every write to a tensor; inference tensors have none."""
+    return None if tensor is None or tensor.is_inference() else tensor._version
 
 
 def require_device(device: str | torch.device) -> None:
@@ -58,48 +122,54 @@ def prepare(program: Program, device: str | torch.device = "cpu", backend: Backe
     require_device(device)
     target = torch.device(device)
     program.to(target)
-    chosen = backend or ("cuda" if target.type == "cuda" else "onednn")
     overwritable = _overwritable_residuals(program)
     for name, module in program.named_modules():
-        if isinstance(module, Quantized):
-            module.kernel = _KERNELS[chosen](module, name in overwritable)
+        if isinstance(module, Weighted | QuantizedMaxPool2d):
+            module.kernel = kernel = Kernel(backend, name in overwritable)
+            kernel.build(module, target)
         elif type(module) is nn.Linear:
-            (sparse24.attach if chosen == "cuda" else sparse24.detach)(module)
+            cuda_kernels = (backend or target.type) == "cuda"
+            (sparse24.attach if cuda_kernels else sparse24.detach)(module)
     return program
 
 
-def _reference(module: nn.Module, _: bool) -> Kernel | None:
-    if isinstance(module, QuantizedConv2d):
-        return partial(reference.conv2d, module)
-    if isinstance(module, QuantizedLinear):
-        return partial(reference.linear, module)
-    if isinstance(module, DynamicLinear):
-        return partial(reference.dynamic_linear, module)
+def _reference(layer: Quantized, _: bool) -> Run | None:
+    if isinstance(layer, QuantizedConv2d):
+        return partial(reference.conv2d, layer)
+    if isinstance(layer, QuantizedLinear):
+        return partial(reference.linear, layer)
+    if isinstance(layer, DynamicLinear):
+        return partial(reference.dynamic_linear, layer)
     return None
 
 
-def _onednn(module: nn.Module, may_overwrite_residual: bool) -> Kernel | None:
-    if isinstance(module, QuantizedMaxPool2d):
-        return onednn.max_pool2d(module)
-    if not isinstance(module, QuantizedConv2d | QuantizedLinear | DynamicLinear):
+def _onednn(layer: Quantized, may_overwrite_residual: bool) -> Run | None:
+    if isinstance(layer, QuantizedMaxPool2d):
+        return onednn.max_pool2d(layer)
+    if not isinstance(layer, Weighted):
         return None
-    groups = module.groups if isinstance(module, QuantizedConv2d) else 1
-    if not torch.backends.mkldnn.is_available() or not never_saturates(module.weight, groups):
-        return _reference(module, False)
-    if isinstance(module, QuantizedConv2d):
-        return onednn.conv2d(module, may_overwrite_residual=may_overwrite_residual)
-    return onednn.linear(module) if isinstance(module, QuantizedLinear) else onednn.dynamic_linear(module)
+    groups = layer.groups if isinstance(layer, QuantizedConv2d) else 1
+    exact = never_saturates(layer.weight, groups) and never_wraps(layer.weight)
+    if not torch.backends.mkldnn.is_available() or not exact:
+        return _reference(layer, False)
+    if isinstance(layer, QuantizedConv2d):
+        return onednn.conv2d(layer, may_overwrite_residual=may_overwrite_residual)
+    if isinstance(layer, QuantizedLinear):
+        return onednn.linear(layer)
+    return onednn.dynamic_linear(layer) if isinstance(layer, DynamicLinear) else None
 
 
-def _cuda(module: nn.Module, _: bool) -> Kernel | None:
-    if isinstance(module, QuantizedConv2d):
-        return cuda.conv2d(module)
-    if isinstance(module, QuantizedLinear):
-        return cuda.linear(module)
-    return cuda.dynamic_linear(module) if isinstance(module, DynamicLinear) else None
+def _cuda(layer: Quantized, _: bool) -> Run | None:
+    if isinstance(layer, Weighted) and not never_wraps(layer.weight):
+        return _reference(layer, False)
+    if isinstance(layer, QuantizedConv2d):
+        return cuda.conv2d(layer)
+    if isinstance(layer, QuantizedLinear):
+        return cuda.linear(layer)
+    return cuda.dynamic_linear(layer) if isinstance(layer, DynamicLinear) else None
 
 
-_KERNELS: dict[str, Callable[[nn.Module, bool], Kernel | None]] = {
+_KERNELS: dict[str, Callable[[Quantized, bool], Run | None]] = {
     "onednn": _onednn,
     "cuda": _cuda,
     "reference": _reference,

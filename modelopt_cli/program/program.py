@@ -1,15 +1,21 @@
 """The Program: the one representation every method works on."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 
 from modelopt_cli.program.calls import canonicalize
+from modelopt_cli.program.pickling import graph_of, plain_nodes
+from modelopt_cli.program.quantized import Quantized, keep_float32
 from modelopt_cli.program.spec import InputSpec
+
+_MODULE = ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
+_HEADER = ("input", "labels", "history", "encodings", "arch")
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,26 @@ class Program(fx.GraphModule):
             del type(self).__call__
         return code
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if any(isinstance(module, Quantized) for module in self.modules()):
+            keep_float32(fn)  # before anything is converted
+        return cast(Self, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
+
+    def __copy__(self) -> Self:
+        return self.with_graph(self, copy.deepcopy(self.graph))  # type: ignore[return-value]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the graph as it is; fx would pickle its source, and lose what makes it a Program."""
+        own = {name: value for name, value in vars(self).items() if name in _MODULE or name in _HEADER}
+        return _unpickle, (own, plain_nodes(self.graph))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         root = nn.Module()
         root.__dict__ = copy.deepcopy(self.__dict__, memo)
         return self.with_graph(root, root.__dict__["_graph"])  # type: ignore[return-value]
+
+
+def _unpickle(own: dict[str, Any], nodes: list[tuple[Any, ...]]) -> Program:
+    shell = Program.__new__(Program)
+    vars(shell).update(own)
+    return shell.with_graph(shell, graph_of(nodes))

@@ -5,20 +5,23 @@ weight stands for ``scale[o] * w`` (symmetric, per output channel o). This is th
 al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
 (CVPR 2018), section 2.1, with the bias kept in float32.
 
-A layer computes through ``self.kernel``, which ``modelopt_cli.kernels.prepare`` sets for the device
-at hand. Without one it computes the same values in float32, slowly: a Program is right before it is
-fast.
+A layer computes through ``self.kernel``, which ``modelopt_cli.kernels.prepare`` sets. Then its sums are
+those of the integers, whatever the layer and the device. Without one it computes the same values in
+float32, up to rounding, and slowly: a Program is right before it is fast.
+
+int8 layers take float32 and uint8 and return those. They have no form in another precision.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modelopt_cli.errors import UsageError
 from modelopt_cli.program.fields import checked_config, parse_fields
 
 QMIN, QMAX = 0, 255
@@ -75,13 +78,46 @@ def dequantize(x: Tensor, q: QParams) -> Tensor:
     return x.to(torch.float32).sub_(q.zero_point).mul_(q.scale)
 
 
+def keep_float32(fn: Callable[[Tensor], Tensor]) -> None:
+    """Refuse a function for ``Module._apply`` that would change the type of int8 layers' scales.
+
+    Raises:
+        UsageError: ``fn`` does not keep float32.
+    """
+    dtype = fn(torch.empty(0)).dtype
+    if dtype != torch.float32:
+        name = str(dtype).removeprefix("torch.")
+        raise UsageError(
+            f"int8 layers compute in int8 and float32 and cannot become {name}",
+            where="the network",
+            hint="move it with .to(device) alone, or convert the float network before it is quantized",
+        )
+
+
+def real_input(x: Tensor) -> Tensor:
+    """A floating-point tensor as float32.
+
+    Raises:
+        UsageError: it holds something else, pixels of 0 to 255 say, whose scale nobody has said.
+    """
+    if not x.is_floating_point():
+        name = str(x.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"an int8 network takes preprocessed floating-point input, not {name}",
+            where="the input",
+            hint="scale and normalise it first, as program.input.preprocess says",
+        )
+    return x.float()
+
+
 class Quantized(nn.Module):
     """Base of all quantized layers: hyperparameters as data, and a kernel that can be swapped.
 
     Attributes:
         fields: the hyperparameters, in constructor order, as ``program.fields`` declares them.
         arity: how many tensors ``forward`` takes.
-        kernel: what computes ``forward``; set by ``kernels.prepare``, never saved or copied.
+        kernel: what computes ``forward`` from the layer and its arguments; set by ``kernels.prepare``.
+            Copies keep it.
     """
 
     fields: ClassVar[str] = ""
@@ -116,15 +152,16 @@ class Quantized(nn.Module):
                 values[field.name] = QParams(*values[field.name])
         return cls(**values)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "kernel": None}
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        keep_float32(fn)
+        return cast(Self, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in parse_fields(self.fields))
 
     def forward(self, *args: Tensor) -> Tensor:
         if self.kernel is not None:
-            return self.kernel(*args)
+            return self.kernel(self, *args)
         if len(args) != self.arity:
             raise TypeError(f"takes {self.arity} tensors, not {len(args)}")
         return self.emulate(*args)
@@ -281,11 +318,12 @@ class DynamicLinear(Weighted):
         self._allocate((out_features, in_features), has_bias)
 
     def forward(self, *args: Tensor) -> Tensor:
+        x = real_input(args[0])
         try:
-            return super().forward(*args)
+            return super().forward(x)
         except NotFiniteError:
             # As the float layer would: what went wrong before must stay visible behind.
-            return F.linear(args[0], self.float_weight(), self.bias)
+            return F.linear(x, self.float_weight(), self.bias)
 
     def emulate(self, *args: Tensor) -> Tensor:
         q = dynamic_qparams(args[0])
@@ -303,7 +341,7 @@ class Quantize(Quantized):
 
     def real(self, *args: Tensor) -> Tensor:
         """The value, before it is rounded."""
-        return args[0]
+        return real_input(args[0])
 
     def emulate(self, *args: Tensor) -> Tensor:
         q = quantize(self.real(*args), self.output)

@@ -7,13 +7,15 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from kernel_cases import conv, dynamic, linear
 from torch import Tensor, fx
 
-from modelopt_cli.kernels import never_saturates, onednn, prepare, reference
+from modelopt_cli.kernels import checks, never_saturates, onednn, prepare, reference
+from modelopt_cli.kernels.select import Kernel
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.quantized import DynamicLinear, QParams, QuantizedConv2d, QuantizedLinear
 
@@ -73,7 +75,28 @@ def as_program(layer: torch.nn.Module) -> Program:
 
 
 def report() -> dict[str, Any]:
-    """Errors of the bounded layers, of unbounded ones on oneDNN and after ``prepare``."""
+    """Errors of the bounded layers on oneDNN, of unbounded ones there, and of these after ``prepare``."""
+    with mock.patch.multiple(checks, conv2d=lambda *_: True, linear=lambda *_: True):
+        found = _errors_without_checks()
+    layer = unbounded()
+    x = brightest(1, 16, 8, 8)
+    found["rerouted"] = float((prepare(as_program(layer))(x) - BEYOND).abs().max())
+    checks._outcomes.clear()
+    run = onednn.conv2d(layer, may_overwrite_residual=False)
+    found["checked"] = float((run(x) - BEYOND).abs().max())
+    return found
+
+
+BEYOND = float(255 * 127 * 16 * 9)
+
+
+def unbounded() -> QuantizedConv2d:
+    layer = extreme_conv("even split")
+    layer.weight.fill_(127)
+    return layer
+
+
+def _errors_without_checks() -> dict[str, Any]:
     errors: dict[str, float] = {}
     with torch.inference_mode():
         for name in EXTREMES:
@@ -82,30 +105,22 @@ def report() -> dict[str, Any]:
             for side in (5, 12):
                 x = brightest(2, layer.in_channels, side, side)
                 run = onednn.conv2d(layer, may_overwrite_residual=False)
-                assert run is not None
                 wrong = float((run(x) - reference.conv2d(layer, x)).abs().max())
                 errors[name] = max(errors.get(name, 0.0), wrong)
         for values in ([64, 64], [127, 1], [-100, -28], [127, -127]):
             dense = extreme_linear(values)
             x = torch.full((20, 64), 255, dtype=torch.uint8)
             run = onednn.linear(dense)
-            assert run is not None
             errors[f"linear {values}"] = float((run(x) - reference.linear(dense, x)).abs().max())
-        x = brightest(1, 16, 8, 8)
-        unbounded = extreme_conv("even split")
-        unbounded.weight.fill_(127)
-        run = onednn.conv2d(unbounded, may_overwrite_residual=False)
-        assert run is not None
-        expected = float(255 * 127 * 16 * 9)
-        hazard = float((run(x) - expected).abs().max())
-        rerouted = float((prepare(as_program(unbounded))(x) - expected).abs().max())
-    return {"errors": errors, "hazard": hazard, "rerouted": rerouted}
+        run = onednn.conv2d(unbounded(), may_overwrite_residual=False)
+        hazard = float((run(brightest(1, 16, 8, 8)) - BEYOND).abs().max())
+    return {"errors": errors, "hazard": hazard}
 
 
 def test_exact_here() -> None:
     found = report()
     assert set(found["errors"].values()) == {0.0}
-    assert found["rerouted"] == 0.0
+    assert found["rerouted"] == found["checked"] == 0.0
 
 
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
@@ -119,7 +134,7 @@ def test_exact_without_vnni(isa: str) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert set(found["errors"].values()) == {0.0}
-    assert found["rerouted"] == 0.0
+    assert found["rerouted"] == found["checked"] == 0.0
     if found["hazard"] == 0.0:
         pytest.skip(f"ONEDNN_MAX_CPU_ISA={isa} does not make this CPU saturate")
     assert found["hazard"] > 1e5
@@ -163,7 +178,8 @@ def test_unbounded_layers_are_rerouted(kind: type) -> None:
     for value, exact in ((64, False), (127, True)):
         layer.weight.fill_(value)
         prepare(as_program(layer))
-        assert isinstance(layer.kernel, partial) is exact  # the reference backend's functions
+        assert isinstance(layer.kernel, Kernel)
+        assert isinstance(layer.kernel.run, partial) is exact  # the reference backend's functions
 
 
 def test_cuda_accumulators_of_large_groups_are_exact() -> None:

@@ -1,0 +1,37 @@
+"""Convolutions that oneDNN's int8 operator gets wrong, and the way round each.
+
+Found by ``benchmarks/geometries.py`` with torch 2.13 (oneDNN 3.11): AVX2 is right everywhere; with AVX2-VNNI
+and every AVX-512 level the correction for the zero point reads memory that nobody has written, or the process
+dies, where no tap of a window lies on the image; AVX-512 also errs with one input channel per group
+(a stride that is wider than high and one output column, more than 32 outputs per group, large images) unless
+each channel has a filter of its own. The rules are wider than what was found wrong.
+"""
+
+from modelopt_cli.program.quantized import QuantizedConv2d
+
+Sides = tuple[int, ...]
+"""What to add to the input before the operator, as ``F.pad`` takes it; empty: nothing."""
+
+
+def sides_to_pad(layer: QuantizedConv2d, height: int, width: int) -> Sides | None:
+    """What must be added to an image of this size so that oneDNN's convolution of it is right.
+
+    Returns:
+        Padding of width, height and channels, () where the operator takes the image as it is, None where
+        another backend must do it.
+    """
+    one_channel = layer.in_channels == layer.groups and layer.out_channels != layer.groups
+    if one_channel and layer.groups > 1:
+        return None
+    spatial = _misses_the_image(layer, 0, height) or _misses_the_image(layer, 1, width)
+    if not (spatial or one_channel or layer.in_channels == 1):
+        return ()
+    high, wide = layer.padding if spatial else (0, 0)
+    return (wide, wide, high, high, 0, int(layer.in_channels == 1))
+
+
+def _misses_the_image(layer: QuantizedConv2d, axis: int, length: int) -> bool:
+    """Whether all taps of a window can lie in the padding, before, behind or on both sides of the image."""
+    padding, dilation = layer.padding[axis], layer.dilation[axis]
+    extent = dilation * (layer.kernel_size[axis] - 1) + 1
+    return padding >= extent or (padding > 0 and dilation > 1 and extent > length)
