@@ -8,6 +8,7 @@ avoidably slow baseline.
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,7 +26,16 @@ _conv_add = torch.ops.mkldnn._convolution_pointwise.binary
 _linear = torch.ops.mkldnn._linear_pointwise.default
 
 
-class PackedConv2d(nn.Module):
+class _Packed(nn.Module):
+    """A layer whose weight is packed at the first call; a copied or pickled one packs its own."""
+
+    packed: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "packed": None}
+
+
+class PackedConv2d(_Packed):
     """A convolution with its activation, and with an addition before that if called with two inputs."""
 
     def __init__(self, conv: nn.Conv2d, activation: str) -> None:
@@ -35,7 +45,6 @@ class PackedConv2d(nn.Module):
         self.post_op = POST_OPS[activation]
         padding = [0, 0] if isinstance(conv.padding, str) else list(conv.padding)
         self.geometry = (padding, list(conv.stride), list(conv.dilation), conv.groups)
-        self.packed: Tensor | None = None
 
     def _weight(self, x: Tensor) -> Tensor:
         if self.packed is None:
@@ -64,17 +73,29 @@ class PackedConv2d(nn.Module):
         return (x.shape[0], self.conv.out_channels, *sides)
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(_Packed):
     """A linear layer with its activation."""
 
     def __init__(self, linear: nn.Linear, activation: str) -> None:
         super().__init__()
         self.linear = linear
         self.post_op = POST_OPS[activation]
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.linear.weight.detach(), None)
         y: Tensor = _linear(x, self.packed, self.linear.bias, *self.post_op)
+        return y
+
+
+class Prepacked:
+    """A Program of packed layers, called with its images laid out for them."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor = self.program(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
         return y
 
 
@@ -97,7 +118,7 @@ def prepack(program: Program) -> Callable[[Tensor], Tensor]:
             _pack(fused, node)
     fused.graph.eliminate_dead_code()
     fused.recompile()
-    return lambda x: fused(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
+    return Prepacked(fused)
 
 
 def _pack(program: Program, node: fx.Node) -> None:

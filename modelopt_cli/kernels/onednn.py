@@ -15,7 +15,7 @@ from torch import Tensor
 from modelopt_cli.kernels import checks, reference
 from modelopt_cli.kernels.checks import twin
 from modelopt_cli.kernels.post_ops import POST_OPS
-from modelopt_cli.kernels.routes import Sides, sides_to_pad
+from modelopt_cli.kernels.routes import Sides, may_fuse_residual, sides_to_pad
 from modelopt_cli.program.quantized import (
     ACTIVATIONS,
     DynamicLinear,
@@ -106,8 +106,11 @@ def _any_activation(
     layer: QuantizedConv2d, packed: _PackedConv, may_overwrite_residual: bool
 ) -> Callable[..., Tensor]:
     """The operator with its post-ops; where it lacks those, its sums and the rest after it."""
-    fuses = CONV_ACTIVATIONS if layer.residual is None else SUM_ACTIVATIONS
-    if layer.activation in fuses:
+    if layer.residual is None:
+        fuses = layer.activation in CONV_ACTIVATIONS
+    else:
+        fuses = layer.activation in SUM_ACTIVATIONS and may_fuse_residual(layer)
+    if fuses:
         return _conv_operator(layer, packed, may_overwrite_residual)
     plain = _conv_operator(twin(layer, activation="none", residual=None, output=None), packed, False)
 

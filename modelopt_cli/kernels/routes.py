@@ -4,9 +4,11 @@ Found by ``benchmarks/geometries.py`` with torch 2.13 (oneDNN 3.11): AVX2 is rig
 and every AVX-512 level the correction for the zero point reads memory that nobody has written, or the process
 dies, where no tap of a window lies on the image; AVX-512 also errs with one input channel per group
 (a stride that is wider than high and one output column, more than 32 outputs per group, large images) unless
-each channel has a filter of its own. The rules are wider than what was found wrong.
+each channel has a filter of its own, and adds a residual wrongly to some grouped convolutions. The rules are
+wider than what was found wrong.
 """
 
+from modelopt_cli.kernels.bounds import is_depthwise
 from modelopt_cli.program.quantized import QuantizedConv2d
 
 Sides = tuple[int, ...]
@@ -30,8 +32,16 @@ def sides_to_pad(layer: QuantizedConv2d, height: int, width: int) -> Sides | Non
     return (wide, wide, high, high, 0, int(layer.in_channels == 1))
 
 
+def may_fuse_residual(layer: QuantizedConv2d) -> bool:
+    """Whether the operator adds the residual of such a convolution rightly."""
+    return layer.groups == 1 or is_depthwise(tuple(layer.weight.shape), layer.groups)
+
+
 def _misses_the_image(layer: QuantizedConv2d, axis: int, length: int) -> bool:
-    """Whether all taps of a window can lie in the padding, before, behind or on both sides of the image."""
+    """Whether all taps of a window can lie in the padding, before, behind or on both sides of the image.
+
+    The last needs taps further apart than the image is long; a length that just fits counts, too.
+    """
     padding, dilation = layer.padding[axis], layer.dilation[axis]
     extent = dilation * (layer.kernel_size[axis] - 1) + 1
-    return padding >= extent or (padding > 0 and dilation > 1 and extent > length)
+    return padding >= extent or (padding > 0 and dilation >= max(length, 2))

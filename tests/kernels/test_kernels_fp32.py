@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from modelopt_cli.kernels.fp32 import PackedConv2d, PackedLinear, prepack
+from modelopt_cli.kernels.fp32 import PackedConv2d, PackedLinear, Prepacked, prepack
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
 
@@ -93,7 +93,8 @@ def test_a_shared_addition_operand_is_kept() -> None:
 def test_layers_are_packed() -> None:
     program = capture(with_statistics(models.resnet18()), InputSpec((3, 64, 64)), verify=False)
     fast = prepack(program)
-    fused = fast.__closure__[0].cell_contents  # type: ignore[index]
+    assert isinstance(fast, Prepacked)
+    fused = fast.program
     kinds = [type(fused.get_submodule(n.target)) for n in fused.graph.nodes if n.op == "call_module"]
     assert kinds.count(PackedConv2d) == 20
     assert kinds.count(PackedLinear) == 1

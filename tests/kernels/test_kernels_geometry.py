@@ -1,0 +1,143 @@
+"""Shapes that oneDNN's int8 operators get wrong do not reach them, and those nobody knows yet are found."""
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from kernel_cases import assert_matches, conv, dynamic, exact_conv, exact_linear, linear, random_uint8
+from test_kernels_saturation import as_program
+from torch import Tensor
+
+from modelopt_cli.kernels import checks, onednn, prepare
+from modelopt_cli.kernels.routes import sides_to_pad
+from modelopt_cli.program.quantized import QParams, dynamic_qparams, quantize
+
+# Channels in and out, groups, kernel, stride, padding, dilation, image: wrong with some instruction set.
+WRONG: dict[str, tuple[Any, ...]] = {
+    "wider stride": (1, 16, 1, (3, 3), (1, 4), (1, 1), (1, 1), (14, 3)),
+    "wider stride, unpadded": (1, 32, 1, (7, 3), (1, 3), (0, 0), (1, 1), (11, 4)),
+    "wider stride, grouped": (16, 32, 16, (3, 3), (1, 4), (0, 0), (1, 1), (5, 3)),
+    "many outputs a group": (8, 264, 8, (3, 3), (4, 5), (4, 1), (1, 1), (2, 6)),
+    "many outputs, one column": (4, 132, 4, (3, 7), (4, 2), (2, 0), (1, 1), (26, 7)),
+    "large image": (1, 32, 1, (1, 2), (5, 1), (0, 0), (1, 1), (297, 61)),
+    "taps on both sides": (16, 4, 1, (2, 2), (2, 2), (1, 1), (2, 2), (8, 1)),
+    "taps on both sides, grouped": (96, 2, 2, (4, 2), (3, 4), (3, 1), (3, 3), (4, 2)),
+    "pointwise in the padding": (5, 3, 1, (1, 1), (1, 5), (0, 1), (1, 1), (33, 1)),
+    "depthwise in the padding": (16, 16, 16, (1, 1), (2, 1), (2, 0), (1, 1), (3, 4)),
+    "deadly": (12, 5, 1, (3, 1), (5, 2), (0, 1), (2, 3), (10, 1)),
+    "deadly, grouped": (24, 64, 8, (3, 1), (2, 2), (0, 1), (1, 2), (7, 1)),
+}
+COMMON: dict[str, tuple[Any, ...]] = {
+    "stem": (3, 64, 1, (7, 7), (2, 2), (3, 3), (1, 1), (224, 224)),
+    "block": (64, 64, 1, (3, 3), (1, 1), (1, 1), (1, 1), (7, 7)),
+    "small map": (64, 64, 1, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)),
+    "pointwise": (64, 256, 1, (1, 1), (2, 2), (0, 0), (1, 1), (56, 56)),
+    "depthwise": (96, 96, 96, (5, 5), (2, 2), (2, 2), (1, 1), (28, 28)),
+    "grouped": (128, 128, 32, (3, 3), (1, 1), (1, 1), (1, 1), (28, 28)),
+    "dilated": (256, 256, 1, (3, 3), (1, 1), (12, 12), (12, 12), (28, 28)),
+}
+
+
+def layer_of(form: tuple[Any, ...], **more: Any) -> Any:
+    names = ("in_channels", "out_channels", "groups", "kernel_size", "stride", "padding", "dilation")
+    plain = {"output": None, "has_bias": False, "input": QParams(1.0, 200)}
+    return conv(**dict(zip(names, form, strict=False)), **{**plain, **more})
+
+
+def report() -> dict[str, float]:
+    """The largest error of each prepared layer, with the trial and by the rule alone."""
+    errors: dict[str, float] = {}
+    with torch.inference_mode():
+        for name, form in WRONG.items():
+            layer = layer_of(form)
+            x = random_uint8(2, form[0], *form[-1]).contiguous(memory_format=torch.channels_last)
+            exact = exact_conv(layer, x)
+            size = float(exact.abs().max().clamp(min=1))
+            with mock.patch.object(checks, "conv2d", return_value=True):
+                ruled = onednn.conv2d(layer, may_overwrite_residual=False)(x)
+            errors[name] = max(
+                float((y - exact).abs().max()) / size for y in (ruled, prepare(as_program(layer))(x))
+            )
+    return errors
+
+
+def test_right_here() -> None:
+    assert max(report().values()) < 1e-6  # on other instruction sets: test_kernels_saturation.py
+
+
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_a_residual_added_to_a_grouped_convolution(activation: str) -> None:
+    form = (144, 144, 3, (1, 7), (2, 5), (0, 3), (1, 1), (2, 1))
+    layer = layer_of(form, output=QParams(60.0, 90), residual=QParams(30.0, 5), activation=activation)
+    x = random_uint8(1, 144, 2, 1)
+    residual = random_uint8(1, 144, 1, 1, seed=3)
+    with mock.patch.object(checks, "conv2d", return_value=True):
+        got = onednn.conv2d(layer, may_overwrite_residual=False)(x, residual)
+    assert_matches(got, exact_conv(layer, x, residual), layer.output)
+
+
+@pytest.mark.parametrize("name", [*WRONG, *COMMON])
+def test_only_what_is_odd_is_taken_round(name: str) -> None:
+    form = (WRONG | COMMON)[name]
+    assert (sides_to_pad(layer_of(form), *form[-1]) == ()) == (name in COMMON)
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 40])
+def test_padding_first_depends_on_the_image(side: int) -> None:
+    layer = layer_of((8, 8, 1, (2, 1), (1, 1), (1, 0), (3, 1), None))
+    assert sides_to_pad(layer, side, 9) == ((0, 0, 1, 1, 0, 0) if side <= 3 else ())
+
+
+def _off_by_one(operator: Any, only: Any = lambda x: True) -> Any:
+    def wrong(x: Tensor, *args: Any) -> Tensor:
+        y: Tensor = operator(x, *args)
+        return y + 1 if only(x) else y
+
+    return wrong
+
+
+@pytest.mark.parametrize("output", [None, QParams(0.02, 90)], ids=["float", "uint8"])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_an_operator_that_is_wrong_for_a_shape_is_not_used(output: Any, depthwise: bool) -> None:
+    layer = conv(output=output, **({"in_channels": 12, "groups": 12} if depthwise else {}))
+    narrow, wide = random_uint8(2, layer.in_channels, 9, 4), random_uint8(2, layer.in_channels, 9, 9)
+    wrong = _off_by_one(onednn._conv, lambda x: x.shape[3] == 4)
+    with mock.patch.dict(checks._outcomes, clear=True), mock.patch.object(onednn, "_conv", wrong):
+        prepare(as_program(layer))
+        for x in (wide, narrow, wide):
+            assert_matches(layer(x), exact_conv(layer, x), output)
+        assert sorted(checks._outcomes.values()) == [False, True]
+
+
+def test_a_post_op_that_is_wrong_is_not_used() -> None:
+    layer = conv(activation="silu")
+    x = random_uint8(2, 8, 9, 9)
+    silu = onednn.POST_OPS | {"silu": ("relu", [], "")}
+    with mock.patch.dict(checks._outcomes, clear=True), mock.patch.object(onednn, "POST_OPS", silu):
+        prepare(as_program(layer))
+        assert_matches(layer(x), exact_conv(layer, x), layer.output)
+
+
+def test_a_linear_operator_that_is_wrong_is_not_used() -> None:
+    static, moving = linear(), dynamic()
+    x, floats = random_uint8(5, 24), torch.randn(5, 24)
+    wrong = _off_by_one(onednn._linear)
+    with mock.patch.dict(checks._outcomes, clear=True), mock.patch.object(onednn, "_linear", wrong):
+        prepare(as_program(static)), prepare(as_program(moving))
+        assert list(checks._outcomes.values()) == [False, False]
+        assert_matches(static(x), exact_linear(static, x, static.input), static.output)
+        q = dynamic_qparams(floats)
+        assert_matches(moving(floats), exact_linear(moving, quantize(floats, q), q), None)
+
+
+def test_layers_of_one_form_are_tried_once() -> None:
+    with mock.patch.dict(checks._outcomes, clear=True):
+        for seed in range(3):
+            layer = conv(seed=seed)
+            prepare(as_program(layer))
+            for side in (20, 20, 30, 224):  # larger images are tried on a part
+                layer(random_uint8(1, 8, side, side))
+        assert len(checks._outcomes) == 1
+        layer(random_uint8(2, 8, 20, 5))
+        assert len(checks._outcomes) == 2
