@@ -12,6 +12,7 @@ float32, up to rounding, and slowly: a Program is right before it is fast.
 int8 layers take float32 and uint8 and return those. They have no form in another precision.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
@@ -155,6 +156,10 @@ class Quantized(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         keep_float32(fn)
         return cast(Self, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.kernel = copy.copy(self.kernel)  # which builds again
 
     def extra_repr(self) -> str:
         return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in parse_fields(self.fields))

@@ -15,6 +15,7 @@ from kernel_cases import conv, dynamic, linear
 from torch import Tensor, fx
 
 from modelopt_cli.kernels import checks, never_saturates, onednn, prepare, reference
+from modelopt_cli.kernels.bounds import never_wraps
 from modelopt_cli.kernels.select import Kernel
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.quantized import DynamicLinear, QParams, QuantizedConv2d, QuantizedLinear
@@ -199,3 +200,41 @@ def test_cuda_accumulators_of_large_groups_are_exact() -> None:
     assert exact > 2**24
     got = cuda._grouped(layer)(x)
     assert got.double().unique().tolist() == [exact]
+
+
+@pytest.mark.parametrize(
+    ("terms", "value", "expected"),
+    [
+        (60_000, 127, True),
+        (66_000, 127, True),
+        (66_100, 127, False),
+        (66_100, -127, False),
+        (131_000, 64, True),
+        (131_100, 64, False),
+        (131_100, -64, False),
+        (200_000, 1, True),
+    ],
+)
+def test_never_wraps(terms: int, value: int, expected: bool) -> None:
+    weight = torch.zeros(2, terms, dtype=torch.int8)
+    weight[1] = value
+    assert never_wraps(weight) is expected
+    weight[1, ::2] *= -1  # two sums of half the size
+    assert never_wraps(weight)
+
+
+@pytest.mark.parametrize("backend", ["onednn", "cuda", "reference", None])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_beyond_int32_do_not_wrap(backend: Any, sign: int) -> None:
+    wide = 160_000
+    static, moving = linear(wide, 2, False, input=QParams(1.0, 0), output=None), dynamic(wide, 2, False)
+    deep = conv(**{"in_channels": 4096, "out_channels": 2, "kernel_size": (7, 7), "padding": (0, 0), **PLAIN})
+    for layer in (static, moving, deep):
+        layer.weight.fill_(64 * sign)
+        layer.scale.fill_(1.0)
+        prepare(as_program(layer), backend=backend)
+    rows = torch.full((1, wide), 255, dtype=torch.uint8)
+    assert static(rows).tolist() == [[float(255 * 64 * wide * sign)] * 2]
+    assert moving(torch.ones(1, wide)).tolist() == [[pytest.approx(64 * wide * sign, rel=1e-6)] * 2]
+    white = brightest(1, 4096, 7, 7)
+    assert deep(white).flatten().tolist() == [pytest.approx(255 * 64 * 4096 * 49 * sign, rel=1e-6)] * 2
