@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.kernels import reference
+from modelopt_cli.program.fields import parse_fields
 from modelopt_cli.program.quantized import (
     DynamicLinear,
     QParams,
@@ -78,7 +79,7 @@ def linear(layer: QuantizedLinear | DynamicLinear, make: Make) -> bool:
 
 def _values(layer: Weighted) -> tuple[Any, ...]:
     """Hyperparameters, of scales and zero points only their presence and whether the zero point is zero."""
-    values = (getattr(layer, name) for name in layer.options)
+    values = (getattr(layer, field.name) for field in parse_fields(layer.fields))
     return tuple(("q", v.zero_point == 0) if isinstance(v, QParams) else v for v in values)
 
 
