@@ -1,7 +1,9 @@
 """Opening what the user named for reading: a regular file, and nothing that could block or never end."""
 
+import hashlib
 import os
 import stat
+import weakref
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,3 +44,66 @@ def read_regular(path: str | Path, error: type[InputError], limit: int = -1) -> 
     """
     with open_regular(path, error) as file:
         return file.read(limit)
+
+
+class HeldFile:
+    """A regular file held open for as long as any of it may be read, so that all of it is of one state.
+
+    A file that takes its name meanwhile is not looked at. One that is written into is refused.
+
+    Attributes:
+        path: its name when it was opened.
+        file: to read from.
+        size: in bytes.
+
+    Raises:
+        InputError, EnvironmentFailure: as :func:`open_regular`.
+    """
+
+    def __init__(self, path: str | Path, error: type[InputError]) -> None:
+        self.path, self._error = Path(path), error
+        self.file = open_regular(path, error)
+        self._state = _state(os.fstat(self.file.fileno()))
+        self.size = self._state[2]
+        self.close = weakref.finalize(self, self.file.close)
+
+    def check(self) -> None:
+        """Make sure that nobody wrote into the file since it was opened.
+
+        Raises:
+            InputError: somebody did, so that what was read may be of two states.
+        """
+        if _state(os.fstat(self.file.fileno())) != self._state:
+            raise self._changed()
+
+    def check_name(self) -> None:
+        """Make sure that the file is as it was and still has its name, as several that belong together must.
+
+        Raises:
+            InputError: another file has the name, or none.
+        """
+        try:
+            named = _state(os.stat(self.path))
+        except OSError:
+            raise self._changed() from None
+        if named != self._state:
+            raise self._changed()
+
+    def sha256(self) -> str:
+        """SHA-256 of the whole file.
+
+        Raises:
+            InputError: as :meth:`check`.
+        """
+        self.file.seek(0)
+        digest = hashlib.file_digest(self.file, "sha256").hexdigest()  # type: ignore[arg-type]
+        self.check()
+        return digest
+
+    def _changed(self) -> InputError:
+        hint = "wait until it is written, then run again"
+        return self._error("was changed while it was read", where=str(self.path), hint=hint)
+
+
+def _state(found: os.stat_result) -> tuple[int, int, int, int]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -10,7 +10,7 @@ from modelopt_cli.artifact.container import read_layout, read_tensor
 from modelopt_cli.artifact.dtypes import DTYPES
 from modelopt_cli.artifact.header import KEY, Kind
 from modelopt_cli.errors import CheckpointError
-from modelopt_cli.regular import open_regular
+from modelopt_cli.regular import HeldFile
 
 
 class LazyState(Mapping[str, Tensor]):
@@ -65,23 +65,26 @@ def described(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return state.described() if isinstance(state, LazyState) else state
 
 
-def open_safetensors(path: Path) -> LazyState:
-    """The tensors of a safetensors file, in file order.
+def open_safetensors(source: Path | HeldFile) -> LazyState:
+    """The tensors of a safetensors file, in file order; the file is held open until the last look-up.
 
     Raises:
-        CheckpointError: missing, damaged, or not safetensors.
+        CheckpointError: missing, damaged, not safetensors, or changed since.
     """
-    with open_regular(path, CheckpointError) as file:
-        layout = read_layout(file, str(path), CheckpointError)
+    held = source if isinstance(source, HeldFile) else HeldFile(source, CheckpointError)
+    where = str(held.path)
+    held.file.seek(0)
+    layout = read_layout(held.file, where, CheckpointError)
     if KEY in layout.metadata:
         raise CheckpointError(
             "is a modelopt artifact whose header was written again, so that its digest is lost",
-            where=str(path),
+            where=where,
             hint="use the file that modelopt wrote",
         )
 
     def read(name: str) -> Tensor:
-        with open_regular(path, CheckpointError) as file:
-            return read_tensor(file, layout, layout.tensors[name], str(path), CheckpointError)
+        tensor = read_tensor(held.file, layout, layout.tensors[name], where, CheckpointError)
+        held.check()
+        return tensor
 
     return LazyState({name: (info.dtype, info.shape) for name, info in layout.tensors.items()}, read)

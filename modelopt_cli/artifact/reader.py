@@ -28,7 +28,7 @@ from modelopt_cli.artifact.seal import is_sealed, unseal
 from modelopt_cli.errors import ArtifactError, InputError, ModeloptError
 from modelopt_cli.program.program import Encoding, Program
 from modelopt_cli.program.spec import InputSpec
-from modelopt_cli.regular import open_regular
+from modelopt_cli.regular import HeldFile, open_regular
 
 _BLOCK = 1 << 20
 _DAMAGED = "the file is damaged or forged"
@@ -58,11 +58,16 @@ class TensorFile:
 
 
 class Artifact:
-    """An open, checked artifact; tensors are read and decoded one at a time."""
+    """An open, checked artifact; tensors are read and decoded one at a time.
 
-    def __init__(self, file: BinaryIO, where: str, *, verify: bool = True) -> None:
-        self.where = where
-        self._file = file
+    Attributes:
+        sha256: of the whole file; empty where it was not verified.
+    """
+
+    def __init__(self, held: HeldFile, *, verify: bool = True) -> None:
+        self.where = where = str(held.path)
+        self._held = held
+        file = held.file
         head = file.read(DIGEST_AT)
         if begins_like_artifact(head) and head[8:] != PREFIX:
             raise ArtifactError("does not begin as an artifact must", where=where, hint=_DAMAGED)
@@ -72,8 +77,8 @@ class Artifact:
         if is_sealed(data):
             data, self.layout = unseal(file, self.layout, data, where)
         self.document, self.digest = parse_document(data, self.layout, where)
-        if verify:
-            _check_digest(file, self.digest, where)
+        self.sha256 = _check_digest(file, self.digest, where) if verify else ""
+        held.check()
 
     def decode(self, parameter: Parameter) -> tuple[torch.Tensor, Encoding]:
         """One parameter's tensor, and the encoding that its method asked for.
@@ -113,7 +118,9 @@ class Artifact:
 
     def _read(self, name: str) -> torch.Tensor:
         info = self.layout.tensors[name]
-        return container.read_tensor(self._file, self.layout, info, self.where, ArtifactError)
+        tensor = container.read_tensor(self._held.file, self.layout, info, self.where, ArtifactError)
+        self._held.check()
+        return tensor
 
 
 def _codec(parameter: Parameter) -> Codec:
@@ -165,20 +172,23 @@ def open_tensors(path: str | Path) -> TensorFile:
     """As :func:`read_tensors`, but each tensor is decoded when it is asked for, and not kept.
 
     Raises:
-        ArtifactError: as :func:`read_tensors`.
+        ArtifactError: as :func:`read_tensors`, or the file is changed later on.
     """
-    with open_artifact(path) as artifact:
-        document = artifact.document
-        encodings = {p.name: artifact.encoding(p) for p in document.parameters}
+    return lazy_tensors(Artifact(HeldFile(path, ArtifactError)))
+
+
+def lazy_tensors(artifact: Artifact) -> TensorFile:
+    """The tensors of an open artifact, each decoded when it is asked for.
+
+    Raises:
+        ArtifactError: a parameter's settings are none.
+    """
+    document = artifact.document
+    encodings = {p.name: artifact.encoding(p) for p in document.parameters}
     named = {parameter.name: parameter for parameter in document.parameters}
     named |= {name: named[owner] for name, owner in document.tied.items()}
-
-    def read(name: str) -> torch.Tensor:
-        with open_artifact(path, verify=False) as artifact:
-            return artifact.decode(named[name])[0]
-
-    state = LazyState({name: (p.dtype, p.shape) for name, p in named.items()}, read)
-    return _file(document, state, encodings)
+    kinds = {name: (p.dtype, p.shape) for name, p in named.items()}
+    return _file(document, LazyState(kinds, lambda name: artifact.decode(named[name])[0]), encodings)
 
 
 def read_program(path: str | Path) -> Program:
@@ -187,19 +197,28 @@ def read_program(path: str | Path) -> Program:
     Raises:
         ArtifactError: as :func:`read_tensors`, or the file holds tensors without a network.
     """
+    with open_artifact(path) as artifact:
+        return program_in(artifact)
+
+
+def program_in(artifact: Artifact) -> Program:
+    """The network in an open artifact.
+
+    Raises:
+        ArtifactError: as :func:`read_program`.
+    """
     from modelopt_cli.program.data import from_data
 
-    with open_artifact(path) as artifact:
-        document = artifact.document
-        if document.program is None:
-            arch = document.network
-            hint = f"rebuild it with --arch {arch}" if arch else "name its architecture with --arch"
-            raise ArtifactError("holds tensors without their network", where=str(path), hint=hint)
-        tensors = _tensors(artifact)
+    document, path = artifact.document, artifact.where
+    if document.program is None:
+        arch = document.network
+        hint = f"rebuild it with --arch {arch}" if arch else "name its architecture with --arch"
+        raise ArtifactError("holds tensors without their network", where=path, hint=hint)
+    tensors = _tensors(artifact)
     try:
         program = from_data(program_data(document), tensors.state)
     except ArtifactError as error:
-        where = f"{path}: {error.where}" if error.where else str(path)
+        where = f"{path}: {error.where}" if error.where else path
         raise ArtifactError(error.what, where=where, hint=error.hint or _DAMAGED) from error
     program.encodings = dict(tensors.encodings)
     return program
@@ -220,8 +239,11 @@ def program_data(document: Document) -> dict[str, Any]:
 @contextlib.contextmanager
 def open_artifact(path: str | Path, *, verify: bool = True) -> Iterator[Artifact]:
     """Open an artifact for reading tensor by tensor; see :class:`Artifact`."""
-    with open_regular(path, ArtifactError) as file:
-        yield Artifact(file, str(path), verify=verify)
+    held = HeldFile(path, ArtifactError)
+    try:
+        yield Artifact(held, verify=verify)
+    finally:
+        held.close()
 
 
 def _tensors(artifact: Artifact) -> TensorFile:
@@ -241,15 +263,18 @@ def _file(
     return TensorFile(state, encoded, *about)
 
 
-def _check_digest(file: BinaryIO, stated: str, where: str) -> None:
+def _check_digest(file: BinaryIO, stated: str, where: str) -> str:
+    """Compare the digest that the file states with its bytes; return the SHA-256 of them as they are."""
     file.seek(0)
     head = file.read(DIGEST_AT + len(BLANK))
     if head[8:] != PREFIX + stated.encode():
         raise ArtifactError("does not begin as an artifact must", where=where, hint=_DAMAGED)
-    sha = hashlib.sha256(head[:DIGEST_AT] + BLANK.encode())
+    blanked, whole = hashlib.sha256(head[:DIGEST_AT] + BLANK.encode()), hashlib.sha256(head)
     while block := file.read(_BLOCK):
-        sha.update(block)
-    if sha.hexdigest() != stated:
+        blanked.update(block)
+        whole.update(block)
+    if blanked.hexdigest() != stated:
         raise ArtifactError(
             "does not match its digest", where=where, hint="the file is damaged; copy or make it again"
         )
+    return whole.hexdigest()

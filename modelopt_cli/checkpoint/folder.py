@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from modelopt_cli.artifact.lazy import gather
+from modelopt_cli.artifact.lazy import LazyState, gather
 from modelopt_cli.checkpoint.text import listing, printable
 from modelopt_cli.errors import CheckpointError, EnvironmentFailure
-from modelopt_cli.regular import open_regular, read_regular
+from modelopt_cli.regular import HeldFile, read_regular
 
 WEIGHTS = (
     "model.safetensors.index.json", "model.safetensors",
@@ -42,17 +42,23 @@ def weights_in(folder: Path) -> Path:
 
 
 def read_shards(
-    index: Path, read: Callable[[Path], Mapping[str, torch.Tensor]]
-) -> tuple[Mapping[str, torch.Tensor], list[Path]]:
-    """The tensors an index lists, in its order, and the shard files; lazy where every shard is.
+    held: HeldFile, read: Callable[[Path], tuple[Mapping[str, torch.Tensor], HeldFile]]
+) -> tuple[Mapping[str, torch.Tensor], list[HeldFile]]:
+    """The tensors an index lists, in its order, and the files: itself and the shards.
+
+    Where every shard is lazy, the tensors are, and each look-up makes sure that all files still have their
+    names: they belong together, and a folder that is written anew must not give old and new tensors.
 
     Raises:
-        CheckpointError: malformed index, a shard outside the folder or missing, or one that lacks a tensor.
+        CheckpointError: malformed index, a shard outside the folder or missing, one that lacks a tensor, or
+            a file that was changed or replaced meanwhile.
     """
-    table = _json(index).get("weight_map")
+    index = held.path
+    table = _parsed(held.file.read(_JSON_LIMIT + 1), index).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(v, str) for v in table.values()):
         raise CheckpointError("has no weight_map of names to files", where=str(index))
     loaded: dict[str, Mapping[str, torch.Tensor]] = {}
+    files = [held]
     for name in sorted(set(table.values())):
         if Path(name).name != name or name in ("", ".", ".."):
             raise CheckpointError(f"names a shard outside its folder: '{printable(name)}'", where=str(index))
@@ -60,11 +66,32 @@ def read_shards(
             raise CheckpointError(
                 f"shard '{printable(name)}' is missing", where=str(index), hint="download the whole folder"
             )
-        loaded[name] = read(index.parent / name)
+        loaded[name], shard_file = read(index.parent / name)
+        files.append(shard_file)
     for tensor, shard in table.items():
         if tensor not in loaded[shard]:
             raise CheckpointError(f"shard has no '{printable(tensor)}'", where=str(index.parent / shard))
-    return gather(table, loaded), [index.parent / name for name in loaded]
+    state = gather(table, loaded)
+    return _together(state, files) if isinstance(state, LazyState) else state, files
+
+
+def _together(state: LazyState, files: list[HeldFile]) -> LazyState:
+    def read(name: str) -> torch.Tensor:
+        tensor = state[name]
+        check_together(files)
+        return tensor
+
+    return LazyState(state.kinds, read)
+
+
+def check_together(files: list[HeldFile]) -> None:
+    """Make sure that files that belong together are those that were opened.
+
+    Raises:
+        CheckpointError: one was changed or replaced.
+    """
+    for file in files:
+        file.check_name()
 
 
 def folder_arch(folder: Path) -> str | None:
@@ -81,34 +108,39 @@ def folder_arch(folder: Path) -> str | None:
     return None
 
 
-def digest_of(paths: Iterable[Path]) -> str:
+def digest_of(files: Iterable[Path | HeldFile]) -> str:
     """SHA-256 of one file; of several, of the lines ``HASH  NAME`` sorted by name.
 
     Raises:
         EnvironmentFailure: a file cannot be read.
     """
-    lines = sorted((path.name, _file_digest(path)) for path in paths)
+    held = (file if isinstance(file, HeldFile) else HeldFile(file, CheckpointError) for file in files)
+    lines = sorted((file.path.name, _file_digest(file)) for file in held)
     if len(lines) == 1:
         return lines[0][1]
     text = "".join(f"{digest}  {name}\n" for name, digest in lines)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _file_digest(path: Path) -> str:
+def _file_digest(file: HeldFile) -> str:
     try:
-        with open_regular(path, CheckpointError) as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()  # type: ignore[arg-type]
+        return file.sha256()
     except OSError as error:
-        raise EnvironmentFailure(f"cannot be read ({error.strerror})", where=str(path)) from error
+        raise EnvironmentFailure(f"cannot be read ({error.strerror})", where=str(file.path)) from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _JSON_LIMIT:
-            raise CheckpointError("is too long for what it should be", where=str(path))
-        data = json.loads(read_regular(path, CheckpointError))
+        return _parsed(read_regular(path, CheckpointError, _JSON_LIMIT + 1), path)
     except OSError as error:
         raise EnvironmentFailure(f"cannot be read ({error.strerror})", where=str(path)) from error
+
+
+def _parsed(text: bytes, path: Path) -> dict[str, Any]:
+    if len(text) > _JSON_LIMIT:
+        raise CheckpointError("is too long for what it should be", where=str(path))
+    try:
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError("is not valid JSON", where=str(path)) from error
     if not isinstance(data, dict):

@@ -11,16 +11,17 @@ from torch import nn
 
 from modelopt_cli import artifact
 from modelopt_cli.artifact.lazy import described
+from modelopt_cli.artifact.reader import Artifact, lazy_tensors, program_in
 from modelopt_cli.checkpoint.arch import Architecture, resolve
-from modelopt_cli.checkpoint.folder import digest_of
 from modelopt_cli.checkpoint.load import build_loaded, check_finite, check_range
 from modelopt_cli.checkpoint.read import read_state
 from modelopt_cli.checkpoint.recognition import describe_nearest, recognise, recognise_state
 from modelopt_cli.checkpoint.spec import FORMS, NAMED, check_found_spec, parse_spec
 from modelopt_cli.checkpoint.stored import state_bytes
 from modelopt_cli.checkpoint.text import printable
-from modelopt_cli.errors import ArchitectureError, CaptureError
+from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
 from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.regular import HeldFile
 
 SHAPE_HINT = "add --input-shape 3x224x224, or what one of its samples has"
 
@@ -203,21 +204,20 @@ def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | N
 
 
 def _open_artifact(path: Path, arch: str | None, input: InputSpec | None) -> Opened:
-    header = artifact.read_header(path, verify=False)
-    if header.get("program") is None:
-        return _open_tensors(path, arch, input)
+    found = Artifact(HeldFile(path, ArtifactError))
+    if found.document.program is None:
+        return _open_tensors(found, path, arch, input)
     if arch is not None:
         raise ArchitectureError("holds its own network", where=str(path), hint="leave --arch out")
-    program = artifact.read_program(path)
+    program = program_in(found)
     if input is not None:
         program.input = input
-    return Opened(dict(program.state_dict()), "artifact", digest_of([path]), program=program)
+    return Opened(dict(program.state_dict()), "artifact", found.sha256, program=program)
 
 
-def _open_tensors(path: Path, arch: str | None, input: InputSpec | None) -> Opened:
+def _open_tensors(found: Artifact, path: Path, arch: str | None, input: InputSpec | None) -> Opened:
     """An artifact that holds tensors only: bare, or of a network that must be built from its spec."""
-    tensors = artifact.open_tensors(path)
-    sha256 = digest_of([path])
+    tensors, sha256 = lazy_tensors(found), found.sha256
     spec = arch or (tensors.arch if _is_ours(tensors.arch) else None)
     if spec is not None and arch is None:
         sides = [side for tensor in described(tensors.state).values() for side in tensor.shape]

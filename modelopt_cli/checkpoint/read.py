@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from modelopt_cli.artifact.lazy import LazyState, open_safetensors
-from modelopt_cli.checkpoint.folder import digest_of, folder_arch, read_shards, weights_in
+from modelopt_cli.checkpoint.folder import check_together, digest_of, folder_arch, read_shards, weights_in
 from modelopt_cli.checkpoint.guard import check_tensors, check_types
 from modelopt_cli.checkpoint.pt2 import read_pt2
 from modelopt_cli.checkpoint.sniff import Kind, sniff
 from modelopt_cli.checkpoint.torch_file import check_zip, load_object
 from modelopt_cli.checkpoint.unwrap import unwrap, unwrap_lazy
 from modelopt_cli.errors import CheckpointError, EnvironmentFailure
-from modelopt_cli.regular import open_regular
+from modelopt_cli.regular import HeldFile
 
 
 @dataclass(frozen=True)
@@ -59,47 +59,53 @@ def read_state(path: str | Path) -> StateFile:
     if not state:
         raise CheckpointError("holds no tensors", where=str(path))
     source = "sharded" if kind == "index" else kind
-    length = sum(file.stat().st_size for file in files)
-    return StateFile(state, source, digest_of(files), notes, hint, length)
+    sha256 = digest_of(files)
+    if len(files) > 1:
+        check_together(files)
+    return StateFile(state, source, sha256, notes, hint, sum(file.size for file in files))
 
 
 def _unwrapped(
-    saved: Any, files: list[Path], where: str
+    saved: Any, files: list[HeldFile], where: str
 ) -> tuple[Mapping[str, torch.Tensor], tuple[str, ...]]:
     if isinstance(saved, LazyState):
         state, notes = unwrap_lazy(saved)
         check_types(state.described(), where)
         return state, notes
     found = unwrap(saved, where)
-    check_tensors(found.state, sum(file.stat().st_size for file in files), where)
+    check_tensors(found.state, sum(file.size for file in files), where)
     return found.state, found.notes
 
 
-def _read(path: Path) -> tuple[Kind, Any, list[Path]]:
-    kind, saved = _read_file(path)
+def _read(path: Path) -> tuple[Kind, Any, list[HeldFile]]:
+    kind, saved, held = _read_file(path)
     if kind != "index":
-        return kind, saved, [path]
-    state, shards = read_shards(path, _read_shard)
-    return kind, state, [path, *shards]
+        return kind, saved, [held]
+    held.file.seek(0)
+    return kind, *read_shards(held, _read_shard)
 
 
-def _read_shard(path: Path) -> Mapping[str, torch.Tensor]:
-    kind, saved = _read_file(path)
+def _read_shard(path: Path) -> tuple[Mapping[str, torch.Tensor], HeldFile]:
+    kind, saved, held = _read_file(path)
     if kind == "index":
         raise CheckpointError("is an index where weights should be", where=str(path))
-    return saved if isinstance(saved, LazyState) else unwrap(saved, str(path)).state
+    return saved if isinstance(saved, LazyState) else unwrap(saved, str(path)).state, held
 
 
-def _read_file(path: Path) -> tuple[Kind, Any]:
-    with open_regular(path, CheckpointError) as handle:
-        try:
-            kind = sniff(handle, path)
-            if kind == "torch-zip":
-                check_zip(handle, path)
-            if kind in ("torch-zip", "torch-legacy", "pickle"):
-                return kind, load_object(handle, path, kind)
-            if kind == "pt2":
-                return kind, read_pt2(handle, path)
-        except OSError as error:
-            raise EnvironmentFailure(f"cannot be read ({error.strerror})", where=str(path)) from error
-    return kind, open_safetensors(path) if kind == "safetensors" else None
+def _read_file(path: Path) -> tuple[Kind, Any, HeldFile]:
+    held = HeldFile(path, CheckpointError)
+    handle, saved = held.file, None
+    try:
+        kind = sniff(handle, path)
+        if kind == "torch-zip":
+            check_zip(handle, path)
+        if kind in ("torch-zip", "torch-legacy", "pickle"):
+            saved = load_object(handle, path, kind)
+        elif kind == "pt2":
+            saved = read_pt2(handle, path)
+        elif kind == "safetensors":
+            saved = open_safetensors(held)
+    except OSError as error:
+        raise EnvironmentFailure(f"cannot be read ({error.strerror})", where=str(path)) from error
+    held.check()
+    return kind, saved, held
