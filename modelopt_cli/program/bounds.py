@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from modelopt_cli.errors import ArtifactError
+from modelopt_cli.program.quickshapes import quick_result
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.spec import InputSpec
 
@@ -107,9 +108,7 @@ class _Run:
 
     def _callable(self, node: fx.Node, args: tuple[Any, ...]) -> Callable[..., Any]:
         if node.op == "call_module":
-            module = self.modules[str(node.target)]
-            # On the meta device batch norm is eight operators, a third of the time of a whole network.
-            return _same if _keeps_shape(module, args) else module
+            return self.modules[str(node.target)]
         if node.op == "call_method":
             method: Callable[..., Any] = getattr(type(args[0]), str(node.target))
             return method
@@ -117,6 +116,10 @@ class _Run:
 
     def _call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         call = self._callable(node, args)
+        quick = quick_result(call, _name(node), args, kwargs)
+        if quick is not None:
+            self.budget.count(quick, call)
+            return quick
         try:
             return call(*args, **kwargs)
         except (NotImplementedError, RuntimeError) as error:
@@ -154,9 +157,19 @@ class _Budget(TorchDispatchMode):
                 self._count(tensor.numel())
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
-            self._flops += formula(*args, **(kwargs or {}), out_val=made)
-            _require(self._flops <= self._batch * MAX_FLOPS, f"would take {self._flops:.0e} operations")
+            self._work(formula(*args, **(kwargs or {}), out_val=made))
         return made
+
+    def count(self, made: Tensor, by: Callable[..., Any]) -> None:
+        """Hold a tensor to the limits that no operator made, but a rule that knows its shape."""
+        self._count(made.numel())
+        weight = getattr(by, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() > 1:
+            self._work(2 * made.numel() * weight[0].numel())
+
+    def _work(self, flops: int) -> None:
+        self._flops += flops
+        _require(self._flops <= self._batch * MAX_FLOPS, f"would take {self._flops:.0e} operations")
 
     def _count(self, elements: int) -> None:
         self._elements += elements
@@ -207,20 +220,6 @@ def check_value(value: Any) -> None:
             check_value(item)
     elif isinstance(value, int):
         _require(abs(value) < MAX_NUMBER, "makes a number of more than 63 bits")
-
-
-def _keeps_shape(module: nn.Module, args: tuple[Any, ...]) -> bool:
-    if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) or len(args) != 1:
-        return False
-    shape: tuple[int, ...] = getattr(args[0], "shape", ())
-    return len(shape) in _RANKS[type(module)] and shape[1] == module.num_features
-
-
-_RANKS: dict[type, tuple[int, ...]] = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
 
 
 def _name(node: fx.Node) -> str:
