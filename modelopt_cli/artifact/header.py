@@ -17,7 +17,7 @@ from modelopt_cli.artifact import strictjson
 from modelopt_cli.artifact.container import METADATA, Layout, TensorInfo, check_names, is_size
 from modelopt_cli.artifact.dtypes import DTYPES
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.header import input_from_data
+from modelopt_cli.program.header import MAX_NODES, input_from_data
 from modelopt_cli.program.spec import InputSpec
 
 FORMAT = 1
@@ -204,6 +204,10 @@ def _document(data: dict[str, Any]) -> Document:
     )
     expect(network is None or isinstance(network, str), "a bad network")
     expect(program is None or isinstance(program, dict), "a bad program")
+    nodes = (program or {}).get("nodes")
+    expect(
+        not isinstance(nodes, list) or len(nodes) <= MAX_NODES, f"a graph of more than {MAX_NODES:,} nodes"
+    )
     expect(not any(key in (program or {}) for key in ONCE), "a program that repeats other fields")
     expect(_is_list(history, dict), "a bad history")
     expect(data["labels"] is None or _is_list(data["labels"], str), "bad labels")

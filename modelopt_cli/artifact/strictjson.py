@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 from modelopt_cli.errors import InputError, ModeloptError
 
 _MAX_DEPTH = 64
+MAX_ITEMS = 1_000_000
+"""Commas that a header may have: so many small objects already take 300 MB of memory and a second."""
 
 
 def canonical(value: Any) -> bytes:
@@ -32,7 +34,7 @@ def parse(data: bytes, error: type[InputError], where: str) -> dict[str, Any]:
 
     Raises:
         InputError: of the class ``error``: not UTF-8, not JSON, not an object, a key twice in one
-            object at any level, a number that is not finite, nested too deeply.
+            object at any level, a number that is not finite, nested too deeply, too many values.
     """
 
     def refuse(what: str) -> NoReturn:
@@ -52,6 +54,8 @@ def parse(data: bytes, error: type[InputError], where: str) -> dict[str, Any]:
 
     if not data.startswith(b"{"):
         refuse("does not start with '{'")
+    if data.count(b",") > MAX_ITEMS:
+        refuse(f"lists more than {MAX_ITEMS:,} things")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:

@@ -14,6 +14,9 @@ DTYPES = frozenset(
     }
 )  # fmt: skip
 
+MAX_TENSORS = 100_000
+"""Ten times as many as the largest networks have; counted before anything is done with each."""
+
 # Tied weights and slices of one flat buffer share storage honestly; beyond this factor the sharing is
 # there to make us write or convert far more than the file holds.
 _SHARING = 16
@@ -29,6 +32,8 @@ def check_tensors(state: Mapping[str, torch.Tensor], file_bytes: int, where: str
     Raises:
         CheckpointError: names the tensor.
     """
+    if len(state) > MAX_TENSORS:
+        raise CheckpointError(f"holds {len(state):,} tensors; {MAX_TENSORS:,} can be read", where=where)
     storages: dict[int, int] = {}
     claimed = 0
     for name, tensor in state.items():

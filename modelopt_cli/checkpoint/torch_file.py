@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from modelopt_cli.checkpoint.guard import MAX_TENSORS
 from modelopt_cli.checkpoint.sniff import Kind, open_zip
 from modelopt_cli.checkpoint.standins import Survey, runs_code, survey, unwrapped_classes
 from modelopt_cli.checkpoint.text import convert_command, first_line, printable
@@ -92,6 +93,8 @@ def check_zip(handle: BinaryIO, path: Path) -> None:
         CheckpointError: names both sizes.
     """
     entries = open_zip(handle, path).infolist()
+    if len(entries) > MAX_TENSORS:
+        raise CheckpointError(f"holds {len(entries):,} entries; {MAX_TENSORS:,} can be read", where=str(path))
     unpacked, size = sum(entry.file_size for entry in entries), handle.seek(0, 2)
     if unpacked > size:
         raise CheckpointError(

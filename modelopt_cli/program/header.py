@@ -12,6 +12,8 @@ from modelopt_cli.program.spec import InputSpec, InputType, Interpolation, Prepr
 MAX_LABELS = 1_000_000
 MAX_TEXT = 10_000
 MAX_SIDE = 1_000_000
+MAX_NODES = 20_000
+"""Of a graph."""
 MAX_RANK = 8  # dimensions of a sample
 _MAX_DEPTH = 16
 _MAX_ITEMS = 1_000_000

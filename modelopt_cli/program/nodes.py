@@ -12,10 +12,8 @@ from torch import fx, nn
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_called, function_name
 from modelopt_cli.program.arguments import from_json, to_json
-from modelopt_cli.program.header import keyed, listed, mapped
+from modelopt_cli.program.header import MAX_NODES, keyed, listed, mapped
 from modelopt_cli.program.names import is_keyword, is_node_name, shown
-
-MAX_NODES = 20_000
 
 
 def node_to_data(node: fx.Node) -> dict[str, Any]:

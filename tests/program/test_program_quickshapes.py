@@ -25,7 +25,9 @@ LAYERS = {
     "relu": (nn.ReLU(), TEXT),
     "quantize": (Quantize(Q), IMAGE),
     "dequantize": (Dequantize(Q), IMAGE.to(torch.uint8)),
-    "int8 conv": (QuantizedConv2d(4, 6, (3, 3), (2, 2), (1, 1), (1, 1), 2, True, Q, Q), IMAGE.to(torch.uint8)),
+    "int8 conv": (
+        QuantizedConv2d(4, 6, (3, 3), (2, 2), (1, 1), (1, 1), 2, True, Q, Q), IMAGE.to(torch.uint8)
+    ),
     "int8 conv, float out": (
         QuantizedConv2d(4, 6, (1, 3), (1, 2), (0, 1), (1, 1), 1, True, Q, None), IMAGE.to(torch.uint8)
     ),
