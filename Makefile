@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-done
 PIP := $(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: help setup demo test check format docs picture assets deep-compression bench clean distclean
+.PHONY: help setup demo test check format docs picture fuzz assets deep-compression bench clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-24s%s\n", $$1, $$2 }'
@@ -52,6 +52,9 @@ docs: $(STAMP) ## regenerate docs/cli.md from the command line itself
 
 picture: demo ## regenerate the picture of the table in the README
 	$(PY) tools/picture.py demo/digits.safetensors demo/digits-pruned.safetensors demo/digits-pruned-int8.safetensors
+
+fuzz: $(STAMP) ## give hostile files from random seeds to the readers (ARGS="--minutes 60", or "--seed N")
+	@OMP_NUM_THREADS=1 $(PY) tools/fuzz.py $(ARGS)
 
 assets: $(STAMP) ## fetch the real networks and images that some tests use, into assets/
 	@$(PY) tools/assets.py $(ARGS)
