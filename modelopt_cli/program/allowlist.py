@@ -190,7 +190,12 @@ def is_in_place(node: fx.Node, layers: Mapping[str, nn.Module]) -> bool:
         return str(node.target).endswith("_")
     if node.op == "call_function":
         name = getattr(node.target, "__name__", "")
-        in_place = name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv")
+        in_place = (name.endswith("_") and name not in ("and_", "or_")) or name in (
+            "iadd",
+            "isub",
+            "imul",
+            "itruediv",
+        )
         return in_place or bool(node.kwargs.get("inplace"))
     if node.op == "call_module":
         return bool(getattr(layers[str(node.target)], "inplace", False))

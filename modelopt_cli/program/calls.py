@@ -193,6 +193,9 @@ def _spelled(name: str, given: dict[str, Any]) -> Spelled | None:
         return _spelled("reshape", {"input": given["input"], "shape": given["size"]})
     if name == "view_as":
         return _spelled("reshape_as", given)
+    if name == "to" and "other" in given:  # torch calls it "tensor"
+        rest = {key: value for key, value in given.items() if key not in ("input", "other")}
+        return "call_method", name, (given["input"], given["other"]), rest
     for prefix in ("F", "torch", "torchvision"):
         function = FUNCTIONS.get(f"{prefix}.{name}")
         for first in ("input", "tensor"):
@@ -232,14 +235,24 @@ def owner_of(node: fx.Node) -> str:
 def _bound_to(node: fx.Node) -> dict[str, Any] | None:
     """The arguments of ``Tensor.to``, whose first may be a type, a device or another tensor."""
     given: dict[str, Any] = {"input": node.args[0], **node.kwargs}
-    if "other" in given:
-        given["tensor"] = given.pop("other")
+    if "tensor" in given:
+        given["other"] = given.pop("tensor")
     rest = list(node.args[1:])
-    for kind, name in ((torch.device | str, "device"), (torch.dtype, "dtype"), (fx.Node, "other")):
-        if rest and isinstance(rest[0], kind) and name not in given:
+    for name in ("device", "dtype", "other"):
+        if rest and _target_of_to(rest[0]) == name and name not in given:
             given[name] = rest.pop(0)
     given |= dict(zip(("non_blocking", "copy"), rest, strict=False))
     return given if len(rest) <= 2 else None
+
+
+def _target_of_to(value: Any) -> str | None:
+    """Which argument of ``Tensor.to`` a value given by place is."""
+    if isinstance(value, fx.Node):
+        is_fact = value.target is getattr and value.args[1] in ("device", "dtype")
+        return str(value.args[1]) if is_fact else "other"
+    if isinstance(value, torch.dtype):
+        return "dtype"
+    return "device" if isinstance(value, torch.device | str) else None
 
 
 def _is_variadic(node: fx.Node) -> bool:

@@ -25,7 +25,9 @@ from modelopt_cli.program.views import ViewError, put, put_part
 _HINT = "write it without the in-place operation: y = f(x) in place of f_(x)"
 
 
-def make_functional(graph: fx.Graph, root: nn.Module, input: Tensor, made: Collection[str] = ()) -> None:
+def make_functional(
+    graph: fx.Graph, root: nn.Module, input: Tensor, made: Mapping[str, Tensor] | None = None
+) -> None:
     """Turn every in-place call of a graph into a pure one, and let later readers read its result.
 
     Layers that work in place are told apart by their flag, which whoever copies them has to clear
@@ -43,7 +45,7 @@ def make_functional(graph: fx.Graph, root: nn.Module, input: Tensor, made: Colle
     """
     layers = dict(root.named_modules(remove_duplicate=False))
     if any(is_in_place(node, layers) for node in graph.nodes):
-        _Functional(graph, layers, infer(graph, root, input), made).run()
+        _Functional(graph, layers, infer(graph, root, input, made), made or {}).run()
 
 
 def allocating(layer: nn.Module) -> nn.Module:

@@ -9,11 +9,11 @@ What is computed stays the same to the last bit.
 """
 
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from modelopt_cli.program.allowlist import is_in_place
 from modelopt_cli.program.calls import arguments, canonicalize, operation
@@ -24,7 +24,9 @@ from modelopt_cli.program.values import infer, meta_input
 _TUPLES = ("chunk", "split", "tensor_split", "unbind")
 
 
-def normalize(graph: fx.Graph, root: nn.Module, input: InputSpec, made: Collection[str] = ()) -> None:
+def normalize(
+    graph: fx.Graph, root: nn.Module, input: InputSpec, made: Mapping[str, Tensor] | None = None
+) -> None:
     """Bring a graph into normal form.
 
     Args:
@@ -41,7 +43,7 @@ def normalize(graph: fx.Graph, root: nn.Module, input: InputSpec, made: Collecti
     make_functional(graph, root, meta_input(root, input, 2), made)
     canonicalize(graph, root)
     if any(_is_read_whole(node) for node in graph.nodes):
-        _unpack(graph, root, input)
+        _unpack(graph, root, input, made)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
 
 
@@ -59,9 +61,9 @@ def _picks(user: fx.Node, value: fx.Node) -> bool:
     return user.target is operator.getitem and user.args[0] is value and type(user.args[1]) is int
 
 
-def _unpack(graph: fx.Graph, root: nn.Module, input: InputSpec) -> None:
+def _unpack(graph: fx.Graph, root: nn.Module, input: InputSpec, made: Mapping[str, Tensor] | None) -> None:
     """Let readers of a tuple read its parts; tuples whose length depends on the batch stay as they are."""
-    values, others = (infer(graph, root, meta_input(root, input, batch)) for batch in (2, 3))
+    values, others = (infer(graph, root, meta_input(root, input, batch), made) for batch in (2, 3))
     parts: dict[fx.Node, tuple[Any, ...]] = {}
     for node in list(graph.nodes):
         read = {a: parts[a] for a in node.all_input_nodes if a in parts}

@@ -1,6 +1,6 @@
 """Shape, type and structure of every value of a graph, without computing any."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,9 @@ from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.spec import InputSpec
 
 
-def infer(graph: fx.Graph, root: nn.Module, input: Tensor) -> dict[fx.Node, Any]:
+def infer(
+    graph: fx.Graph, root: nn.Module, input: Tensor, made: Mapping[str, Tensor] | None = None
+) -> dict[fx.Node, Any]:
     """Every value of a graph as it would be, tensors on the meta device.
 
     Tensors that share memory when the graph runs share it here, too, at the same offsets and strides.
@@ -21,6 +23,7 @@ def infer(graph: fx.Graph, root: nn.Module, input: Tensor) -> dict[fx.Node, Any]
         graph: any; it is not changed.
         root: where its layers and tensors are; not changed, and none of its tensors is read.
         input: on the meta device.
+        made: tensors that the graph fetches and ``root`` does not have.
 
     Returns:
         Tensors, numbers, and tuples of them, by node.
@@ -28,7 +31,7 @@ def infer(graph: fx.Graph, root: nn.Module, input: Tensor) -> dict[fx.Node, Any]
     Raises:
         Exception: whatever the graph raises on an input of this shape; it has a note that names the node.
     """
-    recorder = _Recorder(root, graph)
+    recorder = _Recorder(root, graph, made or {})
     with torch.no_grad():
         recorder.run(input)
     return recorder.values
@@ -37,11 +40,12 @@ def infer(graph: fx.Graph, root: nn.Module, input: Tensor) -> dict[fx.Node, Any]
 class _Recorder(fx.Interpreter):
     """Runs a graph with every parameter and buffer replaced by an empty one on the meta device."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, made: Mapping[str, Tensor]) -> None:
         super().__init__(root, garbage_collect_values=False, graph=graph)
         self.extra_traceback = False
         self.values: dict[fx.Node, Any] = {}
         self.empty: dict[int, Tensor] = {}
+        self.made = made
 
     def run_node(self, n: fx.Node) -> Any:
         self.values[n] = value = super().run_node(n)
@@ -57,7 +61,7 @@ class _Recorder(fx.Interpreter):
         )
 
     def fetch_attr(self, target: str) -> Any:
-        value = super().fetch_attr(target)
+        value = self.made[target] if target in self.made else super().fetch_attr(target)
         return self._emptied(value) if isinstance(value, Tensor) else value
 
     def _emptied(self, tensor: Tensor) -> Tensor:

@@ -164,6 +164,24 @@ def test_tensor_made_for_the_batch(forward: Callable[[Any, Tensor], Tensor]) -> 
     check(model)
 
 
+CONSTANTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "next to a change in place": lambda self, x: torch.relu_(x * 2) + torch.arange(12.0),
+    "next to a tuple read whole": lambda self, x: torch.cat(x.chunk(3, 1), -1) + torch.ones(1),
+    "changed in place": lambda self, x: x + torch.zeros(1, 1, 1, 12).add_(x.mean((0, 1, 2), keepdim=True)),
+    "of the type of a parameter": lambda self, x: (x > 0).to(self.p.dtype) * x,
+    "of the type of a tensor": lambda self, x: (x > 0).to(x) * x,
+    "of the type of a tensor by name": lambda self, x: (x > 0).to(tensor=self.p) * x,
+    "of the device of a tensor": lambda self, x: x * (x > 0).to(x.device, x.dtype),
+}
+
+
+@pytest.mark.parametrize("forward", CONSTANTS.values(), ids=CONSTANTS)
+def test_constants(forward: Callable[[Any, Tensor], Tensor]) -> None:
+    model = net(forward)
+    model.p = nn.Parameter(torch.randn(1, 3, 1, 1))
+    check(model)
+
+
 def test_tensor_made_for_the_batch_follows_the_input() -> None:
     program = capture(net(lambda self, x: x @ torch.ones(x.shape[0], 1, 12, 2)), InputSpec(SHAPE))
     assert program(torch.ones(2, *SHAPE, dtype=torch.float64)).dtype == torch.float64

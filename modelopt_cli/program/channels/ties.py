@@ -34,7 +34,9 @@ class Ties(Atoms):
         """The dimensions along which the classes differ."""
         (small,) = compact(labels)
         roots = self.find(small)
-        return [d for d in range(roots.dim()) if bool((roots != roots.narrow(d, 0, 1)).any())]
+        return [
+            d for d in range(roots.dim()) if roots.numel() and bool((roots != roots.narrow(d, 0, 1)).any())
+        ]
 
     def settle(self, labels: Tensor) -> Tensor:
         """The labels, with stride 0 along every dimension in which the classes do not differ."""
