@@ -1,6 +1,6 @@
 """Every module of timm's networks, its smallest published one: captured, quantized, pruned, written and read.
 
-    python -m benchmarks.timm_families [MODULE ...] [--limit SECONDS] [--state FILE] [--output FILE]
+    python -m benchmarks.timm_families [MODULE ...] [--capture-only] [--state FILE] [--output FILE]
 
 Weights are as timm initialises them, save those that begin as zero or nearly so, such as scales at the end
 of a residual branch (``shake``); batch norms have the statistics of their inputs (``settle``). Images are
@@ -125,7 +125,7 @@ def settle(model: nn.Module, side: int) -> None:
             norm.momentum, norm.training = 0.1, False
 
 
-def measure(module: str, name: str) -> Iterator[Found]:
+def measure(module: str, name: str, capture_only: bool) -> Iterator[Found]:
     """What is found, stage by stage."""
     from modelopt_cli.program import InputSpec
     from modelopt_cli.program.capture import capture
@@ -137,6 +137,8 @@ def measure(module: str, name: str) -> Iterator[Found]:
     _require(torch.equal(program(x), model(x)), "what was captured computes something else")
     _require_reload(program, x)
     yield {"captured": True}
+    if capture_only:
+        return
     del model
     yield quantized(program)
     yield pruned(program)
@@ -193,24 +195,24 @@ def _require(holds: bool, otherwise: str) -> None:
         raise RuntimeError(otherwise)
 
 
-def child(module: str, name: str, limit: int, send: Connection) -> None:
+def child(module: str, name: str, options: argparse.Namespace, send: Connection) -> None:
     """Measure one network and send what is found, stage by stage, or what went wrong."""
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+    resource.setrlimit(resource.RLIMIT_CPU, (options.limit, options.limit + 5))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         with torch.no_grad():
-            for found in measure(module, name):
+            for found in measure(module, name, options.capture_only):
                 send.send(found)
     except Exception as error:  # whatever a stage fails with goes into the table
         send.send({"error": f"{type(error).__name__}: {error}".split("\n")[0][:200]})
 
 
-def attempt(module: str, name: str, limit: int) -> Found:
+def attempt(module: str, name: str, options: argparse.Namespace) -> Found:
     """One network in a process of its own; what went wrong is under ``error``."""
     found: Found = {"network": name}
     start = time.monotonic()
     receive, send = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=child, args=(module, name, limit, send))
+    process = FORK.Process(target=child, args=(module, name, options, send))
     process.start()
     send.close()
     with contextlib.suppress(EOFError):
@@ -218,7 +220,7 @@ def attempt(module: str, name: str, limit: int) -> Found:
             found |= receive.recv()
     process.join()
     if process.exitcode:
-        found["error"] = f"stopped by its limit of {limit} s or {MEMORY >> 30} GiB"
+        found["error"] = f"stopped by its limit of {options.limit} s or {MEMORY >> 30} GiB"
     return found | {"seconds": round(time.monotonic() - start)}
 
 
@@ -272,6 +274,7 @@ def main() -> None:
     parser.add_argument("modules", nargs="*")
     parser.add_argument("--limit", type=int, default=240, help="seconds of processor time for each")
     parser.add_argument("--state", type=Path, default=Path("timm_families.part"))
+    parser.add_argument("--capture-only", action="store_true", help="leave out int8 and pruning")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -283,7 +286,7 @@ def main() -> None:
     done = {module for module, found in state.items() if "seconds" in found}
     for module in options.modules or sorted(set(timm.list_modules()) - done):
         name = state.get(module, {}).get("network") or smallest(module)
-        state[module] = attempt(module, name, options.limit)
+        state[module] = attempt(module, name, options)
         print(module, json.dumps(state[module]), flush=True)
         options.state.write_text(json.dumps(state))
     if options.output is not None:
