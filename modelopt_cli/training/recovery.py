@@ -19,7 +19,6 @@ MOST = 5
 LIMIT = 100
 """Training has diverged when the loss is so many times what it was at the start, or 1 if that was less. Ten
 times is nothing: networks with batch norm come back from there."""
-_GOOD = "good/"
 
 
 class Diverged(UsageError):
@@ -33,7 +32,10 @@ class Diverged(UsageError):
 
 
 class Recovery:
-    """Keeps the last good state of a training: that at the start, and any whose loss was no higher since.
+    """Keeps good states of a training: that at the start, and those where the loss was no higher since.
+
+    It keeps the last two. Training returns to the first of them: the loss may rise so late that the other was
+    taken on the way to divergence.
 
     What is decided here is decided from figures that all processes have.
 
@@ -43,11 +45,11 @@ class Recovery:
 
     def __init__(self, learner: Learner, stage: str) -> None:
         self.learner, self.stage, self.returns = learner, stage, 0
-        self._good: State | None = None
+        self._good: list[State] = []
 
     def keep(self, place: Place, best: Mapping[str, Tensor]) -> None:
         """Take the present state for a good one."""
-        self._good = kept(self.learner, place, best)
+        self._good = [*self._good[-1:], kept(self.learner, place, best)]
 
     def judge(self, total: float, samples: int, place: Place) -> None:
         """Look at the weights and at the losses since the last look, and note in ``place`` if all is well.
@@ -75,29 +77,35 @@ class Recovery:
 
     def back(self) -> tuple[Place, dict[str, Tensor]]:
         """Return to the last good state, with a smaller rate; its place, and its best weights so far."""
-        assert self._good is not None
         self.returns += 1
         self.learner.lr /= LOWER
-        return restore(self.learner, self._good)
+        self._good = self._good[:1]
+        return restore(self.learner, self._good[0])
 
     def into(self, state: State, place: Place) -> State:
-        """Add what this knows to a state of the training, which is no good one if it is at another step."""
-        about = {**state.about, "lr": self.learner.lr, "returns": self.returns}
-        assert self._good is not None
-        if self._good.about["place"]["step"] == place.step:
-            return State(state.tensors, about)
-        tensors = {f"{_GOOD}{name}": tensor for name, tensor in self._good.tensors.items()}
-        return State({**state.tensors, **tensors}, {**about, "good": self._good.about})
+        """Add what this knows to a state of the training, which may itself be the last good one."""
+        tensors, abouts = dict(state.tensors), []
+        for number, good in enumerate(self._good):
+            present = good.about["place"]["step"] == place.step
+            abouts.append(None if present else good.about)
+            if not present:
+                tensors |= {f"good{number}/{name}": tensor for name, tensor in good.tensors.items()}
+        about = {"lr": self.learner.lr, "returns": self.returns, "good": abouts}
+        return State(tensors, {**state.about, **about})
 
     def restore(self, state: State) -> tuple[Place, dict[str, Tensor]]:
         """Take up what :meth:`into` returned; the place, and the best weights so far."""
-        own = {name: t for name, t in state.tensors.items() if not name.startswith(_GOOD)}
-        place, best = restore(self.learner, State(own, state.about))
+        place, best = restore(self.learner, state)
         self.learner.lr = state.about.get("lr", self.learner.lr)  # states of older versions have none
         self.returns = state.about.get("returns", 0)
-        if "good" in state.about:
-            tensors = {name.removeprefix(_GOOD): t for name, t in state.tensors.items() if name not in own}
-            self._good = State(tensors, state.about["good"])
-        else:
-            self.keep(place, best)
+        self._good = [
+            kept(self.learner, place, best) if about is None else State(_part(state, number), about)
+            for number, about in enumerate(state.about.get("good", [None]))
+        ]
         return place, best
+
+
+def _part(state: State, number: int) -> dict[str, Tensor]:
+    """The tensors of a good state."""
+    prefix = f"good{number}/"
+    return {name.removeprefix(prefix): t for name, t in state.tensors.items() if name.startswith(prefix)}

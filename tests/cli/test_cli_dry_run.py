@@ -118,6 +118,8 @@ def test_train_prints_what_it_would_take_and_writes_nothing(here, clock, modelop
             "epochs": 6,
             "steps_per_epoch": steps // 6,
             "steps": steps,
+            "lr": 0.05,
+            "lr_test_seconds": 0.0,
             "timed_steps": 12,
             "seconds_per_step": 1.0,
             "seconds_per_kept_step": None,

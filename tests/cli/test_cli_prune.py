@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import modelopt_cli
 from modelopt_cli.artifact import read_tensors
+from modelopt_cli.methods.prune import schedule
 from modelopt_cli.program import Program
-from modelopt_cli.training import loop
+from modelopt_cli.training.learner import Learner
 
 HOW = ["--arch", "net.py:make?width=16", "--input-size", "8", "--channels", "1"]
 HALF = ["--sparsity", "0.5", "--round-to", "1"]
@@ -118,7 +119,7 @@ def test_dry_run_knows_the_plan_and_the_size(how, here, modelopt):
 
 
 def test_dry_run_prints_the_plan_on_stdout_and_trains_nothing(here, modelopt, monkeypatch):
-    monkeypatch.setattr(loop, "fit", None)
+    monkeypatch.setattr(schedule, "fit", None)
     how = ["--schedule", "iterative", *TUNE, "--epochs", "3", "--exclude", "5"]
     outcome = modelopt("prune", "net.safetensors", *HALF, *how, "--dry-run")
     assert outcome.code == 0, outcome.err
@@ -270,20 +271,20 @@ ROUNDS = [*HALF, "--schedule", "iterative", "--rounds", "2", *TUNE, "--epochs", 
 def test_interrupted_in_a_round_it_goes_on_to_the_same_bytes(here, modelopt, monkeypatch):
     command = ["prune", "net.safetensors", *ROUNDS, "--no-eval", "--save-every", "5"]
     assert modelopt(*command, "-o", "whole.safetensors").code == 0
-    before, steps = loop.Learner.step, []
+    before, steps = Learner.step, []
 
-    def interrupted(self, batch, step):
+    def interrupted(self, batch, step, rate):
         steps.append(step)
         if len(steps) == 35:  # in the second round
             raise KeyboardInterrupt
-        before(self, batch, step)
+        before(self, batch, step, rate)
 
-    monkeypatch.setattr(loop.Learner, "step", interrupted)
+    monkeypatch.setattr(Learner, "step", interrupted)
     outcome = modelopt(*command, *OUT)
     assert outcome.code == 130
     assert outcome.err == "error: interrupted; go on with the same command and --resume (out.run)\n"
     assert {"stage-prune-1.safetensors", "stage-tune-1.safetensors"} <= names(here / "out.run")
-    monkeypatch.setattr(loop.Learner, "step", before)
+    monkeypatch.setattr(Learner, "step", before)
     outcome = modelopt(*command, *OUT, "--resume", "--sparsity", "0.6")
     assert outcome.code == 2
     assert "config.sparsity (0.5, now 0.6)" in outcome.err
