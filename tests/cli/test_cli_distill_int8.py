@@ -91,11 +91,11 @@ def test_interrupted_and_resumed_to_the_same_bytes(here, modelopt, monkeypatch):
     assert modelopt(*COMMAND, "--no-eval", "-o", "through.safetensors").code == 0
     step, seen = Learner.step, []
 
-    def stopping(self, batch, number):
+    def stopping(self, batch, number, rate):
         if len(seen) == 16:
             raise KeyboardInterrupt
         seen.append(number)
-        step(self, batch, number)
+        step(self, batch, number, rate)
 
     monkeypatch.setattr(Learner, "step", stopping)
     assert modelopt(*COMMAND, "--no-eval", *OUT).code == 130
