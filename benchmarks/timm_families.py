@@ -23,6 +23,7 @@ import datetime
 import json
 import multiprocessing
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -209,7 +210,10 @@ def child(module: str, name: str, options: argparse.Namespace, send: Connection)
 
 def attempt(module: str, name: str, options: argparse.Namespace) -> Found:
     """One network in a process of its own; what went wrong is under ``error``."""
-    found: Found = {"network": name}
+    head = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    found: Found = {"network": name, "code": head.stdout.strip() or "-"}
     start = time.monotonic()
     receive, send = FORK.Pipe(duplex=False)
     process = FORK.Process(target=child, args=(module, name, options, send))
@@ -235,6 +239,7 @@ COLUMNS: dict[str, Callable[[str, Found], str]] = {
     "noisy input, dB": lambda module, f: f"{f['shaken']:.1f}" if "snr" in f else "-",
     "pruned: parameters left": lambda module, f: f"{100 * f['left']:.1f} %" if "left" in f else "-",
     "against dense, zeroed": lambda module, f: f"{f['apart']:.0e}" if "apart" in f else "-",
+    "code": lambda module, f: f.get("code", "-"),
     "fell short": lambda module, f: f.get("error", "").replace("|", "/"),
 }
 
@@ -246,16 +251,19 @@ def report(state: dict[str, Found]) -> list[str]:
     from modelopt_cli.measure.environment import cpu_name
 
     count = {key: sum(key in found for found in state.values()) for key in ("captured", "snr", "left")}
-    noisy = [module for module, found in state.items() if found.get("snr", 99.0) < 20]
+    whole = sum("snr" in found or "error" in found for found in state.values())
+    noisy = sum(found.get("snr", 99.0) < 20 for found in state.values())
     notes = [f"\\* {module}: {why}" for module, (_, why) in REDUCED.items() if module in state]
     return [
         f"{datetime.date.today()}, {cpu_name()}, torch {torch.__version__}, timm {timm.__version__}, one "
         "thread; made by `python -m benchmarks.timm_families`, which says how.",
         "",
-        f"Of {len(state)} modules the smallest network of each: captured {count['captured']}; quantized to "
-        f"int8 and read again bit for bit {count['snr']}, {len(noisy)} of them under 20 dB; pruned of 30 % "
-        "of the channels of each group, equal to the dense network with those zeroed, and read again "
-        f"{count['left']}.",
+        f"Of {len(state)} modules the smallest network of each: captured bit for bit, and read again from "
+        f"its file, {count['captured']}.",
+        f"{whole} went through the other methods. Quantized to int8 and read again bit for bit: "
+        f"{count['snr']}, {noisy} of them under 20 dB. Pruned of 30 % of the channels of each group, equal "
+        f"to the dense network with those zeroed, and read again: {count['left']}. "
+        "The others have only been captured.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
