@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.calls import arguments, operation, source
+from modelopt_cli.program.functional import allocating
 from modelopt_cli.program.kinds import build, share
 
 _KINDS: dict[str, str] = {
@@ -183,7 +184,7 @@ def _moved_children(graph: fx.Graph, layer: str, root: nn.Module) -> dict[str, n
                 paths[path] = layer + "_" + path[len(layer) + 1 :].replace(".", "_")
                 while paths[path] in taken:
                     paths[path] += "_"
-                moved[paths[path]] = share(root.get_submodule(path))
+                moved[paths[path]] = allocating(share(root.get_submodule(path)))
             node.target = paths[path]
     return moved
 

@@ -250,3 +250,19 @@ def test_nothing_is_printed_of_a_first_attempt_that_fails(capfd: pytest.CaptureF
 
     check(net(forward))
     assert capfd.readouterr().err == ""
+
+
+class NormAct(nn.BatchNorm2d):
+    """timm's batch norm with an activation inside, which works in place."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        statistics = (self.running_mean, self.running_var, self.weight, self.bias)
+        return self.act(F.batch_norm(x, *statistics, False, 0.1, self.eps))  # type: ignore[no-any-return]
+
+
+def test_layer_inside_a_recovered_one_works_in_place() -> None:
+    check(nn.Sequential(conv(), NormAct(4)).eval())
