@@ -52,7 +52,7 @@ def install() -> None:
 
 
 def imports_alone() -> bool:
-    """Whether ``import torchvision`` works in a program of this environment that knows nothing of us."""
+    """True if ``import torchvision`` works in a program of this environment that does not import modelopt."""
     command = [sys.executable, "-c", "import torchvision"]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
@@ -67,7 +67,7 @@ def mend(folder: Path | None = None) -> None:
 
 
 def is_mended() -> bool:
-    """Whether :func:`mend` was done to this environment."""
+    """True if :func:`mend` was done to this environment."""
     return (_site() / START_FILE).exists()
 
 
@@ -76,7 +76,7 @@ def _site() -> Path:
 
 
 def has_operators() -> bool:
-    """Whether torchvision's own C++ operators are there; imports it."""
+    """True if torchvision's own C++ operators are available; imports torchvision."""
     import torchvision.extension
 
     return bool(torchvision.extension._has_ops())

@@ -1,4 +1,4 @@
-"""Opening what the user named for reading: a regular file, and nothing that could block or never end."""
+"""Opening of the user's files for reading: regular files, and nothing that could block or never end."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Text from files nobody has vetted, made fit for one line of a terminal or a report."""
+"""Text from untrusted files, made fit for one line of a terminal or a report."""
 
 import unicodedata
 

@@ -82,7 +82,7 @@ def context_of(
 
 
 def given_to(opened: Opened, context: Context) -> Given:
-    """What a method is given with ``context``: its result is held against that.
+    """The network a method is given, and its outputs on a batch: its result is compared with them.
 
     Raises:
         DataError: the Program does not run on the data, or on noise of its shape where there is none.
@@ -92,7 +92,7 @@ def given_to(opened: Opened, context: Context) -> Given:
 
 
 def origin_of(opened: Opened, overrides: PreprocessOverrides | None) -> dict[str, Any]:
-    """What the history says of the source, and of a preprocessing that was assumed."""
+    """Entry in the history on the source, and on a preprocessing that was assumed."""
     origin = {"modelopt": modelopt_cli.__version__, "source_sha256": opened.source_sha256}
     return origin | input_history(opened, overrides)
 

@@ -1,4 +1,4 @@
-"""What a method gained, said where it is little or nothing."""
+"""Notes on methods that gained little or nothing."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A method's result held against what it was made from, before a file is written."""
+"""Comparison of a method's result with the original network, before a file is written."""
 
 import copy
 import itertools
@@ -45,7 +45,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Given:
-    """What a method is given, and its outputs on one batch.
+    """The network that a method is given, and its outputs on one batch.
 
     Attributes:
         network: a Program or another module; None of bare tensors.

@@ -1,4 +1,4 @@
-"""Saying which preprocessing is in force, and where it comes from."""
+"""Notes on the preprocessing in force, and where it comes from."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from modelopt_cli.program import InputSpec
 
 _NOTHING = PreprocessOverrides()
 PREPROCESSING = "preprocessing"
-"""What the history calls a preprocessing that nobody gave or recorded."""
+"""Key in the history of a preprocessing that nobody gave or recorded."""
 
 
 def describe_input(spec: InputSpec) -> str:
@@ -71,7 +71,7 @@ def _assumed(entry: Mapping[str, Any]) -> str | None:
 
 
 def input_history(opened: Opened, overrides: PreprocessOverrides | None) -> dict[str, str]:
-    """What the history says of an input that nobody gave or recorded."""
+    """Entry in the history on a preprocessing that nobody gave or recorded; empty where there is none."""
     spec = published_for(opened, overrides)
     return {} if spec is None else {PREPROCESSING: f"published for {spec}"}
 

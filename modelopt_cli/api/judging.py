@@ -1,4 +1,4 @@
-"""The evaluation that ends a verb: rehearsed before its work, and told apart from the file it comes after."""
+"""The evaluation at the end of a verb: rehearsed before the work, reported apart from the file."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

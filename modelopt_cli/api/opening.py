@@ -157,7 +157,7 @@ def sample_of(opened: Opened, where: str | Path) -> InputSpec:
 
 
 def input_of(opened: Opened) -> InputSpec | None:
-    """What a sample of an opened network looks like, or None where nothing says so."""
+    """Shape and preprocessing of a sample of an opened network, or None where nothing says so."""
     architecture = opened.architecture
     return opened.program.input if opened.program else architecture.input if architecture else None
 

@@ -1,4 +1,4 @@
-"""What a method made, held against what it was made from, and ready to be written."""
+"""The product of a method, compared with the original network and ready to be written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

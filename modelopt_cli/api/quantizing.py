@@ -140,7 +140,7 @@ def quantize(
 
 
 def calibrates(opened: Opened, config: QuantizeConfig) -> bool:
-    """Whether the scheme looks at samples."""
+    """True if the scheme looks at samples."""
     return opened.program is not None and config.scheme == "int8"
 
 

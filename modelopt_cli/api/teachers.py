@@ -22,7 +22,7 @@ class Source:
     Attributes:
         path: where it is.
         opened: what is in it.
-        weight: how much its answers count beside those of others.
+        weight: of its logits next to those of the other teachers.
     """
 
     path: str | Path

@@ -134,7 +134,7 @@ def in_order(parts: Mapping[str, Kind]) -> dict[str, TensorInfo]:
 
 
 def begins_like_artifact(head: bytes) -> bool:
-    """Whether a file's first bytes are an artifact's, or a damaged artifact's: the digest then decides.
+    """True if a file's first bytes are an artifact's, or a damaged artifact's: the digest then decides.
 
     A file whose mark is damaged must not pass for a checkpoint, whose bytes nothing guards.
     """

@@ -1,4 +1,4 @@
-"""What an artifact may be called. Standard library only."""
+"""Check of an artifact's file name. Standard library only."""
 
 from pathlib import Path
 

@@ -136,7 +136,7 @@ def _encoding(parameter: Parameter, codec: Codec, parts: Mapping[str, torch.Tens
 
 
 def is_artifact(path: str | Path) -> bool:
-    """Whether the file is an artifact or a damaged one: a look at its first bytes, no more."""
+    """True if the file is an artifact or a damaged one: a look at its first bytes, no more."""
     try:
         with open_regular(path, InputError) as file:
             return begins_like_artifact(file.read(DIGEST_AT))

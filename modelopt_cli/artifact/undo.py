@@ -1,4 +1,4 @@
-"""Take back what was written where the work that wrote it fails. Standard library only."""
+"""Removal of written files where the work that wrote them fails. Standard library only."""
 
 import itertools
 import os

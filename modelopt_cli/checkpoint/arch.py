@@ -52,7 +52,7 @@ class Architecture:
 
     @property
     def published(self) -> bool:
-        """Whether ``input`` is that of published weights, which a file need not have been trained like."""
+        """True if ``input`` is that of published weights; a file may have been trained with another."""
         return self.spec.startswith(("torchvision:", "timm:"))
 
     @property

@@ -47,7 +47,7 @@ def read_shards(
     """The tensors an index lists, in its order, and the files: itself and the shards.
 
     Where every shard is lazy, the tensors are, and each look-up makes sure that all files still have their
-    names: they belong together, and a folder that is written anew must not give old and new tensors.
+    names: they belong together, and a folder that is written again must not give old and new tensors.
 
     Raises:
         CheckpointError: malformed index, a shard outside the folder or missing, one that lacks a tensor, or

@@ -1,4 +1,4 @@
-"""The state dict of a whole network that was pickled, out of the stand-ins that were read for its modules."""
+"""The state dict of a pickled network, out of the stand-ins that were read for its modules."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ _HINT = "save the network's state_dict()"
 
 
 def is_network(value: object) -> bool:
-    """Whether a stand-in has what every ``nn.Module`` has."""
+    """True if a value is a stand-in with the attributes of every ``nn.Module``."""
     state = value.state if isinstance(value, StandIn) else None
     return isinstance(state, Mapping) and "_parameters" in state and "_modules" in state
 

@@ -1,8 +1,8 @@
-"""Inert stand-ins for what a pickle holds beside tensors, so that its weights can be read all the same.
+"""Inert stand-ins for the objects that a pickle holds next to tensors, so that its weights can be read.
 
-Training scripts save an ``argparse.Namespace`` or numpy scalars next to the weights, or the whole network.
+Training scripts save an ``argparse.Namespace`` or numpy scalars next to the weights, or the network itself.
 torch's ``weights_only`` unpickler refuses a name it does not know; here each such name is mapped to a class
-of ours that keeps what it is given and does nothing. No name in a file is looked up, imported or called.
+here that keeps its arguments and does nothing. No name in a file is looked up, imported or called.
 """
 
 import _compat_pickle as renamed
@@ -73,7 +73,7 @@ _BASES: dict[Use, type] = {"object": StandIn, "mapping": _Mapping, "list": _List
 
 @dataclass
 class Survey:
-    """What a pickle does with the names in it, found without loading it.
+    """Uses that a pickle makes of the names in it, found without loading it.
 
     Attributes:
         uses: what is made of each name.
@@ -98,7 +98,7 @@ class Survey:
 
 
 def runs_code(name: str) -> bool:
-    """Whether a name in a pickle is one that a pickle has only to run code when it is loaded."""
+    """True if a pickle can have a name for one reason alone: to run code when it is loaded."""
     return bool(_RUNS_CODE.match(name)) and not _HARMLESS.match(name)
 
 

@@ -45,7 +45,7 @@ _REFUSED = re.compile(
 
 
 def load_object(handle: BinaryIO, path: Path, kind: Kind) -> Any:
-    """What ``torch.save`` wrote: dicts and lists of CPU tensors and scalars, and stand-ins for the rest.
+    """Load a file of ``torch.save``: dicts and lists of CPU tensors and scalars, and stand-ins for the rest.
 
     Args:
         handle: the open file, so that what was checked and hashed is what is read.
@@ -70,7 +70,7 @@ def load_object(handle: BinaryIO, path: Path, kind: Kind) -> Any:
 
 
 def _surveyed(content: bytes, kind: Kind) -> Survey:
-    """What the pickle of a file of ``torch.save`` holds beside tensors."""
+    """Survey of the names in the pickle of a file of ``torch.save``."""
     stream = io.BytesIO(content[:_SURVEY_LIMIT])
     with contextlib.suppress(Exception):  # damaged before it
         for _ in range(_LEGACY_HEADERS if kind == "torch-legacy" else 0):

@@ -103,13 +103,13 @@ def _look_up(error: BaseException) -> Failure:
 
 
 def _refused_by_machine(error: InputError) -> bool:
-    """Whether the operating system refused to give the input: permission, memory, a failing disk."""
+    """True if the operating system refused to give the input: permission, memory, a failing disk."""
     cause = error.__cause__ or error.__context__
     return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in _ENVIRONMENT)
 
 
 def _usage(error: TyperException) -> tuple[str, None, str | None]:
-    """What is wrong with a command line, and the nearest option there is."""
+    """The fault of a command line, no place, and a hint: the nearest option there is."""
     if type(error).__name__ == "NoSuchOption":
         nearest = (getattr(error, "possibilities", None) or [])[:1]
         hint = f"did you mean {nearest[0]}?" if nearest else None
@@ -137,5 +137,5 @@ def _bug_line(error: BaseException) -> str:
 
 
 def _text(text: str) -> str:
-    """What can be written as UTF-8: a path may hold bytes that are none."""
+    """The text in a form that UTF-8 can encode: a path may hold bytes that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -57,7 +57,7 @@ class Data:
 
     @property
     def labelled(self) -> bool:
-        """Whether there are labels; otherwise they are all -1."""
+        """True if there are labels; otherwise they are all -1."""
         return self.source.labelled
 
     @property
@@ -92,7 +92,7 @@ class Data:
         return True
 
     def where(self, index: int) -> str:
-        """What to call the sample at ``index`` in an error."""
+        """Name of the sample at ``index`` for an error."""
         return self.source.where(index if self.indices is None else self.indices[index])
 
     def with_labels(self, names: tuple[str, ...] | None = None) -> "Data":
@@ -111,7 +111,7 @@ class Data:
         return replace(self, reads_labels=True, names=names, mapping=mapping, matched=match.note)
 
     def has_classes(self, names: tuple[str, ...] | None) -> bool:
-        """Whether every one of the source's classes is among these by its name."""
+        """True if each of the source's classes is among these by its name."""
         if names is None or self.source.class_names is None:
             return False
         try:

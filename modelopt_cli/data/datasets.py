@@ -211,7 +211,7 @@ def whole_label(label: Any, where: str) -> int:
 
 
 def _names_of_classes(dataset: Any) -> tuple[str, ...] | None:
-    """What torchvision's datasets call ``classes``: names, or tuples of synonyms, the usual one first."""
+    """Class names from a dataset's ``classes``: names, or tuples of synonyms, the usual one first."""
     classes = getattr(dataset, "classes", None)
     if not isinstance(classes, list | tuple) or not classes:
         return None

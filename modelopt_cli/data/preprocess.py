@@ -57,7 +57,7 @@ class PreprocessOverrides:
 
     @property
     def sample(self) -> InputSpec | None:
-        """What samples look like that are no images, or None."""
+        """Shape and element type of samples that are no images, or None."""
         return None if self.shape is None else InputSpec(self.shape, dtype=self.dtype or "float32")
 
     def check(self) -> None:

@@ -59,7 +59,7 @@ def never_saturates(weight: Tensor, groups: int = 1) -> bool:
 
 
 def never_wraps(weight: Tensor) -> bool:
-    """Whether a layer with this int8 weight has sums within int32 for any uint8 input and zero point.
+    """True if a layer with this int8 weight has sums within int32 for any uint8 input and zero point.
 
     Args:
         weight: int8 ``(O, C / groups, KH, KW)`` or ``(O, C)``.

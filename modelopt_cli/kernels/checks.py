@@ -46,7 +46,7 @@ def twin(layer: _Layer, **changes: Any) -> _Layer:
 
 
 def conv2d(layer: QuantizedConv2d, sides: tuple[int, ...], shape: Sequence[int], make: Make) -> bool:
-    """Whether a convolution is right for inputs ``(N, C, H, W)`` of a shape.
+    """True if a convolution agrees with the reference for inputs ``(N, C, H, W)`` of a shape.
 
     Args:
         layer: the convolution.
@@ -64,7 +64,7 @@ def conv2d(layer: QuantizedConv2d, sides: tuple[int, ...], shape: Sequence[int],
 
 
 def linear(layer: QuantizedLinear | DynamicLinear, make: Make) -> bool:
-    """Whether a linear layer is right.
+    """True if a linear layer agrees with the reference.
 
     Args:
         layer: static or dynamic.
@@ -103,7 +103,7 @@ def _extremes(*shape: int) -> Tensor:
 
 
 def _agrees(layer: QuantizedConv2d | QuantizedLinear, x: Tensor, make: Make) -> bool:
-    """Whether the sums are exact, and what the layer makes of them right to a level."""
+    """True if the sums are exact, and the outputs made of them right to one quantization level."""
     channels, part, seen = _part(layer, x)
     kind: Callable[..., Tensor] = reference.conv2d if isinstance(layer, QuantizedConv2d) else reference.linear
     unit = torch.ones_like(layer.scale)

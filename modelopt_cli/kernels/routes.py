@@ -1,4 +1,4 @@
-"""Convolutions that oneDNN's int8 operator gets wrong, and the way round each.
+"""Convolutions that oneDNN's int8 operator gets wrong, and a workaround for each.
 
 Found by ``benchmarks/geometries.py`` with torch 2.13 (oneDNN 3.11): AVX2 is right everywhere; with AVX2-VNNI
 and every AVX-512 level the correction for the zero point reads memory that nobody has written, or the process
@@ -12,11 +12,11 @@ from modelopt_cli.kernels.bounds import is_depthwise
 from modelopt_cli.program.quantized import QuantizedConv2d
 
 Sides = tuple[int, ...]
-"""What to add to the input before the operator, as ``F.pad`` takes it; empty: nothing."""
+"""Padding of the input before the operator, as ``F.pad`` takes it; empty for none."""
 
 
 def sides_to_pad(layer: QuantizedConv2d, height: int, width: int) -> Sides | None:
-    """What must be added to an image of this size so that oneDNN's convolution of it is right.
+    """Padding that an image of this size needs so that oneDNN's convolution of it is right.
 
     Returns:
         Padding of width, height and channels, () where the operator takes the image as it is, None where
@@ -33,12 +33,12 @@ def sides_to_pad(layer: QuantizedConv2d, height: int, width: int) -> Sides | Non
 
 
 def may_fuse_residual(layer: QuantizedConv2d) -> bool:
-    """Whether the operator adds the residual of such a convolution rightly."""
+    """True if the operator adds the residual of such a convolution correctly."""
     return layer.groups == 1 or is_depthwise(tuple(layer.weight.shape), layer.groups)
 
 
 def _misses_the_image(layer: QuantizedConv2d, axis: int, length: int) -> bool:
-    """Whether all taps of a window can lie in the padding, before, behind or on both sides of the image.
+    """True if all taps of a window can lie in the padding, before, behind or on both sides of the image.
 
     The last needs taps further apart than the image is long; a length that just fits counts, too.
     """

@@ -28,7 +28,7 @@ Run = Callable[..., Tensor]
 
 
 class Kernel:
-    """What a quantized layer computes through: chosen and built for the layer's device at the first call.
+    """Kernel of a quantized layer, chosen and built for the layer's device at the first call.
 
     It is plain data until then. A copied or pickled layer keeps its choice and builds its own; a layer whose
     tensors were replaced, moved or written to builds again.
@@ -63,19 +63,19 @@ class Kernel:
 
     @property
     def run(self) -> Run | None:
-        """What was built, if anything was."""
+        """The function that was built, or None before the first call."""
         return None if self._built is None else self._built.run
 
 
 class _Built(NamedTuple):
-    """What computes a layer, and the tensors it was built from."""
+    """The function that computes a layer, and the tensors it was built from."""
 
     run: Run
     tensors: tuple[Tensor | None, ...]
     versions: tuple[int | None, ...]
 
     def serves(self, layer: Quantized) -> bool:
-        """Whether the layer's tensors are still those."""
+        """True if the layer's tensors are still those it was built from."""
         now = _tensors(layer)
         return all(map(is_, now, self.tensors)) and tuple(map(_version, now)) == self.versions
 

@@ -1,4 +1,4 @@
-"""Comparing what was measured of two models."""
+"""Comparison of the measurements of two models."""
 
 from collections.abc import Sequence
 

@@ -246,7 +246,7 @@ class _Run:
         }
 
     def _loadings(self, threads: int) -> list[loading.Loading]:
-        """What opening each file costs; nothing where no times are wanted."""
+        """Time and memory to open each file; empty values where no times are wanted."""
         if not (self.options.memory and self.options.runs):
             return [loading.Loading(None, None)] * len(self.subjects)
         found = []

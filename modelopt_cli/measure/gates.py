@@ -1,6 +1,6 @@
 """Gates the user sets on what compression may cost and must bring.
 
-Every model beside the baseline, or the one that is to be judged, is held against every limit. ``min-speedup``
+Every model but the baseline, or the one that is to be judged, is held against every limit. ``min-speedup``
 looks at the lower end of the speedup's 95 % interval, because times are noise in part. ``max-drop`` looks at
 the measured drop, and with ``confident`` at the upper end of its interval. Size and coverage are exact.
 """
@@ -189,7 +189,7 @@ def _result(gate: _Gate, gates: Gates, limit: float, model: ModelReport, against
 
 
 def _unresolved(gates: Gates, against: Comparison) -> Iterator[str]:
-    """What it would take to tell whether a limit is kept, where the measured interval cannot."""
+    """Samples or runs needed to tell whether a limit is kept, where the measured interval cannot."""
     found, limit = against.difference, gates.max_drop
     if (
         found is not None

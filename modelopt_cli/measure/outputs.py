@@ -1,4 +1,4 @@
-"""Outputs of one network held against those of another: structure, finiteness, signal-to-noise."""
+"""Comparison of the outputs of two networks: structure, finiteness, signal-to-noise ratio."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -32,12 +32,12 @@ def tensors(outputs: Any) -> Iterator[Tensor]:
 
 
 def is_finite(outputs: Any) -> bool:
-    """Whether no tensor in it holds NaN or infinity."""
+    """True if no tensor in the outputs holds NaN or infinity."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors(outputs))
 
 
 def stays_finite(expected: Any, found: Any) -> bool:
-    """Whether ``found`` is finite wherever ``expected`` is; both have one structure."""
+    """True if ``found`` is finite wherever ``expected`` is; both have one structure."""
     pairs = zip(tensors(expected), tensors(found), strict=True)
     return all(bool((torch.isfinite(b) | ~torch.isfinite(a)).all()) for a, b in pairs)
 

@@ -32,7 +32,7 @@ class LabelledBatches(Protocol):
         """Float ``(N, *shape)`` and int64 ``(N,)``, in a fixed order."""
 
     def where(self, index: int) -> str:
-        """What to call a sample in an error."""
+        """Name of a sample for an error."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Walks through networks layer by layer: where one fails, and where its values leave those of another."""
+"""Walks through networks layer by layer: where one fails, and where its values depart from another's."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -108,7 +108,7 @@ class _Comparison:
             self.falls.append(Fall(self.known[step.counterpart].layer, before, after))
 
     def _wanted(self, step: Step) -> Iterator[Tensor]:
-        """What the value may be meant to be."""
+        """Candidates for the value that a step must compute."""
         if step.counterpart not in self.known or not _is_real(step.value):
             return
         for key in (step.counterpart, *self.followers.get(step.counterpart, ())):
@@ -180,7 +180,7 @@ class _Walker(fx.Interpreter):
 
 
 def _walk_modules(network: nn.Module, x: Tensor, see: See) -> str | None:
-    """What the modules of a network without a graph return, each taken to be made from the one before."""
+    """Visit the outputs of the modules of a network without a graph, each taken to be made from the last."""
     entered: list[str] = []
     before: tuple[str, ...] = ()
 

@@ -87,7 +87,7 @@ def has_weight_form(tensor: Tensor) -> bool:
 
 
 def tensor_coverage(file: TensorFile) -> Coverage:
-    """What became of the weights of an artifact that has no graph, as it stores them."""
+    """Coverage of the weights of an artifact that has no graph, as it stores them."""
     shapes = described(file.state)
     weights = {
         name: tensor

@@ -21,15 +21,15 @@ from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.spec import InputSpec
 
 MAX_ELEMENTS = 2**30
-"""Of one tensor, for each sample."""
+"""Elements of one tensor, for each sample."""
 MAX_TOTAL = 2**35
-"""Of all tensors together, for each sample."""
+"""Elements of all tensors together, for each sample."""
 MAX_FLOPS = 2**46
-"""For each sample."""
+"""Floating-point operations for each sample."""
 MAX_NUMBER = 2**63
 MAX_EXPONENT = 63
 MAX_LENGTH = 2**16
-"""Of a list or tuple, and of the parts that a tensor is split into."""
+"""Length of a list or tuple, and number of the parts that a tensor is split into."""
 
 # Sizes that follow from the batch show at a batch above one; a network for one sample only is tried with one.
 _BATCHES = (64, 1)

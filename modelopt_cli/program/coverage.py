@@ -99,7 +99,7 @@ class Coverage:
 
     @property
     def bytes(self) -> int:
-        """What the weights of all layers took before they were compressed."""
+        """Bytes of the weights of all layers before they were compressed."""
         return sum(layer.bytes for layer in self.layers)
 
     @property
@@ -109,7 +109,7 @@ class Coverage:
 
     @property
     def compressed_bytes(self) -> int:
-        """What the weights took that are compressed."""
+        """Bytes that the compressed weights took before."""
         return sum(layer.bytes - layer.plain_bytes for layer in self.layers if layer.compressed)
 
     @property
@@ -125,7 +125,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class _Past:
-    """What the history says: why layers were left out, how much of each is left, what is gone."""
+    """The history's record of layers: reasons for leaving them out, share left of each, and removals."""
 
     reasons: dict[str, str]
     left: dict[str, float]
@@ -150,7 +150,7 @@ def weight_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _bytes(tensors: Iterable[torch.Tensor], counted: set[int], left: float = 1.0) -> int:
-    """What tensors took in float32 when they were whole; those ``counted`` before take nothing."""
+    """Bytes of tensors in float32 before pruning; those ``counted`` before take nothing."""
     fresh = {id(tensor): tensor.numel() for tensor in tensors if id(tensor) not in counted}
     counted.update(fresh)
     return round(_FLOAT_BYTES * sum(fresh.values()) / left) if left > 0 else 0

@@ -144,7 +144,7 @@ class ExampleProxy(ProgramProxy):
 
     @property
     def of_tensor(self) -> bool:
-        """Whether the node's value is a tensor rather than a number or a tuple."""
+        """True if the node's value is a tensor rather than a number or a tuple."""
         return isinstance(self.known[0], Tensor)
 
     def plain(self, function: Callable[[Any], Any]) -> Any:
@@ -255,7 +255,7 @@ def _agree(values: Sequence[Any]) -> bool:
 
 
 def _agreed(values: Sequence[Any]) -> Any:
-    """What all examples agree on; if they do not, the batch size is what differs."""
+    """The value that all examples agree on; if they do not, the batch size is the cause."""
     if not _agree(values):
         raise CaptureError(
             "the batch size is needed as a number",

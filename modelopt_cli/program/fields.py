@@ -28,7 +28,7 @@ from torch import nn
 MAX_LIST = 8
 MAX_INT = 2**40
 MAX_SIDE = 2**31 - 1
-"""Of what stands in lists: windows, strides, paddings, which torch holds in 32 bits in places."""
+"""Limit of the numbers in lists: windows, strides, paddings, which torch holds in 32 bits in places."""
 
 
 @dataclass(frozen=True)

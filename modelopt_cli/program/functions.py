@@ -1,4 +1,4 @@
-"""Functions of our own that a Program may call, where torch has none without side effects."""
+"""Functions that a Program may call where torch has none without side effects."""
 
 from typing import Any
 

@@ -13,7 +13,7 @@ MAX_LABELS = 1_000_000
 MAX_TEXT = 10_000
 MAX_SIDE = 1_000_000
 MAX_NODES = 20_000
-"""Of a graph."""
+"""Nodes of a graph."""
 MAX_RANK = 8  # dimensions of a sample
 _MAX_DEPTH = 16
 _MAX_ITEMS = 1_000_000

@@ -1,6 +1,6 @@
 """A graph as plain values that pickle, and back: unlike a file's form it allows any layer and function.
 
-fx pickles a graph as Python source, runs that when it is read and traces it anew.
+fx pickles a graph as Python source, runs that when it is read and traces it again.
 """
 
 from dataclasses import dataclass

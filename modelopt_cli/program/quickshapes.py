@@ -1,6 +1,6 @@
-"""Shapes of the commonest calls by rules of our own, where asking torch would take a hundred times as long.
+"""Shapes of the most common calls by simple rules, where torch would take a hundred times as long.
 
-torch computes shapes on the meta device in Python, and imports its compiler for it. A rule answers only where
+torch computes shapes on the meta device in Python, and imports its compiler for it. A rule applies only where
 it is certain; for all else ``None`` says to ask torch.
 """
 
@@ -102,7 +102,7 @@ def _convolution(layer: Any, x: Tensor) -> Tensor | None:
 def _windowed(
     x: Tensor, channels: int, kernel: Any, stride: Any, padding: Any, dilation: Any
 ) -> Tensor | None:
-    """What windows slide to over ``x``; None where there would be nothing."""
+    """Result of windows that slide over ``x``; None where it would be empty."""
     sides = [
         (side + 2 * p - d * (k - 1) - 1) // s + 1
         for side, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)

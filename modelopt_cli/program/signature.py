@@ -1,4 +1,4 @@
-"""What a network's ``forward`` is to be called with."""
+"""Check of the arguments that a network's ``forward`` needs."""
 
 import inspect
 

@@ -34,7 +34,7 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What one sample looks like.
+    """Shape, element type and preprocessing of one sample.
 
     Attributes:
         shape: without the batch dimension, e.g. ``(3, 224, 224)``.

@@ -1,4 +1,4 @@
-"""Undoing views: putting the changed content of a view back into what it is a view of."""
+"""Inverses of views: putting the changed content of a view back into the tensor it is a view of."""
 
 from operator import add
 from typing import Any

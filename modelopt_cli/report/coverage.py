@@ -1,4 +1,4 @@
-"""Showing which layers a method compressed, and why it left the others."""
+"""Display of the layers that a method compressed, and the reasons why it left out the others."""
 
 from typing import Any
 

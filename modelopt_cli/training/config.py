@@ -240,7 +240,7 @@ class Trained:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What a history says: nothing that would differ from one run to the next."""
+        """Figures for the history: nothing that would differ from one run to the next."""
         figures: dict[str, Any] = {"epochs": self.epochs, "steps": self.steps, "lr": self.lr}
         if self.returns:
             figures["returns"] = self.returns

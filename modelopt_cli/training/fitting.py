@@ -1,4 +1,4 @@
-"""Training, as every method asks for it: ``fit``."""
+"""Training for every method: ``fit``."""
 
 import time
 from collections.abc import Sequence

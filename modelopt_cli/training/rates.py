@@ -29,12 +29,12 @@ STEPS = BATCHES * (DOUBLINGS + 1)
 
 
 def needs_test(learner: Learner) -> bool:
-    """Whether the rate of a training is to be found by :func:`tested_rate`."""
+    """True if the rate of a training is to be found by :func:`tested_rate`."""
     return learner.config.lr is None and not is_normalised(learner.network)
 
 
 def is_normalised(network: nn.Module) -> bool:
-    """Whether a layer of the network normalises its inputs, over samples or channels."""
+    """True if a layer of the network normalises its inputs, over samples or channels."""
     return any(isinstance(module, NORMS) for module in network.modules())
 
 

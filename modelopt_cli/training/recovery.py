@@ -1,4 +1,4 @@
-"""What happens when training diverges: back to the last good state, and on with a smaller learning rate."""
+"""Recovery from divergence: training returns to a good state and goes on with a smaller learning rate."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from modelopt_cli.training.state import State
 WINDOW = 50
 """Steps of an epoch between looks at how the loss has developed; another is at the epoch's end."""
 LOWER = 4
-"""What the learning rate is divided by."""
+"""Divisor of the learning rate at each return."""
 MOST = 5
 """Returns in one training before it ends with an error."""
 LIMIT = 100

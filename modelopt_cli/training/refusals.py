@@ -1,4 +1,4 @@
-"""What autograd refuses to train, said in one line."""
+"""One-line errors for networks that autograd refuses to train."""
 
 import contextlib
 import re

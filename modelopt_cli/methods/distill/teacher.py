@@ -36,7 +36,7 @@ class Member:
         network: takes a batch and returns logits; it is never changed.
         shape: of one of its input samples.
         dtype: of their elements.
-        weight: how much its answers count beside those of others.
+        weight: of its logits next to those of the other teachers.
         change: makes of the student's images what this network expects; None where that is the same.
         name: what it is called in messages and in the history.
     """
@@ -50,7 +50,7 @@ class Member:
 
     @property
     def input(self) -> InputSpec:
-        """What its samples look like."""
+        """Shape and element type of a sample."""
         return InputSpec(self.shape, dtype=self.dtype)
 
 

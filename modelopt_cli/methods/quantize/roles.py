@@ -96,7 +96,7 @@ def role_of(node: fx.Node, modules: Mapping[str, nn.Module], values: Mapping[fx.
 
 
 def _moves_tensor(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
-    """Whether what a node reads first is a tensor or a part of a split one, not a number or a size."""
+    """True if a node's first input is a tensor or a part of a split one, not a number or a size."""
     value = values.get(source(node))
     split = isinstance(value, tuple | list) and not isinstance(value, torch.Size)
     return split or isinstance(value, Tensor)

@@ -1,4 +1,4 @@
-"""What sharing costs, on samples that nothing else was chosen by."""
+"""Loss of accuracy by sharing, on samples that no choice was made by."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ HELD_OUT = 0.5
 
 @dataclass(frozen=True)
 class Drop:
-    """Points that a network loses on some samples: of accuracy if they have labels, else of equal answers.
+    """Points that a network loses on some samples: of accuracy if they have labels, else of agreement.
 
     Attributes:
         data: the samples.
@@ -84,7 +84,7 @@ def split(context: Context, most: float) -> tuple[Data, Data]:
 
 
 def require_enough(samples: int, most: float, where: str) -> None:
-    """Refuse samples on which even equal answers could have lost more than ``most`` points.
+    """Refuse samples on which even equal classes could have lost more than ``most`` points.
 
     Raises:
         UsageError: says how many there must be.
