@@ -1,20 +1,18 @@
 """Data: a source, its preprocessing, and the order in which its samples come."""
 
 import itertools
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from modelopt_cli.data.names import match_names
 from modelopt_cli.data.preprocess import ImageTransform
 from modelopt_cli.data.source import Label, Source, Stream
-from modelopt_cli.errors import DataError, EnvironmentFailure, ModeloptError
+from modelopt_cli.data.workers import in_workers
+from modelopt_cli.errors import DataError, ModeloptError
 from modelopt_cli.program.samples import DTYPES
 from modelopt_cli.program.spec import InputSpec
 
@@ -266,45 +264,3 @@ class _Batches(Dataset[Batch | ModeloptError]):
             return collate([self.data.get(i) for i in range(start, min(start + self.batch_size, self.count))])
         except ModeloptError as error:
             return error.with_traceback(None)
-
-
-def in_workers(
-    items: Dataset[Batch | ModeloptError], workers: int, where: str
-) -> Iterator[Batch | ModeloptError]:
-    """The items of a sized dataset in order, made by that many other processes.
-
-    Raises:
-        EnvironmentFailure: one of them died.
-    """
-    loader: DataLoader[Batch | ModeloptError] = DataLoader(
-        items,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_leave_interrupts_to_parent,
-        # Its own generator: a loader draws from the global one otherwise, and workers would change results.
-        generator=torch.Generator(),
-    )
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        results = iter(loader)
-        # The loader's handler raises wherever the program happens to be when a worker dies. Without it the
-        # loader finds out by itself, within seconds, and raises here.
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, before)
-        yield from results
-    except (RuntimeError, OSError, EOFError) as error:
-        # What a worker itself raised comes back as "Caught ..."; the rest is a worker that is gone.
-        if str(error).startswith("Caught"):
-            raise
-        raise EnvironmentFailure(
-            "a data worker died", where=where, hint="use fewer --workers, or --workers 0"
-        ) from error
-
-
-def _unchanged(item: Any) -> Any:
-    return item
-
-
-def _leave_interrupts_to_parent(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

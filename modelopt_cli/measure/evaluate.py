@@ -7,10 +7,10 @@ from functools import partial
 
 from torch import Tensor
 
-from modelopt_cli.errors import ArchitectureError, DataError, EnvironmentFailure, UsageError
-from modelopt_cli.kernels import prepare
+from modelopt_cli.errors import ArchitectureError, DataError, UsageError
 from modelopt_cli.measure import accuracy, latency, loading
 from modelopt_cli.measure.comparing import compare_all, summarise
+from modelopt_cli.measure.device import to_device
 from modelopt_cli.measure.environment import cores, environment
 from modelopt_cli.measure.evaluation import Evaluation, ModelReport
 from modelopt_cli.measure.flops import Macs, count_macs
@@ -18,8 +18,6 @@ from modelopt_cli.measure.forms import best_form
 from modelopt_cli.measure.size import measure_size
 from modelopt_cli.measure.sparsity import sparsity_note
 from modelopt_cli.measure.subject import LabelledBatches, StageProgress, Subject
-from modelopt_cli.program.program import Program
-from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.program.samples import tokens_of
 
 
@@ -71,7 +69,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure every subject and compare it with the baseline.
 
-    The data is read once, each batch going through all the models, so all of them answer the same
+    The data is read once, each batch going through all the models, so all of them see the same
     samples. Models are put into evaluation mode and moved to ``options.device``; a subject that
     cannot be run is measured by its size alone, and a note says so.
 
@@ -104,7 +102,7 @@ class _Run:
 
     def evaluation(self) -> Evaluation:
         for subject in self.subjects:
-            _to_device(subject, self.options.device)
+            to_device(subject, self.options.device)
             if not subject.runs:
                 unknown = (
                     "what its input is (give --input-shape)"
@@ -278,26 +276,3 @@ class _Run:
     def _report(self, stage: str, done: int, total: int | None) -> None:
         if self.progress:
             self.progress(stage, done, total)
-
-
-def _to_device(subject: Subject, device: str) -> None:
-    """Evaluation mode, on the device, with a kernel in every int8 layer that has none yet."""
-    if subject.model is None:
-        return
-    subject.model.eval()
-    try:
-        if subject.program is not None and _lacks_kernels(subject.program, device):
-            prepare(subject.program, device)
-        elif device != "cpu":
-            subject.model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        if accuracy.is_out_of_memory(error):
-            raise EnvironmentFailure("does not fit into the device's memory", where=subject.path) from error
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EnvironmentFailure(f"cannot use {device}: {first}", where="--device") from error
-
-
-def _lacks_kernels(program: Program, device: str) -> bool:
-    layers = [module for module in program.modules() if isinstance(module, Quantized)]
-    moves = any(tensor.device.type != device.partition(":")[0] for tensor in program.buffers())
-    return bool(layers) and (moves or all(layer.kernel is None for layer in layers))

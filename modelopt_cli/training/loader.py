@@ -1,4 +1,4 @@
-"""Training batches: shuffled anew in each epoch, augmented, and the same however many processes load them."""
+"""Training batches: shuffled again in each epoch, augmented, and the same for any number of processes."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from modelopt_cli.data import Data
 from modelopt_cli.data import dataset as samples
 from modelopt_cli.data.datasets import DatasetSource
+from modelopt_cli.data.workers import in_workers
 from modelopt_cli.errors import ModeloptError, UsageError
 from modelopt_cli.training.augment import (
     BatchAugmentation,
@@ -219,7 +220,7 @@ def _batches(steps: _Steps, workers: int) -> Iterator[Batch]:
     if workers == 0 or len(steps) == 0:
         results: Iterator[samples.Batch | ModeloptError] = map(steps.__getitem__, range(len(steps)))
     else:
-        results = samples.in_workers(steps, min(workers, len(steps)), steps.epoch.data.name)
+        results = in_workers(steps, min(workers, len(steps)), steps.epoch.data.name)
     for number, result in enumerate(results):
         if isinstance(result, ModeloptError):
             raise result
