@@ -32,9 +32,11 @@ __all__ = [
 
 KINDS: tuple[str, ...] = (*TORCH_KINDS, *OTHER_KINDS, *QUANTIZED_KINDS)
 
-_OPERATORS = """
-    add sub mul truediv floordiv mod pow matmul neg pos abs getitem iadd isub imul itruediv lt le eq ne gt
-    ge and_ or_ xor invert lshift rshift
+# Of Python's, x += y and the like.
+IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
+_OPERATORS = f"""
+    add sub mul truediv floordiv mod pow matmul neg pos abs getitem lt le eq ne gt ge and_ or_ xor invert
+    lshift rshift {" ".join(IN_PLACE_OPERATORS)}
 """
 # Functions of torch that are tensor methods, too.
 _BOTH = """
@@ -97,10 +99,12 @@ _SPECIAL = """
 """
 _METHODS = f"""
     {_BOTH}
-    add_ sub_ mul_ div_ pow_ clamp_ sigmoid_ tanh_ masked_fill_ size dim ndimension numel nelement view
-    view_as reshape_as expand expand_as sum_to_size repeat contiguous unfold float double half bfloat16 int
-    long short char byte bool to type_as new_zeros new_ones new_full new_tensor
+    size dim ndimension numel nelement view view_as reshape_as expand expand_as sum_to_size repeat contiguous
+    unfold float double half bfloat16 int long short char byte bool to type_as new_zeros new_ones new_full
+    new_tensor
 """
+# These change what a tensor's sizes are, not what it holds.
+_RESHAPING = ("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "detach_")
 
 # Functions that torchvision keeps whole when it traces its own models: name -> module.
 _TORCHVISION: dict[str, str] = {
@@ -116,6 +120,7 @@ _TORCHVISION: dict[str, str] = {
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"F.{name}": getattr(F, name) for name in _FUNCTIONAL.split()},
     **{f"torch.{name}": getattr(torch, name) for name in _TORCH.split()},
+    **{f"torch.{name}_": getattr(torch, f"{name}_") for name in _TORCH.split() if hasattr(torch, f"{name}_")},
     **{f"operator.{name}": getattr(operator, name) for name in _OPERATORS.split()},
     **{f"linalg.{name}": getattr(torch.linalg, name) for name in _LINALG.split()},
     **{f"special.{name}": getattr(torch.special, name) for name in _SPECIAL.split()},
@@ -124,7 +129,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "getattr": getattr,
 }
 
-METHODS: frozenset[str] = frozenset(_METHODS.split())
+# Of a method that is on the list, the one that changes its tensor in place is, too.
+METHODS: frozenset[str] = frozenset(
+    name
+    for method in _METHODS.split()
+    for name in (method, f"{method}_")
+    if name == method or (hasattr(torch.Tensor, name) and name not in _RESHAPING)
+)
 
 # What getattr may fetch: facts about a tensor, views of it, and fields of max(), sort() and aminmax().
 ATTRIBUTES: frozenset[str] = frozenset(
@@ -187,16 +198,12 @@ def is_in_place(node: fx.Node, layers: Mapping[str, nn.Module]) -> bool:
         layers: what its ``call_module`` nodes call, by path.
     """
     if node.op == "call_method":
-        return str(node.target).endswith("_")
+        return str(node.target).endswith("_") or node.kwargs.get("out") is not None
     if node.op == "call_function":
         name = getattr(node.target, "__name__", "")
-        in_place = (name.endswith("_") and name not in ("and_", "or_")) or name in (
-            "iadd",
-            "isub",
-            "imul",
-            "itruediv",
-        )
-        return in_place or bool(node.kwargs.get("inplace"))
+        if (name.endswith("_") and name not in ("and_", "or_")) or name in IN_PLACE_OPERATORS:
+            return True
+        return bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
     if node.op == "call_module":
         return bool(getattr(layers[str(node.target)], "inplace", False))
     return False

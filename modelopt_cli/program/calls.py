@@ -27,6 +27,8 @@ from modelopt_cli.program.parameters import Signature, bind, defaults, is_variad
 # Names of one operation, and the one it has here.
 _SAME = {
     **{"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "truediv": "div", "divide": "div"},
+    **{"ifloordiv": "floor_divide", "imod": "remainder", "ipow": "pow", "iand": "and", "ior": "or"},
+    "ixor": "xor",
     **{"true_divide": "div", "subtract": "sub", "multiply": "mul", "concat": "cat", "concatenate": "cat"},
     **{"swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "clip": "clamp"},
     **{"positive": "pos", "absolute": "abs", "less": "lt", "less_equal": "le", "greater": "gt"},
@@ -42,7 +44,9 @@ _OPERATOR_NAMES = """
 _OPERATORS: dict[str, Callable[..., Any]] = {
     _SAME.get(name, name): getattr(operator, name) for name in _OPERATOR_NAMES.split()
 }
-_OPERANDS = {"exponent": "other"}
+_OPERANDS = {"exponent": "other", "self": "input"}
+# Fields of what max, sort, topk and aminmax give, and their places.
+_FIELDS = {"values": 0, "indices": 1, "min": 0, "max": 1}
 
 
 def operation(node: fx.Node) -> str:
@@ -160,6 +164,9 @@ def _may_be_called(node: fx.Node) -> bool:
 
 def _canonicalize(node: fx.Node) -> None:
     name = operation(node)
+    if node.target is getattr and node.args[1] in _FIELDS:
+        node.target, node.args = operator.getitem, (node.args[0], _FIELDS[str(node.args[1])])
+        return
     if node.target is getattr or name == "getitem":
         return
     if _is_variadic(node):
@@ -198,7 +205,7 @@ def _spelled(name: str, given: dict[str, Any]) -> Spelled | None:
         return "call_method", name, (given["input"], given["other"]), rest
     for prefix in ("F", "torch", "torchvision"):
         function = FUNCTIONS.get(f"{prefix}.{name}")
-        for first in ("input", "tensor"):
+        for first in ("input", "tensor", "self"):
             renamed = {first if key == "input" else key: value for key, value in given.items()}
             if function is not None and bind(of_function(function), (), renamed) == renamed:
                 return "call_function", function, (), renamed
@@ -223,7 +230,7 @@ def _bound(node: fx.Node, signatures: tuple[Signature, ...]) -> dict[str, Any]:
 
 
 def _read_as(name: str) -> str:
-    return "input" if name == "tensor" else name
+    return "input" if name in ("tensor", "self") else name
 
 
 def owner_of(node: fx.Node) -> str:

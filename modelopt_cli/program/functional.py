@@ -104,7 +104,7 @@ class _Functional:
         node.kwargs = fx.node.map_arg(node.kwargs, now.__getitem__)
 
     def _write(self, node: fx.Node) -> None:
-        target = source(node)
+        target = node.kwargs.get("out", source(node))
         value = self.values[target] if isinstance(target, fx.Node) else None
         if isinstance(value, Tensor):
             first = self._path(target)[-1]
@@ -122,7 +122,8 @@ class _Functional:
 
     def _purified(self, node: fx.Node) -> Any:
         """Make the call an allocating one; returns its value on the meta device."""
-        given = {key: value for key, value in arguments(node).items() if key != "inplace"}
+        node.kwargs = {key: value for key, value in node.kwargs.items() if key not in ("inplace", "out")}
+        given = {key: value for key, value in arguments(node).items() if key not in ("inplace", "out")}
         rewrite(node, operation(node), given)
 
         def value(argument: fx.Node) -> Any:

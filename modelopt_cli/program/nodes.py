@@ -10,7 +10,13 @@ from typing import Any
 from torch import fx, nn
 
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_called, function_name
+from modelopt_cli.program.allowlist import (
+    ATTRIBUTES,
+    IN_PLACE_OPERATORS,
+    METHODS,
+    function_called,
+    function_name,
+)
 from modelopt_cli.program.arguments import from_json, to_json
 from modelopt_cli.program.header import MAX_NODES, keyed, listed, mapped
 from modelopt_cli.program.names import is_keyword, is_node_name, shown
@@ -106,7 +112,7 @@ def _add(
 
 
 _UNARY = ("neg", "pos", "abs", "invert")
-_IN_PLACE = ("operator.iadd", "operator.isub", "operator.imul", "operator.itruediv")
+_IN_PLACE = tuple(f"operator.{name}" for name in IN_PLACE_OPERATORS)
 _OPS = ("placeholder", "get_attr", "call_module", "call_function", "call_method", "output")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from modelopt_cli.program.allowlist import is_in_place
-from modelopt_cli.program.calls import arguments, canonicalize, operation
+from modelopt_cli.program.calls import arguments, call, canonicalize, operation
 from modelopt_cli.program.functional import make_functional
 from modelopt_cli.program.spec import InputSpec
 from modelopt_cli.program.values import infer, meta_input
@@ -73,6 +73,8 @@ def _unpack(graph: fx.Graph, root: nn.Module, input: InputSpec, made: Mapping[st
         if read:
             node.args = fx.node.map_arg(node.args, partial(_replaced, read))
             node.kwargs = fx.node.map_arg(node.kwargs, partial(_replaced, read))
+        if operation(node) in ("add", "mul") and read and isinstance(values[node], tuple | list):
+            parts[node] = tuple(call(node, node.args, node.kwargs))  # of tuples: one after another
         if operation(node) in _TUPLES and len(values[node]) == len(others[node]):
             parts[node] = _parts(graph, node, len(values[node]))
 

@@ -170,7 +170,8 @@ def _is_for_tensors(schema: Any) -> bool:
 def _of_schema(schema: Any) -> Signature:
     parameters = []
     for argument in schema.arguments:
-        name = "input" if argument.name == "self" else argument.name
+        # Where a number may take the tensor's place, torch calls it self.
+        name = "input" if argument.name == "self" and "Tensor" in str(argument.type) else argument.name
         default = argument.default_value if argument.has_default_value() else _REQUIRED
         default = tuple(default) if isinstance(default, list) else default
         parameters.append(Parameter(name, str(argument.type), default, argument.kwarg_only))

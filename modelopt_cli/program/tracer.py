@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import CaptureError
+from modelopt_cli.program.allowlist import IN_PLACE_OPERATORS
 from modelopt_cli.program.kinds import kind_of
 from modelopt_cli.program.patches import plain_autograd_functions, proxied_sizes
 
@@ -19,7 +20,7 @@ INPUT_NAME = "x"
 # Methods of plain tensors that Python calls for an operator, where the other operand is a proxy.
 _OPERATORS: dict[Any, Callable[..., Any]] = {
     **{"__getitem__": operator.getitem, "__and__": operator.and_, "__or__": operator.or_},
-    **{f"__{name}__": getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv")},
+    **{f"__{name}__": getattr(operator, name) for name in IN_PLACE_OPERATORS},
     "__xor__": operator.xor,
 }
 # Memory without values: any are right, and zeros are the same in every run.
@@ -111,7 +112,15 @@ class ProgramTracer(fx.Tracer):
 
 
 class ProgramProxy(fx.Proxy):
-    """A node; unlike fx's own proxies it does not take ``x += y`` for ``x = x + y``."""
+    """A node; unlike fx's it does not take ``x += y`` for ``x = x + y``, nor lose ``x.data = y``."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(Tensor, name):
+            raise CaptureError(
+                f"assigns to a tensor's attribute {name!r}",
+                hint="compute a new tensor: y = f(x) in place of x.data = f(x)",
+            )
+        super().__setattr__(name, value)
 
 
 def _define_in_place(name: str) -> None:
@@ -123,7 +132,7 @@ def _define_in_place(name: str) -> None:
     setattr(ProgramProxy, f"__{name}__", change)
 
 
-for _name in ("iadd", "isub", "imul", "itruediv"):
+for _name in IN_PLACE_OPERATORS:
     _define_in_place(_name)
 
 

@@ -32,9 +32,12 @@ def infer(
         Exception: whatever the graph raises on an input of this shape; it has a note that names the node.
     """
     recorder = _Recorder(root, graph, made or {})
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("meta"):  # what is made without the input is made there, too
         recorder.run(input)
     return recorder.values
+
+
+_META = torch.device("meta")
 
 
 class _Recorder(fx.Interpreter):
@@ -46,6 +49,11 @@ class _Recorder(fx.Interpreter):
         self.values: dict[fx.Node, Any] = {}
         self.empty: dict[int, Tensor] = {}
         self.made = made
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        """As in fx; whatever device is named is the meta device."""
+        found = super().fetch_args_kwargs_from_env(n)
+        return fx.node.map_aggregate(found, lambda a: _META if _is_device(a) else a)
 
     def run_node(self, n: fx.Node) -> Any:
         self.values[n] = value = super().run_node(n)
@@ -71,6 +79,10 @@ class _Recorder(fx.Interpreter):
                 tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
             )
         return self.empty[id(tensor)]
+
+
+def _is_device(value: Any) -> bool:
+    return isinstance(value, torch.device) or (isinstance(value, str) and value in ("cpu", "cuda"))
 
 
 def _tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:

@@ -20,6 +20,7 @@ from modelopt_cli.program.calls import arguments, canonicalize, operation
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.data import from_data, state_of, to_data
 from modelopt_cli.program.parameters import is_variadic, of_function, of_method
+from modelopt_cli.program.shapes import program_values
 
 Forward = Callable[[Any, Tensor], Tensor]
 
@@ -47,6 +48,11 @@ def iadd(a: Any, b: Any) -> Any:
     return a
 
 
+def imod(a: Any, b: Any) -> Any:
+    a %= b
+    return a
+
+
 def after(change: Callable[[Tensor], Any], read: Callable[[Tensor, Tensor], Tensor]) -> Forward:
     """Change a part of a value, or a view of it, and read the value afterwards."""
 
@@ -68,6 +74,13 @@ CHANGES: dict[str, Forward] = {
     "clamp_ and mul_": lambda n, x: (y := n.conv(x)).clamp_(-0.1, 0.1).mul_(3.0) + y,
     "masked_fill_": lambda n, x: (y := n.conv(x)).masked_fill_(y > 0, 0.5) + y,
     "x += y": lambda n, x: iadd(y := n.conv(x), 1.0) * y,
+    "out": lambda n, x: (y := n.conv(x), torch.clamp(y, -0.1, 0.1, out=y), n.conv(y))[2],
+    "out of a sum": lambda n, x: (y := n.conv(x), torch.sub(y, n.conv(y), out=y), y * 2)[2],
+    "x %= y": lambda n, x: imod(y := n.conv(x), 0.1) + y,
+    "x //= y of a view": after(lambda v: operator.ifloordiv(v[:, ::2], 0.1), lambda v, part: v),
+    "x **= y": lambda n, x: operator.ipow(y := n.conv(x), 2) + y,
+    "sigmoid_ and addcmul_": lambda n, x: (y := n.conv(x)).sigmoid_().addcmul_(x, x) + y,
+    "torch.clamp_": lambda n, x: n.conv(torch.clamp_(y := n.conv(x), 0, 0.1)) + y,
     "the input itself": lambda n, x: iadd(x.clone(), 1) + n.conv(x),
     "twice": lambda n, x: n.relu(iadd(y := n.conv(x), -0.1)) + y,
     "a slice": after(lambda v: v[:, 1:3].mul_(2), lambda v, part: v),
@@ -117,9 +130,13 @@ def test_what_is_given_is_not_changed() -> None:
     [
         (lambda net, x: net.conv(x) + iadd(net.count, 1), "changes count in place"),
         (lambda net, x: (y := net.conv(x)).chunk(2, 0)[0].relu_().sum() + y, "chunk"),
+        (
+            lambda net, x: setattr(y := net.conv(x), "data", x) or net.conv(y),
+            "assigns to a tensor's attribute",
+        ),
         (lambda net, x: (y := net.conv(x)).unfold(1, 2, 2).relu_().sum() + y, "unfold"),
     ],
-    ids=["a buffer", "a part of the batch", "a view without an inverse"],
+    ids=["a buffer", "a part of the batch", "data", "a view without an inverse"],
 )
 def test_changes_that_cannot_be_written_pure_are_refused(forward: Forward, what: str) -> None:
     with pytest.raises(CaptureError, match=what):
@@ -245,6 +262,45 @@ def test_a_slice_of_a_tuple_is_its_parts() -> None:
     program = captured(lambda n, x: torch.cat(n.conv(x).split(1, 1)[1:3], 1))
     (split,) = [node for node in program.graph.nodes if operation(node) == "split"]
     assert sorted(arguments(user)["index"] for user in split.users) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda p, q: p[1:] + p[:1],
+        lambda p, q: p + q,
+        lambda p, q: p * 2,
+        lambda p, q: p[-1:] + (q[0],) + p,  # noqa: RUF005
+    ],
+)
+def test_joined_tuples_are_their_parts(join: Callable[[Any, Any], Any]) -> None:
+    program = captured(lambda n, x: torch.cat(join(n.conv(x).chunk(2, 1), x.chunk(2, 1)), 1))
+    read, x = from_data(to_data(program), state_of(program)), torch.randn(2, 4, 6, 6)
+    assert torch.equal(read(x), program(x))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda n, x: torch.where(x > 0, 1.0, n.conv(x)),
+        lambda n, x: n.conv(torch.where(x > 0, 1.0, 0.0)),
+        lambda n, x: torch.where(x > 0, n.conv(x), 2.0),
+        lambda n, x: n.conv(x).where(x > 0, 2.0),
+        lambda n, x: torch.pow(2.0, n.conv(x)) + torch.xlogy(2.0, x.abs() + 1),
+    ],
+)
+def test_numbers_in_the_place_of_tensors(forward: Forward) -> None:
+    captured(forward)
+
+
+def test_tensors_made_without_the_input_have_values() -> None:
+    program = captured(lambda n, x: n.conv(x.clone().add_(torch.linspace(0, 1, x.size(-1)))))
+    assert program_values(program, 2)[next(reversed(program.graph.nodes))].shape == (2, 4, 6, 6)
+
+
+def test_fields_are_parts() -> None:
+    program = captured(lambda n, x: n.conv(x).max(1).values + x.sort(1).values[:, 0] + x.topk(2, 1)[0][:, 0])
+    assert "getattr" not in [operation(node) for node in program.graph.nodes]
 
 
 def test_a_tuple_whose_length_depends_on_the_batch_is_left() -> None:
