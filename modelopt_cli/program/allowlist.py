@@ -1,4 +1,4 @@
-"""What a Program's graph may call, as literal tables: functions by name, tensor methods, attributes.
+"""Literal tables of all that a Program's graph may call: functions by name, tensor methods, attributes.
 
 Capture refuses what is not here; reading a file looks names up here and nowhere else. Nothing here
 reads or writes files, runs code, or changes anything but its tensor arguments.
@@ -191,7 +191,7 @@ def _torchvision(name: str) -> Callable[..., Any]:
 
 
 def is_in_place(node: fx.Node, layers: Mapping[str, nn.Module]) -> bool:
-    """Whether a call changes one of its arguments.
+    """True if a call changes one of its arguments.
 
     Args:
         node: a node of a graph.

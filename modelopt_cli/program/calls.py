@@ -156,7 +156,7 @@ def canonicalize(graph: fx.Graph, root: nn.Module) -> None:
 
 
 def _may_be_called(node: fx.Node) -> bool:
-    """Whether a call is on the allow-list; what is not is refused where that is checked."""
+    """True if a call is on the allow-list; what is not is refused where that is checked."""
     if node.op == "call_method":
         return node.target in METHODS
     return function_name(node.target) is not None  # type: ignore[arg-type]

@@ -104,7 +104,7 @@ class _Finder:
         return shape is not None and shape == self.shapes.get(other.name)
 
     def _loses_layers(self, cut: Cut) -> bool:
-        """Whether a weight-carrying layer goes with the cut and is not called elsewhere."""
+        """True if a weight-carrying layer goes with the cut and is not called elsewhere."""
         weighted = {layer_of(node) for node in cut.gone if is_weighted(node, self.modules)}
         if not weighted:
             return False
@@ -113,7 +113,7 @@ class _Finder:
 
 
 def is_add(node: fx.Node) -> bool:
-    """Whether a node is the plain sum of two different tensors."""
+    """True if a node is the plain sum of two different tensors."""
     return operation(node) == "add" and len(node.all_input_nodes) == 2 and "alpha" not in node.kwargs
 
 
@@ -124,14 +124,14 @@ def layer_of(node: fx.Node) -> str:
 
 
 def is_weighted(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node calls a weight-carrying layer, or fetches such a weight for a function."""
+    """True if a node calls a weight-carrying layer, or fetches such a weight for a function."""
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], WEIGHTED_KINDS)
     return node.op == "get_attr" and str(node.target).endswith(".weight")
 
 
 def is_rectified(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a value is what a ReLU gave, or a pool of that."""
+    """True if a value is what a ReLU gave, or a pool of that."""
     while activation_of(node, modules) != "relu":
         if node.op != "call_module" or not isinstance(modules[str(node.target)], _POOLS):
             return False
@@ -140,7 +140,7 @@ def is_rectified(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def dead_without(result: fx.Node, source: fx.Node) -> set[fx.Node]:
-    """What nobody reads any more once ``source`` takes the place of ``result``, a sum."""
+    """Nodes that nobody reads any more once ``source`` takes the place of ``result``, a sum."""
     dead: set[fx.Node] = set()
     queue = [node for node in result.all_input_nodes if node is not source]
     while queue:

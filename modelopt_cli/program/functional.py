@@ -164,7 +164,7 @@ class _Functional:
         return self._content(node, len(self.writes[changed[0]]))
 
     def _content(self, node: fx.Node, count: int) -> fx.Node:
-        """What holds the content of a value after the first ``count`` changes of its memory."""
+        """The node that holds the content of a value after the first ``count`` changes of its memory."""
         if count <= self.born[node]:
             return self.contents.get((node, count), node)
         if node in self.target_of:
@@ -244,7 +244,7 @@ def _geometry(tensor: Tensor) -> Any:
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one storage have an element in common."""
+    """True if two tensors of one storage have an element in common."""
     if not one.numel() or not other.numel():
         return False
     places = [_places(tensor) for tensor in (one, other)]

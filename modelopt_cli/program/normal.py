@@ -48,12 +48,12 @@ def normalize(
 
 
 def is_normal(graph: fx.Graph, layers: Mapping[str, nn.Module]) -> bool:
-    """Whether a graph needs nothing but one spelling to be in normal form; ``layers`` by path."""
+    """True if a graph needs nothing but one spelling to be in normal form; ``layers`` by path."""
     return not any(is_in_place(node, layers) or _is_read_whole(node) for node in graph.nodes)
 
 
 def _is_read_whole(node: fx.Node) -> bool:
-    """Whether something but a part of a tuple of tensors is read."""
+    """True if something but a part of a tuple of tensors is read."""
     return operation(node) in _TUPLES and not all(_picks(user, node) for user in node.users)
 
 
@@ -80,7 +80,7 @@ def _unpack(graph: fx.Graph, root: nn.Module, input: InputSpec, made: Mapping[st
 
 
 def _replace_part(node: fx.Node, parts: dict[fx.Node, tuple[Any, ...]]) -> None:
-    """What reads a part of a tuple, or a slice of one, reads that part, or has those parts."""
+    """Let readers of a part of a tuple read that part; a slice of a tuple is its parts."""
     given = arguments(node)
     found = parts[given["input"]][given["index"]]
     if isinstance(found, tuple):

@@ -50,11 +50,11 @@ class Parameter:
 
     @property
     def required(self) -> bool:
-        """Whether a call must give it."""
+        """True if a call must give it."""
         return self.default is _REQUIRED
 
     def accepts(self, value: Any) -> bool:
-        """Whether a value, or a node that stands for one, can be of this type."""
+        """True if a value, or a node that stands for one, can be of this type."""
         kind = self.type
         if self.name in ("dtype", "device", "layout", "memory_format"):
             return value is None or isinstance(value, (*_OPTIONS, str, int, fx.Node))
@@ -115,7 +115,7 @@ def of_function(function: Callable[..., Any]) -> tuple[Signature, ...]:
 
 @cache
 def is_variadic(function: Callable[..., Any]) -> bool:
-    """Whether a function takes any number of tensors by place, as einsum does."""
+    """True if a function takes any number of tensors by place, as einsum does."""
     try:
         parameters = inspect.signature(_DISPATCHED.get(function, function)).parameters.values()
     except ValueError:
@@ -159,7 +159,7 @@ def _of_schemas(name: str | None) -> tuple[Signature, ...]:
 
 
 def _is_for_tensors(schema: Any) -> bool:
-    """Whether a schema is torch's own, not TorchScript's arithmetic, and allocates its results."""
+    """True if a schema is torch's own, not TorchScript's arithmetic, and allocates its results."""
     types = [str(argument.type) for argument in schema.arguments]
     named = any("Dimname" in kind for kind in types)
     if named or not schema.returns or any(argument.is_out for argument in schema.arguments):
@@ -217,7 +217,7 @@ def _takes_sizes(parameter: Parameter) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a node stands for a number: a size, or arithmetic with nothing but sizes."""
+    """True if a node stands for a number: a size, or arithmetic with nothing but sizes."""
     if not isinstance(value, fx.Node):
         return False
     if value.op == "call_method":
@@ -234,7 +234,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_size(value: Any) -> bool:
-    """Whether a node stands for the sizes of a tensor, all or some of them."""
+    """True if a node stands for the sizes of a tensor, all or some of them."""
     if not isinstance(value, fx.Node):
         return False
     if value.op == "call_method":

@@ -137,7 +137,7 @@ for _name in IN_PLACE_OPERATORS:
 
 
 def recorded(kind: str, target: Any) -> tuple[str, Any]:
-    """What a call is recorded as: op and target.
+    """Op and target that a call is recorded as.
 
     Raises:
         CaptureError: it assigns to a tensor that was made without the input.

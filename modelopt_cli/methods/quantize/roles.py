@@ -1,4 +1,4 @@
-"""What each node of a float graph can do with uint8: the tables that the int8 plan is made from."""
+"""Roles of float nodes in an int8 graph: the tables that the int8 plan is made from."""
 
 from collections.abc import Mapping
 from enum import Enum, auto
@@ -54,12 +54,12 @@ ADD_ACTIVATIONS = {"relu", "relu6"}
 
 
 def is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether the node is a ReLU, which on uint8 is a maximum with the zero point."""
+    """True if the node is a ReLU, which on uint8 is a maximum with the zero point."""
     return activation_of(node, modules) == "relu"
 
 
 def is_mul(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
-    """Whether the node multiplies two tensors of the graph."""
+    """True if the node multiplies two tensors of the graph."""
     return operation(node) == "mul" and _takes_two_tensors(node, values)
 
 
