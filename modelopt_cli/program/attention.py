@@ -18,13 +18,13 @@ def split_attention(program: Program) -> Program:
 
     An attention ``NAME`` becomes ``NAME.in_proj`` (query, key and value in one), the attention of
     Vaswani et al. (NeurIPS 2017, section 3.2) and ``NAME.out_proj``. Only plain self-attention is
-    taken apart: one input, batch first, no masks, no use of the attention weights.
+    taken apart: one input, batch first, no masks, no use of the attention weights, in every call of it.
 
     Args:
         program: in inference form; it is not changed.
     """
     modules = dict(program.named_modules())
-    calls = [n for n in program.graph.nodes if n.op == "call_module" and _is_plain(n, modules)]
+    calls = _divisible(program, modules)
     if not calls:
         return program
     program = copy.deepcopy(program)
@@ -50,10 +50,25 @@ def split_names(program: Program, split: Program) -> dict[str, str]:
     return {old: new for old, new in names.items() if old not in after and new in after}
 
 
+def _divisible(program: Program, modules: Mapping[str, nn.Module]) -> list[fx.Node]:
+    """Calls of the attention modules that can be taken apart: those of which no call needs the whole."""
+    calls = [
+        node
+        for node in program.graph.find_nodes(op="call_module")
+        if isinstance(modules[str(node.target)], nn.MultiheadAttention)
+    ]
+    fetched = {str(node.target) for node in program.graph.find_nodes(op="get_attr")}
+    whole = {node.target for node in calls if not _is_plain(node, modules)}
+    packed = ("in_proj_weight", "in_proj_bias")  # which the parts have under other names
+    whole |= {
+        node.target for node in calls if not fetched.isdisjoint(f"{node.target}.{name}" for name in packed)
+    }
+    return [node for node in calls if node.target not in whole]
+
+
 def _is_plain(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     module = modules[str(node.target)]
-    if not isinstance(module, nn.MultiheadAttention):
-        return False
+    assert isinstance(module, nn.MultiheadAttention)
     given = arguments(node, module)
     one_input = given.get("query") is given.get("key") is given.get("value")
     masked = any(given.get(name) is not None for name in ("key_padding_mask", "attn_mask"))
