@@ -20,6 +20,7 @@ from modelopt_cli.program.calls import operation, source
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.patterns import activation_of, sole_user
 from modelopt_cli.program.quantized import ACTIVATIONS
+from modelopt_cli.program.rewrite import read_elsewhere
 
 _conv = torch.ops.mkldnn._convolution_pointwise.default
 _conv_add = torch.ops.mkldnn._convolution_pointwise.binary
@@ -113,8 +114,9 @@ def prepack(program: Program) -> Callable[[Tensor], Tensor]:
     for node in fused.graph.nodes:
         if node.op == "call_module":
             calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    elsewhere = read_elsewhere(fused)
     for node in list(fused.graph.nodes):
-        if node.op == "call_module" and calls[str(node.target)] == 1:
+        if node.op == "call_module" and calls[str(node.target)] == 1 and node.target not in elsewhere:
             _pack(fused, node)
     fused.graph.eliminate_dead_code()
     fused.recompile()

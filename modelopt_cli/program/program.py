@@ -74,7 +74,7 @@ class Program(fx.GraphModule):
         self.encodings = dict(encodings or {})
         self.arch = arch
 
-    def with_graph(self, root: nn.Module, graph: fx.Graph) -> "Program":
+    def with_graph(self, root: nn.Module | dict[str, Any], graph: fx.Graph) -> "Program":
         """A Program with another graph over ``root`` and everything else kept."""
         return Program(
             root,

@@ -35,7 +35,7 @@ def rebuild(program: Program, graph: fx.Graph, made: Mapping[str, nn.Module] | N
         name: encoding for name, encoding in program.encodings.items() if name.rpartition(".")[0] not in made
     }
     rebuilt = Program(
-        _parts(
+        parts_of(
             program, graph, lambda path: made[path] if path in made else share(program.get_submodule(path))
         ),
         graph,
@@ -57,7 +57,7 @@ def meta_copy(program: Program) -> Program:
         kind = kind_of(leaf)
         return _emptied(leaf) if kind is None else build(kind, config_of(leaf))
 
-    parts = _parts(program, program.graph, empty)
+    parts = parts_of(program, program.graph, empty)
     for path, part in parts.items():
         if not isinstance(part, nn.Module):
             # A parameter has to stay one: its layer may be called elsewhere, and has it already.
@@ -75,7 +75,22 @@ def _emptied(leaf: nn.Module) -> nn.Module:
     return deepcopy(leaf, empty)
 
 
-def _parts(program: Program, graph: fx.Graph, leaf: Callable[[str], nn.Module]) -> dict[str, Any]:
+def read_elsewhere(program: Program) -> dict[str, str]:
+    """Layers of which the graph fetches a tensor: the tensor's own name, by the layer's path.
+
+    The graph may know a tied one by another name. What takes such a layer's place has to have them all.
+    """
+    fetched = {id(attrgetter(str(node.target))(program)) for node in program.graph.find_nodes(op="get_attr")}
+    found: dict[str, str] = {}
+    for node in program.graph.find_nodes(op="call_module"):
+        for name, tensor in program.get_submodule(str(node.target)).state_dict(keep_vars=True).items():
+            if id(tensor) in fetched:
+                found.setdefault(str(node.target), name)
+    return found
+
+
+def parts_of(program: Program, graph: fx.Graph, leaf: Callable[[str], nn.Module]) -> dict[str, Any]:
+    """All that a graph calls and fetches, by path, to make a Program of: layers as ``leaf`` gives them."""
     parts: dict[str, Any] = {}
     for node in graph.nodes:
         path = str(node.target)

@@ -90,6 +90,24 @@ def test_a_shared_addition_operand_is_kept() -> None:
         torch.testing.assert_close(fast(x), model(x))
 
 
+def test_a_layer_whose_weight_is_read_besides_is_not_packed() -> None:
+    class Cosine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x).mean((2, 3)) + self.conv.bias
+            result: Tensor = self.fc(y) / self.fc.weight.norm(dim=1)
+            return result
+
+    torch.manual_seed(0)
+    model = Cosine().eval()
+    x = torch.randn(2, 3, 6, 6)
+    with torch.inference_mode():
+        torch.testing.assert_close(prepack(capture(model, InputSpec((3, 6, 6))))(x), model(x))
+
+
 def test_layers_are_packed() -> None:
     program = capture(with_statistics(models.resnet18()), InputSpec((3, 64, 64)), verify=False)
     fast = prepack(program)

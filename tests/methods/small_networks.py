@@ -72,6 +72,11 @@ def _clamped(y: Tensor) -> Tensor:
     return y
 
 
+def _pooled(n: Any, x: Tensor) -> Tensor:
+    result: Tensor = F.relu(n.b(F.relu(n.a(x)))).mean((2, 3))
+    return result
+
+
 def _tokens(y: Tensor) -> Tensor:
     return y.flatten(2).transpose(1, 2)
 
@@ -171,6 +176,27 @@ NETWORKS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     ),
     "one value, three readers": lambda n, x: n.head(n.b(y := F.relu(n.a(x))) + n.c(y) + y),
     "a batch norm shared by two": lambda n, x: n.head(n.bn(n.b(n.bn(n.a(x))))),
+    # Parameters that the graph reads besides their layer.
+    "a weight read besides": lambda n, x: n.fc(n.token(y := _pooled(n, x)) + y @ n.token.weight),
+    "a weight normalized": lambda n, x: n.fc(n.token(y := _pooled(n, x)) + y @ F.normalize(n.token.weight)),
+    "a weight in a distance": lambda n, x: n.fc(n.token(y := _pooled(n, x)) + torch.cdist(y, n.token.weight)),
+    "a bias read besides": lambda n, x: n.fc(n.token(y := _pooled(n, x)) + n.token.bias + n.b.bias + y),
+    "a bias read before": lambda n, x: n.fc(n.token(_pooled(n, x) + n.token.bias)),
+    "a weight's size": lambda n, x: n.fc(n.token(_pooled(n, x)) * n.fc.weight.shape[0]),
+    "a weight's type": lambda n, x: n.fc(n.token(_pooled(n, x).to(n.token.weight.dtype))),
+    "a tied weight read": lambda n, x: n.head(
+        n.c(n.twin(n.b(y := n.a(x))) + F.conv2d(y, n.twin.weight, padding=1))
+    ),
+    "parameters of folded layers": lambda n, x: n.fc(
+        n.bn(n.b(n.c(n.a(x)))).mean((2, 3)) + n.bn.weight + n.b.bias
+    ),
+    "a weight without its layer": lambda n, x: n.fc(_pooled(n, x) @ n.token.weight),
+    "attention of two inputs, then of one": lambda n, x: n.fc(
+        n.attention(z := n.attention(t := _tokens(n.a(x)), t * 0.5, t)[0], z, z)[0].mean(1)
+    ),
+    "a packed weight read": lambda n, x: n.fc(
+        (n.attention(t := _tokens(n.a(x)), t, t)[0] @ n.attention.in_proj_weight[8:16]).mean(1)
+    ),
     # Odd geometry, and operations in between.
     "depthwise": lambda n, x: n.head(n.point(n.relu6(n.depth(n.a(x))))),
     "grouped": lambda n, x: n.head(n.grouped(n.relu(n.a(x)))),

@@ -312,6 +312,25 @@ def test_reasons() -> None:
         assert sqnr(program(x), int8(x)) > 25
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
+def test_layers_whose_parameters_are_read_besides_stay_in_float(scheme: Any) -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.tied = (nn.Linear(8, 8) for _ in "abcd")
+            self.tied.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.tied(F.relu(self.a(x)))
+            return self.c(self.b(y) + self.b.bias) + y @ self.a.weight
+
+    program = captured(Read(), 3, 8, 8)
+    done = apply(program, QuantizeConfig(scheme), context(program, 16))
+    weight, bias = (f"its {name} is also read outside of it" for name in ("weight", "bias"))
+    assert done.skipped == {"a": weight, "tied": weight, "b": bias}
+    assert [layer.name for layer in coverage(done.program).layers if layer.compressed] == ["c"]
+
+
 def test_split_attention_computes_the_same() -> None:
     program = inference_form(torchvision_program("vit_b_16"))
     split = split_attention(program)

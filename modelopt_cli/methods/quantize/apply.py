@@ -21,6 +21,7 @@ from modelopt_cli.program.attention import split_attention, split_names
 from modelopt_cli.program.coverage import WEIGHTED_KINDS, coverage, fetched_weights, weight_label
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.quantized import DynamicLinear
+from modelopt_cli.program.rewrite import read_elsewhere
 
 
 def apply(program: Program, config: QuantizeConfig, context: Context) -> Result:
@@ -146,6 +147,7 @@ def _select(
     for node in program.graph.nodes:
         if node.op == "call_module":
             calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    elsewhere = read_elsewhere(program)
     reasons: dict[str, str] = {}
     able: list[str] = []
     for name in calls:
@@ -153,6 +155,8 @@ def _select(
         if not isinstance(module, WEIGHTED_KINDS):
             continue
         why = obstacle(module) or ("called more than once" if calls[name] > 1 else None)
+        if why is None and name in elsewhere:
+            why = f"its {elsewhere[name]} is also read outside of it"
         if why:
             reasons[name] = why
         else:

@@ -29,6 +29,7 @@ from modelopt_cli.program.quantized import (
     QuantizedMul,
     Weighted,
 )
+from modelopt_cli.program.rewrite import parts_of
 
 
 def values_to_observe(plan: Plan, graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
@@ -83,13 +84,10 @@ class _Converter:
         for node in self.program.graph.nodes:
             if node not in self.plan.inside:
                 self._emit(node)
-        root = nn.Module()
-        for node in self.graph.nodes:
-            if node.op == "call_module":
-                _place(root, node.target, self.new_modules.get(node.target) or self.modules[node.target])
-            elif node.op == "get_attr":
-                _place(root, node.target, _fetch(self.program, node.target))
-        converted = self.program.with_graph(root, self.graph)
+        parts = parts_of(
+            self.program, self.graph, lambda path: self.new_modules.get(path) or self.modules[path]
+        )
+        converted = self.program.with_graph(parts, self.graph)
         converted.graph.eliminate_dead_code()
         converted.delete_all_unused_submodules()
         converted.recompile()
@@ -253,23 +251,3 @@ def fill(layer: Weighted, module: Any, *, shared: bool = False) -> None:
     layer.scale.copy_(scale)
     if layer.bias is not None:
         layer.bias.copy_(module.bias.detach())
-
-
-def _fetch(root: nn.Module, target: str) -> Any:
-    for part in target.split("."):
-        root = getattr(root, part)
-    return root
-
-
-def _place(root: nn.Module, target: str, value: Any) -> None:
-    *path, leaf = target.split(".")
-    for part in path:
-        if not hasattr(root, part):
-            root.add_module(part, nn.Module())
-        root = getattr(root, part)
-    if isinstance(value, nn.Module):
-        root.add_module(leaf, value)
-    elif isinstance(value, nn.Parameter):
-        root.register_parameter(leaf, value)
-    else:
-        root.register_buffer(leaf, value)
