@@ -182,7 +182,7 @@ NETWORKS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a weight in a distance": lambda n, x: n.fc(n.token(y := _pooled(n, x)) + torch.cdist(y, n.token.weight)),
     "a bias read besides": lambda n, x: n.fc(n.token(y := _pooled(n, x)) + n.token.bias + n.b.bias + y),
     "a bias read before": lambda n, x: n.fc(n.token(_pooled(n, x) + n.token.bias)),
-    "a weight's size": lambda n, x: n.fc(n.token(_pooled(n, x)) * n.fc.weight.shape[0]),
+    "a weight's size": lambda n, x: n.fc(n.token(_pooled(n, x) * n.token.weight.shape[1])),
     "a weight's type": lambda n, x: n.fc(n.token(_pooled(n, x).to(n.token.weight.dtype))),
     "a tied weight read": lambda n, x: n.head(
         n.c(n.twin(n.b(y := n.a(x))) + F.conv2d(y, n.twin.weight, padding=1))

@@ -42,7 +42,7 @@ def remove(
     left = Remaining(found, keep)
     kept = _kept_positions(trace, left)
     graph = copy_graph(whole.graph)
-    replay = Replay(graph, trace, left)
+    replay = Replay(graph, trace, left, kept)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     tensors = _tensors(whole, kept)
     parts = _parts(whole, graph, trace, left, replay, tensors)

@@ -31,6 +31,7 @@ class Replay:
         graph: a copy of the traced one; changed in place.
         trace: what is known of the whole.
         left: which channels stay.
+        kept: for each tensor that shrinks, the positions that stay along each dimension that does.
 
     Attributes:
         values: labels that are left, and numbers, by node name.
@@ -40,8 +41,10 @@ class Replay:
         ModeloptError: an operation cannot be written for fewer channels; the analysis should have seen it.
     """
 
-    def __init__(self, graph: fx.Graph, trace: Trace, left: Remaining) -> None:
-        self.graph, self.trace, self.left = graph, trace, left
+    def __init__(
+        self, graph: fx.Graph, trace: Trace, left: Remaining, kept: Mapping[str, Mapping[int, Tensor]]
+    ) -> None:
+        self.graph, self.trace, self.left, self.kept = graph, trace, left, kept
         self.values: dict[str, Any] = {}
         self.indices: dict[str, Tensor] = {}
         for node in list(graph.nodes):
@@ -83,9 +86,16 @@ class Replay:
             value = self.values[argument.name]
             if isinstance(value, Fetched):
                 is_weight = value.tensor.is_floating_point() and not self.trace.is_loose(value)
-                value = value.tensor if is_weight else self.trace.labels(value)
+                value = self._shrunk(value) if is_weight else self.trace.labels(value)
             read[argument.name] = value
         return read
+
+    def _shrunk(self, fetched: Fetched) -> Tensor:
+        """A tensor like the one that is left of a layer's weight, for its size and type."""
+        shape = list(fetched.tensor.shape)
+        for dim, positions in self.kept.get(self.trace.name_of(fetched), {}).items():
+            shape[dim] = len(positions)
+        return fetched.tensor.new_empty(shape)
 
     def _keep_numbers(self, node: fx.Node) -> None:
         """A size that scales values, as in attention, keeps the value it had."""

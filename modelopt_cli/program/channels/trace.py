@@ -98,7 +98,11 @@ class Trace:
 
     def is_loose(self, fetched: Fetched) -> bool:
         """Whether a fetched tensor is used outside of any layer, and so has labels of its own."""
-        return self._names[id(fetched.tensor)] in self.loose
+        return self.name_of(fetched) in self.loose
+
+    def name_of(self, fetched: Fetched) -> str:
+        """A fetched tensor's name: the first of those it has."""
+        return self._names[id(fetched.tensor)]
 
     def labels(self, value: Any) -> Tensor:
         """The labels of a tensor value; those of a fetched tensor are made on its first such use."""
