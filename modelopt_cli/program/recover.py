@@ -98,6 +98,8 @@ def _config(
     """Kind and hyperparameters, or None where an argument is computed or no layer is like this."""
     weight: Any = attrgetter(f"{layer}.weight")(root) if bound.get("weight") is not None else None
     bias = bound.get("bias") is not None
+    if kind == "Linear" and weight.dim() != 2:
+        return None
     if kind.startswith("Conv"):
         config = _conv_config(kind, weight, bias, bound)
     elif kind == "Linear":

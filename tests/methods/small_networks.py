@@ -137,6 +137,7 @@ NETWORKS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "mean over tokens": lambda n, x: n.fc(n.token(_tokens(n.a(x))).mean(1)),
     "linear of four dimensions": lambda n, x: n.fc(n.token(n.a(x).movedim(1, -1))).mean((1, 2)),
     "layer norm": lambda n, x: n.fc(n.norm(n.token(_tokens(n.a(x)))).mean(1)),
+    "layer norm over a shape": lambda n, x: n.head(n.b(F.layer_norm(y := n.a(x), y.shape[2:]))),
     "attention": lambda n, x: n.fc(n.attention(t := _tokens(n.a(x)), t, t, need_weights=False)[0].mean(1)),
     "one dimension": lambda n, x: n.fc(n.seq(n.a(x).flatten(2)).mean(-1)),
     "squeezed pool": lambda n, x: n.fc(F.adaptive_avg_pool2d(n.b(n.a(x)), (1, 1)).squeeze(-1).squeeze(-1)),
@@ -155,6 +156,9 @@ NETWORKS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "last part": lambda n, x: n.head(torch.cat([n.four(n.a(x).chunk(2, 1)[-1])] * 2, 1)),
     "max with places": lambda n, x: n.fc(n.b(n.a(x)).flatten(2).max(2)[0]),
     "max by field": lambda n, x: n.fc(n.b(n.a(x)).flatten(2).max(dim=2).values),
+    "largest of channels": lambda n, x: n.head(n.b(n.a(x).topk(4, 1).values.repeat(1, 2, 1, 1))),
+    "sorted channels": lambda n, x: n.head(n.b(torch.sort(n.a(x), 1).values)),
+    "least and most": lambda n, x: n.head(n.b((y := n.a(x)) - y.aminmax(dim=1, keepdim=True).min)),
     # Numbers that are values.
     "sum with a size": lambda n, x: n.head(n.b((y := n.a(x)) + y.shape[1])),
     "product with a size": lambda n, x: n.head(n.b((y := n.a(x)) * y.size(2) / 12)),
@@ -168,6 +172,12 @@ NETWORKS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "sum with the input": lambda n, x: n.head(n.b(torch.cat([x, x], 1) + n.a(x))),
     "sum with a parameter": lambda n, x: n.head(n.b(n.a(x) + n.shift)),
     "product with a parameter": lambda n, x: n.head(n.b(n.a(x) * n.scale)),
+    "product with a number of elements": lambda n, x: n.head(n.b(y := n.a(x)) * (y.numel() / 1000)),
+    "product with sizes of batch and channels": lambda n, x: n.head(
+        n.b(y := n.a(x)) * (y.shape[0] * y.shape[1] / 9)
+    ),
+    "product with a comparison": lambda n, x: n.head(n.b(y := n.a(x)) * (y.shape[1] > 6) + y),
+    "sum with a full tensor": lambda n, x: n.head(n.b((y := n.a(x)) + torch.full((1,), y.shape[1] / 4))),
     # Shared and tied layers.
     "a layer called twice": lambda n, x: n.head(n.b(F.relu(n.b(n.a(x))))),
     "tied layers": lambda n, x: n.head(n.twin(F.relu(n.b(n.a(x))))),

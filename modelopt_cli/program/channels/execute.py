@@ -11,8 +11,9 @@ from modelopt_cli.program.channels.functions import RULES
 from modelopt_cli.program.channels.indexing import indices_of, picked_dims
 from modelopt_cli.program.channels.layers import apply_layer
 from modelopt_cli.program.channels.shuffles import find_shuffles
+from modelopt_cli.program.channels.sizes import freeze_sizes
 from modelopt_cli.program.channels.ties import compact, nothing
-from modelopt_cli.program.channels.trace import Fetched, Trace, tensors_in
+from modelopt_cli.program.channels.trace import MOVES_ONLY, Fetched, Trace, blank, tensors_in
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.shapes import value_shapes
 
@@ -39,10 +40,13 @@ def _one_pass(trace: Trace) -> None:
     trace.slots.clear()
     trace.fields.clear()
     trace.ties.frozen.clear()
+    trace.read.clear()
     trace.loose.clear()
     trace.sole.clear()
     for node in trace.program.graph.nodes:
         value = _value(trace, node)
+        if tensors_in(value) and operation(node) not in MOVES_ONLY:
+            freeze_sizes(trace, node)
         if trace.boxed and node.name not in trace.inside:
             value = _box(trace, node, value)
         trace.values[node.name] = value
@@ -66,7 +70,8 @@ def _value(trace: Trace, node: fx.Node) -> Any:
     if node.op == "call_module":
         return apply_layer(trace, node, given)
     if not tensors_in(given):
-        return compute(node, trace.values)
+        value = compute(node, trace.values)
+        return blank(trace.shapes[node.name]) if tensors_in(value) else value
     rule = RULES.get(operation(node))
     return rule(trace, node, given) if rule else trace.unsupported(node, given)
 

@@ -1,6 +1,5 @@
 """How each function and tensor method treats channels."""
 
-from collections import namedtuple
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,6 @@ from modelopt_cli.program.channels.products import attention, einsum, matmul
 from modelopt_cli.program.channels.ties import nothing, spread
 from modelopt_cli.program.channels.trace import Fetched, Rule, Trace, tensors_in
 
-_Pair = namedtuple("_Pair", "values indices")
 Given = dict[str, Any]
 
 
@@ -31,7 +29,8 @@ def _first(t: Trace, node: fx.Node, given: Given) -> Any:
 
 def _shape_only(t: Trace, node: fx.Node, given: Given) -> Any:
     """Run as it is, on labels."""
-    return _fact(t, node, given)
+    values = {a.name: t.values[a.name] for a in node.all_input_nodes}
+    return compute(node, {name: t.labels(v) if isinstance(v, Fetched) else v for name, v in values.items()})
 
 
 def _join(t: Trace, node: fx.Node, given: Given) -> Any:
@@ -60,7 +59,7 @@ def _reduce(t: Trace, node: fx.Node, given: Given) -> Any:
     x = t.ties.mix(x, dims, f"goes through {name} over channels")
     x = x[tuple(slice(0, 1) if d in dims else slice(None) for d in range(x.dim()))]
     if isinstance(shape, tuple) and not isinstance(shape, torch.Size):
-        return _Pair(x.reshape(shape[0]), nothing(shape[1]))
+        return x.reshape(shape[0]), nothing(shape[1])
     return nothing(shape) if name == "argmax" else x.reshape(shape)
 
 
@@ -91,8 +90,6 @@ def _getattr(t: Trace, node: fx.Node, given: Given) -> Any:
     value, name = given["input"], given["name"]
     if name in ("T", "mT", "H"):
         return getattr(t.labels(value), name)
-    if name in ("values", "indices"):
-        return getattr(value, name)
     return getattr(value.tensor if isinstance(value, Fetched) else value, name)
 
 
@@ -117,12 +114,16 @@ def _made(t: Trace, node: fx.Node, given: Given) -> Any:
 
 def _fact(t: Trace, node: fx.Node, given: Given) -> Any:
     values = {a.name: t.values[a.name] for a in node.all_input_nodes}
-    return compute(node, {name: t.labels(v) if isinstance(v, Fetched) else v for name, v in values.items()})
+    return compute(node, {name: v.tensor if isinstance(v, Fetched) else v for name, v in values.items()})
 
 
-def _layer_of(weight: Any, bias: Any) -> str | None:
-    """The path of the layer whose fetched weight and bias these are."""
-    if not isinstance(weight, Fetched) or not weight.path.endswith(".weight"):
+def _layer_of(t: Trace, weight: Any, bias: Any) -> str | None:
+    """The path of the layer whose fetched weight and bias these are, if only functions work with them."""
+    if (
+        not isinstance(weight, Fetched)
+        or not weight.path.endswith(".weight")
+        or t.name_of(weight) in t.called
+    ):
         return None
     path = weight.path.removesuffix(".weight")
     return path if bias is None or (isinstance(bias, Fetched) and bias.path == f"{path}.bias") else None
@@ -130,7 +131,7 @@ def _layer_of(weight: Any, bias: Any) -> str | None:
 
 def _convolution(t: Trace, node: fx.Node, given: Given) -> Any:
     weight = given["weight"]
-    path, name, x = _layer_of(weight, given["bias"]), operation(node), t.labels(given["input"])
+    path, name, x = _layer_of(t, weight, given["bias"]), operation(node), t.labels(given["input"])
     transposed = "transpose" in name
     groups = given["groups"]
     if path is None or groups != 1 or x.dim() != int(name[-2]) + 2:
@@ -140,25 +141,26 @@ def _convolution(t: Trace, node: fx.Node, given: Given) -> Any:
 
 
 def _linear(t: Trace, node: fx.Node, given: Given) -> Any:
-    path = _layer_of(given["weight"], given["bias"])
-    if path is None:
+    path = _layer_of(t, given["weight"], given["bias"])
+    if path is None or given["weight"].tensor.dim() != 2:
         return t.unsupported(node, given)
     return layers.linear(t, path, None, t.labels(given["input"]), t.shapes[node.name])
 
 
 def _embedding(t: Trace, node: fx.Node, given: Given) -> Any:
     weight = given["weight"]
-    if not isinstance(weight, Fetched):
+    if not isinstance(weight, Fetched) or t.name_of(weight) in t.called:
         return t.unsupported(node, given)
     t.ties.freeze(t.labels(given["input"]), "is used as an index")
     outputs = t.ties.fresh(f"columns {weight.path}", weight.tensor.shape[1])
+    t.slot(weight.path, 0, nothing(weight.tensor.shape[:1]), "in")
     t.slot(weight.path, 1, outputs, "out")
     return spread(outputs, -1, t.shapes[node.name])
 
 
 def _prelu(t: Trace, node: fx.Node, given: Given) -> Any:
     x, weight = t.labels(given["input"]), given["weight"]
-    if not isinstance(weight, Fetched):
+    if not isinstance(weight, Fetched) or t.name_of(weight) in t.called:
         return t.unsupported(node, given)
     if weight.tensor.numel() > 1:
         t.slot(weight.path, 0, t.ties.line(x, 1), "norm")
@@ -182,7 +184,7 @@ def _glu(t: Trace, node: fx.Node, given: Given) -> Any:
 
 def _norm_call(rule: Any) -> Rule:
     def apply(t: Trace, node: fx.Node, given: Given) -> Any:
-        path = _layer_of(given.get("weight"), given.get("bias"))
+        path = _layer_of(t, given.get("weight"), given.get("bias"))
         statistics = [given.get(name) for name in ("running_mean", "running_var")]
         own = all(
             isinstance(s, Fetched) and s.path.rpartition(".")[0] == path for s in statistics if s is not None

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from modelopt_cli.program.channels.ties import spread
+from modelopt_cli.program.channels.ties import nothing, spread
 from modelopt_cli.program.channels.trace import Trace
 from modelopt_cli.program.kinds import kind_of
 
@@ -88,6 +88,7 @@ def _embedding(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor
     t.ties.freeze(x, "is used as an index")
     outputs = t.ties.fresh(path, layer.embedding_dim)
     t.fields[path] = {"embedding_dim": outputs}
+    t.slot(f"{path}.weight", 0, nothing((layer.num_embeddings,)), "in")  # also where a linear layer has it
     t.slot(f"{path}.weight", 1, outputs, "out")
     return spread(outputs, -1, shape)
 

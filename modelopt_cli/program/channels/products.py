@@ -25,7 +25,8 @@ def einsum(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
 def matmul(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
     """``a @ b`` of values with two dimensions or more; a fetched ``b`` is a linear layer's weight."""
     a, b = given["input"], given["mat2" if "mat2" in given else "other"]
-    if isinstance(b, Fetched) and b.tensor.dim() == 2 and not isinstance(a, Fetched):
+    is_weight = isinstance(b, Fetched) and b.tensor.dim() == 2 and t.name_of(b) not in t.called
+    if is_weight and not isinstance(a, Fetched):
         outputs = t.ties.fresh(f"columns {b.path}", b.tensor.shape[1])
         t.slot(b.path, 0, t.ties.line(a, -1), "in")
         t.slot(b.path, 1, outputs, "out")

@@ -10,15 +10,8 @@ from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.calls import arguments, compute, operation, source, values_of
 from modelopt_cli.program.channels.literals import REWRITES, pick, select
 from modelopt_cli.program.channels.remaining import Remaining
-from modelopt_cli.program.channels.ties import compact
-from modelopt_cli.program.channels.trace import Fetched, Trace
-
-_MOVES = """
-    reshape flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as repeat
-    repeat_interleave tile broadcast_to chunk split tensor_split unbind narrow select roll flip cat stack
-    getitem index_select pad channel_shuffle
-"""
-_MOVES_ONLY = frozenset(_MOVES.split())
+from modelopt_cli.program.channels.ties import compact, nothing
+from modelopt_cli.program.channels.trace import MOVES_ONLY, Fetched, Trace, tensors_in
 
 
 class Replay:
@@ -71,31 +64,30 @@ class Replay:
         expected = self.left.restrict(dense)
         if node.op == "call_module":
             return self._shuffled_layer(node, expected)
-        if not _holds_tensor(dense):
+        if not tensors_in(dense):
             return compute(node, self._labelled(node))
-        if operation(node) not in _MOVES_ONLY:
+        if operation(node) not in MOVES_ONLY:
             self._keep_numbers(node)
         elif node.name not in self.trace.inside and not self._fits(node, expected):
             self._rewrite(node, expected)
         return expected
 
     def _labelled(self, node: fx.Node) -> dict[str, Any]:
-        """A node's inputs, with labels for fetched tensors; of a layer's weights only facts are asked for."""
+        """A node's inputs; fetched tensors without labels are such as to give the facts there will be."""
         read = {}
         for argument in node.all_input_nodes:
             value = self.values[argument.name]
             if isinstance(value, Fetched):
-                is_weight = value.tensor.is_floating_point() and not self.trace.is_loose(value)
-                value = self._shrunk(value) if is_weight else self.trace.labels(value)
+                value = self._without_labels(value, facts=not tensors_in(self.trace.values[node.name]))
             read[argument.name] = value
         return read
 
-    def _shrunk(self, fetched: Fetched) -> Tensor:
-        """A tensor like the one that is left of a layer's weight, for its size and type."""
+    def _without_labels(self, fetched: Fetched, *, facts: bool) -> Tensor:
+        """A tensor with the shape that is left of a fetched one; for facts, with its type and device, too."""
         shape = list(fetched.tensor.shape)
         for dim, positions in self.kept.get(self.trace.name_of(fetched), {}).items():
             shape[dim] = len(positions)
-        return fetched.tensor.new_empty(shape)
+        return fetched.tensor.detach().new_empty(()).expand(shape) if facts else nothing(shape)
 
     def _keep_numbers(self, node: fx.Node) -> None:
         """A size that scales values, as in attention, keeps the value it had."""
@@ -106,13 +98,12 @@ class Replay:
             if not isinstance(arg, fx.Node):
                 return arg
             before, now = self.trace.values[arg.name], self.values[arg.name]
-            number = isinstance(before, int | float) and not isinstance(before, bool)
-            return before if number and before != now else arg
+            return before if isinstance(before, int | float) and before != now else arg
 
         node.args = fx.node.map_aggregate(node.args, literal)
         node.kwargs = fx.node.map_aggregate(node.kwargs, literal)
         if operation(node) in ("layer_norm", "rms_norm"):
-            rank = len(arguments(node)["normalized_shape"])
+            rank = len(values_of(arguments(node), self.trace.values)["normalized_shape"])
             shape = list(self.left.restrict(self.whole(node)).shape[-rank:])
             node.kwargs = {**node.kwargs, "normalized_shape": shape}
 
@@ -177,9 +168,3 @@ def _looked_up_dim(node: fx.Node, given: Mapping[str, Any]) -> int | None:
 
 def _padded_dims(given: Mapping[str, Any]) -> list[int]:
     return [given["input"].dim() - 1 - i // 2 for i, amount in enumerate(given["pad"]) if amount]
-
-
-def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return any(_holds_tensor(part) for part in value)
-    return isinstance(value, Tensor | Fetched)

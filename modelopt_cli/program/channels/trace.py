@@ -15,6 +15,14 @@ from modelopt_cli.program.program import Program
 from modelopt_cli.program.shapes import value_shapes
 
 OTHER_BATCH = 3
+_MOVES = """
+    reshape flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as repeat
+    repeat_interleave tile broadcast_to chunk split tensor_split unbind narrow select roll flip cat stack
+    getitem index_select pad channel_shuffle
+"""
+MOVES_ONLY = frozenset(_MOVES.split())
+"""Operations that only move elements; a size among their arguments says where to."""
+READ_OUTSIDE = "has a weight that is read outside of its layer"
 _MOST_ELEMENTS = 1 << 22
 
 
@@ -51,7 +59,8 @@ class Trace:
         selections: nodes that pick or reorder channels of an earlier value.
         inside: nodes between such a value and its selection, which need not be boxes of channels.
         boxed: whether values are tied so that what is removed leaves no holes.
-        loose: tensors that the graph uses outside of any layer.
+        read: tensors that the graph reads by value, other than as a layer's weights.
+        loose: those of them that have labels of their own.
         sole: channels without which a value would be empty, and a sentence that says so.
     """
 
@@ -64,6 +73,7 @@ class Trace:
     selections: dict[str, Selection] = field(default_factory=dict)
     inside: frozenset[str] = frozenset()
     boxed: bool = False
+    read: set[str] = field(default_factory=set)
     loose: set[str] = field(default_factory=set)
     sole: list[tuple[Tensor, str]] = field(default_factory=list)
     _tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -79,6 +89,14 @@ class Trace:
         """Shapes of every value at batch size ``OTHER_BATCH``."""
         return value_shapes(self.program, OTHER_BATCH)
 
+    @cached_property
+    def called(self) -> frozenset[str]:
+        """Names of the tensors of all layers that are called."""
+        targets = (str(node.target) for node in self.program.graph.nodes if node.op == "call_module")
+        layers = [self.program.get_submodule(target) for target in targets]
+        tensors = [t for layer in layers for t in layer.state_dict(keep_vars=True).values()]
+        return frozenset(self._names[id(tensor)] for tensor in tensors if id(tensor) in self._names)
+
     def slot(self, tensor: str, dim: int, line: Tensor, role: str) -> None:
         """Say what the places of a tensor along ``dim`` belong to; nothing if the tensor does not exist."""
         if tensor in self._tensors:
@@ -91,10 +109,17 @@ class Trace:
             self.slot(tensor, dim, self.ties.line(labels, dim), role)
 
     def loose_blocks(self) -> None:
-        """The slots of tensors that no layer owns."""
+        """The slots of tensors that no layer owns; those that one does own stay whole."""
+        owned = self.read & (self.called | {slot.tensor for slot in self.slots})
+        for slot in self.slots:
+            if slot.tensor in owned:
+                self.ties.freeze(slot.line, READ_OUTSIDE)
         for name in sorted(self.loose):
             labels = self.ties.fresh(f"tensor {name}", self._tensors[name].numel())
-            self.block(name, labels.view(self._tensors[name].shape), "tensor")
+            if name in owned:
+                self.ties.freeze(labels, READ_OUTSIDE)
+            else:
+                self.block(name, labels.view(self._tensors[name].shape), "tensor")
 
     def is_loose(self, fetched: Fetched) -> bool:
         """Whether a fetched tensor is used outside of any layer, and so has labels of its own."""
@@ -108,10 +133,10 @@ class Trace:
         """The labels of a tensor value; those of a fetched tensor are made on its first such use."""
         if not isinstance(value, Fetched):
             return value  # type: ignore[no-any-return]
-        tensor = value.tensor
+        tensor, name = value.tensor, self.name_of(value)
+        self.read.add(name)
         if not tensor.is_floating_point() or not 0 < tensor.numel() <= _MOST_ELEMENTS:
             return nothing(tensor.shape)
-        name = self._names[id(tensor)]
         labels = self.ties.fresh(f"tensor {name}", tensor.numel()).view(tensor.shape)
         self.loose.add(name)
         return self.ties.product(labels) if self.boxed else labels
