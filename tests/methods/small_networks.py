@@ -149,6 +149,8 @@ NETWORKS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "chunk, a part to a layer": lambda n, x: n.head(
         torch.cat([n.four((p := n.a(x).chunk(2, 1))[0]), p[1]], 1)
     ),
+    "no rows joined to the others": lambda n, x: n.head(n.b(torch.cat([(y := n.a(x))[:, :, :0], y], 2))),
+    "no channels joined to all": lambda n, x: n.head(n.b(torch.cat([(y := n.a(x))[:, :0], y], 1))),
     "split of sizes": lambda n, x: n.head(
         torch.cat([n.four((p := n.a(x).split([4, 2, 2], 1))[0]), *p[1:]], 1)
     ),

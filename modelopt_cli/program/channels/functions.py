@@ -36,6 +36,7 @@ def _shape_only(t: Trace, node: fx.Node, given: Given) -> Any:
 def _join(t: Trace, node: fx.Node, given: Given) -> Any:
     """``cat`` and ``stack``: along the other dimensions the parts go together."""
     parts, dim = [t.labels(part) for part in given["tensors"]], given["dim"]
+    parts = [part for part in parts if part.numel()] or parts  # one without elements can have any shape
     if operation(node) == "stack":
         parts, dim = [part.unsqueeze(dim) for part in parts], dim % (parts[0].dim() + 1)
     dim %= parts[0].dim()
