@@ -164,6 +164,10 @@ NETWORKS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     # Numbers that are values.
     "sum with a size": lambda n, x: n.head(n.b((y := n.a(x)) + y.shape[1])),
     "product with a size": lambda n, x: n.head(n.b((y := n.a(x)) * y.size(2) / 12)),
+    "a table of a value's type": lambda n, x: n.head(
+        n.b((y := n.a(x)) + torch.linspace(-1, 1, 12, device=y.device).to(y.dtype))
+    ),
+    "cast like another": lambda n, x: n.head(n.b((y := n.a(x)) + (x > 0).repeat(1, 2, 1, 1).type_as(y))),
     "sum with a number": lambda n, x: n.head(n.b(n.a(x) + 0.3)),
     "number minus": lambda n, x: n.head(n.b(1 - n.a(x))),
     "number over": lambda n, x: n.head(n.b(1 / (n.a(x).sigmoid() + 1))),

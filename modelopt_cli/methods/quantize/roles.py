@@ -84,8 +84,8 @@ def role_of(node: fx.Node, modules: Mapping[str, nn.Module], values: Mapping[fx.
     if node.op == "call_module":
         return Role.PASS if isinstance(modules[str(node.target)], PASS_MODULES) else Role.FLOAT
     name = operation(node)
-    if name in SHAPE_OPERATIONS:
-        return Role.SHAPE
+    if name in SHAPE_OPERATIONS:  # the type that is asked for is that of the real values
+        return Role.FLOAT if arguments(node).get("name") == "dtype" else Role.SHAPE
     if name in ("add", "cat"):
         two = name == "cat" or _takes_two_tensors(node, values)
         return Role.FLOAT if not two else Role.CAT if name == "cat" else Role.ADD
