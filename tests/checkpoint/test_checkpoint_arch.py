@@ -175,10 +175,10 @@ class TestUserCode:
         [
             (":mkae", "did you mean 'make'?"),
             (":fails", "net.py:22: building it failed: NameError: name 'undefined_name' is not defined"),
-            (":not_a_module", "returned a int, not a torch.nn.Module"),
+            (":not_a_module", "returned an int, not a torch.nn.Module"),
             (":leaves", "SystemExit: 7"),
             (":lazy", "lazy returned a network whose weight has no shape yet; run it once"),
-            (":number", "'number' is a int, not callable"),
+            (":number", "'number' is an int, not callable"),
             (":make?clases=3", "unexpected keyword argument 'clases'"),
             ("", "does not say which callable"),
         ],
