@@ -31,14 +31,14 @@ class Dying:
         self.learn, self.publish = Learner.step, writer._publish
         self.begun = self.reached = False
 
-    def step(self, learner: Learner, batch: Batch, number: int) -> None:
+    def step(self, learner: Learner, batch: Batch, number: int, rate: float) -> None:
         if not self.begun:
             self.begun = True
             with Path("begun").open("a", encoding="utf-8") as file:
                 file.write(f"{json.dumps([TIME, RANK, number])}\n")
         self.reached = number >= self.at
         self.die(saving=False)
-        self.learn(learner, batch, number)
+        self.learn(learner, batch, number, rate)
 
     def published(self, *args: Any) -> None:
         self.die(saving=True)
