@@ -5,6 +5,7 @@ on the 1,797 digits that come with the package, and takes well under a minute.
 """
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -40,13 +41,14 @@ def main(folder: Path = Path("demo")) -> int:
         if code := modelopt(command):
             return code
     last = folder / "digits-pruned-int8.safetensors"
+    command_line = "modelopt" if shutil.which("modelopt") else str(Path(sys.executable).with_name("modelopt"))
     for line in (
         "",
         "The files need neither a checkpoint nor the network's source. Try next:",
-        f"  modelopt inspect {last}",
-        f"  modelopt prune {folder}/digits.safetensors --flops 0.3 --dry-run",
-        f"  modelopt quantize {folder}/digits.safetensors --scheme int8-weight",
-        "  modelopt quantize YOUR.pth --arch net.py:make --data FOLDER_OF_CLASS_FOLDERS",
+        f"  {command_line} inspect {last}",
+        f"  {command_line} prune {folder}/digits.safetensors --flops 0.3 --dry-run",
+        f"  {command_line} quantize {folder}/digits.safetensors --scheme int8-weight",
+        f"  {command_line} quantize YOUR.pth --arch net.py:make --data FOLDER_OF_CLASS_FOLDERS",
     ):
         console.note(line)
     return 0

@@ -303,3 +303,18 @@ def test_what_is_trained_on_folders_is_judged_by_their_names(tmp_path):
     )
     assert artifact.read_program(tmp_path / "out.safetensors").labels == ("bird", "cat", "dog")
     assert outcome.evaluation.models[0].accuracy.top1 == 100.0
+
+
+@pytest.mark.parametrize(("outputs", "said"), [(10, True), (3, False)])
+def test_a_network_of_another_number_of_outputs_is_said_before_training(tmp_path, outputs, said):
+    data, notes = folders(tmp_path / "train", THREE), []
+    api.train(
+        None,
+        tmp_path / "out.safetensors",
+        training=TrainingRequest(train=data, config=TrainConfig(epochs=1, lr=0.01, augment="none")),
+        arch=f"builtin:lenet300?num_classes={outputs}",
+        evaluate=False,
+        dry_run=True,
+        on_note=notes.append,
+    )
+    assert said == any("has 3 classes, the network to be trained has 10 outputs" in note for note in notes)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from modelopt_cli.api.inputs import published_for
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.checkpoint.arch import published_top1
@@ -11,6 +13,8 @@ from modelopt_cli.data.names import match_names
 from modelopt_cli.errors import DataError
 from modelopt_cli.measure import Accuracy, Evaluation, Subject
 from modelopt_cli.measure.statistics import proportion_interval
+from modelopt_cli.program import Program
+from modelopt_cli.program.shapes import program_values
 
 FAR_BELOW = 10.0
 """Points below the published accuracy that are more than another choice of images takes."""
@@ -94,6 +98,20 @@ def doubts(evaluation: Evaluation, samples: Data | None, opened: Opened) -> list
                 f"{spec}: check --input-size, --resize, --crop, --mean, --std and the order of the classes"
             )
     return lines
+
+
+def other_classes(program: Program | None, samples: Data) -> str | None:
+    """A note where a network that is to be trained gives another number of outputs than there are classes."""
+    named = len(samples.class_names or ())
+    if program is None or not named:
+        return None
+    (output,) = program.graph.find_nodes(op="output")
+    value = program_values(program, 1)[output]
+    outputs = value.shape[-1] if isinstance(value, Tensor) and value.dim() == 2 else named
+    if outputs == named:
+        return None
+    hint = f"add ?num_classes={named} to --arch, or to a student's name, if that is not meant"
+    return f"{samples.name} has {named} classes, the network to be trained has {outputs} outputs: {hint}"
 
 
 def _interval(found: Accuracy) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from torch import nn
 
 import modelopt_cli
 from modelopt_cli import artifact
+from modelopt_cli.api.doubts import other_classes
 from modelopt_cli.api.evaluating import measure_pairs
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.judging import after_writing, rehearse
@@ -111,6 +112,8 @@ def train(
     rehearsed = partial(rehearse, [opened], data, overrides, options, gates)
 
     def check(train: Data) -> None:
+        if on_note is not None and (note := other_classes(opened.program, train)):
+            on_note(note)
         rehearsed(labels=train.class_names or labels)
 
     identity = {"command": "train", "source": opened.source_sha256, "arch": arch}

@@ -364,3 +364,9 @@ def test_swin_attention_weights_are_listed_although_they_are_no_layers() -> None
     fetched = {layer.name for layer in layers if layer.kind == "fetched weight"}
     assert fetched == {f"features.{i}.0.attn.{part}" for i in (1, 3) for part in ("qkv", "proj")}
     assert not any(layer.compressed for layer in layers)
+
+
+def test_an_int8_program_says_that_it_is_int8_already() -> None:
+    int8 = quantized(small())
+    with pytest.raises(NothingCompressed, match=r"stem: int8 already"):
+        apply(int8, QuantizeConfig("int8"), context(int8))

@@ -20,7 +20,7 @@ from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_attention, split_names
 from modelopt_cli.program.coverage import WEIGHTED_KINDS, coverage, fetched_weights, weight_label
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
-from modelopt_cli.program.quantized import DynamicLinear
+from modelopt_cli.program.quantized import DynamicLinear, Weighted
 from modelopt_cli.program.rewrite import read_elsewhere
 
 
@@ -162,7 +162,8 @@ def _select(
         else:
             able.append(name)
     if not able:
-        raise nothing(reasons)
+        done = {name: "int8 already" for name in calls if isinstance(program.get_submodule(name), Weighted)}
+        raise nothing(reasons | done)
     selected, left_out = select_layers(able, config)
     if not selected:
         raise nothing(left_out | reasons)
