@@ -57,7 +57,10 @@ class ShareOptions:
             metavar="F", parser=parse_fraction, help="Keep this fraction of the file, written as an artifact."
         ),
     ] = None
-    ratio: Annotated[float | None, _budget(metavar="X", help="Make the file so many times smaller.")] = None
+    ratio: Annotated[
+        float | None,
+        _budget(metavar="X", help="Make the file so many times smaller than the original written plain."),
+    ] = None
     tune: Annotated[str, _share(metavar="|".join(TUNINGS), help="With --train: what is learned.")] = TUNINGS[
         0
     ]
