@@ -122,6 +122,9 @@ NETWORKS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "sum scaled": lambda n, x: n.head(torch.add(n.a(x), n.b(n.a(x)), alpha=2)),
     "difference scaled": lambda n, x: n.head(n.a(x).sub(n.b(n.a(x)), alpha=0.5)),
     "pad by name": lambda n, x: n.head(n.b(F.pad(input=n.a(x), pad=(1, 1), mode="constant", value=0.0))),
+    "pad by sizes": lambda n, x: n.head(
+        n.b(F.pad(y := n.a(x), (0, (5 - y.shape[-1] % 5) % 5, 0, (5 - y.shape[-2] % 5) % 5)))
+    ),
     "pad with a value": lambda n, x: n.head(n.b(F.pad(n.a(x), (1, 0, 0, 1), value=0.7))),
     "relu by name": lambda n, x: n.head(n.b(F.relu(input=n.a(x), inplace=False))),
     "gelu of tanh": lambda n, x: n.head(n.b(F.gelu(n.a(x), approximate="tanh"))),

@@ -143,7 +143,8 @@ class _MaskedGroupNorm(nn.Module):
         variance = apart.square().sum((2, 3), keepdim=True) / count
         scaled = (apart / (variance + self.norm.eps).sqrt()).reshape(input.shape)
         shape = (1, -1, *[1] * (input.dim() - 2))
-        return scaled * self.norm.weight.view(shape) + (self.norm.bias * self.stays).view(shape)
+        scaled = scaled * self.norm.weight.view(shape)
+        return scaled if self.norm.bias is None else scaled + (self.norm.bias * self.stays).view(shape)
 
 
 class _MaskedLayerNorm(nn.Module):
@@ -158,7 +159,8 @@ class _MaskedLayerNorm(nn.Module):
         mean = (x * self.stays).sum(-1, keepdim=True) / count
         apart = (x - mean) * self.stays
         variance = apart.square().sum(-1, keepdim=True) / count
-        return apart / (variance + self.norm.eps).sqrt() * self.norm.weight + self.norm.bias * self.stays
+        scaled = apart / (variance + self.norm.eps).sqrt() * self.norm.weight
+        return scaled if self.norm.bias is None else scaled + self.norm.bias * self.stays
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ class _Converter:
             )
         elif operation(node) == "pad":
             filled: dict[str, Any] = {"mode": "constant", "value": self._q(node).zero_point}
-            pad = arguments(node)["pad"]
+            pad = fx.node.map_arg(arguments(node)["pad"], self._either)  # sizes may be values
             self.uint8[node] = self.graph.call_function(F.pad, (self._uint8(first), pad), filled)
         else:
             self.uint8[node] = self.graph.node_copy(node, self._either)
