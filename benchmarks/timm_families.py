@@ -266,8 +266,8 @@ def report(state: dict[str, Found]) -> list[str]:
         f"its file, {count['captured']}.",
         f"{whole} went through the other methods. Quantized to int8 and read again bit for bit: "
         f"{count['snr']}, {noisy} of them under 20 dB. Pruned of 30 % of the channels of each group, equal "
-        f"to the dense network with those zeroed, and read again: {count['left']}. "
-        "The others have only been captured.",
+        f"to the dense network with those zeroed, and read again: {count['left']}."
+        + (" The others have only been captured." if whole < len(state) else ""),
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
