@@ -94,6 +94,8 @@ def measure_pairs(
         for note in samples.notes:
             if on_note is not None:
                 on_note(note)
+    means = measure_gates.Means(samples is not None and samples.labelled, options.runs)
+    measure_gates.require_measurable(gates, subjects, options.baseline, means)
     evaluation = measure.evaluate(subjects, samples, options, progress)
     notes += doubts(evaluation, samples, pairs[options.baseline][1])
     if (

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from modelopt_cli import measure
 from modelopt_cli.api.guard import SAMPLES, as_run
-from modelopt_cli.api.opening import Note, labels_of, open_input, open_noting
+from modelopt_cli.api.opening import Note, coverage_of, labels_of, open_input, open_noting
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvalOptions, Gates, Subject
+from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.coverage import Coverage
 
 
 def rehearse(
@@ -27,7 +29,8 @@ def rehearse(
     """Send a few samples through the evaluation, to know before long work what cannot be judged.
 
     Args:
-        networks: that stand for what will be measured; they are not changed.
+        networks: that stand for what will be measured, one alone for what is made of it, too; they are
+            not changed.
         data: what they will be measured on; without it only the limits are looked at.
         overrides: preprocessing the user wants instead of the implied one.
         options: how they will be measured.
@@ -38,12 +41,17 @@ def rehearse(
         InputError: the data cannot be opened or do not suit, or a network does not run or is no classifier.
         UsageError: nothing will be measured that a limit could be held against.
     """
-    labelled = False
-    if data is not None:
-        subjects = [_subject(each, options.device) for each in networks]
+    gates = gates or Gates()
+    if data is None and not gates:
+        return
+    subjects = [_subject(each, options.device) for each in networks]
+    if data is None:
+        _require_measurable(gates, subjects, options, labelled=False)
+    else:
         known = next((subject.input for subject in subjects if subject.input is not None), None)
         names = labels or next(filter(None, map(labels_of, networks)), None)
         samples = open_data(data, input=known, overrides=overrides, seed=options.seed).with_labels(names)
+        _require_measurable(gates, subjects, options, labelled=samples.labelled)
         few = samples if options.limit else samples.sample(SAMPLES, options.seed)
         limit = min(SAMPLES, options.limit or SAMPLES)
         quick = replace(options, baseline=0, runs=0, memory=False, workers=0, limit=limit)
@@ -51,9 +59,16 @@ def rehearse(
         for model in found.models:
             if options.limit is None and model.accuracy is not None and model.accuracy.classes is not None:
                 samples.fits(model.accuracy.classes)
-        labelled = samples.labelled
-    if gates is not None and gates.max_drop is not None and not labelled:
-        raise UsageError("needs labelled data to be held against", where="--max-drop", hint="give --data")
+
+
+def _require_measurable(
+    gates: Gates, subjects: Sequence[Subject], options: EvalOptions, *, labelled: bool
+) -> None:
+    """As ``measure.gates.require_measurable``; a file that is still to be made says what is compressed."""
+    baseline, means = options.baseline, measure_gates.Means(labelled, options.runs)
+    if len(subjects) == 1:
+        baseline, subjects = 0, [*subjects, replace(subjects[0], coverage=Coverage(()))]
+    measure_gates.require_measurable(gates, subjects, baseline, means)
 
 
 def rehearse_files(
@@ -125,4 +140,5 @@ def _subject(opened: Opened, device: str) -> Subject:
     program = network if isinstance(network, Program) else None
     input = program.input if program else architecture.input if architecture else None
     where, state = opened.path or "the network", None if network is not None else opened.state
-    return Subject(where, network, program, 0, input=input, tensor_bytes=0, state=state)
+    covered = coverage_of(opened)
+    return Subject(where, network, program, 0, covered, input=input, tensor_bytes=0, state=state)

@@ -177,25 +177,29 @@ def has_graph(path: str | Path) -> bool:
 def as_subject(path: str | Path, opened: Opened, arch: str | None, device: str) -> Subject:
     """An opened model, ready to be measured on a device."""
     network: nn.Module | None = opened.program or opened.module
-    covered: Coverage | None = None
     if opened.program is not None:
-        covered = coverage(prepare(opened.program, device))
+        prepare(opened.program, device)
     elif network is not None:
         network.to(device)
-    if opened.tensors is not None:
-        covered = tensor_coverage(opened.tensors)
     architecture = opened.architecture
     return Subject(
         str(path),
         network,
         opened.program,
         file_length(path, opened),
-        coverage=covered,
+        coverage=coverage_of(opened),
         input=opened.program.input if opened.program else architecture.input if architecture else None,
         tensor_bytes=opened.tensor_bytes,
         state=None if network is not None else opened.state,
         arch=None if has_graph(path) else arch,
     )
+
+
+def coverage_of(opened: Opened) -> Coverage | None:
+    """What became of the layers of an opened model, or None where nothing says so."""
+    if opened.tensors is not None:
+        return tensor_coverage(opened.tensors)
+    return coverage(opened.program) if opened.program is not None else None
 
 
 def file_length(path: str | Path, opened: Opened) -> int:

@@ -74,11 +74,13 @@ def evaluate(
         reader.check(bool(request.gates), "--judge", "has no meaning without a limit")
     reader.finish()
     options.check_exports(exports, force)
+    if not dry_run:
+        request.require_limits(len(paths))
 
     def rehearse() -> None:
         from modelopt_cli.api.judging import rehearse_files
 
-        rehearse_files(paths, on_note=console.note, **request.keywords())
+        rehearse_files(paths, on_note=console.note, **request.keywords(index, judged))
         console.result(f"all {len(paths)} files can be measured")
 
     def work() -> None:

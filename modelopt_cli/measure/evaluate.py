@@ -103,13 +103,8 @@ class _Run:
     def evaluation(self) -> Evaluation:
         for subject in self.subjects:
             to_device(subject, self.options.device)
-            if not subject.runs:
-                unknown = (
-                    "what its input is (give --input-shape)"
-                    if subject.model is not None
-                    else "its architecture"
-                )
-                self.notes.append(f"{subject.path}: nothing says {unknown}, so it is not run")
+            if (why := subject.obstacle) is not None:
+                self.notes.append(f"{subject.path}: {why.what} ({why.hint}), so it is not run")
             elif subject.program and (note := sparsity_note(subject.program, self.options.device)):
                 self.notes.append(f"{subject.path}: {note}")
         if self.data is not None:

@@ -7,13 +7,14 @@ the measured drop, and with ``confident`` at the upper end of its interval. Size
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from modelopt_cli.errors import GateNotMet, UsageError
 from modelopt_cli.measure.evaluation import Comparison, Evaluation, GateResult, ModelReport
 from modelopt_cli.measure.speedup import least_rounds, rounds_needed
 from modelopt_cli.measure.statistics import samples_needed
+from modelopt_cli.measure.subject import Obstacle, Subject
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,24 @@ class Gates:
 
 
 @dataclass(frozen=True)
+class Means:
+    """What an evaluation has to judge by: labels or not, and how many timed rounds."""
+
+    labelled: bool
+    runs: int
+
+
+def _labels(means: Means) -> Obstacle | None:
+    return None if means.labelled else Obstacle("needs labelled data to be held against", "give --data")
+
+
+def _rounds(means: Means) -> Obstacle | None:
+    if means.runs >= least_rounds():
+        return None
+    return Obstacle(f"{means.runs} runs give no 95 % interval", f"give --runs {least_rounds()} or more")
+
+
+@dataclass(frozen=True)
 class _Gate:
     """A row of the table of gates.
 
@@ -65,6 +84,8 @@ class _Gate:
         unit: of both.
         bound: the end of the figure's interval that speaks against the model; None where it is exact.
         cautious: whether ``bound`` is judged instead of ``value``.
+        lacks: what the evaluation lacks to measure ``value``.
+        hindered: what keeps ``value`` from being measured of the baseline, and of the model it is of.
     """
 
     name: str
@@ -74,6 +95,20 @@ class _Gate:
     unit: str
     bound: Callable[[Comparison], float | None] | None = None
     cautious: Callable[[Gates], bool] = lambda gates: False
+    lacks: Callable[[Means], Obstacle | None] = lambda means: None
+    hindered: Callable[[Subject, Subject], tuple[Subject, Obstacle] | None] = lambda baseline, model: None
+
+
+def _not_run(*subjects: Subject) -> tuple[Subject, Obstacle] | None:
+    """The first of two models that cannot be run."""
+    return next(((each, each.obstacle) for each in subjects if each.obstacle is not None), None)
+
+
+def _not_covered(baseline: Subject, model: Subject) -> tuple[Subject, Obstacle] | None:
+    if model.coverage is not None:
+        return None
+    hint = "give --arch" if model.model is None else "hold a file that modelopt wrote against it"
+    return model, Obstacle("nothing says which of its layers are compressed", hint)
 
 
 _GATES = (
@@ -85,6 +120,8 @@ _GATES = (
         unit=" pp",
         bound=lambda against: against.difference.high if against.difference else None,
         cautious=lambda gates: gates.confident,
+        lacks=_labels,
+        hindered=_not_run,
     ),
     _Gate("min-ratio", lambda gates: gates.min_ratio, lambda model, against: against.ratio, False, "x"),
     _Gate(
@@ -95,8 +132,17 @@ _GATES = (
         unit="x",
         bound=lambda against: against.speedup.low if against.speedup else None,
         cautious=lambda gates: True,
+        lacks=_rounds,
+        hindered=_not_run,
     ),
-    _Gate("min-coverage", lambda gates: gates.min_coverage, lambda model, against: model.coverage, False, ""),
+    _Gate(
+        "min-coverage",
+        lambda gates: gates.min_coverage,
+        lambda model, against: model.coverage,
+        at_most=False,
+        unit="",
+        hindered=_not_covered,
+    ),
 )
 # A drop of exactly one image in 200 must pass a limit of 0.5 although 0.5 came out of a division.
 _TOLERANCE = 1e-9
@@ -127,7 +173,7 @@ def apply(evaluation: Evaluation, gates: Gates) -> Evaluation:
     results = tuple(
         _result(gate, gates, limit, evaluation.models[against.model], against)
         for against in judged
-        for gate in _GATES
+        for gate in _asked(gates)
         if (limit := gate.limit(gates)) is not None
     )
     notes = [
@@ -138,18 +184,36 @@ def apply(evaluation: Evaluation, gates: Gates) -> Evaluation:
     return dataclasses.replace(evaluation, gates=results, notes=(*evaluation.notes, *notes))
 
 
-def require_enough_runs(gates: Gates, runs: int) -> None:
-    """Refuse to judge a speedup by fewer rounds than an interval takes.
+def require_means(gates: Gates, means: Means) -> None:
+    """Refuse limits on what an evaluation will not measure, whatever the models are.
 
     Raises:
-        UsageError: there is a limit on the speedup and ``runs`` are too few.
+        UsageError: there are no labels, or fewer rounds than an interval takes.
     """
-    if gates.min_speedup is not None and runs < least_rounds():
-        raise UsageError(
-            f"{runs} runs give no 95 % interval",
-            where="--min-speedup",
-            hint=f"give --runs {least_rounds()} or more",
-        )
+    for gate in _asked(gates):
+        if (lack := gate.lacks(means)) is not None:
+            raise UsageError(lack.what, where=f"--{gate.name}", hint=lack.hint)
+
+
+def require_measurable(gates: Gates, subjects: Sequence[Subject], baseline: int, means: Means) -> None:
+    """Refuse limits that will not be measured of a model that is to be held against them.
+
+    Raises:
+        UsageError: as :func:`require_means`; or the baseline or such a model cannot be run, or does not say
+            what is compressed in it.
+    """
+    require_means(gates, means)
+    judged = [i for i in range(len(subjects)) if i != baseline and gates.judged in (None, i)]
+    for gate in _asked(gates):
+        for i in judged:
+            if (found := gate.hindered(subjects[baseline], subjects[i])) is not None:
+                subject, why = found
+                what = f"cannot be judged, {why.what}"
+                raise UsageError(what, where=f"--{gate.name}: {subject.path}", hint=why.hint)
+
+
+def _asked(gates: Gates) -> Iterator[_Gate]:
+    return (gate for gate in _GATES if gate.limit(gates) is not None)
 
 
 def require(evaluation: Evaluation) -> None:

@@ -35,6 +35,14 @@ class LabelledBatches(Protocol):
         """Name of a sample for an error."""
 
 
+@dataclass(frozen=True)
+class Obstacle:
+    """Something that keeps a figure from being measured, and what to do about it."""
+
+    what: str
+    hint: str
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """One checkpoint or artifact, loaded.
@@ -67,7 +75,16 @@ class Subject:
     @property
     def runs(self) -> bool:
         """Whether the model can be called."""
-        return self.model is not None and self.input is not None
+        return self.obstacle is None
+
+    @property
+    def obstacle(self) -> Obstacle | None:
+        """Why the model cannot be called, or None where it can."""
+        if self.model is None:
+            return Obstacle("nothing says its architecture", "give --arch")
+        if self.input is None:
+            return Obstacle("nothing says what its input is", "give --input-shape")
+        return None
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -176,3 +176,78 @@ def test_a_recipe_that_begins_with_training_is_rehearsed_too(here, modelopt):
     found = modelopt("run", "recipe.yaml", "-q")
     assert (found.code, "label 12 is not among the network's 10 classes" in found.err) == (2, True)
     assert not [*here.rglob("*train.safetensors")]
+
+
+LABELS = "--max-drop: needs labelled data to be held against; give --data"
+ARCH = "cannot be judged, nothing says its architecture; give --arch"
+
+
+@pytest.fixture
+def pair(here, modelopt):
+    """A file that holds its network, and tensors of which nobody knows what they are of."""
+    words = line(METHODS["quantize untraced"], "net.pth", "net.py:make")
+    assert modelopt(*words, "--no-eval").code == 0
+    torch.save({"mystery.weight": torch.randn(4, 5)}, here / "bare.pth")
+    return {"whole": "out.safetensors", "bare": "bare.pth"}
+
+
+@pytest.mark.parametrize(
+    ("files", "gate", "says"),
+    [
+        ("bare whole", ["--max-drop", "1", *DATA], f"--max-drop: bare.pth: {ARCH}"),
+        ("whole bare", ["--max-drop", "1", *DATA], f"--max-drop: bare.pth: {ARCH}"),
+        ("bare whole", ["--min-speedup", "1"], f"--min-speedup: bare.pth: {ARCH}"),
+        ("whole bare", ["--min-speedup", "1"], f"--min-speedup: bare.pth: {ARCH}"),
+        ("whole whole", ["--max-drop", "1"], LABELS),
+        ("whole whole", ["--max-drop", "1", "--data", "synthetic:1x8x8"], LABELS),
+        ("whole whole", ["--min-speedup", "1", "--runs", "5"], "--min-speedup: 5 runs give no 95 % interval"),
+        ("whole bare", ["--min-coverage", "0"], "--min-coverage: bare.pth: cannot be judged, nothing says"),
+        ("whole", ["--min-ratio", "1"], "a limit needs a second model"),
+    ],
+)
+def test_what_eval_cannot_judge_is_known_before_it_measures(files, gate, says, pair, modelopt, monkeypatch):
+    monkeypatch.setattr(measure, "evaluate", lambda *a, **k: pytest.fail("something was measured"))
+    paths = [pair[name] for name in files.split()]
+    found = modelopt("eval", *paths, *gate, "-q")
+    assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert says in found.err
+    if len(paths) > 1:
+        assert says in modelopt("eval", *paths, *gate, "-q", "--dry-run").err
+
+
+def test_a_limit_on_what_is_known_is_judged(pair, modelopt):
+    """Only the file that is held against a limit has to say what is compressed, or to run."""
+    found = modelopt("eval", "bare.pth", "out.safetensors", "--min-coverage", "1", "--runs", "0")
+    assert (found.code, "min-coverage 1 keeps the limit" in found.out) == (0, True)
+    files = ["out.safetensors", "out.safetensors", "bare.pth"]
+    found = modelopt(
+        "eval", *files, "--judge", "out.safetensors", "--baseline", "bare.pth", "--min-ratio", "0"
+    )
+    assert found.code == 0
+
+
+@pytest.mark.parametrize("name", ["quantize untraced", "prune", "share"])
+def test_speed_is_not_judged_of_what_does_not_run(name, pair, here, modelopt):
+    words = [word.format("bare.pth") for word in METHODS[name]]
+    found = modelopt(*words, "--min-speedup", "1", "-q", "-o", "new.safetensors")
+    assert (found.code, found.err.count("\n")) == (2, 1)
+    assert f"--min-speedup: bare.pth: {ARCH}" in found.err
+    assert not (here / "new.safetensors").exists()
+    found = modelopt(*words, "--min-coverage", "1", "--min-ratio", "0", "-q", "-o", "new.safetensors")
+    assert (found.code, found.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["max-drop: 1"], "--max-drop: needs labelled data"),
+        (["min-speedup: 1", "runs: 3"], "--min-speedup: 3 runs give no 95 % interval"),
+    ],
+)
+def test_limits_of_a_recipe_without_a_checkpoint_are_looked_at_first(more, says, here, modelopt):
+    lines = ["output: out.safetensors", "arch: net.py:make", "input-size: 8", "channels: 1", *more, "steps:"]
+    lines += ["- train: {train: 'digits?split=train', epochs: 1}", "- quantize: {calib: digits}"]
+    (here / "recipe.yaml").write_text("\n".join(lines))
+    found = modelopt("run", "recipe.yaml", "-q")
+    assert (found.code, says in found.err) == (2, True)
+    assert not [*here.rglob("*train.safetensors")]

@@ -8,7 +8,7 @@ import pytest
 from modelopt_cli.errors import GateNotMet, UsageError
 from modelopt_cli.measure import Comparison, Evaluation, Gates, ModelReport, Size, Speedup
 from modelopt_cli.measure.environment import Environment
-from modelopt_cli.measure.gates import apply, require, require_enough_runs
+from modelopt_cli.measure.gates import Means, apply, require, require_means
 from modelopt_cli.measure.statistics import paired_difference_from_counts
 
 SIZE = Size(100, 10, 10, 80.0)
@@ -127,10 +127,10 @@ def test_a_speedup_is_judged_by_what_is_sure() -> None:
 
 
 def test_too_few_runs_for_an_interval_are_refused() -> None:
-    require_enough_runs(Gates(min_speedup=1.5), 6)
-    require_enough_runs(Gates(max_drop=1), 0)
+    require_means(Gates(min_speedup=1.5), Means(labelled=False, runs=6))
+    require_means(Gates(max_drop=1), Means(labelled=True, runs=0))
     with pytest.raises(UsageError, match=r"--min-speedup.*give --runs 6 or more"):
-        require_enough_runs(Gates(min_speedup=1.5), 5)
+        require_means(Gates(min_speedup=1.5), Means(labelled=True, runs=5))
 
 
 @pytest.mark.parametrize(

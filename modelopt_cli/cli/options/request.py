@@ -23,17 +23,23 @@ class Request:
         """The keyword arguments that ``api.quantize`` and ``api.evaluate`` share."""
         from modelopt_cli.data import PreprocessOverrides
         from modelopt_cli.measure import EvalOptions, Gates
-        from modelopt_cli.measure.gates import require_enough_runs
 
-        gates = Gates(**self.gates, judged=judged)
-        require_enough_runs(gates, self.measure.runs)
         return {
             "arch": self.network.arch,
             "data": self.network.data,
             "overrides": PreprocessOverrides(**self.image.given()),
             "options": EvalOptions(baseline=baseline, **self.measure.values(), **vars(self.run)),
-            "gates": gates,
+            "gates": Gates(**self.gates, judged=judged),
         }
+
+    def require_limits(self, files: int) -> None:
+        """Refuse limits that nothing could be held against, whatever the files are; raises UsageError."""
+        if self.gates:
+            from modelopt_cli.measure.gates import Gates, Means, require_comparable, require_means
+
+            gates = Gates(**self.gates)
+            require_comparable(gates, files)
+            require_means(gates, Means(self.network.data is not None, self.measure.runs))
 
 
 def read_request(
