@@ -288,13 +288,13 @@ def test_calibration_on_what_judges_is_said_in_the_table(network, tmp_path):
 
 
 def test_what_is_trained_on_folders_is_judged_by_their_names(tmp_path):
-    nameless = nearest_grey(tmp_path / "net.safetensors", ["bird", "cat", "dog"])
-    program = artifact.read_program(nameless)
+    not_named_as_weights = nearest_grey(tmp_path / "net.safetensors", ["bird", "cat", "dog"])
+    program = artifact.read_program(not_named_as_weights)
     program.labels = None
-    artifact.write_program(program, nameless, force=True)
+    artifact.write_program(program, not_named_as_weights, force=True)
     train, data = folders(tmp_path / "train", THREE), folders(tmp_path / "val", {"dog": 200})
     outcome = modelopt_cli.prune(
-        nameless,
+        not_named_as_weights,
         tmp_path / "out.safetensors",
         config=PruneConfig(structure="unstructured", sparsity=0.05),
         training=TrainingRequest(train, config=TrainConfig(epochs=1, lr=1e-6)),

@@ -1,4 +1,4 @@
-"""Weights as matrices: which there are, and what each of their columns is multiplied with.
+"""Weights as matrices, and the inputs that their columns are multiplied with.
 
 A linear layer multiplies its weight with its input, a convolution multiplies it with patches of its
 input, one group of channels at a time. So every weight is ``groups`` matrices ``(rows, columns)``: a
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from modelopt_cli.methods.select import is_weight_name
+from modelopt_cli.methods.layer_selection import is_weight_name
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import WEIGHTED_KINDS, fetched_weights
 
@@ -25,19 +25,19 @@ CHUNK = 1 << 24
 
 
 def weights_of(program: Program) -> dict[str, Tensor]:
-    """Every weight that may be pruned, by parameter name, in graph order.
+    """Every weight that may be compressed, by parameter name, in graph order.
 
     Float tensors of two or more dimensions of weight-carrying layers, attention's projections
     included, and weights that functions of the graph fetch directly. A weight that two layers share
     is listed once, under its first name.
     """
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in _candidates(program):
         if id(tensor) not in seen and tensor.dim() > 1 and tensor.is_floating_point() and tensor.numel():
-            found[name] = tensor
+            weights[name] = tensor
             seen.add(id(tensor))
-    return found
+    return weights
 
 
 def _candidates(program: Program) -> Iterator[tuple[str, Tensor]]:
@@ -54,27 +54,27 @@ def _candidates(program: Program) -> Iterator[tuple[str, Tensor]]:
             yield path, fetched[path]
 
 
-def calls(program: Program) -> dict[str, list[fx.Node]]:
-    """The places in the graph where each layer is called, by layer."""
-    found: dict[str, list[fx.Node]] = {}
+def calls_by_layer(program: Program) -> dict[str, list[fx.Node]]:
+    """The calls of each layer in the graph, by layer, in graph order."""
+    calls: dict[str, list[fx.Node]] = {}
     for node in program.graph.nodes:
         if node.op == "call_module":
-            found.setdefault(str(node.target), []).append(node)
-    return found
+            calls.setdefault(str(node.target), []).append(node)
+    return calls
 
 
 def unseen_inputs(program: Program, parameter: str) -> str | None:
-    """Why the inputs of a weight cannot be watched; None where they can."""
+    """The reason why the inputs of a weight cannot be watched; None where they can."""
     layer, _, leaf = parameter.rpartition(".")
-    places = calls(program)
-    if layer not in places:
-        inside = next((name for name in places if layer.startswith(f"{name}.")), None)
+    calls = calls_by_layer(program)
+    if layer not in calls:
+        inside = next((name for name in calls if layer.startswith(f"{name}.")), None)
         return f"its inputs stay inside {inside or 'a function'}"
     module = program.get_submodule(layer)
     if leaf != "weight" or type(module) not in (*CONVS, *DECONVS, nn.Linear):
         return f"the inputs of {type(module).__name__} are not multiplied with its weight alone"
     weight = module.weight
-    sharing = [name for name in places if getattr(program.get_submodule(name), "weight", None) is weight]
+    sharing = [name for name in calls if getattr(program.get_submodule(name), "weight", None) is weight]
     return None if sharing == [layer] else "another layer has the same weight"
 
 
@@ -103,7 +103,7 @@ def _turned(layer: Any, weight: Tensor) -> Tensor:
 
 
 def unfold(module: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
-    """What the columns of ``to_matrices`` are multiplied with: chunks ``(groups, positions, columns)``.
+    """The inputs that the columns of ``to_matrices`` multiply, in chunks ``(groups, positions, columns)``.
 
     The outputs of the layer, without its bias, are ``unfolded @ matrices.mT``.
     """

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from modelopt_cli.methods.share.summary import SharedLayer
+from modelopt_cli.methods.share.shared_layers import SharedLayer
 from modelopt_cli.text import printable
 
 

@@ -207,7 +207,7 @@ FORGED = {
     "program with its tensors": (lambda d: d.update(program={"tensors": {}, "tied": {}}), "bad program"),
     "program without ties": (lambda d: d.update(program={}), "bad list of tied"),
     "program tied to a list": (lambda d: d.update(program={"tied": {}}, tied={"second": []}), "tied"),
-    "program of nameless parameters": (
+    "program of not_named_as_weights parameters": (
         lambda d: (d.update(program={"tied": {}}), d["parameters"][0].update(name=[])),
         "bad parameter",
     ),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import modelopt_cli
 from modelopt_cli.artifact import read_tensors
 from modelopt_cli.data import open_data
-from modelopt_cli.methods.share import companions
+from modelopt_cli.methods.share import codebook_tuning
 from modelopt_cli.program import InputSpec, Program
 
 HOW = ["--arch", "net.py:make?width=16", "--input-size", "8", "--channels", "1"]
@@ -231,7 +231,7 @@ def test_pruned_zeros_stay_zeros_fine_tuned_or_not(here, modelopt):
 def test_interrupted_it_goes_on_to_the_same_bytes(here, modelopt, monkeypatch):
     command = ["share", "net.safetensors", *TUNE, "--epochs", "3", "--no-eval", "-q", "--bits"]
     assert modelopt(*command, "2", "-o", "through.safetensors").code == 0
-    step, calls = companions.Fixed.after_step, []
+    step, calls = codebook_tuning.Fixed.after_step, []
 
     def stopping(self, *args):
         calls.append(0)
@@ -239,9 +239,9 @@ def test_interrupted_it_goes_on_to_the_same_bytes(here, modelopt, monkeypatch):
             raise KeyboardInterrupt
         step(self, *args)
 
-    monkeypatch.setattr(companions.Fixed, "after_step", stopping)
+    monkeypatch.setattr(codebook_tuning.Fixed, "after_step", stopping)
     assert modelopt(*command, "2", *OUT).code == 130
-    monkeypatch.setattr(companions.Fixed, "after_step", step)
+    monkeypatch.setattr(codebook_tuning.Fixed, "after_step", step)
     assert modelopt(*command, "3", *OUT, "--resume").code == 2  # begun otherwise
     resumed = modelopt(*command, "2", *OUT, "--resume")
     assert resumed.code == 0, resumed.err

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.data import Data
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.share.shared import Shared
+from modelopt_cli.methods.share.clustered_weight import Shared
 from modelopt_cli.program import Program
 from modelopt_cli.training import TrainConfig, Training, fit
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from share_cases import CONFIG, pruned_network, shared_of, within
 
 from modelopt_cli.data import open_data
-from modelopt_cli.methods.share.tuning import MODES, fine_tune
+from modelopt_cli.methods.share.codebook_tuning import MODES, fine_tune
 from modelopt_cli.training.distributed import world
 from modelopt_cli.training.state import State, write_state
 

@@ -30,8 +30,8 @@ from modelopt_cli.methods.quantize.apply import _SCHEMES
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.share import ShareConfig
 from modelopt_cli.methods.share import config as share_config
+from modelopt_cli.methods.share.codebook_tuning import MODES
 from modelopt_cli.methods.share.kmeans import INITS
-from modelopt_cli.methods.share.tuning import MODES
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.training import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TrainConfig
 

@@ -11,13 +11,13 @@ from prune_cases import LAYERS, One, captured, context, net, one, smooth
 from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError, UsageError
-from modelopt_cli.methods import walk
+from modelopt_cli.methods import layer_pass
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.layer_pass import inverse_factor
 from modelopt_cli.methods.matrices import from_matrices, to_matrices, unfold, weights_of
 from modelopt_cli.methods.prune import obs as module
 from modelopt_cli.methods.prune.masks import Structure, mask_of
 from modelopt_cli.methods.prune.obs import obs_obstacle, obs_prune
-from modelopt_cli.methods.walk import inverse_factor
 from modelopt_cli.program import Encoding, Program
 
 PATTERN, BLOCK = Structure("N:M", 4, 2), Structure("block", 4)
@@ -245,7 +245,7 @@ def test_obs_treats_very_wide_layers_in_spans(monkeypatch: pytest.MonkeyPatch) -
     program, x = _linear(6, 64)
     weight, hessian = _weight(program), _hessian(x)
     whole, _ = _run(program, x, Structure(), 0.5)
-    monkeypatch.setattr(walk, "WIDEST", 20)
+    monkeypatch.setattr(layer_pass, "WIDEST", 20)
     for structure in STRUCTURES:
         got, mask = _run(program, x, structure, 0.5)
         assert mask.sum() == mask.size // 2

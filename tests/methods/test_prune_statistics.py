@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError, NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Reached
+from modelopt_cli.methods.layer_pass import Columns, LayerPass, _bytes_of, hessian_of, hessians
 from modelopt_cli.methods.matrices import (
-    calls,
+    calls_by_layer,
     from_matrices,
     to_matrices,
     unfold,
@@ -20,7 +21,6 @@ from modelopt_cli.methods.matrices import (
 )
 from modelopt_cli.methods.prune import PruneConfig, apply
 from modelopt_cli.methods.prune.statistics import collect
-from modelopt_cli.methods.walk import Columns, Walk, _size, hessian_of, hessians
 from modelopt_cli.program.coverage import coverage
 
 
@@ -96,10 +96,10 @@ def test_statistics_norms_of_a_network_come_from_its_own_inputs() -> None:
 def test_statistics_walk_gives_every_layer_its_inputs(kept_bytes: int) -> None:
     program, x = net(), smooth(10, 3, 12, 12)
     around = context(x, batch_size=3)
-    walk = Walk(program, around.data, around, kept_bytes=kept_bytes)  # type: ignore[arg-type]
-    for name, (node,) in ((n, c) for n, c in calls(program).items() if n != "bn"):
-        torch.testing.assert_close(torch.cat(list(walk.inputs(node))), _hooked(program, name, x))
-        kept = sum(_size(values) for _, values in walk.waiting.values())
+    layer_pass = LayerPass(program, around.data, around, kept_bytes=kept_bytes)  # type: ignore[arg-type]
+    for name, (node,) in ((n, c) for n, c in calls_by_layer(program).items() if n != "bn"):
+        torch.testing.assert_close(torch.cat(list(layer_pass.inputs(node))), _hooked(program, name, x))
+        kept = sum(_bytes_of(values) for _, values in layer_pass.waiting.values())
         assert kept <= kept_bytes
     passes = len(around.data.passes)  # type: ignore[union-attr]
     assert passes == {0: 5, 20_000: 4, 1 << 30: 1}[kept_bytes]
@@ -117,8 +117,8 @@ def test_statistics_hessians_of_layers_called_twice_add_up() -> None:
 
     program, x = captured(Twice(), 4), torch.randn(7, 4)
     around = context(x)
-    walk = Walk(program, around.data, around)  # type: ignore[arg-type]
-    found = list(hessians(walk, {"layer": "layer.weight"}, {"layer": Columns(4)}))
+    layer_pass = LayerPass(program, around.data, around)  # type: ignore[arg-type]
+    found = list(hessians(layer_pass, {"layer": "layer.weight"}, {"layer": Columns(4)}))
     both = torch.cat((x, torch.relu(program.layer(x)))).double()
     assert len(found) == 1
     torch.testing.assert_close(found[0][1][0][0], both.T @ both, rtol=1e-5, atol=1e-5)

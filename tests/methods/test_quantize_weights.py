@@ -12,9 +12,9 @@ from torch import Tensor
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import never_saturates
 from modelopt_cli.kernels.bounds import is_depthwise
+from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.quantize import QuantizeConfig, weights
 from modelopt_cli.methods.quantize.weights import quantize_weight
-from modelopt_cli.methods.select import select_layers
 
 
 def error(weight: Tensor, values: Tensor, scale: Tensor) -> np.ndarray[Any, Any]:

@@ -15,8 +15,7 @@ from modelopt_cli.artifact.sparsity import compact, pruned_names
 from modelopt_cli.errors import ModeloptError, NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.matrices import weights_of
-from modelopt_cli.methods.share import ShareConfig, apply
-from modelopt_cli.methods.share import fixed as fixed_tables
+from modelopt_cli.methods.share import ShareConfig, apply, one_size
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import coverage
 
@@ -194,7 +193,7 @@ def test_a_rate_counts_beside_errors_in_the_outputs(monkeypatch: pytest.MonkeyPa
     ]
     assert sizes[0] - 50 > sizes[1] > sizes[2] + 50
     with monkeypatch.context() as patch:  # with the same tables, but levels that cost nothing
-        patch.setattr(fixed_tables, "price_of_bit", lambda weight, config: 0.0)
+        patch.setattr(one_size, "price_of_bit", lambda weight, config: 0.0)
         free = shared(net(), bits=4, weighting="hessian", rate=0.3).program
         assert predicted_bytes(free, code="entropy") > sizes[2] + 20
     many_tables = {"scope": "channels", "group": 4, "weighting": "hessian"}
@@ -266,7 +265,7 @@ def test_what_was_pruned_in_a_layer_left_alone_stays_pruned(tmp_path: Path) -> N
 
 
 def test_a_lost_zero_is_an_error_and_not_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = fixed_tables.share_all
+    real = one_size.share_all
 
     def careless(weights: Any, config: Any, seed: Any) -> Any:
         found = real(weights, config, seed)
@@ -274,7 +273,7 @@ def test_a_lost_zero_is_an_error_and_not_a_file(monkeypatch: pytest.MonkeyPatch)
             each.table.add_(0.5)
         return found
 
-    monkeypatch.setattr(fixed_tables, "share_all", careless)
+    monkeypatch.setattr(one_size, "share_all", careless)
     with pytest.raises(ModeloptError, match="not zero any more") as caught:
         shared(pruned(net()), bits=3)
     assert caught.value.exit_code == 4

@@ -12,9 +12,8 @@ from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.errors import GateNotMet, UsageError
 from modelopt_cli.methods.context import Result
 from modelopt_cli.methods.share import ShareConfig, apply
-from modelopt_cli.methods.share.budget import BudgetNotMet, for_bytes, for_drop
-from modelopt_cli.methods.share.drop import split
-from modelopt_cli.methods.share.rated import LARGEST, Rated, Scalar, rounded_bias
+from modelopt_cli.methods.share.bit_allocation import LARGEST, Rated, Scalar, rounded_bias
+from modelopt_cli.methods.share.budget import BudgetNotMet, for_bytes, for_drop, split
 from modelopt_cli.program import Program
 
 

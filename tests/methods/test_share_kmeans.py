@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.methods.share import points as points_module
-from modelopt_cli.methods.share.exact import optimal
+from modelopt_cli.methods.share.dynamic_programming import optimal
 from modelopt_cli.methods.share.kmeans import INITS, assign, cluster, error
 from modelopt_cli.methods.share.points import BINS, SORTED, Points, summarise
 

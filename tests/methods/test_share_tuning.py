@@ -18,10 +18,17 @@ from modelopt_cli.artifact.codecs.codebook import Codebook
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.methods.share import dkm
-from modelopt_cli.methods.share.book import Book
-from modelopt_cli.methods.share.companions import CLOSED_AT, FIRST_PULL, Fixed, Reassigned, Soft
-from modelopt_cli.methods.share.shared import Shared, read_back
-from modelopt_cli.methods.share.tuning import MODES, fine_tune, trained
+from modelopt_cli.methods.share.clustered_weight import Book, Shared, read_back
+from modelopt_cli.methods.share.codebook_tuning import (
+    CLOSED_AT,
+    FIRST_PULL,
+    MODES,
+    Fixed,
+    Reassigned,
+    Soft,
+    fine_tune,
+    trained,
+)
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.training.run import Run
 from modelopt_cli.training.state import read_state

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 import torch
 
 from modelopt_cli.artifact.sparsity import compact, pruned_names
+from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.matrices import unseen_inputs
 from modelopt_cli.methods.prune.allocation import Curve, allocate
 from modelopt_cli.methods.prune.family import Family, nothing, shares, weighted_layers
@@ -18,7 +19,6 @@ from modelopt_cli.methods.prune.sensitivity import STEEP, Variant, curves, measu
 from modelopt_cli.methods.prune.statistics import collect
 from modelopt_cli.methods.prune.targets import CLOSE, TOLERANCE, Found, search_path
 from modelopt_cli.methods.prune.units import unit_obstacle, unit_scores
-from modelopt_cli.methods.select import select_layers
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_names
 from modelopt_cli.program.channels import Dependencies, Group, Member, analyse, prepare, remove

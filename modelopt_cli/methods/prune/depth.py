@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from torch import Tensor
 
 from modelopt_cli.artifact.sparsity import compact
+from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.config import AUTO
 from modelopt_cli.methods.prune.criteria import weight_scores
@@ -14,7 +15,6 @@ from modelopt_cli.methods.prune.family import Family, nothing, weighted_layers
 from modelopt_cli.methods.prune.layers import Removal, by_output, by_weights
 from modelopt_cli.methods.prune.sensitivity import Variant
 from modelopt_cli.methods.prune.statistics import collect
-from modelopt_cli.methods.select import select_layers
 from modelopt_cli.program import Program
 from modelopt_cli.program.blocks import Block, find_blocks, obstacles, without
 from modelopt_cli.program.coverage import weight_tensors

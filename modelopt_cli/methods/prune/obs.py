@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.matrices import DECONVS, from_matrices, to_matrices, unseen_inputs
-from modelopt_cli.methods.prune.masks import Masks, Structure, lowest, lowest_in_groups
-from modelopt_cli.methods.walk import (
+from modelopt_cli.methods.layer_pass import (
     DAMPING,
     Columns,
+    LayerPass,
     Span,
-    Walk,
-    calibration,
+    calibration_data,
     damped,
     evaluation_copy,
     hessians,
     inverse_factor,
-    layers_of,
+    layers_in_call_order,
 )
+from modelopt_cli.methods.matrices import DECONVS, from_matrices, to_matrices, unseen_inputs
+from modelopt_cli.methods.prune.masks import Masks, Structure, lowest, lowest_in_groups
 from modelopt_cli.program import Program
 
 BLOCK = 128
@@ -88,15 +88,15 @@ def obs_prune(
         UsageError: no data, or the inputs of a weight cannot be watched.
         DataError: no samples, or the network gives no finite numbers on them.
     """
-    data = calibration(context, "criterion obs", samples)
+    data = calibration_data(context, "criterion obs", samples, "--criterion l2")
     network, held = evaluation_copy(program, context.device), Masks.of(program).masks
-    layers, masks = layers_of(network, sparsities), {}
+    layers, masks = layers_in_call_order(network, sparsities, "--criterion l2"), {}
     works = {
         layer: _Layer(network.get_submodule(layer), structure, held.get(parameter))
         for layer, parameter in layers.items()
     }
     columns = {layer: work.columns for layer, work in works.items()}
-    for layer, parts in hessians(Walk(network, data, context), layers, columns):
+    for layer, parts in hessians(LayerPass(network, data, context), layers, columns):
         masks[layers[layer]] = works[layer].prune(parts, sparsities[layers[layer]], damping).cpu()
     return Pruned(network.cpu().train(program.training), masks)
 

@@ -11,18 +11,18 @@ from torch import Tensor, fx
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.accuracy import check_labels
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.matrices import from_matrices, to_matrices, unfold
-from modelopt_cli.methods.walk import (
+from modelopt_cli.methods.layer_pass import (
     Columns,
-    Walk,
-    calibration,
+    LayerPass,
+    calibration_data,
     damped,
     evaluation_copy,
     hessians,
-    layers_of,
+    layers_in_call_order,
     no_samples,
     refuse_infinite,
 )
+from modelopt_cli.methods.matrices import from_matrices, to_matrices, unfold
 from modelopt_cli.program import Program
 
 
@@ -93,8 +93,9 @@ def input_norms(
     Squares are added up over samples before they are unfolded: a patch is cut from the same place of
     every sample.
     """
-    data = calibration(context, "criterion wanda", samples)
-    network, layers = evaluation_copy(program, context.device), layers_of(program, parameters)
+    data = calibration_data(context, "criterion wanda", samples, "--criterion l2")
+    network = evaluation_copy(program, context.device)
+    layers = layers_in_call_order(program, parameters, "--criterion l2")
     squares = _Squares(network, layers)
     seen = 0
     for images, _ in data.batches(context.batch_size, workers=context.workers):
@@ -124,12 +125,13 @@ def curvatures(
     program: Program, parameters: Sequence[str], context: Context, samples: int
 ) -> dict[str, Tensor]:
     """See ``Statistics.curvatures``; one layer's Hessian at a time."""
-    data = calibration(context, "criterion obs", samples)
-    network, layers = evaluation_copy(program, context.device), layers_of(program, parameters)
+    data = calibration_data(context, "criterion obs", samples, "--criterion l2")
+    network = evaluation_copy(program, context.device)
+    layers = layers_in_call_order(program, parameters, "--criterion l2")
     weights = {layer: _matrices(network, layer) for layer in layers}
     columns = {layer: Columns(weight.shape[-1]) for layer, weight in weights.items()}
     found: dict[str, Tensor] = {}
-    for layer, parts in hessians(Walk(network, data, context), layers, columns):
+    for layer, parts in hessians(LayerPass(network, data, context), layers, columns):
         energy, inverses = 0.0, []
         for (start, stop), hessian in zip(columns[layer].spans, parts, strict=True):
             weight = weights[layer][..., start:stop]
@@ -155,7 +157,7 @@ def squared_gradients(program: Program, context: Context, samples: int) -> dict[
         UsageError: no data, or no labels.
         DataError: no samples, a label that is not a class, or the network gives no finite numbers.
     """
-    data = calibration(context, "criterion taylor", samples)
+    data = calibration_data(context, "criterion taylor", samples, "--criterion l2")
     if not data.labelled:
         raise UsageError("criterion taylor needs data with labels", hint="or use --criterion l2")
     data = data.with_labels(program.labels)

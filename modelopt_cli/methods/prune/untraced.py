@@ -14,6 +14,12 @@ from modelopt_cli.artifact.dtypes import count_nonzero
 from modelopt_cli.artifact.sparsity import compact_state, is_pruned, without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Reached
+from modelopt_cli.methods.layer_selection import (
+    has_weight_form,
+    not_named_as_weights,
+    select_layers,
+    weight_labels,
+)
 from modelopt_cli.methods.prune.allocation import allocate
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.criteria import CRITERIA, NOTHING, held
@@ -22,7 +28,6 @@ from modelopt_cli.methods.prune.masks import Structure, weight_masks
 from modelopt_cli.methods.prune.statistics import Statistics
 from modelopt_cli.methods.prune.targets import DRAFT, reached, require, search_ratio
 from modelopt_cli.methods.prune.weights import LEAST_KEPT
-from modelopt_cli.methods.select import has_weight_form, layer_names, nameless, select_layers
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus
 
@@ -139,8 +144,8 @@ class _Work:
         self.structure = Structure.of(config)
         self.twins = _twins(state)
         weights = {name: t for name, t in state.items() if has_weight_form(t) and name not in self.twins}
-        others = nameless(weights)
-        self.names = layer_names(weights)
+        others = not_named_as_weights(weights)
+        self.names = weight_labels(weights)
         obstacles = {
             label: others.get(name) or self._obstacle(weights[name]) for name, label in self.names.items()
         }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.artifact.sparsity import compact
+from modelopt_cli.methods.layer_selection import select_layers, weight_labels
 from modelopt_cli.methods.matrices import unseen_inputs, weights_of
 from modelopt_cli.methods.prune.allocation import Curve, allocate
 from modelopt_cli.methods.prune.criteria import CRITERIA, held, weight_scores
@@ -17,7 +18,6 @@ from modelopt_cli.methods.prune.obs import obs_obstacle, obs_prune
 from modelopt_cli.methods.prune.sensitivity import STEEP, Variant, curves, measure
 from modelopt_cli.methods.prune.statistics import Statistics, collect
 from modelopt_cli.methods.prune.targets import nonzeros, search_ratio
-from modelopt_cli.methods.select import layer_names, select_layers
 from modelopt_cli.program import Program
 
 LEAST_KEPT = 1
@@ -40,7 +40,7 @@ class Weights(Family):
             NothingCompressed: there are none.
             UsageError: a glob matches no layer.
         """
-        names = layer_names(weights_of(self.original))
+        names = weight_labels(weights_of(self.original))
         if not names:
             raise nothing({})
         _, self.reasons = select_layers(names.values(), self.config)

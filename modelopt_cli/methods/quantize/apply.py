@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from modelopt_cli.artifact.sparsity import carry_over, is_shared
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.quantize.calibrate import calibrate
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.plan import make_plan
 from modelopt_cli.methods.quantize.static import convert, fill, numeric_padding, values_to_observe
 from modelopt_cli.methods.quantize.weight_only import coarse, encode_weights, storable
-from modelopt_cli.methods.select import select_layers
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_attention, split_names
 from modelopt_cli.program.coverage import WEIGHTED_KINDS, coverage, fetched_weights, weight_label

@@ -14,10 +14,10 @@ from modelopt_cli.artifact.sparsity import carry_over, is_pruned, is_shared
 from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Progress
+from modelopt_cli.methods.layer_selection import not_named_as_weights, select_layers
 from modelopt_cli.methods.quantize.apply import nothing
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.weight_only import coarse, encode_weight, layer_of, require_left, storable
-from modelopt_cli.methods.select import nameless, select_layers
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus
 from modelopt_cli.program.quantized import DynamicLinear
@@ -68,7 +68,7 @@ def apply_to_state(
         )
         raise UsageError(f"scheme {config.scheme} needs {needs}", hint=ways)
     shapes, earlier = described(state), encodings or {}
-    reasons: dict[str, str | None] = {**storable(shapes), **nameless(shapes)}
+    reasons: dict[str, str | None] = {**storable(shapes), **not_named_as_weights(shapes)}
     if not dynamic:
         reasons |= coarse(reasons, earlier)
     weights = Counter(map(layer_of, reasons))

@@ -11,8 +11,8 @@ from torch import Tensor
 from modelopt_cli.artifact.codecs.affine import DTYPES
 from modelopt_cli.artifact.sparsity import without_zeros
 from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.layer_selection import is_weight_name
 from modelopt_cli.methods.quantize.weights import CHUNK, quantize_weight
-from modelopt_cli.methods.select import is_weight_name
 from modelopt_cli.program import Encoding
 
 

@@ -17,14 +17,13 @@ from modelopt_cli.methods.context import Context, Reached, Result
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.prune.targets import DRAFT
-from modelopt_cli.methods.share.budget import for_bytes, for_drop
-from modelopt_cli.methods.share.chosen import Chosen, choose, require_no_more
+from modelopt_cli.methods.share.bit_allocation import Rated, rounded_bias
+from modelopt_cli.methods.share.budget import Drop, for_bytes, for_drop, split
+from modelopt_cli.methods.share.clustered_weight import Shared, shared_of
+from modelopt_cli.methods.share.codebook_tuning import fine_tune
 from modelopt_cli.methods.share.config import ShareConfig
-from modelopt_cli.methods.share.drop import Drop, split
-from modelopt_cli.methods.share.fixed import share_weights
-from modelopt_cli.methods.share.rated import Rated, rounded_bias
-from modelopt_cli.methods.share.shared import Shared, shared_of
-from modelopt_cli.methods.share.tuning import fine_tune
+from modelopt_cli.methods.share.one_size import share_weights
+from modelopt_cli.methods.share.shared_layers import Chosen, choose, require_no_more
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import coverage

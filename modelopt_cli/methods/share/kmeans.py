@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.errors import ModeloptError
-from modelopt_cli.methods.share.exact import optimal
+from modelopt_cli.methods.share.dynamic_programming import optimal, rearranged
 from modelopt_cli.methods.share.points import CHUNK, Array, Indices, Points, checked, condense, summarise
-from modelopt_cli.methods.share.rearrange import rearranged
 
 CONDENSED = 4096
 """Points that the inits look at which cost more than one pass; what follows looks at all."""

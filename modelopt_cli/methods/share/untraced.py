@@ -12,10 +12,10 @@ from modelopt_cli.artifact.sparsity import is_pruned
 from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Progress
-from modelopt_cli.methods.select import has_weight_form, layer_names, nameless
-from modelopt_cli.methods.share.chosen import choose, require_no_more
+from modelopt_cli.methods.layer_selection import has_weight_form, not_named_as_weights, weight_labels
 from modelopt_cli.methods.share.config import ShareConfig
-from modelopt_cli.methods.share.tables import Weight, share
+from modelopt_cli.methods.share.one_size import Weight, share
+from modelopt_cli.methods.share.shared_layers import choose, require_no_more
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus
 
@@ -61,7 +61,7 @@ def apply_to_state(
     _check(config, has_network)
     shapes, earlier = described(state), encodings or {}
     weights = {name: tensor for name, tensor in shapes.items() if has_weight_form(tensor)}
-    chosen = choose(weights, earlier, config, nameless(weights))
+    chosen = choose(weights, earlier, config, not_named_as_weights(weights))
     tied = tied_names(shapes, earlier)
     names = [name for name in state if name not in tied]
 
@@ -85,7 +85,9 @@ def apply_to_state(
         scheme = "" if why else f"shared {config.size}"
         return LayerStatus(label, "weight", not why, scheme, why, bytes=sizes.get(label, 0))
 
-    sizes = {label: weights[name].nbytes for name, label in layer_names(weights).items() if name not in tied}
+    sizes = {
+        label: weights[name].nbytes for name, label in weight_labels(weights).items() if name not in tied
+    }
     labels = [*chosen.layers.values(), *chosen.reasons]
     return StateResult(Stream(items, tied), Coverage(tuple(map(status, labels))), chosen.reasons)
 

@@ -1,4 +1,4 @@
-"""Going through a network layer by layer with calibration data, for the inputs' second moments."""
+"""Layer-wise pass through a network with calibration data, for the second moments of each layer's inputs."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,38 +10,38 @@ from torch import Tensor, fx, nn
 from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.matrices import calls, unfold, unseen_inputs
+from modelopt_cli.methods.matrices import calls_by_layer, unfold, unseen_inputs
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import source
 
 KEPT_BYTES = 1 << 30
-"""Intermediate values that a walk holds on to; what does not fit is computed again."""
+"""Bytes of intermediate values that a pass keeps; values beyond that are computed again."""
 DAMPING = 0.01
-"""What is added to the diagonal of a Hessian, as a part of the diagonal's mean (SparseGPT, section 4)."""
+"""Addition to the diagonal of a Hessian, as a fraction of the diagonal's mean (SparseGPT, section 4)."""
 WIDEST = 6144
 """Columns of the largest Hessian: 300 MB in float64."""
 _DEAD = 1e-12
-"""Diagonal of inputs that were always zero, as a part of the mean."""
+"""Diagonal for inputs that were always zero, as a fraction of the mean."""
 
 Span = tuple[int, int]
 
 
-def calibration(context: Context, what: str, samples: int, instead: str = "--criterion l2") -> Data:
-    """The samples to calibrate on.
+def calibration_data(context: Context, purpose: str, samples: int, alternative: str) -> Data:
+    """A random part of the context's data to calibrate on.
 
     Args:
         context: may have data.
-        what: needs them, e.g. ``criterion obs``.
-        samples: how many, at most.
-        instead: the option that needs none.
+        purpose: the setting that needs data, for the error; e.g. ``criterion obs``.
+        samples: largest number of samples.
+        alternative: the option that needs no data, for the error's hint.
 
     Raises:
-        UsageError: there are none.
+        UsageError: the context has no data.
     """
     if context.data is None:
         raise UsageError(
-            f"{what} needs data to calibrate on",
-            hint=f"give --calib or --data, or use {instead}, which needs none",
+            f"{purpose} needs data to calibrate on",
+            hint=f"give --calib or --data, or use {alternative}, which needs none",
         )
     return context.data.sample(samples, context.seed)
 
@@ -52,7 +52,7 @@ def evaluation_copy(program: Program, device: str) -> Program:
 
 
 def refuse_infinite(value: Tensor, where: str) -> None:
-    """Raise DataError if the network gives NaN or infinity."""
+    """Raise DataError if a value of the network has NaN or infinity."""
     if not torch.isfinite(value).all():
         raise DataError(
             "the network gives NaN or infinity on the calibration data",
@@ -62,27 +62,32 @@ def refuse_infinite(value: Tensor, where: str) -> None:
 
 
 def no_samples() -> DataError:
-    """The error for data that end before they begin."""
+    """The error for calibration data without samples."""
     return DataError("no samples to calibrate on", hint="give data with at least one sample")
 
 
-def layers_of(program: Program, parameters: Iterable[str]) -> dict[str, str]:
-    """Layer -> parameter, in the order in which the layers are first called.
+def layers_in_call_order(program: Program, parameters: Iterable[str], alternative: str) -> dict[str, str]:
+    """Parameter name by layer, in the order in which the layers are first called.
+
+    Args:
+        program: the network.
+        parameters: names of weights.
+        alternative: the option that watches no inputs, for the error's hint.
 
     Raises:
         UsageError: the inputs of a weight cannot be watched.
     """
-    wanted = set(parameters)
-    for name in sorted(wanted):
-        if why := unseen_inputs(program, name):
+    names = set(parameters)
+    for name in sorted(names):
+        if reason := unseen_inputs(program, name):
             raise UsageError(
-                f"cannot watch the inputs of {name}: {why}", hint="exclude it, or use --criterion l2"
+                f"cannot watch the inputs of {name}: {reason}", hint=f"exclude it, or use {alternative}"
             )
-    return {layer: f"{layer}.weight" for layer in calls(program) if f"{layer}.weight" in wanted}
+    return {layer: f"{layer}.weight" for layer in calls_by_layer(program) if f"{layer}.weight" in names}
 
 
-class Walk:
-    """Goes through a network with all batches, pausing before each layer.
+class LayerPass:
+    """One pass of all batches through a network that pauses before each layer.
 
     Between two layers the batches wait at the same place of the graph, so that a layer can be changed
     before the layers after it see its outputs. The values of a waiting batch are kept while all of
@@ -92,7 +97,7 @@ class Walk:
         program: in evaluation mode; its weights may be changed between two layers.
         data: the samples.
         context: batch size, workers, device.
-        kept_bytes: the amount of memory.
+        kept_bytes: memory for waiting batches, in bytes.
     """
 
     def __init__(
@@ -108,21 +113,22 @@ class Walk:
         self.batches: int | None = None
 
     def inputs(self, node: fx.Node) -> Iterator[Tensor]:
-        """What a layer's call is given, batch by batch. Calls must be asked for in graph order."""
+        """Inputs of a layer's call, batch by batch. Calls must be asked for in graph order."""
         stop = self.nodes.index(node)
         argument = source(node)
         assert isinstance(argument, fx.Node)
-        kept = sum(_size(values) for _, values in self.waiting.values())
+        kept = sum(_bytes_of(values) for _, values in self.waiting.values())
         for number, images in self._images():
             start, values = self.waiting.pop(number, (0, {}))
-            kept -= _size(values)
+            kept -= _bytes_of(values)
             self._advance(values, images, start, stop)
             refuse_infinite(values[argument], f"layer {node.target}")
             yield values[argument]
-            if kept + (size := _size(values)) <= self.kept_bytes:
+            if kept + (size := _bytes_of(values)) <= self.kept_bytes:
                 self.waiting[number], kept = (stop, values), kept + size
 
     def _images(self) -> Iterator[tuple[int, Tensor | None]]:
+        """Number and images of every batch; no images where all batches wait in the graph."""
         if self.batches is not None and len(self.waiting) == self.batches:
             yield from ((number, None) for number in range(self.batches))
             return
@@ -135,6 +141,7 @@ class Walk:
         self.batches = count
 
     def _advance(self, values: dict[fx.Node, Any], images: Tensor | None, start: int, stop: int) -> None:
+        """Run the nodes from ``start`` to before ``stop``, dropping values after their last use."""
         self.interpreter.env = values
         last_uses = self.interpreter.user_to_last_uses
         with torch.no_grad():
@@ -144,11 +151,11 @@ class Walk:
                     del values[unused]
 
 
-def _size(values: Mapping[fx.Node, Any]) -> int:
+def _bytes_of(values: Mapping[fx.Node, Any]) -> int:
     """Bytes of the tensors among a batch's values, views of one storage counted once."""
     storages: dict[int, int] = {}
     for node, value in values.items():
-        if node.op != "get_attr":
+        if node.op != "get_attr":  # parameters are not the batch's own
             for tensor in value if isinstance(value, tuple | list) else (value,):
                 if isinstance(tensor, Tensor):
                     storage = tensor.untyped_storage()
@@ -157,42 +164,42 @@ def _size(values: Mapping[fx.Node, Any]) -> int:
 
 
 def hessians(
-    walk: Walk, layers: Mapping[str, str], columns: Mapping[str, "Columns"]
+    layer_pass: LayerPass, layers: Mapping[str, str], columns: Mapping[str, "Columns"]
 ) -> Iterator[tuple[str, list[Tensor]]]:
-    """Each layer with its Hessians, in graph order, through the network as it is by then.
+    """Each layer with its Hessians, in graph order, on inputs through the layers as they are by then.
 
     A layer that is called several times comes after its last call.
 
     Args:
-        walk: through the network.
-        layers: which layers.
-        columns: of each layer, in which order and in which spans.
+        layer_pass: the pass through the network.
+        layers: names of the layers.
+        columns: order and spans of the columns, by layer.
     """
-    places = calls(walk.program)
-    left = {layer: len(places[layer]) for layer in layers}
+    calls = calls_by_layer(layer_pass.program)
+    remaining = {layer: len(calls[layer]) for layer in layers}
     sums: dict[str, list[Tensor]] = {}
     done = 0
-    for node in [n for n in walk.nodes if n.op == "call_module" and str(n.target) in layers]:
+    for node in [n for n in layer_pass.nodes if n.op == "call_module" and str(n.target) in layers]:
         layer = str(node.target)
-        found = hessian_of(walk.program.get_submodule(layer), walk.inputs(node), columns[layer])
-        sums[layer] = [a + b for a, b in zip(sums[layer], found, strict=True)] if layer in sums else found
-        left[layer] -= 1
-        if not left[layer]:
+        parts = hessian_of(layer_pass.program.get_submodule(layer), layer_pass.inputs(node), columns[layer])
+        sums[layer] = [a + b for a, b in zip(sums[layer], parts, strict=True)] if layer in sums else parts
+        remaining[layer] -= 1
+        if not remaining[layer]:
             yield layer, sums.pop(layer)
             done += 1
-            if walk.context.progress is not None:
-                walk.context.progress(done, len(layers))
+            if layer_pass.context.progress is not None:
+                layer_pass.context.progress(done, len(layers))
 
 
 class Columns:
-    """In which order a layer's columns are worked through, and which of them at once.
+    """Order in which a layer's columns are worked through, and the spans that are worked on at once.
 
     Args:
-        count: how many there are.
+        count: number of columns.
         order: memory positions in the order of work; None for memory order.
-        cuts: where the columns, in the order of work, may be cut; None for everywhere.
-        widest: columns at once; ``WIDEST`` by default.
-        constant: whether there is one more column at the end, that of the bias, whose input is always 1.
+        cuts: places where the columns, in the order of work, may be cut; None for everywhere.
+        widest: largest number of columns at once; None for ``WIDEST``.
+        constant: adds one more column at the end, that of the bias, whose input is always 1.
 
     Attributes:
         spans: ``(start, stop)`` of the columns that share a Hessian. Weights of different spans are
@@ -265,6 +272,7 @@ def inverse_factor(hessian: Tensor) -> Tensor:
     Row j of U, from its diagonal on, is the j-th row of the inverse of H without the first j columns,
     divided by the root of its first entry.
     """
+    # With both axes reversed, H = L L^T; reversing L's inverse again gives the upper factor of H^-1.
     lower: Tensor = torch.linalg.cholesky(hessian.flip(-1, -2))
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from modelopt_cli.methods.answers import Answers
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.layer_pass import evaluation_copy
 from modelopt_cli.methods.matrices import DECONVS
 from modelopt_cli.methods.prune.masks import Masks
-from modelopt_cli.methods.share.compensate import Levels
-from modelopt_cli.methods.share.layers import Layer, layers, put, watchable
-from modelopt_cli.methods.walk import evaluation_copy
+from modelopt_cli.methods.share.compensation import Layer, Levels, layers, put, watchable
 from modelopt_cli.program import Encoding, Program
 
 LARGEST = 127

@@ -1,16 +1,21 @@
-"""Which weights of a network are shared, what they are called, and why the others are not."""
+"""Which weights of a network are shared, what they are called, and why the others are not.
+
+What sharing made of each layer, to be shown.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from modelopt_cli.artifact.codecs.codebook import DTYPES
 from modelopt_cli.artifact.sparsity import is_pruned, is_shared
 from modelopt_cli.errors import NothingCompressed, UsageError
-from modelopt_cli.methods.select import layer_names, select_layers
+from modelopt_cli.methods.layer_selection import select_layers, weight_labels
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import Encoding
+from modelopt_cli.program.coverage import Coverage
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def choose(
         NothingCompressed: there are none.
         UsageError: a glob matches no layer.
     """
-    names = layer_names(weights)
+    names = weight_labels(weights)
     obstacles = {
         label: (others or {}).get(name) or obstacle(weights[name], encodings.get(name), config)
         for name, label in names.items()
@@ -99,3 +104,63 @@ def nothing(reasons: Mapping[str, str]) -> NothingCompressed:
     name, why = next(iter(reasons.items()), ("", ""))
     what = f"no layer can be shared ({name}: {why})" if name else "no layer can be shared"
     return NothingCompressed(what, hint="nothing was written; see --include, --exclude and --vector")
+
+
+@dataclass(frozen=True)
+class SharedLayer:
+    """One weight before and after.
+
+    Attributes:
+        name: of its layer.
+        kind: of its layer.
+        weights: how many there are.
+        values: how many different ones after.
+        bits: empirical entropy of the values, in bits for a weight, without regard to their order.
+        error: squared change of the weights over their squares; None where they cannot be compared, since a
+            batch norm was folded into them.
+        reason: why it was left alone, or an empty string.
+    """
+
+    name: str
+    kind: str
+    weights: int
+    values: int
+    bits: float
+    error: float | None
+    reason: str
+
+
+def summary(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], coverage: Coverage, *, comparable: bool
+) -> tuple[SharedLayer, ...]:
+    """Every weight-carrying layer, in the order of ``coverage``.
+
+    Args:
+        before: the weights as they were, by parameter name.
+        after: the same as they are.
+        coverage: what became of each layer.
+        comparable: whether the same weights can be compared.
+    """
+    names = {label: name for name, label in weight_labels(after).items()}
+    layers = []
+    for layer in coverage.layers:
+        name = names.get(layer.name)
+        if name is None:
+            continue
+        values, bits = _spread(after[name])
+        error = _error(before[name], after[name]) if comparable and name in before else None
+        count = after[name].numel()
+        layers.append(SharedLayer(layer.name, layer.kind, count, values, bits, error, layer.reason))
+    return tuple(layers)
+
+
+def _spread(weight: Tensor) -> tuple[int, float]:
+    """How many different values there are, and their entropy."""
+    counts = torch.unique(weight.detach().flatten(), return_counts=True)[1].double()
+    return len(counts), float((counts / counts.sum() * (counts.sum() / counts).log2()).sum())
+
+
+def _error(before: Tensor, after: Tensor) -> float:
+    old, new = before.detach().double(), after.detach().double()
+    energy = float(old.square().sum())
+    return float((new - old).square().sum()) / energy if energy else 0.0

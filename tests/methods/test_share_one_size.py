@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.methods.share import ShareConfig
-from modelopt_cli.methods.share.shared import Shared
-from modelopt_cli.methods.share.tables import Weight, share, share_all
+from modelopt_cli.methods.share.clustered_weight import Shared
+from modelopt_cli.methods.share.one_size import Weight, share, share_all
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

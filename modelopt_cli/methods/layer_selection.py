@@ -1,4 +1,4 @@
-"""Which layers the user wants compressed, and the reason for every one that is left out."""
+"""Selection of the layers to compress, and the reason for every layer that is left out."""
 
 import difflib
 from collections import Counter
@@ -28,14 +28,14 @@ class Selection(Protocol):
 
 
 def select_layers(
-    names: Iterable[str], config: Selection, beside: Iterable[str] = ()
+    names: Iterable[str], config: Selection, others: Iterable[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
     """Apply the globs and the first/last switches.
 
     Args:
         names: layers that could be compressed, in graph order.
         config: the globs and switches.
-        beside: other layers of the network; a glob may name them, though it changes nothing.
+        others: other layers of the network; a glob may name them, though it changes nothing.
 
     Returns:
         The chosen names, and a reason for each name that was not chosen.
@@ -44,7 +44,7 @@ def select_layers(
         UsageError: a glob matches no layer.
     """
     ordered = list(names)
-    known = dict.fromkeys((*ordered, *beside))
+    known = dict.fromkeys((*ordered, *others))
     for option, globs in (("--include", config.include), ("--exclude", config.exclude)):
         for glob in globs:
             if not any(fnmatchcase(name, glob) for name in known):
@@ -62,27 +62,27 @@ def select_layers(
     return [name for name in ordered if name not in skipped], skipped
 
 
-def layer_names(parameters: Mapping[str, Tensor]) -> dict[str, str]:
-    """What to call each weight: its layer, or by its full name where a layer has several."""
+def weight_labels(parameters: Mapping[str, Tensor]) -> dict[str, str]:
+    """The label of each weight in reports: its layer, or its full name where a layer has several weights."""
     layers = {name: weight_label(name) for name in parameters}
     several = Counter(layers.values())
     return {name: name if several[layer] > 1 else layer for name, layer in layers.items()}
 
 
 def is_weight_name(name: str) -> bool:
-    """Whether a name is that of a weight: ``conv.weight``, ``attn.in_proj_weight``, ``lstm.weight_ih_l0``."""
+    """True for the name of a weight: ``conv.weight``, ``attn.in_proj_weight``, ``lstm.weight_ih_l0``."""
     leaf = name.rpartition(".")[2]
     return leaf.endswith("weight") or leaf.startswith(("weight_ih", "weight_hh"))
 
 
-def nameless(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Tensors that have the form of a weight but not the name, with that as the reason to leave them out."""
+def not_named_as_weights(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The reason to leave out each tensor that has the form of a weight but not the name of one."""
     shaped = (name for name, tensor in state.items() if has_weight_form(tensor))
     return {name: "not called a weight" for name in shaped if not is_weight_name(name)}
 
 
 def has_weight_form(tensor: Tensor) -> bool:
-    """Whether a tensor could be a weight: floating point, with two or more dimensions, and not empty."""
+    """True for a tensor that could be a weight: floating point, two or more dimensions, not empty."""
     return tensor.dim() > 1 and tensor.is_floating_point() and tensor.numel() > 0
 
 
@@ -94,13 +94,13 @@ def tensor_coverage(file: TensorFile) -> Coverage:
         for name, tensor in shapes.items()
         if name not in file.tied and has_weight_form(tensor) and is_weight_name(name)
     }
-    reasons = {name: why for entry in file.history for name, why in entry.get("skipped", {}).items()}
+    reasons = {name: reason for entry in file.history for name, reason in entry.get("skipped", {}).items()}
     layers = []
-    for name, label in layer_names(weights).items():
+    for name, label in weight_labels(weights).items():
         encoding, size = file.encodings.get(name), weights[name].nbytes
         if encoding is None:
-            why = reasons.get(label, "not selected")
-            layers.append(LayerStatus(label, "weight", False, reason=why, bytes=size))
+            reason = reasons.get(label, "not selected")
+            layers.append(LayerStatus(label, "weight", False, reason=reason, bytes=size))
         else:
             layers.append(LayerStatus(label, "weight", True, encoding.codec, bytes=size))
     return Coverage(tuple(layers))

@@ -7,9 +7,9 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from modelopt_cli.errors import ModeloptError
-from modelopt_cli.methods.share import vector as module
+from modelopt_cli.methods.share import product_quantization as module
 from modelopt_cli.methods.share.kmeans import cluster, error
-from modelopt_cli.methods.share.vector import assign_vectors, cluster_vectors
+from modelopt_cli.methods.share.product_quantization import assign_vectors, cluster_vectors
 
 
 def _normal(*shape: int, seed: int = 0) -> Tensor:

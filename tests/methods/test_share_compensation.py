@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from modelopt_cli.methods.share import compensate
-from modelopt_cli.methods.share.compensate import Curvature, Levels, compensated, shrunk
-from modelopt_cli.methods.walk import inverse_factor
+from modelopt_cli.methods.layer_pass import inverse_factor
+from modelopt_cli.methods.share import compensation
+from modelopt_cli.methods.share.compensation import Curvature, Levels, compensated, shrunk
 
 Array = npt.NDArray[np.float64]
 TABLE = torch.tensor([-1.1, -0.4, 0.0, 0.3, 0.9], dtype=torch.float64)
@@ -71,7 +71,7 @@ RATES = {"free": np.zeros(5), "dear": np.array([9.0, 3.0, 0.0, 2.0, 8.0])}
 def test_each_step_takes_what_is_best_for_the_outputs(
     rates: str, block: int, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compensate, "BLOCK", block)
+    monkeypatch.setattr(compensation, "BLOCK", block)
     x, w = inputs(40, 5), weight(6, 5)
     shift = torch.randn(1, 6, generator=torch.Generator().manual_seed(2)).double() if bias else None
     seen = with_ones(x) if bias else x

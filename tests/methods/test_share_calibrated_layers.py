@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.layer_pass import evaluation_copy
 from modelopt_cli.methods.matrices import weights_of
-from modelopt_cli.methods.share.layers import layers, put, watchable
-from modelopt_cli.methods.walk import evaluation_copy
+from modelopt_cli.methods.share.compensation import layers, put, watchable
 
 SAMPLES = 12
 
@@ -49,7 +49,7 @@ def test_error_and_shift_are_those_of_the_outputs(case: str, bias: bool) -> None
 
 @pytest.mark.parametrize("case", LAYERS)
 def test_importance_has_the_weight_s_shape_and_choosing_keeps_exact_levels(case: str) -> None:
-    from modelopt_cli.methods.share.compensate import Levels
+    from modelopt_cli.methods.share.compensation import Levels
 
     program, x = one(case), samples(*LAYERS[case][1])
     weight = program.get_parameter("layer.weight")
