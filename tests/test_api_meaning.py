@@ -23,7 +23,7 @@ from modelopt_cli.methods.prune.statistics import squared_gradients
 from modelopt_cli.methods.quantize import QuantizeConfig
 from modelopt_cli.methods.share import ShareConfig
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.spec import InputSpec, Preprocess
+from modelopt_cli.program.input_spec import InputSpec, Preprocess
 from modelopt_cli.training import TrainConfig
 
 QUICK = EvalOptions(runs=0, memory=False)

@@ -21,8 +21,8 @@ from torch import nn
 
 import modelopt_cli
 from modelopt_cli.checkpoint.fingerprint import VERSION, Packer, pack_input
-from modelopt_cli.checkpoint.names import Pattern, is_counter
-from modelopt_cli.program.spec import InputSpec, Preprocess
+from modelopt_cli.checkpoint.tensor_names import Pattern, is_counter
+from modelopt_cli.program.input_spec import InputSpec, Preprocess
 
 TARGET = Path(modelopt_cli.__file__).parent / "checkpoint" / "fingerprints.json"
 AUXILIARY = ("googlenet", "inception_v3")

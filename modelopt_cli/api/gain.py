@@ -4,7 +4,7 @@ from pathlib import Path
 
 from modelopt_cli.api.opening import file_length
 from modelopt_cli.checkpoint import Opened
-from modelopt_cli.checkpoint.stored import state_bytes
+from modelopt_cli.checkpoint.state_file import state_bytes
 from modelopt_cli.measure.size import Size, safetensors_bytes, times_smaller
 from modelopt_cli.program.coverage import Coverage
 

@@ -13,7 +13,7 @@ from modelopt_cli.artifact import Stream
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item
 from modelopt_cli.checkpoint import Opened
-from modelopt_cli.checkpoint.load import count_not_finite
+from modelopt_cli.checkpoint.tensor_checks import count_not_finite
 from modelopt_cli.data import Data
 from modelopt_cli.errors import BrokenResult, DataError, EnvironmentFailure, ModeloptError
 from modelopt_cli.kernels import prepare
@@ -23,7 +23,7 @@ from modelopt_cli.measure.walk import Fall, failing_layer, first_fault, steepest
 from modelopt_cli.methods.quantize.untraced import restore
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.capture import random_input
-from modelopt_cli.program.data import from_data, state_of, to_data
+from modelopt_cli.program.serialization import from_data, state_of, to_data
 
 SAMPLES = 8
 _LARGEST = 400_000

@@ -12,7 +12,7 @@ from modelopt_cli import artifact
 from modelopt_cli.api.inputs import assumptions
 from modelopt_cli.artifact.header import input_from_json
 from modelopt_cli.checkpoint import Opened, captured, open_model, resolve
-from modelopt_cli.checkpoint.open import SHAPE_HINT
+from modelopt_cli.checkpoint.opened import SHAPE_HINT
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.data.preprocess import resolve_preprocess
 from modelopt_cli.errors import ArchitectureError, UsageError

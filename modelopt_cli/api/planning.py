@@ -7,7 +7,7 @@ from torch import nn
 
 from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.measure.size import logical_parameters
-from modelopt_cli.program.spec import InputType
+from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.training import Forecast
 
 

@@ -13,16 +13,16 @@ from torch import nn
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of, tell_notes
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
-from modelopt_cli.checkpoint.spec import NAMED, check_found_spec, parse_spec
+from modelopt_cli.checkpoint.arch_spec import NAMED, check_found_spec, parse_spec
 from modelopt_cli.errors import ArchitectureError, DataError, InputError, UsageError
 from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.inputs import CHANNELS_HINT
 from modelopt_cli.methods.distill.student import derived, is_derived
 from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.program.samples import zeros
-from modelopt_cli.program.spec import InputType
-from modelopt_cli.program.values import evaluation_mode
+from modelopt_cli.program.shapes import evaluation_mode
 
 SAME = "same"
 _CHANNELS = {"builtin": "in_channels", "timm": "in_chans"}

@@ -15,7 +15,7 @@ from modelopt_cli.errors import ArtifactError, GateNotMet, UsageError
 from modelopt_cli.measure import EvalOptions, StageProgress
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.samples import zeros
-from modelopt_cli.program.values import evaluation_mode
+from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.training import TrainConfig, Training
 from modelopt_cli.training.distributed import World, world
 from modelopt_cli.training.run import METRICS, Run, would_own

@@ -17,8 +17,8 @@ from modelopt_cli.artifact import strictjson
 from modelopt_cli.artifact.container import METADATA, Layout, TensorInfo, check_names, is_size
 from modelopt_cli.artifact.dtypes import DTYPES
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.header import MAX_NODES, input_from_data
-from modelopt_cli.program.spec import InputSpec
+from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.metadata import MAX_NODES, input_from_data
 
 FORMAT = 1
 KEY = "modelopt"

@@ -26,8 +26,8 @@ from modelopt_cli.artifact.header import (
 from modelopt_cli.artifact.lazy import LazyState
 from modelopt_cli.artifact.seal import is_sealed, unseal
 from modelopt_cli.errors import ArtifactError, InputError, ModeloptError
+from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.program import Encoding, Program
-from modelopt_cli.program.spec import InputSpec
 from modelopt_cli.regular import HeldFile, open_regular
 
 _BLOCK = 1 << 20
@@ -207,7 +207,7 @@ def program_in(artifact: Artifact) -> Program:
     Raises:
         ArtifactError: as :func:`read_program`.
     """
-    from modelopt_cli.program.data import from_data
+    from modelopt_cli.program.serialization import from_data
 
     document, path = artifact.document, artifact.where
     if document.program is None:

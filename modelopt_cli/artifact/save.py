@@ -22,8 +22,8 @@ from modelopt_cli.artifact.spool import Spool, spool_beside
 from modelopt_cli.artifact.stream import Item, Stream, tied_names
 from modelopt_cli.artifact.writer import atomic_write, check_output
 from modelopt_cli.errors import ArtifactError, ModeloptError
+from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.program import Encoding, Program
-from modelopt_cli.program.spec import InputSpec
 
 _BLOCK = 1 << 20
 
@@ -146,7 +146,7 @@ class _Content:
 
 
 def _of_program(program: Program, encodings: Mapping[str, Encoding] | None = None) -> _Content:
-    from modelopt_cli.program.data import to_data
+    from modelopt_cli.program.serialization import to_data
 
     data = {key: value for key, value in to_data(program).items() if key not in ONCE}
     about = replace(_describe(program.history, program.arch, program.input, program.labels), program=data)

@@ -5,10 +5,10 @@ opened = open_model("net.pth", "net.py:make", InputSpec((3, 32, 32)))
 """
 
 from modelopt_cli.checkpoint.arch import Architecture, resolve
-from modelopt_cli.checkpoint.load import build_loaded
-from modelopt_cli.checkpoint.open import Opened, captured, fresh_model, open_model, require_network
-from modelopt_cli.checkpoint.read import StateFile, read_state
+from modelopt_cli.checkpoint.build import build_loaded
+from modelopt_cli.checkpoint.opened import Opened, captured, fresh_model, open_model, require_network
 from modelopt_cli.checkpoint.recognition import describe_nearest, recognise
+from modelopt_cli.checkpoint.state_file import StateFile, read_state
 
 __all__ = [
     "Architecture",

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from modelopt_cli.checkpoint.arch_spec import ArchSpec, parse_spec
 from modelopt_cli.checkpoint.builtin import BUILTINS
 from modelopt_cli.checkpoint.fingerprint import torchvision_inputs
-from modelopt_cli.checkpoint.spec import ArchSpec, parse_spec
 from modelopt_cli.checkpoint.text import first_line, printable
 from modelopt_cli.checkpoint.user_code import user_builder
 from modelopt_cli.errors import ArchitectureError, EnvironmentFailure
-from modelopt_cli.program.spec import InputSpec, Interpolation, Preprocess
+from modelopt_cli.program.input_spec import InputSpec, Interpolation, Preprocess
 
 _IMAGENET_CLASSES = 1000
 _INTERPOLATIONS: dict[str, Interpolation] = {

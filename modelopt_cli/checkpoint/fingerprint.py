@@ -13,8 +13,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from modelopt_cli.checkpoint.names import Pattern
-from modelopt_cli.program.spec import InputSpec, Preprocess
+from modelopt_cli.checkpoint.tensor_names import Pattern
+from modelopt_cli.program.input_spec import InputSpec, Preprocess
 
 VERSION = 1
 

@@ -9,7 +9,7 @@ import torch
 from modelopt_cli.checkpoint.arch import Architecture, resolve
 from modelopt_cli.checkpoint.builtin import BUILTINS, Builtin, scaled
 from modelopt_cli.checkpoint.fingerprint import Fingerprint, fingerprints
-from modelopt_cli.checkpoint.names import Difference, Shape, compare, fits, shapes_of, spellings
+from modelopt_cli.checkpoint.tensor_names import Difference, Shape, compare, fits, shapes_of, spellings
 from modelopt_cli.errors import ArchitectureError
 
 _CLOSE = 0.5

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from modelopt_cli.checkpoint.guard import MAX_TENSORS
 from modelopt_cli.checkpoint.sniff import Kind, open_zip
 from modelopt_cli.checkpoint.standins import Survey, runs_code, survey, unwrapped_classes
+from modelopt_cli.checkpoint.tensor_checks import MAX_TENSORS
 from modelopt_cli.checkpoint.text import convert_command, first_line, printable
 from modelopt_cli.errors import CheckpointError, a_or_an
 

@@ -22,7 +22,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from modelopt_cli.checkpoint.spec import ArchSpec
+from modelopt_cli.checkpoint.arch_spec import ArchSpec
 from modelopt_cli.checkpoint.text import first_line, listing, printable
 from modelopt_cli.errors import ArchitectureError, ModeloptError, a_or_an
 

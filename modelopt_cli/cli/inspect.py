@@ -169,7 +169,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     from modelopt_cli.artifact.dtypes import NAMES
     from modelopt_cli.artifact.lazy import described
     from modelopt_cli.checkpoint import read_state, recognise
-    from modelopt_cli.program.header import input_to_data
+    from modelopt_cli.program.metadata import input_to_data
 
     file = read_state(path)
     state = described(file.state)

@@ -13,8 +13,8 @@ from modelopt_cli.data.preprocess import ImageTransform
 from modelopt_cli.data.source import Label, Source, Stream
 from modelopt_cli.data.workers import in_workers
 from modelopt_cli.errors import DataError, ModeloptError
+from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.samples import DTYPES
-from modelopt_cli.program.spec import InputSpec
 
 Batch = tuple[Tensor, Tensor]
 _SPLIT_SEED = 20240301

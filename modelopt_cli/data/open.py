@@ -17,8 +17,8 @@ from modelopt_cli.data.synthetic import open_synthetic
 from modelopt_cli.data.table import open_csv
 from modelopt_cli.data.tar import open_tar
 from modelopt_cli.errors import DataError
+from modelopt_cli.program.input_spec import InputSpec, InputType
 from modelopt_cli.program.samples import DTYPES
-from modelopt_cli.program.spec import InputSpec, InputType
 
 _OPENERS: dict[str, Callable[[DataSpec], Source | Stream]] = {
     "folder": open_folder,

@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from modelopt_cli.errors import DataError, UsageError
-from modelopt_cli.program.spec import InputSpec, InputType, Interpolation, Preprocess
+from modelopt_cli.program.input_spec import InputSpec, InputType, Interpolation, Preprocess
 
 Size = tuple[int, int]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from modelopt_cli.data.source import Source
 from modelopt_cli.data.spec import DataSpec, check_options
 from modelopt_cli.errors import DataError
+from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.program.samples import DTYPES
-from modelopt_cli.program.spec import InputType
 
 _SHAPE = re.compile(r"([1-9]\d{0,6}(?:x[1-9]\d{0,6})*)(?::(\w+))?", re.ASCII)
 _EXAMPLE = "write synthetic:3x224x224, or synthetic:128:int64"

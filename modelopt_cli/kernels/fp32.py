@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.kernels.im2col import output_size
-from modelopt_cli.kernels.post_ops import POST_OPS
+from modelopt_cli.kernels.onednn import POST_OPS
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import operation, source
 from modelopt_cli.program.fold import fold_batch_norms, inference_form

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from modelopt_cli.kernels import checks, reference
 from modelopt_cli.kernels.checks import twin
-from modelopt_cli.kernels.post_ops import POST_OPS
 from modelopt_cli.kernels.routes import Sides, may_fuse_residual, sides_to_pad
 from modelopt_cli.program.quantized import (
     ACTIVATIONS,
@@ -37,6 +36,16 @@ _linear = torch.ops.onednn.qlinear_pointwise.default
 CONV_ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu")
 SUM_ACTIVATIONS = ("none", "relu")
 LINEAR_ACTIVATIONS = ("none", "relu", "gelu")
+
+POST_OPS: dict[str, tuple[str, list[float], str]] = {
+    "none": ("none", [], ""),
+    "relu": ("relu", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),
+    "hardswish": ("hardswish", [], ""),
+    "silu": ("swish", [], ""),
+    "gelu": ("gelu", [], "none"),
+}
+"""oneDNN's name, scalars and algorithm for each activation that its operators can apply themselves."""
 
 
 def _target(output: QParams | None) -> tuple[float, int, torch.dtype]:

@@ -8,7 +8,7 @@ each channel has a filter of its own, and adds a residual wrongly to some groupe
 wider than what was found wrong.
 """
 
-from modelopt_cli.kernels.bounds import is_depthwise
+from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.program.quantized import QuantizedConv2d
 
 Sides = tuple[int, ...]

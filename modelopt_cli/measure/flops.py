@@ -28,10 +28,10 @@ from modelopt_cli.measure.formulas import (
     ModuleFormula,
     einsum,
 )
+from modelopt_cli.program.input_spec import InputSpec, InputType
 from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.program.samples import zeros
-from modelopt_cli.program.spec import InputSpec, InputType
-from modelopt_cli.program.values import evaluation_mode
+from modelopt_cli.program.shapes import evaluation_mode
 
 Shape = tuple[int, ...]
 

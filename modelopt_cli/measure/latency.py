@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.samples import noise
-from modelopt_cli.program.spec import InputSpec
 
 Call = Callable[[Tensor], object]
 Progress = Callable[[int, int | None], None]

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from modelopt_cli.program.spec import InputType
+from modelopt_cli.program.input_spec import InputType
 
 _TIMEOUT_S = 600
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from modelopt_cli.artifact.dtypes import count_nonzero
-from modelopt_cli.checkpoint.stored import state_bytes
+from modelopt_cli.checkpoint.state_file import state_bytes
 from modelopt_cli.measure.subject import Subject
 from modelopt_cli.program.quantized import Quantized
 

@@ -7,9 +7,9 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Quantized
-from modelopt_cli.program.spec import InputSpec
 
 StageProgress = Callable[[str, int, int | None], None]
 """Called with the name of the stage, how much is done, and the total if it is known."""

@@ -12,7 +12,7 @@ from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError
 from modelopt_cli.methods.context import Context
 from modelopt_cli.program import Program
-from modelopt_cli.program.values import evaluation_mode
+from modelopt_cli.program.shapes import evaluation_mode
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from modelopt_cli.program.functions import set_item
 from modelopt_cli.program.kinds import OTHER_KINDS, QUANTIZED_KINDS, TORCH_KINDS, build, config_of, kind_of
 
 __all__ = [
@@ -105,6 +104,20 @@ _METHODS = f"""
 """
 # These change what a tensor's sizes are, not what it holds.
 _RESHAPING = ("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "detach_")
+
+
+def set_item(input: Tensor, index: Any, value: Any) -> Tensor:
+    """A copy of ``input`` after ``copy[index] = value``: the pure form of an assignment.
+
+    Args:
+        input: any tensor.
+        index: what may stand in brackets: numbers, slices, ``...``, None, tensors, or a tuple of them.
+        value: a number, or a tensor that broadcasts to the shape of ``input[index]``.
+    """
+    changed = input.clone()
+    changed[index] = value
+    return changed
+
 
 # Functions that torchvision keeps whole when it traces its own models: name -> module.
 _TORCHVISION: dict[str, str] = {

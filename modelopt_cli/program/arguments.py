@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.names import is_literal, shown
+from modelopt_cli.program.safe_names import is_literal, shown
 
 MAX_DEPTH = 6
 MAX_ITEMS = 4096

@@ -1,5 +1,6 @@
 """From any ``nn.Module`` to a Program."""
 
+import inspect
 import sysconfig
 import traceback
 from collections.abc import Sequence
@@ -15,21 +16,21 @@ from torch import Tensor, fx, nn
 from modelopt_cli.errors import ArtifactError, CaptureError, a_or_an
 from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_name, is_in_place
 from modelopt_cli.program.calls import owner_of
-from modelopt_cli.program.data import to_data
 from modelopt_cli.program.dropout import recover_dropout
 from modelopt_cli.program.examples import ExampleTracer
 from modelopt_cli.program.functional import allocating
+from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.kinds import share
-from modelopt_cli.program.names import is_path, is_reserved
 from modelopt_cli.program.normal import normalize
 from modelopt_cli.program.patches import unchanged
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.recover import recover_layers
 from modelopt_cli.program.rewrite import copy_graph
+from modelopt_cli.program.safe_names import is_path, is_reserved
 from modelopt_cli.program.samples import noise, tokens_of
-from modelopt_cli.program.spec import InputSpec
+from modelopt_cli.program.serialization import to_data
+from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.program.tracer import ProgramTracer
-from modelopt_cli.program.values import evaluation_mode
 
 TRACED_BATCHES = (2, 3)
 VERIFIED_BATCHES = (1, 3)
@@ -74,6 +75,26 @@ def capture(
         except CaptureError:
             with unchanged(model):
                 return _attempt(model, ExampleTracer(examples), input, labels, arch, verify)
+
+
+def require_one_input(model: nn.Module) -> None:
+    """Refuse a network that cannot be called with one tensor.
+
+    Raises:
+        CaptureError: names the inputs that its ``forward`` asks for.
+    """
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # not written in Python
+        return
+    needed = [
+        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if len(needed) > 1:
+        raise CaptureError(
+            f"its forward needs {len(needed)} inputs ({', '.join(needed)}), and a sample is one",
+            hint="wrap it in a module that makes the others",
+        )
 
 
 def random_input(model: nn.Module, input: InputSpec, batch: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from modelopt_cli.program.calls import arguments, operation
 from modelopt_cli.program.kinds import build
-from modelopt_cli.program.names import is_path
+from modelopt_cli.program.safe_names import is_path
 
 _KINDS: dict[str, str] = {
     **{"dropout": "Dropout", "dropout1d": "Dropout1d", "dropout2d": "Dropout2d", "dropout3d": "Dropout3d"},

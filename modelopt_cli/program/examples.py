@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import CaptureError
-from modelopt_cli.program.functions import set_item
+from modelopt_cli.program.allowlist import set_item
 from modelopt_cli.program.tracer import ProgramProxy, ProgramTracer, recorded
 
 # Methods that take a tensor's contents out of torch's sight.

@@ -18,8 +18,8 @@ from modelopt_cli.program.allowlist import (
     function_name,
 )
 from modelopt_cli.program.arguments import from_json, to_json
-from modelopt_cli.program.header import MAX_NODES, keyed, listed, mapped
-from modelopt_cli.program.names import is_keyword, is_node_name, shown
+from modelopt_cli.program.metadata import MAX_NODES, keyed, listed, mapped
+from modelopt_cli.program.safe_names import is_keyword, is_node_name, shown
 
 
 def node_to_data(node: fx.Node) -> dict[str, Any]:

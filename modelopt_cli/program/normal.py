@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from modelopt_cli.program.allowlist import is_in_place
 from modelopt_cli.program.calls import arguments, call, canonicalize, operation
 from modelopt_cli.program.functional import make_functional
-from modelopt_cli.program.spec import InputSpec
-from modelopt_cli.program.values import infer, meta_input
+from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.shapes import infer, meta_input
 
 _TUPLES = ("chunk", "split", "tensor_split", "unbind")
 

@@ -1,13 +1,112 @@
-"""Shapes of all values of a Program, without computing any."""
+"""Shape, type and structure of every value of a graph, without computing any."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.func import functional_call
 
+from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.program import Program
-from modelopt_cli.program.spec import InputSpec
-from modelopt_cli.program.values import evaluation_mode, infer, meta_input
+from modelopt_cli.program.samples import zeros
+
+
+def infer(
+    graph: fx.Graph, root: nn.Module, input: Tensor, made: Mapping[str, Tensor] | None = None
+) -> dict[fx.Node, Any]:
+    """Every value of a graph as it would be, tensors on the meta device.
+
+    Tensors that share memory when the graph runs share it here, too, at the same offsets and strides.
+
+    Args:
+        graph: any; it is not changed.
+        root: where its layers and tensors are; not changed, and none of its tensors is read.
+        input: on the meta device.
+        made: tensors that the graph fetches and ``root`` does not have.
+
+    Returns:
+        Tensors, numbers, and tuples of them, by node.
+
+    Raises:
+        Exception: whatever the graph raises on an input of this shape; it has a note that names the node.
+    """
+    recorder = _Recorder(root, graph, made or {})
+    with torch.no_grad(), torch.device("meta"):  # what is made without the input is made there, too
+        recorder.run(input)
+    return recorder.values
+
+
+_META = torch.device("meta")
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph with every parameter and buffer replaced by an empty one on the meta device."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, made: Mapping[str, Tensor]) -> None:
+        super().__init__(root, garbage_collect_values=False, graph=graph)
+        self.extra_traceback = False
+        self.values: dict[fx.Node, Any] = {}
+        self.empty: dict[int, Tensor] = {}
+        self.made = made
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        """As in fx; whatever device is named is the meta device."""
+        found = super().fetch_args_kwargs_from_env(n)
+        return fx.node.map_aggregate(found, lambda a: _META if _is_device(a) else a)
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.values[n] = value = super().run_node(n)
+        return value
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        layer = self.module.get_submodule(str(target))
+        tensors = {name: self._emptied(tensor) for name, tensor in _tensors(layer)}
+        return (
+            functional_call(layer, tensors, args, kwargs, tie_weights=False)
+            if tensors
+            else layer(*args, **kwargs)
+        )
+
+    def fetch_attr(self, target: str) -> Any:
+        value = self.made[target] if target in self.made else super().fetch_attr(target)
+        return self._emptied(value) if isinstance(value, Tensor) else value
+
+    def _emptied(self, tensor: Tensor) -> Tensor:
+        """The stand-in for a tensor, always the same one."""
+        if id(tensor) not in self.empty:
+            self.empty[id(tensor)] = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+            )
+        return self.empty[id(tensor)]
+
+
+def _is_device(value: Any) -> bool:
+    return isinstance(value, torch.device) or (isinstance(value, str) and value in ("cpu", "cuda"))
+
+
+def _tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*layer.named_parameters(remove_duplicate=False), *layer.named_buffers(remove_duplicate=False)]
+
+
+def meta_input(root: nn.Module, input: InputSpec, batch: int) -> Tensor:
+    """An empty batch on the meta device; a float one of the type of the network's weights."""
+    empty = zeros(input, batch, "meta")
+    dtypes = (p.dtype for p in root.parameters() if p.is_floating_point())
+    return empty.to(next(dtypes, empty.dtype)) if empty.is_floating_point() else empty
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards every module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def program_values(program: Program, batch: int, shape: tuple[int, ...] | None = None) -> dict[fx.Node, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from modelopt_cli.program.allowlist import set_item
 from modelopt_cli.program.calls import arguments, operation
-from modelopt_cli.program.functions import set_item
 
 _RESHAPES = (
     *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"),

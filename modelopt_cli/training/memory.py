@@ -13,8 +13,8 @@ from modelopt_cli.data import Data
 from modelopt_cli.data.arrays import ArraySource
 from modelopt_cli.data.datasets import DatasetSource
 from modelopt_cli.data.preprocess import ImageTransform
+from modelopt_cli.program.input_spec import Preprocess
 from modelopt_cli.program.samples import DTYPES
-from modelopt_cli.program.spec import Preprocess
 
 IN_MEMORY = 1 << 30
 """Bytes of preprocessed samples that are kept; larger data is read and preprocessed again in every epoch."""

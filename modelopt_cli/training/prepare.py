@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from modelopt_cli.errors import InputError, UsageError
 from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.subject import is_quantized
+from modelopt_cli.program.input_spec import InputSpec, InputType
 from modelopt_cli.program.samples import zeros
-from modelopt_cli.program.spec import InputSpec, InputType
-from modelopt_cli.program.values import evaluation_mode
+from modelopt_cli.program.shapes import evaluation_mode
 
 _WHERE = "the network"
 _PROBED = 2

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from modelopt_cli.checkpoint import Architecture, build_loaded, resolve
-from modelopt_cli.checkpoint.load import check_finite
+from modelopt_cli.checkpoint.build import check_finite
 from modelopt_cli.errors import ArchitectureError, CheckpointError, ModeloptError
 
 State = dict[str, torch.Tensor]

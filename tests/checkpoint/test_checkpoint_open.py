@@ -133,7 +133,7 @@ class TestArtifacts:
     def test_options_in_a_file_never_reach_a_library_unfiltered(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("modelopt_cli.checkpoint.open.resolve", lambda *_: pytest.fail("was built"))
+        monkeypatch.setattr("modelopt_cli.checkpoint.opened.resolve", lambda *_: pytest.fail("was built"))
         self.write({"w": torch.ones(3)}, "timm:resnet18?checkpoint_path=/etc/passwd", tmp_path)
         with pytest.raises(ArchitectureError, match="'checkpoint_path', which is not taken from a file"):
             open_model(tmp_path / "a.safetensors")

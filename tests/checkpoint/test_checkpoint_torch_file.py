@@ -54,7 +54,7 @@ class TestWhatIsRead:
         assert read_state(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
     def test_every_supported_dtype(self, kind: str, tmp_path: Path) -> None:
-        from modelopt_cli.checkpoint.guard import DTYPES
+        from modelopt_cli.checkpoint.tensor_checks import DTYPES
 
         # torch 2.13 cannot read back the float8 tensors that it writes in the legacy format
         dtypes = [d for d in sorted(DTYPES, key=str) if kind == "zip" or "float8" not in str(d)]

@@ -15,9 +15,9 @@ from modelopt_cli.cli import values
 from modelopt_cli.cli.values import parse_shape
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program import InputSpec
-from modelopt_cli.program.header import input_from_data, input_to_data
+from modelopt_cli.program.input_spec import InputType
+from modelopt_cli.program.metadata import input_from_data, input_to_data
 from modelopt_cli.program.samples import DTYPES, noise, tokens_of, zeros
-from modelopt_cli.program.spec import InputType
 
 NETS = """
     from torch import nn

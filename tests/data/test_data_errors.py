@@ -10,7 +10,7 @@ from PIL import Image
 import modelopt_cli
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.errors import DataError
-from modelopt_cli.program.spec import InputSpec
+from modelopt_cli.program.input_spec import InputSpec
 
 assert modelopt_cli
 

@@ -11,7 +11,7 @@ from torchvision.transforms._presets import ImageClassification
 from modelopt_cli.data import PreprocessOverrides
 from modelopt_cli.data.preprocess import ImageTransform, resolve_preprocess
 from modelopt_cli.errors import DataError, UsageError
-from modelopt_cli.program.spec import InputSpec, Preprocess
+from modelopt_cli.program.input_spec import InputSpec, Preprocess
 
 assert modelopt_cli
 

@@ -12,7 +12,7 @@ from PIL import Image
 import modelopt_cli
 from modelopt_cli.data import open_data
 from modelopt_cli.data.spec import KINDS, parse_spec, same_samples
-from modelopt_cli.program.spec import InputSpec
+from modelopt_cli.program.input_spec import InputSpec
 
 assert modelopt_cli
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.data import to_data
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import (
     Dequantize,
@@ -23,6 +22,7 @@ from modelopt_cli.program.quantized import (
     QuantizedMaxPool2d,
     QuantizedMul,
 )
+from modelopt_cli.program.serialization import to_data
 
 X = {"node": "x"}
 Call = tuple[str, list[Any], dict[str, Any]]

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from modelopt_cli import artifact
-from modelopt_cli.checkpoint.open import open_model
-from modelopt_cli.checkpoint.read import read_state
+from modelopt_cli.checkpoint.opened import open_model
+from modelopt_cli.checkpoint.state_file import read_state
 from modelopt_cli.errors import ArtifactError, CheckpointError
 
 OLD, NEW = ({f"w{i}": torch.full((4,), value) for i in range(3)} for value in (1.0, 2.0))
@@ -77,9 +77,9 @@ def test_folder_written_anew_never_gives_old_and_new_tensors(tmp_path):
 
 def test_shard_replaced_between_two_is_seen(tmp_path, monkeypatch):
     """The first shard is read, the writer replaces all, the second shard is read."""
-    from modelopt_cli.checkpoint import read
+    from modelopt_cli.checkpoint import state_file
 
-    folder, original, seen = sharded(OLD, tmp_path), read._read_file, []
+    folder, original, seen = sharded(OLD, tmp_path), state_file._read_file, []
 
     def interrupted(path):
         if len(seen) == 2:
@@ -89,16 +89,16 @@ def test_shard_replaced_between_two_is_seen(tmp_path, monkeypatch):
         seen.append(path)
         return original(path)
 
-    monkeypatch.setattr(read, "_read_file", interrupted)
+    monkeypatch.setattr(state_file, "_read_file", interrupted)
     with pytest.raises(CheckpointError, match="was changed while it was read"):
         read_state(folder)
 
 
 @pytest.mark.parametrize("legacy", [True, False])
 def test_pickle_written_into_while_torch_reads_it_is_refused(tmp_path, monkeypatch, legacy):
-    from modelopt_cli.checkpoint import read
+    from modelopt_cli.checkpoint import state_file
 
-    path, original = tmp_path / "m.pth", read.load_object
+    path, original = tmp_path / "m.pth", state_file.load_object
     torch.save(OLD, path, _use_new_zipfile_serialization=not legacy)
 
     def interrupted(handle, *rest):
@@ -106,26 +106,26 @@ def test_pickle_written_into_while_torch_reads_it_is_refused(tmp_path, monkeypat
         rewrite(path, path.read_bytes())
         return found
 
-    monkeypatch.setattr(read, "load_object", interrupted)
+    monkeypatch.setattr(state_file, "load_object", interrupted)
     with pytest.raises(CheckpointError, match="was changed while it was read"):
         read_state(path)
 
 
 def test_digest_is_of_the_bytes_that_were_read(tmp_path, monkeypatch):
-    from modelopt_cli.checkpoint import read
+    from modelopt_cli.checkpoint import state_file
 
     path, other = tmp_path / "m.pth", tmp_path / "other"
     torch.save(OLD, path)
     torch.save(NEW, other)
     before = read_state(path).sha256
-    original = read.load_object
+    original = state_file.load_object
 
     def replaced(handle, *rest):
         found = original(handle, *rest)
         os.replace(other, path)
         return found
 
-    monkeypatch.setattr(read, "load_object", replaced)
+    monkeypatch.setattr(state_file, "load_object", replaced)
     found = read_state(path)
     assert torch.equal(found.state["w0"], OLD["w0"])
     assert found.sha256 == before

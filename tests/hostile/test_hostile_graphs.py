@@ -13,7 +13,7 @@ from modelopt_cli import kernels
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.data import from_data, state_of, to_data
+from modelopt_cli.program.serialization import from_data, state_of, to_data
 
 PEAK_GROWTH = 200_000
 """KiB that refusing may take."""

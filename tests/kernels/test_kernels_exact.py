@@ -22,8 +22,8 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import EnvironmentFailure
 from modelopt_cli.kernels import cuda, onednn, prepare, reference, require_device
+from modelopt_cli.kernels.dispatch import _overwritable_residuals
 from modelopt_cli.kernels.im2col import im2col
-from modelopt_cli.kernels.select import _overwritable_residuals
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.quantized import (
     QParams,

@@ -15,8 +15,8 @@ from kernel_cases import conv, dynamic, linear
 from torch import Tensor, fx
 
 from modelopt_cli.kernels import checks, never_saturates, onednn, prepare, reference
-from modelopt_cli.kernels.bounds import never_wraps
-from modelopt_cli.kernels.select import Kernel
+from modelopt_cli.kernels.dispatch import Kernel
+from modelopt_cli.kernels.saturation import never_wraps
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.quantized import DynamicLinear, QParams, QuantizedConv2d, QuantizedLinear
 

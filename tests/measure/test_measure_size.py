@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from modelopt_cli.checkpoint.stored import state_bytes
+from modelopt_cli.checkpoint.state_file import state_bytes
 from modelopt_cli.measure.size import (
     Size,
     logical_parameters,

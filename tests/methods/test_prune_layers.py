@@ -14,8 +14,8 @@ from modelopt_cli.methods.prune.depth import Layers
 from modelopt_cli.methods.prune.layers import by_output, by_weights
 from modelopt_cli.methods.prune.targets import Figures
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.blocks import find_blocks, without
 from modelopt_cli.program.capture import capture
+from modelopt_cli.program.removable import find_blocks, without
 
 BLOCKS = 4
 SEED = 1  # of a network in which blocks stand in for one another

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import never_saturates
-from modelopt_cli.kernels.bounds import is_depthwise
+from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.quantize import QuantizeConfig, weights
 from modelopt_cli.methods.quantize.weights import quantize_weight

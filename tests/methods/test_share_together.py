@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modelopt_cli.artifact.sparsity import is_shared, pruned_names
 from modelopt_cli.errors import NothingCompressed, UsageError
-from modelopt_cli.kernels.bounds import never_saturates
+from modelopt_cli.kernels.saturation import never_saturates
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune import apply as prune

@@ -12,7 +12,7 @@ from torch.overrides import get_overridable_functions, resolve_name
 
 from modelopt_cli.program import InputSpec, allowlist
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.data import from_data, state_of, to_data
+from modelopt_cli.program.serialization import from_data, state_of, to_data
 
 # Everything of torch's that is not on the list, by the reason why not.
 LEFT_OUT: dict[str, str] = {

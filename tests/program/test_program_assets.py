@@ -7,8 +7,8 @@ import torch
 
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.data import from_data, state_of, to_data
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
+from modelopt_cli.program.serialization import from_data, state_of, to_data
 
 PYTHON = Path(__file__).parents[2] / "assets" / "python"
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from modelopt_cli import artifact
 from modelopt_cli.errors import UsageError
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.blocks import find_blocks, obstacles, remove_blocks
 from modelopt_cli.program.capture import capture
+from modelopt_cli.program.removable import find_blocks, obstacles, remove_blocks
 
 
 @pytest.fixture(autouse=True)

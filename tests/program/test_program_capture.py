@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, prune
 from modelopt_cli.errors import CaptureError
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.data import from_data, state_of, to_data
+from modelopt_cli.program.serialization import from_data, state_of, to_data
 
 SHAPE = (3, 12, 12)
 

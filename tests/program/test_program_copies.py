@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import prepare
+from modelopt_cli.kernels.dispatch import Kernel
 from modelopt_cli.kernels.fp32 import prepack
-from modelopt_cli.kernels.select import Kernel
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize import QuantizeConfig, apply
 from modelopt_cli.program import InputSpec, Program

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program import InputSpec, Preprocess, Program
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.data import from_data, state_of, to_data
+from modelopt_cli.program.serialization import from_data, state_of, to_data
 
 Data = dict[str, Any]
 State = dict[str, Tensor]

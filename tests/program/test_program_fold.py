@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from modelopt_cli.program import Encoding, InputSpec, Program
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.data import from_data, state_of, to_data
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
+from modelopt_cli.program.serialization import from_data, state_of, to_data
 
 
 def kinds(program: Program) -> list[str]:

@@ -5,7 +5,7 @@ import torch
 
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.data import from_data, state_of, to_data
+from modelopt_cli.program.serialization import from_data, state_of, to_data
 
 timm = pytest.importorskip("timm", reason="the optional package timm is not installed")
 

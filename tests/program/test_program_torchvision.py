@@ -16,7 +16,7 @@ from program_networks import NAMES, build, side
 from modelopt_cli import artifact
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.data import to_data
+from modelopt_cli.program.serialization import to_data
 
 
 @pytest.fixture(autouse=True)

@@ -48,7 +48,7 @@ def test_assignment_to_items(forward: Callable[[Any, Tensor], Tensor]) -> None:
 
 
 def data(program: Any) -> Any:
-    from modelopt_cli.program.data import to_data
+    from modelopt_cli.program.serialization import to_data
 
     return to_data(program)["nodes"]
 

@@ -12,7 +12,7 @@ from torch import nn
 from modelopt_cli.data import open_data
 from modelopt_cli.errors import EnvironmentFailure
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.spec import InputSpec
+from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.training.distributed import World, world
 from modelopt_cli.training.loader import ordered_batches, training_batches
 from modelopt_cli.training.run import Run

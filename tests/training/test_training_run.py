@@ -12,7 +12,7 @@ from torch import nn
 from modelopt_cli.errors import EnvironmentFailure, ModeloptError, OutputError, UsageError
 from modelopt_cli.program import Program
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.spec import InputSpec
+from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.run import Run
 from modelopt_cli.training.state import State

@@ -15,10 +15,9 @@ from torch import Tensor, fx, nn
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import WEIGHTED_KINDS
+from modelopt_cli.program.input_spec import InputSpec, InputType
 from modelopt_cli.program.samples import zeros
-from modelopt_cli.program.shapes import value_shapes
-from modelopt_cli.program.spec import InputSpec, InputType
-from modelopt_cli.program.values import evaluation_mode
+from modelopt_cli.program.shapes import evaluation_mode, value_shapes
 
 _BATCH = 2
 

@@ -18,8 +18,8 @@ from modelopt_cli.methods.distill.taps import Place, Taps, tapped
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import random_input
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
+from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.program.samples import zeros
-from modelopt_cli.program.spec import InputType
 from modelopt_cli.training.prepare import to_channels_last
 
 Change = Callable[[Tensor], Tensor]

@@ -16,8 +16,8 @@ from modelopt_cli.methods.prune.layers import Removal, by_output, by_weights
 from modelopt_cli.methods.prune.sensitivity import Variant
 from modelopt_cli.methods.prune.statistics import collect
 from modelopt_cli.program import Program
-from modelopt_cli.program.blocks import Block, find_blocks, obstacles, without
 from modelopt_cli.program.coverage import weight_tensors
+from modelopt_cli.program.removable import Block, find_blocks, obstacles, without
 
 
 class Layers(Family):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from modelopt_cli.errors import DataError
 from modelopt_cli.program import Program
-from modelopt_cli.program.blocks import Block, without
+from modelopt_cli.program.removable import Block, without
 
 Progress = Callable[[int, int | None], None]
 

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from modelopt_cli.artifact.sparsity import is_pruned, without_zeros
 from modelopt_cli.errors import UsageError
-from modelopt_cli.kernels.bounds import is_depthwise
+from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.measure.subject import is_quantized
 from modelopt_cli.methods.quantize.fake import FakeQuantized, Form, Latent, LatentConv2d, LatentLinear, Real
 from modelopt_cli.methods.quantize.roles import SHAPE_OPERATIONS

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from modelopt_cli.kernels.bounds import PAIR_LIMIT, is_depthwise
+from modelopt_cli.kernels.saturation import PAIR_LIMIT, is_depthwise
 
 WMAX = 127
 CANDIDATES = 16

@@ -16,7 +16,7 @@ from modelopt_cli.measure.statistics import Z_95, paired_difference_from_counts,
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.share.bit_allocation import Rated
 from modelopt_cli.program import Program
-from modelopt_cli.program.values import evaluation_mode
+from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.training.split import hold_out
 
 CLOSE = 0.985

@@ -1,7 +1,6 @@
 """Which channels of a network depend on one another, and taking them out."""
 
-from modelopt_cli.program.channels.attention import prepare
-from modelopt_cli.program.channels.groups import Dependencies, Group, Member, analyse
+from modelopt_cli.program.channels.groups import Dependencies, Group, Member, analyse, prepare
 from modelopt_cli.program.channels.removal import remove
 
 __all__ = ["Dependencies", "Group", "Member", "analyse", "prepare", "remove"]

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from modelopt_cli.program.channels.attention import prepare
-from modelopt_cli.program.channels.execute import run
+from modelopt_cli.program.attention import split_attention
+from modelopt_cli.program.channels.labelling import run
 from modelopt_cli.program.channels.trace import Slot, Trace
 from modelopt_cli.program.program import Program
+from modelopt_cli.program.windows import split_windows
 
 ROLES = ("out", "in", "bias", "norm", "statistic", "tensor")
 
@@ -78,6 +79,15 @@ class Dependencies:
 
     def __getitem__(self, name: str) -> Group:
         return next(group for group in self.groups if group.name == name)
+
+
+def prepare(program: Program) -> Program:
+    """The Program with its attention taken apart into linear layers; itself if there is none.
+
+    ``analyse`` and ``remove`` do this, too: call it first where parameter names have to be those that
+    groups refer to. Doing it twice changes nothing more.
+    """
+    return split_windows(split_attention(program))
 
 
 def analyse(program: Program) -> Dependencies:

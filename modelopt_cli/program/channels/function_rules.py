@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from modelopt_cli.program.calls import compute, operation
-from modelopt_cli.program.channels import layers
+from modelopt_cli.program.channels import layer_rules
 from modelopt_cli.program.channels.indexing import getitem, index_select, select, unbind
 from modelopt_cli.program.channels.products import attention, einsum, matmul
 from modelopt_cli.program.channels.ties import nothing, spread
@@ -76,7 +76,7 @@ def _pool(t: Trace, node: fx.Node, given: Given) -> Any:
     dims = int(name[-2]) if name.endswith("d") else x.dim() - 2
     if not isinstance(shape, torch.Size) or x.dim() != dims + 2:
         return t.unsupported(node, given)
-    return layers.pool(t, x, shape, dims)
+    return layer_rules.pool(t, x, shape, dims)
 
 
 def _pad(t: Trace, node: fx.Node, given: Given) -> Any:
@@ -84,7 +84,7 @@ def _pad(t: Trace, node: fx.Node, given: Given) -> Any:
     padded = {x.dim() - 1 - i // 2 for i, amount in enumerate(pads) if amount}
     if given["mode"] != "constant" and padded & set(t.ties.varying(x)):
         return t.unsupported(node, given)
-    return layers.pad(t, node.name, x, list(pads))
+    return layer_rules.pad(t, node.name, x, list(pads))
 
 
 def _getattr(t: Trace, node: fx.Node, given: Given) -> Any:
@@ -138,14 +138,14 @@ def _convolution(t: Trace, node: fx.Node, given: Given) -> Any:
     if path is None or groups != 1 or x.dim() != int(name[-2]) + 2:
         return t.unsupported(node, given)
     sizes = (weight.tensor.shape[1 if transposed else 0], groups)
-    return layers.convolve(t, path, sizes, x, t.shapes[node.name], transposed=transposed)
+    return layer_rules.convolve(t, path, sizes, x, t.shapes[node.name], transposed=transposed)
 
 
 def _linear(t: Trace, node: fx.Node, given: Given) -> Any:
     path = _layer_of(t, given["weight"], given["bias"])
     if path is None or given["weight"].tensor.dim() != 2:
         return t.unsupported(node, given)
-    return layers.linear(t, path, None, t.labels(given["input"]), t.shapes[node.name])
+    return layer_rules.linear(t, path, None, t.labels(given["input"]), t.shapes[node.name])
 
 
 def _embedding(t: Trace, node: fx.Node, given: Given) -> Any:
@@ -171,8 +171,8 @@ def _prelu(t: Trace, node: fx.Node, given: Given) -> Any:
 def _pixels(t: Trace, node: fx.Node, given: Given) -> Any:
     x, shape = t.labels(given["input"]), t.shapes[node.name]
     if operation(node) == "pixel_shuffle":
-        return layers.pixel_shuffle(t, x, shape)
-    return layers.repeated(t, x, -3, shape)
+        return layer_rules.pixel_shuffle(t, x, shape)
+    return layer_rules.repeated(t, x, -3, shape)
 
 
 def _channel_shuffle(t: Trace, node: fx.Node, given: Given) -> Any:
@@ -180,7 +180,7 @@ def _channel_shuffle(t: Trace, node: fx.Node, given: Given) -> Any:
 
 
 def _glu(t: Trace, node: fx.Node, given: Given) -> Any:
-    return layers.glu(t, t.labels(given["input"]), given["dim"])
+    return layer_rules.glu(t, t.labels(given["input"]), given["dim"])
 
 
 def _norm_call(rule: Any) -> Rule:
@@ -240,8 +240,8 @@ _NAMES: dict[Rule, str] = {
     _pixels: "pixel_shuffle pixel_unshuffle",
     _channel_shuffle: "channel_shuffle",
     _glu: "glu",
-    _norm_call(layers.channel_norm): "batch_norm",
-    _norm_call(layers.last_dims_norm): "layer_norm rms_norm",
+    _norm_call(layer_rules.channel_norm): "batch_norm",
+    _norm_call(layer_rules.last_dims_norm): "layer_norm rms_norm",
     einsum: "einsum",
     matmul: "matmul bmm mm",
     attention: "scaled_dot_product_attention",

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import EnvironmentFailure
 from modelopt_cli.kernels import cuda, onednn, reference, sparse24
-from modelopt_cli.kernels.bounds import never_saturates, never_wraps
+from modelopt_cli.kernels.saturation import never_saturates, never_wraps
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantized import (
     DynamicLinear,

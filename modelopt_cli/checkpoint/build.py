@@ -5,13 +5,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from modelopt_cli.artifact.lazy import described
 from modelopt_cli.checkpoint.arch import Architecture, SkipInit
-from modelopt_cli.checkpoint.names import Difference, Shape, compare, is_counter, shapes_of, spellings
+from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
+from modelopt_cli.checkpoint.tensor_names import Difference, Shape, compare, is_counter, shapes_of, spellings
 from modelopt_cli.checkpoint.text import first_line, listing, printable
-from modelopt_cli.errors import ArchitectureError, CheckpointError
-
-_BLOCK = 1 << 20
+from modelopt_cli.errors import ArchitectureError
 
 
 def build_loaded(
@@ -53,61 +51,6 @@ def build_loaded(
             notes.append(f"{left} {'tensor' if left == 1 else 'tensors'} outside the network left aside")
     check_finite(module.state_dict(), where, masks=True)
     return module, notes
-
-
-def check_finite(state: Mapping[str, torch.Tensor], where: str, *, masks: bool = False) -> None:
-    """Refuse NaN and infinite weights.
-
-    Args:
-        state: tensors by name.
-        where: the file, for messages.
-        masks: let tensors pass that hold only 0 and minus infinity, as attention masks do.
-
-    Raises:
-        CheckpointError: names the first such tensor and how many values are affected.
-    """
-    for name in state:
-        count = count_not_finite(state[name], masks)
-        if count:
-            raise CheckpointError(
-                f"'{printable(name)}' has {count:,} values that are NaN or infinite",
-                where=where,
-                hint="the training diverged; take an earlier checkpoint",
-            )
-
-
-def check_range(state: Mapping[str, torch.Tensor], where: str) -> None:
-    """Refuse float64 tensors that float32 would make infinite, or zero as a whole.
-
-    Raises:
-        CheckpointError: names the first such tensor and its largest magnitude.
-    """
-    limits = torch.finfo(torch.float32)
-    for name, described_one in described(state).items():
-        if described_one.dtype != torch.float64 or not described_one.numel():
-            continue
-        values = state[name]
-        largest = float(values[values.isfinite()].abs().max()) if bool(values.isfinite().any()) else 0.0
-        if largest > limits.max or 0 < largest < limits.tiny:
-            raise CheckpointError(
-                f"'{printable(name)}' has values up to {largest:.2g}, which float32 cannot hold",
-                where=where,
-                hint="scale the weights, or take an earlier checkpoint if the training diverged",
-            )
-
-
-def count_not_finite(tensor: torch.Tensor, masks: bool = False) -> int:
-    """How many values of a tensor are NaN or infinite; none where ``masks`` lets it pass as a mask."""
-    if not tensor.is_floating_point():
-        return 0
-    values = tensor if tensor.element_size() > 1 else tensor.float()  # float8 lacks most operators
-    # A tenth of the time of looking at each; in blocks, because a sum of halves makes float32 of them all.
-    if all(torch.isfinite(some.sum(dtype=torch.float32)) for some in values.reshape(-1).split(_BLOCK)):
-        return 0
-    bad = ~torch.isfinite(values)
-    if masks and bool((values[bad] == -torch.inf).all()) and not bool(values[~bad].any()):
-        return 0
-    return int(bad.sum())
 
 
 def _adapt(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, fx
 
 from modelopt_cli.program.calls import arguments, compute, operation, values_of
-from modelopt_cli.program.channels.functions import RULES
+from modelopt_cli.program.channels.function_rules import RULES
 from modelopt_cli.program.channels.indexing import indices_of, picked_dims
-from modelopt_cli.program.channels.layers import apply_layer
+from modelopt_cli.program.channels.layer_rules import apply_layer
 from modelopt_cli.program.channels.shuffles import find_shuffles
 from modelopt_cli.program.channels.sizes import freeze_sizes
 from modelopt_cli.program.channels.ties import compact, nothing

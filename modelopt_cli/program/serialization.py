@@ -26,14 +26,14 @@ from modelopt_cli.program.allowlist import is_in_place
 from modelopt_cli.program.arguments import DTYPES, dtype_name, number_from_json, number_to_json
 from modelopt_cli.program.bounds import check_bounds
 from modelopt_cli.program.functional import allocating
-from modelopt_cli.program.header import MAX_NODES, from_header, keyed, listed, mapped, to_header
+from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.kinds import build, config_of, kind_of
-from modelopt_cli.program.names import is_path, shown
+from modelopt_cli.program.metadata import MAX_NODES, from_header, keyed, listed, mapped, to_header
 from modelopt_cli.program.nodes import graph_from_data, leaf_above, node_to_data
 from modelopt_cli.program.normal import is_normal, normalize
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Quantized, Weighted
-from modelopt_cli.program.spec import InputSpec
+from modelopt_cli.program.safe_names import is_path, shown
 
 _GRAPH_KEYS = ("modules", "attributes", "tensors", "tied", "nodes")
 _HEADER_KEYS = ("input", "labels", "history", "arch")

@@ -10,9 +10,9 @@ import torch
 
 from modelopt_cli.artifact.lazy import LazyState, open_safetensors
 from modelopt_cli.checkpoint.folder import check_together, digest_of, folder_arch, read_shards, weights_in
-from modelopt_cli.checkpoint.guard import check_tensors, check_types
 from modelopt_cli.checkpoint.pt2 import read_pt2
 from modelopt_cli.checkpoint.sniff import Kind, sniff
+from modelopt_cli.checkpoint.tensor_checks import check_tensors, check_types
 from modelopt_cli.checkpoint.torch_file import check_zip, load_object
 from modelopt_cli.checkpoint.unwrap import unwrap, unwrap_lazy
 from modelopt_cli.errors import CheckpointError, EnvironmentFailure
@@ -109,3 +109,15 @@ def _read_file(path: Path) -> tuple[Kind, Any, HeldFile]:
         raise EnvironmentFailure(f"cannot be read ({error.strerror})", where=str(path)) from error
     held.check()
     return kind, saved, held
+
+
+def state_bytes(state: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of the tensors of a state dict; one that appears under two names counts once."""
+    seen: dict[tuple[Any, ...], int] = {}
+    for name, tensor in state.items():
+        # Empty and meta tensors have no address of their own.
+        pointer = tensor.data_ptr() if tensor.device.type != "meta" else 0
+        address = pointer or hash(name)
+        key = (address, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))
+        seen[key] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())

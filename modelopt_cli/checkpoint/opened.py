@@ -13,11 +13,11 @@ from modelopt_cli import artifact
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.reader import Artifact, lazy_tensors, program_in
 from modelopt_cli.checkpoint.arch import Architecture, resolve
-from modelopt_cli.checkpoint.load import build_loaded, check_finite, check_range
-from modelopt_cli.checkpoint.read import read_state
+from modelopt_cli.checkpoint.arch_spec import FORMS, NAMED, check_found_spec, parse_spec
+from modelopt_cli.checkpoint.build import build_loaded
 from modelopt_cli.checkpoint.recognition import describe_nearest, recognise, recognise_state
-from modelopt_cli.checkpoint.spec import FORMS, NAMED, check_found_spec, parse_spec
-from modelopt_cli.checkpoint.stored import state_bytes
+from modelopt_cli.checkpoint.state_file import read_state, state_bytes
+from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
 from modelopt_cli.checkpoint.text import printable
 from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
 from modelopt_cli.program import InputSpec, Program
@@ -191,8 +191,7 @@ def captured(opened: Opened) -> Opened:
 
 def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | None, str | None]:
     """The module as a Program, or None and the reason why not."""
-    from modelopt_cli.program.capture import capture
-    from modelopt_cli.program.signature import require_one_input
+    from modelopt_cli.program.capture import capture, require_one_input
 
     if architecture.input is None:
         return None, f"{printable(architecture.spec)} does not say what its input is; {SHAPE_HINT}"

@@ -6,8 +6,8 @@ from dataclasses import asdict, fields
 from typing import Any, get_args
 
 from modelopt_cli.errors import ArtifactError
+from modelopt_cli.program.input_spec import InputSpec, InputType, Interpolation, Preprocess
 from modelopt_cli.program.program import Program
-from modelopt_cli.program.spec import InputSpec, InputType, Interpolation, Preprocess
 
 MAX_LABELS = 1_000_000
 MAX_TEXT = 10_000
