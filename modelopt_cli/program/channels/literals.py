@@ -1,20 +1,18 @@
 """Writing an operation anew for fewer channels: sizes, bounds, parts, orders."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.calls import arguments, compute, operation, rewrite, source, values_of
+from modelopt_cli.program.channels.remaining import SmallerGraph
 from modelopt_cli.program.channels.trace import Fetched
 
-if TYPE_CHECKING:
-    from modelopt_cli.program.channels.replay import Replay
 
-
-def _sizes(r: "Replay", node: fx.Node, expected: Any) -> None:
+def _sizes(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
     """``reshape``, ``expand``, ``unflatten`` and the like."""
     given = arguments(node)
     name = next(name for name in ("size", "shape", "sizes") if name in given)
@@ -27,7 +25,7 @@ def _sizes(r: "Replay", node: fx.Node, expected: Any) -> None:
     node.kwargs = {**node.kwargs, name: tuple(sizes)}
 
 
-def _one_size(r: "Replay", node: fx.Node, size: Any, dim: int, expected: Tensor) -> Any:
+def _one_size(r: SmallerGraph, node: fx.Node, size: Any, dim: int, expected: Tensor) -> Any:
     now = r.values[size.name] if isinstance(size, fx.Node) else size
     by_batch = r.varies_with_batch(node, dim)
     if now == expected.shape[dim] and (isinstance(size, fx.Node) or not by_batch):
@@ -35,14 +33,14 @@ def _one_size(r: "Replay", node: fx.Node, size: Any, dim: int, expected: Tensor)
     return -1 if by_batch or (operation(node) == "expand" and now == -1) else expected.shape[dim]
 
 
-def _parts(r: "Replay", node: fx.Node, expected: Any) -> None:
+def _parts(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
     """``chunk`` and ``split`` into parts that need no longer be equal."""
     given = arguments(node)
     sizes = [part.shape[given["dim"]] for part in expected]
     rewrite(node, "split", {"input": given["input"], "split_size_or_sections": sizes, "dim": given["dim"]})
 
 
-def _padding(r: "Replay", node: fx.Node, expected: Any) -> None:
+def _padding(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
     dense = r.whole(node)
     pads: list[int] = list(arguments(node)["pad"])
     for i in range(len(pads) // 2):
@@ -54,7 +52,7 @@ def _padding(r: "Replay", node: fx.Node, expected: Any) -> None:
     node.kwargs = {**node.kwargs, "pad": pads}
 
 
-def _slices(r: "Replay", node: fx.Node, expected: Any) -> None:
+def _slices(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
     """``x[:, a:b]`` and ``x[:, i]``: bounds among the places that are left."""
     given = arguments(node)
     index, known = given["index"], values_of(given, r.trace.values)["index"]
@@ -78,7 +76,7 @@ def _slices(r: "Replay", node: fx.Node, expected: Any) -> None:
     node.args = (given["input"], tuple(parts) if isinstance(index, tuple) else parts[0])
 
 
-def _narrow(r: "Replay", node: fx.Node, expected: Any) -> None:
+def _narrow(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
     tensor = source(node)
     dense, given = r.whole(tensor), values_of(arguments(node), r.trace.values)
     dim = int(given["dim"]) % dense.dim()
@@ -95,7 +93,7 @@ def _narrow(r: "Replay", node: fx.Node, expected: Any) -> None:
     rewrite(node, "narrow", {"input": tensor, "dim": dim, **bounds})
 
 
-def pick(r: "Replay", node: fx.Node, expected: Any) -> None:
+def pick(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
     """Whatever reorders or picks channels becomes an ``index_select``."""
     tensor = source(node)
     if not isinstance(tensor, fx.Node):
@@ -107,7 +105,7 @@ def pick(r: "Replay", node: fx.Node, expected: Any) -> None:
     select(r, node, tensor.name, dims[0], _picked(r, node, dense, dims[0]))
 
 
-def _picked(r: "Replay", node: fx.Node, dense: Tensor, dim: int) -> Tensor:
+def _picked(r: SmallerGraph, node: fx.Node, dense: Tensor, dim: int) -> Tensor:
     """The positions along ``dim`` that the node reads, in its order."""
     place = torch.arange(dense.shape[dim])
     line = place.view([-1 if d == dim else 1 for d in range(dense.dim())]).expand(dense.shape)
@@ -124,11 +122,11 @@ def _picked(r: "Replay", node: fx.Node, dense: Tensor, dim: int) -> Tensor:
     return line[:, 0]
 
 
-def select(r: "Replay", node: fx.Node, name: str, dim: int, index: Tensor) -> Tensor:
+def select(r: SmallerGraph, node: fx.Node, name: str, dim: int, index: Tensor) -> Tensor:
     """Make a node an ``index_select`` of an earlier one, with an index into what is left of that.
 
     Args:
-        r: the replay; gets the index tensor.
+        r: the smaller graph; gets the index tensor.
         node: changed in place.
         name: of the earlier node.
         dim: the dimension to pick along.
@@ -171,7 +169,7 @@ def _cannot(node: fx.Node) -> ModeloptError:
     return ModeloptError(f"cannot write {operation(node)} anew for fewer channels", where=node.name)
 
 
-REWRITES: dict[str, Callable[["Replay", fx.Node, Any], None]] = {
+REWRITES: dict[str, Callable[[SmallerGraph, fx.Node, Any], None]] = {
     **dict.fromkeys(("reshape", "expand", "unflatten", "broadcast_to"), _sizes),
     **dict.fromkeys(("chunk", "split", "tensor_split"), _parts),
     **dict.fromkeys(("narrow", "select"), _narrow),

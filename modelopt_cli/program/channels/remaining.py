@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.program.channels.groups import Dependencies, Group
 from modelopt_cli.program.channels.ties import Ties
+from modelopt_cli.program.channels.trace import Trace
 
 
 class Remaining:
@@ -71,6 +72,33 @@ class Remaining:
             if kept is not None:
                 result = _take(result, dim, kept)
         return result
+
+
+class SmallerGraph:
+    """A graph on its way to fewer channels, and what is known of it so far.
+
+    Args:
+        graph: a copy of the traced one; changed in place.
+        trace: labels of the whole graph.
+        left: which channels stay.
+
+    Attributes:
+        values: labels that are left, and numbers, by node name, for the nodes that were rewritten.
+        indices: new index tensors, by path.
+    """
+
+    def __init__(self, graph: fx.Graph, trace: Trace, left: Remaining) -> None:
+        self.graph, self.trace, self.left = graph, trace, left
+        self.values: dict[str, Any] = {}
+        self.indices: dict[str, Tensor] = {}
+
+    def whole(self, node: Any) -> Tensor:
+        """The labels a tensor value had before."""
+        return self.trace.labels(self.trace.values[node.name])
+
+    def varies_with_batch(self, node: fx.Node, dim: int) -> bool:
+        """True if this dimension of a node's value depends on the batch size."""
+        return bool(self.trace.batched[node.name][dim] != self.trace.shapes[node.name][dim])
 
 
 def _take(labels: Tensor, dim: int, kept: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ from torch import Tensor, fx, nn
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.calls import arguments, compute, operation, source, values_of
 from modelopt_cli.program.channels.literals import REWRITES, pick, select
-from modelopt_cli.program.channels.remaining import Remaining
+from modelopt_cli.program.channels.remaining import Remaining, SmallerGraph
 from modelopt_cli.program.channels.ties import compact, nothing
 from modelopt_cli.program.channels.trace import MOVES_ONLY, Fetched, Trace, tensors_in
 
 
-class Replay:
+class Replay(SmallerGraph):
     """Makes every node do to what is left what it did to the whole.
 
     Operations that only move elements are tried on the labels that are left. Where that does not give
@@ -26,10 +26,6 @@ class Replay:
         left: which channels stay.
         kept: for each tensor that shrinks, the positions that stay along each dimension that does.
 
-    Attributes:
-        values: labels that are left, and numbers, by node name.
-        indices: new index tensors, by path.
-
     Raises:
         ModeloptError: an operation cannot be written for fewer channels; the analysis should have seen it.
     """
@@ -37,19 +33,10 @@ class Replay:
     def __init__(
         self, graph: fx.Graph, trace: Trace, left: Remaining, kept: Mapping[str, Mapping[int, Tensor]]
     ) -> None:
-        self.graph, self.trace, self.left, self.kept = graph, trace, left, kept
-        self.values: dict[str, Any] = {}
-        self.indices: dict[str, Tensor] = {}
+        super().__init__(graph, trace, left)
+        self.kept = kept
         for node in list(graph.nodes):
             self.values[node.name] = self._value(node)
-
-    def whole(self, node: Any) -> Tensor:
-        """The labels a tensor value had before."""
-        return self.trace.labels(self.trace.values[node.name])
-
-    def varies_with_batch(self, node: fx.Node, dim: int) -> bool:
-        """Whether this dimension of a node's value depends on the batch size."""
-        return bool(self.trace.batched[node.name][dim] != self.trace.shapes[node.name][dim])
 
     def _value(self, node: fx.Node) -> Any:
         dense = self.trace.values[node.name]

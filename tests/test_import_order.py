@@ -1,0 +1,78 @@
+"""The order of the package's rooms: imports go down this list, never up and never in a circle."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "modelopt_cli"
+
+ORDER = (
+    *("errors", "settings", "text", "regular", "user_code", "_torchvision", "mend"),
+    *("program", "artifact", "kernels", "data", "checkpoint"),
+    *("measure", "training"),
+    *("methods", "report"),
+    *("api", "modelopt_cli"),
+    *("cli", "demo", "__main__"),
+)
+"""Modules and folders from the bottom up. ``modelopt_cli`` is the package's own ``__init__``."""
+
+KNOWN: set[tuple[str, str]] = {
+    ("modelopt_cli.report.plan", "modelopt_cli.api.planning"),
+    ("modelopt_cli.measure.loading_child", "modelopt_cli.api"),
+    ("modelopt_cli.api.training", "modelopt_cli"),
+    ("modelopt_cli.api.fine_tuning", "modelopt_cli"),
+    ("modelopt_cli.training.config", "modelopt_cli.training.forecast"),
+    ("modelopt_cli.training.forecast", "modelopt_cli.training.loop"),
+    ("modelopt_cli.training.rates", "modelopt_cli.training.loop"),
+}
+"""Imports that break the order and are still to be undone."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The package's modules that a file imports anywhere, in functions and for type checking, too.
+
+    The package is loaded before all that is in it, so its ``__version__`` may be read anywhere.
+    """
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                if full in known or (node.module in known and full != "modelopt_cli.__version__"):
+                    yield full if full in known else str(node.module)
+
+
+def graph() -> dict[str, set[str]]:
+    """The modules that each module imports."""
+    known = modules()
+    edges = {name: set(imported(path, known)) - {name} for name, path in known.items()}
+    return {name: {other for other in others if (name, other) not in KNOWN} for name, others in edges.items()}
+
+
+def level(module: str) -> int:
+    """Place in the order of the room that a module is in."""
+    return ORDER.index(module.split(".")[1] if "." in module else module)
+
+
+def test_no_module_imports_from_a_room_above_its_own() -> None:
+    up = [f"{a} imports {b}" for a, others in graph().items() for b in others if level(b) > level(a)]
+    assert up == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    try:
+        TopologicalSorter(graph()).prepare()
+    except CycleError as error:
+        raise AssertionError(" <- ".join(error.args[1])) from None
