@@ -1,10 +1,12 @@
-"""Text from untrusted files, made fit for one line of a terminal or a report."""
+"""Text from untrusted files and other people's code, made fit for one line of a terminal or a report."""
 
 import unicodedata
+from collections.abc import Sequence
 
 # Controls, direction overrides, lone surrogates, line separators; private and unassigned characters, which
 # a terminal may show as anything.
 _ESCAPED = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_LONGEST = 120
 
 
 def printable(text: str) -> str:
@@ -12,6 +14,34 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escape(char) if unicodedata.category(char) in _ESCAPED else char for char in text)
+
+
+def short(text: object, limit: int = _LONGEST) -> str:
+    """``printable`` text, cut after ``limit`` characters.
+
+    Layer names and error messages of other libraries are data from an untrusted file.
+    """
+    line = printable(str(text)[: limit + 1])
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def first_line(error: BaseException | str) -> str:
+    """The first non-empty line of an exception's message, or its type's name."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return short(next((line for line in lines if line), type(error).__name__))
+
+
+def typed_line(error: BaseException) -> str:
+    """An exception's type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {printable(lines[0])}" if lines else type(error).__name__
+
+
+def listing(names: Sequence[str], show: int = 3) -> str:
+    """``a, b, c and 5 more``."""
+    shown = ", ".join(short(name) for name in names[:show])
+    rest = len(names) - show
+    return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 def _escape(char: str) -> str:

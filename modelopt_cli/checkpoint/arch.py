@@ -1,5 +1,6 @@
 """``--arch``: from a spec to something that builds the network and knows what it eats."""
 
+import copy
 import dataclasses
 import difflib
 from collections.abc import Callable, Collection
@@ -8,14 +9,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from modelopt_cli.checkpoint.arch_spec import ArchSpec, parse_spec
 from modelopt_cli.checkpoint.builtin import BUILTINS
 from modelopt_cli.checkpoint.fingerprint import torchvision_inputs
-from modelopt_cli.checkpoint.text import first_line, printable
-from modelopt_cli.checkpoint.user_code import user_builder
-from modelopt_cli.errors import ArchitectureError, EnvironmentFailure
+from modelopt_cli.errors import ArchitectureError, EnvironmentFailure, a_or_an
 from modelopt_cli.program.input_spec import InputSpec, Interpolation, Preprocess
+from modelopt_cli.text import first_line, short
+from modelopt_cli.user_code import call, load_callable
 
 _IMAGENET_CLASSES = 1000
 _INTERPOLATIONS: dict[str, Interpolation] = {
@@ -91,7 +93,31 @@ def resolve(spec: str, input: InputSpec | None = None) -> Architecture:
 
 
 def _user(spec: ArchSpec) -> Architecture:
-    return Architecture(spec.text, user_builder(spec), None)
+    """A network of the user's own code, or a copy of one that it holds ready; nothing says what it takes."""
+    target = load_callable(spec.place, spec.name, ArchitectureError)
+
+    def build() -> nn.Module:
+        make = (lambda **_: copy.deepcopy(target)) if isinstance(target, nn.Module) else target
+        built = call(make, spec.options, spec.text, ArchitectureError, "building it failed")
+        _require_module(built, spec)
+        return built  # type: ignore[no-any-return]
+
+    return Architecture(spec.text, build, None)
+
+
+def _require_module(built: Any, spec: ArchSpec) -> None:
+    if not isinstance(built, nn.Module):
+        raise ArchitectureError(
+            f"{spec.name} returned {a_or_an(type(built).__name__)}, not a torch.nn.Module",
+            where=short(spec.text),
+        )
+    for name, tensor in (*built.named_parameters(), *built.named_buffers()):
+        if is_lazy(tensor):
+            raise ArchitectureError(
+                f"{spec.name} returned a network whose {short(name)} has no shape yet",
+                where=short(spec.text),
+                hint="run it once on a sample before returning it, or use layers that are not lazy",
+            )
 
 
 def _torchvision(spec: ArchSpec) -> Architecture:
@@ -148,7 +174,7 @@ def _torchvision_input(spec: ArchSpec, published: tuple[InputSpec, ...]) -> Inpu
         return published[0]
     size = spec.options.get("image_size", 224)
     if not isinstance(size, int):
-        raise ArchitectureError("image_size must be a whole number", where=printable(spec.text))
+        raise ArchitectureError("image_size must be a whole number", where=short(spec.text))
     match = next((entry for entry in published if entry.shape[-1] == size), None)
     if match is not None:
         return match
@@ -163,7 +189,7 @@ def _builtin(spec: ArchSpec) -> Architecture:
     for name, value in spec.options.items():
         kinds: tuple[type, ...] = (int, float) if name == "width" else (int,)
         if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 1 << 20:  # type: ignore[operator]
-            raise ArchitectureError(f"{name} must be a positive number", where=printable(spec.text))
+            raise ArchitectureError(f"{name} must be a positive number", where=short(spec.text))
     channels = spec.options.get("in_channels", builtin.channels)
     assert isinstance(channels, int)
     preprocess = None
@@ -184,7 +210,7 @@ def _timm(spec: ArchSpec) -> Architecture:
         import timm
     except ImportError as error:
         raise EnvironmentFailure(
-            f"{printable(spec.text)} needs the optional package timm ({first_line(error)})",
+            f"{short(spec.text)} needs the optional package timm ({first_line(error)})",
             hint="pip install 'modelopt-cli[timm]'",
         ) from error
     if not timm.is_model(spec.name):
@@ -228,7 +254,7 @@ def _require_known(spec: ArchSpec, names: Collection[str]) -> None:
         return
     near = difflib.get_close_matches(spec.name, names, 1, 0.5)
     raise ArchitectureError(
-        f"{spec.source} has no network '{printable(spec.name)}'",
+        f"{spec.source} has no network '{short(spec.name)}'",
         hint=f"did you mean {spec.source}:{near[0]}?" if near else f"for example {spec.source}:{min(names)}",
     )
 
@@ -238,9 +264,7 @@ def _construct(spec: ArchSpec, make: Callable[[], Any]) -> nn.Module:
     try:
         module = make()
     except Exception as error:  # any library code, any arguments
-        raise ArchitectureError(
-            f"cannot be built: {first_line(error)}", where=printable(spec.text)
-        ) from error
+        raise ArchitectureError(f"cannot be built: {first_line(error)}", where=short(spec.text)) from error
     assert isinstance(module, nn.Module)
     return module
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import parse_qsl
 
-from modelopt_cli.checkpoint.text import printable
 from modelopt_cli.errors import ArchitectureError
+from modelopt_cli.text import short
 
 Source = Literal["torchvision", "timm", "builtin", "file", "module"]
 Value = int | float | bool | str | None
@@ -59,7 +59,7 @@ def parse_spec(text: str) -> ArchSpec:
     if not colon and target.endswith(".py"):
         place, name = target, ""
     elif not colon or not place or not name:
-        raise ArchitectureError(f"--arch '{printable(text)}' is none of {FORMS}")
+        raise ArchitectureError(f"--arch '{short(text)}' is none of {FORMS}")
     options = _options(query, text) if mark else {}
     if place in NAMED:
         return ArchSpec(text, place, "", name, options)  # type: ignore[arg-type]
@@ -79,12 +79,12 @@ def check_found_spec(text: str, largest: int, where: str) -> None:
             values are plain numbers, switches and known words.
     """
     spec = parse_spec(text)
-    hint = f"if you trust it, name '{printable(text)}' yourself"
+    hint = f"if you trust it, name '{short(text)}' yourself"
     if spec.source not in NAMED:
         raise ArchitectureError("names code as its architecture, which was not run", where=where, hint=hint)
     for name, value in spec.options.items():
         if not _may_be_found(name, value, max(largest, _FOUND_LARGEST)):
-            what = f"its architecture sets '{printable(name)}', which is not taken from a file"
+            what = f"its architecture sets '{short(name)}', which is not taken from a file"
             raise ArchitectureError(what, where=where, hint=hint)
 
 
@@ -101,13 +101,13 @@ def _options(query: str, text: str) -> dict[str, Value]:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=64)
     except ValueError as error:
         raise ArchitectureError(
-            f"--arch '{printable(text)}': the part after '?' is not name=value&name=value"
+            f"--arch '{short(text)}': the part after '?' is not name=value&name=value"
         ) from error
     options: dict[str, Value] = {}
     for key, value in pairs:
         if not key.isidentifier() or key in options:
             why = "is given twice" if key in options else "is not a name"
-            raise ArchitectureError(f"--arch '{printable(text)}': option '{printable(key)}' {why}")
+            raise ArchitectureError(f"--arch '{short(text)}': option '{short(key)}' {why}")
         options[key] = _literal(value)
     return options
 

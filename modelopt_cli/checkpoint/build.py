@@ -8,8 +8,8 @@ from torch import nn
 from modelopt_cli.checkpoint.arch import Architecture, SkipInit
 from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
 from modelopt_cli.checkpoint.tensor_names import Difference, Shape, compare, is_counter, shapes_of, spellings
-from modelopt_cli.checkpoint.text import first_line, listing, printable
 from modelopt_cli.errors import ArchitectureError
+from modelopt_cli.text import first_line, listing, short
 
 
 def build_loaded(
@@ -80,7 +80,7 @@ def _complete(state: dict[str, torch.Tensor], tied: list[list[str]], where: str)
         names = [name for name in group if name in state]
         for name in names[1:]:
             if state[name] is not state[names[0]] and not torch.equal(state[name], state[names[0]]):
-                both = f"'{printable(names[0])}' and '{printable(name)}'"
+                both = f"'{short(names[0])}' and '{short(name)}'"
                 raise ArchitectureError(
                     f"{both} differ in the file, but are one tensor in the network", where=where
                 )
@@ -98,7 +98,7 @@ def _load_exact(module: nn.Module, state: Mapping[str, torch.Tensor], where: str
         if name in own and own[name].is_floating_point() != tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ArchitectureError(
-                f"'{printable(name)}' is {kind} in the file, a float in the network", where=where
+                f"'{short(name)}' is {kind} in the file, a float in the network", where=where
             )
     # The network's own version metadata, for layers that rewrite names by version: they are new already.
     for name, tensor in own.items():
@@ -135,9 +135,7 @@ def _closest(
 def _misfit(spec: str, difference: Difference, where: str) -> ArchitectureError:
     if difference.reshaped and not difference.missing and not difference.unexpected:
         hint = _option_hint(spec, difference)
-        return ArchitectureError(
-            difference.first, where=where, hint=hint or f"the network is {printable(spec)}"
-        )
+        return ArchitectureError(difference.first, where=where, hint=hint or f"the network is {short(spec)}")
     parts = [
         f"{len(names)} {what} ({listing(list(names))})"
         for names, what in (
@@ -148,7 +146,7 @@ def _misfit(spec: str, difference: Difference, where: str) -> ArchitectureError:
         if names
     ]
     return ArchitectureError(
-        f"the weights do not fit {printable(spec)}: {', '.join(parts)}",
+        f"the weights do not fit {short(spec)}: {', '.join(parts)}",
         where=where,
         hint="give the --arch they were trained with, or leave it out to have it recognised",
     )

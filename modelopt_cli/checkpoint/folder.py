@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from modelopt_cli.artifact.lazy import LazyState, gather
-from modelopt_cli.checkpoint.text import listing, printable
 from modelopt_cli.errors import CheckpointError, EnvironmentFailure
 from modelopt_cli.regular import HeldFile, read_regular
+from modelopt_cli.text import listing, short
 
 WEIGHTS = (
     "model.safetensors.index.json", "model.safetensors",
@@ -61,16 +61,16 @@ def read_shards(
     files = [held]
     for name in sorted(set(table.values())):
         if Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(f"names a shard outside its folder: '{printable(name)}'", where=str(index))
+            raise CheckpointError(f"names a shard outside its folder: '{short(name)}'", where=str(index))
         if not (index.parent / name).is_file():
             raise CheckpointError(
-                f"shard '{printable(name)}' is missing", where=str(index), hint="download the whole folder"
+                f"shard '{short(name)}' is missing", where=str(index), hint="download the whole folder"
             )
         loaded[name], shard_file = read(index.parent / name)
         files.append(shard_file)
     for tensor, shard in table.items():
         if tensor not in loaded[shard]:
-            raise CheckpointError(f"shard has no '{printable(tensor)}'", where=str(index.parent / shard))
+            raise CheckpointError(f"shard has no '{short(tensor)}'", where=str(index.parent / shard))
     state = gather(table, loaded)
     return _together(state, files) if isinstance(state, LazyState) else state, files
 
@@ -102,9 +102,9 @@ def folder_arch(folder: Path) -> str | None:
     config = _json(path)
     name, classes = config.get("architecture"), config.get("architectures")
     if isinstance(name, str):
-        return f"config.json names timm's {printable(name)}: try --arch timm:{printable(name)}"
+        return f"config.json names timm's {short(name)}: try --arch timm:{short(name)}"
     if isinstance(classes, list) and classes:
-        return f"config.json names the transformers class {printable(classes[0])}"
+        return f"config.json names the transformers class {short(classes[0])}"
     return None
 
 

@@ -18,10 +18,10 @@ from modelopt_cli.checkpoint.build import build_loaded
 from modelopt_cli.checkpoint.recognition import describe_nearest, recognise, recognise_state
 from modelopt_cli.checkpoint.state_file import read_state, state_bytes
 from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
-from modelopt_cli.checkpoint.text import printable
 from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.regular import HeldFile
+from modelopt_cli.text import short
 
 SHAPE_HINT = "add --input-shape 3x224x224, or what one of its samples has"
 
@@ -194,7 +194,7 @@ def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | N
     from modelopt_cli.program.capture import capture, require_one_input
 
     if architecture.input is None:
-        return None, f"{printable(architecture.spec)} does not say what its input is; {SHAPE_HINT}"
+        return None, f"{short(architecture.spec)} does not say what its input is; {SHAPE_HINT}"
     try:
         require_one_input(module)
         return capture(module, architecture.input, labels=architecture.labels, arch=architecture.spec), None
@@ -223,7 +223,7 @@ def _open_tensors(found: Artifact, path: Path, arch: str | None, input: InputSpe
         check_found_spec(spec, max(sides, default=0), str(path))
     if spec is None:
         # A spec found in a file never imports the user's code: that takes --arch on the command line.
-        made = f", made with --arch {printable(tensors.arch)}" if tensors.arch else ""
+        made = f", made with --arch {short(tensors.arch)}" if tensors.arch else ""
         notes = [f"holds tensors without their network{made}"]
         return Opened(tensors.state, "artifact", sha256, notes=notes, tensors=tensors)
     architecture = resolve(spec, input or tensors.input)

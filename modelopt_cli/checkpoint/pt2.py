@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 import torch
 
 from modelopt_cli.checkpoint.sniff import open_zip
-from modelopt_cli.checkpoint.text import printable
 from modelopt_cli.checkpoint.torch_file import check_zip
 from modelopt_cli.errors import CheckpointError
+from modelopt_cli.text import short
 
 # torch/_export/serde/schema.py, ScalarType and Layout; part of the file format.
 _DTYPES = {
@@ -55,11 +55,11 @@ def read_pt2(handle: BinaryIO, path: Path) -> dict[str, torch.Tensor]:
 
 def _tensor(name: str, entry: Mapping[str, Any], data: bytes, path: Path) -> torch.Tensor:
     if entry["use_pickle"]:
-        raise _refuse(path, f"weight '{printable(name)}' is pickled")
+        raise _refuse(path, f"weight '{short(name)}' is pickled")
     meta = entry["tensor_meta"]
     dtype = _DTYPES.get(meta["dtype"])
     if dtype is None or meta["layout"] != _STRIDED:
-        raise _refuse(path, f"weight '{printable(name)}' is not a plain dense tensor")
+        raise _refuse(path, f"weight '{short(name)}' is not a plain dense tensor")
     sizes = [int(size["as_int"]) for size in meta["sizes"]]
     strides = [int(stride["as_int"]) for stride in meta["strides"]]
     if not math.prod(sizes):

@@ -1,12 +1,12 @@
 """What a file is, from its first bytes; its name is never believed."""
 
 import codecs
+import shlex
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from modelopt_cli.checkpoint.text import convert_command
 from modelopt_cli.errors import CheckpointError
 
 Kind = Literal["torch-zip", "torch-legacy", "pickle", "safetensors", "pt2", "index"]
@@ -119,3 +119,9 @@ def _is_text(head: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return all(c.isprintable() or c in "\t\r\n\f" for c in text)
+
+
+def convert_command(script: str, path: Path) -> str:
+    """A ``python -c`` line that writes ``NAME-weights.pth`` beside ``path``; both names are quoted."""
+    target = path.with_name(f"{path.stem}-weights.pth")
+    return f"python -c '{script}' {shlex.quote(str(path))} {shlex.quote(str(target))}"

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 
 from modelopt_cli.artifact.lazy import described
-from modelopt_cli.checkpoint.text import printable
 from modelopt_cli.errors import CheckpointError
+from modelopt_cli.text import short
 
 DTYPES = frozenset(
     {
@@ -61,9 +61,7 @@ def check_types(described: Mapping[str, torch.Tensor], where: str) -> None:
     for name, tensor in described.items():
         if tensor.dtype not in DTYPES:
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"tensor '{printable(name)}' is {kind}, which is not supported", where=where
-            )
+            raise CheckpointError(f"tensor '{short(name)}' is {kind}, which is not supported", where=where)
 
 
 def _kind(tensor: torch.Tensor) -> str | None:
@@ -86,17 +84,17 @@ def _check_one(name: str, tensor: torch.Tensor, where: str) -> None:
     kind = _kind(tensor)
     if kind is not None:
         raise CheckpointError(
-            f"tensor '{printable(name)}' is {kind}; only dense tensors can be read", where=where
+            f"tensor '{short(name)}' is {kind}; only dense tensors can be read", where=where
         )
     if tensor.device.type != "cpu":
         raise CheckpointError(
-            f"tensor '{printable(name)}' has no data ({tensor.device.type} device)", where=where
+            f"tensor '{short(name)}' has no data ({tensor.device.type} device)", where=where
         )
     check_types({name: tensor}, where)
     have, need = tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size()
     if need > have:
         raise CheckpointError(
-            f"tensor '{printable(name)}' claims {need:,} bytes and stores {have:,}",
+            f"tensor '{short(name)}' claims {need:,} bytes and stores {have:,}",
             where=where,
             hint="if it was expanded, save its .clone()" if 0 in tensor.stride() else None,
         )
@@ -120,7 +118,7 @@ def check_finite(state: Mapping[str, torch.Tensor], where: str, *, masks: bool =
         count = count_not_finite(state[name], masks)
         if count:
             raise CheckpointError(
-                f"'{printable(name)}' has {count:,} values that are NaN or infinite",
+                f"'{short(name)}' has {count:,} values that are NaN or infinite",
                 where=where,
                 hint="the training diverged; take an earlier checkpoint",
             )
@@ -140,7 +138,7 @@ def check_range(state: Mapping[str, torch.Tensor], where: str) -> None:
         largest = float(values[values.isfinite()].abs().max()) if bool(values.isfinite().any()) else 0.0
         if largest > limits.max or 0 < largest < limits.tiny:
             raise CheckpointError(
-                f"'{printable(name)}' has values up to {largest:.2g}, which float32 cannot hold",
+                f"'{short(name)}' has values up to {largest:.2g}, which float32 cannot hold",
                 where=where,
                 hint="scale the weights, or take an earlier checkpoint if the training diverged",
             )

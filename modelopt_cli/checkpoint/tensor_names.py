@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from modelopt_cli.checkpoint.text import printable
+from modelopt_cli.text import short
 
 Shape = tuple[int, ...]
 # A pattern's dimension is a number, or a letter for one that depends on how the network was made.
@@ -54,10 +54,10 @@ class Difference:
         """The first difference in words."""
         if self.reshaped:
             name, have, want = self.reshaped[0]
-            return f"'{printable(name)}' is {show(have)} in the file, {show(want)} in the network"
+            return f"'{short(name)}' is {show(have)} in the file, {show(want)} in the network"
         if self.missing:
-            return f"'{printable(self.missing[0])}' is not in the file"
-        return f"'{printable(self.unexpected[0])}' is not in the network" if self.unexpected else "none"
+            return f"'{short(self.missing[0])}' is not in the file"
+        return f"'{short(self.unexpected[0])}' is not in the network" if self.unexpected else "none"
 
 
 def show(shape: Pattern) -> str:

@@ -16,11 +16,11 @@ from typing import Any, BinaryIO
 
 import torch
 
-from modelopt_cli.checkpoint.sniff import Kind, open_zip
+from modelopt_cli.checkpoint.sniff import Kind, convert_command, open_zip
 from modelopt_cli.checkpoint.standins import Survey, runs_code, survey, unwrapped_classes
 from modelopt_cli.checkpoint.tensor_checks import MAX_TENSORS
-from modelopt_cli.checkpoint.text import convert_command, first_line, printable
 from modelopt_cli.errors import CheckpointError, a_or_an
+from modelopt_cli.text import first_line, short
 
 # Runs only where the user runs it: loads with the original code, keeps names and tensors.
 # Where modelopt is there, it goes first: torchvision may not import without it, see ``_torchvision``.
@@ -111,12 +111,12 @@ def _explain(error: Exception, content: bytes, path: Path, kind: Kind) -> Checkp
     running = [name for name in named if runs_code(name)]
     if running or (found and found["blocked"]):
         return CheckpointError(
-            f"asks to call {printable((running or named)[0])} while it loads, which is code and was not run",
+            f"asks to call {short((running or named)[0])} while it loads, which is code and was not run",
             where=where,
             hint="do not load it elsewhere either; get the weights from a source you trust",
         )
     if found:
-        what = f"holds {a_or_an(printable(named[0]))}, which cannot be read without running code"
+        what = f"holds {a_or_an(short(named[0]))}, which cannot be read without running code"
         return CheckpointError(what, where=where, hint=_hint(path, kind))
     if kind == "pickle":
         return CheckpointError(

@@ -8,8 +8,8 @@ import torch
 
 from modelopt_cli.artifact.lazy import LazyState
 from modelopt_cli.checkpoint.standins import StandIn
-from modelopt_cli.checkpoint.text import listing, printable
 from modelopt_cli.errors import CheckpointError, a_or_an
+from modelopt_cli.text import listing, short
 
 # Keys under which weights are found, in the order they are preferred: plain weights before averaged
 # ones, because a file that holds both is a training checkpoint whose `model` is what it reports on.
@@ -55,9 +55,9 @@ def unwrap(saved: object, where: str) -> Unwrapped:
     path, holder = _find(saved, where)
     notes: list[str] = []
     if isinstance(holder, StandIn):
-        notes.append(f"weights taken out of a pickled {printable(holder.origin)}, whose code was not read")
+        notes.append(f"weights taken out of a pickled {short(holder.origin)}, whose code was not read")
     elif path:
-        notes.append(f"weights taken from '{printable('.'.join(path))}'")
+        notes.append(f"weights taken from '{short('.'.join(path))}'")
     if isinstance(saved, Mapping):
         unused = [str(key) for key in AVERAGED if key in saved and key not in path]
         if unused:
@@ -129,7 +129,7 @@ def _what_else(saved: object) -> str:
         return "holds a single tensor, not a network's weights"
     if not isinstance(saved, Mapping):
         kind = saved.origin if isinstance(saved, StandIn) else type(saved).__name__
-        return f"holds {a_or_an(printable(kind))}, not a network's weights"
+        return f"holds {a_or_an(short(kind))}, not a network's weights"
     if "param_groups" in saved:
         return "holds an optimizer's state, not a network's weights"
     if not saved:

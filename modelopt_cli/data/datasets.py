@@ -12,8 +12,9 @@ from torch import Tensor
 
 from modelopt_cli.data.source import Label, Options, Raw, Source, Stream
 from modelopt_cli.data.spec import DataSpec, nearest
-from modelopt_cli.data.usercode import first_line, load_callable, user_code
 from modelopt_cli.errors import DataError
+from modelopt_cli.text import typed_line
+from modelopt_cli.user_code import call, load_callable, user_code
 
 _END = object()
 _WHOLE = (torch.int32, torch.int64)
@@ -39,7 +40,7 @@ class TorchvisionSource(Source):
 
     def load(self, index: int) -> tuple[Raw, Label]:
         """The image as the dataset decodes it."""
-        with user_code("cannot be read", self.where(index)):
+        with user_code("cannot be read", self.where(index), DataError):
             image, label = self.dataset[index]
         if not isinstance(image, Image.Image):
             raise DataError(f"yields {type(image).__name__}, not images", where=self.name)
@@ -58,7 +59,7 @@ class DatasetSource(Source):
         self.dataset = dataset
         self.num_classes = _count_classes(dataset)
         self.class_names = _names_of_classes(dataset)
-        with user_code("cannot be read", self.where(0)):
+        with user_code("cannot be read", self.where(0), DataError):
             self.labelled = _has_label(dataset[0])
 
     def __len__(self) -> int:
@@ -66,7 +67,7 @@ class DatasetSource(Source):
 
     def load(self, index: int) -> tuple[Raw, Label]:
         """The sample as the dataset gives it."""
-        with user_code("cannot be read", self.where(index)):
+        with user_code("cannot be read", self.where(index), DataError):
             item = self.dataset[index]
         return _pair(item, self.where(index))
 
@@ -87,15 +88,15 @@ class DatasetStream(Stream):
         self.dataset = dataset
         self.num_classes = _count_classes(dataset)
         self.class_names = _names_of_classes(dataset)
-        with user_code("cannot be read", self.where(0)):
+        with user_code("cannot be read", self.where(0), DataError):
             self.labelled = _has_label(next(iter(dataset), None))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Label]]:
-        with user_code("cannot be read", self.name):
+        with user_code("cannot be read", self.name, DataError):
             items = iter(self.dataset)
         for index in itertools.count():
             # Not around the yield: what the consumer prints or raises is not the user's code.
-            with user_code("cannot be read", self.where(index)):
+            with user_code("cannot be read", self.where(index), DataError):
                 item = next(items, _END)
             if item is _END:
                 return
@@ -122,7 +123,7 @@ def open_torchvision(spec: DataSpec) -> Source:
         dataset = cls(**options)
     except Exception as error:
         raise DataError(
-            f"cannot be opened ({first_line(error)})", where=spec.text, hint="modelopt never downloads data"
+            f"cannot be opened ({typed_line(error)})", where=spec.text, hint="modelopt never downloads data"
         ) from error
     return TorchvisionSource(spec.text, dataset)
 
@@ -153,7 +154,7 @@ def open_callable(spec: DataSpec) -> Source | Stream:
     """``FILE.py:CALLABLE?key=value``: calls it and wraps the Dataset it returns."""
     dataset = _call(spec.target, spec.options, spec.text)
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-        with user_code("has no length that can be used", spec.text):
+        with user_code("has no length that can be used", spec.text, DataError):
             size = len(dataset)
         if size == 0:
             raise DataError("returned a dataset with no samples", where=spec.text)
@@ -168,9 +169,9 @@ def open_callable(spec: DataSpec) -> Source | Stream:
 
 
 def _call(target: str, options: Options, name: str) -> Any:
-    function = load_callable(target)
-    with user_code("calling it failed", name):
-        return function(**options)
+    place, _, name_in_place = target.rpartition(":")
+    function = load_callable(place, name_in_place, DataError)
+    return call(function, options, name, DataError, "calling it failed")
 
 
 def _has_label(item: Any) -> bool:

@@ -18,8 +18,8 @@ from modelopt_cli.data.files import LABEL_DIGITS, decode
 from modelopt_cli.data.shards import find_shards, shown
 from modelopt_cli.data.source import Label, Raw, Source
 from modelopt_cli.data.spec import DataSpec, check_options
-from modelopt_cli.data.usercode import first_line
 from modelopt_cli.errors import DataError, EnvironmentFailure
+from modelopt_cli.text import typed_line
 
 KEPT = 256 * 2**20
 """Bytes of encoded images that a process keeps; of a larger row group, that group alone."""
@@ -149,7 +149,7 @@ def _opened(path: str) -> Iterator[Any]:
         raise
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         reason = (
-            getattr(error, "strerror", None) or f"is not Parquet, or damaged ({shown(first_line(error))})"
+            getattr(error, "strerror", None) or f"is not Parquet, or damaged ({shown(typed_line(error))})"
         )
         raise DataError(reason, where=path, hint="give Parquet files") from None
 
