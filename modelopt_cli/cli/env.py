@@ -37,8 +37,9 @@ def environment() -> dict[str, dict[str, Any]]:
     """Versions, CPU, GPU and kernels, as JSON values."""
     import torch
 
-    from modelopt_cli._torchvision import has_operators, is_mended
+    from modelopt_cli._torchvision import has_operators
     from modelopt_cli.measure.environment import cores, cpu_name
+    from modelopt_cli.mend import is_mended
 
     return {
         "versions": {"modelopt": __version__, "python": platform.python_version(), **_versions()},

@@ -14,13 +14,8 @@ from torch import Tensor
 
 from modelopt_cli.kernels import reference
 from modelopt_cli.program.fields import parse_fields
-from modelopt_cli.program.quantized import (
-    DynamicLinear,
-    QParams,
-    QuantizedConv2d,
-    QuantizedLinear,
-    Weighted,
-)
+from modelopt_cli.program.quantization import QParams
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear, Weighted
 
 Make = Callable[..., Callable[..., Tensor]]
 _Layer = TypeVar("_Layer", bound=Weighted)

@@ -16,17 +16,8 @@ from torch import Tensor
 
 from modelopt_cli.kernels import sparse24
 from modelopt_cli.kernels.im2col import im2col
-from modelopt_cli.program.quantized import (
-    ACTIVATIONS,
-    DynamicLinear,
-    QParams,
-    QuantizedConv2d,
-    QuantizedLinear,
-    Weighted,
-    dequantize,
-    dynamic_qparams,
-    quantize,
-)
+from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, dynamic_qparams, quantize
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear, Weighted
 
 SHIFT = 128
 MIN_ROWS = 17

@@ -15,13 +15,11 @@ from modelopt_cli.program import Program
 from modelopt_cli.program.quantized import (
     DynamicLinear,
     Quantized,
-    QuantizedAdd,
-    QuantizedAvgPool2d,
     QuantizedConv2d,
     QuantizedLinear,
-    QuantizedMaxPool2d,
     Weighted,
 )
+from modelopt_cli.program.quantized_operations import QuantizedAdd, QuantizedAvgPool2d, QuantizedMaxPool2d
 
 Backend = Literal["onednn", "cuda", "reference"]
 Run = Callable[..., Tensor]

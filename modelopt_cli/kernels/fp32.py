@@ -19,7 +19,7 @@ from modelopt_cli.program import Program
 from modelopt_cli.program.calls import operation, source
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.patterns import activation_of, sole_user
-from modelopt_cli.program.quantized import ACTIVATIONS
+from modelopt_cli.program.quantization import ACTIVATIONS
 from modelopt_cli.program.rewrite import read_elsewhere
 
 _conv = torch.ops.mkldnn._convolution_pointwise.default

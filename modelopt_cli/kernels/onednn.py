@@ -15,18 +15,9 @@ from torch import Tensor
 from modelopt_cli.kernels import checks, reference
 from modelopt_cli.kernels.checks import twin
 from modelopt_cli.kernels.routes import Sides, may_fuse_residual, sides_to_pad
-from modelopt_cli.program.quantized import (
-    ACTIVATIONS,
-    DynamicLinear,
-    QParams,
-    QuantizedConv2d,
-    QuantizedLinear,
-    QuantizedMaxPool2d,
-    Weighted,
-    dequantize,
-    dynamic_qparams,
-    quantize,
-)
+from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, dynamic_qparams, quantize
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized_operations import QuantizedMaxPool2d
 
 _conv = torch.ops.onednn.qconv2d_pointwise.default
 _conv_sum = torch.ops.onednn.qconv2d_pointwise.binary

@@ -8,17 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modelopt_cli.program.quantized import (
-    ACTIVATIONS,
-    QMAX,
-    QMIN,
-    DynamicLinear,
-    QParams,
-    QuantizedConv2d,
-    QuantizedLinear,
-    dynamic_qparams,
-    quantize,
-)
+from modelopt_cli.program.quantization import ACTIVATIONS, QMAX, QMIN, QParams, dynamic_qparams, quantize
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear
 
 
 def conv2d_accumulators(x: Tensor, layer: QuantizedConv2d) -> Tensor:

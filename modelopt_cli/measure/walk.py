@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.measure.outputs import is_finite, snr_db
-from modelopt_cli.program.quantized import QParams, Quantized, Weighted, dequantize
+from modelopt_cli.program.quantization import QParams, dequantize
+from modelopt_cli.program.quantized import Quantized, Weighted
 
 _USUAL_DB = 30.0
 """Signal-to-noise that rounding to 8 bits leaves in any layer: only what falls below that is a loss."""

@@ -113,17 +113,20 @@ OTHER_KINDS: dict[str, tuple[str, str]] = {
 
 # Our own layers declare their fields, describe and rebuild themselves: config() and from_config().
 QUANTIZED_MODULE = "modelopt_cli.program.quantized"
-QUANTIZED_KINDS: tuple[str, ...] = (
-    "QuantizedConv2d",
-    "QuantizedLinear",
-    "DynamicLinear",
-    "Quantize",
-    "Dequantize",
-    "QuantizedAdd",
-    "QuantizedMul",
-    "QuantizedMaxPool2d",
-    "QuantizedAvgPool2d",
-)
+QUANTIZED_KINDS: dict[str, str] = {
+    **dict.fromkeys(("QuantizedConv2d", "QuantizedLinear", "DynamicLinear"), QUANTIZED_MODULE),
+    **dict.fromkeys(
+        (
+            "Quantize",
+            "Dequantize",
+            "QuantizedAdd",
+            "QuantizedMul",
+            "QuantizedMaxPool2d",
+            "QuantizedAvgPool2d",
+        ),
+        f"{QUANTIZED_MODULE}_operations",
+    ),
+}
 
 
 _FIELDS = {kind: parse_fields(text) for kind, text in TORCH_KINDS.items()}
@@ -138,7 +141,7 @@ def _class_of(kind: str) -> type[nn.Module] | None:
     elif kind in OTHER_KINDS:
         found = getattr(import_module(OTHER_KINDS[kind][0]), kind)
     elif kind in QUANTIZED_KINDS:
-        found = getattr(import_module(QUANTIZED_MODULE), kind, None)
+        found = getattr(import_module(QUANTIZED_KINDS[kind]), kind, None)
     else:
         return None
     return found  # type: ignore[no-any-return]

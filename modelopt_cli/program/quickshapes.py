@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modelopt_cli.program.quantized import Dequantize, Quantize, QuantizedConv2d
+from modelopt_cli.program.quantized import QuantizedConv2d
+from modelopt_cli.program.quantized_operations import Dequantize, Quantize
 
 _UNARY = frozenset(
     {

@@ -10,15 +10,13 @@ from torch import nn
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.program import Program
-from modelopt_cli.program.quantized import (
+from modelopt_cli.program.quantization import QParams
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear
+from modelopt_cli.program.quantized_operations import (
     Dequantize,
-    DynamicLinear,
-    QParams,
     Quantize,
     QuantizedAdd,
     QuantizedAvgPool2d,
-    QuantizedConv2d,
-    QuantizedLinear,
     QuantizedMaxPool2d,
     QuantizedMul,
 )

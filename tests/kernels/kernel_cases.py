@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modelopt_cli.methods.quantize.weights import quantize_weight
-from modelopt_cli.program.quantized import DynamicLinear, QParams, QuantizedConv2d, QuantizedLinear
+from modelopt_cli.program.quantization import QParams
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear
 
 ACTIVATIONS = {
     "none": lambda y: y,

@@ -25,15 +25,9 @@ from modelopt_cli.kernels import cuda, onednn, prepare, reference, require_devic
 from modelopt_cli.kernels.dispatch import _overwritable_residuals
 from modelopt_cli.kernels.im2col import im2col
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.quantized import (
-    QParams,
-    Quantize,
-    QuantizedAdd,
-    QuantizedConv2d,
-    QuantizedMaxPool2d,
-    dynamic_qparams,
-    quantize,
-)
+from modelopt_cli.program.quantization import QParams, dynamic_qparams, quantize
+from modelopt_cli.program.quantized import QuantizedConv2d
+from modelopt_cli.program.quantized_operations import Quantize, QuantizedAdd, QuantizedMaxPool2d
 
 CONVS: dict[str, Callable[[QuantizedConv2d], Callable[..., Tensor] | None]] = {
     "onednn": lambda layer: onednn.conv2d(layer, may_overwrite_residual=False),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modelopt_cli.kernels import checks, onednn, prepare
 from modelopt_cli.kernels.routes import sides_to_pad
-from modelopt_cli.program.quantized import QParams, dynamic_qparams, quantize
+from modelopt_cli.program.quantization import QParams, dynamic_qparams, quantize
 
 # Channels in and out, groups, kernel, stride, padding, dilation, image: wrong with some instruction set.
 WRONG: dict[str, tuple[Any, ...]] = {

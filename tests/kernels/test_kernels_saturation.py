@@ -18,7 +18,8 @@ from modelopt_cli.kernels import checks, never_saturates, onednn, prepare, refer
 from modelopt_cli.kernels.dispatch import Kernel
 from modelopt_cli.kernels.saturation import never_wraps
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.quantized import DynamicLinear, QParams, QuantizedConv2d, QuantizedLinear
+from modelopt_cli.program.quantization import QParams
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear
 
 HERE = Path(__file__).parent
 

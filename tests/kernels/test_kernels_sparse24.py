@@ -18,7 +18,7 @@ from modelopt_cli.kernels.sparse24 import SPARSE, Support, is_two_of_four, obsta
 from modelopt_cli.measure.sparsity import sparsity_note
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.quantized import dynamic_qparams, quantize
+from modelopt_cli.program.quantization import dynamic_qparams, quantize
 
 NEEDS_CUDA = [
     pytest.mark.cuda,

@@ -13,7 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import modelopt_cli  # noqa: F401  makes torchvision importable
 from modelopt_cli.errors import ArchitectureError
 from modelopt_cli.measure.flops import count_macs
-from modelopt_cli.program.quantized import DynamicLinear, QParams, Quantize, QuantizedConv2d, QuantizedLinear
+from modelopt_cli.program.quantization import QParams
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear
+from modelopt_cli.program.quantized_operations import Quantize
 
 NETWORKS = [
     *(("resnet18", 64), ("resnet50", 64), ("mobilenet_v2", 64), ("efficientnet_b0", 64), ("densenet121", 64)),

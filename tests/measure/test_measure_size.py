@@ -16,7 +16,8 @@ from modelopt_cli.measure.size import (
     times_smaller,
 )
 from modelopt_cli.measure.subject import Subject
-from modelopt_cli.program.quantized import DynamicLinear, QParams, QuantizedConv2d
+from modelopt_cli.program.quantization import QParams
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d
 
 
 def subject(model: nn.Module | None, path: str = "net.pth", **extra: object) -> Subject:

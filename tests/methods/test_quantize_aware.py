@@ -27,13 +27,9 @@ from modelopt_cli.methods.quantize import apply as quantize
 from modelopt_cli.methods.quantize.aware import settled, trainable
 from modelopt_cli.methods.quantize.fake import Form, Latent, LatentLinear, fake_quantize, nearest_steps
 from modelopt_cli.program import Program
-from modelopt_cli.program.quantized import (
-    QParams,
-    QuantizedConv2d,
-    QuantizedMaxPool2d,
-    Weighted,
-    dequantize,
-)
+from modelopt_cli.program.quantization import QParams, dequantize
+from modelopt_cli.program.quantized import QuantizedConv2d, Weighted
+from modelopt_cli.program.quantized_operations import QuantizedMaxPool2d
 from modelopt_cli.training import TrainConfig, Training, fit
 from modelopt_cli.training.run import Run
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from modelopt_cli.methods.quantize.config import OBSERVER_NAMES
 from modelopt_cli.methods.quantize.observers import BINS, OBSERVERS, Histogram, MeanSquaredError
-from modelopt_cli.program.quantized import quantize
+from modelopt_cli.program.quantization import quantize
 
 Array = NDArray[np.float64]
 

@@ -30,7 +30,9 @@ from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_attention
 from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
-from modelopt_cli.program.quantized import Quantize, Quantized, Weighted, dequantize, quantize
+from modelopt_cli.program.quantization import dequantize, quantize
+from modelopt_cli.program.quantized import Quantized, Weighted
+from modelopt_cli.program.quantized_operations import Quantize
 
 
 @pytest.fixture(autouse=True)

@@ -218,11 +218,11 @@ def test_no_constructor_argument_is_forgotten(kind: str) -> None:
 
 
 def test_quantized_kinds_exist() -> None:
-    from modelopt_cli.program import quantized
+    from modelopt_cli.program import quantized, quantized_operations
 
     layers = {
         name
-        for name, value in vars(quantized).items()
+        for name, value in (*vars(quantized).items(), *vars(quantized_operations).items())
         if inspect.isclass(value) and issubclass(value, nn.Module) and vars(value).get("fields")
     }
     assert layers == set(kinds.QUANTIZED_KINDS)

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modelopt_cli.program.quantized import Dequantize, QParams, Quantize, QuantizedConv2d
+from modelopt_cli.program.quantization import QParams
+from modelopt_cli.program.quantized import QuantizedConv2d
+from modelopt_cli.program.quantized_operations import Dequantize, Quantize
 from modelopt_cli.program.quickshapes import quick_result
 
 Q = QParams(0.1, 3)

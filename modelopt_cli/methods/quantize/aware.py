@@ -22,17 +22,14 @@ from modelopt_cli.methods.quantize.fake import FakeQuantized, Form, Latent, Late
 from modelopt_cli.methods.quantize.roles import SHAPE_OPERATIONS
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.calls import operation
-from modelopt_cli.program.quantized import (
+from modelopt_cli.program.quantized import DynamicLinear, Quantized, QuantizedConv2d, Weighted
+from modelopt_cli.program.quantized_operations import (
     Dequantize,
-    DynamicLinear,
     Quantize,
-    Quantized,
     QuantizedAdd,
     QuantizedAvgPool2d,
-    QuantizedConv2d,
     QuantizedMaxPool2d,
     QuantizedMul,
-    Weighted,
 )
 
 _STEPS = {"bits": 8, "axis": 0, "group": None}

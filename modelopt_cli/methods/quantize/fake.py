@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelopt_cli.methods.quantize.weights import WMAX, within_bound
-from modelopt_cli.program.quantized import (
+from modelopt_cli.program.quantization import (
     ACTIVATIONS,
     QMAX,
     QMIN,

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from modelopt_cli.program.quantized import QMAX, QMIN, QParams, qparams_from_range
+from modelopt_cli.program.quantization import QMAX, QMIN, QParams, qparams_from_range
 
 BINS = 4096
 LEVELS = QMAX - QMIN + 1

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.program.calls import arguments, operation, source
 from modelopt_cli.program.patterns import activation_of
-from modelopt_cli.program.quantized import QuantizedMaxPool2d
+from modelopt_cli.program.quantized_operations import QuantizedMaxPool2d
 
 
 class Role(Enum):

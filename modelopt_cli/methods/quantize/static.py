@@ -18,16 +18,14 @@ from modelopt_cli.methods.quantize.roles import (
 from modelopt_cli.methods.quantize.weights import quantize_weight
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import arguments, operation, source
-from modelopt_cli.program.quantized import (
+from modelopt_cli.program.quantization import QParams
+from modelopt_cli.program.quantized import QuantizedConv2d, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized_operations import (
     Dequantize,
-    QParams,
     Quantize,
     QuantizedAdd,
     QuantizedAvgPool2d,
-    QuantizedConv2d,
-    QuantizedLinear,
     QuantizedMul,
-    Weighted,
 )
 from modelopt_cli.program.rewrite import parts_of
 

@@ -1,0 +1,126 @@
+"""Arithmetic of int8 networks: scales, zero points, rounding, and the activations that follow sums.
+
+A uint8 activation ``q`` stands for the real value ``scale * (q - zero_point)`` (per tensor); an int8
+weight stands for ``scale[o] * w`` (symmetric, per output channel o). This is the scheme of Jacob et
+al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
+(CVPR 2018), section 2.1, with the bias kept in float32.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modelopt_cli.errors import UsageError
+
+QMIN, QMAX = 0, 255
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+SMALLEST_SCALE, LARGEST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
+
+@dataclass(frozen=True)
+class QParams:
+    """Scale and zero point of a uint8 tensor: real = scale * (q - zero_point)."""
+
+    scale: float
+    zero_point: int
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.scale, float) and SMALLEST_SCALE <= self.scale <= LARGEST_SCALE):
+            raise ValueError(f"scale must be a positive float32, not {self.scale!r}")
+        if type(self.zero_point) is not int or not QMIN <= self.zero_point <= QMAX:
+            raise ValueError(f"zero_point must be in {QMIN}..{QMAX}, not {self.zero_point!r}")
+
+
+def quantize(x: Tensor, q: QParams) -> Tensor:
+    """Float tensor to uint8: ``clamp(round_half_even(x / scale) + zero_point)``.
+
+    The division is a multiplication by the reciprocal, as in every int8 kernel used here.
+    """
+    return x.mul(1.0 / q.scale).round_().add_(q.zero_point).clamp_(QMIN, QMAX).to(torch.uint8)
+
+
+def require_uint8(x: Tensor) -> None:
+    """Where a graph out of a file is tried, refuse what the kernels would not take."""
+    if x.is_meta and x.dtype is not torch.uint8:
+        raise TypeError(f"a quantized layer reads uint8, not {str(x.dtype).removeprefix('torch.')}")
+
+
+def require_images(x: Tensor) -> None:
+    """Where a graph out of a file is tried, refuse what is no batch of uint8 images."""
+    require_uint8(x)
+    if x.is_meta and x.dim() != 4:
+        raise TypeError(f"a quantized layer reads (N, C, H, W), not {x.dim()} dimensions")
+
+
+def dequantize(x: Tensor, q: QParams) -> Tensor:
+    """uint8 tensor to float32: ``scale * (x - zero_point)``."""
+    require_uint8(x)
+    return x.to(torch.float32).sub_(q.zero_point).mul_(q.scale)
+
+
+class NotFiniteError(ValueError):
+    """An activation holds NaN or infinity, which no uint8 stands for."""
+
+
+def dynamic_qparams(x: Tensor) -> QParams:
+    """QParams that cover the values of ``x`` and zero.
+
+    Raises:
+        NotFiniteError: a value is NaN or infinite.
+    """
+    known = x.numel() and not x.is_meta  # on the meta device only shapes are asked for
+    low, high = (v.item() for v in torch.aminmax(x)) if known else (0.0, 0.0)
+    if not (isfinite(low) and isfinite(high)):
+        raise NotFiniteError
+    return qparams_from_range(low, high)
+
+
+def qparams_from_range(low: float, high: float) -> QParams:
+    """The uint8 QParams whose range covers ``low..high`` and represents zero exactly."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = max((high - low) / (QMAX - QMIN), 1e-12)
+    return QParams(scale, min(max(round(-low / scale), QMIN), QMAX))
+
+
+def keep_float32(fn: Callable[[Tensor], Tensor]) -> None:
+    """Refuse a function for ``Module._apply`` that would change the type of int8 layers' scales.
+
+    Raises:
+        UsageError: ``fn`` does not keep float32.
+    """
+    dtype = fn(torch.empty(0)).dtype
+    if dtype != torch.float32:
+        name = str(dtype).removeprefix("torch.")
+        raise UsageError(
+            f"int8 layers compute in int8 and float32 and cannot become {name}",
+            where="the network",
+            hint="move it with .to(device) alone, or convert the float network before it is quantized",
+        )
+
+
+def real_input(x: Tensor) -> Tensor:
+    """A floating-point tensor as float32.
+
+    Raises:
+        UsageError: it holds something else, pixels of 0 to 255 say, whose scale nobody has said.
+    """
+    if not x.is_floating_point():
+        name = str(x.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"an int8 network takes preprocessed floating-point input, not {name}",
+            where="the input",
+            hint="scale and normalise it first, as program.input.preprocess says",
+        )
+    return x.float()
