@@ -102,7 +102,7 @@ def test_criteria_that_read_labels_take_the_networks_classes(network, tmp_path):
     by_name = open_data(folders(tmp_path / "calib", {"dog": 200}), input=INPUT, labels=False)
     (tmp_path / "t.csv").write_text("calib/dog/0.png,2\ncalib/dog/1.png,2\n")
     by_number = open_data(f"csv:{tmp_path / 't.csv'}", input=INPUT)
-    found, wanted = (squared_gradients(program, Context(data=data), 8) for data in (by_name, by_number))
+    found, wanted = (squared_gradients(program, data.sample(8), Context()) for data in (by_name, by_number))
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 

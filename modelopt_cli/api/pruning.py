@@ -23,8 +23,8 @@ from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune.apply import sensitivity as measure_sensitivity
-from modelopt_cli.methods.prune.criteria import CRITERIA, LABELS, NOTHING
 from modelopt_cli.methods.prune.sensitivity import Sensitivity
+from modelopt_cli.methods.prune.structures import ACCELERATED
 from modelopt_cli.methods.prune.summary import PrunedLayer, summary, thin_notes
 from modelopt_cli.methods.prune.untraced import apply_to_state
 from modelopt_cli.methods.table import METHODS
@@ -115,8 +115,7 @@ def prune(
     calibration = calibration or (training.train if training is not None else data)
     wanted = open_input([source], arch, calibration, overrides)
     opened = open_noting(source, arch, wanted, on_note, overrides, graph=False)
-    needs = CRITERIA[config.chosen_criterion].needs
-    if evaluate and needs == LABELS:
+    if evaluate and config.criterion_row.needs_labels:
         what = f"criterion {config.chosen_criterion} reads the labels of"
         require_apart(calibration, data, what, input_of(opened))
     if evaluate and not dry_run:
@@ -152,7 +151,7 @@ def prune(
     with after_writing(output):
         # The result is measured as anyone will meet it: read back from its file.
         pairs = [(source, opened), (output, open_noting(output, arch, wanted, None))]
-        looked_at = [calibration] if needs != NOTHING or config.allocation == "sensitivity" else []
+        looked_at = [calibration] if config.chosen_by_data else []
         evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress, looked_at)
     return replace(outcome, evaluation=evaluation)
 
@@ -208,14 +207,14 @@ class _Made:
 
 
 def _on_zeros(config: PruneConfig) -> tuple[str, ...]:
-    if config.family != "weights":
+    if config.pattern is None:
         return ()
-    fast = "; 2:4 is multiplied faster on CUDA" if config.structure == "2:4" else ""
+    fast = f"; {config.structure} is multiplied faster on CUDA" if config.pattern == ACCELERATED else ""
     return (f"zeros make the file smaller, and nothing faster on a CPU{fast}",)
 
 
 def _in_one_shot(config: PruneConfig) -> PruneConfig:
-    return replace(config, schedule="one-shot", rounds=PruneConfig.rounds)
+    return replace(config, schedule=PruneConfig.schedule, rounds=PruneConfig.rounds)
 
 
 def _pruned(

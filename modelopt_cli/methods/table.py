@@ -6,6 +6,7 @@ from typing import Any
 
 from modelopt_cli.methods import distill, prune, quantize, share
 from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.methods.prune.apply import apply as apply_prune
 from modelopt_cli.program import Program
 
 
@@ -26,7 +27,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "distill": Method(config=distill.DistillConfig, apply=distill.apply),
-    "prune": Method(config=prune.PruneConfig, apply=prune.apply),
+    "prune": Method(config=prune.PruneConfig, apply=apply_prune),
     "quantize": Method(config=quantize.QuantizeConfig, apply=quantize.apply),
     "share": Method(config=share.ShareConfig, apply=share.apply),
 }

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import modelopt_cli
 from modelopt_cli.artifact import read_tensors
-from modelopt_cli.methods.prune import schedule
+from modelopt_cli.methods.prune import rounds
 from modelopt_cli.program import Program
 from modelopt_cli.training.learner import Learner
 
@@ -119,7 +119,7 @@ def test_dry_run_knows_the_plan_and_the_size(how, here, modelopt):
 
 
 def test_dry_run_prints_the_plan_on_stdout_and_trains_nothing(here, modelopt, monkeypatch):
-    monkeypatch.setattr(schedule, "fit", None)
+    monkeypatch.setattr(rounds, "fit", None)
     how = ["--schedule", "iterative", *TUNE, "--epochs", "3", "--exclude", "5"]
     outcome = modelopt("prune", "net.safetensors", *HALF, *how, "--dry-run")
     assert outcome.code == 0, outcome.err

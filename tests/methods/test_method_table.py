@@ -96,8 +96,10 @@ def test_quantize_names_the_same_choices_everywhere(cli, config, table):
     ("cli", "config", "table"),
     [
         pytest.param(cli_prune.STRUCTURES, tuple(prune_config.STRUCTURES), None, id="structures"),
-        pytest.param(cli_prune.CRITERIA, tuple(prune_config.CRITERION_NAMES), CRITERIA, id="criteria"),
-        pytest.param(cli_prune.ALLOCATIONS, prune_config.ALLOCATION_NAMES, ALLOCATIONS, id="allocations"),
+        pytest.param(tuple(cli_prune.CRITERIA), tuple(prune_config.CRITERIA), CRITERIA, id="criteria"),
+        pytest.param(
+            tuple(cli_prune.ALLOCATIONS), tuple(prune_config.ALLOCATIONS), ALLOCATIONS, id="allocations"
+        ),
         pytest.param(cli_prune.SCHEDULES, tuple(prune_config.SCHEDULES), None, id="schedules"),
         pytest.param(cli_prune.TARGETS, tuple(prune_config.TARGETS), None, id="targets"),
     ],

@@ -5,30 +5,43 @@ import math
 import numpy as np
 import pytest
 import torch
-from prune_cases import captured, context, net, smooth
+from prune_cases import Samples, captured, context, net, smooth
 from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.matrices import weights_of
-from modelopt_cli.methods.prune.config import CRITERION_NAMES
-from modelopt_cli.methods.prune.criteria import CRITERIA, criterion_for, weight_scores
-from modelopt_cli.methods.prune.statistics import Statistics, collect
+from modelopt_cli.methods.prune.criteria import require_data, weight_scores
+from modelopt_cli.methods.prune.masks import Masks
+from modelopt_cli.methods.prune.statistics import collect
 from modelopt_cli.methods.prune.units import unit_obstacle, unit_scores
 from modelopt_cli.program import Encoding, Program
-from modelopt_cli.program.channels import analyse
+from modelopt_cli.program.channels import Dependencies, analyse
 
 NAMES = ["stem.weight", "body.weight", "grouped.weight", "dw.weight", "fc.weight"]
 
 
-def _statistics(program: Program, criterion: str) -> Statistics:
+def _statistics(program: Program, criterion: str) -> dict[str, Tensor]:
     labels = torch.arange(12) % 5
     return collect(program, criterion, NAMES, context(smooth(12, 3, 12, 12), labels, batch_size=5))
 
 
-def test_criteria_are_those_of_the_config_and_name_their_paper() -> None:
-    assert {name: row.families for name, row in CRITERIA.items()} == CRITERION_NAMES
-    assert all(row.paper for row in CRITERIA.values())
-    assert all((row.score is not None) == ("weights" in row.families) for row in CRITERIA.values())
+def _weights(
+    program: Program,
+    criterion: str,
+    statistics: dict[str, Tensor] | None = None,
+    names: list[str] | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    known = weights_of(program)
+    weights = {name: known[name].detach() for name in names or known}
+    return weight_scores(weights, criterion, Masks.of(program).masks, statistics, seed=seed)
+
+
+def _channels(
+    dependencies: Dependencies, criterion: str, statistics: dict[str, Tensor] | None = None, seed: int = 0
+) -> dict[str, Tensor]:
+    program, groups = dependencies.program, dependencies.groups
+    return unit_scores(program, groups, criterion, statistics or {}, seed=seed)
 
 
 def test_criteria_scores_of_weights_follow_their_formulas() -> None:
@@ -38,12 +51,12 @@ def test_criteria_scores_of_weights_follow_their_formulas() -> None:
     expected = {
         "l1": lambda n: weights[n].abs(),
         "l2": lambda n: weights[n] ** 2,
-        "wanda": lambda n: weights[n].abs() * given["wanda"].norms[n],
-        "taylor": lambda n: given["taylor"].taylor[n],
-        "obs": lambda n: weights[n].double() ** 2 * given["obs"].curvatures[n],
+        "wanda": lambda n: weights[n].abs() * given["wanda"][n],
+        "taylor": lambda n: given["taylor"][n],
+        "obs": lambda n: weights[n].double() ** 2 * given["obs"][n],
     }
     for criterion, formula in expected.items():
-        scores = weight_scores(program, criterion, given.get(criterion, Statistics()))
+        scores = _weights(program, criterion, given.get(criterion))
         assert list(scores) == NAMES
         for name in NAMES:
             torch.testing.assert_close(scores[name], formula(name), msg=f"{criterion} {name}")
@@ -51,8 +64,8 @@ def test_criteria_scores_of_weights_follow_their_formulas() -> None:
 
 def test_criteria_random_depends_on_seed_and_name_alone() -> None:
     program = net()
-    first, other = (weight_scores(program, "random", Statistics(), seed=seed) for seed in (3, 4))
-    alone = weight_scores(program, "random", Statistics(), ["fc.weight"], seed=3)
+    first, other = (_weights(program, "random", seed=seed) for seed in (3, 4))
+    alone = _weights(program, "random", names=["fc.weight"], seed=3)
     assert torch.equal(first["fc.weight"], alone["fc.weight"])
     assert not torch.equal(first["fc.weight"], other["fc.weight"])
     assert not torch.equal(first["body.weight"].flatten()[:60], first["fc.weight"].flatten())
@@ -64,7 +77,7 @@ def test_criteria_rank_what_is_pruned_already_lowest() -> None:
     weight.data[:, :5] = 0
     program.get_parameter("body.weight").data[0] = 0
     program.encodings = {"fc.weight": Encoding("sparse", {})}
-    scores = weight_scores(program, "l1", Statistics())
+    scores = _weights(program, "l1")
     assert torch.equal(torch.isneginf(scores["fc.weight"]), weight == 0)
     assert not torch.isneginf(scores["body.weight"]).any()
 
@@ -79,7 +92,7 @@ def test_criteria_score_the_projections_of_attention() -> None:
             result: Tensor = self.attention(x, x, x, need_weights=False)[0]
             return result
 
-    scores = weight_scores(captured(Attention(), 5, 8), "l1", Statistics())
+    scores = _weights(captured(Attention(), 5, 8), "l1")
     assert {name: tuple(score.shape) for name, score in scores.items()} == {
         "attention.in_proj_weight": (24, 8),
         "attention.out_proj.weight": (8, 8),
@@ -87,29 +100,16 @@ def test_criteria_score_the_projections_of_attention() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "family", "data", "labels", "message"),
+    ("name", "data", "message"),
     [
-        ("l3", "weights", True, True, "unknown criterion 'l3'; one of l1"),
-        ("obs", "channels", True, True, "criterion obs cannot rank channels; one of l1"),
-        ("bn-scale", "weights", True, True, "criterion bn-scale cannot rank weights"),
-        ("fpgm", "weights", True, True, "criterion fpgm cannot rank weights"),
-        ("wanda", "layers", True, True, "criterion wanda cannot rank layers"),
-        ("wanda", "weights", False, False, "criterion wanda needs data to calibrate on"),
-        ("obs", "weights", False, False, "criterion obs needs data to calibrate on"),
-        ("taylor", "channels", True, False, "criterion taylor needs data with labels"),
+        ("wanda", None, "criterion wanda needs data to calibrate on; give --calib or --data, or use"),
+        ("obs", None, "criterion obs needs data to calibrate on"),
+        ("taylor", Samples(torch.zeros(1)), "criterion taylor needs data with labels"),
     ],
 )
-def test_criteria_refuse(name: str, family: str, data: bool, labels: bool, message: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        criterion_for(name, family, data=data, labels=labels)
-    assert message in str(caught.value)
-
-
-def test_criteria_accept_what_they_can_do() -> None:
-    for name, row in CRITERIA.items():
-        for family in row.families:
-            data, labels = row.needs != "nothing", row.needs == "labels"
-            assert criterion_for(name, family, data=data, labels=labels) is row
+def test_criteria_refuse(name: str, data: Samples | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        require_data(name, data)  # type: ignore[arg-type]
 
 
 class Chain(nn.Module):
@@ -141,7 +141,7 @@ def _array(program: Program, name: str) -> np.ndarray[tuple[int, ...], np.dtype[
 @pytest.mark.parametrize(("criterion", "power"), [("l1", 1), ("l2", 2)])
 def test_criteria_magnitude_of_channels_is_averaged_over_tensors(criterion: str, power: int) -> None:
     program = _chain()
-    scores = unit_scores(program, analyse(program), criterion, Statistics())
+    scores = _channels(analyse(program), criterion)
     assert set(scores) == {"a", "b"}
     parts = [
         (np.abs(_array(program, "a.weight")) ** power).sum((1, 2, 3)),
@@ -155,16 +155,16 @@ def test_criteria_magnitude_of_channels_is_averaged_over_tensors(criterion: str,
 
 def test_criteria_channels_of_scaled_layers_score_the_same() -> None:
     program = _chain()
-    before = unit_scores(program, analyse(program), "l2", Statistics())
+    before = _channels(analyse(program), "l2")
     program.get_parameter("b.weight").data.mul_(100)
-    after = unit_scores(program, analyse(program), "l2", Statistics())
+    after = _channels(analyse(program), "l2")
     torch.testing.assert_close(before, after)
 
 
 def test_criteria_bn_scale_is_the_norms_weight() -> None:
     program = _chain()
     dependencies = analyse(program)
-    scores = unit_scores(program, dependencies, "bn-scale", Statistics())
+    scores = _channels(dependencies, "bn-scale")
     assert set(scores) == {"a"}
     np.testing.assert_allclose(scores["a"].numpy(), np.abs(_array(program, "bn.weight")))
     assert unit_obstacle(program, dependencies["a"], "bn-scale") is None
@@ -173,7 +173,7 @@ def test_criteria_bn_scale_is_the_norms_weight() -> None:
 
 def test_criteria_fpgm_is_the_distance_to_all_other_filters() -> None:
     program = _chain()
-    scores = unit_scores(program, analyse(program), "fpgm", Statistics())
+    scores = _channels(analyse(program), "fpgm")
     filters = _array(program, "b.weight").reshape(5, -1)
     sums = np.array([sum(math.dist(f, g) for g in filters) for f in filters])
     np.testing.assert_allclose(scores["b"].numpy(), sums / sums.mean())
@@ -183,8 +183,8 @@ def test_criteria_taylor_of_channels_sums_what_makes_them() -> None:
     program = _chain()
     labels = torch.arange(8) % 4
     given = collect(program, "taylor", [], context(smooth(8, 3, 8, 8), labels))
-    scores = unit_scores(program, analyse(program), "taylor", given)
-    t = {name: value.double() for name, value in given.taylor.items()}
+    scores = _channels(analyse(program), "taylor", given)
+    t = {name: value.double() for name, value in given.items()}
     torch.testing.assert_close(scores["a"], t["a.weight"].sum((1, 2, 3)) + t["bn.weight"] + t["bn.bias"])
     torch.testing.assert_close(scores["b"], t["b.weight"].sum((1, 2, 3)) + t["b.bias"])
 
@@ -192,10 +192,10 @@ def test_criteria_taylor_of_channels_sums_what_makes_them() -> None:
 def test_criteria_wanda_of_channels_looks_at_both_sides() -> None:
     program = _chain()
     dependencies = analyse(program)
-    given = collect(program, "wanda", ["a.weight", "b.weight"], context(smooth(8, 3, 8, 8)))
-    scores = unit_scores(program, dependencies, "wanda", given)["a"]
-    out = (_array(program, "a.weight").__abs__() * given.norms["a.weight"].double().numpy()).sum((1, 2, 3))
-    into = (_array(program, "b.weight").__abs__() * given.norms["b.weight"].double().numpy()).sum((0, 2, 3))
+    given = collect(program, "wanda", ["a.weight", "b.weight", "c.weight"], context(smooth(8, 3, 8, 8)))
+    scores = _channels(dependencies, "wanda", given)["a"]
+    out = (_array(program, "a.weight").__abs__() * given["a.weight"].double().numpy()).sum((1, 2, 3))
+    into = (_array(program, "b.weight").__abs__() * given["b.weight"].double().numpy()).sum((0, 2, 3))
     np.testing.assert_allclose(scores.numpy(), (out / out.mean() + into / into.mean()) / 2, rtol=1e-6)
     assert unit_obstacle(program, dependencies["a"], "wanda") is None
 
@@ -211,25 +211,21 @@ def test_criteria_of_coupled_channels_look_at_every_layer() -> None:
             position = member.positions[member.units == 2]
             tensor.data.index_fill_(member.dim, position, 0.0)
     for criterion in ("l1", "l2"):
-        scores = unit_scores(program, analyse(program), criterion, Statistics())[group.name]
+        scores = _channels(analyse(program), criterion)[group.name]
         assert int(scores.argmin()) == 2
         assert scores[2] == 0
     program = net()
     (maker,) = (m for m in group.members if m.parameter == "body.weight" and m.role == "out")
     program.get_parameter("body.weight").data[maker.positions[maker.units == 2]] = 5.0
-    assert int(unit_scores(program, analyse(program), "l2", Statistics())[group.name].argmax()) == 2
+    assert int(_channels(analyse(program), "l2")[group.name].argmax()) == 2
 
 
-def test_criteria_random_and_refused_for_channels() -> None:
+def test_criteria_random_for_channels() -> None:
     program = _chain()
     dependencies = analyse(program)
-    scores = unit_scores(program, dependencies, "random", Statistics(), seed=1)
+    scores = _channels(dependencies, "random", seed=1)
     assert {name: len(score) for name, score in scores.items()} == {"a": 6, "b": 5}
-    assert torch.equal(scores["a"], unit_scores(program, dependencies, "random", Statistics(), seed=1)["a"])
-    with pytest.raises(UsageError, match="criterion obs cannot rank channels"):
-        unit_scores(program, dependencies, "obs", Statistics())
-    with pytest.raises(UsageError, match="criterion fpgm cannot rank weights"):
-        weight_scores(program, "fpgm", Statistics())
+    assert torch.equal(scores["a"], _channels(dependencies, "random", seed=1)["a"])
 
 
 def test_criteria_weights_of_a_network_are_all_found() -> None:

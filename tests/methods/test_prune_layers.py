@@ -9,10 +9,10 @@ from torchvision.models import SwinTransformer
 
 from modelopt_cli.errors import DataError
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.prune import PruneConfig, apply
+from modelopt_cli.methods.prune import PruneConfig
+from modelopt_cli.methods.prune.apply import apply
 from modelopt_cli.methods.prune.depth import Layers
 from modelopt_cli.methods.prune.layers import by_output, by_weights
-from modelopt_cli.methods.prune.targets import Figures
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.removable import find_blocks, without
@@ -189,7 +189,7 @@ def test_a_block_is_the_same_after_others_are_gone() -> None:
     blocks = find_blocks(program)
     assert [block.name for block in blocks] == ["body.a1", "body.b1"]
     config = PruneConfig(structure="layers", sparsity=0.5, criterion="l1")
-    family = Layers(program, config, Context(), Figures(lambda _: {}, lambda _: 0.0))
+    family = Layers(program, config, Context())
     once = without(program, blocks[:1])
     assert [block.layers for block in family.blocks(once)] == [("body.b1", "body.b2")]
     assert family.left(program) == 1.0

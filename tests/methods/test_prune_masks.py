@@ -9,13 +9,14 @@ import torch
 from prune_cases import net, smooth
 from torch import Tensor, nn
 
-from modelopt_cli.errors import ModeloptError, UsageError
+from modelopt_cli.errors import ModeloptError
 from modelopt_cli.methods.prune import PruneConfig
-from modelopt_cli.methods.prune.masks import Masks, Structure, lowest, mask_of, weight_masks
+from modelopt_cli.methods.prune.masks import Masks, lowest, mask_of, weight_masks
+from modelopt_cli.methods.prune.structures import SparsityPattern
 from modelopt_cli.program import Encoding
 from modelopt_cli.training import Companion
 
-PATTERN, BLOCK = Structure("N:M", 4, 2), Structure("block", 4)
+PATTERN, BLOCK = SparsityPattern(keep=2, group=4), SparsityPattern(unit=4)
 
 
 def _scores(*shape: int, seed: int = 0, levels: int = 0) -> Tensor:
@@ -30,14 +31,14 @@ def test_masks_unstructured_removes_the_lowest_first_of_equals_first(sparsity: f
     order = np.argsort(scores.numpy().ravel(), kind="stable")
     expected = np.ones(scores.numel(), dtype=bool)
     expected[order[: round(sparsity * scores.numel())]] = False
-    mask = mask_of(scores, Structure(), sparsity)
+    mask = mask_of(scores, SparsityPattern(), sparsity)
     np.testing.assert_array_equal(mask.numpy().ravel(), expected)
 
 
 def test_masks_a_count_over_a_size_comes_back_exactly() -> None:
     scores = _scores(97, 103)
     for count in (0, 1, 1234, 5001, 9990, 9991):
-        mask = mask_of(scores, Structure(), count / scores.numel())
+        mask = mask_of(scores, SparsityPattern(), count / scores.numel())
         assert int((~mask).sum()) == count
 
 
@@ -53,7 +54,7 @@ def test_masks_lowest_takes_infinite_scores_too() -> None:
 def test_masks_pattern_keeps_the_best_n_of_every_m_input_channels(
     shape: tuple[int, ...], n: int, m: int
 ) -> None:
-    scores, structure = _scores(*shape, levels=4), Structure("N:M", m, n)
+    scores, structure = _scores(*shape, levels=4), SparsityPattern(keep=n, group=m)
     if structure.obstacle(shape):
         assert shape[1] < m
         return
@@ -95,8 +96,11 @@ def test_masks_blocks_of_a_row_go_together(shape: tuple[int, ...], sparsity: flo
     assert BLOCK.units(scores).numel() == sums.size
 
 
-@pytest.mark.parametrize("structure", [Structure(), PATTERN, BLOCK], ids=["unstructured", "2:4", "block"])
-def test_masks_what_is_gone_stays_gone_and_counts(structure: Structure) -> None:
+STRUCTURES = [SparsityPattern(), PATTERN, BLOCK]
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=["unstructured", "2:4", "block"])
+def test_masks_what_is_gone_stays_gone_and_counts(structure: SparsityPattern) -> None:
     scores = _scores(8, 16)
     first = mask_of(scores, structure, 0.25)
     again = scores.masked_fill(~first, -math.inf)
@@ -121,35 +125,34 @@ def test_masks_blocks_over_scattered_zeros_keep_them() -> None:
     [
         (PATTERN, (8, 3, 7, 7), "3 input channels, fewer than 4"),
         (PATTERN, (8, 1, 3, 3), "1 input channels, fewer than 4"),
-        (Structure("block", 16), (8, 1, 3, 3), "9 weights in a row, fewer than 16"),
+        (SparsityPattern(unit=16), (8, 1, 3, 3), "9 weights in a row, fewer than 16"),
         (BLOCK, (8, 1, 3, 3), None),
-        (Structure(), (3, 1), None),
+        (SparsityPattern(), (3, 1), None),
     ],
 )
 def test_masks_say_which_shapes_they_cannot_serve(
-    structure: Structure, shape: tuple[int, ...], why: str | None
+    structure: SparsityPattern, shape: tuple[int, ...], why: str | None
 ) -> None:
     assert structure.obstacle(shape) == why
 
 
 def test_masks_structure_comes_from_the_config() -> None:
-    assert Structure.of(PruneConfig(structure="2:4")) == PATTERN
-    assert Structure.of(PruneConfig(structure="block", block=8, sparsity=0.5)) == Structure("block", 8)
-    assert Structure.of(PruneConfig(structure="unstructured", sparsity=0.5)) == Structure()
-    with pytest.raises(UsageError, match="channels"):
-        Structure.of(PruneConfig(sparsity=0.5))
+    assert PruneConfig(structure="2:4").pattern == PATTERN
+    assert PruneConfig(structure="block", block=8, sparsity=0.5).pattern == SparsityPattern(unit=8)
+    assert PruneConfig(structure="unstructured", sparsity=0.5).pattern == SparsityPattern()
+    assert PruneConfig(sparsity=0.5).pattern is None
 
 
 def test_masks_refuse_scores_that_are_not_numbers() -> None:
     with pytest.raises(ModeloptError, match=r"fc\.weight: scores are not numbers"):
-        weight_masks({"fc.weight": torch.tensor([[1.0, math.nan]])}, Structure(), {"fc.weight": 0.5})
+        weight_masks({"fc.weight": torch.tensor([[1.0, math.nan]])}, SparsityPattern(), {"fc.weight": 0.5})
 
 
 def test_masks_hold_through_training() -> None:
     program = net()
     masks = Masks(
         weight_masks({n: _scores(*program.get_parameter(n).shape) for n in ("stem.weight", "fc.weight")},
-                     Structure(), {"stem.weight": 0.7, "fc.weight": 0.4})
+                     SparsityPattern(), {"stem.weight": 0.7, "fc.weight": 0.4})
     )  # fmt: skip
     companion: Companion = masks
     masks.apply_(program)

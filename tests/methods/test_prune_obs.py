@@ -10,20 +10,32 @@ from numpy.typing import NDArray
 from prune_cases import LAYERS, One, captured, context, net, one, smooth
 from torch import Tensor, nn
 
-from modelopt_cli.errors import DataError, UsageError
+from modelopt_cli.errors import DataError
 from modelopt_cli.methods import layer_pass
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.layer_pass import inverse_factor
 from modelopt_cli.methods.matrices import from_matrices, to_matrices, unfold, weights_of
 from modelopt_cli.methods.prune import obs as module
-from modelopt_cli.methods.prune.masks import Structure, mask_of
-from modelopt_cli.methods.prune.obs import obs_obstacle, obs_prune
+from modelopt_cli.methods.prune.masks import mask_of
+from modelopt_cli.methods.prune.obs import Pruned, obs_obstacle, obs_prune
+from modelopt_cli.methods.prune.structures import SparsityPattern
 from modelopt_cli.program import Encoding, Program
 
-PATTERN, BLOCK = Structure("N:M", 4, 2), Structure("block", 4)
-STRUCTURES = [Structure(), PATTERN, BLOCK]
+PATTERN, BLOCK = SparsityPattern(keep=2, group=4), SparsityPattern(unit=4)
+STRUCTURES = [SparsityPattern(), PATTERN, BLOCK]
 IDS = ["unstructured", "2:4", "block"]
 Array = NDArray[np.float64]
+
+
+def _prune(
+    program: Program, pattern: SparsityPattern, sparsities: dict[str, float], around: Context
+) -> Pruned:
+    assert around.data is not None
+    return obs_prune(program, pattern, sparsities, around.data, around)
+
+
+def _obstacle(program: Program, name: str, pattern: SparsityPattern) -> str | None:
+    return pattern.obstacle(program.get_parameter(name).shape) or obs_obstacle(program, name, pattern)
 
 
 def _linear(rows: int, columns: int, n: int = 500, seed: int = 0) -> tuple[Program, Tensor]:
@@ -49,10 +61,10 @@ def _error(weight: Array, pruned: Array, hessian: Array) -> float:
 
 
 def _run(
-    program: Program, x: Tensor, structure: Structure, sparsity: float
+    program: Program, x: Tensor, structure: SparsityPattern, sparsity: float
 ) -> tuple[Array, NDArray[np.bool_]]:
     name = next(iter(weights_of(program)))
-    pruned = obs_prune(program, structure, {name: sparsity}, context(x, batch_size=100), samples=len(x))
+    pruned = _prune(program, structure, {name: sparsity}, context(x, batch_size=100))
     return _weight(pruned.program), pruned.masks[name].numpy()
 
 
@@ -65,7 +77,7 @@ def _refit(weight: Array, mask: NDArray[np.bool_], hessian: Array) -> Array:
 
 
 def _by_definition(
-    weight: Array, hessian: Array, structure: Structure, mask: NDArray[np.bool_] | None
+    weight: Array, hessian: Array, structure: SparsityPattern, mask: NDArray[np.bool_] | None
 ) -> Array:
     """SparseGPT without its tricks: at each column the inverse over the columns still free."""
     w = weight.copy()
@@ -100,8 +112,8 @@ def _greedy(weight: Array, hessian: Array, count: int) -> Array:
 @pytest.mark.parametrize("columns", [24, 300], ids=["one-block", "three-blocks"])
 def test_obs_weights_are_those_of_the_definition(columns: int) -> None:
     program, x = _linear(6, columns, n=800)
-    got, mask = _run(program, x, Structure(), 0.6)
-    expected = _by_definition(_weight(program), _hessian(x), Structure(), mask)
+    got, mask = _run(program, x, SparsityPattern(), 0.6)
+    expected = _by_definition(_weight(program), _hessian(x), SparsityPattern(), mask)
     np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-5)
     assert not got[~mask].any()
 
@@ -127,9 +139,9 @@ def test_obs_factor_holds_the_inverse_over_the_columns_that_are_left() -> None:
 def test_obs_lies_between_the_refit_and_magnitude(seed: int) -> None:
     program, x = _linear(16, 32, seed=seed)
     weight, hessian = _weight(program), _hessian(x)
-    got, mask = _run(program, x, Structure(), 0.5)
+    got, mask = _run(program, x, SparsityPattern(), 0.5)
     assert mask.sum() == mask.size // 2
-    magnitude = mask_of(torch.from_numpy(weight).abs(), Structure(), 0.5).numpy()
+    magnitude = mask_of(torch.from_numpy(weight).abs(), SparsityPattern(), 0.5).numpy()
     error = _error(weight, got, hessian)
     assert _error(weight, _refit(weight, mask, hessian), hessian) <= error * (1 + 1e-6)
     assert error < 0.2 * _error(weight, weight * magnitude, hessian)
@@ -148,21 +160,21 @@ def _outputs_error(case: str, x: Tensor, mask: Tensor, weight: Tensor, layer: An
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=IDS)
 @pytest.mark.parametrize("case", LAYERS)
-def test_obs_beats_magnitude_in_every_kind_of_layer(case: str, structure: Structure) -> None:
+def test_obs_beats_magnitude_in_every_kind_of_layer(case: str, structure: SparsityPattern) -> None:
     program = one(case)
     layer: Any = program.get_submodule("layer")
-    if obs_obstacle(program, "layer.weight", structure):
+    if _obstacle(program, "layer.weight", structure):
         return
     g = torch.Generator().manual_seed(3)
     x = torch.randn(60, *LAYERS[case][1], generator=g)
     x = x + 2 * torch.randn(60, 1, *[1] * (x.dim() - 2), generator=g)
-    pruned = obs_prune(program, structure, {"layer.weight": 0.5}, context(x, batch_size=16))
+    pruned = _prune(program, structure, {"layer.weight": 0.5}, context(x, batch_size=16))
     mask, weight = pruned.masks["layer.weight"], pruned.program.get_parameter("layer.weight").detach()
     plain = mask_of(layer.weight.detach().square(), structure, 0.5)
     assert mask.sum() == plain.sum()
-    assert structure.kind != "block" or set(structure.units(mask.float()).tolist()) == {0.0, 4.0}
+    assert structure.unit == 1 or set(structure.units(mask.float()).tolist()) == {0.0, 4.0}
     assert not weight[~mask].any()
-    if structure.kind == "N:M":
+    if structure.fixed:
         assert torch.equal(mask_of(mask.float(), structure, 0.0), mask)
     ours = _outputs_error(case, x, mask, weight, layer)
     assert ours < 0.8 * _outputs_error(case, x, plain, layer.weight.detach(), layer)
@@ -172,7 +184,7 @@ def test_obs_pattern_of_a_convolution_is_along_its_input_channels() -> None:
     torch.manual_seed(0)
     program = captured(One(nn.Conv2d(10, 6, 3)), 10, 8, 8)
     name = next(iter(weights_of(program)))
-    mask = obs_prune(program, PATTERN, {name: 0.5}, context(smooth(40, 10, 8, 8))).masks[name]
+    mask = _prune(program, PATTERN, {name: 0.5}, context(smooth(40, 10, 8, 8))).masks[name]
     assert (mask[:, :8].unflatten(1, (2, 4)).sum(2) == 2).all()
     assert mask[:, 8:].all()
 
@@ -182,27 +194,27 @@ def test_obs_prunes_each_layer_on_inputs_that_passed_the_pruned_ones() -> None:
     program = captured(nn.Sequential(nn.Linear(12, 16), nn.ReLU(inplace=True), nn.Linear(16, 8)), 12)
     x = torch.randn(300, 6) @ torch.randn(6, 12)
     names = list(weights_of(program))
-    got = obs_prune(program, Structure(), dict.fromkeys(names, 0.6), context(x, batch_size=64)).program
-    alone = obs_prune(program, Structure(), {names[0]: 0.6}, context(x, batch_size=64)).program
+    got = _prune(program, SparsityPattern(), dict.fromkeys(names, 0.6), context(x, batch_size=64)).program
+    alone = _prune(program, SparsityPattern(), {names[0]: 0.6}, context(x, batch_size=64)).program
     assert torch.equal(got.get_parameter(names[0]), alone.get_parameter(names[0]))
     first: Any = alone.get_submodule(names[0].rpartition(".")[0])
     second = captured(One(nn.Linear(16, 8)), 16)
     (name,) = weights_of(second)
     second.get_parameter(name).data.copy_(program.get_parameter(names[1]))
     inputs = torch.relu(first(x)).detach()
-    expected = obs_prune(second, Structure(), {name: 0.6}, context(inputs, batch_size=64)).program
+    expected = _prune(second, SparsityPattern(), {name: 0.6}, context(inputs, batch_size=64)).program
     torch.testing.assert_close(got.get_parameter(names[1]), expected.get_parameter(name))
     dense = torch.relu(program.get_submodule(names[0].rpartition(".")[0])(x)).detach()
-    other = obs_prune(second, Structure(), {name: 0.6}, context(dense, batch_size=64)).program
+    other = _prune(second, SparsityPattern(), {name: 0.6}, context(dense, batch_size=64)).program
     assert not torch.allclose(got.get_parameter(names[1]), other.get_parameter(name))
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=IDS)
-def test_obs_keeps_a_network_better_than_magnitude(structure: Structure) -> None:
+def test_obs_keeps_a_network_better_than_magnitude(structure: SparsityPattern) -> None:
     program, x = net(), smooth(200, 3, 12, 12)
-    names = [n for n in weights_of(program) if not obs_obstacle(program, n, structure)]
+    names = [n for n in weights_of(program) if not _obstacle(program, n, structure)]
     before = {name: value.clone() for name, value in program.state_dict().items()}
-    pruned = obs_prune(program, structure, dict.fromkeys(names, 0.5), context(x))
+    pruned = _prune(program, structure, dict.fromkeys(names, 0.5), context(x))
     assert all(torch.equal(value, before[name]) for name, value in program.state_dict().items())
     plain = net()
     for name in names:
@@ -215,24 +227,24 @@ def test_obs_keeps_a_network_better_than_magnitude(structure: Structure) -> None
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=IDS)
-def test_obs_keeps_zeros_and_counts_them(structure: Structure) -> None:
+def test_obs_keeps_zeros_and_counts_them(structure: SparsityPattern) -> None:
     program, x = _linear(8, 32)
     (name,) = weights_of(program)
-    first = obs_prune(program, structure, {name: 0.25}, context(x))
+    first = _prune(program, structure, {name: 0.25}, context(x))
     held = ~first.masks[name]
     first.program.encodings = {name: Encoding("sparse", {})}
-    again = obs_prune(first.program, structure, {name: 0.5}, context(x))
+    again = _prune(first.program, structure, {name: 0.5}, context(x))
     assert not (again.masks[name] & held).any()
     assert not again.program.get_parameter(name)[~again.masks[name]].any()
     assert int((~again.masks[name]).sum()) == 128
-    less = obs_prune(first.program, Structure(), {name: 0.0}, context(x))
+    less = _prune(first.program, SparsityPattern(), {name: 0.0}, context(x))
     assert torch.equal(less.masks[name], first.masks[name])
 
 
 def test_obs_takes_weights_of_dead_inputs_first() -> None:
     program, x = _linear(8, 32)
     x[:, 4:12] = 0
-    got, mask = _run(program, x, Structure(), 0.25)
+    got, mask = _run(program, x, SparsityPattern(), 0.25)
     assert not mask[:, 4:12].any()
     assert np.isfinite(got).all()
     expected = _weight(program)
@@ -244,14 +256,14 @@ def test_obs_takes_weights_of_dead_inputs_first() -> None:
 def test_obs_treats_very_wide_layers_in_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     program, x = _linear(6, 64)
     weight, hessian = _weight(program), _hessian(x)
-    whole, _ = _run(program, x, Structure(), 0.5)
+    whole, _ = _run(program, x, SparsityPattern(), 0.5)
     monkeypatch.setattr(layer_pass, "WIDEST", 20)
     for structure in STRUCTURES:
         got, mask = _run(program, x, structure, 0.5)
         assert mask.sum() == mask.size // 2
         magnitude = mask_of(torch.from_numpy(weight).abs(), structure, 0.5).numpy()
         assert _error(weight, got, hessian) < _error(weight, weight * magnitude, hessian)
-    assert not np.array_equal(whole, _run(program, x, Structure(), 0.5)[0])
+    assert not np.array_equal(whole, _run(program, x, SparsityPattern(), 0.5)[0])
 
 
 def test_obs_updates_in_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +278,7 @@ def test_obs_gives_the_same_twice_and_keeps_the_mode() -> None:
     program, x = net(), smooth(30, 3, 12, 12)
     program.train()
     names = dict.fromkeys(weights_of(program), 0.6)
-    first, second = (obs_prune(program, Structure(), names, context(x)) for _ in range(2))
+    first, second = (_prune(program, SparsityPattern(), names, context(x)) for _ in range(2))
     assert first.program.training
     for name in names:
         assert torch.equal(first.program.get_parameter(name), second.program.get_parameter(name))
@@ -276,15 +288,13 @@ def test_obs_gives_the_same_twice_and_keeps_the_mode() -> None:
 
 def test_obs_refuses_what_it_cannot_do() -> None:
     program = net()
-    with pytest.raises(UsageError, match="criterion obs needs data"):
-        obs_prune(program, Structure(), {"fc.weight": 0.5}, Context())
     with pytest.raises(DataError, match="no samples"):
-        obs_prune(program, Structure(), {"fc.weight": 0.5}, context(smooth(0, 3, 12, 12)))
-    assert obs_obstacle(program, "dw.weight", PATTERN) == "1 input channels, fewer than 4"
-    assert obs_obstacle(program, "dw.weight", Structure()) is None
+        _prune(program, SparsityPattern(), {"fc.weight": 0.5}, context(smooth(0, 3, 12, 12)))
+    assert _obstacle(program, "dw.weight", PATTERN) == "1 input channels, fewer than 4"
+    assert _obstacle(program, "dw.weight", SparsityPattern()) is None
     deconv = one("deconv1d")
-    assert obs_obstacle(deconv, "layer.weight", Structure()) is None
-    assert "ConvTranspose1d" in (obs_obstacle(deconv, "layer.weight", PATTERN) or "")
+    assert _obstacle(deconv, "layer.weight", SparsityPattern()) is None
+    assert "ConvTranspose1d" in (_obstacle(deconv, "layer.weight", PATTERN) or "")
 
 
 def test_obs_matrices_of_masks_return_to_the_weights_shape() -> None:

@@ -14,9 +14,12 @@ from modelopt_cli.artifact import write_program
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.errors import ModeloptError, UsageError
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.prune import PruneConfig, apply, schedule
+from modelopt_cli.methods.prune import PruneConfig
+from modelopt_cli.methods.prune import rounds as rounds_module
+from modelopt_cli.methods.prune.apply import apply
 from modelopt_cli.methods.prune.masks import Masks
-from modelopt_cli.methods.prune.schedule import GROWN_AT, Growing, check_held, cubic, epochs_of_round
+from modelopt_cli.methods.prune.rounds import GROWN_AT, Growing, check_held
+from modelopt_cli.methods.prune.schedules import cubic, epochs_of_round
 from modelopt_cli.methods.prune.targets import TargetNotReached
 from modelopt_cli.program import Program
 from modelopt_cli.training import TrainConfig, Training
@@ -236,13 +239,13 @@ def test_schedule_teacher_is_the_network_before_pruning(
     program, seen = small(), []
     with torch.no_grad():
         program.get_parameter("fc.weight").mul_(10)  # answers of its own, that no label asks for
-    real = schedule.objective
+    real = rounds_module.objective
 
     def spy(config: TrainConfig, teacher: nn.Module | None = None) -> object:
         seen.append(None if teacher is None else copy.deepcopy(teacher.state_dict()))
         return real(config, teacher)
 
-    monkeypatch.setattr(schedule, "objective", spy)
+    monkeypatch.setattr(rounds_module, "objective", spy)
     longer = replace(CONFIG, epochs=10)
     taught = apply(program, ZEROS, within(digits, replace(longer, teacher="self", distill_weight=1.0)))
     plain = apply(program, ZEROS, within(digits, longer))

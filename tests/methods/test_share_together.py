@@ -14,7 +14,7 @@ from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.kernels.saturation import never_saturates
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune import PruneConfig
-from modelopt_cli.methods.prune import apply as prune
+from modelopt_cli.methods.prune.apply import apply as prune
 from modelopt_cli.methods.quantize import QuantizeConfig
 from modelopt_cli.methods.quantize import apply as quantize
 from modelopt_cli.methods.quantize.untraced import apply_to_state as quantize_state

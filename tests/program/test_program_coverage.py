@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune import PruneConfig
-from modelopt_cli.methods.prune import apply as prune
+from modelopt_cli.methods.prune.apply import apply as prune
 from modelopt_cli.methods.quantize import QuantizeConfig
 from modelopt_cli.methods.quantize import apply as quantize
 from modelopt_cli.program import InputSpec, Program

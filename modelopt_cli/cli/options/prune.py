@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from modelopt_cli.cli.values import Reader, did_you_mean, parse_choice, parse_fraction
+from modelopt_cli.methods.prune.allocation import ALLOCATIONS
+from modelopt_cli.methods.prune.criteria import CRITERIA
 
 STRUCTURES = ("unstructured", "N:M", "block", "channels", "layers")
-CRITERIA = ("l1", "l2", "bn-scale", "taylor", "fpgm", "wanda", "obs", "random")
-ALLOCATIONS = ("uniform", "global", "erk", "lamp", "sensitivity")
 SCHEDULES = ("one-shot", "iterative", "gradual")
 TARGETS = ("sparsity", "flops", "params", "bytes", "latency")
 PICTURES = (".png", ".svg")

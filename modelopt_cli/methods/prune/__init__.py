@@ -1,6 +1,5 @@
 """prune: weights, channels and layers removed from a Program."""
 
-from modelopt_cli.methods.prune.apply import apply, sensitivity
 from modelopt_cli.methods.prune.config import PruneConfig
 
-__all__ = ["PruneConfig", "apply", "sensitivity"]
+__all__ = ["PruneConfig"]

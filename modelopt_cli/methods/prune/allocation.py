@@ -4,18 +4,22 @@ Whatever is shared out consists of units (weights, blocks, channels) of one cost
 gives up its units of the lowest scores first; units that score ``-inf`` are gone already.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import prod
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.prune.masks import lowest
+from modelopt_cli.methods.prune.structures import CHANNELS, LAYERS, WEIGHTS, Granularity
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Curve = Sequence[tuple[float, float]]
+"""Pairs of a layer's sparsity and the error that was measured there, by rising sparsity."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,6 @@ class Part:
     def clip(self, count: float) -> float:
         """The nearest count that is allowed."""
         return min(max(count, self.gone), self.most)
-
-
-Choose = Callable[[Sequence[Part], float], list[float]]
 
 
 def allocate(
@@ -107,15 +108,14 @@ def _part(
     name: str, scores: Tensor, shape: tuple[int, ...], cost: float, least_kept: int, curve: Curve
 ) -> Part:
     flat = scores.detach().flatten()
-    gone = int(torch.isneginf(flat).sum())
+    gone = int(flat.isneginf().sum())
     return Part(name, flat, shape, cost, gone, max(gone, flat.numel() - least_kept), curve)
 
 
 def _normalised(part: Part) -> Part:
-    live = part.scores[~torch.isneginf(part.scores)].double()
+    live = part.scores[~part.scores.isneginf()].double()
     mean = float(live.mean()) if live.numel() else 0.0
-    scores = part.scores.double() / mean if mean > 0 else part.scores
-    return Part(part.name, scores, part.shape, part.cost, part.gone, part.most, part.curve)
+    return replace(part, scores=part.scores.double() / mean) if mean > 0 else part
 
 
 def _checked(parts: Sequence[Part], target: float, total: float) -> float:
@@ -197,13 +197,16 @@ def lamp_scores(scores: Tensor) -> Tensor:
     ordered, order = scores.double().sort(stable=True)
     energy = ordered.clamp(min=0)
     rest = energy.flip(0).cumsum(0).flip(0)
-    lamp = torch.where(rest > 0, energy / rest, 0)
-    lamp = torch.where(torch.isneginf(ordered), -torch.inf, lamp)
-    return torch.empty_like(lamp).scatter_(0, order, lamp)
+    lamp = (energy / rest).masked_fill(~(rest > 0), 0).masked_fill(ordered.isneginf(), float("-inf"))
+    return lamp.new_empty(lamp.shape).scatter_(0, order, lamp)
 
 
 def _threshold(parts: Sequence[Part], scores: Sequence[Tensor], target: float) -> list[float]:
     """How many units of each are below the one threshold at which together they give the target."""
+    import torch
+
+    from modelopt_cli.methods.prune.masks import lowest
+
     pools = [score[lowest(score, part.most)].double() for part, score in zip(parts, scores, strict=True)]
     sizes = [len(pool) for pool in pools]
     costs = [part.cost for part in parts]
@@ -247,7 +250,7 @@ def _steps(part: Part) -> list[tuple[float, float, float]]:
 def _hull(part: Part) -> list[tuple[float, float]]:
     """The lower convex hull of a part's curve, which starts where nothing is removed."""
     if not part.curve:
-        raise UsageError("allocation sensitivity needs a measured curve", where=part.name)
+        raise UsageError("the allocation needs a measured curve", where=part.name)
     points = {0.0: 0.0} | dict(part.curve)
     corners: list[tuple[float, float]] = []
     for x, y in sorted(points.items()):
@@ -267,19 +270,44 @@ class Allocation:
     """One way to share out.
 
     Attributes:
-        paper: where it was published, or what it does.
+        help: one line.
+        paper: where it was published.
         choose: real numbers of units from the parts and the cost to remove.
+        granularities: of the parts that it can share out.
+        compares_scores: it asks for scores of all parts; else only their order within a part counts.
+        needs_curves: it asks for errors that are measured on data.
     """
 
+    help: str
     paper: str
-    choose: Choose
+    choose: Callable[[Sequence[Part], float], list[float]]
+    granularities: tuple[Granularity, ...] = (WEIGHTS, CHANNELS)
+    compares_scores: bool = False
+    needs_curves: bool = False
 
 
 ALLOCATIONS: dict[str, Allocation] = {
-    "uniform": Allocation("the same fraction of every layer", _uniform),
-    "global": Allocation("one threshold over the scores of all layers", _global),
-    "erk": Allocation("Evci et al., Rigging the Lottery: Making All Tickets Winners, ICML 2020", _erk),
-    "lamp": Allocation("Lee et al., Layer-adaptive Sparsity for Magnitude-based Pruning, ICLR 2021", _lamp),
-    "sensitivity": Allocation("the least total of errors measured layer by layer", _sensitivity),
+    "uniform": Allocation("every layer the same fraction", "none", _uniform),
+    "global": Allocation(
+        "the least important of all layers together",
+        "Han et al., Learning both Weights and Connections for Efficient Neural Networks, NIPS 2015",
+        _global,
+        (WEIGHTS, CHANNELS, LAYERS),
+        compares_scores=True,
+    ),
+    "erk": Allocation(
+        "layers with few weights for their size give less",
+        "Evci et al., Rigging the Lottery: Making All Tickets Winners, ICML 2020",
+        _erk,
+    ),
+    "lamp": Allocation(
+        "the least important by their share of what is left in their layer",
+        "Lee et al., Layer-adaptive Sparsity for Magnitude-based Pruning, ICLR 2021",
+        _lamp,
+        compares_scores=True,
+    ),
+    "sensitivity": Allocation(
+        "what changes the outputs least, as measured on the data", "none", _sensitivity, needs_curves=True
+    ),
 }
 """By the name used on the command line."""

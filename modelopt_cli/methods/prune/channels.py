@@ -10,15 +10,13 @@ import torch
 
 from modelopt_cli.artifact.sparsity import compact, pruned_names
 from modelopt_cli.methods.layer_selection import select_layers
-from modelopt_cli.methods.matrices import unseen_inputs
 from modelopt_cli.methods.prune.allocation import Curve, allocate
 from modelopt_cli.methods.prune.family import Family, nothing, shares, weighted_layers
 from modelopt_cli.methods.prune.ladder import Rungs, Step, after, finer, path
-from modelopt_cli.methods.prune.latency import PRECISION
 from modelopt_cli.methods.prune.sensitivity import STEEP, Variant, curves, measure
 from modelopt_cli.methods.prune.statistics import collect
-from modelopt_cli.methods.prune.targets import CLOSE, TOLERANCE, Found, search_path
-from modelopt_cli.methods.prune.units import unit_obstacle, unit_scores
+from modelopt_cli.methods.prune.targets import TOLERANCE, Found, search_path
+from modelopt_cli.methods.prune.units import ranked_members, unit_obstacle, unit_scores
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_names
 from modelopt_cli.program.channels import Dependencies, Group, Member, analyse, prepare, remove
@@ -109,8 +107,8 @@ class Channels(Family):
     def prune(self, program: Program, left: float, final: bool) -> Program:
         """Remove the units of the lowest scores, so many from each group as the allocation says."""
         cut = self._cut(program)
-        sensitive = self.config.chosen_allocation == "sensitivity"
-        known = curves(measure(self, program, STEEP)) if sensitive else None
+        needed = self.config.allocation_row.needs_curves
+        known = curves(measure(self, program, STEEP)) if needed else None
         share = partial(self._shares, cut, known)
         for level in (self.config.round_to, *finer(self.config.round_to)):
             steps = path(cut.rungs, share, level)
@@ -178,14 +176,10 @@ class Channels(Family):
         """Everything that is known of a Program before its channels go."""
         dependencies, groups = self._eligible(program)
         criterion, samples = self.config.chosen_criterion, self.config.calibration_samples
-        weights = [
-            member.parameter
-            for group in groups
-            for member in group.members
-            if member.role in ("out", "in") and unseen_inputs(program, member.parameter) is None
-        ]
+        row, apart = self.config.criterion_row, dependencies.program
+        weights = [m.parameter for group in groups for m in ranked_members(apart, group, row)]
         statistics = collect(program, criterion, weights, self.context, samples=samples)
-        scores = unit_scores(program, dependencies, criterion, statistics, seed=self.context.seed)
+        scores = unit_scores(apart, groups, criterion, statistics, seed=self.context.seed)
         groups = [group for group in groups if group.name in scores]
         rungs = {g.name: Rungs(g.units, width(g), g.step, scores[g.name]) for g in groups}
         state = program.state_dict()
@@ -211,15 +205,15 @@ class Channels(Family):
         return after(cut.rungs, steps[:taken])
 
     def _search(self, cut: Cut, plan: Callable[[int], Counts], last: int, left: float) -> Found:
-        close = PRECISION if self.config.latency is not None else CLOSE
+        close = self.config.target_row.close
         return search_path(lambda place: self._left_after(cut, plan(place)), last, left, close)
 
     def _left_after(self, cut: Cut, counts: Counts) -> float:
-        if self.config.target[0] == "sparsity":
+        if self.config.target_row.of_units:
             groups = cut.rungs
             planned = sum((groups[name].units - kept) * groups[name].width for name, kept in counts.items())
             return 1 - (self._gone(cut.program) + planned) / self._channels
-        return self.fraction(self.removed(cut, counts))
+        return self.left(self.removed(cut, counts))
 
     def _refine(self, cut: Cut, counts: Counts, steps: Sequence[Step], left: float) -> tuple[Counts, float]:
         """Go on from a plan that leaves too much, without the step that would lead too far.
@@ -245,10 +239,8 @@ class Channels(Family):
                 counts = plans[found.above]
         return best, miss
 
-    def left(self, program: Program) -> float:
-        """Of a sparsity: the channels of the groups that may lose some."""
-        if self.config.target[0] != "sparsity":
-            return self.fraction(program)
+    def units_left(self, program: Program) -> float:
+        """The fraction of the channels of the groups that may lose some."""
         return 1 - self._gone(program) / self._channels
 
     def describe(self, program: Program) -> dict[str, object]:

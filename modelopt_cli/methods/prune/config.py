@@ -1,50 +1,23 @@
 """What to prune, by what measure, how far, and in how many steps."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.prune.allocation import ALLOCATIONS, Allocation
+from modelopt_cli.methods.prune.criteria import AUTO_CRITERION, CRITERIA, Criterion, able
+from modelopt_cli.methods.prune.schedules import SCHEDULES, Schedule
+from modelopt_cli.methods.prune.structures import (
+    STRUCTURES,
+    Granularity,
+    SparsityPattern,
+    Structure,
+    structure_named,
+)
+from modelopt_cli.methods.prune.targets import SPARSITY, TARGETS, Target
 
-STRUCTURES: dict[str, str] = {
-    "unstructured": "single weights; the file shrinks, the speed stays",
-    "N:M": "at most N of every M neighbouring input weights stay, e.g. 2:4",
-    "block": "rows of --block neighbouring input weights",
-    "channels": "whole channels, units and heads, really removed",
-    "layers": "whole residual blocks and layers that keep their shape",
-}
-CRITERION_NAMES: dict[str, tuple[str, ...]] = {
-    "l1": ("weights", "channels", "layers"),
-    "l2": ("weights", "channels", "layers"),
-    "bn-scale": ("channels",),
-    "taylor": ("weights", "channels", "layers"),
-    "fpgm": ("channels",),
-    "wanda": ("weights", "channels"),
-    "obs": ("weights",),
-    "random": ("weights", "channels", "layers"),
-}
-"""By name: the families of structures it can rank."""
-ALLOCATION_NAMES = ("uniform", "global", "erk", "lamp", "sensitivity")
-SCHEDULES: dict[str, str] = {
-    "one-shot": "all at once, then fine-tuning if there are training data",
-    "iterative": "--rounds times a part, with fine-tuning in between",
-    "gradual": "masks that grow while one training run goes on",
-}
-TARGETS: dict[str, str] = {
-    "sparsity": "fraction removed, of the weights, channels or blocks that may be pruned",
-    "flops": "fraction of the arithmetic that is left",
-    "params": "fraction of the parameters that is left; zeros that pruning puts do not count",
-    "bytes": "fraction of the file that is left",
-    "latency": "fraction of the latency that is left, measured",
-}
 AUTO = "auto"
-_PATTERN = re.compile(r"([1-9]\d?):([1-9]\d?)")
-_INSTEAD = "use --structure channels, or one of --sparsity, --params, --bytes"
-_ZEROS = {
-    "flops": f"zeros are multiplied like any number; {_INSTEAD}",
-    "latency": f"zeros do not make it faster; {_INSTEAD}",
-}
 
 
 @dataclass(frozen=True)
@@ -53,8 +26,8 @@ class PruneConfig:
 
     Attributes:
         structure: a key of ``STRUCTURES``, or a pattern such as ``2:4``: how many stay, of how many.
-        criterion: a key of ``CRITERION_NAMES``; "auto" takes ``chosen_criterion``.
-        allocation: one of ``ALLOCATION_NAMES``; "auto" takes ``chosen_allocation``.
+        criterion: a key of ``CRITERIA``; "auto" takes ``chosen_criterion``.
+        allocation: a key of ``ALLOCATIONS``; "auto" takes ``chosen_allocation``.
         sparsity: fraction to remove; of single weights, of channels, or of blocks that can go.
         flops: fraction of the original's multiply-accumulates to keep.
         params: fraction of the original's parameters to keep; of zeros in weights those that are not zero.
@@ -102,15 +75,26 @@ class PruneConfig:
             raise UsageError("; ".join(wrong))
 
     @property
-    def pattern(self) -> tuple[int, int] | None:
-        """``(N, M)`` of an N:M structure: how many weights stay, of how many; None for the others."""
-        found = _PATTERN.fullmatch(self.structure)
-        return (int(found[1]), int(found[2])) if found else None
+    def structure_row(self) -> Structure:
+        """The declaration of the structure."""
+        row = structure_named(self.structure)
+        assert row is not None
+        return row
 
     @property
-    def family(self) -> str:
-        """What goes: ``weights``, ``channels`` or ``layers``."""
-        return self.structure if self.structure in ("channels", "layers") else "weights"
+    def granularity(self) -> Granularity:
+        """The size of the parts that go."""
+        return self.structure_row.granularity
+
+    @property
+    def pattern(self) -> SparsityPattern | None:
+        """The zeros that the structure leaves; None where parts are really removed."""
+        return self.structure_row.pattern(self) if self.structure_row.pattern else None
+
+    @property
+    def fixed_sparsity(self) -> float | None:
+        """The fraction that goes where the structure itself says it, as N:M does; else None."""
+        return self.pattern.sparsity if self.pattern is not None and self.pattern.fixed else None
 
     @property
     def target(self) -> tuple[str, float]:
@@ -119,8 +103,8 @@ class PruneConfig:
         Raises:
             UsageError: there is none; such a config is good for a sensitivity table only.
         """
-        if self.pattern is not None:
-            return "sparsity", 1 - self.pattern[0] / self.pattern[1]
+        if self.fixed_sparsity is not None:
+            return SPARSITY, self.fixed_sparsity
         given = _given(self)
         if not given:
             options = ", ".join(f"--{name}" for name in TARGETS)
@@ -128,18 +112,46 @@ class PruneConfig:
         return next(iter(given.items()))
 
     @property
+    def target_row(self) -> Target:
+        """The declaration of the target."""
+        return TARGETS[self.target[0]]
+
+    @property
+    def fraction_left(self) -> float:
+        """The fraction of the original that the target leaves."""
+        return 1 - self.target[1] if self.target_row.removed else self.target[1]
+
+    @property
     def chosen_criterion(self) -> str:
         """The criterion, with "auto" replaced by the best that needs no data."""
-        return "l2" if self.criterion == AUTO else self.criterion
+        return AUTO_CRITERION if self.criterion == AUTO else self.criterion
+
+    @property
+    def criterion_row(self) -> Criterion:
+        """The declaration of the chosen criterion."""
+        return CRITERIA[self.chosen_criterion]
 
     @property
     def chosen_allocation(self) -> str:
         """The allocation, with "auto" replaced by the one that suits structure and criterion."""
         if self.allocation != AUTO:
             return self.allocation
-        if self.pattern is not None or self.chosen_criterion in ("wanda", "random"):
-            return "uniform"
-        return "lamp" if self.chosen_criterion == "obs" else "global"
+        return self.structure_row.allocation or self.criterion_row.allocation
+
+    @property
+    def allocation_row(self) -> Allocation:
+        """The declaration of the chosen allocation."""
+        return ALLOCATIONS[self.chosen_allocation]
+
+    @property
+    def chosen_by_data(self) -> bool:
+        """True if what goes depends on samples."""
+        return self.criterion_row.needs_data or self.allocation_row.needs_curves
+
+    @property
+    def schedule_row(self) -> Schedule:
+        """The declaration of the schedule."""
+        return SCHEDULES[self.schedule]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form, for the history."""
@@ -151,11 +163,11 @@ def _given(config: PruneConfig) -> dict[str, float]:
 
 
 def _wrong_names(config: PruneConfig) -> Iterator[str]:
-    if config.pattern is None and config.structure not in STRUCTURES.keys() - {"N:M"}:
+    if structure_named(config.structure) is None:
         yield f"unknown structure {config.structure!r} (one of {', '.join(STRUCTURES)}, such as 2:4)"
     for what, value, known in (
-        ("criterion", config.criterion, (AUTO, *CRITERION_NAMES)),
-        ("allocation", config.allocation, (AUTO, *ALLOCATION_NAMES)),
+        ("criterion", config.criterion, (AUTO, *CRITERIA)),
+        ("allocation", config.allocation, (AUTO, *ALLOCATIONS)),
         ("schedule", config.schedule, tuple(SCHEDULES)),
     ):
         if value not in known:
@@ -163,8 +175,6 @@ def _wrong_names(config: PruneConfig) -> Iterator[str]:
 
 
 def _wrong_numbers(config: PruneConfig) -> Iterator[str]:
-    if config.pattern is not None and config.pattern[0] >= config.pattern[1]:
-        yield f"structure {config.structure} removes nothing: its first number says how many stay"
     for name, value in _given(config).items():
         if not 0 < value < 1:
             yield f"--{name} must be above 0 and below 1, not {value:g}"
@@ -174,52 +184,56 @@ def _wrong_numbers(config: PruneConfig) -> Iterator[str]:
 
 
 def _wrong_targets(config: PruneConfig) -> Iterator[str]:
-    given = _given(config)
-    if config.pattern is not None:
-        fixed = 1 - config.pattern[0] / config.pattern[1]
-        if any(name != "sparsity" or abs(value - fixed) > 1e-6 for name, value in given.items()):
+    given, fixed = _given(config), config.fixed_sparsity
+    if fixed is not None:
+        if fixed <= 0:
+            yield f"structure {config.structure} removes nothing: its first number says how many stay"
+        elif any(name != SPARSITY or abs(value - fixed) > 1e-6 for name, value in given.items()):
             yield f"structure {config.structure} fixes the sparsity at {fixed:g}; give no other target"
         return
     if len(given) > 1:
         yield f"{' and '.join(f'--{name}' for name in given)} exclude each other; give one target"
-    if config.family == "weights":
-        for name in given.keys() & _ZEROS.keys():
-            yield f"--{name} cannot be a target of structure {config.structure}: {_ZEROS[name]}"
+    if config.granularity.leaves_zeros:
+        for name in given:
+            if why := TARGETS[name].no_zeros:
+                yield f"--{name} cannot be a target of structure {config.structure}: {why}"
+
+
+def _wrong_combinations(config: PruneConfig) -> Iterator[str]:
+    granularity, row, allocation = config.granularity, config.structure_row, config.chosen_allocation
+    if granularity not in config.criterion_row.granularities:
+        yield f"criterion {config.chosen_criterion} cannot rank {granularity} (one of {able(granularity)})"
+    if allocation != (row.allocation or allocation):
+        yield f"structure {config.structure} is {row.allocation}; allocation {allocation} cannot apply"
+    elif config.allocation != AUTO and granularity not in config.allocation_row.granularities:
+        yield f"allocation {allocation} has no meaning for structure {config.structure}"
+    if config.schedule_row.while_training:
+        yield from _wrong_while_training(config)
+
+
+def _wrong_while_training(config: PruneConfig) -> Iterator[str]:
+    """Settings that keep masks from being chosen while the network trains."""
+    schedule = f"schedule {config.schedule}"
+    if config.pattern is None or config.pattern.fixed:
+        yield f"{schedule} grows masks over weights, not over {config.structure}; use --schedule iterative"
+    if not config.criterion_row.while_training:
+        names = " or ".join(name for name, row in CRITERIA.items() if row.while_training)
+        yield f"{schedule} ranks weights while they train, by {names} only, not {config.chosen_criterion}"
+    if any(TARGETS[name].of_file for name in _given(config)):
+        yield f"{schedule} needs --sparsity or --params; bytes are known only when masks are final"
+    if config.allocation_row.needs_curves:
+        yield f"{schedule} cannot use allocation {config.allocation}, which is measured before training"
 
 
 def _without_meaning(config: PruneConfig) -> Iterator[str]:
     """Settings that were changed although nothing asks for them."""
-    for name, where, wanted in (
-        ("rounds", "schedule", "iterative"),
-        ("block", "structure", "block"),
-        ("round_to", "structure", "channels"),
-    ):
-        if getattr(config, name) != getattr(PruneConfig, name) and getattr(config, where) != wanted:
-            yield f"--{name.replace('_', '-')} has no meaning without --{where} {wanted}"
-
-
-def _wrong_combinations(config: PruneConfig) -> Iterator[str]:
-    family, criterion = config.family, config.chosen_criterion
-    if family not in CRITERION_NAMES[criterion]:
-        known = ", ".join(name for name, families in CRITERION_NAMES.items() if family in families)
-        yield f"criterion {criterion} cannot rank {family} (one of {known})"
-    if config.allocation not in (AUTO, "uniform") and config.pattern is not None:
-        yield f"structure {config.structure} is uniform; allocation {config.allocation} cannot apply"
-    if config.allocation not in (AUTO, "global") and family == "layers":
-        yield f"allocation {config.allocation} has no meaning for structure layers"
-    if config.schedule == "gradual":
-        yield from _wrong_gradual(config, criterion)
-
-
-def _wrong_gradual(config: PruneConfig, criterion: str) -> Iterator[str]:
-    if config.structure not in ("unstructured", "block"):
-        yield (
-            f"schedule gradual grows masks over weights, not over {config.structure}; "
-            "use --schedule iterative"
-        )
-    if criterion not in ("l1", "l2"):
-        yield f"schedule gradual ranks weights while they train, by l1 or l2 only, not {criterion}"
-    if config.bytes is not None:
-        yield "schedule gradual needs --sparsity or --params; bytes are known only when masks are final"
-    if config.allocation == "sensitivity":
-        yield "schedule gradual cannot use allocation sensitivity, which is measured before training"
+    rows: tuple[tuple[str, Mapping[str, Structure | Schedule], Structure | Schedule], ...] = (
+        ("schedule", SCHEDULES, config.schedule_row),
+        ("structure", STRUCTURES, config.structure_row),
+    )
+    for option, table, chosen in rows:
+        for name, row in table.items():
+            for setting in row.settings:
+                changed = getattr(config, setting) != getattr(PruneConfig, setting)
+                if changed and setting not in chosen.settings:
+                    yield f"--{setting.replace('_', '-')} has no meaning without --{option} {name}"

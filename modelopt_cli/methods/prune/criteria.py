@@ -1,21 +1,86 @@
-"""Criteria: what makes a weight or a channel worth keeping, each as published."""
+"""Criteria: the importance of weights, channels and layers, each as published.
+
+A criterion is one row of ``CRITERIA``: how a weight scores, what of a network has to be collected for that,
+and how scores of weights become one of a channel. Scores are larger for what is more important.
+"""
+
+from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.matrices import weights_of
-from modelopt_cli.methods.prune.config import CRITERION_NAMES
-from modelopt_cli.methods.prune.masks import Masks
-from modelopt_cli.methods.prune.statistics import Statistics
-from modelopt_cli.program import Program
+from modelopt_cli.methods.prune.structures import CHANNELS, LAYERS, WEIGHTS, Granularity, SparsityPattern
 
-NOTHING, INPUTS, LABELS = "nothing", "inputs", "labels"
-Score = Callable[[str, Tensor, Statistics, int], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modelopt_cli.data import Data
+    from modelopt_cli.methods.context import Context
+    from modelopt_cli.methods.prune.obs import Pruned
+    from modelopt_cli.program import Program
+    from modelopt_cli.program.channels import Member
+
+    Score = Callable[["Parameter"], Tensor]
+    """The importance of each element of a parameter, of its shape."""
+    Collect = Callable[[Program, Sequence[str], Data, Context], dict[str, Tensor]]
+    """The statistic of parameters by name, from the network, their names, the data and run settings."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter to be scored.
+
+    Attributes:
+        name: in the network.
+        values: of any shape.
+        statistic: what the criterion collected for it, of the same shape; None if it collects nothing.
+        seed: of random scores.
+    """
+
+    name: str
+    values: Tensor
+    statistic: Tensor | None = None
+    seed: int = 0
+
+    @property
+    def collected(self) -> Tensor:
+        """The statistic of a criterion that collects one."""
+        assert self.statistic is not None
+        return self.statistic
+
+
+@dataclass(frozen=True)
+class ChannelScore:
+    """The way from scores of parameters to those of coupled channels.
+
+    A channel appears in many parameters: as a row of the layers that make it, as an element of norms, as a
+    column of the layers that read it. What each parameter says of each channel is a sum over the elements
+    that go with it; the channel's score is the mean of that over the parameters.
+
+    Attributes:
+        roles: the members of a group that are looked at, of ``program.channels.groups.ROLES``.
+        batch_norms: of the norms, those over a batch alone.
+        score: of the elements; None for the criterion's own.
+        of_parameter: instead, what a parameter says of each channel: from its values with the channels
+            first, as a matrix, its member of the group, and the number of channels ``(channels,)`` float64,
+            NaN for those that are not in it.
+        of_group: instead of all that, scores ``(channels,)`` from a group's name, their number and a seed.
+        relative: divide what a parameter says by its mean over the channels. Layers differ in the size of
+            their weights for reasons that say nothing of importance (fan-in, a batch norm behind them that
+            undoes any scale). Scores of different groups compare for the same reason.
+        obstacle: the reason given for a group that has no such parameters.
+    """
+
+    roles: tuple[str, ...] = ("out", "in", "norm")
+    batch_norms: bool = False
+    score: Score | None = None
+    of_parameter: Callable[[Tensor, Member, int], Tensor] | None = None
+    of_group: Callable[[str, int, int], Tensor] | None = None
+    relative: bool = True
+    obstacle: str = "no weights"
 
 
 @dataclass(frozen=True)
@@ -23,175 +88,269 @@ class Criterion:
     """One measure of importance.
 
     Attributes:
+        help: one line.
         paper: where it was published.
-        needs: "nothing", "inputs" (samples to calibrate on) or "labels" (samples with labels).
-        families: what it can rank: "weights", "channels", "layers".
-        score: importance of each weight, of the weight's shape, from the parameter's name and
-            values, the statistics and the seed; None where only whole filters have one.
+        granularities: what it can rank.
+        score: of single weights; None where only whole channels have one.
+        channel: how that becomes the score of a channel.
+        collect: what it has to know of the network besides its weights; None for nothing. Needs data.
+        needs_labels: the data need labels.
+        watches_inputs: it looks at what weights are multiplied with, so that a weight whose inputs cannot be
+            watched has no score.
+        comparable: scores of weights of different layers mean the same; if not, each layer's are divided by
+            their mean before an allocation compares them.
+        additive: scores are parts of one quantity, so that those of all parameters add up.
+        allocation: the one that suits it best.
+        while_training: weights can be ranked while they are trained: nothing has to be collected.
+        compensate: prunes weights so that those that stay make up for them; None just zeroes the lowest.
+        obstacle: why it cannot prune a parameter in a pattern; None where it can.
     """
 
+    help: str
     paper: str
-    needs: str
-    families: tuple[str, ...]
-    comparable: bool
-    score: Score | None
+    granularities: tuple[Granularity, ...]
+    score: Score | None = None
+    channel: ChannelScore = ChannelScore()
+    collect: Collect | None = None
+    needs_labels: bool = False
+    watches_inputs: bool = False
+    comparable: bool = True
+    additive: bool = False
+    allocation: str = "global"
+    while_training: bool = False
+    compensate: Callable[[Program, SparsityPattern, Mapping[str, float], Data, Context], Pruned] | None = None
+    obstacle: Callable[[Program, str, SparsityPattern], str | None] = lambda program, name, pattern: None
+
+    @property
+    def needs_data(self) -> bool:
+        """True if it looks at samples."""
+        return self.collect is not None
 
 
-def _l1(name: str, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:
-    return weight.abs()
+def _absolute(parameter: Parameter) -> Tensor:
+    return parameter.values.abs()
 
 
-def _l2(name: str, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:
+def _squares(parameter: Parameter) -> Tensor:
     """Squares; in float64 where those of float32 would all be infinite, or zero."""
-    largest = float(weight.abs().max()) if weight.numel() else 0.0
-    return (weight if largest == 0 or 1e-15 < largest < 1e15 else weight.double()).square()
+    values = parameter.values
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    return (values if largest == 0 or 1e-15 < largest < 1e15 else values.double()).square()
 
 
-def _taylor(name: str, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:
-    return statistics.taylor[name]
+def _collected(parameter: Parameter) -> Tensor:
+    return parameter.collected
 
 
-def _wanda(name: str, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:
-    return weight.abs() * statistics.norms[name]
+def _times_input_norm(parameter: Parameter) -> Tensor:
+    return parameter.values.abs() * parameter.collected
 
 
-def _obs(name: str, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:
-    return weight.double().square() * statistics.curvatures[name]
+def _squares_times_curvature(parameter: Parameter) -> Tensor:
+    return parameter.values.double().square() * parameter.collected
 
 
-def _random(name: str, weight: Tensor, statistics: Statistics, seed: int) -> Tensor:
-    return random_scores(name, weight.numel(), seed).view(weight.shape)
+def _random(parameter: Parameter) -> Tensor:
+    count = parameter.values.numel()
+    return random_scores(parameter.name, count, parameter.seed).view(parameter.values.shape)
 
 
 def random_scores(name: str, count: int, seed: int) -> Tensor:
     """Uniform numbers that depend on the name and the seed, not on what else is scored."""
+    import torch
+
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return torch.rand(count, generator=generator)
 
 
+def _distances(filters: Tensor, member: Member, channels: int) -> Tensor:
+    """For each channel the sum of its Euclidean distances to all others (He et al., eq. 4).
+
+    The filter nearest to the geometric median, which the others can replace best, has the least.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    present = member.units.unique()
+    vectors = pad_sequence([filters[i] for i in member.index if len(i)], batch_first=True).flatten(1)
+    sums = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+    return sums.new_full((channels,), torch.nan).index_copy(0, present, sums)
+
+
+def _squared_gradients(
+    program: Program, names: Sequence[str], data: Data, context: Context
+) -> dict[str, Tensor]:
+    from modelopt_cli.methods.prune.statistics import squared_gradients
+
+    return squared_gradients(program, data, context)
+
+
+def _input_norms(program: Program, names: Sequence[str], data: Data, context: Context) -> dict[str, Tensor]:
+    from modelopt_cli.methods.prune.statistics import input_norms
+
+    return input_norms(program, names, data, context)
+
+
+def _curvatures(program: Program, names: Sequence[str], data: Data, context: Context) -> dict[str, Tensor]:
+    from modelopt_cli.methods.prune.statistics import curvatures
+
+    return curvatures(program, names, data, context)
+
+
+def _surgeon(
+    program: Program, pattern: SparsityPattern, sparsities: Mapping[str, float], data: Data, context: Context
+) -> Pruned:
+    from modelopt_cli.methods.prune.obs import obs_prune
+
+    return obs_prune(program, pattern, sparsities, data, context)
+
+
+def _surgeon_obstacle(program: Program, name: str, pattern: SparsityPattern) -> str | None:
+    from modelopt_cli.methods.prune.obs import obs_obstacle
+
+    return obs_obstacle(program, name, pattern)
+
+
+EVERYTHING = (WEIGHTS, CHANNELS, LAYERS)
+
 CRITERIA: dict[str, Criterion] = {
     "l1": Criterion(
+        "absolute values",
         "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017",
-        NOTHING,
-        CRITERION_NAMES["l1"],
-        True,
-        _l1,
+        EVERYTHING,
+        _absolute,
+        while_training=True,
     ),
     "l2": Criterion(
+        "squares",
         "Han et al., Learning both Weights and Connections for Efficient Neural Networks, NIPS 2015",
-        NOTHING,
-        CRITERION_NAMES["l2"],
-        True,
-        _l2,
+        EVERYTHING,
+        _squares,
+        while_training=True,
     ),
     "bn-scale": Criterion(
+        "scales of the batch norms",
         "Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017",
-        NOTHING,
-        CRITERION_NAMES["bn-scale"],
-        True,
-        None,
+        (CHANNELS,),
+        channel=ChannelScore(
+            ("norm",),
+            batch_norms=True,
+            score=_absolute,
+            relative=False,
+            obstacle="no batch norm with weights",
+        ),
     ),
     "taylor": Criterion(
+        "first-order change of the loss",
         "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019",
-        LABELS,
-        CRITERION_NAMES["taylor"],
-        True,
-        _taylor,
+        EVERYTHING,
+        _collected,
+        # What reads a channel would count the same change of the loss a second time.
+        ChannelScore(("out", "bias", "norm", "tensor"), relative=False),
+        _squared_gradients,
+        needs_labels=True,
+        additive=True,
     ),
     "fpgm": Criterion(
+        "distance to the other filters",
         "He et al., Filter Pruning via Geometric Median, CVPR 2019",
-        NOTHING,
-        CRITERION_NAMES["fpgm"],
-        False,
-        None,
+        (CHANNELS,),
+        channel=ChannelScore(("out",), of_parameter=_distances),
+        comparable=False,
     ),
     "wanda": Criterion(
+        "weight times the norm of its input",
         "Sun et al., A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024",
-        INPUTS,
-        CRITERION_NAMES["wanda"],
-        False,
-        _wanda,
+        (WEIGHTS, CHANNELS),
+        _times_input_norm,
+        ChannelScore(("out", "in"), obstacle="no weights whose inputs can be watched"),
+        _input_norms,
+        watches_inputs=True,
+        comparable=False,
+        allocation="uniform",
     ),
     "obs": Criterion(
+        "cost of a removal that the other weights make up for",
         "Hassibi and Stork, Second Order Derivatives for Network Pruning, NIPS 1992; "
         "Frantar and Alistarh, SparseGPT, ICML 2023",
-        INPUTS,
-        CRITERION_NAMES["obs"],
-        True,
-        _obs,
+        (WEIGHTS,),
+        _squares_times_curvature,
+        collect=_curvatures,
+        watches_inputs=True,
+        allocation="lamp",
+        compensate=_surgeon,
+        obstacle=_surgeon_obstacle,
     ),
-    "random": Criterion("none: a baseline", NOTHING, CRITERION_NAMES["random"], True, _random),
+    "random": Criterion(
+        "none: a baseline",
+        "none",
+        EVERYTHING,
+        _random,
+        ChannelScore(of_group=random_scores),
+        allocation="uniform",
+    ),
 }
 """By the name used on the command line."""
 
-
-def criterion_for(name: str, family: str, *, data: bool, labels: bool) -> Criterion:
-    """The criterion of that name, if it can be used.
-
-    Args:
-        name: a key of ``CRITERIA``.
-        family: "weights", "channels" or "layers".
-        data: whether there are samples to calibrate on.
-        labels: whether they have labels.
-
-    Raises:
-        UsageError: it is unknown, cannot rank this family, or lacks what it needs.
-    """
-    if name not in CRITERIA:
-        raise UsageError(f"unknown criterion {name!r}", hint=f"one of {', '.join(CRITERIA)}")
-    criterion = CRITERIA[name]
-    if family not in criterion.families:
-        able = ", ".join(other for other, row in CRITERIA.items() if family in row.families)
-        raise UsageError(f"criterion {name} cannot rank {family}", hint=f"one of {able}")
-    free = "use --criterion l2, which needs no data"
-    if criterion.needs != NOTHING and not data:
-        raise UsageError(
-            f"criterion {name} needs data to calibrate on", hint=f"give --calib or --data, or {free}"
-        )
-    if criterion.needs == LABELS and not labels:
-        raise UsageError(
-            f"criterion {name} needs data with labels", hint=f"give --calib with labels, or {free}"
-        )
-    return criterion
+AUTO_CRITERION = "l2"
+"""The best of those that need no data."""
+INSTEAD = f"--criterion {AUTO_CRITERION}"
+"""What to use where a criterion cannot be used."""
 
 
 def weight_scores(
-    program: Program,
+    weights: Mapping[str, Tensor],
     criterion: str,
-    statistics: Statistics,
-    parameters: Iterable[str] | None = None,
+    promised: Mapping[str, Tensor] | None = None,
+    statistics: Mapping[str, Tensor] | None = None,
     *,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """The importance of every weight.
 
     Args:
-        program: the network.
-        criterion: a key of ``CRITERIA`` that ranks weights.
-        statistics: what ``collect`` found for this criterion; an empty one if it needs nothing.
-        parameters: names of the weights, or None for all of ``weights_of``.
-        seed: of the criterion ``random``.
+        weights: by parameter name.
+        criterion: a key of ``CRITERIA`` that has a score of weights.
+        promised: masks by parameter name, False for zeros that earlier pruning promised to keep.
+        statistics: what ``collect`` gave for this criterion and these weights.
+        seed: of random scores.
 
     Returns:
         By parameter name a float tensor of the weight's shape: larger means more important, and
-        ``-inf`` marks zeros that earlier pruning promised to keep.
+        ``-inf`` marks zeros that are promised.
+    """
+    score, promised, statistics = CRITERIA[criterion].score, promised or {}, statistics or {}
+    assert score is not None
+    scores = {
+        name: score(Parameter(name, values, statistics.get(name), seed)) for name, values in weights.items()
+    }
+    return {
+        name: values.masked_fill(~promised[name], float("-inf")) if name in promised else values
+        for name, values in scores.items()
+    }
+
+
+def able(granularity: Granularity) -> str:
+    """The names of the criteria that can rank a granularity, for messages."""
+    return ", ".join(name for name, row in CRITERIA.items() if granularity in row.granularities)
+
+
+def require_data(name: str, data: Data | None) -> None:
+    """Make sure that a criterion has what it looks at.
+
+    Args:
+        name: a key of ``CRITERIA``.
+        data: samples to calibrate on, or None.
 
     Raises:
-        UsageError: the criterion has no score for single weights.
+        UsageError: there are no data, or no labels.
     """
-    score = CRITERIA[criterion].score
-    if score is None:
-        raise UsageError(f"criterion {criterion} cannot rank weights", hint="use --structure channels")
-    weights = weights_of(program)
-    names = list(weights) if parameters is None else list(parameters)
-    scores = {name: score(name, weights[name].detach(), statistics, seed) for name in names}
-    return held(scores, Masks.of(program).masks)
-
-
-def held(scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scores with ``-inf`` where a mask is False."""
-    return {
-        name: score.masked_fill(~masks[name], -torch.inf) if name in masks else score
-        for name, score in scores.items()
-    }
+    row = CRITERIA[name]
+    instead = f"use {INSTEAD}, which needs no data"
+    if row.needs_data and data is None:
+        hint = f"give --calib or --data, or {instead}"
+        raise UsageError(f"criterion {name} needs data to calibrate on", hint=hint)
+    if row.needs_labels and data is not None and not data.labelled:
+        hint = f"give --calib with labels, or {instead}"
+        raise UsageError(f"criterion {name} needs data with labels", hint=hint)

@@ -10,11 +10,10 @@ from modelopt_cli.artifact.sparsity import compact
 from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.config import AUTO
-from modelopt_cli.methods.prune.criteria import weight_scores
 from modelopt_cli.methods.prune.family import Family, nothing, weighted_layers
 from modelopt_cli.methods.prune.layers import Removal, by_output, by_weights
 from modelopt_cli.methods.prune.sensitivity import Variant
-from modelopt_cli.methods.prune.statistics import collect
+from modelopt_cli.methods.prune.statistics import score_weights
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import weight_tensors
 from modelopt_cli.program.removable import Block, find_blocks, obstacles, without
@@ -74,10 +73,8 @@ class Layers(Family):
         if self.ranks_by_data:
             return by_output(program, blocks, self._batches, self.context.progress)
         criterion, samples = self.config.chosen_criterion, self.config.calibration_samples
-        weights = tuple(weights_of(program))
-        statistics = collect(program, criterion, weights, self.context, samples=samples)
-        scores = weight_scores(program, criterion, statistics, weights, seed=self.context.seed)
-        return by_weights(blocks, scores, total=criterion == "taylor")
+        scores = score_weights(program, criterion, tuple(weights_of(program)), self.context, samples=samples)
+        return by_weights(blocks, scores, total=self.config.criterion_row.additive)
 
     @property
     def ranks_by_data(self) -> bool:
@@ -94,10 +91,8 @@ class Layers(Family):
         for block in self.blocks(program):
             yield Variant(block.name, block.layers, 1.0, partial(self._without, program, [block]))
 
-    def left(self, program: Program) -> float:
-        """Of a sparsity: the blocks that may go and have not."""
-        if self.config.target[0] != "sparsity":
-            return self.fraction(program)
+    def units_left(self, program: Program) -> float:
+        """The fraction of the blocks that may go and have not."""
         parameters, blocks = program.state_dict().keys(), self.blocks(self.original)
         return sum(not parameters.isdisjoint(block.parameters) for block in blocks) / len(blocks)
 

@@ -1,22 +1,24 @@
 """What the three families of structures (weights, channels, layers) have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.data import Data
 from modelopt_cli.errors import NothingCompressed
-from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.context import Context, Reached
 from modelopt_cli.methods.prune.config import PruneConfig
-from modelopt_cli.methods.prune.criteria import CRITERIA
-from modelopt_cli.methods.prune.latency import Timer
+from modelopt_cli.methods.prune.figures import Timer, parameters
 from modelopt_cli.methods.prune.reestimate import reestimate
 from modelopt_cli.methods.prune.sensitivity import Variant
-from modelopt_cli.methods.prune.targets import Figures
+from modelopt_cli.methods.prune.targets import DRAFT
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import WEIGHTED_KINDS
+from modelopt_cli.program.coverage import WEIGHTED_KINDS, coverage
 
 
 class Family(ABC):
@@ -26,7 +28,6 @@ class Family(ABC):
         given: the Program to prune; it is not changed.
         config: what to do.
         context: calibration data, seed, progress.
-        figures: counts what targets are made of.
 
     Attributes:
         original: the same network in the form that is pruned.
@@ -34,9 +35,9 @@ class Family(ABC):
         notes: one line for each thing the user should know.
     """
 
-    def __init__(self, given: Program, config: PruneConfig, context: Context, figures: Figures) -> None:
+    def __init__(self, given: Program, config: PruneConfig, context: Context) -> None:
         self.given, self.original = given, self.prepared(given)
-        self.config, self.context, self.figures = config, context, figures
+        self.config, self.context = config, context
         self.reasons: dict[str, str] = {}
         self.notes: list[str] = []
 
@@ -63,8 +64,8 @@ class Family(ABC):
         """The Program with one part of it pruned at a time, at rising sparsities."""
 
     @abstractmethod
-    def left(self, program: Program) -> float:
-        """The fraction of the original that is left of a Program, in the unit of the target."""
+    def units_left(self, program: Program) -> float:
+        """The fraction that a Program has left of the original's weights, channels or blocks that may go."""
 
     @abstractmethod
     def describe(self, program: Program) -> dict[str, object]:
@@ -86,27 +87,67 @@ class Family(ABC):
         """What the user should know of a result."""
         return []
 
-    @property
-    def pattern(self) -> str | None:
-        """Of the zeros of freshly pruned weights, as the codec ``sparse`` knows it."""
-        return None
+    def left(self, program: Program) -> float:
+        """The fraction of the original that is left of a Program, in the unit of the target."""
+        return self.config.target_row.left(self, program)
+
+    def count_parameters(self, program: Program) -> float:
+        """The parameters of a network that the target ``params`` is a fraction of."""
+        return parameters(program)
+
+    def share_of(self, figure: Callable[[Program], float], program: Program) -> float:
+        """A figure of a Program as a fraction of the original's."""
+        if figure not in self._figures:
+            self._figures[figure] = figure(self.given)
+        return figure(program) / self._figures[figure]
 
     @cached_property
-    def full(self) -> float:
-        """The figure of the original that the target is a fraction of."""
-        return self.figures.of(self.config.target[0], self.given)
+    def _figures(self) -> dict[Callable[[Program], float], float]:
+        return {}
+
+    def file_share(self, program: Program) -> float:
+        """Bytes of the file that a Program would be written to, its history included, over the original's."""
+        before = program.history
+        program.history = (*before, self.entry(program, Reached(*self.config.target, DRAFT)))
+        try:
+            return predicted_bytes(program, code=self.context.code) / self.original_bytes
+        finally:
+            program.history = before
+
+    @cached_property
+    def original_bytes(self) -> int:
+        """Length of the file that the original would be written to as a plain artifact."""
+        return predicted_bytes(self.given)
 
     @cached_property
     def timer(self) -> Timer:
         """Compares latencies with the original's."""
         return Timer(self.original, self.context.device, self.context.seed)
 
-    def fraction(self, program: Program) -> float:
-        """What is left of the original in flops, params, bytes or latency."""
-        metric, _ = self.config.target
-        if metric == "latency":
-            return self.timer.fraction(program)
-        return self.figures.pruned(metric, program) / self.full
+    def entry(self, program: Program, target: Reached) -> dict[str, Any]:
+        """What the history says: nothing that would differ from one run to the next."""
+        config, context = self.config, self.context
+        figures: dict[str, Any] = {"metric": target.metric, "wanted": target.wanted}
+        if not config.target_row.measured:
+            figures["reached"] = round(target.reached, 4)
+        entry = {
+            "method": "prune",
+            "config": config.as_dict(),
+            "criterion": config.chosen_criterion,
+            "allocation": config.chosen_allocation,
+            "seed": context.seed,
+            "torch": str(torch.__version__),
+            "target": figures,
+            "skipped": self.skipped(program),
+            **self.describe(program),
+            **context.origin,
+        }
+        if (calibration := self.calibration) is not None:
+            entry["calibration"] = calibration.name
+        if context.training is not None:
+            entry["training"] = {"data": context.training.train.name, **context.training.config.as_dict()}
+        covered = coverage(program, (*self.original.history, entry))
+        return entry | {"coverage": {"compressed": covered.compressed, "total": covered.total}}
 
     @cached_property
     def samples(self) -> Data | None:
@@ -117,8 +158,7 @@ class Family(ABC):
     @property
     def calibration(self) -> Data | None:
         """The data that decide about the result besides those it is trained on, or None."""
-        needed = CRITERIA[self.config.chosen_criterion].needs != "nothing"
-        if self.ranks_by_data or needed or self.config.allocation == "sensitivity":
+        if self.ranks_by_data or self.config.chosen_by_data:
             return self.samples
         return self._norm_data if self.reestimates else None
 

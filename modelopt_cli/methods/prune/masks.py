@@ -1,80 +1,15 @@
 """From scores to masks: which weights stay, for every structure that leaves zeros behind."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from modelopt_cli.artifact.sparsity import pruned_names
-from modelopt_cli.errors import ModeloptError, UsageError
-from modelopt_cli.methods.prune.config import PruneConfig
+from modelopt_cli.errors import ModeloptError
+from modelopt_cli.methods.prune.structures import SparsityPattern
 from modelopt_cli.program import Program
-
-
-@dataclass(frozen=True)
-class Structure:
-    """Which zeros may be put into a weight.
-
-    Attributes:
-        kind: "unstructured" for single weights, "block" for runs of neighbouring weights of a row,
-            "N:M" for at most ``keep`` nonzeros in every ``group`` neighbouring input channels.
-        group: M, or the length of a block.
-        keep: N.
-    """
-
-    kind: str = "unstructured"
-    group: int = 1
-    keep: int = 0
-
-    @classmethod
-    def of(cls, config: PruneConfig) -> "Structure":
-        """The structure a config asks for.
-
-        Raises:
-            UsageError: one that leaves no zeros behind: channels or layers.
-        """
-        if config.pattern is not None:
-            return cls("N:M", config.pattern[1], config.pattern[0])
-        if config.structure == "block":
-            return cls("block", config.block)
-        if config.structure == "unstructured":
-            return cls()
-        raise UsageError(f"structure {config.structure} has no masks")
-
-    def rows(self, weight: Tensor) -> Tensor:
-        """A weight, or anything of its shape, with the direction in which neighbours are counted last.
-
-        For N:M these are the input channels (dimension 1), separately for each kernel position, as
-        sparse matrix kernels read them. For blocks it is the whole row of one output, in memory order.
-        """
-        return weight.movedim(1, -1) if self.kind == "N:M" else weight.flatten(1)
-
-    def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of ``rows``."""
-        return rows.movedim(-1, 1) if self.kind == "N:M" else rows.reshape(shape)
-
-    def obstacle(self, shape: Iterable[int]) -> str | None:
-        """Why a weight of this shape can have no such zeros; None where it can."""
-        length = self.rows(torch.empty(tuple(shape), device="meta")).shape[-1]
-        if length >= self.group:
-            return None
-        what = "input channels" if self.kind == "N:M" else "weights in a row"
-        return f"{length} {what}, fewer than {self.group}"
-
-    def units(self, scores: Tensor) -> Tensor:
-        """The scores of what can be removed by itself, in a row; a block's is the sum of its weights'.
-
-        Weights that are gone already score ``-inf``; a block of such weights only does so too.
-        What is left over at the end of a row, too short for a block, is no unit.
-        """
-        if self.kind != "block":
-            return scores.flatten()
-        blocks = _grouped(self.rows(scores), self.group)
-        gone = torch.isneginf(blocks)
-        sums = torch.where(gone, 0, blocks).sum(-1)
-        return sums.masked_fill(gone.all(-1), -torch.inf).flatten()
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
@@ -104,38 +39,26 @@ def _kth_smallest(flat: Tensor, count: int) -> float:
     return float(flat.kthvalue(count).values)
 
 
-def mask_of(scores: Tensor, structure: Structure, sparsity: float) -> Tensor:
+def mask_of(scores: Tensor, pattern: SparsityPattern, sparsity: float) -> Tensor:
     """The mask of one weight: the units of the lowest scores go.
 
     Args:
         scores: of the weight's shape, larger means more important, ``-inf`` means gone already.
-        structure: what goes together.
+        pattern: what goes together.
         sparsity: fraction of the units to remove; not used for N:M.
 
     Returns:
         Booleans of the same shape, False where the weight is zero. Exactly the number of units
         nearest to ``sparsity`` is False, and every weight that was gone before.
     """
-    if structure.kind == "N:M":
-        keep = _pattern(scores, structure)
+    if pattern.fixed:
+        gone = lowest_in_groups(pattern.grouped(pattern.rows(scores)), pattern.group - pattern.keep)
+        keep = _spread(~gone.flatten(-2), scores, pattern)
     else:
-        units = structure.units(scores)
+        units = pattern.units(scores)
         gone = lowest(units, round(sparsity * units.numel()))
-        keep = (
-            ~gone.view(scores.shape)
-            if structure.kind == "unstructured"
-            else _unblocked(gone, scores, structure)
-        )
+        keep = ~gone.view(scores.shape) if pattern.unit == 1 else _unblocked(~gone, scores, pattern)
     return keep & ~torch.isneginf(scores)
-
-
-def _pattern(scores: Tensor, structure: Structure) -> Tensor:
-    rows = structure.rows(scores)
-    groups = _grouped(rows, structure.group)
-    keep = torch.ones(rows.shape, dtype=torch.bool, device=rows.device)
-    kept = ~lowest_in_groups(groups, structure.group - structure.keep)
-    keep[..., : groups.shape[-2] * structure.group] = kept.flatten(-2)
-    return structure.unrows(keep, scores.shape)
 
 
 def lowest_in_groups(scores: Tensor, count: int) -> Tensor:
@@ -144,22 +67,20 @@ def lowest_in_groups(scores: Tensor, count: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
 
 
-def _unblocked(gone: Tensor, scores: Tensor, structure: Structure) -> Tensor:
-    keep = torch.ones_like(structure.rows(scores), dtype=torch.bool)
-    whole = keep.shape[-1] // structure.group
-    keep[..., : whole * structure.group] = ~gone.view(-1, whole).repeat_interleave(structure.group, -1)
-    return structure.unrows(keep, scores.shape)
+def _unblocked(keep: Tensor, scores: Tensor, pattern: SparsityPattern) -> Tensor:
+    blocks = pattern.rows(scores).shape[-1] // pattern.unit
+    return _spread(keep.view(-1, blocks).repeat_interleave(pattern.unit, -1), scores, pattern)
 
 
-def _grouped(rows: Tensor, size: int) -> Tensor:
-    """Whole groups of ``size`` along the last dimension; the rest of a row is left out."""
-    whole = rows.shape[-1] // size
-    groups: Tensor = rows[..., : whole * size].unflatten(-1, (whole, size))
-    return groups
+def _spread(kept: Tensor, scores: Tensor, pattern: SparsityPattern) -> Tensor:
+    """A mask of a weight's shape from that of its rows; what is left over at the end of a row stays."""
+    keep = torch.ones_like(pattern.rows(scores), dtype=torch.bool)
+    keep[..., : kept.shape[-1]] = kept
+    return pattern.unrows(keep, scores.shape)
 
 
 def weight_masks(
-    scores: Mapping[str, Tensor], structure: Structure, sparsities: Mapping[str, float]
+    scores: Mapping[str, Tensor], pattern: SparsityPattern, sparsities: Mapping[str, float]
 ) -> dict[str, Tensor]:
     """Masks for several weights, by parameter name; see ``mask_of``.
 
@@ -169,7 +90,7 @@ def weight_masks(
     for name, score in scores.items():
         if torch.isnan(score).any():
             raise ModeloptError("scores are not numbers", where=name)
-    return {name: mask_of(score, structure, sparsities.get(name, 0.0)) for name, score in scores.items()}
+    return {name: mask_of(score, pattern, sparsities.get(name, 0.0)) for name, score in scores.items()}
 
 
 class Masks:

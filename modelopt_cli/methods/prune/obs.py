@@ -14,21 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modelopt_cli.data import Data
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.layer_pass import (
     DAMPING,
     Columns,
     LayerPass,
     Span,
-    calibration_data,
     damped,
     evaluation_copy,
     hessians,
     inverse_factor,
     layers_in_call_order,
 )
-from modelopt_cli.methods.matrices import DECONVS, from_matrices, to_matrices, unseen_inputs
-from modelopt_cli.methods.prune.masks import Masks, Structure, lowest, lowest_in_groups
+from modelopt_cli.methods.matrices import DECONVS, from_matrices, to_matrices
+from modelopt_cli.methods.prune.criteria import INSTEAD
+from modelopt_cli.methods.prune.masks import Masks, lowest, lowest_in_groups
+from modelopt_cli.methods.prune.structures import SparsityPattern
 from modelopt_cli.program import Program
 
 BLOCK = 128
@@ -54,45 +56,42 @@ class Pruned:
     masks: dict[str, Tensor]
 
 
-def obs_obstacle(program: Program, parameter: str, structure: Structure) -> str | None:
-    """Why a weight cannot be pruned with updates; None where it can."""
-    if why := unseen_inputs(program, parameter):
-        return why
+def obs_obstacle(program: Program, parameter: str, pattern: SparsityPattern) -> str | None:
+    """Why a weight cannot be pruned in a pattern with updates; None where it can."""
     module = program.get_submodule(parameter.rpartition(".")[0])
-    if structure.kind != "unstructured" and isinstance(module, DECONVS):
+    if pattern.label is not None and isinstance(module, DECONVS):
         return f"the rows of {type(module).__name__} are not its outputs"
-    return structure.obstacle(program.get_parameter(parameter).shape)
+    return None
 
 
 def obs_prune(
     program: Program,
-    structure: Structure,
+    pattern: SparsityPattern,
     sparsities: Mapping[str, float],
+    data: Data,
     context: Context,
     *,
-    samples: int = 512,
     damping: float = DAMPING,
 ) -> Pruned:
     """Prune one layer after the other, each on inputs that went through the layers already pruned.
 
     Args:
         program: the network; it is not changed.
-        structure: which zeros may be put.
+        pattern: which zeros may be put.
         sparsities: fraction of the units of each weight to remove, by parameter name; for N:M only
             the names count.
-        context: calibration data, seed, batch size, device, progress.
-        samples: how many to look at, at most.
+        data: samples to calibrate on.
+        context: batch size, device, progress.
         damping: of the Hessian.
 
     Raises:
-        UsageError: no data, or the inputs of a weight cannot be watched.
+        UsageError: the inputs of a weight cannot be watched.
         DataError: no samples, or the network gives no finite numbers on them.
     """
-    data = calibration_data(context, "criterion obs", samples, "--criterion l2")
     network, held = evaluation_copy(program, context.device), Masks.of(program).masks
-    layers, masks = layers_in_call_order(network, sparsities, "--criterion l2"), {}
+    layers, masks = layers_in_call_order(network, sparsities, INSTEAD), {}
     works = {
-        layer: _Layer(network.get_submodule(layer), structure, held.get(parameter))
+        layer: _Layer(network.get_submodule(layer), pattern, held.get(parameter))
         for layer, parameter in layers.items()
     }
     columns = {layer: work.columns for layer, work in works.items()}
@@ -104,18 +103,17 @@ def obs_prune(
 class _Layer:
     """A layer's weight as matrices ``(groups, rows, columns)``, columns in the order of work."""
 
-    def __init__(self, module: Any, structure: Structure, held: Tensor | None) -> None:
+    def __init__(self, module: Any, pattern: SparsityPattern, held: Tensor | None) -> None:
         self.module = module
         weight = module.weight.detach()
         self.held = torch.ones_like(weight, dtype=torch.bool) if held is None else held.to(weight.device)
         count = to_matrices(module, weight).shape[-1]
-        self.unit = structure.group if structure.kind == "block" else 1
-        self.pattern = structure if structure.kind == "N:M" else None
-        if self.pattern is None:
+        self.unit, self.pattern = pattern.unit, pattern
+        if not pattern.fixed:
             self.columns = Columns(count, None, range(0, count, self.unit))
             self.starts: frozenset[int] = frozenset()
         else:
-            order, starts, cuts = _pattern_order(tuple(weight.shape), structure.group)
+            order, starts, cuts = _pattern_order(tuple(weight.shape), pattern.group)
             self.columns, self.starts = Columns(count, order, cuts), frozenset(starts)
 
     def prune(self, hessians: list[Tensor], sparsity: float, damping: float) -> Tensor:
@@ -124,7 +122,7 @@ class _Layer:
         keep = self._in_order(self.held)
         spans = self.columns.spans
         factors = [inverse_factor(damped(hessians.pop(0), damping)) for _ in spans]
-        choices = self._choices(weight, keep, factors, sparsity) if self.pattern is None else {}
+        choices = {} if self.pattern.fixed else self._choices(weight, keep, factors, sparsity)
         for (start, stop), factor in zip(spans, factors, strict=True):
             for first, last in self.columns.divide(start, stop, BLOCK):
                 inside = slice(first - start, last - start)
@@ -183,7 +181,6 @@ class _Layer:
 
     def _choose_of_pattern(self, weight: Tensor, keep: Tensor, upper: Tensor, at: int, j: int) -> None:
         """Mark what goes of the N:M group that starts at a column."""
-        assert self.pattern is not None
         group = slice(at, at + self.pattern.group)
         scores = _saliency(weight, keep, upper[..., j:, j:], (group.start, group.stop), 1)
         keep[..., group] &= ~lowest_in_groups(scores, self.pattern.group - self.pattern.keep)

@@ -1,20 +1,18 @@
 """What criteria know of a network besides its weights, collected in memory that the samples do not fill."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from modelopt_cli.errors import UsageError
+from modelopt_cli.data import Data
 from modelopt_cli.measure.accuracy import check_labels
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.layer_pass import (
     Columns,
     LayerPass,
-    calibration_data,
     damped,
     evaluation_copy,
     hessians,
@@ -23,48 +21,44 @@ from modelopt_cli.methods.layer_pass import (
     refuse_infinite,
 )
 from modelopt_cli.methods.matrices import from_matrices, to_matrices, unfold
+from modelopt_cli.methods.prune.criteria import CRITERIA, INSTEAD, require_data, weight_scores
+from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Program
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """By parameter name, float tensors of the parameter's shape.
-
-    Attributes:
-        norms: Euclidean norm of what each weight is multiplied with, over all samples and positions.
-        curvatures: 1 / [H^-1]_jj with H = X^T X, over the energy of the layer's outputs: times the
-            squared weight it is the part of the layer's output that the removal of the weight costs.
-        taylor: (weight * gradient)^2, the mean over batches; of all parameters, biases included.
-    """
-
-    norms: Mapping[str, Tensor] = field(default_factory=dict)
-    curvatures: Mapping[str, Tensor] = field(default_factory=dict)
-    taylor: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def collect(
     program: Program, criterion: str, parameters: Sequence[str], context: Context, *, samples: int = 512
-) -> Statistics:
+) -> dict[str, Tensor]:
     """Run the network on data and note what a criterion needs.
 
     Args:
         program: the network; it is not changed.
         criterion: a key of ``CRITERIA``.
-        parameters: weights whose inputs are wanted (``wanda`` and ``obs``).
+        parameters: the weights to be scored, at least.
         context: data, seed, batch size, device, progress.
         samples: how many to look at, at most.
+
+    Returns:
+        By parameter name a float tensor of the parameter's shape; empty for a criterion that needs nothing.
 
     Raises:
         UsageError: no data, no labels, or the inputs of a weight cannot be watched.
         DataError: no samples, or the network gives no finite numbers on them.
     """
-    if criterion == "taylor":
-        return Statistics(taylor=squared_gradients(program, context, samples))
-    if criterion == "wanda":
-        return Statistics(norms=input_norms(program, parameters, context, samples))
-    if criterion == "obs":
-        return Statistics(curvatures=curvatures(program, parameters, context, samples))
-    return Statistics()
+    row = CRITERIA[criterion]
+    require_data(criterion, context.data)
+    if row.collect is None or context.data is None:
+        return {}
+    return row.collect(program, parameters, context.data.sample(samples, context.seed), context)
+
+
+def score_weights(
+    program: Program, criterion: str, parameters: Sequence[str], context: Context, *, samples: int = 512
+) -> dict[str, Tensor]:
+    """``weight_scores`` of some parameters of a network, with what ``collect`` notes; the same arguments."""
+    statistics = collect(program, criterion, parameters, context, samples=samples)
+    weights = {name: program.get_parameter(name).detach() for name in parameters}
+    return weight_scores(weights, criterion, Masks.of(program).masks, statistics, seed=context.seed)
 
 
 class _Squares(fx.Interpreter):
@@ -86,16 +80,15 @@ class _Squares(fx.Interpreter):
 
 
 def input_norms(
-    program: Program, parameters: Sequence[str], context: Context, samples: int
+    program: Program, parameters: Sequence[str], data: Data, context: Context
 ) -> dict[str, Tensor]:
-    """Euclidean norms of the unfolded inputs, of each weight's shape, in one pass.
+    """Euclidean norm of what each weight is multiplied with, over all samples and positions, in one pass.
 
     Squares are added up over samples before they are unfolded: a patch is cut from the same place of
     every sample.
     """
-    data = calibration_data(context, "criterion wanda", samples, "--criterion l2")
     network = evaluation_copy(program, context.device)
-    layers = layers_in_call_order(program, parameters, "--criterion l2")
+    layers = layers_in_call_order(program, parameters, INSTEAD)
     squares = _Squares(network, layers)
     seen = 0
     for images, _ in data.batches(context.batch_size, workers=context.workers):
@@ -122,12 +115,14 @@ def _of_weight_shape(module: Any, columns: Tensor) -> Tensor:
 
 
 def curvatures(
-    program: Program, parameters: Sequence[str], context: Context, samples: int
+    program: Program, parameters: Sequence[str], data: Data, context: Context
 ) -> dict[str, Tensor]:
-    """See ``Statistics.curvatures``; one layer's Hessian at a time."""
-    data = calibration_data(context, "criterion obs", samples, "--criterion l2")
+    """1 / [H^-1]_jj with H = X^T X, over the energy of the layer's outputs; one layer's Hessian at a time.
+
+    Times the squared weight it is the part of the layer's output that the removal of the weight costs.
+    """
     network = evaluation_copy(program, context.device)
-    layers = layers_in_call_order(program, parameters, "--criterion l2")
+    layers = layers_in_call_order(program, parameters, INSTEAD)
     weights = {layer: _matrices(network, layer) for layer in layers}
     columns = {layer: Columns(weight.shape[-1]) for layer, weight in weights.items()}
     found: dict[str, Tensor] = {}
@@ -148,18 +143,14 @@ def _matrices(network: Program, layer: str) -> Tensor:
     return to_matrices(module, module.weight.detach()).double()
 
 
-def squared_gradients(program: Program, context: Context, samples: int) -> dict[str, Tensor]:
+def squared_gradients(program: Program, data: Data, context: Context) -> dict[str, Tensor]:
     """(parameter * gradient of the cross-entropy)^2, averaged over batches, by parameter name.
 
-    Of every parameter of the network; a parameter that the output does not depend on gets zeros.
+    Of every parameter of the network, biases included; one that the output does not depend on gets zeros.
 
     Raises:
-        UsageError: no data, or no labels.
         DataError: no samples, a label that is not a class, or the network gives no finite numbers.
     """
-    data = calibration_data(context, "criterion taylor", samples, "--criterion l2")
-    if not data.labelled:
-        raise UsageError("criterion taylor needs data with labels", hint="or use --criterion l2")
     data = data.with_labels(program.labels)
     network = evaluation_copy(program, context.device).requires_grad_(True)
     parameters = dict(network.named_parameters())

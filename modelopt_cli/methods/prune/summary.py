@@ -7,6 +7,7 @@ from torch import Tensor
 
 from modelopt_cli.artifact.dtypes import count_nonzero
 from modelopt_cli.methods.context import Reached
+from modelopt_cli.methods.prune.targets import TARGETS
 from modelopt_cli.program.coverage import Coverage
 
 # How the weights of a layer are called; attention has them under other names, also once it is taken apart.
@@ -70,7 +71,7 @@ def thin_notes(layers: Sequence[PrunedLayer], target: Reached | None) -> tuple[s
     """One line for the layers of which far less is left than of the network, or than a sparsity leaves."""
     kept, total = sum(layer.kept for layer in layers), sum(layer.total for layer in layers)
     share = kept / max(total, 1)
-    if target is not None and target.metric == "sparsity":
+    if target is not None and TARGETS[target.metric].removed:
         share = max(share, 1 - target.wanted)
     least = _THIN * share
     found = [text for layer in layers if (text := _thin(layer, least))]

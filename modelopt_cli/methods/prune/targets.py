@@ -1,35 +1,32 @@
-"""How far to prune: figures of a network as fractions of the original's, and the search for a target.
+"""Targets: figures of a network as fractions of the original's, and the search for what reaches one.
 
-Every target is expressed as what is left, 1 for the original. A search walks over plans that remove more
-and more, so that the figure falls; it needs about log2 of their number of evaluations.
+Every target is expressed as the fraction that is left, 1 for the original. A search goes over plans that
+remove more and more, so that the figure falls; it needs about log2 of their number of evaluations.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from modelopt_cli.artifact import predicted_bytes
-from modelopt_cli.artifact.coding import Code
 from modelopt_cli.errors import GateNotMet
-from modelopt_cli.measure.flops import count_macs
-from modelopt_cli.measure.size import logical_parameters
-from modelopt_cli.methods.context import Reached
-from modelopt_cli.program import Program
-from modelopt_cli.program.rewrite import meta_copy
+
+if TYPE_CHECKING:
+    from modelopt_cli.methods.context import Reached
+    from modelopt_cli.methods.prune.family import Family
+    from modelopt_cli.program import Program
 
 TOLERANCE = 0.01
 """How far the figure reached may lie from the target, as a fraction of the original's."""
 CLOSE = 1e-3
 """Where a search stops looking for something nearer."""
+CLOSE_LATENCY = 0.004
+"""The same for a latency, which is not known any better."""
 _PROBES = 24
 DRAFT = 0.1234
 """Stands for the figure reached while the bytes of the history are counted: as long as any other."""
-
-Entry = Callable[[Program], dict[str, Any]]
-"""The history entry that a Program would be written with."""
 
 
 class TargetNotReached(GateNotMet):
@@ -37,50 +34,89 @@ class TargetNotReached(GateNotMet):
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What is counted of a network, without running it on data.
+class Nonzeros:
+    """Counts of weights, where what goes becomes zero.
 
     Attributes:
-        entry: makes the history entry, whose bytes are part of the file.
-        params: counts parameters: those that are not zero where zeros are what pruning leaves.
-        code: how the file will be written.
+        kept: nonzeros among the weights that may be pruned.
+        size: all of those weights.
+        others: nonzeros among all other parameters.
+        original: nonzeros of the network before it was pruned.
     """
 
-    entry: Entry
-    params: Callable[[Program], float]
-    code: Code = "plain"
-
-    def of(self, metric: str, program: Program) -> float:
-        """``flops``, ``params`` or ``bytes`` of a Program that has not been pruned in this run."""
-        if metric == "flops":
-            return flops(program)
-        return self.params(program) if metric == "params" else float(predicted_bytes(program))
-
-    def pruned(self, metric: str, program: Program) -> float:
-        """The same of a candidate, which will be written with its history entry."""
-        if metric != "bytes":
-            return self.of(metric, program)
-        before = program.history
-        program.history = (*before, self.entry(program))
-        try:
-            return float(predicted_bytes(program, code=self.code))
-        finally:
-            program.history = before
+    kept: int
+    size: int
+    others: int
+    original: int
 
 
-def flops(program: Program) -> float:
-    """Multiply-accumulates of one sample, counted on shapes alone."""
-    return float(count_macs(meta_copy(program), program.input.shape, program.input.dtype).total)
+@dataclass(frozen=True)
+class Target:
+    """One figure that can be asked for.
+
+    Attributes:
+        help: one line.
+        left: the fraction of it that a Program has left.
+        counted: the same from counts alone, without making the network; None where that is not enough.
+        of_units: a fraction of the weights, channels or blocks that may go: a plan is enough to know it.
+        removed: the user says how much goes, not how much stays.
+        measured: timed, so that it differs from run to run, and training does not change it.
+        of_file: a figure of the file, of which the target reached is itself a part.
+        close: where a search stops looking for something nearer.
+        no_zeros: why zeros cannot reach it; empty where they can.
+    """
+
+    help: str
+    left: Callable[[Family, Program], float]
+    counted: Callable[[Nonzeros], float] | None = None
+    of_units: bool = False
+    removed: bool = False
+    measured: bool = False
+    of_file: bool = False
+    close: float = CLOSE
+    no_zeros: str = ""
 
 
-def parameters(program: Program) -> float:
-    """All parameters."""
-    return float(sum(tensor.numel() for tensor in logical_parameters(program)))
+def _flops(family: Family, program: Program) -> float:
+    from modelopt_cli.methods.prune.figures import flops
+
+    return family.share_of(flops, program)
 
 
-def nonzeros(program: Program) -> float:
-    """Parameters that are not zero."""
-    return float(sum(int(torch.count_nonzero(tensor)) for tensor in logical_parameters(program)))
+SPARSITY = "sparsity"
+"""The target that a structure such as N:M implies."""
+_INSTEAD = "use --structure channels, or one of --sparsity, --params, --bytes"
+
+TARGETS: dict[str, Target] = {
+    SPARSITY: Target(
+        "fraction removed, of the weights, channels or blocks that may be pruned",
+        lambda family, program: family.units_left(program),
+        counted=lambda count: count.kept / count.size,
+        of_units=True,
+        removed=True,
+    ),
+    "flops": Target(
+        "fraction of the arithmetic that is left",
+        _flops,
+        no_zeros=f"zeros are multiplied like any number; {_INSTEAD}",
+    ),
+    "params": Target(
+        "fraction of the parameters that is left; zeros that pruning puts do not count",
+        lambda family, program: family.share_of(family.count_parameters, program),
+        counted=lambda count: (count.others + count.kept) / count.original,
+    ),
+    "bytes": Target(
+        "fraction of the file that is left", lambda family, program: family.file_share(program), of_file=True
+    ),
+    "latency": Target(
+        "fraction of the latency that is left, measured",
+        lambda family, program: family.timer.fraction(program),
+        measured=True,
+        close=CLOSE_LATENCY,
+        no_zeros=f"zeros do not make it faster; {_INSTEAD}",
+    ),
+}
+"""By the name of the option, which is that of the config's field."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +192,10 @@ def search_ratio(
 
 
 def reached(metric: str, wanted: float, left: float) -> Reached:
-    """The target as the user gave it, and what became of it: a sparsity counts what is removed."""
-    return Reached(metric, wanted, 1 - left if metric == "sparsity" else left)
+    """The target as the user gave it, and what became of it, in the same terms."""
+    from modelopt_cli.methods.context import Reached
+
+    return Reached(metric, wanted, 1 - left if TARGETS[metric].removed else left)
 
 
 def require(target: Reached, nearest: str = "") -> Reached:

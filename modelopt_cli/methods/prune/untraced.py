@@ -22,11 +22,10 @@ from modelopt_cli.methods.layer_selection import (
 )
 from modelopt_cli.methods.prune.allocation import allocate
 from modelopt_cli.methods.prune.config import PruneConfig
-from modelopt_cli.methods.prune.criteria import CRITERIA, NOTHING, held
+from modelopt_cli.methods.prune.criteria import weight_scores
 from modelopt_cli.methods.prune.family import nothing
-from modelopt_cli.methods.prune.masks import Structure, weight_masks
-from modelopt_cli.methods.prune.statistics import Statistics
-from modelopt_cli.methods.prune.targets import DRAFT, reached, require, search_ratio
+from modelopt_cli.methods.prune.masks import weight_masks
+from modelopt_cli.methods.prune.targets import DRAFT, Nonzeros, reached, require, search_ratio
 from modelopt_cli.methods.prune.weights import LEAST_KEPT
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus
@@ -84,29 +83,32 @@ def apply_to_state(
     pruned, stored = work.applied(masks)
     metric, wanted = config.target
     target = reached(metric, wanted, work.left(masks))
-    if config.pattern is None:
+    if config.fixed_sparsity is None:
         require(target)
     entry = work.entry(masks, pruned, target.reached)
-    if metric == "bytes":  # the figure reached is itself a part of the file
+    if config.target_row.of_file:  # which is complete only now
         target = replace(target, reached=work.file_share(pruned, stored, entry))
     return StateResult(pruned, stored, work.coverage(masks, pruned), target, entry)
 
 
 def _check(config: PruneConfig, encodings: Mapping[str, Encoding], has_network: bool) -> None:
     hint = "" if has_network else "name its network with --arch, or "
-    if config.family != "weights":
+    if config.pattern is None:
         raise UsageError(
             f"structure {config.structure} needs a network that can be traced",
             hint=f"{hint}use --structure unstructured",
         )
-    if CRITERIA[config.chosen_criterion].needs != NOTHING or config.allocation == "sensitivity":
-        what = config.chosen_criterion if config.allocation != "sensitivity" else "allocation sensitivity"
-        raise UsageError(f"{what} needs a network that can be traced", hint=f"{hint}use --criterion l1 or l2")
-    if config.schedule != "one-shot":
-        raise UsageError(
-            f"schedule {config.schedule} needs a network that can be traced",
-            hint=f"{hint}use --schedule one-shot",
-        )
+    blind = PruneConfig()  # which looks at no data and does not train
+    for option, needs in (
+        ("criterion", config.criterion_row.needs_data),
+        ("allocation", config.allocation_row.needs_curves),
+        ("schedule", config.schedule_row.trains),
+    ):
+        if needs:
+            raise UsageError(
+                f"{option} {getattr(config, option)} needs a network that can be traced",
+                hint=f"{hint}use --{option} {getattr(blind, option)}",
+            )
     for name, encoding in encodings.items():
         if (codec := without_zeros(encoding).codec) != "raw":
             raise UsageError(
@@ -141,7 +143,8 @@ class _Work:
     ) -> None:
         self.state, self.encodings, self.config = state, encodings, config
         self.seed, self.origin, self.about, self.code = seed, origin, about, code
-        self.structure = Structure.of(config)
+        assert config.pattern is not None
+        self.pattern = config.pattern
         self.twins = _twins(state)
         weights = {name: t for name, t in state.items() if has_weight_form(t) and name not in self.twins}
         others = not_named_as_weights(weights)
@@ -160,29 +163,25 @@ class _Work:
     def _obstacle(self, weight: Tensor) -> str | None:
         if weight.dtype not in DTYPES:
             return f"its type is {str(weight.dtype).removeprefix('torch.')}"
-        return self.structure.obstacle(weight.shape)
+        return self.pattern.obstacle(weight.shape)
 
     def _scores(self, chosen: list[str]) -> dict[str, Tensor]:
-        score = CRITERIA[self.config.chosen_criterion].score
-        assert score is not None
-        scores = {name: score(name, self.state[name].float(), Statistics(), self.seed) for name in chosen}
+        weights = {name: self.state[name].float() for name in chosen}
         promised = {name: self.state[name] != 0 for name, e in self.encodings.items() if is_pruned(e)}
-        return held(scores, promised)
+        return weight_scores(weights, self.config.chosen_criterion, promised, seed=self.seed)
 
     def masks(self) -> dict[str, Tensor]:
         """False where the target has a weight go."""
-        pattern = self.config.pattern
-        if pattern is not None:
-            return weight_masks(self.scores, self.structure, dict.fromkeys(self.scores, 1.0))
-        units = {name: self.structure.units(score) for name, score in self.scores.items()}
+        if self.pattern.fixed:
+            return weight_masks(self.scores, self.pattern, dict.fromkeys(self.scores, 1.0))
+        units = {name: self.pattern.units(score) for name, score in self.scores.items()}
         total = sum(unit.numel() for unit in units.values())
         gone = sum(int(torch.isneginf(unit).sum()) for unit in units.values())
         most = max(gone, total - LEAST_KEPT * len(units))
-        metric, wanted = self.config.target
-        left = 1 - wanted if metric == "sparsity" else wanted
+        left = self.config.fraction_left
 
         def masks_at(ratio: float) -> dict[str, Tensor]:
-            return weight_masks(self.scores, self.structure, self._sparsities(units, ratio))
+            return weight_masks(self.scores, self.pattern, self._sparsities(units, ratio))
 
         def left_at(ratio: float) -> float:
             return self.left(masks_at(ratio))
@@ -195,8 +194,8 @@ class _Work:
             units,
             {name: tuple(score.shape) for name, score in self.scores.items()},
             ratio,
-            costs=dict.fromkeys(units, float(self.structure.group)),
-            comparable=CRITERIA[self.config.chosen_criterion].comparable,
+            costs=dict.fromkeys(units, float(self.pattern.unit)),
+            comparable=self.config.criterion_row.comparable,
             least_kept=LEAST_KEPT,
         )
 
@@ -209,25 +208,23 @@ class _Work:
             pruned[twin] = pruned[name]
         fresh = {name for name, mask in masks.items() if not mask.all()}
         fresh |= {twin for twin, name in self.twins.items() if name in fresh}
-        kind = {"N:M": self.config.structure, "block": f"block:{self.config.block}"}
-        return pruned, compact_state(pruned, self.encodings, fresh, kind.get(self.structure.kind))
+        return pruned, compact_state(pruned, self.encodings, fresh, self.pattern.label)
 
     def left(self, masks: Mapping[str, Tensor]) -> float:
         """What is left of the target's figure."""
-        metric = self.config.target[0]
-        if metric == "bytes":
+        counted = self.config.target_row.counted
+        if counted is None:
             pruned, stored = self.applied(masks)
             return self.file_share(pruned, stored, self.entry(masks, pruned, DRAFT))
         kept = sum(int(((self.state[name] != 0) & mask).sum()) for name, mask in masks.items())
-        if metric == "sparsity":
-            return kept / sum(mask.numel() for mask in masks.values())
+        size = sum(mask.numel() for mask in masks.values())
         others = sum(
             count_nonzero(tensor)
             for name, tensor in self.state.items()
             if name not in masks and name not in self.twins and _is_parameter(name, tensor)
         )
         before = sum(count_nonzero(self.state[name]) for name in masks)
-        return (others + kept) / (others + before)
+        return counted(Nonzeros(kept, size, others, others + before))
 
     def file_share(
         self, pruned: Mapping[str, Tensor], stored: Mapping[str, Encoding], entry: dict[str, Any]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 
 import torch
@@ -11,13 +12,14 @@ from modelopt_cli.artifact.sparsity import compact
 from modelopt_cli.methods.layer_selection import select_layers, weight_labels
 from modelopt_cli.methods.matrices import unseen_inputs, weights_of
 from modelopt_cli.methods.prune.allocation import Curve, allocate
-from modelopt_cli.methods.prune.criteria import CRITERIA, held, weight_scores
+from modelopt_cli.methods.prune.criteria import AUTO_CRITERION, weight_scores
 from modelopt_cli.methods.prune.family import Family, nothing
-from modelopt_cli.methods.prune.masks import Masks, Structure, weight_masks
-from modelopt_cli.methods.prune.obs import obs_obstacle, obs_prune
+from modelopt_cli.methods.prune.figures import nonzeros
+from modelopt_cli.methods.prune.masks import Masks, weight_masks
 from modelopt_cli.methods.prune.sensitivity import STEEP, Variant, curves, measure
-from modelopt_cli.methods.prune.statistics import Statistics, collect
-from modelopt_cli.methods.prune.targets import nonzeros, search_ratio
+from modelopt_cli.methods.prune.statistics import score_weights
+from modelopt_cli.methods.prune.structures import SparsityPattern
+from modelopt_cli.methods.prune.targets import Nonzeros, search_ratio
 from modelopt_cli.program import Program
 
 LEAST_KEPT = 1
@@ -25,12 +27,13 @@ LEAST_KEPT = 1
 
 
 class Weights(Family):
-    """Structures ``unstructured``, ``N:M`` and ``block``."""
+    """Structures that leave zeros."""
 
     @cached_property
-    def structure(self) -> Structure:
+    def pattern(self) -> SparsityPattern:
         """Which zeros may be put where."""
-        return Structure.of(self.config)
+        assert self.config.pattern is not None
+        return self.config.pattern
 
     @cached_property
     def layers(self) -> dict[str, str]:
@@ -58,56 +61,47 @@ class Weights(Family):
         return chosen
 
     def _obstacle(self, parameter: str) -> str | None:
-        why = self.structure.obstacle(self.original.get_parameter(parameter).shape)
-        criterion = self.config.chosen_criterion
-        if why is None and criterion == "obs":
-            return obs_obstacle(self.original, parameter, self.structure)
-        if why is None and CRITERIA[criterion].needs == "inputs":
-            return unseen_inputs(self.original, parameter)
-        return why
-
-    @property
-    def pattern(self) -> str | None:
-        """``N:M`` or ``block:B``."""
-        if self.structure.kind == "N:M":
-            return self.config.structure
-        return f"block:{self.config.block}" if self.structure.kind == "block" else None
+        criterion = self.config.criterion_row
+        why = self.pattern.obstacle(self.original.get_parameter(parameter).shape)
+        if why is None and criterion.watches_inputs:
+            why = unseen_inputs(self.original, parameter)
+        return why or criterion.obstacle(self.original, parameter, self.pattern)
 
     def prune(self, program: Program, left: float, final: bool) -> Program:
         """Zero the weights of the lowest scores, wherever the allocation finds them."""
-        scores, structure = self.scores(program), self._structure_at(left)
+        scores, pattern = self.scores(program), self._pattern_at(left)
         curves = self._curves(program)
-        ratio = self._ratio(program, scores, structure, left, curves)
+        ratio = self._ratio(program, scores, pattern, left, curves)
         sparsities = self.sparsities(scores, ratio, curves)
-        if self.config.chosen_criterion != "obs":
-            return self.masked(program, weight_masks(scores, structure, sparsities))
-        samples = self.config.calibration_samples
-        pruned = obs_prune(program, structure, sparsities, self.context, samples=samples)
+        compensate = self.config.criterion_row.compensate
+        if compensate is None:
+            return self.masked(program, weight_masks(scores, pattern, sparsities))
+        assert self.samples is not None
+        pruned = compensate(program, pattern, sparsities, self.samples, self.context)
         return self.masked(pruned.program, pruned.masks)
 
     def scores(self, program: Program) -> dict[str, Tensor]:
         """The importance of every weight that may go."""
         criterion, parameters = self.config.chosen_criterion, tuple(self.layers)
-        if criterion == "obs" and self.config.chosen_allocation not in ("global", "lamp"):
-            criterion = "l2"  # obs chooses within the layers; no other allocation asks for scores
+        if self.config.criterion_row.compensate and not self.config.allocation_row.compares_scores:
+            criterion = AUTO_CRITERION  # the layers are pruned by scores of their own, taken on the way
         samples = self.config.calibration_samples
-        statistics = collect(program, criterion, parameters, self.context, samples=samples)
-        return weight_scores(program, criterion, statistics, parameters, seed=self.context.seed)
+        return score_weights(program, criterion, parameters, self.context, samples=samples)
 
     def _curves(self, program: Program) -> dict[str, Curve] | None:
-        if self.config.chosen_allocation != "sensitivity":
+        if not self.config.allocation_row.needs_curves:
             return None
         known = curves(measure(self, program, STEEP))
         return {name: known[layer] for name, layer in self.layers.items()}
 
     def variants(self, program: Program, sparsities: Sequence[float]) -> Iterator[Variant]:
         """The Program with one layer pruned at a time."""
-        scores, structure = self.scores(program), self.structure
-        if structure.kind == "N:M":
-            sparsities = (1 - structure.keep / structure.group,)
+        scores, pattern = self.scores(program), self.pattern
+        if pattern.fixed:
+            sparsities = (pattern.sparsity,)
         for name, layer in self.layers.items():
             for sparsity in sparsities:
-                masks = weight_masks({name: scores[name]}, structure, {name: sparsity})
+                masks = weight_masks({name: scores[name]}, pattern, {name: sparsity})
                 yield Variant(layer, (layer,), sparsity, partial(self.masked, program, masks))
 
     @property
@@ -120,16 +114,13 @@ class Weights(Family):
         scores = self.scores(program)
         gone = sum(int(torch.isneginf(score).sum()) for score in scores.values())
         total = sum(score.numel() for score in scores.values())
-        return gone / total, self._ratio(program, scores, self.structure, left, None)
+        return gone / total, self._ratio(program, scores, self.pattern, left, None)
 
     def choose(self, network: nn.Module, ratio: float) -> dict[str, Tensor]:
         """Masks by the weights that a network in training has now; zeros of earlier pruning stay."""
-        score = CRITERIA[self.config.chosen_criterion].score
-        assert score is not None
         weights = {name: network.get_parameter(name).detach().cpu() for name in self.layers}
-        scores = {name: score(name, w, Statistics(), self.context.seed) for name, w in weights.items()}
-        scores = held(scores, self._promised)
-        return weight_masks(scores, self.structure, self.sparsities(scores, ratio, None))
+        scores = weight_scores(weights, self.config.chosen_criterion, self._promised, seed=self.context.seed)
+        return weight_masks(scores, self.pattern, self.sparsities(scores, ratio, None))
 
     @cached_property
     def _promised(self) -> dict[str, Tensor]:
@@ -142,32 +133,33 @@ class Weights(Family):
             for name, mask in masks.items():
                 result.get_parameter(name).masked_fill_(~mask, 0)
         pruned = [name for name, mask in masks.items() if not mask.all()]
-        result.encodings = compact(result, pruned, self.pattern)
+        result.encodings = compact(result, pruned, self.pattern.label)
         return result
 
-    def _structure_at(self, left: float) -> Structure:
+    def _pattern_at(self, left: float) -> SparsityPattern:
         """The pattern of a round: more of M stay in the early ones."""
-        if self.structure.kind != "N:M":
-            return self.structure
-        group = self.structure.group
-        keep = max(self.structure.keep, round(left * group))
-        return Structure("N:M", group, keep)
+        pattern = self.pattern
+        return (
+            replace(pattern, keep=max(pattern.keep, round(left * pattern.group)))
+            if pattern.fixed
+            else pattern
+        )
 
     def sparsities(
         self, scores: Mapping[str, Tensor], ratio: float, curves: Mapping[str, Curve] | None
     ) -> dict[str, float]:
         """How much of each weight goes when ``ratio`` of all of them go together."""
-        if self.structure.kind == "N:M":
+        if self.pattern.fixed:
             return dict.fromkeys(scores, ratio)
-        units = {name: self.structure.units(score) for name, score in scores.items()}
+        units = {name: self.pattern.units(score) for name, score in scores.items()}
         return allocate(
             self.config.chosen_allocation,
             units,
             {name: tuple(score.shape) for name, score in scores.items()},
             ratio,
-            costs=dict.fromkeys(scores, float(self.structure.group)),
+            costs=dict.fromkeys(scores, float(self.pattern.unit)),
             curves=curves,
-            comparable=CRITERIA[self.config.chosen_criterion].comparable,
+            comparable=self.config.criterion_row.comparable,
             least_kept=LEAST_KEPT,
         )
 
@@ -175,39 +167,36 @@ class Weights(Family):
         self,
         program: Program,
         scores: Mapping[str, Tensor],
-        structure: Structure,
+        pattern: SparsityPattern,
         left: float,
         curves: Mapping[str, Curve] | None,
     ) -> float:
-        if structure.kind == "N:M":
-            return 1 - structure.keep / structure.group
-        units = {name: structure.units(score) for name, score in scores.items()}
+        if pattern.fixed:
+            return pattern.sparsity
+        units = {name: pattern.units(score) for name, score in scores.items()}
         total = sum(unit.numel() for unit in units.values())
         gone = sum(int(torch.isneginf(unit).sum()) for unit in units.values())
         most = sum(unit.numel() - LEAST_KEPT for unit in units.values())
-        metric, _ = self.config.target
+        counted = self.config.target_row.counted
+        weights = {name: program.get_parameter(name) for name in scores}
+        others = int(nonzeros(program)) - sum(int(torch.count_nonzero(w)) for w in weights.values())
+        size, original = sum(w.numel() for w in weights.values()), int(nonzeros(self.given))
 
         def left_at(ratio: float) -> float:
-            masks = weight_masks(scores, structure, self.sparsities(scores, ratio, curves))
-            if metric == "bytes":
+            masks = weight_masks(scores, pattern, self.sparsities(scores, ratio, curves))
+            if counted is None:
                 return self.left(self.masked(program, masks))
-            return self._counted(program, masks)
+            kept = sum(int(((weights[name] != 0) & mask).sum()) for name, mask in masks.items())
+            return counted(Nonzeros(kept, size, others, original))
 
         return search_ratio(left_at, left, 1 - left, gone / total, max(gone, most) / total)
 
-    def _counted(self, program: Program, masks: Mapping[str, Tensor]) -> float:
-        """What is left, of a sparsity or of the parameters, without making the Program."""
-        weights = {name: program.get_parameter(name) for name in masks}
-        kept = sum(int(((weights[name] != 0) & mask).sum()) for name, mask in masks.items())
-        if self.config.target[0] == "sparsity":
-            return kept / sum(mask.numel() for mask in masks.values())
-        before = sum(int(torch.count_nonzero(weight)) for weight in weights.values())
-        return (nonzeros(program) - before + kept) / self.full
+    def count_parameters(self, program: Program) -> float:
+        """Zeros do not count."""
+        return nonzeros(program)
 
-    def left(self, program: Program) -> float:
-        """Of a sparsity: the nonzeros among the weights that were to be pruned."""
-        if self.config.target[0] != "sparsity":
-            return self.fraction(program)
+    def units_left(self, program: Program) -> float:
+        """The nonzeros among the weights that were to be pruned, as a fraction of those weights."""
         weights = [program.get_parameter(name) for name in self.layers]
         return sum(int(torch.count_nonzero(w)) for w in weights) / sum(w.numel() for w in weights)
 

@@ -1,4 +1,4 @@
-"""In how many steps a network is pruned, and how it is trained in between."""
+"""Pruning in rounds with fine-tuning after each, and pruning by masks that grow while a network trains."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -7,11 +7,11 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from modelopt_cli.artifact.sparsity import compact
-from modelopt_cli.errors import ModeloptError, UsageError
+from modelopt_cli.errors import ModeloptError
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.family import Family
 from modelopt_cli.methods.prune.masks import Masks
+from modelopt_cli.methods.prune.schedules import cubic, epochs_of_round
 from modelopt_cli.methods.prune.weights import Weights
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Program
@@ -20,68 +20,26 @@ from modelopt_cli.training.fitting import fit
 from modelopt_cli.training.objectives import objective
 
 GROWN_AT = 0.7
-"""Share of the training steps after which masks of the gradual schedule no longer change."""
+"""Share of the training steps after which masks that grow while a network trains no longer change."""
 UPDATES = 100
 """How often they change until then, at most."""
 
 
-def check(config: PruneConfig, context: Context) -> None:
-    """Refuse a schedule that cannot be followed.
-
-    Raises:
-        UsageError: it needs training and there is none, or more epochs.
-    """
-    if config.schedule == "one-shot":
-        return
-    if context.training is None:
-        raise UsageError(
-            f"schedule {config.schedule} trains the network", hint="give --train, or use --schedule one-shot"
-        )
-    epochs = context.training.config.epochs
-    if config.schedule == "iterative" and epochs < config.rounds:
-        raise UsageError(
-            f"{config.rounds} rounds need at least as many epochs, not {epochs}",
-            hint="raise --epochs or lower --rounds",
-        )
-
-
-def cubic(sparsity: float, progress: float, start: float = 0.0) -> float:
-    """Sparsity after a part of the growing time (Zhu and Gupta 2018, equation 1).
+def in_rounds(family: Family, context: Context, accept: Callable[[Program], None]) -> Program:
+    """Prune a family's original in equal parts, with a part of the epochs after each if it is to be trained.
 
     Args:
-        sparsity: at the end.
-        progress: 0 to 1.
-        start: sparsity at the beginning.
-    """
-    return sparsity + (start - sparsity) * (1 - min(max(progress, 0.0), 1.0)) ** 3
-
-
-def epochs_of_round(epochs: int, rounds: int, number: int) -> int:
-    """How many of the epochs fall to round ``number``, from 0; the later rounds get what is left over."""
-    return epochs * (number + 1) // rounds - epochs * number // rounds
-
-
-def follow(
-    family: Family, config: PruneConfig, context: Context, accept: Callable[[Program], None]
-) -> Program:
-    """Prune the family's original by the config's schedule, with training if the context has it.
-
-    Args:
-        family: prunes.
-        config: the schedule, the rounds, the target.
+        family: prunes; its config says how far and in how many rounds.
         context: seed and training.
         accept: given the pruned network before it is trained for the last time; raises if its target
             was missed.
     """
-    if config.schedule == "gradual":
-        return _gradual(family, config, context, accept)
-    rounds = config.rounds if config.schedule == "iterative" else 1
-    metric, wanted = config.target
-    left = 1 - wanted if metric == "sparsity" else wanted
+    rounds = family.config.schedule_row.rounds(family.config)
+    wanted = family.config.fraction_left
     stages, program = Stages(context.training), family.original
     for number in range(rounds):
         final = number == rounds - 1
-        program = _round(family, program, 1 - (1 - left) * (number + 1) / rounds, number, final, stages)
+        program = _round(family, program, 1 - (1 - wanted) * (number + 1) / rounds, number, final, stages)
         if final:
             accept(program)
         if context.training is not None:
@@ -188,13 +146,11 @@ def grown_at(steps: int) -> int:
     return max(0, int(GROWN_AT * steps) - 1)
 
 
-def _gradual(
-    family: Family, config: PruneConfig, context: Context, accept: Callable[[Program], None]
-) -> Program:
+def while_training(family: Family, context: Context, accept: Callable[[Program], None]) -> Program:
+    """Prune a family's original by masks that grow while it trains; as ``in_rounds``, without rounds."""
     assert isinstance(family, Weights)
     assert context.training is not None
-    metric, wanted = config.target
-    ratios = family.ratios(family.original, 1 - wanted if metric == "sparsity" else wanted)
+    ratios = family.ratios(family.original, family.config.fraction_left)
     epochs = context.training.config.epochs
 
     def make() -> Program:
@@ -202,7 +158,7 @@ def _gradual(
         network = fine_tuned(family, family.original, context, "tune-1", epochs, masks, choose_from=GROWN_AT)
         check_held(network, masks.masks)
         pruned = [name for name, mask in masks.masks.items() if not mask.all()]
-        network.encodings = compact(network, pruned, family.pattern)
+        network.encodings = compact(network, pruned, family.pattern.label)
         return network
 
     program = Stages(context.training).once("tune-1", make)

@@ -1,19 +1,38 @@
-"""Latency of a pruned network as a fraction of the original's, measured side by side."""
+"""Figures that targets are fractions of: arithmetic, parameters, latency next to the original's."""
 
 import copy
 import statistics
 import time
 from collections.abc import Sequence
 
+import torch
+
+from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.measure.forms import best_form
 from modelopt_cli.measure.latency import Call, sample_input, time_interleaved
+from modelopt_cli.measure.size import logical_parameters
 from modelopt_cli.measure.subject import Subject
+from modelopt_cli.methods.prune.targets import CLOSE_LATENCY
 from modelopt_cli.program import Program
+from modelopt_cli.program.rewrite import meta_copy
 
-PRECISION = 0.004
-"""Half the width of the 95 % interval at which measuring stops."""
 ROUNDS, MOST_ROUNDS, MOST_SECONDS = 15, 201, 10.0
-"""Rounds between two looks at the interval, and when to give up."""
+"""Rounds of timing between two looks at the interval, and when to give up."""
+
+
+def flops(program: Program) -> float:
+    """Multiply-accumulates of one sample, counted on shapes alone."""
+    return float(count_macs(meta_copy(program), program.input.shape, program.input.dtype).total)
+
+
+def parameters(program: Program) -> float:
+    """All parameters."""
+    return float(sum(tensor.numel() for tensor in logical_parameters(program)))
+
+
+def nonzeros(program: Program) -> float:
+    """Parameters that are not zero."""
+    return float(sum(int(torch.count_nonzero(tensor)) for tensor in logical_parameters(program)))
 
 
 class Timer:
@@ -41,7 +60,7 @@ class Timer:
             )
             ratios += [mine / theirs for theirs, mine in zip(*times, strict=True)]
             spent = time.monotonic() - start
-            if half_width(ratios) < PRECISION or len(ratios) >= MOST_ROUNDS or spent > MOST_SECONDS:
+            if half_width(ratios) < CLOSE_LATENCY or len(ratios) >= MOST_ROUNDS or spent > MOST_SECONDS:
                 return statistics.median(ratios)
 
     def _form(self, program: Program) -> Call:

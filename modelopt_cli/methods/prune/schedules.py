@@ -1,0 +1,112 @@
+"""Schedules: in how many steps a network is pruned, and where it is trained in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modelopt_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from modelopt_cli.methods.context import Context
+    from modelopt_cli.methods.prune.config import PruneConfig
+    from modelopt_cli.methods.prune.family import Family
+    from modelopt_cli.program import Program
+
+    Accept = Callable[[Program], None]
+    """Takes the pruned network before it is trained for the last time; raises if its target was missed."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One way to go to the target.
+
+    Attributes:
+        help: one line.
+        paper: where it was published.
+        prune: prunes by it; the pruned network is shown to ``Accept``.
+        rounds: how many parts it prunes in.
+        trains: it has no meaning without training.
+        while_training: masks of weights are chosen while the network trains.
+        settings: fields of the config that have a meaning for it alone.
+    """
+
+    help: str
+    paper: str
+    prune: Callable[[Family, Context, Accept], Program]
+    rounds: Callable[[PruneConfig], int] = lambda config: 1
+    trains: bool = True
+    while_training: bool = False
+    settings: tuple[str, ...] = ()
+
+
+def _in_rounds(family: Family, context: Context, accept: Accept) -> Program:
+    from modelopt_cli.methods.prune.rounds import in_rounds
+
+    return in_rounds(family, context, accept)
+
+
+def _while_training(family: Family, context: Context, accept: Accept) -> Program:
+    from modelopt_cli.methods.prune.rounds import while_training
+
+    return while_training(family, context, accept)
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "one-shot": Schedule(
+        "all at once, then fine-tuning if there are training data", "none", _in_rounds, trains=False
+    ),
+    "iterative": Schedule(
+        "--rounds times a part, with fine-tuning in between",
+        "Han et al., Learning both Weights and Connections for Efficient Neural Networks, NIPS 2015",
+        _in_rounds,
+        rounds=lambda config: config.rounds,
+        settings=("rounds",),
+    ),
+    "gradual": Schedule(
+        "masks that grow while one training run goes on",
+        "Zhu and Gupta, To prune, or not to prune, ICLR Workshop 2018",
+        _while_training,
+        while_training=True,
+    ),
+}
+"""By the name used on the command line."""
+
+
+def require_training(config: PruneConfig, context: Context) -> None:
+    """Refuse a schedule that cannot be followed.
+
+    Raises:
+        UsageError: it needs training and there is none, or more epochs.
+    """
+    schedule = SCHEDULES[config.schedule]
+    if not schedule.trains:
+        return
+    if context.training is None:
+        able = next(name for name, row in SCHEDULES.items() if not row.trains)
+        raise UsageError(
+            f"schedule {config.schedule} trains the network", hint=f"give --train, or use --schedule {able}"
+        )
+    rounds, epochs = schedule.rounds(config), context.training.config.epochs
+    if epochs < rounds:
+        raise UsageError(
+            f"{rounds} rounds need at least as many epochs, not {epochs}",
+            hint="raise --epochs or lower --rounds",
+        )
+
+
+def cubic(sparsity: float, progress: float, start: float = 0.0) -> float:
+    """Sparsity after a part of the growing time (Zhu and Gupta 2018, equation 1).
+
+    Args:
+        sparsity: at the end.
+        progress: 0 to 1.
+        start: sparsity at the beginning.
+    """
+    return sparsity + (start - sparsity) * (1 - min(max(progress, 0.0), 1.0)) ** 3
+
+
+def epochs_of_round(epochs: int, rounds: int, number: int) -> int:
+    """How many of the epochs fall to round ``number``, from 0; the later rounds get what is left over."""
+    return epochs * (number + 1) // rounds - epochs * number // rounds
