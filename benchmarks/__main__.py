@@ -31,7 +31,8 @@ def contenders(name: str) -> dict[str, Callable[[Tensor], Tensor]]:
     from modelopt_cli.kernels import prepare
     from modelopt_cli.kernels.fp32 import prepack
     from modelopt_cli.methods.context import Context
-    from modelopt_cli.methods.quantize import QuantizeConfig, apply
+    from modelopt_cli.methods.quantize.apply import apply
+    from modelopt_cli.methods.quantize.config import QuantizeConfig
     from modelopt_cli.program import InputSpec
     from modelopt_cli.program.capture import capture
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from benchmarks.pace import EPOCHS, LR, Samples, Speed, Stopwatch, by_hand, compare, make
 from modelopt_cli.measure.environment import cpu_name
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.distill import DistillConfig
 from modelopt_cli.methods.distill.apply import learn
 from modelopt_cli.methods.distill.cache import ENTRIES, CacheRequest
+from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.teacher import Member
 from modelopt_cli.program import Program
 from modelopt_cli.training import TrainConfig, Training

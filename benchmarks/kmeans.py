@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 import modelopt_cli  # noqa: F401  makes torchvision importable beside a CPU-only torch
-from modelopt_cli.methods.share import ShareConfig
+from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.kmeans import INITS, assign, cluster, error
 
 ENTRIES = 16

@@ -151,7 +151,8 @@ def quantized(program: Any) -> Found:
 
     from modelopt_cli.measure.outputs import snr_db
     from modelopt_cli.methods.context import Context
-    from modelopt_cli.methods.quantize import QuantizeConfig, apply
+    from modelopt_cli.methods.quantize.apply import apply
+    from modelopt_cli.methods.quantize.config import QuantizeConfig
 
     side = program.input.shape[-1]
     context: Any = Context(data=Images(images(SAMPLES, side, seed=1)))

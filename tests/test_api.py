@@ -29,7 +29,7 @@ from modelopt_cli.errors import (
     UsageError,
 )
 from modelopt_cli.measure import EvalOptions, Gates, gates
-from modelopt_cli.methods.quantize import QuantizeConfig
+from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.quantized import DynamicLinear
 

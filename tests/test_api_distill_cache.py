@@ -11,7 +11,7 @@ from modelopt_cli.checkpoint import resolve
 from modelopt_cli.cli.main import main
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvalOptions
-from modelopt_cli.methods.distill import DistillConfig
+from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.teacher import Teacher
 from modelopt_cli.training import TrainConfig
 

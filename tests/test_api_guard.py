@@ -18,9 +18,10 @@ from modelopt_cli.measure import EvalOptions
 from modelopt_cli.measure.outputs import LIMIT_DB, snr_db, stays_finite
 from modelopt_cli.measure.walk import first_fault, steepest_fall
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.prune import PruneConfig
-from modelopt_cli.methods.quantize import QuantizeConfig, static
-from modelopt_cli.methods.share import ShareConfig
+from modelopt_cli.methods.prune.config import PruneConfig
+from modelopt_cli.methods.quantize import static
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture, random_input

@@ -18,10 +18,10 @@ from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.measure import EvalOptions
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.prune import PruneConfig
+from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.statistics import squared_gradients
-from modelopt_cli.methods.quantize import QuantizeConfig
-from modelopt_cli.methods.share import ShareConfig
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.input_spec import InputSpec, Preprocess
 from modelopt_cli.training import TrainConfig

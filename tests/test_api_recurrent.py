@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli import api, artifact
-from modelopt_cli.methods.prune import PruneConfig
-from modelopt_cli.methods.quantize import QuantizeConfig
-from modelopt_cli.methods.share import ShareConfig
+from modelopt_cli.methods.prune.config import PruneConfig
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.coverage import coverage

@@ -13,7 +13,7 @@ from modelopt_cli.artifact import lazy, read_tensors
 from modelopt_cli.checkpoint import resolve
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvalOptions
-from modelopt_cli.methods.share import ShareConfig
+from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.training import TrainConfig
 
 LENET = "builtin:lenet5?width=0.2"

@@ -16,9 +16,9 @@ import modelopt_cli
 from modelopt_cli import api, artifact
 from modelopt_cli.checkpoint import open_model, read_state, resolve
 from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError, CheckpointError, UsageError
-from modelopt_cli.methods.prune import PruneConfig
-from modelopt_cli.methods.quantize import QuantizeConfig
-from modelopt_cli.methods.share import ShareConfig
+from modelopt_cli.methods.prune.config import PruneConfig
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import InputSpec, Program
 
 NET = """

@@ -22,8 +22,8 @@ from modelopt_cli.artifact.sparsity import compact
 from modelopt_cli.checkpoint import fresh_model
 from modelopt_cli.data import open_data
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.prune import PruneConfig
-from modelopt_cli.methods.quantize import QuantizeConfig
+from modelopt_cli.methods.prune.config import PruneConfig
+from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program import Program
 from modelopt_cli.training import TrainConfig

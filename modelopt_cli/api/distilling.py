@@ -33,10 +33,10 @@ from modelopt_cli.kernels import require_device
 from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.distill import DistillConfig
 from modelopt_cli.methods.distill.apply import learn, rate_settled
 from modelopt_cli.methods.distill.cache import CacheRequest
 from modelopt_cli.methods.distill.cacheable import layout_of, require_cacheable, told_apart
+from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.quantize.aware import settled, trainable
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.methods.table import METHODS

@@ -21,8 +21,8 @@ from modelopt_cli.kernels import require_device
 from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Reached
-from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune.apply import sensitivity as measure_sensitivity
+from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.sensitivity import Sensitivity
 from modelopt_cli.methods.prune.structures import ACCELERATED
 from modelopt_cli.methods.prune.summary import PrunedLayer, summary, thin_notes

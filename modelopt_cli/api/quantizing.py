@@ -25,8 +25,7 @@ from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure.latency import threads
 from modelopt_cli.measure.walk import Fall
 from modelopt_cli.methods.context import Context, Progress
-from modelopt_cli.methods.quantize import QuantizeConfig
-from modelopt_cli.methods.quantize.config import LEAST_SNR_DB
+from modelopt_cli.methods.quantize.config import LEAST_SNR_DB, QuantizeConfig
 from modelopt_cli.methods.quantize.untraced import TensorResult, apply_to_state
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program.coverage import Coverage

@@ -25,7 +25,7 @@ from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.matrices import weights_of
-from modelopt_cli.methods.share import ShareConfig
+from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.shared_layers import SharedLayer, summary
 from modelopt_cli.methods.share.untraced import apply_to_state
 from modelopt_cli.methods.table import METHODS

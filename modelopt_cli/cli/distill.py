@@ -52,7 +52,7 @@ def distill(
     asked = options.training_request(training, how)
 
     from modelopt_cli.api.distilling import scratch_beside
-    from modelopt_cli.methods.distill import DistillConfig
+    from modelopt_cli.methods.distill.config import DistillConfig
 
     target = options.chosen_output(output, checkpoint, "distilled")
     outputs = [target, scratch_beside(target)] if method.compare_scratch else [target]

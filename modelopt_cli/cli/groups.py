@@ -1,16 +1,19 @@
 """How a command is written: what it takes, and what it returns.
 
-It takes a console, single options, and groups of options: frozen dataclasses whose every field typer sees
-as an option of its own. It reads and checks them all, and returns the work that is then to be done. So a
-command line can be checked without doing anything, as a recipe's are.
+It takes a console, single options and whole configs, each option declared once by ``settings.Setting``. Their
+texts, from the command line or the environment, are read and checked together before the command is called.
+It returns the work that is then to be done, so that a command line can be checked without doing anything, as
+a recipe's are.
 """
 
+import dataclasses
 import inspect
-import itertools
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, is_dataclass
 from inspect import Parameter
 from typing import Annotated, Any, get_type_hints
 
@@ -18,60 +21,172 @@ import typer
 from typer.core import TyperCommand
 
 from modelopt_cli.cli.console import Console
-
-QUIET = typer.Option("-q", "--quiet", help="Say nothing on stderr but errors.", rich_help_panel="Output")
-VERBOSE = typer.Option(
-    "-v",
-    "--verbose",
-    count=True,
-    show_default=False,
-    help="Tell more on stderr, layer by layer.",
-    rich_help_panel="Output",
-)
-DEBUG = typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output")
-JSON = typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel="Output")
-
+from modelopt_cli.cli.values import Reader
+from modelopt_cli.errors import UsageError
+from modelopt_cli.settings import Config, Field, Setting, field_of, fields_of
 
 Work = Callable[[], None]
-"""What a command does once its options are known to be good."""
+"""The rest of a command, once its options are known to be good."""
 Command = Callable[..., Work | None]
-"""``function(console, ..., group: SomeDataclass, ...)``; None if it is done already."""
+"""``function(console, ..., config: SomeConfig, single: Annotated[T, Setting(...)])``; None if it is done."""
+
+PREFIX = "MODELOPT"
+"""Environment variables are ``MODELOPT_COMMAND_OPTION``."""
+_OLDER = "_older"  # ends the name of the hidden parameter with an option's older spellings
 
 
-def flatten(function: Command) -> Command:
-    """Make ``function`` a command with one option for each field of its groups.
+@dataclass(frozen=True)
+class Display(Config, title="Output"):
+    """What every command says, and how."""
+
+    quiet: Annotated[bool, Setting("Say nothing on stderr but errors.", flags=("-q", "--quiet"))] = False
+    debug: Annotated[bool, Setting("Show the traceback of an error.")] = False
+    json: Annotated[bool, Setting("Print the result as one JSON object.")] = False
+
+
+class Signature:
+    """The options of a command, and the arguments that they become.
+
+    Attributes:
+        verb: the command's name.
+        fields: the options by the name of the parameter that typer knows them by.
+    """
+
+    def __init__(self, verb: str, function: Command) -> None:
+        self.verb = verb
+        self.fields: dict[str, Field] = {}
+        self._configs: dict[str, type[Any]] = {}
+        self._singles: dict[str, str] = {}
+        self._others: list[Parameter] = []
+        self._order: list[Parameter | str] = []
+        for parameter in list(inspect.signature(function).parameters.values())[1:]:
+            self._add(parameter)
+        self._add(Parameter("display", Parameter.KEYWORD_ONLY, annotation=Display))
+
+    def _add(self, parameter: Parameter) -> None:
+        annotation = parameter.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Config):
+            self._configs[parameter.name] = annotation
+            for field in fields_of(annotation):
+                self._add_field(field)
+        elif is_dataclass(annotation):
+            self._configs[parameter.name] = annotation  # type: ignore[assignment]
+            hints = get_type_hints(annotation, include_extras=True)
+            for field_ in dataclasses.fields(annotation):
+                given = Parameter(field_.name, Parameter.KEYWORD_ONLY, annotation=hints[field_.name])
+                default = {} if field_.default is MISSING else {"default": field_.default}
+                self._add_other(given.replace(**default))
+        elif (single := field_of(parameter.name, annotation, parameter.default)) is not None:
+            self._singles[parameter.name] = _key(single)
+            self._add_field(single)
+        elif parameter.name != "context":
+            self._add_other(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+
+    def _add_field(self, field: Field) -> None:
+        self.fields[_key(field)] = field
+        self._order.append(_key(field))
+
+    def _add_other(self, parameter: Parameter) -> None:
+        self._others.append(parameter)
+        self._order.append(parameter)
+
+    def parameters(self) -> list[Parameter]:
+        """Arguments and options as typer takes them, with hidden ones for older spellings."""
+        options = [_parameter(key, field, _spellings(field)) for key, field in self.fields.items()]
+        taken = {
+            flag for field in self.fields.values() for each in _spellings(field) for flag in each.split("/")
+        }
+        for key, field in self.fields.items():
+            if older := tuple(flag for flag in field.setting.older if flag not in taken):
+                options.append(_parameter(key + _OLDER, field, older, hidden=True))
+        return [*self._others, *options, _VERBOSE]
+
+    def arguments(self, texts: dict[str, Any], *, environment: bool, notes: list[str]) -> dict[str, Any]:
+        """The function's arguments, made of the texts of its options.
+
+        Args:
+            texts: as typer has found them; None where an option was not given.
+            environment: look there for options that were not given.
+            notes: older spellings are noted there.
+
+        Raises:
+            UsageError: with all that is wrong.
+        """
+        reader, values = Reader(), dict(texts)
+        for key, field in self.fields.items():
+            text, older = texts.get(key), texts.get(key + _OLDER)
+            if not _missing(older):
+                notes.append(
+                    f"{field.setting.older[0]} is now {field.flag}; the next version takes only that"
+                )
+            values[key] = self._value(reader, field, older if _missing(text) else text, environment)
+        reader.finish()
+        found = {parameter.name: values[parameter.name] for parameter in self._others}
+        found |= {name: values[key] for name, key in self._singles.items()}
+        for name, config in self._configs.items():
+            try:
+                found[name] = config(**_of_config(config, values, found))
+            except UsageError as error:
+                reader.note(str(error))
+        reader.finish()
+        return found
+
+    def _value(self, reader: Reader, field: Field, text: Any, environment: bool) -> Any:
+        where = field.flag
+        if _missing(text) and environment:
+            where = next((name for name in self.variables(field) if os.environ.get(name)), where)
+            text = os.environ.get(where)
+            text = shlex.split(text) if text and field.several else text
+        if _missing(text):
+            return field.initial
+        if isinstance(text, bool):
+            return text
+        if field.several:
+            return tuple(reader.read(where, part, field.read) for part in text)
+        return reader.read(where, text, field.read)
+
+    def variables(self, field: Field) -> list[str]:
+        """The environment variables of an option; the first one counts."""
+        name = _key(field).upper()
+        return [f"{PREFIX}_{self.verb.upper()}_{name}", *([f"{PREFIX}_{name}"] * field.setting.shared)]
+
+
+def flatten(verb: str, function: Command) -> Command:
+    """Make ``function`` a command with one option for each field of its configs.
 
     Every command also gets ``-q -v --debug --json``, which set up the console it is handed. One with a
     parameter ``context`` is handed typer's.
     """
-    signature = inspect.signature(function)
-    groups: dict[str, Any] = {
-        name: p.annotation for name, p in signature.parameters.items() if is_dataclass(p.annotation)
-    }
+    own = Signature(verb, function)
+    given_context = "context" in inspect.signature(function).parameters
 
     def call(ctx: typer.Context, **values: Any) -> Work | None:
         console: Console = ctx.obj
-        console.quiet, console.verbosity = values.pop("quiet"), values.pop("verbose")
-        console.debug, console.json = values.pop("debug"), values.pop("json")
-        for name, group in groups.items():
-            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
-        if "context" in signature.parameters:
-            values["context"] = ctx
+        console.verbosity, notes = values.pop("verbose"), list[str]()
+        # A step of a recipe, which has no parent here, is what the recipe says.
+        arguments = own.arguments(values, environment=ctx.parent is not None, notes=notes)
+        display: Display = arguments.pop("display")
+        console.quiet, console.debug, console.json = display.quiet, display.debug, display.json
+        for note in notes:
+            console.note(note)
+        if given_context:
+            arguments["context"] = ctx
         with stdout_is_for_results():
-            return function(console, **values)
+            return function(console, **arguments)
 
-    own = [Parameter("ctx", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-    for parameter in list(signature.parameters.values())[1:]:
-        if parameter.name in groups:
-            own.extend(_parameters(parameter.annotation))
-        elif parameter.name != "context":
-            own.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
-    for info in itertools.chain.from_iterable(getattr(p.annotation, "__metadata__", ()) for p in own):
-        info.readable = False  # a missing permission is no usage error: whoever opens the file tells
-    call.__signature__ = signature.replace(parameters=own + _DISPLAY)  # type: ignore[attr-defined]
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in own + _DISPLAY}
+    context = Parameter("ctx", Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *own.parameters()]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__doc__ = function.__doc__
+    call.signature = own  # type: ignore[attr-defined]
     return call
+
+
+def options_of(command: Any) -> dict[str, Field]:
+    """The options of a command of typer's, by the name of its parameter."""
+    signature: Signature = command.callback.signature
+    return signature.fields
 
 
 @contextmanager
@@ -81,25 +196,69 @@ def stdout_is_for_results() -> Iterator[None]:
         yield
 
 
-def _parameters(group: type) -> list[Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        Parameter(
-            field.name,
-            Parameter.KEYWORD_ONLY,
-            default=Parameter.empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(group)
-    ]
+def _parameter(key: str, field: Field, flags: tuple[str, ...], hidden: bool = False) -> Parameter:
+    """An option as typer takes it: of texts, or a flag; None where it is not given."""
+    kind: Any = bool if field.type is bool else list[str] if field.several else str
+    option = typer.Option(
+        *flags,
+        help=described(field),
+        metavar=None if kind is bool else field.metavar,
+        show_default=False,
+        rich_help_panel=field.title,
+        hidden=hidden,
+    )
+    required = field.initial is MISSING
+    annotation = Annotated[kind if required else kind | None, option]  # type: ignore[valid-type]
+    default = Parameter.empty if required else None
+    return Parameter(key, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-_DISPLAY = [
-    Parameter("quiet", Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, QUIET]),
-    Parameter("verbose", Parameter.KEYWORD_ONLY, default=0, annotation=Annotated[int, VERBOSE]),
-    Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, DEBUG]),
-    Parameter("json", Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, JSON]),
-]
+def described(field: Field) -> str:
+    """The help of an option, with its default."""
+    if field.setting.default is not None:
+        return f"{field.setting.help} [default: {field.setting.default}]"
+    if field.type is bool or field.initial in (None, MISSING, ()):
+        return field.setting.help
+    return f"{field.setting.help} [default: {field.initial}]"
+
+
+def _spellings(field: Field) -> tuple[str, ...]:
+    if field.setting.flags:
+        return field.setting.flags
+    either = field.type is bool and field.initial is not False
+    return (f"{field.flag}/--no-{field.flag.removeprefix('--')}" if either else field.flag,)
+
+
+def _key(field: Field) -> str:
+    return field.flag.removeprefix("--").replace("-", "_")
+
+
+def _missing(text: Any) -> bool:
+    return text is None or text == [] or text == ()
+
+
+def _of_config(config: type[Any], values: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    if issubclass(config, Config):
+        return {field.name: values[_key(field)] for field in fields_of(config)}
+    return {field.name: found.pop(field.name) for field in dataclasses.fields(config)}
+
+
+_VERBOSE = Parameter(
+    "verbose",
+    Parameter.KEYWORD_ONLY,
+    default=0,
+    annotation=Annotated[
+        int,
+        typer.Option(
+            "-v",
+            "--verbose",
+            count=True,
+            show_default=False,
+            help="Tell more on stderr, layer by layer.",
+            rich_help_panel="Output",
+        ),
+    ],
+)
 
 
 class GroupedCommand(TyperCommand):

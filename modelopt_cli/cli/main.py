@@ -18,8 +18,8 @@ from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.failures import Terminated, explain
 from modelopt_cli.cli.groups import Command, GroupedCommand, flatten, stdout_is_for_results
 from modelopt_cli.cli.run import run as run_recipe
-from modelopt_cli.cli.values import did_you_mean
 from modelopt_cli.errors import UsageError
+from modelopt_cli.settings import did_you_mean, naming_flags
 
 COMMANDS: dict[str, Command] = {
     "train": train.train,
@@ -58,7 +58,7 @@ def build() -> Any:
     )
     app.callback()(_modelopt)
     for name, function in COMMANDS.items():
-        app.command(name, cls=GroupedCommand, context_settings=_HELP_OPTIONS)(flatten(function))
+        app.command(name, cls=GroupedCommand, context_settings=_HELP_OPTIONS)(flatten(name, function))
     return get_command(app)
 
 
@@ -82,6 +82,11 @@ def _modelopt(
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line, without the program's name, and return its exit code."""
+    with naming_flags():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str]) -> int:
     console = Console()
     # So that they count for what goes wrong while options are read.
     console.debug, console.json = "--debug" in argv, "--json" in argv

@@ -45,7 +45,7 @@ def prune(
     reader.finish()
     options.check_exports(exports, force)
 
-    from modelopt_cli.methods.prune import PruneConfig
+    from modelopt_cli.methods.prune.config import PruneConfig
 
     settings = PruneConfig(**config)
     asked = options.training_request(training, how) if how else None

@@ -5,16 +5,18 @@ from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_quantized
 from modelopt_cli.cli.values import Reader
+from modelopt_cli.methods.quantize.config import QuantizeConfig
 
 
 def quantize(
     console: Console,
     checkpoint: options.Checkpoint,
-    method: options.QuantizeOptions,
+    method: QuantizeConfig,
     network: options.NetworkOptions,
     run: options.RunOptions,
     measure: options.MeasureOptions,
     gates: options.GateOptions,
+    calibration: options.Calibration = None,
     no_eval: options.NoEval = False,
     output: options.Output = None,
     code: options.Code = "plain",
@@ -28,16 +30,12 @@ def quantize(
     Example: modelopt quantize resnet18.pth --data val/ -o resnet18-int8.safetensors
     """
     reader = Reader()
-    config = method.read(reader)
     request = options.read_request(reader, network, run, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
     coding = options.read_code(reader, code)
     reader.finish()
     options.check_exports(exports, force)
 
-    from modelopt_cli.methods.quantize import QuantizeConfig
-
-    settings = QuantizeConfig(**config)
     target = options.chosen_output(output, checkpoint, method.scheme)
 
     def work() -> None:
@@ -47,8 +45,8 @@ def quantize(
             outcome = api.quantize(
                 checkpoint,
                 target,
-                config=settings,
-                calibration=method.calib,
+                config=method,
+                calibration=calibration,
                 evaluate=not no_eval,
                 code=coding,
                 force=force,

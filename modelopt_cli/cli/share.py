@@ -43,7 +43,7 @@ def share(
     reader.finish()
     options.check_exports(exports, force)
 
-    from modelopt_cli.methods.share import ShareConfig
+    from modelopt_cli.methods.share.config import ShareConfig
 
     settings = ShareConfig(**config)
     if not settings.automatic:

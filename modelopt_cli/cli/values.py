@@ -5,21 +5,15 @@ Everything wrong with a command line is reported together.
 
 import math
 import re
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
+from collections.abc import Callable
 from typing import Literal, TypeVar, get_args
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.settings import not_one_of
 
 InputType = Literal["float32", "int64", "int32", "uint8", "bool"]
 Value = TypeVar("Value")
 Choice = TypeVar("Choice", bound=str)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A hint naming the entry of ``known`` nearest to ``word``, or None if nothing is near."""
-    nearest = get_close_matches(word, list(known), n=1)
-    return f"did you mean '{nearest[0]}'?" if nearest else None
 
 
 class Reader:
@@ -66,8 +60,7 @@ def parse_choice(text: str, choices: tuple[Choice, ...]) -> Choice:
     for choice in choices:
         if choice == text:
             return choice
-    hint = did_you_mean(text, choices)
-    raise ValueError(f"'{text}' is not one of {', '.join(choices)}" + (f"; {hint}" if hint else ""))
+    raise ValueError(not_one_of(text, choices))
 
 
 def parse_size(text: str) -> tuple[int, int]:

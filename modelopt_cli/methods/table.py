@@ -4,9 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from modelopt_cli.methods import distill, prune, quantize, share
 from modelopt_cli.methods.context import Context, Result
-from modelopt_cli.methods.prune.apply import apply as apply_prune
+from modelopt_cli.methods.distill.apply import apply as distill
+from modelopt_cli.methods.distill.config import DistillConfig
+from modelopt_cli.methods.prune.apply import apply as prune
+from modelopt_cli.methods.prune.config import PruneConfig
+from modelopt_cli.methods.quantize.apply import apply as quantize
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.share.apply import apply as share
+from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import Program
 
 
@@ -26,9 +32,9 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "distill": Method(config=distill.DistillConfig, apply=distill.apply),
-    "prune": Method(config=prune.PruneConfig, apply=apply_prune),
-    "quantize": Method(config=quantize.QuantizeConfig, apply=quantize.apply),
-    "share": Method(config=share.ShareConfig, apply=share.apply),
+    "distill": Method(config=DistillConfig, apply=distill),
+    "prune": Method(config=PruneConfig, apply=prune),
+    "quantize": Method(config=QuantizeConfig, apply=quantize),
+    "share": Method(config=ShareConfig, apply=share),
 }
 """By the name of the command, of the API function and of the page in ``docs/``."""

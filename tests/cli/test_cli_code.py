@@ -9,7 +9,7 @@ import torch
 
 import modelopt_cli
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.prune import PruneConfig
+from modelopt_cli.methods.prune.config import PruneConfig
 
 HOW = ["--arch", "net.py:make?width=48", "--input-size", "8", "--channels", "1"]
 CODES = ("plain", "packed", "entropy")

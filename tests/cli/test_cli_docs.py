@@ -22,7 +22,7 @@ def parameters():
 def test_every_option_has_help_that_is_a_sentence(parameter):
     assert parameter.help
     assert parameter.help[0].isupper() or ":" in parameter.help
-    assert parameter.help.endswith((".", "]."))
+    assert parameter.help.endswith((".", "]"))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

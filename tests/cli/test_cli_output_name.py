@@ -7,8 +7,8 @@ from modelopt_cli import api
 from modelopt_cli.artifact import check_suffix
 from modelopt_cli.cli.main import main
 from modelopt_cli.errors import OutputError
-from modelopt_cli.methods.prune import PruneConfig
-from modelopt_cli.methods.share import ShareConfig
+from modelopt_cli.methods.prune.config import PruneConfig
+from modelopt_cli.methods.share.config import ShareConfig
 
 COMMANDS = {
     "quantize": ["quantize", "none.pth"],

@@ -68,10 +68,10 @@ def test_a_usage_error_is_one_line_and_2(argv, line, modelopt):
 
 
 def test_everything_wrong_is_reported_together(modelopt):
-    outcome = modelopt("quantize", "a", "--scheme", "x", "--crop", "y", "--device", "z")
+    outcome = modelopt("eval", "a", "--interpolation", "x", "--crop", "y", "--device", "z")
     assert outcome.code == 2
     assert outcome.err.count("\n") == 1
-    assert all(option in outcome.err for option in ("--scheme: ", "--crop: ", "--device: "))
+    assert all(option in outcome.err for option in ("--interpolation: ", "--crop: ", "--device: "))
 
 
 def test_no_command_shows_help_on_stderr(modelopt):

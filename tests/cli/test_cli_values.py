@@ -77,12 +77,8 @@ def test_choices_are_those_of_the_packages_that_need_torch():
 
     from modelopt_cli.cli import options
     from modelopt_cli.data import PreprocessOverrides
-    from modelopt_cli.methods.quantize.config import OBSERVER_NAMES, SCHEMES, QuantizeConfig
     from modelopt_cli.program import input_spec
 
     assert options.Interpolation == input_spec.Interpolation
     assert get_args(options.Interpolation)
-    assert tuple(SCHEMES) == options.SCHEMES
-    assert OBSERVER_NAMES == options.OBSERVERS
     assert set(options.InputValues.__dataclass_fields__) == set(PreprocessOverrides.__dataclass_fields__)
-    assert QuantizeConfig(**options.QuantizeOptions().read(values.Reader())) == QuantizeConfig()

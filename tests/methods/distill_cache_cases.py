@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from modelopt_cli.data import Data
 from modelopt_cli.data.arrays import ArraySource
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.distill import DistillConfig, apply
+from modelopt_cli.methods.distill.apply import apply
 from modelopt_cli.methods.distill.cache import CacheRequest
+from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.teacher import Member
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture

@@ -7,7 +7,8 @@ from pathlib import Path
 from distill_networks import CONFIG, fresh, within
 
 from modelopt_cli.data import open_data
-from modelopt_cli.methods.distill import DistillConfig, apply
+from modelopt_cli.methods.distill.apply import apply
+from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.training.distributed import world
 from modelopt_cli.training.state import State, write_state
 

@@ -12,7 +12,8 @@ from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
 from torchvision.models.resnet import Bottleneck
 
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.quantize import QuantizeConfig, apply
+from modelopt_cli.methods.quantize.apply import apply
+from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.untraced import apply_to_state
 from modelopt_cli.program import Encoding, InputSpec, Program
 from modelopt_cli.program.capture import capture

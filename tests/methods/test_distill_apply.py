@@ -19,14 +19,14 @@ from modelopt_cli.checkpoint.builtin import BUILTINS
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.errors import InputError, UsageError
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.distill import DistillConfig, apply
-from modelopt_cli.methods.distill.apply import FINETUNE, STAGE, learn
+from modelopt_cli.methods.distill.apply import FINETUNE, STAGE, apply, learn
+from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.inputs import change_between
 from modelopt_cli.methods.distill.table import LOSSES
 from modelopt_cli.methods.distill.taps import places
 from modelopt_cli.methods.distill.teacher import Member, Teacher
-from modelopt_cli.methods.quantize import QuantizeConfig
-from modelopt_cli.methods.quantize import apply as quantize
+from modelopt_cli.methods.quantize.apply import apply as quantize
+from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import InputSpec, Preprocess, Program
 from modelopt_cli.training import TrainConfig
 from modelopt_cli.training.loader import training_batches

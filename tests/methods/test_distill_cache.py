@@ -34,13 +34,13 @@ from modelopt_cli.data.datasets import DatasetSource
 from modelopt_cli.errors import EnvironmentFailure, ModeloptError, OutputError, UsageError
 from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.distill import DistillConfig
 from modelopt_cli.methods.distill.apply import learn
 from modelopt_cli.methods.distill.cache import ENTRIES, HEADER, Cache, CacheRequest
+from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.entries import Layout
 from modelopt_cli.methods.distill.teacher import Answer, Member, Teacher
-from modelopt_cli.methods.quantize import QuantizeConfig
-from modelopt_cli.methods.quantize import apply as quantize
+from modelopt_cli.methods.quantize.apply import apply as quantize
+from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program.capture import capture
 from modelopt_cli.training import Seen
 from modelopt_cli.training.distributed import World

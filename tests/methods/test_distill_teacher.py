@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from modelopt_cli.checkpoint.builtin import BUILTINS
 from modelopt_cli.data import open_data
-from modelopt_cli.methods.distill import DistillConfig, apply
 from modelopt_cli.methods.distill import teacher as teachers
+from modelopt_cli.methods.distill.apply import apply
+from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.taps import places
 from modelopt_cli.methods.distill.teacher import Member, Teacher
 from modelopt_cli.program import Program

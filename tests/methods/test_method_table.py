@@ -11,26 +11,27 @@ import modelopt_cli
 from modelopt_cli import api
 from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.artifact.coding import CODINGS
-from modelopt_cli.cli import options
+from modelopt_cli.cli.groups import options_of
 from modelopt_cli.cli.main import COMMANDS, build
+from modelopt_cli.cli.options import distill as cli_distill
 from modelopt_cli.cli.options import output as cli_output
 from modelopt_cli.cli.options import prune as cli_prune
 from modelopt_cli.cli.options import share as cli_share
 from modelopt_cli.cli.options import train as cli_train
 from modelopt_cli.cli.values import Reader
-from modelopt_cli.methods.distill import DistillConfig
+from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.table import LOSSES
 from modelopt_cli.methods.distill.terms import LABELS
-from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune import config as prune_config
 from modelopt_cli.methods.prune.allocation import ALLOCATIONS
+from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.criteria import CRITERIA
 from modelopt_cli.methods.quantize import config as quantize_config
 from modelopt_cli.methods.quantize.apply import _SCHEMES
 from modelopt_cli.methods.quantize.observers import OBSERVERS
-from modelopt_cli.methods.share import ShareConfig
 from modelopt_cli.methods.share import config as share_config
 from modelopt_cli.methods.share.codebook_tuning import MODES
+from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.kmeans import INITS
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.training import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TrainConfig
@@ -71,7 +72,8 @@ def test_apply_takes_a_program_a_config_and_a_context(name):
 def test_every_field_of_a_config_is_an_option_with_the_same_default(method, field):
     option = parameter(method, field)
     assert f"--{field.name.replace('_', '-')}" in option.opts
-    assert (option.default or None) == (field.default or None)
+    declared = options_of(build().commands[method]).get(field.name)
+    assert ((declared.initial if declared else option.default) or None) == (field.default or None)
 
 
 @pytest.mark.parametrize(("method", "field"), FIELDS)
@@ -80,16 +82,16 @@ def test_every_field_of_a_config_is_in_the_method_s_page(method, field):
 
 
 @pytest.mark.parametrize(
-    ("cli", "config", "table"),
+    ("config", "table"),
     [
-        pytest.param(options.SCHEMES, tuple(quantize_config.SCHEMES), _SCHEMES, id="schemes"),
-        pytest.param(options.OBSERVERS, quantize_config.OBSERVER_NAMES, OBSERVERS, id="observers"),
+        pytest.param(quantize_config.SCHEMES, _SCHEMES, id="schemes"),
+        pytest.param(quantize_config.OBSERVERS, OBSERVERS, id="observers"),
     ],
 )
-def test_quantize_names_the_same_choices_everywhere(cli, config, table):
-    assert cli == config == tuple(table)
+def test_quantize_names_the_same_choices_everywhere(config, table):
+    assert tuple(config) == tuple(table)
     page = (DOCS / "quantize.md").read_text()
-    assert all(f"| `{name}` |" in page for name in cli)
+    assert all(f"| `{name}` |" in page for name in config)
 
 
 @pytest.mark.parametrize(
@@ -147,13 +149,13 @@ def test_every_loss_of_distillation_is_in_the_help_and_in_the_page():
 
 def test_options_that_are_not_given_are_the_defaults_of_the_config():
     reader = Reader()
-    assert ShareConfig(**options.ShareOptions().read(reader, None)) == ShareConfig()
-    assert PruneConfig(**options.PruneOptions().read(reader)) == PruneConfig()
-    assert DistillConfig(**options.DistillOptions(student="same").read(reader)) == DistillConfig()
-    assert TrainConfig(**options.TrainOptions(train="digits").read(reader)) == TrainConfig()
-    tuned = options.FineTuneOptions(train="digits", epochs=TrainConfig.epochs)
+    assert ShareConfig(**cli_share.ShareOptions().read(reader, None)) == ShareConfig()
+    assert PruneConfig(**cli_prune.PruneOptions().read(reader)) == PruneConfig()
+    assert DistillConfig(**cli_distill.DistillOptions(student="same").read(reader)) == DistillConfig()
+    assert TrainConfig(**cli_train.TrainOptions(train="digits").read(reader)) == TrainConfig()
+    tuned = cli_train.FineTuneOptions(train="digits", epochs=TrainConfig.epochs)
     assert TrainConfig(**tuned.read(reader)) == TrainConfig()
-    assert options.FineTuneOptions(train="digits").read(reader) == {}
+    assert cli_train.FineTuneOptions(train="digits").read(reader) == {}
     reader.finish()
 
 

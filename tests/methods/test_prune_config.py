@@ -5,7 +5,7 @@ import json
 import pytest
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.prune import PruneConfig
+from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.structures import SparsityPattern
 from modelopt_cli.methods.prune.targets import TARGETS
 

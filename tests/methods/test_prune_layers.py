@@ -9,8 +9,8 @@ from torchvision.models import SwinTransformer
 
 from modelopt_cli.errors import DataError
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune.apply import apply
+from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.depth import Layers
 from modelopt_cli.methods.prune.layers import by_output, by_weights
 from modelopt_cli.program import InputSpec, Program

@@ -10,7 +10,7 @@ from prune_cases import net, smooth
 from torch import Tensor, nn
 
 from modelopt_cli.errors import ModeloptError
-from modelopt_cli.methods.prune import PruneConfig
+from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.masks import Masks, lowest, mask_of, weight_masks
 from modelopt_cli.methods.prune.structures import SparsityPattern
 from modelopt_cli.program import Encoding

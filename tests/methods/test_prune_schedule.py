@@ -14,9 +14,9 @@ from modelopt_cli.artifact import write_program
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.errors import ModeloptError, UsageError
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune import rounds as rounds_module
 from modelopt_cli.methods.prune.apply import apply
+from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.prune.rounds import GROWN_AT, Growing, check_held
 from modelopt_cli.methods.prune.schedules import cubic, epochs_of_round

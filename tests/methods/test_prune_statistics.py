@@ -19,8 +19,8 @@ from modelopt_cli.methods.matrices import (
     unseen_inputs,
     weights_of,
 )
-from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune.apply import apply
+from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.criteria import CRITERIA
 from modelopt_cli.methods.prune.statistics import collect
 from modelopt_cli.program.coverage import coverage

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from modelopt_cli.artifact import write_program
 from modelopt_cli.methods.context import Context, Result
-from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune.apply import apply
+from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.figures import Timer, half_width
 from modelopt_cli.methods.prune.ladder import Rungs, after, path
 from modelopt_cli.methods.prune.targets import (

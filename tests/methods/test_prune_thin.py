@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune.apply import apply
+from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.summary import PrunedLayer, summary, thin_notes
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture

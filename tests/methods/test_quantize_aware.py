@@ -19,12 +19,12 @@ from modelopt_cli.data import Data, open_data
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import never_saturates, prepare
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.distill import DistillConfig
 from modelopt_cli.methods.distill.apply import apply as distill
+from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.teacher import Member
-from modelopt_cli.methods.quantize import QuantizeConfig
-from modelopt_cli.methods.quantize import apply as quantize
+from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.aware import settled, trainable
+from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.fake import Form, Latent, LatentLinear, fake_quantize, nearest_steps
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantization import QParams, dequantize

@@ -12,7 +12,8 @@ from torchvision import models
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.quantize import QuantizeConfig, apply
+from modelopt_cli.methods.quantize.apply import apply
+from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.untraced import restore
 from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.quantized import DynamicLinear

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from modelopt_cli.methods.quantize.config import OBSERVER_NAMES
+from modelopt_cli.methods.quantize.config import OBSERVERS as OBSERVER_NAMES
 from modelopt_cli.methods.quantize.observers import BINS, OBSERVERS, Histogram, MeanSquaredError
 from modelopt_cli.program.quantization import quantize
 
@@ -61,7 +61,7 @@ def _inner(centres: Array, low: float, high: float) -> tuple[float, float]:
 
 
 def test_the_names_are_those_of_the_config() -> None:
-    assert tuple(OBSERVERS) == OBSERVER_NAMES
+    assert tuple(OBSERVERS) == tuple(OBSERVER_NAMES)
 
 
 @pytest.mark.parametrize("name", OBSERVER_NAMES)
@@ -182,7 +182,9 @@ def test_memory_does_not_grow(name: str) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=40), st.sampled_from(OBSERVER_NAMES))
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=40), st.sampled_from(tuple(OBSERVER_NAMES))
+)
 def test_any_values(numbers: list[float], name: str) -> None:
     x = torch.tensor(numbers)
     low, high = watched(name, x)

@@ -21,7 +21,8 @@ from modelopt_cli.errors import ModeloptError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure.size import measure_size
 from modelopt_cli.measure.subject import Subject
-from modelopt_cli.methods.quantize import QuantizeConfig, apply
+from modelopt_cli.methods.quantize.apply import apply
+from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.untraced import restore
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.coverage import coverage

@@ -24,7 +24,8 @@ from modelopt_cli.artifact import read_program, write_program
 from modelopt_cli.errors import DataError, NothingCompressed, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.quantize import QuantizeConfig, apply
+from modelopt_cli.methods.quantize.apply import apply
+from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.plan import make_plan
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_attention

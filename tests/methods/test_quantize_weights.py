@@ -13,7 +13,8 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import never_saturates
 from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.methods.layer_selection import select_layers
-from modelopt_cli.methods.quantize import QuantizeConfig, weights
+from modelopt_cli.methods.quantize import weights
+from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.weights import quantize_weight
 
 

@@ -15,7 +15,9 @@ from modelopt_cli.artifact.sparsity import compact, pruned_names
 from modelopt_cli.errors import ModeloptError, NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.matrices import weights_of
-from modelopt_cli.methods.share import ShareConfig, apply, one_size
+from modelopt_cli.methods.share import one_size
+from modelopt_cli.methods.share.apply import apply
+from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import coverage
 

@@ -11,9 +11,10 @@ from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.errors import GateNotMet, UsageError
 from modelopt_cli.methods.context import Result
-from modelopt_cli.methods.share import ShareConfig, apply
+from modelopt_cli.methods.share.apply import apply
 from modelopt_cli.methods.share.bit_allocation import LARGEST, Rated, Scalar, rounded_bias
 from modelopt_cli.methods.share.budget import BudgetNotMet, for_bytes, for_drop, split
+from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import Program
 
 

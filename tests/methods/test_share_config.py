@@ -5,7 +5,7 @@ import json
 import pytest
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.share import ShareConfig
+from modelopt_cli.methods.share.config import ShareConfig
 
 WRONG = {
     "scope": ({"bits": 4, "scope": "layer"}, "unknown scope 'layer'; one of tensor, channels, network"),

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from modelopt_cli.methods.share import ShareConfig
 from modelopt_cli.methods.share.clustered_weight import Shared
+from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.one_size import Weight, share, share_all
 
 

@@ -13,13 +13,14 @@ from modelopt_cli.artifact.sparsity import is_shared, pruned_names
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.kernels.saturation import never_saturates
 from modelopt_cli.methods.matrices import weights_of
-from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune.apply import apply as prune
-from modelopt_cli.methods.quantize import QuantizeConfig
-from modelopt_cli.methods.quantize import apply as quantize
+from modelopt_cli.methods.prune.config import PruneConfig
+from modelopt_cli.methods.quantize.apply import apply as quantize
+from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.untraced import apply_to_state as quantize_state
 from modelopt_cli.methods.quantize.weights import quantize_weight
-from modelopt_cli.methods.share import ShareConfig, apply
+from modelopt_cli.methods.share.apply import apply
+from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.untraced import apply_to_state as share_state
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantized import Weighted

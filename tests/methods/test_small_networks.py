@@ -18,10 +18,10 @@ from torch import Tensor
 from modelopt_cli.artifact import read_program, write_program
 from modelopt_cli.kernels import prepare
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.quantize import QuantizeConfig
-from modelopt_cli.methods.quantize import apply as quantize
-from modelopt_cli.methods.share import ShareConfig
-from modelopt_cli.methods.share import apply as share
+from modelopt_cli.methods.quantize.apply import apply as quantize
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.share.apply import apply as share
+from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 

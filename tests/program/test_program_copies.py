@@ -18,7 +18,8 @@ from modelopt_cli.kernels import prepare
 from modelopt_cli.kernels.dispatch import Kernel
 from modelopt_cli.kernels.fp32 import prepack
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.quantize import QuantizeConfig, apply
+from modelopt_cli.methods.quantize.apply import apply
+from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.quantized import DynamicLinear, Weighted

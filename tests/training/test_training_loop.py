@@ -18,7 +18,8 @@ from modelopt_cli.data import open_data
 from modelopt_cli.errors import DataError, InputError, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.quantize import QuantizeConfig, apply
+from modelopt_cli.methods.quantize.apply import apply
+from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
 from modelopt_cli.training import TrainConfig, Training, fit, loop

@@ -11,6 +11,7 @@ from modelopt_cli.cli.options.measure import (
 )
 from modelopt_cli.cli.options.network import (
     Arch,
+    Calibration,
     Channels,
     InputShape,
     InputSize,
@@ -35,7 +36,6 @@ from modelopt_cli.cli.options.output import (
     undone,
 )
 from modelopt_cli.cli.options.prune import PruneOptions
-from modelopt_cli.cli.options.quantize import OBSERVERS, SCHEMES, QuantizeOptions
 from modelopt_cli.cli.options.request import Request, read_request
 from modelopt_cli.cli.options.run import RunOptions
 from modelopt_cli.cli.options.share import TUNINGS, ShareOptions
@@ -52,11 +52,10 @@ from modelopt_cli.cli.options.train import (
 __all__ = [
     "GATES",
     "MEASURING",
-    "OBSERVERS",
     "OUTPUT",
-    "SCHEMES",
     "TUNINGS",
     "Arch",
+    "Calibration",
     "Channels",
     "Checkpoint",
     "Code",
@@ -77,7 +76,6 @@ __all__ = [
     "NoEval",
     "Output",
     "PruneOptions",
-    "QuantizeOptions",
     "Request",
     "RunOptions",
     "ShareOptions",

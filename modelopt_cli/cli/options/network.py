@@ -16,6 +16,7 @@ from modelopt_cli.cli.values import (
     parse_shape,
     parse_size,
 )
+from modelopt_cli.settings import CALIBRATION, Setting
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
@@ -27,6 +28,16 @@ Arch = Annotated[
         metavar="SPEC",
         help="torchvision:NAME, timm:NAME, builtin:NAME, FILE.py:CALLABLE or package.module:CALLABLE, "
         "with ?num_classes=10 and the like; left out, it is recognised from the checkpoint.",
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    Setting(
+        "Data to calibrate on, in any form that --data takes.",
+        metavar="SPEC",
+        default="that of --data",
+        older=("--calib",),
+        title=CALIBRATION,
     ),
 ]
 InputSize = Annotated[

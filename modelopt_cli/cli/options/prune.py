@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from modelopt_cli.cli.values import Reader, did_you_mean, parse_choice, parse_fraction
+from modelopt_cli.cli.values import Reader, parse_choice, parse_fraction
 from modelopt_cli.methods.prune.allocation import ALLOCATIONS
 from modelopt_cli.methods.prune.criteria import CRITERIA
+from modelopt_cli.settings import did_you_mean
 
 STRUCTURES = ("unstructured", "N:M", "block", "channels", "layers")
 SCHEDULES = ("one-shot", "iterative", "gradual")

@@ -8,10 +8,11 @@ from typer.exceptions import TyperException
 
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.failures import explain
-from modelopt_cli.cli.groups import Work
+from modelopt_cli.cli.groups import Work, options_of
 from modelopt_cli.cli.options import GATES, MEASURING, OUTPUT
 from modelopt_cli.cli.recipe.document import Options, Value
-from modelopt_cli.cli.values import Reader, did_you_mean
+from modelopt_cli.cli.values import Reader
+from modelopt_cli.settings import did_you_mean
 
 _OURS = {"no_eval", "run", "resume", "checkpoints", "baseline", "judge"}  # what a recipe says otherwise
 _OF_ONE = {"curve"}  # written beside the steps, each would draw over the one before it
@@ -48,7 +49,7 @@ class Commands:
 
         ``batch-size``, say, is that of training to some, and to others a second name of latency's.
         """
-        return {str(p.name).replace("_", "-"): p for p in self._settable(verb)}
+        return {str(p.name).replace("_", "-"): p for p in self._settable(verb) if not p.hidden}
 
     def words(self, reader: Reader, verb: str, options: Options, known: Mapping[str, Any]) -> list[str]:
         """Options as arguments of ``verb``."""
@@ -62,7 +63,7 @@ class Commands:
                 reader.check(False, f"'{name}'", f"is no option of {verb}" + (f"; {hint}" if hint else ""))
                 continue
             try:
-                words += _argument(context, known[name], name, value)
+                words += _argument(self._commands[verb], context, known[name], name, value)
             except ValueError as error:
                 reader.check(False, f"'{name}'", str(error))
             except TyperException as error:
@@ -94,7 +95,7 @@ class Commands:
                 yield p
 
 
-def _argument(context: Any, parameter: Any, name: str, value: Value) -> list[str]:
+def _argument(command: Any, context: Any, parameter: Any, name: str, value: Value) -> list[str]:
     """``name: value`` as arguments; raises ValueError or TyperException."""
     option, values = f"--{name}", (value,) if isinstance(value, str) else value
     if parameter.is_flag:
@@ -106,5 +107,9 @@ def _argument(context: Any, parameter: Any, name: str, value: Value) -> list[str
         raise ValueError("needs a value")
     if len(values) > 1 and not parameter.multiple:
         raise ValueError("takes one value")
-    parameter.process_value(context, values if parameter.multiple else values[0])
+    if (field := options_of(command).get(parameter.name)) is not None:
+        for text in values:
+            field.read(text)
+    else:
+        parameter.process_value(context, values if parameter.multiple else values[0])
     return [word for text in values for word in (option, text)]

@@ -10,10 +10,11 @@ from modelopt_cli.cli.failures import explain
 from modelopt_cli.cli.options import GATES
 from modelopt_cli.cli.recipe.commands import Commands
 from modelopt_cli.cli.recipe.document import Options, Recipe
-from modelopt_cli.cli.values import Reader, did_you_mean
+from modelopt_cli.cli.values import Reader
 from modelopt_cli.errors import ModeloptError
+from modelopt_cli.settings import did_you_mean
 
-_DATA = ("data", "train", "val", "calib")
+_DATA = ("data", "train", "val", "calibration", "calib")
 
 
 @dataclass(frozen=True)

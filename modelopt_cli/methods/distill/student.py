@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.prune import PruneConfig
 from modelopt_cli.methods.prune.apply import apply as prune
+from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.program import Program
 
 _DERIVED = re.compile(r"(width|depth):(.*)", re.DOTALL)

@@ -1,9 +1,9 @@
-"""What to quantize and how."""
+"""Settings of ``quantize``."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
-from modelopt_cli.errors import UsageError
+from modelopt_cli.settings import CALIBRATION, Config, Setting
 
 SCHEMES: dict[str, str] = {
     "int8": "weights and activations int8, scales fixed by calibration data",
@@ -12,41 +12,36 @@ SCHEMES: dict[str, str] = {
 }
 LEAST_SNR_DB = 20.0
 """Signal-to-noise of the outputs, in dB, below which 8 bits have lost more than rounding takes."""
-OBSERVER_NAMES = ("minmax", "percentile", "mse", "entropy")
+OBSERVERS: dict[str, str] = {
+    "minmax": "the whole range that was seen",
+    "percentile": "the range without its rarest values",
+    "mse": "the range with the least squared error of rounding",
+    "entropy": "the range whose distribution loses least, by Kullback-Leibler divergence",
+}
 
 
 @dataclass(frozen=True)
-class QuantizeConfig:
-    """Settings of ``quantize``.
+class QuantizeConfig(Config, title="Quantizing"):
+    """Settings of ``quantize``."""
 
-    Attributes:
-        scheme: a key of ``SCHEMES``.
-        observer: how activation ranges are chosen from calibration data (``int8`` only).
-        include: globs of layer names; empty means every layer.
-        exclude: globs of layer names to leave in float.
-        skip_first: leave the first convolution or linear layer in float.
-        skip_last: leave the last one in float.
-        calibration_samples: how many samples to calibrate on, at most.
-    """
-
-    scheme: str = "int8"
-    observer: str = "mse"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    skip_first: bool = False
-    skip_last: bool = False
-    calibration_samples: int = 512
-
-    def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise UsageError(f"unknown scheme {self.scheme!r}", hint=f"one of {', '.join(SCHEMES)}")
-        if self.observer not in OBSERVER_NAMES:
-            raise UsageError(
-                f"unknown observer {self.observer!r}", hint=f"one of {', '.join(OBSERVER_NAMES)}"
-            )
-        if self.calibration_samples < 1:
-            raise UsageError("--calibration-samples must be at least 1")
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form, for the history."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+    scheme: Annotated[str, Setting("Number format of weights and activations.", choices=SCHEMES)] = "int8"
+    observer: Annotated[
+        str, Setting("Rule that chooses activation ranges from calibration data.", choices=OBSERVERS)
+    ] = "mse"
+    include: Annotated[
+        tuple[str, ...],
+        Setting("Quantize only layers whose names match; may be repeated.", metavar="GLOB"),
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...],
+        Setting("Leave layers whose names match in float; may be repeated.", metavar="GLOB"),
+    ] = ()
+    skip_first: Annotated[
+        bool, Setting("Leave the first convolution or linear layer in float.", advanced=True)
+    ] = False
+    skip_last: Annotated[
+        bool, Setting("Leave the last convolution or linear layer in float.", advanced=True)
+    ] = False
+    calibration_samples: Annotated[
+        int, Setting("Calibrate on at most this many samples.", least=1, title=CALIBRATION)
+    ] = 512

@@ -1,0 +1,329 @@
+"""Settings: everything about an option is declared once, on a field of a frozen dataclass.
+
+    @dataclass(frozen=True)
+    class QuantizeConfig(Config, title="Quantizing"):
+        scheme: Annotated[str, Setting("Numbers to compute with.", choices=SCHEMES)] = "int8"
+
+From that declaration come the checks of values, the command line's option, its environment variable, the key
+in a recipe, the recipe's JSON schema and the tables in ``docs/``. Modules with configs import no torch.
+"""
+
+import dataclasses
+import math
+import operator
+import re
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import KW_ONLY, dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+from modelopt_cli.errors import UsageError
+
+CALIBRATION = "Calibration"
+"""Title of the options that say what data a method looks at."""
+_FLAGS: ContextVar[bool] = ContextVar("flags", default=False)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An option, as it is declared on a field of a config.
+
+    Attributes:
+        help: one sentence that can be read alone.
+        choices: the rows that may be named; a row is a text or has a text ``help``.
+        also: pattern of further values beside ``choices``.
+        least: smallest number allowed.
+        most: largest number allowed.
+        above: the number must be larger than this.
+        below: the number must be smaller than this.
+        metavar: the value in a usage line; by default what the type and the choices say.
+        parse: makes a text the value; raises ValueError with what is wrong.
+        title: group of options in the help; by default that of the config.
+        advanced: shown by ``--help-all`` alone.
+        flags: spellings on the command line; by default ``--name``, and ``--name/--no-name`` for what may be
+            None or is True by default.
+        older: spellings that still work, with a note.
+        shared: its environment variable may also be written without the command's name.
+        default: the default in words, where None stands for something.
+    """
+
+    help: str
+    _: KW_ONLY
+    choices: Mapping[str, Any] | None = None
+    also: str | None = None
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    metavar: str | None = None
+    parse: Callable[[str], Any] | None = None
+    title: str | None = None
+    advanced: bool = False
+    flags: tuple[str, ...] = ()
+    older: tuple[str, ...] = ()
+    shared: bool = False
+    default: str | None = None
+
+
+@dataclass(frozen=True)
+class Field:
+    """A setting together with the field that it is declared on.
+
+    Attributes:
+        name: of the field.
+        type: of its values, None aside.
+        optional: None is a value too.
+        initial: its default; ``dataclasses.MISSING`` where a value must be given.
+        setting: its declaration.
+        title: group of options in the help.
+    """
+
+    name: str
+    type: Any
+    optional: bool
+    initial: Any
+    setting: Setting
+    title: str
+
+    @property
+    def flag(self) -> str:
+        """The option's long spelling, such as ``--max-drop``."""
+        long = [flag for flag in self.setting.flags if flag.startswith("--")]
+        return long[0].partition("/")[0] if long else _flag(self.name)
+
+    @property
+    def label(self) -> str:
+        """The name to use in a message: the option's on the command line, else the argument's."""
+        return self.flag if _FLAGS.get() else self.name
+
+    @property
+    def several(self) -> bool:
+        """True if the option may be repeated."""
+        args = get_args(self.type)
+        return get_origin(self.type) is tuple and args[-1:] == (...,) and self.setting.parse is None
+
+    @property
+    def metavar(self) -> str:
+        """The value in a usage line."""
+        if self.setting.metavar is not None:
+            return self.setting.metavar
+        if self.setting.choices is not None:
+            return "|".join(self.setting.choices)
+        return {int: "N", float: "X", Path: "FILE"}.get(self.type, "TEXT")
+
+    def read(self, text: str) -> Any:
+        """The value that ``text`` stands for; raises ValueError with what is wrong."""
+        value = self._parsed(text)
+        if (problem := self.problem((value,) if self.several else value)) is not None:
+            raise ValueError(problem)
+        return value
+
+    def problem(self, value: Any) -> str | None:
+        """The fault of a value, or None."""
+        if value is None and self.optional:
+            return None
+        if not _fits(value, self.type):
+            return f"{value!r} is not {_described(self.type)}"
+        for part in value if self.several else (value,):
+            if (problem := self._problem(part)) is not None:
+                return problem
+        return None
+
+    def _parsed(self, text: str) -> Any:
+        kind = get_args(self.type)[0] if self.several else self.type
+        if self.setting.parse is not None:
+            return self.setting.parse(text)
+        if kind is bool:
+            return boolean(text)
+        if kind is int:
+            if not re.fullmatch(r"[+-]?\d{1,18}", text.strip(), re.ASCII):
+                raise ValueError(f"'{text}' is not an integer")
+            return int(text)
+        return number(text) if kind is float else kind(text)
+
+    def _problem(self, value: Any) -> str | None:
+        setting = self.setting
+        if setting.choices is not None:
+            fine = value in setting.choices or (
+                setting.also is not None and re.fullmatch(setting.also, value)
+            )
+            return None if fine else not_one_of(value, setting.choices)
+        if not isinstance(value, int | float):
+            return None
+        if not math.isfinite(value):
+            return f"{value} is not a finite number"
+        bounds = (
+            (setting.least, "at least", operator.ge),
+            (setting.above, "above", operator.gt),
+            (setting.most, "at most", operator.le),
+            (setting.below, "below", operator.lt),
+        )
+        given = [(limit, word, holds) for limit, word, holds in bounds if limit is not None]
+        if all(holds(value, limit) for limit, _, holds in given):
+            return None
+        return f"must be {' and '.join(f'{word} {limit:g}' for limit, word, _ in given)}, not {value:g}"
+
+
+class Config:
+    """Base of configs: frozen dataclasses, their fields ``Annotated`` with a ``Setting``.
+
+    Making one checks it. A subclass says with ``conflicts`` which settings do not go together, each of which
+    may be fine alone, and with ``title`` how its group of options is headed.
+
+    Raises:
+        UsageError: with all that is wrong.
+    """
+
+    title: ClassVar[str] = "Options"
+
+    def __init_subclass__(cls, title: str | None = None) -> None:
+        if title is not None:
+            cls.title = title
+
+    def __post_init__(self) -> None:
+        for field in fields_of(type(self)):
+            value = getattr(self, field.name)
+            if field.several and isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+        if wrong := problems(self):
+            raise UsageError("; ".join(wrong))
+
+    def conflicts(self) -> Iterable[str]:
+        """One line for each contradiction between settings; asked only where each is fine alone."""
+        return ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form, for the history."""
+        return {
+            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+        }
+
+
+def problems(config: Config) -> list[str]:
+    """One line for each thing that is wrong with a config's values, or with their going together."""
+    fields = fields_of(type(config))
+    wrong = [
+        f"{field.label}: {problem}"
+        for field in fields
+        if (problem := field.problem(getattr(config, field.name))) is not None
+    ]
+    return wrong or list(config.conflicts())
+
+
+def fields_of(config: Any) -> tuple[Field, ...]:
+    """The fields of a config that are settings, in order; others are no options."""
+    return _fields_of(config)
+
+
+@cache
+def _fields_of(config: Any) -> tuple[Field, ...]:
+    hints = get_type_hints(config, include_extras=True)
+    fields = (
+        field_of(field.name, hints[field.name], field.default, config.title)
+        for field in dataclasses.fields(config)
+    )
+    return tuple(field for field in fields if field is not None)
+
+
+def field_of(name: str, annotation: Any, initial: Any, title: str = Config.title) -> Field | None:
+    """The field that an annotation declares, or None if it has no setting."""
+    if get_origin(annotation) is not Annotated:
+        return None
+    hint, *notes = get_args(annotation)
+    setting = next((note for note in notes if isinstance(note, Setting)), None)
+    if setting is None:
+        return None
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    rest = [kind for kind in kinds if kind is not type(None)]
+    return Field(name, Union[tuple(rest)], len(rest) < len(kinds), initial, setting, setting.title or title)  # noqa: UP007
+
+
+def option(name: str) -> str:
+    """A setting's name as the reader of a message knows it: ``--max-drop`` or ``max_drop``."""
+    return _flag(name) if _FLAGS.get() else name
+
+
+@contextmanager
+def naming_flags() -> Iterator[None]:
+    """Messages made within name the command line's options instead of the arguments of functions."""
+    token = _FLAGS.set(True)
+    try:
+        yield
+    finally:
+        _FLAGS.reset(token)
+
+
+def help_of(row: Any) -> str:
+    """The one-line description of a row of a table of choices."""
+    text: str = row if isinstance(row, str) else row.help
+    return text
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A hint naming the entry of ``known`` nearest to ``word``, or None if nothing is near."""
+    nearest = get_close_matches(word, list(known), n=1)
+    return f"did you mean '{nearest[0]}'?" if nearest else None
+
+
+def not_one_of(value: Any, choices: Iterable[str]) -> str:
+    """The complaint about a value that is none of ``choices``, with the nearest of them."""
+    hint = did_you_mean(str(value), choices)
+    return f"'{value}' is not one of {', '.join(choices)}" + (f"; {hint}" if hint else "")
+
+
+def number(text: str) -> float:
+    """A finite number; raises ValueError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"'{text}' is not a number")
+    return value
+
+
+def fraction(text: str) -> float:
+    """``0.3`` or ``30%``; raises ValueError."""
+    try:
+        return number(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        raise ValueError(f"'{text}' is neither a fraction such as 0.3 nor a percentage such as 30%") from None
+
+
+def boolean(text: str) -> bool:
+    """``true`` or ``false``, or ``1`` or ``0``; raises ValueError."""
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise ValueError(f"'{text}' is neither true nor false")
+    return text.lower() in ("true", "1")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """True if a value is of a declared type."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        inner = args[:1] * len(value) if args[-1] is ... and isinstance(value, tuple) else args
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _described(kind: Any) -> str:
+    names = {int: "an integer", float: "a number", str: "a text", bool: "True or False"}
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(_described, get_args(kind)))
+    return names.get(kind) or f"of type {getattr(kind, '__name__', None) if not get_args(kind) else kind}"
