@@ -19,7 +19,7 @@ from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.measure import EvalOptions
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.config import PruneConfig
-from modelopt_cli.methods.prune.statistics import squared_gradients
+from modelopt_cli.methods.prune.criterion_statistics import squared_gradients
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program.capture import capture

@@ -24,9 +24,9 @@ from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.prune.apply import sensitivity as measure_sensitivity
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.sensitivity import Sensitivity
+from modelopt_cli.methods.prune.state_pruner import apply_to_state
 from modelopt_cli.methods.prune.structures import ACCELERATED
 from modelopt_cli.methods.prune.summary import PrunedLayer, summary, thin_notes
-from modelopt_cli.methods.prune.untraced import apply_to_state
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.training.distributed import world

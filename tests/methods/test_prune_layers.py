@@ -11,8 +11,7 @@ from modelopt_cli.errors import DataError
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.apply import apply
 from modelopt_cli.methods.prune.config import PruneConfig
-from modelopt_cli.methods.prune.depth import Layers
-from modelopt_cli.methods.prune.layers import by_output, by_weights
+from modelopt_cli.methods.prune.layer_pruner import LayerPruner, by_output, by_weights
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.removable import find_blocks, without
@@ -189,11 +188,11 @@ def test_a_block_is_the_same_after_others_are_gone() -> None:
     blocks = find_blocks(program)
     assert [block.name for block in blocks] == ["body.a1", "body.b1"]
     config = PruneConfig(structure="layers", sparsity=0.5, criterion="l1")
-    family = Layers(program, config, Context())
+    pruner = LayerPruner(program, config, Context())
     once = without(program, blocks[:1])
-    assert [block.layers for block in family.blocks(once)] == [("body.b1", "body.b2")]
-    assert family.left(program) == 1.0
-    assert family.left(once) == 0.5
+    assert [block.layers for block in pruner.blocks(once)] == [("body.b1", "body.b2")]
+    assert pruner.left(program) == 1.0
+    assert pruner.left(once) == 0.5
 
 
 def test_attention_with_fetched_weights_counts_as_a_block() -> None:

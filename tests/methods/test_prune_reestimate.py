@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError
-from modelopt_cli.methods.prune.reestimate import reestimate
+from modelopt_cli.methods.prune.batch_norms import reestimate
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 

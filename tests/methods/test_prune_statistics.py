@@ -22,7 +22,7 @@ from modelopt_cli.methods.matrices import (
 from modelopt_cli.methods.prune.apply import apply
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.criteria import CRITERIA
-from modelopt_cli.methods.prune.statistics import collect
+from modelopt_cli.methods.prune.criterion_statistics import collect
 from modelopt_cli.program.coverage import coverage
 
 

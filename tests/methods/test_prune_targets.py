@@ -14,7 +14,7 @@ from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.prune.apply import apply
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.figures import Timer, half_width
-from modelopt_cli.methods.prune.ladder import Rungs, after, path
+from modelopt_cli.methods.prune.removal_order import Rungs, after, path
 from modelopt_cli.methods.prune.targets import (
     CLOSE,
     TOLERANCE,

@@ -8,7 +8,7 @@ from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Reached, Result
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.criteria import require_data
-from modelopt_cli.methods.prune.family import Family
+from modelopt_cli.methods.prune.pruner import Pruner
 from modelopt_cli.methods.prune.schedules import require_training
 from modelopt_cli.methods.prune.sensitivity import SPARSITIES, Sensitivity, measure
 from modelopt_cli.methods.prune.targets import reached, require
@@ -38,7 +38,7 @@ def apply(program: Program, config: PruneConfig, context: Context) -> Result:
         DataError: the data are empty or do not fit.
     """
     target_row = config.target_row
-    family = _family(program, config, context)
+    pruner = _pruner(program, config, context)
     require_training(config, context)
     if target_row.measured and distributed.world().size > 1:
         raise UsageError(
@@ -49,17 +49,17 @@ def apply(program: Program, config: PruneConfig, context: Context) -> Result:
     measured: list[Reached] = []
 
     def accept(pruned: Program) -> None:
-        if family.untouched(pruned):
+        if pruner.untouched(pruned):
             raise NothingCompressed("nothing was removed", hint="nothing was written; ask for more")
-        measured.append(_require(config, family.left(pruned)))
+        measured.append(_require(config, pruner.left(pruned)))
 
-    result = config.schedule_row.prune(family, context, accept)
+    result = config.schedule_row.prune(pruner, context, accept)
     # Training moves no channel: a latency is not measured again, when it could only differ by chance.
-    target = measured[-1] if target_row.measured else _require(config, family.left(result))
-    result.history = (*program.history, family.entry(result, target))
+    target = measured[-1] if target_row.measured else _require(config, pruner.left(result))
+    result.history = (*program.history, pruner.entry(result, target))
     if target_row.of_file:  # which is complete only now
-        target = replace(target, reached=predicted_bytes(result, code=context.code) / family.original_bytes)
-    return Result(result, family.skipped(result), target, (*family.notes, *family.closing_notes(result)))
+        target = replace(target, reached=predicted_bytes(result, code=context.code) / pruner.original_bytes)
+    return Result(result, pruner.skipped(result), target, (*pruner.notes, *pruner.closing_notes(result)))
 
 
 def sensitivity(program: Program, config: PruneConfig, context: Context) -> tuple[Sensitivity, ...]:
@@ -69,10 +69,10 @@ def sensitivity(program: Program, config: PruneConfig, context: Context) -> tupl
         UsageError: there are no data, or the config cannot be used.
         NothingCompressed: nothing can be pruned.
     """
-    return measure(_family(program, config, context), program, SPARSITIES)
+    return measure(_pruner(program, config, context), program, SPARSITIES)
 
 
-def _family(program: Program, config: PruneConfig, context: Context) -> Family:
+def _pruner(program: Program, config: PruneConfig, context: Context) -> Pruner:
     """What prunes this Program, if it can be pruned.
 
     Raises:

@@ -181,19 +181,19 @@ def _distances(filters: Tensor, member: Member, channels: int) -> Tensor:
 def _squared_gradients(
     program: Program, names: Sequence[str], data: Data, context: Context
 ) -> dict[str, Tensor]:
-    from modelopt_cli.methods.prune.statistics import squared_gradients
+    from modelopt_cli.methods.prune.criterion_statistics import squared_gradients
 
     return squared_gradients(program, data, context)
 
 
 def _input_norms(program: Program, names: Sequence[str], data: Data, context: Context) -> dict[str, Tensor]:
-    from modelopt_cli.methods.prune.statistics import input_norms
+    from modelopt_cli.methods.prune.criterion_statistics import input_norms
 
     return input_norms(program, names, data, context)
 
 
 def _curvatures(program: Program, names: Sequence[str], data: Data, context: Context) -> dict[str, Tensor]:
-    from modelopt_cli.methods.prune.statistics import curvatures
+    from modelopt_cli.methods.prune.criterion_statistics import curvatures
 
     return curvatures(program, names, data, context)
 

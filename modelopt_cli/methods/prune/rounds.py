@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from modelopt_cli.artifact.sparsity import compact
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.prune.family import Family
 from modelopt_cli.methods.prune.masks import Masks
+from modelopt_cli.methods.prune.pruner import Pruner
 from modelopt_cli.methods.prune.schedules import cubic, epochs_of_round
-from modelopt_cli.methods.prune.weights import Weights
+from modelopt_cli.methods.prune.weight_pruner import WeightPruner
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Program
 from modelopt_cli.training import Companion
@@ -25,48 +25,48 @@ UPDATES = 100
 """How often they change until then, at most."""
 
 
-def in_rounds(family: Family, context: Context, accept: Callable[[Program], None]) -> Program:
-    """Prune a family's original in equal parts, with a part of the epochs after each if it is to be trained.
+def in_rounds(pruner: Pruner, context: Context, accept: Callable[[Program], None]) -> Program:
+    """Prune a pruner's original in equal parts, with a part of the epochs after each if it is to be trained.
 
     Args:
-        family: prunes; its config says how far and in how many rounds.
+        pruner: prunes; its config says how far and in how many rounds.
         context: seed and training.
         accept: given the pruned network before it is trained for the last time; raises if its target
             was missed.
     """
-    rounds = family.config.schedule_row.rounds(family.config)
-    wanted = family.config.fraction_left
-    stages, program = Stages(context.training), family.original
+    rounds = pruner.config.schedule_row.rounds(pruner.config)
+    wanted = pruner.config.fraction_left
+    stages, program = Stages(context.training), pruner.original
     for number in range(rounds):
         final = number == rounds - 1
-        program = _round(family, program, 1 - (1 - wanted) * (number + 1) / rounds, number, final, stages)
+        program = _round(pruner, program, 1 - (1 - wanted) * (number + 1) / rounds, number, final, stages)
         if final:
             accept(program)
         if context.training is not None:
             epochs = epochs_of_round(context.training.config.epochs, rounds, number)
             program = stages.once(
-                f"tune-{number + 1}", _training_of(family, program, context, number + 1, epochs)
+                f"tune-{number + 1}", _training_of(pruner, program, context, number + 1, epochs)
             )
     return program
 
 
 def _round(
-    family: Family, program: Program, left: float, number: int, final: bool, stages: Stages
+    pruner: Pruner, program: Program, left: float, number: int, final: bool, stages: Stages
 ) -> Program:
     """One part of the pruning, and the batch norms' statistics after it."""
 
     def make() -> Program:
-        return family.settled(family.prune(program, left, final))
+        return pruner.settled(pruner.prune(program, left, final))
 
     return stages.once(f"prune-{number + 1}", make)
 
 
 def _training_of(
-    family: Family, program: Program, context: Context, number: int, epochs: int
+    pruner: Pruner, program: Program, context: Context, number: int, epochs: int
 ) -> Callable[[], Program]:
     def make() -> Program:
         masks = Masks.of(program)
-        network = fine_tuned(family, program, context, f"tune-{number}", epochs, masks)
+        network = fine_tuned(pruner, program, context, f"tune-{number}", epochs, masks)
         check_held(network, masks.masks)
         network.encodings = compact(network)
         return network
@@ -75,7 +75,7 @@ def _training_of(
 
 
 def fine_tuned(
-    family: Family,
+    pruner: Pruner,
     program: Program,
     context: Context,
     stage: str,
@@ -93,7 +93,7 @@ def fine_tuned(
         training,
         seed=context.seed,
         stage=stage,
-        objective=objective(config, family.original),
+        objective=objective(config, pruner.original),
         companions=companions,
         choose_from=choose_from,
     )
@@ -146,19 +146,19 @@ def grown_at(steps: int) -> int:
     return max(0, int(GROWN_AT * steps) - 1)
 
 
-def while_training(family: Family, context: Context, accept: Callable[[Program], None]) -> Program:
-    """Prune a family's original by masks that grow while it trains; as ``in_rounds``, without rounds."""
-    assert isinstance(family, Weights)
+def while_training(pruner: Pruner, context: Context, accept: Callable[[Program], None]) -> Program:
+    """Prune a pruner's original by masks that grow while it trains; as ``in_rounds``, without rounds."""
+    assert isinstance(pruner, WeightPruner)
     assert context.training is not None
-    ratios = family.ratios(family.original, family.config.fraction_left)
+    ratios = pruner.ratios(pruner.original, pruner.config.fraction_left)
     epochs = context.training.config.epochs
 
     def make() -> Program:
-        masks = Growing(family.choose, *ratios)
-        network = fine_tuned(family, family.original, context, "tune-1", epochs, masks, choose_from=GROWN_AT)
+        masks = Growing(pruner.choose, *ratios)
+        network = fine_tuned(pruner, pruner.original, context, "tune-1", epochs, masks, choose_from=GROWN_AT)
         check_held(network, masks.masks)
         pruned = [name for name, mask in masks.masks.items() if not mask.all()]
-        network.encodings = compact(network, pruned, family.pattern.label)
+        network.encodings = compact(network, pruned, pruner.pattern.label)
         return network
 
     program = Stages(context.training).once("tune-1", make)

@@ -11,7 +11,7 @@ from modelopt_cli.errors import UsageError
 if TYPE_CHECKING:
     from modelopt_cli.methods.context import Context
     from modelopt_cli.methods.prune.config import PruneConfig
-    from modelopt_cli.methods.prune.family import Family
+    from modelopt_cli.methods.prune.pruner import Pruner
     from modelopt_cli.program import Program
 
     Accept = Callable[[Program], None]
@@ -34,23 +34,23 @@ class Schedule:
 
     help: str
     paper: str
-    prune: Callable[[Family, Context, Accept], Program]
+    prune: Callable[[Pruner, Context, Accept], Program]
     rounds: Callable[[PruneConfig], int] = lambda config: 1
     trains: bool = True
     while_training: bool = False
     settings: tuple[str, ...] = ()
 
 
-def _in_rounds(family: Family, context: Context, accept: Accept) -> Program:
+def _in_rounds(pruner: Pruner, context: Context, accept: Accept) -> Program:
     from modelopt_cli.methods.prune.rounds import in_rounds
 
-    return in_rounds(family, context, accept)
+    return in_rounds(pruner, context, accept)
 
 
-def _while_training(family: Family, context: Context, accept: Accept) -> Program:
+def _while_training(pruner: Pruner, context: Context, accept: Accept) -> Program:
     from modelopt_cli.methods.prune.rounds import while_training
 
-    return while_training(family, context, accept)
+    return while_training(pruner, context, accept)
 
 
 SCHEDULES: dict[str, Schedule] = {

@@ -37,7 +37,7 @@ class Variant:
 
 
 class Prunes(Protocol):
-    """What can be asked for variants: a family of structures."""
+    """What can be asked for variants: a pruner of structures."""
 
     context: Context
 
@@ -79,11 +79,11 @@ class Sensitivity:
     points: tuple[Point, ...]
 
 
-def measure(family: Prunes, program: Program, sparsities: Sequence[float]) -> tuple[Sensitivity, ...]:
+def measure(pruner: Prunes, program: Program, sparsities: Sequence[float]) -> tuple[Sensitivity, ...]:
     """Prune one part at a time and compare the answers; no labels are needed.
 
     Args:
-        family: says which parts there are.
+        pruner: says which parts there are.
         program: the whole network.
         sparsities: rising.
 
@@ -91,16 +91,16 @@ def measure(family: Prunes, program: Program, sparsities: Sequence[float]) -> tu
         UsageError: there are no data.
         DataError: they are empty, or the answers are not finite.
     """
-    if family.samples is None:
+    if pruner.samples is None:
         raise UsageError("a sensitivity is measured on data", hint="give --calib or --data")
-    answers = Answers.of(program, family.samples, family.context, SAMPLES)
-    variants = list(family.variants(program, sparsities))
+    answers = Answers.of(program, pruner.samples, pruner.context, SAMPLES)
+    variants = list(pruner.variants(program, sparsities))
     points: dict[str, list[Point]] = {}
     for done, variant in enumerate(variants, 1):
         point = Point(variant.sparsity, *answers.compare(variant.make()))
         points.setdefault(variant.name, []).append(point)
-        if family.context.progress is not None:
-            family.context.progress(done, len(variants))
+        if pruner.context.progress is not None:
+            pruner.context.progress(done, len(variants))
     layers = {variant.name: variant.layers for variant in variants}
     return tuple(Sensitivity(name, layers[name], tuple(found)) for name, found in points.items())
 

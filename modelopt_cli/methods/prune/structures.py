@@ -12,25 +12,25 @@ if TYPE_CHECKING:
     from torch import Size, Tensor
 
     from modelopt_cli.methods.prune.config import PruneConfig
-    from modelopt_cli.methods.prune.family import Family
+    from modelopt_cli.methods.prune.pruner import Pruner
 
 
-def _weights() -> type[Family]:
-    from modelopt_cli.methods.prune.weights import Weights
+def _weights() -> type[Pruner]:
+    from modelopt_cli.methods.prune.weight_pruner import WeightPruner
 
-    return Weights
-
-
-def _channels() -> type[Family]:
-    from modelopt_cli.methods.prune.channels import Channels
-
-    return Channels
+    return WeightPruner
 
 
-def _layers() -> type[Family]:
-    from modelopt_cli.methods.prune.depth import Layers
+def _channels() -> type[Pruner]:
+    from modelopt_cli.methods.prune.channel_pruner import ChannelPruner
 
-    return Layers
+    return ChannelPruner
+
+
+def _layers() -> type[Pruner]:
+    from modelopt_cli.methods.prune.layer_pruner import LayerPruner
+
+    return LayerPruner
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Granularity:
 
     name: str
     leaves_zeros: bool
-    pruner: Callable[[], type[Family]]
+    pruner: Callable[[], type[Pruner]]
 
     def __str__(self) -> str:
         return self.name

@@ -15,7 +15,7 @@ from modelopt_cli.errors import GateNotMet
 
 if TYPE_CHECKING:
     from modelopt_cli.methods.context import Reached
-    from modelopt_cli.methods.prune.family import Family
+    from modelopt_cli.methods.prune.pruner import Pruner
     from modelopt_cli.program import Program
 
 TOLERANCE = 0.01
@@ -67,7 +67,7 @@ class Target:
     """
 
     help: str
-    left: Callable[[Family, Program], float]
+    left: Callable[[Pruner, Program], float]
     counted: Callable[[Nonzeros], float] | None = None
     of_units: bool = False
     removed: bool = False
@@ -77,10 +77,10 @@ class Target:
     no_zeros: str = ""
 
 
-def _flops(family: Family, program: Program) -> float:
+def _flops(pruner: Pruner, program: Program) -> float:
     from modelopt_cli.methods.prune.figures import flops
 
-    return family.share_of(flops, program)
+    return pruner.share_of(flops, program)
 
 
 SPARSITY = "sparsity"
@@ -90,7 +90,7 @@ _INSTEAD = "use --structure channels, or one of --sparsity, --params, --bytes"
 TARGETS: dict[str, Target] = {
     SPARSITY: Target(
         "fraction removed, of the weights, channels or blocks that may be pruned",
-        lambda family, program: family.units_left(program),
+        lambda pruner, program: pruner.units_left(program),
         counted=lambda count: count.kept / count.size,
         of_units=True,
         removed=True,
@@ -102,15 +102,15 @@ TARGETS: dict[str, Target] = {
     ),
     "params": Target(
         "fraction of the parameters that is left; zeros that pruning puts do not count",
-        lambda family, program: family.share_of(family.count_parameters, program),
+        lambda pruner, program: pruner.share_of(pruner.count_parameters, program),
         counted=lambda count: (count.others + count.kept) / count.original,
     ),
     "bytes": Target(
-        "fraction of the file that is left", lambda family, program: family.file_share(program), of_file=True
+        "fraction of the file that is left", lambda pruner, program: pruner.file_share(program), of_file=True
     ),
     "latency": Target(
         "fraction of the latency that is left, measured",
-        lambda family, program: family.timer.fraction(program),
+        lambda pruner, program: pruner.timer.fraction(program),
         measured=True,
         close=CLOSE_LATENCY,
         no_zeros=f"zeros do not make it faster; {_INSTEAD}",

@@ -23,10 +23,10 @@ from modelopt_cli.methods.layer_selection import (
 from modelopt_cli.methods.prune.allocation import allocate
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.criteria import weight_scores
-from modelopt_cli.methods.prune.family import nothing
 from modelopt_cli.methods.prune.masks import weight_masks
+from modelopt_cli.methods.prune.pruner import nothing_to_prune
 from modelopt_cli.methods.prune.targets import DRAFT, Nonzeros, reached, require, search_ratio
-from modelopt_cli.methods.prune.weights import LEAST_KEPT
+from modelopt_cli.methods.prune.weight_pruner import LEAST_KEPT
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus
 
@@ -156,7 +156,7 @@ class _Work:
         able = [layer for layer, why in obstacles.items() if why is None]
         selected, left_out = select_layers(able, config, obstacles) if able else ([], {})
         if not selected:
-            raise nothing(left_out | self.reasons)
+            raise nothing_to_prune(left_out | self.reasons)
         self.reasons |= left_out
         self.scores = self._scores([name for name in weights if self.names[name] in selected])
 

@@ -13,11 +13,11 @@ from modelopt_cli.methods.layer_selection import select_layers, weight_labels
 from modelopt_cli.methods.matrices import unseen_inputs, weights_of
 from modelopt_cli.methods.prune.allocation import Curve, allocate
 from modelopt_cli.methods.prune.criteria import AUTO_CRITERION, weight_scores
-from modelopt_cli.methods.prune.family import Family, nothing
+from modelopt_cli.methods.prune.criterion_statistics import score_weights
 from modelopt_cli.methods.prune.figures import nonzeros
 from modelopt_cli.methods.prune.masks import Masks, weight_masks
+from modelopt_cli.methods.prune.pruner import Pruner, nothing_to_prune
 from modelopt_cli.methods.prune.sensitivity import STEEP, Variant, curves, measure
-from modelopt_cli.methods.prune.statistics import score_weights
 from modelopt_cli.methods.prune.structures import SparsityPattern
 from modelopt_cli.methods.prune.targets import Nonzeros, search_ratio
 from modelopt_cli.program import Program
@@ -26,7 +26,7 @@ LEAST_KEPT = 1
 """Units that a layer keeps at least: a layer of zeros alone would cut the network in two."""
 
 
-class Weights(Family):
+class WeightPruner(Pruner):
     """Structures that leave zeros."""
 
     @cached_property
@@ -45,7 +45,7 @@ class Weights(Family):
         """
         names = weight_labels(weights_of(self.original))
         if not names:
-            raise nothing({})
+            raise nothing_to_prune({})
         _, self.reasons = select_layers(names.values(), self.config)
         chosen = {}
         for parameter, layer in names.items():
@@ -57,7 +57,7 @@ class Weights(Family):
             else:
                 self.reasons[layer] = why
         if not chosen:
-            raise nothing(self.reasons)
+            raise nothing_to_prune(self.reasons)
         return chosen
 
     def _obstacle(self, parameter: str) -> str | None:

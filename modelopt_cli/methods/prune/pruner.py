@@ -12,16 +12,16 @@ from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.data import Data
 from modelopt_cli.errors import NothingCompressed
 from modelopt_cli.methods.context import Context, Reached
+from modelopt_cli.methods.prune.batch_norms import reestimate
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.figures import Timer, parameters
-from modelopt_cli.methods.prune.reestimate import reestimate
 from modelopt_cli.methods.prune.sensitivity import Variant
 from modelopt_cli.methods.prune.targets import DRAFT
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import WEIGHTED_KINDS, coverage
 
 
-class Family(ABC):
+class Pruner(ABC):
     """Prunes one Program, in one round or several, and measures what is left of it.
 
     Args:
@@ -225,7 +225,7 @@ def _size(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def nothing(reasons: Mapping[str, str]) -> NothingCompressed:
+def nothing_to_prune(reasons: Mapping[str, str]) -> NothingCompressed:
     """The error that says why nothing could be pruned."""
     name, why = next(iter(reasons.items()), ("", ""))
     what = f"no layer can be pruned ({name}: {why})" if name else "no layer can be pruned"

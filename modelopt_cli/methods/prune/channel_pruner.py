@@ -11,12 +11,12 @@ import torch
 from modelopt_cli.artifact.sparsity import compact, pruned_names
 from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.prune.allocation import Curve, allocate
-from modelopt_cli.methods.prune.family import Family, nothing, shares, weighted_layers
-from modelopt_cli.methods.prune.ladder import Rungs, Step, after, finer, path
+from modelopt_cli.methods.prune.channel_scores import ranked_members, unit_obstacle, unit_scores
+from modelopt_cli.methods.prune.criterion_statistics import collect
+from modelopt_cli.methods.prune.pruner import Pruner, nothing_to_prune, shares, weighted_layers
+from modelopt_cli.methods.prune.removal_order import Rungs, Step, after, finer, path
 from modelopt_cli.methods.prune.sensitivity import STEEP, Variant, curves, measure
-from modelopt_cli.methods.prune.statistics import collect
 from modelopt_cli.methods.prune.targets import TOLERANCE, Found, search_path
-from modelopt_cli.methods.prune.units import ranked_members, unit_obstacle, unit_scores
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_names
 from modelopt_cli.program.channels import Dependencies, Group, Member, analyse, prepare, remove
@@ -60,7 +60,7 @@ class Cut:
     shapes: Mapping[str, tuple[int, ...]]
 
 
-class Channels(Family):
+class ChannelPruner(Pruner):
     """Structure ``channels``. Attention is taken apart first, so that its heads can go."""
 
     @staticmethod
@@ -86,7 +86,7 @@ class Channels(Family):
         order = [name for name in weighted_layers(self.original) if name in able]
         self.reasons = dict(dependencies.frozen)
         if not order:
-            raise nothing(self.reasons)
+            raise nothing_to_prune(self.reasons)
         _, left_out = select_layers(order, self.config, weighted_layers(self.original))
         self.reasons |= left_out
         chosen = []
@@ -101,7 +101,7 @@ class Channels(Family):
             elif not bound:
                 chosen.append(group.name)
         if not chosen:
-            raise nothing(left_out | self.reasons)
+            raise nothing_to_prune(left_out | self.reasons)
         return tuple(chosen)
 
     def prune(self, program: Program, left: float, final: bool) -> Program:
