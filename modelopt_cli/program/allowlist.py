@@ -14,23 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from modelopt_cli.program.kinds import OTHER_KINDS, QUANTIZED_KINDS, TORCH_KINDS, build, config_of, kind_of
-
-__all__ = [
-    "ATTRIBUTES",
-    "FUNCTIONS",
-    "KINDS",
-    "METHODS",
-    "build",
-    "config_of",
-    "function_called",
-    "function_name",
-    "is_in_place",
-    "kind_of",
-]
-
-KINDS: tuple[str, ...] = (*TORCH_KINDS, *OTHER_KINDS, *QUANTIZED_KINDS)
-
 # Of Python's, x += y and the like.
 IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 _OPERATORS = f"""

@@ -18,14 +18,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from modelopt_cli.program.kinds import KINDS, class_of
 from modelopt_cli.program.program import Encoding, Program
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized import Weighted
 
-WEIGHTED_KINDS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention),
-    *(nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell),
-)
+WEIGHTED_KINDS = tuple(class_of(kind) for kind, row in KINDS.items() if row.weighted)
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _MATMULS = ("matmul", "mm", "mv", "bmm", "baddbmm", "addmm", "einsum", "tensordot")
@@ -44,12 +41,6 @@ _TURNS = frozenset(("t", "transpose", "permute", "swapaxes", "swapdims", "movedi
 """Functions and methods, by name, that multiply matrices, and that only lay them out differently."""
 
 _FLOAT_BYTES = 4
-
-SCHEMES: dict[type, str] = {
-    QuantizedConv2d: "int8",
-    QuantizedLinear: "int8",
-    DynamicLinear: "int8-dynamic",
-}
 
 
 @dataclass(frozen=True)
@@ -165,7 +156,7 @@ def _status(
     schemes: list[str] = []
     if isinstance(module, Weighted):
         kind = kind.removeprefix("Quantized").removeprefix("Dynamic")
-        schemes.append(SCHEMES[type(module)])
+        schemes.append(module.scheme)
     stored = {own: _stored(program, f"{name}.{own}") for own, _ in module.named_parameters(recurse=False)}
     left, weights = past.left.get(name, 1.0), weight_tensors(module)
     as_it_was = not schemes and left == 1

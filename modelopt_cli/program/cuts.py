@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from modelopt_cli.program.calls import operation
 from modelopt_cli.program.coverage import WEIGHTED_KINDS
+from modelopt_cli.program.kinds import row_of
 from modelopt_cli.program.patterns import activation_of, sole_user
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.shapes import value_shapes
@@ -17,10 +18,6 @@ Shapes = dict[str, tuple[int, ...]]
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-_IDLE_KINDS = (
-    *("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"),
-    "StochasticDepth",
-)
 
 
 @dataclass(frozen=True)
@@ -89,12 +86,16 @@ class _Finder:
     def _called(self, node: fx.Node) -> nn.Module | None:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
+    def _is_idle(self, node: fx.Node) -> bool:
+        layer = self._called(node)
+        return layer is not None and row_of(layer).idle
+
     def _terms(self, node: fx.Node) -> set[fx.Node]:
         """A value, what it is the sum of, and what it was before identities: x + f(x) + g(x) is all of x."""
         terms, queue = {node}, [node]
         while queue:
             term = queue.pop()
-            if is_add(term) or type(self._called(term)).__name__ in _IDLE_KINDS:
+            if is_add(term) or self._is_idle(term):
                 queue += [n for n in term.all_input_nodes if n not in terms]
                 terms.update(term.all_input_nodes)
         return terms

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.program.calls import arguments, operation, source
-from modelopt_cli.program.kinds import build, config_of, kind_of
+from modelopt_cli.program.kinds import build, config_of, kind_of, row_of
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.rewrite import copy_graph, rebuild
 from modelopt_cli.program.shapes import program_values
@@ -15,10 +15,6 @@ from modelopt_cli.program.shapes import program_values
 _CONVS: tuple[type, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DECONVS: tuple[type, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS: tuple[type, ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_IDLE_KINDS = (
-    *("Identity", "StochasticDepth", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d"),
-    *("AlphaDropout", "FeatureAlphaDropout"),
-)
 # Operations that return their first argument outside of training.
 _IDLE_OPERATIONS = (
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
@@ -38,7 +34,7 @@ def inference_form(program: Program) -> Program:
 
 def _is_idle(node: fx.Node, program: Program) -> bool:
     if node.op == "call_module":
-        return kind_of(program.get_submodule(str(node.target))) in _IDLE_KINDS
+        return row_of(program.get_submodule(str(node.target))).idle
     if operation(node) not in _IDLE_OPERATIONS:
         return False
     given = arguments(node)

@@ -1,4 +1,4 @@
-"""The leaf modules a Program may hold: name -> class and hyperparameters, as one literal table.
+"""The leaf modules a Program may hold, as one literal table: a kind of layer is a row of ``KINDS``.
 
 A leaf is described by its kind and the hyperparameters read back from the instance, and rebuilt from
 them without its weights (on the meta device, so that a size in a file allocates nothing). Types and ranges
@@ -6,6 +6,7 @@ of the hyperparameters are those of ``program.fields``.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -14,107 +15,160 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.fields import checked_config, parse_fields
+from modelopt_cli.program.fields import Field, checked_config, parse_fields
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of leaf layer; its name is that of its class.
+
+    Attributes:
+        fields: hyperparameters, as ``program.fields`` declares them; layers of ours declare their own.
+        channels: rule of ``program.channels.layer_rules`` that says how it treats channels; without one, the
+            channels that go through it stay.
+        weighted: it holds weight matrices or kernels, which methods compress and reports count.
+        idle: it returns its input in inference.
+        module: where its class is.
+        ours: a layer of ours, which describes and rebuilds itself: ``config()`` and ``from_config()``.
+    """
+
+    fields: str = ""
+    channels: str | None = None
+    weighted: bool = False
+    idle: bool = False
+    module: str = "torch.nn"
+    ours: bool = False
+
 
 _NORM = "num_features:size eps:level momentum:float? affine@weight track_running_stats:bool bias@bias"
-_DROPOUT = "p:fraction inplace:bool"
-_WINDOW = "kernel_size:counts2 dilation:counts2 padding:sizes2 stride:counts2"
 _UPSAMPLE = (
     "size:counts? scale_factor:positives? mode:nearest|linear|bilinear|bicubic|trilinear|area|nearest-exact "
     "align_corners:bool? recompute_scale_factor:bool?"
 )
-_MHA = (
-    "embed_dim:count num_heads:count dropout:fraction bias@in_proj_bias add_bias_kv@bias_k "
-    "add_zero_attn:bool kdim:size vdim:size batch_first:bool"
+_RNN = (
+    "input_size:count hidden_size:count num_layers:few bias:bool batch_first:bool dropout:fraction "
+    "bidirectional:bool"
 )
-_RNN = "input_size:count hidden_size:count num_layers:few bias:bool batch_first:bool dropout:fraction"
-_RNN += " bidirectional:bool"
-_RNN_CELL = "input_size:count hidden_size:count bias:bool"
+_CELL = "input_size:count hidden_size:count bias:bool"
+_WINDOW = "kernel_size:counts2 dilation:counts2 padding:sizes2 stride:counts2"
+_DROPOUT = Kind("p:fraction inplace:bool", "same", idle=True)
+_IN_PLACE = Kind("inplace:bool", "same")
+_PLAIN = Kind("", "same")
+_SCALED = Kind("size:counts2? scale_factor:positives2?", "spatial")
 
 
-def _by_rank(rank: int) -> dict[str, str]:
+def _of_rank(rank: int) -> dict[str, Kind]:
     """The kinds that there are for 1, 2 and 3 dimensions of space."""
     windows = f"kernel_size:counts{rank} stride:counts{rank} padding:sizes{rank}"
     conv = f"in_channels:size out_channels:size {windows} dilation:counts{rank} groups:count bias@bias "
     conv += "padding_mode:zeros|reflect|replicate|circular"
     average = f"{windows} ceil_mode:bool count_include_pad:bool"
+    most = f"{windows} dilation:counts{rank} return_indices:bool ceil_mode:bool"
+    power = f"norm_type:positive kernel_size:counts{rank} stride:counts{rank}? ceil_mode:bool"
+    pad = f"padding:ints{2 * rank}"
     return {
-        f"Conv{rank}d": conv.replace("padding:sizes", "padding:pad"),
-        f"ConvTranspose{rank}d": f"{conv} output_padding:sizes{rank}",
-        f"BatchNorm{rank}d": _NORM,
-        f"InstanceNorm{rank}d": _NORM,
-        f"MaxPool{rank}d": f"{windows} dilation:counts{rank} return_indices:bool ceil_mode:bool",
-        f"AvgPool{rank}d": average if rank == 1 else f"{average} divisor_override:count?",
-        f"LPPool{rank}d": f"norm_type:positive kernel_size:counts{rank} stride:counts{rank}? ceil_mode:bool",
-        f"MaxUnpool{rank}d": windows,
-        f"AdaptiveAvgPool{rank}d": f"output_size:targets{rank}",
-        f"AdaptiveMaxPool{rank}d": f"output_size:targets{rank} return_indices:bool",
-        **dict.fromkeys(
-            [f"{name}Pad{rank}d" for name in ("Reflection", "Replication", "Zero", "Circular")],
-            f"padding:ints{2 * rank}",
-        ),
-        f"ConstantPad{rank}d": f"padding:ints{2 * rank} value:float",
+        f"Conv{rank}d": Kind(conv.replace("padding:sizes", "padding:pad"), "conv", weighted=True),
+        f"ConvTranspose{rank}d": Kind(f"{conv} output_padding:sizes{rank}", "conv", weighted=True),
+        f"BatchNorm{rank}d": Kind(_NORM, "channel_norm"),
+        f"InstanceNorm{rank}d": Kind(_NORM, "channel_norm"),
+        f"MaxPool{rank}d": Kind(most, "spatial"),
+        f"AvgPool{rank}d": Kind(average if rank == 1 else f"{average} divisor_override:count?", "spatial"),
+        f"LPPool{rank}d": Kind(power, "spatial"),
+        f"MaxUnpool{rank}d": Kind(windows),
+        f"AdaptiveAvgPool{rank}d": Kind(f"output_size:targets{rank}", "spatial"),
+        f"AdaptiveMaxPool{rank}d": Kind(f"output_size:targets{rank} return_indices:bool", "spatial"),
+        f"ReflectionPad{rank}d": Kind(pad, "spatial"),
+        f"ReplicationPad{rank}d": Kind(pad, "spatial"),
+        f"ZeroPad{rank}d": Kind(pad, "spatial"),
+        f"CircularPad{rank}d": Kind(pad, "spatial"),
+        f"ConstantPad{rank}d": Kind(f"{pad} value:float", "spatial"),
         f"Dropout{rank}d": _DROPOUT,
     }
 
 
-# torch.nn: class name -> fields.
-TORCH_KINDS: dict[str, str] = {
-    **_by_rank(1),
-    **_by_rank(2),
-    **_by_rank(3),
-    "Linear": "in_features:size out_features:size bias@bias",
-    "Bilinear": "in1_features:size in2_features:size out_features:size bias@bias",
-    "Embedding": "num_embeddings:size embedding_dim:size padding_idx:int? max_norm:float? norm_type:float "
-    "scale_grad_by_freq:bool sparse:bool",
-    "EmbeddingBag": "num_embeddings:size embedding_dim:size max_norm:float? norm_type:float "
-    "scale_grad_by_freq:bool mode:sum|mean|max sparse:bool include_last_offset:bool padding_idx:int?",
-    "MultiheadAttention": _MHA,
-    "LSTM": f"{_RNN} proj_size:size",
-    "GRU": _RNN,
-    "RNN": f"{_RNN} nonlinearity:tanh|relu",
-    **dict.fromkeys(("LSTMCell", "GRUCell"), _RNN_CELL),
-    "RNNCell": f"{_RNN_CELL} nonlinearity:tanh|relu",
-    "LayerNorm": "normalized_shape:sizes eps:level elementwise_affine@weight bias@bias",
-    "RMSNorm": "normalized_shape:sizes eps:level? elementwise_affine@weight",
-    "GroupNorm": "num_groups:count num_channels:size eps:level affine@weight bias@bias",
-    "LocalResponseNorm": "size:count alpha:float beta:float k:float",
-    **dict.fromkeys(("ReLU", "ReLU6", "SiLU", "Mish", "SELU", "Hardswish", "Hardsigmoid"), "inplace:bool"),
-    **dict.fromkeys(("Sigmoid", "Tanh", "Tanhshrink", "Softsign", "LogSigmoid", "Softmax2d", "Identity"), ""),
-    **dict.fromkeys(("ELU", "CELU"), "alpha:float inplace:bool"),
-    "GELU": "approximate:none|tanh",
-    "GLU": "dim:int",
-    "Hardtanh": "min_val:float max_val:float inplace:bool",
-    "LeakyReLU": "negative_slope:float inplace:bool",
-    "PReLU": "num_parameters:count init:float",
-    "RReLU": "lower:float upper:float inplace:bool",
-    "Softplus": "beta:float threshold:float",
-    "Threshold": "threshold:float value:float inplace:bool",
-    **dict.fromkeys(("Hardshrink", "Softshrink"), "lambd:float"),
-    **dict.fromkeys(("Softmax", "Softmin", "LogSoftmax"), "dim:int?"),
-    **dict.fromkeys(("Dropout", "AlphaDropout", "FeatureAlphaDropout"), _DROPOUT),
-    "Flatten": "start_dim:int end_dim:int",
-    "Unflatten": "dim:int unflattened_size:ints",
-    "Fold": f"output_size:counts2 {_WINDOW}",
-    "Unfold": _WINDOW,
-    "Upsample": _UPSAMPLE,
-    **dict.fromkeys(
-        ("UpsamplingNearest2d", "UpsamplingBilinear2d"), "size:counts2? scale_factor:positives2?"
+KINDS: dict[str, Kind] = {
+    **_of_rank(1),
+    **_of_rank(2),
+    **_of_rank(3),
+    "Linear": Kind("in_features:size out_features:size bias@bias", "linear", weighted=True),
+    "Bilinear": Kind("in1_features:size in2_features:size out_features:size bias@bias", weighted=True),
+    "Embedding": Kind(
+        "num_embeddings:size embedding_dim:size padding_idx:int? max_norm:float? norm_type:float "
+        "scale_grad_by_freq:bool sparse:bool",
+        "embedding",
+        weighted=True,
     ),
-    "PixelShuffle": "upscale_factor:count",
-    "PixelUnshuffle": "downscale_factor:count",
-    "ChannelShuffle": "groups:count",
-}
-
-# Classes of torchvision's that do nothing in inference but must come back for training.
-OTHER_KINDS: dict[str, tuple[str, str]] = {
-    "StochasticDepth": ("torchvision.ops.stochastic_depth", "p:fraction mode:batch|row"),
-}
-
-# Our own layers declare their fields, describe and rebuild themselves: config() and from_config().
-QUANTIZED_MODULE = "modelopt_cli.program.quantized"
-QUANTIZED_KINDS: dict[str, str] = {
-    **dict.fromkeys(("QuantizedConv2d", "QuantizedLinear", "DynamicLinear"), QUANTIZED_MODULE),
+    "EmbeddingBag": Kind(
+        "num_embeddings:size embedding_dim:size max_norm:float? norm_type:float scale_grad_by_freq:bool "
+        "mode:sum|mean|max sparse:bool include_last_offset:bool padding_idx:int?",
+        weighted=True,
+    ),
+    "MultiheadAttention": Kind(
+        "embed_dim:count num_heads:count dropout:fraction bias@in_proj_bias add_bias_kv@bias_k "
+        "add_zero_attn:bool kdim:size vdim:size batch_first:bool",
+        weighted=True,
+    ),
+    "LSTM": Kind(f"{_RNN} proj_size:size", weighted=True),
+    "GRU": Kind(_RNN, weighted=True),
+    "RNN": Kind(f"{_RNN} nonlinearity:tanh|relu", weighted=True),
+    "LSTMCell": Kind(_CELL, weighted=True),
+    "GRUCell": Kind(_CELL, weighted=True),
+    "RNNCell": Kind(f"{_CELL} nonlinearity:tanh|relu", weighted=True),
+    "LayerNorm": Kind(
+        "normalized_shape:sizes eps:level elementwise_affine@weight bias@bias", "last_dims_norm"
+    ),
+    "RMSNorm": Kind("normalized_shape:sizes eps:level? elementwise_affine@weight", "last_dims_norm"),
+    "GroupNorm": Kind("num_groups:count num_channels:size eps:level affine@weight bias@bias", "group_norm"),
+    "LocalResponseNorm": Kind("size:count alpha:float beta:float k:float", "response_norm"),
+    "ReLU": _IN_PLACE,
+    "ReLU6": _IN_PLACE,
+    "SiLU": _IN_PLACE,
+    "Mish": _IN_PLACE,
+    "SELU": _IN_PLACE,
+    "Hardswish": _IN_PLACE,
+    "Hardsigmoid": _IN_PLACE,
+    "Sigmoid": _PLAIN,
+    "Tanh": _PLAIN,
+    "Tanhshrink": _PLAIN,
+    "Softsign": _PLAIN,
+    "LogSigmoid": _PLAIN,
+    "Softmax2d": Kind("", "softmax_2d"),
+    "Identity": Kind("", "same", idle=True),
+    "ELU": Kind("alpha:float inplace:bool", "same"),
+    "CELU": Kind("alpha:float inplace:bool", "same"),
+    "GELU": Kind("approximate:none|tanh", "same"),
+    "GLU": Kind("dim:int", "glu"),
+    "Hardtanh": Kind("min_val:float max_val:float inplace:bool", "same"),
+    "LeakyReLU": Kind("negative_slope:float inplace:bool", "same"),
+    "PReLU": Kind("num_parameters:count init:float", "prelu"),
+    "RReLU": Kind("lower:float upper:float inplace:bool", "same"),
+    "Softplus": Kind("beta:float threshold:float", "same"),
+    "Threshold": Kind("threshold:float value:float inplace:bool", "same"),
+    "Hardshrink": Kind("lambd:float", "same"),
+    "Softshrink": Kind("lambd:float", "same"),
+    "Softmax": Kind("dim:int?", "softmax"),
+    "Softmin": Kind("dim:int?", "softmax"),
+    "LogSoftmax": Kind("dim:int?", "softmax"),
+    "Dropout": _DROPOUT,
+    "AlphaDropout": _DROPOUT,
+    "FeatureAlphaDropout": _DROPOUT,
+    "Flatten": Kind("start_dim:int end_dim:int", "reshape"),
+    "Unflatten": Kind("dim:int unflattened_size:ints", "reshape"),
+    "Fold": Kind(f"output_size:counts2 {_WINDOW}", "fold"),
+    "Unfold": Kind(_WINDOW, "unfold"),
+    "Upsample": Kind(_UPSAMPLE, "spatial"),
+    "UpsamplingNearest2d": _SCALED,
+    "UpsamplingBilinear2d": _SCALED,
+    "PixelShuffle": Kind("upscale_factor:count", "pixel_shuffle"),
+    "PixelUnshuffle": Kind("downscale_factor:count", "pixel_unshuffle"),
+    "ChannelShuffle": Kind("groups:count", "channel_shuffle"),
+    "StochasticDepth": Kind(
+        "p:fraction mode:batch|row", "same", idle=True, module="torchvision.ops.stochastic_depth"
+    ),
+    **dict.fromkeys(
+        ("QuantizedConv2d", "QuantizedLinear", "DynamicLinear"),
+        Kind(module="modelopt_cli.program.quantized", ours=True),
+    ),
     **dict.fromkeys(
         (
             "Quantize",
@@ -124,45 +178,50 @@ QUANTIZED_KINDS: dict[str, str] = {
             "QuantizedMaxPool2d",
             "QuantizedAvgPool2d",
         ),
-        f"{QUANTIZED_MODULE}_operations",
+        Kind(module="modelopt_cli.program.quantized_operations", ours=True),
     ),
 }
-
-
-_FIELDS = {kind: parse_fields(text) for kind, text in TORCH_KINDS.items()}
-_FIELDS |= {kind: parse_fields(text) for kind, (_, text) in OTHER_KINDS.items()}
+"""Name of a kind to its row."""
 
 
 @cache
-def _class_of(kind: str) -> type[nn.Module] | None:
-    """The class of a kind; None where this version of modelopt or its libraries has none."""
-    if kind in TORCH_KINDS:
-        found = getattr(nn, kind)
-    elif kind in OTHER_KINDS:
-        found = getattr(import_module(OTHER_KINDS[kind][0]), kind)
-    elif kind in QUANTIZED_KINDS:
-        found = getattr(import_module(QUANTIZED_KINDS[kind]), kind, None)
-    else:
-        return None
-    return found  # type: ignore[no-any-return]
+def class_of(kind: str) -> type[nn.Module]:
+    """The class of a kind."""
+    return getattr(import_module(KINDS[kind].module), kind)  # type: ignore[no-any-return]
+
+
+@cache
+def fields_of(kind: str) -> tuple[Field, ...]:
+    """The hyperparameters of a kind that is not ours."""
+    return parse_fields(KINDS[kind].fields)
 
 
 def kind_of(module: nn.Module) -> str | None:
     """The kind of a leaf module; None for everything else, subclasses of a listed class included."""
     cls = type(module)
-    listed = cls.__name__ in _FIELDS or cls.__name__ in QUANTIZED_KINDS
-    own = cls.__module__.startswith(("torch.nn.", "torchvision.ops.", QUANTIZED_MODULE))
-    return cls.__name__ if listed and own and _class_of(cls.__name__) is cls else None
+    row = KINDS.get(cls.__name__)
+    if row is None or not cls.__module__.startswith(row.module):  # before torchvision is imported for it
+        return None
+    return cls.__name__ if class_of(cls.__name__) is cls else None
+
+
+def row_of(module: nn.Module) -> Kind:
+    """The row of a leaf module's kind; an empty one for what is none."""
+    return KINDS.get(kind_of(module) or "", Kind())
 
 
 def config_of(module: nn.Module) -> dict[str, Any]:
-    """The JSON-able hyperparameters of a leaf module, from which ``build`` makes its equal."""
+    """The JSON-able hyperparameters of a leaf module, from which ``build`` makes its equal.
+
+    Raises:
+        TypeError: it is no leaf module.
+    """
     kind = kind_of(module)
     if kind is None:
         raise TypeError(f"{type(module).__name__} is not a leaf module")
-    if kind in QUANTIZED_KINDS:
+    if KINDS[kind].ours:
         return dict(module.config())  # type: ignore[operator]
-    return {field.name: field.read(module) for field in _FIELDS[kind]}
+    return {field.name: field.read(module) for field in fields_of(kind)}
 
 
 def build(kind: str, config: Mapping[str, Any]) -> nn.Module:
@@ -171,15 +230,14 @@ def build(kind: str, config: Mapping[str, Any]) -> nn.Module:
     Raises:
         ArtifactError: unknown kind, or hyperparameters that are missing, unknown or impossible.
     """
-    cls = _class_of(kind)
-    if cls is None:
+    if kind not in KINDS:
         raise ArtifactError(f"unknown kind of layer {kind[:60]!r}", hint="a newer modelopt may know it")
     try:
         with torch.device("meta"):
-            if kind in QUANTIZED_KINDS:
-                built = cls.from_config(dict(config))  # type: ignore[attr-defined]
+            if KINDS[kind].ours:
+                built = class_of(kind).from_config(dict(config))  # type: ignore[attr-defined]
             else:
-                built = cls(**checked_config(_FIELDS[kind], config))
+                built = class_of(kind)(**checked_config(fields_of(kind), config))
     except Exception as error:  # whatever a constructor makes of impossible sizes
         reason = str(error).split("\n")[0][:200]
         raise ArtifactError(f"impossible hyperparameters for {kind}: {reason}") from error

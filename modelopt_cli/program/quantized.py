@@ -99,8 +99,13 @@ class Quantized(nn.Module):
 
 
 class Weighted(Quantized):
-    """A layer with an int8 weight, a float32 scale per output channel and an optional float32 bias."""
+    """A layer with an int8 weight, a float32 scale per output channel and an optional float32 bias.
 
+    Attributes:
+        scheme: name in reports of what was done to it.
+    """
+
+    scheme: ClassVar[str] = "int8"
     weight: Tensor
     scale: Tensor
     bias: Tensor | None
@@ -212,6 +217,7 @@ class DynamicLinear(Weighted):
     """Linear layer, float in and out, whose input is quantized per tensor at every call."""
 
     fields = "in_features:count out_features:count has_bias:bool"
+    scheme = "int8-dynamic"
 
     def __init__(self, in_features: int, out_features: int, has_bias: bool) -> None:
         super().__init__()

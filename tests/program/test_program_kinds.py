@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program import allowlist, kinds
-from modelopt_cli.program.kinds import build, config_of, kind_of, share
+from modelopt_cli.program import allowlist
+from modelopt_cli.program.kinds import KINDS, build, config_of, fields_of, kind_of, share
 
 IMAGE, ROWS = (2, 4, 12, 12), (2, 4, 12)
 CUBE = (2, 4, 6, 6, 6)
@@ -200,10 +200,13 @@ def test_every_kind_has_an_example() -> None:
     tested = {type(module).__name__ for module, _ in EXAMPLES}
     others = "MultiheadAttention Embedding Bilinear EmbeddingBag MaxUnpool1d MaxUnpool2d MaxUnpool3d"
     recurrent = "LSTM GRU RNN LSTMCell GRUCell RNNCell"
-    assert set(kinds.TORCH_KINDS) - tested == {*others.split(), *recurrent.split()}
+    assert set(TORCH_KINDS) - tested == {*others.split(), *recurrent.split()}
 
 
-@pytest.mark.parametrize("kind", kinds.TORCH_KINDS)
+TORCH_KINDS = [kind for kind, row in KINDS.items() if row.module == "torch.nn"]
+
+
+@pytest.mark.parametrize("kind", TORCH_KINDS)
 def test_no_constructor_argument_is_forgotten(kind: str) -> None:
     accepted = set(inspect.signature(getattr(nn, kind).__init__).parameters)
     if issubclass(getattr(nn, kind), nn.RNNBase):  # they hand theirs on
@@ -211,7 +214,7 @@ def test_no_constructor_argument_is_forgotten(kind: str) -> None:
         accepted -= set() if kind == "LSTM" else {"proj_size"}
         accepted |= {"nonlinearity"} if kind == "RNN" else set()
     ours = {"self", "device", "dtype", "args", "kwargs", "_weight", "_freeze", "min_value", "max_value"}
-    fields = {field.name for field in kinds._FIELDS[kind]}
+    fields = {field.name for field in fields_of(kind)}
     only_without_weights = {"inplace", "bias"}  # affine=False leaves nothing for bias to say
     assert accepted - ours - fields <= only_without_weights - fields
     assert fields <= accepted
@@ -225,7 +228,7 @@ def test_quantized_kinds_exist() -> None:
         for name, value in (*vars(quantized).items(), *vars(quantized_operations).items())
         if inspect.isclass(value) and issubclass(value, nn.Module) and vars(value).get("fields")
     }
-    assert layers == set(kinds.QUANTIZED_KINDS)
+    assert layers == {kind for kind, row in KINDS.items() if row.ours}
 
 
 def test_subclass_is_no_leaf() -> None:

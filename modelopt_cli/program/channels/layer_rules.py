@@ -1,30 +1,43 @@
 """How each kind of layer treats channels."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from modelopt_cli.program.channels.ties import nothing, spread
 from modelopt_cli.program.channels.trace import Trace
-from modelopt_cli.program.kinds import kind_of
+from modelopt_cli.program.kinds import row_of
 
-Layer = Callable[[Trace, str, Any, Tensor, Any], Any]
+
+@dataclass(frozen=True)
+class LayerRule:
+    """A way for a layer to treat channels.
+
+    Attributes:
+        labels: labels of its output, from the trace, the layer's path, the layer, its input's labels and the
+            shape of its output. It gives the layer's parameters their slots.
+        any_rank: it holds without a batch dimension, too.
+    """
+
+    labels: Callable[[Trace, str, Any, Tensor, Any], Any]
+    any_rank: bool = False
 
 
 def apply_layer(trace: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
     """Labels of a layer's output; slots for its parameters."""
     layer = trace.program.get_submodule(str(node.target))
-    rule = _RULES.get(kind_of(layer) or "")
+    rule = RULES.get(row_of(layer).channels or "")
     inputs = [*node.args, *node.kwargs]
     if rule is None or len(inputs) != 1 or getattr(layer, "return_indices", False):
         return trace.unsupported(node, given)
     x, shape = trace.labels(given["input"]), trace.shapes[node.name]
-    rank = _RANKS.get((kind_of(layer) or "")[-2:])
-    if rank is not None and x.dim() != rank and rule not in (_same, channel_norm):
+    rank = _RANKS.get(type(layer).__name__[-2:])
+    if rank is not None and x.dim() != rank and not rule.any_rank:
         return trace.unsupported(node, given, "has no batch dimension")
-    return rule(trace, str(node.target), layer, x, shape)
+    return rule.labels(trace, str(node.target), layer, x, shape)
 
 
 _RANKS = {"1d": 3, "2d": 4, "3d": 5}
@@ -144,12 +157,8 @@ def _prelu(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
     return spread(line, 1, shape)
 
 
-def _same(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
-    return x
-
-
-def _over_channels(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
-    return t.ties.mix(x, [1 if type(layer) is nn.LocalResponseNorm else -3], f"is mixed by {path}")
+def _over_channels(t: Trace, path: str, x: Tensor, dim: int) -> Tensor:
+    return t.ties.mix(x, [dim], f"is mixed by {path}")
 
 
 def _softmax(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
@@ -161,14 +170,6 @@ def pool(t: Trace, x: Tensor, shape: Any, dims: int) -> Tensor:
     """Something that works on the last ``dims`` dimensions and leaves channels apart."""
     x = t.ties.mix(x, range(x.dim() - dims, x.dim()))
     return x[tuple(slice(None) if d < x.dim() - dims else slice(0, 1) for d in range(x.dim()))].expand(shape)
-
-
-def _spatial(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
-    return pool(t, x, shape, x.dim() - 2)
-
-
-def _reshape(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
-    return x.reshape(shape)
 
 
 def glu(t: Trace, x: Tensor, dim: int) -> Tensor:
@@ -217,30 +218,25 @@ def _channel_shuffle(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> 
     return torch.channel_shuffle(x.contiguous(), layer.groups)
 
 
-_PADDINGS = ("Reflection", "Replication", "Zero", "Circular", "Constant")
-_KINDS: dict[Layer, str] = {
-    _conv: "Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d",
-    linear: "Linear",
-    _embedding: "Embedding",
-    channel_norm: "BatchNorm1d BatchNorm2d BatchNorm3d InstanceNorm1d InstanceNorm2d InstanceNorm3d",
-    _group_norm: "GroupNorm",
-    last_dims_norm: "LayerNorm RMSNorm",
-    _prelu: "PReLU",
-    _same: "ReLU ReLU6 SiLU Mish SELU Hardswish Hardsigmoid Sigmoid Tanh Tanhshrink Softsign LogSigmoid "
-    "Identity ELU CELU GELU Hardtanh LeakyReLU RReLU Softplus Threshold Hardshrink Softshrink Dropout "
-    "Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout StochasticDepth",
-    _over_channels: "LocalResponseNorm Softmax2d",
-    _softmax: "Softmax Softmin LogSoftmax",
-    _spatial: "MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d LPPool1d LPPool2d LPPool3d "
-    "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d "
-    "AdaptiveMaxPool3d Upsample UpsamplingNearest2d UpsamplingBilinear2d "
-    + " ".join(f"{n}Pad{d}d" for n in _PADDINGS for d in (1, 2, 3)),
-    _reshape: "Flatten Unflatten",
-    lambda t, path, layer, x, shape: glu(t, x, layer.dim): "GLU",
-    lambda t, path, layer, x, shape: pixel_shuffle(t, x, shape): "PixelShuffle",
-    lambda t, path, layer, x, shape: repeated(t, x, -3, shape): "PixelUnshuffle",
-    lambda t, path, layer, x, shape: repeated(t, x, 1, shape): "Unfold",
-    lambda t, path, layer, x, shape: fold(t, x, shape): "Fold",
-    _channel_shuffle: "ChannelShuffle",
+RULES: dict[str, LayerRule] = {
+    "conv": LayerRule(_conv),
+    "linear": LayerRule(linear),
+    "embedding": LayerRule(_embedding),
+    "channel_norm": LayerRule(channel_norm, any_rank=True),
+    "group_norm": LayerRule(_group_norm),
+    "last_dims_norm": LayerRule(last_dims_norm),
+    "prelu": LayerRule(_prelu),
+    "same": LayerRule(lambda t, path, layer, x, shape: x, any_rank=True),
+    "response_norm": LayerRule(lambda t, path, layer, x, shape: _over_channels(t, path, x, 1)),
+    "softmax_2d": LayerRule(lambda t, path, layer, x, shape: _over_channels(t, path, x, -3)),
+    "softmax": LayerRule(_softmax),
+    "spatial": LayerRule(lambda t, path, layer, x, shape: pool(t, x, shape, x.dim() - 2)),
+    "reshape": LayerRule(lambda t, path, layer, x, shape: x.reshape(shape)),
+    "glu": LayerRule(lambda t, path, layer, x, shape: glu(t, x, layer.dim)),
+    "pixel_shuffle": LayerRule(lambda t, path, layer, x, shape: pixel_shuffle(t, x, shape)),
+    "pixel_unshuffle": LayerRule(lambda t, path, layer, x, shape: repeated(t, x, -3, shape)),
+    "unfold": LayerRule(lambda t, path, layer, x, shape: repeated(t, x, 1, shape)),
+    "fold": LayerRule(lambda t, path, layer, x, shape: fold(t, x, shape)),
+    "channel_shuffle": LayerRule(_channel_shuffle),
 }
-_RULES: dict[str, Layer] = {kind: rule for rule, kinds in _KINDS.items() for kind in kinds.split()}
+"""Rule by the name that a kind's row has for it (``program.kinds``)."""
