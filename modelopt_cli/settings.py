@@ -20,12 +20,13 @@ from dataclasses import KW_ONLY, dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from modelopt_cli.errors import UsageError
 
 CALIBRATION = "Calibration"
 """Title of the options that say what data a method looks at."""
+Row = TypeVar("Row")
 _FLAGS: ContextVar[bool] = ContextVar("flags", default=False)
 
 
@@ -35,8 +36,8 @@ class Setting:
 
     Attributes:
         help: one sentence that can be read alone.
-        choices: the rows that may be named; a row is a text or has a text ``help``.
-        also: pattern of further values beside ``choices``.
+        choices: the rows that may be named; a row is a text or has a text ``help``, and may have a pattern
+            ``spelling`` where its name stands for many (``N:M`` for ``2:4``).
         least: smallest number allowed.
         most: largest number allowed.
         above: the number must be larger than this.
@@ -55,7 +56,6 @@ class Setting:
     help: str
     _: KW_ONLY
     choices: Mapping[str, Any] | None = None
-    also: str | None = None
     least: float | None = None
     most: float | None = None
     above: float | None = None
@@ -149,10 +149,11 @@ class Field:
     def _problem(self, value: Any) -> str | None:
         setting = self.setting
         if setting.choices is not None:
-            fine = value in setting.choices or (
-                setting.also is not None and re.fullmatch(setting.also, value)
-            )
-            return None if fine else not_one_of(value, setting.choices)
+            if row_named(value, setting.choices) is not None:
+                return None
+            if value in setting.choices:
+                return f"write numbers in place of the letters of {value}"
+            return not_one_of(value, setting.choices)
         if not isinstance(value, int | float):
             return None
         if not math.isfinite(value):
@@ -263,6 +264,15 @@ def help_of(row: Any) -> str:
     """The one-line description of a row of a table of choices."""
     text: str = row if isinstance(row, str) else row.help
     return text
+
+
+def row_named(text: str, rows: Mapping[str, Row]) -> Row | None:
+    """The row that ``text`` names, or None."""
+    for name, row in rows.items():
+        spelling = getattr(row, "spelling", None)
+        if spelling.fullmatch(text) if spelling else name == text:
+            return row
+    return None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

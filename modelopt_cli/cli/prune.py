@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from modelopt_cli.artifact import check_output
 from modelopt_cli.cli import options
@@ -11,17 +11,37 @@ from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_pruned, show_sensitivity
 from modelopt_cli.cli.values import Reader
+from modelopt_cli.methods.prune.config import PruneConfig
+from modelopt_cli.settings import Setting
+
+PICTURES = (".png", ".svg")
+
+Sensitivity = Annotated[
+    bool,
+    Setting("With --dry-run: show what pruning each layer alone costs.", title="Pruning", advanced=True),
+]
+Plot = Annotated[
+    Path | None,
+    Setting(
+        "With --sensitivity: also draw it, to FILE.png or FILE.svg (plots extra).",
+        title="Pruning",
+        advanced=True,
+    ),
+]
 
 
 def prune(
     console: Console,
     checkpoint: options.Checkpoint,
-    method: options.PruneOptions,
+    method: PruneConfig,
     training: options.FineTuneOptions,
     network: options.NetworkOptions,
     run: options.RunOptions,
     measure: options.MeasureTrainedOptions,
     gates: options.GateOptions,
+    calibration: options.CalibrationOrTrain = None,
+    sensitivity: Sensitivity = False,
+    plot: Plot = None,
     no_eval: options.NoEval = False,
     output: options.Output = None,
     code: options.Code = "plain",
@@ -35,30 +55,29 @@ def prune(
     Example: modelopt prune resnet18.pth --flops 0.5 --train train/ --epochs 5 --data val/
     """
     reader = Reader()
-    config = method.read(reader)
     how = training.read(reader)
     request = options.read_request(reader, network, run, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
     options.read_curve(reader, training, dry_run)
-    reader.check(dry_run or not method.sensitivity, "--sensitivity", "has no meaning without --dry-run")
+    reader.check(dry_run or not sensitivity, "--sensitivity", "has no meaning without --dry-run")
+    if plot is not None:
+        reader.check(sensitivity, "--plot", "has no meaning without --sensitivity")
+        options.read_ending(reader, "--plot", plot, PICTURES)
     coding = options.read_code(reader, code)
     reader.finish()
     options.check_exports(exports, force)
 
-    from modelopt_cli.methods.prune.config import PruneConfig
-
-    settings = PruneConfig(**config)
     asked = options.training_request(training, how) if how else None
     target = options.chosen_output(output, checkpoint, "pruned")
     check_curve(training.curve, asked, [target], [checkpoint], force)
     keywords: dict[str, Any] = {
-        "config": settings,
-        "calibration": method.calib or training.train,
+        "config": method,
+        "calibration": calibration or training.train,
         "on_note": console.note,
     }
-    if method.sensitivity:
-        return partial(_sensitivity, console, checkpoint, method.plot, force, keywords, request)
-    settings.target  # noqa: B018 -- raises where there is none, before the checkpoint is read
+    if sensitivity:
+        return partial(_sensitivity, console, checkpoint, plot, force, keywords, request)
+    method.target  # noqa: B018 -- raises where there is none, before the checkpoint is read
 
     def work() -> None:
         from modelopt_cli import api

@@ -12,6 +12,7 @@ from modelopt_cli.cli.options.measure import (
 from modelopt_cli.cli.options.network import (
     Arch,
     Calibration,
+    CalibrationOrTrain,
     Channels,
     InputShape,
     InputSize,
@@ -32,10 +33,10 @@ from modelopt_cli.cli.options.output import (
     check_exports,
     chosen_output,
     read_code,
+    read_ending,
     read_exports,
     undone,
 )
-from modelopt_cli.cli.options.prune import PruneOptions
 from modelopt_cli.cli.options.request import Request, read_request
 from modelopt_cli.cli.options.run import RunOptions
 from modelopt_cli.cli.options.share import TUNINGS, ShareOptions
@@ -56,6 +57,7 @@ __all__ = [
     "TUNINGS",
     "Arch",
     "Calibration",
+    "CalibrationOrTrain",
     "Channels",
     "Checkpoint",
     "Code",
@@ -75,7 +77,6 @@ __all__ = [
     "NetworkOptions",
     "NoEval",
     "Output",
-    "PruneOptions",
     "Request",
     "RunOptions",
     "ShareOptions",
@@ -87,6 +88,7 @@ __all__ = [
     "of_several",
     "read_code",
     "read_curve",
+    "read_ending",
     "read_exports",
     "read_request",
     "read_training_dry_run",

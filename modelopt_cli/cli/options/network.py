@@ -30,16 +30,15 @@ Arch = Annotated[
         "with ?num_classes=10 and the like; left out, it is recognised from the checkpoint.",
     ),
 ]
-Calibration = Annotated[
-    str | None,
-    Setting(
-        "Data to calibrate on, in any form that --data takes.",
-        metavar="SPEC",
-        default="that of --data",
-        older=("--calib",),
-        title=CALIBRATION,
-    ),
-]
+_calibration = partial(
+    Setting,
+    "Data to calibrate on, in any form that --data takes.",
+    metavar="SPEC",
+    older=("--calib",),
+    title=CALIBRATION,
+)
+Calibration = Annotated[str | None, _calibration(default="that of --data")]
+CalibrationOrTrain = Annotated[str | None, _calibration(default="that of --train, else of --data")]
 InputSize = Annotated[
     str | None, _input(metavar="N|HxW", help="Height and width of the network's input, in pixels.")
 ]

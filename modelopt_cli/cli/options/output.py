@@ -91,9 +91,13 @@ def read_exports(reader: Reader, paths: list[Path] | None, *, measured: bool = T
     """The files to export to; their endings choose the format. There is a table only of what is measured."""
     reader.check(measured or not paths, "--export", "has no meaning with --dry-run or --no-eval")
     for path in paths or ():
-        fine = path.suffix.lower() in EXPORTS
-        reader.check(fine, "--export", f"{path} ends in none of {', '.join(EXPORTS)}")
+        read_ending(reader, "--export", path, EXPORTS)
     return tuple(paths or ())
+
+
+def read_ending(reader: Reader, option: str, path: Path, endings: tuple[str, ...]) -> None:
+    """The ending of a file's name chooses its format."""
+    reader.check(path.suffix.lower() in endings, option, f"{path} ends in none of {', '.join(endings)}")
 
 
 def check_exports(paths: tuple[Path, ...], force: bool) -> None:

@@ -1,8 +1,8 @@
 """What to prune, by what measure, how far, and in how many steps."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.prune.allocation import ALLOCATIONS, Allocation
@@ -13,71 +13,89 @@ from modelopt_cli.methods.prune.structures import (
     Granularity,
     SparsityPattern,
     Structure,
-    structure_named,
 )
 from modelopt_cli.methods.prune.targets import SPARSITY, TARGETS, Target
+from modelopt_cli.settings import CALIBRATION, Config, Setting, fraction, option, row_named
 
 AUTO = "auto"
+_TITLE = "Target (give one; of the original, between 0 and 1)"
+
+
+def _target(name: str) -> Setting:
+    text = TARGETS[name].help
+    return Setting(
+        f"{text[0].upper()}{text[1:]}.", metavar="F", parse=fraction, above=0, below=1, title=_TITLE
+    )
 
 
 @dataclass(frozen=True)
-class PruneConfig:
-    """Settings of ``prune``.
+class PruneConfig(Config, title="Pruning"):
+    """Settings of ``prune``."""
 
-    Attributes:
-        structure: a key of ``STRUCTURES``, or a pattern such as ``2:4``: how many stay, of how many.
-        criterion: a key of ``CRITERIA``; "auto" takes ``chosen_criterion``.
-        allocation: a key of ``ALLOCATIONS``; "auto" takes ``chosen_allocation``.
-        sparsity: fraction to remove; of single weights, of channels, or of blocks that can go.
-        flops: fraction of the original's multiply-accumulates to keep.
-        params: fraction of the original's parameters to keep; of zeros in weights those that are not zero.
-        bytes: fraction of the bytes of the original, written as an artifact, to keep.
-        latency: fraction of the original's latency to keep, measured on this machine.
-        schedule: a key of ``SCHEDULES``.
-        rounds: of the iterative schedule.
-        block: weights in a row of the block structure.
-        round_to: kept channels are a multiple of this.
-        include: globs of layer names; empty means every layer.
-        exclude: globs of layer names to leave whole.
-        skip_first: leave the first layer that could be pruned whole.
-        skip_last: leave the last one whole.
-        calibration_samples: how many samples to look at, at most.
-        reestimate: compute batch-norm statistics afresh from calibration data.
+    structure: Annotated[
+        str, Setting("Form in which weights are removed; N:M is a pattern such as 2:4.", choices=STRUCTURES)
+    ] = "channels"
+    criterion: Annotated[
+        str,
+        Setting(
+            "Measure of importance; what is least important goes.",
+            choices={AUTO: f"{AUTO_CRITERION}, which needs no data", **CRITERIA},
+        ),
+    ] = AUTO
+    allocation: Annotated[
+        str,
+        Setting(
+            "Rule that says how much each layer loses.",
+            choices={AUTO: "the one that suits structure and criterion", **ALLOCATIONS},
+            advanced=True,
+        ),
+    ] = AUTO
+    sparsity: Annotated[float | None, _target("sparsity")] = None
+    flops: Annotated[float | None, _target("flops")] = None
+    params: Annotated[float | None, _target("params")] = None
+    bytes: Annotated[float | None, _target("bytes")] = None
+    latency: Annotated[float | None, _target("latency")] = None
+    schedule: Annotated[
+        str, Setting("Steps in which the network is pruned, and trained in between.", choices=SCHEDULES)
+    ] = "one-shot"
+    rounds: Annotated[int, Setting("Rounds of the iterative schedule.", least=1, advanced=True)] = 3
+    block: Annotated[
+        int, Setting("Input weights in a row of a block, for structure block.", least=2, advanced=True)
+    ] = 4
+    round_to: Annotated[
+        int,
+        Setting(
+            "Keep a multiple of this many channels in each layer, where possible.", least=1, advanced=True
+        ),
+    ] = 8
+    include: Annotated[
+        tuple[str, ...], Setting("Prune only layers whose names match; may be repeated.", metavar="GLOB")
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...], Setting("Leave layers whose names match unpruned; may be repeated.", metavar="GLOB")
+    ] = ()
+    skip_first: Annotated[bool, Setting("Leave the first layer unpruned.", advanced=True)] = False
+    skip_last: Annotated[bool, Setting("Leave the last layer unpruned.", advanced=True)] = False
+    calibration_samples: Annotated[
+        int, Setting("Look at no more than this many samples.", least=1, title=CALIBRATION, advanced=True)
+    ] = 512
+    reestimate: Annotated[
+        bool,
+        Setting(
+            "Compute batch-norm statistics again from calibration data.", title=CALIBRATION, advanced=True
+        ),
+    ] = True
 
-    Raises:
-        UsageError: everything that is wrong with the settings, in one line.
-    """
-
-    structure: str = "channels"
-    criterion: str = AUTO
-    allocation: str = AUTO
-    sparsity: float | None = None
-    flops: float | None = None
-    params: float | None = None
-    bytes: float | None = None
-    latency: float | None = None
-    schedule: str = "one-shot"
-    rounds: int = 3
-    block: int = 4
-    round_to: int = 8
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    skip_first: bool = False
-    skip_last: bool = False
-    calibration_samples: int = 512
-    reestimate: bool = True
-
-    def __post_init__(self) -> None:
-        wrong = [*_wrong_names(self), *_wrong_numbers(self)]
-        # What goes together is asked only of settings that mean something by themselves.
-        wrong = wrong or [*_wrong_targets(self), *_wrong_combinations(self), *_without_meaning(self)]
-        if wrong:
-            raise UsageError("; ".join(wrong))
+    def conflicts(self) -> Iterator[str]:
+        """Settings that contradict each other or have no meaning together."""
+        yield from _wrong_targets(self)
+        yield from _wrong_combinations(self)
+        yield from _without_meaning(self)
 
     @property
     def structure_row(self) -> Structure:
         """The declaration of the structure."""
-        row = structure_named(self.structure)
+        row = row_named(self.structure, STRUCTURES)
         assert row is not None
         return row
 
@@ -107,8 +125,8 @@ class PruneConfig:
             return SPARSITY, self.fixed_sparsity
         given = _given(self)
         if not given:
-            options = ", ".join(f"--{name}" for name in TARGETS)
-            raise UsageError("nothing says how much to prune", hint=f"give one of {options}")
+            names = ", ".join(map(option, TARGETS))
+            raise UsageError("nothing says how much to prune", hint=f"give one of {names}")
         return next(iter(given.items()))
 
     @property
@@ -153,34 +171,9 @@ class PruneConfig:
         """The declaration of the schedule."""
         return SCHEDULES[self.schedule]
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form, for the history."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
 
 def _given(config: PruneConfig) -> dict[str, float]:
     return {name: value for name in TARGETS if (value := getattr(config, name)) is not None}
-
-
-def _wrong_names(config: PruneConfig) -> Iterator[str]:
-    if structure_named(config.structure) is None:
-        yield f"unknown structure {config.structure!r} (one of {', '.join(STRUCTURES)}, such as 2:4)"
-    for what, value, known in (
-        ("criterion", config.criterion, (AUTO, *CRITERIA)),
-        ("allocation", config.allocation, (AUTO, *ALLOCATIONS)),
-        ("schedule", config.schedule, tuple(SCHEDULES)),
-    ):
-        if value not in known:
-            yield f"unknown {what} {value!r} (one of {', '.join(known)})"
-
-
-def _wrong_numbers(config: PruneConfig) -> Iterator[str]:
-    for name, value in _given(config).items():
-        if not 0 < value < 1:
-            yield f"--{name} must be above 0 and below 1, not {value:g}"
-    for name, least in (("rounds", 1), ("block", 2), ("round_to", 1), ("calibration_samples", 1)):
-        if getattr(config, name) < least:
-            yield f"--{name.replace('_', '-')} must be at least {least}"
 
 
 def _wrong_targets(config: PruneConfig) -> Iterator[str]:
@@ -192,11 +185,11 @@ def _wrong_targets(config: PruneConfig) -> Iterator[str]:
             yield f"structure {config.structure} fixes the sparsity at {fixed:g}; give no other target"
         return
     if len(given) > 1:
-        yield f"{' and '.join(f'--{name}' for name in given)} exclude each other; give one target"
+        yield f"{' and '.join(map(option, given))} exclude each other; give one target"
     if config.granularity.leaves_zeros:
         for name in given:
             if why := TARGETS[name].no_zeros:
-                yield f"--{name} cannot be a target of structure {config.structure}: {why}"
+                yield f"{option(name)} cannot be a target of structure {config.structure}: {why}"
 
 
 def _wrong_combinations(config: PruneConfig) -> Iterator[str]:
@@ -215,12 +208,14 @@ def _wrong_while_training(config: PruneConfig) -> Iterator[str]:
     """Settings that keep masks from being chosen while the network trains."""
     schedule = f"schedule {config.schedule}"
     if config.pattern is None or config.pattern.fixed:
-        yield f"{schedule} grows masks over weights, not over {config.structure}; use --schedule iterative"
+        instead = f"use {option('schedule')} iterative"
+        yield f"{schedule} grows masks over weights, not over {config.structure}; {instead}"
     if not config.criterion_row.while_training:
         names = " or ".join(name for name, row in CRITERIA.items() if row.while_training)
         yield f"{schedule} ranks weights while they train, by {names} only, not {config.chosen_criterion}"
     if any(TARGETS[name].of_file for name in _given(config)):
-        yield f"{schedule} needs --sparsity or --params; bytes are known only when masks are final"
+        instead = f"{option('sparsity')} or {option('params')}"
+        yield f"{schedule} needs {instead}; bytes are known only when masks are final"
     if config.allocation_row.needs_curves:
         yield f"{schedule} cannot use allocation {config.allocation}, which is measured before training"
 
@@ -231,9 +226,9 @@ def _without_meaning(config: PruneConfig) -> Iterator[str]:
         ("schedule", SCHEDULES, config.schedule_row),
         ("structure", STRUCTURES, config.structure_row),
     )
-    for option, table, chosen in rows:
+    for kind, table, chosen in rows:
         for name, row in table.items():
             for setting in row.settings:
                 changed = getattr(config, setting) != getattr(PruneConfig, setting)
                 if changed and setting not in chosen.settings:
-                    yield f"--{setting.replace('_', '-')} has no meaning without --{option} {name}"
+                    yield f"{option(setting)} has no meaning without {option(kind)} {name}"

@@ -184,11 +184,3 @@ STRUCTURES: dict[str, Structure] = {
 
 ACCELERATED = SparsityPattern(keep=2, group=4)
 """The zeros that CUDA's sparse matrix kernels leave out."""
-
-
-def structure_named(text: str) -> Structure | None:
-    """The row of a structure as the user spells it, e.g. ``channels`` or ``2:4``; None for any other text."""
-    for name, row in STRUCTURES.items():
-        if row.spelling.fullmatch(text) if row.spelling else name == text:
-            return row
-    return None
