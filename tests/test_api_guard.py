@@ -19,7 +19,7 @@ from modelopt_cli.measure.outputs import LIMIT_DB, snr_db, stays_finite
 from modelopt_cli.measure.walk import first_fault, steepest_fall
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.config import PruneConfig
-from modelopt_cli.methods.quantize import static
+from modelopt_cli.methods.quantize import conversion
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.table import METHODS
@@ -201,14 +201,14 @@ def small():
 
 @pytest.mark.parametrize("layer", ["first", "second", "third", "fc"])
 def test_the_layer_that_loses_the_signal_is_named(layer, small, tmp_path, monkeypatch):
-    real = static.fill
+    real = conversion.fill
 
     def coarse(into, module, **how):
         real(into, module, **how)
         if module.weight.shape == small.get_submodule(layer).weight.shape:
             into.scale *= 3
 
-    monkeypatch.setattr(static, "fill", coarse)
+    monkeypatch.setattr(conversion, "fill", coarse)
     artifact.write_program(small, tmp_path / "small")
     notes = []
     how = {"data": "digits", "options": ONE, "evaluate": False, "on_note": notes.append}

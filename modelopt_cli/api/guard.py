@@ -20,7 +20,7 @@ from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.outputs import snr_db, stays_finite, structure
 from modelopt_cli.measure.walk import Fall, failing_layer, first_fault, steepest_fall
-from modelopt_cli.methods.quantize.untraced import restore
+from modelopt_cli.methods.quantize.state_dict import restore
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.capture import random_input
 from modelopt_cli.program.serialization import from_data, state_of, to_data

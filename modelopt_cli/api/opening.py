@@ -19,7 +19,7 @@ from modelopt_cli.errors import ArchitectureError, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import Subject
 from modelopt_cli.methods.layer_selection import tensor_coverage
-from modelopt_cli.methods.quantize.untraced import restore
+from modelopt_cli.methods.quantize.state_dict import restore
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.coverage import Coverage, coverage
 

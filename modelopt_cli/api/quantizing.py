@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from modelopt_cli import artifact
 from modelopt_cli.api.evaluating import measure_pairs
@@ -25,8 +24,9 @@ from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure.latency import threads
 from modelopt_cli.measure.walk import Fall
 from modelopt_cli.methods.context import Context, Progress
-from modelopt_cli.methods.quantize.config import LEAST_SNR_DB, QuantizeConfig
-from modelopt_cli.methods.quantize.untraced import TensorResult, apply_to_state
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme
+from modelopt_cli.methods.quantize.state_dict import TensorResult, apply_to_state
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program.coverage import Coverage
 
@@ -115,8 +115,8 @@ def quantize(
         snr_db = made.held.snr_db
         if snr_db is not None:
             made = made.recording(snr_db=round(snr_db, 1))
-            if snr_db < LEAST_SNR_DB:
-                on_note(_loss(snr_db, given.steepest_fall(made.held)))
+            if snr_db < (scheme := SCHEMES[config.scheme]).least_snr_db:
+                on_note(_loss(snr_db, scheme, given.steepest_fall(made.held)))
         # What has no network is quantized only now, while it is written.
         if dry_run:
             predicted = made.predicted_bytes(code)
@@ -140,7 +140,7 @@ def quantize(
 
 def calibrates(opened: Opened, config: QuantizeConfig) -> bool:
     """True if the scheme looks at samples."""
-    return opened.program is not None and config.scheme == "int8"
+    return opened.program is not None and SCHEMES[config.scheme].needs_calibration
 
 
 def _quantized(
@@ -154,14 +154,10 @@ def _quantized(
 ) -> tuple[Given, Product]:
     origin = origin_of(opened, overrides)
     if opened.program is None:
-        linears = (
-            {name for name, m in opened.module.named_modules() if isinstance(m, nn.Linear)}
-            if opened.module is not None
-            else None
-        )
+        layers = None if opened.module is None else dict(opened.module.named_modules())
         earlier = opened.tensors.encodings if opened.tensors is not None else {}
         given = Given.of(opened, device=options.device)
-        result = apply_to_state(opened.state, config, linears, earlier, _stage(progress, "quantizing"))
+        result = apply_to_state(opened.state, config, layers, earlier, _stage(progress, "quantizing"))
         return given, _tensor_product(result, opened, config, options, origin, given)
     samples = None
     if data is not None and calibrates(opened, config):
@@ -189,9 +185,10 @@ def _kept(snr_db: float | None) -> tuple[str, ...]:
     return () if snr_db is None else (f"outputs keep {snr_db:.1f} dB of signal to noise",)
 
 
-def _loss(snr_db: float, fall: Fall | None) -> str:
+def _loss(snr_db: float, scheme: Scheme, fall: Fall | None) -> str:
     """A warning that the outputs are not those of the source, and what to try."""
-    line = f"warning: the outputs keep {snr_db:.1f} dB of signal to noise, where 8 bits keep {LEAST_SNR_DB:g}"
+    usual = f"{scheme.weight_bits} bits keep {scheme.least_snr_db:g}"
+    line = f"warning: the outputs keep {snr_db:.1f} dB of signal to noise, where {usual}"
     if fall is None:
         return f"{line}; try another --observer, or leave layers out with --exclude"
     drop = f"from {fall.before:.1f} to {fall.after:.1f} dB"

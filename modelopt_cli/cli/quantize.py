@@ -6,6 +6,7 @@ from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_quantized
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.schemes import SCHEMES
 
 
 def quantize(
@@ -36,7 +37,7 @@ def quantize(
     reader.finish()
     options.check_exports(exports, force)
 
-    target = options.chosen_output(output, checkpoint, method.scheme)
+    target = options.chosen_output(output, checkpoint, SCHEMES[method.scheme].suffix)
 
     def work() -> None:
         from modelopt_cli import api

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modelopt_cli.methods.quantize.weights import quantize_weight
+from modelopt_cli.methods.quantize.rounding import quantize_weight
 from modelopt_cli.program.quantization import QParams
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear
 

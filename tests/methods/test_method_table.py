@@ -22,9 +22,6 @@ from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.table import LOSSES
 from modelopt_cli.methods.distill.terms import LABELS
 from modelopt_cli.methods.prune import config as prune_config
-from modelopt_cli.methods.quantize import config as quantize_config
-from modelopt_cli.methods.quantize.apply import _SCHEMES
-from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.share import config as share_config
 from modelopt_cli.methods.share.codebook_tuning import MODES
 from modelopt_cli.methods.share.config import ShareConfig
@@ -75,19 +72,6 @@ def test_every_field_of_a_config_is_an_option_with_the_same_default(method, fiel
 @pytest.mark.parametrize(("method", "field"), FIELDS)
 def test_every_field_of_a_config_is_in_the_method_s_page(method, field):
     assert f"--{field.name.replace('_', '-')}" in (DOCS / f"{method}.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("config", "table"),
-    [
-        pytest.param(quantize_config.SCHEMES, _SCHEMES, id="schemes"),
-        pytest.param(quantize_config.OBSERVERS, OBSERVERS, id="observers"),
-    ],
-)
-def test_quantize_names_the_same_choices_everywhere(config, table):
-    assert tuple(config) == tuple(table)
-    page = (DOCS / "quantize.md").read_text()
-    assert all(f"| `{name}` |" in page for name in config)
 
 
 @pytest.mark.parametrize("table", ["STRUCTURES", "CRITERIA", "ALLOCATIONS", "SCHEDULES", "TARGETS"])

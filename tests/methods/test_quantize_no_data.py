@@ -14,7 +14,7 @@ from modelopt_cli.kernels import prepare
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.untraced import restore
+from modelopt_cli.methods.quantize.state_dict import restore
 from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.quantized import DynamicLinear
 
@@ -84,7 +84,7 @@ def test_dynamic_without_a_graph(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     net = Untraceable().eval()
     config = QuantizeConfig("int8-dynamic", **options)
-    done = on_state(net.state_dict(), config, {"fc"})
+    done = on_state(net.state_dict(), config, dict(net.named_modules()))
     assert set(done.encodings) == {"fc.weight"}
     rebuilt = copy.deepcopy(net)
     rebuilt.load_state_dict(done.state)

@@ -23,7 +23,7 @@ from modelopt_cli.measure.size import measure_size
 from modelopt_cli.measure.subject import Subject
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.untraced import restore
+from modelopt_cli.methods.quantize.state_dict import restore
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, Weighted
@@ -192,15 +192,15 @@ def test_attention_keeps_its_zeros_when_it_is_taken_apart(scheme: str) -> None:
 
 
 def test_a_lost_zero_is_an_error_and_not_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    import modelopt_cli.methods.quantize.static as static
+    from modelopt_cli.methods.quantize import conversion
 
-    real = static.quantize_weight
+    real = conversion.quantize_weight
 
     def careless(weight: Tensor, groups: int = 1, **options: bool) -> tuple[Tensor, Tensor]:
         values, scale = real(weight, groups, **options)
         return values.where(values != 0, 1), scale
 
-    monkeypatch.setattr(static, "quantize_weight", careless)
+    monkeypatch.setattr(conversion, "quantize_weight", careless)
     with pytest.raises(ModeloptError, match="not zero any more") as caught:
         quantized(pruned(normed()), "int8")
     assert caught.value.exit_code == 4
@@ -257,7 +257,7 @@ def test_a_bare_state_dict(tmp_path: Path) -> None:
 def test_dynamic_layers_of_an_untraced_network_are_put_back() -> None:
     state, encodings = state_of(pruned(normed()))
     config = QuantizeConfig("int8-dynamic", exclude=("head",))
-    done = on_state(state, config, {"fc", "head"}, encodings)
+    done = on_state(state, config, {"fc": nn.Linear(1, 1), "head": nn.Linear(1, 1)}, encodings)
     entry = {"method": "quantize", "config": config.as_dict(), "skipped": done.skipped}
     rebuilt = Normed().eval()
     rebuilt.load_state_dict(done.state)
@@ -272,7 +272,7 @@ def test_layers_stored_as_int8_before_stay_so_and_become_no_dynamic_ones() -> No
     state, encodings = state_of(pruned(normed()))
     first = on_state(state, QuantizeConfig("int8-weight", include=("head",)), None, encodings)
     config = QuantizeConfig("int8-dynamic", exclude=("head",))
-    done = on_state(first.state, config, {"fc", "head"}, first.encodings)
+    done = on_state(first.state, config, {"fc": nn.Linear(1, 1), "head": nn.Linear(1, 1)}, first.encodings)
     assert torch.equal(done.state["head.weight"], first.state["head.weight"])
     assert done.encodings["head.weight"].params == first.encodings["head.weight"].params
     assert done.encodings["head.weight"].params["values"] is not None

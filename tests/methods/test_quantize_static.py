@@ -26,7 +26,7 @@ from modelopt_cli.kernels import prepare
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.plan import make_plan
+from modelopt_cli.methods.quantize.precision_plan import make_plan
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_attention
 from modelopt_cli.program.coverage import coverage

@@ -13,9 +13,9 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import never_saturates
 from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.methods.layer_selection import select_layers
-from modelopt_cli.methods.quantize import weights
+from modelopt_cli.methods.quantize import rounding
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.weights import quantize_weight
+from modelopt_cli.methods.quantize.rounding import quantize_weight
 
 
 def error(weight: Tensor, values: Tensor, scale: Tensor) -> np.ndarray[Any, Any]:
@@ -100,7 +100,7 @@ def test_zeros_stay_zero() -> None:
 def test_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     w = random_weight(11, 6, 3, 3)
     whole = quantize_weight(w)
-    monkeypatch.setattr(weights, "CHUNK", 120)
+    monkeypatch.setattr(rounding, "CHUNK", 120)
     for a, b in zip(whole, quantize_weight(w), strict=True):
         assert torch.equal(a, b)
 

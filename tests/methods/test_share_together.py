@@ -17,8 +17,8 @@ from modelopt_cli.methods.prune.apply import apply as prune
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.untraced import apply_to_state as quantize_state
-from modelopt_cli.methods.quantize.weights import quantize_weight
+from modelopt_cli.methods.quantize.rounding import quantize_weight
+from modelopt_cli.methods.quantize.state_dict import apply_to_state as quantize_state
 from modelopt_cli.methods.share.apply import apply
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.untraced import apply_to_state as share_state
@@ -113,7 +113,7 @@ def test_without_a_graph_it_is_the_same() -> None:
     state = {name: t for name, t in net().state_dict().items() if t.is_floating_point()}
     items = list(share_state(state, ShareConfig(bits=3)).stream.items())
     made, stored = {n: t for n, t, _ in items}, {n: e for n, _, e in items if e.codec != "raw"}
-    dynamic = quantize_state(made, QuantizeConfig("int8-dynamic"), {"fc"}, stored)
+    dynamic = quantize_state(made, QuantizeConfig("int8-dynamic"), {"fc": torch.nn.Linear(1, 1)}, stored)
     after = {name: (tensor, encoding) for name, tensor, encoding in dynamic.stream.items()}
     tensor, encoding = after["fc.weight"]
     few(made["fc.weight"], (tensor / encoding.parts["scale"][:, None]).round())

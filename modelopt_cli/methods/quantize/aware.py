@@ -39,7 +39,7 @@ def trainable(program: Program) -> Program:
     """A copy of a Program whose weights can be trained, int8 or not.
 
     Nodes, layers and weights have the names that they have in the Program. Weights start as what their int8
-    values stand for; those of a file from elsewhere that break the bound of ``kernels.bounds`` are pulled
+    values stand for; those of a file from elsewhere that break the bound of ``kernels.saturation`` are pulled
     back onto it. What pruning left as zero is marked as pruned there, too.
 
     Args:

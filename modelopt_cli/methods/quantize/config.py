@@ -3,21 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from modelopt_cli.methods.quantize.observers import OBSERVERS
+from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.settings import CALIBRATION, Config, Setting
-
-SCHEMES: dict[str, str] = {
-    "int8": "weights and activations int8, scales fixed by calibration data",
-    "int8-dynamic": "linear layers int8, activations scaled at every call, no data needed",
-    "int8-weight": "weights stored as int8, computed in float32, no data needed",
-}
-LEAST_SNR_DB = 20.0
-"""Signal-to-noise of the outputs, in dB, below which 8 bits have lost more than rounding takes."""
-OBSERVERS: dict[str, str] = {
-    "minmax": "the whole range that was seen",
-    "percentile": "the range without its rarest values",
-    "mse": "the range with the least squared error of rounding",
-    "entropy": "the range whose distribution loses least, by Kullback-Leibler divergence",
-}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modelopt_cli.methods.quantize.weights import WMAX, within_bound
+from modelopt_cli.methods.quantize.rounding import WMAX, within_bound
 from modelopt_cli.program.quantization import (
     ACTIVATIONS,
     QMAX,
@@ -82,7 +82,7 @@ def nearest_steps(latent: Tensor, scale: Tensor, bounded: bool) -> Tensor:
     Args:
         latent: ``(O, C / groups, ...)``.
         scale: float32 ``(O,)``.
-        bounded: keep neighbouring pairs within the bound of ``kernels.bounds``.
+        bounded: keep neighbouring pairs within the bound of ``kernels.saturation``.
     """
     nearest = (latent / _spread(scale, latent)).round_().clamp_(-WMAX, WMAX)
     return within_bound(nearest) if bounded else nearest

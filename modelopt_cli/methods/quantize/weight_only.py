@@ -1,8 +1,9 @@
-"""int8-weight: weights stored as int8 with one scale per output channel, computed in float32.
+"""Weight-only quantization: weights stored as integers, one scale per output channel, computed in float32.
 
 Needs no data and no graph, so it also serves networks that cannot be traced and bare state dicts.
 """
 
+import copy
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -11,13 +12,46 @@ from torch import Tensor
 from modelopt_cli.artifact.codecs.affine import DTYPES
 from modelopt_cli.artifact.sparsity import without_zeros
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.layer_selection import is_weight_name
-from modelopt_cli.methods.quantize.weights import CHUNK, quantize_weight
-from modelopt_cli.program import Encoding
+from modelopt_cli.methods.context import Result
+from modelopt_cli.methods.layer_selection import is_weight_name, select_layers
+from modelopt_cli.methods.quantize.candidates import nothing_compressed
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.rounding import CHUNK, quantize_weight
+from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme
+from modelopt_cli.program import Encoding, Program
+from modelopt_cli.program.coverage import fetched_weights, weight_label
+
+
+def quantize_weights(program: Program, config: QuantizeConfig) -> Result:
+    """Put the weights of a Program onto integer steps and say so in its encodings.
+
+    Raises:
+        UsageError: a glob matches no layer, or all of a weight would become zero.
+        NothingCompressed: not one weight could be quantized.
+    """
+    ready = copy.deepcopy(program)
+    state = dict(ready.named_parameters())
+    reasons = storable(state)
+    for name in fetched_weights(ready):  # whatever they are called
+        reasons.setdefault(name, None)
+    reasons |= already_quantized(reasons, ready.encodings)
+    by_layer = {weight_label(name): name for name in reasons}
+    selected, skipped = select_layers(by_layer, config)
+    skipped |= {layer: reason for layer in selected if (reason := reasons[by_layer[layer]])}
+    chosen = [n for n, reason in reasons.items() if weight_label(n) in selected and reason is None]
+    if not chosen:
+        raise nothing_compressed(skipped)
+    for name in chosen:
+        rounded, encoding = encode_weight(state[name], SCHEMES[config.scheme])
+        require_nonzero(name, state[name], rounded)
+        with torch.no_grad():
+            state[name].copy_(rounded)
+        ready.encodings[name] = encoding
+    return Result(ready.eval(), skipped)
 
 
 def storable(state: Mapping[str, Tensor]) -> dict[str, str | None]:
-    """Every tensor that looks like a layer's weight, with the reason why it cannot be int8, or None.
+    """Every tensor that looks like a layer's weight, with the reason why it cannot be quantized, or None.
 
     A weight is a tensor of two or more dimensions that is called so: of convolutions, linears,
     embeddings, recurrent layers and the projections of attention.
@@ -36,8 +70,8 @@ def storable(state: Mapping[str, Tensor]) -> dict[str, str | None]:
     return reasons
 
 
-def coarse(names: Iterable[str], encodings: Mapping[str, Encoding]) -> dict[str, str]:
-    """Those weights that take few bits already, with that as the reason to leave them."""
+def already_quantized(names: Iterable[str], encodings: Mapping[str, Encoding]) -> dict[str, str]:
+    """Weights that take few bits already, with that as the reason to leave them."""
     codecs = {name: without_zeros(encodings.get(name)).codec for name in names}
     return {name: f"stored as {codec} values already" for name, codec in codecs.items() if codec != "raw"}
 
@@ -47,14 +81,12 @@ def layer_of(parameter: str) -> str:
     return parameter.rpartition(".")[0] or parameter
 
 
-def encode_weight(
-    weight: Tensor, *, exact_everywhere: bool = False, shared: bool = False
-) -> tuple[Tensor, Encoding]:
-    """Round a weight to int8 steps, one scale for each index along its first dimension.
+def encode_weight(weight: Tensor, scheme: Scheme, *, shared: bool = False) -> tuple[Tensor, Encoding]:
+    """Round a weight to integer steps, one scale for each index along its first dimension.
 
     Args:
         weight: float, of two or more dimensions; it is not changed.
-        exact_everywhere: it will be multiplied in int8, not only stored.
+        scheme: its bits; weights that are multiplied as integers keep to the bound of ``kernels.saturation``.
         shared: equal weights of a channel stay equal.
 
     Returns:
@@ -65,14 +97,17 @@ def encode_weight(
     rows = max(CHUNK // max(weight[:1].numel(), 1), 1)
     for start in range(0, len(weight), rows):  # so that a large embedding is never copied whole
         some = weight[start : start + rows]
-        values, scale = quantize_weight(some, exact_everywhere=exact_everywhere, shared=shared)
+        values, scale = quantize_weight(
+            some, bits=scheme.weight_bits, exact_everywhere=scheme.integer_arithmetic, shared=shared
+        )
         spread = scale.view(-1, *[1] * (weight.dim() - 1))
         rounded[start : start + rows] = (values.to(torch.float32) * spread).to(weight.dtype)
         scales.append(scale)
-    return rounded, Encoding("affine", {"bits": 8, "axis": 0, "group": None}, {"scale": torch.cat(scales)})
+    params = {"bits": scheme.weight_bits, "axis": 0, "group": None}
+    return rounded, Encoding("affine", params, {"scale": torch.cat(scales)})
 
 
-def require_left(name: str, before: Tensor, after: Tensor) -> None:
+def require_nonzero(name: str, before: Tensor, after: Tensor) -> None:
     """Refuse to round all of a weight to zero.
 
     Raises:
@@ -81,14 +116,3 @@ def require_left(name: str, before: Tensor, after: Tensor) -> None:
     if not bool(after.any()) and bool(before.any()):
         what = f"has values up to {float(before.abs().max()):.2g}, which int8 and a float32 scale cannot hold"
         raise UsageError(what, where=name, hint=f"leave it out with --exclude {layer_of(name)}")
-
-
-def encode_weights(
-    state: Mapping[str, Tensor], names: Iterable[str], *, exact_everywhere: bool = False
-) -> tuple[dict[str, Tensor], dict[str, Encoding]]:
-    """:func:`encode_weight` for several, by name."""
-    made = {name: encode_weight(state[name], exact_everywhere=exact_everywhere) for name in names}
-    rounded = {name: weight for name, (weight, _) in made.items()}
-    for name, weight in rounded.items():
-        require_left(name, state[name], weight)
-    return rounded, {name: encoding for name, (_, encoding) in made.items()}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from modelopt_cli.errors import DataError
-from modelopt_cli.methods.quantize.observers import Observer
+from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.program import Program
 
 Progress = Callable[[int, int | None], None]
@@ -16,7 +16,7 @@ Progress = Callable[[int, int | None], None]
 class _Watcher(fx.Interpreter):
     """Runs a graph node by node and shows each watched value to its observer."""
 
-    def __init__(self, program: Program, watched: Mapping[fx.Node, Observer]) -> None:
+    def __init__(self, program: Program, watched: Mapping[fx.Node, Histogram]) -> None:
         super().__init__(program)
         self.watched = watched
 
@@ -35,7 +35,7 @@ class _Watcher(fx.Interpreter):
 
 def calibrate(
     program: Program,
-    watched: Mapping[fx.Node, Observer],
+    watched: Mapping[fx.Node, Histogram],
     batches: Iterable[Tensor],
     progress: Progress | None = None,
     total: int | None = None,

@@ -1,4 +1,4 @@
-"""int8 weights: symmetric, one scale per output channel, and exact on every CPU."""
+"""Rounding of weights to integers: symmetric, one scale per output channel, and exact on every CPU."""
 
 import torch
 from torch import Tensor
@@ -14,18 +14,19 @@ CHUNK = 1 << 18
 
 
 def quantize_weight(
-    weight: Tensor, groups: int = 1, *, exact_everywhere: bool = True, shared: bool = False
+    weight: Tensor, groups: int = 1, *, bits: int = 8, exact_everywhere: bool = True, shared: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Round a weight to int8 with the per-channel scale of least squared error.
+    """Round a weight to integers with the per-channel scale of least squared error.
 
     The largest weight of a channel need not be 127: a larger scale leaves fewer neighbouring pairs
-    over the bound of ``kernels.bounds``, and those that remain over it are pulled back onto it. The
+    over the bound of ``kernels.saturation``, and those that remain over it are pulled back onto it. The
     scale is searched between ``max / 127``, where many pairs are pulled back, and ``max / 64``,
     where none is (that is plain 7-bit quantization, so the result is never worse than that).
 
     Args:
         weight: float ``(O, C / groups, ...)``.
         groups: of the convolution.
+        bits: of the integers, 2 to 8.
         exact_everywhere: keep to the pair bound. Not needed where the weight is only stored.
         shared: equal weights of a channel stay equal: only scales count at which no pair is over the bound.
 
@@ -36,22 +37,30 @@ def quantize_weight(
     flat = weight.detach().float()
     if flat.numel() == 0:
         return torch.zeros_like(flat, dtype=torch.int8), flat.new_ones(len(flat))
-    bounded = exact_everywhere and not is_depthwise(tuple(weight.shape), groups)
-    parts = [_quantize_rows(chunk, bounded, shared) for chunk in flat.split(max(CHUNK // flat[0].numel(), 1))]
+    largest = (1 << bits - 1) - 1
+    depthwise = is_depthwise(tuple(weight.shape), groups)
+    bounded = exact_everywhere and 2 * largest > PAIR_LIMIT and not depthwise
+    rows = flat.split(max(CHUNK // flat[0].numel(), 1))
+    parts = [_bounded(*_unit(some), shared) if bounded else _nearest(*_unit(some), largest) for some in rows]
     return torch.cat([q for q, _ in parts]), torch.cat([s for _, s in parts])
 
 
-def _quantize_rows(weight: Tensor, bounded: bool, shared: bool) -> tuple[Tensor, Tensor]:
+def _unit(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight with channels of unit range, whose squares neither overflow nor vanish, and those ranges."""
     extreme = weight.flatten(1).abs().amax(1)
     # A channel of zeros, or next to them, keeps a harmless scale.
     extreme = torch.where(extreme > SMALLEST, extreme, torch.ones_like(extreme))
-    # Errors are compared on channels of unit range: their squares neither overflow nor vanish.
-    unit = weight / extreme.view(-1, *[1] * (weight.dim() - 1))
-    if not bounded:
-        step = 1 / WMAX
-        return unit.div_(step).round_().clamp_(-WMAX, WMAX).to(torch.int8), extreme * step
+    return weight / extreme.view(-1, *[1] * (weight.dim() - 1)), extreme
+
+
+def _nearest(unit: Tensor, extreme: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+    step = 1 / largest
+    return unit.div_(step).round_().clamp_(-largest, largest).to(torch.int8), extreme * step
+
+
+def _bounded(unit: Tensor, extreme: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
     widest = WMAX / (PAIR_LIMIT // 2)
-    best_q = torch.zeros_like(weight, dtype=torch.int8)
+    best_q = torch.zeros_like(unit, dtype=torch.int8)
     best_scale = extreme / WMAX
     best_error = torch.full_like(extreme, torch.inf)
     for factor in torch.linspace(1.0, widest, CANDIDATES).tolist():
@@ -68,7 +77,7 @@ def _quantize_rows(weight: Tensor, bounded: bool, shared: bool) -> tuple[Tensor,
 
 
 def within_bound(q: Tensor) -> Tensor:
-    """Pull neighbouring pairs back onto the bound of ``kernels.bounds``, sharing the excess between the two.
+    """Pull neighbouring pairs back onto the bound of ``kernels.saturation``, each by half of the excess.
 
     Args:
         q: whole numbers from -127 to 127, in floating point, ``(O, C / groups, ...)``.

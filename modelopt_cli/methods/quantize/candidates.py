@@ -1,0 +1,67 @@
+"""Layers of a Program that a scheme can quantize, and the reasons why the others cannot."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from torch import nn
+
+from modelopt_cli.artifact.sparsity import is_shared
+from modelopt_cli.errors import NothingCompressed
+from modelopt_cli.methods.layer_selection import select_layers
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.program import Program
+from modelopt_cli.program.attention import split_names
+from modelopt_cli.program.coverage import WEIGHTED_KINDS
+from modelopt_cli.program.quantized import Weighted
+from modelopt_cli.program.rewrite import read_elsewhere
+
+
+def select_candidates(
+    program: Program, config: QuantizeConfig, obstacle: Callable[[nn.Module], str | None]
+) -> tuple[list[str], dict[str, str]]:
+    """Layers to quantize, in the order of the graph, and the reason for each other one.
+
+    Args:
+        program: any.
+        config: the globs and switches.
+        obstacle: the reason why a scheme cannot take a layer, or None where it can.
+
+    Raises:
+        UsageError: a glob matches no layer.
+        NothingCompressed: no layer is left.
+    """
+    calls = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_module")
+    elsewhere = read_elsewhere(program)
+    reasons: dict[str, str] = {}
+    able: list[str] = []
+    for name in calls:
+        module = program.get_submodule(name)
+        if not isinstance(module, WEIGHTED_KINDS):
+            continue
+        reason = obstacle(module) or ("called more than once" if calls[name] > 1 else None)
+        if reason is None and name in elsewhere:
+            reason = f"its {elsewhere[name]} is also read outside of it"
+        if reason:
+            reasons[name] = reason
+        else:
+            able.append(name)
+    if not able:
+        done = {name: "int8 already" for name in calls if isinstance(program.get_submodule(name), Weighted)}
+        raise nothing_compressed(reasons | done)
+    selected, skipped = select_layers(able, config)
+    if not selected:
+        raise nothing_compressed(skipped | reasons)
+    return selected, reasons | skipped
+
+
+def nothing_compressed(reasons: dict[str, str]) -> NothingCompressed:
+    """The error that says why not one layer could be quantized."""
+    name, reason = next(iter(reasons.items()), ("", ""))
+    what = f"no layer can be quantized ({name}: {reason})" if name else "no layer can be quantized"
+    return NothingCompressed(what, hint="nothing was written; see --include, --exclude and --scheme")
+
+
+def shared_weights(program: Program, split: Program) -> set[str]:
+    """Parameters that are shared, by the names that they have once attention is taken apart."""
+    renamed = split_names(program, split)
+    return {renamed.get(name, name) for name, e in program.encodings.items() if is_shared(e)}

@@ -1,0 +1,251 @@
+"""Static int8: rewriting a float graph into its int8 form, following a plan and observed ranges."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from modelopt_cli.methods.quantize.precision_plan import Plan, Unit
+from modelopt_cli.methods.quantize.roles import (
+    Role,
+    avg_pool_options,
+    is_mul,
+    is_relu,
+    quantized_max_pool,
+)
+from modelopt_cli.methods.quantize.rounding import quantize_weight
+from modelopt_cli.program import Program
+from modelopt_cli.program.calls import arguments, operation, source
+from modelopt_cli.program.quantization import QParams
+from modelopt_cli.program.quantized import QuantizedConv2d, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized_operations import (
+    Dequantize,
+    Quantize,
+    QuantizedAdd,
+    QuantizedAvgPool2d,
+    QuantizedMul,
+)
+from modelopt_cli.program.rewrite import parts_of
+
+
+def values_to_observe(plan: Plan, graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """Values whose QParams are needed, by representative: those to watch for each.
+
+    Besides the uint8 values these are the real ones that some int8 operation reads.
+    """
+    needed = set(plan.int8)
+    for unit in (*plan.layers.values(), *plan.adds.values()):
+        needed.update(a for a in unit.head.all_input_nodes if a not in plan.inside)
+        if unit.residual is not None:
+            needed.add(unit.residual)
+    watch: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node in needed and not plan.derived(node):
+            watch.setdefault(plan.representative(node), []).append(node)
+    return watch
+
+
+def convert(
+    program: Program, plan: Plan, qparams: Mapping[fx.Node, QParams], shared: Collection[str] = ()
+) -> Program:
+    """The int8 form of a Program.
+
+    Args:
+        program: the float Program the plan was made for.
+        plan: what becomes uint8.
+        qparams: by representative, from ``values_to_observe``.
+        shared: parameters whose equal values stay equal.
+    """
+    return _Converter(program, plan, qparams, shared).run()
+
+
+class _Converter:
+    """Copies the graph node by node; every old value has a uint8 form, a float form, or both."""
+
+    def __init__(
+        self,
+        program: Program,
+        plan: Plan,
+        qparams: Mapping[fx.Node, QParams],
+        shared: Collection[str],
+    ) -> None:
+        self.program, self.plan, self.known, self.shared = program, plan, qparams, shared
+        self.modules: dict[str, nn.Module] = dict(program.named_modules())
+        self.graph = fx.Graph()
+        self.new_modules: dict[str, nn.Module] = {}
+        self.uint8: dict[fx.Node, fx.Node] = {}
+        self.real: dict[fx.Node, Any] = {}
+
+    def run(self) -> Program:
+        for node in self.program.graph.nodes:
+            if node not in self.plan.inside:
+                self._emit(node)
+        parts = parts_of(
+            self.program, self.graph, lambda path: self.new_modules.get(path) or self.modules[path]
+        )
+        converted = self.program.with_graph(parts, self.graph)
+        converted.graph.eliminate_dead_code()
+        converted.delete_all_unused_submodules()
+        converted.recompile()
+        return converted.eval()
+
+    def _emit(self, node: fx.Node) -> None:
+        role = self.plan.roles.get(node)
+        if node in self.plan.layers:
+            self._emit_layer(node, self.plan.layers[node])
+        elif node in self.plan.adds:
+            self._emit_add(node, self.plan.adds[node])
+        elif node in self.plan.int8 and role is Role.POOL:
+            self._emit_pool(node)
+        elif node in self.plan.int8:
+            self._emit_pass(node)
+        elif not self._becomes_quantized_mul(node):
+            self.real[node] = self.graph.node_copy(node, self._shape_or_real(role))
+
+    def _shape_or_real(self, role: Role | None) -> Any:
+        def either(node: fx.Node) -> Any:
+            return self.uint8[node] if node in self.uint8 else self._real(node)
+
+        return either if role is Role.SHAPE else self._real
+
+    def _q(self, node: fx.Node) -> QParams:
+        return self.known[self.plan.representative(node)]
+
+    def _module(self, name: str, module: nn.Module, *args: fx.Node, like: fx.Node) -> fx.Node:
+        self.new_modules[name] = module
+        return self.graph.create_node("call_module", name, args, {}, name=like.name)
+
+    def _helper(self, suffix: str, module: nn.Module, *args: fx.Node, like: fx.Node) -> fx.Node:
+        """A call of a module without weights; it stands at the top, named after the node."""
+        name = f"{like.name}_{suffix}"
+        while name in self.modules or name in self.new_modules:
+            name += "_"
+        self.new_modules[name] = module
+        return self.graph.create_node("call_module", name, args, {}, name=name)
+
+    def _uint8(self, node: fx.Node) -> fx.Node:
+        """The uint8 form of a value, quantized here if it has none yet."""
+        if node not in self.uint8:
+            if self._becomes_quantized_mul(node):
+                factors = [self._real(a) for a in node.all_input_nodes]
+                product = QuantizedMul(self._q(node))
+                self.uint8[node] = self._helper("quantized", product, *factors, like=node)
+            else:
+                self.uint8[node] = self._helper(
+                    "quantized", Quantize(self._q(node)), self._real(node), like=node
+                )
+        return self.uint8[node]
+
+    def _real(self, node: fx.Node) -> Any:
+        """The float form of a value, dequantized here if it has none yet."""
+        if node not in self.real:
+            self.real[node] = self._helper("real", Dequantize(self._q(node)), self.uint8[node], like=node)
+        return self.real[node]
+
+    def _becomes_quantized_mul(self, node: fx.Node) -> bool:
+        """Whether a product is read by int8 layers only, so that it can be rounded as it is made."""
+        heads = {unit.head for unit in self.plan.layers.values()}
+        distinct = len(node.all_input_nodes) == 2
+        if not distinct or not node.users or not is_mul(node, self.plan.values):
+            return False
+        return all(user in heads for user in node.users)
+
+    def _emit_layer(self, output: fx.Node, unit: Unit) -> None:
+        name = str(unit.head.target)
+        tensor = source(unit.head)
+        target = self._q(output) if output in self.plan.int8 else None
+        module = self.modules[name]
+        layer = self._quantized_layer(module, unit, self._q(tensor), target)
+        fill(layer, module, shared=f"{name}.weight" in self.shared)
+        args = [self._uint8(tensor)]
+        if unit.residual is not None:
+            args.append(self._uint8(unit.residual))
+        call = self._module(name, layer, *args, like=unit.head)
+        (self.real if target is None else self.uint8)[output] = call
+
+    def _quantized_layer(
+        self, module: nn.Module, unit: Unit, source: QParams, target: QParams | None
+    ) -> QuantizedConv2d | QuantizedLinear:
+        layer: QuantizedConv2d | QuantizedLinear
+        if isinstance(module, nn.Conv2d):
+            residual = None if unit.residual is None else self._q(unit.residual)
+            layer = QuantizedConv2d(
+                **conv_options(module),
+                input=source,
+                output=target,
+                activation=unit.activation,
+                residual=residual,
+            )
+        else:
+            assert isinstance(module, nn.Linear)
+            sizes = (module.in_features, module.out_features, module.bias is not None)
+            layer = QuantizedLinear(*sizes, source, target, unit.activation)
+        return layer
+
+    def _emit_add(self, output: fx.Node, unit: Unit) -> None:
+        a, b = arguments(unit.head).values()
+        add = QuantizedAdd(self._q(a), self._q(b), self._q(output), unit.activation)
+        self.uint8[output] = self._helper("sum", add, self._uint8(a), self._uint8(b), like=unit.head)
+
+    def _emit_pool(self, node: fx.Node) -> None:
+        options = avg_pool_options(node, self.modules, self.plan.values)
+        assert options is not None
+        pool = QuantizedAvgPool2d(self._q(source(node)), self._q(node), **options)
+        self.uint8[node] = self._helper("pool", pool, self._uint8(source(node)), like=node)
+
+    def _emit_pass(self, node: fx.Node) -> None:
+        first = source(node)
+        pool = quantized_max_pool(node, self.modules)
+        if pool is not None:
+            self.uint8[node] = self._helper("pool", pool, self._uint8(first), like=node)
+        elif is_relu(node, self.modules):
+            # A real zero is the zero point.
+            self.uint8[node] = self.graph.call_function(
+                torch.clamp, (self._uint8(first),), {"min": self._q(node).zero_point}
+            )
+        elif operation(node) == "pad":
+            filled: dict[str, Any] = {"mode": "constant", "value": self._q(node).zero_point}
+            pad = fx.node.map_arg(arguments(node)["pad"], self._either)  # sizes may be values
+            self.uint8[node] = self.graph.call_function(F.pad, (self._uint8(first), pad), filled)
+        else:
+            self.uint8[node] = self.graph.node_copy(node, self._either)
+
+    def _either(self, node: fx.Node) -> Any:
+        return self.uint8[node] if node in self.uint8 else self._real(node)
+
+
+def conv_options(module: nn.Conv2d) -> dict[str, Any]:
+    """The geometry of a convolution as ``QuantizedConv2d`` takes it; padding in numbers."""
+    padding = numeric_padding(module)
+    assert padding is not None
+    return {
+        "in_channels": module.in_channels,
+        "out_channels": module.out_channels,
+        "kernel_size": tuple(module.kernel_size),
+        "stride": tuple(module.stride),
+        "padding": padding,
+        "dilation": tuple(module.dilation),
+        "groups": module.groups,
+        "has_bias": module.bias is not None,
+    }
+
+
+def numeric_padding(module: nn.Conv2d) -> tuple[int, int] | None:
+    """Padding (height, width) of a convolution, or None where it is not the same on both sides."""
+    if not isinstance(module.padding, str):
+        return module.padding[0], module.padding[1]
+    if module.padding == "valid":
+        return 0, 0
+    total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    return (total[0] // 2, total[1] // 2) if all(t % 2 == 0 for t in total) else None
+
+
+def fill(layer: Weighted, module: Any, *, shared: bool = False) -> None:
+    """Round the weight of a float layer into an int8 one; equal values of a shared one stay equal."""
+    values, scale = quantize_weight(module.weight, getattr(module, "groups", 1), shared=shared)
+    layer.weight.copy_(values)
+    layer.scale.copy_(scale)
+    if layer.bias is not None:
+        layer.bias.copy_(module.bias.detach())

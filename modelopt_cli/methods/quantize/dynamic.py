@@ -1,0 +1,55 @@
+"""Dynamic int8: linear layers whose inputs are rounded at every call, by their own range."""
+
+import copy
+
+from torch import Tensor, nn
+
+from modelopt_cli.methods.context import Result
+from modelopt_cli.methods.quantize.candidates import select_candidates, shared_weights
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.conversion import fill
+from modelopt_cli.program import Program
+from modelopt_cli.program.attention import split_attention
+from modelopt_cli.program.fold import inference_form
+from modelopt_cli.program.quantized import DynamicLinear
+
+
+def quantize_dynamic(program: Program, config: QuantizeConfig) -> Result:
+    """Replace the linear layers of a Program by dynamic int8 ones.
+
+    Raises:
+        UsageError: a glob matches no layer.
+        NothingCompressed: not one layer could be quantized.
+    """
+    ready = copy.deepcopy(split_attention(inference_form(program)))
+    selected, skipped = select_candidates(ready, config, _obstacle)
+    shared = shared_weights(program, ready)
+    for name in selected:
+        linear = ready.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        layer = DynamicLinear(linear.in_features, linear.out_features, linear.bias is not None)
+        fill(layer, linear, shared=f"{name}.weight" in shared)
+        ready.set_submodule(name, layer)
+    return Result(ready.eval(), skipped)
+
+
+def _obstacle(module: nn.Module) -> str | None:
+    if isinstance(module, nn.Linear):
+        return None
+    return f"dynamic int8 serves Linear, not {type(module).__name__}"
+
+
+def dynamic_linear(linear: nn.Linear, scale: Tensor) -> DynamicLinear:
+    """The dynamic int8 form of a linear layer whose weight was decoded from int8.
+
+    Args:
+        linear: each row of its weight ``(O, C)`` consists of exact multiples of its scale.
+        scale: ``(O,)``.
+    """
+    layer = DynamicLinear(linear.in_features, linear.out_features, linear.bias is not None)
+    scale = scale.float()
+    layer.weight.copy_((linear.weight.detach() / scale.view(-1, 1)).round())
+    layer.scale.copy_(scale)
+    if layer.bias is not None:
+        layer.bias.copy_(linear.bias.detach())
+    return layer

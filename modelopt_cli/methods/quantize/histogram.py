@@ -1,0 +1,79 @@
+"""Values of an activation during calibration, summarised in bounded memory."""
+
+import torch
+from torch import Tensor
+
+from modelopt_cli.methods.quantize.observers import Observer
+from modelopt_cli.program.quantization import QMAX, QMIN, QParams, qparams_from_range
+
+BINS = 4096
+
+
+class Histogram:
+    """Smallest and largest value of an activation and, for an observer that needs them, counts by size.
+
+    The range of ``counts`` doubles when a value falls outside, by merging neighbouring bins, so that what is
+    held does not grow with the number of samples. Exact zeros, which a ReLU makes in masses and every range
+    represents exactly, are counted apart.
+
+    Attributes:
+        low: smallest value seen, at most 0.
+        high: largest value seen, at least 0.
+        counts: of values within ``-limit .. limit`` in ``BINS`` equal bins, float64 ``(BINS,)``.
+        limit: upper end of the last bin.
+        zeros: how many values were zero.
+        levels: how many values the quantized activation can have.
+    """
+
+    levels = QMAX - QMIN + 1
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self.low = self.high = self.limit = 0.0
+        self.zeros = 0
+        self.counts = torch.zeros(BINS, dtype=torch.float64)
+
+    def update(self, x: Tensor) -> None:
+        """Take in one batch, a float tensor of any shape."""
+        if x.numel():
+            low, high = torch.aminmax(x.detach())
+            self.low = min(self.low, float(low))
+            self.high = max(self.high, float(high))
+        if self._observer.needs_counts:
+            self._count(x.detach().reshape(-1).float())
+
+    def _count(self, flat: Tensor) -> None:
+        extreme = max(-self.low, self.high)
+        if extreme == 0.0:
+            self.zeros += flat.numel()
+            return
+        if self.limit == 0.0:
+            self.limit = extreme
+        while self.limit < extreme:
+            self._double()
+        values = flat[flat != 0]
+        self.zeros += flat.numel() - values.numel()
+        self.counts += torch.histc(values, BINS, -self.limit, self.limit).cpu().double()
+
+    def _double(self) -> None:
+        """Cover twice the range with the same number of bins."""
+        pairs = self.counts.view(-1, 2).sum(1)
+        self.counts = torch.zeros_like(self.counts)
+        self.counts[BINS // 4 : BINS // 4 + BINS // 2] = pairs
+        self.limit *= 2
+
+    @property
+    def centres(self) -> Tensor:
+        """Middle of each bin, float64 ``(BINS,)``."""
+        width = 2 * self.limit / BINS
+        return -self.limit + width * (torch.arange(BINS, dtype=torch.float64) + 0.5)
+
+    def range(self) -> tuple[float, float]:
+        """The real range that uint8 should cover; it contains zero."""
+        if self._observer.needs_counts and not bool(self.counts.any()):  # only zeros, or nothing at all
+            return self.low, self.high
+        return self._observer.choose(self)
+
+    def qparams(self) -> QParams:
+        """Scale and zero point of that range."""
+        return qparams_from_range(*self.range())

@@ -1,0 +1,144 @@
+"""Quantization schemes: one row each. Imports no torch, so that the command line reads it, too."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from modelopt_cli.methods.context import Context, Result
+    from modelopt_cli.methods.quantize.config import QuantizeConfig
+    from modelopt_cli.program import Program
+
+
+class Source(IntEnum):
+    """Forms in which a checkpoint is opened; each offers what the ones before it do."""
+
+    TENSORS = 1
+    """A bare state dict."""
+    MODULE = 2
+    """A network whose layers are known, without a graph."""
+    GRAPH = 3
+    """A traced Program."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to quantize a network.
+
+    Attributes:
+        name: in ``--scheme``, the history and tables.
+        help: one line.
+        title: its name in a sentence.
+        weight_bits: of the integers that weights become, 2 to 8.
+        activation_bits: of the integers that weights are multiplied with; None where activations stay float
+            and weights are floats again once the file is loaded.
+        source: the least that must be known of the network.
+        needs_calibration: ranges of activations are taken from samples.
+        layers: names of the ``torch.nn`` classes that it takes; none: whatever has a weight.
+        code: default of ``--code``, a key of ``artifact.coding.CODINGS``.
+        suffix: of the output's name where the user gives none.
+        least_snr_db: signal-to-noise of the outputs in dB, below which more is lost than rounding takes.
+        apply: quantizes a Program.
+        rebuild: makes an integer layer of a float one, ``rebuild(layer, scale)``, whose weight consists of
+            multiples of its scales, for networks without a graph; None where the layers stay float.
+    """
+
+    name: str
+    help: str
+    title: str
+    weight_bits: int
+    activation_bits: int | None
+    source: Source
+    needs_calibration: bool
+    layers: tuple[str, ...]
+    code: str
+    suffix: str
+    least_snr_db: float
+    apply: "Callable[[Program, QuantizeConfig, Context], Result]"
+    rebuild: "Callable[[nn.Linear, Tensor], nn.Module] | None" = None
+
+    @property
+    def integer_arithmetic(self) -> bool:
+        """True if weights are multiplied as integers, so that their sums must not overflow."""
+        return self.activation_bits is not None
+
+
+def _static(program: "Program", config: "QuantizeConfig", context: "Context") -> "Result":
+    from modelopt_cli.methods.quantize.static import quantize_static
+
+    return quantize_static(program, config, context)
+
+
+def _dynamic(program: "Program", config: "QuantizeConfig", context: "Context") -> "Result":
+    from modelopt_cli.methods.quantize.dynamic import quantize_dynamic
+
+    return quantize_dynamic(program, config)
+
+
+def _dynamic_layer(layer: "nn.Linear", scale: "Tensor") -> "nn.Module":
+    from modelopt_cli.methods.quantize.dynamic import dynamic_linear
+
+    return dynamic_linear(layer, scale)
+
+
+def _weight_only(program: "Program", config: "QuantizeConfig", context: "Context") -> "Result":
+    from modelopt_cli.methods.quantize.weight_only import quantize_weights
+
+    return quantize_weights(program, config)
+
+
+_ROWS = (
+    Scheme(
+        name="int8",
+        help="weights and activations int8, scales fixed by calibration data",
+        title="static int8",
+        weight_bits=8,
+        activation_bits=8,
+        source=Source.GRAPH,
+        needs_calibration=True,
+        layers=("Conv2d", "Linear"),
+        code="plain",
+        suffix="int8",
+        least_snr_db=20.0,
+        apply=_static,
+    ),
+    Scheme(
+        name="int8-dynamic",
+        help="linear layers int8, activations scaled at every call, no data needed",
+        title="dynamic int8",
+        weight_bits=8,
+        activation_bits=8,
+        source=Source.MODULE,
+        needs_calibration=False,
+        layers=("Linear",),
+        code="plain",
+        suffix="int8-dynamic",
+        least_snr_db=20.0,
+        apply=_dynamic,
+        rebuild=_dynamic_layer,
+    ),
+    Scheme(
+        name="int8-weight",
+        help="weights stored as int8, computed in float32, no data needed",
+        title="int8 storage",
+        weight_bits=8,
+        activation_bits=None,
+        source=Source.TENSORS,
+        needs_calibration=False,
+        layers=(),
+        code="plain",
+        suffix="int8-weight",
+        least_snr_db=20.0,
+        apply=_weight_only,
+    ),
+)
+SCHEMES = {row.name: row for row in _ROWS}
+"""By name; the first is the default."""
+
+
+def usable(source: Source) -> list[str]:
+    """Names of the schemes that can quantize what was opened so."""
+    return [row.name for row in _ROWS if row.source <= source]
