@@ -250,7 +250,7 @@ def test_a_teachers_input_is_what_was_given(tmp_path):
         evaluate=False,
         dry_run=True,
     )
-    at_16 = open_model(teacher, input=InputSpec((1, 16, 16)))
+    at_16 = open_model(teacher, input_spec=InputSpec((1, 16, 16)))
     macs = api.evaluate([teacher], overrides=PreprocessOverrides(input_size=16), options=QUICK).models[0].macs
     assert at_16.program.input.shape == (1, 16, 16)
     assert outcome.plan.networks[0].flops == macs.flops

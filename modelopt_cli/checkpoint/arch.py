@@ -70,13 +70,13 @@ class Architecture:
         return tuple(models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def resolve(spec: str, input: InputSpec | None = None) -> Architecture:
+def resolve(spec: str, input_spec: InputSpec | None = None) -> Architecture:
     """The architecture a spec names.
 
     Args:
         spec: ``torchvision:NAME``, ``timm:NAME``, ``builtin:NAME``, ``FILE.py:CALLABLE`` or
             ``package.module:CALLABLE``, with ``?name=value&name=value`` for its arguments.
-        input: what the user says a sample looks like; wins over what the architecture implies.
+        input_spec: what the user says a sample looks like; wins over what the architecture implies.
 
     Raises:
         ArchitectureError: unknown, malformed, or the user's code failed.
@@ -89,7 +89,7 @@ def resolve(spec: str, input: InputSpec | None = None) -> Architecture:
         "builtin": _builtin,
     }
     found = sources.get(parsed.source, _user)(parsed)
-    return found if input is None else dataclasses.replace(found, input=input)
+    return found if input_spec is None else dataclasses.replace(found, input=input_spec)
 
 
 def _user(spec: ArchSpec) -> Architecture:

@@ -63,7 +63,7 @@ class Opened:
 def open_model(
     path: str | Path,
     arch: str | None = None,
-    input: InputSpec | None = None,
+    input_spec: InputSpec | None = None,
     adapt: Callable[[InputSpec], InputSpec | None] | None = None,
 ) -> Opened:
     """Open an artifact or a checkpoint.
@@ -75,7 +75,7 @@ def open_model(
     Args:
         path: the file or Hugging Face folder.
         arch: an ``--arch`` spec; an artifact with a graph needs none and takes none.
-        input: what a sample looks like; wins over what the architecture or artifact implies.
+        input_spec: what a sample looks like; wins over what the architecture or artifact implies.
         adapt: what to make of the input that a recognised architecture implies; by default that itself.
 
     Raises:
@@ -83,13 +83,13 @@ def open_model(
     """
     path = Path(path)
     if artifact.is_artifact(path):
-        return _open_artifact(path, arch, input)
+        return _open_artifact(path, arch, input_spec)
     found = read_state(path)
     notes = list(found.notes)
     shapes = described(found.state)
     stored = state_bytes(shapes)
     if arch is not None:
-        architecture, state = resolve(arch, input), dict(found.state)
+        architecture, state = resolve(arch, input_spec), dict(found.state)
     else:
         recognised = recognise_state(dict(found.state)) if recognise(shapes) else None
         if recognised is None:
@@ -100,8 +100,8 @@ def open_model(
             bare = Opened(found.state, "checkpoint", found.sha256, notes=notes, tensor_bytes=stored)
             return dataclasses.replace(bare, file_bytes=found.file_bytes)
         architecture, state = recognised.architecture, recognised.state
-        if input is not None:
-            architecture = dataclasses.replace(architecture, input=input)
+        if input_spec is not None:
+            architecture = dataclasses.replace(architecture, input=input_spec)
         elif adapt is not None and architecture.input is not None:
             architecture = dataclasses.replace(architecture, input=adapt(architecture.input))
         notes.append(f"recognised as {architecture.spec}")
@@ -109,18 +109,18 @@ def open_model(
     return dataclasses.replace(built, tensor_bytes=stored, file_bytes=found.file_bytes)
 
 
-def fresh_model(arch: str, input: InputSpec | None = None, seed: int = 0) -> Opened:
+def fresh_model(arch: str, input_spec: InputSpec | None = None, seed: int = 0) -> Opened:
     """A network with random weights, as if it had been opened.
 
     Args:
         arch: an ``--arch`` spec.
-        input: what a sample looks like; wins over what the architecture implies.
+        input_spec: what a sample looks like; wins over what the architecture implies.
         seed: of torch's random numbers; whatever else the user's own code draws from is its own affair.
 
     Raises:
         ArchitectureError, EnvironmentFailure: in one line each.
     """
-    architecture = resolve(arch, input)
+    architecture = resolve(arch, input_spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = architecture.build().float().eval()
@@ -202,19 +202,19 @@ def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | N
         return None, f"the network cannot be traced: {error}"
 
 
-def _open_artifact(path: Path, arch: str | None, input: InputSpec | None) -> Opened:
+def _open_artifact(path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
     found = Artifact(HeldFile(path, ArtifactError))
     if found.document.program is None:
-        return _open_tensors(found, path, arch, input)
+        return _open_tensors(found, path, arch, input_spec)
     if arch is not None:
         raise ArchitectureError("holds its own network", where=str(path), hint="leave --arch out")
     program = program_in(found)
-    if input is not None:
-        program.input = input
+    if input_spec is not None:
+        program.input = input_spec
     return Opened(dict(program.state_dict()), "artifact", found.sha256, program=program)
 
 
-def _open_tensors(found: Artifact, path: Path, arch: str | None, input: InputSpec | None) -> Opened:
+def _open_tensors(found: Artifact, path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
     """An artifact that holds tensors only: bare, or of a network that must be built from its spec."""
     tensors, sha256 = lazy_tensors(found), found.sha256
     spec = arch or (tensors.arch if _is_ours(tensors.arch) else None)
@@ -226,7 +226,7 @@ def _open_tensors(found: Artifact, path: Path, arch: str | None, input: InputSpe
         made = f", made with --arch {short(tensors.arch)}" if tensors.arch else ""
         notes = [f"holds tensors without their network{made}"]
         return Opened(tensors.state, "artifact", sha256, notes=notes, tensors=tensors)
-    architecture = resolve(spec, input or tensors.input)
+    architecture = resolve(spec, input_spec or tensors.input)
     module, notes = build_loaded(architecture, dict(tensors.state), str(path))
     return Opened(
         dict(module.state_dict()),

@@ -38,7 +38,7 @@ _SIZED_BY_VALUES = ("one_hot", "repeat_interleave")
 
 
 def check_bounds(
-    graph: fx.Graph, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], input: InputSpec
+    graph: fx.Graph, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], input_spec: InputSpec
 ) -> None:
     """Run a graph on the meta device and refuse what would take more than the limits.
 
@@ -46,7 +46,7 @@ def check_bounds(
         graph: of a file, each of its calls on the allow-list.
         modules: its layers by path, on the meta device.
         tensors: those it fetches, by path.
-        input: what one sample is.
+        input_spec: what one sample is.
 
     Raises:
         ArtifactError: a limit is exceeded, or the graph cannot run; names the node.
@@ -55,7 +55,7 @@ def check_bounds(
         run = _Run(modules, tensors, batch)
         try:
             with torch.no_grad(), torch.device("meta"), run.budget:
-                run.all(graph, zeros(input, batch, "meta"))
+                run.all(graph, zeros(input_spec, batch, "meta"))
             return
         except ArtifactError as error:
             raise ArtifactError(error.what, where=f"node {run.node}", hint=error.hint) from None

@@ -40,7 +40,7 @@ _LIBRARY = (sysconfig.get_path("stdlib"), str(Path(__file__).parent), str(Path(t
 
 def capture(
     model: nn.Module,
-    input: InputSpec,
+    input_spec: InputSpec,
     *,
     labels: Sequence[str] | None = None,
     arch: str | None = None,
@@ -49,12 +49,12 @@ def capture(
     """The Program that computes what ``model`` computes in eval mode.
 
     Sizes stay symbolic where the forward pass allows it. Where Python itself needs a number, the sizes
-    that follow from ``input`` become literals; the batch size never does. The Program shares the
+    that follow from ``input_spec`` become literals; the batch size never does. The Program shares the
     model's tensors, not its modules. The model is left as it was.
 
     Args:
         model: a network that takes one tensor ``(N, *input.shape)`` and returns one tensor.
-        input: shape and preprocessing of one sample.
+        input_spec: shape and preprocessing of one sample.
         labels: class names in logit order.
         arch: what the network was built from, kept for information.
         verify: run both on random inputs at two batch sizes and demand equal outputs.
@@ -67,14 +67,14 @@ def capture(
         model = model.module
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("TorchScript cannot be captured", hint="give the nn.Module it was made from")
-    examples = [random_input(model, input, batch) for batch in TRACED_BATCHES]
+    examples = [random_input(model, input_spec, batch) for batch in TRACED_BATCHES]
     with evaluation_mode(model), torch.no_grad():
         try:
             with unchanged(model):
-                return _attempt(model, ProgramTracer(examples[0].dtype), input, labels, arch, verify)
+                return _attempt(model, ProgramTracer(examples[0].dtype), input_spec, labels, arch, verify)
         except CaptureError:
             with unchanged(model):
-                return _attempt(model, ExampleTracer(examples), input, labels, arch, verify)
+                return _attempt(model, ExampleTracer(examples), input_spec, labels, arch, verify)
 
 
 def require_one_input(model: nn.Module) -> None:
@@ -97,17 +97,17 @@ def require_one_input(model: nn.Module) -> None:
         )
 
 
-def random_input(model: nn.Module, input: InputSpec, batch: int) -> Tensor:
+def random_input(model: nn.Module, input_spec: InputSpec, batch: int) -> Tensor:
     """A random batch on the model's device, floats in its dtype; always the same for one batch size."""
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    x = noise(input, batch, seed=_SEED + batch, below=tokens_of(model.modules()))
+    x = noise(input_spec, batch, seed=_SEED + batch, below=tokens_of(model.modules()))
     return x.to(first.device, first.dtype if x.is_floating_point() else x.dtype)
 
 
 def _attempt(
     model: nn.Module,
     tracer: ProgramTracer,
-    input: InputSpec,
+    input_spec: InputSpec,
     labels: Sequence[str] | None,
     arch: str | None,
     verify: bool,
@@ -118,18 +118,18 @@ def _attempt(
     layers = dict(model.named_modules(remove_duplicate=False))
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or is_in_place(node, layers))
     _check_calls(graph)
-    _normalize(graph, tracer, model, input)
+    _normalize(graph, tracer, model, input_spec)
     recovered = recover_layers(graph, model)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     recovered |= recover_dropout(graph, recovered)
     parts = _parts(graph, model, {**tracer.constants, **recovered})
     program = Program(
-        parts, copy_graph(graph), input=input, labels=tuple(labels) if labels else None, arch=arch
+        parts, copy_graph(graph), input_spec=input_spec, labels=tuple(labels) if labels else None, arch=arch
     )
     program.eval()
     _check_storable(program)
     if verify and not any(p.is_meta for p in model.parameters()):
-        _verify(program, model, input)
+        _verify(program, model, input_spec)
     return program
 
 
@@ -147,23 +147,23 @@ def _trace(tracer: ProgramTracer, model: nn.Module) -> fx.Graph:
         ) from error
 
 
-def _normalize(graph: fx.Graph, tracer: ProgramTracer, model: nn.Module, input: InputSpec) -> None:
+def _normalize(graph: fx.Graph, tracer: ProgramTracer, model: nn.Module, input_spec: InputSpec) -> None:
     try:
-        normalize(graph, model, input, tracer.constants)
+        normalize(graph, model, input_spec, tracer.constants)
     except CaptureError:
         raise
     except ArtifactError as error:
         raise CaptureError(error.what, where=error.where, hint=error.hint) from error
     except Exception as error:  # whatever the graph raises on an input of this shape
-        _require_runnable(model, input)
+        _require_runnable(model, input_spec)
         raise CaptureError(f"the graph cannot be followed: {_first_line(error)}") from error
 
 
-def _require_runnable(model: nn.Module, input: InputSpec) -> None:
+def _require_runnable(model: nn.Module, input_spec: InputSpec) -> None:
     """Refuse an input that the network itself refuses."""
     if any(p.is_meta for p in model.parameters()):
         return
-    x = random_input(model, input, VERIFIED_BATCHES[-1])
+    x = random_input(model, input_spec, VERIFIED_BATCHES[-1])
     _expected(model, x)
 
 
@@ -250,9 +250,9 @@ def _leaf(module: nn.Module, path: str) -> nn.Module:
         ) from error
 
 
-def _verify(program: Program, model: nn.Module, input: InputSpec) -> None:
+def _verify(program: Program, model: nn.Module, input_spec: InputSpec) -> None:
     for batch in VERIFIED_BATCHES:
-        x = random_input(model, input, batch)
+        x = random_input(model, input_spec, batch)
         shape = f"an input of shape {tuple(x.shape)}"
         expected = _expected(model, x)
         try:

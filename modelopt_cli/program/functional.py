@@ -4,7 +4,7 @@
 
 A value that was changed is read as its new content from then on, and so is every other value that shares
 its memory: what is a view of it is taken again from the new content, and what it is a view of gets the new
-content put into its place (``functions.set_item``). ``torch.func.functionalize`` does that while a
+content put into its place (``allowlist.set_item``). ``torch.func.functionalize`` does that while a
 network runs; here it is done once, to the graph. Which values share memory is seen by running the graph on
 the meta device.
 """
@@ -26,7 +26,7 @@ _HINT = "write it without the in-place operation: y = f(x) in place of f_(x)"
 
 
 def make_functional(
-    graph: fx.Graph, root: nn.Module, input: Tensor, made: Mapping[str, Tensor] | None = None
+    graph: fx.Graph, root: nn.Module, inputs: Tensor, made: Mapping[str, Tensor] | None = None
 ) -> None:
     """Turn every in-place call of a graph into a pure one, and let later readers read its result.
 
@@ -36,7 +36,7 @@ def make_functional(
     Args:
         graph: changed in place; nodes that changed something keep their names.
         root: where its layers and tensors are; not changed.
-        input: a batch on the meta device.
+        inputs: a batch on the meta device.
         made: fetched tensors that the forward pass makes anew at each call.
 
     Raises:
@@ -45,7 +45,7 @@ def make_functional(
     """
     layers = dict(root.named_modules(remove_duplicate=False))
     if any(is_in_place(node, layers) for node in graph.nodes):
-        _Functional(graph, layers, infer(graph, root, input, made), made or {}).run()
+        _Functional(graph, layers, infer(graph, root, inputs, made), made or {}).run()
 
 
 def allocating(layer: nn.Module) -> nn.Module:

@@ -53,7 +53,7 @@ def from_header(data: Mapping[str, Any]) -> dict[str, Any]:
         json_value(mapped(entry, "history")) for entry in listed(data["history"], "history", 1000)
     )
     arch = None if data["arch"] is None else _text(data["arch"], "arch")
-    return {"input": input_from_data(data["input"]), "labels": labels, "history": history, "arch": arch}
+    return {"input_spec": input_from_data(data["input"]), "labels": labels, "history": history, "arch": arch}
 
 
 def input_from_data(data: Any) -> InputSpec:

@@ -25,14 +25,14 @@ _TUPLES = ("chunk", "split", "tensor_split", "unbind")
 
 
 def normalize(
-    graph: fx.Graph, root: nn.Module, input: InputSpec, made: Mapping[str, Tensor] | None = None
+    graph: fx.Graph, root: nn.Module, input_spec: InputSpec, made: Mapping[str, Tensor] | None = None
 ) -> None:
     """Bring a graph into normal form.
 
     Args:
         graph: changed in place; its nodes keep their names.
         root: where its layers and tensors are; not changed.
-        input: what one sample looks like.
+        input_spec: what one sample looks like.
         made: fetched tensors that the forward pass makes anew at each call.
 
     Raises:
@@ -40,10 +40,10 @@ def normalize(
         ArtifactError: a call whose arguments cannot be told apart.
         Exception: whatever the graph raises on an input of this shape, if it has to be run to be understood.
     """
-    make_functional(graph, root, meta_input(root, input, 2), made)
+    make_functional(graph, root, meta_input(root, input_spec, 2), made)
     canonicalize(graph, root)
     if any(_is_read_whole(node) for node in graph.nodes):
-        _unpack(graph, root, input, made)
+        _unpack(graph, root, input_spec, made)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
 
 
@@ -61,9 +61,11 @@ def _picks(user: fx.Node, value: fx.Node) -> bool:
     return user.target is operator.getitem and user.args[0] is value and type(user.args[1]) is int
 
 
-def _unpack(graph: fx.Graph, root: nn.Module, input: InputSpec, made: Mapping[str, Tensor] | None) -> None:
+def _unpack(
+    graph: fx.Graph, root: nn.Module, input_spec: InputSpec, made: Mapping[str, Tensor] | None
+) -> None:
     """Let readers of a tuple read its parts; tuples whose length depends on the batch stay as they are."""
-    values, others = (infer(graph, root, meta_input(root, input, batch), made) for batch in (2, 3))
+    values, others = (infer(graph, root, meta_input(root, input_spec, batch), made) for batch in (2, 3))
     parts: dict[fx.Node, tuple[Any, ...]] = {}
     for node in list(graph.nodes):
         read = {a: parts[a] for a in node.all_input_nodes if a in parts}

@@ -62,14 +62,14 @@ class Program(fx.GraphModule):
         root: nn.Module | dict[str, Any],
         graph: fx.Graph,
         *,
-        input: InputSpec,
+        input_spec: InputSpec,
         labels: tuple[str, ...] | None = None,
         history: tuple[dict[str, Any], ...] = (),
         encodings: dict[str, Encoding] | None = None,
         arch: str | None = None,
     ) -> None:
         super().__init__(root, graph, class_name="Program")
-        self.input = input
+        self.input = input_spec
         self.labels = labels
         self.history = history
         self.encodings = dict(encodings or {})
@@ -80,7 +80,7 @@ class Program(fx.GraphModule):
         return Program(
             root,
             graph,
-            input=self.input,
+            input_spec=self.input,
             labels=self.labels,
             history=self.history,
             encodings=self.encodings,

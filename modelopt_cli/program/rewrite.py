@@ -39,7 +39,7 @@ def rebuild(program: Program, graph: fx.Graph, made: Mapping[str, nn.Module] | N
             program, graph, lambda path: made[path] if path in made else share(program.get_submodule(path))
         ),
         graph,
-        input=program.input,
+        input_spec=program.input,
         labels=program.labels,
         history=program.history,
         arch=program.arch,
@@ -64,7 +64,7 @@ def meta_copy(program: Program) -> Program:
             empty_part = part.to("meta")
             is_parameter = isinstance(part, nn.Parameter)
             parts[path] = nn.Parameter(empty_part, part.requires_grad) if is_parameter else empty_part
-    return Program(parts, copy_graph(program.graph), input=program.input).eval()
+    return Program(parts, copy_graph(program.graph), input_spec=program.input).eval()
 
 
 def _emptied(leaf: nn.Module) -> nn.Module:

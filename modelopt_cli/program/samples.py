@@ -17,18 +17,18 @@ DTYPES = {
 _TOKENS = 100
 
 
-def zeros(input: InputSpec, batch: int, device: str | torch.device = "cpu") -> Tensor:
+def zeros(input_spec: InputSpec, batch: int, device: str | torch.device = "cpu") -> Tensor:
     """A batch of zeros; on the meta device, of nothing."""
-    return torch.zeros(batch, *input.shape, dtype=DTYPES[input.dtype], device=device)
+    return torch.zeros(batch, *input_spec.shape, dtype=DTYPES[input_spec.dtype], device=device)
 
 
-def noise(input: InputSpec, batch: int, *, seed: int, below: int = 2) -> Tensor:
+def noise(input_spec: InputSpec, batch: int, *, seed: int, below: int = 2) -> Tensor:
     """Standard normal numbers, or whole ones from 0 up to, not including, ``below``; bytes up to 255."""
-    generator, dtype = torch.Generator().manual_seed(seed), DTYPES[input.dtype]
+    generator, dtype = torch.Generator().manual_seed(seed), DTYPES[input_spec.dtype]
     if dtype.is_floating_point:
-        return torch.randn(batch, *input.shape, generator=generator)
+        return torch.randn(batch, *input_spec.shape, generator=generator)
     end = {torch.bool: 2, torch.uint8: 256}.get(dtype, below)
-    return torch.randint(end, (batch, *input.shape), generator=generator).to(dtype)
+    return torch.randint(end, (batch, *input_spec.shape), generator=generator).to(dtype)
 
 
 def tokens_of(modules: Iterable[nn.Module]) -> int:

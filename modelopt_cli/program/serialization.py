@@ -119,14 +119,14 @@ def from_data(data: Mapping[str, Any], state: Mapping[str, Tensor]) -> Program:
     _check_paths(modules, attributes)
     graph = graph_from_data(fields["nodes"], modules, attributes)
     tensors = _tensors(mapped(fields["tensors"], "tensors"), mapped(fields["tied"], "tied"), state)
-    check_bounds(graph, modules, {path: tensors[path] for path in attributes}, header["input"])
+    check_bounds(graph, modules, {path: tensors[path] for path in attributes}, header["input_spec"])
     parts: dict[str, Any] = {**modules, **_assign(modules, attributes, tensors)}
     parts |= {path: parts[path] for path in attributes}
     _check_values(modules)
     _fetch_from_leaves(graph, parts)
     try:
         if not is_normal(graph, modules):
-            _normalize(graph, fx.GraphModule(parts, graph), header["input"])
+            _normalize(graph, fx.GraphModule(parts, graph), header["input_spec"])
         program = Program(parts, graph, **header)
     except ModeloptError:
         raise
@@ -135,10 +135,10 @@ def from_data(data: Mapping[str, Any], state: Mapping[str, Tensor]) -> Program:
     return program.eval()
 
 
-def _normalize(graph: fx.Graph, root: nn.Module, input: InputSpec) -> None:
+def _normalize(graph: fx.Graph, root: nn.Module, input_spec: InputSpec) -> None:
     """Bring the graph of a file from before the normal form into it."""
     try:
-        normalize(graph, root.eval(), input)
+        normalize(graph, root.eval(), input_spec)
     except CaptureError as error:
         raise ArtifactError(error.what, where=error.where, hint=error.hint) from error
     for layer in root.modules():

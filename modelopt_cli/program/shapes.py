@@ -14,7 +14,7 @@ from modelopt_cli.program.samples import zeros
 
 
 def infer(
-    graph: fx.Graph, root: nn.Module, input: Tensor, made: Mapping[str, Tensor] | None = None
+    graph: fx.Graph, root: nn.Module, inputs: Tensor, made: Mapping[str, Tensor] | None = None
 ) -> dict[fx.Node, Any]:
     """Every value of a graph as it would be, tensors on the meta device.
 
@@ -23,7 +23,7 @@ def infer(
     Args:
         graph: any; it is not changed.
         root: where its layers and tensors are; not changed, and none of its tensors is read.
-        input: on the meta device.
+        inputs: on the meta device.
         made: tensors that the graph fetches and ``root`` does not have.
 
     Returns:
@@ -34,7 +34,7 @@ def infer(
     """
     recorder = _Recorder(root, graph, made or {})
     with torch.no_grad(), torch.device("meta"):  # what is made without the input is made there, too
-        recorder.run(input)
+        recorder.run(inputs)
     return recorder.values
 
 
@@ -90,9 +90,9 @@ def _tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
     return [*layer.named_parameters(remove_duplicate=False), *layer.named_buffers(remove_duplicate=False)]
 
 
-def meta_input(root: nn.Module, input: InputSpec, batch: int) -> Tensor:
+def meta_input(root: nn.Module, input_spec: InputSpec, batch: int) -> Tensor:
     """An empty batch on the meta device; a float one of the type of the network's weights."""
-    empty = zeros(input, batch, "meta")
+    empty = zeros(input_spec, batch, "meta")
     dtypes = (p.dtype for p in root.parameters() if p.is_floating_point())
     return empty.to(next(dtypes, empty.dtype)) if empty.is_floating_point() else empty
 

@@ -51,7 +51,7 @@ def test_a_named_architecture_and_input_win(resnet8: tuple[Path, torch.nn.Module
     opened = open_model(resnet8[0], "builtin:resnet8?width=0.5&num_classes=7", mine)
     assert opened.program is not None
     assert opened.program.input == mine
-    recognised = open_model(resnet8[0], input=mine)
+    recognised = open_model(resnet8[0], input_spec=mine)
     assert recognised.program is not None
     assert recognised.program.input == mine
 

@@ -222,7 +222,7 @@ def test_dynamic_linear_lets_what_is_not_finite_show(value: float, backend: Any)
     if backend:
         graph = fx.Graph()
         graph.output(graph.call_module("fc", (graph.placeholder("x"),)))
-        prepare(Program({"fc": layer}, graph, input=InputSpec((24,))), backend=backend)
+        prepare(Program({"fc": layer}, graph, input_spec=InputSpec((24,))), backend=backend)
     x = torch.ones(2, 24)
     x[1, 3] = value
     y = layer(x)
@@ -309,7 +309,7 @@ def test_residual_is_overwritten_only_where_nobody_reads_it(form: str) -> None:
     net = _Residual(form)
     tracer = fx.Tracer()
     tracer.is_leaf_module = lambda module, name: True  # type: ignore[method-assign]
-    program = Program(net, tracer.trace(net), input=InputSpec((8, 9, 9)))
+    program = Program(net, tracer.trace(net), input_spec=InputSpec((8, 9, 9)))
     x = torch.randn(2, 8, 9, 9, generator=torch.Generator().manual_seed(4))
     expected = prepare(program, backend="reference")(x)
     assert _overwritable_residuals(program) == ({"two"} if form == "early" else set())

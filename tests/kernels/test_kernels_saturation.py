@@ -73,7 +73,7 @@ def brightest(*shape: int) -> Tensor:
 def as_program(layer: torch.nn.Module) -> Program:
     graph = fx.Graph()
     graph.output(graph.call_module("layer", (graph.placeholder("x"),)))
-    return Program({"layer": layer}, graph, input=InputSpec((1,)))
+    return Program({"layer": layer}, graph, input_spec=InputSpec((1,)))
 
 
 def report() -> dict[str, Any]:

@@ -16,7 +16,7 @@ pytestmark = [
 
 def program() -> Program:
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 62 * 62, 10)).eval()
-    return Program(model, fx.symbolic_trace(model).graph, input=InputSpec((3, 64, 64)))
+    return Program(model, fx.symbolic_trace(model).graph, input_spec=InputSpec((3, 64, 64)))
 
 
 def test_the_device_is_waited_for() -> None:

@@ -62,7 +62,7 @@ def net(seed: int, shape: tuple[int, ...] = SHAPE) -> Program:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(shape[0], 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(6))
     model(torch.zeros(1, *shape))
-    return Program(model, fx.symbolic_trace(model).graph, input=InputSpec(shape))
+    return Program(model, fx.symbolic_trace(model).graph, input_spec=InputSpec(shape))
 
 
 def subject(seed: int, file_bytes: int = 1000, **changes: Any) -> Subject:

@@ -116,7 +116,7 @@ def test_images_are_channels_last_and_repeatable() -> None:
 
 def program() -> Program:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
-    return Program(model, fx.symbolic_trace(model).graph, input=InputSpec((3, 8, 8)))
+    return Program(model, fx.symbolic_trace(model).graph, input_spec=InputSpec((3, 8, 8)))
 
 
 def subject(model: nn.Module) -> Subject:

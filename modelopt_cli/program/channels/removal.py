@@ -47,7 +47,7 @@ def remove(
     tensors = _tensors(whole, kept)
     parts = _parts(whole, graph, trace, left, replay, tensors)
     smaller = Program(
-        parts, graph, input=whole.input, labels=whole.labels, history=whole.history, arch=whole.arch
+        parts, graph, input_spec=whole.input, labels=whole.labels, history=whole.history, arch=whole.arch
     ).train(whole.training)
     names = smaller.state_dict().keys()
     smaller.encodings = {
