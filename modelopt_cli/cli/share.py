@@ -1,22 +1,26 @@
 """``modelopt share``: a checkpoint in, a file of few distinct values and the table out."""
 
+from dataclasses import replace
+
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_shared
 from modelopt_cli.cli.values import Reader
+from modelopt_cli.methods.share.config import ShareConfig
 
 
 def share(
     console: Console,
     checkpoint: options.Checkpoint,
-    method: options.ShareOptions,
+    method: ShareConfig,
     training: options.FineTuneOptions,
     network: options.NetworkOptions,
     run: options.RunOptions,
     measure: options.MeasureTrainedOptions,
     gates: options.GateOptions,
+    calibration: options.CalibrationOrTrain = None,
     no_eval: options.NoEval = False,
     output: options.Output = None,
     code: options.Code = "entropy",
@@ -25,16 +29,16 @@ def share(
     dry_run: options.DryRun = False,
     export: options.Export = None,
 ) -> Work:
-    """Share the weights of a checkpoint, and show what that cost.
+    """Weight clustering (palettization): few distinct values, a small file.
 
-    Example: modelopt share resnet18.pth --bits auto --ratio 12 --calib train/ --data val/
+    Example: modelopt share resnet18.pth --bits auto --ratio 12 --calibration train/ --data val/
     """
     reader = Reader()
-    config = method.read(reader, gates.max_drop)
+    config = within_budget(method, gates)
     how = training.read(reader)
-    reader.check(bool(how) or method.tune == options.TUNINGS[0], "--tune", "has no meaning without --epochs")
+    reader.check(bool(how) or method.tune == ShareConfig.tune, "--tune", "has no meaning without --epochs")
     request = options.read_request(reader, network, run, measure, gates)
-    if config["max_drop"] is not None and (no_eval or network.data is None):
+    if config.max_drop is not None and (no_eval or network.data is None):
         # It is the budget, met on the calibration data, and there is nothing to judge the result by.
         request.gates.pop("max_drop")
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
@@ -43,11 +47,7 @@ def share(
     reader.finish()
     options.check_exports(exports, force)
 
-    from modelopt_cli.methods.share.config import ShareConfig
-
-    settings = ShareConfig(**config)
-    if not settings.automatic:
-        settings.size  # noqa: B018 -- raises where nothing says how many, before the checkpoint is read
+    config.target if config.automatic else config.size  # noqa: B018 -- raises where there is none
     asked = options.training_request(training, how) if how else None
     target = options.chosen_output(output, checkpoint, "shared")
     check_curve(training.curve, asked, [target], [checkpoint], force)
@@ -60,9 +60,9 @@ def share(
             outcome = api.share(
                 checkpoint,
                 target,
-                config=settings,
+                config=config,
                 training=asked,
-                calibration=method.calib or training.train,
+                calibration=calibration or training.train,
                 evaluate=not no_eval,
                 code=coding,
                 force=force,
@@ -76,3 +76,10 @@ def share(
         show_shared(console, outcome, exports, force=force)
 
     return options.undone(work, delete_on_fail, target)
+
+
+def within_budget(config: ShareConfig, gates: options.GateOptions) -> ShareConfig:
+    """The config with the gate on accuracy as its budget, where it has no other."""
+    if config.automatic and config.bytes is None and config.ratio is None:
+        return replace(config, max_drop=gates.max_drop)
+    return config

@@ -333,11 +333,11 @@ def test_files_of_ours_and_others_are_refused_where_they_would_lose(here, modelo
 
 
 BAD = {
-    "no size": ([], 2, "nothing says how large the tables are; give --bits or --entries"),
+    "no size": ([], 2, "nothing says how large the codebooks are; give --bits or --entries"),
     "bits of what": (["--bits", "many"], 2, "--bits: 'many' is neither a number nor auto"),
-    "too many bits": (["--bits", "9"], 2, "--bits: 9 is out of range; give 1 to 8, or auto"),
-    "too many entries": (["--entries", "300"], 2, "--entries: 300 is out of range; give 2 to 256"),
-    "auto without a budget": (["--bits", "auto"], 2, "--bits auto needs one of them"),
+    "too many bits": (["--bits", "9"], 2, "--bits: must be 1 to 8, or auto, not 9"),
+    "too many entries": (["--entries", "300"], 2, "--entries: must be at most 256, not 300"),
+    "auto without a budget": (["--bits", "auto"], 2, "--bits auto needs a budget"),
     "two budgets": (["--bits", "auto", "--bytes", "0.1", "--ratio", "9"], 2, "--bytes, --ratio exclude"),
     "a budget without auto": (["--bits", "3", "--ratio", "9"], 2, "--ratio has no meaning without"),
     "a budget that cannot be met": (["--bits", "auto", "--ratio", "500"], 1, "does not get smaller than"),

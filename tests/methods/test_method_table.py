@@ -15,7 +15,6 @@ from modelopt_cli.cli.groups import options_of
 from modelopt_cli.cli.main import COMMANDS, build
 from modelopt_cli.cli.options import distill as cli_distill
 from modelopt_cli.cli.options import output as cli_output
-from modelopt_cli.cli.options import share as cli_share
 from modelopt_cli.cli.options import train as cli_train
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.methods.distill.config import DistillConfig
@@ -24,7 +23,6 @@ from modelopt_cli.methods.distill.terms import LABELS
 from modelopt_cli.methods.prune import config as prune_config
 from modelopt_cli.methods.share import config as share_config
 from modelopt_cli.methods.share.codebook_tuning import MODES
-from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.kmeans import INITS
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.training import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TrainConfig
@@ -82,19 +80,19 @@ def test_every_choice_of_prune_is_in_its_page(table):
 
 
 @pytest.mark.parametrize(
-    ("cli", "config", "table"),
+    ("config", "table"),
     [
-        pytest.param(cli_share.SCOPES, tuple(share_config.SCOPES), None, id="scopes"),
-        pytest.param(cli_share.INITS, share_config.INIT_NAMES, INITS, id="inits"),
-        pytest.param(cli_share.WEIGHTINGS, tuple(share_config.WEIGHTINGS), None, id="weightings"),
-        pytest.param(cli_share.TUNINGS, tuple(share_config.TUNINGS), MODES, id="tunings"),
-        pytest.param(cli_output.CODES, tuple(CODINGS), None, id="codes"),
+        pytest.param(share_config.SCOPES, share_config.SCOPES, id="scopes"),
+        pytest.param(share_config.INITS, INITS, id="inits"),
+        pytest.param(share_config.WEIGHTINGS, share_config.WEIGHTINGS, id="weightings"),
+        pytest.param(share_config.TUNINGS, MODES, id="tunings"),
+        pytest.param(dict.fromkeys(cli_output.CODES), CODINGS, id="codes"),
     ],
 )
-def test_share_names_the_same_choices_everywhere(cli, config, table):
-    assert cli == config == (config if table is None else tuple(table))
+def test_share_names_the_same_choices_everywhere(config, table):
+    assert tuple(config) == tuple(table)
     page = (DOCS / "share.md").read_text()
-    assert [name for name in cli if f"| `{name}` |" not in page] == []
+    assert [name for name in config if f"| `{name}` |" not in page] == []
 
 
 @pytest.mark.parametrize(
@@ -118,7 +116,6 @@ def test_every_loss_of_distillation_is_in_the_help_and_in_the_page():
 
 def test_options_that_are_not_given_are_the_defaults_of_the_config():
     reader = Reader()
-    assert ShareConfig(**cli_share.ShareOptions().read(reader, None)) == ShareConfig()
     assert DistillConfig(**cli_distill.DistillOptions(student="same").read(reader)) == DistillConfig()
     assert TrainConfig(**cli_train.TrainOptions(train="digits").read(reader)) == TrainConfig()
     tuned = cli_train.FineTuneOptions(train="digits", epochs=TrainConfig.epochs)

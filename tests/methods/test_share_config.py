@@ -8,45 +8,38 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.share.config import ShareConfig
 
 WRONG = {
-    "scope": ({"bits": 4, "scope": "layer"}, "unknown scope 'layer'; one of tensor, channels, network"),
-    "init": ({"bits": 4, "init": "random"}, "unknown init 'random'; one of linear, density, kmeans++, exact"),
-    "tune": ({"bits": 4, "tune": "soft"}, "unknown tune 'soft'; one of fixed, epoch, dkm"),
-    "weighting": ({"bits": 4, "weighting": "l2"}, "unknown weighting 'l2'; one of none, fisher, hessian"),
-    "bits and entries": ({"bits": 4, "entries": 9}, "--bits and --entries exclude each other"),
-    "no bits": ({"bits": 0}, "--bits: 0 is out of range; give 1 to 8, or auto"),
-    "many bits": ({"bits": 9}, "--bits: 9 is out of range; give 1 to 8, or auto"),
-    "other bits": ({"bits": "four"}, "--bits: four is out of range; give 1 to 8, or auto"),
-    "true bits": ({"bits": True}, "--bits: True is out of range"),
-    "vector bits": ({"bits": 17, "vector": 2}, "--bits: 17 is out of range; give 1 to 16, or auto"),
-    "one entry": ({"entries": 1}, "--entries: 1 is out of range; give 2 to 256"),
-    "many entries": ({"entries": 257}, "--entries: 257 is out of range; give 2 to 256"),
-    "vector entries": ({"entries": 65537, "vector": 2}, "--entries: 65537 is out of range; give 2 to 65536"),
-    "group": ({"bits": 4, "scope": "channels", "group": 0}, "--group: is out of range; give at least 1"),
-    "group of none": ({"bits": 4, "group": 2}, "--group has no meaning without --scope channels"),
-    "vector": ({"bits": 4, "vector": 65}, "--vector: is out of range; give 1 to 64"),
-    "rate": ({"bits": 4, "rate": -0.1}, "--rate: is out of range; give 0 to 100"),
-    "infinite rate": ({"bits": 4, "rate": float("inf")}, "--rate: is out of range"),
-    "no rate": ({"bits": 4, "rate": float("nan")}, "--rate: is out of range"),
-    "bytes": (
-        {"bits": "auto", "bytes": 1.0},
-        "--bytes: is out of range; give a fraction above 0 and below 1",
-    ),
-    "ratio": ({"bits": "auto", "ratio": 1.0}, "--ratio: is out of range; give a number above 1"),
-    "drop": ({"bits": "auto", "max_drop": -1.0}, "--max-drop: is out of range; give 0 to 100 points"),
-    "samples": ({"bits": 4, "calibration_samples": 0}, "--calibration-samples: is out of range"),
-    "no budget": ({"bits": "auto"}, "--bytes, --ratio, --max-drop is missing: --bits auto needs one of them"),
-    "two budgets": ({"bits": "auto", "bytes": 0.1, "ratio": 9.0}, "--bytes, --ratio exclude each other"),
-    "a budget for nothing": ({"bits": 4, "ratio": 9.0}, "--ratio has no meaning without --bits auto"),
-    "auto vectors": ({"bits": "auto", "ratio": 9.0, "vector": 4}, "--bits auto excludes --vector"),
-    "auto scope": ({"bits": "auto", "ratio": 9.0, "scope": "network"}, "--bits auto excludes"),
-    "auto rate": ({"bits": "auto", "ratio": 9.0, "rate": 0.1}, "--bits auto excludes"),
-    "vectors of all": ({"bits": 4, "vector": 4, "scope": "network"}, "--vector excludes --scope network"),
-    "a start for vectors": (
-        {"bits": 4, "vector": 4, "init": "exact"},
-        "--init has no meaning with --bits auto",
-    ),
-    "a start for auto": ({"bits": "auto", "ratio": 9.0, "init": "exact"}, "--init has no meaning with"),
-    "rated vectors": ({"bits": 4, "vector": 4, "rate": 0.1}, "--vector excludes"),
+    "scope": ({"bits": 4, "scope": "layer"}, "scope: 'layer' is not one of tensor, channels, network"),
+    "init": ({"bits": 4, "init": "random"}, "init: 'random' is not one of linear, density, kmeans++, exact"),
+    "tune": ({"bits": 4, "tune": "soft"}, "tune: 'soft' is not one of fixed, epoch, dkm"),
+    "weighting": ({"bits": 4, "weighting": "l2"}, "weighting: 'l2' is not one of none, fisher, hessian"),
+    "bits and entries": ({"bits": 4, "entries": 9}, "bits and entries exclude each other"),
+    "no bits": ({"bits": 0}, "bits: must be 1 to 8, or auto, not 0"),
+    "many bits": ({"bits": 9}, "bits: must be 1 to 8, or auto, not 9"),
+    "other bits": ({"bits": "four"}, "bits: must be 1 to 8, or auto, not 'four'"),
+    "true bits": ({"bits": True}, "bits: True is not an integer or a text"),
+    "vector bits": ({"bits": 17, "vector": 2}, "bits: must be 1 to 16, or auto, not 17"),
+    "one entry": ({"entries": 1}, "entries: must be at least 2, not 1"),
+    "many entries": ({"entries": 257}, "entries: must be at most 256, not 257"),
+    "vector entries": ({"entries": 65537, "vector": 2}, "entries: must be at most 65536, not 65537"),
+    "group": ({"bits": 4, "scope": "channels", "group": 0}, "group: must be at least 1, not 0"),
+    "group of none": ({"bits": 4, "group": 2}, "group has no meaning without scope channels"),
+    "vector": ({"bits": 4, "vector": 65}, "vector: must be at least 1 and at most 64, not 65"),
+    "rate": ({"bits": 4, "rate": -0.1}, "rate: must be at least 0 and at most 100, not -0.1"),
+    "infinite rate": ({"bits": 4, "rate": float("inf")}, "rate: inf is not a finite number"),
+    "no rate": ({"bits": 4, "rate": float("nan")}, "rate: nan is not a finite number"),
+    "bytes": ({"bits": "auto", "bytes": 1.0}, "bytes: must be above 0 and below 1, not 1"),
+    "ratio": ({"bits": "auto", "ratio": 1.0}, "ratio: must be above 1, not 1"),
+    "drop": ({"bits": "auto", "max_drop": -1.0}, "max_drop: must be 0 to 100 points, not -1"),
+    "samples": ({"bits": 4, "calibration_samples": 0}, "calibration_samples: must be at least 1, not 0"),
+    "two budgets": ({"bits": "auto", "bytes": 0.1, "ratio": 9.0}, "bytes, ratio exclude each other"),
+    "a budget for nothing": ({"bits": 4, "ratio": 9.0}, "ratio has no meaning without bits auto"),
+    "auto vectors": ({"bits": "auto", "ratio": 9.0, "vector": 4}, "bits auto excludes vector"),
+    "auto scope": ({"bits": "auto", "ratio": 9.0, "scope": "network"}, "bits auto excludes"),
+    "auto rate": ({"bits": "auto", "ratio": 9.0, "rate": 0.1}, "bits auto excludes"),
+    "vectors of all": ({"bits": 4, "vector": 4, "scope": "network"}, "vector excludes scope network"),
+    "a start for vectors": ({"bits": 4, "vector": 4, "init": "exact"}, "init has no meaning with bits auto"),
+    "a start for auto": ({"bits": "auto", "ratio": 9.0, "init": "exact"}, "init has no meaning with"),
+    "rated vectors": ({"bits": 4, "vector": 4, "rate": 0.1}, "vector excludes"),
 }
 
 
@@ -60,8 +53,10 @@ def test_what_makes_no_sense_is_refused_in_one_line(case: str) -> None:
 
 
 def test_nothing_said_about_size_is_an_error_only_when_it_is_asked_for() -> None:
-    with pytest.raises(UsageError, match="nothing says how large the tables are; give --bits or --entries"):
+    with pytest.raises(UsageError, match="nothing says how large the codebooks are; give bits or entries"):
         ShareConfig().size  # noqa: B018
+    with pytest.raises(UsageError, match="bits auto needs a budget; give one of bytes, ratio, max_drop"):
+        ShareConfig(bits="auto").target  # noqa: B018
     assert ShareConfig(bits=3).size == 8
     assert ShareConfig(entries=5).size == 5
     assert ShareConfig(bits=12, vector=4).size == 4096

@@ -39,7 +39,6 @@ from modelopt_cli.cli.options.output import (
 )
 from modelopt_cli.cli.options.request import Request, read_request
 from modelopt_cli.cli.options.run import RunOptions
-from modelopt_cli.cli.options.share import TUNINGS, ShareOptions
 from modelopt_cli.cli.options.train import (
     FineTuneOptions,
     TrainOptions,
@@ -54,7 +53,6 @@ __all__ = [
     "GATES",
     "MEASURING",
     "OUTPUT",
-    "TUNINGS",
     "Arch",
     "Calibration",
     "CalibrationOrTrain",
@@ -79,7 +77,6 @@ __all__ = [
     "Output",
     "Request",
     "RunOptions",
-    "ShareOptions",
     "TrainDryRun",
     "TrainOptions",
     "beside_another",

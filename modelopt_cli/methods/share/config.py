@@ -1,9 +1,11 @@
 """What to share, how coarsely, and by what measure."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.settings import CALIBRATION, Config, Setting, fraction, option
 
 AUTO = "auto"
 MAX_BITS = 8
@@ -12,7 +14,12 @@ SCOPES: dict[str, str] = {
     "channels": "a table for every --group output channels",
     "network": "one table for all weights",
 }
-INIT_NAMES = ("linear", "density", "kmeans++", "exact")
+INITS: dict[str, str] = {
+    "linear": "evenly spaced over the range of the weights (Han et al. 2016)",
+    "density": "evenly spaced over the sorted weights",
+    "kmeans++": "drawn one after the other, far from each other (Arthur and Vassilvitskii 2007)",
+    "exact": "no start: the best codebook there is, by dynamic programming",
+}
 WEIGHTINGS: dict[str, str] = {
     "none": "every weight counts the same",
     "fisher": "by the squared gradient of the network's answers",
@@ -24,115 +31,149 @@ TUNINGS: dict[str, str] = {
     "dkm": "differentiable k-means: indices are soft at first, and learn too",
 }
 TARGETS = ("bytes", "ratio", "max_drop")
+_BUDGET = "Budget of --bits auto (give one, or --max-drop on the calibration data)"
+
+
+def _bits(text: str) -> int | str:
+    """A number of bits or ``auto``; raises ValueError."""
+    if text != AUTO and not (text.isascii() and text.isdigit()):
+        raise ValueError(f"'{text}' is neither a number nor {AUTO}")
+    return text if text == AUTO else int(text)
 
 
 @dataclass(frozen=True)
-class ShareConfig:
+class ShareConfig(Config, title="Sharing"):
     """Settings of ``share``.
 
     Attributes:
-        bits: a table has ``2**bits`` entries; ``auto`` lets each weight have what it needs.
-        entries: of a table, instead of ``bits``.
-        scope: a key of ``SCOPES``.
-        group: output channels to a table, for scope ``channels``.
-        init: one of ``INIT_NAMES``.
-        weighting: a key of ``WEIGHTINGS``; None means ``hessian`` for ``auto`` with data, else ``none``.
-        vector: weights to an entry, along a row; 1 shares single weights.
-        rate: what a bit is worth: a weight takes an entry whose squared error is larger by up to so many
-            times the weights' variance if that saves a bit.
-        bytes: for ``auto``, the fraction of the file that may be left.
-        ratio: for ``auto``, how many times smaller the file should be.
-        max_drop: for ``auto``, points of accuracy that may be lost on the calibration data.
-        tune: a key of ``TUNINGS``, where there is training.
-        fold: whether batch norms are folded into the layers before them first; None does so for ``auto``.
-        include: globs of layers to share; empty means all.
-        exclude: globs of layers to leave out.
-        skip_first: leave out the first layer.
-        skip_last: leave out the last layer.
-        calibration_samples: to look at, at most.
+        max_drop: for ``bits="auto"``, points of accuracy that may be lost on the calibration data.
     """
 
-    bits: int | str | None = None
-    entries: int | None = None
-    scope: str = "tensor"
-    group: int = 1
-    init: str = "linear"
-    weighting: str | None = None
-    vector: int = 1
-    rate: float = 0.0
-    bytes: float | None = None
-    ratio: float | None = None
+    bits: Annotated[
+        int | str | None,
+        Setting(
+            f"Bits of an index, for codebooks of 2**N values, N from 1 to {MAX_BITS}; auto: as many as each "
+            "weight needs.",
+            metavar=f"N|{AUTO}",
+            parse=_bits,
+        ),
+    ] = None
+    entries: Annotated[
+        int | None, Setting("Values in a codebook, instead of --bits.", least=2, advanced=True)
+    ] = None
+    scope: Annotated[str, Setting("Weights that have a codebook in common.", choices=SCOPES)] = "tensor"
+    group: Annotated[
+        int,
+        Setting(
+            "Output channels that have a codebook in common, for scope channels.", least=1, advanced=True
+        ),
+    ] = 1
+    init: Annotated[str, Setting("Codebook that k-means starts from.", choices=INITS, advanced=True)] = (
+        "linear"
+    )
+    weighting: Annotated[
+        str | None,
+        Setting(
+            "Weights whose error counts more.",
+            choices=WEIGHTINGS,
+            default="none; for --bits auto with data, hessian",
+            advanced=True,
+        ),
+    ] = None
+    vector: Annotated[
+        int,
+        Setting(
+            "Weights in a row that share one index; --bits is up to 16 then.", least=1, most=64, advanced=True
+        ),
+    ] = 1
+    rate: Annotated[
+        float,
+        Setting(
+            "Squared error, over the variance of the weights, that saving a bit is worth.",
+            least=0,
+            most=100,
+            advanced=True,
+        ),
+    ] = 0.0
+    bytes: Annotated[
+        float | None,
+        Setting(
+            "Keep this fraction of the file, written as an artifact.",
+            metavar="F",
+            parse=fraction,
+            above=0,
+            below=1,
+            title=_BUDGET,
+        ),
+    ] = None
+    ratio: Annotated[
+        float | None,
+        Setting(
+            "Make the file this many times smaller than the original written plain.", above=1, title=_BUDGET
+        ),
+    ] = None
     max_drop: float | None = None
-    tune: str = "fixed"
-    fold: bool | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    skip_first: bool = False
-    skip_last: bool = False
-    calibration_samples: int = 512
+    tune: Annotated[str, Setting("With --train: what is trained.", choices=TUNINGS)] = "fixed"
+    fold: Annotated[
+        bool | None,
+        Setting(
+            "Fold batch norms into the weights before them first.",
+            default="only for --bits auto",
+            advanced=True,
+        ),
+    ] = None
+    include: Annotated[
+        tuple[str, ...], Setting("Share only layers whose names match; may be repeated.", metavar="GLOB")
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...], Setting("Leave layers whose names match; may be repeated.", metavar="GLOB")
+    ] = ()
+    skip_first: Annotated[bool, Setting("Leave the first layer as it is.", advanced=True)] = False
+    skip_last: Annotated[bool, Setting("Leave the last layer as it is.", advanced=True)] = False
+    calibration_samples: Annotated[
+        int, Setting("Look at no more than this many samples.", least=1, title=CALIBRATION, advanced=True)
+    ] = 512
 
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("scope", SCOPES),
-            ("init", INIT_NAMES),
-            ("tune", TUNINGS),
-            *((("weighting", WEIGHTINGS),) if self.weighting is not None else ()),
-        ):
-            if getattr(self, name) not in choices:
-                raise UsageError(
-                    f"unknown {name} {getattr(self, name)!r}", hint=f"one of {', '.join(choices)}"
-                )
-        self._check_size()
-        for name, allowed, fits in (
-            ("group", "at least 1", self.group >= 1),
-            ("vector", "1 to 64", 1 <= self.vector <= 64),
-            ("rate", "0 to 100", 0 <= self.rate <= 100),
-            ("bytes", "a fraction above 0 and below 1", self.bytes is None or 0 < self.bytes < 1),
-            ("ratio", "a number above 1", self.ratio is None or 1 < self.ratio < float("inf")),
-            ("max-drop", "0 to 100 points", self.max_drop is None or 0 <= self.max_drop <= 100),
-            ("calibration-samples", "at least 1", self.calibration_samples >= 1),
-        ):
-            if not fits:
-                raise UsageError("is out of range", where=f"--{name}", hint=f"give {allowed}")
-        self._check_together()
-
-    def _check_size(self) -> None:
-        if self.bits is not None and self.entries is not None:
-            raise UsageError("--bits and --entries exclude each other")
-        if self.bits is not None and self.bits != AUTO:
-            most = 16 if self.vector > 1 else MAX_BITS
-            if type(self.bits) is not int or not 1 <= self.bits <= most:
-                raise UsageError(
-                    f"{self.bits} is out of range", where="--bits", hint=f"give 1 to {most}, or auto"
-                )
-        if self.entries is not None:
-            most = 1 << 16 if self.vector > 1 else 1 << MAX_BITS
-            if not 2 <= self.entries <= most:
-                raise UsageError(
-                    f"{self.entries} is out of range", where="--entries", hint=f"give 2 to {most}"
-                )
-
-    def _check_together(self) -> None:
-        given = [name for name in TARGETS if getattr(self, name) is not None]
-        options = ", ".join("--" + name.replace("_", "-") for name in given or TARGETS)
-        if self.automatic and len(given) != 1:
-            what = "exclude each other" if given else "is missing: --bits auto needs one of them"
-            raise UsageError(f"{options} {what}")
-        if given and not self.automatic:
-            raise UsageError(f"{options} has no meaning without --bits auto")
+    def conflicts(self) -> Iterator[str]:
+        """Settings that contradict each other or have no meaning together."""
+        yield from self._wrong_size()
+        yield from self._wrong_budget()
+        bits, vector = option("bits"), option("vector")
         if self.automatic and (self.vector > 1 or self.scope != "tensor" or self.rate):
-            raise UsageError("--bits auto excludes --vector, --scope and --rate: it chooses by itself")
+            others = f"{vector}, {option('scope')} and {option('rate')}"
+            yield f"{bits} auto excludes {others}: it chooses by itself"
         if self.automatic and self.tune != "fixed":
-            raise UsageError(
-                f"--tune {self.tune} assigns weights anew, without the bits that --bits auto counts",
-                hint="use --tune fixed",
+            tune = option("tune")
+            yield (
+                f"{tune} {self.tune} assigns weights anew, without the bits that {bits} auto counts; "
+                f"use {tune} fixed"
             )
         if self.vector > 1 and (self.scope == "network" or self.rate):
-            raise UsageError("--vector excludes --scope network and --rate")
+            yield f"{vector} excludes {option('scope')} network and {option('rate')}"
         if (self.automatic or self.vector > 1) and self.init != ShareConfig.init:
-            raise UsageError("--init has no meaning with --bits auto or --vector")
+            yield f"{option('init')} has no meaning with {bits} auto or {vector}"
         if self.scope != "channels" and self.group != 1:
-            raise UsageError("--group has no meaning without --scope channels")
+            yield f"{option('group')} has no meaning without {option('scope')} channels"
+
+    def _wrong_size(self) -> Iterator[str]:
+        most = 16 if self.vector > 1 else MAX_BITS
+        if self.bits is not None and self.entries is not None:
+            yield f"{option('bits')} and {option('entries')} exclude each other"
+        if isinstance(self.bits, int) and not 1 <= self.bits <= most:
+            yield f"{option('bits')}: must be 1 to {most}, or auto, not {self.bits}"
+        if isinstance(self.bits, str) and self.bits != AUTO:
+            yield f"{option('bits')}: must be 1 to {most}, or auto, not '{self.bits}'"
+        if self.entries is not None and self.entries > 1 << most:
+            yield f"{option('entries')}: must be at most {1 << most}, not {self.entries}"
+
+    def _wrong_budget(self) -> Iterator[str]:
+        given = [option(name) for name in TARGETS if getattr(self, name) is not None]
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            yield f"{option('max_drop')}: must be 0 to 100 points, not {self.max_drop:g}"
+        if given and not self.automatic:
+            yield f"{', '.join(given)} has no meaning without {option('bits')} auto"
+        if self.automatic and len(given) > 1:
+            yield f"{', '.join(given)} exclude each other"
 
     @property
     def automatic(self) -> bool:
@@ -154,19 +195,22 @@ class ShareConfig:
         if self.entries is not None:
             return self.entries
         if not isinstance(self.bits, int):
-            raise UsageError("nothing says how large the tables are", hint="give --bits or --entries")
+            hint = f"give {option('bits')} or {option('entries')}"
+            raise UsageError("nothing says how large the codebooks are", hint=hint)
         return 1 << self.bits
 
     @property
     def target(self) -> tuple[str, float]:
-        """The budget of ``auto``: ``bytes`` with the fraction left, or ``max_drop`` with points."""
+        """The budget of ``auto``: ``bytes`` with the fraction left, or ``max_drop`` with points.
+
+        Raises:
+            UsageError: there is none.
+        """
         if self.max_drop is not None:
             return "max_drop", self.max_drop
         if self.ratio is not None:
             return "bytes", 1 / self.ratio
-        assert self.bytes is not None
+        if self.bytes is None:
+            names = ", ".join(map(option, TARGETS))
+            raise UsageError(f"{option('bits')} auto needs a budget", hint=f"give one of {names}")
         return "bytes", self.bytes
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form, for the history."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
