@@ -25,7 +25,7 @@ from modelopt_cli.api.teachers import (
 from modelopt_cli.api.training import history_entry
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, names_of_classes, trainer
 from modelopt_cli.artifact.coding import Code, require_code
-from modelopt_cli.artifact.sparsity import compact, compact_state
+from modelopt_cli.artifact.encodings import compact, compact_state
 from modelopt_cli.checkpoint import Opened, require_network
 from modelopt_cli.data import PreprocessOverrides
 from modelopt_cli.errors import UsageError

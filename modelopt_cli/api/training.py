@@ -26,7 +26,7 @@ from modelopt_cli.api.opening import (
 from modelopt_cli.api.planning import Plan, cost_of
 from modelopt_cli.api.product import Product
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, names_of_classes, trainer
-from modelopt_cli.artifact.sparsity import compact, compact_state
+from modelopt_cli.artifact.encodings import compact, compact_state
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
 from modelopt_cli.data import Data, PreprocessOverrides
 from modelopt_cli.errors import UsageError

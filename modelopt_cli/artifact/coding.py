@@ -1,24 +1,52 @@
-"""How parameters are written beyond what methods ask for: plainly, packed, or down to their entropy.
+"""File codings: how tightly a file is written beyond what methods ask for. Imports no torch.
 
-Coding changes no value and promises nothing: it is chosen anew each time a file is written, and undone when
+Coding changes no value and promises nothing: it is chosen again each time a file is written, and undone when
 it is read. Methods never see it.
 """
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from modelopt_cli.artifact.codecs import CODECS, packed
-from modelopt_cli.artifact.codecs.entropy import entropy_encoding
 from modelopt_cli.errors import UsageError
-from modelopt_cli.program.program import Encoding
 
-Code = Literal["plain", "packed", "entropy"]
-CODINGS: dict[Code, str] = {
-    "plain": "bytes, as any safetensors reader sees them",
-    "packed": "integers in just as many bits as they need",
-    "entropy": "integers in as many bits as they are surprising, the header compressed",
-}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modelopt_cli.program.program import Encoding
+
+Code = str
+"""A key of ``CODINGS``."""
+
+
+@dataclass(frozen=True)
+class Coding:
+    """One way to write a file.
+
+    Attributes:
+        name: in ``--code``.
+        help: one line.
+        wrappers: codecs tried around the one that a parameter's method asked for; the smallest wins.
+        compressed_header: the header is compressed, too.
+    """
+
+    name: str
+    help: str
+    wrappers: tuple[str, ...] = ()
+    compressed_header: bool = False
+
+
+_ROWS = (
+    Coding("plain", "bytes, as any safetensors reader sees them"),
+    Coding("packed", "integers in just as many bits as they need", wrappers=("packed",)),
+    Coding(
+        "entropy",
+        "integers in as many bits as they are surprising, the header compressed",
+        wrappers=("packed", "entropy"),
+        compressed_header=True,
+    ),
+)
+CODINGS = {row.name: row for row in _ROWS}
+"""By name, from the largest files to the smallest."""
 
 
 def require_code(code: str) -> None:
@@ -27,35 +55,32 @@ def require_code(code: str) -> None:
         raise UsageError(f"unknown code {code!r}", hint=f"one of {', '.join(CODINGS)}")
 
 
-def stored_encoding(tensor: Tensor, encoding: Encoding, code: Code) -> Encoding:
-    """How a parameter is really stored: the smallest of what a coding offers.
+def stored_encoding(tensor: "Tensor", encoding: "Encoding", code: Code) -> "Encoding":
+    """The smallest encoding of a parameter that a coding offers.
 
     Args:
         tensor: the parameter, on the CPU.
         encoding: as a method asks for it.
         code: a key of ``CODINGS``.
     """
-    if code == "plain":
-        return encoding
-    offers = [encoding]
-    if encoding.codec in packed.CODECS:
-        inner = {"codec": encoding.codec, "params": dict(encoding.params)}
-        offers.append(Encoding("packed", inner, dict(encoding.parts)))
-    if code == "entropy" and (coded := entropy_encoding(tensor, encoding)) is not None:
-        offers.append(coded)
-    return min(offers, key=lambda offer: _size(tensor, offer))
+    from modelopt_cli.artifact.codecs import CODECS, WRAPPERS
+
+    def size(offer: "Encoding") -> int:
+        shape = tuple(tensor.shape)
+        return CODECS[offer.codec].predicted_bytes(shape, tensor.dtype, offer.params, tuple(offer.parts))
+
+    wrapped = [WRAPPERS[name](tensor, encoding) for name in CODINGS[code].wrappers]
+    offers = [encoding, *(offer for offer in wrapped if offer is not None)]
+    return min(offers, key=size) if len(offers) > 1 else encoding
 
 
-def base_encoding(encoding: Encoding) -> Encoding:
-    """What a method asked for when a parameter was stored so."""
-    if encoding.codec not in ("packed", "entropy"):
+def base_encoding(encoding: "Encoding") -> "Encoding":
+    """The encoding that a method asked for when a parameter was stored so."""
+    from modelopt_cli.artifact.codecs import CODECS, WRAPPERS
+    from modelopt_cli.program.program import Encoding
+
+    if encoding.codec not in WRAPPERS:
         return encoding
     codec = CODECS[encoding.codec]
     parts = {name: part for name, part in encoding.parts.items() if name not in codec.payload}
     return Encoding(encoding.params["codec"], dict(encoding.params["params"]), parts)
-
-
-def _size(tensor: Tensor, encoding: Encoding) -> int:
-    codec, given = CODECS[encoding.codec], tuple(encoding.parts)
-    shape = tuple(tensor.shape)
-    return codec.predicted_bytes(shape, tensor.dtype, encoding.params, given)

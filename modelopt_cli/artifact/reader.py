@@ -12,6 +12,7 @@ import torch
 from modelopt_cli.artifact import container
 from modelopt_cli.artifact.codecs import CODECS, Codec
 from modelopt_cli.artifact.coding import base_encoding
+from modelopt_cli.artifact.compressed_header import expand_header, is_compressed
 from modelopt_cli.artifact.dtypes import DTYPES
 from modelopt_cli.artifact.header import (
     BLANK,
@@ -24,7 +25,6 @@ from modelopt_cli.artifact.header import (
     parse_stated,
 )
 from modelopt_cli.artifact.lazy import LazyState
-from modelopt_cli.artifact.seal import is_sealed, unseal
 from modelopt_cli.errors import ArtifactError, InputError, ModeloptError
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.program import Encoding, Program
@@ -74,8 +74,8 @@ class Artifact:
         file.seek(0)
         self.layout = container.read_layout(file, where, ArtifactError)
         data = parse_stated(self.layout, where)
-        if is_sealed(data):
-            data, self.layout = unseal(file, self.layout, data, where)
+        if is_compressed(data):
+            data, self.layout = expand_header(file, self.layout, data, where)
         self.document, self.digest = parse_document(data, self.layout, where)
         self.sha256 = _check_digest(file, self.digest, where) if verify else ""
         held.check()

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.artifact.codecs import CODECS
-from modelopt_cli.artifact.coding import Code, stored_encoding
+from modelopt_cli.artifact.coding import CODINGS, Code, stored_encoding
 from modelopt_cli.artifact.dtypes import as_bytes
+from modelopt_cli.artifact.file_plan import PLAIN, FilePlan, Record, plan_file, record
 from modelopt_cli.artifact.header import ONCE, Document, digest_of, with_digest
 from modelopt_cli.artifact.lazy import described
-from modelopt_cli.artifact.plan import PLAIN, Plan, Record, plan, record
 from modelopt_cli.artifact.reader import Artifact, open_artifact
-from modelopt_cli.artifact.spool import Spool, spool_beside
 from modelopt_cli.artifact.stream import Item, Stream, tied_names
+from modelopt_cli.artifact.temporary_buffer import TemporaryBuffer, temporary_buffer
 from modelopt_cli.artifact.writer import atomic_write, check_output
 from modelopt_cli.errors import ArtifactError, ModeloptError
 from modelopt_cli.program.input_spec import InputSpec
@@ -48,7 +48,7 @@ def write_program(
         program: what to write.
         path: where.
         force: whether an existing file may be replaced.
-        code: how tightly integers are packed; ``entropy`` also gives the file its sealed form.
+        code: how tightly integers are packed; a key of ``CODINGS``.
 
     Raises:
         OutputError: ``path`` must not be written to.
@@ -180,13 +180,13 @@ def _record(code: Code, name: str, tensor: Tensor, encoding: Encoding) -> Record
     return record(name, tensor, stored_encoding(tensor, encoding, code))
 
 
-def _plan(content: _Content, records: list[Record], code: Code) -> Plan:
-    return plan(content.about, records, content.tied, sealed=code == "entropy")
+def _plan(content: _Content, records: list[Record], code: Code) -> FilePlan:
+    return plan_file(content.about, records, content.tied, compressed=CODINGS[code].compressed_header)
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A parameter in the spool: where its parts stand there, and the fingerprint of its values."""
+    """A parameter in the buffer: where its parts stand there, and the fingerprint of its values."""
 
     record: Record
     places: Mapping[str, tuple[int, int]]
@@ -194,15 +194,15 @@ class _Encoded:
 
 
 def _write(content: _Content, path: str | Path, force: bool, code: Code) -> Written:
-    with spool_beside(path) as spool:
-        # Unlike a loop's variable, starmap holds no tensor while the next one is made.
-        encoded = list(itertools.starmap(partial(_encode, code, spool), content.items))
-        made = _plan(content, [each.record for each in encoded], code)
-        return _publish(made, encoded, spool, path, force)
+    with temporary_buffer(path) as buffer:
+        # Unlike a loop's variable, starmap holds no tensor while the next one is planned.
+        encoded = list(itertools.starmap(partial(_encode, code, buffer), content.items))
+        planned = _plan(content, [each.record for each in encoded], code)
+        return _publish(planned, encoded, buffer, path, force)
 
 
-def _encode(code: Code, spool: Spool, name: str, tensor: Tensor, encoding: Encoding) -> _Encoded:
-    """Encode one parameter into the spool, and keep nothing of it but where it went."""
+def _encode(code: Code, buffer: TemporaryBuffer, name: str, tensor: Tensor, encoding: Encoding) -> _Encoded:
+    """Encode one parameter into the buffer, and keep nothing of it but where it went."""
     try:
         values = _host(tensor)
         moved = replace(encoding, parts={part: _host(value) for part, value in encoding.parts.items()})
@@ -211,21 +211,23 @@ def _encode(code: Code, spool: Spool, name: str, tensor: Tensor, encoding: Encod
         parts = CODECS[stored.codec].encode(values, stored)
     except ModeloptError as error:
         raise ModeloptError(error.what, where=error.where or name) from None
-    places = {part: spool.append(_bytes(parts[part])) for part in described.layout}
+    places = {part: buffer.append(_bytes(parts[part])) for part in described.layout}
     return _Encoded(described, places, fingerprint(values))
 
 
-def _publish(made: Plan, encoded: list[_Encoded], spool: Spool, path: str | Path, force: bool) -> Written:
+def _publish(
+    planned: FilePlan, encoded: list[_Encoded], buffer: TemporaryBuffer, path: str | Path, force: bool
+) -> Written:
     places = {
         parameter.parts[part]: place
-        for parameter, each in zip(made.document.parameters, encoded, strict=True)
+        for parameter, each in zip(planned.document.parameters, encoded, strict=True)
         for part, place in each.places.items()
     }
 
     def data() -> Iterator[bytes]:
-        return itertools.chain.from_iterable(spool.blocks(*places[name]) for name in made.tensors)
+        return itertools.chain.from_iterable(buffer.blocks(*places[name]) for name in planned.tensors)
 
-    head = with_digest(made.head, digest_of(made.head, data()))
+    head = with_digest(planned.head, digest_of(planned.head, data()))
     whole = hashlib.sha256()
 
     def chunks() -> Iterator[bytes]:
@@ -234,8 +236,8 @@ def _publish(made: Plan, encoded: list[_Encoded], spool: Spool, path: str | Path
             yield chunk
 
     meant = [each.values for each in encoded]
-    atomic_write(path, chunks(), force, verify=lambda part: _verify(part, made.document, meant))
-    return Written(Path(path), made.file_bytes, whole.hexdigest())
+    atomic_write(path, chunks(), force, verify=lambda part: _verify(part, planned.document, meant))
+    return Written(Path(path), planned.file_bytes, whole.hexdigest())
 
 
 def _host(tensor: Tensor) -> Tensor:

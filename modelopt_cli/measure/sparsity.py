@@ -4,7 +4,7 @@ from collections import Counter
 
 import torch
 
-from modelopt_cli.artifact.sparsity import pruned_names
+from modelopt_cli.artifact.encodings import pruned_names
 from modelopt_cli.kernels import sparse24
 from modelopt_cli.program.program import Program
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from modelopt_cli.artifact.sparsity import pruned_names, without_zeros
+from modelopt_cli.artifact.encodings import pruned_names, without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Encoding

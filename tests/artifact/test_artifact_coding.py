@@ -5,7 +5,7 @@ import torch
 
 from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.artifact.coding import CODINGS, base_encoding, stored_encoding
-from modelopt_cli.artifact.sparsity import pruned_encoding
+from modelopt_cli.artifact.encodings import pruned_encoding
 from modelopt_cli.program import Encoding
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from modelopt_cli.artifact import save, seal, write_tensors
+from modelopt_cli.artifact import compressed_header, save, write_tensors
 from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.artifact.dtypes import DTYPES
 from modelopt_cli.program import Encoding
 
 DOC = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text()
-DICTIONARY = (Path(seal.__file__).parent / "seal.txt").read_bytes()
+DICTIONARY = (Path(compressed_header.__file__).parent / "compressed_header.txt").read_bytes()
 FORMATS = {"F32": "f", "I8": "b", "I64": "q"}
 
 
@@ -28,7 +28,7 @@ def read_as_documented(path):
     header = json.loads(content[8 : 8 + length])
     document = json.loads(header.pop("__metadata__")["modelopt"])
     if "sealed" in document:
-        document, header, length = unseal(document, content, length)
+        document, header, length = expand(document, content, length)
     tensors = {}
     for name, entry in header.items():
         count = math.prod(entry["shape"])
@@ -41,7 +41,7 @@ def read_as_documented(path):
     return {**state, **{name: state[owner] for name, owner in document["tied"].items()}}, document
 
 
-def unseal(stated, content, length):
+def expand(stated, content, length):
     short, long = stated["sealed"]
     start = 8 + length
     text = zlib.decompressobj(-15, zdict=DICTIONARY).decompress(content[start : start + short])

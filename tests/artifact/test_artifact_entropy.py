@@ -14,7 +14,7 @@ from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.artifact.codecs.blocks import Alphabet, Passes, decode_block, encode_block
 from modelopt_cli.artifact.codecs.entropy import entropy_encoding
 from modelopt_cli.artifact.codecs.matrix import Form, columns_of, decode, encode
-from modelopt_cli.artifact.sparsity import pruned_encoding
+from modelopt_cli.artifact.encodings import pruned_encoding
 from modelopt_cli.errors import ArtifactError, ModeloptError
 from modelopt_cli.program import Encoding
 

@@ -12,7 +12,7 @@ from modelopt_cli.artifact import predicted_bytes, read_tensors, write_tensors
 from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.artifact.codecs.bits import pack, pack_mask, unpack, unpack_mask
 from modelopt_cli.artifact.codecs.smallest import best_run_bits
-from modelopt_cli.artifact.sparsity import (
+from modelopt_cli.artifact.encodings import (
     carry_over,
     compact_state,
     pruned_encoding,

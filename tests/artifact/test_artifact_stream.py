@@ -12,7 +12,7 @@ from modelopt_cli.artifact import (
     predicted_bytes,
     read_tensors,
     save,
-    spool,
+    temporary_buffer,
     write_stream,
     write_tensors,
 )
@@ -50,7 +50,7 @@ def test_bytes_are_those_of_the_whole_state(path, tmp_path, monkeypatch, code, i
     state, encodings = example()
     shared = torch.arange(5)
     whole = write_tensors({**state, "b": shared, "c": shared}, encodings, path, code=code, **ABOUT)
-    monkeypatch.setattr(spool, "_IN_MEMORY", in_memory)
+    monkeypatch.setattr(temporary_buffer, "_IN_MEMORY", in_memory)
     stream = stream_of({**state, "b": shared}, encodings, {"c": "b"})
     streamed = write_stream(stream, tmp_path / "streamed", code=code, **ABOUT)
     assert (tmp_path / "streamed").read_bytes() == path.read_bytes()
@@ -77,12 +77,12 @@ def test_no_tensor_is_held_while_the_next_is_made(path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_failure_while_a_tensor_is_made_leaves_the_old_file(path, monkeypatch, error):
-    monkeypatch.setattr(spool, "_IN_MEMORY", 0)
+    monkeypatch.setattr(temporary_buffer, "_IN_MEMORY", 0)
     path.write_bytes(b"old")
 
     def items():
         yield "a", torch.ones(1000), RAW
-        assert os.listdir(path.parent) == [path.name]  # the spool has no name
+        assert os.listdir(path.parent) == [path.name]  # the buffer has no name
         raise error
 
     with pytest.raises(error):
@@ -91,19 +91,19 @@ def test_failure_while_a_tensor_is_made_leaves_the_old_file(path, monkeypatch, e
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_full_disk_under_the_spool_is_one_line_and_leaves_nothing(path, monkeypatch):
+def test_full_disk_under_the_buffer_is_one_line_and_leaves_nothing(path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(spool.tempfile.SpooledTemporaryFile, "write", full)
+    monkeypatch.setattr(temporary_buffer.tempfile.SpooledTemporaryFile, "write", full)
     with pytest.raises(EnvironmentFailure, match="no space left"):
         write_stream(stream_of(*example()), path)
     assert os.listdir(path.parent) == []
 
 
-def test_spool_lies_on_the_file_system_of_the_output(path, tmp_path, monkeypatch):
+def test_buffer_lies_on_the_file_system_of_the_output(path, tmp_path, monkeypatch):
     places = []
-    real = spool.tempfile.SpooledTemporaryFile
+    real = temporary_buffer.tempfile.SpooledTemporaryFile
 
     def noting(*args, **more):
         places.append(more["dir"])
@@ -112,7 +112,7 @@ def test_spool_lies_on_the_file_system_of_the_output(path, tmp_path, monkeypatch
     (tmp_path / "target").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "target" / "net")
     (tmp_path / "target" / "net").write_bytes(b"")
-    monkeypatch.setattr(spool.tempfile, "SpooledTemporaryFile", noting)
+    monkeypatch.setattr(temporary_buffer.tempfile, "SpooledTemporaryFile", noting)
     write_stream(stream_of(*example()), tmp_path / "link", force=True)
     assert places == [str(tmp_path / "target")]
 

@@ -6,7 +6,7 @@ import textwrap
 import torch
 
 from modelopt_cli.artifact import write_tensors
-from modelopt_cli.artifact.sparsity import compact_state
+from modelopt_cli.artifact.encodings import compact_state
 from modelopt_cli.checkpoint import fresh_model
 from modelopt_cli.program import Encoding
 

@@ -12,7 +12,7 @@ import torch
 from kernel_cases import assert_matches, conv, dynamic, exact_conv, exact_linear, linear, random_uint8
 from torch import Tensor, nn
 
-from modelopt_cli.artifact.sparsity import compact
+from modelopt_cli.artifact.encodings import compact
 from modelopt_cli.kernels import cuda, prepare, sparse24
 from modelopt_cli.kernels.sparse24 import SPARSE, Support, is_two_of_four, obstacle, reason, support
 from modelopt_cli.measure.sparsity import sparsity_note

@@ -8,7 +8,7 @@ from torch import nn
 
 from modelopt_cli.artifact import read_program, write_program
 from modelopt_cli.artifact.container import read_safetensors
-from modelopt_cli.artifact.sparsity import compact
+from modelopt_cli.artifact.encodings import compact
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import EvalOptions, Subject, evaluate
 from modelopt_cli.program import InputSpec, Program

@@ -14,7 +14,7 @@ from distill_networks import CONFIG, SHAPE, fresh, within
 from prune_cases import captured
 from torch import Tensor, nn
 
-from modelopt_cli.artifact.sparsity import compact
+from modelopt_cli.artifact.encodings import compact
 from modelopt_cli.checkpoint.builtin import BUILTINS
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.errors import InputError, UsageError

@@ -14,7 +14,7 @@ from quantize_networks import captured, images, quantized, small, torchvision_pr
 from torch import Tensor, fx, nn
 
 from modelopt_cli.artifact import read_program, write_program
-from modelopt_cli.artifact.sparsity import compact, is_pruned, pruned_names
+from modelopt_cli.artifact.encodings import compact, is_pruned, pruned_names
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import never_saturates, prepare

@@ -15,8 +15,8 @@ from modelopt_cli.artifact import (
     write_program,
     write_tensors,
 )
+from modelopt_cli.artifact.encodings import compact, pruned_names
 from modelopt_cli.artifact.reader import read_tensors
-from modelopt_cli.artifact.sparsity import compact, pruned_names
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure.size import measure_size

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.artifact import predicted_bytes, read_program, write_program
 from modelopt_cli.artifact.coding import CODINGS
-from modelopt_cli.artifact.sparsity import compact, pruned_names
+from modelopt_cli.artifact.encodings import compact, pruned_names
 from modelopt_cli.errors import ModeloptError, NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.matrices import weights_of

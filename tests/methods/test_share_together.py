@@ -9,7 +9,7 @@ from prune_cases import context, net, smooth
 from test_share_apply import CASES, VECTORS, back, distinct, many, pruned, tokens
 from torch import Tensor
 
-from modelopt_cli.artifact.sparsity import is_shared, pruned_names
+from modelopt_cli.artifact.encodings import is_shared, pruned_names
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.kernels.saturation import never_saturates
 from modelopt_cli.methods.matrices import weights_of

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.artifact import predicted_bytes, write_stream
+from modelopt_cli.artifact.encodings import compact_state, pruned_names
 from modelopt_cli.artifact.reader import read_tensors
-from modelopt_cli.artifact.sparsity import compact_state, pruned_names
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.untraced import StateResult, apply_to_state

@@ -3,8 +3,8 @@
 from modelopt_cli.artifact.codecs.affine import Affine
 from modelopt_cli.artifact.codecs.base import Codec, PartSpec
 from modelopt_cli.artifact.codecs.codebook import Codebook
-from modelopt_cli.artifact.codecs.entropy import Entropy
-from modelopt_cli.artifact.codecs.packed import Packed
+from modelopt_cli.artifact.codecs.entropy import Entropy, entropy_encoding
+from modelopt_cli.artifact.codecs.packed import Packed, packed_encoding
 from modelopt_cli.artifact.codecs.raw import Raw
 from modelopt_cli.artifact.codecs.sparse import Sparse
 
@@ -18,4 +18,7 @@ CODECS: dict[str, Codec] = {
 }
 """Every codec, by the name used in ``Encoding.codec`` and in files."""
 
-__all__ = ["CODECS", "Codec", "PartSpec"]
+WRAPPERS = {"entropy": entropy_encoding, "packed": packed_encoding}
+"""Those that store the integers of another codec: each offers an encoding around that of a tensor."""
+
+__all__ = ["CODECS", "WRAPPERS", "Codec", "PartSpec"]

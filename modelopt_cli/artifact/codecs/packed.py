@@ -57,6 +57,15 @@ class Packed:
         return _size(inner) + inner.bytes_beside(parts)
 
 
+def packed_encoding(tensor: Tensor, encoding: Encoding) -> Encoding | None:
+    """The encoding by ``packed`` of a tensor whose integers can be packed, else None."""
+    if encoding.codec not in CODECS:
+        return None
+    return Encoding(
+        "packed", {"codec": encoding.codec, "params": dict(encoding.params)}, dict(encoding.parts)
+    )
+
+
 def _inner(params: Params, shape: Shape, dtype: torch.dtype) -> Inner:
     expect(set(params) == {"codec", "params"}, "codec packed needs exactly codec and params")
     expect(params["codec"] in CODECS, f"codec packed stores integers of {' or '.join(CODECS)} only")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelopt_cli.artifact.sparsity import compact
+from modelopt_cli.artifact.encodings import compact
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.subject import is_quantized
 from modelopt_cli.methods.context import Context, Result

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from modelopt_cli.artifact import predicted_bytes
-from modelopt_cli.artifact.sparsity import without_zeros
+from modelopt_cli.artifact.encodings import without_zeros
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Reached, Result
 from modelopt_cli.methods.prune.config import PruneConfig

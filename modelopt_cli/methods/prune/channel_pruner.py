@@ -8,7 +8,7 @@ from functools import cached_property, partial
 
 import torch
 
-from modelopt_cli.artifact.sparsity import compact, pruned_names
+from modelopt_cli.artifact.encodings import compact, pruned_names
 from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.prune.allocation import Curve, allocate
 from modelopt_cli.methods.prune.channel_scores import ranked_members, unit_obstacle, unit_scores

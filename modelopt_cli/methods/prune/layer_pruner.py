@@ -18,7 +18,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.sparsity import compact
+from modelopt_cli.artifact.encodings import compact
 from modelopt_cli.errors import DataError
 from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.matrices import weights_of

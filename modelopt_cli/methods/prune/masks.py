@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modelopt_cli.artifact.sparsity import pruned_names
+from modelopt_cli.artifact.encodings import pruned_names
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.methods.prune.structures import SparsityPattern
 from modelopt_cli.program import Program

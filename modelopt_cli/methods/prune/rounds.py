@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from modelopt_cli.artifact.sparsity import compact
+from modelopt_cli.artifact.encodings import compact
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.masks import Masks

@@ -11,7 +11,7 @@ from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.artifact.codecs.sparse import DTYPES
 from modelopt_cli.artifact.coding import Code
 from modelopt_cli.artifact.dtypes import count_nonzero
-from modelopt_cli.artifact.sparsity import compact_state, is_pruned, without_zeros
+from modelopt_cli.artifact.encodings import compact_state, is_pruned, without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.layer_selection import (

@@ -2,7 +2,7 @@
 
 import torch
 
-from modelopt_cli.artifact.sparsity import carry_over
+from modelopt_cli.artifact.encodings import carry_over
 from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.schemes import SCHEMES

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import fx, nn
 
-from modelopt_cli.artifact.sparsity import is_pruned, without_zeros
+from modelopt_cli.artifact.encodings import is_pruned, without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.measure.subject import is_quantized

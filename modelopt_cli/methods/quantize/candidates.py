@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from modelopt_cli.artifact.sparsity import is_shared
+from modelopt_cli.artifact.encodings import is_shared
 from modelopt_cli.errors import NothingCompressed
 from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.quantize.config import QuantizeConfig

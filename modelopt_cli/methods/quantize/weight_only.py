@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.artifact.codecs.affine import DTYPES
-from modelopt_cli.artifact.sparsity import without_zeros
+from modelopt_cli.artifact.encodings import without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Result
 from modelopt_cli.methods.layer_selection import is_weight_name, select_layers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.artifact import predicted_bytes
-from modelopt_cli.artifact.sparsity import carry_over, pruned_encoding
+from modelopt_cli.artifact.encodings import carry_over, pruned_encoding
 from modelopt_cli.data import Data
 from modelopt_cli.errors import ModeloptError, NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Reached, Result

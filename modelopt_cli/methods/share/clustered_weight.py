@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.sparsity import is_pruned
+from modelopt_cli.artifact.encodings import is_pruned
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.methods.share.dkm import nearest
 from modelopt_cli.program import Encoding

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.artifact.codecs.codebook import DTYPES
-from modelopt_cli.artifact.sparsity import is_pruned, is_shared
+from modelopt_cli.artifact.encodings import is_pruned, is_shared
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.layer_selection import select_layers, weight_labels
 from modelopt_cli.methods.share.config import ShareConfig

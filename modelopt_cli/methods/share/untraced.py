@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from modelopt_cli.artifact import Stream
+from modelopt_cli.artifact.encodings import is_pruned
+from modelopt_cli.artifact.file_plan import PLAIN
 from modelopt_cli.artifact.lazy import described
-from modelopt_cli.artifact.plan import PLAIN
-from modelopt_cli.artifact.sparsity import is_pruned
 from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Progress

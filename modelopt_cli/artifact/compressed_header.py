@@ -1,4 +1,4 @@
-"""The sealed form of an artifact: its header compressed, in front of the data, inside one tensor.
+"""Compressed headers: an artifact's header deflated, in front of the data, inside one tensor.
 
 What the header of the plain form says twice is left out first: offsets that follow from types and
 shapes, the network's list of tensors. ``docs/format.md`` says how it is read.
@@ -25,27 +25,30 @@ from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.arguments import dtype_name
 
 TENSOR = "modelopt"
-"""Name of the one tensor of a sealed file."""
+"""Name of the one tensor of such a file."""
 
 FREE, EXPANSION = 4096, 256
 """The header has at most ``FREE + EXPANSION * (its compressed bytes)`` bytes."""
 
+KEY = "sealed"
+"""Metadata key of the header's compressed and full length."""
+
 _RAW_DEFLATE = -15
-_STATED = {"digest", "format", "sealed"}
+_STATED = {"digest", "format", KEY}
 _INNER = {"history", "input", "labels", "network", "parameters", "program", "tied"}
 
 
-def is_sealed(stated: Mapping[str, Any]) -> bool:
-    """Whether a file's metadata is that of a sealed one."""
-    return "sealed" in stated
+def is_compressed(stated: Mapping[str, Any]) -> bool:
+    """True if a file's metadata is that of one with a compressed header."""
+    return KEY in stated
 
 
 def inner_name(index: int, part: str) -> str:
-    """What a part of the ``index``-th parameter is called where the file gives it no name."""
+    """Name of a part of the ``index``-th parameter where the file gives it none."""
     return f"{index}.{part}"
 
 
-def seal(document: Document, tensors: Mapping[str, TensorInfo]) -> bytes:
+def compress_header(document: Document, tensors: Mapping[str, TensorInfo]) -> bytes:
     """Everything in front of the data, with the digest blank.
 
     Args:
@@ -55,11 +58,11 @@ def seal(document: Document, tensors: Mapping[str, TensorInfo]) -> bytes:
     text = inner_text(document, tensors)
     stream = _deflate(text)
     total = len(stream) + max((info.end for info in tensors.values()), default=0)
-    stated = {"digest": BLANK, "format": FORMAT, "sealed": [len(stream), len(text)]}
+    stated = {"digest": BLANK, "format": FORMAT, KEY: [len(stream), len(text)]}
     return header_bytes(stated, {TENSOR: TensorInfo("U8", (total,), 0, total)}) + stream
 
 
-def unseal(
+def expand_header(
     file: BinaryIO, outer: Layout, stated: dict[str, Any], where: str
 ) -> tuple[dict[str, Any], Layout]:
     """The document's JSON as in the plain form, not yet checked, and where the inner tensors are.
@@ -69,7 +72,7 @@ def unseal(
     """
     with damaged(where):
         expect(stated.keys() == _STATED, "missing or unknown header fields")
-        short, long = _lengths(stated["sealed"], outer)
+        short, long = _lengths(stated[KEY], outer)
         file.seek(outer.data_start)
         text = _inflate(file.read(short), long)
     data = strictjson.parse(text, ArtifactError, where)
@@ -84,7 +87,7 @@ def unseal(
 
 
 def inner_text(document: Document, tensors: Mapping[str, TensorInfo]) -> bytes:
-    """The header of a sealed file before it is compressed."""
+    """The text of a header before it is compressed."""
     data = document.to_json()
     del data["digest"], data["format"]
     for entry in data["parameters"]:
@@ -95,13 +98,16 @@ def inner_text(document: Document, tensors: Mapping[str, TensorInfo]) -> bytes:
     return strictjson.canonical(data)
 
 
-def _lengths(sealed: Any, outer: Layout) -> tuple[int, int]:
+def _lengths(stated: Any, outer: Layout) -> tuple[int, int]:
     """The header's compressed and full length, once they can be true."""
-    expect(isinstance(sealed, list) and len(sealed) == 2 and all(map(is_size, sealed)), "bad sealed lengths")
-    expect(outer.tensors.keys() == {TENSOR} and outer.tensors[TENSOR].dtype == "U8", "bad sealed tensors")
-    short, long = sealed
-    expect(short <= outer.tensors[TENSOR].end, "a sealed header that reaches beyond the file")
-    expect(long <= min(MAX_HEADER, FREE + EXPANSION * short), "a sealed header that would be too long")
+    expect(isinstance(stated, list) and len(stated) == 2 and all(map(is_size, stated)), "bad header lengths")
+    expect(
+        outer.tensors.keys() == {TENSOR} and outer.tensors[TENSOR].dtype == "U8",
+        "bad outer tensors",
+    )
+    short, long = stated
+    expect(short <= outer.tensors[TENSOR].end, "a compressed header that reaches beyond the file")
+    expect(long <= min(MAX_HEADER, FREE + EXPANSION * short), "a compressed header that would be too long")
     return short, long
 
 
@@ -148,7 +154,7 @@ def _with_tensors(data: dict[str, Any]) -> dict[str, Any] | None:
 
 @cache
 def _dictionary() -> bytes:
-    return files(__package__).joinpath("seal.txt").read_bytes()
+    return files(__package__).joinpath("compressed_header.txt").read_bytes()
 
 
 def _deflate(text: bytes) -> bytes:
@@ -166,7 +172,7 @@ def _inflate(stream: bytes, length: int) -> bytes:
     try:
         text = unpacker.decompress(stream, length + 1)
     except zlib.error:
-        raise ArtifactError("a sealed header that cannot be inflated") from None
+        raise ArtifactError("a compressed header that cannot be inflated") from None
     whole = len(text) == length and unpacker.eof and not unpacker.unused_data
-    expect(whole, "a sealed header of another length than it states")
+    expect(whole, "a compressed header of another length than it states")
     return text

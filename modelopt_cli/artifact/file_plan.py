@@ -1,4 +1,4 @@
-"""What a file will look like, settled from how each parameter is stored: its header, its order of data."""
+"""Plan of a file, from how each parameter is stored: its header and its order of data."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.artifact.codecs import CODECS, Codec, PartSpec
+from modelopt_cli.artifact.compressed_header import compress_header, inner_name
 from modelopt_cli.artifact.container import TensorInfo, check_names
 from modelopt_cli.artifact.dtypes import NAMES
 from modelopt_cli.artifact.header import Document, Parameter, arrange, header_bytes, in_order
-from modelopt_cli.artifact.seal import inner_name, seal
 from modelopt_cli.errors import ArtifactError, ModeloptError
 from modelopt_cli.program.program import Encoding
 
@@ -31,7 +31,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FilePlan:
     """A whole file but for the data.
 
     Attributes:
@@ -72,19 +72,21 @@ def record(name: str, tensor: Tensor, encoding: Encoding) -> Record:
     return Record(name, NAMES[tensor.dtype], shape, encoding.codec, dict(encoding.params), ordered)
 
 
-def plan(about: Document, records: Sequence[Record], tied: Mapping[str, str], *, sealed: bool) -> Plan:
+def plan_file(
+    about: Document, records: Sequence[Record], tied: Mapping[str, str], *, compressed: bool
+) -> FilePlan:
     """Give every part its name and place.
 
     Args:
-        about: what the file says beside its parameters.
+        about: everything that the file says next to its parameters.
         records: in state-dict order.
         tied: names that stand for the tensor of another.
-        sealed: whether the file is to have the sealed form.
+        compressed: the header is compressed.
 
     Raises:
         ModeloptError: a part can be given no name.
     """
-    named = _inner_names(records) if sealed else _outer_names(records)
+    named = _inner_names(records) if compressed else _outer_names(records)
     parameters = [
         Parameter(r.name, r.codec, r.dtype, r.shape, names, dict(r.params))
         for r, names in zip(records, named, strict=True)
@@ -95,11 +97,11 @@ def plan(about: Document, records: Sequence[Record], tied: Mapping[str, str], *,
         for r, names in zip(records, named, strict=True)
         for part, spec in r.layout.items()
     }
-    if sealed:
+    if compressed:
         tensors = in_order(parts)
-        return Plan(document, tensors, seal(document, tensors))
+        return FilePlan(document, tensors, compress_header(document, tensors))
     tensors = arrange(parts)
-    return Plan(document, tensors, header_bytes(document.to_json(), tensors))
+    return FilePlan(document, tensors, header_bytes(document.to_json(), tensors))
 
 
 def _inner_names(records: Iterable[Record]) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""The sealed form: the same artifact in fewer bytes, and nothing in it is believed unchecked."""
+"""Compressed headers: the same artifact in fewer bytes, and nothing in it is believed unchecked."""
 
 import hashlib
 import json
@@ -12,13 +12,13 @@ import safetensors.torch
 import torch
 
 from modelopt_cli.artifact import (
+    compressed_header,
     is_artifact,
     predicted_bytes,
     read_header,
     read_program,
     read_tensors,
     save,
-    seal,
     write_program,
     write_tensors,
 )
@@ -27,7 +27,7 @@ from modelopt_cli.checkpoint import fresh_model
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program import Encoding
 
-DICTIONARY = (Path(seal.__file__).parent / "seal.txt").read_bytes()
+DICTIONARY = (Path(compressed_header.__file__).parent / "compressed_header.txt").read_bytes()
 AFFINE = {"bits": 8, "axis": 0, "group": None}
 
 
@@ -66,7 +66,7 @@ def pack(text):
 
 
 def parse(content):
-    """Metadata, inner header and data of a sealed file."""
+    """Metadata, inner header and data of a file with a compressed header."""
     length = int.from_bytes(content[:8], "little")
     outer = json.loads(content[8 : 8 + length])
     stated = json.loads(outer["__metadata__"]["modelopt"])
@@ -115,10 +115,10 @@ def test_what_is_written_is_what_is_read(path):
 def test_both_forms_hold_the_same_program(tmp_path):
     program = fresh_model("builtin:resnet8").program
     plain = write_program(program, tmp_path / "plain")
-    sealed = write_program(program, tmp_path / "sealed", code="entropy")
+    compressed = write_program(program, tmp_path / "sealed", code="entropy")
     again = write_program(read_program(tmp_path / "sealed"), tmp_path / "again")
     assert again.sha256 == plain.sha256
-    assert plain.file_bytes - sealed.file_bytes > 20_000
+    assert plain.file_bytes - compressed.file_bytes > 20_000
     assert read_header(tmp_path / "sealed")["program"] == read_header(tmp_path / "plain")["program"]
     assert is_artifact(tmp_path / "sealed")
 
@@ -232,15 +232,15 @@ def test_key_twice_in_the_inner_header_is_refused(path):
 
 
 OUTER = {
-    "no lengths": ({"sealed": None}, {}, "bad sealed lengths"),
-    "one length": ({"sealed": [1]}, {}, "bad sealed lengths"),
-    "negative length": ({"sealed": [-1, 1]}, {}, "bad sealed lengths"),
+    "no lengths": ({"sealed": None}, {}, "bad header lengths"),
+    "one length": ({"sealed": [1]}, {}, "bad header lengths"),
+    "negative length": ({"sealed": [-1, 1]}, {}, "bad header lengths"),
     "stream longer than the file": ({"sealed": [1 << 40, 1]}, {}, "reaches beyond the file"),
     "unknown field": ({"network": None}, {}, "missing or unknown header fields"),
     "newer version": ({"format": 2}, {}, "newer than 1"),
     "version zero": ({"format": 0}, {}, "bad format version"),
-    "tensor of another name": ({}, {"name": "x"}, "bad sealed tensors"),
-    "tensor of another type": ({}, {"dtype": "I8"}, "bad sealed tensors"),
+    "tensor of another name": ({}, {"name": "x"}, "bad outer tensors"),
+    "tensor of another type": ({}, {"dtype": "I8"}, "bad outer tensors"),
 }
 
 

@@ -1,6 +1,6 @@
-"""Where encoded tensors wait until their file's header is known: in memory, or on the output's own disk.
+"""Temporary buffer for encoded tensors until the header is known: in memory, or on the output's disk.
 
-A large spool is a file without a name, so nothing is left of it, whatever happens.
+A large buffer is a file without a name, so nothing is left of it, whatever happens.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ _IN_MEMORY = 64 << 20
 _BLOCK = 1 << 20
 
 
-class Spool:
+class TemporaryBuffer:
     """Bytes that are appended once and read back from any place."""
 
     def __init__(self, file: tempfile.SpooledTemporaryFile[bytes], path: str | Path) -> None:
@@ -47,12 +47,12 @@ class Spool:
 
 
 @contextlib.contextmanager
-def spool_beside(path: str | Path) -> Iterator[Spool]:
-    """A spool on the file system of an output.
+def temporary_buffer(path: str | Path) -> Iterator[TemporaryBuffer]:
+    """A buffer on the file system of an output.
 
     Raises:
         EnvironmentFailure: no space, or no permission.
     """
     folder = os.path.dirname(os.path.realpath(path))
     with tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=folder) as file:
-        yield Spool(file, path)
+        yield TemporaryBuffer(file, path)

@@ -1,6 +1,6 @@
-"""Write modelopt_cli/artifact/seal.txt: what headers of artifacts often say, for DEFLATE to refer to.
+"""Write modelopt_cli/artifact/compressed_header.txt: the preset dictionary of compressed headers.
 
-    python tools/seal_dictionary.py
+    python tools/header_dictionary.py
 
 It holds the headers of a small residual network, pruned, once as int8 and once as float32 with a history
 of every method's default settings. It is part of the file format: once files have been released that were
@@ -16,9 +16,9 @@ import torch
 
 import modelopt_cli
 from modelopt_cli.artifact import write_program
+from modelopt_cli.artifact.compressed_header import inner_text
+from modelopt_cli.artifact.encodings import compact
 from modelopt_cli.artifact.reader import open_artifact
-from modelopt_cli.artifact.seal import inner_text
-from modelopt_cli.artifact.sparsity import compact
 from modelopt_cli.checkpoint import fresh_model
 from modelopt_cli.data import open_data
 from modelopt_cli.methods.context import Context
@@ -28,7 +28,7 @@ from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program import Program
 from modelopt_cli.training import TrainConfig
 
-TARGET = Path(modelopt_cli.__file__).parent / "artifact" / "seal.txt"
+TARGET = Path(modelopt_cli.__file__).parent / "artifact" / "compressed_header.txt"
 NETWORK, DATA = "builtin:resnet8", "synthetic:3x32x32?n=64"
 KEPT = 0.1
 COMMON = {"modelopt": modelopt_cli.__version__, "seed": 0, "skipped": {}, "torch": "2.13.0+cpu"}
@@ -62,7 +62,7 @@ def history() -> tuple[dict[str, Any], ...]:
 
 
 def header(program: Program) -> bytes:
-    """The text of a sealed file's header, of the network with most of its weights pruned."""
+    """The text of a compressed header, of the network with most of its weights pruned."""
     state, generator = program.state_dict(), torch.Generator().manual_seed(0)
     weights = [name for name, tensor in state.items() if name.endswith("weight") and tensor.dim() > 1]
     for name in weights:
