@@ -246,15 +246,6 @@ def test_prune_leaves_excluded_channels_and_what_is_coupled_with_them() -> None:
     assert result.program.get_parameter("body.weight").shape == Net().body.weight.shape
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "wanda", "fpgm", "bn-scale", "random"])
-def test_prune_channels_by_every_criterion(criterion: str) -> None:
-    labels = torch.arange(40) % 5
-    result = pruned(net(), context(IMAGES, labels), criterion=criterion, sparsity=0.5, round_to=1)
-    assert result.target is not None
-    assert result.target.reached == 0.5
-    assert result.program(IMAGES).shape == (40, 5)
-
-
 @pytest.mark.parametrize("structure", ["unstructured", "2:4", "block"])
 def test_prune_by_obs_leaves_a_smaller_error_than_by_magnitude(structure: str) -> None:
     program, errors = net(), {}
