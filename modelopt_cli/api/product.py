@@ -52,7 +52,8 @@ class Product:
     @classmethod
     def of_program(cls, program: Program, given: Given) -> "Product":
         """A Program says everything itself."""
-        return cls(coverage(program), program, {}, {}, given.hold(program))
+        before = given.network if isinstance(given.network, Program) else None
+        return cls(coverage(program, given=before), program, {}, {}, given.hold(program))
 
     @classmethod
     def of_tensors(

@@ -28,7 +28,7 @@ from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme
 from modelopt_cli.methods.quantize.state_dict import TensorResult, apply_to_state
 from modelopt_cli.methods.table import METHODS
-from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.program.coverage import Coverage, recorded
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _tensor_product(
         "seed": options.seed,
         "torch": str(torch.__version__),
         "skipped": result.skipped,
-        "coverage": {"compressed": covered.compressed, "total": covered.total},
+        **recorded(covered),
         **origin,
     }
     return Product.of_stream(opened, result.stream, covered, entry, given)

@@ -29,7 +29,7 @@ from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.shared_layers import SharedLayer, summary
 from modelopt_cli.methods.share.untraced import apply_to_state
 from modelopt_cli.methods.table import METHODS
-from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.program.coverage import Coverage, recorded
 from modelopt_cli.training.distributed import world
 
 
@@ -193,7 +193,7 @@ def _shared_state(opened: Opened, config: ShareConfig, how: Surroundings) -> _Ma
         "seed": seed,
         "torch": str(torch.__version__),
         "skipped": result.skipped,
-        "coverage": {"compressed": covered.compressed, "total": covered.total},
+        **recorded(covered),
         **origin_of(opened, how.overrides),
     }
     given = Given.of(opened, device=how.options.device)

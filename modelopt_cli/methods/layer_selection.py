@@ -11,7 +11,9 @@ from torch import Tensor
 from modelopt_cli.artifact import TensorFile
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.errors import UsageError
-from modelopt_cli.program.coverage import Coverage, LayerStatus, weight_label
+from modelopt_cli.program import Encoding
+from modelopt_cli.program.coverage import Coverage, LayerStatus
+from modelopt_cli.program.weighted import weight_label
 
 
 class Selection(Protocol):
@@ -84,6 +86,11 @@ def not_named_as_weights(state: Mapping[str, Tensor]) -> dict[str, str]:
 def has_weight_form(tensor: Tensor) -> bool:
     """True for a tensor that could be a weight: floating point, two or more dimensions, not empty."""
     return tensor.dim() > 1 and tensor.is_floating_point() and tensor.numel() > 0
+
+
+def codec_of(encoding: Encoding | None) -> str:
+    """The codec that a tensor is stored by, or an empty string where that is plainly."""
+    return "" if encoding is None or encoding.codec == "raw" else encoding.codec
 
 
 def tensor_coverage(file: TensorFile) -> Coverage:

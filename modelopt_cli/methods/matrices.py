@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.methods.layer_selection import is_weight_name
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import WEIGHTED_KINDS, fetched_weights
+from modelopt_cli.program.weighted import WEIGHTED_KINDS, fetched_weights
 
 CONVS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 DECONVS: tuple[type[nn.Module], ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

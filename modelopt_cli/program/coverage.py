@@ -6,41 +6,28 @@ its weights are zero, counted here), inputs or outputs of it were removed (``pru
 weights are gone), or it was removed altogether (``removed``). What is gone cannot be seen in the Program
 any more: that is taken from the history, several prunings multiplied. A layer can be several of these.
 
+That is a file's coverage. A method's says what that method did: held against the Program that it was given, a
+layer counts only if its weights take less space than they did in that one, for the same reasons, and what
+earlier methods had done to it stands apart.
+
 Layers count alike, whatever their size, so the share of the weights' bytes stands next to their number: the
 bytes of all weight matrices in float32, before anything of them was removed. Tied weights count once.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from operator import attrgetter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
-from modelopt_cli.program.kinds import KINDS, class_of
 from modelopt_cli.program.program import Encoding, Program
 from modelopt_cli.program.quantized import Weighted
-
-WEIGHTED_KINDS = tuple(class_of(kind) for kind, row in KINDS.items() if row.weighted)
-
-_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-_MATMULS = ("matmul", "mm", "mv", "bmm", "baddbmm", "addmm", "einsum", "tensordot")
-_RECURRENT = (
-    "lstm",
-    "gru",
-    "rnn_tanh",
-    "rnn_relu",
-    "lstm_cell",
-    "gru_cell",
-    "rnn_tanh_cell",
-    "rnn_relu_cell",
-)
-_PRODUCTS = frozenset(("linear", "bilinear", "embedding", *_CONVOLUTIONS, *_MATMULS, *_RECURRENT))
-_TURNS = frozenset(("t", "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "contiguous"))
-"""Functions and methods, by name, that multiply matrices, and that only lay them out differently."""
+from modelopt_cli.program.weighted import WEIGHTED_KINDS, fetched_weights, weight_label, weight_tensors
 
 _FLOAT_BYTES = 4
+
+_KINDS: tuple[type[nn.Module], ...] = (Weighted, *WEIGHTED_KINDS)
 
 
 @dataclass(frozen=True)
@@ -56,6 +43,7 @@ class LayerStatus:
         bytes: what its weights took before they were compressed.
         plain_bytes: of those, what is stored as it was although the layer is compressed: a recurrent layer
             has several weights.
+        before: how it was compressed before the method whose coverage this is, or an empty string.
     """
 
     name: str
@@ -65,6 +53,7 @@ class LayerStatus:
     reason: str = ""
     bytes: int = 0
     plain_bytes: int = 0
+    before: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +93,11 @@ class Coverage:
         return sum(layer.bytes - layer.plain_bytes for layer in self.layers if layer.compressed)
 
     @property
+    def before(self) -> "tuple[LayerStatus, ...]":
+        """The layers that were compressed before the method whose coverage this is."""
+        return tuple(layer for layer in self.layers if layer.before)
+
+    @property
     def left_out(self) -> "list[tuple[str, tuple[LayerStatus, ...]]]":
         """The layers that are not compressed, grouped by their reason, those with the most bytes first."""
         groups: dict[str, list[LayerStatus]] = {}
@@ -123,10 +117,11 @@ class _Past:
     removed: dict[str, int]
 
     @classmethod
-    def of(cls, history: Iterable[Mapping[str, Any]]) -> "_Past":
+    def of(cls, history: Iterable[Mapping[str, Any]], told: int = 0) -> "_Past":
+        """The record; reasons are not taken from the first ``told`` entries."""
         past = cls({}, {}, {})
-        for entry in history:
-            past.reasons.update(entry.get("skipped", {}))
+        for number, entry in enumerate(history):
+            past.reasons.update(entry.get("skipped", {}) if number >= told else {})
             for name, share in entry.get("left", {}).items():
                 past.left[name] = past.left.get(name, 1.0) * share
             counts = entry.get("removed_weights", {})
@@ -134,10 +129,60 @@ class _Past:
         return past
 
 
-def weight_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The weight matrices and kernels that a layer holds itself by their own names, integer ones included."""
-    held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    return {name: tensor for name, tensor in held if "weight" in name and tensor.dim() > 1}
+@dataclass(frozen=True)
+class _Facts:
+    """How little space the weights of a layer take.
+
+    Attributes:
+        stored: how each parameter that is not stored plainly is, by its name in the layer.
+        scheme: the integers that the layer computes with, or an empty string.
+        left: the share of its weights that is left.
+    """
+
+    stored: Mapping[str, list[str]] = field(default_factory=dict)
+    scheme: str = ""
+    left: float = 1.0
+
+    @classmethod
+    def of(cls, program: Program, name: str, module: nn.Module, past: _Past) -> "_Facts":
+        stored = {own: _stored(program, f"{name}.{own}") for own, _ in module.named_parameters(recurse=False)}
+        found = {own: schemes for own, schemes in stored.items() if schemes}
+        return cls(found, module.scheme if isinstance(module, Weighted) else "", past.left.get(name, 1.0))
+
+    def __str__(self) -> str:
+        schemes = [self.scheme, *dict.fromkeys(scheme for own in self.stored.values() for scheme in own)]
+        pruned = f"pruned {_percent(1 - self.left)} %" if self.left < 1 else ""
+        return ", ".join(filter(None, (*schemes, pruned)))
+
+    def since(self, earlier: "_Facts") -> "_Facts":
+        """Those that were not so before."""
+        stored = {own: now for own, now in self.stored.items() if {*now} - {*earlier.stored.get(own, ())}}
+        left = self.left if self.left < earlier.left else 1.0
+        return _Facts(stored, "" if self.scheme == earlier.scheme else self.scheme, left)
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """What there was before a method: nothing of which is compressed, where that is not known."""
+
+    program: Program | None
+    layers: dict[str, _Facts]
+    removed: frozenset[str]
+
+    @classmethod
+    def of(cls, program: Program | None) -> "_Earlier":
+        if program is None:
+            return cls(None, {}, frozenset())
+        past = _Past.of(program.history)
+        modules = ((name, m) for name, m in program.named_modules() if isinstance(m, _KINDS))
+        layers = {name: _Facts.of(program, name, module, past) for name, module in modules}
+        return cls(program, layers, frozenset(past.removed))
+
+    def facts(self, name: str, now: _Facts, past: _Past) -> _Facts:
+        """Of a layer; one of another name, which its method left out, is as it was."""
+        if self.program is not None and name not in self.layers and name in past.reasons:
+            return now
+        return self.layers.get(name, _Facts())
 
 
 def _bytes(tensors: Iterable[torch.Tensor], counted: set[int], left: float = 1.0) -> int:
@@ -148,26 +193,25 @@ def _bytes(tensors: Iterable[torch.Tensor], counted: set[int], left: float = 1.0
 
 
 def _status(
-    program: Program, name: str, module: nn.Module, past: _Past, counted: set[int]
+    program: Program, name: str, module: nn.Module, past: _Past, earlier: _Earlier, counted: set[int]
 ) -> LayerStatus | None:
-    if not isinstance(module, (Weighted, *WEIGHTED_KINDS)):
+    if not isinstance(module, _KINDS):
         return None
     kind = type(module).__name__
-    schemes: list[str] = []
     if isinstance(module, Weighted):
         kind = kind.removeprefix("Quantized").removeprefix("Dynamic")
-        schemes.append(module.scheme)
-    stored = {own: _stored(program, f"{name}.{own}") for own, _ in module.named_parameters(recurse=False)}
-    left, weights = past.left.get(name, 1.0), weight_tensors(module)
-    as_it_was = not schemes and left == 1
-    plain = _bytes((t for own, t in weights.items() if as_it_was and not stored.get(own)), counted)
-    size = plain + _bytes(weights.values(), counted, left)
-    schemes += dict.fromkeys(scheme for of_one in stored.values() for scheme in of_one)
-    if left < 1:
-        schemes.append(f"pruned {_percent(1 - left)} %")
-    if schemes:
-        return LayerStatus(name, kind, True, ", ".join(schemes), bytes=size, plain_bytes=plain)
-    return LayerStatus(name, kind, False, reason=past.reasons.get(name, "not selected"), bytes=size)
+    now = _Facts.of(program, name, module, past)
+    then = earlier.facts(name, now, past)
+    new, weights = now.since(then), weight_tensors(module)
+    as_it_was = not new.scheme and new.left == 1
+    plain = _bytes(
+        (t for own, t in weights.items() if as_it_was and own not in new.stored), counted, now.left
+    )
+    size = plain + _bytes(weights.values(), counted, now.left)
+    if str(new):
+        return LayerStatus(name, kind, True, str(now), bytes=size, plain_bytes=plain, before=str(then))
+    why = past.reasons.get(name, "not selected")
+    return LayerStatus(name, kind, False, reason=why, bytes=size, before=str(then))
 
 
 def _stored(program: Program, parameter: str) -> list[str]:
@@ -197,52 +241,27 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.0f}" if 0.01 <= fraction <= 0.99 else f"{100 * fraction:.1f}"
 
 
-def fetched_weights(program: Program) -> dict[str, torch.Tensor]:
-    """Weights that functions of the graph fetch without a layer, as Swin's attention does, by name.
-
-    They have two or more dimensions, and are called ``weight`` or multiplied with something. A position
-    embedding or a scale, which is not, is no weight.
-    """
-    found: dict[str, torch.Tensor] = {}
-    for node in program.graph.nodes:
-        name = str(node.target)
-        if node.op != "get_attr" or name in found:
-            continue
-        tensor = attrgetter(name)(program)
-        is_matrix = isinstance(tensor, nn.Parameter) and tensor.dim() > 1
-        if is_matrix and (name.endswith(".weight") or _is_multiplied(node)):
-            found[name] = tensor
-    return found
-
-
-def _is_multiplied(node: fx.Node) -> bool:
-    """Whether a value goes into a matrix product, turned around on the way or not."""
-    for user in node.users:
-        called = user.target if user.op == "call_method" else getattr(user.target, "__name__", "")
-        if called in _PRODUCTS or (called in _TURNS and _is_multiplied(user)):
-            return True
-    return False
-
-
-def weight_label(parameter: str) -> str:
-    """What a weight is called in reports: its layer, or by its own name where it belongs to none."""
-    return parameter.rpartition(".")[0] or parameter if parameter.endswith("weight") else parameter
-
-
-def _fetched(program: Program, past: _Past, counted: set[int]) -> list[LayerStatus]:
+def _fetched(program: Program, past: _Past, earlier: _Earlier, counted: set[int]) -> list[LayerStatus]:
     """What became of the weights that no layer has."""
     found = []
+    there = fetched_weights(earlier.program) if earlier.program is not None else {}
     for name, tensor in fetched_weights(program).items():
-        label, size = weight_label(name), _bytes([tensor], counted)
-        if schemes := _stored(program, name):
-            found.append(LayerStatus(label, "fetched weight", True, ", ".join(schemes), bytes=size))
-        else:
-            why = past.reasons.get(label, "used inside a function, which has no int8 form")
-            found.append(LayerStatus(label, "fetched weight", False, reason=why, bytes=size))
+        now = _stored(program, name)
+        then = _stored(earlier.program, name) if earlier.program is not None and name in there else []
+        label, is_new = weight_label(name), bool({*now} - {*then})
+        scheme = ", ".join(now) if is_new else ""
+        why = "" if is_new else past.reasons.get(label, "used inside a function, which has no int8 form")
+        size, before = _bytes([tensor], counted), ", ".join(then)
+        found.append(LayerStatus(label, "fetched weight", is_new, scheme, why, size, before=before))
     return found
 
 
-def coverage(program: Program, history: Iterable[Mapping[str, Any]] | None = None) -> Coverage:
+def coverage(
+    program: Program,
+    history: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    given: Program | None = None,
+) -> Coverage:
     """The Program's weight-carrying layers: convolutions, linears, attention, embeddings.
 
     Weights that a function fetches without a layer of their own are listed after those, layers that
@@ -251,16 +270,25 @@ def coverage(program: Program, history: Iterable[Mapping[str, Any]] | None = Non
     Args:
         program: as it is.
         history: instead of the Program's own.
+        given: what a method made it of: only what that method compressed counts, and only its reasons.
     """
-    past = _Past.of(program.history if history is None else history)
-    counted: set[int] = set()
-    found = (_status(program, name, module, past, counted) for name, module in program.named_modules())
+    past = _Past.of(
+        program.history if history is None else history, len(given.history) if given is not None else 0
+    )
+    earlier, counted = _Earlier.of(given), set[int]()
+    modules = program.named_modules()
+    found = (_status(program, name, module, past, earlier, counted) for name, module in modules)
     layers = [layer for layer in found if layer is not None]
-    there = {layer.name for layer in layers}
+    there = {layer.name for layer in layers} | earlier.removed
     gone = (
         LayerStatus(name, "removed", True, "removed", bytes=_FLOAT_BYTES * count)
         for name, count in past.removed.items()
         if name not in there
     )
-    fetched = (layer for layer in _fetched(program, past, counted) if layer.name not in there)
+    fetched = (layer for layer in _fetched(program, past, earlier, counted) if layer.name not in there)
     return Coverage((*layers, *fetched, *gone))
+
+
+def recorded(covered: Coverage) -> dict[str, Any]:
+    """The coverage of a method as its history entry has it."""
+    return {"coverage": {"compressed": covered.compressed, "total": covered.total}}

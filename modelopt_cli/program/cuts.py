@@ -7,11 +7,11 @@ import torch
 from torch import fx, nn
 
 from modelopt_cli.program.calls import operation
-from modelopt_cli.program.coverage import WEIGHTED_KINDS
 from modelopt_cli.program.kinds import row_of
 from modelopt_cli.program.patterns import activation_of, sole_user
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.shapes import value_shapes
+from modelopt_cli.program.weighted import WEIGHTED_KINDS
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -18,7 +18,9 @@ def coverage_table(coverage: Coverage) -> RenderableType:
     for title in ("layer", "kind", "compressed", "why not"):
         grid.add_column(title, overflow="fold")
     for layer in coverage.layers:
-        how = Text(printable(layer.scheme) or "yes", "green") if layer.compressed else Text("no", "yellow")
+        no = f"no, {layer.before} before" if layer.before else "no"
+        how = Text(printable(layer.scheme) or "yes", "green")
+        how = how if layer.compressed else Text(printable(no), "yellow")
         grid.add_row(
             Text(printable(layer.name)), Text(printable(layer.kind)), how, Text(printable(layer.reason))
         )
@@ -29,6 +31,8 @@ def coverage_lines(coverage: Coverage) -> list[str]:
     """The share of the layers and of the weights' bytes that is compressed, and the reasons for the rest."""
     share = _share(coverage.byte_fraction)
     lines = [f"compressed {coverage.compressed} of {_layers(coverage.total)}, {share} of the weights' bytes"]
+    if coverage.before:
+        lines.append(f"  compressed before this: {len(coverage.before)} of {_layers(coverage.total)}")
     groups = coverage.left_out
     for reason, layers in groups[:_SHOWN]:
         share = _share(sum(layer.bytes for layer in layers) / (coverage.bytes or 1))
@@ -46,6 +50,7 @@ def coverage_json(coverage: Coverage) -> dict[str, Any]:
         "of_layers": coverage.total,
         "bytes": coverage.compressed_bytes,
         "of_bytes": coverage.bytes,
+        "layers_before": len(coverage.before),
         "left_out": [
             {"reason": reason, "layers": len(layers), "bytes": sum(layer.bytes for layer in layers)}
             for reason, layers in coverage.left_out

@@ -31,12 +31,12 @@ def pruned_table(layers: Sequence[PrunedLayer]) -> RenderableType:
             Text(printable(layer.kind)),
             f"{layer.kept:,}",
             f"{layer.total:,}",
-            Text(f"{100 * layer.sparsity:.1f} %", "green" if layer.kept < layer.total else "yellow"),
+            Text(f"{100 * layer.sparsity:.1f} %", "yellow" if layer.reason else "green"),
             _shapes(layer),
             Text(printable(layer.reason)),
         )
     kept, total = sum(layer.kept for layer in layers), sum(layer.total for layer in layers)
-    count = sum(layer.kept < layer.total for layer in layers)
+    count = sum(not layer.reason for layer in layers)
     line = f"{count} of {len(layers)} layers pruned; {kept:,} of {total:,} weights are left"
     return Group(grid, Text(line, style="bold"))
 

@@ -1,6 +1,7 @@
 """What a method gained is said as it is: of the network alone, of all layers, and where it is nothing."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -117,3 +118,44 @@ def test_the_size_of_several_files_is_that_of_what_was_read(here, modelopt, name
     assert evaluation["models"][0]["file_bytes"] == read
     assert 3.5 < evaluation["comparisons"][0]["ratio"] < 4
     assert "not smaller" not in outcome.err
+
+
+PRUNE = {
+    "channels": ["prune", "--sparsity", "0.5", "--allocation", "uniform", "--round-to", "1"],
+    "unstructured": ["prune", "--sparsity", "0.5", "--structure", "unstructured", "--allocation", "uniform"],
+}
+SHARE = ["share", "--bits", "4"]
+SECOND = {
+    "static": ["quantize", "--calibration", "digits"],
+    "weight": ["quantize", "--scheme", "int8-weight"],
+    "share": SHARE,
+}
+MORE = ["prune", "--sparsity", "0.8", "--structure", "unstructured", "--allocation", "uniform"]
+CHAINS = {f"{first}, {second}": (PRUNE[first], SECOND[second]) for first in PRUNE for second in SECOND}
+CHAINS |= {"share, static": (SHARE, SECOND["static"]), "unstructured twice": (PRUNE["unstructured"], MORE)}
+TENSORS = ("unstructured, weight", "unstructured, share", "unstructured twice")  # what needs no graph
+
+
+@pytest.mark.parametrize(
+    ("chain", "graph"), [*((name, True) for name in CHAINS), *((name, False) for name in TENSORS)]
+)
+def test_a_method_counts_only_what_it_did_itself(chain, graph, here, modelopt):
+    """All three layers are compressed before; the second method leaves out the first."""
+    first, second = CHAINS[chain]
+    name = ["--arch", "net.py:make", "--input-shape", "1x8x8"] if graph else []
+    assert modelopt(first[0], "net.pth", *first[1:], *name, "--no-eval", "-o", "a.safetensors").code == 0
+    words = [second[0], "a.safetensors", *second[1:], "--exclude", "0", "--no-eval", "--force"]
+    found = modelopt(*words, "-o", "b.safetensors", "-v")
+    assert found.code == 0, found.err
+    assert "compressed 2 of 3 layers" in found.err
+    assert "  compressed before this: 3 of 3 layers\n" in found.err
+    (said,) = re.findall(r"\n  not 1 layer, (.*) %: matched by --exclude\n", found.err)
+    first_layer, *others = (torch.Size(shape).numel() for shape in ((4, 1, 3, 3), (8, 4, 3, 3), (10, 128)))
+    assert float(said) == pytest.approx(100 * first_layer / sum((first_layer, *others)), abs=0.1)
+    data = json.loads(modelopt(*words, "-o", "b.safetensors", "--json").out)
+    assert (data["compressed"]["layers"], data["compressed"]["layers_before"]) == (2, 3)
+    (entry,) = json.loads(modelopt("inspect", "b.safetensors", "--json").out)["history"][1:]
+    assert entry["coverage"] == {"compressed": 2, "total": 3}
+    if graph:  # the file as it is, with what both did
+        table = modelopt("eval", "b.safetensors", "--runs", "0", "--json")
+        assert json.loads(table.out)["models"][0]["coverage"] == 1

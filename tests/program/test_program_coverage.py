@@ -122,3 +122,26 @@ def test_of_several_weights_those_count_that_are_compressed(include: tuple[str, 
     covered = coverage(made)
     assert covered.bytes == FLOAT * 3 * 8 * (10 + 8)
     assert covered.byte_fraction == pytest.approx(share)
+
+
+def test_of_two_methods_each_counts_what_it_changed() -> None:
+    """The recurrent layer was pruned in both of its weights, and one is stored in int8 afterwards."""
+    given = capture(Recurrent().eval(), InputSpec((5, 10)))
+    config = PruneConfig(structure="unstructured", sparsity=0.5, allocation="uniform")
+    pruned = prune(given, config, Context()).program
+    include = ("*weight_ih*",)
+    made = quantize(pruned, QuantizeConfig(scheme="int8-weight", include=include), Context()).program
+    assert coverage(made).byte_fraction == 1
+    covered = coverage(made, given=pruned)
+    (layer,) = covered.layers
+    assert (layer.compressed, layer.before) == (True, "sparse 50 %")
+    assert covered.byte_fraction == pytest.approx(10 / 18)
+    (layer,) = coverage(pruned, given=pruned).layers
+    assert (layer.compressed, layer.scheme, layer.before) == (False, "", "sparse 50 %")
+
+
+def test_what_an_earlier_method_removed_is_none_of_a_later_one() -> None:
+    config = PruneConfig(structure="layers", sparsity=0.5, include=("one", "two"))
+    made = prune(program(), config, Context()).program
+    assert [layer.kind for layer in coverage(made, given=program()).layers].count("removed") == 1
+    assert not [layer for layer in coverage(made, given=made).layers if layer.kind == "removed"]

@@ -219,7 +219,7 @@ def test_coverage_counts_layers_and_bytes_for_each_reason() -> None:
         r"  not 1 layer, 0.6 %: \x1b[31m",
     ]
     assert coverage_json(covered) == {
-        **{"layers": 29, "of_layers": 53, "bytes": 580, "of_bytes": 1000},
+        **{"layers": 29, "of_layers": 53, "bytes": 580, "of_bytes": 1000, "layers_before": 0},
         "left_out": [
             {"reason": "used inside a function", "layers": 23, "bytes": 414},
             {"reason": "\x1b[31m", "layers": 1, "bytes": 6},

@@ -21,7 +21,7 @@ from modelopt_cli.methods.quantize.aware import settled, trainable
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.methods.trainable import masks_of, require_trainable
 from modelopt_cli.program import Encoding, Program
-from modelopt_cli.program.coverage import coverage
+from modelopt_cli.program.coverage import coverage, recorded
 from modelopt_cli.training import CrossEntropy, TrainConfig, Trained, Training, distributed, fit
 
 STAGE, FINETUNE = "distill", "finetune"
@@ -187,8 +187,7 @@ def finetuning(config: DistillConfig, training: TrainConfig, largest: float) -> 
 
 
 def _with(program: Program, before: tuple[dict[str, Any], ...], entry: dict[str, Any]) -> Program:
-    covered = coverage(program, (*before, entry))
-    entry |= {"coverage": {"compressed": covered.compressed, "total": covered.total}}
+    entry |= recorded(coverage(program, (*before, entry)))
     program.history = (*before, entry)
     return program.eval()
 

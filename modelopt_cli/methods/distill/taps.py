@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import WEIGHTED_KINDS
 from modelopt_cli.program.input_spec import InputSpec, InputType
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode, value_shapes
+from modelopt_cli.program.weighted import WEIGHTED_KINDS
 
 _BATCH = 2
 

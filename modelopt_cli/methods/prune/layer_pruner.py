@@ -27,8 +27,8 @@ from modelopt_cli.methods.prune.criterion_statistics import score_weights
 from modelopt_cli.methods.prune.pruner import Pruner, nothing_to_prune, weighted_layers
 from modelopt_cli.methods.prune.sensitivity import Variant
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import weight_tensors
 from modelopt_cli.program.removable import Block, find_blocks, obstacles, without
+from modelopt_cli.program.weighted import weight_tensors
 
 Progress = Callable[[int, int | None], None]
 

@@ -18,7 +18,8 @@ from modelopt_cli.methods.prune.figures import Timer, parameters
 from modelopt_cli.methods.prune.sensitivity import Variant
 from modelopt_cli.methods.prune.targets import DRAFT
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import WEIGHTED_KINDS, coverage
+from modelopt_cli.program.coverage import coverage, recorded
+from modelopt_cli.program.weighted import WEIGHTED_KINDS
 
 
 class Pruner(ABC):
@@ -146,8 +147,7 @@ class Pruner(ABC):
             entry["calibration"] = calibration.name
         if context.training is not None:
             entry["training"] = {"data": context.training.train.name, **context.training.config.as_dict()}
-        covered = coverage(program, (*self.original.history, entry))
-        return entry | {"coverage": {"compressed": covered.compressed, "total": covered.total}}
+        return entry | recorded(coverage(program, (*self.original.history, entry), given=self.original))
 
     @cached_property
     def samples(self) -> Data | None:

@@ -15,6 +15,7 @@ from modelopt_cli.artifact.encodings import compact_state, is_pruned, without_ze
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.layer_selection import (
+    codec_of,
     has_weight_form,
     not_named_as_weights,
     select_layers,
@@ -28,7 +29,7 @@ from modelopt_cli.methods.prune.pruner import nothing_to_prune
 from modelopt_cli.methods.prune.targets import DRAFT, Nonzeros, reached, require, search_ratio
 from modelopt_cli.methods.prune.weight_pruner import LEAST_KEPT
 from modelopt_cli.program import Encoding
-from modelopt_cli.program.coverage import Coverage, LayerStatus
+from modelopt_cli.program.coverage import Coverage, LayerStatus, recorded
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ class _Work:
             "torch": str(torch.__version__),
             "target": {"metric": metric, "wanted": wanted, "reached": round(reached, 4)},
             "skipped": {layer.name: layer.reason for layer in covered.layers if not layer.compressed},
-            "coverage": {"compressed": covered.compressed, "total": covered.total},
+            **recorded(covered),
             **self.origin,
         }
 
@@ -257,14 +258,15 @@ class _Work:
         return Coverage(tuple(self._status(name, masks, pruned) for name in self.names))
 
     def _status(self, name: str, masks: Mapping[str, Tensor], pruned: Mapping[str, Tensor]) -> LayerStatus:
-        layer, tensor = self.names[name], pruned[name]
-        if name in masks and not masks[name].all():
-            zeros = 1 - count_nonzero(tensor) / tensor.numel()
-            return LayerStatus(layer, "weight", True, f"sparse {100 * zeros:.0f} %", bytes=tensor.nbytes)
+        layer, tensor, earlier = self.names[name], pruned[name], self.encodings.get(name)
+        left, size, before = count_nonzero(tensor), tensor.nbytes, codec_of(earlier)
+        fresh = name in masks and not masks[name].all()
+        if fresh and (not is_pruned(earlier) or left < count_nonzero(self.state[name])):
+            scheme = f"sparse {100 * (1 - left / tensor.numel()):.0f} %"
+            return LayerStatus(layer, "weight", True, scheme, bytes=size, before=before)
         allocated = f"allocation {self.config.chosen_allocation} takes nothing from it"
-        return LayerStatus(
-            layer, "weight", False, reason=self.reasons.get(layer, allocated), bytes=tensor.nbytes
-        )
+        why = self.reasons.get(layer, allocated)
+        return LayerStatus(layer, "weight", False, reason=why, bytes=size, before=before)
 
 
 def _is_parameter(name: str, tensor: Tensor) -> bool:

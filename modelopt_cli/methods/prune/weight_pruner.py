@@ -213,7 +213,7 @@ class WeightPruner(Pruner):
         whole = {
             layer: f"allocation {self.config.chosen_allocation} takes nothing from it"
             for name, layer in self.layers.items()
-            if zeros(program, name) == 0
+            if zeros(program, name) <= zeros(self.original, name)
         }
         return self.reasons | whole
 

@@ -11,9 +11,9 @@ from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_names
-from modelopt_cli.program.coverage import WEIGHTED_KINDS
 from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.rewrite import read_elsewhere
+from modelopt_cli.program.weighted import WEIGHTED_KINDS
 
 
 def select_candidates(

@@ -14,7 +14,7 @@ from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Progress
-from modelopt_cli.methods.layer_selection import not_named_as_weights, select_layers
+from modelopt_cli.methods.layer_selection import codec_of, not_named_as_weights, select_layers
 from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme, Source, usable
@@ -94,11 +94,10 @@ def apply_to_state(
 
     def status(layer: str, name: str) -> LayerStatus:
         size = 0 if name in tied else shapes[name].nbytes
+        before = codec_of(earlier.get(name))
         if name in quantized:
-            return LayerStatus(layer, "weight", True, scheme.name, bytes=size)
-        if name in earlier:
-            return LayerStatus(layer, "weight", True, earlier[name].codec, bytes=size)
-        return LayerStatus(layer, "weight", False, reason=skipped[layer], bytes=size)
+            return LayerStatus(layer, "weight", True, scheme.name, bytes=size, before=before)
+        return LayerStatus(layer, "weight", False, reason=skipped[layer], bytes=size, before=before)
 
     statuses = tuple(status(layer, name) for layer, name in by_layer.items())
     return TensorResult(Stream(items, tied), Coverage(statuses), skipped)

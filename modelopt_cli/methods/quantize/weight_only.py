@@ -19,7 +19,7 @@ from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.rounding import CHUNK, quantize_weight
 from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme
 from modelopt_cli.program import Encoding, Program
-from modelopt_cli.program.coverage import fetched_weights, weight_label
+from modelopt_cli.program.weighted import fetched_weights, weight_label
 
 
 def quantize_weights(program: Program, config: QuantizeConfig) -> Result:

@@ -26,7 +26,7 @@ from modelopt_cli.methods.share.one_size import share_weights
 from modelopt_cli.methods.share.shared_layers import Chosen, choose, require_no_more
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import coverage
+from modelopt_cli.program.coverage import coverage, recorded
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.quantized import Quantized
 
@@ -200,8 +200,7 @@ class _Work:
             entry["calibration"] = self.context.data.name
         if (training := self.context.training) is not None:
             entry["training"] = {"data": training.train.name, **training.config.as_dict()}
-        covered = coverage(made, (*self.given.history, entry))
-        return entry | {"coverage": {"compressed": covered.compressed, "total": covered.total}}
+        return entry | recorded(coverage(made, (*self.given.history, entry), given=self.given))
 
 
 def _stored(network: Program, found: Mapping[str, Shared]) -> Program:

@@ -12,7 +12,12 @@ from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Progress
-from modelopt_cli.methods.layer_selection import has_weight_form, not_named_as_weights, weight_labels
+from modelopt_cli.methods.layer_selection import (
+    codec_of,
+    has_weight_form,
+    not_named_as_weights,
+    weight_labels,
+)
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.one_size import Weight, share
 from modelopt_cli.methods.share.shared_layers import choose, require_no_more
@@ -83,11 +88,11 @@ def apply_to_state(
     def status(label: str) -> LayerStatus:
         why = chosen.reasons.get(label, "")
         scheme = "" if why else f"shared {config.size}"
-        return LayerStatus(label, "weight", not why, scheme, why, bytes=sizes.get(label, 0))
+        size, before = sizes.get(label, 0), codec_of(earlier.get(parameters[label]))
+        return LayerStatus(label, "weight", not why, scheme, why, bytes=size, before=before)
 
-    sizes = {
-        label: weights[name].nbytes for name, label in weight_labels(weights).items() if name not in tied
-    }
+    parameters = {label: name for name, label in weight_labels(weights).items()}
+    sizes = {label: weights[name].nbytes for label, name in parameters.items() if name not in tied}
     labels = [*chosen.layers.values(), *chosen.reasons]
     return StateResult(Stream(items, tied), Coverage(tuple(map(status, labels))), chosen.reasons)
 

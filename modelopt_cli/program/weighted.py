@@ -1,0 +1,65 @@
+"""The weight matrices and kernels of a Program: layers that have some, and those that functions fetch."""
+
+from operator import attrgetter
+
+import torch
+from torch import fx, nn
+
+from modelopt_cli.program.kinds import KINDS, class_of
+from modelopt_cli.program.program import Program
+
+WEIGHTED_KINDS = tuple(class_of(kind) for kind, row in KINDS.items() if row.weighted)
+
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+_MATMULS = ("matmul", "mm", "mv", "bmm", "baddbmm", "addmm", "einsum", "tensordot")
+_RECURRENT = (
+    "lstm",
+    "gru",
+    "rnn_tanh",
+    "rnn_relu",
+    "lstm_cell",
+    "gru_cell",
+    "rnn_tanh_cell",
+    "rnn_relu_cell",
+)
+_PRODUCTS = frozenset(("linear", "bilinear", "embedding", *_CONVOLUTIONS, *_MATMULS, *_RECURRENT))
+_TURNS = frozenset(("t", "transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "contiguous"))
+"""Functions and methods, by name, that multiply matrices, and that only lay them out differently."""
+
+
+def weight_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The weight matrices and kernels that a layer holds itself by their own names, integer ones included."""
+    held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return {name: tensor for name, tensor in held if "weight" in name and tensor.dim() > 1}
+
+
+def fetched_weights(program: Program) -> dict[str, torch.Tensor]:
+    """Weights that functions of the graph fetch without a layer, as Swin's attention does, by name.
+
+    They have two or more dimensions, and are called ``weight`` or multiplied with something. A position
+    embedding or a scale, which is not, is no weight.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for node in program.graph.nodes:
+        name = str(node.target)
+        if node.op != "get_attr" or name in found:
+            continue
+        tensor = attrgetter(name)(program)
+        is_matrix = isinstance(tensor, nn.Parameter) and tensor.dim() > 1
+        if is_matrix and (name.endswith(".weight") or _is_multiplied(node)):
+            found[name] = tensor
+    return found
+
+
+def _is_multiplied(node: fx.Node) -> bool:
+    """Whether a value goes into a matrix product, turned around on the way or not."""
+    for user in node.users:
+        called = user.target if user.op == "call_method" else getattr(user.target, "__name__", "")
+        if called in _PRODUCTS or (called in _TURNS and _is_multiplied(user)):
+            return True
+    return False
+
+
+def weight_label(parameter: str) -> str:
+    """What a weight is called in reports: its layer, or by its own name where it belongs to none."""
+    return parameter.rpartition(".")[0] or parameter if parameter.endswith("weight") else parameter
