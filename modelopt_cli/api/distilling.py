@@ -25,7 +25,7 @@ from modelopt_cli.api.teachers import (
 from modelopt_cli.api.training import history_entry
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, names_of_classes, trainer
 from modelopt_cli.artifact.coding import Code, require_code
-from modelopt_cli.artifact.encodings import compact, compact_state
+from modelopt_cli.artifact.encodings import compact, compact_state, require_not_shared
 from modelopt_cli.checkpoint import Opened, require_network
 from modelopt_cli.data import PreprocessOverrides
 from modelopt_cli.errors import UsageError
@@ -37,10 +37,10 @@ from modelopt_cli.methods.distill.apply import learn, rate_settled
 from modelopt_cli.methods.distill.cache import CacheRequest
 from modelopt_cli.methods.distill.cacheable import layout_of, require_cacheable, told_apart
 from modelopt_cli.methods.distill.config import DistillConfig
-from modelopt_cli.methods.quantize.aware import settled, trainable
+from modelopt_cli.methods.prune.masks import Masks
+from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.methods.table import METHODS
-from modelopt_cli.methods.trainable import masks_of, require_trainable
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.training import fit
@@ -284,11 +284,11 @@ def _without_teacher(
     training = replace(training, config=replace(training.config, epochs=epochs))
 
     def trained() -> Program:
-        network = trainable(student)
-        require_trainable(network.encodings)
-        masks = masks_of(network.state_dict(), network.encodings)
+        network = qat.prepare(student)
+        require_not_shared(network.encodings)
+        masks = Masks.of_state(network.state_dict(), network.encodings)
         found = fit(network, training, seed=context.seed, stage=SCRATCH, companions=[masks])
-        alone = settled(network, student)
+        alone = qat.convert(network, student)
         alone.input = training.train.input
         alone.encodings = compact(alone)
         alone.history = (*student.history, history_entry(pupil, training, found, context.seed))

@@ -26,7 +26,7 @@ from modelopt_cli.api.opening import (
 from modelopt_cli.api.planning import Plan, cost_of
 from modelopt_cli.api.product import Product
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, names_of_classes, trainer
-from modelopt_cli.artifact.encodings import compact, compact_state
+from modelopt_cli.artifact.encodings import compact, compact_state, require_not_shared
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
 from modelopt_cli.data import Data, PreprocessOverrides
 from modelopt_cli.errors import UsageError
@@ -34,7 +34,7 @@ from modelopt_cli.kernels import require_device
 from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.measure.latency import threads
-from modelopt_cli.methods.trainable import masks_of, require_trainable
+from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.training import Trained, Training, fit
@@ -182,8 +182,8 @@ def _trained(opened: Opened, tools: Trainer, seed: int) -> tuple[Trained, Produc
     network: nn.Module = opened.program or opened.module  # type: ignore[assignment]
     tensors = opened.tensors
     encodings = opened.program.encodings if opened.program else tensors.encodings if tensors else {}
-    require_trainable(encodings)
-    masks = masks_of(network.state_dict(), encodings)
+    require_not_shared(encodings)
+    masks = Masks.of_state(network.state_dict(), encodings)
     given = Given.of(opened, data=tools.training.train, seed=seed, device=tools.training.device)
     trained = fit(network, tools.training, seed=seed, stage=STAGE, companions=[masks])
     entry = history_entry(opened, tools.training, trained, seed)

@@ -13,7 +13,7 @@ from torch import Tensor
 from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.artifact.codecs.smallest import settings_of, smallest_form
 from modelopt_cli.artifact.codecs.sparse import DTYPES
-from modelopt_cli.errors import ModeloptError
+from modelopt_cli.errors import ModeloptError, UsageError
 from modelopt_cli.program.program import Encoding, Program
 
 _PLAIN = Encoding("raw")
@@ -27,6 +27,24 @@ def is_pruned(encoding: Encoding | None) -> bool:
 def is_shared(encoding: Encoding | None) -> bool:
     """Whether a parameter stored so has few values on purpose: those of a table, or steps of a scale."""
     return without_zeros(encoding).codec != "raw"
+
+
+def require_not_shared(
+    encodings: Mapping[str, Encoding],
+    change: str = "training",
+    hint: str = "train first, then quantize or share",
+) -> None:
+    """Refuse parameters whose few values a method would change.
+
+    Raises:
+        UsageError: a parameter is shared.
+    """
+    for name, encoding in encodings.items():
+        if is_shared(encoding):
+            codec = without_zeros(encoding).codec
+            raise UsageError(
+                f"is stored as {codec} values, which {change} would change", where=name, hint=hint
+            )
 
 
 def pruned_names(encodings: Mapping[str, Encoding]) -> set[str]:

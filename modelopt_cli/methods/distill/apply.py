@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelopt_cli.artifact.encodings import compact
+from modelopt_cli.artifact.encodings import compact, require_not_shared
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.subject import is_quantized
 from modelopt_cli.methods.context import Context, Result
@@ -17,9 +17,9 @@ from modelopt_cli.methods.distill.objective import Distillation
 from modelopt_cli.methods.distill.pairs import Network, Pair, described, pairs_of
 from modelopt_cli.methods.distill.taps import tapped
 from modelopt_cli.methods.distill.teacher import Teacher
-from modelopt_cli.methods.quantize.aware import settled, trainable
+from modelopt_cli.methods.prune.masks import Masks
+from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.stages import Stages
-from modelopt_cli.methods.trainable import masks_of, require_trainable
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.coverage import coverage, recorded
 from modelopt_cli.training import CrossEntropy, TrainConfig, Trained, Training, distributed, fit
@@ -72,7 +72,7 @@ def learn(
         as :func:`apply`.
     """
     training = _training(context)
-    require_trainable(encodings)
+    require_not_shared(encodings)
     pairs = _pairs(network, config, context)
     teacher = _teacher(pairs, context)
     cache = open_cache(config, context, teacher) if context.cache is not None else None
@@ -87,7 +87,7 @@ def learn(
             training.train.size or 1,
             cache,
         )
-        masks = masks_of(network.state_dict(), encodings)
+        masks = Masks.of_state(network.state_dict(), encodings)
         trained = fit(
             network,
             training,
@@ -141,9 +141,9 @@ def _pairs(network: nn.Module, config: DistillConfig, context: Context) -> list[
 
 
 def _distilled(program: Program, config: DistillConfig, context: Context) -> Program:
-    network = trainable(program)
+    network = qat.prepare(program)
     entry = learn(network, config, context, network.encodings)
-    student = settled(network, program)
+    student = qat.convert(network, program)
     student.input = _training(context).train.input
     student.encodings = compact(student)
     return _with(student, program.history, entry)
@@ -152,9 +152,9 @@ def _distilled(program: Program, config: DistillConfig, context: Context) -> Pro
 def _finetuned(student: Program, config: DistillConfig, context: Context) -> Program:
     """The student after training on labels alone."""
     training = _training(context)
-    network = trainable(student)
+    network = qat.prepare(student)
     settings = finetuning(config, training.config, student.history[-1]["lr"])
-    masks = masks_of(network.state_dict(), network.encodings)
+    masks = Masks.of_state(network.state_dict(), network.encodings)
     trained = fit(
         network,
         replace(training, config=settings),
@@ -163,7 +163,7 @@ def _finetuned(student: Program, config: DistillConfig, context: Context) -> Pro
         objective=CrossEntropy(settings.label_smoothing),
         companions=[masks],
     )
-    tuned = settled(network, student)
+    tuned = qat.convert(network, student)
     tuned.encodings = compact(tuned)
     entry = student.history[-1] | {"finetuned": trained.figures}
     return _with(tuned, student.history[:-1], entry)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from modelopt_cli.artifact import predicted_bytes
-from modelopt_cli.artifact.encodings import without_zeros
+from modelopt_cli.artifact.encodings import require_not_shared
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Reached, Result
 from modelopt_cli.methods.prune.config import PruneConfig
@@ -94,8 +94,4 @@ def _require(config: PruneConfig, left: float) -> Reached:
 def _check_program(program: Program) -> None:
     if any(isinstance(module, Quantized) for module in program.modules()):
         raise UsageError("the network is quantized already", hint=_FIRST)
-    for name, encoding in program.encodings.items():
-        if (codec := without_zeros(encoding).codec) != "raw":
-            raise UsageError(
-                f"is stored as {codec} values, which pruning would change", where=name, hint=_FIRST
-            )
+    require_not_shared(program.encodings, "pruning", _FIRST)

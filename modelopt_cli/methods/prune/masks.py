@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from modelopt_cli.artifact.encodings import pruned_names
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.methods.prune.structures import SparsityPattern
-from modelopt_cli.program import Program
+from modelopt_cli.program import Encoding, Program
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
@@ -106,8 +106,12 @@ class Masks:
     @classmethod
     def of(cls, program: Program) -> "Masks":
         """The zeros that earlier pruning promised."""
-        state = program.state_dict()
-        pruned = sorted(pruned_names(program.encodings))
+        return cls.of_state(program.state_dict(), program.encodings)
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor], encodings: Mapping[str, Encoding]) -> "Masks":
+        """The zeros that earlier pruning promised of tensors without a graph."""
+        pruned = sorted(pruned_names(encodings))
         return cls({name: state[name] != 0 for name in pruned if state[name].is_floating_point()})
 
     def apply_(self, network: nn.Module) -> None:

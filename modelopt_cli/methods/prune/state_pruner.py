@@ -11,7 +11,7 @@ from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.artifact.codecs.sparse import DTYPES
 from modelopt_cli.artifact.coding import Code
 from modelopt_cli.artifact.dtypes import count_nonzero
-from modelopt_cli.artifact.encodings import compact_state, is_pruned, without_zeros
+from modelopt_cli.artifact.encodings import compact_state, is_pruned, require_not_shared
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.layer_selection import (
@@ -110,13 +110,8 @@ def _check(config: PruneConfig, encodings: Mapping[str, Encoding], has_network: 
                 f"{option} {getattr(config, option)} needs a network that can be traced",
                 hint=f"{hint}use --{option} {getattr(blind, option)}",
             )
-    for name, encoding in encodings.items():
-        if (codec := without_zeros(encoding).codec) != "raw":
-            raise UsageError(
-                f"is stored as {codec} values, which pruning would change",
-                where=name,
-                hint="prune first, then quantize or share: they keep what pruning did",
-            )
+    first = "prune first, then quantize or share: they keep what pruning did"
+    require_not_shared(encodings, "pruning", first)
 
 
 class _Work:

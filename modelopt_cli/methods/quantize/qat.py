@@ -1,11 +1,11 @@
 """Quantization-aware training: an int8 Program as one that can be trained, and back.
 
-    network = trainable(program)
+    network = qat.prepare(program)
     ...  # train it
-    better = settled(network, program)
+    better = qat.convert(network, program)
 
-What is trained computes what the int8 Program computes (``modelopt_cli/methods/quantize/fake.py``), value by
-value, up to how float32 sums are rounded. So what is validated while it is trained is what will be written.
+The network that is trained computes what the int8 Program computes (``fake_quantize``), value by value, up to
+how float32 sums are rounded. So what is validated during training is what will be written.
 """
 
 import copy
@@ -18,7 +18,14 @@ from modelopt_cli.artifact.encodings import is_pruned, without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.measure.subject import is_quantized
-from modelopt_cli.methods.quantize.fake import FakeQuantized, Form, Latent, LatentConv2d, LatentLinear, Real
+from modelopt_cli.methods.quantize.fake_quantize import (
+    FakeQuantized,
+    Form,
+    Latent,
+    LatentConv2d,
+    LatentLinear,
+    Real,
+)
 from modelopt_cli.methods.quantize.roles import SHAPE_OPERATIONS
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.calls import operation
@@ -35,7 +42,7 @@ from modelopt_cli.program.quantized_operations import (
 _STEPS = {"bits": 8, "axis": 0, "group": None}
 
 
-def trainable(program: Program) -> Program:
+def prepare(program: Program) -> Program:
     """A copy of a Program whose weights can be trained, int8 or not.
 
     Nodes, layers and weights have the names that they have in the Program. Weights start as what their int8
@@ -55,37 +62,37 @@ def trainable(program: Program) -> Program:
     if quantized and any(entry.get("method") == "share" for entry in program.history):
         what = "were shared before they became int8, which training would undo"
         raise UsageError(what, where="the weights", hint="train first, then share and quantize")
-    made = copy.deepcopy(program)
+    network = copy.deepcopy(program)
     layers = dict(program.named_modules())
     for name, layer in layers.items():
         form = _trained_form(layer, program.encodings.get(f"{name}.weight"))
         if form is not None:
-            made.set_submodule(name, form)
-            _forget_steps(made, f"{name}.weight")
+            network.set_submodule(name, form)
+            _forget_steps(network, f"{name}.weight")
     if quantized:
-        _real_zeros(made, layers)
-    return made.train(program.training).requires_grad_(True)
+        _real_zeros(network, layers)
+    return network.train(program.training).requires_grad_(True)
 
 
-def settled(trained: Program, program: Program) -> Program:
-    """The Program that :func:`trainable` was given, with the weights that training found.
+def convert(trained: Program, program: Program) -> Program:
+    """The Program that :func:`prepare` was given, with the weights that training found.
 
     Args:
-        trained: what ``trainable`` made of it, trained.
+        trained: the Program that ``prepare`` made of it, after training.
         program: it is not changed.
 
     Returns:
         A Program that computes what ``trained`` computes in evaluation mode, its history, encodings and the
         like still those of ``program``. Its int8 weights never saturate a kernel.
     """
-    made = copy.deepcopy(program)
+    network = copy.deepcopy(program)
     state = dict(trained.state_dict())
     for name, layer in trained.named_modules():
         if isinstance(layer, Latent):
             int8 = isinstance(program.get_submodule(name), Weighted)
             state[f"{name}.weight"] = layer.steps() if int8 else layer.rounded().detach()
-    made.load_state_dict({name: state[name] for name in made.state_dict()})
-    return made
+    network.load_state_dict({name: state[name] for name in network.state_dict()})
+    return network
 
 
 def _trained_form(layer: nn.Module, encoding: Encoding | None) -> nn.Module | None:
@@ -133,23 +140,23 @@ def _stored(layer: nn.Module, encoding: Encoding | None) -> nn.Module | None:
     return None
 
 
-def _forget_steps(made: Program, name: str) -> None:
+def _forget_steps(network: Program, name: str) -> None:
     """Of a latent weight only zeros are promised."""
-    encoding = made.encodings.pop(name, None)
+    encoding = network.encodings.pop(name, None)
     if encoding is not None and is_pruned(encoding):
-        made.encodings[name] = Encoding("sparse", {**encoding.params, "values": None})
+        network.encodings[name] = Encoding("sparse", {**encoding.params, "values": None})
 
 
-def _real_zeros(made: Program, layers: Mapping[str, nn.Module]) -> None:
+def _real_zeros(network: Program, layers: Mapping[str, nn.Module]) -> None:
     """Let functions that were given zero points as numbers, for uint8 tensors, take real zeros instead."""
-    for node in made.graph.nodes:
+    for node in network.graph.nodes:
         if node.op != "call_function" or not _is_uint8(node, layers):
             continue
         if operation(node) == "clamp":
             node.kwargs = {**node.kwargs, "min": 0.0}
         elif operation(node) == "pad":
             node.kwargs = {**node.kwargs, "value": 0.0}
-    made.recompile()
+    network.recompile()
 
 
 def _is_uint8(node: fx.Node, layers: Mapping[str, nn.Module]) -> bool:

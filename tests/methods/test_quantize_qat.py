@@ -22,10 +22,16 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.apply import apply as distill
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.teacher import Member
+from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.quantize.apply import apply as quantize
-from modelopt_cli.methods.quantize.aware import settled, trainable
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.fake import Form, Latent, LatentLinear, fake_quantize, nearest_steps
+from modelopt_cli.methods.quantize.fake_quantize import (
+    Form,
+    Latent,
+    LatentLinear,
+    fake_quantize,
+    nearest_steps,
+)
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantization import QParams, dequantize
 from modelopt_cli.program.quantized import QuantizedConv2d, Weighted
@@ -134,7 +140,7 @@ def test_every_value_is_that_of_integer_arithmetic(name: str) -> None:
     x, exact = images(4, *int8.input.shape, seed=3), Integers(int8)
     with torch.no_grad():
         exact.run(x)
-        network = trainable(int8).eval()
+        network = qat.prepare(int8).eval()
         beside = Beside(network, exact)
         beside.run(x)
     assert len(beside.apart) == len(exact.steps) > 3
@@ -150,7 +156,7 @@ def test_logits_are_those_of_integer_arithmetic(name: str, scheme: str) -> None:
     int8 = quantized(NETWORKS[name](), scheme)
     x = images(64, *int8.input.shape, seed=3)
     with torch.no_grad():
-        found = trainable(int8).eval()(x)
+        found = qat.prepare(int8).eval()(x)
         expected = prepare(copy.deepcopy(int8), "cpu", "reference")(x)
     apart = (found - expected).abs() / expected.std()
     assert (apart < 1e-5).float().mean() > 0.95  # elsewhere a rounding went the other way
@@ -162,7 +168,7 @@ def test_there_and_back_changes_nothing(scheme: str) -> None:
     int8 = quantized(everything(), scheme)
     int8.labels = tuple("abcde")
     before = copy.deepcopy(int8.state_dict())
-    made = settled(trainable(int8), int8)
+    made = qat.convert(qat.prepare(int8), int8)
     assert (made.history, made.labels, made.input) == (int8.history, int8.labels, int8.input)
     assert made.encodings.keys() == int8.encodings.keys()
     for name, tensor in made.state_dict().items():
@@ -174,7 +180,7 @@ def test_there_and_back_changes_nothing(scheme: str) -> None:
 def test_making_it_draws_no_random_numbers() -> None:
     int8 = quantized(small())
     state = torch.get_rng_state()
-    assert all(p.requires_grad for p in trainable(int8).parameters())
+    assert all(p.requires_grad for p in qat.prepare(int8).parameters())
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -222,7 +228,7 @@ def test_latent_weights_beyond_int8_only_come_back() -> None:
 
 
 def test_gradients_reach_every_latent_weight() -> None:
-    network = trainable(quantized(everything())).train()
+    network = qat.prepare(quantized(everything())).train()
     network(images(8, 3, 16, 16, seed=1)).pow(2).sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -246,7 +252,7 @@ def test_what_float_layers_change_in_place_is_their_own() -> None:
     int8 = quantized(captured(InPlace(), 3, 8, 8))
     assert "Dequantize" in [type(layer).__name__ for layer in int8.modules()]
     x = images(16, 3, 8, 8, seed=1)
-    found = trainable(int8)(x)
+    found = qat.prepare(int8)(x)
     found.sum().backward()
     torch.testing.assert_close(found.detach(), exact(int8)(x), rtol=1e-5, atol=1e-6)
 
@@ -258,13 +264,13 @@ def test_what_float_layers_change_in_place_is_their_own() -> None:
 @pytest.mark.parametrize("spread", [1.0, 100.0, 1e6, 1e30])
 def test_no_weights_make_a_kernel_saturate(scheme: str, spread: float) -> None:
     int8 = quantized(everything(), scheme)
-    network = trainable(int8).eval()
+    network = qat.prepare(int8).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer in network.modules():
             if isinstance(layer, Latent):
                 layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator).abs() * spread)
-    made = settled(network, int8)
+    made = qat.convert(network, int8)
     layers = [layer for layer in made.modules() if isinstance(layer, Weighted)]
     assert layers
     for layer in layers:
@@ -287,7 +293,7 @@ def test_shared_and_other_stored_weights_are_refused() -> None:
     int8 = quantized(small())
     int8.history = ({"method": "share"}, *int8.history)
     with pytest.raises(UsageError, match="shared before they became int8"):
-        trainable(int8)
+        qat.prepare(int8)
 
     class Tokens(nn.Module):
         def __init__(self) -> None:
@@ -342,14 +348,14 @@ def int8_of(teacher: Program, digits: Data, scheme: str = "int8") -> Program:
 
 def damaged(program: Program, noise: float = 50.0) -> Program:
     """With noise on its int8 weights, in steps, but on no zero."""
-    made, generator = trainable(program), torch.Generator().manual_seed(0)
+    made, generator = qat.prepare(program), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer in made.modules():
             if isinstance(layer, Latent):
                 steps = layer.scale.view(-1, *[1] * (layer.weight.dim() - 1))
                 moved = torch.randn(layer.weight.shape, generator=generator) * noise * steps
                 layer.weight += moved * (layer.weight != 0)
-    return settled(made, program)
+    return qat.convert(made, program)
 
 
 def exact(program: Program) -> Program:
@@ -399,9 +405,9 @@ def test_a_damaged_network_recovers(
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_was_validated_is_what_is_written(scheme: str, teacher: Program, digits: Data) -> None:
     student = int8_of(teacher, digits, scheme)
-    network = trainable(student)
+    network = qat.prepare(student)
     fit(network, Training(digits, config=TrainConfig(epochs=1, batch_size=32, lr=0.02)), seed=0)
-    made = settled(network, student)
+    made = qat.convert(network, student)
     assert not torch.equal(made.state_dict()["fc.weight"], student.state_dict()["fc.weight"])
     pictures, _ = next(iter(digits.batches(640)))
     with torch.no_grad():
