@@ -31,7 +31,7 @@ _TOLERANCE = 1e-5
 _outcomes: dict[tuple[Any, ...], bool] = {}
 
 
-def twin(layer: _Layer, **changes: Any) -> _Layer:
+def variant(layer: _Layer, **changes: Any) -> _Layer:
     """A layer over the same tensors, with other hyperparameters or tensors."""
     other = copy.copy(layer)
     other._buffers = dict(layer._buffers)
@@ -110,9 +110,9 @@ def _agrees(layer: QuantizedConv2d | QuantizedLinear, x: Tensor, make: Make) -> 
     }
     if isinstance(layer, QuantizedConv2d):
         sums["residual"] = None
-    exact = kind(twin(part, scale=unit[channels], **sums), seen)
+    exact = kind(variant(part, scale=unit[channels], **sums), seen)
     dim = 1 if x.dim() == 4 else -1
-    got = make(twin(layer, scale=unit, **sums))(x).index_select(dim, channels)
+    got = make(variant(layer, scale=unit, **sums))(x).index_select(dim, channels)
     if not torch.allclose(got, exact, rtol=_TOLERANCE, atol=0):
         return False
     if layer.output is None and layer.activation == "none":
@@ -124,8 +124,8 @@ def _agrees(layer: QuantizedConv2d | QuantizedLinear, x: Tensor, make: Make) -> 
     residual = []
     if isinstance(layer, QuantizedConv2d) and layer.residual is not None:
         residual = [_extremes(got.shape[0], layer.out_channels, *got.shape[2:])]
-    expected = kind(twin(part, scale=scale[channels]), seen, *(r[:, channels] for r in residual))
-    got = make(twin(layer, scale=scale))(x, *residual).index_select(dim, channels)
+    expected = kind(variant(part, scale=scale[channels]), seen, *(r[:, channels] for r in residual))
+    got = make(variant(layer, scale=scale))(x, *residual).index_select(dim, channels)
     if layer.output is None:
         return torch.allclose(got, expected, rtol=1e-3, atol=1e-3)
     return int((got.int() - expected.int()).abs().max()) <= _LEVEL
@@ -143,7 +143,7 @@ def _part(layer: _Layer, x: Tensor) -> tuple[Tensor, _Layer, Tensor]:
         inputs = (chosen[:, None] * layer.weight.shape[1] + torch.arange(layer.weight.shape[1])).flatten()
         x = x.index_select(1, inputs)
     tensors = {n: b[channels] for n, b in layer._buffers.items() if b is not None}
-    part = twin(layer, **tensors)
+    part = variant(layer, **tensors)
     if isinstance(part, QuantizedConv2d) and groups > 1:
         part.groups = len(chosen)
     return channels, part, x

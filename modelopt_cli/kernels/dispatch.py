@@ -1,9 +1,10 @@
 """Choosing a kernel for every quantized layer: by device, by what the backend can do, by exactness."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from operator import is_
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,8 +22,85 @@ from modelopt_cli.program.quantized import (
 )
 from modelopt_cli.program.quantized_operations import QuantizedAdd, QuantizedAvgPool2d, QuantizedMaxPool2d
 
-Backend = Literal["onednn", "cuda", "reference"]
 Run = Callable[..., Tensor]
+
+
+Builder = Callable[..., Run | None]
+
+
+@dataclass(frozen=True)
+class KernelSet:
+    """One backend: the kernels of a kind of device.
+
+    Attributes:
+        builders: for a class of layer, what builds its kernel from it; where that is None, or there is none,
+            the layer computes by its own float32 emulation.
+        exact: true of a layer whose int32 sums cannot go wrong there; others run through ``reference``.
+        available: true if this machine has what it needs.
+        device: type of device whose default it is, if it is one.
+        float_linear: applied to each float linear layer: attaches sparse kernels, or takes them off.
+    """
+
+    builders: Mapping[type[Quantized], Builder]
+    exact: Callable[[Weighted], bool] = lambda layer: True
+    available: Callable[[], bool] = lambda: True
+    device: str | None = None
+    float_linear: Callable[[nn.Linear], None] = sparse24.detach
+
+    def build(self, layer: Quantized, may_overwrite_residual: bool) -> Run | None:
+        """The kernel of a layer, or None where its emulation is to be used."""
+        builder = self.builders.get(type(layer))
+        if builder is None:
+            return None
+        if isinstance(layer, Weighted) and not (self.available() and self.exact(layer)):
+            return BACKENDS["reference"].build(layer, False)
+        if isinstance(layer, QuantizedConv2d):
+            return builder(layer, may_overwrite_residual=may_overwrite_residual)
+        return builder(layer)
+
+
+def _never_goes_wrong(layer: Weighted) -> bool:
+    groups = layer.groups if isinstance(layer, QuantizedConv2d) else 1
+    return never_saturates(layer.weight, groups) and never_wraps(layer.weight)
+
+
+BACKENDS: dict[str, KernelSet] = {
+    "onednn": KernelSet(
+        {
+            QuantizedConv2d: onednn.conv2d,
+            QuantizedLinear: onednn.linear,
+            DynamicLinear: onednn.dynamic_linear,
+            QuantizedMaxPool2d: onednn.max_pool2d,
+        },
+        exact=_never_goes_wrong,
+        available=torch.backends.mkldnn.is_available,
+        device="cpu",
+    ),
+    "cuda": KernelSet(
+        {
+            QuantizedConv2d: lambda layer, may_overwrite_residual: cuda.conv2d(layer),
+            QuantizedLinear: cuda.linear,
+            DynamicLinear: cuda.dynamic_linear,
+        },
+        exact=lambda layer: never_wraps(layer.weight),
+        device="cuda",
+        float_linear=sparse24.attach,
+    ),
+    "reference": KernelSet(
+        {
+            QuantizedConv2d: lambda layer, may_overwrite_residual: partial(reference.conv2d, layer),
+            QuantizedLinear: lambda layer: partial(reference.linear, layer),
+            DynamicLinear: lambda layer: partial(reference.dynamic_linear, layer),
+        }
+    ),
+}
+"""Name of a backend to its kernels."""
+
+
+def backend_of(device: torch.device) -> KernelSet:
+    """The default kernels of a device; those of the CPU where its type has none."""
+    by_device = {row.device: row for row in BACKENDS.values()}
+    return by_device.get(device.type, by_device["cpu"])
 
 
 class Kernel:
@@ -32,11 +110,11 @@ class Kernel:
     tensors were replaced, moved or written to builds again.
 
     Args:
-        backend: which kernels; None for those of the device.
+        backend: a key of ``BACKENDS``; None for that of the device.
         may_overwrite_residual: nobody reads the residual after the layer.
     """
 
-    def __init__(self, backend: Backend | None, may_overwrite_residual: bool) -> None:
+    def __init__(self, backend: str | None, may_overwrite_residual: bool) -> None:
         self.backend = backend
         self.may_overwrite_residual = may_overwrite_residual
         self._built: _Built | None = None
@@ -54,8 +132,8 @@ class Kernel:
         """Build now what the first call would build."""
         tensors = _tensors(layer)
         device = next((t.device for t in tensors if t is not None), device)
-        backend = self.backend or ("cuda" if device.type == "cuda" else "onednn")
-        run = _KERNELS[backend](layer, self.may_overwrite_residual)
+        kernels = BACKENDS[self.backend] if self.backend else backend_of(device)
+        run = kernels.build(layer, self.may_overwrite_residual)
         self._built = _Built(run or layer.emulate, tensors, tuple(map(_version, tensors)))
         return self._built
 
@@ -102,14 +180,14 @@ def require_device(device: str | torch.device) -> None:
         raise EnvironmentFailure(f"there is no such device, of {count}", where=f"--device {device}")
 
 
-def prepare(program: Program, device: str | torch.device = "cpu", backend: Backend | None = None) -> Program:
+def prepare(program: Program, device: str | torch.device = "cpu", backend: str | None = None) -> Program:
     """Move a Program to a device and give each quantized layer its kernel there, in place.
 
     Args:
         program: any Program. One without quantized layers is only moved; on CUDA, its half-precision
             linear layers of 2:4 sparse weight get their kernels, too.
         device: "cpu" or a CUDA device.
-        backend: which kernels; by default those of the device.
+        backend: a key of ``BACKENDS``; by default that of the device.
 
     Returns:
         The same Program.
@@ -120,58 +198,16 @@ def prepare(program: Program, device: str | torch.device = "cpu", backend: Backe
     require_device(device)
     target = torch.device(device)
     program.to(target)
+    kernels = BACKENDS[backend] if backend else backend_of(target)
     overwritable = _overwritable_residuals(program)
     for name, module in program.named_modules():
         if isinstance(module, Weighted | QuantizedMaxPool2d):
             module.kernel = kernel = Kernel(backend, name in overwritable)
             kernel.build(module, target)
         elif type(module) is nn.Linear:
-            cuda_kernels = (backend or target.type) == "cuda"
-            (sparse24.attach if cuda_kernels else sparse24.detach)(module)
+            kernels.float_linear(module)
     return program
 
-
-def _reference(layer: Quantized, _: bool) -> Run | None:
-    if isinstance(layer, QuantizedConv2d):
-        return partial(reference.conv2d, layer)
-    if isinstance(layer, QuantizedLinear):
-        return partial(reference.linear, layer)
-    if isinstance(layer, DynamicLinear):
-        return partial(reference.dynamic_linear, layer)
-    return None
-
-
-def _onednn(layer: Quantized, may_overwrite_residual: bool) -> Run | None:
-    if isinstance(layer, QuantizedMaxPool2d):
-        return onednn.max_pool2d(layer)
-    if not isinstance(layer, Weighted):
-        return None
-    groups = layer.groups if isinstance(layer, QuantizedConv2d) else 1
-    exact = never_saturates(layer.weight, groups) and never_wraps(layer.weight)
-    if not torch.backends.mkldnn.is_available() or not exact:
-        return _reference(layer, False)
-    if isinstance(layer, QuantizedConv2d):
-        return onednn.conv2d(layer, may_overwrite_residual=may_overwrite_residual)
-    if isinstance(layer, QuantizedLinear):
-        return onednn.linear(layer)
-    return onednn.dynamic_linear(layer) if isinstance(layer, DynamicLinear) else None
-
-
-def _cuda(layer: Quantized, _: bool) -> Run | None:
-    if isinstance(layer, Weighted) and not never_wraps(layer.weight):
-        return _reference(layer, False)
-    if isinstance(layer, QuantizedConv2d):
-        return cuda.conv2d(layer)
-    if isinstance(layer, QuantizedLinear):
-        return cuda.linear(layer)
-    return cuda.dynamic_linear(layer) if isinstance(layer, DynamicLinear) else None
-
-
-_KERNELS: dict[str, Callable[[Quantized, bool], Run | None]] = {
-    "onednn": _onednn,
-    "cuda": _cuda,
-    "reference": _reference,
-}
 
 # Modules whose output is a fresh tensor that shares no memory with their input.
 _FRESH = (QuantizedConv2d, QuantizedAdd, QuantizedMaxPool2d, QuantizedAvgPool2d)

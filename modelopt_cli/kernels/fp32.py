@@ -43,7 +43,7 @@ class PackedConv2d(_Packed):
         super().__init__()
         self.conv = conv
         self.activation = activation
-        self.post_op = POST_OPS[activation]
+        self.post_op = POST_OPS[activation].arguments
         padding = [0, 0] if isinstance(conv.padding, str) else list(conv.padding)
         self.geometry = (padding, list(conv.stride), list(conv.dilation), conv.groups)
 
@@ -63,7 +63,7 @@ class PackedConv2d(_Packed):
             unary = None if self.activation == "none" else self.post_op[0]
             y = _conv_add(x, other, weight, bias, *self.geometry, "add", None, unary, [], None)
         else:
-            y = _conv(x, weight, bias, *self.geometry, *POST_OPS["none"]) + other
+            y = _conv(x, weight, bias, *self.geometry, *POST_OPS["none"].arguments) + other
             y = ACTIVATIONS[self.activation](y)
         return y
 
@@ -80,7 +80,7 @@ class PackedLinear(_Packed):
     def __init__(self, linear: nn.Linear, activation: str) -> None:
         super().__init__()
         self.linear = linear
-        self.post_op = POST_OPS[activation]
+        self.post_op = POST_OPS[activation].arguments
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is None:

@@ -6,6 +6,7 @@ for one input shape and is right, only slower, for others. What is packed is che
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modelopt_cli.kernels import checks, reference
-from modelopt_cli.kernels.checks import twin
+from modelopt_cli.kernels.checks import variant
 from modelopt_cli.kernels.routes import Sides, may_fuse_residual, sides_to_pad
 from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, dynamic_qparams, quantize
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear, Weighted
@@ -23,20 +24,38 @@ _conv = torch.ops.onednn.qconv2d_pointwise.default
 _conv_sum = torch.ops.onednn.qconv2d_pointwise.binary
 _linear = torch.ops.onednn.qlinear_pointwise.default
 
-# What the int8 operators take of them; the float32 ones take all.
-CONV_ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu")
-SUM_ACTIVATIONS = ("none", "relu")
-LINEAR_ACTIVATIONS = ("none", "relu", "gelu")
 
-POST_OPS: dict[str, tuple[str, list[float], str]] = {
-    "none": ("none", [], ""),
-    "relu": ("relu", [], ""),
-    "relu6": ("hardtanh", [0.0, 6.0], ""),
-    "hardswish": ("hardswish", [], ""),
-    "silu": ("swish", [], ""),
-    "gelu": ("gelu", [], "none"),
+@dataclass(frozen=True)
+class PostOp:
+    """An activation as oneDNN's operators apply it themselves; the float32 ones take every row.
+
+    Attributes:
+        name, scalars, algorithm: oneDNN's.
+        conv, conv_sum, linear: int8 operators that take it: convolution, convolution with a residual, linear.
+    """
+
+    name: str
+    scalars: tuple[float, ...] = ()
+    algorithm: str = ""
+    conv: bool = False
+    conv_sum: bool = False
+    linear: bool = False
+
+    @property
+    def arguments(self) -> tuple[str, list[float], str]:
+        """The last three arguments of an operator."""
+        return self.name, list(self.scalars), self.algorithm
+
+
+POST_OPS: dict[str, PostOp] = {
+    "none": PostOp("none", conv=True, conv_sum=True, linear=True),
+    "relu": PostOp("relu", conv=True, conv_sum=True, linear=True),
+    "relu6": PostOp("hardtanh", (0.0, 6.0), conv=True),
+    "hardswish": PostOp("hardswish", conv=True),
+    "silu": PostOp("swish", conv=True),
+    "gelu": PostOp("gelu", algorithm="none", linear=True),
 }
-"""oneDNN's name, scalars and algorithm for each activation that its operators can apply themselves."""
+"""Activation to what applies it. What an operator does not take is computed after it."""
 
 
 def _target(output: QParams | None) -> tuple[float, int, torch.dtype]:
@@ -107,12 +126,12 @@ def _any_activation(
 ) -> Callable[..., Tensor]:
     """The operator with its post-ops; where it lacks those, its sums and the rest after it."""
     if layer.residual is None:
-        fuses = layer.activation in CONV_ACTIVATIONS
+        fuses = POST_OPS[layer.activation].conv
     else:
-        fuses = layer.activation in SUM_ACTIVATIONS and may_fuse_residual(layer)
+        fuses = POST_OPS[layer.activation].conv_sum and may_fuse_residual(layer)
     if fuses:
         return _conv_operator(layer, packed, may_overwrite_residual)
-    plain = _conv_operator(twin(layer, activation="none", residual=None, output=None), packed, False)
+    plain = _conv_operator(variant(layer, activation="none", residual=None, output=None), packed, False)
 
     def run(x: Tensor, *residual: Tensor) -> Tensor:
         return _finish(layer, plain(x), *residual)
@@ -130,7 +149,7 @@ def _finish(layer: Weighted, y: Tensor, residual: Tensor | None = None) -> Tenso
 def _conv_operator(
     layer: QuantizedConv2d, packed: _PackedConv, may_overwrite_residual: bool
 ) -> Callable[..., Tensor]:
-    attr, scalars, algorithm = POST_OPS[layer.activation]
+    post_op = POST_OPS[layer.activation].arguments
     source, target = (layer.input.scale, layer.input.zero_point), _target(layer.output)
     geometry, weight = packed.geometry, packed.weight
     scale, zeros, bias = layer.scale, packed.zeros, layer.bias
@@ -139,9 +158,7 @@ def _conv_operator(
     def plain(x: Tensor) -> Tensor:
         if padded is not None:
             x = padded(x)
-        y: Tensor = _conv(
-            x, *source, weight, scale, zeros, bias, *geometry, *target, attr, scalars, algorithm
-        )
+        y: Tensor = _conv(x, *source, weight, scale, zeros, bias, *geometry, *target, *post_op)
         return y
 
     def summed(x: Tensor, residual: Tensor) -> Tensor:
@@ -155,7 +172,7 @@ def _conv_operator(
         y: Tensor = _conv_sum(
             *(x, *source, weight, scale, zeros, laid_out, bias, *geometry, *target),
             *(layer.residual.scale, layer.residual.zero_point),
-            *("sum", 1.0, attr, scalars, algorithm),
+            *("sum", 1.0, *post_op),
         )
         return y
 
@@ -171,16 +188,16 @@ def linear(layer: QuantizedLinear) -> Callable[..., Tensor]:
 
 
 def _linear_kernel(layer: QuantizedLinear, packed: Tensor) -> Callable[..., Tensor]:
-    fuses = layer.activation in LINEAR_ACTIVATIONS
+    fuses = POST_OPS[layer.activation].linear
     fused, output = (layer.activation, layer.output) if fuses else ("none", None)
-    attr, scalars, algorithm = POST_OPS[fused]
+    post_op = POST_OPS[fused].arguments
     source, target = (layer.input.scale, layer.input.zero_point), _target(output)
     scale, bias = layer.scale, layer.bias
     zeros = torch.zeros(layer.out_features, dtype=torch.int8)
 
     def run(x: Tensor) -> Tensor:
         rows = x.reshape(-1, layer.in_features)
-        y: Tensor = _linear(rows, *source, packed, scale, zeros, bias, *target, attr, scalars, algorithm)
+        y: Tensor = _linear(rows, *source, packed, scale, zeros, bias, *target, *post_op)
         y = y if fuses else _finish(layer, y)
         return y.view(*x.shape[:-1], layer.out_features)
 
@@ -194,12 +211,12 @@ def dynamic_linear(layer: DynamicLinear) -> Callable[..., Tensor]:
         return partial(reference.dynamic_linear, layer)
     scale, bias = layer.scale, layer.bias
     zeros = torch.zeros(layer.out_features, dtype=torch.int8)
-    target = _target(None)
+    target, post_op = _target(None), POST_OPS["none"].arguments
 
     def run(x: Tensor) -> Tensor:
         q = dynamic_qparams(x)
         rows = quantize(x.reshape(-1, layer.in_features), q)
-        y: Tensor = _linear(rows, q.scale, q.zero_point, packed, scale, zeros, bias, *target, "none", [], "")
+        y: Tensor = _linear(rows, q.scale, q.zero_point, packed, scale, zeros, bias, *target, *post_op)
         return y.view(*x.shape[:-1], layer.out_features)
 
     return run

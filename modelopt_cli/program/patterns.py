@@ -5,15 +5,9 @@ from collections.abc import Mapping
 from torch import fx, nn
 
 from modelopt_cli.program.calls import arguments, operation
+from modelopt_cli.program.quantization import ACTIVATIONS
 
-ACTIVATION_MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.Hardswish: "hardswish",
-    nn.SiLU: "silu",
-    nn.GELU: "gelu",
-}
-ACTIVATION_FUNCTIONS = ("relu", "relu6", "hardswish", "silu", "gelu")
+_LAYERS = {activation.layer: name for name, activation in ACTIVATIONS.items()}
 
 
 def activation_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
@@ -24,9 +18,9 @@ def activation_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None
             return None
         if isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0.0, 6.0):
             return "relu6"
-        return ACTIVATION_MODULES.get(type(module))
+        return _LAYERS.get(type(module))
     name = operation(node)
-    if name not in ACTIVATION_FUNCTIONS or arguments(node).get("approximate", "none") != "none":
+    if name not in ACTIVATIONS or arguments(node).get("approximate", "none") != "none":
         return None
     return name
 

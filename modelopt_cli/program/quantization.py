@@ -12,20 +12,39 @@ from math import isfinite
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
 
 QMIN, QMAX = 0, 255
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "hardswish": F.hardswish,
-    "silu": F.silu,
-    "gelu": F.gelu,
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation that int8 layers apply to their sums; called with a tensor, it computes it.
+
+    Attributes:
+        function: of real values.
+        layer: of a float network that computes the same.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    layer: type[nn.Module] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "none": Activation(lambda x: x),
+    "relu": Activation(F.relu, nn.ReLU),
+    "relu6": Activation(F.relu6, nn.ReLU6),
+    "hardswish": Activation(F.hardswish, nn.Hardswish),
+    "silu": Activation(F.silu, nn.SiLU),
+    "gelu": Activation(F.gelu, nn.GELU),
 }
+"""Name of an activation, which is that of torch's operation, too, to its row."""
+
 SMALLEST_SCALE, LARGEST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 

@@ -1,6 +1,6 @@
 """Every backend computes what the integers say, whatever the geometry, zero point or activation."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,33 +21,26 @@ from kernel_cases import (
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import EnvironmentFailure
-from modelopt_cli.kernels import cuda, onednn, prepare, reference, require_device
+from modelopt_cli.kernels import BACKENDS, cuda, onednn, prepare, require_device
 from modelopt_cli.kernels.dispatch import _overwritable_residuals
 from modelopt_cli.kernels.im2col import im2col
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.quantization import QParams, dynamic_qparams, quantize
-from modelopt_cli.program.quantized import QuantizedConv2d
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear
 from modelopt_cli.program.quantized_operations import Quantize, QuantizedAdd, QuantizedMaxPool2d
 
-CONVS: dict[str, Callable[[QuantizedConv2d], Callable[..., Tensor] | None]] = {
-    "onednn": lambda layer: onednn.conv2d(layer, may_overwrite_residual=False),
-    "onednn in place": lambda layer: onednn.conv2d(layer, may_overwrite_residual=True),
-    "cuda": cuda.conv2d,
+CONVS: dict[str, Any] = {
     "emulate": lambda layer: layer.emulate,
-    "reference": lambda layer: lambda *args: reference.conv2d(layer, *args),
+    "onednn in place": partial(onednn.conv2d, may_overwrite_residual=True),
 }
-LINEARS: dict[str, Any] = {
-    "onednn": onednn.linear,
-    "cuda": cuda.linear,
-    "emulate": lambda layer: layer.emulate,
-    "reference": lambda layer: lambda x: reference.linear(layer, x),
+CONVS |= {
+    name: partial(row.builders[QuantizedConv2d], may_overwrite_residual=False)
+    for name, row in BACKENDS.items()
 }
-DYNAMICS: dict[str, Any] = {
-    "onednn": onednn.dynamic_linear,
-    "cuda": cuda.dynamic_linear,
-    "emulate": lambda layer: layer.emulate,
-    "reference": lambda layer: lambda x: reference.dynamic_linear(layer, x),
-}
+LINEARS, DYNAMICS = (
+    {"emulate": lambda layer: layer.emulate} | {name: row.builders[kind] for name, row in BACKENDS.items()}
+    for kind in (QuantizedLinear, DynamicLinear)
+)
 
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -216,7 +209,7 @@ def test_dynamic_linear(kernel: str, low: float, shape: tuple[int, ...]) -> None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("backend", ["onednn", "cuda", "reference", None])
+@pytest.mark.parametrize("backend", [*BACKENDS, None])
 def test_dynamic_linear_lets_what_is_not_finite_show(value: float, backend: Any) -> None:
     layer = dynamic()
     if backend:

@@ -113,7 +113,7 @@ def test_an_operator_that_is_wrong_for_a_shape_is_not_used(output: Any, depthwis
 def test_a_post_op_that_is_wrong_is_not_used() -> None:
     layer = conv(activation="silu")
     x = random_uint8(2, 8, 9, 9)
-    silu = onednn.POST_OPS | {"silu": ("relu", [], "")}
+    silu = onednn.POST_OPS | {"silu": onednn.POST_OPS["relu"]}
     with mock.patch.dict(checks._outcomes, clear=True), mock.patch.object(onednn, "POST_OPS", silu):
         prepare(as_program(layer))
         assert_matches(layer(x), exact_conv(layer, x), layer.output)

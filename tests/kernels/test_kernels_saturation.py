@@ -14,7 +14,7 @@ import torch
 from kernel_cases import conv, dynamic, linear
 from torch import Tensor, fx
 
-from modelopt_cli.kernels import checks, never_saturates, onednn, prepare, reference
+from modelopt_cli.kernels import BACKENDS, checks, never_saturates, onednn, prepare, reference
 from modelopt_cli.kernels.dispatch import Kernel
 from modelopt_cli.kernels.saturation import never_wraps
 from modelopt_cli.program import InputSpec, Program
@@ -224,7 +224,7 @@ def test_never_wraps(terms: int, value: int, expected: bool) -> None:
     assert never_wraps(weight)
 
 
-@pytest.mark.parametrize("backend", ["onednn", "cuda", "reference", None])
+@pytest.mark.parametrize("backend", [*BACKENDS, None])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_sums_beyond_int32_do_not_wrap(backend: Any, sign: int) -> None:
     wide = 160_000
