@@ -13,7 +13,7 @@ from modelopt_cli.api.opening import open_noting
 from modelopt_cli.api.teachers import Source, require_same_names
 from modelopt_cli.api.tuning import Surroundings, TrainingRequest, trainer
 from modelopt_cli.checkpoint import open_model, resolve
-from modelopt_cli.checkpoint.arch import published_top1
+from modelopt_cli.checkpoint.sources import published_top1
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.measure import EvalOptions

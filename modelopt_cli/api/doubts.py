@@ -7,7 +7,7 @@ from torch import Tensor
 
 from modelopt_cli.api.inputs import published_for
 from modelopt_cli.checkpoint import Opened
-from modelopt_cli.checkpoint.arch import published_top1
+from modelopt_cli.checkpoint.sources import published_top1
 from modelopt_cli.data import Data
 from modelopt_cli.data.names import match_names
 from modelopt_cli.errors import DataError

@@ -13,7 +13,7 @@ from torch import nn
 from modelopt_cli.api.guard import Given
 from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of, tell_notes
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
-from modelopt_cli.checkpoint.arch_spec import NAMED, check_found_spec, parse_spec
+from modelopt_cli.checkpoint.sources import SOURCES, check_found_spec, parse_spec
 from modelopt_cli.errors import ArchitectureError, DataError, InputError, UsageError
 from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.methods.context import Context
@@ -25,7 +25,6 @@ from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
 
 SAME = "same"
-_CHANNELS = {"builtin": "in_channels", "timm": "in_chans"}
 
 
 def open_student(
@@ -144,10 +143,11 @@ def _fitted(spec: str, teacher: nn.Module, input: InputSpec) -> str:
     """An architecture with the teacher's classes and channels where it says no others."""
     parsed = parse_spec(spec)
     more: dict[str, int] = {}
-    if parsed.source in NAMED:
+    source = SOURCES[parsed.source]
+    if not source.code:
         if "num_classes" not in parsed.options:
             more["num_classes"] = classes_of(teacher, input.shape, dtype=input.dtype)
-        option = _CHANNELS.get(parsed.source)
+        option = source.channels_option
         if option is not None and option not in parsed.options and len(input.shape) == 3:
             more[option] = input.shape[0]
     if not more:

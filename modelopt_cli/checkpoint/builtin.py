@@ -4,11 +4,26 @@ All trace with ``torch.fx``. ``width`` scales the hidden layers (rounded, at lea
 network of any size can be made for a test or a demonstration.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from modelopt_cli.checkpoint.arch import (
+    Architecture,
+    ArchSpec,
+    Source,
+    class_count,
+    construct,
+    join_options,
+    require_known,
+)
+from modelopt_cli.checkpoint.tensor_names import Shape, shapes_of
+from modelopt_cli.errors import ArchitectureError
+from modelopt_cli.program.input_spec import InputSpec, Preprocess
+from modelopt_cli.text import short
 
 
 def scaled(units: int, width: float) -> int:
@@ -192,3 +207,65 @@ BUILTINS: dict[str, Builtin] = {
     "resnet20": Builtin(resnet20, 32, 3, _RESNET, "fc.weight"),
     "resnet56": Builtin(resnet56, 32, 3, _RESNET, "fc.weight"),
 }
+
+
+def _resolve(spec: ArchSpec) -> Architecture:
+    require_known(spec, BUILTINS)
+    builtin = BUILTINS[spec.name]
+    for name, value in spec.options.items():
+        kinds: tuple[type, ...] = (int, float) if name == "width" else (int,)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 1 << 20:  # type: ignore[operator]
+            raise ArchitectureError(f"{name} must be a positive number", where=short(spec.text))
+    channels = spec.options.get("in_channels", builtin.channels)
+    assert isinstance(channels, int)
+    preprocess = None
+    if channels in (1, 3):
+        size = (builtin.size, builtin.size)
+        preprocess = Preprocess(resize=size, mean=(0.0,) * channels, std=(1.0,) * channels, channels=channels)
+    return Architecture(
+        spec.text,
+        lambda: construct(spec, lambda: builtin.make(**spec.options)),
+        InputSpec((channels, builtin.size, builtin.size), preprocess),
+        own=True,
+        num_classes=class_count(spec, 10),
+    )
+
+
+def _recognise(shapes: Mapping[str, Shape]) -> list[str]:
+    return [spec for name, builtin in BUILTINS.items() if (spec := _match(name, builtin, shapes))]
+
+
+def _match(name: str, builtin: Builtin, shapes: Mapping[str, Shape]) -> str | None:
+    last, hidden = shapes.get(builtin.last), [shapes.get(weight) for weight in builtin.hidden]
+    if last is None or len(last) != 2 or not all(shape and len(shape) > 1 for shape in hidden):
+        return None
+    rows = [shape[0] for shape in hidden if shape]
+    stem = shapes[next(iter(builtin.hidden))]
+    width = _width(list(zip(rows, builtin.hidden.values(), strict=True)))
+    channels, rest = divmod(stem[1], builtin.pixels)
+    if width is None or rest or not channels or not last[0]:
+        return None
+    options: dict[str, float] = {}
+    if last[0] != 10:
+        options["num_classes"] = last[0]
+    if channels != builtin.channels:
+        options["in_channels"] = channels
+    if width != 1:
+        options["width"] = width
+    with torch.device("meta"):
+        expected = shapes_of(builtin.make(**options).state_dict())
+    return join_options(f"builtin:{name}", options) if expected == shapes else None
+
+
+def _width(layers: list[tuple[int, int]]) -> float | None:
+    """The factor with the fewest digits that scales each layer's units to its rows."""
+    low = max((rows - 0.5) / units if rows > 1 else 0 for rows, units in layers)
+    for digits in range(8):
+        width = max(math.ceil(low * 10**digits), 1) / 10**digits
+        for candidate in (width, width + 10**-digits):  # the bound itself may round the other way
+            if all(scaled(units, candidate) == rows for rows, units in layers):
+                return float(round(candidate, digits))
+    return None
+
+
+BUILTIN = Source("builtin:NAME", _resolve, recognise=_recognise, channels_option="in_channels")

@@ -12,10 +12,10 @@ from torch import nn
 from modelopt_cli import artifact
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.reader import Artifact, lazy_tensors, program_in
-from modelopt_cli.checkpoint.arch import Architecture, resolve
-from modelopt_cli.checkpoint.arch_spec import FORMS, NAMED, check_found_spec, parse_spec
+from modelopt_cli.checkpoint.arch import Architecture
 from modelopt_cli.checkpoint.build import build_loaded
 from modelopt_cli.checkpoint.recognition import describe_nearest, recognise, recognise_state
+from modelopt_cli.checkpoint.sources import FORMS, check_found_spec, names_code, resolve
 from modelopt_cli.checkpoint.state_file import read_state, state_bytes
 from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
 from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
@@ -241,6 +241,6 @@ def _open_tensors(found: Artifact, path: Path, arch: str | None, input_spec: Inp
 
 def _is_ours(spec: str | None) -> bool:
     try:
-        return spec is not None and parse_spec(spec).source in NAMED
+        return spec is not None and not names_code(spec)
     except ArchitectureError:
         return False

@@ -201,7 +201,7 @@ class TestWhatIsNotThere:
             **fingerprints(),
             "twin18": fingerprint.Fingerprint("twin18", fingerprints()["resnet18"].tensors, ()),
         }
-        monkeypatch.setattr("modelopt_cli.checkpoint.recognition.fingerprints", lambda: twin)
+        monkeypatch.setattr("modelopt_cli.checkpoint.torchvision_networks.fingerprints", lambda: twin)
         with pytest.raises(
             ArchitectureError, match="torchvision:resnet18, torchvision:twin18; say which with --arch"
         ):

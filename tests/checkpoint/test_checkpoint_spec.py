@@ -2,7 +2,7 @@
 
 import pytest
 
-from modelopt_cli.checkpoint.arch_spec import check_found_spec, parse_spec
+from modelopt_cli.checkpoint.sources import check_found_spec, parse_spec
 from modelopt_cli.errors import ArchitectureError
 
 

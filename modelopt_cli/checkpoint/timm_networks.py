@@ -1,0 +1,55 @@
+"""timm's networks, where that package is installed."""
+
+from typing import Any
+
+from modelopt_cli.checkpoint.arch import Architecture, ArchSpec, Source, class_count, construct, require_known
+from modelopt_cli.errors import EnvironmentFailure
+from modelopt_cli.program.input_spec import InputSpec, Interpolation, Preprocess
+from modelopt_cli.text import first_line, short
+
+_INTERPOLATIONS: dict[str, Interpolation] = {
+    "nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic"
+}  # fmt: skip
+
+
+def _resolve(spec: ArchSpec) -> Architecture:
+    try:
+        import timm
+    except ImportError as error:
+        raise EnvironmentFailure(
+            f"{short(spec.text)} needs the optional package timm ({first_line(error)})",
+            hint="pip install 'modelopt-cli[timm]'",
+        ) from error
+    if not timm.is_model(spec.name):
+        require_known(spec, timm.list_models())
+    config = timm.get_pretrained_cfg(spec.name)
+    return Architecture(
+        spec.text,
+        lambda: construct(spec, lambda: timm.create_model(spec.name, pretrained=False, **spec.options)),
+        _input(config) if config is not None else None,
+        num_classes=class_count(spec, getattr(config, "num_classes", None)),
+        published=True,
+        published_classes=getattr(config, "num_classes", None),
+    )
+
+
+def _input(config: Any) -> InputSpec | None:
+    """timm's own evaluation transform: resize to size / crop_pct, then crop."""
+    channels, height, width = config.input_size
+    interpolation = _INTERPOLATIONS.get(config.interpolation)
+    if height != width or channels not in (1, 3) or interpolation is None:
+        return InputSpec((channels, height, width))
+    return InputSpec(
+        (channels, height, width),
+        Preprocess(
+            resize=int(height / config.crop_pct),
+            crop=height,
+            interpolation=interpolation,
+            mean=tuple(config.mean),
+            std=tuple(config.std),
+            channels=channels,
+        ),
+    )
+
+
+TIMM = Source("timm:NAME", _resolve, channels_option="in_chans")
