@@ -277,8 +277,9 @@ def row_named(text: str, rows: Mapping[str, Row]) -> Row | None:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """A hint naming the entry of ``known`` nearest to ``word``, or None if nothing is near."""
-    nearest = get_close_matches(word, list(known), n=1)
-    return f"did you mean '{nearest[0]}'?" if nearest else None
+    spelled = {name.lower(): name for name in known}
+    nearest = get_close_matches(word.lower(), list(spelled), n=1)
+    return f"did you mean '{spelled[nearest[0]]}'?" if nearest else None
 
 
 def not_one_of(value: Any, choices: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "modelopt_cli"
 
 ORDER = (
-    *("errors", "settings", "text", "regular", "user_code", "_torchvision", "mend"),
+    *("errors", "settings", "lazy_names", "text", "regular", "user_code", "_torchvision", "mend"),
     *("program", "artifact", "kernels", "data", "checkpoint"),
     *("measure", "training"),
     *("methods", "report"),
@@ -22,7 +22,7 @@ KNOWN: set[tuple[str, str]] = {
     ("modelopt_cli.measure.loading_child", "modelopt_cli.api"),
     ("modelopt_cli.api.training", "modelopt_cli"),
     ("modelopt_cli.api.fine_tuning", "modelopt_cli"),
-    ("modelopt_cli.training.config", "modelopt_cli.training.forecast"),
+    ("modelopt_cli.training.interfaces", "modelopt_cli.training.forecast"),
     ("modelopt_cli.training.forecast", "modelopt_cli.training.loop"),
     ("modelopt_cli.training.rates", "modelopt_cli.training.loop"),
 }

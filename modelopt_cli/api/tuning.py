@@ -16,6 +16,7 @@ from modelopt_cli.measure import EvalOptions, StageProgress
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
+from modelopt_cli.settings import option
 from modelopt_cli.training import TrainConfig, Training
 from modelopt_cli.training.distributed import World, world
 from modelopt_cli.training.run import METRICS, Run, would_own
@@ -59,7 +60,7 @@ class TrainingRequest:
         folder = self.folder(output)
         for path in (output, *sources):
             if would_own(folder, Path(path)):
-                hint = "give the run another folder with --run"
+                hint = f"give the run another folder with {option('run_dir')}"
                 raise UsageError(
                     f"is a name that the run in {folder} uses itself", where=str(path), hint=hint
                 )
@@ -72,12 +73,12 @@ class TrainingRequest:
             DataError: one of them is malformed.
         """
         if self.val is not None and data is not None and same_samples(self.val, data):
-            hint = "hold out training data with --val-fraction"
+            hint = f"hold out training data with {option('val_fraction')}"
             raise UsageError(
-                "is what the result is judged on, and may not choose it", where="--val", hint=hint
+                "is what the result is judged on, and may not choose it", where=option("val"), hint=hint
             )
         if self.val is not None and self.config.val_fraction:
-            raise UsageError("cannot be given together with --val", where="--val-fraction")
+            raise UsageError(f"cannot be given together with {option('val')}", where=option("val_fraction"))
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the interrupted one."""

@@ -3,8 +3,9 @@
 Names load on first use, so that checking an output path costs no import of torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from modelopt_cli.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from modelopt_cli.artifact.container import TensorInfo, read_safetensors, read_safetensors_header
@@ -70,7 +71,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

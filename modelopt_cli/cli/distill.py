@@ -11,6 +11,8 @@ from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_distilled
 from modelopt_cli.cli.values import Reader
+from modelopt_cli.methods.distill.config import DistillConfig
+from modelopt_cli.training.config import TrainConfig
 
 Teacher = Annotated[
     Path, typer.Argument(metavar="TEACHER", help="A checkpoint of any kind, or a modelopt file.")
@@ -20,8 +22,10 @@ Teacher = Annotated[
 def distill(
     console: Console,
     checkpoint: Teacher,
-    method: options.DistillOptions,
-    training: options.TrainOptions,
+    networks: options.StudentOptions,
+    method: DistillConfig,
+    training: TrainConfig,
+    files: options.TrainingFiles,
     network: options.NetworkOptions,
     run: options.RunOptions,
     measure: options.MeasureTrainedOptions,
@@ -39,47 +43,35 @@ def distill(
     Example: modelopt distill resnet56.pth --student builtin:resnet8 --train train/ --data test/
     """
     reader = Reader()
-    config = method.read(reader)
-    how = training.read(reader)
-    reader.check(training.train is not None, "--train", "there is nothing to train on; name the data")
+    networks.read(reader, method)
     request = options.read_request(reader, network, run, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
-    options.read_curve(reader, training, dry_run)
+    options.read_training(reader, files, training, dry_run)
     options.read_training_dry_run(reader, dry_run)
     coding = options.read_code(reader, code)
     reader.finish()
     options.check_exports(exports, force)
-    asked = options.training_request(training, how)
+    asked = options.training_request(files, training)
+    assert asked is not None
 
     from modelopt_cli.api.distilling import scratch_beside
-    from modelopt_cli.methods.distill.config import DistillConfig
 
     target = options.chosen_output(output, checkpoint, "distilled")
-    outputs = [target, scratch_beside(target)] if method.compare_scratch else [target]
-    sources: list[str | Path] = [checkpoint, method.student or "", *(path for path, _ in method.others())]
-    check_curve(training.curve, asked, outputs, sources, force)
-
-    settings = DistillConfig(**config)
+    outputs = [target, scratch_beside(target)] if networks.compare_scratch else [target]
+    sources: list[str | Path] = [checkpoint, networks.student or "", *(path for path, _ in networks.others())]
+    check_curve(files.curve, asked, outputs, sources, force)
 
     def work() -> None:
         from modelopt_cli import api
 
         console.silent = options.beside_another()
-        student = api.Student(
-            method.student or "",
-            method.student_arch,
-            method.others(),
-            method.resize_for_teacher,
-            method.compare_scratch,
-            method.cache,
-        )
         with console.progress() as progress:
             outcome = api.distill(
                 checkpoint,
                 target,
-                student=student,
+                student=networks.chosen(),
                 training=asked,
-                config=settings,
+                config=method,
                 evaluate=not no_eval,
                 code=coding,
                 force=force,
@@ -89,7 +81,7 @@ def distill(
                 **request.keywords(),
             )
         if outcome.written is not None:
-            draw_curve(console, training.curve, asked, target, force)
+            draw_curve(console, files.curve, asked, target, force)
         show_distilled(console, outcome, exports, force=force)
 
     return options.undone(work, delete_on_fail, *outputs)

@@ -13,6 +13,7 @@ from modelopt_cli.cli.results import show_pruned, show_sensitivity
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.settings import Setting
+from modelopt_cli.training.config import FineTuneConfig
 
 PICTURES = (".png", ".svg")
 
@@ -34,7 +35,8 @@ def prune(
     console: Console,
     checkpoint: options.Checkpoint,
     method: PruneConfig,
-    training: options.FineTuneOptions,
+    training: FineTuneConfig,
+    files: options.TrainingFiles,
     network: options.NetworkOptions,
     run: options.RunOptions,
     measure: options.MeasureTrainedOptions,
@@ -55,10 +57,9 @@ def prune(
     Example: modelopt prune resnet18.pth --flops 0.5 --train train/ --epochs 5 --data val/
     """
     reader = Reader()
-    how = training.read(reader)
     request = options.read_request(reader, network, run, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
-    options.read_curve(reader, training, dry_run)
+    options.read_training(reader, files, training, dry_run)
     reader.check(dry_run or not sensitivity, "--sensitivity", "has no meaning without --dry-run")
     if plot is not None:
         reader.check(sensitivity, "--plot", "has no meaning without --sensitivity")
@@ -67,12 +68,12 @@ def prune(
     reader.finish()
     options.check_exports(exports, force)
 
-    asked = options.training_request(training, how) if how else None
+    asked = options.training_request(files, training)
     target = options.chosen_output(output, checkpoint, "pruned")
-    check_curve(training.curve, asked, [target], [checkpoint], force)
+    check_curve(files.curve, asked, [target], [checkpoint], force)
     keywords: dict[str, Any] = {
         "config": method,
-        "calibration": calibration or training.train,
+        "calibration": calibration or files.train,
         "on_note": console.note,
     }
     if sensitivity:
@@ -97,7 +98,7 @@ def prune(
                 **request.keywords(),
             )
         if outcome.written is not None:
-            draw_curve(console, training.curve, asked, target, force)
+            draw_curve(console, files.curve, asked, target, force)
         show_pruned(console, outcome, exports, force=force)
 
     return options.undone(work, delete_on_fail, target)

@@ -9,13 +9,15 @@ from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_shared
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.methods.share.config import ShareConfig
+from modelopt_cli.training.config import FineTuneConfig
 
 
 def share(
     console: Console,
     checkpoint: options.Checkpoint,
     method: ShareConfig,
-    training: options.FineTuneOptions,
+    training: FineTuneConfig,
+    files: options.TrainingFiles,
     network: options.NetworkOptions,
     run: options.RunOptions,
     measure: options.MeasureTrainedOptions,
@@ -29,28 +31,29 @@ def share(
     dry_run: options.DryRun = False,
     export: options.Export = None,
 ) -> Work:
-    """Weight clustering (palettization): few distinct values, a small file.
+    """Weight clustering (palettization): few distinct values.
 
     Example: modelopt share resnet18.pth --bits auto --ratio 12 --calibration train/ --data val/
     """
     reader = Reader()
     config = within_budget(method, gates)
-    how = training.read(reader)
-    reader.check(bool(how) or method.tune == ShareConfig.tune, "--tune", "has no meaning without --epochs")
+    reader.check(
+        bool(training.epochs) or method.tune == ShareConfig.tune, "--tune", "has no meaning without --epochs"
+    )
     request = options.read_request(reader, network, run, measure, gates)
     if config.max_drop is not None and (no_eval or network.data is None):
         # It is the budget, met on the calibration data, and there is nothing to judge the result by.
         request.gates.pop("max_drop")
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
-    options.read_curve(reader, training, dry_run)
+    options.read_training(reader, files, training, dry_run)
     coding = options.read_code(reader, code)
     reader.finish()
     options.check_exports(exports, force)
 
     config.target if config.automatic else config.size  # noqa: B018 -- raises where there is none
-    asked = options.training_request(training, how) if how else None
+    asked = options.training_request(files, training)
     target = options.chosen_output(output, checkpoint, "shared")
-    check_curve(training.curve, asked, [target], [checkpoint], force)
+    check_curve(files.curve, asked, [target], [checkpoint], force)
 
     def work() -> None:
         from modelopt_cli import api
@@ -62,7 +65,7 @@ def share(
                 target,
                 config=config,
                 training=asked,
-                calibration=calibration or training.train,
+                calibration=calibration or files.train,
                 evaluate=not no_eval,
                 code=coding,
                 force=force,
@@ -72,7 +75,7 @@ def share(
                 **request.keywords(),
             )
         if outcome.written is not None:
-            draw_curve(console, training.curve, asked, target, force)
+            draw_curve(console, files.curve, asked, target, force)
         show_shared(console, outcome, exports, force=force)
 
     return options.undone(work, delete_on_fail, target)

@@ -11,6 +11,7 @@ from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_trained
 from modelopt_cli.cli.values import Reader
+from modelopt_cli.training.config import TrainConfig
 
 Start = Annotated[
     Path | None,
@@ -22,7 +23,8 @@ Start = Annotated[
 
 def train(
     console: Console,
-    training: options.TrainOptions,
+    training: TrainConfig,
+    files: options.TrainingFiles,
     network: options.NetworkOptions,
     run: options.RunOptions,
     measure: options.MeasureTrainedOptions,
@@ -40,20 +42,19 @@ def train(
     Example: modelopt train --arch builtin:resnet8 --train train/ --data test/ -o base.safetensors
     """
     reader = Reader()
-    how = training.read(reader)
-    reader.check(training.train is not None, "--train", "there is nothing to train on; name the data")
     reader.check(
         output is not None or checkpoint is not None, "--output", "name the file to write, with -o FILE"
     )
     request = options.read_request(reader, network, run, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
-    options.read_curve(reader, training, dry_run)
+    options.read_training(reader, files, training, dry_run)
     options.read_training_dry_run(reader, dry_run)
     reader.finish()
     options.check_exports(exports, force)
-    asked = options.training_request(training, how)
+    asked = options.training_request(files, training)
+    assert asked is not None
     target = options.chosen_output(output, checkpoint, "trained")
-    check_curve(training.curve, asked, [target], [] if checkpoint is None else [checkpoint], force)
+    check_curve(files.curve, asked, [target], [] if checkpoint is None else [checkpoint], force)
 
     def work() -> None:
         from modelopt_cli import api
@@ -72,7 +73,7 @@ def train(
                 **request.keywords(),
             )
         if outcome.written is not None:
-            draw_curve(console, training.curve, asked, target, force)
+            draw_curve(console, files.curve, asked, target, force)
         show_trained(console, outcome, exports, force=force)
 
     return options.undone(work, delete_on_fail, target)

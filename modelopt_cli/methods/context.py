@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from modelopt_cli.artifact.coding import Code
 from modelopt_cli.data import Data
 from modelopt_cli.program import Program
-from modelopt_cli.training.config import Training
+from modelopt_cli.training.interfaces import Training
 
 if TYPE_CHECKING:
     from modelopt_cli.methods.distill.cache import CacheRequest

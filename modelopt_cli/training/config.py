@@ -1,18 +1,10 @@
-"""What training is asked to do, what it is given, and what takes part in it."""
+"""Settings of training."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
 
-from torch import Tensor, nn
-
-from modelopt_cli.data import Data
-from modelopt_cli.errors import UsageError
-from modelopt_cli.measure.subject import StageProgress
-
-if TYPE_CHECKING:
-    from modelopt_cli.training.forecast import Forecast
-    from modelopt_cli.training.run import Run
+from modelopt_cli.settings import Config, Setting, fields_of, fraction, option
 
 OPTIMIZERS: dict[str, str] = {
     "sgd": "stochastic gradient descent with momentum",
@@ -23,7 +15,13 @@ SCHEDULES: dict[str, str] = {
     "step": "divided by 10 after a half and after three quarters of the steps",
     "constant": "the same throughout",
 }
-AUGMENTATIONS: tuple[str, ...] = ("none", "mnist", "cifar", "imagenet")
+AUGMENTATIONS: dict[str, str] = {
+    "none": "images as they are",
+    "mnist": "small shifts and turns",
+    "cifar": "random crops of the padded image, and mirroring",
+    "imagenet": "random crops of random size, and mirroring",
+}
+TEACHERS: dict[str, str] = {"self": "the network as it was before it was compressed"}
 SGD_LR = 0.1
 """Of ``sgd`` for batches of ``SGD_BATCH``, and in proportion for others (Goyal et al. 2017)."""
 SGD_BATCH = 128
@@ -31,81 +29,121 @@ ADAMW_LR = 1e-3
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Config, title="Training"):
     """Settings of training.
 
     Attributes:
-        epochs: passes over the training samples.
-        batch_size: samples in a step, over all processes.
-        optimizer: a key of ``OPTIMIZERS``.
-        lr: largest learning rate; None means 0.1 for every 128 samples of a batch with ``sgd``, 0.001 with
-            ``adamw``, and less where a network without normalisation needs it (``rates.py``).
-        momentum: of ``sgd``.
-        nesterov: whether that momentum looks ahead.
-        weight_decay: not on biases and the parameters of norms.
-        schedule: a key of ``SCHEDULES``.
-        warmup: epochs over which the learning rate grows from 0 in equal steps; None means 5 % of the
-            steps, and none of them where ``lr`` is given.
-        label_smoothing: share of the target spread over all classes (Szegedy et al. 2016).
-        mixup: alpha of the Beta distribution that mixes pairs of samples (Zhang et al. 2018); 0 is off.
-        ema: decay per step of a moving average of the weights, which is then what is validated and kept;
-            0 is off.
-        clip: largest norm of the gradient; 0 is off.
-        amp: compute in bfloat16 where torch holds that to be safe.
-        augment: one of ``AUGMENTATIONS``.
-        views: epochs whose augmentation is drawn anew, after which it comes round again; 0 draws for ever.
-        patience: stop after so many epochs without a better validation accuracy; 0 is off.
-        val_fraction: share of the training samples held out for validation, where no other is given.
-        save_every: steps between saved states, besides the end of every epoch; 0 is off.
-        teacher: ``self`` learns from the network's own answers before it was compressed too; None is off.
-        distill_weight: share of the teacher's part in the loss.
-        temperature: that softens both answers in the teacher's part.
+        teacher: a key of ``TEACHERS``, whose outputs are learned too; None learns from labels alone.
+        distill_weight: weight of the teacher's part in the loss, 0 to 1.
+        temperature: softens the logits of both in the teacher's part.
     """
 
-    epochs: int = 10
-    batch_size: int = 128
-    optimizer: str = "sgd"
-    lr: float | None = None
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    schedule: str = "cosine"
-    warmup: float | None = None
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    ema: float = 0.0
-    clip: float = 0.0
-    amp: bool = False
-    augment: str = "none"
-    views: int = 0
-    patience: int = 0
-    val_fraction: float = 0.0
-    save_every: int = 0
+    epochs: Annotated[int, Setting("Passes over --train.", least=1)] = 10
+    batch_size: Annotated[int, Setting("Samples in a training step, over all processes.", least=1)] = 128
+    optimizer: Annotated[str, Setting("Optimizer of the weights.", choices=OPTIMIZERS)] = "sgd"
+    lr: Annotated[
+        float | None,
+        Setting(
+            "Largest learning rate.",
+            above=0,
+            default="0.1 for every 128 samples of a batch, adamw 0.001; less where a network without "
+            "normalisation needs it",
+        ),
+    ] = None
+    momentum: Annotated[float, Setting("Momentum of sgd.", least=0, below=1, advanced=True)] = 0.9
+    nesterov: Annotated[bool, Setting("Use Nesterov's momentum in sgd.", advanced=True)] = False
+    weight_decay: Annotated[
+        float, Setting("Weight decay, not applied to biases and norms.", least=0, advanced=True)
+    ] = 5e-4
+    schedule: Annotated[
+        str,
+        Setting("Course of the learning rate.", choices=SCHEDULES, flags=("--lr-schedule",), advanced=True),
+    ] = "cosine"
+    warmup: Annotated[
+        float | None,
+        Setting(
+            "Epochs in which the learning rate grows from 0.",
+            least=0,
+            most=1e6,
+            metavar="EPOCHS",
+            default="5 % of the steps; with --lr, 0",
+            advanced=True,
+        ),
+    ] = None
+    label_smoothing: Annotated[
+        float,
+        Setting(
+            "Part of each label that is spread over all classes.",
+            least=0,
+            below=1,
+            metavar="F",
+            parse=fraction,
+            advanced=True,
+        ),
+    ] = 0.0
+    mixup: Annotated[float, Setting("Mixup alpha (0: off).", least=0, metavar="ALPHA", advanced=True)] = 0.0
+    ema: Annotated[
+        float,
+        Setting(
+            "Decay of a moving average of the weights, which is then kept (0: off).",
+            least=0,
+            below=1,
+            metavar="DECAY",
+            advanced=True,
+        ),
+    ] = 0.0
+    clip: Annotated[
+        float, Setting("Largest norm of the gradient (0: no limit).", least=0, metavar="NORM", advanced=True)
+    ] = 0.0
+    amp: Annotated[bool, Setting("Compute in bfloat16 where that is safe.", advanced=True)] = False
+    augment: Annotated[str, Setting("Augmentation of the training images.", choices=AUGMENTATIONS)] = "none"
+    views: Annotated[
+        int,
+        Setting(
+            "Epochs with new augmentations before they are repeated in turn (0: always new).",
+            least=0,
+            flags=("--augmentation-cycle",),
+            older=("--views",),
+            advanced=True,
+        ),
+    ] = 0
+    patience: Annotated[
+        int,
+        Setting("Stop after this many epochs without a gain on --val (0: never).", least=0, advanced=True),
+    ] = 0
+    val_fraction: Annotated[
+        float,
+        Setting(
+            "Without --val, fraction of --train that is held out for validation.",
+            least=0,
+            below=1,
+            metavar="F",
+            parse=fraction,
+        ),
+    ] = 0.0
+    save_every: Annotated[
+        int,
+        Setting(
+            "Steps after which the state is saved, besides after every epoch (0: never).",
+            least=0,
+            metavar="STEPS",
+            advanced=True,
+        ),
+    ] = 0
     teacher: str | None = None
     distill_weight: float = 0.5
     temperature: float = 2.0
 
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("optimizer", tuple(OPTIMIZERS)),
-            ("schedule", tuple(SCHEDULES)),
-            ("augment", AUGMENTATIONS),
-        ):
-            if getattr(self, name) not in choices:
-                raise UsageError(
-                    f"unknown {name} {getattr(self, name)!r}", hint=f"one of {', '.join(choices)}"
-                )
-        if self.teacher not in (None, "self"):
-            raise UsageError(f"unknown teacher {self.teacher!r}", where="--teacher", hint="give self")
-        for name, (accepts, allowed) in _LIMITS.items():
-            value = getattr(self, name)
-            if value is not None and not accepts(value):
-                option = "--" + name.replace("_", "-")
-                raise UsageError(f"{value} is out of range", where=option, hint=f"give {allowed}")
+    def conflicts(self) -> Iterator[str]:
+        """Settings that have no meaning together, and what is no option here but may be given in Python."""
         if self.optimizer != "sgd" and (self.nesterov or self.momentum != TrainConfig.momentum):
-            raise UsageError(f"--momentum and --nesterov have no meaning for {self.optimizer}")
+            yield f"{option('momentum')} and {option('nesterov')} have no meaning for {self.optimizer}"
         if self.nesterov and self.momentum == 0:
-            raise UsageError("--nesterov needs a --momentum above 0")
+            yield f"{option('nesterov')} needs a {option('momentum')} above 0"
+        if not isinstance(self, FineTuneConfig):
+            for field in fields_of(FineTuneConfig):
+                if field.name in _OF_FINE_TUNING and (fault := field.problem(getattr(self, field.name))):
+                    yield f"{field.label}: {fault}"
 
     @property
     def peak_lr(self) -> float:
@@ -114,136 +152,33 @@ class TrainConfig:
             return self.lr
         return SGD_LR * self.batch_size / SGD_BATCH if self.optimizer == "sgd" else ADAMW_LR
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form, for the history."""
-        return asdict(self)
 
-
-def _within(low: float, high: float) -> Any:
-    return lambda value: low <= value < high
-
-
-_ABOVE_0 = (lambda value: 0 < value < float("inf"), "a number above 0")
-_FROM_0 = (_within(0, float("inf")), "0 or more")
-_SHARE = (_within(0, 1), "a number from 0 to below 1")
-_LIMITS: dict[str, tuple[Any, str]] = {
-    "epochs": (_within(1, float("inf")), "at least 1"),
-    "batch_size": (_within(1, float("inf")), "at least 1"),
-    **dict.fromkeys(("lr", "temperature"), _ABOVE_0),
-    "warmup": (_within(0, 1e6), "0 or more epochs, at most a million"),
-    **dict.fromkeys(("weight_decay", "mixup", "clip", "views", "patience", "save_every"), _FROM_0),
-    **dict.fromkeys(("momentum", "label_smoothing", "ema", "val_fraction"), _SHARE),
-    "distill_weight": (lambda value: 0 <= value <= 1, "a number from 0 to 1"),
-}
-
-
-class Companion(Protocol):
-    """Takes part in training beside the optimizer: a mask that must hold, say.
-
-    All hooks run in every process. ``network`` has the parameter names of the network that is trained, but
-    need not be it: the moving average of the weights must obey too.
-    """
-
-    def before_step(self, network: nn.Module, step: int, steps: int) -> None:
-        """Called before the forward pass of ``step``, which counts from 0, of ``steps``."""
-
-    def after_step(self, network: nn.Module, step: int, steps: int) -> None:
-        """Called after the optimizer has changed the weights, and for the moving average after that."""
-
-    def state(self) -> dict[str, Tensor]:
-        """What an interrupted training must save to go on."""
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take up a saved state."""
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What the network was shown in a step.
-
-    Attributes:
-        images: ``(N, *shape)``, on the device that computes.
-        samples: int64 ``(N,)`` on the CPU, their places in the data that is trained on: from 0, and
-            without what ``val_fraction`` holds out. None where samples are mixed.
-        view: the number that their augmentation was drawn by; 0 where nothing is drawn. The same sample with
-            the same view and seed is the same image.
-    """
-
-    images: Tensor
-    samples: Tensor | None = None
-    view: int = 0
-
-
-class Objective(Protocol):
-    """What is minimised. One that is a module learns along with the network, by the same optimizer."""
-
-    def __call__(self, logits: Tensor, targets: Tensor, seen: Seen) -> Tensor:
-        """The loss, a scalar: the mean over the samples.
-
-        Args:
-            logits: ``(N, classes)``.
-            targets: ``(N,)`` int64 labels, or ``(N, classes)`` probabilities where samples are mixed.
-            seen: what the logits were computed from.
-        """
+_OF_FINE_TUNING = ("teacher", "distill_weight", "temperature")
 
 
 @dataclass(frozen=True)
-class Training:
-    """What a method gets to train with.
+class FineTuneConfig(TrainConfig):
+    """Settings of the training of a compressed network; none is done with 0 epochs."""
 
-    Attributes:
-        train: the samples.
-        val: samples to choose the best weights by, or None; never those of the final test.
-        config: how.
-        run: where state is saved and taken up again; None saves nothing.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        workers: loader processes.
-        progress: called with the stage, steps done and their total.
-        note: called with one line for each thing worth knowing.
-        forecasts: where to put what each training would take, instead of training; None trains.
-    """
+    epochs: Annotated[int, Setting("Passes over --train (0: no fine-tuning).", least=0)] = 0
+    teacher: Annotated[
+        str | None,
+        Setting("Teacher whose outputs are learned besides the labels.", choices=TEACHERS, advanced=True),
+    ] = None
+    distill_weight: Annotated[
+        float,
+        Setting(
+            "Weight of the teacher in the loss.", least=0, most=1, metavar="F", parse=fraction, advanced=True
+        ),
+    ] = 0.5
+    temperature: Annotated[
+        float, Setting("Temperature that softens the logits of teacher and student.", above=0, advanced=True)
+    ] = 2.0
 
-    train: Data
-    val: Data | None = None
-    config: TrainConfig = TrainConfig()
-    run: "Run | None" = None
-    device: str = "cpu"
-    workers: int = 0
-    progress: StageProgress | None = None
-    note: Callable[[str], None] | None = None
-    forecasts: "list[Forecast] | None" = None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """How training went.
-
-    Attributes:
-        epochs: that were begun; fewer than asked for where patience ran out.
-        steps: of the optimizer.
-        best: largest validation accuracy in percent, that of the weights kept; None without validation.
-        best_epoch: the epoch, from 1, after which those weights were reached.
-        loss: mean training loss of the last epoch.
-        seconds: spent, not for the history.
-        lr: the largest learning rate, as it was at the end.
-        returns: how often training diverged and went back to an earlier state, with a smaller rate.
-    """
-
-    epochs: int
-    steps: int
-    best: float | None
-    best_epoch: int | None
-    loss: float
-    seconds: float
-    lr: float
-    returns: int
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """Figures for the history: nothing that would differ from one run to the next."""
-        figures: dict[str, Any] = {"epochs": self.epochs, "steps": self.steps, "lr": self.lr}
-        if self.returns:
-            figures["returns"] = self.returns
-        if self.best is not None:
-            figures |= {"best": round(self.best, 4), "best_epoch": self.best_epoch}
-        return figures
+    def conflicts(self) -> Iterator[str]:
+        """As for any training; without epochs nothing else has a meaning."""
+        yield from super().conflicts()
+        if not self.epochs:
+            for field in fields_of(FineTuneConfig):
+                if getattr(self, field.name) != field.initial:
+                    yield f"{field.label} has no meaning without {option('epochs')}"

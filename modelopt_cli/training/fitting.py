@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.training.config import Companion, Objective, Trained, Training
 from modelopt_cli.training.distributed import world
 from modelopt_cli.training.forecast import forecast
+from modelopt_cli.training.interfaces import Companion, Objective, Trained, Training
 from modelopt_cli.training.interrupt import Signals
 from modelopt_cli.training.learner import Learner
 from modelopt_cli.training.loader import steps_per_epoch

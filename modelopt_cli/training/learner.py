@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from modelopt_cli.errors import InputError, a_or_an
 from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.training import mixup
-from modelopt_cli.training.config import Companion, Objective, Seen, TrainConfig
+from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.ema import MovingAverage
+from modelopt_cli.training.interfaces import Companion, Objective, Seen
 from modelopt_cli.training.loader import Batch
 from modelopt_cli.training.meter import LossMeter
 from modelopt_cli.training.optim import make_optimizer, set_rate

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import ModeloptError
-from modelopt_cli.training.config import Training
 from modelopt_cli.training.distributed import World
+from modelopt_cli.training.interfaces import Training
 from modelopt_cli.training.interrupt import Signals
 from modelopt_cli.training.learner import Learner
 from modelopt_cli.training.loader import Batch, training_batches

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.training.config import Objective, Seen, TrainConfig
+from modelopt_cli.training.config import TrainConfig
+from modelopt_cli.training.interfaces import Objective, Seen
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def test_a_gate_that_is_not_met_does_not_lose_the_picture(here, modelopt):
             "out.svg: is also the output",
             id="output",
         ),
-        pytest.param([*CURVE, "--run", "curve.svg"], 2, "curve.svg: is a name that the run", id="run"),
+        pytest.param([*CURVE, "--run-dir", "curve.svg"], 2, "curve.svg: is a name that the run", id="run"),
         pytest.param([*CURVE, "--dry-run"], 2, "--curve: has no meaning with --dry-run", id="dry"),
     ],
 )

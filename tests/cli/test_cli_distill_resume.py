@@ -15,7 +15,16 @@ SAMPLES, BATCH, EPOCHS, SAVE_EVERY = 72, 8, 4, 5
 PER_EPOCH = 6
 """Steps; a third of the samples is validated on."""
 HOW = [
-    *("--train", "npz:data.npz", "--val-fraction", "0.3333", "--augment", "cifar", "--views", "2"),
+    *(
+        "--train",
+        "npz:data.npz",
+        "--val-fraction",
+        "0.3333",
+        "--augment",
+        "cifar",
+        "--augmentation-cycle",
+        "2",
+    ),
     *("--epochs", EPOCHS, "--batch-size", BATCH, "--lr", "0.05", "--ema", "0.8", "--save-every", SAVE_EVERY),
     *("--threads", 1, "--no-eval", "--resume"),
 ]

@@ -92,7 +92,7 @@ def convolutions_and_linears(network):
 def test_train_prints_what_it_would_take_and_writes_nothing(here, clock, modelopt):
     before, state = listing(here), torch.get_rng_state()
     argv = ["train", "one.safetensors", *TRAIN, "--epochs", "6", "--val-fraction", "0.25", "--dry-run"]
-    outcome = modelopt(*argv, "--run", "kept", "--tensorboard", "board", "--json", "-q")
+    outcome = modelopt(*argv, "--run-dir", "kept", "--tensorboard", "board", "--json", "-q")
     assert (outcome.code, outcome.err) == (0, "")
     assert listing(here) == before
     assert torch.equal(torch.get_rng_state(), state)
@@ -156,7 +156,7 @@ def test_without_a_cache_every_step_asks_the_teacher(here, clock, modelopt):
 
 
 def test_answers_of_every_view_are_counted(here, clock, modelopt):
-    more = ["--augment", "cifar", "--views", "2", "--cache", "answers"]
+    more = ["--augment", "cifar", "--augmentation-cycle", "2", "--cache", "answers"]
     found = json.loads(modelopt(*DISTILL, *more, "--json", "-q").out)
     assert found["cache_bytes"] == 2 * SAMPLES * 44
     assert found["seconds"] == 2 * 12 * 5 + 3 * 12
@@ -171,7 +171,9 @@ def test_answers_that_are_there_are_used_and_stay(here, clock, modelopt):
     found = json.loads(modelopt(*DISTILL, "--cache", "answers", "--json", "-q").out)
     assert found["seconds"] == 60
     assert listing(here) == before
-    outcome = modelopt(*DISTILL, "--cache", "answers", "--seed", "1", "--augment", "cifar", "--views", "1")
+    outcome = modelopt(
+        *DISTILL, "--cache", "answers", "--seed", "1", "--augment", "cifar", "--augmentation-cycle", "1"
+    )
     assert outcome.code == 2
     assert "holds other answers" in outcome.err
     assert listing(here) == before
@@ -229,10 +231,10 @@ def test_what_a_coded_file_will_take_nobody_knows_yet(here, modelopt):
         pytest.param(["--cache", "no/where"], "no/where", id="cache"),
         pytest.param(["--export", "t.md"], "--export: has no meaning with --dry-run", id="export"),
         pytest.param(["-o", "one.safetensors"], "one.safetensors", id="output"),
-        pytest.param(["--run", "one.safetensors"], "is a name that the run", id="run"),
-        pytest.param(["--run", "no/where"], "no/where: cannot be used: No such file", id="place"),
-        pytest.param(["--run", "file"], "file: is not a folder", id="file"),
-        pytest.param(["--run", "file/x"], "file/x: is not a folder", id="below"),
+        pytest.param(["--run-dir", "one.safetensors"], "is a name that the run", id="run"),
+        pytest.param(["--run-dir", "no/where"], "no/where: cannot be used: No such file", id="place"),
+        pytest.param(["--run-dir", "file"], "file: is not a folder", id="file"),
+        pytest.param(["--run-dir", "file/x"], "file/x: is not a folder", id="below"),
         pytest.param(["--min-ratio", "1", "--no-eval"], "a gate needs", id="gate"),
     ],
 )

@@ -193,13 +193,13 @@ WRONG = {
     "ours": (f"{ONE}steps:\n  - quantize: {{output: x}}", "'output': is no option of quantize"),
     "of one command": (f"{ONE}steps:\n  - prune: {{curve: c.png}}", "'curve': is no option of prune"),
     "limit in a step": (f"{ONE}steps:\n  - quantize: {{max-drop: 1}}", "write it beside the steps"),
-    "not a number": (f"{ONE}steps:\n  - prune: {{flops: half}}", "step 1 (prune): invalid value for '--f"),
+    "not a number": (f"{ONE}steps:\n  - prune: {{flops: half}}", "'flops': 'half' is neither"),
     "wrong beside": (f"seed: -1\n{INT8}", "r.yaml: invalid value for '--seed'"),
     "no truth": (f"{ONE}steps:\n  - quantize: {{skip-first: yes}}", "'skip-first': is either true or false"),
     "no value": (f"{ONE}steps:\n  - quantize: {{observer: }}", "'observer': needs a value"),
     "two values": (f"{ONE}steps:\n  - quantize: {{observer: [mse, minmax]}}", "'observer': takes one value"),
     "what the command checks": (f"{ONE}steps:\n  - prune: {{flops: 0.5, epochs: 1}}", "(prune): --epochs: "),
-    "what the config checks": (f"{ONE}steps:\n  - prune: {{flops: 7}}", "step 1 (prune): --flops must be"),
+    "what the config checks": (f"{ONE}steps:\n  - prune: {{flops: 7}}", "step 1 (prune): 'flops': must be"),
     "no target": (f"{ONE}steps: [prune]", "step 1 (prune): nothing says how m"),
     "no output": ("steps: [quantize]", "output: there is no file to write"),
     "output is a folder": ("output: ..\nsteps: [quantize]", "output: name a file"),
@@ -231,9 +231,9 @@ def test_all_that_is_wrong_is_reported_together(here, modelopt):
     outcome = modelopt("run", "r.yaml", *(word for setting in settings for word in ("--set", setting)))
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     for part in (
-        "step 1 (train): invalid value for '--epochs'",
+        "step 1 (train): 'epochs': 'x' is not an integer",
         "step 1 (train): 'lrr': is no option of train; did you mean 'lr'?",
-        "step 2 (prune): --structure: 'odd' is not one of",
+        "step 2 (prune): 'structure': 'odd' is not one of",
         "step 3 (quantize): 'observer': 'mes' is not one of minmax, percentile, mse",
         "invalid value for '--seed'",
         "--set: no step is called '9'; give its number, 1 to 3",

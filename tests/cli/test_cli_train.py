@@ -64,7 +64,7 @@ def test_the_log_stays_and_the_state_goes(here, modelopt):
 
 def test_from_a_checkpoint_with_the_checkpoint_in_the_table(here, modelopt):
     command = ["train", "net.pth", *HOW, *TRAIN, "--runs", "0", "--epochs", "1", "--json", "-q", *OUT]
-    outcome = modelopt(*command, "--run", "elsewhere", "--min-ratio", "0.5")
+    outcome = modelopt(*command, "--run-dir", "elsewhere", "--min-ratio", "0.5")
     assert (outcome.code, outcome.err) == (0, "")
     data = json.loads(outcome.out)
     assert data["schema_version"] == 1
@@ -128,15 +128,15 @@ BAD = {
     "unknown optimizer": (["--optimizer", "sdg"], "--optimizer: 'sdg' is not one of sgd, adamw"),
     "unknown augmentation": (["--augment", "cifer"], "did you mean 'cifar'?"),
     "unknown schedule": (["--lr-schedule", "cosin"], "did you mean 'cosine'?"),
-    "learning rate": (["--lr", "-1"], "--lr: -1.0 is out of range; give a number above 0"),
-    "no epochs": (["--epochs", "0"], "invalid value for '--epochs'"),
+    "learning rate": (["--lr", "-1"], "--lr: must be above 0, not -1"),
+    "no epochs": (["--epochs", "0"], "--epochs: must be at least 1, not 0"),
     "two validations": (["--val", "digits", "--val-fraction", "0.1"], "--val-fraction: cannot be given"),
     "validating on test data": (["--val", "digits", "--data", "digits"], "is what the result is judged on"),
     "the same test data": (
         ["--val", "digits?split=test", "--data", "digits"],
         "is what the result is judged on",
     ),
-    "output is the run": (["--run", "out.safetensors"], "is a name that the run in out.safetensors uses"),
+    "output is the run": (["--run-dir", "out.safetensors"], "is a name that the run in out.safetensors uses"),
     "patience without validation": (["--patience", "2"], "--patience: needs samples to validate on"),
     "no such data": (["--data", "digts"], "digts"),
     "unlabelled data": (["--train", "synthetic:1x8x8"], "has no labels"),

@@ -368,12 +368,12 @@ def dynamic() -> tuple[Member, ...]:
         (
             lambda folder: context(folder, config(augment="cifar")),
             {},
-            r"^--cache: .*; leave it out, or use --views N",
+            r"^--cache: .*; leave it out, or use --augmentation-cycle N",
         ),
         (
             lambda folder: trained_on(context(folder), own()),
             {},
-            r"^--cache: .*; leave it out, or use --views N",
+            r"^--cache: .*; leave it out, or use --augmentation-cycle N",
         ),
         (
             lambda folder: context(folder, config(mixup=0.2)),
@@ -406,7 +406,9 @@ def test_the_users_own_dataset_is_drawn_in_views(tmp_path: Path, asked: Asked) -
 
 def test_a_size_beyond_all_reason_is_refused(tmp_path: Path) -> None:
     layout = Layout(1_300_000, 1000, 1000, 64)
-    with pytest.raises(UsageError, match=r"509,600,000,000 bytes.*; lower --views or --cache-top"):
+    with pytest.raises(
+        UsageError, match=r"509,600,000,000 bytes.*; lower --augmentation-cycle or --cache-top"
+    ):
         Cache(CacheRequest(tmp_path / "answers", {}), layout, {}, World())
     assert not (tmp_path / "answers").exists()
 

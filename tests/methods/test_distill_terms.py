@@ -45,8 +45,8 @@ def test_distill_terms_are_parsed_and_written_again(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("kdd", "unknown loss 'kdd'; did you mean kd"),
-        ("HINT@a", "unknown loss 'HINT'; did you mean hint"),
+        ("kdd", "unknown loss 'kdd'; did you mean 'kd'?"),
+        ("HINT@a", "unknown loss 'HINT'; did you mean 'hint'?"),
         (
             "wasserstein",
             "unknown loss 'wasserstein'; there are ce, kd, mse, dkd, std, dist, hint, at, rkd, crd",
@@ -84,7 +84,7 @@ def test_distill_terms_are_parsed_and_written_again(
 def test_distill_terms_refuse(text: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_terms(text)
-    assert str(caught.value).startswith(f"--loss: {said}")
+    assert str(caught.value).startswith(f"loss: {said}")
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -92,7 +92,7 @@ def test_distill_table_makes_losses_that_are_0_for_the_teacher_itself_or_learn(n
     loss = LOSSES[name]
     assert "ce" not in LOSSES
     assert 0 < loss.weight < math.inf
-    assert loss.what
+    assert loss.help
     if loss.looks_at == "logits":
         answers = normal(6, 5)
         assert float(loss.make(answers, answers, torch.arange(6) % 5, 4.0)) == pytest.approx(0, abs=1e-12)

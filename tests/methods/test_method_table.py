@@ -13,11 +13,7 @@ from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.artifact.coding import CODINGS
 from modelopt_cli.cli.groups import options_of
 from modelopt_cli.cli.main import COMMANDS, build
-from modelopt_cli.cli.options import distill as cli_distill
 from modelopt_cli.cli.options import output as cli_output
-from modelopt_cli.cli.options import train as cli_train
-from modelopt_cli.cli.values import Reader
-from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.table import LOSSES
 from modelopt_cli.methods.distill.terms import LABELS
 from modelopt_cli.methods.prune import config as prune_config
@@ -25,7 +21,8 @@ from modelopt_cli.methods.share import config as share_config
 from modelopt_cli.methods.share.codebook_tuning import MODES
 from modelopt_cli.methods.share.kmeans import INITS
 from modelopt_cli.methods.table import METHODS
-from modelopt_cli.training import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TrainConfig
+from modelopt_cli.settings import fields_of
+from modelopt_cli.training.config import FineTuneConfig, TrainConfig
 
 DOCS = Path(__file__).parents[2] / "docs"
 FIELDS = [
@@ -114,38 +111,25 @@ def test_every_loss_of_distillation_is_in_the_help_and_in_the_page():
         assert f"| `{name}` | {weight:g} |" in page, name
 
 
-def test_options_that_are_not_given_are_the_defaults_of_the_config():
-    reader = Reader()
-    assert DistillConfig(**cli_distill.DistillOptions(student="same").read(reader)) == DistillConfig()
-    assert TrainConfig(**cli_train.TrainOptions(train="digits").read(reader)) == TrainConfig()
-    tuned = cli_train.FineTuneOptions(train="digits", epochs=TrainConfig.epochs)
-    assert TrainConfig(**tuned.read(reader)) == TrainConfig()
-    assert cli_train.FineTuneOptions(train="digits").read(reader) == {}
-    reader.finish()
-
-
-@pytest.mark.parametrize("field", dataclasses.fields(TrainConfig), ids=lambda field: field.name)
+@pytest.mark.parametrize("field", fields_of(FineTuneConfig), ids=lambda field: field.name)
 def test_every_field_of_the_training_is_an_option_and_in_its_page(field):
-    option = "--lr-schedule" if field.name == "schedule" else f"--{field.name.replace('_', '-')}"
-    of_train, of_prune = ({o for p in build().commands[c].params for o in p.opts} for c in ("train", "prune"))
-    assert option in of_prune
-    assert (option in of_train) is (field.name not in ("teacher", "distill_weight", "temperature"))
-    assert (
-        f"`{option}`" in (DOCS / "train.md").read_text() or f"`{option} " in (DOCS / "train.md").read_text()
+    of_train, of_prune = (options_of(build().commands[command]) for command in ("train", "prune"))
+    assert field in of_prune.values()
+    assert (field.name in {each.name for each in of_train.values()}) is (
+        field.name not in ("teacher", "distill_weight", "temperature")
     )
+    page = (DOCS / "train.md").read_text()
+    assert f"`{field.flag}`" in page or f"`{field.flag} " in page
 
 
 @pytest.mark.parametrize(
-    ("cli", "table"),
-    [
-        pytest.param(cli_train.OPTIMIZERS, OPTIMIZERS, id="optimizers"),
-        pytest.param(cli_train.LR_SCHEDULES, SCHEDULES, id="schedules"),
-        pytest.param(cli_train.AUGMENTATIONS, AUGMENTATIONS, id="augmentations"),
-    ],
+    "field",
+    [field for field in fields_of(TrainConfig) if field.setting.choices],
+    ids=lambda field: field.name,
 )
-def test_training_names_the_same_choices_everywhere(cli, table):
-    assert cli == tuple(table)
-    assert [name for name in cli if f"`{name}`" not in (DOCS / "train.md").read_text()] == []
+def test_every_choice_of_the_training_is_in_its_page(field):
+    page = (DOCS / "train.md").read_text()
+    assert [name for name in field.setting.choices if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -70,7 +70,7 @@ def test_as_many_views_as_epochs_are_none_at_all() -> None:
 
 
 def test_a_number_of_views_is_from_0() -> None:
-    with pytest.raises(UsageError, match="--views: -1 is out of range"):
+    with pytest.raises(UsageError, match="views: must be at least 0, not -1"):
         TrainConfig(views=-1)
 
 

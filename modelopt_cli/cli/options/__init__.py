@@ -1,6 +1,6 @@
 """The options that commands share, declared once; those of one command in a file of its name."""
 
-from modelopt_cli.cli.options.distill import DistillOptions
+from modelopt_cli.cli.options.distill import StudentOptions
 from modelopt_cli.cli.options.measure import (
     GATES,
     MEASURING,
@@ -40,11 +40,10 @@ from modelopt_cli.cli.options.output import (
 from modelopt_cli.cli.options.request import Request, read_request
 from modelopt_cli.cli.options.run import RunOptions
 from modelopt_cli.cli.options.train import (
-    FineTuneOptions,
-    TrainOptions,
+    TrainingFiles,
     beside_another,
     of_several,
-    read_curve,
+    read_training,
     read_training_dry_run,
     training_request,
 )
@@ -60,10 +59,8 @@ __all__ = [
     "Checkpoint",
     "Code",
     "DeleteOnFail",
-    "DistillOptions",
     "DryRun",
     "Export",
-    "FineTuneOptions",
     "Force",
     "GateOptions",
     "InputShape",
@@ -77,17 +74,18 @@ __all__ = [
     "Output",
     "Request",
     "RunOptions",
+    "StudentOptions",
     "TrainDryRun",
-    "TrainOptions",
+    "TrainingFiles",
     "beside_another",
     "check_exports",
     "chosen_output",
     "of_several",
     "read_code",
-    "read_curve",
     "read_ending",
     "read_exports",
     "read_request",
+    "read_training",
     "read_training_dry_run",
     "training_request",
     "undone",

@@ -34,7 +34,7 @@ from modelopt_cli.training.identity import differences
 HEADER, ENTRIES = "answers.json", "answers.bin"
 FORMAT = 1
 LARGEST = 1 << 36
-"""Bytes that a cache may have, 64 GiB: a mistake in ``--views`` shall not fill a disk."""
+"""Bytes that a cache may have, 64 GiB: a mistake in ``--augmentation-cycle`` shall not fill a disk."""
 _CHECKSUM = 4
 _ANOTHER = "give another folder, or --force"
 
@@ -159,7 +159,7 @@ def _check(request: CacheRequest, size: int, about: bytes) -> bool:
         raise UsageError(
             f"the teacher's answers would take {size:,} bytes, and {LARGEST:,} are allowed",
             where="--cache",
-            hint="lower --views or --cache-top",
+            hint="lower --augmentation-cycle or --cache-top",
         )
     if folder.exists() and not folder.is_dir():
         raise OutputError("is not a folder", where=str(folder), hint="choose another name")
@@ -219,5 +219,5 @@ def _require_space(path: Path, size: int) -> None:
         raise EnvironmentFailure(
             f"the teacher's answers need {size:,} bytes more, and {free:,} are free",
             where=str(path),
-            hint="free some space, or lower --views or --cache-top",
+            hint="free some space, or lower --augmentation-cycle or --cache-top",
         )

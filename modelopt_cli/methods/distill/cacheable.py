@@ -47,7 +47,8 @@ def require_cacheable(config: DistillConfig, training: TrainConfig, *, drawn: bo
         raise _useless("keeps answers to whole samples, and --mixup mixes them", "no --mixup")
     if drawn and not training.views:
         raise _useless(
-            "is of no use where every epoch draws new images", "--views N, to draw N images of each"
+            "is of no use where every epoch draws new images",
+            "--augmentation-cycle N, to draw N images of each",
         )
 
 

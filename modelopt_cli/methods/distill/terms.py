@@ -4,9 +4,9 @@ import math
 import re
 from dataclasses import dataclass
 
-from modelopt_cli.data.spec import nearest
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.distill.table import LOSSES
+from modelopt_cli.settings import did_you_mean, option
 
 LABELS = "ce"
 """The name of the labels' part in the loss, cross-entropy; it has weight 1 unless another is given."""
@@ -73,8 +73,7 @@ def _term(text: str) -> Term:
     name, colon, weight = head.partition(":")
     known = (LABELS, *LOSSES)
     if name not in known:
-        guess = nearest(name, known)
-        hint = f"did you mean {guess}" if guess else f"there are {', '.join(known)}"
+        hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
         raise _wrong(f"unknown loss {name!r}", hint)
     usual = 1.0 if name == LABELS else LOSSES[name].weight
     value = _weight(name, weight) if colon else usual
@@ -111,4 +110,4 @@ def _layers(term: str, text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _wrong(what: str, hint: str) -> UsageError:
-    return UsageError(what, where="--loss", hint=hint)
+    return UsageError(what, where=option("loss"), hint=hint)

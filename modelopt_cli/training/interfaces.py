@@ -1,0 +1,127 @@
+"""Interfaces of training: what it is given, what takes part in it, and what it returns."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+from modelopt_cli.data import Data
+from modelopt_cli.measure.subject import StageProgress
+from modelopt_cli.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from modelopt_cli.training.forecast import Forecast
+    from modelopt_cli.training.run import Run
+
+
+class Companion(Protocol):
+    """Takes part in training beside the optimizer: a mask that must hold, say.
+
+    All hooks run in every process. ``network`` has the parameter names of the network that is trained, but
+    need not be it: the moving average of the weights must obey too.
+    """
+
+    def before_step(self, network: nn.Module, step: int, steps: int) -> None:
+        """Called before the forward pass of ``step``, which counts from 0, of ``steps``."""
+
+    def after_step(self, network: nn.Module, step: int, steps: int) -> None:
+        """Called after the optimizer has changed the weights, and for the moving average after that."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What an interrupted training must save to go on."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a saved state."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the network was shown in a step.
+
+    Attributes:
+        images: ``(N, *shape)``, on the device that computes.
+        samples: int64 ``(N,)`` on the CPU, their places in the data that is trained on: from 0, and
+            without what ``val_fraction`` holds out. None where samples are mixed.
+        view: the number that their augmentation was drawn by; 0 where nothing is drawn. The same sample with
+            the same view and seed is the same image.
+    """
+
+    images: Tensor
+    samples: Tensor | None = None
+    view: int = 0
+
+
+class Objective(Protocol):
+    """What is minimised. One that is a module learns along with the network, by the same optimizer."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, seen: Seen) -> Tensor:
+        """The loss, a scalar: the mean over the samples.
+
+        Args:
+            logits: ``(N, classes)``.
+            targets: ``(N,)`` int64 labels, or ``(N, classes)`` probabilities where samples are mixed.
+            seen: what the logits were computed from.
+        """
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a method gets to train with.
+
+    Attributes:
+        train: the samples.
+        val: samples to choose the best weights by, or None; never those of the final test.
+        config: how.
+        run: where state is saved and taken up again; None saves nothing.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        workers: loader processes.
+        progress: called with the stage, steps done and their total.
+        note: called with one line for each thing worth knowing.
+        forecasts: where to put what each training would take, instead of training; None trains.
+    """
+
+    train: Data
+    val: Data | None = None
+    config: TrainConfig = field(default_factory=TrainConfig)
+    run: "Run | None" = None
+    device: str = "cpu"
+    workers: int = 0
+    progress: StageProgress | None = None
+    note: Callable[[str], None] | None = None
+    forecasts: "list[Forecast] | None" = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How training went.
+
+    Attributes:
+        epochs: that were begun; fewer than asked for where patience ran out.
+        steps: of the optimizer.
+        best: largest validation accuracy in percent, that of the weights kept; None without validation.
+        best_epoch: the epoch, from 1, after which those weights were reached.
+        loss: mean training loss of the last epoch.
+        seconds: spent, not for the history.
+        lr: the largest learning rate, as it was at the end.
+        returns: how often training diverged and went back to an earlier state, with a smaller rate.
+    """
+
+    epochs: int
+    steps: int
+    best: float | None
+    best_epoch: int | None
+    loss: float
+    seconds: float
+    lr: float
+    returns: int
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Figures for the history: nothing that would differ from one run to the next."""
+        figures: dict[str, Any] = {"epochs": self.epochs, "steps": self.steps, "lr": self.lr}
+        if self.returns:
+            figures["returns"] = self.returns
+        if self.best is not None:
+            figures |= {"best": round(self.best, 4), "best_epoch": self.best_epoch}
+        return figures
