@@ -37,6 +37,27 @@ WEIGHTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "used twice by functions": lambda n, x: n.fc(
         F.linear(n.a(x).mean((2, 3)), n.token.weight).relu() + n.token.weight.abs().mean(0)
     ),
+    "by einsum": lambda n, x: n.fc(torch.einsum("bi,oi->bo", n.token(n.a(x).mean((2, 3))), n.token.weight)),
+    "in a sum of matrices": lambda n, x: n.fc(
+        torch.addmm(n.token.bias, n.token(n.a(x).mean((2, 3))), n.token.weight.mT)
+    ),
+    "in a batch of them": lambda n, x: n.fc(
+        torch.bmm(n.token(n.a(x).mean((2, 3)))[:, None], n.token.weight.expand(x.shape[0], 8, 8))[:, 0]
+    ),
+    "its square": lambda n, x: n.fc(n.token(n.a(x).mean((2, 3))) @ (n.token.weight @ n.token.weight.T)),
+    "as a kernel": lambda n, x: n.head(F.conv2d(n.b(n.a(x)), n.b.weight, padding=1)),
+    "as a turned kernel": lambda n, x: n.head(
+        F.conv2d(n.b(n.a(x)), n.b.weight.transpose(0, 1).flip(2, 3), padding=1)
+    ),
+    "there and back": lambda n, x: n.head(F.conv_transpose2d(n.b(n.a(x)), n.b.weight, padding=1)),
+    "another layer's kernel": lambda n, x: n.head(F.conv2d(n.b(n.a(x)), n.c.weight, n.c.bias, padding=1)),
+    "standardised": lambda n, x: n.head(
+        F.conv2d(n.a(x), n.b.weight / n.b.weight.std((1, 2, 3), keepdim=True), n.b.bias, padding=1)
+    ),
+    "a linear's as a kernel": lambda n, x: n.head(F.conv2d(n.a(x), n.token.weight[:, :, None, None])),
+    "in halves": lambda n, x: n.fc(
+        torch.cat([F.linear(n.a(x).mean((2, 3)), half) for half in n.token.weight.chunk(2)], 1)
+    ),
     "a vector": lambda n, x: n.head(
         n.b(y := n.a(x)) * F.linear(y.mean((2, 3)), n.bn.weight).view(-1, 1, 1, 1)
     ),
@@ -77,6 +98,39 @@ def test_a_layer_norm_over_the_shape_of_its_weight_is_over_what_is_left() -> Non
     expected = F.linear(normal * left["norm.weight"], left["fc.weight"], left["fc.bias"])
     assert tokens.shape == (3, 4)
     torch.testing.assert_close(pruned(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def normed(norm: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    return lambda n, x: n.fc(norm(n, n.token(n.a(x).mean((2, 3)))))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("eps", [None, 1e-5, 0.5])
+@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm", "without bias"])
+def test_a_norm_by_function_is_over_the_channels_that_are_left(norm: str, eps: float | None) -> None:
+    """Torch's own function of the tokens that stay, and the dense network with statistics over those."""
+    name, some = norm if norm != "without bias" else "layer_norm", {} if eps is None else {"eps": eps}
+    call = getattr(F, name)
+
+    def apply(n: Any, x: Tensor) -> Tensor:
+        bias = [n.norm.bias] if norm == "layer_norm" else []
+        result: Tensor = call(x, (8,), n.norm.weight, *bias, **some)
+        return result
+
+    network = made(normed(apply))
+    nn.init.normal_(network.norm.weight)
+    nn.init.normal_(network.norm.bias)
+    pruned, found, keep = prune_ours(capture(network, InputSpec(SHAPE)), 0.5)
+    x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(5))
+    left = pruned.state_dict()
+    tokens = F.conv2d(x, left["a.weight"], left["a.bias"], padding=1).mean((2, 3))
+    tokens = F.linear(tokens, left["token.weight"], left["token.bias"])
+    bias = [left["norm.bias"]] if norm == "layer_norm" else []
+    expected = F.linear(
+        call(tokens, (4,), left["norm.weight"], *bias, **some), left["fc.weight"], left["fc.bias"]
+    )
+    torch.testing.assert_close(pruned(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(masked(found, keep)(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_weight_read_outside_of_its_layer_is_named() -> None:

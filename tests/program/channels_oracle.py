@@ -4,10 +4,11 @@ import contextlib
 import copy
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import torch_pruning
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
@@ -101,9 +102,11 @@ def prune_ours(program: Program, ratio: float, multiple: int = 1) -> tuple[Progr
 def masked(found: Dependencies, keep: Keep) -> Program:
     """The dense network with the channels that are to go zeroed in every layer that makes or reads them.
 
-    A layer or group norm takes its statistics over the channels that stay; batch norms need no such mask.
+    A layer, group or RMS norm takes its statistics over the channels that stay, as a layer or as a function
+    with a weight; batch norms need no such mask.
     """
     program = copy.deepcopy(found.program)
+    calls = _norms_by_function(program)
     state = program.state_dict(keep_vars=True)
     norms: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -115,17 +118,39 @@ def masked(found: Dependencies, keep: Keep) -> Program:
                 if member.role != "statistic":
                     state[member.parameter].index_fill_(member.dim, positions, 0.0)
                 layer = member.parameter.rpartition(".")[0]
-                if member.role == "norm" and isinstance(program.get_submodule(layer), _OVER_CHANNELS):
+                named = calls.get(member.parameter, layer)
+                if member.role == "norm" and isinstance(program.get_submodule(named), tuple(_MASKED)):
                     width = state[member.parameter].shape[0]
-                    norms.setdefault(layer, torch.ones(width, dtype=torch.bool))[positions] = False
+                    norms.setdefault(named, torch.ones(width, dtype=torch.bool))[positions] = False
     for layer, stays in norms.items():
         norm = program.get_submodule(layer)
-        kind = _MaskedGroupNorm if isinstance(norm, nn.GroupNorm) else _MaskedLayerNorm
-        program.set_submodule(layer, kind(norm, stays))
+        program.set_submodule(layer, _MASKED[type(norm)](norm, stays))
     return program
 
 
-_OVER_CHANNELS = (nn.LayerNorm, nn.GroupNorm)
+def _norms_by_function(program: Program) -> dict[str, str]:
+    """Make layers of the norms that are functions with a weight, in place; their names by the weight's."""
+    made = {}
+    for node in list(program.graph.nodes):
+        kind = {F.layer_norm: nn.LayerNorm, F.rms_norm: nn.RMSNorm}.get(node.target)
+        if kind is None or node.kwargs.get("weight") is None:
+            continue
+        weight, bias = node.kwargs["weight"], node.kwargs.get("bias")
+        norm = kind(
+            node.kwargs["normalized_shape"], node.kwargs.get("eps", None if kind is nn.RMSNorm else 1e-5)
+        )
+        norm.weight = program.get_parameter(weight.target)
+        if kind is nn.LayerNorm:
+            norm.bias = program.get_parameter(bias.target) if bias is not None else None
+        made[weight.target] = f"{node.name}_as_layer"
+        program.add_submodule(made[weight.target], norm)
+        with program.graph.inserting_before(node):
+            node.replace_all_uses_with(
+                program.graph.call_module(made[weight.target], (node.kwargs["input"],))
+            )
+        program.graph.erase_node(node)
+    program.recompile()
+    return made
 
 
 class _MaskedGroupNorm(nn.Module):
@@ -161,6 +186,26 @@ class _MaskedLayerNorm(nn.Module):
         variance = apart.square().sum(-1, keepdim=True) / count
         scaled = apart / (variance + self.norm.eps).sqrt() * self.norm.weight
         return scaled if self.norm.bias is None else scaled + self.norm.bias * self.stays
+
+
+class _MaskedRmsNorm(nn.Module):
+    """Zhang and Sennrich 2019 over some of the channels, written out; the others come out as zero."""
+
+    def __init__(self, norm: nn.RMSNorm, stays: Tensor) -> None:
+        super().__init__()
+        self.norm, self.stays = norm, stays
+
+    def forward(self, x: Tensor) -> Tensor:
+        square = (x * self.stays).square().sum(-1, keepdim=True) / self.stays.sum()
+        eps = torch.finfo(x.dtype).eps if self.norm.eps is None else self.norm.eps
+        return x * self.stays / (square + eps).sqrt() * self.norm.weight
+
+
+_MASKED: dict[type[nn.Module], Callable[..., nn.Module]] = {
+    nn.LayerNorm: _MaskedLayerNorm,
+    nn.GroupNorm: _MaskedGroupNorm,
+    nn.RMSNorm: _MaskedRmsNorm,
+}
 
 
 @dataclass(frozen=True)
