@@ -1,18 +1,12 @@
-"""One spelling for every call of a graph, and its arguments by name.
+"""Reading the calls of a graph: which operation, and its arguments by name.
 
 The same operation can be written as a function of torch's, of ``torch.nn.functional``'s, as a tensor method
-or as a Python operator; its arguments by place or by name, under NumPy's names or torch's. Every Program is
-brought into one spelling when its code is made (``Program.recompile``), so that what reads a graph asks for
-``operation(node)`` and ``arguments(node)`` and knows all there is to know of a call:
-
-    call_function   arithmetic and comparison are Python's operators, which stand by place; every other
-                    function is called with named arguments alone, unless it takes any number of tensors
-    call_method     only what no function does; the tensor stands by place, all else is named
-    call_module     what the layer requires stands by place, as hooks expect; options are named
+or as a Python operator; its arguments by place or by name, under NumPy's names or torch's. What reads a graph
+asks for ``operation(node)`` and ``arguments(node)`` and knows all there is to know of a call, whatever its
+spelling; ``spelling`` brings every Program into one.
 """
 
 import inspect
-import operator
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, cast
@@ -21,11 +15,11 @@ import torch
 from torch import fx, nn
 
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.allowlist import FUNCTIONS, METHODS, function_name
+from modelopt_cli.program.allowlist import function_name
 from modelopt_cli.program.parameters import Signature, bind, defaults, is_variadic, of_function, of_method
 
 # Names of one operation, and the one it has here.
-_SAME = {
+SAME = {
     **{"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "truediv": "div", "divide": "div"},
     **{"ifloordiv": "floor_divide", "imod": "remainder", "ipow": "pow", "iand": "and", "ior": "or"},
     "ixor": "xor",
@@ -36,17 +30,6 @@ _SAME = {
     **{"negative": "neg", "floordiv": "floor_divide", "mod": "remainder", "ndimension": "dim"},
     **{"and_": "and", "or_": "or"},
 }
-_AXES = {"axis0": "dim0", "axis1": "dim1"}
-_OPERATOR_NAMES = """
-    add sub mul truediv floordiv mod pow matmul neg pos abs lt le eq ne gt ge and_ or_ xor invert lshift
-    rshift
-"""
-_OPERATORS: dict[str, Callable[..., Any]] = {
-    _SAME.get(name, name): getattr(operator, name) for name in _OPERATOR_NAMES.split()
-}
-_OPERANDS = {"exponent": "other", "self": "input"}
-# Fields of what max, sort, topk and aminmax give, and their places.
-_FIELDS = {"values": 0, "indices": 1, "min": 0, "max": 1}
 
 
 def operation(node: fx.Node) -> str:
@@ -64,9 +47,9 @@ def _operation(op: str, target: Any) -> str:
     if prefix in ("linalg", "fft"):  # torch.norm and torch.linalg.norm are two
         return name
     if bare in ("and_", "or_"):
-        return _SAME[bare]
+        return SAME[bare]
     bare = bare.removesuffix("_")
-    return _SAME.get(bare, bare)
+    return SAME.get(bare, bare)
 
 
 def arguments(node: fx.Node, layer: nn.Module | None = None) -> dict[str, Any]:
@@ -82,10 +65,10 @@ def arguments(node: fx.Node, layer: nn.Module | None = None) -> dict[str, Any]:
     """
     if node.op == "call_module":
         return _of_layer(node, layer)
-    if _is_variadic(node):
-        return _of_variadic(node)
+    if is_variadic_call(node):
+        return variadic_arguments(node)
     signatures = _signatures(node)
-    given = _bound(node, signatures)
+    given = bound_arguments(node)
     return {_read_as(name): value for name, value in {**defaults(signatures, given), **given}.items()}
 
 
@@ -120,108 +103,19 @@ def call(node: fx.Node, args: Any, kwargs: Any) -> Any:
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def rewrite(node: fx.Node, name: str, given: Mapping[str, Any]) -> None:
-    """Let a node call another operation.
-
-    Args:
-        node: changed in place.
-        name: the operation.
-        given: its arguments by name.
-
-    Raises:
-        ArtifactError: there is no such operation with these arguments.
-    """
-    spelled = _spelled(name, dict(given))
-    if spelled is None:
-        names = ", ".join(given)
-        raise ArtifactError(f"{name} cannot be called with {names}", where=node.name)
-    node.op, node.target, node.args, node.kwargs = spelled
-
-
-def canonicalize(graph: fx.Graph, root: nn.Module) -> None:
-    """Bring every call of a graph into its one spelling; what it computes stays the same to the last bit.
-
-    Args:
-        graph: changed in place; its nodes keep their names.
-        root: where the targets of ``call_module`` nodes are.
-
-    Raises:
-        ArtifactError: a call's arguments cannot be told apart.
-    """
-    for node in graph.nodes:
-        if node.op == "call_module":
-            _by_place(node, root)
-        elif node.op in ("call_function", "call_method") and _may_be_called(node):
-            _canonicalize(node)
-
-
-def _may_be_called(node: fx.Node) -> bool:
-    """True if a call is on the allow-list; what is not is refused where that is checked."""
-    if node.op == "call_method":
-        return node.target in METHODS
-    return function_name(node.target) is not None  # type: ignore[arg-type]
-
-
-def _canonicalize(node: fx.Node) -> None:
-    name = operation(node)
-    if node.target is getattr and node.args[1] in _FIELDS:
-        node.target, node.args = operator.getitem, (node.args[0], _FIELDS[str(node.args[1])])
-        return
-    if node.target is getattr or name == "getitem":
-        return
-    if _is_variadic(node):
-        if name == "einsum":
-            given = _of_variadic(node)
-            node.args, node.kwargs = (given["equation"], *given["operands"]), {}
-        return
-    given = {_AXES.get(key, key): value for key, value in _bound(node, _signatures(node)).items()}
-    spelled = _spelled(name, given)
-    if spelled is None:  # no other spelling takes these: its own, with names
-        by_place = dict.fromkeys(list(given)[:1]) if node.op == "call_method" else {}
-        first = tuple(given[source_name] for source_name in by_place)
-        spelled = (node.op, node.target, first, {k: v for k, v in given.items() if k not in by_place})
-    node.op, node.target, node.args, node.kwargs = spelled
-
-
-Spelled = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
-
-
-def _spelled(name: str, given: dict[str, Any]) -> Spelled | None:
-    """The one spelling of an operation with these arguments: op, target, args, kwargs."""
-    operands = {_OPERANDS.get(key, key): value for key, value in given.items()}
-    if name in _OPERATORS and operands.pop("alpha", 1) == 1 and operands.keys() <= {"input", "other"}:
-        both = tuple(operands[key] for key in ("input", "other") if key in operands)
-        return "call_function", _OPERATORS[name], both, {}
-    if name == "dim" and given.keys() == {"input"}:
-        return "call_function", getattr, (given["input"], "ndim"), {}
-    if name == "size" and given.keys() == {"input"}:
-        return "call_function", getattr, (given["input"], "shape"), {}
-    if name == "view" and given.keys() == {"input", "size"}:  # the same values, whatever the strides
-        return _spelled("reshape", {"input": given["input"], "shape": given["size"]})
-    if name == "view_as":
-        return _spelled("reshape_as", given)
-    if name == "to" and "other" in given:  # torch calls it "tensor"
-        rest = {key: value for key, value in given.items() if key not in ("input", "other")}
-        return "call_method", name, (given["input"], given["other"]), rest
-    for prefix in ("F", "torch", "torchvision"):
-        function = FUNCTIONS.get(f"{prefix}.{name}")
-        for first in ("input", "tensor", "self"):
-            renamed = {first if key == "input" else key: value for key, value in given.items()}
-            if function is not None and bind(of_function(function), (), renamed) == renamed:
-                return "call_function", function, (), renamed
-    if name in METHODS and "input" in given:
-        rest = {key: value for key, value in given.items() if key != "input"}
-        return "call_method", name, (given["input"],), rest
-    return None
-
-
 def _signatures(node: fx.Node) -> tuple[Signature, ...]:
     if node.op == "call_method":
         return of_method(str(node.target))
     return of_function(cast("Any", node.target))
 
 
-def _bound(node: fx.Node, signatures: tuple[Signature, ...]) -> dict[str, Any]:
+def bound_arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments that a call gives, by name.
+
+    Raises:
+        ArtifactError: no signature takes them.
+    """
+    signatures = _signatures(node)
     bound = _bound_to(node) if node.target == "to" else bind(signatures, node.args, node.kwargs)
     if bound is None:
         called = function_name(node.target) if node.op == "call_function" else f"Tensor.{node.target}"  # type: ignore[arg-type]
@@ -262,11 +156,12 @@ def _target_of_to(value: Any) -> str | None:
     return "device" if isinstance(value, torch.device | str) else None
 
 
-def _is_variadic(node: fx.Node) -> bool:
+def is_variadic_call(node: fx.Node) -> bool:
+    """True if a call is of a function that takes any number of tensors by place, as einsum does."""
     return node.op == "call_function" and is_variadic(cast("Any", node.target))
 
 
-def _of_variadic(node: fx.Node) -> dict[str, Any]:
+def variadic_arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments of what takes any number of tensors, which stand by place or in a list."""
     if operation(node) != "einsum":
         listed = len(node.args) == 1 and isinstance(node.args[0], list | tuple)
@@ -278,13 +173,19 @@ def _of_variadic(node: fx.Node) -> dict[str, Any]:
 
 
 @cache
-def _forward(forward: Callable[..., Any]) -> inspect.Signature:
+def forward_of(forward: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a layer's ``forward``."""
     return inspect.signature(forward)
 
 
-def _bound_layer(node: fx.Node, layer: nn.Module) -> inspect.BoundArguments:
+def bound_layer(node: fx.Node, layer: nn.Module) -> inspect.BoundArguments:
+    """The arguments of a layer's call, by the names of its ``forward``.
+
+    Raises:
+        ArtifactError: its ``forward`` takes no such arguments.
+    """
     try:
-        return _forward(type(layer).forward).bind(layer, *node.args, **node.kwargs)
+        return forward_of(type(layer).forward).bind(layer, *node.args, **node.kwargs)
     except TypeError as error:
         raise ArtifactError(f"{type(layer).__name__}: {error}", where=str(node.target)) from error
 
@@ -292,22 +193,7 @@ def _bound_layer(node: fx.Node, layer: nn.Module) -> inspect.BoundArguments:
 def _of_layer(node: fx.Node, layer: nn.Module | None) -> dict[str, Any]:
     if layer is None:
         return {"input": source(node), **(node.kwargs if node.args else {})}
-    bound = _bound_layer(node, layer)
+    bound = bound_layer(node, layer)
     bound.apply_defaults()
-    names = list(_forward(type(layer).forward).parameters)[1:]
+    names = list(forward_of(type(layer).forward).parameters)[1:]
     return {name: bound.arguments[name] for name in names if name in bound.arguments}
-
-
-def _by_place(node: fx.Node, root: nn.Module) -> None:
-    """A layer's required arguments by place, in order, the others by name."""
-    if len(node.args) == 1 and not node.kwargs:
-        return
-    layer = root.get_submodule(str(node.target))
-    bound = _bound_layer(node, layer).arguments
-    parameters = list(_forward(type(layer).forward).parameters.values())[1:]
-    required = [p.name for p in parameters if p.default is inspect.Parameter.empty]
-    variable = [p.name for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL]
-    if variable:
-        return
-    node.args = tuple(bound[name] for name in required)
-    node.kwargs = {p.name: bound[p.name] for p in parameters if p.name in bound and p.name not in required}

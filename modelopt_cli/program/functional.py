@@ -18,8 +18,9 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import CaptureError
 from modelopt_cli.program.allowlist import is_in_place
-from modelopt_cli.program.calls import arguments, call, operation, owner_of, rewrite, source
+from modelopt_cli.program.calls import arguments, call, operation, owner_of, source
 from modelopt_cli.program.shapes import infer
+from modelopt_cli.program.spelling import rewrite
 from modelopt_cli.program.views import ViewError, put, put_part
 
 _HINT = "write it without the in-place operation: y = f(x) in place of f_(x)"

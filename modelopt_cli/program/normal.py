@@ -1,7 +1,7 @@
 """The normal form of a graph, which every method sees.
 
     pure         no call changes what another can see (``functional``)
-    one spelling every operation is called in one way, with its arguments by name (``calls``)
+    one spelling every operation is called in one way, with its arguments by name (``spelling``)
     unpacked     a tuple of tensors is read part by part, so that each tensor is a value of its own
     live         nothing is computed that nobody reads
 
@@ -16,10 +16,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from modelopt_cli.program.allowlist import is_in_place
-from modelopt_cli.program.calls import arguments, call, canonicalize, operation
+from modelopt_cli.program.calls import arguments, call, operation
 from modelopt_cli.program.functional import make_functional
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.shapes import infer, meta_input
+from modelopt_cli.program.spelling import canonicalize
 
 _TUPLES = ("chunk", "split", "tensor_split", "unbind")
 

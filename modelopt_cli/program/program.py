@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 
-from modelopt_cli.program.calls import canonicalize
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.pickling import graph_of, plain_nodes
 from modelopt_cli.program.quantization import keep_float32
 from modelopt_cli.program.quantized import Quantized
+from modelopt_cli.program.spelling import canonicalize
 
 _MODULE = ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 _HEADER = ("input", "labels", "history", "encodings", "arch")

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, fx
 
 from modelopt_cli.errors import ModeloptError
-from modelopt_cli.program.calls import arguments, compute, operation, rewrite, source, values_of
+from modelopt_cli.program.calls import arguments, compute, operation, source, values_of
 from modelopt_cli.program.channels.remaining import SmallerGraph
 from modelopt_cli.program.channels.trace import Fetched
+from modelopt_cli.program.spelling import rewrite
 
 
 def _sizes(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
