@@ -41,10 +41,22 @@ def texts(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Constant):
         yield str(node.value)
     elif isinstance(node, ast.JoinedStr):
-        yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        yield "".join(
+            part.value if isinstance(part, ast.Constant) else value_of(part) for part in node.values
+        )
     else:
         for child in ast.iter_child_nodes(node):
             yield from texts(child)
+
+
+def value_of(part: ast.AST) -> str:
+    """Text of an f-string's part: an option as it is spelled, any other value as {}."""
+    match part:
+        case ast.Constant(text):
+            return str(text)
+        case ast.FormattedValue(value=ast.Call(func=ast.Name("option"), args=[ast.Constant(name)])):
+            return f"--{name.replace('_', '-')}"
+    return "{}"
 
 
 @pytest.fixture(scope="module")

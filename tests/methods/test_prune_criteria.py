@@ -102,7 +102,7 @@ def test_criteria_score_the_projections_of_attention() -> None:
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("wanda", None, "criterion wanda needs data to calibrate on; give --calib or --data, or use"),
+        ("wanda", None, "criterion wanda needs data to calibrate on; give calibration or data, or use"),
         ("obs", None, "criterion obs needs data to calibrate on"),
         ("taylor", Samples(torch.zeros(1)), "criterion taylor needs data with labels"),
     ],

@@ -191,8 +191,8 @@ def test_a_block_is_the_same_after_others_are_gone() -> None:
     pruner = LayerPruner(program, config, Context())
     once = without(program, blocks[:1])
     assert [block.layers for block in pruner.blocks(once)] == [("body.b1", "body.b2")]
-    assert pruner.left(program) == 1.0
-    assert pruner.left(once) == 0.5
+    assert pruner.units_kept(program) == 1.0
+    assert pruner.units_kept(once) == 0.5
 
 
 def test_attention_with_fetched_weights_counts_as_a_block() -> None:

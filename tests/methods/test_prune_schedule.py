@@ -18,7 +18,7 @@ from modelopt_cli.methods.prune import rounds as rounds_module
 from modelopt_cli.methods.prune.apply import apply
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.masks import Masks
-from modelopt_cli.methods.prune.rounds import GROWN_AT, Growing, check_held
+from modelopt_cli.methods.prune.rounds import GROWN_AT, Growing, require_zeros
 from modelopt_cli.methods.prune.schedules import cubic, epochs_of_round
 from modelopt_cli.methods.prune.targets import TargetNotReached
 from modelopt_cli.program import Program
@@ -227,10 +227,10 @@ def test_schedule_check_looks_at_every_mask() -> None:
     with torch.no_grad():
         network.get_parameter("mid.weight")[0, 0] = 0
     masks = {"mid.weight": network.get_parameter("mid.weight") != 0}
-    check_held(network, masks)
+    require_zeros(network, masks)
     masks["conv.weight"] = torch.zeros(16, 1, 3, 3, dtype=torch.bool)
     with pytest.raises(ModeloptError, match=r"conv\.weight"):
-        check_held(network, masks)
+        require_zeros(network, masks)
 
 
 def test_schedule_teacher_is_the_network_before_pruning(
@@ -274,8 +274,8 @@ def test_schedule_a_target_that_is_missed_is_said_before_any_training(digits: Da
     ("config", "training", "words"),
     [
         (replace(ZEROS, schedule="iterative", rounds=4), CONFIG, "4 rounds need at least as many epochs"),
-        (replace(ZEROS, schedule="iterative"), None, "--train"),
-        (replace(ZEROS, schedule="gradual"), None, "--train"),
+        (replace(ZEROS, schedule="iterative"), None, "give train"),
+        (replace(ZEROS, schedule="gradual"), None, "give train"),
     ],
 )
 def test_schedule_that_cannot_be_followed_is_refused(

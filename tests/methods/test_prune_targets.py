@@ -14,7 +14,7 @@ from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.prune.apply import apply
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.figures import Timer, half_width
-from modelopt_cli.methods.prune.removal_order import Rungs, after, path
+from modelopt_cli.methods.prune.removal_order import GroupUnits, counts_after, removal_path
 from modelopt_cli.methods.prune.targets import (
     CLOSE,
     TOLERANCE,
@@ -80,8 +80,8 @@ def test_targets_a_path_is_searched_to_the_nearest_step(seed: int) -> None:
 
     found = search_path(at, steps, wanted)
     nearest = np.abs(left - wanted).min()
-    assert found.left == left[found.place]
-    assert abs(found.left - wanted) == pytest.approx(nearest) or abs(found.left - wanted) <= CLOSE
+    assert found.kept == left[found.place]
+    assert abs(found.kept - wanted) == pytest.approx(nearest) or abs(found.kept - wanted) <= CLOSE
     assert found.above == 0 or left[found.above] > wanted
     assert len(asked) == len(set(asked)) <= 2 * np.log2(steps + 2) + 4
 
@@ -94,9 +94,9 @@ def test_targets_a_ratio_is_searched_within_its_bounds() -> None:
     assert all(0.2 <= ratio <= 0.5 for ratio in asked)
 
 
-def rungs(*counts: int, width: int = 1, step: int = 1) -> dict[str, Rungs]:
+def rungs(*counts: int, width: int = 1, step: int = 1) -> dict[str, GroupUnits]:
     g = torch.Generator().manual_seed(1)
-    return {f"g{i}": Rungs(n, width, step, torch.rand(n, generator=g)) for i, n in enumerate(counts)}
+    return {f"g{i}": GroupUnits(n, width, step, torch.rand(n, generator=g)) for i, n in enumerate(counts)}
 
 
 @pytest.mark.parametrize(
@@ -112,30 +112,30 @@ def rungs(*counts: int, width: int = 1, step: int = 1) -> dict[str, Rungs]:
     ],
 )
 def test_targets_rungs(units: int, width: int, step: int, round_to: int, kept: tuple[int, ...]) -> None:
-    assert Rungs(units, width, step, torch.rand(units)).kept(round_to) == kept
+    assert GroupUnits(units, width, step, torch.rand(units)).counts(round_to) == kept
 
 
 @pytest.mark.parametrize("round_to", [1, 8])
 def test_targets_a_path_leads_from_everything_to_the_fewest_units(round_to: int) -> None:
     groups = rungs(40, 17, 8, 64)
-    steps = path(groups, lambda ratio: dict.fromkeys(groups, ratio), round_to)
+    steps = removal_path(groups, lambda ratio: dict.fromkeys(groups, ratio), round_to)
     counts = {name: group.units for name, group in groups.items()}
     for step in steps:
         assert counts[step.group] == step.before > step.kept
         counts[step.group] = step.kept
-    assert counts == after(groups, steps) == {n: g.kept(round_to)[-1] for n, g in groups.items()}
+    assert counts == counts_after(groups, steps) == {n: g.counts(round_to)[-1] for n, g in groups.items()}
 
 
 def test_targets_a_uniform_path_keeps_the_groups_at_one_fraction() -> None:
     groups = rungs(100, 50, 25)
-    steps = path(groups, lambda ratio: dict.fromkeys(groups, ratio), 1)
+    steps = removal_path(groups, lambda ratio: dict.fromkeys(groups, ratio), 1)
     for taken in range(0, len(steps), 7):
-        fractions = [n / groups[g].units for g, n in after(groups, steps[:taken]).items()]
+        fractions = [n / groups[g].units for g, n in counts_after(groups, steps[:taken]).items()]
         assert max(fractions) - min(fractions) <= 1 / 25 + 1 / 50
 
 
 def test_targets_the_best_units_stay() -> None:
-    group = Rungs(5, 1, 1, torch.tensor([0.3, 0.1, 0.9, 0.3, 0.2]))
+    group = GroupUnits(5, 1, 1, torch.tensor([0.3, 0.1, 0.9, 0.3, 0.2]))
     assert group.best(3) == (0, 2, 3)
     assert group.best(2) == (0, 2)  # of two equals, the first
 

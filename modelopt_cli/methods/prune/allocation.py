@@ -1,7 +1,7 @@
-"""Allocation: how much each layer gives, so that together they give what was asked for.
+"""Allocations: the fraction that each layer loses, so that all together lose the fraction asked for.
 
-Whatever is shared out consists of units (weights, blocks, channels) of one cost within a layer. A layer
-gives up its units of the lowest scores first; units that score ``-inf`` are gone already.
+A layer consists of units (weights, blocks, channels) that all cost the same. It loses its units of the lowest
+scores first; units that score ``-inf`` are gone already.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Part:
     Attributes:
         name: for errors.
         scores: one for each unit, flat.
-        shape: of the weight.
+        shape: of the weight, ``(out, in, *kernel)``.
         cost: of one unit.
-        gone: units that are removed already.
-        most: units that may be removed at most.
-        curve: ``(sparsity, error)`` as measured, for ``sensitivity``.
+        gone: number of units that are removed already.
+        most: largest number of units that may be removed.
+        curve: errors measured at some sparsities, for an allocation that needs them.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Part:
 
     @property
     def units(self) -> int:
-        """How many there are, gone or not."""
+        """Number of units, gone or not."""
         return self.scores.numel()
 
     def clip(self, count: float) -> float:
-        """The nearest count that is allowed."""
+        """The nearest number of removed units that is allowed."""
         return min(max(count, self.gone), self.most)
 
 
@@ -65,25 +65,25 @@ def allocate(
     comparable: bool = True,
     least_kept: int = 1,
 ) -> dict[str, float]:
-    """Share out an overall sparsity.
+    """Divide an overall sparsity among layers or groups.
 
     Args:
         name: a key of ``ALLOCATIONS``.
-        scores: of the units of each layer or group, any shape.
+        scores: of the units of each layer or group, any shape, by its name.
         shapes: of their weights, ``(out, in, *kernel)``.
         sparsity: fraction of the total cost to remove, 0 to 1.
         costs: of one unit of each; 1 by default.
-        curves: for ``sensitivity``: of each layer the error measured at some sparsities.
-        comparable: whether scores of different layers mean the same; if not they are divided by their
-            mean in each layer, so that every layer's average unit counts as 1.
+        curves: errors of each, measured at some sparsities, for an allocation that needs them.
+        comparable: scores of different layers mean the same; if not they are divided by their mean in
+            each layer, so that every layer's average unit counts as 1.
         least_kept: units that every layer keeps at least, lest the network be cut in two.
 
     Returns:
-        The sparsity of each: a whole number of its units. The costs removed add up to what was
-        asked for, to the nearest unit.
+        The sparsity of each, by name: an integer number of its units. The costs removed add up to the
+        fraction asked for, to the nearest unit.
 
     Raises:
-        UsageError: it cannot be reached, or curves are missing.
+        UsageError: the sparsity cannot be reached, or curves are missing.
     """
     parts = [
         _part(
@@ -100,7 +100,7 @@ def allocate(
         parts = [_normalised(part) for part in parts]
     total = sum(part.cost * part.units for part in parts)
     target = _checked(parts, sparsity * total, total)
-    counts = _settle(parts, ALLOCATIONS[name].choose(parts, target), target)
+    counts = _rounded(parts, ALLOCATIONS[name].choose(parts, target), target)
     return {part.name: count / part.units for part, count in zip(parts, counts, strict=True)}
 
 
@@ -138,13 +138,13 @@ def _bounds(parts: Sequence[Part]) -> tuple[list[int], list[int]]:
     return [part.gone for part in parts], [part.most for part in parts]
 
 
-def _settle(parts: Sequence[Part], wanted: Sequence[float], target: float) -> list[int]:
-    """Whole numbers of units: rounded down, then by the largest remainder towards the target."""
-    counts = [int(part.clip(int(want))) for part, want in zip(parts, wanted, strict=True)]
+def _rounded(parts: Sequence[Part], exact: Sequence[float], target: float) -> list[int]:
+    """Integer numbers of units: rounded down, then by the largest remainder towards the target."""
+    counts = [int(part.clip(int(count))) for part, count in zip(parts, exact, strict=True)]
     missing = target - sum(part.cost * n for part, n in zip(parts, counts, strict=True))
     step = 1 if missing > 0 else -1
     while True:
-        order = sorted(range(len(parts)), key=lambda i: step * (counts[i] - wanted[i]))
+        order = sorted(range(len(parts)), key=lambda i: step * (counts[i] - exact[i]))
         before = missing
         for i in order:
             closer = abs(missing - step * parts[i].cost) < abs(missing)
@@ -171,12 +171,12 @@ def _erk(parts: Sequence[Part], target: float) -> list[float]:
 
 
 def _solve(parts: Sequence[Part], target: float, removed: Callable[[Part, float], float]) -> list[float]:
-    """Counts at the level, between 0 and 1, at which the parts together give the target."""
+    """Numbers at the level, between 0 and 1, at which the parts together lose the target, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(100):
         level = (low + high) / 2
-        given = sum(part.cost * part.clip(removed(part, level)) for part in parts)
-        low, high = (level, high) if given < target else (low, level)
+        total = sum(part.cost * part.clip(removed(part, level)) for part in parts)
+        low, high = (level, high) if total < target else (low, level)
     return [part.clip(removed(part, high)) for part in parts]
 
 
@@ -202,7 +202,7 @@ def lamp_scores(scores: Tensor) -> Tensor:
 
 
 def _threshold(parts: Sequence[Part], scores: Sequence[Tensor], target: float) -> list[float]:
-    """How many units of each are below the one threshold at which together they give the target."""
+    """Numbers of units below the one threshold at which all parts together lose the target."""
     import torch
 
     from modelopt_cli.methods.prune.masks import lowest
@@ -210,10 +210,11 @@ def _threshold(parts: Sequence[Part], scores: Sequence[Tensor], target: float) -
     pools = [score[lowest(score, part.most)].double() for part, score in zip(parts, scores, strict=True)]
     sizes = [len(pool) for pool in pools]
     costs = [part.cost for part in parts]
-    if len(set(costs)) == 1:
+    if len(set(costs)) == 1:  # no sorting: finding the threshold takes a fraction of the time
         count = min(round(target / costs[0]), sum(sizes))
         taken = lowest(torch.cat(pools), count).split(sizes)
         return [float(marks.sum()) for marks in taken]
+    # Units of different costs go one after another until the sum of their costs is nearest to the target.
     order = torch.cat(pools).sort(stable=True).indices
     owners = torch.repeat_interleave(torch.tensor(sizes))[order]
     running = torch.tensor(costs, dtype=torch.float64)[owners].cumsum(0)
@@ -222,7 +223,7 @@ def _threshold(parts: Sequence[Part], scores: Sequence[Tensor], target: float) -
 
 
 def _sensitivity(parts: Sequence[Part], target: float) -> list[float]:
-    """Take from wherever the convex hull of the measured errors is flattest."""
+    """Remove units wherever the convex hull of the measured errors is flattest."""
     counts = [float(part.gone) for part in parts]
     missing = target - sum(part.cost * part.gone for part in parts)
     steps = [(*step, i) for i, part in enumerate(parts) for step in _steps(part)]
@@ -237,7 +238,7 @@ def _sensitivity(parts: Sequence[Part], target: float) -> list[float]:
 
 
 def _steps(part: Part) -> list[tuple[float, float, float]]:
-    """The edges of the hull between what is gone and what may go: error per cost, start, units."""
+    """Edges of the hull where units may still go: error per cost, sparsity at the start, units."""
     corners = _hull(part)
     steps = []
     for (x0, y0), (x1, y1) in pairwise(corners):
@@ -261,21 +262,21 @@ def _hull(part: Part) -> list[tuple[float, float]]:
 
 
 def _above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
-    """Whether b is on or above the line from a to c."""
+    """True if b is on or above the line from a to c."""
     return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """One way to share out.
+    """One rule that divides an overall sparsity among layers.
 
     Attributes:
         help: one line.
         paper: where it was published.
-        choose: real numbers of units from the parts and the cost to remove.
-        granularities: of the parts that it can share out.
-        compares_scores: it asks for scores of all parts; else only their order within a part counts.
-        needs_curves: it asks for errors that are measured on data.
+        choose: numbers of units to remove, not rounded, from the parts and the cost to remove.
+        granularities: of the parts that it can divide a sparsity among.
+        compares_scores: it compares scores of different parts; else only their order within a part counts.
+        needs_curves: it needs errors that are measured on data.
     """
 
     help: str

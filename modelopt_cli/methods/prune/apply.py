@@ -7,16 +7,14 @@ from modelopt_cli.artifact.encodings import require_not_shared
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context, Reached, Result
 from modelopt_cli.methods.prune.config import PruneConfig
-from modelopt_cli.methods.prune.criteria import require_data
-from modelopt_cli.methods.prune.pruner import Pruner
+from modelopt_cli.methods.prune.criteria import give_data, require_data
+from modelopt_cli.methods.prune.pruner import PRUNE_FIRST, Pruner
 from modelopt_cli.methods.prune.schedules import require_training
 from modelopt_cli.methods.prune.sensitivity import SPARSITIES, Sensitivity, measure
 from modelopt_cli.methods.prune.targets import reached, require
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.training import distributed
-
-_FIRST = "prune first, then quantize or share: they keep what pruning did"
 
 
 def apply(program: Program, config: PruneConfig, context: Context) -> Result:
@@ -25,10 +23,10 @@ def apply(program: Program, config: PruneConfig, context: Context) -> Result:
     Args:
         program: any float Program; it is not changed. What it was pruned of before stays pruned.
         config: structure, criterion, allocation, target, schedule.
-        context: calibration data, what to train with, seed, progress.
+        context: calibration data, training, seed, device, progress.
 
     Returns:
-        The pruned Program, the layers left whole with reasons, the target reached, and notes.
+        The pruned Program, the unpruned layers with reasons, the target reached, and notes.
 
     Raises:
         UsageError: no target, a quantized Program, a glob that matches nothing, or data or training
@@ -49,13 +47,13 @@ def apply(program: Program, config: PruneConfig, context: Context) -> Result:
     measured: list[Reached] = []
 
     def accept(pruned: Program) -> None:
-        if pruner.untouched(pruned):
+        if pruner.unchanged(pruned):
             raise NothingCompressed("nothing was removed", hint="nothing was written; ask for more")
-        measured.append(_require(config, pruner.left(pruned)))
+        measured.append(_require(config, pruner.kept_fraction(pruned)))
 
     result = config.schedule_row.prune(pruner, context, accept)
     # Training moves no channel: a latency is not measured again, when it could only differ by chance.
-    target = measured[-1] if target_row.measured else _require(config, pruner.left(result))
+    target = measured[-1] if target_row.measured else _require(config, pruner.kept_fraction(result))
     result.history = (*program.history, pruner.entry(result, target))
     if target_row.of_file:  # which is complete only now
         target = replace(target, reached=predicted_bytes(result, code=context.code) / pruner.original_bytes)
@@ -63,7 +61,12 @@ def apply(program: Program, config: PruneConfig, context: Context) -> Result:
 
 
 def sensitivity(program: Program, config: PruneConfig, context: Context) -> tuple[Sensitivity, ...]:
-    """How much each layer, group or block minds being pruned; the config needs no target.
+    """Measure the change of the outputs with one layer, group of channels or block pruned at a time.
+
+    Args:
+        program: any float Program; it is not changed.
+        config: structure, criterion and the choice of layers; it needs no target.
+        context: calibration data, seed, device, progress.
 
     Raises:
         UsageError: there are no data, or the config cannot be used.
@@ -73,25 +76,16 @@ def sensitivity(program: Program, config: PruneConfig, context: Context) -> tupl
 
 
 def _pruner(program: Program, config: PruneConfig, context: Context) -> Pruner:
-    """What prunes this Program, if it can be pruned.
-
-    Raises:
-        UsageError: as for ``apply``.
-    """
-    _check_program(program)
+    if any(isinstance(module, Quantized) for module in program.modules()):
+        raise UsageError("the network is quantized already", hint=PRUNE_FIRST)
+    require_not_shared(program.encodings, "pruning", PRUNE_FIRST)
     require_data(config.chosen_criterion, context.data)
     if config.allocation_row.needs_curves and context.data is None:
-        raise UsageError(f"allocation {config.allocation} is measured on data", hint="give --calib or --data")
+        raise UsageError(f"allocation {config.allocation} is measured on data", hint=give_data())
     return config.granularity.pruner()(program, config, context)
 
 
-def _require(config: PruneConfig, left: float) -> Reached:
-    target = reached(*config.target, left)
+def _require(config: PruneConfig, kept: float) -> Reached:
+    target = reached(*config.target, kept)
     # A pattern is the target itself: channels that fill no group of M are kept.
     return target if config.fixed_sparsity is not None else require(target)
-
-
-def _check_program(program: Program) -> None:
-    if any(isinstance(module, Quantized) for module in program.modules()):
-        raise UsageError("the network is quantized already", hint=_FIRST)
-    require_not_shared(program.encodings, "pruning", _FIRST)

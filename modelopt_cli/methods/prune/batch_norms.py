@@ -1,4 +1,4 @@
-"""Batch-norm statistics afresh: a pruned network's activations no longer have those it was trained with.
+"""Batch-norm recalibration: statistics for the activations that a pruned network has.
 
 Adaptive batch normalisation (Li et al., EagleEye, ECCV 2020, section 3.3) as "precise" statistics of the
 whole sample (Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, section 3). No weight changes.
@@ -13,44 +13,48 @@ from torch import Tensor, fx, nn
 from modelopt_cli.errors import DataError
 from modelopt_cli.program import Program
 from modelopt_cli.program.rewrite import copy_graph, rebuild
+from modelopt_cli.settings import option
 
 Progress = Callable[[int, int | None], None]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def reestimate(
+def recalibrate(
     program: Program,
     batches: Iterable[Tensor],
     progress: Progress | None = None,
     total: int | None = None,
 ) -> Program:
-    """A Program with running means and variances computed from these batches, all else shared.
+    """Compute the running means and variances of a network's batch norms again.
 
     Every batch goes through as in training: each norm uses the batch's own statistics, and the layers
-    after it see the result. The running mean becomes the mean over all values seen, the running variance
+    after it see the result. The running mean becomes the mean over all values, the running variance
     their unbiased variance, whatever the sizes of the batches. Dropout stays off, the momentum and the
-    mode of the Program are as before. A last batch of a single sample is left out. A network without
-    batch norms comes back as it is, and no batch is read.
+    mode of the Program are as before. A last batch of a single sample is left out.
 
     Args:
         program: on any device; it is not changed.
         batches: float tensors ``(N, *program.input.shape)``; only one is held at a time.
-        progress: called with samples done and the total.
-        total: how many samples will come, where known.
+        progress: called with the number of samples done and the total.
+        total: the number of samples, where known.
+
+    Returns:
+        A Program with new statistics that shares all else with the given one. A network without batch
+        norms is returned as it is, and no batch is read.
 
     Raises:
         DataError: no samples, or one value only per channel, or statistics that are not finite.
     """
     paths = dict.fromkeys(str(node.target) for node in program.graph.nodes if node.op == "call_module")
-    pools = {path: _Pool() for path in paths if _has_statistics(program.get_submodule(path))}
+    pools = {path: _Pool() for path in paths if _keeps_statistics(program.get_submodule(path))}
     if not pools:
         return program
     result = rebuild(program, copy_graph(program.graph))
-    seen = _run(result.eval(), pools, batches, progress, total)
-    if seen == 0:
+    if _run(result.eval(), pools, batches, progress, total) == 0:
         raise DataError(
-            "no samples to estimate batch-norm statistics from", hint="give data, or --no-reestimate"
+            "no samples to compute batch-norm statistics from",
+            hint=f"give data, or turn off {option('reestimate')}",
         )
     for path, pool in pools.items():
         _store(result, path, pool)
@@ -58,7 +62,7 @@ def reestimate(
 
 
 class _Pool:
-    """Mean and variance per channel of all that was added (Chan et al. 1983), in float64."""
+    """Running mean and variance per channel (Chan et al. 1983), in float64."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -77,7 +81,7 @@ class _Pool:
 
 
 class _Collector(fx.Interpreter):
-    """Runs a graph with its batch norms as in training and shows their inputs to the pools."""
+    """Interpreter of a graph with its batch norms as in training, whose inputs are added to the pools."""
 
     def __init__(self, program: Program, pools: dict[str, _Pool]) -> None:
         super().__init__(program)
@@ -95,7 +99,12 @@ class _Collector(fx.Interpreter):
         )
 
 
-def _has_statistics(module: nn.Module) -> bool:
+def has_statistics(program: Program) -> bool:
+    """True if a network has batch norms with running statistics."""
+    return any(map(_keeps_statistics, program.modules()))
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
     return isinstance(module, _NORMS) and module.running_mean is not None
 
 
@@ -107,24 +116,24 @@ def _run(
     total: int | None,
 ) -> int:
     device = next(program.buffers()).device
-    collector, seen = _Collector(program, pools), 0
+    collector, done = _Collector(program, pools), 0
     with torch.inference_mode():
         for batch in batches:
-            if len(batch) > 1 or seen == 0:
+            if len(batch) > 1 or done == 0:
                 _run_one(collector, batch.to(device))
-            seen += len(batch)
+            done += len(batch)
             if progress is not None:
-                progress(seen, total)
-    return seen
+                progress(done, total)
+    return done
 
 
 def _run_one(collector: _Collector, batch: Tensor) -> None:
     try:
         collector.run(batch)
-    except ValueError as error:  # torch's word for it
+    except ValueError as error:  # how torch refuses a single value
         raise DataError(
             f"in a batch of {len(batch)} a batch norm sees one value per channel, which has no variance",
-            hint="use more samples and a larger --data-batch-size, or --no-reestimate",
+            hint=f"use more samples and larger batches, or turn off {option('reestimate')}",
         ) from error
 
 

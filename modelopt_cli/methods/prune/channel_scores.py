@@ -27,12 +27,12 @@ def unit_scores(
         program: the one that the groups refer to, with attention taken apart.
         groups: of its dependencies.
         criterion: a key of ``CRITERIA`` that ranks channels.
-        statistics: what ``collect`` found for this criterion; empty if it needs nothing.
+        statistics: result of ``collect`` for this criterion; empty if it needs nothing.
         seed: of random scores.
 
     Returns:
         By group name float64 scores ``(units,)``; larger means more important. Groups in which the
-        criterion finds nothing to look at (``unit_obstacle``) are left out.
+        criterion has no parameter to look at (``unit_obstacle``) are left out.
     """
     row = CRITERIA[criterion]
     if row.channel.of_group is not None:
@@ -46,10 +46,10 @@ def unit_scores(
 
 
 def unit_obstacle(program: Program, group: Group, criterion: str) -> str | None:
-    """Why a criterion cannot rank a group's units; None where it can.
+    """The reason why a criterion cannot rank a group's units; None where it can.
 
     Args:
-        program: the one the group's names refer to.
+        program: the one that the group's names refer to.
         group: of its dependencies.
         criterion: one that ranks channels.
     """
@@ -89,7 +89,7 @@ def _together(parts: Tensor, row: Criterion) -> Tensor:
 def _part(
     program: Program, member: Member, units: int, row: Criterion, statistics: Mapping[str, Tensor], seed: int
 ) -> Tensor:
-    """What one parameter says of each unit; NaN for units that are not in it."""
+    """Scores of the units in one parameter ``(units,)``; NaN for units that are not in it."""
     values = program.get_parameter(member.parameter).detach().double()
     if row.channel.of_parameter is not None:
         return row.channel.of_parameter(values.movedim(member.dim, 0).flatten(1), member, units)

@@ -1,4 +1,4 @@
-"""What to prune, by what measure, how far, and in how many steps."""
+"""Settings of ``prune``: what goes, by which measure, how far, and in how many steps."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -135,8 +135,8 @@ class PruneConfig(Config, title="Pruning"):
         return TARGETS[self.target[0]]
 
     @property
-    def fraction_left(self) -> float:
-        """The fraction of the original that the target leaves."""
+    def kept_fraction(self) -> float:
+        """The fraction of the original to keep, in the unit of the target."""
         return 1 - self.target[1] if self.target_row.removed else self.target[1]
 
     @property
@@ -187,9 +187,13 @@ def _wrong_targets(config: PruneConfig) -> Iterator[str]:
     if len(given) > 1:
         yield f"{' and '.join(map(option, given))} exclude each other; give one target"
     if config.granularity.leaves_zeros:
+        shrinking = " or ".join(name for name, row in STRUCTURES.items() if not row.granularity.leaves_zeros)
+        targets = ", ".join(option(name) for name, row in TARGETS.items() if not row.obstacle)
+        instead = f"use {option('structure')} {shrinking}, or one of {targets}"
         for name in given:
-            if why := TARGETS[name].no_zeros:
-                yield f"{option(name)} cannot be a target of structure {config.structure}: {why}"
+            if reason := TARGETS[name].obstacle:
+                structure = f"structure {config.structure}"
+                yield f"{option(name)} cannot be a target of {structure}: {reason}; {instead}"
 
 
 def _wrong_combinations(config: PruneConfig) -> Iterator[str]:

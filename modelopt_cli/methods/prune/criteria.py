@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.prune.structures import CHANNELS, LAYERS, WEIGHTS, Granularity, SparsityPattern
+from modelopt_cli.settings import option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,20 +58,20 @@ class ChannelScore:
     """The way from scores of parameters to those of coupled channels.
 
     A channel appears in many parameters: as a row of the layers that make it, as an element of norms, as a
-    column of the layers that read it. What each parameter says of each channel is a sum over the elements
-    that go with it; the channel's score is the mean of that over the parameters.
+    column of the layers that read it. In each parameter its score is the sum over the elements that go with
+    it; the channel's score is the mean of that over the parameters.
 
     Attributes:
         roles: the members of a group that are looked at, of ``program.channels.groups.ROLES``.
         batch_norms: of the norms, those over a batch alone.
         score: of the elements; None for the criterion's own.
-        of_parameter: instead, what a parameter says of each channel: from its values with the channels
-            first, as a matrix, its member of the group, and the number of channels ``(channels,)`` float64,
-            NaN for those that are not in it.
+        of_parameter: instead of the sums, the scores in a parameter ``(channels,)`` float64, NaN for channels
+            that are not in it; from its values as a matrix ``(rows, columns)`` whose rows are channels, its
+            member of the group, and the number of channels.
         of_group: instead of all that, scores ``(channels,)`` from a group's name, their number and a seed.
-        relative: divide what a parameter says by its mean over the channels. Layers differ in the size of
-            their weights for reasons that say nothing of importance (fan-in, a batch norm behind them that
-            undoes any scale). Scores of different groups compare for the same reason.
+        relative: divide the scores in a parameter by their mean over the channels. Layers differ in the size
+            of their weights for reasons that say nothing of importance (fan-in, a batch norm behind them
+            that undoes any scale). Scores of different groups compare for the same reason.
         obstacle: the reason given for a group that has no such parameters.
     """
 
@@ -91,9 +92,9 @@ class Criterion:
         help: one line.
         paper: where it was published.
         granularities: what it can rank.
-        score: of single weights; None where only whole channels have one.
+        score: of single weights; None where only channels have one.
         channel: how that becomes the score of a channel.
-        collect: what it has to know of the network besides its weights; None for nothing. Needs data.
+        collect: computes statistics from data; None if the weights alone are enough.
         needs_labels: the data need labels.
         watches_inputs: it looks at what weights are multiplied with, so that a weight whose inputs cannot be
             watched has no score.
@@ -246,7 +247,7 @@ CRITERIA: dict[str, Criterion] = {
         "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019",
         EVERYTHING,
         _collected,
-        # What reads a channel would count the same change of the loss a second time.
+        # The weights that read a channel would count the same change of the loss a second time.
         ChannelScore(("out", "bias", "norm", "tensor"), relative=False),
         _squared_gradients,
         needs_labels=True,
@@ -295,8 +296,16 @@ CRITERIA: dict[str, Criterion] = {
 
 AUTO_CRITERION = "l2"
 """The best of those that need no data."""
-INSTEAD = f"--criterion {AUTO_CRITERION}"
-"""What to use where a criterion cannot be used."""
+
+
+def alternative() -> str:
+    """The option to use where a criterion cannot be used, for messages."""
+    return f"{option('criterion')} {AUTO_CRITERION}"
+
+
+def give_data() -> str:
+    """The options that give data to look at, for messages."""
+    return f"give {option('calibration')} or {option('data')}"
 
 
 def weight_scores(
@@ -347,10 +356,10 @@ def require_data(name: str, data: Data | None) -> None:
         UsageError: there are no data, or no labels.
     """
     row = CRITERIA[name]
-    instead = f"use {INSTEAD}, which needs no data"
+    instead = f"use {alternative()}, which needs no data"
     if row.needs_data and data is None:
-        hint = f"give --calib or --data, or {instead}"
+        hint = f"{give_data()}, or {instead}"
         raise UsageError(f"criterion {name} needs data to calibrate on", hint=hint)
     if row.needs_labels and data is not None and not data.labelled:
-        hint = f"give --calib with labels, or {instead}"
+        hint = f"give {option('calibration')} with labels, or {instead}"
         raise UsageError(f"criterion {name} needs data with labels", hint=hint)

@@ -1,4 +1,4 @@
-"""What criteria know of a network besides its weights, collected in memory that the samples do not fill."""
+"""Statistics of inputs and gradients for criteria, in memory that does not grow with the samples."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from modelopt_cli.methods.layer_pass import (
     refuse_infinite,
 )
 from modelopt_cli.methods.matrices import from_matrices, to_matrices, unfold
-from modelopt_cli.methods.prune.criteria import CRITERIA, INSTEAD, require_data, weight_scores
+from modelopt_cli.methods.prune.criteria import CRITERIA, alternative, require_data, weight_scores
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Program
 
@@ -29,14 +29,14 @@ from modelopt_cli.program import Program
 def collect(
     program: Program, criterion: str, parameters: Sequence[str], context: Context, *, samples: int = 512
 ) -> dict[str, Tensor]:
-    """Run the network on data and note what a criterion needs.
+    """Run a network on data and collect the statistics that a criterion needs.
 
     Args:
         program: the network; it is not changed.
         criterion: a key of ``CRITERIA``.
         parameters: the weights to be scored, at least.
         context: data, seed, batch size, device, progress.
-        samples: how many to look at, at most.
+        samples: largest number of samples.
 
     Returns:
         By parameter name a float tensor of the parameter's shape; empty for a criterion that needs nothing.
@@ -55,14 +55,14 @@ def collect(
 def score_weights(
     program: Program, criterion: str, parameters: Sequence[str], context: Context, *, samples: int = 512
 ) -> dict[str, Tensor]:
-    """``weight_scores`` of some parameters of a network, with what ``collect`` notes; the same arguments."""
+    """``weight_scores`` of some parameters of a network; arguments and errors are those of ``collect``."""
     statistics = collect(program, criterion, parameters, context, samples=samples)
     weights = {name: program.get_parameter(name).detach() for name in parameters}
     return weight_scores(weights, criterion, Masks.of(program).masks, statistics, seed=context.seed)
 
 
 class _Squares(fx.Interpreter):
-    """Runs a graph and adds up the squared inputs of layers, over samples but not over places."""
+    """Interpreter of a graph that adds up squared inputs of layers, over samples but not over positions."""
 
     def __init__(self, program: Program, layers: Iterable[str]) -> None:
         super().__init__(program)
@@ -82,13 +82,13 @@ class _Squares(fx.Interpreter):
 def input_norms(
     program: Program, parameters: Sequence[str], data: Data, context: Context
 ) -> dict[str, Tensor]:
-    """Euclidean norm of what each weight is multiplied with, over all samples and positions, in one pass.
+    """Euclidean norm of the values that each weight is multiplied with, over all samples and positions.
 
-    Squares are added up over samples before they are unfolded: a patch is cut from the same place of
-    every sample.
+    It takes one pass. Squares are added up over samples before they are unfolded: a patch is cut from the
+    same place of every sample.
     """
     network = evaluation_copy(program, context.device)
-    layers = layers_in_call_order(program, parameters, INSTEAD)
+    layers = layers_in_call_order(program, parameters, alternative())
     squares = _Squares(network, layers)
     seen = 0
     for images, _ in data.batches(context.batch_size, workers=context.workers):
@@ -122,10 +122,10 @@ def curvatures(
     Times the squared weight it is the part of the layer's output that the removal of the weight costs.
     """
     network = evaluation_copy(program, context.device)
-    layers = layers_in_call_order(program, parameters, INSTEAD)
+    layers = layers_in_call_order(program, parameters, alternative())
     weights = {layer: _matrices(network, layer) for layer in layers}
     columns = {layer: Columns(weight.shape[-1]) for layer, weight in weights.items()}
-    found: dict[str, Tensor] = {}
+    statistics: dict[str, Tensor] = {}
     for layer, parts in hessians(LayerPass(network, data, context), layers, columns):
         energy, inverses = 0.0, []
         for (start, stop), hessian in zip(columns[layer].spans, parts, strict=True):
@@ -134,8 +134,8 @@ def curvatures(
             factor = torch.linalg.cholesky(damped(hessian))
             inverses.append(torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1))
         relative = 1 / torch.cat(inverses, -1) / (energy or 1.0)
-        found[layers[layer]] = _of_weight_shape(network.get_submodule(layer), relative)
-    return found
+        statistics[layers[layer]] = _of_weight_shape(network.get_submodule(layer), relative)
+    return statistics
 
 
 def _matrices(network: Program, layer: str) -> Tensor:

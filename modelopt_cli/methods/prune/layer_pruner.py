@@ -1,4 +1,4 @@
-"""Removal of whole blocks of layers: which may go, in what order, and how many.
+"""Removal of blocks of layers: which may go, in what order, and how many.
 
 With calibration data they go by the change of the output: every block that remains is bypassed in turn, and
 the one goes without which the output stays closest to the original network's; then again. Removing the
@@ -76,18 +76,18 @@ class LayerPruner(Pruner):
         # Identified by their layers: a block's name may change once its neighbour is removed.
         return tuple(block for block in find_blocks(program) if not self.protected & set(block.layers))
 
-    def prune(self, program: Program, left: float, final: bool) -> Program:
+    def prune(self, program: Program, kept: float, final: bool) -> Program:
         """Remove blocks one after another until nearest to the target."""
         if not self.blocks(program):
             raise nothing_to_prune(self.reasons)
-        best, miss, removed = program, abs(self.left(program) - left), []
+        best, miss, removed = program, abs(self.kept_fraction(program) - kept), []
         for removal in self._order(program):
             removed.append(removal.block)
             candidate = self._without(program, removed)
-            remaining = self.left(candidate)
-            if abs(remaining - left) < miss:
-                best, miss = candidate, abs(remaining - left)
-            if remaining <= left:
+            remaining = self.kept_fraction(candidate)
+            if abs(remaining - kept) < miss:
+                best, miss = candidate, abs(remaining - kept)
+            if remaining <= kept:
                 break
         return best
 
@@ -119,7 +119,7 @@ class LayerPruner(Pruner):
         for block in self.blocks(program):
             yield Variant(block.name, block.layers, 1.0, partial(self._without, program, [block]))
 
-    def units_left(self, program: Program) -> float:
+    def units_kept(self, program: Program) -> float:
         """The fraction of the removable blocks that a Program still has."""
         parameters, blocks = program.state_dict().keys(), self.blocks(self.original)
         return sum(not parameters.isdisjoint(block.parameters) for block in blocks) / len(blocks)

@@ -1,4 +1,4 @@
-"""From scores to masks: which weights stay, for every structure that leaves zeros behind."""
+"""Masks of weights: from scores to the weights that stay, and zeros that hold through training."""
 
 from collections.abc import Mapping
 
@@ -13,11 +13,11 @@ from modelopt_cli.program import Encoding, Program
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
-    """Marks the ``count`` smallest of ``scores``; among equals those that come first.
+    """Mark the ``count`` smallest of ``scores``; among equals those that come first.
 
     Args:
         scores: any shape, without NaN.
-        count: how many, at most the number of scores.
+        count: at most the number of scores.
 
     Returns:
         Booleans of the same shape, exactly ``count`` of them True.
@@ -44,12 +44,12 @@ def mask_of(scores: Tensor, pattern: SparsityPattern, sparsity: float) -> Tensor
 
     Args:
         scores: of the weight's shape, larger means more important, ``-inf`` means gone already.
-        pattern: what goes together.
+        pattern: the zeros that may be put.
         sparsity: fraction of the units to remove; not used for N:M.
 
     Returns:
-        Booleans of the same shape, False where the weight is zero. Exactly the number of units
-        nearest to ``sparsity`` is False, and every weight that was gone before.
+        Booleans of the same shape, False where the weight becomes zero: exactly the number of units
+        nearest to ``sparsity``, and every weight that was gone before.
     """
     if pattern.fixed:
         gone = lowest_in_groups(pattern.grouped(pattern.rows(scores)), pattern.group - pattern.keep)
@@ -62,7 +62,7 @@ def mask_of(scores: Tensor, pattern: SparsityPattern, sparsity: float) -> Tensor
 
 
 def lowest_in_groups(scores: Tensor, count: int) -> Tensor:
-    """Marks the ``count`` smallest along the last dimension; among equals those that come first."""
+    """Mark the ``count`` smallest along the last dimension; among equals those that come first."""
     order = scores.sort(dim=-1, stable=True).indices[..., :count]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
 
@@ -73,7 +73,7 @@ def _unblocked(keep: Tensor, scores: Tensor, pattern: SparsityPattern) -> Tensor
 
 
 def _spread(kept: Tensor, scores: Tensor, pattern: SparsityPattern) -> Tensor:
-    """A mask of a weight's shape from that of its rows; what is left over at the end of a row stays."""
+    """A mask of a weight's shape from that of its rows; a remainder at the end of a row stays."""
     keep = torch.ones_like(pattern.rows(scores), dtype=torch.bool)
     keep[..., : kept.shape[-1]] = kept
     return pattern.unrows(keep, scores.shape)
@@ -94,7 +94,7 @@ def weight_masks(
 
 
 class Masks:
-    """Zeros that hold through training: a companion of the training loop.
+    """Zeros that hold through training: a callback of the training loop.
 
     Attributes:
         masks: parameter name -> booleans of its shape, False where it stays zero.
@@ -124,10 +124,10 @@ class Masks:
                 parameter.masked_fill_(~mask, 0)
 
     def before_step(self, network: nn.Module, step: int, steps: int) -> None:
-        """Nothing: the zeros are put back after each step."""
+        """Do nothing: the zeros are put back after each step."""
 
     def after_step(self, network: nn.Module, step: int, steps: int) -> None:
-        """Undo what the optimizer did to pruned weights."""
+        """Undo the optimizer's changes of pruned weights."""
         self.apply_(network)
 
     def state(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Pruning with the optimal brain surgeon: what stays makes up for what goes, layer by layer.
+"""Optimal brain surgeon: weights that stay make up for those that go, layer by layer.
 
 Hassibi and Stork (NIPS 1992) remove one weight at a time and solve for the change of the others that
 least changes the layer's outputs on calibration data. SparseGPT (Frantar and Alistarh, ICML 2023) makes
@@ -28,24 +28,24 @@ from modelopt_cli.methods.layer_pass import (
     layers_in_call_order,
 )
 from modelopt_cli.methods.matrices import DECONVS, from_matrices, to_matrices
-from modelopt_cli.methods.prune.criteria import INSTEAD
+from modelopt_cli.methods.prune.criteria import alternative
 from modelopt_cli.methods.prune.masks import Masks, lowest, lowest_in_groups
 from modelopt_cli.methods.prune.structures import SparsityPattern
 from modelopt_cli.program import Program
 
 BLOCK = 128
-"""Columns after which the update of all later columns is carried out."""
+"""Number of columns after which all later columns are updated."""
 CHOSEN = 8
-"""Columns whose weights are chosen together, as they are after the removals before them.
+"""Number of columns whose weights are chosen together, by their values after the removals before them.
 
-SparseGPT chooses 128 at a time. A choice knows nothing of what it itself will change, so few is better:
+SparseGPT chooses 128 at a time. A choice does not see the changes that it itself causes, so few is better:
 at 95 % of LeNet-300-100 on Fashion-MNIST 8 keep 76 % accuracy where 128 keep 65 %.
 """
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What became of a network.
+    """A network with pruned weights.
 
     Attributes:
         program: a copy with the new weights, on the CPU; its encodings are those it had before.
@@ -57,7 +57,7 @@ class Pruned:
 
 
 def obs_obstacle(program: Program, parameter: str, pattern: SparsityPattern) -> str | None:
-    """Why a weight cannot be pruned in a pattern with updates; None where it can."""
+    """The reason why a weight cannot be pruned in a pattern with updates; None where it can."""
     module = program.get_submodule(parameter.rpartition(".")[0])
     if pattern.label is not None and isinstance(module, DECONVS):
         return f"the rows of {type(module).__name__} are not its outputs"
@@ -77,7 +77,7 @@ def obs_prune(
 
     Args:
         program: the network; it is not changed.
-        pattern: which zeros may be put.
+        pattern: the zeros that may be put.
         sparsities: fraction of the units of each weight to remove, by parameter name; for N:M only
             the names count.
         data: samples to calibrate on.
@@ -89,7 +89,7 @@ def obs_prune(
         DataError: no samples, or the network gives no finite numbers on them.
     """
     network, held = evaluation_copy(program, context.device), Masks.of(program).masks
-    layers, masks = layers_in_call_order(network, sparsities, INSTEAD), {}
+    layers, masks = layers_in_call_order(network, sparsities, alternative()), {}
     works = {
         layer: _Layer(network.get_submodule(layer), pattern, held.get(parameter))
         for layer, parameter in layers.items()
@@ -133,21 +133,24 @@ class _Layer:
     def _choices(
         self, weight: Tensor, keep: Tensor, factors: list[Tensor], sparsity: float
     ) -> dict[int, tuple[int, int]]:
-        """For each few columns where they end and how many units they give: as many as are lowest of all.
+        """For every ``CHOSEN`` columns, by their first: where they end, and how many of their units go.
 
-        By the saliencies before any update. SparseGPT takes the same part of every 128 columns; but the
-        first columns have more others to make up for them, and cost less.
+        As many as are among the lowest of all, by the saliencies before any update. SparseGPT takes the
+        same part of every 128 columns; but the first columns have more others to make up for them, and
+        cost less.
         """
-        found: dict[Span, Tensor] = {}
+        saliencies: dict[Span, Tensor] = {}
         for (start, stop), factor in zip(self.columns.spans, factors, strict=True):
             for block in self.columns.divide(start, stop, BLOCK):
                 for first, last in self.columns.divide(*block, CHOSEN):
                     inside = slice(first - start, last - start)
                     upper = factor[..., inside, inside]
-                    found[first, last] = _saliency(weight, keep, upper, (first, last), self.unit).flatten()
-        sizes = [len(scores) for scores in found.values()]
-        marks = lowest(torch.cat(list(found.values())), round(sparsity * sum(sizes))).split(sizes)
-        return {first: (last, int(part.sum())) for (first, last), part in zip(found, marks, strict=True)}
+                    saliencies[first, last] = _saliency(
+                        weight, keep, upper, (first, last), self.unit
+                    ).flatten()
+        sizes = [len(scores) for scores in saliencies.values()]
+        marks = lowest(torch.cat(list(saliencies.values())), round(sparsity * sum(sizes))).split(sizes)
+        return {first: (last, int(part.sum())) for (first, last), part in zip(saliencies, marks, strict=True)}
 
     def _eliminate(
         self, weight: Tensor, keep: Tensor, upper: Tensor, block: Span, choices: dict[int, tuple[int, int]]
@@ -155,7 +158,7 @@ class _Layer:
         """Remove weights column by column and let the columns after it in the block make up for it.
 
         Returns:
-            What each column's removal leaves to the columns after the block.
+            The error of each column's removal, by which the columns after the block are to be updated.
         """
         first, last = block
         errors = torch.zeros_like(weight[..., first:last])
@@ -174,13 +177,13 @@ class _Layer:
     def _choose_units(
         self, weight: Tensor, keep: Tensor, upper: Tensor, first: int, last: int, count: int
     ) -> None:
-        """Mark so many units of a few columns, by their saliencies as they are now."""
+        """Mark ``count`` units of a few columns, by their present saliencies."""
         gone = lowest(_saliency(weight, keep, upper, (first, last), self.unit), count)
         wide = gone.repeat_interleave(self.unit, -1)
         keep[..., first : first + wide.shape[-1]] &= ~wide
 
     def _choose_of_pattern(self, weight: Tensor, keep: Tensor, upper: Tensor, at: int, j: int) -> None:
-        """Mark what goes of the N:M group that starts at a column."""
+        """Mark the weights that go of the N:M group that starts at a column."""
         group = slice(at, at + self.pattern.group)
         scores = _saliency(weight, keep, upper[..., j:, j:], (group.start, group.stop), 1)
         keep[..., group] &= ~lowest_in_groups(scores, self.pattern.group - self.pattern.keep)
@@ -199,7 +202,7 @@ class _Layer:
 
 
 def _saliency(weight: Tensor, keep: Tensor, upper: Tensor, columns: Span, size: int) -> Tensor:
-    """What the removal of each unit between two columns adds to the squared error: ``(groups, rows, units)``.
+    """The squared error that the removal of each unit between two columns adds: ``(groups, rows, units)``.
 
     With all columns before a unit settled, w^T ([H^-1]_SS)^-1 w for the columns S of the unit. Units that
     are gone already have ``-inf``. ``upper`` starts at the first column.
@@ -224,7 +227,7 @@ def _pattern_order(shape: tuple[int, ...], group: int) -> tuple[Tensor, list[int
     """The columns with input channels running fastest, where groups start, and where they may be cut."""
     channels, positions = shape[1], prod(shape[2:])
     order = torch.arange(channels * positions).view(channels, positions).T.flatten()
-    whole = channels // group * group
-    starts = [p * channels + c for p in range(positions) for c in range(0, whole, group)]
-    tails = [p * channels + whole for p in range(positions)] if whole < channels else []
+    grouped = channels // group * group  # the rest, too few for a group, stays
+    starts = [p * channels + c for p in range(positions) for c in range(0, grouped, group)]
+    tails = [p * channels + grouped for p in range(positions)] if grouped < channels else []
     return order, starts, sorted(starts + tails)

@@ -1,4 +1,7 @@
-"""What the three families of structures (weights, channels, layers) have in common."""
+"""Base of the pruners: one Program is pruned, in one round or several, and its figures are compared.
+
+Each granularity (weights, channels, layers) has a pruner of its own, which says what may go and removes it.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +15,7 @@ from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.data import Data
 from modelopt_cli.errors import NothingCompressed
 from modelopt_cli.methods.context import Context, Reached
-from modelopt_cli.methods.prune.batch_norms import reestimate
+from modelopt_cli.methods.prune.batch_norms import has_statistics, recalibrate
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.figures import Timer, parameters
 from modelopt_cli.methods.prune.sensitivity import Variant
@@ -20,27 +23,29 @@ from modelopt_cli.methods.prune.targets import DRAFT
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import coverage, recorded
 from modelopt_cli.program.weighted import WEIGHTED_KINDS
+from modelopt_cli.settings import option
 
 
 class Pruner(ABC):
-    """Prunes one Program, in one round or several, and measures what is left of it.
+    """Pruner of one Program.
 
     Args:
-        given: the Program to prune; it is not changed.
-        config: what to do.
-        context: calibration data, seed, progress.
+        source: the Program to prune; it is not changed.
+        config: the settings.
+        context: calibration data, seed, device, progress.
 
     Attributes:
         original: the same network in the form that is pruned.
-        reasons: why layers cannot be pruned or shall not be, by name, known before anything is pruned.
+        reasons: reason why a layer cannot or shall not be pruned, by name; known before anything is pruned.
         notes: one line for each thing the user should know.
     """
 
-    def __init__(self, given: Program, config: PruneConfig, context: Context) -> None:
-        self.given, self.original = given, self.prepared(given)
+    def __init__(self, source: Program, config: PruneConfig, context: Context) -> None:
+        self.source, self.original = source, self.prepared(source)
         self.config, self.context = config, context
         self.reasons: dict[str, str] = {}
         self.notes: list[str] = []
+        self._figures: dict[Callable[[Program], float], float] = {}
 
     @staticmethod
     def prepared(program: Program) -> Program:
@@ -48,13 +53,13 @@ class Pruner(ABC):
         return program
 
     @abstractmethod
-    def prune(self, program: Program, left: float, final: bool) -> Program:
-        """A Program of which ``left`` of the original is left, or as near to it as can be.
+    def prune(self, program: Program, kept: float, final: bool) -> Program:
+        """A Program that keeps a fraction of the original, or the nearest that can be reached.
 
         Args:
-            program: the original, or what an earlier round made of it; it is not changed.
-            left: fraction, 1 for the original.
-            final: whether this is the last round, which has to reach its target.
+            program: the original, or the result of an earlier round; it is not changed.
+            kept: the fraction to keep, in the unit of the target; 1 for the original.
+            final: True for the last round, which has to reach its target.
 
         Raises:
             NothingCompressed: nothing can be pruned.
@@ -65,48 +70,40 @@ class Pruner(ABC):
         """The Program with one part of it pruned at a time, at rising sparsities."""
 
     @abstractmethod
-    def units_left(self, program: Program) -> float:
-        """The fraction that a Program has left of the original's weights, channels or blocks that may go."""
+    def units_kept(self, program: Program) -> float:
+        """The fraction of the original's weights, channels or blocks that may go and are still there."""
 
     @abstractmethod
     def describe(self, program: Program) -> dict[str, object]:
-        """What the history entry says of a result: deterministic and JSON-able."""
+        """The part of the history entry that describes a result: deterministic and JSON-able."""
 
     @abstractmethod
     def skipped(self, program: Program) -> dict[str, str]:
-        """Every weight-carrying layer that a result has whole, and why."""
+        """The reason for every weight-carrying layer that a result has unpruned, by name."""
 
-    def settled(self, program: Program) -> Program:
-        """The Program after pruning, as it goes into training or out of the command."""
-        return self.reestimated(program)
-
-    def untouched(self, program: Program) -> bool:
-        """Whether nothing was removed."""
+    def unchanged(self, program: Program) -> bool:
+        """True if nothing was removed."""
         return self.skipped(program).keys() >= weighted_layers(self.original).keys()
 
     def closing_notes(self, program: Program) -> list[str]:
-        """What the user should know of a result."""
+        """Notes on a result."""
         return []
 
-    def left(self, program: Program) -> float:
-        """The fraction of the original that is left of a Program, in the unit of the target."""
-        return self.config.target_row.left(self, program)
+    def kept_fraction(self, program: Program) -> float:
+        """The fraction of the original that a Program keeps, in the unit of the target."""
+        return self.config.target_row.kept_fraction(self, program)
 
     def count_parameters(self, program: Program) -> float:
         """The parameters of a network that the target ``params`` is a fraction of."""
         return parameters(program)
 
-    def share_of(self, figure: Callable[[Program], float], program: Program) -> float:
+    def ratio_of(self, figure: Callable[[Program], float], program: Program) -> float:
         """A figure of a Program as a fraction of the original's."""
         if figure not in self._figures:
-            self._figures[figure] = figure(self.given)
+            self._figures[figure] = figure(self.source)
         return figure(program) / self._figures[figure]
 
-    @cached_property
-    def _figures(self) -> dict[Callable[[Program], float], float]:
-        return {}
-
-    def file_share(self, program: Program) -> float:
+    def file_ratio(self, program: Program) -> float:
         """Bytes of the file that a Program would be written to, its history included, over the original's."""
         before = program.history
         program.history = (*before, self.entry(program, Reached(*self.config.target, DRAFT)))
@@ -118,15 +115,15 @@ class Pruner(ABC):
     @cached_property
     def original_bytes(self) -> int:
         """Length of the file that the original would be written to as a plain artifact."""
-        return predicted_bytes(self.given)
+        return predicted_bytes(self.source)
 
     @cached_property
     def timer(self) -> Timer:
-        """Compares latencies with the original's."""
+        """Timer that compares latencies with the original's."""
         return Timer(self.original, self.context.device, self.context.seed)
 
     def entry(self, program: Program, target: Reached) -> dict[str, Any]:
-        """What the history says: nothing that would differ from one run to the next."""
+        """The history entry of a result; nothing in it differs from one run to the next."""
         config, context = self.config, self.context
         figures: dict[str, Any] = {"metric": target.metric, "wanted": target.wanted}
         if not config.target_row.measured:
@@ -157,20 +154,20 @@ class Pruner(ABC):
 
     @property
     def calibration(self) -> Data | None:
-        """The data that decide about the result besides those it is trained on, or None."""
+        """The data that decide about the result apart from those it is trained on, or None."""
         if self.ranks_by_data or self.config.chosen_by_data:
             return self.samples
-        return self._norm_data if self.reestimates else None
+        return self._norm_data if self.recalibrates else None
 
     @property
     def ranks_by_data(self) -> bool:
-        """Whether calibration data decide what goes although the criterion needs none."""
+        """True if calibration data decide what goes although the criterion needs none."""
         return False
 
     @property
-    def reestimates(self) -> bool:
-        """Whether batch norms get new statistics."""
-        return self.config.reestimate and _has_statistics(self.original)
+    def recalibrates(self) -> bool:
+        """True if batch norms get new statistics."""
+        return self.config.reestimate and has_statistics(self.original)
 
     @cached_property
     def _norm_data(self) -> Data | None:
@@ -178,10 +175,10 @@ class Pruner(ABC):
             return self.samples
         return self.context.training.train.sample(self.config.calibration_samples, self.context.seed)
 
-    def reestimated(self, program: Program) -> Program:
-        """The Program with batch-norm statistics of what is left of it, if that is wanted and possible."""
+    def recalibrated(self, program: Program) -> Program:
+        """The Program with batch-norm statistics of its own, if that is wanted and there are data."""
         data = self._norm_data
-        if not self.reestimates:
+        if not self.recalibrates:
             return program
         if data is None:
             self.note("without data the batch norms keep the statistics of the network before pruning")
@@ -189,7 +186,7 @@ class Pruner(ABC):
         batches = (
             images for images, _ in data.batches(self.context.batch_size, workers=self.context.workers)
         )
-        return reestimate(program, batches, self.context.progress, data.size)
+        return recalibrate(program, batches, self.context.progress, data.size)
 
     def note(self, line: str) -> None:
         """Add to the notes, once."""
@@ -197,24 +194,19 @@ class Pruner(ABC):
             self.notes.append(line)
 
 
-def _has_statistics(program: Program) -> bool:
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    return any(isinstance(m, norms) and m.running_mean is not None for m in program.modules())
-
-
 def weighted_layers(program: Program) -> dict[str, nn.Module]:
     """Every weight-carrying layer by name, in graph order."""
-    found: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
     for node in program.graph.nodes:
-        if node.op == "call_module" and str(node.target) not in found:
+        if node.op == "call_module" and str(node.target) not in layers:
             module = program.get_submodule(str(node.target))
             if isinstance(module, WEIGHTED_KINDS):
-                found[str(node.target)] = module
-    return found
+                layers[str(node.target)] = module
+    return layers
 
 
-def shares(before: Mapping[str, nn.Module], after: Mapping[str, nn.Module]) -> dict[str, float]:
-    """The fraction of its weights that every layer still has, to four places; layers that are gone have 0."""
+def kept_weights(before: Mapping[str, nn.Module], after: Mapping[str, nn.Module]) -> dict[str, float]:
+    """The fraction of its weights that every layer keeps, to four places; 0 for one that is removed."""
     return {
         name: round(_size(after[name].parameters()) / _size(layer.parameters()), 4) if name in after else 0.0
         for name, layer in before.items()
@@ -225,8 +217,17 @@ def _size(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
+PRUNE_FIRST = "prune first, then quantize or share: they keep what pruning did"
+"""Hint for a network that is quantized or shared."""
+
+
 def nothing_to_prune(reasons: Mapping[str, str]) -> NothingCompressed:
-    """The error that says why nothing could be pruned."""
-    name, why = next(iter(reasons.items()), ("", ""))
-    what = f"no layer can be pruned ({name}: {why})" if name else "no layer can be pruned"
-    return NothingCompressed(what, hint="nothing was written; see --include, --exclude and --structure")
+    """The error for a network without a layer that can be pruned.
+
+    Args:
+        reasons: by layer; the first is named.
+    """
+    name, reason = next(iter(reasons.items()), ("", ""))
+    example = f" ({name}: {reason})" if name else ""
+    settings = f"{option('include')}, {option('exclude')} and {option('structure')}"
+    return NothingCompressed(f"no layer can be pruned{example}", hint=f"nothing was written; see {settings}")

@@ -20,26 +20,26 @@ from modelopt_cli.training.fitting import fit
 from modelopt_cli.training.objectives import objective
 
 GROWN_AT = 0.7
-"""Share of the training steps after which masks that grow while a network trains no longer change."""
+"""Fraction of the training steps after which growing masks no longer change."""
 UPDATES = 100
-"""How often they change until then, at most."""
+"""Largest number of times that they change until then."""
 
 
 def in_rounds(pruner: Pruner, context: Context, accept: Callable[[Program], None]) -> Program:
-    """Prune a pruner's original in equal parts, with a part of the epochs after each if it is to be trained.
+    """Prune in equal parts, with a part of the epochs after each if there is training.
 
     Args:
-        pruner: prunes; its config says how far and in how many rounds.
+        pruner: of the network; its config says how far and in how many rounds.
         context: seed and training.
-        accept: given the pruned network before it is trained for the last time; raises if its target
-            was missed.
+        accept: called with the pruned network before it is trained for the last time; raises if its
+            target was missed.
     """
     rounds = pruner.config.schedule_row.rounds(pruner.config)
-    wanted = pruner.config.fraction_left
+    target = pruner.config.kept_fraction
     stages, program = Stages(context.training), pruner.original
     for number in range(rounds):
         final = number == rounds - 1
-        program = _round(pruner, program, 1 - (1 - wanted) * (number + 1) / rounds, number, final, stages)
+        program = _round(pruner, program, 1 - (1 - target) * (number + 1) / rounds, number, final, stages)
         if final:
             accept(program)
         if context.training is not None:
@@ -51,12 +51,12 @@ def in_rounds(pruner: Pruner, context: Context, accept: Callable[[Program], None
 
 
 def _round(
-    pruner: Pruner, program: Program, left: float, number: int, final: bool, stages: Stages
+    pruner: Pruner, program: Program, kept: float, number: int, final: bool, stages: Stages
 ) -> Program:
-    """One part of the pruning, and the batch norms' statistics after it."""
+    """One part of the pruning, and the recalibration of batch norms after it."""
 
     def make() -> Program:
-        return pruner.settled(pruner.prune(program, left, final))
+        return pruner.recalibrated(pruner.prune(program, kept, final))
 
     return stages.once(f"prune-{number + 1}", make)
 
@@ -64,10 +64,12 @@ def _round(
 def _training_of(
     pruner: Pruner, program: Program, context: Context, number: int, epochs: int
 ) -> Callable[[], Program]:
+    """Fine-tuning after a round, by masks that keep every zero."""
+
     def make() -> Program:
         masks = Masks.of(program)
         network = fine_tuned(pruner, program, context, f"tune-{number}", epochs, masks)
-        check_held(network, masks.masks)
+        require_zeros(network, masks.masks)
         network.encodings = compact(network)
         return network
 
@@ -83,7 +85,17 @@ def fine_tuned(
     *companions: Companion,
     choose_from: float = 0.0,
 ) -> Program:
-    """A trained copy of ``program``; the teacher, where there is one, is the network before pruning."""
+    """A trained copy of a Program; the teacher, where there is one, is the network before pruning.
+
+    Args:
+        pruner: of the network, for the teacher.
+        program: the network to train; it is not changed.
+        context: seed and training.
+        stage: name of this part of the command, under which its state is kept.
+        epochs: of this part.
+        companions: what must hold meanwhile.
+        choose_from: fraction of the training after which the best epoch may be chosen.
+    """
     assert context.training is not None
     config = replace(context.training.config, epochs=epochs)
     training = replace(context.training, config=config)
@@ -100,7 +112,7 @@ def fine_tuned(
     return network
 
 
-def check_held(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
+def require_zeros(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Make sure that training left every pruned weight at zero.
 
     Raises:
@@ -116,10 +128,10 @@ class Growing(Masks):
     """Masks that grow while a network trains (Zhu and Gupta, "To prune, or not to prune", 2018).
 
     They follow the cubic schedule for ``GROWN_AT`` of the steps and then stay as they are. Pruned weights
-    are zero and so are chosen again, unless the layers' shares shift meanwhile.
+    are zero and so are chosen again, unless the allocation between layers shifts meanwhile.
 
     Args:
-        choose: masks for a network at an overall ratio.
+        choose: masks for a network at an overall ratio of removed weights.
         start: ratio to begin with.
         final: ratio at the end.
     """
@@ -147,16 +159,16 @@ def grown_at(steps: int) -> int:
 
 
 def while_training(pruner: Pruner, context: Context, accept: Callable[[Program], None]) -> Program:
-    """Prune a pruner's original by masks that grow while it trains; as ``in_rounds``, without rounds."""
+    """Prune by masks that grow while the network trains; arguments as for ``in_rounds``."""
     assert isinstance(pruner, WeightPruner)
     assert context.training is not None
-    ratios = pruner.ratios(pruner.original, pruner.config.fraction_left)
+    ratios = pruner.ratios(pruner.original, pruner.config.kept_fraction)
     epochs = context.training.config.epochs
 
     def make() -> Program:
         masks = Growing(pruner.choose, *ratios)
         network = fine_tuned(pruner, pruner.original, context, "tune-1", epochs, masks, choose_from=GROWN_AT)
-        check_held(network, masks.masks)
+        require_zeros(network, masks.masks)
         pruned = [name for name, mask in masks.masks.items() if not mask.all()]
         network.encodings = compact(network, pruned, pruner.pattern.label)
         return network

@@ -1,4 +1,4 @@
-"""Schedules: in how many steps a network is pruned, and where it is trained in between."""
+"""Schedules: the number of steps in which a network is pruned, and the training between them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.settings import option
 
 if TYPE_CHECKING:
     from modelopt_cli.methods.context import Context
@@ -25,8 +26,8 @@ class Schedule:
     Attributes:
         help: one line.
         paper: where it was published.
-        prune: prunes by it; the pruned network is shown to ``Accept``.
-        rounds: how many parts it prunes in.
+        prune: prunes by it; the pruned network is passed to ``Accept``.
+        rounds: number of parts in which it prunes.
         trains: it has no meaning without training.
         while_training: masks of weights are chosen while the network trains.
         settings: fields of the config that have a meaning for it alone.
@@ -75,7 +76,7 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def require_training(config: PruneConfig, context: Context) -> None:
-    """Refuse a schedule that cannot be followed.
+    """Make sure that a schedule can be followed.
 
     Raises:
         UsageError: it needs training and there is none, or more epochs.
@@ -86,18 +87,19 @@ def require_training(config: PruneConfig, context: Context) -> None:
     if context.training is None:
         able = next(name for name, row in SCHEDULES.items() if not row.trains)
         raise UsageError(
-            f"schedule {config.schedule} trains the network", hint=f"give --train, or use --schedule {able}"
+            f"schedule {config.schedule} trains the network",
+            hint=f"give {option('train')}, or use {option('schedule')} {able}",
         )
     rounds, epochs = schedule.rounds(config), context.training.config.epochs
     if epochs < rounds:
         raise UsageError(
             f"{rounds} rounds need at least as many epochs, not {epochs}",
-            hint="raise --epochs or lower --rounds",
+            hint=f"raise {option('epochs')} or lower {option('rounds')}",
         )
 
 
 def cubic(sparsity: float, progress: float, start: float = 0.0) -> float:
-    """Sparsity after a part of the growing time (Zhu and Gupta 2018, equation 1).
+    """Sparsity at a time while masks grow (Zhu and Gupta 2018, equation 1).
 
     Args:
         sparsity: at the end.
@@ -108,5 +110,5 @@ def cubic(sparsity: float, progress: float, start: float = 0.0) -> float:
 
 
 def epochs_of_round(epochs: int, rounds: int, number: int) -> int:
-    """How many of the epochs fall to round ``number``, from 0; the later rounds get what is left over."""
+    """Number of epochs of round ``number``, from 0; the later rounds get the remainder."""
     return epochs * (number + 1) // rounds - epochs * number // rounds

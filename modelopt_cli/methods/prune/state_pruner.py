@@ -1,4 +1,4 @@
-"""What can be pruned without a graph: single weights, rows of them and N:M patterns, tensor by tensor."""
+"""Pruning of a state dict without a graph: single weights, blocks and N:M patterns, tensor by tensor."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,15 +21,16 @@ from modelopt_cli.methods.layer_selection import (
     select_layers,
     weight_labels,
 )
-from modelopt_cli.methods.prune.allocation import allocate
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.criteria import weight_scores
 from modelopt_cli.methods.prune.masks import weight_masks
-from modelopt_cli.methods.prune.pruner import nothing_to_prune
+from modelopt_cli.methods.prune.pruner import PRUNE_FIRST, nothing_to_prune
+from modelopt_cli.methods.prune.structures import STRUCTURES
 from modelopt_cli.methods.prune.targets import DRAFT, Nonzeros, reached, require, search_ratio
-from modelopt_cli.methods.prune.weight_pruner import LEAST_KEPT
+from modelopt_cli.methods.prune.weight_pruner import ratio_bounds, weight_sparsities
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus, recorded
+from modelopt_cli.settings import option
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class StateResult:
     Attributes:
         state: tensors by name.
         encodings: how they are stored.
-        coverage: what became of each weight.
-        target: what was asked for and what was reached.
-        entry: for the history.
+        coverage: status of each weight.
+        target: the target and what was reached of it.
+        entry: the history entry.
     """
 
     state: dict[str, Tensor]
@@ -67,9 +68,9 @@ def apply_to_state(
         state: tensors by name; they are not changed.
         encodings: how they are stored; what was pruned before stays pruned.
         config: a structure of single weights, a criterion that needs no data, one shot.
-        seed: of the criterion ``random``.
-        origin: what the history should say of the source.
-        about: what the file says beside the tensors, as ``artifact.write_tensors`` takes it.
+        seed: of random scores.
+        origin: fields of the history entry that describe the source.
+        about: what the file says next to the tensors, as ``artifact.write_tensors`` takes it.
         code: how the file will be written.
 
     Raises:
@@ -79,52 +80,49 @@ def apply_to_state(
     """
     about = about or {}
     _check(config, encodings, about.get("arch") is not None)
-    work = _Work(state, encodings, config, seed, origin or {}, about, code)
-    masks = work.masks()
-    pruned, stored = work.applied(masks)
+    pruner = _StatePruner(state, encodings, config, seed, origin or {}, about, code)
+    masks = pruner.masks()
+    pruned, stored = pruner.applied(masks)
     metric, wanted = config.target
-    target = reached(metric, wanted, work.left(masks))
+    target = reached(metric, wanted, pruner.kept_fraction(masks))
     if config.fixed_sparsity is None:
         require(target)
-    entry = work.entry(masks, pruned, target.reached)
+    entry = pruner.entry(masks, pruned, target.reached)
     if config.target_row.of_file:  # which is complete only now
-        target = replace(target, reached=work.file_share(pruned, stored, entry))
-    return StateResult(pruned, stored, work.coverage(masks, pruned), target, entry)
+        target = replace(target, reached=pruner.file_ratio(pruned, stored, entry))
+    return StateResult(pruned, stored, pruner.coverage(masks, pruned), target, entry)
 
 
 def _check(config: PruneConfig, encodings: Mapping[str, Encoding], has_network: bool) -> None:
-    hint = "" if has_network else "name its network with --arch, or "
+    hint = "" if has_network else f"name its network with {option('arch')}, or "
     if config.pattern is None:
+        zeros = " or ".join(name for name, row in STRUCTURES.items() if row.granularity.leaves_zeros)
         raise UsageError(
             f"structure {config.structure} needs a network that can be traced",
-            hint=f"{hint}use --structure unstructured",
+            hint=f"{hint}use {option('structure')} {zeros}",
         )
     blind = PruneConfig()  # which looks at no data and does not train
-    for option, needs in (
+    for setting, needs in (
         ("criterion", config.criterion_row.needs_data),
         ("allocation", config.allocation_row.needs_curves),
         ("schedule", config.schedule_row.trains),
     ):
         if needs:
             raise UsageError(
-                f"{option} {getattr(config, option)} needs a network that can be traced",
-                hint=f"{hint}use --{option} {getattr(blind, option)}",
+                f"{setting} {getattr(config, setting)} needs a network that can be traced",
+                hint=f"{hint}use {option(setting)} {getattr(blind, setting)}",
             )
-    first = "prune first, then quantize or share: they keep what pruning did"
-    require_not_shared(encodings, "pruning", first)
+    require_not_shared(encodings, "pruning", PRUNE_FIRST)
 
 
-class _Work:
-    """A state dict, the weights of it that may be pruned, and their scores.
+class _StatePruner:
+    """Pruner of a state dict; for the arguments see ``apply_to_state``.
 
     Attributes:
-        origin: what the history should say of the source.
-        about: what the file says beside the tensors.
-        code: how the file will be written.
-        names: what each weight is called, by parameter: its layer, mostly.
-        reasons: why some of them are left whole.
-        twins: parameters that are another one's tensor, by name the other's.
-        scores: of those to prune.
+        names: the name of each weight in reports, by parameter: mostly its layer.
+        reasons: reason why a weight is not pruned, by that name.
+        tied: the name of the first of tied weights, by the name of each other one.
+        scores: of the weights to prune.
     """
 
     def __init__(
@@ -141,15 +139,15 @@ class _Work:
         self.seed, self.origin, self.about, self.code = seed, origin, about, code
         assert config.pattern is not None
         self.pattern = config.pattern
-        self.twins = _twins(state)
-        weights = {name: t for name, t in state.items() if has_weight_form(t) and name not in self.twins}
+        self.tied = _tied_weights(state)
+        weights = {name: t for name, t in state.items() if has_weight_form(t) and name not in self.tied}
         others = not_named_as_weights(weights)
         self.names = weight_labels(weights)
         obstacles = {
             label: others.get(name) or self._obstacle(weights[name]) for name, label in self.names.items()
         }
-        self.reasons = {layer: why for layer, why in obstacles.items() if why is not None}
-        able = [layer for layer, why in obstacles.items() if why is None]
+        self.reasons = {layer: reason for layer, reason in obstacles.items() if reason is not None}
+        able = [layer for layer in obstacles if layer not in self.reasons]
         selected, left_out = select_layers(able, config, obstacles) if able else ([], {})
         if not selected:
             raise nothing_to_prune(left_out | self.reasons)
@@ -167,62 +165,49 @@ class _Work:
         return weight_scores(weights, self.config.chosen_criterion, promised, seed=self.seed)
 
     def masks(self) -> dict[str, Tensor]:
-        """False where the target has a weight go."""
+        """Masks that reach the target, by parameter: False for weights that go."""
         if self.pattern.fixed:
             return weight_masks(self.scores, self.pattern, dict.fromkeys(self.scores, 1.0))
-        units = {name: self.pattern.units(score) for name, score in self.scores.items()}
-        total = sum(unit.numel() for unit in units.values())
-        gone = sum(int(torch.isneginf(unit).sum()) for unit in units.values())
-        most = max(gone, total - LEAST_KEPT * len(units))
-        left = self.config.fraction_left
+        least, most = ratio_bounds(self.pattern, self.scores)
+        target = self.config.kept_fraction
 
         def masks_at(ratio: float) -> dict[str, Tensor]:
-            return weight_masks(self.scores, self.pattern, self._sparsities(units, ratio))
+            sparsities = weight_sparsities(self.config, self.pattern, self.scores, ratio)
+            return weight_masks(self.scores, self.pattern, sparsities)
 
-        def left_at(ratio: float) -> float:
-            return self.left(masks_at(ratio))
+        def kept_at(ratio: float) -> float:
+            return self.kept_fraction(masks_at(ratio))
 
-        return masks_at(search_ratio(left_at, left, 1 - left, gone / total, most / total))
-
-    def _sparsities(self, units: Mapping[str, Tensor], ratio: float) -> dict[str, float]:
-        return allocate(
-            self.config.chosen_allocation,
-            units,
-            {name: tuple(score.shape) for name, score in self.scores.items()},
-            ratio,
-            costs=dict.fromkeys(units, float(self.pattern.unit)),
-            comparable=self.config.criterion_row.comparable,
-            least_kept=LEAST_KEPT,
-        )
+        return masks_at(search_ratio(kept_at, target, 1 - target, least, most))
 
     def applied(self, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Encoding]]:
-        """The tensors with zeros where masks are False, and how to store them."""
+        """The tensors with zeros where masks are False, and their encodings."""
         pruned = dict(self.state)
         for name, mask in masks.items():
             pruned[name] = self.state[name].masked_fill(~mask, 0)
-        for twin, name in self.twins.items():
-            pruned[twin] = pruned[name]
+        for other, name in self.tied.items():
+            pruned[other] = pruned[name]
         fresh = {name for name, mask in masks.items() if not mask.all()}
-        fresh |= {twin for twin, name in self.twins.items() if name in fresh}
+        fresh |= {other for other, name in self.tied.items() if name in fresh}
         return pruned, compact_state(pruned, self.encodings, fresh, self.pattern.label)
 
-    def left(self, masks: Mapping[str, Tensor]) -> float:
-        """What is left of the target's figure."""
+    def kept_fraction(self, masks: Mapping[str, Tensor]) -> float:
+        """The fraction of the original that is kept, in the unit of the target."""
         counted = self.config.target_row.counted
         if counted is None:
             pruned, stored = self.applied(masks)
-            return self.file_share(pruned, stored, self.entry(masks, pruned, DRAFT))
+            return self.file_ratio(pruned, stored, self.entry(masks, pruned, DRAFT))
         kept = sum(int(((self.state[name] != 0) & mask).sum()) for name, mask in masks.items())
         size = sum(mask.numel() for mask in masks.values())
         others = sum(
             count_nonzero(tensor)
             for name, tensor in self.state.items()
-            if name not in masks and name not in self.twins and _is_parameter(name, tensor)
+            if name not in masks and name not in self.tied and _is_parameter(name, tensor)
         )
         before = sum(count_nonzero(self.state[name]) for name in masks)
         return counted(Nonzeros(kept, size, others, others + before))
 
-    def file_share(
+    def file_ratio(
         self, pruned: Mapping[str, Tensor], stored: Mapping[str, Encoding], entry: dict[str, Any]
     ) -> float:
         """Bytes of the file, its history included, over those of the original as an artifact."""
@@ -233,7 +218,7 @@ class _Work:
     def entry(
         self, masks: Mapping[str, Tensor], pruned: Mapping[str, Tensor], reached: float
     ) -> dict[str, Any]:
-        """What the history says."""
+        """The history entry."""
         covered, (metric, wanted) = self.coverage(masks, pruned), self.config.target
         return {
             "method": "prune",
@@ -249,7 +234,7 @@ class _Work:
         }
 
     def coverage(self, masks: Mapping[str, Tensor], pruned: Mapping[str, Tensor]) -> Coverage:
-        """What became of every weight."""
+        """Status of every weight."""
         return Coverage(tuple(self._status(name, masks, pruned) for name in self.names))
 
     def _status(self, name: str, masks: Mapping[str, Tensor], pruned: Mapping[str, Tensor]) -> LayerStatus:
@@ -265,16 +250,16 @@ class _Work:
 
 
 def _is_parameter(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor is learned, as far as a name can tell: statistics of batch norms are not."""
+    """True if a tensor is learned, as far as a name can tell: statistics of batch norms are not."""
     return tensor.is_floating_point() and not name.endswith(("running_mean", "running_var"))
 
 
-def _twins(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names of tensors that are stored under an earlier name, too: weights that layers share."""
+def _tied_weights(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The first name of each tensor that has several, by its other names: weights that layers share."""
     first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
-    twins = {}
+    tied = {}
     for name, tensor in state.items():
         key = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if tensor.numel() and first.setdefault(key, name) != name:
-            twins[name] = first[key]
-    return twins
+            tied[name] = first[key]
+    return tied

@@ -1,4 +1,4 @@
-"""Structures: the form in which weights go, and the zeros that some of them leave."""
+"""Structures: the form in which weights are removed, and the zeros that some of them leave."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class SparsityPattern:
         """A weight, or anything of its shape, with the direction in which neighbours are counted last.
 
         For N:M these are the input channels (dimension 1), separately for each kernel position, as
-        sparse matrix kernels read them. For blocks it is the whole row of one output, in memory order.
+        sparse matrix kernels read them. For blocks it is the row of one output, in memory order.
         """
         return weight.movedim(1, -1) if self.fixed else weight.flatten(1)
 
@@ -102,7 +102,7 @@ class SparsityPattern:
     def grouped(self, rows: Tensor) -> Tensor:
         """``rows`` as ``(..., groups, members)``, the members being a block's or an N:M group's.
 
-        What is left over at the end of a row, too short for a group, is left out.
+        The remainder at the end of a row, too short for a group, is left out.
         """
         size = self.group or self.unit
         count = rows.shape[-1] // size
@@ -176,9 +176,11 @@ STRUCTURES: dict[str, Structure] = {
         settings=("block",),
     ),
     "channels": Structure(
-        "whole channels, units and heads, really removed", CHANNELS, settings=("round_to",)
+        "channels, units of linear layers and attention heads, really removed",
+        CHANNELS,
+        settings=("round_to",),
     ),
-    "layers": Structure("whole residual blocks and layers that keep their shape", LAYERS),
+    "layers": Structure("residual blocks, and layers that keep the shape of their input", LAYERS),
 }
 """By the name used on the command line."""
 

@@ -1,4 +1,4 @@
-"""What pruning left of each layer, to be shown."""
+"""Summary of each layer before and after pruning."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ from modelopt_cli.artifact.dtypes import count_nonzero
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.prune.targets import TARGETS
 from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.settings import option
 
-# How the weights of a layer are called; attention has them under other names, also once it is taken apart.
+# Endings of the names of a layer's weights; attention has several, also once it is taken apart.
 _WEIGHTS = (".weight", ".in_proj_weight", ".q_proj_weight", ".k_proj_weight", ".v_proj_weight", "_weight", "")
 
-_THIN = 0.1  # of the share that the network keeps, below which a layer has lost far more than others
+_THIN = 0.1  # fraction of what the network keeps, below which a layer has lost far more than others
 _SHOWN = 3
 
 
@@ -24,11 +25,11 @@ class PrunedLayer:
     Attributes:
         name: its path in the network.
         kind: its class.
-        total: weights before, zeros included.
-        kept: those that are left and not zero.
+        total: number of weights before, zeros included.
+        kept: number of weights after that are not zero.
         shape: of its weight before, of several the first.
-        left: the same after; None where the layer is gone.
-        reason: why it was left whole, or an empty string.
+        left: of its weight after; None where the layer is removed.
+        reason: why it was not pruned, or an empty string.
     """
 
     name: str
@@ -41,19 +42,19 @@ class PrunedLayer:
 
     @property
     def sparsity(self) -> float:
-        """The fraction of its weights that is gone or zero."""
+        """The fraction of its weights that is removed or zero."""
         return 1 - self.kept / self.total if self.total else 0.0
 
 
 def summary(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], coverage: Coverage
 ) -> tuple[PrunedLayer, ...]:
-    """Every weight-carrying layer, in the order of ``coverage``.
+    """Summary of every weight-carrying layer, in the order of ``coverage``.
 
     Args:
-        before: the state of the network as it was.
-        after: the same as it is.
-        coverage: what became of each layer.
+        before: state dict of the network before pruning.
+        after: state dict of the pruned network.
+        coverage: status of each layer.
     """
     layers = []
     for layer in coverage.layers:
@@ -68,22 +69,28 @@ def summary(
 
 
 def thin_notes(layers: Sequence[PrunedLayer], target: Reached | None) -> tuple[str, ...]:
-    """One line for the layers of which far less is left than of the network, or than a sparsity leaves."""
+    """A warning that names layers which keep far less than the network does, or than a sparsity keeps.
+
+    Args:
+        layers: all weight-carrying layers.
+        target: of the pruning, where it is known.
+    """
     kept, total = sum(layer.kept for layer in layers), sum(layer.total for layer in layers)
     share = kept / max(total, 1)
     if target is not None and TARGETS[target.metric].removed:
         share = max(share, 1 - target.wanted)
     least = _THIN * share
-    found = [text for layer in layers if (text := _thin(layer, least))]
-    if not found:
+    thin = [text for layer in layers if (text := _thin(layer, least))]
+    if not thin:
         return ()
-    more = f" and {len(found) - _SHOWN} more layers" if len(found) > _SHOWN else ""
-    line = f"{', '.join(found[:_SHOWN])}{more}, where the network keeps {100 * share:.0f} %"
-    return (f"warning: only {line}; --exclude keeps a layer whole, --allocation uniform treats all alike",)
+    more = f" and {len(thin) - _SHOWN} more layers" if len(thin) > _SHOWN else ""
+    line = f"{', '.join(thin[:_SHOWN])}{more}, where the network keeps {100 * share:.0f} %"
+    remedy = f"{option('exclude')} keeps a layer unpruned, {option('allocation')} uniform treats all alike"
+    return (f"warning: only {line}; {remedy}",)
 
 
 def _thin(layer: PrunedLayer, least: float) -> str | None:
-    """How little is left of a layer, if that is less than a share; channels are named before weights."""
+    """The part of a layer that is left, if it is below a fraction; channels are named before weights."""
     if layer.left is None:
         return None
     names = ("inputs", "outputs") if layer.kind.startswith("ConvTranspose") else ("outputs", "inputs")
@@ -95,5 +102,5 @@ def _thin(layer: PrunedLayer, least: float) -> str | None:
 
 
 def _weights(state: Mapping[str, Tensor], name: str) -> list[Tensor]:
-    found: Iterable[Tensor | None] = (state.get(name + ending) for ending in _WEIGHTS)
-    return [tensor for tensor in found if tensor is not None]
+    tensors: Iterable[Tensor | None] = (state.get(name + ending) for ending in _WEIGHTS)
+    return [tensor for tensor in tensors if tensor is not None]

@@ -1,6 +1,6 @@
-"""Targets: figures of a network as fractions of the original's, and the search for what reaches one.
+"""Targets: figures of a network as fractions of the original's, and the search for one of them.
 
-Every target is expressed as the fraction that is left, 1 for the original. A search goes over plans that
+Every target is expressed as the fraction that is kept, 1 for the original. A search goes over plans that
 remove more and more, so that the figure falls; it needs about log2 of their number of evaluations.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelopt_cli.errors import GateNotMet
+from modelopt_cli.settings import option
 
 if TYPE_CHECKING:
     from modelopt_cli.methods.context import Reached
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
     from modelopt_cli.program import Program
 
 TOLERANCE = 0.01
-"""How far the figure reached may lie from the target, as a fraction of the original's."""
+"""Largest distance between the figure reached and the target, as a fraction of the original's figure."""
 CLOSE = 1e-3
-"""Where a search stops looking for something nearer."""
+"""Distance at which a search stops."""
 CLOSE_LATENCY = 0.004
-"""The same for a latency, which is not known any better."""
+"""Distance at which a search for a latency stops; it cannot be measured any better."""
 _PROBES = 24
 DRAFT = 0.1234
-"""Stands for the figure reached while the bytes of the history are counted: as long as any other."""
+"""Placeholder for the figure reached while the history's bytes are counted; as long as any other."""
 
 
 class TargetNotReached(GateNotMet):
@@ -35,11 +36,11 @@ class TargetNotReached(GateNotMet):
 
 @dataclass(frozen=True)
 class Nonzeros:
-    """Counts of weights, where what goes becomes zero.
+    """Counts of parameters in a network whose pruned weights are zeros.
 
     Attributes:
         kept: nonzeros among the weights that may be pruned.
-        size: all of those weights.
+        size: the number of those weights.
         others: nonzeros among all other parameters.
         original: nonzeros of the network before it was pruned.
     """
@@ -56,132 +57,133 @@ class Target:
 
     Attributes:
         help: one line.
-        left: the fraction of it that a Program has left.
-        counted: the same from counts alone, without making the network; None where that is not enough.
+        kept_fraction: the figure of a Program as a fraction of the original's.
+        counted: the same from counts alone, without making the network; None where they are not enough.
         of_units: a fraction of the weights, channels or blocks that may go: a plan is enough to know it.
-        removed: the user says how much goes, not how much stays.
+        removed: the user gives the fraction that goes, not the one that is kept.
         measured: timed, so that it differs from run to run, and training does not change it.
-        of_file: a figure of the file, of which the target reached is itself a part.
-        close: where a search stops looking for something nearer.
-        no_zeros: why zeros cannot reach it; empty where they can.
+        of_file: a figure of the file, whose history contains the figure itself.
+        close: distance at which a search stops.
+        obstacle: the reason why zeros cannot reach it; empty where they can.
     """
 
     help: str
-    left: Callable[[Pruner, Program], float]
+    kept_fraction: Callable[[Pruner, Program], float]
     counted: Callable[[Nonzeros], float] | None = None
     of_units: bool = False
     removed: bool = False
     measured: bool = False
     of_file: bool = False
     close: float = CLOSE
-    no_zeros: str = ""
+    obstacle: str = ""
 
 
 def _flops(pruner: Pruner, program: Program) -> float:
     from modelopt_cli.methods.prune.figures import flops
 
-    return pruner.share_of(flops, program)
+    return pruner.ratio_of(flops, program)
 
 
 SPARSITY = "sparsity"
 """The target that a structure such as N:M implies."""
-_INSTEAD = "use --structure channels, or one of --sparsity, --params, --bytes"
 
 TARGETS: dict[str, Target] = {
     SPARSITY: Target(
-        "fraction removed, of the weights, channels or blocks that may be pruned",
-        lambda pruner, program: pruner.units_left(program),
+        "fraction to remove of the weights, channels or blocks that may be pruned",
+        lambda pruner, program: pruner.units_kept(program),
         counted=lambda count: count.kept / count.size,
         of_units=True,
         removed=True,
     ),
     "flops": Target(
-        "fraction of the arithmetic that is left",
-        _flops,
-        no_zeros=f"zeros are multiplied like any number; {_INSTEAD}",
+        "fraction to keep of the arithmetic", _flops, obstacle="zeros are multiplied like any number"
     ),
     "params": Target(
-        "fraction of the parameters that is left; zeros that pruning puts do not count",
-        lambda pruner, program: pruner.share_of(pruner.count_parameters, program),
+        "fraction to keep of the parameters; zeros that pruning makes do not count",
+        lambda pruner, program: pruner.ratio_of(pruner.count_parameters, program),
         counted=lambda count: (count.others + count.kept) / count.original,
     ),
     "bytes": Target(
-        "fraction of the file that is left", lambda pruner, program: pruner.file_share(program), of_file=True
+        "fraction to keep of the file, written as an artifact",
+        lambda pruner, program: pruner.file_ratio(program),
+        of_file=True,
     ),
     "latency": Target(
-        "fraction of the latency that is left, measured",
+        "fraction to keep of the latency, measured on this machine",
         lambda pruner, program: pruner.timer.fraction(program),
         measured=True,
         close=CLOSE_LATENCY,
-        no_zeros=f"zeros do not make it faster; {_INSTEAD}",
+        obstacle="zeros do not make it faster",
     ),
 }
 """By the name of the option, which is that of the config's field."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """Where a search ended.
+class SearchResult:
+    """Result of a search over the steps of a path.
 
     Attributes:
-        place: the step at which what is left is nearest to what was wanted; of two, the earlier.
-        left: what is left there.
-        above: the last step known to leave more than wanted, or 0.
+        place: the step whose kept fraction is nearest to the target; of two, the earlier.
+        kept: the fraction that is kept there.
+        above: the last step known to keep more than the target, or 0.
     """
 
     place: int
-    left: float
+    kept: float
     above: int
 
 
-def search_path(left: Callable[[int], float], steps: int, wanted: float, close: float = CLOSE) -> Found:
-    """The step of a path at which what is left is nearest to ``wanted``.
-
-    Steps are tried where a straight line through the nearest known ones meets the target, and halfway
-    between them whenever that got stuck on one side.
+def search_path(
+    kept: Callable[[int], float], steps: int, target: float, close: float = CLOSE
+) -> SearchResult:
+    """The step of a path whose kept fraction is nearest to a target.
 
     Args:
-        left: what is left after so many steps; falls from step to step.
+        kept: the fraction that is kept after so many steps; falls from step to step.
         steps: the last step.
-        wanted: what should be left.
-        close: how near is near enough.
+        target: the fraction to keep.
+        close: distance at which the search stops.
     """
-    seen: dict[int, float] = {}
+    known: dict[int, float] = {}
 
     def at(step: int) -> float:
-        if step not in seen:
-            seen[step] = left(step)
-        return seen[step]
+        if step not in known:
+            known[step] = kept(step)
+        return known[step]
 
+    # Regula falsi: a straight line through the two nearest known steps usually hits the target at once.
+    # Where the curve bends, only one end moves by that, and slowly: then the middle is tried instead, so
+    # that the interval at least halves every second time.
     low, high, halve = 0, steps, False
-    while high - low > 1 and at(low) > wanted > at(high):
-        share = 0.5 if halve else (at(low) - wanted) / (at(low) - at(high))
+    while high - low > 1 and at(low) > target > at(high):
+        share = 0.5 if halve else (at(low) - target) / (at(low) - at(high))
         middle = min(max(round(low + share * (high - low)), low + 1), high - 1)
-        if abs(at(middle) - wanted) <= close:
-            return Found(middle, at(middle), low)
+        if abs(at(middle) - target) <= close:
+            return SearchResult(middle, at(middle), low)
         before = high - low
-        low, high = (low, middle) if at(middle) <= wanted else (middle, high)
+        low, high = (low, middle) if at(middle) <= target else (middle, high)
         halve = high - low > before / 2
-    best = min((low, high), key=lambda step: (abs(at(step) - wanted), step))
-    return Found(best, at(best), low)
+    best = min((low, high), key=lambda step: (abs(at(step) - target), step))
+    return SearchResult(best, at(best), low)
 
 
 def search_ratio(
-    left: Callable[[float], float], wanted: float, guess: float, low: float = 0.0, high: float = 1.0
+    kept: Callable[[float], float], target: float, guess: float, low: float = 0.0, high: float = 1.0
 ) -> float:
-    """The ratio between ``low`` and ``high`` at which what is left is ``wanted``, or as near as can be.
+    """The ratio of removed units at which the kept fraction is nearest to a target, by bisection.
 
     Args:
-        left: what is left at a ratio; falls, in small jumps.
-        wanted: what should be left.
-        guess: where to look first.
+        kept: the fraction that is kept at a ratio; falls, in small jumps.
+        target: the fraction to keep.
+        guess: the ratio to try first.
         low: the least that can be removed.
         high: the most.
     """
     ratio = min(max(guess, low), high)
     best, nearest = ratio, math.inf
     for _ in range(_PROBES):
-        miss = left(ratio) - wanted
+        miss = kept(ratio) - target
         if abs(miss) < nearest:
             best, nearest = ratio, abs(miss)
         if nearest <= CLOSE:
@@ -191,19 +193,21 @@ def search_ratio(
     return best
 
 
-def reached(metric: str, wanted: float, left: float) -> Reached:
-    """The target as the user gave it, and what became of it, in the same terms."""
-    from modelopt_cli.methods.context import Reached
-
-    return Reached(metric, wanted, 1 - left if TARGETS[metric].removed else left)
-
-
-def require(target: Reached, nearest: str = "") -> Reached:
-    """Make sure that a target was reached.
+def reached(metric: str, wanted: float, kept: float) -> Reached:
+    """The target as the user gave it, and what was reached of it in the same terms.
 
     Args:
-        target: what was wanted and what the result has.
-        nearest: what could be reached, for the error.
+        metric: a key of ``TARGETS``.
+        wanted: the fraction asked for.
+        kept: the fraction of the original that is kept.
+    """
+    from modelopt_cli.methods.context import Reached
+
+    return Reached(metric, wanted, 1 - kept if TARGETS[metric].removed else kept)
+
+
+def require(target: Reached) -> Reached:
+    """Make sure that a target was reached.
 
     Raises:
         TargetNotReached: it was missed by more than ``TOLERANCE``.
@@ -211,7 +215,8 @@ def require(target: Reached, nearest: str = "") -> Reached:
     # Half of a rounding error of the difference is no miss.
     if abs(target.reached - target.wanted) <= TOLERANCE + 1e-9:
         return target
+    figure = f"{option(target.metric)} {target.wanted:g}"
     raise TargetNotReached(
-        f"--{target.metric} {target.wanted:g} is not reached: the nearest found is {target.reached:.3f}",
-        hint=nearest or "nothing was written; ask for that, allow more layers, or try another --allocation",
+        f"{figure} is not reached: the nearest found is {target.reached:.3f}",
+        hint=f"nothing was written; ask for that, allow more layers, or try another {option('allocation')}",
     )

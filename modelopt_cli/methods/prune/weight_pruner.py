@@ -1,4 +1,4 @@
-"""Zeros in weights: scores, how many each layer gives, masks, and how the zeros are stored."""
+"""Pruning of single weights, which become zeros: scores, masks, and the way the zeros are stored."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +12,7 @@ from modelopt_cli.artifact.encodings import compact
 from modelopt_cli.methods.layer_selection import select_layers, weight_labels
 from modelopt_cli.methods.matrices import unseen_inputs, weights_of
 from modelopt_cli.methods.prune.allocation import Curve, allocate
+from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.criteria import AUTO_CRITERION, weight_scores
 from modelopt_cli.methods.prune.criterion_statistics import score_weights
 from modelopt_cli.methods.prune.figures import nonzeros
@@ -23,21 +24,21 @@ from modelopt_cli.methods.prune.targets import Nonzeros, search_ratio
 from modelopt_cli.program import Program
 
 LEAST_KEPT = 1
-"""Units that a layer keeps at least: a layer of zeros alone would cut the network in two."""
+"""Number of units that a layer keeps at least: a layer of zeros alone would cut the network in two."""
 
 
 class WeightPruner(Pruner):
-    """Structures that leave zeros."""
+    """Pruner of single weights, blocks of weights and N:M patterns."""
 
     @cached_property
     def pattern(self) -> SparsityPattern:
-        """Which zeros may be put where."""
+        """The zeros that may be put."""
         assert self.config.pattern is not None
         return self.config.pattern
 
     @cached_property
     def layers(self) -> dict[str, str]:
-        """The parameters to prune, and what each is called in reports: its layer, mostly.
+        """The name that each parameter to prune has in reports: mostly its layer.
 
         Raises:
             NothingCompressed: there are none.
@@ -51,27 +52,27 @@ class WeightPruner(Pruner):
         for parameter, layer in names.items():
             if layer in self.reasons:
                 continue
-            why = self._obstacle(parameter)
-            if why is None:
+            reason = self._obstacle(parameter)
+            if reason is None:
                 chosen[parameter] = layer
             else:
-                self.reasons[layer] = why
+                self.reasons[layer] = reason
         if not chosen:
             raise nothing_to_prune(self.reasons)
         return chosen
 
     def _obstacle(self, parameter: str) -> str | None:
         criterion = self.config.criterion_row
-        why = self.pattern.obstacle(self.original.get_parameter(parameter).shape)
-        if why is None and criterion.watches_inputs:
-            why = unseen_inputs(self.original, parameter)
-        return why or criterion.obstacle(self.original, parameter, self.pattern)
+        reason = self.pattern.obstacle(self.original.get_parameter(parameter).shape)
+        if reason is None and criterion.watches_inputs:
+            reason = unseen_inputs(self.original, parameter)
+        return reason or criterion.obstacle(self.original, parameter, self.pattern)
 
-    def prune(self, program: Program, left: float, final: bool) -> Program:
+    def prune(self, program: Program, kept: float, final: bool) -> Program:
         """Zero the weights of the lowest scores, wherever the allocation finds them."""
-        scores, pattern = self.scores(program), self._pattern_at(left)
+        scores, pattern = self.scores(program), self._pattern_at(kept)
         curves = self._curves(program)
-        ratio = self._ratio(program, scores, pattern, left, curves)
+        ratio = self._ratio(program, scores, pattern, kept, curves)
         sparsities = self.sparsities(scores, ratio, curves)
         compensate = self.config.criterion_row.compensate
         if compensate is None:
@@ -105,19 +106,19 @@ class WeightPruner(Pruner):
                 yield Variant(layer, (layer,), sparsity, partial(self.masked, program, masks))
 
     @property
-    def reestimates(self) -> bool:
-        """Training gives batch norms new statistics by itself, where zeros have moved them little."""
-        return self.context.training is None and super().reestimates
+    def recalibrates(self) -> bool:
+        """False where training follows: zeros move the statistics so little that it catches up with them."""
+        return self.context.training is None and super().recalibrates
 
-    def ratios(self, program: Program, left: float) -> tuple[float, float]:
-        """What is gone already and what should be in the end, of all weights that may go."""
+    def ratios(self, program: Program, kept: float) -> tuple[float, float]:
+        """The fractions of the weights that may go: that which is gone already, and that to remove in all."""
         scores = self.scores(program)
         gone = sum(int(torch.isneginf(score).sum()) for score in scores.values())
         total = sum(score.numel() for score in scores.values())
-        return gone / total, self._ratio(program, scores, self.pattern, left, None)
+        return gone / total, self._ratio(program, scores, self.pattern, kept, None)
 
     def choose(self, network: nn.Module, ratio: float) -> dict[str, Tensor]:
-        """Masks by the weights that a network in training has now; zeros of earlier pruning stay."""
+        """Masks by the present weights of a network in training; zeros of earlier pruning stay."""
         weights = {name: network.get_parameter(name).detach().cpu() for name in self.layers}
         scores = weight_scores(weights, self.config.chosen_criterion, self._promised, seed=self.context.seed)
         return weight_masks(scores, self.pattern, self.sparsities(scores, ratio, None))
@@ -136,11 +137,11 @@ class WeightPruner(Pruner):
         result.encodings = compact(result, pruned, self.pattern.label)
         return result
 
-    def _pattern_at(self, left: float) -> SparsityPattern:
-        """The pattern of a round: more of M stay in the early ones."""
+    def _pattern_at(self, kept: float) -> SparsityPattern:
+        """The pattern of a round, which keeps more of every M in the early ones."""
         pattern = self.pattern
         return (
-            replace(pattern, keep=max(pattern.keep, round(left * pattern.group)))
+            replace(pattern, keep=max(pattern.keep, round(kept * pattern.group)))
             if pattern.fixed
             else pattern
         )
@@ -148,60 +149,45 @@ class WeightPruner(Pruner):
     def sparsities(
         self, scores: Mapping[str, Tensor], ratio: float, curves: Mapping[str, Curve] | None
     ) -> dict[str, float]:
-        """How much of each weight goes when ``ratio`` of all of them go together."""
-        if self.pattern.fixed:
-            return dict.fromkeys(scores, ratio)
-        units = {name: self.pattern.units(score) for name, score in scores.items()}
-        return allocate(
-            self.config.chosen_allocation,
-            units,
-            {name: tuple(score.shape) for name, score in scores.items()},
-            ratio,
-            costs=dict.fromkeys(scores, float(self.pattern.unit)),
-            curves=curves,
-            comparable=self.config.criterion_row.comparable,
-            least_kept=LEAST_KEPT,
-        )
+        """The fraction of each weight that goes when ``ratio`` of all of them go together."""
+        return weight_sparsities(self.config, self.pattern, scores, ratio, curves)
 
     def _ratio(
         self,
         program: Program,
         scores: Mapping[str, Tensor],
         pattern: SparsityPattern,
-        left: float,
+        kept: float,
         curves: Mapping[str, Curve] | None,
     ) -> float:
         if pattern.fixed:
             return pattern.sparsity
-        units = {name: pattern.units(score) for name, score in scores.items()}
-        total = sum(unit.numel() for unit in units.values())
-        gone = sum(int(torch.isneginf(unit).sum()) for unit in units.values())
-        most = sum(unit.numel() - LEAST_KEPT for unit in units.values())
+        least, most = ratio_bounds(pattern, scores)
         counted = self.config.target_row.counted
         weights = {name: program.get_parameter(name) for name in scores}
         others = int(nonzeros(program)) - sum(int(torch.count_nonzero(w)) for w in weights.values())
-        size, original = sum(w.numel() for w in weights.values()), int(nonzeros(self.given))
+        size, original = sum(w.numel() for w in weights.values()), int(nonzeros(self.source))
 
-        def left_at(ratio: float) -> float:
+        def kept_at(ratio: float) -> float:
             masks = weight_masks(scores, pattern, self.sparsities(scores, ratio, curves))
             if counted is None:
-                return self.left(self.masked(program, masks))
-            kept = sum(int(((weights[name] != 0) & mask).sum()) for name, mask in masks.items())
-            return counted(Nonzeros(kept, size, others, original))
+                return self.kept_fraction(self.masked(program, masks))
+            nonzero = sum(int(((weights[name] != 0) & mask).sum()) for name, mask in masks.items())
+            return counted(Nonzeros(nonzero, size, others, original))
 
-        return search_ratio(left_at, left, 1 - left, gone / total, max(gone, most) / total)
+        return search_ratio(kept_at, kept, 1 - kept, least, most)
 
     def count_parameters(self, program: Program) -> float:
-        """Zeros do not count."""
+        """The nonzero parameters of a network."""
         return nonzeros(program)
 
-    def units_left(self, program: Program) -> float:
-        """The nonzeros among the weights that were to be pruned, as a fraction of those weights."""
+    def units_kept(self, program: Program) -> float:
+        """The fraction of the weights to prune that is not zero."""
         weights = [program.get_parameter(name) for name in self.layers]
         return sum(int(torch.count_nonzero(w)) for w in weights) / sum(w.numel() for w in weights)
 
-    def untouched(self, program: Program) -> bool:
-        """Whether there are no more zeros than there were."""
+    def unchanged(self, program: Program) -> bool:
+        """True if there are no more zeros than there were."""
         return all(zeros(program, name) <= zeros(self.original, name) for name in self.layers)
 
     def describe(self, program: Program) -> dict[str, object]:
@@ -209,13 +195,51 @@ class WeightPruner(Pruner):
         return {"sparsity": {self.layers[name]: zeros(program, name) for name in self.layers}}
 
     def skipped(self, program: Program) -> dict[str, str]:
-        """Layers left out, and those that the allocation left as they were."""
-        whole = {
+        """The reason for every layer that was left out, or from which the allocation takes nothing."""
+        untouched = {
             layer: f"allocation {self.config.chosen_allocation} takes nothing from it"
             for name, layer in self.layers.items()
             if zeros(program, name) <= zeros(self.original, name)
         }
-        return self.reasons | whole
+        return self.reasons | untouched
+
+
+def weight_sparsities(
+    config: PruneConfig,
+    pattern: SparsityPattern,
+    scores: Mapping[str, Tensor],
+    ratio: float,
+    curves: Mapping[str, Curve] | None = None,
+) -> dict[str, float]:
+    """The fraction of each weight that goes when ``ratio`` of all of them go together.
+
+    Args:
+        config: allocation and criterion.
+        pattern: what goes together.
+        scores: of each weight, of its shape, by parameter name.
+        ratio: 0 to 1.
+        curves: errors at some sparsities of each weight, for an allocation that needs them.
+    """
+    if pattern.fixed:
+        return dict.fromkeys(scores, ratio)
+    return allocate(
+        config.chosen_allocation,
+        {name: pattern.units(score) for name, score in scores.items()},
+        {name: tuple(score.shape) for name, score in scores.items()},
+        ratio,
+        costs=dict.fromkeys(scores, float(pattern.unit)),
+        curves=curves,
+        comparable=config.criterion_row.comparable,
+        least_kept=LEAST_KEPT,
+    )
+
+
+def ratio_bounds(pattern: SparsityPattern, scores: Mapping[str, Tensor]) -> tuple[float, float]:
+    """The smallest and largest ratio to remove: that which is gone already, and all but a few units."""
+    units = [pattern.units(score) for score in scores.values()]
+    total = sum(unit.numel() for unit in units)
+    gone = sum(int(torch.isneginf(unit).sum()) for unit in units)
+    return gone / total, max(gone, total - LEAST_KEPT * len(units)) / total
 
 
 def zeros(program: Program, parameter: str) -> float:

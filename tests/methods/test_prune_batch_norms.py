@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError
-from modelopt_cli.methods.prune.batch_norms import reestimate
+from modelopt_cli.methods.prune.batch_norms import recalibrate
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 
@@ -78,7 +78,7 @@ def test_statistics_are_those_of_all_values_seen(size: int) -> None:
     batches = list(images().split(size))
     if len(batches[-1]) == 1:
         batches.pop()
-    found = reestimate(captured(), images().split(size))
+    found = recalibrate(captured(), images().split(size))
     for name, seen in inputs_by_hand(Net(), batches).items():
         values = np.concatenate([x.swapaxes(0, 1).reshape(x.shape[1], -1) for x in seen], 1)
         norm = found.get_submodule(name)
@@ -94,7 +94,7 @@ def test_one_batch_gives_what_torch_gives_without_momentum() -> None:
             module.train()
     with torch.no_grad():
         reference(images())
-    found = reestimate(captured(), [images()])
+    found = recalibrate(captured(), [images()])
     for name, buffer in reference.named_buffers():
         if "running" in name:
             torch.testing.assert_close(found.state_dict()[name], buffer, rtol=1e-5, atol=1e-6)
@@ -103,22 +103,22 @@ def test_one_batch_gives_what_torch_gives_without_momentum() -> None:
 def test_nothing_else_changes() -> None:
     program = captured()
     before = {name: tensor.clone() for name, tensor in program.state_dict().items()}
-    found = reestimate(program, images().split(8))
+    found = recalibrate(program, images().split(8))
     for name, tensor in program.state_dict().items():
         assert torch.equal(tensor, before[name])
         assert torch.equal(found.state_dict()[name], tensor) == ("running" not in name)
     assert found.get_submodule("bn1").momentum == 0.3
     assert not found.training
     assert not any(module.training for module in found.modules())
-    assert reestimate(program.train(), images().split(8)).training
+    assert recalibrate(program.train(), images().split(8)).training
 
 
 def test_it_is_deterministic_and_tells_how_far_it_is() -> None:
     seen: list[tuple[int, int | None]] = []
     torch.manual_seed(1)
-    one = reestimate(captured(), images().split(8), lambda *args: seen.append(args), 21)
+    one = recalibrate(captured(), images().split(8), lambda *args: seen.append(args), 21)
     torch.manual_seed(2)
-    two = reestimate(captured(), images().split(8))
+    two = recalibrate(captured(), images().split(8))
     assert all(torch.equal(a, b) for a, b in zip(one.buffers(), two.buffers(), strict=True))
     assert seen == [(8, 21), (16, 21), (21, 21)]
 
@@ -133,7 +133,7 @@ def test_one_batch_at_a_time_is_held() -> None:
             made.append(weakref.ref(batch))
             yield batch
 
-    reestimate(captured(), batches())
+    recalibrate(captured(), batches())
     assert len(made) == 3
 
 
@@ -149,7 +149,7 @@ def test_a_network_without_batch_norm_is_left_alone() -> None:
             raise AssertionError("data were read")
             yield
 
-        assert reestimate(program, unread()) is program
+        assert recalibrate(program, unread()) is program
 
 
 def test_a_shared_norm_sees_all_its_calls() -> None:
@@ -161,7 +161,7 @@ def test_a_shared_norm_sees_all_its_calls() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.bn(self.bn(x) * 2 + 1)
 
-    found = reestimate(captured(Twice()), [images()])
+    found = recalibrate(captured(Twice()), [images()])
     x = images().double()
     y = F.batch_norm(x, None, None, training=True) * 2 + 1
     both = torch.cat([x, y]).transpose(0, 1).flatten(1)
@@ -171,11 +171,11 @@ def test_a_shared_norm_sees_all_its_calls() -> None:
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        pytest.param(list, "no samples to estimate batch-norm statistics from", id="no samples"),
+        pytest.param(list, "no samples to compute batch-norm statistics from", id="no samples"),
         pytest.param(lambda: [images(1)], "in a batch of 1 a batch norm sees one value", id="one sample"),
         pytest.param(lambda: [images(4) * float("inf")], "layer bn1: the network gives NaN", id="infinite"),
     ],
 )
 def test_refusals(batches: Callable[[], list[Tensor]], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        reestimate(captured(), batches())
+        recalibrate(captured(), batches())

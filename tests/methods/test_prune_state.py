@@ -164,7 +164,7 @@ def test_nothing_to_prune(state):
 
 
 def test_a_target_beyond_what_can_go(state):
-    with pytest.raises(TargetNotReached, match=r"--params 0\.1 is not reached"):
+    with pytest.raises(TargetNotReached, match=r"params 0\.1 is not reached"):
         apply_to_state(state, {}, config(params=0.1, include=("small",)))
 
 
