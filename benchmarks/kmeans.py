@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 import modelopt_cli  # noqa: F401  makes torchvision importable beside a CPU-only torch
+from modelopt_cli.methods.share.choices import INITS
 from modelopt_cli.methods.share.config import ShareConfig
-from modelopt_cli.methods.share.kmeans import INITS, assign, cluster, error
+from modelopt_cli.methods.share.kmeans import assign, cluster, error
 
 ENTRIES = 16
 OURS, REFERENCE = ShareConfig.init, "auto"

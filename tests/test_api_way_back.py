@@ -201,7 +201,7 @@ def test_no_shape_is_asked_for_where_none_is_used(verb, nets, tmp_path):
             lambda source, out, **how: api.share(
                 source, out, config=ShareConfig(bits="auto", ratio=8), **how
             ),
-            "--bits auto needs",
+            "bits auto needs",
         ),
     ],
     ids=["quantize", "prune", "share"],

@@ -25,9 +25,9 @@ from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.matrices import weights_of
+from modelopt_cli.methods.share.apply import apply_to_state
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.shared_layers import SharedLayer, summary
-from modelopt_cli.methods.share.untraced import apply_to_state
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program.coverage import Coverage, recorded
 from modelopt_cli.training.distributed import world
@@ -116,10 +116,9 @@ def share(
     calibration = calibration or (training.train if training is not None else data)
     wanted = open_input([source], arch, calibration, overrides)
     opened = open_noting(source, arch, wanted, on_note, overrides, graph=False)
-    chooses = config.automatic and config.target[0] == "max_drop"
-    if evaluate and chooses:
+    if evaluate and config.chooses_on_data:
         require_apart(calibration, data, "--max-drop is measured on", input_of(opened))
-    if chooses and calibration is not None and (line := seen_in_training(opened, calibration)):
+    if config.chooses_on_data and calibration is not None and (line := seen_in_training(opened, calibration)):
         on_note(line)
     if evaluate and not dry_run:
         rehearse([opened], data, overrides, options, gates)
@@ -147,7 +146,7 @@ def share(
     with after_writing(output):
         # The result is measured as anyone will meet it: read back from its file.
         pairs = [(source, opened), (output, open_noting(output, arch, wanted, None))]
-        looked_at = [calibration] if config.automatic or config.weighting not in (None, "none") else []
+        looked_at = [calibration] if config.looks_at_data else []
         evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress, looked_at)
     return replace(outcome, evaluation=evaluation)
 

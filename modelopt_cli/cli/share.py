@@ -50,7 +50,7 @@ def share(
     reader.finish()
     options.check_exports(exports, force)
 
-    config.target if config.automatic else config.size  # noqa: B018 -- raises where there is none
+    config.require_size()  # before the checkpoint is read
     asked = options.training_request(files, training)
     target = options.chosen_output(output, checkpoint, "shared")
     check_curve(files.curve, asked, [target], [checkpoint], force)

@@ -13,6 +13,7 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.matrices import calls_by_layer, unfold, unseen_inputs
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import source
+from modelopt_cli.settings import option
 
 KEPT_BYTES = 1 << 30
 """Bytes of intermediate values that a pass keeps; values beyond that are computed again."""
@@ -39,10 +40,7 @@ def calibration_data(context: Context, purpose: str, samples: int, alternative: 
         UsageError: the context has no data.
     """
     if context.data is None:
-        raise UsageError(
-            f"{purpose} needs data to calibrate on",
-            hint=f"give --calib or --data, or use {alternative}, which needs none",
-        )
+        raise no_data(purpose, alternative)
     return context.data.sample(samples, context.seed)
 
 
@@ -59,6 +57,14 @@ def refuse_infinite(value: Tensor, where: str) -> None:
             where=where,
             hint="check the checkpoint and the preprocessing",
         )
+
+
+def no_data(purpose: str, alternative: str) -> UsageError:
+    """The error for a setting, ``purpose``, that needs data where there are none."""
+    return UsageError(
+        f"{purpose} needs data to calibrate on",
+        hint=f"give {option('calibration')} or {option('data')}, or use {alternative}, which needs none",
+    )
 
 
 def no_samples() -> DataError:

@@ -14,6 +14,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus
 from modelopt_cli.program.weighted import weight_label
+from modelopt_cli.settings import option
 
 
 class Selection(Protocol):
@@ -47,10 +48,12 @@ def select_layers(
     """
     ordered = list(names)
     known = dict.fromkeys((*ordered, *others))
-    for option, globs in (("--include", config.include), ("--exclude", config.exclude)):
+    for name, globs in (("include", config.include), ("exclude", config.exclude)):
         for glob in globs:
             if not any(fnmatchcase(name, glob) for name in known):
-                raise UsageError(f"{option} {glob!r} matches no layer", hint=_suggestion(glob, list(known)))
+                raise UsageError(
+                    f"{option(name)} {glob!r} matches no layer", hint=_suggestion(glob, list(known))
+                )
     skipped: dict[str, str] = {}
     for i, name in enumerate(ordered):
         if config.include and not any(fnmatchcase(name, g) for g in config.include):
@@ -89,7 +92,7 @@ def has_weight_form(tensor: Tensor) -> bool:
 
 
 def codec_of(encoding: Encoding | None) -> str:
-    """The codec that a tensor is stored by, or an empty string where that is plainly."""
+    """The codec that stores a tensor; an empty string for plain storage."""
     return "" if encoding is None or encoding.codec == "raw" else encoding.codec
 
 

@@ -182,7 +182,7 @@ def test_auto_is_tuned_with_its_assignments_only(tune, here, modelopt):
     how = ["--bits", "auto", "--ratio", "9", *TUNE, "--epochs", "1", "--tune", tune]
     outcome = modelopt("share", "net.safetensors", *how, *OUT)
     assert outcome.code == 2
-    assert f"--tune {tune} assigns weights anew" in outcome.err
+    assert f"--tune {tune} assigns weights again" in outcome.err
     assert not (here / "out.safetensors").exists()
 
 
@@ -231,7 +231,7 @@ def test_pruned_zeros_stay_zeros_fine_tuned_or_not(here, modelopt):
 def test_interrupted_it_goes_on_to_the_same_bytes(here, modelopt, monkeypatch):
     command = ["share", "net.safetensors", *TUNE, "--epochs", "3", "--no-eval", "-q", "--bits"]
     assert modelopt(*command, "2", "-o", "through.safetensors").code == 0
-    step, calls = codebook_tuning.Fixed.after_step, []
+    step, calls = codebook_tuning.FixedAssignment.after_step, []
 
     def stopping(self, *args):
         calls.append(0)
@@ -239,9 +239,9 @@ def test_interrupted_it_goes_on_to_the_same_bytes(here, modelopt, monkeypatch):
             raise KeyboardInterrupt
         step(self, *args)
 
-    monkeypatch.setattr(codebook_tuning.Fixed, "after_step", stopping)
+    monkeypatch.setattr(codebook_tuning.FixedAssignment, "after_step", stopping)
     assert modelopt(*command, "2", *OUT).code == 130
-    monkeypatch.setattr(codebook_tuning.Fixed, "after_step", step)
+    monkeypatch.setattr(codebook_tuning.FixedAssignment, "after_step", step)
     assert modelopt(*command, "3", *OUT, "--resume").code == 2  # begun otherwise
     resumed = modelopt(*command, "2", *OUT, "--resume")
     assert resumed.code == 0, resumed.err
@@ -346,8 +346,12 @@ BAD = {
     "another weighting": (["--bits", "3", "--weighting", "hesian"], 2, "did you mean 'hessian'?"),
     "another tune": (["--bits", "3", "--tune", "soft"], 2, "--tune: 'soft' is not one of fixed, epoch, dkm"),
     "another code": (["--bits", "3", "--code", "zip"], 2, "--code: 'zip' is not one of plain, packed"),
-    "a weighting without data": (["--bits", "3", "--weighting", "fisher"], 2, "give --calib or --data"),
-    "a drop without data": (["--bits", "auto", "--max-drop", "1", "--dry-run"], 2, "give --calib or --data"),
+    "a weighting without data": (["--bits", "3", "--weighting", "fisher"], 2, "give --calibration or --data"),
+    "a drop without data": (
+        ["--bits", "auto", "--max-drop", "1", "--dry-run"],
+        2,
+        "give --calibration or --data",
+    ),
     "vectors of odd rows": (["--bits", "3", "--vector", "7"], 1, "rows of 9 weights cannot be cut into"),
     "rated vectors": (["--bits", "3", "--vector", "4", "--rate", "0.1"], 2, "--vector excludes"),
     "a group without channels": (["--bits", "3", "--group", "4"], 2, "--group has no meaning without"),

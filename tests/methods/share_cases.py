@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.data import Data
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.share.clustered_weight import Shared
+from modelopt_cli.methods.share.clustered_weight import ClusteredWeight
 from modelopt_cli.program import Program
 from modelopt_cli.training import TrainConfig, Training, fit
 
@@ -27,7 +27,7 @@ class Small(nn.Module):
         return result
 
 
-def nearest_shared(weight: Tensor, entries: int, *, groups: int = 1, vector: int = 1) -> Shared:
+def nearest_shared(weight: Tensor, entries: int, *, groups: int = 1, vector: int = 1) -> ClusteredWeight:
     """Shared with entries at quantiles, or drawn blocks; the zeros of a weight apart."""
     weight = weight.detach()
     blocks = weight.reshape(len(weight), -1, vector)
@@ -45,10 +45,10 @@ def nearest_shared(weight: Tensor, entries: int, *, groups: int = 1, vector: int
             found[points.abs().sum(1) == 0] = entries - 1
         tables.append(table)
         indices.append(found.view(part.shape[:2]))
-    return Shared(tuple(weight.shape), torch.cat(indices), torch.stack(tables), pruned)
+    return ClusteredWeight(tuple(weight.shape), torch.cat(indices), torch.stack(tables), pruned)
 
 
-def shared_of(program: Program) -> dict[str, Shared]:
+def shared_of(program: Program) -> dict[str, ClusteredWeight]:
     """All kinds: vectors, several tables, pruned weights."""
     return {
         "conv.weight": nearest_shared(program.get_parameter("conv.weight"), 6, vector=3),

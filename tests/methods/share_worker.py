@@ -7,7 +7,8 @@ from pathlib import Path
 from share_cases import CONFIG, pruned_network, shared_of, within
 
 from modelopt_cli.data import open_data
-from modelopt_cli.methods.share.codebook_tuning import MODES, fine_tune
+from modelopt_cli.methods.share.choices import TUNINGS
+from modelopt_cli.methods.share.codebook_tuning import fine_tune
 from modelopt_cli.training.distributed import world
 from modelopt_cli.training.state import State, write_state
 
@@ -18,8 +19,8 @@ def trained() -> State:
     program = pruned_network(digits)
     config = replace(CONFIG, ema=0.8, clip=1.0)
     tensors = {}
-    for mode in MODES:
-        network, _ = fine_tune(program, shared_of(program), within(digits, config), mode, "tune")
+    for mode, tuning in TUNINGS.items():
+        network, _ = fine_tune(program, shared_of(program), within(digits, config), tuning, "tune")
         tensors |= {f"{mode}/{name}": tensor for name, tensor in network.state_dict().items()}
     return State({name: tensor.double() for name, tensor in tensors.items()})
 

@@ -175,7 +175,7 @@ def test_select(options: dict[str, Any], chosen: list[str], reasons: list[str]) 
 def test_a_glob_without_a_match(option: str) -> None:
     with pytest.raises(UsageError) as caught:
         select_layers(NAMES, QuantizeConfig(**{option: ("hed.fc",)}))  # type: ignore[arg-type]
-    assert f"--{option} 'hed.fc' matches no layer" in str(caught.value)
+    assert f"{option} 'hed.fc' matches no layer" in str(caught.value)
     assert "'head.fc'" in str(caught.value)
     with pytest.raises(UsageError, match="no such layers"):
         select_layers([], QuantizeConfig(**{option: ("x",)}))  # type: ignore[arg-type]

@@ -267,15 +267,15 @@ def test_what_was_pruned_in_a_layer_left_alone_stays_pruned(tmp_path: Path) -> N
 
 
 def test_a_lost_zero_is_an_error_and_not_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = one_size.share_all
+    real = one_size.cluster_all
 
     def careless(weights: Any, config: Any, seed: Any) -> Any:
         found = real(weights, config, seed)
         for each in found.values():
-            each.table.add_(0.5)
+            each.codebooks.add_(0.5)
         return found
 
-    monkeypatch.setattr(one_size, "share_all", careless)
+    monkeypatch.setattr(one_size, "cluster_all", careless)
     with pytest.raises(ModeloptError, match="not zero any more") as caught:
         shared(pruned(net()), bits=3)
     assert caught.value.exit_code == 4
@@ -284,13 +284,16 @@ def test_a_lost_zero_is_an_error_and_not_a_file(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "nothing says how large the tables are; give --bits or --entries"),
+        ({}, "nothing says how large the codebooks are; give bits or entries"),
         ({"bits": 3, "weighting": "fisher"}, "weighting fisher needs data to calibrate on"),
         ({"bits": 3, "weighting": "hessian"}, "weighting hessian needs data to calibrate on"),
         ({**AUTO, "weighting": "hessian"}, "weighting hessian needs data to calibrate on"),
-        ({**AUTO, "weighting": "fisher"}, "--bits auto excludes --weighting fisher; use hessian or none"),
-        ({"bits": "auto", "max_drop": 1.0}, "--max-drop is measured on data; give --calib or --data"),
-        ({"bits": 3, "include": ("cnv",)}, "--include 'cnv' matches no layer"),
+        (
+            {**AUTO, "weighting": "fisher"},
+            "bits auto excludes weighting fisher; use weighting none or hessian",
+        ),
+        ({"bits": "auto", "max_drop": 1.0}, "max_drop is measured on data; give calibration or data"),
+        ({"bits": 3, "include": ("cnv",)}, "include 'cnv' matches no layer"),
     ],
     ids=str,
 )

@@ -11,9 +11,10 @@ from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.errors import GateNotMet, UsageError
 from modelopt_cli.methods.context import Result
+from modelopt_cli.methods.share.accuracy_drop import split_to_verify
 from modelopt_cli.methods.share.apply import apply
-from modelopt_cli.methods.share.bit_allocation import LARGEST, Rated, Scalar, rounded_bias
-from modelopt_cli.methods.share.budget import BudgetNotMet, for_bytes, for_drop, split
+from modelopt_cli.methods.share.bit_allocation import LARGEST_LEVEL, BitAllocation, LevelWeight, rounded_bias
+from modelopt_cli.methods.share.budget import BudgetNotMet, largest_within, smallest_without_loss
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import Program
 
@@ -124,10 +125,10 @@ def test_too_few_samples_to_tell_a_drop_are_refused_with_the_number_it_takes() -
     for samples, enough in ((2 * 72, False), (2 * 73, True)):
         held = context(smooth(samples, 3, 12, 12))
         if enough:
-            assert [part.size for part in split(held, 5.0)] == [73, 73]
+            assert [part.size for part in split_to_verify(held, 5.0)] == [73, 73]
         else:
             with pytest.raises(UsageError, match="72 samples cannot tell a drop of 5 points: it takes 73"):
-                split(held, 5.0)
+                split_to_verify(held, 5.0)
 
 
 class Steps:
@@ -146,11 +147,11 @@ def test_the_search_ends_at_the_largest_file_within_the_budget() -> None:
         seen.append(round(300 + 1000 / 8 * Steps().bits(made)))
         return seen[-1]
 
-    price: Any = for_bytes(Steps(), lambda price: price, size, 800)  # type: ignore[arg-type, return-value]
+    price: Any = largest_within(Steps(), lambda price: price, size, 800)  # type: ignore[arg-type, return-value]
     assert 0.985 * 800 <= round(300 + 1000 / 8 * Steps().bits(price)) <= 800
     assert len(seen) <= 6
     with pytest.raises(BudgetNotMet):
-        for_bytes(Steps(), lambda price: price, lambda made: 900, 800)  # type: ignore[arg-type, return-value]
+        largest_within(Steps(), lambda price: price, lambda made: 900, 800)  # type: ignore[arg-type, return-value]
 
 
 def test_the_search_for_a_drop_ends_just_below_it() -> None:
@@ -158,7 +159,7 @@ def test_the_search_for_a_drop_ends_just_below_it() -> None:
         return 10 / Steps().bits(made)
 
     def search(verified: Any, most: float) -> Any:
-        return for_drop(Steps(), lambda price: price, drop, verified, most)  # type: ignore[arg-type, return-value]
+        return smallest_without_loss(Steps(), lambda price: price, drop, verified, most)  # type: ignore[arg-type, return-value]
 
     assert 2.5 <= Steps().bits(search(drop, 4.0)) <= 2.7
     with pytest.raises(BudgetNotMet, match=r"at 8 bits a weight up to 1\.25 points may be lost; 1 were"):
@@ -176,9 +177,9 @@ def test_levels_are_what_the_codec_computes() -> None:
 
     generator = torch.Generator().manual_seed(0)
     for step in (torch.tensor(0.013), torch.rand(6, generator=generator)):
-        levels = torch.randint(-LARGEST, LARGEST + 1, (6, 5), generator=generator)
-        scalar = Scalar(levels, step)
-        parts = CODECS["affine"].encode(scalar.values(), scalar.encoding())
+        levels = torch.randint(-LARGEST_LEVEL, LARGEST_LEVEL + 1, (6, 5), generator=generator)
+        weight = LevelWeight(levels, step)
+        parts = CODECS["affine"].encode(weight.values(), weight.encoding())
         assert torch.equal(parts["values"].long(), levels)
 
 
@@ -192,7 +193,7 @@ def test_a_bias_is_rounded_to_levels_of_its_neighbours(bias: Tensor) -> None:
     for start in range(0, len(bias), 8):
         old, new = bias[start : start + 8], values[start : start + 8]
         # Half the distance of levels, which two bytes hold to less than two percent.
-        assert ((new - old).abs() <= max(float(old.abs().max()) / LARGEST * 0.51, 1e-30)).all()
+        assert ((new - old).abs() <= max(float(old.abs().max()) / LARGEST_LEVEL * 0.51, 1e-30)).all()
     parts = CODECS["affine"].encode(values, encoding)
     decoded = CODECS["affine"].decode(parts, encoding.params, values.dtype, tuple(values.shape))
     assert torch.equal(decoded, values)
@@ -203,19 +204,19 @@ def test_a_dearer_bit_leaves_fewer(data: bool) -> None:
     program = net()
     names = {f"{layer}.weight": layer for layer in ("stem", "body", "fc")}
     surroundings = context(smooth(96, 3, 12, 12))
-    rated = Rated(program, names, surroundings if data else type(surroundings)(), 96)
-    assert rated.count == sum(program.get_parameter(name).numel() for name in names)
-    assert all(value > 0 for value in rated.sensitivities.values())
-    bits = [rated.bits(price) for price in (1e-9, 1e-7, 1e-5, 1e-3)]
+    allocation = BitAllocation(program, names, surroundings if data else type(surroundings)(), 96)
+    assert allocation.count == sum(program.get_parameter(name).numel() for name in names)
+    assert all(value > 0 for value in allocation.sensitivities.values())
+    bits = [allocation.bits(price) for price in (1e-9, 1e-7, 1e-5, 1e-3)]
     assert bits == sorted(bits, reverse=True)
     assert bits[0] > 2 * bits[-1]
     spread = []
     for price in (1e-8, 1e-5):
-        made, found = rated.at(price)
+        made, found = allocation.at(price)
         assert found.keys() == names.keys()
-        for name, scalar in found.items():
-            torch.testing.assert_close(made.get_parameter(name).detach(), scalar.values(), rtol=0, atol=0)
-        spread.append(sum(len(scalar.levels.unique()) for scalar in found.values()))
+        for name, weight in found.items():
+            torch.testing.assert_close(made.get_parameter(name).detach(), weight.values(), rtol=0, atol=0)
+        spread.append(sum(len(weight.levels.unique()) for weight in found.values()))
     assert spread[0] > spread[1]
 
 
@@ -227,9 +228,9 @@ def test_what_the_answers_mind_more_gets_more_levels() -> None:
         model[3].weight[:, :8] *= 0.02
     program = captured(model, 3, 3, 3)
     images = torch.randn(128, 3, 3, 3, generator=torch.Generator().manual_seed(1))
-    both = Rated(program, {"1.weight": "1", "3.weight": "3"}, context(images), 128)
+    both = BitAllocation(program, {"1.weight": "1", "3.weight": "3"}, context(images), 128)
     quiet = captured(nn.Sequential(*model), 3, 3, 3)
     with torch.no_grad():
         quiet.get_parameter("3.weight").mul_(0.1)
-    less = Rated(quiet, {"1.weight": "1", "3.weight": "3"}, context(images), 128)
+    less = BitAllocation(quiet, {"1.weight": "1", "3.weight": "3"}, context(images), 128)
     assert less.sensitivities["1.weight"] < 0.1 * both.sensitivities["1.weight"]

@@ -11,7 +11,7 @@ from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.layer_pass import evaluation_copy
 from modelopt_cli.methods.matrices import weights_of
-from modelopt_cli.methods.share.compensation import layers, put, watchable
+from modelopt_cli.methods.share.compensation import calibrated_layers, set_values, watchable
 
 SAMPLES = 12
 
@@ -31,7 +31,7 @@ def test_error_and_shift_are_those_of_the_outputs(case: str, bias: bool) -> None
     module = program.get_submodule("layer")
     if not bias:
         module.bias = None
-    (layer,) = layers(evaluation_copy(program, "cpu"), ["layer.weight"], context(x), SAMPLES)
+    (layer,) = calibrated_layers(evaluation_copy(program, "cpu"), ["layer.weight"], context(x), SAMPLES)
     change = 0.1 * torch.randn(module.weight.shape, generator=torch.Generator().manual_seed(4))
     moved = copy.deepcopy(program)
     moved.get_parameter("layer.weight").data.add_(change)
@@ -41,7 +41,7 @@ def test_error_and_shift_are_those_of_the_outputs(case: str, bias: bool) -> None
     means = differences.mean(1, keepdim=True)
     expected = (differences - means if bias else differences).square().sum()
     assert layer.error(change) == pytest.approx(float(expected), rel=1e-4)
-    shift = layer.shift(change)
+    shift = layer.bias_shift(change)
     assert (shift is None) == (not bias)
     if shift is not None:
         torch.testing.assert_close(shift, -means.flatten(), rtol=1e-4, atol=1e-5)
@@ -55,7 +55,7 @@ def test_importance_has_the_weight_s_shape_and_choosing_keeps_exact_levels(case:
     weight = program.get_parameter("layer.weight")
     table = torch.linspace(-1, 1, 9).double()
     weight.data.copy_(table[torch.randint(9, weight.shape, generator=torch.Generator().manual_seed(5))])
-    (layer,) = layers(evaluation_copy(program, "cpu"), ["layer.weight"], context(x), SAMPLES)
+    (layer,) = calibrated_layers(evaluation_copy(program, "cpu"), ["layer.weight"], context(x), SAMPLES)
     curvature = layer.curvature()
     assert layer.importance(curvature).shape == weight.shape
     assert (layer.importance(curvature) > 0).all()
@@ -71,16 +71,16 @@ def test_layers_see_what_those_before_have_become() -> None:
     names = watchable(network, weights_of(network))
     assert names == [f"{layer}.weight" for layer in ("stem", "body", "grouped", "dw", "fc")]
     found = {}
-    for layer in layers(network, names, context(x), 8):
-        found[layer.parameter] = [h.clone() for h in layer.hessians]
+    for layer in calibrated_layers(network, names, context(x), 8):
+        found[layer.parameter] = [h.clone() for h in layer.moments]
         if layer.parameter == "stem.weight":
-            put(layer.module, torch.zeros_like(layer.module.weight), torch.ones(8))
+            set_values(layer.module, torch.zeros_like(layer.module.weight), torch.ones(8))
     halved = copy.deepcopy(program)
     with torch.no_grad():
         halved.get_parameter("stem.weight").zero_()
         halved.get_parameter("stem.bias").fill_(1)
-    for layer in layers(evaluation_copy(halved, "cpu"), names[1:], context(x), 8):
-        for a, b in zip(layer.hessians, found[layer.parameter], strict=True):
+    for layer in calibrated_layers(evaluation_copy(halved, "cpu"), names[1:], context(x), 8):
+        for a, b in zip(layer.moments, found[layer.parameter], strict=True):
             torch.testing.assert_close(a, b)
 
 
@@ -104,9 +104,9 @@ def test_what_cannot_be_watched_is_left_out() -> None:
 
 
 def test_without_data_or_samples_it_is_said() -> None:
-    with pytest.raises(UsageError, match="weighting hessian needs data"):
-        list(layers(net(), ["fc.weight"], Context(), 8))
+    with pytest.raises(UsageError, match="error compensation needs data"):
+        list(calibrated_layers(net(), ["fc.weight"], Context(), 8))
     with pytest.raises(DataError, match="no samples"):
-        list(layers(net(), ["fc.weight"], context(torch.zeros(0, 3, 12, 12)), 8))
+        list(calibrated_layers(net(), ["fc.weight"], context(torch.zeros(0, 3, 12, 12)), 8))
     with pytest.raises(DataError, match="NaN or infinity"):
-        list(layers(net(), ["fc.weight"], context(torch.full((2, 3, 12, 12), torch.nan)), 8))
+        list(calibrated_layers(net(), ["fc.weight"], context(torch.full((2, 3, 12, 12), torch.nan)), 8))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modelopt_cli.methods.layer_pass import inverse_factor
 from modelopt_cli.methods.share import compensation
-from modelopt_cli.methods.share.compensation import Curvature, Levels, compensated, shrunk
+from modelopt_cli.methods.share.compensation import Curvature, Levels, compensated, shrink_correlations
 
 Array = npt.NDArray[np.float64]
 TABLE = torch.tensor([-1.1, -0.4, 0.0, 0.3, 0.9], dtype=torch.float64)
@@ -195,7 +195,7 @@ def test_correlations_shrink_as_published_and_variances_stay(samples: int) -> No
     correlation = moments / np.outer(scale, scale)
     part = min(shrinkage(correlation, samples), 1.0)
     expected = np.outer(scale, scale) * ((1 - part) * correlation + part * np.eye(6))
-    found = shrunk(torch.from_numpy(moments).unsqueeze(0), samples)[0]
+    found = shrink_correlations(torch.from_numpy(moments).unsqueeze(0), samples)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     np.testing.assert_allclose(found.diagonal(), np.diag(moments))
 
@@ -203,8 +203,8 @@ def test_correlations_shrink_as_published_and_variances_stay(samples: int) -> No
 def test_means_are_believed_whatever_the_samples() -> None:
     x = inputs(5, 3)
     seen = with_ones(x)
-    found = shrunk((seen.T @ seen).unsqueeze(0), 5, constant=True)[0]
+    found = shrink_correlations((seen.T @ seen).unsqueeze(0), 5, constant=True)[0]
     torch.testing.assert_close(found[-1], torch.cat([x.sum(0), torch.tensor([5.0]).double()]))
     centred = x - x.mean(0)
-    inner = shrunk((centred.T @ centred).unsqueeze(0), 5)[0]
+    inner = shrink_correlations((centred.T @ centred).unsqueeze(0), 5)[0]
     torch.testing.assert_close(found[:3, :3], inner + 5 * torch.outer(x.mean(0), x.mean(0)))

@@ -39,6 +39,14 @@ WRONG = {
     "vectors of all": ({"bits": 4, "vector": 4, "scope": "network"}, "vector excludes scope network"),
     "a start for vectors": ({"bits": 4, "vector": 4, "init": "exact"}, "init has no meaning with bits auto"),
     "a start for auto": ({"bits": "auto", "ratio": 9.0, "init": "exact"}, "init has no meaning with"),
+    "auto by fisher": (
+        {"bits": "auto", "ratio": 9.0, "weighting": "fisher"},
+        "bits auto excludes weighting fisher; use weighting none or hessian",
+    ),
+    "auto assigned again": (
+        {"bits": "auto", "ratio": 9.0, "tune": "dkm"},
+        "tune dkm assigns weights again, without the bits that bits auto counts; use tune fixed",
+    ),
     "rated vectors": ({"bits": 4, "vector": 4, "rate": 0.1}, "vector excludes"),
 }
 
@@ -56,7 +64,7 @@ def test_nothing_said_about_size_is_an_error_only_when_it_is_asked_for() -> None
     with pytest.raises(UsageError, match="nothing says how large the codebooks are; give bits or entries"):
         ShareConfig().size  # noqa: B018
     with pytest.raises(UsageError, match="bits auto needs a budget; give one of bytes, ratio, max_drop"):
-        ShareConfig(bits="auto").target  # noqa: B018
+        ShareConfig(bits="auto").budget  # noqa: B018
     assert ShareConfig(bits=3).size == 8
     assert ShareConfig(entries=5).size == 5
     assert ShareConfig(bits=12, vector=4).size == 4096
@@ -74,7 +82,8 @@ def test_nothing_said_about_size_is_an_error_only_when_it_is_asked_for() -> None
 def test_a_ratio_is_a_fraction_the_other_way_round(
     options: dict[str, float], target: tuple[str, float]
 ) -> None:
-    assert ShareConfig(bits="auto", **options).target == target  # type: ignore[arg-type]
+    row, limit = ShareConfig(bits="auto", **options).budget  # type: ignore[arg-type]
+    assert (row.metric, limit) == target
 
 
 def test_only_auto_folds_unless_it_is_told() -> None:

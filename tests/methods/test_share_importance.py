@@ -80,7 +80,7 @@ def test_frozen_parameters_count_too() -> None:
 
 
 def test_without_data_or_samples_it_is_said() -> None:
-    with pytest.raises(UsageError, match="weighting fisher needs data"):
+    with pytest.raises(UsageError, match="the Fisher information needs data"):
         fisher(regression(), ["0.weight"], Context(), 8)
     with pytest.raises(DataError, match="no samples"):
         fisher(regression(), ["0.weight"], context(torch.zeros(0, 6)), 8)

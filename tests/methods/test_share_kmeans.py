@@ -13,10 +13,12 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from modelopt_cli.errors import ModeloptError
-from modelopt_cli.methods.share import points as points_module
+from modelopt_cli.methods.share import binning
+from modelopt_cli.methods.share.binning import BINS, SORTED, points_of
+from modelopt_cli.methods.share.choices import INITS
 from modelopt_cli.methods.share.dynamic_programming import optimal
-from modelopt_cli.methods.share.kmeans import INITS, assign, cluster, error
-from modelopt_cli.methods.share.points import BINS, SORTED, Points, summarise
+from modelopt_cli.methods.share.kmeans import assign, cluster, error
+from modelopt_cli.methods.share.points import Points
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 numbers = st.integers(-1000, 1000).map(lambda i: i / 64)
@@ -269,10 +271,10 @@ def _true_error_sorted(v: Array, table: Array, w: Array) -> float:
 def test_chunks_give_what_one_piece_gives(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = _tails(kind, 70_000)
     w = torch.rand(70_000, generator=torch.Generator().manual_seed(0))
-    whole = summarise(x, 16, w)
-    monkeypatch.setattr(points_module, "CHUNK", 4096)
-    monkeypatch.setattr(points_module, "SORTED_CHUNK", 4096)
-    parts = summarise(x, 16, w)
+    whole = points_of(x, 16, w)
+    monkeypatch.setattr(binning, "CHUNK", 4096)
+    monkeypatch.setattr(binning, "SORTED_CHUNK", 4096)
+    parts = points_of(x, 16, w)
     for name in ("x", "weight", "count"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-9)
 
@@ -282,7 +284,7 @@ def test_chunks_give_what_one_piece_gives(kind: str, monkeypatch: pytest.MonkeyP
 def test_bins_keep_weight_count_and_mean(kind: str, weighted: bool) -> None:
     x = _tails(kind, 200_000)
     w = torch.rand(200_000, generator=torch.Generator().manual_seed(0)) if weighted else torch.ones(200_000)
-    points = summarise(x, 16, w if weighted else None)
+    points = points_of(x, 16, w if weighted else None)
     assert points.count.sum() == 200_000
     assert points.weight.sum() == pytest.approx(float(w.double().sum()))
     assert float(points.weight @ points.x) == pytest.approx(float(w.double() @ x.double()), rel=1e-6)
@@ -292,7 +294,7 @@ def test_bins_keep_weight_count_and_mean(kind: str, weighted: bool) -> None:
 @pytest.mark.parametrize("step", [2**-4, 2**-8])
 def test_a_few_thousand_distinct_values_are_never_binned(step: float) -> None:
     x = (_tails("normal", 200_000) / step).round() * step
-    assert np.array_equal(summarise(x, 16).x, x.double().unique().numpy())
+    assert np.array_equal(points_of(x, 16).x, x.double().unique().numpy())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -20,8 +20,8 @@ from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.rounding import quantize_weight
 from modelopt_cli.methods.quantize.state_dict import apply_to_state as quantize_state
 from modelopt_cli.methods.share.apply import apply
+from modelopt_cli.methods.share.apply import apply_to_state as share_state
 from modelopt_cli.methods.share.config import ShareConfig
-from modelopt_cli.methods.share.untraced import apply_to_state as share_state
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantized import Weighted
 

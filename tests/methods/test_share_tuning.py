@@ -18,16 +18,16 @@ from modelopt_cli.artifact.codecs.codebook import Codebook
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.methods.share import dkm
-from modelopt_cli.methods.share.clustered_weight import Book, Shared, read_back
+from modelopt_cli.methods.share.choices import TUNINGS
+from modelopt_cli.methods.share.clustered_weight import ClusteredWeight, TrainableCodebook, read_back
 from modelopt_cli.methods.share.codebook_tuning import (
     CLOSED_AT,
     FIRST_PULL,
-    MODES,
-    Fixed,
-    Reassigned,
-    Soft,
+    EpochAssignment,
+    FixedAssignment,
+    SoftAssignment,
     fine_tune,
-    trained,
+    read_all_back,
 )
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.training.run import Run
@@ -40,13 +40,13 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def random_shared(
     *shape: int, entries: int, groups: int = 1, vector: int = 1, pruned: bool = False
-) -> Shared:
+) -> ClusteredWeight:
     """Every index as likely as any other; the middle entry is 0 if weights are pruned."""
     rows = shape[0], int(np.prod(shape[1:])) // vector
     table = torch.randn(groups, entries, vector, generator=generator()).sort(1).values
     if pruned:
         table[:, entries // 2] = 0
-    return Shared(shape, torch.randint(entries, rows, generator=generator(1)), table, pruned)
+    return ClusteredWeight(shape, torch.randint(entries, rows, generator=generator(1)), table, pruned)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,9 @@ def program(digits: Data) -> Program:
 def test_share_form_is_that_of_the_codec(groups: int, vector: int) -> None:
     shared = random_shared(7, 2, 3, entries=5, groups=groups, vector=vector)
     params = {"entries": 5, "groups": groups, "vector": vector, "pruned": False}
-    parts = {"indices": shared.indices.to(torch.uint8), "table": shared.table}
+    parts = {"indices": shared.indices.to(torch.uint8), "table": shared.codebooks}
     if vector == 1:
-        parts = {"indices": parts["indices"].view(7, 2, 3), "table": shared.table[..., 0]}
+        parts = {"indices": parts["indices"].view(7, 2, 3), "table": shared.codebooks[..., 0]}
     assert torch.equal(shared.decode(), Codebook().decode(parts, params, torch.float32, (7, 2, 3)))
 
 
@@ -79,18 +79,18 @@ def test_share_form_is_read_back_from_the_weight(groups: int, vector: int, prune
     weight = shared.decode()
     found = read_back(weight, shared)
     assert torch.equal(found.decode(), weight)
-    assert found.table.shape[0] == groups
-    assert found.table.shape[1] <= 9
+    assert found.codebooks.shape[0] == groups
+    assert found.codebooks.shape[1] <= 9
     if pruned:
-        assert (found.table == 0).all(2).any(1).all()
+        assert (found.codebooks == 0).all(2).any(1).all()
     if vector == 1:
-        assert (found.table.diff(dim=1) >= 0).all()
+        assert (found.codebooks.diff(dim=1) >= 0).all()
     if groups == 1:
-        assert found.table.shape[1] == len(
-            torch.unique(torch.cat([weight.view(-1, vector), found.table[0]]), dim=0)
+        assert found.codebooks.shape[1] == len(
+            torch.unique(torch.cat([weight.view(-1, vector), found.codebooks[0]]), dim=0)
         )
-    encoding = Encoding("codebook", {"entries": found.table.shape[1], "groups": groups, "vector": vector,
-                                     "pruned": pruned and vector == 1}, {"table": found.table})  # fmt: skip
+    params = {"entries": found.codebooks.shape[1], "groups": groups, "vector": vector}
+    encoding = Encoding("codebook", {**params, "pruned": pruned and vector == 1}, {"table": found.codebooks})
     Codebook().encode(weight, encoding)
 
 
@@ -107,26 +107,28 @@ def test_share_form_refuses_more_values_than_entries() -> None:
 
 @pytest.mark.parametrize(("groups", "vector"), [(1, 1), (3, 1), (2, 3)])
 def test_share_means_are_numpys_whatever_the_order(groups: int, vector: int) -> None:
-    book = Book(random_shared(50, 6, entries=4, groups=groups, vector=vector))
-    blocks = book.blocks(torch.randn(50, 6, generator=generator()) * 1e-4 + 3)
-    found = book.means(blocks)
-    for entry in range(len(book.table)):
-        members = blocks[book.codes == entry].double().numpy()
+    codebook = TrainableCodebook(random_shared(50, 6, entries=4, groups=groups, vector=vector))
+    blocks = codebook.blocks(torch.randn(50, 6, generator=generator()) * 1e-4 + 3)
+    found = codebook.means(blocks)
+    for entry in range(len(codebook.centroids)):
+        members = blocks[codebook.codes == entry].double().numpy()
         np.testing.assert_allclose(found[entry], members.mean(0), rtol=1e-6)
     order = torch.randperm(len(blocks), generator=generator())
-    moved = copy.deepcopy(book)
-    moved.adopt(book.codes[order], book.table)
+    moved = copy.deepcopy(codebook)
+    moved.adopt(codebook.codes[order], codebook.centroids)
     assert torch.equal(moved.means(blocks[order]), found)
 
 
 def test_share_means_keep_what_is_no_number_and_leave_empty_and_pruned_entries_at_0() -> None:
     shared = random_shared(8, 8, entries=3, pruned=True)
-    book = Book(replace(shared, table=torch.cat([shared.table, torch.ones(1, 1, 1)], 1)))
-    blocks = book.blocks(torch.rand(8, 8) + 1)
-    found = book.means(blocks)
+    codebook = TrainableCodebook(
+        replace(shared, codebooks=torch.cat([shared.codebooks, torch.ones(1, 1, 1)], 1))
+    )
+    blocks = codebook.blocks(torch.rand(8, 8) + 1)
+    found = codebook.means(blocks)
     assert (found[:, 0] != 0).tolist() == [True, False, True, False]
     blocks[0] = torch.nan
-    assert book.means(blocks).isnan().any()
+    assert codebook.means(blocks).isnan().any()
 
 
 # Fixed assignments.
@@ -136,10 +138,10 @@ def test_share_means_keep_what_is_no_number_and_leave_empty_and_pruned_entries_a
 def test_share_fixed_is_the_gradient_of_the_table_over_the_members(groups: int, vector: int) -> None:
     """Against autograd through ``table[indices]``, and one entry by hand, in float64."""
     shared = random_shared(7, 6, entries=4, groups=groups, vector=vector)
-    shared = replace(shared, table=shared.table.double())
+    shared = replace(shared, codebooks=shared.codebooks.double())
     layer, images = nn.Linear(6, 7).double(), torch.randn(5, 6, generator=generator()).double()
     layer.weight.data.copy_(shared.decode())
-    table = shared.table.clone().requires_grad_()
+    table = shared.codebooks.clone().requires_grad_()
     rows = torch.arange(7) // -(-7 // groups)
     weight = table[rows[:, None], shared.indices.long()].reshape(7, 6)
     F.linear(images, weight, layer.bias).pow(3).sum().backward()
@@ -155,14 +157,14 @@ def test_share_fixed_is_the_gradient_of_the_table_over_the_members(groups: int, 
     of_one = layer.weight.grad.reshape(7, -1, vector)[rows == 0][shared.indices[rows == 0] == some]
     assert torch.allclose(expected[0, some], table.detach()[0, some] - 0.1 * of_one.mean(0))
 
-    companion = Fixed({"weight": shared})
+    callback = FixedAssignment({"weight": shared}, {}, 1)
     torch.optim.SGD(layer.parameters(), lr=0.1).step()
-    companion.after_step(layer, 0, 1)
+    callback.after_step(layer, 0, 1)
     moved = expected[rows[:, None], shared.indices.long()].reshape(7, 6)
     torch.testing.assert_close(layer.weight.detach(), moved, rtol=1e-9, atol=1e-9)
 
 
-# Assignments anew each epoch.
+# Assignments again each epoch.
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -172,19 +174,19 @@ def test_share_reassigned_follows_latent_values(momentum: float) -> None:
     shared = nearest_shared(latents.float(), 4)
     layer, images = nn.Linear(5, 6).double(), torch.randn(9, 5, generator=generator(1)).double()
     layer.weight.data.copy_(shared.decode())
-    companion = Reassigned({"weight": shared}, {"weight": latents.clone()}, epochs=3)
+    callback = EpochAssignment({"weight": shared}, {"weight": latents.clone()}, epochs=3)
     optimizer = torch.optim.SGD([layer.weight], lr=0.01, momentum=momentum)
     codes, table, velocity = (
         shared.indices.long(),
-        shared.table.double().flatten(),
+        shared.codebooks.double().flatten(),
         torch.zeros(6, 5).double(),
     )
     reassigned = 0
     for step in range(6):
         if step in (2, 4):
-            anew = (latents[..., None] - table).abs().argmin(-1)
-            reassigned += int((anew != codes).sum())
-            codes = anew
+            fresh = (latents[..., None] - table).abs().argmin(-1)
+            reassigned += int((fresh != codes).sum())
+            codes = fresh
         weight = latents.clone().requires_grad_()
         F.linear(images, weight, layer.bias).square().sum().backward()
         assert weight.grad is not None
@@ -193,13 +195,13 @@ def test_share_reassigned_follows_latent_values(momentum: float) -> None:
         table = torch.stack([latents[codes == entry].mean() for entry in range(4)])
         latents = latents - FIRST_PULL ** max(0, 1 - step / (CLOSED_AT * 6)) * (latents - table[codes])
 
-        companion.before_step(layer, step, 6)
+        callback.before_step(layer, step, 6)
         optimizer.zero_grad()
         layer(images).square().sum().backward()
         optimizer.step()
-        companion.after_step(layer, step, 6)
+        callback.after_step(layer, step, 6)
         torch.testing.assert_close(layer.weight.detach(), table[codes], rtol=1e-8, atol=1e-8)
-        torch.testing.assert_close(companion.state()["latents/weight"].view(6, 5), latents)
+        torch.testing.assert_close(callback.state()["latents/weight"].view(6, 5), latents)
     assert reassigned
     torch.testing.assert_close(latents, layer.weight.detach())
 
@@ -236,26 +238,26 @@ def test_share_dkm_gradient_is_autograds(
 
 
 def test_share_dkm_step_is_that_on_latent_values() -> None:
-    """Through the companion: the network's own gradient, its layer's weight computed from latent values."""
+    """Through the callback: the network's own gradient, its layer's weight computed from latent values."""
     weight = torch.randn(6, 5, generator=generator()).double()
-    shared = replace(nearest_shared(weight.float(), 4, groups=2), table=torch.randn(2, 4, 1).double())
+    shared = replace(nearest_shared(weight.float(), 4, groups=2), codebooks=torch.randn(2, 4, 1).double())
     layer, images = nn.Linear(5, 6).double(), torch.randn(3, 5).double()
-    companion = Soft({"weight": shared}, {"weight": weight.clone()})
+    callback = SoftAssignment({"weight": shared}, {"weight": weight.clone()}, 1)
     latents = weight.clone().requires_grad_()
     soft = torch.cat([
         plain_dkm(part.reshape(-1, 1), table, 0.3 * dkm.spacing(table), 3)
-        for part, table in zip(latents.split(3), shared.table, strict=True)
+        for part, table in zip(latents.split(3), shared.codebooks, strict=True)
     ])  # fmt: skip
     F.linear(images, soft.view(6, 5), layer.bias).pow(3).sum().backward()
     assert latents.grad is not None
 
-    companion.before_step(layer, 0, 10)
+    callback.before_step(layer, 0, 10)
     layer(images).pow(3).sum().backward()
     torch.testing.assert_close(layer.weight.grad, latents.grad)
     torch.optim.SGD(layer.parameters(), lr=1e-3).step()
-    companion.after_step(layer, 0, 10)
+    callback.after_step(layer, 0, 10)
     moved = (latents - 1e-3 * latents.grad).detach()
-    torch.testing.assert_close(companion.state()["latents/weight"].view(6, 5), moved)
+    torch.testing.assert_close(callback.state()["latents/weight"].view(6, 5), moved)
     assert len(layer.weight[:3].unique()) <= 4
     layer.zero_grad()
     layer(images).sum().backward()  # the gradient is the layer's own again
@@ -266,7 +268,7 @@ def test_share_dkm_ends_hard() -> None:
     points = torch.randn(4000, 1, generator=generator())
     table = torch.linspace(-2, 2, 8)[:, None]
     soft = dkm.SoftClusters.of(points, table, 0.003 * dkm.spacing(table), 3)
-    hard = soft.tables[-1][dkm.nearest(points, soft.tables[-1])]
+    hard = soft.codebooks[-1][dkm.nearest(points, soft.codebooks[-1])]
     away = (soft.values() - hard).square().mean() / (points - hard).square().mean()
     assert away < 0.01
     warm = dkm.SoftClusters.of(points, table, 0.3 * dkm.spacing(table), 3)
@@ -284,7 +286,7 @@ def test_share_spacing_is_between_neighbours() -> None:
 @pytest.mark.parametrize(
     "more", [{}, {"ema": 0.9, "momentum": 0.0}, {"optimizer": "adamw", "lr": 2e-3, "amp": True}], ids=str
 )
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", TUNINGS)
 def test_share_tuning_keeps_values_few_and_zeros_and_learns(
     mode: str, more: dict[str, Any], program: Program, digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,22 +305,22 @@ def test_share_tuning_keeps_values_few_and_zeros_and_learns(
     for name, each in shared.items():
         rough.get_parameter(name).data.copy_(each.decode())
     network, found = fine_tune(
-        program, shared, within(digits, replace(CONFIG, val_fraction=0.2, **more)), mode, "tune"
+        program, shared, within(digits, replace(CONFIG, val_fraction=0.2, **more)), TUNINGS[mode], "tune"
     )
     for name, tensor in program.state_dict().items():
         assert torch.equal(tensor, before[name])
     for name, each in found.items():
         assert torch.equal(each.decode(), network.get_parameter(name))
-        assert each.table.shape[1] <= shared[name].table.shape[1]
+        assert each.codebooks.shape[1] <= shared[name].codebooks.shape[1]
         zeros = shared[name].pruned & (shared[name].decode() == 0)
         assert torch.equal(zeros, each.decode() == 0)
-        assert (each.table.shape, each.indices.shape) == (
-            shared[name].table.shape,
+        assert (each.codebooks.shape, each.indices.shape) == (
+            shared[name].codebooks.shape,
             shared[name].indices.shape,
         )
     assert len(seen) == 3
     for epoch in seen:
-        trained(epoch, shared)  # also raises unless the weights are shared
+        read_all_back(epoch, shared)  # also raises unless the weights are shared
     assert loss(network, digits) < 0.7 * loss(rough, digits)
 
 
@@ -331,7 +333,7 @@ def loss(network: nn.Module, data: Data) -> float:
 def test_share_modes_differ_and_only_fixed_keeps_assignments(program: Program, digits: Data) -> None:
     shared = shared_of(program)
     context = within(digits, replace(CONFIG, epochs=6))
-    ends = {mode: fine_tune(program, shared, context, mode, "tune")[0] for mode in MODES}
+    ends = {mode: fine_tune(program, shared, context, TUNINGS[mode], "tune")[0] for mode in TUNINGS}
     for name in shared:
         assert len({tuple(end.get_parameter(name).flatten().tolist()) for end in ends.values()}) == 3
     kept = {
@@ -341,16 +343,16 @@ def test_share_modes_differ_and_only_fixed_keeps_assignments(program: Program, d
     assert kept == {"fixed": True, "epoch": False, "dkm": False}
 
 
-def same_partition(shared: Shared, weight: Tensor) -> bool:
+def same_partition(shared: ClusteredWeight, weight: Tensor) -> bool:
     """Whether blocks that had one entry still have one value."""
-    values = weight.reshape(-1, shared.table.shape[2])
+    values = weight.reshape(-1, shared.codebooks.shape[2])
     codes = shared.codes()
     return all(len(values[codes == code].unique(dim=0)) == 1 for code in codes.unique())
 
 
 def test_share_tuning_learns_from_the_network_before_sharing(program: Program, digits: Data) -> None:
     config = replace(CONFIG, teacher="self", distill_weight=1.0)
-    network, _ = fine_tune(program, shared_of(program), within(digits, config), "fixed", "tune")
+    network, _ = fine_tune(program, shared_of(program), within(digits, config), TUNINGS["fixed"], "tune")
     images, _ = next(iter(digits.batches(320)))
     rough = copy.deepcopy(program)
     for name, each in shared_of(program).items():
@@ -378,7 +380,7 @@ class Failing:
     def restore(self, state: Mapping[str, Tensor]) -> None: ...
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", TUNINGS)
 def test_share_tuning_resumed_ends_with_the_same_bits(
     mode: str, program: Program, digits: Data, tmp_path: Path
 ) -> None:
@@ -387,7 +389,7 @@ def test_share_tuning_resumed_ends_with_the_same_bits(
     def attempt(folder: str, at: int, resume: bool) -> Program:
         with Run(tmp_path / folder, identity={}, resume=resume) as run:
             context = within(digits, config, run=run)
-            return fine_tune(program, shared_of(program), context, mode, "tune", Failing(at))[0]
+            return fine_tune(program, shared_of(program), context, TUNINGS[mode], "tune", Failing(at))[0]
 
     through = attempt("through", -1, False)
     for at in (5, 40, 72, 80):  # an epoch has 20 steps
@@ -404,7 +406,7 @@ def test_share_trained_refuses_pruned_weights_that_came_back(program: Program) -
     weight[(weight == 0).nonzero()[0].unbind()] = weight.max()
     network.get_parameter("fc.weight").data.copy_(weight)
     with pytest.raises(ModeloptError, match=r"fc\.weight: training brought pruned weights back"):
-        trained(network, shared)
+        read_all_back(network, shared)
 
 
 def test_share_tuning_in_two_processes_is_that_of_one(tmp_path: Path, torchrun: Callable[..., Any]) -> None:

@@ -1,1 +1,1 @@
-"""Weight sharing: few distinct values, so that a weight is an index of a few bits."""
+"""share, weight clustering (palettization): few distinct values, so that a weight is an index of few bits."""

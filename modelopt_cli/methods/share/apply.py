@@ -1,38 +1,49 @@
-"""share: a Program in, a Program of few distinct values out."""
+"""share, weight clustering (palettization): few distinct values, so that a weight is an index of few bits."""
 
 import copy
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact import predicted_bytes
-from modelopt_cli.artifact.encodings import carry_over, pruned_encoding
-from modelopt_cli.data import Data
+from modelopt_cli.artifact import Stream, predicted_bytes
+from modelopt_cli.artifact.encodings import carry_over, is_pruned, pruned_encoding
+from modelopt_cli.artifact.file_plan import PLAIN
+from modelopt_cli.artifact.lazy import described
+from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.errors import ModeloptError, NothingCompressed, UsageError
-from modelopt_cli.methods.context import Context, Reached, Result
+from modelopt_cli.methods.context import Context, Progress, Reached, Result
+from modelopt_cli.methods.layer_pass import no_data
+from modelopt_cli.methods.layer_selection import (
+    codec_of,
+    has_weight_form,
+    not_named_as_weights,
+    weight_labels,
+)
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.prune.targets import DRAFT
-from modelopt_cli.methods.share.bit_allocation import Rated, rounded_bias
-from modelopt_cli.methods.share.budget import Drop, for_bytes, for_drop, split
-from modelopt_cli.methods.share.clustered_weight import Shared, shared_of
+from modelopt_cli.methods.share.bit_allocation import BitAllocation, round_biases
+from modelopt_cli.methods.share.budget import Search, Task
+from modelopt_cli.methods.share.choices import NO_DATA, SCOPES
+from modelopt_cli.methods.share.clustered_weight import ClusteredWeight, clusters_of
 from modelopt_cli.methods.share.codebook_tuning import fine_tune
-from modelopt_cli.methods.share.config import ShareConfig
-from modelopt_cli.methods.share.one_size import share_weights
-from modelopt_cli.methods.share.shared_layers import Chosen, choose, require_no_more
+from modelopt_cli.methods.share.config import AUTO, ShareConfig
+from modelopt_cli.methods.share.one_size import Weight, cluster_network, cluster_weight
+from modelopt_cli.methods.share.shared_layers import refuse_more_values, select_weights
 from modelopt_cli.methods.stages import Stages
-from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import coverage, recorded
+from modelopt_cli.program import Encoding, Program
+from modelopt_cli.program.coverage import Coverage, LayerStatus, coverage, recorded
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.quantized import Quantized
+from modelopt_cli.settings import option
 
 
 def apply(program: Program, config: ShareConfig, context: Context) -> Result:
-    """Share a Program's weights.
+    """Cluster a Program's weights.
 
     Args:
         program: any float Program; it is not changed. Pruned weights stay zero.
@@ -40,37 +51,37 @@ def apply(program: Program, config: ShareConfig, context: Context) -> Result:
         context: calibration data, what to train with, seed, progress.
 
     Returns:
-        The Program with shared weights, the layers left alone with reasons, the budget reached.
+        The Program with clustered weights, the layers left alone with reasons, the budget reached.
 
     Raises:
         UsageError: nothing says how many values, a glob that matches nothing, or data are missing.
-        NothingCompressed: nothing can be shared.
+        NothingCompressed: no weight can be clustered.
         BudgetNotMet: no file meets the budget.
         DataError: the data are empty or do not fit.
     """
-    work = _Work(program, config, context)
+    run = _Run(program, config, context)
     stages = Stages(context.training)
-    made = stages.once("share", work.shared)
+    network = stages.once("share", run.clustered)
     if context.training is not None:
-        made = stages.once("tune-1", lambda: work.tuned(made))
-    work.check(made)
-    target = work.reached(made)
-    made.history = (*program.history, work.entry(made, target))
-    return Result(made, work.chosen.reasons, target)
+        untuned = network
+        network = stages.once("tune-1", lambda: run.tuned(untuned))
+    run.check(network)
+    target = run.reached(network)
+    network.history = (*program.history, run.history_entry(network, target))
+    return Result(network, run.selected.reasons, target)
 
 
-class _Work:
+class _Run:
     """One run of the method.
 
     Attributes:
-        ready: the network in the form that is shared.
-        chosen: which of its weights are.
+        ready: the network in the form that is clustered.
+        selected: its weights to cluster.
     """
 
     def __init__(self, program: Program, config: ShareConfig, context: Context) -> None:
-        self.given, self.config, self.context = program, config, context
-        if not config.automatic:
-            config.size  # noqa: B018 -- raises where nothing says how large the tables are
+        self.original, self.config, self.context = program, config, context
+        config.require_size()
         self.ready = fold_batch_norms(inference_form(program)) if config.folds else copy.deepcopy(program)
         # Folding makes new weights, whose zeros are where they were.
         before, after = program.state_dict(), self.ready.state_dict()
@@ -78,119 +89,103 @@ class _Work:
         weights = weights_of(self.ready)
         if not weights and any(isinstance(module, Quantized) for module in program.modules()):
             raise NothingCompressed("the network is quantized already", hint="share first, then quantize")
-        self.chosen = choose(weights, self.ready.encodings, config)
+        self.selected = select_weights(weights, self.ready.encodings, config)
 
-    def shared(self) -> Program:
-        """The network with its weights shared."""
+    def clustered(self) -> Program:
+        """The network with its weights clustered."""
+        if self.config.weighting_row.needs_data and self.context.data is None:
+            raise no_data(f"weighting {self.config.weighting}", f"{option('weighting')} {NO_DATA}")
         if self.config.automatic:
             return self._within_budget()
-        names = self.chosen.layers
-        network, found = share_weights(self.ready, names, self.config, self.context)
-        return _stored(network, found)
+        network, clustered = cluster_network(self.ready, self.selected.labels, self.config, self.context)
+        return _encoded(network, clustered)
 
     def _within_budget(self) -> Program:
-        samples, context = self.config.calibration_samples, self._rating_context()
-        metric, wanted = self.config.target
-        if metric == "max_drop":
-            choosing, _ = self._parts
-            context = replace(context, data=choosing if context.data is not None else None)
-        rated = Rated(self.ready, self.chosen.layers, context, samples)
+        # Named, a weighting without data means that the inputs are not to be looked at.
+        unweighted = self.config.weighting is not None and not self.config.weighting_row.needs_data
+        data = None if unweighted else self.context.data
+        choosing = self.search.choosing_data()
+        context = replace(self.context, data=choosing if data is not None else None)
+        allocation = BitAllocation(self.ready, self.selected.labels, context, self.config.calibration_samples)
 
         def make(price: float) -> Program:
-            network, found = rated.at(price)
-            for name, scalar in found.items():
-                network.encodings[name] = scalar.encoding()
-                if name in rated.free:
-                    network.encodings[name] = pruned_encoding(
-                        network.get_parameter(name).detach(), network.encodings[name]
-                    )
-            return _rounded_biases(network, self.chosen)
+            network, weights = allocation.at(price)
+            for name, weight in weights.items():
+                encoding = weight.encoding()
+                if name in allocation.unpruned:
+                    encoding = pruned_encoding(network.get_parameter(name).detach(), encoding)
+                network.encodings[name] = encoding
+            return round_biases(network, self.selected.labels)
 
-        if metric == "max_drop":
-            chosen, verified = (Drop.of(self.ready, part, self.context).upper for part in self._parts)
-            return for_drop(rated, make, chosen, verified, wanted)
-        return for_bytes(rated, make, self._size, wanted * self._full())
-
-    def _rating_context(self) -> Context:
-        """Without its data where the weighting wants none."""
-        if self.config.weighting not in (None, "hessian"):
-            weighting = self.config.weighting
-            if weighting == "fisher":
-                raise UsageError("--bits auto excludes --weighting fisher", hint="use hessian or none")
-            return replace(self.context, data=None)
-        if self.context.data is None and self.config.weighting == "hessian":
-            raise UsageError(
-                "weighting hessian needs data to calibrate on",
-                hint="give --calib or --data, or use --weighting none, which needs none",
-            )
-        return self.context
-
-    def _full(self) -> int:
-        return predicted_bytes(self.given)
-
-    def _size(self, program: Program) -> int:
-        """Bytes of the file, its history included."""
-        before = program.history
-        program.history = (*self.given.history, self.entry(program, Reached(*self.config.target, DRAFT)))
-        try:
-            return predicted_bytes(program, code=self.context.code)
-        finally:
-            program.history = before
+        return self.search.find(allocation, make)
 
     @cached_property
-    def _parts(self) -> tuple[Data, Data]:
-        """Samples to choose by, and to verify on."""
-        return split(self.context, self.config.target[1])
+    def search(self) -> Search:
+        """The search for the network within the budget of ``auto``."""
+        row, limit = self.config.budget
+        full = predicted_bytes(self.original)
+        return row.search(Task(limit, self.ready, self.context, self._file_bytes, full))
 
-    def tuned(self, made: Program) -> Program:
+    def _file_bytes(self, network: Program) -> int:
+        """Bytes of the file, its history included."""
+        row, limit = self.config.budget
+        before = network.history
+        entry = self.history_entry(network, Reached(row.metric, limit, DRAFT))
+        network.history = (*self.original.history, entry)
+        try:
+            return predicted_bytes(network, code=self.context.code)
+        finally:
+            network.history = before
+
+    def tuned(self, network: Program) -> Program:
         """The network after fine-tuning."""
-        shared = {
-            name: shared_of(made.get_parameter(name).detach(), made.encodings[name])
-            for name in self.chosen.layers
+        clustered = {
+            name: clusters_of(network.get_parameter(name).detach(), network.encodings[name])
+            for name in self.selected.labels
         }
+        # Training starts from the clustered values, but latent values from those before clustering.
         start = copy.deepcopy(self.ready)
         with torch.no_grad():
             for name, parameter in start.named_parameters():
-                if name not in shared:
-                    parameter.copy_(made.get_parameter(name))
-        held = {name: m for name, m in Masks.of(self.ready).masks.items() if name not in shared}
-        others = [Masks(held)] if held else []
-        network, after = fine_tune(start, shared, self.context, self.config.tune, "tune-1", *others)
-        network.encodings = {n: e for n, e in made.encodings.items() if n in held}
-        network = _stored(network, after)
-        return _rounded_biases(network, self.chosen) if self.config.automatic else network
+                if name not in clustered:
+                    parameter.copy_(network.get_parameter(name))
+        pruned = {name: m for name, m in Masks.of(self.ready).masks.items() if name not in clustered}
+        masks = [Masks(pruned)] if pruned else []
+        tuning = self.config.tuning_row
+        trained, after = fine_tune(start, clustered, self.context, tuning, "tune-1", *masks)
+        trained.encodings = {n: e for n, e in network.encodings.items() if n in pruned}
+        trained = _encoded(trained, after)
+        return round_biases(trained, self.selected.labels) if self.config.automatic else trained
 
-    def check(self, made: Program) -> None:
-        """Make sure of what was promised before: zeros stay zeros, and shared weights get no more values.
+    def check(self, network: Program) -> None:
+        """Check earlier promises: zeros stay zeros, and shared weights get no more values.
 
         Raises:
-            ModeloptError: zeros do not.
+            ModeloptError: a zero is none any more.
             UsageError: a weight that was shared before has more values now.
         """
         for name, mask in Masks.of(self.ready).masks.items():
-            if bool(made.get_parameter(name).detach()[~mask].any()):
+            if bool(network.get_parameter(name).detach()[~mask].any()):
                 raise ModeloptError("a weight that was pruned is not zero any more", where=name)
-        for name in self.chosen.layers:
-            before, after = self.given.get_parameter(name), made.get_parameter(name)
-            require_no_more(name, before, after, self.given.encodings.get(name))
+        for name in self.selected.labels:
+            before, after = self.original.get_parameter(name), network.get_parameter(name)
+            refuse_more_values(name, before, after, self.original.encodings.get(name))
 
-    def reached(self, made: Program) -> Reached | None:
-        """The budget, and what became of it."""
+    def reached(self, network: Program) -> Reached | None:
+        """The budget and the measured figure, for ``auto``."""
         if not self.config.automatic:
             return None
-        metric, wanted = self.config.target
-        if metric == "max_drop":
-            return Reached(metric, wanted, Drop.of(self.ready, self._parts[1], self.context).upper(made))
-        return Reached(metric, wanted, self._size(made) / self._full())
+        row, limit = self.config.budget
+        return Reached(row.metric, limit, self.search.reached(network))
 
-    def entry(self, made: Program, target: Reached | None) -> dict[str, Any]:
-        """What the history says: nothing that would differ from one run to the next."""
+    def history_entry(self, network: Program, target: Reached | None) -> dict[str, Any]:
+        """The entry for the file's history, without anything that differs from one run to the next."""
         entry: dict[str, Any] = {
             "method": "share",
             "config": self.config.as_dict(),
             "seed": self.context.seed,
             "torch": str(torch.__version__),
-            "skipped": self.chosen.reasons,
+            "skipped": self.selected.reasons,
             **self.context.origin,
         }
         if target is not None:
@@ -200,23 +195,101 @@ class _Work:
             entry["calibration"] = self.context.data.name
         if (training := self.context.training) is not None:
             entry["training"] = {"data": training.train.name, **training.config.as_dict()}
-        return entry | recorded(coverage(made, (*self.given.history, entry), given=self.given))
+        covered = coverage(network, (*self.original.history, entry), given=self.original)
+        return entry | recorded(covered)
 
 
-def _stored(network: Program, found: Mapping[str, Shared]) -> Program:
-    """The network with the encodings of its shared weights."""
-    for name, shared in found.items():
-        network.encodings[name] = shared.encoding(network.get_parameter(name).dtype)
+def _encoded(network: Program, clustered: Mapping[str, ClusteredWeight]) -> Program:
+    """The network with the encodings of its clustered weights."""
+    for name, each in clustered.items():
+        network.encodings[name] = each.encoding(network.get_parameter(name).dtype)
     return network.eval()
 
 
-def _rounded_biases(network: Program, chosen: Chosen) -> Program:
-    """The network with the biases of its shared layers on few levels: they take ten bits each, not 32."""
-    for name in chosen.layers:
-        bias = network.get_submodule(name.rpartition(".")[0])._parameters.get("bias")
-        if name.endswith(".weight") and isinstance(bias, Tensor) and bias.dtype == torch.float32:
-            values, encoding = rounded_bias(bias.detach())
-            with torch.no_grad():
-                bias.copy_(values)
-            network.encodings[f"{name.removesuffix('weight')}bias"] = encoding
-    return network
+@dataclass(frozen=True)
+class StateResult:
+    """A state dict whose weights are clustered tensor by tensor, while it is written.
+
+    Attributes:
+        stream: its tensors and how each is stored.
+        coverage: the outcome for every weight.
+        skipped: the reason for every weight that is left as it is.
+    """
+
+    stream: Stream
+    coverage: Coverage
+    skipped: dict[str, str]
+
+
+def apply_to_state(
+    state: Mapping[str, Tensor],
+    config: ShareConfig,
+    seed: int = 0,
+    encodings: Mapping[str, Encoding] | None = None,
+    progress: Progress | None = None,
+    *,
+    has_network: bool = False,
+) -> StateResult:
+    """Cluster the weights of a state dict that has no graph.
+
+    Args:
+        state: tensors by name; they are not changed. They may stay in their file until their turn.
+        config: codebooks of one size for each tensor, by a weighting that needs no data.
+        seed: for starts that are drawn.
+        encodings: how the tensors were stored so far; zeros of pruned tensors stay.
+        progress: called with tensors done and their total.
+        has_network: the tensors are those of a network that cannot be traced.
+
+    Raises:
+        UsageError: the config needs a graph.
+        NothingCompressed: no tensor can be clustered.
+    """
+    _refuse_what_needs_a_graph(config, has_network)
+    shapes, earlier = described(state), encodings or {}
+    weights = {name: tensor for name, tensor in shapes.items() if has_weight_form(tensor)}
+    selected = select_weights(weights, earlier, config, not_named_as_weights(weights))
+    tied = tied_names(shapes, earlier)
+    names = [name for name in state if name not in tied]
+
+    def item(name: str) -> Item:
+        tensor, encoding = state[name], earlier.get(name, PLAIN)
+        if name not in selected.labels:
+            return name, tensor, encoding
+        clustered = cluster_weight(Weight(tensor.detach().cpu(), is_pruned(encoding)), config, seed)
+        values = clustered.decode(tensor.dtype)
+        refuse_more_values(name, tensor, values, encoding)
+        return name, values, clustered.encoding(tensor.dtype)
+
+    def items() -> Iterator[Item]:
+        for done, name in enumerate(names, 1):
+            yield item(name)  # in a call of its own, so that nothing else of a tensor stays in memory
+            if progress is not None:
+                progress(done, len(names))
+
+    parameters = {label: name for name, label in weight_labels(weights).items()}
+    sizes = {label: weights[name].nbytes for label, name in parameters.items() if name not in tied}
+
+    def status(label: str) -> LayerStatus:
+        reason = selected.reasons.get(label, "")
+        scheme = "" if reason else f"shared {config.size}"
+        size, before = sizes.get(label, 0), codec_of(earlier.get(parameters[label]))
+        return LayerStatus(label, "weight", not reason, scheme, reason, bytes=size, before=before)
+
+    statuses = tuple(map(status, [*selected.labels.values(), *selected.reasons]))
+    return StateResult(Stream(items, tied), Coverage(statuses), selected.reasons)
+
+
+def _refuse_what_needs_a_graph(config: ShareConfig, has_network: bool) -> None:
+    network = "" if has_network else f"name its network with {option('arch')}, or "
+    weighting, scope = option("weighting"), option("scope")
+    if config.automatic:
+        problem, hint = f"{option('bits')} {AUTO}", "give a number"
+    elif config.weighting_row.needs_data:
+        problem, hint = f"{weighting} {config.weighting}", f"use {weighting} {NO_DATA}"
+    elif config.scope_row.whole_network:
+        scopes = " or ".join(name for name, row in SCOPES.items() if not row.whole_network)
+        problem, hint = f"{scope} {config.scope}", f"use {scope} {scopes}"
+    else:
+        config.require_size()
+        return
+    raise UsageError(f"{problem} needs a network that can be traced", hint=f"{network}{hint}")

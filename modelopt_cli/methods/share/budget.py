@@ -1,59 +1,137 @@
-"""The price of a bit at which the file meets its budget.
-
-Loss of accuracy by sharing, on samples that no choice was made by.
-"""
+"""Budgets of ``--bits auto``: the price of a bit at which the file or the loss of accuracy meets a limit."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from functools import cached_property
+from typing import Protocol
 
 from modelopt_cli.data import Data
-from modelopt_cli.errors import GateNotMet, UsageError
-from modelopt_cli.measure.statistics import Z_95, paired_difference_from_counts, proportion_interval
+from modelopt_cli.errors import GateNotMet
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.share.bit_allocation import Rated
+from modelopt_cli.methods.share.accuracy_drop import AccuracyDrop, split_to_verify
+from modelopt_cli.methods.share.bit_allocation import BitAllocation
 from modelopt_cli.program import Program
-from modelopt_cli.program.shapes import evaluation_mode
-from modelopt_cli.training.split import hold_out
+from modelopt_cli.settings import option
 
 CLOSE = 0.985
-"""Part of the budget that is enough to have used."""
+"""Fraction of a budget in bytes that is enough to have used."""
 TRIES = 6
-"""Networks made, at most, to find it."""
-STEPS = 40
-"""Halvings of the interval in which the price is estimated."""
+"""Largest number of networks made to find the price."""
+HALVINGS = 40
+"""Halvings of the interval in which the price for a number of bits is estimated."""
 PRICES = (1e-16, 1e6)
-RANGE = (0.25, 8.0)
-"""Bits for a weight, on average, between which an accuracy is looked for."""
+"""Lowest and highest price of a bit."""
+BITS = (0.25, 8.0)
+"""Bits for a weight, on average, between which an accuracy is searched."""
 
 Make = Callable[[float], Program]
+"""Makes the network at a price of a bit."""
 
 
 class BudgetNotMet(GateNotMet):
     """No price of a bit meets the budget."""
 
 
-def price_for_bits(rated: Rated, bits: float) -> float:
-    """The price at which the weights take so many bits, on average and about.
+@dataclass(frozen=True)
+class Task:
+    """A network to bring within a limit.
 
-    By the entropy of the nearest levels, without regard to contexts, rates and compensation.
+    Attributes:
+        limit: in the unit of the budget's metric.
+        original: the network to compare with, in the form that is clustered.
+        context: calibration data and training, if any.
+        file_bytes: predicts the size of a network's file, history included.
+        full_bytes: size of the original's file, written as a plain artifact.
+    """
+
+    limit: float
+    original: Program
+    context: Context
+    file_bytes: Callable[[Program], int]
+    full_bytes: int
+
+
+class Search(Protocol):
+    """The search for the best network within a limit; made from a ``Task``."""
+
+    def choosing_data(self) -> Data | None:
+        """The calibration data that may be looked at while choosing."""
+
+    def find(self, allocation: BitAllocation, make: Make) -> Program:
+        """The network at the price that meets the limit; raises BudgetNotMet."""
+
+    def reached(self, network: Program) -> float:
+        """The limited quantity as measured on a network, in the limit's unit."""
+
+
+class FileSearch:
+    """Search for the largest file of at most a fraction of the original's bytes."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def choosing_data(self) -> Data | None:
+        """All calibration data: no accuracy is promised."""
+        return self._task.context.data
+
+    def find(self, allocation: BitAllocation, make: Make) -> Program:
+        """The network whose file just stays within the limit."""
+        budget = self._task.limit * self._task.full_bytes
+        return largest_within(allocation, make, self._task.file_bytes, budget)
+
+    def reached(self, network: Program) -> float:
+        """Fraction of the original's bytes."""
+        return self._task.file_bytes(network) / self._task.full_bytes
+
+
+class DropSearch:
+    """Search for the smallest network that loses at most so many points of accuracy."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    @cached_property
+    def _parts(self) -> tuple[Data, Data]:
+        return split_to_verify(self._task.context, self._task.limit)
+
+    def choosing_data(self) -> Data | None:
+        """The part that the result is not verified on."""
+        return self._parts[0]
+
+    def find(self, allocation: BitAllocation, make: Make) -> Program:
+        """The smallest network that is good enough on both parts."""
+        choosing, verifying = (self._drop_on(part).upper for part in self._parts)
+        return smallest_without_loss(allocation, make, choosing, verifying, self._task.limit)
+
+    def reached(self, network: Program) -> float:
+        """Points that may be lost, on the part that nothing was chosen by."""
+        return self._drop_on(self._parts[1]).upper(network)
+
+    def _drop_on(self, data: Data) -> AccuracyDrop:
+        return AccuracyDrop.of(self._task.original, data, self._task.context)
+
+
+def price_for_bits(allocation: BitAllocation, bits: float) -> float:
+    """The price of a bit at which the weights take about so many bits on average.
+
+    Estimated by the entropy of the nearest levels, without regard to contexts, rates and compensation.
     """
     low, high = (math.log(price) for price in PRICES)
-    for _ in range(STEPS):
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if rated.bits(math.exp(middle)) > bits else (low, middle)
+        low, high = (middle, high) if allocation.bits(math.exp(middle)) > bits else (low, middle)
     return math.exp(high)
 
 
-def for_bytes(rated: Rated, make: Make, size: Callable[[Program], int], budget: float) -> Program:
+def largest_within(
+    allocation: BitAllocation, make: Make, size: Callable[[Program], int], budget: float
+) -> Program:
     """The network whose file just stays within a budget.
 
     Args:
-        rated: its weights.
-        make: the network at a price.
+        allocation: of the network's weights.
+        make: makes the network at a price.
         size: bytes of its file.
         budget: bytes.
 
@@ -61,178 +139,81 @@ def for_bytes(rated: Rated, make: Make, size: Callable[[Program], int], budget: 
         BudgetNotMet: no such network was found.
     """
     best: tuple[int, Program] | None = None
-    nearest, bits = math.inf, 8 * CLOSE * budget / rated.count
-    seen: list[tuple[float, float]] = []
+    smallest, bits = math.inf, 8 * CLOSE * budget / allocation.count
+    tried: list[tuple[float, float]] = []
     for _ in range(TRIES):
-        program = make(price_for_bits(rated, bits))
-        found = size(program)
-        nearest = min(nearest, found)
-        if found <= budget and (best is None or found > best[0]):
-            best = found, program
-        if CLOSE * budget <= found <= budget:
+        program = make(price_for_bits(allocation, bits))
+        file_bytes = size(program)
+        smallest = min(smallest, file_bytes)
+        if file_bytes <= budget and (best is None or file_bytes > best[0]):
+            best = file_bytes, program
+        if CLOSE * budget <= file_bytes <= budget:
             break
-        seen.append((bits, float(found)))
-        bits = _next(seen, (1 + CLOSE) / 2 * budget, rated.count)
+        tried.append((bits, float(file_bytes)))
+        bits = _next_bits(tried, (1 + CLOSE) / 2 * budget, allocation.count)
     if best is None:
-        hint = "ask for more, allow more layers, or prune first"
         raise BudgetNotMet(
-            f"the file does not get smaller than {nearest:,.0f} bytes; {budget:,.0f} were asked for",
-            hint=hint,
+            f"the file does not get smaller than {smallest:,.0f} bytes; {budget:,.0f} were asked for",
+            hint="ask for more, allow more layers, or prune first",
         )
     return best[1]
 
 
-def _next(seen: list[tuple[float, float]], wanted: float, count: int) -> float:
-    """The bits at which a straight line through the last two sizes meets what is wanted."""
-    bits, found = seen[-1]
+def _next_bits(tried: list[tuple[float, float]], target: float, count: int) -> float:
+    """Bits for a weight at which a straight line through the last two sizes meets the target's bytes.
+
+    After one try the slope is that of the indices alone: a bit more for each of ``count`` weights. A slope
+    far below that comes from two sizes that hardly differ; it would send the next try anywhere.
+    """
+    bits, file_bytes = tried[-1]
     slope = count / 8
-    if len(seen) > 1 and seen[-2][0] != bits:
-        slope = (found - seen[-2][1]) / (bits - seen[-2][0])
+    if len(tried) > 1 and tried[-2][0] != bits:
+        slope = (file_bytes - tried[-2][1]) / (bits - tried[-2][0])
     slope = max(slope, count / 80)
-    return min(max(bits + (wanted - found) / slope, bits / 4, 1e-3), 16.0)
+    return min(max(bits + (target - file_bytes) / slope, bits / 4, 1e-3), 16.0)
 
 
-def for_drop(
-    rated: Rated,
+def smallest_without_loss(
+    allocation: BitAllocation,
     make: Make,
-    chosen: Callable[[Program], float],
-    verified: Callable[[Program], float],
+    choosing_drop: Callable[[Program], float],
+    verifying_drop: Callable[[Program], float],
     most: float,
 ) -> Program:
     """The smallest network that loses no more than so many points.
 
-    It is looked for on some samples and verified on others: of several that look good enough on samples, the
-    smallest is there by luck in part.
+    It is searched on some samples and verified on others: of several networks that look good enough on the
+    same samples, the smallest is there by luck in part.
 
     Args:
-        rated: its weights.
-        make: the network at a price.
-        chosen: points that may be lost, on the samples to choose by.
-        verified: the same, on others.
+        allocation: of the network's weights.
+        make: makes the network at a price.
+        choosing_drop: points that may be lost, on the samples to choose by.
+        verifying_drop: the same, on others.
         most: points allowed.
 
     Raises:
         BudgetNotMet: even at 8 bits a weight more may be lost.
     """
-    low, high = RANGE
-    best = make(price_for_bits(rated, high))
-    if (lost := max(chosen(best), verified(best))) > most:
+    low, high = BITS
+    best = make(price_for_bits(allocation, high))
+    if (lost := max(choosing_drop(best), verifying_drop(best))) > most:
         raise BudgetNotMet(
-            f"at {RANGE[1]:g} bits a weight up to {lost:.2f} points may be lost; {most:g} were allowed",
-            hint="allow more, give more samples with --calib, or leave out layers with --exclude",
+            f"at {BITS[1]:g} bits a weight up to {lost:.2f} points may be lost; {most:g} were allowed",
+            hint=f"allow more, give more samples with {option('calibration')}, or leave out layers with "
+            f"{option('exclude')}",
         )
+    # Bisection on a logarithmic scale: from 8 bits to 4 matters as much as from 1 to a half.
     passed = [high]
     for _ in range(TRIES):
         middle = math.sqrt(low * high)
-        program = make(price_for_bits(rated, middle))
-        if chosen(program) <= most:
+        program = make(price_for_bits(allocation, middle))
+        if choosing_drop(program) <= most:
             best, high = program, middle
             passed.append(middle)
         else:
             low = middle
-    while passed.pop() != RANGE[1] and verified(best) > most:
-        best = make(price_for_bits(rated, passed[-1]))
+    # Back up, one network that passed at a time, until the samples not chosen by agree.
+    while passed.pop() != BITS[1] and verifying_drop(best) > most:
+        best = make(price_for_bits(allocation, passed[-1]))
     return best
-
-
-HELD_OUT = 0.5
-"""Part of the calibration samples on which the network that was chosen by the others is verified."""
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Points that a network loses on some samples: of accuracy if they have labels, else of agreement.
-
-    Attributes:
-        data: the samples.
-        context: device, batch size, workers.
-        answers: the original network's classes, int64 ``(N,)``.
-        labels: int64 ``(N,)``.
-    """
-
-    data: Data
-    context: Context
-    answers: Tensor
-    labels: Tensor
-
-    @classmethod
-    def of(cls, program: Program, data: Data, context: Context) -> "Drop":
-        """The measure of what is lost against ``program``.
-
-        Raises:
-            DataError: the labels cannot be used, or their classes are not the network's.
-        """
-        data = data.with_labels(program.labels)
-        return cls(data, context, *_answers(program, data, context))
-
-    def upper(self, program: Program) -> float:
-        """The upper end of the 95 % interval of the points lost: Tango's, or Wilson's without labels."""
-        answers, _ = _answers(program, self.data, self.context)
-        samples = len(answers)
-        if not self.data.labelled:
-            return 100 * proportion_interval(int((answers != self.answers).sum()), samples)[1]
-        before, after = self.answers == self.labels, answers == self.labels
-        lost, gained = int((before & ~after).sum()), int((~before & after).sum())
-        return paired_difference_from_counts(lost, gained, samples).high
-
-
-def split(context: Context, most: float) -> tuple[Data, Data]:
-    """Samples to choose a network by, and others to verify it on.
-
-    Where the network is trained on the samples too, they are those that training does not see.
-
-    Args:
-        context: its data and what it trains with.
-        most: points that may be lost.
-
-    Raises:
-        UsageError: there are none, they have no length, or are too few to tell such a drop.
-    """
-    data, training = context.data, context.training
-    if data is None:
-        raise UsageError("--max-drop is measured on data", hint="give --calib or --data")
-    if data.size is None:
-        raise UsageError("--max-drop holds samples out, and these have no length", where=data.name)
-    if training is not None and training.val is not None:
-        choosing, held = data, training.val
-    else:
-        unseen = training is not None and data is training.train and training.config.val_fraction
-        choosing, held = hold_out(data, unseen) if unseen else data.split(round(HELD_OUT * data.size))
-    for part in (choosing, held):
-        if part.size is not None:
-            require_enough(part.size, most, data.name)
-    return choosing, held
-
-
-def require_enough(samples: int, most: float, where: str) -> None:
-    """Refuse samples on which even equal classes could have lost more than ``most`` points.
-
-    Raises:
-        UsageError: says how many there must be.
-    """
-    square = Z_95 * Z_95
-    if 100 * square / (samples + square) <= most:
-        return
-    if most <= 0:
-        raise UsageError(
-            "no number of samples shows that nothing is lost", where="--max-drop", hint="allow more"
-        )
-    needed = math.ceil(square * (100 / most - 1))
-    raise UsageError(
-        f"{samples:,} samples cannot tell a drop of {most:g} points: it takes {needed:,} to choose by, "
-        "and as many to verify on",
-        where=where,
-        hint="give more with --calib, or allow more",
-    )
-
-
-def _answers(program: Program, data: Data, context: Context) -> tuple[Tensor, Tensor]:
-    """Classes and labels, int64 ``(N,)``."""
-    found, known = [], []
-    network = program.to(context.device)
-    with evaluation_mode(network), torch.inference_mode():
-        for images, labels in data.batches(context.batch_size, workers=context.workers):
-            found.append(network(images.to(context.device)).flatten(1).argmax(1).cpu())
-            known.append(labels)
-    program.to("cpu")
-    return torch.cat(found), torch.cat(known)

@@ -1,8 +1,6 @@
-"""A shared weight: a few tables of values, and for each of its blocks which entry it is.
+"""Clustered weights: a few codebooks, and for each block of a weight the centroid that it is."""
 
-The codebook of one weight while it is trained.
-"""
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,140 +14,146 @@ from modelopt_cli.program import Encoding
 
 _CHUNK = 1 << 22
 """Blocks that are decoded at once."""
+_SUM_BITS = 62
+"""Bits of an int64 that sums of whole numbers may use."""
 
 
 @dataclass(frozen=True, eq=False)
-class Shared:
-    """See the module; the layout is that of the codec ``codebook``.
+class ClusteredWeight:
+    """A weight as indices of centroids, in the layout of the codec ``codebook``.
 
     A weight ``(O, ...)`` is taken as ``O`` rows, and each row as blocks of ``d`` neighbouring numbers. Runs
-    of ``ceil(O / groups)`` rows have a table each.
+    of ``ceil(O / groups)`` rows have a codebook each.
 
     Attributes:
         shape: of the weight.
         indices: ``(O, blocks)`` of any integer type.
-        table: floats ``(groups, entries, d)``; ``d`` is 1 for single weights.
-        pruned: whether the entries that are 0 stand for weights that were pruned and stay so.
+        codebooks: floats ``(groups, centroids, d)``; ``d`` is 1 for single weights.
+        pruned: centroids that are 0 stand for weights that were pruned and stay so.
     """
 
     shape: tuple[int, ...]
     indices: Tensor
-    table: Tensor
+    codebooks: Tensor
     pruned: bool = False
 
     @property
     def group_rows(self) -> int:
-        """How many rows have a table in common; the last ones may be fewer."""
-        return -(-len(self.indices) // len(self.table))
+        """Rows that have a codebook in common; the last group may have fewer."""
+        return -(-len(self.indices) // len(self.codebooks))
 
     def codes(self) -> Tensor:
-        """The entry of every block, counted through all tables: int64 ``(O * blocks,)``."""
+        """The centroid of every block, counted through all codebooks: int64 ``(O * blocks,)``."""
         groups = torch.arange(len(self.indices)).div(self.group_rows, rounding_mode="floor")
-        return (groups[:, None] * self.table.shape[1] + self.indices.long()).flatten()
+        return (groups[:, None] * self.codebooks.shape[1] + self.indices.long()).flatten()
 
     def decode(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight, of the table's type or another; a part at a time, as weights can be large."""
-        table = self.table.to(dtype or self.table.dtype)
-        weight = torch.empty(len(self.indices), *self.indices.shape[1:], table.shape[2], dtype=table.dtype)
-        groups = zip(self.indices.split(self.group_rows), weight.split(self.group_rows), table, strict=True)
-        for indices, blocks, entries in groups:
-            flat, target = indices.reshape(-1), blocks.view(-1, entries.shape[1])
+        """The weight, of the codebooks' type or another; a part at a time, as weights can be large."""
+        codebooks = self.codebooks.to(dtype or self.codebooks.dtype)
+        blocks_shape = (len(self.indices), *self.indices.shape[1:], codebooks.shape[2])
+        weight = torch.empty(blocks_shape, dtype=codebooks.dtype)
+        rows = self.group_rows
+        for indices, blocks, codebook in zip(
+            self.indices.split(rows), weight.split(rows), codebooks, strict=True
+        ):
+            flat, target = indices.reshape(-1), blocks.view(-1, codebook.shape[1])
             for first in range(0, len(flat), _CHUNK):
-                some = flat[first : first + _CHUNK].int()
-                torch.index_select(entries, 0, some, out=target[first : first + _CHUNK])
+                part = flat[first : first + _CHUNK].int()
+                torch.index_select(codebook, 0, part, out=target[first : first + _CHUNK])
         return weight.view(self.shape)
 
     def encoding(self, dtype: torch.dtype = torch.float32) -> Encoding:
-        """How the weight is stored as a parameter of a type."""
-        groups, entries, size = self.table.shape
-        params = {"entries": entries, "groups": groups, "vector": size, "pruned": self.pruned}
-        table = self.table.to(dtype)
+        """The encoding that stores the weight as a parameter of a type."""
+        groups, centroids, size = self.codebooks.shape
+        params = {"entries": centroids, "groups": groups, "vector": size, "pruned": self.pruned}
+        table = self.codebooks.to(dtype)
         return Encoding("codebook", params, {"table": table if size > 1 else table.squeeze(-1)})
 
 
-def shared_of(weight: Tensor, encoding: Encoding) -> Shared:
-    """The form of a weight that is stored so: by ``codebook``, or on the levels of ``affine``."""
+def clusters_of(weight: Tensor, encoding: Encoding) -> ClusteredWeight:
+    """The clusters of a weight that is stored by codec ``codebook``, or on the levels of ``affine``."""
     params = encoding.params if encoding.codec == "codebook" else {}
     groups, size = params.get("groups", 1), params.get("vector", 1)
     indices = torch.zeros(len(weight), weight[0].numel() // size, dtype=torch.int64)
-    table = torch.zeros(groups, params.get("entries", 256), size)
-    return read_back(weight, Shared(tuple(weight.shape), indices, table, is_pruned(encoding)))
+    codebooks = torch.zeros(groups, params.get("entries", 256), size)
+    return read_back(weight, ClusteredWeight(tuple(weight.shape), indices, codebooks, is_pruned(encoding)))
 
 
-def read_back(weight: Tensor, shared: Shared) -> Shared:
-    """The form of a weight that was trained as ``shared``: tables ascending, without unused entries.
+def read_back(weight: Tensor, before: ClusteredWeight) -> ClusteredWeight:
+    """The clusters of a weight that was trained as ``before``; codebooks ascend, without unused centroids.
 
-    Where one of several tables is shorter than the longest, its last entry is repeated.
+    Where one of several codebooks is shorter than the longest, its last centroid is repeated.
 
     Raises:
-        ModeloptError: it has more distinct values than ``shared`` has entries.
+        ModeloptError: it has more distinct values than ``before`` has centroids.
     """
-    groups, entries, size = shared.table.shape
-    blocks = weight.detach().cpu().to(shared.table.dtype).reshape(len(shared.indices), -1, size)
-    tables, indices = zip(
-        *map(_distinct, blocks.split(shared.group_rows), [shared.pruned] * groups), strict=True
-    )
-    longest = max(map(len, tables))
-    if longest > entries:
-        raise ModeloptError(f"training left {longest} distinct values where {entries} are shared")
-    padded = [torch.cat([table, table[-1:].expand(longest - len(table), -1)]) for table in tables]
-    return Shared(shared.shape, torch.cat(indices), torch.stack(padded), shared.pruned)
+    _, centroids, size = before.codebooks.shape
+    blocks = weight.detach().cpu().to(before.codebooks.dtype).reshape(len(before.indices), -1, size)
+    parts = [_distinct(part, before.pruned) for part in blocks.split(before.group_rows)]
+    if (longest := max(len(codebook) for codebook, _ in parts)) > centroids:
+        raise ModeloptError(f"training left {longest} distinct values where {centroids} are shared")
+    codebooks, indices = zip(*parts, strict=True)
+    return ClusteredWeight(before.shape, torch.cat(indices), stacked(codebooks), before.pruned)
+
+
+def stacked(codebooks: Sequence[Tensor]) -> Tensor:
+    """Codebooks ``(centroids, d)`` as one tensor, the last centroid of the shorter ones repeated."""
+    longest = max(map(len, codebooks))
+    return torch.stack([torch.cat((each, each[-1:].expand(longest - len(each), -1))) for each in codebooks])
 
 
 def _distinct(blocks: Tensor, pruned: bool) -> tuple[Tensor, Tensor]:
-    """The table of blocks ``(rows, n, d)``, with a 0 if they are pruned, and their indices ``(rows, n)``."""
+    """The codebook of blocks ``(rows, n, d)``, with a 0 if they are pruned, and indices ``(rows, n)``."""
     rows, count, size = blocks.shape
     values = blocks.reshape(-1, size) + 0.0  # which turns a negative zero into zero
     if pruned:
         values = torch.cat([values, values.new_zeros(1, size)])
     # For single numbers the search without a dimension gives the same, faster.
-    table, found = torch.unique(values, dim=0 if size > 1 else None, return_inverse=True)
-    return table.view(-1, size), found.flatten()[: rows * count].view(rows, count)
+    codebook, indices = torch.unique(values, dim=0 if size > 1 else None, return_inverse=True)
+    return codebook.view(-1, size), indices.flatten()[: rows * count].view(rows, count)
 
 
-_SUM_BITS = 62
+class TrainableCodebook:
+    """The centroids of one weight while it is trained, and which of its blocks are which centroid.
 
-
-class Book:
-    """Which blocks of a weight are one, and what they are.
-
-    Blocks that were pruned, and the entries they have, never change.
+    Blocks that were pruned, and the centroids they have, never change.
 
     Attributes:
-        codes: the entry of every block, int64 ``(n,)``.
-        table: ``(k, d)``, the tables of all groups one after another.
+        codes: the centroid of every block, int64 ``(n,)``.
+        centroids: ``(k, d)``, the codebooks of all groups one after another.
     """
 
-    def __init__(self, shared: Shared) -> None:
-        self.table, self.codes = shared.table.flatten(0, 1), shared.codes()
-        self._pruned = (self.table == 0).all(1) & shared.pruned
-        self._blocks, self._entries = shared.group_rows * shared.indices.shape[1], shared.table.shape[1]
+    def __init__(self, clustered: ClusteredWeight) -> None:
+        self.centroids, self.codes = clustered.codebooks.flatten(0, 1), clustered.codes()
+        self._pruned = (self.centroids == 0).all(1) & clustered.pruned
+        self._group_blocks = clustered.group_rows * clustered.indices.shape[1]
+        self._group_centroids = clustered.codebooks.shape[1]
 
-    def on(self, weight: Tensor) -> "Book":
+    def on(self, weight: Tensor) -> "TrainableCodebook":
         """This one, moved to where a weight is; it computes in the weight's type, or in float32 if wider."""
         wide = torch.promote_types(weight.dtype, torch.float32)
-        if (self.table.device, self.table.dtype) != (weight.device, wide):
+        if (self.centroids.device, self.centroids.dtype) != (weight.device, wide):
             self._pruned = self._pruned.to(weight.device)
             self.__dict__.pop("groups", None)
-            self.adopt(self.codes.to(weight.device), self.table.to(weight.device, wide))
+            self.adopt(self.codes.to(weight.device), self.centroids.to(weight.device, wide))
         return self
 
-    def adopt(self, codes: Tensor, table: Tensor) -> None:
-        """Take over other codes and another table."""
-        self.codes, self.table = codes, table
+    def adopt(self, codes: Tensor, centroids: Tensor) -> None:
+        """Take over other codes and other centroids."""
+        self.codes, self.centroids = codes, centroids
         for outdated in ("_cells", "_counts"):
             self.__dict__.pop(outdated, None)
 
     def blocks(self, weight: Tensor) -> Tensor:
         """A weight, or anything of its shape, as blocks ``(n, d)``."""
-        return weight.detach().to(self.table.dtype).reshape(-1, self.table.shape[1])
+        return weight.detach().to(self.centroids.dtype).reshape(-1, self.centroids.shape[1])
 
     def values(self) -> Tensor:
-        """What every block is: ``(n, d)``."""
-        return self.table[self.codes]
+        """The centroid of every block: ``(n, d)``."""
+        return self.centroids[self.codes]
 
     def means(self, blocks: Tensor) -> Tensor:
-        """The mean over every entry's blocks, ``(k, d)``; 0 for entries that have none, and for pruned ones.
+        """The mean over every centroid's blocks, ``(k, d)``; 0 for pruned ones and those that have none.
 
         Whole numbers are summed, so that the order, which a GPU does not keep, does not matter.
         """
@@ -157,47 +161,51 @@ class Book:
         # A power of two, so small as the sum of so many numbers allows; NaN where one of them is not finite.
         unit = largest / largest.frexp().mantissa / 2 ** (_SUM_BITS - blocks.numel().bit_length())
         cells = self._cells
-        sums = torch.zeros(self.table.numel(), dtype=torch.int64, device=cells.device)
+        sums = torch.zeros(self.centroids.numel(), dtype=torch.int64, device=cells.device)
         sums.index_add_(0, cells, (blocks.flatten().double() / unit).round().long())
-        means: Tensor = sums.view_as(self.table) * unit / self._counts.clamp_min(1)[:, None]
+        means: Tensor = sums.view_as(self.centroids) * unit / self._counts.clamp_min(1)[:, None]
         return means.to(blocks.dtype).masked_fill(self._pruned[:, None], 0)
 
     def reassign(self, blocks: Tensor) -> None:
-        """Give every block its nearest entry, and every entry the mean of its blocks."""
+        """Give every block its nearest centroid, and every centroid the mean of its blocks."""
         codes = self.codes.clone()
-        for members, entries in self.groups:
-            codes[members] = entries[nearest(blocks[members], self.table[entries])]
-        self.adopt(codes, self.table)
+        for members, own in self.groups:
+            codes[members] = own[nearest(blocks[members], self.centroids[own])]
+        self.adopt(codes, self.centroids)
         self.adopt_means(blocks)
 
     def adopt_means(self, blocks: Tensor) -> None:
-        """Give every entry the mean of its blocks."""
-        self.table = torch.where(self._counts[:, None] > 0, self.means(blocks), self.table)
+        """Give every centroid the mean of its blocks."""
+        self.centroids = torch.where(self._counts[:, None] > 0, self.means(blocks), self.centroids)
 
     @property
-    def kept(self) -> Tensor:
-        """Which blocks are not pruned: ``(n,)``."""
+    def unpruned(self) -> Tensor:
+        """True for blocks that are not pruned: ``(n,)``."""
         return ~self._pruned[self.codes]
 
     @cached_property
     def groups(self) -> list[tuple[Tensor, Tensor]]:
-        """Of every group of rows, the numbers of the blocks and of the entries that are not pruned."""
-        kept, found = ~self._pruned, []
-        pairs = zip(kept[self.codes].split(self._blocks), kept.split(self._entries), strict=True)
-        for i, (blocks, entries) in enumerate(pairs):
+        """The numbers of the unpruned blocks, and of the unpruned centroids, of every group of rows."""
+        unpruned, groups = ~self._pruned, []
+        pairs = zip(
+            unpruned[self.codes].split(self._group_blocks), unpruned.split(self._group_centroids), strict=True
+        )
+        for i, (blocks, centroids) in enumerate(pairs):
             if blocks.any():
-                offsets = i * self._blocks, i * self._entries
-                found.append((blocks.nonzero()[:, 0] + offsets[0], entries.nonzero()[:, 0] + offsets[1]))
-        return found
+                first_block, first_centroid = i * self._group_blocks, i * self._group_centroids
+                members, own = blocks.nonzero()[:, 0], centroids.nonzero()[:, 0]
+                groups.append((members + first_block, own + first_centroid))
+        return groups
 
     @cached_property
     def _cells(self) -> Tensor:
-        """Where in the table every number of the weight is."""
-        size = self.table.shape[1]
+        """The place among all centroids' numbers of every number of the weight."""
+        size = self.centroids.shape[1]
         if size == 1:
             return self.codes
         return (self.codes[:, None] * size + torch.arange(size, device=self.codes.device)).flatten()
 
     @cached_property
     def _counts(self) -> Tensor:
-        return torch.bincount(self.codes, minlength=len(self.table))
+        """Blocks of every centroid."""
+        return torch.bincount(self.codes, minlength=len(self.centroids))

@@ -1,37 +1,33 @@
-"""What to share, how coarsely, and by what measure."""
+"""Settings of ``share``: weight clustering (palettization). Imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.share.choices import (
+    BUDGETS,
+    INITS,
+    NO_DATA,
+    SCOPES,
+    TUNINGS,
+    WEIGHTINGS,
+    Budget,
+    Scope,
+    Tuning,
+    Weighting,
+)
 from modelopt_cli.settings import CALIBRATION, Config, Setting, fraction, option
 
 AUTO = "auto"
-MAX_BITS = 8
-SCOPES: dict[str, str] = {
-    "tensor": "a table for each weight",
-    "channels": "a table for every --group output channels",
-    "network": "one table for all weights",
-}
-INITS: dict[str, str] = {
-    "linear": "evenly spaced over the range of the weights (Han et al. 2016)",
-    "density": "evenly spaced over the sorted weights",
-    "kmeans++": "drawn one after the other, far from each other (Arthur and Vassilvitskii 2007)",
-    "exact": "no start: the best codebook there is, by dynamic programming",
-}
-WEIGHTINGS: dict[str, str] = {
-    "none": "every weight counts the same",
-    "fisher": "by the squared gradient of the network's answers",
-    "hessian": "by what it does to its layer's outputs; the weights after it make up for its error",
-}
-TUNINGS: dict[str, str] = {
-    "fixed": "the tables learn, the indices stay",
-    "epoch": "weights learn and go to the nearest entry at the beginning of every epoch",
-    "dkm": "differentiable k-means: indices are soft at first, and learn too",
-}
-TARGETS = ("bytes", "ratio", "max_drop")
-_BUDGET = "Budget of --bits auto (give one, or --max-drop on the calibration data)"
+MAX_BITS, MAX_VECTOR_BITS = 8, 16
+"""Largest number of bits of an index: of a single weight, and of a vector."""
+_BUDGET = f"Budget of --bits {AUTO} (give one, or --max-drop on the calibration data)"
+
+
+def _names(rows: Mapping[str, Any], attribute: str) -> str:
+    """The rows that have something, as a text names them."""
+    return " or ".join(name for name, row in rows.items() if getattr(row, attribute))
 
 
 def _bits(text: str) -> int | str:
@@ -43,7 +39,7 @@ def _bits(text: str) -> int | str:
 
 @dataclass(frozen=True)
 class ShareConfig(Config, title="Sharing"):
-    """Settings of ``share``.
+    """Settings of ``share``, which clusters weights so that few distinct values are left.
 
     Attributes:
         max_drop: for ``bits="auto"``, points of accuracy that may be lost on the calibration data.
@@ -52,23 +48,25 @@ class ShareConfig(Config, title="Sharing"):
     bits: Annotated[
         int | str | None,
         Setting(
-            f"Bits of an index, for codebooks of 2**N values, N from 1 to {MAX_BITS}; auto: as many as each "
-            "weight needs.",
+            f"Bits of an index, for codebooks of 2**N centroids, N from 1 to {MAX_BITS}; {AUTO}: as many as "
+            "each weight needs.",
             metavar=f"N|{AUTO}",
             parse=_bits,
         ),
     ] = None
     entries: Annotated[
-        int | None, Setting("Values in a codebook, instead of --bits.", least=2, advanced=True)
+        int | None, Setting("Centroids of a codebook, instead of --bits.", least=2, advanced=True)
     ] = None
     scope: Annotated[str, Setting("Weights that have a codebook in common.", choices=SCOPES)] = "tensor"
     group: Annotated[
         int,
         Setting(
-            "Output channels that have a codebook in common, for scope channels.", least=1, advanced=True
+            f"Output channels to a codebook, for --scope {_names(SCOPES, 'grouped')}.",
+            least=1,
+            advanced=True,
         ),
     ] = 1
-    init: Annotated[str, Setting("Codebook that k-means starts from.", choices=INITS, advanced=True)] = (
+    init: Annotated[str, Setting("Centroids that k-means starts from.", choices=INITS, advanced=True)] = (
         "linear"
     )
     weighting: Annotated[
@@ -76,20 +74,23 @@ class ShareConfig(Config, title="Sharing"):
         Setting(
             "Weights whose error counts more.",
             choices=WEIGHTINGS,
-            default="none; for --bits auto with data, hessian",
+            default=f"{NO_DATA}; for --bits {AUTO} with data, {_names(WEIGHTINGS, 'compensates')}",
             advanced=True,
         ),
     ] = None
     vector: Annotated[
         int,
         Setting(
-            "Weights in a row that share one index; --bits is up to 16 then.", least=1, most=64, advanced=True
+            f"Neighbouring weights that share one index; --bits is up to {MAX_VECTOR_BITS} then.",
+            least=1,
+            most=64,
+            advanced=True,
         ),
     ] = 1
     rate: Annotated[
         float,
         Setting(
-            "Squared error, over the variance of the weights, that saving a bit is worth.",
+            "Squared error that saving a bit is worth, over the variance of the weights.",
             least=0,
             most=100,
             advanced=True,
@@ -113,12 +114,14 @@ class ShareConfig(Config, title="Sharing"):
         ),
     ] = None
     max_drop: float | None = None
-    tune: Annotated[str, Setting("With --train: what is trained.", choices=TUNINGS)] = "fixed"
+    tune: Annotated[
+        str, Setting("With --train: the parts of clustered weights that learn.", choices=TUNINGS)
+    ] = "fixed"
     fold: Annotated[
         bool | None,
         Setting(
             "Fold batch norms into the weights before them first.",
-            default="only for --bits auto",
+            default=f"only for --bits {AUTO}",
             advanced=True,
         ),
     ] = None
@@ -138,56 +141,102 @@ class ShareConfig(Config, title="Sharing"):
         """Settings that contradict each other or have no meaning together."""
         yield from self._wrong_size()
         yield from self._wrong_budget()
-        bits, vector = option("bits"), option("vector")
-        if self.automatic and (self.vector > 1 or self.scope != "tensor" or self.rate):
-            others = f"{vector}, {option('scope')} and {option('rate')}"
-            yield f"{bits} auto excludes {others}: it chooses by itself"
-        if self.automatic and self.tune != "fixed":
-            tune = option("tune")
-            yield (
-                f"{tune} {self.tune} assigns weights anew, without the bits that {bits} auto counts; "
-                f"use {tune} fixed"
-            )
-        if self.vector > 1 and (self.scope == "network" or self.rate):
-            yield f"{vector} excludes {option('scope')} network and {option('rate')}"
+        bits, vector, scope = f"{option('bits')} {AUTO}", option("vector"), option("scope")
+        if self.automatic:
+            yield from self._wrong_with_auto(bits)
+        if self.vector > 1 and (self.scope_row.whole_network or self.rate):
+            yield f"{vector} excludes {scope} {_names(SCOPES, 'whole_network')} and {option('rate')}"
         if (self.automatic or self.vector > 1) and self.init != ShareConfig.init:
-            yield f"{option('init')} has no meaning with {bits} auto or {vector}"
-        if self.scope != "channels" and self.group != 1:
-            yield f"{option('group')} has no meaning without {option('scope')} channels"
+            yield f"{option('init')} has no meaning with {bits} or {vector}"
+        if not self.scope_row.grouped and self.group != ShareConfig.group:
+            yield f"{option('group')} has no meaning without {scope} {_names(SCOPES, 'grouped')}"
 
     def _wrong_size(self) -> Iterator[str]:
-        most = 16 if self.vector > 1 else MAX_BITS
+        most = MAX_VECTOR_BITS if self.vector > 1 else MAX_BITS
         if self.bits is not None and self.entries is not None:
             yield f"{option('bits')} and {option('entries')} exclude each other"
         if isinstance(self.bits, int) and not 1 <= self.bits <= most:
-            yield f"{option('bits')}: must be 1 to {most}, or auto, not {self.bits}"
-        if isinstance(self.bits, str) and self.bits != AUTO:
-            yield f"{option('bits')}: must be 1 to {most}, or auto, not '{self.bits}'"
+            yield f"{option('bits')}: must be 1 to {most}, or {AUTO}, not {self.bits}"
+        if isinstance(self.bits, str) and not self.automatic:
+            yield f"{option('bits')}: must be 1 to {most}, or {AUTO}, not '{self.bits}'"
         if self.entries is not None and self.entries > 1 << most:
             yield f"{option('entries')}: must be at most {1 << most}, not {self.entries}"
 
     def _wrong_budget(self) -> Iterator[str]:
-        given = [option(name) for name in TARGETS if getattr(self, name) is not None]
+        given = [option(name) for name in BUDGETS if getattr(self, name) is not None]
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             yield f"{option('max_drop')}: must be 0 to 100 points, not {self.max_drop:g}"
         if given and not self.automatic:
-            yield f"{', '.join(given)} has no meaning without {option('bits')} auto"
+            yield f"{', '.join(given)} has no meaning without {option('bits')} {AUTO}"
         if self.automatic and len(given) > 1:
             yield f"{', '.join(given)} exclude each other"
 
+    def _wrong_with_auto(self, bits: str) -> Iterator[str]:
+        if self.vector > 1 or self.scope != ShareConfig.scope or self.rate:
+            others = f"{option('vector')}, {option('scope')} and {option('rate')}"
+            yield f"{bits} excludes {others}: it chooses by itself"
+        if not self.tuning_row.keeps_assignments:
+            tune = option("tune")
+            yield (
+                f"{tune} {self.tune} assigns weights again, without the bits that {bits} counts; "
+                f"use {tune} {_names(TUNINGS, 'keeps_assignments')}"
+            )
+        if not self.weighting_row.suits_auto:
+            weighting = option("weighting")
+            able = _names(WEIGHTINGS, "suits_auto")
+            yield f"{bits} excludes {weighting} {self.weighting}; use {weighting} {able}"
+
     @property
     def automatic(self) -> bool:
-        """Whether each weight gets as many bits as it needs."""
+        """True if each weight gets as many bits as it needs."""
         return self.bits == AUTO
 
     @property
     def folds(self) -> bool:
-        """Whether batch norms are folded into the layers before them first."""
+        """True if batch norms are folded into the layers before them first."""
         return self.automatic if self.fold is None else self.fold
 
     @property
+    def scope_row(self) -> Scope:
+        """The declaration of the scope."""
+        return SCOPES[self.scope]
+
+    @property
+    def weighting_row(self) -> Weighting:
+        """The declaration of the weighting; where none is named, that of no weighting."""
+        return WEIGHTINGS[self.weighting or NO_DATA]
+
+    @property
+    def tuning_row(self) -> Tuning:
+        """The declaration of the tuning."""
+        return TUNINGS[self.tune]
+
+    @property
+    def budget(self) -> tuple[Budget, float]:
+        """The declaration of the budget of ``auto``, and its limit in the unit of its metric.
+
+        Raises:
+            UsageError: there is none.
+        """
+        for name, row in BUDGETS.items():
+            if getattr(self, name) is not None:
+                return row, row.limit(getattr(self, name))
+        names = ", ".join(map(option, BUDGETS))
+        raise UsageError(f"{option('bits')} {AUTO} needs a budget", hint=f"give one of {names}")
+
+    @property
+    def chooses_on_data(self) -> bool:
+        """True if the result is chosen by its outputs on the calibration data, which cannot judge it then."""
+        return self.automatic and self.budget[0].on_data
+
+    @property
+    def looks_at_data(self) -> bool:
+        """True if calibration data are looked at, where there are any."""
+        return self.automatic or self.weighting_row.needs_data
+
+    @property
     def size(self) -> int:
-        """Entries of a table.
+        """Centroids of a codebook.
 
         Raises:
             UsageError: nothing says how many.
@@ -199,18 +248,6 @@ class ShareConfig(Config, title="Sharing"):
             raise UsageError("nothing says how large the codebooks are", hint=hint)
         return 1 << self.bits
 
-    @property
-    def target(self) -> tuple[str, float]:
-        """The budget of ``auto``: ``bytes`` with the fraction left, or ``max_drop`` with points.
-
-        Raises:
-            UsageError: there is none.
-        """
-        if self.max_drop is not None:
-            return "max_drop", self.max_drop
-        if self.ratio is not None:
-            return "bytes", 1 / self.ratio
-        if self.bytes is None:
-            names = ", ".join(map(option, TARGETS))
-            raise UsageError(f"{option('bits')} auto needs a budget", hint=f"give one of {names}")
-        return "bytes", self.bytes
+    def require_size(self) -> None:
+        """Raise UsageError if neither a size nor a budget says how large codebooks are."""
+        self.budget if self.automatic else self.size  # noqa: B018

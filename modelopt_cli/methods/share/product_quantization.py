@@ -1,4 +1,4 @@
-"""Product quantization: one table of short vectors for the blocks that weights are cut into.
+"""Product quantization: one codebook of short vectors for the blocks that weights are cut into.
 
 Jégou, Douze and Schmid ("Product quantization for nearest neighbor search", TPAMI 2011); with the diagonal
 of the activations' second moments as importance, so that the error counts where it reaches the outputs, as
@@ -18,58 +18,58 @@ from modelopt_cli.errors import ModeloptError
 CHUNK_ELEMENTS = 2**22
 """Distances held at a time."""
 SAMPLE = 32
-"""Blocks for each entry that the start is drawn from."""
+"""Blocks for each centroid that the start is drawn from."""
 ROUNDS = 512
-"""A draw adds one entry in so many, at least one."""
+"""A draw adds one centroid in so many, at least one."""
 
 
 def cluster_vectors(
-    blocks: Tensor, entries: int, *, importance: Tensor | None = None, seed: int = 0, iterations: int = 25
+    blocks: Tensor, size: int, *, importance: Tensor | None = None, seed: int = 0, iterations: int = 25
 ) -> Tensor:
-    """Lloyd's algorithm on vectors.
+    """A codebook of vectors by Lloyd's algorithm.
 
     Args:
         blocks: floats ``(n, d)``.
-        entries: size of the table, at most 65,536.
+        size: of the codebook, at most 65,536.
         importance: weight of the squared error of each block ``(n,)``, or of each number in it ``(n, d)``.
-        seed: of the start, which is drawn by squared distance.
+        seed: for the start, which is drawn by squared distance.
         iterations: at most.
 
     Returns:
-        The table, float32 ``(entries, d)``; with fewer rows where there are fewer distinct blocks.
+        The codebook, float32 ``(size, d)``; with fewer rows where there are fewer distinct blocks.
 
     Raises:
-        ModeloptError: shapes that do not fit, numbers that are not finite, a table that is too large.
+        ModeloptError: shapes that do not fit, numbers that are not finite, a codebook that is too large.
     """
-    if not 1 <= entries <= 2**16:
-        raise ModeloptError(f"a table of vectors has 1 to 65536 entries, not {entries}")
+    if not 1 <= size <= 2**16:
+        raise ModeloptError(f"a codebook of vectors has 1 to 65536 centroids, not {size}")
     data = _Blocks(blocks, importance)
-    table = _drawn(data, entries, seed)
+    codebook = _drawn(data, size, seed)
     previous = None
     for _ in range(iterations):
-        index, error = data.nearest(table)
+        index, error = data.nearest(codebook)
         if previous is not None and torch.equal(index, previous):
             break
         previous = index
-        table = _moved(data, index, error, table)
-    distinct: Tensor = torch.unique(table * data.scale, dim=0)
+        codebook = _moved(data, index, error, codebook)
+    distinct: Tensor = torch.unique(codebook * data.scale, dim=0)
     return distinct
 
 
-def assign_vectors(blocks: Tensor, table: Tensor, importance: Tensor | None = None) -> Tensor:
-    """The nearest entry of each block, up to the rounding of float32 products.
+def assign_vectors(blocks: Tensor, codebook: Tensor, importance: Tensor | None = None) -> Tensor:
+    """The nearest centroid of each block, up to the rounding of float32 products.
 
     Args:
         blocks: floats ``(n, d)``.
-        table: ``(entries, d)``, at most 65,536 entries.
+        codebook: ``(size, d)``, at most 65,536 centroids.
         importance: as for ``cluster_vectors``; one number for a whole block changes nothing.
 
     Returns:
-        ``(n,)``: uint8 for up to 256 entries, else uint16.
+        ``(n,)``: uint8 for up to 256 centroids, else uint16.
     """
     data = _Blocks(blocks, importance)
-    index, _ = data.nearest(table.detach().cpu().float() / data.scale)
-    return index.to(torch.uint8 if len(table) <= 256 else torch.uint16)
+    index, _ = data.nearest(codebook.detach().cpu().float() / data.scale)
+    return index.to(torch.uint8 if len(codebook) <= 256 else torch.uint16)
 
 
 class _Blocks:
@@ -99,21 +99,22 @@ class _Blocks:
         part.x, part.weight = self.x[rows], self.weight[rows]
         return part
 
-    def chunks(self, entries: int) -> Iterator[slice]:
-        size = max(CHUNK_ELEMENTS // entries, 1)
-        return (slice(start, start + size) for start in range(0, len(self.x), size))
+    def chunks(self, centroids: int) -> Iterator[slice]:
+        """Parts of the blocks, so that distances to so many centroids are not too many at once."""
+        count = max(CHUNK_ELEMENTS // centroids, 1)
+        return (slice(start, start + count) for start in range(0, len(self.x), count))
 
-    def nearest(self, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Index of the nearest entry, and the weighted squared error there; ``(n,)`` each."""
+    def nearest(self, codebook: Tensor) -> tuple[Tensor, Tensor]:
+        """Index of the nearest centroid, and the weighted squared error there; ``(n,)`` each."""
         index, error = torch.empty(len(self.x), dtype=torch.int64), torch.empty(len(self.x))
-        squares = table.square().T
-        for part in self.chunks(len(table)):
+        squares = codebook.square().T
+        for part in self.chunks(len(codebook)):
             x, weight = self.x[part], self.weight[part]
-            # One weight for a whole block does not change which entry is nearest, not even where it is 0.
+            # One weight for a whole block does not change which centroid is nearest, not even where it is 0.
             distance = squares.sum(0) if weight.shape[1] == 1 else weight @ squares
             scaled = x if weight.shape[1] == 1 else weight * x
-            index[part] = torch.addmm(distance.expand(len(x), -1), scaled, table.T, alpha=-2).argmin(1)
-            error[part] = (weight * (x - table[index[part]]).square()).sum(1)
+            index[part] = torch.addmm(distance.expand(len(x), -1), scaled, codebook.T, alpha=-2).argmin(1)
+            error[part] = (weight * (x - codebook[index[part]]).square()).sum(1)
         return index, error
 
 
@@ -124,45 +125,46 @@ def _power_of_two(most: float) -> float:
     return 2.0 ** min(max(math.frexp(most)[1] - 1, -126), 126) if most else 1.0
 
 
-def _drawn(data: _Blocks, entries: int, seed: int) -> Tensor:
+def _drawn(data: _Blocks, size: int, seed: int) -> Tensor:
     """A start drawn by squared distance, one after the other (k-means++, Arthur and Vassilvitskii, 2007).
 
-    Large tables draw several at a time (Bahmani et al., "Scalable k-means++", 2012), and all draw from a
+    Large codebooks draw several at a time (Bahmani et al., "Scalable k-means++", 2012), and all draw from a
     sample, unless it has too few distinct blocks.
     """
     generator = torch.Generator().manual_seed(seed)
-    sample = torch.randperm(len(data.x), generator=generator)[: SAMPLE * entries]
-    table = _extended(data.rows(sample), data.x[:0], entries, generator)
-    return table if len(table) == entries else _extended(data, table, entries, generator)
+    sample = torch.randperm(len(data.x), generator=generator)[: SAMPLE * size]
+    codebook = _extended(data.rows(sample), data.x[:0], size, generator)
+    return codebook if len(codebook) == size else _extended(data, codebook, size, generator)
 
 
-def _extended(data: _Blocks, table: Tensor, entries: int, generator: torch.Generator) -> Tensor:
-    error = data.nearest(table)[1] if len(table) else data.weight.mean(1)
-    while len(table) < entries:
+def _extended(data: _Blocks, codebook: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """A codebook with blocks added up to ``size``, or until every block has an exact centroid."""
+    error = data.nearest(codebook)[1] if len(codebook) else data.weight.mean(1)
+    while len(codebook) < size:
         mass = error.double().cumsum(0)
         if not mass[-1] > 0:
             break
-        count = min(len(table) // ROUNDS + 1, entries - len(table))
+        count = min(len(codebook) // ROUNDS + 1, size - len(codebook))
         places = torch.rand(count, generator=generator, dtype=torch.float64) * mass[-1]
         rows = torch.searchsorted(mass, places, right=True).clamp_(max=len(mass) - 1).unique()
         more = data.nearest(data.x[rows])[1]
-        error = torch.minimum(error, more) if len(table) else more
-        table = torch.cat([table, data.x[rows]])
-    return table
+        error = torch.minimum(error, more) if len(codebook) else more
+        codebook = torch.cat([codebook, data.x[rows]])
+    return codebook
 
 
-def _moved(data: _Blocks, index: Tensor, error: Tensor, table: Tensor) -> Tensor:
-    """Every entry at the mean of its blocks; an unused one at the worst block of a bad cluster."""
+def _moved(data: _Blocks, index: Tensor, error: Tensor, codebook: Tensor) -> Tensor:
+    """Every centroid at the mean of its blocks; an unused one at the worst block of a bad cluster."""
     weight = data.weight.double()
-    first = torch.zeros(table.shape, dtype=torch.float64).index_add_(0, index, weight * data.x)
-    mass = torch.zeros(len(table), weight.shape[1], dtype=torch.float64).index_add_(0, index, weight)
-    moved = torch.where(mass > 0, first / mass.clamp_min(torch.finfo(torch.float64).tiny), table).float()
-    unused = np.flatnonzero(np.bincount(index.numpy(), minlength=len(table)) == 0)
+    first = torch.zeros(codebook.shape, dtype=torch.float64).index_add_(0, index, weight * data.x)
+    mass = torch.zeros(len(codebook), weight.shape[1], dtype=torch.float64).index_add_(0, index, weight)
+    moved = torch.where(mass > 0, first / mass.clamp_min(torch.finfo(torch.float64).tiny), codebook).float()
+    unused = np.flatnonzero(np.bincount(index.numpy(), minlength=len(codebook)) == 0)
     if len(unused):
-        errors = np.bincount(index.numpy(), error.numpy(), len(table))
+        errors = np.bincount(index.numpy(), error.numpy(), len(codebook))
         worst = np.argsort(-errors, kind="stable")[: len(unused)]
         worst = worst[errors[worst] > 0]
-        order, block = np.argsort(error.numpy(), kind="stable"), np.zeros(len(table), dtype=np.intp)
+        order, block = np.argsort(error.numpy(), kind="stable"), np.zeros(len(codebook), dtype=np.intp)
         # The last of several assignments to one place stays, and it is the block with the largest error.
         block[index.numpy()[order]] = order
         moved[unused[: len(worst)]] = data.x[block[worst]]

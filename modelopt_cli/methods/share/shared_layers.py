@@ -1,7 +1,4 @@
-"""Which weights of a network are shared, what they are called, and why the others are not.
-
-What sharing made of each layer, to be shown.
-"""
+"""The layers that ``share`` clusters: their selection beforehand, and a summary of each afterwards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,28 +13,29 @@ from modelopt_cli.methods.layer_selection import select_layers, weight_labels
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.settings import option
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Weights to share.
+class SelectedWeights:
+    """The weights to cluster, and the reasons for the others.
 
     Attributes:
-        layers: what each is called in reports, by parameter name.
-        reasons: why others are left as they are, by what they are called.
+        labels: the name of each in reports, by parameter name.
+        reasons: why others are left as they are, by label.
     """
 
-    layers: dict[str, str]
+    labels: dict[str, str]
     reasons: dict[str, str]
 
 
-def choose(
+def select_weights(
     weights: Mapping[str, Tensor],
     encodings: Mapping[str, Encoding],
     config: ShareConfig,
     others: Mapping[str, str] | None = None,
-) -> Chosen:
-    """The weights that can be shared and are wanted.
+) -> SelectedWeights:
+    """Those weights that can be clustered and that the config asks for.
 
     Args:
         weights: by parameter name; those on the meta device will do.
@@ -49,22 +47,22 @@ def choose(
         NothingCompressed: there are none.
         UsageError: a glob matches no layer.
     """
-    names = weight_labels(weights)
+    labels = weight_labels(weights)
     obstacles = {
         label: (others or {}).get(name) or obstacle(weights[name], encodings.get(name), config)
-        for name, label in names.items()
+        for name, label in labels.items()
     }
-    reasons = {label: why for label, why in obstacles.items() if why is not None}
-    able = [label for label, why in obstacles.items() if why is None]
-    selected, left_out = select_layers(able, config, obstacles) if able else ([], {})
-    reasons |= left_out
+    reasons = {label: reason for label, reason in obstacles.items() if reason is not None}
+    able = [label for label, reason in obstacles.items() if reason is None]
+    selected, skipped = select_layers(able, config, obstacles) if able else ([], {})
+    reasons |= skipped
     if not selected:
-        raise nothing(reasons)
-    return Chosen({name: label for name, label in names.items() if label in selected}, reasons)
+        raise nothing_to_share(reasons)
+    return SelectedWeights({name: label for name, label in labels.items() if label in selected}, reasons)
 
 
 def obstacle(weight: Tensor, encoding: Encoding | None, config: ShareConfig) -> str | None:
-    """Why a weight cannot be shared so; None where it can."""
+    """The reason why a weight cannot be clustered as the config says; None where it can."""
     if weight.dtype not in DTYPES:
         return f"its type is {str(weight.dtype).removeprefix('torch.')}"
     if config.vector > 1:
@@ -76,8 +74,8 @@ def obstacle(weight: Tensor, encoding: Encoding | None, config: ShareConfig) -> 
     return None
 
 
-def require_no_more(name: str, before: Tensor, after: Tensor, encoding: Encoding | None) -> None:
-    """Make sure of what an earlier sharing promised: a weight gets no more different values than it has.
+def refuse_more_values(name: str, before: Tensor, after: Tensor, encoding: Encoding | None) -> None:
+    """Keep the promise of an earlier ``share``: a weight gets no more distinct values than it had.
 
     Args:
         name: of the parameter.
@@ -86,7 +84,7 @@ def require_no_more(name: str, before: Tensor, after: Tensor, encoding: Encoding
         encoding: how it was stored.
 
     Raises:
-        UsageError: it was shared, and has more now.
+        UsageError: it was shared, and has more distinct values now.
     """
     if not is_shared(encoding):
         return
@@ -99,11 +97,12 @@ def require_no_more(name: str, before: Tensor, after: Tensor, encoding: Encoding
         )
 
 
-def nothing(reasons: Mapping[str, str]) -> NothingCompressed:
-    """The error that says why nothing could be shared."""
-    name, why = next(iter(reasons.items()), ("", ""))
-    what = f"no layer can be shared ({name}: {why})" if name else "no layer can be shared"
-    return NothingCompressed(what, hint="nothing was written; see --include, --exclude and --vector")
+def nothing_to_share(reasons: Mapping[str, str]) -> NothingCompressed:
+    """The error for a network without a weight to cluster, with the first layer's reason."""
+    name, reason = next(iter(reasons.items()), ("", ""))
+    problem = f"no layer can be shared ({name}: {reason})" if name else "no layer can be shared"
+    options = f"{option('include')}, {option('exclude')} and {option('vector')}"
+    return NothingCompressed(problem, hint=f"nothing was written; see {options}")
 
 
 @dataclass(frozen=True)
@@ -111,10 +110,10 @@ class SharedLayer:
     """One weight before and after.
 
     Attributes:
-        name: of its layer.
+        name: label of its layer.
         kind: of its layer.
-        weights: how many there are.
-        values: how many different ones after.
+        weights: number of its values.
+        values: number of its distinct values after.
         bits: empirical entropy of the values, in bits for a weight, without regard to their order.
         error: squared change of the weights over their squares; None where they cannot be compared, since a
             batch norm was folded into them.
@@ -136,10 +135,10 @@ def summary(
     """Every weight-carrying layer, in the order of ``coverage``.
 
     Args:
-        before: the weights as they were, by parameter name.
-        after: the same as they are.
-        coverage: what became of each layer.
-        comparable: whether the same weights can be compared.
+        before: the original weights, by parameter name.
+        after: the same weights now.
+        coverage: the outcome for each layer.
+        comparable: False where batch norms were folded into the weights.
     """
     names = {label: name for name, label in weight_labels(after).items()}
     layers = []
@@ -147,20 +146,20 @@ def summary(
         name = names.get(layer.name)
         if name is None:
             continue
-        values, bits = _spread(after[name])
-        error = _error(before[name], after[name]) if comparable and name in before else None
+        values, bits = _values_and_entropy(after[name])
+        error = _relative_error(before[name], after[name]) if comparable and name in before else None
         count = after[name].numel()
         layers.append(SharedLayer(layer.name, layer.kind, count, values, bits, error, layer.reason))
     return tuple(layers)
 
 
-def _spread(weight: Tensor) -> tuple[int, float]:
-    """How many different values there are, and their entropy."""
+def _values_and_entropy(weight: Tensor) -> tuple[int, float]:
+    """The number of distinct values, and their entropy in bits."""
     counts = torch.unique(weight.detach().flatten(), return_counts=True)[1].double()
     return len(counts), float((counts / counts.sum() * (counts.sum() / counts).log2()).sum())
 
 
-def _error(before: Tensor, after: Tensor) -> float:
+def _relative_error(before: Tensor, after: Tensor) -> float:
     old, new = before.detach().double(), after.detach().double()
     energy = float(old.square().sum())
     return float((new - old).square().sum()) / energy if energy else 0.0

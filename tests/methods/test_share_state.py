@@ -11,8 +11,8 @@ from modelopt_cli.artifact import predicted_bytes, write_stream
 from modelopt_cli.artifact.encodings import compact_state, pruned_names
 from modelopt_cli.artifact.reader import read_tensors
 from modelopt_cli.errors import NothingCompressed, UsageError
+from modelopt_cli.methods.share.apply import StateResult, apply_to_state
 from modelopt_cli.methods.share.config import ShareConfig
-from modelopt_cli.methods.share.untraced import StateResult, apply_to_state
 from modelopt_cli.program import Encoding
 
 
@@ -110,12 +110,12 @@ def test_tied_tensors_stay_tied() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"bits": "auto", "ratio": 9.0}, "--bits auto needs a network that can be traced"),
-        ({"bits": 4, "weighting": "hessian"}, "--weighting hessian needs a network that can be traced"),
-        ({"bits": 4, "weighting": "fisher"}, "--weighting fisher needs a network that can be traced"),
-        ({"bits": 4, "scope": "network"}, "--scope network needs a network that can be traced"),
-        ({}, "nothing says how large the tables are"),
-        ({"bits": 4, "include": ("cnv",)}, "--include 'cnv' matches no layer"),
+        ({"bits": "auto", "ratio": 9.0}, "bits auto needs a network that can be traced"),
+        ({"bits": 4, "weighting": "hessian"}, "weighting hessian needs a network that can be traced"),
+        ({"bits": 4, "weighting": "fisher"}, "weighting fisher needs a network that can be traced"),
+        ({"bits": 4, "scope": "network"}, "scope network needs a network that can be traced"),
+        ({}, "nothing says how large the codebooks are"),
+        ({"bits": 4, "include": ("cnv",)}, "include 'cnv' matches no layer"),
     ],
     ids=str,
 )
@@ -125,7 +125,7 @@ def test_what_needs_a_graph_is_refused(
     with pytest.raises(UsageError, match=says) as caught:
         apply_to_state(state, ShareConfig(**options), has_network=has_network)
     if "needs a network" in says:
-        assert ("--arch" in str(caught.value)) is not has_network
+        assert ("with arch" in str(caught.value)) is not has_network
 
 
 def test_nothing_to_share_is_an_error(state: dict[str, Tensor]) -> None:
