@@ -10,6 +10,16 @@ from typing import BinaryIO
 from modelopt_cli.errors import EnvironmentFailure, InputError
 
 
+def require_there(path: str | Path, error: type[InputError]) -> None:
+    """Refuse a path where nothing is, without a look at what is there.
+
+    Raises:
+        InputError: of the class ``error``.
+    """
+    if not os.path.exists(path):
+        raise error("no such file", where=str(path))
+
+
 def open_regular(path: str | Path, error: type[InputError]) -> BinaryIO:
     """Open a regular file. A named pipe, on which a plain ``open`` waits for ever, is refused at once.
 

@@ -26,6 +26,7 @@ from modelopt_cli.api.training import history_entry
 from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, names_of_classes, trainer
 from modelopt_cli.artifact.coding import Code, require_code
 from modelopt_cli.artifact.encodings import compact, compact_state, require_not_shared
+from modelopt_cli.artifact.naming import scratch_beside
 from modelopt_cli.checkpoint import Opened, require_network
 from modelopt_cli.data import PreprocessOverrides
 from modelopt_cli.errors import UsageError
@@ -204,12 +205,6 @@ def distill(
         options, gates = replace(options, baseline=0), replace(gates, judged=len(pairs) - 1)
         evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
     return replace(outcome, evaluation=evaluation)
-
-
-def scratch_beside(output: str | Path) -> Path:
-    """Where the student without a teacher is written."""
-    path = Path(output)
-    return path.with_name(f"{path.stem}-scratch{path.suffix}")
 
 
 def _file_of(student: Student) -> list[str]:

@@ -1,4 +1,4 @@
-"""Check of an artifact's file name. Standard library only."""
+"""Names of artifacts: what they may end in, and what stands next to one. Standard library only."""
 
 from pathlib import Path
 
@@ -20,3 +20,9 @@ def check_suffix(path: str | Path) -> None:
             where=str(path),
             hint=f"end its name in {SUFFIX}",
         )
+
+
+def scratch_beside(output: str | Path) -> Path:
+    """Where the student without a teacher is written."""
+    path = Path(output)
+    return path.with_name(f"{path.stem}-scratch{path.suffix}")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from modelopt_cli.artifact.naming import scratch_beside
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.curve import check_curve, draw_curve
@@ -54,8 +55,6 @@ def distill(
     asked = options.training_request(files, training)
     assert asked is not None
 
-    from modelopt_cli.api.distilling import scratch_beside
-
     target = options.chosen_output(output, checkpoint, "distilled")
     outputs = [target, scratch_beside(target)] if networks.compare_scratch else [target]
     sources: list[str | Path] = [checkpoint, networks.student or "", *(path for path, _ in networks.others())]
@@ -84,4 +83,5 @@ def distill(
             draw_curve(console, files.curve, asked, target, force)
         show_distilled(console, outcome, exports, force=force)
 
-    return options.undone(work, delete_on_fail, *outputs)
+    begin = options.checked(work, [checkpoint], outputs, force=force)
+    return options.undone(begin, delete_on_fail, *outputs)

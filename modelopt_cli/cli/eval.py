@@ -92,7 +92,7 @@ def evaluate(
             )
         show_evaluation(console, evaluation, exports, force=force)
 
-    return rehearse if dry_run else work
+    return options.checked(rehearse if dry_run else work, paths)
 
 
 def with_baseline(checkpoints: list[Path], baseline: Path | None) -> tuple[list[Path], int]:

@@ -57,7 +57,7 @@ def inspect(
         found = api.layers(checkpoint, arch=arch, overrides=overrides, on_note=console.note)
         _show_layers(console, checkpoint, found)
 
-    return work
+    return options.checked(work, [checkpoint])
 
 
 def _show_layers(console: Console, path: Path, layers: "list[Layer]") -> None:

@@ -101,7 +101,8 @@ def prune(
             draw_curve(console, files.curve, asked, target, force)
         show_pruned(console, outcome, exports, force=force)
 
-    return options.undone(work, delete_on_fail, target)
+    begin = options.checked(work, [checkpoint], [] if dry_run else [target], force=force)
+    return options.undone(begin, delete_on_fail, target)
 
 
 def _sensitivity(

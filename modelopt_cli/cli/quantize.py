@@ -58,4 +58,5 @@ def quantize(
             )
         show_quantized(console, outcome, exports, force=force)
 
-    return options.undone(work, delete_on_fail, target)
+    begin = options.checked(work, [checkpoint], [] if dry_run else [target], force=force)
+    return options.undone(begin, delete_on_fail, target)

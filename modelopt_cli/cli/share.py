@@ -78,7 +78,8 @@ def share(
             draw_curve(console, files.curve, asked, target, force)
         show_shared(console, outcome, exports, force=force)
 
-    return options.undone(work, delete_on_fail, target)
+    begin = options.checked(work, [checkpoint], [] if dry_run else [target], force=force)
+    return options.undone(begin, delete_on_fail, target)
 
 
 def within_budget(config: ShareConfig, gates: options.GateOptions) -> ShareConfig:

@@ -76,4 +76,5 @@ def train(
             draw_curve(console, files.curve, asked, target, force)
         show_trained(console, outcome, exports, force=force)
 
-    return options.undone(work, delete_on_fail, target)
+    begin = options.checked(work, [checkpoint], [target], force=force)
+    return options.undone(begin, delete_on_fail, target)

@@ -102,6 +102,12 @@ def test_closed_streams_are_no_error(environ):
         ["eval", "--help"],
         ["quantise"],
         ["eval", "a", "--crop", "x"],
+        ["eval", "nothing.pth"],
+        ["inspect", "nothing.pth"],
+        ["quantize", "nothing.pth"],
+        ["quantize", ".", "-o", "nowhere/x.safetensors"],
+        ["prune", ".", "--sparsity", "0.5", "-o", "nowhere/x.safetensors"],
+        ["share", ".", "--bits", "4", "-o", "nowhere/x.safetensors"],
     ],
     ids=" ".join,
 )

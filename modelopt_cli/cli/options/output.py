@@ -1,5 +1,6 @@
 """The file that is read and the files that are written."""
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,8 @@ import typer
 from modelopt_cli.artifact import check_output, check_suffix
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.values import Reader, parse_choice
+from modelopt_cli.errors import CheckpointError
+from modelopt_cli.regular import require_there
 
 if TYPE_CHECKING:
     from modelopt_cli.artifact.coding import Code as Coding
@@ -104,6 +107,22 @@ def check_exports(paths: tuple[Path, ...], force: bool) -> None:
     """Refuse files that must not be written to, before anything is measured; raises OutputError."""
     for path in paths:
         check_output(path, force)
+
+
+def checked(
+    work: Work, sources: Iterable[Path | None], outputs: Iterable[Path] = (), *, force: bool = False
+) -> Work:
+    """``work`` that looks at the paths of its files first, before it takes seconds to import torch."""
+    given, targets = [path for path in sources if path is not None], list(outputs)
+
+    def guarded() -> None:
+        for path in given:
+            require_there(path, CheckpointError)
+        for path in targets:
+            check_output(path, force, given)
+        work()
+
+    return guarded
 
 
 def undone(work: Work, wanted: bool, *outputs: Path) -> Work:
