@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,6 +74,11 @@ class Learner:
     def result(self) -> nn.Module:
         """The network whose weights are validated and kept."""
         return self.average.network if self.average is not None else self.network
+
+    @property
+    def guessing(self) -> float:
+        """The cross-entropy of equal probabilities for all classes, in nats."""
+        return math.log(self.classes)
 
     def rate(self, step: int) -> float:
         """The learning rate of ``step``."""

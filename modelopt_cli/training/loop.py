@@ -69,6 +69,8 @@ class Loop:
             self._save_before_leaving()
             raise
         self._report(self.learner.steps)
+        if problem := self.recovery.still_high(self.place):
+            self._note(problem)
         self._keep_best()
 
     def begin(self) -> None:

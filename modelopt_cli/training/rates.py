@@ -1,14 +1,16 @@
 """The largest learning rate, where nobody gives one: a short range test before the first step.
 
 L. Smith, "Cyclical learning rates for training neural networks", WACV 2017, section 3.3: train a little with
-a rate that grows, and see where the loss begins to rise. Networks whose layers are normalised do not need it:
-their weights' scale has no influence on their outputs, and the usual rates suit them all.
+a rate that grows, and see where the loss begins to rise. Networks that normalise what each layer returns do
+not need it: their weights' scale has no influence on their outputs, and the usual rates suit them all.
 """
 
-from itertools import islice
+from collections.abc import Iterator
+from itertools import islice, pairwise
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, fx, nn
 
 from modelopt_cli.training.learner import Learner
 from modelopt_cli.training.loader import Batch, training_batches
@@ -34,8 +36,32 @@ def needs_test(learner: Learner) -> bool:
 
 
 def is_normalised(network: nn.Module) -> bool:
-    """True if a layer of the network normalises its inputs, over samples or channels."""
-    return any(isinstance(module, NORMS) for module in network.modules())
+    """True if every layer with weights but the last is followed by one that normalises.
+
+    Over samples or over channels.
+    """
+    normalise = [
+        isinstance(it, NORMS) for it in _layers(network) if isinstance(it, NORMS) or _has_weights(it)
+    ]
+    return any(normalise) and all(layer or following for layer, following in pairwise(normalise))
+
+
+def _layers(network: nn.Module) -> Iterator[nn.Module | Tensor]:
+    """Layers and single weights, in the order in which a graph runs them or, without one, of their names."""
+    if not isinstance(network, fx.GraphModule):
+        yield from network.modules()
+        return
+    for node in network.graph.nodes:
+        if node.op == "call_module":
+            yield from network.get_submodule(node.target).modules()
+        elif node.op == "get_attr":
+            yield attrgetter(node.target)(network)
+
+
+def _has_weights(layer: nn.Module | Tensor) -> bool:
+    """True if parameters of the layer itself learn, other than biases and scales of channels."""
+    own = [layer] if isinstance(layer, Tensor) else layer.parameters(recurse=False)
+    return any(p.requires_grad and p.dim() > 1 for p in own)
 
 
 def tested_rate(loop: "Loop") -> float:

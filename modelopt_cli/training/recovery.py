@@ -7,6 +7,7 @@ from torch import Tensor
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.training.learner import Learner
+from modelopt_cli.training.objectives import CrossEntropy
 from modelopt_cli.training.snapshot import Place, kept, restore
 from modelopt_cli.training.state import State
 
@@ -18,7 +19,11 @@ MOST = 5
 """Returns in one training before it ends with an error."""
 LIMIT = 100
 """Training has diverged when the loss is so many times what it was at the start, or 1 if that was less. Ten
-times is nothing: networks with batch norm come back from there."""
+times is nothing in the first ``EARLY`` steps: networks with batch norm come back from there."""
+EARLY = 2 * WINDOW
+LATE_LIMIT = 1.1
+"""After those and at the end, the loss may be so many times what it was at the start, or what guessing has if
+that was less: training must not make a network worse than none does."""
 
 
 class Diverged(UsageError):
@@ -60,16 +65,43 @@ class Recovery:
             place: how far the training is.
 
         Raises:
-            Diverged: a weight is not finite, or the losses are far above that of the first step.
+            Diverged: a weight is not finite, or the losses are above their limit.
         """
         mean = (total - place.judged) / (samples - place.judged_samples)
         place.judged, place.judged_samples = total, samples
         assert place.start is not None
         place.good = mean <= place.start
-        if mean > LIMIT * max(place.start, 1.0):
+        if mean > self._limit(place.start, place.step):
             raise self.diverged(f"the loss is {mean:.3g}, from {place.start:.3g} at the start,", place.step)
         if not all(bool(torch.isfinite(p).all()) for p in self.learner.parameters):
             raise self.diverged("a weight is not a finite number", place.step)
+
+    def _limit(self, start: float, step: int) -> float:
+        """The largest loss after ``step`` steps that is no divergence.
+
+        The late limit ends no training: after the last return the loss may be what it is.
+        """
+        if self.returns < MOST and (step > EARLY or step == self.learner.steps):
+            return LATE_LIMIT * max(start, self.learner.guessing)
+        return LIMIT * max(start, 1.0)
+
+    def still_high(self, place: Place) -> str | None:
+        """What to say of a training that ends with a loss no lower than it began; None where it is lower.
+
+        A network that was trained before may end with a loss somewhat higher: of fewer weights, say.
+        """
+        assert place.start is not None
+        guessing = self.learner.guessing
+        untrained = (
+            min(place.start, guessing) if isinstance(self.learner.objective, CrossEntropy) else place.start
+        )
+        if place.loss < max(untrained, guessing / 2):
+            return None
+        return (
+            f"the loss is still high: its mean over the last epoch is {place.loss:.4g}, where guessing has "
+            f"{guessing:.4g} and the first step had {place.start:.4g}; give more --epochs or another --lr, "
+            "and look at the labels"
+        )
 
     def diverged(self, problem: str, step: int) -> Diverged:
         """The error that ends a training which cannot be brought back."""

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from training_helpers import Watcher, differing, noisy_patterns, plain_network, small_network
 
 from modelopt_cli.checkpoint.builtin import BUILTINS
 from modelopt_cli.data import open_data
 from modelopt_cli.data.preprocess import PreprocessOverrides
 from modelopt_cli.program import InputSpec
+from modelopt_cli.program.capture import capture
 from modelopt_cli.training import OPTIMIZERS, TrainConfig, Training, fit
 from modelopt_cli.training.loader import training_batches
 from modelopt_cli.training.rates import is_normalised
@@ -23,6 +26,12 @@ from modelopt_cli.training.run import Run
 from modelopt_cli.training.schedule import warmup_steps
 
 DATA = noisy_patterns(64)
+
+
+def normalised_network() -> nn.Sequential:
+    """A norm follows every layer but the last."""
+    layers = list(small_network())
+    return nn.Sequential(*layers[:4], nn.BatchNorm2d(4), *layers[4:])
 
 
 def losses(name: str, folder: Path, config: TrainConfig, samples: int, width: float = 1.0) -> list[float]:
@@ -111,16 +120,33 @@ def test_the_rate_test_leaves_no_trace(more: dict[str, Any]) -> None:
     assert watchers[0].steps == watchers[1].steps
 
 
+@pytest.mark.parametrize("scale", [30, 100])
+def test_batch_norms_spare_no_test_where_other_layers_are_not_normalised(scale: float) -> None:
+    """As in VGG networks with batch norm, whose large linear layers have none: the usual rate is too high."""
+
+    def network() -> nn.Sequential:
+        plain = plain_network(scale=scale)
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, bias=False), nn.BatchNorm2d(2), nn.ReLU(), *plain)
+
+    config = TrainConfig(epochs=3, batch_size=16)
+    usual = fit(network(), Training(DATA, config=replace(config, lr=config.peak_lr)), seed=3)
+    assert usual.returns or usual.loss > math.log(3), "this would show nothing"
+    tested = fit(network(), Training(DATA, config=config), seed=3)
+    assert (tested.returns, tested.loss < 0.1) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("network", "lr"),
-    [(small_network, None), (lambda: plain_network(scale=1000), 1e-4)],
+    [(normalised_network, None), (lambda: plain_network(scale=1000), 1e-6)],
     ids=["normalised", "given"],
 )
 def test_other_rates_are_not_tested(network: Any, lr: float | None) -> None:
-    config = TrainConfig(epochs=1, batch_size=16, lr=lr)
+    config = TrainConfig(epochs=3, batch_size=16, lr=lr)
     watcher, notes = Watcher(), list[str]()
     trained = fit(network(), Training(DATA, config=config, note=notes.append), seed=0, companions=[watcher])
-    assert (trained.lr, notes, len(watcher.weights)) == (config.peak_lr, [], 4)
+    assert (trained.lr, len(watcher.weights)) == (config.peak_lr, 12)
+    assert not any("learning rate" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +163,52 @@ def test_other_rates_are_not_tested(network: Any, lr: float | None) -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_layers_that_normalise(layer: nn.Module, normalised: bool) -> None:
-    assert is_normalised(nn.Sequential(nn.Linear(2, 2), nn.Sequential(layer))) is normalised
+    assert is_normalised(nn.Sequential(nn.Linear(2, 2), nn.Sequential(layer), nn.Linear(2, 2))) is normalised
+
+
+def in_another_order(order: Sequence[int]) -> nn.Module:
+    """Layers that are registered in one order, and called in ``order``."""
+
+    class Reordered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2), nn.LayerNorm(2), nn.LayerNorm(2)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for number in order:
+                x = self.layers[number](x)
+            return x
+
+    return Reordered()
+
+
+@pytest.mark.parametrize(
+    ("network", "normalised"),
+    [
+        (nn.Linear(2, 2), False),
+        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2)), True),
+        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2), nn.Linear(2, 2)), False),
+        (nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2), nn.Linear(2, 2)), False),
+        (nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2), nn.BatchNorm1d(2)), True),
+        (in_another_order([0, 2, 1, 3]), False),
+        (fx.symbolic_trace(in_another_order([0, 2, 1, 3])), True),
+        (fx.symbolic_trace(in_another_order([2, 0, 1, 3])), False),
+    ],
+    ids=["single", "between", "missing", "before", "frozen", "registered", "graph", "graph without"],
+)
+def test_every_layer_must_be_followed_by_one_that_normalises(network: nn.Module, normalised: bool) -> None:
+    assert is_normalised(network) is normalised
+
+
+@pytest.mark.parametrize(
+    ("name", "normalised"), [("resnet8", True), ("resnet20", True), ("lenet5", False), ("cnn2", False)]
+)
+def test_built_in_residual_networks_keep_the_usual_rate(name: str, normalised: bool) -> None:
+    """Traced as training traces them, too: the graph's modules are registered in an order of their own."""
+    builtin = BUILTINS[name]
+    network = builtin.make(width=0.5)
+    program = capture(network, InputSpec((builtin.channels, builtin.size, builtin.size)))
+    assert (is_normalised(network), is_normalised(program)) == (normalised, normalised)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from training_helpers import Breaking, differing, noisy_patterns, small_network, weights_of
+from training_helpers import Breaking, Watcher, differing, noisy_patterns, small_network, weights_of
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.training import TrainConfig, Training, fit, loop
+from modelopt_cli.training import CrossEntropy, Objective, TrainConfig, Training, fit, loop, recovery
+from modelopt_cli.training.distributed import world
+from modelopt_cli.training.learner import Learner
 from modelopt_cli.training.loader import training_batches
 from modelopt_cli.training.run import Run
+from modelopt_cli.training.snapshot import Place
 
 DATA = noisy_patterns(64)
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.2, schedule="constant")
@@ -88,8 +91,10 @@ def test_back_to_the_start_where_nothing_better_was_reached() -> None:
 
     found, given, notes = steep(), steep(), list[str]()
     trained = fit(found, Training(DATA, config=CONFIG, note=notes.append), seed=5)
-    assert len(notes) == trained.returns > 0
-    assert all("; going back to step 0 with" in note for note in notes)
+    *returned, still_high = notes
+    assert len(returned) == trained.returns > 0
+    assert all("; going back to step 0 with" in note for note in returned)
+    assert still_high.startswith("train: the loss is still high: ")
     rate = 0.2 / 4**trained.returns
     assert not fit(given, Training(DATA, config=replace(CONFIG, lr=rate)), seed=5).returns
     assert not differing(found.state_dict(), given.state_dict())
@@ -163,3 +168,58 @@ def test_long_epochs_have_good_states_within_them(monkeypatch: pytest.MonkeyPatc
     fit(network, training, seed=5, companions=[Breaking(after=10, factor=math.nan)])
     assert notes[0].partition("; ")[2].startswith("going back to step 8 ")
     assert not differing(network.state_dict(), by_hand({11: 8}).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("after", "early", "returns"), [(5, 100, 0), (5, 4, 1), (13, 100, 1)], ids=["early", "late", "at the end"]
+)
+def test_a_loss_above_its_start_is_forgiven_early_only(
+    after: int, early: int, returns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few times the loss at the start; the network recovers from it, where it is given the time."""
+    monkeypatch.setattr(recovery, "EARLY", early)
+    notes: list[str] = []
+    training = Training(DATA, config=CONFIG, note=notes.append)
+    trained = fit(small_network(), training, seed=5, companions=[Breaking(after=after, factor=-6)])
+    assert (trained.returns, len(notes), trained.loss < math.log(3)) == (returns, returns, True)
+
+
+class AlwaysBreaking(Watcher):
+    """Sets the last weights to large ones in the last epoch, however often it is begun."""
+
+    def before_step(self, network: nn.Module, step: int, steps: int) -> None:
+        super().before_step(network, step, steps)
+        if step >= 12:
+            with torch.no_grad():
+                large = torch.linspace(-9, 9, 48).sin().mul(9).view(3, 16)
+                network[-1].weight.copy_(large)  # type: ignore[operator, union-attr, index]
+
+
+def test_a_loss_above_its_start_ends_no_training_and_is_said() -> None:
+    notes: list[str] = []
+    training = Training(DATA, config=CONFIG, note=notes.append)
+    trained = fit(small_network(), training, seed=5, companions=[AlwaysBreaking()])
+    assert (trained.returns, trained.steps, len(notes)) == (5, 16, 6)
+    still_high = f"train: the loss is still high: its mean over the last epoch is {trained.loss:.4g}, where "
+    assert notes[-1].startswith(still_high)
+
+
+@pytest.mark.parametrize(("start", "loss", "labels", "others"), [
+    (2.7, 2.4, True, False),  # guessing has 2.303
+    (2.7, 2.2, False, False),
+    (2.2, 2.25, True, True),
+    (500.0, 100.0, True, False),
+    (500.0, 501.0, True, True),
+    (0.01, 0.2, False, False),
+    (0.01, 1.5, True, True),
+])  # fmt: skip
+def test_what_counts_as_a_high_loss_at_the_end(start: float, loss: float, labels: bool, others: bool) -> None:
+    """Guessing is the measure of cross-entropy alone, and little is said of a network trained before."""
+
+    def said(objective: Objective) -> bool:
+        network, data = nn.Linear(2, 10), TrainConfig()
+        learner = Learner(network, data, objective, (), world("cpu"), classes=10, seed=0, steps_per_epoch=1)
+        return recovery.Recovery(learner, "train").still_high(Place(start=start, loss=loss)) is not None
+
+    assert said(CrossEntropy()) is labels
+    assert said(lambda logits, targets, seen: logits.sum()) is others
