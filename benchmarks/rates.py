@@ -39,7 +39,7 @@ NETWORKS = (
     "torchvision:densenet121",
     "torchvision:convnext_tiny",
     "torchvision:swin_t",
-    "timm:vit_tiny_patch16_224?img_size=32&patch_size=8",
+    "torchvision.models:VisionTransformer?image_size=32&patch_size=8&num_layers=6&num_heads=3&hidden_dim=192&mlp_dim=768",
 )
 SIZES = {"torchvision:alexnet": 64}
 """Height and width of the images where 32 pixels are too few."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from training_helpers import differing, noisy_patterns, small_network, weights_of
+from training_helpers import differing, noisy_patterns, normalised_network, small_network, weights_of
 
 from modelopt_cli.training import CrossEntropy, TrainConfig, Training, fit, forecast, timing
 from modelopt_cli.training.learner import Learner
@@ -45,7 +45,7 @@ def costly(clock, monkeypatch):
 def foreseen(training, **keywords):
     """The forecast of one training."""
     training.forecasts.clear()
-    fit(small_network(), training, seed=0, **keywords)
+    fit(normalised_network(), training, seed=0, **keywords)
     (found,) = training.forecasts
     return found
 

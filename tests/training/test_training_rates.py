@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from training_helpers import Watcher, differing, noisy_patterns, plain_network, small_network
+from training_helpers import Watcher, differing, noisy_patterns, normalised_network, plain_network
 
 from modelopt_cli.checkpoint.builtin import BUILTINS
 from modelopt_cli.data import open_data
@@ -26,12 +26,6 @@ from modelopt_cli.training.run import Run
 from modelopt_cli.training.schedule import warmup_steps
 
 DATA = noisy_patterns(64)
-
-
-def normalised_network() -> nn.Sequential:
-    """A norm follows every layer but the last."""
-    layers = list(small_network())
-    return nn.Sequential(*layers[:4], nn.BatchNorm2d(4), *layers[4:])
 
 
 def losses(name: str, folder: Path, config: TrainConfig, samples: int, width: float = 1.0) -> list[float]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from training_helpers import CLASSES, noisy_patterns, small_network, weights_of
+from training_helpers import CLASSES, noisy_patterns, normalised_network, small_network, weights_of
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.training import Seen, TrainConfig, Training, fit
@@ -26,7 +26,7 @@ class Looking:
 
 def shown(config: TrainConfig) -> list[Seen]:
     looking = Looking()
-    fit(small_network(), Training(DATA, config=config), seed=0, objective=looking)
+    fit(normalised_network(), Training(DATA, config=config), seed=0, objective=looking)
     return looking.shown
 
 

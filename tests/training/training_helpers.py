@@ -37,6 +37,12 @@ def small_network(dropout: float = 0.0, seed: int = 0) -> nn.Sequential:
     return network
 
 
+def normalised_network() -> nn.Sequential:
+    """A norm follows every layer but the last: it has its usual rate without a test."""
+    layers = list(small_network())
+    return nn.Sequential(*layers[:4], nn.BatchNorm2d(4), *layers[4:])
+
+
 def plain_network(width: int = 64, scale: float = 1.0) -> nn.Sequential:
     """Nothing in it normalises; ``scale`` makes it as steep as one likes."""
     before = torch.get_rng_state()
