@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.checkpoint.builtin import BUILTINS
-from modelopt_cli.checkpoint.open import fresh_model
+from modelopt_cli.checkpoint.opened import fresh_model
 from modelopt_cli.data import open_data
 from modelopt_cli.data.preprocess import PreprocessOverrides
 from modelopt_cli.measure.environment import cpu_name

@@ -46,8 +46,8 @@ class TrainConfig(Config, title="Training"):
         Setting(
             "Largest learning rate.",
             above=0,
-            default="0.1 for every 128 samples of a batch, adamw 0.001; less where a network without "
-            "normalisation needs it",
+            default="0.1 for every 128 samples of a batch, adamw 0.001; less where a short test "
+            "shows that the network needs it",
         ),
     ] = None
     momentum: Annotated[float, Setting("Momentum of sgd.", least=0, below=1, advanced=True)] = 0.9
