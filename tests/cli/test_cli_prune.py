@@ -219,7 +219,7 @@ BAD = {
     "a glob that matches nothing": ([*HALF, "--exclude", "conv*"], 2, "conv*"),
     "nothing left to prune": ([*HALF, "--exclude", "*"], 1, "no layer can be pruned"),
     "epochs without data": ([*HALF, "--epochs", "1"], 2, "--epochs: there is nothing to train on"),
-    "training without epochs": ([*HALF, *TUNE], 2, "--lr: has no meaning without --epochs"),
+    "training without epochs": ([*HALF, *TUNE], 2, "--lr has no meaning without --epochs"),
     "resuming without epochs": ([*HALF, "--resume"], 2, "--resume: has no meaning without --epochs"),
     "more rounds than epochs": (
         [*HALF, *TUNE, "--epochs", "1", "--schedule", "iterative"],
@@ -233,7 +233,7 @@ BAD = {
         "--teacher: 'me' is not one of",
     ),
     "sensitivity for real": ([*HALF, "--sensitivity"], 2, "--sensitivity: has no meaning without --dry-run"),
-    "sensitivity without data": (["--sensitivity", "--dry-run"], 2, "--calib or --data"),
+    "sensitivity without data": (["--sensitivity", "--dry-run"], 2, "--calibration or --data"),
     "a plot of nothing": ([*HALF, "--plot", "a.png"], 2, "--plot: has no meaning without --sensitivity"),
     "a plot of no kind": (["--sensitivity", "--dry-run", "--plot", "a.txt"], 2, "ends in none of .png, .svg"),
     "validating on test data": (
