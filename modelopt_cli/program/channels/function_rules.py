@@ -60,8 +60,8 @@ def _reduce(t: Trace, node: fx.Node, given: Given) -> Any:
     x = t.ties.mix(x, dims, f"goes through {name} over channels")
     x = x[tuple(slice(0, 1) if d in dims else slice(None) for d in range(x.dim()))]
     if isinstance(shape, tuple) and not isinstance(shape, torch.Size):
-        return x.reshape(shape[0]), nothing(shape[1])
-    return nothing(shape) if name == "argmax" else x.reshape(shape)
+        return x.reshape(shape[0]), x.reshape(shape[1])  # places are of the channels that their values are of
+    return x.reshape(shape)
 
 
 def _mixing(t: Trace, node: fx.Node, given: Given) -> Any:
@@ -186,9 +186,11 @@ def _glu(t: Trace, node: fx.Node, given: Given) -> Any:
 def _norm_call(rule: Any) -> Rule:
     def apply(t: Trace, node: fx.Node, given: Given) -> Any:
         path = _layer_of(t, given.get("weight"), given.get("bias"))
-        statistics = [given.get(name) for name in ("running_mean", "running_var")]
+        statistics = {name: given.get(name) for name in ("running_mean", "running_var")}
         own = all(
-            isinstance(s, Fetched) and s.path.rpartition(".")[0] == path for s in statistics if s is not None
+            isinstance(value, Fetched) and value.path == f"{path}.{name}"
+            for name, value in statistics.items()
+            if value is not None
         )
         if path is None or not own:
             return t.unsupported(node, given)
@@ -201,9 +203,9 @@ def _norm_call(rule: Any) -> Rule:
 _NAMES: dict[Rule, str] = {
     _elementwise: """
         relu relu6 elu selu celu leaky_relu rrelu gelu silu mish softplus softsign softshrink hardshrink
-        tanhshrink threshold hardtanh hardswish hardsigmoid sigmoid tanh logsigmoid neg negative pos abs
+        tanhshrink threshold hardtanh hardswish hardsigmoid sigmoid tanh logsigmoid neg pos abs
         square sqrt rsqrt reciprocal exp expm1 log log1p log2 sin cos tan atan erf sign round floor ceil
-        clamp clamp_min clamp_max clip add sub mul div floordiv floor_divide mod remainder pow minimum
+        clamp clamp_min clamp_max add sub mul div floor_divide remainder pow minimum
         maximum lt le eq ne gt ge and or xor invert logical_and logical_or logical_not where masked_fill
     """,
     _first: """
@@ -224,7 +226,7 @@ _NAMES: dict[Rule, str] = {
     _pool: """
         avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d lp_pool1d lp_pool2d
         adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-        adaptive_max_pool2d adaptive_max_pool3d interpolate upsample
+        adaptive_max_pool2d adaptive_max_pool3d interpolate
     """,
     _pad: "pad",
     _getattr: "getattr",
@@ -232,7 +234,7 @@ _NAMES: dict[Rule, str] = {
     _position_bias: "_get_relative_position_bias",
     _like: "zeros_like ones_like full_like",
     _made: "new_zeros new_ones new_full",
-    _fact: "size dim ndimension numel",
+    _fact: "size numel",
     _convolution: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     _linear: "linear",
     _embedding: "embedding",
