@@ -12,7 +12,12 @@ _FEW = 0.5  # share of the weights' bytes below which a warning says how little 
 
 
 def gain_notes(
-    source: str | Path, opened: Opened, coverage: Coverage, output: str | Path | None, file_bytes: int
+    source: str | Path,
+    opened: Opened,
+    coverage: Coverage,
+    output: str | Path | None,
+    file_bytes: int,
+    remedy: str = "",
 ) -> tuple[str, ...]:
     """One warning for each way in which a method gained less than one would think.
 
@@ -22,12 +27,12 @@ def gain_notes(
         coverage: what became of each layer.
         output: the file that was written; None where none was.
         file_bytes: length of that file, or what it would have.
+        remedy: what would compress more, where there is such a thing.
     """
     notes = []
     if coverage.byte_fraction < _FEW:
-        notes.append(
-            f"warning: only {100 * coverage.byte_fraction:.1f} % of the weights' bytes are compressed"
-        )
+        line = f"warning: only {100 * coverage.byte_fraction:.1f} % of the weights' bytes are compressed"
+        notes.append(f"{line}; {remedy}" if remedy else line)
     stored = opened.tensor_bytes or safetensors_bytes(Path(source)) or state_bytes(opened.state)
     before = Size(file_length(source, opened), 0, 0, None, stored)
     after = Size(file_bytes, 0, 0, None, safetensors_bytes(Path(output)) if output is not None else None)

@@ -25,7 +25,7 @@ from modelopt_cli.measure.latency import threads
 from modelopt_cli.measure.walk import Fall
 from modelopt_cli.methods.context import Context, Progress
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme
+from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme, Source, usable
 from modelopt_cli.methods.quantize.state_dict import TensorResult, apply_to_state
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program.coverage import Coverage, recorded
@@ -108,6 +108,8 @@ def quantize(
     opened = open_noting(source, arch, wanted, on_note, overrides, graph=False)
     judged = partial(rehearse, [opened], data, overrides, options, gates)
     runs = opened.program is not None or opened.module is not None
+    of_any = usable(Source.TENSORS)
+    remedy = "" if config.scheme in of_any else f"--scheme {' or '.join(of_any)} serves layers of any kind"
     if evaluate and not dry_run and runs:
         judged()
     with threads(options.threads), without_graph(opened, on_note):
@@ -120,12 +122,12 @@ def quantize(
         # What has no network is quantized only now, while it is written.
         if dry_run:
             predicted = made.predicted_bytes(code)
-            notes = (*gain_notes(source, opened, made.coverage, None, predicted), *_kept(snr_db))
+            notes = (*gain_notes(source, opened, made.coverage, None, predicted, remedy), *_kept(snr_db))
             return QuantizeOutcome(made.coverage, predicted, None, None, snr_db, notes)
         if evaluate and not runs:
             judged()  # after what a scheme needs, which says more
         written = made.write(output, force, code)
-    notes = (*gain_notes(source, opened, made.coverage, output, written.file_bytes), *_kept(snr_db))
+    notes = (*gain_notes(source, opened, made.coverage, output, written.file_bytes, remedy), *_kept(snr_db))
     outcome = QuantizeOutcome(made.coverage, written.file_bytes, written, None, snr_db, notes)
     if not evaluate:
         return outcome

@@ -24,8 +24,20 @@ from modelopt_cli.text import short
 _IMAGENET_CLASSES = 1000
 
 
+def _place(name: str) -> str | None:
+    """The module of a network that torchvision has, a classifier or not."""
+    from torchvision import models
+
+    return models.get_model_builder(name).__module__ if name in models.list_models() else None
+
+
 def _resolve(spec: ArchSpec) -> Architecture:
     inputs = torchvision_inputs()
+    if spec.name not in inputs and (place := _place(spec.name)) is not None:
+        hint = f"name it --arch {place}:{spec.name}, with --input-shape"
+        raise ArchitectureError(
+            f"torchvision's {short(spec.name)} is no network for image classification", hint=hint
+        )
     require_known(spec, inputs)
     options, assumed = dict(spec.options), list[str]()
     if spec.name in ("googlenet", "inception_v3"):

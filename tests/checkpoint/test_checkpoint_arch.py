@@ -60,6 +60,15 @@ class TestTorchvision:
             size,
         )
 
+    def test_what_is_no_classifier_of_images_is_named_by_its_module(self) -> None:
+        line = error_of("torchvision:r3d_18")
+        (spec,) = (word.rstrip(",") for word in line.split() if word.startswith("torchvision.models."))
+        assert line.startswith("torchvision's r3d_18 is no network for image classification; name it --arch")
+        module = resolve(spec).build()
+        assert isinstance(module, nn.Module)
+        assert type(module).__name__ == "VideoResNet"
+        assert error_of("torchvision:resnet19").endswith("did you mean torchvision:resnet18?")
+
     def test_labels_only_for_imagenets_thousand_classes(self) -> None:
         labels = resolve("torchvision:resnet18").labels
         assert labels is not None

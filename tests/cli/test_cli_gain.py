@@ -120,6 +120,67 @@ def test_the_size_of_several_files_is_that_of_what_was_read(here, modelopt, name
     assert "not smaller" not in outcome.err
 
 
+ODD = """
+from torch import nn
+
+def video():
+    return nn.Sequential(
+        nn.Conv3d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv3d(16, 16, 3),
+        nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(16, 5),
+    )
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.ModuleList(nn.GRU(16, 16, batch_first=True) for _ in range(8))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        for layer in self.body:
+            x, _ = layer(x)
+        return self.head(x[:, -1])
+"""
+CONV, GRU, HEAD = 27 * 16 * (3 + 16), 8 * 2 * 3 * 16 * 16, 16 * 5
+NONE = "no int8 kernel for "
+DYNAMIC = "dynamic int8 serves Linear, not "
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int8-weight"])
+@pytest.mark.parametrize(
+    ("name", "shape", "kind", "count", "left"),
+    [("video", "3x4x8x8", "Conv3d", 2, CONV), ("Recurrent", "6x16", "GRU", 8, GRU)],
+    ids=["video", "recurrent"],
+)
+def test_a_network_of_other_layers_is_said_to_be_left(
+    name, shape, kind, count, left, scheme, enter, tmp_path, modelopt
+):
+    (tmp_path / "odd").mkdir()
+    here = enter(tmp_path / "odd")
+    (here / "odd.py").write_text(ODD)
+    scope = {}
+    exec(compile(ODD, "odd.py", "exec"), scope)  # noqa: S102 -- our own text
+    torch.save(scope[name]().state_dict(), "odd.pth")
+    words = ["quantize", "odd.pth", "--arch", f"odd.py:{name}", "--input-shape", shape, "--scheme", scheme]
+    words += ["--calibration", f"synthetic:{shape}"] * (scheme == "int8")
+    found = modelopt(*words, "--no-eval", "-o", "out.safetensors")
+    assert found.code == 0, found.err
+    lines = found.err.splitlines()
+    if scheme == "int8-weight":
+        assert f"compressed {count + 1} of {count + 1} layers, 100.0 % of the weights' bytes" in lines
+        assert "warning" not in found.err
+        return
+    share = 100 * HEAD / (left + HEAD)
+    assert f"compressed 1 of {count + 1} layers, {share:.1f} % of the weights' bytes" in lines
+    why = {"int8": NONE, "int8-dynamic": DYNAMIC}[scheme] + kind
+    assert f"  not {count} layers, {100 - share:.1f} %: {why}" in lines
+    few = f"warning: only {share:.1f} % of the weights' bytes are compressed"
+    assert f"{few}; --scheme int8-weight serves layers of any kind" in lines
+    smaller = (here / "out.safetensors").stat().st_size < (here / "odd.pth").stat().st_size
+    assert any(line.startswith(SAME) for line in lines) or smaller
+    judged = modelopt(*words, "--min-coverage", "0.5", "--runs", "0", "--force", "-o", "out.safetensors")
+    assert (judged.code, "min-coverage" in judged.err) == (1, True)
+
+
 PRUNE = {
     "channels": ["prune", "--sparsity", "0.5", "--allocation", "uniform", "--round-to", "1"],
     "unstructured": ["prune", "--sparsity", "0.5", "--structure", "unstructured", "--allocation", "uniform"],
