@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import modelopt_cli
-from modelopt_cli.api.opening import open_input
+from modelopt_cli.api.opening import ModelFile, known_input
 from modelopt_cli.data import PreprocessOverrides, open_data
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +54,9 @@ class Judge:
     """A network and its images; says how good the network is with other parameters."""
 
     def __init__(self, network: Network) -> None:
-        spec = open_input([ROOT / network.checkpoint], network.arch, network.data, network.preprocess)
+        spec = known_input(
+            [ModelFile.of(ROOT / network.checkpoint)], network.arch, network.data, network.preprocess
+        )
         self.program = modelopt_cli.load(ROOT / network.checkpoint, arch=network.arch, input=spec)
         self.images, self.labels = self._samples(network.data, network.preprocess, None)
         self.scored, _ = self._samples(network.calib, network.preprocess, SCORED)

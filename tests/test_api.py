@@ -117,7 +117,7 @@ def test_a_recognised_checkpoint_is_quantized_written_and_measured(lenet5, tmp_p
     assert notes == [f"recognised as {LENET}", f"input {shape} (set by {LENET})"]
     assert outcome.evaluation.input == f"{shape} (set by {LENET})"
     assert any("calibrated on digits and is judged on the same" in note for note in outcome.evaluation.notes)
-    assert {"calibrating", "accuracy"} <= set(stages)
+    assert {"quantizing", "accuracy"} <= set(stages)
     assert outcome.coverage.fraction == 1.0
     assert outcome.predicted_bytes == outcome.written.file_bytes == output.stat().st_size
     assert outcome.written.sha256 == hashlib.sha256(output.read_bytes()).hexdigest()
@@ -149,7 +149,7 @@ def test_the_file_is_enough_in_a_process_that_cannot_import_the_network(name, ow
     elsewhere.mkdir()
     data = "digits" if name == "int8" else None
     api.quantize(
-        own, output, config=scheme(name), arch=arch(tmp_path), data=data, overrides=SHAPE, evaluate=False
+        own, output, config=scheme(name), arch=arch(tmp_path), data=data, preprocessing=SHAPE, evaluate=False
     )
     (tmp_path / "own_net.py").unlink()
     own.unlink()
@@ -200,7 +200,7 @@ def test_calibration_keeps_to_the_threads_asked_for(lenet5, tmp_path):
         evaluate=False,
         progress=lambda stage, done, total: seen.append((stage, torch.get_num_threads())),
     )
-    assert set(seen) == {("calibrating", 2)}
+    assert set(seen) == {("quantizing", 2)}
     assert torch.get_num_threads() == 1
 
 
@@ -213,7 +213,7 @@ def test_a_network_that_cannot_be_traced(name, own, tmp_path):
         config=scheme(name),
         arch=spec,
         data="digits",
-        overrides=SHAPE,
+        preprocessing=SHAPE,
         options=QUICK,
         on_note=notes.append,
     )
@@ -224,7 +224,7 @@ def test_a_network_that_cannot_be_traced(name, own, tmp_path):
     network = api.load_network(output, arch=spec)
     assert not isinstance(network, Program)
     assert isinstance(network.fc, DynamicLinear if name == "int8-dynamic" else nn.Linear)
-    again = api.evaluate([own, output], arch=spec, data="digits", overrides=SHAPE, options=QUICK)
+    again = api.evaluate([own, output], arch=spec, data="digits", preprocessing=SHAPE, options=QUICK)
     assert again.comparisons[0].agreement == outcome.evaluation.comparisons[0].agreement
     with pytest.raises(CaptureError):
         api.load(output, arch=spec)
@@ -233,7 +233,13 @@ def test_a_network_that_cannot_be_traced(name, own, tmp_path):
 def test_the_file_of_an_untraceable_network_says_which_it_was_but_never_imports_it(own, tmp_path):
     output, spec = tmp_path / "out.safetensors", arch(tmp_path, "branching")
     api.quantize(
-        own, output, config=scheme("int8-weight"), arch=spec, overrides=SHAPE, data="digits", evaluate=False
+        own,
+        output,
+        config=scheme("int8-weight"),
+        arch=spec,
+        preprocessing=SHAPE,
+        data="digits",
+        evaluate=False,
     )
     (tmp_path / "own_net.py").write_text("raise SystemExit('this must not run')")
     with pytest.raises(ArchitectureError, match="--arch"):
@@ -331,7 +337,7 @@ def test_a_bare_state_dict_nobody_recognises(tmp_path):
     ],
 )
 def test_a_scheme_that_needs_more_than_there_is(kind, name, ways, own, tmp_path):
-    source, options = own, {"arch": arch(tmp_path, "branching"), "overrides": SHAPE}
+    source, options = own, {"arch": arch(tmp_path, "branching"), "preprocessing": SHAPE}
     if kind == "bare":
         source, options = tmp_path / "bare.pth", {}
         torch.save({"mystery.weight": torch.randn(8, 16)}, source)
@@ -415,7 +421,7 @@ def test_a_dry_run_writes_nothing_and_knows_the_size(kind, name, own, tmp_path):
     output, options = tmp_path / "out.safetensors", {"config": scheme(name), "evaluate": False}
     if kind != "bare":
         function = "make" if kind == "program" else "branching"
-        options |= {"arch": arch(tmp_path, function), "overrides": SHAPE, "data": "digits"}
+        options |= {"arch": arch(tmp_path, function), "preprocessing": SHAPE, "data": "digits"}
     before = sorted(tmp_path.iterdir())
     planned = api.quantize(own, output, dry_run=True, **options)
     assert planned.written is planned.evaluation is None
@@ -428,7 +434,9 @@ def test_a_dry_run_writes_nothing_and_knows_the_size(kind, name, own, tmp_path):
 def test_the_preprocessing_is_recorded_and_used_again(lenet5, tmp_path):
     output = tmp_path / "out.safetensors"
     mine = PreprocessOverrides(mean=(0.25,), std=(0.5,))
-    first = api.quantize(lenet5, output, config=scheme("int8"), data="digits", overrides=mine, options=QUICK)
+    first = api.quantize(
+        lenet5, output, config=scheme("int8"), data="digits", preprocessing=mine, options=QUICK
+    )
     recorded = artifact.read_program(output).input
     assert (recorded.preprocess.mean, recorded.preprocess.std) == ((0.25,), (0.5,))
     samples = open_data("digits", input=recorded)

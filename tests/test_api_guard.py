@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from modelopt_cli import api, artifact
-from modelopt_cli.api import pruning, quantizing, sharing
 from modelopt_cli.checkpoint import resolve
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.errors import BrokenResult, InputError
 from modelopt_cli.measure import EvalOptions
 from modelopt_cli.measure.outputs import LIMIT_DB, snr_db, stays_finite
 from modelopt_cli.measure.walk import first_fault, steepest_fall
+from modelopt_cli.methods import table
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.quantize import conversion
@@ -70,9 +70,9 @@ def bare(tmp_path):
 
 
 VERBS = {
-    "quantize": (quantizing, api.quantize, {"config": QuantizeConfig(scheme="int8-weight")}),
-    "prune": (pruning, api.prune, {"config": PruneConfig(structure="unstructured", sparsity=0.5)}),
-    "share": (sharing, api.share, {"config": ShareConfig(bits=4)}),
+    "quantize": (api.quantize, {"config": QuantizeConfig(scheme="int8-weight")}),
+    "prune": (api.prune, {"config": PruneConfig(structure="unstructured", sparsity=0.5)}),
+    "share": (api.share, {"config": ShareConfig(bits=4)}),
 }
 SPOILT = {
     "another shape": lambda items: [(name, tensor[1:], encoding) for name, tensor, encoding in items],
@@ -82,18 +82,18 @@ SPOILT = {
 }
 
 
-def spoil(monkeypatch, module, change):
+def spoil(monkeypatch, verb, change):
     """Let what a method makes of bare tensors be ``change``d."""
-    real = module.apply_to_state
+    row = table.METHODS[verb]
 
     def broken(*args, **kwargs):
-        made = real(*args, **kwargs)
-        if hasattr(made, "stream"):
-            return replace(made, stream=artifact.Stream(lambda: iter(change([*made.stream.items()]))))
-        state = {name: tensor for name, tensor, _ in change([(n, t, None) for n, t in made.state.items()])}
-        return replace(made, state=state, encodings={})
+        made = row.apply_to_tensors(*args, **kwargs)
+        if isinstance(made.tensors, artifact.Stream):
+            return replace(made, tensors=artifact.Stream(lambda: iter(change([*made.tensors.items()]))))
+        state = {name: tensor for name, tensor, _ in change([(n, t, None) for n, t in made.tensors.items()])}
+        return replace(made, tensors=state, encodings={})
 
-    monkeypatch.setattr(module, "apply_to_state", broken)
+    monkeypatch.setitem(table.METHODS, verb, replace(row, apply_to_tensors=broken))
 
 
 @pytest.mark.parametrize("fault", SPOILT)
@@ -102,11 +102,13 @@ def spoil(monkeypatch, module, change):
 def test_tensors_without_a_graph_keep_their_shape_and_stay_finite(
     kind, verb, fault, bare, untraced, tmp_path, monkeypatch
 ):
-    module, call, how = VERBS[verb]
+    call, how = VERBS[verb]
     source, arch = (bare, None) if kind == "bare" else untraced
-    spoil(monkeypatch, module, SPOILT[fault])
+    spoil(monkeypatch, verb, SPOILT[fault])
     with pytest.raises(BrokenResult) as error:
-        call(source, tmp_path / "out", arch=arch, overrides=SHAPE if arch else None, evaluate=False, **how)
+        call(
+            source, tmp_path / "out", arch=arch, preprocessing=SHAPE if arch else None, evaluate=False, **how
+        )
     assert error.value.exit_code == 4
     assert error.value.where in ("mystery0.weight", "first.weight")
     assert not (tmp_path / "out").exists()
@@ -117,7 +119,7 @@ def test_a_network_without_a_graph_is_run_as_it_will_be_rebuilt(untraced, tmp_pa
     how = {
         "config": QuantizeConfig(scheme="int8-dynamic"),
         "arch": arch,
-        "overrides": SHAPE,
+        "preprocessing": SHAPE,
         "evaluate": False,
     }
     made = api.quantize(source, output, options=ONE, **how)

@@ -9,9 +9,10 @@ from torch import nn
 import modelopt_cli
 from modelopt_cli import api, artifact
 from modelopt_cli.api.doubts import doubts
-from modelopt_cli.api.opening import open_noting
-from modelopt_cli.api.teachers import Source, require_same_names
-from modelopt_cli.api.tuning import Surroundings, TrainingRequest, trainer
+from modelopt_cli.api.opening import open_alone
+from modelopt_cli.api.request import Request, TrainingRequest
+from modelopt_cli.api.teachers import TeacherFile, require_same_names
+from modelopt_cli.api.trainer import trainer
 from modelopt_cli.checkpoint import open_model, resolve
 from modelopt_cli.checkpoint.sources import published_top1
 from modelopt_cli.data import PreprocessOverrides, open_data
@@ -110,20 +111,26 @@ def test_criteria_that_read_labels_take_the_networks_classes(network, tmp_path):
 def test_validation_folders_are_matched_with_those_of_training(tmp_path):
     train = folders(tmp_path / "train", {"bird": 40, "cat": 120, "dog": 200})
     val = folders(tmp_path / "val", {"dog": 200})
-    how = Surroundings(None, QUICK, False, None)
-    with trainer(TrainingRequest(train, val), tmp_path / "out", {}, INPUT, how) as tools:
+
+    def asked(val):
+        training = TrainingRequest(train, val)
+        return Request(
+            command="train", source=None, output=tmp_path / "out", training=training, options=QUICK
+        )
+
+    with trainer(asked(val), {}, INPUT) as tools:
         assert torch.cat([labels for _, labels in tools.training.val.batches(8)]).tolist() == [2, 2]
         tools.run.discard()
     other = folders(tmp_path / "other", {"dog": 200, "kat": 120, "bird": 40})
     with (
         pytest.raises(DataError, match="class 'kat'"),
-        trainer(TrainingRequest(train, other), tmp_path / "out", {}, INPUT, how),
+        trainer(asked(other), {}, INPUT),
     ):
         pass
 
 
 def test_teacher_and_student_must_have_the_same_classes_in_the_same_order(network, tmp_path):
-    teacher = Source(network, open_model(network))
+    teacher = TeacherFile(network, open_model(network))
     other = open_model(nearest_grey(tmp_path / "other.safetensors", ["dog", "bird", "cat"]))
     assert require_same_names([teacher], open_model(network)) == ("bird", "cat", "dog")
     with pytest.raises(UsageError, match=r"the student: does not have the classes of .* in the same order"):
@@ -186,7 +193,7 @@ def recognised(tmp_path_factory):
 
 def test_preprocessing_that_is_assumed_is_said(recognised):
     notes = []
-    open_noting(recognised, None, None, notes.append)
+    open_alone(recognised, None, on_note=notes.append)
     spec = "torchvision:shufflenet_v2_x0_5?num_classes=10"
     line = "input 3x224x224, resize 256 bilinear, crop 224, mean 0.485,0.456,0.406, std 0.229,0.224,0.225"
     assert f"{line} (published for {spec}, assumed)" in notes
@@ -196,10 +203,10 @@ def test_preprocessing_that_is_assumed_is_said(recognised):
 def test_preprocessing_that_is_given_holds_for_data_and_network_and_is_said(recognised, tmp_path):
     data = folders(tmp_path / "val", {"a": 1, "b": 2})
     given = PreprocessOverrides(input_size=64, resize=64)
-    found = api.evaluate([recognised], data=data, overrides=given, options=QUICK)
+    found = api.evaluate([recognised], data=data, preprocessing=given, options=QUICK)
     assert found.input.startswith("3x64x64, resize 64 bilinear, crop 64, mean 0.485")
     assert "--input-size, --resize given, the rest published for torchvision:shufflenet" in found.input
-    assert open_noting(recognised, None, None, None, given).program.input.shape == (3, 64, 64)
+    assert open_alone(recognised, None, None, given).program.input.shape == (3, 64, 64)
     assert found.models[0].macs.total < 5e6  # 41 M at 224 pixels
 
 
@@ -245,13 +252,17 @@ def test_a_teachers_input_is_what_was_given(tmp_path):
         tmp_path / "out.safetensors",
         student=api.Student("width:0.5"),
         training=TrainingRequest("digits?split=test", config=TrainConfig(batch_size=4)),
-        overrides=PreprocessOverrides(input_size=16, mean=(0.5,), std=(0.25,)),
+        preprocessing=PreprocessOverrides(input_size=16, mean=(0.5,), std=(0.25,)),
         options=QUICK,
         evaluate=False,
         dry_run=True,
     )
     at_16 = open_model(teacher, input_spec=InputSpec((1, 16, 16)))
-    macs = api.evaluate([teacher], overrides=PreprocessOverrides(input_size=16), options=QUICK).models[0].macs
+    macs = (
+        api.evaluate([teacher], preprocessing=PreprocessOverrides(input_size=16), options=QUICK)
+        .models[0]
+        .macs
+    )
     assert at_16.program.input.shape == (1, 16, 16)
     assert outcome.plan.networks[0].flops == macs.flops
 

@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
         training=DIGITS,
         arch=ARCH,
         data="digits",
-        overrides=SMALL,
+        preprocessing=SMALL,
         options=QUICK,
         on_note=notes.append,
         progress=lambda *stage: stages.append(stage),
@@ -77,7 +77,7 @@ def test_random_weights_are_those_of_the_seed_and_leave_the_generator_alone(tmp_
     for seed in (1, 1, 2):
         path = tmp_path / f"{len(weights)}.safetensors"
         options = replace(QUICK, seed=seed)
-        api.train(None, path, training=still, arch=ARCH, overrides=SMALL, options=options, evaluate=False)
+        api.train(None, path, training=still, arch=ARCH, preprocessing=SMALL, options=options, evaluate=False)
         weights.append(modelopt_cli.load(path).state_dict()["conv1.weight"])
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(weights[0], weights[1])
@@ -157,7 +157,7 @@ def test_an_error_says_how_to_go_on_if_that_would_help(error, expected, tmp_path
     monkeypatch.setattr(training_verb, "fit", failing)
     request = replace(DIGITS, config=TrainConfig(epochs=1))
     with pytest.raises(type(error) if isinstance(error, Exception) else error) as caught:
-        api.train(None, path, training=request, arch=ARCH, overrides=SMALL, options=QUICK, evaluate=False)
+        api.train(None, path, training=request, arch=ARCH, preprocessing=SMALL, options=QUICK, evaluate=False)
     said = getattr(caught.value, "__notes__", [])
     assert said == (
         [f"go on with the same command and --resume ({tmp_path / 'out.run'})"] if expected else []
@@ -173,7 +173,16 @@ def test_the_test_data_may_not_choose(trained, tmp_path):
 
 
 def test_sensitivities_of_every_group(trained):
-    parts = api.sensitivity(trained[0], config=PruneConfig(), calibration="digits", options=QUICK)
+    parts = api.sensitivity(
+        api.Request(
+            command="prune",
+            source=trained[0],
+            output="unused",
+            config=PruneConfig(),
+            calibration="digits",
+            options=QUICK,
+        )
+    )
     assert "layer3.0.conv1" in {part.name for part in parts}
     for part in parts:
         sparsities = [point.sparsity for point in part.points]
@@ -191,7 +200,7 @@ def test_a_run_keeps_its_state_from_other_data_and_preprocessing(tmp_path, monke
     path = tmp_path / "out.safetensors"
     np.savez(tmp_path / "d.npz", x=np.zeros((40, 8, 8, 1), np.uint8), y=np.arange(40) % 4)
     request = replace(DIGITS, train=f"npz:{tmp_path / 'd.npz'}", config=TrainConfig(epochs=2, batch_size=8))
-    how = {"arch": ARCH, "overrides": SMALL, "options": QUICK, "evaluate": False}
+    how = {"arch": ARCH, "preprocessing": SMALL, "options": QUICK, "evaluate": False}
     fit = training_verb.fit
 
     def stopped(*args, **options):
@@ -207,7 +216,7 @@ def test_a_run_keeps_its_state_from_other_data_and_preprocessing(tmp_path, monke
     again = replace(request, resume=True)
     other = replace(SMALL, mean=(0.3,), std=(0.2,))
     with pytest.raises(UsageError, match=r"begun otherwise: input.preprocess.mean \(\[0.0\], now \[0.3\]\)"):
-        api.train(None, path, training=again, **{**how, "overrides": other})
+        api.train(None, path, training=again, **{**how, "preprocessing": other})
     np.savez(tmp_path / "d.npz", x=np.zeros((20, 8, 8, 1), np.uint8), y=np.arange(20) % 4)
     with pytest.raises(ArtifactError, match="another one, of 10 steps, not 6") as caught:
         api.train(None, path, training=again, **how)

@@ -18,10 +18,7 @@ ORDER = (
 """Modules and folders from the bottom up. ``modelopt_cli`` is the package's own ``__init__``."""
 
 KNOWN: set[tuple[str, str]] = {
-    ("modelopt_cli.report.plan", "modelopt_cli.api.planning"),
     ("modelopt_cli.measure.loading_child", "modelopt_cli.api"),
-    ("modelopt_cli.api.training", "modelopt_cli"),
-    ("modelopt_cli.api.fine_tuning", "modelopt_cli"),
     ("modelopt_cli.training.interfaces", "modelopt_cli.training.forecast"),
     ("modelopt_cli.training.forecast", "modelopt_cli.training.loop"),
     ("modelopt_cli.training.rates", "modelopt_cli.training.loop"),

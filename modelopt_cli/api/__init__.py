@@ -1,28 +1,24 @@
-"""The Python API: the same verbs as the command line, with the same meaning."""
+"""The commands behind the Python API and the command line: one request in, one result out."""
 
-from modelopt_cli.api.distilling import DistillOutcome, Student, distill
-from modelopt_cli.api.evaluating import evaluate
-from modelopt_cli.api.inspecting import Layer, layers
+from modelopt_cli.api.evaluating import evaluate_files
+from modelopt_cli.api.inspecting import Layer, layers, sensitivity
 from modelopt_cli.api.loading import load, load_network, load_state_dict
-from modelopt_cli.api.planning import Plan
-from modelopt_cli.api.pruning import PruneOutcome, prune, sensitivity
-from modelopt_cli.api.quantizing import QuantizeOutcome, quantize
-from modelopt_cli.api.sharing import ShareOutcome, share
-from modelopt_cli.api.training import TrainOutcome, train
-from modelopt_cli.api.tuning import TrainingRequest
+from modelopt_cli.api.pipeline import execute
+from modelopt_cli.api.request import EvalRequest, Request, Student, TrainingRequest
+from modelopt_cli.api.result import Result
+from modelopt_cli.api.verbs import distill, evaluate, prune, quantize, share, train
 
 __all__ = [
-    "DistillOutcome",
+    "EvalRequest",
     "Layer",
-    "Plan",
-    "PruneOutcome",
-    "QuantizeOutcome",
-    "ShareOutcome",
+    "Request",
+    "Result",
     "Student",
-    "TrainOutcome",
     "TrainingRequest",
     "distill",
     "evaluate",
+    "evaluate_files",
+    "execute",
     "layers",
     "load",
     "load_network",

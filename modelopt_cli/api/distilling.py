@@ -1,292 +1,229 @@
-"""The verb ``distill``."""
+"""``distill`` at work: a student learns from teachers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modelopt_cli import artifact
-from modelopt_cli.api.evaluating import measure_pairs
-from modelopt_cli.api.fine_tuning import context_of, given_to
-from modelopt_cli.api.guard import Given
-from modelopt_cli.api.judging import after_writing, rehearse
-from modelopt_cli.api.opening import Note, noting_once, open_input, open_noting, sample_of
-from modelopt_cli.api.planning import Plan, cost_of
-from modelopt_cli.api.product import Product
+from modelopt_cli.api.compressed import CompressedModel
+from modelopt_cli.api.evaluating import Compared
+from modelopt_cli.api.guard import Original
+from modelopt_cli.api.notes import distillation_notes
+from modelopt_cli.api.opening import ModelFile, known_input, sample_of
+from modelopt_cli.api.rehearsal import rehearse
+from modelopt_cli.api.request import Request, Student
+from modelopt_cli.api.result import Result
 from modelopt_cli.api.students import classes_of, open_student
 from modelopt_cli.api.teachers import (
-    Source,
+    TeacherFile,
     comparable,
     leave_out,
     members_of,
     require_same_classes,
     require_same_names,
 )
-from modelopt_cli.api.training import history_entry
-from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, names_of_classes, trainer
-from modelopt_cli.artifact.coding import Code, require_code
+from modelopt_cli.api.trainer import Trainer, names_of_classes, trainer
+from modelopt_cli.api.training import training_entry
+from modelopt_cli.api.work import Made, Work, origin_of
 from modelopt_cli.artifact.encodings import compact, compact_state, require_not_shared
 from modelopt_cli.artifact.naming import scratch_beside
 from modelopt_cli.checkpoint import Opened, require_network
-from modelopt_cli.data import PreprocessOverrides
 from modelopt_cli.errors import UsageError
-from modelopt_cli.kernels import require_device
-from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
-from modelopt_cli.measure.latency import threads
-from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.context import Context, TensorsResult
 from modelopt_cli.methods.distill.apply import learn, rate_settled
 from modelopt_cli.methods.distill.cache import CacheRequest
 from modelopt_cli.methods.distill.cacheable import layout_of, require_cacheable, told_apart
-from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.report.plan import Plan, cost_of
 from modelopt_cli.training import fit
-from modelopt_cli.training.distributed import world
 
 SCRATCH = "scratch"
 
 
-@dataclass(frozen=True)
-class Student:
-    """What is to learn, and from whom beside the teacher.
+class Distilling(Work):
+    """distill at work; ``opened`` is the student."""
 
-    Attributes:
-        spec: see ``students.open_student``.
-        arch: the architecture of a checkpoint that is not recognised.
-        also: more teachers, each with the weight of its answers; that of the first is 1.
-        resize_for_teacher: whether images may be resized for a teacher of another input size.
-        compare_scratch: whether the same student is trained without a teacher, too, for comparison.
-        cache: folder to keep the teachers' answers in, for later epochs and other students, or None.
-    """
+    always_trains = True
+    teachers: list[TeacherFile]
 
-    spec: str
-    arch: str | None = None
-    also: Sequence[tuple[str | Path, float]] = ()
-    resize_for_teacher: bool = False
-    compare_scratch: bool = False
-    cache: Path | None = None
+    @property
+    def student(self) -> Student:
+        """The student that is asked for."""
+        assert self.request.student is not None
+        return self.request.student
 
+    @property
+    def sources(self) -> list[str | Path]:
+        """The files of teachers and student."""
+        assert self.request.source is not None
+        own = [self.student.spec] if Path(self.student.spec).exists() else []
+        return [self.request.source, *(path for path, _ in self.student.also), *own]
 
-@dataclass(frozen=True)
-class DistillOutcome:
-    """What ``distill`` did.
+    @property
+    def outputs(self) -> list[Path]:
+        """The student, after the one that learned without a teacher."""
+        output = Path(self.request.output)
+        return [scratch_beside(output), output] if self.student.compare_scratch else [output]
 
-    Attributes:
-        entry: what the history says of it; after a dry run, of no step.
-        written: the file; None after a dry run and in a process that is not the main one of several.
-        scratch: that of the student without a teacher, if one was asked for.
-        evaluation: teacher and students side by side, or None where nothing was measured.
-        plan: what it would take, after a dry run alone.
-    """
+    def check(self) -> None:
+        """Refuse what would only be found out after training."""
+        training = self.request.training
+        if training is None:
+            raise UsageError("distill trains the student", hint="give --train")
+        if self.student.cache is not None:
+            drawn = training.config.augment != "none"
+            require_cacheable(self.request.config, training.config, drawn=drawn)
 
-    entry: dict[str, Any]
-    written: artifact.Written | None
-    scratch: artifact.Written | None
-    evaluation: Evaluation | None
-    plan: Plan | None = None
+    def open(self) -> None:
+        """Teachers and student."""
+        request, student = self.request, self.student
+        assert request.source is not None
+        assert request.training is not None
+        first = ModelFile.of(request.source)
+        self.known = known_input([first], request.arch, request.training.train, request.preprocessing)
+        files = [(first, 1.0), *((ModelFile.of(path), weight) for path, weight in student.also)]
+        self.teachers = [
+            TeacherFile(
+                file.path,
+                file.open(request.arch, self.known, request.on_note, request.preprocessing),
+                weight,
+            )
+            for file, weight in files
+        ]
+        context = Context(seed=request.options.seed)
+        self.opened = open_student(
+            student.spec, student.arch, self.teachers[0].opened, context, request.on_note
+        )
+        self.sample = sample_of(self.opened, student.spec)
 
+    def rehearse(self) -> None:
+        """That the student has the same classes is seen to later."""
+        if comparable(self.teachers[0], self.sample):
+            rehearse([self.teachers[0].opened], self.request)
+            return
+        leave_out(self.teachers[0], self.request.gates, self.request.on_note)
+        rehearse([self.opened], self.request)
 
-def distill(
-    teacher: str | Path,
-    output: str | Path,
-    *,
-    student: Student,
-    training: TrainingRequest,
-    config: DistillConfig | None = None,
-    arch: str | None = None,
-    data: str | None = None,
-    overrides: PreprocessOverrides | None = None,
-    options: EvalOptions | None = None,
-    gates: Gates | None = None,
-    evaluate: bool = True,
-    code: Code = "plain",
-    force: bool = False,
-    dry_run: bool = False,
-    on_note: Note | None = None,
-    progress: StageProgress | None = None,
-) -> DistillOutcome:
-    """Teach a student what a teacher knows, write its file, and measure the two side by side.
+    def training(self) -> AbstractContextManager[Trainer]:
+        """A trainer for the classes that teachers and student have in common."""
+        student, request = self.student, self.request
+        identity = {
+            "command": "distill",
+            "source": self.teachers[0].opened.source_sha256,
+            "arch": request.arch,
+            "student": student.spec,
+            "student_source": self.opened.source_sha256,
+            "student_arch": student.arch,
+            "also": [[each.opened.source_sha256, each.weight] for each in self.teachers[1:]],
+            "resize_for_teacher": student.resize_for_teacher,
+            "compare_scratch": student.compare_scratch,
+            "cache": student.cache is not None,
+            "config": request.config.as_dict(),
+            "code": request.code,
+        }
+        self.labels = require_same_names(self.teachers, self.opened)
+        return trainer(request, identity, self.sample, self.labels)
 
-    Args:
-        teacher: a checkpoint or an artifact of any kind.
-        output: the file to write; an existing one only with ``force``.
-        student: what learns.
-        training: the data, how, and where to keep the state of an interrupted run.
-        config: the loss, and what follows.
-        arch: the teachers' architecture, where it is not recognised.
-        data: what to evaluate on, and never to train or choose by.
-        overrides: preprocessing the user wants instead of the implied one.
-        options: how to measure, and the seed, threads, device and workers.
-        gates: limits to apply to the student, compared with the teacher.
-        evaluate: whether to measure.
-        code: how the file is written, a key of ``artifact.coding.CODINGS``.
-        force: replace an existing output, start over where an interrupted run is found, and delete other
-            answers that the cache holds.
-        dry_run: check everything, time a few steps, and write, train and measure nothing.
-        on_note: called with one line for each thing worth knowing.
-        progress: called with the stage, what is done and the total.
+    def make(self, trainer: Trainer | None) -> Made:
+        """Train the student, and the one without a teacher, or forecast both."""
+        assert trainer is not None
+        request, program = self.request, self.opened.program
+        if program is not None:
+            learned = self.labels or names_of_classes(program, trainer.training.train)
+            program.labels = program.labels or learned
+        context = self._context(trainer)
+        original = self.original(context)
+        entry, model = self._distilled(context, original)
+        scratch = None
+        if self.student.compare_scratch:
+            alone = self._without_teacher(context, original)
+            scratch = alone, scratch_beside(Path(request.output))
+        if request.dry_run:
+            plan = self._plan(context)
+            # Coded, the size depends on weights that there are not yet.
+            plan = replace(plan, predicted_bytes=model.predicted_bytes() if request.code == "plain" else None)
+            return Made(model, Result("distill", plan=plan, entry=entry))
+        return Made(model, Result("distill", entry=entry, notes=distillation_notes(entry)), scratch)
 
-    Raises:
-        InputError: a source, the data, an option or the output cannot be used; nothing is written.
-        GateNotMet: a student made of the teacher cannot be made so.
-        EnvironmentFailure: no space, no permission, an optional package.
-    """
-    options, gates, config = options or EvalOptions(), gates or Gates(), config or DistillConfig()
-    on_note = noting_once(on_note)
-    require_device(options.device)
-    require_code(code)
-    scratch = scratch_beside(output) if student.compare_scratch else None
-    outputs: list[str | Path] = [output] if scratch is None else [scratch, output]
-    sources = [teacher, *(path for path, _ in student.also), *_file_of(student)]
-    if gates and not evaluate:
-        raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
-    training.require_fair(data)
-    if student.cache is not None:
-        require_cacheable(config, training.config, drawn=training.config.augment != "none")
-    for path in outputs:
-        training.require_apart(path, sources)
-        artifact.check_suffix(path)
-        artifact.check_output(path, force, sources)
-    wanted = open_input([teacher], arch, training.train, overrides)
-    opened = open_noting(teacher, arch, wanted, on_note, overrides)
-    others = [
-        Source(path, open_noting(path, arch, wanted, on_note, overrides), weight)
-        for path, weight in student.also
-    ]
-    teachers = [Source(teacher, opened), *others]
-    how = Surroundings(overrides, options, force, progress, dry_run, on_note)
-    with threads(options.threads):
-        pupil = open_student(student.spec, student.arch, opened, Context(seed=options.seed), on_note)
-        sample = sample_of(pupil, student.spec)
-        if evaluate:
-            if not (both := comparable(teachers[0], sample)):
-                leave_out(teachers[0], gates, on_note)
-            # That the student has the same classes is seen to below.
-            rehearse([opened if both else pupil], data, overrides, options, gates)
-        identity = _identity(teachers, pupil, student, config, arch, code)
-        labels = require_same_names(teachers, pupil)
-        with trainer(training, output, identity, sample, how, labels) as tools:
-            if pupil.program is not None:
-                learned = labels or names_of_classes(pupil.program, tools.training.train)
-                pupil.program.labels = pupil.program.labels or learned
-            seen = tools.training.train.input
-            members = members_of(teachers, seen, resize=student.resize_for_teacher)
-            require_same_classes(members, pupil, seen)
-            context = context_of(pupil, None, tools, how, "distilling")
-            context = replace(context, teachers=members, on_note=on_note)
-            context = replace(context, origin=_origin(context.origin, teachers))
-            if student.cache is not None:
-                about = told_apart(members, context.origin["teacher_sha256"], arch)
-                context = replace(context, cache=CacheRequest(student.cache, about, force, on_note, dry_run))
-            given = given_to(pupil, context)
-            entry, product = _distilled(pupil, config, context, given)
-            compared = None
-            if scratch is not None:
-                compared = _without_teacher(pupil, config, context, tools, given)
-            if dry_run:
-                plan = _plan(pupil, student, config, context)
-                # Coded, the size depends on weights that there are not yet.
-                plan = replace(plan, predicted_bytes=product.predicted_bytes() if code == "plain" else None)
-                return DistillOutcome(entry, None, None, None, plan)
-            main = world(options.device).main
-            written = product.write(output, force, code) if main else None
-            beside = compared.write(scratch, force, code) if main and compared and scratch else None
-            tools.run.close()
-    outcome = DistillOutcome(entry, written, beside, None)
-    if written is None or not evaluate:
-        return outcome
-    with after_writing(*outputs):
-        pairs = [(path, open_noting(path, student.arch, sample, None)) for path in outputs]
-        pairs = [(teacher, opened), *pairs] if comparable(teachers[0], sample) else pairs
-        options, gates = replace(options, baseline=0), replace(gates, judged=len(pairs) - 1)
-        evaluation = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress)
-    return replace(outcome, evaluation=evaluation)
+    def _context(self, trainer: Trainer) -> Context:
+        request, student = self.request, self.student
+        seen = trainer.training.train.input
+        members = members_of(self.teachers, seen, resize=student.resize_for_teacher)
+        require_same_classes(members, self.opened, seen)
+        hashes = [each.opened.source_sha256 for each in self.teachers]
+        known = {name: value for name, value in origin_of(self.opened, request).items() if value}
+        context = replace(
+            self.context(trainer, METHODS[request.command].stage),
+            teachers=members,
+            on_note=request.on_note,
+            origin=known | {"teacher_sha256": hashes},
+        )
+        if student.cache is None:
+            return context
+        about = told_apart(members, hashes, request.arch)
+        cache = CacheRequest(student.cache, about, request.force, request.on_note, request.dry_run)
+        return replace(context, cache=cache)
 
+    def _distilled(self, context: Context, original: Original) -> tuple[dict[str, Any], CompressedModel]:
+        opened, config = self.opened, self.request.config
+        if opened.program is not None:
+            program = METHODS[self.request.command].apply(opened.program, config, context).program
+            return dict(program.history[-1]), CompressedModel.of_program(program, original)
+        if config.finetune_epochs:
+            raise UsageError("needs a student that can be traced", where="--finetune-epochs")
+        network = require_network(opened, "the student")
+        entry = learn(network, config, context, opened.encodings)
+        state = dict(network.state_dict())
+        stored = compact_state(state, opened.encodings)
+        made = TensorsResult(state, Coverage(()), entry, stored)
+        return entry, CompressedModel.of_tensors(opened, made, original)
 
-def _file_of(student: Student) -> list[str]:
-    return [student.spec] if Path(student.spec).exists() else []
+    def _without_teacher(self, context: Context, original: Original) -> CompressedModel:
+        """The same student, trained as long on labels alone, from the same weights."""
+        if self.opened.program is None:
+            raise UsageError("needs a student that can be traced", where="--compare-scratch")
+        assert context.training is not None
+        student, training = self.opened.program, rate_settled(self.opened.program, context.training)
+        epochs = training.config.epochs + self.request.config.finetune_epochs
+        training = replace(training, config=replace(training.config, epochs=epochs))
 
+        def trained() -> Program:
+            network = qat.prepare(student)
+            require_not_shared(network.encodings)
+            masks = Masks.of_state(network.state_dict(), network.encodings)
+            outcome = fit(network, training, seed=context.seed, stage=SCRATCH, companions=[masks])
+            alone = qat.convert(network, student)
+            alone.input = training.train.input
+            alone.encodings = compact(alone)
+            entry = training_entry(self.opened, training, outcome, self.request)
+            alone.history = (*student.history, entry)
+            return alone.eval()
 
-def _identity(
-    teachers: Sequence[Source],
-    pupil: Opened,
-    student: Student,
-    config: DistillConfig,
-    arch: str | None,
-    code: Code,
-) -> dict[str, Any]:
-    return {
-        "command": "distill",
-        "source": teachers[0].opened.source_sha256,
-        "arch": arch,
-        "student": student.spec,
-        "student_source": pupil.source_sha256,
-        "student_arch": student.arch,
-        "also": [[each.opened.source_sha256, each.weight] for each in teachers[1:]],
-        "resize_for_teacher": student.resize_for_teacher,
-        "compare_scratch": student.compare_scratch,
-        "cache": student.cache is not None,
-        "config": config.as_dict(),
-        "code": code,
-    }
+        return CompressedModel.of_program(Stages(training).once(SCRATCH, trained), original)
 
+    def _plan(self, context: Context) -> Plan:
+        """Time estimates, and what the networks cost."""
+        training = context.training
+        assert training is not None
+        learner, sample = require_network(self.opened, "the student"), training.train.input
+        networks = [cost_of("teacher", m.name, m.network, m.shape, m.dtype) for m in context.teachers]
+        networks.append(cost_of("student", self.student.spec, learner, sample.shape, sample.dtype))
+        classes = classes_of(learner, sample.shape, dtype=sample.dtype)
+        kept = layout_of(self.request.config, training, classes).bytes if context.cache else None
+        return Plan(networks, training.forecasts or (), cache_bytes=kept)
 
-def _plan(pupil: Opened, student: Student, config: DistillConfig, context: Context) -> Plan:
-    """What was forecast, and what the networks cost."""
-    training = context.training
-    assert training is not None
-    learner, input = require_network(pupil, "the student"), training.train.input
-    networks = [cost_of("teacher", m.name, m.network, m.shape, m.dtype) for m in context.teachers]
-    networks.append(cost_of("student", student.spec, learner, input.shape, input.dtype))
-    classes = classes_of(learner, input.shape, dtype=input.dtype)
-    kept = layout_of(config, training, classes).bytes if context.cache else None
-    return Plan(networks, training.forecasts or (), cache_bytes=kept)
+    def read_back(self, path: Path) -> Opened:
+        """One of the outputs, which are students."""
+        return ModelFile.of(path).open(self.student.arch, self.sample)
 
-
-def _origin(origin: dict[str, Any], teachers: Sequence[Source]) -> dict[str, Any]:
-    known = {name: value for name, value in origin.items() if value}
-    return known | {"teacher_sha256": [each.opened.source_sha256 for each in teachers]}
-
-
-def _distilled(
-    pupil: Opened, config: DistillConfig, context: Context, given: Given
-) -> tuple[dict[str, Any], Product]:
-    if pupil.program is not None:
-        program = METHODS["distill"].apply(pupil.program, config, context).program
-        return dict(program.history[-1]), Product.of_program(program, given)
-    if config.finetune_epochs:
-        raise UsageError("needs a student that can be traced", where="--finetune-epochs")
-    network = require_network(pupil, "the student")
-    encodings = pupil.tensors.encodings if pupil.tensors else {}
-    entry = learn(network, config, context, encodings)
-    state = dict(network.state_dict())
-    stored = compact_state(state, encodings)
-    return entry, Product.of_tensors(pupil, state, stored, Coverage(()), entry, given)
-
-
-def _without_teacher(
-    pupil: Opened, config: DistillConfig, context: Context, tools: Trainer, given: Given
-) -> Product:
-    """The same student, trained as long on labels alone, from the same weights."""
-    if pupil.program is None:
-        raise UsageError("needs a student that can be traced", where="--compare-scratch")
-    student, training = pupil.program, rate_settled(pupil.program, tools.training)
-    epochs = training.config.epochs + config.finetune_epochs
-    training = replace(training, config=replace(training.config, epochs=epochs))
-
-    def trained() -> Program:
-        network = qat.prepare(student)
-        require_not_shared(network.encodings)
-        masks = Masks.of_state(network.state_dict(), network.encodings)
-        found = fit(network, training, seed=context.seed, stage=SCRATCH, companions=[masks])
-        alone = qat.convert(network, student)
-        alone.input = training.train.input
-        alone.encodings = compact(alone)
-        alone.history = (*student.history, history_entry(pupil, training, found, context.seed))
-        return alone.eval()
-
-    return Product.of_program(Stages(training).once(SCRATCH, trained), given)
+    def compared(self, outputs: list[tuple[Any, Opened]]) -> tuple[Compared, Request]:
+        """The teacher, where it can look at the same images, and the students; the last is judged."""
+        first = self.teachers[0]
+        models = [(first.path, first.opened), *outputs] if comparable(first, self.sample) else outputs
+        gates = replace(self.request.gates, judged=len(models) - 1)
+        return Compared(models), replace(self.request, gates=gates)

@@ -31,11 +31,11 @@ _LARGEST = 400_000
 
 
 @dataclass(frozen=True)
-class Held:
-    """A result that passed.
+class Checked:
+    """Outcome of a comparison that was passed.
 
     Attributes:
-        network: that was run; None where there is none.
+        network: the compressed network; None where there is none.
         snr_db: signal-to-noise of its outputs in dB; None where it could not be run.
     """
 
@@ -44,8 +44,8 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Given:
-    """The network that a method is given, and its outputs on one batch.
+class Original:
+    """The original network, and its outputs on one batch.
 
     Attributes:
         network: a Program or another module; None of bare tensors.
@@ -62,7 +62,9 @@ class Given:
     outputs: tuple[Any, ...] = ()
 
     @classmethod
-    def of(cls, opened: Opened, *, data: Data | None = None, seed: int = 0, device: str = "cpu") -> "Given":
+    def of(
+        cls, opened: Opened, *, data: Data | None = None, seed: int = 0, device: str = "cpu"
+    ) -> "Original":
         """Run what was opened, before a method changes it.
 
         Args:
@@ -75,18 +77,16 @@ class Given:
             DataError: a Program does not run on such samples.
             EnvironmentFailure: the memory does not suffice.
         """
-        network = opened.program or opened.module
-        architecture = opened.architecture
-        input = opened.program.input if opened.program else architecture.input if architecture else None
-        input = data.input if data is not None else input
+        network = opened.network
+        sample = data.input if data is not None else opened.input
         alone = cls(network, opened.state, device)
-        if network is None or input is None:
+        if network is None or sample is None:
             return alone
-        samples = max(1, min(SAMPLES, _LARGEST // max(1, torch.Size(input.shape).numel())))
+        samples = max(1, min(SAMPLES, _LARGEST // max(1, torch.Size(sample.shape).numel())))
         if data is not None:
             batch = next(images for images, _ in data.sample(samples, seed).batches(samples))
         else:
-            batch = random_input(network, input, samples)
+            batch = random_input(network, sample, samples)
         batch = batch.to(device)
         batches = (batch, batch[:1]) if len(batch) > 1 else (batch,)
         try:
@@ -100,7 +100,7 @@ class Given:
             return alone  # a module that needs no graph needs no input either
         return replace(alone, batches=batches, outputs=outputs)
 
-    def hold(self, made: nn.Module) -> Held:
+    def check(self, made: nn.Module) -> Checked:
         """Run what a method made on the same batches, as it will be run once it is read from its file.
 
         Args:
@@ -111,7 +111,7 @@ class Given:
             EnvironmentFailure: the memory does not suffice.
         """
         if not self.batches:
-            return Held(made)
+            return Checked(made)
         x = self.batches[0]
         try:
             running = as_run(made, self.device)
@@ -129,34 +129,34 @@ class Given:
             if not stays_finite(expected, found):
                 what = "the result gives NaN or infinity where the original does not"
                 raise BrokenResult(what, where=self._fault(made))
-        return Held(made, snr_db(self.outputs[0], outputs[0]))
+        return Checked(made, snr_db(self.outputs[0], outputs[0]))
 
-    def hold_state(
+    def check_state(
         self,
         state: Mapping[str, Tensor],
         encodings: Mapping[str, Encoding],
         history: tuple[dict[str, Any], ...],
-    ) -> Held:
-        """As :meth:`hold`, of a network without a graph, as it is rebuilt from these tensors.
+    ) -> Checked:
+        """As :meth:`check`, of a network without a graph, as it is rebuilt from these tensors.
 
         Raises:
-            BrokenResult: as :meth:`hold`; a tensor is missing, of another shape, or not finite any more.
+            BrokenResult: as :meth:`check`; a tensor is missing, of another shape, or not finite any more.
         """
         shapes = described(self.state)
         for name, tensor in state.items():
-            self._hold_tensor(name, tensor, shapes)
+            self._check_tensor(name, tensor, shapes)
         self._require_names(state)
         if self.network is None or not self.batches:
-            return Held()
+            return Checked()
         made = _apart(self.network)
         try:
             made.load_state_dict(dict(state), assign=True)
             restore(made, history, encodings)
         except Exception as error:
             raise BrokenResult(f"the result cannot be loaded: {_first_line(error)}") from error
-        return self.hold(made)
+        return self.check(made)
 
-    def hold_stream(self, stream: Stream) -> Stream:
+    def check_stream(self, stream: Stream) -> Stream:
         """The same tensors, each held against what it was made of, on its way into the file.
 
         Raises:
@@ -166,8 +166,8 @@ class Given:
         def items() -> Iterator[Item]:
             seen, shapes = set(stream.tied), described(self.state)
 
-            def held(name: str, tensor: Tensor, encoding: Encoding) -> Item:
-                self._hold_tensor(name, tensor, shapes)
+            def checked(name: str, tensor: Tensor, encoding: Encoding) -> Item:
+                self._check_tensor(name, tensor, shapes)
                 seen.add(name)
                 return name, tensor, encoding
 
@@ -176,15 +176,15 @@ class Given:
                 yield from ()
 
             # Unlike a loop's variable, starmap holds no tensor while the next one is made.
-            return itertools.chain(itertools.starmap(held, stream.items()), end())
+            return itertools.chain(itertools.starmap(checked, stream.items()), end())
 
         return Stream(items, stream.tied)
 
-    def steepest_fall(self, held: Held) -> Fall | None:
+    def steepest_fall(self, checked: Checked) -> Fall | None:
         """The layer after which a result that passed loses the most; None where that cannot be said."""
-        if self.network is None or held.network is None or not self.batches:
+        if self.network is None or checked.network is None or not self.batches:
             return None
-        given, made = as_run(self.network, self.device), as_run(held.network, self.device)
+        given, made = as_run(self.network, self.device), as_run(checked.network, self.device)
         return steepest_fall(given, made, self.batches[0])
 
     def _fault(self, made: nn.Module) -> str | None:
@@ -199,7 +199,7 @@ class Given:
                 return f"layer {layer}"
         return None
 
-    def _hold_tensor(self, name: str, tensor: Tensor, shapes: Mapping[str, Tensor]) -> None:
+    def _check_tensor(self, name: str, tensor: Tensor, shapes: Mapping[str, Tensor]) -> None:
         before = structure(shapes[name]) if name in shapes else "not there"
         if structure(tensor) != before:
             raise BrokenResult(f"is {structure(tensor)} in the result, {before} in the original", where=name)

@@ -29,39 +29,39 @@ def describe_input(spec: InputSpec) -> str:
     return ", ".join([shape, *steps, f"mean {mean}", f"std {std}"])
 
 
-def published_for(opened: Opened, overrides: PreprocessOverrides | None = None) -> str | None:
+def published_for(opened: Opened, preprocessing: PreprocessOverrides | None = None) -> str | None:
     """The architecture from whose publication the input is taken, all or what was not given, or None."""
-    implied = _implied_by(opened, overrides)
+    implied = _implied_by(opened, preprocessing)
     return implied.spec if implied is not None and implied.published else None
 
 
-def _implied_by(opened: Opened, overrides: PreprocessOverrides | None) -> Architecture | None:
+def _implied_by(opened: Opened, preprocessing: PreprocessOverrides | None) -> Architecture | None:
     """The architecture that says what the input is, where the file does not."""
     architecture = opened.architecture
     if opened.kind == "artifact" or architecture is None:
         return None
     implied = resolve(architecture.spec).input
-    return architecture if implied is not None and (overrides or architecture.input == implied) else None
+    return architecture if implied is not None and (preprocessing or architecture.input == implied) else None
 
 
-def origin(opened: Opened, overrides: PreprocessOverrides | None) -> str:
+def origin(opened: Opened, preprocessing: PreprocessOverrides | None) -> str:
     """Who says what the input is: the user, the file, a publication, an architecture or the data."""
-    names = [name for name, value in vars(overrides or _NOTHING).items() if value is not None]
+    names = [name for name, value in vars(preprocessing or _NOTHING).items() if value is not None]
     if "shape" in names:
         return "--input-shape given"
     given = [f"--{name.replace('_', '-')}" for name in names]
-    base = _unless_given(opened, overrides)
+    base = _unless_given(opened, preprocessing)
     return f"{', '.join(given)} given, the rest {base}" if given else base
 
 
-def _unless_given(opened: Opened, overrides: PreprocessOverrides | None) -> str:
+def _unless_given(opened: Opened, preprocessing: PreprocessOverrides | None) -> str:
     if opened.kind == "artifact":
         history = opened.program.history if opened.program else ()
         assumed = next(filter(None, map(_assumed, history)), None)
         return f"recorded, where it was assumed as {assumed}" if assumed else "recorded"
-    implied = _implied_by(opened, overrides)
+    implied = _implied_by(opened, preprocessing)
     if implied is None:
-        return "by default" if overrides else "of the data or of another file"
+        return "by default" if preprocessing else "of the data or of another file"
     return implied.source_of_input
 
 
@@ -70,21 +70,21 @@ def _assumed(entry: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def input_history(opened: Opened, overrides: PreprocessOverrides | None) -> dict[str, str]:
+def input_history(opened: Opened, preprocessing: PreprocessOverrides | None) -> dict[str, str]:
     """Entry in the history on a preprocessing that nobody gave or recorded; empty where there is none."""
-    spec = published_for(opened, overrides)
+    spec = published_for(opened, preprocessing)
     return {} if spec is None else {PREPROCESSING: f"published for {spec}"}
 
 
-def assumptions(opened: Opened, overrides: PreprocessOverrides | None) -> list[str]:
+def assumptions(opened: Opened, preprocessing: PreprocessOverrides | None) -> list[str]:
     """Lines on what was assumed of a checkpoint's input because its file does not say.
 
     A fresh network has been trained with no other, so of it only what was published is said.
     """
-    architecture, trained = _implied_by(opened, overrides), bool(opened.source_sha256)
+    architecture, trained = _implied_by(opened, preprocessing), bool(opened.source_sha256)
     if architecture is None or architecture.input is None or not (trained or architecture.published):
         return []
-    lines = [f"input {describe_input(architecture.input)} ({origin(opened, overrides)})"]
+    lines = [f"input {describe_input(architecture.input)} ({origin(opened, preprocessing)})"]
     classes, usual = architecture.num_classes, architecture.published_classes
     if trained and architecture.published and classes not in (None, usual):
         lines.append(

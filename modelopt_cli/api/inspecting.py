@@ -1,16 +1,23 @@
-"""The layers of a network, by the names that options take globs of."""
+"""Looks at a network: its layers, and how much each minds being pruned."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
-from modelopt_cli.api.guard import Given
-from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of
+from modelopt_cli.api.compressing import Compressing
+from modelopt_cli.api.guard import Original
+from modelopt_cli.api.opening import open_alone, sample_of
+from modelopt_cli.api.request import Note, Request
 from modelopt_cli.checkpoint import require_network
 from modelopt_cli.data import PreprocessOverrides
+from modelopt_cli.errors import CaptureError
+from modelopt_cli.kernels import require_device
 from modelopt_cli.measure.flops import count_macs
+from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.distill.taps import Place, places
+from modelopt_cli.methods.prune.apply import sensitivity as measure_sensitivity
+from modelopt_cli.methods.prune.sensitivity import Sensitivity
 from modelopt_cli.program import Program
 
 
@@ -35,7 +42,7 @@ def layers(
     source: str | Path,
     *,
     arch: str | None = None,
-    overrides: PreprocessOverrides | None = None,
+    preprocessing: PreprocessOverrides | None = None,
     on_note: Note | None = None,
 ) -> list[Layer]:
     """All layers of a checkpoint or artifact whose outputs can be looked at, in the order of execution.
@@ -43,20 +50,20 @@ def layers(
     Args:
         source: a checkpoint or an artifact of any kind.
         arch: its architecture, where it is not recognised.
-        overrides: the input's size and channels, where nothing else says them.
+        preprocessing: the input's size and channels, where nothing else says them.
         on_note: called with one line for each thing worth knowing.
 
     Raises:
         InputError: the source cannot be opened, its network does not run, or nothing says what it is.
     """
-    opened = open_noting(source, arch, open_input([source], arch, None, overrides), on_note, overrides)
-    network, input = require_network(opened, source), sample_of(opened, source)
+    opened = open_alone(source, arch, None, preprocessing, on_note)
+    network, sample = require_network(opened, source), sample_of(opened, source)
     if opened.program is not None:
-        Given.of(opened)  # runs it: a graph that cannot run is refused in one line
-    macs = count_macs(network, input.shape, input.dtype).per_layer
+        Original.of(opened)  # runs it: a graph that cannot run is refused in one line
+    macs = count_macs(network, sample.shape, sample.dtype).per_layer
     return [
         Layer(place.name, _kind(network, place), place.shape, macs.get(place.name, 0))
-        for place in places(network, input.shape, input.dtype)
+        for place in places(network, sample.shape, sample.dtype)
     ]
 
 
@@ -67,3 +74,26 @@ def _kind(network: nn.Module, place: Place) -> str:
     if node.op == "call_module":
         return type(network.get_submodule(str(node.target))).__name__
     return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
+
+
+def sensitivity(request: Request) -> tuple[Sensitivity, ...]:
+    """Measure how much the outputs of a network change when one part of it is pruned at a time.
+
+    Args:
+        request: ``source``, the samples whose outputs are compared (labels are not needed), and as ``config``
+            what to prune by which criterion; it needs no target.
+
+    Raises:
+        InputError: the source, the data or an option cannot be used, or the network cannot be traced.
+        NothingCompressed: nothing can be pruned.
+    """
+    request = replace(request, evaluate=False).noting_once()
+    require_device(request.options.device)
+    work = Compressing(request)
+    work.open()
+    require_network(work.opened, work.opened.path)
+    if work.opened.program is None:
+        raise CaptureError("sensitivity needs a graph", where=work.opened.path, hint=work.opened.untraced)
+    context = replace(work.context(None, work.method.stage), data=work.samples(None))
+    with threads(request.options.threads):
+        return measure_sensitivity(work.opened.program, request.config, context)

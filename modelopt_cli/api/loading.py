@@ -4,9 +4,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from modelopt_cli import artifact
-from modelopt_cli.api.opening import has_graph, open_input, open_source
-from modelopt_cli.checkpoint import Opened, read_state, require_network
+from modelopt_cli.api.opening import ModelFile, known_input
+from modelopt_cli.artifact.reader import program_in, tensors_in
+from modelopt_cli.checkpoint import Opened, open_header, read_state, require_network
 from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure.subject import is_quantized
@@ -76,18 +76,19 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
             have no weights in float.
         EnvironmentFailure: it cannot be opened.
     """
-    if not artifact.is_artifact(path):
+    if (header := open_header(path)) is None:
         return dict(read_state(path).state)
-    if has_graph(path) and is_quantized(artifact.read_program(path)):
+    if header.document.program is not None and is_quantized(program_in(header)):
         hint = "load(path) gives the network that computes with them"
         raise ArtifactError(
             "its layers compute in int8 and have no float weights", where=str(path), hint=hint
         )
-    return dict(artifact.read_tensors(path).state)
+    return dict(tensors_in(header).state)
 
 
 def _opened(path: str | Path, arch: str | None, input: InputSpec | None) -> Opened:
-    opened = open_source(path, arch, input or open_input([path], arch, None, None))
+    file = ModelFile.of(path)
+    opened = file.open(arch, input or known_input([file], arch, None, None))
     try:
         require_network(opened, path)
     except ArchitectureError as error:

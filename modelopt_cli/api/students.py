@@ -10,8 +10,9 @@ from urllib.parse import urlencode
 import torch
 from torch import nn
 
-from modelopt_cli.api.guard import Given
-from modelopt_cli.api.opening import Note, open_input, open_noting, sample_of, tell_notes
+from modelopt_cli.api.guard import Original
+from modelopt_cli.api.opening import ModelFile, known_input, sample_of, tell_notes
+from modelopt_cli.api.request import Note
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
 from modelopt_cli.checkpoint.sources import SOURCES, check_found_spec, parse_spec
 from modelopt_cli.errors import ArchitectureError, DataError, InputError, UsageError
@@ -54,14 +55,15 @@ def open_student(
         if not isinstance(network, Program):
             hint = "name an architecture instead"
             raise UsageError(f"{spec} needs a teacher that can be traced", where="--student", hint=hint)
-        given = Given.of(teacher, device=context.device)
+        original = Original.of(teacher, device=context.device)
         program = derived(spec, network, context)
-        given.hold(program)
+        original.check(program)
         return dataclasses.replace(teacher, state=dict(program.state_dict()), program=program, notes=[])
     if not _is_arch(spec):
         with _naming_student_arch():
-            wanted = open_input([spec], arch, None, None) or (input if arch is not None else None)
-            opened = open_noting(spec, arch, wanted, on_note)
+            file = ModelFile.of(spec)
+            known = known_input([file], arch, None, None) or (input if arch is not None else None)
+            opened = file.open(arch, known, on_note)
             require_network(opened, spec)
             return opened
     if arch is not None:

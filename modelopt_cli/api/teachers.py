@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelopt_cli.api.opening import Note, labels_of, sample_of
+from modelopt_cli.api.opening import sample_of
+from modelopt_cli.api.request import Note
 from modelopt_cli.api.students import classes_of
 from modelopt_cli.checkpoint import Opened, require_network
 from modelopt_cli.data.names import match_names
@@ -16,7 +17,7 @@ from modelopt_cli.program import InputSpec
 
 
 @dataclass(frozen=True)
-class Source:
+class TeacherFile:
     """A teacher's file.
 
     Attributes:
@@ -30,7 +31,7 @@ class Source:
     weight: float = 1.0
 
 
-def members_of(teachers: Sequence[Source], seen: InputSpec, *, resize: bool) -> tuple[Member, ...]:
+def members_of(teachers: Sequence[TeacherFile], seen: InputSpec, *, resize: bool) -> tuple[Member, ...]:
     """The teachers of a student.
 
     Args:
@@ -61,14 +62,14 @@ def require_same_classes(members: Sequence[Member], student: Opened, seen: Input
             )
 
 
-def require_same_names(teachers: Sequence[Source], student: Opened) -> tuple[str, ...] | None:
+def require_same_names(teachers: Sequence[TeacherFile], student: Opened) -> tuple[str, ...] | None:
     """The names of the classes, where a teacher or the student has them.
 
     Raises:
         UsageError: two have other classes, or others in the same places.
     """
-    names = [(str(each.path), labels_of(each.opened)) for each in teachers]
-    named = [(name, found) for name, found in [*names, ("the student", labels_of(student))] if found]
+    names = [(str(each.path), each.opened.labels) for each in teachers]
+    named = [(name, found) for name, found in [*names, ("the student", student.labels)] if found]
     if not named:
         return None
     first, labels = named[0]
@@ -82,12 +83,12 @@ def require_same_names(teachers: Sequence[Source], student: Opened) -> tuple[str
     return labels
 
 
-def comparable(teacher: Source, sample: InputSpec) -> bool:
+def comparable(teacher: TeacherFile, sample: InputSpec) -> bool:
     """Whether teacher and student can be measured on the same tensors."""
     return sample_of(teacher.opened, teacher.path).shape == sample.shape
 
 
-def leave_out(teacher: Source, gates: Gates, on_note: Note | None) -> None:
+def leave_out(teacher: TeacherFile, gates: Gates, on_note: Note | None) -> None:
     """Say, before anything is trained, that the teacher will not be in the table."""
     what = "takes images of another size than the student"
     if gates:

@@ -1,226 +1,138 @@
-"""The verb ``train``."""
+"""``train`` at work: a network is trained from a checkpoint, or from random weights."""
 
-from dataclasses import dataclass, replace
-from functools import partial
+import copy
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-import modelopt_cli
-from modelopt_cli import artifact
+from modelopt_cli.api.compressed import CompressedModel
 from modelopt_cli.api.doubts import other_classes
-from modelopt_cli.api.evaluating import measure_pairs
-from modelopt_cli.api.guard import Given
-from modelopt_cli.api.judging import after_writing, rehearse
-from modelopt_cli.api.opening import (
-    Note,
-    labels_of,
-    noting_once,
-    open_input,
-    open_noting,
-    sample_of,
-    tell_notes,
-)
-from modelopt_cli.api.planning import Plan, cost_of
-from modelopt_cli.api.product import Product
-from modelopt_cli.api.tuning import Surroundings, Trainer, TrainingRequest, names_of_classes, trainer
+from modelopt_cli.api.evaluating import Compared
+from modelopt_cli.api.guard import Original
+from modelopt_cli.api.inputs import PREPROCESSING
+from modelopt_cli.api.notes import training_note
+from modelopt_cli.api.opening import ModelFile, known_input, sample_of, tell_notes
+from modelopt_cli.api.rehearsal import rehearse
+from modelopt_cli.api.request import Request
+from modelopt_cli.api.result import Result
+from modelopt_cli.api.trainer import Trainer, names_of_classes, trainer
+from modelopt_cli.api.work import Made, Work, origin_of
 from modelopt_cli.artifact.encodings import compact, compact_state, require_not_shared
 from modelopt_cli.checkpoint import Opened, fresh_model, require_network
-from modelopt_cli.data import Data, PreprocessOverrides
+from modelopt_cli.data import Data
 from modelopt_cli.errors import UsageError
-from modelopt_cli.kernels import require_device
-from modelopt_cli.measure import EvalOptions, Evaluation, Gates, StageProgress
 from modelopt_cli.measure import gates as measure_gates
-from modelopt_cli.measure.latency import threads
+from modelopt_cli.methods.context import TensorsResult
 from modelopt_cli.methods.prune.masks import Masks
-from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.program.history import history_entry
+from modelopt_cli.report.plan import Plan, cost_of
 from modelopt_cli.training import Trained, Training, fit
 
 STAGE = "train"
 
 
-@dataclass(frozen=True)
-class TrainOutcome:
-    """What ``train`` did.
+class TrainingWork(Work):
+    """train at work."""
 
-    Attributes:
-        trained: how training went; after a dry run, of no step.
-        written: the file; None after a dry run and in a process that is not the main one of several.
-        evaluation: checkpoint and result side by side, or None where nothing was measured.
-        plan: what it would take, after a dry run alone.
-    """
+    always_trains = True
 
-    trained: Trained
-    written: artifact.Written | None
-    evaluation: Evaluation | None
-    plan: Plan | None = None
+    def check(self) -> None:
+        """Refuse what would only be found out after training."""
+        request = self.request
+        if request.source is None and request.arch is None:
+            raise UsageError("nothing to train", hint="name a checkpoint, or an architecture with --arch")
+        if request.training is None:
+            raise UsageError("nothing to train on", hint="give --train")
+        if request.training.config.teacher is not None:
+            raise UsageError("has no meaning in train", where="--teacher", hint="it is for prune")
+        measure_gates.require_comparable(request.gates, 1 if request.source is None else 2)
 
+    def open(self) -> None:
+        """The checkpoint, or fresh random weights."""
+        request = self.request
+        assert request.training is not None
+        files = [ModelFile.of(path) for path in self.sources]
+        self.known = known_input(files, request.arch, request.training.train, request.preprocessing)
+        self.before: list[tuple[str | Path, Opened]] = []
+        for file in files:
+            self.opened = file.open(request.arch, self.known, request.on_note, request.preprocessing)
+            require_network(self.opened, file.path)
+            if request.evaluate:
+                self.before = [(file.path, _copy(self.opened))]  # training changes the network in place
+        if not files:
+            assert request.arch is not None
+            self.opened = fresh_model(request.arch, self.known, request.options.seed)
+            tell_notes(self.opened, request.on_note, request.preprocessing)
 
-def train(
-    source: str | Path | None,
-    output: str | Path,
-    *,
-    training: TrainingRequest,
-    arch: str | None = None,
-    data: str | None = None,
-    overrides: PreprocessOverrides | None = None,
-    options: EvalOptions | None = None,
-    gates: Gates | None = None,
-    evaluate: bool = True,
-    force: bool = False,
-    dry_run: bool = False,
-    on_note: Note | None = None,
-    progress: StageProgress | None = None,
-) -> TrainOutcome:
-    """Train a network into a file, from scratch or from a checkpoint, and measure it.
+    def rehearse(self) -> None:
+        """Not yet: which classes there are, the training data say."""
 
-    Args:
-        source: a checkpoint or an artifact to start from; None starts from random weights, drawn from
-            ``options.seed``.
-        output: the file to write; an existing one only with ``force``.
-        training: the data to train on, how, and where to keep the state of an interrupted run.
-        arch: the architecture, where there is no checkpoint or it is not recognised.
-        data: what to evaluate on, and never to train or choose by.
-        overrides: preprocessing the user wants instead of the implied one.
-        options: how to measure, and the seed, threads, device and workers.
-        gates: limits to apply to the result, compared with ``source``.
-        evaluate: whether to measure.
-        force: replace an existing output, and start over where an interrupted run is found.
-        dry_run: check everything, time a few steps, and write, train and measure nothing.
-        on_note: called with one line for each thing worth knowing.
-        progress: called with the stage, what is done and the total.
+    def training(self) -> AbstractContextManager[Trainer]:
+        """A trainer that adopts the classes of the training data where they are others."""
+        request, opened = self.request, self.opened
+        labels = opened.labels if request.source is not None else None
 
-    Raises:
-        InputError: the source, the data, an option or the output cannot be used; nothing is written.
-        EnvironmentFailure: no space, no permission, an optional package.
-    """
-    options, gates, on_note = options or EvalOptions(), gates or Gates(), noting_once(on_note)
-    require_device(options.device)
-    sources = [source] if source is not None else []
-    _check(source, arch, training, data, gates, evaluate)
-    artifact.check_suffix(output)
-    artifact.check_output(output, force, sources)
-    training.require_apart(output, sources)
-    wanted = open_input(sources, arch, training.train, overrides)
-    opened = _start(source, arch, wanted, overrides, options.seed, on_note)
-    sample = sample_of(opened, source or arch or "")
-    labels = labels_of(opened) if source is not None else None
+        def check(train: Data) -> None:
+            if (note := other_classes(opened.program, train)) is not None:
+                request.note(note)
+            rehearse([opened], request, labels=train.class_names or labels)
 
-    rehearsed = partial(rehearse, [opened], data, overrides, options, gates)
+        identity = {"command": "train", "source": opened.source_sha256, "arch": request.arch}
+        sample = sample_of(opened, request.source or request.arch or "")
+        return trainer(request, identity, sample, labels, check, adopt=True)
 
-    def check(train: Data) -> None:
-        if on_note is not None and (note := other_classes(opened.program, train)):
-            on_note(note)
-        rehearsed(labels=train.class_names or labels)
+    def make(self, trainer: Trainer | None) -> Made:
+        """Train in place; weights that were pruned stay zero."""
+        assert trainer is not None
+        opened, training, seed = self.opened, trainer.training, self.request.options.seed
+        network = require_network(opened, self.request.source or "")
+        require_not_shared(opened.encodings)
+        masks = Masks.of_state(network.state_dict(), opened.encodings)
+        original = Original.of(opened, data=training.train, seed=seed, device=training.device)
+        trained = fit(network, training, seed=seed, stage=STAGE, companions=[masks])
+        entry = training_entry(opened, training, trained, self.request)
+        if isinstance(network, Program):
+            network.input = training.train.input
+            network.labels = names_of_classes(network, training.train)
+            network.encodings = compact(network)
+            network.history = (*network.history, entry)
+            model = CompressedModel.of_program(network, original)
+        else:
+            state = dict(network.state_dict())
+            stored = compact_state(state, opened.encodings)
+            model = CompressedModel.of_tensors(
+                opened, TensorsResult(state, Coverage(()), entry, stored), original
+            )
+        if self.request.dry_run:
+            return Made(model, Result("train", plan=self._plan(training, model)))
+        return Made(model, Result("train", trained=trained, notes=(training_note(trained),)))
 
-    identity = {"command": "train", "source": opened.source_sha256, "arch": arch}
-    how = Surroundings(overrides, options, force, progress, dry_run, on_note)
-    with (
-        threads(options.threads),
-        trainer(training, output, identity, sample, how, labels, check, adopt=True) as tools,
-    ):
-        trained, product = _trained(opened, tools, options.seed)
-        if dry_run:
-            plan = _plan(opened, source or arch or "", tools.training, product)
-            return TrainOutcome(trained, None, None, plan)
-        written = product.write(output, force) if tools.world.main else None
-        tools.run.close()
-    outcome = TrainOutcome(trained, written, None)
-    if written is None or not evaluate:
-        return outcome
-    options = replace(options, baseline=0)
-    with after_writing(output):
-        pairs = [(path, open_noting(path, arch, wanted, None)) for path in (*sources, output)]
-        last = len(sources)
-        found = measure_pairs(pairs, arch, data, overrides, options, gates, on_note, progress, named_by=last)
-    return replace(outcome, evaluation=found)
+    def _plan(self, training: Training, model: CompressedModel) -> Plan:
+        """The time estimate, and what the network costs; its name is that of its file or architecture."""
+        start, sample = self.request.source or self.request.arch or "", training.train.input
+        name = Path(start).name if self.opened.source_sha256 else str(start)
+        network = require_network(self.opened, start)
+        costs = [cost_of("network", name, network, sample.shape, sample.dtype)]
+        return Plan(costs, training.forecasts or (), model.predicted_bytes())
+
+    def compared(self, outputs: list[tuple[Any, Opened]]) -> tuple[Compared, Request]:
+        """The checkpoint as it was, and the result, whose classes count."""
+        return Compared([*self.before, *outputs], named_by=len(self.before)), self.request
 
 
-def _check(
-    source: str | Path | None,
-    arch: str | None,
-    training: TrainingRequest,
-    data: str | None,
-    gates: Gates,
-    evaluate: bool,
-) -> None:
-    """Refuse what would only be found out after training."""
-    if source is None and arch is None:
-        raise UsageError("nothing to train", hint="name a checkpoint, or an architecture with --arch")
-    if training.config.teacher is not None:
-        raise UsageError("has no meaning in train", where="--teacher", hint="it is for prune")
-    if gates and not evaluate:
-        raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
-    measure_gates.require_comparable(gates, 1 if source is None else 2)
-    training.require_fair(data)
+def _copy(opened: Opened) -> Opened:
+    return replace(opened, program=copy.deepcopy(opened.program), module=copy.deepcopy(opened.module))
 
 
-def _start(
-    source: str | Path | None,
-    arch: str | None,
-    wanted: InputSpec | None,
-    overrides: PreprocessOverrides | None,
-    seed: int,
-    on_note: Note | None,
-) -> Opened:
-    """The checkpoint, or fresh random weights."""
-    if source is not None:
-        opened = open_noting(source, arch, wanted, on_note, overrides)
-        require_network(opened, source)
-        return opened
-    assert arch is not None
-    opened = fresh_model(arch, wanted, seed)
-    tell_notes(opened, on_note, overrides)
-    return opened
-
-
-def _trained(opened: Opened, tools: Trainer, seed: int) -> tuple[Trained, Product]:
-    """The network after training; weights that were pruned stay zero."""
-    network: nn.Module = opened.program or opened.module  # type: ignore[assignment]
-    tensors = opened.tensors
-    encodings = opened.program.encodings if opened.program else tensors.encodings if tensors else {}
-    require_not_shared(encodings)
-    masks = Masks.of_state(network.state_dict(), encodings)
-    given = Given.of(opened, data=tools.training.train, seed=seed, device=tools.training.device)
-    trained = fit(network, tools.training, seed=seed, stage=STAGE, companions=[masks])
-    entry = history_entry(opened, tools.training, trained, seed)
-    if isinstance(network, Program):
-        network.input = tools.training.train.input
-        network.labels = names_of_classes(network, tools.training.train)
-        network.encodings = compact(network)
-        network.history = (*network.history, entry)
-        return trained, Product.of_program(network, given)
-    state = dict(network.state_dict())
-    stored = compact_state(state, encodings)
-    return trained, Product.of_tensors(opened, state, stored, Coverage(()), entry, given)
-
-
-def _plan(opened: Opened, start: str | Path, training: Training, product: Product) -> Plan:
-    """What was forecast, and what the network costs; ``start`` is its file or its architecture."""
-    name = Path(start).name if opened.source_sha256 else str(start)
-    network = require_network(opened, start)
-    input = training.train.input
-    costs = [cost_of("network", name, network, input.shape, input.dtype)]
-    return Plan(costs, training.forecasts or (), product.predicted_bytes())
-
-
-def history_entry(opened: Opened, training: Training, trained: Trained, seed: int) -> dict[str, Any]:
-    """What the history says: nothing that would differ from one run to the next."""
-    entry: dict[str, Any] = {
-        "method": "train",
-        "config": training.config.as_dict(),
-        "seed": seed,
-        "torch": str(torch.__version__),
-        "modelopt": modelopt_cli.__version__,
-        "data": training.train.name,
-        "skipped": {},
-        **trained.figures,
-    }
+def training_entry(opened: Opened, training: Training, trained: Trained, request: Request) -> dict[str, Any]:
+    """Entry in the history: nothing that would differ from one run to the next."""
+    figures: dict[str, Any] = {"data": training.train.name, **trained.figures}
     if training.val is not None:
-        entry["validation"] = training.val.name
-    if opened.source_sha256:
-        entry["source_sha256"] = opened.source_sha256
-    return entry
+        figures["validation"] = training.val.name
+    origin = {
+        name: value for name, value in origin_of(opened, request).items() if value and name != PREPROCESSING
+    }
+    return history_entry("train", training.config, seed=request.options.seed, origin=origin, **figures)

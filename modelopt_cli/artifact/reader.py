@@ -165,7 +165,7 @@ def read_tensors(path: str | Path) -> TensorFile:
         ArtifactError: missing, damaged, from a newer version, or not an artifact.
     """
     with open_artifact(path) as artifact:
-        return _tensors(artifact)
+        return tensors_in(artifact)
 
 
 def open_tensors(path: str | Path) -> TensorFile:
@@ -214,7 +214,7 @@ def program_in(artifact: Artifact) -> Program:
         arch = document.network
         hint = f"rebuild it with --arch {arch}" if arch else "name its architecture with --arch"
         raise ArtifactError("holds tensors without their network", where=path, hint=hint)
-    tensors = _tensors(artifact)
+    tensors = tensors_in(artifact)
     try:
         program = from_data(program_data(document), tensors.state)
     except ArtifactError as error:
@@ -246,7 +246,12 @@ def open_artifact(path: str | Path, *, verify: bool = True) -> Iterator[Artifact
         held.close()
 
 
-def _tensors(artifact: Artifact) -> TensorFile:
+def tensors_in(artifact: Artifact) -> TensorFile:
+    """All tensors of an open artifact, decoded.
+
+    Raises:
+        ArtifactError: as :func:`read_tensors`.
+    """
     document = artifact.document
     state, encodings = {}, {}
     for parameter in document.parameters:

@@ -19,7 +19,7 @@ from modelopt_cli.checkpoint.sources import FORMS, check_found_spec, names_code,
 from modelopt_cli.checkpoint.state_file import read_state, state_bytes
 from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
 from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
-from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program import Encoding, InputSpec, Program
 from modelopt_cli.regular import HeldFile
 from modelopt_cli.text import short
 
@@ -59,12 +59,42 @@ class Opened:
     path: str = ""
     file_bytes: int | None = None
 
+    @property
+    def network(self) -> Program | nn.Module | None:
+        """The network, traced or not; None of bare tensors."""
+        return self.program or self.module
+
+    @property
+    def input(self) -> InputSpec | None:
+        """Shape and preprocessing of a sample, or None where nothing says so."""
+        if self.program is not None:
+            return self.program.input
+        return self.architecture.input if self.architecture is not None else None
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the classes, in logit order, or None."""
+        return self.program.labels if self.program is not None else None
+
+    @property
+    def encodings(self) -> Mapping[str, Encoding]:
+        """How the tensors are stored, beyond their plain values."""
+        if self.program is not None:
+            return self.program.encodings
+        return self.tensors.encodings if self.tensors is not None else {}
+
+    @property
+    def holds_network(self) -> bool:
+        """True if it is an artifact with its own network, to which no ``--arch`` applies."""
+        return self.kind == "artifact" and self.program is not None and self.architecture is None
+
 
 def open_model(
     path: str | Path,
     arch: str | None = None,
     input_spec: InputSpec | None = None,
     adapt: Callable[[InputSpec], InputSpec | None] | None = None,
+    header: Artifact | None = None,
 ) -> Opened:
     """Open an artifact or a checkpoint.
 
@@ -77,13 +107,14 @@ def open_model(
         arch: an ``--arch`` spec; an artifact with a graph needs none and takes none.
         input_spec: what a sample looks like; wins over what the architecture or artifact implies.
         adapt: what to make of the input that a recognised architecture implies; by default that itself.
+        header: the artifact, where it is open already; see :func:`open_header`.
 
     Raises:
         CheckpointError, ArtifactError, ArchitectureError, EnvironmentFailure: in one line each.
     """
     path = Path(path)
-    if artifact.is_artifact(path):
-        return _open_artifact(path, arch, input_spec)
+    if (header := header or open_header(path)) is not None:
+        return _open_artifact(header, path, arch, input_spec)
     found = read_state(path)
     notes = list(found.notes)
     shapes = described(found.state)
@@ -107,6 +138,15 @@ def open_model(
         notes.append(f"recognised as {architecture.spec}")
     built = _build(architecture, state, path, found.sha256, notes)
     return dataclasses.replace(built, tensor_bytes=stored, file_bytes=found.file_bytes)
+
+
+def open_header(path: str | Path) -> Artifact | None:
+    """An artifact whose header is read and whose digest is checked; None of any other file.
+
+    Raises:
+        ArtifactError: it is damaged or from a newer version.
+    """
+    return Artifact(HeldFile(path, ArtifactError)) if artifact.is_artifact(path) else None
 
 
 def fresh_model(arch: str, input_spec: InputSpec | None = None, seed: int = 0) -> Opened:
@@ -143,8 +183,7 @@ def require_network(opened: Opened, path: str | Path) -> Program | nn.Module:
     Raises:
         ArchitectureError: there is none; says what came closest.
     """
-    network = opened.program or opened.module
-    if network is None:
+    if (network := opened.network) is None:
         raise ArchitectureError(
             next(iter(opened.notes[-1:]), "architecture not recognised"),
             where=str(path),
@@ -202,8 +241,7 @@ def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | N
         return None, f"the network cannot be traced: {error}"
 
 
-def _open_artifact(path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
-    found = Artifact(HeldFile(path, ArtifactError))
+def _open_artifact(found: Artifact, path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
     if found.document.program is None:
         return _open_tensors(found, path, arch, input_spec)
     if arch is not None:

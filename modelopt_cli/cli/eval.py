@@ -78,17 +78,23 @@ def evaluate(
         request.require_limits(len(paths))
 
     def rehearse() -> None:
-        from modelopt_cli.api.judging import rehearse_files
+        from modelopt_cli.api import EvalRequest
+        from modelopt_cli.api.rehearsal import rehearse_files
 
-        rehearse_files(paths, on_note=console.note, **request.keywords(index, judged))
+        rehearse_files(EvalRequest(paths=paths, on_note=console.note, **request.keywords(index, judged)))
         console.result(f"all {len(paths)} files can be measured")
 
     def work() -> None:
         from modelopt_cli import api
 
         with console.progress() as progress:
-            evaluation = api.evaluate(
-                paths, on_note=console.note, progress=progress, **request.keywords(index, judged)
+            evaluation = api.evaluate_files(
+                api.EvalRequest(
+                    paths=paths,
+                    on_note=console.note,
+                    progress=progress,
+                    **request.keywords(index, judged),
+                )
             )
         show_evaluation(console, evaluation, exports, force=force)
 

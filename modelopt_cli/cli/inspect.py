@@ -54,7 +54,7 @@ def inspect(
         from modelopt_cli.data import PreprocessOverrides
 
         overrides = PreprocessOverrides(**image.given())
-        found = api.layers(checkpoint, arch=arch, overrides=overrides, on_note=console.note)
+        found = api.layers(checkpoint, arch=arch, preprocessing=overrides, on_note=console.note)
         _show_layers(console, checkpoint, found)
 
     return options.checked(work, [checkpoint])

@@ -9,7 +9,7 @@ from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
-from modelopt_cli.cli.results import show_pruned, show_sensitivity
+from modelopt_cli.cli.results import show_result, show_sensitivity
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.settings import Setting
@@ -72,12 +72,14 @@ def prune(
     target = options.chosen_output(output, checkpoint, "pruned")
     check_curve(files.curve, asked, [target], [checkpoint], force)
     keywords: dict[str, Any] = {
+        "command": "prune",
+        "source": checkpoint,
         "config": method,
         "calibration": calibration or files.train,
         "on_note": console.note,
     }
     if sensitivity:
-        return partial(_sensitivity, console, checkpoint, plot, force, keywords, request)
+        return partial(_sensitivity, console, target, plot, force, keywords, request)
     method.target  # noqa: B018 -- raises where there is none, before the checkpoint is read
 
     def work() -> None:
@@ -85,21 +87,22 @@ def prune(
 
         console.silent = options.beside_another()
         with console.progress() as progress:
-            outcome = api.prune(
-                checkpoint,
-                target,
-                training=asked,
-                evaluate=not no_eval,
-                code=coding,
-                force=force,
-                dry_run=dry_run,
-                progress=progress,
-                **keywords,
-                **request.keywords(),
+            result = api.execute(
+                api.Request(
+                    output=target,
+                    training=asked,
+                    evaluate=not no_eval,
+                    code=coding,
+                    force=force,
+                    dry_run=dry_run,
+                    progress=progress,
+                    **keywords,
+                    **request.keywords(),
+                )
             )
-        if outcome.written is not None:
+        if result.written is not None:
             draw_curve(console, files.curve, asked, target, force)
-        show_pruned(console, outcome, exports, force=force)
+        show_result(console, result, exports, force=force)
 
     begin = options.checked(work, [checkpoint], [] if dry_run else [target], force=force)
     return options.undone(begin, delete_on_fail, target)
@@ -107,7 +110,7 @@ def prune(
 
 def _sensitivity(
     console: Console,
-    checkpoint: Path,
+    target: Path,
     plot: Path | None,
     force: bool,
     keywords: dict[str, Any],
@@ -119,12 +122,9 @@ def _sensitivity(
     if plot is not None:
         check_output(plot, force)
         report.require_plots(plot)
-    keywords = {**request.keywords(), **keywords}
-    keywords["calibration"] = keywords["calibration"] or keywords["data"]
-    for name in ("data", "gates"):
-        del keywords[name]
     with console.progress() as progress:
-        parts = api.sensitivity(checkpoint, progress=progress, **keywords)
+        asked = api.Request(output=target, progress=progress, **keywords, **request.keywords())
+        parts = api.sensitivity(asked)
     if plot is not None:
         report.plot_sensitivity(parts, plot)
     show_sensitivity(console, parts)

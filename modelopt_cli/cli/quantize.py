@@ -3,7 +3,7 @@
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.groups import Work
-from modelopt_cli.cli.results import show_quantized
+from modelopt_cli.cli.results import show_result
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.schemes import SCHEMES
@@ -43,20 +43,23 @@ def quantize(
         from modelopt_cli import api
 
         with console.progress() as progress:
-            outcome = api.quantize(
-                checkpoint,
-                target,
-                config=method,
-                calibration=calibration,
-                evaluate=not no_eval,
-                code=coding,
-                force=force,
-                dry_run=dry_run,
-                on_note=console.note,
-                progress=progress,
-                **request.keywords(),
+            result = api.execute(
+                api.Request(
+                    command="quantize",
+                    source=checkpoint,
+                    output=target,
+                    config=method,
+                    calibration=calibration,
+                    evaluate=not no_eval,
+                    code=coding,
+                    force=force,
+                    dry_run=dry_run,
+                    on_note=console.note,
+                    progress=progress,
+                    **request.keywords(),
+                )
             )
-        show_quantized(console, outcome, exports, force=force)
+        show_result(console, result, exports, force=force)
 
     begin = options.checked(work, [checkpoint], [] if dry_run else [target], force=force)
     return options.undone(begin, delete_on_fail, target)

@@ -6,7 +6,7 @@ from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
-from modelopt_cli.cli.results import show_shared
+from modelopt_cli.cli.results import show_result
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.training.config import FineTuneConfig
@@ -60,23 +60,26 @@ def share(
 
         console.silent = options.beside_another()
         with console.progress() as progress:
-            outcome = api.share(
-                checkpoint,
-                target,
-                config=config,
-                training=asked,
-                calibration=calibration or files.train,
-                evaluate=not no_eval,
-                code=coding,
-                force=force,
-                dry_run=dry_run,
-                on_note=console.note,
-                progress=progress,
-                **request.keywords(),
+            result = api.execute(
+                api.Request(
+                    command="share",
+                    source=checkpoint,
+                    output=target,
+                    config=config,
+                    training=asked,
+                    calibration=calibration or files.train,
+                    evaluate=not no_eval,
+                    code=coding,
+                    force=force,
+                    dry_run=dry_run,
+                    on_note=console.note,
+                    progress=progress,
+                    **request.keywords(),
+                )
             )
-        if outcome.written is not None:
+        if result.written is not None:
             draw_curve(console, files.curve, asked, target, force)
-        show_shared(console, outcome, exports, force=force)
+        show_result(console, result, exports, force=force)
 
     begin = options.checked(work, [checkpoint], [] if dry_run else [target], force=force)
     return options.undone(begin, delete_on_fail, target)

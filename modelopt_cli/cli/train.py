@@ -9,7 +9,7 @@ from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
-from modelopt_cli.cli.results import show_trained
+from modelopt_cli.cli.results import show_result
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.training.config import TrainConfig
 
@@ -61,20 +61,23 @@ def train(
 
         console.silent = options.beside_another()
         with console.progress() as progress:
-            outcome = api.train(
-                checkpoint,
-                target,
-                training=asked,
-                evaluate=not no_eval,
-                force=force,
-                dry_run=dry_run,
-                on_note=console.note,
-                progress=progress,
-                **request.keywords(),
+            result = api.execute(
+                api.Request(
+                    command="train",
+                    source=checkpoint,
+                    output=target,
+                    training=asked,
+                    evaluate=not no_eval,
+                    force=force,
+                    dry_run=dry_run,
+                    on_note=console.note,
+                    progress=progress,
+                    **request.keywords(),
+                )
             )
-        if outcome.written is not None:
+        if result.written is not None:
             draw_curve(console, files.curve, asked, target, force)
-        show_trained(console, outcome, exports, force=force)
+        show_result(console, result, exports, force=force)
 
     begin = options.checked(work, [checkpoint], [target], force=force)
     return options.undone(begin, delete_on_fail, target)

@@ -1,12 +1,16 @@
 """What every method is given beside its Program and its config, and what it gives back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor, nn
+
+from modelopt_cli.artifact import Stream
 from modelopt_cli.artifact.coding import Code
 from modelopt_cli.data import Data
-from modelopt_cli.program import Program
+from modelopt_cli.program import Encoding, Program
+from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.training.interfaces import Training
 
 if TYPE_CHECKING:
@@ -79,3 +83,39 @@ class Result:
     skipped: dict[str, str]
     target: Reached | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Tensors without a graph, as a method gets them.
+
+    Attributes:
+        state: by name; they may stay in their file until their turn.
+        encodings: how they were stored so far.
+        network: that they belong to and that cannot be traced; None of bare tensors.
+        about: what the file will say besides, as ``artifact.write_tensors`` takes it.
+    """
+
+    state: Mapping[str, Tensor]
+    encodings: Mapping[str, Encoding]
+    network: nn.Module | None
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TensorsResult:
+    """What a method made of tensors without a graph.
+
+    Attributes:
+        tensors: by name, or a stream of them that makes each when its turn comes.
+        coverage: what became of every weight.
+        entry: for the history.
+        encodings: how tensors are stored; those of a stream come with it.
+        target: for a method that was given one.
+    """
+
+    tensors: Stream | Mapping[str, Tensor]
+    coverage: Coverage
+    entry: dict[str, Any]
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
+    target: Reached | None = None

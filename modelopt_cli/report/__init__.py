@@ -5,6 +5,7 @@ from modelopt_cli.report.csv import csv_text
 from modelopt_cli.report.curves import draw_curve
 from modelopt_cli.report.export import check_export, export
 from modelopt_cli.report.json import to_json
+from modelopt_cli.report.layers import layer_table, layers_json
 from modelopt_cli.report.markdown import markdown_text
 from modelopt_cli.report.plan import plan_json, plan_table
 from modelopt_cli.report.plots import plot_sensitivity, require_plots
@@ -16,7 +17,7 @@ from modelopt_cli.report.pruned import (
     target_line,
 )
 from modelopt_cli.report.shared import shared_json, shared_table
-from modelopt_cli.report.table import plain_text, svg, table, to_svg
+from modelopt_cli.report.table import group, html, plain_text, svg, table, to_svg
 
 __all__ = [
     "check_export",
@@ -26,6 +27,10 @@ __all__ = [
     "csv_text",
     "draw_curve",
     "export",
+    "group",
+    "html",
+    "layer_table",
+    "layers_json",
     "markdown_text",
     "plain_text",
     "plan_json",

@@ -1,19 +1,80 @@
-"""Showing what a training would cost."""
+"""Costs of a training: networks, stages, time."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
+from modelopt_cli.measure.flops import count_macs
+from modelopt_cli.measure.size import logical_parameters
+from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.text import printable
-
-if TYPE_CHECKING:
-    from modelopt_cli.api.planning import Plan
-    from modelopt_cli.training import Forecast
+from modelopt_cli.training import Forecast
 
 
-def plan_table(plan: "Plan") -> RenderableType:
+@dataclass(frozen=True)
+class Cost:
+    """A network and what it costs, counted as in the table.
+
+    Attributes:
+        role: ``network``, ``teacher`` or ``student``.
+        name: a file's name, or an architecture.
+        parameters: logical ones, see ``measure.size``.
+        flops: for one sample, see ``measure.flops``.
+    """
+
+    role: str
+    name: str
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command would train, and how long that would take.
+
+    Attributes:
+        networks: teachers first.
+        stages: its trainings, one after another.
+        predicted_bytes: length of the file, but for a few digits in its history; None where that depends
+            on what is learned.
+        cache_bytes: that the teachers' answers would take on disk; None without a cache.
+    """
+
+    networks: Sequence[Cost]
+    stages: Sequence[Forecast]
+    predicted_bytes: int | None = None
+    cache_bytes: int | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Of all trainings together."""
+        return sum(stage.epochs for stage in self.stages)
+
+    @property
+    def steps(self) -> int:
+        """Of all trainings together."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def seconds(self) -> float:
+        """Of all trainings together; measuring the result and writing it come on top."""
+        return sum(stage.seconds for stage in self.stages)
+
+
+def cost_of(
+    role: str, name: str, network: nn.Module, shape: tuple[int, ...], dtype: InputType = "float32"
+) -> Cost:
+    """What a network costs that takes samples of ``shape``."""
+    parameters = sum(tensor.numel() for tensor in logical_parameters(network))
+    return Cost(role, name, parameters, count_macs(network, shape, dtype).flops)
+
+
+def plan_table(plan: Plan) -> RenderableType:
     """Every network, every stage of training, and how long it would take in all."""
     lines = [_total_line(plan)]
     if plan.predicted_bytes is not None:
@@ -24,7 +85,7 @@ def plan_table(plan: "Plan") -> RenderableType:
     return Group(_networks(plan), Text(), _stages(plan), Text(), *texts)
 
 
-def plan_json(plan: "Plan") -> dict[str, Any]:
+def plan_json(plan: Plan) -> dict[str, Any]:
     """The plan as ``train --dry-run --json`` prints it, but for what every object has."""
     return {
         "networks": [
@@ -55,7 +116,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60} min"
 
 
-def _networks(plan: "Plan") -> Table:
+def _networks(plan: Plan) -> Table:
     grid = Table(box=None, pad_edge=False)
     grid.add_column("network", overflow="fold")
     grid.add_column("name", overflow="fold")
@@ -66,7 +127,7 @@ def _networks(plan: "Plan") -> Table:
     return grid
 
 
-def _stages(plan: "Plan") -> Table:
+def _stages(plan: Plan) -> Table:
     grid = Table(box=None, pad_edge=False)
     grid.add_column("training", overflow="fold")
     for title in (
@@ -95,12 +156,12 @@ def _stages(plan: "Plan") -> Table:
     return grid
 
 
-def _step(stage: "Forecast") -> str:
+def _step(stage: Forecast) -> str:
     """How long one takes; where answers are kept, also one that finds them."""
     text, kept = duration(stage.seconds_per_step), stage.seconds_per_kept_step
     return text if kept is None else f"{text}, then {duration(kept)}"
 
 
-def _total_line(plan: "Plan") -> str:
+def _total_line(plan: Plan) -> str:
     epochs = f"{plan.epochs:,} epoch{'s' * (plan.epochs != 1)}"
     return f"{epochs}, {plan.steps:,} steps; training would take about {duration(plan.seconds)}"

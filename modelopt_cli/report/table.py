@@ -2,6 +2,8 @@
 
 import io
 import re
+from collections.abc import Iterable
+from html import escape
 
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
@@ -10,6 +12,7 @@ from rich.text import Text
 
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.report.rows import footer, gate_lines, headings, rows
+from modelopt_cli.text import printable
 
 _WIDE = 10_000
 
@@ -35,6 +38,16 @@ def plain_text(renderable: RenderableType) -> str:
     console.print(renderable)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def group(parts: Iterable[RenderableType]) -> RenderableType:
+    """Tables and lines below one another; the lines as plain text, never as markup."""
+    return Group(*(Text(printable(part)) if isinstance(part, str) else part for part in parts))
+
+
+def html(renderable: RenderableType) -> str:
+    """The renderable for a notebook."""
+    return f"<pre>{escape(plain_text(renderable))}</pre>"
 
 
 def to_svg(evaluation: Evaluation, title: str = "modelopt") -> str:

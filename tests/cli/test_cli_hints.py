@@ -15,8 +15,7 @@ from modelopt_cli.errors import a_or_an
 
 SOURCE = Path(modelopt_cli.__file__).parent
 OF_ONE = {
-    "api/quantizing.py": "quantize", "methods/quantize/": "quantize", "api/pruning.py": "prune",
-    "methods/prune/": "prune", "api/sharing.py": "share", "methods/share/": "share",
+    "methods/quantize/": "quantize", "methods/prune/": "prune", "methods/share/": "share",
     "api/distilling.py": "distill", "api/students.py": "distill", "api/teachers.py": "distill",
     "methods/distill/": "distill", "api/training.py": "train", "cli/inspect.py": "inspect",
     "measure/gates.py": "eval", "cli/run.py": "run", "cli/recipe/execute.py": "run",

@@ -383,7 +383,7 @@ def test_ctrl_c_in_a_step_without_training_says_how_to_go_on_too(here, modelopt,
 
     Path("r.yaml").write_text(INT8)
     with monkeypatch.context() as patch:
-        patch.setattr(api, "quantize", interrupted)
+        patch.setattr(api, "execute", interrupted)
         outcome = modelopt("run", "r.yaml", "-q")
     line = "error: interrupted; this was step 1 of 1 (quantize); go on with the same command and --resume\n"
     assert (outcome.code, outcome.err) == (130, line)

@@ -20,14 +20,14 @@ class Request:
     gates: dict[str, Any]
 
     def keywords(self, baseline: int = 0, judged: int | None = None) -> dict[str, Any]:
-        """The keyword arguments that ``api.quantize`` and ``api.evaluate`` share."""
+        """The fields of ``api.request.Measuring``, but for notes and progress."""
         from modelopt_cli.data import PreprocessOverrides
         from modelopt_cli.measure import EvalOptions, Gates
 
         return {
             "arch": self.network.arch,
             "data": self.network.data,
-            "overrides": PreprocessOverrides(**self.image.given()),
+            "preprocessing": PreprocessOverrides(**self.image.given()),
             "options": EvalOptions(baseline=baseline, **self.measure.values(), **vars(self.run)),
             "gates": Gates(**self.gates, judged=judged),
         }

@@ -1,4 +1,4 @@
-"""The evaluation at the end of a verb: rehearsed before the work, reported apart from the file."""
+"""The evaluation at the end of a command: rehearsed before the work, reported apart from the file."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -6,111 +6,92 @@ from dataclasses import replace
 from pathlib import Path
 
 from modelopt_cli import measure
+from modelopt_cli.api.evaluating import coverage_of, open_all
 from modelopt_cli.api.guard import SAMPLES, as_run
-from modelopt_cli.api.opening import Note, coverage_of, labels_of, open_input, open_noting
+from modelopt_cli.api.request import EvalRequest, Measuring
 from modelopt_cli.checkpoint import Opened
-from modelopt_cli.data import PreprocessOverrides, open_data
+from modelopt_cli.data import open_data
 from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import UsageError
-from modelopt_cli.measure import EvalOptions, Gates, Subject
+from modelopt_cli.measure import Subject
 from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.coverage import Coverage
 
 
-def rehearse(
-    networks: Sequence[Opened],
-    data: str | None,
-    overrides: PreprocessOverrides | None,
-    options: EvalOptions,
-    gates: Gates | None = None,
-    labels: tuple[str, ...] | None = None,
-) -> None:
+def rehearse(networks: Sequence[Opened], how: Measuring, labels: tuple[str, ...] | None = None) -> None:
     """Send a few samples through the evaluation, to know before long work what cannot be judged.
 
     Args:
         networks: that stand for what will be measured, one alone for what is made of it, too; they are
             not changed.
-        data: what they will be measured on; without it only the limits are looked at.
-        overrides: preprocessing the user wants instead of the implied one.
-        options: how they will be measured.
-        gates: the limits.
+        how: data, options and limits; without data only the limits are looked at.
         labels: names of the classes, where they are not those of the first network that has some.
 
     Raises:
         InputError: the data cannot be opened or do not suit, or a network does not run or is no classifier.
         UsageError: nothing will be measured that a limit could be held against.
     """
-    gates = gates or Gates()
-    if data is None and not gates:
+    data, options = how.data, how.options
+    if data is None and not how.gates:
         return
     subjects = [_subject(each, options.device) for each in networks]
     if data is None:
-        _require_measurable(gates, subjects, options, labelled=False)
-    else:
-        known = next((subject.input for subject in subjects if subject.input is not None), None)
-        names = labels or next(filter(None, map(labels_of, networks)), None)
-        samples = open_data(data, input=known, overrides=overrides, seed=options.seed).with_labels(names)
-        _require_measurable(gates, subjects, options, labelled=samples.labelled)
-        few = samples if options.limit else samples.sample(SAMPLES, options.seed)
-        limit = min(SAMPLES, options.limit or SAMPLES)
-        quick = replace(options, baseline=0, runs=0, memory=False, workers=0, limit=limit)
-        found = measure.evaluate(subjects, few, quick)
-        for model in found.models:
-            if options.limit is None and model.accuracy is not None and model.accuracy.classes is not None:
-                samples.fits(model.accuracy.classes)
+        _require_measurable(how, subjects, labelled=False)
+        return
+    known = next((subject.input for subject in subjects if subject.input is not None), None)
+    names = labels or next((each.labels for each in networks if each.labels), None)
+    samples = open_data(data, input=known, overrides=how.preprocessing, seed=options.seed)
+    samples = samples.with_labels(names)
+    _require_measurable(how, subjects, labelled=samples.labelled)
+    few = samples if options.limit else samples.sample(SAMPLES, options.seed)
+    limit = min(SAMPLES, options.limit or SAMPLES)
+    quick = replace(options, baseline=0, runs=0, memory=False, workers=0, limit=limit)
+    evaluation = measure.evaluate(subjects, few, quick)
+    for model in evaluation.models:
+        if options.limit is None and model.accuracy is not None and model.accuracy.classes is not None:
+            samples.fits(model.accuracy.classes)
 
 
-def _require_measurable(
-    gates: Gates, subjects: Sequence[Subject], options: EvalOptions, *, labelled: bool
-) -> None:
+def _require_measurable(how: Measuring, subjects: Sequence[Subject], *, labelled: bool) -> None:
     """As ``measure.gates.require_measurable``; a file that is still to be made says what is compressed."""
-    baseline, means = options.baseline, measure_gates.Means(labelled, options.runs)
+    baseline, means = how.options.baseline, measure_gates.Means(labelled, how.options.runs)
     if len(subjects) == 1:
         baseline, subjects = 0, [*subjects, replace(subjects[0], coverage=Coverage(()))]
-    measure_gates.require_measurable(gates, subjects, baseline, means)
+    measure_gates.require_measurable(how.gates, subjects, baseline, means)
 
 
-def rehearse_files(
-    paths: Sequence[str | Path],
-    *,
-    arch: str | None = None,
-    data: str | None = None,
-    overrides: PreprocessOverrides | None = None,
-    options: EvalOptions | None = None,
-    gates: Gates | None = None,
-    on_note: Note | None = None,
-) -> None:
+def rehearse_files(request: EvalRequest) -> None:
     """As :func:`rehearse`, for files that ``evaluate`` will be given, or that stand for them.
 
     Raises:
         InputError: a file cannot be opened, or as there.
     """
-    wanted = open_input(paths, arch, data, overrides)
-    opened = [open_noting(path, arch, wanted, on_note, overrides) for path in paths]
-    rehearse(opened, data, overrides, options or EvalOptions(), gates)
+    rehearse([opened for _, opened in open_all(request)], request)
 
 
-def require_apart(calibration: str | None, data: str | None, what: str, input: InputSpec | None) -> None:
+def require_other_samples(
+    calibration: str | None, data: str | None, what: str, sample: InputSpec | None
+) -> None:
     """Refuse to choose by the labels of the samples that the result is judged on.
 
     Args:
-        calibration: what is chosen by.
-        data: what the result is judged on.
+        calibration: spec of the data that is chosen by.
+        data: spec of the data that the result is judged on.
         what: what reads the labels, for the message.
-        input: what the network takes.
+        sample: shape and preprocessing that the network takes.
 
     Raises:
         UsageError: they are the same samples, and have labels.
     """
     if calibration is None or data is None or not same_samples(calibration, data):
         return
-    if open_data(data, input=input, labels=False).labelled:
+    if open_data(data, input=sample, labels=False).labelled:
         hint = "give other samples with --calib, or leave the judging out with --no-eval"
         raise UsageError(f"{what} the samples that the result is judged on", where=data, hint=hint)
 
 
-def seen_in_training(opened: Opened, calibration: str) -> str | None:
+def seen_in_training(opened: Opened, calibration: str | None) -> str | None:
     """A warning where the history says that the network was trained on its calibration data."""
     history = opened.program.history if opened.program is not None else ()
     trained = {entry.get("data") for entry in history if entry.get("method") == "train"}
@@ -134,11 +115,10 @@ def after_writing(*outputs: str | Path) -> Iterator[None]:
 
 def _subject(opened: Opened, device: str) -> Subject:
     """A stand-in for what will be measured, of which size and time do not matter yet."""
-    network, architecture = opened.program or opened.module, opened.architecture
+    network = opened.network
     if isinstance(network, Program) or (network is not None and device != "cpu"):
         network = as_run(network, device)
     program = network if isinstance(network, Program) else None
-    input = program.input if program else architecture.input if architecture else None
     where, state = opened.path or "the network", None if network is not None else opened.state
     covered = coverage_of(opened)
-    return Subject(where, network, program, 0, covered, input=input, tensor_bytes=0, state=state)
+    return Subject(where, network, program, 0, covered, input=opened.input, tensor_bytes=0, state=state)

@@ -1,0 +1,144 @@
+"""The methods that compress a model: one row of ``methods.table.METHODS`` at work."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from modelopt_cli.api.compressed import CompressedModel, about_tensors
+from modelopt_cli.api.evaluating import Compared
+from modelopt_cli.api.guard import Original
+from modelopt_cli.api.notes import gain_notes, loss_note, signal_note
+from modelopt_cli.api.opening import ModelFile, known_input
+from modelopt_cli.api.rehearsal import require_other_samples, seen_in_training
+from modelopt_cli.api.request import Request
+from modelopt_cli.api.result import Result
+from modelopt_cli.api.trainer import Trainer, names_of_classes, trainer
+from modelopt_cli.api.work import Made, Work
+from modelopt_cli.artifact import Written
+from modelopt_cli.checkpoint import Opened
+from modelopt_cli.data import Data, open_data
+from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.context import Context, Tensors, TensorsResult
+from modelopt_cli.methods.context import Result as MethodResult
+from modelopt_cli.methods.table import METHODS
+
+
+class Compressing(Work):
+    """quantize, prune or share at work."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self.method = METHODS[request.command]
+        self.config = self.method.plan(request.config) if request.dry_run else request.config
+
+    def open(self) -> None:
+        """Open the model once, and keep calibration and judging apart where labels decide."""
+        request = self.request
+        assert request.source is not None
+        file = ModelFile.of(request.source)
+        self.known = known_input([file], request.arch, request.samples, request.preprocessing)
+        self.opened = file.open(request.arch, self.known, request.on_note, request.preprocessing, graph=False)
+        if request.evaluate and (what := self.method.reads_labels(request.config)) is not None:
+            require_other_samples(request.samples, request.data, what, self.opened.input)
+        measures_drop = self.method.meets_drop(request.config) and request.samples is not None
+        if measures_drop and (line := seen_in_training(self.opened, request.samples)) is not None:
+            request.note(line)
+
+    @contextmanager
+    def training(self) -> Iterator[Trainer | None]:
+        """A trainer where fine-tuning is asked for; a dry run plans without."""
+        request, program = self.request, self.opened.program
+        if request.training is None or request.dry_run:
+            yield None
+            return
+        if program is None:
+            raise UsageError("fine-tuning needs a network that can be traced", hint="leave --epochs out")
+        identity = {
+            "command": request.command,
+            "source": self.opened.source_sha256,
+            "arch": request.arch,
+            "config": request.config.as_dict(),
+            "calibration": request.samples,
+            "code": request.code,
+        }
+        with trainer(request, identity, program.input, self.opened.labels) as tools:
+            # Labels were counted by these names, so the result is to be judged by them.
+            program.labels = program.labels or names_of_classes(program, tools.training.train)
+            yield tools
+
+    def make(self, trainer: Trainer | None) -> Made:
+        """Apply the method, with or without a graph."""
+        context, program = self.context(trainer, self.method.stage), self.opened.program
+        if program is None:
+            return self._made_of_tensors(context)
+        context = replace(context, data=self.samples(trainer))
+        original = self.original(context)
+        result = self.method.apply(program, self.config, context)
+        model = CompressedModel.of_program(result.program, original)
+        return self._result(model, original, program, result.program, result)
+
+    def _made_of_tensors(self, context: Context) -> Made:
+        opened, apply = self.opened, self.method.apply_to_tensors
+        assert apply is not None
+        original = self.original(context)
+        tensors = Tensors(opened.state, opened.encodings, opened.module, about_tensors(opened))
+        result = apply(tensors, self.config, context)
+        model = CompressedModel.of_tensors(opened, result, original)
+        return self._result(model, original, tensors, result, result)
+
+    def _result(
+        self,
+        model: CompressedModel,
+        original: Original,
+        before: Any,
+        after: Any,
+        result: MethodResult | TensorsResult,
+    ) -> Made:
+        request, method, covered = self.request, self.method, model.coverage
+        usual = method.signal(self.config)
+        snr_db = model.checked.snr_db if usual is not None else None
+        if snr_db is not None and usual is not None:
+            model = model.recording(snr_db=round(snr_db, 1))
+            if snr_db < usual.least_db:
+                request.note(loss_note(snr_db, usual, original.steepest_fall(model.checked)))
+        layers = method.layers(before, after, covered, self.config)
+        measured = request.evaluate and not request.dry_run and self.opened.program is not None
+        notes = getattr(result, "notes", ())
+        notes += method.notes(self.config, layers, result.target, measured)
+        return Made(model, Result(request.command, covered, layers, result.target, notes, snr_db=snr_db))
+
+    def finish(self, made: Made, written: Written | None) -> Result:
+        """The result with its size, and what was gained."""
+        size = made.model.predicted_bytes(self.request.code) if written is None else written.file_bytes
+        gained = gain_notes(self.opened, made.model.coverage, written, size, self.method.remedy(self.config))
+        notes = (*made.result.notes, *gained, *signal_note(made.result.snr_db))
+        return replace(made.result, notes=notes, predicted_bytes=size, written=written)
+
+    def samples(self, trainer: Trainer | None) -> Data | None:
+        """Calibration data, whose preprocessing the file will record."""
+        request, program = self.request, self.opened.program
+        assert program is not None
+        spec = request.samples
+        if spec is None or not self.method.reads_data(self.config):
+            return None
+        if trainer is not None and trainer.training.train.name == spec:
+            samples = trainer.training.train
+        else:
+            samples = open_data(
+                spec,
+                input=program.input,
+                overrides=request.preprocessing,
+                seed=request.options.seed,
+                labels=False,
+            )
+            for note in samples.notes:
+                request.note(note)
+        program.input = samples.input
+        return samples
+
+    def compared(self, outputs: list[tuple[Any, Opened]]) -> tuple[Compared, Request]:
+        """The model as it was, and as it is now."""
+        fitted = self.opened.program is not None and self.method.fits_data(self.config)
+        calibrated_on = [self.request.samples] if fitted else []
+        return Compared([(self.opened.path, self.opened), *outputs], calibrated_on), self.request

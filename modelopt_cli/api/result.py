@@ -1,0 +1,118 @@
+"""Results of commands: what was made, written and measured, and how to show it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelopt_cli import report
+from modelopt_cli.artifact import Written
+from modelopt_cli.measure import Evaluation
+from modelopt_cli.methods.context import Reached
+from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.report.plan import Plan
+from modelopt_cli.training import Trained
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of a command: ``str()`` is the table that the command line prints.
+
+    Attributes:
+        command: that gave it.
+        coverage: every weight-carrying layer, with what became of it; None where nothing is compressed.
+        layers: the method's own row for each layer, where it has some.
+        target: what was asked for and what was reached.
+        notes: one line for each thing the user should know of the result.
+        predicted_bytes: length of the file, known before it is written; after a dry run without the
+            training that was asked for, what it would have before that training.
+        snr_db: signal-to-noise of the outputs against the original's, in dB, on a few samples of the
+            calibration data or of noise; None where it is not measured.
+        trained: how training went.
+        entry: newest entry of the history, after ``distill``.
+        plan: what a training would take, after a dry run of a command that trains.
+        written: the file; None after a dry run, or in a process that is not the main one of several.
+        scratch: that of the student without a teacher, if one was asked for.
+        evaluation: original and result side by side, or None where nothing was measured.
+    """
+
+    command: str
+    coverage: Coverage | None = None
+    layers: tuple[Any, ...] = ()
+    target: Reached | None = None
+    notes: tuple[str, ...] = ()
+    predicted_bytes: int | None = None
+    snr_db: float | None = None
+    trained: Trained | None = None
+    entry: dict[str, Any] | None = None
+    plan: Plan | None = None
+    written: Written | None = None
+    scratch: Written | None = None
+    evaluation: Evaluation | None = None
+
+    @property
+    def lines(self) -> list[str]:
+        """Lines below the table: target, coverage, notes."""
+        lines = [report.target_line(self.target)] if self.target is not None else []
+        if self.coverage is not None:
+            lines += report.coverage_lines(self.coverage)
+        return [*lines, *self.notes]
+
+    @property
+    def written_lines(self) -> list[str]:
+        """One line for each file."""
+        files = filter(None, (self.scratch, self.written))
+        return [f"wrote {file.path} ({file.file_bytes:,} bytes)" for file in files]
+
+    @property
+    def layer_table(self) -> "RenderableType | None":
+        """Every layer, with what became of it; None for commands that compress nothing."""
+        return None if self.coverage is None else report.layer_table(self.layers, self.coverage)
+
+    def parts(self) -> "list[RenderableType]":
+        """Everything there is to show, in order."""
+        if self.plan is not None:
+            return [report.plan_table(self.plan)]
+        if self.evaluation is not None:
+            return [report.table(self.evaluation), *self.lines, *self.written_lines]
+        layers = [] if self.layer_table is None else [self.layer_table]
+        size = [f"the file would have {self.predicted_bytes:,} bytes"] if self.predicted_bytes else []
+        return [*layers, *self.lines, *(self.written_lines or size)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that ``--json`` prints, of JSON types alone.
+
+        ``output`` is null after a dry run, ``evaluation`` (as ``eval --json`` prints it) where nothing was
+        measured; so is whatever the command does not have.
+        """
+        if self.plan is not None:
+            return {"schema_version": 1, "output": None, **report.plan_json(self.plan)}
+        covered, trained = self.coverage, self.trained
+        return {
+            "schema_version": 1,
+            "output": _file_json(self.written),
+            "scratch": _file_json(self.scratch),
+            "predicted_bytes": self.predicted_bytes,
+            "snr_db": self.snr_db,
+            "layers": [] if covered is None else report.layers_json(self.layers, covered),
+            "coverage": [] if covered is None else [dict(vars(layer)) for layer in covered.layers],
+            "compressed": None if covered is None else report.coverage_json(covered),
+            "target": None if self.target is None else dict(vars(self.target)),
+            "notes": list(self.notes),
+            "training": None if trained is None else dict(vars(trained)),
+            "distillation": self.entry,
+            "evaluation": None if self.evaluation is None else report.to_json(self.evaluation),
+        }
+
+    def __str__(self) -> str:
+        return report.plain_text(report.group(self.parts())).rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        return report.html(report.group(self.parts()))
+
+
+def _file_json(written: Written | None) -> dict[str, Any] | None:
+    if written is None:
+        return None
+    return {"path": str(written.path), "file_bytes": written.file_bytes, "sha256": written.sha256}
