@@ -1,7 +1,7 @@
 """The weights of a ``.pt2`` file, without ``torch.export.load``.
 
 ``torch.export.load`` (torch 2.13) unpickles constants with ``pickle.loads`` and evaluates symbolic
-expressions, so it runs what the file says. The weights themselves are raw bytes beside a JSON table;
+expressions, so it runs what the file says. The weights themselves are raw bytes next to a JSON table;
 they are all that is taken.
 """
 

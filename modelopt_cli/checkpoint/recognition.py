@@ -1,4 +1,4 @@
-"""Which network a state dict belongs to, from its names and shapes alone."""
+"""Recognition of the network that a state dict belongs to, from its names and shapes alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def recognise_state(state: Mapping[str, torch.Tensor]) -> Recognition | None:
 
 
 def describe_nearest(state: Mapping[str, torch.Tensor]) -> str:
-    """Why nothing was recognised, in words: the closest network and how far it is."""
+    """A sentence on why nothing was recognised: the closest network and how far it is."""
     best: tuple[int, str, Difference] | None = None
     for candidate in spellings(state):
         shapes = shapes_of(candidate)

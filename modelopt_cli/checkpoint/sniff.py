@@ -1,4 +1,4 @@
-"""What a file is, from its first bytes; its name is never believed."""
+"""Kind of a file, from its first bytes; its name is never believed."""
 
 import codecs
 import shlex
@@ -122,6 +122,6 @@ def _is_text(head: bytes) -> bool:
 
 
 def convert_command(script: str, path: Path) -> str:
-    """A ``python -c`` line that writes ``NAME-weights.pth`` beside ``path``; both names are quoted."""
+    """A ``python -c`` line that writes ``NAME-weights.pth`` next to ``path``; both names are quoted."""
     target = path.with_name(f"{path.stem}-weights.pth")
     return f"python -c '{script}' {shlex.quote(str(path))} {shlex.quote(str(target))}"

@@ -21,7 +21,7 @@ from modelopt_cli.regular import HeldFile
 
 @dataclass(frozen=True)
 class StateFile:
-    """What a checkpoint held.
+    """Contents of a checkpoint.
 
     Attributes:
         state: CPU tensors by layer name, wrappers' prefixes taken off, in the file's order; those of

@@ -1,4 +1,4 @@
-"""What a tensor from an untrusted file must satisfy before anything computes with it."""
+"""Checks of tensors from untrusted files, before anything computes with them."""
 
 from collections.abc import Callable, Mapping
 
@@ -145,7 +145,7 @@ def check_range(state: Mapping[str, torch.Tensor], where: str) -> None:
 
 
 def count_not_finite(tensor: torch.Tensor, masks: bool = False) -> int:
-    """How many values of a tensor are NaN or infinite; none where ``masks`` lets it pass as a mask."""
+    """Number of NaN and infinite values of a tensor; 0 where ``masks`` lets it pass as a mask."""
     if not tensor.is_floating_point():
         return 0
     values = tensor if tensor.element_size() > 1 else tensor.float()  # float8 lacks most operators

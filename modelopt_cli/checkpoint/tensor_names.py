@@ -21,7 +21,7 @@ _PREFIX_SHARE = 0.5
 
 
 def is_counter(name: str) -> bool:
-    """Whether a name is batch-norm's step counter, which no inference reads and old files lack."""
+    """True if a name is batch-norm's step counter, which no inference reads and old files lack."""
     return name.rpartition(".")[2] == _COUNTER
 
 
@@ -32,7 +32,7 @@ def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
 
 @dataclass(frozen=True)
 class Difference:
-    """How a file's tensors differ from a network's.
+    """Difference between a file's tensors and a network's.
 
     Attributes:
         missing: in the network, not in the file.
@@ -80,7 +80,7 @@ def compare(have: Mapping[str, Shape], want: Mapping[str, Pattern]) -> Differenc
 
 
 def fits(shape: Shape, pattern: Pattern) -> bool:
-    """Whether a shape is one that a pattern allows, taken by itself."""
+    """True if a shape is one that a pattern allows, taken by itself."""
     return len(shape) == len(pattern) and all(
         dim == want if isinstance(want, int) else dim > 0 for dim, want in zip(shape, pattern, strict=True)
     )

@@ -1,4 +1,4 @@
-"""What keeps int8 convolutions and linears exact on every x86 CPU.
+"""Bounds on int8 weights that keep convolutions and linears exact on every x86 CPU.
 
 Without VNNI, oneDNN multiplies uint8 activations with int8 weights by ``vpmaddubsw``: it adds
 *pairs* of products in a saturating 16-bit register. Two weights of a pair that share their sign and
@@ -25,7 +25,7 @@ _LARGEST_SUM = 2**31 - 1
 
 
 def is_depthwise(shape: tuple[int, ...], groups: int) -> bool:
-    """Whether a conv weight of this shape ``(O, C / groups, KH, KW)`` filters each channel alone."""
+    """True if a conv weight of this shape ``(O, C / groups, KH, KW)`` filters each channel alone."""
     return groups > 1 and shape[1] == 1 and shape[0] == groups
 
 
@@ -43,7 +43,7 @@ def pair_sums(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def never_saturates(weight: Tensor, groups: int = 1) -> bool:
-    """Whether a layer with this int8 weight is exact on every CPU, for any uint8 input.
+    """True if a layer with this int8 weight is exact on every CPU, for any uint8 input.
 
     Args:
         weight: int8 ``(O, C / groups, KH, KW)`` or ``(O, C)``.

@@ -38,7 +38,7 @@ _packed: "WeakKeyDictionary[nn.Module, _Packed]" = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Support:
-    """What 2:4 kernels a device has.
+    """Kernels for 2:4 sparse weights that a device has.
 
     Attributes:
         backend: "cusparselt", "cutlass", or None where there are none.
@@ -61,20 +61,20 @@ def support(capability: tuple[int, int], cusparselt: bool) -> Support:
 
 
 def device_support(device: torch.device) -> Support:
-    """What a device has."""
+    """The 2:4 kernels of a device."""
     if device.type != "cuda":
         return Support(None, f"no 2:4 kernels on {device.type}")
     return support(torch.cuda.get_device_capability(device), torch.backends.cusparselt.is_available())
 
 
 def is_two_of_four(matrix: Tensor) -> bool:
-    """Whether a weight ``(out, in)`` has at most two nonzeros in every four neighbours of a row."""
+    """True if a weight ``(out, in)`` has at most two nonzeros in every four neighbours of a row."""
     padded = F.pad(matrix != 0, (0, -matrix.shape[1] % GROUP))
     return int(padded.view(len(matrix), -1, GROUP).sum(2).max()) <= KEEP if matrix.numel() else False
 
 
 def obstacle(matrix: Tensor, found: Support) -> str | None:
-    """Why a 2:4 weight ``(out, in)`` cannot run through a device's kernels; None where it can."""
+    """Reason why a 2:4 weight ``(out, in)`` cannot run through a device's kernels; None where it can."""
     if found.backend is None:
         return found.reason
     if matrix.dtype == torch.int8:
@@ -162,7 +162,7 @@ class _Packed:
     dtype: torch.dtype
 
     def serves(self, linear: nn.Linear, x: Tensor) -> bool:
-        """Whether it still is the layer's weight, and nothing but the product is wanted."""
+        """True if it still is the layer's weight, and nothing but the product is wanted."""
         return (
             not (torch.is_grad_enabled() and (x.requires_grad or linear.weight.requires_grad))
             and not torch.is_autocast_enabled(x.device.type)
@@ -173,12 +173,12 @@ class _Packed:
 
 
 def _mark(weight: Tensor) -> tuple[int, int | None]:
-    """What changes when a weight is replaced or written to."""
+    """A mark that changes when a weight is replaced or written to."""
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
 def forward(self: nn.Linear, x: Tensor) -> Tensor:
-    """What a linear layer computes through, once :func:`attach` has packed its weight."""
+    """Forward pass of a linear layer whose weight :func:`attach` has packed."""
     packed = _packed.get(self)
     if packed is None or not packed.serves(self, x):
         return F.linear(x, self.weight, self.bias)
@@ -242,7 +242,7 @@ def _float_error(packed: Any, linear: nn.Linear) -> str | None:
 
 
 def _attempt(make: Callable[[], Any], error: Callable[[Any], str | None]) -> tuple[Any, str]:
-    """What was made, or None and the reason why it is not to be used."""
+    """The packed weight, or None and the reason why it is not to be used."""
     try:
         made = make()
         why = error(made)

@@ -58,20 +58,20 @@ def _divisible(program: Program, modules: Mapping[str, nn.Module]) -> list[fx.No
         if isinstance(modules[str(node.target)], nn.MultiheadAttention)
     ]
     fetched = {str(node.target) for node in program.graph.find_nodes(op="get_attr")}
-    whole = {node.target for node in calls if not _is_plain(node, modules)}
+    kept_targets = {node.target for node in calls if not _is_plain(node, modules)}
     packed = ("in_proj_weight", "in_proj_bias")  # which the parts have under other names
-    whole |= {
+    kept_targets |= {
         node.target for node in calls if not fetched.isdisjoint(f"{node.target}.{name}" for name in packed)
     }
-    return [node for node in calls if node.target not in whole]
+    return [node for node in calls if node.target not in kept_targets]
 
 
 def _is_plain(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     module = modules[str(node.target)]
     assert isinstance(module, nn.MultiheadAttention)
-    given = arguments(node, module)
-    one_input = given.get("query") is given.get("key") is given.get("value")
-    masked = any(given.get(name) is not None for name in ("key_padding_mask", "attn_mask"))
+    bound = arguments(node, module)
+    one_input = bound.get("query") is bound.get("key") is bound.get("value")
+    masked = any(bound.get(name) is not None for name in ("key_padding_mask", "attn_mask"))
     packed = module.in_proj_weight is not None and module.bias_k is None
     return bool(
         one_input
@@ -79,7 +79,7 @@ def _is_plain(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
         and bool(module.batch_first)
         and not bool(module.add_zero_attn)
         and not masked
-        and not given.get("is_causal", False)
+        and not bound.get("is_causal", False)
         and all(_is_first_item(user) for user in node.users)
     )
 

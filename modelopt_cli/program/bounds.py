@@ -151,21 +151,21 @@ class _Budget(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Compute, then hold the result to the limits."""
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(made):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._count(tensor.numel())
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
-            self._work(formula(*args, **(kwargs or {}), out_val=made))
-        return made
+            self._work(formula(*args, **(kwargs or {}), out_val=result))
+        return result
 
-    def count(self, made: Tensor, by: Callable[..., Any]) -> None:
+    def count(self, result: Tensor, by: Callable[..., Any]) -> None:
         """Hold a tensor to the limits that no operator made, but a rule that knows its shape."""
-        self._count(made.numel())
+        self._count(result.numel())
         weight = getattr(by, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() > 1:
-            self._work(2 * made.numel() * weight[0].numel())
+            self._work(2 * result.numel() * weight[0].numel())
 
     def _work(self, flops: int) -> None:
         self._flops += flops

@@ -68,8 +68,8 @@ def arguments(node: fx.Node, layer: nn.Module | None = None) -> dict[str, Any]:
     if is_variadic_call(node):
         return variadic_arguments(node)
     signatures = _signatures(node)
-    given = bound_arguments(node)
-    return {_read_as(name): value for name, value in {**defaults(signatures, given), **given}.items()}
+    named = bound_arguments(node)
+    return {_read_as(name): value for name, value in {**defaults(signatures, named), **named}.items()}
 
 
 def source(node: fx.Node) -> Any:
@@ -77,10 +77,10 @@ def source(node: fx.Node) -> Any:
     return node.args[0] if node.args else next(iter(node.kwargs.values()), None)
 
 
-def values_of(given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def values_of(named: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments with values in place of nodes."""
     found = {}
-    for name, argument in given.items():
+    for name, argument in named.items():
         found[name] = fx.node.map_aggregate(
             argument, lambda a: values[a.name] if isinstance(a, fx.Node) else a
         )
@@ -135,19 +135,19 @@ def owner_of(node: fx.Node) -> str:
 
 def _bound_to(node: fx.Node) -> dict[str, Any] | None:
     """The arguments of ``Tensor.to``, whose first may be a type, a device or another tensor."""
-    given: dict[str, Any] = {"input": node.args[0], **node.kwargs}
-    if "tensor" in given:
-        given["other"] = given.pop("tensor")
+    named: dict[str, Any] = {"input": node.args[0], **node.kwargs}
+    if "tensor" in named:
+        named["other"] = named.pop("tensor")
     rest = list(node.args[1:])
     for name in ("device", "dtype", "other"):
-        if rest and _target_of_to(rest[0]) == name and name not in given:
-            given[name] = rest.pop(0)
-    given |= dict(zip(("non_blocking", "copy"), rest, strict=False))
-    return given if len(rest) <= 2 else None
+        if rest and _target_of_to(rest[0]) == name and name not in named:
+            named[name] = rest.pop(0)
+    named |= dict(zip(("non_blocking", "copy"), rest, strict=False))
+    return named if len(rest) <= 2 else None
 
 
 def _target_of_to(value: Any) -> str | None:
-    """Which argument of ``Tensor.to`` a value given by place is."""
+    """Name of the argument of ``Tensor.to`` that a value given by place is."""
     if isinstance(value, fx.Node):
         is_fact = value.target is getattr and value.args[1] in ("device", "dtype")
         return str(value.args[1]) if is_fact else "other"

@@ -174,7 +174,7 @@ def _where(error: BaseException, tracer: ProgramTracer, model: nn.Module) -> str
 
 
 def _is_users(filename: str) -> bool:
-    """Whether code is neither torch's, nor ours, nor Python's own."""
+    """True if code is neither torch's, nor ours, nor Python's own."""
     if filename.startswith(_LIBRARY[1:]) or filename.startswith("<"):
         return False
     return not filename.startswith(_LIBRARY[0]) or "site-packages" in filename

@@ -1,4 +1,4 @@
-"""Which layers of a Program are compressed, and why the others are not.
+"""Coverage of a Program: the layers that are compressed, and the reasons why the others are not.
 
 A layer counts as compressed if its weights take less space than they did: they are stored in fewer bits
 (``int8``, ``affine8``), zeros among them were put there by pruning and stay (``sparse 90 %``: so many of
@@ -64,12 +64,12 @@ class Coverage:
 
     @property
     def compressed(self) -> int:
-        """How many layers are compressed."""
+        """Number of compressed layers."""
         return sum(layer.compressed for layer in self.layers)
 
     @property
     def total(self) -> int:
-        """How many layers there are."""
+        """Number of layers."""
         return len(self.layers)
 
     @property
@@ -131,7 +131,7 @@ class _Past:
 
 @dataclass(frozen=True)
 class _Facts:
-    """How little space the weights of a layer take.
+    """Space that the weights of a layer take, as a measure of how far it is compressed.
 
     Attributes:
         stored: how each parameter that is not stored plainly is, by its name in the layer.
@@ -163,7 +163,7 @@ class _Facts:
 
 @dataclass(frozen=True)
 class _Earlier:
-    """What there was before a method: nothing of which is compressed, where that is not known."""
+    """Coverage before a method; nothing is compressed where that is not known."""
 
     program: Program | None
     layers: dict[str, _Facts]
@@ -179,7 +179,7 @@ class _Earlier:
         return cls(program, layers, frozenset(past.removed))
 
     def facts(self, name: str, now: _Facts, past: _Past) -> _Facts:
-        """Of a layer; one of another name, which its method left out, is as it was."""
+        """Status of a layer; one of another name, which its method left out, is as it was."""
         if self.program is not None and name not in self.layers and name in past.reasons:
             return now
         return self.layers.get(name, _Facts())
@@ -215,7 +215,7 @@ def _status(
 
 
 def _stored(program: Program, parameter: str) -> list[str]:
-    """How a parameter is stored, if not plainly."""
+    """Names of the ways in which a parameter is stored, if not plainly."""
     encoding = program.encodings.get(parameter)
     if encoding is None or encoding.codec == "raw":
         return []
@@ -242,7 +242,7 @@ def _percent(fraction: float) -> str:
 
 
 def _fetched(program: Program, past: _Past, earlier: _Earlier, counted: set[int]) -> list[LayerStatus]:
-    """What became of the weights that no layer has."""
+    """Statuses of the weights that no layer has."""
     found = []
     there = fetched_weights(earlier.program) if earlier.program is not None else {}
     for name, tensor in fetched_weights(program).items():

@@ -1,4 +1,4 @@
-"""Where a graph can be cut short: one value takes the place of a later one, and what lay between goes."""
+"""Cuts of a graph: one value takes the place of a later one, and the nodes between them are removed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

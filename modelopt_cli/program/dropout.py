@@ -54,9 +54,9 @@ def _bound(node: fx.Node) -> dict[str, Any] | None:
     """The arguments by name; None where the call is no dropout, is always on, or is computed."""
     if operation(node) not in _KINDS or not node.users:
         return None
-    given = arguments(node)
-    plain = isinstance(given["p"], int | float)
-    return given if plain and given.get("training", given.get("train")) is False else None
+    bound = arguments(node)
+    plain = isinstance(bound["p"], int | float)
+    return bound if plain and bound.get("training", bound.get("train")) is False else None
 
 
 def _owner(node: fx.Node) -> str:

@@ -79,7 +79,7 @@ class ExampleTracer(ProgramTracer):
         return type(proxy.known[0])(proxy)
 
     def create_arg(self, a: Any) -> Any:
-        """As in fx, unless the value's memory was changed by an assignment to another."""
+        """Record a use as in fx, unless an assignment to another value changed this one's memory."""
         if isinstance(a, ExampleProxy) and a.stale:
             raise CaptureError(
                 "reads a view of what an assignment changed, or what a changed view was taken from",
@@ -240,7 +240,7 @@ def _proxies(argument: Any) -> Iterator[ExampleProxy]:
 
 
 def _storages(value: Any) -> set[int]:
-    """Where the memory of a tensor, or of those in a tuple, begins."""
+    """Addresses of the memory of a tensor, or of those in a tuple."""
     if isinstance(value, Tensor):
         return {value.untyped_storage().data_ptr()} if value.numel() else set()
     return {s for item in value for s in _storages(item)} if isinstance(value, list | tuple) else set()

@@ -37,8 +37,8 @@ def _is_idle(node: fx.Node, program: Program) -> bool:
         return row_of(program.get_submodule(str(node.target))).idle
     if operation(node) not in _IDLE_OPERATIONS:
         return False
-    given = arguments(node)
-    return given.get("training", given.get("train")) is False
+    bound = arguments(node)
+    return bound.get("training", bound.get("train")) is False
 
 
 def fold_batch_norms(program: Program, leave: Collection[str] = ()) -> Program:
@@ -54,22 +54,22 @@ def fold_batch_norms(program: Program, leave: Collection[str] = ()) -> Program:
         leave: layers whose weights are to stay as they are.
     """
     graph = copy_graph(program.graph)
-    made: dict[str, nn.Module] = {}
-    folding = _Folding(program, graph, made, leave)
+    new_layers: dict[str, nn.Module] = {}
+    folding = _Folding(program, graph, new_layers, leave)
     for node in list(graph.nodes):
         folding.batch_norm(node)
     for node in list(graph.nodes):
         folding.padding(node)
-    return rebuild(program, graph, made)
+    return rebuild(program, graph, new_layers)
 
 
 class _Folding:
     """The graph being rewritten, and the layers made for it so far."""
 
     def __init__(
-        self, program: Program, graph: fx.Graph, made: dict[str, nn.Module], leave: Collection[str]
+        self, program: Program, graph: fx.Graph, new_layers: dict[str, nn.Module], leave: Collection[str]
     ) -> None:
-        self.program, self.graph, self.made, self.leave = program, graph, made, leave
+        self.program, self.graph, self.new_layers, self.leave = program, graph, new_layers, leave
         self.calls: dict[str, int] = {}
         names: dict[int, int] = {}
         for node in graph.nodes:
@@ -85,7 +85,7 @@ class _Folding:
         if not isinstance(node, fx.Node) or node.op != "call_module":
             return None
         path = str(node.target)
-        return self.made.get(path) or self.program.get_submodule(path)
+        return self.new_layers.get(path) or self.program.get_submodule(path)
 
     def batch_norm(self, node: fx.Node) -> None:
         """Fold this node into the one before it, if it is a batch norm and that can be done."""
@@ -103,7 +103,7 @@ class _Folding:
         grad = layer.weight.requires_grad
         folded.weight = nn.Parameter(weight, requires_grad=grad)
         folded.bias = nn.Parameter(_shifted(layer, norm), requires_grad=grad)
-        self.made[str(before.target)] = folded
+        self.new_layers[str(before.target)] = folded
         node.replace_all_uses_with(before)
         self.graph.erase_node(node)
 
@@ -122,12 +122,12 @@ class _Folding:
         padding = [own + more for own, more in zip(layer.padding, extra, strict=True)]
         merged = build(kind_of(layer) or "", {**config_of(layer), "padding": padding})
         merged.weight, merged.bias = layer.weight, layer.bias
-        self.made[str(node.target)] = merged
+        self.new_layers[str(node.target)] = merged
         before.replace_all_uses_with(source(before))
         self.graph.erase_node(before)
 
     def _is_free(self, node: fx.Node, layer: nn.Module) -> bool:
-        """Whether the layer's weights serve this one call, and its output only one other."""
+        """True if the layer's weights serve this one call, and its output only one other."""
         path = str(node.target)
         fetched = any(name.startswith(f"{path}.") for name in self.calls)
         tied = any(id(tensor) in self.tied for tensor in layer.parameters())
@@ -156,9 +156,9 @@ def _pads(node: fx.Node, layer: nn.Module | None) -> list[Any] | None:
         return list(layer.padding) if layer.value == 0 else None
     if operation(node) != "pad":
         return None
-    given = arguments(node)
-    zeros = given["mode"] == "constant" and given["value"] in (None, 0, 0.0)
-    return list(given["pad"]) if zeros and isinstance(given["pad"], list | tuple) else None
+    bound = arguments(node)
+    zeros = bound["mode"] == "constant" and bound["value"] in (None, 0, 0.0)
+    return list(bound["pad"]) if zeros and isinstance(bound["pad"], list | tuple) else None
 
 
 def _scale(norm: Any) -> Tensor:

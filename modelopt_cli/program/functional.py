@@ -27,7 +27,7 @@ _HINT = "write it without the in-place operation: y = f(x) in place of f_(x)"
 
 
 def make_functional(
-    graph: fx.Graph, root: nn.Module, inputs: Tensor, made: Mapping[str, Tensor] | None = None
+    graph: fx.Graph, root: nn.Module, inputs: Tensor, constants: Mapping[str, Tensor] | None = None
 ) -> None:
     """Turn every in-place call of a graph into a pure one, and let later readers read its result.
 
@@ -38,7 +38,7 @@ def make_functional(
         graph: changed in place; nodes that changed something keep their names.
         root: where its layers and tensors are; not changed.
         inputs: a batch on the meta device.
-        made: fetched tensors that the forward pass makes anew at each call.
+        constants: fetched tensors that the forward pass makes again at each call.
 
     Raises:
         CaptureError: a change that cannot be written so, with the layer's name: of a parameter or buffer, or
@@ -46,7 +46,7 @@ def make_functional(
     """
     layers = dict(root.named_modules(remove_duplicate=False))
     if any(is_in_place(node, layers) for node in graph.nodes):
-        _Functional(graph, layers, infer(graph, root, inputs, made), made or {}).run()
+        _Functional(graph, layers, infer(graph, root, inputs, constants), constants or {}).run()
 
 
 def allocating(layer: nn.Module) -> nn.Module:
@@ -76,9 +76,9 @@ class _Functional:
         graph: fx.Graph,
         layers: Mapping[str, nn.Module],
         values: dict[fx.Node, Any],
-        made: Collection[str],
+        constants: Collection[str],
     ) -> None:
-        self.graph, self.layers, self.values, self.made = graph, layers, values, made
+        self.graph, self.layers, self.values, self.made = graph, layers, values, constants
         self.writes: dict[int, list[_Write]] = {}
         self.born: dict[fx.Node, int] = {}
         self.above: dict[fx.Node, fx.Node | None] = {}
@@ -149,7 +149,7 @@ class _Functional:
         return None
 
     def _count(self, node: fx.Node) -> int:
-        """How often the memory of a value was changed so far."""
+        """Number of changes of a value's memory so far."""
         counts = {len(self.writes.get(_storage(t), ())) for t in _tensors(self.values[node])}
         return max(counts, default=0)
 
@@ -208,14 +208,14 @@ class _Functional:
         mine = self.values[node]
         if _geometry(mine) == _geometry(self.values[child]):
             return content
-        whole = self._content(node, count - 1)
+        base = self._content(node, count - 1)
         kind = type(self.layers[str(child.target)]).__name__ if child.op == "call_module" else ""
         try:
             with self.graph.inserting_before(self.reader):
                 if split is None:
-                    return put(self.graph, whole, content, child, mine.dim(), kind)
+                    return put(self.graph, base, content, child, mine.dim(), kind)
                 place = arguments(child)["index"]
-                return put_part(self.graph, whole, content, split, self.values[split], place)
+                return put_part(self.graph, base, content, split, self.values[split], place)
         except ViewError as error:
             raise self._refused(child, f"a value is changed in place through {error}") from error
 

@@ -1,4 +1,4 @@
-"""What a Program's input looks like and how an image becomes one."""
+"""Shape, type and preprocessing of a Program's input."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ InputType = Literal["float32", "int64", "int32", "uint8", "bool"]
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a decoded uint8 image becomes the network's float input.
+    """Preprocessing that makes the network's float input of a decoded uint8 image.
 
     Applied in this order: convert to ``channels``; centre crop of ``crop`` times the short side if
     ``crop`` is a fraction; resize; centre crop of ``crop`` pixels if it is a whole number;

@@ -1,4 +1,4 @@
-"""What a Program knows beside its graph, as JSON and strictly back; and the checks for that."""
+"""Metadata of a Program (input, labels, history, arch) as JSON and strictly back, with the checks for it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -68,8 +68,8 @@ def input_from_data(data: Any) -> InputSpec:
         raise ArtifactError("unknown element type")
     if spec["preprocess"] is None:
         return InputSpec(shape, dtype=dtype)
-    found = keyed(spec["preprocess"], tuple(f.name for f in fields(Preprocess)), "preprocess")
-    resize, crop, channels = found["resize"], found["crop"], found["channels"]
+    mapping = keyed(spec["preprocess"], tuple(f.name for f in fields(Preprocess)), "preprocess")
+    resize, crop, channels = mapping["resize"], mapping["crop"], mapping["channels"]
     if isinstance(resize, list) and len(resize) == 2:
         resize = _sides(resize, "resize")
     elif resize is not None:
@@ -79,47 +79,47 @@ def input_from_data(data: Any) -> InputSpec:
     if type(crop) is float and not 0.0 < crop <= 1.0:
         raise ArtifactError("crop must be pixels or a fraction")
     if (
-        found["interpolation"] not in get_args(Interpolation)
+        mapping["interpolation"] not in get_args(Interpolation)
         or type(channels) is not int
         or channels not in (1, 3)
     ):
         raise ArtifactError("unknown preprocessing")
-    mean, std = (_numbers(found[name], name, channels) for name in ("mean", "std"))
-    return InputSpec(shape, Preprocess(resize, crop, found["interpolation"], mean, std, channels), dtype)
+    mean, std = (_numbers(mapping[name], name, channels) for name in ("mean", "std"))
+    return InputSpec(shape, Preprocess(resize, crop, mapping["interpolation"], mean, std, channels), dtype)
 
 
-def _sides(values: Sequence[Any], what: str) -> tuple[Any, ...]:
+def _sides(values: Sequence[Any], name: str) -> tuple[Any, ...]:
     if not values or any(type(v) is not int or not 0 < v <= MAX_SIDE for v in values):
-        raise ArtifactError(f"{what} must be positive whole numbers")
+        raise ArtifactError(f"{name} must be positive whole numbers")
     return tuple(values)
 
 
-def _numbers(value: Any, what: str, count: int) -> tuple[float, ...]:
-    values = listed(value, what, count)
+def _numbers(value: Any, name: str, count: int) -> tuple[float, ...]:
+    values = listed(value, name, count)
     if len(values) != count or any(type(v) not in (int, float) or not abs(v) < 1e30 for v in values):
-        raise ArtifactError(f"{what} must be one number for each channel")
+        raise ArtifactError(f"{name} must be one number for each channel")
     return tuple(float(v) for v in values)
 
 
-def _text(value: Any, what: str) -> str:
+def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise ArtifactError(f"{what} must be a string")
+        raise ArtifactError(f"{name} must be a string")
     return value
 
 
-def keyed(value: Any, keys: tuple[str, ...], what: str) -> dict[str, Any]:
+def keyed(value: Any, keys: tuple[str, ...], name: str) -> dict[str, Any]:
     """``value`` as a dict with exactly these keys.
 
     Raises:
         ArtifactError: it is none, or has others.
     """
-    found = mapped(value, what)
-    if set(found) != set(keys):
-        raise ArtifactError(f"{what} must have the keys {', '.join(keys)}")
-    return found
+    mapping = mapped(value, name)
+    if set(mapping) != set(keys):
+        raise ArtifactError(f"{name} must have the keys {', '.join(keys)}")
+    return mapping
 
 
-def mapped(value: Any, what: str) -> dict[str, Any]:
+def mapped(value: Any, name: str) -> dict[str, Any]:
     """``value`` as a dict with string keys.
 
     Raises:
@@ -130,18 +130,18 @@ def mapped(value: Any, what: str) -> dict[str, Any]:
         or len(value) > _MAX_ITEMS
         or not all(isinstance(k, str) for k in value)
     ):
-        raise ArtifactError(f"{what} must be an object")
+        raise ArtifactError(f"{name} must be an object")
     return dict(value)
 
 
-def listed(value: Any, what: str, most: int) -> list[Any]:
+def listed(value: Any, name: str, most: int) -> list[Any]:
     """``value`` as a list of at most ``most`` items.
 
     Raises:
         ArtifactError: it is none, or longer.
     """
     if not isinstance(value, list) or len(value) > most:
-        raise ArtifactError(f"{what} must be a list of at most {most}")
+        raise ArtifactError(f"{name} must be a list of at most {most}")
     return value
 
 

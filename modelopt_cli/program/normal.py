@@ -26,7 +26,7 @@ _TUPLES = ("chunk", "split", "tensor_split", "unbind")
 
 
 def normalize(
-    graph: fx.Graph, root: nn.Module, input_spec: InputSpec, made: Mapping[str, Tensor] | None = None
+    graph: fx.Graph, root: nn.Module, input_spec: InputSpec, constants: Mapping[str, Tensor] | None = None
 ) -> None:
     """Bring a graph into normal form.
 
@@ -34,17 +34,17 @@ def normalize(
         graph: changed in place; its nodes keep their names.
         root: where its layers and tensors are; not changed.
         input_spec: what one sample looks like.
-        made: fetched tensors that the forward pass makes anew at each call.
+        constants: fetched tensors that the forward pass makes again at each call.
 
     Raises:
         CaptureError: a change in place that cannot be written without.
         ArtifactError: a call whose arguments cannot be told apart.
         Exception: whatever the graph raises on an input of this shape, if it has to be run to be understood.
     """
-    make_functional(graph, root, meta_input(root, input_spec, 2), made)
+    make_functional(graph, root, meta_input(root, input_spec, 2), constants)
     canonicalize(graph, root)
     if any(_is_read_whole(node) for node in graph.nodes):
-        _unpack(graph, root, input_spec, made)
+        _unpack(graph, root, input_spec, constants)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
 
 
@@ -63,10 +63,10 @@ def _picks(user: fx.Node, value: fx.Node) -> bool:
 
 
 def _unpack(
-    graph: fx.Graph, root: nn.Module, input_spec: InputSpec, made: Mapping[str, Tensor] | None
+    graph: fx.Graph, root: nn.Module, input_spec: InputSpec, constants: Mapping[str, Tensor] | None
 ) -> None:
     """Let readers of a tuple read its parts; tuples whose length depends on the batch stay as they are."""
-    values, others = (infer(graph, root, meta_input(root, input_spec, batch), made) for batch in (2, 3))
+    values, others = (infer(graph, root, meta_input(root, input_spec, batch), constants) for batch in (2, 3))
     parts: dict[fx.Node, tuple[Any, ...]] = {}
     for node in list(graph.nodes):
         read = {a: parts[a] for a in node.all_input_nodes if a in parts}
@@ -84,8 +84,8 @@ def _unpack(
 
 def _replace_part(node: fx.Node, parts: dict[fx.Node, tuple[Any, ...]]) -> None:
     """Let readers of a part of a tuple read that part; a slice of a tuple is its parts."""
-    given = arguments(node)
-    found = parts[given["input"]][given["index"]]
+    bound = arguments(node)
+    found = parts[bound["input"]][bound["index"]]
     if isinstance(found, tuple):
         parts[node] = found
     else:

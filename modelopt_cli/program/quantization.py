@@ -71,13 +71,13 @@ def quantize(x: Tensor, q: QParams) -> Tensor:
 
 
 def require_uint8(x: Tensor) -> None:
-    """Where a graph out of a file is tried, refuse what the kernels would not take."""
+    """Refuse, where a graph out of a file is tried, what the kernels would not take."""
     if x.is_meta and x.dtype is not torch.uint8:
         raise TypeError(f"a quantized layer reads uint8, not {str(x.dtype).removeprefix('torch.')}")
 
 
 def require_images(x: Tensor) -> None:
-    """Where a graph out of a file is tried, refuse what is no batch of uint8 images."""
+    """Refuse, where a graph out of a file is tried, what is no batch of uint8 images."""
     require_uint8(x)
     if x.is_meta and x.dim() != 4:
         raise TypeError(f"a quantized layer reads (N, C, H, W), not {x.dim()} dimensions")

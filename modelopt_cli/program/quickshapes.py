@@ -94,10 +94,10 @@ def _convolution(layer: Any, x: Tensor) -> Tensor | None:
         or getattr(layer, "residual", None)
     ):
         return None
-    made = _windowed(x, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    if made is not None and isinstance(layer, QuantizedConv2d) and layer.output is not None:
-        return torch.empty(made.shape, dtype=torch.uint8, device="meta")
-    return made
+    result = _windowed(x, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    if result is not None and isinstance(layer, QuantizedConv2d) and layer.output is not None:
+        return torch.empty(result.shape, dtype=torch.uint8, device="meta")
+    return result
 
 
 def _windowed(

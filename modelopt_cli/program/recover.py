@@ -139,7 +139,7 @@ def _batch_norm_config(bound: dict[str, Any], owner: nn.Module) -> tuple[str, di
 
 
 def _owns(graph: fx.Graph, layer: str, callers: set[fx.Node], root: nn.Module) -> bool:
-    """Whether the layer's tensors are used by these calls only, and nothing with state lies below it."""
+    """True if only these calls use the layer's tensors, and nothing with state lies below it."""
     for node in graph.nodes:
         path = str(node.target)
         if node.op == "call_module" and path == layer:

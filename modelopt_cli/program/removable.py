@@ -86,7 +86,7 @@ def without(program: Program, blocks: Iterable[Block]) -> Program:
 
 
 def obstacles(program: Program, blocks: Iterable[Block]) -> dict[str, str]:
-    """Why each weight-carrying layer outside of the blocks cannot be replaced by the identity, by path."""
+    """Reasons, by path, why weight-carrying layers outside of the blocks cannot become the identity."""
     inside = {layer for block in blocks for layer in block.layers}
     modules, shapes = dict(program.named_modules()), shapes_of(program)
     weighted = [node for node in program.graph.nodes if is_weighted(node, modules)]

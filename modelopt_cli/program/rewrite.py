@@ -25,18 +25,22 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     return copied
 
 
-def rebuild(program: Program, graph: fx.Graph, made: Mapping[str, nn.Module] | None = None) -> Program:
-    """``program`` with another graph: layers out of ``made``, or else fresh ones with shared tensors.
+def rebuild(program: Program, graph: fx.Graph, new_layers: Mapping[str, nn.Module] | None = None) -> Program:
+    """``program`` with another graph: layers out of ``new_layers``, or else fresh ones with shared tensors.
 
     Encodings of the replaced layers' tensors are dropped, all else is kept.
     """
-    made = made or {}
+    new_layers = new_layers or {}
     encodings = {
-        name: encoding for name, encoding in program.encodings.items() if name.rpartition(".")[0] not in made
+        name: encoding
+        for name, encoding in program.encodings.items()
+        if name.rpartition(".")[0] not in new_layers
     }
     rebuilt = Program(
         parts_of(
-            program, graph, lambda path: made[path] if path in made else share(program.get_submodule(path))
+            program,
+            graph,
+            lambda path: new_layers[path] if path in new_layers else share(program.get_submodule(path)),
         ),
         graph,
         input_spec=program.input,

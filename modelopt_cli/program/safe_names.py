@@ -1,4 +1,4 @@
-"""Which names may stand in a Program: node names, layer paths, string literals.
+"""Names that may stand in a Program: node names, layer paths, string literals.
 
 fx turns a graph into Python source and runs it, so these patterns are what keeps names from a file,
 or from a user's ``ModuleDict``, from being code.
@@ -20,13 +20,13 @@ _PART = re.compile(r"[A-Za-z0-9_-]{1,200}", re.ASCII)
 _LITERAL = re.compile(r"[A-Za-z0-9_ .,>-]{0,64}", re.ASCII)
 _MAX_PATH = 1000
 _MAX_PARTS = 32
-# What generated code refers to, beside Python's builtins and keywords.
+# What generated code refers to, besides Python's builtins and keywords.
 _USED_BY_CODE = frozenset({"self", *fx_graph._custom_builtins})
 _USED_BY_PROGRAM = frozenset({*Program.__annotations__, *vars(GraphModule(nn.Module(), fx_graph.Graph()))})
 
 
 def is_node_name(name: object) -> bool:
-    """Whether a node may have this name: an identifier that shadows nothing generated code uses."""
+    """True if a node may have this name: an identifier that shadows nothing generated code uses."""
     return (
         isinstance(name, str)
         and _NODE.fullmatch(name) is not None
@@ -38,7 +38,7 @@ def is_node_name(name: object) -> bool:
 
 
 def is_path(path: object) -> bool:
-    """Whether a layer or tensor may be at this dotted path below a Program."""
+    """True if a layer or tensor may be at this dotted path below a Program."""
     if not isinstance(path, str) or len(path) > _MAX_PATH:
         return False
     parts = path.split(".")
@@ -50,17 +50,17 @@ def is_path(path: object) -> bool:
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a Program needs this name for itself, so that no layer at its top can have it."""
+    """True if a Program needs this name for itself, so that no layer at its top can have it."""
     return name in _USED_BY_PROGRAM or hasattr(Program, name)
 
 
 def is_literal(text: object) -> bool:
-    """Whether a string may stand among a call's arguments."""
+    """True if a string may stand among a call's arguments."""
     return isinstance(text, str) and _LITERAL.fullmatch(text) is not None
 
 
 def is_keyword(name: str) -> bool:
-    """Whether a keyword argument of a call may have this name."""
+    """True if a keyword argument of a call may have this name."""
     return _NODE.fullmatch(name) is not None and not keyword.iskeyword(name)
 
 

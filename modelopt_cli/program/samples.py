@@ -32,5 +32,5 @@ def noise(input_spec: InputSpec, batch: int, *, seed: int, below: int = 2) -> Te
 
 
 def tokens_of(modules: Iterable[nn.Module]) -> int:
-    """How many whole numbers every embedding among ``modules`` has an entry for; 100 where there is none."""
+    """Number of token ids that every embedding among ``modules`` takes; 100 where there is no embedding."""
     return min((m.num_embeddings for m in modules if isinstance(m, nn.Embedding)), default=_TOKENS)

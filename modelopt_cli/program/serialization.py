@@ -1,6 +1,6 @@
 """A Program as plain data, and strictly back.
 
-The data form is JSON with these keys; the tensors travel beside it (docs/format.md):
+The data form is JSON with these keys; the tensors travel next to it (docs/format.md):
 
     input       {"shape": [...], "preprocess": {...} or null}
     labels      class names, or null
@@ -8,7 +8,7 @@ The data form is JSON with these keys; the tensors travel beside it (docs/format
     arch        the spec it was built from, or null
     modules     {path: {"kind": name, "config": {...}}}       the leaf layers
     attributes  {path: "parameter" | "buffer"}                tensors outside of leaf layers
-    tensors     {path: {"dtype": name, "shape": [...]}}       all that must come beside it
+    tensors     {path: {"dtype": name, "shape": [...]}}       all that must come with it
     tied        {path: path}                                  names for a tensor that has another name
     nodes       [{"op", "name", "target", "args", "kwargs"}]  the graph, in order
 
@@ -40,7 +40,7 @@ _HEADER_KEYS = ("input", "labels", "history", "arch")
 
 
 def state_of(program: Program) -> dict[str, Tensor]:
-    """The tensors to store beside ``to_data(program)``: each once, under its first name."""
+    """The tensors to store with ``to_data(program)``: each once, under its first name."""
     state, tied = _named_once(program)
     return {path: tensor.detach() for path, tensor in state.items() if path not in tied}
 
@@ -198,7 +198,7 @@ def _tensors(
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same bit for bit, NaN included."""
+    """True if two tensors are the same bit for bit, NaN included."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))

@@ -14,7 +14,7 @@ from modelopt_cli.program.samples import zeros
 
 
 def infer(
-    graph: fx.Graph, root: nn.Module, inputs: Tensor, made: Mapping[str, Tensor] | None = None
+    graph: fx.Graph, root: nn.Module, inputs: Tensor, constants: Mapping[str, Tensor] | None = None
 ) -> dict[fx.Node, Any]:
     """Every value of a graph as it would be, tensors on the meta device.
 
@@ -24,7 +24,7 @@ def infer(
         graph: any; it is not changed.
         root: where its layers and tensors are; not changed, and none of its tensors is read.
         inputs: on the meta device.
-        made: tensors that the graph fetches and ``root`` does not have.
+        constants: tensors that the graph fetches and ``root`` does not have.
 
     Returns:
         Tensors, numbers, and tuples of them, by node.
@@ -32,7 +32,7 @@ def infer(
     Raises:
         Exception: whatever the graph raises on an input of this shape; it has a note that names the node.
     """
-    recorder = _Recorder(root, graph, made or {})
+    recorder = _Recorder(root, graph, constants or {})
     with torch.no_grad(), torch.device("meta"):  # what is made without the input is made there, too
         recorder.run(inputs)
     return recorder.values
@@ -44,15 +44,15 @@ _META = torch.device("meta")
 class _Recorder(fx.Interpreter):
     """Runs a graph with every parameter and buffer replaced by an empty one on the meta device."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, made: Mapping[str, Tensor]) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, constants: Mapping[str, Tensor]) -> None:
         super().__init__(root, garbage_collect_values=False, graph=graph)
         self.extra_traceback = False
         self.values: dict[fx.Node, Any] = {}
         self.empty: dict[int, Tensor] = {}
-        self.made = made
+        self.constants = constants
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
-        """As in fx; whatever device is named is the meta device."""
+        """Arguments as in fx; whatever device is named is the meta device."""
         found = super().fetch_args_kwargs_from_env(n)
         return fx.node.map_aggregate(found, lambda a: _META if _is_device(a) else a)
 
@@ -70,7 +70,7 @@ class _Recorder(fx.Interpreter):
         )
 
     def fetch_attr(self, target: str) -> Any:
-        value = self.made[target] if target in self.made else super().fetch_attr(target)
+        value = self.constants[target] if target in self.constants else super().fetch_attr(target)
         return self._emptied(value) if isinstance(value, Tensor) else value
 
     def _emptied(self, tensor: Tensor) -> Tensor:

@@ -39,20 +39,20 @@ _OPERANDS = {"exponent": "other", "self": "input"}
 _FIELDS = {"values": 0, "indices": 1, "min": 0, "max": 1}
 
 
-def rewrite(node: fx.Node, name: str, given: Mapping[str, Any]) -> None:
+def rewrite(node: fx.Node, name: str, named: Mapping[str, Any]) -> None:
     """Let a node call another operation.
 
     Args:
         node: changed in place.
         name: the operation.
-        given: its arguments by name.
+        named: its arguments by name.
 
     Raises:
         ArtifactError: there is no such operation with these arguments.
     """
-    spelled = _spelled(name, dict(given))
+    spelled = _spelled(name, dict(named))
     if spelled is None:
-        names = ", ".join(given)
+        names = ", ".join(named)
         raise ArtifactError(f"{name} cannot be called with {names}", where=node.name)
     node.op, node.target, node.args, node.kwargs = spelled
 
@@ -90,47 +90,47 @@ def _canonicalize(node: fx.Node) -> None:
         return
     if is_variadic_call(node):
         if name == "einsum":
-            given = variadic_arguments(node)
-            node.args, node.kwargs = (given["equation"], *given["operands"]), {}
+            named = variadic_arguments(node)
+            node.args, node.kwargs = (named["equation"], *named["operands"]), {}
         return
-    given = {_AXES.get(key, key): value for key, value in bound_arguments(node).items()}
-    spelled = _spelled(name, given)
+    named = {_AXES.get(key, key): value for key, value in bound_arguments(node).items()}
+    spelled = _spelled(name, named)
     if spelled is None:  # no other spelling takes these: its own, with names
-        by_place = dict.fromkeys(list(given)[:1]) if node.op == "call_method" else {}
-        first = tuple(given[source_name] for source_name in by_place)
-        spelled = (node.op, node.target, first, {k: v for k, v in given.items() if k not in by_place})
+        by_place = dict.fromkeys(list(named)[:1]) if node.op == "call_method" else {}
+        first = tuple(named[source_name] for source_name in by_place)
+        spelled = (node.op, node.target, first, {k: v for k, v in named.items() if k not in by_place})
     node.op, node.target, node.args, node.kwargs = spelled
 
 
 Spelled = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
 
-def _spelled(name: str, given: dict[str, Any]) -> Spelled | None:
+def _spelled(name: str, named: dict[str, Any]) -> Spelled | None:
     """The one spelling of an operation with these arguments: op, target, args, kwargs."""
-    operands = {_OPERANDS.get(key, key): value for key, value in given.items()}
+    operands = {_OPERANDS.get(key, key): value for key, value in named.items()}
     if name in _OPERATORS and operands.pop("alpha", 1) == 1 and operands.keys() <= {"input", "other"}:
         both = tuple(operands[key] for key in ("input", "other") if key in operands)
         return "call_function", _OPERATORS[name], both, {}
-    if name == "dim" and given.keys() == {"input"}:
-        return "call_function", getattr, (given["input"], "ndim"), {}
-    if name == "size" and given.keys() == {"input"}:
-        return "call_function", getattr, (given["input"], "shape"), {}
-    if name == "view" and given.keys() == {"input", "size"}:  # the same values, whatever the strides
-        return _spelled("reshape", {"input": given["input"], "shape": given["size"]})
+    if name == "dim" and named.keys() == {"input"}:
+        return "call_function", getattr, (named["input"], "ndim"), {}
+    if name == "size" and named.keys() == {"input"}:
+        return "call_function", getattr, (named["input"], "shape"), {}
+    if name == "view" and named.keys() == {"input", "size"}:  # the same values, whatever the strides
+        return _spelled("reshape", {"input": named["input"], "shape": named["size"]})
     if name == "view_as":
-        return _spelled("reshape_as", given)
-    if name == "to" and "other" in given:  # torch calls it "tensor"
-        rest = {key: value for key, value in given.items() if key not in ("input", "other")}
-        return "call_method", name, (given["input"], given["other"]), rest
+        return _spelled("reshape_as", named)
+    if name == "to" and "other" in named:  # torch calls it "tensor"
+        rest = {key: value for key, value in named.items() if key not in ("input", "other")}
+        return "call_method", name, (named["input"], named["other"]), rest
     for prefix in ("F", "torch", "torchvision"):
         function = FUNCTIONS.get(f"{prefix}.{name}")
         for first in ("input", "tensor", "self"):
-            renamed = {first if key == "input" else key: value for key, value in given.items()}
+            renamed = {first if key == "input" else key: value for key, value in named.items()}
             if function is not None and bind(of_function(function), (), renamed) == renamed:
                 return "call_function", function, (), renamed
-    if name in METHODS and "input" in given:
-        rest = {key: value for key, value in given.items() if key != "input"}
-        return "call_method", name, (given["input"],), rest
+    if name in METHODS and "input" in named:
+        rest = {key: value for key, value in named.items() if key != "input"}
+        return "call_method", name, (named["input"],), rest
     return None
 
 

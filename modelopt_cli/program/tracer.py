@@ -84,14 +84,14 @@ class ProgramTracer(fx.Tracer):
         type_expr: Any = None,
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:
-        """As in fx, of what ``recorded`` says."""
+        """Record a call as in fx, under the operation and target that ``recorded`` gives."""
         kind, target = recorded(kind, target)
         return super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """As in fx, remembering where an exception came from."""
+        """Call a module as in fx, remembering where an exception came from."""
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -100,7 +100,7 @@ class ProgramTracer(fx.Tracer):
             raise
 
     def create_arg(self, a: Any) -> Any:
-        """As in fx, but constant tensors go to ``constants`` instead of onto the user's module."""
+        """Make an argument as in fx, but constant tensors go to ``constants``, not onto the user's module."""
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and not self._is_attribute(a):
             name = f"constant_{len(self.constants)}"
             self.constants[name] = a

@@ -21,15 +21,15 @@ class ViewError(Exception):
     """A view that cannot be undone; the message names the operation."""
 
 
-def put(graph: fx.Graph, whole: fx.Node, content: fx.Node, view: fx.Node, rank: int, kind: str) -> fx.Node:
+def put(graph: fx.Graph, base: fx.Node, content: fx.Node, view: fx.Node, rank: int, kind: str) -> fx.Node:
     """A value with new content in the place of one of its views.
 
     Args:
         graph: nodes are added at its insertion point.
-        whole: what the view is of.
+        base: what the view is of.
         content: what the view holds now.
         view: the node that made it.
-        rank: dimensions of ``whole``.
+        rank: dimensions of ``base``.
         kind: class name of the layer that the node calls, or "".
 
     Raises:
@@ -37,28 +37,26 @@ def put(graph: fx.Graph, whole: fx.Node, content: fx.Node, view: fx.Node, rank: 
     """
     name = operation(view)
     if name in _RESHAPES or kind in _RESHAPING_LAYERS:
-        return graph.call_method("reshape_as", (content, whole))
-    given = arguments(view)
+        return graph.call_method("reshape_as", (content, base))
+    bound = arguments(view)
     if name == "permute":
-        order = [d % rank for d in given["dims"]]
+        order = [d % rank for d in bound["dims"]]
         return graph.call_function(torch.permute, (content, tuple(order.index(d) for d in range(rank))))
     if name == "movedim":
-        return graph.call_function(torch.movedim, (content, given["destination"], given["source"]))
+        return graph.call_function(torch.movedim, (content, bound["destination"], bound["source"]))
     if name in ("transpose", "t") or view.target is getattr:  # each is its own inverse
         return graph.node_copy(view, lambda a: content)
     if name == "select":
-        return _put_along(graph, whole, content, given["dim"] % rank, given["index"])
+        return _put_along(graph, base, content, bound["dim"] % rank, bound["index"])
     if name == "narrow":
-        part = slice(given["start"], _sum(graph, given["start"], given["length"]))
-        return _put_along(graph, whole, content, given["dim"] % rank, part)
+        part = slice(bound["start"], _sum(graph, bound["start"], bound["length"]))
+        return _put_along(graph, base, content, bound["dim"] % rank, part)
     if name == "getitem":
-        return _put_item(graph, whole, content, given["index"])
+        return _put_item(graph, base, content, bound["index"])
     raise ViewError(name or kind or str(view.target))
 
 
-def put_part(
-    graph: fx.Graph, whole: fx.Node, content: fx.Node, split: fx.Node, parts: Any, i: int
-) -> fx.Node:
+def put_part(graph: fx.Graph, base: fx.Node, content: fx.Node, split: fx.Node, parts: Any, i: int) -> fx.Node:
     """A value with new content in the place of part ``i`` of a split of it; ``parts`` is what that gives.
 
     Raises:
@@ -73,7 +71,7 @@ def put_part(
         raise ViewError(f"{name} along the batch")
     start = sum(part.shape[dim] for part in parts[:i]) if name != "unbind" else i
     part = i if name == "unbind" else slice(start, start + parts[i].shape[dim])
-    return _put_along(graph, whole, content, dim, part)
+    return _put_along(graph, base, content, dim, part)
 
 
 def _sum(graph: fx.Graph, a: Any, b: Any) -> Any:
@@ -81,9 +79,9 @@ def _sum(graph: fx.Graph, a: Any, b: Any) -> Any:
     return graph.call_function(add, (a, b)) if symbolic else a + b
 
 
-def _put_along(graph: fx.Graph, whole: fx.Node, content: fx.Node, dim: int, part: Any) -> fx.Node:
-    return _put_item(graph, whole, content, (*[slice(None)] * dim, part))
+def _put_along(graph: fx.Graph, base: fx.Node, content: fx.Node, dim: int, part: Any) -> fx.Node:
+    return _put_item(graph, base, content, (*[slice(None)] * dim, part))
 
 
-def _put_item(graph: fx.Graph, whole: fx.Node, content: fx.Node, index: Any) -> fx.Node:
-    return graph.call_function(set_item, (whole, index, content))
+def _put_item(graph: fx.Graph, base: fx.Node, content: fx.Node, index: Any) -> fx.Node:
+    return graph.call_function(set_item, (base, index, content))

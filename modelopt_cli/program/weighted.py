@@ -52,7 +52,7 @@ def fetched_weights(program: Program) -> dict[str, torch.Tensor]:
 
 
 def _is_multiplied(node: fx.Node) -> bool:
-    """Whether a value goes into a matrix product, turned around on the way or not."""
+    """True if a value goes into a matrix product, transposed on the way or not."""
     for user in node.users:
         called = user.target if user.op == "call_method" else getattr(user.target, "__name__", "")
         if called in _PRODUCTS or (called in _TURNS and _is_multiplied(user)):
@@ -61,5 +61,5 @@ def _is_multiplied(node: fx.Node) -> bool:
 
 
 def weight_label(parameter: str) -> str:
-    """What a weight is called in reports: its layer, or by its own name where it belongs to none."""
+    """Name of a weight in reports: its layer's, or its own where it belongs to none."""
     return parameter.rpartition(".")[0] or parameter if parameter.endswith("weight") else parameter

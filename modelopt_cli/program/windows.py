@@ -39,9 +39,9 @@ def split_windows(program: Program) -> Program:
     shapes = value_shapes(program, 1)
     program = copy.deepcopy(program)
     for node in [n for n in program.graph.nodes if _is_plain(n)]:
-        given = arguments(node)
-        size = shapes[given["input"].name]
-        _split(program, node, _Windows.of(given, int(size[1]), int(size[2])), given)
+        bound = arguments(node)
+        size = shapes[bound["input"].name]
+        _split(program, node, _Windows.of(bound, int(size[1]), int(size[2])), bound)
     program.graph.eliminate_dead_code()
     program.recompile()
     return program
@@ -50,10 +50,10 @@ def split_windows(program: Program) -> Program:
 def _is_plain(node: fx.Node) -> bool:
     if operation(node) != _FUNCTION:
         return False
-    given = arguments(node)
-    sizes = [*given["window_size"], *given["shift_size"], given["num_heads"]]
-    weights = [_layer(given[f"{name}_weight"], given[f"{name}_bias"]) for name in ("qkv", "proj")]
-    return all(type(size) is int for size in sizes) and all(weights) and given["training"] is False
+    bound = arguments(node)
+    sizes = [*bound["window_size"], *bound["shift_size"], bound["num_heads"]]
+    weights = [_layer(bound[f"{name}_weight"], bound[f"{name}_bias"]) for name in ("qkv", "proj")]
+    return all(type(size) is int for size in sizes) and all(weights) and bound["training"] is False
 
 
 def _layer(weight: Any, bias: Any) -> str | None:
@@ -72,7 +72,7 @@ def _layer(weight: Any, bias: Any) -> str | None:
 
 @dataclass(frozen=True)
 class _Windows:
-    """How a feature map is cut: padded ``(height, width)``, window and shift sizes, heads."""
+    """Geometry of the windows: padded ``(height, width)``, window and shift sizes, heads."""
 
     size: tuple[int, int]
     padded: tuple[int, int]
@@ -81,11 +81,11 @@ class _Windows:
     heads: int
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], height: int, width: int) -> "_Windows":
-        window = (given["window_size"][0], given["window_size"][1])
+    def of(cls, bound: Mapping[str, Any], height: int, width: int) -> "_Windows":
+        window = (bound["window_size"][0], bound["window_size"][1])
         padded = (-(-height // window[0]) * window[0], -(-width // window[1]) * window[1])
-        shift = [0 if w >= p else s for s, w, p in zip(given["shift_size"], window, padded, strict=True)]
-        return cls((height, width), padded, window, (shift[0], shift[1]), given["num_heads"])
+        shift = [0 if w >= p else s for s, w, p in zip(bound["shift_size"], window, padded, strict=True)]
+        return cls((height, width), padded, window, (shift[0], shift[1]), bound["num_heads"])
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -128,15 +128,15 @@ class _Writer:
         return self.cursor
 
 
-def _split(program: Program, node: fx.Node, windows: _Windows, given: Mapping[str, Any]) -> None:
-    qkv = str(given["qkv_weight"].target).removesuffix(".weight")
-    proj = str(given["proj_weight"].target).removesuffix(".weight")
-    for path, zero_keys in ((qkv, given["logit_scale"] is not None), (proj, False)):
+def _split(program: Program, node: fx.Node, windows: _Windows, bound: Mapping[str, Any]) -> None:
+    qkv = str(bound["qkv_weight"].target).removesuffix(".weight")
+    proj = str(bound["proj_weight"].target).removesuffix(".weight")
+    for path, zero_keys in ((qkv, bound["logit_scale"] is not None), (proj, False)):
         _replace(program, path, zero_keys)
     write = _Writer(program.graph, node)
-    x = _cut(write, given["input"], windows)
+    x = _cut(write, bound["input"], windows)
     x = write.layer(qkv, x)
-    x = _attend(write, program, x, windows, given, qkv.rpartition(".")[0])
+    x = _attend(write, program, x, windows, bound, qkv.rpartition(".")[0])
     x = write.layer(proj, x)
     node.replace_all_uses_with(_join(write, x, windows))
     program.graph.erase_node(node)
@@ -156,23 +156,23 @@ def _cut(write: _Writer, x: fx.Node, windows: _Windows) -> fx.Node:
 
 
 def _attend(
-    write: _Writer, program: Program, x: fx.Node, windows: _Windows, given: Mapping[str, Any], path: str
+    write: _Writer, program: Program, x: fx.Node, windows: _Windows, bound: Mapping[str, Any], path: str
 ) -> fx.Node:
     """Multi-head attention within each window, with the relative position bias."""
-    packed = program.get_submodule(str(given["qkv_weight"].target).removesuffix(".weight"))
+    packed = program.get_submodule(str(bound["qkv_weight"].target).removesuffix(".weight"))
     width = int(packed.out_features) // (3 * windows.heads)  # type: ignore[arg-type]
     x = write.method("unflatten", x, -1, (3, windows.heads, width))
     parts = write.call(torch.unbind, write.call(torch.permute, x, (2, 0, 3, 1, 4)), 0)
     q, k, v = (write.call(getitem, parts, i) for i in range(3))
-    if given["logit_scale"] is None:
+    if bound["logit_scale"] is None:
         q = write.call(torch.mul, q, width**-0.5)
         scores = write.call(torch.matmul, q, write.call(torch.transpose, k, -2, -1))
     else:
         q, k = (write.call(F.normalize, part, dim=-1) for part in (q, k))
         scores = write.call(torch.matmul, q, write.call(torch.transpose, k, -2, -1))
-        scale = write.call(torch.exp, write.call(torch.clamp, given["logit_scale"], max=_LARGEST_SCALE))
+        scale = write.call(torch.exp, write.call(torch.clamp, bound["logit_scale"], max=_LARGEST_SCALE))
         scores = write.call(torch.mul, scores, scale)
-    scores = write.call(torch.add, scores, given["relative_position_bias"])
+    scores = write.call(torch.add, scores, bound["relative_position_bias"])
     if sum(windows.shift):
         scores = _masked(write, program, scores, windows, path)
     weights = write.call(F.softmax, scores, dim=-1)
@@ -181,7 +181,7 @@ def _attend(
 
 
 def _masked(write: _Writer, program: Program, scores: fx.Node, windows: _Windows, path: str) -> fx.Node:
-    """What was shifted next to one another without belonging together does not attend to each other."""
+    """Mask scores between places that only the shift put next to each other."""
     regions = windows.regions()
     device = next((p.device for p in program.parameters()), regions.device)
     program.get_submodule(path).register_buffer("window_regions", regions.to(device))

@@ -1,4 +1,4 @@
-"""Which channels of a network depend on one another, and taking them out."""
+"""Channels of a network that depend on one another, and their removal."""
 
 from modelopt_cli.program.channels.groups import Dependencies, Group, Member, analyse, prepare
 from modelopt_cli.program.channels.removal import remove

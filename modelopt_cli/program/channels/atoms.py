@@ -22,7 +22,7 @@ class Atoms:
 
     @property
     def classes(self) -> int:
-        """How many classes of atoms there are; it only shrinks while no atoms are added."""
+        """Number of classes of atoms; it only shrinks while no atoms are added."""
         return int((self._parent == torch.arange(len(self))).sum())
 
     def fresh(self, key: str, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""How the encoding of a tensor follows when the tensor loses channels."""
+"""Encodings of tensors that lose channels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from modelopt_cli.program.program import Encoding
 
 
 def sliced(encoding: Encoding, shape: Sequence[int], kept: Mapping[int, Tensor]) -> Encoding | None:
-    """The encoding of a tensor of which only some positions are left; None if it has to be made anew.
+    """The encoding of a tensor of which only some positions are left; None if it has to be made again.
 
     Evenly spaced steps stay what they are: one scale for the tensor, one for each index along an axis
     (of which those left are picked), or one for each group along the last dimension as long as that

@@ -1,4 +1,4 @@
-"""How each function and tensor method treats channels."""
+"""Rules for channels, by function and tensor method."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -13,29 +13,29 @@ from modelopt_cli.program.channels.products import attention, einsum, matmul
 from modelopt_cli.program.channels.ties import nothing, spread
 from modelopt_cli.program.channels.trace import Fetched, Rule, Trace, tensors_in
 
-Given = dict[str, Any]
+Bound = dict[str, Any]
 
 
-def _elementwise(t: Trace, node: fx.Node, given: Given) -> Any:
-    first, *others = [t.labels(value) for value in tensors_in(given)]
+def _elementwise(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    first, *others = [t.labels(value) for value in tensors_in(bound)]
     for other in others:
         first = t.ties.combine(first, other)
     return first.expand(t.shapes[node.name])
 
 
-def _first(t: Trace, node: fx.Node, given: Given) -> Any:
-    return t.labels(given["input"])
+def _first(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    return t.labels(bound["input"])
 
 
-def _shape_only(t: Trace, node: fx.Node, given: Given) -> Any:
+def _shape_only(t: Trace, node: fx.Node, bound: Bound) -> Any:
     """Run as it is, on labels."""
     values = {a.name: t.values[a.name] for a in node.all_input_nodes}
     return compute(node, {name: t.labels(v) if isinstance(v, Fetched) else v for name, v in values.items()})
 
 
-def _join(t: Trace, node: fx.Node, given: Given) -> Any:
+def _join(t: Trace, node: fx.Node, bound: Bound) -> Any:
     """``cat`` and ``stack``: along the other dimensions the parts go together."""
-    parts, dim = [t.labels(part) for part in given["tensors"]], given["dim"]
+    parts, dim = [t.labels(part) for part in bound["tensors"]], bound["dim"]
     parts = [part for part in parts if part.numel()] or parts  # one without elements can have any shape
     if operation(node) == "stack":
         parts, dim = [part.unsqueeze(dim) for part in parts], dim % (parts[0].dim() + 1)
@@ -48,14 +48,14 @@ def _join(t: Trace, node: fx.Node, given: Given) -> Any:
     return torch.cat(parts, dim)
 
 
-def _reduce(t: Trace, node: fx.Node, given: Given) -> Any:
+def _reduce(t: Trace, node: fx.Node, bound: Bound) -> Any:
     """Sums, means and the like: what is read together can only stay or go together."""
-    x, name, shape = t.labels(given["input"]), operation(node), t.shapes[node.name]
-    if name in ("max", "min") and len(tensors_in(given)) > 1:
-        return _elementwise(t, node, given)
-    dims = given.get("dim")
+    x, name, shape = t.labels(bound["input"]), operation(node), t.shapes[node.name]
+    if name in ("max", "min") and len(tensors_in(bound)) > 1:
+        return _elementwise(t, node, bound)
+    dims = bound.get("dim")
     if dims is None:
-        return t.unsupported(node, given, f"goes through {name} over all dimensions")
+        return t.unsupported(node, bound, f"goes through {name} over all dimensions")
     dims = [d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)] or list(range(x.dim()))
     x = t.ties.mix(x, dims, f"goes through {name} over channels")
     x = x[tuple(slice(0, 1) if d in dims else slice(None) for d in range(x.dim()))]
@@ -64,56 +64,56 @@ def _reduce(t: Trace, node: fx.Node, given: Given) -> Any:
     return x.reshape(shape)
 
 
-def _mixing(t: Trace, node: fx.Node, given: Given) -> Any:
+def _mixing(t: Trace, node: fx.Node, bound: Bound) -> Any:
     """Softmax and what else keeps the shape but reads a whole dimension."""
-    x, name, dim = t.labels(given["input"]), operation(node), given["dim"]
+    x, name, dim = t.labels(bound["input"]), operation(node), bound["dim"]
     dims = range(x.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
     return t.ties.mix(x, dims, f"goes through {name} over channels")
 
 
-def _pool(t: Trace, node: fx.Node, given: Given) -> Any:
-    x, name, shape = t.labels(given["input"]), operation(node), t.shapes[node.name]
+def _pool(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    x, name, shape = t.labels(bound["input"]), operation(node), t.shapes[node.name]
     dims = int(name[-2]) if name.endswith("d") else x.dim() - 2
     if not isinstance(shape, torch.Size) or x.dim() != dims + 2:
-        return t.unsupported(node, given)
+        return t.unsupported(node, bound)
     return layer_rules.pool(t, x, shape, dims)
 
 
-def _pad(t: Trace, node: fx.Node, given: Given) -> Any:
-    x, pads = t.labels(given["input"]), given["pad"]
+def _pad(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    x, pads = t.labels(bound["input"]), bound["pad"]
     padded = {x.dim() - 1 - i // 2 for i, amount in enumerate(pads) if amount}
-    if given["mode"] != "constant" and padded & set(t.ties.varying(x)):
-        return t.unsupported(node, given)
+    if bound["mode"] != "constant" and padded & set(t.ties.varying(x)):
+        return t.unsupported(node, bound)
     return layer_rules.pad(t, node.name, x, list(pads))
 
 
-def _getattr(t: Trace, node: fx.Node, given: Given) -> Any:
-    value, name = given["input"], given["name"]
+def _getattr(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    value, name = bound["input"], bound["name"]
     if name in ("T", "mT", "H"):
         return getattr(t.labels(value), name)
     return getattr(value.tensor if isinstance(value, Fetched) else value, name)
 
 
-def _patch_merging(t: Trace, node: fx.Node, given: Given) -> Any:
+def _patch_merging(t: Trace, node: fx.Node, bound: Bound) -> Any:
     """The four neighbours of Swin's patch merging, one after another."""
-    return spread(t.ties.line(t.labels(given["x"]), -1).repeat(4), -1, t.shapes[node.name])
+    return spread(t.ties.line(t.labels(bound["x"]), -1).repeat(4), -1, t.shapes[node.name])
 
 
-def _position_bias(t: Trace, node: fx.Node, given: Given) -> Any:
+def _position_bias(t: Trace, node: fx.Node, bound: Bound) -> Any:
     """A table ``(relative places, heads)`` as ``(1, heads, places, places)``."""
-    table = t.labels(given["relative_position_bias_table"])
+    table = t.labels(bound["relative_position_bias_table"])
     return spread(t.ties.line(table, -1), 1, t.shapes[node.name])
 
 
-def _like(t: Trace, node: fx.Node, given: Given) -> Any:
-    return t.labels(given["input"])
+def _like(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    return t.labels(bound["input"])
 
 
-def _made(t: Trace, node: fx.Node, given: Given) -> Any:
+def _made(t: Trace, node: fx.Node, bound: Bound) -> Any:
     return nothing(t.shapes[node.name])
 
 
-def _fact(t: Trace, node: fx.Node, given: Given) -> Any:
+def _fact(t: Trace, node: fx.Node, bound: Bound) -> Any:
     values = {a.name: t.values[a.name] for a in node.all_input_nodes}
     return compute(node, {name: v.tensor if isinstance(v, Fetched) else v for name, v in values.items()})
 
@@ -130,72 +130,72 @@ def _layer_of(t: Trace, weight: Any, bias: Any) -> str | None:
     return path if bias is None or (isinstance(bias, Fetched) and bias.path == f"{path}.bias") else None
 
 
-def _convolution(t: Trace, node: fx.Node, given: Given) -> Any:
-    weight = given["weight"]
-    path, name, x = _layer_of(t, weight, given["bias"]), operation(node), t.labels(given["input"])
+def _convolution(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    weight = bound["weight"]
+    path, name, x = _layer_of(t, weight, bound["bias"]), operation(node), t.labels(bound["input"])
     transposed = "transpose" in name
-    groups = given["groups"]
+    groups = bound["groups"]
     if path is None or groups != 1 or x.dim() != int(name[-2]) + 2:
-        return t.unsupported(node, given)
+        return t.unsupported(node, bound)
     sizes = (weight.tensor.shape[1 if transposed else 0], groups)
     return layer_rules.convolve(t, path, sizes, x, t.shapes[node.name], transposed=transposed)
 
 
-def _linear(t: Trace, node: fx.Node, given: Given) -> Any:
-    path = _layer_of(t, given["weight"], given["bias"])
-    if path is None or given["weight"].tensor.dim() != 2:
-        return t.unsupported(node, given)
-    return layer_rules.linear(t, path, None, t.labels(given["input"]), t.shapes[node.name])
+def _linear(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    path = _layer_of(t, bound["weight"], bound["bias"])
+    if path is None or bound["weight"].tensor.dim() != 2:
+        return t.unsupported(node, bound)
+    return layer_rules.linear(t, path, None, t.labels(bound["input"]), t.shapes[node.name])
 
 
-def _embedding(t: Trace, node: fx.Node, given: Given) -> Any:
-    weight = given["weight"]
+def _embedding(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    weight = bound["weight"]
     if not isinstance(weight, Fetched) or t.name_of(weight) in t.called:
-        return t.unsupported(node, given)
-    t.ties.freeze(t.labels(given["input"]), "is used as an index")
+        return t.unsupported(node, bound)
+    t.ties.freeze(t.labels(bound["input"]), "is used as an index")
     outputs = t.ties.fresh(f"columns {weight.path}", weight.tensor.shape[1])
     t.slot(weight.path, 0, nothing(weight.tensor.shape[:1]), "in")
     t.slot(weight.path, 1, outputs, "out")
     return spread(outputs, -1, t.shapes[node.name])
 
 
-def _prelu(t: Trace, node: fx.Node, given: Given) -> Any:
-    x, weight = t.labels(given["input"]), given["weight"]
+def _prelu(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    x, weight = t.labels(bound["input"]), bound["weight"]
     if not isinstance(weight, Fetched) or t.name_of(weight) in t.called:
-        return t.unsupported(node, given)
+        return t.unsupported(node, bound)
     if weight.tensor.numel() > 1:
         t.slot(weight.path, 0, t.ties.line(x, 1), "norm")
     return x
 
 
-def _pixels(t: Trace, node: fx.Node, given: Given) -> Any:
-    x, shape = t.labels(given["input"]), t.shapes[node.name]
+def _pixels(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    x, shape = t.labels(bound["input"]), t.shapes[node.name]
     if operation(node) == "pixel_shuffle":
         return layer_rules.pixel_shuffle(t, x, shape)
     return layer_rules.repeated(t, x, -3, shape)
 
 
-def _channel_shuffle(t: Trace, node: fx.Node, given: Given) -> Any:
-    return torch.channel_shuffle(t.labels(given["input"]).contiguous(), given["groups"])
+def _channel_shuffle(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    return torch.channel_shuffle(t.labels(bound["input"]).contiguous(), bound["groups"])
 
 
-def _glu(t: Trace, node: fx.Node, given: Given) -> Any:
-    return layer_rules.glu(t, t.labels(given["input"]), given["dim"])
+def _glu(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    return layer_rules.glu(t, t.labels(bound["input"]), bound["dim"])
 
 
 def _norm_call(rule: Any) -> Rule:
-    def apply(t: Trace, node: fx.Node, given: Given) -> Any:
-        path = _layer_of(t, given.get("weight"), given.get("bias"))
-        statistics = {name: given.get(name) for name in ("running_mean", "running_var")}
+    def apply(t: Trace, node: fx.Node, bound: Bound) -> Any:
+        path = _layer_of(t, bound.get("weight"), bound.get("bias"))
+        statistics = {name: bound.get(name) for name in ("running_mean", "running_var")}
         own = all(
             isinstance(value, Fetched) and value.path == f"{path}.{name}"
             for name, value in statistics.items()
             if value is not None
         )
         if path is None or not own:
-            return t.unsupported(node, given)
-        layer = SimpleNamespace(normalized_shape=given.get("normalized_shape"))
-        return rule(t, path, layer, t.labels(given["input"]), t.shapes[node.name])
+            return t.unsupported(node, bound)
+        layer = SimpleNamespace(normalized_shape=bound.get("normalized_shape"))
+        return rule(t, path, layer, t.labels(bound["input"]), t.shapes[node.name])
 
     return apply
 

@@ -63,7 +63,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Dependencies:
-    """What can be removed from a Program.
+    """Channels that can be removed from a Program, and layers that cannot lose any.
 
     Attributes:
         groups: in the order of the graph.

@@ -9,9 +9,9 @@ from modelopt_cli.program.calls import arguments
 from modelopt_cli.program.channels.trace import Fetched, Trace
 
 
-def getitem(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
+def getitem(t: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
     """``x[...]`` of tensors, and of anything else as it is."""
-    value, index = given["input"], given["index"]
+    value, index = bound["input"], bound["index"]
     if not isinstance(value, Tensor | Fetched):
         return value[index]
     index = index if isinstance(index, tuple) else (index,)
@@ -22,7 +22,7 @@ def getitem(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
         return labels[index]
     plain = all(part == slice(None) for place, part in enumerate(index) if place not in looked_up)
     if len(looked_up) > 1 or not plain:
-        return t.unsupported(node, given)
+        return t.unsupported(node, bound)
     return _look_up(t, node, value, looked_up[0], index[looked_up[0]])
 
 
@@ -51,30 +51,30 @@ def _pick(t: Trace, labels: Tensor, places: dict[int, Any]) -> None:
         t.ties.freeze(labels.select(dim, places[dim]), "is picked by its place")
 
 
-def select(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
+def select(t: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
     """One place along a dimension."""
-    labels, dim, place = t.labels(given["input"]), given["dim"], given["index"]
+    labels, dim, place = t.labels(bound["input"]), bound["dim"], bound["index"]
     _pick(t, labels, {dim % labels.dim(): place})
     return labels.select(dim, place)
 
 
-def unbind(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
+def unbind(t: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
     """All places along a dimension, one by one."""
-    labels = t.labels(given["input"])
-    dim = given["dim"] % labels.dim()
+    labels = t.labels(bound["input"])
+    dim = bound["dim"] % labels.dim()
     for place in range(labels.shape[dim]):
         _pick(t, labels, {dim: place})
     return labels.unbind(dim)
 
 
-def index_select(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
+def index_select(t: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
     """The places along a dimension that a tensor names."""
-    value = given["input"]
-    return _look_up(t, node, value, given["dim"] % t.labels(value).dim(), given["index"])
+    value = bound["input"]
+    return _look_up(t, node, value, bound["dim"] % t.labels(value).dim(), bound["index"])
 
 
 def _look_up(t: Trace, node: fx.Node, value: Any, dim: int, index: Any) -> Any:
-    """What an index tensor picks along one dimension: known, or else any of it."""
+    """Places that an index tensor picks along one dimension: known, or else any of them."""
     labels, shape = t.labels(value), t.shapes[node.name]
     known = index.tensor if isinstance(index, Fetched) else None
     if isinstance(index, list):

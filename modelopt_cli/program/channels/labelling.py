@@ -66,14 +66,14 @@ def _value(trace: Trace, node: fx.Node) -> Any:
     if node.name in trace.selections:
         chosen = trace.selections[node.name]
         return trace.values[chosen.source].index_select(chosen.dim, chosen.index)
-    given = values_of(arguments(node), trace.values)
+    bound = values_of(arguments(node), trace.values)
     if node.op == "call_module":
-        return apply_layer(trace, node, given)
-    if not tensors_in(given):
+        return apply_layer(trace, node, bound)
+    if not tensors_in(bound):
         value = compute(node, trace.values)
         return blank(trace.shapes[node.name]) if tensors_in(value) else value
     rule = RULES.get(operation(node))
-    return rule(trace, node, given) if rule else trace.unsupported(node, given)
+    return rule(trace, node, bound) if rule else trace.unsupported(node, bound)
 
 
 def _box(trace: Trace, node: fx.Node, value: Any) -> Any:
@@ -89,7 +89,7 @@ def _box(trace: Trace, node: fx.Node, value: Any) -> Any:
 
 
 def _note_single(trace: Trace, node: fx.Node, value: Any) -> None:
-    """Where all of a value is one class, the value would be empty without it."""
+    """Note the class that is all there is of a value, which would be empty without it."""
     if not isinstance(value, Tensor):
         return
     (label,) = compact(trace.ties.settle(value))

@@ -1,4 +1,4 @@
-"""How each kind of layer treats channels."""
+"""Rules for channels, by kind of layer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,17 +26,17 @@ class LayerRule:
     any_rank: bool = False
 
 
-def apply_layer(trace: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
+def apply_layer(trace: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
     """Labels of a layer's output; slots for its parameters."""
     layer = trace.program.get_submodule(str(node.target))
     rule = RULES.get(row_of(layer).channels or "")
     inputs = [*node.args, *node.kwargs]
     if rule is None or len(inputs) != 1 or getattr(layer, "return_indices", False):
-        return trace.unsupported(node, given)
-    x, shape = trace.labels(given["input"]), trace.shapes[node.name]
+        return trace.unsupported(node, bound)
+    x, shape = trace.labels(bound["input"]), trace.shapes[node.name]
     rank = _RANKS.get(type(layer).__name__[-2:])
     if rank is not None and x.dim() != rank and not rule.any_rank:
-        return trace.unsupported(node, given, "has no batch dimension")
+        return trace.unsupported(node, bound, "has no batch dimension")
     return rule.labels(trace, str(node.target), layer, x, shape)
 
 
@@ -62,15 +62,15 @@ def convolve(
     leaving, groups = sizes
     inputs, outputs = t.ties.line(x, 1), t.ties.fresh(key, leaving)
     by_group, out_by_group = inputs.view(groups, -1), outputs.view(groups, -1)
-    whole = groups > 1 and min(by_group.shape[1], out_by_group.shape[1]) == 1
-    if whole:
+    whole_groups = groups > 1 and min(by_group.shape[1], out_by_group.shape[1]) == 1
+    if whole_groups:
         t.ties.same(by_group, by_group[:, :1])
         t.ties.same(out_by_group, by_group[:, :1])
     elif groups > 1:
         t.ties.same(by_group, by_group[:1])
         t.ties.same(out_by_group, out_by_group[:1])
     t.fields[key] = {"in_channels": inputs, "out_channels": outputs}
-    if whole:
+    if whole_groups:
         t.fields[key]["groups"] = by_group[:, 0]
         t.slot(f"{key}.weight", 0, inputs if transposed else outputs, "out")
     elif transposed:

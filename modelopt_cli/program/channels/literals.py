@@ -1,4 +1,4 @@
-"""Writing an operation anew for fewer channels: sizes, bounds, parts, orders."""
+"""Rewriting an operation for fewer channels: sizes, bounds, parts, orders."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,13 +15,13 @@ from modelopt_cli.program.spelling import rewrite
 
 def _sizes(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
     """``reshape``, ``expand``, ``unflatten`` and the like."""
-    given = arguments(node)
-    name = next(name for name in ("size", "shape", "sizes") if name in given)
-    sizes = given[name]
+    bound = arguments(node)
+    name = next(name for name in ("size", "shape", "sizes") if name in bound)
+    sizes = bound[name]
     if isinstance(sizes, fx.Node):  # another value's shape, which no longer fits
         sizes = [-1 if r.varies_with_batch(node, d) else size for d, size in enumerate(expected.shape)]
     rank = expected.dim() - len(sizes) + 1  # of what is unflattened
-    start = int(given["dim"]) % rank if "dim" in given else 0
+    start = int(bound["dim"]) % rank if "dim" in bound else 0
     sizes = [_one_size(r, node, size, start + i, expected) for i, size in enumerate(sizes)]
     node.kwargs = {**node.kwargs, name: tuple(sizes)}
 
@@ -36,17 +36,17 @@ def _one_size(r: SmallerGraph, node: fx.Node, size: Any, dim: int, expected: Ten
 
 def _parts(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
     """``chunk`` and ``split`` into parts that need no longer be equal."""
-    given = arguments(node)
-    sizes = [part.shape[given["dim"]] for part in expected]
-    rewrite(node, "split", {"input": given["input"], "split_size_or_sections": sizes, "dim": given["dim"]})
+    bound = arguments(node)
+    sizes = [part.shape[bound["dim"]] for part in expected]
+    rewrite(node, "split", {"input": bound["input"], "split_size_or_sections": sizes, "dim": bound["dim"]})
 
 
 def _padding(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
-    dense = r.whole(node)
+    dense = r.labels_before(node)
     pads: list[int] = list(arguments(node)["pad"])
     for i in range(len(pads) // 2):
         dim = dense.dim() - 1 - i
-        kept = r.left.kept_along(dense, dim)
+        kept = r.remaining.kept_along(dense, dim)
         if kept is not None:
             before, after = pads[2 * i], dense.shape[dim] - pads[2 * i + 1]
             pads[2 * i], pads[2 * i + 1] = int((kept < before).sum()), int((kept >= after).sum())
@@ -55,9 +55,9 @@ def _padding(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
 
 def _slices(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
     """``x[:, a:b]`` and ``x[:, i]``: bounds among the places that are left."""
-    given = arguments(node)
-    index, known = given["index"], values_of(given, r.trace.values)["index"]
-    dense = r.whole(given["input"])
+    bound = arguments(node)
+    index, known = bound["index"], values_of(bound, r.trace.values)["index"]
+    dense = r.labels_before(bound["input"])
     parts: list[Any] = list(index) if isinstance(index, tuple) else [index]
     dim = 0
     for place, part in enumerate(known if isinstance(known, tuple) else (known,)):
@@ -66,7 +66,7 @@ def _slices(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
         if part is ...:
             dim = dense.dim() - sum(p is not None for p in parts[place + 1 :])
             continue
-        kept = r.left.kept_along(dense, dim)
+        kept = r.remaining.kept_along(dense, dim)
         if kept is not None:
             found = _among(part, kept, dense.shape[dim])
             if found is None:
@@ -74,22 +74,22 @@ def _slices(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
                 return
             parts[place] = found
         dim += 1
-    node.args = (given["input"], tuple(parts) if isinstance(index, tuple) else parts[0])
+    node.args = (bound["input"], tuple(parts) if isinstance(index, tuple) else parts[0])
 
 
 def _narrow(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
     tensor = source(node)
-    dense, given = r.whole(tensor), values_of(arguments(node), r.trace.values)
-    dim = int(given["dim"]) % dense.dim()
-    kept = r.left.kept_along(dense, dim)
+    dense, bound = r.labels_before(tensor), values_of(arguments(node), r.trace.values)
+    dim = int(bound["dim"]) % dense.dim()
+    kept = r.remaining.kept_along(dense, dim)
     if kept is None:
         raise _cannot(node)
     if operation(node) == "select":
-        place = _among(given["index"], kept, dense.shape[dim])
+        place = _among(bound["index"], kept, dense.shape[dim])
         rewrite(node, "select", {"input": tensor, "dim": dim, "index": place})
         return
-    start = given["start"] % dense.shape[dim]
-    part = _among(slice(start, start + given["length"]), kept, dense.shape[dim])
+    start = bound["start"] % dense.shape[dim]
+    part = _among(slice(start, start + bound["length"]), kept, dense.shape[dim])
     bounds = {"start": part.start, "length": part.stop - part.start}
     rewrite(node, "narrow", {"input": tensor, "dim": dim, **bounds})
 
@@ -99,8 +99,8 @@ def pick(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
     tensor = source(node)
     if not isinstance(tensor, fx.Node):
         raise _cannot(node)
-    dense = r.whole(tensor)
-    dims = [d for d in range(dense.dim()) if r.left.kept_along(dense, d) is not None]
+    dense = r.labels_before(tensor)
+    dims = [d for d in range(dense.dim()) if r.remaining.kept_along(dense, d) is not None]
     if len(dims) != 1 or not isinstance(expected, Tensor) or expected.dim() != dense.dim():
         raise _cannot(node)
     select(r, node, tensor.name, dims[0], _picked(r, node, dense, dims[0]))
@@ -137,19 +137,19 @@ def select(r: SmallerGraph, node: fx.Node, name: str, dim: int, index: Tensor) -
         The node's labels that are left.
     """
     earlier = next(n for n in r.graph.nodes if n.name == name)
-    dense = r.whole(earlier)
-    kept = r.left.kept_along(dense, dim)
+    dense = r.labels_before(earlier)
+    kept = r.remaining.kept_along(dense, dim)
     assert kept is not None
     place = torch.full((dense.shape[dim],), -1)
     place[kept] = torch.arange(len(kept))
-    left = place[index]
+    remaining = place[index]
     path = f"{node.name}_channels"
-    r.indices[path] = left[left >= 0]
+    r.indices[path] = remaining[remaining >= 0]
     with r.graph.inserting_before(node):
         fetched = r.graph.create_node("get_attr", path, (), {})
     rewrite(node, "index_select", {"input": earlier, "dim": dim, "index": fetched})
     r.values[fetched.name] = Fetched(path, r.indices[path])
-    return r.left.restrict(r.whole(node))  # type: ignore[no-any-return]
+    return r.remaining.restrict(r.labels_before(node))  # type: ignore[no-any-return]
 
 
 def _among(part: Any, kept: Tensor, size: int) -> Any:
@@ -167,7 +167,7 @@ def _among(part: Any, kept: Tensor, size: int) -> Any:
 
 
 def _cannot(node: fx.Node) -> ModeloptError:
-    return ModeloptError(f"cannot write {operation(node)} anew for fewer channels", where=node.name)
+    return ModeloptError(f"cannot write {operation(node)} for fewer channels", where=node.name)
 
 
 REWRITES: dict[str, Callable[[SmallerGraph, fx.Node, Any], None]] = {
@@ -177,4 +177,4 @@ REWRITES: dict[str, Callable[[SmallerGraph, fx.Node, Any], None]] = {
     "getitem": _slices,
     "pad": _padding,
 }
-"""Bare name of an operation to what writes it anew; the others become an ``index_select``."""
+"""Bare name of an operation to what rewrites it; the others become an ``index_select``."""

@@ -10,21 +10,21 @@ from modelopt_cli.program.channels.trace import Fetched, Trace
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def einsum(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
+def einsum(t: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
     """``torch.einsum`` of two operands, written out with an arrow."""
-    equation, operands = str(given["equation"]).replace(" ", ""), given["operands"]
+    equation, operands = str(bound["equation"]).replace(" ", ""), bound["operands"]
     inputs, arrow, output = equation.partition("->")
     terms = inputs.split(",")
     plain = arrow and "." not in equation and len(terms) == len(operands) == 2
     if not plain or any(len(set(term)) < len(term) for term in terms):
-        return t.unsupported(node, given)
+        return t.unsupported(node, bound)
     a, b = (t.labels(operand) for operand in operands)
     return contract(t, (terms[0], a), (terms[1], b), output, t.shapes[node.name])
 
 
-def matmul(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
+def matmul(t: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
     """``a @ b`` of values with two dimensions or more; a fetched ``b`` is a linear layer's weight."""
-    a, b = given["input"], given["mat2" if "mat2" in given else "other"]
+    a, b = bound["input"], bound["mat2" if "mat2" in bound else "other"]
     is_weight = isinstance(b, Fetched) and b.tensor.dim() == 2 and t.name_of(b) not in t.called
     if is_weight and not isinstance(a, Fetched):
         outputs = t.ties.fresh(f"columns {b.path}", b.tensor.shape[1])
@@ -33,7 +33,7 @@ def matmul(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
         return outputs.expand(t.shapes[node.name])
     a, b = t.labels(a), t.labels(b)
     if min(a.dim(), b.dim()) < 2:
-        return t.unsupported(node, given)
+        return t.unsupported(node, bound)
     return product(t, a, b, t.shapes[node.name])
 
 
@@ -119,14 +119,14 @@ def _result(t: Trace, terms: list[tuple[str, Tensor]], output: str, shape: Any) 
     return placed[0] if placed else nothing(shape)
 
 
-def attention(t: Trace, node: fx.Node, given: dict[str, Any]) -> Any:
+def attention(t: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
     """``F.scaled_dot_product_attention``."""
-    q, k, v = (t.labels(given[name]) for name in ("query", "key", "value"))
+    q, k, v = (t.labels(bound[name]) for name in ("query", "key", "value"))
     shape = t.shapes[node.name]
     if not q.dim() == k.dim() == v.dim() or q.shape[:-2] != k.shape[:-2] or k.shape[:-2] != v.shape[:-2]:
-        return t.unsupported(node, given)
+        return t.unsupported(node, bound)
     scores = product(t, q, k, (*shape[:-1], k.shape[-2]), transposed=True)
-    mask = given["attn_mask"]
+    mask = bound["attn_mask"]
     if mask is not None:
         scores = t.ties.combine(scores, t.labels(mask))
     return product(t, scores, v, shape)

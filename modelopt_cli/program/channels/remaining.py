@@ -1,4 +1,4 @@
-"""What is left of labels once some atoms are gone."""
+"""Labels that are left once some atoms are removed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from modelopt_cli.program.channels.trace import Trace
 
 
 class Remaining:
-    """Which channels stay.
+    """Channels that stay.
 
     Args:
         dependencies: the groups.
@@ -34,7 +34,7 @@ class Remaining:
             self._gone[dependencies.classes[name][~stays]] = True
 
     def alive(self, labels: Tensor) -> Tensor:
-        """Whether each label stays; what is no channel does."""
+        """A mask of the labels that stay; what is no channel does."""
         if not len(self._ties):
             return torch.ones_like(labels, dtype=torch.bool)
         return (labels < 0) | ~self._gone[self._ties.find(labels).clamp(min=0)]
@@ -44,7 +44,7 @@ class Remaining:
         return self.alive(line).nonzero().flatten()
 
     def count(self, line: Tensor) -> int:
-        """How many positions along a line stay."""
+        """Number of positions along a line that stay."""
         return int(self.alive(line).sum())
 
     def kept_along(self, labels: Tensor, dim: int) -> Tensor | None:
@@ -80,19 +80,19 @@ class SmallerGraph:
     Args:
         graph: a copy of the traced one; changed in place.
         trace: labels of the whole graph.
-        left: which channels stay.
+        remaining: which channels stay.
 
     Attributes:
         values: labels that are left, and numbers, by node name, for the nodes that were rewritten.
         indices: new index tensors, by path.
     """
 
-    def __init__(self, graph: fx.Graph, trace: Trace, left: Remaining) -> None:
-        self.graph, self.trace, self.left = graph, trace, left
+    def __init__(self, graph: fx.Graph, trace: Trace, remaining: Remaining) -> None:
+        self.graph, self.trace, self.remaining = graph, trace, remaining
         self.values: dict[str, Any] = {}
         self.indices: dict[str, Tensor] = {}
 
-    def whole(self, node: Any) -> Tensor:
+    def labels_before(self, node: Any) -> Tensor:
         """The labels a tensor value had before."""
         return self.trace.labels(self.trace.values[node.name])
 

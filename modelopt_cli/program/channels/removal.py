@@ -38,33 +38,38 @@ def remove(
         UsageError: no such group or unit, or no unit of a group is kept.
     """
     found = dependencies or analyse(program)
-    whole, trace = found.program, found.trace
-    left = Remaining(found, keep)
-    kept = _kept_positions(trace, left)
-    graph = copy_graph(whole.graph)
-    replay = Replay(graph, trace, left, kept)
+    original, trace = found.program, found.trace
+    remaining = Remaining(found, keep)
+    kept = _kept_positions(trace, remaining)
+    graph = copy_graph(original.graph)
+    replay = Replay(graph, trace, remaining, kept)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-    tensors = _tensors(whole, kept)
-    parts = _parts(whole, graph, trace, left, replay, tensors)
+    tensors = _tensors(original, kept)
+    parts = _parts(original, graph, trace, remaining, replay, tensors)
     smaller = Program(
-        parts, graph, input_spec=whole.input, labels=whole.labels, history=whole.history, arch=whole.arch
-    ).train(whole.training)
+        parts,
+        graph,
+        input_spec=original.input,
+        labels=original.labels,
+        history=original.history,
+        arch=original.arch,
+    ).train(original.training)
     names = smaller.state_dict().keys()
     smaller.encodings = {
         name: encoding
-        for name, original in whole.encodings.items()
+        for name, encoding_before in original.encodings.items()
         if name in names
-        and (encoding := sliced(original, whole.get_parameter(name).shape, kept.get(name, {})))
+        and (encoding := sliced(encoding_before, original.get_parameter(name).shape, kept.get(name, {})))
     }
     _check(smaller, trace, replay)
     return smaller
 
 
-def _kept_positions(trace: Trace, left: Remaining) -> Kept:
+def _kept_positions(trace: Trace, remaining: Remaining) -> Kept:
     """For each tensor that shrinks, the positions that stay along each dimension that does."""
     kept: Kept = {}
     for slot in trace.slots:
-        positions = left.kept(slot.line)
+        positions = remaining.kept(slot.line)
         if len(positions) == len(slot.line):
             continue
         kept.setdefault(slot.tensor, {})[slot.dim] = positions
@@ -90,7 +95,7 @@ def _parts(
     program: Program,
     graph: fx.Graph,
     trace: Trace,
-    left: Remaining,
+    remaining: Remaining,
     replay: Replay,
     tensors: Mapping[int, Tensor],
 ) -> dict[str, Any]:
@@ -101,7 +106,9 @@ def _parts(
         path = str(node.target)
         if node.op == "call_module" and path not in parts:
             fields = dict(trace.fields.get(path, {}))
-            parts[path] = _layer(program.get_submodule(path), fields, left, replay.values[node.name], tensors)
+            parts[path] = _layer(
+                program.get_submodule(path), fields, remaining, replay.values[node.name], tensors
+            )
         elif node.op == "get_attr" and path in replay.indices:
             parts[path] = replay.indices[path].to(device)
         elif node.op == "get_attr":
@@ -110,14 +117,18 @@ def _parts(
 
 
 def _layer(
-    layer: nn.Module, fields: Mapping[str, Any], left: Remaining, output: Any, tensors: Mapping[int, Tensor]
+    layer: nn.Module,
+    fields: Mapping[str, Any],
+    remaining: Remaining,
+    output: Any,
+    tensors: Mapping[int, Tensor],
 ) -> nn.Module:
     config = config_of(layer)
     for name, counted in fields.items():
         config[name] = (
-            [left.count(c) if isinstance(c, Tensor) else c for c in counted]
+            [remaining.count(c) if isinstance(c, Tensor) else c for c in counted]
             if isinstance(counted, list)
-            else left.count(counted)
+            else remaining.count(counted)
         )
     if isinstance(layer, nn.Unflatten):
         config["unflattened_size"] = _unflattened(layer, output)
@@ -138,10 +149,10 @@ def _unflattened(layer: nn.Unflatten, output: Tensor) -> list[int]:
 def _check(smaller: Program, trace: Trace, replay: Replay) -> None:
     """Every value has the shape that its labels say, at another batch size, too."""
     for name, shape in value_shapes(smaller, OTHER_BATCH).items():
-        labels, whole = replay.values.get(name), trace.batched.get(name)
-        if name in trace.inside or not isinstance(labels, Tensor) or not isinstance(whole, torch.Size):
+        labels, size = replay.values.get(name), trace.batched.get(name)
+        if name in trace.inside or not isinstance(labels, Tensor) or not isinstance(size, torch.Size):
             continue
-        sizes = zip(labels.shape, whole, trace.shapes[name], strict=True)
-        wanted = [left * batched // before if before else 0 for left, batched, before in sizes]
-        if list(shape) != wanted:
-            raise ModeloptError(f"{tuple(shape)} where {tuple(wanted)} should be left", where=name)
+        sizes = zip(labels.shape, size, trace.shapes[name], strict=True)
+        expected = [count * batched // before if before else 0 for count, batched, before in sizes]
+        if list(shape) != expected:
+            raise ModeloptError(f"{tuple(shape)} where {tuple(expected)} should be left", where=name)

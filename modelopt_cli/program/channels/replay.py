@@ -18,12 +18,12 @@ class Replay(SmallerGraph):
     """Makes every node do to what is left what it did to the whole.
 
     Operations that only move elements are tried on the labels that are left. Where that does not give
-    the labels expected, the sizes they are called with are worked out anew.
+    the labels expected, the sizes they are called with are worked out again.
 
     Args:
         graph: a copy of the traced one; changed in place.
         trace: what is known of the whole.
-        left: which channels stay.
+        remaining: which channels stay.
         kept: for each tensor that shrinks, the positions that stay along each dimension that does.
 
     Raises:
@@ -31,9 +31,9 @@ class Replay(SmallerGraph):
     """
 
     def __init__(
-        self, graph: fx.Graph, trace: Trace, left: Remaining, kept: Mapping[str, Mapping[int, Tensor]]
+        self, graph: fx.Graph, trace: Trace, remaining: Remaining, kept: Mapping[str, Mapping[int, Tensor]]
     ) -> None:
-        super().__init__(graph, trace, left)
+        super().__init__(graph, trace, remaining)
         self.kept = kept
         for node in list(graph.nodes):
             self.values[node.name] = self._value(node)
@@ -43,12 +43,12 @@ class Replay(SmallerGraph):
         if node.op in ("placeholder", "output"):
             return dense
         if node.op == "get_attr":
-            return self.left.restrict(self.whole(node)) if self.trace.is_loose(dense) else dense
+            return self.remaining.restrict(self.labels_before(node)) if self.trace.is_loose(dense) else dense
         if node.name in self.trace.selections:
             chosen = self.trace.selections[node.name]
-            if self.left.kept_along(self.trace.values[chosen.source], chosen.dim) is not None:
+            if self.remaining.kept_along(self.trace.values[chosen.source], chosen.dim) is not None:
                 return select(self, node, chosen.source, chosen.dim, chosen.index)
-        expected = self.left.restrict(dense)
+        expected = self.remaining.restrict(dense)
         if node.op == "call_module":
             return self._shuffled_layer(node, expected)
         if not tensors_in(dense):
@@ -93,35 +93,35 @@ class Replay(SmallerGraph):
         node.kwargs = fx.node.map_aggregate(node.kwargs, literal)
         if operation(node) in ("layer_norm", "rms_norm"):
             rank = len(values_of(arguments(node), self.trace.values)["normalized_shape"])
-            shape = list(self.left.restrict(self.whole(node)).shape[-rank:])
+            shape = list(self.remaining.restrict(self.labels_before(node)).shape[-rank:])
             node.kwargs = {**node.kwargs, "normalized_shape": shape}
 
     def _keep_scale(self, node: fx.Node) -> None:
-        given = arguments(node)
-        query = given["query"]
-        width = self.whole(query).shape[-1]
-        if self.values[query.name].shape[-1] != width and given["scale"] is None:
+        bound = arguments(node)
+        query = bound["query"]
+        width = self.labels_before(query).shape[-1]
+        if self.values[query.name].shape[-1] != width and bound["scale"] is None:
             node.kwargs = {**node.kwargs, "scale": width**-0.5}
 
     def _fits(self, node: fx.Node, expected: Any) -> bool:
-        """Whether the node, as it is, turns what is left of its arguments into what should be left."""
+        """True if the node, as it is, turns the labels left of its arguments into those expected."""
         values = self._labelled(node)
-        given = values_of(arguments(node), values)
+        bound = values_of(arguments(node), values)
         if operation(node) == "pad":
-            return self._stays_whole(self.whole(node), _padded_dims(given))
-        looked_up = _looked_up_dim(node, given)
+            return self._stays_whole(self.labels_before(node), _padded_dims(bound))
+        looked_up = _looked_up_dim(node, bound)
         if looked_up is not None:
-            return self._stays_whole(self.whole(source(node)), [looked_up])
+            return self._stays_whole(self.labels_before(source(node)), [looked_up])
         try:
             return self._equal(compute(node, values), expected)
         except (RuntimeError, IndexError, TypeError, ValueError):
             return False
 
     def _stays_whole(self, dense: Tensor, dims: list[int]) -> bool:
-        return all(self.left.kept_along(dense, dim) is None for dim in dims)
+        return all(self.remaining.kept_along(dense, dim) is None for dim in dims)
 
     def _equal(self, now: Any, expected: Any) -> bool:
-        """Whether two values have the same shape and the same classes in the same places."""
+        """True if two values have the same shape and the same classes in the same places."""
         if isinstance(expected, tuple | list):
             return len(now) == len(expected) and all(map(self._equal, now, expected))
         if not isinstance(now, Tensor) or now.shape != expected.shape:
@@ -132,28 +132,28 @@ class Replay(SmallerGraph):
         REWRITES.get(operation(node), pick)(self, node, expected)
         checked = operation(node) not in ("index_select", "pad")
         if checked and not self._fits(node, expected):
-            raise ModeloptError(f"cannot write {operation(node)} anew for fewer channels", where=node.name)
+            raise ModeloptError(f"cannot write {operation(node)} for fewer channels", where=node.name)
 
     def _shuffled_layer(self, node: fx.Node, expected: Any) -> Any:
         layer = self.trace.program.get_submodule(str(node.target))
         if type(layer) is not nn.ChannelShuffle:
             return expected
-        dense = self.whole(source(node))
-        if self.left.kept_along(dense, 1) is None:
+        dense = self.labels_before(source(node))
+        if self.remaining.kept_along(dense, 1) is None:
             return expected
         order = layer(torch.arange(dense.shape[1]).view(1, -1, 1, 1)).flatten()
         return select(self, node, source(node).name, 1, order)
 
 
-def _looked_up_dim(node: fx.Node, given: Mapping[str, Any]) -> int | None:
+def _looked_up_dim(node: fx.Node, bound: Mapping[str, Any]) -> int | None:
     """The dimension along which a node reads places that an index tensor names."""
     if operation(node) == "index_select":
-        return int(given["dim"])
-    if operation(node) != "getitem" or not isinstance(given["input"], Tensor):
+        return int(bound["dim"])
+    if operation(node) != "getitem" or not isinstance(bound["input"], Tensor):
         return None
-    index = given["index"] if isinstance(given["index"], tuple) else (given["index"],)
+    index = bound["index"] if isinstance(bound["index"], tuple) else (bound["index"],)
     return next((d for d, part in enumerate(index) if isinstance(part, Tensor | list)), None)
 
 
-def _padded_dims(given: Mapping[str, Any]) -> list[int]:
-    return [given["input"].dim() - 1 - i // 2 for i, amount in enumerate(given["pad"]) if amount]
+def _padded_dims(bound: Mapping[str, Any]) -> list[int]:
+    return [bound["input"].dim() - 1 - i // 2 for i, amount in enumerate(bound["pad"]) if amount]

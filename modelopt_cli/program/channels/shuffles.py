@@ -87,13 +87,13 @@ def _selection(
 
 
 def _same_along(before: Tensor, after: Tensor, dim: int) -> bool:
-    """Whether every element kept its coordinate along a dimension."""
+    """True if every element kept its coordinate along a dimension."""
     stride, size = before.stride(dim), before.shape[dim]
     return torch.equal(before // stride % size, after // stride % size)
 
 
 def _leading_nowhere_else(graph: fx.Graph, inside: set[str], selections: Mapping[str, Selection]) -> set[str]:
-    """Of these nodes, those that nothing reads but one another and the selections."""
+    """Those of the nodes that nothing reads but one another and the selections."""
     kept = {node for node in graph.nodes if node.name in inside and node.name not in selections}
     while True:
         leaking = {

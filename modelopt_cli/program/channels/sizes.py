@@ -13,7 +13,7 @@ from modelopt_cli.program.calls import arguments, operation
 from modelopt_cli.program.channels.trace import Fetched, Trace
 
 _OWN_SHAPE = ("layer_norm", "rms_norm")
-"""What is called with the shape of its own input, whatever that is."""
+"""Operations that are called with the shape of their own input, whatever that is."""
 
 
 def freeze_sizes(t: Trace, node: fx.Node) -> None:
@@ -43,8 +43,8 @@ def _freeze(t: Trace, number: fx.Node, dims: Iterable[int] | None) -> None:
 
 def _dims_read(node: fx.Node, count: int) -> Iterable[int]:
     """The dimensions whose size a node reads, of a tensor or of a shape with so many."""
-    given = arguments(node) if operation(node) in ("size", "getitem") else {}
-    index = given.get("dim", given.get("index"))
+    bound = arguments(node) if operation(node) in ("size", "getitem") else {}
+    index = bound.get("dim", bound.get("index"))
     if isinstance(index, int):
         return [index]
     return range(count)[index] if isinstance(index, slice) else range(count)

@@ -1,4 +1,4 @@
-"""What operations do to labels: tie them, mix them, freeze them."""
+"""Effects of operations on labels: tying, mixing, freezing."""
 
 from collections.abc import Iterable, Sequence
 

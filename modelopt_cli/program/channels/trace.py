@@ -1,4 +1,4 @@
-"""What is known of a Program while its graph runs on labels instead of values."""
+"""State of a run of a Program's graph on labels instead of values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -122,7 +122,7 @@ class Trace:
                 self.block(name, labels.view(self._tensors[name].shape), "tensor")
 
     def is_loose(self, fetched: Fetched) -> bool:
-        """Whether a fetched tensor is used outside of any layer, and so has labels of its own."""
+        """True if a fetched tensor is used outside of any layer, and so has labels of its own."""
         return self.name_of(fetched) in self.loose
 
     def name_of(self, fetched: Fetched) -> str:
@@ -150,7 +150,7 @@ class Trace:
 
 
 def describe(node: fx.Node, program: Program) -> str:
-    """What a node calls, for a message."""
+    """Name of what a node calls, for a message."""
     if node.op == "call_module":
         return f"{node.target} ({type(program.get_submodule(str(node.target))).__name__})"
     return operation(node)
