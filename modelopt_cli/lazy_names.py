@@ -1,4 +1,4 @@
-"""Packages whose names load on first use, so that a config next to them costs no import of torch."""
+"""Names that load on first use, so that a config or a table next to them costs no import of torch."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -19,3 +19,17 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return find
+
+
+def deferred(module: str, name: str) -> Callable[..., Any]:
+    """A function or class whose module is imported when it is first called.
+
+    Args:
+        module: its full name.
+        name: of the function or class.
+    """
+
+    def call(*args: Any, **options: Any) -> Any:
+        return getattr(import_module(module), name)(*args, **options)
+
+    return call

@@ -11,6 +11,7 @@ from rich.text import Text
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.prune.sensitivity import SPARSITIES, Point, Sensitivity
 from modelopt_cli.methods.prune.summary import PrunedLayer
+from modelopt_cli.methods.prune.targets import TARGETS
 from modelopt_cli.text import printable
 
 _WHOLE = 1.0
@@ -55,8 +56,9 @@ def target_line(target: Reached) -> str:
             f"drop on samples held out of the calibration data: at most {target.wanted:g} points wanted, "
             f"at most {target.reached:.2f} reached (upper end of the 95 % interval)"
         )
-    what = "removed" if target.metric == "sparsity" else "left"
-    return f"{target.metric}: wanted {100 * target.wanted:.1f} % {what}, reached {100 * target.reached:.1f} %"
+    row = TARGETS.get(target.metric)
+    side = "removed" if row is not None and row.removed else "left"
+    return f"{target.metric}: wanted {100 * target.wanted:.1f} % {side}, reached {100 * target.reached:.1f} %"
 
 
 def pruned_json(layers: Sequence[PrunedLayer]) -> list[dict[str, Any]]:

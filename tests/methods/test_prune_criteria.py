@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.channel_scores import unit_obstacle, unit_scores
-from modelopt_cli.methods.prune.criteria import require_data, weight_scores
-from modelopt_cli.methods.prune.criterion_statistics import collect
+from modelopt_cli.methods.prune.criteria import require_data
+from modelopt_cli.methods.prune.criterion_statistics import collect, weight_scores
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.channels import Dependencies, analyse

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.lazy_names import deferred
 from modelopt_cli.methods.prune.structures import CHANNELS, LAYERS, WEIGHTS, Granularity
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _normalised(part: Part) -> Part:
 
 
 def _checked(parts: Sequence[Part], target: float, total: float) -> float:
-    gone, most = (sum(part.cost * n for part, n in zip(parts, ns, strict=True)) for ns in _bounds(parts))
+    gone, most = sum(part.cost * part.gone for part in parts), sum(part.cost * part.most for part in parts)
     unit = max((part.cost for part in parts), default=1.0)
     if target > most + unit / 2:
         raise UsageError(
@@ -132,10 +132,6 @@ def _checked(parts: Sequence[Part], target: float, total: float) -> float:
             hint="ask for more",
         )
     return target
-
-
-def _bounds(parts: Sequence[Part]) -> tuple[list[int], list[int]]:
-    return [part.gone for part in parts], [part.most for part in parts]
 
 
 def _rounded(parts: Sequence[Part], exact: Sequence[float], target: float) -> list[int]:
@@ -222,50 +218,6 @@ def _threshold(parts: Sequence[Part], scores: Sequence[Tensor], target: float) -
     return [float(n) for n in torch.bincount(owners[:prefix], minlength=len(parts)).tolist()]
 
 
-def _sensitivity(parts: Sequence[Part], target: float) -> list[float]:
-    """Remove units wherever the convex hull of the measured errors is flattest."""
-    counts = [float(part.gone) for part in parts]
-    missing = target - sum(part.cost * part.gone for part in parts)
-    steps = [(*step, i) for i, part in enumerate(parts) for step in _steps(part)]
-    # Within a part the hull rises ever more steeply, so that its steps come in their own order.
-    for _, _, units, i in sorted(steps):
-        taken = min(units, max(0.0, missing) / parts[i].cost)
-        counts[i] += taken
-        missing -= taken * parts[i].cost
-    if missing > max(part.cost for part in parts) / 2:
-        raise UsageError("the sensitivity curves end before this sparsity", hint="measure them further")
-    return counts
-
-
-def _steps(part: Part) -> list[tuple[float, float, float]]:
-    """Edges of the hull where units may still go: error per cost, sparsity at the start, units."""
-    corners = _hull(part)
-    steps = []
-    for (x0, y0), (x1, y1) in pairwise(corners):
-        units = part.clip(x1 * part.units) - part.clip(x0 * part.units)
-        if units > 0:
-            steps.append(((y1 - y0) / ((x1 - x0) * part.units * part.cost), x0, units))
-    return steps
-
-
-def _hull(part: Part) -> list[tuple[float, float]]:
-    """The lower convex hull of a part's curve, which starts where nothing is removed."""
-    if not part.curve:
-        raise UsageError("the allocation needs a measured curve", where=part.name)
-    points = {0.0: 0.0} | dict(part.curve)
-    corners: list[tuple[float, float]] = []
-    for x, y in sorted(points.items()):
-        while len(corners) > 1 and _above(corners[-2], corners[-1], (x, y)):
-            corners.pop()
-        corners.append((x, y))
-    return corners
-
-
-def _above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
-    """True if b is on or above the line from a to c."""
-    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
-
-
 @dataclass(frozen=True)
 class Allocation:
     """One rule that divides an overall sparsity among layers.
@@ -308,7 +260,10 @@ ALLOCATIONS: dict[str, Allocation] = {
         compares_scores=True,
     ),
     "sensitivity": Allocation(
-        "what changes the outputs least, as measured on the data", "none", _sensitivity, needs_curves=True
+        "what changes the outputs least, as measured on the data",
+        "none",
+        deferred("modelopt_cli.methods.prune.sensitivity", "follow_curves"),
+        needs_curves=True,
     ),
 }
 """By the name used on the command line."""

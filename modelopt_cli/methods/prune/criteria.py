@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.lazy_names import deferred
 from modelopt_cli.methods.prune.structures import CHANNELS, LAYERS, WEIGHTS, Granularity, SparsityPattern
 from modelopt_cli.settings import option
 
@@ -179,40 +180,8 @@ def _distances(filters: Tensor, member: Member, channels: int) -> Tensor:
     return sums.new_full((channels,), torch.nan).index_copy(0, present, sums)
 
 
-def _squared_gradients(
-    program: Program, names: Sequence[str], data: Data, context: Context
-) -> dict[str, Tensor]:
-    from modelopt_cli.methods.prune.criterion_statistics import squared_gradients
-
-    return squared_gradients(program, data, context)
-
-
-def _input_norms(program: Program, names: Sequence[str], data: Data, context: Context) -> dict[str, Tensor]:
-    from modelopt_cli.methods.prune.criterion_statistics import input_norms
-
-    return input_norms(program, names, data, context)
-
-
-def _curvatures(program: Program, names: Sequence[str], data: Data, context: Context) -> dict[str, Tensor]:
-    from modelopt_cli.methods.prune.criterion_statistics import curvatures
-
-    return curvatures(program, names, data, context)
-
-
-def _surgeon(
-    program: Program, pattern: SparsityPattern, sparsities: Mapping[str, float], data: Data, context: Context
-) -> Pruned:
-    from modelopt_cli.methods.prune.obs import obs_prune
-
-    return obs_prune(program, pattern, sparsities, data, context)
-
-
-def _surgeon_obstacle(program: Program, name: str, pattern: SparsityPattern) -> str | None:
-    from modelopt_cli.methods.prune.obs import obs_obstacle
-
-    return obs_obstacle(program, name, pattern)
-
-
+_STATISTICS = "modelopt_cli.methods.prune.criterion_statistics"
+_squared_gradients = deferred(_STATISTICS, "squared_gradients")
 EVERYTHING = (WEIGHTS, CHANNELS, LAYERS)
 
 CRITERIA: dict[str, Criterion] = {
@@ -249,7 +218,7 @@ CRITERIA: dict[str, Criterion] = {
         _collected,
         # The weights that read a channel would count the same change of the loss a second time.
         ChannelScore(("out", "bias", "norm", "tensor"), relative=False),
-        _squared_gradients,
+        lambda program, names, data, context: _squared_gradients(program, data, context),
         needs_labels=True,
         additive=True,
     ),
@@ -266,7 +235,7 @@ CRITERIA: dict[str, Criterion] = {
         (WEIGHTS, CHANNELS),
         _times_input_norm,
         ChannelScore(("out", "in"), obstacle="no weights whose inputs can be watched"),
-        _input_norms,
+        deferred(_STATISTICS, "input_norms"),
         watches_inputs=True,
         comparable=False,
         allocation="uniform",
@@ -277,11 +246,11 @@ CRITERIA: dict[str, Criterion] = {
         "Frantar and Alistarh, SparseGPT, ICML 2023",
         (WEIGHTS,),
         _squares_times_curvature,
-        collect=_curvatures,
+        collect=deferred(_STATISTICS, "curvatures"),
         watches_inputs=True,
         allocation="lamp",
-        compensate=_surgeon,
-        obstacle=_surgeon_obstacle,
+        compensate=deferred("modelopt_cli.methods.prune.obs", "obs_prune"),
+        obstacle=deferred("modelopt_cli.methods.prune.obs", "obs_obstacle"),
     ),
     "random": Criterion(
         "none: a baseline",
@@ -306,38 +275,6 @@ def alternative() -> str:
 def give_data() -> str:
     """The options that give data to look at, for messages."""
     return f"give {option('calibration')} or {option('data')}"
-
-
-def weight_scores(
-    weights: Mapping[str, Tensor],
-    criterion: str,
-    promised: Mapping[str, Tensor] | None = None,
-    statistics: Mapping[str, Tensor] | None = None,
-    *,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """The importance of every weight.
-
-    Args:
-        weights: by parameter name.
-        criterion: a key of ``CRITERIA`` that has a score of weights.
-        promised: masks by parameter name, False for zeros that earlier pruning promised to keep.
-        statistics: what ``collect`` gave for this criterion and these weights.
-        seed: of random scores.
-
-    Returns:
-        By parameter name a float tensor of the weight's shape: larger means more important, and
-        ``-inf`` marks zeros that are promised.
-    """
-    score, promised, statistics = CRITERIA[criterion].score, promised or {}, statistics or {}
-    assert score is not None
-    scores = {
-        name: score(Parameter(name, values, statistics.get(name), seed)) for name, values in weights.items()
-    }
-    return {
-        name: values.masked_fill(~promised[name], float("-inf")) if name in promised else values
-        for name, values in scores.items()
-    }
 
 
 def able(granularity: Granularity) -> str:

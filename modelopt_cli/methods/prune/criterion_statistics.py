@@ -1,6 +1,9 @@
-"""Statistics of inputs and gradients for criteria, in memory that does not grow with the samples."""
+"""Scores of weights, and the statistics of inputs and gradients that criteria need for them.
 
-from collections.abc import Iterable, Sequence
+The memory does not grow with the samples.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +24,7 @@ from modelopt_cli.methods.layer_pass import (
     refuse_infinite,
 )
 from modelopt_cli.methods.matrices import from_matrices, to_matrices, unfold
-from modelopt_cli.methods.prune.criteria import CRITERIA, alternative, require_data, weight_scores
+from modelopt_cli.methods.prune.criteria import CRITERIA, Parameter, alternative, require_data
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Program
 
@@ -50,6 +53,38 @@ def collect(
     if row.collect is None or context.data is None:
         return {}
     return row.collect(program, parameters, context.data.sample(samples, context.seed), context)
+
+
+def weight_scores(
+    weights: Mapping[str, Tensor],
+    criterion: str,
+    promised: Mapping[str, Tensor] | None = None,
+    statistics: Mapping[str, Tensor] | None = None,
+    *,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """The importance of every weight.
+
+    Args:
+        weights: by parameter name.
+        criterion: a key of ``CRITERIA`` that has a score of weights.
+        promised: masks by parameter name, False for zeros that earlier pruning promised to keep.
+        statistics: what ``collect`` gave for this criterion and these weights.
+        seed: of random scores.
+
+    Returns:
+        By parameter name a float tensor of the weight's shape: larger means more important, and
+        ``-inf`` marks zeros that are promised.
+    """
+    score, promised, statistics = CRITERIA[criterion].score, promised or {}, statistics or {}
+    assert score is not None
+    scores = {
+        name: score(Parameter(name, values, statistics.get(name), seed)) for name, values in weights.items()
+    }
+    return {
+        name: values.masked_fill(~promised[name], float("-inf")) if name in promised else values
+        for name, values in scores.items()
+    }
 
 
 def score_weights(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.lazy_names import deferred
 from modelopt_cli.settings import option
 
 if TYPE_CHECKING:
@@ -42,17 +43,8 @@ class Schedule:
     settings: tuple[str, ...] = ()
 
 
-def _in_rounds(pruner: Pruner, context: Context, accept: Accept) -> Program:
-    from modelopt_cli.methods.prune.rounds import in_rounds
-
-    return in_rounds(pruner, context, accept)
-
-
-def _while_training(pruner: Pruner, context: Context, accept: Accept) -> Program:
-    from modelopt_cli.methods.prune.rounds import while_training
-
-    return while_training(pruner, context, accept)
-
+_in_rounds = deferred("modelopt_cli.methods.prune.rounds", "in_rounds")
+_while_training = deferred("modelopt_cli.methods.prune.rounds", "while_training")
 
 SCHEDULES: dict[str, Schedule] = {
     "one-shot": Schedule(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.answers import Answers
-from modelopt_cli.methods.prune.allocation import Curve
+from modelopt_cli.methods.prune.allocation import Curve, Part
 from modelopt_cli.methods.prune.criteria import give_data
 from modelopt_cli.program import Program
 
@@ -108,3 +109,58 @@ def curves(table: Sequence[Sensitivity]) -> dict[str, Curve]:
         worst = max((error for _, error in points), default=0.0)
         by_part[part.name] = [*points, (1.0, 2 * worst + 1)]
     return by_part
+
+
+def follow_curves(parts: Sequence[Part], target: float) -> list[float]:
+    """Allocation that removes units wherever the convex hull of the measured errors is flattest.
+
+    Args:
+        parts: layers or groups with their curves.
+        target: cost to remove.
+
+    Returns:
+        The number of units to remove of each part, not rounded.
+
+    Raises:
+        UsageError: a part has no curve, or the curves end too early.
+    """
+    counts = [float(part.gone) for part in parts]
+    missing = target - sum(part.cost * part.gone for part in parts)
+    steps = [(*step, i) for i, part in enumerate(parts) for step in _steps(part)]
+    # Within a part the hull rises ever more steeply, so that its steps come in their own order.
+    for _, _, units, i in sorted(steps):
+        taken = min(units, max(0.0, missing) / parts[i].cost)
+        counts[i] += taken
+        missing -= taken * parts[i].cost
+    if missing > max(part.cost for part in parts) / 2:
+        raise UsageError("the sensitivity curves end before this sparsity", hint="measure them further")
+    return counts
+
+
+def _steps(part: Part) -> list[tuple[float, float, float]]:
+    """Edges of the hull where units may still go: error per cost, sparsity at the start, units."""
+    corners = _hull(part)
+    steps = []
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        units = part.clip(x1 * part.units) - part.clip(x0 * part.units)
+        if units > 0:
+            steps.append(((y1 - y0) / ((x1 - x0) * part.units * part.cost), x0, units))
+    return steps
+
+
+def _hull(part: Part) -> list[tuple[float, float]]:
+    """The lower convex hull of a part's curve, which starts where nothing is removed."""
+    if not part.curve:
+        raise UsageError("the allocation needs a measured curve", where=part.name)
+    points = {0.0: 0.0} | dict(part.curve)
+    corners: list[tuple[float, float]] = []
+    for x, y in sorted(points.items()):
+        while len(corners) > 1 and _above(corners[-2], corners[-1], (x, y)):
+            corners.pop()
+        corners.append((x, y))
+    return corners
+
+
+def _above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    """True if b is on or above the line from a to c."""
+    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])

@@ -22,7 +22,7 @@ from modelopt_cli.methods.layer_selection import (
     weight_labels,
 )
 from modelopt_cli.methods.prune.config import PruneConfig
-from modelopt_cli.methods.prune.criteria import weight_scores
+from modelopt_cli.methods.prune.criterion_statistics import weight_scores
 from modelopt_cli.methods.prune.masks import weight_masks
 from modelopt_cli.methods.prune.pruner import PRUNE_FIRST, nothing_to_prune
 from modelopt_cli.methods.prune.structures import STRUCTURES

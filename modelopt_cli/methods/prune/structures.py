@@ -8,29 +8,15 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from modelopt_cli.lazy_names import deferred
+
 if TYPE_CHECKING:
     from torch import Size, Tensor
 
+    from modelopt_cli.methods.context import Context
     from modelopt_cli.methods.prune.config import PruneConfig
     from modelopt_cli.methods.prune.pruner import Pruner
-
-
-def _weights() -> type[Pruner]:
-    from modelopt_cli.methods.prune.weight_pruner import WeightPruner
-
-    return WeightPruner
-
-
-def _channels() -> type[Pruner]:
-    from modelopt_cli.methods.prune.channel_pruner import ChannelPruner
-
-    return ChannelPruner
-
-
-def _layers() -> type[Pruner]:
-    from modelopt_cli.methods.prune.layer_pruner import LayerPruner
-
-    return LayerPruner
+    from modelopt_cli.program import Program
 
 
 @dataclass(frozen=True)
@@ -40,20 +26,25 @@ class Granularity:
     Attributes:
         name: plural, for messages.
         leaves_zeros: the weights stay in the network as zeros; else its tensors become smaller.
-        pruner: imports the class that prunes so.
+        pruner: makes the pruner of a Program.
     """
 
     name: str
     leaves_zeros: bool
-    pruner: Callable[[], type[Pruner]]
+    pruner: Callable[[Program, PruneConfig, Context], Pruner]
 
     def __str__(self) -> str:
         return self.name
 
 
-WEIGHTS = Granularity("weights", leaves_zeros=True, pruner=_weights)
-CHANNELS = Granularity("channels", leaves_zeros=False, pruner=_channels)
-LAYERS = Granularity("layers", leaves_zeros=False, pruner=_layers)
+_PRUNE = "modelopt_cli.methods.prune"
+WEIGHTS = Granularity(
+    "weights", leaves_zeros=True, pruner=deferred(f"{_PRUNE}.weight_pruner", "WeightPruner")
+)
+CHANNELS = Granularity(
+    "channels", leaves_zeros=False, pruner=deferred(f"{_PRUNE}.channel_pruner", "ChannelPruner")
+)
+LAYERS = Granularity("layers", leaves_zeros=False, pruner=deferred(f"{_PRUNE}.layer_pruner", "LayerPruner"))
 
 
 @dataclass(frozen=True)

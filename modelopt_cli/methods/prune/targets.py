@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelopt_cli.errors import GateNotMet
+from modelopt_cli.lazy_names import deferred
 from modelopt_cli.settings import option
 
 if TYPE_CHECKING:
@@ -78,11 +79,7 @@ class Target:
     obstacle: str = ""
 
 
-def _flops(pruner: Pruner, program: Program) -> float:
-    from modelopt_cli.methods.prune.figures import flops
-
-    return pruner.ratio_of(flops, program)
-
+_flops = deferred("modelopt_cli.methods.prune.figures", "flops")
 
 SPARSITY = "sparsity"
 """The target that a structure such as N:M implies."""
@@ -96,7 +93,9 @@ TARGETS: dict[str, Target] = {
         removed=True,
     ),
     "flops": Target(
-        "fraction to keep of the arithmetic", _flops, obstacle="zeros are multiplied like any number"
+        "fraction to keep of the arithmetic",
+        lambda pruner, program: pruner.ratio_of(_flops, program),
+        obstacle="zeros are multiplied like any number",
     ),
     "params": Target(
         "fraction to keep of the parameters; zeros that pruning makes do not count",

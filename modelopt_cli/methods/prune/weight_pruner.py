@@ -13,8 +13,8 @@ from modelopt_cli.methods.layer_selection import select_layers, weight_labels
 from modelopt_cli.methods.matrices import unseen_inputs, weights_of
 from modelopt_cli.methods.prune.allocation import Curve, allocate
 from modelopt_cli.methods.prune.config import PruneConfig
-from modelopt_cli.methods.prune.criteria import AUTO_CRITERION, weight_scores
-from modelopt_cli.methods.prune.criterion_statistics import score_weights
+from modelopt_cli.methods.prune.criteria import AUTO_CRITERION
+from modelopt_cli.methods.prune.criterion_statistics import score_weights, weight_scores
 from modelopt_cli.methods.prune.figures import nonzeros
 from modelopt_cli.methods.prune.masks import Masks, weight_masks
 from modelopt_cli.methods.prune.pruner import Pruner, nothing_to_prune

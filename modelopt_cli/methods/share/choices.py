@@ -6,8 +6,9 @@ class wherever it fits; functions are imported when they are first called.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from modelopt_cli.lazy_names import deferred
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,12 +22,7 @@ if TYPE_CHECKING:
 
 
 def _from(module: str, name: str) -> Callable[..., Any]:
-    """A function or class of a module of this package that is imported when it is first called."""
-
-    def call(*args: Any, **options: Any) -> Any:
-        return getattr(import_module(f"modelopt_cli.methods.share.{module}"), name)(*args, **options)
-
-    return call
+    return deferred(f"modelopt_cli.methods.share.{module}", name)
 
 
 @dataclass(frozen=True)
