@@ -22,21 +22,21 @@ class ModeloptError(Exception):
     """Base of the tree.
 
     Args:
-        what: what happened, without a full stop.
+        message: what happened, without a full stop.
         where: the file, layer or option it happened in.
         hint: what to do next.
     """
 
     exit_code = 4
 
-    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
-        super().__init__(what)
-        self.what = what
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
         self.where = where
         self.hint = hint
 
     def __str__(self) -> str:
-        line = f"{self.where}: {self.what}" if self.where else self.what
+        line = f"{self.where}: {self.message}" if self.where else self.message
         return f"{line}; {self.hint}" if self.hint else line
 
 
@@ -53,8 +53,8 @@ class NothingCompressed(GateNotMet):
 class BrokenResult(ModeloptError):
     """A method made a network that fails, or whose outputs have lost their form or their finiteness."""
 
-    def __init__(self, what: str, *, where: str | None = None) -> None:
-        super().__init__(what, where=where, hint="nothing was written; this is a bug in modelopt")
+    def __init__(self, message: str, *, where: str | None = None) -> None:
+        super().__init__(message, where=where, hint="nothing was written; this is a bug in modelopt")
 
 
 class InputError(ModeloptError):

@@ -119,7 +119,7 @@ class Original:
         except Exception as error:  # nothing that a result of ours raises is the user's fault
             if accuracy.is_out_of_memory(error) or isinstance(error, EnvironmentFailure):
                 raise
-            reason = error.what if isinstance(error, ModeloptError) else _first_line(error)
+            reason = error.message if isinstance(error, ModeloptError) else _first_line(error)
             what = f"the result fails on samples of shape {tuple(x.shape[1:])}: {reason}"
             where = getattr(error, "where", None) or self._fault(made)
             raise BrokenResult(what, where=where) from error

@@ -93,5 +93,5 @@ def _opened(path: str | Path, arch: str | None, input: InputSpec | None) -> Open
         require_network(opened, path)
     except ArchitectureError as error:
         hint = f"{error.hint}; or load_state_dict(path) gives its tensors"
-        raise ArchitectureError(error.what, where=error.where, hint=hint) from error
+        raise ArchitectureError(error.message, where=error.where, hint=hint) from error
     return opened

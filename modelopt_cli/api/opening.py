@@ -154,7 +154,7 @@ def without_graph(opened: Opened, on_note: Note | None) -> Iterator[None]:
         if opened.untraced is None:
             raise
         hint = f"{opened.untraced}; or {error.hint}" if error.hint else opened.untraced
-        raise UsageError(error.what, where=error.where, hint=hint) from error
+        raise UsageError(error.message, where=error.where, hint=hint) from error
     _tell_untraced(opened, on_note)
 
 

@@ -132,7 +132,7 @@ def _part_bytes(name: str, dtype: Any, shape: Any) -> int:
         check_names([name], "", ArtifactError)
         return tensor_bytes(name, dtype, shape, "", ArtifactError)
     except ArtifactError as error:
-        raise ArtifactError(f"a bad codec part: {error.what}") from None
+        raise ArtifactError(f"a bad codec part: {error.message}") from None
 
 
 def _with_tensors(data: dict[str, Any]) -> dict[str, Any] | None:

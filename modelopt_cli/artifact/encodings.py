@@ -127,7 +127,7 @@ def compact_state(
         try:
             found[name] = pruned_encoding(state[name].detach().cpu(), encodings.get(name), hint)
         except ModeloptError as error:
-            raise ModeloptError(error.what, where=name) from None
+            raise ModeloptError(error.message, where=name) from None
     return found
 
 

@@ -67,7 +67,7 @@ def record(name: str, tensor: Tensor, encoding: Encoding) -> Record:
     try:
         layout = CODECS[encoding.codec].layout(shape, tensor.dtype, encoding)
     except ArtifactError as error:
-        raise ModeloptError(error.what, where=name) from None
+        raise ModeloptError(error.message, where=name) from None
     ordered = {part: layout[part] for part in sorted(layout)}
     return Record(name, NAMES[tensor.dtype], shape, encoding.codec, dict(encoding.params), ordered)
 

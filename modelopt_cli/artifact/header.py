@@ -185,7 +185,9 @@ def damaged(where: str) -> Iterator[None]:
     try:
         yield
     except ArtifactError as error:
-        raise ArtifactError(f"has {error.what}", where=where, hint="the file is damaged or forged") from None
+        raise ArtifactError(
+            f"has {error.message}", where=where, hint="the file is damaged or forged"
+        ) from None
 
 
 def expect(condition: bool, what: str) -> None:
@@ -258,7 +260,7 @@ def input_from_json(data: Any) -> InputSpec | None:
     try:
         return None if data is None else input_from_data(data)
     except ArtifactError as error:
-        raise ArtifactError(f"a bad input description: {error.what}") from None
+        raise ArtifactError(f"a bad input description: {error.message}") from None
 
 
 def _is_list(value: object, kind: type) -> bool:

@@ -114,7 +114,7 @@ class Artifact:
             yield
         except ArtifactError as error:
             where = f"{self.where}: {parameter.name}"
-            raise ArtifactError(error.what, where=where, hint=error.hint or _DAMAGED) from None
+            raise ArtifactError(error.message, where=where, hint=error.hint or _DAMAGED) from None
 
     def _read(self, name: str) -> torch.Tensor:
         info = self.layout.tensors[name]
@@ -219,7 +219,7 @@ def program_in(artifact: Artifact) -> Program:
         program = from_data(program_data(document), tensors.state)
     except ArtifactError as error:
         where = f"{path}: {error.where}" if error.where else path
-        raise ArtifactError(error.what, where=where, hint=error.hint or _DAMAGED) from error
+        raise ArtifactError(error.message, where=where, hint=error.hint or _DAMAGED) from error
     program.encodings = dict(tensors.encodings)
     return program
 

@@ -210,7 +210,7 @@ def _encode(code: Code, buffer: TemporaryBuffer, name: str, tensor: Tensor, enco
         described = record(name, values, stored)
         parts = CODECS[stored.codec].encode(values, stored)
     except ModeloptError as error:
-        raise ModeloptError(error.what, where=error.where or name) from None
+        raise ModeloptError(error.message, where=error.where or name) from None
     places = {part: buffer.append(_bytes(parts[part])) for part in described.layout}
     return _Encoded(described, places, fingerprint(values))
 
@@ -268,7 +268,7 @@ def _verify(part: Path, document: Document, meant: list[bytes]) -> None:
         with open_artifact(part) as artifact:
             _compare(artifact, document, meant)
     except ArtifactError as error:
-        raise ModeloptError(f"the file just written {error.what}", hint="nothing was replaced") from error
+        raise ModeloptError(f"the file just written {error.message}", hint="nothing was replaced") from error
 
 
 def _compare(artifact: Artifact, document: Document, meant: list[bytes]) -> None:

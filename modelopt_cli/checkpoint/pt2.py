@@ -68,7 +68,9 @@ def _tensor(name: str, entry: Mapping[str, Any], data: bytes, path: Path) -> tor
     return flat.as_strided(sizes, strides, int(meta["storage_offset"]["as_int"]))
 
 
-def _refuse(path: Path, what: str) -> CheckpointError:
+def _refuse(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(
-        what, where=str(path), hint="save the network's state_dict() with torch.save or safetensors instead"
+        problem,
+        where=str(path),
+        hint="save the network's state_dict() with torch.save or safetensors instead",
     )

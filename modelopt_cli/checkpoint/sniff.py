@@ -46,9 +46,9 @@ def sniff(handle: BinaryIO, path: Path) -> Kind:
     head = handle.read(_HEAD)
     if not head:
         raise CheckpointError("is empty (0 bytes)", where=str(path), hint="copy or download it again")
-    for magic, (what, hint) in _FOREIGN.items():
+    for magic, (problem, hint) in _FOREIGN.items():
         if head.startswith(magic):
-            raise CheckpointError(what, where=str(path), hint=hint)
+            raise CheckpointError(problem, where=str(path), hint=hint)
     if head.startswith(b"PK"):
         return _sniff_zip(handle, path)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
@@ -109,8 +109,8 @@ def _sniff_text(head: bytes, path: Path) -> Kind:
         )
     if start.startswith(b"{") and path.name.endswith(".index.json"):
         return "index"
-    what = "is a text file" if _is_text(head) else "is not a PyTorch or safetensors file"
-    raise CheckpointError(what, where=str(path), hint="pass a .pth, .pt, .ckpt, .bin or .safetensors file")
+    problem = "is a text file" if _is_text(head) else "is not a PyTorch or safetensors file"
+    raise CheckpointError(problem, where=str(path), hint="pass a .pth, .pt, .ckpt, .bin or .safetensors file")
 
 
 def _is_text(head: bytes) -> bool:

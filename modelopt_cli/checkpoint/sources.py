@@ -144,8 +144,8 @@ def check_found_spec(text: str, largest: int, where: str) -> None:
         raise ArchitectureError("names code as its architecture, which was not run", where=where, hint=hint)
     for name, value in spec.options.items():
         if not _may_be_found(name, value, max(largest, _FOUND_LARGEST)):
-            what = f"its architecture sets '{short(name)}', which is not taken from a file"
-            raise ArchitectureError(what, where=where, hint=hint)
+            problem = f"its architecture sets '{short(name)}', which is not taken from a file"
+            raise ArchitectureError(problem, where=where, hint=hint)
 
 
 def _may_be_found(name: str, value: Value, largest: int) -> bool:

@@ -72,9 +72,9 @@ def _unwrapped(
         state, notes = unwrap_lazy(saved)
         check_types(state.described(), where)
         return state, notes
-    found = unwrap(saved, where)
-    check_tensors(found.state, sum(file.size for file in files), where)
-    return found.state, found.notes
+    unwrapped = unwrap(saved, where)
+    check_tensors(unwrapped.state, sum(file.size for file in files), where)
+    return unwrapped.state, unwrapped.notes
 
 
 def _read(path: Path) -> tuple[Kind, Any, list[HeldFile]]:

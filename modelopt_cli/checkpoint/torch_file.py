@@ -116,15 +116,15 @@ def _explain(error: Exception, content: bytes, path: Path, kind: Kind) -> Checkp
             hint="do not load it elsewhere either; get the weights from a source you trust",
         )
     if found:
-        what = f"holds {a_or_an(short(named[0]))}, which cannot be read without running code"
-        return CheckpointError(what, where=where, hint=_hint(path, kind))
+        problem = f"holds {a_or_an(short(named[0]))}, which cannot be read without running code"
+        return CheckpointError(problem, where=where, hint=_hint(path, kind))
     if kind == "pickle":
         return CheckpointError(
             "is a pickle that torch.save did not write", where=where, hint=_hint(path, kind)
         )
     if "Unsupported operand" in str(error) and content[:2] in (b"\x80\x04", b"\x80\x05"):
-        what = "was saved with a pickle protocol above 3, which torch reads only where code may run"
-        return CheckpointError(what, where=where, hint=_hint(path, kind))
+        problem = "was saved with a pickle protocol above 3, which torch reads only where code may run"
+        return CheckpointError(problem, where=where, hint=_hint(path, kind))
     return CheckpointError(
         f"cannot be read, it is damaged or cut short ({first_line(_useful(error))})",
         where=where,

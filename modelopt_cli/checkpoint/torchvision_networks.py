@@ -83,10 +83,10 @@ def _imagenet_names() -> tuple[str, ...]:
 def _published_top1(spec: ArchSpec) -> float | None:
     from torchvision import models
 
-    found = [
+    stated = [
         w.meta["_metrics"].get("ImageNet-1K", {}).get("acc@1") for w in models.get_model_weights(spec.name)
     ]
-    return min((value for value in found if value is not None), default=None)
+    return min((value for value in stated if value is not None), default=None)
 
 
 def _input(spec: ArchSpec, published: tuple[InputSpec, ...]) -> InputSpec:

@@ -80,9 +80,9 @@ def explain(error: BaseException) -> Failure:
 def _look_up(error: BaseException) -> Failure:
     match error:
         case InputError() if _refused_by_machine(error):
-            return Failure(3, error.what, error.where, error.hint)
+            return Failure(3, error.message, error.where, error.hint)
         case ModeloptError():
-            return Failure(error.exit_code, error.what, error.where, error.hint)
+            return Failure(error.exit_code, error.message, error.where, error.hint)
         case TyperException():
             return Failure(2, *_usage(error))
         case KeyboardInterrupt():

@@ -232,7 +232,7 @@ class Data:
 
     def _label(self, label: Label, index: int) -> int:
         if isinstance(label, DataError):
-            raise DataError(label.what, where=label.where or self.source.where(index), hint=label.hint)
+            raise DataError(label.message, where=label.where or self.source.where(index), hint=label.hint)
         if self.mapping is not None and 0 <= label < len(self.mapping):
             return self.mapping[label]
         if label < 0 or (self.classes is not None and label >= self.classes):

@@ -146,7 +146,7 @@ class _Run:
         try:
             return count_macs(subject.model, subject.input.shape, subject.input.dtype)
         except ArchitectureError as error:
-            raise ArchitectureError(error.what, where=subject.path, hint=error.hint) from error
+            raise ArchitectureError(error.message, where=subject.path, hint=error.hint) from error
 
     def _check_inputs(self, data: LabelledBatches) -> None:
         """All models see the same tensors, so they must take the same shape."""

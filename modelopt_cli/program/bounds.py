@@ -58,7 +58,7 @@ def check_bounds(
                 run.all(graph, zeros(input_spec, batch, "meta"))
             return
         except ArtifactError as error:
-            raise ArtifactError(error.what, where=f"node {run.node}", hint=error.hint) from None
+            raise ArtifactError(error.message, where=f"node {run.node}", hint=error.hint) from None
         except Exception as error:  # whatever an operator makes of arguments that do not fit
             failure = error
     reason = next(iter(str(failure).splitlines()), type(failure).__name__)
@@ -240,6 +240,6 @@ def _ones(value: Any) -> Any:
     return torch.ones(value.shape, dtype=value.dtype, device="cpu") if isinstance(value, Tensor) else value
 
 
-def _require(condition: bool, what: str) -> None:
+def _require(condition: bool, limit: str) -> None:
     if not condition:
-        raise ArtifactError(what, hint="no network needs that; the file is damaged or forged")
+        raise ArtifactError(limit, hint="no network needs that; the file is damaged or forged")

@@ -137,11 +137,11 @@ def _trace(tracer: ProgramTracer, model: nn.Module) -> fx.Graph:
     try:
         return tracer.trace(model)
     except CaptureError as error:
-        raise CaptureError(error.what, where=_where(error, tracer, model), hint=error.hint) from error
+        raise CaptureError(error.message, where=_where(error, tracer, model), hint=error.hint) from error
     except Exception as error:  # whatever the user's forward raises
-        what = f"{type(error).__name__} while following the forward pass: {_first_line(error)}"
+        called = f"{type(error).__name__} while following the forward pass: {_first_line(error)}"
         raise CaptureError(
-            what,
+            called,
             where=_where(error, tracer, model),
             hint="a Program needs a forward pass whose path depends on sizes only",
         ) from error
@@ -153,7 +153,7 @@ def _normalize(graph: fx.Graph, tracer: ProgramTracer, model: nn.Module, input_s
     except CaptureError:
         raise
     except ArtifactError as error:
-        raise CaptureError(error.what, where=error.where, hint=error.hint) from error
+        raise CaptureError(error.message, where=error.where, hint=error.hint) from error
     except Exception as error:  # whatever the graph raises on an input of this shape
         _require_runnable(model, input_spec)
         raise CaptureError(f"the graph cannot be followed: {_first_line(error)}") from error
@@ -209,12 +209,12 @@ def _check_storable(program: Program) -> None:
     try:
         to_data(program)
     except ArtifactError as error:
-        raise CaptureError(error.what, where=error.where, hint=error.hint) from error
+        raise CaptureError(error.message, where=error.where, hint=error.hint) from error
 
 
-def _not_listed(node: fx.Node, what: str) -> CaptureError:
+def _not_listed(node: fx.Node, called: str) -> CaptureError:
     return CaptureError(
-        f"calls {what}, which a Program cannot hold",
+        f"calls {called}, which a Program cannot hold",
         where=owner_of(node),
         hint="put it into a form that uses ordinary torch functions",
     )
@@ -244,7 +244,7 @@ def _leaf(module: nn.Module, path: str) -> nn.Module:
         return allocating(share(module))
     except (ValueError, ArtifactError) as error:
         raise CaptureError(
-            getattr(error, "what", str(error)),
+            getattr(error, "message", str(error)),
             where=path,
             hint="undo weight_norm, spectral_norm or pruning masks first (remove_..., prune.remove)",
         ) from error

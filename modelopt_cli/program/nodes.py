@@ -67,7 +67,7 @@ def graph_from_data(
         try:
             nodes[name] = _add(graph, fields, nodes, modules, attributes)
         except ArtifactError as error:
-            raise ArtifactError(error.what, where=f"node {name}", hint=error.hint) from error
+            raise ArtifactError(error.message, where=f"node {name}", hint=error.hint) from error
     if len(listing) < 2:
         raise ArtifactError("the graph is empty")
     unused = {*modules, *attributes} - {str(node.target) for node in graph.nodes}

@@ -140,7 +140,7 @@ def _normalize(graph: fx.Graph, root: nn.Module, input_spec: InputSpec) -> None:
     try:
         normalize(graph, root.eval(), input_spec)
     except CaptureError as error:
-        raise ArtifactError(error.what, where=error.where, hint=error.hint) from error
+        raise ArtifactError(error.message, where=error.where, hint=error.hint) from error
     for layer in root.modules():
         allocating(layer)
 
@@ -153,7 +153,7 @@ def _module_from_data(path: str, entry: Any) -> nn.Module:
     try:
         return build(fields["kind"], config)
     except ArtifactError as error:
-        raise ArtifactError(error.what, where=shown(path), hint=error.hint) from error
+        raise ArtifactError(error.message, where=shown(path), hint=error.hint) from error
 
 
 def _check_paths(modules: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:

@@ -180,7 +180,7 @@ class Loop:
         if run is not None:
             run.log.rewind(self.stage, self.place.epoch)
         self._note(
-            f"{error.what}; going back to step {self.place.step} with the learning rate "
+            f"{error.message}; going back to step {self.place.step} with the learning rate "
             f"{self.learner.lr:.3g} instead of {before:.3g}"
         )
 
