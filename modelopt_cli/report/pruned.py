@@ -12,6 +12,7 @@ from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.prune.sensitivity import SPARSITIES, Point, Sensitivity
 from modelopt_cli.methods.prune.summary import PrunedLayer
 from modelopt_cli.methods.prune.targets import TARGETS
+from modelopt_cli.methods.share.choices import BUDGETS
 from modelopt_cli.text import printable
 
 _WHOLE = 1.0
@@ -50,12 +51,10 @@ def _shapes(layer: PrunedLayer) -> str:
 
 
 def target_line(target: Reached) -> str:
-    """What was asked for and what was reached, in percent; of a sparsity what is gone, else what is left."""
-    if target.metric == "max_drop":
-        return (
-            f"drop on samples held out of the calibration data: at most {target.wanted:g} points wanted, "
-            f"at most {target.reached:.2f} reached (upper end of the 95 % interval)"
-        )
+    """A target with its figure reached, in percent: removed for a sparsity, left for other fractions."""
+    lines = {row.metric: row.line for row in BUDGETS.values() if row.line}
+    if target.metric in lines:
+        return lines[target.metric].format(wanted=target.wanted, reached=target.reached)
     row = TARGETS.get(target.metric)
     side = "removed" if row is not None and row.removed else "left"
     return f"{target.metric}: wanted {100 * target.wanted:.1f} % {side}, reached {100 * target.reached:.1f} %"

@@ -330,17 +330,21 @@ def loss(network: nn.Module, data: Data) -> float:
         return float(F.cross_entropy(network(images), labels))
 
 
-def test_share_modes_differ_and_only_fixed_keeps_assignments(program: Program, digits: Data) -> None:
+def test_share_tunings_differ_and_keep_the_assignments_that_they_claim(
+    program: Program, digits: Data
+) -> None:
     shared = shared_of(program)
     context = within(digits, replace(CONFIG, epochs=6))
     ends = {mode: fine_tune(program, shared, context, TUNINGS[mode], "tune")[0] for mode in TUNINGS}
     for name in shared:
-        assert len({tuple(end.get_parameter(name).flatten().tolist()) for end in ends.values()}) == 3
+        assert len({tuple(end.get_parameter(name).flatten().tolist()) for end in ends.values()}) == len(
+            TUNINGS
+        )
     kept = {
         mode: all(same_partition(each, end.get_parameter(name).detach()) for name, each in shared.items())
         for mode, end in ends.items()
     }
-    assert kept == {"fixed": True, "epoch": False, "dkm": False}
+    assert kept == {mode: row.keeps_assignments for mode, row in TUNINGS.items()}
 
 
 def same_partition(shared: ClusteredWeight, weight: Tensor) -> bool:

@@ -184,6 +184,7 @@ class Budget:
         limit: the limit in that quantity's unit, from the option's value.
         search: finds the network; see ``budget.Search``.
         on_data: looks at the outputs on calibration data, which then cannot judge the result.
+        line: the report's line, with ``wanted`` and ``reached``; empty for fractions of the original.
     """
 
     help: str
@@ -191,6 +192,7 @@ class Budget:
     limit: Callable[[float], float]
     search: "Callable[..., Search]"
     on_data: bool = False
+    line: str = ""
 
 
 BUDGETS: dict[str, Budget] = {
@@ -207,5 +209,7 @@ BUDGETS: dict[str, Budget] = {
         float,
         _from("budget", "DropSearch"),
         on_data=True,
+        line="drop on samples held out of the calibration data: at most {wanted:g} points wanted, "
+        "at most {reached:.2f} reached (upper end of the 95 % interval)",
     ),
 }
