@@ -9,6 +9,7 @@ Seconds are those of the processor, on one thread.
 import argparse
 import datetime
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +21,9 @@ from modelopt_cli.data import open_data
 from modelopt_cli.data.preprocess import PreprocessOverrides
 from modelopt_cli.measure.environment import cpu_name
 from modelopt_cli.program import InputSpec
-from modelopt_cli.training import OPTIMIZERS, CrossEntropy, Seen, TrainConfig, Training, fit, loop
+from modelopt_cli.training import OPTIMIZERS, CrossEntropy, StepInputs, TrainConfig, Training, fit, loop
+from modelopt_cli.training.learner import Learner
+from modelopt_cli.training.loader import Batch
 
 NETWORKS = (
     *(f"builtin:{name}" for name in BUILTINS),
@@ -51,9 +54,9 @@ class Recording(CrossEntropy):
 
     losses: list[float] = field(default_factory=list)
 
-    def __call__(self, logits: Tensor, targets: Tensor, seen: Seen) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, inputs: StepInputs) -> Tensor:
         """The mean over the batch, in nats."""
-        loss = super().__call__(logits, targets, seen)
+        loss = super().__call__(logits, targets, inputs)
         self.losses.append(loss.item())
         return loss
 
@@ -65,10 +68,10 @@ class TimedTest:
         self.seconds = 0.0
         self.tested_rate = loop.tested_rate
 
-    def __call__(self, of: loop.Loop) -> float:
+    def __call__(self, learner: Learner, batches: Iterable[Batch]) -> float:
         """The rate that is chosen."""
         begun = time.process_time()
-        rate = self.tested_rate(of)
+        rate = self.tested_rate(learner, batches)
         self.seconds += time.process_time() - begun
         return rate
 

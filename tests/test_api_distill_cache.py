@@ -108,5 +108,5 @@ def test_the_number_of_kept_logits_needs_a_cache(capsys: pytest.CaptureFixture[s
     ]
     assert main(command) == 2
     assert "--cache-top: has no meaning without --cache" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="--cache-top: is out of range"):
+    with pytest.raises(UsageError, match="cache_top: must be at least 1"):
         DistillConfig(cache_top=0)

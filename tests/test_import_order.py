@@ -19,9 +19,6 @@ ORDER = (
 
 KNOWN: set[tuple[str, str]] = {
     ("modelopt_cli.measure.loading_child", "modelopt_cli.api"),
-    ("modelopt_cli.training.interfaces", "modelopt_cli.training.forecast"),
-    ("modelopt_cli.training.forecast", "modelopt_cli.training.loop"),
-    ("modelopt_cli.training.rates", "modelopt_cli.training.loop"),
 }
 """Imports that break the order and are still to be undone."""
 

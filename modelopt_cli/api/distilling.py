@@ -130,7 +130,7 @@ class Distilling(Work):
         return trainer(request, identity, self.sample, self.labels)
 
     def make(self, trainer: Trainer | None) -> Made:
-        """Train the student, and the one without a teacher, or forecast both."""
+        """Train the student, and the one without a teacher, or estimate the time of both."""
         assert trainer is not None
         request, program = self.request, self.opened.program
         if program is not None:
@@ -196,7 +196,7 @@ class Distilling(Work):
             network = qat.prepare(student)
             require_not_shared(network.encodings)
             masks = Masks.of_state(network.state_dict(), network.encodings)
-            outcome = fit(network, training, seed=context.seed, stage=SCRATCH, companions=[masks])
+            outcome = fit(network, training, seed=context.seed, stage=SCRATCH, callbacks=[masks])
             alone = qat.convert(network, student)
             alone.input = training.train.input
             alone.encodings = compact(alone)
@@ -215,7 +215,7 @@ class Distilling(Work):
         networks.append(cost_of("student", self.student.spec, learner, sample.shape, sample.dtype))
         classes = classes_of(learner, sample.shape, dtype=sample.dtype)
         kept = layout_of(self.request.config, training, classes).bytes if context.cache else None
-        return Plan(networks, training.forecasts or (), cache_bytes=kept)
+        return Plan(networks, training.estimates or (), cache_bytes=kept)
 
     def read_back(self, path: Path) -> Opened:
         """One of the outputs, which are students."""

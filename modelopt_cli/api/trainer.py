@@ -46,7 +46,7 @@ def trainer(
     """Everything training needs; an error in here says how to resume, if that is possible.
 
     Args:
-        request: the command, which asks for training; a dry run of it forecasts, and writes nothing.
+        request: the command, which asks for training; a dry run only estimates its time.
         identity: what else decides the result.
         sample: shape and preprocessing of a sample.
         labels: names of the network's classes, by which the data's are found; None takes those of the
@@ -87,7 +87,7 @@ def trainer(
             workers=options.workers,
             progress=request.progress,
             note=request.note,
-            forecasts=[] if dry else None,
+            estimates=[] if dry else None,
         )
         if dry:
             yield Trainer(training, run, here)

@@ -92,7 +92,7 @@ class TrainingWork(Work):
         require_not_shared(opened.encodings)
         masks = Masks.of_state(network.state_dict(), opened.encodings)
         original = Original.of(opened, data=training.train, seed=seed, device=training.device)
-        trained = fit(network, training, seed=seed, stage=STAGE, companions=[masks])
+        trained = fit(network, training, seed=seed, stage=STAGE, callbacks=[masks])
         entry = training_entry(opened, training, trained, self.request)
         if isinstance(network, Program):
             network.input = training.train.input
@@ -116,7 +116,7 @@ class TrainingWork(Work):
         name = Path(start).name if self.opened.source_sha256 else str(start)
         network = require_network(self.opened, start)
         costs = [cost_of("network", name, network, sample.shape, sample.dtype)]
-        return Plan(costs, training.forecasts or (), model.predicted_bytes())
+        return Plan(costs, training.estimates or (), model.predicted_bytes())
 
     def compared(self, outputs: list[tuple[Any, Opened]]) -> tuple[Compared, Request]:
         """The checkpoint as it was, and the result, whose classes count."""

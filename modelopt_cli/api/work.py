@@ -46,7 +46,7 @@ class Work(ABC):
         request: the command.
         opened: the model that is worked on, once it is open.
         known: what a sample looks like, as far as that was known before.
-        always_trains: a dry run forecasts the training, so all that training needs is checked in it, too.
+        always_trains: a dry run times some training steps, so it checks all that training needs.
     """
 
     always_trains = False

@@ -13,7 +13,7 @@ from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.measure.size import logical_parameters
 from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.text import printable
-from modelopt_cli.training import Forecast
+from modelopt_cli.training import TimeEstimate
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Plan:
     """
 
     networks: Sequence[Cost]
-    stages: Sequence[Forecast]
+    stages: Sequence[TimeEstimate]
     predicted_bytes: int | None = None
     cache_bytes: int | None = None
 
@@ -156,7 +156,7 @@ def _stages(plan: Plan) -> Table:
     return grid
 
 
-def _step(stage: Forecast) -> str:
+def _step(stage: TimeEstimate) -> str:
     """How long one takes; where answers are kept, also one that finds them."""
     text, kept = duration(stage.seconds_per_step), stage.seconds_per_kept_step
     return text if kept is None else f"{text}, then {duration(kept)}"

@@ -7,20 +7,27 @@ from modelopt_cli.lazy_names import lazy_names
 if TYPE_CHECKING:
     from modelopt_cli.training.config import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TrainConfig
     from modelopt_cli.training.fitting import fit
-    from modelopt_cli.training.forecast import Forecast
-    from modelopt_cli.training.interfaces import Companion, Objective, Seen, Trained, Training
+    from modelopt_cli.training.interfaces import (
+        Callback,
+        Objective,
+        StepInputs,
+        TimeEstimate,
+        Trained,
+        Training,
+    )
     from modelopt_cli.training.objectives import CrossEntropy, Distillation, objective
+
 
 __all__ = [
     "AUGMENTATIONS",
     "OPTIMIZERS",
     "SCHEDULES",
-    "Companion",
+    "Callback",
     "CrossEntropy",
     "Distillation",
-    "Forecast",
     "Objective",
-    "Seen",
+    "StepInputs",
+    "TimeEstimate",
     "TrainConfig",
     "Trained",
     "Training",
@@ -32,14 +39,14 @@ __getattr__ = lazy_names(
     __name__,
     {
         "AUGMENTATIONS": "config",
-        "Companion": "interfaces",
+        "Callback": "interfaces",
         "CrossEntropy": "objectives",
         "Distillation": "objectives",
-        "Forecast": "forecast",
+        "TimeEstimate": "interfaces",
         "OPTIMIZERS": "config",
         "Objective": "interfaces",
         "SCHEDULES": "config",
-        "Seen": "interfaces",
+        "StepInputs": "interfaces",
         "TrainConfig": "config",
         "Trained": "interfaces",
         "Training": "interfaces",

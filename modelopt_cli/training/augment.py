@@ -1,4 +1,4 @@
-"""Augmentation by preset. What happens to a sample depends on the seed, the view and its index alone.
+"""Augmentation by preset. What happens to a sample depends on the seed, its variant and its index alone.
 
 The transforms are those of ``torchvision.transforms.v2``. Where samples are tensors, a whole batch is
 transformed at once, every sample with parameters of its own, to what v2 gives for one sample at a time.
@@ -177,16 +177,16 @@ class RandomResizedCrop(ImageTransform):
 _PRESETS: dict[str, Callable[[Tensor], BatchAugmentation]] = {"mnist": Affine, "cifar": CropAndFlip}
 
 
-def uniform(seed: int, view: int, indices: NDArray[np.int64], draws: int) -> Tensor:
+def uniform(seed: int, variant: int, indices: NDArray[np.int64], draws: int) -> Tensor:
     """Random numbers for samples, by index: float64 ``(N, draws)`` in 0 to below 1."""
     place = (indices[:, None] * draws + np.arange(draws)).astype(np.uint64)
-    return torch.from_numpy((splitmix64(_key(seed, view), place) >> np.uint64(11)) * 2.0**-53)
+    return torch.from_numpy((splitmix64(_key(seed, variant), place) >> np.uint64(11)) * 2.0**-53)
 
 
 @contextlib.contextmanager
-def seeded(seed: int, view: int, index: int) -> Iterator[None]:
+def seeded(seed: int, variant: int, index: int) -> Iterator[None]:
     """Here the global generators of torch, NumPy and Python give numbers that belong to the sample."""
-    number = int(splitmix64(_key(seed, view), np.array([index], dtype=np.uint64))[0])
+    number = int(splitmix64(_key(seed, variant), np.array([index], dtype=np.uint64))[0])
     before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(number)
@@ -215,5 +215,5 @@ def splitmix64(key: NDArray[np.uint64], place: NDArray[np.uint64]) -> NDArray[np
     return mixed
 
 
-def _key(seed: int, view: int) -> NDArray[np.uint64]:
-    return np.random.SeedSequence([seed % 2**64, view]).generate_state(1, np.uint64).astype(np.uint64)
+def _key(seed: int, variant: int) -> NDArray[np.uint64]:
+    return np.random.SeedSequence([seed % 2**64, variant]).generate_state(1, np.uint64).astype(np.uint64)

@@ -7,8 +7,7 @@ from torch import nn
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.training.distributed import world
-from modelopt_cli.training.forecast import forecast
-from modelopt_cli.training.interfaces import Companion, Objective, Trained, Training
+from modelopt_cli.training.interfaces import Callback, Objective, Trained, Training
 from modelopt_cli.training.interrupt import Signals
 from modelopt_cli.training.learner import Learner
 from modelopt_cli.training.loader import steps_per_epoch
@@ -16,6 +15,7 @@ from modelopt_cli.training.loop import Loop
 from modelopt_cli.training.objectives import objective as objective_of
 from modelopt_cli.training.prepare import prepared
 from modelopt_cli.training.split import samples
+from modelopt_cli.training.time_estimate import estimate_time
 
 
 def fit(
@@ -25,7 +25,7 @@ def fit(
     seed: int,
     stage: str = "train",
     objective: Objective | None = None,
-    companions: Sequence[Companion] = (),
+    callbacks: Sequence[Callback] = (),
     choose_from: float = 0.0,
     kept_after: int | None = None,
 ) -> Trained:
@@ -42,7 +42,7 @@ def fit(
     good state with a smaller learning rate and says so through ``training.note``. It gives up after a few
     times.
 
-    Where ``training.forecasts`` is a list, a few steps are timed and one forecast is added to it. Then the
+    Where ``training.estimates`` is a list, a few steps are timed and one estimate is added to it. Then the
     network's tensors are what they were, nothing is saved, and what is returned says of no epoch and no step.
 
     Args:
@@ -51,11 +51,11 @@ def fit(
         seed: of everything random.
         stage: what the run, the log and the progress call this training.
         objective: what to minimise; by default what ``training.config`` says, without a teacher.
-        companions: take part in every step.
+        callbacks: take part in every step.
         choose_from: share of the steps before whose end no weights count as the best ones, and no patience is
             lost: until a mask has closed, say. The last epoch always counts.
         kept_after: epochs after which the objective has kept what it needs to know of every sample, and
-            costs less; None where it keeps nothing. It decides what is forecast, and nothing else.
+            costs less; None where it keeps nothing. Only the time estimate depends on it.
 
     Raises:
         UsageError: settings that contradict each other, a network without weights that learn, a loss that is
@@ -83,17 +83,17 @@ def fit(
             network,
             config,
             objective,
-            companions,
+            callbacks,
             together,
             classes=found.classes,
             seed=seed,
             steps_per_epoch=steps_per_epoch(train, config.batch_size),
         )
         loop = Loop(learner, training, train, val, stage, choose_from, signals)
-        if training.forecasts is None:
+        if training.estimates is None:
             loop.run()
         else:
-            training.forecasts.append(forecast(loop, kept_after))
+            training.estimates.append(estimate_time(loop, kept_after))
     place = loop.place
     return Trained(
         epochs=place.epoch,

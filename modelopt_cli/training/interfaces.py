@@ -2,20 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from modelopt_cli.data import Data
 from modelopt_cli.measure.subject import StageProgress
 from modelopt_cli.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from modelopt_cli.training.forecast import Forecast
-    from modelopt_cli.training.run import Run
+from modelopt_cli.training.run import Run
 
 
-class Companion(Protocol):
+class Callback(Protocol):
     """Takes part in training beside the optimizer: a mask that must hold, say.
 
     All hooks run in every process. ``network`` has the parameter names of the network that is trained, but
@@ -36,33 +33,69 @@ class Companion(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class StepInputs:
     """What the network was shown in a step.
 
     Attributes:
         images: ``(N, *shape)``, on the device that computes.
         samples: int64 ``(N,)`` on the CPU, their places in the data that is trained on: from 0, and
             without what ``val_fraction`` holds out. None where samples are mixed.
-        view: the number that their augmentation was drawn by; 0 where nothing is drawn. The same sample with
-            the same view and seed is the same image.
+        variant: the number that their augmentation was drawn by; 0 where nothing is drawn. The same
+            sample with the same variant and seed is the same image.
     """
 
     images: Tensor
     samples: Tensor | None = None
-    view: int = 0
+    variant: int = 0
 
 
 class Objective(Protocol):
     """What is minimised. One that is a module learns along with the network, by the same optimizer."""
 
-    def __call__(self, logits: Tensor, targets: Tensor, seen: Seen) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, inputs: StepInputs) -> Tensor:
         """The loss, a scalar: the mean over the samples.
 
         Args:
             logits: ``(N, classes)``.
             targets: ``(N,)`` int64 labels, or ``(N, classes)`` probabilities where samples are mixed.
-            seen: what the logits were computed from.
+            inputs: what the logits were computed from.
         """
+
+
+@dataclass(frozen=True)
+class TimeEstimate:
+    """Time that one training would take, if patience does not end it before.
+
+    Attributes:
+        stage: what the run and the log call it.
+        train_samples: that are trained on.
+        val_samples: that weights are chosen by; 0 without validation, None where nobody knows.
+        epochs: passes over the former.
+        steps_per_epoch: of the optimizer.
+        steps: in all epochs.
+        lr: the largest learning rate, given or chosen.
+        lr_test_seconds: what it takes to choose it.
+        timed_steps: how many were timed, without those that warm up.
+        seconds_per_step: their median.
+        seconds_per_kept_step: the same where the objective has kept what it needs to know of every sample;
+            None where it keeps nothing, or there is no epoch after that.
+        validation_seconds: of all validations.
+        seconds: of it all.
+    """
+
+    stage: str
+    train_samples: int
+    val_samples: int | None
+    epochs: int
+    steps_per_epoch: int
+    steps: int
+    lr: float
+    lr_test_seconds: float
+    timed_steps: int
+    seconds_per_step: float
+    seconds_per_kept_step: float | None
+    validation_seconds: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -78,18 +111,18 @@ class Training:
         workers: loader processes.
         progress: called with the stage, steps done and their total.
         note: called with one line for each thing worth knowing.
-        forecasts: where to put what each training would take, instead of training; None trains.
+        estimates: where to put what each training would take, instead of training; None trains.
     """
 
     train: Data
     val: Data | None = None
     config: TrainConfig = field(default_factory=TrainConfig)
-    run: "Run | None" = None
+    run: Run | None = None
     device: str = "cpu"
     workers: int = 0
     progress: StageProgress | None = None
     note: Callable[[str], None] | None = None
-    forecasts: "list[Forecast] | None" = None
+    estimates: list[TimeEstimate] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from modelopt_cli.training import mixup
 from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.ema import MovingAverage
-from modelopt_cli.training.interfaces import Companion, Objective, Seen
+from modelopt_cli.training.interfaces import Callback, Objective, StepInputs
 from modelopt_cli.training.loader import Batch
 from modelopt_cli.training.meter import LossMeter
 from modelopt_cli.training.optim import make_optimizer, set_rate
@@ -36,7 +36,7 @@ class Learner:
         optimizer: over them.
         lr: the largest learning rate; it is lowered where training diverges.
         average: moving average of the weights, or None.
-        companions: take part in every step.
+        callbacks: take part in every step.
         meter: the losses of the epoch.
         classes: number of logits.
         seed: of everything random.
@@ -49,7 +49,7 @@ class Learner:
         network: nn.Module,
         config: TrainConfig,
         objective: Objective,
-        companions: Sequence[Companion],
+        callbacks: Sequence[Callback],
         world: World,
         *,
         classes: int,
@@ -57,7 +57,7 @@ class Learner:
         steps_per_epoch: int,
     ) -> None:
         self.network, self.config, self.objective = network, config, objective
-        self.companions, self.world = companions, world
+        self.callbacks, self.world = callbacks, world
         self.classes, self.seed = classes, seed
         self.steps_per_epoch = steps_per_epoch
         self.steps = config.epochs * steps_per_epoch
@@ -87,13 +87,13 @@ class Learner:
     def step(self, batch: Batch, step: int, rate: float) -> None:
         """Learn from one batch at a learning rate. What fails in here leaves the step half done."""
         set_rate(self.optimizer, rate)
-        for companion in self.companions:
-            companion.before_step(self.network, step, self.steps)
-        seen, targets = self._inputs(batch, step)
+        for callback in self.callbacks:
+            callback.before_step(self.network, step, self.steps)
+        inputs, targets = self._inputs(batch, step)
         self._reseed(step)
         for parameter in self.parameters:
             parameter.grad = None
-        loss = self._loss(seen, targets, batch)
+        loss = self._loss(inputs, targets, batch)
         with refusals_in_one_line(self.network):
             (loss if self.world.size == 1 else loss * batch.weight).backward()
         self.world.sum_gradients(self.parameters)
@@ -107,32 +107,32 @@ class Learner:
         self.meter.add(loss, batch.size, step)
 
     def _lead(self, network: nn.Module, step: int) -> None:
-        for companion in self.companions:
-            companion.after_step(network, step, self.steps)
+        for callback in self.callbacks:
+            callback.after_step(network, step, self.steps)
 
-    def _inputs(self, batch: Batch, step: int) -> tuple[Seen, Tensor]:
+    def _inputs(self, batch: Batch, step: int) -> tuple[StepInputs, Tensor]:
         images = batch.images.to(self.world.device, non_blocking=True)
         labels = batch.labels.to(self.world.device, non_blocking=True)
         if not self.config.mixup:
-            return Seen(images, batch.samples, batch.view), labels
+            return StepInputs(images, batch.samples, batch.variant), labels
         # Partners may be with another process: mix the whole batch, and keep this process's part.
         images, labels = (self.world.gather(t[: batch.size]) for t in (images, labels))
         share, partner = mixup.draw(self.config.mixup, len(labels), self.seed, step)
         images, targets = mixup.mix(images, labels, self.classes, share, partner)
         own = self.world.part(len(labels)) if batch.size else slice(0, 1)
-        return Seen(images[own], None, batch.view), targets[own]
+        return StepInputs(images[own], None, batch.variant), targets[own]
 
-    def _loss(self, seen: Seen, targets: Tensor, batch: Batch) -> Tensor:
+    def _loss(self, inputs: StepInputs, targets: Tensor, batch: Batch) -> Tensor:
         with synced_batch_norm(self.world, counts=batch.weight > 0), self._autocast():
-            with failing_in_one_line(seen.images, "the network"), refusals_in_one_line(self.network):
-                logits = self.network(seen.images.clone())  # which it may change; a teacher sees them, too
+            with failing_in_one_line(inputs.images, "the network"), refusals_in_one_line(self.network):
+                logits = self.network(inputs.images.clone())  # which it may change; a teacher sees them, too
             if not isinstance(logits, Tensor):
                 raise InputError(
                     f"returns {a_or_an(type(logits).__name__)} in training, not logits",
                     where="the network",
                     hint="wrap it in a module that returns the logits",
                 )
-            return self.objective(logits.float(), targets, seen)
+            return self.objective(logits.float(), targets, inputs)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not self.config.amp:

@@ -39,14 +39,14 @@ class Batch(NamedTuple):
             times its weight, summed over the processes, is the mean loss of the batch. 0.0 where nothing fell
             to this process, and it got a stand-in to take part in what all processes do.
         samples: int64 ``(N,)``, their indices in the data.
-        view: the number that their augmentation was drawn by; 0 where nothing is drawn.
+        variant: the number that their augmentation was drawn by; 0 where nothing is drawn.
     """
 
     images: Tensor
     labels: Tensor
     weight: float
     samples: Tensor
-    view: int
+    variant: int
 
     @property
     def size(self) -> int:
@@ -77,14 +77,14 @@ def training_batches(
     epoch: int,
     seed: int,
     augment: str = "none",
-    views: int = 0,
+    cycle: int = 0,
     workers: int = 0,
     world: World = _ALONE,
     start_step: int = 0,
 ) -> Iterator[Batch]:
     """The batches of one epoch, from ``start_step`` on; what comes before it is not even read.
 
-    The order depends on the seed and the epoch, a sample's augmentation on the seed, the epoch's view and the
+    The order depends on the seed and the epoch, a sample's augmentation on the seed, the variant and the
     sample's index in ``data``: neither on ``workers``, on ``world`` nor on ``start_step``. Where the
     preprocessed samples fit into ``IN_MEMORY`` they are read once and kept for as long as ``data`` is. The
     user's own datasets are read every time, for they may be random, with the generators of torch, NumPy and
@@ -97,7 +97,7 @@ def training_batches(
         epoch: from 0.
         seed: of order and augmentation.
         augment: ``none``, ``mnist``, ``cifar`` or ``imagenet``.
-        views: how many epochs have a view of their own, after which they begin anew; 0 means that all do.
+        cycle: epochs with augmentations of their own, which are then repeated in turn; 0: always new ones.
         workers: decoding processes, for what is not kept.
         world: the processes that share each batch.
         start_step: of the epoch, from 0.
@@ -107,13 +107,13 @@ def training_batches(
         UsageError: the augmentation does not suit the data.
     """
     loaded = image_augmentation(augment, data)
-    view = epoch % views if views else epoch
+    variant = epoch % cycle if cycle else epoch
     epoch_of = _Epoch(
         data if loaded is None else replace(data, transform=loaded),
         batch_augmentation(augment, data),
         batch_size,
         epoch,
-        view if is_drawn(augment, data) else 0,
+        variant if is_drawn(augment, data) else 0,
         seed,
         world,
         drawn=loaded is not None or isinstance(data.source, DatasetSource),
@@ -127,7 +127,7 @@ def training_batches(
 
 
 def is_drawn(augment: str, data: Data) -> bool:
-    """Whether views may differ: by augmentation, or by what the user's own dataset draws."""
+    """True if variants of a sample may differ: by augmentation, or by what the user's own dataset draws."""
     return augment != "none" or isinstance(data.source, DatasetSource)
 
 
@@ -145,7 +145,7 @@ class _Epoch:
 
     Attributes:
         epoch: decides the order.
-        view: decides what is drawn for a sample.
+        variant: decides what is drawn for a sample.
         drawn: whether loading a sample is random itself.
     """
 
@@ -153,7 +153,7 @@ class _Epoch:
     augment: BatchAugmentation | None
     batch_size: int
     epoch: int
-    view: int
+    variant: int
     seed: int
     world: World
     drawn: bool
@@ -161,7 +161,7 @@ class _Epoch:
     def draws(self, indices: NDArray[np.int64]) -> Tensor:
         """The random numbers of these samples' augmentation, a row for each."""
         count = self.augment.draws if self.augment is not None else 0
-        return uniform(self.seed, self.view, indices, count)
+        return uniform(self.seed, self.variant, indices, count)
 
     def augmented(self, images: Tensor, draws: Tensor) -> Tensor:
         return images if self.augment is None else self.augment(images, draws)
@@ -169,7 +169,7 @@ class _Epoch:
     def get(self, index: int) -> tuple[Tensor, int]:
         if not self.drawn:
             return self.data.get(index)
-        with seeded(self.seed, self.view, index):
+        with seeded(self.seed, self.variant, index):
             return self.data.get(index)
 
     def part(self, total: int) -> tuple[slice, float]:
@@ -225,7 +225,7 @@ def _batches(steps: _Steps, workers: int) -> Iterator[Batch]:
         if isinstance(result, ModeloptError):
             raise result
         part, weight = steps.part(number)
-        yield Batch(*result, weight, torch.from_numpy(steps.order[part]), steps.epoch.view)
+        yield Batch(*result, weight, torch.from_numpy(steps.order[part]), steps.epoch.variant)
 
 
 def _streamed(epoch: _Epoch) -> Iterator[Batch]:
@@ -234,7 +234,7 @@ def _streamed(epoch: _Epoch) -> Iterator[Batch]:
         part, weight = epoch.part(len(labels))
         indices = np.arange(first, first + len(labels), dtype=np.int64)[part]
         augmented = epoch.augmented(images[part], epoch.draws(indices))
-        yield Batch(augmented, labels[part], weight, torch.from_numpy(indices), epoch.view)
+        yield Batch(augmented, labels[part], weight, torch.from_numpy(indices), epoch.variant)
         first += len(labels)
 
 

@@ -77,7 +77,7 @@ class Loop:
         """Choose the learning rate where nobody gave one, and take the present state for a good one."""
         learner = self.learner
         if needs_test(learner):
-            learner.lr = tested_rate(self)
+            learner.lr = tested_rate(learner, self._batches(epoch=0))
         if learner.lr < self.config.peak_lr:
             usual = f"{self.config.peak_lr:.3g}: in a short test the loss rose above that"
             self._note(f"the learning rate is {learner.lr:.3g} instead of {usual}")
@@ -103,22 +103,24 @@ class Loop:
 
     def _rest_of_epoch(self) -> Iterator[None]:
         self.settled = True
-        batches = training_batches(
-            self.train,
-            batch_size=self.config.batch_size,
-            epoch=self.place.epoch,
-            seed=self.learner.seed,
-            augment=self.config.augment,
-            views=self.config.views,
-            workers=self.training.workers,
-            world=self.world,
-            start_step=self.place.step_in_epoch,
-        )
-        for batch in batches:
+        for batch in self._batches(self.place.epoch, self.place.step_in_epoch):
             with self.signals.held():
                 self._step(batch)
             self._report(self.place.step)
             yield
+
+    def _batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        return training_batches(
+            self.train,
+            batch_size=self.config.batch_size,
+            epoch=epoch,
+            seed=self.learner.seed,
+            augment=self.config.augment,
+            cycle=self.config.views,
+            workers=self.training.workers,
+            world=self.world,
+            start_step=start_step,
+        )
 
     def _epoch(self) -> None:
         for _ in self.steps():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.training.config import TrainConfig
-from modelopt_cli.training.interfaces import Objective, Seen
+from modelopt_cli.training.interfaces import Objective, StepInputs
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class CrossEntropy:
 
     label_smoothing: float = 0.0
 
-    def __call__(self, logits: Tensor, targets: Tensor, seen: Seen) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, inputs: StepInputs) -> Tensor:
         """The mean over the batch, in nats."""
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
@@ -51,14 +51,14 @@ class Distillation:
         self.temperature = temperature
         self.hard = hard or CrossEntropy()
 
-    def __call__(self, logits: Tensor, targets: Tensor, seen: Seen) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, inputs: StepInputs) -> Tensor:
         """The mean over the batch, in nats.
 
         Raises:
             UsageError: teacher and student have different classes.
         """
         with torch.no_grad():
-            answers = self.teacher.to(seen.images.device)(seen.images).to(logits.dtype)
+            answers = self.teacher.to(inputs.images.device)(inputs.images).to(logits.dtype)
         if answers.shape != logits.shape:
             raise UsageError(
                 f"the teacher answers {tuple(answers.shape)}, the student {tuple(logits.shape)}",
@@ -70,7 +70,7 @@ class Distillation:
             reduction="batchmean",
             log_target=True,
         )
-        hard = self.hard(logits, targets, seen)
+        hard = self.hard(logits, targets, inputs)
         return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
 
 

@@ -5,21 +5,17 @@ a rate that grows, and see where the loss begins to rise. Networks that normalis
 not need it: their weights' scale has no influence on their outputs, and the usual rates suit them all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
 from torch import Tensor, fx, nn
 
 from modelopt_cli.training.learner import Learner
-from modelopt_cli.training.loader import Batch, training_batches
+from modelopt_cli.training.loader import Batch
 from modelopt_cli.training.meter import LossMeter
 from modelopt_cli.training.optim import NORMS
 from modelopt_cli.training.snapshot import Place, kept, restore
-
-if TYPE_CHECKING:
-    from modelopt_cli.training.loop import Loop
 
 DOUBLINGS = 8
 """The first rate is the usual one halved so often, and each is twice the one before."""
@@ -64,41 +60,27 @@ def _has_weights(layer: nn.Module | Tensor) -> bool:
     return any(p.requires_grad and p.dim() > 1 for p in own)
 
 
-def tested_rate(loop: "Loop") -> float:
+def tested_rate(learner: Learner, batches: Iterable[Batch]) -> float:
     """The largest tested rate below that from which on the loss rises; the learner is as it was before.
 
     Collective: every process gets the same one.
 
     Args:
-        loop: one that has not begun.
+        learner: one that has taken no step.
+        batches: the first of its training, of which ``BATCHES`` are used.
     """
-    learner = loop.learner
     before = kept(learner, Place(), {})
-    batches = list(
-        islice(
-            training_batches(
-                loop.train,
-                batch_size=loop.config.batch_size,
-                epoch=0,
-                seed=learner.seed,
-                augment=loop.config.augment,
-                views=loop.config.views,
-                workers=loop.training.workers,
-                world=loop.world,
-            ),
-            BATCHES,
-        )
-    )
+    first = list(islice(batches, BATCHES))
     learner.network.train()
     rates = [learner.lr * 0.5**halvings for halvings in range(DOUBLINGS, -1, -1)]
-    found, smallest = rates[0], float("inf")
+    largest, smallest_loss = rates[0], float("inf")
     for rate in rates:
-        loss = _loss_at(rate, learner, batches)
-        if not loss <= TOO_HIGH * smallest:
+        loss = _loss_at(rate, learner, first)
+        if not loss <= TOO_HIGH * smallest_loss:
             break
-        found, smallest = rate, min(smallest, loss)
+        largest, smallest_loss = rate, min(smallest_loss, loss)
     restore(learner, before)
-    return found
+    return largest
 
 
 def _loss_at(rate: float, learner: Learner, batches: list[Batch]) -> float:

@@ -55,7 +55,7 @@ def snapshot(learner: Learner, place: Place, best: Mapping[str, Tensor]) -> Stat
         "best": best,
     }
     parts |= {f"objective{i}": tensors_of(module) for i, module in enumerate(learner.learning[1:])}
-    parts |= {f"companion{i}": companion.state() for i, companion in enumerate(learner.companions)}
+    parts |= {f"companion{i}": callback.state() for i, callback in enumerate(learner.callbacks)}
     tensors = {f"{part}/{name}": t for part, named in parts.items() for name, t in named.items()}
     meter = {"total": learner.meter.total, "samples": learner.meter.samples}
     return State(tensors, {"place": asdict(place), "meter": meter, "steps": learner.steps})
@@ -86,8 +86,8 @@ def restore(learner: Learner, state: State) -> tuple[Place, dict[str, Tensor]]:
         _fill(learner.average.network, parts.get("average", {}))
     for i, module in enumerate(learner.learning[1:]):
         _fill(module, parts.get(f"objective{i}", {}))
-    for i, companion in enumerate(learner.companions):  # which may change what they are given
-        companion.restore({name: t.clone() for name, t in parts.get(f"companion{i}", {}).items()})
+    for i, callback in enumerate(learner.callbacks):  # which may change what they are given
+        callback.restore({name: t.clone() for name, t in parts.get(f"companion{i}", {}).items()})
     learner.meter = LossMeter()
     if learner.world.main:  # which has had the others' losses handed over
         learner.meter.total, learner.meter.samples = (state.about["meter"][k] for k in ("total", "samples"))

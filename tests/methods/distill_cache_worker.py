@@ -11,7 +11,7 @@ from torch import Tensor
 from modelopt_cli.methods.distill.cache import Cache, CacheRequest
 from modelopt_cli.methods.distill.entries import Layout
 from modelopt_cli.methods.distill.teacher import Answer
-from modelopt_cli.training import Seen
+from modelopt_cli.training import StepInputs
 from modelopt_cli.training.distributed import World, world
 from modelopt_cli.training.state import State, write_state
 
@@ -21,14 +21,14 @@ ROUNDS, WIDE = 200, 100_000
 def struggle(here: World, folder: Path) -> int:
     """How many answers were neither process's; entries are wide, so that writing one takes its time."""
     cache = Cache(CacheRequest(folder, {}), Layout(4, 1, WIDE, WIDE), {}, here)
-    seen = Seen(torch.zeros(4, 1), torch.arange(4))
+    inputs = StepInputs(torch.zeros(4, 1), torch.arange(4))
 
     def answering(images: Tensor) -> Answer:
         return Answer(torch.full((4, WIDE), float(here.rank + 1)))
 
     torn = 0
     for _ in range(ROUNDS):
-        logits = cache.answer(seen, answering).logits
+        logits = cache.answer(inputs, answering).logits
         same = (logits == logits[:, :1]).all(1) & ((logits[:, 0] == 1) | (logits[:, 0] == 2))
         torn += int((~same).sum())
         cache._entries["checksum"][:, np.random.default_rng().integers(4)] = 0

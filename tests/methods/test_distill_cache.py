@@ -42,7 +42,7 @@ from modelopt_cli.methods.distill.teacher import Answer, Member, Teacher
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program.capture import capture
-from modelopt_cli.training import Seen
+from modelopt_cli.training import StepInputs
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.state import read_state
 
@@ -175,11 +175,11 @@ def test_an_interrupted_run_goes_on_to_the_same_student(
     with monkeypatch.context() as broken:
         answer, steps = Cache.answer, Counter[str]()
 
-        def interrupted(self: Cache, seen: Seen, teacher: Callable[[Tensor], Answer]) -> Answer:
+        def interrupted(self: Cache, inputs: StepInputs, teacher: Callable[[Tensor], Answer]) -> Answer:
             steps["done"] += 1
             if steps["done"] == 3:
                 raise KeyboardInterrupt
-            return answer(self, seen, teacher)
+            return answer(self, inputs, teacher)
 
         broken.setattr(Cache, "answer", interrupted)
         run, stopped = running(given, tmp_path / "run", resume=False)
@@ -234,11 +234,11 @@ def test_what_a_killed_process_left_is_made_whole(left: str, tmp_path: Path, ask
 
 def test_entries_of_another_identity_are_not_there(tmp_path: Path) -> None:
     """Even where they lie in the file that is opened."""
-    layout, seen = Layout(3, 1, 2, 2), Seen(torch.zeros(3, 1), torch.arange(3))
+    layout, inputs = Layout(3, 1, 2, 2), StepInputs(torch.zeros(3, 1), torch.arange(3))
     for number in (1.0, 2.0):
         cache = Cache(CacheRequest(tmp_path, {}), layout, {"number": number}, World())
         for _ in range(2):
-            found = cache.answer(seen, lambda images, n=number: Answer(torch.full((3, 2), n)))
+            found = cache.answer(inputs, lambda images, n=number: Answer(torch.full((3, 2), n)))
         assert bool((found.logits == number).all())
         (tmp_path / HEADER).unlink()
 
@@ -248,9 +248,9 @@ def test_what_was_never_written_is_not_there_whatever_its_sum(
 ) -> None:
     monkeypatch.setattr(zlib, "crc32", lambda data, start=0: 0)
     cache = Cache(CacheRequest(tmp_path, {}), Layout(3, 1, 2, 2), {}, World())
-    seen, asked = Seen(torch.zeros(3, 1), torch.arange(3)), []
+    inputs, asked = StepInputs(torch.zeros(3, 1), torch.arange(3)), []
     for _ in range(2):
-        cache.answer(seen, lambda images: (asked.append(0), Answer(torch.ones(3, 2)))[1])
+        cache.answer(inputs, lambda images: (asked.append(0), Answer(torch.ones(3, 2)))[1])
     assert len(asked) == 1
 
 

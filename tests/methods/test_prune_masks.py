@@ -14,7 +14,7 @@ from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.masks import Masks, lowest, mask_of, weight_masks
 from modelopt_cli.methods.prune.structures import SparsityPattern
 from modelopt_cli.program import Encoding
-from modelopt_cli.training import Companion
+from modelopt_cli.training import Callback
 
 PATTERN, BLOCK = SparsityPattern(keep=2, group=4), SparsityPattern(unit=4)
 
@@ -154,17 +154,17 @@ def test_masks_hold_through_training() -> None:
         weight_masks({n: _scores(*program.get_parameter(n).shape) for n in ("stem.weight", "fc.weight")},
                      SparsityPattern(), {"stem.weight": 0.7, "fc.weight": 0.4})
     )  # fmt: skip
-    companion: Companion = masks
+    callback: Callback = masks
     masks.apply_(program)
     optimizer = torch.optim.SGD(program.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
     program.train()
     before = program.get_parameter("stem.weight").detach().clone()
     for step in range(3):
-        companion.before_step(program, step, 3)
+        callback.before_step(program, step, 3)
         optimizer.zero_grad()
         program(smooth(4, 3, 12, 12)).square().sum().backward()
         optimizer.step()
-        companion.after_step(program, step, 3)
+        callback.after_step(program, step, 3)
         for name, mask in masks.masks.items():
             assert not program.get_parameter(name)[~mask].any()
             assert program.get_parameter(name)[mask].all()

@@ -75,7 +75,7 @@ def joined(batches: list[Batch]) -> tuple[Tensor, Tensor]:
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
     return len(one) == len(other) and all(
-        all(torch.equal(a[i], b[i]) for i in (0, 1, 3)) and (a.weight, a.view) == (b.weight, b.view)
+        all(torch.equal(a[i], b[i]) for i in (0, 1, 3)) and (a.weight, a.variant) == (b.weight, b.variant)
         for a, b in zip(one, other, strict=True)
     )
 
@@ -228,8 +228,8 @@ def by_number(batches: list[Batch]) -> dict[int, Tensor]:
 
 @pytest.mark.parametrize("augment", ["cifar", "imagenet"])
 def test_views_come_round_and_the_order_does_not(pictures: Data, augment: str) -> None:
-    epochs = [epoch(pictures, epoch=number, augment=augment, views=2) for number in range(4)]
-    assert [{b.view for b in batches} for batches in epochs] == [{0}, {1}, {0}, {1}]
+    epochs = [epoch(pictures, epoch=number, augment=augment, cycle=2) for number in range(4)]
+    assert [{b.variant for b in batches} for batches in epochs] == [{0}, {1}, {0}, {1}]
     assert len({tuple(int(i) for b in batches for i in b.samples) for batches in epochs}) == 4
     images = [by_number(batches) for batches in epochs]
     for i in range(7):
@@ -242,10 +242,10 @@ def test_views_come_round_and_the_order_does_not(pictures: Data, augment: str) -
 
 
 def test_what_is_not_drawn_has_one_view(pictures: Data, own: Path) -> None:
-    assert {b.view for b in epoch(pictures, epoch=5)} == {0}
+    assert {b.variant for b in epoch(pictures, epoch=5)} == {0}
     drawn = open_data(f"{own}:drawn")
-    assert {b.view for b in epoch(drawn, epoch=5)} == {5}
-    first, third = (by_number(epoch(drawn, epoch=number, views=2)) for number in (1, 3))
+    assert {b.variant for b in epoch(drawn, epoch=5)} == {5}
+    first, third = (by_number(epoch(drawn, epoch=number, cycle=2)) for number in (1, 3))
     assert all(torch.equal(first[i], third[i]) for i in range(9))
 
 

@@ -161,7 +161,7 @@ def test_best_weights_by_validation_come_back(ema: float) -> None:
                 self.weights.append(weights_of(network))
 
     watcher = Average() if ema else Watcher()
-    trained = fit(network, Training(DATA, val, config), seed=0, companions=[watcher])
+    trained = fit(network, Training(DATA, val, config), seed=0, callbacks=[watcher])
     for weights in watcher.weights[3::4]:
         judged = small_network()
         judged.load_state_dict(weights)
@@ -215,7 +215,7 @@ def test_validation_samples_are_not_trained_on() -> None:
         if part is not None:
             changed = hold_out(DATA, 0.25)[part].indices
             data.source.images[list(changed or ())] *= -1  # type: ignore[union-attr]
-        trained = fit(small_network(), replace(training, train=data), seed=0, companions=[watcher])
+        trained = fit(small_network(), replace(training, train=data), seed=0, callbacks=[watcher])
         found.append((trained.best, watcher.weights[-1]))
     (best, weights), (other_best, same), (_, others) = found
     assert best != other_best
@@ -251,11 +251,11 @@ class Zeros:
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_companions_mask_holds_after_every_step_and_in_the_average(ema: float) -> None:
+def test_a_callbacks_mask_holds_after_every_step_and_in_the_average(ema: float) -> None:
     network = small_network()
     zeros = Zeros(network)
     config = TrainConfig(epochs=3, batch_size=16, ema=ema, val_fraction=0.2)
-    fit(network, Training(DATA, config=config), seed=0, companions=[zeros])
+    fit(network, Training(DATA, config=config), seed=0, callbacks=[zeros])
     assert zeros.holds(network)
     assert len(zeros.networks) == (2 if ema else 1)
     assert any((network.get_parameter(name)[mask] != 0).any() for name, mask in zeros.masks.items())
@@ -293,7 +293,7 @@ def test_a_loss_that_is_not_finite_names_the_step(
         Run(tmp_path / "run", identity={}, resume=False) as run,
         pytest.raises(UsageError, match=r"tune: .* at step (\d+) of 12; lower --lr") as caught,
     ):
-        fit(network, replace(training, run=run), seed=0, stage="tune", companions=[watcher])
+        fit(network, replace(training, run=run), seed=0, stage="tune", callbacks=[watcher])
     saved = run.load("tune")
     found = re.search(r"at step (\d+) of", str(caught.value))
     assert found is not None

@@ -14,7 +14,7 @@ from modelopt_cli.data import open_data
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
-from modelopt_cli.training import CrossEntropy, Distillation, Seen, TrainConfig, mixup, objective
+from modelopt_cli.training import CrossEntropy, Distillation, StepInputs, TrainConfig, mixup, objective
 from modelopt_cli.training.ema import MovingAverage
 from modelopt_cli.training.optim import make_optimizer, optimizer_state, restore_optimizer
 from modelopt_cli.training.schedule import learning_rate
@@ -171,7 +171,7 @@ def test_label_smoothing_by_hand() -> None:
     labels = np.array([0, 3, 1, 1, 2])
     targets = 0.8 * np.eye(4)[labels] + 0.2 / 4
     expected = -(targets * log_softmax(plain)).sum(1).mean()
-    found = CrossEntropy(0.2)(logits, torch.from_numpy(labels), Seen(torch.empty(0)))
+    found = CrossEntropy(0.2)(logits, torch.from_numpy(labels), StepInputs(torch.empty(0)))
     assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -189,7 +189,7 @@ def test_mixup_by_hand() -> None:
     logits, plain = some_logits(2)
     smooth = 0.9 * wanted + 0.1 / 4
     expected = -(smooth * log_softmax(plain)).sum(1).mean()
-    found = CrossEntropy(0.1)(logits, targets, Seen(mixed))
+    found = CrossEntropy(0.1)(logits, targets, StepInputs(mixed))
     assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -218,7 +218,7 @@ def test_distillation_by_hand() -> None:
     hard = -log_softmax(plain)[np.arange(5), labels.numpy()].mean()
     expected = (1 - weight) * hard + weight * temperature**2 * divergence
     config = TrainConfig(teacher="self", distill_weight=weight, temperature=temperature)
-    found = objective(config, teacher)(logits, labels, Seen(images))
+    found = objective(config, teacher)(logits, labels, StepInputs(images))
     assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -229,7 +229,7 @@ def test_teacher_does_not_change_with_the_student() -> None:
     with torch.no_grad():
         logits = network.eval()(images).clone()
         network[0].weight.add_(1.0)  # type: ignore[operator, union-attr]
-    loss = aim(logits, torch.zeros(6, dtype=torch.int64), Seen(images))
+    loss = aim(logits, torch.zeros(6, dtype=torch.int64), StepInputs(images))
     assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
@@ -238,7 +238,7 @@ def test_teacher_is_missing_or_of_other_classes() -> None:
         objective(TrainConfig(teacher="self"))
     with pytest.raises(UsageError, match="the teacher answers"):
         Distillation(nn.Linear(3, 5), 0.5, 1.0)(
-            torch.zeros(2, 4), torch.zeros(2).long(), Seen(torch.zeros(2, 3))
+            torch.zeros(2, 4), torch.zeros(2).long(), StepInputs(torch.zeros(2, 3))
         )
 
 

@@ -104,12 +104,12 @@ def rate_by_hand(network: nn.Module, config: TrainConfig) -> float:
     "more", [{"ema": 0.9}, {"optimizer": "adamw"}, {"mixup": 0.3, "augment": "cifar", "amp": True}], ids=str
 )
 def test_the_rate_test_leaves_no_trace(more: dict[str, Any]) -> None:
-    """In the moving average, the optimizer, companions and what is drawn."""
+    """In the moving average, the optimizer, callbacks and what is drawn."""
     config = TrainConfig(epochs=2, batch_size=16, warmup=0.5, **more)
     found, given = (plain_network(16) for _ in range(2))
     watchers = [Watcher(), Watcher()]
-    rate = fit(found, Training(DATA, config=config), seed=3, companions=watchers[:1]).lr
-    fit(given, Training(DATA, config=replace(config, lr=rate)), seed=3, companions=watchers[1:])
+    rate = fit(found, Training(DATA, config=config), seed=3, callbacks=watchers[:1]).lr
+    fit(given, Training(DATA, config=replace(config, lr=rate)), seed=3, callbacks=watchers[1:])
     assert not differing(found.state_dict(), given.state_dict())
     assert watchers[0].steps == watchers[1].steps
 
@@ -138,7 +138,7 @@ def test_batch_norms_spare_no_test_where_other_layers_are_not_normalised(scale: 
 def test_other_rates_are_not_tested(network: Any, lr: float | None) -> None:
     config = TrainConfig(epochs=3, batch_size=16, lr=lr)
     watcher, notes = Watcher(), list[str]()
-    trained = fit(network(), Training(DATA, config=config, note=notes.append), seed=0, companions=[watcher])
+    trained = fit(network(), Training(DATA, config=config, note=notes.append), seed=0, callbacks=[watcher])
     assert (trained.lr, len(watcher.weights)) == (config.peak_lr, 12)
     assert not any("learning rate" in note for note in notes)
 

@@ -65,7 +65,7 @@ def test_back_to_the_last_good_state(factor: float, noticed: int, problem: str, 
     network, notes = small_network(), list[str]()
     with Run(tmp_path / "run", identity={}, resume=False) as run:
         training = Training(DATA, config=CONFIG, run=run, note=notes.append)
-        trained = fit(network, training, seed=5, companions=[Breaking(factor=factor)])
+        trained = fit(network, training, seed=5, callbacks=[Breaking(factor=factor)])
         lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert not differing(network.state_dict(), by_hand({noticed: 4}).state_dict())
     (note,) = notes
@@ -109,7 +109,7 @@ def attempt(folder: Path, *, resume: bool, stop: int | None, config: TrainConfig
             state.tensors["network/7.weight"].abs().max() > 100 or state.about["returns"]
         )
         training = Training(DATA, config=config, run=run)
-        trained = fit(network, training, seed=5, companions=[breaking])
+        trained = fit(network, training, seed=5, callbacks=[breaking])
         return weights_of(network), replace(trained, seconds=0), run.metrics.read_bytes()
 
 
@@ -154,7 +154,7 @@ def test_weights_that_the_last_step_breaks_do_not_pass() -> None:
     """No loss shows them."""
     notes: list[str] = []
     training = Training(DATA, config=CONFIG, note=notes.append)
-    trained = fit(small_network(), training, seed=5, companions=[Breaking(after=15, factor=math.inf)])
+    trained = fit(small_network(), training, seed=5, callbacks=[Breaking(after=15, factor=math.inf)])
     assert trained.returns == 1
     assert notes[0].startswith(
         "train: a weight is not a finite number at step 16 of 16; going back to step 8 "
@@ -165,7 +165,7 @@ def test_long_epochs_have_good_states_within_them(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(loop, "WINDOW", 2)
     notes: list[str] = []
     network, training = small_network(), Training(DATA, config=CONFIG, note=notes.append)
-    fit(network, training, seed=5, companions=[Breaking(after=10, factor=math.nan)])
+    fit(network, training, seed=5, callbacks=[Breaking(after=10, factor=math.nan)])
     assert notes[0].partition("; ")[2].startswith("going back to step 8 ")
     assert not differing(network.state_dict(), by_hand({11: 8}).state_dict())
 
@@ -180,7 +180,7 @@ def test_a_loss_above_its_start_is_forgiven_early_only(
     monkeypatch.setattr(recovery, "EARLY", early)
     notes: list[str] = []
     training = Training(DATA, config=CONFIG, note=notes.append)
-    trained = fit(small_network(), training, seed=5, companions=[Breaking(after=after, factor=-6)])
+    trained = fit(small_network(), training, seed=5, callbacks=[Breaking(after=after, factor=-6)])
     assert (trained.returns, len(notes), trained.loss < math.log(3)) == (returns, returns, True)
 
 
@@ -198,7 +198,7 @@ class AlwaysBreaking(Watcher):
 def test_a_loss_above_its_start_ends_no_training_and_is_said() -> None:
     notes: list[str] = []
     training = Training(DATA, config=CONFIG, note=notes.append)
-    trained = fit(small_network(), training, seed=5, companions=[AlwaysBreaking()])
+    trained = fit(small_network(), training, seed=5, callbacks=[AlwaysBreaking()])
     assert (trained.returns, trained.steps, len(notes)) == (5, 16, 6)
     still_high = f"train: the loss is still high: its mean over the last epoch is {trained.loss:.4g}, where "
     assert notes[-1].startswith(still_high)
@@ -222,4 +222,4 @@ def test_what_counts_as_a_high_loss_at_the_end(start: float, loss: float, labels
         return recovery.Recovery(learner, "train").still_high(Place(start=start, loss=loss)) is not None
 
     assert said(CrossEntropy()) is labels
-    assert said(lambda logits, targets, seen: logits.sum()) is others
+    assert said(lambda logits, targets, inputs: logits.sum()) is others

@@ -75,11 +75,11 @@ class Done:
     metrics: bytes
 
 
-def attempt(folder: Path, config: TrainConfig, companion: Growing, *, resume: bool, **changes: Any) -> Done:
+def attempt(folder: Path, config: TrainConfig, callback: Growing, *, resume: bool, **changes: Any) -> Done:
     network = small_network(dropout=0.3)
     with Run(folder, identity={"config": config.as_dict()}, resume=resume) as run:
         training = replace(Training(DATA, config=config, run=run), **changes)
-        trained = fit(network, training, seed=7, companions=[companion])
+        trained = fit(network, training, seed=7, callbacks=[callback])
         return Done(weights_of(network), replace(trained, seconds=0), run.metrics.read_bytes())
 
 
@@ -136,10 +136,10 @@ def test_a_failure_within_a_step_goes_back_to_the_last_state(
     step: int, tmp_path: Path, uninterrupted: dict[str, Done]
 ) -> None:
     config = replace(EVERYTHING, save_every=4)
-    companion = Growing()
-    companion.before = {step: Ended()}
+    callback = Growing()
+    callback.before = {step: Ended()}
     with pytest.raises(Ended):
-        attempt(tmp_path / "run", config, companion, resume=False)
+        attempt(tmp_path / "run", config, callback, resume=False)
     if step >= 4:
         saved = state_of(tmp_path / "run", config).about["place"]["step"]
         assert saved == max(step // 4 * 4, step // 6 * 6)

@@ -36,9 +36,9 @@ class Interrupting(Watcher):
             signal.raise_signal(signal.SIGINT)
 
 
-def trained(training: Training, companion: Watcher) -> State:
+def trained(training: Training, callback: Watcher) -> State:
     network = small_network(seed=world().rank)  # the main process's weights are what counts
-    result = fit(network, training, seed=3, companions=[companion])
+    result = fit(network, training, seed=3, callbacks=[callback])
     figures = {"epochs": result.epochs, "best": result.best, "loss": result.loss}
     return State(network.state_dict(), figures)
 
@@ -46,7 +46,7 @@ def trained(training: Training, companion: Watcher) -> State:
 def recovered() -> State:
     """A training whose rate is found by a test, and whose weights break in the third epoch."""
     network = plain_network(scale=100)
-    result = fit(network, STEEP, seed=3, companions=[Breaking(after=7, factor=math.nan)])
+    result = fit(network, STEEP, seed=3, callbacks=[Breaking(after=7, factor=math.nan)])
     return State(network.state_dict(), {"lr": result.lr, "returns": result.returns, "loss": result.loss})
 
 

@@ -70,7 +70,7 @@ def differing(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list
 
 @dataclass
 class Watcher:
-    """A companion that only looks, or does what it is told before a step."""
+    """A callback that only looks, or does what it is told before a step."""
 
     before: dict[int, BaseException] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)

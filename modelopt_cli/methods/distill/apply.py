@@ -94,8 +94,8 @@ def learn(
             seed=context.seed,
             stage=STAGE,
             objective=objective,
-            companions=[masks],
-            kept_after=cache.layout.views if cache is not None else None,
+            callbacks=[masks],
+            kept_after=cache.layout.variants if cache is not None else None,
         )
     entry = _entry(config, context, trained) | ({"compared": described(pairs)} if pairs else {})
     if cache is not None and not cache.layout.exact:
@@ -161,7 +161,7 @@ def _finetuned(student: Program, config: DistillConfig, context: Context) -> Pro
         seed=context.seed,
         stage=FINETUNE,
         objective=CrossEntropy(settings.label_smoothing),
-        companions=[masks],
+        callbacks=[masks],
     )
     tuned = qat.convert(network, student)
     tuned.encodings = compact(tuned)

@@ -1,11 +1,11 @@
 """What a teacher answered, kept on disk, so that it is asked once for each image.
 
     answers.json    what decided the answers
-    answers.bin     an entry for each sample in each view (``entries.py``), view by view
+    answers.bin     an entry for each sample in each variant (``entries.py``), variant by variant
 
 The data file has its whole size from the start. Every entry has a CRC-32 over what decided the answers, its
-sample, its view and its data: one that was never written, or not to its end, is not there. So any number of
-processes may write to the file at once, and all may be killed at any time.
+sample, its variant and its data: one that was never written, or not to its end, is not there. So any number
+of processes may write to the file at once, and all may be killed at any time.
 """
 
 import os
@@ -27,7 +27,7 @@ from modelopt_cli.errors import ArtifactError, EnvironmentFailure, OutputError, 
 from modelopt_cli.methods.distill.entries import Layout
 from modelopt_cli.methods.distill.teacher import Answer
 from modelopt_cli.regular import read_regular
-from modelopt_cli.training import Seen
+from modelopt_cli.training import StepInputs
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.identity import differences
 
@@ -93,32 +93,32 @@ class Cache:
         world.barrier()
         self._entries = _mapped(path, layout, "r+")
 
-    def answer(self, seen: Seen, teacher: Callable[[Tensor], Answer]) -> Answer:
+    def answer(self, inputs: StepInputs, teacher: Callable[[Tensor], Answer]) -> Answer:
         """What ``teacher`` answers, from the cache if all of it is there.
 
         Where not all logits are kept, the answer is what will be read back, whether it was there or not: what
         a network learns must not depend on that.
         """
-        assert seen.samples is not None
-        samples = seen.samples.numpy()
-        entries = self._entries[seen.view, samples]  # a copy: another process may be writing
-        if not np.array_equal(entries["checksum"], self._checksums(entries, samples, seen.view)):
-            entries = self.layout.pack(teacher(seen.images).logits)
-            entries["checksum"] = self._checksums(entries, samples, seen.view)
-            self._entries[seen.view, samples] = entries
-        return Answer(self.layout.unpack(entries).to(seen.images.device))
+        assert inputs.samples is not None
+        samples = inputs.samples.numpy()
+        entries = self._entries[inputs.variant, samples]  # a copy: another process may be writing
+        if not np.array_equal(entries["checksum"], self._checksums(entries, samples, inputs.variant)):
+            entries = self.layout.pack(teacher(inputs.images).logits)
+            entries["checksum"] = self._checksums(entries, samples, inputs.variant)
+            self._entries[inputs.variant, samples] = entries
+        return Answer(self.layout.unpack(entries).to(inputs.images.device))
 
     def _checksums(
-        self, entries: NDArray[np.void], samples: NDArray[np.int64], view: int
+        self, entries: NDArray[np.void], samples: NDArray[np.int64], variant: int
     ) -> NDArray[np.uint32]:
-        return np.fromiter(self._each_checksum(entries, samples, view), np.uint32, len(entries))
+        return np.fromiter(self._each_checksum(entries, samples, variant), np.uint32, len(entries))
 
     def _each_checksum(
-        self, entries: NDArray[np.void], samples: NDArray[np.int64], view: int
+        self, entries: NDArray[np.void], samples: NDArray[np.int64], variant: int
     ) -> Iterator[int]:
         content, size = memoryview(entries.tobytes()), entries.dtype.itemsize
         for i, sample in enumerate(samples.tolist()):
-            key = zlib.crc32(struct.pack("<qq", view, sample), self._salt)
+            key = zlib.crc32(struct.pack("<qq", variant, sample), self._salt)
             # Never 0, which is what stands where nothing was written.
             yield zlib.crc32(content[i * size + _CHECKSUM : (i + 1) * size], key) or 1
 
@@ -130,22 +130,22 @@ class _InMemory:
         self._entry, self._kept = entry, dict[tuple[int, int], np.void]()
 
     def __getitem__(self, place: tuple[int, NDArray[np.int64]]) -> NDArray[np.void]:
-        view, samples = place
+        variant, samples = place
         entries = np.zeros(len(samples), self._entry)
         for i, sample in enumerate(samples.tolist()):
-            if (view, sample) in self._kept:
-                entries[i] = self._kept[view, sample]
+            if (variant, sample) in self._kept:
+                entries[i] = self._kept[variant, sample]
         return entries
 
     def __setitem__(self, place: tuple[int, NDArray[np.int64]], entries: NDArray[np.void]) -> None:
-        view, samples = place
-        self._kept.update({(view, sample): entries[i] for i, sample in enumerate(samples.tolist())})
+        variant, samples = place
+        self._kept.update({(variant, sample): entries[i] for i, sample in enumerate(samples.tolist())})
 
 
 def _mapped(path: Path, layout: Layout, mode: Literal["r+", "c"]) -> NDArray[np.void]:
-    """The entries of a file, ``(views, samples)``; with ``c`` what is assigned to them stays in memory."""
+    """The entries of a file, ``(variants, samples)``; with ``c`` what is assigned to them stays in memory."""
     with environment(path):
-        return np.memmap(path, layout.entry, mode, shape=(layout.views, layout.samples))
+        return np.memmap(path, layout.entry, mode, shape=(layout.variants, layout.samples))
 
 
 def _size(path: Path) -> int:

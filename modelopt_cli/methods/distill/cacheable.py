@@ -35,7 +35,7 @@ def require_cacheable(config: DistillConfig, training: TrainConfig, *, drawn: bo
     Args:
         config: the loss.
         training: how the student is trained.
-        drawn: whether images may differ from view to view.
+        drawn: whether images may differ from variant to variant.
 
     Raises:
         UsageError: features are compared, images are mixed, or new in every epoch.
@@ -128,7 +128,7 @@ def _identity(layout: Layout, training: TrainConfig, data: Data, seed: int) -> d
         "classes": layout.classes,
         "cache_top": min(layout.top, layout.classes),
         "augment": training.augment,
-        "views": layout.views,
+        "views": layout.variants,
         "seed": seed if drawn else None,
         "amp": training.amp,
         "torch": str(torch.__version__),

@@ -13,7 +13,7 @@ _NARROW = 1 << 16
 
 @dataclass(frozen=True)
 class Layout:
-    """One entry for each sample in each view, all of them alike, little-endian.
+    """One entry for each sample in each variant, all of them alike, little-endian.
 
     With at most ``top`` classes an entry holds all logits, bit for bit. With more it holds the ``top``
     largest, their indices, and the logarithm of the sum of the exponentials of the others: that of what is
@@ -26,13 +26,13 @@ class Layout:
 
     Attributes:
         samples: that there are.
-        views: of each, at least 1.
+        variants: augmented variants of each sample, at least 1.
         classes: number of logits.
         top: how many are kept.
     """
 
     samples: int
-    views: int
+    variants: int
     classes: int
     top: int
 
@@ -59,7 +59,7 @@ class Layout:
     @property
     def bytes(self) -> int:
         """Of all entries together."""
-        return self.samples * self.views * self.entry.itemsize
+        return self.samples * self.variants * self.entry.itemsize
 
     def pack(self, logits: Tensor) -> NDArray[np.void]:
         """Entries ``(N,)`` without a checksum, from logits ``(N, classes)``."""

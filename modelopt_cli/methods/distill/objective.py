@@ -12,7 +12,7 @@ from modelopt_cli.methods.distill.table import LOSSES
 from modelopt_cli.methods.distill.taps import Taps
 from modelopt_cli.methods.distill.teacher import Answer, Teacher
 from modelopt_cli.methods.distill.terms import LABELS
-from modelopt_cli.training import Objective, Seen
+from modelopt_cli.training import Objective, StepInputs
 
 
 class Distillation(nn.Module):
@@ -44,16 +44,16 @@ class Distillation(nn.Module):
         self._pairs = tuple(pairs)
         self.comparisons = nn.ModuleList(_comparison(pair, samples) for pair in pairs)
 
-    def forward(self, logits: Tensor, targets: Tensor, seen: Seen) -> Tensor:
+    def forward(self, logits: Tensor, targets: Tensor, inputs: StepInputs) -> Tensor:
         """The loss of a batch, a scalar.
 
         Raises:
             InputError: the teacher has other classes.
         """
         if self._cache is None:
-            answer = self._teacher(seen.images)
+            answer = self._teacher(inputs.images)
         else:
-            answer = self._cache.answer(seen, self._teacher)
+            answer = self._cache.answer(inputs, self._teacher)
         if answer.logits.shape != logits.shape:
             raise InputError(
                 f"answers {answer.logits.shape[1]} classes, the student {logits.shape[1]}",
@@ -62,7 +62,7 @@ class Distillation(nn.Module):
         total = logits.new_zeros(())
         for term in self._config.terms:
             if term.name == LABELS and term.weight:
-                total = total + term.weight * self._hard(logits, targets, seen)
+                total = total + term.weight * self._hard(logits, targets, inputs)
             elif term.weight and LOSSES[term.name].looks_at == "logits":
                 compare: Callable[..., Tensor] = LOSSES[term.name].make
                 temperature = self._config.temperature

@@ -15,7 +15,7 @@ from modelopt_cli.methods.prune.schedules import cubic, epochs_of_round
 from modelopt_cli.methods.prune.weight_pruner import WeightPruner
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Program
-from modelopt_cli.training import Companion
+from modelopt_cli.training import Callback
 from modelopt_cli.training.fitting import fit
 from modelopt_cli.training.objectives import objective
 
@@ -82,7 +82,7 @@ def fine_tuned(
     context: Context,
     stage: str,
     epochs: int,
-    *companions: Companion,
+    *callbacks: Callback,
     choose_from: float = 0.0,
 ) -> Program:
     """A trained copy of a Program; the teacher, where there is one, is the network before pruning.
@@ -93,7 +93,7 @@ def fine_tuned(
         context: seed and training.
         stage: name of this part of the command, under which its state is kept.
         epochs: of this part.
-        companions: what must hold meanwhile.
+        callbacks: what must hold meanwhile.
         choose_from: fraction of the training after which the best epoch may be chosen.
     """
     assert context.training is not None
@@ -106,7 +106,7 @@ def fine_tuned(
         seed=context.seed,
         stage=stage,
         objective=objective(config, pruner.original),
-        companions=companions,
+        callbacks=callbacks,
         choose_from=choose_from,
     )
     return network

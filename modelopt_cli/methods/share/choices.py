@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from modelopt_cli.methods.share.clustered_weight import ClusteredWeight
     from modelopt_cli.methods.share.points import Array, Points
     from modelopt_cli.program import Program
-    from modelopt_cli.training import Companion
+    from modelopt_cli.training import Callback
 
 
 def _from(module: str, name: str) -> Callable[..., Any]:
@@ -150,7 +150,7 @@ class Tuning:
 
     help: str
     paper: str
-    callback: "Callable[[Mapping[str, ClusteredWeight], Mapping[str, Tensor], int], Companion]"
+    callback: "Callable[[Mapping[str, ClusteredWeight], Mapping[str, Tensor], int], Callback]"
     keeps_assignments: bool = False
 
 

@@ -18,7 +18,7 @@ from modelopt_cli.methods.share.choices import Tuning
 from modelopt_cli.methods.share.clustered_weight import ClusteredWeight, TrainableCodebook, read_back
 from modelopt_cli.methods.share.dkm import SoftClusters, spacing
 from modelopt_cli.program import Program
-from modelopt_cli.training import Companion
+from modelopt_cli.training import Callback
 from modelopt_cli.training.fitting import fit
 from modelopt_cli.training.objectives import objective
 
@@ -38,7 +38,7 @@ def fine_tune(
     context: Context,
     tuning: Tuning,
     stage: str,
-    *others: Companion,
+    *others: Callback,
 ) -> tuple[Program, dict[str, ClusteredWeight]]:
     """A trained copy of a network with clustered weights, and their new clusters.
 
@@ -69,7 +69,7 @@ def fine_tune(
         seed=context.seed,
         stage=stage,
         objective=objective(training.config, program),
-        companions=[*others, callback],
+        callbacks=[*others, callback],
     )
     return network, read_all_back(network, clustered)
 

@@ -1,4 +1,4 @@
-"""The forecast of ``fit``: exact figures of a clock that only work moves, and nothing changed by it."""
+"""The time estimate of ``fit``: exact figures of a clock that only work moves, and nothing changed by it."""
 
 import random
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_helpers import differing, noisy_patterns, normalised_network, small_network, weights_of
 
-from modelopt_cli.training import CrossEntropy, TrainConfig, Training, fit, forecast, timing
+from modelopt_cli.training import CrossEntropy, TrainConfig, Training, fit, time_estimate, timing
 from modelopt_cli.training.learner import Learner
 from modelopt_cli.training.timing import TIMED, WARM_UP, Timing, timed
 
@@ -25,7 +25,7 @@ def clock(monkeypatch):
 @pytest.fixture
 def costly(clock, monkeypatch):
     """Steps take 2 seconds, the first 10 more; batches of validation half a second."""
-    step, judged, taken = Learner.step, forecast.judged, []
+    step, judged, taken = Learner.step, time_estimate.judged, []
 
     def slow_step(self, batch, number, rate):
         clock.now += 2 if taken else 12
@@ -38,15 +38,15 @@ def costly(clock, monkeypatch):
             yield
 
     monkeypatch.setattr(Learner, "step", slow_step)
-    monkeypatch.setattr(forecast, "judged", slow_judged)
+    monkeypatch.setattr(time_estimate, "judged", slow_judged)
     return taken
 
 
 def foreseen(training, **keywords):
-    """The forecast of one training."""
-    training.forecasts.clear()
+    """The time estimate of one training."""
+    training.estimates.clear()
     fit(normalised_network(), training, seed=0, **keywords)
-    (found,) = training.forecasts
+    (found,) = training.estimates
     return found
 
 
@@ -71,7 +71,7 @@ def test_something_is_always_left_to_time(pieces, apart, rest, clock):
 
 def test_steps_and_validations_are_counted_and_multiplied(costly):
     config = TrainConfig(epochs=5, batch_size=8, ema=0.9)
-    found = foreseen(Training(noisy_patterns(64), noisy_patterns(20, seed=1), config, forecasts=[]))
+    found = foreseen(Training(noisy_patterns(64), noisy_patterns(20, seed=1), config, estimates=[]))
     assert (found.stage, found.train_samples, found.val_samples) == ("train", 64, 20)
     assert (found.epochs, found.steps_per_epoch, found.steps) == (5, 8, 40)
     assert found.timed_steps == TIMED
@@ -87,14 +87,14 @@ def test_epochs_whose_answers_are_kept_have_a_rate_of_their_own(costly, clock):
 
         known: ClassVar[set[bytes]] = set()
 
-        def __call__(self, logits, targets, seen):
-            image = seen.images.numpy().tobytes()
+        def __call__(self, logits, targets, inputs):
+            image = inputs.images.numpy().tobytes()
             clock.now += 0 if image in self.known else 7
             self.known.add(image)
-            return super().__call__(logits, targets, seen)
+            return super().__call__(logits, targets, inputs)
 
     config = TrainConfig(epochs=10, batch_size=8, augment="cifar", views=2)
-    training = Training(noisy_patterns(64), None, config, forecasts=[])
+    training = Training(noisy_patterns(64), None, config, estimates=[])
     found = foreseen(training, objective=Asking(), kept_after=2)
     assert (found.seconds_per_step, found.seconds_per_kept_step) == (9, 2)
     assert found.seconds == 10 + 2 * 8 * 9 + 8 * 8 * 2
@@ -113,7 +113,7 @@ def test_nothing_changes(tmp_path):
         generator.seed(5)
     states = [random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()]
     config = TrainConfig(epochs=3, batch_size=8, augment="cifar", mixup=0.2, ema=0.9, lr=1.0)
-    training = Training(noisy_patterns(), noisy_patterns(20), config, forecasts=[])
+    training = Training(noisy_patterns(), noisy_patterns(20), config, estimates=[])
     network.eval()
     done = fit(network, training, seed=0)
     assert (done.epochs, done.steps, done.best) == (0, 0, None)
@@ -128,7 +128,7 @@ def test_nothing_changes(tmp_path):
 def test_a_failing_step_brings_the_weights_back_too():
     network = small_network()
     before = weights_of(network)
-    training = Training(noisy_patterns(), None, TrainConfig(epochs=3, batch_size=8, lr=1e30), forecasts=[])
+    training = Training(noisy_patterns(), None, TrainConfig(epochs=3, batch_size=8, lr=1e30), estimates=[])
     with pytest.raises(Exception, match="not a finite number"):
         fit(network, training, seed=0)
     assert differing(before, weights_of(network)) == []

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from training_helpers import CLASSES, noisy_patterns, normalised_network, small_network, weights_of
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.training import Seen, TrainConfig, Training, fit
+from modelopt_cli.training import StepInputs, TrainConfig, Training, fit
 from modelopt_cli.training.split import samples
 
 DATA = noisy_patterns(64)
@@ -17,14 +17,14 @@ class Looking:
     """Cross-entropy that notes what it was shown."""
 
     def __init__(self) -> None:
-        self.shown: list[Seen] = []
+        self.shown: list[StepInputs] = []
 
-    def __call__(self, logits: Tensor, targets: Tensor, seen: Seen) -> Tensor:
-        self.shown.append(seen)
+    def __call__(self, logits: Tensor, targets: Tensor, inputs: StepInputs) -> Tensor:
+        self.shown.append(inputs)
         return F.cross_entropy(logits, targets)
 
 
-def shown(config: TrainConfig) -> list[Seen]:
+def shown(config: TrainConfig) -> list[StepInputs]:
     looking = Looking()
     fit(normalised_network(), Training(DATA, config=config), seed=0, objective=looking)
     return looking.shown
@@ -38,9 +38,9 @@ def test_each_sample_has_a_number_and_each_epoch_a_view(fraction: float) -> None
     epochs = []
     for number in range(3):
         batches = shown(config)[number * steps : (number + 1) * steps]
-        assert {seen.view for seen in batches} == {number % 2}
-        images = torch.cat([seen.images for seen in batches])
-        order = torch.cat([seen.samples for seen in batches if seen.samples is not None])
+        assert {inputs.variant for inputs in batches} == {number % 2}
+        images = torch.cat([inputs.images for inputs in batches])
+        order = torch.cat([inputs.samples for inputs in batches if inputs.samples is not None])
         assert sorted(order.tolist()) == list(range(len(train)))
         epochs.append(images[order.argsort()])
     assert torch.equal(epochs[0], epochs[2])
@@ -49,14 +49,14 @@ def test_each_sample_has_a_number_and_each_epoch_a_view(fraction: float) -> None
 
 def test_without_augmentation_the_number_is_the_place_in_what_is_trained_on() -> None:
     train, _ = samples(DATA, None, 0.25, CLASSES)
-    for seen in shown(TrainConfig(epochs=2, batch_size=16, val_fraction=0.25)):
-        assert seen.view == 0
-        assert seen.samples is not None
-        assert torch.equal(seen.images, torch.stack([train.get(int(i))[0] for i in seen.samples]))
+    for inputs in shown(TrainConfig(epochs=2, batch_size=16, val_fraction=0.25)):
+        assert inputs.variant == 0
+        assert inputs.samples is not None
+        assert torch.equal(inputs.images, torch.stack([train.get(int(i))[0] for i in inputs.samples]))
 
 
 def test_mixed_samples_are_nobodys() -> None:
-    assert [seen.samples for seen in shown(TrainConfig(epochs=1, batch_size=16, mixup=0.3))] == [None] * 4
+    assert [inputs.samples for inputs in shown(TrainConfig(epochs=1, batch_size=16, mixup=0.3))] == [None] * 4
 
 
 def test_as_many_views_as_epochs_are_none_at_all() -> None:
@@ -93,6 +93,6 @@ def test_an_objective_sees_the_images_that_the_network_was_given() -> None:
     )
     looking = Looking()
     fit(Negating(), Training(DATA, config=config), seed=0, objective=looking)
-    for seen in looking.shown:
-        assert seen.samples is not None
-        assert torch.equal(seen.images, images[seen.samples])
+    for inputs in looking.shown:
+        assert inputs.samples is not None
+        assert torch.equal(inputs.images, images[inputs.samples])
