@@ -358,7 +358,7 @@ BAD = {
     "a glob that matches nothing": (["--bits", "3", "--exclude", "conv*"], 2, "conv*"),
     "nothing left to share": (["--bits", "3", "--exclude", "*"], 1, "no layer can be shared"),
     "epochs without data": (["--bits", "3", "--epochs", "1"], 2, "--epochs: there is nothing to train on"),
-    "training without epochs": (["--bits", "3", *TUNE], 2, "--lr: has no meaning without --epochs"),
+    "training without epochs": (["--bits", "3", *TUNE], 2, "--lr has no meaning without --epochs"),
     "tuning without training": (
         ["--bits", "3", "--tune", "dkm"],
         2,
