@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.pruning import ROOT
-from modelopt_cli.artifact.codecs.inner import inner_of
+from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.artifact.reader import open_artifact
 from modelopt_cli.measure.environment import cpu_name
 
@@ -81,8 +81,8 @@ def tensors(path: Path) -> Iterator[tuple[str, int, float]]:
             if parameter.codec != "entropy" or math.prod(parameter.shape) < LARGE:
                 continue
             tensor, encoding = artifact.decode(parameter)
-            about = {"codec": encoding.codec, "params": encoding.params}
-            integers, _ = inner_of(about, parameter.shape, tensor.dtype).encode(tensor, encoding.parts)
+            view = CODECS[encoding.codec].integers(encoding.params, parameter.shape, tensor.dtype)
+            integers, _ = view.encode(tensor, encoding)
             counts = np.unique(integers, return_counts=True)[1]
             bits = float((counts * np.log2(counts.sum() / counts)).sum())
             stream = artifact.layout.tensors[parameter.parts["stream"]]

@@ -1,32 +1,31 @@
-"""Which parameters are pruned, which are shared, and the smallest way to store what is pruned.
+"""Encodings: which parameters are pruned, which are shared, and the smallest way to store what is pruned.
 
-The rules, for every method: a parameter whose encoding has the codec ``sparse``, or the codec ``codebook``
-and its setting ``pruned``, is pruned, and its zeros stay zeros. One whose values are those of a table, or
-steps of a scale, is shared, and equal values stay equal. After a method has changed tensors,
+The rules, for every method: a parameter is pruned if the codec of its encoding says so (``sparse``, or
+``codebook`` with its setting ``pruned``), and its zeros stay zeros. One whose values are those of a codebook,
+or steps of a scale, is shared, and equal values stay equal. After a method has changed tensors,
 :func:`compact` says how they are to be stored now.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
-from modelopt_cli.artifact.codecs import CODECS
-from modelopt_cli.artifact.codecs.smallest import settings_of, smallest_form
-from modelopt_cli.artifact.codecs.sparse import DTYPES
+from modelopt_cli.artifact.codecs import CODECS, PLAIN
+from modelopt_cli.artifact.codecs.smallest import smallest_form
+from modelopt_cli.artifact.codecs.sparse import SPARSE, settings_of
 from modelopt_cli.errors import ModeloptError, UsageError
 from modelopt_cli.program.program import Encoding, Program
 
-_PLAIN = Encoding("raw")
-
 
 def is_pruned(encoding: Encoding | None) -> bool:
-    """Whether a parameter stored so is pruned: its zeros are to stay."""
-    return encoding is not None and (encoding.codec == "sparse" or bool(encoding.params.get("pruned")))
+    """True if a parameter stored so is pruned: its zeros are to stay."""
+    return encoding is not None and CODECS[encoding.codec].is_pruned(encoding.params)
 
 
 def is_shared(encoding: Encoding | None) -> bool:
-    """Whether a parameter stored so has few values on purpose: those of a table, or steps of a scale."""
-    return without_zeros(encoding).codec != "raw"
+    """True if a parameter stored so has few values on purpose: those of a codebook, or steps of a scale."""
+    return CODECS[without_zeros(encoding).codec].few_values
 
 
 def require_not_shared(
@@ -54,14 +53,7 @@ def pruned_names(encodings: Mapping[str, Encoding]) -> set[str]:
 
 def without_zeros(encoding: Encoding | None) -> Encoding:
     """How the same values are stored where zeros count like any other: raw, or by another codec."""
-    if encoding is None:
-        return _PLAIN
-    if encoding.codec == "codebook":
-        return Encoding("codebook", {**encoding.params, "pruned": False}, dict(encoding.parts))
-    if not is_pruned(encoding):
-        return encoding
-    affine = encoding.params["values"]
-    return _PLAIN if affine is None else Encoding("affine", dict(affine), dict(encoding.parts))
+    return PLAIN if encoding is None else CODECS[encoding.codec].without_zeros(encoding)
 
 
 def sparse_encoding(
@@ -70,7 +62,7 @@ def sparse_encoding(
     """The smallest sparse encoding of a tensor, if that is smaller than storing all its values.
 
     Args:
-        tensor: of a type in ``sparse.DTYPES``; any other has no sparse encoding.
+        tensor: of a type that ``sparse`` stores; any other has no sparse encoding.
         encoding: how its values are stored so far: None, ``raw``, ``affine`` without zero point, or
             ``sparse``, whose pattern is then tried again.
         pattern: ``"N:M"`` or ``"block:B"``, where one is known; some are looked for anyway.
@@ -79,27 +71,27 @@ def sparse_encoding(
         An encoding of exactly this tensor: other zeros need another one.
     """
     base = without_zeros(encoding)
-    if not _can_be_sparse(tensor, base):
+    if not SPARSE.takes(tensor.dtype, base):
         return None
     shape, dtype = tuple(tensor.shape), tensor.dtype
     size, settings = smallest_form(tensor, base, pattern or _pattern_of(encoding))
     if size >= CODECS[base.codec].predicted_bytes(shape, dtype, base.params, tuple(base.parts)):
         return None
-    return Encoding("sparse", settings, dict(base.parts))
+    return Encoding(SPARSE.name, settings, dict(base.parts))
 
 
 def pruned_encoding(tensor: Tensor, encoding: Encoding | None = None, pattern: str | None = None) -> Encoding:
     """As :func:`sparse_encoding`, but marks the tensor as pruned even where that saves nothing."""
     base = without_zeros(encoding)
-    if base.codec == "codebook":  # which has an entry for the zeros
-        return Encoding("codebook", {**base.params, "pruned": True}, dict(base.parts))
+    if (marked := CODECS[base.codec].with_zeros(base)) is not None:
+        return marked
     found = sparse_encoding(tensor, encoding, pattern)
     if found is not None:
         return found
-    if not _can_be_sparse(tensor, base):
+    if not SPARSE.takes(tensor.dtype, base):
         raise ModeloptError(f"{base.codec} values of type {tensor.dtype} cannot be marked as pruned")
     settings = {"form": "dense", "count": tensor.numel(), "values": settings_of(base)}
-    return Encoding("sparse", settings, dict(base.parts))
+    return Encoding(SPARSE.name, settings, dict(base.parts))
 
 
 def compact(program: Program, names: Iterable[str] = (), pattern: str | None = None) -> dict[str, Encoding]:
@@ -123,11 +115,7 @@ def compact_state(
     fresh = set(names)
     found = {name: encoding for name, encoding in encodings.items() if name in state}
     for name in sorted(fresh | pruned_names(found)):
-        hint = pattern if name in fresh else None
-        try:
-            found[name] = pruned_encoding(state[name].detach().cpu(), encodings.get(name), hint)
-        except ModeloptError as error:
-            raise ModeloptError(error.message, where=name) from None
+        found[name] = _pruned(name, state[name], encodings.get(name), pattern if name in fresh else None)
     return found
 
 
@@ -153,29 +141,25 @@ def carry_over(
     Raises:
         ModeloptError: a zero is not zero any more (a bug of the method).
     """
-    found, kept = dict(encodings), set()
-    for old in sorted(pruned_names(earlier)):
-        name = (renamed or {}).get(old, old)
-        if name not in after:
-            continue
+    kept = {(renamed or {}).get(old, old): old for old in sorted(pruned_names(earlier))}
+    kept = {name: old for name, old in kept.items() if name in after}
+    carried = compact_state(after, {name: e for name, e in encodings.items() if name not in kept})
+    for name, old in kept.items():
         if bool((after[name][before[old] == 0] != 0).any()):
             raise ModeloptError("a weight that was pruned is not zero any more", where=name)
-        kept.add(name)
-        base = without_zeros(encodings.get(name))
-        if earlier[old].codec == "sparse" and base.codec != "codebook":
-            # The old form over the new values: compact tries its pattern again.
-            form = {**earlier[old].params, "values": settings_of(base)}
-            found[name] = Encoding("sparse", form, dict(base.parts))
-    return compact_state(after, found, kept)
+        new = encodings.get(name, PLAIN)
+        marked = _pruned(name, after[name], without_zeros(new), _pattern_of(earlier[old]))
+        carried[name] = replace(marked, integers=new.integers)
+    return carried
 
 
-def _can_be_sparse(tensor: Tensor, base: Encoding) -> bool:
-    return tensor.dtype in DTYPES and base.codec in ("raw", "affine") and "zero_point" not in base.parts
+def _pruned(name: str, tensor: Tensor, encoding: Encoding | None, pattern: str | None) -> Encoding:
+    try:
+        return pruned_encoding(tensor.detach().cpu(), encoding, pattern)
+    except ModeloptError as error:
+        raise ModeloptError(error.message, where=name) from None
 
 
 def _pattern_of(encoding: Encoding | None) -> str | None:
-    """The pattern a sparse encoding is written in."""
-    params = encoding.params if encoding is not None and encoding.codec == "sparse" else {}
-    if params.get("form") == "n:m":
-        return f"{params['n']}:{params['m']}"
-    return f"block:{params['block']}" if params.get("block", 1) > 1 else None
+    """The pattern that the zeros of a parameter are stored in."""
+    return None if encoding is None else CODECS[encoding.codec].pattern(encoding.params)

@@ -15,8 +15,6 @@ from modelopt_cli.artifact.header import Document, Parameter, arrange, header_by
 from modelopt_cli.errors import ArtifactError, ModeloptError
 from modelopt_cli.program.program import Encoding
 
-PLAIN = Encoding("raw")
-
 
 @dataclass(frozen=True)
 class Record:

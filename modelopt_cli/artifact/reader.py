@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from modelopt_cli.artifact import container
-from modelopt_cli.artifact.codecs import CODECS, Codec
+from modelopt_cli.artifact.codecs import CODECS, PLAIN, Codec
 from modelopt_cli.artifact.coding import base_encoding
 from modelopt_cli.artifact.compressed_header import expand_header, is_compressed
 from modelopt_cli.artifact.dtypes import DTYPES
@@ -263,7 +263,7 @@ def tensors_in(artifact: Artifact) -> TensorFile:
 def _file(
     document: Document, state: Mapping[str, torch.Tensor], encodings: Mapping[str, Encoding]
 ) -> TensorFile:
-    encoded = {name: encoding for name, encoding in encodings.items() if encoding.codec != "raw"}
+    encoded = {name: encoding for name, encoding in encodings.items() if encoding.codec != PLAIN.codec}
     about = (document.history, document.network, document.input, document.labels, document.tied)
     return TensorFile(state, encoded, *about)
 

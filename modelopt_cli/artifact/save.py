@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.codecs import CODECS
+from modelopt_cli.artifact.codecs import CODECS, PLAIN
 from modelopt_cli.artifact.coding import CODINGS, Code, stored_encoding
 from modelopt_cli.artifact.dtypes import as_bytes
-from modelopt_cli.artifact.file_plan import PLAIN, FilePlan, Record, plan_file, record
+from modelopt_cli.artifact.file_plan import FilePlan, Record, plan_file, record
 from modelopt_cli.artifact.header import ONCE, Document, digest_of, with_digest
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.reader import Artifact, open_artifact
@@ -205,7 +205,9 @@ def _encode(code: Code, buffer: TemporaryBuffer, name: str, tensor: Tensor, enco
     """Encode one parameter into the buffer, and keep nothing of it but where it went."""
     try:
         values = _host(tensor)
-        moved = replace(encoding, parts={part: _host(value) for part, value in encoding.parts.items()})
+        parts = {part: _host(value) for part, value in encoding.parts.items()}
+        integers = None if encoding.integers is None else _host(encoding.integers)
+        moved = replace(encoding, parts=parts, integers=integers)
         stored = stored_encoding(values, moved, code)
         described = record(name, values, stored)
         parts = CODECS[stored.codec].encode(values, stored)

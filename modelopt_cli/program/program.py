@@ -30,11 +30,14 @@ class Encoding:
         codec: name of a codec in ``artifact/codecs``.
         params: its JSON-able settings.
         parts: its tensors, e.g. ``{"scale": ...}``.
+        integers: that stand for exactly these values, where a method hands them on to the writer, which else
+            recovers them.
     """
 
     codec: str
     params: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
+    integers: torch.Tensor | None = None
 
 
 class Program(fx.GraphModule):

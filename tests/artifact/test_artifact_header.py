@@ -107,7 +107,7 @@ FORGED = {
     "codec a list": (put(*WEIGHT, "codec", []), "unknown codec or dtype"),
     "codec of another parameter": (put(*WEIGHT, "codec", "raw"), "exactly one part"),
     "dtype unknown": (put(*WEIGHT, "dtype", "F31"), "unknown codec or dtype"),
-    "dtype an integer type": (put(*WEIGHT, "dtype", "I8"), "floating-point"),
+    "dtype an integer type": (put(*WEIGHT, "dtype", "I8"), "stores no torch.int8"),
     "shape of another size": (put(*WEIGHT, "shape", [2, 2]), "does not fit|do not fit|elements"),
     "shape transposed": (put(*WEIGHT, "shape", [1, 2]), "does not fit|do not fit|elements"),
     "shape negative": (put(*WEIGHT, "shape", [-2, -1]), "bad shape"),

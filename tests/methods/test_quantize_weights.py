@@ -1,5 +1,6 @@
 """int8 weights: on the bound, no worse than 7 bits, and as close as promised."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from modelopt_cli.artifact import read_safetensors, read_tensors, write_stream
+from modelopt_cli.artifact.codecs import affine
+from modelopt_cli.artifact.coding import CODINGS
+from modelopt_cli.artifact.encodings import pruned_encoding
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import never_saturates
 from modelopt_cli.kernels.saturation import is_depthwise
@@ -16,6 +21,8 @@ from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.quantize import rounding
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.rounding import quantize_weight
+from modelopt_cli.methods.quantize.schemes import SCHEMES, Source
+from modelopt_cli.methods.quantize.state_dict import apply_to_state
 
 
 def error(weight: Tensor, values: Tensor, scale: Tensor) -> np.ndarray[Any, Any]:
@@ -103,6 +110,31 @@ def test_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounding, "CHUNK", 120)
     for a, b in zip(whole, quantize_weight(w), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("zeros", [False, True], ids=["dense", "pruned"])
+@pytest.mark.parametrize("scheme", [name for name, row in SCHEMES.items() if row.source < Source.GRAPH])
+def test_integers_reach_the_file_as_they_were_rounded(
+    scheme: str, zeros: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recover(*_: Any) -> Tensor:
+        raise AssertionError("recovers integers that were known")
+
+    monkeypatch.setattr(affine, "_recovered", recover)
+    net, row = nn.Sequential(nn.Linear(32, 16)), SCHEMES[scheme]
+    weight = net[0].weight.detach()
+    if zeros:
+        weight[torch.rand(16, 32, generator=torch.Generator().manual_seed(0)) < 0.9] = 0
+    earlier = {"0.weight": pruned_encoding(weight)} if zeros else {}
+    layers = dict(net.named_modules())
+    stream = apply_to_state(net.state_dict(), QuantizeConfig(scheme), layers, earlier).stream
+    expected, scale = quantize_weight(weight, bits=row.weight_bits, exact_everywhere=row.integer_arithmetic)
+    for code in CODINGS:
+        write_stream(stream, tmp_path / code, code=code)
+        steps = read_tensors(tmp_path / code).state["0.weight"] / scale[:, None]
+        assert torch.equal(steps.round().to(torch.int8), expected)
+    plain = read_safetensors(tmp_path / "plain")["0.weight"]
+    assert torch.equal(plain, expected[expected != 0] if zeros else expected)
 
 
 def test_the_weight_is_left_alone() -> None:

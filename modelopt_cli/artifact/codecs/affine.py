@@ -12,31 +12,33 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import EllipsisType
+from typing import Any
 
 import torch
 
-from modelopt_cli.artifact.codecs.base import Params, PartSpec, Shape, expect
+from modelopt_cli.artifact.codecs.base import FLOATS, Codec, Params, PartSpec, Shape, expect
+from modelopt_cli.artifact.codecs.integer_view import IntegerView
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.program import Encoding
 
 _SCALES = (torch.float32, torch.float16, torch.bfloat16)
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-"""Element types of the parameters this codec stores."""
-
-
 Block = slice | EllipsisType
 _BLOCK = 1 << 18
 
 
-class Affine:
+class Affine(Codec):
     """Symmetric without a ``zero_point`` part, asymmetric with one."""
 
+    name = "affine"
+    help = "integers of 2 to 8 bits, evenly spaced steps of a scale"
     payload = ("values",)
+    dtypes = FLOATS
+    few_values = True
 
     def layout(self, shape: Shape, dtype: torch.dtype, encoding: Encoding) -> dict[str, PartSpec]:
         """``values``, ``scale`` and perhaps ``zero_point``; parts may come in any shape of the right size."""
         given = encoding.parts
-        expect(dtype in DTYPES, f"codec affine stores floating-point parameters, not {dtype}")
+        self.require_dtype(dtype)
         expect("scale" in given and given.keys() <= {"scale", "zero_point"}, "codec affine needs its scale")
         expect(given["scale"].dtype in _SCALES, f"the scale cannot be {given['scale'].dtype}")
         coarse = _scale_shape(shape, encoding.params)
@@ -49,7 +51,7 @@ class Affine:
         return layout
 
     def encode(self, tensor: torch.Tensor, encoding: Encoding) -> dict[str, torch.Tensor]:
-        """Recover the integers and make sure that they give the same floats back."""
+        """The integers that the method hands over, or else recovered ones, if they stand for the tensor."""
         shape, params = tuple(tensor.shape), encoding.params
         layout = self.layout(shape, tensor.dtype, encoding)
         parts = {"scale": encoding.parts["scale"].detach().reshape(layout["scale"].shape)}
@@ -59,9 +61,11 @@ class Affine:
             zero_point = encoding.parts["zero_point"].detach().reshape(layout["zero_point"].shape)
             _check_zero_point(zero_point, *_range(params))
             parts["zero_point"] = zero_point.to(torch.int8)
+        if encoding.integers is not None:
+            return {**parts, "values": _checked(encoding.integers, tensor, parts, params)}
         values = torch.empty(shape, dtype=torch.int8)
         for some in _blocks(shape):
-            values[some] = _integers(tensor[some], _Grid.of(parts, shape, params, some), params)
+            values[some] = _recovered(tensor[some], _Grid.of(parts, shape, params, some), params)
         return {**parts, "values": values}
 
     def decode(
@@ -92,6 +96,29 @@ class Affine:
             settings["zero_point"] = settings["scale"].to(torch.int8)
         layout = self.layout(shape, dtype, Encoding("affine", dict(params), settings))
         return sum(spec.nbytes for spec in layout.values())
+
+    def makes_integers(self, dtype: torch.dtype) -> bool:
+        """Always."""
+        return True
+
+    def integers(self, params: dict[str, Any], shape: Shape, dtype: torch.dtype) -> "AffineIntegers":
+        """The values."""
+        return AffineIntegers(self, params, shape, dtype)
+
+
+class AffineIntegers(IntegerView):
+    """The values of ``affine``."""
+
+    part = "values"
+
+    def __init__(self, codec: Codec, params: dict[str, Any], shape: Shape, dtype: torch.dtype) -> None:
+        super().__init__(codec, params, shape, dtype)
+        self.limits, self.spec = _range(params), PartSpec(torch.int8, shape)
+
+    def center(self, parts: Mapping[str, torch.Tensor]) -> int:
+        """The mean zero point."""
+        zero_point = parts.get("zero_point")
+        return 0 if zero_point is None else int(zero_point.sum()) // zero_point.numel()
 
 
 def _range(params: Params) -> tuple[int, int]:
@@ -142,7 +169,22 @@ class _Grid:
         return steps if self.zero_point is None else steps.add_(self.zero_point)
 
 
-def _integers(tensor: torch.Tensor, grid: _Grid, params: Params) -> torch.Tensor:
+def _checked(
+    integers: torch.Tensor, tensor: torch.Tensor, parts: Mapping[str, torch.Tensor], params: Params
+) -> torch.Tensor:
+    """Integers from a method, once it is sure that they decode to ``tensor``."""
+    shape = tuple(tensor.shape)
+    if integers.dtype != torch.int8 or tuple(integers.shape) != shape:
+        raise ModeloptError("has integers of another type or shape than its values")
+    _check_range(integers, *_range(params), "values")
+    for some in _blocks(shape):
+        floats = _Grid.of(parts, shape, params, some).floats(integers[some])
+        if not torch.equal(floats.to(tensor.dtype), tensor[some]):
+            raise ModeloptError("has integers that do not stand for its values")
+    return integers
+
+
+def _recovered(tensor: torch.Tensor, grid: _Grid, params: Params) -> torch.Tensor:
     """int8 values that decode to ``tensor``; in bfloat16 a step's own rounding can hide half a step."""
     low, high = _range(params)
     first = values = grid.integers(tensor).clamp_(low, high).to(torch.int8)

@@ -1,17 +1,22 @@
-"""What a codec is: one way to store a parameter as a few plain tensors."""
+"""Codecs: how a parameter is stored as a few plain tensors."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.program import Encoding
 
+if TYPE_CHECKING:
+    from modelopt_cli.artifact.codecs.integer_view import IntegerView
+
 Params = Mapping[str, Any]
 Shape = tuple[int, ...]
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -27,17 +32,31 @@ class PartSpec:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class Codec(Protocol):
+class Codec(ABC):
     """Lossless storage for tensors whose values a method has already put onto a coarser set.
 
-    ``encode`` must be undone by ``decode`` exactly, on every machine. Parts come in two kinds:
-    ``payload`` parts are made from the tensor, the others are given in ``Encoding.parts``.
+    ``encode`` must be undone by ``decode`` exactly, on every machine. Parts come in two kinds: ``payload``
+    parts are made from the tensor, the others are given in ``Encoding.parts``.
+
+    Attributes:
+        name: in ``Encoding.codec`` and in files.
+        help: one line.
+        version: of the format, from which readers know the codec.
+        payload: the parts that ``encode`` makes; the first is stored under the parameter's own name.
+        dtypes: element types of the parameters that it stores; empty: any.
+        few_values: its parameters have few values on purpose, and equal ones are to stay equal.
+        wraps: it stores the integers of another codec, which its settings name.
     """
 
-    @property
-    def payload(self) -> tuple[str, ...]:
-        """The parts that ``encode`` makes; the first is stored under the parameter's own name."""
+    name: ClassVar[str]
+    help: ClassVar[str]
+    version: ClassVar[int] = 1
+    payload: ClassVar[tuple[str, ...]]
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = ()
+    few_values: ClassVar[bool] = False
+    wraps: ClassVar[bool] = False
 
+    @abstractmethod
     def layout(self, shape: Shape, dtype: torch.dtype, encoding: Encoding) -> dict[str, PartSpec]:
         """Every part's type and shape, from shapes alone: parts on the meta device will do.
 
@@ -45,6 +64,7 @@ class Codec(Protocol):
             ArtifactError: the settings or parts do not fit the tensor.
         """
 
+    @abstractmethod
     def encode(self, tensor: torch.Tensor, encoding: Encoding) -> dict[str, torch.Tensor]:
         """All parts, as ``layout`` describes them.
 
@@ -53,6 +73,7 @@ class Codec(Protocol):
             ModeloptError: the tensor's values are not on the set the encoding describes.
         """
 
+    @abstractmethod
     def decode(
         self, parts: Mapping[str, torch.Tensor], params: Params, dtype: torch.dtype, shape: Shape
     ) -> torch.Tensor:
@@ -62,6 +83,7 @@ class Codec(Protocol):
             ArtifactError: the parts, which may come from a hostile file, do not fit.
         """
 
+    @abstractmethod
     def predicted_bytes(
         self, shape: Shape, dtype: torch.dtype, params: Params, parts: Collection[str] = ()
     ) -> int:
@@ -72,7 +94,85 @@ class Codec(Protocol):
             dtype: of the parameter.
             params: the encoding's settings.
             parts: optional parts that will be given, e.g. ``("zero_point",)``.
+
+        Raises:
+            ArtifactError: the settings do not fit the tensor.
         """
+
+    def makes_integers(self, dtype: torch.dtype) -> bool:
+        """True if a parameter of this type is stored as integers, or as values and a mask of them."""
+        return False
+
+    def integers(self, params: dict[str, Any], shape: Shape, dtype: torch.dtype) -> "IntegerView":
+        """The codec as one that makes integers, for codecs that store those in fewer bits.
+
+        Raises:
+            ArtifactError: it makes none, or the settings do not fit the tensor.
+        """
+        raise ArtifactError(f"{self.name!r} is no codec of integers")
+
+    def is_pruned(self, params: Params) -> bool:
+        """True if zeros of a parameter stored so were pruned and are to stay."""
+        return False
+
+    def pattern(self, params: Params) -> str | None:
+        """The pattern of a pruned parameter's zeros, ``"N:M"`` or ``"block:B"``, where there is one."""
+        return None
+
+    def with_zeros(self, encoding: Encoding) -> Encoding | None:
+        """The encoding that also keeps zeros; None where the codec cannot and ``sparse`` does it."""
+        return None
+
+    def without_zeros(self, encoding: Encoding) -> Encoding:
+        """How the same values are stored where zeros count like any other."""
+        return encoding
+
+    def require_dtype(self, dtype: torch.dtype) -> None:
+        """Raise ArtifactError if parameters of this type are not stored."""
+        expect(not self.dtypes or dtype in self.dtypes, f"codec {self.name} stores no {dtype}")
+
+
+class Wrapper(Codec):
+    """A codec that stores the integers of others in fewer bits.
+
+    Its settings begin with ``codec`` and ``params``: the name and the settings of the inner codec.
+    """
+
+    wraps = True
+
+    def __init__(self, inner: tuple[Codec, ...]) -> None:
+        """With the codecs that it may wrap."""
+        self._codecs = {codec.name: codec for codec in inner}
+
+    @abstractmethod
+    def offer(self, tensor: torch.Tensor, encoding: Encoding) -> Encoding | None:
+        """The wrapped encoding of a tensor, or None where it cannot be wrapped.
+
+        Args:
+            tensor: on the CPU.
+            encoding: one of this tensor, by a codec that wraps no other.
+        """
+
+    def _wraps(self, encoding: Encoding, dtype: torch.dtype) -> bool:
+        """True if the integers of a parameter of this type that is stored so can be wrapped."""
+        return encoding.codec in self._codecs and self._codecs[encoding.codec].makes_integers(dtype)
+
+    def _wrapped(self, encoding: Encoding) -> dict[str, Any]:
+        """The first two settings."""
+        return {"codec": encoding.codec, "params": dict(encoding.params)}
+
+    def _view(self, params: Params, shape: Shape, dtype: torch.dtype) -> "IntegerView":
+        """The inner codec of settings that may come from a hostile file.
+
+        Raises:
+            ArtifactError: there is no such codec of integers, or its settings do not fit the tensor.
+        """
+        name, settings = params.get("codec"), params.get("params")
+        if not isinstance(settings, dict):
+            raise ArtifactError("the settings of the inner codec are missing")
+        if not isinstance(name, str) or name not in self._codecs:
+            raise ArtifactError(f"codec {self.name} stores no integers of {str(name)[:40]!r}")
+        return self._codecs[name].integers(settings, shape, dtype)
 
 
 def expect(condition: bool, what: str) -> None:

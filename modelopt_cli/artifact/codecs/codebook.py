@@ -8,18 +8,19 @@ are 0, one in each table, stand for weights that were pruned and are to stay zer
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.codecs.base import Params, PartSpec, Shape, expect
+from modelopt_cli.artifact.codecs.base import Codec, Params, PartSpec, Shape, expect
+from modelopt_cli.artifact.codecs.integer_view import IntegerView
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.program import Encoding
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""Element types of the parameters this codec stores, and of its tables."""
 MAX_ENTRIES = 256
 MAX_VECTOR_ENTRIES = 1 << 16
 MAX_VECTOR = 64
@@ -27,19 +28,26 @@ _CHUNK = 1 << 20
 """Indices looked up at once."""
 
 
-class Codebook:
-    """Each group's entries are looked up by index; the value is rounded to the parameter's type."""
+class Codebook(Codec):
+    """Each group's centroids are looked up by index; the value is rounded to the parameter's type.
 
+    Tables have one of the types that parameters may have.
+    """
+
+    name = "codebook"
+    help = "a table of centroids, and for each weight or vector which of them it is"
     payload = ("indices",)
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    few_values = True
 
     def layout(self, shape: Shape, dtype: torch.dtype, encoding: Encoding) -> dict[str, PartSpec]:
         """``indices``, one for each weight or vector, and the ``table``, ``(groups, entries[, vector])``."""
         params, given = encoding.params, encoding.parts
-        expect(dtype in DTYPES, f"codec codebook stores no {dtype}")
+        self.require_dtype(dtype)
         check(params, shape)
         expect(given.keys() == {"table"}, "codec codebook needs its table")
         table = given["table"]
-        expect(table.dtype in DTYPES, f"the table cannot be {table.dtype}")
+        expect(table.dtype in self.dtypes, f"the table cannot be {table.dtype}")
         wanted = table_shape(params)
         expect(table.numel() == math.prod(wanted), f"the table has not the shape {wanted}")
         return {
@@ -85,6 +93,44 @@ class Codebook:
         table = {"table": torch.empty(table_shape(params), device="meta")}
         layout = self.layout(shape, dtype, Encoding("codebook", dict(params), table))
         return sum(spec.nbytes for spec in layout.values())
+
+    def makes_integers(self, dtype: torch.dtype) -> bool:
+        """Always."""
+        return True
+
+    def integers(self, params: dict[str, Any], shape: Shape, dtype: torch.dtype) -> "CodebookIntegers":
+        """The indices."""
+        return CodebookIntegers(self, params, shape, dtype)
+
+    def is_pruned(self, params: Params) -> bool:
+        """True if the centroid at zero stands for pruned weights."""
+        return bool(params.get("pruned"))
+
+    def with_zeros(self, encoding: Encoding) -> Encoding:
+        """The same table, whose centroid at zero now stands for pruned weights."""
+        return replace(encoding, params={**encoding.params, "pruned": True})
+
+    def without_zeros(self, encoding: Encoding) -> Encoding:
+        """The same table, whose centroid at zero is one like any other."""
+        return replace(encoding, params={**encoding.params, "pruned": False})
+
+
+class CodebookIntegers(IntegerView):
+    """The indices of ``codebook``."""
+
+    part = "indices"
+
+    def __init__(self, codec: Codec, params: dict[str, Any], shape: Shape, dtype: torch.dtype) -> None:
+        super().__init__(codec, params, shape, dtype)
+        self.limits = (0, params["entries"] - 1)
+        self.spec = PartSpec(index_type(params), index_shape(params, shape))
+
+    def center(self, parts: Mapping[str, Tensor]) -> int:
+        """The index of the centroid next to zero; vectors have no order."""
+        if self._params["vector"] > 1:
+            return int(self._params["entries"]) // 2
+        table = parts["table"].float().reshape(-1, self._params["entries"])
+        return int(table.abs().sum(0).argmin())
 
 
 def check(params: Params, shape: Shape) -> None:

@@ -1,9 +1,8 @@
 """``entropy``: the integers of another codec in about as many bits as they are surprising.
 
-Settings: ``codec`` and ``params``, the name and the settings of the codec whose integers these are
-(``affine``, ``codebook``, ``sparse``, or ``raw`` for an int8 parameter); ``center`` and ``columns``, see
-``matrix``; ``reach``, ``mirror``, ``signed`` and ``lag``, see ``blocks``; and ``blocks``, a list of
-``[rows, lanes, last, bytes]``.
+Settings: ``codec`` and ``params``, the name and the settings of the codec whose integers these are;
+``center`` and ``columns``, see ``matrix``; ``reach``, ``mirror``, ``signed`` and ``lag``, see ``blocks``; and
+``blocks``, a list of ``[rows, lanes, last, bytes]``.
 
 A ``sparse`` parameter is written densely: the context model says where its zeros are with fewer bits than
 positions take. If its values are no integers, the stream says which of them are zero, and the others follow
@@ -11,98 +10,86 @@ as they are.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.codecs.base import Params, PartSpec, Shape, expect
+from modelopt_cli.artifact.codecs.base import Params, PartSpec, Shape, Wrapper, expect
 from modelopt_cli.artifact.codecs.blocks import Alphabet, Passes
-from modelopt_cli.artifact.codecs.inner import Inner, inner_of
+from modelopt_cli.artifact.codecs.integer_view import IntegerView
 from modelopt_cli.artifact.codecs.matrix import MOST_COLUMNS, MOST_STEPS, MOST_SYMBOLS, Form, decode, encode
 from modelopt_cli.errors import ArtifactError, ModeloptError
 from modelopt_cli.program.program import Encoding
 
-CODECS = ("affine", "codebook", "raw", "sparse")
-"""Those whose integers can be coded."""
 MAX_REACH = 1 << 11
 FREE, EXPANSION = 1 << 16, 1 << 12
 """A tensor has at most ``FREE + EXPANSION * (bytes of its stream)`` elements."""
 _SETTINGS = {"codec", "params", "center", "columns", "reach", "mirror", "signed", "lag", "blocks"}
 
 
-class Entropy:
-    """The stream of ``matrix``, beside the parts that the inner codec has beside its integers."""
+class Entropy(Wrapper):
+    """The stream of ``matrix``, and the inner codec's other parts."""
 
+    name = "entropy"
+    help = "the integers of another codec in about as many bits as they are surprising"
     payload = ("stream", "values")
 
     def layout(self, shape: Shape, dtype: torch.dtype, encoding: Encoding) -> dict[str, PartSpec]:
         """``stream``, ``values`` of a sparse parameter without integers, the inner codec's other parts."""
-        inner = inner_of(encoding.params, shape, dtype)
-        form = _form(encoding.params, inner)
+        view = self._view(encoding.params, shape, dtype)
+        form = _form(encoding.params, view)
         given = {name: part for name, part in encoding.parts.items() if name not in self.payload}
-        return {"stream": PartSpec(torch.uint8, (form.nbytes,)), **inner.layout(given)}
+        return {"stream": PartSpec(torch.uint8, (form.nbytes,)), **view.layout(given)}
 
     def encode(self, tensor: Tensor, encoding: Encoding) -> dict[str, Tensor]:
-        """All parts, for an encoding that :func:`entropy_encoding` made of this tensor."""
-        inner = inner_of(encoding.params, tuple(tensor.shape), tensor.dtype)
-        form, parts = _form(encoding.params, inner), dict(encoding.parts)
-        stream = parts.pop("stream", None)
+        """All parts, for an encoding that :meth:`offer` made of this tensor."""
+        view = self._view(encoding.params, tuple(tensor.shape), tensor.dtype)
+        form, stream = _form(encoding.params, view), encoding.parts.get("stream")
         if stream is None or len(stream) != form.nbytes:
             raise ModeloptError("has an encoding without its stream")
-        return {"stream": stream, **inner.encode(tensor, parts)[1]}
+        given = {name: part for name, part in encoding.parts.items() if name != "stream"}
+        return {"stream": stream, **view.encode(tensor, replace(encoding, parts=given))[1]}
 
     def decode(self, parts: Mapping[str, Tensor], params: Params, dtype: torch.dtype, shape: Shape) -> Tensor:
         """Decode the integers and let the inner codec make the tensor of them."""
         others = {name: part for name, part in parts.items() if name != "stream"}
-        layout = self.layout(shape, dtype, Encoding("entropy", dict(params), others))
+        layout = self.layout(shape, dtype, Encoding(self.name, dict(params), others))
         expect(layout.keys() == parts.keys(), f"codec entropy needs the parts {', '.join(layout)}")
         for name, spec in layout.items():
             fits = PartSpec(parts[name].dtype, tuple(parts[name].shape)) == spec
             expect(fits, f"the {name} does not fit the parameter")
-        inner = inner_of(params, shape, dtype)
+        view = self._view(params, shape, dtype)
         stream = parts["stream"].contiguous().numpy()
-        return inner.decode(decode(stream, _form(params, inner), inner.limits, inner.numpy_type), others)
+        return view.decode(decode(stream, _form(params, view), view.limits, view.numpy_type), others)
 
     def predicted_bytes(
         self, shape: Shape, dtype: torch.dtype, params: Params, parts: Collection[str] = ()
     ) -> int:
         """The stream's bytes stand in the settings."""
-        inner = inner_of(params, shape, dtype)
-        return _form(params, inner).nbytes + inner.bytes_beside(parts)
+        view = self._view(params, shape, dtype)
+        return _form(params, view).nbytes + view.bytes_of_other_parts(parts)
+
+    def offer(self, tensor: Tensor, encoding: Encoding) -> Encoding | None:
+        """An encoding of integers, their stream among its parts; None where the codec cannot store them."""
+        if not self._wraps(encoding, tensor.dtype) or not tensor.numel():
+            return None
+        view = self._view(self._wrapped(encoding), tuple(tensor.shape), tensor.dtype)
+        integers, _ = view.encode(tensor, encoding)
+        center = view.center(encoding.parts)
+        if max(int(integers.max()) - center, center - int(integers.min())) >= MAX_REACH:
+            return None
+        form, stream = encode(integers, center)
+        if view.count > FREE + EXPANSION * form.nbytes:
+            return None
+        blocks = [[passes.rows, passes.lanes, passes.last, size] for passes, size in form.blocks]
+        settings = {"center": center, "columns": form.columns, **asdict(form.alphabet), "blocks": blocks}
+        parts = {**encoding.parts, "stream": torch.from_numpy(stream)}
+        params = {**self._wrapped(encoding), **settings}
+        return replace(encoding, codec=self.name, params=params, parts=parts)
 
 
-def entropy_encoding(tensor: Tensor, encoding: Encoding) -> Encoding | None:
-    """How a tensor is stored by ``entropy``, its stream among the parts.
-
-    Args:
-        tensor: on the CPU.
-        encoding: one of this tensor.
-
-    Returns:
-        None where the codec cannot store it: nothing in it, or another codec underneath.
-    """
-    if encoding.codec not in CODECS or not tensor.numel():
-        return None
-    if encoding.codec == "raw" and tensor.dtype != torch.int8:
-        return None
-    named: dict[str, Any] = {"codec": encoding.codec, "params": dict(encoding.params)}
-    inner = inner_of(named, tuple(tensor.shape), tensor.dtype)
-    integers, _ = inner.encode(tensor, encoding.parts)
-    center = inner.center(encoding.parts)
-    if max(int(integers.max()) - center, center - int(integers.min())) >= MAX_REACH:
-        return None
-    form, stream = encode(integers, center)
-    if inner.count > FREE + EXPANSION * form.nbytes:
-        return None
-    blocks = [[passes.rows, passes.lanes, passes.last, size] for passes, size in form.blocks]
-    settings = {"center": center, "columns": form.columns, **asdict(form.alphabet)}
-    parts = {**encoding.parts, "stream": torch.from_numpy(stream)}
-    return Encoding("entropy", {**named, **settings, "blocks": blocks}, parts)
-
-
-def _form(params: Params, inner: Inner) -> Form:
+def _form(params: Params, view: IntegerView) -> Form:
     """The settings, which may come from a hostile file, checked."""
     expect(set(params) == _SETTINGS, f"codec entropy needs exactly {', '.join(sorted(_SETTINGS))}")
     center = _integer(params["center"], "center", -(1 << 16), 1 << 16)
@@ -115,8 +102,8 @@ def _form(params: Params, inner: Inner) -> Form:
     blocks = [_block(block, columns) for block in params["blocks"]]
     form = Form(center, columns, Alphabet(reach, mirror, params["signed"], lag), blocks)
     rows = sum(passes.rows for passes, _ in blocks)
-    expect(rows > 0 and rows * columns == inner.count, "the blocks are not those of the parameter")
-    expect(inner.count <= FREE + EXPANSION * form.nbytes, "so few bytes cannot stand for so large a tensor")
+    expect(rows > 0 and rows * columns == view.count, "the blocks are not those of the parameter")
+    expect(view.count <= FREE + EXPANSION * form.nbytes, "so few bytes cannot stand for so large a tensor")
     return form
 
 

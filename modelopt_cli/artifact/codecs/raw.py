@@ -1,16 +1,20 @@
 """``raw``: the tensor's own bytes."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 
-from modelopt_cli.artifact.codecs.base import Params, PartSpec, Shape, expect
+from modelopt_cli.artifact.codecs.base import Codec, Params, PartSpec, Shape, expect
+from modelopt_cli.artifact.codecs.integer_view import IntegerView
 from modelopt_cli.program.program import Encoding
 
 
-class Raw:
+class Raw(Codec):
     """Any dtype, any shape, nothing changed."""
 
+    name = "raw"
+    help = "the tensor's own bytes"
     payload = ("values",)
 
     def layout(self, shape: Shape, dtype: torch.dtype, encoding: Encoding) -> dict[str, PartSpec]:
@@ -37,3 +41,26 @@ class Raw:
     ) -> int:
         """Elements times element size."""
         return PartSpec(dtype, shape).nbytes
+
+    def makes_integers(self, dtype: torch.dtype) -> bool:
+        """True if it is made of integers itself."""
+        return dtype == torch.int8
+
+    def integers(self, params: dict[str, Any], shape: Shape, dtype: torch.dtype) -> "RawIntegers":
+        """The elements of an int8 parameter, which is made of integers itself."""
+        return RawIntegers(self, params, shape, dtype)
+
+
+class RawIntegers(IntegerView):
+    """An int8 parameter."""
+
+    part, limits = "values", (-128, 127)
+
+    def __init__(self, codec: Codec, params: dict[str, Any], shape: Shape, dtype: torch.dtype) -> None:
+        expect(dtype == torch.int8, f"{dtype} values are no integers")
+        super().__init__(codec, params, shape, dtype)
+        self.spec = PartSpec(torch.int8, shape)
+
+
+PLAIN = Encoding(Raw.name)
+"""The encoding of a parameter that no method has put onto a coarser set."""

@@ -19,7 +19,7 @@ from modelopt_cli.artifact.codecs.positions import (
     kept_blocks,
     n_of_m_count,
 )
-from modelopt_cli.artifact.codecs.sparse import Sparse
+from modelopt_cli.artifact.codecs.sparse import SPARSE, settings_of
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.program import Encoding
 
@@ -31,14 +31,8 @@ SAMPLE = 1 << 16
 """Elements, about, of the part in which patterns are looked for first."""
 
 _PATTERN = re.compile(r"([1-9]\d{0,4}):([1-9]\d{0,4})|block:([1-9]\d{0,4})")
-_SPARSE = Sparse()
 Form = tuple[int, dict[str, Any]]
 """Bytes, and the settings of the codec."""
-
-
-def settings_of(base: Encoding) -> dict[str, Any] | None:
-    """What the setting ``values`` of a sparse encoding is where all values would be stored by ``base``."""
-    return dict(base.params) if base.codec == "affine" else None
 
 
 def smallest_form(tensor: Tensor, base: Encoding, pattern: str | None = None) -> Form:
@@ -101,7 +95,7 @@ class _Search:
         for form in forms:
             params = {**form, "values": self.values}
             with suppress(ArtifactError):
-                size = _SPARSE.predicted_bytes(self.shape, self.dtype, params, self.parts)
+                size = SPARSE.predicted_bytes(self.shape, self.dtype, params, self.parts)
                 found.append((size, params))
         return found
 

@@ -18,30 +18,32 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.artifact.codecs import positions
-from modelopt_cli.artifact.codecs.affine import Affine
-from modelopt_cli.artifact.codecs.base import Params, PartSpec, Shape, expect
+from modelopt_cli.artifact.codecs.affine import Affine, AffineIntegers
+from modelopt_cli.artifact.codecs.base import FLOATS, Codec, Params, PartSpec, Shape, expect
+from modelopt_cli.artifact.codecs.integer_view import Integers, IntegerView
+from modelopt_cli.artifact.codecs.raw import PLAIN, Raw, RawIntegers
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.program import Encoding
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8)
-"""Element types of the parameters this codec stores."""
 
 FREE, EXPANSION = 4096, 256
 """A tensor has at most ``FREE + EXPANSION * (bytes of its values and positions)`` elements."""
 
-_AFFINE = Affine()
+_AFFINE, _RAW = Affine(), Raw()
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Sparse:
+class Sparse(Codec):
     """Values in row order of the form's grid; positions as a stream of bits."""
 
+    name = "sparse"
+    help = "the values that are not zero, plain or as integers of affine, and where they stand"
     payload = ("values", "positions")
+    dtypes = (*FLOATS, torch.int8)
 
     def layout(self, shape: Shape, dtype: torch.dtype, encoding: Encoding) -> dict[str, PartSpec]:
         """``values``, ``positions`` unless all is stored, and the parts of ``affine`` if it is used."""
         params = encoding.params
-        expect(dtype in DTYPES, f"codec sparse stores no {dtype}")
+        self.require_dtype(dtype)
         positions.check(params, shape)
         outer = _outer_layout(shape, dtype, encoding)
         stored = torch.int8 if params["values"] is not None else dtype
@@ -60,7 +62,8 @@ class Sparse:
         dense: Tensor = tensor.detach()
         outer: dict[str, Tensor] = {}
         if params["values"] is not None:
-            outer = _AFFINE.encode(tensor, Encoding("affine", dict(params["values"]), encoding.parts))
+            affine = Encoding(Affine.name, dict(params["values"]), encoding.parts, encoding.integers)
+            outer = _AFFINE.encode(tensor, affine)
             dense = outer.pop("values")
         grid = positions.grid_of(params, shape)
         rows = grid.read(dense)
@@ -83,7 +86,7 @@ class Sparse:
     def decode(self, parts: Mapping[str, Tensor], params: Params, dtype: torch.dtype, shape: Shape) -> Tensor:
         """Zeros, with the stored values in their places."""
         outer = {name: part for name, part in parts.items() if name not in self.payload}
-        layout = self.layout(shape, dtype, Encoding("sparse", dict(params), outer))
+        layout = self.layout(shape, dtype, Encoding(self.name, dict(params), outer))
         expect(layout.keys() == parts.keys(), f"codec sparse needs the parts {', '.join(layout)}")
         for name, spec in layout.items():
             part = parts[name]
@@ -101,11 +104,50 @@ class Sparse:
         affine = params.get("values")
         bare = dict(params) | {"values": None}
         stored = torch.int8 if affine is not None else dtype
-        layout = self.layout(shape, stored, Encoding("sparse", bare))
+        layout = self.layout(shape, stored, Encoding(self.name, bare))
         size = sum(spec.nbytes for spec in layout.values())
         if affine is None:
             return size
         return size + _AFFINE.predicted_bytes(shape, dtype, affine, parts) - math.prod(shape)
+
+    def makes_integers(self, dtype: torch.dtype) -> bool:
+        """Always: the zeros themselves are a mask."""
+        return True
+
+    def integers(self, params: dict[str, Any], shape: Shape, dtype: torch.dtype) -> IntegerView:
+        """The tensor written densely: its integers, or a mask where its values are none."""
+        self.require_dtype(dtype)
+        if params.get("values") is not None:
+            return _PrunedAffine(params, shape, dtype)
+        return (_PrunedRaw if dtype == torch.int8 else _Mask)(params, shape, dtype)
+
+    def is_pruned(self, params: Params) -> bool:
+        """Always: that is what the codec says of a parameter."""
+        return True
+
+    def pattern(self, params: Params) -> str | None:
+        """``n:m`` or blocks, where the positions are written so."""
+        if params.get("form") == "n:m":
+            return f"{params['n']}:{params['m']}"
+        return f"block:{params['block']}" if params.get("block", 1) > 1 else None
+
+    def without_zeros(self, encoding: Encoding) -> Encoding:
+        """By ``affine``, or plainly."""
+        affine = encoding.params["values"]
+        return PLAIN if affine is None else Encoding(Affine.name, dict(affine), dict(encoding.parts))
+
+    def takes(self, dtype: torch.dtype, base: Encoding) -> bool:
+        """True if a tensor of this type whose values are stored so can be stored sparsely."""
+        inner = base.codec in (Affine.name, Raw.name) and "zero_point" not in base.parts
+        return dtype in self.dtypes and inner
+
+
+SPARSE = Sparse()
+
+
+def settings_of(base: Encoding) -> dict[str, Any] | None:
+    """The setting ``values`` of a sparse encoding whose values ``base`` would store without zeros."""
+    return dict(base.params) if base.codec == Affine.name else None
 
 
 def _outer_layout(shape: Shape, dtype: torch.dtype, encoding: Encoding) -> dict[str, PartSpec]:
@@ -116,7 +158,7 @@ def _outer_layout(shape: Shape, dtype: torch.dtype, encoding: Encoding) -> dict[
         return {}
     expect(isinstance(affine, dict), "values must be null or the settings of affine")
     expect("zero_point" not in encoding.parts, "sparse values have no zero point")
-    layout = _AFFINE.layout(shape, dtype, Encoding("affine", affine, dict(encoding.parts)))
+    layout = _AFFINE.layout(shape, dtype, Encoding(Affine.name, affine, dict(encoding.parts)))
     del layout["values"]
     return layout
 
@@ -141,3 +183,87 @@ def _place(parts: Mapping[str, Tensor], params: Params, shape: Shape) -> Tensor:
     again = positions.kept(rows, params, grid)
     expect(torch.equal(again, keep), "a stored block holds nothing but zeros")
     return grid.restore(rows)
+
+
+class _Pruned:
+    """Which elements of a tensor a sparse parameter stores."""
+
+    def __init__(self, params: dict[str, Any], shape: Shape) -> None:
+        positions.check(params, shape)
+        self.count: int = params["count"]
+        self._params, self._grid = params, positions.grid_of(params, shape)
+
+    def kept(self, tensor: Tensor) -> Tensor:
+        """A mask, of the tensor's shape."""
+        rows = positions.kept(self._grid.read(tensor), self._params, self._grid)
+        return self._grid.restore(rows)
+
+    def check(self, tensor: Tensor) -> None:
+        """Refuse a tensor that has other zeros than the settings say."""
+        expect(int(self.kept(tensor).sum()) == self.count, "the zeros are not as many as the settings say")
+
+
+class _PrunedAffine(AffineIntegers):
+    """A sparse parameter of integers, its zeros among them."""
+
+    def __init__(self, params: dict[str, Any], shape: Shape, dtype: torch.dtype) -> None:
+        self._pruned = _Pruned(params, shape)
+        expect(isinstance(params["values"], dict), "values must be null or the settings of affine")
+        super().__init__(_AFFINE, params["values"], shape, dtype)
+
+    def layout(self, parts: Mapping[str, Tensor]) -> dict[str, PartSpec]:
+        """The scale."""
+        expect("zero_point" not in parts, "sparse values have no zero point")
+        return super().layout(parts)
+
+    def decode(self, integers: Integers, parts: Mapping[str, Tensor]) -> Tensor:
+        """The tensor, if its zeros are those of the settings."""
+        self._pruned.check(torch.from_numpy(integers.reshape(self.spec.shape)))
+        return super().decode(integers, parts)
+
+
+class _PrunedRaw(RawIntegers):
+    """A sparse int8 parameter, its zeros among its integers."""
+
+    def __init__(self, params: dict[str, Any], shape: Shape, dtype: torch.dtype) -> None:
+        self._pruned = _Pruned(params, shape)
+        super().__init__(_RAW, {}, shape, dtype)
+
+    def decode(self, integers: Integers, parts: Mapping[str, Tensor]) -> Tensor:
+        """The integers, if their zeros are those of the settings."""
+        tensor = super().decode(integers, parts)
+        self._pruned.check(tensor)
+        return tensor
+
+
+class _Mask(IntegerView):
+    """A sparse parameter whose values are no integers: 1 where one is stored, 0 elsewhere."""
+
+    def __init__(self, params: dict[str, Any], shape: Shape, dtype: torch.dtype) -> None:
+        # Without the codec's bound on sizes: a mask may take fewer bytes than positions do.
+        self._pruned, self._shape, self._dtype = _Pruned(params, shape), shape, dtype
+        self.limits, self.spec = (0, 1), PartSpec(torch.int8, shape)
+
+    def layout(self, parts: Mapping[str, Tensor]) -> dict[str, PartSpec]:
+        """The values, as they are."""
+        return {"values": PartSpec(self._dtype, (self._pruned.count,))}
+
+    def bytes_of_other_parts(self, parts: Collection[str]) -> int:
+        """Those of the values."""
+        return self._pruned.count * self._dtype.itemsize
+
+    def encode(self, tensor: Tensor, encoding: Encoding) -> tuple[Integers, dict[str, Tensor]]:
+        """The mask, and the values it marks."""
+        keep = self._pruned.kept(tensor)
+        if int(keep.sum()) != self._pruned.count:
+            raise ModeloptError("has other zeros than its encoding describes")
+        return keep.to(torch.int8).numpy(), {"values": tensor[keep]}
+
+    def decode(self, integers: Integers, parts: Mapping[str, Tensor]) -> Tensor:
+        """Zeros, with the values in their places."""
+        keep = torch.from_numpy(integers.reshape(self._shape)).bool()
+        expect(int(keep.sum()) == self._pruned.count, "the mask is not that of as many values")
+        tensor = torch.zeros(self._shape, dtype=self._dtype)
+        tensor[keep] = parts["values"]
+        self._pruned.check(tensor)
+        return tensor

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.artifact import predicted_bytes
-from modelopt_cli.artifact.codecs.sparse import DTYPES
+from modelopt_cli.artifact.codecs.sparse import SPARSE
 from modelopt_cli.artifact.coding import Code
 from modelopt_cli.artifact.dtypes import count_nonzero
 from modelopt_cli.artifact.encodings import compact_state, is_pruned, require_not_shared
@@ -155,7 +155,7 @@ class _StatePruner:
         self.scores = self._scores([name for name in weights if self.names[name] in selected])
 
     def _obstacle(self, weight: Tensor) -> str | None:
-        if weight.dtype not in DTYPES:
+        if weight.dtype not in SPARSE.dtypes:
             return f"its type is {str(weight.dtype).removeprefix('torch.')}"
         return self.pattern.obstacle(weight.shape)
 

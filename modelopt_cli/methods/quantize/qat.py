@@ -10,10 +10,12 @@ how float32 sums are rounded. So what is validated during training is what will 
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
 
+from modelopt_cli.artifact.codecs.affine import Affine
 from modelopt_cli.artifact.encodings import is_pruned, without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels.saturation import is_depthwise
@@ -130,7 +132,7 @@ def _unweighted(layer: Quantized) -> nn.Module:
 def _stored(layer: nn.Module, encoding: Encoding | None) -> nn.Module | None:
     """The form of a float layer whose weight is stored as int8."""
     base = without_zeros(encoding)
-    if base.codec != "affine" or dict(base.params) != _STEPS or base.parts.keys() != {"scale"}:
+    if base.codec != Affine.name or dict(base.params) != _STEPS or base.parts.keys() != {"scale"}:
         return None
     scale, form = base.parts["scale"].float(), Form(bounded=False)
     if type(layer) is nn.Conv2d and layer.weight.dtype == torch.float32:
@@ -144,7 +146,8 @@ def _forget_steps(network: Program, name: str) -> None:
     """Of a latent weight only zeros are promised."""
     encoding = network.encodings.pop(name, None)
     if encoding is not None and is_pruned(encoding):
-        network.encodings[name] = Encoding("sparse", {**encoding.params, "values": None})
+        params = {**encoding.params, "values": None}
+        network.encodings[name] = replace(encoding, params=params, parts={}, integers=None)
 
 
 def _real_zeros(network: Program, layers: Mapping[str, nn.Module]) -> None:

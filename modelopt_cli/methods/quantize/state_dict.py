@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from modelopt_cli.artifact import Stream
+from modelopt_cli.artifact.codecs import PLAIN
 from modelopt_cli.artifact.encodings import carry_over, is_pruned, is_shared
-from modelopt_cli.artifact.file_plan import PLAIN
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.errors import UsageError

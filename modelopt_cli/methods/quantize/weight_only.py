@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.codecs.affine import DTYPES
-from modelopt_cli.artifact.encodings import without_zeros
+from modelopt_cli.artifact.codecs.affine import Affine
+from modelopt_cli.artifact.encodings import is_shared, without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Result
 from modelopt_cli.methods.layer_selection import is_weight_name, select_layers
@@ -63,7 +63,7 @@ def storable(state: Mapping[str, Tensor]) -> dict[str, str | None]:
         kind = str(tensor.dtype).removeprefix("torch.")
         if not tensor.is_floating_point():
             reasons[name] = f"not floating point but {kind}"
-        elif tensor.dtype not in DTYPES:
+        elif tensor.dtype not in Affine.dtypes:
             reasons[name] = f"{kind} is as small as int8"
         else:
             reasons[name] = None if tensor.numel() else "empty"
@@ -72,8 +72,8 @@ def storable(state: Mapping[str, Tensor]) -> dict[str, str | None]:
 
 def already_quantized(names: Iterable[str], encodings: Mapping[str, Encoding]) -> dict[str, str]:
     """Weights that take few bits already, with that as the reason to leave them."""
-    codecs = {name: without_zeros(encodings.get(name)).codec for name in names}
-    return {name: f"stored as {codec} values already" for name, codec in codecs.items() if codec != "raw"}
+    few = {name: without_zeros(e) for name in names if is_shared(e := encodings.get(name))}
+    return {name: f"stored as {encoding.codec} values already" for name, encoding in few.items()}
 
 
 def layer_of(parameter: str) -> str:
@@ -90,9 +90,10 @@ def encode_weight(weight: Tensor, scheme: Scheme, *, shared: bool = False) -> tu
         shared: equal weights of a channel stay equal.
 
     Returns:
-        The rounded weight, in its own dtype, and how it is to be stored.
+        The rounded weight, in its own dtype, and how it is to be stored, with its integers.
     """
     rounded = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    integers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scales = []
     rows = max(CHUNK // max(weight[:1].numel(), 1), 1)
     for start in range(0, len(weight), rows):  # so that a large embedding is never copied whole
@@ -101,10 +102,11 @@ def encode_weight(weight: Tensor, scheme: Scheme, *, shared: bool = False) -> tu
             some, bits=scheme.weight_bits, exact_everywhere=scheme.integer_arithmetic, shared=shared
         )
         spread = scale.view(-1, *[1] * (weight.dim() - 1))
+        integers[start : start + rows] = values
         rounded[start : start + rows] = (values.to(torch.float32) * spread).to(weight.dtype)
         scales.append(scale)
     params = {"bits": scheme.weight_bits, "axis": 0, "group": None}
-    return rounded, Encoding("affine", params, {"scale": torch.cat(scales)})
+    return rounded, Encoding(Affine.name, params, {"scale": torch.cat(scales)}, integers)
 
 
 def require_nonzero(name: str, before: Tensor, after: Tensor) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.artifact import Stream, predicted_bytes
+from modelopt_cli.artifact.codecs import PLAIN
 from modelopt_cli.artifact.encodings import carry_over, is_pruned, pruned_encoding
-from modelopt_cli.artifact.file_plan import PLAIN
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.errors import ModeloptError, NothingCompressed, UsageError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.codecs.codebook import DTYPES
+from modelopt_cli.artifact.codecs.codebook import Codebook
 from modelopt_cli.artifact.encodings import is_pruned, is_shared
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.layer_selection import select_layers, weight_labels
@@ -63,7 +63,7 @@ def select_weights(
 
 def obstacle(weight: Tensor, encoding: Encoding | None, config: ShareConfig) -> str | None:
     """The reason why a weight cannot be clustered as the config says; None where it can."""
-    if weight.dtype not in DTYPES:
+    if weight.dtype not in Codebook.dtypes:
         return f"its type is {str(weight.dtype).removeprefix('torch.')}"
     if config.vector > 1:
         row = weight[0].numel()

@@ -33,7 +33,7 @@ def sliced(encoding: Encoding, shape: Sequence[int], kept: Mapping[int, Tensor])
         }
         return Encoding(encoding.codec, encoding.params, parts)
     if group is None:
-        return encoding
+        return Encoding(encoding.codec, encoding.params, encoding.parts)
     last = len(shape) - 1
     if last in kept:
         return None

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.artifact.codecs.blocks import Alphabet, Passes, decode_block, encode_block
-from modelopt_cli.artifact.codecs.entropy import entropy_encoding
 from modelopt_cli.artifact.codecs.matrix import Form, columns_of, decode, encode
 from modelopt_cli.artifact.encodings import pruned_encoding
 from modelopt_cli.errors import ArtifactError, ModeloptError
@@ -33,7 +32,7 @@ def codebook(integers, entries=None):
 def stored(integers, entries=None):
     """Parameter, encoding with its stream, and all its parts."""
     tensor, encoding = codebook(integers, entries)
-    coded = entropy_encoding(tensor, encoding)
+    coded = CODEC.offer(tensor, encoding)
     return tensor, coded, CODEC.encode(tensor, coded)
 
 
@@ -206,10 +205,18 @@ INNER = {
 }
 
 
+def offered(make):
+    tensor, encoding = make()
+    return tensor, CODEC.offer(tensor, encoding)
+
+
+CASES = {name: lambda make=make: offered(make) for name, make in INNER.items()}
+
+
 @pytest.mark.parametrize("make", INNER.values(), ids=INNER.keys())
 def test_every_codec_of_integers_comes_back(make):
     tensor, encoding = make()
-    coded = entropy_encoding(tensor, encoding)
+    coded = CODEC.offer(tensor, encoding)
     parts = CODEC.encode(tensor, coded)
     assert torch.equal(decoded(parts, coded.params, tensor), tensor)
     assert sum(part.nbytes for part in parts.values()) == CODEC.predicted_bytes(
@@ -220,23 +227,23 @@ def test_every_codec_of_integers_comes_back(make):
 def test_a_transposed_view_is_coded_as_the_tensor_it_shows():
     tensor, encoding = affine_parameter(True)
     view = tensor.t().contiguous().t()
-    coded, same = entropy_encoding(view, encoding), entropy_encoding(tensor, encoding)
+    coded, same = CODEC.offer(view, encoding), CODEC.offer(tensor, encoding)
     assert torch.equal(coded.parts["stream"], same.parts["stream"])
     assert coded.params == same.params
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (4, 0)], ids=str)
 def test_nothing_is_made_of_an_empty_tensor(shape):
-    assert entropy_encoding(*codebook(np.zeros(shape, np.int64), 4)) is None
+    assert CODEC.offer(*codebook(np.zeros(shape, np.int64), 4)) is None
 
 
 def test_other_codecs_and_too_many_symbols_are_left_alone():
-    assert entropy_encoding(torch.ones(3), Encoding("raw")) is None
+    assert CODEC.offer(torch.ones(3), Encoding("raw")) is None
     table = torch.arange(5000.0 * 2).reshape(1, 5000, 2)
     encoding = Encoding(
         "codebook", {"entries": 5000, "groups": 1, "vector": 2, "pruned": False}, {"table": table}
     )
-    assert entropy_encoding(table.reshape(50, 200), encoding) is None
+    assert CODEC.offer(table.reshape(50, 200), encoding) is None
 
 
 def test_an_encoding_without_its_stream_is_a_mistake():
@@ -286,7 +293,7 @@ def test_structure_makes_a_stream_smaller_than_the_entropy_of_its_integers():
 def test_a_large_even_alphabet_has_its_middle_between_two_integers():
     integers = gaussian((300, 100), 2.5, 7.5, 16)
     tensor, encoding = codebook(integers, 16)
-    coded = entropy_encoding(tensor, encoding)
+    coded = CODEC.offer(tensor, encoding)
     assert coded.params["mirror"] in (-1, 1) or not coded.params["signed"]
     assert coded.parts["stream"].numel() * 8 <= 1.01 * zero_order_bits(integers)
 
@@ -425,7 +432,7 @@ def test_parts_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("name", ["sparse floats", "sparse affine", "sparse int8"])
 def test_a_sparse_parameter_has_the_zeros_that_its_settings_say(name):
     tensor, encoding = INNER[name]()
-    coded = entropy_encoding(tensor, encoding)
+    coded = CODEC.offer(tensor, encoding)
     parts = CODEC.encode(tensor, coded)
     other = encoding.params["count"] - 1
     params = {**coded.params, "params": {**encoding.params, "count": other}}
@@ -437,7 +444,7 @@ def test_a_sparse_parameter_has_the_zeros_that_its_settings_say(name):
 
 def test_a_stored_zero_is_no_stored_value():
     tensor, encoding = pruned_parameter(torch.float32)
-    coded = entropy_encoding(tensor, encoding)
+    coded = CODEC.offer(tensor, encoding)
     parts = CODEC.encode(tensor, coded)
     parts["values"] = parts["values"].clone()
     parts["values"][3] = 0

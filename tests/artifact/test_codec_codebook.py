@@ -31,6 +31,18 @@ def shared(shape, entries, groups=1, vector=1, dtype=torch.float32, pruned=False
     return tensor.reshape(shape).to(dtype), indices, Encoding("codebook", params, parts)
 
 
+def case(*settings, **options):
+    tensor, _, encoding = shared(*settings, **options)
+    return tensor, encoding
+
+
+CASES = {
+    "one table": lambda: case((20, 3, 5), 16),
+    "a table for each run of rows, one centroid pruned": lambda: case((20, 9), 7, groups=4, pruned=True),
+    "vectors": lambda: case((40, 12), 300, vector=4, dtype=torch.float16),
+}
+
+
 def packed(encoding):
     return Encoding("packed", {"codec": encoding.codec, "params": encoding.params}, encoding.parts)
 

@@ -35,6 +35,25 @@ def tensor_of(shape, dtype, density, seed):
     return values.to(dtype) if dtype == torch.int8 else (values / 64).to(dtype)
 
 
+def case(shape, dtype, density, pattern=None):
+    tensor = tensor_of(shape, dtype, density, 0)
+    return tensor, pruned_encoding(tensor, pattern=pattern)
+
+
+def case_of_integers():
+    tensor, scale = tensor_of((16, 24), torch.float32, 0.2, 0) * 64, torch.arange(1.0, 17)
+    tensor *= scale[:, None]
+    return tensor, pruned_encoding(tensor, Encoding("affine", AFFINE, {"scale": scale}))
+
+
+CASES = {
+    "single weights": lambda: case((30, 40), torch.float32, 0.1),
+    "nothing to gain": lambda: case((5, 8), torch.float16, 1.0),
+    "int8": lambda: case((3, 4, 30), torch.int8, 0.05),
+    "integers of a scale": case_of_integers,
+}
+
+
 def forms_of(tensor):
     """Settings of every form that can hold a tensor, built by plain loops."""
     shape, yielded = tuple(tensor.shape), []

@@ -1,6 +1,7 @@
-"""Codecs: lossless where the values fit, an error where they do not, sizes exact."""
+"""The codec ``affine``: lossless where the values fit, an error where they do not, sizes exact."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,18 @@ def quantized(shape, dtype, bits, axis, group, zero_point, seed=0):
     weights = ((values - offset).float() * spread(scale)).to(dtype)
     parts = {"scale": scale, **({"zero_point": zero.to(torch.int8)} if zero_point else {})}
     return weights, values, Encoding("affine", {"bits": bits, "axis": axis, "group": group}, parts)
+
+
+def case(*settings):
+    weights, _, encoding = quantized(*settings)
+    return weights, encoding
+
+
+CASES = {
+    "int8 by row": lambda: case((12, 7, 3), torch.float32, 8, 0, None, False),
+    "int4 by group with zero points": lambda: case((6, 10), torch.bfloat16, 4, None, 4, True),
+    "scalar": lambda: case((), torch.float64, 2, None, None, False),
+}
 
 
 @pytest.mark.parametrize("zero_point", [False, True], ids=["symmetric", "asymmetric"])
@@ -185,34 +198,11 @@ def test_affine_refuses_hostile_parts(parts):
 
 def test_affine_refuses_integers_and_shapes_that_overflow():
     params = {"bits": 8, "axis": None, "group": 1}
-    with pytest.raises(ArtifactError, match="floating-point"):
+    with pytest.raises(ArtifactError, match=r"stores no torch\.int64"):
         CODECS["affine"].decode({"values": VALUES, "scale": SCALE}, params, torch.int64, (2, 3))
     hostile = {"values": torch.empty(0, dtype=torch.int8), "scale": torch.empty(0)}
     with pytest.raises(ArtifactError):
         CODECS["affine"].decode(hostile, params, torch.float32, (1 << 62, 4))
-
-
-def test_raw_returns_the_very_bits():
-    weights = torch.tensor([float("nan"), -0.0, 1e-45])
-    parts = CODECS["raw"].encode(weights, Encoding("raw"))
-    back = CODECS["raw"].decode(parts, {}, torch.float32, (3,))
-    assert torch.equal(back.view(torch.int32), weights.view(torch.int32))
-
-
-@pytest.mark.parametrize(
-    ("parts", "params", "dtype", "shape"),
-    [
-        ({"values": SCALE}, {"x": 1}, torch.float32, (2,)),
-        ({"values": SCALE, "x": SCALE}, {}, torch.float32, (2,)),
-        ({"x": SCALE}, {}, torch.float32, (2,)),
-        ({"values": SCALE}, {}, torch.int32, (2,)),
-        ({"values": SCALE}, {}, torch.float32, (1, 2)),
-    ],
-    ids=["settings", "extra part", "no values", "other type", "other shape"],
-)
-def test_raw_refuses_what_does_not_fit(parts, params, dtype, shape):
-    with pytest.raises(ArtifactError):
-        CODECS["raw"].decode(parts, params, dtype, shape)
 
 
 @pytest.mark.parametrize("zero_point", [False, True], ids=["symmetric", "asymmetric"])
@@ -225,5 +215,29 @@ def test_affine_predicts_its_bytes_exactly(axis, group, zero_point):
     assert CODECS["affine"].predicted_bytes(shape, torch.float32, encoding.params, optional) == stored
 
 
-def test_raw_predicts_its_bytes_exactly():
-    assert CODECS["raw"].predicted_bytes((3, 5), torch.float16, {}) == torch.empty(3, 5).half().nbytes
+def test_affine_writes_the_integers_that_a_method_hands_over():
+    weights, values, encoding = quantized((6, 7), torch.float32, 8, 0, None, False)
+    weights[0], encoding.parts["scale"][0] = (
+        0,
+        0,
+    )  # any integers of this row stand for zeros
+    handed = replace(encoding, integers=values.to(torch.int8))
+    parts = CODECS["affine"].encode(weights, handed)
+    assert torch.equal(parts["values"], handed.integers)
+    assert not torch.equal(CODECS["affine"].encode(weights, encoding)["values"], handed.integers)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda integers: integers + 1, "do not stand for its values"),
+        (lambda integers: integers[:3], "another type or shape"),
+        (lambda integers: integers.int(), "another type or shape"),
+    ],
+    ids=["other values", "other shape", "other type"],
+)
+def test_affine_refuses_integers_that_are_not_those_of_the_values(change, says):
+    weights, values, encoding = quantized((6, 7), torch.float32, 4, 0, None, False)
+    wrong = replace(encoding, integers=change(values.clamp(-8, 6).to(torch.int8)))
+    with pytest.raises(ModeloptError, match=says):
+        CODECS["affine"].encode(weights, wrong)
