@@ -1,11 +1,7 @@
-"""Top-1 and top-5 accuracy, streamed: memory does not grow with the images, only with the verdicts.
-
-Rank of a label: how many classes have a larger logit, plus those with an equal logit and a lower index.
-So a tie goes to the lowest index, whatever the kernel or the device, and top-k means rank below k.
-"""
+"""Predictions of classifiers and their metrics, batch by batch: memory grows only with the scores."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,53 +9,55 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError, EnvironmentFailure, InputError, ModeloptError
+from modelopt_cli.measure.metrics import ACCURACY, METRICS
 from modelopt_cli.measure.statistics import BoolArray
 from modelopt_cli.measure.subject import LabelledBatches
 
 Progress = Callable[[int, int | None], None]
-TOP = 5
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What one model answered, sample by sample, in the data's order.
+    """Predictions of one model, sample by sample, in the data's order.
 
     Attributes:
         predicted: ``(N,)`` int64, the class with the largest logit.
-        top1: ``(N,)`` bool, whether that is the label; None if the data has no labels.
-        top5: ``(N,)`` bool, whether the label is among the five largest; None if it has no labels or
-            the model has fewer than five classes.
+        scores: of each of ``METRICS``, one number for each sample, ``(N,)``. Without labels there are none,
+            and a metric that needs more classes is left out.
         classes: number of logits.
     """
 
     predicted: np.ndarray[tuple[int], np.dtype[np.int64]]
-    top1: BoolArray | None
-    top5: BoolArray | None
+    scores: Mapping[str, np.ndarray[tuple[int], np.dtype[np.generic]]]
     classes: int
 
     @property
     def samples(self) -> int:
-        """How many samples were answered."""
+        """Number of samples."""
         return int(self.predicted.size)
 
     @property
-    def top1_percent(self) -> float | None:
-        """Top-1 accuracy in percent."""
-        return _percent(self.top1)
+    def correct(self) -> BoolArray | None:
+        """``(N,)`` bool, True where the prediction is the label; None without labels."""
+        return self.scores[ACCURACY].astype(bool) if ACCURACY in self.scores else None
 
-    @property
-    def top5_percent(self) -> float | None:
-        """Top-5 accuracy in percent."""
-        return _percent(self.top5)
+    def metrics(self) -> dict[str, float | None]:
+        """Each of ``METRICS`` over all samples; None where it was not measured."""
+        return {
+            name: metric.scale * float(self.scores[name].sum(dtype=np.float64)) / self.samples
+            if name in self.scores
+            else None
+            for name, metric in METRICS.items()
+        }
 
 
 class Tally:
-    """Collects the verdicts on one model, batch by batch.
+    """Collects the predictions of one model and their scores, batch by batch.
 
     Args:
         where: the model's file, for messages.
-        labelled: whether there are labels.
-        name: what to call a sample in an error, by its place in the data.
+        labelled: False if the labels mean nothing.
+        name: gives a sample's name for an error from its place in the data.
     """
 
     def __init__(
@@ -70,38 +68,39 @@ class Tally:
         self._labelled = labelled
         self._classes: int | None = None
         self._predicted: list[Tensor] = []
-        self._ranks: list[Tensor] = []
+        self._scores: dict[str, list[Tensor]] = {}
 
     def add(self, logits: object, labels: Tensor) -> None:
-        """Judge one batch.
+        """Score one batch.
 
         Args:
-            logits: what the model returned, to be ``(N, classes)``.
+            logits: outputs of the model, to be ``(N, C)``.
             labels: ``(N,)`` integers.
 
         Raises:
             InputError: the output has another form, or holds a NaN.
             DataError: a label is not one of the model's classes.
         """
-        scores = self._checked(logits, len(labels))
-        self._predicted.append(_lowest_of_largest(scores))
+        checked = self._checked(logits, len(labels))
+        classes = checked.shape[1]
         if self._labelled:
-            check_labels(labels, scores.shape[1], self._where, self._name, sum(map(len, self._ranks)))
-            self._ranks.append(_rank(scores, labels.to(scores.device)).cpu())
+            check_labels(labels, classes, self._where, self._name, sum(map(len, self._predicted)))
+            moved = labels.to(checked.device)
+            for name, metric in METRICS.items():
+                if classes >= metric.least_classes:
+                    self._scores.setdefault(name, []).append(metric.score(checked, moved).cpu())
+        self._predicted.append(_lowest_of_largest(checked))
 
     def result(self) -> Predictions:
-        """Everything seen so far.
+        """All batches together.
 
         Raises:
-            DataError: nothing was.
+            DataError: there was none.
         """
         if not self._predicted or self._classes is None:
             raise DataError("there is not one sample to evaluate on", where=self._where)
-        predicted = torch.cat(self._predicted).numpy()
-        if not self._labelled:
-            return Predictions(predicted, None, None, self._classes)
-        ranks = torch.cat(self._ranks).numpy()
-        return Predictions(predicted, ranks < 1, ranks < TOP if self._classes >= TOP else None, self._classes)
+        scores = {name: torch.cat(parts).numpy() for name, parts in self._scores.items()}
+        return Predictions(torch.cat(self._predicted).numpy(), scores, self._classes)
 
     def _checked(self, logits: object, samples: int) -> Tensor:
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != samples:
@@ -114,12 +113,12 @@ class Tally:
         if self._classes not in (None, logits.shape[1]) or logits.shape[1] == 0:
             raise InputError("the number of logits changes or is zero", where=self._where)
         self._classes = logits.shape[1]
-        scores = logits.detach().float()
-        if torch.isnan(scores).any():
+        checked = logits.detach().float()
+        if torch.isnan(checked).any():
             raise InputError(
                 "the network's output is not a number (NaN)", where=self._where, hint="check its weights"
             )
-        return scores
+        return checked
 
 
 def check_labels(
@@ -129,17 +128,17 @@ def check_labels(
     name: Callable[[int], str] | None = None,
     first: int = 0,
 ) -> None:
-    """Make sure that labels are ``(N,)`` whole numbers below ``classes``.
+    """Refuse labels that are not ``(N,)`` integers from 0, below ``classes``.
 
     Args:
         labels: of a batch.
-        classes: of the network.
-        where: what to name in the error.
-        name: what to name instead, by the sample's place in the data.
+        classes: number of the network's classes.
+        where: place to name in the error.
+        name: gives a sample's name, to be said instead, from its place in the data.
         first: place of the batch's first sample.
 
     Raises:
-        DataError: they are not.
+        DataError: naming the first of them.
     """
     if labels.dim() != 1 or labels.is_floating_point():
         raise DataError("labels must be one whole number for each sample", where=where)
@@ -163,13 +162,13 @@ def predict(
     workers: int = 0,
     where: str = "the network",
 ) -> Predictions:
-    """Answers of one model on the whole of ``data``.
+    """Predictions of one model on all of ``data``.
 
     The model's own device and mode are used; put it into ``eval()`` first.
 
     Raises:
         DataError: no samples, wrong labels, or samples the model cannot take.
-        InputError: the model is no classifier or answers NaN.
+        InputError: the model is no classifier, or gives NaN.
         EnvironmentFailure: the memory does not suffice.
     """
     tally = Tally(where, labelled=data.labelled)
@@ -198,12 +197,12 @@ SMALLER_BATCHES = "use smaller batches, with --batch-size or --data-batch-size"
 
 @contextlib.contextmanager
 def failing_in_one_line(images: Tensor, where: str) -> Iterator[None]:
-    """Around a model's forward pass: what it raises becomes the errors that :func:`run` lists."""
+    """Turn all that a model's forward pass raises into the errors that :func:`run` lists."""
     try:
         yield
     except ModeloptError:
         raise
-    except Exception as error:  # whatever a layer makes of what it is given
+    except Exception as error:  # a layer may raise anything on inputs that it does not take
         first = (str(error).splitlines() or [type(error).__name__])[0]
         if is_out_of_memory(error):
             hint = SMALLER_BATCHES if len(images) > 1 else None
@@ -217,27 +216,17 @@ def failing_in_one_line(images: Tensor, where: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python ran out of memory; torch's CPU allocator only says so in words."""
+    """True if torch or Python ran out of memory; torch's CPU allocator only says so in words."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def agreement(first: Predictions, second: Predictions) -> float:
-    """Share of the samples on which two models predict the same class, 0 to 1."""
+    """Fraction of the samples for which two models predict the same class, 0 to 1."""
     return float(np.mean(first.predicted == second.predicted))
 
 
-def _lowest_of_largest(scores: Tensor) -> Tensor:
-    classes = scores.shape[1]
-    index = torch.arange(classes, device=scores.device)
-    largest = scores == scores.amax(1, keepdim=True)
+def _lowest_of_largest(logits: Tensor) -> Tensor:
+    classes = logits.shape[1]
+    index = torch.arange(classes, device=logits.device)
+    largest = logits == logits.amax(1, keepdim=True)
     return torch.where(largest, index, classes).amin(1).cpu()
-
-
-def _rank(scores: Tensor, labels: Tensor) -> Tensor:
-    own = scores.gather(1, labels.long().unsqueeze(1))
-    before = torch.arange(scores.shape[1], device=scores.device) < labels.unsqueeze(1)
-    return ((scores > own) | ((scores == own) & before)).sum(1)
-
-
-def _percent(correct: BoolArray | None) -> float | None:
-    return None if correct is None else 100.0 * int(np.count_nonzero(correct)) / correct.size

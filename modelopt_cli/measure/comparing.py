@@ -9,32 +9,32 @@ from modelopt_cli.measure.speedup import paired_speedup
 from modelopt_cli.measure.statistics import paired_difference
 
 
-def summarise(answers: accuracy.Predictions | None) -> Accuracy | None:
-    """Accuracy of one model, or None where it was not measured."""
-    if answers is None:
+def summarise(predictions: accuracy.Predictions | None) -> Accuracy | None:
+    """Metrics of one model over all samples, or None where they were not measured."""
+    if predictions is None:
         return None
-    return Accuracy(answers.samples, answers.top1_percent, answers.top5_percent, answers.classes)
+    return Accuracy(predictions.samples, predictions.metrics(), predictions.classes)
 
 
 def compare_all(
-    models: Sequence[ModelReport], answers: dict[int, accuracy.Predictions], baseline: int
+    models: Sequence[ModelReport], predictions: dict[int, accuracy.Predictions], baseline: int
 ) -> tuple[Comparison, ...]:
-    """Every other model against the baseline, in order."""
+    """Compare every other model with the baseline, in order."""
     return tuple(
-        _compare(models, answers, baseline, model) for model in range(len(models)) if model != baseline
+        _compare(models, predictions, baseline, model) for model in range(len(models)) if model != baseline
     )
 
 
 def _compare(
-    models: Sequence[ModelReport], answers: dict[int, accuracy.Predictions], baseline: int, model: int
+    models: Sequence[ModelReport], predictions: dict[int, accuracy.Predictions], baseline: int, model: int
 ) -> Comparison:
     base, other = models[baseline], models[model]
-    first, second = answers.get(baseline), answers.get(model)
+    first, second = predictions.get(baseline), predictions.get(model)
     difference = agreement = speedup = None
     if first is not None and second is not None:
         agreement = accuracy.agreement(first, second)
-        if first.top1 is not None and second.top1 is not None:
-            difference = paired_difference(first.top1, second.top1)
+        if first.correct is not None and second.correct is not None:
+            difference = paired_difference(first.correct, second.correct)
     if base.latency and other.latency:
         speedup = paired_speedup(base.latency.times, other.latency.times)
     return Comparison(model, difference, agreement, times_smaller(other.size, base.size), speedup)

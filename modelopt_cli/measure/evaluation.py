@@ -1,10 +1,12 @@
-"""What an evaluation found, as plain frozen values: the one source of the table and of every export."""
+"""Results of an evaluation, as plain frozen values: the one source of the table and of every export."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelopt_cli.measure.environment import Environment
 from modelopt_cli.measure.flops import Macs
 from modelopt_cli.measure.latency import Latency
+from modelopt_cli.measure.metrics import ACCURACY
 from modelopt_cli.measure.size import Size
 from modelopt_cli.measure.speedup import Speedup
 from modelopt_cli.measure.statistics import Interval
@@ -12,15 +14,22 @@ from modelopt_cli.measure.statistics import Interval
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy of one model in percent; ``top1`` is None without labels, ``top5`` below 5 classes too.
+    """Metrics of one model on the data.
 
-    ``classes`` is the number of its outputs.
+    Attributes:
+        samples: number of samples.
+        metrics: by the names of ``METRICS``; None without labels, or where there are too few classes for it.
+        classes: number of its outputs.
     """
 
     samples: int
-    top1: float | None
-    top5: float | None
+    metrics: Mapping[str, float | None]
     classes: int | None = None
+
+    @property
+    def top1(self) -> float | None:
+        """Top-1 accuracy in percent."""
+        return self.metrics.get(ACCURACY)
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class ModelReport:
         path: of its file, as the user wrote it.
         size: bytes, parameters, non-zeros, bits per weight.
         macs: multiply-accumulates for one sample.
-        accuracy: top-1 and top-5 on the data.
+        accuracy: metrics on the data.
         latency: of one forward pass of a batch.
         peak_bytes: memory of loading it and running one batch.
         coverage: share of the layers that are compressed, 0 to 1.

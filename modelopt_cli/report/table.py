@@ -1,4 +1,4 @@
-"""The one honest table, for terminals, for pipes and as a picture."""
+"""The table of an evaluation, for terminals, pipes, notebooks and as a picture."""
 
 import io
 import re
@@ -82,8 +82,8 @@ def _grid(evaluation: Evaluation) -> Table:
             title = Group(title, Text("baseline", style="dim"))
         grid.add_column(title, justify="right", overflow="fold")
     for row in rows(evaluation):
-        label = Text(f"  {row.label}" if row.relative else row.label)
-        grid.add_row(label, *(Text(cell) for cell in row.cells), style="cyan" if row.relative else "")
+        label = Text(f"  {row.label}" if row.compares else row.label)
+        grid.add_row(label, *(Text(cell) for cell in row.cells), style="cyan" if row.compares else "")
     return grid
 
 

@@ -26,9 +26,9 @@ def correct(
     tally = accuracy.Tally("the network", labelled=True)
     for _ in judged(network, data, batch_size, tally, workers=workers, device=device):
         pass
-    verdicts = tally.result().top1
-    assert verdicts is not None
-    return int(verdicts.sum()), verdicts.size
+    right = tally.result().correct
+    assert right is not None
+    return int(right.sum()), right.size
 
 
 def judged(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError, EnvironmentFailure, InputError
 from modelopt_cli.measure.accuracy import Tally, agreement, predict, run
+from modelopt_cli.measure.metrics import METRICS
 
 
 class Batches:
@@ -43,35 +44,29 @@ def test_agrees_with_a_stable_sort() -> None:
     order = np.argsort(-data.logits.numpy(), axis=1, kind="stable")
     labels = data.labels.numpy()
     assert found.predicted.tolist() == order[:, 0].tolist()
-    assert found.top1 is not None
-    assert found.top1.tolist() == (order[:, 0] == labels).tolist()
-    assert found.top5 is not None
-    assert found.top5.tolist() == (order[:, :5] == labels[:, None]).any(1).tolist()
-    assert found.top1_percent == pytest.approx(100 * np.mean(order[:, 0] == labels))
+    assert found.scores["top1"].tolist() == (order[:, 0] == labels).tolist()
+    assert found.scores["top5"].tolist() == (order[:, :5] == labels[:, None]).any(1).tolist()
+    assert found.metrics()["top1"] == pytest.approx(100 * np.mean(order[:, 0] == labels))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100, 1000])
 def test_batch_size_changes_nothing(batch_size: int) -> None:
     whole, parts = (predict(nn.Identity(), random_batches(), batch_size=size) for size in (100, batch_size))
-    assert whole.top5 is not None
-    assert parts.top5 is not None
     assert whole.predicted.tolist() == parts.predicted.tolist()
-    assert whole.top5.tolist() == parts.top5.tolist()
+    assert whole.scores["top5"].tolist() == parts.scores["top5"].tolist()
 
 
 def test_a_constant_network_is_right_for_class_zero_alone() -> None:
     found = predict(nn.Identity(), Batches(torch.zeros(10, 10), torch.arange(10)))
-    assert found.top1 is not None
-    assert found.top5 is not None
-    assert found.top1.tolist() == [True] + [False] * 9
-    assert found.top5.tolist() == [True] * 5 + [False] * 5
+    assert found.scores["top1"].tolist() == [True] + [False] * 9
+    assert found.scores["top5"].tolist() == [True] * 5 + [False] * 5
 
 
 @pytest.mark.parametrize(("classes", "has_top5"), [(4, False), (5, True)])
 def test_top5_needs_five_classes(classes: int, has_top5: bool) -> None:
     found = predict(nn.Identity(), random_batches(classes))
-    assert (found.top5 is not None) == has_top5
-    assert (found.top5_percent is not None) == has_top5
+    assert ("top5" in found.scores) == has_top5
+    assert (found.metrics()["top5"] is not None) == has_top5
 
 
 def test_limit_and_progress() -> None:
@@ -88,14 +83,14 @@ def test_unlabelled_data_gives_predictions_alone() -> None:
     data.labelled, data.labels = False, torch.full((100,), -1)
     found = predict(nn.Identity(), data)
     assert found.samples == 100
-    assert found.top1 is None
-    assert found.top1_percent is None
+    assert found.correct is None
+    assert found.metrics() == dict.fromkeys(METRICS)
 
 
 def test_infinite_logits_are_fine() -> None:
     logits = torch.tensor([[float("-inf"), 0.0], [float("inf"), 0.0]])
     found = predict(nn.Identity(), Batches(logits, torch.tensor([1, 0])))
-    assert found.top1_percent == 100.0
+    assert found.metrics()["top1"] == 100.0
 
 
 def test_agreement_counts_equal_predictions() -> None:

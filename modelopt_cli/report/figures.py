@@ -1,0 +1,316 @@
+"""Figures of an evaluation: each is one row, from which the table, JSON, Markdown, CSV and docs take it.
+
+Sizes are in MB of 1,000,000 bytes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from modelopt_cli.measure import Comparison, ModelReport, Speedup
+from modelopt_cli.measure.metrics import METRICS, Metric
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A row of the table, a field of JSON and CSV, or both.
+
+    Attributes:
+        help: one line for the documentation.
+        title: of the table's row; empty where the figure is only exported.
+        measured: the figure of a :class:`ModelReport`, or of a :class:`Comparison` where it compares with the
+            baseline; None where it was not measured.
+        text: the figure as the table shows it; None where there is nothing to say.
+        number: the figure as JSON and CSV hold it; None where it is only shown in the table.
+        compares: True if it compares a model with the baseline.
+        path: keys in JSON, from the model or the comparison on; empty where its name is the only one.
+        column: place among the columns of CSV files; those without one come last.
+    """
+
+    help: str
+    title: str
+    measured: Callable[[Any], Any]
+    text: Callable[[Any], str | None] = str
+    number: Callable[[Any], float | None] | None = lambda figure: figure
+    compares: bool = False
+    path: tuple[str, ...] = ()
+    column: int | None = None
+
+    def cell(self, model: ModelReport, comparison: Comparison | None) -> str | None:
+        """Text of the table's cell, or None."""
+        figure = self._of(model, comparison)
+        return None if figure is None else self.text(figure)
+
+    def value(self, model: ModelReport, comparison: Comparison | None) -> float | None:
+        """Number for JSON and CSV, which know neither NaN nor infinity; None where there is none."""
+        figure = self._of(model, comparison)
+        if figure is None or self.number is None:
+            return None
+        number = self.number(figure)
+        return number if number is not None and math.isfinite(number) else None
+
+    def _of(self, model: ModelReport, comparison: Comparison | None) -> Any:
+        source = comparison if self.compares else model
+        return None if source is None else self.measured(source)
+
+
+def megabytes(count: int) -> str:
+    """Bytes in MB, with enough digits to tell small files apart."""
+    value = count / 1e6
+    return f"{value:.2f} MB" if value >= 1 else f"{value:.4f} MB"
+
+
+def millions(count: int) -> str:
+    """A count with a unit that keeps it short."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return str(count)
+
+
+def _times(value: float, better: str, worse: str) -> str | None:
+    """A factor in words, turned over where it is below one: nobody reads "0.80x faster" right."""
+    if not value > 0:
+        return None
+    if round(max(value, 1 / value), 2) == 1:
+        return f"not {better}"
+    return f"{value:.2f}x {better}" if value >= 1 else f"{1 / value:.2f}x {worse}"
+
+
+def _speedup(speedup: Speedup) -> str | None:
+    if not speedup.distinguishable:
+        return "not distinguishable"
+    return _times(speedup.ratio, "faster", "slower")
+
+
+def _speedup_interval(speedup: Speedup) -> str:
+    low, high = speedup.low, speedup.high
+    return f"{low:.2f}x to {high:.2f}x" if math.isfinite(high) else "too few runs"
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.2f} ms" if value >= 1 else f"{value:.4f} ms"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
+
+
+def _of_metric(name: str, metric: Metric) -> Figure:
+    return Figure(
+        metric.help,
+        metric.title,
+        lambda model: model.accuracy and model.accuracy.metrics[name],
+        lambda value: f"{value:.{metric.digits}f}{metric.unit}",
+        column=metric.column,
+    )
+
+
+FIGURES: dict[str, Figure] = {
+    "file_bytes": Figure(
+        "bytes on disk; of a folder or an index, of the files that the weights are read from",
+        "file size",
+        lambda model: model.size.file_bytes,
+        megabytes,
+        column=0,
+    ),
+    "tensor_bytes": Figure(
+        "bytes of the network's tensors in the file, without an optimizer's state or a header",
+        "tensors in it",
+        lambda model: model.size.tensor_bytes,
+        megabytes,
+        column=1,
+    ),
+    "ratio": Figure(
+        "ratio of the baseline's size to the model's, of the files or their tensors, whichever is less",
+        "vs baseline",
+        lambda comparison: comparison.ratio,
+        lambda ratio: _times(ratio, "smaller", "larger"),
+        compares=True,
+        column=17,
+    ),
+    "parameters": Figure(
+        "weights, biases, embeddings, scales and shifts of norms",
+        "parameters",
+        lambda model: model.size.parameters,
+        millions,
+        column=2,
+    ),
+    "nonzero": Figure(
+        "parameters that are not zero", "non-zero", lambda model: model.size.nonzero, millions, column=3
+    ),
+    "bits_per_weight": Figure(
+        "bits that the file spends on tensors, for each parameter",
+        "bits per weight",
+        lambda model: model.size.bits_per_weight,
+        lambda bits: f"{bits:.2f}",
+        column=5,
+    ),
+    "coverage": Figure(
+        "share of the layers with weights that any method has compressed, also an earlier one",
+        "layers compressed",
+        lambda model: model.coverage,
+        lambda share: f"{100 * share:.0f} %",
+        column=11,
+    ),
+    "weight_coverage": Figure(
+        "share of the weights' bytes that those layers held before anything was compressed",
+        "weights compressed",
+        lambda model: model.weight_coverage,
+        lambda share: f"{100 * share:.1f} %",
+        column=12,
+    ),
+    "macs": Figure(
+        "multiply-accumulates of convolutions, linear layers and matrix products, for one sample",
+        "MACs",
+        lambda model: model.macs and model.macs.total,
+        millions,
+        column=4,
+    ),
+    "flops": Figure(
+        "twice the MACs", "FLOPs", lambda model: model.macs and model.macs.flops, millions, number=None
+    ),
+    "samples": Figure(
+        "samples of `--data` that were evaluated, the same for all models",
+        "",
+        lambda model: model.accuracy and model.accuracy.samples,
+        column=6,
+    ),
+    **{name: _of_metric(name, metric) for name, metric in METRICS.items()},
+    "drop_pp": Figure(
+        "top-1 of the baseline minus top-1 of the model, in percentage points",
+        "top-1 drop",
+        lambda comparison: comparison.difference,
+        lambda difference: f"{difference.drop_pp + 0.0:+.2f} pp",
+        lambda difference: difference.drop_pp,
+        compares=True,
+        column=14,
+    ),
+    "interval": Figure(
+        "Tango's 95 % interval of the drop, from the samples on which one of the two is right",
+        "95 % interval",
+        lambda comparison: comparison.difference,
+        lambda difference: f"{difference.low:+.2f} to {difference.high:+.2f} pp",
+        None,
+        compares=True,
+    ),
+    "low": Figure(
+        "lower end of the drop's interval",
+        "",
+        lambda comparison: comparison.difference,
+        number=lambda difference: difference.low,
+        compares=True,
+        column=15,
+    ),
+    "high": Figure(
+        "upper end of the drop's interval",
+        "",
+        lambda comparison: comparison.difference,
+        number=lambda difference: difference.high,
+        compares=True,
+        column=16,
+    ),
+    "p_value": Figure(
+        "probability of predictions that differ so much if both models are equally good",
+        "p (McNemar)",
+        lambda comparison: comparison.difference and comparison.difference.p_value,
+        _p_value,
+        None,
+        compares=True,
+    ),
+    "agreement": Figure(
+        "samples for which both models predict the same class",
+        "same prediction",
+        lambda comparison: comparison.agreement,
+        lambda share: f"{100 * share:.2f} %",
+        compares=True,
+        column=21,
+    ),
+    "latency_median_ms": Figure(
+        "milliseconds of one pass of `--latency-batch-size` samples, the median of `--latency-runs` rounds",
+        "latency, median",
+        lambda model: model.latency and model.latency.median,
+        _milliseconds,
+        path=("latency_ms", "median"),
+        column=9,
+    ),
+    "latency_iqr_ms": Figure(
+        "third quartile of the latency minus the first",
+        "latency, IQR",
+        lambda model: model.latency and model.latency.iqr,
+        _milliseconds,
+        path=("latency_ms", "iqr"),
+        column=10,
+    ),
+    "speedup": Figure(
+        "median ratio of the baseline's latency to the model's in the same round",
+        "vs baseline",
+        lambda comparison: comparison.speedup,
+        _speedup,
+        lambda speedup: speedup.ratio,
+        compares=True,
+        column=18,
+    ),
+    "speedup_interval": Figure(
+        "95 % interval of the speedup",
+        "speedup, 95 % interval",
+        lambda comparison: comparison.speedup,
+        _speedup_interval,
+        None,
+        compares=True,
+    ),
+    "speedup_low": Figure(
+        "lower end of the speedup's interval",
+        "",
+        lambda comparison: comparison.speedup,
+        number=lambda speedup: speedup.low,
+        compares=True,
+        column=19,
+    ),
+    "speedup_high": Figure(
+        "upper end of the speedup's interval",
+        "",
+        lambda comparison: comparison.speedup,
+        number=lambda speedup: speedup.high,
+        compares=True,
+        column=20,
+    ),
+    "timed_as": Figure(
+        "the fastest float32 variant that torch has for the model here, or the network as it was loaded",
+        "timed as",
+        lambda model: model.latency and model.latency.form,
+        number=None,
+    ),
+    "throughput": Figure(
+        "samples per second at the median latency",
+        "throughput",
+        lambda model: model.latency and model.latency.throughput,
+        lambda rate: f"{rate:.1f} /s",
+        None,
+    ),
+    "load_s": Figure(
+        "seconds from a path to a network that is ready to run, see below",
+        "time to load",
+        lambda model: model.load_s,
+        _seconds,
+        column=13,
+    ),
+    "peak_bytes": Figure(
+        "memory of loading the file and running one batch, without what torch itself needs",
+        "peak memory",
+        lambda model: model.peak_bytes,
+        megabytes,
+        None,
+    ),
+}
+
+
+def exported() -> list[tuple[str, Figure]]:
+    """The figures that JSON and CSV hold, by name, in the order of CSV's columns."""
+    rows = [(name, figure) for name, figure in FIGURES.items() if figure.number is not None]
+    return sorted(rows, key=lambda row: math.inf if row[1].column is None else row[1].column)
