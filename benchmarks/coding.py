@@ -47,11 +47,20 @@ PRUNED = ("--structure", "unstructured", "--sparsity", "0.9", "--code", "entropy
 INT8 = ("--scheme", "int8-weight", "--code", "entropy")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "EfficientNet-Lite0, shared 8x": (
-        *("share", *LITE0, "--bits", "auto", "--ratio", "8", "--calib", "csv:assets/imagenet20/labels.csv"),
+        *(
+            "share",
+            *LITE0,
+            "--bits",
+            "auto",
+            "--ratio",
+            "8",
+            "--calibration",
+            "csv:assets/imagenet20/labels.csv",
+        ),
     ),
     "EfficientNet-Lite0, int8": ("quantize", *LITE0, *INT8),
     "ccexam MNIST, shared 40x": (
-        *("share", *MNIST, "--bits", "auto", "--ratio", "40", "--calib", "npz:assets/mnist5k.npz"),
+        *("share", *MNIST, "--bits", "auto", "--ratio", "40", "--calibration", "npz:assets/mnist5k.npz"),
     ),
     "ccexam MNIST, int8": ("quantize", *MNIST, *INT8),
     "ccexam MNIST, pruned": ("prune", *MNIST, *PRUNED),

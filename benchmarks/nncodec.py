@@ -41,7 +41,7 @@ from modelopt_cli.measure.environment import cpu_name
 
 FASHION = "idx:assets/fashion-mnist"
 SHARE = ("share", "--bits", "auto")
-"""Our command; ``--ratio``, ``--calib`` and the network's own options follow."""
+"""Our command; ``--ratio``, ``--calibration`` and the network's own options follow."""
 COMMON = {"nonweight_qp": -36, "cabac_unary_length_minus1": 6, "row_skipping": True}
 """NNCodec's default for what is no weight is far finer than these networks need, 1 kB of resnet8."""
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -195,7 +195,7 @@ class Codec:
 def ours(network: Network, judge: Judge, ratio: float, output: Path) -> Point:
     """One file of ours, by the command line, and judged like theirs."""
     command = [sys.executable, "-m", "modelopt_cli", *SHARE, network.checkpoint, *network.options]
-    command += ["--ratio", f"{ratio:g}", "--calib", network.calib, "--data", network.data]
+    command += ["--ratio", f"{ratio:g}", "--calibration", network.calib, "--data", network.data]
     command += ["-o", str(output), "--force", "--no-eval", "--threads", "1", "-q"]
     begin = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=_one_thread(), check=False)

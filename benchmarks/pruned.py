@@ -33,7 +33,7 @@ def measure(name: str, allocation: str, folder: Path, runs: int) -> str:
     checkpoint = folder / f"{name}.pth"
     torch.save(torchvision.models.get_model(name, weights=None).state_dict(), checkpoint)
     command = [sys.executable, "-m", "modelopt_cli", "prune", str(checkpoint), "--flops", "0.5"]
-    command += ["-o", str(folder / f"{name}.safetensors"), "--threads", "1", "--runs", str(runs)]
+    command += ["-o", str(folder / f"{name}.safetensors"), "--threads", "1", "--latency-runs", str(runs)]
     command += ["--allocation", allocation, "--force"]
     done = subprocess.run([*command, "--json", "-q"], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)["evaluation"]

@@ -77,8 +77,8 @@ def tuned(epochs: int, lr: float, *more: str) -> tuple[str, ...]:
 
 UNSTRUCTURED = ("--structure", "unstructured")
 TWELFTH = (*UNSTRUCTURED, "--params", f"{1 / 12:.6f}", "--schedule", "gradual")
-AT_70 = (*UNSTRUCTURED, "--sparsity", "0.7", "--calib", TRAIN, "--calibration-samples", "2048")
-INT8 = ("--calib", TRAIN)
+AT_70 = (*UNSTRUCTURED, "--sparsity", "0.7", "--calibration", TRAIN, "--calibration-samples", "2048")
+INT8 = ("--calibration", TRAIN)
 EXPERIMENTS = {
     "channels to 50 % FLOPs": Experiment(
         "resnet8", ("--flops", "0.5", "--round-to", "4", *tuned(8, 0.1, *RESNET_TRAINING)), 0.5
@@ -114,7 +114,7 @@ def run(folder: Path, name: str, command: list[str]) -> dict[str, Any]:
             "-q",
             "--threads",
             "1",
-            "--runs",
+            "--latency-runs",
             "0",
         ]
         full += ["--data", TEST, "-o", str(folder / f"{name}.safetensors"), "--force"]

@@ -18,7 +18,7 @@ from torch import Tensor
 from modelopt_cli.checkpoint.builtin import BUILTINS
 from modelopt_cli.checkpoint.opened import fresh_model
 from modelopt_cli.data import open_data
-from modelopt_cli.data.preprocess import PreprocessOverrides
+from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.measure.environment import cpu_name
 from modelopt_cli.program import InputSpec
 from modelopt_cli.training import OPTIMIZERS, CrossEntropy, StepInputs, TrainConfig, Training, fit, loop

@@ -73,7 +73,7 @@ def share(folder: Path, network: str, fewer: str, seed: int, ratio: int, dense: 
     budget = dense / ratio / source.stat().st_size
     command = ["share", str(source), "--seed", str(seed), "--bits", "auto", "--bytes", f"{budget:.6f}"]
     name = f"{source.stem}-shared-{ratio}x"
-    return run(folder, name, [*command, "--calib", TRAIN])
+    return run(folder, name, [*command, "--calibration", TRAIN])
 
 
 def points(folder: Path, network: str, pool: ThreadPoolExecutor) -> Iterator[Point]:

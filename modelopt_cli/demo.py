@@ -27,7 +27,7 @@ def commands(folder: Path) -> list[list[str]]:
     return [
         ["train", "--arch", ARCH, *TRAIN, "--epochs", "6", "--batch-size", "32", *write, trained],
         ["prune", trained, "--flops", "0.5", *tune, *write, pruned],
-        ["quantize", pruned, "--calib", TRAIN[1], *write, quantized],
+        ["quantize", pruned, "--calibration", TRAIN[1], *write, quantized],
         ["eval", trained, pruned, quantized, *TEST, "--threads", "1"],
     ]
 

@@ -30,7 +30,7 @@ Row = TypeVar("Row")
 _FLAGS: ContextVar[bool] = ContextVar("flags", default=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
     """An option, as it is declared on a field of a config.
 
@@ -70,7 +70,7 @@ class Setting:
     default: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Field:
     """A setting together with the field that it is declared on.
 
@@ -94,7 +94,18 @@ class Field:
     def flag(self) -> str:
         """The option's long spelling, such as ``--max-drop``."""
         long = [flag for flag in self.setting.flags if flag.startswith("--")]
-        return long[0].partition("/")[0] if long else _flag(self.name)
+        return long[0] if long else _flag(self.name)
+
+    @property
+    def negatable(self) -> bool:
+        """True for a flag with an opposite, ``--no-name``: it may be None, or is True by default."""
+        return self.type is bool and self.initial is not False and not self.setting.flags
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """All spellings on the command line, without older ones; the opposite of a flag comes last."""
+        flags = self.setting.flags or (self.flag,)
+        return (*flags, f"--no-{flags[0].removeprefix('--')}") if self.negatable else flags
 
     @property
     def label(self) -> str:
@@ -127,7 +138,8 @@ class Field:
         """The fault of a value, or None."""
         if value is None and self.optional:
             return None
-        if not _fits(value, self.type):
+        by_name = self.setting.choices is not None and isinstance(value, str)
+        if not by_name and not _fits(value, self.type):
             return f"{value!r} is not {_described(self.type)}"
         for part in value if self.several else (value,):
             if (problem := self._problem(part)) is not None:
@@ -144,7 +156,9 @@ class Field:
             if not re.fullmatch(r"[+-]?\d{1,18}", text.strip(), re.ASCII):
                 raise ValueError(f"'{text}' is not an integer")
             return int(text)
-        return number(text) if kind is float else kind(text)
+        if kind is float:
+            return number(text)
+        return text if get_origin(kind) is Literal else kind(text)
 
     def _problem(self, value: Any) -> str | None:
         setting = self.setting
@@ -305,6 +319,13 @@ def fraction(text: str) -> float:
         return number(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
     except ValueError:
         raise ValueError(f"'{text}' is neither a fraction such as 0.3 nor a percentage such as 30%") from None
+
+
+def parse_device(text: str) -> str:
+    """``cpu``, ``cuda`` or ``cuda:N``; raises ValueError."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text, re.ASCII):
+        raise ValueError(f"'{text}' is not cpu, cuda or cuda:N")
+    return text
 
 
 def boolean(text: str) -> bool:

@@ -100,7 +100,9 @@ def compare(compared: Compared, how: Measuring) -> Evaluation:
     evaluation = measure.evaluate(subjects, samples, options, how.progress)
     notes += doubts(evaluation, samples, compared.models[options.baseline][1])
     if samples is not None and samples.labelled and _is_among(samples.name, compared.calibrated_on):
-        notes.append(f"the result was calibrated on {data} and is judged on the same samples; give --calib")
+        notes.append(
+            f"the result was calibrated on {data} and is judged on the same samples; give --calibration"
+        )
     found = samples.input if samples is not None else subjects[known].input
     described = None
     if found is not None:

@@ -87,7 +87,7 @@ def require_other_samples(
     if calibration is None or data is None or not same_samples(calibration, data):
         return
     if open_data(data, input=sample, labels=False).labelled:
-        hint = "give other samples with --calib, or leave the judging out with --no-eval"
+        hint = "give other samples with --calibration, or leave the judging out with --no-eval"
         raise UsageError(f"{what} the samples that the result is judged on", where=data, hint=hint)
 
 

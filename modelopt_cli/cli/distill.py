@@ -12,6 +12,8 @@ from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_result
 from modelopt_cli.cli.values import Reader
+from modelopt_cli.data.config import PreprocessOverrides
+from modelopt_cli.measure.config import EvalOptions, Gates
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.training.config import TrainConfig
 
@@ -28,16 +30,16 @@ def distill(
     training: TrainConfig,
     files: options.TrainingFiles,
     network: options.NetworkOptions,
-    run: options.RunOptions,
-    measure: options.MeasureTrainedOptions,
-    gates: options.GateOptions,
+    image: PreprocessOverrides,
+    measure: EvalOptions,
+    gates: Gates,
     no_eval: options.NoEval = False,
     output: options.Output = None,
     code: options.Code = "plain",
     force: options.Force = False,
     delete_on_fail: options.DeleteOnFail = False,
     dry_run: options.TrainDryRun = False,
-    export: options.Export = None,
+    export: options.Export = (),
 ) -> Work:
     """Teach a small network what a large one knows.
 
@@ -45,11 +47,10 @@ def distill(
     """
     reader = Reader()
     networks.read(reader, method)
-    request = options.read_request(reader, network, run, measure, gates)
+    request = options.read_request(reader, network, image, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
     options.read_training(reader, files, training, dry_run)
     options.read_training_dry_run(reader, dry_run)
-    coding = options.read_code(reader, code)
     reader.finish()
     options.check_exports(exports, force)
     asked = options.training_request(files, training)
@@ -74,7 +75,7 @@ def distill(
                     training=asked,
                     config=method,
                     evaluate=not no_eval,
-                    code=coding,
+                    code=code,
                     force=force,
                     dry_run=dry_run,
                     on_note=console.note,

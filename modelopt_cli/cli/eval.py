@@ -10,6 +10,9 @@ from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_evaluation
 from modelopt_cli.cli.values import Reader
+from modelopt_cli.data.config import PreprocessOverrides
+from modelopt_cli.measure.config import EvalOptions, Gates
+from modelopt_cli.settings import Setting
 
 Checkpoints = Annotated[
     list[Path],
@@ -17,31 +20,29 @@ Checkpoints = Annotated[
 ]
 Baseline = Annotated[
     Path | None,
-    typer.Option(
+    Setting(
+        "Checkpoint that the others are compared with.",
         metavar="CHECKPOINT",
-        help="What the others are compared with [default: the first].",
-        rich_help_panel=options.MEASURING,
+        default="the first",
+        title=EvalOptions.title,
     ),
 ]
 Judge = Annotated[
     Path | None,
-    typer.Option(
+    Setting(
+        "The only file that is held against the limits.",
         metavar="CHECKPOINT",
-        help="Hold only this file against the limits [default: all but the baseline].",
-        rich_help_panel=options.GATES,
+        default="all but the baseline",
+        title=Gates.title,
+        advanced=True,
     ),
 ]
-ForceExport = Annotated[
-    bool,
-    typer.Option("--force", help="Replace files named by --export if they exist.", rich_help_panel="Output"),
-]
-
+ForceExport = Annotated[bool, Setting("Replace files named by --export if they exist.", title=options.OUTPUT)]
 Rehearse = Annotated[
     bool,
-    typer.Option(
-        "--dry-run",
-        help="Send a few samples of --data through each file to see if it can be measured; measure nothing.",
-        rich_help_panel=options.OUTPUT,
+    Setting(
+        "Send a few samples of --data through each file to see if it can be measured; measure nothing.",
+        title=options.OUTPUT,
     ),
 ]
 
@@ -50,12 +51,12 @@ def evaluate(
     console: Console,
     checkpoints: Checkpoints,
     network: options.NetworkOptions,
-    run: options.RunOptions,
-    measure: options.MeasureOptions,
-    gates: options.GateOptions,
+    image: PreprocessOverrides,
+    measure: EvalOptions,
+    gates: Gates,
     judge: Judge = None,
     baseline: Baseline = None,
-    export: options.Export = None,
+    export: options.Export = (),
     force: ForceExport = False,
     dry_run: Rehearse = False,
 ) -> Work:
@@ -64,7 +65,7 @@ def evaluate(
     Example: modelopt eval resnet18.pth resnet18-int8.safetensors --data val/ --max-drop 1
     """
     reader = Reader()
-    request = options.read_request(reader, network, run, measure, gates)
+    request = options.read_request(reader, network, image, measure, gates)
     exports = options.read_exports(reader, export, measured=not dry_run)
     paths, index = with_baseline(checkpoints, baseline)
     judged = paths.index(judge) if judge in paths else None

@@ -6,16 +6,15 @@ It returns the work that is then to be done, so that a command line can be check
 a recipe's are.
 """
 
-import dataclasses
 import inspect
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import MISSING, dataclass, is_dataclass
+from dataclasses import MISSING, dataclass
 from inspect import Parameter
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -69,37 +68,39 @@ class Signature:
             self._configs[parameter.name] = annotation
             for field in fields_of(annotation):
                 self._add_field(field)
-        elif is_dataclass(annotation):
-            self._configs[parameter.name] = annotation  # type: ignore[assignment]
-            hints = get_type_hints(annotation, include_extras=True)
-            for field_ in dataclasses.fields(annotation):
-                given = Parameter(field_.name, Parameter.KEYWORD_ONLY, annotation=hints[field_.name])
-                default = {} if field_.default is MISSING else {"default": field_.default}
-                self._add_other(given.replace(**default))
         elif (single := field_of(parameter.name, annotation, parameter.default)) is not None:
-            self._singles[parameter.name] = _key(single)
+            self._singles[parameter.name] = key_of(single)
             self._add_field(single)
         elif parameter.name != "context":
             self._add_other(parameter.replace(kind=Parameter.KEYWORD_ONLY))
 
     def _add_field(self, field: Field) -> None:
-        self.fields[_key(field)] = field
-        self._order.append(_key(field))
+        self.fields[key_of(field)] = field
+        self._order.append(key_of(field))
 
     def _add_other(self, parameter: Parameter) -> None:
         self._others.append(parameter)
         self._order.append(parameter)
 
+    def spellings(self) -> dict[str, Field]:
+        """The options by everything that they may be called; what is current goes before what is older."""
+        fields = self.fields.values()
+        current = {flag: field for field in fields for flag in field.spellings}
+        return {flag: field for field in fields for flag in field.setting.older} | current
+
     def parameters(self) -> list[Parameter]:
         """Arguments and options as typer takes them, with hidden ones for older spellings."""
-        options = [_parameter(key, field, _spellings(field)) for key, field in self.fields.items()]
-        taken = {
-            flag for field in self.fields.values() for each in _spellings(field) for flag in each.split("/")
-        }
-        for key, field in self.fields.items():
-            if older := tuple(flag for flag in field.setting.older if flag not in taken):
-                options.append(_parameter(key + _OLDER, field, older, hidden=True))
-        return [*self._others, *options, _VERBOSE]
+        options: list[Parameter] = []
+        known = self.spellings()
+        for each in self._order:
+            if isinstance(each, Parameter):
+                options.append(each)
+                continue
+            field = self.fields[each]
+            options.append(_parameter(each, field, field.spellings))
+            if older := tuple(flag for flag in field.setting.older if known[flag] is field):
+                options.append(_parameter(each + _OLDER, field, older, hidden=True))
+        return [*options, _VERBOSE]
 
     def arguments(self, texts: dict[str, Any], *, environment: bool, notes: list[str]) -> dict[str, Any]:
         """The function's arguments, made of the texts of its options.
@@ -125,7 +126,7 @@ class Signature:
         found |= {name: values[key] for name, key in self._singles.items()}
         for name, config in self._configs.items():
             try:
-                found[name] = config(**_of_config(config, values, found))
+                found[name] = config(**{field.name: values[key_of(field)] for field in fields_of(config)})
             except UsageError as error:
                 reader.note(str(error))
         reader.finish()
@@ -147,7 +148,7 @@ class Signature:
 
     def variables(self, field: Field) -> list[str]:
         """The environment variables of an option; the first one counts."""
-        name = _key(field).upper()
+        name = key_of(field).upper()
         return [f"{PREFIX}_{self.verb.upper()}_{name}", *([f"{PREFIX}_{name}"] * field.setting.shared)]
 
 
@@ -183,10 +184,10 @@ def flatten(verb: str, function: Command) -> Command:
     return call
 
 
-def options_of(command: Any) -> dict[str, Field]:
-    """The options of a command of typer's, by the name of its parameter."""
+def signature_of(command: Any) -> Signature:
+    """The signature of a command of typer's."""
     signature: Signature = command.callback.signature
-    return signature.fields
+    return signature
 
 
 @contextmanager
@@ -199,6 +200,8 @@ def stdout_is_for_results() -> Iterator[None]:
 def _parameter(key: str, field: Field, flags: tuple[str, ...], hidden: bool = False) -> Parameter:
     """An option as typer takes it: of texts, or a flag; None where it is not given."""
     kind: Any = bool if field.type is bool else list[str] if field.several else str
+    if field.negatable and not hidden:
+        flags = ("/".join(flags),)
     option = typer.Option(
         *flags,
         help=described(field),
@@ -222,25 +225,13 @@ def described(field: Field) -> str:
     return f"{field.setting.help} [default: {field.initial}]"
 
 
-def _spellings(field: Field) -> tuple[str, ...]:
-    if field.setting.flags:
-        return field.setting.flags
-    either = field.type is bool and field.initial is not False
-    return (f"{field.flag}/--no-{field.flag.removeprefix('--')}" if either else field.flag,)
-
-
-def _key(field: Field) -> str:
+def key_of(field: Field) -> str:
+    """The name of the parameter that stands for an option."""
     return field.flag.removeprefix("--").replace("-", "_")
 
 
 def _missing(text: Any) -> bool:
     return text is None or text == [] or text == ()
-
-
-def _of_config(config: type[Any], values: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    if issubclass(config, Config):
-        return {field.name: values[_key(field)] for field in fields_of(config)}
-    return {field.name: found.pop(field.name) for field in dataclasses.fields(config)}
 
 
 _VERBOSE = Parameter(

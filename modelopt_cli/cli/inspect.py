@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.values import Reader
+from modelopt_cli.data.config import Channels, InputSize, PreprocessOverrides
+from modelopt_cli.settings import Setting
 
 if TYPE_CHECKING:
     from modelopt_cli.api import Layer
@@ -16,12 +16,7 @@ if TYPE_CHECKING:
     from modelopt_cli.artifact.reader import Artifact
 
 Layers = Annotated[
-    bool,
-    typer.Option(
-        "--layers",
-        help="Instead: the network's layers, by the names that globs match.",
-        rich_help_panel=options.OUTPUT,
-    ),
+    bool, Setting("Instead: show the network's layers, by the names that globs match.", title=options.OUTPUT)
 ]
 
 
@@ -30,8 +25,8 @@ def inspect(
     checkpoint: options.Checkpoint,
     layers: Layers = False,
     arch: options.Arch = None,
-    input_size: options.InputSize = None,
-    channels: options.Channels = None,
+    input_size: InputSize = None,
+    channels: Channels = None,
     input_shape: options.InputShape = None,
 ) -> Work:
     """Show what a file holds: its tensors and its history.
@@ -40,7 +35,8 @@ def inspect(
     """
     reader = Reader()
     given = {"arch": arch, "input_size": input_size, "channels": channels, "input_shape": input_shape}
-    image = options.NetworkOptions(**given).read(reader)
+    image = PreprocessOverrides(input_size=input_size, channels=channels)
+    overrides = options.with_shape(reader, image, input_shape)
     for name, value in given.items():
         option = f"--{name.replace('_', '-')}"
         reader.check(layers or value is None, option, "has no meaning without --layers")
@@ -51,9 +47,7 @@ def inspect(
             _show_file(console, checkpoint)
             return
         from modelopt_cli import api
-        from modelopt_cli.data import PreprocessOverrides
 
-        overrides = PreprocessOverrides(**image.given())
         found = api.layers(checkpoint, arch=arch, preprocessing=overrides, on_note=console.note)
         _show_layers(console, checkpoint, found)
 

@@ -11,6 +11,8 @@ from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_result, show_sensitivity
 from modelopt_cli.cli.values import Reader
+from modelopt_cli.data.config import PreprocessOverrides
+from modelopt_cli.measure.config import EvalOptions, Gates
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.settings import Setting
 from modelopt_cli.training.config import FineTuneConfig
@@ -38,9 +40,9 @@ def prune(
     training: FineTuneConfig,
     files: options.TrainingFiles,
     network: options.NetworkOptions,
-    run: options.RunOptions,
-    measure: options.MeasureTrainedOptions,
-    gates: options.GateOptions,
+    image: PreprocessOverrides,
+    measure: EvalOptions,
+    gates: Gates,
     calibration: options.CalibrationOrTrain = None,
     sensitivity: Sensitivity = False,
     plot: Plot = None,
@@ -50,21 +52,20 @@ def prune(
     force: options.Force = False,
     delete_on_fail: options.DeleteOnFail = False,
     dry_run: options.DryRun = False,
-    export: options.Export = None,
+    export: options.Export = (),
 ) -> Work:
     """Prune a checkpoint, and show what that cost.
 
     Example: modelopt prune resnet18.pth --flops 0.5 --train train/ --epochs 5 --data val/
     """
     reader = Reader()
-    request = options.read_request(reader, network, run, measure, gates)
+    request = options.read_request(reader, network, image, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
     options.read_training(reader, files, training, dry_run)
     reader.check(dry_run or not sensitivity, "--sensitivity", "has no meaning without --dry-run")
     if plot is not None:
         reader.check(sensitivity, "--plot", "has no meaning without --sensitivity")
         options.read_ending(reader, "--plot", plot, PICTURES)
-    coding = options.read_code(reader, code)
     reader.finish()
     options.check_exports(exports, force)
 
@@ -92,7 +93,7 @@ def prune(
                     output=target,
                     training=asked,
                     evaluate=not no_eval,
-                    code=coding,
+                    code=code,
                     force=force,
                     dry_run=dry_run,
                     progress=progress,

@@ -5,6 +5,8 @@ from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_result
 from modelopt_cli.cli.values import Reader
+from modelopt_cli.data.config import PreprocessOverrides
+from modelopt_cli.measure.config import EvalOptions, Gates
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 
@@ -14,9 +16,9 @@ def quantize(
     checkpoint: options.Checkpoint,
     method: QuantizeConfig,
     network: options.NetworkOptions,
-    run: options.RunOptions,
-    measure: options.MeasureOptions,
-    gates: options.GateOptions,
+    image: PreprocessOverrides,
+    measure: EvalOptions,
+    gates: Gates,
     calibration: options.Calibration = None,
     no_eval: options.NoEval = False,
     output: options.Output = None,
@@ -24,16 +26,15 @@ def quantize(
     force: options.Force = False,
     delete_on_fail: options.DeleteOnFail = False,
     dry_run: options.DryRun = False,
-    export: options.Export = None,
+    export: options.Export = (),
 ) -> Work:
     """Quantize a checkpoint to int8, and show what that cost.
 
     Example: modelopt quantize resnet18.pth --data val/ -o resnet18-int8.safetensors
     """
     reader = Reader()
-    request = options.read_request(reader, network, run, measure, gates)
+    request = options.read_request(reader, network, image, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
-    coding = options.read_code(reader, code)
     reader.finish()
     options.check_exports(exports, force)
 
@@ -51,7 +52,7 @@ def quantize(
                     config=method,
                     calibration=calibration,
                     evaluate=not no_eval,
-                    code=coding,
+                    code=code,
                     force=force,
                     dry_run=dry_run,
                     on_note=console.note,

@@ -13,39 +13,36 @@ from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.errors import UsageError
+from modelopt_cli.settings import Setting
 
 if TYPE_CHECKING:
     from modelopt_cli.cli.recipe.commands import Commands
     from modelopt_cli.cli.recipe.document import Recipe, Value
     from modelopt_cli.cli.recipe.plan import Plan
 
-_output = partial(typer.Option, rich_help_panel=options.OUTPUT)
-_recipe = partial(typer.Option, rich_help_panel="In place of what the recipe says")
+_output = partial(Setting, title=options.OUTPUT)
+_recipe = partial(Setting, title="In place of what the recipe says")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML; see docs/recipes.md.")]
-Checkpoint = Annotated[str | None, _recipe(metavar="CHECKPOINT", help="What the first step starts from.")]
-Data = Annotated[str | None, _recipe(metavar="SPEC", help="What to evaluate on, as in eval.")]
-Seed = Annotated[str | None, _recipe(metavar="N", help="Seed of everything random.")]
-Threads = Annotated[str | None, _recipe(metavar="N", help="CPU threads.")]
-Device = Annotated[str | None, _recipe(metavar="cpu|cuda|cuda:N", help="Where to run.")]
+Checkpoint = Annotated[str | None, _recipe("Checkpoint that the first step starts from.", metavar="FILE")]
+Data = Annotated[str | None, _recipe("Data to evaluate on, as in eval.", metavar="SPEC", shared=True)]
+Seed = Annotated[str | None, _recipe("Seed of everything random.", metavar="N", shared=True)]
+Threads = Annotated[str | None, _recipe("CPU threads.", metavar="N", shared=True)]
+Device = Annotated[str | None, _recipe("Device to run on.", metavar="cpu|cuda|cuda:N", shared=True)]
 Settings = Annotated[
-    list[str] | None,
+    tuple[str, ...],
     _recipe(
-        "--set",
+        "Any option; STEP is the step's number, or its verb if no other has it; may be repeated.",
+        flags=("--set",),
         metavar="[STEP.]KEY=VALUE",
-        help="Any option; STEP is the step's number, or its verb if no other has it; may be repeated.",
     ),
 ]
-Output = Annotated[str | None, _recipe("-o", "--output", metavar="FILE", help="What the last step writes.")]
-Resume = Annotated[
-    bool, _output("--resume", help="Do not repeat the steps that are finished, or start if there are none.")
+Output = Annotated[
+    str | None, _recipe("The file that the last step writes.", flags=("-o", "--output"), metavar="FILE")
 ]
-Force = Annotated[
-    bool, _output("--force", help="Replace what exists: the output, the files of steps, exports.")
-]
-DryRun = Annotated[
-    bool, _output("--dry-run", help="Check the recipe and print its command lines; do nothing.")
-]
+Resume = Annotated[bool, _output("Do not repeat the steps that are finished, or start if there are none.")]
+Force = Annotated[bool, _output("Replace what exists: the output, the files of steps, exports.")]
+DryRun = Annotated[bool, _output("Check the recipe and print its command lines; do nothing.")]
 
 
 def run(
@@ -57,13 +54,13 @@ def run(
     seed: Seed = None,
     threads: Threads = None,
     device: Device = None,
-    settings: Settings = None,
+    settings: Settings = (),
     output: Output = None,
     force: Force = False,
     delete_on_fail: options.DeleteOnFail = False,
     resume: Resume = False,
     dry_run: DryRun = False,
-    export: options.Export = None,
+    export: options.Export = (),
 ) -> Work:
     """Run a recipe: several steps, and one table of all.
 
@@ -76,7 +73,7 @@ def run(
     exports = options.read_exports(reader, export, measured=not dry_run)
     given = {"checkpoint": checkpoint, "output": output, "data": data}
     given |= {"seed": seed, "threads": threads, "device": device}
-    read = read_recipe(reader, recipe).override(reader, settings or [])
+    read = read_recipe(reader, recipe).override(reader, settings)
     read = replace(read, options=read.options | {k: v for k, v in given.items() if v is not None})
     assert context.parent is not None
     commands = Commands(context.parent.command.commands, console)  # type: ignore[attr-defined]

@@ -8,6 +8,8 @@ from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_result
 from modelopt_cli.cli.values import Reader
+from modelopt_cli.data.config import PreprocessOverrides
+from modelopt_cli.measure.config import EvalOptions, Gates
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.training.config import FineTuneConfig
 
@@ -19,9 +21,9 @@ def share(
     training: FineTuneConfig,
     files: options.TrainingFiles,
     network: options.NetworkOptions,
-    run: options.RunOptions,
-    measure: options.MeasureTrainedOptions,
-    gates: options.GateOptions,
+    image: PreprocessOverrides,
+    measure: EvalOptions,
+    gates: Gates,
     calibration: options.CalibrationOrTrain = None,
     no_eval: options.NoEval = False,
     output: options.Output = None,
@@ -29,7 +31,7 @@ def share(
     force: options.Force = False,
     delete_on_fail: options.DeleteOnFail = False,
     dry_run: options.DryRun = False,
-    export: options.Export = None,
+    export: options.Export = (),
 ) -> Work:
     """Weight clustering (palettization): few distinct values.
 
@@ -40,13 +42,12 @@ def share(
     reader.check(
         bool(training.epochs) or method.tune == ShareConfig.tune, "--tune", "has no meaning without --epochs"
     )
-    request = options.read_request(reader, network, run, measure, gates)
     if config.max_drop is not None and (no_eval or network.data is None):
         # It is the budget, met on the calibration data, and there is nothing to judge the result by.
-        request.gates.pop("max_drop")
+        gates = replace(gates, max_drop=None, confident=False)
+    request = options.read_request(reader, network, image, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
     options.read_training(reader, files, training, dry_run)
-    coding = options.read_code(reader, code)
     reader.finish()
     options.check_exports(exports, force)
 
@@ -69,7 +70,7 @@ def share(
                     training=asked,
                     calibration=calibration or files.train,
                     evaluate=not no_eval,
-                    code=coding,
+                    code=code,
                     force=force,
                     dry_run=dry_run,
                     on_note=console.note,
@@ -85,7 +86,7 @@ def share(
     return options.undone(begin, delete_on_fail, target)
 
 
-def within_budget(config: ShareConfig, gates: options.GateOptions) -> ShareConfig:
+def within_budget(config: ShareConfig, gates: Gates) -> ShareConfig:
     """The config with the gate on accuracy as its budget, where it has no other."""
     if config.automatic and config.bytes is None and config.ratio is None:
         return replace(config, max_drop=gates.max_drop)

@@ -11,6 +11,8 @@ from modelopt_cli.cli.curve import check_curve, draw_curve
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.results import show_result
 from modelopt_cli.cli.values import Reader
+from modelopt_cli.data.config import PreprocessOverrides
+from modelopt_cli.measure.config import EvalOptions, Gates
 from modelopt_cli.training.config import TrainConfig
 
 Start = Annotated[
@@ -26,16 +28,16 @@ def train(
     training: TrainConfig,
     files: options.TrainingFiles,
     network: options.NetworkOptions,
-    run: options.RunOptions,
-    measure: options.MeasureTrainedOptions,
-    gates: options.GateOptions,
+    image: PreprocessOverrides,
+    measure: EvalOptions,
+    gates: Gates,
     checkpoint: Start = None,
     no_eval: options.NoEval = False,
     output: options.Output = None,
     force: options.Force = False,
     delete_on_fail: options.DeleteOnFail = False,
     dry_run: options.TrainDryRun = False,
-    export: options.Export = None,
+    export: options.Export = (),
 ) -> Work:
     """Train a network into a file, from scratch or from a checkpoint.
 
@@ -45,7 +47,7 @@ def train(
     reader.check(
         output is not None or checkpoint is not None, "--output", "name the file to write, with -o FILE"
     )
-    request = options.read_request(reader, network, run, measure, gates)
+    request = options.read_request(reader, network, image, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
     options.read_training(reader, files, training, dry_run)
     options.read_training_dry_run(reader, dry_run)

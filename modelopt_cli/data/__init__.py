@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from modelopt_cli.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from modelopt_cli.data.config import PreprocessOverrides
     from modelopt_cli.data.dataset import Data
     from modelopt_cli.data.open import open_data
-    from modelopt_cli.data.preprocess import PreprocessOverrides
 
 __all__ = ["Data", "PreprocessOverrides", "open_data"]
 
@@ -15,7 +15,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "Data": "dataset",
-        "PreprocessOverrides": "preprocess",
+        "PreprocessOverrides": "config",
         "open_data": "open",
     },
 )

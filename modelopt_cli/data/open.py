@@ -6,11 +6,12 @@ from typing import cast
 from torch import Tensor
 
 from modelopt_cli.data.arrays import open_digits, open_idx, open_npz
+from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.data.dataset import Data
 from modelopt_cli.data.datasets import open_callable, open_torchvision
 from modelopt_cli.data.files import open_folder
 from modelopt_cli.data.parquet import open_parquet
-from modelopt_cli.data.preprocess import ImageTransform, PreprocessOverrides, resolve_preprocess
+from modelopt_cli.data.preprocess import ImageTransform, resolve_preprocess
 from modelopt_cli.data.source import Source, Stream
 from modelopt_cli.data.spec import DataSpec, parse_spec
 from modelopt_cli.data.synthetic import open_synthetic

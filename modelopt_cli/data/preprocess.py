@@ -1,7 +1,6 @@
 """Merge what is known about an input's preprocessing, and apply it to an image."""
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -9,83 +8,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
+from modelopt_cli.data.config import PreprocessOverrides, Size
 from modelopt_cli.errors import DataError, UsageError
-from modelopt_cli.program.input_spec import InputSpec, InputType, Interpolation, Preprocess
-
-Size = tuple[int, int]
-
-MODES = {
-    "nearest": InterpolationMode.NEAREST,
-    "bilinear": InterpolationMode.BILINEAR,
-    "bicubic": InterpolationMode.BICUBIC,
-}
-
-
-@dataclass(frozen=True)
-class PreprocessOverrides:
-    """What the user said about preprocessing; None means nothing was said.
-
-    Attributes:
-        input_size: height and width the network gets; an int is a square.
-        resize: short side, or exact height and width.
-        crop: pixels (int), or a fraction of the short side (float below 1).
-        mean: per channel on the 0..1 scale; one value stands for all channels.
-        std: the same.
-        channels: 1 or 3.
-        interpolation: resampling used by the resize.
-        shape: of samples that are no images; then nothing else is given.
-        dtype: of their elements; None stands for float32.
-    """
-
-    input_size: int | Size | None = None
-    resize: int | Size | None = None
-    crop: int | float | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    channels: int | None = None
-    interpolation: Interpolation | None = None
-    shape: tuple[int, ...] | None = None
-    dtype: InputType | None = None
-
-    def __bool__(self) -> bool:
-        return any(getattr(self, f.name) is not None for f in fields(self))
-
-    @property
-    def size(self) -> Size | None:
-        """``input_size`` as height and width."""
-        return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
-
-    @property
-    def sample(self) -> InputSpec | None:
-        """Shape and element type of samples that are no images, or None."""
-        return None if self.shape is None else InputSpec(self.shape, dtype=self.dtype or "float32")
-
-    def check(self) -> None:
-        """Refuse values no image could be processed with.
-
-        Raises:
-            UsageError: naming the option.
-        """
-        for option, value in (("--input-size", self.size), ("--resize", self.resize)):
-            sides = value if isinstance(value, tuple) else (value,)
-            if value is not None and not all(isinstance(side, int) and side > 0 for side in sides):
-                raise UsageError(f"{value!r} is not a size in pixels", where=option)
-        whole = isinstance(self.crop, int)
-        if self.crop is not None and not (self.crop > 0 if whole else 0 < self.crop < 1):
-            raise UsageError(f"{self.crop!r} is neither pixels nor a fraction below 1", where="--crop")
-        if self.channels not in (None, 1, 3):
-            raise UsageError(
-                f"{self.channels!r} channels: images are grey (1) or RGB (3)", where="--channels"
-            )
-        if self.interpolation is not None and self.interpolation not in MODES:
-            raise UsageError(
-                f"{self.interpolation!r} is not one of {', '.join(MODES)}", where="--interpolation"
-            )
-        for option, values in (("--mean", self.mean), ("--std", self.std)):
-            if values is not None and not all(math.isfinite(v) for v in values):
-                raise UsageError("values must be finite", where=option)
-        if self.std is not None and any(v <= 0 for v in self.std):
-            raise UsageError("values must be above 0", where="--std")
+from modelopt_cli.program.input_spec import InputSpec, Preprocess
+from modelopt_cli.settings import option
 
 
 def resolve_preprocess(
@@ -103,7 +29,6 @@ def resolve_preprocess(
         UsageError: the overrides contradict each other or the network.
         DataError: the network's input is not an image.
     """
-    overrides.check()
     base = recorded.preprocess if recorded else None
     shape = recorded.shape if recorded else None
     if shape is not None and (len(shape) != 3 or (base is None and shape[0] not in (1, 3))):
@@ -119,14 +44,16 @@ def resolve_preprocess(
         resize=resize,
         crop=crop,
         interpolation=overrides.interpolation or (base.interpolation if base else "bilinear"),
-        mean=_per_channel("--mean", overrides.mean, base.mean if base else (0.0,), channels),
-        std=_per_channel("--std", overrides.std, base.std if base else (1.0,), channels),
+        mean=_per_channel("mean", overrides.mean, base.mean if base else (0.0,), channels),
+        std=_per_channel("std", overrides.std, base.std if base else (1.0,), channels),
         channels=channels,
     )
     size = _output_size(merged) or target
     if overrides.size and size != overrides.size:
         got, want = ("x".join(map(str, s)) for s in (size or (0, 0), overrides.size))
-        raise UsageError(f"--resize and --crop give {got}, not {want}", where="--input-size")
+        raise UsageError(
+            f"{option('resize')} and {option('crop')} give {got}, not {want}", where=option("input_size")
+        )
     return merged, (channels, *size) if size else None
 
 
@@ -160,7 +87,7 @@ def _output_size(preprocess: Preprocess) -> Size | None:
 
 
 def _per_channel(
-    option: str, given: tuple[float, ...] | None, known: tuple[float, ...], channels: int
+    name: str, given: tuple[float, ...] | None, known: tuple[float, ...], channels: int
 ) -> tuple[float, ...]:
     values = tuple(float(v) for v in (known if given is None else given))
     if len(values) == channels:
@@ -168,7 +95,7 @@ def _per_channel(
     if values and len(set(values)) == 1:
         return values[:1] * channels
     raise UsageError(
-        f"{len(values)} values for {channels} channel(s)", where=option, hint="give one per channel"
+        f"{len(values)} values for {channels} channel(s)", where=option(name), hint="give one per channel"
     )
 
 
@@ -197,7 +124,7 @@ class ImageTransform:
             image = F.center_crop(image, [max(1, int(p.crop * min(image.size)))] * 2)
         if p.resize is not None:
             size = [p.resize] if isinstance(p.resize, int) else list(p.resize)
-            image = F.resize(image, size, interpolation=MODES[p.interpolation], antialias=True)
+            image = F.resize(image, size, interpolation=InterpolationMode(p.interpolation), antialias=True)
         if isinstance(p.crop, int):
             image = F.center_crop(image, [p.crop, p.crop])
         return image

@@ -1,21 +1,26 @@
 """Measuring: size, work, accuracy, latency, memory, and the statistics of comparing them."""
 
-from modelopt_cli.measure.accuracy import Predictions, predict
-from modelopt_cli.measure.evaluate import EvalOptions, evaluate
-from modelopt_cli.measure.evaluation import (
-    Accuracy,
-    Comparison,
-    Evaluation,
-    GateResult,
-    ModelReport,
-)
-from modelopt_cli.measure.flops import Macs, count_macs
-from modelopt_cli.measure.gates import Gates
-from modelopt_cli.measure.latency import Latency
-from modelopt_cli.measure.size import Size, measure_size
-from modelopt_cli.measure.speedup import Speedup, paired_speedup
-from modelopt_cli.measure.statistics import Interval, paired_difference
-from modelopt_cli.measure.subject import LabelledBatches, StageProgress, Subject
+from typing import TYPE_CHECKING
+
+from modelopt_cli.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from modelopt_cli.measure.accuracy import Predictions, predict
+    from modelopt_cli.measure.config import EvalOptions, Gates
+    from modelopt_cli.measure.evaluation import (
+        Accuracy,
+        Comparison,
+        Evaluation,
+        GateResult,
+        ModelReport,
+    )
+    from modelopt_cli.measure.flops import Macs, count_macs
+    from modelopt_cli.measure.latency import Latency
+    from modelopt_cli.measure.side_by_side import evaluate
+    from modelopt_cli.measure.size import Size, measure_size
+    from modelopt_cli.measure.speedup import Speedup, paired_speedup
+    from modelopt_cli.measure.statistics import Interval, paired_difference
+    from modelopt_cli.measure.subject import LabelledBatches, StageProgress, Subject
 
 __all__ = [
     "Accuracy",
@@ -41,3 +46,31 @@ __all__ = [
     "paired_speedup",
     "predict",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Accuracy": "evaluation",
+        "Comparison": "evaluation",
+        "EvalOptions": "config",
+        "Evaluation": "evaluation",
+        "GateResult": "evaluation",
+        "Gates": "config",
+        "Interval": "statistics",
+        "LabelledBatches": "subject",
+        "Latency": "latency",
+        "Macs": "flops",
+        "ModelReport": "evaluation",
+        "Predictions": "accuracy",
+        "Size": "size",
+        "Speedup": "speedup",
+        "StageProgress": "subject",
+        "Subject": "subject",
+        "count_macs": "flops",
+        "evaluate": "side_by_side",
+        "measure_size": "size",
+        "paired_difference": "statistics",
+        "paired_speedup": "speedup",
+        "predict": "accuracy",
+    },
+)

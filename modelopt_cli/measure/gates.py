@@ -11,47 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from modelopt_cli.errors import GateNotMet, UsageError
+from modelopt_cli.measure.config import EvalOptions, Gates
 from modelopt_cli.measure.evaluation import Comparison, Evaluation, GateResult, ModelReport
 from modelopt_cli.measure.speedup import least_rounds, rounds_needed
 from modelopt_cli.measure.statistics import samples_needed
 from modelopt_cli.measure.subject import Obstacle, Subject
+from modelopt_cli.settings import fields_of, option
 
-
-@dataclass(frozen=True)
-class Gates:
-    """What is asked for; None asks for nothing.
-
-    Attributes:
-        max_drop: top-1 accuracy that may be lost, in percentage points.
-        min_ratio: how many times smaller the file must be.
-        min_speedup: how many times faster the forward pass must be, at the lower end of the interval.
-        min_coverage: share of the layers that must be compressed, 0 to 1.
-        confident: hold the upper end of the drop's interval against ``max_drop``.
-        judged: index of the one model to hold against the limits; None holds all beside the baseline.
-    """
-
-    max_drop: float | None = None
-    min_ratio: float | None = None
-    min_speedup: float | None = None
-    min_coverage: float | None = None
-    confident: bool = False
-    judged: int | None = None
-
-    def __post_init__(self) -> None:
-        for gate in _GATES:
-            value = gate.limit(self)
-            if value is not None and not math.isfinite(value):
-                raise UsageError(f"{value} is not a number to compare with", where=f"--{gate.name}")
-        for name, value in (("--min-ratio", self.min_ratio), ("--min-speedup", self.min_speedup)):
-            if value is not None and value < 0:
-                raise UsageError(f"{value:g} is below zero", where=name)
-        if self.min_coverage is not None and not 0 <= self.min_coverage <= 1:
-            raise UsageError(
-                f"{self.min_coverage:g} is not a share", where="--min-coverage", hint="give 0 to 1, e.g. 0.95"
-            )
-
-    def __bool__(self) -> bool:
-        return any(gate.limit(self) is not None for gate in _GATES)
+_RUNS = next(field for field in fields_of(EvalOptions) if field.name == "runs")
 
 
 @dataclass(frozen=True)
@@ -63,13 +30,19 @@ class Means:
 
 
 def _labels(means: Means) -> Obstacle | None:
-    return None if means.labelled else Obstacle("needs labelled data to be held against", "give --data")
+    return (
+        None
+        if means.labelled
+        else Obstacle("needs labelled data to be held against", f"give {option('data')}")
+    )
 
 
 def _rounds(means: Means) -> Obstacle | None:
     if means.runs >= least_rounds():
         return None
-    return Obstacle(f"{means.runs} runs give no 95 % interval", f"give --runs {least_rounds()} or more")
+    return Obstacle(
+        f"{means.runs} runs give no 95 % interval", f"give {_RUNS.label} {least_rounds()} or more"
+    )
 
 
 @dataclass(frozen=True)
@@ -107,7 +80,7 @@ def _not_run(*subjects: Subject) -> tuple[Subject, Obstacle] | None:
 def _not_covered(baseline: Subject, model: Subject) -> tuple[Subject, Obstacle] | None:
     if model.coverage is not None:
         return None
-    hint = "give --arch" if model.model is None else "hold a file that modelopt wrote against it"
+    hint = f"give {option('arch')}" if model.model is None else "hold a file that modelopt wrote against it"
     return model, Obstacle("nothing says which of its layers are compressed", hint)
 
 
@@ -158,7 +131,7 @@ def require_comparable(gates: Gates, models: int, baseline: int = 0) -> None:
         raise UsageError("a limit needs a second model to compare with the baseline", hint="give two files")
     if gates.judged is not None and (gates.judged == baseline or not 0 <= gates.judged < models):
         raise UsageError(
-            "is the baseline itself" if gates.judged == baseline else "is not measured", where="--judge"
+            "is the baseline itself" if gates.judged == baseline else "is not measured", where=option("judge")
         )
 
 
@@ -192,7 +165,7 @@ def require_means(gates: Gates, means: Means) -> None:
     """
     for gate in _asked(gates):
         if (lack := gate.lacks(means)) is not None:
-            raise UsageError(lack.what, where=f"--{gate.name}", hint=lack.hint)
+            raise UsageError(lack.what, where=option(gate.name.replace("-", "_")), hint=lack.hint)
 
 
 def require_measurable(gates: Gates, subjects: Sequence[Subject], baseline: int, means: Means) -> None:

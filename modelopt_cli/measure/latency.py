@@ -113,7 +113,7 @@ def noise_notes(latencies: Mapping[str, Latency], threads: int, cores: float) ->
     """
     notes = [
         f"{path}: its times vary, with an interquartile range of {100 * timed.spread:.0f} % of the median; "
-        f"stop what else runs here, or raise --runs"
+        f"stop what else runs here, or raise --latency-runs"
         for path, timed in latencies.items()
         if timed.spread > _WIDE
     ]

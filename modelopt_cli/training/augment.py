@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from modelopt_cli.data import Data
-from modelopt_cli.data.preprocess import MODES, ImageTransform
+from modelopt_cli.data.preprocess import ImageTransform
 from modelopt_cli.errors import UsageError
 
 
@@ -169,7 +169,7 @@ class RandomResizedCrop(ImageTransform):
 
     @cached_property
     def _transform(self) -> v2.Transform:
-        mode = MODES[self.preprocess.interpolation]
+        mode = InterpolationMode(self.preprocess.interpolation)
         crop = v2.RandomResizedCrop(list(self.size), interpolation=mode, antialias=True)
         return v2.Compose([crop, v2.RandomHorizontalFlip()])
 

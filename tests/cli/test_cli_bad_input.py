@@ -14,7 +14,7 @@ import torch
 
 OURS = "net-int8-weight.safetensors"
 HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
-RUN = [*HOW, "--data", "digits", "--runs", "0", "--limit", "64"]
+RUN = [*HOW, "--data", "digits", "--latency-runs", "0", "--limit", "64"]
 RGB = ["--data", "synthetic:3x64x64"]
 OUT = ["-o", "out.safetensors"]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
-QUICK = ["--data", "digits", "--runs", "0", "--limit", "64", "--calibration-samples", "64"]
+QUICK = ["--data", "digits", "--latency-runs", "0", "--limit", "64", "--calibration-samples", "64"]
 
 
 def names(folder) -> set[str]:
@@ -20,7 +20,7 @@ def test_quantize_writes_the_default_name_and_says_so(here, modelopt):
 
 
 def test_quantize_ends_with_the_table_and_exports_it(here, modelopt, real_loading):
-    timed = [*QUICK, "--runs", "1", "--export", "t.json", "--export", "t.md"]
+    timed = [*QUICK, "--latency-runs", "1", "--export", "t.json", "--export", "t.md"]
     outcome = modelopt("quantize", "net.pth", *HOW, *timed, "-v")
     assert outcome.code == 0
     assert "net-int8.safetensors" in outcome.out

@@ -87,7 +87,7 @@ def test_a_resumed_run_draws_the_whole(here, modelopt, monkeypatch):
 
 def test_a_gate_that_is_not_met_does_not_lose_the_picture(here, modelopt):
     argv = [word for word in COMMANDS["train"] if word != "--no-eval"]
-    outcome = modelopt(*argv, *CURVE, "--runs", "0", "--min-ratio", "9")
+    outcome = modelopt(*argv, *CURVE, "--latency-runs", "0", "--min-ratio", "9")
     assert outcome.code == 1
     assert drawn(here / "curve.svg") == {"train": 3}
 

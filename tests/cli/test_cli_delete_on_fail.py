@@ -8,15 +8,27 @@ from pathlib import Path
 
 import pytest
 
-BARE = ["--scheme", "int8-weight", "--runs", "0"]
+BARE = ["--scheme", "int8-weight", "--latency-runs", "0"]
 OUT = ["-o", "out.safetensors"]
 UNMET = ["--min-ratio", "100", "--delete-on-fail"]
 HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
-TRAIN = [*HOW, "--train", "digits", "--limit", "64", "--epochs", "1", "--runs", "0", "--data", "digits"]
+TRAIN = [
+    *HOW,
+    "--train",
+    "digits",
+    "--limit",
+    "64",
+    "--epochs",
+    "1",
+    "--latency-runs",
+    "0",
+    "--data",
+    "digits",
+]
 COMMANDS = {
     "quantize": ["quantize", "net.pth", *BARE],
-    "prune": ["prune", "net.pth", "--structure", "unstructured", "--sparsity", "0.5", "--runs", "0"],
-    "share": ["share", "net.pth", "--bits", "4", "--runs", "0"],
+    "prune": ["prune", "net.pth", "--structure", "unstructured", "--sparsity", "0.5", "--latency-runs", "0"],
+    "share": ["share", "net.pth", "--bits", "4", "--latency-runs", "0"],
     "train": ["train", "net.pth", *TRAIN],
     "distill": ["distill", "net.pth", "--student", "width:0.5", *TRAIN],
 }
@@ -58,7 +70,7 @@ def test_the_file_that_force_would_replace_comes_back(here, modelopt):
 RECIPE = """
 checkpoint: net.pth
 output: out.safetensors
-runs: "0"
+latency-runs: "0"
 min-ratio: "100"
 steps:
   - prune: {structure: unstructured, sparsity: "0.5"}
@@ -76,7 +88,7 @@ def test_a_recipe_takes_its_output_back_and_keeps_its_steps(here, modelopt):
 
 MAKEFILE = """
 out.safetensors: net.pth
-\t{python} -m modelopt_cli quantize $< --scheme int8-weight --runs 0 -q \\
+\t{python} -m modelopt_cli quantize $< --scheme int8-weight --latency-runs 0 -q \\
 \t    --min-ratio 100 --force --delete-on-fail -o $@
 """
 

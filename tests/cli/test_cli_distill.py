@@ -10,7 +10,7 @@ import modelopt_cli
 from modelopt_cli.artifact import read_program
 
 TRAIN = ["--train", "digits?split=train", "--lr", "0.05"]
-QUICK = ["--runs", "0", "--data", "digits", *TRAIN, "--epochs", "2"]
+QUICK = ["--latency-runs", "0", "--data", "digits", *TRAIN, "--epochs", "2"]
 OUT = ["-o", "out.safetensors"]
 HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
 RESNET = "builtin:resnet8?width=0.25"

@@ -14,7 +14,7 @@ from modelopt_cli.kernels import never_saturates
 from modelopt_cli.program.quantized import Weighted
 
 TRAIN = ["--train", "digits?split=train", "--epochs", "2", "--finetune-epochs", "1"]
-QUICK = ["--data", "digits", "--runs", "0"]
+QUICK = ["--data", "digits", "--latency-runs", "0"]
 OUT = ["-o", "out.safetensors"]
 
 
@@ -28,7 +28,7 @@ def files(good_files, tmp_path_factory):
     arch = ["--arch", f"{good_files / 'net.py'}:make", "--input-size", "8", "--channels", "1"]
     data, quiet = ["--train", "digits?split=train"], ["--no-eval", "-q"]
     assert main(["train", *arch, *data, "--lr", "0.05", "--epochs", "8", *quiet, "-o", str(teacher)]) == 0
-    assert main(["quantize", str(teacher), "--calib", data[1], *quiet, "-o", str(int8)]) == 0
+    assert main(["quantize", str(teacher), "--calibration", data[1], *quiet, "-o", str(int8)]) == 0
     program = modelopt_cli.load(int8)
     generator = torch.Generator().manual_seed(0)
     for layer in program.modules():

@@ -23,7 +23,7 @@ def test_an_optimizer_next_to_the_weights_is_no_gain(here, modelopt):
     moments = {i: {m: torch.zeros(size, size) for m in ("exp_avg", "exp_avg_sq")} for i in range(2)}
     states = [{"state": moments, "param_groups": []}]
     state = write_large("last.ckpt", size, optimizer_states=states, **{"pytorch-lightning_version": "2.0"})
-    outcome = modelopt("quantize", "last.ckpt", *BARE, "--runs", "0", "--json")
+    outcome = modelopt("quantize", "last.ckpt", *BARE, "--latency-runs", "0", "--json")
     assert outcome.code == 0, outcome.err
     evaluation = json.loads(outcome.out)["evaluation"]
     before, after = evaluation["models"]
@@ -53,7 +53,9 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("how", [["--no-eval"], ["--runs", "0"], ["--dry-run"]], ids=lambda how: how[0])
+@pytest.mark.parametrize(
+    "how", [["--no-eval"], ["--latency-runs", "0"], ["--dry-run"]], ids=lambda how: how[0]
+)
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_every_method_says_how_much_it_covered(here, modelopt, method, how):
     write_layers("n.pth", 3)
@@ -79,25 +81,39 @@ def test_half_of_the_weights_is_no_cause_for_a_warning(here, modelopt):
     assert "warning" not in outcome.err
 
 
-@pytest.mark.parametrize("how", [["--no-eval"], ["--runs", "0"], ["--dry-run"]], ids=lambda how: how[0])
+@pytest.mark.parametrize(
+    "how", [["--no-eval"], ["--latency-runs", "0"], ["--dry-run"]], ids=lambda how: how[0]
+)
 def test_a_file_that_is_not_smaller_is_said_to_be_so(here, modelopt, how):
     torch.save({"large": torch.zeros(200_000), "small.weight": torch.ones(4, 4)}, "n.pth")
     outcome = modelopt(*METHODS["quantize"], "-o", "o.safetensors", *how)
     (line,) = (line for line in (outcome.err + outcome.out).splitlines() if line.startswith(SAME))
     assert outcome.code == 0
     assert f"before {(here / 'n.pth').stat().st_size:,} bytes with 800,064 bytes of tensors" in line
-    if how == ["--runs", "0"]:
+    if how == ["--latency-runs", "0"]:
         assert "not smaller" in outcome.out or "larger" in outcome.out
 
 
 def test_coverage_of_tensors_is_read_back_and_judged(here, modelopt):
     write_layers("n.pth", 3)
-    judged = ["--include", "0", "--runs", "0", "--min-coverage", "0.3", "--json", "-o", "o.safetensors"]
+    judged = [
+        "--include",
+        "0",
+        "--latency-runs",
+        "0",
+        "--min-coverage",
+        "0.3",
+        "--json",
+        "-o",
+        "o.safetensors",
+    ]
     outcome = modelopt(*METHODS["quantize"], *judged)
     assert outcome.code == 0, outcome.err
     model = json.loads(outcome.out)["evaluation"]["models"][1]
     assert model["coverage"] == model["weight_coverage"] == pytest.approx(1 / 3)
-    assert modelopt("eval", "n.pth", "o.safetensors", "--runs", "0", "--min-coverage", "0.34").code == 1
+    assert (
+        modelopt("eval", "n.pth", "o.safetensors", "--latency-runs", "0", "--min-coverage", "0.34").code == 1
+    )
 
 
 @pytest.mark.parametrize("name", ["model.safetensors.index.json", "."], ids=["index", "folder"])
@@ -112,7 +128,7 @@ def test_the_size_of_several_files_is_that_of_what_was_read(here, modelopt, name
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
     read = sum(path.stat().st_size for path in folder.iterdir())
     torch.save({"0.weight": values[0]}, folder / "pytorch_model.bin")  # the same again, not read
-    outcome = modelopt("quantize", folder / name, *BARE, "--runs", "0", "--json")
+    outcome = modelopt("quantize", folder / name, *BARE, "--latency-runs", "0", "--json")
     assert outcome.code == 0, outcome.err
     evaluation = json.loads(outcome.out)["evaluation"]
     assert evaluation["models"][0]["file_bytes"] == read
@@ -218,5 +234,5 @@ def test_a_method_counts_only_what_it_did_itself(chain, graph, here, modelopt):
     (entry,) = json.loads(modelopt("inspect", "b.safetensors", "--json").out)["history"][1:]
     assert entry["coverage"] == {"compressed": 2, "total": 3}
     if graph:  # the file as it is, with what both did
-        table = modelopt("eval", "b.safetensors", "--runs", "0", "--json")
+        table = modelopt("eval", "b.safetensors", "--latency-runs", "0", "--json")
         assert json.loads(table.out)["models"][0]["coverage"] == 1

@@ -11,7 +11,7 @@ from modelopt_cli.methods import table
 from modelopt_cli.methods.context import Result
 
 HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
-CALIB = ["--calib", "digits"]
+CALIB = ["--calibration", "digits"]
 TRAIN = ["--train", "digits?split=train", "--epochs", "1", "--lr", "0.01"]
 END = ["-o", "out.safetensors", "--no-eval", "-q"]
 
@@ -101,7 +101,7 @@ def test_a_kernel_that_is_wrong_is_found_before_its_file_is_written(here, modelo
 
 def test_a_recipe_stops_at_the_step_that_made_it(here, modelopt, monkeypatch):
     lines = ["checkpoint: net.pth", "output: out.safetensors", "arch: net.py:make", "input-size: 8"]
-    lines += ["channels: 1", "data: digits", "runs: 0", "steps:", "- prune: {sparsity: 0.333}"]
+    lines += ["channels: 1", "data: digits", "latency-runs: 0", "steps:", "- prune: {sparsity: 0.333}"]
     (here / "recipe.yaml").write_text("\n".join([*lines, "- quantize: {calib: digits}"]))
     spoil(monkeypatch, FAULTS["an exception"])
     found = modelopt("run", "recipe.yaml", "-q")

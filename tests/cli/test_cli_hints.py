@@ -10,7 +10,7 @@ import torch
 
 import modelopt_cli
 from modelopt_cli.cli import main as command_line
-from modelopt_cli.cli import values
+from modelopt_cli.data import config as values
 from modelopt_cli.errors import a_or_an
 
 SOURCE = Path(modelopt_cli.__file__).parent
@@ -189,14 +189,14 @@ def test_eval_says_nothing_of_working_before_it_fails(tmp_path, monkeypatch, mod
     monkeypatch.chdir(tmp_path)
     Path("two.py").write_text(TWO)
     torch.save(torch.nn.ModuleDict({"fc": torch.nn.Linear(8, 4)}).state_dict(), "fc.pth")
-    outcome = modelopt("eval", "fc.pth", "--arch", "two.py:Two", "--input-shape", "8", "--runs", "0")
+    outcome = modelopt("eval", "fc.pth", "--arch", "two.py:Two", "--input-shape", "8", "--latency-runs", "0")
     assert outcome.code == 2
     assert "works without a graph" not in outcome.err
 
 
 def test_a_hint_inside_a_recipe_says_where_options_go(here, modelopt):
     (here / "r.yaml").write_text(
-        "checkpoint: net.pth\noutput: o.safetensors\narch: net.py:make\nruns: 0\nsteps:\n"
+        "checkpoint: net.pth\noutput: o.safetensors\narch: net.py:make\nlatency-runs: 0\nsteps:\n"
         "- prune: {structure: channels, sparsity: 0.5, criterion: l2}\n"
     )
     outcome = modelopt("run", "r.yaml")

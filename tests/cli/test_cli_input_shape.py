@@ -11,8 +11,7 @@ import torch
 import modelopt_cli
 from modelopt_cli import artifact
 from modelopt_cli.cli import main as command_line
-from modelopt_cli.cli import values
-from modelopt_cli.cli.values import parse_shape
+from modelopt_cli.data.config import parse_shape
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.input_spec import InputType
@@ -84,14 +83,14 @@ def test_what_is_no_shape(text):
 
 
 def test_the_types_are_declared_alike():
-    assert get_args(values.InputType) == get_args(InputType) == tuple(DTYPES)
+    assert get_args(InputType) == tuple(DTYPES)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_graph_is_made_with_the_shape_and_computes_what_the_network_does(name, nets, modelopt):
     how = ["--arch", f"nets.py:{name}", "--input-shape", SHAPES[name]]
     outcome = modelopt("prune", f"{name}.pth", *how, "--structure", "unstructured", "--sparsity", "0.25",
-                       "--runs", "2", "--latency-warmup", "1", "-o", "o.safetensors")  # fmt: skip
+                       "--latency-runs", "2", "--latency-warmup", "1", "-o", "o.safetensors")  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert "works without a graph" not in outcome.err
     assert "latency" in outcome.out
@@ -109,12 +108,12 @@ def test_a_graph_is_made_with_the_shape_and_computes_what_the_network_does(name,
 def test_tokens_are_calibrated_on_and_measured(nets, modelopt):
     np.savez("t.npz", x=np.arange(96).reshape(8, 12) % 7, y=np.arange(8) % 5)
     how = ["--arch", "nets.py:Text", "--input-shape", "12:int64"]
-    outcome = modelopt("quantize", "Text.pth", *how, "--data", "npz:t.npz", "--json", "--runs", "1")
+    outcome = modelopt("quantize", "Text.pth", *how, "--data", "npz:t.npz", "--json", "--latency-runs", "1")
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out)
     assert report["evaluation"]["models"][1]["samples"] == 8
     again = modelopt("eval", "Text.pth", "Text-int8.safetensors", *how[:2], *how[2:], "--data",
-                     "synthetic:12:int64?n=4&below=7", "--runs", "0")  # fmt: skip
+                     "synthetic:12:int64?n=4&below=7", "--latency-runs", "0")  # fmt: skip
     assert again.code == 0, again.err
 
 

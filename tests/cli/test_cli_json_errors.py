@@ -88,7 +88,7 @@ def test_a_missed_gate_is_part_of_the_one_result(here, modelopt):
         "digits",
         "--limit",
         "32",
-        "--runs",
+        "--latency-runs",
         "0",
     ]
     outcome = modelopt("quantize", "net.pth", *how, "--min-ratio", "100", "--json")

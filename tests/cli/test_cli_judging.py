@@ -9,7 +9,7 @@ import torch
 from modelopt_cli import measure
 from modelopt_cli.errors import DataError
 
-HOW = ["--input-size", "8", "--channels", "1", "--runs", "0", "-q"]
+HOW = ["--input-size", "8", "--channels", "1", "--latency-runs", "0", "-q"]
 DATA = ["--data", "digits"]
 TRAIN = ["--train", "digits?split=train", "--epochs", "1", "--lr", "0.01"]
 OUT = ["-o", "out.safetensors"]
@@ -46,14 +46,14 @@ def test_a_network_that_is_no_classifier_is_not_compressed_to_be_judged(name, he
         "map.pth: returned (8, 10, 8, 8) for 8 samples where a classifier returns (8, classes)" in found.err
     )
     assert not (here / "out.safetensors").exists()
-    calib = ["--calib", "digits"] if name == "quantize" else []
+    calib = ["--calibration", "digits"] if name == "quantize" else []
     assert modelopt(*words, *calib).code == 0  # without data nothing has to be judged
 
 
 @pytest.mark.parametrize("name", [*METHODS, "train", "distill"])
 def test_labels_that_the_network_does_not_have_are_found_first(name, here, modelopt):
     words = line({**METHODS, **TRAINED}[name], "seven.pth", "net.py:make?num_classes=7")
-    data = ["--data", "digits", *(["--calib", "synthetic:1x8x8"] if name == "quantize" else [])]
+    data = ["--data", "digits", *(["--calibration", "synthetic:1x8x8"] if name == "quantize" else [])]
     if name in TRAINED:  # that what is trained on fits is another matter
         (here / "labels.py").write_text(
             "import torch\ndef few():\n    return [(torch.zeros(1, 8, 8), i % 7) for i in range(64)]\n"
@@ -136,7 +136,7 @@ def test_signal_to_noise_is_in_the_summary_the_json_and_the_history(here, modelo
 
 def recipe(folder, *more):
     lines = ["checkpoint: net.pth", "output: out.safetensors", "arch: net.py:make", "input-size: 8"]
-    lines += ["channels: 1", "runs: 0", *more, "steps:", "- prune: {sparsity: 0.333}"]
+    lines += ["channels: 1", "latency-runs: 0", *more, "steps:", "- prune: {sparsity: 0.333}"]
     (folder / "recipe.yaml").write_text("\n".join([*lines, "- quantize: {calib: digits}"]))
 
 
@@ -170,7 +170,13 @@ def test_a_recipe_that_begins_with_training_is_rehearsed_too(here, modelopt):
     (here / "labels.py").write_text(
         "import torch\ndef many():\n    return [(torch.zeros(1, 8, 8), 12) for _ in range(9)]\n"
     )
-    lines = ["output: out.safetensors", "arch: net.py:make", "input-size: 8", "channels: 1", "runs: 0"]
+    lines = [
+        "output: out.safetensors",
+        "arch: net.py:make",
+        "input-size: 8",
+        "channels: 1",
+        "latency-runs: 0",
+    ]
     lines += ["data: labels.py:many", "steps:", "- train: {train: 'digits?split=train', epochs: 1}"]
     (here / "recipe.yaml").write_text("\n".join([*lines, "- quantize: {calib: digits}"]))
     found = modelopt("run", "recipe.yaml", "-q")
@@ -200,7 +206,11 @@ def pair(here, modelopt):
         ("whole bare", ["--min-speedup", "1"], f"--min-speedup: bare.pth: {ARCH}"),
         ("whole whole", ["--max-drop", "1"], LABELS),
         ("whole whole", ["--max-drop", "1", "--data", "synthetic:1x8x8"], LABELS),
-        ("whole whole", ["--min-speedup", "1", "--runs", "5"], "--min-speedup: 5 runs give no 95 % interval"),
+        (
+            "whole whole",
+            ["--min-speedup", "1", "--latency-runs", "5"],
+            "--min-speedup: 5 runs give no 95 % interval",
+        ),
         ("whole bare", ["--min-coverage", "0"], "--min-coverage: bare.pth: cannot be judged, nothing says"),
         ("whole", ["--min-ratio", "1"], "a limit needs a second model"),
     ],
@@ -217,7 +227,7 @@ def test_what_eval_cannot_judge_is_known_before_it_measures(files, gate, says, p
 
 def test_a_limit_on_what_is_known_is_judged(pair, modelopt):
     """Only the file that is held against a limit has to say what is compressed, or to run."""
-    found = modelopt("eval", "bare.pth", "out.safetensors", "--min-coverage", "1", "--runs", "0")
+    found = modelopt("eval", "bare.pth", "out.safetensors", "--min-coverage", "1", "--latency-runs", "0")
     assert (found.code, "min-coverage 1 keeps the limit" in found.out) == (0, True)
     files = ["out.safetensors", "out.safetensors", "bare.pth"]
     found = modelopt(
@@ -241,7 +251,7 @@ def test_speed_is_not_judged_of_what_does_not_run(name, pair, here, modelopt):
     ("more", "says"),
     [
         (["max-drop: 1"], "--max-drop: needs labelled data"),
-        (["min-speedup: 1", "runs: 3"], "--min-speedup: 3 runs give no 95 % interval"),
+        (["min-speedup: 1", "latency-runs: 3"], "--min-speedup: 3 runs give no 95 % interval"),
     ],
 )
 def test_limits_of_a_recipe_without_a_checkpoint_are_looked_at_first(more, says, here, modelopt):

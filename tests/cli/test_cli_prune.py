@@ -60,7 +60,18 @@ def names(folder: Path) -> set[str]:
 
 
 def test_channels_go_are_tuned_and_the_table_says_what_it_cost(here, modelopt):
-    command = ["prune", "net.safetensors", *HALF, *TUNE, "--epochs", "3", "--data", "digits", "--runs", "0"]
+    command = [
+        "prune",
+        "net.safetensors",
+        *HALF,
+        *TUNE,
+        "--epochs",
+        "3",
+        "--data",
+        "digits",
+        "--latency-runs",
+        "0",
+    ]
     outcome = modelopt(*command, "-v", "--export", "t.json")
     assert outcome.code == 0, outcome.err
     assert "net-pruned.safetensors" in outcome.out
@@ -186,7 +197,18 @@ def test_a_network_that_cannot_be_traced_is_pruned_and_measured(here, modelopt):
         + "def odd():\n    return Odd(*make(width=16))\n"
     )
     how = ["--arch", "odd.py:odd", *HOW[2:]]
-    command = ["prune", "net.pth", *how, "--structure", "2:4", "--data", "digits", "--runs", "0", "--json"]
+    command = [
+        "prune",
+        "net.pth",
+        *how,
+        "--structure",
+        "2:4",
+        "--data",
+        "digits",
+        "--latency-runs",
+        "0",
+        "--json",
+    ]
     outcome = modelopt(*command, *OUT)
     assert outcome.code == 0, outcome.err
     assert "cannot be traced" in outcome.err
@@ -214,7 +236,7 @@ BAD = {
     "unknown allocation": (["--allocation", "globl"], 2, "did you mean 'global'?"),
     "unknown schedule": (["--schedule", "gradually"], 2, "did you mean 'gradual'?"),
     "a criterion for others": ([*HALF, "--criterion", "obs"], 2, "criterion obs cannot rank channels"),
-    "a criterion without data": ([*HALF, "--criterion", "taylor"], 2, "--calib"),
+    "a criterion without data": ([*HALF, "--criterion", "taylor"], 2, "--calibration"),
     "zeros for speed": (["--structure", "2:4", "--latency", "0.5"], 2, "2:4"),
     "a glob that matches nothing": ([*HALF, "--exclude", "conv*"], 2, "conv*"),
     "nothing left to prune": ([*HALF, "--exclude", "*"], 1, "no layer can be pruned"),
@@ -293,7 +315,7 @@ def test_interrupted_in_a_round_it_goes_on_to_the_same_bytes(here, modelopt, mon
     assert names(here / "out.run") == {"metrics.jsonl"}
 
 
-@pytest.mark.parametrize("how", [["--dry-run"], ["--no-eval", *OUT], ["--runs", "0", *OUT]])
+@pytest.mark.parametrize("how", [["--dry-run"], ["--no-eval", *OUT], ["--latency-runs", "0", *OUT]])
 def test_it_says_once_that_zeros_make_nothing_faster(here, modelopt, how):
     outcome = modelopt("prune", "net.safetensors", "--structure", "unstructured", "--sparsity", "0.5", *how)
     assert outcome.code == 0, outcome.err

@@ -25,7 +25,7 @@ channels: 1
 data: digits
 train: digits?split=train
 threads: 1
-runs: 0
+latency-runs: 0
 steps:
   - train: {epochs: 1, batch_size: 64, lr: 0.05}
   - prune: {structure: 2:4, epochs: 1, lr: 0.02}
@@ -92,12 +92,30 @@ def test_a_dry_run_prints_and_does_nothing(here, modelopt):
         ["modelopt", "train", "net.pth", *shared, *train, *run, *first, *write[0]],
         ["modelopt", "prune", FILES[0], *shared, *train, *run, *second, *write[1]],
         ["modelopt", "quantize", FILES[1], *shared, *run, *third, *write[2]],
-        ["modelopt", "eval", "net.pth", *FILES, *shared, "--threads", "1", "--runs", "0", "--seed", "7"],
+        [
+            "modelopt",
+            "eval",
+            "net.pth",
+            *FILES,
+            *shared,
+            "--threads",
+            "1",
+            "--latency-runs",
+            "0",
+            "--seed",
+            "7",
+        ],
     ]
     assert sorted(here.iterdir()) == before
 
 
-ONE = "output: o.safetensors\narch: net.py:make\ninput-size: 8\nchannels: 1\ncheckpoint: net.pth\nruns: 0\n"
+ONE = """output: o.safetensors
+arch: net.py:make
+input-size: 8
+channels: 1
+checkpoint: net.pth
+latency-runs: 0
+"""
 INT8 = f"{ONE}steps:\n  - quantize: {{scheme: int8-weight}}\n"
 
 
@@ -142,7 +160,7 @@ def test_beside_the_steps_a_name_goes_where_it_means_the_same(here, modelopt):
     assert "--limit 9" in evaluation
     for line in (train, prune, quantize):
         assert "--data-batch-size 5" in line
-        assert not any(word in line for word in ("--limit", "--latency-batch-size", "--runs"))
+        assert not any(word in line for word in ("--limit", "--latency-batch-size", "--latency-runs"))
 
 
 def test_the_command_line_goes_before_the_recipe(here, modelopt):
@@ -178,10 +196,10 @@ WRONG = {
     "no steps": ("output: x", "r.yaml: has no steps"),
     "empty steps": ("steps: []", "r.yaml: has no steps"),
     "two documents": ("steps: [quantize]\n---\nsteps: []", "line 2: but found another document"),
-    "key twice": (f"{INT8}runs: 1\n", "line 9: 'runs' is given twice"),
+    "key twice": (f"{INT8}latency-runs: 1\n", "line 9: 'latency-runs' is given twice"),
     "option twice": (f"{ONE}steps:\n  - quantize: {{skip-last: true, skip_last: true}}", "'skip-last' is g"),
-    "tag": (f"{ONE}steps:\n  - quantize: {{calib: !!python/name:os.system x}}", "'calib' is neither a plain"),
-    "nested value": (f"{ONE}steps:\n  - quantize: {{calib: {{a: b}}}}", "line 8: 'calib' is neither a plain"),
+    "tag": (f"{ONE}steps:\n  - quantize: {{calibration: !!python/name:os.system x}}", "'calib' is neither a plain"),
+    "nested value": (f"{ONE}steps:\n  - quantize: {{calibration: {{a: b}}}}", "line 8: 'calib' is neither a plain"),
     "two verbs": (f"{ONE}steps:\n  - quantize: {{}}\n    prune: {{}}", "line 8: a step is one verb"),
     "options in a list": (f"{ONE}steps:\n  - quantize: [int8]", "the options of 'quantize' are not 'name: "),
     "unknown verb": (f"{ONE}steps: [quantise]", "step 1: 'quantise' cannot be a step; did you mean 'quan"),
@@ -194,7 +212,7 @@ WRONG = {
     "of one command": (f"{ONE}steps:\n  - prune: {{curve: c.png}}", "'curve': is no option of prune"),
     "limit in a step": (f"{ONE}steps:\n  - quantize: {{max-drop: 1}}", "write it beside the steps"),
     "not a number": (f"{ONE}steps:\n  - prune: {{flops: half}}", "'flops': 'half' is neither"),
-    "wrong beside": (f"seed: -1\n{INT8}", "r.yaml: invalid value for '--seed'"),
+    "wrong beside": (f"seed: -1\n{INT8}", "r.yaml: 'seed': must be at least 0"),
     "no truth": (f"{ONE}steps:\n  - quantize: {{skip-first: yes}}", "'skip-first': is either true or false"),
     "no value": (f"{ONE}steps:\n  - quantize: {{observer: }}", "'observer': needs a value"),
     "two values": (f"{ONE}steps:\n  - quantize: {{observer: [mse, minmax]}}", "'observer': takes one value"),
@@ -206,7 +224,7 @@ WRONG = {
     "no checkpoint": ("output: o\nsteps: [quantize]", "there is no checkpoint to start from"),
     "checkpoint missing": ("checkpoint: none.pth\noutput: o\nsteps: [quantize]", "checkpoint: there is no "),
     "data missing": (f"data: idx:none\n{INT8}", "'data': idx:none: there is no none"),
-    "data of a step": (f"{ONE}steps:\n  - quantize: {{calib: digts}}", "step 1 (quantize): 'calib': digts: "),
+    "data of a step": (f"{ONE}steps:\n  - quantize: {{calibration: digts}}", "step 1 (quantize): 'calib': digts: "),
     "limit without a baseline": (
         "output: o\nmax-drop: 1\nsteps:\n  - train: {train: digits, arch: net.py:make}",
         "eval: --judge: o is the baseline itself",
@@ -235,12 +253,12 @@ def test_all_that_is_wrong_is_reported_together(here, modelopt):
         "step 1 (train): 'lrr': is no option of train; did you mean 'lr'?",
         "step 2 (prune): 'structure': 'odd' is not one of",
         "step 3 (quantize): 'observer': 'mes' is not one of minmax, percentile, mse",
-        "invalid value for '--seed'",
+        "'seed': must be at least 0",
         "--set: no step is called '9'; give its number, 1 to 3",
         "--set: 'nothing' is not [STEP.]KEY=VALUE",
     ):
         assert part in outcome.err
-    assert outcome.err.count("--seed") == 1  # once, not for every step
+    assert outcome.err.count("'seed'") == 1  # once, not for every step
 
 
 def test_a_verb_that_two_steps_have_does_not_name_one(here, modelopt):

@@ -17,7 +17,7 @@ from modelopt_cli.program import InputSpec, Program
 
 HOW = ["--arch", "net.py:make?width=16", "--input-size", "8", "--channels", "1"]
 TUNE = ["--train", "digits?split=train", "--lr", "0.01"]
-QUICK = ["--runs", "0"]
+QUICK = ["--latency-runs", "0"]
 OUT = ["-o", "out.safetensors"]
 
 
@@ -89,7 +89,7 @@ def test_it_ends_with_the_table_and_says_what_it_wrote(here, modelopt):
 PLANS = {
     "bits": ["--bits", "3"],
     "vectors": ["--bits", "4", "--vector", "8", "--exclude", "0"],
-    "auto": ["--bits", "auto", "--bytes", "0.7", "--calib", "digits"],
+    "auto": ["--bits", "auto", "--bytes", "0.7", "--calibration", "digits"],
 }
 
 
@@ -107,7 +107,17 @@ def test_dry_run_knows_the_size_and_writes_nothing(plan, code, here, modelopt):
 
 
 def test_as_json_it_is_one_object(here, modelopt):
-    how = ["--bits", "auto", "--ratio", "8", "--calib", "digits?split=train", "--no-eval", "--json", "-q"]
+    how = [
+        "--bits",
+        "auto",
+        "--ratio",
+        "8",
+        "--calibration",
+        "digits?split=train",
+        "--no-eval",
+        "--json",
+        "-q",
+    ]
     outcome = modelopt("share", "net.safetensors", *how, *OUT)
     assert (outcome.code, outcome.err) == (0, "")
     data = json.loads(outcome.out)
@@ -137,7 +147,7 @@ def test_max_drop_is_the_budget_where_there_is_no_other(here, modelopt):
         "net.safetensors",
         "--bits",
         "auto",
-        "--calib",
+        "--calibration",
         "digits?split=train",
         "--max-drop",
         "2",
@@ -156,7 +166,7 @@ def test_max_drop_without_data_to_judge_by_is_the_budget_alone(here, modelopt):
         "net.safetensors",
         "--bits",
         "auto",
-        "--calib",
+        "--calibration",
         "digits",
         "--max-drop",
         "5",
@@ -196,7 +206,7 @@ def test_auto_is_tuned_with_its_assignments_only(tune, here, modelopt):
     ],
 )
 def test_fine_tuned_it_keeps_few_values_and_gets_better(how, tune, here, modelopt):
-    command = ["share", "net.safetensors", *how, "--calib", "digits", "--no-eval", "--json", "-q"]
+    command = ["share", "net.safetensors", *how, "--calibration", "digits", "--no-eval", "--json", "-q"]
     rough = json.loads(modelopt(*command, "-o", "rough.safetensors").out)
     outcome = modelopt(*command, *TUNE, "--epochs", "3", "--tune", tune, *OUT)
     assert outcome.code == 0, outcome.err
@@ -365,7 +375,7 @@ BAD = {
         "--tune: has no meaning without --epochs",
     ),
     "a start for auto": (["--bits", "auto", "--ratio", "9", "--init", "exact"], 2, "--init has no meaning"),
-    "no such data": (["--bits", "3", "--weighting", "hessian", "--calib", "nowhere/"], 2, "nowhere"),
+    "no such data": (["--bits", "3", "--weighting", "hessian", "--calibration", "nowhere/"], 2, "nowhere"),
     "a gate without measuring": (["--bits", "3", "--min-ratio", "4"], 2, "a gate needs the result"),
 }
 

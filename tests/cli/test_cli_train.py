@@ -22,7 +22,7 @@ from modelopt_cli.program import InputSpec
 
 HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
 TRAIN = ["--train", "digits?split=train", "--lr", "0.05"]
-QUICK = ["--runs", "0", "--data", "digits"]
+QUICK = ["--latency-runs", "0", "--data", "digits"]
 OUT = ["-o", "out.safetensors"]
 
 
@@ -63,7 +63,7 @@ def test_the_log_stays_and_the_state_goes(here, modelopt):
 
 
 def test_from_a_checkpoint_with_the_checkpoint_in_the_table(here, modelopt):
-    command = ["train", "net.pth", *HOW, *TRAIN, "--runs", "0", "--epochs", "1", "--json", "-q", *OUT]
+    command = ["train", "net.pth", *HOW, *TRAIN, "--latency-runs", "0", "--epochs", "1", "--json", "-q", *OUT]
     outcome = modelopt(*command, "--run-dir", "elsewhere", "--min-ratio", "0.5")
     assert (outcome.code, outcome.err) == (0, "")
     data = json.loads(outcome.out)

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from modelopt_cli.cli import values
+from modelopt_cli import settings
 from modelopt_cli.cli.options import chosen_output
+from modelopt_cli.cli.values import Reader
+from modelopt_cli.data import config as values
 from modelopt_cli.errors import UsageError
 
 GOOD = [
@@ -17,11 +19,11 @@ GOOD = [
     (values.parse_crop, "0.875", 0.875),
     (values.parse_crop, ".5", 0.5),
     (values.parse_crop, "87.5%", 0.875),
-    (values.parse_fraction, "30%", 0.3),
-    (values.parse_fraction, " 0.3", 0.3),
+    (settings.fraction, "30%", 0.3),
+    (settings.fraction, " 0.3", 0.3),
     (values.parse_floats, "0.485,0.456,0.406", (0.485, 0.456, 0.406)),
     (values.parse_floats, "-1, 2e-3", (-1.0, 0.002)),
-    (values.parse_device, "cuda:1", "cuda:1"),
+    (settings.parse_device, "cuda:1", "cuda:1"),
 ]
 BAD = [
     *((values.parse_size, text) for text in ("", "0", "-1", "224x", "x224", "1x2x3", "2.5", "٣", "999999")),
@@ -31,7 +33,7 @@ BAD = [
         for text in ("", "0", "0.0", "1.0", "1.5", "-0.5", "nan", "1e-1", "100%", "1.2.3%", "0%")
     ),
     *((values.parse_floats, text) for text in ("", "a", "1,,2", "nan", "1,inf", ",")),
-    *((values.parse_device, text) for text in ("", "gpu", "cuda:", "cuda:-1", "CPU")),
+    *((settings.parse_device, text) for text in ("", "gpu", "cuda:", "cuda:-1", "CPU")),
 ]
 
 
@@ -48,7 +50,7 @@ def test_refused(parse, text):
 
 
 def test_reader_collects_and_then_raises():
-    reader = values.Reader()
+    reader = Reader()
     assert reader.read("--crop", None, values.parse_crop) is None
     reader.finish()
     assert reader.read("--crop", "x", values.parse_crop) is None
@@ -70,15 +72,3 @@ def test_reader_collects_and_then_raises():
 )
 def test_chosen_output_name(path, name):
     assert chosen_output(None, Path(path), "int8") == Path(name)
-
-
-def test_choices_are_those_of_the_packages_that_need_torch():
-    from typing import get_args
-
-    from modelopt_cli.cli import options
-    from modelopt_cli.data import PreprocessOverrides
-    from modelopt_cli.program import input_spec
-
-    assert options.Interpolation == input_spec.Interpolation
-    assert get_args(options.Interpolation)
-    assert set(options.InputValues.__dataclass_fields__) == set(PreprocessOverrides.__dataclass_fields__)

@@ -156,7 +156,7 @@ def test_unsteady_times_are_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(("here", "said"), [(1.0, True), (1.5, True), (2.0, False), (2.5, False)])
 def test_more_threads_than_cores_are_said(monkeypatch: pytest.MonkeyPatch, here: float, said: bool) -> None:
-    monkeypatch.setattr(sys.modules["modelopt_cli.measure.evaluate"], "cores", lambda: here)
+    monkeypatch.setattr(sys.modules["modelopt_cli.measure.side_by_side"], "cores", lambda: here)
     monkeypatch.setattr(latency, "time_interleaved", lambda *_, **__: [[1.0, 1.0]])
     options = EvalOptions(runs=2, memory=False, threads=2)
     notes = evaluate([subject(1)], None, options).notes

@@ -11,7 +11,7 @@ import modelopt_cli
 from modelopt_cli import api
 from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.artifact.coding import CODINGS
-from modelopt_cli.cli.groups import options_of
+from modelopt_cli.cli.groups import signature_of
 from modelopt_cli.cli.main import COMMANDS, build
 from modelopt_cli.methods.distill.table import LOSSES
 from modelopt_cli.methods.distill.terms import LABELS
@@ -57,7 +57,7 @@ def test_apply_takes_a_program_a_config_and_a_context(name):
 def test_every_field_of_a_config_is_an_option_with_the_same_default(method, field):
     option = parameter(method, field)
     assert f"--{field.name.replace('_', '-')}" in option.opts
-    declared = options_of(build().commands[method]).get(field.name)
+    declared = signature_of(build().commands[method]).fields.get(field.name)
     assert ((declared.initial if declared else option.default) or None) == (field.default or None)
 
 
@@ -86,8 +86,8 @@ def test_every_choice_of_share_is_in_its_page(rows):
     [("quantize", "plain"), ("prune", "plain"), ("share", "entropy"), ("distill", "plain")],
 )
 def test_how_a_file_is_written_is_the_same_option_of_every_method(command, default):
-    option = next(p for p in build().commands[command].params if p.name == "code")
-    assert option.default == inspect.signature(getattr(api, command)).parameters["code"].default == default
+    option = signature_of(build().commands[command]).fields["code"]
+    assert option.initial == inspect.signature(getattr(api, command)).parameters["code"].default == default
     assert "--code" in (DOCS / f"{command}.md").read_text()
 
 
@@ -102,7 +102,7 @@ def test_every_loss_of_distillation_is_in_the_help_and_in_the_page():
 
 @pytest.mark.parametrize("field", fields_of(FineTuneConfig), ids=lambda field: field.name)
 def test_every_field_of_the_training_is_an_option_and_in_its_page(field):
-    of_train, of_prune = (options_of(build().commands[command]) for command in ("train", "prune"))
+    of_train, of_prune = (signature_of(build().commands[command]).fields for command in ("train", "prune"))
     assert field in of_prune.values()
     assert (field.name in {each.name for each in of_train.values()}) is (
         field.name not in ("teacher", "distill_weight", "temperature")

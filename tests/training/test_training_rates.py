@@ -16,7 +16,7 @@ from training_helpers import Watcher, differing, noisy_patterns, normalised_netw
 
 from modelopt_cli.checkpoint.builtin import BUILTINS
 from modelopt_cli.data import open_data
-from modelopt_cli.data.preprocess import PreprocessOverrides
+from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
 from modelopt_cli.training import OPTIMIZERS, TrainConfig, Training, fit

@@ -1,24 +1,13 @@
-"""The options that commands share, declared once; those of one command in a file of its name."""
+"""The options that commands share, declared once; those of methods are the fields of their configs."""
 
 from modelopt_cli.cli.options.distill import StudentOptions
-from modelopt_cli.cli.options.measure import (
-    GATES,
-    MEASURING,
-    GateOptions,
-    MeasureOptions,
-    MeasureTrainedOptions,
-    NoEval,
-)
 from modelopt_cli.cli.options.network import (
     Arch,
     Calibration,
     CalibrationOrTrain,
-    Channels,
     InputShape,
-    InputSize,
-    InputValues,
-    Interpolation,
     NetworkOptions,
+    with_shape,
 )
 from modelopt_cli.cli.options.output import (
     OUTPUT,
@@ -28,18 +17,17 @@ from modelopt_cli.cli.options.output import (
     DryRun,
     Export,
     Force,
+    NoEval,
     Output,
     TrainDryRun,
     check_exports,
     checked,
     chosen_output,
-    read_code,
     read_ending,
     read_exports,
     undone,
 )
 from modelopt_cli.cli.options.request import Request, read_request
-from modelopt_cli.cli.options.run import RunOptions
 from modelopt_cli.cli.options.train import (
     TrainingFiles,
     beside_another,
@@ -50,31 +38,21 @@ from modelopt_cli.cli.options.train import (
 )
 
 __all__ = [
-    "GATES",
-    "MEASURING",
     "OUTPUT",
     "Arch",
     "Calibration",
     "CalibrationOrTrain",
-    "Channels",
     "Checkpoint",
     "Code",
     "DeleteOnFail",
     "DryRun",
     "Export",
     "Force",
-    "GateOptions",
     "InputShape",
-    "InputSize",
-    "InputValues",
-    "Interpolation",
-    "MeasureOptions",
-    "MeasureTrainedOptions",
     "NetworkOptions",
     "NoEval",
     "Output",
     "Request",
-    "RunOptions",
     "StudentOptions",
     "TrainDryRun",
     "TrainingFiles",
@@ -83,7 +61,6 @@ __all__ = [
     "checked",
     "chosen_output",
     "of_several",
-    "read_code",
     "read_ending",
     "read_exports",
     "read_request",
@@ -91,4 +68,5 @@ __all__ = [
     "read_training_dry_run",
     "training_request",
     "undone",
+    "with_shape",
 ]

@@ -3,21 +3,20 @@
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from modelopt_cli.artifact import check_output, check_suffix
+from modelopt_cli.artifact.coding import CODINGS
 from modelopt_cli.cli.groups import Work
-from modelopt_cli.cli.values import Reader, parse_choice
+from modelopt_cli.cli.values import Reader
 from modelopt_cli.errors import CheckpointError
+from modelopt_cli.measure.config import EvalOptions
 from modelopt_cli.regular import require_there
-
-if TYPE_CHECKING:
-    from modelopt_cli.artifact.coding import Code as Coding
+from modelopt_cli.settings import Setting
 
 EXPORTS = (".json", ".md", ".csv")
-CODES: tuple["Coding", ...] = ("plain", "packed", "entropy")
 OUTPUT = "Output"  # title of the group
 
 # What is taken off a file's name before what was done is put behind it.
@@ -35,67 +34,44 @@ _SUFFIXES = {
     ".json",
 }
 
-_output = partial(typer.Option, rich_help_panel=OUTPUT)
+_setting = partial(Setting, title=OUTPUT)
 
 Checkpoint = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint of any kind, or a modelopt file.")
 ]
 Output = Annotated[
     Path | None,
-    _output(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="The safetensors file to write [default: NAME-SCHEME.safetensors, NAME-pruned.safetensors, "
-        "NAME-shared.safetensors, NAME-distilled.safetensors or NAME-trained.safetensors in the current "
-        "directory].",
+    _setting(
+        "The safetensors file to write.",
+        flags=("-o", "--output"),
+        default="NAME-SCHEME.safetensors, NAME-pruned.safetensors, NAME-shared.safetensors, "
+        "NAME-distilled.safetensors or NAME-trained.safetensors in the current directory",
     ),
 ]
-Force = Annotated[bool, _output("--force", help="Replace the output file if it exists.")]
+Force = Annotated[bool, _setting("Replace the output file if it exists.")]
 DeleteOnFail = Annotated[
     bool,
-    _output(
-        "--delete-on-fail",
-        help="Where a gate is not met or anything else fails, leave the output as it was: absent or old.",
+    _setting(
+        "Leave the output as it was, absent or old, where a gate is not met or anything else fails.",
+        advanced=True,
     ),
 ]
-Code = Annotated[
-    str,
-    _output(
-        "--code",
-        metavar="|".join(CODES),
-        help="Write integers as bytes, in just their bits, or down to their entropy, the header compressed.",
-    ),
-]
-DryRun = Annotated[
-    bool,
-    _output("--dry-run", help="Print the plan for each layer and the size to expect; write nothing."),
-]
-TrainDryRun = Annotated[
-    bool,
-    _output("--dry-run", help="Check, time a few steps, print what it would take; write nothing."),
-]
+Code = Annotated[str, _setting("Form in which numbers are written.", choices=CODINGS)]
+DryRun = Annotated[bool, _setting("Print the plan for each layer and the size to expect; write nothing.")]
+TrainDryRun = Annotated[bool, _setting("Check, time a few steps, print what it would take; write nothing.")]
 Export = Annotated[
-    list[Path] | None,
-    _output(
-        "--export",
-        metavar="FILE",
-        help="Also write the table to FILE.json, FILE.md or FILE.csv; may be repeated.",
-    ),
+    tuple[Path, ...],
+    _setting("Also write the table to FILE.json, FILE.md or FILE.csv; may be repeated."),
 ]
+NoEval = Annotated[bool, _setting("Only write the file; measure nothing.", title=EvalOptions.title)]
 
 
-def read_code(reader: Reader, text: str) -> "Coding":
-    """How the file is to be written."""
-    return reader.read("--code", text, partial(parse_choice, choices=CODES)) or CODES[0]
-
-
-def read_exports(reader: Reader, paths: list[Path] | None, *, measured: bool = True) -> tuple[Path, ...]:
+def read_exports(reader: Reader, paths: tuple[Path, ...], *, measured: bool = True) -> tuple[Path, ...]:
     """The files to export to; their endings choose the format. There is a table only of what is measured."""
     reader.check(measured or not paths, "--export", "has no meaning with --dry-run or --no-eval")
-    for path in paths or ():
+    for path in paths:
         read_ending(reader, "--export", path, EXPORTS)
-    return tuple(paths or ())
+    return paths
 
 
 def read_ending(reader: Reader, option: str, path: Path, endings: tuple[str, ...]) -> None:

@@ -4,17 +4,15 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from typer.exceptions import TyperException
-
 from modelopt_cli.cli.console import Console
-from modelopt_cli.cli.failures import explain
-from modelopt_cli.cli.groups import Work, options_of
-from modelopt_cli.cli.options import GATES, MEASURING, OUTPUT
+from modelopt_cli.cli.groups import Work, key_of, signature_of
+from modelopt_cli.cli.options import OUTPUT
 from modelopt_cli.cli.recipe.document import Options, Value
 from modelopt_cli.cli.values import Reader
-from modelopt_cli.settings import did_you_mean
+from modelopt_cli.measure.config import EvalOptions, Gates
+from modelopt_cli.settings import Field, boolean, did_you_mean
 
-_OURS = {"no_eval", "run", "resume", "checkpoints", "baseline", "judge"}  # what a recipe says otherwise
+_OURS = {"no_eval", "run_dir", "resume", "baseline", "judge"}  # what a recipe says otherwise
 _OF_ONE = {"curve"}  # written beside the steps, each would draw over the one before it
 _BOTH = {"data_batch_size"}  # is also that of looking at data to calibrate
 
@@ -29,45 +27,57 @@ class Commands:
 
     def __init__(self, commands: Mapping[str, Any], console: Console) -> None:
         self._commands, self._console = commands, console
-        self.steps = [name for name in commands if {"output", "no_eval"} <= self._names(name)]
+        self._signatures = {name: signature_of(command) for name, command in commands.items()}
+        self._noted: set[str] = set()
+        self.steps = [
+            name for name, own in self._signatures.items() if {"output", "no_eval"} <= own.fields.keys()
+        ]
 
     def starts_from_nothing(self, verb: str) -> bool:
-        """Whether it needs no checkpoint."""
+        """True if it needs no checkpoint."""
         return not any(p.name == "checkpoint" and p.required for p in self._commands[verb].params)
 
     def takes(self, verb: str, name: str) -> bool:
-        """Whether it has a parameter of that name."""
-        return name in self._names(verb)
+        """True if it has an option of that name."""
+        return name in self._signatures[verb].fields
 
-    def own(self, verb: str) -> dict[str, Any]:
-        """The parameters that a step may be given, by each long name of theirs."""
-        names = ((name, p) for p in self._settable(verb) for name in (*p.opts, *p.secondary_opts))
-        return {name.removeprefix("--"): p for name, p in names if name.startswith("--")}
+    def own(self, verb: str) -> dict[str, Field]:
+        """The options that a step may be given, by each long spelling of theirs, older ones included."""
+        signature = self._signatures[verb]
+        settable = set(self._settable(verb))
+        spellings = signature.spellings().items()
+        return {flag[2:]: field for flag, field in spellings if flag[:2] == "--" and field in settable}
 
-    def shared(self, verb: str) -> dict[str, Any]:
+    def shared(self, verb: str) -> dict[str, Field]:
         """Those that may stand beside the steps, by the one name that means the same to every command.
 
-        ``batch-size``, say, is that of training to some, and to others a second name of latency's.
+        ``batch-size``, say, is that of training to some, and was one of latency's to others.
         """
-        return {str(p.name).replace("_", "-"): p for p in self._settable(verb) if not p.hidden}
+        names = {field.flag[2:]: field for field in self._settable(verb)}
+        current = {key_of(field) for own in self._signatures.values() for field in own.fields.values()}
+        for field in list(names.values()):
+            for flag in field.setting.older:
+                if flag[2:].replace("-", "_") not in current:
+                    names[flag[2:]] = field
+        return names
 
-    def words(self, reader: Reader, verb: str, options: Options, known: Mapping[str, Any]) -> list[str]:
+    def words(self, reader: Reader, verb: str, options: Options, known: Mapping[str, Field]) -> list[str]:
         """Options as arguments of ``verb``."""
-        context = self._commands[verb].make_context(verb, [], resilient_parsing=True)
         words: list[str] = []
         for name, value in options.items():
-            if name not in known:
+            if (field := known.get(name)) is None:
                 hint = did_you_mean(name, known)
                 if name in self.shared("eval"):
                     hint = "write it beside the steps, for the comparison at the end"
                 reader.check(False, f"'{name}'", f"is no option of {verb}" + (f"; {hint}" if hint else ""))
                 continue
             try:
-                words += _argument(self._commands[verb], context, known[name], name, value)
+                words += _argument(field, name, value)
             except ValueError as error:
                 reader.check(False, f"'{name}'", str(error))
-            except TyperException as error:
-                reader.note(explain(error).line or "")
+            if f"--{name}" in field.setting.older and name not in self._noted:
+                self._noted.add(name)
+                self._console.note(f"'{name}' is now '{field.flag[2:]}'; the next version takes only that")
         return words
 
     def shared_words(self, verb: str, options: Options) -> list[str]:
@@ -83,33 +93,26 @@ class Commands:
             work: Work = command.invoke(context)
         return work
 
-    def _names(self, verb: str) -> set[str]:
-        return {p.name for p in self._commands[verb].params}
-
-    def _settable(self, verb: str) -> Iterator[Any]:
+    def _settable(self, verb: str) -> Iterator[Field]:
         """Only the comparison at the end measures and has limits, and the runner says where things go."""
-        left_out = {OUTPUT} if verb == "eval" else {OUTPUT, GATES, MEASURING}
-        for p in self._commands[verb].params:
-            fine = p.rich_help_panel not in left_out or p.name in _BOTH
-            if p.param_type_name == "option" and fine and p.name not in _OURS | _OF_ONE:
-                yield p
+        left_out = {OUTPUT} if verb == "eval" else {OUTPUT, Gates.title, EvalOptions.title}
+        for key, field in self._signatures[verb].fields.items():
+            if (field.title not in left_out or key in _BOTH) and key not in _OURS | _OF_ONE:
+                yield field
 
 
-def _argument(command: Any, context: Any, parameter: Any, name: str, value: Value) -> list[str]:
-    """``name: value`` as arguments; raises ValueError or TyperException."""
-    option, values = f"--{name}", (value,) if isinstance(value, str) else value
-    if parameter.is_flag:
+def _argument(field: Field, name: str, value: Value) -> list[str]:
+    """``name: value`` as arguments; raises ValueError."""
+    values = (value,) if isinstance(value, str) else value
+    if field.type is bool:
         if value not in ("true", "false"):
             raise ValueError("is either true or false")
-        other = parameter.secondary_opts if option in parameter.opts else parameter.opts
-        return [option] if value == "true" else other[-1:]
+        positive = boolean(str(value)) is not name.startswith("no-")
+        return [field.flag] if positive else [f"--no-{field.flag[2:]}"] * field.negatable
     if not values or "" in values:
         raise ValueError("needs a value")
-    if len(values) > 1 and not parameter.multiple:
+    if len(values) > 1 and not field.several:
         raise ValueError("takes one value")
-    if (field := options_of(command).get(parameter.name)) is not None:
-        for text in values:
-            field.read(text)
-    else:
-        parameter.process_value(context, values if parameter.multiple else values[0])
-    return [word for text in values for word in (option, text)]
+    for text in values:
+        field.read(text)
+    return [word for text in values for word in (field.flag, text)]

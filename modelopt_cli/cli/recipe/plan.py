@@ -7,11 +7,11 @@ from pathlib import Path
 from typer.exceptions import TyperException
 
 from modelopt_cli.cli.failures import explain
-from modelopt_cli.cli.options import GATES
 from modelopt_cli.cli.recipe.commands import Commands
 from modelopt_cli.cli.recipe.document import Options, Recipe
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.errors import ModeloptError
+from modelopt_cli.measure.config import Gates
 from modelopt_cli.settings import did_you_mean
 
 _DATA = ("data", "train", "val", "calibration", "calib")
@@ -92,7 +92,7 @@ def make_plan(
 def _evaluation(reader: Reader, commands: Commands, beside: Options, files: list[str]) -> tuple[str, ...]:
     """All files side by side; only the last one is held against the limits."""
     found, known = Reader(), commands.shared("eval")
-    judge = any(known[name].rich_help_panel == GATES for name in beside if name in known)
+    judge = any(known[name].title == Gates.title for name in beside if name in known)
     words = commands.shared_words("eval", beside) + ["--judge", *files[-1:]] * judge
     _try(found, commands, ["eval", *files, *words])
     reader.take(found, "eval")

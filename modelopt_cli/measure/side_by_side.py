@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from modelopt_cli.errors import ArchitectureError, DataError, UsageError
 from modelopt_cli.measure import accuracy, latency, loading
 from modelopt_cli.measure.comparing import compare_all, summarise
+from modelopt_cli.measure.config import EvalOptions
 from modelopt_cli.measure.device import to_device
 from modelopt_cli.measure.environment import cores, environment
 from modelopt_cli.measure.evaluation import Evaluation, ModelReport
@@ -19,46 +20,6 @@ from modelopt_cli.measure.size import measure_size
 from modelopt_cli.measure.sparsity import sparsity_note
 from modelopt_cli.measure.subject import LabelledBatches, StageProgress, Subject
 from modelopt_cli.program.samples import tokens_of
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """How to measure.
-
-    Attributes:
-        baseline: index of the reference among the subjects.
-        batch_size: samples in a timed pass, and in the pass whose memory is measured.
-        warmup: untimed rounds.
-        runs: timed rounds; 0 leaves out latency, memory and the time to load.
-        threads: torch threads within one operator; None keeps the current number.
-        data_batch_size: samples in a pass that measures accuracy.
-        limit: at most so many samples of the data.
-        workers: processes that load data.
-        seed: of the noise and the order in which latency is measured.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        memory: whether to measure peak memory and the time to load next to latency, which starts one
-            process for each model.
-    """
-
-    baseline: int = 0
-    batch_size: int = 1
-    warmup: int = 5
-    runs: int = 30
-    threads: int | None = None
-    data_batch_size: int = 64
-    limit: int | None = None
-    workers: int = 0
-    seed: int = 0
-    device: str = "cpu"
-    memory: bool = True
-
-    def __post_init__(self) -> None:
-        least = {"batch_size": 1, "warmup": 0, "runs": 0, "threads": 1, "data_batch_size": 1, "limit": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                option = "--" + name.replace("_", "-")
-                raise UsageError(f"{value} is too small", where=option, hint=f"give at least {low}")
 
 
 def evaluate(

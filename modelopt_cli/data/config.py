@@ -1,0 +1,175 @@
+"""Preprocessing that the user asks for, in place of what the network or the data imply."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Annotated, get_args
+
+from modelopt_cli.program.input_spec import InputSpec, InputType, Interpolation
+from modelopt_cli.settings import Config, Setting, fraction, not_one_of, option
+
+Size = tuple[int, int]
+_TITLE = "Network and data"
+
+INTERPOLATIONS: dict[str, str] = {
+    "nearest": "the nearest pixel",
+    "bilinear": "a weighted mean of four pixels",
+    "bicubic": "a weighted mean of sixteen pixels",
+}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``224`` or ``192x256`` as (height, width) in pixels."""
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text, re.ASCII)
+    if match is None:
+        raise ValueError(f"'{text}' is neither N nor HEIGHTxWIDTH in pixels")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_shape(text: str) -> tuple[tuple[int, ...], InputType]:
+    """``3x8x56x56`` or ``128:int64``: the shape of one sample and the type of its elements."""
+    size = r"[1-9]\d{0,5}"
+    match = re.fullmatch(rf"({size}(?:x{size}){{0,7}})(?::(\w+))?", text, re.ASCII)
+    if match is None:
+        raise ValueError(f"'{text}' is not the shape of a sample, such as 3x224x224 or 128:int64")
+    return tuple(map(int, match[1].split("x"))), _input_type(match[2] or "float32")
+
+
+def parse_resize(text: str) -> int | tuple[int, int]:
+    """``256``, the short side, or ``192x256``, exactly that height and width."""
+    height, width = parse_size(text)
+    return (height, width) if "x" in text else height
+
+
+def parse_crop(text: str) -> int | float:
+    """``224`` in pixels, or ``0.875`` or ``87.5%``, a fraction of the short side."""
+    if re.fullmatch(r"[1-9]\d{0,4}", text, re.ASCII):
+        return int(text)
+    if re.fullmatch(r"0?\.\d+|[\d.]+%", text, re.ASCII) and 0 < fraction(text) < 1:
+        return fraction(text)
+    raise ValueError(f"'{text}' is neither a number of pixels nor a fraction between 0 and 1")
+
+
+def parse_floats(text: str) -> tuple[float, ...]:
+    """``0.485,0.456,0.406``: one number for each channel."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(map(math.isfinite, values)):
+        raise ValueError(f"'{text}' is not a list of numbers such as 0.485,0.456,0.406")
+    return values
+
+
+def parse_channels(text: str) -> int:
+    """``1`` (grey) or ``3`` (RGB)."""
+    if text not in ("1", "3"):
+        raise ValueError(not_one_of(text, ("1", "3")))
+    return int(text)
+
+
+def _input_type(text: str) -> InputType:
+    for known in get_args(InputType):
+        if known == text:
+            return known  # type: ignore[no-any-return]
+    raise ValueError(not_one_of(text, get_args(InputType)))
+
+
+InputSize = Annotated[
+    int | Size | None,
+    Setting(
+        "Height and width of the network's input, in pixels.", metavar="N|HxW", parse=parse_size, title=_TITLE
+    ),
+]
+Channels = Annotated[
+    int | None,
+    Setting("Channels of an image: 1 (grey) or 3 (RGB).", metavar="1|3", parse=parse_channels, title=_TITLE),
+]
+
+
+@dataclass(frozen=True)
+class PreprocessOverrides(Config, title=_TITLE):
+    """Preprocessing that the user asks for; None leaves it to the network and the data.
+
+    Attributes:
+        shape: of samples that are no images; then nothing else is given.
+        dtype: of their elements; None stands for float32.
+    """
+
+    input_size: InputSize = None
+    resize: Annotated[
+        int | Size | None,
+        Setting(
+            "Size that images are resized to: the short side, or exactly height and width.",
+            metavar="N|HxW",
+            parse=parse_resize,
+        ),
+    ] = None
+    crop: Annotated[
+        int | float | None,
+        Setting(
+            "Part of the centre that is kept: pixels after resizing, or a fraction before it.",
+            metavar="N|FRACTION",
+            parse=parse_crop,
+        ),
+    ] = None
+    mean: Annotated[
+        tuple[float, ...] | None,
+        Setting(
+            "Mean of each channel, on the scale 0..1; it is subtracted.",
+            metavar="X,X,X",
+            parse=parse_floats,
+            advanced=True,
+        ),
+    ] = None
+    std: Annotated[
+        tuple[float, ...] | None,
+        Setting(
+            "Standard deviation of each channel, which is divided by it.",
+            metavar="X,X,X",
+            parse=parse_floats,
+            advanced=True,
+        ),
+    ] = None
+    channels: Channels = None
+    interpolation: Annotated[
+        Interpolation | None,
+        Setting("Interpolation of the resize.", choices=INTERPOLATIONS, advanced=True),
+    ] = None
+    shape: tuple[int, ...] | None = None
+    dtype: InputType | None = None
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, field.name) is not None for field in fields(self))
+
+    @property
+    def size(self) -> Size | None:
+        """``input_size`` as height and width."""
+        return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
+
+    @property
+    def sample(self) -> InputSpec | None:
+        """Shape and element type of samples that are no images, or None."""
+        return None if self.shape is None else InputSpec(self.shape, dtype=self.dtype or "float32")
+
+    def conflicts(self) -> Iterator[str]:
+        """Values that no image could be processed with."""
+        for name in ("input_size", "resize"):
+            value = getattr(self, name)
+            sides = value if isinstance(value, tuple) else (value,)
+            if value is not None and min(sides) <= 0:
+                yield f"{option(name)}: {value!r} is not a size in pixels"
+        whole = isinstance(self.crop, int)
+        if self.crop is not None and not (self.crop > 0 if whole else 0 < self.crop < 1):
+            yield f"{option('crop')}: {self.crop!r} is neither pixels nor a fraction below 1"
+        if self.channels not in (None, 1, 3):
+            yield f"{option('channels')}: {self.channels!r} channels: images are grey (1) or RGB (3)"
+        for name in ("mean", "std"):
+            values = getattr(self, name) or ()
+            if not all(map(math.isfinite, values)):
+                yield f"{option(name)}: every number must be finite"
+            if values and len(values) not in (1, self.channels or len(values)):
+                yield f"{option(name)}: {len(values)} numbers for {self.channels} channels"
+        if min(self.std or (1,)) <= 0:
+            yield f"{option('std')}: every number must be above 0"
