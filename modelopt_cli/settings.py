@@ -125,7 +125,8 @@ class Field:
             return self.setting.metavar
         if self.setting.choices is not None:
             return "|".join(self.setting.choices)
-        return {int: "N", float: "X", Path: "FILE"}.get(self.type, "TEXT")
+        kind = get_args(self.type)[0] if self.several else self.type
+        return {int: "N", float: "X", Path: "FILE"}.get(kind, "TEXT")
 
     def read(self, text: str) -> Any:
         """The value that ``text`` stands for; raises ValueError with what is wrong."""

@@ -52,7 +52,7 @@ def section(parent: Any, command: Any) -> str:
     lines = [f"## modelopt {command.name}", "", summary, ""]
     for example in examples:
         lines += [f"    {' '.join(example.removeprefix('Example:').split())}", ""]
-    for title, records in command.sections(context).items():
+    for title, records in command.sections(context, everything=True).items():
         if title != "Options":  # nothing but --help
             lines += [f"**{title}**", ""]
             lines += [f"- `{option}`: {' '.join(text.split())}" for option, text in records]

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from modelopt_cli.cli.completion import completion
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.errors import UsageError
@@ -100,7 +101,11 @@ class Signature:
             options.append(_parameter(each, field, field.spellings))
             if older := tuple(flag for flag in field.setting.older if known[flag] is field):
                 options.append(_parameter(each + _OLDER, field, older, hidden=True))
-        return [*options, _VERBOSE]
+        return [
+            *options,
+            _VERBOSE,
+            *([_HELP_ALL] if any(f.setting.advanced for f in self.fields.values()) else []),
+        ]
 
     def arguments(self, texts: dict[str, Any], *, environment: bool, notes: list[str]) -> dict[str, Any]:
         """The function's arguments, made of the texts of its options.
@@ -164,6 +169,7 @@ def flatten(verb: str, function: Command) -> Command:
     def call(ctx: typer.Context, **values: Any) -> Work | None:
         console: Console = ctx.obj
         console.verbosity, notes = values.pop("verbose"), list[str]()
+        values.pop("help_all", None)
         # A step of a recipe, which has no parent here, is what the recipe says.
         arguments = own.arguments(values, environment=ctx.parent is not None, notes=notes)
         display: Display = arguments.pop("display")
@@ -202,8 +208,10 @@ def _parameter(key: str, field: Field, flags: tuple[str, ...], hidden: bool = Fa
     kind: Any = bool if field.type is bool else list[str] if field.several else str
     if field.negatable and not hidden:
         flags = ("/".join(flags),)
+    complete = completion(field)
     option = typer.Option(
         *flags,
+        autocompletion=complete,
         help=described(field),
         metavar=None if kind is bool else field.metavar,
         show_default=False,
@@ -252,22 +260,53 @@ _VERBOSE = Parameter(
 )
 
 
+def _show_all(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[_ALL] = True
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+
+
+_ALL = "modelopt.all"  # in a context's meta: show the advanced options, too
+_HELP_ALL = Parameter(
+    "help_all",
+    Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[
+        bool,
+        typer.Option("--help-all", callback=_show_all, is_eager=True, help="Show all options and exit."),
+    ],
+)
+
+
 class GroupedCommand(TyperCommand):
     """Prints the options in the groups their ``rich_help_panel`` names, in plain text."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section for each group."""
-        for title, records in self.sections(ctx).items():
+        everything = ctx.meta.get(_ALL, False)
+        for title, records in self.sections(ctx, everything=everything).items():
             with formatter.section(title):
                 formatter.write_dl(records)
+        more = sum(field.setting.advanced for field in signature_of(self).fields.values())
+        if more and not everything:
+            formatter.write_paragraph()
+            formatter.write_text(f"{more} more options: {ctx.command_path} --help-all")
 
-    def sections(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
-        """Each option as it is written and its help, by group, in order of first appearance."""
+    def sections(self, ctx: Any, *, everything: bool) -> dict[str, list[tuple[str, str]]]:
+        """Each option as it is written and its help, by group, in order of first appearance.
+
+        Args:
+            ctx: of the command.
+            everything: with the advanced options.
+        """
         sections: dict[str, list[tuple[str, str]]] = {}
+        fields = signature_of(self).fields
         for parameter in self.get_params(ctx):
             is_argument = parameter.param_type_name == "argument"
             title = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
-            if record := parameter.get_help_record(ctx):
+            hidden = parameter.name in fields and fields[parameter.name].setting.advanced and not everything
+            if not hidden and (record := parameter.get_help_record(ctx)):
                 name = record[0].partition(" <")[0] if is_argument else record[0]  # typer appends a type
                 sections.setdefault(title, []).append((name, record[1]))
         return sections

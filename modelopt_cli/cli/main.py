@@ -32,6 +32,8 @@ COMMANDS: dict[str, Command] = {
     "inspect": inspect.inspect,
     "env": env.env,
 }
+COMPLETE = "_MODELOPT_COMPLETE"
+"""Environment variable with which a shell asks for completions."""
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -51,7 +53,7 @@ def build() -> Any:
     app = typer.Typer(
         name="modelopt",
         cls=CommandGroup,
-        add_completion=False,
+        add_completion=True,
         rich_markup_mode=None,
         context_settings=_HELP_OPTIONS,
         invoke_without_command=True,
@@ -118,6 +120,8 @@ def _asked_for_help(argv: Sequence[str]) -> list[str]:
 
 def run() -> NoReturn:
     """The ``modelopt`` command: prepares the process, runs, exits."""
+    if COMPLETE in os.environ:
+        build().main(args=[], prog_name="modelopt", complete_var=COMPLETE)  # a shell asks; exits
     signal.signal(signal.SIGTERM, _terminate)
     if "--debug" not in sys.argv and not sys.warnoptions:
         warnings.simplefilter("ignore")  # other libraries' advice is not about the user's command

@@ -198,8 +198,8 @@ WRONG = {
     "two documents": ("steps: [quantize]\n---\nsteps: []", "line 2: but found another document"),
     "key twice": (f"{INT8}latency-runs: 1\n", "line 9: 'latency-runs' is given twice"),
     "option twice": (f"{ONE}steps:\n  - quantize: {{skip-last: true, skip_last: true}}", "'skip-last' is g"),
-    "tag": (f"{ONE}steps:\n  - quantize: {{calibration: !!python/name:os.system x}}", "'calib' is neither a plain"),
-    "nested value": (f"{ONE}steps:\n  - quantize: {{calibration: {{a: b}}}}", "line 8: 'calib' is neither a plain"),
+    "tag": (f"{ONE}steps:\n  - quantize: {{calib: !!python/name:os.system x}}", "'calib' is neither a plain"),
+    "nested value": (f"{ONE}steps:\n  - quantize: {{calib: {{a: b}}}}", "line 8: 'calib' is neither a plain"),
     "two verbs": (f"{ONE}steps:\n  - quantize: {{}}\n    prune: {{}}", "line 8: a step is one verb"),
     "options in a list": (f"{ONE}steps:\n  - quantize: [int8]", "the options of 'quantize' are not 'name: "),
     "unknown verb": (f"{ONE}steps: [quantise]", "step 1: 'quantise' cannot be a step; did you mean 'quan"),
@@ -224,7 +224,9 @@ WRONG = {
     "no checkpoint": ("output: o\nsteps: [quantize]", "there is no checkpoint to start from"),
     "checkpoint missing": ("checkpoint: none.pth\noutput: o\nsteps: [quantize]", "checkpoint: there is no "),
     "data missing": (f"data: idx:none\n{INT8}", "'data': idx:none: there is no none"),
-    "data of a step": (f"{ONE}steps:\n  - quantize: {{calibration: digts}}", "step 1 (quantize): 'calib': digts: "),
+    "data of a step": (
+        f"{ONE}steps:\n  - quantize: {{calibration: digts}}",
+        "step 1 (quantize): 'calibration'"),
     "limit without a baseline": (
         "output: o\nmax-drop: 1\nsteps:\n  - train: {train: digits, arch: net.py:make}",
         "eval: --judge: o is the baseline itself",

@@ -108,7 +108,7 @@ def test_a_limit_needs_something_to_hold_it_against() -> None:
     ids=str,
 )
 def test_limits_that_mean_nothing_are_refused(gates: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="^m"):
+    with pytest.raises(UsageError, match=r"^m"):
         Gates(**gates)
 
 
