@@ -89,7 +89,7 @@ def test_the_options_of_a_hint_are_there_and_take_its_values(name, text, options
         choices = {choice for parameter in known for choice in (parameter.metavar or "").split("|")}
         if value in PROSE:
             continue
-        if option == "--input-shape":
+        if option == "--input-shape" and value:
             values.parse_shape(value)
         elif len(choices) > 1 and value and "{" not in value:
             assert value in choices, f"{option} takes one of {choices}"
