@@ -29,7 +29,7 @@ from modelopt_cli.methods.distill.cache import ENTRIES, CacheRequest
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.teacher import Member
 from modelopt_cli.program import Program
-from modelopt_cli.training import TrainConfig, Training
+from modelopt_cli.training import AUGMENTATIONS, TrainConfig, Training
 
 PAIRS = ("resnet20:resnet8", "resnet20:resnet8/0.5", "resnet8:lenet5")
 CONFIG = DistillConfig()
@@ -59,7 +59,7 @@ class Contest:
             batch_size=samples.batch_size,
             lr=LR,
             augment=samples.augment,
-            views=0 if samples.augment == "none" else EPOCHS,
+            views=EPOCHS if AUGMENTATIONS[samples.augment].is_random else 0,
         )
         context = Context(
             training=Training(samples.data, config=config),

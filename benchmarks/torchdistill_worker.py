@@ -28,8 +28,7 @@ from torchvision.transforms import v2
 
 from modelopt_cli.checkpoint.builtin import resnet8
 from modelopt_cli.training import TrainConfig
-from modelopt_cli.training.optim import parameter_groups
-from modelopt_cli.training.schedule import factor, warmup_steps
+from modelopt_cli.training.optim import factor, parameter_groups, warmup_steps
 
 
 class Augmented(Dataset[tuple[Tensor, int]]):

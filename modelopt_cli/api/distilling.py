@@ -40,7 +40,7 @@ from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.report.plan import Plan, cost_of
-from modelopt_cli.training import fit
+from modelopt_cli.training import AUGMENTATIONS, fit
 
 SCRATCH = "scratch"
 
@@ -76,7 +76,7 @@ class Distilling(Work):
         if training is None:
             raise UsageError("distill trains the student", hint="give --train")
         if self.student.cache is not None:
-            drawn = training.config.augment != "none"
+            drawn = AUGMENTATIONS[training.config.augment].is_random
             require_cacheable(self.request.config, training.config, drawn=drawn)
 
     def open(self) -> None:

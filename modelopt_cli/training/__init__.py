@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from modelopt_cli.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from modelopt_cli.training.config import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TrainConfig
+    from modelopt_cli.training.catalog import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
+    from modelopt_cli.training.config import TrainConfig
     from modelopt_cli.training.fitting import fit
     from modelopt_cli.training.interfaces import (
         Callback,
@@ -38,14 +39,14 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "AUGMENTATIONS": "config",
+        "AUGMENTATIONS": "catalog",
         "Callback": "interfaces",
         "CrossEntropy": "objectives",
         "Distillation": "objectives",
         "TimeEstimate": "interfaces",
-        "OPTIMIZERS": "config",
+        "OPTIMIZERS": "catalog",
         "Objective": "interfaces",
-        "SCHEDULES": "config",
+        "SCHEDULES": "catalog",
         "StepInputs": "interfaces",
         "TrainConfig": "config",
         "Trained": "interfaces",

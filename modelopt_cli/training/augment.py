@@ -1,4 +1,4 @@
-"""Augmentation by preset. What happens to a sample depends on the seed, its variant and its index alone.
+"""Augmentation of training images. Its numbers depend on seed, variant and index of a sample alone.
 
 The transforms are those of ``torchvision.transforms.v2``. Where samples are tensors, a whole batch is
 transformed at once, every sample with parameters of its own, to what v2 gives for one sample at a time.
@@ -23,6 +23,8 @@ from torchvision.transforms import InterpolationMode, v2
 from modelopt_cli.data import Data
 from modelopt_cli.data.preprocess import ImageTransform
 from modelopt_cli.errors import UsageError
+from modelopt_cli.settings import option
+from modelopt_cli.training.catalog import AUGMENTATIONS, Augmentation
 
 
 class BatchAugmentation(Protocol):
@@ -37,38 +39,59 @@ class BatchAugmentation(Protocol):
 
 
 def batch_augmentation(name: str, data: Data) -> BatchAugmentation | None:
-    """What the preset does to samples that are tensors already, or None.
+    """Augmentation of samples that are tensors already, or None.
+
+    Args:
+        name: a key of ``AUGMENTATIONS``.
+        data: the samples.
 
     Raises:
         UsageError: the samples are no images.
     """
-    if name not in _PRESETS:
+    make = AUGMENTATIONS[name].on_samples
+    if make is None:
         return None
     shape, preprocess = data.input.shape, data.input.preprocess
     if len(shape) != 3:
-        what = f"augments images, and samples are {'x'.join(map(str, shape)) or 'scalars'}"
-        raise UsageError(f"{name} {what}", where="--augment", hint="use --augment none")
+        form = "x".join(map(str, shape)) or "scalars"
+        raise UsageError(
+            f"{name} augments images, and samples are {form}",
+            where=option("augment"),
+            hint=_usable(lambda row: not row.is_random),
+        )
     fill = torch.zeros(shape[0])
     if preprocess is not None:
         fill = -torch.tensor(preprocess.mean) / torch.tensor(preprocess.std)
-    return _PRESETS[name](fill.view(-1, 1, 1))
+    augmentation: BatchAugmentation = make(fill.view(-1, 1, 1))
+    return augmentation
 
 
 def image_augmentation(name: str, data: Data) -> ImageTransform | None:
-    """What the preset does in place of the data's own preprocessing of an image, or None.
+    """Random preprocessing of an image in place of the data's own, or None.
+
+    Args:
+        name: a key of ``AUGMENTATIONS``.
+        data: the samples.
 
     Raises:
         UsageError: the data does not come as images.
     """
-    if name != "imagenet":
+    make = AUGMENTATIONS[name].on_image
+    if make is None:
         return None
     if data.transform is None:
         raise UsageError(
-            "imagenet needs images to cut from, and these samples are ready tensors",
-            where="--augment",
-            hint="use --augment cifar or none",
+            f"{name} needs images to cut from, and these samples are ready tensors",
+            where=option("augment"),
+            hint=_usable(lambda row: row.on_image is None),
         )
-    return RandomResizedCrop(data.transform.preprocess, data.input.shape[1:])
+    transform: ImageTransform = make(data.transform.preprocess, data.input.shape[1:])
+    return transform
+
+
+def _usable(fits: Callable[[Augmentation], bool]) -> str:
+    """Hint at the augmentations that would do."""
+    return f"use {option('augment')} {' or '.join(name for name, row in AUGMENTATIONS.items() if fits(row))}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +197,29 @@ class RandomResizedCrop(ImageTransform):
         return v2.Compose([crop, v2.RandomHorizontalFlip()])
 
 
-_PRESETS: dict[str, Callable[[Tensor], BatchAugmentation]] = {"mnist": Affine, "cifar": CropAndFlip}
+def draw_mixup(alpha: float, samples: int, seed: int, step: int) -> tuple[float, Tensor]:
+    """Fraction of a sample that stays, from Beta(alpha, alpha), and the partner of every sample.
+
+    H. Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018.
+    """
+    generator = np.random.default_rng((seed, step))
+    return float(generator.beta(alpha, alpha)), torch.from_numpy(generator.permutation(samples))
+
+
+def mix(images: Tensor, labels: Tensor, classes: int, share: float, partner: Tensor) -> tuple[Tensor, Tensor]:
+    """Images, and the probabilities ``(N, classes)`` that are their targets, both mixed alike.
+
+    Args:
+        images: ``(N, ...)``.
+        labels: ``(N,)`` int64.
+        classes: number of classes.
+        share: fraction of a sample itself; the rest is its partner's.
+        partner: ``(N,)`` int64, a permutation.
+    """
+    partner = partner.to(images.device)
+    mixed = torch.lerp(images[partner], images, share)
+    targets = F.one_hot(labels, classes).to(images.dtype)
+    return mixed, torch.lerp(targets[partner], targets, share)
 
 
 def uniform(seed: int, variant: int, indices: NDArray[np.int64], draws: int) -> Tensor:

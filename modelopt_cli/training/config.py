@@ -5,27 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from modelopt_cli.settings import Config, Setting, fields_of, fraction, option
-
-OPTIMIZERS: dict[str, str] = {
-    "sgd": "stochastic gradient descent with momentum",
-    "adamw": "Adam with decoupled weight decay (Loshchilov and Hutter 2019)",
-}
-SCHEDULES: dict[str, str] = {
-    "cosine": "half a cosine from the learning rate down to 0 (Loshchilov and Hutter 2017)",
-    "step": "divided by 10 after a half and after three quarters of the steps",
-    "constant": "the same throughout",
-}
-AUGMENTATIONS: dict[str, str] = {
-    "none": "images as they are",
-    "mnist": "small shifts and turns",
-    "cifar": "random crops of the padded image, and mirroring",
-    "imagenet": "random crops of random size, and mirroring",
-}
-TEACHERS: dict[str, str] = {"self": "the network as it was before it was compressed"}
-SGD_LR = 0.1
-"""Of ``sgd`` for batches of ``SGD_BATCH``, and in proportion for others (Goyal et al. 2017)."""
-SGD_BATCH = 128
-ADAMW_LR = 1e-3
+from modelopt_cli.training.catalog import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TEACHERS
 
 
 @dataclass(frozen=True)
@@ -136,8 +116,12 @@ class TrainConfig(Config, title="Training"):
 
     def conflicts(self) -> Iterator[str]:
         """Settings that have no meaning together, and what is no option here but may be given in Python."""
-        if self.optimizer != "sgd" and (self.nesterov or self.momentum != TrainConfig.momentum):
-            yield f"{option('momentum')} and {option('nesterov')} have no meaning for {self.optimizer}"
+        of_others = {name for row in OPTIMIZERS.values() for name in row.settings}
+        of_others -= set(OPTIMIZERS[self.optimizer].settings)
+        changed = [field for field in fields_of(TrainConfig) if getattr(self, field.name) != field.initial]
+        for field in changed:
+            if field.name in of_others:
+                yield f"{field.label} has no meaning for {self.optimizer}"
         if self.nesterov and self.momentum == 0:
             yield f"{option('nesterov')} needs a {option('momentum')} above 0"
         if not isinstance(self, FineTuneConfig):
@@ -148,9 +132,7 @@ class TrainConfig(Config, title="Training"):
     @property
     def peak_lr(self) -> float:
         """``lr``, or the usual rate of the optimizer, which is the most that is taken for None."""
-        if self.lr is not None:
-            return self.lr
-        return SGD_LR * self.batch_size / SGD_BATCH if self.optimizer == "sgd" else ADAMW_LR
+        return self.lr if self.lr is not None else OPTIMIZERS[self.optimizer].usual_lr(self.batch_size)
 
 
 _OF_FINE_TUNING = ("teacher", "distill_weight", "temperature")

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import InputError, a_or_an
 from modelopt_cli.measure.accuracy import failing_in_one_line
-from modelopt_cli.training import mixup
+from modelopt_cli.training.augment import draw_mixup, mix
 from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.ema import MovingAverage
 from modelopt_cli.training.interfaces import Callback, Objective, StepInputs
 from modelopt_cli.training.loader import Batch
 from modelopt_cli.training.meter import LossMeter
-from modelopt_cli.training.optim import make_optimizer, set_rate
+from modelopt_cli.training.optim import learning_rate, make_optimizer, set_rate
 from modelopt_cli.training.refusals import refusals_in_one_line
-from modelopt_cli.training.schedule import learning_rate
 from modelopt_cli.training.synced import synced_batch_norm
 
 
@@ -117,8 +116,8 @@ class Learner:
             return StepInputs(images, batch.samples, batch.variant), labels
         # Partners may be with another process: mix the whole batch, and keep this process's part.
         images, labels = (self.world.gather(t[: batch.size]) for t in (images, labels))
-        share, partner = mixup.draw(self.config.mixup, len(labels), self.seed, step)
-        images, targets = mixup.mix(images, labels, self.classes, share, partner)
+        share, partner = draw_mixup(self.config.mixup, len(labels), self.seed, step)
+        images, targets = mix(images, labels, self.classes, share, partner)
         own = self.world.part(len(labels)) if batch.size else slice(0, 1)
         return StepInputs(images[own], None, batch.variant), targets[own]
 

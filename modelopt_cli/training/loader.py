@@ -23,6 +23,8 @@ from modelopt_cli.training.augment import (
     seeded,
     uniform,
 )
+from modelopt_cli.training.catalog import AUGMENTATIONS
+from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.memory import in_memory
 
@@ -76,7 +78,7 @@ def training_batches(
     batch_size: int,
     epoch: int,
     seed: int,
-    augment: str = "none",
+    augment: str = TrainConfig.augment,
     cycle: int = 0,
     workers: int = 0,
     world: World = _ALONE,
@@ -96,7 +98,7 @@ def training_batches(
         batch_size: samples of a global batch.
         epoch: from 0.
         seed: of order and augmentation.
-        augment: ``none``, ``mnist``, ``cifar`` or ``imagenet``.
+        augment: a key of ``AUGMENTATIONS``.
         cycle: epochs with augmentations of their own, which are then repeated in turn; 0: always new ones.
         workers: decoding processes, for what is not kept.
         world: the processes that share each batch.
@@ -128,7 +130,7 @@ def training_batches(
 
 def is_drawn(augment: str, data: Data) -> bool:
     """True if variants of a sample may differ: by augmentation, or by what the user's own dataset draws."""
-    return augment != "none" or isinstance(data.source, DatasetSource)
+    return AUGMENTATIONS[augment].is_random or isinstance(data.source, DatasetSource)
 
 
 def ordered_batches(data: Data, batch_size: int, *, workers: int = 0) -> Iterator[samples.Batch]:

@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""Losses that training minimises: with labels, and with a teacher."""
 
 import copy
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.settings import option
+from modelopt_cli.training.catalog import TEACHERS
 from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.interfaces import Objective, StepInputs
 
@@ -29,7 +31,7 @@ class CrossEntropy:
 
 
 class Distillation:
-    """Learning from a teacher's answers beside the labels.
+    """Weighted sum of the loss with labels and the divergence from a teacher's outputs.
 
     ``(1 - w) hard + w T^2 KL(softmax(teacher / T) || softmax(student / T))``: the divergence is the mean over
     the batch, and ``T^2`` keeps its gradients' size whatever the temperature. G. Hinton, O. Vinyals and
@@ -58,15 +60,15 @@ class Distillation:
             UsageError: teacher and student have different classes.
         """
         with torch.no_grad():
-            answers = self.teacher.to(inputs.images.device)(inputs.images).to(logits.dtype)
-        if answers.shape != logits.shape:
+            outputs = self.teacher.to(inputs.images.device)(inputs.images).to(logits.dtype)
+        if outputs.shape != logits.shape:
             raise UsageError(
-                f"the teacher answers {tuple(answers.shape)}, the student {tuple(logits.shape)}",
-                where="--teacher",
+                f"the teacher returns {tuple(outputs.shape)}, the student {tuple(logits.shape)}",
+                where=option("teacher"),
             )
         soft = F.kl_div(
             F.log_softmax(logits / self.temperature, 1),
-            F.log_softmax(answers / self.temperature, 1),
+            F.log_softmax(outputs / self.temperature, 1),
             reduction="batchmean",
             log_target=True,
         )
@@ -74,8 +76,12 @@ class Distillation:
         return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
 
 
-def objective(config: TrainConfig, teacher: nn.Module | None = None) -> Objective:
-    """The objective ``config`` asks for.
+def objective(config: TrainConfig, original: nn.Module | None = None) -> Objective:
+    """Objective that ``config`` asks for.
+
+    Args:
+        config: label smoothing, and the teacher with its weight and temperature.
+        original: the network before compression, which a teacher is made of.
 
     Raises:
         UsageError: it asks for a teacher, and there is none.
@@ -83,6 +89,9 @@ def objective(config: TrainConfig, teacher: nn.Module | None = None) -> Objectiv
     hard = CrossEntropy(config.label_smoothing)
     if config.teacher is None:
         return hard
-    if teacher is None:
-        raise UsageError("there is no earlier network to learn from", where="--teacher", hint="leave it out")
+    if original is None:
+        raise UsageError(
+            "there is no earlier network to learn from", where=option("teacher"), hint="leave it out"
+        )
+    teacher: nn.Module = TEACHERS[config.teacher].network(original)
     return Distillation(teacher, config.distill_weight, config.temperature, hard)

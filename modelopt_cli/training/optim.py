@@ -1,4 +1,4 @@
-"""The optimizers: what they change, what they decay, and their state as plain tensors."""
+"""Optimizer of a training, its state as plain tensors, and the learning rate of every step."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from modelopt_cli.training.catalog import OPTIMIZERS, SCHEDULES
 from modelopt_cli.training.config import TrainConfig
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """The layers that normalise."""
+WARMUP_SHARE = 0.05
+"""Fraction of the steps over which a rate that nobody gave grows."""
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -32,11 +35,12 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer ``config`` names, over the parameters of ``network`` that learn."""
+    """Optimizer that ``config`` names, over the parameters of ``network`` that learn."""
     groups = parameter_groups(network, config.weight_decay)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.peak_lr)
-    return torch.optim.SGD(groups, lr=config.peak_lr, momentum=config.momentum, nesterov=config.nesterov)
+    row = OPTIMIZERS[config.optimizer]
+    settings = {name: getattr(config, name) for name in row.settings}
+    optimizer: torch.optim.Optimizer = row.make(groups, lr=config.peak_lr, **settings)
+    return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -69,3 +73,35 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Tens
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def factor(schedule: str, step: int, steps: int, warmup: int = 0) -> float:
+    """Learning rate at ``step`` as a fraction of the largest, 0 to 1.
+
+    Over the first ``warmup`` steps it grows in equal parts, ``(step + 1) / (warmup + 1)``, so that the first
+    step after them has the full rate (Goyal et al. 2017). From there the schedule says it.
+
+    Args:
+        schedule: a key of ``SCHEDULES``.
+        step: counted from 0.
+        steps: of the training.
+        warmup: how many of them the rate grows over.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return SCHEDULES[schedule].factor(step, steps, warmup)
+
+
+def warmup_steps(config: TrainConfig, steps: int, steps_per_epoch: int) -> int:
+    """Number of ``steps`` over which the learning rate grows.
+
+    Where neither it nor the rate is given, ``WARMUP_SHARE`` of them; a rate that is given is taken as it is.
+    """
+    if config.warmup is not None:
+        return round(config.warmup * steps_per_epoch)
+    return round(WARMUP_SHARE * steps) if config.lr is None else 0
+
+
+def learning_rate(config: TrainConfig, largest: float, step: int, steps: int, steps_per_epoch: int) -> float:
+    """Learning rate of ``step``, counted from 0, of ``steps``, where ``largest`` is that of factor 1."""
+    return largest * factor(config.schedule, step, steps, warmup_steps(config, steps, steps_per_epoch))

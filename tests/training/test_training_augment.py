@@ -157,7 +157,7 @@ def test_presets_refuse_what_they_cannot_augment(tmp_path: Path) -> None:
     assert batch_augmentation("none", flat) is None
     assert image_augmentation("none", flat) is None
     for preset in ("cifar", "mnist"):
-        with pytest.raises(UsageError, match=r"--augment: .*samples are 5"):
+        with pytest.raises(UsageError, match=r"augment: .*samples are 5"):
             batch_augmentation(preset, flat)
     with pytest.raises(UsageError, match="ready tensors"):
         image_augmentation("imagenet", flat)

@@ -14,10 +14,10 @@ from modelopt_cli.data import open_data
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
-from modelopt_cli.training import CrossEntropy, Distillation, StepInputs, TrainConfig, mixup, objective
+from modelopt_cli.training import CrossEntropy, Distillation, StepInputs, TrainConfig, objective
+from modelopt_cli.training.augment import draw_mixup, mix
 from modelopt_cli.training.ema import MovingAverage
-from modelopt_cli.training.optim import make_optimizer, optimizer_state, restore_optimizer
-from modelopt_cli.training.schedule import learning_rate
+from modelopt_cli.training.optim import learning_rate, make_optimizer, optimizer_state, restore_optimizer
 from modelopt_cli.training.split import hold_out, samples
 
 
@@ -179,7 +179,7 @@ def test_mixup_by_hand() -> None:
     generator = np.random.default_rng(0)
     images, labels = generator.normal(size=(5, 2, 3)), np.array([0, 3, 1, 1, 2])
     partner, share = np.array([4, 0, 1, 3, 2]), 0.3
-    mixed, targets = mixup.mix(
+    mixed, targets = mix(
         torch.from_numpy(images), torch.from_numpy(labels), 4, share, torch.from_numpy(partner)
     )
     np.testing.assert_allclose(mixed.numpy(), share * images + (1 - share) * images[partner], rtol=1e-12)
@@ -194,13 +194,13 @@ def test_mixup_by_hand() -> None:
 
 
 def test_mixup_draws_belong_to_the_step() -> None:
-    share, partner = mixup.draw(0.4, 9, seed=3, step=7)
+    share, partner = draw_mixup(0.4, 9, seed=3, step=7)
     assert 0 <= share <= 1
     assert sorted(partner.tolist()) == list(range(9))
-    again = mixup.draw(0.4, 9, seed=3, step=7)
+    again = draw_mixup(0.4, 9, seed=3, step=7)
     assert again[0] == share
     assert torch.equal(again[1], partner)
-    shares = [mixup.draw(0.4, 9, seed=3, step=step)[0] for step in range(2000)]
+    shares = [draw_mixup(0.4, 9, seed=3, step=step)[0] for step in range(2000)]
     assert np.mean(shares) == pytest.approx(0.5, abs=0.03)
     assert np.var(shares) == pytest.approx(1 / (4 * (2 * 0.4 + 1)), abs=0.01)  # of Beta(a, a)
 
@@ -236,7 +236,7 @@ def test_teacher_does_not_change_with_the_student() -> None:
 def test_teacher_is_missing_or_of_other_classes() -> None:
     with pytest.raises(UsageError, match="no earlier network"):
         objective(TrainConfig(teacher="self"))
-    with pytest.raises(UsageError, match="the teacher answers"):
+    with pytest.raises(UsageError, match="the teacher returns"):
         Distillation(nn.Linear(3, 5), 0.5, 1.0)(
             torch.zeros(2, 4), torch.zeros(2).long(), StepInputs(torch.zeros(2, 3))
         )

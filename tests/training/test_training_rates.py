@@ -21,9 +21,9 @@ from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
 from modelopt_cli.training import OPTIMIZERS, TrainConfig, Training, fit
 from modelopt_cli.training.loader import training_batches
+from modelopt_cli.training.optim import warmup_steps
 from modelopt_cli.training.rates import is_normalised
 from modelopt_cli.training.run import Run
-from modelopt_cli.training.schedule import warmup_steps
 
 DATA = noisy_patterns(64)
 
