@@ -1,12 +1,15 @@
-"""Showing what was measured: the table, JSON, Markdown, CSV."""
+"""Display of results: tables, JSON, Markdown, CSV, plots."""
 
-from modelopt_cli.report.coverage import coverage_json, coverage_lines, coverage_table
-from modelopt_cli.report.csv import csv_text
 from modelopt_cli.report.curves import draw_curve
-from modelopt_cli.report.export import check_export, export
-from modelopt_cli.report.json import to_json
-from modelopt_cli.report.layers import layer_table, layers_json
-from modelopt_cli.report.markdown import markdown_text
+from modelopt_cli.report.evaluation_table import group, html, plain_text, svg, table, to_svg
+from modelopt_cli.report.exports import check_export, csv_text, export, markdown_text, to_json
+from modelopt_cli.report.layers import (
+    coverage_json,
+    coverage_lines,
+    coverage_table,
+    layer_table,
+    layers_json,
+)
 from modelopt_cli.report.plan import plan_json, plan_table
 from modelopt_cli.report.plots import plot_sensitivity, require_plots
 from modelopt_cli.report.pruned import (
@@ -17,7 +20,6 @@ from modelopt_cli.report.pruned import (
     target_line,
 )
 from modelopt_cli.report.shared import shared_json, shared_table
-from modelopt_cli.report.table import group, html, plain_text, svg, table, to_svg
 
 __all__ = [
     "check_export",

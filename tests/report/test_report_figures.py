@@ -14,7 +14,7 @@ from modelopt_cli.measure import EvalOptions, Evaluation, Subject, evaluate
 from modelopt_cli.measure.metrics import METRICS
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.report import csv_text, markdown_text, plain_text, table, to_json
-from modelopt_cli.report.figures import FIGURES, exported
+from modelopt_cli.report.figure_rows import FIGURES, exported
 
 CLASSES = 12
 DATA = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))

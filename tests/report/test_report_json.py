@@ -6,7 +6,7 @@ import pytest
 
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.report import to_json
-from modelopt_cli.report.json import json_text
+from modelopt_cli.report.exports import json_text
 
 MODEL = {
     *(

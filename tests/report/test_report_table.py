@@ -24,7 +24,7 @@ from modelopt_cli.report import (
     to_json,
     to_svg,
 )
-from modelopt_cli.report.rows import MISSING, headings, rows
+from modelopt_cli.report.evaluation_table import MISSING, headings, rows
 from modelopt_cli.text import printable
 
 HOSTILE = "[/red]\x1b[31m\x07\u202e`|<b>.pth"
