@@ -63,7 +63,7 @@ class ChannelScore:
     it; the channel's score is the mean of that over the parameters.
 
     Attributes:
-        roles: the members of a group that are looked at, of ``program.channels.groups.ROLES``.
+        roles: the members of a group that are looked at, of ``program.channels.dependencies.ROLES``.
         batch_norms: of the norms, those over a batch alone.
         score: of the elements; None for the criterion's own.
         of_parameter: instead of the sums, the scores in a parameter ``(channels,)`` float64, NaN for channels

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.program.channels.groups import Dependencies, Group
+from modelopt_cli.program.channels.dependencies import Dependencies, Group
 from modelopt_cli.program.channels.ties import Ties
 from modelopt_cli.program.channels.trace import Trace
 
