@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from modelopt_cli.cli.groups import signature_of
 from modelopt_cli.cli.main import build
 
 TARGET = Path(__file__).parents[1] / "docs" / "cli.md"
@@ -14,7 +15,8 @@ INTRODUCTION = """\
 <!-- Made by tools/cli_docs.py (`make docs`); edits are lost. -->
 
 The result goes to stdout, everything else to stderr. Where stdout is no terminal it is plain text at full
-width. `NO_COLOR` and `FORCE_COLOR` are respected. `modelopt COMMAND --help` prints what follows.
+width. `NO_COLOR` and `FORCE_COLOR` are respected. `modelopt COMMAND --help` prints the options that matter,
+`modelopt COMMAND --help-all` all that follow.
 
 | exit code | meaning |
 |---|---|
@@ -35,6 +37,22 @@ exit code), `what`, `where` (the file, layer or option) and `hint` (the next ste
 
 A fraction `F` may be written as a percentage: `--sparsity 30%`. `modelopt help COMMAND` is
 `modelopt COMMAND --help`.
+
+Options that were renamed work under their old names for one version, with a note on stderr.
+
+## Environment variables
+
+Every option can be set by a variable `MODELOPT_COMMAND_OPTION`, in capitals and with underscores:
+`MODELOPT_QUANTIZE_SCHEME=int8-weight`, `MODELOPT_PRUNE_SKIP_LAST=true`. For these options of all commands one
+variable without the command is enough, too: SHARED. The command line goes before the variable with
+the command, and that before the one without it. Several values are separated by spaces, with quotes as in a
+shell. The steps of a recipe take none: a recipe does the same everywhere.
+
+## Shell completion
+
+`modelopt --install-completion` sets up bash, zsh, fish or PowerShell; `modelopt --show-completion` prints
+what it writes. Completed are commands, options, choices and, for `--include` and `--exclude`, the names of
+layers in a safetensors file.
 """
 
 
@@ -42,7 +60,18 @@ def render() -> str:
     """The whole page."""
     group = build()
     context = group.make_context("modelopt", ["--help"], resilient_parsing=True)
-    return "\n".join([INTRODUCTION, *(section(context, group.commands[name]) for name in group.commands)])
+    introduction = INTRODUCTION.replace("SHARED", shared_variables(group))
+    return "\n".join([introduction, *(section(context, group.commands[name]) for name in group.commands)])
+
+
+def shared_variables(group: Any) -> str:
+    """The variables that need no command, in Markdown."""
+    names = {}
+    for command in group.commands.values():
+        signature = signature_of(command)
+        for field in signature.fields.values():
+            names |= dict.fromkeys(signature.variables(field)[1:])
+    return ", ".join(f"`{name}`" for name in sorted(names))
 
 
 def section(parent: Any, command: Any) -> str:

@@ -4,10 +4,7 @@ What the header of the plain form says twice is left out first: offsets that fol
 shapes, the network's list of tensors. ``docs/format.md`` says how it is read.
 """
 
-import zlib
 from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
 from typing import Any, BinaryIO
 
 from modelopt_cli.artifact import strictjson
@@ -19,6 +16,7 @@ from modelopt_cli.artifact.container import (
     is_size,
     tensor_bytes,
 )
+from modelopt_cli.artifact.deflate import EXPANSION, FREE, KEY, deflate, inflate
 from modelopt_cli.artifact.dtypes import DTYPES
 from modelopt_cli.artifact.header import BLANK, FORMAT, Document, damaged, expect, header_bytes
 from modelopt_cli.errors import ArtifactError
@@ -27,13 +25,6 @@ from modelopt_cli.program.arguments import dtype_name
 TENSOR = "modelopt"
 """Name of the one tensor of such a file."""
 
-FREE, EXPANSION = 4096, 256
-"""The header has at most ``FREE + EXPANSION * (its compressed bytes)`` bytes."""
-
-KEY = "sealed"
-"""Metadata key of the header's compressed and full length."""
-
-_RAW_DEFLATE = -15
 _STATED = {"digest", "format", KEY}
 _INNER = {"history", "input", "labels", "network", "parameters", "program", "tied"}
 
@@ -56,7 +47,7 @@ def compress_header(document: Document, tensors: Mapping[str, TensorInfo]) -> by
         tensors: in file order: parameter by parameter, parts by name.
     """
     text = inner_text(document, tensors)
-    stream = _deflate(text)
+    stream = deflate(text)
     total = len(stream) + max((info.end for info in tensors.values()), default=0)
     stated = {"digest": BLANK, "format": FORMAT, KEY: [len(stream), len(text)]}
     return header_bytes(stated, {TENSOR: TensorInfo("U8", (total,), 0, total)}) + stream
@@ -74,7 +65,10 @@ def expand_header(
         expect(stated.keys() == _STATED, "missing or unknown header fields")
         short, long = _lengths(stated[KEY], outer)
         file.seek(outer.data_start)
-        text = _inflate(file.read(short), long)
+        try:
+            text = inflate(file.read(short), long)
+        except ValueError as error:
+            raise ArtifactError(str(error)) from None
     data = strictjson.parse(text, ArtifactError, where)
     with damaged(where):
         expect(data.keys() == _INNER, "missing or unknown header fields")
@@ -150,29 +144,3 @@ def _with_tensors(data: dict[str, Any]) -> dict[str, Any] | None:
     expect(all(isinstance(owner, str) and owner in kinds for owner in tied.values()), "bad tied tensors")
     kinds |= {name: kinds[owner] for name, owner in tied.items()}
     return {**program, "tensors": {name: kinds[name] for name in kinds if name not in program["tied"]}}
-
-
-@cache
-def _dictionary() -> bytes:
-    return files(__package__).joinpath("compressed_header.txt").read_bytes()
-
-
-def _deflate(text: bytes) -> bytes:
-    for level in (9, 0):  # what level 9 makes smaller than a reader allows is stored as it is
-        packer = zlib.compressobj(level, zlib.DEFLATED, _RAW_DEFLATE, 9, zdict=_dictionary())
-        stream = packer.compress(text) + packer.flush()
-        if len(text) <= FREE + EXPANSION * len(stream):
-            break
-    return stream
-
-
-def _inflate(stream: bytes, length: int) -> bytes:
-    """Exactly ``length`` bytes from exactly these; never allocates more."""
-    unpacker = zlib.decompressobj(_RAW_DEFLATE, zdict=_dictionary())
-    try:
-        text = unpacker.decompress(stream, length + 1)
-    except zlib.error:
-        raise ArtifactError("a compressed header that cannot be inflated") from None
-    whole = len(text) == length and unpacker.eof and not unpacker.unused_data
-    expect(whole, "a compressed header of another length than it states")
-    return text

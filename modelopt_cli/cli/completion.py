@@ -1,12 +1,14 @@
 """Shell completion of option values: choices with their descriptions, names of layers, data specs."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import typer
 
+from modelopt_cli.artifact.deflate import KEY, inflate
 from modelopt_cli.settings import Field, help_of
 
 Complete = Callable[[typer.Context, str], list[tuple[str, str]]]
@@ -24,8 +26,10 @@ def completion(field: Field) -> Complete | None:
 
 
 def _layers(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    checkpoint = ctx.params.get("checkpoint")
-    return [(name, "") for name in layer_names(Path(checkpoint))] if checkpoint else []
+    # The context knows no arguments where the line ends in an option that still waits for its value.
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    names = (name for word in line.split() for name in layer_names(Path(word).expanduser()))
+    return [(name, "") for name in names]
 
 
 def layer_names(path: Path) -> list[str]:
@@ -34,22 +38,26 @@ def layer_names(path: Path) -> list[str]:
     Reads the header alone and imports no torch, so that a key press costs no seconds.
     """
     try:
-        names = _header(path)
-    except (OSError, ValueError):
+        with path.open("rb") as file:
+            names = _tensors(file) if path.is_file() else []
+    except (OSError, ValueError, LookupError, TypeError):
         return []
-    return list(dict.fromkeys(layer for name in names for layer in _layer(name)))
+    return list(dict.fromkeys(layer for name in names for layer in _layer(str(name))))
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file; raises OSError or ValueError."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > _LARGEST_HEADER:
-            raise ValueError("is no safetensors file")
-        header = json.loads(file.read(length))
-    if not isinstance(header, dict):
+def _tensors(file: BinaryIO) -> list[str]:
+    """The names in a header; raises one of many exceptions if it is none."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > _LARGEST_HEADER:
         raise ValueError("is no safetensors file")
-    return header
+    header = json.loads(file.read(length))
+    stated = json.loads(header.pop("__metadata__", {}).get("modelopt", "{}"))
+    if KEY not in stated:
+        return list(header)
+    short, long = stated[KEY]
+    if long > _LARGEST_HEADER:
+        raise ValueError("is no artifact")
+    return [parameter["name"] for parameter in json.loads(inflate(file.read(short), long))["parameters"]]
 
 
 def _layer(name: str) -> Iterator[str]:

@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from modelopt_cli.cli.recipe.document import Recipe, Value
     from modelopt_cli.cli.recipe.plan import Plan
 
+
+def show_schema(context: typer.Context, wanted: bool) -> None:
+    """Print the schema and end, if that is wanted."""
+    if wanted:
+        from modelopt_cli.cli.recipe.commands import Commands
+        from modelopt_cli.cli.recipe.schema import recipe_schema
+
+        assert context.parent is not None
+        commands = context.parent.command.commands  # type: ignore[attr-defined]
+        context.obj.result_json(recipe_schema(Commands(commands, context.obj)))
+        raise typer.Exit
+
+
 _output = partial(Setting, title=options.OUTPUT)
 _recipe = partial(Setting, title="In place of what the recipe says")
 
@@ -42,6 +55,16 @@ Output = Annotated[
 ]
 Resume = Annotated[bool, _output("Do not repeat the steps that are finished, or start if there are none.")]
 Force = Annotated[bool, _output("Replace what exists: the output, the files of steps, exports.")]
+Schema = Annotated[
+    bool,
+    typer.Option(
+        "--schema",
+        callback=show_schema,
+        is_eager=True,
+        help="Print a JSON schema of recipes, for editors, and exit.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
 DryRun = Annotated[bool, _output("Check the recipe and print its command lines; do nothing.")]
 
 
@@ -61,6 +84,7 @@ def run(
     resume: Resume = False,
     dry_run: DryRun = False,
     export: options.Export = (),
+    schema: Schema = False,
 ) -> Work:
     """Run a recipe: several steps, and one table of all.
 
