@@ -183,14 +183,14 @@ def test_prune_twice_multiplies_what_is_left() -> None:
     assert layer.scheme == f"pruned {100 * fraction:.0f} %"
 
 
-def test_prune_reestimates_batch_norms_after_channels_went() -> None:
+def test_prune_recalibrates_batch_norms_after_channels_went() -> None:
     settings = {"sparsity": 0.5, "round_to": 1}
     fresh = pruned(net(), context(IMAGES, batch_size=40), **settings)
     stem = fresh.program.get_submodule("stem")(IMAGES)
     norm = fresh.program.get_submodule("bn")
     torch.testing.assert_close(norm.running_mean, stem.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert fresh.program.history[-1]["calibration"] == "tensor"
-    kept = pruned(net(), context(IMAGES), reestimate=False, **settings)
+    kept = pruned(net(), context(IMAGES), bn_recalibration=False, **settings)
     assert torch.equal(kept.program.get_submodule("bn").running_mean, torch.zeros_like(norm.running_mean))  # type: ignore[arg-type]
     assert "calibration" not in kept.program.history[-1]
     blind = pruned(net(), **settings)
@@ -253,7 +253,7 @@ def test_prune_by_obs_leaves_a_smaller_error_than_by_magnitude(structure: str) -
     for criterion in ("l2", "obs"):
         within = context(IMAGES)
         result = pruned(
-            program, within, structure=structure, criterion=criterion, reestimate=False,
+            program, within, structure=structure, criterion=criterion, bn_recalibration=False,
             allocation="uniform", include=("body",), **target,
         )  # fmt: skip
         with torch.no_grad():

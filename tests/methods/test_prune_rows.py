@@ -195,7 +195,7 @@ def test_rows_a_criterion_prunes_what_it_claims_lowest_scores_first(
     name: str, granularity: Granularity
 ) -> None:
     program = tower()
-    result = pruned(program, criterion=name, reestimate=False, **SETTINGS[granularity]).program
+    result = pruned(program, criterion=name, bn_recalibration=False, **SETTINGS[granularity]).program
     if granularity is WEIGHTS and name in OF_WEIGHTS:
         masks = {key: value != 0 for key, value in weights(result).items()}
         scores = OF_WEIGHTS[name](program)

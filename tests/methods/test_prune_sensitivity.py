@@ -52,7 +52,7 @@ def test_sensitivity_of_channels_is_that_of_the_network_without_them() -> None:
     assert part.layers == ("stem", "body")  # the residual couples them
     removed = apply(
         program,
-        PruneConfig(include=part.layers, sparsity=0.5, round_to=1, reestimate=False),
+        PruneConfig(include=part.layers, sparsity=0.5, round_to=1, bn_recalibration=False),
         Context(),
     )
     point = next(point for point in part.points if point.sparsity == 0.5)

@@ -54,7 +54,7 @@ def recalibrate(
     if _run(result.eval(), pools, batches, progress, total) == 0:
         raise DataError(
             "no samples to compute batch-norm statistics from",
-            hint=f"give data, or turn off {option('reestimate')}",
+            hint=f"give data, or turn off {option('bn_recalibration')}",
         )
     for path, pool in pools.items():
         _store(result, path, pool)
@@ -133,7 +133,7 @@ def _run_one(collector: _Collector, batch: Tensor) -> None:
     except ValueError as error:  # how torch refuses a single value
         raise DataError(
             f"in a batch of {len(batch)} a batch norm sees one value per channel, which has no variance",
-            hint=f"use more samples and larger batches, or turn off {option('reestimate')}",
+            hint=f"use more samples and larger batches, or turn off {option('bn_recalibration')}",
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.prune.allocation import ALLOCATIONS, Allocation
@@ -79,10 +79,13 @@ class PruneConfig(Config, title="Pruning"):
     calibration_samples: Annotated[
         int, Setting("Look at no more than this many samples.", least=1, title=CALIBRATION, advanced=True)
     ] = 512
-    reestimate: Annotated[
+    bn_recalibration: Annotated[
         bool,
         Setting(
-            "Compute batch-norm statistics again from calibration data.", title=CALIBRATION, advanced=True
+            "Compute the statistics of batch norms again, from calibration data.",
+            title=CALIBRATION,
+            older=("--reestimate/--no-reestimate",),
+            advanced=True,
         ),
     ] = True
 
@@ -91,6 +94,11 @@ class PruneConfig(Config, title="Pruning"):
         yield from _wrong_targets(self)
         yield from _wrong_combinations(self)
         yield from _without_meaning(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form, for the history, where recalibration keeps the name that it has in older files."""
+        settings = super().as_dict()
+        return settings | {"reestimate": settings.pop("bn_recalibration")}
 
     @property
     def structure_row(self) -> Structure:

@@ -167,7 +167,7 @@ class Pruner(ABC):
     @property
     def recalibrates(self) -> bool:
         """True if batch norms get new statistics."""
-        return self.config.reestimate and has_statistics(self.original)
+        return self.config.bn_recalibration and has_statistics(self.original)
 
     @cached_property
     def _norm_data(self) -> Data | None:
