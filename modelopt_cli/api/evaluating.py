@@ -95,7 +95,7 @@ def compare(compared: Compared, how: Measuring) -> Evaluation:
         ).with_labels(labels)
         for note in samples.notes:
             how.note(note)
-    means = measure_gates.Means(samples is not None and samples.labelled, options.runs)
+    means = measure_gates.Conditions(samples is not None and samples.labelled, options.runs)
     measure_gates.require_measurable(how.gates, subjects, options.baseline, means)
     evaluation = measure.evaluate(subjects, samples, options, how.progress)
     notes += doubts(evaluation, samples, compared.models[options.baseline][1])

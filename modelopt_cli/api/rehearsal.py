@@ -55,7 +55,7 @@ def rehearse(networks: Sequence[Opened], how: Measuring, labels: tuple[str, ...]
 
 def _require_measurable(how: Measuring, subjects: Sequence[Subject], *, labelled: bool) -> None:
     """As ``measure.gates.require_measurable``; a file that is still to be made says what is compressed."""
-    baseline, means = how.options.baseline, measure_gates.Means(labelled, how.options.runs)
+    baseline, means = how.options.baseline, measure_gates.Conditions(labelled, how.options.runs)
     if len(subjects) == 1:
         baseline, subjects = 0, [*subjects, replace(subjects[0], coverage=Coverage(()))]
     measure_gates.require_measurable(how.gates, subjects, baseline, means)

@@ -1,13 +1,19 @@
 """Settings of measuring, and limits on what was measured."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, get_type_hints
 
+from modelopt_cli.measure.conditions import Conditions, Obstacle
+from modelopt_cli.measure.speedup import least_rounds, rounds_needed
 from modelopt_cli.settings import Config, Setting, fields_of, fraction, option, parse_device
 
+if TYPE_CHECKING:
+    from modelopt_cli.measure.evaluation import Comparison, ModelReport
+    from modelopt_cli.measure.subject import Subject
+
 _RUNNING = "Running"
-GATES = "Gates (exit code 1 if not met)"
+GATES_TITLE = "Gates (exit code 1 if not met)"
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,81 @@ class EvalOptions(Config, title="Measuring"):
 
 
 @dataclass(frozen=True)
-class Gates(Config, title=GATES):
+class Gate:
+    """A limit on a figure of a model: the row of a gate, next to the setting on a field of :class:`Gates`.
+
+    Attributes:
+        judged: what is held against the limit, in one line for the documentation.
+        figure: from the report of a model and its comparison with the baseline; None if it was not measured.
+        at_most: True if the limit is the largest value allowed, False if it is the smallest.
+        unit: of the figure and the limit.
+        bound: the end of the figure's 95 % interval that speaks against the model; None where it is exact.
+        is_cautious: True if ``bound`` is held against the limit instead of ``figure``.
+        lacking: what an evaluation under these conditions lacks to measure the figure.
+        obstacle: what keeps the figure of a model from being measured: the baseline or the model, and why.
+        unresolved: a note where the interval cannot tell if the limit is kept: what would resolve it.
+    """
+
+    judged: str
+    figure: "Callable[[ModelReport, Comparison], float | None]"
+    at_most: bool
+    unit: str = ""
+    bound: "Callable[[Comparison], float | None] | None" = None
+    is_cautious: "Callable[[Gates], bool]" = lambda gates: False
+    lacking: "Callable[[Conditions], Obstacle | None]" = lambda conditions: None
+    obstacle: "Callable[[Subject, Subject], tuple[Subject, Obstacle] | None]" = lambda baseline, model: None
+    unresolved: "Callable[[Comparison, float], str | None]" = lambda comparison, limit: None
+
+
+def _labels(conditions: Conditions) -> Obstacle | None:
+    if conditions.labelled:
+        return None
+    return Obstacle("needs labelled data to be held against", f"give {option('data')}")
+
+
+def _rounds(conditions: Conditions) -> Obstacle | None:
+    least, runs = least_rounds(), next(field for field in fields_of(EvalOptions) if field.name == "runs")
+    if conditions.runs >= least:
+        return None
+    return Obstacle(f"{conditions.runs} runs give no 95 % interval", f"give {runs.label} {least} or more")
+
+
+def _not_run(*models: "Subject") -> "tuple[Subject, Obstacle] | None":
+    """The first of two models that cannot be run."""
+    return next(((model, model.obstacle) for model in models if model.obstacle is not None), None)
+
+
+def _not_covered(baseline: "Subject", model: "Subject") -> "tuple[Subject, Obstacle] | None":
+    if model.coverage is not None:
+        return None
+    hint = f"give {option('arch')}" if model.model is None else "hold a file that modelopt wrote against it"
+    return model, Obstacle("nothing says which of its layers are compressed", hint)
+
+
+def _more_samples(comparison: "Comparison", limit: float) -> str | None:
+    from modelopt_cli.measure.statistics import samples_needed
+
+    difference = comparison.difference
+    if difference is None or not difference.low <= limit <= difference.high:
+        return None
+    if not 0 < limit < difference.high - difference.drop_pp:
+        return None
+    return (
+        f"{difference.samples:,} samples cannot tell whether a limit of {limit:g} pp is kept; with about "
+        f"{samples_needed(difference, limit):,} the interval would end {limit:g} pp above the drop"
+    )
+
+
+def _more_rounds(comparison: "Comparison", limit: float) -> str | None:
+    speedup = comparison.speedup
+    rounds = None if speedup is None else rounds_needed(speedup, limit)
+    if speedup is None or rounds is None:
+        return None
+    return f"{speedup.rounds:,} runs cannot tell whether it is {limit:g}x faster; about {rounds:,} might"
+
+
+@dataclass(frozen=True)
+class Gates(Config, title=GATES_TITLE):
     """Limits on the result, compared with the baseline; None sets no limit.
 
     Attributes:
@@ -84,14 +164,44 @@ class Gates(Config, title=GATES):
     """
 
     max_drop: Annotated[
-        float | None, Setting("Largest loss of top-1 accuracy, in percentage points.", metavar="PP")
+        float | None,
+        Setting("Largest loss of top-1 accuracy, in percentage points.", metavar="PP"),
+        Gate(
+            "the measured drop of top-1; with `--confident` the upper end of its interval",
+            lambda model, comparison: comparison.difference.drop_pp if comparison.difference else None,
+            at_most=True,
+            unit=" pp",
+            bound=lambda comparison: comparison.difference.high if comparison.difference else None,
+            is_cautious=lambda gates: gates.confident,
+            lacking=_labels,
+            obstacle=_not_run,
+            unresolved=_more_samples,
+        ),
     ] = None
     min_ratio: Annotated[
-        float | None, Setting("Smallest ratio of the baseline's file size to the result's.", least=0)
+        float | None,
+        Setting("Smallest ratio of the baseline's file size to the result's.", least=0),
+        Gate(
+            "the ratio of sizes, which is exact",
+            lambda model, comparison: comparison.ratio,
+            at_most=False,
+            unit="x",
+        ),
     ] = None
     min_speedup: Annotated[
         float | None,
         Setting("Smallest speedup, at the lower end of its 95 % interval.", least=0),
+        Gate(
+            "the lower end of the speedup's interval; refused with fewer than 6 `--latency-runs`",
+            lambda model, comparison: comparison.speedup.ratio if comparison.speedup else None,
+            at_most=False,
+            unit="x",
+            bound=lambda comparison: comparison.speedup.low if comparison.speedup else None,
+            is_cautious=lambda gates: True,
+            lacking=_rounds,
+            obstacle=_not_run,
+            unresolved=_more_rounds,
+        ),
     ] = None
     min_coverage: Annotated[
         float | None,
@@ -101,6 +211,12 @@ class Gates(Config, title=GATES):
             parse=fraction,
             least=0,
             most=1,
+        ),
+        Gate(
+            "the share of layers that are compressed in the file, which is exact",
+            lambda model, comparison: model.coverage,
+            at_most=False,
+            obstacle=_not_covered,
         ),
     ] = None
     confident: Annotated[
@@ -113,5 +229,21 @@ class Gates(Config, title=GATES):
         if self.confident and self.max_drop is None:
             yield f"{option('confident')}: needs {option('max_drop')}"
 
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by the names of ``GATES``."""
+        limits = {name: getattr(self, name.replace("-", "_")) for name in GATES}
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
     def __bool__(self) -> bool:
-        return any(getattr(self, field.name) is not None for field in fields_of(Gates) if field.optional)
+        return bool(self.limits())
+
+
+def _rows() -> Iterator[tuple[str, Gate]]:
+    for name, hint in get_type_hints(Gates, include_extras=True).items():
+        for note in getattr(hint, "__metadata__", ()):
+            if isinstance(note, Gate):
+                yield name.replace("_", "-"), note
+
+
+GATES: dict[str, Gate] = dict(_rows())
+"""The row of each gate by its name, that of its option without the dashes."""

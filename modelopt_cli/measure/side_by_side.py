@@ -64,8 +64,8 @@ class _Run:
     def evaluation(self) -> Evaluation:
         for subject in self.subjects:
             to_device(subject, self.options.device)
-            if (why := subject.obstacle) is not None:
-                self.notes.append(f"{subject.path}: {why.what} ({why.hint}), so it is not run")
+            if (obstacle := subject.obstacle) is not None:
+                self.notes.append(f"{subject.path}: {obstacle.reason} ({obstacle.hint}), so it is not run")
             elif subject.program and (note := sparsity_note(subject.program, self.options.device)):
                 self.notes.append(f"{subject.path}: {note}")
         if self.data is not None:

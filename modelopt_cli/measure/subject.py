@@ -6,10 +6,12 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from modelopt_cli.measure.conditions import Obstacle
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Quantized
+from modelopt_cli.settings import option
 
 StageProgress = Callable[[str, int, int | None], None]
 """Called with the name of the stage, how much is done, and the total if it is known."""
@@ -33,14 +35,6 @@ class LabelledBatches(Protocol):
 
     def where(self, index: int) -> str:
         """Name of a sample for an error."""
-
-
-@dataclass(frozen=True)
-class Obstacle:
-    """Something that keeps a figure from being measured, and what to do about it."""
-
-    what: str
-    hint: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +75,9 @@ class Subject:
     def obstacle(self) -> Obstacle | None:
         """Why the model cannot be called, or None where it can."""
         if self.model is None:
-            return Obstacle("nothing says its architecture", "give --arch")
+            return Obstacle("nothing says its architecture", f"give {option('arch')}")
         if self.input is None:
-            return Obstacle("nothing says what its input is", "give --input-shape")
+            return Obstacle("nothing says what its input is", f"give {option('input_shape')}")
         return None
 
 

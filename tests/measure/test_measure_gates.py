@@ -7,8 +7,10 @@ import pytest
 
 from modelopt_cli.errors import GateNotMet, UsageError
 from modelopt_cli.measure import Comparison, Evaluation, Gates, ModelReport, Size, Speedup
+from modelopt_cli.measure.conditions import Conditions
+from modelopt_cli.measure.config import GATES
 from modelopt_cli.measure.environment import Environment
-from modelopt_cli.measure.gates import Means, apply, require, require_means
+from modelopt_cli.measure.gates import apply, describe, require, require_conditions
 from modelopt_cli.measure.statistics import paired_difference_from_counts
 
 SIZE = Size(100, 10, 10, 80.0)
@@ -51,6 +53,22 @@ def test_limits_include_their_edge(gates: dict[str, float], passed: bool) -> Non
     else:
         with pytest.raises(GateNotMet, match="net1"):
             require(found)
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_every_gate_is_kept_at_its_figure_and_missed_beyond_it(name: str) -> None:
+    gate, found = GATES[name], evaluation()
+    judge = gate.bound if gate.is_cautious(Gates()) else None
+    figure = (
+        gate.figure(found.models[1], found.comparisons[0]) if judge is None else judge(found.comparisons[0])
+    )
+    assert figure is not None
+    beyond = figure - 0.01 if gate.at_most else figure + 0.01
+    for limit, passed in ((figure, True), (beyond, False)):
+        (result,) = apply(found, Gates(**{name.replace("-", "_"): limit})).gates
+        assert (result.name, result.limit, result.value, result.passed) == (name, limit, figure, passed)
+        assert describe(result).startswith(f"{name} {figure:.6g}{gate.unit}")
+        assert ("keeps" in describe(result)) == passed
 
 
 def test_every_failure_is_named_with_its_value_and_model() -> None:
@@ -127,10 +145,10 @@ def test_a_speedup_is_judged_by_what_is_sure() -> None:
 
 
 def test_too_few_runs_for_an_interval_are_refused() -> None:
-    require_means(Gates(min_speedup=1.5), Means(labelled=False, runs=6))
-    require_means(Gates(max_drop=1), Means(labelled=True, runs=0))
+    require_conditions(Gates(min_speedup=1.5), Conditions(labelled=False, runs=6))
+    require_conditions(Gates(max_drop=1), Conditions(labelled=True, runs=0))
     with pytest.raises(UsageError, match=r"min_speedup.*give runs 6 or more"):
-        require_means(Gates(min_speedup=1.5), Means(labelled=True, runs=5))
+        require_conditions(Gates(min_speedup=1.5), Conditions(labelled=True, runs=5))
 
 
 @pytest.mark.parametrize(

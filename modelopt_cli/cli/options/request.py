@@ -31,10 +31,11 @@ class Request:
     def require_limits(self, files: int) -> None:
         """Refuse limits that nothing could be held against, whatever the files are; raises UsageError."""
         if self.gates:
-            from modelopt_cli.measure.gates import Means, require_comparable, require_means
+            from modelopt_cli.measure.conditions import Conditions
+            from modelopt_cli.measure.gates import require_comparable, require_conditions
 
             require_comparable(self.gates, files)
-            require_means(self.gates, Means(self.network.data is not None, self.measure.runs))
+            require_conditions(self.gates, Conditions(self.network.data is not None, self.measure.runs))
 
 
 def read_request(
