@@ -19,6 +19,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import Evaluation, Subject
 from modelopt_cli.measure import gates as measure_gates
+from modelopt_cli.measure.conditions import Conditions
 from modelopt_cli.methods.layer_selection import tensor_coverage
 from modelopt_cli.program.coverage import Coverage, coverage
 
@@ -95,7 +96,7 @@ def compare(compared: Compared, how: Measuring) -> Evaluation:
         ).with_labels(labels)
         for note in samples.notes:
             how.note(note)
-    means = measure_gates.Conditions(samples is not None and samples.labelled, options.runs)
+    means = Conditions(samples is not None and samples.labelled, options.runs)
     measure_gates.require_measurable(how.gates, subjects, options.baseline, means)
     evaluation = measure.evaluate(subjects, samples, options, how.progress)
     notes += doubts(evaluation, samples, compared.models[options.baseline][1])

@@ -15,6 +15,7 @@ from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import Subject
 from modelopt_cli.measure import gates as measure_gates
+from modelopt_cli.measure.conditions import Conditions
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.coverage import Coverage
 
@@ -55,7 +56,7 @@ def rehearse(networks: Sequence[Opened], how: Measuring, labels: tuple[str, ...]
 
 def _require_measurable(how: Measuring, subjects: Sequence[Subject], *, labelled: bool) -> None:
     """As ``measure.gates.require_measurable``; a file that is still to be made says what is compressed."""
-    baseline, means = how.options.baseline, measure_gates.Conditions(labelled, how.options.runs)
+    baseline, means = how.options.baseline, Conditions(labelled, how.options.runs)
     if len(subjects) == 1:
         baseline, subjects = 0, [*subjects, replace(subjects[0], coverage=Coverage(()))]
     measure_gates.require_measurable(how.gates, subjects, baseline, means)
