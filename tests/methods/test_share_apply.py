@@ -188,7 +188,7 @@ def test_hessian_is_nearer_to_the_answers_than_rounding() -> None:
     assert away["hessian"] < 0.6 * away["none"]
 
 
-def test_a_rate_counts_beside_errors_in_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rate_counts_next_to_errors_in_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [
         predicted_bytes(shared(net(), bits=4, weighting="hessian", rate=rate).program, code="entropy")
         for rate in (0, 0.03, 0.3)

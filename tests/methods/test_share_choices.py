@@ -121,7 +121,8 @@ def test_a_tuning_learns_and_keeps_the_assignments_that_it_claims(name: str) -> 
 def test_a_budget_is_met_by_its_own_measure(name: str) -> None:
     row, value = BUDGETS[name], {"bytes": 0.7, "ratio": 1.4, "max_drop": 20.0}.get(name, 0.7)
     config = ShareConfig(bits=AUTO, **{name: value})  # type: ignore[arg-type]
-    target = shared(config).target
+    result = shared(config)
+    target = result.target
     assert target is not None
     assert (target.metric, target.wanted) == (row.metric, row.limit(value))
     assert target.reached <= target.wanted
@@ -130,5 +131,5 @@ def test_a_budget_is_met_by_its_own_measure(name: str) -> None:
         with pytest.raises(UsageError, match="is measured on data"):
             shared(config, data=False)
     else:
-        size = predicted_bytes(shared(config).program, code="entropy")
+        size = predicted_bytes(result.program, code="entropy")
         assert size <= row.limit(value) * predicted_bytes(net())

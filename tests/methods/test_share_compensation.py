@@ -155,7 +155,7 @@ def test_groups_have_inputs_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("see", [lambda x: x, with_ones], ids=["no bias", "bias"])
-def test_importance_is_what_is_left_of_a_column_beside_the_later_ones(
+def test_importance_is_the_error_left_once_the_later_columns_made_up_for_it(
     see: Callable[[Tensor], Tensor],
 ) -> None:
     x = see(inputs(40, 5))
