@@ -29,7 +29,7 @@ def prune(source: str | Path, output: str | Path, **options: Any) -> Result:
 
 
 def share(source: str | Path, output: str | Path, **options: Any) -> Result:
-    """Share the weights of a checkpoint, fine-tune them, write a file, and measure the two side by side."""
+    """Cluster weights (palettization), fine-tune them, write a file, and measure the two side by side."""
     return _method("share", source, output, options)
 
 
