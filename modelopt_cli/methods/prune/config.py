@@ -131,11 +131,11 @@ class PruneConfig(Config, title="Pruning"):
         """
         if self.fixed_sparsity is not None:
             return SPARSITY, self.fixed_sparsity
-        given = _given(self)
-        if not given:
+        targets = _targets_of(self)
+        if not targets:
             names = ", ".join(map(option, TARGETS))
             raise UsageError("nothing says how much to prune", hint=f"give one of {names}")
-        return next(iter(given.items()))
+        return next(iter(targets.items()))
 
     @property
     def target_row(self) -> Target:
@@ -180,25 +180,25 @@ class PruneConfig(Config, title="Pruning"):
         return SCHEDULES[self.schedule]
 
 
-def _given(config: PruneConfig) -> dict[str, float]:
+def _targets_of(config: PruneConfig) -> dict[str, float]:
     return {name: value for name in TARGETS if (value := getattr(config, name)) is not None}
 
 
 def _wrong_targets(config: PruneConfig) -> Iterator[str]:
-    given, fixed = _given(config), config.fixed_sparsity
+    targets, fixed = _targets_of(config), config.fixed_sparsity
     if fixed is not None:
         if fixed <= 0:
             yield f"structure {config.structure} removes nothing: its first number says how many stay"
-        elif any(name != SPARSITY or abs(value - fixed) > 1e-6 for name, value in given.items()):
+        elif any(name != SPARSITY or abs(value - fixed) > 1e-6 for name, value in targets.items()):
             yield f"structure {config.structure} fixes the sparsity at {fixed:g}; give no other target"
         return
-    if len(given) > 1:
-        yield f"{' and '.join(map(option, given))} exclude each other; give one target"
+    if len(targets) > 1:
+        yield f"{' and '.join(map(option, targets))} exclude each other; give one target"
     if config.granularity.leaves_zeros:
         shrinking = " or ".join(name for name, row in STRUCTURES.items() if not row.granularity.leaves_zeros)
-        targets = ", ".join(option(name) for name, row in TARGETS.items() if not row.obstacle)
-        instead = f"use {option('structure')} {shrinking}, or one of {targets}"
-        for name in given:
+        others = ", ".join(option(name) for name, row in TARGETS.items() if not row.obstacle)
+        instead = f"use {option('structure')} {shrinking}, or one of {others}"
+        for name in targets:
             if reason := TARGETS[name].obstacle:
                 structure = f"structure {config.structure}"
                 yield f"{option(name)} cannot be a target of {structure}: {reason}; {instead}"
@@ -220,14 +220,15 @@ def _wrong_while_training(config: PruneConfig) -> Iterator[str]:
     """Settings that keep masks from being chosen while the network trains."""
     schedule = f"schedule {config.schedule}"
     if config.pattern is None or config.pattern.fixed:
-        instead = f"use {option('schedule')} iterative"
+        others = " or ".join(name for name, row in SCHEDULES.items() if not row.while_training)
+        instead = f"use {option('schedule')} {others}"
         yield f"{schedule} grows masks over weights, not over {config.structure}; {instead}"
     if not config.criterion_row.while_training:
         names = " or ".join(name for name, row in CRITERIA.items() if row.while_training)
         yield f"{schedule} ranks weights while they train, by {names} only, not {config.chosen_criterion}"
-    if any(TARGETS[name].of_file for name in _given(config)):
-        instead = f"{option('sparsity')} or {option('params')}"
-        yield f"{schedule} needs {instead}; bytes are known only when masks are final"
+    for name in (name for name in _targets_of(config) if TARGETS[name].of_file):
+        others = " or ".join(option(name) for name, row in TARGETS.items() if row.counted)
+        yield f"{schedule} needs {others}; {name} are known only when masks are final"
     if config.allocation_row.needs_curves:
         yield f"{schedule} cannot use allocation {config.allocation}, which is measured before training"
 
