@@ -43,7 +43,7 @@ def contenders(name: str) -> dict[str, Callable[[Tensor], Tensor]]:
         for _ in range(2):
             net(torch.randn(8, 3, 128, 128))
     program = capture(net.eval(), InputSpec(SHAPE))
-    data = open_data("synthetic:3x224x224?n=8", input=program.input)
+    data = open_data("synthetic:3x224x224?n=8", input_spec=program.input)
     int8 = prepare(apply(program, QuantizeConfig(observer="minmax"), Context(data=data)).program)
     channels_last = copy.deepcopy(net).to(memory_format=torch.channels_last)
     return {

@@ -136,7 +136,7 @@ def job_of(folder: Path, seed: int) -> dict[str, Any]:
     """What torchdistill needs to know."""
     teacher = read_program(TEACHER)
     student = fresh_model(f"{STUDENT}&num_classes=10", teacher.input, seed)
-    train, test = (open_data(spec, input=teacher.input) for spec in (data(folder, SIDE_BY_SIDE), TEST))
+    train, test = (open_data(spec, input_spec=teacher.input) for spec in (data(folder, SIDE_BY_SIDE), TEST))
     config = TrainConfig(EPOCHS[SIDE_BY_SIDE], BATCH_SIZE, lr=LR, warmup=WARMUP)
     images, labels = arrays(train)
     test_images, test_labels = arrays(test)

@@ -68,7 +68,7 @@ class Judge:
     def _samples(
         self, data: str, overrides: PreprocessOverrides | None, limit: int | None
     ) -> tuple[Tensor, Tensor]:
-        opened = open_data(data, input=self.program.input, overrides=overrides)
+        opened = open_data(data, input_spec=self.program.input, overrides=overrides)
         images, labels = zip(*opened.batches(256, limit=limit), strict=True)
         return torch.cat(images), torch.cat(labels)
 

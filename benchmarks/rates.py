@@ -86,7 +86,7 @@ def row(arch: str, optimizer: str, batch_size: int) -> str:
     opened = fresh_model(arch if builtin else f"{arch}{'&' if '?' in arch else '?'}num_classes=10", shape)
     half = (0.5,) * channels
     overrides = PreprocessOverrides(resize=size, mean=half, std=half)
-    data = open_data("digits?split=train", input=shape, overrides=overrides)
+    data = open_data("digits?split=train", input_spec=shape, overrides=overrides)
     config = TrainConfig(epochs=1, batch_size=batch_size, optimizer=optimizer)
     objective, test = Recording(), TimedTest()
     loop.tested_rate = test  # type: ignore[assignment]

@@ -439,9 +439,9 @@ def test_the_preprocessing_is_recorded_and_used_again(lenet5, tmp_path):
     )
     recorded = artifact.read_program(output).input
     assert (recorded.preprocess.mean, recorded.preprocess.std) == ((0.25,), (0.5,))
-    samples = open_data("digits", input=recorded)
+    samples = open_data("digits", input_spec=recorded)
     images, _ = next(samples.batches(100))
-    plain, _ = next(open_data("digits", input=resolve(LENET).input, overrides=None).batches(100))
+    plain, _ = next(open_data("digits", input_spec=resolve(LENET).input, overrides=None).batches(100))
     assert not torch.equal(images, plain)
     again = api.evaluate([output], data="digits", options=QUICK)
     assert again.models[0].accuracy == first.evaluation.models[1].accuracy

@@ -150,7 +150,7 @@ def test_signal_to_noise_is_recorded_and_that_of_the_file(scheme, lenet5, tmp_pa
     made = api.quantize(lenet5, output, **how)
     given, found = api.load(lenet5), api.load(output)
     if scheme == "int8":
-        x = next(open_data("digits", input=given.input).sample(8, 0).batches(8))[0]
+        x = next(open_data("digits", input_spec=given.input).sample(8, 0).batches(8))[0]
     else:
         x = random_input(given, given.input, 8)
     with torch.inference_mode():
@@ -223,9 +223,9 @@ def test_the_layer_that_loses_the_signal_is_named(layer, small, tmp_path, monkey
 
 def test_layer_by_layer_a_good_network_loses_little(small):
     made = METHODS["quantize"].apply(
-        small, QuantizeConfig(), Context(data=open_data("digits", input=small.input))
+        small, QuantizeConfig(), Context(data=open_data("digits", input_spec=small.input))
     )
-    x = next(open_data("digits", input=small.input).batches(8))[0]
+    x = next(open_data("digits", input_spec=small.input).batches(8))[0]
     fall = steepest_fall(small, made.program, x)
     assert fall is None or fall.after > 25
 

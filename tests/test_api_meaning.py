@@ -100,9 +100,9 @@ def test_files_of_other_classes_are_not_compared(network, tmp_path):
 
 def test_criteria_that_read_labels_take_the_networks_classes(network, tmp_path):
     program = open_model(network).program
-    by_name = open_data(folders(tmp_path / "calib", {"dog": 200}), input=INPUT, labels=False)
+    by_name = open_data(folders(tmp_path / "calib", {"dog": 200}), input_spec=INPUT, labels=False)
     (tmp_path / "t.csv").write_text("calib/dog/0.png,2\ncalib/dog/1.png,2\n")
-    by_number = open_data(f"csv:{tmp_path / 't.csv'}", input=INPUT)
+    by_number = open_data(f"csv:{tmp_path / 't.csv'}", input_spec=INPUT)
     found, wanted = (squared_gradients(program, data.sample(8), Context()) for data in (by_name, by_number))
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)

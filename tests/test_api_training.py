@@ -60,7 +60,7 @@ def test_a_network_from_scratch(trained):
     assert program.arch == ARCH
     (entry,) = program.history
     assert (entry["epochs"], entry["steps"], entry["best_epoch"]) == (4, 44, outcome.trained.best_epoch)
-    held_out = open_data("digits?split=train", input=program.input)
+    held_out = open_data("digits?split=train", input_spec=program.input)
     images, labels = next(hold_out(held_out, 0.1)[1].batches(1000))
     with torch.inference_mode():
         found = 100 * (program(images).argmax(1) == labels).double().mean().item()

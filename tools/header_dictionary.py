@@ -38,7 +38,7 @@ def main() -> None:
     """Write the dictionary; what is likeliest to be referred to stands last, where it is nearest."""
     program = fresh_model(NETWORK).program
     assert program is not None
-    samples = Context(data=open_data(DATA, input=program.input))
+    samples = Context(data=open_data(DATA, input_spec=program.input))
     int8 = METHODS["quantize"].apply(program, QuantizeConfig(scheme="int8"), samples).program
     int8.history, program.history = (), history()
     TARGET.write_bytes(header(int8) + header(program))

@@ -127,7 +127,7 @@ class Compressing(Work):
         else:
             samples = open_data(
                 spec,
-                input=program.input,
+                input_spec=program.input,
                 overrides=request.preprocessing,
                 seed=request.options.seed,
                 labels=False,

@@ -92,7 +92,7 @@ def compare(compared: Compared, how: Measuring) -> Evaluation:
     samples: Data | None = None
     if data is not None:
         samples = open_data(
-            data, input=subjects[known].input, overrides=how.preprocessing, seed=options.seed
+            data, input_spec=subjects[known].input, overrides=how.preprocessing, seed=options.seed
         ).with_labels(labels)
         for note in samples.notes:
             how.note(note)

@@ -96,7 +96,7 @@ def known_input(
     if known is None and arch is None:
         return None
     if data is not None and (known is None or preprocessing):
-        return open_data(data, input=known, overrides=preprocessing, labels=False).input
+        return open_data(data, input_spec=known, overrides=preprocessing, labels=False).input
     return overridden(known, preprocessing)
 
 

@@ -42,7 +42,7 @@ def rehearse(networks: Sequence[Opened], how: Measuring, labels: tuple[str, ...]
         return
     known = next((subject.input for subject in subjects if subject.input is not None), None)
     names = labels or next((each.labels for each in networks if each.labels), None)
-    samples = open_data(data, input=known, overrides=how.preprocessing, seed=options.seed)
+    samples = open_data(data, input_spec=known, overrides=how.preprocessing, seed=options.seed)
     samples = samples.with_labels(names)
     _require_measurable(how, subjects, labelled=samples.labelled)
     few = samples if options.limit else samples.sample(SAMPLES, options.seed)
@@ -87,7 +87,7 @@ def require_other_samples(
     """
     if calibration is None or data is None or not same_samples(calibration, data):
         return
-    if open_data(data, input=sample, labels=False).labelled:
+    if open_data(data, input_spec=sample, labels=False).labelled:
         hint = "give other samples with --calibration, or leave the judging out with --no-eval"
         raise UsageError(f"{what} the samples that the result is judged on", where=data, hint=hint)
 

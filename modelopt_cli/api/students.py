@@ -50,7 +50,7 @@ def open_student(
         InputError: it cannot be made.
     """
     network = require_network(teacher, "the teacher")
-    input = sample_of(teacher, "the teacher")
+    input_spec = sample_of(teacher, "the teacher")
     if is_derived(spec):
         if not isinstance(network, Program):
             hint = "name an architecture instead"
@@ -62,15 +62,15 @@ def open_student(
     if not _is_arch(spec):
         with _naming_student_arch():
             file = ModelFile.of(spec)
-            known = known_input([file], arch, None, None) or (input if arch is not None else None)
+            known = known_input([file], arch, None, None) or (input_spec if arch is not None else None)
             opened = file.open(arch, known, on_note)
             require_network(opened, spec)
             return opened
     if arch is not None:
         raise UsageError("has no meaning for a student that is no file", where="--student-arch")
     if spec == SAME:
-        return _same(teacher, network, input, context.seed)
-    return _fresh(_fitted(spec, network, input), input, context.seed, on_note)
+        return _same(teacher, network, input_spec, context.seed)
+    return _fresh(_fitted(spec, network, input_spec), input_spec, context.seed, on_note)
 
 
 @contextmanager
@@ -105,25 +105,25 @@ def _is_arch(spec: str) -> bool:
     return spec == SAME or (":" in spec and not Path(spec).exists())
 
 
-def _fresh(spec: str, input: InputSpec, seed: int, on_note: Note | None) -> Opened:
+def _fresh(spec: str, input_spec: InputSpec, seed: int, on_note: Note | None) -> Opened:
     """With the teacher's input, or with its own where it cannot take that."""
-    opened = fresh_model(spec, input, seed)
+    opened = fresh_model(spec, input_spec, seed)
     try:
-        classes_of(require_network(opened, spec), input.shape, spec, input.dtype)
+        classes_of(require_network(opened, spec), input_spec.shape, spec, input_spec.dtype)
     except DataError:
         opened = fresh_model(spec, None, seed)
         own = opened.architecture.input if opened.architecture else None
         if own is None:
             raise
-        if own.shape[:-2] != input.shape[:-2]:
-            ours, theirs = ("x".join(map(str, each.shape)) for each in (own, input))
+        if own.shape[:-2] != input_spec.shape[:-2]:
+            ours, theirs = ("x".join(map(str, each.shape)) for each in (own, input_spec))
             what = f"takes {ours}, the teacher {theirs}"
             raise UsageError(what, where=spec, hint=CHANNELS_HINT) from None
     tell_notes(opened, on_note)
     return opened
 
 
-def _same(teacher: Opened, network: nn.Module, input: InputSpec, seed: int) -> Opened:
+def _same(teacher: Opened, network: nn.Module, input_spec: InputSpec, seed: int) -> Opened:
     """The teacher's architecture with fresh weights."""
     spec = network.arch if isinstance(network, Program) else None
     if spec is None and teacher.architecture is not None:
@@ -133,7 +133,7 @@ def _same(teacher: Opened, network: nn.Module, input: InputSpec, seed: int) -> O
     if teacher.kind == "artifact" and isinstance(network, Program):
         sides = [side for tensor in teacher.state.values() for side in tensor.shape]
         check_found_spec(spec, max(sides, default=0), "--student")
-    opened = fresh_model(spec, input, seed)
+    opened = fresh_model(spec, input_spec, seed)
     shapes = {name: tensor.shape for name, tensor in opened.state.items()}
     if shapes != {name: tensor.shape for name, tensor in network.state_dict().items()}:
         hint = "name an architecture, or give width:F or depth:F"
@@ -141,17 +141,17 @@ def _same(teacher: Opened, network: nn.Module, input: InputSpec, seed: int) -> O
     return opened
 
 
-def _fitted(spec: str, teacher: nn.Module, input: InputSpec) -> str:
+def _fitted(spec: str, teacher: nn.Module, input_spec: InputSpec) -> str:
     """An architecture with the teacher's classes and channels where it says no others."""
     parsed = parse_spec(spec)
     more: dict[str, int] = {}
     source = SOURCES[parsed.source]
     if not source.code:
         if "num_classes" not in parsed.options:
-            more["num_classes"] = classes_of(teacher, input.shape, dtype=input.dtype)
+            more["num_classes"] = classes_of(teacher, input_spec.shape, dtype=input_spec.dtype)
         option = source.channels_option
-        if option is not None and option not in parsed.options and len(input.shape) == 3:
-            more[option] = input.shape[0]
+        if option is not None and option not in parsed.options and len(input_spec.shape) == 3:
+            more[option] = input_spec.shape[0]
     if not more:
         return spec
     return f"{spec}{'&' if '?' in spec else '?'}{urlencode(more)}"

@@ -44,9 +44,11 @@ def members_of(teachers: Sequence[TeacherFile], seen: InputSpec, *, resize: bool
     """
     members = []
     for each in teachers:
-        network, input = require_network(each.opened, each.path), sample_of(each.opened, each.path)
-        change = change_between(seen, input, resize=resize, where=str(each.path))
-        members.append(Member(network, input.shape, each.weight, change, Path(each.path).name, input.dtype))
+        network, input_spec = require_network(each.opened, each.path), sample_of(each.opened, each.path)
+        change = change_between(seen, input_spec, resize=resize, where=str(each.path))
+        members.append(
+            Member(network, input_spec.shape, each.weight, change, Path(each.path).name, input_spec.dtype)
+        )
     return tuple(members)
 
 

@@ -111,7 +111,7 @@ def _labelled(
     spec: str, sample: InputSpec, request: Request, labels: tuple[str, ...] | None, *, adopt: bool = False
 ) -> Data:
     """Data whose labels are the network's, matched by name; with ``adopt`` its own where names are others."""
-    opened = open_data(spec, input=sample, overrides=request.preprocessing, seed=request.options.seed)
+    opened = open_data(spec, input_spec=sample, overrides=request.preprocessing, seed=request.options.seed)
     if adopt and not opened.has_classes(labels):
         if labels is not None and opened.class_names is not None:
             request.note(f"{spec} has other classes than the checkpoint: they are learned in their own order")

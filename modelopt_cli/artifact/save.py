@@ -66,7 +66,7 @@ def write_tensors(
     *,
     history: Iterable[dict[str, Any]] = (),
     arch: str | None = None,
-    input: InputSpec | None = None,
+    input_spec: InputSpec | None = None,
     labels: Iterable[str] | None = None,
     force: bool = False,
     code: Code = "plain",
@@ -77,7 +77,7 @@ def write_tensors(
         As :func:`write_program`.
     """
     check_output(path, force)
-    about = _describe(history, arch, input, labels)
+    about = _describe(history, arch, input_spec, labels)
     return _write(_of_state(about, state, encodings), path, force, code)
 
 
@@ -87,7 +87,7 @@ def write_stream(
     *,
     history: Iterable[dict[str, Any]] = (),
     arch: str | None = None,
-    input: InputSpec | None = None,
+    input_spec: InputSpec | None = None,
     labels: Iterable[str] | None = None,
     force: bool = False,
     code: Code = "plain",
@@ -98,7 +98,7 @@ def write_stream(
         As :func:`write_program`, and whatever making the tensors raises.
     """
     check_output(path, force)
-    return _write(_of_stream(_describe(history, arch, input, labels), stream), path, force, code)
+    return _write(_of_stream(_describe(history, arch, input_spec, labels), stream), path, force, code)
 
 
 def predicted_bytes(
@@ -107,7 +107,7 @@ def predicted_bytes(
     *,
     history: Iterable[dict[str, Any]] = (),
     arch: str | None = None,
-    input: InputSpec | None = None,
+    input_spec: InputSpec | None = None,
     labels: Iterable[str] | None = None,
     code: Code = "plain",
 ) -> int:
@@ -121,11 +121,11 @@ def predicted_bytes(
         encodings: instead of the Program's own, or beside the state dict; a stream has its own.
         history: as for ``write_tensors``; ignored for a Program, as are the ones below but for ``code``.
         arch: see ``write_tensors``.
-        input: see ``write_tensors``.
+        input_spec: see ``write_tensors``.
         labels: see ``write_tensors``.
         code: see ``write_program``.
     """
-    about = _describe(history, arch, input, labels)
+    about = _describe(history, arch, input_spec, labels)
     if isinstance(subject, Program):
         content = _of_program(subject, encodings)
     elif isinstance(subject, Stream):
@@ -169,11 +169,11 @@ def _of_stream(about: Document, stream: Stream) -> _Content:
 def _describe(
     history: Iterable[dict[str, Any]],
     arch: str | None,
-    input: InputSpec | None,
+    input_spec: InputSpec | None,
     labels: Iterable[str] | None,
 ) -> Document:
     names = None if labels is None else tuple(labels)
-    return Document((), network=arch, input=input, labels=names, history=tuple(history))
+    return Document((), network=arch, input=input_spec, labels=names, history=tuple(history))
 
 
 def _record(code: Code, name: str, tensor: Tensor, encoding: Encoding) -> Record:

@@ -37,7 +37,7 @@ _OPENERS: dict[str, Callable[[DataSpec], Source | Stream]] = {
 def open_data(
     spec: str,
     *,
-    input: InputSpec | None = None,
+    input_spec: InputSpec | None = None,
     overrides: PreprocessOverrides | None = None,
     seed: int = 0,
     labels: bool = True,
@@ -48,7 +48,7 @@ def open_data(
         spec: a folder of class folders, ``csv:FILE``, ``tar:PATTERN``, ``parquet:PATTERN``, ``idx:DIR``,
             ``torchvision:NAME@ROOT``, ``npz:FILE``, ``FILE.py:CALLABLE``, ``digits`` or
             ``synthetic:3x224x224``; see ``docs/data.md``.
-        input: what the network expects, as far as it is known.
+        input_spec: what the network expects, as far as it is known.
         overrides: what the user said instead.
         seed: of synthetic noise.
         labels: whether they are read; calibration and the like do without, and take any targets or none.
@@ -64,15 +64,23 @@ def open_data(
     parsed = parse_spec(spec)
     overrides = overrides or PreprocessOverrides()
     if overrides.sample is not None:
-        input, overrides = overrides.sample, PreprocessOverrides()
+        input_spec, overrides = overrides.sample, PreprocessOverrides()
     if parsed.kind == "synthetic":
-        shape = resolve_preprocess(input, overrides)[1] if overrides else input.shape if input else None
-        source: Source | Stream = open_synthetic(parsed, shape, seed, input.dtype if input else "float32")
+        shape = (
+            resolve_preprocess(input_spec, overrides)[1]
+            if overrides
+            else input_spec.shape
+            if input_spec
+            else None
+        )
+        source: Source | Stream = open_synthetic(
+            parsed, shape, seed, input_spec.dtype if input_spec else "float32"
+        )
     else:
         source = _OPENERS[parsed.kind](parsed)
     if isinstance(source, Stream) or source.ready:
-        return _open_ready(source, input, overrides, labels)
-    return _open_images(source, input, overrides, labels)
+        return _open_ready(source, input_spec, overrides, labels)
+    return _open_images(source, input_spec, overrides, labels)
 
 
 def _open_images(

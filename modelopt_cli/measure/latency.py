@@ -55,10 +55,10 @@ class Latency:
 
 
 def sample_input(
-    input: InputSpec, batch_size: int, *, seed: int = 0, device: str = "cpu", below: int = 2
+    input_spec: InputSpec, batch_size: int, *, seed: int = 0, device: str = "cpu", below: int = 2
 ) -> Tensor:
     """A batch of noise, see ``program.samples``; images are channels-last, as a decoder delivers them."""
-    x = noise(input, batch_size, seed=seed, below=below).to(device)
+    x = noise(input_spec, batch_size, seed=seed, below=below).to(device)
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 

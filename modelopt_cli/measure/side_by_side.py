@@ -218,14 +218,20 @@ class _Run:
             return loading.measure_loading(loading.Job(subject.path, None, None, threads=threads))
         assert subject.model is not None
         assert subject.input is not None
-        model, input = subject.model, subject.input
+        model, input_spec = subject.model, subject.input
         job = loading.Job(
-            subject.path, subject.arch, input.shape, options.batch_size, threads, options.device, input.dtype
+            subject.path,
+            subject.arch,
+            input_spec.shape,
+            options.batch_size,
+            threads,
+            options.device,
+            input_spec.dtype,
         )
         measured = loading.measure_loading(job)
         if options.device == "cpu":
             return measured
-        x = latency.sample_input(input, options.batch_size, device=options.device)
+        x = latency.sample_input(input_spec, options.batch_size, device=options.device)
         run = partial(accuracy.run, model, x, subject.path)
         return replace(measured, peak_bytes=loading.peak_memory_cuda(run, options.device))
 

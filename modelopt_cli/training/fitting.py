@@ -70,9 +70,9 @@ def fit(
         raise UsageError("needs samples to validate on", where="--patience", hint=hint)
     objective = objective or objective_of(config)
     together = world(training.device)
-    input = training.train.input
+    input_spec = training.train.input
     with (
-        prepared(network, input.shape, together.device, input.dtype) as found,
+        prepared(network, input_spec.shape, together.device, input_spec.dtype) as found,
         Signals() as signals,
     ):
         train, val = samples(training.train, training.val, config.val_fraction, found.classes)

@@ -44,7 +44,7 @@ class _Synced(TorchFunctionMode):
 
     def _batch_norm(
         self,
-        input: Tensor,
+        features: Tensor,
         running_mean: Tensor | None,
         running_var: Tensor | None,
         weight: Tensor | None = None,
@@ -54,32 +54,32 @@ class _Synced(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Tensor:
         if not training:
-            return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-        mean, variance, count = _statistics(input.detach(), self._counts)
+            return F.batch_norm(features, running_mean, running_var, weight, bias, False, momentum, eps)
+        mean, variance, count = _statistics(features.detach(), self._counts)
         with torch.no_grad():
             if running_mean is not None:
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             if running_var is not None:
                 running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
-        kind = torch.float64 if input.dtype is torch.float64 else torch.float32
+        kind = torch.float64 if features.dtype is torch.float64 else torch.float32
         output: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
-            input, weight, bias, mean.to(kind), variance.to(kind), eps, count, self._counts
+            features, weight, bias, mean.to(kind), variance.to(kind), eps, count, self._counts
         )
         return output
 
 
-def _statistics(input: Tensor, counts: bool) -> tuple[Tensor, Tensor, int]:
+def _statistics(features: Tensor, counts: bool) -> tuple[Tensor, Tensor, int]:
     """Mean and biased variance per channel, float64, and the values per channel, over all processes.
 
     Each process's own are combined as by Chan, Golub and LeVeque (1979), which loses no digits where the
     mean is large beside the spread.
     """
-    channels = input.shape[1]
-    dims = [0, *range(2, input.dim())]
-    values = input.numel() // channels if counts else 0
-    own = torch.zeros(1 + 2 * channels, dtype=torch.float64, device=input.device)
+    channels = features.shape[1]
+    dims = [0, *range(2, features.dim())]
+    values = features.numel() // channels if counts else 0
+    own = torch.zeros(1 + 2 * channels, dtype=torch.float64, device=features.device)
     if values:
-        wide = input if input.dtype in (torch.float32, torch.float64) else input.float()
+        wide = features if features.dtype in (torch.float32, torch.float64) else features.float()
         variance, mean = torch.var_mean(wide, dims, correction=0)
         own = torch.cat([own.new_tensor([values]), mean.double(), variance.double() * values])
     everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
@@ -101,7 +101,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        input: Tensor,
+        features: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
         mean: Tensor,
@@ -110,29 +110,29 @@ class _Normalize(torch.autograd.Function):
         count: int,
         counts: bool,
     ) -> Tensor:
-        ctx.save_for_backward(input, weight, mean, variance)
+        ctx.save_for_backward(features, weight, mean, variance)
         ctx.eps, ctx.count, ctx.counts = eps, count, counts
-        return F.batch_norm(input, mean, variance, weight, bias, False, 0.0, eps)
+        return F.batch_norm(features, mean, variance, weight, bias, False, 0.0, eps)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         narrow, weight, mean, variance = ctx.saved_tensors
-        input, upstream = narrow.to(mean.dtype), gradients[0].to(mean.dtype)
+        features, upstream = narrow.to(mean.dtype), gradients[0].to(mean.dtype)
         factor = torch.ones_like(mean) if weight is None else weight.to(mean.dtype)
         # As if mean and variance were constants ...
         direct, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            upstream, input, factor, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            upstream, features, factor, mean, variance, None, None, False, ctx.eps, [True, True, True]
         )
         # ... and what they pass on: -(sum(g) + x' sum(g x')) * weight / (deviation * count).
         sums = torch.stack([of_bias, of_weight]).double()
         reduce(sums)
         inverse = (variance.double() + ctx.eps).rsqrt()
         scale = -factor.double() * inverse / ctx.count
-        shape = [1, -1] + [1] * (input.dim() - 2)
+        shape = [1, -1] + [1] * (features.dim() - 2)
         offset, slope, centre = (
             each.to(mean.dtype).view(shape) for each in (scale * sums[0], scale * sums[1] * inverse, mean)
         )
-        direct = (direct + (input - centre) * slope + offset).to(narrow.dtype)
+        direct = (direct + (features - centre) * slope + offset).to(narrow.dtype)
         if not ctx.counts:
             direct = torch.zeros_like(direct)
         unused = (None, None, None, None, None)

@@ -64,7 +64,7 @@ def path(tmp_path):
 def write_example(path, **more):
     state, encodings = example()
     return write_tensors(
-        state, encodings, path, history=HISTORY, arch="torchvision:resnet18", input=INPUT, **more
+        state, encodings, path, history=HISTORY, arch="torchvision:resnet18", input_spec=INPUT, **more
     )
 
 
@@ -92,7 +92,7 @@ def test_artifact_written_from_what_was_read_is_the_same_file(tmp_path):
     write_example(first)
     found = read_tensors(first)
     write_tensors(
-        found.state, found.encodings, second, history=found.history, arch=found.arch, input=found.input
+        found.state, found.encodings, second, history=found.history, arch=found.arch, input_spec=found.input
     )
     assert first.read_bytes() == second.read_bytes()
 

@@ -23,7 +23,7 @@ def path(tmp_path):
         path,
         history=[{"method": "m"}],
         arch="builtin:net",
-        input=InputSpec((1, 2, 2), Preprocess(resize=4, crop=2, mean=(0.5,), std=(0.5,), channels=1)),
+        input_spec=InputSpec((1, 2, 2), Preprocess(resize=4, crop=2, mean=(0.5,), std=(0.5,), channels=1)),
         labels=["x"],
     )
     return path

@@ -140,7 +140,7 @@ class TestArtifacts:
 
     @staticmethod
     def write(state: dict[str, torch.Tensor], arch: str, folder: Path) -> None:
-        artifact.write_tensors(state, {}, folder / "a.safetensors", history=(), arch=arch, input=None)
+        artifact.write_tensors(state, {}, folder / "a.safetensors", history=(), arch=arch, input_spec=None)
 
 
 ASSETS = Path(__file__).parents[2] / "assets"

@@ -54,7 +54,7 @@ COMMAND = ["distill", "net.safetensors", "--student", "student.safetensors", *TR
 
 def top1(name: str) -> float:
     program = modelopt_cli.load(name)
-    images, labels = next(iter(open_data("digits", input=program.input).batches(1000)))
+    images, labels = next(iter(open_data("digits", input_spec=program.input).batches(1000)))
     with torch.inference_mode():
         return 100 * float((program(images).argmax(1) == labels).float().mean())
 

@@ -46,7 +46,7 @@ def digest(path: Path) -> str:
 
 
 def digits_of(split):
-    data = open_data(f"digits?split={split}", input=InputSpec((1, 8, 8)), seed=0)
+    data = open_data(f"digits?split={split}", input_spec=InputSpec((1, 8, 8)), seed=0)
     return next(iter(data.batches(1 << 12)))
 
 

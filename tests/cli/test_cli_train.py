@@ -117,7 +117,7 @@ def test_a_network_that_cannot_be_traced_trains_too(here, modelopt):
     best = json.loads(outcome.out)["training"]["best"]
     assert best > 70
     network = api.load_network("out.safetensors", arch="odd.py:odd")
-    images, labels = next(open_data("digits", input=InputSpec((1, 8, 8))).batches(1000))
+    images, labels = next(open_data("digits", input_spec=InputSpec((1, 8, 8))).batches(1000))
     assert 100 * (network(images).argmax(1) == labels).double().mean().item() == pytest.approx(best)
 
 

@@ -310,8 +310,8 @@ def test_images_of_several_sizes_need_a_resize(tmp_path):
 def test_ready_samples_of_another_shape_than_the_network_takes(tmp_path, spec):
     np.savez(tmp_path / "a.npz", x=np.zeros((2, 3, 8, 8), np.float32), y=np.arange(2))
     spec = f"npz:{tmp_path / 'a.npz'}" if spec == "npz" else spec
-    assert "is 3x8x8, where 1x8x8 is expected" in refused(spec, input=InputSpec((1, 8, 8)))
+    assert "is 3x8x8, where 1x8x8 is expected" in refused(spec, input_spec=InputSpec((1, 8, 8)))
 
 
 def test_a_network_that_takes_vectors_gets_no_images():
-    assert refused("digits", input=InputSpec((64,))).startswith("digits: the network takes")
+    assert refused("digits", input_spec=InputSpec((64,))).startswith("digits: the network takes")

@@ -155,7 +155,7 @@ def test_npz_layouts(tmp_path, axes, channels, dtype, x, y):
 def test_float_npz_is_used_as_it_is(tmp_path):
     samples = np.random.default_rng(0).normal(size=(3, 10))
     np.savez(tmp_path / "a.npz", x=samples, y=np.arange(3))
-    data = open_data(f"npz:{tmp_path / 'a.npz'}", input=InputSpec((10,)))
+    data = open_data(f"npz:{tmp_path / 'a.npz'}", input_spec=InputSpec((10,)))
     assert torch.equal(everything(data)[0], torch.from_numpy(samples.astype(np.float32)))
     assert data.input == InputSpec((10,))
 
@@ -192,7 +192,7 @@ def test_digits_split_is_a_partition_with_the_last_fifth_of_each_class_for_testi
 
 
 def test_digits_are_resized_and_made_rgb_for_the_network():
-    data = open_data("digits", input=InputSpec((3, 28, 28)))
+    data = open_data("digits", input_spec=InputSpec((3, 28, 28)))
     images, _ = everything(data, limit=4)
     assert images.shape == (4, 3, 28, 28)
     assert data.input.preprocess.resize == (28, 28)
@@ -211,7 +211,7 @@ def test_synthetic_is_seeded_unlabelled_noise():
 
 
 def test_synthetic_takes_the_networks_shape():
-    data = open_data("synthetic", input=InputSpec((1, 5, 5)))
+    data = open_data("synthetic", input_spec=InputSpec((1, 5, 5)))
     assert next(data.batches(4))[0].shape == (4, 1, 5, 5)
     assert data.size == 256
 

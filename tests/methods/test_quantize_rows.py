@@ -63,7 +63,7 @@ def through_files(source: Path, folder: Path, config: QuantizeConfig, **options:
     assert outcome.snr_db >= scheme.least_snr_db
     assert output.stat().st_size < source.stat().st_size
     before, after = artifact.read_program(source), artifact.read_program(output)
-    data = open_data("digits", input=before.input) if scheme.needs_calibration else None
+    data = open_data("digits", input_spec=before.input) if scheme.needs_calibration else None
     in_memory = apply(before, config, Context(data=data, batch_size=ONE.data_batch_size)).program
     torch.manual_seed(1)
     x = torch.rand(16, 1, 8, 8)

@@ -43,7 +43,7 @@ def quantized(scheme: Any, seed: int = 0) -> Program:
     program = capture(_Net(seed).eval(), InputSpec((3, 12, 12)))
     from modelopt_cli.data import open_data
 
-    data = open_data("synthetic:3x12x12?n=8", input=program.input) if scheme == "int8" else None
+    data = open_data("synthetic:3x12x12?n=8", input_spec=program.input) if scheme == "int8" else None
     return apply(program, QuantizeConfig(scheme=scheme, observer="minmax"), Context(data=data)).program
 
 

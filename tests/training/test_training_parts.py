@@ -243,7 +243,7 @@ def test_teacher_is_missing_or_of_other_classes() -> None:
 
 
 def test_split_is_disjoint_complete_and_always_the_same() -> None:
-    data = open_data("digits", input=InputSpec((1, 8, 8)))
+    data = open_data("digits", input_spec=InputSpec((1, 8, 8)))
     train, val = hold_out(data, 0.25)
     assert (len(val), len(train)) == (round(0.25 * len(data)), len(data) - len(val))
     chosen = [*(train.indices or ()), *(val.indices or ())]
@@ -254,7 +254,7 @@ def test_split_is_disjoint_complete_and_always_the_same() -> None:
 
 
 def test_samples_are_the_same_objects_again() -> None:
-    data = open_data("digits", input=InputSpec((1, 8, 8)))
+    data = open_data("digits", input_spec=InputSpec((1, 8, 8)))
     first, again = samples(data, None, 0.1, 10), samples(data, None, 0.1, 10)
     assert first[0] is again[0]
     assert first[1] is again[1]
@@ -266,11 +266,11 @@ def test_samples_are_the_same_objects_again() -> None:
 
 
 def test_what_cannot_be_split() -> None:
-    data = open_data("digits", input=InputSpec((1, 8, 8)))
+    data = open_data("digits", input_spec=InputSpec((1, 8, 8)))
     with pytest.raises(DataError, match="too few"):
         hold_out(data.sample(1), 0.5)
     with pytest.raises(DataError, match="no labels"):
-        samples(open_data("synthetic:1x8x8?n=4", input=InputSpec((1, 8, 8))), None, 0.0, 10)
+        samples(open_data("synthetic:1x8x8?n=4", input_spec=InputSpec((1, 8, 8))), None, 0.0, 10)
     with pytest.raises(DataError, match="has 10 classes"):
         samples(data, None, 0.0, 9)
 

@@ -33,7 +33,7 @@ def losses(name: str, folder: Path, config: TrainConfig, samples: int, width: fl
     builtin = BUILTINS[name]
     shape = (builtin.channels, builtin.size, builtin.size)
     enlarged = PreprocessOverrides(resize=builtin.size, mean=(0.3,), std=(0.15,))
-    digits = open_data("digits?split=train", input=InputSpec(shape), overrides=enlarged)
+    digits = open_data("digits?split=train", input_spec=InputSpec(shape), overrides=enlarged)
     torch.manual_seed(0)
     with Run(folder, identity={}, resume=False) as run:
         fit(
