@@ -14,7 +14,8 @@ from modelopt_cli.methods.table import METHODS
 
 def _method(command: str, source: str | Path, output: str | Path, options: dict[str, Any]) -> Result:
     method = METHODS[command]
-    given = {"config": method.config(), "code": method.code} | options
+    config = options.pop("config", None) or method.config()
+    given = {"config": config, "code": method.code(config)} | options
     return execute(Request(command=command, source=source, output=output, **given))
 
 

@@ -59,7 +59,7 @@ class Method:
             entry's ``method`` is the row's name.
         apply_to_tensors: the same for tensors without a graph; None where the method needs one.
         stage: name of the work where progress is shown.
-        code: how files are written by default, a key of ``artifact.coding.CODINGS``.
+        code: how files are written by default, a key of ``artifact.coding.CODINGS``: ``code(config)``.
         reads_data: True if it looks at samples where there are some.
         fits_data: True if the result is fitted to those samples.
         reads_labels: start of a message that ends in "the samples that the result is judged on", where
@@ -78,7 +78,7 @@ class Method:
     apply: Callable[[Program, Any, Context], Result]
     apply_to_tensors: Callable[[Tensors, Any, Context], TensorsResult] | None = None
     stage: str = ""
-    code: Code = "plain"
+    code: Callable[[Any], Code] = lambda config: "plain"
     reads_data: Callable[[Any], bool] = _never
     fits_data: Callable[[Any], bool] = _never
     reads_labels: Callable[[Any], str | None] = lambda config: None
@@ -200,6 +200,7 @@ METHODS: dict[str, Method] = {
         apply=quantize,
         apply_to_tensors=_quantize_tensors,
         stage="quantizing",
+        code=lambda config: SCHEMES[config.scheme].code,
         reads_data=_calibrates,
         fits_data=_calibrates,
         remedy=_remedy,
@@ -210,7 +211,7 @@ METHODS: dict[str, Method] = {
         apply=share,
         apply_to_tensors=_share_tensors,
         stage="sharing",
-        code="entropy",
+        code=lambda config: "entropy",
         reads_data=lambda config: True,
         fits_data=lambda config: config.looks_at_data,
         reads_labels=lambda config: "--max-drop is measured on" if config.chooses_on_data else None,

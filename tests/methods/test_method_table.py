@@ -83,7 +83,7 @@ def test_every_choice_of_share_is_in_its_page(rows):
 
 @pytest.mark.parametrize(
     ("command", "default"),
-    [("quantize", "plain"), ("prune", "plain"), ("share", "entropy"), ("distill", "plain")],
+    [("quantize", None), ("prune", "plain"), ("share", "entropy"), ("distill", "plain")],
 )
 def test_how_a_file_is_written_is_the_same_option_of_every_method(command, default):
     option = signature_of(build().commands[command]).fields["code"]

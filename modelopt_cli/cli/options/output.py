@@ -57,6 +57,10 @@ DeleteOnFail = Annotated[
     ),
 ]
 Code = Annotated[str, _setting("Form in which numbers are written.", choices=CODINGS)]
+SchemeCode = Annotated[
+    str | None,
+    _setting("Form in which numbers are written.", choices=CODINGS, default="that of the scheme"),
+]
 DryRun = Annotated[bool, _setting("Print the plan for each layer and the size to expect; write nothing.")]
 TrainDryRun = Annotated[bool, _setting("Check, time a few steps, print what it would take; write nothing.")]
 Export = Annotated[

@@ -4,7 +4,7 @@ import copy
 
 from torch import Tensor, nn
 
-from modelopt_cli.methods.context import Result
+from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.quantize.candidates import select_candidates, shared_weights
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import fill
@@ -14,7 +14,7 @@ from modelopt_cli.program.fold import inference_form
 from modelopt_cli.program.quantized import DynamicLinear
 
 
-def quantize_dynamic(program: Program, config: QuantizeConfig) -> Result:
+def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context) -> Result:
     """Replace the linear layers of a Program by dynamic int8 ones.
 
     Raises:

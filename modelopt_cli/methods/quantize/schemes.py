@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from modelopt_cli.lazy_names import deferred
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ class Scheme:
             and weights are floats again once the file is loaded.
         source: the least that must be known of the network.
         needs_calibration: ranges of activations are taken from samples.
-        layers: names of the ``torch.nn`` classes that it takes; none: whatever has a weight.
+        layers: names of the ``torch.nn`` classes that it takes; none: every weight.
         code: default of ``--code``, a key of ``artifact.coding.CODINGS``.
         suffix: of the output's name where the user gives none.
         least_snr_db: signal-to-noise of the outputs in dB, below which more is lost than rounding takes.
@@ -66,30 +68,7 @@ class Scheme:
         return self.activation_bits is not None
 
 
-def _static(program: "Program", config: "QuantizeConfig", context: "Context") -> "Result":
-    from modelopt_cli.methods.quantize.static import quantize_static
-
-    return quantize_static(program, config, context)
-
-
-def _dynamic(program: "Program", config: "QuantizeConfig", context: "Context") -> "Result":
-    from modelopt_cli.methods.quantize.dynamic import quantize_dynamic
-
-    return quantize_dynamic(program, config)
-
-
-def _dynamic_layer(layer: "nn.Linear", scale: "Tensor") -> "nn.Module":
-    from modelopt_cli.methods.quantize.dynamic import dynamic_linear
-
-    return dynamic_linear(layer, scale)
-
-
-def _weight_only(program: "Program", config: "QuantizeConfig", context: "Context") -> "Result":
-    from modelopt_cli.methods.quantize.weight_only import quantize_weights
-
-    return quantize_weights(program, config)
-
-
+_HOME = "modelopt_cli.methods.quantize"
 _ROWS = (
     Scheme(
         name="int8",
@@ -103,7 +82,7 @@ _ROWS = (
         code="plain",
         suffix="int8",
         least_snr_db=20.0,
-        apply=_static,
+        apply=deferred(f"{_HOME}.static", "quantize_static"),
     ),
     Scheme(
         name="int8-dynamic",
@@ -117,8 +96,8 @@ _ROWS = (
         code="plain",
         suffix="int8-dynamic",
         least_snr_db=20.0,
-        apply=_dynamic,
-        rebuild=_dynamic_layer,
+        apply=deferred(f"{_HOME}.dynamic", "quantize_dynamic"),
+        rebuild=deferred(f"{_HOME}.dynamic", "dynamic_linear"),
     ),
     Scheme(
         name="int8-weight",
@@ -132,11 +111,11 @@ _ROWS = (
         code="plain",
         suffix="int8-weight",
         least_snr_db=20.0,
-        apply=_weight_only,
+        apply=deferred(f"{_HOME}.weight_only", "quantize_weights"),
     ),
 )
 SCHEMES = {row.name: row for row in _ROWS}
-"""By name; the first is the default."""
+"""By name."""
 
 
 def usable(source: Source) -> list[str]:
