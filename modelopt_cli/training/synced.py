@@ -44,7 +44,7 @@ class _Synced(TorchFunctionMode):
 
     def _batch_norm(
         self,
-        features: Tensor,
+        input: Tensor,  # noqa: A002  a graph calls it by the name it has in torch
         running_mean: Tensor | None,
         running_var: Tensor | None,
         weight: Tensor | None = None,
@@ -54,16 +54,16 @@ class _Synced(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Tensor:
         if not training:
-            return F.batch_norm(features, running_mean, running_var, weight, bias, False, momentum, eps)
-        mean, variance, count = _statistics(features.detach(), self._counts)
+            return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+        mean, variance, count = _statistics(input.detach(), self._counts)
         with torch.no_grad():
             if running_mean is not None:
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             if running_var is not None:
                 running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
-        kind = torch.float64 if features.dtype is torch.float64 else torch.float32
+        kind = torch.float64 if input.dtype is torch.float64 else torch.float32
         output: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
-            features, weight, bias, mean.to(kind), variance.to(kind), eps, count, self._counts
+            input, weight, bias, mean.to(kind), variance.to(kind), eps, count, self._counts
         )
         return output
 

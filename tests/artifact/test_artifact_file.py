@@ -142,7 +142,7 @@ def test_tensors_are_aligned_to_their_element_size(path):
 def test_predicted_size_is_exact_even_from_shapes_alone(path):
     written = write_example(path)
     state, encodings = example()
-    more = {"history": HISTORY, "arch": "torchvision:resnet18", "input": INPUT}
+    more = {"history": HISTORY, "arch": "torchvision:resnet18", "input_spec": INPUT}
     assert predicted_bytes(state, encodings, **more) == written.file_bytes
     del state["second"]
     path.unlink()
