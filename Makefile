@@ -41,14 +41,14 @@ check: $(STAMP) ## formatting, lint, types, and that the generated docs are fres
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) tools/cli_docs.py --check
+	$(PY) tools/docs.py --check
 
 format: $(STAMP) ## format the code and fix what lint can fix
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-docs: $(STAMP) ## regenerate docs/cli.md from the command line itself
-	$(PY) tools/cli_docs.py
+docs: $(STAMP) ## regenerate docs/cli.md and the tables of choices from the declarations
+	$(PY) tools/docs.py
 
 picture: demo ## regenerate the picture of the table in the README
 	$(PY) tools/picture.py demo/digits.safetensors demo/digits-pruned.safetensors demo/digits-pruned-int8.safetensors

@@ -106,12 +106,17 @@ class Augmentation:
 
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": Augmentation("images as they are"),
-    "mnist": Augmentation("small shifts and turns", on_samples=deferred(_AUGMENT, "Affine")),
+    "mnist": Augmentation(
+        "turned by up to 10 degrees, moved and scaled by up to a tenth of its size",
+        on_samples=deferred(_AUGMENT, "Affine"),
+    ),
     "cifar": Augmentation(
-        "random crops of the padded image, and mirroring", on_samples=deferred(_AUGMENT, "CropAndFlip")
+        "moved by up to an eighth of its size, mirrored half the time",
+        on_samples=deferred(_AUGMENT, "CropAndFlip"),
     ),
     "imagenet": Augmentation(
-        "random crops of random size, and mirroring", on_image=deferred(_AUGMENT, "RandomResizedCrop")
+        "a random part of the undecoded image, resized; mirrored half the time",
+        on_image=deferred(_AUGMENT, "RandomResizedCrop"),
     ),
 }
 

@@ -1,5 +1,6 @@
 """The help texts, and the page made from them."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_what_does_not_exist_yet_is_not_listed(modelopt):
 
 def test_the_page_is_fresh(environ):
     check = subprocess.run(
-        [sys.executable, ROOT / "tools" / "cli_docs.py", "--check"],
+        [sys.executable, ROOT / "tools" / "docs.py", "--check"],
         env=environ,
         capture_output=True,
         text=True,
@@ -71,3 +72,23 @@ def test_the_table_of_exit_codes_is_that_of_the_errors():
     page = (ROOT / "docs" / "cli.md").read_text()
     codes = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)}
     assert all(f"\n| {code} | " in page for code in {0, *codes})
+
+
+def test_a_new_row_is_in_its_table(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import tables
+
+    from modelopt_cli.methods.quantize.observers import OBSERVERS
+
+    page = ROOT / "docs" / "quantize.md"
+    assert tables.filled_pages(page.parent)[page] == page.read_text()
+    monkeypatch.setitem(OBSERVERS, "none", dataclasses.replace(OBSERVERS["mse"], help="nothing at all"))
+    assert "| `none` | nothing at all | Banner" in tables.filled_pages(page.parent)[page]
+
+
+def test_every_table_is_on_a_page():
+    import re
+
+    pages = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    names = re.findall(r"<!-- table: (\S+) -->", pages)
+    assert len(names) == len(set(names)) > 10

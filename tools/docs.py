@@ -1,18 +1,20 @@
-"""Write docs/cli.md from the command line itself; with --check, only say whether it is fresh."""
+"""Write docs/cli.md and the tables of choices in docs/ from the declarations; with --check, only compare."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
+from tables import filled_pages
+
 from modelopt_cli.cli.groups import signature_of
 from modelopt_cli.cli.main import build
 
-TARGET = Path(__file__).parents[1] / "docs" / "cli.md"
+DOCS = Path(__file__).parents[1] / "docs"
 
 INTRODUCTION = """\
 # The command line
 
-<!-- Made by tools/cli_docs.py (`make docs`); edits are lost. -->
+<!-- Made by tools/docs.py (`make docs`); edits are lost. -->
 
 The result goes to stdout, everything else to stderr. Where stdout is no terminal it is plain text at full
 width. `NO_COLOR` and `FORCE_COLOR` are respected. `modelopt COMMAND --help` prints the options that matter,
@@ -90,15 +92,16 @@ def section(parent: Any, command: Any) -> str:
 
 
 def main() -> int:
-    """Write, or compare."""
-    page = render()
-    if "--check" not in sys.argv[1:]:
-        TARGET.write_text(page)
-        return 0
-    if TARGET.exists() and TARGET.read_text() == page:
-        return 0
-    print(f"{TARGET.name} is out of date; run: make docs", file=sys.stderr)
-    return 1
+    """Write the page and the tables, or compare."""
+    pages = {DOCS / "cli.md": render(), **filled_pages(DOCS)}
+    stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    if "--check" in sys.argv[1:]:
+        for path in stale:
+            print(f"{path.name} is out of date; run: make docs", file=sys.stderr)
+        return int(bool(stale))
+    for path in stale:
+        path.write_text(pages[path])
+    return 0
 
 
 if __name__ == "__main__":

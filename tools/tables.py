@@ -1,0 +1,126 @@
+"""The tables of choices in docs/, made from the rows that declare the choices.
+
+A page marks a table with ``<!-- table: NAME -->`` and ``<!-- end of table -->``, each on a line of its own.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from modelopt_cli.artifact.coding import CODINGS
+from modelopt_cli.measure.config import Gates
+from modelopt_cli.measure.metrics import METRICS
+from modelopt_cli.methods.distill.table import LOSSES
+from modelopt_cli.methods.distill.terms import LABELS
+from modelopt_cli.methods.prune.allocation import ALLOCATIONS
+from modelopt_cli.methods.prune.criteria import CRITERIA
+from modelopt_cli.methods.prune.schedules import SCHEDULES as PRUNING_SCHEDULES
+from modelopt_cli.methods.prune.structures import CHANNELS, LAYERS, WEIGHTS
+from modelopt_cli.methods.quantize.observers import OBSERVERS
+from modelopt_cli.methods.quantize.schemes import SCHEMES
+from modelopt_cli.methods.share.config import INITS, SCOPES, TUNINGS, WEIGHTINGS
+from modelopt_cli.settings import fields_of, help_of
+from modelopt_cli.training.config import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
+
+Column = Callable[[Any], str]
+_MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def _paper(row: Any) -> str:
+    return "" if row.paper == "none" else row.paper
+
+
+def _yes(truth: object) -> str:
+    return "yes" if truth else ""
+
+
+def _ranks(granularity: Any) -> Column:
+    return lambda row: _yes(granularity in row.granularities)
+
+
+def _needs(row: Any) -> str:
+    return "labelled data" if row.needs_labels else "data" if row.needs_data else ""
+
+
+def _activations(row: Any) -> str:
+    return f"{row.activation_bits} bits" if row.activation_bits else "float32"
+
+
+def choices(head: str, rows: Mapping[str, Any], **columns: Column) -> list[list[str]]:
+    """A table of the rows of a registry: name, what it is, and more columns by their titles."""
+    lines = [
+        [f"`{name}`", help_of(row), *(column(row) for column in columns.values())]
+        for name, row in rows.items()
+    ]
+    return [[head, "", *(title.replace("_", " ") for title in columns)], *lines]
+
+
+def gates() -> list[list[str]]:
+    """The limits, as options."""
+    fields = [field for field in fields_of(Gates) if field.optional]
+    return [
+        ["gate", ""],
+        *([f"`{field.flag} {field.metavar}`", field.setting.help.rstrip(".")] for field in fields),
+    ]
+
+
+TABLES: dict[str, Callable[[], list[list[str]]]] = {
+    "schemes": lambda: choices(
+        "scheme",
+        SCHEMES,
+        weights=lambda row: f"{row.weight_bits} bits",
+        activations=_activations,
+        needs=lambda row: (
+            {"TENSORS": "weights", "MODULE": "a network", "GRAPH": "a traced network"}[row.source.name]
+            + (", data" if row.needs_calibration else "")
+        ),
+    ),
+    "observers": lambda: choices("observer", OBSERVERS, paper=_paper),
+    "criteria": lambda: choices(
+        "criterion",
+        CRITERIA,
+        weights=_ranks(WEIGHTS),
+        channels=_ranks(CHANNELS),
+        layers=_ranks(LAYERS),
+        needs=_needs,
+        paper=_paper,
+    ),
+    "allocations": lambda: choices("allocation", ALLOCATIONS, paper=_paper),
+    "pruning-schedules": lambda: choices("schedule", PRUNING_SCHEDULES, paper=_paper),
+    "inits": lambda: choices("init", INITS, paper=_paper),
+    "scopes": lambda: choices("scope", SCOPES),
+    "weightings": lambda: choices(
+        "weighting", WEIGHTINGS, needs=lambda row: "data, no labels" if row.needs_data else "", paper=_paper
+    ),
+    "tunings": lambda: choices("tune", TUNINGS, paper=_paper),
+    "codes": lambda: choices("code", CODINGS),
+    "losses": lambda: [
+        ["term", "weight", "looks at", "compares"],
+        [f"`{LABELS}`", "1", "logits", "logits with the labels, by cross-entropy"],
+        *([f"`{name}`", f"{row.weight:g}", row.looks_at, row.help] for name, row in LOSSES.items()),
+    ],
+    "augmentations": lambda: choices("preset", AUGMENTATIONS),
+    "optimizers": lambda: choices("optimizer", OPTIMIZERS),
+    "lr-schedules": lambda: choices("schedule", SCHEDULES),
+    "metrics": lambda: choices("metric", METRICS),
+    "gates": gates,
+}
+
+
+def filled_pages(folder: Path) -> dict[Path, str]:
+    """The pages in a folder that have tables, as they should be; raises KeyError for an unknown table."""
+    pages = {path: path.read_text() for path in sorted(folder.glob("*.md"))}
+    return {
+        path: _MARKED.sub(lambda found: f"{found[1]}{markdown(TABLES[found[2]]())}{found[3]}", text)
+        for path, text in pages.items()
+        if "<!-- table: " in text
+    }
+
+
+def markdown(lines: Iterable[Iterable[str]]) -> str:
+    """A table; columns without any entry are left out."""
+    rows = [list(line) for line in lines]
+    kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    head, *body = (f"| {' | '.join(row[i] for i in kept)} |" for row in rows)
+    return "\n".join([head, "|" + "---|" * len(kept), *body]) + "\n"
