@@ -12,6 +12,7 @@ from modelopt_cli.methods.quantize.observers import OBSERVERS, Observer
 from modelopt_cli.program.quantization import quantize
 
 Array = NDArray[np.float64]
+NARROWING = ["minmax", "percentile", "mse", "entropy"]
 
 
 def watched(name: str, *batches: torch.Tensor) -> tuple[float, float]:
@@ -60,7 +61,7 @@ def _inner(centres: Array, low: float, high: float) -> tuple[float, float]:
     return float(kept[0]), float(kept[-1])
 
 
-@pytest.mark.parametrize("name", list(OBSERVERS))
+@pytest.mark.parametrize("name", NARROWING)
 def test_range_contains_zero_and_stays_within_what_was_seen(name: str) -> None:
     for x in (values().abs() + 0.5, -values().abs() - 0.5, values()):
         low, high = watched(name, x)
@@ -177,7 +178,7 @@ def test_memory_does_not_grow(name: str) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=40), st.sampled_from(tuple(OBSERVERS)))
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=40), st.sampled_from(NARROWING))
 def test_any_values(numbers: list[float], name: str) -> None:
     x = torch.tensor(numbers)
     low, high = watched(name, x)
