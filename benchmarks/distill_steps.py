@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from benchmarks.pace import EPOCHS, LR, Samples, Speed, Stopwatch, by_hand, compare, make
 from modelopt_cli.measure.environment import cpu_name
-from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.apply import learn
 from modelopt_cli.methods.distill.cache import ENTRIES, CacheRequest
 from modelopt_cli.methods.distill.config import DistillConfig
+from modelopt_cli.methods.distill.distill_context import DistillContext
 from modelopt_cli.methods.distill.teacher import Member
 from modelopt_cli.program import Program
 from modelopt_cli.training import AUGMENTATIONS, TrainConfig, Training
@@ -59,9 +59,9 @@ class Contest:
             batch_size=samples.batch_size,
             lr=LR,
             augment=samples.augment,
-            views=EPOCHS if AUGMENTATIONS[samples.augment].is_random else 0,
+            augmentation_cycle=EPOCHS if AUGMENTATIONS[samples.augment].is_random else 0,
         )
-        context = Context(
+        context = DistillContext(
             training=Training(samples.data, config=config),
             teachers=(Member(teacher, self.shape),),
             cache=CacheRequest(self.folder, {}) if cached else None,

@@ -11,8 +11,7 @@ from typing import Any
 from modelopt_cli.artifact.coding import CODINGS
 from modelopt_cli.measure.config import Gates
 from modelopt_cli.measure.metrics import METRICS
-from modelopt_cli.methods.distill.table import LOSSES
-from modelopt_cli.methods.distill.terms import LABELS
+from modelopt_cli.methods.distill.losses import LOSSES
 from modelopt_cli.methods.prune.allocation import ALLOCATIONS
 from modelopt_cli.methods.prune.criteria import CRITERIA
 from modelopt_cli.methods.prune.schedules import SCHEDULES as PRUNING_SCHEDULES
@@ -21,7 +20,7 @@ from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.methods.share.config import INITS, SCOPES, TUNINGS, WEIGHTINGS
 from modelopt_cli.settings import fields_of, help_of
-from modelopt_cli.training.config import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
+from modelopt_cli.training.catalog import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
 
 Column = Callable[[Any], str]
 _MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -97,8 +96,10 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "codes": lambda: choices("code", CODINGS),
     "losses": lambda: [
         ["term", "weight", "looks at", "compares"],
-        [f"`{LABELS}`", "1", "logits", "logits with the labels, by cross-entropy"],
-        *([f"`{name}`", f"{row.weight:g}", row.looks_at, row.help] for name, row in LOSSES.items()),
+        *(
+            [f"`{name}`", f"{row.weight:g}", row.looks_at, f"{row.help} ({row.paper})"]
+            for name, row in LOSSES.items()
+        ),
     ],
     "augmentations": lambda: choices("preset", AUGMENTATIONS),
     "optimizers": lambda: choices("optimizer", OPTIMIZERS),

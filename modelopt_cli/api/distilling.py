@@ -30,9 +30,10 @@ from modelopt_cli.artifact.naming import scratch_beside
 from modelopt_cli.checkpoint import Opened, require_network
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context, TensorsResult
-from modelopt_cli.methods.distill.apply import learn, rate_settled
+from modelopt_cli.methods.distill.apply import learn, training_of
 from modelopt_cli.methods.distill.cache import CacheRequest
-from modelopt_cli.methods.distill.cacheable import layout_of, require_cacheable, told_apart
+from modelopt_cli.methods.distill.cache_identity import layout_of, require_cacheable, teachers_identity
+from modelopt_cli.methods.distill.distill_context import DistillContext
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.stages import Stages
@@ -150,26 +151,29 @@ class Distilling(Work):
             return Made(model, Result("distill", plan=plan, entry=entry))
         return Made(model, Result("distill", entry=entry, notes=distillation_notes(entry)), scratch)
 
-    def _context(self, trainer: Trainer) -> Context:
+    def _context(self, trainer: Trainer) -> DistillContext:
         request, student = self.request, self.student
         seen = trainer.training.train.input
         members = members_of(self.teachers, seen, resize=student.resize_for_teacher)
         require_same_classes(members, self.opened, seen)
         hashes = [each.opened.source_sha256 for each in self.teachers]
         known = {name: value for name, value in origin_of(self.opened, request).items() if value}
+        settings = self.context(trainer, METHODS[request.command].stage)
         context = replace(
-            self.context(trainer, METHODS[request.command].stage),
+            DistillContext(**vars(settings)),
             teachers=members,
             on_note=request.on_note,
             origin=known | {"teacher_sha256": hashes},
         )
         if student.cache is None:
             return context
-        about = told_apart(members, hashes, request.arch)
+        about = teachers_identity(members, hashes, request.arch)
         cache = CacheRequest(student.cache, about, request.force, request.on_note, request.dry_run)
         return replace(context, cache=cache)
 
-    def _distilled(self, context: Context, original: Original) -> tuple[dict[str, Any], CompressedModel]:
+    def _distilled(
+        self, context: DistillContext, original: Original
+    ) -> tuple[dict[str, Any], CompressedModel]:
         opened, config = self.opened, self.request.config
         if opened.program is not None:
             program = METHODS[self.request.command].apply(opened.program, config, context).program
@@ -183,12 +187,12 @@ class Distilling(Work):
         made = TensorsResult(state, Coverage(()), entry, stored)
         return entry, CompressedModel.of_tensors(opened, made, original)
 
-    def _without_teacher(self, context: Context, original: Original) -> CompressedModel:
+    def _without_teacher(self, context: DistillContext, original: Original) -> CompressedModel:
         """The same student, trained as long on labels alone, from the same weights."""
         if self.opened.program is None:
             raise UsageError("needs a student that can be traced", where="--compare-scratch")
         assert context.training is not None
-        student, training = self.opened.program, rate_settled(self.opened.program, context.training)
+        student, training = self.opened.program, training_of(self.opened.program, context.training)
         epochs = training.config.epochs + self.request.config.finetune_epochs
         training = replace(training, config=replace(training.config, epochs=epochs))
 
@@ -206,7 +210,7 @@ class Distilling(Work):
 
         return CompressedModel.of_program(Stages(training).once(SCRATCH, trained), original)
 
-    def _plan(self, context: Context) -> Plan:
+    def _plan(self, context: DistillContext) -> Plan:
         """Time estimates, and what the networks cost."""
         training = context.training
         assert training is not None
@@ -214,7 +218,7 @@ class Distilling(Work):
         networks = [cost_of("teacher", m.name, m.network, m.shape, m.dtype) for m in context.teachers]
         networks.append(cost_of("student", self.student.spec, learner, sample.shape, sample.dtype))
         classes = classes_of(learner, sample.shape, dtype=sample.dtype)
-        kept = layout_of(self.request.config, training, classes).bytes if context.cache else None
+        kept = layout_of(self.request.config, training, classes).size if context.cache else None
         return Plan(networks, training.estimates or (), cache_bytes=kept)
 
     def read_back(self, path: Path) -> Opened:

@@ -15,7 +15,7 @@ from modelopt_cli.errors import CaptureError
 from modelopt_cli.kernels import require_device
 from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.measure.latency import threads
-from modelopt_cli.methods.distill.taps import Place, places
+from modelopt_cli.methods.distill.feature_points import FeaturePoint, feature_points
 from modelopt_cli.methods.prune.apply import sensitivity as measure_sensitivity
 from modelopt_cli.methods.prune.sensitivity import Sensitivity
 from modelopt_cli.program import Program
@@ -63,11 +63,11 @@ def layers(
     macs = count_macs(network, sample.shape, sample.dtype).per_layer
     return [
         Layer(place.name, _kind(network, place), place.shape, macs.get(place.name, 0))
-        for place in places(network, sample.shape, sample.dtype)
+        for place in feature_points(network, sample.shape, sample.dtype)
     ]
 
 
-def _kind(network: nn.Module, place: Place) -> str:
+def _kind(network: nn.Module, place: FeaturePoint) -> str:
     if not isinstance(network, Program):
         return type(network.get_submodule(place.key)).__name__
     node = next(node for node in network.graph.nodes if node.name == place.key)

@@ -18,8 +18,8 @@ from modelopt_cli.checkpoint.sources import SOURCES, check_found_spec, parse_spe
 from modelopt_cli.errors import ArchitectureError, DataError, InputError, UsageError
 from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.distill.inputs import CHANNELS_HINT
-from modelopt_cli.methods.distill.student import derived, is_derived
+from modelopt_cli.methods.distill.derived_student import derived, is_derived
+from modelopt_cli.methods.distill.teacher import CHANNELS_HINT
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.program.samples import zeros

@@ -11,8 +11,7 @@ from modelopt_cli.checkpoint import Opened, require_network
 from modelopt_cli.data.names import match_names
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import Gates
-from modelopt_cli.methods.distill.inputs import change_between
-from modelopt_cli.methods.distill.teacher import Member
+from modelopt_cli.methods.distill.teacher import Member, input_change
 from modelopt_cli.program import InputSpec
 
 
@@ -45,7 +44,7 @@ def members_of(teachers: Sequence[TeacherFile], seen: InputSpec, *, resize: bool
     members = []
     for each in teachers:
         network, input_spec = require_network(each.opened, each.path), sample_of(each.opened, each.path)
-        change = change_between(seen, input_spec, resize=resize, where=str(each.path))
+        change = input_change(seen, input_spec, resize=resize, where=str(each.path))
         members.append(
             Member(network, input_spec.shape, each.weight, change, Path(each.path).name, input_spec.dtype)
         )

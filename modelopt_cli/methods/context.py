@@ -1,8 +1,8 @@
-"""What every method is given beside its Program and its config, and what it gives back."""
+"""Run settings of a method, next to its Program and its config, and its result."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,16 +13,12 @@ from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.training.interfaces import Training
 
-if TYPE_CHECKING:
-    from modelopt_cli.methods.distill.cache import CacheRequest
-    from modelopt_cli.methods.distill.teacher import Member
-
 Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
 class Context:
-    """The surroundings of one run of a method.
+    """Run settings of a method.
 
     Attributes:
         data: samples to calibrate on, or None.
@@ -34,9 +30,6 @@ class Context:
         training: what to fine-tune with, or None for no fine-tuning.
         device: where to compute; the result comes back on the CPU.
         code: how the file will be written, for targets that count its bytes.
-        teachers: whom to learn from.
-        cache: where to keep their answers, or None.
-        on_note: called with one line for each thing the user should know meanwhile.
     """
 
     data: Data | None = None
@@ -48,14 +41,11 @@ class Context:
     training: Training | None = None
     device: str = "cpu"
     code: Code = "plain"
-    teachers: "tuple[Member, ...]" = ()
-    cache: "CacheRequest | None" = None
-    on_note: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True)
 class Reached:
-    """A target and what became of it.
+    """Target and the value that was reached.
 
     Attributes:
         metric: its name, e.g. ``flops``.
@@ -70,7 +60,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Result:
-    """What a method made of a Program.
+    """Result of a method on a Program.
 
     Attributes:
         program: the new Program; the one given is untouched.

@@ -75,7 +75,7 @@ class Method:
     """
 
     config: type[Any]
-    apply: Callable[[Program, Any, Context], Result]
+    apply: Callable[[Program, Any, Any], Result]
     apply_to_tensors: Callable[[Tensors, Any, Context], TensorsResult] | None = None
     stage: str = ""
     code: Callable[[Any], Code] = lambda config: "plain"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from modelopt_cli.settings import Config, Setting, fields_of, fraction, option
 from modelopt_cli.training.catalog import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TEACHERS
@@ -77,12 +77,11 @@ class TrainConfig(Config, title="Training"):
     ] = 0.0
     amp: Annotated[bool, Setting("Compute in bfloat16 where that is safe.", advanced=True)] = False
     augment: Annotated[str, Setting("Augmentation of the training images.", choices=AUGMENTATIONS)] = "none"
-    views: Annotated[
+    augmentation_cycle: Annotated[
         int,
         Setting(
             "Epochs with new augmentations before they are repeated in turn (0: always new).",
             least=0,
-            flags=("--augmentation-cycle",),
             older=("--views",),
             advanced=True,
         ),
@@ -128,6 +127,12 @@ class TrainConfig(Config, title="Training"):
             for field in fields_of(FineTuneConfig):
                 if field.name in _OF_FINE_TUNING and (fault := field.problem(getattr(self, field.name))):
                     yield f"{field.label}: {fault}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form, for the history, where the augmentation cycle has its earlier name, ``views``."""
+        config = super().as_dict()
+        config["views"] = config.pop("augmentation_cycle")
+        return config
 
     @property
     def peak_lr(self) -> float:

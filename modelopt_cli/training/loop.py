@@ -116,7 +116,7 @@ class Loop:
             epoch=epoch,
             seed=self.learner.seed,
             augment=self.config.augment,
-            cycle=self.config.views,
+            cycle=self.config.augmentation_cycle,
             workers=self.training.workers,
             world=self.world,
             start_step=start_step,

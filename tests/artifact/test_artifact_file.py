@@ -208,7 +208,7 @@ def test_is_artifact_looks_at_the_first_bytes_only(path, tmp_path):
     assert not is_artifact("/dev/zero")
 
 
-def test_safetensors_of_others_is_told_apart(path):
+def test_safetensors_of_others_is_teachers_identity(path):
     safetensors.torch.save_file({"a": torch.zeros(1)}, path, metadata={"format": "pt"})
     with pytest.raises(ArtifactError, match="not a modelopt artifact; give it as a checkpoint"):
         read_tensors(path)

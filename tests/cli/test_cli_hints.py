@@ -21,7 +21,7 @@ OF_ONE = {
     "measure/gates.py": "eval", "cli/run.py": "run", "cli/recipe/execute.py": "run",
 }  # fmt: skip
 # Other verbs use these too.
-SHARED = {"methods/quantize/qat.py", "methods/prune/apply.py", "methods/distill/student.py"}
+SHARED = {"methods/quantize/qat.py", "methods/prune/apply.py", "methods/distill/derived_student.py"}
 PROSE = {"or", "and", "with", "to", "is", "as", "for", "in", "out", "keeps", "shows", "names", "that", "what"}
 
 

@@ -40,7 +40,7 @@ def test_pruned_tensors_show_their_form_bytes_and_zeros(tmp_path, modelopt):
     assert line.split() == ["b.weight", "sparse", "1:16,", "affine8", "F32", "8x64", "80", "93.8", "%"]
 
 
-def test_history_is_told_line_by_line_and_lists_are_told_apart(tmp_path, modelopt):
+def test_history_is_told_line_by_line_and_lists_are_teachers_identity(tmp_path, modelopt):
     path = tmp_path / "net.safetensors"
     entry = {
         "method": "prune",

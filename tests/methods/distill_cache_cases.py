@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from modelopt_cli.data import Data
 from modelopt_cli.data.arrays import ArraySource
-from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.apply import apply
 from modelopt_cli.methods.distill.cache import CacheRequest
 from modelopt_cli.methods.distill.config import DistillConfig
+from modelopt_cli.methods.distill.distill_context import DistillContext
 from modelopt_cli.methods.distill.teacher import Member
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
@@ -50,21 +50,23 @@ def config(**changes: Any) -> TrainConfig:
     return TrainConfig(**{"epochs": 3, "batch_size": 16, "lr": 0.05, **changes})
 
 
-def context(folder: Path | None, training: TrainConfig | None = None, **changes: Any) -> Context:
+def context(folder: Path | None, training: TrainConfig | None = None, **changes: Any) -> DistillContext:
     """What ``apply`` gets; with a folder, to keep the answers in it."""
     given = {"teachers": (Member(capture(network(8), INPUT), SHAPE),), "origin": {}, **changes}
     request = None if folder is None else CacheRequest(folder, {"1": {"sha256": "abc", "weight": 1.0}})
-    return Context(training=Training(noise(), config=training or config()), **{"cache": request, **given})
+    return DistillContext(
+        training=Training(noise(), config=training or config()), **{"cache": request, **given}
+    )
 
 
-def running(given: Context, folder: Path, **how: Any) -> tuple[Run, Context]:
+def running(given: DistillContext, folder: Path, **how: Any) -> tuple[Run, DistillContext]:
     """The same with a folder for the run."""
     run = Run(folder, identity={}, **how)
     assert given.training is not None
     return run, replace(given, training=replace(given.training, run=run))
 
 
-def taught(given: Context, pupil: Program | None = None, **settings: Any) -> dict[str, Tensor]:
+def taught(given: DistillContext, pupil: Program | None = None, **settings: Any) -> dict[str, Tensor]:
     """The student's tensors after distillation."""
     result = apply(pupil or student(), DistillConfig(**settings), given)
     return dict(result.program.state_dict())

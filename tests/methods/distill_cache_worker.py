@@ -9,8 +9,8 @@ from distill_cache_cases import CLASSES, context, taught
 from torch import Tensor
 
 from modelopt_cli.methods.distill.cache import Cache, CacheRequest
-from modelopt_cli.methods.distill.entries import Layout
-from modelopt_cli.methods.distill.teacher import Answer
+from modelopt_cli.methods.distill.cache_layout import Layout
+from modelopt_cli.methods.distill.teacher import TeacherOutput
 from modelopt_cli.training import StepInputs
 from modelopt_cli.training.distributed import World, world
 from modelopt_cli.training.state import State, write_state
@@ -23,12 +23,12 @@ def struggle(here: World, folder: Path) -> int:
     cache = Cache(CacheRequest(folder, {}), Layout(4, 1, WIDE, WIDE), {}, here)
     inputs = StepInputs(torch.zeros(4, 1), torch.arange(4))
 
-    def answering(images: Tensor) -> Answer:
-        return Answer(torch.full((4, WIDE), float(here.rank + 1)))
+    def answering(images: Tensor) -> TeacherOutput:
+        return TeacherOutput(torch.full((4, WIDE), float(here.rank + 1)))
 
     torn = 0
     for _ in range(ROUNDS):
-        logits = cache.answer(inputs, answering).logits
+        logits = cache.output(inputs, answering).logits
         same = (logits == logits[:, :1]).all(1) & ((logits[:, 0] == 1) | (logits[:, 0] == 2))
         torn += int((~same).sum())
         cache._entries["checksum"][:, np.random.default_rng().integers(4)] = 0

@@ -5,7 +5,7 @@ from prune_cases import captured
 from torch import Tensor, nn
 
 from modelopt_cli.data import Data
-from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.distill.distill_context import DistillContext
 from modelopt_cli.methods.distill.teacher import Member
 from modelopt_cli.program import Program
 from modelopt_cli.training import TrainConfig, Training
@@ -33,5 +33,7 @@ def fresh(width: int, *, classes: int = 10, seed: int = 0) -> Program:
     return captured(Small(width, classes), *SHAPE)
 
 
-def within(data: Data, teacher: Program, config: TrainConfig = CONFIG) -> Context:
-    return Context(training=Training(data, config=config), teachers=(Member(teacher, SHAPE, name="large"),))
+def within(data: Data, teacher: Program, config: TrainConfig = CONFIG) -> DistillContext:
+    return DistillContext(
+        training=Training(data, config=config), teachers=(Member(teacher, SHAPE, name="large"),)
+    )

@@ -36,9 +36,10 @@ from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.apply import learn
 from modelopt_cli.methods.distill.cache import ENTRIES, HEADER, Cache, CacheRequest
+from modelopt_cli.methods.distill.cache_layout import Layout
 from modelopt_cli.methods.distill.config import DistillConfig
-from modelopt_cli.methods.distill.entries import Layout
-from modelopt_cli.methods.distill.teacher import Answer, Member, Teacher
+from modelopt_cli.methods.distill.distill_context import DistillContext
+from modelopt_cli.methods.distill.teacher import Member, Teacher, TeacherOutput
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program.capture import capture
@@ -62,7 +63,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     sizes: Asked = []
     call = Teacher.__call__
 
-    def counting(self: Teacher, images: Tensor) -> Answer:
+    def counting(self: Teacher, images: Tensor) -> TeacherOutput:
         if len(images) > 1:
             sizes.append(len(images))
         return call(self, images)
@@ -124,7 +125,7 @@ def test_what_is_kept_is_what_the_teacher_answers(tmp_path: Path) -> None:
     given = context(tmp_path / "answers")
     taught(given)
     layout = Layout(SAMPLES, 1, CLASSES, 64)
-    assert (tmp_path / "answers" / ENTRIES).stat().st_size == layout.bytes == SAMPLES * (4 + 4 * CLASSES)
+    assert (tmp_path / "answers" / ENTRIES).stat().st_size == layout.size == SAMPLES * (4 + 4 * CLASSES)
     kept = layout.unpack(np.fromfile(tmp_path / "answers" / ENTRIES, layout.entry))
     images = torch.stack([noise().get(i)[0] for i in range(SAMPLES)])
     with torch.no_grad():
@@ -141,12 +142,12 @@ def test_several_teachers_are_one(tmp_path: Path, asked: Asked) -> None:
 
 
 def test_views_are_kept_one_by_one(tmp_path: Path, asked: Asked) -> None:
-    how = config(epochs=5, augment="cifar", views=2)
+    how = config(epochs=5, augment="cifar", augmentation_cycle=2)
     plain = taught(context(None, how))
     asked.clear()
     assert equal(plain, taught(context(tmp_path / "answers", how)))
     assert asked == [16, 16, 3] * 2
-    assert (tmp_path / "answers" / ENTRIES).stat().st_size == Layout(SAMPLES, 2, CLASSES, 64).bytes
+    assert (tmp_path / "answers" / ENTRIES).stat().st_size == Layout(SAMPLES, 2, CLASSES, 64).size
 
 
 def test_held_out_samples_take_no_room(tmp_path: Path, asked: Asked) -> None:
@@ -155,7 +156,7 @@ def test_held_out_samples_take_no_room(tmp_path: Path, asked: Asked) -> None:
     asked.clear()
     assert equal(plain, taught(context(tmp_path / "answers", how)))
     assert asked == [16, 5]
-    assert (tmp_path / "answers" / ENTRIES).stat().st_size == Layout(21, 1, CLASSES, 64).bytes
+    assert (tmp_path / "answers" / ENTRIES).stat().st_size == Layout(21, 1, CLASSES, 64).size
 
 
 def test_of_many_classes_the_answer_is_the_same_new_or_kept(tmp_path: Path) -> None:
@@ -173,15 +174,17 @@ def test_an_interrupted_run_goes_on_to_the_same_student(
     asked.clear()
     given = context(tmp_path / "answers", config(save_every=1))
     with monkeypatch.context() as broken:
-        answer, steps = Cache.answer, Counter[str]()
+        answer, steps = Cache.output, Counter[str]()
 
-        def interrupted(self: Cache, inputs: StepInputs, teacher: Callable[[Tensor], Answer]) -> Answer:
+        def interrupted(
+            self: Cache, inputs: StepInputs, teacher: Callable[[Tensor], TeacherOutput]
+        ) -> TeacherOutput:
             steps["done"] += 1
             if steps["done"] == 3:
                 raise KeyboardInterrupt
             return answer(self, inputs, teacher)
 
-        broken.setattr(Cache, "answer", interrupted)
+        broken.setattr(Cache, "output", interrupted)
         run, stopped = running(given, tmp_path / "run", resume=False)
         with run, pytest.raises(KeyboardInterrupt):
             taught(stopped, cache_top=top)
@@ -238,7 +241,7 @@ def test_entries_of_another_identity_are_not_there(tmp_path: Path) -> None:
     for number in (1.0, 2.0):
         cache = Cache(CacheRequest(tmp_path, {}), layout, {"number": number}, World())
         for _ in range(2):
-            found = cache.answer(inputs, lambda images, n=number: Answer(torch.full((3, 2), n)))
+            found = cache.output(inputs, lambda images, n=number: TeacherOutput(torch.full((3, 2), n)))
         assert bool((found.logits == number).all())
         (tmp_path / HEADER).unlink()
 
@@ -250,12 +253,12 @@ def test_what_was_never_written_is_not_there_whatever_its_sum(
     cache = Cache(CacheRequest(tmp_path, {}), Layout(3, 1, 2, 2), {}, World())
     inputs, asked = StepInputs(torch.zeros(3, 1), torch.arange(3)), []
     for _ in range(2):
-        cache.answer(inputs, lambda images: (asked.append(0), Answer(torch.ones(3, 2)))[1])
+        cache.output(inputs, lambda images: (asked.append(0), TeacherOutput(torch.ones(3, 2)))[1])
     assert len(asked) == 1
 
 
 # What another distillation asks for, and how that is called.
-OTHERS: dict[str, tuple[Callable[[Path], Context], dict[str, Any]]] = {
+OTHERS: dict[str, tuple[Callable[[Path], DistillContext], dict[str, Any]]] = {
     "teachers.1.sha256": (
         lambda folder: context(folder, cache=CacheRequest(folder, {"1": {"sha256": "def", "weight": 1.0}})),
         {},
@@ -274,16 +277,16 @@ OTHERS: dict[str, tuple[Callable[[Path], Context], dict[str, Any]]] = {
         lambda folder: trained_on(context(folder), replace(noise(), source=renamed(noise()))),
         {},
     ),
-    "augment": (lambda folder: context(folder, config(augment="cifar", views=1)), {}),
-    "views": (lambda folder: context(folder, config(augment="cifar", views=3)), {}),
-    "seed": (lambda folder: context(folder, config(augment="cifar", views=1), seed=9), {}),
+    "augment": (lambda folder: context(folder, config(augment="cifar", augmentation_cycle=1)), {}),
+    "views": (lambda folder: context(folder, config(augment="cifar", augmentation_cycle=3)), {}),
+    "seed": (lambda folder: context(folder, config(augment="cifar", augmentation_cycle=1), seed=9), {}),
     "amp": (lambda folder: context(folder, config(amp=True)), {}),
     "cache_top": (lambda folder: context(folder), {"cache_top": 3}),
     "torch": (lambda folder: context(folder), {}),
 }
 
 
-def trained_on(given: Context, data: Data) -> Context:
+def trained_on(given: DistillContext, data: Data) -> DistillContext:
     assert given.training is not None
     return replace(given, training=replace(given.training, train=data))
 
@@ -299,7 +302,11 @@ def test_answers_of_another_kind_are_refused_by_name_and_replaced_by_force(
 ) -> None:
     folder = tmp_path / "answers"
     drawn = name in ("views", "seed")
-    taught(context(folder, config(epochs=1, augment="cifar", views=1) if drawn else config(epochs=1)))
+    taught(
+        context(
+            folder, config(epochs=1, augment="cifar", augmentation_cycle=1) if drawn else config(epochs=1)
+        )
+    )
     before = (folder / ENTRIES).read_bytes()
     make, settings = OTHERS[name]
     given = make(folder)
@@ -309,7 +316,7 @@ def test_answers_of_another_kind_are_refused_by_name_and_replaced_by_force(
     with pytest.raises(UsageError) as refused:
         taught(given, **settings)
     text = str(refused.value)
-    assert text.startswith(f"{folder}: holds other answers: ")
+    assert text.startswith(f"{folder}: holds the logits of another distillation: ")
     assert f"{name} (" in text
     assert text.endswith("; give another folder, or --force")
     assert "\n" not in text
@@ -368,25 +375,25 @@ def dynamic() -> tuple[Member, ...]:
         (
             lambda folder: context(folder, config(augment="cifar")),
             {},
-            r"^--cache: .*; leave it out, or use --augmentation-cycle N",
+            r"^cache: .*; leave it out, or use augmentation_cycle N",
         ),
         (
             lambda folder: trained_on(context(folder), own()),
             {},
-            r"^--cache: .*; leave it out, or use --augmentation-cycle N",
+            r"^cache: .*; leave it out, or use augmentation_cycle N",
         ),
         (
             lambda folder: context(folder, config(mixup=0.2)),
             {},
-            r"^--cache: .*; leave it out, or use no --mixup$",
+            r"^cache: .*; leave it out, or use no mixup$",
         ),
-        (lambda folder: context(folder), {"loss": "kd+at"}, r"^--cache: .* at needs features; leave it out"),
-        (lambda folder: context(folder, teachers=dynamic()), {}, r"^int8: .*; leave out --cache, or"),
+        (lambda folder: context(folder), {"loss": "kd+at"}, r"^cache: .* at needs features; leave it out"),
+        (lambda folder: context(folder, teachers=dynamic()), {}, r"^int8: .*; leave out cache, or"),
     ],
     ids=["new images", "own dataset", "mixup", "features", "dynamic"],
 )
 def test_what_no_kept_answer_fits_is_refused(
-    given: Callable[[Path], Context], settings: dict[str, Any], message: str, tmp_path: Path
+    given: Callable[[Path], DistillContext], settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
         taught(given(tmp_path / "answers"), **settings)
@@ -398,17 +405,17 @@ def test_features_of_weight_0_are_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_the_users_own_dataset_is_drawn_in_views(tmp_path: Path, asked: Asked) -> None:
-    plain = taught(trained_on(context(None, config(views=1)), own()))
+    plain = taught(trained_on(context(None, config(augmentation_cycle=1)), own()))
     asked.clear()
-    assert equal(plain, taught(trained_on(context(tmp_path / "answers", config(views=1)), own())))
+    assert equal(
+        plain, taught(trained_on(context(tmp_path / "answers", config(augmentation_cycle=1)), own()))
+    )
     assert asked == [16, 16, 3]
 
 
 def test_a_size_beyond_all_reason_is_refused(tmp_path: Path) -> None:
     layout = Layout(1_300_000, 1000, 1000, 64)
-    with pytest.raises(
-        UsageError, match=r"509,600,000,000 bytes.*; lower --augmentation-cycle or --cache-top"
-    ):
+    with pytest.raises(UsageError, match=r"509,600,000,000 bytes.*; lower augmentation_cycle or cache_top"):
         Cache(CacheRequest(tmp_path / "answers", {}), layout, {}, World())
     assert not (tmp_path / "answers").exists()
 
@@ -418,7 +425,7 @@ def test_the_size_is_known_before(tmp_path: Path) -> None:
     given = context(tmp_path / "answers")
     assert given.cache is not None
     taught(replace(given, cache=replace(given.cache, on_note=notes.append)))
-    assert notes == [f"the teacher's answers take 840 bytes in {tmp_path / 'answers'}"]
+    assert notes == [f"the teacher's logits take 840 bytes in {tmp_path / 'answers'}"]
 
 
 @pytest.mark.parametrize("how", ["reserving fails", "too little is free"])

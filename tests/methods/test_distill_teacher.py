@@ -13,7 +13,7 @@ from modelopt_cli.data import open_data
 from modelopt_cli.methods.distill import teacher as teachers
 from modelopt_cli.methods.distill.apply import apply
 from modelopt_cli.methods.distill.config import DistillConfig
-from modelopt_cli.methods.distill.taps import places
+from modelopt_cli.methods.distill.feature_points import feature_points
 from modelopt_cli.methods.distill.teacher import Member, Teacher
 from modelopt_cli.program import Program
 
@@ -61,7 +61,7 @@ def test_a_training_in_mixed_precision_has_such_a_teacher(amp, monkeypatch):
 @pytest.mark.parametrize("kind", ["program", "module"])
 def test_where_it_is_not_packed_its_channels_are_innermost(kind, network, images):
     given = network if kind == "program" else nn.Sequential(network)
-    place = [place for place in places(given, SHAPE) if place.shape[-1] == 4][-1]
+    place = [place for place in feature_points(given, SHAPE) if place.shape[-1] == 4][-1]
     teacher = Teacher([Member(given, SHAPE)], [place])
     answer = teacher(images)
     assert answer.features[place].is_contiguous(memory_format=torch.channels_last)

@@ -13,8 +13,7 @@ from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.artifact.coding import CODINGS
 from modelopt_cli.cli.groups import signature_of
 from modelopt_cli.cli.main import COMMANDS, build
-from modelopt_cli.methods.distill.table import LOSSES
-from modelopt_cli.methods.distill.terms import LABELS
+from modelopt_cli.methods.distill.losses import LOSSES
 from modelopt_cli.methods.prune import config as prune_config
 from modelopt_cli.methods.share.choices import INITS, SCOPES, TUNINGS, WEIGHTINGS
 from modelopt_cli.methods.table import METHODS
@@ -94,10 +93,9 @@ def test_how_a_file_is_written_is_the_same_option_of_every_method(command, defau
 def test_every_loss_of_distillation_is_in_the_help_and_in_the_page():
     loss = next(p for p in build().commands["distill"].params if p.name == "loss")
     page = (DOCS / "distill.md").read_text()
-    for name in (LABELS, *LOSSES):
+    for name in LOSSES:
         assert re.search(rf"\b{name}\b", loss.help), name
-        weight = 1.0 if name == LABELS else LOSSES[name].weight
-        assert f"| `{name}` | {weight:g} |" in page, name
+        assert f"| `{name}` | {LOSSES[name].weight:g} |" in page, name
 
 
 @pytest.mark.parametrize("field", fields_of(FineTuneConfig), ids=lambda field: field.name)

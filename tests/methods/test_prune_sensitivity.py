@@ -10,11 +10,11 @@ from prune_cases import captured, context, net, smooth
 from torch import Tensor, nn
 
 from modelopt_cli.errors import EnvironmentFailure, UsageError
-from modelopt_cli.methods.answers import compare
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.apply import apply, sensitivity
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.sensitivity import Point, Sensitivity, curves
+from modelopt_cli.methods.reference_outputs import compare
 from modelopt_cli.program import Program
 
 IMAGES = smooth(24, 3, 12, 12)

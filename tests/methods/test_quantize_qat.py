@@ -21,6 +21,7 @@ from modelopt_cli.kernels import never_saturates, prepare
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.apply import apply as distill
 from modelopt_cli.methods.distill.config import DistillConfig
+from modelopt_cli.methods.distill.distill_context import DistillContext
 from modelopt_cli.methods.distill.teacher import Member
 from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.quantize.apply import apply as quantize
@@ -305,7 +306,7 @@ def test_shared_and_other_stored_weights_are_refused() -> None:
             return result
 
     stored = quantized(captured(Tokens(), 1, 8, 8), "int8-weight")
-    context = Context(training=Training(digits_of(32)), teachers=(Member(stored, (1, 8, 8)),))
+    context = DistillContext(training=Training(digits_of(32)), teachers=(Member(stored, (1, 8, 8)),))
     with pytest.raises(UsageError, match=r"turn\.weight: is stored as affine values"):
         distill(stored, DistillConfig(), context)
 
@@ -368,10 +369,10 @@ def accuracy(program: Program, data: Data) -> float:
         return float((exact(program)(pictures).argmax(1) == labels).float().mean())
 
 
-def learning(teacher: Program, digits: Data, **more: Any) -> Context:
+def learning(teacher: Program, digits: Data, **more: Any) -> DistillContext:
     config = TrainConfig(epochs=2, batch_size=32)
     training = Training(digits, config=replace(config, **more.pop("config", {})), **more)
-    return Context(training=training, teachers=(Member(teacher, (1, 8, 8)),))
+    return DistillContext(training=training, teachers=(Member(teacher, (1, 8, 8)),))
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,10 @@ def shown(config: TrainConfig) -> list[StepInputs]:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
-def test_each_sample_has_a_number_and_each_epoch_a_view(fraction: float) -> None:
-    config = TrainConfig(epochs=3, batch_size=16, val_fraction=fraction, augment="cifar", views=2)
+def test_each_sample_has_a_number_and_each_epoch_a_variant(fraction: float) -> None:
+    config = TrainConfig(
+        epochs=3, batch_size=16, val_fraction=fraction, augment="cifar", augmentation_cycle=2
+    )
     train, _ = samples(DATA, None, fraction, CLASSES)
     steps = len(train) // 16
     epochs = []
@@ -61,8 +63,8 @@ def test_mixed_samples_are_nobodys() -> None:
 
 def test_as_many_views_as_epochs_are_none_at_all() -> None:
     networks = []
-    for views in (0, 3, 1):
-        config = TrainConfig(epochs=3, batch_size=16, augment="cifar", views=views)
+    for cycle in (0, 3, 1):
+        config = TrainConfig(epochs=3, batch_size=16, augment="cifar", augmentation_cycle=cycle)
         fit(network := small_network(), Training(DATA, config=config), seed=0)
         networks.append(weights_of(network))
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
@@ -70,8 +72,8 @@ def test_as_many_views_as_epochs_are_none_at_all() -> None:
 
 
 def test_a_number_of_views_is_from_0() -> None:
-    with pytest.raises(UsageError, match="views: must be at least 0, not -1"):
-        TrainConfig(views=-1)
+    with pytest.raises(UsageError, match="augmentation_cycle: must be at least 0, not -1"):
+        TrainConfig(augmentation_cycle=-1)
 
 
 class Negating(nn.Module):

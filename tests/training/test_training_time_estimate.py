@@ -93,7 +93,7 @@ def test_epochs_whose_answers_are_kept_have_a_rate_of_their_own(costly, clock):
             self.known.add(image)
             return super().__call__(logits, targets, inputs)
 
-    config = TrainConfig(epochs=10, batch_size=8, augment="cifar", views=2)
+    config = TrainConfig(epochs=10, batch_size=8, augment="cifar", augmentation_cycle=2)
     training = Training(noisy_patterns(64), None, config, estimates=[])
     found = foreseen(training, objective=Asking(), kept_after=2)
     assert (found.seconds_per_step, found.seconds_per_kept_step) == (9, 2)

@@ -1,4 +1,4 @@
-"""distill: a student in, the student that has learned from a teacher out."""
+"""Distillation of a student: training on labels and on the outputs of teachers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,12 +10,13 @@ from torch import nn
 from modelopt_cli.artifact.encodings import compact, require_not_shared
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.subject import is_quantized
-from modelopt_cli.methods.context import Context, Result
-from modelopt_cli.methods.distill.cacheable import open_cache
+from modelopt_cli.methods.context import Result
+from modelopt_cli.methods.distill.cache_identity import open_cache
 from modelopt_cli.methods.distill.config import DistillConfig
+from modelopt_cli.methods.distill.distill_context import DistillContext
+from modelopt_cli.methods.distill.feature_pairs import NetworkPoints, Pair, described, pairs_of
+from modelopt_cli.methods.distill.feature_points import recording
 from modelopt_cli.methods.distill.objective import Distillation
-from modelopt_cli.methods.distill.pairs import Network, Pair, described, pairs_of
-from modelopt_cli.methods.distill.taps import tapped
 from modelopt_cli.methods.distill.teacher import Teacher
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.quantize import qat
@@ -29,8 +30,8 @@ SLOWER = 10
 """How much smaller the learning rate on labels alone is, and that of an int8 student, where none is given."""
 
 
-def apply(program: Program, config: DistillConfig, context: Context) -> Result:
-    """Train a copy of the student on the labels and on what the teachers answer.
+def apply(program: Program, config: DistillConfig, context: DistillContext) -> Result:
+    """Train a copy of the student on the labels and on the teachers' outputs.
 
     Args:
         program: the student; it is not changed. Weights that were pruned stay zero, and int8 layers int8.
@@ -45,17 +46,17 @@ def apply(program: Program, config: DistillConfig, context: Context) -> Result:
             cannot be trained.
         InputError, DataError: as ``modelopt_cli.training.fit``.
     """
-    training = rate_settled(program, _training(context))
+    training = training_of(program, context.trained_with)
     stages, context = Stages(training), replace(context, training=training)
     student = stages.once(STAGE, lambda: _distilled(program, config, context))
     if config.finetune_epochs:
-        found = student
-        student = stages.once(FINETUNE, lambda: _finetuned(found, config, context))
+        distilled = student
+        student = stages.once(FINETUNE, lambda: _finetuned(distilled, config, context))
     return Result(student, {})
 
 
 def learn(
-    network: nn.Module, config: DistillConfig, context: Context, encodings: Mapping[str, Encoding]
+    network: nn.Module, config: DistillConfig, context: DistillContext, encodings: Mapping[str, Encoding]
 ) -> dict[str, Any]:
     """Distil in place, with or without a graph.
 
@@ -66,24 +67,24 @@ def learn(
         encodings: how the student's tensors were stored so far.
 
     Returns:
-        What the history says of it.
+        The entry of the history.
 
     Raises:
         as :func:`apply`.
     """
-    training = _training(context)
+    training = context.trained_with
     require_not_shared(encodings)
     pairs = _pairs(network, config, context)
     teacher = _teacher(pairs, context)
     cache = open_cache(config, context, teacher) if context.cache is not None else None
-    with tapped(network, [pair.student for pair in pairs]) as taps, torch.random.fork_rng(devices=[]):
+    with recording(network, [pair.student for pair in pairs]) as values, torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
         objective = Distillation(
             config,
             teacher,
-            taps,
+            values,
             pairs,
-            CrossEntropy(training.config.label_smoothing),
+            training.config.label_smoothing,
             training.train.size or 1,
             cache,
         )
@@ -103,8 +104,8 @@ def learn(
     return entry
 
 
-def _teacher(pairs: Sequence[Pair], context: Context) -> Teacher:
-    training = _training(context)
+def _teacher(pairs: Sequence[Pair], context: DistillContext) -> Teacher:
+    training = context.trained_with
     together = distributed.world(training.device)
     largest = min(training.config.batch_size, training.train.size or training.config.batch_size)
     return Teacher(
@@ -117,19 +118,11 @@ def _teacher(pairs: Sequence[Pair], context: Context) -> Teacher:
     )
 
 
-def _training(context: Context) -> Training:
-    if context.training is None:
-        raise UsageError("distill trains the student", hint="give --train")
-    if not context.teachers:
-        raise UsageError("distill needs a teacher")
-    return context.training
-
-
-def _pairs(network: nn.Module, config: DistillConfig, context: Context) -> list[Pair]:
-    """The values that the terms on features compare."""
-    training, first = _training(context), context.teachers[0]
-    student = Network(network, training.train.input.shape, "the student")
-    teacher = Network(first.network, first.shape, first.name)
+def _pairs(network: nn.Module, config: DistillConfig, context: DistillContext) -> list[Pair]:
+    """Pairs of values that the terms on features compare."""
+    training, first = context.trained_with, context.teachers[0]
+    student = NetworkPoints(network, training.train.input.shape, "the student")
+    teacher = NetworkPoints(first.network, first.shape, first.name)
     pairs = [pair for term in config.terms if term.weight for pair in pairs_of(term, student, teacher)]
     if pairs and is_quantized(first.network):
         raise UsageError(
@@ -140,18 +133,18 @@ def _pairs(network: nn.Module, config: DistillConfig, context: Context) -> list[
     return pairs
 
 
-def _distilled(program: Program, config: DistillConfig, context: Context) -> Program:
+def _distilled(program: Program, config: DistillConfig, context: DistillContext) -> Program:
     network = qat.prepare(program)
     entry = learn(network, config, context, network.encodings)
     student = qat.convert(network, program)
-    student.input = _training(context).train.input
+    student.input = context.trained_with.train.input
     student.encodings = compact(student)
     return _with(student, program.history, entry)
 
 
-def _finetuned(student: Program, config: DistillConfig, context: Context) -> Program:
+def _finetuned(student: Program, config: DistillConfig, context: DistillContext) -> Program:
     """The student after training on labels alone."""
-    training = _training(context)
+    training = context.trained_with
     network = qat.prepare(student)
     settings = finetuning(config, training.config, student.history[-1]["lr"])
     masks = Masks.of_state(network.state_dict(), network.encodings)
@@ -169,8 +162,8 @@ def _finetuned(student: Program, config: DistillConfig, context: Context) -> Pro
     return _with(tuned, student.history[:-1], entry)
 
 
-def rate_settled(student: Program, training: Training) -> Training:
-    """How to train a student: an int8 one more slowly, if nothing says how fast.
+def training_of(student: Program, training: Training) -> Training:
+    """Training of a student: with a smaller learning rate for an int8 one, where none is given.
 
     Its batch norms are folded, and nothing else keeps large steps from destroying what it knows already.
     """
@@ -181,7 +174,13 @@ def rate_settled(student: Program, training: Training) -> Training:
 
 
 def finetuning(config: DistillConfig, training: TrainConfig, largest: float) -> TrainConfig:
-    """How to train on labels alone after a distillation whose largest learning rate was this."""
+    """Settings of the training on labels alone that follows.
+
+    Args:
+        config: its epochs and, where given, its learning rate.
+        training: settings of the distillation.
+        largest: learning rate of the distillation.
+    """
     rate = config.finetune_lr if config.finetune_lr is not None else largest / SLOWER
     return replace(training, epochs=config.finetune_epochs, lr=rate, warmup=0.0)
 
@@ -192,9 +191,9 @@ def _with(program: Program, before: tuple[dict[str, Any], ...], entry: dict[str,
     return program.eval()
 
 
-def _entry(config: DistillConfig, context: Context, trained: Trained) -> dict[str, Any]:
-    """What the history says: nothing that would differ from one run to the next."""
-    training = _training(context)
+def _entry(config: DistillConfig, context: DistillContext, trained: Trained) -> dict[str, Any]:
+    """Entry of the history: nothing that would differ from one run to the next."""
+    training = context.trained_with
     entry: dict[str, Any] = {
         "method": "distill",
         "config": config.as_dict() | {"loss": str(config.terms)},

@@ -1,9 +1,9 @@
-"""What a teacher answered, kept on disk, so that it is asked once for each image.
+"""Logits of a teacher kept on disk, so that it is called once for each image.
 
-    answers.json    what decided the answers
-    answers.bin     an entry for each sample in each variant (``entries.py``), variant by variant
+    answers.json    all that the logits depend on
+    answers.bin     an entry for each sample in each variant (``cache_layout.py``), variant by variant
 
-The data file has its whole size from the start. Every entry has a CRC-32 over what decided the answers, its
+The data file has its whole size from the start. Every entry has a CRC-32 over that, its
 sample, its variant and its data: one that was never written, or not to its end, is not there. So any number
 of processes may write to the file at once, and all may be killed at any time.
 """
@@ -24,9 +24,10 @@ from torch import Tensor
 from modelopt_cli.artifact import atomic_write, strictjson
 from modelopt_cli.artifact.writer import environment
 from modelopt_cli.errors import ArtifactError, EnvironmentFailure, OutputError, UsageError
-from modelopt_cli.methods.distill.entries import Layout
-from modelopt_cli.methods.distill.teacher import Answer
+from modelopt_cli.methods.distill.cache_layout import Layout
+from modelopt_cli.methods.distill.teacher import TeacherOutput
 from modelopt_cli.regular import read_regular
+from modelopt_cli.settings import option
 from modelopt_cli.training import StepInputs
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.identity import differences
@@ -34,19 +35,19 @@ from modelopt_cli.training.identity import differences
 HEADER, ENTRIES = "answers.json", "answers.bin"
 FORMAT = 1
 LARGEST = 1 << 36
-"""Bytes that a cache may have, 64 GiB: a mistake in ``--augmentation-cycle`` shall not fill a disk."""
+"""Bytes that a cache may have, 64 GiB: a too long augmentation cycle shall not fill a disk."""
 _CHECKSUM = 4
 _ANOTHER = "give another folder, or --force"
 
 
 @dataclass(frozen=True)
 class CacheRequest:
-    """Where answers are to be kept.
+    """Folder for the logits of teachers.
 
     Attributes:
         folder: is made if it does not exist; its parent must.
         teachers: JSON-able; whatever tells these teachers from others.
-        force: whether answers of another kind that are there may be deleted.
+        force: delete logits of others that are there.
         on_note: called with one line for each thing worth knowing.
         dry: write nothing: use what is there, and keep what is not in memory.
     """
@@ -59,16 +60,16 @@ class CacheRequest:
 
 
 class Cache:
-    """Answers on disk. See the module.
+    """Logits of teachers on disk; see the module.
 
     Args:
         request: where.
         layout: how large.
-        identity: JSON-able; whatever decides the answers.
+        identity: JSON-able; all that the logits depend on.
         world: the processes that share it; the main one makes it. Collective.
 
     Raises:
-        UsageError: the folder holds answers that something else decided, or they would be too large.
+        UsageError: the folder holds logits of others, or they would be too large.
         OutputError: it is no folder.
         EnvironmentFailure: no space, no permission.
     """
@@ -82,22 +83,22 @@ class Cache:
         path = request.folder / ENTRIES
         self._entries: NDArray[np.void] | _InMemory
         if request.dry:
-            known = _check(request, layout.bytes, about) and _size(path) == layout.bytes
+            known = _check(request, layout.size, about) and _size(path) == layout.size
             if not known:
                 with environment(request.folder):
-                    _require_space(path, layout.bytes - _size(path))
+                    _require_space(path, layout.size - _size(path))
             self._entries = _mapped(path, layout, "c") if known else _InMemory(layout.entry)
             return
         if world.main:
-            _prepare(request, layout.bytes, about)
+            _prepare(request, layout.size, about)
         world.barrier()
         self._entries = _mapped(path, layout, "r+")
 
-    def answer(self, inputs: StepInputs, teacher: Callable[[Tensor], Answer]) -> Answer:
-        """What ``teacher`` answers, from the cache if all of it is there.
+    def output(self, inputs: StepInputs, teacher: Callable[[Tensor], TeacherOutput]) -> TeacherOutput:
+        """Output of ``teacher``, from the cache if all of it is there.
 
-        Where not all logits are kept, the answer is what will be read back, whether it was there or not: what
-        a network learns must not depend on that.
+        Where not all logits are kept, it is the one that will be read back, whether it was there or not: the
+        network must learn the same either way.
         """
         assert inputs.samples is not None
         samples = inputs.samples.numpy()
@@ -106,7 +107,7 @@ class Cache:
             entries = self.layout.pack(teacher(inputs.images).logits)
             entries["checksum"] = self._checksums(entries, samples, inputs.variant)
             self._entries[inputs.variant, samples] = entries
-        return Answer(self.layout.unpack(entries).to(inputs.images.device))
+        return TeacherOutput(self.layout.unpack(entries).to(inputs.images.device))
 
     def _checksums(
         self, entries: NDArray[np.void], samples: NDArray[np.int64], variant: int
@@ -153,13 +154,13 @@ def _size(path: Path) -> int:
 
 
 def _check(request: CacheRequest, size: int, about: bytes) -> bool:
-    """Whether the answers that are there are the ones wanted; refuses what must not be replaced."""
+    """True if the logits that are there are these; raises if others may not be replaced."""
     folder, header = request.folder, request.folder / HEADER
     if size > LARGEST:
         raise UsageError(
-            f"the teacher's answers would take {size:,} bytes, and {LARGEST:,} are allowed",
-            where="--cache",
-            hint="lower --augmentation-cycle or --cache-top",
+            f"the teacher's logits would take {size:,} bytes, and {LARGEST:,} are allowed",
+            where=option("cache"),
+            hint=f"lower {option('augmentation_cycle')} or {option('cache_top')}",
         )
     if folder.exists() and not folder.is_dir():
         raise OutputError("is not a folder", where=str(folder), hint="choose another name")
@@ -176,16 +177,16 @@ def _prepare(request: CacheRequest, size: int, about: bytes) -> None:
     if not known:
         atomic_write(header, [about], force=True)
     if request.on_note is not None:
-        request.on_note(f"the teacher's answers take {size:,} bytes in {folder}")
+        request.on_note(f"the teacher's logits take {size:,} bytes in {folder}")
 
 
 def _is_same(header: Path, about: bytes, request: CacheRequest) -> bool:
-    """Whether the answers that are there are the ones wanted; others may only be there if they may go."""
+    """True if the logits that are there are these; raises if others may not be replaced."""
     try:
         with environment(header):
             before = strictjson.parse(read_regular(header, ArtifactError), ArtifactError, str(header))
-        what = differences(before, strictjson.parse(about, ArtifactError, str(header)))
-        problem = f"holds other answers: {what}" if what else ""
+        changes = differences(before, strictjson.parse(about, ArtifactError, str(header)))
+        problem = f"holds the logits of another distillation: {changes}" if changes else ""
     except ArtifactError:
         problem = f"holds a damaged {HEADER}"
     if problem and not request.force:
@@ -196,7 +197,7 @@ def _is_same(header: Path, about: bytes, request: CacheRequest) -> bool:
 def _allocate(path: Path, size: int) -> None:
     """Reserve all of the file on the disk: a mapped page that finds no room would kill the process."""
     with environment(path):
-        if path.exists() and path.stat().st_size != size:  # of other answers, or of a killed process
+        if path.exists() and path.stat().st_size != size:  # of other logits, or of a killed process
             path.unlink()
         fresh = not path.exists()
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -217,7 +218,7 @@ def _require_space(path: Path, size: int) -> None:
     free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
     if size > free:
         raise EnvironmentFailure(
-            f"the teacher's answers need {size:,} bytes more, and {free:,} are free",
+            f"the teacher's logits need {size:,} bytes more, and {free:,} are free",
             where=str(path),
-            hint="free some space, or lower --augmentation-cycle or --cache-top",
+            hint=f"free some space, or lower {option('augmentation_cycle')} or {option('cache_top')}",
         )

@@ -6,8 +6,7 @@ from functools import cached_property
 from typing import Annotated
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.distill.table import LOSSES
-from modelopt_cli.methods.distill.terms import LABELS, Terms, parse_terms
+from modelopt_cli.methods.distill.losses import LOSSES, Terms, parse_terms
 from modelopt_cli.settings import Config, Setting, option
 
 LOSS = "ce:0.1+kd:0.9"
@@ -19,9 +18,7 @@ class DistillConfig(Config, title="Distillation"):
 
     loss: Annotated[
         str,
-        Setting(
-            f"Sum of losses such as {LOSS}+hint:1@layer3, of {', '.join((LABELS, *LOSSES))}.", metavar="TERMS"
-        ),
+        Setting(f"Sum of losses such as {LOSS}+hint:1@layer3, of {', '.join(LOSSES)}.", metavar="TERMS"),
     ] = LOSS
     temperature: Annotated[
         float, Setting("Temperature that softens the logits of teacher and student.", above=0)
@@ -58,5 +55,5 @@ class DistillConfig(Config, title="Distillation"):
 
     @cached_property
     def terms(self) -> Terms:
-        """The parts of the loss."""
+        """Terms of the loss."""
         return parse_terms(self.loss)

@@ -1,4 +1,4 @@
-"""Who is learned from: one network, or several that answer together."""
+"""Teachers: one network or several whose logits are averaged, and images in the form that each takes."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -7,30 +7,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modelopt_cli.errors import InputError
+from modelopt_cli.errors import InputError, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.kernels.fp32 import prepack
 from modelopt_cli.measure.forms import agreeing
 from modelopt_cli.measure.subject import is_quantized
-from modelopt_cli.methods.distill.taps import Place, Taps, tapped
+from modelopt_cli.methods.distill.feature_points import FeaturePoint, FeatureValues, recording
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import random_input
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.program.samples import zeros
+from modelopt_cli.settings import option
 from modelopt_cli.training.prepare import to_channels_last
 
 Change = Callable[[Tensor], Tensor]
 Call = Callable[[Tensor], Any]
+Stats = tuple[tuple[float, ...], tuple[float, ...]]
 _COMPARED = 2
 """Samples on which a faster form must agree with the network."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A network that is learned from.
+    """Network that is learned from.
 
     Attributes:
         network: takes a batch and returns logits; it is never changed.
@@ -38,7 +41,7 @@ class Member:
         dtype: of their elements.
         weight: of its logits next to those of the other teachers.
         change: makes of the student's images what this network expects; None where that is the same.
-        name: what it is called in messages and in the history.
+        name: for messages and the history.
     """
 
     network: nn.Module
@@ -55,33 +58,33 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a teacher says to a batch.
+class TeacherOutput:
+    """Output of a teacher for a batch.
 
     Attributes:
         logits: ``(N, classes)``.
-        features: its values at the places that are looked at.
+        features: values at the points that are recorded.
     """
 
     logits: Tensor
-    features: Mapping[Place, Tensor] = field(default_factory=dict)
+    features: Mapping[FeaturePoint, Tensor] = field(default_factory=dict)
 
 
 class Teacher:
-    """Members ready to answer: in evaluation mode, without gradients, in the fastest form there is.
+    """Networks ready to be called: in evaluation mode, without gradients, in the fastest form there is.
 
-    Together they answer the weighted mean of their logits, which is the geometric mean of their softmax
+    Together they return the weighted mean of their logits, which is the geometric mean of their softmax
     probabilities up to scale (G. Hinton, O. Vinyals and J. Dean, "Distilling the Knowledge in a Neural
     Network", 2015, section 2). Features are those of the first.
 
     Args:
         members: at least one.
-        looked_at: places of the first member.
+        points: of the first member, to be recorded.
         device: where to compute.
         batch_size: how many images the members see at a time, fewer being filled up. How a library rounds
             may depend on how many there are (oneDNN and MKL do for small batches): without this a sample's
-            answer would, too, and one that was kept would not be the one that is given now. Not where
-            features are looked at, which nobody keeps. None shows the images as they come.
+            logits would, too, and those that were kept would not be those that are computed now. Not where
+            features are recorded, which nobody keeps. None shows the images as they come.
         amp: whether it is called under torch's autocast to bfloat16.
         on_note: called with one line where a member cannot be trusted in its fastest form.
     """
@@ -89,24 +92,24 @@ class Teacher:
     def __init__(
         self,
         members: Sequence[Member],
-        looked_at: Sequence[Place] = (),
+        points: Sequence[FeaturePoint] = (),
         device: str = "cpu",
         *,
         batch_size: int | None = None,
         amp: bool = False,
         on_note: Callable[[str], None] | None = None,
     ) -> None:
-        self._batch_size = None if looked_at else batch_size
-        self._members, self._places = tuple(members), tuple(dict.fromkeys(looked_at))
+        self._batch_size = None if points else batch_size
+        self._members, self._points = tuple(members), tuple(dict.fromkeys(points))
         total = sum(member.weight for member in members)
         self._shares = [member.weight / total for member in members]
         networks = [copy.deepcopy(member.network).eval().requires_grad_(False) for member in members]
-        self._taps: Taps | None = None
+        self._recorded: FeatureValues | None = None
         self._open = ExitStack()  # for as long as this is there: the copy is its own
         self._calls: list[Callable[[Tensor], Tensor]] = []
-        if self._places:
+        if self._points:
             first = _laid_out(networks.pop(0), members[0], device)
-            self._taps = self._open.enter_context(tapped(first, self._places))
+            self._recorded = self._open.enter_context(recording(first, self._points))
             self._calls.append(first)
         rest = members[len(self._calls) :]
         fast = [_fastest(*each, device, amp) for each in zip(networks, rest, strict=True)]
@@ -116,31 +119,31 @@ class Teacher:
             self._calls.append(form or _laid_out(network, member, device))
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Answer:
-        """The answer to ``(N, *shape)`` images as the student sees them.
+    def __call__(self, images: Tensor) -> TeacherOutput:
+        """Output for ``(N, *shape)`` images as the student sees them.
 
         Raises:
             InputError: the members have different classes.
         """
         if self._batch_size is None:
-            return self._answer(images)
-        blocks = [self._answer(block).logits for block in _blocks(images, self._batch_size)]
-        return Answer(torch.cat(blocks)[: len(images)])
+            return self._outputs(images)
+        blocks = [self._outputs(block).logits for block in _blocks(images, self._batch_size)]
+        return TeacherOutput(torch.cat(blocks)[: len(images)])
 
-    def _answer(self, images: Tensor) -> Answer:
+    def _outputs(self, images: Tensor) -> TeacherOutput:
         total: Tensor | None = None
         for member, share, call in zip(self._members, self._shares, self._calls, strict=True):
             logits = call(images if member.change is None else member.change(images)).float()
             if total is not None and logits.shape != total.shape:
                 raise InputError(
-                    f"answers {logits.shape[1]} classes, {self._members[0].name} {total.shape[1]}",
+                    f"returns {logits.shape[1]} logits, {self._members[0].name} {total.shape[1]}",
                     where=member.name,
                 )
             total = share * logits if total is None else total + share * logits
         assert total is not None
-        taps = self._taps
-        features = {} if taps is None else {place: taps.take(place) for place in self._places}
-        return Answer(total, features)
+        values = self._recorded
+        features = {} if values is None else {point: values.take(point) for point in self._points}
+        return TeacherOutput(total, features)
 
 
 def _blocks(images: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -153,7 +156,7 @@ def _blocks(images: Tensor, size: int) -> tuple[Tensor, ...]:
 
 
 def _fastest(network: nn.Module, member: Member, device: str, amp: bool) -> Call | None:
-    """How to call a network that nothing of is to be seen but the outputs; None where that gives others."""
+    """Fastest form of a network; None where its outputs are others."""
     if not isinstance(network, Program):
         return _laid_out(network, member, device)
     if is_quantized(network):
@@ -180,5 +183,66 @@ def _laid_out(network: nn.Module, member: Member, device: str) -> nn.Module:
 
 
 def _computes_bfloat16() -> bool:
-    """Whether the processor does; without that bfloat16 is slower than packed float32."""
+    """True if the processor does; without that bfloat16 is slower than packed float32."""
     return any(has and name.endswith("bf16") for name, has in torch.cpu.get_capabilities().items())
+
+
+@dataclass(frozen=True)
+class InputChange:
+    """Change of images from the form of one network's input to that of another's.
+
+    Attributes:
+        before: mean and standard deviation that the images were normalised with, or None.
+        after: those that they are to be normalised with, or None.
+        size: height and width they are to have, or None.
+    """
+
+    before: Stats | None
+    after: Stats | None
+    size: tuple[int, int] | None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, C, *size)``; resized bilinearly, antialiased, as torchvision does."""
+        if self.size is not None:
+            images = F.interpolate(images, self.size, mode="bilinear", align_corners=False, antialias=True)
+        if self.before is not None and self.after is not None:
+            (mean, std), (new_mean, new_std) = (
+                [torch.tensor(each, device=images.device).view(-1, 1, 1) for each in stats]
+                for stats in (self.before, self.after)
+            )
+            images = images * (std / new_std) + (mean - new_mean) / new_std
+        return images
+
+
+CHANNELS_HINT = "choose a student with the teacher's channels, which it gets where --student names none"
+
+
+def input_change(student: InputSpec, teacher: InputSpec, *, resize: bool, where: str) -> InputChange | None:
+    """Change that the student's images need for the teacher; None if they need none.
+
+    Args:
+        student: what the images are made for.
+        teacher: what the teacher expects.
+        resize: allow resizing of images of another size.
+        where: the teacher, for messages.
+
+    Raises:
+        UsageError: they differ in more than can be changed, or in size without ``resize``.
+    """
+    size = None
+    if student.shape != teacher.shape:
+        ours, theirs = ("x".join(map(str, spec.shape)) for spec in (student, teacher))
+        if len(student.shape) != 3 or len(teacher.shape) != 3 or student.shape[0] != teacher.shape[0]:
+            raise UsageError(f"takes {theirs}, the student {ours}", where=where, hint=CHANNELS_HINT)
+        if not resize:
+            hint = f"resize the images for it with {option('resize_for_teacher')}"
+            raise UsageError(f"takes {theirs}, the student {ours}", where=where, hint=hint)
+        size = (teacher.shape[1], teacher.shape[2])
+    before, after = _stats(student), _stats(teacher)
+    if before == after or before is None or after is None:
+        before = after = None
+    return None if size is None and before is None else InputChange(before, after, size)
+
+
+def _stats(spec: InputSpec) -> Stats | None:
+    return None if spec.preprocess is None else (spec.preprocess.mean, spec.preprocess.std)

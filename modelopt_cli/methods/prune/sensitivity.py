@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.answers import Answers
 from modelopt_cli.methods.prune.allocation import Curve, Part
 from modelopt_cli.methods.prune.criteria import give_data
+from modelopt_cli.methods.reference_outputs import ReferenceOutputs
 from modelopt_cli.program import Program
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def measure(pruner: Pruner, program: Program, sparsities: Sequence[float]) -> tu
     """
     if pruner.samples is None:
         raise UsageError("a sensitivity is measured on data", hint=give_data())
-    outputs = Answers.of(program, pruner.samples, pruner.context, SAMPLES)
+    outputs = ReferenceOutputs.of(program, pruner.samples, pruner.context, SAMPLES)
     variants = list(pruner.variants(program, sparsities))
     points: dict[str, list[Point]] = {}
     for done, variant in enumerate(variants, 1):

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modelopt_cli.methods.answers import Answers
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.layer_pass import evaluation_copy
 from modelopt_cli.methods.matrices import DECONVS
 from modelopt_cli.methods.prune.masks import Masks
+from modelopt_cli.methods.reference_outputs import ReferenceOutputs
 from modelopt_cli.methods.share.compensation import (
     CalibratedLayer,
     Levels,
@@ -146,7 +146,7 @@ class BitAllocation:
     def _measure_sensitivities(self) -> None:
         """Round one layer at a time, and see how far the outputs move."""
         assert self.context.data is not None
-        outputs = Answers.of(self.program, self.context.data, self.context, COMPARED_SAMPLES)
+        outputs = ReferenceOutputs.of(self.program, self.context.data, self.context, COMPARED_SAMPLES)
         for layer in self._layers(evaluation_copy(self.program, self.context.device)):
             name = layer.parameter
             self.sensitivities[name] = self._sensitivity(name, outputs, layer)
@@ -160,7 +160,7 @@ class BitAllocation:
         """The watched layers in call order, on inputs through the layers as they are by then."""
         return calibrated_layers(network, self.watched, self.context, self.samples) if self.watched else []
 
-    def _sensitivity(self, name: str, outputs: Answers, layer: CalibratedLayer | None) -> float:
+    def _sensitivity(self, name: str, outputs: ReferenceOutputs, layer: CalibratedLayer | None) -> float:
         """Divergence of the outputs for each unit of squared error, where they move little.
 
         Far away they move less and less: a weight of a few large values, on coarse levels, is lost anyway.

@@ -1,4 +1,4 @@
-"""Which distillations can keep what the teacher answers, and what decides those answers."""
+"""Identity of a cache of teacher logits: all that they depend on; and the distillations that can have one."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -11,15 +11,14 @@ from torch import Tensor
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.cache import Cache
+from modelopt_cli.methods.distill.cache_layout import Layout
 from modelopt_cli.methods.distill.config import DistillConfig
-from modelopt_cli.methods.distill.entries import Layout
-from modelopt_cli.methods.distill.table import LOSSES
-from modelopt_cli.methods.distill.teacher import Answer, Member
-from modelopt_cli.methods.distill.terms import LABELS
+from modelopt_cli.methods.distill.distill_context import DistillContext
+from modelopt_cli.methods.distill.teacher import Member, TeacherOutput
 from modelopt_cli.program.quantized import DynamicLinear
 from modelopt_cli.program.samples import zeros
+from modelopt_cli.settings import option
 from modelopt_cli.training import TrainConfig, Training, distributed
 from modelopt_cli.training.augment import seeded
 from modelopt_cli.training.loader import is_drawn, steps_per_epoch
@@ -30,34 +29,36 @@ _LOOKED_AT = 8
 
 
 def require_cacheable(config: DistillConfig, training: TrainConfig, *, drawn: bool) -> None:
-    """Refuse what no kept answer fits.
+    """Refuse a distillation that kept logits are no use for.
 
     Args:
         config: the loss.
         training: how the student is trained.
-        drawn: whether images may differ from variant to variant.
+        drawn: True if images differ from epoch to epoch.
 
     Raises:
         UsageError: features are compared, images are mixed, or new in every epoch.
     """
     for term in config.terms:
-        if term.weight and term.name != LABELS and LOSSES[term.name].looks_at != "logits":
+        if term.weight and term.loss.looks_inside:
             raise _useless(f"keeps logits alone, and the loss {term.name} needs features", "losses on logits")
     if training.mixup:
-        raise _useless("keeps answers to whole samples, and --mixup mixes them", "no --mixup")
-    if drawn and not training.views:
+        raise _useless(
+            f"keeps logits of single samples, and {option('mixup')} mixes them", f"no {option('mixup')}"
+        )
+    if drawn and not training.augmentation_cycle:
         raise _useless(
             "is of no use where every epoch draws new images",
-            "--augmentation-cycle N, to draw N images of each",
+            f"{option('augmentation_cycle')} N, to draw N images of each",
         )
 
 
 def _useless(why: str, instead: str) -> UsageError:
-    return UsageError(why, where="--cache", hint=f"leave it out, or use {instead}")
+    return UsageError(why, where=option("cache"), hint=f"leave it out, or use {instead}")
 
 
-def told_apart(members: Sequence[Member], sources: Sequence[str], arch: str | None) -> dict[str, Any]:
-    """What tells these teachers from others: the SHA-256 of their files, and what is made of them."""
+def teachers_identity(members: Sequence[Member], sources: Sequence[str], arch: str | None) -> dict[str, Any]:
+    """Identity of the teachers: SHA-256 of their files, architecture, weight and change of images."""
     return {
         str(number): {
             "sha256": source,
@@ -69,29 +70,32 @@ def told_apart(members: Sequence[Member], sources: Sequence[str], arch: str | No
     }
 
 
-def open_cache(config: DistillConfig, context: Context, teacher: Callable[[Tensor], Answer]) -> Cache:
+def open_cache(
+    config: DistillConfig, context: DistillContext, teacher: Callable[[Tensor], TeacherOutput]
+) -> Cache:
     """The cache that ``context`` asks for, ready for ``fit`` with the same context. Collective.
 
     Args:
         config: the loss, and how many logits are kept.
-        context: the training, and where to keep answers.
-        teacher: what will be asked.
+        context: the training, and the folder of the cache.
+        teacher: gives the logits.
 
     Raises:
-        UsageError: as :func:`require_cacheable`; a teacher that answers each batch otherwise; as
+        UsageError: as :func:`require_cacheable`; a teacher whose logits depend on the batch; as
             :class:`Cache`.
         OutputError, EnvironmentFailure: as :class:`Cache`.
     """
-    training, request = context.training, context.cache
-    assert training is not None
+    training, request = context.trained_with, context.cache
     assert request is not None
     steps_per_epoch(training.train, training.config.batch_size)  # refuses what has no length
     drawn = is_drawn(training.config.augment, training.train)
     require_cacheable(config, training.config, drawn=drawn)
     for member in context.teachers:
         if any(isinstance(module, DynamicLinear) for module in member.network.modules()):
-            what = "scales its activations by the batch, so that no answer holds for another one"
-            raise UsageError(what, where=member.name, hint="leave out --cache, or give its float form")
+            message = "scales its activations by the batch, so that its logits hold for no other one"
+            raise UsageError(
+                message, where=member.name, hint=f"leave out {option('cache')}, or give its float form"
+            )
     world = distributed.world(training.device)
     classes = teacher(zeros(training.train.input, 1, world.device)).logits.shape[1]
     data, _ = samples(training.train, training.val, training.config.val_fraction, classes)
@@ -101,21 +105,21 @@ def open_cache(config: DistillConfig, context: Context, teacher: Callable[[Tenso
 
 
 def layout_of(config: DistillConfig, training: Training, classes: int) -> Layout:
-    """How many answers such a training needs, and how each is kept.
+    """Size and layout of the cache that such a training needs.
 
     Raises:
         DataError, UsageError: as ``training.split.samples``.
     """
     data, _ = samples(training.train, training.val, training.config.val_fraction, classes)
     drawn = is_drawn(training.config.augment, training.train)
-    return Layout(len(data), training.config.views if drawn else 1, classes, config.cache_top)
+    return Layout(len(data), training.config.augmentation_cycle if drawn else 1, classes, config.cache_top)
 
 
 def _identity(layout: Layout, training: TrainConfig, data: Data, seed: int) -> dict[str, Any]:
-    """What decides the answers beside the teachers.
+    """All that the logits depend on, next to the teachers.
 
-    Not the device nor the number of threads: they change how sums are rounded, and a student may well learn
-    from what another machine has answered.
+    Without the device and the number of threads: they change how sums are rounded, and a student may well
+    learn from the logits of another machine.
     """
     drawn = is_drawn(training.augment, data)
     indices = range(len(data)) if data.indices is None else data.indices

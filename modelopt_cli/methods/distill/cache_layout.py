@@ -1,4 +1,4 @@
-"""How the answer to one sample is laid out in a cache: as many bytes for every sample."""
+"""Layout of the logits of a sample in a cache: as many bytes for every sample."""
 
 from dataclasses import dataclass
 
@@ -19,8 +19,8 @@ class Layout:
     largest, their indices, and the logarithm of the sum of the exponentials of the others: that of what is
     left of softmax's mass, in the units of the logits. The others are read back all alike, as large as that
     sum makes them. So at temperature 1 the probabilities of the kept classes and the sum of the others' are
-    right up to rounding, and the divergence of what is read from what was answered is at most ``m ln R``,
-    with the mass ``m`` of the ``R`` others. At a temperature ``T`` above 1 the others weigh too much beside
+    right up to rounding, and the divergence of the logits read from those computed is at most ``m ln R``,
+    with the mass ``m`` of the ``R`` others. At a temperature ``T`` above 1 the others weigh too much next to
     the kept ones, by a factor of at most ``R ** (1 - 1 / T)``. Losses that compare logits themselves find
     the others' mean too high, and no differences between them.
 
@@ -38,12 +38,12 @@ class Layout:
 
     @property
     def exact(self) -> bool:
-        """Whether answers come back as they were."""
+        """True if logits come back as they were."""
         return self.classes <= self.top
 
     @property
     def entry(self) -> "np.dtype[np.void]":
-        """An entry; its checksum comes first."""
+        """Type of an entry; its checksum comes first."""
         if self.exact:
             return np.dtype([("checksum", "<u4"), ("values", "<f4", (self.classes,))])
         index = "<u2" if self.classes <= _NARROW else "<u4"
@@ -57,8 +57,8 @@ class Layout:
         )
 
     @property
-    def bytes(self) -> int:
-        """Of all entries together."""
+    def size(self) -> int:
+        """Bytes of all entries together."""
         return self.samples * self.variants * self.entry.itemsize
 
     def pack(self, logits: Tensor) -> NDArray[np.void]:

@@ -1,4 +1,4 @@
-"""Losses on logits: what the student answers, against what the teacher answers.
+"""Losses on logits: the student's against the teacher's.
 
 All take the student's and the teacher's logits ``(N, C)``, labels, ``(N,)`` int64 or ``(N, C)`` probabilities
 where samples are mixed, and the temperature ``T``. They return a scalar, the mean over the batch, in float32
@@ -6,12 +6,15 @@ or, if the logits are float64, in float64. What a loss has no use for it ignores
 they like, and all the same: neither the loss nor its gradient becomes NaN.
 """
 
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.distill.precision import full_precision
 
 DKD_ALPHA = 1.0
 """Share of "the class or another one" in ``dkd``."""
@@ -127,3 +130,15 @@ def _standardised(rows: Tensor) -> Tensor:
     centred = rows - rows.mean(1, keepdim=True)
     square, least = (x.square().sum(1, keepdim=True) for x in (centred, LEAST_SPREAD * rows))
     return centred / torch.maximum(square, least).clamp_min(_LEAST_SQUARE).sqrt()
+
+
+@contextmanager
+def full_precision(*tensors: Tensor) -> Iterator[Sequence[Tensor]]:
+    """Gives the tensors in one floating-point type, and switches autocast off while they are used.
+
+    The type is the widest of theirs, and at least float32: bfloat16 becomes float32, float64 stays. Autocast
+    would make each product of matrices bfloat16 again.
+    """
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        yield [t.to(dtype) for t in tensors]

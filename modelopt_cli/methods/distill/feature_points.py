@@ -1,7 +1,7 @@
-"""Looking at values inside a network while it runs.
+"""Feature points: values inside a network, recorded while it runs.
 
-A Program gets an identity layer behind each value that is looked at, and loses it afterwards; of a network
-without a graph the outputs of its modules can be seen.
+A Program gets an identity layer behind each value that is recorded, and loses it afterwards; of a network
+without a graph the outputs of its modules can be recorded.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ _BATCH = 2
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a value can be looked at.
+class FeaturePoint:
+    """Place in a network whose value can be recorded.
 
     Attributes:
-        name: what the user calls it: a layer, or a node of the graph.
+        name: of the layer or the node of the graph, as the user writes it.
         shape: of the value of one sample.
         key: of a Program, the node whose value it is; of other networks, the module.
-        before: whether it is what that module is given, not what it returns.
+        before: record the input of that module, not its output.
     """
 
     name: str
@@ -39,8 +39,10 @@ class Place:
     before: bool = False
 
 
-def places(network: nn.Module, shape: tuple[int, ...], dtype: InputType = "float32") -> list[Place]:
-    """All values for each sample that can be looked at, in the order in which they are computed.
+def feature_points(
+    network: nn.Module, shape: tuple[int, ...], dtype: InputType = "float32"
+) -> list[FeaturePoint]:
+    """All points with a value for each sample, in the order in which they are computed.
 
     Args:
         network: in any mode; it is not changed.
@@ -50,22 +52,22 @@ def places(network: nn.Module, shape: tuple[int, ...], dtype: InputType = "float
     if isinstance(network, Program):
         shapes = value_shapes(network, _BATCH, shape)
         nodes = [n for n in network.graph.nodes if n.op.startswith("call_") and _is_batch(shapes[n.name])]
-        return [Place(_name_of(n), tuple(shapes[n.name][1:]), n.name) for n in nodes]
-    found: list[Place] = []
+        return [FeaturePoint(_name_of(n), tuple(shapes[n.name][1:]), n.name) for n in nodes]
+    points: list[FeaturePoint] = []
 
-    def see(name: str) -> Any:
+    def recorder(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if isinstance(output, Tensor) and _is_batch(output.shape):
-                found.append(Place(name, tuple(output.shape[1:]), name))
+                points.append(FeaturePoint(name, tuple(output.shape[1:]), name))
 
         return hook
 
-    _run_once(network, shape, {name: see(name) for name, _ in network.named_modules() if name}, dtype)
-    return found
+    _run_once(network, shape, {name: recorder(name) for name, _ in network.named_modules() if name}, dtype)
+    return points
 
 
-def embedding(network: nn.Module, shape: tuple[int, ...]) -> Place:
-    """What the last layer with a weight is given: the features that the network classifies by.
+def embedding_point(network: nn.Module, shape: tuple[int, ...]) -> FeaturePoint:
+    """Input of the last layer with a weight: the features that the network classifies by.
 
     Raises:
         ModeloptError: the network has no such layer.
@@ -75,93 +77,93 @@ def embedding(network: nn.Module, shape: tuple[int, ...]) -> Place:
         for node in reversed(network.graph.nodes):
             if _is_weighted(node, network):
                 source = node.all_input_nodes[0]
-                return Place(_name_of(source), tuple(shapes[source.name][1:]), source.name)
+                return FeaturePoint(_name_of(source), tuple(shapes[source.name][1:]), source.name)
     else:
-        last: list[Place] = []
+        last: list[FeaturePoint] = []
 
-        def see(name: str) -> Any:
+        def recorder(name: str) -> Any:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
                 if args and isinstance(args[0], Tensor):
-                    last.append(Place(name, tuple(args[0].shape[1:]), name, before=True))
+                    last.append(FeaturePoint(name, tuple(args[0].shape[1:]), name, before=True))
 
             return hook
 
         weighted = [name for name, m in network.named_modules() if isinstance(m, WEIGHTED_KINDS)]
-        _run_once(network, shape, {name: see(name) for name in weighted})
+        _run_once(network, shape, {name: recorder(name) for name in weighted})
         if last:
             return last[-1]
-    raise ModeloptError("the network has no layer with a weight whose input could be looked at")
+    raise ModeloptError("the network has no layer with a weight whose input could be recorded")
 
 
-class Taps:
-    """The values at some places, as of the last forward pass.
+class FeatureValues:
+    """Values at some points, as of the last forward pass.
 
     A copy of a network that has them gets empty ones of its own.
     """
 
     def __init__(self) -> None:
-        self._values: dict[Place, Tensor] = {}
+        self._values: dict[FeaturePoint, Tensor] = {}
 
-    def take(self, place: Place) -> Tensor:
-        """The value ``(N, *place.shape)``, once for each forward pass."""
-        return self._values.pop(place)
+    def take(self, point: FeaturePoint) -> Tensor:
+        """The value ``(N, *point.shape)``, once for each forward pass."""
+        return self._values.pop(point)
 
-    def put(self, place: Place, value: Tensor) -> None:
+    def put(self, point: FeaturePoint, value: Tensor) -> None:
         """Keep a value until it is taken."""
-        self._values[place] = value
+        self._values[point] = value
 
-    def __deepcopy__(self, memo: Any) -> "Taps":
-        memo[id(self)] = copied = Taps()
+    def __deepcopy__(self, memo: Any) -> "FeatureValues":
+        memo[id(self)] = copied = FeatureValues()
         return copied
 
 
 @contextlib.contextmanager
-def tapped(network: nn.Module, looked_at: Sequence[Place]) -> Iterator[Taps]:
-    """In here the network keeps its values at some places; afterwards it is as it was."""
-    taps = Taps()
+def recording(network: nn.Module, points: Sequence[FeaturePoint]) -> Iterator[FeatureValues]:
+    """Inside the context the network keeps its values at some points; afterwards it is as it was."""
+    values = FeatureValues()
     with contextlib.ExitStack() as undo:
-        for number, place in enumerate(dict.fromkeys(looked_at)):
-            watched = _watched(network, place, number, undo)
-            undo.callback(watched.register_forward_hook(_Keep(taps, place)).remove)
+        for number, point in enumerate(dict.fromkeys(points)):
+            watched = _watched(network, point, number, undo)
+            undo.callback(watched.register_forward_hook(_Keep(values, point)).remove)
         if isinstance(network, Program):
             network.recompile()
             undo.callback(network.recompile)
-        yield taps
+        yield values
 
 
-def _watched(network: nn.Module, place: Place, number: int, undo: contextlib.ExitStack) -> nn.Module:
-    """The module whose calls tell the value."""
+def _watched(network: nn.Module, point: FeaturePoint, number: int, undo: contextlib.ExitStack) -> nn.Module:
+    """Module whose calls tell the value."""
     if not isinstance(network, Program):
-        return network.get_submodule(place.key)
-    graph, path = network.graph, f"tap{number}"
+        return network.get_submodule(point.key)
+    graph, path = network.graph, f"feature_point{number}"
     while hasattr(network, path):
         path += "_"
-    node = next(node for node in graph.nodes if node.name == place.key)
-    tap = nn.Identity()
-    network.add_module(path, tap)
+    node = next(node for node in graph.nodes if node.name == point.key)
+    identity = nn.Identity()
+    network.add_module(path, identity)
     with graph.inserting_after(node):
-        seen = graph.call_module(path, (node,))
-    node.replace_all_uses_with(seen, delete_user_cb=lambda user: user is not seen)
+        recorded = graph.call_module(path, (node,))
+    node.replace_all_uses_with(recorded, delete_user_cb=lambda user: user is not recorded)
 
     def remove() -> None:
-        seen.replace_all_uses_with(node)
-        graph.erase_node(seen)
+        recorded.replace_all_uses_with(node)
+        graph.erase_node(recorded)
         delattr(network, path)
         network.recompile()
 
     undo.callback(remove)
-    return tap
+    return identity
 
 
 @dataclass(frozen=True)
 class _Keep:
-    """A hook, which a copy of the network copies along with the taps."""
+    """A hook, which a copy of the network copies along with the values."""
 
-    taps: Taps
-    place: Place
+    values: FeatureValues
+    point: FeaturePoint
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.taps.put(self.place, args[0] if self.place.before else output)
+        self.values.put(self.point, args[0] if self.point.before else output)
 
 
 def _run_once(

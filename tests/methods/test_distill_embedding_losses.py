@@ -9,9 +9,9 @@ from distill_cases import Array, check, check_precision, gradient, normal, numer
 from torch import Tensor
 from torch.func import functional_call
 
-from modelopt_cli.methods.distill import relations
-from modelopt_cli.methods.distill.relations import Contrastive, Relational
-from modelopt_cli.methods.distill.table import LOSSES
+from modelopt_cli.methods.distill import embedding_losses
+from modelopt_cli.methods.distill.embedding_losses import Contrastive, Relational
+from modelopt_cli.methods.distill.losses import LOSSES
 
 STUDENT, TEACHER = normal(6, 3), normal(6, 4, seed=1)
 SAMPLES = 50
@@ -69,7 +69,7 @@ def crd(student: Array, teacher: Array, heads: tuple[Array, Array, Array, Array]
 
 @pytest.mark.parametrize("chunk", [2**20, 1, 80])
 def test_distill_rkd_is_numpys(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relations, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(embedding_losses, "CHUNK_ELEMENTS", chunk)
     # Some cosines and some distances differ by more than 1, where Huber's loss is another.
     student = STUDENT.clone()
     student[0] *= 20
@@ -171,7 +171,7 @@ def test_distill_crd_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
     ``h`` is ``e / (e + 1/3)`` of the same and ``1 / (1 + 1/3)`` of different ones.
     """
-    monkeypatch.setattr(relations, "CRD_TEMPERATURE", 1.0)
+    monkeypatch.setattr(embedding_losses, "CRD_TEMPERATURE", 1.0)
     loss = Contrastive((2,), (2,), 3)
     for head in (loss.student, loss.teacher):
         head.weight.data = torch.eye(128, 2)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from modelopt_cli.methods.distill.features import Shape
-from modelopt_cli.methods.distill.precision import full_precision
+from modelopt_cli.methods.distill.feature_losses import Shape
+from modelopt_cli.methods.distill.logit_losses import full_precision
 
 RKD_DISTANCE = 1.0
 """Share of the distances in ``Relational``."""

@@ -1,14 +1,16 @@
-"""The grammar of ``--loss``, and the table behind it."""
+"""Grammar of ``--loss``, and every row of the table of losses."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from distill_cases import normal
+from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.distill.table import LOSSES
-from modelopt_cli.methods.distill.terms import Term, parse_terms
+from modelopt_cli.methods.distill.losses import LOSSES, Loss, Term, parse_terms
+from modelopt_cli.training import StepInputs
 
 CE = Term("ce", 1.0)
 PARSED = [
@@ -87,17 +89,34 @@ def test_distill_terms_refuse(text: str, said: str) -> None:
     assert str(caught.value).startswith(f"loss: {said}")
 
 
+def comparison(loss: Loss, labels: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]:
+    """The loss as a function of the student's and the teacher's values, and the shape of a sample's."""
+    if loss.looks_at == "labels":
+        on_labels = loss.make(0.0)
+        return lambda student, _: on_labels(student, labels, StepInputs(torch.empty(0))), (5,)
+    if loss.looks_at == "logits":
+        return lambda student, teacher: loss.make(student, teacher, labels, 4.0), (5,)
+    shape = (3, 4, 4) if loss.looks_at == "features" else (7,)
+    return loss.make(shape, shape, 100), shape
+
+
 @pytest.mark.parametrize("name", LOSSES)
-def test_distill_table_makes_losses_that_are_0_for_the_teacher_itself_or_learn(name: str) -> None:
-    loss = LOSSES[name]
-    assert "ce" not in LOSSES
+def test_every_loss_is_finite_has_a_gradient_and_is_0_for_equal_values(name: str) -> None:
+    """Losses that learn compare values that they transform: those they do not make equal by themselves."""
+    loss, labels = LOSSES[name], torch.arange(6) % 5
     assert 0 < loss.weight < math.inf
     assert loss.help
-    if loss.looks_at == "logits":
-        answers = normal(6, 5)
-        assert float(loss.make(answers, answers, torch.arange(6) % 5, 4.0)) == pytest.approx(0, abs=1e-12)
-        return
-    shape = (3, 4, 4) if loss.looks_at == "features" else (3,)
-    module, feature = loss.make(shape, shape, 100), normal(6, *shape)
-    value = float(module(feature, feature).detach())
-    assert value == pytest.approx(0, abs=1e-10) or (name == "crd" and value > 0)
+    assert loss.paper
+    compare, shape = comparison(loss, labels)
+    learning = list(compare.parameters()) if isinstance(compare, nn.Module) else []
+    certain = 60.0 * torch.nn.functional.one_hot(labels, 5).double()
+    teacher = certain if loss.looks_at == "labels" else normal(6, *shape)
+    student = normal(6, *shape, seed=1).requires_grad_(True)
+    value = compare(student, teacher)
+    assert value.dim() == 0
+    assert 0 < float(value.detach()) < math.inf
+    for gradient in torch.autograd.grad(value, [student, *learning]):
+        assert bool(torch.isfinite(gradient).all())
+        assert float(gradient.abs().max()) > 0
+    if not learning:
+        assert float(compare(teacher.clone(), teacher)) == pytest.approx(0, abs=1e-10)

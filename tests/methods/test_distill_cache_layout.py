@@ -5,7 +5,7 @@ import pytest
 import torch
 from distill_cases import normal
 
-from modelopt_cli.methods.distill.entries import Layout
+from modelopt_cli.methods.distill.cache_layout import Layout
 
 
 def test_few_classes_come_back_bit_for_bit() -> None:
@@ -14,7 +14,7 @@ def test_few_classes_come_back_bit_for_bit() -> None:
     layout = Layout(100, 3, 5, 5)
     assert layout.exact
     assert layout.entry.itemsize == 4 + 5 * 4
-    assert layout.bytes == 300 * 24
+    assert layout.size == 300 * 24
     found = layout.unpack(layout.pack(logits))
     assert found.dtype is torch.float32
     assert torch.equal(found.view(torch.int32), logits.view(torch.int32))

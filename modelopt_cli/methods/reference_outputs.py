@@ -1,4 +1,4 @@
-"""What a network answers on calibration data, and how far other networks' answers are from that."""
+"""Outputs of a network on calibration data, and how far those of changed networks are from them."""
 
 import math
 from collections.abc import Sequence
@@ -16,41 +16,48 @@ from modelopt_cli.program.shapes import evaluation_mode
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A network's answers, to compare others with; no labels are needed.
+class ReferenceOutputs:
+    """Outputs of a network, to compare others with; no labels are needed.
 
     Attributes:
         images: batches of samples.
-        whole: log-softmax of the network's outputs on them, float64 ``(N, classes)``.
+        original: log-softmax of the network's outputs on them, float64 ``(N, classes)``.
         device: where to compute.
     """
 
     images: tuple[Tensor, ...]
-    whole: Tensor
+    original: Tensor
     device: str
 
     @classmethod
-    def of(cls, program: Program, data: Data, context: Context, samples: int) -> "Answers":
-        """The answers of a network to so many samples, at most.
+    def of(cls, program: Program, data: Data, context: Context, samples: int) -> "ReferenceOutputs":
+        """Outputs of a network on calibration data.
+
+        Args:
+            program: the network.
+            data: samples, labelled or not.
+            context: seed, batch size, workers and device.
+            samples: largest number of samples.
+
 
         Raises:
-            DataError: there are none, or the answers are not finite.
+            DataError: there are no samples, or the outputs are not finite.
         """
         batches = data.sample(samples, context.seed).batches(context.batch_size, workers=context.workers)
         images = tuple(images for images, _ in batches)
         if not images:
             raise DataError("no samples to calibrate on", hint="give data with at least one sample")
-        whole = log_probabilities(program, images, context.device)
-        if not torch.isfinite(whole).all():
+        original = log_probabilities(program, images, context.device)
+        if not torch.isfinite(original).all():
             raise DataError(
                 "the network gives NaN or infinity on the calibration data",
                 hint="check the checkpoint and the preprocessing",
             )
-        return cls(images, whole, context.device)
+        return cls(images, original, context.device)
 
     def compare(self, changed: Program) -> tuple[float, float]:
-        """Another network's mean KL(whole || changed), in nats, and its share of equal top answers."""
-        return compare(self.whole, log_probabilities(changed, self.images, self.device))
+        """Mean KL(original || changed) in nats, and the fraction of samples with the same top class."""
+        return compare(self.original, log_probabilities(changed, self.images, self.device))
 
 
 def log_probabilities(program: Program, images: Sequence[Tensor], device: str) -> Tensor:
@@ -64,10 +71,10 @@ def log_probabilities(program: Program, images: Sequence[Tensor], device: str) -
     return F.log_softmax(torch.cat(outputs).double(), dim=1)
 
 
-def compare(whole: Tensor, changed: Tensor) -> tuple[float, float]:
+def compare(original: Tensor, changed: Tensor) -> tuple[float, float]:
     """Divergence and agreement of two sets of log-probabilities ``(N, classes)``."""
-    divergence = F.kl_div(changed, whole, reduction="batchmean", log_target=True)
-    agreement = (whole.argmax(1) == changed.argmax(1)).double().mean()
+    divergence = F.kl_div(changed, original, reduction="batchmean", log_target=True)
+    agreement = (original.argmax(1) == changed.argmax(1)).double().mean()
     # Rounding may leave a tiny negative number; a network that gives no numbers is infinitely far.
-    found = max(0.0, float(divergence)) if torch.isfinite(divergence) else math.inf
-    return found, float(agreement)
+    nats = max(0.0, float(divergence)) if torch.isfinite(divergence) else math.inf
+    return nats, float(agreement)

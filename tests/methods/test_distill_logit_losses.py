@@ -10,8 +10,8 @@ from distill_cases import Array, check, check_precision, gradient, normal
 from torch import Tensor
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.distill import logits
-from modelopt_cli.methods.distill.table import LOSSES
+from modelopt_cli.methods.distill import logit_losses
+from modelopt_cli.methods.distill.losses import LOSSES
 
 STUDENT, TEACHER = normal(4, 5, scale=2), normal(4, 5, seed=1, scale=2)
 LABELS = torch.tensor([3, 0, 0, 4])
@@ -136,9 +136,9 @@ def test_distill_dkd_is_kd_where_the_others_count_as_much_as_the_teacher_doubts(
 ) -> None:
     """Equation 6 of the paper: with beta = 1 - p of the label's class it is kd."""
     student, teacher, labels = STUDENT[:1], TEACHER[:1], LABELS[:1]
-    monkeypatch.setattr(logits, "DKD_BETA", 1 - (teacher / T).softmax(1)[0, labels])
+    monkeypatch.setattr(logit_losses, "DKD_BETA", 1 - (teacher / T).softmax(1)[0, labels])
     torch.testing.assert_close(
-        logits.dkd(student, teacher, labels, T).squeeze(), logits.kd(student, teacher, labels, T)
+        logit_losses.dkd(student, teacher, labels, T).squeeze(), logit_losses.kd(student, teacher, labels, T)
     )
 
 
@@ -191,4 +191,4 @@ def test_distill_logits_take_mixed_labels_except_dkd() -> None:
                 STUDENT, TEACHER, LABELS, T
             )
     with pytest.raises(UsageError, match=r"^--loss: dkd needs one label for each sample"):
-        logits.dkd(STUDENT, TEACHER, mixed, T)
+        logit_losses.dkd(STUDENT, TEACHER, mixed, T)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.distill.precision import full_precision
+from modelopt_cli.methods.distill.logit_losses import full_precision
 
 Shape = tuple[int, ...]
 """Of a feature, without the batch."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.distill.features import Attention, Hint, Shape
+from modelopt_cli.methods.distill.feature_losses import Attention, Hint, Shape
 
 SHAPES = [
     pytest.param((3, 4, 4), (2, 4, 4), id="maps"),

@@ -1,0 +1,224 @@
+"""Losses of distillation, one row each, and the grammar of ``--loss``. Imports no torch.
+
+``--loss`` is ``TERM+TERM...``, a term being ``NAME[:WEIGHT][@LAYERS[=LAYERS]]``.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from modelopt_cli.errors import UsageError
+from modelopt_cli.lazy_names import deferred
+from modelopt_cli.settings import did_you_mean, option
+
+_PACKAGE = "modelopt_cli.methods.distill"
+_hint = deferred(f"{_PACKAGE}.feature_losses", "Hint")
+_attention = deferred(f"{_PACKAGE}.feature_losses", "Attention")
+_relational = deferred(f"{_PACKAGE}.embedding_losses", "Relational")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One part of the loss that a student learns by.
+
+    Attributes:
+        help: the quantity that is compared.
+        paper: its source, authors and year.
+        looks_at: values that are compared: the student's logits with the labels; logits of student and
+            teacher; features inside the two; or embeddings, which are what their last layers get, flattened.
+        weight: where the user gives none. It goes with weight 1 of the labels.
+        make: for labels ``make(label_smoothing)`` gives a ``training.Objective``. For logits it is the loss
+            itself, ``make(student, teacher, labels, temperature)``, as in ``logit_losses.py``. For features
+            and embeddings ``make(student, teacher, samples)`` gives a module, from the two shapes without the
+            batch and the number of training samples; the module is called with the two features and may have
+            parameters that learn.
+    """
+
+    help: str
+    paper: str
+    looks_at: Literal["labels", "logits", "features", "embeddings"]
+    weight: float
+    make: Callable[..., Any]
+
+    @property
+    def looks_inside(self) -> bool:
+        """True if it compares values of layers, which may be named."""
+        return self.looks_at in ("features", "embeddings")
+
+
+LOSSES: dict[str, Loss] = {
+    "ce": Loss(
+        "cross-entropy with the labels",
+        "smoothed as by Szegedy et al. 2016",
+        "labels",
+        1.0,
+        deferred("modelopt_cli.training.objectives", "CrossEntropy"),
+    ),
+    "kd": Loss(
+        "softened probabilities",
+        "Hinton et al. 2015",
+        "logits",
+        0.9,
+        deferred(f"{_PACKAGE}.logit_losses", "kd"),
+    ),
+    "mse": Loss("logits", "Ba and Caruana 2014", "logits", 1.0, deferred(f"{_PACKAGE}.logit_losses", "mse")),
+    "dkd": Loss(
+        "probability of the label's class, and apart from it those of the others",
+        "Zhao et al. 2022",
+        "logits",
+        1.0,
+        deferred(f"{_PACKAGE}.logit_losses", "dkd"),
+    ),
+    "std": Loss(
+        "softened probabilities of standardised logits",
+        "Sun et al. 2024",
+        "logits",
+        9.0,
+        deferred(f"{_PACKAGE}.logit_losses", "std"),
+    ),
+    "dist": Loss(
+        "correlation of probabilities over classes and over samples",
+        "Huang et al. 2022",
+        "logits",
+        2.0,
+        deferred(f"{_PACKAGE}.logit_losses", "dist"),
+    ),
+    "hint": Loss(
+        "features, through an adapter that learns",
+        "Romero et al. 2015",
+        "features",
+        # 100 in the code of the authors of CRD, behind a batch norm: without that it diverges.
+        1.0,
+        lambda student, teacher, samples: _hint(student, teacher),
+    ),
+    "at": Loss(
+        "positions where features are large",
+        "Zagoruyko and Komodakis 2017",
+        "features",
+        1000.0,
+        lambda student, teacher, samples: _attention(student, teacher),
+    ),
+    "rkd": Loss(
+        "distances and angles between samples",
+        "Park et al. 2019",
+        "embeddings",
+        25.0,
+        lambda student, teacher, samples: _relational(),
+    ),
+    "crd": Loss(
+        "embeddings of one sample against those of others",
+        "Tian et al. 2020",
+        "embeddings",
+        0.8,
+        deferred(f"{_PACKAGE}.embedding_losses", "Contrastive"),
+    ),
+}
+"""By the name in ``--loss``. Sums without a loss on labels get the first one that looks at them."""
+
+_PLUS = re.compile(r"\+(?!\d)")
+"""Not that of ``1e+3``."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of the loss.
+
+    Attributes:
+        name: a key of ``LOSSES``.
+        weight: that it is multiplied by, 0 or more.
+        student: globs of the student's layers; None leaves the choice to whoever computes the loss.
+        teacher: of the teacher's layers, as many: the first belongs to the student's first, and so on.
+    """
+
+    name: str
+    weight: float
+    student: tuple[str, ...] | None = None
+    teacher: tuple[str, ...] | None = None
+
+    @property
+    def loss(self) -> Loss:
+        """Row of its name."""
+        return LOSSES[self.name]
+
+    def __str__(self) -> str:
+        text = f"{self.name}:{repr(self.weight).removesuffix('.0')}"
+        if self.student is None or self.teacher is None:
+            return text
+        text += "@" + ",".join(self.student)
+        return text if self.teacher == self.student else text + "=" + ",".join(self.teacher)
+
+
+class Terms(tuple[Term, ...]):
+    """Sum of terms. Its ``str`` is a text that parses to the same terms."""
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self))
+
+
+def parse_terms(text: str) -> Terms:
+    """Terms of a text in the order given, after that of the labels if none is among them.
+
+    ``kd:0.9+hint:1@layer3`` compares the layers of that name; ``hint@a,b=c,d`` the student's ``a`` with the
+    teacher's ``c``, and ``b`` with ``d``.
+
+    Raises:
+        UsageError: a term is malformed or there twice, or all weights are 0.
+    """
+    terms = [_term(part) for part in _PLUS.split("".join(text.split()))]
+    keys = set()
+    for term in terms:
+        key = term.name, term.student, term.teacher
+        if key in keys:
+            raise _wrong(f"{term.name} is there twice", "give it once, with its whole weight")
+        keys.add(key)
+    if not any(term.loss.looks_at == "labels" for term in terms):
+        name, labels = next((name, loss) for name, loss in LOSSES.items() if loss.looks_at == "labels")
+        terms.insert(0, Term(name, labels.weight))
+    if not any(term.weight for term in terms):
+        raise _wrong("all weights are 0", "give one that is not")
+    return Terms(terms)
+
+
+def _term(text: str) -> Term:
+    head, at, layers = text.partition("@")
+    name, colon, weight = head.partition(":")
+    if name not in LOSSES:
+        hint = did_you_mean(name, LOSSES) or f"there are {', '.join(LOSSES)}"
+        raise _wrong(f"unknown loss {name!r}", hint)
+    value = _weight(name, weight) if colon else LOSSES[name].weight
+    if not at:
+        return Term(name, value)
+    if not LOSSES[name].looks_inside:
+        raise _wrong(f"{name} looks at logits, not at a layer", f"leave out @{layers}")
+    if ":" in layers:
+        raise _wrong(f"{text!r} has its weight after the layer", f"write {name}:WEIGHT@LAYER")
+    return Term(name, value, *_layers(text, layers))
+
+
+def _weight(name: str, text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise _wrong(f"{text!r} is no weight of {name}", "give a number from 0")
+    return abs(weight)  # -0.0 is 0
+
+
+def _layers(term: str, text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    sides = [tuple(side.split(",")) for side in text.split("=")]
+    student, teacher = sides[0], sides[-1]
+    if len(sides) > 2 or "" in (*student, *teacher):
+        raise _wrong(f"{term!r} names no layers", "write @LAYER,... or @STUDENT,...=TEACHER,...")
+    if len(student) != len(teacher):
+        raise _wrong(
+            f"{term!r} has {len(student)} of the student's layers and {len(teacher)} of the teacher's",
+            "give equally many",
+        )
+    return student, teacher
+
+
+def _wrong(what: str, hint: str) -> UsageError:
+    return UsageError(what, where=option("loss"), hint=hint)
