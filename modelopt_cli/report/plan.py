@@ -42,7 +42,7 @@ class Plan:
         stages: its trainings, one after another.
         predicted_bytes: length of the file, but for a few digits in its history; None where that depends
             on what is learned.
-        cache_bytes: that the teachers' answers would take on disk; None without a cache.
+        cache_bytes: that the teachers' logits would take on disk; None without a cache.
     """
 
     networks: Sequence[Cost]
@@ -80,7 +80,7 @@ def plan_table(plan: Plan) -> RenderableType:
     if plan.predicted_bytes is not None:
         lines.append(f"the file would have about {plan.predicted_bytes:,} bytes")
     if plan.cache_bytes is not None:
-        lines.append(f"the teacher's answers would take {plan.cache_bytes:,} bytes")
+        lines.append(f"the teacher's logits would take {plan.cache_bytes:,} bytes")
     texts = [Text(line, style="bold") for line in lines]
     return Group(_networks(plan), Text(), _stages(plan), Text(), *texts)
 
@@ -157,7 +157,7 @@ def _stages(plan: Plan) -> Table:
 
 
 def _step(stage: TimeEstimate) -> str:
-    """How long one takes; where answers are kept, also one that finds them."""
+    """How long one takes; where logits are kept, also one that finds them."""
     text, kept = duration(stage.seconds_per_step), stage.seconds_per_kept_step
     return text if kept is None else f"{text}, then {duration(kept)}"
 

@@ -175,7 +175,7 @@ def test_answers_that_are_there_are_used_and_stay(here, clock, modelopt):
         *DISTILL, "--cache", "answers", "--seed", "1", "--augment", "cifar", "--augmentation-cycle", "1"
     )
     assert outcome.code == 2
-    assert "holds other answers" in outcome.err
+    assert "holds the logits of another distillation" in outcome.err
     assert listing(here) == before
 
 
@@ -183,7 +183,7 @@ def test_it_is_told_in_words_too(here, clock, modelopt):
     outcome = modelopt(*DISTILL, "--cache", "answers")
     assert outcome.code == 0
     assert "5 epochs, 60 steps; training would take about 1 min 48 s" in outcome.out
-    assert "the teacher's answers would take 63,052 bytes" in outcome.out
+    assert "the teacher's logits would take 63,052 bytes" in outcome.out
     assert "5 s, then 1 s" in outcome.out
 
 
