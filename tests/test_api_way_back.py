@@ -236,7 +236,7 @@ def test_float64_weights_that_float32_cannot_hold_are_refused(values, what, nets
     state["0.weight"].view(-1)[:] = 0
     state["0.weight"].view(-1)[:2] = torch.tensor(values, dtype=torch.float64)
     torch.save(state, tmp_path / "a.pth")
-    for how in ({}, {"arch": nets("image"), "input": IMAGE}):
+    for how in ({}, {"arch": nets("image"), "input_spec": IMAGE}):
         with pytest.raises(CheckpointError, match="which float32 cannot hold") as caught:
             open_model(tmp_path / "a.pth", **how)
         assert f"values up to {what}" in str(caught.value)
