@@ -9,7 +9,7 @@ from modelopt_cli.api.inputs import published_for
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.checkpoint.sources import published_top1
 from modelopt_cli.data import Data
-from modelopt_cli.data.names import match_names
+from modelopt_cli.data.class_names import match_names
 from modelopt_cli.errors import DataError
 from modelopt_cli.measure import Accuracy, Evaluation, Subject
 from modelopt_cli.measure.statistics import proportion_interval

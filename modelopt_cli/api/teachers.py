@@ -8,7 +8,7 @@ from modelopt_cli.api.opening import sample_of
 from modelopt_cli.api.request import Note
 from modelopt_cli.api.students import classes_of
 from modelopt_cli.checkpoint import Opened, require_network
-from modelopt_cli.data.names import match_names
+from modelopt_cli.data.class_names import match_names
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import Gates
 from modelopt_cli.methods.distill.teacher import Member, input_change

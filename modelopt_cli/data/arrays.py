@@ -12,7 +12,7 @@ from PIL import Image
 
 from modelopt_cli.data.idx import find_idx, read_idx
 from modelopt_cli.data.source import Label, Raw, Source
-from modelopt_cli.data.spec import DataSpec, check_options, choice
+from modelopt_cli.data.spec import DataSpec, choice
 from modelopt_cli.errors import DataError, EnvironmentFailure
 from modelopt_cli.regular import open_regular
 
@@ -77,8 +77,7 @@ def wrong_labels(labels: NDArray[Any], count: int, where: str) -> DataError | No
 
 def open_idx(spec: DataSpec) -> Source:
     """``idx:DIR``: the test split, or ``?split=train``."""
-    check_options(spec, ("split",))
-    split = choice(spec, "split", ("train", "test"), "test")
+    split = choice(spec, "split", ("train", "test"))
     images_path = find_idx(Path(spec.target), split, "images")
     images = read_idx(images_path)
     labels: NDArray[Any] | DataError
@@ -97,8 +96,7 @@ def open_digits(spec: DataSpec) -> Source:
     E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository,
     1998, CC BY 4.0. The stored 0..16 become 0..255.
     """
-    check_options(spec, ("split",))
-    split = choice(spec, "split", ("train", "test", "all"), "test")
+    split = choice(spec, "split", ("train", "test", "all"))
     with np.load(DIGITS, allow_pickle=False) as stored:
         images, labels = stored["images"], stored["labels"]
     chosen = np.ones(len(labels), dtype=bool)
@@ -114,7 +112,6 @@ def open_digits(spec: DataSpec) -> Source:
 
 def open_npz(spec: DataSpec) -> Source:
     """``npz:FILE``: 8-bit images to preprocess, or float samples used as they are."""
-    check_options(spec, ())
     images, labels = _read_npz(Path(spec.target))
     if images.dtype.kind == "f" or (images.dtype.kind in "iu" and images.ndim == 2):
         return ArraySource(spec.text, images, labels, spec.target)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from modelopt_cli.data.names import match_names
+from modelopt_cli.data.class_names import match_names
 from modelopt_cli.data.preprocess import ImageTransform
 from modelopt_cli.data.source import Label, Source, Stream
 from modelopt_cli.data.workers import in_workers
@@ -100,7 +100,7 @@ class Data:
             names: of the network's classes, in logit order, or None.
 
         Raises:
-            DataError: as :func:`names.match_names`.
+            DataError: as :func:`class_names.match_names`.
         """
         if names is None or self.source.class_names is None or not self.labelled:
             return replace(self, reads_labels=True)

@@ -1,37 +1,17 @@
-"""Open a ``--data`` spec: the one table of kinds, and the merge with what the network expects."""
+"""Opening of a data spec: its samples, brought into the form that the network expects."""
 
-from collections.abc import Callable
 from typing import cast
 
 from torch import Tensor
 
-from modelopt_cli.data.arrays import open_digits, open_idx, open_npz
 from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.data.dataset import Data
-from modelopt_cli.data.datasets import open_callable, open_torchvision
-from modelopt_cli.data.files import open_folder
-from modelopt_cli.data.parquet import open_parquet
 from modelopt_cli.data.preprocess import ImageTransform, resolve_preprocess
 from modelopt_cli.data.source import Source, Stream
-from modelopt_cli.data.spec import DataSpec, parse_spec
-from modelopt_cli.data.synthetic import open_synthetic
-from modelopt_cli.data.table import open_csv
-from modelopt_cli.data.tar import open_tar
+from modelopt_cli.data.spec import parse_spec
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.input_spec import InputSpec, InputType
 from modelopt_cli.program.samples import DTYPES
-
-_OPENERS: dict[str, Callable[[DataSpec], Source | Stream]] = {
-    "folder": open_folder,
-    "csv": open_csv,
-    "tar": open_tar,
-    "parquet": open_parquet,
-    "idx": open_idx,
-    "npz": open_npz,
-    "torchvision": open_torchvision,
-    "callable": open_callable,
-    "digits": open_digits,
-}
 
 
 def open_data(
@@ -65,19 +45,14 @@ def open_data(
     overrides = overrides or PreprocessOverrides()
     if overrides.sample is not None:
         input_spec, overrides = overrides.sample, PreprocessOverrides()
-    if parsed.kind == "synthetic":
-        shape = (
-            resolve_preprocess(input_spec, overrides)[1]
-            if overrides
-            else input_spec.shape
-            if input_spec
-            else None
-        )
-        source: Source | Stream = open_synthetic(
-            parsed, shape, seed, input_spec.dtype if input_spec else "float32"
-        )
+    source: Source | Stream
+    if parsed.row.follows_network:
+        shape = input_spec.shape if input_spec else None
+        if overrides:
+            shape = resolve_preprocess(input_spec, overrides)[1]
+        source = parsed.row.open(parsed, shape, seed, input_spec.dtype if input_spec else "float32")
     else:
-        source = _OPENERS[parsed.kind](parsed)
+        source = parsed.row.open(parsed)
     if isinstance(source, Stream) or source.ready:
         return _open_ready(source, input_spec, overrides, labels)
     return _open_images(source, input_spec, overrides, labels)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelopt_cli.data.files import LABEL_DIGITS, decode
+from modelopt_cli.data.images import LABEL_DIGITS, decode
 from modelopt_cli.data.shards import find_shards, shown
 from modelopt_cli.data.source import Label, Raw, Source
-from modelopt_cli.data.spec import DataSpec, check_options
+from modelopt_cli.data.spec import DataSpec
 from modelopt_cli.errors import DataError, EnvironmentFailure
 from modelopt_cli.text import typed_line
 
@@ -120,8 +120,7 @@ class _Table:
 
 def open_parquet(spec: DataSpec) -> Source:
     """``parquet:PATTERN``: files in sorted order, rows as they come; ``?image=img&label=fine_label``."""
-    check_options(spec, ("image", "label"))
-    columns = (str(spec.options.get(key, key)) for key in ("image", "label"))
+    columns = (str(spec.option(name)) for name in ("image", "label"))
     return ParquetSource(spec.text, find_shards(spec.target), *columns)
 
 

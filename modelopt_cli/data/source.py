@@ -1,7 +1,7 @@
 """Where samples come from, before preprocessing."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TypeAlias
 
 from PIL import Image
@@ -10,8 +10,6 @@ from torch import Tensor
 from modelopt_cli.errors import DataError
 
 Raw: TypeAlias = Image.Image | Tensor
-Scalar: TypeAlias = bool | int | float | str
-Options: TypeAlias = Mapping[str, Scalar]
 Label: TypeAlias = int | DataError
 """A class, or the reason why there is none, which is raised only where labels are read."""
 

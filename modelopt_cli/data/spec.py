@@ -1,37 +1,69 @@
-"""The grammar of ``--data``: which kind of source, where it is, and its ``?key=value`` options."""
+"""Data specs, the values of ``--data``: kinds of data, one row each, and the parser of their options."""
 
-import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
 from modelopt_cli.data.shards import find_shards
-from modelopt_cli.data.source import Options, Scalar
 from modelopt_cli.errors import DataError
+from modelopt_cli.lazy_names import deferred
+from modelopt_cli.settings import did_you_mean
 
-KINDS = ("csv", "tar", "parquet", "idx", "torchvision", "npz", "digits", "synthetic")
-FORMS = (
-    "a folder with one folder per class, csv:FILE, tar:PATTERN, parquet:PATTERN, idx:DIR, "
-    "torchvision:NAME@ROOT, npz:FILE, FILE.py:CALLABLE, digits or synthetic:3x224x224"
-)
-
-_SHARDED = ("tar", "parquet")
+Scalar: TypeAlias = bool | int | float | str
+Options: TypeAlias = Mapping[str, Scalar]
 
 _CALLABLE = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
+class DataKind:
+    """A kind of data that ``--data`` can name.
+
+    Attributes:
+        help: one line for the documentation.
+        form: how it is written.
+        open: makes a ``Source`` or a ``Stream`` of a :class:`DataSpec`.
+        defaults: its options.
+        any_option: options are the dataset's own; ``defaults`` are then only those that it is known to have.
+        is_path: the target is the path of a file or a folder.
+        canonical: the target in one spelling for all that mean the same; by default as it is written, or a
+            path with its links followed.
+        needs_target: something must follow the colon.
+        takes_target: something may follow the colon.
+        sharded: the target is a pattern, which may match several files.
+        suffix: of a file that is likely to be meant by it.
+        target: the target in a text, and the options after it, where the text is no ``NAME:TARGET``; or None.
+        follows_network: ``open`` takes the shape of the network's input, a seed and its type, too.
+    """
+
+    help: str
+    form: str
+    open: Callable[..., Any]
+    defaults: Options = field(default_factory=dict)
+    any_option: bool = False
+    is_path: bool = False
+    canonical: Callable[[str], list[str]] | None = None
+    needs_target: bool = True
+    takes_target: bool = True
+    sharded: bool = False
+    suffix: str = ""
+    target: Callable[[str], tuple[str, str] | None] | None = None
+    follows_network: bool = False
+
+
+@dataclass(frozen=True)
 class DataSpec:
-    """A parsed ``--data`` value.
+    """A parsed value of ``--data``.
 
     Attributes:
         text: the value as it was given.
-        kind: ``folder``, ``callable`` or one of ``KINDS``.
+        kind: one of ``DATA_KINDS``.
         target: the path, the pattern of paths, ``NAME@ROOT``, ``FILE.py:CALLABLE`` or shape.
-        options: what followed the ``?``.
+        options: those after the ``?``.
     """
 
     text: str
@@ -39,83 +71,199 @@ class DataSpec:
     target: str
     options: Options = field(default_factory=dict)
 
+    @property
+    def row(self) -> DataKind:
+        """The row of its kind."""
+        return DATA_KINDS[self.kind]
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word most like ``word``, or None if none is close."""
-    found = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
-    return found[0] if found else None
+    def option(self, name: str) -> Scalar:
+        """The value of an option, or its default."""
+        return self.options.get(name, self.row.defaults[name])
+
+    def canonical(self) -> tuple[str, list[str], Options]:
+        """Kind, target and options in one spelling, with defaults spelt out."""
+        targets = [str(Path(self.target).resolve())] if self.row.is_path else [self.target]
+        if self.row.canonical is not None:
+            targets = self.row.canonical(self.target)
+        return self.kind, targets, {**self.row.defaults, **self.options}
+
+    @property
+    def is_missing(self) -> bool:
+        """True if the target is a path, and nothing is there."""
+        return self.row.is_path and not os.path.exists(self.target)
+
+
+def _folder(text: str) -> tuple[str, str] | None:
+    return (text, "") if Path(text).is_dir() else None
+
+
+def _callable(text: str) -> tuple[str, str] | None:
+    """``FILE.py:NAME`` or ``package.module:NAME``, where that is no slip in the name of a kind."""
+    body, _, query = text.partition("?")
+    place, _, name = body.partition(":")
+    # A shard's name has a dot: MODULE:NAME is no slip in tar:, and modules are called target or start.
+    kinds = [known for known, kind in DATA_KINDS.items() if kind.target is None and not kind.sharded]
+    if not place.endswith(".py") and (not _CALLABLE.fullmatch(body) or did_you_mean(place, kinds)):
+        return None
+    if not name.isidentifier():
+        raise DataError("names no callable", where=text, hint="write FILE.py:CALLABLE")
+    return body, query
+
+
+def _at_root(target: str) -> list[str]:
+    name, at, root = target.partition("@")
+    return [f"{name}{at}{Path(root).resolve()}"]
+
+
+def _shards(target: str) -> list[str]:
+    return [os.path.realpath(path) for path in find_shards(target)]
+
+
+_ROOM = "modelopt_cli.data"
+
+DATA_KINDS: dict[str, DataKind] = {
+    "folder": DataKind(
+        "images in one folder for each class; labels follow the names of the folders sorted as text, as in "
+        "torchvision's `ImageFolder`",
+        "DIR",
+        deferred(f"{_ROOM}.images", "open_folder"),
+        is_path=True,
+        target=_folder,
+    ),
+    "csv": DataKind(
+        "table with columns `path,label`; paths start at the file; labels are integers from 0, or class "
+        "names, which are numbered in sorted order",
+        "csv:FILE",
+        deferred(f"{_ROOM}.csv_file", "open_csv"),
+        is_path=True,
+        suffix=".csv",
+    ),
+    "tar": DataKind(
+        "tar shards as WebDataset writes them: `0001.jpg` and `0001.cls` are one sample",
+        "tar:PATTERN",
+        deferred(f"{_ROOM}.tar", "open_tar"),
+        canonical=_shards,
+        sharded=True,
+        suffix=".tar",
+    ),
+    "parquet": DataKind(
+        "Parquet files with a column of encoded images, or Hugging Face's struct of `bytes` and `path`, and "
+        "one of labels, integers from 0; needs `pip install 'modelopt-cli[parquet]'`",
+        "parquet:PATTERN",
+        deferred(f"{_ROOM}.parquet", "open_parquet"),
+        {"image": "image", "label": "label"},
+        canonical=_shards,
+        sharded=True,
+        suffix=".parquet",
+    ),
+    "idx": DataKind(
+        "IDX files of the MNIST family, plain or `.gz`; also `?split=train`",
+        "idx:DIR",
+        deferred(f"{_ROOM}.arrays", "open_idx"),
+        {"split": "test"},
+        is_path=True,
+    ),
+    "npz": DataKind(
+        "NumPy arrays: images in `x`, `images` or `data`, labels in `y` or `labels`; never pickled objects",
+        "npz:FILE",
+        deferred(f"{_ROOM}.arrays", "open_npz"),
+        is_path=True,
+        suffix=".npz",
+    ),
+    "torchvision": DataKind(
+        "a class of `torchvision.datasets` with its own options, such as `?train=true`; by default the test "
+        "split, or the validation split where no test labels are published",
+        "torchvision:NAME@ROOT",
+        deferred(f"{_ROOM}.dataset_sources", "open_torchvision"),
+        {"split": "test"},
+        any_option=True,
+        canonical=_at_root,
+    ),
+    "callable": DataKind(
+        "a function or class of yours, called with the options as arguments, that returns a map- or "
+        "iterable-style Dataset of (float tensor already preprocessed, integer label), or of tensors alone; "
+        "also `package.module:CALLABLE`",
+        "FILE.py:CALLABLE",
+        deferred(f"{_ROOM}.dataset_sources", "open_callable"),
+        any_option=True,
+        suffix=".py",
+        target=_callable,
+    ),
+    "digits": DataKind(
+        "1,797 bundled 8x8 digits; also `?split=train` and `?split=all`",
+        "digits",
+        deferred(f"{_ROOM}.arrays", "open_digits"),
+        {"split": "test"},
+        needs_target=False,
+        takes_target=False,
+    ),
+    "synthetic": DataKind(
+        "seeded noise without labels, `n` samples; `synthetic:128:int64?below=30000` gives integers from 0 "
+        "to 29,999; without a shape, that of the network's input",
+        "synthetic:3x224x224",
+        deferred(f"{_ROOM}.synthetic", "open_synthetic"),
+        {"n": 256, "below": 2},
+        needs_target=False,
+        follows_network=True,
+    ),
+}
+"""Every kind by its name, in the order in which a text is compared with them."""
+
+_FORMS = "a folder of class folders, " + ", ".join(kind.form for kind in list(DATA_KINDS.values())[1:])
 
 
 def parse_spec(text: str) -> DataSpec:
     """Tell the kinds of ``--data`` apart without opening anything.
 
     Raises:
-        DataError: no kind fits; the message names the nearest one.
+        DataError: it is of no kind, or has an option that its kind does not have; the nearest is named.
     """
-    if Path(text).is_dir():
-        return DataSpec(text, "folder", text)
     body, _, query = text.partition("?")
-    kind, colon, target = body.partition(":")
-    if kind in KINDS:
-        return DataSpec(text, kind, _target(text, kind, target if colon else ""), _options(text, query))
-    # A shard's name has a dot: MODULE:NAME is no slip in tar:, and modules are called target or start.
-    short = [known for known in KINDS if known not in _SHARDED]
-    if kind.endswith(".py") or (_CALLABLE.fullmatch(body) and nearest(kind, short) is None):
-        if not target.isidentifier():
-            raise DataError("names no callable", where=text, hint="write FILE.py:CALLABLE")
-        return DataSpec(text, "callable", body, _options(text, query))
-    raise _unknown(text, kind if colon else body, target if colon else None)
+    prefix, _, rest = body.partition(":")
+    for name, kind in DATA_KINDS.items():
+        if kind.target is None:
+            parts = (_checked_target(text, name, rest), query) if prefix == name else None
+        else:
+            parts = kind.target(text)
+        if parts is not None:
+            options = _options(text, parts[1])
+            if not kind.any_option:
+                _check_options(text, name, options)
+            return DataSpec(text, name, parts[0], options)
+    raise _unknown(text, body)
 
 
 def same_samples(one: str, other: str) -> bool:
-    """Whether two values of ``--data`` mean the same samples, however they are written.
+    """True if two values of ``--data`` mean the same samples, however they are written.
 
     Raises:
         DataError: one of them is malformed, or its pattern matches nothing.
     """
-    return _canonical(parse_spec(one)) == _canonical(parse_spec(other))
+    return parse_spec(one).canonical() == parse_spec(other).canonical()
 
 
-def _canonical(spec: DataSpec) -> tuple[str, list[str], dict[str, Scalar]]:
-    """Kind, targets and options, with patterns and links followed, paths absolute, defaults spelt out."""
-    if spec.kind in _SHARDED:
-        defaults = {"image": "image", "label": "label"} if spec.kind == "parquet" else {}
-        return (
-            spec.kind,
-            [os.path.realpath(path) for path in find_shards(spec.target)],
-            {**defaults, **spec.options},
-        )
-    name, at, place = spec.target.partition("@") if spec.kind == "torchvision" else ("", "", spec.target)
-    if spec.kind in ("folder", "csv", "idx", "npz", "torchvision"):
-        place = str(Path(place).resolve())
-    return spec.kind, [f"{name}{at}{place}"], {"split": "test", **spec.options}
-
-
-def _target(text: str, kind: str, target: str) -> str:
-    if kind == "digits" and target:
-        raise DataError("digits takes no path", where=text, hint="write digits or digits?split=train")
-    if not target and kind not in ("digits", "synthetic"):
-        raise DataError(f"{kind}: needs something after the colon", where=text, hint=f"give {FORMS}")
+def _checked_target(text: str, name: str, target: str) -> str:
+    kind = DATA_KINDS[name]
+    if target and not kind.takes_target:
+        raise DataError(f"{name} takes no path", where=text, hint=f"write {name}")
+    if not target and kind.needs_target:
+        raise DataError(f"{name}: needs something after the colon", where=text, hint=f"give {_FORMS}")
     return target
 
 
-def _unknown(text: str, kind: str, target: str | None) -> DataError:
+def _unknown(text: str, body: str) -> DataError:
+    """The error about a text that is of no kind."""
     path = Path(text)
     if path.is_file():
-        schemes = {f".{kind}": f"{kind}:{text}" for kind in ("csv", "npz", *_SHARDED)}
-        scheme = {**schemes, ".py": f"{text}:CALLABLE"}.get(path.suffix)
-        hint = f"write {scheme}" if scheme else f"give {FORMS}"
+        meant = next((row for row in DATA_KINDS.values() if row.suffix == path.suffix != ""), None)
+        form = None if meant is None else re.sub(r"FILE\.py|FILE|PATTERN", lambda _: text, meant.form)
+        hint = f"give {_FORMS}" if form is None else f"write {form}"
         return DataError("is a file, not a folder of class folders", where=text, hint=hint)
-    guess = nearest(kind, KINDS)
-    if guess is not None:
-        return DataError(
-            f"no data kind is called {kind!r}",
-            where=text,
-            hint=f"did you mean {guess}{':' if target else ''}",
-        )
-    if target is None or "/" in kind:
-        return DataError("no such folder", where=text, hint=f"give {FORMS}")
-    return DataError(f"no data kind is called {kind!r}", where=text, hint=f"give {FORMS}")
+    prefix, colon, _ = body.partition(":")
+    hint = did_you_mean(prefix, [name for name, kind in DATA_KINDS.items() if kind.target is None])
+    if hint is None and (not colon or "/" in prefix):
+        return DataError("no such folder", where=text, hint=f"give {_FORMS}")
+    return DataError(f"no data kind is called {prefix!r}", where=text, hint=hint or f"give {_FORMS}")
 
 
 def _options(text: str, query: str) -> dict[str, Scalar]:
@@ -144,25 +292,22 @@ def _literal(value: str) -> Scalar:
     return value
 
 
-def check_options(spec: DataSpec, known: Iterable[str]) -> None:
-    """Refuse an option the kind does not have, naming the nearest it has.
+def _check_options(text: str, name: str, options: Iterable[str]) -> None:
+    known = DATA_KINDS[name].defaults
+    for key in options:
+        if key not in known:
+            hint = did_you_mean(key, known) or f"it takes {', '.join(known) or 'no options'}"
+            raise DataError(f"{name} data has no option {key!r}", where=text, hint=hint)
+
+
+def choice(spec: DataSpec, key: str, allowed: tuple[str, ...]) -> str:
+    """The value of an option that is one of a few words.
 
     Raises:
-        DataError: an option is unknown.
+        DataError: it is another.
     """
-    known = tuple(known)
-    for key in spec.options:
-        if key not in known:
-            guess = nearest(key, known)
-            hint = f"did you mean {guess}" if guess else f"it takes {', '.join(known) or 'no options'}"
-            raise DataError(f"{spec.kind} data has no option {key!r}", where=spec.text, hint=hint)
-
-
-def choice(spec: DataSpec, key: str, allowed: tuple[str, ...], default: str) -> str:
-    """The value of an option that is one of a few words."""
-    value = str(spec.options.get(key, default))
+    value = str(spec.option(key))
     if value not in allowed:
-        guess = nearest(value, allowed)
-        hint = f"did you mean {guess}" if guess else f"choose from {', '.join(allowed)}"
+        hint = did_you_mean(value, allowed) or f"choose from {', '.join(allowed)}"
         raise DataError(f"{key} is {value!r}", where=spec.text, hint=hint)
     return value

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.data.source import Source
-from modelopt_cli.data.spec import DataSpec, check_options
+from modelopt_cli.data.spec import DataSpec
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.program.samples import DTYPES
 
 _SHAPE = re.compile(r"([1-9]\d{0,6}(?:x[1-9]\d{0,6})*)(?::(\w+))?", re.ASCII)
 _EXAMPLE = "write synthetic:3x224x224, or synthetic:128:int64"
-_COUNT = 256
 _LARGEST = 2**28
 
 
@@ -47,7 +46,6 @@ def open_synthetic(
     spec: DataSpec, shape: tuple[int, ...] | None, seed: int, dtype: InputType = "float32"
 ) -> Source:
     """``synthetic:3x224x224?n=256``, ``synthetic:128:int64?below=999``; without a shape, the network's."""
-    check_options(spec, ("n", "below"))
     if spec.target:
         match = _SHAPE.fullmatch(spec.target)
         if match is None or (match[2] or dtype) not in DTYPES:
@@ -57,12 +55,12 @@ def open_synthetic(
         raise DataError("needs a shape here", where=spec.text, hint=_EXAMPLE)
     if torch.Size(shape).numel() > _LARGEST:
         raise DataError("is larger than a sample can be", where=spec.text, hint=_EXAMPLE)
-    count, below = (_number(spec, name, default) for name, default in (("n", _COUNT), ("below", 2)))
+    count, below = (_number(spec, name) for name in ("n", "below"))
     return SyntheticSource(spec.text, shape, count, seed, dtype, below)
 
 
-def _number(spec: DataSpec, name: str, default: int) -> int:
-    value = spec.options.get(name, default)
+def _number(spec: DataSpec, name: str) -> int:
+    value = spec.option(name)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
         raise DataError(f"{name} is {value!r}, not a number above 0", where=spec.text)
     return value

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelopt_cli.data.files import LABEL_DIGITS, SUFFIXES, decode
+from modelopt_cli.data.images import LABEL_DIGITS, SUFFIXES, decode
 from modelopt_cli.data.shards import Shards, find_shards, shown
 from modelopt_cli.data.source import Label, Raw, Source
-from modelopt_cli.data.spec import DataSpec, check_options
-from modelopt_cli.data.tarheaders import BLOCK, Member, members, name_at
+from modelopt_cli.data.spec import DataSpec
+from modelopt_cli.data.tar_headers import BLOCK, Member, members, name_at
 from modelopt_cli.errors import DataError
 
 _LARGEST_IMAGE = 2**31 - 1
@@ -143,7 +143,6 @@ class _Index:
 
 def open_tar(spec: DataSpec) -> Source:
     """``tar:PATTERN``: shards in sorted order, their samples as they lie there."""
-    check_options(spec, ())
     return TarSource(spec.text, find_shards(spec.target))
 
 

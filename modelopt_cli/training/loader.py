@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from modelopt_cli.data import Data
 from modelopt_cli.data import dataset as samples
-from modelopt_cli.data.datasets import DatasetSource
+from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.data.workers import in_workers
 from modelopt_cli.errors import ModeloptError, UsageError
 from modelopt_cli.training.augment import (

@@ -11,7 +11,7 @@ from torchvision.transforms import functional as F
 
 from modelopt_cli.data import Data
 from modelopt_cli.data.arrays import ArraySource
-from modelopt_cli.data.datasets import DatasetSource
+from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.data.preprocess import ImageTransform
 from modelopt_cli.program.input_spec import Preprocess
 from modelopt_cli.program.samples import DTYPES

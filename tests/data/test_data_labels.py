@@ -8,7 +8,7 @@ from PIL import Image
 import modelopt_cli
 from modelopt_cli.checkpoint import resolve
 from modelopt_cli.data import open_data
-from modelopt_cli.data.names import match_names
+from modelopt_cli.data.class_names import match_names
 from modelopt_cli.errors import DataError
 
 assert modelopt_cli
@@ -114,7 +114,10 @@ def test_classes_are_matched_by_name(names, positions, noted):
 @pytest.mark.parametrize(
     ("names", "part"),
     [
-        (("bird", "dog", "kat", "polar bear"), "class 'kat' is not among the network's 4.*did you mean cat"),
+        (
+            ("bird", "dog", "kat", "polar bear"),
+            "class 'kat' is not among the network's 4.*mean 'cat'",
+        ),
         (("n01", "n02"), "class 'n01'.*number them with csv:"),
         (("bird", "cat", "dog", "fox", "polar bear"), "class 'fox'"),
         (("bird", "Bird"), "class 'bird' is not"),

@@ -201,7 +201,7 @@ def test_columns_that_are_missing_or_of_another_kind(tmp_path):
     assert "column other is int64, not encoded images" in refused(
         f"parquet:{path}?image=other&label=fine_label"
     )
-    assert "did you mean label" in refused(f"parquet:{path}?lable=x")
+    assert "did you mean 'label'" in refused(f"parquet:{path}?lable=x")
     pq.write_table(pa.table({"image": [{"path": "a.png"}], "label": [0]}), path)
     assert "column image is struct<path: string>, not encoded images" in refused(f"parquet:{path}")
 

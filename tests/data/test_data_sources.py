@@ -11,7 +11,7 @@ from PIL import Image
 
 import modelopt_cli
 from modelopt_cli.data import open_data
-from modelopt_cli.data.spec import KINDS, parse_spec, same_samples
+from modelopt_cli.data.spec import DATA_KINDS, parse_spec, same_samples
 from modelopt_cli.program.input_spec import InputSpec
 
 assert modelopt_cli
@@ -290,7 +290,7 @@ def test_callable_in_a_module(user):
     assert open_data("mine:load").size == 5
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DATA_KINDS)
 def test_a_folder_may_be_called_like_a_kind(tmp_path, monkeypatch, kind):
     (tmp_path / kind).mkdir()
     monkeypatch.chdir(tmp_path)

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from modelopt_cli.data import Data
-from modelopt_cli.data.datasets import DatasetSource
+from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.errors import EnvironmentFailure, ModeloptError, OutputError, UsageError
 from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Context

@@ -139,5 +139,5 @@ def _data(text: str) -> None:
         spec = parse_spec(text)
     except DataError as error:
         raise ValueError(str(error)) from None
-    if spec.kind in ("csv", "idx", "npz") and not Path(spec.target).exists():
+    if spec.is_missing:
         raise ValueError(f"{text}: there is no {spec.target}")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modelopt_cli.data.shards import shown
-from modelopt_cli.data.spec import nearest
 from modelopt_cli.errors import DataError
+from modelopt_cli.settings import did_you_mean
 
 _SHOWN = 5
 
@@ -61,10 +61,7 @@ def match_names(names: Sequence[str], classes: Sequence[str], where: str) -> Mat
             by_name=False,
         )
     stranger = names[strangers[0]]
-    guess = nearest(_key(stranger), places)
-    hint = (
-        f"did you mean {classes[places[guess]]}" if guess else "name the classes so, or number them with csv:"
-    )
+    hint = did_you_mean(stranger, map(shown, classes)) or "name the classes so, or number them with csv:"
     raise DataError(
         f"class '{shown(stranger)}' is not among the network's {len(classes)} ({_listed(classes)})",
         where=where,

@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from modelopt_cli.data.files import LABEL_DIGITS, FileSource
+from modelopt_cli.data.images import LABEL_DIGITS, FileSource
 from modelopt_cli.data.shards import shown
 from modelopt_cli.data.source import Source
-from modelopt_cli.data.spec import DataSpec, check_options
+from modelopt_cli.data.spec import DataSpec
 from modelopt_cli.errors import DataError
 from modelopt_cli.regular import read_regular
 
@@ -50,7 +50,6 @@ _NAME_THEM = "name the columns path and label"
 
 def open_csv(spec: DataSpec) -> Source:
     """``csv:FILE``: columns path,label; paths relative to the file; labels whole numbers or class names."""
-    check_options(spec, ())
     table = Path(spec.target)
     rows = _rows(table)
     if not rows:

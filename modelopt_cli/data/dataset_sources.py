@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from modelopt_cli.data.source import Label, Options, Raw, Source, Stream
-from modelopt_cli.data.spec import DataSpec, nearest
+from modelopt_cli.data.source import Label, Raw, Source, Stream
+from modelopt_cli.data.spec import DataSpec, Options
 from modelopt_cli.errors import DataError
+from modelopt_cli.settings import did_you_mean
 from modelopt_cli.text import typed_line
 from modelopt_cli.user_code import call, load_callable, user_code
 
@@ -110,12 +111,10 @@ def open_torchvision(spec: DataSpec) -> Source:
     name, _, root = spec.target.partition("@")
     known = [n for n in datasets.__all__ if inspect.isclass(getattr(datasets, n)) and n != "VisionDataset"]
     if name not in known:
-        guess = nearest(name, {n.lower(): n for n in known})
-        real = next((n for n in known if n.lower() == guess), None)
         raise DataError(
             f"torchvision has no dataset called {name!r}",
             where=spec.text,
-            hint=f"did you mean {real}" if real else "write torchvision:NAME@ROOT",
+            hint=did_you_mean(name, known) or f"write {spec.row.form}",
         )
     cls = getattr(datasets, name)
     options = _torchvision_options(spec, name, root, inspect.signature(cls).parameters)
@@ -134,8 +133,7 @@ def _torchvision_options(spec: DataSpec, name: str, root: str, parameters: Any) 
         if key == "download":
             raise DataError("modelopt never downloads data", where=spec.text, hint="fetch it first")
         if key not in parameters or "transform" in key or key in ("root", "loader"):
-            guess = nearest(key, parameters)
-            hint = f"did you mean {guess}" if guess else f"see torchvision.datasets.{name}"
+            hint = did_you_mean(key, parameters) or f"see torchvision.datasets.{name}"
             raise DataError(f"{name} has no option {key!r}", where=spec.text, hint=hint)
     if "root" in parameters:
         if not root:
