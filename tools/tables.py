@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from modelopt_cli.artifact.coding import CODINGS
-from modelopt_cli.measure.config import Gates
-from modelopt_cli.measure.metrics import METRICS
+from modelopt_cli.data.spec import DATA_KINDS
+from modelopt_cli.measure.config import GATES, Gates
 from modelopt_cli.methods.distill.losses import LOSSES
 from modelopt_cli.methods.prune.allocation import ALLOCATIONS
 from modelopt_cli.methods.prune.criteria import CRITERIA
@@ -19,6 +19,7 @@ from modelopt_cli.methods.prune.structures import CHANNELS, LAYERS, WEIGHTS
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.methods.share.config import INITS, SCOPES, TUNINGS, WEIGHTINGS
+from modelopt_cli.report.figure_rows import FIGURES
 from modelopt_cli.settings import fields_of, help_of
 from modelopt_cli.training.catalog import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
 
@@ -56,12 +57,22 @@ def choices(head: str, rows: Mapping[str, Any], **columns: Column) -> list[list[
 
 
 def gates() -> list[list[str]]:
-    """The limits, as options."""
+    """The limits, as options, and what is held against each."""
     fields = [field for field in fields_of(Gates) if field.optional]
-    return [
-        ["gate", ""],
-        *([f"`{field.flag} {field.metavar}`", field.setting.help.rstrip(".")] for field in fields),
-    ]
+    lines = (
+        [f"`{field.flag} {field.metavar}`", field.setting.help.rstrip("."), gate.judged]
+        for field, gate in zip(fields, GATES.values(), strict=True)
+    )
+    return [["gate", "limit", "held against it"], *lines]
+
+
+def figures() -> list[list[str]]:
+    """The figures of an evaluation: in the table, and in exports."""
+    lines = (
+        [figure.title, "" if figure.number is None else f"`{'.'.join(figure.path) or name}`", figure.help]
+        for name, figure in FIGURES.items()
+    )
+    return [["row of the table", "key in JSON", ""], *lines]
 
 
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
@@ -104,7 +115,11 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "augmentations": lambda: choices("preset", AUGMENTATIONS),
     "optimizers": lambda: choices("optimizer", OPTIMIZERS),
     "lr-schedules": lambda: choices("schedule", SCHEDULES),
-    "metrics": lambda: choices("metric", METRICS),
+    "figures": figures,
+    "data": lambda: [
+        ["spec", "data"],
+        *([f"`{kind.form}`", kind.help] for kind in DATA_KINDS.values()),
+    ],
     "gates": gates,
 }
 

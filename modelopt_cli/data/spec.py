@@ -256,9 +256,10 @@ def _unknown(text: str, body: str) -> DataError:
     path = Path(text)
     if path.is_file():
         meant = next((row for row in DATA_KINDS.values() if row.suffix == path.suffix != ""), None)
-        form = None if meant is None else re.sub(r"FILE\.py|FILE|PATTERN", lambda _: text, meant.form)
-        hint = f"give {_FORMS}" if form is None else f"write {form}"
-        return DataError("is a file, not a folder of class folders", where=text, hint=hint)
+        step = f"give {_FORMS}"
+        if meant is not None:
+            step = "write " + re.sub(r"FILE\.py|FILE|PATTERN", lambda _: text, meant.form)
+        return DataError("is a file, not a folder of class folders", where=text, hint=step)
     prefix, colon, _ = body.partition(":")
     hint = did_you_mean(prefix, [name for name, kind in DATA_KINDS.items() if kind.target is None])
     if hint is None and (not colon or "/" in prefix):
