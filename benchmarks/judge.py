@@ -57,7 +57,7 @@ class Judge:
         spec = known_input(
             [ModelFile.of(ROOT / network.checkpoint)], network.arch, network.data, network.preprocess
         )
-        self.program = modelopt_cli.load(ROOT / network.checkpoint, arch=network.arch, input=spec)
+        self.program = modelopt_cli.load(ROOT / network.checkpoint, arch=network.arch, input_spec=spec)
         self.images, self.labels = self._samples(network.data, network.preprocess, None)
         self.scored, _ = self._samples(network.calib, network.preprocess, SCORED)
         self.state = {name: each.clone() for name, each in self.program.state_dict().items()}

@@ -110,7 +110,7 @@ class Field:
     @property
     def label(self) -> str:
         """The name to use in a message: the option's on the command line, else the argument's."""
-        return self.flag if _FLAGS.get() else self.name
+        return self.flag if _FLAGS.get() else self.flag.removeprefix("--").replace("-", "_")
 
     @property
     def several(self) -> bool:

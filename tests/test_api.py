@@ -242,7 +242,7 @@ def test_the_file_of_an_untraceable_network_says_which_it_was_but_never_imports_
         evaluate=False,
     )
     (tmp_path / "own_net.py").write_text("raise SystemExit('this must not run')")
-    with pytest.raises(ArchitectureError, match="--arch"):
+    with pytest.raises(ArchitectureError, match="name it with arch"):
         api.load(output)
 
 
@@ -343,8 +343,8 @@ def test_a_scheme_that_needs_more_than_there_is(kind, name, ways, own, tmp_path)
         torch.save({"mystery.weight": torch.randn(8, 16)}, source)
     with pytest.raises(UsageError, match=f"scheme {name} needs") as caught:
         api.quantize(source, tmp_path / "out.safetensors", config=scheme(name), data="digits", **options)
-    ask = "name its network with --arch, or " if kind == "bare" else ""
-    assert caught.value.hint.endswith(f"{ask}use --scheme {ways}")
+    ask = "name its network with arch, or " if kind == "bare" else ""
+    assert caught.value.hint.endswith(f"{ask}use scheme {ways}")
     assert ("cannot be traced" in caught.value.hint) == (kind == "untraceable")
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -352,7 +352,7 @@ def test_a_scheme_that_needs_more_than_there_is(kind, name, ways, own, tmp_path)
 def test_static_int8_without_data_names_both_ways_forward(lenet5, tmp_path):
     with pytest.raises(UsageError) as caught:
         api.quantize(lenet5, tmp_path / "out.safetensors")
-    assert "--data" in caught.value.hint
+    assert "give data" in caught.value.hint
     assert "int8-weight" in caught.value.hint
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -491,4 +491,4 @@ def test_nothing_to_measure():
 
 def test_an_input_given_by_hand_wins(lenet5):
     mine = InputSpec((1, 28, 28))
-    assert api.load(lenet5, input=mine).input == mine
+    assert api.load(lenet5, input_spec=mine).input == mine

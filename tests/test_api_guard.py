@@ -123,7 +123,7 @@ def test_a_network_without_a_graph_is_run_as_it_will_be_rebuilt(untraced, tmp_pa
         "evaluate": False,
     }
     made = api.quantize(source, output, options=ONE, **how)
-    given, found = (api.load_network(p, arch=arch, input=InputSpec((1, 8, 8))) for p in (source, output))
+    given, found = (api.load_network(p, arch=arch, input_spec=InputSpec((1, 8, 8))) for p in (source, output))
     x = random_input(given, InputSpec((1, 8, 8)), 8)
     with torch.inference_mode():
         assert made.snr_db == pytest.approx(snr_db(given(x), found(x)))

@@ -281,7 +281,7 @@ def test_a_criterion_that_reads_labels_may_not_choose_by_what_judges(network, tm
 def test_a_budget_of_accuracy_may_not_be_chosen_by_what_judges(network, tmp_path):
     config = ShareConfig(bits="auto", max_drop=1.0)
     data = folders(tmp_path / "val", THREE)
-    with pytest.raises(UsageError, match="--max-drop is measured on the samples that the result"):
+    with pytest.raises(UsageError, match="max_drop is measured on the samples that the result"):
         modelopt_cli.share(network, tmp_path / "out.safetensors", config=config, data=data, options=QUICK)
 
 

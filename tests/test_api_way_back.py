@@ -125,7 +125,7 @@ def test_with_its_architecture_such_a_file_is_a_program_that_keeps_all(verb, net
     network, out = make(nets, "image"), tmp_path / "out.safetensors"
     torch.save(network.state_dict(), tmp_path / "a.pth")
     WEIGHT_ONLY[verb](tmp_path / "a.pth", out)
-    program = modelopt_cli.load(out, arch=nets("image"), input=IMAGE)
+    program = modelopt_cli.load(out, arch=nets("image"), input_spec=IMAGE)
     assert isinstance(program, Program)
     network.load_state_dict(modelopt_cli.load_state_dict(out))
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_what_load_says_where_there_is_no_graph_is_true(nets, tmp_path):
         modelopt_cli.load(out, arch=nets("image"))
     assert "traced" not in str(caught.value)
     with pytest.raises(CaptureError, match=r"cannot be traced: .*values in a tensor"):
-        modelopt_cli.load(out, arch=nets("branching"), input=IMAGE)
+        modelopt_cli.load(out, arch=nets("branching"), input_spec=IMAGE)
     assert isinstance(modelopt_cli.load_network(out, arch=nets("branching")), nn.Module)
 
 
@@ -186,7 +186,7 @@ def test_no_shape_is_asked_for_where_none_is_used(verb, nets, tmp_path):
     notes, out = [], tmp_path / "out.safetensors"
     torch.save(make(nets, "Text").state_dict(), tmp_path / "a.pth")
     WEIGHT_ONLY[verb](tmp_path / "a.pth", out, arch=nets("Text"), on_note=notes.append)
-    assert any(note.startswith("works without a graph: ") and "--input-shape" in note for note in notes)
+    assert any(note.startswith("works without a graph: ") and "input_shape" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_where_a_graph_is_needed_the_error_says_why_there_is_none_and_nothing_el
     call, what, nets, tmp_path
 ):
     torch.save(make(nets, "image").state_dict(), tmp_path / "a.pth")
-    for name, input, why in (("image", None, "--input-shape"), ("branching", IMAGE, "cannot be traced: ")):
+    for name, input, why in (("image", None, "input_shape"), ("branching", IMAGE, "cannot be traced: ")):
         notes = []
         data = "synthetic:3x8x8?n=4" if input else None
         with pytest.raises(UsageError, match=what) as caught:
@@ -246,7 +246,7 @@ def test_float64_weights_of_ordinary_size_are_converted(nets, tmp_path):
     network, out = make(nets, "image").double(), tmp_path / "out.safetensors"
     network[0].weight.data.view(-1)[0] = 1e-300  # one of many may vanish
     torch.save(network.state_dict(), tmp_path / "a.pth")
-    program = modelopt_cli.load(tmp_path / "a.pth", arch=nets("image"), input=IMAGE)
+    program = modelopt_cli.load(tmp_path / "a.pth", arch=nets("image"), input_spec=IMAGE)
     assert torch.equal(program.state_dict()["4.weight"], network[4].weight.float())
     WEIGHT_ONLY["quantize"](tmp_path / "a.pth", out)
     found = modelopt_cli.load_state_dict(out)["4.weight"]
@@ -296,7 +296,7 @@ def test_magnitudes_are_compared_whatever_their_size(criterion, power, dtype, tm
 def test_int8_refuses_to_round_all_of_a_weight_to_zero(size, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"a.weight": torch.full((4, 4), size), "b.weight": torch.ones(4, 4)}, "a.pth")
-    with pytest.raises(UsageError, match="cannot hold; leave it out with --exclude a"):
+    with pytest.raises(UsageError, match="cannot hold; leave it out with exclude a"):
         WEIGHT_ONLY["quantize"]("a.pth", "out.safetensors")
     config = QuantizeConfig(scheme="int8-weight", exclude=("a",))  # as the hint says
     api.quantize("a.pth", "out.safetensors", config=config, evaluate=False)

@@ -1,16 +1,18 @@
 """The commands behind the Python API and the command line: one request in, one result out."""
 
+from modelopt_cli.api.arguments import naming_arguments
 from modelopt_cli.api.evaluating import evaluate_files
 from modelopt_cli.api.inspecting import Layer, layers, sensitivity
 from modelopt_cli.api.loading import load, load_network, load_state_dict
 from modelopt_cli.api.pipeline import execute
 from modelopt_cli.api.request import EvalRequest, Request, Student, TrainingRequest
-from modelopt_cli.api.result import Result
-from modelopt_cli.api.verbs import distill, evaluate, prune, quantize, share, train
+from modelopt_cli.api.result import Measured, Result
+from modelopt_cli.api.verbs import distill, evaluate, prune, quantize, save, share, train
 
 __all__ = [
     "EvalRequest",
     "Layer",
+    "Measured",
     "Request",
     "Result",
     "Student",
@@ -23,8 +25,10 @@ __all__ = [
     "load",
     "load_network",
     "load_state_dict",
+    "naming_arguments",
     "prune",
     "quantize",
+    "save",
     "sensitivity",
     "share",
     "train",

@@ -19,8 +19,7 @@ def about_tensors(opened: Opened) -> dict[str, Any]:
     """Description of opened tensors for their file: keyword arguments of ``artifact.write_tensors``."""
     about: dict[str, Any] = {"history": opened.tensors.history if opened.tensors is not None else ()}
     if (architecture := opened.architecture) is not None:
-        about |= {"arch": architecture.spec, "labels": architecture.labels}
-        about |= {"input_spec": architecture.input}
+        about |= {"arch": architecture.spec, "input_spec": architecture.input, "labels": architecture.labels}
     return about
 
 

@@ -18,6 +18,7 @@ from modelopt_cli.api.work import Made, Work
 from modelopt_cli.artifact import Written
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import Data, open_data
+from modelopt_cli.data.source import name_of
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context, Tensors, TensorsResult
 from modelopt_cli.methods.context import Result as MethodResult
@@ -59,7 +60,7 @@ class Compressing(Work):
             "source": self.opened.source_sha256,
             "arch": request.arch,
             "config": request.config.as_dict(),
-            "calibration": request.samples,
+            "calibration": name_of(request.samples),
             "code": request.code,
         }
         with trainer(request, identity, program.input, self.opened.labels) as tools:
@@ -122,7 +123,8 @@ class Compressing(Work):
         spec = request.samples
         if spec is None or not self.method.reads_data(self.config):
             return None
-        if trainer is not None and trainer.training.train.name == spec:
+        training = request.training
+        if trainer is not None and training is not None and training.train == spec:
             samples = trainer.training.train
         else:
             samples = open_data(

@@ -14,6 +14,7 @@ from modelopt_cli.api.opening import ModelFile, file_length, known_input, withou
 from modelopt_cli.api.request import EvalRequest, Measuring
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import Data, open_data
+from modelopt_cli.data.source import Samples, name_of
 from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import prepare
@@ -22,6 +23,7 @@ from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.measure.conditions import Conditions
 from modelopt_cli.methods.layer_selection import tensor_coverage
 from modelopt_cli.program.coverage import Coverage, coverage
+from modelopt_cli.settings import option
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Compared:
     """
 
     models: Sequence[tuple[str | Path, Opened]]
-    calibrated_on: Sequence[str | None] = ()
+    calibrated_on: Sequence[Samples | None] = ()
     named_by: int | None = None
 
 
@@ -100,10 +102,9 @@ def compare(compared: Compared, how: Measuring) -> Evaluation:
     measure_gates.require_measurable(how.gates, subjects, options.baseline, means)
     evaluation = measure.evaluate(subjects, samples, options, how.progress)
     notes += doubts(evaluation, samples, compared.models[options.baseline][1])
-    if samples is not None and samples.labelled and _is_among(samples.name, compared.calibrated_on):
-        notes.append(
-            f"the result was calibrated on {data} and is judged on the same samples; give --calibration"
-        )
+    if samples is not None and samples.labelled and _is_among(data, compared.calibrated_on):
+        same = f"the result was calibrated on {name_of(data)} and is judged on the same samples"
+        notes.append(f"{same}; give {option('calibration')}")
     found = samples.input if samples is not None else subjects[known].input
     described = None
     if found is not None:
@@ -112,8 +113,8 @@ def compare(compared: Compared, how: Measuring) -> Evaluation:
     return measure_gates.apply(evaluation, how.gates) if how.gates else evaluation
 
 
-def _is_among(data: str, others: Sequence[str | None]) -> bool:
-    return any(other and same_samples(other, data) for other in others)
+def _is_among(data: Samples | None, others: Sequence[Samples | None]) -> bool:
+    return data is not None and any(other is not None and same_samples(other, data) for other in others)
 
 
 def _subject(path: str | Path, opened: Opened, how: Measuring) -> Subject:

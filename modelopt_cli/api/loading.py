@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from modelopt_cli.api.arguments import naming_arguments
 from modelopt_cli.api.opening import ModelFile, known_input
 from modelopt_cli.artifact.reader import program_in, tensors_in
 from modelopt_cli.checkpoint import Opened, open_header, read_state, require_network
@@ -13,11 +14,12 @@ from modelopt_cli.measure.subject import is_quantized
 from modelopt_cli.program import InputSpec, Program
 
 
+@naming_arguments()
 def load(
     path: str | Path,
     *,
     arch: str | None = None,
-    input: InputSpec | None = None,
+    input_spec: InputSpec | None = None,
     device: str = "cpu",
 ) -> Program:
     """Open a checkpoint or an artifact as a Program, ready to run.
@@ -25,7 +27,7 @@ def load(
     Args:
         path: a modelopt file, or any checkpoint whose network is recognised or named.
         arch: the architecture, as ``--arch`` takes it.
-        input: shape and preprocessing of one sample, where the architecture does not imply it.
+        input_spec: shape and preprocessing of one sample, where the architecture does not imply it.
         device: "cpu" or a CUDA device.
 
     Returns:
@@ -36,28 +38,30 @@ def load(
         InputError: the file, the architecture or the network cannot be used.
         EnvironmentFailure: the device is not there.
     """
-    opened = _opened(path, arch, input)
+    opened = _opened(path, arch, input_spec)
     if opened.program is None:
         hint = f"{opened.untraced}; or load_network(path, arch=...) gives it as a module"
         raise CaptureError("has no graph", where=str(path), hint=hint)
     return prepare(opened.program, device)
 
 
+@naming_arguments()
 def load_network(
     path: str | Path,
     *,
     arch: str | None = None,
-    input: InputSpec | None = None,
+    input_spec: InputSpec | None = None,
     device: str = "cpu",
 ) -> nn.Module:
     """As ``load``, but a network that cannot be traced is returned as the module it is."""
-    opened = _opened(path, arch, input)
+    opened = _opened(path, arch, input_spec)
     if opened.program is not None:
         return prepare(opened.program, device)
     assert opened.module is not None
     return opened.module.to(device).eval()
 
 
+@naming_arguments()
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The weights of a checkpoint or an artifact, decoded, as an ordinary state dict.
 
@@ -86,9 +90,9 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     return dict(tensors_in(header).state)
 
 
-def _opened(path: str | Path, arch: str | None, input: InputSpec | None) -> Opened:
+def _opened(path: str | Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
     file = ModelFile.of(path)
-    opened = file.open(arch, input or known_input([file], arch, None, None))
+    opened = file.open(arch, input_spec or known_input([file], arch, None, None))
     try:
         require_network(opened, path)
     except ArchitectureError as error:

@@ -13,6 +13,7 @@ from modelopt_cli.checkpoint import Opened, captured, open_header, open_model, r
 from modelopt_cli.checkpoint.opened import SHAPE_HINT
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.data.preprocess import resolve_preprocess
+from modelopt_cli.data.source import Samples
 from modelopt_cli.errors import ArchitectureError, UsageError
 from modelopt_cli.methods.quantize.state_dict import restore
 from modelopt_cli.program import InputSpec
@@ -79,7 +80,7 @@ class ModelFile:
 def known_input(
     files: Iterable[ModelFile],
     arch: str | None,
-    data: str | None,
+    data: Samples | None,
     preprocessing: PreprocessOverrides | None,
 ) -> InputSpec | None:
     """Shape and preprocessing of a sample, as far as they are known before any network is built.
@@ -113,7 +114,7 @@ def overridden(known: InputSpec | None, preprocessing: PreprocessOverrides | Non
 def open_alone(
     path: str | Path,
     arch: str | None,
-    data: str | None = None,
+    data: Samples | None = None,
     preprocessing: PreprocessOverrides | None = None,
     on_note: Note | None = None,
     *,

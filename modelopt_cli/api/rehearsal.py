@@ -11,6 +11,7 @@ from modelopt_cli.api.guard import SAMPLES, as_run
 from modelopt_cli.api.request import EvalRequest, Measuring
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import open_data
+from modelopt_cli.data.source import Samples, name_of
 from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import Subject
@@ -18,6 +19,7 @@ from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.measure.conditions import Conditions
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.settings import option
 
 
 def rehearse(networks: Sequence[Opened], how: Measuring, labels: tuple[str, ...] | None = None) -> None:
@@ -72,7 +74,7 @@ def rehearse_files(request: EvalRequest) -> None:
 
 
 def require_other_samples(
-    calibration: str | None, data: str | None, what: str, sample: InputSpec | None
+    calibration: Samples | None, data: Samples | None, what: str, sample: InputSpec | None
 ) -> None:
     """Refuse to choose by the labels of the samples that the result is judged on.
 
@@ -88,17 +90,19 @@ def require_other_samples(
     if calibration is None or data is None or not same_samples(calibration, data):
         return
     if open_data(data, input_spec=sample, labels=False).labelled:
-        hint = "give other samples with --calibration, or leave the judging out with --no-eval"
-        raise UsageError(f"{what} the samples that the result is judged on", where=data, hint=hint)
+        given, left_out = option("calibration"), option("no_eval")
+        hint = f"give other samples with {given}, or leave the judging out with {left_out}"
+        raise UsageError(f"{what} the samples that the result is judged on", where=name_of(data), hint=hint)
 
 
-def seen_in_training(opened: Opened, calibration: str | None) -> str | None:
+def seen_in_training(opened: Opened, calibration: Samples | None) -> str | None:
     """A warning where the history says that the network was trained on its calibration data."""
     history = opened.program.history if opened.program is not None else ()
     trained = {entry.get("data") for entry in history if entry.get("method") == "train"}
     if calibration not in trained:
         return None
-    return f"the network was trained on {calibration}, where less is lost than on other samples; give others"
+    where = f"the network was trained on {name_of(calibration)}"
+    return f"{where}, where less is lost than on other samples; give others"
 
 
 @contextmanager

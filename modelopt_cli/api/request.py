@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from modelopt_cli.artifact.coding import Code
 from modelopt_cli.data import PreprocessOverrides
+from modelopt_cli.data.source import Samples, name_of
 from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvalOptions, Gates, StageProgress
@@ -32,8 +33,8 @@ class TrainingRequest:
         board: folder for TensorBoard, or None.
     """
 
-    train: str
-    val: str | None = None
+    train: Samples
+    val: Samples | None = None
     config: TrainConfig = field(default_factory=TrainConfig)
     run: Path | None = None
     resume: bool = False
@@ -61,7 +62,7 @@ class TrainingRequest:
                     f"is a name that the run in {folder} uses itself", where=str(path), hint=hint
                 )
 
-    def require_fair(self, data: str | None) -> None:
+    def require_fair(self, data: Samples | None) -> None:
         """Refuse to choose weights by what the result is judged on.
 
         Raises:
@@ -78,7 +79,7 @@ class TrainingRequest:
 
     def identity(self) -> dict[str, Any]:
         """Settings that a resumed run must have in common with the interrupted one."""
-        return {"train": self.train, "val": self.val, "training": self.config.as_dict()}
+        return {"train": name_of(self.train), "val": name_of(self.val), "training": self.config.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Measuring:
     """
 
     arch: str | None = None
-    data: str | None = None
+    data: Samples | None = None
     preprocessing: PreprocessOverrides | None = None
     options: EvalOptions = field(default_factory=EvalOptions)
     gates: Gates = field(default_factory=Gates)
@@ -178,13 +179,13 @@ class Request(Measuring):
     config: Any = None
     training: TrainingRequest | None = None
     student: Student | None = None
-    calibration: str | None = None
+    calibration: Samples | None = None
     evaluate: bool = True
     code: Code = "plain"
     force: bool = False
     dry_run: bool = False
 
     @property
-    def samples(self) -> str | None:
+    def samples(self) -> Samples | None:
         """Spec of the data that the method looks at."""
         return self.calibration or (self.training.train if self.training is not None else self.data)

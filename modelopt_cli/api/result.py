@@ -1,12 +1,18 @@
 """Results of commands: what was made, written and measured, and how to show it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from modelopt_cli import report
-from modelopt_cli.artifact import Written
+from modelopt_cli.artifact import TensorFile, Written
+from modelopt_cli.artifact.coding import Code
+from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.methods.context import Reached
+from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.report.plan import Plan
 from modelopt_cli.training import Trained
@@ -35,6 +41,8 @@ class Result:
         written: the file; None after a dry run, or in a process that is not the main one of several.
         scratch: that of the student without a teacher, if one was asked for.
         evaluation: original and result side by side, or None where nothing was measured.
+        content: the network as its file has it, or its tensors where it has no graph; in Python alone.
+        code: coding of the file, a key of ``artifact.coding.CODINGS``.
     """
 
     command: str
@@ -50,6 +58,24 @@ class Result:
     written: Written | None = None
     scratch: Written | None = None
     evaluation: Evaluation | None = None
+    content: Program | TensorFile | None = None
+    code: Code = "plain"
+
+    @cached_property
+    def program(self) -> Program | None:
+        """The network, ready to run; None where it has no graph, after a dry run and on the command line."""
+        return prepare(self.content) if isinstance(self.content, Program) else None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights, decoded, by name; also of a network without a graph."""
+        if isinstance(self.content, Program):
+            return dict(self.content.state_dict())
+        return {} if self.content is None else dict(self.content.state)
+
+    @property
+    def passed(self) -> bool:
+        """True if every gate was met."""
+        return self.evaluation is None or all(gate.passed for gate in self.evaluation.gates)
 
     @property
     def lines(self) -> list[str]:
@@ -110,6 +136,31 @@ class Result:
 
     def _repr_html_(self) -> str:
         return report.html(report.group(self.parts()))
+
+
+@dataclass(frozen=True)
+class Measured(Evaluation):
+    """Figures of models side by side: ``str()`` is the table that the command line prints."""
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> "Measured":
+        """The same figures."""
+        return cls(**vars(evaluation))
+
+    @property
+    def passed(self) -> bool:
+        """True if every gate was met."""
+        return all(gate.passed for gate in self.gates)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that ``eval --json`` prints."""
+        return report.to_json(self)
+
+    def __str__(self) -> str:
+        return report.plain_text(report.table(self)).rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        return report.html(report.table(self))
 
 
 def _file_json(written: Written | None) -> dict[str, Any] | None:

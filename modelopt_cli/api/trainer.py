@@ -10,6 +10,7 @@ from torch import Tensor
 
 from modelopt_cli.api.request import Request
 from modelopt_cli.data import Data, open_data
+from modelopt_cli.data.source import Samples, name_of
 from modelopt_cli.errors import ArtifactError, GateNotMet, UsageError
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.samples import zeros
@@ -108,13 +109,15 @@ def trainer(
 
 
 def _labelled(
-    spec: str, sample: InputSpec, request: Request, labels: tuple[str, ...] | None, *, adopt: bool = False
+    spec: Samples, sample: InputSpec, request: Request, labels: tuple[str, ...] | None, *, adopt: bool = False
 ) -> Data:
     """Data whose labels are the network's, matched by name; with ``adopt`` its own where names are others."""
     opened = open_data(spec, input_spec=sample, overrides=request.preprocessing, seed=request.options.seed)
     if adopt and not opened.has_classes(labels):
         if labels is not None and opened.class_names is not None:
-            request.note(f"{spec} has other classes than the checkpoint: they are learned in their own order")
+            request.note(
+                f"{name_of(spec)} has other classes than the checkpoint: they are learned in their own order"
+            )
         labels = None
     opened = opened.with_labels(labels)
     for note in opened.notes:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress, TaskID
 
+    from modelopt_cli.measure import Evaluation
+
 StageProgress = Callable[[str, int, int | None], None]
 """Called with the name of the stage, how much is done, and the total if it is known."""
 
@@ -37,6 +39,7 @@ class Console:
         json: the result is one JSON object.
         silent: nothing at all but errors: another process of the same command speaks.
         shown: the JSON objects that were printed, there being no more than one for each run.
+        evaluations: the tables.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Console:
         self.json = False
         self.silent = False
         self.shown: list[Mapping[str, Any]] = []
+        self.evaluations: list[Evaluation] = []
         self._bars: Progress | None = None
 
     def flags(self) -> list[str]:

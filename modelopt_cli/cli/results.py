@@ -17,6 +17,7 @@ def show_evaluation(console: Console, evaluation: "Evaluation", exports: Sequenc
     """Export and print the table; raises GateNotMet, naming every gate that failed."""
     from modelopt_cli import report
 
+    console.evaluations.append(evaluation)
     _export(evaluation, exports, force)
     if console.json:
         console.result_json(report.to_json(evaluation))

@@ -70,7 +70,7 @@ class DatasetSource(Source):
         """The sample as the dataset gives it."""
         with user_code("cannot be read", self.where(index), DataError):
             item = self.dataset[index]
-        return _pair(item, self.where(index))
+        return pair(item, self.where(index))
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker cannot import a module that was loaded from a path, so it calls the callable again.
@@ -101,7 +101,7 @@ class DatasetStream(Stream):
                 item = next(items, _END)
             if item is _END:
                 return
-            yield _pair(item, self.where(index))
+            yield pair(item, self.where(index))
 
 
 def open_torchvision(spec: DataSpec) -> Source:
@@ -176,7 +176,7 @@ def _has_label(item: Any) -> bool:
     return not isinstance(item, Tensor) and not (isinstance(item, tuple | list) and len(item) == 1)
 
 
-def _pair(item: Any, where: str) -> tuple[Tensor, Label]:
+def pair(item: Any, where: str) -> tuple[Tensor, Label]:
     """A sample as a float32 or int64 tensor on the CPU, and its label or why it has none."""
     label: Label = DataError("has no label", where=where)
     if not _has_label(item):

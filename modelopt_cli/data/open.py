@@ -7,7 +7,7 @@ from torch import Tensor
 from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.data.dataset import Data
 from modelopt_cli.data.preprocess import ImageTransform, resolve_preprocess
-from modelopt_cli.data.source import Source, Stream
+from modelopt_cli.data.source import Samples, Source, Stream
 from modelopt_cli.data.spec import parse_spec
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.input_spec import InputSpec, InputType
@@ -15,7 +15,7 @@ from modelopt_cli.program.samples import DTYPES
 
 
 def open_data(
-    spec: str,
+    spec: Samples,
     *,
     input_spec: InputSpec | None = None,
     overrides: PreprocessOverrides | None = None,
@@ -27,7 +27,7 @@ def open_data(
     Args:
         spec: a folder of class folders, ``csv:FILE``, ``tar:PATTERN``, ``parquet:PATTERN``, ``idx:DIR``,
             ``torchvision:NAME@ROOT``, ``npz:FILE``, ``FILE.py:CALLABLE``, ``digits`` or
-            ``synthetic:3x224x224``; see ``docs/data.md``.
+            ``synthetic:3x224x224``; see ``docs/data.md``. Or samples that are open already.
         input_spec: what the network expects, as far as it is known.
         overrides: what the user said instead.
         seed: of synthetic noise.
@@ -41,12 +41,15 @@ def open_data(
         EnvironmentFailure: an optional package is missing.
         UsageError: an override is out of range or contradicts another.
     """
-    parsed = parse_spec(spec)
+    parsed = parse_spec(spec) if isinstance(spec, str) else None
     overrides = overrides or PreprocessOverrides()
     if overrides.sample is not None:
         input_spec, overrides = overrides.sample, PreprocessOverrides()
     source: Source | Stream
-    if parsed.row.follows_network:
+    if parsed is None:
+        assert not isinstance(spec, str)
+        source = spec
+    elif parsed.row.follows_network:
         shape = input_spec.shape if input_spec else None
         if overrides:
             shape = resolve_preprocess(input_spec, overrides)[1]

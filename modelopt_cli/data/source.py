@@ -66,3 +66,12 @@ class Stream(ABC):
     def where(self, index: int) -> str:
         """What to call the sample in an error."""
         return f"{self.name} sample {index}"
+
+
+Samples: TypeAlias = str | Source | Stream
+"""A data spec, or samples that are open already."""
+
+
+def name_of(samples: Samples | None) -> str | None:
+    """The spec, or what the samples are called."""
+    return samples if samples is None or isinstance(samples, str) else samples.name

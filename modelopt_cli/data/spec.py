@@ -5,13 +5,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import parse_qsl
 
 from modelopt_cli.data.shards import find_shards
 from modelopt_cli.errors import DataError
 from modelopt_cli.lazy_names import deferred
 from modelopt_cli.settings import did_you_mean
+
+if TYPE_CHECKING:
+    from modelopt_cli.data.source import Samples
 
 Scalar: TypeAlias = bool | int | float | str
 Options: TypeAlias = Mapping[str, Scalar]
@@ -233,12 +236,14 @@ def parse_spec(text: str) -> DataSpec:
     raise _unknown(text, body)
 
 
-def same_samples(one: str, other: str) -> bool:
-    """True if two values of ``--data`` mean the same samples, however they are written.
+def same_samples(one: "Samples", other: "Samples") -> bool:
+    """True if two data specs mean the same samples, however they are written.
 
     Raises:
         DataError: one of them is malformed, or its pattern matches nothing.
     """
+    if not isinstance(one, str) or not isinstance(other, str):
+        return one is other
     return parse_spec(one).canonical() == parse_spec(other).canonical()
 
 

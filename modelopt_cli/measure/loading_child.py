@@ -80,7 +80,7 @@ def _timed(job: Job) -> tuple[Any, float]:
             pass  # one after the other: where tensors are decoded on demand, that is now
     else:
         opened = api.load_network(
-            job.path, arch=job.arch, input=InputSpec(job.shape, dtype=job.dtype), device=job.device
+            job.path, arch=job.arch, input_spec=InputSpec(job.shape, dtype=job.dtype), device=job.device
         )
         opened.eval()
     if job.device != "cpu":

@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
 from typing import Any, Self, cast
 
 import torch
@@ -52,6 +54,9 @@ class Program(fx.GraphModule):
         history: one JSON-able entry for each method that was applied, oldest first.
         encodings: how parameters are stored, by parameter name; absent means plain.
         arch: the spec the network was built from, for information only.
+
+    ``preprocess(image)`` makes an image the input of the network, as ``eval`` does with an image file; see
+    ``data.single_image.preprocess_image``.
     """
 
     input: InputSpec
@@ -89,6 +94,18 @@ class Program(fx.GraphModule):
             encodings=self.encodings,
             arch=self.arch,
         )
+
+    def __getattr__(self, name: str) -> Any:
+        """Find layers and tensors, and then ``preprocess``, which a layer may be called, too."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name != "preprocess":
+                raise
+        images = import_module(
+            "modelopt_cli.data.single_image"
+        )  # reads files, so it stands above this module
+        return partial(images.preprocess_image, self.input)
 
     def recompile(self) -> PythonCode:
         """Bring every call into its one spelling and make the code of the forward pass.

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modelopt_cli.errors import CaptureError
 from modelopt_cli.program.fields import checked_config, parse_fields
 from modelopt_cli.program.quantization import (
     ACTIVATIONS,
@@ -87,7 +88,8 @@ class Quantized(nn.Module):
         return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in parse_fields(self.fields))
 
     def forward(self, *args: Tensor) -> Tensor:
-        if self.kernel is not None:
+        # torch.export takes operators only that it knows, so it gets the same numbers in float32.
+        if self.kernel is not None and not torch.compiler.is_exporting():
             return self.kernel(self, *args)
         if len(args) != self.arity:
             raise TypeError(f"takes {self.arity} tensors, not {len(args)}")
@@ -227,6 +229,9 @@ class DynamicLinear(Weighted):
         self._allocate((out_features, in_features), has_bias)
 
     def forward(self, *args: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            message = "dynamic int8 scales each input by its values, which torch.export cannot follow"
+            raise CaptureError(message, hint="export a network of scheme int8 or int8-weight")
         x = real_input(args[0])
         try:
             return super().forward(x)

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from modelopt_cli.api import training
+from modelopt_cli.kernels import dispatch
 from modelopt_cli.methods import table
 from modelopt_cli.methods.context import Result
+from modelopt_cli.program.quantized import QuantizedConv2d
 
 HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
 CALIB = ["--calibration", "digits"]
@@ -89,10 +91,12 @@ def test_what_is_broken_is_not_written(command, fault, here, modelopt, monkeypat
 
 
 def test_a_kernel_that_is_wrong_is_found_before_its_file_is_written(here, modelopt, monkeypatch):
-    def shorter(module, **_):
+    def shorter(module, _):
         return lambda x: module.emulate(x)[..., :-1]
 
-    monkeypatch.setattr("modelopt_cli.kernels.onednn.conv2d", shorter)
+    kernels = dispatch.BACKENDS["onednn"]
+    spoilt = replace(kernels, builders={**kernels.builders, QuantizedConv2d: shorter})
+    monkeypatch.setitem(dispatch.BACKENDS, "onednn", spoilt)
     found = modelopt(*COMMANDS["quantize"], *END)
     assert (found.code, found.err.count("\n")) == (4, 1)
     assert "the result fails on samples of shape (1, 8, 8)" in found.err

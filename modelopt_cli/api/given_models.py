@@ -1,0 +1,132 @@
+"""Models given as Python objects, which become files for as long as a command is at work."""
+
+import copy
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from modelopt_cli import artifact
+from modelopt_cli.api.arguments import in_python, rephrase
+from modelopt_cli.api.result import Measured
+from modelopt_cli.errors import ArchitectureError, CaptureError, ModeloptError, UsageError
+from modelopt_cli.measure import Evaluation
+from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.capture import capture
+from modelopt_cli.program.input_spec import InputType
+from modelopt_cli.program.samples import DTYPES
+
+
+class Workspace:
+    """A folder of temporary files, and the names to show in their place.
+
+    Each model in memory is written as an artifact, so that a command works on a file in any case, and the
+    object that was given is never changed.
+
+    Attributes:
+        notes: one line for each thing worth knowing of the models.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self._names: dict[str, str] = {}
+        self._stack = ExitStack()
+        self._folder: Path | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        if isinstance(error, ModeloptError):
+            rephrase(error, self.shown)
+
+    def new(self, name: str) -> Path:
+        """Path of a temporary file that is shown as ``name``."""
+        if self._folder is None:
+            self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="modelopt-")))
+        folder = self._folder / str(len(self._names))
+        folder.mkdir()
+        path = folder / f"{name}.safetensors"
+        self._names[str(path)] = name
+        return path
+
+    def file(self, model: Any, sample: Callable[[], InputSpec | None], argument: str = "model") -> str | Path:
+        """The file of a model.
+
+        Args:
+            model: a path, a Program or another module.
+            sample: says what a sample looks like, for a module that is no Program.
+            argument: name of the argument, for messages.
+
+        Raises:
+            UsageError: it is none of these.
+            ArchitectureError: nothing says what the input of a module is.
+        """
+        if isinstance(model, str | PathLike):
+            return Path(model)
+        if not isinstance(model, nn.Module):
+            hint = "give a path, an nn.Module or a Program"
+            raise UsageError(f"is of type {type(model).__name__}", where=argument, hint=hint)
+        path = self.new(type(model).__name__)
+        if isinstance(model, Program):
+            artifact.write_program(model, path)
+            return path
+        if (known := sample()) is None:
+            hint = "give example_inputs, a tensor of one batch"
+            raise ArchitectureError("nothing says what its input is", where=argument, hint=hint)
+        try:
+            artifact.write_program(capture(_in_float32(model), known), path)
+        except CaptureError as error:
+            self.notes.append(f"works without a graph: the network cannot be traced: {error}")
+            artifact.write_tensors(dict(model.state_dict()), {}, path)
+        return path
+
+    def shown(self, text: str) -> str:
+        """A message without the paths of temporary files, and with arguments in place of options."""
+        for path, name in self._names.items():
+            text = text.replace(path, name)
+        return in_python(text)
+
+    def renamed(self, evaluation: Evaluation | None) -> Measured | None:
+        """An evaluation with the names of models in place of temporary files."""
+        if evaluation is None:
+            return None
+        models = tuple(replace(model, path=self.shown(model.path)) for model in evaluation.models)
+        notes = tuple(map(self.shown, evaluation.notes))
+        return Measured.of(replace(evaluation, models=models, notes=notes))
+
+
+def sample_like(example: Any) -> InputSpec | None:
+    """Shape and element type of a sample of a batch.
+
+    Args:
+        example: a tensor ``(N, ...)``, or a tuple of one; None.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if isinstance(example, tuple | list) and len(example) == 1:
+        (example,) = example
+    if example is None:
+        return None
+    if not isinstance(example, Tensor) or example.dim() < 2:
+        hint = "give a tensor of one batch, such as torch.rand(1, 3, 224, 224)"
+        raise UsageError(f"is {type(example).__name__}", where="example_inputs", hint=hint)
+    dtype = next((name for name, known in DTYPES.items() if known == example.dtype), "float32")
+    return InputSpec(tuple(example.shape[1:]), dtype=cast(InputType, dtype))
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
+    """The module itself, or a copy of one with other floats."""
+    floats = {p.dtype for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()}
+    return model if floats <= {torch.float32} else copy.deepcopy(model).float()

@@ -1,0 +1,48 @@
+"""The examples of docs/python.md run as they stand, and the package exports what it says."""
+
+import doctest
+from pathlib import Path
+
+import pytest
+import torch
+
+import modelopt_cli as mo
+
+PAGE = Path(__file__).parents[1] / "docs" / "python.md"
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """The files that the page speaks of."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    base = mo.train(net, "base.safetensors", train="digits?split=train", epochs=1, evaluate=False)
+    mo.quantize(base.program, "base-int8.safetensors", calibration="digits?split=train", evaluate=False)
+
+
+def test_the_examples_of_the_guide(files):
+    outcome = doctest.testfile(
+        str(PAGE), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE, encoding="utf-8"
+    )
+    assert outcome.attempted > 30
+    assert outcome.failed == 0
+
+
+def test_every_exported_name_is_there_and_listed():
+    for name in mo.__all__:
+        assert getattr(mo, name) is not None
+    assert sorted(mo.__all__) == mo.__all__
+    assert set(mo.__all__) <= set(dir(mo))
+    text = PAGE.read_text()
+    verbs = {"distill", "evaluate", "load", "load_network", "load_state_dict", "prune", "quantize", "run"}
+    verbs |= {"save", "share", "train"}
+    assert verbs <= set(mo.__all__)
+    assert [name for name in sorted(verbs) if f"mo.{name}" not in text] == []
+
+
+def test_errors_come_from_the_root():
+    from modelopt_cli import errors
+
+    names = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert names <= set(mo.__all__)
