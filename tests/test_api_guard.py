@@ -14,8 +14,8 @@ from modelopt_cli.checkpoint import resolve
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.errors import BrokenResult, InputError
 from modelopt_cli.measure import EvalOptions
+from modelopt_cli.measure.layer_comparison import first_fault, steepest_fall
 from modelopt_cli.measure.outputs import LIMIT_DB, snr_db, stays_finite
-from modelopt_cli.measure.walk import first_fault, steepest_fall
 from modelopt_cli.methods import table
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.config import PruneConfig

@@ -18,8 +18,8 @@ from modelopt_cli.data import Data
 from modelopt_cli.errors import BrokenResult, DataError, EnvironmentFailure, ModeloptError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import accuracy
+from modelopt_cli.measure.layer_comparison import Fall, failing_layer, first_fault, steepest_fall
 from modelopt_cli.measure.outputs import snr_db, stays_finite, structure
-from modelopt_cli.measure.walk import Fall, failing_layer, first_fault, steepest_fall
 from modelopt_cli.methods.quantize.state_dict import restore
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.capture import random_input

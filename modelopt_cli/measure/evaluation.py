@@ -46,7 +46,7 @@ class ModelReport:
         coverage: share of the layers that are compressed, 0 to 1.
         weight_coverage: share of the weights' bytes that those layers hold, 0 to 1.
         load_s: seconds from its path to a network that is ready to run, or to all its tensors where no
-            network is known; see :mod:`modelopt_cli.measure.loading`.
+            network is known; see :mod:`modelopt_cli.measure.load_time`.
     """
 
     path: str

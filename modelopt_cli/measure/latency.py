@@ -32,7 +32,7 @@ class Latency:
         iqr: third quartile minus first, milliseconds.
         runs: timed passes.
         batch_size: samples in a pass.
-        form: what was timed: ``as loaded``, ``eager``, ``channels-last`` or ``prepacked``.
+        variant: that was timed: ``as loaded``, ``eager``, or one of ``variants.VARIANTS``.
         times: of every round, in order, milliseconds.
     """
 
@@ -40,7 +40,7 @@ class Latency:
     iqr: float
     runs: int
     batch_size: int
-    form: str = "as loaded"
+    variant: str = "as loaded"
     times: tuple[float, ...] = field(default=(), repr=False)
 
     @property
@@ -94,13 +94,13 @@ def time_interleaved(
     return times
 
 
-def summarise(times: Sequence[float], batch_size: int, form: str) -> Latency:
+def summarise(times: Sequence[float], batch_size: int, variant: str) -> Latency:
     """Median and interquartile range of times in milliseconds."""
     if len(times) > 1:
         low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
     else:
         low = middle = high = times[0]
-    return Latency(middle, high - low, len(times), batch_size, form, tuple(times))
+    return Latency(middle, high - low, len(times), batch_size, variant, tuple(times))
 
 
 def noise_notes(latencies: Mapping[str, Latency], threads: int, cores: float) -> list[str]:

@@ -8,17 +8,17 @@ from functools import partial
 from torch import Tensor
 
 from modelopt_cli.errors import ArchitectureError, DataError, UsageError
-from modelopt_cli.measure import accuracy, latency, loading
+from modelopt_cli.measure import accuracy, latency, load_time
 from modelopt_cli.measure.comparing import compare_all, summarise
 from modelopt_cli.measure.config import EvalOptions
 from modelopt_cli.measure.device import to_device
 from modelopt_cli.measure.environment import cores, environment
 from modelopt_cli.measure.evaluation import Evaluation, ModelReport
 from modelopt_cli.measure.flops import Macs, count_macs
-from modelopt_cli.measure.forms import best_form
 from modelopt_cli.measure.size import measure_size
 from modelopt_cli.measure.sparsity import sparsity_note
 from modelopt_cli.measure.subject import LabelledBatches, StageProgress, Subject
+from modelopt_cli.measure.variants import fastest_variant
 from modelopt_cli.program.samples import tokens_of
 
 
@@ -170,7 +170,7 @@ class _Run:
         options = self.options
         if not options.runs or not self.runnable:
             return {}
-        calls, forms = [], []
+        calls, variants = [], []
         for done, i in enumerate(self.runnable):
             subject = self.subjects[i]
             assert subject.model is not None
@@ -183,9 +183,9 @@ class _Run:
                 below=tokens_of(subject.model.modules()),
             )
             accuracy.run(subject.model, x, subject.path)  # fails here, in one line, or not at all
-            model, form = best_form(subject, x, seed=options.seed)
-            calls.append((model, x))
-            forms.append(form)
+            variant, name = fastest_variant(subject.model, x, seed=options.seed)
+            calls.append((variant, x))
+            variants.append(name)
             self._report("fastest form", done + 1, len(self.runnable))
         times = latency.time_interleaved(
             calls,
@@ -195,14 +195,14 @@ class _Run:
             progress=lambda done, total: self._report("latency", done, total),
         )
         return {
-            i: latency.summarise(spent, options.batch_size, form)
-            for i, spent, form in zip(self.runnable, times, forms, strict=True)
+            i: latency.summarise(spent, options.batch_size, name)
+            for i, spent, name in zip(self.runnable, times, variants, strict=True)
         }
 
-    def _loadings(self, threads: int) -> list[loading.Loading]:
+    def _loadings(self, threads: int) -> list[load_time.Loading]:
         """Time and memory to open each file; empty values where no times are wanted."""
         if not (self.options.memory and self.options.runs):
-            return [loading.Loading(None, None)] * len(self.subjects)
+            return [load_time.Loading(None, None)] * len(self.subjects)
         found = []
         for i, subject in enumerate(self.subjects):
             found.append(self._loading(subject, threads))
@@ -212,14 +212,14 @@ class _Run:
             self._report("loading", i + 1, len(self.subjects))
         return found
 
-    def _loading(self, subject: Subject, threads: int) -> loading.Loading:
+    def _loading(self, subject: Subject, threads: int) -> load_time.Loading:
         options = self.options
         if not subject.runs:
-            return loading.measure_loading(loading.Job(subject.path, None, None, threads=threads))
+            return load_time.measure_loading(load_time.Job(subject.path, None, None, threads=threads))
         assert subject.model is not None
         assert subject.input is not None
         model, input_spec = subject.model, subject.input
-        job = loading.Job(
+        job = load_time.Job(
             subject.path,
             subject.arch,
             input_spec.shape,
@@ -228,12 +228,12 @@ class _Run:
             options.device,
             input_spec.dtype,
         )
-        measured = loading.measure_loading(job)
+        measured = load_time.measure_loading(job)
         if options.device == "cpu":
             return measured
         x = latency.sample_input(input_spec, options.batch_size, device=options.device)
         run = partial(accuracy.run, model, x, subject.path)
-        return replace(measured, peak_bytes=loading.peak_memory_cuda(run, options.device))
+        return replace(measured, peak_bytes=load_time.peak_memory_cuda(run, options.device))
 
     def _report(self, stage: str, done: int, total: int | None) -> None:
         if self.progress:

@@ -103,7 +103,7 @@ def _latency_line(evaluation: Evaluation) -> str:
         f"latency: batch {timed.batch_size}, {threads} thread{'s' * (threads != 1)}, "
         f"{timed.runs} interleaved runs"
     )
-    return f"{line}, baseline in its fastest form: {baseline.form}" if baseline else line
+    return f"{line}, baseline in its fastest form: {baseline.variant}" if baseline else line
 
 
 def table(evaluation: Evaluation) -> RenderableType:

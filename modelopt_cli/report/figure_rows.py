@@ -283,7 +283,7 @@ FIGURES: dict[str, Figure] = {
     "timed_as": Figure(
         "the fastest float32 variant that torch has for the model here, or the network as it was loaded",
         "timed as",
-        lambda model: model.latency and model.latency.form,
+        lambda model: model.latency and model.latency.variant,
         number=None,
     ),
     "throughput": Figure(

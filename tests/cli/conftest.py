@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from modelopt_cli.cli.main import main
-from modelopt_cli.measure.loading import Loading
+from modelopt_cli.measure.load_time import Loading
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def quick_loading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     That takes longer than everything else in most tests.
     """
     if "real_loading" not in request.fixturenames:
-        monkeypatch.setattr("modelopt_cli.measure.loading.measure_loading", lambda job: Loading(None, None))
+        monkeypatch.setattr("modelopt_cli.measure.load_time.measure_loading", lambda job: Loading(None, None))
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_evaluation() -> None:
     )
     (model,) = found.models
     assert model.latency is not None
-    assert model.latency.form in ("eager", "channels-last")
+    assert model.latency.variant in ("eager", "channels-last")
     assert model.peak_bytes is not None
     assert model.peak_bytes > 4 * 64 * 62 * 62 * 10
     assert found.environment.device == "cuda"

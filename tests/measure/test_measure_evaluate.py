@@ -20,7 +20,7 @@ from modelopt_cli.measure import (
     Subject,
     evaluate,
     latency,
-    loading,
+    load_time,
     paired_difference,
     paired_speedup,
 )
@@ -117,7 +117,7 @@ def test_without_data_there_is_no_accuracy_but_everything_else() -> None:
     assert found.models[0].macs.total == 4 * 16 * 27 + 64 * 6
     latency = found.models[0].latency
     assert latency is not None
-    assert latency.form in ("eager", "channels-last", "prepacked")
+    assert latency.variant in ("eager", "channels-last", "prepacked")
     assert latency.runs == 3
 
 
@@ -223,16 +223,16 @@ def test_dropout_is_off_and_threads_are_restored() -> None:
 
 
 def test_loading_and_the_reason_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs: list[loading.Job] = []
+    jobs: list[load_time.Job] = []
 
-    def measured(job: loading.Job) -> loading.Loading:
+    def measured(job: load_time.Job) -> load_time.Loading:
         jobs.append(job)
-        return loading.Loading(0.5, 7) if len(jobs) == 1 else loading.Loading(None, None, "no such file")
+        return load_time.Loading(0.5, 7) if len(jobs) == 1 else load_time.Loading(None, None, "no such file")
 
-    monkeypatch.setattr(loading, "measure_loading", measured)
+    monkeypatch.setattr(load_time, "measure_loading", measured)
     found = evaluate([subject(1, arch="a:b"), subject(2)], None, EvalOptions(runs=1, threads=1))
     assert [(model.load_s, model.peak_bytes) for model in found.models] == [(0.5, 7), (None, None)]
-    assert jobs[0] == loading.Job("net1.pth", "a:b", SHAPE, 1, threads=1)
+    assert jobs[0] == load_time.Job("net1.pth", "a:b", SHAPE, 1, threads=1)
     assert found.notes == ("net2.pth: time to load and peak memory not measured: no such file",)
 
 
@@ -240,14 +240,14 @@ def test_loading_and_the_reason_it_is_missing(monkeypatch: pytest.MonkeyPatch) -
 def test_of_bare_tensors_the_time_to_read_them(
     runs: int, expected: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs: list[loading.Job] = []
+    jobs: list[load_time.Job] = []
     monkeypatch.setattr(
-        loading, "measure_loading", lambda job: jobs.append(job) or loading.Loading(0.25, None)
+        load_time, "measure_loading", lambda job: jobs.append(job) or load_time.Loading(0.25, None)
     )
     bare = subject(1, model=None, program=None, input=None, state={"w": torch.ones(4)})
     (model,) = evaluate([bare], None, EvalOptions(runs=runs, threads=1)).models
     assert (model.load_s, model.peak_bytes) == (expected, None)
-    assert jobs == [loading.Job("net1.pth", None, None, threads=1)][:runs]
+    assert jobs == [load_time.Job("net1.pth", None, None, threads=1)][:runs]
 
 
 def refused(subjects: list[Subject], data: Any, options: EvalOptions = QUICK) -> Evaluation:

@@ -1,15 +1,16 @@
-"""Interleaving, order, statistics, threads; and that the fastest honest form wins."""
+"""Interleaving, order, statistics, threads; and that the fastest equivalent variant wins."""
 
 import statistics
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from modelopt_cli.measure import forms, latency
-from modelopt_cli.measure.subject import Subject
+from modelopt_cli.measure import latency, variants
+from modelopt_cli.measure.variants import VARIANTS
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.quantized import DynamicLinear
 
@@ -119,22 +120,17 @@ def program() -> Program:
     return Program(model, fx.symbolic_trace(model).graph, input_spec=InputSpec((3, 8, 8)))
 
 
-def subject(model: nn.Module) -> Subject:
-    found = model if isinstance(model, Program) else None
-    return Subject("net.pth", model, found, 1, input=InputSpec((3, 8, 8)))
-
-
 IMAGES = latency.sample_input(InputSpec((3, 8, 8)), 1)
 
 
 def use_kernels(monkeypatch: pytest.MonkeyPatch, prepack: Any) -> None:
-    monkeypatch.setattr(forms, "prepack", prepack)
+    monkeypatch.setitem(VARIANTS, "prepacked", replace(VARIANTS["prepacked"], make=prepack))
 
 
 def test_candidates_for_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     use_kernels(monkeypatch, lambda program: program)
     net = program()
-    found = forms.candidates(net, net, IMAGES)
+    found = variants.equivalent_variants(net, IMAGES)
     assert [name for _, name in found] == ["eager", "channels-last", "prepacked"]
     assert found[0][0] is net
     assert found[1][0] is not net
@@ -142,14 +138,16 @@ def test_candidates_for_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_prepacked_kernels_are_among_the_candidates() -> None:
     net = program()
-    assert [name for _, name in forms.candidates(net, net, IMAGES)][-1] == "prepacked"
+    assert [name for _, name in variants.equivalent_variants(net, IMAGES)][-1] == "prepacked"
 
 
-def test_the_fastest_form_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_variant_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     net = program()
     use_kernels(monkeypatch, lambda program: program)
-    monkeypatch.setattr(forms, "time_interleaved", lambda calls, **_: [[9.0, 5.0], [7.0, 7.0], [4.0, 99.0]])
-    assert forms.best_form(subject(net), IMAGES)[1] == "prepacked"
+    monkeypatch.setattr(
+        variants, "time_interleaved", lambda calls, **_: [[9.0, 5.0], [7.0, 7.0], [4.0, 99.0]]
+    )
+    assert variants.fastest_variant(net, IMAGES)[1] == "prepacked"
 
 
 class Wrong(nn.Module):
@@ -164,24 +162,24 @@ def broken(*_: object) -> nn.Module:
 @pytest.mark.parametrize(
     "prepack", [lambda *_: Wrong(), broken, lambda *_: nn.Identity()], ids=["wrong", "broken", "other-shape"]
 )
-def test_a_form_that_fails_or_answers_otherwise_is_no_candidate(
+def test_a_variant_that_fails_or_has_other_outputs_is_no_candidate(
     monkeypatch: pytest.MonkeyPatch, prepack: Any
 ) -> None:
     net = program()
     use_kernels(monkeypatch, prepack)
-    assert [name for _, name in forms.candidates(net, net, IMAGES)] == ["eager", "channels-last"]
+    assert [name for _, name in variants.equivalent_variants(net, IMAGES)] == ["eager", "channels-last"]
 
 
-def test_finding_the_form_leaves_the_model_alone() -> None:
+def test_finding_the_variant_leaves_the_model_alone() -> None:
     net = program()
     strides = [tensor.stride() for tensor in net.state_dict().values()]
-    forms.best_form(subject(net), IMAGES)
+    variants.fastest_variant(net, IMAGES)
     assert [tensor.stride() for tensor in net.state_dict().values()] == strides
 
 
 def test_int8_models_are_timed_as_they_were_loaded() -> None:
     net = nn.Sequential(nn.Flatten(), DynamicLinear(192, 2, False))
-    assert forms.best_form(subject(net), IMAGES) == (net, "as loaded")
+    assert variants.fastest_variant(net, IMAGES) == (net, "as loaded")
 
 
 @pytest.mark.parametrize(("threads", "cores", "said"), [(1, 0.5, 0), (2, 0.5, 1), (2, 1.5, 1), (2, 2.0, 0)])
@@ -190,3 +188,14 @@ def test_one_thread_is_never_too_many(threads: int, cores: float, said: int) -> 
     notes = latency.noise_notes({"net.pth": steady}, threads, cores)
     assert len(notes) == said
     assert all(note.endswith("give --threads 1") for note in notes)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_has_the_outputs_of_the_network(name: str) -> None:
+    net = program()
+    assert VARIANTS[name].applies(net, IMAGES)
+    with torch.inference_mode():
+        outputs = VARIANTS[name].make(net)(IMAGES)
+        assert isinstance(outputs, Tensor)
+        torch.testing.assert_close(outputs, net(IMAGES), rtol=1e-4, atol=1e-5)
+    assert name in [each for _, each in variants.equivalent_variants(net, IMAGES)]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from modelopt_cli.errors import InputError, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.kernels.fp32 import prepack
-from modelopt_cli.measure.forms import agreeing
 from modelopt_cli.measure.subject import is_quantized
+from modelopt_cli.measure.variants import equivalent
 from modelopt_cli.methods.distill.feature_points import FeaturePoint, FeatureValues, recording
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import random_input
@@ -171,7 +171,7 @@ def _fastest(network: nn.Module, member: Member, device: str, amp: bool) -> Call
     with torch.inference_mode():
         expected = network.to(device)(x.clone())
     # Made again: weights are packed for the first batch that comes.
-    return make() if agreeing(make, x, expected) is not None else None
+    return make() if equivalent(make, x, expected) is not None else None
 
 
 def _laid_out(network: nn.Module, member: Member, device: str) -> nn.Module:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from modelopt_cli.measure.flops import count_macs
-from modelopt_cli.measure.forms import best_form
 from modelopt_cli.measure.latency import Call, sample_input, time_interleaved
 from modelopt_cli.measure.size import logical_parameters
-from modelopt_cli.measure.subject import Subject
+from modelopt_cli.measure.variants import fastest_variant
 from modelopt_cli.methods.prune.targets import CLOSE_LATENCY
 from modelopt_cli.program import Program
 from modelopt_cli.program.rewrite import meta_copy
@@ -36,7 +35,7 @@ def nonzeros(program: Program) -> float:
 
 
 class Timer:
-    """Times candidates against one original, in interleaved rounds, each in its fastest form.
+    """Times candidates against one original, in interleaved rounds, each in its fastest variant.
 
     Args:
         original: what is 1.
@@ -47,11 +46,11 @@ class Timer:
     def __init__(self, original: Program, device: str = "cpu", seed: int = 0) -> None:
         self.device, self.seed = device, seed
         self.images = sample_input(original.input, 1, seed=seed, device=device)
-        self.original = self._form(original)
+        self.original = self._fastest(original)
 
     def fraction(self, candidate: Program) -> float:
         """The median over rounds of the candidate's time over the original's, at batch size 1."""
-        calls = [(self.original, self.images), (self._form(candidate), self.images)]
+        calls = [(self.original, self.images), (self._fastest(candidate), self.images)]
         ratios: list[float] = []
         start = time.monotonic()
         while True:
@@ -63,10 +62,9 @@ class Timer:
             if half_width(ratios) < CLOSE_LATENCY or len(ratios) >= MOST_ROUNDS or spent > MOST_SECONDS:
                 return statistics.median(ratios)
 
-    def _form(self, program: Program) -> Call:
+    def _fastest(self, program: Program) -> Call:
         model = copy.deepcopy(program).to(self.device).eval()
-        subject = Subject(path="", model=model, program=model, file_bytes=0)
-        return best_form(subject, self.images, seed=self.seed)[0]
+        return fastest_variant(model, self.images, seed=self.seed)[0]
 
 
 def half_width(values: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from modelopt_cli.measure.loading import Job, Loading, _answer, measure_loading
+from modelopt_cli.measure.load_time import Job, Loading, _answer, measure_loading
 
 JOB = Job("net.pth", None, (8,), 1, threads=1)
 
@@ -45,7 +45,7 @@ time.perf_counter = lambda: clock[0]
 api = types.ModuleType("modelopt_cli.api")
 api.load_network = load_network
 sys.modules["modelopt_cli.api"] = modelopt_cli.api = api
-from modelopt_cli.measure.loading_child import main
+from modelopt_cli.measure.load_time_child import main
 code = main()
 sys.stderr.write(str(len(loads)))
 sys.exit(code)

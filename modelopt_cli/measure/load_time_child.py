@@ -17,7 +17,7 @@ import torchvision  # noqa: F401  an architecture may need it; its import is not
 
 from modelopt_cli.checkpoint import open_model, resolve
 from modelopt_cli.measure.latency import sample_input
-from modelopt_cli.measure.loading import Job
+from modelopt_cli.measure.load_time import Job
 from modelopt_cli.program.input_spec import InputSpec
 
 _STATUS = Path("/proc/self/status")

@@ -3,7 +3,7 @@
 The seconds go from the path to a network that is ready to run: reading, checking the digest, decoding,
 building it and preparing its kernels, but not importing torch. Memory is the highest resident size after the
 libraries are imported, minus the resident size at that moment: what the model costs, not what torch costs. It
-includes one forward pass. :mod:`modelopt_cli.measure.loading_child` is the other side.
+includes one forward pass. :mod:`modelopt_cli.measure.load_time_child` is the other side.
 """
 
 import json
@@ -58,7 +58,7 @@ class Loading:
 
 def measure_loading(job: Job, timeout_s: float = _TIMEOUT_S) -> Loading:
     """Start the child and wait for its answer; a failure is a reason, never an exception."""
-    command = [sys.executable, "-P", "-m", "modelopt_cli.measure.loading_child"]
+    command = [sys.executable, "-P", "-m", "modelopt_cli.measure.load_time_child"]
     try:
         done = subprocess.run(
             command,

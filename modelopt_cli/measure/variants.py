@@ -1,0 +1,118 @@
+"""Faster variants of a float network: the fastest is timed, so that no speedup is one over a slow baseline.
+
+Each variant is one row. It counts only if its outputs are those of the network itself.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modelopt_cli.kernels.fp32 import prepack
+from modelopt_cli.measure.latency import Call, time_interleaved
+from modelopt_cli.measure.subject import is_quantized
+from modelopt_cli.program.program import Program
+
+AS_LOADED, EAGER = "as loaded", "eager"
+_WARMUP, _RUNS = 2, 7
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Another way to compute what a network computes.
+
+    Attributes:
+        help: one line for the documentation.
+        applies: True for a network and a batch of inputs that it is meant for.
+        make: makes it of the network, which it leaves alone; may raise whatever it likes.
+    """
+
+    help: str
+    applies: Callable[[nn.Module, Tensor], bool]
+    make: Callable[[nn.Module], Call]
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    variant = copy.deepcopy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert isinstance(variant, nn.Module)
+    return variant.eval()
+
+
+def _prepacked(network: nn.Module) -> Call:
+    assert isinstance(network, Program)
+    return prepack(network)
+
+
+VARIANTS: dict[str, Variant] = {
+    "channels-last": Variant(
+        "weights in channels-last order, for batches of images",
+        lambda network, x: x.dim() == 4,
+        _channels_last,
+    ),
+    "prepacked": Variant(
+        "convolutions and linear layers packed and fused ahead of time, for a traced network on a CPU",
+        lambda network, x: isinstance(network, Program) and x.device.type == "cpu",
+        _prepacked,
+    ),
+}
+
+
+def fastest_variant(network: nn.Module, x: Tensor, *, seed: int = 0) -> tuple[Call, str]:
+    """Find the fastest variant of a network.
+
+    A network with int8 layers is taken as it was loaded: its kernels were chosen then.
+
+    Args:
+        network: in evaluation mode, on the device of ``x``; it is not changed.
+        x: a batch of inputs.
+        seed: of the order in which variants are timed.
+
+    Returns:
+        The variant and its name: one of ``VARIANTS``, ``EAGER`` or ``AS_LOADED``.
+    """
+    if is_quantized(network):
+        return network, AS_LOADED
+    variants = equivalent_variants(network, x)
+    if len(variants) == 1:
+        return variants[0]
+    times = time_interleaved([(variant, x) for variant, _ in variants], warmup=_WARMUP, runs=_RUNS, seed=seed)
+    # The fastest pass is the steadiest figure that so few runs can give.
+    return min(zip(variants, times, strict=True), key=lambda pair: min(pair[1]))[0]
+
+
+def equivalent_variants(network: nn.Module, x: Tensor) -> list[tuple[Call, str]]:
+    """All variants with the network's outputs on ``x``, and their names; the network itself comes first."""
+    variants: list[tuple[Call, str]] = [(network, EAGER)]
+    with torch.inference_mode():
+        expected = network(x.clone())  # a network may change its inputs
+    for name, row in VARIANTS.items():
+        if row.applies(network, x):
+            variant = equivalent(lambda make=row.make: make(network), x, expected)  # type: ignore[misc]
+            if variant is not None:
+                variants.append((variant, name))
+    return variants
+
+
+def equivalent(make: Callable[[], Call], x: Tensor, expected: object) -> Call | None:
+    """Make a variant of a network; None if that fails, or if its outputs are not those of the network.
+
+    Args:
+        make: makes the variant.
+        x: a batch of inputs.
+        expected: outputs of the network itself on ``x``.
+    """
+    try:
+        variant = make()
+        with torch.inference_mode():
+            return variant if _same(variant(x.clone()), expected) else None
+    except Exception:  # whatever it is: the network itself remains
+        return None
+
+
+def _same(outputs: object, expected: object) -> bool:
+    if not isinstance(outputs, Tensor) or not isinstance(expected, Tensor) or outputs.shape != expected.shape:
+        return False
+    scale = float(expected.abs().max()) if expected.numel() else 1.0
+    return torch.allclose(outputs.float(), expected.float(), rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
