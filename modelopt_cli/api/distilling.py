@@ -26,7 +26,7 @@ from modelopt_cli.api.trainer import Trainer, names_of_classes, trainer
 from modelopt_cli.api.training import training_entry
 from modelopt_cli.api.work import Made, Work, origin_of
 from modelopt_cli.artifact.encodings import compact, compact_state, require_not_shared
-from modelopt_cli.artifact.naming import scratch_beside
+from modelopt_cli.artifact.output_path import scratch_beside
 from modelopt_cli.checkpoint import Opened, require_network
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context, TensorsResult

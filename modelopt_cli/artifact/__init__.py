@@ -9,7 +9,7 @@ from modelopt_cli.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from modelopt_cli.artifact.container import TensorInfo, read_safetensors, read_safetensors_header
-    from modelopt_cli.artifact.naming import check_suffix
+    from modelopt_cli.artifact.output_path import check_output, check_suffix
     from modelopt_cli.artifact.reader import (
         TensorFile,
         is_artifact,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         write_tensors,
     )
     from modelopt_cli.artifact.stream import Stream
-    from modelopt_cli.artifact.writer import atomic_write, check_output
+    from modelopt_cli.artifact.writer import atomic_write
 
 _HOMES = {
     "Stream": "stream",
@@ -34,8 +34,8 @@ _HOMES = {
     "TensorInfo": "container",
     "Written": "save",
     "atomic_write": "writer",
-    "check_output": "writer",
-    "check_suffix": "naming",
+    "check_output": "output_path",
+    "check_suffix": "output_path",
     "is_artifact": "reader",
     "open_tensors": "reader",
     "predicted_bytes": "save",

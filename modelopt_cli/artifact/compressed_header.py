@@ -106,7 +106,7 @@ def _lengths(stated: Any, outer: Layout) -> tuple[int, int]:
 
 
 def _place(parameters: Any) -> dict[str, TensorInfo]:
-    """Where every part of every parameter is, and in ``parameters`` the parts' names instead of kinds."""
+    """Places of all parts; in ``parameters`` their names replace their types and shapes."""
     expect(isinstance(parameters, list), "bad parameters")
     position, placed = 0, {}
     for index, entry in enumerate(parameters):

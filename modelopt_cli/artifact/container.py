@@ -154,7 +154,7 @@ def _tensor(name: str, entry: Any, where: str, error: type[InputError]) -> Tenso
 
 
 def tensor_bytes(name: str, dtype: object, shape: object, where: str, error: type[InputError]) -> int:
-    """How many bytes a tensor takes whose type and shape come from a file.
+    """Bytes of a tensor whose type and shape come from a file.
 
     Raises:
         InputError: of the class ``error``: they are none.
@@ -173,7 +173,7 @@ def tensor_bytes(name: str, dtype: object, shape: object, where: str, error: typ
 
 
 def is_size(value: object) -> bool:
-    """Whether ``value`` is a plain non-negative integer of at most 63 bits."""
+    """True if ``value`` is a plain non-negative integer of at most 63 bits."""
     return type(value) is int and 0 <= value < 1 << 63
 
 

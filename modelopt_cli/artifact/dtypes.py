@@ -29,7 +29,7 @@ NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 """Torch dtype to name in the file."""
 
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
-"""Of the same size, and zero where the other is."""
+"""Types of the same size, which are zero where the others are."""
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def count_nonzero(tensor: torch.Tensor) -> int:
-    """How many elements are not zero, of any element type: torch has no kernel for some."""
+    """Number of elements that are not zero, of any element type: torch has no kernel for some."""
     if tensor.dtype in _SIGNED:
         tensor = tensor.view(_SIGNED[tensor.dtype])
     elif tensor.is_floating_point() and tensor.itemsize == 1:

@@ -52,7 +52,7 @@ def pruned_names(encodings: Mapping[str, Encoding]) -> set[str]:
 
 
 def without_zeros(encoding: Encoding | None) -> Encoding:
-    """How the same values are stored where zeros count like any other: raw, or by another codec."""
+    """Encoding of the same values where zeros count like any other: raw, or by another codec."""
     return PLAIN if encoding is None else CODECS[encoding.codec].without_zeros(encoding)
 
 
@@ -81,7 +81,7 @@ def sparse_encoding(
 
 
 def pruned_encoding(tensor: Tensor, encoding: Encoding | None = None, pattern: str | None = None) -> Encoding:
-    """As :func:`sparse_encoding`, but marks the tensor as pruned even where that saves nothing."""
+    """Mark a tensor as pruned, by :func:`sparse_encoding` or, where that saves nothing, densely."""
     base = without_zeros(encoding)
     if (marked := CODECS[base.codec].with_zeros(base)) is not None:
         return marked
@@ -95,11 +95,11 @@ def pruned_encoding(tensor: Tensor, encoding: Encoding | None = None, pattern: s
 
 
 def compact(program: Program, names: Iterable[str] = (), pattern: str | None = None) -> dict[str, Encoding]:
-    """How every parameter of a Program is to be stored now; assign it to ``program.encodings``.
+    """Encodings of every parameter of a Program as it is now; assign them to ``program.encodings``.
 
     Args:
         program: its tensors as they are; it is not changed. Encodings of tensors it no longer has go.
-        names: parameters that have just been pruned, beside those marked as pruned before.
+        names: parameters that have just been pruned, next to those marked as pruned before.
         pattern: of those in ``names``, see :func:`sparse_encoding`.
     """
     return compact_state(program.state_dict(), program.encodings, names, pattern)

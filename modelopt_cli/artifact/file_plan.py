@@ -18,7 +18,7 @@ from modelopt_cli.program.program import Encoding
 
 @dataclass(frozen=True)
 class Record:
-    """How one parameter is stored; ``layout`` has its parts in order of their names."""
+    """Storage of one parameter; ``layout`` has its parts in order of their names."""
 
     name: str
     dtype: str
@@ -49,7 +49,7 @@ class FilePlan:
 
 
 def record(name: str, tensor: Tensor, encoding: Encoding) -> Record:
-    """How a tensor is stored, from shapes alone.
+    """Storage of a tensor, from shapes alone.
 
     Raises:
         ModeloptError: it cannot be, or not so (a bug of a method).

@@ -24,13 +24,13 @@ FORMAT = 1
 KEY = "modelopt"
 BLANK = "0" * 64
 PREFIX = b'{"__metadata__":{"modelopt":"{\\"digest\\":\\"'
-"""How every artifact's header begins; the digest follows at once."""
+"""Beginning of every artifact's header; the digest follows at once."""
 
 DIGEST_AT = 8 + len(PREFIX)
 """Offset of the digest in the file."""
 
 _DAMAGED_BYTES = len(PREFIX) // 4
-"""How many bytes of the prefix may be wrong for a file still to be taken for a damaged artifact."""
+"""Bytes of the prefix that may be wrong in a file that is still taken for a damaged artifact."""
 
 ONCE = ("arch", "history", "input", "labels")
 """Fields of a Program's data form that every artifact holds itself, so ``program`` leaves them out."""
@@ -44,7 +44,7 @@ Kind = tuple[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Parameter:
-    """How one parameter is stored: ``parts`` maps the codec's part names to tensors of the file."""
+    """Storage of one parameter: ``parts`` maps the codec's part names to tensors of the file."""
 
     name: str
     codec: str
@@ -56,7 +56,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Document:
-    """Everything an artifact says beside its tensors.
+    """Everything that an artifact says next to its tensors.
 
     Attributes:
         parameters: in state-dict order.
@@ -82,7 +82,7 @@ class Document:
         return cast(dict[str, Any], json.loads(strictjson.canonical(data)))
 
     def same(self, other: "Document") -> bool:
-        """Whether both are written with the same bytes."""
+        """True if both are written with the same bytes."""
         return strictjson.canonical(self.to_json()) == strictjson.canonical(other.to_json())
 
 

@@ -169,7 +169,7 @@ def read_tensors(path: str | Path) -> TensorFile:
 
 
 def open_tensors(path: str | Path) -> TensorFile:
-    """As :func:`read_tensors`, but each tensor is decoded when it is asked for, and not kept.
+    """Open an artifact whose tensors are decoded when they are asked for, and not kept.
 
     Raises:
         ArtifactError: as :func:`read_tensors`, or the file is changed later on.

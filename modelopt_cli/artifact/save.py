@@ -1,4 +1,4 @@
-"""Writing artifacts: encode one tensor at a time, lay out, write whole, read back."""
+"""Writing artifacts: encode one tensor at a time, lay out, write in one step, read back."""
 
 import hashlib
 import itertools
@@ -17,10 +17,11 @@ from modelopt_cli.artifact.dtypes import as_bytes
 from modelopt_cli.artifact.file_plan import FilePlan, Record, plan_file, record
 from modelopt_cli.artifact.header import ONCE, Document, digest_of, with_digest
 from modelopt_cli.artifact.lazy import described
+from modelopt_cli.artifact.output_path import check_output
 from modelopt_cli.artifact.reader import Artifact, open_artifact
 from modelopt_cli.artifact.stream import Item, Stream, tied_names
 from modelopt_cli.artifact.temporary_buffer import TemporaryBuffer, temporary_buffer
-from modelopt_cli.artifact.writer import atomic_write, check_output
+from modelopt_cli.artifact.writer import atomic_write
 from modelopt_cli.errors import ArtifactError, ModeloptError
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.program import Encoding, Program
@@ -92,10 +93,10 @@ def write_stream(
     force: bool = False,
     code: Code = "plain",
 ) -> Written:
-    """As :func:`write_tensors`, for tensors of which no two need to be in memory at once.
+    """Write a state dict of which no two tensors need to be in memory at once.
 
     Raises:
-        As :func:`write_program`, and whatever making the tensors raises.
+        As :func:`write_program`, and what making the tensors raises.
     """
     check_output(path, force)
     return _write(_of_stream(_describe(history, arch, input_spec, labels), stream), path, force, code)
@@ -118,7 +119,7 @@ def predicted_bytes(
 
     Args:
         subject: a Program, or the state dict or stream that would be written.
-        encodings: instead of the Program's own, or beside the state dict; a stream has its own.
+        encodings: instead of the Program's own, or those of the state dict; a stream has its own.
         history: as for ``write_tensors``; ignored for a Program, as are the ones below but for ``code``.
         arch: see ``write_tensors``.
         input_spec: see ``write_tensors``.
@@ -138,7 +139,7 @@ def predicted_bytes(
 
 @dataclass(frozen=True)
 class _Content:
-    """What is to be written: ``items`` in state-dict order, and what the file says beside them."""
+    """Content of a file: ``items`` in state-dict order, and everything it says next to them."""
 
     about: Document
     items: Iterable[Item]

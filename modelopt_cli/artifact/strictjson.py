@@ -75,7 +75,7 @@ def parse(data: bytes, error: type[InputError], where: str) -> dict[str, Any]:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether every string can be written as UTF-8: escapes may spell lone surrogates."""
+    """True if every string can be written as UTF-8: escapes may spell lone surrogates."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

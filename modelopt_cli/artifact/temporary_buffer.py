@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from modelopt_cli.artifact.writer import environment
+from modelopt_cli.artifact.output_path import environment
 
 _IN_MEMORY = 64 << 20
 _BLOCK = 1 << 20
@@ -23,7 +23,7 @@ class TemporaryBuffer:
         self._end = 0
 
     def append(self, data: memoryview) -> tuple[int, int]:
-        """Where the bytes now stand: start and end.
+        """Append bytes and return their place: start and end.
 
         Raises:
             EnvironmentFailure: no space is left.
@@ -37,7 +37,7 @@ class TemporaryBuffer:
         return start, self._end
 
     def blocks(self, start: int, end: int) -> Iterator[bytes]:
-        """What stands there, in blocks; nothing may be appended meanwhile."""
+        """Read a place in blocks; nothing may be appended meanwhile."""
         with environment(self._path):
             self._file.seek(start)
             while start < end:

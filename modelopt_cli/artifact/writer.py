@@ -1,6 +1,6 @@
-"""Write a file so that it is absent, old or whole, whatever happens. Standard library only.
+"""Write a file so that it is absent, old or complete, whatever happens. Standard library only.
 
-The bytes go to ``.NAME.part`` beside the target, are synced, and take the target's name in one step.
+The bytes go to ``.NAME.part`` next to the target, are synced, and take the target's name in one step.
 The part file carries an exclusive lock for as long as its writer lives: a locked one belongs to a
 writer at work, an unlocked one was left by a process that was killed and is cleared away.
 """
@@ -10,41 +10,16 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from modelopt_cli.artifact.output_path import FORCE_HINT, environment, part_name, real_output
 from modelopt_cli.artifact.undo import remember
-from modelopt_cli.errors import EnvironmentFailure, OutputError
+from modelopt_cli.errors import OutputError
 
-_FORCE_HINT = "choose another name, or replace it with --force"
-_CAUSES = {
-    errno.ENOSPC: ("no space left on the device", "free some space or write elsewhere"),
-    errno.EDQUOT: ("the disk quota is used up", "free some space or write elsewhere"),
-    errno.EFBIG: ("the file would exceed the size limit", "raise the limit (ulimit -f) or write elsewhere"),
-    errno.EACCES: ("permission denied", "choose a folder you may write to"),
-    errno.EPERM: ("operation not permitted", "choose a folder you may write to"),
-    errno.EROFS: ("the file system is read-only", "choose another folder"),
-    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
-}
 # Some network file systems offer no locks; a fresh part file is then ours by O_EXCL alone.
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 _ATTEMPTS = 100
-
-
-def check_output(path: str | Path, force: bool = False, inputs: Iterable[str | Path] = ()) -> None:
-    """Refuse an output path that could not or must not be written, before any work is done.
-
-    Args:
-        path: where the output would go.
-        force: whether an existing file may be replaced.
-        inputs: files the output must never be, not even with ``force``.
-
-    Raises:
-        OutputError: a directory, device, socket, pipe or dangling link; an existing file without
-            ``force``; one of ``inputs``; a missing parent.
-        EnvironmentFailure: the folder may not be written to, or the name is too long.
-    """
-    _resolve(path, force, inputs)
 
 
 def atomic_write(
@@ -60,16 +35,16 @@ def atomic_write(
     keeps its own.
 
     Args:
-        path: the target; see :func:`check_output` for what is refused.
+        path: the target; see ``output_path.check_output`` for what is refused.
         chunks: the content, written in order.
         force: whether an existing file may be replaced.
         verify: called with the finished, not yet published file; what it raises stops the write.
 
     Raises:
-        OutputError: as :func:`check_output`, or another process is writing the same file.
+        OutputError: as ``check_output``, or another process is writing the same file.
         EnvironmentFailure: no space, no permission, a read-only file system.
     """
-    target = _resolve(path, force, ())
+    target = real_output(path, force, ())
     with environment(path):
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -85,7 +60,7 @@ def _write_in(
     force: bool,
     verify: Callable[[Path], None] | None,
 ) -> None:
-    part = _part_name(target)
+    part = part_name(target)
     handle = _claim(folder, part, target)
     published = False
     try:
@@ -103,70 +78,6 @@ def _write_in(
         if not published and _is_named(folder, part, handle):
             os.unlink(part, dir_fd=folder)
         os.close(handle)
-
-
-def _resolve(path: str | Path, force: bool, inputs: Iterable[str | Path]) -> Path:
-    """The real path behind ``path``, after every check that needs no writing."""
-    if not str(path) or "\0" in str(path):
-        raise OutputError("the output path is empty or holds a NUL character", hint="give a file name")
-    with environment(path):
-        target = Path(os.path.realpath(path))
-        found = _status(target, path)
-        if found is not None:
-            _check_existing(path, target, found, force, inputs)
-        elif os.path.islink(path):
-            raise OutputError(
-                "is a link to nothing", where=str(path), hint="remove the link or create its target"
-            )
-        _check_folder(path, target)
-    return target
-
-
-def _status(target: Path, path: str | Path) -> os.stat_result | None:
-    try:
-        return os.stat(target)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            what = (
-                "part of the path is not a directory" if error.errno == errno.ENOTDIR else "links in a loop"
-            )
-            raise OutputError(what, where=str(path), hint="choose another path") from None
-        raise
-
-
-def _check_existing(
-    path: str | Path, target: Path, found: os.stat_result, force: bool, inputs: Iterable[str | Path]
-) -> None:
-    if stat.S_ISDIR(found.st_mode):
-        raise OutputError("is a directory", where=str(path), hint="give a file name inside it")
-    if not stat.S_ISREG(found.st_mode):
-        raise OutputError("is not a regular file", where=str(path), hint="give the name of a plain file")
-    for source in inputs:
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(source), found):
-                raise OutputError("is also an input", where=str(path), hint="choose another output name")
-    if not force:
-        raise OutputError("already exists", where=str(path), hint=_FORCE_HINT)
-
-
-def _check_folder(path: str | Path, target: Path) -> None:
-    folder = target.parent
-    if not folder.exists():
-        raise OutputError(f"the folder {folder} does not exist", where=str(path), hint="create it first")
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is not a directory", where=str(path), hint="choose another path")
-    if len(os.fsencode(_part_name(target))) > os.pathconf(folder, "PC_NAME_MAX"):
-        raise OSError(errno.ENAMETOOLONG, "")
-    if os.statvfs(folder).f_flag & os.ST_RDONLY:
-        raise OSError(errno.EROFS, "")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OSError(errno.EACCES, "")
-
-
-def _part_name(target: Path) -> str:
-    return f".{target.name}.part"
 
 
 def _claim(folder: int, part: str, target: Path) -> int:
@@ -215,7 +126,7 @@ def _open_leftover(folder: int, part: str, flags: int, target: Path) -> int | No
 
 
 def _in_the_way(target: Path) -> OutputError:
-    part = target.with_name(_part_name(target))
+    part = target.with_name(part_name(target))
     return OutputError("is in the way and not a regular file", where=str(part), hint="remove it")
 
 
@@ -234,7 +145,7 @@ def _lock(handle: int, fresh: bool, target: Path) -> None:
         if error.errno not in NO_LOCKS:
             raise
         if not fresh:
-            part = target.with_name(_part_name(target))
+            part = target.with_name(part_name(target))
             hint = "remove it if no other modelopt is writing this file"
             raise OutputError("was left by another writer", where=str(part), hint=hint) from None
 
@@ -265,7 +176,7 @@ def _publish(folder: int, part: str, name: str, force: bool) -> None:
         try:
             os.link(part, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
         except FileExistsError:
-            raise OutputError("already exists", where=name, hint=_FORCE_HINT) from None
+            raise OutputError("already exists", where=name, hint=FORCE_HINT) from None
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
                 raise  # those few mean a file system without hard links
@@ -279,7 +190,7 @@ def _publish(folder: int, part: str, name: str, force: bool) -> None:
 def _refuse_existing(folder: int, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.stat(name, dir_fd=folder, follow_symlinks=False)
-        raise OutputError("already exists", where=name, hint=_FORCE_HINT)
+        raise OutputError("already exists", where=name, hint=FORCE_HINT)
 
 
 def _sync_folder(folder: int) -> None:
@@ -288,13 +199,3 @@ def _sync_folder(folder: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
-
-
-@contextlib.contextmanager
-def environment(path: str | Path) -> Iterator[None]:
-    """Turn what the operating system refuses into one line."""
-    try:
-        yield
-    except OSError as error:
-        cause, hint = _CAUSES.get(error.errno or 0, (os.strerror(error.errno or errno.EIO), None))
-        raise EnvironmentFailure(f"cannot write: {cause}", where=str(path), hint=hint) from error

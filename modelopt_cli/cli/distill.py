@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from modelopt_cli.artifact.naming import scratch_beside
+from modelopt_cli.artifact.output_path import scratch_beside
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.curve import check_curve, draw_curve

@@ -14,7 +14,7 @@ class Stages:
     training: Training | None
 
     def once(self, name: str, make: Callable[[], Program]) -> Program:
-        """What ``make`` gives, or gave before the interruption.
+        """The Program that ``make`` returns, or returned before the interruption.
 
         It is read back from its file in either case, so that a resumed run goes on from the same bits
         in the same memory layout as one that was never interrupted.

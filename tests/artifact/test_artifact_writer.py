@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from modelopt_cli.artifact import writer
-from modelopt_cli.artifact.writer import atomic_write, check_output
+from modelopt_cli.artifact.output_path import check_output
+from modelopt_cli.artifact.writer import atomic_write
 from modelopt_cli.errors import EnvironmentFailure, OutputError
 
 REPO = Path(__file__).resolve().parents[2]

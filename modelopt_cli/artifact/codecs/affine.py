@@ -157,14 +157,14 @@ class _Grid:
         return cls(scale, None if zero is None else _spread(zero.float(), shape, params, some))
 
     def floats(self, values: torch.Tensor) -> torch.Tensor:
-        """What integers stand for."""
+        """The floats that integers stand for."""
         steps = values.to(torch.float32)
         if self.zero_point is not None:
             steps -= self.zero_point
         return steps.mul_(self.scale)
 
     def integers(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What stands for floats, as float32 and not yet clamped."""
+        """The integers nearest to floats, as float32 and not yet clamped."""
         steps = (tensor.float() / self.scale).nan_to_num_().round_()  # a scale may be zero
         return steps if self.zero_point is None else steps.add_(self.zero_point)
 

@@ -124,7 +124,7 @@ class Codec(ABC):
         return None
 
     def without_zeros(self, encoding: Encoding) -> Encoding:
-        """How the same values are stored where zeros count like any other."""
+        """The encoding of the same values where zeros count like any other."""
         return encoding
 
     def require_dtype(self, dtype: torch.dtype) -> None:

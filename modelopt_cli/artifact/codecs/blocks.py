@@ -18,12 +18,12 @@ from modelopt_cli.artifact.codecs.rans import SCALE_BITS, Reader, Words, Writer
 Symbols = npt.NDArray[np.int16]
 
 LAST_LANES = 8
-"""How many lanes there are to one of the last rows."""
+"""Ratio of the lanes of the first rows to those of the last."""
 
 
 @dataclass(frozen=True)
 class Alphabet:
-    """What symbols there are, and what neighbours say of each other.
+    """Range of the symbols, and the relations between neighbours.
 
     Attributes:
         reach: they are from ``-reach`` to ``reach``.
@@ -41,7 +41,7 @@ class Alphabet:
 
 @dataclass(frozen=True)
 class Passes:
-    """How the rows of a matrix are passed.
+    """Order in which the rows of a matrix are passed.
 
     Attributes:
         rows: how many there are.
@@ -63,7 +63,7 @@ class Passes:
         return phases
 
     def steps(self, columns: int) -> int:
-        """How many steps it takes to pass them."""
+        """Steps that it takes to pass them."""
         return columns * sum(len(groups) for _, groups in self.phases())
 
 
@@ -72,7 +72,7 @@ def _cut(rows: range, lanes: int) -> list[range]:
 
 
 class _Model:
-    """What is known of a block while it is passed."""
+    """State of the model while a block is passed."""
 
     def __init__(self, columns: int, alphabet: Alphabet) -> None:
         self.alphabet = alphabet

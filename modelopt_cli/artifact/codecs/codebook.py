@@ -1,9 +1,9 @@
-"""``codebook``: a table of values, and for each weight which of them it is.
+"""``codebook``: a table of centroids, and for each weight which of them it is.
 
 Settings: ``entries`` (1 to 256, or to 65,536 for vectors), ``groups`` (how many tables there are: the first
 dimension is cut into so many runs of equal length, the last perhaps shorter), ``vector`` (how many
-neighbouring weights of a row are one entry; 1 for single weights) and ``pruned`` (whether the entries that
-are 0, one in each table, stand for weights that were pruned and are to stay zero).
+neighbouring weights of a row are one centroid; 1 for single weights) and ``pruned`` (true if the centroids
+that are 0, one in each table, stand for weights that were pruned and are to stay zero).
 """
 
 import math
@@ -42,21 +42,21 @@ class Codebook(Codec):
 
     def layout(self, shape: Shape, dtype: torch.dtype, encoding: Encoding) -> dict[str, PartSpec]:
         """``indices``, one for each weight or vector, and the ``table``, ``(groups, entries[, vector])``."""
-        params, given = encoding.params, encoding.parts
+        params, parts = encoding.params, encoding.parts
         self.require_dtype(dtype)
         check(params, shape)
-        expect(given.keys() == {"table"}, "codec codebook needs its table")
-        table = given["table"]
+        expect(parts.keys() == {"table"}, "codec codebook needs its table")
+        table = parts["table"]
         expect(table.dtype in self.dtypes, f"the table cannot be {table.dtype}")
-        wanted = table_shape(params)
-        expect(table.numel() == math.prod(wanted), f"the table has not the shape {wanted}")
+        expected = table_shape(params)
+        expect(table.numel() == math.prod(expected), f"the table has not the shape {expected}")
         return {
             "indices": PartSpec(index_type(params), index_shape(params, shape)),
-            "table": PartSpec(table.dtype, wanted),
+            "table": PartSpec(table.dtype, expected),
         }
 
     def encode(self, tensor: Tensor, encoding: Encoding) -> dict[str, Tensor]:
-        """Find every weight's entry; each must be in the table."""
+        """Find every weight's centroid; each weight must be one."""
         params = encoding.params
         layout = self.layout(tuple(tensor.shape), tensor.dtype, encoding)
         table = encoding.parts["table"].detach().reshape(layout["table"].shape)
@@ -64,25 +64,25 @@ class Codebook(Codec):
             raise ModeloptError("is pruned, but has no entry that is zero")
         indices = torch.empty(layout["indices"].shape, dtype=layout["indices"].dtype)
         weights = tensor.detach().contiguous()
-        for entries, rows, found in _chunks(table.to(tensor.dtype), weights, indices, params):
-            index = _find(rows, entries)
-            if not torch.equal(entries[index], rows):
+        for centroids, rows, places in _chunks(table.to(tensor.dtype), weights, indices, params):
+            index = _find(rows, centroids)
+            if not torch.equal(centroids[index], rows):
                 raise ModeloptError("has values that are not in its codebook")
-            found.copy_(index)
+            places.copy_(index)
         return {"indices": indices, "table": table}
 
     def decode(self, parts: Mapping[str, Tensor], params: Params, dtype: torch.dtype, shape: Shape) -> Tensor:
-        """The entries that the indices name."""
+        """The centroids that the indices name."""
         expect(set(parts) == {"indices", "table"}, "codec codebook needs indices and a table")
         layout = self.layout(shape, dtype, Encoding("codebook", dict(params), {"table": parts["table"]}))
         for name, spec in layout.items():
             fits = parts[name].dtype == spec.dtype and tuple(parts[name].shape) == spec.shape
             expect(fits, f"the {name} does not fit the parameter")
         decoded, indices = torch.empty(shape, dtype=dtype), parts["indices"].contiguous()
-        for entries, rows, found in _chunks(parts["table"].to(dtype), decoded, indices, params):
-            index = found.int()
+        for centroids, rows, places in _chunks(parts["table"].to(dtype), decoded, indices, params):
+            index = places.int()
             expect(int(index.max()) < params["entries"], "an index lies beyond the table")
-            torch.index_select(entries, 0, index, out=rows)
+            torch.index_select(centroids, 0, index, out=rows)
         return decoded
 
     def predicted_bytes(
@@ -139,8 +139,8 @@ def check(params: Params, shape: Shape) -> None:
     Raises:
         ArtifactError: naming the setting.
     """
-    wanted = {"entries", "groups", "vector", "pruned"}
-    expect(set(params) == wanted, f"codec codebook needs exactly {', '.join(sorted(wanted))}")
+    names = {"entries", "groups", "vector", "pruned"}
+    expect(set(params) == names, f"codec codebook needs exactly {', '.join(sorted(names))}")
     vector, entries, groups = params["vector"], params["entries"], params["groups"]
     expect(type(vector) is int and 1 <= vector <= MAX_VECTOR, f"vector must be 1 to {MAX_VECTOR}")
     most = MAX_ENTRIES if vector == 1 else MAX_VECTOR_ENTRIES
@@ -155,13 +155,13 @@ def check(params: Params, shape: Shape) -> None:
 
 
 def table_shape(params: Params) -> Shape:
-    """Of checked settings."""
-    whole = (params["groups"], params["entries"], params["vector"])
-    return whole[:2] if params["vector"] == 1 else whole
+    """Shape of the table of checked settings."""
+    shape = (params["groups"], params["entries"], params["vector"])
+    return shape[:2] if params["vector"] == 1 else shape
 
 
 def index_type(params: Params) -> torch.dtype:
-    """The type of the indices."""
+    """Type of the indices."""
     return torch.uint8 if params["entries"] <= MAX_ENTRIES else torch.uint16
 
 
@@ -175,7 +175,7 @@ def index_shape(params: Params, shape: Shape) -> Shape:
 def _chunks(
     table: Tensor, tensor: Tensor, indices: Tensor, params: Params
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Views of some of a contiguous tensor's weights or vectors, of their indices, and their entries."""
+    """Views of some of a contiguous tensor's weights or vectors, of their indices, and their centroids."""
     weights, rows = tensor.view(-1, *table.shape[2:]), max(len(indices), 1) if indices.dim() else 1
     height = -(-rows // params["groups"]) * (indices.numel() // rows)
     for group, entries in enumerate(table):
@@ -186,16 +186,16 @@ def _chunks(
 
 
 def _find(weights: Tensor, entries: Tensor) -> Tensor:
-    """The entry that each weight or vector is, where it is one."""
+    """Index of the centroid that each weight or vector equals; any where it equals none."""
     if weights.dim() == 1:
         table, order = entries.float().sort(stable=True)
-        found = torch.searchsorted(table, weights.float()).clamp_(max=len(table) - 1)
-        return order[found]
+        ranks = torch.searchsorted(table, weights.float()).clamp_(max=len(table) - 1)
+        return order[ranks]
     # Whole vectors are compared as strings of bytes. Adding zero turns a negative zero into zero.
-    wanted, known = (_as_strings(part.float() + 0.0) for part in (weights, entries))
-    ranks = np.argsort(known, kind="stable")
-    places = np.searchsorted(known[ranks], wanted).clip(max=len(known) - 1)
-    return torch.from_numpy(ranks[places])
+    rows, centroids = (_as_strings(part.float() + 0.0) for part in (weights, entries))
+    ranked = np.argsort(centroids, kind="stable")
+    places = np.searchsorted(centroids[ranked], rows).clip(max=len(centroids) - 1)
+    return torch.from_numpy(ranked[places])
 
 
 def _as_strings(rows: Tensor) -> npt.NDArray[np.void]:

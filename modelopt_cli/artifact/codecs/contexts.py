@@ -1,4 +1,4 @@
-"""How large the symbols of a weight matrix are expected to be, from those that came before.
+"""Expected sizes of the symbols of a weight matrix, from those that came before.
 
 The integers of a weight are read as a matrix: a row for each output, a column for each weight of one
 output. How far from the middle the next one will be is told by its row so far, its column in the rows before,
@@ -23,15 +23,15 @@ Integers = npt.NDArray[np.int64]
 LARGEST = 255
 """Larger sizes count as this one."""
 SIZE = 1 << 7
-"""What a size of 1 is in sums of rows and columns."""
+"""A size of 1 in sums of rows and columns."""
 EXPECTED = 8 * SIZE
-"""What an expected size of 1 is."""
+"""An expected size of 1."""
 UNIT = 1 << 12
-"""What 1 is in means and in the weights of columns."""
+"""One in means and in the weights of columns."""
 LOWEST_WEIGHT, HIGHEST_WEIGHT = UNIT >> 6, UNIT * LARGEST
 GAIN_BITS = 20
 TRUST = 4
-"""How many rows, or columns, of ordinary size a column, or row, is taken to have had already."""
+"""Rows, or columns, of ordinary size that a column, or row, is taken to have had already."""
 
 
 def _limits() -> list[int]:
@@ -48,7 +48,7 @@ _BASES = np.searchsorted(LIMITS, np.arange(LIMITS[-1] + 1), side="right") << SCA
 
 
 def sizes_of(symbols: npt.NDArray[np.integer[Any]], mirror: int) -> Integers:
-    """How far symbols are from the middle, ``mirror / 2``, in units of ``1 / SIZE``."""
+    """Distances of symbols from the middle, ``mirror / 2``, in units of ``1 / SIZE``."""
     twice = np.abs(2 * symbols.astype(np.int64) - mirror)
     return np.minimum(twice, 2 * LARGEST) * (SIZE // 2)
 
@@ -72,7 +72,7 @@ def bases_of(sums: Integers, gains: Integers, offsets: Integers, left: Integers,
 
 
 class Columns:
-    """What the columns of the rows so far say of those of the next rows.
+    """Statistics of the columns of the rows so far, for the next rows.
 
     Attributes:
         gains: how much of the sum of a row so far is expected in each column, ``(columns, 1)``.

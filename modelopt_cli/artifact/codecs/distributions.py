@@ -1,4 +1,4 @@
-"""What the symbols of each context are expected to be, learned from those that came before.
+"""Distributions of the symbols of each context, learned from those that came before.
 
 Reader and writer learn alike, so that no distribution is stored. A context without experience takes its
 distribution half from what its expectation means and from all contexts together. Everything is computed with
@@ -13,11 +13,11 @@ from modelopt_cli.artifact.codecs.contexts import EXPECTED, LIMITS, Integers, si
 from modelopt_cli.artifact.codecs.rans import SCALE_BITS
 
 ZERO_PRIOR = 4
-"""How many symbols a context is taken to have seen already when it tells how many are zero."""
+"""Symbols that a context is taken to have seen already when it tells how many are zero."""
 ONE = 1 << 20
-"""What probabilities and counts are multiplied with before they are cut to slots."""
+"""Unit of probabilities and counts before they are cut to slots."""
 GROWTH = 16
-"""Distributions are learned anew when the symbols have grown by one in so many."""
+"""Distributions are learned again when the symbols have grown by one in so many."""
 
 
 class Distributions:
@@ -30,7 +30,7 @@ class Distributions:
         frequencies: how many slots they have, ``2**SCALE_BITS`` in each context.
         ends: the slots behind theirs, those of all contexts counted through.
         starts: the first of their slots, counted alike.
-        wait: after how many more symbols the distributions will be learned anew.
+        wait: after how many more symbols the distributions will be learned again.
     """
 
     frequencies: Integers
@@ -84,7 +84,7 @@ class Distributions:
 
 
 def _shapes(reach: int) -> Integers:
-    """What a context's symbols are expected to be before any is seen, ``(contexts, alphabet)``.
+    """Prior distributions of the symbols of each context, ``(contexts, alphabet)``.
 
     A geometric distribution on both sides of zero, whose mean size is in the midst of the context.
     """
@@ -100,7 +100,7 @@ def _shapes(reach: int) -> Integers:
 
 
 def _common(totals: Integers) -> Integers:
-    """How probable each symbol is among those that are not zero, in all contexts together.
+    """Probability of each symbol among those that are not zero, in all contexts together.
 
     Neighbouring symbols are about equally frequent, the more of them there are.
     """

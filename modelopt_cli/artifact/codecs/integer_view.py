@@ -40,7 +40,7 @@ class IntegerView(ABC):
 
     @property
     def count(self) -> int:
-        """How many integers there are."""
+        """Number of integers."""
         return math.prod(self.spec.shape)
 
     @property

@@ -25,21 +25,21 @@ LEAST_ROWS = 8
 """A tensor with fewer rows than that is cut into shorter ones."""
 MOST_COLUMNS = 1 << 15
 MOST_SYMBOLS = 1 << 23
-"""Of a block: memory and integers do not grow beyond what these need."""
+"""Symbols of a block, at most: bounds memory and the size of integers."""
 LONGEST_LAG = 32
 SHARED_ROWS = 4
 """At least so many passes, so that the later ones are told by the columns of the earlier ones."""
 BITS_OF_LANE, BITS_OF_ONE = 2100, 5600
-"""A lane costs 6 to 8 bits, and the last rows 16 more: at most four in a thousand of so many."""
+"""A lane costs 6 to 8 bits, and the last rows 16 more: at most four in a thousand of so many bits of data."""
 STEPS = 1 << 15
 """Lanes may cost more than that where there would be more steps than about so many."""
 MOST_STEPS = 16 * STEPS
-"""Of a block that is read. The last rows, with fewer lanes, can take several times those of the others."""
+"""Steps of a block that is read, at most: the last rows, with fewer lanes, can take several times as many."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """How integers are read as a matrix, and coded.
+    """Settings by which integers are read as a matrix, and coded.
 
     Attributes:
         center: the integer that counts as zero.
@@ -107,7 +107,7 @@ def decode(
 
 
 def columns_of(shape: Shape) -> int:
-    """How long the rows of a tensor are: those of its last dimensions that leave ``LEAST_ROWS`` of them."""
+    """Length of a tensor's rows: its last dimensions, as many as leave ``LEAST_ROWS`` rows."""
     for first in range(1, len(shape)):
         columns = math.prod(shape[first:])
         if math.prod(shape[:first]) >= LEAST_ROWS and columns <= MOST_COLUMNS:
@@ -120,7 +120,8 @@ def _alphabet(matrix: Matrix, center: int) -> Alphabet:
     low, high = int(matrix.min()) - center, int(matrix.max()) - center
     rows = max(MOST_COLUMNS // matrix.shape[1], 64)
     some = (matrix[:rows].astype(np.int32) - center).astype(np.int16)
-    # What is as frequent from both sides of its neighbours has its middle where its entropy is least.
+    # Symbols of either sign have their middle at 0, or half a step off where the grid is asymmetric. Seen
+    # from the side of the symbol before, the right middle gives the least entropy.
     costs = {mirror: _entropy(relative(some.T, mirror)) for mirror in (0, -1, 1)}
     mirror = min(costs, key=lambda mirror: costs[mirror])
     reach = max(high, -low, high - mirror, mirror - low)
@@ -128,9 +129,10 @@ def _alphabet(matrix: Matrix, center: int) -> Alphabet:
 
 
 def _lag(some: Symbols, mirror: int) -> int:
-    """How far before a symbol in its row another one tells most of its size, from 2 on."""
+    """Distance, from 2 on, to the earlier symbol of a row that tells most of a symbol's size."""
     columns = some.shape[1]
     sizes = sizes_of(some, mirror)
+    # The lag of the largest autocorrelation: in a convolution the one above in the kernel.
     sizes -= int(sizes.sum()) // sizes.size
     lags = range(2, min(LONGEST_LAG, columns - 1) + 1)
     products = [int((sizes[:, lag:] * sizes[:, :-lag]).sum()) // (columns - lag) for lag in lags]
@@ -146,6 +148,7 @@ def _entropy(symbols: Symbols) -> float:
 
 def _passes(rows: int, columns: int, bits: float) -> Passes:
     """Lanes for a block that will take about so many bits."""
+    # More lanes are faster and cost bits: as many as the data are worth, and enough to stay below STEPS.
     lanes = min(rows // SHARED_ROWS, int((bits - BITS_OF_ONE) / BITS_OF_LANE))
     lanes = min(max(lanes, rows * columns // STEPS, 1), rows)
     # The last rows give each of the other lanes a word of 16 bits to begin with.

@@ -1,4 +1,4 @@
-"""Where the stored values of a sparse tensor stand: the forms in which that is written.
+"""Positions of the stored values of a sparse tensor, and the forms in which they are written.
 
 A tensor is read as rows of ``length`` neighbouring elements. The elements of a row are taken in blocks of
 ``block`` (the last one perhaps shorter), and a block is stored whole or not at all. What is stored is a
@@ -34,12 +34,12 @@ SETTINGS: dict[str, frozenset[str]] = {
     "runs": frozenset({"axis", "block", "bits", "entries"}),
     "n:m": frozenset({"axis", "n", "m"}),
 }
-"""Form: the settings it has beside ``form``, ``count`` and ``values``."""
+"""Settings of each form next to ``form``, ``count`` and ``values``."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How a tensor of ``shape`` is read as ``rows`` of ``length`` elements in blocks of ``block``."""
+    """A tensor of ``shape``, read as ``rows`` of ``length`` elements in blocks of ``block``."""
 
     shape: Shape
     axis: int | None
@@ -54,19 +54,19 @@ class Grid:
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         if self.axis is not None:
             return math.prod(n for i, n in enumerate(self.shape) if i != self.axis)
         return self.shape[0] if len(self.shape) > 1 else 1
 
     @property
     def across(self) -> int:
-        """How many blocks there are in a row."""
+        """Number of blocks in a row."""
         return -(-self.length // self.block)
 
     @property
     def blocks(self) -> int:
-        """How many blocks there are in all rows."""
+        """Number of blocks in all rows."""
         return self.rows * self.across
 
     def read(self, tensor: Tensor) -> Tensor:
@@ -95,11 +95,11 @@ def check(params: Params, shape: Shape) -> None:
     """
     form = params.get("form")
     expect(isinstance(form, str) and form in SETTINGS, f"unknown form of sparse storage {str(form)[:40]!r}")
-    wanted = SETTINGS[str(form)] | {"form", "count", "values"}
-    expect(set(params) == wanted, f"form {form} needs exactly {', '.join(sorted(wanted))}")
+    names = SETTINGS[str(form)] | {"form", "count", "values"}
+    expect(set(params) == names, f"form {form} needs exactly {', '.join(sorted(names))}")
     axis = params.get("axis")
     expect(axis is None or (type(axis) is int and 0 <= axis < len(shape)), "the axis does not exist")
-    if "block" in wanted:
+    if "block" in names:
         _check_int(params, "block", 1, MAX_BLOCK)
     if form == "n:m":
         _check_int(params, "m", 2, MAX_M)
@@ -109,7 +109,7 @@ def check(params: Params, shape: Shape) -> None:
         expect(params["count"] == math.prod(shape), "form dense stores every element")
     if form == "n:m":
         expect(params["count"] == n_of_m_count(grid_of(params, shape), params["n"]), "the count is wrong")
-    if "entries" in wanted:
+    if "entries" in names:
         low, high = (1, MAX_RUN_BITS) if form == "runs" else (0, MAX_BITS)
         _check_int(params, "bits", low, high)
         _check_int(params, "entries", 0, grid_of(params, shape).blocks)
@@ -148,7 +148,7 @@ def n_of_m_count(grid: Grid, n: int) -> int:
 
 
 def kept(rows: Tensor, params: Params, grid: Grid) -> Tensor:
-    """Which elements a form stores of a tensor's rows: bool ``(rows, length)``."""
+    """Mask of the elements of a tensor's rows that a form stores: bool ``(rows, length)``."""
     nonzero = rows != 0
     if params["form"] == "dense":
         return torch.ones_like(nonzero)
@@ -158,12 +158,12 @@ def kept(rows: Tensor, params: Params, grid: Grid) -> Tensor:
 
 
 def kept_blocks(nonzero: Tensor, block: int) -> Tensor:
-    """Which blocks hold a nonzero: bool ``(rows, blocks in a row)``."""
-    whole, length = nonzero.shape[1] // block, nonzero.shape[1]
-    blocks = nonzero[:, : whole * block].reshape(len(nonzero), whole, block).any(2)
-    if whole * block == length:
+    """Mask of the blocks that hold a nonzero: bool ``(rows, blocks in a row)``."""
+    full, length = nonzero.shape[1] // block, nonzero.shape[1]
+    blocks = nonzero[:, : full * block].reshape(len(nonzero), full, block).any(2)
+    if full * block == length:
         return blocks
-    return torch.cat((blocks, nonzero[:, whole * block :].any(1, keepdim=True)), 1)
+    return torch.cat((blocks, nonzero[:, full * block :].any(1, keepdim=True)), 1)
 
 
 def _spread(blocks: Tensor, grid: Grid) -> Tensor:
@@ -175,11 +175,12 @@ def _spread(blocks: Tensor, grid: Grid) -> Tensor:
 def _n_of_m(nonzero: Tensor, grid: Grid, n: int) -> Tensor:
     """Exactly ``n`` of each whole group: its nonzeros, then its first zeros; and all of the rest."""
     keep = torch.ones_like(nonzero)
-    whole = grid.length // grid.block * grid.block
-    groups = nonzero[:, :whole].reshape(len(nonzero) * (whole // grid.block), grid.block)
+    grouped = grid.length // grid.block * grid.block
+    groups = nonzero[:, :grouped].reshape(len(nonzero) * (grouped // grid.block), grid.block)
+    # A group with fewer nonzeros is filled up with zeros, so that every group takes as many positions.
     counts = groups.sum(1, keepdim=True)
     zeros_so_far = torch.cumsum(~groups, 1)
-    keep[:, :whole] = (groups | (zeros_so_far <= n - counts)).reshape(len(nonzero), whole)
+    keep[:, :grouped] = (groups | (zeros_so_far <= n - counts)).reshape(len(nonzero), grouped)
     return keep
 
 
@@ -189,8 +190,8 @@ def _n_of_m(nonzero: Tensor, grid: Grid, n: int) -> Tensor:
 def write(keep: Tensor, params: Params, grid: Grid) -> Tensor:
     """The stream of positions, uint8, for elements chosen by :func:`kept`."""
     if params["form"] == "n:m":
-        whole = grid.length // grid.block * grid.block
-        index = np.flatnonzero(keep[:, :whole].reshape(-1).numpy()) % grid.block
+        grouped = grid.length // grid.block * grid.block
+        index = np.flatnonzero(keep[:, :grouped].reshape(-1).numpy()) % grid.block
         return pack(index, position_bits(params["m"]))
     blocks = kept_blocks(keep, grid.block)
     if params["form"] == "mask":
@@ -202,7 +203,7 @@ def write(keep: Tensor, params: Params, grid: Grid) -> Tensor:
 
 
 def gaps(index: Integers) -> Integers:
-    """How many blocks are skipped before each kept one."""
+    """Numbers of blocks that are skipped before each kept one."""
     return np.diff(index, prepend=-1) - 1
 
 
@@ -210,10 +211,10 @@ def run_lengths(index: Integers, bits: int) -> Integers:
     """Skipped blocks before each kept one; the largest number says: so many, and none kept yet."""
     escape = (1 << bits) - 1
     skipped = gaps(index)
-    long = skipped // escape
-    last = np.cumsum(long + 1) - 1
-    entries = np.full(len(index) + int(long.sum()), escape, np.int64)
-    entries[last] = skipped % escape
+    escapes = skipped // escape  # before each kept block
+    ends = np.cumsum(escapes + 1) - 1  # entries that end with a kept block
+    entries = np.full(len(index) + int(escapes.sum()), escape, np.int64)
+    entries[ends] = skipped % escape
     return entries
 
 
@@ -221,7 +222,7 @@ def run_lengths(index: Integers, bits: int) -> Integers:
 
 
 def read(stream: Tensor, params: Params, grid: Grid) -> Tensor:
-    """Which elements are stored, bool ``(rows, length)``; undoes :func:`write`.
+    """Mask of the stored elements, bool ``(rows, length)``; undoes :func:`write`.
 
     Raises:
         ArtifactError: positions that are out of range, out of order or beyond the tensor.
@@ -252,6 +253,7 @@ def _read_runs(stream: Tensor, params: Params) -> Integers:
     entries = unpack(stream, params["entries"], params["bits"])
     ends = entries != (1 << params["bits"]) - 1
     expect(len(entries) == 0 or bool(ends[-1]), "the last run of zeros ends nowhere")
+    # An entry moves on by the blocks that it skips, and by one more where a kept block ends it.
     return np.asarray((np.cumsum(entries + ends) - 1)[ends])
 
 
@@ -264,6 +266,6 @@ def _read_n_of_m(stream: Tensor, params: Params, grid: Grid) -> Tensor:
     marked = torch.zeros(groups, m, dtype=torch.bool)
     marked.scatter_(1, torch.from_numpy(index), True)
     keep = torch.ones(grid.rows, grid.length, dtype=torch.bool)
-    whole = grid.length // m * m
-    keep[:, :whole] = marked.reshape(grid.rows, whole)
+    grouped = grid.length // m * m
+    keep[:, :grouped] = marked.reshape(grid.rows, grouped)
     return keep

@@ -36,7 +36,7 @@ class Writer:
     def begin(self, lanes: int) -> None:
         """Start a phase, at its end; phases come in reverse order.
 
-        The lanes begin with the words there are; where they are too few, the other lanes begin with zeros.
+        The lanes begin with the words that follow; where they are too few, the other lanes begin with zeros.
         """
         self._states = np.full(lanes, LOW, np.int64)
         taken = self._words[self._at : self._at + lanes]
@@ -106,7 +106,7 @@ class Reader:
         return lengths
 
     def slots(self, lanes: int) -> Integers:
-        """What the first ``lanes`` states say of their next symbol: a slot for each."""
+        """Slots of the next symbols of the first ``lanes`` states."""
         slots: Integers = self._states[:lanes] & _MASK
         return slots
 

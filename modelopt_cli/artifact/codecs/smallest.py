@@ -1,4 +1,9 @@
-"""Finding the smallest sparse form of a tensor."""
+"""Search for the smallest sparse form of a tensor.
+
+Single weights can always be written: by a mask, by coordinates or by runs of zeros. Blocks and N:M groups are
+smaller where zeros have such a pattern. Counting each pattern on all of a large tensor would be slow, so a
+part of the tensor rules most of them out first. Sizes are exact, not estimates: they follow from counts.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -25,10 +30,10 @@ from modelopt_cli.program.program import Encoding
 
 BLOCKS = (4, 8)
 GROUPS = (4, 8, 16)
-"""Row blocks and N:M groups that are looked for unasked."""
+"""Row blocks and N:M groups that are looked for where no pattern is known."""
 
 SAMPLE = 1 << 16
-"""Elements, about, of the part in which patterns are looked for first."""
+"""Elements, about, of the part that rules patterns out."""
 
 _PATTERN = re.compile(r"([1-9]\d{0,4}):([1-9]\d{0,4})|block:([1-9]\d{0,4})")
 Form = tuple[int, dict[str, Any]]
@@ -43,34 +48,37 @@ def smallest_form(tensor: Tensor, base: Encoding, pattern: str | None = None) ->
         base: ``raw``, or ``affine`` for a tensor on its grid.
         pattern: ``"N:M"`` or ``"block:B"``, where one is known; ``GROUPS`` and ``BLOCKS`` otherwise.
     """
-    n_of_m, block = _parse(pattern)
+    group, block = _parse(pattern)
     search = _Search(tensor, base)
-    plain = search.sized(_block_forms(search.rows(None), None, 1))
-    search.best = min((size for size, _ in plain), default=search.best)
-    found: list[Form] = []
+    single = search.sized(_block_forms(search.rows(None), None, 1))
+    search.best = min((size for size, _ in single), default=search.best)
+    patterns: list[Form] = []
+    # Kernels for N:M and for blocks want their pattern along the input channels; else rows are flat.
     for axis in [1, None] if tensor.dim() > 2 else [None]:
-        for m in [n_of_m] if n_of_m else GROUPS:
-            found += search.n_of_m(axis, m)
+        for m in [group] if group else GROUPS:
+            patterns += search.n_of_m(axis, m)
         for width in [block] if block else BLOCKS:
-            found += search.blocks(axis, width)
-    return min(found + plain, key=lambda form: form[0])  # the first among equals
+            patterns += search.blocks(axis, width)
+    return min(patterns + single, key=lambda form: form[0])  # the first among equals: the same bytes always
 
 
 def _parse(pattern: str | None) -> tuple[int | None, int | None]:
     """The ``M`` and the block of a pattern, as far as it has them."""
-    found = _PATTERN.fullmatch(pattern or ":")
-    if pattern is not None and found is None:
-        raise ValueError(f"not a pattern: {pattern!r}")
-    if found is None:
+    if pattern is None:
         return None, None
-    return (int(found[2]), None) if found[2] else (None, int(found[3]))
+    match = _PATTERN.fullmatch(pattern)
+    if match is None:
+        raise ValueError(f"not a pattern: {pattern!r}")
+    return (int(match[2]), None) if match[2] else (None, int(match[3]))
 
 
 class _Search:
-    """Looks for forms that beat those of single weights.
+    """Search for forms that beat those of single weights.
 
     Attributes:
         best: bytes of the smallest form of single weights.
+        width: bytes of a stored value.
+        sample: every so many rows of ``nonzero``.
     """
 
     def __init__(self, tensor: Tensor, base: Encoding) -> None:
@@ -91,26 +99,30 @@ class _Search:
 
     def sized(self, forms: Iterable[dict[str, Any]]) -> list[Form]:
         """Each form with its bytes, without those that may not stand for so large a tensor."""
-        found = []
+        sizes = []
         for form in forms:
             params = {**form, "values": self.values}
             with suppress(ArtifactError):
                 size = SPARSE.predicted_bytes(self.shape, self.dtype, params, self.parts)
-                found.append((size, params))
-        return found
+                sizes.append((size, params))
+        return sizes
 
     def n_of_m(self, axis: int | None, m: int) -> list[Form]:
-        """``n:m`` with the smallest ``n``; what a part of the tensor needs is a bound from below."""
+        """``n:m`` with the smallest ``n``.
+
+        The largest count of any group decides on ``n``. In a part of the tensor it is at most that of all, so
+        if the form is too large for the part's ``n`` already, the rest need not be looked at.
+        """
         least = self.sized(self._n_of_m_form(self._sampled(axis), axis, m))
         if not least or least[0][0] > self.best:
             return []
         return self.sized(self._n_of_m_form(self.rows(axis), axis, m))
 
     def _n_of_m_form(self, rows: Tensor, axis: int | None, m: int) -> list[dict[str, Any]]:
-        whole = rows.shape[1] // m
-        if not 2 <= m <= MAX_M or whole * len(rows) == 0:
+        full = rows.shape[1] // m  # groups of a row; a shorter rest is stored as it is
+        if not 2 <= m <= MAX_M or full * len(rows) == 0:
             return []
-        groups = rows[:, : whole * m].reshape(len(rows) * whole, m)
+        groups = rows[:, : full * m].reshape(len(rows) * full, m)
         n = max(int(groups.sum(1, dtype=torch.int16).max()), 1)
         count = n_of_m_count(Grid(self.shape, axis, m), n)
         return [{"form": "n:m", "axis": axis, "n": n, "m": m, "count": count}] if n < m else []
@@ -120,6 +132,8 @@ class _Search:
         sample = self._sampled(axis)
         if not 1 < block <= min(MAX_BLOCK, sample.shape[1]):
             return []
+        # Blocks store the zeros within them. What they save is positions, which never take more than the mask
+        # of single weights: a bit for each element.
         ones = int(sample.sum())
         extra = (int(kept_blocks(sample, block).sum()) * block - ones) * self.width
         if extra > sample.numel() // 8:
@@ -130,14 +144,15 @@ class _Search:
 def _block_forms(rows: Tensor, axis: int | None, block: int) -> Iterator[dict[str, Any]]:
     """``mask``, ``coordinate`` and ``runs`` for one size of blocks."""
     marked = kept_blocks(rows, block)
+    # The last block of a row is shorter where the row is no multiple of the block.
     rest = rows.shape[1] % block
     count = int(marked.sum()) * block - (int(marked[:, -1].sum()) * (block - rest) if rest else 0)
     index = np.flatnonzero(marked.reshape(-1).numpy())
     common = {"axis": axis, "block": block, "count": count}
     yield {"form": "mask", **common}
-    whole = (max(marked.numel(), 1) - 1).bit_length()
-    if whole <= MAX_BITS:
-        yield {"form": "coordinate", **common, "bits": whole, "entries": len(index)}
+    widest = (max(marked.numel(), 1) - 1).bit_length()  # bits of the last coordinate there can be
+    if widest <= MAX_BITS:
+        yield {"form": "coordinate", **common, "bits": widest, "entries": len(index)}
     bits, entries = best_run_bits(index)
     yield {"form": "runs", **common, "bits": bits, "entries": entries}
 
@@ -148,6 +163,8 @@ def best_run_bits(index: Integers) -> tuple[int, int]:
     Args:
         index: the kept positions in increasing order.
     """
+    # A run that is too long for its bits takes entries of all ones before its own, so narrow entries are many
+    # and wide ones large. The lengths' histogram is enough to count both.
     lengths, counts = _histogram(gaps(index))
     entries = {
         bits: len(index) + int((lengths // ((1 << bits) - 1) * counts).sum())

@@ -186,7 +186,7 @@ def _place(parts: Mapping[str, Tensor], params: Params, shape: Shape) -> Tensor:
 
 
 class _Pruned:
-    """Which elements of a tensor a sparse parameter stores."""
+    """The elements of a tensor that a sparse parameter stores."""
 
     def __init__(self, params: dict[str, Any], shape: Shape) -> None:
         positions.check(params, shape)
@@ -249,7 +249,7 @@ class _Mask(IntegerView):
         return {"values": PartSpec(self._dtype, (self._pruned.count,))}
 
     def bytes_of_other_parts(self, parts: Collection[str]) -> int:
-        """Those of the values."""
+        """Bytes of the values."""
         return self._pruned.count * self._dtype.itemsize
 
     def encode(self, tensor: Tensor, encoding: Encoding) -> tuple[Integers, dict[str, Tensor]]:

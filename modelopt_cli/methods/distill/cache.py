@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modelopt_cli.artifact import atomic_write, strictjson
-from modelopt_cli.artifact.writer import environment
+from modelopt_cli.artifact.output_path import environment
 from modelopt_cli.errors import ArtifactError, EnvironmentFailure, OutputError, UsageError
 from modelopt_cli.methods.distill.cache_layout import Layout
 from modelopt_cli.methods.distill.teacher import TeacherOutput

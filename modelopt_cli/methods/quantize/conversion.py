@@ -145,7 +145,7 @@ class _Converter:
         return self.real[node]
 
     def _becomes_quantized_mul(self, node: fx.Node) -> bool:
-        """Whether a product is read by int8 layers only, so that it can be rounded as it is made."""
+        """True if a product is read by int8 layers only, so that it can be rounded as it is made."""
         heads = {unit.head for unit in self.plan.layers.values()}
         distinct = len(node.all_input_nodes) == 2
         if not distinct or not node.users or not is_mul(node, self.plan.values):

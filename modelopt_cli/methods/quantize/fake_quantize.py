@@ -61,13 +61,13 @@ class _RoundedWeight(torch.autograd.Function):
 
 
 def fake_quantize(x: Tensor, q: QParams) -> Tensor:
-    """What the uint8 form of ``x`` stands for, float32; outside its range there is no gradient."""
+    """Round ``x`` to the float32 values of its uint8 form; outside its range there is no gradient."""
     rounded: Tensor = _RoundedActivation.apply(x.float(), q)  # type: ignore[no-untyped-call]
     return rounded
 
 
 def fake_quantize_dynamic(x: Tensor) -> Tensor:
-    """The same with the range of the values themselves; what is not finite stays as it is."""
+    """Round ``x`` by its own range; a value that is not finite leaves all as they are."""
     if x.is_meta:  # only shapes are asked for
         return x
     try:
@@ -94,11 +94,11 @@ def _spread(scale: Tensor, weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Form:
-    """What a layer makes of its weight, its input and its result.
+    """Rounding of a layer's weight, its input and its result.
 
     Attributes:
-        bounded: whether the pair bound holds for the weight.
-        dynamic: whether the input is rounded first, by its own range.
+        bounded: the pair bound holds for the weight.
+        dynamic: the input is rounded first, by its own range.
         activation: a key of ``ACTIVATIONS``, applied to the result.
         output: of the uint8 result; None where it stays float32.
     """
@@ -132,7 +132,7 @@ class Latent(nn.Module):
         return nearest_steps(self.weight, self.scale, self.form.bounded).to(torch.int8)
 
     def rounded(self) -> Tensor:
-        """What the int8 weight stands for, float32."""
+        """The float32 values of the int8 weight."""
         found: Tensor = _RoundedWeight.apply(self.weight, self.scale, self.form.bounded)  # type: ignore[no-untyped-call]
         return found
 

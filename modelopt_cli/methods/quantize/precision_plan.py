@@ -44,7 +44,7 @@ class Unit:
 
 @dataclass
 class Plan:
-    """What becomes what.
+    """The values and operations of a graph that become int8.
 
     Attributes:
         layers: units of quantized layers, by output node.
@@ -77,7 +77,7 @@ class Plan:
             self.sharing[b] = a
 
     def derived(self, node: fx.Node) -> bool:
-        """Whether the value only rearranges others, so that there is nothing new to observe."""
+        """True if the value only rearranges others, so that there is nothing new to observe."""
         return node in self.int8 and self.roles.get(node) in (Role.PASS, Role.CAT)
 
 
@@ -158,7 +158,7 @@ def _is_split(node: fx.Node) -> bool:
 
 
 def _demanded(node: fx.Node, plan: Plan, heads: Mapping[fx.Node, fx.Node]) -> bool:
-    """Whether an int8 operation wants this value as uint8.
+    """True if an int8 operation wants this value as uint8.
 
     An average alone does not, where others read real values: it is cheaper to average in float
     than to turn the whole value back.

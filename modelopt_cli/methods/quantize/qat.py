@@ -98,7 +98,7 @@ def convert(trained: Program, program: Program) -> Program:
 
 
 def _trained_form(layer: nn.Module, encoding: Encoding | None) -> nn.Module | None:
-    """What takes the place of a layer; None where it is trained as it is."""
+    """The trainable form of a layer; None where it is trained as it is."""
     if isinstance(layer, Weighted):
         return _weighted(layer)
     if isinstance(layer, Quantized):
@@ -143,7 +143,7 @@ def _stored(layer: nn.Module, encoding: Encoding | None) -> nn.Module | None:
 
 
 def _forget_steps(network: Program, name: str) -> None:
-    """Of a latent weight only zeros are promised."""
+    """Drop the encoding of a latent weight, but for the zeros that it promises."""
     encoding = network.encodings.pop(name, None)
     if encoding is not None and is_pruned(encoding):
         params = {**encoding.params, "values": None}
@@ -163,7 +163,7 @@ def _real_zeros(network: Program, layers: Mapping[str, nn.Module]) -> None:
 
 
 def _is_uint8(node: fx.Node, layers: Mapping[str, nn.Module]) -> bool:
-    """Whether a value of the int8 Program is uint8: functions only pass that on."""
+    """True if a value of the int8 Program is uint8: functions only pass that on."""
     while node.op in ("call_function", "call_method"):
         if operation(node) in SHAPE_OPERATIONS or not node.all_input_nodes:
             return False

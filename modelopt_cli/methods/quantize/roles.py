@@ -13,7 +13,7 @@ from modelopt_cli.program.quantized_operations import QuantizedMaxPool2d
 
 
 class Role(Enum):
-    """How a node treats a uint8 input."""
+    """Treatment of a uint8 input by a node."""
 
     FLOAT = auto()
     """Computes on real values."""
