@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING
 
 from modelopt_cli.artifact import check_output
 from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.options import TrainingFiles, training_request
 from modelopt_cli.errors import OutputError
+from modelopt_cli.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from modelopt_cli.api import TrainingRequest
 
 
 def check_curve(
-    path: Path | None,
-    training: "TrainingRequest | None",
+    files: TrainingFiles,
+    config: TrainConfig,
     outputs: Sequence[Path],
     sources: Sequence[str | Path],
     force: bool,
@@ -22,8 +24,8 @@ def check_curve(
     """Refuse, before anything is trained, a picture that could not or must not be drawn.
 
     Args:
-        path: of the picture; None draws none.
-        training: what is trained; None where nothing is.
+        files: one of which is the picture.
+        config: of the training.
         outputs: what else the command writes.
         sources: what it reads.
         force: whether an existing file may be replaced.
@@ -32,7 +34,8 @@ def check_curve(
         OutputError, EnvironmentFailure: as ``artifact.check_output``; matplotlib is missing.
         UsageError: the run uses that name itself.
     """
-    if path is None or training is None:
+    path = files.curve
+    if path is None or (training := training_request(files, config)) is None:
         return
     from modelopt_cli import report
 

@@ -53,17 +53,16 @@ def distill(
     options.read_training_dry_run(reader, dry_run)
     reader.finish()
     options.check_exports(exports, force)
-    asked = options.training_request(files, training)
-    assert asked is not None
 
     target = options.chosen_output(output, checkpoint, "distilled")
     outputs = [target, scratch_beside(target)] if networks.compare_scratch else [target]
     sources: list[str | Path] = [checkpoint, networks.student or "", *(path for path, _ in networks.others())]
-    check_curve(files.curve, asked, outputs, sources, force)
+    check_curve(files, training, outputs, sources, force)
 
     def work() -> None:
         from modelopt_cli import api
 
+        asked = options.training_request(files, training)
         console.silent = options.beside_another()
         with console.progress() as progress:
             result = api.execute(

@@ -69,9 +69,8 @@ def prune(
     reader.finish()
     options.check_exports(exports, force)
 
-    asked = options.training_request(files, training)
     target = options.chosen_output(output, checkpoint, "pruned")
-    check_curve(files.curve, asked, [target], [checkpoint], force)
+    check_curve(files, training, [target], [checkpoint], force)
     keywords: dict[str, Any] = {
         "command": "prune",
         "source": checkpoint,
@@ -86,6 +85,7 @@ def prune(
     def work() -> None:
         from modelopt_cli import api
 
+        asked = options.training_request(files, training)
         console.silent = options.beside_another()
         with console.progress() as progress:
             result = api.execute(

@@ -52,13 +52,13 @@ def share(
     options.check_exports(exports, force)
 
     config.require_size()  # before the checkpoint is read
-    asked = options.training_request(files, training)
     target = options.chosen_output(output, checkpoint, "shared")
-    check_curve(files.curve, asked, [target], [checkpoint], force)
+    check_curve(files, training, [target], [checkpoint], force)
 
     def work() -> None:
         from modelopt_cli import api
 
+        asked = options.training_request(files, training)
         console.silent = options.beside_another()
         with console.progress() as progress:
             result = api.execute(

@@ -53,14 +53,13 @@ def train(
     options.read_training_dry_run(reader, dry_run)
     reader.finish()
     options.check_exports(exports, force)
-    asked = options.training_request(files, training)
-    assert asked is not None
     target = options.chosen_output(output, checkpoint, "trained")
-    check_curve(files.curve, asked, [target], [] if checkpoint is None else [checkpoint], force)
+    check_curve(files, training, [target], [] if checkpoint is None else [checkpoint], force)
 
     def work() -> None:
         from modelopt_cli import api
 
+        asked = options.training_request(files, training)
         console.silent = options.beside_another()
         with console.progress() as progress:
             result = api.execute(

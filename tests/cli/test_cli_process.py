@@ -108,6 +108,8 @@ def test_closed_streams_are_no_error(environ):
         ["quantize", ".", "-o", "nowhere/x.safetensors"],
         ["prune", ".", "--sparsity", "0.5", "-o", "nowhere/x.safetensors"],
         ["share", ".", "--bits", "4", "-o", "nowhere/x.safetensors"],
+        ["prune", "nothing.pth", "--flops", "0.5", "--train", "digits", "--epochs", "1"],
+        ["train", "--arch", "builtin:resnet8", "--train", "digits", "-o", "nowhere/x.safetensors"],
     ],
     ids=" ".join,
 )
