@@ -232,7 +232,7 @@ BAD = {
     "unknown structure": (["--structure", "chanels"], 2, "did you mean 'channels'?"),
     "the name of a pattern": (["--structure", "N:M"], 2, "write numbers in place of the letters of N:M"),
     "a pattern that keeps all": (["--structure", "4:4"], 2, "removes nothing"),
-    "unknown criterion": (["--criterion", "l3"], 2, "--criterion: 'l3' is not one of auto, l1, l2"),
+    "unknown criterion": (["--criterion", "size"], 2, "--criterion: 'size' is not one of auto, l1, l2"),
     "unknown allocation": (["--allocation", "globl"], 2, "did you mean 'global'?"),
     "unknown schedule": (["--schedule", "gradually"], 2, "did you mean 'gradual'?"),
     "a criterion for others": ([*HALF, "--criterion", "obs"], 2, "criterion obs cannot rank channels"),

@@ -45,8 +45,8 @@ WRONG = {
     "structure": ({"structure": "chanels"}, ["chanels", "channels"]),
     "pattern-order": ({"structure": "4:2"}, ["4:2", "removes nothing"]),
     "names": (
-        {"criterion": "l3", "allocation": "even", "schedule": "slow"},
-        ["'l3'", "'even'", "'slow'", "gradual"],
+        {"criterion": "no-such", "allocation": "even", "schedule": "slow"},
+        ["'no-such'", "'even'", "'slow'", "gradual"],
     ),
     "fractions": ({"sparsity": 1.0}, ["sparsity", "below 1"]),
     "nan": ({"flops": float("nan")}, ["flops"]),
