@@ -94,6 +94,9 @@ def convert(trained: Program, program: Program) -> Program:
             int8 = isinstance(program.get_submodule(name), Weighted)
             state[f"{name}.weight"] = layer.steps() if int8 else layer.rounded().detach()
     network.load_state_dict({name: state[name] for name in network.state_dict()})
+    network.encodings = {  # integers handed on to the writer stand for the weights before training
+        name: replace(encoding, integers=None) for name, encoding in network.encodings.items()
+    }
     return network
 
 
