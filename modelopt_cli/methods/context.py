@@ -94,7 +94,7 @@ class Tensors:
 
 @dataclass(frozen=True)
 class TensorsResult:
-    """What a method made of tensors without a graph.
+    """Result of a method on tensors without a graph.
 
     Attributes:
         tensors: by name, or a stream of them that makes each when its turn comes.

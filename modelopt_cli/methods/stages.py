@@ -22,10 +22,10 @@ class Stages:
         run = self.training.run if self.training is not None else None
         if run is None:
             return make()
-        if (found := run.finished(name)) is not None:
-            return found
+        if (program := run.finished(name)) is not None:
+            return program
         run.finish(name, make())
         distributed.world().barrier()
-        found = run.finished(name)
-        assert found is not None
-        return found
+        program = run.finished(name)
+        assert program is not None
+        return program

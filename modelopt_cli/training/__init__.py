@@ -1,4 +1,4 @@
-"""Training: one loop for every method."""
+"""Training of networks: one loop for every method."""
 
 from typing import TYPE_CHECKING
 

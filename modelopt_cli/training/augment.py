@@ -32,7 +32,7 @@ class BatchAugmentation(Protocol):
 
     @property
     def draws(self) -> int:
-        """How many random numbers each sample takes."""
+        """Number of random numbers that each sample takes."""
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         """Float ``(N, C, H, W)`` to the same shape; ``uniform`` is float64 ``(N, draws)`` in 0 to below 1."""
@@ -230,7 +230,7 @@ def uniform(seed: int, variant: int, indices: NDArray[np.int64], draws: int) -> 
 
 @contextlib.contextmanager
 def seeded(seed: int, variant: int, index: int) -> Iterator[None]:
-    """Here the global generators of torch, NumPy and Python give numbers that belong to the sample."""
+    """Seed the global generators of torch, NumPy and Python for a sample, inside the context."""
     number = int(splitmix64(_key(seed, variant), np.array([index], dtype=np.uint64))[0])
     before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):

@@ -114,7 +114,7 @@ class TrainConfig(Config, title="Training"):
     temperature: float = 2.0
 
     def conflicts(self) -> Iterator[str]:
-        """Settings that have no meaning together, and what is no option here but may be given in Python."""
+        """Settings that have no meaning together, and faults of those that are arguments in Python alone."""
         of_others = {name for row in OPTIMIZERS.values() for name in row.settings}
         of_others -= set(OPTIMIZERS[self.optimizer].settings)
         changed = [field for field in fields_of(TrainConfig) if getattr(self, field.name) != field.initial]
@@ -163,7 +163,7 @@ class FineTuneConfig(TrainConfig):
     ] = 2.0
 
     def conflicts(self) -> Iterator[str]:
-        """As for any training; without epochs nothing else has a meaning."""
+        """Conflicts of any training, and settings that have no meaning without epochs."""
         yield from super().conflicts()
         if not self.epochs:
             for field in fields_of(FineTuneConfig):

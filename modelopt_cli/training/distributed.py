@@ -34,11 +34,11 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that prints and writes."""
+        """True for the process that prints and writes."""
         return self.rank == 0
 
     def part(self, total: int) -> slice:
-        """Which of ``total`` things in a row fall to this process; the parts differ by one at most."""
+        """Range of ``total`` things in a row that this process takes; the parts differ by one at most."""
         return slice(total * self.rank // self.size, total * (self.rank + 1) // self.size)
 
     def shard(self, data: Data) -> Data | None:
@@ -156,7 +156,7 @@ def reduce(tensor: Tensor) -> None:
 
 
 def _exchange() -> str:
-    """Where tensors must be to be exchanged."""
+    """Device that tensors must be on to be exchanged."""
     return f"cuda:{torch.cuda.current_device()}" if dist.get_backend() == "nccl" else "cpu"
 
 

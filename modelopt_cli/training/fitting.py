@@ -47,7 +47,7 @@ def fit(
 
     Args:
         network: takes a float tensor ``(N, *shape)`` and returns ``(N, classes)`` logits, also in training.
-        training: data, settings and surroundings.
+        training: data, settings and run.
         seed: of everything random.
         stage: what the run, the log and the progress call this training.
         objective: what to minimise; by default what ``training.config`` says, without a teacher.
@@ -72,10 +72,10 @@ def fit(
     together = world(training.device)
     input_spec = training.train.input
     with (
-        prepared(network, input_spec.shape, together.device, input_spec.dtype) as found,
+        prepared(network, input_spec.shape, together.device, input_spec.dtype) as properties,
         Signals() as signals,
     ):
-        train, val = samples(training.train, training.val, config.val_fraction, found.classes)
+        train, val = samples(training.train, training.val, config.val_fraction, properties.classes)
         for module in (network, objective):
             if isinstance(module, nn.Module):
                 together.broadcast(module)
@@ -85,7 +85,7 @@ def fit(
             objective,
             callbacks,
             together,
-            classes=found.classes,
+            classes=properties.classes,
             seed=seed,
             steps_per_epoch=steps_per_epoch(train, config.batch_size),
         )

@@ -1,4 +1,4 @@
-"""What decided a result that is kept on disk, and in what it differs from what is wanted now."""
+"""Identity of a result that is kept on disk, as a JSON object, compared with the one of today."""
 
 import json
 from collections.abc import Iterator, Mapping

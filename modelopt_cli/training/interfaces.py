@@ -1,4 +1,4 @@
-"""Interfaces of training: what it is given, what takes part in it, and what it returns."""
+"""Interfaces of training: data and settings, callbacks, objectives, results."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from modelopt_cli.training.run import Run
 
 
 class Callback(Protocol):
-    """Takes part in training beside the optimizer: a mask that must hold, say.
+    """Hook into training, next to the optimizer: it keeps a mask, say.
 
     All hooks run in every process. ``network`` has the parameter names of the network that is trained, but
     need not be it: the moving average of the weights must obey too.
@@ -26,7 +26,7 @@ class Callback(Protocol):
         """Called after the optimizer has changed the weights, and for the moving average after that."""
 
     def state(self) -> dict[str, Tensor]:
-        """What an interrupted training must save to go on."""
+        """Tensors that an interrupted training must save to go on."""
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take up a saved state."""
@@ -34,7 +34,7 @@ class Callback(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class StepInputs:
-    """What the network was shown in a step.
+    """Inputs of a step.
 
     Attributes:
         images: ``(N, *shape)``, on the device that computes.
@@ -50,7 +50,7 @@ class StepInputs:
 
 
 class Objective(Protocol):
-    """What is minimised. One that is a module learns along with the network, by the same optimizer."""
+    """Loss that is minimised. One that is a module learns along with the network, by the same optimizer."""
 
     def __call__(self, logits: Tensor, targets: Tensor, inputs: StepInputs) -> Tensor:
         """The loss, a scalar: the mean over the samples.
@@ -100,18 +100,18 @@ class TimeEstimate:
 
 @dataclass(frozen=True)
 class Training:
-    """What a method gets to train with.
+    """Data, settings and run of a training.
 
     Attributes:
         train: the samples.
         val: samples to choose the best weights by, or None; never those of the final test.
-        config: how.
+        config: settings.
         run: where state is saved and taken up again; None saves nothing.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         workers: loader processes.
         progress: called with the stage, steps done and their total.
         note: called with one line for each thing worth knowing.
-        estimates: where to put what each training would take, instead of training; None trains.
+        estimates: gets a time estimate for each training, instead of training; None trains.
     """
 
     train: Data
@@ -127,7 +127,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Trained:
-    """How training went.
+    """Result of a training.
 
     Attributes:
         epochs: that were begun; fewer than asked for where patience ran out.

@@ -1,4 +1,4 @@
-"""Lets what must not be half done be done before Ctrl-C or SIGTERM ends it."""
+"""Signals that wait: Ctrl-C and SIGTERM end a training between two steps, not within one."""
 
 import contextlib
 import signal
@@ -41,7 +41,7 @@ class Signals:
 
     @property
     def waiting(self) -> bool:
-        """Whether a signal arrived while they were held."""
+        """True if a signal arrived while they were held."""
         return bool(self._waiting)
 
     @contextlib.contextmanager

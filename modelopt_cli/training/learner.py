@@ -1,4 +1,4 @@
-"""One step of training: what it changes, in which order."""
+"""Step of a training: forward and backward pass, optimizer, callbacks, moving average."""
 
 import contextlib
 import hashlib
@@ -39,7 +39,7 @@ class Learner:
         meter: the losses of the epoch.
         classes: number of logits.
         seed: of everything random.
-        steps: of the whole training.
+        steps: of the training.
         steps_per_epoch: of them.
     """
 
@@ -114,7 +114,7 @@ class Learner:
         labels = batch.labels.to(self.world.device, non_blocking=True)
         if not self.config.mixup:
             return StepInputs(images, batch.samples, batch.variant), labels
-        # Partners may be with another process: mix the whole batch, and keep this process's part.
+        # Partners may be with another process: mix the global batch, and keep this process's part.
         images, labels = (self.world.gather(t[: batch.size]) for t in (images, labels))
         share, partner = draw_mixup(self.config.mixup, len(labels), self.seed, step)
         images, targets = mix(images, labels, self.classes, share, partner)

@@ -84,7 +84,7 @@ def training_batches(
     world: World = _ALONE,
     start_step: int = 0,
 ) -> Iterator[Batch]:
-    """The batches of one epoch, from ``start_step`` on; what comes before it is not even read.
+    """Batches of one epoch, from ``start_step`` on; what comes before it is not even read.
 
     The order depends on the seed and the epoch, a sample's augmentation on the seed, the variant and the
     sample's index in ``data``: neither on ``workers``, on ``world`` nor on ``start_step``. Where the
@@ -143,12 +143,12 @@ def ordered_batches(data: Data, batch_size: int, *, workers: int = 0) -> Iterato
 
 @dataclass(frozen=True, eq=False)
 class _Epoch:
-    """What is the same for all batches of an epoch.
+    """Data and settings that all batches of an epoch have in common.
 
     Attributes:
         epoch: decides the order.
         variant: decides what is drawn for a sample.
-        drawn: whether loading a sample is random itself.
+        drawn: True if loading a sample is random itself.
     """
 
     data: Data
@@ -175,7 +175,7 @@ class _Epoch:
             return self.data.get(index)
 
     def part(self, total: int) -> tuple[slice, float]:
-        """What of a global batch falls to this process, and its weight."""
+        """Part of a global batch that this process takes, and its weight."""
         part = self.world.part(total)
         count = part.stop - part.start
         return part if count else slice(0, 1), count / total
@@ -197,7 +197,7 @@ class _Steps(Dataset["samples.Batch | ModeloptError"]):
         return max(0, self.steps - self.start)
 
     def part(self, number: int) -> tuple[slice, float]:
-        """Where in the order this process's samples of the step are, and their weight."""
+        """Range of this process's samples of a step in the order, and their weight."""
         step = self.start + number
         first = step * self.epoch.batch_size
         stop = len(self.order) if step == self.steps - 1 else first + self.epoch.batch_size

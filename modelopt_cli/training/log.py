@@ -1,4 +1,4 @@
-"""What a training reports: one JSON object a line, and TensorBoard where it is asked for."""
+"""Metrics of a training: one JSON object a line, and TensorBoard where it is asked for."""
 
 import contextlib
 import json
@@ -65,7 +65,7 @@ class MetricsLog:
 
 
 def _until(text: bytes, stage: str, epoch: int) -> Iterator[bytes]:
-    """The whole lines before the first one that belongs to a later epoch of ``stage``."""
+    """Complete lines before the first one that belongs to a later epoch of ``stage``."""
     for line in text.splitlines(keepends=True):
         try:
             entry = json.loads(line)
@@ -98,7 +98,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def require_board() -> Any:
-    """What writes for TensorBoard; raises EnvironmentFailure where that is not installed."""
+    """TensorBoard's writer; raises EnvironmentFailure where that is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -115,8 +115,8 @@ def _writer(folder: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _failures(path: Path, what: str = "written") -> Iterator[None]:
+def _failures(path: Path, action: str = "written") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EnvironmentFailure(f"cannot be {what}: {error.strerror or error}", where=str(path)) from error
+        raise EnvironmentFailure(f"cannot be {action}: {error.strerror or error}", where=str(path)) from error

@@ -30,7 +30,7 @@ for the device or for each other costs time."""
 
 
 class Loop:
-    """One training. ``settled`` is whether the state is that after ``place.step`` whole steps."""
+    """One training. ``consistent`` is True while the state is that after ``place.step`` complete steps."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Loop:
         self.place = Place()
         self.recovery = Recovery(learner, stage)
         self.best: dict[str, Tensor] = {}
-        self.settled = False
+        self.consistent = False
         self.reported = 0.0
 
     def run(self) -> None:
@@ -102,7 +102,7 @@ class Loop:
                     self._return(error)
 
     def _rest_of_epoch(self) -> Iterator[None]:
-        self.settled = True
+        self.consistent = True
         for batch in self._batches(self.place.epoch, self.place.step_in_epoch):
             with self.signals.held():
                 self._step(batch)
@@ -130,7 +130,7 @@ class Loop:
             self._close_epoch(accuracy)
 
     def _step(self, batch: Batch) -> None:
-        self.settled = False
+        self.consistent = False
         place, every = self.place, self.config.save_every
         self.learner.step(batch, place.step, self.learner.rate(place.step))
         place.step += 1
@@ -147,20 +147,20 @@ class Loop:
                 if place.good and not last:  # what follows the last step belongs to it
                     self.recovery.keep(place, self.best)
             if stop:
-                self.settled = True
+                self.consistent = True
                 self.signals.release()
                 raise KeyboardInterrupt
-        self.settled = True
+        self.consistent = True
         if saves:
             self._save()
 
     def _look(self) -> tuple[float, int, bool]:
-        """Refuse losses that are not finite, agree on whether to stop, and hand the main process all losses.
+        """Refuse losses that are not finite, agree on when to stop, and hand the main process all losses.
 
         It alone saves a state, and others that are killed take with them what they have not handed over.
 
         Returns:
-            the sum of the losses of this epoch's samples so far, their number, and whether to stop.
+            the sum of the losses of this epoch's samples so far, their number, and True to stop.
         """
         meter = self.learner.meter
         bad = meter.take_in()
@@ -193,11 +193,11 @@ class Loop:
         return percent(self.learner.result, self.val, size, workers=workers, world=self.world)
 
     def _close_epoch(self, accuracy: float | None) -> None:
-        self.settled = False
+        self.consistent = False
         place, meter = self.place, self.learner.meter
-        total, seen = self.world.sum(meter.total, meter.samples)
+        total, samples = self.world.sum(meter.total, meter.samples)
         meter.clear()
-        place.loss = total / seen
+        place.loss = total / samples
         place.epoch += 1
         place.step_in_epoch = place.judged_samples = 0
         place.judged = 0.0
@@ -207,7 +207,7 @@ class Loop:
         self._log(accuracy)
         if place.good:
             self.recovery.keep(place, self.best)
-        self.settled = True
+        self.consistent = True
         self._save()
 
     def _choose(self, accuracy: float) -> None:
@@ -245,7 +245,7 @@ class Loop:
 
     def _save_before_leaving(self) -> None:
         """Without hiding what ends the training, should that fail too."""
-        if self.settled and self.place.step:
+        if self.consistent and self.place.step:
             with contextlib.suppress(OSError, ModeloptError), self.signals.held():
                 self._save()
 

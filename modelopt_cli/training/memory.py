@@ -54,12 +54,12 @@ def _one_by_one(data: Data, workers: int) -> Samples:
 
 
 def _from_array(data: Data) -> Samples | None:
-    """The same by the thousand, for 8-bit images that are neither cut nor resized; None for others."""
+    """Samples of 8-bit images that are neither cut nor resized, computed by the thousand; None for others."""
     source, transform = data.source, data.transform
     if not isinstance(source, ArraySource) or type(transform) is not ImageTransform:
         return None
     preprocess, (height, width) = transform.preprocess, source.images.shape[1:3]
-    if source.channels != preprocess.channels or not _is_whole(preprocess, height, width):
+    if source.channels != preprocess.channels or not _is_uncut(preprocess, height, width):
         return None
     indices: Sequence[int] = data.indices if data.indices is not None else range(len(source))
     labels = torch.from_numpy(source.labels[np.asarray(indices)].astype(np.int64))
@@ -74,8 +74,8 @@ def _from_array(data: Data) -> Samples | None:
     return images, labels
 
 
-def _is_whole(preprocess: Preprocess, height: int, width: int) -> bool:
-    """Whether the network sees the whole image at its own size."""
+def _is_uncut(preprocess: Preprocess, height: int, width: int) -> bool:
+    """True if the network takes all of the image at its own size."""
     resized = preprocess.resize in (None, (height, width), min(height, width))
     return resized and (preprocess.crop is None or preprocess.crop == height == width)
 

@@ -1,4 +1,4 @@
-"""Gets a network ready to be trained, and leaves it ready to be used."""
+"""Preparation of a network for training, and of the trained one for use."""
 
 import contextlib
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ _BLOCK = 16
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was found out about the network.
+    """Properties of a network that is ready to be trained.
 
     Attributes:
         classes: number of logits.
-        channels_last: whether its images are laid out with the channels innermost, which most convolutions
+        channels_last: True if its images are laid out with the channels innermost, which most convolutions
             are faster with.
     """
 
@@ -37,7 +37,7 @@ class Prepared:
 def prepared(
     network: nn.Module, shape: tuple[int, ...], device: str, dtype: InputType = "float32"
 ) -> Iterator[Prepared]:
-    """In here the network is on ``device``, in the faster memory format of those it runs in.
+    """Inside the context the network is on ``device``, in the faster memory format of those it runs in.
 
     Afterwards it is in evaluation mode, contiguous, without gradients, and back where it was. The parameters
     stay the same objects. The generators of random numbers are as they were, too.
@@ -95,7 +95,7 @@ def to_channels_last(network: nn.Module, images: Tensor) -> bool:
         images: some that it takes.
 
     Returns:
-        Whether it is laid out so now: it has convolutions, and nothing in it insists on the other order.
+        True if it is laid out so now: it has convolutions, and nothing in it insists on the other order.
     """
     if images.dim() != 4 or not any(isinstance(module, nn.Conv2d) for module in network.modules()):
         return False
@@ -110,7 +110,7 @@ def to_channels_last(network: nn.Module, images: Tensor) -> bool:
 
 
 def _overruns(module: nn.Conv2d) -> bool:
-    """Whether oneDNN, computing the gradient of its weight with the channels innermost, overruns its memory.
+    """True if oneDNN overruns its memory for the gradient of the weight with the channels innermost.
 
     It does for 1x1 kernels that skip positions and have fewer input channels than a block, 8 on AVX2 and 16
     on AVX-512 (uxlfoundation/oneDNN#6035, seen in torch 2.13): the process crashes, sooner or later.

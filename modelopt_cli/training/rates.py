@@ -20,7 +20,7 @@ from modelopt_cli.training.snapshot import Place, kept, restore
 DOUBLINGS = 8
 """The first rate is the usual one halved so often, and each is twice the one before."""
 BATCHES = 4
-"""The same for every rate, so that losses differ by the rate alone; a step for each."""
+"""Batches of the test, the same for every rate, so that losses differ by the rate alone; a step for each."""
 TOO_HIGH = 1.5
 """The loss has risen when it is so many times the smallest at the rates before."""
 STEPS = BATCHES * (DOUBLINGS + 1)

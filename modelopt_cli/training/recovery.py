@@ -57,7 +57,7 @@ class Recovery:
         self._good = [*self._good[-1:], kept(self.learner, place, best)]
 
     def judge(self, total: float, samples: int, place: Place) -> None:
-        """Look at the weights and at the losses since the last look, and note in ``place`` if all is well.
+        """Check the weights and the losses since the last check, and note in ``place`` if all is well.
 
         Args:
             total: sum of the losses of this epoch's samples so far, of all processes.
@@ -86,7 +86,7 @@ class Recovery:
         return LIMIT * max(start, 1.0)
 
     def still_high(self, place: Place) -> str | None:
-        """What to say of a training that ends with a loss no lower than it began; None where it is lower.
+        """Warning for a training that ends with a loss no lower than it began; None where it is lower.
 
         A network that was trained before may end with a loss somewhat higher: of fewer weights, say.
         """

@@ -38,13 +38,13 @@ def refusals_in_one_line(network: nn.Module) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        for words, (what, hint) in _REFUSALS.items():
+        for words, (cause, hint) in _REFUSALS.items():
             if any(word in str(error) for word in words):
-                layers = _in_place(network) if "in place" in what else []
+                layers = _in_place(network) if "in place" in cause else []
                 where = f"the network ({_listed(layers)})" if layers else "the network"
-                made = _MADE_BY.search(str(error))
-                value = f" (that of {made[1]})" if made else ""
-                raise UsageError(f"cannot be trained: {what}{value}", where=where, hint=hint) from error
+                operation = _MADE_BY.search(str(error))
+                value = f" (that of {operation[1]})" if operation else ""
+                raise UsageError(f"cannot be trained: {cause}{value}", where=where, hint=hint) from error
         raise
 
 

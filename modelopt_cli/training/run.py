@@ -36,7 +36,7 @@ _FILES = re.compile(r"identity\.json|state\.safetensors|stage-.*\.safetensors|me
 
 
 def would_own(folder: Path, path: Path) -> bool:
-    """Whether a run in ``folder`` would take ``path`` for the folder itself or for one of its own files."""
+    """True if a run in ``folder`` would take ``path`` for the folder itself or for one of its own files."""
     folder, path = folder.resolve(), path.resolve()
     return path == folder or (path.parent == folder and _FILES.fullmatch(path.name) is not None)
 
@@ -52,7 +52,7 @@ class Run:
         force: start over, and delete what is there.
         board: folder for TensorBoard, or None.
         world: the processes; the main one alone writes.
-        dry: only see whether all this could be; nothing is made, written or held.
+        dry: only check that all this is possible; nothing is made, written or held.
 
     Raises:
         UsageError: something is there and neither ``resume`` nor ``force`` is given, or it was begun under
@@ -132,16 +132,16 @@ class Run:
 
     @property
     def interrupted(self) -> bool:
-        """Whether there is something that a resumed run would go on from."""
+        """True if there is something that a resumed run would go on from."""
         return self._state.exists() or bool(self._stages())
 
     def close(self) -> None:
-        """The command has succeeded: delete all but the metrics, and the folder if there are none."""
+        """End a run that has succeeded: delete all but the metrics, and the folder if there are none."""
         self._world.barrier()
         self.discard()
 
     def discard(self) -> None:
-        """The command cannot succeed: delete the same, without waiting for the other processes."""
+        """End a run that cannot succeed: delete the same, without waiting for the other processes."""
         self.log.close()
         if self._world.main:
             self._clear()
@@ -150,7 +150,7 @@ class Run:
                 self.folder.rmdir()
 
     def release(self) -> None:
-        """Let go of the folder without deleting anything."""
+        """Unlock the folder without deleting anything."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -181,7 +181,7 @@ class Run:
         return sorted(self.folder.glob("stage-*.safetensors"))
 
     def _prepare(self, identity: dict[str, Any], resume: bool, force: bool) -> None:
-        """Take hold of the folder, and settle what becomes of what is in it."""
+        """Lock the folder, and delete or keep what is in it."""
         with _failures(self.folder):
             self.folder.mkdir(exist_ok=True)
             self._lock = Lock(self.folder / "lock")

@@ -15,21 +15,21 @@ from modelopt_cli.training.state import State
 
 @dataclass
 class Place:
-    """How far a training has come.
+    """Progress of a training.
 
     Attributes:
-        epoch: whole epochs done.
+        epoch: complete epochs done.
         step: steps done, of all epochs.
         step_in_epoch: steps done in the epoch that is not.
         best: largest validation accuracy, percent.
         best_epoch: the epoch, from 1, after which it was reached.
         stale: epochs since then.
-        loss: mean of the last whole epoch.
+        loss: mean of the last complete epoch.
         done: no epoch is to follow.
         start: loss of the first step; None before it.
         judged: sum of the losses of this epoch's samples that ``recovery.py`` has looked at.
         judged_samples: their number.
-        good: whether that look found nothing wrong, and a loss no higher than at the start.
+        good: True if that check found nothing wrong, and a loss no higher than at the start.
     """
 
     epoch: int = 0

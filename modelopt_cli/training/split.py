@@ -5,13 +5,13 @@ import weakref
 from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError, UsageError
 
-_made: "weakref.WeakKeyDictionary[Data, dict[tuple[float, int], tuple[Data, Data | None]]]" = (
+_splits: "weakref.WeakKeyDictionary[Data, dict[tuple[float, int], tuple[Data, Data | None]]]" = (
     weakref.WeakKeyDictionary()
 )
 
 
 def samples(data: Data, val: Data | None, fraction: float, classes: int) -> tuple[Data, Data | None]:
-    """What to train and to validate on, for a network of so many classes; ``val`` goes before ``fraction``.
+    """Training and validation samples for a network of so many classes; ``val`` goes before ``fraction``.
 
     The same arguments give the same object for as long as ``data`` lives, so that what is kept in memory for
     one training serves the next one too.
@@ -25,11 +25,11 @@ def samples(data: Data, val: Data | None, fraction: float, classes: int) -> tupl
             raise DataError("has no labels to train with", where=each.name)
     if val is not None:
         fraction = 0.0
-    made = _made.setdefault(data, {})
-    if (fraction, classes) not in made:
+    splits = _splits.setdefault(data, {})
+    if (fraction, classes) not in splits:
         train, held = hold_out(data, fraction) if fraction else (data, None)
-        made[fraction, classes] = train.fits(classes), held.fits(classes) if held is not None else None
-    train, held = made[fraction, classes]
+        splits[fraction, classes] = train.fits(classes), held.fits(classes) if held is not None else None
+    train, held = splits[fraction, classes]
     return train, samples(val, None, 0.0, classes)[0] if val is not None else held
 
 

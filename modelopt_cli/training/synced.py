@@ -1,7 +1,7 @@
 """Batch norm over the batch of all processes: exact, differentiable, on any backend.
 
 S. Ioffe and C. Szegedy, Batch Normalization, ICML 2015. torch's own SyncBatchNorm needs CUDA and replaces the
-modules; here the network stays as it is, and only the function its layers call is answered otherwise.
+modules; here the network stays as it is, and only the function its layers call is replaced.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def synced_batch_norm(world: World, *, counts: bool = True) -> contextlib.Abstra
 
     Args:
         world: the processes; with one of them, nothing is changed.
-        counts: whether this process's samples belong to the batch. One that got only a stand-in
+        counts: True if this process's samples belong to the batch. One that got only a stand-in
             (``Batch.weight`` is 0) takes part in the exchange and adds nothing.
     """
     return _Synced(counts) if world.size > 1 else contextlib.nullcontext()
@@ -72,7 +72,7 @@ def _statistics(features: Tensor, counts: bool) -> tuple[Tensor, Tensor, int]:
     """Mean and biased variance per channel, float64, and the values per channel, over all processes.
 
     Each process's own are combined as by Chan, Golub and LeVeque (1979), which loses no digits where the
-    mean is large beside the spread.
+    mean is large compared with the spread.
     """
     channels = features.shape[1]
     dims = [0, *range(2, features.dim())]

@@ -75,7 +75,7 @@ def _timed_validation(loop: Loop) -> float:
     network, size = loop.learner.result.eval(), loop.config.batch_size
     tally = Tally("the network", labelled=True)
     work = judged(network, loop.val, size, tally, workers=loop.training.workers, device=loop.world.device)
-    timing = timed(work, warm_up=1, whole=loop.val.size is None, wait=partial(_wait, loop))
+    timing = timed(work, warm_up=1, all_of_it=loop.val.size is None, wait=partial(_wait, loop))
     batches = timing.count if loop.val.size is None else -(-loop.val.size // size)
     return timing.total(loop.config.epochs * batches)
 

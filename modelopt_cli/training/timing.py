@@ -1,4 +1,4 @@
-"""How long many like pieces of work take, from the first few."""
+"""Time of many like pieces of work, from the first few."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ TIMED = 12
 
 @dataclass(frozen=True)
 class Timing:
-    """How long the first of many like pieces of work took.
+    """Seconds that the first of many like pieces of work took.
 
     Attributes:
         first: seconds of each of those at the start, which are slower and only done once.
@@ -26,7 +26,7 @@ class Timing:
 
     @property
     def count(self) -> int:
-        """How many were done."""
+        """Number of pieces done."""
         return len(self.first) + len(self.rest)
 
     @property
@@ -43,7 +43,7 @@ def timed(
     work: Iterable[object],
     *,
     warm_up: int = WARM_UP,
-    whole: bool = False,
+    all_of_it: bool = False,
     wait: Callable[[], None] | None = None,
 ) -> Timing:
     """Do the first pieces of ``work``, and look at the clock after each.
@@ -51,12 +51,12 @@ def timed(
     Args:
         work: does a piece whenever it is asked for its next item; it has at least one.
         warm_up: how many are kept apart; fewer where there are hardly more.
-        whole: do them all, so that their number is known afterwards.
+        all_of_it: do them all, so that their number is known afterwards.
         wait: waits for a device that works on by itself.
     """
     seconds = []
     begun = time.perf_counter()
-    for _ in islice(work, None if whole else warm_up + TIMED):
+    for _ in islice(work, None if all_of_it else warm_up + TIMED):
         if wait is not None:
             wait()
         now = time.perf_counter()

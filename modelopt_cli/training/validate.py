@@ -1,4 +1,4 @@
-"""Accuracy on the validation samples, each judged by one process."""
+"""Accuracy on the validation samples, each classified by one process."""
 
 from collections.abc import Iterator
 
@@ -13,12 +13,12 @@ from modelopt_cli.training.loader import ordered_batches
 def correct(
     network: nn.Module, data: Data | None, batch_size: int, *, workers: int, device: str
 ) -> tuple[int, int]:
-    """How many of the samples are classified rightly, and how many there are; (0, 0) of None.
+    """Number of samples that are classified correctly, and number of samples; (0, 0) for None.
 
     The network's own mode is used.
 
     Raises:
-        InputError: the network answers NaN.
+        InputError: the network returns NaN.
         DataError: a sample cannot be read.
     """
     if data is None:
@@ -45,7 +45,7 @@ def percent(network: nn.Module, shard: Data | None, batch_size: int, *, workers:
     modes = network.training
     network.eval()
     try:
-        right, seen = world.sum(*correct(network, shard, batch_size, workers=workers, device=world.device))
+        right, total = world.sum(*correct(network, shard, batch_size, workers=workers, device=world.device))
     finally:
         network.train(modes)
-    return 100.0 * right / seen
+    return 100.0 * right / total

@@ -77,7 +77,7 @@ def test_distill_terms_are_parsed_and_written_again(
             "hint@a,b=c",
             "'hint@a,b=c' has 2 of the student's layers and 1 of the teacher's; give equally many",
         ),
-        ("kd:0.5+kd:0.4", "kd is there twice; give it once, with its whole weight"),
+        ("kd:0.5+kd:0.4", "kd is there twice; give it once, with its full weight"),
         ("ce+kd+ce", "ce is there twice"),
         ("hint@a+hint@a=a", "hint is there twice"),
         ("ce:0+kd:0", "all weights are 0"),

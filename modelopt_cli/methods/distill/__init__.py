@@ -1,1 +1,1 @@
-"""Distillation: a network learns from what another one answers, not from labels alone."""
+"""Distillation: a network learns from the outputs of others, not from labels alone."""

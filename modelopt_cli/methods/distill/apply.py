@@ -27,7 +27,7 @@ from modelopt_cli.training import CrossEntropy, TrainConfig, Trained, Training, 
 
 STAGE, FINETUNE = "distill", "finetune"
 SLOWER = 10
-"""How much smaller the learning rate on labels alone is, and that of an int8 student, where none is given."""
+"""Divisor of the learning rate on labels alone, and of that of an int8 student, where none is given."""
 
 
 def apply(program: Program, config: DistillConfig, context: DistillContext) -> Result:

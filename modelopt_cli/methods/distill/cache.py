@@ -3,7 +3,7 @@
     answers.json    all that the logits depend on
     answers.bin     an entry for each sample in each variant (``cache_layout.py``), variant by variant
 
-The data file has its whole size from the start. Every entry has a CRC-32 over that, its
+The data file has its full size from the start. Every entry has a CRC-32 over that, its
 sample, its variant and its data: one that was never written, or not to its end, is not there. So any number
 of processes may write to the file at once, and all may be killed at any time.
 """
@@ -97,7 +97,7 @@ class Cache:
     def output(self, inputs: StepInputs, teacher: Callable[[Tensor], TeacherOutput]) -> TeacherOutput:
         """Output of ``teacher``, from the cache if all of it is there.
 
-        Where not all logits are kept, it is the one that will be read back, whether it was there or not: the
+        Where not all logits are kept, it is the one that will be read back, was it there or not: the
         network must learn the same either way.
         """
         assert inputs.samples is not None

@@ -55,7 +55,7 @@ class Relational(nn.Module):
 
 
 class Contrastive(nn.Module):
-    """Tells, of the student's and the teacher's embedding, whether they are of the same sample.
+    """Loss of telling pairs of embeddings of one sample from pairs of different samples.
 
     Both go through a linear layer to ``CRD_WIDTH`` numbers, and to length 1. With the cosine ``c`` of the
     two, ``h = e^(c / tau) / (e^(c / tau) + N / M)`` is the probability that they belong together if there are

@@ -13,7 +13,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.distill.logit_losses import full_precision
 
 Shape = tuple[int, ...]
-"""Of a feature, without the batch."""
+"""Shape of a feature, without the batch."""
 _KINDS = {1: "a vector", 2: "a sequence of tokens", 3: "maps"}
 
 
@@ -49,7 +49,7 @@ class Hint(nn.Module):
 
 
 class Attention(nn.Module):
-    """The squared difference of attention maps: where in the image is much going on?
+    """The squared difference of attention maps, which are large where features are.
 
     The map is the sum over the channels of their squares, divided by its length (L2 norm); 0 where all are 0.
     The mean is over samples and positions. It has no parameters, and any two numbers of channels will do.

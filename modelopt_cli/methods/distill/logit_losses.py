@@ -17,15 +17,15 @@ from torch import Tensor
 from modelopt_cli.errors import UsageError
 
 DKD_ALPHA = 1.0
-"""Share of "the class or another one" in ``dkd``."""
+"""Weight in ``dkd`` of the probability of the label's class."""
 DKD_BETA = 8.0
-"""Share of "which other one" in ``dkd``: the default of its authors' code, which has 0.5 for ImageNet."""
+"""Weight in ``dkd`` of those of the others: the default of its authors' code, which has 0.5 for ImageNet."""
 DIST_BETA = 1.0
 """Share of the correlation over the classes of a sample in ``dist``."""
 DIST_GAMMA = 1.0
 """Share of the correlation over the samples of a class in ``dist``."""
 LEAST_SPREAD = 0.01
-"""What the standard deviation that numbers are divided by counts as if it is smaller, so that gradients grow
+"""Smallest standard deviation that numbers are divided by, in place of a smaller one, so that gradients grow
 at most 100-fold: in ``std`` in units of the logits, in ``dist`` relative to the numbers' root mean square. A
 network's logits may be all the same, when it begins with a last layer of zeros."""
 _LEAST_SQUARE = 1e-30
@@ -53,7 +53,7 @@ def mse(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) ->
 
 
 def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """``T^2 (alpha TCKD + beta NCKD)``, in nats: is it the label's class, and if not, which one is it?
+    """``T^2 (alpha TCKD + beta NCKD)``, in nats: the label's class and the others apart.
 
     TCKD is the divergence of the probabilities of the label's class and of all others together, NCKD that of
     the probabilities of the others among themselves. In plain ``kd`` the less a teacher doubts, the less NCKD
@@ -70,8 +70,8 @@ def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) ->
         )
     with full_precision(student, teacher) as (student, teacher):
         hit, others = zip(*(_decoupled(z / temperature, labels) for z in (student, teacher)), strict=True)
-        whether, which = _divergence(*hit), _divergence(*others)
-        return temperature**2 * (DKD_ALPHA * whether + DKD_BETA * which)
+        target, other = _divergence(*hit), _divergence(*others)
+        return temperature**2 * (DKD_ALPHA * target + DKD_BETA * other)
 
 
 def std(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:

@@ -171,7 +171,7 @@ def parse_terms(text: str) -> Terms:
     for term in terms:
         key = term.name, term.student, term.teacher
         if key in keys:
-            raise _wrong(f"{term.name} is there twice", "give it once, with its whole weight")
+            raise _wrong(f"{term.name} is there twice", "give it once, with its full weight")
         keys.add(key)
     if not any(term.loss.looks_at == "labels" for term in terms):
         name, labels = next((name, loss) for name, loss in LOSSES.items() if loss.looks_at == "labels")
@@ -220,5 +220,5 @@ def _layers(term: str, text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return student, teacher
 
 
-def _wrong(what: str, hint: str) -> UsageError:
-    return UsageError(what, where=option("loss"), hint=hint)
+def _wrong(problem: str, hint: str) -> UsageError:
+    return UsageError(problem, where=option("loss"), hint=hint)

@@ -85,7 +85,7 @@ class Teacher:
             may depend on how many there are (oneDNN and MKL do for small batches): without this a sample's
             logits would, too, and those that were kept would not be those that are computed now. Not where
             features are recorded, which nobody keeps. None shows the images as they come.
-        amp: whether it is called under torch's autocast to bfloat16.
+        amp: True if it is called under torch's autocast to bfloat16.
         on_note: called with one line where a member cannot be trusted in its fastest form.
     """
 
