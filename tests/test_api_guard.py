@@ -132,7 +132,7 @@ def test_a_network_without_a_graph_is_run_as_it_will_be_rebuilt(untraced, tmp_pa
     def slips(module, history, encodings):
         module.second = nn.Linear(16, 9)
 
-    monkeypatch.setattr("modelopt_cli.api.guard.restore", slips)
+    monkeypatch.setattr("modelopt_cli.api.guard.restore_integer_layers", slips)
     with pytest.raises(BrokenResult, match="returns float32"):
         api.quantize(source, tmp_path / "other", options=ONE, **how)
 

@@ -17,11 +17,6 @@ ORDER = (
 )
 """Modules and folders from the bottom up. ``modelopt_cli`` is the package's own ``__init__``."""
 
-KNOWN: set[tuple[str, str]] = {
-    ("modelopt_cli.measure.load_time_child", "modelopt_cli.api"),
-}
-"""Imports that break the order and are still to be undone."""
-
 
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name."""
@@ -51,8 +46,7 @@ def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
 def graph() -> dict[str, set[str]]:
     """The modules that each module imports."""
     known = modules()
-    edges = {name: set(imported(path, known)) - {name} for name, path in known.items()}
-    return {name: {other for other in others if (name, other) not in KNOWN} for name, others in edges.items()}
+    return {name: set(imported(path, known)) - {name} for name, path in known.items()}
 
 
 def level(module: str) -> int:

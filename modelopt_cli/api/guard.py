@@ -13,6 +13,7 @@ from modelopt_cli.artifact import Stream
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item
 from modelopt_cli.checkpoint import Opened
+from modelopt_cli.checkpoint.integer_layers import restore_integer_layers
 from modelopt_cli.checkpoint.tensor_checks import count_not_finite
 from modelopt_cli.data import Data
 from modelopt_cli.errors import BrokenResult, DataError, EnvironmentFailure, ModeloptError
@@ -20,7 +21,6 @@ from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.layer_comparison import Fall, failing_layer, first_fault, steepest_fall
 from modelopt_cli.measure.outputs import snr_db, stays_finite, structure
-from modelopt_cli.methods.quantize.state_dict import restore
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.capture import random_input
 from modelopt_cli.program.serialization import from_data, state_of, to_data
@@ -151,7 +151,7 @@ class Original:
         made = _apart(self.network)
         try:
             made.load_state_dict(dict(state), assign=True)
-            restore(made, history, encodings)
+            restore_integer_layers(made, history, encodings)
         except Exception as error:
             raise BrokenResult(f"the result cannot be loaded: {_first_line(error)}") from error
         return self.check(made)

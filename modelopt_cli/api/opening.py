@@ -9,13 +9,12 @@ from pathlib import Path
 from modelopt_cli.api.inputs import assumptions
 from modelopt_cli.api.request import Note
 from modelopt_cli.artifact.reader import Artifact
-from modelopt_cli.checkpoint import Opened, captured, open_header, open_model, resolve
+from modelopt_cli.checkpoint import Opened, open_header, open_model, resolve
 from modelopt_cli.checkpoint.opened import SHAPE_HINT
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.data.preprocess import resolve_preprocess
 from modelopt_cli.data.source import Samples
 from modelopt_cli.errors import ArchitectureError, UsageError
-from modelopt_cli.methods.quantize.state_dict import restore
 from modelopt_cli.program import InputSpec
 
 
@@ -70,9 +69,6 @@ class ModelFile:
         adapt = partial(overridden, preprocessing=preprocessing)
         opened = open_model(self.path, None if own else arch, known, adapt, self.header)
         opened = replace(opened, path=str(self.path))
-        if opened.module is not None and opened.tensors is not None:
-            restore(opened.module, opened.tensors.history, opened.tensors.encodings)
-            opened = captured(opened)
         tell_notes(opened, on_note, preprocessing, graph=graph)
         return opened
 

@@ -8,8 +8,8 @@ from modelopt_cli.checkpoint.arch import Architecture
 from modelopt_cli.checkpoint.build import build_loaded
 from modelopt_cli.checkpoint.opened import (
     Opened,
-    captured,
     fresh_model,
+    load_network,
     open_header,
     open_model,
     require_network,
@@ -23,9 +23,9 @@ __all__ = [
     "Opened",
     "StateFile",
     "build_loaded",
-    "captured",
     "describe_nearest",
     "fresh_model",
+    "load_network",
     "open_header",
     "open_model",
     "read_state",

@@ -14,11 +14,13 @@ from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.reader import Artifact, lazy_tensors, program_in
 from modelopt_cli.checkpoint.arch import Architecture
 from modelopt_cli.checkpoint.build import build_loaded
+from modelopt_cli.checkpoint.integer_layers import restore_integer_layers
 from modelopt_cli.checkpoint.recognition import describe_nearest, recognise, recognise_state
 from modelopt_cli.checkpoint.sources import FORMS, check_found_spec, names_code, resolve
 from modelopt_cli.checkpoint.state_file import read_state, state_bytes
 from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
 from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
+from modelopt_cli.kernels import prepare
 from modelopt_cli.program import Encoding, InputSpec, Program
 from modelopt_cli.regular import HeldFile
 from modelopt_cli.text import short
@@ -192,6 +194,31 @@ def require_network(opened: Opened, path: str | Path) -> Program | nn.Module:
     return network
 
 
+def load_network(
+    path: str | Path,
+    arch: str | None = None,
+    input_spec: InputSpec | None = None,
+    device: str = "cpu",
+) -> Program | nn.Module:
+    """The network in a file, ready to run on a device: a Program, or the module that cannot be traced.
+
+    Args:
+        path: an artifact, or a checkpoint whose network is recognised or named.
+        arch: the architecture, for files that do not hold their own network.
+        input_spec: shape and preprocessing of one sample; wins over what is recorded or implied.
+        device: "cpu" or a CUDA device.
+
+    Raises:
+        InputError: the file, the architecture or the network cannot be used.
+        EnvironmentFailure: the device is not there.
+    """
+    header = open_header(path)
+    own = header is not None and header.document.program is not None
+    opened = open_model(path, None if own else arch, input_spec, header=header)
+    network = require_network(opened, path)
+    return prepare(network, device) if isinstance(network, Program) else network.to(device).eval()
+
+
 def _build(
     architecture: Architecture, state: Mapping[str, torch.Tensor], path: Path, sha256: str, notes: list[str]
 ) -> Opened:
@@ -211,7 +238,7 @@ def _build(
     )
 
 
-def captured(opened: Opened) -> Opened:
+def _captured(opened: Opened) -> Opened:
     """The network of an artifact without a graph as a Program, with all that the file says of it.
 
     Where it cannot be captured, ``untraced`` says why.
@@ -266,15 +293,9 @@ def _open_tensors(found: Artifact, path: Path, arch: str | None, input_spec: Inp
         return Opened(tensors.state, "artifact", sha256, notes=notes, tensors=tensors)
     architecture = resolve(spec, input_spec or tensors.input)
     module, notes = build_loaded(architecture, dict(tensors.state), str(path))
-    return Opened(
-        dict(module.state_dict()),
-        "artifact",
-        sha256,
-        module=module,
-        architecture=architecture,
-        notes=notes,
-        tensors=tensors,
-    )
+    state = dict(module.state_dict())
+    restore_integer_layers(module, tensors.history, tensors.encodings)
+    return _captured(Opened(state, "artifact", sha256, None, module, architecture, notes, tensors=tensors))
 
 
 def _is_ours(spec: str | None) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torchvision  # noqa: F401  an architecture may need it; its import is not the model's cost
 
-from modelopt_cli.checkpoint import open_model, resolve
+from modelopt_cli.checkpoint import load_network, open_model, resolve
 from modelopt_cli.measure.latency import sample_input
 from modelopt_cli.measure.load_time import Job
 from modelopt_cli.program.input_spec import InputSpec
@@ -59,8 +59,6 @@ def measure_here(job: Job) -> dict[str, float | None]:
 
 def _prepare(job: Job) -> None:
     """Have done what any process has to do once, whatever it opens."""
-    from modelopt_cli import api  # noqa: F401 -- its import is not the model's cost
-
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     if job.arch is not None:
@@ -71,17 +69,13 @@ def _prepare(job: Job) -> None:
 
 def _timed(job: Job) -> tuple[Any, float]:
     """The network or the tensors, and the seconds it took to get them."""
-    from modelopt_cli import api
-
     start = time.perf_counter()
     if job.shape is None:
         opened: Any = None
         for _ in open_model(job.path).state.values():
             pass  # one after the other: where tensors are decoded on demand, that is now
     else:
-        opened = api.load_network(
-            job.path, arch=job.arch, input_spec=InputSpec(job.shape, dtype=job.dtype), device=job.device
-        )
+        opened = load_network(job.path, job.arch, InputSpec(job.shape, dtype=job.dtype), job.device)
         opened.eval()
     if job.device != "cpu":
         torch.cuda.synchronize(job.device)

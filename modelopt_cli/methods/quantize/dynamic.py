@@ -2,7 +2,7 @@
 
 import copy
 
-from torch import Tensor, nn
+from torch import nn
 
 from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.quantize.candidates import select_candidates, shared_weights
@@ -37,19 +37,3 @@ def _obstacle(module: nn.Module) -> str | None:
     if isinstance(module, nn.Linear):
         return None
     return f"dynamic int8 serves Linear, not {type(module).__name__}"
-
-
-def dynamic_linear(linear: nn.Linear, scale: Tensor) -> DynamicLinear:
-    """The dynamic int8 form of a linear layer whose weight was decoded from int8.
-
-    Args:
-        linear: each row of its weight ``(O, C)`` consists of exact multiples of its scale.
-        scale: ``(O,)``.
-    """
-    layer = DynamicLinear(linear.in_features, linear.out_features, linear.bias is not None)
-    scale = scale.float()
-    layer.weight.copy_((linear.weight.detach() / scale.view(-1, 1)).round())
-    layer.scale.copy_(scale)
-    if layer.bias is not None:
-        layer.bias.copy_(linear.bias.detach())
-    return layer

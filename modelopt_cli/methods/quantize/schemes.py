@@ -97,7 +97,7 @@ _ROWS = (
         suffix="int8-dynamic",
         least_snr_db=20.0,
         apply=deferred(f"{_HOME}.dynamic", "quantize_dynamic"),
-        rebuild=deferred(f"{_HOME}.dynamic", "dynamic_linear"),
+        rebuild=deferred("modelopt_cli.checkpoint.integer_layers", "dynamic_linear"),
     ),
     Scheme(
         name="int8-weight",

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -141,28 +140,3 @@ def _stored(name: str, tensor: Tensor, earlier: Encoding, scheme: Scheme | None)
     if is_pruned(earlier):
         encoding = carry_over({name: tensor}, {name: earlier}, {name: after}, {name: encoding})[name]
     return name, after, encoding
-
-
-def restore(
-    module: nn.Module, history: tuple[dict[str, Any], ...], encodings: Mapping[str, Encoding]
-) -> None:
-    """Put integer layers back into a rebuilt network whose file says it was quantized so, in place.
-
-    Args:
-        module: its weights are those of the file.
-        history: the file's.
-        encodings: how the file stores its weights.
-    """
-    nothing: dict[str, Any] = {}
-    last = next((e for e in reversed(history) if e.get("method") == "quantize"), nothing)
-    name_of_scheme = last.get("config", {}).get("scheme")
-    scheme = next((row for row in SCHEMES.values() if row.name == name_of_scheme), None)
-    if scheme is None or scheme.rebuild is None:
-        return
-    skipped = last.get("skipped", {})
-    for name, encoding in encodings.items():
-        if "scale" not in encoding.parts or name in skipped or layer_of(name) in skipped:
-            continue
-        linear = module.get_submodule(layer_of(name))
-        if isinstance(linear, nn.Linear):
-            module.set_submodule(layer_of(name), scheme.rebuild(linear, encoding.parts["scale"]))
