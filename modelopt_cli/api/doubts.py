@@ -11,7 +11,7 @@ from modelopt_cli.checkpoint.sources import published_top1
 from modelopt_cli.data import Data
 from modelopt_cli.data.class_names import match_names
 from modelopt_cli.errors import DataError
-from modelopt_cli.measure import Accuracy, Evaluation, Subject
+from modelopt_cli.measure import Accuracy, EvaluatedModel, Evaluation
 from modelopt_cli.measure.statistics import proportion_interval
 from modelopt_cli.program import Program
 from modelopt_cli.program.shapes import program_values
@@ -21,12 +21,12 @@ FAR_BELOW = 10.0
 
 
 def with_same_classes(
-    subjects: Sequence[Subject], baseline: int, named_by: int | None
-) -> tuple[list[Subject], tuple[str, ...] | None, list[str]]:
+    models: Sequence[EvaluatedModel], baseline: int, named_by: int | None
+) -> tuple[list[EvaluatedModel], tuple[str, ...] | None, list[str]]:
     """Have all models answer in the order of the baseline's classes, where two name them.
 
     Args:
-        subjects: the models.
+        models: the models.
         baseline: index of the baseline.
         named_by: as for ``measure_pairs``.
 
@@ -36,39 +36,39 @@ def with_same_classes(
     Raises:
         DataError: a model's classes are others.
     """
-    first = [subjects[baseline], *subjects] if named_by is None else [subjects[named_by]]
+    first = [models[baseline], *models] if named_by is None else [models[named_by]]
     reference = next((each for each in first if _labels(each)), None)
     if reference is None:
-        return list(subjects), None, []
+        return list(models), None, []
     labels = _labels(reference) or ()
     same, notes = [], []
-    for subject in subjects:
-        own = _labels(subject)
+    for evaluated in models:
+        own = _labels(evaluated)
         if own is None or own == labels:
-            same.append(subject)
+            same.append(evaluated)
             continue
         try:
-            positions = match_names(own, labels, subject.path).positions
+            positions = match_names(own, labels, evaluated.path).positions
         except DataError:
             positions = ()
         if sorted(positions) != list(range(len(labels))):
             what = f"does not have the classes of {reference.path}"
             if named_by is not None:
-                notes.append(f"{subject.path} {what}")
-                same.append(subject)
+                notes.append(f"{evaluated.path} {what}")
+                same.append(evaluated)
                 continue
-            raise DataError(what, where=subject.path, hint="evaluate them in two commands")
+            raise DataError(what, where=evaluated.path, hint="evaluate them in two commands")
         columns = tuple(positions.index(i) for i in range(len(labels)))
         if columns != tuple(range(len(labels))):
             notes.append(
-                f"{subject.path} has the classes of {reference.path} in another order: matched by name"
+                f"{evaluated.path} has the classes of {reference.path} in another order: matched by name"
             )
-        same.append(replace(subject, columns=columns))
+        same.append(replace(evaluated, columns=columns))
     return same, labels, notes
 
 
-def _labels(subject: Subject) -> tuple[str, ...] | None:
-    return subject.program.labels if subject.program is not None else None
+def _labels(evaluated: EvaluatedModel) -> tuple[str, ...] | None:
+    return evaluated.program.labels if evaluated.program is not None else None
 
 
 def doubts(evaluation: Evaluation, samples: Data | None, opened: Opened) -> list[str]:

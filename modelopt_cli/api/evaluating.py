@@ -18,7 +18,7 @@ from modelopt_cli.data.source import Samples, name_of
 from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import prepare
-from modelopt_cli.measure import Evaluation, Subject
+from modelopt_cli.measure import EvaluatedModel, Evaluation
 from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.measure.conditions import Conditions
 from modelopt_cli.methods.layer_selection import tensor_coverage
@@ -88,24 +88,24 @@ def compare(compared: Compared, how: Measuring) -> Evaluation:
         InputError: the data cannot be used, or do not suit the models.
     """
     data, options = how.data, how.options
-    subjects = [_subject(path, opened, how) for path, opened in compared.models]
-    known = next((i for i, subject in enumerate(subjects) if subject.input is not None), 0)
-    subjects, labels, notes = with_same_classes(subjects, options.baseline, compared.named_by)
+    models = [_evaluated(path, opened, how) for path, opened in compared.models]
+    known = next((i for i, evaluated in enumerate(models) if evaluated.input is not None), 0)
+    models, labels, notes = with_same_classes(models, options.baseline, compared.named_by)
     samples: Data | None = None
     if data is not None:
         samples = open_data(
-            data, input_spec=subjects[known].input, overrides=how.preprocessing, seed=options.seed
+            data, input_spec=models[known].input, overrides=how.preprocessing, seed=options.seed
         ).with_labels(labels)
         for note in samples.notes:
             how.note(note)
     means = Conditions(samples is not None and samples.labelled, options.runs)
-    measure_gates.require_measurable(how.gates, subjects, options.baseline, means)
-    evaluation = measure.evaluate(subjects, samples, options, how.progress)
+    measure_gates.require_measurable(how.gates, models, options.baseline, means)
+    evaluation = measure.evaluate(models, samples, options, how.progress)
     notes += doubts(evaluation, samples, compared.models[options.baseline][1])
     if samples is not None and samples.labelled and _is_among(data, compared.calibrated_on):
         same = f"the result was calibrated on {name_of(data)} and is judged on the same samples"
         notes.append(f"{same}; give {option('calibration')}")
-    found = samples.input if samples is not None else subjects[known].input
+    found = samples.input if samples is not None else models[known].input
     described = None
     if found is not None:
         described = f"{describe_input(found)} ({origin(compared.models[known][1], how.preprocessing)})"
@@ -117,14 +117,14 @@ def _is_among(data: Samples | None, others: Sequence[Samples | None]) -> bool:
     return data is not None and any(other is not None and same_samples(other, data) for other in others)
 
 
-def _subject(path: str | Path, opened: Opened, how: Measuring) -> Subject:
+def _evaluated(path: str | Path, opened: Opened, how: Measuring) -> EvaluatedModel:
     """An opened model, ready to be measured on a device."""
     network: nn.Module | None = opened.network
     if opened.program is not None:
         prepare(opened.program, how.options.device)
     elif network is not None:
         network.to(how.options.device)
-    return Subject(
+    return EvaluatedModel(
         str(path),
         network,
         opened.program,

@@ -10,7 +10,7 @@ from modelopt_cli.artifact.reader import program_in, tensors_in
 from modelopt_cli.checkpoint import Opened, open_header, read_state, require_network
 from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
 from modelopt_cli.kernels import prepare
-from modelopt_cli.measure.subject import is_quantized
+from modelopt_cli.measure.evaluated_model import is_quantized
 from modelopt_cli.program import InputSpec, Program
 
 

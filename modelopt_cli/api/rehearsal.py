@@ -14,7 +14,7 @@ from modelopt_cli.data import open_data
 from modelopt_cli.data.source import Samples, name_of
 from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import UsageError
-from modelopt_cli.measure import Subject
+from modelopt_cli.measure import EvaluatedModel
 from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.measure.conditions import Conditions
 from modelopt_cli.program import InputSpec, Program
@@ -38,30 +38,36 @@ def rehearse(networks: Sequence[Opened], how: Measuring, labels: tuple[str, ...]
     data, options = how.data, how.options
     if data is None and not how.gates:
         return
-    subjects = [_subject(each, options.device) for each in networks]
+    models = [_evaluated(each, options.device) for each in networks]
     if data is None:
-        _require_measurable(how, subjects, labelled=False)
+        _require_measurable(how, models, labelled=False)
         return
-    known = next((subject.input for subject in subjects if subject.input is not None), None)
+    known = next(
+        (evaluated.input for evaluated in models if evaluated.input is not None),
+        None,
+    )
     names = labels or next((each.labels for each in networks if each.labels), None)
     samples = open_data(data, input_spec=known, overrides=how.preprocessing, seed=options.seed)
     samples = samples.with_labels(names)
-    _require_measurable(how, subjects, labelled=samples.labelled)
+    _require_measurable(how, models, labelled=samples.labelled)
     few = samples if options.limit else samples.sample(SAMPLES, options.seed)
     limit = min(SAMPLES, options.limit or SAMPLES)
     quick = replace(options, baseline=0, runs=0, memory=False, workers=0, limit=limit)
-    evaluation = measure.evaluate(subjects, few, quick)
+    evaluation = measure.evaluate(models, few, quick)
     for model in evaluation.models:
         if options.limit is None and model.accuracy is not None and model.accuracy.classes is not None:
             samples.fits(model.accuracy.classes)
 
 
-def _require_measurable(how: Measuring, subjects: Sequence[Subject], *, labelled: bool) -> None:
+def _require_measurable(how: Measuring, models: Sequence[EvaluatedModel], *, labelled: bool) -> None:
     """As ``measure.gates.require_measurable``; a file that is still to be made says what is compressed."""
     baseline, means = how.options.baseline, Conditions(labelled, how.options.runs)
-    if len(subjects) == 1:
-        baseline, subjects = 0, [*subjects, replace(subjects[0], coverage=Coverage(()))]
-    measure_gates.require_measurable(how.gates, subjects, baseline, means)
+    if len(models) == 1:
+        baseline, models = (
+            0,
+            [*models, replace(models[0], coverage=Coverage(()))],
+        )
+    measure_gates.require_measurable(how.gates, models, baseline, means)
 
 
 def rehearse_files(request: EvalRequest) -> None:
@@ -118,7 +124,7 @@ def after_writing(*outputs: str | Path) -> Iterator[None]:
         raise
 
 
-def _subject(opened: Opened, device: str) -> Subject:
+def _evaluated(opened: Opened, device: str) -> EvaluatedModel:
     """A stand-in for what will be measured, of which size and time do not matter yet."""
     network = opened.network
     if isinstance(network, Program) or (network is not None and device != "cpu"):
@@ -126,4 +132,6 @@ def _subject(opened: Opened, device: str) -> Subject:
     program = network if isinstance(network, Program) else None
     where, state = opened.path or "the network", None if network is not None else opened.state
     covered = coverage_of(opened)
-    return Subject(where, network, program, 0, covered, input=opened.input, tensor_bytes=0, state=state)
+    return EvaluatedModel(
+        where, network, program, 0, covered, input=opened.input, tensor_bytes=0, state=state
+    )

@@ -23,7 +23,7 @@ from modelopt_cli.data.in_memory import as_samples
 from modelopt_cli.data.source import Samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvalOptions, Gates
-from modelopt_cli.measure.subject import StageProgress
+from modelopt_cli.measure.evaluated_model import StageProgress
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.quantize.config import QuantizeConfig

@@ -7,6 +7,7 @@ from modelopt_cli.lazy_names import lazy_names
 if TYPE_CHECKING:
     from modelopt_cli.measure.accuracy import Predictions, predict
     from modelopt_cli.measure.config import EvalOptions, Gates
+    from modelopt_cli.measure.evaluated_model import EvaluatedModel, LabelledBatches, StageProgress
     from modelopt_cli.measure.evaluation import (
         Accuracy,
         Comparison,
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from modelopt_cli.measure.size import Size, measure_size
     from modelopt_cli.measure.speedup import Speedup, paired_speedup
     from modelopt_cli.measure.statistics import Interval, paired_difference
-    from modelopt_cli.measure.subject import LabelledBatches, StageProgress, Subject
 
 __all__ = [
     "Accuracy",
     "Comparison",
     "EvalOptions",
+    "EvaluatedModel",
     "Evaluation",
     "GateResult",
     "Gates",
@@ -38,7 +39,6 @@ __all__ = [
     "Size",
     "Speedup",
     "StageProgress",
-    "Subject",
     "count_macs",
     "evaluate",
     "measure_size",
@@ -57,15 +57,15 @@ __getattr__ = lazy_names(
         "GateResult": "evaluation",
         "Gates": "config",
         "Interval": "statistics",
-        "LabelledBatches": "subject",
+        "LabelledBatches": "evaluated_model",
         "Latency": "latency",
         "Macs": "flops",
         "ModelReport": "evaluation",
         "Predictions": "accuracy",
         "Size": "size",
         "Speedup": "speedup",
-        "StageProgress": "subject",
-        "Subject": "subject",
+        "StageProgress": "evaluated_model",
+        "EvaluatedModel": "evaluated_model",
         "count_macs": "flops",
         "evaluate": "side_by_side",
         "measure_size": "size",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError, EnvironmentFailure, InputError, ModeloptError
+from modelopt_cli.measure.evaluated_model import LabelledBatches
 from modelopt_cli.measure.metrics import ACCURACY, METRICS
 from modelopt_cli.measure.statistics import BoolArray
-from modelopt_cli.measure.subject import LabelledBatches
 
 Progress = Callable[[int, int | None], None]
 

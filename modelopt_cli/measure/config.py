@@ -9,8 +9,10 @@ from modelopt_cli.measure.speedup import least_rounds, rounds_needed
 from modelopt_cli.settings import Config, Setting, fields_of, fraction, option, parse_device
 
 if TYPE_CHECKING:
+    from modelopt_cli.measure.evaluated_model import EvaluatedModel
+
+    Hindrance = tuple[EvaluatedModel, Obstacle]
     from modelopt_cli.measure.evaluation import Comparison, ModelReport
-    from modelopt_cli.measure.subject import Subject
 
 _RUNNING = "Running"
 GATES_TITLE = "Gates (exit code 1 if not met)"
@@ -104,7 +106,9 @@ class Gate:
     bound: "Callable[[Comparison], float | None] | None" = None
     is_cautious: "Callable[[Gates], bool]" = lambda gates: False
     lacking: "Callable[[Conditions], Obstacle | None]" = lambda conditions: None
-    obstacle: "Callable[[Subject, Subject], tuple[Subject, Obstacle] | None]" = lambda baseline, model: None
+    obstacle: "Callable[[EvaluatedModel, EvaluatedModel], tuple[EvaluatedModel, Obstacle] | None]" = (
+        lambda baseline, model: None
+    )
     unresolved: "Callable[[Comparison, float], str | None]" = lambda comparison, limit: None
 
 
@@ -121,12 +125,12 @@ def _rounds(conditions: Conditions) -> Obstacle | None:
     return Obstacle(f"{conditions.runs} runs give no 95 % interval", f"give {runs.label} {least} or more")
 
 
-def _not_run(*models: "Subject") -> "tuple[Subject, Obstacle] | None":
+def _not_run(*models: "EvaluatedModel") -> "Hindrance | None":
     """The first of two models that cannot be run."""
     return next(((model, model.obstacle) for model in models if model.obstacle is not None), None)
 
 
-def _not_covered(baseline: "Subject", model: "Subject") -> "tuple[Subject, Obstacle] | None":
+def _not_covered(baseline: "EvaluatedModel", model: "EvaluatedModel") -> "Hindrance | None":
     if model.coverage is not None:
         return None
     hint = f"give {option('arch')}" if model.model is None else "hold a file that modelopt wrote against it"

@@ -3,32 +3,32 @@
 from modelopt_cli.errors import EnvironmentFailure
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import accuracy
-from modelopt_cli.measure.subject import Subject
+from modelopt_cli.measure.evaluated_model import EvaluatedModel
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Quantized
 
 
-def to_device(subject: Subject, device: str) -> None:
+def to_device(evaluated: EvaluatedModel, device: str) -> None:
     """Put a model into evaluation mode and onto a device; build a kernel for each int8 layer without one.
 
     Args:
-        subject: its model is changed.
+        evaluated: its model is changed.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
         EnvironmentFailure: the device cannot be used, or its memory does not suffice.
     """
-    if subject.model is None:
+    if evaluated.model is None:
         return
-    subject.model.eval()
+    evaluated.model.eval()
     try:
-        if subject.program is not None and _lacks_kernels(subject.program, device):
-            prepare(subject.program, device)
+        if evaluated.program is not None and _lacks_kernels(evaluated.program, device):
+            prepare(evaluated.program, device)
         elif device != "cpu":
-            subject.model.to(device)
+            evaluated.model.to(device)
     except (RuntimeError, AssertionError) as error:
         if accuracy.is_out_of_memory(error):
-            raise EnvironmentFailure("does not fit into the device's memory", where=subject.path) from error
+            raise EnvironmentFailure("does not fit into the device's memory", where=evaluated.path) from error
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise EnvironmentFailure(f"cannot use {device}: {first}", where="--device") from error
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from modelopt_cli.errors import GateNotMet, UsageError
 from modelopt_cli.measure.conditions import Conditions
 from modelopt_cli.measure.config import GATES, Gate, Gates
+from modelopt_cli.measure.evaluated_model import EvaluatedModel
 from modelopt_cli.measure.evaluation import Comparison, Evaluation, GateResult, ModelReport
-from modelopt_cli.measure.subject import Subject
 from modelopt_cli.settings import option
 
 # A drop of exactly one image in 200 must pass a limit of 0.5 although 0.5 came out of a division.
@@ -68,7 +68,7 @@ def require_conditions(gates: Gates, conditions: Conditions) -> None:
 
 
 def require_measurable(
-    gates: Gates, models: Sequence[Subject], baseline: int, conditions: Conditions
+    gates: Gates, models: Sequence[EvaluatedModel], baseline: int, conditions: Conditions
 ) -> None:
     """Refuse limits that will not be measured of a model that is to be held against them.
 

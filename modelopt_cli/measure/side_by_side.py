@@ -13,84 +13,87 @@ from modelopt_cli.measure.comparing import compare_all, summarise
 from modelopt_cli.measure.config import EvalOptions
 from modelopt_cli.measure.device import to_device
 from modelopt_cli.measure.environment import cores, environment
+from modelopt_cli.measure.evaluated_model import EvaluatedModel, LabelledBatches, StageProgress
 from modelopt_cli.measure.evaluation import Evaluation, ModelReport
 from modelopt_cli.measure.flops import Macs, count_macs
 from modelopt_cli.measure.size import measure_size
 from modelopt_cli.measure.sparsity import sparsity_note
-from modelopt_cli.measure.subject import LabelledBatches, StageProgress, Subject
 from modelopt_cli.measure.variants import fastest_variant
 from modelopt_cli.program.samples import tokens_of
+from modelopt_cli.settings import option
 
 
 def evaluate(
-    subjects: Sequence[Subject],
+    models: Sequence[EvaluatedModel],
     data: LabelledBatches | None = None,
     options: EvalOptions | None = None,
     progress: StageProgress | None = None,
 ) -> Evaluation:
-    """Measure every subject and compare it with the baseline.
+    """Measure every evaluated and compare it with the baseline.
 
     The data is read once, each batch going through all the models, so all of them see the same
-    samples. Models are put into evaluation mode and moved to ``options.device``; a subject that
+    samples. Models are put into evaluation mode and moved to ``options.device``; a evaluated that
     cannot be run is measured by its size alone, and a note says so.
 
     Raises:
-        UsageError: no subject, or a baseline that is not among them.
-        DataError: the subjects take different inputs, or the data does not suit them.
+        UsageError: no evaluated, or a baseline that is not among them.
+        DataError: the models take different inputs, or the data does not suit them.
         InputError: a model is no classifier, or answers NaN.
         EnvironmentFailure: the memory or the device does not suffice.
     """
     options = options or EvalOptions()
-    if not 0 <= options.baseline < len(subjects):
-        raise UsageError(f"there is no model {options.baseline} among {len(subjects)}", where="--baseline")
-    return _Run(subjects, data, options, progress).evaluation()
+    if not 0 <= options.baseline < len(models):
+        raise UsageError(
+            f"there is no model {options.baseline} among {len(models)}", where=option("baseline")
+        )
+    return _Run(models, data, options, progress).evaluation()
 
 
 class _Run:
-    """One evaluation: the stages share the subjects, the options, and the notes they leave."""
+    """One evaluation: the stages share the models, the options, and the notes they leave."""
 
     def __init__(
         self,
-        subjects: Sequence[Subject],
+        models: Sequence[EvaluatedModel],
         data: LabelledBatches | None,
         options: EvalOptions,
         progress: StageProgress | None,
     ) -> None:
-        self.subjects, self.data, self.options = subjects, data, options
+        self.models, self.data, self.options = models, data, options
         self.progress = progress
         self.notes: list[str] = []
-        self.runnable = [i for i, subject in enumerate(subjects) if subject.runs]
+        self.runnable = [i for i, evaluated in enumerate(models) if evaluated.runs]
 
     def evaluation(self) -> Evaluation:
-        for subject in self.subjects:
-            to_device(subject, self.options.device)
-            if (obstacle := subject.obstacle) is not None:
-                self.notes.append(f"{subject.path}: {obstacle.reason} ({obstacle.hint}), so it is not run")
-            elif subject.program and (note := sparsity_note(subject.program, self.options.device)):
-                self.notes.append(f"{subject.path}: {note}")
+        for evaluated in self.models:
+            to_device(evaluated, self.options.device)
+            if (obstacle := evaluated.obstacle) is not None:
+                self.notes.append(f"{evaluated.path}: {obstacle.reason} ({obstacle.hint}), so it is not run")
+            elif evaluated.program and (note := sparsity_note(evaluated.program, self.options.device)):
+                self.notes.append(f"{evaluated.path}: {note}")
         if self.data is not None:
             self._check_inputs(self.data)
         with latency.threads(self.options.threads) as threads:
-            macs = {i: self._macs(self.subjects[i]) for i in self.runnable}
+            macs = {i: self._macs(self.models[i]) for i in self.runnable}
             answers = self._answers()
             latencies = self._latencies()
-        timed = {self.subjects[i].path: found for i, found in latencies.items()}
+        timed = {self.models[i].path: found for i, found in latencies.items()}
         available = cores() if self.options.device == "cpu" else math.inf
         self.notes += latency.noise_notes(timed, threads, available)
         loadings = self._loadings(threads)
         models = tuple(
             ModelReport(
-                path=subject.path,
-                size=measure_size(subject),
+                path=evaluated.path,
+                size=measure_size(evaluated),
                 macs=macs.get(i),
                 accuracy=summarise(answers.get(i)),
                 latency=latencies.get(i),
                 peak_bytes=loadings[i].peak_bytes,
-                coverage=subject.coverage.fraction if subject.coverage else None,
+                coverage=evaluated.coverage.fraction if evaluated.coverage else None,
                 load_s=loadings[i].seconds,
-                weight_coverage=subject.coverage.byte_fraction if subject.coverage else None,
+                weight_coverage=evaluated.coverage.byte_fraction if evaluated.coverage else None,
             )
-            for i, subject in enumerate(self.subjects)
+            for i, evaluated in enumerate(self.models)
         )
         return Evaluation(
             models=models,
@@ -101,22 +104,22 @@ class _Run:
             notes=tuple(self.notes),
         )
 
-    def _macs(self, subject: Subject) -> Macs:
-        assert subject.model is not None
-        assert subject.input is not None
+    def _macs(self, evaluated: EvaluatedModel) -> Macs:
+        assert evaluated.model is not None
+        assert evaluated.input is not None
         try:
-            return count_macs(subject.model, subject.input.shape, subject.input.dtype)
+            return count_macs(evaluated.model, evaluated.input.shape, evaluated.input.dtype)
         except ArchitectureError as error:
-            raise ArchitectureError(error.message, where=subject.path, hint=error.hint) from error
+            raise ArchitectureError(error.message, where=evaluated.path, hint=error.hint) from error
 
     def _check_inputs(self, data: LabelledBatches) -> None:
         """All models see the same tensors, so they must take the same shape."""
         if not self.runnable:
             raise DataError("no model can be run on it", where=data.name, hint="give --arch")
-        first = self.subjects[self.runnable[0]]
+        first = self.models[self.runnable[0]]
         assert first.input is not None
         for i in self.runnable[1:]:
-            other = self.subjects[i]
+            other = self.models[i]
             assert other.input is not None
             if other.input.shape != first.input.shape:
                 raise DataError(
@@ -135,7 +138,7 @@ class _Run:
         if data is None:
             return {}
         tallies = {
-            i: accuracy.Tally(self.subjects[i].path, labelled=data.labelled, name=data.where)
+            i: accuracy.Tally(self.models[i].path, labelled=data.labelled, name=data.where)
             for i in self.runnable
         }
         done, total = 0, self._samples(data)
@@ -143,12 +146,12 @@ class _Run:
         for images, labels in batches:
             moved = images.to(options.device)
             for i, tally in tallies.items():
-                subject = self.subjects[i]
-                assert subject.model is not None
+                evaluated = self.models[i]
+                assert evaluated.model is not None
                 # Each has its own: a network may change what it is given.
-                logits = accuracy.run(subject.model, moved.clone(), subject.path)
-                if subject.columns is not None and isinstance(logits, Tensor) and logits.dim() == 2:
-                    logits = logits[:, list(subject.columns)]
+                logits = accuracy.run(evaluated.model, moved.clone(), evaluated.path)
+                if evaluated.columns is not None and isinstance(logits, Tensor) and logits.dim() == 2:
+                    logits = logits[:, list(evaluated.columns)]
                 tally.add(logits, labels)
             done += len(labels)
             self._report("accuracy", done, total)
@@ -172,18 +175,18 @@ class _Run:
             return {}
         calls, variants = [], []
         for done, i in enumerate(self.runnable):
-            subject = self.subjects[i]
-            assert subject.model is not None
-            assert subject.input is not None
+            evaluated = self.models[i]
+            assert evaluated.model is not None
+            assert evaluated.input is not None
             x = latency.sample_input(
-                subject.input,
+                evaluated.input,
                 options.batch_size,
                 seed=options.seed,
                 device=options.device,
-                below=tokens_of(subject.model.modules()),
+                below=tokens_of(evaluated.model.modules()),
             )
-            accuracy.run(subject.model, x, subject.path)  # fails here, in one line, or not at all
-            variant, name = fastest_variant(subject.model, x, seed=options.seed)
+            accuracy.run(evaluated.model, x, evaluated.path)  # fails here, in one line, or not at all
+            variant, name = fastest_variant(evaluated.model, x, seed=options.seed)
             calls.append((variant, x))
             variants.append(name)
             self._report("fastest form", done + 1, len(self.runnable))
@@ -202,26 +205,26 @@ class _Run:
     def _loadings(self, threads: int) -> list[load_time.Loading]:
         """Time and memory to open each file; empty values where no times are wanted."""
         if not (self.options.memory and self.options.runs):
-            return [load_time.Loading(None, None)] * len(self.subjects)
+            return [load_time.Loading(None, None)] * len(self.models)
         found = []
-        for i, subject in enumerate(self.subjects):
-            found.append(self._loading(subject, threads))
+        for i, evaluated in enumerate(self.models):
+            found.append(self._loading(evaluated, threads))
             if found[i].reason:
-                reason = found[i].reason.removeprefix(f"{subject.path}: ")
-                self.notes.append(f"{subject.path}: time to load and peak memory not measured: {reason}")
-            self._report("loading", i + 1, len(self.subjects))
+                reason = found[i].reason.removeprefix(f"{evaluated.path}: ")
+                self.notes.append(f"{evaluated.path}: time to load and peak memory not measured: {reason}")
+            self._report("loading", i + 1, len(self.models))
         return found
 
-    def _loading(self, subject: Subject, threads: int) -> load_time.Loading:
+    def _loading(self, evaluated: EvaluatedModel, threads: int) -> load_time.Loading:
         options = self.options
-        if not subject.runs:
-            return load_time.measure_loading(load_time.Job(subject.path, None, None, threads=threads))
-        assert subject.model is not None
-        assert subject.input is not None
-        model, input_spec = subject.model, subject.input
+        if not evaluated.runs:
+            return load_time.measure_loading(load_time.Job(evaluated.path, None, None, threads=threads))
+        assert evaluated.model is not None
+        assert evaluated.input is not None
+        model, input_spec = evaluated.model, evaluated.input
         job = load_time.Job(
-            subject.path,
-            subject.arch,
+            evaluated.path,
+            evaluated.arch,
             input_spec.shape,
             options.batch_size,
             threads,
@@ -232,7 +235,7 @@ class _Run:
         if options.device == "cpu":
             return measured
         x = latency.sample_input(input_spec, options.batch_size, device=options.device)
-        run = partial(accuracy.run, model, x, subject.path)
+        run = partial(accuracy.run, model, x, evaluated.path)
         return replace(measured, peak_bytes=load_time.peak_memory_cuda(run, options.device))
 
     def _report(self, stage: str, done: int, total: int | None) -> None:

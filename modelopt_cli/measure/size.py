@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.artifact.dtypes import count_nonzero
 from modelopt_cli.checkpoint.state_file import state_bytes
-from modelopt_cli.measure.subject import Subject
+from modelopt_cli.measure.evaluated_model import EvaluatedModel
 from modelopt_cli.program.quantized import Quantized
 
 # What a quantized layer keeps in a buffer because integers cannot be nn.Parameters.
@@ -48,18 +48,18 @@ class Size:
     tensor_bytes: int | None = None
 
 
-def measure_size(subject: Subject) -> Size:
-    """Size of the subject's file and model."""
+def measure_size(evaluated: EvaluatedModel) -> Size:
+    """Size of the evaluated's file and model."""
     # Counted as they come: the tensors of a bare state dict may be more than fits into memory.
-    counts = list(map(_count, _logical_tensors(subject)))
+    counts = list(map(_count, _logical_tensors(evaluated)))
     parameters = sum(count for count, _ in counts)
-    stored = subject.tensor_bytes
+    stored = evaluated.tensor_bytes
     if stored is None:
-        stored = safetensors_bytes(Path(subject.path))
+        stored = safetensors_bytes(Path(evaluated.path))
     if stored is None:
-        stored = state_bytes(_state(subject))
+        stored = state_bytes(_state(evaluated))
     return Size(
-        file_bytes=subject.file_bytes,
+        file_bytes=evaluated.file_bytes,
         parameters=parameters,
         nonzero=sum(nonzero for _, nonzero in counts),
         bits_per_weight=8 * stored / parameters if parameters else None,
@@ -105,10 +105,10 @@ def safetensors_bytes(path: Path) -> int | None:
     return rest if opens and 0 < length <= _MAX_HEADER and rest >= 0 else None
 
 
-def _logical_tensors(subject: Subject) -> Iterable[Tensor]:
-    if subject.model is not None:
-        return logical_parameters(subject.model)
-    state = subject.state or {}
+def _logical_tensors(evaluated: EvaluatedModel) -> Iterable[Tensor]:
+    if evaluated.model is not None:
+        return logical_parameters(evaluated.model)
+    state = evaluated.state or {}
     return (state[name] for name in state if name.rpartition(".")[2] not in _STATISTICS)
 
 
@@ -116,7 +116,7 @@ def _count(tensor: Tensor) -> tuple[int, int]:
     return tensor.numel(), count_nonzero(tensor)
 
 
-def _state(subject: Subject) -> Mapping[str, Tensor]:
-    if subject.model is not None:
-        return subject.model.state_dict()
-    return subject.state or {}
+def _state(evaluated: EvaluatedModel) -> Mapping[str, Tensor]:
+    if evaluated.model is not None:
+        return evaluated.model.state_dict()
+    return evaluated.state or {}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.kernels.fp32 import prepack
+from modelopt_cli.measure.evaluated_model import is_quantized
 from modelopt_cli.measure.latency import Call, time_interleaved
-from modelopt_cli.measure.subject import is_quantized
 from modelopt_cli.program.program import Program
 
 AS_LOADED, EAGER = "as loaded", "eager"

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from modelopt_cli.data import Data
-from modelopt_cli.measure.subject import StageProgress
+from modelopt_cli.measure.evaluated_model import StageProgress
 from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.run import Run
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import InputError, UsageError
 from modelopt_cli.measure import accuracy
-from modelopt_cli.measure.subject import is_quantized
+from modelopt_cli.measure.evaluated_model import is_quantized
 from modelopt_cli.program.input_spec import InputSpec, InputType
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from modelopt_cli.measure import EvalOptions, Subject, evaluate
+from modelopt_cli.measure import EvalOptions, EvaluatedModel, evaluate
 from modelopt_cli.measure.latency import sample_input, time_interleaved
 from modelopt_cli.program import InputSpec, Program
 
@@ -36,7 +36,7 @@ def test_the_device_is_waited_for() -> None:
 def test_evaluation() -> None:
     net = program()
     found = evaluate(
-        [Subject("net.pth", net, net, 1, input=net.input)],
+        [EvaluatedModel("net.pth", net, net, 1, input=net.input)],
         None,
         EvalOptions(device="cuda", runs=3, warmup=1, batch_size=4),
     )

@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from modelopt_cli.errors import ArchitectureError, DataError, InputError, UsageError
 from modelopt_cli.measure import (
     EvalOptions,
+    EvaluatedModel,
     Evaluation,
-    Subject,
     evaluate,
     latency,
     load_time,
@@ -65,14 +65,14 @@ def net(seed: int, shape: tuple[int, ...] = SHAPE) -> Program:
     return Program(model, fx.symbolic_trace(model).graph, input_spec=InputSpec(shape))
 
 
-def subject(seed: int, file_bytes: int = 1000, **changes: Any) -> Subject:
+def evaluated(seed: int, file_bytes: int = 1000, **changes: Any) -> EvaluatedModel:
     model = net(seed)
     values = {"path": f"net{seed}.pth", "model": model, "program": model, "input": model.input} | changes
-    return Subject(file_bytes=file_bytes, **{"tensor_bytes": file_bytes, **values})
+    return EvaluatedModel(file_bytes=file_bytes, **{"tensor_bytes": file_bytes, **values})
 
 
 def test_comparison_is_paired_sample_by_sample() -> None:
-    first, second, data = subject(1), subject(2, 250), Noise()
+    first, second, data = evaluated(1), evaluated(2, 250), Noise()
     found = evaluate([first, second], data, QUICK)
     assert data.reads == 1
     correct = []
@@ -89,7 +89,7 @@ def test_comparison_is_paired_sample_by_sample() -> None:
 
 
 def test_another_baseline_turns_the_comparison_round() -> None:
-    pair = [subject(1), subject(2, 250)]
+    pair = [evaluated(1), evaluated(2, 250)]
     forward = evaluate(pair, Noise(), QUICK).comparisons[0]
     backward = evaluate(pair, Noise(), EvalOptions(baseline=1, runs=0, memory=False)).comparisons[0]
     assert backward.model == 0
@@ -100,7 +100,7 @@ def test_another_baseline_turns_the_comparison_round() -> None:
 
 
 def test_a_model_against_itself_differs_in_nothing() -> None:
-    comparison = evaluate([subject(1), subject(1)], Noise(), QUICK).comparisons[0]
+    comparison = evaluate([evaluated(1), evaluated(1)], Noise(), QUICK).comparisons[0]
     assert comparison.agreement == comparison.ratio == 1.0
     assert comparison.difference is not None
     assert comparison.difference.drop_pp == 0.0
@@ -108,7 +108,7 @@ def test_a_model_against_itself_differs_in_nothing() -> None:
 
 
 def test_without_data_there_is_no_accuracy_but_everything_else() -> None:
-    found = evaluate([subject(1), subject(2)], None, QUICK)
+    found = evaluate([evaluated(1), evaluated(2)], None, QUICK)
     assert found.models[0].accuracy is None
     assert found.comparisons[0].difference is None
     assert found.comparisons[0].agreement is None
@@ -122,7 +122,7 @@ def test_without_data_there_is_no_accuracy_but_everything_else() -> None:
 
 
 def test_nothing_is_timed_where_no_runs_are_asked() -> None:
-    found = evaluate([subject(1), subject(2)], None, EvalOptions(runs=0, memory=False))
+    found = evaluate([evaluated(1), evaluated(2)], None, EvalOptions(runs=0, memory=False))
     assert found.models[0].latency is None
     assert found.comparisons[0].speedup is None
 
@@ -132,7 +132,7 @@ def test_without_runs_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    found = evaluate([subject(1), subject(2)], Noise(), EvalOptions(runs=0))
+    found = evaluate([evaluated(1), evaluated(2)], Noise(), EvalOptions(runs=0))
     assert [(model.load_s, model.peak_bytes) for model in found.models] == [(None, None)] * 2
     assert found.notes == ()
 
@@ -141,7 +141,7 @@ def test_the_speedup_is_that_of_the_same_rounds(monkeypatch: pytest.MonkeyPatch)
     """The median ratio is 3, the ratio of the medians 2."""
     times = [[6.0, 8.0, 30.0], [3.0, 2.0, 10.0]]
     monkeypatch.setattr(latency, "time_interleaved", lambda *_, **__: times)
-    comparison = evaluate([subject(1), subject(2)], None, QUICK).comparisons[0]
+    comparison = evaluate([evaluated(1), evaluated(2)], None, QUICK).comparisons[0]
     assert comparison.speedup == paired_speedup(*times)
     assert comparison.speedup.ratio == 3.0
 
@@ -149,7 +149,7 @@ def test_the_speedup_is_that_of_the_same_rounds(monkeypatch: pytest.MonkeyPatch)
 def test_unsteady_times_are_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
     steady, unsteady = [10.0, 10.0, 11.9, 11.9], [10.0, 10.0, 13.0, 13.0]
     monkeypatch.setattr(latency, "time_interleaved", lambda *_, **__: [steady, unsteady])
-    notes = evaluate([subject(1), subject(2)], None, QUICK).notes
+    notes = evaluate([evaluated(1), evaluated(2)], None, QUICK).notes
     said = "net2.pth: its times vary, with an interquartile range of 26 % of the median"
     assert [note.partition(";")[0] for note in notes] == [said]
 
@@ -159,15 +159,15 @@ def test_more_threads_than_cores_are_said(monkeypatch: pytest.MonkeyPatch, here:
     monkeypatch.setattr(sys.modules["modelopt_cli.measure.side_by_side"], "cores", lambda: here)
     monkeypatch.setattr(latency, "time_interleaved", lambda *_, **__: [[1.0, 1.0]])
     options = EvalOptions(runs=2, memory=False, threads=2)
-    notes = evaluate([subject(1)], None, options).notes
+    notes = evaluate([evaluated(1)], None, options).notes
     assert [note.partition(",")[0] for note in notes] == [
         f"2 threads share {here:g} core{'s' * (here != 1)}"
     ] * said
-    assert evaluate([subject(1)], Noise(), replace(options, runs=0)).notes == ()
+    assert evaluate([evaluated(1)], Noise(), replace(options, runs=0)).notes == ()
 
 
 def test_unlabelled_data_still_gives_agreement() -> None:
-    found = evaluate([subject(1), subject(2)], Noise(labelled=False), QUICK)
+    found = evaluate([evaluated(1), evaluated(2)], Noise(labelled=False), QUICK)
     assert found.models[0].accuracy is not None
     assert found.models[0].accuracy.top1 is None
     assert found.comparisons[0].difference is None
@@ -176,8 +176,8 @@ def test_unlabelled_data_still_gives_agreement() -> None:
 
 
 def test_a_bare_state_dict_is_measured_by_its_size() -> None:
-    bare = subject(1, model=None, program=None, input=None, state={"w": torch.ones(4)})
-    found = evaluate([bare, subject(2)], Noise(), QUICK)
+    bare = evaluated(1, model=None, program=None, input=None, state={"w": torch.ones(4)})
+    found = evaluate([bare, evaluated(2)], Noise(), QUICK)
     assert found.models[0].size.parameters == 4
     assert found.models[0].accuracy is None
     assert found.models[0].latency is None
@@ -186,8 +186,8 @@ def test_a_bare_state_dict_is_measured_by_its_size() -> None:
 
 
 def test_a_plain_module_is_measured_like_a_program() -> None:
-    plain = subject(1, model=nn.Sequential(nn.Flatten(), nn.Linear(108, 6)), program=None)
-    found = evaluate([plain, subject(2)], Noise(), QUICK)
+    plain = evaluated(1, model=nn.Sequential(nn.Flatten(), nn.Linear(108, 6)), program=None)
+    found = evaluate([plain, evaluated(2)], Noise(), QUICK)
     assert found.models[0].macs is not None
     assert found.models[0].macs.total == 648
     assert found.models[0].latency is not None
@@ -196,7 +196,7 @@ def test_a_plain_module_is_measured_like_a_program() -> None:
 def test_limit_and_progress() -> None:
     seen: list[tuple[str, int, int | None]] = []
     found = evaluate(
-        [subject(1)],
+        [evaluated(1)],
         Noise(),
         EvalOptions(runs=2, warmup=0, memory=False, limit=20, data_batch_size=8),
         progress=lambda *event: seen.append(event),
@@ -215,7 +215,7 @@ def test_limit_and_progress() -> None:
 def test_dropout_is_off_and_threads_are_restored() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(108, 6)).train()
     before = torch.get_num_threads()
-    noisy = subject(1, model=model, program=None)
+    noisy = evaluated(1, model=model, program=None)
     found = evaluate([noisy, noisy], Noise(), EvalOptions(runs=1, memory=False, threads=before + 1))
     assert found.comparisons[0].agreement == 1.0
     assert found.environment.threads == before + 1
@@ -230,7 +230,7 @@ def test_loading_and_the_reason_it_is_missing(monkeypatch: pytest.MonkeyPatch) -
         return load_time.Loading(0.5, 7) if len(jobs) == 1 else load_time.Loading(None, None, "no such file")
 
     monkeypatch.setattr(load_time, "measure_loading", measured)
-    found = evaluate([subject(1, arch="a:b"), subject(2)], None, EvalOptions(runs=1, threads=1))
+    found = evaluate([evaluated(1, arch="a:b"), evaluated(2)], None, EvalOptions(runs=1, threads=1))
     assert [(model.load_s, model.peak_bytes) for model in found.models] == [(0.5, 7), (None, None)]
     assert jobs[0] == load_time.Job("net1.pth", "a:b", SHAPE, 1, threads=1)
     assert found.notes == ("net2.pth: time to load and peak memory not measured: no such file",)
@@ -244,27 +244,27 @@ def test_of_bare_tensors_the_time_to_read_them(
     monkeypatch.setattr(
         load_time, "measure_loading", lambda job: jobs.append(job) or load_time.Loading(0.25, None)
     )
-    bare = subject(1, model=None, program=None, input=None, state={"w": torch.ones(4)})
+    bare = evaluated(1, model=None, program=None, input=None, state={"w": torch.ones(4)})
     (model,) = evaluate([bare], None, EvalOptions(runs=runs, threads=1)).models
     assert (model.load_s, model.peak_bytes) == (expected, None)
     assert jobs == [load_time.Job("net1.pth", None, None, threads=1)][:runs]
 
 
-def refused(subjects: list[Subject], data: Any, options: EvalOptions = QUICK) -> Evaluation:
-    return evaluate(subjects, data, options)
+def refused(models: list[EvaluatedModel], data: Any, options: EvalOptions = QUICK) -> Evaluation:
+    return evaluate(models, data, options)
 
 
 def test_models_of_different_input_sizes_are_named() -> None:
     small = net(2, (3, 5, 5))
-    other = subject(2, model=small, program=small, input=small.input)
+    other = evaluated(2, model=small, program=small, input=small.input)
     with pytest.raises(DataError, match=r"net1.pth takes samples of \(3, 6, 6\), net2.pth of \(3, 5, 5\)"):
-        refused([subject(1), other], Noise())
-    assert evaluate([subject(1), other], None, QUICK).comparisons[0].speedup is not None
+        refused([evaluated(1), other], Noise())
+    assert evaluate([evaluated(1), other], None, QUICK).comparisons[0].speedup is not None
 
 
 def test_another_preprocessing_is_noted() -> None:
-    other = subject(2, input=InputSpec(SHAPE, Preprocess(mean=(0.5, 0.5, 0.5))))
-    assert "another preprocessing" in evaluate([subject(1), other], Noise(), QUICK).notes[0]
+    other = evaluated(2, input=InputSpec(SHAPE, Preprocess(mean=(0.5, 0.5, 0.5))))
+    assert "another preprocessing" in evaluate([evaluated(1), other], Noise(), QUICK).notes[0]
 
 
 class Nan(nn.Module):
@@ -275,17 +275,17 @@ class Nan(nn.Module):
 @pytest.mark.parametrize(
     ("make", "data", "error", "message"),
     [
-        pytest.param(lambda: subject(1, model=Nan(), program=None), Noise(), InputError, "NaN", id="nan"),
-        pytest.param(lambda: subject(1), Noise(0), DataError, "not one sample", id="no-samples"),
+        pytest.param(lambda: evaluated(1, model=Nan(), program=None), Noise(), InputError, "NaN", id="nan"),
+        pytest.param(lambda: evaluated(1), Noise(0), DataError, "not one sample", id="no-samples"),
         pytest.param(
-            lambda: subject(1, model=nn.Linear(9, 9), program=None),
+            lambda: evaluated(1, model=nn.Linear(9, 9), program=None),
             None,
             ArchitectureError,
             "net1.pth",
             id="shape",
         ),
         pytest.param(
-            lambda: subject(1, model=None, input=None),
+            lambda: evaluated(1, model=None, input=None),
             Noise(),
             DataError,
             "no model can be run",
@@ -301,13 +301,13 @@ def test_refused_in_one_line(make: Any, data: Any, error: type[Exception], messa
 
 @pytest.mark.parametrize("baseline", [-1, 1])
 def test_baseline_must_be_among_the_models(baseline: int) -> None:
-    with pytest.raises(UsageError, match="--baseline"):
-        refused([subject(1)], None, EvalOptions(baseline=baseline))
+    with pytest.raises(UsageError, match=r"^baseline: "):
+        refused([evaluated(1)], None, EvalOptions(baseline=baseline))
 
 
 @pytest.mark.parametrize("option", ["batch_size", "warmup", "runs", "threads", "data_batch_size", "limit"])
 def test_numbers_that_are_too_small_are_refused(option: str) -> None:
-    with pytest.raises(UsageError, match="--" + option.replace("_", "-")):
+    with pytest.raises(UsageError, match=rf"{option}: must be at least"):
         EvalOptions(**{option: -1})
 
 
@@ -366,7 +366,7 @@ class Negating(nn.Module):
 def test_a_model_that_changes_its_input_spoils_it_for_no_other() -> None:
     torch.manual_seed(0)
     model, data = Negating().eval(), Noise()
-    found = evaluate([subject(1, model=model, program=None)] * 3, data, QUICK)
+    found = evaluate([evaluated(1, model=model, program=None)] * 3, data, QUICK)
     assert [against.agreement for against in found.comparisons] == [1.0, 1.0]
     with torch.no_grad():
         expected = (model(data.images.clone()).argmax(1) == data.labels).double().mean()

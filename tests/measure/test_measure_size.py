@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from modelopt_cli.checkpoint.state_file import state_bytes
+from modelopt_cli.measure.evaluated_model import EvaluatedModel
 from modelopt_cli.measure.size import (
     Size,
     logical_parameters,
@@ -15,17 +16,16 @@ from modelopt_cli.measure.size import (
     safetensors_bytes,
     times_smaller,
 )
-from modelopt_cli.measure.subject import Subject
 from modelopt_cli.program.quantization import QParams
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d
 
 
-def subject(model: nn.Module | None, path: str = "net.pth", **extra: object) -> Subject:
-    return Subject(path=path, model=model, program=None, file_bytes=1000, **extra)  # type: ignore[arg-type]
+def evaluated(model: nn.Module | None, path: str = "net.pth", **extra: object) -> EvaluatedModel:
+    return EvaluatedModel(path=path, model=model, program=None, file_bytes=1000, **extra)  # type: ignore[arg-type]
 
 
 def test_norm_counts_its_weights_but_not_its_statistics() -> None:
-    size = measure_size(subject(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))))
+    size = measure_size(evaluated(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))))
     assert size.parameters == 4 * 27 + 4 + 8
     # The tensors hold the statistics too: 2 x 4 floats and one int64.
     assert size.bits_per_weight == pytest.approx(8 * (4 * 120 + 4 * 8 + 8) / 120)
@@ -39,7 +39,7 @@ def test_int8_layers_count_as_the_layers_they_replace() -> None:
     linear = DynamicLinear(4, 2, False)
     conv.weight.fill_(1)
     conv.weight[0] = 0
-    size = measure_size(subject(nn.Sequential(conv, linear)))
+    size = measure_size(evaluated(nn.Sequential(conv, linear)))
     assert size.parameters == 4 * 27 + 4 + 8
     assert size.nonzero == 3 * 27
 
@@ -57,12 +57,12 @@ def test_zeros_are_not_counted_as_non_zero() -> None:
     model = nn.Linear(4, 4, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.eye(4))
-    assert measure_size(subject(model)).nonzero == 4
+    assert measure_size(evaluated(model)).nonzero == 4
 
 
 def test_bare_state_dict_is_measured_without_a_network() -> None:
     state = {"a.weight": torch.ones(10), "a.running_mean": torch.ones(5), "b": torch.zeros(2)}
-    size = measure_size(subject(None, state=state))
+    size = measure_size(evaluated(None, state=state))
     assert (size.parameters, size.nonzero) == (12, 10)
     assert size.bits_per_weight == pytest.approx(8 * 68 / 12)
 
@@ -72,11 +72,11 @@ def test_stored_bytes_come_from_the_file_where_it_is_safetensors(tmp_path: Path)
     save_file({"w": torch.zeros(16, dtype=torch.int8), "s": torch.zeros(4)}, path, metadata={"k": "v"})
     assert safetensors_bytes(path) == 32
     model = nn.Linear(16, 1, bias=False)
-    assert measure_size(subject(model, str(path))).bits_per_weight == 16.0
+    assert measure_size(evaluated(model, str(path))).bits_per_weight == 16.0
 
 
 def test_what_the_caller_knows_about_the_file_wins(tmp_path: Path) -> None:
-    assert measure_size(subject(nn.Linear(4, 2, bias=False), tensor_bytes=4)).bits_per_weight == 4.0
+    assert measure_size(evaluated(nn.Linear(4, 2, bias=False), tensor_bytes=4)).bits_per_weight == 4.0
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_other_files_are_not_mistaken_for_safetensors(tmp_path: Path, content: b
 
 def test_missing_file_and_no_parameters(tmp_path: Path) -> None:
     assert safetensors_bytes(tmp_path / "none") is None
-    assert measure_size(subject(nn.ReLU())).bits_per_weight is None
+    assert measure_size(evaluated(nn.ReLU())).bits_per_weight is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from modelopt_cli.artifact import read_program, write_program
 from modelopt_cli.artifact.container import read_safetensors
 from modelopt_cli.artifact.encodings import compact
 from modelopt_cli.kernels import prepare
-from modelopt_cli.measure import EvalOptions, Subject, evaluate
+from modelopt_cli.measure import EvalOptions, EvaluatedModel, evaluate
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 
@@ -30,8 +30,8 @@ def test_zeros_are_counted_and_not_called_faster(tmp_path: Path) -> None:
     source = pruned()
     write_program(source, path)
     program = prepare(read_program(path))
-    subject = Subject(str(path), program, program, path.stat().st_size, input=program.input)
-    found = evaluate([subject], None, EvalOptions(runs=0, memory=False))
+    evaluated = EvaluatedModel(str(path), program, program, path.stat().st_size, input=program.input)
+    found = evaluate([evaluated], None, EvalOptions(runs=0, memory=False))
     size = found.models[0].size
     parameters = 16 * 27 + 16 + 10 * 16 * 36 + 10
     kept = int((source.get_parameter("2.weight") != 0).sum())

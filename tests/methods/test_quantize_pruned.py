@@ -19,8 +19,8 @@ from modelopt_cli.artifact.encodings import compact, pruned_names
 from modelopt_cli.artifact.reader import read_tensors
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.kernels import prepare
+from modelopt_cli.measure.evaluated_model import EvaluatedModel
 from modelopt_cli.measure.size import measure_size
-from modelopt_cli.measure.subject import Subject
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.state_dict import restore
@@ -131,7 +131,7 @@ def test_int8_values_are_stored_without_zeros(tmp_path: Path) -> None:
     }  # fmt: skip
     path = tmp_path / "net.safetensors"
     write_program(made, path)
-    size = measure_size(Subject(str(path), made, made, path.stat().st_size))
+    size = measure_size(EvaluatedModel(str(path), made, made, path.stat().st_size))
     assert size.parameters == sum(
         tensor.numel() for name, tensor in made.state_dict().items() if name.endswith(("weight", "bias"))
     )

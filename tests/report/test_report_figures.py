@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from modelopt_cli.measure import EvalOptions, Evaluation, Subject, evaluate
+from modelopt_cli.measure import EvalOptions, EvaluatedModel, Evaluation, evaluate
 from modelopt_cli.measure.metrics import METRICS
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.report import csv_text, markdown_text, plain_text, table, to_json
@@ -35,11 +35,13 @@ class Samples:
         return f"sample {index}"
 
 
-def network(seed: int) -> Subject:
+def network(seed: int) -> EvaluatedModel:
     torch.manual_seed(seed)
     layers = nn.Sequential(nn.Linear(8, CLASSES), nn.ReLU())
     program = Program(layers, fx.symbolic_trace(layers).graph, input_spec=InputSpec((8,)))
-    return Subject(f"net{seed}.pth", program, program, 1000 * seed, input=program.input, tensor_bytes=10)
+    return EvaluatedModel(
+        f"net{seed}.pth", program, program, 1000 * seed, input=program.input, tensor_bytes=10
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +54,11 @@ def measured() -> Evaluation:
 def test_every_metric_is_the_mean_of_what_each_sample_scores_alone(name: str, measured: Evaluation) -> None:
     metric = METRICS[name]
     for seed, model in zip((1, 2), measured.models, strict=True):
-        subject = network(seed)
-        assert subject.model is not None
+        evaluated = network(seed)
+        assert evaluated.model is not None
         assert model.accuracy is not None
         with torch.inference_mode():
-            logits = subject.model.eval()(DATA)
+            logits = evaluated.model.eval()(DATA)
         scores = [
             metric.score(logits[i : i + 1], LABELS[i : i + 1]).double().item() for i in range(len(DATA))
         ]
@@ -74,8 +76,8 @@ def test_a_metric_is_left_out_where_there_are_too_few_classes(name: str, measure
     data: Any = SimpleNamespace(
         name="few", labelled=True, where=str, batches=lambda *_, **__: [(DATA, LABELS % few)]
     )
-    subject = Subject("few.pth", program, program, 1, input=one.input, tensor_bytes=1)
-    accuracy = evaluate([subject], data, EvalOptions(runs=0)).models[0].accuracy
+    evaluated = EvaluatedModel("few.pth", program, program, 1, input=one.input, tensor_bytes=1)
+    accuracy = evaluate([evaluated], data, EvalOptions(runs=0)).models[0].accuracy
     assert accuracy is not None
     assert accuracy.metrics[name] is None
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from modelopt_cli.errors import InputError, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.kernels.fp32 import prepack
-from modelopt_cli.measure.subject import is_quantized
+from modelopt_cli.measure.evaluated_model import is_quantized
 from modelopt_cli.measure.variants import equivalent
 from modelopt_cli.methods.distill.feature_points import FeaturePoint, FeatureValues, recording
 from modelopt_cli.program import InputSpec, Program

@@ -19,7 +19,7 @@ from modelopt_cli.artifact.codecs.affine import Affine
 from modelopt_cli.artifact.encodings import is_pruned, without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels.saturation import is_depthwise
-from modelopt_cli.measure.subject import is_quantized
+from modelopt_cli.measure.evaluated_model import is_quantized
 from modelopt_cli.methods.quantize.fake_quantize import (
     FakeQuantized,
     Form,

@@ -1,4 +1,4 @@
-"""What is measured: a model, the file it came from, and what is known about both."""
+"""Models to evaluate: each with the file it came from, and what is known about both."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,41 +18,41 @@ StageProgress = Callable[[str, int, int | None], None]
 
 
 class LabelledBatches(Protocol):
-    """The part of a data set that measuring needs; ``modelopt_cli.data.Data`` has it."""
+    """Batches of samples in a fixed order, such as ``modelopt_cli.data.Data``."""
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """The data spec, or another name for messages."""
 
     @property
     def labelled(self) -> bool:
-        """Whether the labels mean anything."""
+        """True if the labels mean anything."""
 
     def batches(
         self, batch_size: int, *, limit: int | None = None, workers: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Float ``(N, *shape)`` and int64 ``(N,)``, in a fixed order."""
+        """Inputs ``(N, *shape)`` and labels ``(N,)``, int64, in a fixed order."""
 
     def where(self, index: int) -> str:
         """Name of a sample for an error."""
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class EvaluatedModel:
     """One checkpoint or artifact, loaded.
 
     Attributes:
         path: as the user wrote it.
         model: the network in evaluation form; None for a bare state dict that no architecture fits,
             which is then measured by its size alone.
-        program: the same as a Program; None where the network cannot be traced.
+        program: the same network as a Program; None where it cannot be traced.
         file_bytes: length of the file.
-        coverage: which of its layers are compressed, or None where that is not known.
+        coverage: its layers and which are compressed; None where that is not known.
         input: shape of one sample; None where it is not known, and then nothing is run.
         tensor_bytes: bytes of tensors in the file; None lets :mod:`modelopt_cli.measure.size` find out.
         state: the tensors of a bare state dict.
-        arch: what the architecture was called on the command line, to load the file once more.
-        columns: where among its logits the classes are in the baseline's order; None for the same order.
+        arch: name of the architecture on the command line, to load the file again.
+        columns: for each of the baseline's classes, its place among this model's logits; None for the same.
     """
 
     path: str
@@ -68,12 +68,12 @@ class Subject:
 
     @property
     def runs(self) -> bool:
-        """Whether the model can be called."""
+        """True if the model can be called."""
         return self.obstacle is None
 
     @property
     def obstacle(self) -> Obstacle | None:
-        """Why the model cannot be called, or None where it can."""
+        """Reason why the model cannot be called, or None."""
         if self.model is None:
             return Obstacle("nothing says its architecture", f"give {option('arch')}")
         if self.input is None:
@@ -82,5 +82,5 @@ class Subject:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether any layer computes in int8."""
+    """True if any layer computes in int8."""
     return any(isinstance(module, Quantized) for module in model.modules())
