@@ -16,7 +16,7 @@ NARROWING = ["minmax", "percentile", "mse", "entropy"]
 
 
 def watched(name: str, *batches: torch.Tensor) -> tuple[float, float]:
-    observer = Histogram(OBSERVERS[name])
+    observer = Histogram(OBSERVERS[name].choose, OBSERVERS[name].needs_counts)
     for batch in batches:
         observer.update(batch)
     return observer.range()
@@ -136,7 +136,7 @@ def test_zeros_of_a_relu_change_nothing_but_percentiles(name: str) -> None:
     "x", [torch.zeros(5), torch.empty(0), torch.zeros(2, 3)], ids=["zeros", "empty", "2-d"]
 )
 def test_nothing_but_zeros(name: str, x: torch.Tensor) -> None:
-    observer = Histogram(OBSERVERS[name])
+    observer = Histogram(OBSERVERS[name].choose, OBSERVERS[name].needs_counts)
     observer.update(x)
     assert observer.range() == (0.0, 0.0)
     q = observer.qparams()
@@ -148,11 +148,11 @@ def test_nothing_but_zeros(name: str, x: torch.Tensor) -> None:
 def test_a_constant(name: str, value: float) -> None:
     low, high = watched(name, torch.full((100,), value))
     assert low <= 0 <= high
-    assert Histogram(OBSERVERS[name]).qparams().scale > 0
+    assert Histogram(OBSERVERS[name].choose, OBSERVERS[name].needs_counts).qparams().scale > 0
 
 
 def test_doubling_keeps_every_count() -> None:
-    observer: Histogram = Histogram(OBSERVERS["mse"])
+    observer: Histogram = Histogram(OBSERVERS["mse"].choose)
     total = 0
     for i in range(12):
         x = values(i, 1000) * 3.0**i
@@ -168,7 +168,7 @@ def test_doubling_keeps_every_count() -> None:
 
 @pytest.mark.parametrize("name", [n for n, row in OBSERVERS.items() if row.needs_counts])
 def test_memory_does_not_grow(name: str) -> None:
-    observer = Histogram(OBSERVERS[name])
+    observer = Histogram(OBSERVERS[name].choose, OBSERVERS[name].needs_counts)
     for i in range(1000):
         observer.update(values(i, 50) * 1.05**i)
     assert observer.counts.shape == (BINS,)

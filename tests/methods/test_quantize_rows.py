@@ -145,7 +145,7 @@ def test_an_observer_calibrates_a_network(name: str, source: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_an_observer_looks_only_at_what_its_row_says(name: str) -> None:
-    seen = Histogram(OBSERVERS[name])
+    seen = Histogram(OBSERVERS[name].choose, OBSERVERS[name].needs_counts)
     seen.update(torch.linspace(-1, 3, 101))
     assert bool(seen.counts.any()) == OBSERVERS[name].needs_counts
     low, high = OBSERVERS[name].choose(seen)

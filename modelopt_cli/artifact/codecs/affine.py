@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from modelopt_cli.artifact.codecs.base import FLOATS, Codec, Params, PartSpec, Shape, expect
-from modelopt_cli.artifact.codecs.integer_view import IntegerView
+from modelopt_cli.artifact.codecs.base import FLOATS, Codec, IntegerView, Params, PartSpec, Shape, expect
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.program import Encoding
 

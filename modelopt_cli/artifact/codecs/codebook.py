@@ -16,8 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.codecs.base import Codec, Params, PartSpec, Shape, expect
-from modelopt_cli.artifact.codecs.integer_view import IntegerView
+from modelopt_cli.artifact.codecs.base import Codec, IntegerView, Params, PartSpec, Shape, expect
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.program import Encoding
 

@@ -15,9 +15,8 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.codecs.base import Params, PartSpec, Shape, Wrapper, expect
+from modelopt_cli.artifact.codecs.base import IntegerView, Params, PartSpec, Shape, Wrapper, expect
 from modelopt_cli.artifact.codecs.blocks import Alphabet, Passes
-from modelopt_cli.artifact.codecs.integer_view import IntegerView
 from modelopt_cli.artifact.codecs.matrix import MOST_COLUMNS, MOST_STEPS, MOST_SYMBOLS, Form, decode, encode
 from modelopt_cli.errors import ArtifactError, ModeloptError
 from modelopt_cli.program.program import Encoding

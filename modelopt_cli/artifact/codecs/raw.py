@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from modelopt_cli.artifact.codecs.base import Codec, Params, PartSpec, Shape, expect
-from modelopt_cli.artifact.codecs.integer_view import IntegerView
+from modelopt_cli.artifact.codecs.base import Codec, IntegerView, Params, PartSpec, Shape, expect
 from modelopt_cli.program.program import Encoding
 
 

@@ -19,8 +19,16 @@ from torch import Tensor
 
 from modelopt_cli.artifact.codecs import positions
 from modelopt_cli.artifact.codecs.affine import Affine, AffineIntegers
-from modelopt_cli.artifact.codecs.base import FLOATS, Codec, Params, PartSpec, Shape, expect
-from modelopt_cli.artifact.codecs.integer_view import Integers, IntegerView
+from modelopt_cli.artifact.codecs.base import (
+    FLOATS,
+    Codec,
+    Integers,
+    IntegerView,
+    Params,
+    PartSpec,
+    Shape,
+    expect,
+)
 from modelopt_cli.artifact.codecs.raw import PLAIN, Raw, RawIntegers
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.program import Encoding

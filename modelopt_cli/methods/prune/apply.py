@@ -82,7 +82,8 @@ def _pruner(program: Program, config: PruneConfig, context: Context) -> Pruner:
     require_data(config.chosen_criterion, context.data)
     if config.allocation_row.needs_curves and context.data is None:
         raise UsageError(f"allocation {config.allocation} is measured on data", hint=give_data())
-    return config.granularity.pruner(program, config, context)
+    pruner: Pruner = config.granularity.pruner(program, config, context)
+    return pruner
 
 
 def _require(config: PruneConfig, kept: float) -> Reached:

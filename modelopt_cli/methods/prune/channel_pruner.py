@@ -13,7 +13,7 @@ from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.prune.allocation import Curve, allocate
 from modelopt_cli.methods.prune.channel_scores import ranked_members, unit_obstacle, unit_scores
 from modelopt_cli.methods.prune.criterion_statistics import collect
-from modelopt_cli.methods.prune.pruner import Pruner, kept_weights, nothing_to_prune, weighted_layers
+from modelopt_cli.methods.prune.pruner import Pruner, Variant, kept_weights, nothing_to_prune, weighted_layers
 from modelopt_cli.methods.prune.removal_order import (
     GroupUnits,
     Step,
@@ -21,7 +21,7 @@ from modelopt_cli.methods.prune.removal_order import (
     finer_roundings,
     removal_path,
 )
-from modelopt_cli.methods.prune.sensitivity import STEEP, Variant, curves, measure
+from modelopt_cli.methods.prune.sensitivity import STEEP, curves, measure
 from modelopt_cli.methods.prune.targets import TOLERANCE, SearchResult, search_path
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_names

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from modelopt_cli.data import Data
     from modelopt_cli.methods.context import Context
-    from modelopt_cli.methods.prune.obs import Pruned
     from modelopt_cli.program import Program
     from modelopt_cli.program.channels import Member
 
@@ -83,6 +82,19 @@ class ChannelScore:
     of_group: Callable[[str, int, int], Tensor] | None = None
     relative: bool = True
     obstacle: str = "no weights"
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A network with pruned weights.
+
+    Attributes:
+        program: a copy with the new weights, on the CPU; its encodings are those it had before.
+        masks: parameter name -> booleans, False where the weight is zero.
+    """
+
+    program: Program
+    masks: dict[str, Tensor]
 
 
 @dataclass(frozen=True)

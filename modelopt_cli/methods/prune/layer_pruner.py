@@ -24,8 +24,7 @@ from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.config import AUTO
 from modelopt_cli.methods.prune.criterion_statistics import score_weights
-from modelopt_cli.methods.prune.pruner import Pruner, nothing_to_prune, weighted_layers
-from modelopt_cli.methods.prune.sensitivity import Variant
+from modelopt_cli.methods.prune.pruner import Pruner, Variant, nothing_to_prune, weighted_layers
 from modelopt_cli.program import Program
 from modelopt_cli.program.removable import Block, find_blocks, obstacles, without
 from modelopt_cli.program.weighted import weight_tensors

@@ -7,7 +7,6 @@ serves every row, and later columns are updated a block at a time.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -28,7 +27,7 @@ from modelopt_cli.methods.layer_pass import (
     layers_in_call_order,
 )
 from modelopt_cli.methods.matrices import DECONVS, from_matrices, to_matrices
-from modelopt_cli.methods.prune.criteria import alternative
+from modelopt_cli.methods.prune.criteria import Pruned, alternative
 from modelopt_cli.methods.prune.masks import Masks, lowest, lowest_in_groups
 from modelopt_cli.methods.prune.structures import SparsityPattern
 from modelopt_cli.program import Program
@@ -41,19 +40,6 @@ CHOSEN = 8
 SparseGPT chooses 128 at a time. A choice does not see the changes that it itself causes, so few is better:
 at 95 % of LeNet-300-100 on Fashion-MNIST 8 keep 76 % accuracy where 128 keep 65 %.
 """
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """A network with pruned weights.
-
-    Attributes:
-        program: a copy with the new weights, on the CPU; its encodings are those it had before.
-        masks: parameter name -> booleans, False where the weight is zero.
-    """
-
-    program: Program
-    masks: dict[str, Tensor]
 
 
 def obs_obstacle(program: Program, parameter: str, pattern: SparsityPattern) -> str | None:

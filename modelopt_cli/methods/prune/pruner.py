@@ -5,6 +5,7 @@ Each granularity (weights, channels, layers) has a pruner of its own, which says
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,12 +19,28 @@ from modelopt_cli.methods.context import Context, Reached
 from modelopt_cli.methods.prune.batch_norms import has_statistics, recalibrate
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.figures import Timer, parameters
-from modelopt_cli.methods.prune.sensitivity import Variant
 from modelopt_cli.methods.prune.targets import DRAFT
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import coverage, recorded
 from modelopt_cli.program.weighted import WEIGHTED_KINDS
 from modelopt_cli.settings import option
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network with one part of it pruned.
+
+    Attributes:
+        name: of the part: a layer, a group of channels, a block.
+        layers: the layers that the part consists of.
+        sparsity: the fraction of the part that is removed, 0 to 1.
+        make: makes the network.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    sparsity: float
+    make: Callable[[], Program]
 
 
 class Pruner(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.lazy_names import deferred
@@ -12,8 +12,6 @@ from modelopt_cli.settings import option
 
 if TYPE_CHECKING:
     from modelopt_cli.methods.context import Context
-    from modelopt_cli.methods.prune.config import PruneConfig
-    from modelopt_cli.methods.prune.pruner import Pruner
     from modelopt_cli.program import Program
 
     Accept = Callable[[Program], None]
@@ -27,8 +25,8 @@ class Schedule:
     Attributes:
         help: one line.
         paper: where it was published.
-        prune: prunes by it; the pruned network is passed to ``Accept``.
-        rounds: number of parts in which it prunes.
+        prune: prunes by it with a ``Pruner``; the pruned network is passed to ``Accept``.
+        rounds: number of parts in which it prunes, by its ``PruneConfig``.
         trains: it has no meaning without training.
         while_training: masks of weights are chosen while the network trains.
         settings: fields of the config that have a meaning for it alone.
@@ -36,8 +34,8 @@ class Schedule:
 
     help: str
     paper: str
-    prune: Callable[[Pruner, Context, Accept], Program]
-    rounds: Callable[[PruneConfig], int] = lambda config: 1
+    prune: Callable[[Any, Context, Accept], Program]
+    rounds: Callable[[Any], int] = lambda config: 1
     trains: bool = True
     while_training: bool = False
     settings: tuple[str, ...] = ()
@@ -67,7 +65,7 @@ SCHEDULES: dict[str, Schedule] = {
 """By the name used on the command line."""
 
 
-def require_training(config: PruneConfig, context: Context) -> None:
+def require_training(config: Any, context: Context) -> None:
     """Make sure that a schedule can be followed.
 
     Raises:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.prune.allocation import Curve, Part
 from modelopt_cli.methods.prune.criteria import give_data
+from modelopt_cli.methods.prune.pruner import Pruner
 from modelopt_cli.methods.reference_outputs import ReferenceOutputs
 from modelopt_cli.program import Program
-
-if TYPE_CHECKING:
-    from modelopt_cli.methods.prune.pruner import Pruner
 
 SPARSITIES = (0.25, 0.5, 0.75, 0.9)
 """Sparsities of the table."""
@@ -22,23 +19,6 @@ STEEP = (0.25, 0.5, 0.75, 0.9, 0.97)
 """Sparsities of the curves that an allocation follows, which may go further."""
 SAMPLES = 128
 """Largest number of samples: every sparsity of every layer is a pass over all of them."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A network with one part of it pruned.
-
-    Attributes:
-        name: of the part: a layer, a group of channels, a block.
-        layers: the layers that the part consists of.
-        sparsity: the fraction of the part that is removed, 0 to 1.
-        make: makes the network.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    sparsity: float
-    make: Callable[[], Program]
 
 
 @dataclass(frozen=True)

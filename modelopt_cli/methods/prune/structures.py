@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelopt_cli.lazy_names import deferred
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from torch import Size, Tensor
 
     from modelopt_cli.methods.context import Context
-    from modelopt_cli.methods.prune.config import PruneConfig
-    from modelopt_cli.methods.prune.pruner import Pruner
     from modelopt_cli.program import Program
 
 
@@ -26,12 +24,12 @@ class Granularity:
     Attributes:
         name: plural, for messages.
         leaves_zeros: the weights stay in the network as zeros; else its tensors become smaller.
-        pruner: makes the pruner of a Program.
+        pruner: makes the ``Pruner`` of a Program from a ``PruneConfig``.
     """
 
     name: str
     leaves_zeros: bool
-    pruner: Callable[[Program, PruneConfig, Context], Pruner]
+    pruner: Callable[[Program, Any, Context], Any]
 
     def __str__(self) -> str:
         return self.name
@@ -135,7 +133,7 @@ class Structure:
 
     help: str
     granularity: Granularity
-    pattern: Callable[[PruneConfig], SparsityPattern] | None = None
+    pattern: Callable[[Any], SparsityPattern] | None = None
     spelling: re.Pattern[str] | None = None
     allocation: str | None = None
     settings: tuple[str, ...] = ()
@@ -144,7 +142,7 @@ class Structure:
 _N_OF_M = re.compile(r"([1-9]\d?):([1-9]\d?)", re.ASCII)
 
 
-def _n_of_m(config: PruneConfig) -> SparsityPattern:
+def _n_of_m(config: Any) -> SparsityPattern:
     keep, group = map(int, config.structure.split(":"))
     return SparsityPattern(keep=keep, group=group)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelopt_cli.errors import GateNotMet
 from modelopt_cli.lazy_names import deferred
@@ -17,7 +17,6 @@ from modelopt_cli.settings import option
 
 if TYPE_CHECKING:
     from modelopt_cli.methods.context import Reached
-    from modelopt_cli.methods.prune.pruner import Pruner
     from modelopt_cli.program import Program
 
 TOLERANCE = 0.01
@@ -58,7 +57,7 @@ class Target:
 
     Attributes:
         help: one line.
-        kept_fraction: the figure of a Program as a fraction of the original's.
+        kept_fraction: the figure of a Program, for its ``Pruner``, as a fraction of the original's.
         counted: the same from counts alone, without making the network; None where they are not enough.
         of_units: a fraction of the weights, channels or blocks that may go: a plan is enough to know it.
         removed: the user gives the fraction that goes, not the one that is kept.
@@ -69,7 +68,7 @@ class Target:
     """
 
     help: str
-    kept_fraction: Callable[[Pruner, Program], float]
+    kept_fraction: Callable[[Any, Program], float]
     counted: Callable[[Nonzeros], float] | None = None
     of_units: bool = False
     removed: bool = False

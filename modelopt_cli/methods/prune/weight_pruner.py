@@ -17,8 +17,8 @@ from modelopt_cli.methods.prune.criteria import AUTO_CRITERION
 from modelopt_cli.methods.prune.criterion_statistics import score_weights, weight_scores
 from modelopt_cli.methods.prune.figures import nonzeros
 from modelopt_cli.methods.prune.masks import Masks, weight_masks
-from modelopt_cli.methods.prune.pruner import Pruner, nothing_to_prune
-from modelopt_cli.methods.prune.sensitivity import STEEP, Variant, curves, measure
+from modelopt_cli.methods.prune.pruner import Pruner, Variant, nothing_to_prune
+from modelopt_cli.methods.prune.sensitivity import STEEP, curves, measure
 from modelopt_cli.methods.prune.structures import SparsityPattern
 from modelopt_cli.methods.prune.targets import Nonzeros, search_ratio
 from modelopt_cli.program import Program

@@ -1,9 +1,10 @@
 """Values of an activation during calibration, summarised in bounded memory."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from modelopt_cli.methods.quantize.observers import Observer
 from modelopt_cli.program.quantization import QMAX, QMIN, QParams, qparams_from_range
 
 BINS = 4096
@@ -23,12 +24,16 @@ class Histogram:
         limit: upper end of the last bin.
         zeros: how many values were zero.
         levels: how many values the quantized activation can have.
+
+    Args:
+        choose: an observer's choice of the range.
+        counting: the observer looks at how values are distributed.
     """
 
     levels = QMAX - QMIN + 1
 
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
+    def __init__(self, choose: Callable[["Histogram"], tuple[float, float]], counting: bool = True) -> None:
+        self._choose, self._counting = choose, counting
         self.low = self.high = self.limit = 0.0
         self.zeros = 0
         self.counts = torch.zeros(BINS, dtype=torch.float64)
@@ -39,7 +44,7 @@ class Histogram:
             low, high = torch.aminmax(x.detach())
             self.low = min(self.low, float(low))
             self.high = max(self.high, float(high))
-        if self._observer.needs_counts:
+        if self._counting:
             self._count(x.detach().reshape(-1).float())
 
     def _count(self, flat: Tensor) -> None:
@@ -70,9 +75,9 @@ class Histogram:
 
     def range(self) -> tuple[float, float]:
         """The real range that uint8 should cover; it contains zero."""
-        if self._observer.needs_counts and not bool(self.counts.any()):  # only zeros, or nothing at all
+        if self._counting and not bool(self.counts.any()):  # only zeros, or nothing at all
             return self.low, self.high
-        return self._observer.choose(self)
+        return self._choose(self)
 
     def qparams(self) -> QParams:
         """Scale and zero point of that range."""

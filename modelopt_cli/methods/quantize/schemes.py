@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelopt_cli.lazy_names import deferred
 
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from modelopt_cli.methods.context import Context, Result
-    from modelopt_cli.methods.quantize.config import QuantizeConfig
     from modelopt_cli.program import Program
 
 
@@ -59,7 +58,7 @@ class Scheme:
     code: str
     suffix: str
     least_snr_db: float
-    apply: "Callable[[Program, QuantizeConfig, Context], Result]"
+    apply: "Callable[[Program, Any, Context], Result]"
     rebuild: "Callable[[nn.Linear, Tensor], nn.Module] | None" = None
 
     @property

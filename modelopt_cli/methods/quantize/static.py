@@ -41,7 +41,8 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
     ready = fold_batch_norms(split, unfolded)
     plan = make_plan(ready, set(selected))
     watch = values_to_observe(plan, ready.graph)
-    histograms = {value: Histogram(OBSERVERS[config.observer]) for value in watch}
+    observer = OBSERVERS[config.observer]
+    histograms = {value: Histogram(observer.choose, observer.needs_counts) for value in watch}
     watched = {node: histograms[value] for value, nodes in watch.items() for node in nodes}
     sample = context.data.sample(config.calibration_samples, context.seed)
     batches: Iterator[Tensor] = (

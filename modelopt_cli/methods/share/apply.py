@@ -124,7 +124,8 @@ class _Run:
         """The search for the network within the budget of ``auto``."""
         row, limit = self.config.budget
         full = predicted_bytes(self.original)
-        return row.search(Task(limit, self.ready, self.context, self._file_bytes, full))
+        search: Search = row.search(Task(limit, self.ready, self.context, self._file_bytes, full))
+        return search
 
     def _file_bytes(self, network: Program) -> int:
         """Bytes of the file, its history included."""

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from modelopt_cli.methods.context import Context
-    from modelopt_cli.methods.share.budget import Search
     from modelopt_cli.methods.share.clustered_weight import ClusteredWeight
     from modelopt_cli.methods.share.points import Array, Points
     from modelopt_cli.program import Program
@@ -190,7 +189,7 @@ class Budget:
     help: str
     metric: str
     limit: Callable[[float], float]
-    search: "Callable[..., Search]"
+    search: "Callable[..., Any]"
     on_data: bool = False
     line: str = ""
 
