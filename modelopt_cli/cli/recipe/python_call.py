@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from modelopt_cli.api import Measured
-    from modelopt_cli.measure.subject import StageProgress
+    from modelopt_cli.measure.evaluated_model import StageProgress
 
 
 class Listener(Console):
