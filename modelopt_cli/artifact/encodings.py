@@ -85,9 +85,9 @@ def pruned_encoding(tensor: Tensor, encoding: Encoding | None = None, pattern: s
     base = without_zeros(encoding)
     if (marked := CODECS[base.codec].with_zeros(base)) is not None:
         return marked
-    found = sparse_encoding(tensor, encoding, pattern)
-    if found is not None:
-        return found
+    smallest = sparse_encoding(tensor, encoding, pattern)
+    if smallest is not None:
+        return smallest
     if not SPARSE.takes(tensor.dtype, base):
         raise ModeloptError(f"{base.codec} values of type {tensor.dtype} cannot be marked as pruned")
     settings = {"form": "dense", "count": tensor.numel(), "values": settings_of(base)}
@@ -113,10 +113,10 @@ def compact_state(
 ) -> dict[str, Encoding]:
     """:func:`compact` for tensors without a graph."""
     fresh = set(names)
-    found = {name: encoding for name, encoding in encodings.items() if name in state}
-    for name in sorted(fresh | pruned_names(found)):
-        found[name] = _pruned(name, state[name], encodings.get(name), pattern if name in fresh else None)
-    return found
+    current = {name: encoding for name, encoding in encodings.items() if name in state}
+    for name in sorted(fresh | pruned_names(current)):
+        current[name] = _pruned(name, state[name], encodings.get(name), pattern if name in fresh else None)
+    return current
 
 
 def carry_over(

@@ -158,7 +158,7 @@ def parse_stated(layout: Layout, where: str) -> dict[str, Any]:
         hint = "update modelopt to read it"
         raise ArtifactError(f"has format version {version}, newer than {FORMAT}", where=where, hint=hint)
     with damaged(where):
-        expect(len(layout.metadata) == 1, "metadata beside its own")
+        expect(len(layout.metadata) == 1, "metadata next to its own")
     return data
 
 

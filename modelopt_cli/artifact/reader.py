@@ -105,8 +105,8 @@ class Artifact:
 
     def stored_bytes(self, parameter: Parameter) -> int:
         """Bytes that all parts of a parameter take in the file."""
-        found = (self.layout.tensors[name] for name in parameter.parts.values())
-        return sum(info.end - info.start for info in found)
+        parts = (self.layout.tensors[name] for name in parameter.parts.values())
+        return sum(info.end - info.start for info in parts)
 
     @contextlib.contextmanager
     def _damaged(self, parameter: Parameter) -> Iterator[None]:

@@ -231,16 +231,16 @@ def _publish(
         return itertools.chain.from_iterable(buffer.blocks(*places[name]) for name in planned.tensors)
 
     head = with_digest(planned.head, digest_of(planned.head, data()))
-    whole = hashlib.sha256()
+    sha = hashlib.sha256()
 
     def chunks() -> Iterator[bytes]:
         for chunk in itertools.chain([head], data()):
-            whole.update(chunk)
+            sha.update(chunk)
             yield chunk
 
-    meant = [each.values for each in encoded]
-    atomic_write(path, chunks(), force, verify=lambda part: _verify(part, planned.document, meant))
-    return Written(Path(path), planned.file_bytes, whole.hexdigest())
+    expected = [each.values for each in encoded]
+    atomic_write(path, chunks(), force, verify=lambda part: _verify(part, planned.document, expected))
+    return Written(Path(path), planned.file_bytes, sha.hexdigest())
 
 
 def _host(tensor: Tensor) -> Tensor:
@@ -265,18 +265,18 @@ def fingerprint(tensor: Tensor) -> bytes:
     return sha.digest()
 
 
-def _verify(part: Path, document: Document, meant: list[bytes]) -> None:
+def _verify(part: Path, document: Document, expected: list[bytes]) -> None:
     """Read the finished file as a stranger would, and compare it with what was meant."""
     try:
         with open_artifact(part) as artifact:
-            _compare(artifact, document, meant)
+            _compare(artifact, document, expected)
     except ArtifactError as error:
         raise ModeloptError(f"the file just written {error.message}", hint="nothing was replaced") from error
 
 
-def _compare(artifact: Artifact, document: Document, meant: list[bytes]) -> None:
+def _compare(artifact: Artifact, document: Document, expected: list[bytes]) -> None:
     if not artifact.document.same(document):
         raise ModeloptError("the file just written says something else than was meant")
-    for parameter, values in zip(artifact.document.parameters, meant, strict=True):
+    for parameter, values in zip(artifact.document.parameters, expected, strict=True):
         if fingerprint(artifact.decode(parameter)[0]) != values:
             raise ModeloptError("reads back with other values than were written", where=parameter.name)

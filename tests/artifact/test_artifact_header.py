@@ -161,7 +161,7 @@ def test_forged_header_gets_one_line(path, change, says):
 
 def test_second_metadata_key_is_refused(path):
     forge(path, lambda document: None, metadata={"more": "x"})
-    with pytest.raises(ArtifactError, match="metadata beside its own"):
+    with pytest.raises(ArtifactError, match="metadata next to its own"):
         read_tensors(path)
 
 
