@@ -48,7 +48,7 @@ class Setting:
         advanced: shown by ``--help-all`` alone.
         flags: spellings on the command line; by default ``--name``, and ``--name/--no-name`` for what may be
             None or is True by default.
-        older: spellings that still work, with a note.
+        older: spellings that still work, with a note; ``--name/--no-name`` for a flag with an opposite.
         shared: its environment variable may also be written without the command's name.
         default: the default in words, where None stands for something.
     """
@@ -106,6 +106,11 @@ class Field:
         """All spellings on the command line, without older ones; the opposite of a flag comes last."""
         flags = self.setting.flags or (self.flag,)
         return (*flags, f"--no-{flags[0].removeprefix('--')}") if self.negatable else flags
+
+    @property
+    def older(self) -> tuple[str, ...]:
+        """All older spellings on the command line."""
+        return tuple(part for flag in self.setting.older for part in flag.split("/"))
 
     @property
     def label(self) -> str:

@@ -87,7 +87,7 @@ class Signature:
         """The options by everything that they may be called; what is current goes before what is older."""
         fields = self.fields.values()
         current = {flag: field for field in fields for flag in field.spellings}
-        return {flag: field for field in fields for flag in field.setting.older} | current
+        return {flag: field for field in fields for flag in field.older} | current
 
     def parameters(self) -> list[Parameter]:
         """Arguments and options as typer takes them, with hidden ones for older spellings."""
@@ -99,7 +99,7 @@ class Signature:
                 continue
             field = self.fields[each]
             options.append(_parameter(each, field, field.spellings))
-            if older := tuple(flag for flag in field.setting.older if known[flag] is field):
+            if older := tuple(flag for flag in field.setting.older if known[flag.partition("/")[0]] is field):
                 options.append(_parameter(each + _OLDER, field, older, hidden=True))
         return [
             *options,

@@ -7,6 +7,7 @@ import torch
 
 from modelopt_cli.cli import main as command_line
 from modelopt_cli.cli.failures import Terminated
+from modelopt_cli.cli.groups import signature_of
 from modelopt_cli.errors import EnvironmentFailure, UsageError
 
 KEYS = {"exit", "what", "where", "hint", "notes"}
@@ -122,11 +123,10 @@ def test_help_alone_and_of_what_is_no_command(modelopt):
 def test_every_fraction_may_be_a_percentage(modelopt):
     fractions = {}
     for name, command in command_line.build().commands.items():
-        context = command.make_context(name, [], resilient_parsing=True)
-        for option in command.params:
-            if option.metavar == "F":
-                fractions[name, option.opts[0]] = option.process_value(context, "30%")
-                assert option.process_value(context, "0.3") == 0.3
+        for field in signature_of(command).fields.values():
+            if field.metavar == "F":
+                fractions[name, field.flag] = field.read("30%")
+                assert field.read("0.3") == 0.3
     assert set(fractions.values()) == {0.3}
     assert {("prune", "--sparsity"), ("prune", "--flops"), ("share", "--bytes")} <= fractions.keys()
     assert ("train", "--val-fraction") in fractions

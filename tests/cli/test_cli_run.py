@@ -133,7 +133,7 @@ def lines_of(modelopt, text: str, *argv: str) -> list[str]:
         ("prune: {sparsity: 0.1, bn-recalibration: false}", "--sparsity 0.1 --no-bn-recalibration"),
         ("prune: {sparsity: 0.1, no-bn-recalibration: true}", "--sparsity 0.1 --no-bn-recalibration"),
         ("prune: {sparsity: 0.1, no-bn-recalibration: false}", "--sparsity 0.1 --bn-recalibration"),
-        ("prune: {sparsity: 0.1, reestimate: false}", "--sparsity 0.1 --no-reestimate"),
+        ("prune: {sparsity: 0.1, reestimate: false}", "--sparsity 0.1 --no-bn-recalibration"),
         ("prune: {sparsity: 0.1, skip_last: false}", "--sparsity 0.1"),
         ("prune: {sparsity: 0.1, exclude: [a*, 'b c']}", "--sparsity 0.1 --exclude 'a*' --exclude 'b c'"),
         ("prune: {sparsity: 0.1, exclude: a}", "--sparsity 0.1 --exclude a"),

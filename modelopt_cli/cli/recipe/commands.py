@@ -56,7 +56,7 @@ class Commands:
         names = {field.flag[2:]: field for field in self._settable(verb)}
         current = {key_of(field) for own in self._signatures.values() for field in own.fields.values()}
         for field in list(names.values()):
-            for flag in field.setting.older:
+            for flag in field.older:
                 if flag[2:].replace("-", "_") not in current:
                     names[flag[2:]] = field
         return names
@@ -75,7 +75,7 @@ class Commands:
                 words += _argument(field, name, value)
             except ValueError as error:
                 reader.check(False, f"'{name}'", str(error))
-            if f"--{name}" in field.setting.older and name not in self._noted:
+            if f"--{name}" in field.older and name not in self._noted:
                 self._noted.add(name)
                 self._console.note(f"'{name}' is now '{field.flag[2:]}'; the next version takes only that")
         return words

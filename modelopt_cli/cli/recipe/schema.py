@@ -45,7 +45,7 @@ def _step(verb: str, fields: dict[str, Field]) -> dict[str, Any]:
 def _properties(fields: dict[str, Field]) -> dict[str, Any]:
     """The options by their names with dashes, older names included."""
     return {
-        name: _property(field) | ({"deprecated": True} if f"--{name}" in field.setting.older else {})
+        name: _property(field) | ({"deprecated": True} if f"--{name}" in field.older else {})
         for name, field in fields.items()
     }
 
