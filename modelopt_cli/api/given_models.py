@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modelopt_cli import artifact
 from modelopt_cli.api.arguments import in_python, rephrase
 from modelopt_cli.api.result import Measured
-from modelopt_cli.errors import ArchitectureError, CaptureError, ModeloptError, UsageError
+from modelopt_cli.errors import ArchitectureError, CaptureError, UsageError
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
@@ -47,7 +47,7 @@ class Workspace:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
-        if isinstance(error, ModeloptError):
+        if error is not None:
             rephrase(error, self.shown)
 
     def new(self, name: str) -> Path:

@@ -135,4 +135,5 @@ def training_entry(opened: Opened, training: Training, trained: Trained, request
     origin = {
         name: value for name, value in origin_of(opened, request).items() if value and name != PREPROCESSING
     }
-    return history_entry("train", training.config, seed=request.options.seed, origin=origin, **figures)
+    settings, seed = training.config.as_dict(), request.options.seed
+    return history_entry("train", settings, seed=seed, origin=origin, **figures)

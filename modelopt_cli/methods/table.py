@@ -135,7 +135,7 @@ def _prune_tensors(tensors: Tensors, config: PruneConfig, context: Context) -> T
 def _entry(method: str, config: Any, context: Context, made: Any) -> dict[str, Any]:
     return history_entry(
         method,
-        config,
+        config.as_dict(),
         seed=context.seed,
         origin=context.origin,
         skipped=made.skipped,

@@ -10,7 +10,7 @@ from modelopt_cli.program.coverage import Coverage, recorded
 
 def history_entry(
     method: str,
-    config: Any,
+    config: Mapping[str, Any],
     *,
     seed: int,
     origin: Mapping[str, Any],
@@ -22,7 +22,7 @@ def history_entry(
 
     Args:
         method: name of the command.
-        config: its settings, which have ``as_dict``.
+        config: its settings, JSON-able.
         seed: of everything random.
         origin: keys about the source, such as its SHA-256; None values are left out.
         skipped: the reason for every layer that was left as it was, by name.
@@ -31,7 +31,7 @@ def history_entry(
     """
     entry = {
         "method": method,
-        "config": config.as_dict(),
+        "config": dict(config),
         "seed": seed,
         "torch": str(torch.__version__),
         "skipped": dict(skipped or {}),

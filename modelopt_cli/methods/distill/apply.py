@@ -23,6 +23,7 @@ from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.coverage import coverage, recorded
+from modelopt_cli.program.history import history_entry
 from modelopt_cli.training import CrossEntropy, TrainConfig, Trained, Training, distributed, fit
 
 STAGE, FINETUNE = "distill", "finetune"
@@ -194,17 +195,15 @@ def _with(program: Program, before: tuple[dict[str, Any], ...], entry: dict[str,
 def _entry(config: DistillConfig, context: DistillContext, trained: Trained) -> dict[str, Any]:
     """Entry of the history: nothing that would differ from one run to the next."""
     training = context.trained_with
-    entry: dict[str, Any] = {
-        "method": "distill",
-        "config": config.as_dict() | {"loss": str(config.terms)},
-        "teachers": [{"name": each.name, "weight": each.weight} for each in context.teachers],
-        "seed": context.seed,
-        "torch": str(torch.__version__),
-        "training": {"data": training.train.name, **training.config.as_dict()},
-        "skipped": {},
+    entry = history_entry(
+        "distill",
+        config.as_dict() | {"loss": str(config.terms)},
+        seed=context.seed,
+        origin=context.origin,
+        teachers=[{"name": each.name, "weight": each.weight} for each in context.teachers],
+        training={"data": training.train.name, **training.config.as_dict()},
         **trained.figures,
-        **context.origin,
-    }
+    )
     if training.val is not None:
         entry["validation"] = training.val.name
     return entry

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from modelopt_cli.artifact import predicted_bytes
@@ -21,7 +20,8 @@ from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.figures import Timer, parameters
 from modelopt_cli.methods.prune.targets import DRAFT
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import coverage, recorded
+from modelopt_cli.program.coverage import coverage
+from modelopt_cli.program.history import history_entry, with_coverage
 from modelopt_cli.program.weighted import WEIGHTED_KINDS
 from modelopt_cli.settings import option
 
@@ -145,23 +145,22 @@ class Pruner(ABC):
         figures: dict[str, Any] = {"metric": target.metric, "wanted": target.wanted}
         if not config.target_row.measured:
             figures["reached"] = round(target.reached, 4)
-        entry = {
-            "method": "prune",
-            "config": config.as_dict(),
-            "criterion": config.chosen_criterion,
-            "allocation": config.chosen_allocation,
-            "seed": context.seed,
-            "torch": str(torch.__version__),
-            "target": figures,
-            "skipped": self.skipped(program),
-            **self.describe(program),
-            **context.origin,
-        }
+        entry = history_entry(
+            "prune",
+            config.as_dict(),
+            seed=context.seed,
+            origin=context.origin,
+            skipped=self.skipped(program),
+            criterion=config.chosen_criterion,
+            allocation=config.chosen_allocation,
+            target=figures,
+        )
+        entry |= self.describe(program)
         if (calibration := self.calibration) is not None:
             entry["calibration"] = calibration.name
         if context.training is not None:
             entry["training"] = {"data": context.training.train.name, **context.training.config.as_dict()}
-        return entry | recorded(coverage(program, (*self.original.history, entry), given=self.original))
+        return with_coverage(entry, coverage(program, (*self.original.history, entry), given=self.original))
 
     @cached_property
     def samples(self) -> Data | None:

@@ -29,7 +29,8 @@ from modelopt_cli.methods.prune.structures import STRUCTURES
 from modelopt_cli.methods.prune.targets import DRAFT, Nonzeros, reached, require, search_ratio
 from modelopt_cli.methods.prune.weight_pruner import ratio_bounds, weight_sparsities
 from modelopt_cli.program import Encoding
-from modelopt_cli.program.coverage import Coverage, LayerStatus, recorded
+from modelopt_cli.program.coverage import Coverage, LayerStatus
+from modelopt_cli.program.history import history_entry
 from modelopt_cli.settings import option
 
 
@@ -220,18 +221,17 @@ class _StatePruner:
     ) -> dict[str, Any]:
         """The history entry."""
         covered, (metric, wanted) = self.coverage(masks, pruned), self.config.target
-        return {
-            "method": "prune",
-            "config": self.config.as_dict(),
-            "criterion": self.config.chosen_criterion,
-            "allocation": self.config.chosen_allocation,
-            "seed": self.seed,
-            "torch": str(torch.__version__),
-            "target": {"metric": metric, "wanted": wanted, "reached": round(reached, 4)},
-            "skipped": {layer.name: layer.reason for layer in covered.layers if not layer.compressed},
-            **recorded(covered),
-            **self.origin,
-        }
+        return history_entry(
+            "prune",
+            self.config.as_dict(),
+            seed=self.seed,
+            origin=self.origin,
+            skipped={layer.name: layer.reason for layer in covered.layers if not layer.compressed},
+            covered=covered,
+            criterion=self.config.chosen_criterion,
+            allocation=self.config.chosen_allocation,
+            target={"metric": metric, "wanted": wanted, "reached": round(reached, 4)},
+        )
 
     def coverage(self, masks: Mapping[str, Tensor], pruned: Mapping[str, Tensor]) -> Coverage:
         """Status of every weight."""

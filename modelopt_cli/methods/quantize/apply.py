@@ -8,7 +8,8 @@ from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_names
-from modelopt_cli.program.coverage import coverage, recorded
+from modelopt_cli.program.coverage import coverage
+from modelopt_cli.program.history import history_entry, with_coverage
 
 
 def apply(program: Program, config: QuantizeConfig, context: Context) -> Result:
@@ -30,15 +31,10 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> Result:
     scheme = SCHEMES[config.scheme]
     result = scheme.apply(program, config, context)
     _settle_encodings(program, result.program)
-    entry = {
-        "method": "quantize",
-        "config": config.as_dict(),
-        "seed": context.seed,
-        "torch": str(torch.__version__),
-        "skipped": result.skipped,
-        **context.origin,
-    }
-    entry |= recorded(coverage(result.program, (*program.history, entry), given=program))
+    entry = history_entry(
+        "quantize", config.as_dict(), seed=context.seed, origin=context.origin, skipped=result.skipped
+    )
+    entry = with_coverage(entry, coverage(result.program, (*program.history, entry), given=program))
     if scheme.needs_calibration and context.data is not None:
         entry["calibration"] = context.data.name
     result.program.history = (*program.history, entry)

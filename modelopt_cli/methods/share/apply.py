@@ -36,8 +36,9 @@ from modelopt_cli.methods.share.one_size import Weight, cluster_network, cluster
 from modelopt_cli.methods.share.shared_layers import refuse_more_values, select_weights
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Encoding, Program
-from modelopt_cli.program.coverage import Coverage, LayerStatus, coverage, recorded
+from modelopt_cli.program.coverage import Coverage, LayerStatus, coverage
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
+from modelopt_cli.program.history import history_entry, with_coverage
 from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.settings import option
 
@@ -181,14 +182,13 @@ class _Run:
 
     def history_entry(self, network: Program, target: Reached | None) -> dict[str, Any]:
         """The entry for the file's history, without anything that differs from one run to the next."""
-        entry: dict[str, Any] = {
-            "method": "share",
-            "config": self.config.as_dict(),
-            "seed": self.context.seed,
-            "torch": str(torch.__version__),
-            "skipped": self.selected.reasons,
-            **self.context.origin,
-        }
+        entry = history_entry(
+            "share",
+            self.config.as_dict(),
+            seed=self.context.seed,
+            origin=self.context.origin,
+            skipped=self.selected.reasons,
+        )
         if target is not None:
             figures = {"metric": target.metric, "wanted": target.wanted}
             entry["target"] = figures | {"reached": round(target.reached, 4)}
@@ -197,7 +197,7 @@ class _Run:
         if (training := self.context.training) is not None:
             entry["training"] = {"data": training.train.name, **training.config.as_dict()}
         covered = coverage(network, (*self.original.history, entry), given=self.original)
-        return entry | recorded(covered)
+        return with_coverage(entry, covered)
 
 
 def _encoded(network: Program, clustered: Mapping[str, ClusteredWeight]) -> Program:
