@@ -55,9 +55,9 @@ def require_same_classes(members: Sequence[Member], student: Opened, seen: Input
     """Refuse teachers that tell apart more or fewer classes than the student."""
     classes = classes_of(require_network(student, "the student"), seen.shape, dtype=seen.dtype)
     for member in members:
-        if (answers := classes_of(member.network, member.shape, dtype=member.dtype)) != classes:
+        if (outputs := classes_of(member.network, member.shape, dtype=member.dtype)) != classes:
             raise UsageError(
-                f"has {answers} classes, the student {classes}",
+                f"has {outputs} classes, the student {classes}",
                 where=member.name,
                 hint="give the student as many, e.g. with ?num_classes= in --student",
             )
@@ -85,7 +85,7 @@ def require_same_names(teachers: Sequence[TeacherFile], student: Opened) -> tupl
 
 
 def comparable(teacher: TeacherFile, sample: InputSpec) -> bool:
-    """Whether teacher and student can be measured on the same tensors."""
+    """True if teacher and student can be measured on the same tensors."""
     return sample_of(teacher.opened, teacher.path).shape == sample.shape
 
 

@@ -26,7 +26,7 @@ from modelopt_cli.program import InputSpec
 
 @dataclass(frozen=True)
 class Made:
-    """What a command made, before it is written.
+    """Outcome of a command, before it is written.
 
     Attributes:
         model: for the output.
@@ -79,7 +79,7 @@ class Work(ABC):
 
     @abstractmethod
     def training(self) -> AbstractContextManager[Trainer | None]:
-        """What training needs; None where there is none."""
+        """Data and folder for training; None where there is none."""
 
     @abstractmethod
     def make(self, trainer: Trainer | None) -> Made:
@@ -98,7 +98,7 @@ class Work(ABC):
         """Models to put side by side once the outputs are written and read back, and the limits for them."""
 
     def context(self, trainer: Trainer | None, stage: str) -> Context:
-        """What a method is given next to a Program, apart from calibration data."""
+        """Context of a method, without calibration data."""
         request, progress = self.request, self.request.progress
         shown: Callable[[int, int | None], None] | None = None
         if progress is not None:

@@ -1,0 +1,230 @@
+"""One call of the Python API: what was given, in the form that commands take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any
+
+from torch import nn
+
+from modelopt_cli import artifact
+from modelopt_cli.api.given_models import Workspace, sample_like
+from modelopt_cli.api.opening import overridden
+from modelopt_cli.api.pipeline import execute
+from modelopt_cli.api.request import Note, Request, TrainingRequest
+from modelopt_cli.api.result import Result
+from modelopt_cli.artifact.coding import Code
+from modelopt_cli.artifact.reader import open_artifact, program_in, tensors_in
+from modelopt_cli.data import PreprocessOverrides, open_data
+from modelopt_cli.data.in_memory import as_samples
+from modelopt_cli.data.source import Samples
+from modelopt_cli.errors import UsageError
+from modelopt_cli.measure import EvalOptions, Gates
+from modelopt_cli.measure.evaluated_model import StageProgress
+from modelopt_cli.methods.table import METHODS
+from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.training.config import FineTuneConfig
+
+Model = str | PathLike[str] | nn.Module
+"""A checkpoint or artifact, a network, or a Program."""
+Output = str | PathLike[str] | None
+Batches = Any
+"""A data spec, a Dataset, a DataLoader, or an iterable of batches; see ``data.in_memory.as_samples``."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Keyword arguments of every verb."""
+
+    data: Annotated[Batches, "Data to evaluate on, and never to train or choose by."] = None
+    example_inputs: Annotated[Any, "One batch: what a module takes, where neither it nor data say so."] = None
+    input_shape: Annotated[tuple[int, ...] | None, "Shape of one sample, without the batch."] = None
+    arch: Annotated[str | None, "Architecture of a checkpoint that is not recognised."] = None
+    on_note: Annotated[Note | None, "Called with one line for each thing worth knowing."] = None
+    progress: Annotated[StageProgress | None, "Called with the stage, what is done and the total."] = None
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Keyword arguments of verbs that make a network."""
+
+    evaluate: Annotated[bool | None, "Measure the result; by default if there is an output or data."] = None
+    code: Annotated[Code | None, "Coding of the file; by default the method's own."] = None
+    force: Annotated[bool, "Replace an existing output."] = False
+    dry_run: Annotated[bool, "Check everything and plan; train, write and measure nothing."] = False
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """Keyword arguments of verbs that look at samples."""
+
+    calibration: Annotated[Batches, "Samples to calibrate on; by default train, else data."] = None
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Keyword arguments of verbs that train."""
+
+    train: Annotated[Batches, "Data to train on."] = None
+    val: Annotated[Batches, "Data by which the best weights are chosen; never the test data."] = None
+    run_dir: Annotated[Path | None, "Folder of the log and of the state of an interrupted run."] = None
+    resume: Annotated[bool, "Go on with an interrupted run, or start if there is none."] = False
+    tensorboard: Annotated[Path | None, "Folder of a log for TensorBoard."] = None
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Keyword arguments of ``distill`` alone."""
+
+    student: Annotated[Any, "Network that learns: a model, an architecture, width:F or depth:F."] = None
+    student_arch: Annotated[str | None, "Architecture of a student's checkpoint."] = None
+    also: Annotated[Sequence[Any], "More teachers: models, or pairs of a model and its weight."] = ()
+    resize_for_teacher: Annotated[bool, "Resize images for a teacher of another input size."] = False
+    compare_scratch: Annotated[bool, "Train the student without a teacher, too."] = False
+    cache: Annotated[Path | None, "Folder of the teachers' logits."] = None
+
+
+MEASURING: dict[str, type[Any]] = {
+    "options": EvalOptions,
+    "gates": Gates,
+    "preprocessing": PreprocessOverrides,
+    "given": Given,
+}
+HIDDEN = ("shape", "dtype", "judged")
+
+
+class Call:
+    """One call of a verb: what was given, in the form that commands take.
+
+    Attributes:
+        configs: what was given, by the name of the config.
+        space: where models in memory become files.
+    """
+
+    def __init__(self, configs: dict[str, Any], space: Workspace) -> None:
+        self.configs, self.space = configs, space
+        self.given: Given = configs["given"]
+        self.options: EvalOptions = configs["options"]
+        self.preprocessing = _shaped(configs["preprocessing"], self.given.input_shape)
+        self._samples: dict[int, Samples] = {}
+
+    def note(self, line: str) -> None:
+        """Say something worth knowing."""
+        if self.given.on_note is not None:
+            self.given.on_note(self.space.shown(line))
+
+    def samples(self, data: Batches, name: str) -> Samples | None:
+        """Data as commands take it; one object is one and the same, whatever it is given for."""
+        if data is None:
+            return None
+        if id(data) not in self._samples:
+            most = getattr(self.configs.get("config"), "calibration_samples", None)
+            self._samples[id(data)] = as_samples(data, name, most if name == "calibration" else None)
+        return self._samples[id(data)]
+
+    def file(self, model: Any, data: Samples | None, name: str = "model") -> str | Path:
+        """The file of a model, whose input the example says, or else the data."""
+
+        def sample() -> InputSpec | None:
+            example = sample_like(self.given.example_inputs) or self.preprocessing.sample
+            if example is not None or data is None:
+                return example or overridden(None, self.preprocessing)
+            return open_data(data, overrides=self.preprocessing, labels=False).input
+
+        return self.space.file(model, sample, name)
+
+    def measuring(self) -> dict[str, Any]:
+        """The fields of ``request.Measuring``."""
+        return {
+            "arch": self.given.arch,
+            "data": self.samples(self.given.data, "data"),
+            "preprocessing": self.preprocessing,
+            "options": self.options,
+            "gates": self.configs["gates"],
+            "on_note": self.note,
+            "progress": self.given.progress,
+        }
+
+    def training(self) -> TrainingRequest | None:
+        """The training that is asked for, if any."""
+        config, files = self.configs["training"], self.configs["fitting"]
+        if isinstance(config, TrainingRequest):
+            return config
+        train = self.samples(files.train, "train")
+        if train is None or not config.epochs:
+            if config.epochs and isinstance(config, FineTuneConfig):
+                raise UsageError("there is nothing to train on", where="epochs", hint="give train")
+            return None
+        return TrainingRequest(
+            train=train,
+            val=self.samples(files.val, "val"),
+            config=config,
+            run=files.run_dir,
+            resume=files.resume,
+            board=files.tensorboard,
+        )
+
+    def execute(self, command: str, model: Any, output: Any, **more: Any) -> Result:
+        """Do the work; without an output the file is a temporary one, from which the network is read."""
+        if output is not None and not isinstance(output, str | PathLike):
+            raise UsageError(f"is of type {type(output).__name__}, no path", where="output")
+        writing: Writing = self.configs["writing"]
+        calibrating, fitting = self.configs.get("calibrating"), self.configs.get("fitting")
+        calibration = (
+            self.samples(calibrating.calibration, "calibration") if calibrating is not None else None
+        )
+        training = self.training() if fitting is not None else None
+        train = self.samples(fitting.train, "train") if fitting is not None else None
+        measuring = self.measuring()
+        shown = calibration or train or measuring["data"]
+        source = None if model is None else self.file(model, shown)
+        for line in self.space.notes:
+            self.note(line)
+        evaluate = writing.evaluate
+        if evaluate is None:
+            evaluate = bool(output is not None or measuring["data"] is not None or measuring["gates"])
+        config = self.configs.get("config")
+        default: Code = METHODS[command].code(config) if command in METHODS else "plain"
+        path = self.space.new(command) if output is None else Path(output)
+        result = execute(
+            Request(
+                command=command,
+                source=source,
+                output=path,
+                config=config,
+                training=training,
+                calibration=calibration or train,
+                evaluate=evaluate,
+                code=writing.code or default,
+                force=writing.force,
+                dry_run=writing.dry_run,
+                **more,
+                **measuring,
+            )
+        )
+        result = replace(
+            result,
+            evaluation=self.space.renamed(result.evaluation),
+            notes=tuple(map(self.space.shown, result.notes)),
+        )
+        if result.written is None:
+            return result
+        result = replace(result, content=content_of(path), code=writing.code or default)
+        return replace(result, written=None, scratch=None) if output is None else result
+
+
+def content_of(path: Path) -> Program | artifact.TensorFile:
+    """The network in an artifact, or its tensors where it has none."""
+    with open_artifact(path) as opened:
+        return program_in(opened) if opened.document.program is not None else tensors_in(opened)
+
+
+def _shaped(overrides: PreprocessOverrides, shape: Sequence[int] | None) -> PreprocessOverrides:
+    """The preprocessing with the shape of a sample; that of an image is its size and its channels."""
+    if shape is None:
+        return overrides
+    sizes = tuple(shape)
+    if len(sizes) == 3 and sizes[0] in (1, 3):
+        return replace(overrides, input_size=sizes[1:], channels=sizes[0])
+    return replace(overrides, shape=sizes)
