@@ -17,16 +17,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.option_values import boolean as boolean
+from modelopt_cli.option_values import did_you_mean as did_you_mean
+from modelopt_cli.option_values import fraction as fraction
+from modelopt_cli.option_values import help_of as help_of
+from modelopt_cli.option_values import is_of_type, type_in_words
+from modelopt_cli.option_values import not_one_of as not_one_of
+from modelopt_cli.option_values import number as number
+from modelopt_cli.option_values import parse_device as parse_device
+from modelopt_cli.option_values import row_named as row_named
 
 CALIBRATION = "Calibration"
 """Title of the options that say what data a method looks at."""
-Row = TypeVar("Row")
 _FLAGS: ContextVar[bool] = ContextVar("flags", default=False)
 
 
@@ -145,8 +152,8 @@ class Field:
         if value is None and self.optional:
             return None
         by_name = self.setting.choices is not None and isinstance(value, str)
-        if not by_name and not _fits(value, self.type):
-            return f"{value!r} is not {_described(self.type)}"
+        if not by_name and not is_of_type(value, self.type):
+            return f"{value!r} is not {type_in_words(self.type)}"
         for part in value if self.several else (value,):
             if (problem := self._problem(part)) is not None:
                 return problem
@@ -280,88 +287,5 @@ def naming_flags() -> Iterator[None]:
         _FLAGS.reset(token)
 
 
-def help_of(row: Any) -> str:
-    """The one-line description of a row of a table of choices."""
-    text: str = row if isinstance(row, str) else row.help
-    return text
-
-
-def row_named(text: str, rows: Mapping[str, Row]) -> Row | None:
-    """The row that ``text`` names, or None."""
-    for name, row in rows.items():
-        spelling = getattr(row, "spelling", None)
-        if spelling.fullmatch(text) if spelling else name == text:
-            return row
-    return None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A hint naming the entry of ``known`` nearest to ``word``, or None if nothing is near."""
-    spelled = {name.lower(): name for name in known}
-    nearest = get_close_matches(word.lower(), list(spelled), n=1)
-    return f"did you mean '{spelled[nearest[0]]}'?" if nearest else None
-
-
-def not_one_of(value: Any, choices: Iterable[str]) -> str:
-    """The complaint about a value that is none of ``choices``, with the nearest of them."""
-    hint = did_you_mean(str(value), choices)
-    return f"'{value}' is not one of {', '.join(choices)}" + (f"; {hint}" if hint else "")
-
-
-def number(text: str) -> float:
-    """A finite number; raises ValueError."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"'{text}' is not a number")
-    return value
-
-
-def fraction(text: str) -> float:
-    """``0.3`` or ``30%``; raises ValueError."""
-    try:
-        return number(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
-    except ValueError:
-        raise ValueError(f"'{text}' is neither a fraction such as 0.3 nor a percentage such as 30%") from None
-
-
-def parse_device(text: str) -> str:
-    """``cpu``, ``cuda`` or ``cuda:N``; raises ValueError."""
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text, re.ASCII):
-        raise ValueError(f"'{text}' is not cpu, cuda or cuda:N")
-    return text
-
-
-def boolean(text: str) -> bool:
-    """``true`` or ``false``, or ``1`` or ``0``; raises ValueError."""
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise ValueError(f"'{text}' is neither true nor false")
-    return text.lower() in ("true", "1")
-
-
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """True if a value is of a declared type."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, arg) for arg in args)
-    if origin is Literal:
-        return value in args
-    if origin is tuple:
-        inner = args[:1] * len(value) if args[-1] is ... and isinstance(value, tuple) else args
-        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _described(kind: Any) -> str:
-    names = {int: "an integer", float: "a number", str: "a text", bool: "True or False"}
-    if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(map(_described, get_args(kind)))
-    return names.get(kind) or f"of type {getattr(kind, '__name__', None) if not get_args(kind) else kind}"

@@ -8,7 +8,17 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "modelopt_cli"
 
 ORDER = (
-    *("errors", "settings", "lazy_names", "text", "regular", "user_code", "_torchvision", "mend"),
+    *(
+        "errors",
+        "option_values",
+        "settings",
+        "lazy_names",
+        "text",
+        "regular",
+        "user_code",
+        "_torchvision",
+        "mend",
+    ),
     *("program", "artifact", "kernels", "data", "checkpoint"),
     *("measure", "training"),
     *("methods", "report"),

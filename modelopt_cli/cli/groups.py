@@ -12,15 +12,15 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from inspect import Parameter
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from modelopt_cli.cli.completion import completion
 from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.parameters import VERBOSE, key_of, parameter_of
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.errors import UsageError
 from modelopt_cli.settings import Config, Field, Setting, field_of, fields_of
@@ -98,12 +98,12 @@ class Signature:
                 options.append(each)
                 continue
             field = self.fields[each]
-            options.append(_parameter(each, field, field.spellings))
+            options.append(parameter_of(each, field, field.spellings))
             if older := tuple(flag for flag in field.setting.older if known[flag.partition("/")[0]] is field):
-                options.append(_parameter(each + _OLDER, field, older, hidden=True))
+                options.append(parameter_of(each + _OLDER, field, older, hidden=True))
         return [
             *options,
-            _VERBOSE,
+            VERBOSE,
             *([_HELP_ALL] if any(f.setting.advanced for f in self.fields.values()) else []),
         ]
 
@@ -203,61 +203,8 @@ def stdout_is_for_results() -> Iterator[None]:
         yield
 
 
-def _parameter(key: str, field: Field, flags: tuple[str, ...], hidden: bool = False) -> Parameter:
-    """An option as typer takes it: of texts, or a flag; None where it is not given."""
-    kind: Any = bool if field.type is bool else list[str] if field.several else str
-    if field.negatable and not hidden:
-        flags = ("/".join(flags),)
-    complete = completion(field)
-    option = typer.Option(
-        *flags,
-        autocompletion=complete,
-        help=described(field),
-        metavar=None if kind is bool else field.metavar,
-        show_default=False,
-        rich_help_panel=field.title,
-        hidden=hidden,
-    )
-    required = field.initial is MISSING
-    annotation = Annotated[kind if required else kind | None, option]  # type: ignore[valid-type]
-    default = Parameter.empty if required else None
-    return Parameter(key, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def described(field: Field) -> str:
-    """The help of an option, with its default."""
-    if field.setting.default is not None:
-        return f"{field.setting.help} [default: {field.setting.default}]"
-    if field.type is bool or field.initial in (None, MISSING, ()):
-        return field.setting.help
-    return f"{field.setting.help} [default: {field.initial}]"
-
-
-def key_of(field: Field) -> str:
-    """The name of the parameter that stands for an option."""
-    return field.flag.removeprefix("--").replace("-", "_")
-
-
 def _missing(text: Any) -> bool:
     return text is None or text == [] or text == ()
-
-
-_VERBOSE = Parameter(
-    "verbose",
-    Parameter.KEYWORD_ONLY,
-    default=0,
-    annotation=Annotated[
-        int,
-        typer.Option(
-            "-v",
-            "--verbose",
-            count=True,
-            show_default=False,
-            help="Tell more on stderr, layer by layer.",
-            rich_help_panel="Output",
-        ),
-    ],
-)
 
 
 def _show_all(ctx: typer.Context, wanted: bool) -> None:

@@ -86,7 +86,7 @@ def test_messages_name_arguments_in_python_and_flags_on_the_command_line():
     for field in fields_of(Paint):
         object.__setattr__(config, field.name, field.initial)
     object.__setattr__(config, "name", 3)
-    assert problems(config) == ["name: 3 is not a text"]
+    assert problems(config) == ["called: 3 is not a text"]
     with naming_flags():
         assert problems(config) == ["--called: 3 is not a text"]
         assert option("max_drop") == "--max-drop"

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from modelopt_cli.cli.console import Console
-from modelopt_cli.cli.groups import Work, key_of, signature_of
+from modelopt_cli.cli.groups import Work, signature_of
 from modelopt_cli.cli.options import OUTPUT
+from modelopt_cli.cli.parameters import key_of
 from modelopt_cli.cli.recipe.document import Options, Value
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.measure.config import EvalOptions, Gates

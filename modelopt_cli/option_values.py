@@ -1,0 +1,94 @@
+"""Texts that become values of options, rows that are named by texts, and complaints about both."""
+
+import math
+import re
+import types
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+Row = TypeVar("Row")
+
+
+def help_of(row: Any) -> str:
+    """The one-line description of a row of a table of choices."""
+    text: str = row if isinstance(row, str) else row.help
+    return text
+
+
+def row_named(text: str, rows: Mapping[str, Row]) -> Row | None:
+    """The row that ``text`` names, or None."""
+    for name, row in rows.items():
+        spelling = getattr(row, "spelling", None)
+        if spelling.fullmatch(text) if spelling else name == text:
+            return row
+    return None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A hint naming the entry of ``known`` nearest to ``word``, or None if nothing is near."""
+    spelled = {name.lower(): name for name in known}
+    nearest = get_close_matches(word.lower(), list(spelled), n=1)
+    return f"did you mean '{spelled[nearest[0]]}'?" if nearest else None
+
+
+def not_one_of(value: Any, choices: Iterable[str]) -> str:
+    """The complaint about a value that is none of ``choices``, with the nearest of them."""
+    hint = did_you_mean(str(value), choices)
+    return f"'{value}' is not one of {', '.join(choices)}" + (f"; {hint}" if hint else "")
+
+
+def number(text: str) -> float:
+    """A finite number; raises ValueError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"'{text}' is not a number")
+    return value
+
+
+def fraction(text: str) -> float:
+    """``0.3`` or ``30%``; raises ValueError."""
+    try:
+        return number(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        raise ValueError(f"'{text}' is neither a fraction such as 0.3 nor a percentage such as 30%") from None
+
+
+def parse_device(text: str) -> str:
+    """``cpu``, ``cuda`` or ``cuda:N``; raises ValueError."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text, re.ASCII):
+        raise ValueError(f"'{text}' is not cpu, cuda or cuda:N")
+    return text
+
+
+def boolean(text: str) -> bool:
+    """``true`` or ``false``, or ``1`` or ``0``; raises ValueError."""
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise ValueError(f"'{text}' is neither true nor false")
+    return text.lower() in ("true", "1")
+
+
+def is_of_type(value: Any, kind: Any) -> bool:
+    """True if a value is of a declared type."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(is_of_type(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        inner = args[:1] * len(value) if args[-1] is ... and isinstance(value, tuple) else args
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(is_of_type, value, inner))
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def type_in_words(kind: Any) -> str:
+    """A declared type in a complaint, such as ``an integer or a text``."""
+    names = {int: "an integer", float: "a number", str: "a text", bool: "True or False"}
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(type_in_words, get_args(kind)))
+    return names.get(kind) or f"of type {getattr(kind, '__name__', None) if not get_args(kind) else kind}"
