@@ -16,7 +16,7 @@ from modelopt_cli.checkpoint.arch import Architecture
 from modelopt_cli.checkpoint.build import build_loaded
 from modelopt_cli.checkpoint.integer_layers import restore_integer_layers
 from modelopt_cli.checkpoint.recognition import describe_nearest, recognise, recognise_state
-from modelopt_cli.checkpoint.sources import FORMS, check_found_spec, names_code, resolve
+from modelopt_cli.checkpoint.sources import FORMS, check_found_spec, names_library, resolve
 from modelopt_cli.checkpoint.state_file import read_state, state_bytes
 from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
 from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
@@ -282,7 +282,7 @@ def _open_artifact(found: Artifact, path: Path, arch: str | None, input_spec: In
 def _open_tensors(found: Artifact, path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
     """An artifact that holds tensors only: bare, or of a network that must be built from its spec."""
     tensors, sha256 = lazy_tensors(found), found.sha256
-    spec = arch or (tensors.arch if _is_ours(tensors.arch) else None)
+    spec = arch or (tensors.arch if names_library(tensors.arch) else None)
     if spec is not None and arch is None:
         sides = [side for tensor in described(tensors.state).values() for side in tensor.shape]
         check_found_spec(spec, max(sides, default=0), str(path))
@@ -296,10 +296,3 @@ def _open_tensors(found: Artifact, path: Path, arch: str | None, input_spec: Inp
     state = dict(module.state_dict())
     restore_integer_layers(module, tensors.history, tensors.encodings)
     return _captured(Opened(state, "artifact", sha256, None, module, architecture, notes, tensors=tensors))
-
-
-def _is_ours(spec: str | None) -> bool:
-    try:
-        return spec is not None and not names_code(spec)
-    except ArchitectureError:
-        return False

@@ -111,13 +111,12 @@ def parse_spec(text: str) -> ArchSpec:
     return ArchSpec(text, "file" if place.endswith(".py") else "module", place, name, options)
 
 
-def names_code(text: str) -> bool:
-    """True if a spec names the user's own code rather than a network of a library's or ours.
-
-    Raises:
-        ArchitectureError: it has none of the forms.
-    """
-    return SOURCES[parse_spec(text).source].code
+def names_library(text: str | None) -> bool:
+    """True if a spec names a network of a library's or ours, rather than the user's own code."""
+    try:
+        return text is not None and not SOURCES[parse_spec(text).source].code
+    except ArchitectureError:
+        return False
 
 
 def published_top1(text: str) -> float | None:
