@@ -21,7 +21,7 @@ from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.methods.share.config import INITS, SCOPES, TUNINGS, WEIGHTINGS
 from modelopt_cli.report.figure_rows import FIGURES
 from modelopt_cli.settings import fields_of, help_of
-from modelopt_cli.training.catalog import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
+from modelopt_cli.training.catalog import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TEACHERS
 
 Column = Callable[[Any], str]
 _MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -115,6 +115,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "augmentations": lambda: choices("preset", AUGMENTATIONS),
     "optimizers": lambda: choices("optimizer", OPTIMIZERS),
     "lr-schedules": lambda: choices("schedule", SCHEDULES),
+    "teachers": lambda: choices("teacher", TEACHERS),
     "figures": figures,
     "data": lambda: [
         ["spec", "data"],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.settings import option
 from modelopt_cli.training.distributed import world
 from modelopt_cli.training.interfaces import Callback, Objective, Trained, Training
 from modelopt_cli.training.interrupt import Signals
@@ -66,8 +67,8 @@ def fit(
     begun = time.monotonic()
     config = training.config
     if config.patience and training.val is None and not config.val_fraction:
-        hint = "give --val or --val-fraction"
-        raise UsageError("needs samples to validate on", where="--patience", hint=hint)
+        hint = f"give {option('val')} or {option('val_fraction')}"
+        raise UsageError("needs samples to validate on", where=option("patience"), hint=hint)
     objective = objective or objective_of(config)
     together = world(training.device)
     input_spec = training.train.input

@@ -16,6 +16,7 @@ from modelopt_cli.data import dataset as samples
 from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.data.workers import in_workers
 from modelopt_cli.errors import ModeloptError, UsageError
+from modelopt_cli.settings import option
 from modelopt_cli.training.augment import (
     BatchAugmentation,
     batch_augmentation,
@@ -122,7 +123,7 @@ def training_batches(
     )
     if data.size is None:
         if loaded is not None:
-            raise UsageError(f"{augment} needs images by number", where="--augment")
+            raise UsageError(f"{augment} needs images by number", where=option("augment"))
         return itertools.islice(_streamed(epoch_of), start_step, None)
     kept = None if epoch_of.drawn else in_memory(data, workers)
     return _batches(_Steps(epoch_of, kept, start_step), 0 if kept else workers)

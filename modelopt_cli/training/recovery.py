@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.settings import option
 from modelopt_cli.training.learner import Learner
 from modelopt_cli.training.objectives import CrossEntropy
 from modelopt_cli.training.snapshot import Place, kept, restore
@@ -30,7 +31,7 @@ class Diverged(UsageError):
     """Training has diverged at ``step``, which counts from 1."""
 
     def __init__(self, problem: str, step: int, steps: int, stage: str) -> None:
-        rate = "lower --lr, or limit the gradient with --clip"
+        rate = f"lower {option('lr')}, or limit the gradient with {option('clip')}"
         hint = rate if step > 1 else "look for it in the data and in the weights it starts from"
         super().__init__(f"{problem} at step {step} of {steps}", where=stage, hint=hint)
         self.step = step
@@ -99,8 +100,8 @@ class Recovery:
             return None
         return (
             f"the loss is still high: its mean over the last epoch is {place.loss:.4g}, where guessing has "
-            f"{guessing:.4g} and the first step had {place.start:.4g}; give more --epochs or another --lr, "
-            "and look at the labels"
+            f"{guessing:.4g} and the first step had {place.start:.4g}; give more {option('epochs')} or "
+            f"another {option('lr')}, and look at the labels"
         )
 
     def diverged(self, problem: str, step: int) -> Diverged:

@@ -4,6 +4,7 @@ import weakref
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError, UsageError
+from modelopt_cli.settings import option
 
 _splits: "weakref.WeakKeyDictionary[Data, dict[tuple[float, int], tuple[Data, Data | None]]]" = (
     weakref.WeakKeyDictionary()
@@ -45,10 +46,14 @@ def hold_out(data: Data, fraction: float) -> tuple[Data, Data]:
     """
     if data.size is None:
         raise UsageError(
-            f"{data.name} has no length to hold a share of", where="--val-fraction", hint="give --val"
+            f"{data.name} has no length to hold a fraction of",
+            where=option("val_fraction"),
+            hint=f"give {option('val')}",
         )
     size = len(data)
     held = max(1, round(fraction * size))
     if held >= size:
-        raise DataError(f"{size} samples are too few to hold some out", where=data.name, hint="give --val")
+        raise DataError(
+            f"{size} samples are too few to hold some out", where=data.name, hint=f"give {option('val')}"
+        )
     return data.split(held)

@@ -178,5 +178,5 @@ def test_distill_features_lose_nothing_to_bfloat16_and_autocast(kind: type[Hint]
 def test_distill_features_refuse(
     kind: type[Hint] | type[Attention], student: Shape, teacher: Shape, said: str
 ) -> None:
-    with pytest.raises(UsageError, match=f"^--loss: .*{said}"):
+    with pytest.raises(UsageError, match=f"^loss: .*{said}"):
         kind(student, teacher)

@@ -190,5 +190,5 @@ def test_distill_logits_take_mixed_labels_except_dkd() -> None:
             assert LOSSES[name].make(STUDENT, TEACHER, mixed, T) == LOSSES[name].make(
                 STUDENT, TEACHER, LABELS, T
             )
-    with pytest.raises(UsageError, match=r"^--loss: dkd needs one label for each sample"):
+    with pytest.raises(UsageError, match=r"^loss: dkd needs one label for each sample"):
         logit_losses.dkd(STUDENT, TEACHER, mixed, T)

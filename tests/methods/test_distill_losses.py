@@ -51,7 +51,7 @@ def test_distill_terms_are_parsed_and_written_again(
         ("HINT@a", "unknown loss 'HINT'; did you mean 'hint'?"),
         (
             "wasserstein",
-            "unknown loss 'wasserstein'; there are ce, kd, mse, dkd, std, dist, hint, at, rkd, crd",
+            f"unknown loss 'wasserstein'; there are {', '.join(LOSSES)}",
         ),
         ("", "unknown loss ''"),
         ("kd+", "unknown loss ''"),

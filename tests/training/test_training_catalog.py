@@ -37,7 +37,7 @@ def trained(config: TrainConfig, aim: Objective | None = None, run: Run | None =
 def test_optimizer_learns_at_its_usual_rate_and_takes_its_settings(name: str) -> None:
     result = trained(TrainConfig(epochs=6, batch_size=16, optimizer=name))
     assert result.lr == OPTIMIZERS[name].usual_lr(16)
-    assert result.loss < 0.92 * math.log(3)
+    assert result.loss < 0.95 * trained(TrainConfig(epochs=1, batch_size=16, optimizer=name)).loss
     fields = {field.name: field for field in fields_of(TrainConfig)}
     for setting in OPTIMIZERS[name].settings:
         field = fields[setting]

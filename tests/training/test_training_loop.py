@@ -291,7 +291,7 @@ def test_a_loss_that_is_not_finite_names_the_step(
     training = Training(DATA, config=TrainConfig(epochs=3, batch_size=16, lr=1e30, save_every=save_every))
     with (
         Run(tmp_path / "run", identity={}, resume=False) as run,
-        pytest.raises(UsageError, match=r"tune: .* at step (\d+) of 12; lower --lr") as caught,
+        pytest.raises(UsageError, match=r"tune: .* at step (\d+) of 12; lower lr") as caught,
     ):
         fit(network, replace(training, run=run), seed=0, stage="tune", callbacks=[watcher])
     saved = run.load("tune")
@@ -379,7 +379,7 @@ def small_norms() -> nn.Module:
         (sparse_network, {}, UsageError, "sparse gradients"),
         (small_norms, {"config": TrainConfig(batch_size=1)}, InputError, "raise --batch-size"),
         (lambda: nn.Linear(5, 2), {}, DataError, "cannot run on samples of shape"),
-        (small_network, {"config": TrainConfig(patience=3)}, UsageError, "--patience: needs samples"),
+        (small_network, {"config": TrainConfig(patience=3)}, UsageError, "patience: needs samples"),
         (small_network, {"config": TrainConfig(teacher="self")}, UsageError, "no earlier network"),
         (small_network, {"train": open_data("synthetic:2x6x6?n=4")}, DataError, "no labels"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 2)), {}, DataError, "has 3 classes"),

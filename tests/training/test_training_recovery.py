@@ -131,9 +131,7 @@ def test_interrupted_after_any_step_it_ends_with_the_same_bytes(more: dict[str, 
 def test_a_few_returns_and_no_more() -> None:
     notes: list[str] = []
     training = Training(DATA, config=replace(CONFIG, lr=1e30), note=notes.append)
-    with pytest.raises(
-        UsageError, match=r"train: the loss is not a finite number at step 2 of 16; lower --lr"
-    ):
+    with pytest.raises(UsageError, match=r"train: the loss is not a finite number at step 2 of 16; lower lr"):
         fit(small_network(), training, seed=5)
     assert [note.rpartition(" with the learning rate ")[2] for note in notes] == [
         f"{1e30 / 4**i:.3g} instead of {4e30 / 4**i:.3g}" for i in range(1, 6)

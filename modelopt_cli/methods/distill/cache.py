@@ -37,7 +37,6 @@ FORMAT = 1
 LARGEST = 1 << 36
 """Bytes that a cache may have, 64 GiB: a too long augmentation cycle shall not fill a disk."""
 _CHECKSUM = 4
-_ANOTHER = "give another folder, or --force"
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,9 @@ def _is_same(header: Path, about: bytes, request: CacheRequest) -> bool:
     except ArtifactError:
         problem = f"holds a damaged {HEADER}"
     if problem and not request.force:
-        raise UsageError(problem, where=str(request.folder), hint=_ANOTHER)
+        raise UsageError(
+            problem, where=str(request.folder), hint=f"give another folder, or {option('force')}"
+        )
     return not problem
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.distill.logit_losses import full_precision
+from modelopt_cli.settings import option
 
 Shape = tuple[int, ...]
 """Shape of a feature, without the batch."""
@@ -66,8 +67,8 @@ class Attention(nn.Module):
         if len(student) == 1:
             raise UsageError(
                 "at compares positions, and a vector has none",
-                where="--loss",
-                hint="name another layer, or use hint",
+                where=option("loss"),
+                hint="name another layer, or use another loss",
             )
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -92,20 +93,20 @@ def _check(student: Shape, teacher: Shape) -> None:
         if len(shape) not in _KINDS:
             raise UsageError(
                 f"the {who}'s feature has the shape {shape}",
-                where="--loss",
+                where=option("loss"),
                 hint="name a layer that gives (C, H, W), (T, C) or (C,)",
             )
     kinds = _KINDS[len(student)], _KINDS[len(teacher)]
     if kinds[0] != kinds[1]:
         raise UsageError(
             f"the student's feature is {kinds[0]}, the teacher's {kinds[1]}",
-            where="--loss",
+            where=option("loss"),
             hint="name layers of one kind",
         )
     if len(student) == 2 and student[0] != teacher[0]:
         raise UsageError(
             f"the student has {student[0]} tokens, the teacher {teacher[0]}",
-            where="--loss",
+            where=option("loss"),
             hint="name layers with equally many",
         )
 

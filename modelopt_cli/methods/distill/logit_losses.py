@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.settings import option
 
 DKD_ALPHA = 1.0
 """Weight in ``dkd`` of the probability of the label's class."""
@@ -65,8 +66,8 @@ def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) ->
     if labels.dim() != 1:
         raise UsageError(
             "dkd needs one label for each sample, and mixed samples have several",
-            where="--loss",
-            hint="leave out --mixup, or use kd",
+            where=option("loss"),
+            hint=f"leave out {option('mixup')}, or use another loss",
         )
     with full_precision(student, teacher) as (student, teacher):
         hit, others = zip(*(_decoupled(z / temperature, labels) for z in (student, teacher)), strict=True)
