@@ -41,7 +41,7 @@ def restore_integer_layers(
     """
     nothing: dict[str, Any] = {}
     last = next((e for e in reversed(history) if e.get("method") == "quantize"), nothing)
-    rebuilt = REBUILT.get(last.get("config", {}).get("scheme"))
+    rebuilt = REBUILT.get(str(last.get("config", {}).get("scheme")))  # a file may say anything
     if rebuilt is None:
         return
     skipped = last.get("skipped", {})

@@ -9,12 +9,12 @@ from quantize_networks import captured, count, images, on_state, quantized, smal
 from torch import Tensor, nn
 from torchvision import models
 
+from modelopt_cli.checkpoint.integer_layers import restore_integer_layers
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.state_dict import restore
 from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.quantized import DynamicLinear
 
@@ -88,14 +88,14 @@ def test_dynamic_without_a_graph(options: dict[str, Any]) -> None:
     assert set(done.encodings) == {"fc.weight"}
     rebuilt = copy.deepcopy(net)
     rebuilt.load_state_dict(done.state)
-    restore(rebuilt, ({"method": "quantize", "config": config.as_dict()},), done.encodings)
+    restore_integer_layers(rebuilt, ({"method": "quantize", "config": config.as_dict()},), done.encodings)
     assert isinstance(rebuilt.fc, DynamicLinear)
     torch.testing.assert_close(rebuilt.fc.float_weight(), done.state["fc.weight"])
     x = images(4, 3, 9, 9)
     with torch.inference_mode():
         assert sqnr(net(x), rebuilt(x)) > 30
     plain = copy.deepcopy(net)
-    restore(plain, (), done.encodings)
+    restore_integer_layers(plain, (), done.encodings)
     assert isinstance(plain.fc, nn.Linear)
 
 

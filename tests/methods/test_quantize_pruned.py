@@ -17,13 +17,13 @@ from modelopt_cli.artifact import (
 )
 from modelopt_cli.artifact.encodings import compact, pruned_names
 from modelopt_cli.artifact.reader import read_tensors
+from modelopt_cli.checkpoint.integer_layers import restore_integer_layers
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure.evaluated_model import EvaluatedModel
 from modelopt_cli.measure.size import measure_size
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.state_dict import restore
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, Weighted
@@ -262,7 +262,7 @@ def test_dynamic_layers_of_an_untraced_network_are_put_back() -> None:
     entry = {"method": "quantize", "config": config.as_dict(), "skipped": done.skipped}
     rebuilt = Normed().eval()
     rebuilt.load_state_dict(done.state)
-    restore(rebuilt, (entry,), done.encodings)
+    restore_integer_layers(rebuilt, (entry,), done.encodings)
     assert isinstance(rebuilt.fc, DynamicLinear)
     assert isinstance(rebuilt.head, nn.Linear)
     assert torch.equal(rebuilt.fc.weight == 0, done.state["fc.weight"] == 0)
@@ -280,7 +280,7 @@ def test_layers_stored_as_int8_before_stay_so_and_become_no_dynamic_ones() -> No
     entry = {"method": "quantize", "config": config.as_dict(), "skipped": done.skipped}
     rebuilt = Normed().eval()
     rebuilt.load_state_dict(done.state)
-    restore(rebuilt, (entry,), done.encodings)
+    restore_integer_layers(rebuilt, (entry,), done.encodings)
     assert isinstance(rebuilt.fc, DynamicLinear)
     assert isinstance(rebuilt.head, nn.Linear)
 
