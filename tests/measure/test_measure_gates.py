@@ -147,7 +147,7 @@ def test_a_speedup_is_judged_by_what_is_sure() -> None:
 def test_too_few_runs_for_an_interval_are_refused() -> None:
     require_conditions(Gates(min_speedup=1.5), Conditions(labelled=False, runs=6))
     require_conditions(Gates(max_drop=1), Conditions(labelled=True, runs=0))
-    with pytest.raises(UsageError, match=r"min_speedup.*give runs 6 or more"):
+    with pytest.raises(UsageError, match=r"min_speedup.*give latency_runs 6 or more"):
         require_conditions(Gates(min_speedup=1.5), Conditions(labelled=True, runs=5))
 
 
