@@ -40,7 +40,7 @@ from modelopt_cli.methods.stages import Stages
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import Coverage
-from modelopt_cli.report.plan import Plan, cost_of
+from modelopt_cli.report.dry_run import Plan, cost_of
 from modelopt_cli.training import AUGMENTATIONS, fit
 
 SCRATCH = "scratch"

@@ -14,7 +14,7 @@ from modelopt_cli.measure import Evaluation
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import Coverage
-from modelopt_cli.report.plan import Plan
+from modelopt_cli.report.dry_run import Plan
 from modelopt_cli.training import Trained
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.program.history import history_entry
-from modelopt_cli.report.plan import Plan, cost_of
+from modelopt_cli.report.dry_run import Plan, cost_of
 from modelopt_cli.training import Trained, Training, fit
 
 STAGE = "train"

@@ -56,5 +56,5 @@ def draw_curve(
     from modelopt_cli import report
     from modelopt_cli.api.distilling import SCRATCH
 
-    report.draw_curve(training.log(output), path, beside=[SCRATCH], force=force)
+    report.draw_curve(training.log(output), path, overlaid=[SCRATCH], force=force)
     console.note(f"drew {path}")

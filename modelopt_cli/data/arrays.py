@@ -53,7 +53,7 @@ class ArraySource(Source):
         return f"{self._where} row {index}"
 
     def load(self, index: int) -> tuple[Raw, Label]:
-        """A PIL image; or a tensor: float32 of a float array, int64 of rows of whole numbers."""
+        """Return a PIL image, or a tensor: float32 of a float array, int64 of rows of integers."""
         array, label = self.images[index], self.unusable or int(self.labels[index])
         if self.ready:
             kind = np.float32 if array.dtype.kind == "f" else np.int64
@@ -64,7 +64,7 @@ class ArraySource(Source):
 
 
 def wrong_labels(labels: NDArray[Any], count: int, where: str) -> DataError | None:
-    """The reason why labels are not one whole number from 0 for every image, or None."""
+    """Reason why labels are not one integer from 0 for every image, or None."""
     if labels.shape != (count,):
         return DataError(f"{count} images, but labels of shape {labels.shape}", where=where)
     if labels.dtype.kind not in "iu":

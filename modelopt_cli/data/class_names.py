@@ -14,7 +14,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Match:
-    """Where each of the data's classes is among the network's.
+    """Places of the data's classes among those of the network.
 
     Attributes:
         positions: of the network, one for each of the data's classes.
@@ -49,8 +49,8 @@ def match_names(names: Sequence[str], classes: Sequence[str], where: str) -> Mat
     twice = {key for names in (keys, known) for key, count in Counter(names).items() if count > 1}
     places = {key: i for i, key in enumerate(known) if key not in twice}
     if all(key in places for key in keys):
-        found = tuple(places[key] for key in keys)
-        return Match(found, _by_name(len(names), len(classes)) if found != own else None)
+        positions = tuple(places[key] for key in keys)
+        return Match(positions, _by_name(len(names), len(classes)) if positions != own else None)
     strangers = [i for i, key in enumerate(keys) if key not in places]
     if len(names) == len(classes) and all(places.get(key, i) == i for i, key in enumerate(keys)):
         first = strangers[0]

@@ -49,7 +49,7 @@ _NAME_THEM = "name the columns path and label"
 
 
 def open_csv(spec: DataSpec) -> Source:
-    """``csv:FILE``: columns path,label; paths relative to the file; labels whole numbers or class names."""
+    """Open ``csv:FILE``: columns path,label; paths relative to the file; labels integers or class names."""
     table = Path(spec.target)
     rows = _rows(table)
     if not rows:

@@ -94,7 +94,7 @@ class Data:
         return self.source.where(index if self.indices is None else self.indices[index])
 
     def with_labels(self, names: tuple[str, ...] | None = None) -> "Data":
-        """The same data where labels are read, mapped to the network's classes if both have names.
+        """Return the data with labels read, mapped to the network's classes if both have names.
 
         Args:
             names: of the network's classes, in logit order, or None.
@@ -118,7 +118,7 @@ class Data:
             return False
 
     def fits(self, classes: int) -> "Data":
-        """The same data, with labels held below ``classes``.
+        """Return the data, with labels held below ``classes``.
 
         Raises:
             DataError: a label is known to be too large; others are found when their batch is read.
@@ -132,7 +132,7 @@ class Data:
         return replace(self, classes=classes)
 
     def sample(self, n: int, seed: int = 0) -> "Data":
-        """A random subset of ``n`` samples, none twice, in their old order; of a stream the first ``n``.
+        """Draw a random subset of ``n`` samples, none twice, in their old order; of a stream the first ``n``.
 
         The same ``n``, ``seed`` and data give the same subset. With fewer than ``n`` samples, all of them.
         """
@@ -164,7 +164,7 @@ class Data:
             workers: decoding processes; an iterable-style dataset is always read in this one.
 
         Yields:
-            Images ``(N, *input.shape)``, float32, or int64 where a source gives whole numbers; and labels,
+            Images ``(N, *input.shape)``, float32, or int64 where a source gives integers; and labels,
             int64 ``(N,)``.
 
         Raises:
@@ -213,7 +213,7 @@ class Data:
             raise
 
     def _check(self, image: Tensor, label: Label, index: int) -> tuple[Tensor, int]:
-        """The sample, if it is what it must be; where it is costs a look into its file, so only if not."""
+        """Return the sample if it is valid; its name may cost a look into a file, and is for errors alone."""
         if tuple(image.shape) != self.input.shape:
             got, want = ("x".join(map(str, s)) or "a scalar" for s in (image.shape, self.input.shape))
             hint = (
@@ -224,11 +224,11 @@ class Data:
             raise DataError(f"is {got}, where {want} is expected", where=self.source.where(index), hint=hint)
         if self.transform is None and not bool(torch.isfinite(image).all()):
             raise DataError("holds NaN or infinity", where=self.source.where(index), hint="clean the data")
-        wanted = DTYPES[self.input.dtype]
-        if image.dtype.is_floating_point > wanted.is_floating_point:
-            what = f"holds fractions, where {self.input.dtype} is expected"
-            raise DataError(what, where=self.source.where(index), hint="give whole numbers")
-        return image.to(wanted), self._label(label, index) if self.labelled and self.reads_labels else -1
+        dtype = DTYPES[self.input.dtype]
+        if image.dtype.is_floating_point > dtype.is_floating_point:
+            message = f"holds fractions, where {self.input.dtype} is expected"
+            raise DataError(message, where=self.source.where(index), hint="give whole numbers")
+        return image.to(dtype), self._label(label, index) if self.labelled and self.reads_labels else -1
 
     def _label(self, label: Label, index: int) -> int:
         if isinstance(label, DataError):

@@ -24,7 +24,7 @@ _DEFAULT_SPLIT = {"ImageNet": "val", "Imagenette": "val", "Places365": "val"}
 
 
 class TorchvisionSource(Source):
-    """A dataset of ``torchvision.datasets``, which yields PIL images and whole-number labels."""
+    """Dataset of ``torchvision.datasets``, which yields PIL images and integer labels."""
 
     def __init__(self, name: str, dataset: Any) -> None:
         self.name = name
@@ -177,7 +177,7 @@ def _has_label(item: Any) -> bool:
 
 
 def pair(item: Any, where: str) -> tuple[Tensor, Label]:
-    """A sample as a float32 or int64 tensor on the CPU, and its label or why it has none."""
+    """Return a sample as a float32 or int64 tensor on the CPU, and its label or why it has none."""
     label: Label = DataError("has no label", where=where)
     if not _has_label(item):
         image = item if isinstance(item, Tensor) else item[0]
@@ -201,7 +201,7 @@ def _label(label: Any, where: str) -> Label:
 
 
 def whole_label(label: Any, where: str) -> int:
-    """A label as an int, from an int, a NumPy integer or a one-element integer tensor."""
+    """Return a label as an int, from an int, a NumPy integer or a one-element integer tensor."""
     if isinstance(label, Tensor) and label.numel() == 1 and not label.is_floating_point():
         label = label.item()
     if isinstance(label, bool) or not isinstance(label, int | np.integer):

@@ -113,7 +113,7 @@ def _decoded(stream: IO[bytes]) -> Image.Image:
 
 
 def open_folder(spec: DataSpec) -> Source:
-    """A folder with one folder per class; labels follow the sorted names, as in torchvision's ImageFolder."""
+    """Open a folder of class folders; labels follow the sorted names, as in torchvision's ImageFolder."""
     root = spec.target
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
@@ -156,7 +156,7 @@ def _is_image(path: str) -> bool:
 
 
 def _left_out(root: str, files: Sequence[str], used: set[str]) -> str | None:
-    """A count of the files that are not read, by suffix; hidden ones only where they are images."""
+    """Count the files that are not read, by suffix; hidden ones only where they are images."""
     kinds: Counter[str] = Counter()
     for path in files:
         name = os.path.basename(path)
@@ -172,7 +172,7 @@ def _left_out(root: str, files: Sequence[str], used: set[str]) -> str | None:
 
 
 def _sorted_as_text(root: str, names: Sequence[str]) -> str | None:
-    """A warning where folders named by numbers do not have those numbers' order."""
+    """Warn where folders named by numbers do not have those numbers' order."""
     if not all(name.isdecimal() for name in names):
         return None
     numbers = [int(name) for name in names]

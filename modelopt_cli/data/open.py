@@ -22,22 +22,22 @@ def open_data(
     seed: int = 0,
     labels: bool = True,
 ) -> Data:
-    """Open what ``--data`` names and settle how its samples become the network's input.
+    """Open data and settle how its samples become the network's input.
 
     Args:
         spec: a folder of class folders, ``csv:FILE``, ``tar:PATTERN``, ``parquet:PATTERN``, ``idx:DIR``,
             ``torchvision:NAME@ROOT``, ``npz:FILE``, ``FILE.py:CALLABLE``, ``digits`` or
             ``synthetic:3x224x224``; see ``docs/data.md``. Or samples that are open already.
-        input_spec: what the network expects, as far as it is known.
-        overrides: what the user said instead.
-        seed: of synthetic noise.
-        labels: whether they are read; calibration and the like do without, and take any targets or none.
+        input_spec: input that the network expects, as far as it is known.
+        overrides: preprocessing that the user asks for instead.
+        seed: seed of synthetic noise.
+        labels: True if they are read; calibration and the like do without, and take any targets or none.
 
     Returns:
         Data whose ``input`` holds the sample's shape and the preprocessing to record.
 
     Raises:
-        DataError: the spec is malformed, or what it names is missing, empty, unreadable or of another shape.
+        DataError: the spec is malformed, or the data is missing, empty, unreadable or of another shape.
         EnvironmentFailure: an optional package is missing.
         UsageError: an override is out of range or contradicts another.
     """

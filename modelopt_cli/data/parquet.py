@@ -74,7 +74,7 @@ class ParquetSource(Source):
         return decode(io.BytesIO(content)), self.unusable or int(self.labels[index])
 
     def _group(self, number: int, rows: int) -> Any:
-        """A row group's images, an Arrow array of bytes."""
+        """Read a row group's images, an Arrow array of bytes."""
         if number not in self._kept:
             file, group = self.groups[number]
             images = _read_images(self.paths[file], group, self.image)
@@ -93,7 +93,7 @@ class ParquetSource(Source):
 
 
 class _Table:
-    """What is read of a file when it is opened.
+    """Part of a file that is read when it is opened.
 
     Attributes:
         labels: int32, one for each row; -1 where they cannot be used.
@@ -126,7 +126,7 @@ def open_parquet(spec: DataSpec) -> Source:
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[Any]:
-    """A file, for as long as it is read: what stays open would have to survive a fork.
+    """Open a file for as long as it is read: a file that stays open would have to survive a fork.
 
     Raises:
         DataError: it cannot be read, here or in the body.
@@ -162,7 +162,7 @@ def _check_images(schema: Any, image: str, path: str) -> None:
 
 
 def _check_labels(schema: Any, label: str, path: str) -> None:
-    """The same for the labels."""
+    """Refuse a file without the column of labels, or with something else in it."""
     import pyarrow
 
     _check_column(schema, label, path)

@@ -28,8 +28,8 @@ def find_shards(pattern: str) -> list[str]:
     for path in [pattern] if os.path.lexists(pattern) else _expanded(pattern):
         matches = [path] if os.path.lexists(path) else glob.glob(path, recursive=True)
         if not matches:
-            what = "matches no file" if glob.has_magic(path) else "no such file"
-            raise DataError(what, where=path, hint="give a path, a glob or a range like {000..009}")
+            message = "matches no file" if glob.has_magic(path) else "no such file"
+            raise DataError(message, where=path, hint="give a path, a glob or a range like {000..009}")
         found.update(matches)
     for path in sorted(found):
         if not os.path.isfile(path):
@@ -107,6 +107,6 @@ class Shards:
 
 
 def shown(name: str) -> str:
-    """A name from inside a file, on one line and not too long."""
+    """Return a name from inside a file on one line, not too long."""
     line = name if name.isprintable() else ascii(name)[1:-1]
     return line if len(line) <= _LONGEST_NAME else f"{line[: _LONGEST_NAME - 1]}…"

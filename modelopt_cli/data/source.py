@@ -1,4 +1,4 @@
-"""Where samples come from, before preprocessing."""
+"""Sources of samples, before preprocessing."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ class Source(ABC):
         """
 
     def where(self, index: int) -> str:
-        """What to call the sample in an error."""
+        """Name of the sample for an error."""
         return f"{self.name} sample {index}"
 
 
@@ -64,7 +64,7 @@ class Stream(ABC):
     def __iter__(self) -> Iterator[tuple[Tensor, Label]]: ...
 
     def where(self, index: int) -> str:
-        """What to call the sample in an error."""
+        """Name of the sample for an error."""
         return f"{self.name} sample {index}"
 
 

@@ -24,7 +24,7 @@ _CALLABLE = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Z
 
 @dataclass(frozen=True)
 class DataKind:
-    """A kind of data that ``--data`` can name.
+    """Kind of data that ``--data`` can name.
 
     Attributes:
         help: one line for the documentation.
@@ -60,7 +60,7 @@ class DataKind:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A parsed value of ``--data``.
+    """Parsed value of ``--data``.
 
     Attributes:
         text: the value as it was given.

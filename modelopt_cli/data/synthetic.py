@@ -18,7 +18,7 @@ _LARGEST = 2**28
 
 
 class SyntheticSource(Source):
-    """Standard normal noise, or whole numbers; a sample depends on the seed and its index alone."""
+    """Standard normal noise, or integers; a sample depends on the seed and its index alone."""
 
     ready = True
     labelled = False

@@ -38,7 +38,7 @@ class TarSource(Source):
         self.unusable = index.unusable
         if len(self.labels) == 0:
             suffixes = ", ".join(SUFFIXES)
-            raise DataError(f"holds no samples ({suffixes} beside .cls or .json)", where=name)
+            raise DataError(f"holds no samples ({suffixes} next to .cls or .json)", where=name)
         self.num_classes = None if self.unusable else int(self.labels.max()) + 1
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class _Index:
             self.ends.append(len(self.labels))
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """Where each shard's samples end; then offset, size and label of each, and its blocks of headers."""
+        """Ends of the shards' samples; then of each sample its offset, size, label, and header blocks."""
         columns = (self.ends, self.offsets, self.sizes, self.labels, self.leads)
         return tuple(np.frombuffer(column, dtype=column.typecode) for column in columns)
 
@@ -96,8 +96,8 @@ class _Index:
                 self._add_sample(shard, parts)
                 current, parts = key, {}
             if part in parts:
-                what = "is a second image" if part == "image" else f"is a second .{part}"
-                raise DataError(f"{what} of its sample", where=_name(path, member), hint=_ADJACENT)
+                message = "is a second image" if part == "image" else f"is a second .{part}"
+                raise DataError(f"{message} of its sample", where=_name(path, member), hint=_ADJACENT)
             if part:
                 parts[part] = member
         self._add_sample(shard, parts)
@@ -147,7 +147,7 @@ def open_tar(spec: DataSpec) -> Source:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """What names the sample, and ``image``, ``cls`` or ``json``, or nothing for what is not read.
+    """Split a name into the sample's key, and ``image``, ``cls``, ``json``, or nothing for other files.
 
     A hidden file belongs to no sample; its key is empty.
     """

@@ -27,7 +27,7 @@ Read = Callable[[int, int], bytes]
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a tar file.
+    """File in a tar file.
 
     Attributes:
         name: as it is stored.
@@ -62,8 +62,10 @@ def members(read: Read, length: int, where: str) -> Iterator[Member]:
             continue
         name = f"{where}: {shown(member.name)}"
         if kind not in _FILES:
-            what = "a sparse file" if kind == tarfile.GNUTYPE_SPARSE else "a link, a device or the like"
-            raise DataError(f"is {what}", where=name, hint="pack plain files only")
+            kind_of_file = (
+                "a sparse file" if kind == tarfile.GNUTYPE_SPARSE else "a link, a device or the like"
+            )
+            raise DataError(f"is {kind_of_file}", where=name, hint="pack plain files only")
         if member.size > length - member.offset:
             raise DataError("goes on after the end of the file", where=name, hint=_AGAIN)
         yield member

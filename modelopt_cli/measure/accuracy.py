@@ -92,7 +92,7 @@ class Tally:
         self._predicted.append(_lowest_of_largest(checked))
 
     def result(self) -> Predictions:
-        """All batches together.
+        """Join the batches.
 
         Raises:
             DataError: there was none.
@@ -206,8 +206,8 @@ def failing_in_one_line(images: Tensor, where: str) -> Iterator[None]:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         if is_out_of_memory(error):
             hint = SMALLER_BATCHES if len(images) > 1 else None
-            what = f"not enough memory for a batch of {len(images)}"
-            raise EnvironmentFailure(what, where=where, hint=hint) from error
+            message = f"not enough memory for a batch of {len(images)}"
+            raise EnvironmentFailure(message, where=where, hint=hint) from error
         # Batch norm says so in training.
         hint = "raise --batch-size" if "more than 1 value per channel" in first else None
         raise DataError(

@@ -20,7 +20,7 @@ GATES_TITLE = "Gates (exit code 1 if not met)"
 
 @dataclass(frozen=True)
 class EvalOptions(Config, title="Measuring"):
-    """How to run and what to measure.
+    """Settings of an evaluation.
 
     Attributes:
         baseline: index of the reference among the models.
@@ -68,7 +68,7 @@ class EvalOptions(Config, title="Measuring"):
     workers: Annotated[
         int,
         Setting(
-            "Processes that load data besides this one.", least=0, title=_RUNNING, shared=True, advanced=True
+            "Processes that load data next to this one.", least=0, title=_RUNNING, shared=True, advanced=True
         ),
     ] = 0
     seed: Annotated[

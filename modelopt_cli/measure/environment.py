@@ -1,4 +1,4 @@
-"""On what the figures were taken: a latency means nothing without it."""
+"""Machine and versions that figures were measured on: a latency means nothing without them."""
 
 import os
 import platform
@@ -31,7 +31,7 @@ class Environment:
 
 
 def environment(threads: int, device: str = "cpu") -> Environment:
-    """What the figures of this run are taken on."""
+    """Machine and versions of this run."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name()
     return Environment(name, str(torch.__version__), threads, device)
 

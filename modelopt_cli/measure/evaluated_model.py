@@ -43,7 +43,7 @@ class EvaluatedModel:
 
     Attributes:
         path: as the user wrote it.
-        model: the network in evaluation form; None for a bare state dict that no architecture fits,
+        model: the network, in evaluation mode; None for a bare state dict that no architecture fits,
             which is then measured by its size alone.
         program: the same network as a Program; None where it cannot be traced.
         file_bytes: length of the file.

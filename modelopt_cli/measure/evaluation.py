@@ -85,9 +85,9 @@ class GateResult:
 
     Attributes:
         name: of the option, without the dashes, e.g. ``max-drop``.
-        limit: what the user asked for.
-        value: what the limit is held against, in the same unit; None if it was not measured.
-        passed: whether the limit is kept. What was not measured fails.
+        limit: set by the user.
+        value: figure held against the limit, in the same unit; None if it was not measured.
+        passed: True if the limit is kept. A figure that was not measured fails.
         model: index of the model.
         end: ``lower`` or ``upper`` where ``value`` is that end of the 95 % interval.
     """

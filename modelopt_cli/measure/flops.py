@@ -1,4 +1,4 @@
-"""How much arithmetic one sample costs.
+"""Arithmetic that one sample costs.
 
 Convention: ``macs`` counts multiply-accumulates of convolutions, linear layers and matrix products,
 the two products of attention included, at batch size 1. FLOPs are twice that. Not counted, as in most
@@ -57,7 +57,7 @@ class Macs:
 
 
 def count_macs(model: nn.Module, shape: Shape, dtype: InputType = "float32") -> Macs:
-    """Count what ``model`` computes for one sample of ``shape``, by running it once on zeros.
+    """Count the multiply-accumulates of one sample, by running the model once on zeros.
 
     A graph (a Program, or any ``fx.GraphModule``) is counted node by node with the tables of
     ``formulas.py``. What they do not know, and any model without a graph, is counted by torch's
@@ -72,7 +72,7 @@ def count_macs(model: nn.Module, shape: Shape, dtype: InputType = "float32") -> 
             return _count_graph(model, x) if isinstance(model, fx.GraphModule) else _count_module(model, x)
     except ModeloptError:
         raise
-    except Exception as error:  # whatever a layer makes of what it is given
+    except Exception as error:  # a layer may raise anything on inputs that it does not take
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArchitectureError(f"does not run on an input of shape {(1, *shape)}: {reason}") from error
 
@@ -105,13 +105,13 @@ class _GraphCounter(fx.Interpreter):
     def _formula(self, node: fx.Node, args: Args, kwargs: Kwargs, out: Any) -> int | None:
         if node.op == "call_module":
             module = self.fetch_attr(str(node.target))
-            found = _module_formula(module)
-            return found(module, args, kwargs, out) if found else None
+            of_module = _module_formula(module)
+            return of_module(module, args, kwargs, out) if of_module else None
         formula = _function_formula(node)
         return formula(args, kwargs, out) if formula else None
 
     def _unknown(self, node: fx.Node) -> bool:
-        """Whether torch has to count this one: no formula, or einsum's, which may decline."""
+        """True if torch has to count a node: it has no formula, or einsum's, which may decline."""
         if node.op == "call_module":
             module = self.fetch_attr(str(node.target))
             return _module_formula(module) is None and not isinstance(module, Quantized)

@@ -1,4 +1,4 @@
-"""What each kind of layer and function costs: a literal table from kind to formula.
+"""Costs of each kind of layer and function: a literal table from kind to formula.
 
 A formula takes the layer (for modules), the arguments and the result, and gives multiply-accumulates.
 The convention is that of :mod:`modelopt_cli.measure.flops`.

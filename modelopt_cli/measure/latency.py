@@ -1,6 +1,6 @@
-"""How long one forward pass takes: interleaved, warmed up, with its spread.
+"""Latency of a forward pass: interleaved, warmed up, with its spread.
 
-All models are timed in the same rounds. A round calls every model once, in an order drawn afresh, so
+All models are timed in the same rounds. A round calls every model once, in a newly drawn order, so
 whatever drifts (heat, another process) hits all of them alike. The figures are the median and the
 distance between the quartiles, because the tail belongs to the machine rather than to the model.
 """
@@ -57,7 +57,7 @@ class Latency:
 def sample_input(
     input_spec: InputSpec, batch_size: int, *, seed: int = 0, device: str = "cpu", below: int = 2
 ) -> Tensor:
-    """A batch of noise, see ``program.samples``; images are channels-last, as a decoder delivers them."""
+    """Make a batch of noise, see ``program.samples``; images are channels-last, as decoders give them."""
     x = noise(input_spec, batch_size, seed=seed, below=below).to(device)
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 

@@ -1,4 +1,4 @@
-"""Walks through networks layer by layer: where one fails, and where its values depart from another's."""
+"""Layer-wise passes: where a network fails, and where its values depart from those of another."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -20,14 +20,14 @@ _FUSED = 3
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A value on its way through a network.
+    """Value computed on the way through a network.
 
     Attributes:
         key: of a graph, the node; of another network, the path of the module.
         layer: the name that a user knows it by.
         sources: keys of the values it is made from, as far as known.
-        value: whatever it is; of a quantized layer, the real values.
-        helper: whether a quantized graph has it for the sake of a node, ``NODE_sum`` say.
+        value: of any type; of a quantized layer, the real values.
+        helper: True if a quantized graph has it for the sake of a node, ``NODE_sum`` say.
     """
 
     key: str
@@ -47,7 +47,7 @@ See = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class Fall:
-    """A layer after which the signal-to-noise is lower: its name, and the dB before and after it."""
+    """Layer after which the signal-to-noise is lower: its name, and the dB before and after it."""
 
     layer: str
     before: float
@@ -73,22 +73,22 @@ def first_fault(network: nn.Module, x: Tensor, healthy: nn.Module | None = None)
 
 def failing_layer(network: nn.Module, x: Tensor) -> str | None:
     """The layer that raises on a batch; None where none does."""
-    return _walk(network, x, lambda step: None)
+    return _pass(network, x, lambda step: None)
 
 
-def steepest_fall(given: nn.Module, made: nn.Module, x: Tensor) -> Fall | None:
-    """The layer of ``made`` that loses the most signal-to-noise against ``given``, the first of several.
+def steepest_fall(original: nn.Module, compressed: nn.Module, x: Tensor) -> Fall | None:
+    """Find the layer of ``compressed`` that loses the most signal-to-noise against ``original``.
 
     Values are compared by the names of nodes or modules. A quantized layer may stand for several nodes, a
     convolution and its activation say: the value it is most like counts.
 
     Returns:
-        The layer, called as in ``given``; None where nothing can be compared.
+        The layer, called as in ``original``; None where nothing can be compared.
     """
     known: dict[str, Step] = {}
-    _walk(given, x, lambda step: known.update({step.key: step}))
-    comparison = _Comparison(known, _followers(given))
-    _walk(made, x, comparison.see)
+    _pass(original, x, lambda step: known.update({step.key: step}))
+    comparison = _Comparison(known, _followers(original))
+    _pass(compressed, x, comparison.see)
     return max(comparison.falls, key=lambda fall: fall.depth, default=None)
 
 
@@ -102,13 +102,13 @@ class _Comparison:
 
     def see(self, step: Step) -> None:
         before = min((self.quality.get(key, _USUAL_DB) for key in step.sources), default=_USUAL_DB)
-        found = (snr_db(wanted, step.value) for wanted in self._wanted(step))
-        after = max((each for each in found if each is not None), default=before)
+        ratios = (snr_db(candidate, step.value) for candidate in self._candidates(step))
+        after = max((each for each in ratios if each is not None), default=before)
         self.quality[step.key] = after = min(after, _USUAL_DB)
         if after < before:
             self.falls.append(Fall(self.known[step.counterpart].layer, before, after))
 
-    def _wanted(self, step: Step) -> Iterator[Tensor]:
+    def _candidates(self, step: Step) -> Iterator[Tensor]:
         """Candidates for the value that a step must compute."""
         if step.counterpart not in self.known or not _is_real(step.value):
             return
@@ -134,28 +134,28 @@ def _followers(network: nn.Module) -> dict[str, list[str]]:
 def _faults(network: nn.Module, x: Tensor) -> list[str]:
     """Layers that give values that are not finite, in order, and at the end the one that raises."""
     found: list[str] = []
-    last = _walk(network, x, lambda step: None if is_finite(step.value) else found.append(step.layer))
+    last = _pass(network, x, lambda step: None if is_finite(step.value) else found.append(step.layer))
     return found if last is None else [*found, last]
 
 
-def _walk(network: nn.Module, x: Tensor, see: See) -> str | None:
+def _pass(network: nn.Module, x: Tensor, see: See) -> str | None:
     """Show every value to ``see``; returns the layer that raises, if one does."""
-    walk = _walk_graph if isinstance(network, fx.GraphModule) else _walk_modules
+    run = _pass_graph if isinstance(network, fx.GraphModule) else _pass_modules
     with torch.inference_mode():
-        return walk(network, x, see)
+        return run(network, x, see)
 
 
-def _walk_graph(network: Any, x: Tensor, see: See) -> str | None:
-    walker = _Walker(network, see)
+def _pass_graph(network: Any, x: Tensor, see: See) -> str | None:
+    interpreter = _ValueInterpreter(network, see)
     try:
-        walker.run(x.clone())
+        interpreter.run(x.clone())
     except Exception:
-        if walker.failed is None:
+        if interpreter.failed is None:
             raise
-    return walker.failed
+    return interpreter.failed
 
 
-class _Walker(fx.Interpreter):
+class _ValueInterpreter(fx.Interpreter):
     """Runs a graph node by node and shows each value."""
 
     def __init__(self, network: fx.GraphModule, see: See) -> None:
@@ -180,7 +180,7 @@ class _Walker(fx.Interpreter):
         return value
 
 
-def _walk_modules(network: nn.Module, x: Tensor, see: See) -> str | None:
+def _pass_modules(network: nn.Module, x: Tensor, see: See) -> str | None:
     """Visit the outputs of the modules of a network without a graph, each taken to be made from the last."""
     entered: list[str] = []
     before: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What opening a file costs, measured in a process of its own: seconds, and peak memory.
+"""Costs of opening a file, measured in a process of its own: seconds, and peak memory.
 
 The seconds go from the path to a network that is ready to run: reading, checking the digest, decoding,
 building it and preparing its kernels, but not importing torch. Memory is the highest resident size after the
@@ -20,7 +20,7 @@ _TIMEOUT_S = 600
 
 @dataclass(frozen=True)
 class Job:
-    """What the child is to do.
+    """Work of the child process.
 
     Attributes:
         path: file to load.
@@ -43,7 +43,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Loading:
-    """What opening a file took.
+    """Costs of opening a file.
 
     Attributes:
         seconds: the median of a few times, or the one time if that took long; None where it failed.
@@ -57,7 +57,7 @@ class Loading:
 
 
 def measure_loading(job: Job, timeout_s: float = _TIMEOUT_S) -> Loading:
-    """Start the child and wait for its answer; a failure is a reason, never an exception."""
+    """Start the child and wait for its result; a failure is a reason, never an exception."""
     command = [sys.executable, "-P", "-m", "modelopt_cli.measure.load_time_child"]
     try:
         done = subprocess.run(
@@ -74,7 +74,7 @@ def measure_loading(job: Job, timeout_s: float = _TIMEOUT_S) -> Loading:
         return Loading(None, None, f"no answer within {timeout_s:g} s")
     except (OSError, ValueError) as error:
         return Loading(None, None, f"cannot start a process: {error}")
-    return _answer(done)
+    return _result(done)
 
 
 def peak_memory_cuda(run: Callable[[], object], device: str) -> int:
@@ -96,12 +96,14 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
-def _answer(done: "subprocess.CompletedProcess[str]") -> Loading:
+def _result(done: "subprocess.CompletedProcess[str]") -> Loading:
     lines = done.stdout.splitlines()
     try:
-        answer = json.loads(lines[-1]) if done.returncode == 0 else {}
-        peak = answer["peak_bytes"]
-        return Loading(float(answer["seconds"]), None if peak is None else int(peak))
+        result = json.loads(lines[-1]) if done.returncode == 0 else {}
+        peak = result["peak_bytes"]
+        return Loading(float(result["seconds"]), None if peak is None else int(peak))
     except (ValueError, LookupError, TypeError):
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        return Loading(None, None, said[-1].strip() if said else f"the child ended with {done.returncode}")
+        errors = [line for line in done.stderr.splitlines() if line.strip()]
+        return Loading(
+            None, None, errors[-1].strip() if errors else f"the child ended with {done.returncode}"
+        )

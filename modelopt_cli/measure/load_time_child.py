@@ -1,6 +1,6 @@
 """The process that opens one file, runs it once and says how long and how much memory that took.
 
-One JSON job on standard input, one JSON answer on standard output's last line. Linux' ``VmHWM`` is read
+One JSON job on standard input, one JSON result on standard output's last line. Linux' ``VmHWM`` is read
 rather than ``ru_maxrss``: the latter starts, across ``exec``, from the peak of the parent process.
 """
 
@@ -27,15 +27,15 @@ _ENOUGH_S = 1.0  # what takes longer is not worth repeating
 
 
 def main() -> int:
-    """Read a job, do it, answer; errors go to standard error as one line."""
+    """Read a job, do it, print the result; errors go to standard error as one line."""
     raw = json.loads(sys.stdin.read())
     job = Job(**{**raw, "shape": None if raw["shape"] is None else tuple(raw["shape"])})
     try:
-        answer = json.dumps(measure_here(job))
+        result = json.dumps(measure_here(job))
     except Exception as error:  # whatever it is, the parent reports it and goes on
         sys.stderr.write(" ".join(str(error).split()) or type(error).__name__)
         return 1
-    sys.stdout.write(f"\n{answer}\n")  # on a line of its own, whatever the user's code printed before
+    sys.stdout.write(f"\n{result}\n")  # on a line of its own, whatever the user's code printed before
     return 0
 
 
@@ -58,7 +58,7 @@ def measure_here(job: Job) -> dict[str, float | None]:
 
 
 def _prepare(job: Job) -> None:
-    """Have done what any process has to do once, whatever it opens."""
+    """Do what any process has to do once, whatever it opens."""
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     if job.arch is not None:

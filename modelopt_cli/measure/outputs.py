@@ -23,7 +23,7 @@ def structure(outputs: Any) -> Any:
 
 
 def tensors(outputs: Any) -> Iterator[Tensor]:
-    """All tensors in a network's outputs, in order."""
+    """Yield all tensors in a network's outputs, in order."""
     if isinstance(outputs, Tensor):
         yield outputs
     elif isinstance(outputs, Mapping | list | tuple):

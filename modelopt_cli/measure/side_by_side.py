@@ -38,7 +38,7 @@ def evaluate(
     Raises:
         UsageError: no evaluated, or a baseline that is not among them.
         DataError: the models take different inputs, or the data does not suit them.
-        InputError: a model is no classifier, or answers NaN.
+        InputError: a model is no classifier, or gives NaN.
         EnvironmentFailure: the memory or the device does not suffice.
     """
     options = options or EvalOptions()
@@ -75,7 +75,7 @@ class _Run:
             self._check_inputs(self.data)
         with latency.threads(self.options.threads) as threads:
             macs = {i: self._macs(self.models[i]) for i in self.runnable}
-            answers = self._answers()
+            predictions = self._predictions()
             latencies = self._latencies()
         timed = {self.models[i].path: found for i, found in latencies.items()}
         available = cores() if self.options.device == "cpu" else math.inf
@@ -86,7 +86,7 @@ class _Run:
                 path=evaluated.path,
                 size=measure_size(evaluated),
                 macs=macs.get(i),
-                accuracy=summarise(answers.get(i)),
+                accuracy=summarise(predictions.get(i)),
                 latency=latencies.get(i),
                 peak_bytes=loadings[i].peak_bytes,
                 coverage=evaluated.coverage.fraction if evaluated.coverage else None,
@@ -98,7 +98,7 @@ class _Run:
         return Evaluation(
             models=models,
             baseline=self.options.baseline,
-            comparisons=compare_all(models, answers, self.options.baseline),
+            comparisons=compare_all(models, predictions, self.options.baseline),
             environment=environment(threads, self.options.device),
             data=None if self.data is None else self.data.name,
             notes=tuple(self.notes),
@@ -113,7 +113,7 @@ class _Run:
             raise ArchitectureError(error.message, where=evaluated.path, hint=error.hint) from error
 
     def _check_inputs(self, data: LabelledBatches) -> None:
-        """All models see the same tensors, so they must take the same shape."""
+        """Refuse models that take different shapes: all see the same tensors."""
         if not self.runnable:
             raise DataError("no model can be run on it", where=data.name, hint="give --arch")
         first = self.models[self.runnable[0]]
@@ -132,8 +132,8 @@ class _Run:
                     f"{other.path} records another preprocessing than {first.path}; both saw the same samples"
                 )
 
-    def _answers(self) -> dict[int, accuracy.Predictions]:
-        """Every runnable model's answers on the data, batch by batch."""
+    def _predictions(self) -> dict[int, accuracy.Predictions]:
+        """Predictions of each runnable model on the data, batch by batch."""
         data, options = self.data, self.options
         if data is None:
             return {}
@@ -162,7 +162,7 @@ class _Run:
         return {i: tally.result() for i, tally in tallies.items()}
 
     def _samples(self, data: LabelledBatches) -> int | None:
-        """How many samples will come, where the data can tell."""
+        """Number of samples to come, where the data can tell."""
         try:
             length = len(data)  # type: ignore[arg-type]
         except (TypeError, NotImplementedError):
@@ -189,7 +189,7 @@ class _Run:
             variant, name = fastest_variant(evaluated.model, x, seed=options.seed)
             calls.append((variant, x))
             variants.append(name)
-            self._report("fastest form", done + 1, len(self.runnable))
+            self._report("fastest variant", done + 1, len(self.runnable))
         times = latency.time_interleaved(
             calls,
             warmup=options.warmup,

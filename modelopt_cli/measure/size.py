@@ -1,4 +1,4 @@
-"""How large a model is: bytes on disk, parameters, non-zeros, bits per weight.
+"""Size of a model: bytes on disk, parameters, non-zeros, bits per weight.
 
 A *parameter* is one learned number of the network: weights, biases, embeddings, class tokens, and the
 scales and shifts of its norms. The int8 weight of a quantized layer counts as the layer it replaces.
@@ -20,7 +20,7 @@ from modelopt_cli.program.quantized import Quantized
 
 # What a quantized layer keeps in a buffer because integers cannot be nn.Parameters.
 _WEIGHT_KEYS = frozenset({"weight", "bias", "in_proj_weight", "in_proj_bias"})
-# What a bare state dict holds beside parameters.
+# Tensors of a bare state dict that are no parameters.
 _STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its header
 _MAX_HEADER = 100 << 20
@@ -68,7 +68,7 @@ def measure_size(evaluated: EvaluatedModel) -> Size:
 
 
 def times_smaller(size: Size, base: Size) -> float | None:
-    """How many times smaller a model is than the baseline; None where it has no bytes.
+    """Return how many times smaller a model is than the baseline; None where it has no bytes.
 
     The ratio of the files or of the network's tensors, whichever is less: an optimizer's state in the
     baseline is no gain, and a header that outweighs small tensors is a loss.
@@ -80,7 +80,7 @@ def times_smaller(size: Size, base: Size) -> float | None:
 
 
 def logical_parameters(model: nn.Module) -> Iterator[Tensor]:
-    """Every parameter of ``model`` once, those of quantized layers included."""
+    """Yield every parameter of ``model`` once, those of quantized layers included."""
     yield from model.parameters()
     seen: set[int] = set()
     for module in model.modules():

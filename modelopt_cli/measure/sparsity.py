@@ -1,4 +1,4 @@
-"""What zeros in the weights do for speed, in one line, so that nobody takes them for a speed-up."""
+"""A note on zeros among the weights, so that nobody takes them for a speedup."""
 
 from collections import Counter
 
@@ -12,7 +12,7 @@ _WITHOUT = "only 2:4 weights of linear layers in half precision and of int8 laye
 
 
 def sparsity_note(program: Program, device: str = "cpu") -> str | None:
-    """How much of a pruned Program is zero, and whether that makes it faster on a device.
+    """Say how much of a pruned Program is zero, and if that makes it faster on a device.
 
     Args:
         program: after ``kernels.prepare`` for the device.

@@ -1,4 +1,4 @@
-"""How much faster one model is than another, and how sure that is.
+"""Speedup of one model over another, with its interval.
 
 A round calls every model once, so the ratio of two times of the same round leaves out what slowed the round
 as a whole. The speedup is the median of these ratios. Its 95 % interval reaches from one of the ordered
@@ -56,7 +56,7 @@ def paired_speedup(base: Sequence[float], other: Sequence[float]) -> Speedup:
 def interval_rank(count: int) -> int:
     """Rank, from either end of ``count`` ordered values, of the ends of the median's 95 % interval.
 
-    The largest ``k`` with ``2 P(Binomial(count, 1/2) < k) <= 0.05``, in whole numbers; 0 if there is none.
+    The largest ``k`` with ``2 P(Binomial(count, 1/2) < k) <= 0.05``, in integers; 0 if there is none.
     """
     rank, term, below = 0, 1, 1
     while 2 * _TAIL * below <= 1 << count:

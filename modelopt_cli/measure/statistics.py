@@ -1,6 +1,6 @@
-"""How much worse one model is than another on the same samples, and how sure that is.
+"""Statistics of the difference of two accuracies on the same samples.
 
-Both models answer the same samples, so only the samples where exactly one of them is right say
+Both models see the same samples, so only the samples where exactly one of them is right say
 anything about the difference. Two classical results are used:
 
 - the exact McNemar test (McNemar, 1947, Psychometrika 12:153): under no difference, each of those
@@ -25,7 +25,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Interval:
-    """A paired difference of accuracies, in percentage points.
+    """Paired difference of accuracies, in percentage points.
 
     Attributes:
         drop_pp: baseline accuracy minus the other's; positive means the other is worse.
@@ -47,7 +47,7 @@ class Interval:
 
 
 def paired_difference(base_correct: BoolArray, other_correct: BoolArray) -> Interval:
-    """Compare two models that answered the same samples.
+    """Compare two models on the same samples.
 
     Args:
         base_correct: ``(N,)``, whether the baseline is right on each sample.
@@ -57,14 +57,14 @@ def paired_difference(base_correct: BoolArray, other_correct: BoolArray) -> Inte
         ValueError: the two do not describe the same, non-empty set of samples.
     """
     if base_correct.shape != other_correct.shape or base_correct.ndim != 1 or base_correct.size == 0:
-        raise ValueError("the two models must have answered the same, non-empty list of samples")
+        raise ValueError("the two models must have seen the same, non-empty list of samples")
     lost = int(np.count_nonzero(base_correct & ~other_correct))
     gained = int(np.count_nonzero(~base_correct & other_correct))
     return paired_difference_from_counts(lost, gained, int(base_correct.size))
 
 
 def paired_difference_from_counts(lost: int, gained: int, samples: int) -> Interval:
-    """The same from the two discordant counts and the number of pairs."""
+    """Compare two models by the two counts of discordant pairs and the number of pairs."""
     low, high = tango_interval(lost, gained, samples)
     return Interval(
         drop_pp=100.0 * (lost - gained) / samples,
@@ -80,7 +80,7 @@ def paired_difference_from_counts(lost: int, gained: int, samples: int) -> Inter
 def mcnemar_exact(lost: int, gained: int) -> float:
     """Two-sided exact McNemar p-value, ``min(1, 2 P(Binomial(lost + gained, 1/2) <= min))``.
 
-    Computed in whole numbers, so it is exact up to the final division.
+    Computed in integers, so it is exact up to the final division.
     """
     trials, smaller = lost + gained, min(lost, gained)
     term = total = 1

@@ -1,6 +1,7 @@
 """Display of results: tables, JSON, Markdown, CSV, plots."""
 
 from modelopt_cli.report.curves import draw_curve
+from modelopt_cli.report.dry_run import plan_json, plan_table
 from modelopt_cli.report.evaluation_table import group, html, plain_text, svg, table, to_svg
 from modelopt_cli.report.exports import check_export, csv_text, export, markdown_text, to_json
 from modelopt_cli.report.layers import (
@@ -10,7 +11,6 @@ from modelopt_cli.report.layers import (
     layer_table,
     layers_json,
 )
-from modelopt_cli.report.plan import plan_json, plan_table
 from modelopt_cli.report.plots import plot_sensitivity, require_plots
 from modelopt_cli.report.pruned import (
     pruned_json,

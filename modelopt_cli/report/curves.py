@@ -12,7 +12,7 @@ from modelopt_cli.training.log import read_metrics
 _WIDTH_INCHES, _PANEL_INCHES, _REST_INCHES = 8.0, 2.6, 1.0
 _LEGEND_COLUMNS = 6
 _STYLES = ("-", "--", ":")
-"""Of the lines after all ten colours were used, so that no two look alike."""
+"""Line styles, the next after all ten colours were used, so that no two lines look alike."""
 _PANELS = (
     ("loss", "training loss,\nmean over the epoch"),
     ("val_top1", "validation accuracy,\ntop-1 (%)"),
@@ -21,7 +21,7 @@ _PANELS = (
 
 @dataclass(frozen=True)
 class Course:
-    """What one stage of a training reports.
+    """Course of one stage of a training.
 
     Attributes:
         stage: its name in the log.
@@ -34,7 +34,7 @@ class Course:
     figures: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name, _ in _PANELS})
 
 
-def draw_curve(log: Path, path: Path, *, beside: Sequence[str] = (), force: bool = False) -> None:
+def draw_curve(log: Path, path: Path, *, overlaid: Sequence[str] = (), force: bool = False) -> None:
     """Draw loss and validation accuracy, where there is any, by epoch.
 
     Stages follow each other on the axis. The same log gives the same bytes with the same matplotlib.
@@ -42,7 +42,7 @@ def draw_curve(log: Path, path: Path, *, beside: Sequence[str] = (), force: bool
     Args:
         log: the ``metrics.jsonl`` of a run.
         path: where to write; its suffix is the format.
-        beside: stages that start at the left edge beside the others, which they are to be compared with.
+        overlaid: stages that start at the left edge, to be compared with the others.
         force: replace an existing file.
 
     Raises:
@@ -52,7 +52,7 @@ def draw_curve(log: Path, path: Path, *, beside: Sequence[str] = (), force: bool
         EnvironmentFailure: matplotlib is missing; no space or no permission.
     """
     require_plots(path)
-    found = courses(read_metrics(log), beside)
+    found = courses(read_metrics(log), overlaid)
     panels = [panel for panel in _PANELS if panel[0] == "loss" or _is_known(panel[0], found)]
     figure = new_figure(_WIDTH_INCHES, _REST_INCHES + _PANEL_INCHES * len(panels))
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
@@ -66,12 +66,12 @@ def draw_curve(log: Path, path: Path, *, beside: Sequence[str] = (), force: bool
     save(figure, path, force=force)
 
 
-def courses(metrics: Sequence[dict[str, Any]], beside: Sequence[str] = ()) -> list[Course]:
+def courses(metrics: Sequence[dict[str, Any]], overlaid: Sequence[str] = ()) -> list[Course]:
     """The stages in the order of their first lines; each starts where the one before it ended.
 
     Args:
         metrics: the lines of a log.
-        beside: as for :func:`draw_curve`.
+        overlaid: as for :func:`draw_curve`.
     """
     found: dict[str, Course] = {}
     start = end = 0
@@ -79,10 +79,10 @@ def courses(metrics: Sequence[dict[str, Any]], beside: Sequence[str] = ()) -> li
         stage = line["stage"]
         if stage not in found:
             found[stage] = Course(stage)
-            start = 0 if stage in beside else end
+            start = 0 if stage in overlaid else end
         place = start + line["epoch"]
         found[stage].epochs.append(place)
-        end = end if stage in beside else place
+        end = end if stage in overlaid else place
         for name, values in found[stage].figures.items():
             value = line.get(name)
             values.append(nan if value is None else value)

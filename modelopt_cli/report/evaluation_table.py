@@ -50,7 +50,7 @@ def headings(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def rows(evaluation: Evaluation) -> tuple[Row, ...]:
-    """All rows in which at least one model has a figure."""
+    """Return all rows in which at least one model has a figure."""
     comparisons = {c.model: c for c in evaluation.comparisons}
     shown = []
     for figure in FIGURES.values():

@@ -110,7 +110,7 @@ def csv_text(evaluation: Evaluation) -> str:
 
 
 def markdown_text(evaluation: Evaluation) -> str:
-    """A table with one column for each model, then the gates and the conditions as a list."""
+    """Return a table with one column for each model, then the gates and the conditions as a list."""
     titles = [
         f"{_literal(name)} (baseline)"
         if i == evaluation.baseline and len(evaluation.models) > 1

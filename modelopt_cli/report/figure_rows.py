@@ -14,7 +14,7 @@ from modelopt_cli.measure.metrics import METRICS, Metric
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of the table, a field of JSON and CSV, or both.
+    """Row of the table, field of JSON and CSV, or both.
 
     Attributes:
         help: one line for the documentation.
@@ -62,7 +62,7 @@ def megabytes(count: int) -> str:
 
 
 def millions(count: int) -> str:
-    """A count with a unit that keeps it short."""
+    """Write a count with a unit that keeps it short."""
     for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if count >= size:
             return f"{count / size:.2f} {unit}"
@@ -70,7 +70,7 @@ def millions(count: int) -> str:
 
 
 def _times(value: float, better: str, worse: str) -> str | None:
-    """A factor in words, turned over where it is below one: nobody reads "0.80x faster" right."""
+    """Write a factor in words, turned over where it is below one: nobody reads "0.80x faster" right."""
     if not value > 0:
         return None
     if round(max(value, 1 / value), 2) == 1:

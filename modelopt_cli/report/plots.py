@@ -30,7 +30,7 @@ def require_plots(path: str | Path) -> None:
 def plot_sensitivity(table: Sequence[Sensitivity], path: str | Path) -> None:
     """Draw what each part of a network minds: a row for each part, a column for each sparsity.
 
-    The colour is the divergence of the answers, on a logarithmic scale, and the number the agreement in
+    The colour is the divergence of the logits, on a logarithmic scale, and the number the agreement in
     percent. The same table gives the same bytes with the same matplotlib.
 
     Args:
@@ -61,7 +61,7 @@ def plot_sensitivity(table: Sequence[Sensitivity], path: str | Path) -> None:
             axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_yticks(range(len(table)), [part.name for part in table], fontsize=7)
     axes.set_xticks(range(columns), _headings(table, columns))
-    axes.set_xlabel("removed from this part alone; in the cells, the share of answers that stay the same")
+    axes.set_xlabel("removed from this part alone; in the cells, the share of predictions that stay the same")
     figure.colorbar(image, label="KL divergence, nats")
     save(figure, path, force=True)
 

@@ -19,7 +19,7 @@ _WHOLE = 1.0
 
 
 def pruned_table(layers: Sequence[PrunedLayer]) -> RenderableType:
-    """Every layer: how many of its weights are left, its shape before and after, or why it is whole."""
+    """Table of every layer: weights that are kept, shape before and after, or why it is unpruned."""
     grid = Table(box=None, pad_edge=False)
     grid.add_column("layer", overflow="fold")
     grid.add_column("kind", overflow="fold")
@@ -51,7 +51,7 @@ def _shapes(layer: PrunedLayer) -> str:
 
 
 def target_line(target: Reached) -> str:
-    """A target with its figure reached, in percent: removed for a sparsity, left for other fractions."""
+    """Line on a target and what was reached, in percent: removed for a sparsity, else kept."""
     lines = {row.metric: row.line for row in BUDGETS.values() if row.line}
     if target.metric in lines:
         return lines[target.metric].format(wanted=target.wanted, reached=target.reached)
@@ -78,7 +78,7 @@ def pruned_json(layers: Sequence[PrunedLayer]) -> list[dict[str, Any]]:
 
 
 def sensitivity_table(parts: Sequence[Sensitivity]) -> RenderableType:
-    """One line for each part: the divergence of the answers, and how many stay the same."""
+    """Table with one line for each part: divergence of the logits, and predictions that stay the same."""
     columns = _columns(parts)
     grid = Table(box=None, pad_edge=False)
     grid.add_column("part", overflow="fold")
@@ -88,7 +88,7 @@ def sensitivity_table(parts: Sequence[Sensitivity]) -> RenderableType:
         points = {_column(point): point for point in part.points}
         grid.add_row(Text(printable(part.name)), *(_cell(points.get(column), column) for column in columns))
     line = (
-        "KL divergence of the answers in nats, and how many name the same class, with this part alone pruned"
+        "KL divergence of the logits in nats, and predictions that stay the same, with this part alone pruned"
     )
     return Group(grid, Text(line, style="dim"))
 

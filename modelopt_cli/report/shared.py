@@ -12,7 +12,7 @@ from modelopt_cli.text import printable
 
 
 def shared_table(layers: Sequence[SharedLayer]) -> RenderableType:
-    """Every layer: how many values it has, what they take, how far they are off, or why it was left."""
+    """Table of every layer: number of values, bits, error, or why it was left out."""
     grid = Table(box=None, pad_edge=False)
     grid.add_column("layer", overflow="fold")
     grid.add_column("kind", overflow="fold")

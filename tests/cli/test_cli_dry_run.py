@@ -11,7 +11,7 @@ import torch
 import modelopt_cli
 from modelopt_cli.cli.main import main
 from modelopt_cli.methods.distill.teacher import Teacher
-from modelopt_cli.report.plan import duration
+from modelopt_cli.report.dry_run import duration
 from modelopt_cli.training import timing
 from modelopt_cli.training.learner import Learner
 

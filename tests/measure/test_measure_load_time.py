@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from modelopt_cli.measure.load_time import Job, Loading, _answer, measure_loading
+from modelopt_cli.measure.load_time import Job, Loading, _result, measure_loading
 
 JOB = Job("net.pth", None, (8,), 1, threads=1)
 
@@ -60,7 +60,7 @@ def child(megabytes: int, *seconds: float) -> tuple[Loading, int]:
         text=True,
         check=False,
     )
-    return _answer(done), int(done.stderr)
+    return _result(done), int(done.stderr)
 
 
 def test_the_child_reports_what_loading_adds_and_nothing_else() -> None:
@@ -117,7 +117,7 @@ def failed(reason: str) -> Loading:
     ],
 )
 def test_answers(code: int, out: str, err: str, expected: Loading) -> None:
-    assert _answer(subprocess.CompletedProcess([], code, out, err)) == expected
+    assert _result(subprocess.CompletedProcess([], code, out, err)) == expected
 
 
 def test_a_python_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

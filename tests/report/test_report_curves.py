@@ -46,7 +46,7 @@ def points(svg: Path) -> list[int]:
 
 
 def test_stages_follow_each_other_and_the_comparison_starts_at_the_left(tmp_path: Path) -> None:
-    found = courses(read_metrics(log_of(tmp_path, DISTILLED)), beside=["scratch"])
+    found = courses(read_metrics(log_of(tmp_path, DISTILLED)), overlaid=["scratch"])
     assert [(course.stage, course.epochs) for course in found] == [
         ("distill", [1, 2, 3]),
         ("finetune", [4, 5]),
@@ -67,7 +67,7 @@ def test_one_that_is_compared_does_not_move_those_after_it(tmp_path: Path) -> No
 def test_both_panels_have_every_stage_and_say_what_they_show(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "curve.svg"
-    draw_curve(log_of(tmp_path, DISTILLED), path, beside=["scratch"])
+    draw_curve(log_of(tmp_path, DISTILLED), path, overlaid=["scratch"])
     found = texts(path)
     for text in ("epochs", "training loss,", "validation accuracy,", "top-1 (%)"):
         assert found.count(text) == 1

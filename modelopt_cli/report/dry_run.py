@@ -18,7 +18,7 @@ from modelopt_cli.training import TimeEstimate
 
 @dataclass(frozen=True)
 class Cost:
-    """A network and what it costs, counted as in the table.
+    """Costs of a network, counted as in the table.
 
     Attributes:
         role: ``network``, ``teacher`` or ``student``.
@@ -35,7 +35,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command would train, and how long that would take.
+    """Plan of a command: networks to train, and the time that takes.
 
     Attributes:
         networks: teachers first.
@@ -52,30 +52,30 @@ class Plan:
 
     @property
     def epochs(self) -> int:
-        """Of all trainings together."""
+        """Epochs of all trainings together."""
         return sum(stage.epochs for stage in self.stages)
 
     @property
     def steps(self) -> int:
-        """Of all trainings together."""
+        """Steps of all trainings together."""
         return sum(stage.steps for stage in self.stages)
 
     @property
     def seconds(self) -> float:
-        """Of all trainings together; measuring the result and writing it come on top."""
+        """Seconds of all trainings together; measuring the result and writing it come on top."""
         return sum(stage.seconds for stage in self.stages)
 
 
 def cost_of(
     role: str, name: str, network: nn.Module, shape: tuple[int, ...], dtype: InputType = "float32"
 ) -> Cost:
-    """What a network costs that takes samples of ``shape``."""
+    """Count the costs of a network that takes samples of ``shape``."""
     parameters = sum(tensor.numel() for tensor in logical_parameters(network))
     return Cost(role, name, parameters, count_macs(network, shape, dtype).flops)
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """Every network, every stage of training, and how long it would take in all."""
+    """Table of every network, every stage of training, and the time in all."""
     lines = [_total_line(plan)]
     if plan.predicted_bytes is not None:
         lines.append(f"the file would have about {plan.predicted_bytes:,} bytes")
@@ -102,7 +102,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def duration(seconds: float) -> str:
-    """A time with as many digits as anyone needs: ``4.2 ms``, ``37 s``, ``12 min 5 s``, ``3 h 20 min``."""
+    """Write a time with enough digits: ``4.2 ms``, ``37 s``, ``12 min 5 s``, ``3 h 20 min``."""
     if seconds < 0.9995:
         return f"{1e3 * seconds:.3g} ms"
     if seconds < 10:
@@ -157,7 +157,7 @@ def _stages(plan: Plan) -> Table:
 
 
 def _step(stage: TimeEstimate) -> str:
-    """How long one takes; where logits are kept, also one that finds them."""
+    """Time of one epoch; where logits are kept, also of the one that computes them."""
     text, kept = duration(stage.seconds_per_step), stage.seconds_per_kept_step
     return text if kept is None else f"{text}, then {duration(kept)}"
 
