@@ -117,10 +117,9 @@ class TestArtifacts:
         module = resolve("builtin:lenet5?width=0.1").build().eval()
         self.write(dict(module.state_dict()), "builtin:lenet5?width=0.1", tmp_path)
         opened = open_model(tmp_path / "a.safetensors")
-        assert opened.module is not None
-        assert opened.tensors is not None
+        assert opened.program is not None
         images = torch.rand(1, 1, 28, 28)
-        assert torch.equal(opened.module(images), module(images))
+        assert torch.equal(opened.program(images), module(images))
 
     def test_a_spec_in_a_file_never_imports_code(self, tmp_path: Path) -> None:
         (tmp_path / "net.py").write_text("open(__file__ + '.ran', 'w')")
