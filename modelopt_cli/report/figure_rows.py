@@ -105,7 +105,7 @@ def _of_metric(name: str, metric: Metric) -> Figure:
     return Figure(
         metric.help,
         metric.title,
-        lambda model: model.accuracy and model.accuracy.metrics[name],
+        lambda model: model.accuracy and model.accuracy.metrics.get(name),
         lambda value: f"{value:.{metric.digits}f}{metric.unit}",
         column=metric.column,
     )

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from modelopt_cli.measure import Evaluation
+from modelopt_cli.measure.metrics import METRICS
 from modelopt_cli.report import to_json
 from modelopt_cli.report.exports import json_text
 
@@ -18,8 +19,7 @@ MODEL = {
         "macs",
         "bits_per_weight",
         "samples",
-        "top1",
-        "top5",
+        *METRICS,
     ),
     *("latency_ms", "coverage", "weight_coverage", "load_s"),
 }
@@ -63,8 +63,7 @@ def test_what_was_not_measured_is_null(evaluation: Evaluation) -> None:
         "macs",
         "bits_per_weight",
         "samples",
-        "top1",
-        "top5",
+        *METRICS,
         "latency_ms",
         "coverage",
         "weight_coverage",
