@@ -13,15 +13,16 @@ import math
 import operator
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.option_names import flag_of
+from modelopt_cli.option_names import naming_flags as naming_flags
+from modelopt_cli.option_names import option as option
 from modelopt_cli.option_values import boolean as boolean
 from modelopt_cli.option_values import did_you_mean as did_you_mean
 from modelopt_cli.option_values import fraction as fraction
@@ -34,7 +35,6 @@ from modelopt_cli.option_values import row_named as row_named
 
 CALIBRATION = "Calibration"
 """Title of the options that say what data a method looks at."""
-_FLAGS: ContextVar[bool] = ContextVar("flags", default=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ class Field:
     def flag(self) -> str:
         """The option's long spelling, such as ``--max-drop``."""
         long = [flag for flag in self.setting.flags if flag.startswith("--")]
-        return long[0] if long else _flag(self.name)
+        return long[0] if long else flag_of(self.name)
 
     @property
     def negatable(self) -> bool:
@@ -122,7 +122,7 @@ class Field:
     @property
     def label(self) -> str:
         """The name to use in a message: the option's on the command line, else the argument's."""
-        return self.flag if _FLAGS.get() else self.flag.removeprefix("--").replace("-", "_")
+        return option(self.flag.removeprefix("--").replace("-", "_"))
 
     @property
     def several(self) -> bool:
@@ -270,22 +270,3 @@ def field_of(name: str, annotation: Any, initial: Any, title: str = Config.title
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     rest = [kind for kind in kinds if kind is not type(None)]
     return Field(name, Union[tuple(rest)], len(rest) < len(kinds), initial, setting, setting.title or title)  # noqa: UP007
-
-
-def option(name: str) -> str:
-    """A setting's name as the reader of a message knows it: ``--max-drop`` or ``max_drop``."""
-    return _flag(name) if _FLAGS.get() else name
-
-
-@contextmanager
-def naming_flags() -> Iterator[None]:
-    """Messages made within name the command line's options instead of the arguments of functions."""
-    token = _FLAGS.set(True)
-    try:
-        yield
-    finally:
-        _FLAGS.reset(token)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -205,7 +205,7 @@ def test_preprocessing_that_is_given_holds_for_data_and_network_and_is_said(reco
     given = PreprocessOverrides(input_size=64, resize=64)
     found = api.evaluate([recognised], data=data, preprocessing=given, options=QUICK)
     assert found.input.startswith("3x64x64, resize 64 bilinear, crop 64, mean 0.485")
-    assert "--input-size, --resize given, the rest published for torchvision:shufflenet" in found.input
+    assert "input_size, resize given, the rest published for torchvision:shufflenet" in found.input
     assert open_alone(recognised, None, None, given).program.input.shape == (3, 64, 64)
     assert found.models[0].macs.total < 5e6  # 41 M at 224 pixels
 
@@ -239,7 +239,7 @@ def test_accuracy_far_below_what_was_published_is_said(recognised, network, tmp_
     line = doubts(report, open_data("digits"), type(opened)({}, "checkpoint", "", architecture=spec))
     assert line == [
         f"{network}: top-1 of 40.00 % is far below the 69.76 % published for torchvision:resnet18: "
-        "check --input-size, --resize, --crop, --mean, --std and the order of the classes"
+        "check input_size, resize, crop, mean, std and the order of the classes"
     ]
 
 

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "modelopt_cli"
 ORDER = (
     *(
         "errors",
+        "option_names",
         "option_values",
         "settings",
         "lazy_names",

@@ -17,7 +17,6 @@ R = TypeVar("R")
 
 _RENAMED = {
     "--no-eval": "evaluate=False",
-    "no_eval": "evaluate=False",
     "--force": "force=True",
     "--resume": "resume=True",
 }
@@ -160,8 +159,7 @@ def _described(known: Mapping[str, Argument]) -> str:
 
 def in_python(text: str) -> str:
     """A message with the names of arguments in place of the command line's options."""
-    named = _FLAG.sub(lambda flag: _RENAMED.get(flag[0], flag[0][2:].replace("-", "_")), text)
-    return re.sub(r"\bno_eval\b", _RENAMED["no_eval"], named)
+    return _FLAG.sub(lambda flag: _RENAMED.get(flag[0], flag[0][2:].replace("-", "_")), text)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from modelopt_cli.api.opening import overridden
 from modelopt_cli.api.pipeline import execute
 from modelopt_cli.api.request import Note, Request, TrainingRequest
 from modelopt_cli.api.result import Result
-from modelopt_cli.artifact.coding import Code
+from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.artifact.reader import open_artifact, program_in, tensors_in
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.data.in_memory import as_samples
@@ -22,7 +22,6 @@ from modelopt_cli.data.source import Samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvalOptions, Gates
 from modelopt_cli.measure.evaluated_model import StageProgress
-from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.training.config import FineTuneConfig
 
@@ -185,7 +184,7 @@ class Call:
         if evaluate is None:
             evaluate = bool(output is not None or measuring["data"] is not None or measuring["gates"])
         config = self.configs.get("config")
-        default: Code = METHODS[command].code(config) if command in METHODS else "plain"
+        default: Code = PLAIN_CODE if config is None else config.code
         path = self.space.new(command) if output is None else Path(output)
         result = execute(
             Request(

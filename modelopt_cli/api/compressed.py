@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modelopt_cli import artifact
 from modelopt_cli.api.guard import Checked, Original
-from modelopt_cli.artifact.coding import Code
+from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.methods.context import TensorsResult
 from modelopt_cli.program import Encoding, Program
@@ -85,13 +85,13 @@ class CompressedModel:
         history = self.about["history"]
         return replace(self, about=self.about | {"history": (*history[:-1], history[-1] | figures)})
 
-    def predicted_bytes(self, code: Code = "plain") -> int:
+    def predicted_bytes(self, code: Code = PLAIN_CODE) -> int:
         """Length of the file."""
         if isinstance(self.content, Program):
             return artifact.predicted_bytes(self.content, code=code)
         return artifact.predicted_bytes(self.content, self.encodings, code=code, **self.about)
 
-    def write(self, output: str | Path, force: bool, code: Code = "plain") -> artifact.Written:
+    def write(self, output: str | Path, force: bool, code: Code = PLAIN_CODE) -> artifact.Written:
         """Write the file; raises as ``artifact.write_program``."""
         path = Path(output)
         if isinstance(self.content, Program):

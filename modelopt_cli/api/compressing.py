@@ -23,6 +23,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context, Tensors, TensorsResult
 from modelopt_cli.methods.context import Result as MethodResult
 from modelopt_cli.methods.table import METHODS
+from modelopt_cli.settings import option
 
 
 class Compressing(Work):
@@ -54,7 +55,9 @@ class Compressing(Work):
             yield None
             return
         if program is None:
-            raise UsageError("fine-tuning needs a network that can be traced", hint="leave --epochs out")
+            raise UsageError(
+                "fine-tuning needs a network that can be traced", hint=f"leave {option('epochs')} out"
+            )
         identity = {
             "command": request.command,
             "source": self.opened.source_sha256,

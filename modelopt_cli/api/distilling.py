@@ -25,6 +25,7 @@ from modelopt_cli.api.teachers import (
 from modelopt_cli.api.trainer import Trainer, names_of_classes, trainer
 from modelopt_cli.api.training import training_entry
 from modelopt_cli.api.work import Made, Work, origin_of
+from modelopt_cli.artifact.coding import CODINGS
 from modelopt_cli.artifact.encodings import compact, compact_state, require_not_shared
 from modelopt_cli.artifact.output_path import scratch_beside
 from modelopt_cli.checkpoint import Opened, require_network
@@ -41,6 +42,7 @@ from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.report.dry_run import Plan, cost_of
+from modelopt_cli.settings import option
 from modelopt_cli.training import AUGMENTATIONS, fit
 
 SCRATCH = "scratch"
@@ -75,7 +77,7 @@ class Distilling(Work):
         """Refuse what would only be found out after training."""
         training = self.request.training
         if training is None:
-            raise UsageError("distill trains the student", hint="give --train")
+            raise UsageError("distill trains the student", hint=f"give {option('train')}")
         if self.student.cache is not None:
             drawn = AUGMENTATIONS[training.config.augment].is_random
             require_cacheable(self.request.config, training.config, drawn=drawn)
@@ -147,7 +149,8 @@ class Distilling(Work):
         if request.dry_run:
             plan = self._plan(context)
             # Coded, the size depends on weights that there are not yet.
-            plan = replace(plan, predicted_bytes=model.predicted_bytes() if request.code == "plain" else None)
+            known = not CODINGS[request.code].wrappers
+            plan = replace(plan, predicted_bytes=model.predicted_bytes() if known else None)
             return Made(model, Result("distill", plan=plan, entry=entry))
         return Made(model, Result("distill", entry=entry, notes=distillation_notes(entry)), scratch)
 
@@ -179,7 +182,7 @@ class Distilling(Work):
             program = METHODS[self.request.command].apply(opened.program, config, context).program
             return dict(program.history[-1]), CompressedModel.of_program(program, original)
         if config.finetune_epochs:
-            raise UsageError("needs a student that can be traced", where="--finetune-epochs")
+            raise UsageError("needs a student that can be traced", where=option("finetune_epochs"))
         network = require_network(opened, "the student")
         entry = learn(network, config, context, opened.encodings)
         state = dict(network.state_dict())
@@ -190,7 +193,7 @@ class Distilling(Work):
     def _without_teacher(self, context: DistillContext, original: Original) -> CompressedModel:
         """The same student, trained as long on labels alone, from the same weights."""
         if self.opened.program is None:
-            raise UsageError("needs a student that can be traced", where="--compare-scratch")
+            raise UsageError("needs a student that can be traced", where=option("compare_scratch"))
         assert context.training is not None
         student, training = self.opened.program, training_of(self.opened.program, context.training)
         epochs = training.config.epochs + self.request.config.finetune_epochs

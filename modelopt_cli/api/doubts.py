@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from modelopt_cli.api.inputs import published_for
+from modelopt_cli.api.inputs import preprocessing_options, published_for
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.checkpoint.sources import published_top1
 from modelopt_cli.data import Data
@@ -15,6 +15,7 @@ from modelopt_cli.measure import Accuracy, EvaluatedModel, Evaluation
 from modelopt_cli.measure.statistics import proportion_interval
 from modelopt_cli.program import Program
 from modelopt_cli.program.shapes import program_values
+from modelopt_cli.settings import option
 
 FAR_BELOW = 10.0
 """Points below the published accuracy that are more than another choice of images takes."""
@@ -95,7 +96,7 @@ def doubts(evaluation: Evaluation, samples: Data | None, opened: Opened) -> list
         if published is not None and high < published - FAR_BELOW:
             lines.append(
                 f"{path}: top-1 of {found.top1:.2f} % is far below the {published:.2f} % published for "
-                f"{spec}: check --input-size, --resize, --crop, --mean, --std and the order of the classes"
+                f"{spec}: check {preprocessing_options()} and the order of the classes"
             )
     return lines
 
@@ -110,7 +111,7 @@ def other_classes(program: Program | None, samples: Data) -> str | None:
     outputs = value.shape[-1] if isinstance(value, Tensor) and value.dim() == 2 else named
     if outputs == named:
         return None
-    hint = f"add ?num_classes={named} to --arch, or to a student's name, if that is not meant"
+    hint = f"add ?num_classes={named} to {option('arch')}, or to a student's name, if that is not meant"
     return f"{samples.name} has {named} classes, the network to be trained has {outputs} outputs: {hint}"
 
 

@@ -7,10 +7,16 @@ from modelopt_cli.checkpoint import Opened, resolve
 from modelopt_cli.checkpoint.arch import Architecture
 from modelopt_cli.data import PreprocessOverrides
 from modelopt_cli.program import InputSpec
+from modelopt_cli.settings import option
 
 _NOTHING = PreprocessOverrides()
 PREPROCESSING = "preprocessing"
 """Key in the history of a preprocessing that nobody gave or recorded."""
+
+
+def preprocessing_options() -> str:
+    """The options of preprocessing that are easily mistaken, for a message."""
+    return ", ".join(map(option, ("input_size", "resize", "crop", "mean", "std")))
 
 
 def describe_input(spec: InputSpec) -> str:
@@ -48,8 +54,8 @@ def origin(opened: Opened, preprocessing: PreprocessOverrides | None) -> str:
     """Who says what the input is: the user, the file, a publication, an architecture or the data."""
     names = [name for name, value in vars(preprocessing or _NOTHING).items() if value is not None]
     if "shape" in names:
-        return "--input-shape given"
-    given = [f"--{name.replace('_', '-')}" for name in names]
+        return f"{option('input_shape')} given"
+    given = [option(name) for name in names]
     base = _unless_given(opened, preprocessing)
     return f"{', '.join(given)} given, the rest {base}" if given else base
 
@@ -89,6 +95,6 @@ def assumptions(opened: Opened, preprocessing: PreprocessOverrides | None) -> li
     if trained and architecture.published and classes not in (None, usual):
         lines.append(
             f"its {classes} classes are not the {usual} it was published with: "
-            "make sure of --input-size, --resize, --crop, --mean and --std as in its training"
+            f"make sure that {preprocessing_options()} are as in its training"
         )
     return [*lines, *architecture.assumed]

@@ -10,6 +10,7 @@ from modelopt_cli.measure.layer_comparison import Fall
 from modelopt_cli.measure.size import Size, safetensors_bytes, times_smaller
 from modelopt_cli.methods.table import Signal
 from modelopt_cli.program.coverage import Coverage
+from modelopt_cli.settings import option
 from modelopt_cli.training import Trained
 
 _FEW = 0.5  # share of the weights' bytes below which a warning says how little was compressed
@@ -63,10 +64,10 @@ def loss_note(snr_db: float, usual: Signal, fall: Fall | None) -> str:
     line = f"warning: the outputs keep {snr_db:.1f} dB of signal to noise, "
     line += f"where {usual.bits} bits keep {usual.least_db:g}"
     if fall is None:
-        return f"{line}; try another --observer, or leave layers out with --exclude"
+        return f"{line}; try another {option('observer')}, or leave layers out with {option('exclude')}"
     drop = f"from {fall.before:.1f} to {fall.after:.1f} dB"
     line += f"; it falls {drop} after layer {fall.layer}"
-    return f"{line}: leave that out with --exclude, or try another --observer"
+    return f"{line}: leave that out with {option('exclude')}, or try another {option('observer')}"
 
 
 def training_note(trained: Trained) -> str:

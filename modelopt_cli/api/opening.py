@@ -10,7 +10,7 @@ from modelopt_cli.api.inputs import assumptions
 from modelopt_cli.api.request import Note
 from modelopt_cli.artifact.reader import Artifact
 from modelopt_cli.checkpoint import Opened, open_header, open_model, resolve
-from modelopt_cli.checkpoint.opened import SHAPE_HINT
+from modelopt_cli.checkpoint.opened import shape_hint
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.data.preprocess import resolve_preprocess
 from modelopt_cli.data.source import Samples
@@ -162,7 +162,7 @@ def sample_of(opened: Opened, where: str | Path) -> InputSpec:
         ArchitectureError: nothing says so.
     """
     if opened.input is None:
-        raise ArchitectureError("nothing says what its input is", where=str(where), hint=SHAPE_HINT)
+        raise ArchitectureError("nothing says what its input is", where=str(where), hint=shape_hint())
     return opened.input
 
 

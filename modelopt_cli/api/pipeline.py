@@ -17,6 +17,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import require_device
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.measure.latency import threads
+from modelopt_cli.settings import option
 from modelopt_cli.training.distributed import world
 
 WORKS: dict[str, type[Work]] = {"distill": Distilling, "train": TrainingWork}
@@ -64,7 +65,10 @@ def _check(work: Work) -> None:
     require_device(request.options.device)
     require_code(request.code)
     if request.gates and not request.evaluate:
-        raise UsageError("a gate needs the result to be measured", hint="leave out --no-eval or the gate")
+        raise UsageError(
+            "a gate needs the result to be measured",
+            hint=f"leave out {option('evaluate', False)} or the gate",
+        )
     work.check()
     if training is not None:
         training.require_fair(request.data)

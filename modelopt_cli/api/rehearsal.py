@@ -96,7 +96,7 @@ def require_other_samples(
     if calibration is None or data is None or not same_samples(calibration, data):
         return
     if open_data(data, input_spec=sample, labels=False).labelled:
-        given, left_out = option("calibration"), option("no_eval")
+        given, left_out = option("calibration"), option("evaluate", False)
         hint = f"give other samples with {given}, or leave the judging out with {left_out}"
         raise UsageError(f"{what} the samples that the result is judged on", where=name_of(data), hint=hint)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from modelopt_cli.artifact.coding import Code
+from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.data import PreprocessOverrides
 from modelopt_cli.data.source import Samples, name_of
 from modelopt_cli.data.spec import same_samples
@@ -181,7 +181,7 @@ class Request(Measuring):
     student: Student | None = None
     calibration: Samples | None = None
     evaluate: bool = True
-    code: Code = "plain"
+    code: Code = PLAIN_CODE
     force: bool = False
     dry_run: bool = False
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modelopt_cli import report
 from modelopt_cli.artifact import TensorFile, Written
-from modelopt_cli.artifact.coding import Code
+from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.methods.context import Reached
@@ -59,7 +59,7 @@ class Result:
     scratch: Written | None = None
     evaluation: Evaluation | None = None
     content: Program | TensorFile | None = None
-    code: Code = "plain"
+    code: Code = PLAIN_CODE
 
     @cached_property
     def program(self) -> Program | None:

@@ -19,11 +19,12 @@ from modelopt_cli.errors import ArchitectureError, DataError, InputError, UsageE
 from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.derived_student import derived, is_derived
-from modelopt_cli.methods.distill.teacher import CHANNELS_HINT
+from modelopt_cli.methods.distill.teacher import channels_hint
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
+from modelopt_cli.settings import option
 
 SAME = "same"
 
@@ -54,7 +55,7 @@ def open_student(
     if is_derived(spec):
         if not isinstance(network, Program):
             hint = "name an architecture instead"
-            raise UsageError(f"{spec} needs a teacher that can be traced", where="--student", hint=hint)
+            raise UsageError(f"{spec} needs a teacher that can be traced", where=option("student"), hint=hint)
         original = Original.of(teacher, device=context.device)
         program = derived(spec, network, context)
         original.check(program)
@@ -67,7 +68,7 @@ def open_student(
             require_network(opened, spec)
             return opened
     if arch is not None:
-        raise UsageError("has no meaning for a student that is no file", where="--student-arch")
+        raise UsageError("has no meaning for a student that is no file", where=option("student_arch"))
     if spec == SAME:
         return _same(teacher, network, input_spec, context.seed)
     return _fresh(_fitted(spec, network, input_spec), input_spec, context.seed, on_note)
@@ -79,7 +80,7 @@ def _naming_student_arch() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        error.hint = error.hint and re.sub(r"--arch\b", "--student-arch", error.hint)
+        error.hint = error.hint and re.sub(rf"(?<!\w){option('arch')}\b", option("student_arch"), error.hint)
         raise
 
 
@@ -118,7 +119,7 @@ def _fresh(spec: str, input_spec: InputSpec, seed: int, on_note: Note | None) ->
         if own.shape[:-2] != input_spec.shape[:-2]:
             ours, theirs = ("x".join(map(str, each.shape)) for each in (own, input_spec))
             what = f"takes {ours}, the teacher {theirs}"
-            raise UsageError(what, where=spec, hint=CHANNELS_HINT) from None
+            raise UsageError(what, where=spec, hint=channels_hint()) from None
     tell_notes(opened, on_note)
     return opened
 
@@ -129,15 +130,15 @@ def _same(teacher: Opened, network: nn.Module, input_spec: InputSpec, seed: int)
     if spec is None and teacher.architecture is not None:
         spec = teacher.architecture.spec
     if spec is None:
-        raise ArchitectureError("nothing says what the teacher was built from", where="--student")
+        raise ArchitectureError("nothing says what the teacher was built from", where=option("student"))
     if teacher.kind == "artifact" and isinstance(network, Program):
         sides = [side for tensor in teacher.state.values() for side in tensor.shape]
-        check_found_spec(spec, max(sides, default=0), "--student")
+        check_found_spec(spec, max(sides, default=0), option("student"))
     opened = fresh_model(spec, input_spec, seed)
     shapes = {name: tensor.shape for name, tensor in opened.state.items()}
     if shapes != {name: tensor.shape for name, tensor in network.state_dict().items()}:
         hint = "name an architecture, or give width:F or depth:F"
-        raise UsageError(f"the teacher is not a whole {spec} any more", where="--student", hint=hint)
+        raise UsageError(f"the teacher is not a whole {spec} any more", where=option("student"), hint=hint)
     return opened
 
 

@@ -13,6 +13,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import Gates
 from modelopt_cli.methods.distill.teacher import Member, input_change
 from modelopt_cli.program import InputSpec
+from modelopt_cli.settings import option
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def require_same_classes(members: Sequence[Member], student: Opened, seen: Input
             raise UsageError(
                 f"has {outputs} classes, the student {classes}",
                 where=member.name,
-                hint="give the student as many, e.g. with ?num_classes= in --student",
+                hint=f"give the student as many, e.g. with ?num_classes= in {option('student')}",
             )
 
 

@@ -15,6 +15,7 @@ from modelopt_cli.errors import ArtifactError, GateNotMet, UsageError
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
+from modelopt_cli.settings import option
 from modelopt_cli.training import Training
 from modelopt_cli.training.distributed import World, world
 from modelopt_cli.training.run import Run
@@ -104,7 +105,7 @@ def trainer(
             raise
         except BaseException as error:  # Ctrl-C and SIGTERM included
             if run.interrupted:
-                error.add_note(f"go on with the same command and --resume ({folder})")
+                error.add_note(f"go on with the same command and {option('resume', True)} ({folder})")
             raise
 
 

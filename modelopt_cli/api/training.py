@@ -29,6 +29,7 @@ from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.program.history import history_entry
 from modelopt_cli.report.dry_run import Plan, cost_of
+from modelopt_cli.settings import option
 from modelopt_cli.training import Trained, Training, fit
 
 STAGE = "train"
@@ -43,11 +44,13 @@ class TrainingWork(Work):
         """Refuse what would only be found out after training."""
         request = self.request
         if request.source is None and request.arch is None:
-            raise UsageError("nothing to train", hint="name a checkpoint, or an architecture with --arch")
+            raise UsageError(
+                "nothing to train", hint=f"name a checkpoint, or an architecture with {option('arch')}"
+            )
         if request.training is None:
-            raise UsageError("nothing to train on", hint="give --train")
+            raise UsageError("nothing to train on", hint=f"give {option('train')}")
         if request.training.config.teacher is not None:
-            raise UsageError("has no meaning in train", where="--teacher", hint="it is for prune")
+            raise UsageError("has no meaning in train", where=option("teacher"), hint="it is for prune")
         measure_gates.require_comparable(request.gates, 1 if request.source is None else 2)
 
     def open(self) -> None:

@@ -25,7 +25,7 @@ from modelopt_cli.api.evaluating import evaluate_files
 from modelopt_cli.api.given_models import Workspace
 from modelopt_cli.api.request import EvalRequest, Student
 from modelopt_cli.api.result import Measured, Result
-from modelopt_cli.artifact.coding import Code
+from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.prune.config import PruneConfig
@@ -238,7 +238,7 @@ def save(
     """
     with naming_arguments():
         content = model.content if isinstance(model, Result) else model
-        default: Code = model.code if isinstance(model, Result) else "plain"
+        default: Code = model.code if isinstance(model, Result) else PLAIN_CODE
         path = Path(path)
         artifact.check_suffix(path)
         artifact.check_output(path, force)

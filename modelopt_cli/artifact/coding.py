@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Code = str
 """A key of ``CODINGS``."""
+PLAIN_CODE: Code = "plain"
+"""The coding that any safetensors reader reads; where nothing says another, files are written so."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Coding:
 
 
 _ROWS = (
-    Coding("plain", "bytes, as any safetensors reader sees them"),
+    Coding(PLAIN_CODE, "bytes, as any safetensors reader sees them"),
     Coding("packed", "integers in just as many bits as they need", wrappers=("packed",)),
     Coding(
         "entropy",

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from modelopt_cli.errors import EnvironmentFailure, OutputError
+from modelopt_cli.settings import option
 
 SUFFIX = ".safetensors"
-FORCE_HINT = "choose another name, or replace it with --force"
 _CAUSES = {
     errno.ENOSPC: ("no space left on the device", "free some space or write elsewhere"),
     errno.EDQUOT: ("the disk quota is used up", "free some space or write elsewhere"),
@@ -23,6 +23,11 @@ _CAUSES = {
     errno.EROFS: ("the file system is read-only", "choose another folder"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
 }
+
+
+def force_hint() -> str:
+    """Next step where an output is there already."""
+    return f"choose another name, or replace it with {option('force', True)}"
 
 
 def check_suffix(path: str | Path) -> None:
@@ -105,7 +110,7 @@ def _check_existing(
             if os.path.samestat(os.stat(source), found):
                 raise OutputError("is also an input", where=str(path), hint="choose another output name")
     if not force:
-        raise OutputError("already exists", where=str(path), hint=FORCE_HINT)
+        raise OutputError("already exists", where=str(path), hint=force_hint())
 
 
 def _check_folder(path: str | Path, target: Path) -> None:

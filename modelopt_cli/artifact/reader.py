@@ -29,6 +29,7 @@ from modelopt_cli.errors import ArtifactError, InputError, ModeloptError
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.program import Encoding, Program
 from modelopt_cli.regular import HeldFile, open_regular
+from modelopt_cli.settings import option
 
 _BLOCK = 1 << 20
 _DAMAGED = "the file is damaged or forged"
@@ -212,7 +213,8 @@ def program_in(artifact: Artifact) -> Program:
     document, path = artifact.document, artifact.where
     if document.program is None:
         arch = document.network
-        hint = f"rebuild it with --arch {arch}" if arch else "name its architecture with --arch"
+        given = option("arch", arch or None)
+        hint = f"rebuild it with {given}" if arch else f"name its architecture with {given}"
         raise ArtifactError("holds tensors without their network", where=path, hint=hint)
     tensors = tensors_in(artifact)
     try:

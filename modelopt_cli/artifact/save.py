@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.artifact.codecs import CODECS, PLAIN
-from modelopt_cli.artifact.coding import CODINGS, Code, stored_encoding
+from modelopt_cli.artifact.coding import CODINGS, PLAIN_CODE, Code, stored_encoding
 from modelopt_cli.artifact.dtypes import as_bytes
 from modelopt_cli.artifact.file_plan import FilePlan, Record, plan_file, record
 from modelopt_cli.artifact.header import ONCE, Document, digest_of, with_digest
@@ -39,7 +39,7 @@ class Written:
 
 
 def write_program(
-    program: Program, path: str | Path, *, force: bool = False, code: Code = "plain"
+    program: Program, path: str | Path, *, force: bool = False, code: Code = PLAIN_CODE
 ) -> Written:
     """Write a Program so that it runs again from the file alone.
 
@@ -70,7 +70,7 @@ def write_tensors(
     input_spec: InputSpec | None = None,
     labels: Iterable[str] | None = None,
     force: bool = False,
-    code: Code = "plain",
+    code: Code = PLAIN_CODE,
 ) -> Written:
     """Write a state dict without a network; ``arch`` says what it can be loaded into, if known.
 
@@ -91,7 +91,7 @@ def write_stream(
     input_spec: InputSpec | None = None,
     labels: Iterable[str] | None = None,
     force: bool = False,
-    code: Code = "plain",
+    code: Code = PLAIN_CODE,
 ) -> Written:
     """Write a state dict of which no two tensors need to be in memory at once.
 
@@ -110,7 +110,7 @@ def predicted_bytes(
     arch: str | None = None,
     input_spec: InputSpec | None = None,
     labels: Iterable[str] | None = None,
-    code: Code = "plain",
+    code: Code = PLAIN_CODE,
 ) -> int:
     """Exact size of the file that :func:`write_program` or :func:`write_tensors` would write.
 

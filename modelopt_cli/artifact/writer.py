@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from modelopt_cli.artifact.output_path import FORCE_HINT, environment, part_name, real_output
+from modelopt_cli.artifact.output_path import environment, force_hint, part_name, real_output
 from modelopt_cli.artifact.undo import remember
 from modelopt_cli.errors import OutputError
 
@@ -176,7 +176,7 @@ def _publish(folder: int, part: str, name: str, force: bool) -> None:
         try:
             os.link(part, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
         except FileExistsError:
-            raise OutputError("already exists", where=name, hint=FORCE_HINT) from None
+            raise OutputError("already exists", where=name, hint=force_hint()) from None
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
                 raise  # those few mean a file system without hard links
@@ -190,7 +190,7 @@ def _publish(folder: int, part: str, name: str, force: bool) -> None:
 def _refuse_existing(folder: int, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.stat(name, dir_fd=folder, follow_symlinks=False)
-        raise OutputError("already exists", where=name, hint=FORCE_HINT)
+        raise OutputError("already exists", where=name, hint=force_hint())
 
 
 def _sync_folder(folder: int) -> None:

@@ -11,6 +11,7 @@ from modelopt_cli.checkpoint.sources import SOURCES, parse_spec
 from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
 from modelopt_cli.checkpoint.tensor_names import Difference, Shape, compare, is_counter, shapes_of, spellings
 from modelopt_cli.errors import ArchitectureError
+from modelopt_cli.settings import option
 from modelopt_cli.text import first_line, listing, short
 
 
@@ -178,7 +179,7 @@ def _misfit(architecture: Architecture, difference: Difference, where: str) -> A
     return ArchitectureError(
         f"the weights do not fit {short(architecture.spec)}: {', '.join(parts)}",
         where=where,
-        hint="give the --arch they were trained with, or leave it out to have it recognised",
+        hint=f"give the {option('arch')} they were trained with, or leave it out to have it recognised",
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from modelopt_cli.artifact.lazy import LazyState, gather
 from modelopt_cli.errors import CheckpointError, EnvironmentFailure
 from modelopt_cli.regular import HeldFile, read_regular
+from modelopt_cli.settings import option
 from modelopt_cli.text import listing, short
 
 WEIGHTS = (
@@ -102,7 +103,7 @@ def folder_arch(folder: Path) -> str | None:
     config = _json(path)
     name, classes = config.get("architecture"), config.get("architectures")
     if isinstance(name, str):
-        return f"config.json names timm's {short(name)}: try --arch timm:{short(name)}"
+        return f"config.json names timm's {short(name)}: try {option('arch', f'timm:{short(name)}')}"
     if isinstance(classes, list) and classes:
         return f"config.json names the transformers class {short(classes[0])}"
     return None

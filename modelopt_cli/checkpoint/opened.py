@@ -23,9 +23,13 @@ from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.program import Encoding, InputSpec, Program
 from modelopt_cli.regular import HeldFile
+from modelopt_cli.settings import option
 from modelopt_cli.text import short
 
-SHAPE_HINT = "add --input-shape 3x224x224, or what one of its samples has"
+
+def shape_hint() -> str:
+    """Next step where nothing says what a network takes."""
+    return f"add {option('input_shape', '3x224x224')}, or what one of its samples has"
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ def require_network(opened: Opened, path: str | Path) -> Program | nn.Module:
         raise ArchitectureError(
             next(iter(opened.notes[-1:]), "architecture not recognised"),
             where=str(path),
-            hint=f"name it with --arch: {FORMS}",
+            hint=f"name it with {option('arch')}: {FORMS}",
         )
     return network
 
@@ -260,7 +264,7 @@ def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | N
     from modelopt_cli.program.capture import capture, require_one_input
 
     if architecture.input is None:
-        return None, f"{short(architecture.spec)} does not say what its input is; {SHAPE_HINT}"
+        return None, f"{short(architecture.spec)} does not say what its input is; {shape_hint()}"
     try:
         require_one_input(module)
         return capture(module, architecture.input, labels=architecture.labels, arch=architecture.spec), None
@@ -272,7 +276,7 @@ def _open_artifact(found: Artifact, path: Path, arch: str | None, input_spec: In
     if found.document.program is None:
         return _open_tensors(found, path, arch, input_spec)
     if arch is not None:
-        raise ArchitectureError("holds its own network", where=str(path), hint="leave --arch out")
+        raise ArchitectureError("holds its own network", where=str(path), hint=f"leave {option('arch')} out")
     program = program_in(found)
     if input_spec is not None:
         program.input = input_spec
@@ -288,7 +292,7 @@ def _open_tensors(found: Artifact, path: Path, arch: str | None, input_spec: Inp
         check_found_spec(spec, max(sides, default=0), str(path))
     if spec is None:
         # A spec found in a file never imports the user's code: that takes --arch on the command line.
-        made = f", made with --arch {short(tensors.arch)}" if tensors.arch else ""
+        made = f", made with {option('arch', short(tensors.arch))}" if tensors.arch else ""
         notes = [f"holds tensors without their network{made}"]
         return Opened(tensors.state, "artifact", sha256, notes=notes, tensors=tensors)
     architecture = resolve(spec, input_spec or tensors.input)

@@ -10,6 +10,7 @@ from modelopt_cli.checkpoint.fingerprint import fingerprints
 from modelopt_cli.checkpoint.sources import SOURCES, resolve
 from modelopt_cli.checkpoint.tensor_names import Difference, compare, shapes_of, spellings
 from modelopt_cli.errors import ArchitectureError
+from modelopt_cli.settings import option
 
 _CLOSE = 0.5
 
@@ -47,7 +48,8 @@ def recognise_state(state: Mapping[str, torch.Tensor]) -> Recognition | None:
         specs = [spec for source in SOURCES.values() if source.recognise for spec in source.recognise(shapes)]
         if len(specs) > 1:
             raise ArchitectureError(
-                f"the weights fit {len(specs)} networks: {', '.join(specs)}", hint="say which with --arch"
+                f"the weights fit {len(specs)} networks: {', '.join(specs)}",
+                hint=f"say which with {option('arch')}",
             )
         if specs:
             return Recognition(resolve(specs[0]), candidate)

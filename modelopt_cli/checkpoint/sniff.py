@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from modelopt_cli.errors import CheckpointError
+from modelopt_cli.settings import option
 
 Kind = Literal["torch-zip", "torch-legacy", "pickle", "safetensors", "pt2", "index"]
 
@@ -73,7 +74,9 @@ def _sniff_zip(handle: BinaryIO, path: Path) -> Kind:
     if "archive_format" in names or "serialized_exported_program.json" in names:
         return "pt2"
     if any(name.endswith(".npy") for name in names):
-        raise CheckpointError("is a NumPy archive", where=str(path), hint="--data npz:FILE takes data")
+        raise CheckpointError(
+            "is a NumPy archive", where=str(path), hint=f"{option('data', 'npz:FILE')} takes data"
+        )
     raise CheckpointError(
         "is a zip file, but not one that torch.save wrote (no data.pkl in it)",
         where=str(path),

@@ -17,6 +17,7 @@ from modelopt_cli.checkpoint.timm_networks import TIMM
 from modelopt_cli.checkpoint.torchvision_networks import TORCHVISION
 from modelopt_cli.errors import ArchitectureError, a_or_an
 from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.settings import option
 from modelopt_cli.text import short
 from modelopt_cli.user_code import call, load_callable
 
@@ -104,7 +105,7 @@ def parse_spec(text: str) -> ArchSpec:
     if not colon and target.endswith(".py"):
         place, name = target, ""
     elif not colon or not place or not name:
-        raise ArchitectureError(f"--arch '{short(text)}' is none of {FORMS}")
+        raise ArchitectureError(f"{option('arch')} '{short(text)}' is none of {FORMS}")
     options = _options(query, text) if mark else {}
     if place in SOURCES and not SOURCES[place].code:
         return ArchSpec(text, place, "", name, options)
@@ -160,13 +161,13 @@ def _options(query: str, text: str) -> dict[str, Value]:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=64)
     except ValueError as error:
         raise ArchitectureError(
-            f"--arch '{short(text)}': the part after '?' is not name=value&name=value"
+            f"{option('arch')} '{short(text)}': the part after '?' is not name=value&name=value"
         ) from error
     options: dict[str, Value] = {}
     for key, value in pairs:
         if not key.isidentifier() or key in options:
             why = "is given twice" if key in options else "is not a name"
-            raise ArchitectureError(f"--arch '{short(text)}': option '{short(key)}' {why}")
+            raise ArchitectureError(f"{option('arch')} '{short(text)}': option '{short(key)}' {why}")
         options[key] = _literal(value)
     return options
 

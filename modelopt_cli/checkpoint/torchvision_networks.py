@@ -19,6 +19,7 @@ from modelopt_cli.checkpoint.fingerprint import Fingerprint, fingerprints, torch
 from modelopt_cli.checkpoint.tensor_names import Shape, fits
 from modelopt_cli.errors import ArchitectureError
 from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.settings import option
 from modelopt_cli.text import short
 
 _IMAGENET_CLASSES = 1000
@@ -34,7 +35,7 @@ def _place(name: str) -> str | None:
 def _resolve(spec: ArchSpec) -> Architecture:
     inputs = torchvision_inputs()
     if spec.name not in inputs and (place := _place(spec.name)) is not None:
-        hint = f"name it --arch {place}:{spec.name}, with --input-shape"
+        hint = f"name it {option('arch', f'{place}:{spec.name}')}, with {option('input_shape')}"
         raise ArchitectureError(
             f"torchvision's {short(spec.name)} is no network for image classification", hint=hint
         )
@@ -67,10 +68,10 @@ def _resolve(spec: ArchSpec) -> Architecture:
 
 
 def _transform_note(spec: str) -> str:
-    option = f"{spec}{'&' if '?' in spec else '?'}transform_input=false"
+    plain = f"{spec}{'&' if '?' in spec else '?'}transform_input=false"
     return (
         "transform_input=true is assumed, as its published weights need it; "
-        f"trained without them, give --arch '{option}'"
+        f"trained without them, give {option('arch', plain)}"
     )
 
 

@@ -35,7 +35,7 @@ def distill(
     gates: Gates,
     no_eval: options.NoEval = False,
     output: options.Output = None,
-    code: options.Code = "plain",
+    code: options.Code = DistillConfig.code,
     force: options.Force = False,
     delete_on_fail: options.DeleteOnFail = False,
     dry_run: options.TrainDryRun = False,

@@ -48,7 +48,7 @@ def prune(
     plot: Plot = None,
     no_eval: options.NoEval = False,
     output: options.Output = None,
-    code: options.Code = "plain",
+    code: options.Code = PruneConfig.code,
     force: options.Force = False,
     delete_on_fail: options.DeleteOnFail = False,
     dry_run: options.DryRun = False,

@@ -52,7 +52,7 @@ def quantize(
                     config=method,
                     calibration=calibration,
                     evaluate=not no_eval,
-                    code=code or SCHEMES[method.scheme].code,
+                    code=code or method.code,
                     force=force,
                     dry_run=dry_run,
                     on_note=console.note,

@@ -27,7 +27,7 @@ def share(
     calibration: options.CalibrationOrTrain = None,
     no_eval: options.NoEval = False,
     output: options.Output = None,
-    code: options.Code = "entropy",
+    code: options.Code = ShareConfig.code,
     force: options.Force = False,
     delete_on_fail: options.DeleteOnFail = False,
     dry_run: options.DryRun = False,

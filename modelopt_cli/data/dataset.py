@@ -15,6 +15,7 @@ from modelopt_cli.data.workers import in_workers
 from modelopt_cli.errors import DataError, ModeloptError
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.samples import DTYPES
+from modelopt_cli.settings import option
 
 Batch = tuple[Tensor, Tensor]
 _SPLIT_SEED = 20240301
@@ -217,9 +218,9 @@ class Data:
         if tuple(image.shape) != self.input.shape:
             got, want = ("x".join(map(str, s)) or "a scalar" for s in (image.shape, self.input.shape))
             hint = (
-                "set --input-size, or --resize and --crop"
+                f"set {option('input_size')}, or {option('resize')} and {option('crop')}"
                 if self.transform
-                else "say with --input-shape what the network takes"
+                else f"say with {option('input_shape')} what the network takes"
             )
             raise DataError(f"is {got}, where {want} is expected", where=self.source.where(index), hint=hint)
         if self.transform is None and not bool(torch.isfinite(image).all()):

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from modelopt_cli.errors import EnvironmentFailure
+from modelopt_cli.settings import option
 
 Item = TypeVar("Item")
 
@@ -41,7 +42,9 @@ def in_workers(items: Dataset[Item], workers: int, where: str) -> Iterator[Item]
         if str(error).startswith("Caught"):
             raise
         raise EnvironmentFailure(
-            "a data worker died", where=where, hint="use fewer --workers, or --workers 0"
+            "a data worker died",
+            where=where,
+            hint=f"use fewer {option('workers')}, or {option('workers', 0)}",
         ) from error
 
 

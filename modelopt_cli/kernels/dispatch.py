@@ -21,6 +21,7 @@ from modelopt_cli.program.quantized import (
     Weighted,
 )
 from modelopt_cli.program.quantized_operations import QuantizedAdd, QuantizedAvgPool2d, QuantizedMaxPool2d
+from modelopt_cli.settings import option
 
 Run = Callable[..., Tensor]
 
@@ -175,9 +176,11 @@ def require_device(device: str | torch.device) -> None:
     if target.type != "cuda":
         return
     if not torch.cuda.is_available():
-        raise EnvironmentFailure("no CUDA device is available", where=f"--device {device}", hint="use cpu")
+        raise EnvironmentFailure(
+            "no CUDA device is available", where=option("device", device), hint="use cpu"
+        )
     if (target.index or 0) >= (count := torch.cuda.device_count()):
-        raise EnvironmentFailure(f"there is no such device, of {count}", where=f"--device {device}")
+        raise EnvironmentFailure(f"there is no such device, of {count}", where=option("device", device))
 
 
 def prepare(program: Program, device: str | torch.device = "cpu", backend: str | None = None) -> Program:

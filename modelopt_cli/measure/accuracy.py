@@ -12,6 +12,7 @@ from modelopt_cli.errors import DataError, EnvironmentFailure, InputError, Model
 from modelopt_cli.measure.evaluated_model import LabelledBatches
 from modelopt_cli.measure.metrics import ACCURACY, METRICS
 from modelopt_cli.measure.statistics import BoolArray
+from modelopt_cli.settings import option
 
 Progress = Callable[[int, int | None], None]
 
@@ -192,7 +193,9 @@ def run(model: nn.Module, images: Tensor, where: str) -> object:
         return model(images)
 
 
-SMALLER_BATCHES = "use smaller batches, with --batch-size or --data-batch-size"
+def smaller_batches() -> str:
+    """Next step where a batch does not fit into memory."""
+    return f"use smaller batches, with {option('batch_size')} or {option('data_batch_size')}"
 
 
 @contextlib.contextmanager
@@ -205,11 +208,11 @@ def failing_in_one_line(images: Tensor, where: str) -> Iterator[None]:
     except Exception as error:  # a layer may raise anything on inputs that it does not take
         first = (str(error).splitlines() or [type(error).__name__])[0]
         if is_out_of_memory(error):
-            hint = SMALLER_BATCHES if len(images) > 1 else None
+            hint = smaller_batches() if len(images) > 1 else None
             message = f"not enough memory for a batch of {len(images)}"
             raise EnvironmentFailure(message, where=where, hint=hint) from error
         # Batch norm says so in training.
-        hint = "raise --batch-size" if "more than 1 value per channel" in first else None
+        hint = f"raise {option('batch_size')}" if "more than 1 value per channel" in first else None
         raise DataError(
             f"cannot run on samples of shape {tuple(images.shape[1:])}: {first}", where=where, hint=hint
         ) from error

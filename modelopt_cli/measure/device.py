@@ -6,6 +6,7 @@ from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.evaluated_model import EvaluatedModel
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Quantized
+from modelopt_cli.settings import option
 
 
 def to_device(evaluated: EvaluatedModel, device: str) -> None:
@@ -30,7 +31,7 @@ def to_device(evaluated: EvaluatedModel, device: str) -> None:
         if accuracy.is_out_of_memory(error):
             raise EnvironmentFailure("does not fit into the device's memory", where=evaluated.path) from error
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EnvironmentFailure(f"cannot use {device}: {first}", where="--device") from error
+        raise EnvironmentFailure(f"cannot use {device}: {first}", where=option("device")) from error
 
 
 def _lacks_kernels(program: Program, device: str) -> bool:

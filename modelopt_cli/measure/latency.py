@@ -17,6 +17,7 @@ from torch import Tensor
 
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.samples import noise
+from modelopt_cli.settings import option
 
 Call = Callable[[Tensor], object]
 Progress = Callable[[int, int | None], None]
@@ -113,14 +114,14 @@ def noise_notes(latencies: Mapping[str, Latency], threads: int, cores: float) ->
     """
     notes = [
         f"{path}: its times vary, with an interquartile range of {100 * timed.spread:.0f} % of the median; "
-        f"stop what else runs here, or raise --latency-runs"
+        f"stop what else runs here, or raise {option('latency_runs')}"
         for path, timed in latencies.items()
         if timed.spread > _WIDE
     ]
     if latencies and threads > max(1.0, cores):
         notes.append(
             f"{threads} threads share {cores:g} core{'s' * (cores != 1)}, which makes latency longer and "
-            f"unsteady; give --threads {max(1, int(cores))}"
+            f"unsteady; give {option('threads', max(1, int(cores)))}"
         )
     return notes
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from modelopt_cli.artifact import Stream
-from modelopt_cli.artifact.coding import Code
+from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.data import Data
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.coverage import Coverage
@@ -40,7 +40,7 @@ class Context:
     origin: dict[str, Any] = field(default_factory=dict)
     training: Training | None = None
     device: str = "cpu"
-    code: Code = "plain"
+    code: Code = PLAIN_CODE
 
 
 @dataclass(frozen=True)

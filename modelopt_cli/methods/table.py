@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modelopt_cli.artifact import Stream
-from modelopt_cli.artifact.coding import Code
 from modelopt_cli.methods.context import Context, Reached, Result, Tensors, TensorsResult
 from modelopt_cli.methods.distill.apply import apply as distill
 from modelopt_cli.methods.distill.config import DistillConfig
@@ -27,6 +26,7 @@ from modelopt_cli.methods.share.shared_layers import summary as shared_layers
 from modelopt_cli.program import Program
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.program.history import history_entry
+from modelopt_cli.settings import option
 
 Weights = Program | Tensors | TensorsResult
 
@@ -53,13 +53,13 @@ class Method:
     """One way to compress a model, and what a command does its own way because of it.
 
     Attributes:
-        config: frozen dataclass that says what to do; its fields are the command's options.
+        config: frozen dataclass that says what to do; its fields are the command's options, and its ``code``
+            is how files are written by default.
         apply: does it: ``apply(program, config, context)`` with an instance of ``config``. The
             Program given is left as it is; the new one's history is one entry longer, and that
             entry's ``method`` is the row's name.
         apply_to_tensors: the same for tensors without a graph; None where the method needs one.
         stage: name of the work where progress is shown.
-        code: how files are written by default, a key of ``artifact.coding.CODINGS``: ``code(config)``.
         reads_data: True if it looks at samples where there are some.
         fits_data: True if the result is fitted to those samples.
         reads_labels: start of a message that ends in "the samples that the result is judged on", where
@@ -78,7 +78,6 @@ class Method:
     apply: Callable[[Program, Any, Any], Result]
     apply_to_tensors: Callable[[Tensors, Any, Context], TensorsResult] | None = None
     stage: str = ""
-    code: Callable[[Any], Code] = lambda config: "plain"
     reads_data: Callable[[Any], bool] = _never
     fits_data: Callable[[Any], bool] = _never
     reads_labels: Callable[[Any], str | None] = lambda config: None
@@ -101,7 +100,9 @@ def _signal(config: QuantizeConfig) -> Signal:
 
 def _remedy(config: QuantizeConfig) -> str:
     of_any = usable(Source.TENSORS)
-    return "" if config.scheme in of_any else f"--scheme {' or '.join(of_any)} serves layers of any kind"
+    if config.scheme in of_any:
+        return ""
+    return f"{option('scheme')} {' or '.join(of_any)} serves layers of any kind"
 
 
 def _quantize_tensors(tensors: Tensors, config: QuantizeConfig, context: Context) -> TensorsResult:
@@ -200,7 +201,6 @@ METHODS: dict[str, Method] = {
         apply=quantize,
         apply_to_tensors=_quantize_tensors,
         stage="quantizing",
-        code=lambda config: SCHEMES[config.scheme].code,
         reads_data=_calibrates,
         fits_data=_calibrates,
         remedy=_remedy,
@@ -211,10 +211,11 @@ METHODS: dict[str, Method] = {
         apply=share,
         apply_to_tensors=_share_tensors,
         stage="sharing",
-        code=lambda config: "entropy",
         reads_data=lambda config: True,
         fits_data=lambda config: config.looks_at_data,
-        reads_labels=lambda config: "--max-drop is measured on" if config.chooses_on_data else None,
+        reads_labels=lambda config: (
+            f"{option('max_drop')} is measured on" if config.chooses_on_data else None
+        ),
         meets_drop=lambda config: config.chooses_on_data,
         layers=_shared_layers,
     ),

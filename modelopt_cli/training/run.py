@@ -23,6 +23,7 @@ from modelopt_cli.artifact import atomic_write, read_program, strictjson, write_
 from modelopt_cli.errors import ArtifactError, EnvironmentFailure, ModeloptError, OutputError, UsageError
 from modelopt_cli.program import Program
 from modelopt_cli.regular import read_regular
+from modelopt_cli.settings import option
 from modelopt_cli.training import distributed
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.identity import differences
@@ -208,18 +209,18 @@ class Run:
         if self.interrupted:
             self._check_interrupted(identity, resume, force)
         elif self.metrics.exists() and not (resume or force):
-            hint = "move it, or replace it with --force"
+            hint = f"move it, or replace it with {option('force', True)}"
             raise UsageError("is the log of an earlier run", where=str(self.metrics), hint=hint)
 
     def _check_interrupted(self, identity: dict[str, Any], resume: bool, force: bool) -> None:
         where = str(self.folder)
         if not self._identity.exists():
-            hint = "give the run another folder with --run"
+            hint = f"give the run another folder with {option('run_dir')}"
             raise UsageError("holds files that are not those of a run", where=where, hint=hint)
         if resume:
             _compare(_read_identity(self._identity), identity, where)
         elif not force:
-            hint = "go on with --resume, or start over with --force"
+            hint = f"go on with {option('resume', True)}, or start over with {option('force', True)}"
             raise UsageError("holds an interrupted run", where=where, hint=hint)
 
     def _begin(self, identity: dict[str, Any]) -> None:
@@ -234,7 +235,7 @@ class Run:
 
 
 def _read_identity(path: Path) -> dict[str, Any]:
-    hint = "start over with --force"
+    hint = f"start over with {option('force', True)}"
     try:
         return strictjson.parse(read_regular(path, ArtifactError), ArtifactError, str(path))
     except ArtifactError:
@@ -247,7 +248,7 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> None
         raise UsageError(
             f"was begun otherwise: {differ}",
             where=where,
-            hint="resume with the same options, or start over with --force",
+            hint=f"resume with the same options, or start over with {option('force', True)}",
         )
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.errors import ArtifactError
+from modelopt_cli.settings import option
 from modelopt_cli.training.learner import Learner
 from modelopt_cli.training.meter import LossMeter
 from modelopt_cli.training.optim import optimizer_state, restore_optimizer
@@ -124,4 +125,6 @@ def _fill(network: nn.Module, saved: Mapping[str, Tensor]) -> None:
 
 
 def _other(what: str) -> ArtifactError:
-    return ArtifactError(f"the saved training is another one, {what}", hint="start over with --force")
+    return ArtifactError(
+        f"the saved training is another one, {what}", hint=f"start over with {option('force', True)}"
+    )

@@ -29,10 +29,14 @@ from modelopt_cli.artifact.header import arrange
 from modelopt_cli.artifact.writer import atomic_write
 from modelopt_cli.errors import ArtifactError, ModeloptError
 from modelopt_cli.regular import open_regular
+from modelopt_cli.settings import option
 
 KEY = "modelopt-state"
 FORMAT = 1
-_HINT = "start over with --force"
+
+
+def _hint() -> str:
+    return f"start over with {option('force', True)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +85,19 @@ def read_state(path: str | Path) -> State:
             for name, info in layout.tensors.items()
         }
     if _digest(meta["about"], layout.tensors, map(_bytes, tensors.values())) != meta["sha256"]:
-        raise ArtifactError("does not match its digest", where=where, hint=_HINT)
+        raise ArtifactError("does not match its digest", where=where, hint=_hint())
     return State(tensors, meta["about"])
 
 
 def _metadata(layout: Layout, where: str) -> Mapping[str, Any]:
     if KEY not in layout.metadata:
-        raise ArtifactError("is not a training state", where=where, hint=_HINT)
+        raise ArtifactError("is not a training state", where=where, hint=_hint())
     meta = strictjson.parse(layout.metadata[KEY].encode(), ArtifactError, where)
     version = meta.get("format")
     if type(version) is int and version > FORMAT:
         raise ArtifactError("was written by a newer modelopt", where=where, hint="update modelopt")
     if set(meta) != {"format", "about", "sha256"} or version != FORMAT or not isinstance(meta["about"], dict):
-        raise ArtifactError("is a damaged training state", where=where, hint=_HINT)
+        raise ArtifactError("is a damaged training state", where=where, hint=_hint())
     return meta
 
 

@@ -142,7 +142,7 @@ def test_tensors_of_a_program_can_be_read_alone(program, path):
 
 def test_file_without_a_network_says_how_to_rebuild_it(path):
     write_tensors({"a": torch.zeros(1)}, {}, path, arch="builtin:lenet5")
-    with pytest.raises(ArtifactError, match="without their network; rebuild it with --arch builtin:lenet5"):
+    with pytest.raises(ArtifactError, match="without their network; rebuild it with arch='builtin:lenet5'"):
         read_program(path)
 
 

@@ -1,6 +1,7 @@
 """Building networks from a spec: torchvision, timm, builtin, and the user's own code."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -62,8 +63,8 @@ class TestTorchvision:
 
     def test_what_is_no_classifier_of_images_is_named_by_its_module(self) -> None:
         line = error_of("torchvision:r3d_18")
-        (spec,) = (word.rstrip(",") for word in line.split() if word.startswith("torchvision.models."))
-        assert line.startswith("torchvision's r3d_18 is no network for image classification; name it --arch")
+        (spec,) = re.findall(r"arch='(torchvision\.models\.[^']+)'", line)
+        assert line.startswith("torchvision's r3d_18 is no network for image classification; name it arch=")
         module = resolve(spec).build()
         assert isinstance(module, nn.Module)
         assert type(module).__name__ == "VideoResNet"

@@ -50,7 +50,7 @@ def test_a_hugging_face_folder(name: str, state: State, tmp_path: Path) -> None:
     found = read_state(tmp_path)
     assert same(found.state, state)
     assert found.hint is not None
-    assert "--arch timm:resnet18" in found.hint
+    assert "arch='timm:resnet18'" in found.hint
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])

@@ -69,7 +69,7 @@ def test_an_unrecognised_checkpoint_gives_its_tensors(tmp_path: Path) -> None:
     opened = open_model(tmp_path / "a.safetensors")
     assert (opened.program, opened.module, opened.architecture) == (None, None, None)
     assert list(opened.state) == ["w"]
-    with pytest.raises(ArchitectureError, match="no known network comes close; name it with --arch"):
+    with pytest.raises(ArchitectureError, match="no known network comes close; name it with arch"):
         require_network(opened, "a")
 
 
@@ -96,7 +96,7 @@ def test_an_architecture_file_without_an_input_is_a_module(tmp_path: Path) -> No
     torch.save({"fc.weight": torch.ones(2, 4), "fc.bias": torch.zeros(2)}, tmp_path / "a.pth")
     opened = open_model(tmp_path / "a.pth", f"{tmp_path}/net.py:Net")
     assert opened.module is not None
-    assert "add --input-shape" in (opened.untraced or "")
+    assert "add input_shape=" in (opened.untraced or "")
 
 
 class TestArtifacts:
@@ -110,7 +110,7 @@ class TestArtifacts:
         assert opened.source_sha256 == hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
         images = torch.rand(2, 3, 32, 32)
         assert torch.equal(opened.program(images), first(images))
-        with pytest.raises(ArchitectureError, match="leave --arch out"):
+        with pytest.raises(ArchitectureError, match="leave arch out"):
             open_model(tmp_path / "a.safetensors", "builtin:resnet8")
 
     def test_tensors_with_a_known_architecture_are_rebuilt(self, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ class TestArtifacts:
         opened = open_model(tmp_path / "a.safetensors")
         assert opened.module is None
         assert not (tmp_path / "net.py.ran").exists()
-        assert any("--arch" in note for note in opened.notes)
+        assert any("made with arch=" in note for note in opened.notes)
 
     def test_options_in_a_file_never_reach_a_library_unfiltered(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -203,7 +203,7 @@ class TestWhatIsNotThere:
         }
         monkeypatch.setattr("modelopt_cli.checkpoint.torchvision_networks.fingerprints", lambda: twin)
         with pytest.raises(
-            ArchitectureError, match="torchvision:resnet18, torchvision:twin18; say which with --arch"
+            ArchitectureError, match="torchvision:resnet18, torchvision:twin18; say which with arch"
         ):
             recognise(weights("resnet18"))
 

@@ -12,6 +12,7 @@ import modelopt_cli
 from modelopt_cli.cli import main as command_line
 from modelopt_cli.data import config as values
 from modelopt_cli.errors import a_or_an
+from modelopt_cli.settings import naming_flags, option
 
 SOURCE = Path(modelopt_cli.__file__).parent
 OF_ONE = {
@@ -26,7 +27,7 @@ PROSE = {"or", "and", "with", "to", "is", "as", "for", "in", "out", "keeps", "sh
 
 
 def hints() -> Iterator[tuple[str, str]]:
-    """Every text that is handed to ``hint=``, or assigned to a name with ``hint`` in it, with its file."""
+    """Every text that is handed to ``hint=``, or that a name or a function with ``hint`` in it holds."""
     for path in sorted(SOURCE.rglob("*.py")):
         name = path.relative_to(SOURCE).as_posix()
         for node in ast.walk(ast.parse(path.read_text())):
@@ -34,6 +35,9 @@ def hints() -> Iterator[tuple[str, str]]:
                 yield from ((name, text) for text in texts(node.value))
             if isinstance(node, ast.Assign) and "hint" in ast.unparse(node.targets[0]).lower():
                 yield from ((name, text) for text in texts(node.value))
+            if isinstance(node, ast.FunctionDef) and "hint" in node.name:
+                returned = [each for each in ast.walk(node) if isinstance(each, ast.Return)]
+                yield from ((name, text) for each in returned for text in texts(each))
 
 
 def texts(node: ast.AST) -> Iterator[str]:
@@ -43,6 +47,8 @@ def texts(node: ast.AST) -> Iterator[str]:
         yield "".join(
             part.value if isinstance(part, ast.Constant) else value_of(part) for part in node.values
         )
+    elif (spelled := option_of(node)) is not None:
+        yield spelled
     else:
         for child in ast.iter_child_nodes(node):
             yield from texts(child)
@@ -53,9 +59,20 @@ def value_of(part: ast.AST) -> str:
     match part:
         case ast.Constant(text):
             return str(text)
-        case ast.FormattedValue(value=ast.Call(func=ast.Name("option"), args=[ast.Constant(name)])):
-            return f"--{name.replace('_', '-')}"
+        case ast.FormattedValue(value=value):
+            return option_of(value) or "{}"
     return "{}"
+
+
+def option_of(node: ast.AST) -> str | None:
+    """The option on the command line that a call of ``option`` names, a value that is not known as {}."""
+    match node:
+        case ast.Call(func=ast.Name("option"), args=[ast.Constant(name), *given]):
+            values = [each.value if isinstance(each, ast.Constant) else None for each in given]
+            with naming_flags():
+                unknown = " {}" * (values == [None])
+                return option(str(name), *values) + unknown
+    return None
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +100,16 @@ def test_there_are_hints_to_look_at():
 def test_the_options_of_a_hint_are_there_and_take_its_values(name, text, options):
     verb = command_of(name)
     asked = [verb] if verb else list(options)
-    for option, value in re.findall(r"(?<![\w-])(--[a-z][a-z-]+)(?: ([^\s,;:()]+))?", text):
-        known = [options[each][option] for each in asked if option in options[each]]
-        assert known, f"{option} is no option of {verb or 'any command'}"
+    for flag, value in re.findall(r"(?<![\w-])(--[a-z][a-z-]+)(?: ([^\s,;:()]+))?", text):
+        known = [options[each][flag] for each in asked if flag in options[each]]
+        assert known, f"{flag} is no option of {verb or 'any command'}"
         choices = {choice for parameter in known for choice in (parameter.metavar or "").split("|")}
         if value in PROSE:
             continue
-        if option == "--input-shape" and value:
+        if flag == "--input-shape" and value:
             values.parse_shape(value)
         elif len(choices) > 1 and value and "{" not in value:
-            assert value in choices, f"{option} takes one of {choices}"
+            assert value in choices, f"{flag} takes one of {choices}"
 
 
 def test_a_student_that_is_not_recognised_asks_for_its_own_option(here, modelopt):

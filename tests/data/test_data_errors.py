@@ -302,7 +302,7 @@ def test_images_of_several_sizes_need_a_resize(tmp_path):
     with pytest.raises(DataError) as raised:
         list(open_data(str(tmp_path)).batches(2))
     assert str(raised.value).startswith(f"{tmp_path / 'class' / 'b.png'}: is 3x4x5, where 3x4x4 is expected")
-    assert "--input-size" in str(raised.value)
+    assert "input_size" in str(raised.value)
     assert len(list(open_data(str(tmp_path), overrides=PreprocessOverrides(4)).batches(2))) == 1
 
 

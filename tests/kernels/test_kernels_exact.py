@@ -353,10 +353,10 @@ def test_linears_on_a_cuda_device() -> None:
     ("device", "gpus", "says"),
     [
         ("cpu", 0, None),
-        ("cuda", 0, "--device cuda: no CUDA device is available; use cpu"),
+        ("cuda", 0, "device='cuda': no CUDA device is available; use cpu"),
         ("cuda", 1, None),
         ("cuda:1", 2, None),
-        ("cuda:2", 2, "--device cuda:2: there is no such device, of 2"),
+        ("cuda:2", 2, "device='cuda:2': there is no such device, of 2"),
     ],
 )
 def test_a_device_is_there_or_named(

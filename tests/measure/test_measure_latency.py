@@ -187,7 +187,7 @@ def test_one_thread_is_never_too_many(threads: int, cores: float, said: int) -> 
     steady = latency.summarise([1.0, 1.0], 1, "eager")
     notes = latency.noise_notes({"net.pth": steady}, threads, cores)
     assert len(notes) == said
-    assert all(note.endswith("give --threads 1") for note in notes)
+    assert all(note.endswith("give threads=1") for note in notes)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

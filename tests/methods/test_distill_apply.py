@@ -219,7 +219,7 @@ def test_an_int8_teacher_answers_but_shows_nothing_inside(student, teacher, digi
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: replace(c, training=None), "distill trains the student; give --train"),
+        (lambda c: replace(c, training=None), "distill trains the student; give train"),
         (lambda c: replace(c, teachers=()), "distill needs a teacher"),
     ],
     ids=["training", "teacher"],

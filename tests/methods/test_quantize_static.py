@@ -239,7 +239,7 @@ def test_nothing_to_compress() -> None:
 def test_static_without_data_names_both_ways() -> None:
     with pytest.raises(UsageError) as caught:
         apply(small(), QuantizeConfig(), Context())
-    assert "--data" in str(caught.value)
+    assert "give data, or use scheme" in str(caught.value)
     assert "int8-dynamic" in str(caught.value)
 
 

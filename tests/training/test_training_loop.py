@@ -377,7 +377,7 @@ def small_norms() -> nn.Module:
         (Aux, {}, InputError, "returns a tuple in training"),
         (Raising, {}, InputError, r"cannot run on samples of shape \(2, 6, 6\): not like this"),
         (sparse_network, {}, UsageError, "sparse gradients"),
-        (small_norms, {"config": TrainConfig(batch_size=1)}, InputError, "raise --batch-size"),
+        (small_norms, {"config": TrainConfig(batch_size=1)}, InputError, "raise batch_size"),
         (lambda: nn.Linear(5, 2), {}, DataError, "cannot run on samples of shape"),
         (small_network, {"config": TrainConfig(patience=3)}, UsageError, "patience: needs samples"),
         (small_network, {"config": TrainConfig(teacher="self")}, UsageError, "no earlier network"),

@@ -90,7 +90,7 @@ def test_looking_whether_a_run_could_be_refuses_the_same_and_leaves_everything(t
 def test_an_interrupted_run_is_not_overwritten(tmp_path: Path) -> None:
     with start(tmp_path) as run:
         run.save("a", State(about={"epoch": 3}))
-    with pytest.raises(UsageError, match=r"holds an interrupted run.*--resume.*--force"):
+    with pytest.raises(UsageError, match=r"holds an interrupted run.*resume=True.*force=True"):
         start(tmp_path)
     with start(tmp_path, resume=True) as run:
         assert run.load("a") is not None
@@ -109,13 +109,13 @@ def test_resuming_something_else_is_refused_and_named(tmp_path: Path) -> None:
         ({"teacher": "self"}, r'teacher \(nothing, now "self"\);'),
         ({"source": "cd" * 32, "seed": 2}, r"seed \(0, now 2\), source \(\"abab"),
     ):
-        with pytest.raises(UsageError, match=f"begun otherwise: .*{words}.*--force"):
+        with pytest.raises(UsageError, match=f"begun otherwise: .*{words}.*force=True"):
             start(tmp_path, resume=True, **changes)
     (tmp_path / "net.run" / "identity.json").write_bytes(b'{"seed": 0')
     with pytest.raises(UsageError, match="is damaged"):
         start(tmp_path, resume=True)
     (tmp_path / "net.run" / "identity.json").unlink()
-    with pytest.raises(UsageError, match=r"not those of a run; .* --run"):
+    with pytest.raises(UsageError, match=r"not those of a run; .* run_dir"):
         start(tmp_path, resume=True)
 
 
@@ -124,7 +124,7 @@ def test_what_no_run_has_written_is_not_deleted(tmp_path: Path) -> None:
     folder.mkdir()
     for name in ("state.safetensors", "stage-best.safetensors"):
         (folder / name).write_bytes(b"mine")
-        with pytest.raises(UsageError, match=r"not those of a run; .* --run"):
+        with pytest.raises(UsageError, match=r"not those of a run; .* run_dir"):
             Run(folder, identity=IDENTITY, resume=False, force=True)
         assert (folder / name).read_bytes() == b"mine"
         (folder / name).unlink()
@@ -155,7 +155,7 @@ def test_success_leaves_the_metrics_alone(tmp_path: Path) -> None:
     run.close()
     assert files(tmp_path) == ["metrics.jsonl"]
     assert json.loads(run.metrics.read_text())["loss"] == 0.5
-    with pytest.raises(UsageError, match=r"log of an earlier run.*--force"):
+    with pytest.raises(UsageError, match=r"log of an earlier run.*force=True"):
         start(tmp_path)
     run = Run(tmp_path / "net.run", identity=IDENTITY, resume=False, force=True)
     assert not run.metrics.exists()

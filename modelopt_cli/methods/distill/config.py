@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, ClassVar
 
+from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.distill.losses import LOSSES, Terms, parse_terms
 from modelopt_cli.settings import Config, Setting, option
@@ -16,6 +17,8 @@ LOSS = "ce:0.1+kd:0.9"
 class DistillConfig(Config, title="Distillation"):
     """Settings of ``distill``, besides those of training."""
 
+    code: ClassVar[Code] = PLAIN_CODE
+    """Coding of the file where none is asked for."""
     loss: Annotated[
         str,
         Setting(f"Sum of losses such as {LOSS}+hint:1@layer3, of {', '.join(LOSSES)}.", metavar="TERMS"),

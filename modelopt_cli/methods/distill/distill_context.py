@@ -7,6 +7,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.cache import CacheRequest
 from modelopt_cli.methods.distill.teacher import Member
+from modelopt_cli.settings import option
 from modelopt_cli.training import Training
 
 
@@ -32,7 +33,7 @@ class DistillContext(Context):
             UsageError: there is none, or no teacher.
         """
         if self.training is None:
-            raise UsageError("distill trains the student", hint="give --train")
+            raise UsageError("distill trains the student", hint=f"give {option('train')}")
         if not self.teachers:
             raise UsageError("distill needs a teacher")
         return self.training

@@ -214,7 +214,10 @@ class InputChange:
         return images
 
 
-CHANNELS_HINT = "choose a student with the teacher's channels, which it gets where --student names none"
+def channels_hint() -> str:
+    """Next step where a student takes other channels than its teacher."""
+    student = option("student")
+    return f"choose a student with the teacher's channels, which it gets where {student} names none"
 
 
 def input_change(student: InputSpec, teacher: InputSpec, *, resize: bool, where: str) -> InputChange | None:
@@ -233,7 +236,7 @@ def input_change(student: InputSpec, teacher: InputSpec, *, resize: bool, where:
     if student.shape != teacher.shape:
         ours, theirs = ("x".join(map(str, spec.shape)) for spec in (student, teacher))
         if len(student.shape) != 3 or len(teacher.shape) != 3 or student.shape[0] != teacher.shape[0]:
-            raise UsageError(f"takes {theirs}, the student {ours}", where=where, hint=CHANNELS_HINT)
+            raise UsageError(f"takes {theirs}, the student {ours}", where=where, hint=channels_hint())
         if not resize:
             hint = f"resize the images for it with {option('resize_for_teacher')}"
             raise UsageError(f"takes {theirs}, the student {ours}", where=where, hint=hint)

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
+from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.prune.allocation import ALLOCATIONS, Allocation
 from modelopt_cli.methods.prune.criteria import AUTO_CRITERION, CRITERIA, Criterion, able
@@ -32,6 +33,8 @@ def _target(name: str) -> Setting:
 class PruneConfig(Config, title="Pruning"):
     """Settings of ``prune``."""
 
+    code: ClassVar[Code] = PLAIN_CODE
+    """Coding of the file where none is asked for."""
     structure: Annotated[
         str, Setting("Form in which weights are removed; N:M is a pattern such as 2:4.", choices=STRUCTURES)
     ] = "channels"
@@ -244,4 +247,4 @@ def _without_meaning(config: PruneConfig) -> Iterator[str]:
             for setting in row.settings:
                 changed = getattr(config, setting) != getattr(PruneConfig, setting)
                 if changed and setting not in chosen.settings:
-                    yield f"{option(setting)} has no meaning without {option(kind)} {name}"
+                    yield f"{option(setting)} has no meaning without {option(kind, name)}"

@@ -281,7 +281,7 @@ AUTO_CRITERION = "l2"
 
 def alternative() -> str:
     """The option to use where a criterion cannot be used, for messages."""
-    return f"{option('criterion')} {AUTO_CRITERION}"
+    return option("criterion", AUTO_CRITERION)
 
 
 def give_data() -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.artifact.codecs.sparse import SPARSE
-from modelopt_cli.artifact.coding import Code
+from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.artifact.dtypes import count_nonzero
 from modelopt_cli.artifact.encodings import compact_state, is_pruned, require_not_shared
 from modelopt_cli.errors import UsageError
@@ -61,7 +61,7 @@ def apply_to_state(
     *,
     origin: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
-    code: Code = "plain",
+    code: Code = PLAIN_CODE,
 ) -> StateResult:
     """Prune a state dict that has no graph.
 
@@ -111,7 +111,7 @@ def _check(config: PruneConfig, encodings: Mapping[str, Encoding], has_network: 
         if needs:
             raise UsageError(
                 f"{setting} {getattr(config, setting)} needs a network that can be traced",
-                hint=f"{hint}use {option(setting)} {getattr(blind, setting)}",
+                hint=f"{hint}use {option(setting, getattr(blind, setting))}",
             )
     require_not_shared(encodings, "pruning", PRUNE_FIRST)
 

@@ -85,7 +85,7 @@ def thin_notes(layers: Sequence[PrunedLayer], target: Reached | None) -> tuple[s
         return ()
     more = f" and {len(thin) - _SHOWN} more layers" if len(thin) > _SHOWN else ""
     line = f"{', '.join(thin[:_SHOWN])}{more}, where the network keeps {100 * share:.0f} %"
-    remedy = f"{option('exclude')} keeps a layer unpruned, {option('allocation')} uniform treats all alike"
+    remedy = f"{option('exclude')} keeps a layer unpruned, {option('allocation', 'uniform')} treats all alike"
     return (f"warning: only {line}; {remedy}",)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from modelopt_cli.errors import DataError
 from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.program import Program
+from modelopt_cli.settings import option
 
 Progress = Callable[[int, int | None], None]
 
@@ -63,5 +64,5 @@ def calibrate(
             if progress is not None:
                 progress(seen, total)
     if seen == 0:
-        raise DataError("no samples to calibrate on", hint="give --data with at least one sample")
+        raise DataError("no samples to calibrate on", hint=f"give {option('data')} with at least one sample")
     return seen

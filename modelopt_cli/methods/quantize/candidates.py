@@ -14,6 +14,7 @@ from modelopt_cli.program.attention import split_names
 from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.rewrite import read_elsewhere
 from modelopt_cli.program.weighted import WEIGHTED_KINDS
+from modelopt_cli.settings import option
 
 
 def select_candidates(
@@ -58,7 +59,8 @@ def nothing_compressed(reasons: dict[str, str]) -> NothingCompressed:
     """The error that says why not one layer could be quantized."""
     name, reason = next(iter(reasons.items()), ("", ""))
     what = f"no layer can be quantized ({name}: {reason})" if name else "no layer can be quantized"
-    return NothingCompressed(what, hint="nothing was written; see --include, --exclude and --scheme")
+    options = f"{option('include')}, {option('exclude')} and {option('scheme')}"
+    return NothingCompressed(what, hint=f"nothing was written; see {options}")
 
 
 def shared_weights(program: Program, split: Program) -> set[str]:

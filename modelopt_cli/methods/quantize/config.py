@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from modelopt_cli.artifact.coding import Code
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.settings import CALIBRATION, Config, Setting
@@ -33,3 +34,8 @@ class QuantizeConfig(Config, title="Quantizing"):
     calibration_samples: Annotated[
         int, Setting("Calibrate on at most this many samples.", least=1, title=CALIBRATION)
     ] = 512
+
+    @property
+    def code(self) -> Code:
+        """Coding of the file where none is asked for: that of the scheme."""
+        return SCHEMES[self.scheme].code

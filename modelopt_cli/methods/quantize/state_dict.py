@@ -26,6 +26,7 @@ from modelopt_cli.methods.quantize.weight_only import (
 )
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.coverage import Coverage, LayerStatus
+from modelopt_cli.settings import option
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,9 @@ def _require_source(scheme: Scheme, source: Source) -> None:
     if scheme.source <= source:
         return
     needs = "a network that can be traced" if scheme.source is Source.GRAPH else "a network"
-    ways = f"use --scheme {' or '.join(usable(source))}"
+    ways = f"use {option('scheme')} {' or '.join(usable(source))}"
     if source is Source.TENSORS:
-        ways = f"name its network with --arch, or {ways}"
+        ways = f"name its network with {option('arch')}, or {ways}"
     raise UsageError(f"scheme {scheme.name} needs {needs}", hint=ways)
 
 

@@ -17,6 +17,7 @@ from modelopt_cli.methods.quantize.schemes import SCHEMES, Source, usable
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_attention
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
+from modelopt_cli.settings import option
 
 
 def quantize_static(program: Program, config: QuantizeConfig, context: Context) -> Result:
@@ -31,7 +32,7 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
         others = " or ".join(name for name in usable(Source.GRAPH) if not SCHEMES[name].needs_calibration)
         raise UsageError(
             f"{SCHEMES[config.scheme].title} needs data to calibrate on",
-            hint=f"give --data, or use --scheme {others}, which need none",
+            hint=f"give {option('data')}, or use {option('scheme')} {others}, which need none",
         )
     split = split_attention(inference_form(program))
     selected, skipped = select_candidates(split, config, _obstacle)

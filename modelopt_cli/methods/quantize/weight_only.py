@@ -20,6 +20,7 @@ from modelopt_cli.methods.quantize.rounding import CHUNK, quantize_weight
 from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.weighted import fetched_weights, weight_label
+from modelopt_cli.settings import option
 
 
 def quantize_weights(program: Program, config: QuantizeConfig, context: Context) -> Result:
@@ -117,4 +118,4 @@ def require_nonzero(name: str, before: Tensor, after: Tensor) -> None:
     """
     if not bool(after.any()) and bool(before.any()):
         what = f"has values up to {float(before.abs().max()):.2g}, which int8 and a float32 scale cannot hold"
-        raise UsageError(what, where=name, hint=f"leave it out with --exclude {layer_of(name)}")
+        raise UsageError(what, where=name, hint=f"leave it out with {option('exclude', layer_of(name))}")

@@ -95,7 +95,7 @@ class _Run:
     def clustered(self) -> Program:
         """The network with its weights clustered."""
         if self.config.weighting_row.needs_data and self.context.data is None:
-            raise no_data(f"weighting {self.config.weighting}", f"{option('weighting')} {NO_DATA}")
+            raise no_data(f"weighting {self.config.weighting}", option("weighting", NO_DATA))
         if self.config.automatic:
             return self._within_budget()
         network, clustered = cluster_network(self.ready, self.selected.labels, self.config, self.context)
@@ -284,7 +284,7 @@ def _refuse_what_needs_a_graph(config: ShareConfig, has_network: bool) -> None:
     network = "" if has_network else f"name its network with {option('arch')}, or "
     weighting, scope = option("weighting"), option("scope")
     if config.automatic:
-        problem, hint = f"{option('bits')} {AUTO}", "give a number"
+        problem, hint = option("bits", AUTO), "give a number"
     elif config.weighting_row.needs_data:
         problem, hint = f"{weighting} {config.weighting}", f"use {weighting} {NO_DATA}"
     elif config.scope_row.whole_network:

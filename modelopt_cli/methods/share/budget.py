@@ -200,8 +200,8 @@ def smallest_without_loss(
     if (lost := max(choosing_drop(best), verifying_drop(best))) > most:
         raise BudgetNotMet(
             f"at {BITS[1]:g} bits a weight up to {lost:.2f} points may be lost; {most:g} were allowed",
-            hint=f"allow more, give more samples with {option('calibration')}, or leave out layers with "
-            f"{option('exclude')}",
+            hint=f"allow more, give more samples with {option('calibration')}, or leave out "
+            f"layers with {option('exclude')}",
         )
     # Bisection on a logarithmic scale: from 8 bits to 4 matters as much as from 1 to a half.
     passed = [high]

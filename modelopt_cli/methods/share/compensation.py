@@ -278,7 +278,7 @@ def calibrated_layers(
         UsageError: no data.
         DataError: no samples, or the network gives no finite numbers on them.
     """
-    alternative = f"{option('weighting')} {NO_DATA}"
+    alternative = option("weighting", NO_DATA)
     data = calibration_data(context, "error compensation", samples, alternative)
     by_layer = layers_in_call_order(network, names, alternative)
     columns = {layer: _columns(network.get_submodule(layer)) for layer in by_layer}

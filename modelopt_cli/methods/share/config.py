@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
+from modelopt_cli.artifact.coding import Code
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.share.choices import (
     BUDGETS,
@@ -45,6 +46,8 @@ class ShareConfig(Config, title="Sharing"):
         max_drop: for ``bits="auto"``, points of accuracy that may be lost on the calibration data.
     """
 
+    code: ClassVar[Code] = "entropy"
+    """Coding of the file where none is asked for."""
     bits: Annotated[
         int | str | None,
         Setting(
@@ -141,7 +144,7 @@ class ShareConfig(Config, title="Sharing"):
         """Settings that contradict each other or have no meaning together."""
         yield from self._wrong_size()
         yield from self._wrong_budget()
-        bits, vector, scope = f"{option('bits')} {AUTO}", option("vector"), option("scope")
+        bits, vector, scope = option("bits", AUTO), option("vector"), option("scope")
         if self.automatic:
             yield from self._wrong_with_auto(bits)
         if self.vector > 1 and (self.scope_row.whole_network or self.rate):
@@ -167,7 +170,7 @@ class ShareConfig(Config, title="Sharing"):
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             yield f"{option('max_drop')}: must be 0 to 100 points, not {self.max_drop:g}"
         if given and not self.automatic:
-            yield f"{', '.join(given)} has no meaning without {option('bits')} {AUTO}"
+            yield f"{', '.join(given)} has no meaning without {option('bits', AUTO)}"
         if self.automatic and len(given) > 1:
             yield f"{', '.join(given)} exclude each other"
 
@@ -222,7 +225,7 @@ class ShareConfig(Config, title="Sharing"):
             if getattr(self, name) is not None:
                 return row, row.limit(getattr(self, name))
         names = ", ".join(map(option, BUDGETS))
-        raise UsageError(f"{option('bits')} {AUTO} needs a budget", hint=f"give one of {names}")
+        raise UsageError(f"{option('bits', AUTO)} needs a budget", hint=f"give one of {names}")
 
     @property
     def chooses_on_data(self) -> bool:

@@ -245,7 +245,7 @@ def fisher(program: Program, names: Iterable[str], context: Context, samples: in
         UsageError: no data.
         DataError: no samples, or the network gives no finite numbers on them.
     """
-    alternative = f"{option('weighting')} {NO_DATA}"
+    alternative = option("weighting", NO_DATA)
     data = calibration_data(context, "the Fisher information", samples, alternative)
     network = evaluation_copy(program, context.device).requires_grad_(True)
     parameters = {name: network.get_parameter(name) for name in names}
