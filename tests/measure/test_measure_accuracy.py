@@ -144,7 +144,7 @@ def test_no_samples_is_an_error() -> None:
         pytest.param(
             lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: x"),
             EnvironmentFailure,
-            "--batch-size",
+            "batch_size or data_batch_size",
             id="out-of-memory",
         ),
         pytest.param(lambda: torch.OutOfMemoryError("x"), EnvironmentFailure, "memory", id="cuda-memory"),
