@@ -66,11 +66,11 @@ WRONG = {
         ["gradual", "wanda"],
     ),
     "gradual-bytes": ({"structure": "block", "schedule": "gradual", "bytes": 0.5}, ["sparsity", "bytes"]),
-    "no-rounds": ({"rounds": 5}, ["rounds has no meaning without schedule iterative"]),
-    "no-block": ({"structure": "2:4", "block": 8}, ["block has no meaning without structure block"]),
+    "no-rounds": ({"rounds": 5}, ["rounds has no meaning without schedule='iterative'"]),
+    "no-block": ({"structure": "2:4", "block": 8}, ["block has no meaning without structure='block'"]),
     "no-rounding": (
         {"structure": "unstructured", "round_to": 3},
-        ["round_to has no meaning without structure channels"],
+        ["round_to has no meaning without structure='channels'"],
     ),
     "several": (
         {"structure": "unstructured", "latency": 0.5, "criterion": "fpgm", "allocation": "sensitivity"},
