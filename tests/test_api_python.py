@@ -408,3 +408,57 @@ def test_a_recipe_runs_from_python(tmp_path, monkeypatch):
     assert any("step 1 of 1" in note for note in notes)
     with pytest.raises(mo.InputError):
         mo.run("r.yaml")
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight"])
+@pytest.mark.parametrize(
+    ("batch", "reason"),
+    [
+        (torch.rand(8, 3, 8, 8), "to have 1 channels, but got 3 channels"),
+        (torch.randint(0, 5, (8, 1, 8, 8)), "Input type (long int)"),
+        (torch.rand(4, 8, 8), "of shape (2, 8, 8)"),
+    ],
+    ids=["other channels", "integers", "no dimension of the batch"],
+)
+def test_samples_that_a_network_cannot_run_on_are_not_said_to_keep_it_from_being_traced(
+    batch, reason, scheme, net
+):
+    with pytest.raises(mo.UsageError) as error:
+        mo.quantize(net.eval(), calibration=[batch], scheme=scheme)
+    assert str(error.value).startswith("calibration: the network cannot process an input of shape")
+    assert reason in str(error.value)
+    assert "traced" not in str(error.value)
+
+
+def test_an_example_or_a_shape_that_a_network_cannot_run_on_is_refused(net):
+    for given in ({"example_inputs": torch.rand(2, 3, 8, 8)}, {"input_shape": (3, 8, 8)}):
+        with pytest.raises(mo.UsageError, match="but got 3 channels") as error:
+            mo.prune(net.eval(), flops=0.5, **given)
+        assert error.value.where == next(iter(given))
+
+
+class Pair(nn.Module):
+    """A network that returns a tuple with a mapping."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        logits = self.net(x)
+        return logits, {"logits": logits}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: mo.quantize(model, calibration=[X]),
+        lambda model: mo.prune(model, flops=0.5, example_inputs=X),
+        lambda model: mo.train(model, train=[(X, Y)], epochs=1),
+        lambda model: mo.evaluate(model, data=[(X, Y)], latency_runs=0),
+    ],
+    ids=["quantize", "prune", "train", "evaluate"],
+)
+def test_an_error_for_want_of_a_graph_says_why_there_is_none(call, net):
+    with pytest.raises(mo.InputError, match="the network returns a tuple, not one tensor"):
+        call(Pair(net.eval()))

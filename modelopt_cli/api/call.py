@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 from torch import nn
 
 from modelopt_cli import artifact
-from modelopt_cli.api.given_models import Workspace, sample_like
+from modelopt_cli.api.given_models import Example, Workspace, example_like
 from modelopt_cli.api.opening import overridden
 from modelopt_cli.api.pipeline import execute
 from modelopt_cli.api.request import Note, Request, TrainingRequest
@@ -22,7 +23,7 @@ from modelopt_cli.data.source import Samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvalOptions, Gates
 from modelopt_cli.measure.evaluated_model import StageProgress
-from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program import Program
 from modelopt_cli.training.config import FineTuneConfig
 
 Model = str | PathLike[str] | nn.Module
@@ -124,14 +125,17 @@ class Call:
 
     def file(self, model: Any, data: Samples | None, name: str = "model") -> str | Path:
         """The file of a model, whose input the example says, or else the data."""
+        return self.space.file(model, partial(self._example, data), name)
 
-        def sample() -> InputSpec | None:
-            example = sample_like(self.given.example_inputs) or self.preprocessing.sample
-            if example is not None or data is None:
-                return example or overridden(None, self.preprocessing)
-            return open_data(data, overrides=self.preprocessing, labels=False).input
-
-        return self.space.file(model, sample, name)
+    def _example(self, data: Samples | None) -> Example | None:
+        if (example := example_like(self.given.example_inputs)) is not None:
+            return example
+        sample = self.preprocessing.sample
+        if sample is None and data is not None:
+            opened = open_data(data, overrides=self.preprocessing, labels=False)
+            return Example(opened.input, opened.name, next(opened.batches(2, limit=2))[0])
+        sample = sample or overridden(None, self.preprocessing)
+        return None if sample is None else Example(sample, "input_shape")
 
     def measuring(self) -> dict[str, Any]:
         """The fields of ``request.Measuring``."""
@@ -186,22 +190,23 @@ class Call:
         config = self.configs.get("config")
         default: Code = PLAIN_CODE if config is None else config.code
         path = self.space.new(command) if output is None else Path(output)
-        result = execute(
-            Request(
-                command=command,
-                source=source,
-                output=path,
-                config=config,
-                training=training,
-                calibration=calibration or train,
-                evaluate=evaluate,
-                code=writing.code or default,
-                force=writing.force,
-                dry_run=writing.dry_run,
-                **more,
-                **measuring,
+        with self.space.telling_why():
+            result = execute(
+                Request(
+                    command=command,
+                    source=source,
+                    output=path,
+                    config=config,
+                    training=training,
+                    calibration=calibration or train,
+                    evaluate=evaluate,
+                    code=writing.code or default,
+                    force=writing.force,
+                    dry_run=writing.dry_run,
+                    **more,
+                    **measuring,
+                )
             )
-        )
         result = replace(
             result,
             evaluation=self.space.renamed(result.evaluation),

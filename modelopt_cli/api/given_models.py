@@ -1,9 +1,9 @@
 """Models given as Python objects, which become files for as long as a command is at work."""
 
 import copy
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,12 +16,27 @@ from torch import Tensor, nn
 from modelopt_cli import artifact
 from modelopt_cli.api.arguments import in_python, rephrase
 from modelopt_cli.api.result import Measured
-from modelopt_cli.errors import ArchitectureError, CaptureError, UsageError
+from modelopt_cli.errors import ArchitectureError, CaptureError, DataError, UsageError
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.capture import capture
+from modelopt_cli.program.capture import capture, random_input, require_one_input, require_runnable
 from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.program.samples import DTYPES
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a module takes, and who says so.
+
+    Attributes:
+        sample: shape and element type of a sample.
+        argument: the one that says so, for messages.
+        batch: samples ``(N, ...)`` to run on; None where there is a shape alone.
+    """
+
+    sample: InputSpec
+    argument: str
+    batch: Tensor | None = None
 
 
 class Workspace:
@@ -37,6 +52,7 @@ class Workspace:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self._names: dict[str, str] = {}
+        self._untraced: str | None = None
         self._stack = ExitStack()
         self._folder: Path | None = None
 
@@ -60,16 +76,16 @@ class Workspace:
         self._names[str(path)] = name
         return path
 
-    def file(self, model: Any, sample: Callable[[], InputSpec | None], argument: str = "model") -> str | Path:
+    def file(self, model: Any, example: Callable[[], Example | None], argument: str = "model") -> str | Path:
         """The file of a model.
 
         Args:
             model: a path, a Program or another module.
-            sample: says what a sample looks like, for a module that is no Program.
+            example: says what a module that is no Program takes.
             argument: name of the argument, for messages.
 
         Raises:
-            UsageError: it is none of these.
+            UsageError: it is none of these, or a module that cannot run on the example.
             ArchitectureError: nothing says what the input of a module is.
         """
         if isinstance(model, str | PathLike):
@@ -81,15 +97,26 @@ class Workspace:
         if isinstance(model, Program):
             artifact.write_program(model, path)
             return path
-        if (known := sample()) is None:
+        if (taken := example()) is None:
             hint = "give example_inputs, a tensor of one batch"
             raise ArchitectureError("nothing says what its input is", where=argument, hint=hint)
         try:
-            artifact.write_program(capture(_in_float32(model), known), path)
+            artifact.write_program(capture(_in_float32(model), taken.sample), path)
         except CaptureError as error:
-            self.notes.append(f"works without a graph: the network cannot be traced: {error}")
+            self._untraced = f"the network cannot be traced: {_reason(model, taken, error)}"
+            self.notes.append(f"works without a graph: {self._untraced}")
             artifact.write_tensors(dict(model.state_dict()), {}, path)
         return path
+
+    @contextmanager
+    def telling_why(self) -> Iterator[None]:
+        """Work that may need a graph: where a model has none, an error says why."""
+        try:
+            yield
+        except (UsageError, ArchitectureError, DataError) as error:
+            if self._untraced is not None:
+                error.hint = f"{self._untraced}; or {error.hint}" if error.hint else self._untraced
+            raise
 
     def shown(self, text: str) -> str:
         """A message without the paths of temporary files, and with arguments in place of options."""
@@ -106,8 +133,8 @@ class Workspace:
         return Measured.of(replace(evaluation, models=models, notes=notes))
 
 
-def sample_like(example: Any) -> InputSpec | None:
-    """Shape and element type of a sample of a batch.
+def example_like(example: Any) -> Example | None:
+    """The batch that a user gives, and what a sample of it looks like.
 
     Args:
         example: a tensor ``(N, ...)``, or a tuple of one; None.
@@ -123,7 +150,25 @@ def sample_like(example: Any) -> InputSpec | None:
         hint = "give a tensor of one batch, such as torch.rand(1, 3, 224, 224)"
         raise UsageError(f"is {type(example).__name__}", where="example_inputs", hint=hint)
     dtype = next((name for name, known in DTYPES.items() if known == example.dtype), "float32")
-    return InputSpec(tuple(example.shape[1:]), dtype=cast(InputType, dtype))
+    sample = InputSpec(tuple(example.shape[1:]), dtype=cast(InputType, dtype))
+    return Example(sample, "example_inputs", example.to(DTYPES[sample.dtype]))
+
+
+def _reason(model: nn.Module, example: Example, error: CaptureError) -> CaptureError:
+    """Why a module cannot be traced, unless it cannot even run on the example, which is refused."""
+    try:
+        require_one_input(model)
+    except CaptureError as better:
+        return better
+    if any(each.is_meta for each in model.parameters()):
+        return error
+    try:
+        network, batch = _in_float32(model), example.batch
+        require_runnable(network, random_input(network, example.sample, 2) if batch is None else batch)
+    except CaptureError as refusal:
+        hint = "give samples such as the network takes"
+        raise UsageError(refusal.message, where=example.argument, hint=hint) from error
+    return error
 
 
 def _in_float32(model: nn.Module) -> nn.Module:

@@ -210,7 +210,8 @@ def evaluate(configs: dict[str, Any], models: Model | Sequence[Model]) -> Measur
         call = Call(configs, space)
         measuring = call.measuring()
         paths = [call.file(model, measuring["data"], "models") for model in several]
-        evaluation = space.renamed(evaluate_files(EvalRequest(paths=paths, **measuring)))
+        with space.telling_why():
+            evaluation = space.renamed(evaluate_files(EvalRequest(paths=paths, **measuring)))
         assert evaluation is not None
         return evaluation
 

@@ -97,6 +97,21 @@ def require_one_input(model: nn.Module) -> None:
         )
 
 
+def require_runnable(model: nn.Module, batch: Tensor) -> None:
+    """Refuse a batch that the network itself refuses.
+
+    Args:
+        model: is left as it was.
+        batch: samples ``(N, ...)``, on any device.
+
+    Raises:
+        CaptureError: names the shape, and the reason in the network's own words.
+    """
+    home = next(model.parameters(), batch).device
+    with evaluation_mode(model), torch.no_grad(), unchanged(model):
+        _expected(model, batch.to(home))
+
+
 def random_input(model: nn.Module, input_spec: InputSpec, batch: int) -> Tensor:
     """A random batch on the model's device, floats in its dtype; always the same for one batch size."""
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
