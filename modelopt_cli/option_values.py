@@ -25,10 +25,17 @@ def row_named(text: str, rows: Mapping[str, Row]) -> Row | None:
     return None
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A hint naming the entry of ``known`` nearest to ``word``, or None if nothing is near."""
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """A hint naming the entry of ``known`` nearest to ``word``, or None if nothing is near.
+
+    Args:
+        word: what was written.
+        known: what could have been meant.
+        cutoff: least similarity, of ``difflib``'s ratio from 0 to 1; larger where ``known`` is long, since
+            something is a little like any word there.
+    """
     spelled = {name.lower(): name for name in known}
-    nearest = get_close_matches(word.lower(), list(spelled), n=1)
+    nearest = get_close_matches(word.lower(), list(spelled), n=1, cutoff=cutoff)
     return f"did you mean '{spelled[nearest[0]]}'?" if nearest else None
 
 

@@ -18,7 +18,7 @@ INTRODUCTION = """\
 
 The result goes to stdout, everything else to stderr. Where stdout is no terminal it is plain text at full
 width. `NO_COLOR` and `FORCE_COLOR` are respected. `modelopt COMMAND --help` prints the options that matter,
-`modelopt COMMAND --help-all` all that follow.
+`modelopt COMMAND --help-all` all that follow, and `modelopt --help-all` those of all commands.
 
 | exit code | meaning |
 |---|---|

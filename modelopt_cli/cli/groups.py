@@ -101,11 +101,8 @@ class Signature:
             options.append(parameter_of(each, field, field.spellings))
             if older := tuple(flag for flag in field.setting.older if known[flag.partition("/")[0]] is field):
                 options.append(parameter_of(each + _OLDER, field, older, hidden=True))
-        return [
-            *options,
-            VERBOSE,
-            *([_HELP_ALL] if any(f.setting.advanced for f in self.fields.values()) else []),
-        ]
+        everything = Parameter("help_all", Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
+        return [*options, VERBOSE, everything]
 
     def arguments(self, texts: dict[str, Any], *, environment: bool, notes: list[str]) -> dict[str, Any]:
         """The function's arguments, made of the texts of its options.
@@ -169,7 +166,7 @@ def flatten(verb: str, function: Command) -> Command:
     def call(ctx: typer.Context, **values: Any) -> Work | None:
         console: Console = ctx.obj
         console.verbosity, notes = values.pop("verbose"), list[str]()
-        values.pop("help_all", None)
+        del values["help_all"]
         # A step of a recipe, which has no parent here, is what the recipe says.
         arguments = own.arguments(values, environment=ctx.parent is not None, notes=notes)
         display: Display = arguments.pop("display")
@@ -208,22 +205,21 @@ def _missing(text: Any) -> bool:
 
 
 def _show_all(ctx: typer.Context, wanted: bool) -> None:
-    if wanted:
-        ctx.meta[_ALL] = True
-        typer.echo(ctx.get_help())
-        raise typer.Exit
+    """Print the help of a command with its advanced options; of the root, that of all commands."""
+    if not wanted or ctx.resilient_parsing:
+        return
+    ctx.meta[_ALL] = True
+    commands = getattr(ctx.command, "commands", {}).items()
+    below = [each.make_context(name, [], parent=ctx, resilient_parsing=True) for name, each in commands]
+    typer.echo("\n\n".join(each.get_help() for each in (ctx, *below)))
+    raise typer.Exit
 
 
 _ALL = "modelopt.all"  # in a context's meta: show the advanced options, too
-_HELP_ALL = Parameter(
-    "help_all",
-    Parameter.KEYWORD_ONLY,
-    default=False,
-    annotation=Annotated[
-        bool,
-        typer.Option("--help-all", callback=_show_all, is_eager=True, help="Show all options and exit."),
-    ],
-)
+HelpAll = Annotated[
+    bool, typer.Option("--help-all", callback=_show_all, is_eager=True, help="Show all options and exit.")
+]
+"""The parameter of a command, or of the root, that shows all help there is."""
 
 
 class GroupedCommand(TyperCommand):

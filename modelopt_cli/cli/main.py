@@ -16,7 +16,7 @@ from modelopt_cli import __version__
 from modelopt_cli.cli import distill, env, eval, inspect, prune, quantize, share, train
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.failures import Terminated, explain
-from modelopt_cli.cli.groups import Command, GroupedCommand, flatten, stdout_is_for_results
+from modelopt_cli.cli.groups import Command, GroupedCommand, HelpAll, flatten, stdout_is_for_results
 from modelopt_cli.cli.run import run as run_recipe
 from modelopt_cli.errors import UsageError
 from modelopt_cli.settings import did_you_mean, naming_flags
@@ -38,11 +38,21 @@ _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
 class CommandGroup(TyperGroup):
-    """Says which command was probably meant."""
+    """Says which command was probably meant, and ends as every command does."""
+
+    def make_context(self, *args: Any, **settings: Any) -> Any:
+        """Read the command line; raises typer.Exit where an option of typer's own ends the process."""
+        try:
+            return super().make_context(*args, **settings)
+        except SystemExit:  # --show-completion has shown it
+            raise typer.Exit from None
+        except typer.Exit as ended:  # typer has said why it does not know the shell
+            raise typer.Exit(3 if ended.exit_code else 0) from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command ``args`` begins with; raises UsageError."""
-        if args[0] not in self.commands and not args[0].startswith("-"):
+        known = args[0] in self.commands or args[0].startswith("-")
+        if not known and not ctx.resilient_parsing:  # a shell completes after "help", too
             hint = did_you_mean(args[0], self.commands) or f"commands are {', '.join(self.commands)}"
             raise UsageError(f"unknown command '{args[0]}'", hint=hint)
         return super().resolve_command(ctx, args)
@@ -64,8 +74,8 @@ def build() -> Any:
     return get_command(app)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(ctx: typer.Context, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
         typer.echo(f"modelopt {__version__}")
         raise typer.Exit
 
@@ -75,6 +85,7 @@ def _modelopt(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
+    help_all: HelpAll = False,
 ) -> None:
     """Compress trained PyTorch models: one file in, one file out, one honest table."""
     if ctx.invoked_subcommand is None:
@@ -120,14 +131,27 @@ def _asked_for_help(argv: Sequence[str]) -> list[str]:
 
 def run() -> NoReturn:
     """The ``modelopt`` command: prepares the process, runs, exits."""
-    if COMPLETE in os.environ:
-        build().main(args=[], prog_name="modelopt", complete_var=COMPLETE)  # a shell asks; exits
+    if os.environ.get(COMPLETE):
+        _complete()
     signal.signal(signal.SIGTERM, _terminate)
     if "--debug" not in sys.argv and not sys.warnoptions:
         warnings.simplefilter("ignore")  # other libraries' advice is not about the user's command
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code = main(sys.argv[1:])
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _settle(sys.stdout, sys.stderr)
+    sys.exit(code)
+
+
+def _complete() -> NoReturn:
+    """Answer a shell; it offers nothing where that fails, since a message would land in the user's line."""
+    code: Any = 0
+    try:
+        build().main(args=[], prog_name="modelopt", complete_var=COMPLETE)
+    except SystemExit as ended:
+        code = ended.code
+    except (Exception, KeyboardInterrupt):
+        code = 1
     _settle(sys.stdout, sys.stderr)
     sys.exit(code)
 

@@ -10,6 +10,8 @@ from modelopt_cli.errors import DataError
 from modelopt_cli.settings import did_you_mean
 
 _SHOWN = 5
+_CLOSE = 0.8  # among ImageNet's 1000 names, 'crate' is 0.75 like 'cat'
+_NEXT = "name the folders by the network's class names, or number them with csv:FILE; see docs/data.md"
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,11 @@ def match_names(names: Sequence[str], classes: Sequence[str], where: str) -> Mat
             by_name=False,
         )
     stranger = names[strangers[0]]
-    hint = did_you_mean(stranger, map(shown, classes)) or "name the classes so, or number them with csv:"
+    near = did_you_mean(stranger, map(shown, classes), _CLOSE)
     raise DataError(
         f"class '{shown(stranger)}' is not among the network's {len(classes)} ({_listed(classes)})",
         where=where,
-        hint=hint,
+        hint="; ".join(filter(None, (near, _NEXT))),
     )
 
 

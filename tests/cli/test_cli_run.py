@@ -195,6 +195,7 @@ WRONG = {
     "no mapping": ("- quantize", "r.yaml: is not a recipe"),
     "nothing": ("", "r.yaml: is not a recipe"),
     "no steps": ("output: x", "r.yaml: has no steps"),
+    "steps misspelled": ("output: x\nstep: []", "has no steps; 'step': did you mean 'steps'?"),
     "empty steps": ("steps: []", "r.yaml: has no steps"),
     "two documents": ("steps: [quantize]\n---\nsteps: []", "line 2: but found another document"),
     "key twice": (f"{INT8}latency-runs: 1\n", "line 9: 'latency-runs' is given twice"),

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from modelopt_cli.artifact.reader import open_artifact
+from modelopt_cli.cli import main as wiring
 from modelopt_cli.cli.completion import layer_names
 from modelopt_cli.cli.groups import Signature, signature_of
 from modelopt_cli.cli.main import build, main
@@ -179,6 +180,18 @@ def test_help_shows_what_matters_and_help_all_the_rest(modelopt):
     assert "more options" not in everything
 
 
+def test_help_all_is_an_option_of_every_command_and_of_the_root(modelopt):
+    everything = modelopt("--help-all")
+    assert (everything.code, everything.err) == (0, "")
+    assert modelopt("--help").out.strip() in everything.out
+    for name, command in build().commands.items():
+        short, long = (modelopt(name, each) for each in ("--help", "--help-all"))
+        assert (long.code, long.err) == (0, "")
+        assert long.out.strip() in everything.out
+        hidden = any(field.setting.advanced for field in signature_of(command).fields.values())
+        assert (short.out != long.out) is hidden
+
+
 def test_help_imports_no_torch():
     code = "import sys; from modelopt_cli.cli.main import main; main(['prune', '--help-all'])"
     code += "; print('torch' in sys.modules)"
@@ -192,7 +205,40 @@ def complete(*words):
     done = subprocess.run(
         [sys.executable, "-m", "modelopt_cli"], env=environ, capture_output=True, text=True, check=False
     )
+    assert done.stderr == ""
     return done.stdout.split()
+
+
+def test_a_shell_completes_commands_after_help_and_never_fails():
+    assert complete("modelopt", "help", "q") == ["quantize"]
+    assert complete("modelopt", "--version", "q") == complete("modelopt", "--help-all", "q") == ["quantize"]
+    assert complete("modelopt", "quantize", "--help-all", "--sch") == ["--scheme"]
+    assert complete("modelopt", "quantize", "--no-such", "x", "") == []
+
+
+def test_nothing_is_offered_where_completing_fails(monkeypatch, capsys):
+    def fail():
+        raise ZeroDivisionError
+
+    monkeypatch.setenv("_MODELOPT_COMPLETE", "complete_bash")
+    monkeypatch.setattr(wiring, "build", fail)
+    with pytest.raises(SystemExit):
+        wiring.run()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_script_of_a_shell_is_all_that_is_shown(shell, modelopt, monkeypatch):
+    monkeypatch.setattr("shellingham.detect_shell", lambda: (shell, shell))
+    shown = modelopt("--show-completion")
+    assert (shown.code, shown.err) == (0, "")
+    assert f"_MODELOPT_COMPLETE=complete_{shell}" in shown.out
+    assert modelopt("--show-completion", shell) == shown
+
+
+def test_an_unknown_shell_is_the_environments_fault(modelopt, monkeypatch):
+    monkeypatch.setattr("shellingham.detect_shell", lambda: ("dash", "dash"))
+    assert (modelopt("--show-completion").code, modelopt("--install-completion").code) == (3, 3)
 
 
 def test_a_shell_completes_commands_choices_and_layers(tmp_path):

@@ -115,10 +115,10 @@ def test_classes_are_matched_by_name(names, positions, noted):
     ("names", "part"),
     [
         (
-            ("bird", "dog", "kat", "polar bear"),
-            "class 'kat' is not among the network's 4.*mean 'cat'",
+            ("bird", "cat", "polar beer", "dog"),
+            "class 'polar beer' is not among the network's 4.*mean 'polar bear'.*number them with csv:FILE",
         ),
-        (("n01", "n02"), "class 'n01'.*number them with csv:"),
+        (("n01", "n02"), r"class 'n01'[^;]*; name the folders by the network's class names, or number "),
         (("bird", "cat", "dog", "fox", "polar bear"), "class 'fox'"),
         (("bird", "Bird"), "class 'bird' is not"),
     ],
@@ -127,6 +127,13 @@ def test_classes_are_matched_by_name(names, positions, noted):
 def test_names_that_say_nothing_are_refused(names, part):
     with pytest.raises(DataError, match=part):
         match_names(names, ANIMALS, "val")
+
+
+@pytest.mark.parametrize("name", ["cat", "n01440764"])
+def test_no_class_is_suggested_that_is_only_a_little_alike(name):
+    with pytest.raises(DataError) as caught:
+        match_names((name,), resolve("torchvision:resnet18").labels, "val")
+    assert caught.value.hint.startswith("name the folders by the network's class names")
 
 
 def test_a_name_that_the_network_has_twice_is_not_taken():

@@ -110,10 +110,10 @@ def test_tied_tensors_stay_tied() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"bits": "auto", "ratio": 9.0}, "bits auto needs a network that can be traced"),
-        ({"bits": 4, "weighting": "hessian"}, "weighting hessian needs a network that can be traced"),
-        ({"bits": 4, "weighting": "fisher"}, "weighting fisher needs a network that can be traced"),
-        ({"bits": 4, "scope": "network"}, "scope network needs a network that can be traced"),
+        ({"bits": "auto", "ratio": 9.0}, "bits='auto' needs a network that can be traced"),
+        ({"bits": 4, "weighting": "hessian"}, "weighting='hessian' needs a network that can be traced"),
+        ({"bits": 4, "weighting": "fisher"}, "weighting='fisher' needs a network that can be traced"),
+        ({"bits": 4, "scope": "network"}, "scope='network' needs a network that can be traced"),
         ({}, "nothing says how large the codebooks are"),
         ({"bits": 4, "include": ("cnv",)}, "include 'cnv' matches no layer"),
     ],

@@ -15,6 +15,7 @@ import yaml
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.errors import UsageError
 from modelopt_cli.regular import read_regular
+from modelopt_cli.settings import did_you_mean
 
 Value = str | tuple[str, ...]
 Options = dict[str, Value]
@@ -76,7 +77,8 @@ def read_recipe(reader: Reader, path: Path) -> Recipe:
     entries = dict(_entries(reader, root))
     steps = entries.pop("steps", None)
     if not isinstance(steps, yaml.SequenceNode) or not steps.value:
-        raise UsageError("has no steps", where=str(path), hint="write 'steps:' and a list")
+        near = (f"'{key}': {hint}" for key in entries if (hint := did_you_mean(key, ["steps"])))
+        raise UsageError("has no steps", where=str(path), hint=next(near, "write 'steps:' and a list"))
     return Recipe(
         tuple(step for node in steps.value if (step := _step(reader, node)) is not None),
         dict(_options(reader, entries)),

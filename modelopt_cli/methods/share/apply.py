@@ -282,14 +282,13 @@ def apply_to_state(
 
 def _refuse_what_needs_a_graph(config: ShareConfig, has_network: bool) -> None:
     network = "" if has_network else f"name its network with {option('arch')}, or "
-    weighting, scope = option("weighting"), option("scope")
     if config.automatic:
         problem, hint = option("bits", AUTO), "give a number"
     elif config.weighting_row.needs_data:
-        problem, hint = f"{weighting} {config.weighting}", f"use {weighting} {NO_DATA}"
+        problem, hint = option("weighting", config.weighting), f"use {option('weighting', NO_DATA)}"
     elif config.scope_row.whole_network:
         scopes = " or ".join(name for name, row in SCOPES.items() if not row.whole_network)
-        problem, hint = f"{scope} {config.scope}", f"use {scope} {scopes}"
+        problem, hint = option("scope", config.scope), f"use {option('scope')} {scopes}"
     else:
         config.require_size()
         return
