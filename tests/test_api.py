@@ -143,6 +143,7 @@ def test_a_loaded_program_runs_and_knows_its_history(lenet5, tmp_path):
     assert 0 < difference < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["int8", "int8-dynamic", "int8-weight"])
 def test_the_file_is_enough_in_a_process_that_cannot_import_the_network(name, own, tmp_path):
     output, elsewhere = tmp_path / "own-int8.safetensors", tmp_path / "elsewhere"

@@ -201,7 +201,7 @@ def test_no_shape_is_asked_for_where_none_is_used(verb, nets, tmp_path):
             lambda source, out, **how: api.share(
                 source, out, config=ShareConfig(bits="auto", ratio=8), **how
             ),
-            "bits auto needs",
+            "bits='auto' needs",
         ),
     ],
     ids=["quantize", "prune", "share"],
@@ -296,7 +296,7 @@ def test_magnitudes_are_compared_whatever_their_size(criterion, power, dtype, tm
 def test_int8_refuses_to_round_all_of_a_weight_to_zero(size, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"a.weight": torch.full((4, 4), size), "b.weight": torch.ones(4, 4)}, "a.pth")
-    with pytest.raises(UsageError, match="cannot hold; leave it out with exclude a"):
+    with pytest.raises(UsageError, match="cannot hold; leave it out with exclude='a'"):
         WEIGHT_ONLY["quantize"]("a.pth", "out.safetensors")
     config = QuantizeConfig(scheme="int8-weight", exclude=("a",))  # as the hint says
     api.quantize("a.pth", "out.safetensors", config=config, evaluate=False)

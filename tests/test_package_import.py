@@ -57,6 +57,7 @@ def test_finder_is_installed_once() -> None:
     assert out == "1"
 
 
+@pytest.mark.slow
 def test_a_mended_environment_imports_torchvision_alone(tmp_path: Path) -> None:
     """The start file makes it work in a program that does not import modelopt_cli itself."""
     from modelopt_cli import mend

@@ -115,6 +115,7 @@ class TestCode:
         assert "pickle protocol above 3" in line
         assert "damaged" not in line
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("saved", ["module", {"state_dict": "state"}, {"a": "state"}], ids=str)
     def test_the_way_to_convert_a_file_of_a_newer_protocol_works(
         self, saved: object, state: State, tmp_path: Path, refusal: Refusal
@@ -297,6 +298,7 @@ def test_torch_load_is_called_in_one_place_and_never_loosely() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_way_to_convert_a_network_of_torchvision_works(tmp_path: Path, refusal: Refusal) -> None:
     """Where torchvision cannot be imported alone, the line makes it work."""
     code = (

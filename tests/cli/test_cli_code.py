@@ -48,6 +48,7 @@ def write(modelopt, method, code, *more, source="net.pth"):
     return written, modelopt_cli.load(f"{code}.safetensors").state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_code_is_the_same_network_in_fewer_bytes(method, here, modelopt):
     sizes, states = zip(*(write(modelopt, method, code) for code in CODES), strict=True)

@@ -147,6 +147,7 @@ def test_without_matplotlib_nothing_is_trained(verb, here, modelopt, monkeypatch
     assert listing(here) == before
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_draws(here, torchrun):
     done = torchrun("-m", "modelopt_cli", *COMMANDS["train"], "--json", *CURVE, cwd=here)
     assert done.returncode == 0, done.stderr

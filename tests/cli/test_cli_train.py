@@ -246,6 +246,7 @@ def test_ctrl_c_says_how_to_go_on(here, interrupted, whole, modelopt):
     assert digest(here / "out.safetensors") == whole
 
 
+@pytest.mark.slow
 def test_two_processes_print_and_write_once(here, torchrun):
     what = ["train", *HOW, *TRAIN, "--epochs", "2", "--no-eval", "--json", *OUT]
     done = torchrun("-m", "modelopt_cli", *what, cwd=here)

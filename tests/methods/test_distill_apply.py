@@ -111,6 +111,7 @@ def test_every_term_brings_the_student_nearer_by_its_own_measure(term, student, 
     assert last < 0.9 * first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term", OF_TEACHERS)
 def test_by_no_default_weight_does_a_fresh_residual_network_diverge_at_the_usual_rate(term, digits):
     """Taught by its own kind, with all features that have counterparts."""
@@ -253,6 +254,7 @@ class Stopped(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "step"), [(STAGE, 7), (FINETUNE, 3)])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(stage, step, student, teacher, digits, tmp_path):
     config = DistillConfig("kd+hint:0.1+crd:0.1", finetune_epochs=1)
@@ -277,6 +279,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(stage, step, student, teac
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path, torchrun):
     done = torchrun(Path(__file__).parent / "distill_worker.py", tmp_path)
     assert done.returncode == 0, done.stderr

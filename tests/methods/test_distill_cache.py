@@ -475,6 +475,7 @@ def test_no_parent_no_cache(tmp_path: Path) -> None:
         taught(context(tmp_path / "none" / "answers"))
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_file(tmp_path: Path, asked: Asked, torchrun: Callable[..., Any]) -> None:
     done = torchrun(Path(__file__).parent / "distill_cache_worker.py", tmp_path)
     assert done.returncode == 0, done.stderr

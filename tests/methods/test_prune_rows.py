@@ -190,6 +190,7 @@ CLAIMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "granularity"), CLAIMS)
 def test_rows_a_criterion_prunes_what_it_claims_lowest_scores_first(
     name: str, granularity: Granularity
@@ -240,6 +241,7 @@ def test_rows_a_criterion_without_data_prunes_a_state_dict_as_it_does_the_networ
     assert all(torch.equal(value, state[key]) for key, value in weights(same).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "granularity"),
     [pytest.param(n, g, id=f"{n} {g}") for n, row in ALLOCATIONS.items() for g in row.granularities],

@@ -188,6 +188,7 @@ def interrupting(at: int) -> object:
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "at"),
     [
@@ -233,6 +234,7 @@ def test_schedule_check_looks_at_every_mask() -> None:
         require_zeros(network, masks)
 
 
+@pytest.mark.slow
 def test_schedule_teacher_is_the_network_before_pruning(
     digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:

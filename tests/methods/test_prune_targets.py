@@ -230,6 +230,7 @@ def test_targets_a_latency_is_searched_by_what_is_measured(monkeypatch: pytest.M
     assert "reached" not in result.program.history[-1]["target"]
 
 
+@pytest.mark.slow
 def test_targets_a_network_takes_as_long_as_itself() -> None:
     program = net()
     assert Timer(program).fraction(program) == pytest.approx(1, abs=0.1)

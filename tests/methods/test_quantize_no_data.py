@@ -106,6 +106,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_converts_and_runs(name: str) -> None:
     assert name in models.list_models(models)

@@ -112,6 +112,7 @@ NETWORKS: dict[str, tuple[int, int, int, float | None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_torchvision(name: str) -> None:
     layers, quantizes, dequantizes, decibels = NETWORKS[name]

@@ -115,6 +115,7 @@ def most(options: dict[str, Any], rows: int) -> int:
     return int(ShareConfig(**options).size * tables * options.get("vector", 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", {**CASES, **VECTORS})
 def test_weights_have_few_values_and_the_network_still_answers(case: str, tmp_path: Path) -> None:
     options, program = {**CASES, **VECTORS}[case], net()
@@ -138,6 +139,7 @@ def test_weights_have_few_values_and_the_network_still_answers(case: str, tmp_pa
     assert ("target" in entry) == (options.get("bits") == "auto")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_pruned_zeros_stay_zeros(case: str, tmp_path: Path) -> None:
     program = pruned(net())
@@ -290,7 +292,7 @@ def test_a_lost_zero_is_an_error_and_not_a_file(monkeypatch: pytest.MonkeyPatch)
         ({**AUTO, "weighting": "hessian"}, "weighting hessian needs data to calibrate on"),
         (
             {**AUTO, "weighting": "fisher"},
-            "bits auto excludes weighting fisher; use weighting none or hessian",
+            "bits='auto' excludes weighting fisher; use weighting none or hessian",
         ),
         ({"bits": "auto", "max_drop": 1.0}, "max_drop is measured on data; give calibration or data"),
         ({"bits": 3, "include": ("cnv",)}, "include 'cnv' matches no layer"),
@@ -312,6 +314,7 @@ def test_a_network_without_weights_has_nothing_to_share() -> None:
         shared(captured(Plain(), 3, 4, 4), bits=3)
 
 
+@pytest.mark.slow
 def test_the_history_names_the_data_only_where_they_were_looked_at() -> None:
     for options, named in (({"bits": 3}, False), ({"bits": 3, "weighting": "hessian"}, True), (AUTO, True)):
         assert ("calibration" in shared(net(), **options).program.history[-1]) is named

@@ -53,6 +53,7 @@ def within(program: Program, labelled: bool = False, code: Any = "entropy", **op
     return apply(program, config, context(IMAGES, known, code=code))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["entropy", "packed", "plain"])
 @pytest.mark.parametrize(
     "options", [{"bytes": 0.15}, {"ratio": 10.0}, {"bytes": 0.2, "weighting": "none"}], ids=str
@@ -97,6 +98,7 @@ def test_a_budget_below_the_header_is_an_error_that_says_how_near_it_came() -> N
 MANY = smooth(240, 3, 12, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labelled", [True, False], ids=["accuracy", "agreement"])
 def test_no_more_is_lost_than_allowed(labelled: bool) -> None:
     program = wide()

@@ -81,6 +81,7 @@ def test_a_scope_has_the_codebooks_that_it_claims(name: str) -> None:
         assert len(list(apply_to_state(state, config).stream.items())) == len(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_a_weighting_needs_the_data_that_it_claims(name: str) -> None:
     row = WEIGHTINGS[name]

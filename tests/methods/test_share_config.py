@@ -32,20 +32,23 @@ WRONG = {
     "drop": ({"bits": "auto", "max_drop": -1.0}, "max_drop: must be 0 to 100 points, not -1"),
     "samples": ({"bits": 4, "calibration_samples": 0}, "calibration_samples: must be at least 1, not 0"),
     "two budgets": ({"bits": "auto", "bytes": 0.1, "ratio": 9.0}, "bytes, ratio exclude each other"),
-    "a budget for nothing": ({"bits": 4, "ratio": 9.0}, "ratio has no meaning without bits auto"),
-    "auto vectors": ({"bits": "auto", "ratio": 9.0, "vector": 4}, "bits auto excludes vector"),
-    "auto scope": ({"bits": "auto", "ratio": 9.0, "scope": "network"}, "bits auto excludes"),
-    "auto rate": ({"bits": "auto", "ratio": 9.0, "rate": 0.1}, "bits auto excludes"),
+    "a budget for nothing": ({"bits": 4, "ratio": 9.0}, "ratio has no meaning without bits='auto'"),
+    "auto vectors": ({"bits": "auto", "ratio": 9.0, "vector": 4}, "bits='auto' excludes vector"),
+    "auto scope": ({"bits": "auto", "ratio": 9.0, "scope": "network"}, "bits='auto' excludes"),
+    "auto rate": ({"bits": "auto", "ratio": 9.0, "rate": 0.1}, "bits='auto' excludes"),
     "vectors of all": ({"bits": 4, "vector": 4, "scope": "network"}, "vector excludes scope network"),
-    "a start for vectors": ({"bits": 4, "vector": 4, "init": "exact"}, "init has no meaning with bits auto"),
+    "a start for vectors": (
+        {"bits": 4, "vector": 4, "init": "exact"},
+        "init has no meaning with bits='auto'",
+    ),
     "a start for auto": ({"bits": "auto", "ratio": 9.0, "init": "exact"}, "init has no meaning with"),
     "auto by fisher": (
         {"bits": "auto", "ratio": 9.0, "weighting": "fisher"},
-        "bits auto excludes weighting fisher; use weighting none or hessian",
+        "bits='auto' excludes weighting fisher; use weighting none or hessian",
     ),
     "auto assigned again": (
         {"bits": "auto", "ratio": 9.0, "tune": "dkm"},
-        "tune dkm assigns weights again, without the bits that bits auto counts; use tune fixed",
+        "tune dkm assigns weights again, without the bits that bits='auto' counts; use tune fixed",
     ),
     "rated vectors": ({"bits": 4, "vector": 4, "rate": 0.1}, "vector excludes"),
 }
@@ -63,7 +66,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(case: str) -> None:
 def test_nothing_said_about_size_is_an_error_only_when_it_is_asked_for() -> None:
     with pytest.raises(UsageError, match="nothing says how large the codebooks are; give bits or entries"):
         ShareConfig().size  # noqa: B018
-    with pytest.raises(UsageError, match="bits auto needs a budget; give one of bytes, ratio, max_drop"):
+    with pytest.raises(UsageError, match="bits='auto' needs a budget; give one of bytes, ratio, max_drop"):
         ShareConfig(bits="auto").budget  # noqa: B018
     assert ShareConfig(bits=3).size == 8
     assert ShareConfig(entries=5).size == 5

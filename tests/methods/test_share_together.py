@@ -50,6 +50,7 @@ def few(before: Tensor, after: Tensor) -> None:
         assert torch.equal(torch.tensor([table[float(value)] for value in old]), new.float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [False, True], ids=["dense", "pruned"])
 @pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
 @pytest.mark.parametrize("case", SOME)
@@ -188,6 +189,7 @@ def test_a_pruned_network_stays_pruned_through_all_of_them(tmp_path: Path) -> No
     assert [entry["method"] for entry in last.history] == ["prune", "share", "share", "quantize"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["channels", "layers", "unstructured", "2:4"])
 def test_a_shared_network_is_not_pruned(structure: str, tmp_path: Path) -> None:
     options = {} if structure == "2:4" else {"sparsity": 0.5}

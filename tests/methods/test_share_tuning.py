@@ -283,6 +283,7 @@ def test_share_spacing_is_between_neighbours() -> None:
 # Whole trainings.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", [{}, {"ema": 0.9, "momentum": 0.0}, {"optimizer": "adamw", "lr": 2e-3, "amp": True}], ids=str
 )
@@ -330,6 +331,7 @@ def loss(network: nn.Module, data: Data) -> float:
         return float(F.cross_entropy(network(images), labels))
 
 
+@pytest.mark.slow
 def test_share_tunings_differ_and_keep_the_assignments_that_they_claim(
     program: Program, digits: Data
 ) -> None:
@@ -384,6 +386,7 @@ class Failing:
     def restore(self, state: Mapping[str, Tensor]) -> None: ...
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", TUNINGS)
 def test_share_tuning_resumed_ends_with_the_same_bits(
     mode: str, program: Program, digits: Data, tmp_path: Path
@@ -413,6 +416,7 @@ def test_share_trained_refuses_pruned_weights_that_came_back(program: Program) -
         read_all_back(network, shared)
 
 
+@pytest.mark.slow
 def test_share_tuning_in_two_processes_is_that_of_one(tmp_path: Path, torchrun: Callable[..., Any]) -> None:
     done = torchrun(Path(__file__).parent / "share_worker.py", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -55,6 +55,7 @@ def eager(network: Layers, program: Program, x: Tensor) -> Tensor:
         return loaded(x)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_int8_keeps_the_signal(network: Layers, program: Program, tmp_path: Path) -> None:
     int8 = quantize(program, QuantizeConfig("int8"), context(program, 16)).program
@@ -67,6 +68,7 @@ def test_int8_keeps_the_signal(network: Layers, program: Program, tmp_path: Path
     assert sqnr(expected, prepare(read)(x)) > SNR
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_weights_alone_are_what_torch_computes_with(
     network: Layers, program: Program, tmp_path: Path

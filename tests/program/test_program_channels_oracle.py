@@ -92,6 +92,7 @@ def check_ours(program: Program, multiple: int, folder: Path) -> Shapes:
     return shapes_of(pruned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_ours_has_the_oracle_s_shapes_or_smaller_ones(name: str, tmp_path: Path) -> None:
     model = NETWORKS[name]()

@@ -61,6 +61,7 @@ def analysed(name: str) -> tuple[Program, Dependencies]:
     return program, analyse(program)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_zeroed_network(name: str, tmp_path: Path) -> None:
     """For two random choices, and for the least that can be left; and again after a file."""

@@ -71,6 +71,7 @@ def weighted(program: Program) -> list[Weighted]:
     return [layer for layer in program.modules() if isinstance(layer, Weighted)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int8-weight"])
 @pytest.mark.parametrize("form", ["plain", "prepared", "used"])
 @pytest.mark.parametrize("how", COPIES)

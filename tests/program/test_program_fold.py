@@ -157,6 +157,7 @@ def test_tied_weights_are_not_folded() -> None:
     assert kinds(fold_batch_norms(program)) == ["Conv2d", "BatchNorm2d", "Conv2d"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_small", "googlenet"])
 def test_real_networks(name: str) -> None:
     program = capture(build(name).double(), InputSpec((3, side(name), side(name))), verify=False)

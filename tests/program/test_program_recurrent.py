@@ -69,6 +69,7 @@ def images(count: int) -> Tensor:
 
 @pytest.mark.parametrize("kind", [*KINDS, "cells"])
 class TestProgram:
+    @pytest.mark.slow
     def test_computes_the_same_bits_copied_and_reloaded(self, kind: str, tmp_path: Path) -> None:
         model = network(kind)
         program = capture(model, InputSpec(SHAPE))
@@ -79,6 +80,7 @@ class TestProgram:
                 for made in (program, copy.deepcopy(program), again):
                     assert torch.equal(made(x), model(x))
 
+    @pytest.mark.slow
     def test_computes_with_its_own_weights(self, kind: str) -> None:
         """A recurrent layer keeps a second list of its weights, which must not be the model's."""
         program = copy.deepcopy(capture(network(kind), InputSpec(SHAPE)))

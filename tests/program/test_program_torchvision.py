@@ -32,6 +32,7 @@ def test_there_are_eighty_networks() -> None:
     assert len(NAMES) == 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_round_trip_is_bit_equal(name: str, tmp_path: Path) -> None:
     model = build(name)

@@ -17,6 +17,7 @@ from modelopt_cli.training.state import read_state
 from modelopt_cli.training.synced import _Synced
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path, torchrun: Callable[..., Any]) -> None:
     np.savez(tmp_path / "data.npz", **samples())
     done = torchrun(Path(__file__).parent / "distributed_worker.py", tmp_path)

@@ -14,6 +14,7 @@ from training_helpers import Watcher, differing
 from modelopt_cli.training.state import read_state
 
 
+@pytest.mark.slow
 def test_two_processes_fit_as_one(tmp_path: Path, torchrun: Callable[..., Any]) -> None:
     done = torchrun(Path(__file__).parent / "together_worker.py", tmp_path)
     assert done.returncode == 0, done.stderr

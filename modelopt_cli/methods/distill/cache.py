@@ -190,7 +190,7 @@ def _is_same(header: Path, about: bytes, request: CacheRequest) -> bool:
         problem = f"holds a damaged {HEADER}"
     if problem and not request.force:
         raise UsageError(
-            problem, where=str(request.folder), hint=f"give another folder, or {option('force')}"
+            problem, where=str(request.folder), hint=f"give another folder, or {option('force', True)}"
         )
     return not problem
 
