@@ -90,7 +90,7 @@ class Quantized(nn.Module):
     def forward(self, *args: Tensor) -> Tensor:
         # torch.export takes operators only that it knows, so it gets the same numbers in float32.
         if self.kernel is not None and not torch.compiler.is_exporting():
-            return self.kernel(self, *args)
+            return cast(Tensor, _run_kernel(self, *args))
         if len(args) != self.arity:
             raise TypeError(f"takes {self.arity} tensors, not {len(args)}")
         return self.emulate(*args)
@@ -98,6 +98,15 @@ class Quantized(nn.Module):
     def emulate(self, *args: Tensor) -> Tensor:
         """The layer's values computed in float32 by torch's ordinary operators."""
         raise NotImplementedError
+
+
+@torch.compiler.disable(  # type: ignore[untyped-decorator]
+    reason="int8 layers run their own kernels; compile without fullgraph"
+)
+def _run_kernel(layer: Quantized, *args: Tensor) -> Tensor:
+    """The output of a layer's kernel, outside of torch.compile: Inductor fails on oneDNN's operators."""
+    assert layer.kernel is not None
+    return layer.kernel(layer, *args)
 
 
 class Weighted(Quantized):
