@@ -73,7 +73,7 @@ Signature = tuple[Parameter, ...]
 def bind(
     signatures: tuple[Signature, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The arguments of a call by name; None where no signature takes them.
+    """The arguments of a call by name, in the signature's order; None where no signature takes them.
 
     Args:
         signatures: of what is called.
@@ -203,7 +203,7 @@ def _bind(signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     missing = any(p.required and p.name not in bound for p in signature)
     if missing or not all(known[name].accepts(value) for name, value in bound.items()):
         return None
-    return {name: _listed(known[name], value) for name, value in bound.items()}
+    return {name: _listed(known[name], bound[name]) for name in known if name in bound}
 
 
 def _listed(parameter: Parameter, value: Any) -> Any:

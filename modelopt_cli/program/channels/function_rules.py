@@ -33,6 +33,16 @@ def _shape_only(t: Trace, node: fx.Node, bound: Bound) -> Any:
     return compute(node, {name: t.labels(v) if isinstance(v, Fetched) else v for name, v in values.items()})
 
 
+def _roll(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    """Channels rolled along their own dimension alone become an ``index_select``, or stay."""
+    x = t.labels(bound["input"])
+    dims = bound["dims"] or range(x.dim())
+    dims = {d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)}
+    if (len(dims) > 1 or not bound["dims"]) and dims & set(t.ties.varying(x)):
+        return t.unsupported(node, bound, "goes through roll over channels and other dimensions at once")
+    return _shape_only(t, node, bound)
+
+
 def _join(t: Trace, node: fx.Node, bound: Bound) -> Any:
     """``cat`` and ``stack``: along the other dimensions the parts go together."""
     parts, dim = [t.labels(part) for part in bound["tensors"]], bound["dim"]
@@ -214,8 +224,9 @@ _NAMES: dict[Rule, str] = {
     """,
     _shape_only: """
         reshape flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as repeat
-        repeat_interleave tile broadcast_to chunk split tensor_split narrow roll flip
+        repeat_interleave tile broadcast_to chunk split tensor_split narrow flip
     """,
+    _roll: "roll",
     select: "select",
     unbind: "unbind",
     _join: "cat stack",

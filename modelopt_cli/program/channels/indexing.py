@@ -19,6 +19,8 @@ def getitem(t: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
     if not looked_up:
         labels = t.labels(value)
         _pick(t, labels, picked_dims(index, labels.dim()))
+        if _steps_and_more(t, labels, index):
+            return t.unsupported(node, bound, "is sliced with a step, along with other dimensions")
         return labels[index]
     plain = all(part == slice(None) for place, part in enumerate(index) if place not in looked_up)
     if len(looked_up) > 1 or not plain:
@@ -32,17 +34,29 @@ def indices_of(node: fx.Node) -> tuple[Any, ...]:
     return index if isinstance(index, tuple) else (index,)
 
 
-def picked_dims(index: tuple[Any, ...], rank: int) -> dict[int, Any]:
+def picked_dims(index: tuple[Any, ...], rank: int) -> dict[int, int]:
     """The dimensions of which an index picks one place, and which."""
-    picked, dim = {}, 0
+    return {dim: part for dim, part in _by_dim(index, rank).items() if isinstance(part, int)}
+
+
+def _by_dim(index: tuple[Any, ...], rank: int) -> dict[int, Any]:
+    """The parts of an index, by the dimension of the indexed value."""
+    parts, dim = {}, 0
     for place, part in enumerate(index):
         if part is ...:
             dim = rank - sum(p is not None for p in index[place + 1 :])
         elif part is not None:
-            if isinstance(part, int):
-                picked[dim] = part
+            parts[dim] = part
             dim += 1
-    return picked
+    return parts
+
+
+def _steps_and_more(t: Trace, labels: Tensor, index: tuple[Any, ...]) -> bool:
+    """True if an index steps over channels, which makes it an ``index_select``, and does more than that."""
+    by_dim = _by_dim(index, labels.dim())
+    stepped = [d for d, part in by_dim.items() if isinstance(part, slice) and part.step not in (None, 1)]
+    busy = [part for part in index if part is not ... and part != slice(None)]
+    return len(busy) > 1 and any(d in t.ties.varying(labels) for d in stepped)
 
 
 def _pick(t: Trace, labels: Tensor, places: dict[int, Any]) -> None:

@@ -13,7 +13,7 @@ from modelopt_cli.program.channels.layer_rules import apply_layer
 from modelopt_cli.program.channels.shuffles import find_shuffles
 from modelopt_cli.program.channels.sizes import freeze_sizes
 from modelopt_cli.program.channels.ties import compact, nothing
-from modelopt_cli.program.channels.trace import MOVES_ONLY, Fetched, Trace, blank, tensors_in
+from modelopt_cli.program.channels.trace import MOVES_ONLY, PLACES, Fetched, Trace, blank, tensors_in
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.shapes import value_shapes
 
@@ -45,7 +45,7 @@ def _one_pass(trace: Trace) -> None:
     trace.sole.clear()
     for node in trace.program.graph.nodes:
         value = _value(trace, node)
-        if tensors_in(value) and operation(node) not in MOVES_ONLY:
+        if tensors_in(value) and operation(node) not in MOVES_ONLY - PLACES:
             freeze_sizes(trace, node)
         if trace.boxed and node.name not in trace.inside:
             value = _box(trace, node, value)

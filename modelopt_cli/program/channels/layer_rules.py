@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from modelopt_cli.program.calls import values_of
 from modelopt_cli.program.channels.ties import nothing, spread
 from modelopt_cli.program.channels.trace import Trace
 from modelopt_cli.program.kinds import row_of
@@ -32,7 +33,7 @@ def apply_layer(trace: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
     rule = RULES.get(row_of(layer).channels or "")
     inputs = [*node.args, *node.kwargs]
     if rule is None or len(inputs) != 1 or getattr(layer, "return_indices", False):
-        return trace.unsupported(node, bound)
+        return trace.unsupported(node, values_of({"args": node.args, **node.kwargs}, trace.values))
     x, shape = trace.labels(bound["input"]), trace.shapes[node.name]
     rank = _RANKS.get(type(layer).__name__[-2:])
     if rank is not None and x.dim() != rank and not rule.any_rank:

@@ -1,6 +1,6 @@
 """Going through a graph once more, with the channels that are left."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from modelopt_cli.program.calls import arguments, compute, operation, source, va
 from modelopt_cli.program.channels.literals import REWRITES, pick, select
 from modelopt_cli.program.channels.remaining import Remaining, SmallerGraph
 from modelopt_cli.program.channels.ties import compact, nothing
-from modelopt_cli.program.channels.trace import MOVES_ONLY, Fetched, Trace, tensors_in
+from modelopt_cli.program.channels.trace import MOVES_ONLY, PLACES, Fetched, Trace, tensors_in
 
 
 class Replay(SmallerGraph):
@@ -53,11 +53,13 @@ class Replay(SmallerGraph):
             return self._shuffled_layer(node, expected)
         if not tensors_in(dense):
             return compute(node, self._labelled(node))
-        if operation(node) not in MOVES_ONLY:
+        if operation(node) not in MOVES_ONLY or operation(node) in PLACES:
             self._keep_numbers(node)
-        elif isinstance(dense, Tensor) and not dense.numel():  # no labels say how large its other sides are
+        if operation(node) not in MOVES_ONLY:
+            return expected
+        if isinstance(dense, Tensor) and not dense.numel():  # no labels say how large its other sides are
             return compute(node, self._labelled(node))
-        elif node.name not in self.trace.inside and not self._fits(node, expected):
+        if node.name not in self.trace.inside and not self._fits(node, expected):
             self._rewrite(node, expected)
         return expected
 
@@ -117,7 +119,7 @@ class Replay(SmallerGraph):
         except (RuntimeError, IndexError, TypeError, ValueError):
             return False
 
-    def _stays_whole(self, dense: Tensor, dims: list[int]) -> bool:
+    def _stays_whole(self, dense: Tensor, dims: Iterable[int]) -> bool:
         return all(self.remaining.kept_along(dense, dim) is None for dim in dims)
 
     def _equal(self, now: Any, expected: Any) -> bool:
@@ -129,10 +131,16 @@ class Replay(SmallerGraph):
         return torch.equal(*map(self.trace.ties.find, compact(now, expected)))
 
     def _rewrite(self, node: fx.Node, expected: Any) -> None:
+        if operation(node) in PLACES and self._loses_nothing(source(node)):
+            return  # frozen here, so that labels do not say what it does
         REWRITES.get(operation(node), pick)(self, node, expected)
         checked = operation(node) not in ("index_select", "pad")
         if checked and not self._fits(node, expected):
             raise ModeloptError(f"cannot write {operation(node)} for fewer channels", where=node.name)
+
+    def _loses_nothing(self, node: Any) -> bool:
+        dense = self.labels_before(node) if isinstance(node, fx.Node) else None
+        return isinstance(dense, Tensor) and self._stays_whole(dense, range(dense.dim()))
 
     def _shuffled_layer(self, node: fx.Node, expected: Any) -> Any:
         layer = self.trace.program.get_submodule(str(node.target))

@@ -22,6 +22,8 @@ _MOVES = """
 """
 MOVES_ONLY = frozenset(_MOVES.split())
 """Operations that only move elements; a size among their arguments says where to."""
+PLACES = frozenset(["roll", "getitem", "narrow", "select", "repeat", "tile", "repeat_interleave", "pad"])
+"""Those of them called with places and amounts, which stay what they were along what is not removed."""
 READ_OUTSIDE = "has a weight that is read outside of its layer"
 _MOST_ELEMENTS = 1 << 22
 
