@@ -318,7 +318,7 @@ def test_answers_of_another_kind_are_refused_by_name_and_replaced_by_force(
     text = str(refused.value)
     assert text.startswith(f"{folder}: holds the logits of another distillation: ")
     assert f"{name} (" in text
-    assert text.endswith("; give another folder, or force")
+    assert text.endswith("; give another folder, or force=True")
     assert "\n" not in text
     assert (folder / ENTRIES).read_bytes() == before
     assert asked == []
@@ -343,7 +343,7 @@ def test_a_damaged_header_is_refused(header: bytes, tmp_path: Path) -> None:
     folder = tmp_path / "answers"
     first = taught(context(folder))
     (folder / HEADER).write_bytes(header)
-    with pytest.raises(UsageError, match="give another folder, or force"):
+    with pytest.raises(UsageError, match="give another folder, or force=True"):
         taught(context(folder))
     given = context(folder)
     assert given.cache is not None
