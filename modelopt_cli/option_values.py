@@ -56,6 +56,11 @@ def number(text: str) -> float:
     return value
 
 
+def plain(value: float) -> str:
+    """A number for a message; a whole one is written out."""
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else f"{value:g}"
+
+
 def fraction(text: str) -> float:
     """``0.3`` or ``30%``; raises ValueError."""
     try:
@@ -98,4 +103,8 @@ def type_in_words(kind: Any) -> str:
     names = {int: "an integer", float: "a number", str: "a text", bool: "True or False"}
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join(map(type_in_words, get_args(kind)))
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)
+        several = {int: "integers", float: "numbers", str: "texts"}.get(inner[0], "values")
+        return f"a list of {several}" if inner[-1] is ... else f"{len(inner)} {several}"
     return names.get(kind) or f"of type {getattr(kind, '__name__', None) if not get_args(kind) else kind}"

@@ -27,7 +27,7 @@ from modelopt_cli.option_values import boolean as boolean
 from modelopt_cli.option_values import did_you_mean as did_you_mean
 from modelopt_cli.option_values import fraction as fraction
 from modelopt_cli.option_values import help_of as help_of
-from modelopt_cli.option_values import is_of_type, type_in_words
+from modelopt_cli.option_values import is_of_type, plain, type_in_words
 from modelopt_cli.option_values import not_one_of as not_one_of
 from modelopt_cli.option_values import number as number
 from modelopt_cli.option_values import parse_device as parse_device
@@ -154,10 +154,32 @@ class Field:
         by_name = self.setting.choices is not None and isinstance(value, str)
         if not by_name and not is_of_type(value, self.type):
             return f"{value!r} is not {type_in_words(self.type)}"
+        if self.setting.parse is not None and isinstance(value, str):
+            try:
+                self.setting.parse(value)
+            except ValueError as error:
+                return str(error)
         for part in value if self.several else (value,):
             if (problem := self._problem(part)) is not None:
                 return problem
         return None
+
+    def settled(self, value: Any) -> Any:
+        """The value of an argument in Python, where a text may stand for it as on the command line.
+
+        One text or number is also a list of one. What cannot be read stays, and is a problem.
+        """
+        listed = get_origin(self.type) is tuple
+        try:
+            if isinstance(value, str) and (
+                self.setting.parse is not None or not is_of_type(value, self.type)
+            ):
+                value = self._parsed(value)
+        except (TypeError, ValueError):
+            return value
+        if listed and isinstance(value, list):
+            return tuple(value)
+        return (value,) if listed and is_of_type((value,), self.type) else value
 
     def _parsed(self, text: str) -> Any:
         kind = get_args(self.type)[0] if self.several else self.type
@@ -194,7 +216,8 @@ class Field:
         given = [(limit, word, holds) for limit, word, holds in bounds if limit is not None]
         if all(holds(value, limit) for limit, _, holds in given):
             return None
-        return f"must be {' and '.join(f'{word} {limit:g}' for limit, word, _ in given)}, not {value:g}"
+        bounded = " and ".join(f"{word} {plain(limit)}" for limit, word, _ in given)
+        return f"must be {bounded}, not {plain(value)}"
 
 
 class Config:

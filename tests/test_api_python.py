@@ -462,3 +462,61 @@ class Pair(nn.Module):
 def test_an_error_for_want_of_a_graph_says_why_there_is_none(call, net):
     with pytest.raises(mo.InputError, match="the network returns a tuple, not one tensor"):
         call(Pair(net.eval()))
+
+
+def raising():
+    yield X
+    raise ValueError("bad\nnews")
+
+
+BATCHLESS = Samples(lambda x, y: (x, y))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"device": "tpu"}, "device: 'tpu' is not cpu, cuda or cuda:N"),
+        ({"input_shape": "large"}, "input_shape: is 'large'"),
+        ({"input_shape": 5}, "input_shape: is 5"),
+        ({"calibration": DataLoader(BATCHLESS, batch_size=None)}, "calibration: holds a batch with labels"),
+        ({"calibration": [X.to("meta")]}, "calibration: holds a tensor on the meta device"),
+        ({"calibration": [X.to_sparse()]}, "calibration: holds a tensor of layout torch.sparse_coo"),
+        ({"calibration": raising()}, "calibration batch 1: cannot be read (ValueError: bad"),
+        ({"calibration": Samples(lambda x, y: 1 // 0)}, "calibration sample 0: cannot be read (ZeroDivision"),
+        ({"seed": 2**40}, "seed: must be at least 0 and at most 4294967295, not 1099511627776"),
+        ({"include": 5}, "include: 5 is not a list of texts"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line_by_its_argument(given, says, net):
+    with pytest.raises(mo.InputError) as error:
+        mo.quantize(net.eval(), **{"calibration": [X], **given})
+    assert str(error.value).startswith(says)
+    assert "\n" not in str(error.value)
+
+
+def test_a_text_stands_for_what_it_does_on_the_command_line(net):
+    assert mo.quantize(net.eval(), calibration=[X], input_shape="1x8x8").program.input.shape == (1, 8, 8)
+    made = [
+        mo.prune(net, sparsity=each, structure="unstructured", include=globs, example_inputs=X)
+        for each, globs in ((0.5, ["0", "6"]), ("50%", ("0", "6")))
+    ]
+    assert made[0].program.history == made[1].program.history
+    alone = [mo.quantize(net, calibration=[X], include=each).program.history for each in ("6", ["6"])]
+    assert alone[0] == alone[1]
+
+
+class Averaging(nn.Module):
+    """A network with a mean and a sum, whose values are watched while int8 is calibrated."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.first = net, nn.Conv2d(1, 1, 1)
+
+    def forward(self, x):
+        return self.net(self.first(x) - torch.mean(x / 0.0, dim=(2, 3), keepdim=True))
+
+
+def test_a_call_is_named_in_a_message_as_in_the_graph(net):
+    with pytest.raises(mo.DataError, match="gives NaN or infinity") as error:
+        mo.quantize(Averaging(net.eval()), calibration=[X], evaluate=False)
+    assert error.value.where in ("layer mean", "layer truediv", "layer sub")

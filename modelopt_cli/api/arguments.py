@@ -120,7 +120,8 @@ def _configs(
         if name in groups and name not in known:
             wholes[name] = value
         elif name in known:
-            values[known[name].group][known[name].field] = _settled(value)
+            each = known[name]
+            values[each.group][each.field] = _settled(groups[each.group], each.field, value)
         else:
             hint = did_you_mean(name, [*known, *names])
             raise UnknownArgument(f"{verb} has no argument {name!r}", hint=hint)
@@ -131,8 +132,12 @@ def _configs(
     return configs
 
 
-def _settled(value: Any) -> Any:
-    """A value as configs hold it."""
+def _settled(config: type[Any], name: str, value: Any) -> Any:
+    """A value as configs hold it; a text stands for what it does on the command line."""
+    fields = fields_of(config) if issubclass(config, Config) else ()
+    for field in fields:
+        if field.name == name:
+            return field.settled(value)
     return tuple(value) if isinstance(value, list) else value
 
 

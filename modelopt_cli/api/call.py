@@ -18,6 +18,7 @@ from modelopt_cli.api.result import Result
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.artifact.reader import open_artifact, program_in, tensors_in
 from modelopt_cli.data import PreprocessOverrides, open_data
+from modelopt_cli.data.config import parse_shape
 from modelopt_cli.data.in_memory import as_samples
 from modelopt_cli.data.source import Samples
 from modelopt_cli.errors import UsageError
@@ -39,7 +40,7 @@ class Given:
 
     data: Annotated[Batches, "Data to evaluate on, and never to train or choose by."] = None
     example_inputs: Annotated[Any, "One batch: what a module takes, where neither it nor data say so."] = None
-    input_shape: Annotated[tuple[int, ...] | None, "Shape of one sample, without the batch."] = None
+    input_shape: Annotated[tuple[int, ...] | str | None, "Shape of one sample, without the batch."] = None
     arch: Annotated[str | None, "Architecture of a checkpoint that is not recognised."] = None
     on_note: Annotated[Note | None, "Called with one line for each thing worth knowing."] = None
     progress: Annotated[StageProgress | None, "Called with the stage, what is done and the total."] = None
@@ -224,11 +225,15 @@ def content_of(path: Path) -> Program | artifact.TensorFile:
         return program_in(opened) if opened.document.program is not None else tensors_in(opened)
 
 
-def _shaped(overrides: PreprocessOverrides, shape: Sequence[int] | None) -> PreprocessOverrides:
+def _shaped(overrides: PreprocessOverrides, shape: Sequence[int] | str | None) -> PreprocessOverrides:
     """The preprocessing with the shape of a sample; that of an image is its size and its channels."""
     if shape is None:
         return overrides
-    sizes = tuple(shape)
-    if len(sizes) == 3 and sizes[0] in (1, 3):
+    try:
+        sizes, dtype = parse_shape(shape if isinstance(shape, str) else "x".join(map(str, shape)))
+    except (TypeError, ValueError):
+        hint = "give the shape of a sample, such as (3, 224, 224)"
+        raise UsageError(f"is {shape!r}", where="input_shape", hint=hint) from None
+    if dtype == "float32" and len(sizes) == 3 and sizes[0] in (1, 3):
         return replace(overrides, input_size=sizes[1:], channels=sizes[0])
-    return replace(overrides, shape=sizes)
+    return replace(overrides, shape=sizes, dtype=None if dtype == "float32" else dtype)

@@ -190,6 +190,9 @@ def pair(item: Any, where: str) -> tuple[Tensor, Label]:
     if not isinstance(image, Tensor) or not (image.is_floating_point() or image.dtype in _WHOLE):
         kind = str(image.dtype) if isinstance(image, Tensor) else type(image).__name__
         raise DataError(f"is {kind}, not a float tensor", where=where, hint="return it already preprocessed")
+    if image.is_meta or image.layout != torch.strided:
+        kind = "on the meta device, without values" if image.is_meta else f"of layout {image.layout}"
+        raise DataError(f"is {kind}", where=where, hint="give dense tensors with values")
     return image.detach().to("cpu", torch.float32 if image.is_floating_point() else torch.int64), label
 
 

@@ -14,11 +14,13 @@ from torch.utils.data.dataloader import default_collate
 from modelopt_cli.data.dataset_sources import DatasetSource, DatasetStream, TorchvisionSource, pair
 from modelopt_cli.data.source import Label, Raw, Samples, Source, Stream
 from modelopt_cli.errors import DataError
+from modelopt_cli.user_code import user_code
 
 INPUT_KEYS = ("pixel_values", "images", "image", "inputs", "input", "x", "input_ids")
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 """Keys of batches and samples that are mappings; the first that is there counts."""
 
+_END = object()
 _FORMS = (
     "give a data spec, a Dataset, a DataLoader, or an iterable of batches (tensors, or tensors with labels)"
 )
@@ -51,7 +53,7 @@ def as_samples(data: Any, name: str, most: int | None = None) -> Samples:
     if not isinstance(data, Iterable):
         raise DataError(f"is of type {type(data).__name__}", where=name, hint=_FORMS)
     if isinstance(data, Iterator | Sequence):
-        samples = itertools.chain.from_iterable(_samples_of(batch, name) for batch in data)
+        samples = itertools.chain.from_iterable(_samples_of(batch, name) for batch in _batches(data, name))
         return InMemory(name, itertools.islice(samples, most if isinstance(data, Iterator) else None))
     return BatchStream(name, data)
 
@@ -90,7 +92,7 @@ class BatchStream(Stream):
         self.labelled = first[1] is not None
 
     def _samples(self) -> Iterator[tuple[Tensor, Any]]:
-        for batch in self._batches:
+        for batch in _batches(self._batches, self.name):
             yield from _samples_of(batch, self.name)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Label]]:
@@ -138,10 +140,25 @@ def _of_loader(loader: Any, name: str) -> Samples:
     return BatchStream(name, loader)
 
 
+def _batches(batches: Iterable[Any], name: str) -> Iterator[Any]:
+    """The batches of the user's iterable; what it raises becomes one line."""
+    with user_code("cannot be read", name, DataError):
+        items = iter(batches)
+    for number in itertools.count():
+        with user_code("cannot be read", f"{name} batch {number}", DataError):
+            batch = next(items, _END)
+        if batch is _END:
+            return
+        yield batch
+
+
 def _of_dataset(dataset: Any, name: str) -> Source:
-    if len(dataset) == 0:
+    with user_code("cannot be read", name, DataError):
+        size = len(dataset)
+    if size == 0:
         raise DataError("holds no samples", where=name)
-    first = dataset[0]
+    with user_code("cannot be read", f"{name} sample 0", DataError):
+        first = dataset[0]
     if isinstance(first, tuple | list) and len(first) == 2 and isinstance(first[0], Image.Image):
         return TorchvisionSource(name, dataset)
     return GivenDataset(name, _Pairs(dataset))
@@ -173,7 +190,13 @@ def _samples_of(batch: Any, name: str) -> Iterator[tuple[Tensor, Any]]:
     except DataError as error:
         raise DataError(error.message, where=name) from None
     inputs, labels = (pair, None) if isinstance(pair, Tensor | np.ndarray) else _split(pair, name)
-    tensor = torch.as_tensor(inputs)
+    try:
+        tensor = torch.as_tensor(inputs)
+    except TypeError as error:
+        raise DataError(f"holds an array that is no tensor: {error}", where=name, hint=_FORMS) from None
+    if tensor.is_meta or tensor.layout != torch.strided:
+        kind = "on the meta device, without values" if tensor.is_meta else f"of layout {tensor.layout}"
+        raise DataError(f"holds a tensor {kind}", where=name, hint="give dense tensors with values")
     if tensor.dim() < 2:
         raise DataError(
             f"holds a tensor of shape {tuple(tensor.shape)} where a batch should be",
@@ -183,7 +206,10 @@ def _samples_of(batch: Any, name: str) -> Iterator[tuple[Tensor, Any]]:
     if labels is None:
         yield from ((sample, None) for sample in tensor.unbind(0))
         return
-    listed = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+    listed = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels
+    if not isinstance(listed, list | tuple):
+        hint = "the labels of a batch are one for each sample; a DataLoader needs a batch_size"
+        raise DataError(f"holds a batch with labels of type {type(labels).__name__}", where=name, hint=hint)
     if len(listed) != len(tensor):
         raise DataError(f"holds a batch of {len(tensor)} samples and {len(listed)} labels", where=name)
     yield from zip(tensor.unbind(0), listed, strict=True)

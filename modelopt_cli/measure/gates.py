@@ -26,7 +26,7 @@ def require_comparable(gates: Gates, models: int, baseline: int = 0) -> None:
         UsageError: there are limits but no model to judge, or the one to judge is the baseline.
     """
     if gates and models < 2:
-        raise UsageError("a limit needs a second model to compare with the baseline", hint="give two files")
+        raise UsageError("a gate needs a second model to compare with the baseline", hint="give two files")
     if gates.judged is not None and (gates.judged == baseline or not 0 <= gates.judged < models):
         raise UsageError(
             "is the baseline itself" if gates.judged == baseline else "is not measured", where=option("judge")

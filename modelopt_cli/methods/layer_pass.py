@@ -12,7 +12,7 @@ from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.matrices import calls_by_layer, unfold, unseen_inputs
 from modelopt_cli.program import Program
-from modelopt_cli.program.calls import source
+from modelopt_cli.program.calls import shown_name, source
 from modelopt_cli.settings import option
 
 KEPT_BYTES = 1 << 30
@@ -128,7 +128,7 @@ class LayerPass:
             start, values = self.waiting.pop(number, (0, {}))
             kept -= _bytes_of(values)
             self._advance(values, images, start, stop)
-            refuse_infinite(values[argument], f"layer {node.target}")
+            refuse_infinite(values[argument], f"layer {shown_name(node)}")
             yield values[argument]
             if kept + (size := _bytes_of(values)) <= self.kept_bytes:
                 self.waiting[number], kept = (stop, values), kept + size

@@ -127,6 +127,11 @@ def _read_as(name: str) -> str:
     return "input" if name in ("tensor", "self") else name
 
 
+def shown_name(node: fx.Node) -> str:
+    """A node in a message: the path of its layer or tensor, or the name of a call in the graph."""
+    return str(node.target) if node.op in ("call_module", "get_attr") else node.name
+
+
 def owner_of(node: fx.Node) -> str:
     """The path of the layer whose forward pass made a call, as far as tracing has noted it; else the node."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())

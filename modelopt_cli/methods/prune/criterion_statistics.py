@@ -27,6 +27,7 @@ from modelopt_cli.methods.matrices import from_matrices, to_matrices, unfold
 from modelopt_cli.methods.prune.criteria import CRITERIA, Parameter, alternative, require_data
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Program
+from modelopt_cli.program.calls import shown_name
 
 
 def collect(
@@ -108,7 +109,7 @@ class _Squares(fx.Interpreter):
         if n.op == "call_module" and str(n.target) in self.layers:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             value = args[0] if args else kwargs["input"]
-            refuse_infinite(value, f"layer {n.target}")
+            refuse_infinite(value, f"layer {shown_name(n)}")
             total = value.double().square().sum(0, keepdim=True)
             self.sums[n] = self.sums[n] + total if n in self.sums else total
         return super().run_node(n)

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from modelopt_cli.errors import DataError
 from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.program import Program
+from modelopt_cli.program.calls import shown_name
 from modelopt_cli.settings import option
 
 Progress = Callable[[int, int | None], None]
@@ -27,7 +28,7 @@ class _Watcher(fx.Interpreter):
             if not torch.isfinite(value).all():
                 raise DataError(
                     "the network gives NaN or infinity on the calibration data",
-                    where=f"layer {n.target}",
+                    where=f"layer {shown_name(n)}",
                     hint="check the checkpoint and the preprocessing",
                 )
             observer.update(value)
