@@ -131,6 +131,14 @@ class Result:
             "evaluation": None if self.evaluation is None else report.to_json(self.evaluation),
         }
 
+    def __repr__(self) -> str:
+        share = (
+            "" if self.coverage is None else f"{self.coverage.compressed} of {self.coverage.total} layers, "
+        )
+        return (
+            f"<Result of {self.command}: {share}{self.predicted_bytes or 0:,} bytes; print() shows the table>"
+        )
+
     def __str__(self) -> str:
         return report.plain_text(report.group(self.parts())).rstrip("\n")
 
@@ -155,6 +163,9 @@ class Measured(Evaluation):
     def as_dict(self) -> dict[str, Any]:
         """The object that ``eval --json`` prints."""
         return report.to_json(self)
+
+    def __repr__(self) -> str:
+        return f"<Measured: {len(self.models)} models; print() shows the table>"
 
     def __str__(self) -> str:
         return report.plain_text(report.table(self)).rstrip("\n")
