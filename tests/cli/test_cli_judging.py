@@ -212,7 +212,7 @@ def pair(here, modelopt):
             "--min-speedup: 5 runs give no 95 % interval",
         ),
         ("whole bare", ["--min-coverage", "0"], "--min-coverage: bare.pth: cannot be judged, nothing says"),
-        ("whole", ["--min-ratio", "1"], "a limit needs a second model"),
+        ("whole", ["--min-ratio", "1"], "a gate needs a second model"),
     ],
 )
 def test_what_eval_cannot_judge_is_known_before_it_measures(files, gate, says, pair, modelopt, monkeypatch):

@@ -140,7 +140,7 @@ BAD = {
     "patience without validation": (["--patience", "2"], "--patience: needs samples to validate on"),
     "no such data": (["--data", "digts"], "digts"),
     "unlabelled data": (["--train", "synthetic:1x8x8"], "has no labels"),
-    "a gate with nothing to compare": (["--max-drop", "1"], "a limit needs a second model"),
+    "a gate with nothing to compare": (["--max-drop", "1"], "a gate needs a second model"),
     "teacher": (["--teacher", "self"], "unknown option --teacher"),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ WRONG = {
     "bits and entries": ({"bits": 4, "entries": 9}, "bits and entries exclude each other"),
     "no bits": ({"bits": 0}, "bits: must be 1 to 8, or auto, not 0"),
     "many bits": ({"bits": 9}, "bits: must be 1 to 8, or auto, not 9"),
-    "other bits": ({"bits": "four"}, "bits: must be 1 to 8, or auto, not 'four'"),
+    "other bits": ({"bits": "four"}, "bits: 'four' is neither a number nor auto"),
     "true bits": ({"bits": True}, "bits: True is not an integer or a text"),
     "vector bits": ({"bits": 17, "vector": 2}, "bits: must be 1 to 16, or auto, not 17"),
     "one entry": ({"entries": 1}, "entries: must be at least 2, not 1"),
