@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from channels_oracle import masked, prune_ours
 from torch import Tensor, nn
 
-from modelopt_cli.program import InputSpec
+from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.calls import operation
 from modelopt_cli.program.capture import capture
 
 Call = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
@@ -38,12 +39,16 @@ class Three(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b, small = self.made(x)
-        return self.last(self.call(self.layer, a, b, small)).mean(1) + self.other(small).mean(1)
+        return torch.cat([self.last(self.call(self.layer, a, b, small)), self.other(small)], 1)
 
 
 def check(network: nn.Module) -> dict[str, str]:
-    """Compare a network without half of its channels; the reasons of its frozen layers."""
-    pruned, found, keep = prune_ours(capture(network, InputSpec((TOKENS, FEATURES))), 0.5)
+    return compare(capture(network, InputSpec((TOKENS, FEATURES))))
+
+
+def compare(program: Program) -> dict[str, str]:
+    """Compare a network without half of its channels with the dense one; the reasons of its frozen layers."""
+    pruned, found, keep = prune_ours(program, 0.5)
     x = torch.rand(3, TOKENS, FEATURES, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         torch.testing.assert_close(pruned(x), masked(found, keep)(x), rtol=1e-4, atol=1e-5)
@@ -131,3 +136,15 @@ SIZES: dict[str, Call] = {
 @pytest.mark.parametrize("call", SIZES.values(), ids=SIZES)
 def test_a_place_that_a_size_names_stays_the_same(call: Call) -> None:
     check(Three(call))
+
+
+@pytest.mark.parametrize("name", ["narrow", "roll", "index_select"])
+def test_arguments_in_the_order_of_a_file_are_those_of_the_signature(name: str) -> None:
+    """A file has them in the alphabet's order."""
+    program = capture(Three(MOVED[name][0]), InputSpec((TOKENS, FEATURES)))
+    (call,) = (node for node in program.graph.nodes if operation(node) == name)
+    order = list(call.kwargs)
+    call.kwargs = dict(sorted(call.kwargs.items()))
+    program.recompile()
+    assert list(call.kwargs) == order != sorted(order)
+    compare(program)
