@@ -202,7 +202,8 @@ def test_auto_is_tuned_with_its_assignments_only(tune, here, modelopt):
         pytest.param(["--bits", "1"], "fixed", id="bits-fixed"),
         pytest.param(["--bits", "1"], "epoch", id="bits-epoch"),
         pytest.param(["--bits", "1"], "dkm", id="bits-dkm"),
-        pytest.param(["--bits", "auto", "--ratio", "16"], "fixed", id="auto-fixed"),
+        # At 14 and above the network is worse than chance before and after, and rounding decides between the two.
+        pytest.param(["--bits", "auto", "--ratio", "12"], "fixed", id="auto-fixed"),
     ],
 )
 def test_fine_tuned_it_keeps_few_values_and_gets_better(how, tune, here, modelopt):
