@@ -202,7 +202,7 @@ def test_auto_is_tuned_with_its_assignments_only(tune, here, modelopt):
         pytest.param(["--bits", "1"], "fixed", id="bits-fixed"),
         pytest.param(["--bits", "1"], "epoch", id="bits-epoch"),
         pytest.param(["--bits", "1"], "dkm", id="bits-dkm"),
-        # At 14 and above the network is worse than chance before and after, and rounding decides between the two.
+        # From 14 on the network is worse than chance, before and after: rounding decides which is better.
         pytest.param(["--bits", "auto", "--ratio", "12"], "fixed", id="auto-fixed"),
     ],
 )
