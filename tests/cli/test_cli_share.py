@@ -21,18 +21,28 @@ QUICK = ["--latency-runs", "0"]
 OUT = ["-o", "out.safetensors"]
 
 
-@pytest.fixture(scope="module")
-def trained(good_files, tmp_path_factory):
-    """A folder with a trained network of width 16, as an artifact and as a bare state dict."""
+def train(good_files, folder, width, epochs):
+    """A trained network in a folder, as an artifact and as a bare state dict."""
     from modelopt_cli.cli.main import main
 
-    folder = tmp_path_factory.mktemp("trained")
     shutil.copy(good_files / "net.py", folder)
-    arch = f"{folder / 'net.py'}:make?width=16"
-    how = ["--arch", arch, *HOW[2:], "--train", "digits?split=train", "--lr", "0.05", "--epochs", "10"]
-    assert main(["train", *how, "--no-eval", "-q", "-o", str(folder / "net.safetensors")]) == 0
+    how = ["--arch", f"{folder / 'net.py'}:make?width={width}", *HOW[2:], "--train", "digits?split=train"]
+    how += ["--lr", "0.05", "--epochs", str(epochs), "--no-eval", "-q"]
+    assert main(["train", *how, "-o", str(folder / "net.safetensors")]) == 0
     torch.save(dict(modelopt_cli.load(folder / "net.safetensors").state_dict()), folder / "net.pth")
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(good_files, tmp_path_factory):
+    """A folder with a trained network of width 16."""
+    return train(good_files, tmp_path_factory.mktemp("trained"), 16, 10)
+
+
+@pytest.fixture(scope="module")
+def wide(good_files, tmp_path_factory):
+    """A folder with one of width 256: of smaller ones a compressed file is mostly header."""
+    return train(good_files, tmp_path_factory.mktemp("wide"), 256, 5)
 
 
 @pytest.fixture
@@ -197,23 +207,24 @@ def test_auto_is_tuned_with_its_assignments_only(tune, here, modelopt):
 
 
 @pytest.mark.parametrize(
-    ("how", "tune"),
+    ("how", "tune", "network"),
     [
-        pytest.param(["--bits", "1"], "fixed", id="bits-fixed"),
-        pytest.param(["--bits", "1"], "epoch", id="bits-epoch"),
-        pytest.param(["--bits", "1"], "dkm", id="bits-dkm"),
-        # From 14 on the network is worse than chance, before and after: rounding decides which is better.
-        pytest.param(["--bits", "auto", "--ratio", "12"], "fixed", id="auto-fixed"),
+        pytest.param(["--bits", "1"], "fixed", "trained", id="bits-fixed"),
+        pytest.param(["--bits", "1"], "epoch", "trained", id="bits-epoch"),
+        pytest.param(["--bits", "1"], "dkm", "trained", id="bits-dkm"),
+        pytest.param(["--bits", "auto", "--ratio", "24"], "fixed", "wide", id="auto-fixed"),
     ],
 )
-def test_fine_tuned_it_keeps_few_values_and_gets_better(how, tune, here, modelopt):
+def test_fine_tuned_it_keeps_few_values_and_gets_better(how, tune, network, enter, modelopt, request):
+    here = enter(request.getfixturevalue(network))
     command = ["share", "net.safetensors", *how, "--calibration", "digits", "--no-eval", "--json", "-q"]
-    rough = json.loads(modelopt(*command, "-o", "rough.safetensors").out)
+    assert modelopt(*command, "-o", "rough.safetensors").code == 0
     outcome = modelopt(*command, *TUNE, "--epochs", "3", "--tune", tune, *OUT)
     assert outcome.code == 0, outcome.err
     program = modelopt_cli.load("out.safetensors")
-    for layer in rough["layers"]:
+    for layer in json.loads(outcome.out)["layers"]:
         assert len(program.get_parameter(f"{layer['name']}.weight").unique()) <= layer["values"]
+        assert layer["values"] <= (2 if how[1] == "1" else 256)
     assert program.history[-1]["training"]["epochs"] == 3
     assert program.history[-1]["config"]["tune"] == tune
     assert names(here / "out.run") == {"metrics.jsonl"}
