@@ -8,9 +8,8 @@ import typer
 from modelopt_cli.artifact.output_path import scratch_beside
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
-from modelopt_cli.cli.curve import check_curve, draw_curve
+from modelopt_cli.cli.file_command import file_work
 from modelopt_cli.cli.groups import Work
-from modelopt_cli.cli.results import show_result
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.measure.config import EvalOptions, Gates
@@ -55,36 +54,21 @@ def distill(
     options.check_exports(exports, force)
 
     target = options.chosen_output(output, checkpoint, "distilled")
-    outputs = [target, scratch_beside(target)] if networks.compare_scratch else [target]
-    sources: list[str | Path] = [checkpoint, networks.student or "", *(path for path, _ in networks.others())]
-    check_curve(files, training, outputs, sources, force)
-
-    def work() -> None:
-        from modelopt_cli import api
-
-        asked = options.training_request(files, training)
-        console.silent = options.beside_another()
-        with console.progress() as progress:
-            result = api.execute(
-                api.Request(
-                    command="distill",
-                    source=checkpoint,
-                    output=target,
-                    student=networks.chosen(),
-                    training=asked,
-                    config=method,
-                    evaluate=not no_eval,
-                    code=code,
-                    force=force,
-                    dry_run=dry_run,
-                    on_note=console.note,
-                    progress=progress,
-                    **request.keywords(),
-                )
-            )
-        if result.written is not None:
-            draw_curve(console, files.curve, asked, target, force)
-        show_result(console, result, exports, force=force)
-
-    begin = options.checked(work, [checkpoint], outputs, force=force)
-    return options.undone(begin, delete_on_fail, *outputs)
+    return file_work(
+        console,
+        request,
+        command="distill",
+        source=checkpoint,
+        output=target,
+        writes=[scratch_beside(target)] if networks.compare_scratch else [],
+        reads=[networks.student or "", *(path for path, _ in networks.others())],
+        student=networks,
+        config=method,
+        training=(files, training),
+        evaluate=not no_eval,
+        code=code,
+        force=force,
+        delete_on_fail=delete_on_fail,
+        dry_run=dry_run,
+        exports=exports,
+    )

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from modelopt_cli.artifact import check_output
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
-from modelopt_cli.cli.curve import check_curve, draw_curve
+from modelopt_cli.cli.file_command import file_work
 from modelopt_cli.cli.groups import Work
-from modelopt_cli.cli.results import show_result, show_sensitivity
+from modelopt_cli.cli.results import show_sensitivity
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.measure.config import EvalOptions, Gates
@@ -70,48 +70,31 @@ def prune(
     options.check_exports(exports, force)
 
     target = options.chosen_output(output, checkpoint, "pruned")
-    check_curve(files, training, [target], [checkpoint], force)
-    keywords: dict[str, Any] = {
-        "command": "prune",
-        "source": checkpoint,
-        "config": method,
-        "calibration": calibration or files.train,
-        "on_note": console.note,
-    }
+    calibration = calibration or files.train
     if sensitivity:
-        return partial(_sensitivity, console, target, plot, force, keywords, request)
+        keywords = {"source": checkpoint, "output": target, "config": method, "calibration": calibration}
+        return partial(_sensitivity, console, plot, force, keywords, request)
     method.target  # noqa: B018 -- raises where there is none, before the checkpoint is read
-
-    def work() -> None:
-        from modelopt_cli import api
-
-        asked = options.training_request(files, training)
-        console.silent = options.beside_another()
-        with console.progress() as progress:
-            result = api.execute(
-                api.Request(
-                    output=target,
-                    training=asked,
-                    evaluate=not no_eval,
-                    code=code,
-                    force=force,
-                    dry_run=dry_run,
-                    progress=progress,
-                    **keywords,
-                    **request.keywords(),
-                )
-            )
-        if result.written is not None:
-            draw_curve(console, files.curve, asked, target, force)
-        show_result(console, result, exports, force=force)
-
-    begin = options.checked(work, [checkpoint], [] if dry_run else [target], force=force)
-    return options.undone(begin, delete_on_fail, target)
+    return file_work(
+        console,
+        request,
+        command="prune",
+        source=checkpoint,
+        output=target,
+        config=method,
+        training=(files, training),
+        calibration=calibration,
+        evaluate=not no_eval,
+        code=code,
+        force=force,
+        delete_on_fail=delete_on_fail,
+        dry_run=dry_run,
+        exports=exports,
+    )
 
 
 def _sensitivity(
     console: Console,
-    target: Path,
     plot: Path | None,
     force: bool,
     keywords: dict[str, Any],
@@ -124,7 +107,9 @@ def _sensitivity(
         check_output(plot, force)
         report.require_plots(plot)
     with console.progress() as progress:
-        asked = api.Request(output=target, progress=progress, **keywords, **request.keywords())
+        asked = api.Request(
+            command="prune", on_note=console.note, progress=progress, **keywords, **request.keywords()
+        )
         parts = api.sensitivity(asked)
     if plot is not None:
         report.plot_sensitivity(parts, plot)

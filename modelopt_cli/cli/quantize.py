@@ -2,8 +2,8 @@
 
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
+from modelopt_cli.cli.file_command import file_work
 from modelopt_cli.cli.groups import Work
-from modelopt_cli.cli.results import show_result
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.measure.config import EvalOptions, Gates
@@ -38,29 +38,18 @@ def quantize(
     reader.finish()
     options.check_exports(exports, force)
 
-    target = options.chosen_output(output, checkpoint, SCHEMES[method.scheme].suffix)
-
-    def work() -> None:
-        from modelopt_cli import api
-
-        with console.progress() as progress:
-            result = api.execute(
-                api.Request(
-                    command="quantize",
-                    source=checkpoint,
-                    output=target,
-                    config=method,
-                    calibration=calibration,
-                    evaluate=not no_eval,
-                    code=code or method.code,
-                    force=force,
-                    dry_run=dry_run,
-                    on_note=console.note,
-                    progress=progress,
-                    **request.keywords(),
-                )
-            )
-        show_result(console, result, exports, force=force)
-
-    begin = options.checked(work, [checkpoint], [] if dry_run else [target], force=force)
-    return options.undone(begin, delete_on_fail, target)
+    return file_work(
+        console,
+        request,
+        command="quantize",
+        source=checkpoint,
+        output=options.chosen_output(output, checkpoint, SCHEMES[method.scheme].suffix),
+        config=method,
+        calibration=calibration,
+        evaluate=not no_eval,
+        code=code or method.code,
+        force=force,
+        delete_on_fail=delete_on_fail,
+        dry_run=dry_run,
+        exports=exports,
+    )

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
-from modelopt_cli.cli.curve import check_curve, draw_curve
+from modelopt_cli.cli.file_command import file_work
 from modelopt_cli.cli.groups import Work
-from modelopt_cli.cli.results import show_result
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.measure.config import EvalOptions, Gates
@@ -52,38 +51,22 @@ def share(
     options.check_exports(exports, force)
 
     config.require_size()  # before the checkpoint is read
-    target = options.chosen_output(output, checkpoint, "shared")
-    check_curve(files, training, [target], [checkpoint], force)
-
-    def work() -> None:
-        from modelopt_cli import api
-
-        asked = options.training_request(files, training)
-        console.silent = options.beside_another()
-        with console.progress() as progress:
-            result = api.execute(
-                api.Request(
-                    command="share",
-                    source=checkpoint,
-                    output=target,
-                    config=config,
-                    training=asked,
-                    calibration=calibration or files.train,
-                    evaluate=not no_eval,
-                    code=code,
-                    force=force,
-                    dry_run=dry_run,
-                    on_note=console.note,
-                    progress=progress,
-                    **request.keywords(),
-                )
-            )
-        if result.written is not None:
-            draw_curve(console, files.curve, asked, target, force)
-        show_result(console, result, exports, force=force)
-
-    begin = options.checked(work, [checkpoint], [] if dry_run else [target], force=force)
-    return options.undone(begin, delete_on_fail, target)
+    return file_work(
+        console,
+        request,
+        command="share",
+        source=checkpoint,
+        output=options.chosen_output(output, checkpoint, "shared"),
+        config=config,
+        training=(files, training),
+        calibration=calibration or files.train,
+        evaluate=not no_eval,
+        code=code,
+        force=force,
+        delete_on_fail=delete_on_fail,
+        dry_run=dry_run,
+        exports=exports,
+    )
 
 
 def within_budget(config: ShareConfig, gates: Gates) -> ShareConfig:

@@ -7,9 +7,8 @@ import typer
 
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
-from modelopt_cli.cli.curve import check_curve, draw_curve
+from modelopt_cli.cli.file_command import file_work
 from modelopt_cli.cli.groups import Work
-from modelopt_cli.cli.results import show_result
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.measure.config import EvalOptions, Gates
@@ -53,32 +52,16 @@ def train(
     options.read_training_dry_run(reader, dry_run)
     reader.finish()
     options.check_exports(exports, force)
-    target = options.chosen_output(output, checkpoint, "trained")
-    check_curve(files, training, [target], [] if checkpoint is None else [checkpoint], force)
-
-    def work() -> None:
-        from modelopt_cli import api
-
-        asked = options.training_request(files, training)
-        console.silent = options.beside_another()
-        with console.progress() as progress:
-            result = api.execute(
-                api.Request(
-                    command="train",
-                    source=checkpoint,
-                    output=target,
-                    training=asked,
-                    evaluate=not no_eval,
-                    force=force,
-                    dry_run=dry_run,
-                    on_note=console.note,
-                    progress=progress,
-                    **request.keywords(),
-                )
-            )
-        if result.written is not None:
-            draw_curve(console, files.curve, asked, target, force)
-        show_result(console, result, exports, force=force)
-
-    begin = options.checked(work, [checkpoint], [target], force=force)
-    return options.undone(begin, delete_on_fail, target)
+    return file_work(
+        console,
+        request,
+        command="train",
+        source=checkpoint,
+        output=options.chosen_output(output, checkpoint, "trained"),
+        training=(files, training),
+        evaluate=not no_eval,
+        force=force,
+        delete_on_fail=delete_on_fail,
+        dry_run=dry_run,
+        exports=exports,
+    )
