@@ -26,7 +26,7 @@ from modelopt_cli.program.samples import DTYPES
 
 @dataclass(frozen=True)
 class Example:
-    """What a module takes, and who says so.
+    """The input of a module, and the argument that says so.
 
     Attributes:
         sample: shape and element type of a sample.

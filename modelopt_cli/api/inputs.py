@@ -51,7 +51,7 @@ def _implied_by(opened: Opened, preprocessing: PreprocessOverrides | None) -> Ar
 
 
 def origin(opened: Opened, preprocessing: PreprocessOverrides | None) -> str:
-    """Who says what the input is: the user, the file, a publication, an architecture or the data."""
+    """The source of the input: the user, the file, a publication, an architecture or the data."""
     names = [name for name, value in vars(preprocessing or _NOTHING).items() if value is not None]
     if "shape" in names:
         return f"{option('input_shape')} given"

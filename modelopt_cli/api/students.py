@@ -87,7 +87,7 @@ def _naming_student_arch() -> Iterator[None]:
 def classes_of(
     network: nn.Module, shape: tuple[int, ...], where: str = "the network", dtype: InputType = "float32"
 ) -> int:
-    """How many logits a network returns.
+    """The number of logits that a network returns.
 
     Raises:
         DataError: it does not run on samples of this shape.

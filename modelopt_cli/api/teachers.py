@@ -1,4 +1,4 @@
-"""Who ``distill`` learns from: the teachers' files, and whether they fit the student."""
+"""The teachers of ``distill``: their files, and a check that they fit the student."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -63,7 +63,7 @@ class Architecture:
 
     @property
     def source_of_input(self) -> str:
-        """Who says what its input is."""
+        """The source of its input's description, for messages."""
         return f"published for {self.spec}, assumed" if self.published else f"set by {self.spec}"
 
     @property

@@ -84,7 +84,7 @@ class Opened:
 
     @property
     def encodings(self) -> Mapping[str, Encoding]:
-        """How the tensors are stored, beyond their plain values."""
+        """Forms in which tensors are stored beyond their plain values, by name."""
         if self.program is not None:
             return self.program.encodings
         return self.tensors.encodings if self.tensors is not None else {}

@@ -100,7 +100,7 @@ class Console:
         self._say(Group(*"".join(traceback.format_exception(error)).splitlines()))
 
     def stderr_is_terminal(self) -> bool:
-        """Whether progress may be drawn."""
+        """True if progress may be drawn."""
         return _is_terminal(self._stderr) and self._environ.get("TERM") != "dumb"
 
     @contextmanager

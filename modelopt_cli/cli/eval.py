@@ -103,7 +103,7 @@ def evaluate(
 
 
 def with_baseline(checkpoints: list[Path], baseline: Path | None) -> tuple[list[Path], int]:
-    """What to measure, and the index of the baseline; one that was not named before comes first."""
+    """The files to measure, and the index of the baseline; one that was not named before comes first."""
     if baseline is None:
         return checkpoints, 0
     if baseline in checkpoints:

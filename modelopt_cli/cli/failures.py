@@ -38,7 +38,7 @@ class Terminated(BaseException):
 
 @dataclass(frozen=True)
 class Failure:
-    """How a run ends.
+    """The end of a run that failed.
 
     Attributes:
         exit_code: of the process.

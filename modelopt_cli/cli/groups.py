@@ -1,4 +1,4 @@
-"""How a command is written: what it takes, and what it returns.
+"""The form of a command: its parameters, and the work that it returns.
 
 It takes a console, single options and whole configs, each option declared once by ``settings.Setting``. Their
 texts, from the command line or the environment, are read and checked together before the command is called.
@@ -37,7 +37,7 @@ _OLDER = "_older"  # ends the name of the hidden parameter with an option's olde
 
 @dataclass(frozen=True)
 class Display(Config, title="Output"):
-    """What every command says, and how."""
+    """Options on what a command prints, which all commands have."""
 
     quiet: Annotated[bool, Setting("Say nothing on stderr but errors.", flags=("-q", "--quiet"))] = False
     debug: Annotated[bool, Setting("Show the traceback of an error.")] = False

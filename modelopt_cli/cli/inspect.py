@@ -105,7 +105,7 @@ def _show_file(console: Console, checkpoint: Path) -> None:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What the file at ``path`` holds, as JSON values.
+    """The contents of the file at ``path``, as JSON values.
 
     Of each tensor: ``name``, ``codec``, ``form`` (how a codec with several writes it, else null),
     ``dtype``, ``shape``, ``bytes`` (in the file) and ``zeros`` (the fraction of a pruned tensor that is
@@ -138,7 +138,7 @@ def _artifact(path: Path) -> dict[str, Any]:
 
 
 def _stored(artifact: "Artifact", parameter: "Parameter") -> dict[str, Any]:
-    """How one parameter is stored; a pruned one is decoded to count its zeros."""
+    """The storage of one parameter; a pruned one is decoded to count its zeros."""
     form = zeros = None
     if parameter.codec == "sparse":
         tensor, _ = artifact.decode(parameter)
@@ -208,5 +208,5 @@ def _text(value: Any) -> str:
 
 
 def _empty(value: Any) -> bool:
-    """Whether there is nothing to say: none of something, or an option that was not given."""
+    """True of an empty list or object, and of an option that was not given."""
     return value is None or value == [] or value == {}

@@ -41,5 +41,5 @@ class Request:
 def read_request(
     reader: Reader, network: NetworkOptions, image: PreprocessOverrides, measure: EvalOptions, gates: Gates
 ) -> Request:
-    """What the groups come to; what does not go together is left with ``reader``."""
+    """The groups of options as one request; what does not go together is left with ``reader``."""
     return Request(network, with_shape(reader, image, network.input_shape), measure, gates)

@@ -1,4 +1,4 @@
-"""What the commands of modelopt take, as far as a recipe may say it; their own parsers read every value."""
+"""The options of commands that a recipe may set; the commands' own parsers read every value."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ _BOTH = {"data_batch_size"}  # is also that of looking at data to calibrate
 
 
 class Commands:
-    """What the commands of modelopt take, and reading command lines with their own parsers.
+    """The commands' options, and reading of command lines with the commands' own parsers.
 
     Args:
         commands: click's commands by name.

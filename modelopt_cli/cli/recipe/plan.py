@@ -41,7 +41,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe comes to.
+    """The command lines of a recipe, and where their files go.
 
     Attributes:
         folder: of what the steps before the last one write.

@@ -1,4 +1,4 @@
-"""Which steps of a recipe are finished: ``recipe.json`` in the folder of their results.
+"""The finished steps of a recipe: ``recipe.json`` in the folder of their results.
 
 A step is known by what it was asked to do, by the SHA-256 of the file it started from, and by the versions of
 modelopt and torch. What it made is known by its SHA-256. A file's mere presence means nothing.
@@ -42,11 +42,11 @@ class Entry:
 
     @classmethod
     def of(cls, line: Line, source_sha256: str | None) -> "Entry":
-        """What there is to know of a step before it is done."""
+        """The entry of a step before it is done."""
         return cls((line.verb, *line.options), source_sha256, __version__, version("torch"))
 
     def same_work(self, other: "Entry") -> bool:
-        """Whether both would make the same, finished or not."""
+        """True if both would make the same, finished or not."""
         return asdict(self) | {"sha256": ""} == asdict(other) | {"sha256": ""}
 
 
@@ -84,7 +84,7 @@ class Record:
             raise
 
     def entry(self, step: int) -> Entry | None:
-        """What is known of the step at this index."""
+        """The entry of the step at this index, or None."""
         return self._entries[step] if step < len(self._entries) else None
 
     def result(self, step: int, wanted: Entry, output: Path) -> str | None:

@@ -154,7 +154,7 @@ class ChannelPruner(Pruner):
 
     @cached_property
     def _counted(self) -> tuple[tuple[str, int], ...]:
-        """Where the channels of the original are counted: a weight and a dimension for each group."""
+        """Places where the original's channels are counted: a weight and a dimension for each group."""
         firsts = [makers(group)[0] for group in self._eligible(self.original)[1]]
         return tuple(dict.fromkeys((first.parameter, first.dim) for first in firsts))
 
