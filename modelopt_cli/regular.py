@@ -1,5 +1,6 @@
 """Opening of the user's files for reading: regular files, and nothing that could block or never end."""
 
+import errno
 import hashlib
 import os
 import stat
@@ -117,3 +118,10 @@ class HeldFile:
 
 def _state(found: os.stat_result) -> tuple[int, int, int, int]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def require_writable(folder: Path) -> None:
+    """Raise OSError where ``folder`` is none, or files cannot be made in it."""
+    os.stat(os.path.join(folder, ""))  # the slash makes it an error where that is no folder
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -10,6 +10,7 @@ from typing import Any
 from modelopt_cli.artifact import strictjson
 from modelopt_cli.artifact.writer import atomic_write
 from modelopt_cli.errors import ArtifactError, EnvironmentFailure
+from modelopt_cli.regular import require_writable
 
 
 class MetricsLog:
@@ -24,12 +25,14 @@ class MetricsLog:
         board: folder for TensorBoard, or None.
 
     Raises:
-        EnvironmentFailure: TensorBoard is asked for and not installed.
+        EnvironmentFailure: TensorBoard is asked for and not installed, or its folder cannot be written to.
     """
 
     def __init__(self, path: Path | None, *, board: Path | None = None) -> None:
-        self.path = path
-        self._board = _writer(board) if board is not None else None
+        self.path, self._folder = path, board
+        self._board: Any = None  # made with the first line: it writes a file at once
+        if board is not None:
+            require_board(board)
 
     def rewind(self, stage: str, epoch: int) -> None:
         """Before the first epoch of a stage that goes on after ``epoch`` epochs: drop what came later."""
@@ -52,7 +55,8 @@ class MetricsLog:
         if self.path is not None:
             with _failures(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
-        if self._board is not None:
+        if self._folder is not None:
+            self._board = self._board or _writer(self._folder)
             for name, value in figures.items():
                 if value is not None:
                     self._board.add_scalar(f"{stage}/{name}", value, step)
@@ -97,8 +101,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return metrics
 
 
-def require_board() -> Any:
-    """TensorBoard's writer; raises EnvironmentFailure where that is not installed."""
+def require_board(folder: Path) -> None:
+    """Raise EnvironmentFailure where TensorBoard is not installed, or could not write to ``folder``."""
+    _summary_writer()
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with _failures(folder):
+        require_writable(place)
+
+
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -109,7 +120,7 @@ def require_board() -> Any:
 
 
 def _writer(folder: Path) -> Any:
-    writer = require_board()
+    writer = _summary_writer()
     with _failures(folder):
         return writer(str(folder))
 

@@ -6,13 +6,12 @@
     metrics.jsonl             one line for each epoch
     lock                      held while a run is at work here
 
-Everything but the metrics goes when the command has succeeded. Only the main process writes.
+Everything but the metrics goes when the command has succeeded, and the metrics too when it has failed with
+nothing to go on from. Only the main process writes.
 """
 
 import contextlib
-import errno
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 from modelopt_cli.artifact import atomic_write, read_program, strictjson, write_program
 from modelopt_cli.errors import ArtifactError, EnvironmentFailure, ModeloptError, OutputError, UsageError
 from modelopt_cli.program import Program
-from modelopt_cli.regular import read_regular
+from modelopt_cli.regular import read_regular, require_writable
 from modelopt_cli.settings import option
 from modelopt_cli.training import distributed
 from modelopt_cli.training.distributed import World
@@ -43,7 +42,7 @@ def would_own(folder: Path, path: Path) -> bool:
 
 
 class Run:
-    """See the module. A context manager: leaving it lets go of the folder and keeps what is in it.
+    """See the module. A context manager: leaving it lets go of the folder and keeps what can be resumed.
 
     Args:
         folder: is made if it does not exist; its parent must.
@@ -87,15 +86,17 @@ class Run:
             self._require_place()
             self._check(about, resume, force)
             if board is not None:
-                require_board()
+                require_board(board)
         elif self._world.main:
-            self._prepare(about, resume, force)
+            self._hold(about, resume, force)
         try:
+            if self._lock is not None:
+                self._begin(about, resume)
             self._world.barrier()
             writes = self._world.main and not dry
             self.log = MetricsLog(self.metrics if writes else None, board=board if writes else None)
         except BaseException:
-            self.release()
+            self._leave()
             raise
         # What was there at the start: later, one process might look before and another after a write.
         self._finished = set(self._stages())
@@ -139,22 +140,26 @@ class Run:
     def close(self) -> None:
         """End a run that has succeeded: delete all but the metrics, and the folder if there are none."""
         self._world.barrier()
-        self.discard()
-
-    def discard(self) -> None:
-        """End a run that cannot succeed: delete the same, without waiting for the other processes."""
         self.log.close()
-        if self._world.main:
+        if self._lock is not None:
             self._clear()
             self.release()
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()
+
+    def discard(self) -> None:
+        """End a run that cannot succeed: delete the metrics too, without waiting for the other processes."""
+        self.log.close()
+        if self._lock is not None:
+            self._clear()
+            self._forget_metrics()
+            self.release()
 
     def release(self) -> None:
-        """Unlock the folder without deleting anything."""
+        """Unlock the folder, and delete it if nothing is in it."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
 
     def __enter__(self) -> "Run":
         return self
@@ -163,7 +168,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.log.close()
-        self.release()
+        self._leave()
 
     @property
     def _state(self) -> Path:
@@ -181,28 +186,40 @@ class Run:
     def _stages(self) -> list[Path]:
         return sorted(self.folder.glob("stage-*.safetensors"))
 
-    def _prepare(self, identity: dict[str, Any], resume: bool, force: bool) -> None:
-        """Lock the folder, and delete or keep what is in it."""
+    def _hold(self, identity: dict[str, Any], resume: bool, force: bool) -> None:
+        """Lock the folder, if what is in it allows this run."""
         with _failures(self.folder):
             self.folder.mkdir(exist_ok=True)
             self._lock = Lock(self.folder / "lock")
         try:
             self._check(identity, resume, force)
-            if self.interrupted and not resume:
-                self._clear()
-            if not self.interrupted:
-                self._begin(identity)
         except BaseException:
             self.release()
             raise
 
+    def _begin(self, identity: dict[str, Any], resume: bool) -> None:
+        """Delete or keep what is in the folder."""
+        if self.interrupted and not resume:
+            self._clear()
+        if not self.interrupted:
+            self._forget_metrics()
+            atomic_write(self._identity, [strictjson.canonical(identity)], force=True)
+
+    def _leave(self) -> None:
+        """Let go of the folder; a run with nothing to go on from leaves nothing there."""
+        if self._lock is not None and not self.interrupted:
+            with contextlib.suppress(
+                EnvironmentFailure
+            ):  # must not stand in for the error that ended the run
+                self._clear()
+                self._forget_metrics()
+        self.release()
+
     def _require_place(self) -> None:
-        """Refuse what :meth:`_prepare` could not make or write to."""
+        """Refuse what a run could not make or write to."""
         place = self.folder if self.folder.exists() else self.folder.parent
         with _failures(self.folder):
-            os.stat(os.path.join(place, ""))  # the slash makes it an error where that is no folder
-            if not os.access(place, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            require_writable(place)
 
     def _check(self, identity: dict[str, Any], resume: bool, force: bool) -> None:
         """Refuse to work in a folder with these contents."""
@@ -223,10 +240,9 @@ class Run:
             hint = f"go on with {option('resume', True)}, or start over with {option('force', True)}"
             raise UsageError("holds an interrupted run", where=where, hint=hint)
 
-    def _begin(self, identity: dict[str, Any]) -> None:
+    def _forget_metrics(self) -> None:
         with _failures(self.folder):
             self.metrics.unlink(missing_ok=True)
-        atomic_write(self._identity, [strictjson.canonical(identity)], force=True)
 
     def _clear(self) -> None:
         with _failures(self.folder):

@@ -230,3 +230,61 @@ def test_a_gate_that_is_not_met_shows_the_table_and_is_1(here, modelopt):
     assert "net-int8-weight" in outcome.out
     assert outcome.err.splitlines()[-1].startswith("error: ")
     assert "min-ratio" in outcome.err
+
+
+BROKEN_DATA = """
+import torch
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        return torch.full((1, 8, 8), float("nan") if index % 2 else 0.0), index % 10
+
+make = Broken
+"""
+LEARN = ["--train", "bad.py:make", "--epochs", "1"]
+TRAINING = {
+    "train": ["train", *HOW],
+    "train, with a log for TensorBoard": ["train", *HOW, "--tensorboard", "board"],
+    "prune": ["prune", "net.pth", *HOW, "--flops", "0.5"],
+    "prune in rounds": ["prune", "net.pth", *HOW, "--flops", "0.5", "--schedule", "iterative"],
+    "share": ["share", "net.pth", *HOW, "--bits", "4"],
+    "distill": ["distill", "net.pth", *HOW, "--student", "width:0.5"],
+}
+
+
+@pytest.mark.parametrize("command", TRAINING.values(), ids=TRAINING)
+def test_a_training_that_fails_before_anything_could_be_resumed_leaves_nothing(here, modelopt, command):
+    if "--tensorboard" in command:
+        pytest.importorskip("tensorboard")
+    (here / "bad.py").write_text(BROKEN_DATA)
+    before = contents(here)
+    outcome = modelopt(*command, *LEARN, "--no-eval", *OUT)
+    assert (outcome.code, outcome.out) == (2, ""), outcome.err
+    assert outcome.err.splitlines()[-1].startswith("error: bad.py:make")
+    assert contents(here) == before
+
+
+RECIPE = """
+checkpoint: net.pth
+output: out.safetensors
+input-size: "8"
+channels: "1"
+steps:
+"""
+FINE = '  - prune: {arch: "net.py:make", structure: unstructured, sparsity: "0.5"}\n'
+FAILS = '  - train: {arch: "net.py:make", epochs: "1", train: "bad.py:make"}\n'
+
+
+@pytest.mark.parametrize("steps", [[FAILS, FINE], [FINE, FAILS]], ids=["first", "second"])
+def test_a_recipe_keeps_what_is_finished_and_nothing_of_the_step_that_fails(here, modelopt, steps):
+    (here / "bad.py").write_text(BROKEN_DATA)
+    (here / "r.yaml").write_text(RECIPE + "".join(steps))
+    before = set(contents(here))
+    outcome = modelopt("run", "r.yaml")
+    assert outcome.code == 2, outcome.err
+    assert "error: bad.py:make" in outcome.err
+    kept = {"out.steps", "out.steps/recipe.json", "out.steps/1-prune.safetensors"}
+    assert set(contents(here)) - before == (kept if steps[0] == FINE else set())

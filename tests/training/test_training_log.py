@@ -84,6 +84,15 @@ def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in stored.Scalars("train/val_top1")] == [(200, 91.5)]
 
 
+def test_tensorboard_writes_nothing_before_the_first_line(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    MetricsLog(None, board=tmp_path / "a" / "board").close()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvironmentFailure, match="file.*cannot be written: Not a directory"):
+        MetricsLog(None, board=tmp_path / "file" / "board")
+
+
 def test_without_tensorboard_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)

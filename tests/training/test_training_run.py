@@ -222,6 +222,46 @@ def test_a_run_that_cannot_start_lets_go(tmp_path: Path, monkeypatch: pytest.Mon
     start(tmp_path).close()
 
 
+@pytest.mark.parametrize("error", [UsageError("wrong"), KeyboardInterrupt(), EnvironmentFailure("full")])
+def test_a_run_with_nothing_to_go_on_from_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), start(tmp_path) as run:
+        run.log.add("a", 1, 10, loss=0.5)
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_could_go_on_keeps_all_until_it_is_discarded(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), start(tmp_path) as run:
+        run.log.add("a", 1, 10, loss=0.5)
+        run.save("a", State())
+        raise KeyboardInterrupt
+    assert files(tmp_path) == ["identity.json", "metrics.jsonl", "state.safetensors"]
+    with start(tmp_path, resume=True) as run:
+        run.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_folder_keeps_the_log_of_an_earlier_run(tmp_path: Path) -> None:
+    with start(tmp_path) as run:
+        run.log.add("a", 1, 10, loss=0.5)
+        run.close()
+    with pytest.raises(UsageError, match="log of an earlier run"):
+        start(tmp_path)
+    assert files(tmp_path) == ["metrics.jsonl"]
+
+
+def test_an_identity_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise EnvironmentFailure("no space left")
+
+    monkeypatch.setattr("modelopt_cli.training.run.atomic_write", full)
+    with pytest.raises(EnvironmentFailure, match="no space left"):
+        start(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "net.run").write_text("a file")
     with pytest.raises(OutputError, match="is not a folder"):

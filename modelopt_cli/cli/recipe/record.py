@@ -1,9 +1,11 @@
 """The finished steps of a recipe: ``recipe.json`` in the folder of their results.
 
 A step is known by what it was asked to do, by the SHA-256 of the file it started from, and by the versions of
-modelopt and torch. What it made is known by its SHA-256. A file's mere presence means nothing.
+modelopt and torch. What it made is known by its SHA-256. A file's mere presence means nothing. A recipe that
+ends without a finished step, or anything else to go on from, leaves no folder.
 """
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -19,6 +21,7 @@ from modelopt_cli.errors import ArtifactError, EnvironmentFailure, OutputError, 
 from modelopt_cli.regular import read_regular
 from modelopt_cli.training.lock import Lock
 
+_LOCK = "lock"
 _START_OVER = "start over with --force"
 
 
@@ -68,7 +71,7 @@ class Record:
         self._path = folder / "recipe.json"
         try:
             folder.mkdir(exist_ok=True)
-            self._lock = Lock(folder / "lock")
+            self._lock = Lock(folder / _LOCK)
         except (FileExistsError, NotADirectoryError):
             raise OutputError("is not a folder", where=str(folder), hint="choose another output") from None
         except OSError as error:
@@ -80,7 +83,7 @@ class Record:
                 raise UsageError("holds the steps of an earlier run", where=str(folder), hint=hint)
             self._entries = self._entries if resume else []
         except BaseException:
-            self._lock.release()
+            self._release()
             raise
 
     def entry(self, step: int) -> Entry | None:
@@ -106,7 +109,19 @@ class Record:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not any(entry.sha256 for entry in self._entries) and self._alone():
+            self._path.unlink(missing_ok=True)
+        self._release()
+
+    def _alone(self) -> bool:
+        """True if the folder holds nothing but this record: no half-trained step, no file that a step wrote."""
+        return {path.name for path in self._path.parent.iterdir()} <= {self._path.name, _LOCK}
+
+    def _release(self) -> None:
+        """Unlock the folder, and delete it if nothing is in it."""
         self._lock.release()
+        with contextlib.suppress(OSError):
+            self._path.parent.rmdir()
 
 
 def digest(path: Path) -> str:
