@@ -89,7 +89,7 @@ def test_tensorboard_writes_nothing_before_the_first_line(tmp_path: Path) -> Non
     MetricsLog(None, board=tmp_path / "a" / "board").close()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(EnvironmentFailure, match="file.*cannot be written: Not a directory"):
+    with pytest.raises(EnvironmentFailure, match=r"cannot be written: Not a directory"):
         MetricsLog(None, board=tmp_path / "file" / "board")
 
 

@@ -222,19 +222,16 @@ def test_a_run_that_cannot_start_lets_go(tmp_path: Path, monkeypatch: pytest.Mon
     start(tmp_path).close()
 
 
-@pytest.mark.parametrize("error", [UsageError("wrong"), KeyboardInterrupt(), EnvironmentFailure("full")])
-def test_a_run_with_nothing_to_go_on_from_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), start(tmp_path) as run:
+def test_a_run_with_nothing_to_go_on_from_leaves_nothing(tmp_path: Path) -> None:
+    with start(tmp_path) as run:
         run.log.add("a", 1, 10, loss=0.5)
-        raise error
     assert list(tmp_path.iterdir()) == []
 
 
 def test_one_that_could_go_on_keeps_all_until_it_is_discarded(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), start(tmp_path) as run:
+    with start(tmp_path) as run:
         run.log.add("a", 1, 10, loss=0.5)
         run.save("a", State())
-        raise KeyboardInterrupt
     assert files(tmp_path) == ["identity.json", "metrics.jsonl", "state.safetensors"]
     with start(tmp_path, resume=True) as run:
         run.discard()

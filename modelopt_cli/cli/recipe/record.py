@@ -114,7 +114,7 @@ class Record:
         self._release()
 
     def _alone(self) -> bool:
-        """True if the folder holds nothing but this record: no half-trained step, no file that a step wrote."""
+        """True if nothing else is in the folder: no training to be resumed, no file of a step."""
         return {path.name for path in self._path.parent.iterdir()} <= {self._path.name, _LOCK}
 
     def _release(self) -> None:
