@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from modelopt_cli.data.idx import find_idx, read_idx
-from modelopt_cli.data.source import Label, Raw, Source
+from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.spec import DataSpec, choice
+from modelopt_cli.data.targets import RawTarget, raw_target
 from modelopt_cli.errors import DataError, EnvironmentFailure
 from modelopt_cli.regular import open_regular
 
@@ -41,7 +42,7 @@ class ArraySource(Source):
         )
         if self.unusable is not None or isinstance(labels, DataError):
             labels = np.full(len(images), -1)
-        else:
+        elif labels.ndim == 1 and labels.dtype.kind in "iu":
             self.num_classes = int(labels.max()) + 1
         self.labels = labels
 
@@ -52,9 +53,9 @@ class ArraySource(Source):
         """The file and the row."""
         return f"{self._where} row {index}"
 
-    def load(self, index: int) -> tuple[Raw, Label]:
+    def load(self, index: int) -> tuple[Raw, RawTarget]:
         """Return a PIL image, or a tensor: float32 of a float array, int64 of rows of integers."""
-        array, label = self.images[index], self.unusable or int(self.labels[index])
+        array, label = self.images[index], self.unusable or raw_target(self.labels[index])
         if self.ready:
             kind = np.float32 if array.dtype.kind == "f" else np.int64
             return torch.from_numpy(np.array(array, dtype=kind)), label
@@ -64,12 +65,12 @@ class ArraySource(Source):
 
 
 def wrong_labels(labels: NDArray[Any], count: int, where: str) -> DataError | None:
-    """Reason why labels are not one integer from 0 for every image, or None."""
-    if labels.shape != (count,):
+    """Reason why labels are no targets, one for every image, or None; classes begin at 0."""
+    if labels.shape[:1] != (count,):
         return DataError(f"{count} images, but labels of shape {labels.shape}", where=where)
-    if labels.dtype.kind not in "iu":
-        return DataError(f"labels are {labels.dtype}, not whole numbers", where=where)
-    if labels.min() < 0:
+    if labels.dtype.kind not in "biuf":
+        return DataError(f"labels are {labels.dtype}, not numbers", where=where)
+    if labels.ndim == 1 and labels.dtype.kind in "iu" and labels.min() < 0:
         row = int(labels.argmin())
         return DataError(f"label {labels[row]} is below 0", where=f"{where} row {row}")
     return None

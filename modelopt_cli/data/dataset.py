@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,14 +11,15 @@ from torch.utils.data import Dataset
 
 from modelopt_cli.data.class_names import match_names
 from modelopt_cli.data.preprocess import ImageTransform
-from modelopt_cli.data.source import Label, Source, Stream
+from modelopt_cli.data.source import Source, Stream
+from modelopt_cli.data.targets import CLASS_TARGETS, RawTarget, TargetFormat, Targets, unread
 from modelopt_cli.data.workers import in_workers
 from modelopt_cli.errors import DataError, ModeloptError
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.samples import DTYPES
 from modelopt_cli.settings import option
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Targets]
 _SPLIT_SEED = 20240301
 
 
@@ -32,7 +34,8 @@ class Data:
         indices: the samples of the source that are used, or None for all.
         classes: labels from here on are refused, or None.
         first: use only so many samples of a stream, or None.
-        reads_labels: labels are checked and counted; otherwise they are all -1, whatever the source has.
+        reads_labels: targets are checked and handed on; otherwise they are all -1, whatever the source has.
+        targets: the form that a task takes them in.
         names: the network's classes, to which the labels were mapped by name, or None.
         mapping: the label of each of the source's classes, or None for its own.
         matched: a line on how the names were matched, or None.
@@ -45,6 +48,7 @@ class Data:
     classes: int | None = None
     first: int | None = None
     reads_labels: bool = True
+    targets: TargetFormat = CLASS_TARGETS
     names: tuple[str, ...] | None = None
     mapping: tuple[int, ...] | None = None
     matched: str | None = None
@@ -93,6 +97,16 @@ class Data:
     def where(self, index: int) -> str:
         """Name of the sample at ``index`` for an error."""
         return self.source.where(index if self.indices is None else self.indices[index])
+
+    def with_targets(self, targets: TargetFormat) -> "Data":
+        """Return the data with targets read, in the form that a task takes them.
+
+        Raises:
+            DataError: the first sample's is of another form.
+        """
+        data = replace(self, targets=targets, reads_labels=True)
+        next(data.batches(1))
+        return data
 
     def with_labels(self, names: tuple[str, ...] | None = None) -> "Data":
         """Return the data with labels read, mapped to the network's classes if both have names.
@@ -165,8 +179,8 @@ class Data:
             workers: decoding processes; an iterable-style dataset is always read in this one.
 
         Yields:
-            Images ``(N, *input.shape)``, float32, or int64 where a source gives integers; and labels,
-            int64 ``(N,)``.
+            Images ``(N, *input.shape)``, float32, or int64 where a source gives integers; and the targets,
+            classes int64 ``(N,)`` where no task takes others.
 
         Raises:
             DataError: a sample is unreadable, not finite, of another shape, or its label is out of range.
@@ -194,26 +208,38 @@ class Data:
         empty = True
         while batch := list(itertools.islice(samples, batch_size)):
             empty = False
-            yield collate(batch)
+            yield self.collate(batch)
         if empty:
             raise DataError("yields no samples", where=self.name)
 
-    def get(self, index: int) -> tuple[Tensor, int]:
+    def collate(self, samples: Sequence[tuple[Tensor, Any]]) -> Batch:
+        """A batch of samples that were checked: images ``(N, *shape)``, and their targets."""
+        images, targets = zip(*samples, strict=True)
+        return torch.stack(images), self.targets.collate(targets) if self.gives_targets else unread(
+            len(images)
+        )
+
+    @property
+    def gives_targets(self) -> bool:
+        """True if the samples have targets and they are read."""
+        return self.labelled and self.reads_labels
+
+    def get(self, index: int) -> tuple[Tensor, Any]:
         """The sample at ``index`` of a source, preprocessed and checked."""
         assert isinstance(self.source, Source)
         if self.indices is not None:
             index = self.indices[index]
         try:
-            raw, label = self.source.load(index)
+            raw, target = self.source.load(index)
             if isinstance(raw, Tensor):
-                return self._check(raw, label, index)
+                return self._check(raw, target, index)
             assert self.transform is not None
-            return self._check(self.transform(raw), label, index)
+            return self._check(self.transform(raw), target, index)
         except DataError as error:
             error.where = error.where or self.source.where(index)
             raise
 
-    def _check(self, image: Tensor, label: Label, index: int) -> tuple[Tensor, int]:
+    def _check(self, image: Tensor, target: RawTarget, index: int) -> tuple[Tensor, Any]:
         """Return the sample if it is valid; its name may cost a look into a file, and is for errors alone."""
         if tuple(image.shape) != self.input.shape:
             got, want = ("x".join(map(str, s)) or "a scalar" for s in (image.shape, self.input.shape))
@@ -229,23 +255,20 @@ class Data:
         if image.dtype.is_floating_point > dtype.is_floating_point:
             message = f"holds fractions, where {self.input.dtype} is expected"
             raise DataError(message, where=self.source.where(index), hint="give whole numbers")
-        return image.to(dtype), self._label(label, index) if self.labelled and self.reads_labels else -1
+        image = image.to(dtype)
+        return image, self._target(target, image, index) if self.gives_targets else -1
 
-    def _label(self, label: Label, index: int) -> int:
-        if isinstance(label, DataError):
-            raise DataError(label.message, where=label.where or self.source.where(index), hint=label.hint)
-        if self.mapping is not None and 0 <= label < len(self.mapping):
-            return self.mapping[label]
-        if label < 0 or (self.classes is not None and label >= self.classes):
-            limit = f"0..{self.classes - 1}" if self.classes is not None else "0 and up"
-            raise DataError(f"label {label} is outside {limit}", where=self.source.where(index))
-        return label
-
-
-def collate(samples: Sequence[tuple[Tensor, int]]) -> Batch:
-    """Images ``(N, *shape)`` and int64 labels ``(N,)``."""
-    images, labels = zip(*samples, strict=True)
-    return torch.stack(images), torch.tensor(labels, dtype=torch.int64)
+    def _target(self, raw: RawTarget, image: Tensor, index: int) -> Any:
+        """The target of a sample, in the form that the task takes; a class is mapped by name before."""
+        try:
+            if isinstance(raw, DataError):
+                raise DataError(raw.message, where=raw.where, hint=raw.hint)
+            if self.mapping is not None and isinstance(raw, int) and 0 <= raw < len(self.mapping):
+                return self.mapping[raw]
+            return self.targets.check(raw, image, self.classes)
+        except DataError as error:
+            error.where = error.where or self.source.where(index)
+            raise
 
 
 class _Batches(Dataset[Batch | ModeloptError]):
@@ -262,6 +285,7 @@ class _Batches(Dataset[Batch | ModeloptError]):
     def __getitem__(self, number: int) -> Batch | ModeloptError:
         start = number * self.batch_size
         try:
-            return collate([self.data.get(i) for i in range(start, min(start + self.batch_size, self.count))])
+            end = min(start + self.batch_size, self.count)
+            return self.data.collate([self.data.get(i) for i in range(start, end)])
         except ModeloptError as error:
             return error.with_traceback(None)

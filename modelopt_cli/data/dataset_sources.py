@@ -5,13 +5,13 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from modelopt_cli.data.source import Label, Raw, Source, Stream
+from modelopt_cli.data.source import Raw, Source, Stream
 from modelopt_cli.data.spec import DataSpec, Options
+from modelopt_cli.data.targets import RawTarget, raw_target
 from modelopt_cli.errors import DataError
 from modelopt_cli.settings import did_you_mean
 from modelopt_cli.text import typed_line
@@ -39,13 +39,13 @@ class TorchvisionSource(Source):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def load(self, index: int) -> tuple[Raw, Label]:
+    def load(self, index: int) -> tuple[Raw, RawTarget]:
         """The image as the dataset decodes it."""
         with user_code("cannot be read", self.where(index), DataError):
             image, label = self.dataset[index]
         if not isinstance(image, Image.Image):
             raise DataError(f"yields {type(image).__name__}, not images", where=self.name)
-        return image, _label(label, self.where(index))
+        return image, raw_target(label)
 
 
 class DatasetSource(Source):
@@ -66,7 +66,7 @@ class DatasetSource(Source):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def load(self, index: int) -> tuple[Raw, Label]:
+    def load(self, index: int) -> tuple[Raw, RawTarget]:
         """The sample as the dataset gives it."""
         with user_code("cannot be read", self.where(index), DataError):
             item = self.dataset[index]
@@ -92,7 +92,7 @@ class DatasetStream(Stream):
         with user_code("cannot be read", self.where(0), DataError):
             self.labelled = _has_label(next(iter(dataset), None))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Label]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, RawTarget]]:
         with user_code("cannot be read", self.name, DataError):
             items = iter(self.dataset)
         for index in itertools.count():
@@ -176,13 +176,13 @@ def _has_label(item: Any) -> bool:
     return not isinstance(item, Tensor) and not (isinstance(item, tuple | list) and len(item) == 1)
 
 
-def pair(item: Any, where: str) -> tuple[Tensor, Label]:
-    """Return a sample as a float32 or int64 tensor on the CPU, and its label or why it has none."""
-    label: Label = DataError("has no label", where=where)
+def pair(item: Any, where: str) -> tuple[Tensor, RawTarget]:
+    """Return a sample as a float32 or int64 tensor on the CPU, and its raw target or why it has none."""
+    target: RawTarget = DataError("has no label")
     if not _has_label(item):
         image = item if isinstance(item, Tensor) else item[0]
     elif isinstance(item, tuple | list) and len(item) == 2:
-        image, label = item[0], _label(item[1], where)
+        image, target = item[0], raw_target(item[1])
     else:
         raise DataError(
             "is not a pair of tensor and label", where=where, hint="return (float tensor, int label)"
@@ -193,23 +193,7 @@ def pair(item: Any, where: str) -> tuple[Tensor, Label]:
     if image.is_meta or image.layout != torch.strided:
         kind = "on the meta device, without values" if image.is_meta else f"of layout {image.layout}"
         raise DataError(f"is {kind}", where=where, hint="give dense tensors with values")
-    return image.detach().to("cpu", torch.float32 if image.is_floating_point() else torch.int64), label
-
-
-def _label(label: Any, where: str) -> Label:
-    try:
-        return whole_label(label, where)
-    except DataError as error:
-        return error
-
-
-def whole_label(label: Any, where: str) -> int:
-    """Return a label as an int, from an int, a NumPy integer or a one-element integer tensor."""
-    if isinstance(label, Tensor) and label.numel() == 1 and not label.is_floating_point():
-        label = label.item()
-    if isinstance(label, bool) or not isinstance(label, int | np.integer):
-        raise DataError(f"label is {type(label).__name__}, not a whole number", where=where)
-    return int(label)
+    return image.detach().to("cpu", torch.float32 if image.is_floating_point() else torch.int64), target
 
 
 def _names_of_classes(dataset: Any) -> tuple[str, ...] | None:

@@ -10,8 +10,9 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 
 from modelopt_cli.data.shards import shown
-from modelopt_cli.data.source import Label, Raw, Source
+from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.spec import DataSpec
+from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError
 from modelopt_cli.regular import open_regular
 
@@ -62,7 +63,7 @@ class FileSource(Source):
         """The file's path, and the row that names it."""
         return self.paths[index] if self.rows is None else f"{self.paths[index]} ({self.rows[index]})"
 
-    def load(self, index: int) -> tuple[Raw, Label]:
+    def load(self, index: int) -> tuple[Raw, RawTarget]:
         """The decoded image. EXIF orientation is ignored, as torchvision ignores it."""
         labels = self.labels
         return decode(self.paths[index]), labels if isinstance(labels, DataError) else labels[index]

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from torch.utils.data.dataloader import default_collate
 
 from modelopt_cli.data.dataset_sources import DatasetSource, DatasetStream, TorchvisionSource, pair
-from modelopt_cli.data.source import Label, Raw, Samples, Source, Stream
+from modelopt_cli.data.source import Raw, Samples, Source, Stream
+from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError
 from modelopt_cli.user_code import user_code
 
@@ -76,7 +77,7 @@ class InMemory(Source):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def load(self, index: int) -> tuple[Raw, Label]:
+    def load(self, index: int) -> tuple[Raw, RawTarget]:
         """The sample at ``index``."""
         return _checked(self._samples[index], self.where(index))
 
@@ -95,7 +96,7 @@ class BatchStream(Stream):
         for batch in _batches(self._batches, self.name):
             yield from _samples_of(batch, self.name)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Label]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, RawTarget]]:
         for index, sample in enumerate(self._samples()):
             yield _checked(sample, self.where(index))
 
@@ -168,8 +169,11 @@ def _is_pair(data: Any) -> bool:
     """True of one batch ``(tensor, labels)``, which is no list of two batches."""
     if not isinstance(data, tuple) or len(data) != 2 or not all(isinstance(each, Tensor) for each in data):
         return False
-    samples, labels = data
-    return labels.dim() == 1 and not labels.is_floating_point() and samples.dim() > 1
+    samples, targets = data
+    if targets.dim() == 1 and samples.dim() > 1:
+        return True
+    alike = samples.dtype == targets.dtype and samples.shape[1:] == targets.shape[1:]
+    return not alike and targets.dim() > 0 and samples.dim() > 1 and len(samples) == len(targets)
 
 
 def _pair_of(item: Any) -> Any:
@@ -206,13 +210,24 @@ def _samples_of(batch: Any, name: str) -> Iterator[tuple[Tensor, Any]]:
     if labels is None:
         yield from ((sample, None) for sample in tensor.unbind(0))
         return
-    listed = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels
-    if not isinstance(listed, list | tuple):
-        hint = "the labels of a batch are one for each sample; a DataLoader needs a batch_size"
-        raise DataError(f"holds a batch with labels of type {type(labels).__name__}", where=name, hint=hint)
-    if len(listed) != len(tensor):
-        raise DataError(f"holds a batch of {len(tensor)} samples and {len(listed)} labels", where=name)
-    yield from zip(tensor.unbind(0), listed, strict=True)
+    targets = _targets_of(labels, name)
+    if len(targets) != len(tensor):
+        raise DataError(f"holds a batch of {len(tensor)} samples and {len(targets)} labels", where=name)
+    yield from zip(tensor.unbind(0), targets, strict=True)
+
+
+def _targets_of(batch: Any, name: str) -> Sequence[Any]:
+    """The targets of a batch, one for each sample."""
+    if isinstance(batch, Tensor | np.ndarray) and batch.ndim:
+        return batch.tolist() if batch.ndim == 1 else list(batch)
+    if isinstance(batch, Mapping) and batch:
+        parts = [_targets_of(part, name) for part in batch.values()]
+        if len({len(part) for part in parts}) == 1:
+            return [dict(zip(batch, part, strict=True)) for part in zip(*parts, strict=True)]
+    if isinstance(batch, list | tuple):
+        return batch
+    hint = "the labels of a batch are one for each sample; a DataLoader needs a batch_size"
+    raise DataError(f"holds a batch with labels of type {type(batch).__name__}", where=name, hint=hint)
 
 
 def _split(batch: Any, name: str) -> tuple[Any, Any]:
@@ -224,6 +239,6 @@ def _split(batch: Any, name: str) -> tuple[Any, Any]:
     raise DataError(f"holds a batch of type {type(batch).__name__}", where=name, hint=_FORMS)
 
 
-def _checked(sample: tuple[Tensor, Any], where: str) -> tuple[Tensor, Label]:
+def _checked(sample: tuple[Tensor, Any], where: str) -> tuple[Tensor, RawTarget]:
     tensor, label = sample
     return pair(tensor if label is None else (tensor, label), where)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from modelopt_cli.data.images import LABEL_DIGITS, decode
 from modelopt_cli.data.shards import find_shards, shown
-from modelopt_cli.data.source import Label, Raw, Source
+from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.spec import DataSpec
+from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError, EnvironmentFailure
 from modelopt_cli.text import typed_line
 
@@ -64,7 +65,7 @@ class ParquetSource(Source):
         first = int(self.file_ends[file - 1]) if file else 0
         return f"{self.paths[file]} row {index - first}"
 
-    def load(self, index: int) -> tuple[Raw, Label]:
+    def load(self, index: int) -> tuple[Raw, RawTarget]:
         """The decoded image. EXIF orientation is ignored, as in a folder."""
         group = int(np.searchsorted(self.group_ends, index, side="right"))
         first = int(self.group_ends[group - 1]) if group else 0

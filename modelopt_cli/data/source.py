@@ -7,15 +7,13 @@ from typing import TypeAlias
 from PIL import Image
 from torch import Tensor
 
-from modelopt_cli.errors import DataError
+from modelopt_cli.data.targets import RawTarget
 
 Raw: TypeAlias = Image.Image | Tensor
-Label: TypeAlias = int | DataError
-"""A class, or the reason why there is none, which is raised only where labels are read."""
 
 
 class Source(ABC):
-    """An indexed collection of ``(image or tensor, label)`` pairs in a fixed order.
+    """An indexed collection of ``(image or tensor, target)`` pairs in a fixed order; see ``data.targets``.
 
     Attributes:
         name: the spec it was opened from.
@@ -23,7 +21,7 @@ class Source(ABC):
         class_names: names in label order, where the source has them.
         channels: 1 or 3, what the images have by themselves.
         ready: samples are tensors that need no preprocessing.
-        labelled: there are labels; otherwise every label is -1.
+        labelled: there are targets.
         notes: one line for each thing the user should know, such as files that were left out.
     """
 
@@ -39,8 +37,8 @@ class Source(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def load(self, index: int) -> tuple[Raw, Label]:
-        """The sample at ``index``: an 8-bit image, or a tensor where ``ready``.
+    def load(self, index: int) -> tuple[Raw, RawTarget]:
+        """The sample at ``index``: an 8-bit image, or a tensor where ``ready``; and its raw target.
 
         Raises:
             DataError: the sample cannot be read; where that is left out, it is what :meth:`where` says.
@@ -61,7 +59,7 @@ class Stream(ABC):
     notes: tuple[str, ...] = ()
 
     @abstractmethod
-    def __iter__(self) -> Iterator[tuple[Tensor, Label]]: ...
+    def __iter__(self) -> Iterator[tuple[Tensor, RawTarget]]: ...
 
     def where(self, index: int) -> str:
         """Name of the sample for an error."""

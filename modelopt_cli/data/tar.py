@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from modelopt_cli.data.images import LABEL_DIGITS, SUFFIXES, decode
 from modelopt_cli.data.shards import Shards, find_shards, shown
-from modelopt_cli.data.source import Label, Raw, Source
+from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.spec import DataSpec
 from modelopt_cli.data.tar_headers import BLOCK, Member, members, name_at
+from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError
 
 _LARGEST_IMAGE = 2**31 - 1
@@ -51,7 +52,7 @@ class TarSource(Source):
         start = int(self.offsets[index]) - BLOCK * int(self.leads[index])
         return f"{path}: {shown(name_at(partial(self.shards.read, shard), start, path))}"
 
-    def load(self, index: int) -> tuple[Raw, Label]:
+    def load(self, index: int) -> tuple[Raw, RawTarget]:
         """The decoded image. EXIF orientation is ignored, as in a folder."""
         size = int(self.sizes[index])
         data = self.shards.read(self._shard(index), int(self.offsets[index]), size)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modelopt_cli.data.targets import classes_of
 from modelopt_cli.errors import DataError, EnvironmentFailure, InputError, ModeloptError
 from modelopt_cli.measure.evaluated_model import LabelledBatches
 from modelopt_cli.measure.metrics import ACCURACY, METRICS
@@ -175,7 +176,7 @@ def predict(
     tally = Tally(where, labelled=data.labelled)
     done = 0
     for images, labels in data.batches(batch_size, limit=limit, workers=workers):
-        tally.add(run(model, images, where), labels)
+        tally.add(run(model, images, where), classes_of(labels))
         done += len(labels)
         if progress:
             progress(done, limit)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from modelopt_cli.data.targets import Targets
 from modelopt_cli.measure.conditions import Obstacle
 from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.program.input_spec import InputSpec
@@ -30,8 +31,8 @@ class LabelledBatches(Protocol):
 
     def batches(
         self, batch_size: int, *, limit: int | None = None, workers: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs ``(N, *shape)`` and labels ``(N,)``, int64, in a fixed order."""
+    ) -> Iterator[tuple[Tensor, Targets]]:
+        """Inputs ``(N, *shape)`` and their targets, in a fixed order."""
 
     def where(self, index: int) -> str:
         """Name of a sample for an error."""

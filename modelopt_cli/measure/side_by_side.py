@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
+from modelopt_cli.data.targets import classes_of
 from modelopt_cli.errors import ArchitectureError, DataError, UsageError
 from modelopt_cli.measure import accuracy, latency, load_time
 from modelopt_cli.measure.comparing import compare_all, summarise
@@ -143,7 +144,8 @@ class _Run:
         }
         done, total = 0, self._samples(data)
         batches = data.batches(options.data_batch_size, limit=options.limit, workers=options.workers)
-        for images, labels in batches:
+        for images, targets in batches:
+            labels = classes_of(targets)
             moved = images.to(options.device)
             for i, tally in tallies.items():
                 evaluated = self.models[i]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modelopt_cli.data.targets import targets_to
 from modelopt_cli.errors import InputError, a_or_an
 from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.training.augment import draw_mixup, mix
@@ -109,10 +110,10 @@ class Learner:
         for callback in self.callbacks:
             callback.after_step(network, step, self.steps)
 
-    def _inputs(self, batch: Batch, step: int) -> tuple[StepInputs, Tensor]:
+    def _inputs(self, batch: Batch, step: int) -> tuple[StepInputs, Any]:
         images = batch.images.to(self.world.device, non_blocking=True)
-        labels = batch.labels.to(self.world.device, non_blocking=True)
-        if not self.config.mixup:
+        labels = targets_to(batch.labels, self.world.device)
+        if not self.config.mixup or not isinstance(labels, Tensor):
             return StepInputs(images, batch.samples, batch.variant), labels
         # Partners may be with another process: mix the global batch, and keep this process's part.
         images, labels = (self.world.gather(t[: batch.size]) for t in (images, labels))

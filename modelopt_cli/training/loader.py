@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from modelopt_cli.data import Data
 from modelopt_cli.data import dataset as samples
 from modelopt_cli.data.dataset_sources import DatasetSource
+from modelopt_cli.data.targets import Targets, unread
 from modelopt_cli.data.workers import in_workers
 from modelopt_cli.errors import ModeloptError, UsageError
 from modelopt_cli.settings import option
@@ -27,7 +28,7 @@ from modelopt_cli.training.augment import (
 from modelopt_cli.training.catalog import AUGMENTATIONS
 from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.distributed import World
-from modelopt_cli.training.memory import in_memory
+from modelopt_cli.training.memory import Kept, batch_of, in_memory, uncollated
 
 _ALONE = World()
 
@@ -37,7 +38,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: float32 ``(N, *shape)``, N at least 1.
-        labels: int64 ``(N,)``.
+        labels: the targets, int64 ``(N,)`` of classes.
         weight: N over the samples of the global batch, so 1.0 in a single process. The mean loss of each part
             times its weight, summed over the processes, is the mean loss of the batch. 0.0 where nothing fell
             to this process, and it got a stand-in to take part in what all processes do.
@@ -46,7 +47,7 @@ class Batch(NamedTuple):
     """
 
     images: Tensor
-    labels: Tensor
+    labels: Targets
     weight: float
     samples: Tensor
     variant: int
@@ -54,7 +55,7 @@ class Batch(NamedTuple):
     @property
     def size(self) -> int:
         """Samples here that belong to the batch: N, or 0 for a stand-in."""
-        return len(self.labels) if self.weight else 0
+        return len(self.samples) if self.weight else 0
 
 
 def steps_per_epoch(data: Data, batch_size: int) -> int:
@@ -139,7 +140,8 @@ def ordered_batches(data: Data, batch_size: int, *, workers: int = 0) -> Iterato
     kept = in_memory(data, workers)
     if kept is None:
         return data.batches(batch_size, workers=workers)
-    return zip(kept[0].split(batch_size), kept[1].split(batch_size), strict=True)
+    starts = range(0, len(data), batch_size)
+    return (batch_of(data, kept, slice(start, start + batch_size)) for start in starts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +187,7 @@ class _Epoch:
 class _Steps(Dataset["samples.Batch | ModeloptError"]):
     """The steps of an epoch by number. A worker hands an error back as a value, as ``Data.batches`` does."""
 
-    def __init__(self, epoch: _Epoch, kept: samples.Batch | None, start: int) -> None:
+    def __init__(self, epoch: _Epoch, kept: Kept | None, start: int) -> None:
         self.epoch = epoch
         self.kept = kept
         self.start = start
@@ -209,14 +211,13 @@ class _Steps(Dataset["samples.Batch | ModeloptError"]):
         part, _ = self.part(number)
         indices, draws = self.order[part], self.draws[part]
         if self.kept is not None:
-            chosen = torch.from_numpy(indices)
-            images, labels = (tensor.index_select(0, chosen) for tensor in self.kept)
-            return self.epoch.augmented(images, draws), labels
+            images, targets = batch_of(self.epoch.data, self.kept, torch.from_numpy(indices))
+            return self.epoch.augmented(images, draws), targets
         try:
-            images, labels = samples.collate([self.epoch.get(int(index)) for index in indices])
+            images, targets = self.epoch.data.collate([self.epoch.get(int(index)) for index in indices])
         except ModeloptError as error:
             return error.with_traceback(None)
-        return self.epoch.augmented(images, draws), labels
+        return self.epoch.augmented(images, draws), targets
 
 
 def _batches(steps: _Steps, workers: int) -> Iterator[Batch]:
@@ -232,24 +233,25 @@ def _batches(steps: _Steps, workers: int) -> Iterator[Batch]:
 
 
 def _streamed(epoch: _Epoch) -> Iterator[Batch]:
-    first = 0
-    for images, labels in _joined(epoch.data.batches(epoch.batch_size), epoch.batch_size):
-        part, weight = epoch.part(len(labels))
-        indices = np.arange(first, first + len(labels), dtype=np.int64)[part]
+    first, data = 0, epoch.data
+    for images, targets in _joined(uncollated(data).batches(epoch.batch_size), epoch.batch_size):
+        part, weight = epoch.part(len(targets))
+        indices = np.arange(first, first + len(targets), dtype=np.int64)[part]
         augmented = epoch.augmented(images[part], epoch.draws(indices))
-        yield Batch(augmented, labels[part], weight, torch.from_numpy(indices), epoch.variant)
-        first += len(labels)
+        own = data.targets.collate(targets[part]) if data.gives_targets else unread(len(indices))
+        yield Batch(augmented, own, weight, torch.from_numpy(indices), epoch.variant)
+        first += len(targets)
 
 
-def _joined(batches: Iterator[samples.Batch], batch_size: int) -> Iterator[samples.Batch]:
+def _joined(batches: Iterator[samples.Batch], batch_size: int) -> Iterator[tuple[Tensor, list[Any]]]:
     """Batches, where a single sample left over joins the last full one."""
-    pending: samples.Batch | None = None
-    for batch in batches:
-        if pending is not None and len(batch[1]) == 1 < batch_size:
-            pending = torch.cat([pending[0], batch[0]]), torch.cat([pending[1], batch[1]])
+    pending: tuple[Tensor, list[Any]] | None = None
+    for images, targets in batches:
+        if pending is not None and len(targets) == 1 < batch_size:
+            pending = torch.cat([pending[0], images]), [*pending[1], *targets]
             continue
         if pending is not None:
             yield pending
-        pending = batch
+        pending = images, list(targets)
     if pending is not None:
         yield pending

@@ -2,7 +2,8 @@
 
 import weakref
 from collections.abc import Sequence
-from typing import TypeAlias
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from torchvision.transforms import functional as F
 
 from modelopt_cli.data import Data
 from modelopt_cli.data.arrays import ArraySource
+from modelopt_cli.data.dataset import Batch
 from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.data.preprocess import ImageTransform
+from modelopt_cli.data.targets import CLASS_TARGETS, TargetFormat
 from modelopt_cli.program.input_spec import Preprocess
 from modelopt_cli.program.samples import DTYPES
 
@@ -20,16 +23,17 @@ IN_MEMORY = 1 << 30
 """Bytes of preprocessed samples that are kept; larger data is read and preprocessed again in every epoch."""
 
 _AT_ONCE = 1024
-_kept: "weakref.WeakKeyDictionary[Data, Samples]" = weakref.WeakKeyDictionary()
+_kept: "weakref.WeakKeyDictionary[Data, Kept]" = weakref.WeakKeyDictionary()
 
-Samples: TypeAlias = tuple[Tensor, Tensor]
+Kept: TypeAlias = tuple[Tensor, Tensor | list[Any]]
 
 
-def in_memory(data: Data, workers: int = 0) -> Samples | None:
-    """All images, float32 ``(N, *shape)``, and labels, int64 ``(N,)``, kept for as long as ``data`` is.
+def in_memory(data: Data, workers: int = 0) -> Kept | None:
+    """All images, float32 ``(N, *shape)``, and targets, kept for as long as ``data`` is.
 
-    None where they need more than ``IN_MEMORY``, for an iterable-style dataset, and for the user's own
-    dataset, which may be random.
+    Targets are classes, int64 ``(N,)``, or a list of those of another form, checked but not collated. None
+    where they need more than ``IN_MEMORY``, for an iterable-style dataset, and for the user's own dataset,
+    which may be random.
 
     Raises:
         DataError: as :meth:`Data.batches`.
@@ -43,20 +47,46 @@ def in_memory(data: Data, workers: int = 0) -> Samples | None:
     return _kept[data]
 
 
-def _one_by_one(data: Data, workers: int) -> Samples:
+def batch_of(data: Data, kept: Kept, indices: Tensor | slice) -> Batch:
+    """The batch of some of the samples that :func:`in_memory` keeps of ``data``, by their places."""
+    images, targets = kept
+    if isinstance(targets, Tensor):
+        return images[indices], targets[indices]
+    places = range(len(targets))[indices] if isinstance(indices, slice) else indices.tolist()
+    return images[indices], data.targets.collate([targets[place] for place in places])
+
+
+class _Apart:
+    """The targets of a batch as a list, so that they can be collated with others."""
+
+    def __init__(self, targets: TargetFormat) -> None:
+        self.check, self.in_picture = targets.check, targets.in_picture
+
+    def collate(self, targets: Sequence[Any]) -> list[Any]:
+        return list(targets)
+
+
+def uncollated(data: Data) -> Data:
+    """The same samples, of whose batches the targets are lists, checked but not collated."""
+    return replace(data, targets=_Apart(data.targets))
+
+
+def _one_by_one(data: Data, workers: int) -> Kept:
     images = torch.empty(len(data), *data.input.shape, dtype=DTYPES[data.input.dtype])
-    labels = torch.empty(len(data), dtype=torch.int64)
-    done = 0
-    for some, theirs in data.batches(_AT_ONCE, workers=workers):
-        images[done : done + len(some)], labels[done : done + len(some)] = some, theirs
-        done += len(some)
-    return images, labels
+    targets: list[Any] = []
+    for some, theirs in uncollated(data).batches(_AT_ONCE, workers=workers):
+        images[len(targets) : len(targets) + len(some)] = some
+        targets.extend(theirs)
+    whole = data.targets is CLASS_TARGETS or not data.gives_targets
+    return images, torch.tensor(list(map(int, targets)), dtype=torch.int64) if whole else targets
 
 
-def _from_array(data: Data) -> Samples | None:
+def _from_array(data: Data) -> Kept | None:
     """Samples of 8-bit images that are neither cut nor resized, computed by the thousand; None for others."""
     source, transform = data.source, data.transform
     if not isinstance(source, ArraySource) or type(transform) is not ImageTransform:
+        return None
+    if data.targets is not CLASS_TARGETS or source.num_classes is None:
         return None
     preprocess, (height, width) = transform.preprocess, source.images.shape[1:3]
     if source.channels != preprocess.channels or not _is_uncut(preprocess, height, width):

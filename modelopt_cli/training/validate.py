@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from modelopt_cli.data import Data
+from modelopt_cli.data.targets import classes_of
 from modelopt_cli.measure import accuracy
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.loader import ordered_batches
@@ -36,7 +37,7 @@ def judged(
 ) -> Iterator[None]:
     """Adds a batch to ``tally`` whenever the next item is asked for. Raises as :func:`correct`."""
     for images, labels in ordered_batches(data, batch_size, workers=workers):
-        tally.add(accuracy.run(network, images.to(device), "the network"), labels)
+        tally.add(accuracy.run(network, images.to(device), "the network"), classes_of(labels))
         yield
 
 

@@ -210,7 +210,7 @@ NPZ = {
     "two kinds of images": ({"x": BYTES, "data": BYTES, "y": np.arange(2)}, "more than one of x, data"),
     "empty": ({"x": BYTES[:0], "y": np.arange(0)}, "holds no images"),
     "count": ({"x": BYTES, "y": np.arange(3)}, "labels of shape (3,)"),
-    "float labels": ({"x": BYTES, "y": np.zeros(2)}, "labels are float64"),
+    "float labels": ({"x": BYTES, "y": np.zeros(2)}, "label is float, not a whole number"),
     "negative label": ({"x": BYTES, "y": np.array([0, -1])}, "row 1: label -1 is below 0"),
     "objects": ({"x": BYTES, "y": np.array([{}, {}])}, "holds Python objects"),
     "beyond bytes": ({"x": BYTES.astype(int) + 256, "y": np.arange(2)}, "beyond 0..255"),

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from modelopt_cli.data import Data
+from modelopt_cli.data.targets import classes_of
 from modelopt_cli.measure.accuracy import check_labels
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.layer_pass import (
@@ -192,7 +193,8 @@ def squared_gradients(program: Program, data: Data, context: Context) -> dict[st
     parameters = dict(network.named_parameters())
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     batches = seen = 0
-    for images, labels in data.batches(context.batch_size, workers=context.workers):
+    for images, targets in data.batches(context.batch_size, workers=context.workers):
+        labels = classes_of(targets)
         logits = network(images.to(context.device))
         refuse_infinite(logits, data.name)
         check_labels(labels, logits.shape[1], data.name, data.where, seen)

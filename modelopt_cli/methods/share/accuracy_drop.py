@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.data import Data
+from modelopt_cli.data.targets import classes_of
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.statistics import Z_95, paired_difference_from_counts, proportion_interval
 from modelopt_cli.methods.context import Context
@@ -116,6 +117,6 @@ def _classes_and_labels(program: Program, data: Data, context: Context) -> tuple
     with evaluation_mode(network), torch.inference_mode():
         for images, known in data.batches(context.batch_size, workers=context.workers):
             classes.append(network(images.to(context.device)).flatten(1).argmax(1).cpu())
-            labels.append(known)
+            labels.append(classes_of(known))
     program.to("cpu")
     return torch.cat(classes), torch.cat(labels)

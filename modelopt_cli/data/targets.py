@@ -1,0 +1,162 @@
+"""Targets: what the outputs for a sample are held against, from a source of data to a loss or a metric.
+
+1. A source hands over a *raw target* with each sample (``RawTarget``), as it is in the data:
+
+   - ``int``: a class, from 0;
+   - ``float``: a number;
+   - ``str``: a text;
+   - a tensor without a batch dimension: a vector of numbers, one 0 or 1 for each class, a mask ``(H, W)`` of
+     class ids, an image ``(C, H, W)``, token ids ``(T,)``;
+   - a dictionary of any of these: ``{"boxes": (K, 4), "labels": (K,)}``;
+   - ``None``: this sample has no target, which a task may allow;
+   - a ``DataError``: the reason why there is none. It is raised only where targets are read.
+
+   What lies in the picture, and so has to be resized, cropped and flipped with it, is one of torchvision's
+   ``tv_tensors`` (``Mask``, ``BoundingBoxes``, ``Image``); whoever transforms the picture transforms it, too.
+   Everything else stays as it is. Which of these a task takes, its row in ``modelopt_cli.tasks`` says.
+2. The task's ``TargetFormat`` checks a raw target next to the sample's input, as the network gets it. It
+   returns what the task computes with, or raises a ``DataError``, to which the sample's name is added.
+3. The same format collates the checked targets of a batch into ``Targets``: one tensor ``(N, ...)``, a
+   dictionary of such tensors, or a list of anything, one for each sample. Where targets are not read, or
+   there are none, they are -1 for every sample.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelopt_cli.errors import DataError
+
+RawTarget: TypeAlias = int | float | str | Tensor | dict[str, Any] | DataError | None
+Targets: TypeAlias = Tensor | dict[str, Tensor] | list[Any]
+
+
+class TargetFormat(Protocol):
+    """The form in which a task takes its targets.
+
+    Attributes:
+        in_picture: True if they lie in the picture, so that whatever moves that must move them, too.
+    """
+
+    @property
+    def in_picture(self) -> bool: ...
+
+    def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> Any:
+        """The target of one sample, as :meth:`collate` takes it.
+
+        Args:
+            raw: as the source hands it over, but for a ``DataError``.
+            inputs: the sample's input, or inputs by name, without a batch dimension.
+            classes: number of the network's classes, or None where that is not known.
+
+        Raises:
+            DataError: it is of another form; the message need not name the sample.
+        """
+
+    def collate(self, targets: Sequence[Any]) -> Targets:
+        """The targets of a batch, from those of its samples; at least one."""
+
+
+class ClassTargets:
+    """One class for each sample, an int64 tensor ``(N,)``."""
+
+    in_picture = False
+
+    def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> int:
+        """The class; see :class:`TargetFormat`."""
+        label = whole_label(raw)
+        if label < 0 or (classes is not None and label >= classes):
+            limit = f"0..{classes - 1}" if classes is not None else "0 and up"
+            raise DataError(f"label {label} is outside {limit}")
+        return label
+
+    def collate(self, targets: Sequence[int]) -> Tensor:
+        """The classes ``(N,)``, int64."""
+        return torch.tensor(targets, dtype=torch.int64)
+
+
+CLASS_TARGETS = ClassTargets()
+
+
+def whole_label(raw: Any) -> int:
+    """A class as an int, from an int, a NumPy integer or a one-element integer tensor.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if isinstance(raw, Tensor) and raw.numel() == 1 and not raw.is_floating_point():
+        raw = raw.item()
+    if isinstance(raw, bool) or not isinstance(raw, int | np.integer):
+        raise DataError(f"label is {type(raw).__name__}, not a whole number")
+    return int(raw)
+
+
+def raw_target(value: Any) -> RawTarget:
+    """What the user's own code gives as a target, as a source hands it over.
+
+    NumPy's numbers and arrays become Python's numbers and tensors, tensors come to the CPU, and what no task
+    could take becomes the reason for that.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind in "biuf":
+            return torch.from_numpy(np.array(value))
+    elif isinstance(value, Mapping):
+        parts = {str(name): raw_target(part) for name, part in value.items()}
+        return next((part for part in parts.values() if isinstance(part, DataError)), parts)
+    elif value is None or isinstance(value, int | float | str | DataError):
+        return value
+    elif isinstance(value, list | tuple) and value and all(isinstance(each, int | float) for each in value):
+        return torch.tensor(value)
+    return DataError(f"label is {type(value).__name__}, not a whole number")
+
+
+def classes_of(targets: Targets) -> Tensor:
+    """Targets that are classes, int64 ``(N,)``.
+
+    Raises:
+        DataError: they are none.
+    """
+    if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
+        raise DataError("labels must be one whole number for each sample")
+    return targets
+
+
+def unread(count: int) -> Tensor:
+    """Targets of so many samples where they are not read."""
+    return torch.full((count,), -1, dtype=torch.int64)
+
+
+def target_count(targets: Targets) -> int:
+    """Number of samples that targets belong to."""
+    return len(next(iter(targets.values())) if isinstance(targets, dict) else targets)
+
+
+def targets_to(targets: Targets, device: str | torch.device) -> Targets:
+    """Targets on a device, whatever tensors they hold."""
+    moved: Targets = _each(targets, lambda tensor: tensor.to(device, non_blocking=True))
+    return moved
+
+
+def select_targets(targets: Targets, indices: Tensor | slice) -> Targets:
+    """The targets of some samples, by their places in the batch."""
+    if not isinstance(targets, list):
+        selected: Targets = _each(targets, lambda tensor: tensor[indices])
+        return selected
+    places = range(len(targets))[indices] if isinstance(indices, slice) else indices.tolist()
+    return [targets[place] for place in places]
+
+
+def _each(value: Any, change: Any) -> Any:
+    """The same structure with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _each(part, change) for name, part in value.items()}
+    return [_each(part, change) for part in value] if isinstance(value, list) else value
