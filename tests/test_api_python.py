@@ -208,6 +208,23 @@ def test_an_iterator_gives_as_many_samples_as_are_wanted(net):
     assert result.program.history[-1]["calibration"] == "calibration"
 
 
+def test_an_iterator_that_never_ends_is_evaluated_on_as_far_as_the_limit(net):
+    taken, said = [], []
+
+    def batches():
+        while True:
+            taken.append(0)
+            yield torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
+
+    how = {"example_inputs": X, "latency_runs": 0, "on_note": said.append}
+    evaluation = mo.evaluate(net.eval(), data=batches(), limit=10, **how)
+    assert evaluation.models[0].accuracy.samples == 10
+    assert len(taken) == 3
+    assert not any("no length" in line for line in said)
+    mo.evaluate(net.eval(), data=Flow(), **how)
+    assert sum("data has no length" in line and "limit ends it" in line for line in said) == 1
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [

@@ -120,8 +120,12 @@ class Call:
         if data is None:
             return None
         if id(data) not in self._samples:
-            most = getattr(self.configs.get("config"), "calibration_samples", None)
-            self._samples[id(data)] = as_samples(data, name, most if name == "calibration" else None)
+            looked_at, limit = (
+                getattr(self.configs.get("config"), "calibration_samples", None),
+                self.options.limit,
+            )
+            most = {"calibration": looked_at, "data": limit and max(limit, looked_at or 0)}.get(name)
+            self._samples[id(data)] = as_samples(data, name, most)
         return self._samples[id(data)]
 
     def file(self, model: Any, data: Samples | None, name: str = "model") -> str | Path:

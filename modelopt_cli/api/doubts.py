@@ -6,6 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from modelopt_cli.api.inputs import preprocessing_options, published_for
+from modelopt_cli.api.request import Measuring
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.checkpoint.sources import published_top1
 from modelopt_cli.data import Data
@@ -113,6 +114,13 @@ def other_classes(program: Program | None, samples: Data) -> str | None:
         return None
     hint = f"add ?num_classes={named} to {option('arch')}, or to a student's name, if that is not meant"
     return f"{samples.name} has {named} classes, the network to be trained has {outputs} outputs: {hint}"
+
+
+def tell_unknown_length(samples: Data, how: Measuring) -> None:
+    """Note that data that are to be evaluated on may never end, before they are read."""
+    if samples.may_never_end and how.options.limit is None:
+        stop = f"{option('limit')} ends it after so many samples"
+        how.note(f"{samples.name} has no length: the evaluation goes on until it ends, if it does; {stop}")
 
 
 def _interval(found: Accuracy) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from modelopt_cli import measure
-from modelopt_cli.api.doubts import doubts, with_same_classes
+from modelopt_cli.api.doubts import doubts, tell_unknown_length, with_same_classes
 from modelopt_cli.api.inputs import describe_input, origin
 from modelopt_cli.api.opening import ModelFile, file_length, known_input, without_graph
 from modelopt_cli.api.request import EvalRequest, Measuring
@@ -98,6 +98,7 @@ def compare(compared: Compared, how: Measuring) -> Evaluation:
         ).with_labels(labels)
         for note in samples.notes:
             how.note(note)
+        tell_unknown_length(samples, how)
     means = Conditions(samples is not None and samples.labelled, options.runs)
     measure_gates.require_measurable(how.gates, models, options.baseline, means)
     evaluation = measure.evaluate(models, samples, options, how.progress)

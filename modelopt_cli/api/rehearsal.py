@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from modelopt_cli import measure
+from modelopt_cli.api.doubts import tell_unknown_length
 from modelopt_cli.api.evaluating import coverage_of, open_all
 from modelopt_cli.api.guard import SAMPLES, as_run
 from modelopt_cli.api.request import EvalRequest, Measuring
@@ -49,6 +50,7 @@ def rehearse(networks: Sequence[Opened], how: Measuring, labels: tuple[str, ...]
     names = labels or next((each.labels for each in networks if each.labels), None)
     samples = open_data(data, input_spec=known, overrides=how.preprocessing, seed=options.seed)
     samples = samples.with_labels(names)
+    tell_unknown_length(samples, how)
     _require_measurable(how, models, labelled=samples.labelled)
     few = samples if options.limit else samples.sample(SAMPLES, options.seed)
     limit = min(SAMPLES, options.limit or SAMPLES)

@@ -67,6 +67,8 @@ def trainer(
     val = None
     if asked.val is not None:
         val = _labelled(asked.val, sample, request, labels if train.names is not None else train.class_names)
+        if val.may_never_end:
+            request.note(f"{val.name} has no length: every validation goes on until it ends, if it does")
     if check is not None:
         check(train)
     folder = asked.folder(request.output)

@@ -85,6 +85,11 @@ class Data:
             return len(self.indices)
         return len(self.source) if isinstance(self.source, Source) else None
 
+    @property
+    def may_never_end(self) -> bool:
+        """True if nothing says how many samples there are, and all of them are used."""
+        return isinstance(self.source, Stream) and not self.source.sized and self.first is None
+
     def __len__(self) -> int:
         size = self.size
         if size is None:

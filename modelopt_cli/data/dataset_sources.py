@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from modelopt_cli.data.source import Raw, Source, Stream
+from modelopt_cli.data.source import Raw, Source, Stream, is_sized
 from modelopt_cli.data.spec import DataSpec, Options
 from modelopt_cli.data.targets import RawTarget, raw_target
 from modelopt_cli.errors import DataError
@@ -87,6 +87,7 @@ class DatasetStream(Stream):
     def __init__(self, name: str, dataset: Any) -> None:
         self.name = name
         self.dataset = dataset
+        self.sized = is_sized(dataset)
         self.num_classes = _count_classes(dataset)
         self.class_names = _names_of_classes(dataset)
         with user_code("cannot be read", self.where(0), DataError):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from torch.utils.data.dataloader import default_collate
 
 from modelopt_cli.data.dataset_sources import DatasetSource, DatasetStream, TorchvisionSource, pair
-from modelopt_cli.data.source import Raw, Samples, Source, Stream
+from modelopt_cli.data.source import Raw, Samples, Source, Stream, is_sized
 from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError
 from modelopt_cli.user_code import user_code
@@ -86,7 +86,7 @@ class BatchStream(Stream):
     """Batches that can be gone through again and again, sample by sample."""
 
     def __init__(self, name: str, batches: Iterable[Any]) -> None:
-        self.name, self._batches = name, batches
+        self.name, self._batches, self.sized = name, batches, is_sized(batches)
         first = next(self._samples(), None)
         if first is None:
             raise DataError("holds no samples", where=name)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from PIL import Image
 from torch import Tensor
@@ -50,9 +50,15 @@ class Source(ABC):
 
 
 class Stream(ABC):
-    """An iterable-style collection of ready tensors; every pass starts from the beginning."""
+    """An iterable-style collection of ready tensors; every pass starts from the beginning.
+
+    Attributes:
+        sized: it says how long it is; otherwise only a pass over all of it can tell, if it ever ends.
+        name, num_classes, class_names, labelled, notes: as of a :class:`Source`.
+    """
 
     name: str
+    sized: bool = False
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
     labelled: bool = True
@@ -64,6 +70,15 @@ class Stream(ABC):
     def where(self, index: int) -> str:
         """Name of the sample for an error."""
         return f"{self.name} sample {index}"
+
+
+def is_sized(dataset: Any) -> bool:
+    """True if a dataset of the user's says how long it is."""
+    try:
+        len(dataset)
+    except Exception:  # a class may have the method, and raise anything to say that it has no length
+        return False
+    return True
 
 
 Samples: TypeAlias = str | Source | Stream
