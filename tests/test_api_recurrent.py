@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli import api, artifact
+from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.coverage import coverage
 
 
 class Reader(nn.Module):

@@ -16,9 +16,9 @@ from modelopt_cli.checkpoint import resolve
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.errors import ArtifactError, EnvironmentFailure, InputError, UsageError
 from modelopt_cli.measure import EvalOptions, Gates
+from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.methods.prune.config import PruneConfig
-from modelopt_cli.program.coverage import coverage
 from modelopt_cli.training import TrainConfig
 from modelopt_cli.training.split import hold_out
 

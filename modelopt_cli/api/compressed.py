@@ -10,9 +10,9 @@ from modelopt_cli import artifact
 from modelopt_cli.api.guard import Checked, Original
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.checkpoint import Opened
+from modelopt_cli.measure.coverage import Coverage, coverage
 from modelopt_cli.methods.context import TensorsResult
 from modelopt_cli.program import Encoding, Program
-from modelopt_cli.program.coverage import Coverage, coverage
 
 
 def about_tensors(opened: Opened) -> dict[str, Any]:

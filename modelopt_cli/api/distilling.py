@@ -30,6 +30,7 @@ from modelopt_cli.artifact.encodings import compact, compact_state, require_not_
 from modelopt_cli.artifact.output_path import scratch_beside
 from modelopt_cli.checkpoint import Opened, require_network
 from modelopt_cli.errors import UsageError
+from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.methods.context import Context, TensorsResult
 from modelopt_cli.methods.distill.apply import learn, training_of
 from modelopt_cli.methods.distill.cache import CacheRequest
@@ -40,7 +41,6 @@ from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.report.dry_run import Plan, cost_of
 from modelopt_cli.settings import option
 from modelopt_cli.training import AUGMENTATIONS, fit

@@ -18,8 +18,8 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvaluatedModel
 from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.measure.conditions import Conditions
+from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.settings import option
 
 

@@ -11,9 +11,9 @@ from modelopt_cli.artifact import TensorFile, Written
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import Evaluation
+from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.report.dry_run import Plan
 from modelopt_cli.training import Trained
 

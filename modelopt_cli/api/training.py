@@ -23,10 +23,10 @@ from modelopt_cli.checkpoint import Opened, fresh_model, require_network
 from modelopt_cli.data import Data
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import gates as measure_gates
+from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.methods.context import TensorsResult
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.program.history import history_entry
 from modelopt_cli.report.dry_run import Plan, cost_of
 from modelopt_cli.settings import option

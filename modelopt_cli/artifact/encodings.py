@@ -12,6 +12,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from modelopt_cli.artifact.codecs import CODECS, PLAIN
+from modelopt_cli.artifact.codecs.positions import DENSE
 from modelopt_cli.artifact.codecs.smallest import smallest_form
 from modelopt_cli.artifact.codecs.sparse import SPARSE, settings_of
 from modelopt_cli.errors import ModeloptError, UsageError
@@ -21,6 +22,27 @@ from modelopt_cli.program.program import Encoding, Program
 def is_pruned(encoding: Encoding | None) -> bool:
     """True if a parameter stored so is pruned: its zeros are to stay."""
     return encoding is not None and CODECS[encoding.codec].is_pruned(encoding.params)
+
+
+def is_plain(encoding: Encoding | None) -> bool:
+    """True if a parameter is stored as its values are, whatever they are."""
+    return encoding is None or CODECS[encoding.codec].plain
+
+
+def values_label(encoding: Encoding | None) -> str:
+    """The set that a parameter's values are on, in reports: ``affine8``, ``shared 16`` or nothing."""
+    return "" if encoding is None else CODECS[encoding.codec].values_label(encoding.params)
+
+
+def codebook_shape(encoding: Encoding) -> tuple[int, int, int]:
+    """Codebooks, centroids in each and numbers in a centroid that can hold a parameter of few values."""
+    return CODECS[encoding.codec].codebook_shape(encoding.params)
+
+
+def channel_scale(encoding: Encoding | None) -> Tensor | None:
+    """The scale ``(O,)`` of a parameter whose values are int8 steps of it, one for each output; else None."""
+    base = without_zeros(encoding)
+    return CODECS[base.codec].channel_scale(base)
 
 
 def is_shared(encoding: Encoding | None) -> bool:
@@ -90,7 +112,7 @@ def pruned_encoding(tensor: Tensor, encoding: Encoding | None = None, pattern: s
         return smallest
     if not SPARSE.takes(tensor.dtype, base):
         raise ModeloptError(f"{base.codec} values of type {tensor.dtype} cannot be marked as pruned")
-    settings = {"form": "dense", "count": tensor.numel(), "values": settings_of(base)}
+    settings = {"form": DENSE, "count": tensor.numel(), "values": settings_of(base)}
     return Encoding(SPARSE.name, settings, dict(base.parts))
 
 

@@ -10,10 +10,11 @@ from typing import Any, BinaryIO
 import torch
 
 from modelopt_cli.artifact import container
-from modelopt_cli.artifact.codecs import CODECS, PLAIN, Codec
+from modelopt_cli.artifact.codecs import CODECS, Codec
 from modelopt_cli.artifact.coding import base_encoding
 from modelopt_cli.artifact.compressed_header import expand_header, is_compressed
 from modelopt_cli.artifact.dtypes import DTYPES
+from modelopt_cli.artifact.encodings import is_plain
 from modelopt_cli.artifact.header import (
     BLANK,
     DIGEST_AT,
@@ -265,7 +266,7 @@ def tensors_in(artifact: Artifact) -> TensorFile:
 def _file(
     document: Document, state: Mapping[str, torch.Tensor], encodings: Mapping[str, Encoding]
 ) -> TensorFile:
-    encoded = {name: encoding for name, encoding in encodings.items() if encoding.codec != PLAIN.codec}
+    encoded = {name: encoding for name, encoding in encodings.items() if not is_plain(encoding)}
     about = (document.history, document.network, document.input, document.labels, document.tied)
     return TensorFile(state, encoded, *about)
 

@@ -139,19 +139,16 @@ def _artifact(path: Path) -> dict[str, Any]:
 
 def _stored(artifact: "Artifact", parameter: "Parameter") -> dict[str, Any]:
     """The storage of one parameter; a pruned one is decoded to count its zeros."""
-    form = zeros = None
-    if parameter.codec == "sparse":
+    from modelopt_cli.artifact.codecs import CODECS
+
+    codec, zeros = CODECS.get(parameter.codec), None  # one of a later version is listed by its name
+    if codec is not None and codec.is_pruned(parameter.params):
         tensor, _ = artifact.decode(parameter)
         zeros = 1 - int(tensor.count_nonzero()) / tensor.numel() if tensor.numel() else 0.0
-        values = parameter.params["values"]
-        form = str(parameter.params["form"])
-        if form == "n:m":
-            form = f"{parameter.params['n']}:{parameter.params['m']}"
-        form += f", affine{values['bits']}" if values else ""
     return {
         "name": parameter.name,
         "codec": parameter.codec,
-        "form": form,
+        "form": None if codec is None else codec.form(parameter.params),
         "dtype": parameter.dtype,
         "shape": list(parameter.shape),
         "bytes": artifact.stored_bytes(parameter),
@@ -160,6 +157,7 @@ def _stored(artifact: "Artifact", parameter: "Parameter") -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
+    from modelopt_cli.artifact.codecs import PLAIN
     from modelopt_cli.artifact.dtypes import NAMES
     from modelopt_cli.artifact.lazy import described
     from modelopt_cli.checkpoint import read_state, recognise
@@ -180,7 +178,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "tensors": [
             {
                 "name": name,
-                "codec": "raw",
+                "codec": PLAIN.codec,
                 "form": None,
                 "dtype": NAMES[tensor.dtype],
                 "shape": list(tensor.shape),

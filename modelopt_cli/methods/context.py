@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from modelopt_cli.artifact import Stream
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.data import Data
+from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.program import Encoding, Program
-from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.training.interfaces import Training
 
 Progress = Callable[[int, int | None], None]

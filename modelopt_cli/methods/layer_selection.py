@@ -9,10 +9,11 @@ from typing import Protocol
 from torch import Tensor
 
 from modelopt_cli.artifact import TensorFile
+from modelopt_cli.artifact.encodings import is_plain
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.errors import UsageError
+from modelopt_cli.measure.coverage import Coverage, LayerStatus
 from modelopt_cli.program import Encoding
-from modelopt_cli.program.coverage import Coverage, LayerStatus
 from modelopt_cli.program.weighted import weight_label
 from modelopt_cli.settings import option
 
@@ -93,7 +94,7 @@ def has_weight_form(tensor: Tensor) -> bool:
 
 def codec_of(encoding: Encoding | None) -> str:
     """The codec that stores a tensor; an empty string for plain storage."""
-    return "" if encoding is None or encoding.codec == "raw" else encoding.codec
+    return "" if encoding is None or is_plain(encoding) else encoding.codec
 
 
 def tensor_coverage(file: TensorFile) -> Coverage:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modelopt_cli.artifact import Stream
+from modelopt_cli.measure.coverage import Coverage, recorded
 from modelopt_cli.methods.context import Context, Reached, Result, Tensors, TensorsResult
 from modelopt_cli.methods.distill.apply import apply as distill
 from modelopt_cli.methods.distill.config import DistillConfig
@@ -24,7 +25,6 @@ from modelopt_cli.methods.share.apply import apply_to_state as share_state
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.shared_layers import summary as shared_layers
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.program.history import history_entry
 from modelopt_cli.settings import option
 
@@ -140,7 +140,7 @@ def _entry(method: str, config: Any, context: Context, made: Any) -> dict[str, A
         seed=context.seed,
         origin=context.origin,
         skipped=made.skipped,
-        covered=made.coverage,
+        **recorded(made.coverage),
     )
 
 

@@ -5,8 +5,6 @@ from typing import Any
 
 import torch
 
-from modelopt_cli.program.coverage import Coverage, recorded
-
 
 def history_entry(
     method: str,
@@ -15,7 +13,6 @@ def history_entry(
     seed: int,
     origin: Mapping[str, Any],
     skipped: Mapping[str, str] | None = None,
-    covered: Coverage | None = None,
     **figures: Any,
 ) -> dict[str, Any]:
     """One entry, JSON-able.
@@ -26,10 +23,9 @@ def history_entry(
         seed: of everything random.
         origin: keys about the source, such as its SHA-256; None values are left out.
         skipped: the reason for every layer that was left as it was, by name.
-        covered: which layers are compressed by now.
         figures: more keys.
     """
-    entry = {
+    return {
         "method": method,
         "config": dict(config),
         "seed": seed,
@@ -38,9 +34,3 @@ def history_entry(
         **figures,
         **origin,
     }
-    return entry if covered is None else with_coverage(entry, covered)
-
-
-def with_coverage(entry: Mapping[str, Any], covered: Coverage) -> dict[str, Any]:
-    """The entry with the number of compressed layers and of all."""
-    return {**entry, **recorded(covered)}

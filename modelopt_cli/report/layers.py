@@ -7,9 +7,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.methods.prune.summary import PrunedLayer
 from modelopt_cli.methods.share.shared_layers import SharedLayer
-from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.report.pruned import pruned_json, pruned_table
 from modelopt_cli.report.shared import shared_json, shared_table
 from modelopt_cli.text import printable

@@ -40,6 +40,15 @@ def test_pruned_tensors_show_their_form_bytes_and_zeros(tmp_path, modelopt):
     assert line.split() == ["b.weight", "sparse", "1:16,", "affine8", "F32", "8x64", "80", "93.8", "%"]
 
 
+def test_zeros_of_a_pruned_codebook_are_shown(tmp_path, modelopt):
+    weight = torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 0.0]])
+    params = {"entries": 3, "groups": 1, "vector": 1, "pruned": True}
+    encodings = {"weight": Encoding("codebook", params, {"table": torch.tensor([[0.0, 1.0, 2.0]])})}
+    write_tensors({"weight": weight}, encodings, tmp_path / "net.safetensors")
+    data = json.loads(modelopt("inspect", tmp_path / "net.safetensors", "--json").out)
+    assert [(each["codec"], each["zeros"]) for each in data["tensors"]] == [("codebook", 1 - 2 / 6)]
+
+
 def test_history_is_told_line_by_line_and_lists_are_teachers_identity(tmp_path, modelopt):
     path = tmp_path / "net.safetensors"
     entry = {

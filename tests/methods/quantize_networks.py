@@ -11,13 +11,13 @@ from torchvision import models
 from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
 from torchvision.models.resnet import Bottleneck
 
+from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.state_dict import apply_to_state
 from modelopt_cli.program import Encoding, InputSpec, Program
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.coverage import Coverage
 
 
 @dataclass

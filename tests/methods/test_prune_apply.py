@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from modelopt_cli.artifact import predicted_bytes, read_program, write_program
 from modelopt_cli.errors import NothingCompressed, UsageError
+from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.prune.apply import apply
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import coverage
 
 IMAGES = smooth(40, 3, 12, 12)
 

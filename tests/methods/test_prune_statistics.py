@@ -9,6 +9,7 @@ from prune_cases import LAYERS, Samples, captured, context, net, one, smooth
 from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError, NothingCompressed, UsageError
+from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.methods.context import Context, Reached
 from modelopt_cli.methods.layer_pass import Columns, LayerPass, _bytes_of, hessian_of, hessians
 from modelopt_cli.methods.matrices import (
@@ -23,7 +24,6 @@ from modelopt_cli.methods.prune.apply import apply
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.criteria import CRITERIA
 from modelopt_cli.methods.prune.criterion_statistics import collect
-from modelopt_cli.program.coverage import coverage
 
 
 def _layer(program: Any) -> Any:

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.apply import apply
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.summary import PrunedLayer, summary, thin_notes
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.coverage import coverage
 
 
 def layer(name: str, shape: tuple[int, int], left: tuple[int, int], kind: str = "Linear") -> PrunedLayer:

@@ -12,10 +12,10 @@ from torchvision import models
 from modelopt_cli.checkpoint.integer_layers import restore_integer_layers
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.kernels import prepare
+from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.quantized import DynamicLinear
 
 

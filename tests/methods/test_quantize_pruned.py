@@ -20,12 +20,12 @@ from modelopt_cli.artifact.reader import read_tensors
 from modelopt_cli.checkpoint.integer_layers import restore_integer_layers
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.kernels import prepare
+from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.measure.evaluated_model import EvaluatedModel
 from modelopt_cli.measure.size import measure_size
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import Encoding, Program
-from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, Weighted
 
 SCHEMES = ("int8", "int8-dynamic", "int8-weight")

@@ -23,13 +23,13 @@ from torch import Tensor, fx, nn
 from modelopt_cli.artifact import read_program, write_program
 from modelopt_cli.errors import DataError, NothingCompressed, UsageError
 from modelopt_cli.kernels import prepare
+from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.precision_plan import make_plan
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_attention
-from modelopt_cli.program.coverage import coverage
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.quantization import dequantize, quantize
 from modelopt_cli.program.quantized import Quantized, Weighted
@@ -359,9 +359,9 @@ def test_only_one_quantize_for_a_small_network() -> None:
 def test_swin_attention_weights_are_listed_although_they_are_no_layers() -> None:
     import torchvision
 
+    from modelopt_cli.measure.coverage import coverage
     from modelopt_cli.program import InputSpec
     from modelopt_cli.program.capture import capture
-    from modelopt_cli.program.coverage import coverage
 
     net = torchvision.models.SwinTransformer([4, 4], 24, [1, 1], [2, 4], [4, 4], num_classes=10).eval()
     layers = coverage(capture(net, InputSpec((3, 32, 32)))).layers

@@ -13,13 +13,13 @@ from modelopt_cli.artifact import predicted_bytes, read_program, write_program
 from modelopt_cli.artifact.coding import CODINGS
 from modelopt_cli.artifact.encodings import compact, pruned_names
 from modelopt_cli.errors import ModeloptError, NothingCompressed, UsageError
+from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.share import one_size
 from modelopt_cli.methods.share.apply import apply
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import coverage
 
 LAYERS = ("stem", "body", "grouped", "dw", "fc")
 AUTO = {"bits": "auto", "bytes": 0.75}

@@ -175,56 +175,12 @@ def test_refuses(keep: Keep, message: str) -> None:
     assert str(caught.value) == message
 
 
-SHAPE = (4, 6)  # of a layer that loses both outputs 1, 3 and inputs 0, 5
-
-
-def encoded(encoding: Encoding, tmp_path: Path) -> Program:
-    """A pruned network whose middle layer was on the steps of an encoding before, and its file's values."""
-    torch.manual_seed(0)
-    scale = encoding.parts["scale"]
-    steps = torch.randint(-100, 100, SHAPE)
-    group = encoding.params["group"]
-    wide = scale.repeat_interleave(group, 1) if group else scale.view(-1, 1) if scale.numel() == 4 else scale
+def test_only_tensors_that_shrink_lose_their_encodings() -> None:
     model = nn.Sequential(nn.Linear(7, 6), nn.Linear(6, 4), nn.Linear(4, 4)).eval()
-    with torch.no_grad():
-        model[1].weight.copy_(steps * wide)
     program = capture(model, InputSpec((7,)))
-    program.encodings["1.weight"] = encoding
-    keep = {"1": [0, 2]} if group else {"0": [1, 2, 3, 4], "1": [0, 2]}
-    smaller = remove(program, keep)
-    artifact.write_program(smaller, tmp_path / "net.safetensors")
-    again = artifact.read_program(tmp_path / "net.safetensors")
-    assert torch.equal(again.get_parameter("1.weight"), smaller.get_parameter("1.weight"))
-    return smaller
-
-
-@pytest.mark.parametrize(
-    ("scale", "axis", "group", "left"),
-    [
-        (torch.tensor(0.01), None, None, torch.tensor(0.01)),
-        (torch.tensor([0.01, 0.02, 0.03, 0.04]), 0, None, torch.tensor([0.01, 0.03])),
-        (
-            torch.arange(1, 13).view(4, 3) / 100,
-            None,
-            2,
-            torch.tensor([[0.01, 0.02, 0.03], [0.07, 0.08, 0.09]]),
-        ),
-    ],
-    ids=["tensor", "axis", "group"],
-)
-def test_int8_steps_are_kept(
-    scale: Tensor, axis: int | None, group: int | None, left: Tensor, tmp_path: Path
-) -> None:
-    encoding = Encoding("affine", {"bits": 8, "axis": axis, "group": group}, {"scale": scale})
-    smaller = encoded(encoding, tmp_path)
-    kept = smaller.encodings["1.weight"]
-    assert kept.params == encoding.params
-    assert torch.equal(kept.parts["scale"], left)
-
-
-def test_scales_over_groups_of_inputs_do_not_outlive_an_input() -> None:
-    model = nn.Sequential(nn.Linear(7, 6), nn.Linear(6, 4)).eval()
-    program = capture(model, InputSpec((7,)))
-    scale = {"scale": torch.ones(4, 3)}
-    program.encodings["1.weight"] = Encoding("affine", {"bits": 8, "axis": None, "group": 2}, scale)
-    assert remove(program, {"0": [0, 1, 3]}).encodings == {}
+    encodings = {name: Encoding("raw") for name in program.state_dict()}
+    program.encodings = dict(encodings)
+    smaller = remove(program, {"0": [0, 1, 3]})
+    shrunk = {"0.weight", "0.bias", "1.weight"}
+    assert smaller.encodings == {name: each for name, each in encodings.items() if name not in shrunk}
+    assert program.encodings == encodings

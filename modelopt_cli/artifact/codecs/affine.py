@@ -20,6 +20,8 @@ from modelopt_cli.artifact.codecs.base import FLOATS, Codec, IntegerView, Params
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.program import Encoding
 
+CHANNEL_STEPS = {"bits": 8, "axis": 0, "group": None}
+"""Settings of int8 with one scale for each index along the first dimension."""
 _SCALES = (torch.float32, torch.float16, torch.bfloat16)
 Block = slice | EllipsisType
 _BLOCK = 1 << 18
@@ -103,6 +105,15 @@ class Affine(Codec):
     def integers(self, params: dict[str, Any], shape: Shape, dtype: torch.dtype) -> "AffineIntegers":
         """The values."""
         return AffineIntegers(self, params, shape, dtype)
+
+    def values_label(self, params: Params) -> str:
+        """Its bits: ``affine8``."""
+        return f"{self.name}{params['bits']}"
+
+    def channel_scale(self, encoding: Encoding) -> torch.Tensor | None:
+        """The scale, where that is all there is."""
+        symmetric = encoding.parts.keys() == {"scale"}
+        return encoding.parts["scale"] if symmetric and dict(encoding.params) == CHANNEL_STEPS else None
 
 
 class AffineIntegers(IntegerView):

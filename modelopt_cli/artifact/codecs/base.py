@@ -45,6 +45,7 @@ class Codec(ABC):
         version: of the format, from which readers know the codec.
         payload: the parts that ``encode`` makes; the first is stored under the parameter's own name.
         dtypes: element types of the parameters that it stores; empty: any.
+        plain: it stores any values as they are.
         few_values: its parameters have few values on purpose, and equal ones are to stay equal.
         wraps: it stores the integers of another codec, which its settings name.
     """
@@ -54,6 +55,7 @@ class Codec(ABC):
     version: ClassVar[int] = 1
     payload: ClassVar[tuple[str, ...]]
     dtypes: ClassVar[tuple[torch.dtype, ...]] = ()
+    plain: ClassVar[bool] = False
     few_values: ClassVar[bool] = False
     wraps: ClassVar[bool] = False
 
@@ -118,6 +120,22 @@ class Codec(ABC):
 
     def pattern(self, params: Params) -> str | None:
         """The pattern of a pruned parameter's zeros, ``"N:M"`` or ``"block:B"``, where there is one."""
+        return None
+
+    def values_label(self, params: Params) -> str:
+        """The set that the values are on, in reports (``affine8``); an empty string for any values."""
+        return ""
+
+    def form(self, params: Params) -> str | None:
+        """The way in which a codec that has several writes a parameter, for reports."""
+        return None
+
+    def codebook_shape(self, params: Params) -> tuple[int, int, int]:
+        """Codebooks, centroids in each and numbers in a centroid, for values as many as a byte can tell."""
+        return 1, 256, 1
+
+    def channel_scale(self, encoding: Encoding) -> torch.Tensor | None:
+        """The scale of every index along the first dimension, where the values are int8 steps of it alone."""
         return None
 
     def with_zeros(self, encoding: Encoding) -> Encoding | None:

@@ -105,6 +105,14 @@ class Codebook(Codec):
         """True if the centroid at zero stands for pruned weights."""
         return bool(params.get("pruned"))
 
+    def values_label(self, params: Params) -> str:
+        """The number of centroids: ``shared 16``."""
+        return f"shared {params['entries']}"
+
+    def codebook_shape(self, params: Params) -> tuple[int, int, int]:
+        """Those of the settings."""
+        return params["groups"], params["entries"], params["vector"]
+
     def with_zeros(self, encoding: Encoding) -> Encoding:
         """The same table, whose centroid at zero now stands for pruned weights."""
         return replace(encoding, params={**encoding.params, "pruned": True})

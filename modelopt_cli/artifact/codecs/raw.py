@@ -15,6 +15,7 @@ class Raw(Codec):
     name = "raw"
     help = "the tensor's own bytes"
     payload = ("values",)
+    plain = True
 
     def layout(self, shape: Shape, dtype: torch.dtype, encoding: Encoding) -> dict[str, PartSpec]:
         """One part, like the tensor."""

@@ -14,16 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.codecs.bits import MAX_BITS, Integers, packed_size
-from modelopt_cli.artifact.codecs.positions import (
-    MAX_BLOCK,
-    MAX_M,
-    MAX_RUN_BITS,
-    Grid,
-    gaps,
-    kept_blocks,
-    n_of_m_count,
-)
+from modelopt_cli.artifact.codecs.bits import MAX_BITS
+from modelopt_cli.artifact.codecs.grid import Grid, kept_blocks, n_of_m_count
+from modelopt_cli.artifact.codecs.positions import MAX_BLOCK, MAX_M
+from modelopt_cli.artifact.codecs.runs import best_run_bits
 from modelopt_cli.artifact.codecs.sparse import SPARSE, settings_of
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.program import Encoding
@@ -155,28 +149,3 @@ def _block_forms(rows: Tensor, axis: int | None, block: int) -> Iterator[dict[st
         yield {"form": "coordinate", **common, "bits": widest, "entries": len(index)}
     bits, entries = best_run_bits(index)
     yield {"form": "runs", **common, "bits": bits, "entries": entries}
-
-
-def best_run_bits(index: Integers) -> tuple[int, int]:
-    """The width of run lengths that takes the fewest bytes, and how many entries there are then.
-
-    Args:
-        index: the kept positions in increasing order.
-    """
-    # A run that is too long for its bits takes entries of all ones before its own, so narrow entries are many
-    # and wide ones large. The lengths' histogram is enough to count both.
-    lengths, counts = _histogram(gaps(index))
-    entries = {
-        bits: len(index) + int((lengths // ((1 << bits) - 1) * counts).sum())
-        for bits in range(1, MAX_RUN_BITS + 1)
-    }
-    return min(entries.items(), key=lambda pair: packed_size(pair[1], pair[0]))
-
-
-def _histogram(numbers: Integers) -> tuple[Integers, Integers]:
-    """The distinct numbers and how often each occurs; small ones, the bulk, without sorting."""
-    bulk = 1 << 12
-    counts = np.bincount(np.minimum(numbers, bulk), minlength=bulk + 1)[:bulk]
-    rare, rare_counts = np.unique(numbers[numbers >= bulk], return_counts=True)
-    common = np.flatnonzero(counts)
-    return np.concatenate((common, rare)), np.concatenate((counts[common], rare_counts))

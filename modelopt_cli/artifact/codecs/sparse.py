@@ -29,6 +29,7 @@ from modelopt_cli.artifact.codecs.base import (
     Shape,
     expect,
 )
+from modelopt_cli.artifact.codecs.grid import grid_of
 from modelopt_cli.artifact.codecs.raw import PLAIN, Raw, RawIntegers
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.program import Encoding
@@ -56,7 +57,7 @@ class Sparse(Codec):
         outer = _outer_layout(shape, dtype, encoding)
         stored = torch.int8 if params["values"] is not None else dtype
         layout = {"values": PartSpec(stored, (params["count"],))}
-        size = positions.stream_bytes(params, shape)
+        size = positions.form_of(params).stream_bytes(params, grid_of(params, shape))
         if size is not None:
             layout["positions"] = PartSpec(torch.uint8, (size,))
         room = FREE + EXPANSION * sum(spec.nbytes for spec in layout.values())
@@ -73,12 +74,12 @@ class Sparse(Codec):
             affine = Encoding(Affine.name, dict(params["values"]), encoding.parts, encoding.integers)
             outer = _AFFINE.encode(tensor, affine)
             dense = outer.pop("values")
-        grid = positions.grid_of(params, shape)
+        grid, form = grid_of(params, shape), positions.form_of(params)
         rows = grid.read(dense)
-        keep = positions.kept(rows, params, grid)
+        keep = form.kept(rows != 0, params, grid)
         parts = {"values": _take(rows, keep)}
-        if params["form"] != "dense":
-            parts["positions"] = positions.write(keep, params, grid)
+        if (stream := form.write(keep, params, grid)) is not None:
+            parts["positions"] = stream
         self._check(parts, shape, tensor.dtype, encoding)
         return {**parts, **outer}
 
@@ -135,9 +136,15 @@ class Sparse(Codec):
 
     def pattern(self, params: Params) -> str | None:
         """``n:m`` or blocks, where the positions are written so."""
-        if params.get("form") == "n:m":
-            return f"{params['n']}:{params['m']}"
-        return f"block:{params['block']}" if params.get("block", 1) > 1 else None
+        return positions.form_of(params).pattern(params)
+
+    def values_label(self, params: Params) -> str:
+        """That of ``affine``, or none."""
+        return "" if params["values"] is None else _AFFINE.values_label(params["values"])
+
+    def form(self, params: Params) -> str:
+        """How positions are written, and the set of the values."""
+        return ", ".join(filter(None, (positions.form_of(params).label(params), self.values_label(params))))
 
     def without_zeros(self, encoding: Encoding) -> Encoding:
         """By ``affine``, or plainly."""
@@ -181,15 +188,14 @@ def _take(rows: Tensor, keep: Tensor) -> Tensor:
 
 
 def _place(parts: Mapping[str, Tensor], params: Params, shape: Shape) -> Tensor:
-    values, grid = parts["values"], positions.grid_of(params, shape)
-    if params["form"] == "dense":
+    values, grid, form = parts["values"], grid_of(params, shape), positions.form_of(params)
+    if "positions" not in parts:
         return values.reshape(shape)
-    keep = positions.read(parts["positions"], params, grid)
+    keep = form.read(parts["positions"], params, grid)
     expect(int(keep.sum()) == len(values), "the positions are not as many as the values")
     rows = torch.zeros(grid.rows, grid.length, dtype=values.dtype)
     _bits(rows)[keep.numpy()] = _bits(values)
-    again = positions.kept(rows, params, grid)
-    expect(torch.equal(again, keep), "a stored block holds nothing but zeros")
+    expect(torch.equal(form.kept(rows != 0, params, grid), keep), "a stored block holds nothing but zeros")
     return grid.restore(rows)
 
 
@@ -199,12 +205,12 @@ class _Pruned:
     def __init__(self, params: dict[str, Any], shape: Shape) -> None:
         positions.check(params, shape)
         self.count: int = params["count"]
-        self._params, self._grid = params, positions.grid_of(params, shape)
+        self._params, self._grid = params, grid_of(params, shape)
 
     def kept(self, tensor: Tensor) -> Tensor:
         """A mask, of the tensor's shape."""
-        rows = positions.kept(self._grid.read(tensor), self._params, self._grid)
-        return self._grid.restore(rows)
+        nonzero = self._grid.read(tensor) != 0
+        return self._grid.restore(positions.form_of(self._params).kept(nonzero, self._params, self._grid))
 
     def check(self, tensor: Tensor) -> None:
         """Refuse a tensor that has other zeros than the settings say."""

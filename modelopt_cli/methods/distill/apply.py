@@ -9,6 +9,7 @@ from torch import nn
 
 from modelopt_cli.artifact.encodings import compact, require_not_shared
 from modelopt_cli.errors import UsageError
+from modelopt_cli.measure.coverage import coverage, recorded
 from modelopt_cli.measure.evaluated_model import is_quantized
 from modelopt_cli.methods.context import Result
 from modelopt_cli.methods.distill.cache_identity import open_cache
@@ -22,7 +23,6 @@ from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Encoding, Program
-from modelopt_cli.program.coverage import coverage, recorded
 from modelopt_cli.program.history import history_entry
 from modelopt_cli.training import CrossEntropy, TrainConfig, Trained, Training, distributed, fit
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.data import Data
 from modelopt_cli.errors import NothingCompressed
+from modelopt_cli.measure.coverage import coverage, recorded
 from modelopt_cli.methods.context import Context, Reached
 from modelopt_cli.methods.prune.batch_norms import has_statistics, recalibrate
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.figures import Timer, parameters
 from modelopt_cli.methods.prune.targets import DRAFT
 from modelopt_cli.program import Program
-from modelopt_cli.program.coverage import coverage
-from modelopt_cli.program.history import history_entry, with_coverage
+from modelopt_cli.program.history import history_entry
 from modelopt_cli.program.weighted import WEIGHTED_KINDS
 from modelopt_cli.settings import option
 
@@ -160,7 +160,7 @@ class Pruner(ABC):
             entry["calibration"] = calibration.name
         if context.training is not None:
             entry["training"] = {"data": context.training.train.name, **context.training.config.as_dict()}
-        return with_coverage(entry, coverage(program, (*self.original.history, entry), given=self.original))
+        return entry | recorded(coverage(program, (*self.original.history, entry), given=self.original))
 
     @cached_property
     def samples(self) -> Data | None:

@@ -13,6 +13,7 @@ from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.artifact.dtypes import count_nonzero
 from modelopt_cli.artifact.encodings import compact_state, is_pruned, require_not_shared
 from modelopt_cli.errors import UsageError
+from modelopt_cli.measure.coverage import Coverage, LayerStatus, recorded
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.layer_selection import (
     codec_of,
@@ -29,7 +30,6 @@ from modelopt_cli.methods.prune.structures import STRUCTURES
 from modelopt_cli.methods.prune.targets import DRAFT, Nonzeros, reached, require, search_ratio
 from modelopt_cli.methods.prune.weight_pruner import ratio_bounds, weight_sparsities
 from modelopt_cli.program import Encoding
-from modelopt_cli.program.coverage import Coverage, LayerStatus
 from modelopt_cli.program.history import history_entry
 from modelopt_cli.settings import option
 
@@ -227,10 +227,10 @@ class _StatePruner:
             seed=self.seed,
             origin=self.origin,
             skipped={layer.name: layer.reason for layer in covered.layers if not layer.compressed},
-            covered=covered,
             criterion=self.config.chosen_criterion,
             allocation=self.config.chosen_allocation,
             target={"metric": metric, "wanted": wanted, "reached": round(reached, 4)},
+            **recorded(covered),
         )
 
     def coverage(self, masks: Mapping[str, Tensor], pruned: Mapping[str, Tensor]) -> Coverage:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from modelopt_cli.artifact.dtypes import count_nonzero
+from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.prune.targets import TARGETS
-from modelopt_cli.program.coverage import Coverage
 from modelopt_cli.settings import option
 
 # Endings of the names of a layer's weights; attention has several, also once it is taken apart.

@@ -3,13 +3,13 @@
 import torch
 
 from modelopt_cli.artifact.encodings import carry_over
+from modelopt_cli.measure.coverage import coverage, recorded
 from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_names
-from modelopt_cli.program.coverage import coverage
-from modelopt_cli.program.history import history_entry, with_coverage
+from modelopt_cli.program.history import history_entry
 
 
 def apply(program: Program, config: QuantizeConfig, context: Context) -> Result:
@@ -34,7 +34,7 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> Result:
     entry = history_entry(
         "quantize", config.as_dict(), seed=context.seed, origin=context.origin, skipped=result.skipped
     )
-    entry = with_coverage(entry, coverage(result.program, (*program.history, entry), given=program))
+    entry |= recorded(coverage(result.program, (*program.history, entry), given=program))
     if scheme.needs_calibration and context.data is not None:
         entry["calibration"] = context.data.name
     result.program.history = (*program.history, entry)

@@ -15,8 +15,7 @@ from dataclasses import replace
 import torch
 from torch import fx, nn
 
-from modelopt_cli.artifact.codecs.affine import Affine
-from modelopt_cli.artifact.encodings import is_pruned, without_zeros
+from modelopt_cli.artifact.encodings import channel_scale, is_pruned
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.measure.evaluated_model import is_quantized
@@ -40,8 +39,6 @@ from modelopt_cli.program.quantized_operations import (
     QuantizedMaxPool2d,
     QuantizedMul,
 )
-
-_STEPS = {"bits": 8, "axis": 0, "group": None}
 
 
 def prepare(program: Program) -> Program:
@@ -134,10 +131,10 @@ def _unweighted(layer: Quantized) -> nn.Module:
 
 def _stored(layer: nn.Module, encoding: Encoding | None) -> nn.Module | None:
     """The form of a float layer whose weight is stored as int8."""
-    base = without_zeros(encoding)
-    if base.codec != Affine.name or dict(base.params) != _STEPS or base.parts.keys() != {"scale"}:
+    stored = channel_scale(encoding)
+    if stored is None:
         return None
-    scale, form = base.parts["scale"].float(), Form(bounded=False)
+    scale, form = stored.float(), Form(bounded=False)
     if type(layer) is nn.Conv2d and layer.weight.dtype == torch.float32:
         return LatentConv2d(layer, layer.weight, scale, form)
     if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:

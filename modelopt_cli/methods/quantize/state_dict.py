@@ -12,6 +12,7 @@ from modelopt_cli.artifact.encodings import carry_over, is_pruned, is_shared
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.errors import UsageError
+from modelopt_cli.measure.coverage import Coverage, LayerStatus
 from modelopt_cli.methods.context import Progress
 from modelopt_cli.methods.layer_selection import codec_of, not_named_as_weights, select_layers
 from modelopt_cli.methods.quantize.candidates import nothing_compressed
@@ -25,7 +26,6 @@ from modelopt_cli.methods.quantize.weight_only import (
     storable,
 )
 from modelopt_cli.program import Encoding
-from modelopt_cli.program.coverage import Coverage, LayerStatus
 from modelopt_cli.settings import option
 
 

@@ -15,6 +15,7 @@ from modelopt_cli.artifact.encodings import carry_over, is_pruned, pruned_encodi
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.errors import ModeloptError, NothingCompressed, UsageError
+from modelopt_cli.measure.coverage import Coverage, LayerStatus, coverage, recorded
 from modelopt_cli.methods.context import Context, Progress, Reached, Result
 from modelopt_cli.methods.layer_pass import no_data
 from modelopt_cli.methods.layer_selection import (
@@ -36,9 +37,8 @@ from modelopt_cli.methods.share.one_size import Weight, cluster_network, cluster
 from modelopt_cli.methods.share.shared_layers import refuse_more_values, select_weights
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Encoding, Program
-from modelopt_cli.program.coverage import Coverage, LayerStatus, coverage
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
-from modelopt_cli.program.history import history_entry, with_coverage
+from modelopt_cli.program.history import history_entry
 from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.settings import option
 
@@ -197,7 +197,7 @@ class _Run:
         if (training := self.context.training) is not None:
             entry["training"] = {"data": training.train.name, **training.config.as_dict()}
         covered = coverage(network, (*self.original.history, entry), given=self.original)
-        return with_coverage(entry, covered)
+        return entry | recorded(covered)
 
 
 def _encoded(network: Program, clustered: Mapping[str, ClusteredWeight]) -> Program:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modelopt_cli.artifact.codecs.affine import Affine
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.layer_pass import evaluation_copy
 from modelopt_cli.methods.matrices import DECONVS
@@ -77,7 +78,7 @@ class LevelWeight:
     def encoding(self) -> Encoding:
         """The encoding that stores the values."""
         axis = 0 if self.step.dim() else None
-        return Encoding("affine", {"bits": 8, "axis": axis, "group": None}, {"scale": self.step})
+        return Encoding(Affine.name, {"bits": 8, "axis": axis, "group": None}, {"scale": self.step})
 
 
 def _broadcast(step: Tensor, weight: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ def rounded_bias(bias: Tensor) -> tuple[Tensor, Encoding]:
     step = _rounded_up(padded.abs().amax(1).div(LARGEST_LEVEL).clamp(min=_TINY))
     levels = (padded / step.float().unsqueeze(1)).round()
     values = (levels * step.float().unsqueeze(1)).flatten()[: len(bias)]
-    return values, Encoding("affine", {"bits": 8, "axis": None, "group": BIAS_GROUP}, {"scale": step})
+    return values, Encoding(Affine.name, {"bits": 8, "axis": None, "group": BIAS_GROUP}, {"scale": step})
 
 
 def round_biases(network: Program, names: Iterable[str]) -> Program:

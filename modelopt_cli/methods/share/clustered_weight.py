@@ -7,7 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.encodings import is_pruned
+from modelopt_cli.artifact.codecs.codebook import Codebook
+from modelopt_cli.artifact.encodings import codebook_shape, is_pruned
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.methods.share.dkm import nearest
 from modelopt_cli.program import Encoding
@@ -67,15 +68,13 @@ class ClusteredWeight:
         groups, centroids, size = self.codebooks.shape
         params = {"entries": centroids, "groups": groups, "vector": size, "pruned": self.pruned}
         table = self.codebooks.to(dtype)
-        return Encoding("codebook", params, {"table": table if size > 1 else table.squeeze(-1)})
+        return Encoding(Codebook.name, params, {"table": table if size > 1 else table.squeeze(-1)})
 
 
 def clusters_of(weight: Tensor, encoding: Encoding) -> ClusteredWeight:
-    """The clusters of a weight that is stored by codec ``codebook``, or on the levels of ``affine``."""
-    params = encoding.params if encoding.codec == "codebook" else {}
-    groups, size = params.get("groups", 1), params.get("vector", 1)
-    indices = torch.zeros(len(weight), weight[0].numel() // size, dtype=torch.int64)
-    codebooks = torch.zeros(groups, params.get("entries", 256), size)
+    """The clusters of a weight that is stored in codebooks, or on the levels of a scale."""
+    codebooks = torch.zeros(codebook_shape(encoding))
+    indices = torch.zeros(len(weight), weight[0].numel() // codebooks.shape[2], dtype=torch.int64)
     return read_back(weight, ClusteredWeight(tuple(weight.shape), indices, codebooks, is_pruned(encoding)))
 
 

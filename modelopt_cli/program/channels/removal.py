@@ -13,7 +13,7 @@ from modelopt_cli.program.channels.remaining import Remaining
 from modelopt_cli.program.channels.replay import Replay
 from modelopt_cli.program.channels.trace import OTHER_BATCH, Trace
 from modelopt_cli.program.kinds import build, config_of, kind_of, put_tensors
-from modelopt_cli.program.program import Encoding, Program
+from modelopt_cli.program.program import Program
 from modelopt_cli.program.rewrite import copy_graph
 from modelopt_cli.program.shapes import value_shapes
 
@@ -26,7 +26,8 @@ def remove(
     """The Program without some of its channels; nothing is shared with the original.
 
     It computes what the original would if what is removed were zero wherever it is read. Layer and
-    group norms take their statistics over the channels that are left.
+    group norms take their statistics over the channels that are left. Tensors that shrink lose their
+    encodings, which ``artifact.encodings.compact`` makes again.
 
     Args:
         program: not changed.
@@ -53,13 +54,8 @@ def remove(
         history=original.history,
         arch=original.arch,
     ).train(original.training)
-    names = smaller.state_dict().keys()
-    smaller.encodings = {
-        name: encoding
-        for name, encoding_before in original.encodings.items()
-        if name in names
-        and (encoding := sliced(encoding_before, original.get_parameter(name).shape, kept.get(name, {})))
-    }
+    names = smaller.state_dict().keys() - kept.keys()
+    smaller.encodings = {name: each for name, each in original.encodings.items() if name in names}
     _check(smaller, trace, replay)
     return smaller
 
@@ -155,44 +151,3 @@ def _check(smaller: Program, trace: Trace, replay: Replay) -> None:
         expected = [count * batched // before if before else 0 for count, batched, before in sizes]
         if list(shape) != expected:
             raise ModeloptError(f"{tuple(shape)} where {tuple(expected)} should be left", where=name)
-
-
-def sliced(encoding: Encoding, shape: Sequence[int], kept: Mapping[int, Tensor]) -> Encoding | None:
-    """The encoding of a tensor of which only some positions are left; None if it has to be made again.
-
-    Evenly spaced steps stay what they are: one scale for the tensor, one for each index along an axis
-    (of which those left are picked), or one for each group along the last dimension as long as that
-    dimension stays whole.
-
-    Args:
-        encoding: of the whole tensor.
-        shape: of the whole tensor.
-        kept: positions that are left, by dimension.
-    """
-    if not kept:
-        return encoding
-    if encoding.codec == "raw":
-        return encoding
-    if encoding.codec != "affine":
-        return None
-    axis, group = encoding.params.get("axis"), encoding.params.get("group")
-    if axis is not None:
-        parts = {
-            n: _picked(p.reshape(shape[axis]), {0: kept[axis]} if axis in kept else {})
-            for n, p in encoding.parts.items()
-        }
-        return Encoding(encoding.codec, encoding.params, parts)
-    if group is None:
-        return Encoding(encoding.codec, encoding.params, encoding.parts)
-    last = len(shape) - 1
-    if last in kept:
-        return None
-    coarse = (*shape[:-1], -(-shape[-1] // group))
-    parts = {n: _picked(p.reshape(coarse), kept) for n, p in encoding.parts.items()}
-    return Encoding(encoding.codec, encoding.params, parts)
-
-
-def _picked(part: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    for dim, positions in kept.items():
-        part = part.index_select(dim, positions.to(part.device))
-    return part

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelopt_cli.program.program import Encoding, Program
+from modelopt_cli.artifact.encodings import is_pruned, values_label
+from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.weighted import WEIGHTED_KINDS, fetched_weights, weight_label, weight_tensors
 
@@ -217,23 +218,13 @@ def _status(
 def _stored(program: Program, parameter: str) -> list[str]:
     """Names of the ways in which a parameter is stored, if not plainly."""
     encoding = program.encodings.get(parameter)
-    if encoding is None or encoding.codec == "raw":
-        return []
-    found = _values(encoding)
-    if encoding.codec != "sparse" and not encoding.params.get("pruned"):
-        return found
+    schemes = list(filter(None, [values_label(encoding)]))
+    if not is_pruned(encoding):
+        return schemes
     path, _, leaf = parameter.rpartition(".")
     tensor = getattr(program.get_submodule(path), leaf)
     zeros = tensor.numel() - int(torch.count_nonzero(tensor))
-    return [*found, f"sparse {_percent(zeros / tensor.numel())} %"] if zeros else found
-
-
-def _values(encoding: Encoding) -> list[str]:
-    """On what set the values are: ``affine8``, ``shared 16`` by their number, or just any."""
-    if encoding.codec == "codebook":
-        return [f"shared {encoding.params['entries']}"]
-    affine = encoding.params if encoding.codec == "affine" else encoding.params.get("values")
-    return [f"affine{affine['bits']}"] if affine else []
+    return [*schemes, f"sparse {_percent(zeros / tensor.numel())} %"] if zeros else schemes
 
 
 def _percent(fraction: float) -> str:

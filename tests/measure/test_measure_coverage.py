@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from modelopt_cli.measure.coverage import Coverage, LayerStatus, coverage
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.apply import apply as prune
 from modelopt_cli.methods.prune.config import PruneConfig
@@ -11,7 +12,6 @@ from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.coverage import Coverage, LayerStatus, coverage
 
 FLOAT = 4
 
