@@ -13,7 +13,7 @@ from modelopt_cli.api.request import EvalRequest, Measuring
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import open_data
 from modelopt_cli.data.source import Samples, name_of
-from modelopt_cli.data.spec import same_samples
+from modelopt_cli.data.spec import parse_spec, same_samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvaluatedModel
 from modelopt_cli.measure import gates as measure_gates
@@ -28,7 +28,7 @@ def rehearse(networks: Sequence[Opened], how: Measuring, labels: tuple[str, ...]
 
     Args:
         networks: that stand for what will be measured, one alone for what is made of it, too; they are
-            not changed.
+            not changed. Without any, there is none yet: only the limits are held against the data.
         how: data, options and limits; without data only the limits are looked at.
         labels: names of the classes, where they are not those of the first network that has some.
 
@@ -38,6 +38,9 @@ def rehearse(networks: Sequence[Opened], how: Measuring, labels: tuple[str, ...]
     """
     data, options = how.data, how.options
     if data is None and not how.gates:
+        return
+    if not networks:
+        measure_gates.require_conditions(how.gates, Conditions(_has_labels(how), options.runs))
         return
     models = [_evaluated(each, options.device) for each in networks]
     if data is None:
@@ -59,6 +62,14 @@ def rehearse(networks: Sequence[Opened], how: Measuring, labels: tuple[str, ...]
     for model in evaluation.models:
         if options.limit is None and model.accuracy is not None and model.accuracy.classes is not None:
             samples.fits(model.accuracy.classes)
+
+
+def _has_labels(how: Measuring) -> bool:
+    """True if there are data with labels; of some kinds that is known before they can be opened."""
+    data = how.data
+    if data is None or (isinstance(data, str) and not parse_spec(data).row.labelled):
+        return False
+    return open_data(data, overrides=how.preprocessing, seed=how.options.seed).labelled
 
 
 def _require_measurable(how: Measuring, models: Sequence[EvaluatedModel], *, labelled: bool) -> None:

@@ -150,9 +150,17 @@ def _run(
     """Do what is not finished, and compare all."""
     from modelopt_cli.cli.recipe.execute import execute
 
-    if plan.rehearsal:
-        commands.work(plan.rehearsal, silent=True)()
+    _rehearse(plan)
     execute(plan, commands, console, resume=resume, force=force)
     more = [word for path in exports for word in ("--export", str(path))]
     more += ["--json"] * console.json + ["--force"] * force
     commands.work([*plan.evaluation, *console.flags(), *more])()
+
+
+def _rehearse(plan: "Plan") -> None:
+    """Refuse what the comparison at the end could not judge, before the first step."""
+    from modelopt_cli.api import EvalRequest
+    from modelopt_cli.api.rehearsal import rehearse_files
+
+    first = plan.steps[0].source
+    rehearse_files(EvalRequest(paths=[] if first is None else [first], **plan.measuring.keywords()))

@@ -41,6 +41,7 @@ class DataKind:
         suffix: of a file that is likely to be meant by it.
         target: the target in a text, and the options after it, where the text is no ``NAME:TARGET``; or None.
         follows_network: ``open`` takes the shape of the network's input, a seed and its type, too.
+        labelled: there may be labels.
     """
 
     help: str
@@ -56,6 +57,7 @@ class DataKind:
     suffix: str = ""
     target: Callable[[str], tuple[str, str] | None] | None = None
     follows_network: bool = False
+    labelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,7 @@ DATA_KINDS: dict[str, DataKind] = {
         {"n": 256, "below": 2},
         needs_target=False,
         follows_network=True,
+        labelled=False,
     ),
 }
 """Every kind by its name, in the order in which a text is compared with them."""

@@ -251,6 +251,8 @@ def test_speed_is_not_judged_of_what_does_not_run(name, pair, here, modelopt):
     ("more", "says"),
     [
         (["max-drop: 1"], "--max-drop: needs labelled data"),
+        (["max-drop: 1", "data: synthetic"], "--max-drop: needs labelled data"),
+        (["max-drop: 1", "data: labels.py:none"], "--max-drop: needs labelled data"),
         (["min-speedup: 1", "latency-runs: 3"], "--min-speedup: 3 runs give no 95 % interval"),
     ],
 )
@@ -258,6 +260,18 @@ def test_limits_of_a_recipe_without_a_checkpoint_are_looked_at_first(more, says,
     lines = ["output: out.safetensors", "arch: net.py:make", "input-size: 8", "channels: 1", *more, "steps:"]
     lines += ["- train: {train: 'digits?split=train', epochs: 1}", "- quantize: {calib: digits}"]
     (here / "recipe.yaml").write_text("\n".join(lines))
+    (here / "labels.py").write_text(
+        "import torch\ndef none():\n    return [torch.zeros(1, 8, 8) for _ in range(9)]\n"
+    )
     found = modelopt("run", "recipe.yaml", "-q")
     assert (found.code, says in found.err) == (2, True)
-    assert not [*here.rglob("*train.safetensors")]
+    assert not (here / "out.steps").exists()
+
+
+def test_a_recipe_without_a_checkpoint_is_judged_on_labelled_data(here, modelopt):
+    lines = ["output: out.safetensors", "latency-runs: 0", "max-drop: 100", "data: digits", "steps:"]
+    how = "arch: net.py:make, input-size: 8, channels: 1"
+    lines += [f"- train: {{train: 'digits?split=train', epochs: 1, {how}}}", "- quantize: {calib: digits}"]
+    (here / "recipe.yaml").write_text("\n".join(lines))
+    found = modelopt("run", "recipe.yaml", "-q")
+    assert found.code == 0, found.err

@@ -6,7 +6,7 @@ from typing import Any
 
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.groups import Work, signature_of
-from modelopt_cli.cli.options import OUTPUT
+from modelopt_cli.cli.options import OUTPUT, Request, read_request
 from modelopt_cli.cli.parameters import key_of
 from modelopt_cli.cli.recipe.document import Options, Value
 from modelopt_cli.cli.values import Reader
@@ -86,10 +86,16 @@ class Commands:
         known = self.shared(verb)
         return self.words(Reader(), verb, {k: v for k, v in options.items() if k in known}, known)
 
-    def work(self, arguments: Sequence[str], *, silent: bool = False) -> Work:
+    def measuring(self, options: Options) -> Request:
+        """Network, data, measuring and limits of the comparison at the end, whatever it will compare."""
+        words = ["any file", *self.shared_words("eval", options)]
+        with self._commands["eval"].make_context("eval", words, obj=self._console) as context:
+            found = self._signatures["eval"].arguments(context.params, environment=False, notes=[])
+        return read_request(Reader(), *(found[name] for name in ("network", "image", "measure", "gates")))
+
+    def work(self, arguments: Sequence[str]) -> Work:
         """Read a command line, and return the work it asks for; raises what its command raises."""
         command, own = self._commands[arguments[0]], copy.copy(self._console)
-        own.silent = own.silent or silent
         with command.make_context(arguments[0], list(arguments[1:]), obj=own) as context:
             work: Work = command.invoke(context)
         return work

@@ -7,6 +7,7 @@ from pathlib import Path
 from typer.exceptions import TyperException
 
 from modelopt_cli.cli.failures import explain
+from modelopt_cli.cli.options import Request
 from modelopt_cli.cli.recipe.commands import Commands
 from modelopt_cli.cli.recipe.document import Options, Recipe
 from modelopt_cli.cli.values import Reader
@@ -47,13 +48,13 @@ class Plan:
         folder: of what the steps before the last one write.
         steps: each reads what the one before has written.
         evaluation: the arguments of the ``eval`` that compares all files.
-        rehearsal: those of one that only looks whether it can; none where there is no checkpoint yet.
+        measuring: what it measures and its limits, to see before the first step if it can.
     """
 
     folder: Path
     steps: tuple[Line, ...]
     evaluation: tuple[str, ...]
-    rehearsal: tuple[str, ...] = ()
+    measuring: Request
 
 
 def make_plan(
@@ -85,8 +86,7 @@ def make_plan(
         source = target
     files = [str(path) for path in (checkpoint, *(line.output for line in lines)) if path is not None]
     evaluation = _evaluation(reader, commands, beside, files)
-    first = [] if checkpoint is None else [str(checkpoint), *commands.shared_words("eval", beside)]
-    return Plan(folder, tuple(lines), evaluation, ("eval", *first, "--dry-run") if first else ())
+    return Plan(folder, tuple(lines), evaluation, commands.measuring(beside))
 
 
 def _evaluation(reader: Reader, commands: Commands, beside: Options, files: list[str]) -> tuple[str, ...]:
