@@ -20,7 +20,7 @@ ORDER = (
         "_torchvision",
         "mend",
     ),
-    *("program", "artifact", "kernels", "data", "checkpoint"),
+    *("program", "artifact", "kernels", "data", "checkpoint", "tasks"),
     *("measure", "training"),
     *("methods", "report"),
     *("api", "modelopt_cli"),

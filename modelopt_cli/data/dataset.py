@@ -60,8 +60,8 @@ class Data:
 
     @property
     def labelled(self) -> bool:
-        """True if there are labels; otherwise they are all -1."""
-        return self.source.labelled
+        """True if there are targets; otherwise they are all -1."""
+        return self.source.labelled or self.targets.of_inputs
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -265,6 +265,8 @@ class Data:
 
     def _target(self, raw: RawTarget, image: Tensor, index: int) -> Any:
         """The target of a sample, in the form that the task takes; a class is mapped by name before."""
+        if not self.source.labelled:
+            raw = None
         try:
             if isinstance(raw, DataError):
                 raise DataError(raw.message, where=raw.where, hint=raw.hint)

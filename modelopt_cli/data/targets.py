@@ -21,8 +21,9 @@
    there are none, they are -1 for every sample.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -34,16 +35,18 @@ RawTarget: TypeAlias = int | float | str | Tensor | dict[str, Any] | DataError |
 Targets: TypeAlias = Tensor | dict[str, Tensor] | list[Any]
 
 
-class TargetFormat(Protocol):
+class TargetFormat(ABC):
     """The form in which a task takes its targets.
 
     Attributes:
         in_picture: True if they lie in the picture, so that whatever moves that must move them, too.
+        of_inputs: True if a sample without a target has one in its inputs.
     """
 
-    @property
-    def in_picture(self) -> bool: ...
+    in_picture: ClassVar[bool] = False
+    of_inputs: ClassVar[bool] = False
 
+    @abstractmethod
     def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> Any:
         """The target of one sample, as :meth:`collate` takes it.
 
@@ -56,14 +59,13 @@ class TargetFormat(Protocol):
             DataError: it is of another form; the message need not name the sample.
         """
 
+    @abstractmethod
     def collate(self, targets: Sequence[Any]) -> Targets:
         """The targets of a batch, from those of its samples; at least one."""
 
 
-class ClassTargets:
+class ClassTargets(TargetFormat):
     """One class for each sample, an int64 tensor ``(N,)``."""
-
-    in_picture = False
 
     def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> int:
         """The class; see :class:`TargetFormat`."""

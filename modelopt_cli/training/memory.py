@@ -15,7 +15,7 @@ from modelopt_cli.data.arrays import ArraySource
 from modelopt_cli.data.dataset import Batch
 from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.data.preprocess import ImageTransform
-from modelopt_cli.data.targets import CLASS_TARGETS, TargetFormat
+from modelopt_cli.data.targets import CLASS_TARGETS, RawTarget, TargetFormat
 from modelopt_cli.program.input_spec import Preprocess
 from modelopt_cli.program.samples import DTYPES
 
@@ -56,11 +56,14 @@ def batch_of(data: Data, kept: Kept, indices: Tensor | slice) -> Batch:
     return images[indices], data.targets.collate([targets[place] for place in places])
 
 
-class _Apart:
+class _Apart(TargetFormat):
     """The targets of a batch as a list, so that they can be collated with others."""
 
     def __init__(self, targets: TargetFormat) -> None:
-        self.check, self.in_picture = targets.check, targets.in_picture
+        self._targets = targets
+
+    def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> Any:
+        return self._targets.check(raw, inputs, classes)
 
     def collate(self, targets: Sequence[Any]) -> list[Any]:
         return list(targets)

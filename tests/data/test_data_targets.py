@@ -13,6 +13,7 @@ from modelopt_cli.data.in_memory import as_samples
 from modelopt_cli.data.targets import (
     CLASS_TARGETS,
     RawTarget,
+    TargetFormat,
     raw_target,
     select_targets,
     target_count,
@@ -22,10 +23,8 @@ from modelopt_cli.errors import DataError
 from modelopt_cli.training.loader import ordered_batches, training_batches
 
 
-class Padded:
+class Padded(TargetFormat):
     """Rows of numbers of any length, padded to the longest of the batch."""
-
-    in_picture = False
 
     def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> Tensor:
         if not isinstance(raw, Tensor) or len(raw) > len(inputs):

@@ -1,0 +1,44 @@
+"""A network's outputs: tuples, lists and dictionaries, one inside the other, of tensors and None."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_DEPTH = 6
+
+
+def plain(outputs: Any) -> Any:
+    """Outputs in tuples, lists and dictionaries alone.
+
+    A named tuple, a dataclass and a Hugging Face ``ModelOutput`` become the dictionary of their fields.
+    """
+    if isinstance(outputs, Mapping):
+        return {name: plain(value) for name, value in outputs.items()}
+    if isinstance(outputs, tuple) and hasattr(outputs, "_fields"):
+        return {name: plain(value) for name, value in zip(outputs._fields, outputs, strict=True)}
+    if is_dataclass(outputs) and not isinstance(outputs, type):
+        return {field.name: plain(getattr(outputs, field.name)) for field in fields(outputs)}
+    if isinstance(outputs, tuple) and not isinstance(outputs, torch.Size):
+        return tuple(map(plain, outputs))
+    return list(map(plain, outputs)) if isinstance(outputs, list) else outputs
+
+
+def leaves(outputs: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of plain outputs that are no containers, by name: ``""`` for a sole value, ``boxes.0``."""
+    if isinstance(outputs, Mapping):
+        items: Iterable[tuple[Any, Any]] = outputs.items()
+    elif isinstance(outputs, list | tuple) and not isinstance(outputs, torch.Size):
+        items = enumerate(outputs)
+    else:
+        yield path, outputs
+        return
+    for key, value in items:
+        yield from leaves(value, f"{path}.{key}" if path else str(key))
+
+
+def flatten(outputs: Any) -> dict[str, Tensor]:
+    """The tensors of outputs of any form, by name; see ``leaves``."""
+    return {name: value for name, value in leaves(plain(outputs)) if isinstance(value, Tensor)}

@@ -1,0 +1,132 @@
+"""A sequence of classes, such as characters, from a longer one of frames: speech and lines of text."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
+from modelopt_cli.errors import DataError
+from modelopt_cli.tasks.outputs import finite, require
+from modelopt_cli.tasks.task import Misfit
+
+Ids = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+class SequenceTargets(TargetFormat):
+    """Rows of class ids: ``ids`` int64 ``(N, longest)``, and ``lengths`` int64 ``(N,)``.
+
+    Args:
+        names: of the network's classes, by which a text is read character by character; None where it has
+        none.
+        blank: class id that stands for nothing, and is in no target.
+    """
+
+    def __init__(self, names: Sequence[str] | None, blank: int) -> None:
+        self._numbers = {name: number for number, name in enumerate(names or ())}
+        self._blank = blank
+
+    def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> Tensor:
+        """The ids of one sample; see :class:`TargetFormat`."""
+        ids = self._spelled(raw) if isinstance(raw, str) else raw
+        if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != 1:
+            raise DataError("target is not a row of class ids")
+        wrong = (ids < 0) | (ids == self._blank) | (False if classes is None else ids >= classes)
+        if bool(wrong.any()):
+            known = "0 and up" if classes is None else f"0..{classes - 1}"
+            raise DataError(f"target holds class {int(ids[wrong][0])}, outside {known} without the blank")
+        return ids.long()
+
+    def collate(self, targets: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Ids, padded, and lengths."""
+        lengths = torch.tensor([len(target) for target in targets])
+        return {"ids": pad_sequence(list(targets), batch_first=True), "lengths": lengths}
+
+    def _spelled(self, text: str) -> Tensor:
+        if not self._numbers:
+            raise DataError("target is a text, and the network has no names for its classes")
+        unknown = next((character for character in text if character not in self._numbers), None)
+        if unknown is not None:
+            raise DataError(f"target holds {unknown!r}, which is none of the network's classes")
+        return torch.tensor([self._numbers[character] for character in text], dtype=torch.int64)
+
+
+class Spoken(NamedTuple):
+    """Class ids that a network has found.
+
+    Attributes:
+        ids: of each sample.
+    """
+
+    ids: list[Ids]
+
+
+def targets(names: tuple[str, ...] | None = None, blank: int = 0) -> SequenceTargets:
+    """The format of the targets."""
+    return SequenceTargets(names, blank)
+
+
+def judged(logits: Any, ids: Targets, inputs: Any, blank: int = 0) -> Spoken:
+    """The best path: the likeliest class of each frame, without repetitions and blanks.
+
+    A. Graves et al., Connectionist Temporal Classification, ICML 2006, section 3.2.
+
+    Raises:
+        InputError: the network returns no class for each frame, or NaN.
+        Misfit: a target holds a class that it does not have.
+    """
+    assert isinstance(ids, dict)
+    frames = by_frames(logits, len(ids["lengths"]))
+    check_ids(ids, frames.shape[2])
+    best = frames.argmax(2)
+    changes = torch.cat([torch.ones_like(best[:, :1], dtype=torch.bool), best[:, 1:] != best[:, :-1]], 1)
+    kept = changes & (best != blank)
+    return Spoken([row[keep].cpu().numpy() for row, keep in zip(best, kept, strict=True)])
+
+
+def by_frames(logits: Any, samples: int) -> Tensor:
+    """Logits or log-probabilities ``(N, T, classes)``, float32; those of ``(T, N, classes)`` are turned.
+
+    Raises:
+        InputError: they are of another form.
+    """
+    fits = isinstance(logits, Tensor) and logits.dim() == 3 and samples in logits.shape[:2]
+    require(fits, logits, samples, "a network for sequences", "frames, classes)", "give one")
+    checked = finite(logits)
+    return checked if checked.shape[0] == samples else checked.transpose(0, 1)
+
+
+def check_ids(targets: dict[str, Tensor], classes: int) -> None:
+    """Refuse class ids that the network does not have; raises Misfit."""
+    outside = (targets["ids"] >= classes).any(1).nonzero() if targets["ids"].numel() else torch.empty(0)
+    if outside.numel():
+        place = int(outside[0])
+        found = int(targets["ids"][place].max())
+        raise Misfit(place, f"target holds class {found}, which is not among the network's {classes}")
+
+
+def errors(spoken: Spoken, targets: dict[str, Tensor]) -> Tensor:
+    """Edit distance to the target and the target's length of each sample, ``(N, 2)``."""
+    pairs = zip(spoken.ids, targets["ids"].cpu().numpy(), targets["lengths"].tolist(), strict=True)
+    return torch.tensor(
+        [[edit_distance(found, wanted[:length]), length] for found, wanted, length in pairs],
+        dtype=torch.float64,
+    )
+
+
+def edit_distance(one: Ids, other: Ids) -> int:
+    """Fewest insertions, deletions and substitutions that make ``other`` of ``one``.
+
+    V. Levenshtein, Binary Codes Capable of Correcting Deletions, Insertions, and Reversals, 1966; a row of
+    the table at a time.
+    """
+    steps = np.arange(len(other) + 1)
+    row = steps.copy()
+    for symbol in one:
+        # Of a substitution and a deletion the cheaper, then insertions from the left.
+        best = np.minimum(row[:-1] + (other != symbol), row[1:] + 1)
+        row = np.minimum.accumulate(np.concatenate([[row[0] + 1], best]) - steps) + steps
+    return int(row[-1])

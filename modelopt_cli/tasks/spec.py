@@ -1,0 +1,114 @@
+"""A task as it is asked for: a row of ``TASKS`` with its options. Imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from modelopt_cli.errors import UsageError
+from modelopt_cli.settings import did_you_mean, option, row_named
+from modelopt_cli.tasks.table import DEFAULT, TASKS
+from modelopt_cli.tasks.task import Scalar, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modelopt_cli.data.targets import TargetFormat, Targets
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task and its options.
+
+    Attributes:
+        text: as it was given, ``segment?ignore=0``.
+        row: of ``TASKS``.
+        options: those that are not the row's defaults.
+        output: name of the output that is judged and learned, where the row's own is not meant.
+    """
+
+    text: str
+    row: Task
+    options: Mapping[str, Scalar] = field(default_factory=dict)
+    output: str | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """True if the metric is the user's code."""
+        return self.row.spelling is not None
+
+    @cached_property
+    def function(self) -> Any:
+        """The user's metric, where the task is one."""
+        from modelopt_cli.tasks.own import load
+
+        return load(self.text)
+
+    def targets(self, names: tuple[str, ...] | None = None) -> "TargetFormat":
+        """The format of its targets, for a network whose classes have these names, or none."""
+        return self.row.form(names=names, **self.options)
+
+    def find(self, outputs: Any) -> Any:
+        """The output that is judged and learned: a tensor, or all outputs where they are judged together.
+
+        Raises:
+            UsageError: there is none of the name that the user gave.
+        """
+        from modelopt_cli.tasks.outputs import find_output
+
+        if not self.row.outputs and self.output is None:
+            return outputs
+        found = find_output(outputs, self.row.outputs, self.output)
+        return outputs if found is None else found
+
+    def judged(self, outputs: Any, targets: "Targets", inputs: Any) -> Any:
+        """What its metrics score, from all outputs for a batch; raises as ``Task.judged``."""
+        return self.row.judged(self.find(outputs), targets, inputs, **self.options)
+
+    def logits(self, outputs: Any) -> "Tensor | None":
+        """Rows of logits ``(M, classes)``, of every sample, pixel or token; None where there are none."""
+        from torch import Tensor
+
+        where, found = self.row.logits, self.find(outputs)
+        if where is None or not isinstance(found, Tensor) or found.dim() <= where.axis:
+            return None
+        return found.movedim(where.axis, -1).flatten(0, -2)
+
+    def named(self, output: str | None) -> "TaskSpec":
+        """The same with another output."""
+        return self if output is None else replace(self, output=output)
+
+
+def parse_task(text: str) -> TaskSpec:
+    """A task of ``--task``: ``NAME``, ``NAME?key=value`` or ``FILE.py:CALLABLE``.
+
+    Raises:
+        UsageError: there is no such task, or it has no such option; the nearest is named.
+    """
+    name, mark, query = text.partition("?")
+    row = row_named(name, TASKS)
+    if row is None:
+        hint = did_you_mean(name, TASKS) or f"there are {', '.join(TASKS)}"
+        raise UsageError(f"there is no task {name!r}", where=option("task"), hint=hint)
+    options: dict[str, Scalar] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key not in row.options:
+            hint = did_you_mean(key, row.options) or f"it takes {', '.join(row.options) or 'no options'}"
+            raise UsageError(f"{name} has no option {key!r}", where=option("task"), hint=hint)
+        options[key] = _read(name, key, value, row.options[key])
+    if mark and not options:
+        raise UsageError(f"{text!r} has nothing after its ?", where=option("task"), hint="write key=value")
+    return TaskSpec(text, row, options)
+
+
+def _read(name: str, key: str, value: str, default: Scalar) -> Scalar:
+    try:
+        return type(default)(value)
+    except ValueError:
+        kind = {int: "a whole number", float: "a number"}.get(type(default), "text")
+        raise UsageError(f"{name}: {key} is {value!r}, not {kind}", where=option("task")) from None
+
+
+CLASSIFY = parse_task(DEFAULT)
+"""What is taken where nothing says the task."""

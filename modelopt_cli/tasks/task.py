@@ -1,0 +1,76 @@
+"""A task: what a network is for, and with that its targets, its metrics and its loss. Imports no torch."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from modelopt_cli.data.targets import TargetFormat
+
+Scalar: TypeAlias = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Outputs that stand for probabilities of classes.
+
+    Attributes:
+        axis: dimension of the classes.
+        exclusive: True if one class is right, and the probabilities are a softmax; False if each class is
+            there or not by itself, and they are sigmoids.
+    """
+
+    axis: int
+    exclusive: bool = True
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is for: one row of ``TASKS``.
+
+    Attributes:
+        help: one line for the documentation.
+        target: what a sample's target is, for the documentation; see ``modelopt_cli.data.targets``.
+        form: makes the format that checks and collates targets, from the task's options and, as ``names``,
+        the
+            names of the network's classes or None.
+        judged: what the metrics score: ``judged(output, targets, inputs, **options)``, from the output that
+            ``outputs`` names, of a batch. It raises ``InputError`` where the network returns another form,
+            and ``Misfit`` where a target does not go with it.
+        metrics: keys of ``measure.metrics.METRICS``, the main one first: it is that of ``--max-drop``, and
+            chooses the best weights in training.
+        outputs: names of the output that is judged and learned, in the order in which they are looked for;
+            else it is the only tensor, or the first. Empty where all outputs are judged together.
+        loss: key of ``training.catalog.LOSSES``; None where nothing can be learned from its targets.
+        logits: where the classes of the output are; None where it stands for no probabilities.
+        predicted: the class of each sample, ``(N,)``, from what is judged; None where there is no such class.
+        options: what may follow its name, ``NAME?key=value``, and the defaults.
+        spelling: of tasks that a name stands for; None for the name itself.
+    """
+
+    help: str
+    target: str
+    form: "Callable[..., TargetFormat]"
+    judged: Callable[..., Any]
+    metrics: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
+    loss: str | None = None
+    logits: Logits | None = None
+    predicted: Callable[[Any], Any] | None = None
+    options: Mapping[str, Scalar] = field(default_factory=dict)
+    spelling: re.Pattern[str] | None = None
+
+
+class Misfit(Exception):
+    """The target of a sample does not go with the network's output.
+
+    Args:
+        place: of the sample in its batch.
+        message: what does not go together.
+        hint: what to do next.
+    """
+
+    def __init__(self, place: int, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.place, self.message, self.hint = place, message, hint
