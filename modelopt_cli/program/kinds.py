@@ -108,12 +108,12 @@ KINDS: dict[str, Kind] = {
         "add_zero_attn:bool kdim:size vdim:size batch_first:bool",
         weighted=True,
     ),
-    "LSTM": Kind(f"{_RNN} proj_size:size", weighted=True),
-    "GRU": Kind(_RNN, weighted=True),
-    "RNN": Kind(f"{_RNN} nonlinearity:tanh|relu", weighted=True),
-    "LSTMCell": Kind(_CELL, weighted=True),
-    "GRUCell": Kind(_CELL, weighted=True),
-    "RNNCell": Kind(f"{_CELL} nonlinearity:tanh|relu", weighted=True),
+    "LSTM": Kind(f"{_RNN} proj_size:size", "recurrent", weighted=True),
+    "GRU": Kind(_RNN, "recurrent", weighted=True),
+    "RNN": Kind(f"{_RNN} nonlinearity:tanh|relu", "recurrent", weighted=True),
+    "LSTMCell": Kind(_CELL, "cell", weighted=True),
+    "GRUCell": Kind(_CELL, "cell", weighted=True),
+    "RNNCell": Kind(f"{_CELL} nonlinearity:tanh|relu", "cell", weighted=True),
     "LayerNorm": Kind(
         "normalized_shape:sizes eps:level elementwise_affine@weight bias@bias", "last_dims_norm"
     ),

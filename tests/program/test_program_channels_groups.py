@@ -3,6 +3,7 @@
 import pytest
 import torch
 from channels_networks import CASES, FROZEN, Case
+from channels_sequences import SEQUENCES, STATES
 from torch import nn
 from torchvision import models
 
@@ -18,9 +19,12 @@ def captured(case: Case) -> Program:
     return capture(case.make().eval(), InputSpec(case.shape), verify=False)
 
 
-@pytest.mark.parametrize("name", [*CASES, *FROZEN])
+KNOWN = {**CASES, **SEQUENCES, **FROZEN, **STATES}
+
+
+@pytest.mark.parametrize("name", KNOWN)
 def test_groups_and_frozen_layers(name: str) -> None:
-    case = {**CASES, **FROZEN}[name]
+    case = KNOWN[name]
     found = analyse(captured(case))
     assert {group.name: group.units for group in found.groups} == case.groups
     assert found.frozen.keys() == case.frozen.keys()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.calls import operation
 from modelopt_cli.program.capture import capture
+from modelopt_cli.program.channels import analyse
 
 Call = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 TOKENS, FEATURES = 12, 10
@@ -71,13 +72,19 @@ SEVERAL: dict[str, tuple[nn.Module, Call, str]] = {
     "a query of its own": (attention(), lambda c, a, b, s: c(b, a, a)[0], "ab"),
     "bilinear": (nn.Bilinear(16, 16, 8), lambda c, a, b, s: c(a, b), "ab"),
     "bilinear by name": (nn.Bilinear(16, 16, 8), lambda c, a, b, s: c(input2=a, input1=b), "ab"),
-    "a state": (nn.GRU(16, 16, batch_first=True), lambda c, a, b, s: c(a, state(b))[0], "ab"),
+}
+STATEFUL: dict[str, tuple[nn.Module, Call]] = {
+    "a state": (nn.GRU(16, 16, batch_first=True), lambda c, a, b, s: c(a, state(b))[0]),
+    "a state by name": (nn.GRU(16, 16, batch_first=True), lambda c, a, b, s: c(hx=state(b), input=a)[0]),
     "a pair of states": (
         nn.LSTM(16, 16, batch_first=True),
         lambda c, a, b, s: c(a, (state(b), state(b)))[0],
-        "ab",
     ),
-    "a cell": (nn.GRUCell(16, 16), lambda c, a, b, s: c(a[:, 0], b[:, 0]).unsqueeze(1), "ab"),
+    "a list of states": (
+        nn.LSTM(16, 16, batch_first=True),
+        lambda c, a, b, s: c(a, [state(b), state(a)])[0],
+    ),
+    "a cell": (nn.GRUCell(16, 16), lambda c, a, b, s: c(a[:, 0], b[:, 0]).unsqueeze(1)),
 }
 
 
@@ -85,6 +92,14 @@ SEVERAL: dict[str, tuple[nn.Module, Call, str]] = {
 def test_every_input_of_a_layer_with_several_stays_whole(layer: nn.Module, call: Call, whole: str) -> None:
     frozen = check(Three(call, layer))
     assert all(f"goes through layer ({type(layer).__name__})" in frozen[name] for name in whole)
+
+
+@pytest.mark.parametrize(("layer", "call"), STATEFUL.values(), ids=STATEFUL)
+def test_a_state_goes_with_the_units_it_becomes(layer: nn.Module, call: Call) -> None:
+    program = capture(Three(call, layer), InputSpec((TOKENS, FEATURES)))
+    assert not {"a", "b", "layer"} & compare(program).keys()
+    tied = {"b.weight", "layer.weight_hh_l0" if isinstance(layer, nn.RNNBase) else "layer.weight_hh"}
+    assert any(tied <= {m.parameter for m in group.members} for group in analyse(program).groups)
 
 
 ROLLED, STEPPED = "goes through roll over channels", "is sliced with a step"

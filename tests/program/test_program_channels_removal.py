@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from channels_networks import CASES, Case, conv
+from channels_networks import CASES, FROZEN, Case, conv
+from channels_sequences import SEQUENCES, STATES
 from torch import Tensor, nn
 
 from modelopt_cli import artifact
@@ -16,6 +17,7 @@ from modelopt_cli.program.capture import capture
 from modelopt_cli.program.channels import Dependencies, analyse, remove
 
 Keep = dict[str, list[int]]
+PRUNABLE = {**CASES, **SEQUENCES}
 
 
 def captured(case: Case) -> Program:
@@ -57,15 +59,15 @@ def sample(case: Case, batch: int = 3) -> Tensor:
 
 @cache
 def analysed(name: str) -> tuple[Program, Dependencies]:
-    program = captured(CASES[name])
+    program = captured(PRUNABLE[name])
     return program, analyse(program)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", PRUNABLE)
 def test_equals_the_zeroed_network(name: str, tmp_path: Path) -> None:
     """For two random choices, and for the least that can be left; and again after a file."""
-    case, (program, found) = CASES[name], analysed(name)
+    case, (program, found) = PRUNABLE[name], analysed(name)
     least = {group.name: [seed % group.units] for seed, group in enumerate(found.groups)}
     for keep in (some(found, 0), some(found, 1), least):
         smaller = remove(program, keep, dependencies=found)
@@ -84,10 +86,10 @@ def test_equals_the_zeroed_network(name: str, tmp_path: Path) -> None:
         assert torch.equal(again(sample(case)), smaller(sample(case)))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", PRUNABLE)
 def test_can_be_done_again(name: str) -> None:
     """Iterative pruning removes channels from what has lost some already."""
-    case, (program, first) = CASES[name], analysed(name)
+    case, (program, first) = PRUNABLE[name], analysed(name)
     between = remove(program, {g.name: list(range(g.units))[g.units // 3 :] for g in first.groups})
     second = analyse(between)
     keep = {g.name: list(range(g.units))[: -(-2 * g.units // 3)] for g in second.groups}
@@ -96,6 +98,14 @@ def test_can_be_done_again(name: str) -> None:
         expected = zeroed(second, keep)(sample(case))
         assert expected.std() > 1e-4
         torch.testing.assert_close(smaller(sample(case)), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", {**FROZEN, **STATES})
+def test_what_loses_nothing_computes_the_same_bits(name: str) -> None:
+    case = {**FROZEN, **STATES}[name]
+    program = captured(case)
+    with torch.no_grad():
+        assert torch.equal(remove(program, {})(sample(case)), program(sample(case)))
 
 
 def test_the_original_stays_as_it_was() -> None:

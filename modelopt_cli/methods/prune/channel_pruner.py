@@ -44,7 +44,8 @@ def producers(group: Group) -> tuple[str, ...]:
 
 def width(group: Group) -> int:
     """The number of channels in a unit."""
-    return max(1, len(makers(group)[0].positions) // group.units)
+    first = makers(group)[0]
+    return max(1, len(first.positions) // first.gates // group.units)
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,10 @@ class ChannelPruner(Pruner):
         return {group.name: group.units for group in self._eligible(self.original)[1]}
 
     @cached_property
-    def _counted(self) -> tuple[tuple[str, int], ...]:
-        """Places where the original's channels are counted: a weight and a dimension for each group."""
+    def _counted(self) -> tuple[tuple[str, int, int], ...]:
+        """Places where channels are counted: of each group a weight, a dimension, and rows of a channel."""
         firsts = [makers(group)[0] for group in self._eligible(self.original)[1]]
-        return tuple(dict.fromkeys((first.parameter, first.dim) for first in firsts))
+        return tuple(dict.fromkeys((first.parameter, first.dim, first.gates) for first in firsts))
 
     @cached_property
     def _channels(self) -> int:
@@ -166,7 +167,10 @@ class ChannelPruner(Pruner):
     def _removed_channels(self, program: Program) -> int:
         """The number of channels that a Program has lost, by shapes: groups of one unit are no groups."""
         before, after = self.original.state_dict(), program.state_dict()
-        return sum(int(before[name].shape[dim]) - int(after[name].shape[dim]) for name, dim in self._counted)
+        return sum(
+            (int(before[name].shape[dim]) - int(after[name].shape[dim])) // gates
+            for name, dim, gates in self._counted
+        )
 
     def removed(self, cut: Cut, counts: Counts) -> Program:
         """The Program with the best units of every group kept."""

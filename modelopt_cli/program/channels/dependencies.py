@@ -27,6 +27,7 @@ class Member:
             itself (position embedding, class token, layer scale).
         positions: along ``dim``, ``(n,)`` int64, ordered by unit.
         units: the unit that each position belongs to, ``(n,)`` int64.
+        gates: positions that each channel has: one for each gate of a recurrent layer.
     """
 
     parameter: str
@@ -34,6 +35,7 @@ class Member:
     role: str
     positions: Tensor
     units: Tensor
+    gates: int = 1
 
     @property
     def index(self) -> tuple[Tensor, ...]:
@@ -218,7 +220,8 @@ def _members(trace: Trace, owner: Tensor, local: Tensor, count: int) -> list[lis
             positions = (group_of == number).nonzero().flatten()
             units = local[roots[positions]]
             order = units.argsort(stable=True)
-            found[number].append(Member(slot.tensor, slot.dim, slot.role, positions[order], units[order]))
+            places = (positions[order], units[order])
+            found[number].append(Member(slot.tensor, slot.dim, slot.role, *places, slot.gates))
     return found
 
 
@@ -250,4 +253,5 @@ def _frozen_layers(
         if not known and len(found) > 1:
             known = [needed[root] for root in found if root in needed]
         frozen.setdefault(layer, (known or [alone])[0])
+    frozen = trace.whole | frozen
     return {layer: why for layer, why in frozen.items() if layer not in prunable}

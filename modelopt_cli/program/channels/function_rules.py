@@ -11,7 +11,7 @@ from modelopt_cli.program.channels import layer_rules
 from modelopt_cli.program.channels.indexing import getitem, index_select, select, unbind
 from modelopt_cli.program.channels.products import attention, einsum, matmul
 from modelopt_cli.program.channels.ties import nothing, spread
-from modelopt_cli.program.channels.trace import Fetched, Rule, Trace, tensors_in
+from modelopt_cli.program.channels.trace import CONSTANTS, Fetched, Rule, Trace, tensors_in
 
 Bound = dict[str, Any]
 
@@ -120,7 +120,11 @@ def _like(t: Trace, node: fx.Node, bound: Bound) -> Any:
 
 
 def _made(t: Trace, node: fx.Node, bound: Bound) -> Any:
-    return nothing(t.shapes[node.name])
+    """Constants; those that a layer needs in the size of its channels have some that no layer makes."""
+    shape = t.shapes[node.name]
+    if node.name not in t.sized:
+        return nothing(shape)
+    return t.ties.fresh(f"constant {node.name}", shape.numel()).view(shape)
 
 
 def _fact(t: Trace, node: fx.Node, bound: Bound) -> Any:
@@ -244,7 +248,7 @@ _NAMES: dict[Rule, str] = {
     _patch_merging: "_patch_merging_pad",
     _position_bias: "_get_relative_position_bias",
     _like: "zeros_like ones_like full_like",
-    _made: "new_zeros new_ones new_full",
+    _made: " ".join(sorted(CONSTANTS)),
     _fact: "size numel",
     _convolution: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     _linear: "linear",

@@ -43,6 +43,7 @@ def _one_pass(trace: Trace) -> None:
     trace.read.clear()
     trace.loose.clear()
     trace.sole.clear()
+    trace.whole.clear()
     for node in trace.program.graph.nodes:
         value = _value(trace, node)
         if tensors_in(value) and operation(node) not in MOVES_ONLY - PLACES:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from modelopt_cli.program.calls import values_of
+from modelopt_cli.program.channels.recurrent_rules import cell, recurrent
 from modelopt_cli.program.channels.ties import nothing, spread
 from modelopt_cli.program.channels.trace import Trace
 from modelopt_cli.program.kinds import row_of
@@ -21,24 +22,29 @@ class LayerRule:
         labels: labels of its output, from the trace, the layer's path, the layer, its input's labels and the
             shape of its output. It gives the layer's parameters their slots.
         any_rank: it holds without a batch dimension, too.
+        others: names of further arguments that the layer can take; ``labels`` gets those given, by name.
     """
 
-    labels: Callable[[Trace, str, Any, Tensor, Any], Any]
+    labels: Callable[..., Any]
     any_rank: bool = False
+    others: tuple[str, ...] = ()
 
 
 def apply_layer(trace: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
     """Labels of a layer's output; slots for its parameters."""
     layer = trace.program.get_submodule(str(node.target))
     rule = RULES.get(row_of(layer).channels or "")
-    inputs = [*node.args, *node.kwargs]
-    if rule is None or len(inputs) != 1 or getattr(layer, "return_indices", False):
+    given = {name: value for name, value in bound.items() if value is not None and name != "input"}
+    known = rule is not None and len(node.args) < 2 and given.keys() <= set(rule.others)
+    if rule is None or not known or getattr(layer, "return_indices", False):
         return trace.unsupported(node, values_of({"args": node.args, **node.kwargs}, trace.values))
+    for name in given:
+        trace.size(node.kwargs[name])
     x, shape = trace.labels(bound["input"]), trace.shapes[node.name]
     rank = _RANKS.get(type(layer).__name__[-2:])
     if rank is not None and x.dim() != rank and not rule.any_rank:
         return trace.unsupported(node, bound, "has no batch dimension")
-    return rule.labels(trace, str(node.target), layer, x, shape)
+    return rule.labels(trace, str(node.target), layer, x, shape, **given)
 
 
 _RANKS = {"1d": 3, "2d": 4, "3d": 5}
@@ -239,5 +245,7 @@ RULES: dict[str, LayerRule] = {
     "unfold": LayerRule(lambda t, path, layer, x, shape: repeated(t, x, 1, shape)),
     "fold": LayerRule(lambda t, path, layer, x, shape: fold(t, x, shape)),
     "channel_shuffle": LayerRule(_channel_shuffle),
+    "recurrent": LayerRule(recurrent, others=("hx",)),
+    "cell": LayerRule(cell, others=("hx",)),
 }
 """Rule by the name that a kind's row has for it (``program.kinds``)."""

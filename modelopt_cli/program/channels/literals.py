@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.calls import arguments, compute, operation, source, values_of
 from modelopt_cli.program.channels.remaining import SmallerGraph
-from modelopt_cli.program.channels.trace import Fetched
+from modelopt_cli.program.channels.trace import CONSTANTS, Fetched
 from modelopt_cli.program.spelling import rewrite
 
 
@@ -171,7 +171,7 @@ def _cannot(node: fx.Node) -> ModeloptError:
 
 
 REWRITES: dict[str, Callable[[SmallerGraph, fx.Node, Any], None]] = {
-    **dict.fromkeys(("reshape", "expand", "unflatten", "broadcast_to"), _sizes),
+    **dict.fromkeys(("reshape", "expand", "unflatten", "broadcast_to", *CONSTANTS), _sizes),
     **dict.fromkeys(("chunk", "split", "tensor_split"), _parts),
     **dict.fromkeys(("narrow", "select"), _narrow),
     "getitem": _slices,

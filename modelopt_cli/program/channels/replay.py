@@ -55,13 +55,21 @@ class Replay(SmallerGraph):
             return compute(node, self._labelled(node))
         if operation(node) not in MOVES_ONLY or operation(node) in PLACES:
             self._keep_numbers(node)
+        if node.name in self.trace.sized:
+            REWRITES[operation(node)](self, node, expected)
         if operation(node) not in MOVES_ONLY:
             return expected
         if isinstance(dense, Tensor) and not dense.numel():  # no labels say how large its other sides are
             return compute(node, self._labelled(node))
-        if node.name not in self.trace.inside and not self._fits(node, expected):
+        as_it_is = node.name in self.trace.inside or self._reads_the_same(node)
+        if not as_it_is and not self._fits(node, expected):
             self._rewrite(node, expected)
         return expected
+
+    def _reads_the_same(self, node: fx.Node) -> bool:
+        """True if nothing that goes into a node has changed."""
+        names = [read.name for read in node.all_input_nodes]
+        return all(self.values[name] is self.trace.values[name] for name in names)
 
     def _labelled(self, node: fx.Node) -> dict[str, Any]:
         """A node's inputs; fetched tensors without labels are such as to give the facts there will be."""

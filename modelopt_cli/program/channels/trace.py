@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from modelopt_cli.program.calls import operation
+from modelopt_cli.program.calls import operation, source
 from modelopt_cli.program.channels.shuffles import Selection
 from modelopt_cli.program.channels.ties import Ties, nothing
+from modelopt_cli.program.kinds import row_of
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.shapes import value_shapes
+from modelopt_cli.program.weighted import weight_label
 
 OTHER_BATCH = 3
 _MOVES = """
@@ -24,6 +26,9 @@ MOVES_ONLY = frozenset(_MOVES.split())
 """Operations that only move elements; a size among their arguments says where to."""
 PLACES = frozenset(["roll", "getitem", "narrow", "select", "repeat", "tile", "repeat_interleave", "pad"])
 """Those of them called with places and amounts, which stay what they were along what is not removed."""
+CONSTANTS = frozenset(["new_zeros", "new_ones", "new_full"])
+"""Operations that make a tensor of equal elements, of the size that they are called with."""
+_SAME = frozenset(["contiguous", "clone", "detach", "to", "type_as", "float", "double"])
 READ_OUTSIDE = "has a weight that is read outside of its layer"
 _MOST_ELEMENTS = 1 << 22
 
@@ -38,12 +43,13 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Slot:
-    """Labels of one dimension of a parameter or buffer; ``role`` as in ``Member``."""
+    """Labels of one dimension of a parameter or buffer; ``role`` and ``gates`` as in ``Member``."""
 
     tensor: str
     dim: int
     line: Tensor
     role: str
+    gates: int = 1
 
 
 Rule = Callable[["Trace", fx.Node, dict[str, Any]], Any]
@@ -64,6 +70,8 @@ class Trace:
         read: tensors that the graph reads by value, other than as a layer's weights.
         loose: those of them that have labels of their own.
         sole: channels without which a value would be empty, and a sentence that says so.
+        sized: nodes that make a constant of which a layer's channels need some size.
+        whole: weighted layers, and weights fetched without one, that no rule follows; and the reason.
     """
 
     program: Program
@@ -78,6 +86,8 @@ class Trace:
     read: set[str] = field(default_factory=set)
     loose: set[str] = field(default_factory=set)
     sole: list[tuple[Tensor, str]] = field(default_factory=list)
+    sized: set[str] = field(default_factory=set)
+    whole: dict[str, str] = field(default_factory=dict)
     _tensors: dict[str, Tensor] = field(default_factory=dict)
     _names: dict[int, str] = field(default_factory=dict)
 
@@ -99,10 +109,10 @@ class Trace:
         tensors = [t for layer in layers for t in layer.state_dict(keep_vars=True).values()]
         return frozenset(self._names[id(tensor)] for tensor in tensors if id(tensor) in self._names)
 
-    def slot(self, tensor: str, dim: int, line: Tensor, role: str) -> None:
+    def slot(self, tensor: str, dim: int, line: Tensor, role: str, gates: int = 1) -> None:
         """Say what the places of a tensor along ``dim`` belong to; nothing if the tensor does not exist."""
         if tensor in self._tensors:
-            self.slots.append(Slot(self._names[id(self._tensors[tensor])], dim, line, role))
+            self.slots.append(Slot(self._names[id(self._tensors[tensor])], dim, line, role, gates))
 
     def block(self, tensor: str, labels: Tensor, role: str) -> None:
         """Say what the elements of a tensor belong to; ``labels`` has its shape."""
@@ -145,10 +155,29 @@ class Trace:
 
     def unsupported(self, node: fx.Node, arguments: Any, why: str | None = None) -> Any:
         """Freeze everything that goes into a node; its output has no channels."""
-        why = why or f"goes through {describe(node, self.program)}, which channels cannot be followed through"
+        called = describe(node, self.program)
+        for name in self._weights_of(node, arguments):
+            self.whole.setdefault(name, why or f"channels cannot be followed through {called}")
+        why = why or f"goes through {called}, which channels cannot be followed through"
         for value in tensors_in(arguments):
             self.ties.freeze(self.labels(value), why)
         return blank(self.shapes[node.name])
+
+    def _weights_of(self, node: fx.Node, arguments: Any) -> list[str]:
+        """The weighted layer that a node calls, or the weights that a function is called with."""
+        if node.op == "call_module":
+            path = str(node.target)
+            return [path] if row_of(self.program.get_submodule(path)).weighted else []
+        fetched = [value for value in tensors_in(arguments) if isinstance(value, Fetched)]
+        return [weight_label(value.path) for value in fetched if value.tensor.dim() > 1]
+
+    def size(self, argument: Any) -> None:
+        """Let the constants that an argument is made of have channels, from the next run on."""
+        for read in argument if isinstance(argument, tuple | list) else [argument]:
+            while isinstance(read, fx.Node) and operation(read) in MOVES_ONLY | _SAME:
+                read = source(read)
+            if isinstance(read, fx.Node) and operation(read) in CONSTANTS:
+                self.sized.add(read.name)
 
 
 def describe(node: fx.Node, program: Program) -> str:
