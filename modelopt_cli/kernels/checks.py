@@ -15,7 +15,8 @@ from torch import Tensor
 from modelopt_cli.kernels import reference
 from modelopt_cli.program.fields import parse_fields
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
 
 Make = Callable[..., Callable[..., Tensor]]
 _Layer = TypeVar("_Layer", bound=Weighted)
@@ -100,7 +101,9 @@ def _extremes(*shape: int) -> Tensor:
 def _agrees(layer: QuantizedConv2d | QuantizedLinear, x: Tensor, make: Make) -> bool:
     """True if the sums are exact, and the outputs made of them right to one quantization level."""
     channels, part, seen = _part(layer, x)
-    kind: Callable[..., Tensor] = reference.conv2d if isinstance(layer, QuantizedConv2d) else reference.linear
+    kind: Callable[..., Tensor] = (
+        reference.convolution if isinstance(layer, QuantizedConv2d) else reference.linear
+    )
     unit = torch.ones_like(layer.scale)
     sums: dict[str, Any] = {
         "input": QParams(1.0, layer.input.zero_point),

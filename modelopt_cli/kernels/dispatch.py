@@ -11,16 +11,22 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import EnvironmentFailure
 from modelopt_cli.kernels import cuda, onednn, reference, sparse24
+from modelopt_cli.kernels.lowering import LOWERINGS
 from modelopt_cli.kernels.saturation import never_saturates, never_wraps
 from modelopt_cli.program import Program
-from modelopt_cli.program.quantized import (
-    DynamicLinear,
-    Quantized,
+from modelopt_cli.program.quantized import DynamicLinear, Quantized, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized_convolutions import (
+    QuantizedConv1d,
     QuantizedConv2d,
-    QuantizedLinear,
-    Weighted,
+    QuantizedConvolution,
 )
-from modelopt_cli.program.quantized_operations import QuantizedAdd, QuantizedAvgPool2d, QuantizedMaxPool2d
+from modelopt_cli.program.quantized_operations import (
+    QuantizedAdd,
+    QuantizedAvgPool,
+    QuantizedMaxPool,
+    QuantizedMaxPool1d,
+    QuantizedMaxPool2d,
+)
 from modelopt_cli.settings import option
 
 Run = Callable[..., Tensor]
@@ -34,8 +40,9 @@ class KernelSet:
     """One backend: the kernels of a kind of device.
 
     Attributes:
-        builders: for a class of layer, what builds its kernel from it; where that is None, or there is none,
-            the layer computes by its own float32 emulation.
+        builders: for a class of layer, what builds its kernel from it. A layer that has none here is computed
+            as a 2-D convolution, if it has that form (``lowering``); where there is no kernel, it computes by
+            its own float32 emulation.
         exact: true of a layer whose int32 sums cannot go wrong there; others run through ``reference``.
         available: true if this machine has what it needs.
         device: type of device whose default it is, if it is one.
@@ -52,17 +59,28 @@ class KernelSet:
         """The kernel of a layer, or None where its emulation is to be used."""
         builder = self.builders.get(type(layer))
         if builder is None:
-            return None
+            return self._lowered(layer, may_overwrite_residual)
         if isinstance(layer, Weighted) and not (self.available() and self.exact(layer)):
             return BACKENDS["reference"].build(layer, False)
-        if isinstance(layer, QuantizedConv2d):
+        if isinstance(layer, QuantizedConvolution):
             return builder(layer, may_overwrite_residual=may_overwrite_residual)
         return builder(layer)
 
+    def _lowered(self, layer: Quantized, may_overwrite_residual: bool) -> Run | None:
+        lower = LOWERINGS.get(type(layer))
+        if lower is None:
+            return None
+        lowered = lower(layer)
+        kernel = self.build(lowered.conv, may_overwrite_residual)
+        return None if kernel is None else lowered.around(kernel)
+
 
 def _never_goes_wrong(layer: Weighted) -> bool:
-    groups = layer.groups if isinstance(layer, QuantizedConv2d) else 1
-    return never_saturates(layer.weight, groups) and never_wraps(layer.weight)
+    return never_saturates(layer.weight, getattr(layer, "groups", 1)) and never_wraps(layer.weight)
+
+
+def _exactly(layer: QuantizedConvolution, may_overwrite_residual: bool) -> Run:
+    return partial(reference.convolution, layer)
 
 
 BACKENDS: dict[str, KernelSet] = {
@@ -71,7 +89,7 @@ BACKENDS: dict[str, KernelSet] = {
             QuantizedConv2d: onednn.conv2d,
             QuantizedLinear: onednn.linear,
             DynamicLinear: onednn.dynamic_linear,
-            QuantizedMaxPool2d: onednn.max_pool2d,
+            **dict.fromkeys((QuantizedMaxPool1d, QuantizedMaxPool2d), onednn.max_pool),
         },
         exact=_never_goes_wrong,
         available=torch.backends.mkldnn.is_available,
@@ -89,7 +107,7 @@ BACKENDS: dict[str, KernelSet] = {
     ),
     "reference": KernelSet(
         {
-            QuantizedConv2d: lambda layer, may_overwrite_residual: partial(reference.conv2d, layer),
+            **dict.fromkeys((QuantizedConv1d, QuantizedConv2d), _exactly),
             QuantizedLinear: lambda layer: partial(reference.linear, layer),
             DynamicLinear: lambda layer: partial(reference.dynamic_linear, layer),
         }
@@ -204,7 +222,7 @@ def prepare(program: Program, device: str | torch.device = "cpu", backend: str |
     kernels = BACKENDS[backend] if backend else backend_of(target)
     overwritable = _overwritable_residuals(program)
     for name, module in program.named_modules():
-        if isinstance(module, Weighted | QuantizedMaxPool2d):
+        if isinstance(module, Weighted | QuantizedMaxPool):
             module.kernel = kernel = Kernel(backend, name in overwritable)
             kernel.build(module, target)
         elif type(module) is nn.Linear:
@@ -213,7 +231,7 @@ def prepare(program: Program, device: str | torch.device = "cpu", backend: str |
 
 
 # Modules whose output is a fresh tensor that shares no memory with their input.
-_FRESH = (QuantizedConv2d, QuantizedAdd, QuantizedMaxPool2d, QuantizedAvgPool2d)
+_FRESH = (QuantizedConvolution, QuantizedAdd, QuantizedMaxPool, QuantizedAvgPool)
 
 
 def _overwritable_residuals(program: Program) -> set[str]:
@@ -232,7 +250,7 @@ def _overwritable_residuals(program: Program) -> set[str]:
 
     for node in program.graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(layer, QuantizedConv2d) or layer.residual is None:
+        if not isinstance(layer, QuantizedConvolution) or layer.residual is None:
             continue
         first, residual = node.args
         safe = (

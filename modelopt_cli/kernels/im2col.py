@@ -11,10 +11,10 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
 
 def im2col(
     x: Tensor,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
     fill: int,
 ) -> tuple[Tensor, tuple[int, int, int]]:
     """Patches of ``x`` as rows: one row an output position, columns in (kh, kw, channel) order.

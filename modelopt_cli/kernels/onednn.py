@@ -17,8 +17,9 @@ from modelopt_cli.kernels import checks, reference
 from modelopt_cli.kernels.checks import variant
 from modelopt_cli.kernels.routes import Sides, may_fuse_residual, sides_to_pad
 from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, dynamic_qparams, quantize
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear, Weighted
-from modelopt_cli.program.quantized_operations import QuantizedMaxPool2d
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
+from modelopt_cli.program.quantized_operations import QuantizedMaxPool
 
 _conv = torch.ops.onednn.qconv2d_pointwise.default
 _conv_sum = torch.ops.onednn.qconv2d_pointwise.binary
@@ -81,7 +82,7 @@ def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[
             packed.lay_out(x)
             if checks.conv2d(layer, sides, x.shape, partial(_any_activation, packed=packed)):
                 return _any_activation(layer, packed, may_overwrite_residual)
-        return partial(reference.conv2d, layer)
+        return partial(reference.convolution, layer)
 
     def run(x: Tensor, *residual: Tensor) -> Tensor:
         size = (x.shape[2], x.shape[3])
@@ -222,27 +223,30 @@ def dynamic_linear(layer: DynamicLinear) -> Callable[..., Tensor]:
     return run
 
 
-def max_pool2d(layer: QuantizedMaxPool2d) -> Callable[..., Tensor] | None:
+def max_pool(layer: QuantizedMaxPool) -> Callable[..., Tensor] | None:
     """Separable max pooling by maxima of shifted slices: vectorised on bytes, exact.
 
-    None for dilated or rounded-up windows, which are rare, and for 1x1 windows, where the result
+    None for dilated or rounded-up windows, which are rare, and for windows of one element, where the result
     would be a view of the input.
     """
-    if layer.dilation != (1, 1) or layer.ceil_mode or layer.kernel_size == (1, 1):
+    if max(layer.dilation) > 1 or layer.ceil_mode or max(layer.kernel_size) == 1:
         return None
-    (kh, kw), (sh, sw), (ph, pw) = layer.kernel_size, layer.stride, layer.padding
+    windows = list(enumerate(zip(layer.kernel_size, layer.stride, strict=True), start=2))
+    sides = [side for padding in reversed(layer.padding) for side in (padding, padding)]
 
     def run(x: Tensor) -> Tensor:
-        if ph or pw:
-            x = F.pad(x, (pw, pw, ph, ph))
-        return _slice_max(_slice_max(x, 2, kh, sh), 3, kw, sw)
+        if any(sides):
+            x = F.pad(x, sides)
+        for dim, (kernel, stride) in windows:
+            x = _slice_max(x, dim, kernel, stride)
+        return x
 
     return run
 
 
 def _slice_max(x: Tensor, dim: int, kernel: int, stride: int) -> Tensor:
     length = (x.shape[dim] - kernel) // stride + 1
-    index: list[slice] = [slice(None)] * 4
+    index: list[slice] = [slice(None)] * x.dim()
 
     def shifted(offset: int) -> Tensor:
         index[dim] = slice(offset, offset + (length - 1) * stride + 1, stride)

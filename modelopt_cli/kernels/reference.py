@@ -5,17 +5,16 @@ matrix products; only the scaling after them rounds.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from modelopt_cli.program.quantization import ACTIVATIONS, QMAX, QMIN, QParams, dynamic_qparams, quantize
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
+from modelopt_cli.program.quantized_convolutions import QuantizedConvolution
 
 
-def conv2d_accumulators(x: Tensor, layer: QuantizedConv2d) -> Tensor:
-    """Sums of ``(x - zero_point) * weight``, whole numbers in float64 ``(N, O, OH, OW)``."""
-    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    sums = F.conv2d(x.double() - layer.input.zero_point, layer.weight.double(), None, *geometry)
+def convolution_accumulators(x: Tensor, layer: QuantizedConvolution) -> Tensor:
+    """Sums of ``(x - zero_point) * weight``, whole numbers in float64 ``(N, O, ...)``."""
+    sums = layer.convolve(x.double() - layer.input.zero_point, layer.weight.double())
     return sums.round_()  # an algorithm by transforms would be next to them
 
 
@@ -39,9 +38,9 @@ def _real(acc: Tensor, scale: Tensor, input_scale: float, bias: Tensor | None, c
     return real if bias is None else real + bias.double().view(shape)
 
 
-def conv2d(layer: QuantizedConv2d, x: Tensor, residual: Tensor | None = None) -> Tensor:
+def convolution(layer: QuantizedConvolution, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """A quantized convolution, exactly."""
-    acc = conv2d_accumulators(x, layer)
+    acc = convolution_accumulators(x, layer)
     real = _real(acc, layer.scale, layer.input.scale, layer.bias, 1)
     if layer.residual is not None and residual is not None:
         real = real + (residual.double() - layer.residual.zero_point) * layer.residual.scale

@@ -9,7 +9,7 @@ wider than what was found wrong.
 """
 
 from modelopt_cli.kernels.saturation import is_depthwise
-from modelopt_cli.program.quantized import QuantizedConv2d
+from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
 
 Sides = tuple[int, ...]
 """Padding of the input before the operator, as ``F.pad`` takes it; empty for none."""

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
+from modelopt_cli.program.quantized_convolutions import QuantizedConvolution
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -125,7 +126,7 @@ MODULES: dict[type[nn.Module], ModuleFormula] = {
     nn.MultiheadAttention: _attention_module,
     nn.RNNBase: _recurrent_module,
     nn.RNNCellBase: _recurrent_module,
-    QuantizedConv2d: _conv_module,
+    QuantizedConvolution: _conv_module,
     QuantizedLinear: _linear_module,
     DynamicLinear: _linear_module,
 }

@@ -142,7 +142,7 @@ class _Folding:
 
     def _zero_padding(self, node: fx.Node, dims: int) -> list[int] | None:
         """Zeros added on both sides of each dimension, in order; None if it is no such padding."""
-        pads = _pads(node, self.layer(node))
+        pads = zero_padding(node, self.layer(node))
         if pads is None or len(pads) % 2 or len(pads) > 2 * dims:
             return None
         if any(type(pad) is not int or pad < 0 for pad in pads) or pads[0::2] != pads[1::2]:
@@ -150,8 +150,13 @@ class _Folding:
         return [0] * (dims - len(pads) // 2) + pads[0::2][::-1]
 
 
-def _pads(node: fx.Node, layer: nn.Module | None) -> list[Any] | None:
-    """The argument of ``F.pad`` that a node stands for, where it pads with zeros."""
+def zero_padding(node: fx.Node, layer: nn.Module | None) -> list[Any] | None:
+    """The argument of ``F.pad`` that a node stands for, where it pads with zeros.
+
+    Args:
+        node: any.
+        layer: what it calls, if it calls one.
+    """
     if isinstance(layer, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d):  # ZeroPad among them
         return list(layer.padding) if layer.value == 0 else None
     if operation(node) != "pad":

@@ -166,8 +166,12 @@ KINDS: dict[str, Kind] = {
         "p:fraction mode:batch|row", "same", idle=True, module="torchvision.ops.stochastic_depth"
     ),
     **dict.fromkeys(
-        ("QuantizedConv2d", "QuantizedLinear", "DynamicLinear"),
+        ("QuantizedLinear", "DynamicLinear"),
         Kind(module="modelopt_cli.program.quantized", ours=True),
+    ),
+    **dict.fromkeys(
+        ("QuantizedConv1d", "QuantizedConv2d"),
+        Kind(module="modelopt_cli.program.quantized_convolutions", ours=True),
     ),
     **dict.fromkeys(
         (
@@ -175,7 +179,9 @@ KINDS: dict[str, Kind] = {
             "Dequantize",
             "QuantizedAdd",
             "QuantizedMul",
+            "QuantizedMaxPool1d",
             "QuantizedMaxPool2d",
+            "QuantizedAvgPool1d",
             "QuantizedAvgPool2d",
         ),
         Kind(module="modelopt_cli.program.quantized_operations", ours=True),

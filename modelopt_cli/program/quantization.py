@@ -76,11 +76,12 @@ def require_uint8(x: Tensor) -> None:
         raise TypeError(f"a quantized layer reads uint8, not {str(x.dtype).removeprefix('torch.')}")
 
 
-def require_images(x: Tensor) -> None:
-    """Refuse, where a graph out of a file is tried, what is no batch of uint8 images."""
+def require_maps(x: Tensor, rank: int) -> None:
+    """Refuse, where a graph out of a file is tried, what is no uint8 ``(N, C, ...)`` of this rank."""
     require_uint8(x)
-    if x.is_meta and x.dim() != 4:
-        raise TypeError(f"a quantized layer reads (N, C, H, W), not {x.dim()} dimensions")
+    if x.is_meta and x.dim() != rank + 2:
+        wanted = ", ".join("NCDHW"[:2] + "DHW"[3 - rank :])
+        raise TypeError(f"a quantized layer reads ({wanted}), not {x.dim()} dimensions")
 
 
 def dequantize(x: Tensor, q: QParams) -> Tensor:

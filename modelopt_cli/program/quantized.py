@@ -28,7 +28,6 @@ from modelopt_cli.program.quantization import (
     keep_float32,
     quantize,
     real_input,
-    require_images,
 )
 
 _ANY = "|".join(ACTIVATIONS)
@@ -146,57 +145,6 @@ class Weighted(Quantized):
     def _finish(self, y: Tensor) -> Tensor:
         y = ACTIVATIONS[self.activation](y)
         return y if self.output is None else quantize(y, self.output)
-
-
-class QuantizedConv2d(Weighted):
-    """2-D convolution, uint8 ``(N, C, H, W)`` in; uint8 or, where ``output`` is None, float32 out.
-
-    ``residual`` adds a second uint8 input to the result before the activation.
-    """
-
-    fields = (
-        "in_channels:count out_channels:count kernel_size:countsx2 stride:countsx2 padding:sizesx2 "
-        f"dilation:countsx2 groups:count has_bias:bool input:q output:q? activation:{_ANY} residual:q?"
-    )
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: tuple[int, int],
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
-        has_bias: bool,
-        input: QParams,
-        output: QParams | None,
-        activation: str = "none",
-        residual: QParams | None = None,
-    ) -> None:
-        super().__init__()
-        if residual is not None and output is None:
-            raise ValueError("a fused residual needs a quantized output")
-        if in_channels % groups or out_channels % groups:
-            raise ValueError("the channels cannot be divided by groups")
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride = kernel_size, stride
-        self.padding, self.dilation, self.groups = padding, dilation, groups
-        self.has_bias = has_bias
-        self.input, self.output, self.residual = input, output, residual
-        self.arity = 1 if residual is None else 2
-        self.activation = activation
-        self._allocate((out_channels, in_channels // groups, *kernel_size), has_bias)
-
-    def emulate(self, *args: Tensor) -> Tensor:
-        require_images(args[0])
-        x = dequantize(args[0], self.input)
-        y = F.conv2d(x, self.float_weight(), self.bias, self.stride, self.padding, self.dilation, self.groups)
-        if self.residual is not None:
-            if args[1].shape != y.shape:
-                raise ValueError(f"the residual has the shape {tuple(args[1].shape)}, not {tuple(y.shape)}")
-            y = y + dequantize(args[1], self.residual)
-        return self._finish(y)
 
 
 class QuantizedLinear(Weighted):

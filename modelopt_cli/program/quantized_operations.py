@@ -1,5 +1,7 @@
 """Quantized layers without weights: conversions, sums, products and pools of uint8 activations."""
 
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +12,7 @@ from modelopt_cli.program.quantization import (
     dequantize,
     quantize,
     real_input,
-    require_images,
+    require_maps,
 )
 from modelopt_cli.program.quantized import Quantized
 
@@ -90,20 +92,23 @@ class QuantizedMul(Quantized):
         return quantize(self.real(*args), self.output)
 
 
-class QuantizedMaxPool2d(Quantized):
-    """Max pooling of uint8 ``(N, C, H, W)``; scale and zero point pass through.
+class QuantizedMaxPool(Quantized):
+    """Max pooling of uint8 ``(N, C, ...)``; scale and zero point pass through.
 
     Padding takes part as 0, the smallest uint8, as minus infinity does in float.
+
+    Attributes:
+        rank: number of dimensions of space.
     """
 
-    fields = "kernel_size:countsx2 stride:countsx2 padding:sizesx2 dilation:countsx2 ceil_mode:bool"
+    rank: ClassVar[int]
 
     def __init__(
         self,
-        kernel_size: tuple[int, int],
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
+        kernel_size: tuple[int, ...],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
         ceil_mode: bool,
     ) -> None:
         super().__init__()
@@ -111,34 +116,55 @@ class QuantizedMaxPool2d(Quantized):
         self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
 
     def emulate(self, *args: Tensor) -> Tensor:
-        require_images(args[0])
+        require_maps(args[0], self.rank)
         # torch's own uint8 max_pool2d refuses planes of more than 255 elements.
         x = args[0].float()
-        y = F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        windows = (self.kernel_size, self.stride, self.padding, self.dilation)
+        y: Tensor = _MAX_POOLS[self.rank](x, *windows, self.ceil_mode)
         return y.to(torch.uint8)
 
 
-class QuantizedAvgPool2d(Quantized):
-    """Average pooling of uint8 ``(N, C, H, W)``, uint8 out with a scale of its own.
+_MAX_POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d}
+
+
+def _max_fields(rank: int) -> str:
+    windows = f"kernel_size:countsx{rank} stride:countsx{rank} padding:sizesx{rank} dilation:countsx{rank}"
+    return f"{windows} ceil_mode:bool"
+
+
+class QuantizedMaxPool1d(QuantizedMaxPool):
+    """Max pooling of uint8 ``(N, C, L)``."""
+
+    rank, fields = 1, _max_fields(1)
+
+
+class QuantizedMaxPool2d(QuantizedMaxPool):
+    """Max pooling of uint8 ``(N, C, H, W)``."""
+
+    rank, fields = 2, _max_fields(2)
+
+
+class QuantizedAvgPool(Quantized):
+    """Average pooling of uint8 ``(N, C, ...)``, uint8 out with a scale of its own.
 
     ``output_size`` set: adaptive pooling to that size. Otherwise a window, as in ``nn.AvgPool2d``.
     Averages span a narrower range than what they average, hence their own scale. Padding counts
     as real zeros.
+
+    Attributes:
+        rank: number of dimensions of space.
     """
 
-    fields = (
-        "input:q output:q output_size:targetsx2? kernel_size:countsx2? stride:countsx2? padding:sizesx2 "
-        "ceil_mode:bool count_include_pad:bool keepdim:bool"
-    )
+    rank: ClassVar[int]
 
     def __init__(
         self,
         input: QParams,
         output: QParams,
-        output_size: tuple[int | None, int | None] | None = None,
-        kernel_size: tuple[int, int] | None = None,
-        stride: tuple[int, int] | None = None,
-        padding: tuple[int, int] = (0, 0),
+        output_size: tuple[int | None, ...] | None = None,
+        kernel_size: tuple[int, ...] | None = None,
+        stride: tuple[int, ...] | None = None,
+        padding: tuple[int, ...] | None = None,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         keepdim: bool = True,
@@ -148,20 +174,44 @@ class QuantizedAvgPool2d(Quantized):
             raise ValueError("give output_size or kernel_size")
         self.input, self.output = input, output
         self.output_size, self.kernel_size, self.stride = output_size, kernel_size, stride
-        self.padding, self.ceil_mode = padding, ceil_mode
+        self.padding, self.ceil_mode = padding or (0,) * self.rank, ceil_mode
         self.count_include_pad, self.keepdim = count_include_pad, keepdim
 
     def real(self, *args: Tensor) -> Tensor:
         """The averages of real values, before they are rounded."""
+        adaptive, windowed = _AVERAGES[self.rank]
         if self.output_size is not None:
-            y = F.adaptive_avg_pool2d(args[0], self.output_size)
+            y: Tensor = adaptive(args[0], self.output_size)
         else:
-            assert self.kernel_size is not None
-            y = F.avg_pool2d(
-                args[0], self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
-            )
+            windows = (self.kernel_size, self.stride, self.padding)
+            y = windowed(args[0], *windows, self.ceil_mode, self.count_include_pad)
         return y if self.keepdim else y.flatten(1)
 
     def emulate(self, *args: Tensor) -> Tensor:
-        require_images(args[0])
+        require_maps(args[0], self.rank)
         return quantize(self.real(dequantize(args[0], self.input)), self.output)
+
+
+_AVERAGES: dict[int, Any] = {
+    1: (F.adaptive_avg_pool1d, F.avg_pool1d),
+    2: (F.adaptive_avg_pool2d, F.avg_pool2d),
+}
+"""By rank: adaptive averages, and those of windows."""
+
+
+def _average_fields(rank: int) -> str:
+    sizes = f"output_size:targetsx{rank}? kernel_size:countsx{rank}? stride:countsx{rank}?"
+    rest = f"padding:sizesx{rank} ceil_mode:bool count_include_pad:bool keepdim:bool"
+    return f"input:q output:q {sizes} {rest}"
+
+
+class QuantizedAvgPool1d(QuantizedAvgPool):
+    """Average pooling of uint8 ``(N, C, L)``."""
+
+    rank, fields = 1, _average_fields(1)
+
+
+class QuantizedAvgPool2d(QuantizedAvgPool):
+    """Average pooling of uint8 ``(N, C, H, W)``."""
+
+    rank, fields = 2, _average_fields(2)

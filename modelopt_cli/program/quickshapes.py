@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modelopt_cli.program.quantized import QuantizedConv2d
+from modelopt_cli.program.quantized_convolutions import (
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConvolution,
+)
 from modelopt_cli.program.quantized_operations import Dequantize, Quantize
 
 _UNARY = frozenset(
@@ -26,7 +30,10 @@ _UNARY_LAYERS = (
     nn.LeakyReLU, nn.Dropout, nn.Identity,
 )  # fmt: skip
 _NORMS: dict[type, tuple[int, ...]] = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
-_CONVS: dict[type, int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3, QuantizedConv2d: 2}
+_CONVS: dict[type, int] = {
+    **{nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3},
+    **{QuantizedConv1d: 1, QuantizedConv2d: 2},
+}
 
 
 def quick_result(call: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Any) -> Tensor | None:
@@ -57,7 +64,7 @@ def quick_result(call: Callable[..., Any], name: str, args: tuple[Any, ...], kwa
 
 
 def _reads_float(call: Callable[..., Any]) -> bool:
-    return not isinstance(call, QuantizedConv2d | Dequantize)
+    return not isinstance(call, QuantizedConvolution | Dequantize)
 
 
 def _layer(layer: nn.Module, x: Tensor) -> Tensor | None:
@@ -95,7 +102,7 @@ def _convolution(layer: Any, x: Tensor) -> Tensor | None:
     ):
         return None
     result = _windowed(x, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    if result is not None and isinstance(layer, QuantizedConv2d) and layer.output is not None:
+    if result is not None and isinstance(layer, QuantizedConvolution) and layer.output is not None:
         return torch.empty(result.shape, dtype=torch.uint8, device="meta")
     return result
 

@@ -10,7 +10,7 @@ from modelopt_cli.api import training
 from modelopt_cli.kernels import dispatch
 from modelopt_cli.methods import table
 from modelopt_cli.methods.context import Result
-from modelopt_cli.program.quantized import QuantizedConv2d
+from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
 
 HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
 CALIB = ["--calibration", "digits"]

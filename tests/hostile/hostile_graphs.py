@@ -11,12 +11,15 @@ from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
+from modelopt_cli.program.quantized_convolutions import QuantizedConv1d, QuantizedConv2d
 from modelopt_cli.program.quantized_operations import (
     Dequantize,
     Quantize,
     QuantizedAdd,
+    QuantizedAvgPool1d,
     QuantizedAvgPool2d,
+    QuantizedMaxPool1d,
     QuantizedMaxPool2d,
     QuantizedMul,
 )
@@ -197,6 +200,9 @@ class _Quantized(nn.Module):
         self.mul = QuantizedMul(q)
         self.average = QuantizedAvgPool2d(q, other, kernel_size=(2, 2), stride=(1, 1))
         self.adaptive = QuantizedAvgPool2d(other, q, output_size=(1, 1), keepdim=False)
+        self.rows = QuantizedConv1d(4, 4, (3,), (1,), (1,), (1,), 2, True, q, other, "relu", q)
+        self.row_pool = QuantizedMaxPool1d((2,), (1,), (0,), (1,), False)
+        self.row_average = QuantizedAvgPool1d(other, other, kernel_size=(2,), stride=(1,))
         self.linear = QuantizedLinear(4, 5, True, q, None)
         self.dynamic = DynamicLinear(5, 2, True)
 
@@ -205,7 +211,9 @@ class _Quantized(nn.Module):
         x = self.conv(self.enter(x))
         x = self.pool(self.summed(x, x))
         x = self.leave(self.add(x, x))
-        x = self.adaptive(self.average(self.mul(x, x)))
+        x = self.mul(x, x)
+        rows = self.row_average(self.row_pool(self.rows(x.flatten(2), x.flatten(2))))
+        x = self.adaptive(torch.cat([self.average(x), rows.unsqueeze(2)], 3))
         return self.dynamic(self.linear(x))  # type: ignore[no-any-return]
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from modelopt_cli.methods.quantize.rounding import quantize_weight
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
+from modelopt_cli.program.quantized_convolutions import QuantizedConv1d, QuantizedConv2d
 
 ACTIVATIONS = {
     "none": lambda y: y,
@@ -38,21 +39,25 @@ def _weights(layer: Any, groups: int, seed: int) -> None:
         layer.bias.copy_(torch.randn(len(layer.bias), generator=g))
 
 
-def conv(**changes: Any) -> QuantizedConv2d:
+def conv(kind: type = QuantizedConv2d, **changes: Any) -> Any:
+    """A convolution; whole numbers serve every dimension of space."""
     options: dict[str, Any] = {
         "in_channels": 8,
         "out_channels": 12,
-        "kernel_size": (3, 3),
-        "stride": (1, 1),
-        "padding": (1, 1),
-        "dilation": (1, 1),
+        "kernel_size": 3,
+        "stride": 1,
+        "padding": 1,
+        "dilation": 1,
         "groups": 1,
         "has_bias": True,
         "input": QParams(0.02, 113),
         "output": QParams(0.023, 101),
     } | changes
     seed = options.pop("seed", 1)
-    layer = QuantizedConv2d(**options)
+    for name in ("kernel_size", "stride", "padding", "dilation"):
+        if isinstance(options[name], int):
+            options[name] = (options[name],) * kind.rank
+    layer = kind(**options)
     _weights(layer, layer.groups, seed)
     return layer
 
@@ -72,14 +77,22 @@ def dynamic(in_features: int = 24, out_features: int = 10, bias: bool = True) ->
     return layer
 
 
-def exact_conv(layer: QuantizedConv2d, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """The layer's real output before it is rounded, float64."""
+def exact_sums(layer: Any, x: Tensor) -> Tensor:
+    """The integer sums of a convolution, float64."""
     geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    sums = F.conv2d(x.double() - layer.input.zero_point, layer.weight.double(), None, *geometry)
+    function: Any = {QuantizedConv1d: F.conv1d, QuantizedConv2d: F.conv2d}[type(layer)]
+    sums: Tensor = function(x.double() - layer.input.zero_point, layer.weight.double(), None, *geometry)
     assert torch.equal(sums, sums.round())
-    real = sums * layer.input.scale * layer.scale.double()[:, None, None]
+    return sums
+
+
+def exact_conv(layer: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """The layer's real output before it is rounded, float64."""
+    sums = exact_sums(layer, x)
+    by_channel = (-1, *[1] * (sums.dim() - 2))
+    real = sums * layer.input.scale * layer.scale.double().view(by_channel)
     if layer.bias is not None:
-        real = real + layer.bias.double()[:, None, None]
+        real = real + layer.bias.double().view(by_channel)
     if layer.residual is not None and residual is not None:
         real = real + layer.residual.scale * (residual.double() - layer.residual.zero_point)
     return ACTIVATIONS[layer.activation](real)

@@ -26,7 +26,8 @@ from modelopt_cli.kernels.dispatch import _overwritable_residuals
 from modelopt_cli.kernels.im2col import im2col
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.quantization import QParams, dynamic_qparams, quantize
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
+from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
 from modelopt_cli.program.quantized_operations import Quantize, QuantizedAdd, QuantizedMaxPool2d
 
 CONVS: dict[str, Any] = {
@@ -240,7 +241,7 @@ def test_max_pool(options: tuple[Any, Any, Any], channels_last: bool) -> None:
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     expected = F.max_pool2d(x.double(), kernel, stride, padding)
     layer = QuantizedMaxPool2d(kernel, stride, padding, (1, 1), False)
-    run = onednn.max_pool2d(layer)
+    run = onednn.max_pool(layer)
     assert (run is None) == (kernel == (1, 1))
     for form in (run, layer.emulate):
         if form is not None:
@@ -253,7 +254,7 @@ def test_max_pool(options: tuple[Any, Any, Any], channels_last: bool) -> None:
 @pytest.mark.parametrize(("dilation", "ceil"), [((2, 1), False), ((1, 1), True)])
 def test_rare_max_pool(dilation: tuple[int, int], ceil: bool) -> None:
     layer = QuantizedMaxPool2d((3, 3), (2, 2), (1, 1), dilation, ceil)
-    assert onednn.max_pool2d(layer) is None
+    assert onednn.max_pool(layer) is None
     x = random_uint8(1, 3, 20, 20)
     assert torch.equal(layer(x).double(), F.max_pool2d(x.double(), 3, 2, 1, dilation, ceil))
 

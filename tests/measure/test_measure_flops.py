@@ -14,7 +14,8 @@ import modelopt_cli  # noqa: F401  makes torchvision importable
 from modelopt_cli.errors import ArchitectureError
 from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedConv2d, QuantizedLinear
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
+from modelopt_cli.program.quantized_convolutions import QuantizedConv1d, QuantizedConv2d
 from modelopt_cli.program.quantized_operations import Quantize
 
 NETWORKS = [
@@ -89,6 +90,12 @@ LAYERS = [
         (4, 5, 5),
         6 * 25 * 2 * 9,
         id="int8-conv",
+    ),
+    pytest.param(
+        nn.Sequential(Quantize(Q), QuantizedConv1d(4, 6, (3,), (1,), (0,), (1,), 1, False, Q, None)),
+        (4, 9),
+        6 * 7 * 4 * 3,
+        id="int8-conv1d",
     ),
     pytest.param(
         nn.Sequential(Quantize(Q), QuantizedLinear(7, 5, True, Q, None)), (7,), 35, id="int8-linear"

@@ -35,8 +35,9 @@ from modelopt_cli.methods.quantize.fake_quantize import (
 )
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantization import QParams, dequantize
-from modelopt_cli.program.quantized import QuantizedConv2d, Weighted
-from modelopt_cli.program.quantized_operations import QuantizedMaxPool2d
+from modelopt_cli.program.quantized import Weighted
+from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
+from modelopt_cli.program.quantized_operations import QuantizedMaxPool
 from modelopt_cli.training import TrainConfig, Training, fit
 from modelopt_cli.training.run import Run
 
@@ -104,7 +105,7 @@ class Integers(fx.Interpreter):
         self.real[n.name] = value.clone() if isinstance(value, Tensor) else value
         if isinstance(value, Tensor) and value.dtype == torch.uint8:
             layer = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None  # type: ignore[union-attr]
-            passes = layer is None or isinstance(layer, QuantizedMaxPool2d)
+            passes = layer is None or isinstance(layer, QuantizedMaxPool)
             self.scales[n] = self.scales[n.all_input_nodes[0]] if passes else layer.output  # type: ignore[union-attr, assignment]
             self.real[n.name] = dequantize(value, self.scales[n])
         return value

@@ -1,11 +1,14 @@
 import inspect
 import json
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from modelopt_cli import program
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program import allowlist
 from modelopt_cli.program.kinds import KINDS, build, config_of, fields_of, kind_of, share
@@ -221,11 +224,11 @@ def test_no_constructor_argument_is_forgotten(kind: str) -> None:
 
 
 def test_quantized_kinds_exist() -> None:
-    from modelopt_cli.program import quantized, quantized_operations
-
+    homes = [p.stem for p in Path(program.__file__).parent.glob("quantized*.py")]
     layers = {
         name
-        for name, value in (*vars(quantized).items(), *vars(quantized_operations).items())
+        for home in homes
+        for name, value in vars(import_module(f"modelopt_cli.program.{home}")).items()
         if inspect.isclass(value) and issubclass(value, nn.Module) and vars(value).get("fields")
     }
     assert layers == {kind for kind, row in KINDS.items() if row.ours}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import QuantizedConv2d
+from modelopt_cli.program.quantized_convolutions import QuantizedConv1d, QuantizedConv2d
 from modelopt_cli.program.quantized_operations import Dequantize, Quantize
 from modelopt_cli.program.quickshapes import quick_result
 
@@ -29,6 +29,9 @@ LAYERS = {
     "dequantize": (Dequantize(Q), IMAGE.to(torch.uint8)),
     "int8 conv": (
         QuantizedConv2d(4, 6, (3, 3), (2, 2), (1, 1), (1, 1), 2, True, Q, Q), IMAGE.to(torch.uint8)
+    ),
+    "int8 conv of rows": (
+        QuantizedConv1d(5, 6, (3,), (2,), (1,), (2,), 1, True, Q, Q), TEXT.to(torch.uint8)
     ),
     "int8 conv, float out": (
         QuantizedConv2d(4, 6, (1, 3), (1, 2), (0, 1), (1, 1), 1, True, Q, None), IMAGE.to(torch.uint8)

@@ -7,26 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS, Precision
 from modelopt_cli.methods.quantize.precision_plan import Plan, Unit
 from modelopt_cli.methods.quantize.roles import (
     Role,
+    average_pool,
     avg_pool_options,
     is_mul,
     is_relu,
     quantized_max_pool,
+    zero_sides,
 )
 from modelopt_cli.methods.quantize.rounding import quantize_weight
 from modelopt_cli.program import Program
-from modelopt_cli.program.calls import arguments, operation, source
+from modelopt_cli.program.calls import arguments, source
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import QuantizedConv2d, QuantizedLinear, Weighted
-from modelopt_cli.program.quantized_operations import (
-    Dequantize,
-    Quantize,
-    QuantizedAdd,
-    QuantizedAvgPool2d,
-    QuantizedMul,
-)
+from modelopt_cli.program.quantized import Weighted
+from modelopt_cli.program.quantized_operations import Dequantize, Quantize, QuantizedAdd, QuantizedMul
 from modelopt_cli.program.rewrite import parts_of
 
 
@@ -154,35 +151,17 @@ class _Converter:
 
     def _emit_layer(self, output: fx.Node, unit: Unit) -> None:
         name = str(unit.head.target)
-        tensor = source(unit.head)
+        module, tensor = self.modules[name], source(unit.head)
         target = self._q(output) if output in self.plan.int8 else None
-        module = self.modules[name]
-        layer = self._quantized_layer(module, unit, self._q(tensor), target)
+        residual = None if unit.residual is None else self._q(unit.residual)
+        precision = Precision(self._q(tensor), target, unit.activation, residual)
+        layer = LAYER_FORMS[type(module)].make(module, precision)
         fill(layer, module, shared=f"{name}.weight" in self.shared)
         args = [self._uint8(tensor)]
         if unit.residual is not None:
             args.append(self._uint8(unit.residual))
         call = self._module(name, layer, *args, like=unit.head)
         (self.real if target is None else self.uint8)[output] = call
-
-    def _quantized_layer(
-        self, module: nn.Module, unit: Unit, source: QParams, target: QParams | None
-    ) -> QuantizedConv2d | QuantizedLinear:
-        layer: QuantizedConv2d | QuantizedLinear
-        if isinstance(module, nn.Conv2d):
-            residual = None if unit.residual is None else self._q(unit.residual)
-            layer = QuantizedConv2d(
-                **conv_options(module),
-                input=source,
-                output=target,
-                activation=unit.activation,
-                residual=residual,
-            )
-        else:
-            assert isinstance(module, nn.Linear)
-            sizes = (module.in_features, module.out_features, module.bias is not None)
-            layer = QuantizedLinear(*sizes, source, target, unit.activation)
-        return layer
 
     def _emit_add(self, output: fx.Node, unit: Unit) -> None:
         a, b = arguments(unit.head).values()
@@ -192,12 +171,12 @@ class _Converter:
     def _emit_pool(self, node: fx.Node) -> None:
         options = avg_pool_options(node, self.modules, self.plan.values)
         assert options is not None
-        pool = QuantizedAvgPool2d(self._q(source(node)), self._q(node), **options)
+        pool = average_pool(options, self._q(source(node)), self._q(node))
         self.uint8[node] = self._helper("pool", pool, self._uint8(source(node)), like=node)
 
     def _emit_pass(self, node: fx.Node) -> None:
         first = source(node)
-        pool = quantized_max_pool(node, self.modules)
+        pool, sides = quantized_max_pool(node, self.modules), zero_sides(node, self.modules)
         if pool is not None:
             self.uint8[node] = self._helper("pool", pool, self._uint8(first), like=node)
         elif is_relu(node, self.modules):
@@ -205,41 +184,15 @@ class _Converter:
             self.uint8[node] = self.graph.call_function(
                 torch.clamp, (self._uint8(first),), {"min": self._q(node).zero_point}
             )
-        elif operation(node) == "pad":
+        elif sides is not None:
             filled: dict[str, Any] = {"mode": "constant", "value": self._q(node).zero_point}
-            pad = fx.node.map_arg(arguments(node)["pad"], self._either)  # sizes may be values
+            pad = fx.node.map_arg(sides, self._either)  # sizes may be values
             self.uint8[node] = self.graph.call_function(F.pad, (self._uint8(first), pad), filled)
         else:
             self.uint8[node] = self.graph.node_copy(node, self._either)
 
     def _either(self, node: fx.Node) -> Any:
         return self.uint8[node] if node in self.uint8 else self._real(node)
-
-
-def conv_options(module: nn.Conv2d) -> dict[str, Any]:
-    """The geometry of a convolution as ``QuantizedConv2d`` takes it; padding in numbers."""
-    padding = numeric_padding(module)
-    assert padding is not None
-    return {
-        "in_channels": module.in_channels,
-        "out_channels": module.out_channels,
-        "kernel_size": tuple(module.kernel_size),
-        "stride": tuple(module.stride),
-        "padding": padding,
-        "dilation": tuple(module.dilation),
-        "groups": module.groups,
-        "has_bias": module.bias is not None,
-    }
-
-
-def numeric_padding(module: nn.Conv2d) -> tuple[int, int] | None:
-    """Padding (height, width) of a convolution, or None where it is not the same on both sides."""
-    if not isinstance(module.padding, str):
-        return module.padding[0], module.padding[1]
-    if module.padding == "valid":
-        return 0, 0
-    total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    return (total[0] // 2, total[1] // 2) if all(t % 2 == 0 for t in total) else None
 
 
 def fill(layer: Weighted, module: Any, *, shared: bool = False) -> None:

@@ -14,7 +14,7 @@ with 255 steps little is gained by training them, too (S. Esser et al., "Learned
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -141,19 +141,22 @@ class Latent(nn.Module):
         return y if self.form.output is None else fake_quantize(y, self.form.output)
 
 
-class LatentConv2d(Latent, nn.Conv2d):
+class LatentConvolution(Latent):
     """A convolution; a second input is added to its result before the activation.
 
     Args:
         like: has its geometry and bias.
-        weight: float32 ``(O, C / groups, KH, KW)``.
+        weight: float32 ``(O, C / groups, ...)``.
         scale: of the weight's steps, float32 ``(O,)``.
         form: the rest.
     """
 
+    kind: ClassVar[Any]
+    _conv_forward: Callable[..., Tensor]
+
     def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: Form) -> None:
         with torch.device("meta"):  # draws no random numbers
-            nn.Conv2d.__init__(
+            self.kind.__init__(
                 self,
                 *(like.in_channels, like.out_channels, like.kernel_size),
                 *(like.stride, like.padding, like.dilation, like.groups),
@@ -165,6 +168,18 @@ class LatentConv2d(Latent, nn.Conv2d):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         y = self._conv_forward(input, self.rounded(), self.bias)
         return self._finish(y if residual is None else y + residual)
+
+
+class LatentConv1d(LatentConvolution, nn.Conv1d):
+    """A 1-D convolution."""
+
+    kind = nn.Conv1d
+
+
+class LatentConv2d(LatentConvolution, nn.Conv2d):
+    """A 2-D convolution."""
+
+    kind = nn.Conv2d
 
 
 class LatentLinear(Latent, nn.Linear):

@@ -12,13 +12,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from modelopt_cli.methods.quantize.roles import (
-    ADD_ACTIVATIONS,
-    CONV_ACTIVATIONS,
-    LINEAR_ACTIVATIONS,
-    Role,
-    role_of,
-)
+from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
+from modelopt_cli.methods.quantize.roles import ADD_ACTIVATIONS, Role, role_of
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import operation, source
 from modelopt_cli.program.patterns import activation_of, sole_user
@@ -86,7 +81,7 @@ def make_plan(program: Program, selected: set[str]) -> Plan:
 
     Args:
         program: a float Program with batch norms folded.
-        selected: names of the Conv2d and Linear layers to quantize.
+        selected: names of the layers to quantize, each of a kind in ``LAYER_FORMS``.
     """
     plan, modules = Plan(values=program_values(program, 1)), dict(program.named_modules())
     for node in program.graph.nodes:
@@ -106,10 +101,8 @@ def make_plan(program: Program, selected: set[str]) -> Plan:
 def _add_unit(
     plan: Plan, units: dict[fx.Node, Unit], head: fx.Node, modules: Mapping[str, nn.Module]
 ) -> None:
-    if units is plan.adds:
-        fusable = ADD_ACTIVATIONS
-    else:
-        fusable = LINEAR_ACTIVATIONS if isinstance(modules[str(head.target)], nn.Linear) else CONV_ACTIVATIONS
+    is_add = units is plan.adds
+    fusable = ADD_ACTIVATIONS if is_add else LAYER_FORMS[type(modules[str(head.target)])].activations
     unit, user = Unit(head, head), sole_user(head)
     if user is not None and activation_of(user, modules) in fusable:
         unit = Unit(head, user, activation_of(user, modules) or "none")
@@ -193,7 +186,7 @@ def _fuse_residuals(plan: Plan, graph: fx.Graph, modules: Mapping[str, nn.Module
                 and conv is not None
                 and conv.activation == "none"
                 and conv.residual is None
-                and isinstance(modules[str(conv.head.target)], nn.Conv2d)
+                and LAYER_FORMS[type(modules[str(conv.head.target)])].adds
                 and sole_user(operand) is add.head
                 and plan.values[operand].shape == plan.values[other].shape
             )

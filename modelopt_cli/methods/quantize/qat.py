@@ -9,8 +9,9 @@ how float32 sums are rounded. So what is validated during training is what will 
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -23,6 +24,7 @@ from modelopt_cli.methods.quantize.fake_quantize import (
     FakeQuantized,
     Form,
     Latent,
+    LatentConv1d,
     LatentConv2d,
     LatentLinear,
     Real,
@@ -30,15 +32,18 @@ from modelopt_cli.methods.quantize.fake_quantize import (
 from modelopt_cli.methods.quantize.roles import SHAPE_OPERATIONS
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.calls import operation
-from modelopt_cli.program.quantized import DynamicLinear, Quantized, QuantizedConv2d, Weighted
+from modelopt_cli.program.quantized import DynamicLinear, Quantized, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized_convolutions import QuantizedConv1d, QuantizedConv2d
 from modelopt_cli.program.quantized_operations import (
     Dequantize,
     Quantize,
     QuantizedAdd,
-    QuantizedAvgPool2d,
-    QuantizedMaxPool2d,
+    QuantizedAvgPool,
+    QuantizedMaxPool,
     QuantizedMul,
 )
+
+_MAX_POOLS: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d}
 
 
 def prepare(program: Program) -> Program:
@@ -107,25 +112,31 @@ def _trained_form(layer: nn.Module, encoding: Encoding | None) -> nn.Module | No
 
 
 def _weighted(layer: Weighted) -> Latent:
-    groups = layer.groups if isinstance(layer, QuantizedConv2d) else 1
     form = Form(
-        bounded=not is_depthwise(tuple(layer.weight.shape), groups),
+        bounded=not is_depthwise(tuple(layer.weight.shape), getattr(layer, "groups", 1)),
         dynamic=isinstance(layer, DynamicLinear),
         activation=layer.activation,
         output=layer.output,
     )
-    kind = LatentConv2d if isinstance(layer, QuantizedConv2d) else LatentLinear
-    return kind(layer, layer.float_weight(), layer.scale, form)
+    return _LATENT[type(layer)](layer, layer.float_weight(), layer.scale, form)
+
+
+_LATENT: dict[type[nn.Module], Callable[..., Latent]] = {
+    **dict.fromkeys((nn.Conv1d, QuantizedConv1d), LatentConv1d),
+    **dict.fromkeys((nn.Conv2d, QuantizedConv2d), LatentConv2d),
+    **dict.fromkeys((nn.Linear, QuantizedLinear, DynamicLinear), LatentLinear),
+}
+"""Class of a layer, float or int8, to the class that is trained in its place."""
 
 
 def _unweighted(layer: Quantized) -> nn.Module:
-    if isinstance(layer, QuantizedMaxPool2d):
-        return nn.MaxPool2d(
-            layer.kernel_size, layer.stride, layer.padding, layer.dilation, ceil_mode=layer.ceil_mode
-        )
+    if isinstance(layer, QuantizedMaxPool):
+        windows = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        pool: nn.Module = _MAX_POOLS[layer.rank](*windows, ceil_mode=layer.ceil_mode)
+        return pool
     if isinstance(layer, Dequantize):
         return Real()
-    assert isinstance(layer, Quantize | QuantizedAdd | QuantizedMul | QuantizedAvgPool2d)
+    assert isinstance(layer, Quantize | QuantizedAdd | QuantizedMul | QuantizedAvgPool)
     return FakeQuantized(layer.real, layer.output)
 
 
@@ -134,12 +145,10 @@ def _stored(layer: nn.Module, encoding: Encoding | None) -> nn.Module | None:
     stored = channel_scale(encoding)
     if stored is None:
         return None
-    scale, form = stored.float(), Form(bounded=False)
-    if type(layer) is nn.Conv2d and layer.weight.dtype == torch.float32:
-        return LatentConv2d(layer, layer.weight, scale, form)
-    if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
-        return LatentLinear(layer, layer.weight, scale, form)
-    return None
+    latent = _LATENT.get(type(layer))
+    if latent is None or layer.weight.dtype != torch.float32:
+        return None
+    return latent(layer, layer.weight, stored.float(), Form(bounded=False))
 
 
 def _forget_steps(network: Program, name: str) -> None:
@@ -172,4 +181,4 @@ def _is_uint8(node: fx.Node, layers: Mapping[str, nn.Module]) -> bool:
         return False
     layer = layers[str(node.target)]
     rounds = isinstance(layer, Quantized) and getattr(layer, "output", None) is not None
-    return rounds or isinstance(layer, QuantizedMaxPool2d)
+    return rounds or isinstance(layer, QuantizedMaxPool)

@@ -8,8 +8,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.program.calls import arguments, operation, source
+from modelopt_cli.program.fold import zero_padding
 from modelopt_cli.program.patterns import activation_of
-from modelopt_cli.program.quantized_operations import QuantizedMaxPool2d
+from modelopt_cli.program.quantization import QParams
+from modelopt_cli.program.quantized_operations import (
+    QuantizedAvgPool,
+    QuantizedAvgPool1d,
+    QuantizedAvgPool2d,
+    QuantizedMaxPool,
+    QuantizedMaxPool1d,
+    QuantizedMaxPool2d,
+)
 
 
 class Role(Enum):
@@ -48,8 +57,6 @@ PASS_OPERATIONS = (
 )
 SHAPE_OPERATIONS = frozenset({"size", "getattr"})
 
-CONV_ACTIVATIONS = {"relu", "relu6", "hardswish", "silu"}
-LINEAR_ACTIVATIONS = {"relu", "gelu"}
 ADD_ACTIVATIONS = {"relu", "relu6"}
 
 
@@ -77,10 +84,12 @@ def role_of(node: fx.Node, modules: Mapping[str, nn.Module], values: Mapping[fx.
         modules: the Program's layers by path.
         values: its values by node, as ``program.values.infer`` gives them.
     """
-    if max_pool_options(node, modules):
+    if quantized_max_pool(node, modules) is not None:
         return Role.PASS
     if avg_pool_options(node, modules, values):
         return Role.POOL
+    if zero_sides(node, modules) is not None:
+        return Role.PASS
     if node.op == "call_module":
         return Role.PASS if isinstance(modules[str(node.target)], PASS_MODULES) else Role.FLOAT
     name = operation(node)
@@ -89,8 +98,6 @@ def role_of(node: fx.Node, modules: Mapping[str, nn.Module], values: Mapping[fx.
     if name in ("add", "cat"):
         two = name == "cat" or _takes_two_tensors(node, values)
         return Role.FLOAT if not two else Role.CAT if name == "cat" else Role.ADD
-    if name == "pad":
-        return Role.PASS if _pads_with_zero(node) else Role.FLOAT
     moves = name in PASS_OPERATIONS and _moves_tensor(node, values)
     return Role.PASS if moves else Role.FLOAT
 
@@ -102,76 +109,94 @@ def _moves_tensor(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
     return split or isinstance(value, Tensor)
 
 
-def _pads_with_zero(node: fx.Node) -> bool:
-    given = arguments(node)
-    return given["mode"] == "constant" and given["value"] in (None, 0, 0.0)
+def zero_sides(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[Any] | None:
+    """The argument of ``F.pad`` that a node stands for, where it pads with zeros."""
+    return zero_padding(node, modules[str(node.target)] if node.op == "call_module" else None)
 
 
-def _pair(value: Any) -> tuple[int, int] | None:
+def _sizes(value: Any, rank: int) -> tuple[int, ...] | None:
+    """One whole number for each dimension of space; None for anything else."""
     if isinstance(value, int):
-        return value, value
-    if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, int) for v in value):
-        return value[0], value[1]
-    return None
+        return (value,) * rank
+    whole = isinstance(value, tuple | list) and all(isinstance(v, int) for v in value)
+    return tuple(value) * (rank if len(value) == 1 else 1) if whole and len(value) in (1, rank) else None
 
 
-def max_pool_options(node: fx.Node, modules: Mapping[str, nn.Module]) -> dict[str, Any] | None:
-    """Options of a ``QuantizedMaxPool2d`` in place of this node, or None."""
-    given: Mapping[str, Any]
-    if node.op == "call_module":
-        module = modules[str(node.target)]
-        if not isinstance(module, nn.MaxPool2d):
-            return None
-        given = vars(module)
-    elif operation(node) == "max_pool2d":
-        given = arguments(node)
-    else:
-        return None
-    kernel = _pair(given.get("kernel_size"))
-    stride = _pair(given.get("stride")) or kernel
-    padding, dilation = _pair(given.get("padding", 0)), _pair(given.get("dilation", 1))
-    if given.get("return_indices") or None in (kernel, padding, dilation):
-        return None
-    sizes = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-    return {**sizes, "ceil_mode": bool(given.get("ceil_mode", False))}
+_MAX_POOLS: dict[type[nn.Module] | str, type[QuantizedMaxPool]] = {
+    **{nn.MaxPool1d: QuantizedMaxPool1d, nn.MaxPool2d: QuantizedMaxPool2d},
+    **{"max_pool1d": QuantizedMaxPool1d, "max_pool2d": QuantizedMaxPool2d},
+}
+_ADAPTIVE: dict[type[nn.Module] | str, int] = {
+    **{nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2},
+    **{"adaptive_avg_pool1d": 1, "adaptive_avg_pool2d": 2},
+}
+_WINDOWED: dict[type[nn.Module] | str, int] = {
+    **{nn.AvgPool1d: 1, nn.AvgPool2d: 2},
+    **{"avg_pool1d": 1, "avg_pool2d": 2},
+}
+"""Layers and operations that pool, by class and by name, and their dimensions of space."""
+_AVERAGES: dict[int, type[QuantizedAvgPool]] = {1: QuantizedAvgPool1d, 2: QuantizedAvgPool2d}
 
 
-def quantized_max_pool(node: fx.Node, modules: Mapping[str, nn.Module]) -> QuantizedMaxPool2d | None:
+def _called(node: fx.Node, modules: Mapping[str, nn.Module]) -> type[nn.Module] | str:
+    """Class of the layer or name of the operation that a node calls."""
+    return type(modules[str(node.target)]) if node.op == "call_module" else operation(node)
+
+
+def _given(node: fx.Node, modules: Mapping[str, nn.Module]) -> Mapping[str, Any]:
+    """Settings of what a node calls."""
+    return vars(modules[str(node.target)]) if node.op == "call_module" else arguments(node)
+
+
+def quantized_max_pool(node: fx.Node, modules: Mapping[str, nn.Module]) -> QuantizedMaxPool | None:
     """The quantized pooling in place of this node, or None where it is no max pooling."""
-    options = max_pool_options(node, modules)
-    return QuantizedMaxPool2d(**options) if options else None
+    pool = _MAX_POOLS.get(_called(node, modules))
+    if pool is None:
+        return None
+    given = _given(node, modules)
+    kernel = _sizes(given.get("kernel_size"), pool.rank)
+    stride = _sizes(given.get("stride"), pool.rank) or kernel
+    padding, dilation = (
+        _sizes(given.get("padding", 0), pool.rank),
+        _sizes(given.get("dilation", 1), pool.rank),
+    )
+    if kernel is None or stride is None or padding is None or dilation is None or given.get("return_indices"):
+        return None
+    return pool(kernel, stride, padding, dilation, bool(given.get("ceil_mode", False)))
 
 
 def avg_pool_options(
     node: fx.Node, modules: Mapping[str, nn.Module], values: Mapping[fx.Node, Any]
 ) -> dict[str, Any] | None:
-    """Options of a ``QuantizedAvgPool2d`` in place of this node, or None."""
-    if node.op == "call_module":
-        module = modules[str(node.target)]
-        if isinstance(module, nn.AdaptiveAvgPool2d):
-            return _adaptive(module.output_size)
-        return _window(vars(module)) if isinstance(module, nn.AvgPool2d) else None
-    name = operation(node)
-    if name == "adaptive_avg_pool2d":
-        return _adaptive(arguments(node)["output_size"])
-    if name == "avg_pool2d":
-        return _window(arguments(node))
-    return _mean(arguments(node), values) if name == "mean" else None
+    """Options of the quantized average pooling in place of this node, with its ``rank``, or None."""
+    kind = _called(node, modules)
+    if kind in _ADAPTIVE:
+        return _adaptive(_given(node, modules)["output_size"], _ADAPTIVE[kind])
+    if kind in _WINDOWED:
+        return _window(_given(node, modules), _WINDOWED[kind])
+    return _mean(arguments(node), values) if kind == "mean" else None
 
 
-def _adaptive(output_size: Any) -> dict[str, Any] | None:
-    if isinstance(output_size, int):
-        return {"output_size": (output_size, output_size)}
-    return {"output_size": tuple(output_size)} if isinstance(output_size, tuple | list) else None
+def average_pool(options: Mapping[str, Any], before: QParams, after: QParams) -> QuantizedAvgPool:
+    """The quantized pooling of these options."""
+    rest = {name: value for name, value in options.items() if name != "rank"}
+    return _AVERAGES[options["rank"]](before, after, **rest)
 
 
-def _window(given: Mapping[str, Any]) -> dict[str, Any] | None:
-    kernel, padding = _pair(given.get("kernel_size")), _pair(given.get("padding", 0))
+def _adaptive(output_size: Any, rank: int) -> dict[str, Any] | None:
+    sizes = (output_size,) * rank if isinstance(output_size, int) else output_size
+    fits = isinstance(sizes, tuple | list) and len(sizes) == rank
+    return {"rank": rank, "output_size": tuple(sizes)} if fits else None
+
+
+def _window(given: Mapping[str, Any], rank: int) -> dict[str, Any] | None:
+    kernel, padding = _sizes(given.get("kernel_size"), rank), _sizes(given.get("padding", 0), rank)
     if kernel is None or padding is None or given.get("divisor_override") is not None:
         return None
     return {
+        "rank": rank,
         "kernel_size": kernel,
-        "stride": _pair(given.get("stride")) or kernel,
+        "stride": _sizes(given.get("stride"), rank) or kernel,
         "padding": padding,
         "ceil_mode": bool(given.get("ceil_mode", False)),
         "count_include_pad": bool(given.get("count_include_pad", True)),
@@ -179,10 +204,13 @@ def _window(given: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _mean(given: Mapping[str, Any], values: Mapping[fx.Node, Any]) -> dict[str, Any] | None:
-    """The mean over height and width of a tensor ``(N, C, H, W)``."""
+    """The mean over all dimensions of space of a tensor ``(N, C, ...)``."""
     value, dims = values.get(given["input"]), given.get("dim")
-    if not isinstance(value, Tensor) or value.dim() != 4 or not isinstance(dims, tuple | list):
+    dims = [dims] if isinstance(dims, int) else dims
+    rank = value.dim() - 2 if isinstance(value, Tensor) else 0
+    if rank not in _AVERAGES or not isinstance(dims, tuple | list) or given.get("dtype") is not None:
         return None
-    if given.get("dtype") is not None or sorted(d % 4 for d in dims if isinstance(d, int)) != [2, 3]:
+    space = [*range(2, rank + 2)]
+    if sorted(d % (rank + 2) for d in dims if isinstance(d, int)) != space or len(dims) != rank:
         return None
-    return {"output_size": (1, 1), "keepdim": bool(given.get("keepdim", False))}
+    return {"rank": rank, "output_size": (1,) * rank, "keepdim": bool(given.get("keepdim", False))}

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.quantize.calibration import calibrate
 from modelopt_cli.methods.quantize.candidates import select_candidates, shared_weights
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.conversion import convert, numeric_padding, values_to_observe
+from modelopt_cli.methods.quantize.conversion import convert, values_to_observe
 from modelopt_cli.methods.quantize.histogram import Histogram
+from modelopt_cli.methods.quantize.layer_forms import obstacle
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.precision_plan import make_plan
 from modelopt_cli.methods.quantize.schemes import SCHEMES, Source, usable
@@ -35,7 +36,7 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
             hint=f"give {option('data')}, or use {option('scheme')} {others}, which need none",
         )
     split = split_attention(inference_form(program))
-    selected, skipped = select_candidates(split, config, _obstacle)
+    selected, skipped = select_candidates(split, config, obstacle)
     shared = shared_weights(program, split)
     # A batch norm would give every channel of a shared weight values of its own.
     unfolded = {layer for name in shared if (layer := name.rpartition(".")[0]) not in selected}
@@ -52,13 +53,3 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
     calibrate(ready, watched, batches, context.progress, sample.size)
     qparams = {value: histogram.qparams() for value, histogram in histograms.items()}
     return Result(convert(ready, plan, qparams, shared), skipped)
-
-
-def _obstacle(module: nn.Module) -> str | None:
-    if isinstance(module, nn.Linear):
-        return None
-    if not isinstance(module, nn.Conv2d):
-        return f"no int8 kernel for {type(module).__name__}"
-    if module.padding_mode != "zeros":
-        return f"padding mode {module.padding_mode!r}"
-    return None if numeric_padding(module) is not None else "padding differs between the sides"

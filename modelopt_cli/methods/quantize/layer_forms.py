@@ -1,0 +1,98 @@
+"""Float layers and the int8 layers that they become: one row for each kind."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from modelopt_cli.program.quantization import QParams
+from modelopt_cli.program.quantized import QuantizedLinear, Weighted
+from modelopt_cli.program.quantized_convolutions import (
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConvolution,
+)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Surroundings of an int8 layer: what it reads and what it makes.
+
+    Attributes:
+        input: scale and zero point of its input.
+        output: of its output; None where that stays float32.
+        activation: a key of ``ACTIVATIONS``, applied to its sums.
+        residual: scale and zero point of what is added to them before, if anything is.
+    """
+
+    input: QParams
+    output: QParams | None = None
+    activation: str = "none"
+    residual: QParams | None = None
+
+
+@dataclass(frozen=True)
+class LayerForm:
+    """The int8 form of a kind of layer.
+
+    Attributes:
+        make: the int8 layer, its tensors still to be filled.
+        obstacle: reason why a layer of the kind has none, or None where it has.
+        activations: those that it can apply itself.
+        adds: a second tensor can be added to its sums.
+    """
+
+    make: Callable[[Any, Precision], Weighted]
+    obstacle: Callable[[Any], str | None] = lambda layer: None
+    activations: frozenset[str] = frozenset()
+    adds: bool = False
+
+
+def _convolution(kind: type[QuantizedConvolution]) -> LayerForm:
+    def make(layer: Any, precision: Precision) -> QuantizedConvolution:
+        return kind(**conv_options(layer), **vars(precision))
+
+    return LayerForm(make, _conv_obstacle, frozenset({"relu", "relu6", "hardswish", "silu"}), adds=True)
+
+
+def _conv_obstacle(layer: Any) -> str | None:
+    if layer.padding_mode != "zeros":
+        return f"padding mode {layer.padding_mode!r}"
+    return None if numeric_padding(layer) is not None else "padding differs between the sides"
+
+
+def conv_options(layer: Any) -> dict[str, Any]:
+    """The geometry of a convolution as its int8 form takes it; padding in numbers."""
+    sizes = {name: tuple(getattr(layer, name)) for name in ("kernel_size", "stride", "dilation")}
+    channels = {name: getattr(layer, name) for name in ("in_channels", "out_channels", "groups")}
+    return {**channels, **sizes, "padding": numeric_padding(layer), "has_bias": layer.bias is not None}
+
+
+def numeric_padding(layer: Any) -> tuple[int, ...] | None:
+    """Padding of a convolution in each dimension, or None where it is not the same on both sides."""
+    if not isinstance(layer.padding, str):
+        return tuple(layer.padding)
+    if layer.padding == "valid":
+        return (0,) * len(layer.kernel_size)
+    total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    return tuple(t // 2 for t in total) if all(t % 2 == 0 for t in total) else None
+
+
+def _linear(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
+    sizes = (layer.in_features, layer.out_features, layer.bias is not None)
+    return QuantizedLinear(*sizes, precision.input, precision.output, precision.activation)
+
+
+LAYER_FORMS: dict[type[nn.Module], LayerForm] = {
+    nn.Conv1d: _convolution(QuantizedConv1d),
+    nn.Conv2d: _convolution(QuantizedConv2d),
+    nn.Linear: LayerForm(_linear, activations=frozenset({"relu", "gelu"})),
+}
+"""Class of a float layer to its int8 form."""
+
+
+def obstacle(layer: nn.Module) -> str | None:
+    """Reason why a layer cannot become int8 with fixed scales, or None where it can."""
+    form = LAYER_FORMS.get(type(layer))
+    return f"no int8 kernel for {type(layer).__name__}" if form is None else form.obstacle(layer)

@@ -1,0 +1,92 @@
+"""Quantized convolutions over one, two or three dimensions of space.
+
+Their kernels compute all of them as 2-D convolutions (``kernels.lowering``); the float32 forms here do not.
+"""
+
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, require_maps
+from modelopt_cli.program.quantized import Weighted
+
+_FUNCTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def _fields(rank: int) -> str:
+    windows = f"kernel_size:countsx{rank} stride:countsx{rank} padding:sizesx{rank} dilation:countsx{rank}"
+    rest = f"groups:count has_bias:bool input:q output:q? activation:{'|'.join(ACTIVATIONS)} residual:q?"
+    return f"in_channels:count out_channels:count {windows} {rest}"
+
+
+class QuantizedConvolution(Weighted):
+    """Convolution, uint8 ``(N, C, ...)`` in; uint8 or, where ``output`` is None, float32 out.
+
+    ``residual`` adds a second uint8 input to the result before the activation.
+
+    Attributes:
+        rank: number of dimensions of space.
+    """
+
+    rank: ClassVar[int]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+        has_bias: bool,
+        input: QParams,
+        output: QParams | None,
+        activation: str = "none",
+        residual: QParams | None = None,
+    ) -> None:
+        super().__init__()
+        if residual is not None and output is None:
+            raise ValueError("a fused residual needs a quantized output")
+        if in_channels % groups or out_channels % groups:
+            raise ValueError("the channels cannot be divided by groups")
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride = kernel_size, stride
+        self.padding, self.dilation, self.groups = padding, dilation, groups
+        self.has_bias = has_bias
+        self.input, self.output, self.residual = input, output, residual
+        self.arity = 1 if residual is None else 2
+        self.activation = activation
+        self._allocate((out_channels, in_channels // groups, *kernel_size), has_bias)
+
+    @property
+    def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
+        """Stride, padding, dilation and groups, as torch's functions take them."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The convolution itself, in floating point: ``x`` and ``weight`` are of one type."""
+        y: Tensor = _FUNCTIONS[self.rank](x, weight, bias, *self.geometry)
+        return y
+
+    def emulate(self, *args: Tensor) -> Tensor:
+        require_maps(args[0], self.rank)
+        y = self.convolve(dequantize(args[0], self.input), self.float_weight(), self.bias)
+        if self.residual is not None:
+            if args[1].shape != y.shape:
+                raise ValueError(f"the residual has the shape {tuple(args[1].shape)}, not {tuple(y.shape)}")
+            y = y + dequantize(args[1], self.residual)
+        return self._finish(y)
+
+
+class QuantizedConv1d(QuantizedConvolution):
+    """1-D convolution of ``(N, C, L)``."""
+
+    rank, fields = 1, _fields(1)
+
+
+class QuantizedConv2d(QuantizedConvolution):
+    """2-D convolution of ``(N, C, H, W)``."""
+
+    rank, fields = 2, _fields(2)

@@ -1,0 +1,121 @@
+"""Convolutions that are computed as 2-D ones: every backend has the integer sums of float64, exactly."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import assert_matches, conv, exact_conv, exact_sums, random_uint8
+from torch import Tensor
+
+from modelopt_cli.kernels import BACKENDS
+from modelopt_cli.program.quantization import QParams
+from modelopt_cli.program.quantized_convolutions import QuantizedConv1d
+
+SIDES = {QuantizedConv1d: (19,)}
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "rows": (QuantizedConv1d, {}),
+    "rows, strided": (QuantizedConv1d, {"kernel_size": 5, "stride": 3, "padding": 2}),
+    "rows, dilated": (QuantizedConv1d, {"dilation": 4, "padding": 4}),
+    "rows, depthwise": (QuantizedConv1d, {"in_channels": 12, "groups": 12}),
+    "rows, grouped": (QuantizedConv1d, {"groups": 2, "has_bias": False}),
+    "rows, pointwise": (QuantizedConv1d, {"kernel_size": 1, "padding": 0}),
+    "rows, one channel": (QuantizedConv1d, {"in_channels": 1, "kernel_size": 9, "stride": 4}),
+    "rows, odd": (QuantizedConv1d, {"in_channels": 7, "out_channels": 5}),
+    "rows, windows in the padding": (QuantizedConv1d, {"padding": 5}),
+    "rows, added": (QuantizedConv1d, {"residual": QParams(0.017, 77), "activation": "relu"}),
+}
+KERNELS = ["emulate", *BACKENDS]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(before)
+
+
+def kernel(layer: Any, name: str) -> Any:
+    run = layer.emulate if name == "emulate" else BACKENDS[name].build(layer, False)
+    assert run is not None
+    return run
+
+
+def inputs(layer: Any, batch: int = 2) -> list[Tensor]:
+    x = random_uint8(batch, layer.in_channels, *SIDES[type(layer)])
+    if layer.residual is None:
+        return [x]
+    return [x, random_uint8(*exact_sums(layer, x).shape, seed=9)]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("backend", KERNELS)
+def test_outputs(name: str, backend: str) -> None:
+    kind, options = CASES[name]
+    for zero_point, activation in ((113, options.get("activation", "none")), (0, "relu"), (255, "silu")):
+        layer = conv(kind, **options | {"input": QParams(0.02, zero_point), "activation": activation})
+        args = inputs(layer)
+        before = [x.clone() for x in args]
+        assert_matches(kernel(layer, backend)(*args), exact_conv(layer, *args), layer.output)
+        assert all(map(torch.equal, args, before))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sums_are_the_same_integers(name: str, backend: str) -> None:
+    kind, options = CASES[name]
+    plain = {"input": QParams(1.0, 200), "output": None, "residual": None, "activation": "none"}
+    layer = conv(kind, **options | plain | {"has_bias": False})
+    layer.scale.fill_(1.0)
+    (x,) = inputs(layer)
+    assert torch.equal(kernel(layer, backend)(x).double(), exact_sums(layer, x))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    groups=st.sampled_from([1, 2, 3]),
+    channels=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    kernel_size=st.integers(1, 5),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 3),
+    dilation=st.integers(1, 3),
+    zero_point=st.integers(0, 255),
+    batch=st.integers(1, 3),
+)
+def test_any_rows(
+    groups: int, channels: tuple[int, int], zero_point: int, batch: int, **geometry: int
+) -> None:
+    with torch.inference_mode():
+        layer = conv(
+            QuantizedConv1d,
+            in_channels=groups * channels[0],
+            out_channels=groups * channels[1],
+            groups=groups,
+            input=QParams(0.02, zero_point),
+            output=None,
+            **geometry,
+        )
+        (x,) = inputs(layer, batch)
+        for backend in KERNELS:
+            assert_matches(kernel(layer, backend)(x), exact_conv(layer, x), None)
+
+
+def test_rows_are_not_copied() -> None:
+    layer = conv(QuantizedConv1d, kernel_size=1, padding=0)
+    x = random_uint8(2, 19, 8).transpose(1, 2)  # channels last in memory
+    seen: list[Tensor] = []
+    lowered = _lowered(layer)
+    y = lowered.around(lambda image: (seen.append(image), image)[1])(x)
+    assert seen[0].shape == (2, 8, 1, 19)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert seen[0].data_ptr() == x.data_ptr() == y.data_ptr()
+    assert lowered.conv.weight.data_ptr() == layer.weight.data_ptr()
+
+
+def _lowered(layer: Any) -> Any:
+    from modelopt_cli.kernels.lowering import LOWERINGS
+
+    return LOWERINGS[type(layer)](layer)

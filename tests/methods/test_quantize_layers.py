@@ -1,0 +1,142 @@
+"""Static int8 of each kind of layer: a small network of it next to float32, in memory and from its file."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from quantize_networks import Images, captured, count, sqnr
+from test_quantize_qat import Beside, Integers
+from torch import Tensor, nn
+
+from modelopt_cli.artifact import read_program, write_program
+from modelopt_cli.kernels import BACKENDS, prepare
+from modelopt_cli.measure.coverage import coverage
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.quantize import qat
+from modelopt_cli.methods.quantize.apply import apply
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
+from modelopt_cli.methods.quantize.schemes import SCHEMES
+from modelopt_cli.program import Program
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Rows(nn.Module):
+    """A keyword spotter: residual, batch norm, depthwise, dilation, causal padding, pools, joined rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv1d(5, 16, 5, 2, 2, bias=False), nn.BatchNorm1d(16)
+        self.deep, self.point = nn.Conv1d(16, 16, 7, padding=3, groups=16), nn.Conv1d(16, 16, 1)
+        self.causal, self.pool = nn.Conv1d(16, 12, 3, dilation=2), nn.MaxPool1d(3, 2, 1)
+        self.left, self.right = nn.ConstantPad1d((1, 0), 0.0), nn.ZeroPad1d((0, 1))
+        self.last, self.head = nn.Conv1d(24, 20, 3), nn.Linear(20, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(torch.relu(self.norm(self.stem(x))))
+        x = torch.relu(self.point(F.hardswish(self.deep(x))) + x)
+        x = self.causal(F.pad(x, (4, 0)))
+        x = F.silu(self.last(self.right(self.left(torch.cat([x, F.avg_pool1d(x, 3, 1, 1)], 1)))))
+        result: Tensor = self.head(F.adaptive_avg_pool1d(F.max_pool1d(x, 2), 1).squeeze(-1))
+        return result
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network of one kind of layer.
+
+    Attributes:
+        make: the network.
+        shape: of one sample.
+        kinds: int8 layers that it must become, and how many of each.
+    """
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    kinds: dict[str, int]
+
+
+NETWORKS = {
+    "rows": Case(
+        Rows,
+        (5, 48),
+        {
+            **{"QuantizedConv1d": 5, "QuantizedLinear": 1, "QuantizedMaxPool1d": 2, "QuantizedAvgPool1d": 2},
+            **{"Quantize": 1, "Dequantize": 0},
+        },
+    ),
+}
+
+
+def samples(case: Case, n: int = 16, seed: int = 1) -> Tensor:
+    return torch.randn(n, *case.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def float_program(case: Case) -> Program:
+    torch.manual_seed(0)
+    model = case.make()
+    for norm in model.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.momentum = None
+    with torch.no_grad():
+        model.train()(samples(case, 32, 7))
+    return captured(model, *case.shape)
+
+
+def int8_program(case: Case, program: Program, scheme: str = "int8") -> Program:
+    context = Context(data=Images(samples(case)))  # type: ignore[arg-type]
+    return apply(program, QuantizeConfig(scheme), context).program
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+class TestEveryKind:
+    def test_is_near_float32_on_every_backend_and_from_its_file(self, name: str, tmp_path: Path) -> None:
+        case = NETWORKS[name]
+        program = float_program(case)
+        int8 = int8_program(case, program)
+        covered = coverage(int8)
+        assert covered.compressed == covered.total > 0
+        assert {kind: count(int8, kind) for kind in case.kinds} == case.kinds
+        x = samples(case)
+        write_program(int8, tmp_path / "net.safetensors")
+        again = prepare(read_program(tmp_path / "net.safetensors"))
+        with torch.inference_mode():
+            expected, found = program(x), prepare(int8)(x)
+            assert sqnr(expected, found) > 30
+            assert torch.equal(again(x), found)
+            for backend in BACKENDS:
+                other = prepare(copy.deepcopy(int8), backend=backend)(x)
+                assert sqnr(expected, other) > 30
+                assert sqnr(found, other) > 35  # a step up or down next to a tie
+
+    def test_is_trained_as_it_computes(self, name: str) -> None:
+        case = NETWORKS[name]
+        int8 = int8_program(case, float_program(case))
+        network, exact, x = qat.prepare(int8).eval(), Integers(int8), samples(case, 4)
+        with torch.no_grad():
+            exact.run(x)
+            beside = Beside(network, exact)
+            beside.run(x)
+        apart = torch.cat(beside.apart)
+        assert apart.max() < 1.001
+        assert (apart > 0.001).float().mean() < 1e-3
+        made, before = qat.convert(network, int8).state_dict(), int8.state_dict()
+        assert all(torch.equal(made[key], before[key]) for key in before)
+        network.train()(x).pow(2).sum().backward()
+        assert all(p.grad is not None and bool(p.grad.any()) for p in network.parameters())
+
+
+def test_the_scheme_lists_the_kinds_that_have_a_form() -> None:
+    assert SCHEMES["int8"].layers == tuple(kind.__name__ for kind in LAYER_FORMS)
