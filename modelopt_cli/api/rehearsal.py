@@ -117,7 +117,7 @@ def require_other_samples(
 def seen_in_training(opened: Opened, calibration: Samples | None) -> str | None:
     """A warning where the history says that the network was trained on its calibration data."""
     history = opened.program.history if opened.program is not None else ()
-    trained = {entry.get("data") for entry in history if entry.get("method") == "train"}
+    trained = {entry["data"] for entry in history if "data" in entry}
     if calibration not in trained:
         return None
     where = f"the network was trained on {name_of(calibration)}"

@@ -1,32 +1,21 @@
 """Integer layers of networks whose file holds their tensors and no graph."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from modelopt_cli.program import Encoding
-from modelopt_cli.program.quantized import DynamicLinear
+from modelopt_cli.program.kinds import KINDS, class_of
+from modelopt_cli.program.quantized import Weighted
 
 
-def dynamic_linear(linear: nn.Linear, scale: Tensor) -> DynamicLinear:
-    """The dynamic int8 form of a linear layer whose weight was decoded from int8.
-
-    Args:
-        linear: each row of its weight ``(O, C)`` consists of exact multiples of its scale.
-        scale: ``(O,)``.
-    """
-    layer = DynamicLinear(linear.in_features, linear.out_features, linear.bias is not None)
-    scale = scale.float()
-    layer.weight.copy_((linear.weight.detach() / scale.view(-1, 1)).round())
-    layer.scale.copy_(scale)
-    if layer.bias is not None:
-        layer.bias.copy_(linear.bias.detach())
-    return layer
-
-
-REBUILT: dict[str, Callable[[nn.Linear, Tensor], nn.Module]] = {DynamicLinear.scheme: dynamic_linear}
-"""By the scheme that a file's history names: what makes an integer layer of a float one and its scale."""
+@cache
+def restored_kinds() -> dict[str, type[Weighted]]:
+    """Classes of the integer layers that are put back where there is no graph, by their scheme."""
+    ours = (class_of(kind) for kind, row in KINDS.items() if row.ours)
+    return {kind.scheme: kind for kind in ours if issubclass(kind, Weighted) and kind.float_layer is not None}
 
 
 def restore_integer_layers(
@@ -36,19 +25,25 @@ def restore_integer_layers(
 
     Args:
         module: its weights are those of the file.
-        history: the file's.
+        history: the file's; the last scheme in it counts.
         encodings: how the file stores its weights.
     """
     nothing: dict[str, Any] = {}
-    last = next((e for e in reversed(history) if e.get("method") == "quantize"), nothing)
-    rebuilt = REBUILT.get(str(last.get("config", {}).get("scheme")))  # a file may say anything
-    if rebuilt is None:
+    last = next((entry for entry in reversed(history) if _scheme(entry)), nothing)
+    kind = restored_kinds().get(_scheme(last))
+    if kind is None or kind.float_layer is None:
         return
     skipped = last.get("skipped", {})
     for name, encoding in encodings.items():
         layer = name.rpartition(".")[0] or name
         if "scale" not in encoding.parts or name in skipped or layer in skipped:
             continue
-        linear = module.get_submodule(layer)
-        if isinstance(linear, nn.Linear):
-            module.set_submodule(layer, rebuilt(linear, encoding.parts["scale"]))
+        part = module.get_submodule(layer)
+        if isinstance(part, kind.float_layer):
+            module.set_submodule(layer, kind.of_float(part, encoding.parts["scale"]))
+
+
+def _scheme(entry: Mapping[str, Any]) -> str:
+    """The scheme of quantization that an entry of a history names, which may say anything, or nothing."""
+    config = entry.get("config")
+    return str(config.get("scheme", "")) if isinstance(config, dict) else ""

@@ -54,10 +54,9 @@ class Method:
 
     Attributes:
         config: frozen dataclass that says what to do; its fields are the command's options, and its ``code``
-            is how files are written by default.
+            is how files are written by default, its ``method`` the name of the command.
         apply: does it: ``apply(program, config, context)`` with an instance of ``config``. The
-            Program given is left as it is; the new one's history is one entry longer, and that
-            entry's ``method`` is the row's name.
+            Program given is left as it is; the new one's history is one entry longer, which names the method.
         apply_to_tensors: the same for tensors without a graph; None where the method needs one.
         stage: name of the work where progress is shown.
         reads_data: True if it looks at samples where there are some.
@@ -108,7 +107,7 @@ def _remedy(config: QuantizeConfig) -> str:
 def _quantize_tensors(tensors: Tensors, config: QuantizeConfig, context: Context) -> TensorsResult:
     layers = None if tensors.network is None else dict(tensors.network.named_modules())
     made = quantize_state(tensors.state, config, layers, tensors.encodings, context.progress)
-    entry = _entry("quantize", config, context, made)
+    entry = _entry(config, context, made)
     return TensorsResult(made.stream, made.coverage, entry)
 
 
@@ -117,7 +116,7 @@ def _share_tensors(tensors: Tensors, config: ShareConfig, context: Context) -> T
     made = share_state(
         tensors.state, config, context.seed, tensors.encodings, context.progress, has_network=known
     )
-    return TensorsResult(made.stream, made.coverage, _entry("share", config, context, made))
+    return TensorsResult(made.stream, made.coverage, _entry(config, context, made))
 
 
 def _prune_tensors(tensors: Tensors, config: PruneConfig, context: Context) -> TensorsResult:
@@ -133,9 +132,9 @@ def _prune_tensors(tensors: Tensors, config: PruneConfig, context: Context) -> T
     return TensorsResult(made.state, made.coverage, made.entry, made.encodings, made.target)
 
 
-def _entry(method: str, config: Any, context: Context, made: Any) -> dict[str, Any]:
+def _entry(config: Any, context: Context, made: Any) -> dict[str, Any]:
     return history_entry(
-        method,
+        config.method,
         config.as_dict(),
         seed=context.seed,
         origin=context.origin,
@@ -182,9 +181,9 @@ def _tensors(weights: Weights) -> dict[str, Any]:
     return dict(tensors)
 
 
-METHODS: dict[str, Method] = {
-    "distill": Method(config=DistillConfig, apply=distill, stage="distilling"),
-    "prune": Method(
+_ROWS = (
+    Method(config=DistillConfig, apply=distill, stage="distilling"),
+    Method(
         config=PruneConfig,
         apply=prune,
         apply_to_tensors=_prune_tensors,
@@ -196,7 +195,7 @@ METHODS: dict[str, Method] = {
         layers=_pruned_layers,
         notes=_prune_notes,
     ),
-    "quantize": Method(
+    Method(
         config=QuantizeConfig,
         apply=quantize,
         apply_to_tensors=_quantize_tensors,
@@ -206,7 +205,7 @@ METHODS: dict[str, Method] = {
         remedy=_remedy,
         signal=_signal,
     ),
-    "share": Method(
+    Method(
         config=ShareConfig,
         apply=share,
         apply_to_tensors=_share_tensors,
@@ -219,5 +218,6 @@ METHODS: dict[str, Method] = {
         meets_drop=lambda config: config.chooses_on_data,
         layers=_shared_layers,
     ),
-}
+)
+METHODS: dict[str, Method] = {row.config.method: row for row in _ROWS}
 """By the name of the command, of the API function and of the page in ``docs/``."""

@@ -112,10 +112,13 @@ class Weighted(Quantized):
     """A layer with an int8 weight, a float32 scale per output channel and an optional float32 bias.
 
     Attributes:
-        scheme: name in reports of what was done to it.
+        scheme: name of what was done to it, in reports and, where ``float_layer`` is given, in ``--scheme``.
+        float_layer: class of the layers that :meth:`of_float` takes, for networks whose file holds no graph;
+            None where it takes more than the tensors of one layer to make it.
     """
 
     scheme: ClassVar[str] = "int8"
+    float_layer: ClassVar[type[nn.Module] | None] = None
     weight: Tensor
     scale: Tensor
     bias: Tensor | None
@@ -126,6 +129,16 @@ class Weighted(Quantized):
         self.register_buffer("weight", torch.zeros(shape, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(shape[0]))
         self.register_buffer("bias", torch.zeros(shape[0]) if bias else None)
+
+    @classmethod
+    def of_float(cls, layer: Any, scale: Tensor) -> Self:
+        """The form of a float layer of class ``float_layer`` whose weight was decoded from int8.
+
+        Args:
+            layer: each output's part of its weight consists of exact multiples of its scale.
+            scale: ``(O,)``.
+        """
+        raise NotImplementedError
 
     def float_weight(self) -> Tensor:
         """The weight's real values, float32."""
@@ -177,6 +190,7 @@ class DynamicLinear(Weighted):
 
     fields = "in_features:count out_features:count has_bias:bool"
     scheme = "int8-dynamic"
+    float_layer = nn.Linear
 
     def __init__(self, in_features: int, out_features: int, has_bias: bool) -> None:
         super().__init__()
@@ -184,6 +198,16 @@ class DynamicLinear(Weighted):
         self.has_bias = has_bias
         self.activation, self.output = "none", None
         self._allocate((out_features, in_features), has_bias)
+
+    @classmethod
+    def of_float(cls, layer: nn.Linear, scale: Tensor) -> Self:
+        made = cls(layer.in_features, layer.out_features, layer.bias is not None)
+        scale = scale.float()
+        made.weight.copy_((layer.weight.detach() / scale.view(-1, 1)).round())
+        made.scale.copy_(scale)
+        if made.bias is not None:
+            made.bias.copy_(layer.bias.detach())
+        return made
 
     def forward(self, *args: Tensor) -> Tensor:
         if torch.compiler.is_exporting():

@@ -94,9 +94,12 @@ def test_dynamic_without_a_graph(options: dict[str, Any]) -> None:
     x = images(4, 3, 9, 9)
     with torch.inference_mode():
         assert sqnr(net(x), rebuilt(x)) > 30
-    plain = copy.deepcopy(net)
-    restore_integer_layers(plain, (), done.encodings)
-    assert isinstance(plain.fc, nn.Linear)
+    entry = {"method": "quantize", "config": config.as_dict()}
+    later = {"method": "quantize", "config": QuantizeConfig("int8-weight").as_dict()}
+    for history in ((), ({"config": ["scheme"]}, {"config": {"scheme": 8}}), (entry, later)):
+        plain = copy.deepcopy(net)
+        restore_integer_layers(plain, history, done.encodings)
+        assert type(plain.fc) is nn.Linear
 
 
 # Those that test_quantize_static does not count the layers of.

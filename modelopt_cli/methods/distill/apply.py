@@ -196,7 +196,7 @@ def _entry(config: DistillConfig, context: DistillContext, trained: Trained) -> 
     """Entry of the history: nothing that would differ from one run to the next."""
     training = context.trained_with
     entry = history_entry(
-        "distill",
+        config.method,
         config.as_dict() | {"loss": str(config.terms)},
         seed=context.seed,
         origin=context.origin,

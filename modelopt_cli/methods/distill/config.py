@@ -17,6 +17,8 @@ LOSS = "ce:0.1+kd:0.9"
 class DistillConfig(Config, title="Distillation"):
     """Settings of ``distill``, besides those of training."""
 
+    method: ClassVar[str] = "distill"
+    """Name of the command, in the history and in ``METHODS``."""
     code: ClassVar[Code] = PLAIN_CODE
     """Coding of the file where none is asked for."""
     loss: Annotated[

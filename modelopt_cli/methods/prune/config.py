@@ -33,6 +33,8 @@ def _target(name: str) -> Setting:
 class PruneConfig(Config, title="Pruning"):
     """Settings of ``prune``."""
 
+    method: ClassVar[str] = "prune"
+    """Name of the command, in the history and in ``METHODS``."""
     code: ClassVar[Code] = PLAIN_CODE
     """Coding of the file where none is asked for."""
     structure: Annotated[

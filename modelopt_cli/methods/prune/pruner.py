@@ -146,7 +146,7 @@ class Pruner(ABC):
         if not config.target_row.measured:
             figures["reached"] = round(target.reached, 4)
         entry = history_entry(
-            "prune",
+            config.method,
             config.as_dict(),
             seed=context.seed,
             origin=context.origin,

@@ -222,7 +222,7 @@ class _StatePruner:
         """The history entry."""
         covered, (metric, wanted) = self.coverage(masks, pruned), self.config.target
         return history_entry(
-            "prune",
+            self.config.method,
             self.config.as_dict(),
             seed=self.seed,
             origin=self.origin,

@@ -32,7 +32,7 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> Result:
     result = scheme.apply(program, config, context)
     _settle_encodings(program, result.program)
     entry = history_entry(
-        "quantize", config.as_dict(), seed=context.seed, origin=context.origin, skipped=result.skipped
+        config.method, config.as_dict(), seed=context.seed, origin=context.origin, skipped=result.skipped
     )
     entry |= recorded(coverage(result.program, (*program.history, entry), given=program))
     if scheme.needs_calibration and context.data is not None:

@@ -1,7 +1,7 @@
 """Settings of ``quantize``."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from modelopt_cli.artifact.coding import Code
 from modelopt_cli.methods.quantize.observers import OBSERVERS
@@ -13,6 +13,8 @@ from modelopt_cli.settings import CALIBRATION, Config, Setting
 class QuantizeConfig(Config, title="Quantizing"):
     """Settings of ``quantize``."""
 
+    method: ClassVar[str] = "quantize"
+    """Name of the command, in the history and in ``METHODS``."""
     scheme: Annotated[str, Setting("Number format of weights and activations.", choices=SCHEMES)] = "int8"
     observer: Annotated[
         str, Setting("Rule that chooses activation ranges from calibration data.", choices=OBSERVERS)

@@ -30,6 +30,7 @@ from modelopt_cli.methods.quantize.fake_quantize import (
     Real,
 )
 from modelopt_cli.methods.quantize.roles import SHAPE_OPERATIONS
+from modelopt_cli.methods.share.config import was_shared
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.calls import operation
 from modelopt_cli.program.quantized import DynamicLinear, Quantized, QuantizedLinear, Weighted
@@ -63,7 +64,7 @@ def prepare(program: Program) -> Program:
         UsageError: the weights were shared before they became int8.
     """
     quantized = is_quantized(program)
-    if quantized and any(entry.get("method") == "share" for entry in program.history):
+    if quantized and was_shared(program.history):
         what = "were shared before they became int8, which training would undo"
         raise UsageError(what, where="the weights", hint="train first, then share and quantize")
     network = copy.deepcopy(program)

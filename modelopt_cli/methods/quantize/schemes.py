@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from modelopt_cli.lazy_names import deferred
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from modelopt_cli.methods.context import Context, Result
     from modelopt_cli.program import Program
 
@@ -43,8 +41,6 @@ class Scheme:
         suffix: of the output's name where the user gives none.
         least_snr_db: signal-to-noise of the outputs in dB, below which more is lost than rounding takes.
         apply: quantizes a Program.
-        rebuild: makes an integer layer of a float one, ``rebuild(layer, scale)``, whose weight consists of
-            multiples of its scales, for networks without a graph; None where the layers stay float.
     """
 
     name: str
@@ -59,7 +55,6 @@ class Scheme:
     suffix: str
     least_snr_db: float
     apply: "Callable[[Program, Any, Context], Result]"
-    rebuild: "Callable[[nn.Linear, Tensor], nn.Module] | None" = None
 
     @property
     def integer_arithmetic(self) -> bool:
@@ -96,7 +91,6 @@ _ROWS = (
         suffix="int8-dynamic",
         least_snr_db=20.0,
         apply=deferred(f"{_HOME}.dynamic", "quantize_dynamic"),
-        rebuild=deferred("modelopt_cli.checkpoint.integer_layers", "dynamic_linear"),
     ),
     Scheme(
         name="int8-weight",

@@ -11,6 +11,7 @@ from modelopt_cli.artifact.codecs import PLAIN
 from modelopt_cli.artifact.encodings import carry_over, is_pruned, is_shared
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item, tied_names
+from modelopt_cli.checkpoint.integer_layers import restored_kinds
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.coverage import Coverage, LayerStatus
 from modelopt_cli.methods.context import Progress
@@ -76,11 +77,11 @@ def apply_to_state(
     chosen = [by_layer[layer] for layer in selected if reasons[by_layer[layer]] is None]
     if not chosen:
         raise nothing_compressed(skipped)
-    quantized = dict.fromkeys(chosen)
+    quantized, restored = dict.fromkeys(chosen), scheme.name in restored_kinds()
 
     def tie(name: str, owner: str) -> bool:
         # An integer layer is put back by its own name, so it needs a weight of its own.
-        return (name not in quantized) if scheme.rebuild else (name in quantized) == (owner in quantized)
+        return (name not in quantized) if restored else (name in quantized) == (owner in quantized)
 
     tied = {name: owner for name, owner in tied_names(shapes, earlier).items() if tie(name, owner)}
     names = [name for name in state if name not in tied]

@@ -183,7 +183,7 @@ class _Run:
     def history_entry(self, network: Program, target: Reached | None) -> dict[str, Any]:
         """The entry for the file's history, without anything that differs from one run to the next."""
         entry = history_entry(
-            "share",
+            self.config.method,
             self.config.as_dict(),
             seed=self.context.seed,
             origin=self.context.origin,

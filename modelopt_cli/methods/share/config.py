@@ -1,6 +1,6 @@
 """Settings of ``share``: weight clustering (palettization). Imports no torch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -38,6 +38,11 @@ def _bits(text: str) -> int | str:
     return text if text == AUTO else int(text)
 
 
+def was_shared(history: Iterable[Mapping[str, Any]]) -> bool:
+    """True if a history says that weights were shared."""
+    return any(entry.get("method") == ShareConfig.method for entry in history)
+
+
 @dataclass(frozen=True)
 class ShareConfig(Config, title="Sharing"):
     """Settings of ``share``, which clusters weights so that few distinct values are left.
@@ -46,6 +51,8 @@ class ShareConfig(Config, title="Sharing"):
         max_drop: for ``bits="auto"``, points of accuracy that may be lost on the calibration data.
     """
 
+    method: ClassVar[str] = "share"
+    """Name of the command, in the history and in ``METHODS``."""
     code: ClassVar[Code] = "entropy"
     """Coding of the file where none is asked for."""
     bits: Annotated[
