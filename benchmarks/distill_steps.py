@@ -28,7 +28,7 @@ from modelopt_cli.methods.distill.cache import ENTRIES, CacheRequest
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.distill_context import DistillContext
 from modelopt_cli.methods.distill.teacher import Member
-from modelopt_cli.program import Program
+from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.training import AUGMENTATIONS, TrainConfig, Training
 
 PAIRS = ("resnet20:resnet8", "resnet20:resnet8/0.5", "resnet8:lenet5")
@@ -63,7 +63,7 @@ class Contest:
         )
         context = DistillContext(
             training=Training(samples.data, config=config),
-            teachers=(Member(teacher, self.shape),),
+            teachers=(Member(teacher, InputSpec(self.shape)),),
             cache=CacheRequest(self.folder, {}) if cached else None,
         )
         watch = Stopwatch()

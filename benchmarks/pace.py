@@ -66,7 +66,7 @@ class Samples:
     def __init__(self, network: Program, steps: int, batch_size: int, augment: str) -> None:
         self.batch_size, self.augment, self.steps = batch_size, augment, EPOCHS * steps
         shape = network.input.shape
-        with prepared(network, shape, "cpu") as found:
+        with prepared(network, network.input, "cpu") as found:
             self.channels_last = found.channels_last
         draw = np.random.default_rng(0)
         images = draw.normal(size=(steps * batch_size, *shape)).astype(np.float32)

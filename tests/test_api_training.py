@@ -112,7 +112,7 @@ def test_channels_to_half_of_the_arithmetic_with_tuning(trained, tmp_path):
     assert coverage(program).fraction == 1.0
     assert [entry["method"] for entry in program.history] == ["train", "prune"]
     assert program.labels == before.labels
-    assert count_macs(program, program.input.shape).total == result.macs.total
+    assert count_macs(program, program.input).total == result.macs.total
 
 
 def test_a_plan_is_made_without_training_or_writing(trained, tmp_path):

@@ -218,9 +218,9 @@ class Distilling(Work):
         training = context.training
         assert training is not None
         learner, sample = require_network(self.opened, "the student"), training.train.input
-        networks = [cost_of("teacher", m.name, m.network, m.shape, m.dtype) for m in context.teachers]
-        networks.append(cost_of("student", self.student.spec, learner, sample.shape, sample.dtype))
-        classes = classes_of(learner, sample.shape, dtype=sample.dtype)
+        networks = [cost_of("teacher", m.name, m.network, m.input) for m in context.teachers]
+        networks.append(cost_of("student", self.student.spec, learner, sample))
+        classes = classes_of(learner, sample)
         kept = layout_of(self.request.config, training, classes).size if context.cache else None
         return Plan(networks, training.estimates or (), cache_bytes=kept)
 

@@ -23,6 +23,7 @@ from modelopt_cli.measure.layer_comparison import Fall, failing_layer, first_fau
 from modelopt_cli.measure.outputs import snr_db, stays_finite, structure
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.capture import random_input
+from modelopt_cli.program.inputs import Inputs, batch_size, call, clone, sample_shapes, select, to
 from modelopt_cli.program.serialization import from_data, state_of, to_data
 
 SAMPLES = 8
@@ -58,7 +59,7 @@ class Original:
     network: nn.Module | None
     state: Mapping[str, Tensor]
     device: str
-    batches: tuple[Tensor, ...] = ()
+    batches: tuple[Inputs, ...] = ()
     outputs: tuple[Any, ...] = ()
 
     @classmethod
@@ -82,13 +83,14 @@ class Original:
         alone = cls(network, opened.state, device)
         if network is None or sample is None:
             return alone
-        samples = max(1, min(SAMPLES, _LARGEST // max(1, torch.Size(sample.shape).numel())))
+        numbers = sum(torch.Size(each.shape).numel() for each in sample.tensors)
+        samples = max(1, min(SAMPLES, _LARGEST // max(1, numbers)))
         if data is not None:
-            batch = next(images for images, _ in data.sample(samples, seed).batches(samples))
+            batch: Inputs = next(inputs for inputs, _ in data.sample(samples, seed).batches(samples))
         else:
             batch = random_input(network, sample, samples)
-        batch = batch.to(device)
-        batches = (batch, batch[:1]) if len(batch) > 1 else (batch,)
+        batch = to(batch, device)
+        batches = (batch, select(batch, slice(1))) if batch_size(batch) > 1 else (batch,)
         try:
             running = as_run(network, device)
             outputs = tuple(_run(running, x, opened.path or "the network") for x in batches)
@@ -112,7 +114,6 @@ class Original:
         """
         if not self.batches:
             return Checked(made)
-        x = self.batches[0]
         try:
             running = as_run(made, self.device)
             outputs = [_output(running, x) for x in self.batches]
@@ -120,7 +121,7 @@ class Original:
             if accuracy.is_out_of_memory(error) or isinstance(error, EnvironmentFailure):
                 raise
             reason = error.message if isinstance(error, ModeloptError) else _first_line(error)
-            what = f"the result fails on samples of shape {tuple(x.shape[1:])}: {reason}"
+            what = f"the result fails on samples of {sample_shapes(self.batches[0])}: {reason}"
             where = getattr(error, "where", None) or self._fault(made)
             raise BrokenResult(what, where=where) from error
         for expected, found in zip(self.outputs, outputs, strict=True):
@@ -227,7 +228,7 @@ def _apart(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, shared).eval()
 
 
-def _run(network: nn.Module, x: Tensor, where: str) -> Any:
+def _run(network: nn.Module, x: Inputs, where: str) -> Any:
     """Outputs of what was given; whatever it raises is the fault of the input or of the file."""
     try:
         with accuracy.failing_in_one_line(x, where):
@@ -238,11 +239,11 @@ def _run(network: nn.Module, x: Tensor, where: str) -> Any:
         raise
 
 
-def _output(network: nn.Module, x: Tensor) -> Any:
+def _output(network: nn.Module, x: Inputs) -> Any:
     """Outputs without gradients; what is random in them is the same in every call."""
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return network(x.clone())  # which it may change
+        return call(network, clone(x))  # which it may change
 
 
 def _first_line(error: BaseException) -> str:

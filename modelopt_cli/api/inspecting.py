@@ -60,10 +60,10 @@ def layers(
     network, sample = require_network(opened, source), sample_of(opened, source)
     if opened.program is not None:
         Original.of(opened)  # runs it: a graph that cannot run is refused in one line
-    macs = count_macs(network, sample.shape, sample.dtype).per_layer
+    macs = count_macs(network, sample).per_layer
     return [
         Layer(place.name, _kind(network, place), place.shape, macs.get(place.name, 0))
-        for place in feature_points(network, sample.shape, sample.dtype)
+        for place in feature_points(network, sample)
     ]
 
 

@@ -21,7 +21,7 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.derived_student import derived, is_derived
 from modelopt_cli.methods.distill.teacher import channels_hint
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.input_spec import InputType
+from modelopt_cli.program.inputs import call
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.settings import option
@@ -84,19 +84,17 @@ def _naming_student_arch() -> Iterator[None]:
         raise
 
 
-def classes_of(
-    network: nn.Module, shape: tuple[int, ...], where: str = "the network", dtype: InputType = "float32"
-) -> int:
+def classes_of(network: nn.Module, sample: InputSpec, where: str = "the network") -> int:
     """The number of logits that a network returns.
 
     Raises:
-        DataError: it does not run on samples of this shape.
+        DataError: it does not run on such samples.
         UsageError: it is no classifier.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    images = zeros(InputSpec(shape, dtype=dtype), 2, device)
+    images = zeros(sample, 2, device)
     with evaluation_mode(network), torch.inference_mode(), failing_in_one_line(images, where):
-        logits = network(images)
+        logits = call(network, images)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         raise UsageError("is no classifier", where=where)
     return logits.shape[1]
@@ -110,7 +108,7 @@ def _fresh(spec: str, input_spec: InputSpec, seed: int, on_note: Note | None) ->
     """With the teacher's input, or with its own where it cannot take that."""
     opened = fresh_model(spec, input_spec, seed)
     try:
-        classes_of(require_network(opened, spec), input_spec.shape, spec, input_spec.dtype)
+        classes_of(require_network(opened, spec), input_spec, spec)
     except DataError:
         opened = fresh_model(spec, None, seed)
         own = opened.architecture.input if opened.architecture else None
@@ -149,7 +147,7 @@ def _fitted(spec: str, teacher: nn.Module, input_spec: InputSpec) -> str:
     source = SOURCES[parsed.source]
     if not source.code:
         if "num_classes" not in parsed.options:
-            more["num_classes"] = classes_of(teacher, input_spec.shape, dtype=input_spec.dtype)
+            more["num_classes"] = classes_of(teacher, input_spec)
         option = source.channels_option
         if option is not None and option not in parsed.options and len(input_spec.shape) == 3:
             more[option] = input_spec.shape[0]

@@ -46,17 +46,15 @@ def members_of(teachers: Sequence[TeacherFile], seen: InputSpec, *, resize: bool
     for each in teachers:
         network, input_spec = require_network(each.opened, each.path), sample_of(each.opened, each.path)
         change = input_change(seen, input_spec, resize=resize, where=str(each.path))
-        members.append(
-            Member(network, input_spec.shape, each.weight, change, Path(each.path).name, input_spec.dtype)
-        )
+        members.append(Member(network, input_spec, each.weight, change, Path(each.path).name))
     return tuple(members)
 
 
 def require_same_classes(members: Sequence[Member], student: Opened, seen: InputSpec) -> None:
     """Refuse teachers that tell apart more or fewer classes than the student."""
-    classes = classes_of(require_network(student, "the student"), seen.shape, dtype=seen.dtype)
+    classes = classes_of(require_network(student, "the student"), seen)
     for member in members:
-        if (outputs := classes_of(member.network, member.shape, dtype=member.dtype)) != classes:
+        if (outputs := classes_of(member.network, member.input)) != classes:
             raise UsageError(
                 f"has {outputs} classes, the student {classes}",
                 where=member.name,

@@ -118,7 +118,7 @@ class TrainingWork(Work):
         start, sample = self.request.source or self.request.arch or "", training.train.input
         name = Path(start).name if self.opened.source_sha256 else str(start)
         network = require_network(self.opened, start)
-        costs = [cost_of("network", name, network, sample.shape, sample.dtype)]
+        costs = [cost_of("network", name, network, sample)]
         return Plan(costs, training.estimates or (), model.predicted_bytes())
 
     def compared(self, outputs: list[tuple[Any, Opened]]) -> tuple[Compared, Request]:

@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 from modelopt_cli.artifact import strictjson
@@ -18,7 +18,7 @@ from modelopt_cli.artifact.container import METADATA, Layout, TensorInfo, check_
 from modelopt_cli.artifact.dtypes import DTYPES
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.metadata import MAX_NODES, input_from_data
+from modelopt_cli.program.metadata import MAX_NODES, input_from_data, input_to_data
 
 FORMAT = 1
 KEY = "modelopt"
@@ -78,7 +78,9 @@ class Document:
 
     def to_json(self, digest: str = BLANK) -> dict[str, Any]:
         """The object stored under ``modelopt``, as plain JSON values."""
-        data = {"digest": digest, "format": FORMAT, **asdict(self)}
+        # The type of the first input stands there whatever it is: files have always had it.
+        about = None if self.input is None else {"dtype": self.input.dtype, **input_to_data(self.input)}
+        data = {"digest": digest, "format": FORMAT, **asdict(replace(self, input=None)), "input": about}
         return cast(dict[str, Any], json.loads(strictjson.canonical(data)))
 
     def same(self, other: "Document") -> bool:

@@ -95,19 +95,20 @@ class Prepacked:
     def __init__(self, program: Program) -> None:
         self.program = program
 
-    def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = self.program(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
-        return y
+    def __call__(self, *inputs: Tensor) -> Any:
+        return self.program(
+            *(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
+        )
 
 
-def prepack(program: Program) -> Callable[[Tensor], Tensor]:
+def prepack(program: Program) -> Callable[..., Any]:
     """The Program's fastest float32 form on this CPU; layers without a packed form stay as they are.
 
     Args:
         program: a float Program; it is not changed.
 
     Returns:
-        A callable on ``(N, *program.input.shape)``, to be used under ``torch.inference_mode``.
+        A callable on the inputs by place, to be used under ``torch.inference_mode``.
     """
     fused = copy.deepcopy(fold_batch_norms(inference_form(program)))
     calls: dict[str, int] = {}

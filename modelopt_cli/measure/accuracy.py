@@ -13,6 +13,7 @@ from modelopt_cli.errors import DataError, EnvironmentFailure, InputError, Model
 from modelopt_cli.measure.evaluated_model import LabelledBatches
 from modelopt_cli.measure.metrics import ACCURACY, METRICS
 from modelopt_cli.measure.statistics import BoolArray
+from modelopt_cli.program.inputs import Inputs, batch_size, call, sample_shapes
 from modelopt_cli.settings import option
 
 Progress = Callable[[int, int | None], None]
@@ -183,15 +184,15 @@ def predict(
     return tally.result()
 
 
-def run(model: nn.Module, images: Tensor, where: str) -> object:
+def run(model: nn.Module, inputs: Inputs, where: str) -> object:
     """One forward pass without gradients, whose failures become one line.
 
     Raises:
         DataError: the model does not take such samples.
         EnvironmentFailure: the memory does not suffice.
     """
-    with torch.inference_mode(), failing_in_one_line(images, where):
-        return model(images)
+    with torch.inference_mode(), failing_in_one_line(inputs, where):
+        return call(model, inputs)
 
 
 def smaller_batches() -> str:
@@ -200,7 +201,7 @@ def smaller_batches() -> str:
 
 
 @contextlib.contextmanager
-def failing_in_one_line(images: Tensor, where: str) -> Iterator[None]:
+def failing_in_one_line(inputs: Inputs, where: str) -> Iterator[None]:
     """Turn all that a model's forward pass raises into the errors that :func:`run` lists."""
     try:
         yield
@@ -209,13 +210,13 @@ def failing_in_one_line(images: Tensor, where: str) -> Iterator[None]:
     except Exception as error:  # a layer may raise anything on inputs that it does not take
         first = (str(error).splitlines() or [type(error).__name__])[0]
         if is_out_of_memory(error):
-            hint = smaller_batches() if len(images) > 1 else None
-            message = f"not enough memory for a batch of {len(images)}"
+            hint = smaller_batches() if batch_size(inputs) > 1 else None
+            message = f"not enough memory for a batch of {batch_size(inputs)}"
             raise EnvironmentFailure(message, where=where, hint=hint) from error
         # Batch norm says so in training.
         hint = f"raise {option('batch_size')}" if "more than 1 value per channel" in first else None
         raise DataError(
-            f"cannot run on samples of shape {tuple(images.shape[1:])}: {first}", where=where, hint=hint
+            f"cannot run on samples of {sample_shapes(inputs)}: {first}", where=where, hint=hint
         ) from error
 
 

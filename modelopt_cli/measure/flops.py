@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from modelopt_cli.errors import ArchitectureError, ModeloptError
@@ -28,7 +28,8 @@ from modelopt_cli.measure.formulas import (
     ModuleFormula,
     einsum,
 )
-from modelopt_cli.program.input_spec import InputSpec, InputType
+from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.inputs import Inputs, call, sample_shapes, tensors_of
 from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
@@ -56,17 +57,21 @@ class Macs:
         return 2 * self.total
 
 
-def count_macs(model: nn.Module, shape: Shape, dtype: InputType = "float32") -> Macs:
+def count_macs(model: nn.Module, sample: InputSpec) -> Macs:
     """Count the multiply-accumulates of one sample, by running the model once on zeros.
 
     A graph (a Program, or any ``fx.GraphModule``) is counted node by node with the tables of
     ``formulas.py``. What they do not know, and any model without a graph, is counted by torch's
     ``FlopCounterMode``.
 
+    Args:
+        model: is left as it was.
+        sample: what its inputs are.
+
     Raises:
-        ArchitectureError: the model does not run on that shape.
+        ArchitectureError: the model does not run on such a sample.
     """
-    x = zeros(InputSpec(shape, dtype=dtype), 1, _device(model))
+    x = zeros(sample, 1, _device(model))
     try:
         with evaluation_mode(model), torch.no_grad():
             return _count_graph(model, x) if isinstance(model, fx.GraphModule) else _count_module(model, x)
@@ -74,12 +79,12 @@ def count_macs(model: nn.Module, shape: Shape, dtype: InputType = "float32") -> 
         raise
     except Exception as error:  # a layer may raise anything on inputs that it does not take
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ArchitectureError(f"does not run on an input of shape {(1, *shape)}: {reason}") from error
+        raise ArchitectureError(f"does not run on samples of {sample_shapes(x)}: {reason}") from error
 
 
-def _count_graph(model: fx.GraphModule, x: Tensor) -> Macs:
+def _count_graph(model: fx.GraphModule, inputs: Inputs) -> Macs:
     counter = _GraphCounter(model)
-    counter.run(x)
+    counter.run(*tensors_of(inputs))
     return Macs(sum(counter.per_layer.values()), counter.per_layer)
 
 
@@ -134,7 +139,7 @@ def _function_formula(node: fx.Node) -> Formula | None:
     return FUNCTIONS.get(target) or NAMED.get(name)
 
 
-def _count_module(model: nn.Module, x: Tensor) -> Macs:
+def _count_module(model: nn.Module, inputs: Inputs) -> Macs:
     """Torch's own counter, corrected for our layers, whose operators it does not know."""
     per_layer: dict[str, int] = {}
     handles = []
@@ -157,7 +162,7 @@ def _count_module(model: nn.Module, x: Tensor) -> Macs:
                 handles.append(module.register_forward_pre_hook(enter(name)))
                 handles.append(module.register_forward_hook(leave(name, _module_formula(module))))
         try:
-            model(x)
+            call(model, inputs)
         finally:
             for handle in handles:
                 handle.remove()

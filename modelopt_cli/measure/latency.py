@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.inputs import Inputs, call, channels_last, tensors_of, to
 from modelopt_cli.program.samples import noise
 from modelopt_cli.settings import option
 
-Call = Callable[[Tensor], object]
+Call = Callable[..., object]
 Progress = Callable[[int, int | None], None]
 _WIDE = 0.2  # interquartile range over median above which times are called unsteady
 
@@ -57,14 +57,13 @@ class Latency:
 
 def sample_input(
     input_spec: InputSpec, batch_size: int, *, seed: int = 0, device: str = "cpu", below: int = 2
-) -> Tensor:
+) -> Inputs:
     """Make a batch of noise, see ``program.samples``; images are channels-last, as decoders give them."""
-    x = noise(input_spec, batch_size, seed=seed, below=below).to(device)
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    return channels_last(to(noise(input_spec, batch_size, seed=seed, below=below), device))
 
 
 def time_interleaved(
-    calls: Sequence[tuple[Call, Tensor]],
+    calls: Sequence[tuple[Call, Inputs]],
     *,
     warmup: int,
     runs: int,
@@ -138,20 +137,21 @@ def threads(count: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def _time_once(model: Call, x: Tensor) -> float:
-    if x.device.type == "cuda":
-        return _time_on_cuda(model, x)
+def _time_once(model: Call, inputs: Inputs) -> float:
+    device = tensors_of(inputs)[0].device
+    if device.type == "cuda":
+        return _time_on_cuda(model, inputs, device)
     start = time.perf_counter_ns()
-    model(x)
+    call(model, inputs)
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def _time_on_cuda(model: Call, x: Tensor) -> float:
+def _time_on_cuda(model: Call, inputs: Inputs, device: torch.device) -> float:
     """Between two events on the device: a CUDA call returns before its work is done."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(x.device)
+    torch.cuda.synchronize(device)
     start.record()
-    model(x)
+    call(model, inputs)
     end.record()
-    torch.cuda.synchronize(x.device)
+    torch.cuda.synchronize(device)
     return float(start.elapsed_time(end))

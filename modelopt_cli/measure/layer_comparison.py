@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.measure.outputs import is_finite, snr_db
+from modelopt_cli.program.inputs import Inputs, call, clone, tensors_of
 from modelopt_cli.program.quantization import QParams, dequantize
 from modelopt_cli.program.quantized import Quantized, Weighted
 
@@ -59,7 +60,7 @@ class Fall:
         return self.before - self.after
 
 
-def first_fault(network: nn.Module, x: Tensor, healthy: nn.Module | None = None) -> str | None:
+def first_fault(network: nn.Module, x: Inputs, healthy: nn.Module | None = None) -> str | None:
     """The first layer that raises, or gives values that are not finite.
 
     Args:
@@ -71,12 +72,12 @@ def first_fault(network: nn.Module, x: Tensor, healthy: nn.Module | None = None)
     return next((layer for layer in _faults(network, x) if layer not in expected), None)
 
 
-def failing_layer(network: nn.Module, x: Tensor) -> str | None:
+def failing_layer(network: nn.Module, x: Inputs) -> str | None:
     """The layer that raises on a batch; None where none does."""
     return _pass(network, x, lambda step: None)
 
 
-def steepest_fall(original: nn.Module, compressed: nn.Module, x: Tensor) -> Fall | None:
+def steepest_fall(original: nn.Module, compressed: nn.Module, x: Inputs) -> Fall | None:
     """Find the layer of ``compressed`` that loses the most signal-to-noise against ``original``.
 
     Values are compared by the names of nodes or modules. A quantized layer may stand for several nodes, a
@@ -131,24 +132,24 @@ def _followers(network: nn.Module) -> dict[str, list[str]]:
     return found
 
 
-def _faults(network: nn.Module, x: Tensor) -> list[str]:
+def _faults(network: nn.Module, x: Inputs) -> list[str]:
     """Layers that give values that are not finite, in order, and at the end the one that raises."""
     found: list[str] = []
     last = _pass(network, x, lambda step: None if is_finite(step.value) else found.append(step.layer))
     return found if last is None else [*found, last]
 
 
-def _pass(network: nn.Module, x: Tensor, see: See) -> str | None:
+def _pass(network: nn.Module, x: Inputs, see: See) -> str | None:
     """Show every value to ``see``; returns the layer that raises, if one does."""
     run = _pass_graph if isinstance(network, fx.GraphModule) else _pass_modules
     with torch.inference_mode():
         return run(network, x, see)
 
 
-def _pass_graph(network: Any, x: Tensor, see: See) -> str | None:
+def _pass_graph(network: Any, x: Inputs, see: See) -> str | None:
     interpreter = _ValueInterpreter(network, see)
     try:
-        interpreter.run(x.clone())
+        interpreter.run(*tensors_of(clone(x)))
     except Exception:
         if interpreter.failed is None:
             raise
@@ -180,7 +181,7 @@ class _ValueInterpreter(fx.Interpreter):
         return value
 
 
-def _pass_modules(network: nn.Module, x: Tensor, see: See) -> str | None:
+def _pass_modules(network: nn.Module, x: Inputs, see: See) -> str | None:
     """Visit the outputs of the modules of a network without a graph, each taken to be made from the last."""
     entered: list[str] = []
     before: tuple[str, ...] = ()
@@ -198,7 +199,7 @@ def _pass_modules(network: nn.Module, x: Tensor, see: See) -> str | None:
             hook = module.register_forward_hook(lambda m, args, value, name=name: leave(name, value))
             undo.callback(hook.remove)
         try:
-            network(x.clone())
+            call(network, clone(x))
         except Exception:  # as above
             return entered[-1] if entered else None
     return None

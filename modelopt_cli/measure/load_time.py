@@ -11,9 +11,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from modelopt_cli.program.input_spec import InputType
+from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.metadata import input_from_data, input_to_data
 
 _TIMEOUT_S = 600
 
@@ -25,8 +26,7 @@ class Job:
     Attributes:
         path: file to load.
         arch: architecture, where the file needs to be told one.
-        shape: of one sample; None where there is no network to run, and all tensors are read instead.
-        dtype: of its elements.
+        input: what one sample is; None where there is no network to run, and all tensors are read instead.
         batch_size: samples in the forward pass.
         threads: torch threads, or None.
         device: where the network is to run.
@@ -34,11 +34,22 @@ class Job:
 
     path: str
     arch: str | None
-    shape: tuple[int, ...] | None
+    input: InputSpec | None
     batch_size: int = 1
     threads: int | None = None
     device: str = "cpu"
-    dtype: InputType = "float32"
+
+    def to_json(self) -> str:
+        """The job as the child reads it."""
+        sample = None if self.input is None else input_to_data(self.input)
+        return json.dumps({**vars(self), "input": sample})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Job":
+        """The job that ``to_json`` wrote."""
+        fields = json.loads(text)
+        sample = None if fields["input"] is None else input_from_data(fields["input"])
+        return cls(**{**fields, "input": sample})
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ def measure_loading(job: Job, timeout_s: float = _TIMEOUT_S) -> Loading:
     try:
         done = subprocess.run(
             command,
-            input=json.dumps(asdict(job)),
+            input=job.to_json(),
             capture_output=True,
             text=True,
             errors="replace",

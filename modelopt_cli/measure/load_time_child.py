@@ -18,7 +18,8 @@ import torchvision  # noqa: F401  an architecture may need it; its import is not
 from modelopt_cli.checkpoint import load_network, open_model, resolve
 from modelopt_cli.measure.latency import sample_input
 from modelopt_cli.measure.load_time import Job
-from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.inputs import call
+from modelopt_cli.program.samples import tokens_of
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
@@ -28,8 +29,7 @@ _ENOUGH_S = 1.0  # what takes longer is not worth repeating
 
 def main() -> int:
     """Read a job, do it, print the result; errors go to standard error as one line."""
-    raw = json.loads(sys.stdin.read())
-    job = Job(**{**raw, "shape": None if raw["shape"] is None else tuple(raw["shape"])})
+    job = Job.from_json(sys.stdin.read())
     try:
         result = json.dumps(measure_here(job))
     except Exception as error:  # whatever it is, the parent reports it and goes on
@@ -45,9 +45,10 @@ def measure_here(job: Job) -> dict[str, float | None]:
     before = _start()
     opened, seconds = _timed(job)
     peak: int | None = None
-    if job.shape is not None:
+    if job.input is not None:
         with torch.inference_mode():
-            opened(sample_input(InputSpec(job.shape, dtype=job.dtype), job.batch_size, device=job.device))
+            below = tokens_of(opened.modules())
+            call(opened, sample_input(job.input, job.batch_size, device=job.device, below=below))
         peak = max(0, _peak() - before)
     times = [seconds]
     while len(times) < _REPETITIONS and sum(times) < _ENOUGH_S:
@@ -70,12 +71,12 @@ def _prepare(job: Job) -> None:
 def _timed(job: Job) -> tuple[Any, float]:
     """The network or the tensors, and the seconds it took to get them."""
     start = time.perf_counter()
-    if job.shape is None:
+    if job.input is None:
         opened: Any = None
         for _ in open_model(job.path).state.values():
             pass  # one after the other: where tensors are decoded on demand, that is now
     else:
-        opened = load_network(job.path, job.arch, InputSpec(job.shape, dtype=job.dtype), job.device)
+        opened = load_network(job.path, job.arch, job.input, job.device)
         opened.eval()
     if job.device != "cpu":
         torch.cuda.synchronize(job.device)

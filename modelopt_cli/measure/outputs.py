@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modelopt_cli.program.outputs import flatten, plain
+
 LIMIT_DB = 200.0
 """Signal-to-noise of equal outputs, in dB: more than float32 can tell apart, and still a number."""
 
@@ -15,6 +17,7 @@ def structure(outputs: Any) -> Any:
     """Containers, shapes and types of a network's outputs, to be compared with ``==`` or printed."""
     if isinstance(outputs, Tensor):
         return f"{str(outputs.dtype).removeprefix('torch.')} {tuple(outputs.shape)}"
+    outputs = plain(outputs)
     if isinstance(outputs, Mapping):
         return {str(name): structure(value) for name, value in outputs.items()}
     if isinstance(outputs, list | tuple):
@@ -24,11 +27,7 @@ def structure(outputs: Any) -> Any:
 
 def tensors(outputs: Any) -> Iterator[Tensor]:
     """Yield all tensors in a network's outputs, in order."""
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, Mapping | list | tuple):
-        for value in outputs.values() if isinstance(outputs, Mapping) else outputs:
-            yield from tensors(value)
+    yield from flatten(outputs).values()
 
 
 def is_finite(outputs: Any) -> bool:

@@ -109,7 +109,7 @@ class _Run:
         assert evaluated.model is not None
         assert evaluated.input is not None
         try:
-            return count_macs(evaluated.model, evaluated.input.shape, evaluated.input.dtype)
+            return count_macs(evaluated.model, evaluated.input)
         except ArchitectureError as error:
             raise ArchitectureError(error.message, where=evaluated.path, hint=error.hint) from error
 
@@ -227,11 +227,10 @@ class _Run:
         job = load_time.Job(
             evaluated.path,
             evaluated.arch,
-            input_spec.shape,
+            input_spec,
             options.batch_size,
             threads,
             options.device,
-            input_spec.dtype,
         )
         measured = load_time.measure_loading(job)
         if options.device == "cpu":

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from modelopt_cli.kernels.fp32 import prepack
 from modelopt_cli.measure.evaluated_model import is_quantized
 from modelopt_cli.measure.latency import Call, time_interleaved
+from modelopt_cli.program.inputs import Inputs, any_images, call, clone, tensors_of
+from modelopt_cli.program.outputs import flatten
 from modelopt_cli.program.program import Program
 
 AS_LOADED, EAGER = "as loaded", "eager"
@@ -30,7 +32,7 @@ class Variant:
     """
 
     help: str
-    applies: Callable[[nn.Module, Tensor], bool]
+    applies: Callable[[nn.Module, Inputs], bool]
     make: Callable[[nn.Module], Call]
 
 
@@ -48,25 +50,25 @@ def _prepacked(network: nn.Module) -> Call:
 VARIANTS: dict[str, Variant] = {
     "channels-last": Variant(
         "weights in channels-last order, for batches of images",
-        lambda network, x: x.dim() == 4,
+        lambda network, inputs: any_images(inputs),
         _channels_last,
     ),
     "prepacked": Variant(
         "convolutions and linear layers packed and fused ahead of time, for a traced network on a CPU",
-        lambda network, x: isinstance(network, Program) and x.device.type == "cpu",
+        lambda network, inputs: isinstance(network, Program) and tensors_of(inputs)[0].is_cpu,
         _prepacked,
     ),
 }
 
 
-def fastest_variant(network: nn.Module, x: Tensor, *, seed: int = 0) -> tuple[Call, str]:
+def fastest_variant(network: nn.Module, inputs: Inputs, *, seed: int = 0) -> tuple[Call, str]:
     """Find the fastest variant of a network.
 
     A network with int8 layers is taken as it was loaded: its kernels were chosen then.
 
     Args:
-        network: in evaluation mode, on the device of ``x``; it is not changed.
-        x: a batch of inputs.
+        network: in evaluation mode, on the device of its inputs; it is not changed.
+        inputs: a batch.
         seed: of the order in which variants are timed.
 
     Returns:
@@ -74,45 +76,53 @@ def fastest_variant(network: nn.Module, x: Tensor, *, seed: int = 0) -> tuple[Ca
     """
     if is_quantized(network):
         return network, AS_LOADED
-    variants = equivalent_variants(network, x)
+    variants = equivalent_variants(network, inputs)
     if len(variants) == 1:
         return variants[0]
-    times = time_interleaved([(variant, x) for variant, _ in variants], warmup=_WARMUP, runs=_RUNS, seed=seed)
+    times = time_interleaved(
+        [(variant, inputs) for variant, _ in variants], warmup=_WARMUP, runs=_RUNS, seed=seed
+    )
     # The fastest pass is the steadiest figure that so few runs can give.
     return min(zip(variants, times, strict=True), key=lambda pair: min(pair[1]))[0]
 
 
-def equivalent_variants(network: nn.Module, x: Tensor) -> list[tuple[Call, str]]:
-    """All variants with the network's outputs on ``x``, and their names; the network itself comes first."""
+def equivalent_variants(network: nn.Module, inputs: Inputs) -> list[tuple[Call, str]]:
+    """All variants with the network's outputs, and their names; the network itself comes first."""
     variants: list[tuple[Call, str]] = [(network, EAGER)]
     with torch.inference_mode():
-        expected = network(x.clone())  # a network may change its inputs
+        expected = call(network, clone(inputs))  # a network may change its inputs
     for name, row in VARIANTS.items():
-        if row.applies(network, x):
-            variant = equivalent(lambda make=row.make: make(network), x, expected)  # type: ignore[misc]
+        if row.applies(network, inputs):
+            variant = equivalent(lambda make=row.make: make(network), inputs, expected)  # type: ignore[misc]
             if variant is not None:
                 variants.append((variant, name))
     return variants
 
 
-def equivalent(make: Callable[[], Call], x: Tensor, expected: object) -> Call | None:
+def equivalent(make: Callable[[], Call], inputs: Inputs, expected: object) -> Call | None:
     """Make a variant of a network; None if that fails, or if its outputs are not those of the network.
 
     Args:
         make: makes the variant.
-        x: a batch of inputs.
-        expected: outputs of the network itself on ``x``.
+        inputs: a batch.
+        expected: outputs of the network itself.
     """
     try:
         variant = make()
         with torch.inference_mode():
-            return variant if _same(variant(x.clone()), expected) else None
+            return variant if same_outputs(call(variant, clone(inputs)), expected) else None
     except Exception:  # whatever it is: the network itself remains
         return None
 
 
-def _same(outputs: object, expected: object) -> bool:
-    if not isinstance(outputs, Tensor) or not isinstance(expected, Tensor) or outputs.shape != expected.shape:
+def same_outputs(outputs: object, expected: object) -> bool:
+    """True if two outputs have the same tensors, and those are equal but for rounding."""
+    one, other = flatten(outputs), flatten(expected)
+    return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in other)
+
+
+def _same(outputs: Tensor, expected: Tensor) -> bool:
+    if outputs.shape != expected.shape:
         return False
     scale = float(expected.abs().max()) if expected.numel() else 1.0
     return torch.allclose(outputs.float(), expected.float(), rtol=1e-3, atol=1e-3 * scale, equal_nan=True)

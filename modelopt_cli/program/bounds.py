@@ -6,7 +6,7 @@ in it is held to a limit: the elements of a tensor, those of all tensors togethe
 whole numbers, and the length of lists.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.inputs import tensors_of
 from modelopt_cli.program.quickshapes import quick_result
 from modelopt_cli.program.samples import zeros
 
@@ -55,7 +56,7 @@ def check_bounds(
         run = _Run(modules, tensors, batch)
         try:
             with torch.no_grad(), torch.device("meta"), run.budget:
-                run.all(graph, zeros(input_spec, batch, "meta"))
+                run.all(graph, tensors_of(zeros(input_spec, batch, "meta")))
             return
         except ArtifactError as error:
             raise ArtifactError(error.message, where=f"node {run.node}", hint=error.hint) from None
@@ -80,12 +81,13 @@ class _Run:
         self._values: dict[fx.Node, Any] = {}
         self._last = 0
 
-    def all(self, graph: fx.Graph, sample: Tensor) -> None:
+    def all(self, graph: fx.Graph, inputs: Sequence[Tensor]) -> None:
         """Compute every node; only what a later one reads is kept."""
+        given = iter(inputs)
         for node in graph.nodes:
             self.node = node.name
             if node.op == "placeholder":
-                self._values[node] = sample
+                self._values[node] = next(given)
             elif node.op == "get_attr":
                 self._values[node] = self._fetched(str(node.target))
             elif node.op != "output":

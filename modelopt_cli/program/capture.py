@@ -5,6 +5,7 @@ import sysconfig
 import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from dataclasses import replace
 from io import StringIO
 from operator import attrgetter
 from pathlib import Path
@@ -19,14 +20,17 @@ from modelopt_cli.program.calls import owner_of
 from modelopt_cli.program.dropout import recover_dropout
 from modelopt_cli.program.examples import ExampleTracer
 from modelopt_cli.program.functional import allocating
-from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.input_spec import INPUT_NAME, InputSpec
+from modelopt_cli.program.inputs import Inputs, call, clone, each_of, named, names_by_place, tensors_of, to
 from modelopt_cli.program.kinds import share
+from modelopt_cli.program.nodes import check_outputs
 from modelopt_cli.program.normal import normalize
+from modelopt_cli.program.outputs import flatten, leaves, plain
 from modelopt_cli.program.patches import unchanged
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.recover import recover_layers
 from modelopt_cli.program.rewrite import copy_graph
-from modelopt_cli.program.safe_names import is_path, is_reserved
+from modelopt_cli.program.safe_names import is_input_name, is_node_name, is_path, is_reserved, shown
 from modelopt_cli.program.samples import noise, tokens_of
 from modelopt_cli.program.serialization import to_data
 from modelopt_cli.program.shapes import evaluation_mode
@@ -53,8 +57,10 @@ def capture(
     model's tensors, not its modules. The model is left as it was.
 
     Args:
-        model: a network that takes one tensor ``(N, *input.shape)`` and returns one tensor.
-        input_spec: shape and preprocessing of one sample.
+        model: a network that takes tensors ``(N, *shape)``, one for each of ``input_spec.tensors``, and
+            returns tensors: one, or tuples, lists and dictionaries of them. Other arguments keep their
+            defaults.
+        input_spec: what one sample looks like. The name of a single input may be left to the network.
         labels: class names in logit order.
         arch: what the network was built from, kept for information.
         verify: run both on random inputs at two batch sizes and demand equal outputs.
@@ -67,11 +73,12 @@ def capture(
         model = model.module
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("TorchScript cannot be captured", hint="give the nn.Module it was made from")
-    examples = [random_input(model, input_spec, batch) for batch in TRACED_BATCHES]
+    input_spec = _named_by(model, input_spec)
+    examples = [named(random_input(model, input_spec, batch), input_spec) for batch in TRACED_BATCHES]
     with evaluation_mode(model), torch.no_grad():
         try:
             with unchanged(model):
-                return _attempt(model, ProgramTracer(examples[0].dtype), input_spec, labels, arch, verify)
+                return _attempt(model, ProgramTracer(examples[0]), input_spec, labels, arch, verify)
         except CaptureError:
             with unchanged(model):
                 return _attempt(model, ExampleTracer(examples), input_spec, labels, arch, verify)
@@ -97,26 +104,41 @@ def require_one_input(model: nn.Module) -> None:
         )
 
 
-def require_runnable(model: nn.Module, batch: Tensor) -> None:
+def require_runnable(model: nn.Module, batch: Inputs) -> None:
     """Refuse a batch that the network itself refuses.
 
     Args:
         model: is left as it was.
-        batch: samples ``(N, ...)``, on any device.
+        batch: samples, on any device.
 
     Raises:
         CaptureError: names the shape, and the reason in the network's own words.
     """
-    home = next(model.parameters(), batch).device
+    home = next(model.parameters(), tensors_of(batch)[0]).device
     with evaluation_mode(model), torch.no_grad(), unchanged(model):
-        _expected(model, batch.to(home))
+        _expected(model, to(batch, home))
 
 
-def random_input(model: nn.Module, input_spec: InputSpec, batch: int) -> Tensor:
+def random_input(model: nn.Module, input_spec: InputSpec, batch: int) -> Inputs:
     """A random batch on the model's device, floats in its dtype; always the same for one batch size."""
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    x = noise(input_spec, batch, seed=_SEED + batch, below=tokens_of(model.modules()))
-    return x.to(first.device, first.dtype if x.is_floating_point() else x.dtype)
+    inputs = noise(input_spec, batch, seed=_SEED + batch, below=tokens_of(model.modules()))
+    return each_of(inputs, lambda x: x.to(first.device, first.dtype if x.is_floating_point() else x.dtype))
+
+
+def _named_by(model: nn.Module, input_spec: InputSpec) -> InputSpec:
+    """The description of a single input that has no name yet with the one it has in ``forward``.
+
+    Raises:
+        CaptureError: a name cannot be an argument's.
+    """
+    if not input_spec.others and input_spec.name == INPUT_NAME:
+        (name,) = names_by_place(type(model).forward, 1)
+        return replace(input_spec, name=name if is_node_name(name) else INPUT_NAME)
+    for each in input_spec.tensors:
+        if not is_input_name(each.name):
+            raise CaptureError(f"no input can be called {shown(each.name)}", hint="rename the argument")
+    return input_spec
 
 
 def _attempt(
@@ -178,8 +200,7 @@ def _require_runnable(model: nn.Module, input_spec: InputSpec) -> None:
     """Refuse an input that the network itself refuses."""
     if any(p.is_meta for p in model.parameters()):
         return
-    x = random_input(model, input_spec, VERIFIED_BATCHES[-1])
-    _expected(model, x)
+    _expected(model, named(random_input(model, input_spec, VERIFIED_BATCHES[-1]), input_spec))
 
 
 def _where(error: BaseException, tracer: ProgramTracer, model: nn.Module) -> str:
@@ -201,12 +222,12 @@ def _first_line(error: BaseException) -> str:
 
 def _check_output(graph: fx.Graph) -> None:
     (output,) = graph.find_nodes(op="output")
-    if not isinstance(output.args[0], fx.Node):
-        kind = type(output.args[0]).__name__.removeprefix("immutable_")
+    try:
+        check_outputs(output.args[0])
+    except ArtifactError as error:
         raise CaptureError(
-            f"the network returns {a_or_an(kind)}, not one tensor",
-            hint="wrap it in a module that returns the logits",
-        )
+            f"the network returns {error.message}", hint="wrap it in a module that returns tensors"
+        ) from error
 
 
 def _check_calls(graph: fx.Graph) -> None:
@@ -267,33 +288,70 @@ def _leaf(module: nn.Module, path: str) -> nn.Module:
 
 def _verify(program: Program, model: nn.Module, input_spec: InputSpec) -> None:
     for batch in VERIFIED_BATCHES:
-        x = random_input(model, input_spec, batch)
-        shape = f"an input of shape {tuple(x.shape)}"
-        expected = _expected(model, x)
+        inputs = named(random_input(model, input_spec, batch), input_spec)
+        expected = _expected(model, inputs)
         try:
             with redirect_stderr(StringIO()):  # where fx prints the line that fails
-                actual = program(x)
+                actual = call(program, clone(inputs))
         except Exception as error:
-            raise CaptureError(f"what was captured fails on {shape}: {_first_line(error)}") from error
-        if not _same(actual, expected):
             raise CaptureError(
-                f"what was captured does not compute what the network does on {shape}",
+                f"what was captured fails on {_shapes(inputs)}: {_first_line(error)}"
+            ) from error
+        if not _same_outputs(actual, expected):
+            raise CaptureError(
+                f"what was captured does not compute what the network does on {_shapes(inputs)}",
                 hint="its forward pass depends on the batch size, on chance, or on state of its own",
             )
 
 
-def _expected(model: nn.Module, x: Tensor) -> Any:
+def _expected(model: nn.Module, inputs: Inputs) -> Any:
+    """The network's plain outputs."""
     try:
-        return model(x.clone())
+        return plain(call(model, clone(inputs)))
     except Exception as error:
         raise CaptureError(
-            f"the network cannot process an input of shape {tuple(x.shape)}: {_first_line(error)}",
+            f"the network cannot process {_shapes(inputs)}: {_first_line(error)}",
             hint="give the right input size",
         ) from error
 
 
-def _same(actual: Any, expected: Any) -> bool:
-    if not isinstance(actual, Tensor) or not isinstance(expected, Tensor) or actual.shape != expected.shape:
+def _shapes(inputs: Inputs) -> str:
+    """An input of some shape, or several, for a message."""
+    shapes = [str(tuple(tensor.shape)) for tensor in tensors_of(inputs)]
+    return f"inputs of shapes {' and '.join(shapes)}" if shapes[1:] else f"an input of shape {shapes[0]}"
+
+
+def _same_outputs(actual: Any, expected: Any) -> bool:
+    """True if two outputs have one structure and the same numbers.
+
+    Raises:
+        CaptureError: what is expected holds something else than tensors and None.
+    """
+    for name, value in leaves(expected):
+        if value is not None and not isinstance(value, Tensor):
+            place = f" at {name!r}" if name else ""
+            raise CaptureError(
+                f"the network returns {a_or_an(type(value).__name__)}{place}, not a tensor",
+                hint="wrap it in a module that returns tensors",
+            )
+    actual = plain(actual)
+    if _form(actual) != _form(expected):
+        return False
+    one, other = flatten(actual), flatten(expected)
+    return all(_same(one[name], other[name]) for name in other)
+
+
+def _form(outputs: Any) -> Any:
+    """The containers of plain outputs, with the type of what is in them."""
+    if isinstance(outputs, dict):
+        return {name: _form(value) for name, value in outputs.items()}
+    if isinstance(outputs, list | tuple):
+        return type(outputs), [_form(value) for value in outputs]
+    return type(outputs) if outputs is None else Tensor
+
+
+def _same(actual: Tensor, expected: Tensor) -> bool:
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return False
     if actual.device.type != "cpu":  # other devices may choose another algorithm for the same call
         return torch.allclose(actual, expected, rtol=1e-3, atol=1e-4, equal_nan=True)

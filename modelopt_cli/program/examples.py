@@ -10,7 +10,7 @@ with ``y`` in its place. What shared the old one's memory and is read later is r
 """
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
@@ -38,11 +38,11 @@ class ExampleTracer(ProgramTracer):
     """Traces with the values that two example inputs give to every node.
 
     Args:
-        examples: inputs of different batch sizes.
+        examples: batches of the network's inputs by name, of different sizes.
     """
 
-    def __init__(self, examples: Sequence[Tensor]) -> None:
-        super().__init__(examples[0].dtype)
+    def __init__(self, examples: Sequence[Mapping[str, Tensor]]) -> None:
+        super().__init__(examples[0])
         self.examples = tuple(examples)
         self._running = False
         self._alive: WeakValueDictionary[int, ExampleProxy] = WeakValueDictionary()
@@ -111,7 +111,7 @@ class ExampleTracer(ProgramTracer):
 
     def _run(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], i: int) -> Any:
         if kind == "placeholder":
-            return self.examples[i]
+            return self.examples[i][target]
         values, keywords = _values(args, i), _values(kwargs, i)
         self._running = True
         try:

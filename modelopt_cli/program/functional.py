@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from modelopt_cli.errors import CaptureError
 from modelopt_cli.program.allowlist import is_in_place
 from modelopt_cli.program.calls import arguments, call, operation, owner_of, source
+from modelopt_cli.program.inputs import Inputs
 from modelopt_cli.program.shapes import infer
 from modelopt_cli.program.spelling import rewrite
 from modelopt_cli.program.views import ViewError, put, put_part
@@ -27,7 +28,7 @@ _HINT = "write it without the in-place operation: y = f(x) in place of f_(x)"
 
 
 def make_functional(
-    graph: fx.Graph, root: nn.Module, inputs: Tensor, constants: Mapping[str, Tensor] | None = None
+    graph: fx.Graph, root: nn.Module, inputs: Inputs, constants: Mapping[str, Tensor] | None = None
 ) -> None:
     """Turn every in-place call of a graph into a pure one, and let later readers read its result.
 
@@ -91,7 +92,9 @@ class _Functional:
         for node in list(self.graph.nodes):
             self.reader = node
             self.above[node] = above = self._view_of(node)
-            picked = above is not None and isinstance(self.values[above], tuple | list)
+            picked = (
+                node.op != "output" and above is not None and isinstance(self.values[above], tuple | list)
+            )
             self.born[node] = self.born[above] if picked and above else self._count(node)
             if is_in_place(node, self.layers):
                 self._write(node)
@@ -233,6 +236,8 @@ class _Functional:
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
     return [t for part in value for t in _tensors(part)] if isinstance(value, tuple | list) else []
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+INPUT_NAME = "x"
+"""Name of an input that has no other."""
 InputType = Literal["float32", "int64", "int32", "uint8", "bool"]
 
 
@@ -34,14 +36,25 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Shape, element type and preprocessing of one sample.
+    """Shape, element type and preprocessing of one sample, and of a network's further inputs.
 
     Attributes:
         shape: without the batch dimension, e.g. ``(3, 224, 224)``.
         preprocess: how an image becomes one; None where samples are no images.
         dtype: type of its elements.
+        name: of the input, as the network's ``forward`` calls it.
+        free: places in ``shape`` whose size may be another one, tried at two sizes.
+        others: the network's further inputs, in order, which have none themselves.
     """
 
     shape: tuple[int, ...]
     preprocess: Preprocess | None = None
     dtype: InputType = "float32"
+    name: str = INPUT_NAME
+    free: tuple[int, ...] = ()
+    others: tuple["InputSpec", ...] = ()
+
+    @property
+    def tensors(self) -> tuple["InputSpec", ...]:
+        """All inputs, in order: this one and the others."""
+        return (self, *self.others)

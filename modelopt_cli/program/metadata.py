@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any, get_args
 
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.input_spec import InputSpec, InputType, Interpolation, Preprocess
+from modelopt_cli.program.input_spec import INPUT_NAME, InputSpec, InputType, Interpolation, Preprocess
 from modelopt_cli.program.program import Program
+from modelopt_cli.program.safe_names import is_input_name
 
 MAX_LABELS = 1_000_000
 MAX_TEXT = 10_000
@@ -15,6 +16,9 @@ MAX_SIDE = 1_000_000
 MAX_NODES = 20_000
 """Nodes of a graph."""
 MAX_RANK = 8  # dimensions of a sample
+MAX_INPUTS = 64
+_PLAIN_INPUT: dict[str, Any] = {"dtype": "float32", "name": INPUT_NAME, "free": []}
+"""Keys of an input that may be left out."""
 _MAX_DEPTH = 16
 _MAX_ITEMS = 1_000_000
 
@@ -30,10 +34,13 @@ def to_header(program: Program) -> dict[str, Any]:
 
 
 def input_to_data(spec: InputSpec) -> dict[str, Any]:
-    """An InputSpec as JSON; the element type is there if it is not float32."""
+    """An InputSpec as JSON; all but shape and preprocessing is there if it is not what it is by default."""
     preprocess = {k: _plain(v) for k, v in asdict(spec.preprocess).items()} if spec.preprocess else None
-    dtype = {} if spec.dtype == "float32" else {"dtype": spec.dtype}
-    return {"shape": list(spec.shape), "preprocess": preprocess, **dtype}
+    data: dict[str, Any] = {"shape": list(spec.shape), "preprocess": preprocess}
+    data |= {} if spec.dtype == _PLAIN_INPUT["dtype"] else {"dtype": spec.dtype}
+    data |= {} if spec.name == _PLAIN_INPUT["name"] else {"name": spec.name}
+    data |= {"free": list(spec.free)} if spec.free else {}
+    return data | ({"others": [input_to_data(other) for other in spec.others]} if spec.others else {})
 
 
 def _plain(value: Any) -> Any:
@@ -62,13 +69,39 @@ def input_from_data(data: Any) -> InputSpec:
     Raises:
         ArtifactError: it is anything else.
     """
-    spec = keyed({"dtype": "float32", **mapped(data, "input")}, ("shape", "preprocess", "dtype"), "input")
-    shape, dtype = _sides(listed(spec["shape"], "shape", MAX_RANK), "the input shape"), spec["dtype"]
+    first, *others = [_one_input(each) for each in _listed_inputs(data)]
+    names = [first.name, *(other.name for other in others)]
+    if len(set(names)) < len(names):
+        raise ArtifactError("two inputs have the same name")
+    return replace(first, others=tuple(others))
+
+
+def _listed_inputs(data: Any) -> list[dict[str, Any]]:
+    """The descriptions of all inputs, with all keys."""
+    first = {"others": [], **_PLAIN_INPUT, **mapped(data, "input")}
+    others = listed(first.pop("others"), "inputs", MAX_INPUTS - 1)
+    return [first, *({**_PLAIN_INPUT, **mapped(other, "input")} for other in others)]
+
+
+def _one_input(data: dict[str, Any]) -> InputSpec:
+    spec = keyed(data, ("shape", "preprocess", *_PLAIN_INPUT), "input")
+    listing, dtype, name = listed(spec["shape"], "shape", MAX_RANK), spec["dtype"], spec["name"]
+    shape = _sides(listing, "the input shape") if listing else ()
     if dtype not in get_args(InputType):
         raise ArtifactError("unknown element type")
-    if spec["preprocess"] is None:
-        return InputSpec(shape, dtype=dtype)
-    mapping = keyed(spec["preprocess"], tuple(f.name for f in fields(Preprocess)), "preprocess")
+    if not is_input_name(name):
+        raise ArtifactError("an input with an odd name")
+    free = tuple(listed(spec["free"], "free sizes", MAX_RANK))
+    places = range(len(shape))
+    if len(set(free)) < len(free) or any(type(place) is not int or place not in places for place in free):
+        raise ArtifactError("free sizes must be places in the input shape")
+    return InputSpec(shape, _preprocess(spec["preprocess"]), dtype, name, free)
+
+
+def _preprocess(data: Any) -> Preprocess | None:
+    if data is None:
+        return None
+    mapping = keyed(data, tuple(f.name for f in fields(Preprocess)), "preprocess")
     resize, crop, channels = mapping["resize"], mapping["crop"], mapping["channels"]
     if isinstance(resize, list) and len(resize) == 2:
         resize = _sides(resize, "resize")
@@ -85,7 +118,7 @@ def input_from_data(data: Any) -> InputSpec:
     ):
         raise ArtifactError("unknown preprocessing")
     mean, std = (_numbers(mapping[name], name, channels) for name in ("mean", "std"))
-    return InputSpec(shape, Preprocess(resize, crop, mapping["interpolation"], mean, std, channels), dtype)
+    return Preprocess(resize, crop, mapping["interpolation"], mean, std, channels)
 
 
 def _sides(values: Sequence[Any], name: str) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.program.allowlist import is_in_place
@@ -45,6 +46,7 @@ def normalize(
     canonicalize(graph, root)
     if any(_is_read_whole(node) for node in graph.nodes):
         _unpack(graph, root, input_spec, constants)
+    _spread_outputs(graph, root, input_spec, constants)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
 
 
@@ -80,6 +82,24 @@ def _unpack(
             parts[node] = tuple(call(node, node.args, node.kwargs))  # of tuples: one after another
         if operation(node) in _TUPLES and len(values[node]) == len(others[node]):
             parts[node] = _parts(graph, node, len(values[node]))
+
+
+def _spread_outputs(
+    graph: fx.Graph, root: nn.Module, input_spec: InputSpec, constants: Mapping[str, Tensor] | None
+) -> None:
+    """Return a tuple of tensors part by part; a network that returns what a GRU does returns two values."""
+    (output,) = graph.find_nodes(op="output")
+    values = infer(graph, root, meta_input(root, input_spec, 2), constants)
+    with graph.inserting_before(output):
+        output.args = fx.node.map_arg(output.args, lambda node: _spread(graph, node, values[node]))
+
+
+def _spread(graph: fx.Graph, node: fx.Node, value: Any) -> Any:
+    """The parts of a value, if it has some."""
+    if not isinstance(value, tuple | list) or isinstance(value, torch.Size):
+        return node
+    parts = [_spread(graph, graph.call_function(operator.getitem, (node, i)), v) for i, v in enumerate(value)]
+    return parts if isinstance(value, list) else tuple(parts)
 
 
 def _replace_part(node: fx.Node, parts: dict[fx.Node, tuple[Any, ...]]) -> None:

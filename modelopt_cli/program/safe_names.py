@@ -20,6 +20,7 @@ _PART = re.compile(r"[A-Za-z0-9_-]{1,200}", re.ASCII)
 _LITERAL = re.compile(r"[A-Za-z0-9_ .,>-]{0,64}", re.ASCII)
 _MAX_PATH = 1000
 _MAX_PARTS = 32
+_INPUT_WORDS = ("input", "filter", "format", "hash", "id", "iter", "len", "map", "object", "type", "vars")
 # What generated code refers to, besides Python's builtins and keywords.
 _USED_BY_CODE = frozenset({"self", *fx_graph._custom_builtins})
 _USED_BY_PROGRAM = frozenset({*Program.__annotations__, *vars(GraphModule(nn.Module(), fx_graph.Graph()))})
@@ -35,6 +36,16 @@ def is_node_name(name: object) -> bool:
         and not hasattr(builtins, name)
         and name not in _USED_BY_CODE
     )
+
+
+def is_input_name(name: object) -> bool:
+    """True if an input may have this name: that of a node, or a word of Python's that no code here calls."""
+    return is_node_name(name) or name in _INPUT_WORDS
+
+
+def is_output_key(key: object) -> bool:
+    """True if a dictionary that a network returns may have this key."""
+    return isinstance(key, str) and _LITERAL.fullmatch(key) is not None
 
 
 def is_path(path: object) -> bool:

@@ -1,4 +1,4 @@
-"""Batches to try a network with, of the shape and element type of its input."""
+"""Batches to try a network with, of the shapes and element types of its inputs."""
 
 from collections.abc import Iterable
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.inputs import Inputs, make_inputs
 
 DTYPES = {
     "float32": torch.float32,
@@ -17,14 +18,22 @@ DTYPES = {
 _TOKENS = 100
 
 
-def zeros(input_spec: InputSpec, batch: int, device: str | torch.device = "cpu") -> Tensor:
+def zeros(input_spec: InputSpec, batch: int, device: str | torch.device = "cpu") -> Inputs:
     """A batch of zeros; on the meta device, of nothing."""
-    return torch.zeros(batch, *input_spec.shape, dtype=DTYPES[input_spec.dtype], device=device)
+    return make_inputs(
+        input_spec,
+        lambda each: torch.zeros(batch, *each.shape, dtype=DTYPES[each.dtype], device=device),
+    )
 
 
-def noise(input_spec: InputSpec, batch: int, *, seed: int, below: int = 2) -> Tensor:
+def noise(input_spec: InputSpec, batch: int, *, seed: int, below: int = 2) -> Inputs:
     """Standard normal numbers, or whole ones from 0 up to, not including, ``below``; bytes up to 255."""
-    generator, dtype = torch.Generator().manual_seed(seed), DTYPES[input_spec.dtype]
+    generator = torch.Generator().manual_seed(seed)
+    return make_inputs(input_spec, lambda each: _noise(each, batch, generator, below))
+
+
+def _noise(input_spec: InputSpec, batch: int, generator: torch.Generator, below: int) -> Tensor:
+    dtype = DTYPES[input_spec.dtype]
     if dtype.is_floating_point:
         return torch.randn(batch, *input_spec.shape, generator=generator)
     end = {torch.bool: 2, torch.uint8: 256}.get(dtype, below)

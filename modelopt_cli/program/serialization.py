@@ -2,7 +2,7 @@
 
 The data form is JSON with these keys; the tensors travel next to it (docs/format.md):
 
-    input       {"shape": [...], "preprocess": {...} or null}
+    input       {"shape": [...], "preprocess": {...} or null, ...}, and what else the network takes
     labels      class names, or null
     history     what was done to the network
     arch        the spec it was built from, or null
@@ -117,7 +117,8 @@ def from_data(data: Mapping[str, Any], state: Mapping[str, Tensor]) -> Program:
         raise ArtifactError("too many layers")
     modules = {path: _module_from_data(path, entry) for path, entry in described.items()}
     _check_paths(modules, attributes)
-    graph = graph_from_data(fields["nodes"], modules, attributes)
+    names = [each.name for each in header["input_spec"].tensors]
+    graph = graph_from_data(fields["nodes"], modules, attributes, names)
     tensors = _tensors(mapped(fields["tensors"], "tensors"), mapped(fields["tied"], "tied"), state)
     check_bounds(graph, modules, {path: tensors[path] for path in attributes}, header["input_spec"])
     parts: dict[str, Any] = {**modules, **_assign(modules, attributes, tensors)}

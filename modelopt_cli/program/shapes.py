@@ -9,12 +9,13 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.inputs import Inputs, each_of, tensors_of
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.samples import zeros
 
 
 def infer(
-    graph: fx.Graph, root: nn.Module, inputs: Tensor, constants: Mapping[str, Tensor] | None = None
+    graph: fx.Graph, root: nn.Module, inputs: Inputs, constants: Mapping[str, Tensor] | None = None
 ) -> dict[fx.Node, Any]:
     """Every value of a graph as it would be, tensors on the meta device.
 
@@ -34,7 +35,7 @@ def infer(
     """
     recorder = _Recorder(root, graph, constants or {})
     with torch.no_grad(), torch.device("meta"):  # what is made without the input is made there, too
-        recorder.run(inputs)
+        recorder.run(*tensors_of(inputs))
     return recorder.values
 
 
@@ -90,11 +91,12 @@ def _tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
     return [*layer.named_parameters(remove_duplicate=False), *layer.named_buffers(remove_duplicate=False)]
 
 
-def meta_input(root: nn.Module, input_spec: InputSpec, batch: int) -> Tensor:
-    """An empty batch on the meta device; a float one of the type of the network's weights."""
-    empty = zeros(input_spec, batch, "meta")
-    dtypes = (p.dtype for p in root.parameters() if p.is_floating_point())
-    return empty.to(next(dtypes, empty.dtype)) if empty.is_floating_point() else empty
+def meta_input(root: nn.Module, input_spec: InputSpec, batch: int) -> Inputs:
+    """An empty batch on the meta device; floats of the type of the network's weights."""
+    dtype = next((p.dtype for p in root.parameters() if p.is_floating_point()), None)
+    return each_of(
+        zeros(input_spec, batch, "meta"), lambda x: x.to(dtype or x.dtype) if x.is_floating_point() else x
+    )
 
 
 @contextmanager
@@ -109,27 +111,28 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def program_values(program: Program, batch: int, shape: tuple[int, ...] | None = None) -> dict[fx.Node, Any]:
+def program_values(program: Program, batch: int, sample: InputSpec | None = None) -> dict[fx.Node, Any]:
     """Every value of a Program in evaluation mode, tensors on the meta device: shape, type and structure.
 
     Args:
         program: not changed; nothing is computed or copied.
-        batch: size of the input's first dimension.
-        shape: of one sample; None means that the Program was made for.
+        batch: size of the inputs' first dimension.
+        sample: what its inputs are; None means what the Program was made for.
     """
-    sample = program.input if shape is None else InputSpec(shape, dtype=program.input.dtype)
     with evaluation_mode(program):
-        return infer(program.graph, program, meta_input(program, sample, batch))
+        return infer(program.graph, program, meta_input(program, sample or program.input, batch))
 
 
-def value_shapes(program: Program, batch: int, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
+def value_shapes(program: Program, batch: int, sample: InputSpec | None = None) -> dict[str, Any]:
     """Shapes of every value, by node name; what is no tensor is kept as it is. As ``program_values``."""
-    return {node.name: _shape_of(value) for node, value in program_values(program, batch, shape).items()}
+    return {node.name: _shape_of(value) for node, value in program_values(program, batch, sample).items()}
 
 
 def _shape_of(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.shape
+    if isinstance(value, dict):
+        return {name: _shape_of(part) for name, part in value.items()}
     if isinstance(value, torch.Size) or not isinstance(value, tuple | list):
         return value
     return tuple(_shape_of(part) for part in value)

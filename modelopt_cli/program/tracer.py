@@ -5,7 +5,7 @@ It keeps every size symbolic and gives up where Python needs a number: ``math.ce
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import CaptureError
 from modelopt_cli.program.allowlist import IN_PLACE_OPERATORS
+from modelopt_cli.program.inputs import as_arguments
 from modelopt_cli.program.kinds import kind_of
+from modelopt_cli.program.outputs import plain
 from modelopt_cli.program.patches import plain_autograd_functions, proxied_sizes
 
-INPUT_NAME = "x"
 # Methods of plain tensors that Python calls for an operator, where the other operand is a proxy.
 _OPERATORS: dict[Any, Callable[..., Any]] = {
     **{"__getitem__": operator.getitem, "__and__": operator.and_, "__or__": operator.or_},
@@ -35,19 +36,20 @@ class ProgramTracer(fx.Tracer):
     """Traces through everything but the leaf modules on the allow-list.
 
     Args:
-        dtype: type of the network's input.
+        example: a batch of the network's inputs by name; the placeholders get these names.
 
     Attributes:
         constants: tensors the forward pass made out of nothing, by the name their nodes have.
         failed_in: path of the innermost module whose forward raised, or None.
-        source: the proxy of the network's input.
+        source: the proxy of the network's first input.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, example: Mapping[str, Tensor]) -> None:
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]
-        self.dtype = dtype
+        self.names = tuple(example)
+        self.dtype = example[self.names[0]].dtype
         self.constants: dict[str, Tensor] = {}
         self.failed_in: str | None = None
         self.source: Any = None
@@ -55,16 +57,22 @@ class ProgramTracer(fx.Tracer):
     def trace(
         self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
     ) -> fx.Graph:
-        """The graph of ``root``'s forward pass as a function of its first argument."""
+        """The graph of ``root``'s forward pass as a function of its inputs, which returns plain outputs."""
         with torch.no_grad(), plain_autograd_functions(), proxied_sizes(lambda: self.source, self.dtype):
             return super().trace(root, concrete_args)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """One placeholder, whatever the signature: optional arguments keep their defaults."""
-        self.source = self.create_proxy("placeholder", INPUT_NAME, (), {})
-        return root_fn, [self.root, self.source]
+        """A placeholder for each input, whatever the signature: other arguments keep their defaults."""
+        sources = {name: self.create_proxy("placeholder", name, (), {}) for name in self.names}
+        self.source = sources[self.names[0]]
+
+        def forward(root: nn.Module, *proxies: Any) -> Any:
+            args, kwargs = as_arguments(root_fn, dict(zip(self.names, proxies, strict=True)))
+            return plain(root_fn(root, *args, **kwargs))
+
+        return forward, [self.root, *sources.values()]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """A proxy that records ``x += y`` as the change in place that it is."""

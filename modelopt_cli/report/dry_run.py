@@ -11,7 +11,7 @@ from torch import nn
 
 from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.measure.size import logical_parameters
-from modelopt_cli.program.input_spec import InputType
+from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.text import printable
 from modelopt_cli.training import TimeEstimate
 
@@ -66,12 +66,10 @@ class Plan:
         return sum(stage.seconds for stage in self.stages)
 
 
-def cost_of(
-    role: str, name: str, network: nn.Module, shape: tuple[int, ...], dtype: InputType = "float32"
-) -> Cost:
-    """Count the costs of a network that takes samples of ``shape``."""
+def cost_of(role: str, name: str, network: nn.Module, sample: InputSpec) -> Cost:
+    """Count the costs of a network that takes such samples."""
     parameters = sum(tensor.numel() for tensor in logical_parameters(network))
-    return Cost(role, name, parameters, count_macs(network, shape, dtype).flops)
+    return Cost(role, name, parameters, count_macs(network, sample).flops)
 
 
 def plan_table(plan: Plan) -> RenderableType:

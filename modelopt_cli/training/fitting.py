@@ -73,7 +73,7 @@ def fit(
     together = world(training.device)
     input_spec = training.train.input
     with (
-        prepared(network, input_spec.shape, together.device, input_spec.dtype) as properties,
+        prepared(network, input_spec, together.device) as properties,
         Signals() as signals,
     ):
         train, val = samples(training.train, training.val, config.val_fraction, properties.classes)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from modelopt_cli.errors import InputError, UsageError
 from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.evaluated_model import is_quantized
-from modelopt_cli.program.input_spec import InputSpec, InputType
+from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.inputs import Inputs, any_images, call
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
 
@@ -34,9 +35,7 @@ class Prepared:
 
 
 @contextlib.contextmanager
-def prepared(
-    network: nn.Module, shape: tuple[int, ...], device: str, dtype: InputType = "float32"
-) -> Iterator[Prepared]:
+def prepared(network: nn.Module, sample: InputSpec, device: str) -> Iterator[Prepared]:
     """Inside the context the network is on ``device``, in the faster memory format of those it runs in.
 
     Afterwards it is in evaluation mode, contiguous, without gradients, and back where it was. The parameters
@@ -44,7 +43,7 @@ def prepared(
 
     Raises:
         UsageError: nothing in the network learns.
-        DataError: the network does not take samples of ``shape``.
+        DataError: the network does not take such samples.
         InputError: it is no classifier.
     """
     if is_quantized(network):
@@ -58,7 +57,7 @@ def prepared(
     with _own_randomness(device), torch.inference_mode(False), torch.enable_grad():
         try:
             network.to(device)
-            images = zeros(InputSpec(shape, dtype=dtype), _PROBED, device)
+            images = zeros(sample, _PROBED, device)
             with evaluation_mode(network):
                 classes = _classes(accuracy.run(network, images, _WHERE))
                 channels_last = _lay_out(network, images)
@@ -80,14 +79,14 @@ def _classes(logits: object) -> int:
     return logits.shape[1]
 
 
-def _lay_out(network: nn.Module, images: Tensor) -> bool:
+def _lay_out(network: nn.Module, images: Inputs) -> bool:
     """Channels last, unless torch cannot train the network so."""
     if any(_overruns(module) for module in network.modules() if isinstance(module, nn.Conv2d)):
         return False
     return to_channels_last(network, images)
 
 
-def to_channels_last(network: nn.Module, images: Tensor) -> bool:
+def to_channels_last(network: nn.Module, images: Inputs) -> bool:
     """Lay out the weights with the channels innermost, which most convolutions are faster with.
 
     Args:
@@ -97,12 +96,12 @@ def to_channels_last(network: nn.Module, images: Tensor) -> bool:
     Returns:
         True if it is laid out so now: it has convolutions, and nothing in it insists on the other order.
     """
-    if images.dim() != 4 or not any(isinstance(module, nn.Conv2d) for module in network.modules()):
+    if not any_images(images) or not any(isinstance(module, nn.Conv2d) for module in network.modules()):
         return False
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         with torch.no_grad():
-            network(images)
+            call(network, images)
     except RuntimeError:  # a view() of what is not contiguous now
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return False

@@ -232,7 +232,7 @@ def test_loading_and_the_reason_it_is_missing(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(load_time, "measure_loading", measured)
     found = evaluate([evaluated(1, arch="a:b"), evaluated(2)], None, EvalOptions(runs=1, threads=1))
     assert [(model.load_s, model.peak_bytes) for model in found.models] == [(0.5, 7), (None, None)]
-    assert jobs[0] == load_time.Job("net1.pth", "a:b", SHAPE, 1, threads=1)
+    assert jobs[0] == load_time.Job("net1.pth", "a:b", InputSpec(SHAPE), 1, threads=1)
     assert found.notes == ("net2.pth: time to load and peak memory not measured: no such file",)
 
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import modelopt_cli  # noqa: F401  makes torchvision importable
 from modelopt_cli.errors import ArchitectureError
 from modelopt_cli.measure.flops import count_macs
+from modelopt_cli.program import InputSpec
 from modelopt_cli.program.quantization import QParams
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import QuantizedConv1d, QuantizedConv2d
@@ -49,10 +50,10 @@ def torch_count(model: nn.Module, shape: tuple[int, ...]) -> int:
 def test_graph_and_module_counts_equal_torchs_counter(name: str, side: int) -> None:
     model, shape = network(name, side), (3, side, side)
     expected = torch_count(model, shape)
-    graph = count_macs(fx.symbolic_trace(model), shape)
+    graph = count_macs(fx.symbolic_trace(model), InputSpec(shape))
     assert graph.total == expected
     assert sum(graph.per_layer.values()) == expected
-    assert count_macs(model, shape).total == expected
+    assert count_macs(model, InputSpec(shape)).total == expected
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121"])
@@ -71,7 +72,7 @@ def test_ptflops_agrees_up_to_what_it_adds(name: str) -> None:
         verbose=False,
         ignore_modules=left_out,
     )
-    ours = count_macs(fx.symbolic_trace(model), shape).total
+    ours = count_macs(fx.symbolic_trace(model), InputSpec(shape)).total
     assert ours <= theirs <= 1.01 * ours
 
 
@@ -111,7 +112,7 @@ def test_layers_by_hand(layer: nn.Module, shape: tuple[int, ...], expected: int,
         tracer = Tracer()
         traced = tracer.trace(model)
         model = fx.GraphModule(tracer.root, traced)  # type: ignore[assignment]
-    assert count_macs(model, shape).total == expected
+    assert count_macs(model, InputSpec(shape)).total == expected
 
 
 class Tracer(fx.Tracer):
@@ -153,7 +154,7 @@ FUNCTIONS = [
 
 @pytest.mark.parametrize(("body", "expected"), FUNCTIONS)
 def test_functions_by_hand(body: Callable[[Tensor], Tensor], expected: int) -> None:
-    assert count_macs(fx.symbolic_trace(Lambda(body)), (4, 6)).total == expected
+    assert count_macs(fx.symbolic_trace(Lambda(body)), InputSpec((4, 6))).total == expected
 
 
 class Attention(nn.Module):
@@ -175,8 +176,8 @@ def test_multihead_attention(batch_first: bool, extra: dict[str, bool]) -> None:
     # Batch size 1 stands where the sequence would if the batch is not first.
     tokens, batch = (5, 1) if batch_first else (1, 5)
     keys = tokens + len(extra)
-    assert count_macs(traced, shape).total == batch * (4 * tokens * 64 + 2 * tokens * keys * 8)
-    assert count_macs(traced, shape).total == torch_count(model, shape)
+    assert count_macs(traced, InputSpec(shape)).total == batch * (4 * tokens * 64 + 2 * tokens * keys * 8)
+    assert count_macs(traced, InputSpec(shape)).total == torch_count(model, shape)
 
 
 def test_a_layer_that_runs_twice_counts_twice() -> None:
@@ -188,7 +189,7 @@ def test_a_layer_that_runs_twice_counts_twice() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.relu(self.layer(self.layer(x)))
 
-    assert count_macs(fx.symbolic_trace(Twice()), (4,)).per_layer == {"layer": 32}
+    assert count_macs(fx.symbolic_trace(Twice()), InputSpec((4,))).per_layer == {"layer": 32}
 
 
 def test_counting_changes_nothing() -> None:
@@ -196,7 +197,7 @@ def test_counting_changes_nothing() -> None:
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fast = torch.backends.mha.get_fastpath_enabled()
-    count_macs(model, (3, 8, 8))
+    count_macs(model, InputSpec((3, 8, 8)))
     assert model.training
     assert all(module.training for module in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -206,6 +207,6 @@ def test_counting_changes_nothing() -> None:
 @pytest.mark.parametrize("graph", [True, False], ids=["graph", "module"])
 def test_a_shape_that_does_not_fit_is_one_line(graph: bool) -> None:
     model = nn.Sequential(nn.Linear(4, 2))
-    with pytest.raises(ArchitectureError, match=r"does not run on an input of shape \(1, 5\)") as caught:
-        count_macs(fx.symbolic_trace(model) if graph else model, (5,))
+    with pytest.raises(ArchitectureError, match=r"does not run on samples of shape \(5,\)") as caught:
+        count_macs(fx.symbolic_trace(model) if graph else model, InputSpec((5,)))
     assert "\n" not in str(caught.value)

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from modelopt_cli.measure.load_time import Job, Loading, _result, measure_loading
+from modelopt_cli.program import InputSpec
 
-JOB = Job("net.pth", None, (8,), 1, threads=1)
+JOB = Job("net.pth", None, InputSpec((8,)), 1, threads=1)
 
 # Stands in for the package's API: "loads" a file by holding as many megabytes, and by putting the clock
 # as far forward each time, as its name says.
@@ -52,7 +53,7 @@ sys.exit(code)
 
 def child(megabytes: int, *seconds: float) -> tuple[Loading, int]:
     """What the child answers, and how often it has loaded."""
-    job = Job("/".join(map(str, (megabytes, *seconds))), None, (8,), 1, threads=1)
+    job = Job("/".join(map(str, (megabytes, *seconds))), None, InputSpec((8,)), 1, threads=1)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(API)],
         input=json.dumps(asdict(job)),
@@ -89,7 +90,7 @@ def test_a_checkpoint_without_a_network_is_read_whole(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_loaded_gives_a_reason(tmp_path: Path) -> None:
-    found = measure_loading(Job(str(tmp_path / "none.pth"), None, (8,), 1))
+    found = measure_loading(Job(str(tmp_path / "none.pth"), None, InputSpec((8,)), 1))
     assert (found.seconds, found.peak_bytes) == (None, None)
     assert found.reason
     assert "\n" not in found.reason

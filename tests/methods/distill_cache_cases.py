@@ -52,7 +52,7 @@ def config(**changes: Any) -> TrainConfig:
 
 def context(folder: Path | None, training: TrainConfig | None = None, **changes: Any) -> DistillContext:
     """What ``apply`` gets; with a folder, to keep the answers in it."""
-    given = {"teachers": (Member(capture(network(8), INPUT), SHAPE),), "origin": {}, **changes}
+    given = {"teachers": (Member(capture(network(8), INPUT), INPUT),), "origin": {}, **changes}
     request = None if folder is None else CacheRequest(folder, {"1": {"sha256": "abc", "weight": 1.0}})
     return DistillContext(
         training=Training(noise(), config=training or config()), **{"cache": request, **given}

@@ -185,7 +185,9 @@ def test_the_history_says_what_was_learned_from_whom(student, teacher, digits):
 def test_several_teachers_answer_their_weighted_mean(teacher, digits):
     other = fresh(8, seed=5)
     images = next(digits.batches(6))[0]
-    together = Teacher([Member(teacher, SHAPE), Member(other, SHAPE, weight=3.0)])(images).logits
+    together = Teacher([Member(teacher, InputSpec(SHAPE)), Member(other, InputSpec(SHAPE), weight=3.0)])(
+        images
+    ).logits
     with torch.no_grad():
         expected = (teacher(images) + 3 * other(images)) / 4
     torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-5)
@@ -291,4 +293,4 @@ def test_two_processes_do_what_one_does(tmp_path, torchrun):
 
 
 def test_places_are_found_on_any_size_of_images(teacher):
-    assert feature_points(teacher, (1, 12, 12))[0].shape[1:] == (12, 12)
+    assert feature_points(teacher, InputSpec((1, 12, 12)))[0].shape[1:] == (12, 12)

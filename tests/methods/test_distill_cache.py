@@ -79,7 +79,7 @@ def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 def teachers(kind: str) -> tuple[Member, ...]:
     """A Program is packed and rounds alike in any batch; a plain module does so on some CPUs only."""
     module = network(8)
-    return (Member(capture(module, INPUT) if kind == "program" else module, SHAPE),)
+    return (Member(capture(module, INPUT) if kind == "program" else module, INPUT),)
 
 
 @pytest.mark.parametrize("kind", ["program", "module"])
@@ -134,7 +134,7 @@ def test_what_is_kept_is_what_the_teacher_answers(tmp_path: Path) -> None:
 
 
 def test_several_teachers_are_one(tmp_path: Path, asked: Asked) -> None:
-    members = tuple(Member(capture(network(8, seed), INPUT), SHAPE, 1.0 + seed) for seed in (0, 1))
+    members = tuple(Member(capture(network(8, seed), INPUT), INPUT, 1.0 + seed) for seed in (0, 1))
     plain = taught(context(None, teachers=members))
     asked.clear()
     assert equal(plain, taught(context(tmp_path / "answers", teachers=members)))
@@ -366,7 +366,7 @@ def own() -> Data:
 
 def dynamic() -> tuple[Member, ...]:
     program = quantize(capture(network(8), INPUT), QuantizeConfig(scheme="int8-dynamic"), Context()).program
-    return (Member(program, SHAPE, name="int8"),)
+    return (Member(program, INPUT, name="int8"),)
 
 
 @pytest.mark.parametrize(

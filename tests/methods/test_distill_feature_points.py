@@ -11,7 +11,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.distill.feature_pairs import NetworkPoints, pairs_of
 from modelopt_cli.methods.distill.feature_points import embedding_point, feature_points, recording
 from modelopt_cli.methods.distill.losses import Term
-from modelopt_cli.program import Program
+from modelopt_cli.program import InputSpec, Program
 
 SHAPE = (1, 28, 28)
 
@@ -41,7 +41,7 @@ def images(count: int = 3) -> Tensor:
 
 
 def test_values_at_places_are_those_that_hooks_see(resnet):
-    network = NetworkPoints(resnet, SHAPE, "it")
+    network = NetworkPoints(resnet, InputSpec(SHAPE), "it")
     place = network.find("layer2.0.conv2")
     seen: list[Tensor] = []
     hook = resnet.get_submodule("layer2.0.conv2").register_forward_hook(lambda m, a, y: seen.append(y))
@@ -52,7 +52,7 @@ def test_values_at_places_are_those_that_hooks_see(resnet):
 
 
 def test_the_end_of_a_block_is_what_the_next_one_is_given(resnet):
-    place = NetworkPoints(resnet, SHAPE, "it").find("layer2")
+    place = NetworkPoints(resnet, InputSpec(SHAPE), "it").find("layer2")
     seen: list[Tensor] = []
     hook = resnet.get_submodule("layer3.0.conv1").register_forward_pre_hook(lambda m, a: seen.append(a[0]))
     with recording(resnet, [place]) as values:
@@ -62,8 +62,8 @@ def test_the_end_of_a_block_is_what_the_next_one_is_given(resnet):
 
 
 def test_a_program_is_as_before_once_it_is_looked_at_no_more(resnet):
-    before, last = copy.deepcopy(resnet), embedding_point(resnet, SHAPE)
-    with recording(resnet, feature_points(resnet, SHAPE)) as values:
+    before, last = copy.deepcopy(resnet), embedding_point(resnet, InputSpec(SHAPE))
+    with recording(resnet, feature_points(resnet, InputSpec(SHAPE))) as values:
         inside = resnet(images())
         assert values.take(last).shape == (3, 64)
     assert resnet.code == before.code
@@ -73,7 +73,7 @@ def test_a_program_is_as_before_once_it_is_looked_at_no_more(resnet):
 
 
 def test_a_copy_keeps_values_of_its_own(resnet):
-    place = NetworkPoints(resnet, SHAPE, "it").find("layer3")
+    place = NetworkPoints(resnet, InputSpec(SHAPE), "it").find("layer3")
     with recording(resnet, [place]) as values:
         resnet(images())
         copy.deepcopy(resnet)(images(2))
@@ -81,7 +81,7 @@ def test_a_copy_keeps_values_of_its_own(resnet):
 
 
 def test_a_place_that_is_looked_at_twice_is_one(resnet):
-    place = NetworkPoints(resnet, SHAPE, "it").find("layer3")
+    place = NetworkPoints(resnet, InputSpec(SHAPE), "it").find("layer3")
     with recording(resnet, [place, place]) as values:
         resnet(images())
         values.take(place)
@@ -91,7 +91,7 @@ def test_a_place_that_is_looked_at_twice_is_one(resnet):
 
 def test_without_a_graph_modules_are_places():
     network = Untraceable()
-    found = NetworkPoints(network, SHAPE, "it")
+    found = NetworkPoints(network, InputSpec(SHAPE), "it")
     assert [(p.name, p.shape) for p in found.points] == [
         ("body.0", (4, 28, 28)), ("body.1", (4, 28, 28)), ("body.2", (6, 13, 13)), ("body", (6, 13, 13)),
         ("head", (10,)),
@@ -107,7 +107,11 @@ def test_without_a_graph_modules_are_places():
 def test_layers_that_nobody_names_are_matched_by_size(resnet):
     teacher = fresh_model("builtin:resnet20?in_channels=1").program
     assert teacher is not None
-    found = pairs_of(Term("hint", 1.0), NetworkPoints(resnet, SHAPE, "s"), NetworkPoints(teacher, SHAPE, "t"))
+    found = pairs_of(
+        Term("hint", 1.0),
+        NetworkPoints(resnet, InputSpec(SHAPE), "s"),
+        NetworkPoints(teacher, InputSpec(SHAPE), "t"),
+    )
     assert [(p.student.shape, p.teacher.shape) for p in found] == [
         ((16, 28, 28), (16, 28, 28)), ((32, 14, 14), (32, 14, 14)), ((64, 7, 7), (64, 7, 7))
     ]  # fmt: skip
@@ -116,7 +120,7 @@ def test_layers_that_nobody_names_are_matched_by_size(resnet):
 
 
 def test_named_layers_are_compared_in_step(resnet):
-    both = NetworkPoints(resnet, SHAPE, "it")
+    both = NetworkPoints(resnet, InputSpec(SHAPE), "it")
     term = Term("hint", 1.0, ("layer1", "fc"), ("layer2", "layer*.0.conv1"))
     assert [(p.student.shape, p.teacher.shape) for p in pairs_of(term, both, both)] == [
         ((16, 28, 28), (32, 14, 14)), ((10,), (64, 7, 7))
@@ -125,11 +129,15 @@ def test_named_layers_are_compared_in_step(resnet):
 
 def test_a_glob_that_matches_nothing_suggests_a_layer(resnet):
     with pytest.raises(UsageError, match=r"'layr3' matches no layer of it; the nearest is 'layer3"):
-        NetworkPoints(resnet, SHAPE, "it").find("layr3")
+        NetworkPoints(resnet, InputSpec(SHAPE), "it").find("layr3")
 
 
 def test_networks_without_a_common_size_are_refused(resnet):
     flat = fresh_model("builtin:lenet300").program
     assert flat is not None
     with pytest.raises(UsageError, match=r"hint finds no values of one size.*the student has none"):
-        pairs_of(Term("hint", 1.0), NetworkPoints(flat, SHAPE, "s"), NetworkPoints(resnet, SHAPE, "t"))
+        pairs_of(
+            Term("hint", 1.0),
+            NetworkPoints(flat, InputSpec(SHAPE), "s"),
+            NetworkPoints(resnet, InputSpec(SHAPE), "t"),
+        )

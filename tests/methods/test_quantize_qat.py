@@ -33,7 +33,7 @@ from modelopt_cli.methods.quantize.fake_quantize import (
     fake_quantize,
     nearest_steps,
 )
-from modelopt_cli.program import Program
+from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.quantization import QParams, dequantize
 from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
@@ -307,7 +307,9 @@ def test_shared_and_other_stored_weights_are_refused() -> None:
             return result
 
     stored = quantized(captured(Tokens(), 1, 8, 8), "int8-weight")
-    context = DistillContext(training=Training(digits_of(32)), teachers=(Member(stored, (1, 8, 8)),))
+    context = DistillContext(
+        training=Training(digits_of(32)), teachers=(Member(stored, InputSpec((1, 8, 8))),)
+    )
     with pytest.raises(UsageError, match=r"turn\.weight: is stored as affine values"):
         distill(stored, DistillConfig(), context)
 
@@ -373,7 +375,7 @@ def accuracy(program: Program, data: Data) -> float:
 def learning(teacher: Program, digits: Data, **more: Any) -> DistillContext:
     config = TrainConfig(epochs=2, batch_size=32)
     training = Training(digits, config=replace(config, **more.pop("config", {})), **more)
-    return DistillContext(training=training, teachers=(Member(teacher, (1, 8, 8)),))
+    return DistillContext(training=training, teachers=(Member(teacher, InputSpec((1, 8, 8))),))
 
 
 @pytest.mark.parametrize(

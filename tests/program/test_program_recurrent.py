@@ -99,7 +99,7 @@ class TestProgram:
             assert torch.allclose(pruned.double()(x), masked(found, keep).double()(x), rtol=1e-12)
 
     def test_multiply_accumulates(self, kind: str) -> None:
-        macs = count_macs(capture(network(kind), InputSpec(SHAPE)), SHAPE).per_layer
+        macs = count_macs(capture(network(kind), InputSpec(SHAPE)), InputSpec(SHAPE)).per_layer
         gates = {"LSTM": 4, "GRU": 3, "RNN": 1}
         if kind == "cells":
             assert macs["lstm"] == 8 * 4 * 6 * (8 + 6)

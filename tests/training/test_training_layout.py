@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from modelopt_cli.program import InputSpec
 from modelopt_cli.training.prepare import prepared
 
 
@@ -30,7 +31,7 @@ def shortcut(channels, kernel=1, stride=2):
     ],
 )
 def test_channels_last_unless_it_is_not_safe(network, channels, expected):
-    with prepared(network, (channels, 16, 16), "cpu") as found:
+    with prepared(network, InputSpec((channels, 16, 16)), "cpu") as found:
         assert found.channels_last is expected
 
 
@@ -39,10 +40,11 @@ def test_a_narrow_shortcut_trains_on_two_threads():
     script = """
 import torch
 from torch import nn
+from modelopt_cli.program import InputSpec
 from modelopt_cli.training.prepare import prepared
 torch.set_num_threads(2)
 network = nn.Sequential(nn.Conv2d(8, 16, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
-with prepared(network, (8, 32, 32), "cpu") as found:
+with prepared(network, InputSpec((8, 32, 32)), "cpu") as found:
     for _ in range(20):
         network(torch.randn(25, 8, 32, 32)).square().sum().backward()
 """
@@ -52,6 +54,6 @@ with prepared(network, (8, 32, 32), "cpu") as found:
 
 def test_the_layout_is_put_back():
     network = shortcut(16)
-    with prepared(network, (16, 16, 16), "cpu"):
+    with prepared(network, InputSpec((16, 16, 16)), "cpu"):
         assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert network[0].weight.is_contiguous()

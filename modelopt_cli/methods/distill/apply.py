@@ -122,8 +122,8 @@ def _teacher(pairs: Sequence[Pair], context: DistillContext) -> Teacher:
 def _pairs(network: nn.Module, config: DistillConfig, context: DistillContext) -> list[Pair]:
     """Pairs of values that the terms on features compare."""
     training, first = context.trained_with, context.teachers[0]
-    student = NetworkPoints(network, training.train.input.shape, "the student")
-    teacher = NetworkPoints(first.network, first.shape, first.name)
+    student = NetworkPoints(network, training.train.input, "the student")
+    teacher = NetworkPoints(first.network, first.input, first.name)
     pairs = [pair for term in config.terms if term.weight for pair in pairs_of(term, student, teacher)]
     if pairs and is_quantized(first.network):
         raise UsageError(

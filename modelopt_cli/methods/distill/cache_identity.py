@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import UsageError
@@ -16,6 +15,7 @@ from modelopt_cli.methods.distill.cache_layout import Layout
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.distill_context import DistillContext
 from modelopt_cli.methods.distill.teacher import Member, TeacherOutput
+from modelopt_cli.program.inputs import Inputs, tensors_of
 from modelopt_cli.program.quantized import DynamicLinear
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.settings import option
@@ -71,7 +71,7 @@ def teachers_identity(members: Sequence[Member], sources: Sequence[str], arch: s
 
 
 def open_cache(
-    config: DistillConfig, context: DistillContext, teacher: Callable[[Tensor], TeacherOutput]
+    config: DistillConfig, context: DistillContext, teacher: Callable[[Inputs], TeacherOutput]
 ) -> Cache:
     """The cache that ``context`` asks for, ready for ``fit`` with the same context. Collective.
 
@@ -144,5 +144,6 @@ def _pixels(data: Data, seed: int) -> str:
     digest = hashlib.sha256()
     for index in np.linspace(0, len(data) - 1, _LOOKED_AT).astype(int).tolist():
         with seeded(seed, 0, index):
-            digest.update(data.get(index)[0].contiguous().numpy().tobytes())
+            for tensor in tensors_of(data.get(index)[0]):
+                digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from torch import nn
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.distill.feature_points import FeaturePoint, embedding_point, feature_points
 from modelopt_cli.methods.distill.losses import Term
+from modelopt_cli.program import InputSpec
 from modelopt_cli.settings import option
 
 
@@ -33,25 +34,25 @@ class NetworkPoints:
 
     Args:
         network: the student or the teacher.
-        shape: of one of its input samples.
+        sample: what its inputs are.
         name: for messages, such as ``the student``.
     """
 
-    def __init__(self, network: nn.Module, shape: tuple[int, ...], name: str) -> None:
-        self._network, self._shape, self._name = network, shape, name
+    def __init__(self, network: nn.Module, sample: InputSpec, name: str) -> None:
+        self._network, self._sample, self._name = network, sample, name
         self._points: list[FeaturePoint] | None = None
 
     @property
     def points(self) -> list[FeaturePoint]:
         """All points, in the order in which they are computed."""
         if self._points is None:
-            self._points = feature_points(self._network, self._shape)
+            self._points = feature_points(self._network, self._sample)
         return self._points
 
     @property
     def embedding(self) -> FeaturePoint:
         """Input of its last layer."""
-        return embedding_point(self._network, self._shape)
+        return embedding_point(self._network, self._sample)
 
     def find(self, glob: str) -> FeaturePoint:
         """Last point whose name the glob matches or that lies in a layer which it matches.

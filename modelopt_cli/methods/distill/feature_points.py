@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program import Program
-from modelopt_cli.program.input_spec import InputSpec, InputType
+from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.inputs import call
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode, value_shapes
 from modelopt_cli.program.weighted import WEIGHTED_KINDS
@@ -39,18 +40,15 @@ class FeaturePoint:
     before: bool = False
 
 
-def feature_points(
-    network: nn.Module, shape: tuple[int, ...], dtype: InputType = "float32"
-) -> list[FeaturePoint]:
+def feature_points(network: nn.Module, sample: InputSpec) -> list[FeaturePoint]:
     """All points with a value for each sample, in the order in which they are computed.
 
     Args:
         network: in any mode; it is not changed.
-        shape: of one input sample.
-        dtype: of its elements; a Program knows it itself.
+        sample: what its inputs are.
     """
     if isinstance(network, Program):
-        shapes = value_shapes(network, _BATCH, shape)
+        shapes = value_shapes(network, _BATCH, sample)
         nodes = [n for n in network.graph.nodes if n.op.startswith("call_") and _is_batch(shapes[n.name])]
         return [FeaturePoint(_name_of(n), tuple(shapes[n.name][1:]), n.name) for n in nodes]
     points: list[FeaturePoint] = []
@@ -62,18 +60,18 @@ def feature_points(
 
         return hook
 
-    _run_once(network, shape, {name: recorder(name) for name, _ in network.named_modules() if name}, dtype)
+    _run_once(network, sample, {name: recorder(name) for name, _ in network.named_modules() if name})
     return points
 
 
-def embedding_point(network: nn.Module, shape: tuple[int, ...]) -> FeaturePoint:
+def embedding_point(network: nn.Module, sample: InputSpec) -> FeaturePoint:
     """Input of the last layer with a weight: the features that the network classifies by.
 
     Raises:
         ModeloptError: the network has no such layer.
     """
     if isinstance(network, Program):
-        shapes = value_shapes(network, _BATCH, shape)
+        shapes = value_shapes(network, _BATCH, sample)
         for node in reversed(network.graph.nodes):
             if _is_weighted(node, network):
                 source = node.all_input_nodes[0]
@@ -89,7 +87,7 @@ def embedding_point(network: nn.Module, shape: tuple[int, ...]) -> FeaturePoint:
             return hook
 
         weighted = [name for name, m in network.named_modules() if isinstance(m, WEIGHTED_KINDS)]
-        _run_once(network, shape, {name: recorder(name) for name in weighted})
+        _run_once(network, sample, {name: recorder(name) for name in weighted})
         if last:
             return last[-1]
     raise ModeloptError("the network has no layer with a weight whose input could be recorded")
@@ -166,16 +164,14 @@ class _Keep:
         self.values.put(self.point, args[0] if self.point.before else output)
 
 
-def _run_once(
-    network: nn.Module, shape: tuple[int, ...], hooks: dict[str, Any], dtype: InputType = "float32"
-) -> None:
+def _run_once(network: nn.Module, sample: InputSpec, hooks: dict[str, Any]) -> None:
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with contextlib.ExitStack() as stack:
         for name, hook in hooks.items():
             stack.callback(network.get_submodule(name).register_forward_hook(hook).remove)
         stack.enter_context(evaluation_mode(network))
         stack.enter_context(torch.no_grad())
-        network(zeros(InputSpec(shape, dtype=dtype), _BATCH, device))
+        call(network, zeros(sample, _BATCH, device))
 
 
 def _name_of(node: fx.Node) -> str:

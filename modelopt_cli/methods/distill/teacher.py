@@ -19,13 +19,13 @@ from modelopt_cli.methods.distill.feature_points import FeaturePoint, FeatureVal
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import random_input
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
-from modelopt_cli.program.input_spec import InputType
+from modelopt_cli.program.inputs import Inputs, batch_size, call, clone, concatenate, each_of, select, to
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.settings import option
 from modelopt_cli.training.prepare import to_channels_last
 
-Change = Callable[[Tensor], Tensor]
-Call = Callable[[Tensor], Any]
+Change = Callable[[Inputs], Inputs]
+Call = Callable[..., Any]
 Stats = tuple[tuple[float, ...], tuple[float, ...]]
 _COMPARED = 2
 """Samples on which a faster form must agree with the network."""
@@ -37,24 +37,17 @@ class Member:
 
     Attributes:
         network: takes a batch and returns logits; it is never changed.
-        shape: of one of its input samples.
-        dtype: of their elements.
+        input: what one of its samples is.
         weight: of its logits next to those of the other teachers.
         change: makes of the student's images what this network expects; None where that is the same.
         name: for messages and the history.
     """
 
     network: nn.Module
-    shape: tuple[int, ...]
+    input: InputSpec
     weight: float = 1.0
     change: Change | None = None
     name: str = "the teacher"
-    dtype: InputType = "float32"
-
-    @property
-    def input(self) -> InputSpec:
-        """Shape and element type of a sample."""
-        return InputSpec(self.shape, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,7 @@ class Teacher:
         networks = [copy.deepcopy(member.network).eval().requires_grad_(False) for member in members]
         self._recorded: FeatureValues | None = None
         self._open = ExitStack()  # for as long as this is there: the copy is its own
-        self._calls: list[Callable[[Tensor], Tensor]] = []
+        self._calls: list[Call] = []
         if self._points:
             first = _laid_out(networks.pop(0), members[0], device)
             self._recorded = self._open.enter_context(recording(first, self._points))
@@ -119,8 +112,8 @@ class Teacher:
             self._calls.append(form or _laid_out(network, member, device))
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> TeacherOutput:
-        """Output for ``(N, *shape)`` images as the student sees them.
+    def __call__(self, images: Inputs) -> TeacherOutput:
+        """Output for a batch as the student sees it.
 
         Raises:
             InputError: the members have different classes.
@@ -128,12 +121,12 @@ class Teacher:
         if self._batch_size is None:
             return self._outputs(images)
         blocks = [self._outputs(block).logits for block in _blocks(images, self._batch_size)]
-        return TeacherOutput(torch.cat(blocks)[: len(images)])
+        return TeacherOutput(torch.cat(blocks)[: batch_size(images)])
 
-    def _outputs(self, images: Tensor) -> TeacherOutput:
+    def _outputs(self, images: Inputs) -> TeacherOutput:
         total: Tensor | None = None
-        for member, share, call in zip(self._members, self._shares, self._calls, strict=True):
-            logits = call(images if member.change is None else member.change(images)).float()
+        for member, share, network in zip(self._members, self._shares, self._calls, strict=True):
+            logits = call(network, images if member.change is None else member.change(images)).float()
             if total is not None and logits.shape != total.shape:
                 raise InputError(
                     f"returns {logits.shape[1]} logits, {self._members[0].name} {total.shape[1]}",
@@ -146,13 +139,12 @@ class Teacher:
         return TeacherOutput(total, features)
 
 
-def _blocks(images: Tensor, size: int) -> tuple[Tensor, ...]:
+def _blocks(images: Inputs, size: int) -> list[Inputs]:
     """The images, ``size`` at a time; the last ones with copies of the last one, which no range grows by."""
-    lacking = -len(images) % size
-    if lacking:
-        images = torch.cat([images, images[-1:].expand(lacking, *images.shape[1:])])
-    blocks: tuple[Tensor, ...] = images.split(size)
-    return blocks
+    count = batch_size(images)
+    if lacking := -count % size:
+        images = concatenate([images, select(images, [count - 1] * lacking)])
+    return [select(images, slice(start, start + size)) for start in range(0, count, size)]
 
 
 def _fastest(network: nn.Module, member: Member, device: str, amp: bool) -> Call | None:
@@ -167,11 +159,11 @@ def _fastest(network: nn.Module, member: Member, device: str, amp: bool) -> Call
             return prepack(network)
         return _laid_out(fold_batch_norms(inference_form(network)), member, device)
 
-    x = random_input(network, member.input, _COMPARED).to(device)
+    inputs = to(random_input(network, member.input, _COMPARED), device)
     with torch.inference_mode():
-        expected = network.to(device)(x.clone())
+        expected = call(network.to(device), clone(inputs))
     # Made again: weights are packed for the first batch that comes.
-    return make() if equivalent(make, x, expected) is not None else None
+    return make() if equivalent(make, inputs, expected) is not None else None
 
 
 def _laid_out(network: nn.Module, member: Member, device: str) -> nn.Module:
@@ -201,8 +193,14 @@ class InputChange:
     after: Stats | None
     size: tuple[int, int] | None
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """``(N, C, H, W)`` to ``(N, C, *size)``; resized bilinearly, antialiased, as torchvision does."""
+    def __call__(self, inputs: Inputs) -> Inputs:
+        """The images ``(N, C, H, W)`` of a batch as ``(N, C, *size)``; what else there is stays as it is.
+
+        They are resized bilinearly, antialiased, as torchvision does.
+        """
+        return each_of(inputs, lambda tensor: self._changed(tensor) if tensor.dim() == 4 else tensor)
+
+    def _changed(self, images: Tensor) -> Tensor:
         if self.size is not None:
             images = F.interpolate(images, self.size, mode="bilinear", align_corners=False, antialias=True)
         if self.before is not None and self.after is not None:

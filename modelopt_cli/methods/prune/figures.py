@@ -21,7 +21,7 @@ ROUNDS, MOST_ROUNDS, MOST_SECONDS = 15, 201, 10.0
 
 def flops(program: Program) -> float:
     """Multiply-accumulates of one sample, counted on shapes alone."""
-    return float(count_macs(meta_copy(program), program.input.shape, program.input.dtype).total)
+    return float(count_macs(meta_copy(program), program.input).total)
 
 
 def parameters(program: Program) -> float:

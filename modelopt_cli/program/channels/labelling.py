@@ -61,9 +61,10 @@ def _value(trace: Trace, node: fx.Node) -> Any:
     if node.op == "get_attr":
         return Fetched(str(node.target), operator.attrgetter(str(node.target))(trace.program))
     if node.op == "output":
-        (result,) = node.all_input_nodes
-        trace.ties.freeze(trace.labels(trace.values[result.name]), "feeds the network's output")
-        return trace.values[result.name]
+        for result in node.all_input_nodes:
+            for value in tensors_in(trace.values[result.name]):
+                trace.ties.freeze(trace.labels(value), "feeds the network's output")
+        return None
     if node.name in trace.selections:
         chosen = trace.selections[node.name]
         return trace.values[chosen.source].index_select(chosen.dim, chosen.index)
