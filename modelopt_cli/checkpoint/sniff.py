@@ -4,13 +4,35 @@ import codecs
 import shlex
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from modelopt_cli.errors import CheckpointError
 from modelopt_cli.settings import option
 
-Kind = Literal["torch-zip", "torch-legacy", "pickle", "safetensors", "pt2", "index"]
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of checkpoint file.
+
+    Attributes:
+        name: in reports.
+        zipped: its pickle is an entry of a zip file.
+        headers: pickles before the one that holds the weights.
+        bare: a pickle that ``torch.save`` did not write.
+    """
+
+    name: str
+    zipped: bool = False
+    headers: int = 0
+    bare: bool = False
+
+
+TORCH_ZIP = FileKind("torch-zip", zipped=True)
+TORCH_LEGACY = FileKind("torch-legacy", headers=3)  # its magic number, version and system
+PICKLE = FileKind("pickle", bare=True)
+SAFETENSORS, PT2, INDEX = FileKind("safetensors"), FileKind("pt2"), FileKind("sharded")
 
 _HEAD = 512
 _EXPORT_SCRIPT = (
@@ -37,7 +59,7 @@ _FOREIGN: Mapping[bytes, tuple[str, str]] = {
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
-def sniff(handle: BinaryIO, path: Path) -> Kind:
+def sniff(handle: BinaryIO, path: Path) -> FileKind:
     """The kind of checkpoint in an open file.
 
     Raises:
@@ -53,15 +75,15 @@ def sniff(handle: BinaryIO, path: Path) -> Kind:
     if head.startswith(b"PK"):
         return _sniff_zip(handle, path)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
-        return "safetensors"
+        return SAFETENSORS
     if head[:1] == b"\x80" and 2 <= head[1] <= 5 if len(head) > 1 else False:
-        return "torch-legacy" if _LEGACY_MAGIC in head[:32] else "pickle"
+        return TORCH_LEGACY if _LEGACY_MAGIC in head[:32] else PICKLE
     if head[257:262] == b"ustar":
         raise CheckpointError("is a tar archive", where=str(path), hint="unpack it and pass the file inside")
     return _sniff_text(head, path)
 
 
-def _sniff_zip(handle: BinaryIO, path: Path) -> Kind:
+def _sniff_zip(handle: BinaryIO, path: Path) -> FileKind:
     names = {name.split("/", 1)[-1] for name in open_zip(handle, path).namelist()}
     if "constants.pkl" in names:
         raise CheckpointError(
@@ -70,9 +92,9 @@ def _sniff_zip(handle: BinaryIO, path: Path) -> Kind:
             hint=f"where you trust it, keep its weights: {convert_command(_EXPORT_SCRIPT, path)}",
         )
     if "data.pkl" in names:
-        return "torch-zip"
+        return TORCH_ZIP
     if "archive_format" in names or "serialized_exported_program.json" in names:
-        return "pt2"
+        return PT2
     if any(name.endswith(".npy") for name in names):
         raise CheckpointError(
             "is a NumPy archive", where=str(path), hint=f"{option('data', 'npz:FILE')} takes data"
@@ -102,7 +124,7 @@ def open_zip(handle: BinaryIO, path: Path) -> zipfile.ZipFile:
         ) from error
 
 
-def _sniff_text(head: bytes, path: Path) -> Kind:
+def _sniff_text(head: bytes, path: Path) -> FileKind:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(
@@ -111,7 +133,7 @@ def _sniff_text(head: bytes, path: Path) -> Kind:
             hint="the download gave an error or login page; fetch the file itself",
         )
     if start.startswith(b"{") and path.name.endswith(".index.json"):
-        return "index"
+        return INDEX
     problem = "is a text file" if _is_text(head) else "is not a PyTorch or safetensors file"
     raise CheckpointError(problem, where=str(path), hint="pass a .pth, .pt, .ckpt, .bin or .safetensors file")
 

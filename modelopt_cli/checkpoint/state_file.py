@@ -1,7 +1,7 @@
 """``read_state``: the tensors of a checkpoint of any kind, and its hash."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,18 @@ import torch
 from modelopt_cli.artifact.lazy import LazyState, open_safetensors
 from modelopt_cli.checkpoint.folder import check_together, digest_of, folder_arch, read_shards, weights_in
 from modelopt_cli.checkpoint.pt2 import read_pt2
-from modelopt_cli.checkpoint.sniff import Kind, sniff
+from modelopt_cli.checkpoint.sniff import (
+    INDEX,
+    PICKLE,
+    PT2,
+    SAFETENSORS,
+    TORCH_LEGACY,
+    TORCH_ZIP,
+    FileKind,
+    sniff,
+)
 from modelopt_cli.checkpoint.tensor_checks import check_tensors, check_types
-from modelopt_cli.checkpoint.torch_file import check_zip, load_object
+from modelopt_cli.checkpoint.torch_file import load_object
 from modelopt_cli.checkpoint.unwrap import unwrap, unwrap_lazy
 from modelopt_cli.errors import CheckpointError, EnvironmentFailure
 from modelopt_cli.regular import HeldFile
@@ -58,11 +67,10 @@ def read_state(path: str | Path) -> StateFile:
     state, notes = _unwrapped(saved, files, str(path))
     if not state:
         raise CheckpointError("holds no tensors", where=str(path))
-    source = "sharded" if kind == "index" else kind
     sha256 = digest_of(files)
     if len(files) > 1:
         check_together(files)
-    return StateFile(state, source, sha256, notes, hint, sum(file.size for file in files))
+    return StateFile(state, kind.name, sha256, notes, hint, sum(file.size for file in files))
 
 
 def _unwrapped(
@@ -77,9 +85,9 @@ def _unwrapped(
     return unwrapped.state, unwrapped.notes
 
 
-def _read(path: Path) -> tuple[Kind, Any, list[HeldFile]]:
+def _read(path: Path) -> tuple[FileKind, Any, list[HeldFile]]:
     kind, saved, held = _read_file(path)
-    if kind != "index":
+    if kind is not INDEX:
         return kind, saved, [held]
     held.file.seek(0)
     return kind, *read_shards(held, _read_shard)
@@ -87,24 +95,28 @@ def _read(path: Path) -> tuple[Kind, Any, list[HeldFile]]:
 
 def _read_shard(path: Path) -> tuple[Mapping[str, torch.Tensor], HeldFile]:
     kind, saved, held = _read_file(path)
-    if kind == "index":
+    if kind is INDEX:
         raise CheckpointError("is an index where weights should be", where=str(path))
     return saved if isinstance(saved, LazyState) else unwrap(saved, str(path)).state, held
 
 
-def _read_file(path: Path) -> tuple[Kind, Any, HeldFile]:
+def _reader_of_torch(kind: FileKind) -> Callable[[HeldFile, Path], Any]:
+    return lambda held, path: load_object(held.file, path, kind)
+
+
+_READERS: dict[FileKind, Callable[[HeldFile, Path], Any]] = {
+    **{kind: _reader_of_torch(kind) for kind in (TORCH_ZIP, TORCH_LEGACY, PICKLE)},
+    SAFETENSORS: lambda held, path: open_safetensors(held),
+    PT2: lambda held, path: read_pt2(held.file, path),
+    INDEX: lambda held, path: None,  # its shards are read one by one
+}
+
+
+def _read_file(path: Path) -> tuple[FileKind, Any, HeldFile]:
     held = HeldFile(path, CheckpointError)
-    handle, saved = held.file, None
     try:
-        kind = sniff(handle, path)
-        if kind == "torch-zip":
-            check_zip(handle, path)
-        if kind in ("torch-zip", "torch-legacy", "pickle"):
-            saved = load_object(handle, path, kind)
-        elif kind == "pt2":
-            saved = read_pt2(handle, path)
-        elif kind == "safetensors":
-            saved = open_safetensors(held)
+        kind = sniff(held.file, path)
+        saved = _READERS[kind](held, path)
     except OSError as error:
         raise EnvironmentFailure(f"cannot be read ({error.strerror})", where=str(path)) from error
     held.check()

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from modelopt_cli.checkpoint.sniff import Kind, convert_command, open_zip
+from modelopt_cli.checkpoint.sniff import FileKind, convert_command, open_zip
 from modelopt_cli.checkpoint.standins import Survey, runs_code, survey, unwrapped_classes
 from modelopt_cli.checkpoint.tensor_checks import MAX_TENSORS
 from modelopt_cli.errors import CheckpointError, a_or_an
@@ -35,7 +35,6 @@ _KEEP_WEIGHTS = (
     "{k:v for k,v in m.items() if t.is_tensor(v)},sys.argv[2])"
 )
 _SCAN_LIMIT = 64 << 20
-_LEGACY_HEADERS = 3  # pickles before the one with the weights: magic number, version, system
 _SURVEY_LIMIT = 16 << 20  # bytes of a pickle; that of a training checkpoint with 10,000 tensors has 3 MB
 _REFUSED = re.compile(
     r"GLOBAL (?P<not_allowed>\S+) was not an allowed global"
@@ -44,17 +43,19 @@ _REFUSED = re.compile(
 )
 
 
-def load_object(handle: BinaryIO, path: Path, kind: Kind) -> Any:
+def load_object(handle: BinaryIO, path: Path, kind: FileKind) -> Any:
     """Load a file of ``torch.save``: dicts and lists of CPU tensors and scalars, and stand-ins for the rest.
 
     Args:
         handle: the open file, so that what was checked and hashed is what is read.
         path: its name, for messages.
-        kind: what it is, for messages.
+        kind: what it is.
 
     Raises:
         CheckpointError: the file is damaged, was not written by ``torch.save``, or would run code.
     """
+    if kind.zipped:
+        check_zip(handle, path)
     content = _pickle_bytes(handle, path, kind)
     found = _surveyed(content, kind)
     stand_ins = found.stand_ins(map(_name_of, torch.serialization.get_safe_globals()))
@@ -69,11 +70,11 @@ def load_object(handle: BinaryIO, path: Path, kind: Kind) -> Any:
         raise _explain(error, content, path, kind) from error
 
 
-def _surveyed(content: bytes, kind: Kind) -> Survey:
+def _surveyed(content: bytes, kind: FileKind) -> Survey:
     """Survey of the names in the pickle of a file of ``torch.save``."""
     stream = io.BytesIO(content[:_SURVEY_LIMIT])
     with contextlib.suppress(Exception):  # damaged before it
-        for _ in range(_LEGACY_HEADERS if kind == "torch-legacy" else 0):
+        for _ in range(kind.headers):
             for _opcode in pickletools.genops(stream):
                 pass
     return survey(stream)
@@ -104,7 +105,7 @@ def check_zip(handle: BinaryIO, path: Path) -> None:
         )
 
 
-def _explain(error: Exception, content: bytes, path: Path, kind: Kind) -> CheckpointError:
+def _explain(error: Exception, content: bytes, path: Path, kind: FileKind) -> CheckpointError:
     where = str(path)
     found = _REFUSED.search(str(error))
     named = [_full(next(group for group in found.groups() if group))] if found else _globals(content)
@@ -118,7 +119,7 @@ def _explain(error: Exception, content: bytes, path: Path, kind: Kind) -> Checkp
     if found:
         problem = f"holds {a_or_an(short(named[0]))}, which cannot be read without running code"
         return CheckpointError(problem, where=where, hint=_hint(path, kind))
-    if kind == "pickle":
+    if kind.bare:
         return CheckpointError(
             "is a pickle that torch.save did not write", where=where, hint=_hint(path, kind)
         )
@@ -154,9 +155,9 @@ def _globals(content: bytes) -> list[str]:
     return names
 
 
-def _pickle_bytes(handle: BinaryIO, path: Path, kind: Kind) -> bytes:
+def _pickle_bytes(handle: BinaryIO, path: Path, kind: FileKind) -> bytes:
     """The pickle in a file, as far as it can be had; never more than 64 MiB."""
-    if kind != "torch-zip":
+    if not kind.zipped:
         handle.seek(0)
         return handle.read(_SCAN_LIMIT)
     with contextlib.suppress(Exception):  # the entry may be as damaged as the rest
@@ -172,8 +173,8 @@ def _whole(handle: BinaryIO) -> bytes:
     return handle.read()
 
 
-def _hint(path: Path, kind: Kind) -> str:
-    script = (_UNPICKLE if kind == "pickle" else _LOAD) + _KEEP_WEIGHTS
+def _hint(path: Path, kind: FileKind) -> str:
+    script = (_UNPICKLE if kind.bare else _LOAD) + _KEEP_WEIGHTS
     return f"if you trust it, convert it where its classes can be imported: {convert_command(script, path)}"
 
 

@@ -23,6 +23,8 @@ from modelopt_cli.settings import option
 from modelopt_cli.text import short
 
 _IMAGENET_CLASSES = 1000
+_OF_TENSORFLOW = {"googlenet", "inception_v3"}
+"""Networks whose published weights, and what was fine-tuned from them, expect TensorFlow's range of values."""
 
 
 def _place(name: str) -> str | None:
@@ -41,8 +43,7 @@ def _resolve(spec: ArchSpec) -> Architecture:
         )
     require_known(spec, inputs)
     options, assumed = dict(spec.options), list[str]()
-    if spec.name in ("googlenet", "inception_v3"):
-        # The published weights, and what was fine-tuned from them, expect TensorFlow's value range.
+    if spec.name in _OF_TENSORFLOW:
         if "transform_input" not in options:
             assumed.append(_transform_note(spec.text))
         options.setdefault("transform_input", True)

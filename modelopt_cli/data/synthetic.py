@@ -36,7 +36,7 @@ class SyntheticSource(Source):
         """Noise of the given shape, and -1 for the label it does not have."""
         # NumPy's generator: torch's uses only 32 bits of its seed, too few for a seed and an index.
         generator = np.random.default_rng((self.seed % 2**64, index))
-        if self.dtype == "float32":
+        if DTYPES[self.dtype].is_floating_point:
             return torch.from_numpy(generator.standard_normal(self.shape, dtype=np.float32)), -1
         end = {"bool": 2, "uint8": 256}.get(self.dtype, self.below)
         return torch.from_numpy(generator.integers(end, size=self.shape)).to(DTYPES[self.dtype]), -1

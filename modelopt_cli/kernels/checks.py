@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modelopt_cli.kernels import reference
 from modelopt_cli.program.fields import parse_fields
-from modelopt_cli.program.quantization import QParams
+from modelopt_cli.program.quantization import ACTIVATIONS, QParams
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear, Weighted
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
 
@@ -118,7 +118,7 @@ def _agrees(layer: QuantizedConv2d | QuantizedLinear, x: Tensor, make: Make) -> 
     got = make(variant(layer, scale=unit, **sums))(x).index_select(dim, channels)
     if not torch.allclose(got, exact, rtol=_TOLERANCE, atol=0):
         return False
-    if layer.output is None and layer.activation == "none":
+    if layer.output is None and ACTIVATIONS[layer.activation].idle:
         return True
     # Scales with which the results spread over the output's range instead of lying beyond it.
     largest = exact.abs().max().clamp(min=1)

@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from modelopt_cli.kernels.im2col import output_size
 from modelopt_cli.kernels.onednn import POST_OPS
 from modelopt_cli.program import Program
-from modelopt_cli.program.calls import operation, source
+from modelopt_cli.program.calls import source
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
-from modelopt_cli.program.patterns import activation_of, sole_user
+from modelopt_cli.program.patterns import activation_of, is_add, sole_user
 from modelopt_cli.program.quantization import ACTIVATIONS
 from modelopt_cli.program.rewrite import read_elsewhere
 
@@ -60,7 +60,7 @@ class PackedConv2d(_Packed):
         if other is None:
             y = _conv(x, weight, bias, *self.geometry, *self.post_op)
         elif other.shape == self._output_shape(x):
-            unary = None if self.activation == "none" else self.post_op[0]
+            unary = None if ACTIVATIONS[self.activation].idle else self.post_op[0]
             y = _conv_add(x, other, weight, bias, *self.geometry, "add", None, unary, [], None)
         else:
             y = _conv(x, weight, bias, *self.geometry, *POST_OPS["none"].arguments) + other
@@ -136,9 +136,9 @@ def _pack(program: Program, node: fx.Node) -> None:
         packed = PackedLinear(module, activation)
     elif isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and module.padding != "same":
         add = sole_user(node)
-        if last is node and add is not None and _adds_two(add):
+        if last is node and add is not None and is_add(add):
             last, activation = _activation_after(add, modules)
-            if activation not in ("none", "relu"):
+            if not POST_OPS[activation].conv_sum:
                 last, activation = add, "none"
             operands.append(next(a for a in add.all_input_nodes if a is not node))
             replaced.append(add)
@@ -152,10 +152,6 @@ def _pack(program: Program, node: fx.Node) -> None:
     # What the packed layer replaced, from the last reader back to the layer itself.
     for dead in dict.fromkeys((last, *replaced, node)):
         program.graph.erase_node(dead)
-
-
-def _adds_two(node: fx.Node) -> bool:
-    return operation(node) == "add" and len(node.all_input_nodes) == 2 and "alpha" not in node.kwargs
 
 
 def _activation_after(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[fx.Node, str]:

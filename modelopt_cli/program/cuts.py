@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from modelopt_cli.program.calls import operation
 from modelopt_cli.program.kinds import row_of
-from modelopt_cli.program.patterns import activation_of, sole_user
+from modelopt_cli.program.patterns import activation_of, is_add, is_relu, sole_user
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.shapes import value_shapes
 from modelopt_cli.program.weighted import WEIGHTED_KINDS
@@ -113,11 +112,6 @@ class _Finder:
         return not weighted <= {layer_of(node) for node in rest if is_weighted(node, self.modules)}
 
 
-def is_add(node: fx.Node) -> bool:
-    """True if a node is the plain sum of two different tensors."""
-    return operation(node) == "add" and len(node.all_input_nodes) == 2 and "alpha" not in node.kwargs
-
-
 def layer_of(node: fx.Node) -> str:
     """The path of the layer that a node calls, or whose weight it fetches."""
     path = str(node.target)
@@ -133,7 +127,7 @@ def is_weighted(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 def is_rectified(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """True if a value is what a ReLU gave, or a pool of that."""
-    while activation_of(node, modules) != "relu":
+    while not is_relu(node, modules):
         if node.op != "call_module" or not isinstance(modules[str(node.target)], _POOLS):
             return False
         node = node.all_input_nodes[0]

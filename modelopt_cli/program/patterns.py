@@ -25,6 +25,17 @@ def activation_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None
     return name
 
 
+def is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """True if the node is a ReLU, which on uint8 is a maximum with the zero point."""
+    name = activation_of(node, modules)
+    return name is not None and ACTIVATIONS[name].rectifies
+
+
+def is_add(node: fx.Node) -> bool:
+    """True if a node is the plain sum of two different tensors."""
+    return operation(node) == "add" and len(node.all_input_nodes) == 2 and "alpha" not in node.kwargs
+
+
 def sole_user(node: fx.Node) -> fx.Node | None:
     """The only reader of a value, or None where there are several."""
     return next(iter(node.users)) if len(node.users) == 1 else None

@@ -26,18 +26,22 @@ class Activation:
     Attributes:
         function: of real values.
         layer: of a float network that computes the same.
+        idle: it changes nothing.
+        rectifies: it is the larger of a value and 0.
     """
 
     function: Callable[[Tensor], Tensor]
     layer: type[nn.Module] | None = None
+    idle: bool = False
+    rectifies: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.function(x)
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "none": Activation(lambda x: x),
-    "relu": Activation(F.relu, nn.ReLU),
+    "none": Activation(lambda x: x, idle=True),
+    "relu": Activation(F.relu, nn.ReLU, rectifies=True),
     "relu6": Activation(F.relu6, nn.ReLU6),
     "hardswish": Activation(F.hardswish, nn.Hardswish),
     "silu": Activation(F.silu, nn.SiLU),

@@ -6,7 +6,7 @@ has the same state-dict keys as before and is a layer every method knows how to 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -20,12 +20,6 @@ from modelopt_cli.program.calls import arguments, operation, source
 from modelopt_cli.program.functional import allocating
 from modelopt_cli.program.kinds import build, share
 
-_KINDS: dict[str, str] = {
-    **{f"conv{d}d": f"Conv{d}d" for d in (1, 2, 3)},
-    **{f"conv_transpose{d}d": f"ConvTranspose{d}d" for d in (1, 2, 3)},
-    **{"linear": "Linear", "layer_norm": "LayerNorm", "group_norm": "GroupNorm", "batch_norm": "BatchNorm"},
-}
-"""Operation -> kind of layer."""
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -71,8 +65,8 @@ def recover_layers(graph: fx.Graph, root: nn.Module) -> dict[str, nn.Module]:
 
 
 def _recognise(node: fx.Node, root: nn.Module) -> _Call | None:
-    kind = _KINDS.get(operation(node))
-    if kind is None:
+    described = _DESCRIBED.get(operation(node))
+    if described is None:
         return None
     bound = arguments(node)
     paths = {name: _path(bound.get(name)) for name in _TENSORS if bound.get(name) is not None}
@@ -83,8 +77,9 @@ def _recognise(node: fx.Node, root: nn.Module) -> _Call | None:
     layer = layers.pop() if len(layers) == 1 else None
     if not layer:
         return None
-    config = _config(kind, bound, root, layer)
-    return _Call(node, layer, *config) if config is not None else None
+    weight: Any = attrgetter(f"{layer}.weight")(root) if bound.get("weight") is not None else None
+    found = described(weight, bound, root.get_submodule(layer))
+    return None if found is None or _is_computed(found[1]) else _Call(node, layer, *found)
 
 
 def _path(argument: Any) -> str | None:
@@ -92,50 +87,82 @@ def _path(argument: Any) -> str | None:
     return str(argument.target) if is_fetched else None
 
 
-def _config(
-    kind: str, bound: dict[str, Any], root: nn.Module, layer: str
-) -> tuple[str, dict[str, Any]] | None:
-    """Kind and hyperparameters, or None where an argument is computed or no layer is like this."""
-    weight: Any = attrgetter(f"{layer}.weight")(root) if bound.get("weight") is not None else None
-    bias = bound.get("bias") is not None
-    if kind == "Linear" and weight.dim() != 2:
+def _is_computed(config: dict[str, Any]) -> bool:
+    """True if the graph computes a hyperparameter."""
+    return any(isinstance(v, fx.Node) for value in config.values() for v in _flat(value))
+
+
+_Description = tuple[str, dict[str, Any]] | None
+"""Kind and hyperparameters of a layer; None where no layer is like the call."""
+
+
+def _conv(weight: Any, bound: dict[str, Any], owner: nn.Module) -> _Description:
+    if weight is None:
         return None
-    if kind.startswith("Conv"):
-        config = _conv_config(kind, weight, bias, bound)
-    elif kind == "Linear":
-        config = {"in_features": weight.shape[1], "out_features": weight.shape[0], "bias": bias}
-    elif kind == "LayerNorm":
-        shape = _listed(bound["normalized_shape"])
-        config = {"normalized_shape": shape, "eps": bound["eps"], "elementwise_affine": True, "bias": bias}
-    elif kind == "GroupNorm":
-        config = {"num_groups": bound["num_groups"], "num_channels": weight.shape[0]}
-        config |= {"eps": bound["eps"], "affine": True, "bias": bias}
-    else:
-        return _batch_norm_config(bound, root.get_submodule(layer))
-    computed = any(isinstance(v, fx.Node) for value in config.values() for v in _flat(value))
-    return None if computed or weight is None else (kind, config)
-
-
-def _conv_config(kind: str, weight: Any, bias: bool, bound: dict[str, Any]) -> dict[str, Any]:
     first, second, *kernel = weight.shape
-    groups = bound["groups"]
-    transposed = "Transpose" in kind
+    config = _conv_options(bound)
+    config |= {"in_channels": second * bound["groups"], "out_channels": first, "kernel_size": kernel}
+    return f"Conv{len(kernel)}d", config
+
+
+def _transposed_conv(weight: Any, bound: dict[str, Any], owner: nn.Module) -> _Description:
+    if weight is None:
+        return None
+    first, second, *kernel = weight.shape
+    config = {**_conv_options(bound), "output_padding": _listed(bound["output_padding"])}
+    config |= {"in_channels": first, "out_channels": second * bound["groups"], "kernel_size": kernel}
+    return f"ConvTranspose{len(kernel)}d", config
+
+
+def _conv_options(bound: dict[str, Any]) -> dict[str, Any]:
     config = {name: _listed(bound[name]) for name in ("stride", "padding", "dilation")}
-    if transposed:
-        config["output_padding"] = _listed(bound["output_padding"])
-    channels = (first, second * groups) if transposed else (second * groups, first)
-    config |= {"in_channels": channels[0], "out_channels": channels[1], "kernel_size": kernel}
-    return config | {"groups": groups, "bias": bias, "padding_mode": "zeros"}
+    return config | {"groups": bound["groups"], "bias": _has_bias(bound), "padding_mode": "zeros"}
 
 
-def _batch_norm_config(bound: dict[str, Any], owner: nn.Module) -> tuple[str, dict[str, Any]] | None:
+def _linear(weight: Any, bound: dict[str, Any], owner: nn.Module) -> _Description:
+    if weight is None or weight.dim() != 2:
+        return None
+    out_features, in_features = weight.shape
+    return "Linear", {"in_features": in_features, "out_features": out_features, "bias": _has_bias(bound)}
+
+
+def _layer_norm(weight: Any, bound: dict[str, Any], owner: nn.Module) -> _Description:
+    if weight is None:
+        return None
+    config = {"normalized_shape": _listed(bound["normalized_shape"]), "eps": bound["eps"]}
+    return "LayerNorm", config | {"elementwise_affine": True, "bias": _has_bias(bound)}
+
+
+def _group_norm(weight: Any, bound: dict[str, Any], owner: nn.Module) -> _Description:
+    if weight is None:
+        return None
+    config = {"num_groups": bound["num_groups"], "num_channels": weight.shape[0], "eps": bound["eps"]}
+    return "GroupNorm", config | {"affine": True, "bias": _has_bias(bound)}
+
+
+def _has_bias(bound: dict[str, Any]) -> bool:
+    return bound.get("bias") is not None
+
+
+def _batch_norm(weight: Any, bound: dict[str, Any], owner: nn.Module) -> _Description:
     kinds = [kind for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) if isinstance(owner, kind)]
     statistics = bound.get("running_mean") is not None and bound.get("running_var") is not None
     if not kinds or not isinstance(owner, _BatchNorm) or not statistics or bound["training"] is not False:
         return None
     config = {"num_features": owner.num_features, "eps": bound["eps"], "momentum": owner.momentum}
-    config |= {"affine": bound.get("weight") is not None, "bias": bound.get("bias") is not None}
+    config |= {"affine": bound.get("weight") is not None, "bias": _has_bias(bound)}
     return kinds[0].__name__, config | {"track_running_stats": True}
+
+
+_DESCRIBED: dict[str, Callable[[Any, dict[str, Any], nn.Module], _Description]] = {
+    **{f"conv{d}d": _conv for d in (1, 2, 3)},
+    **{f"conv_transpose{d}d": _transposed_conv for d in (1, 2, 3)},
+    "linear": _linear,
+    "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
+    "batch_norm": _batch_norm,
+}
+"""Operation to the layer that does the same, from the weight, the arguments and what the weight belongs to."""
 
 
 def _owns(graph: fx.Graph, layer: str, callers: set[fx.Node], root: nn.Module) -> bool:

@@ -17,13 +17,12 @@ from modelopt_cli.program.cuts import (
     chain_between,
     dead_without,
     find_cuts,
-    is_add,
     is_rectified,
     is_weighted,
     layer_of,
     shapes_of,
 )
-from modelopt_cli.program.patterns import activation_of, sole_user
+from modelopt_cli.program.patterns import is_add, is_relu, sole_user
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.rewrite import copy_graph, rebuild
 
@@ -113,7 +112,7 @@ def _bypass(source: fx.Node, result: fx.Node, program: Program) -> dict[str, fx.
     """
     modules = dict(program.named_modules())
     user = sole_user(result)
-    if user is not None and activation_of(user, modules) == "relu" and is_rectified(source, modules):
+    if user is not None and is_relu(user, modules) and is_rectified(source, modules):
         user.replace_all_uses_with(source)
         user.graph.erase_node(user)
         return {result.name: source, user.name: source}

@@ -9,7 +9,7 @@ from torch import nn
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.distill.feature_points import FeaturePoint, embedding_point, feature_points
-from modelopt_cli.methods.distill.losses import Term
+from modelopt_cli.methods.distill.losses import LooksAt, Term
 from modelopt_cli.program import InputSpec
 from modelopt_cli.settings import option
 
@@ -106,7 +106,7 @@ def pairs_of(term: Term, student: NetworkPoints, teacher: NetworkPoints) -> list
     if term.student is not None and term.teacher is not None:
         named = zip(term.student, term.teacher, strict=True)
         return [Pair(term, student.find(s), teacher.find(t)) for s, t in named]
-    if term.loss.looks_at == "embeddings":
+    if term.loss.looks_at is LooksAt.EMBEDDINGS:
         return [Pair(term, student.embedding, teacher.embedding)]
     ours, theirs = student.stages(), teacher.stages()
     pairs = [Pair(term, ours[size], theirs[size]) for size in ours if size in theirs]

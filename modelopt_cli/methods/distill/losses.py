@@ -7,7 +7,8 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.lazy_names import deferred
@@ -19,6 +20,19 @@ _attention = deferred(f"{_PACKAGE}.feature_losses", "Attention")
 _relational = deferred(f"{_PACKAGE}.embedding_losses", "Relational")
 
 
+class LooksAt(StrEnum):
+    """Values that a loss compares."""
+
+    LABELS = "labels"
+    """The student's logits with the labels."""
+    LOGITS = "logits"
+    """Those of student and teacher."""
+    FEATURES = "features"
+    """Values inside the two."""
+    EMBEDDINGS = "embeddings"
+    """Inputs of the last layers of the two, flattened."""
+
+
 @dataclass(frozen=True)
 class Loss:
     """One part of the loss that a student learns by.
@@ -26,8 +40,7 @@ class Loss:
     Attributes:
         help: the quantity that is compared.
         paper: its source, authors and year.
-        looks_at: values that are compared: the student's logits with the labels; logits of student and
-            teacher; features inside the two; or embeddings, which are what their last layers get, flattened.
+        looks_at: values that are compared.
         weight: where the user gives none. It goes with weight 1 of the labels.
         make: for labels ``make(label_smoothing)`` gives a ``training.Objective``. For logits it is the loss
             itself, ``make(student, teacher, labels, temperature)``, as in ``logit_losses.py``. For features
@@ -38,57 +51,59 @@ class Loss:
 
     help: str
     paper: str
-    looks_at: Literal["labels", "logits", "features", "embeddings"]
+    looks_at: LooksAt
     weight: float
     make: Callable[..., Any]
 
     @property
     def looks_inside(self) -> bool:
         """True if it compares values of layers, which may be named."""
-        return self.looks_at in ("features", "embeddings")
+        return self.looks_at in (LooksAt.FEATURES, LooksAt.EMBEDDINGS)
 
 
 LOSSES: dict[str, Loss] = {
     "ce": Loss(
         "cross-entropy with the labels",
         "smoothed as by Szegedy et al. 2016",
-        "labels",
+        LooksAt.LABELS,
         1.0,
         deferred("modelopt_cli.training.objectives", "CrossEntropy"),
     ),
     "kd": Loss(
         "softened probabilities",
         "Hinton et al. 2015",
-        "logits",
+        LooksAt.LOGITS,
         0.9,
         deferred(f"{_PACKAGE}.logit_losses", "kd"),
     ),
-    "mse": Loss("logits", "Ba and Caruana 2014", "logits", 1.0, deferred(f"{_PACKAGE}.logit_losses", "mse")),
+    "mse": Loss(
+        "logits", "Ba and Caruana 2014", LooksAt.LOGITS, 1.0, deferred(f"{_PACKAGE}.logit_losses", "mse")
+    ),
     "dkd": Loss(
         "probability of the label's class, and apart from it those of the others",
         "Zhao et al. 2022",
-        "logits",
+        LooksAt.LOGITS,
         1.0,
         deferred(f"{_PACKAGE}.logit_losses", "dkd"),
     ),
     "std": Loss(
         "softened probabilities of standardised logits",
         "Sun et al. 2024",
-        "logits",
+        LooksAt.LOGITS,
         9.0,
         deferred(f"{_PACKAGE}.logit_losses", "std"),
     ),
     "dist": Loss(
         "correlation of probabilities over classes and over samples",
         "Huang et al. 2022",
-        "logits",
+        LooksAt.LOGITS,
         2.0,
         deferred(f"{_PACKAGE}.logit_losses", "dist"),
     ),
     "hint": Loss(
         "features, through an adapter that learns",
         "Romero et al. 2015",
-        "features",
+        LooksAt.FEATURES,
         # 100 in the code of the authors of CRD, behind a batch norm: without that it diverges.
         1.0,
         lambda student, teacher, samples: _hint(student, teacher),
@@ -96,21 +111,21 @@ LOSSES: dict[str, Loss] = {
     "at": Loss(
         "positions where features are large",
         "Zagoruyko and Komodakis 2017",
-        "features",
+        LooksAt.FEATURES,
         1000.0,
         lambda student, teacher, samples: _attention(student, teacher),
     ),
     "rkd": Loss(
         "distances and angles between samples",
         "Park et al. 2019",
-        "embeddings",
+        LooksAt.EMBEDDINGS,
         25.0,
         lambda student, teacher, samples: _relational(),
     ),
     "crd": Loss(
         "embeddings of one sample against those of others",
         "Tian et al. 2020",
-        "embeddings",
+        LooksAt.EMBEDDINGS,
         0.8,
         deferred(f"{_PACKAGE}.embedding_losses", "Contrastive"),
     ),
@@ -173,8 +188,8 @@ def parse_terms(text: str) -> Terms:
         if key in keys:
             raise _wrong(f"{term.name} is there twice", "give it once, with its full weight")
         keys.add(key)
-    if not any(term.loss.looks_at == "labels" for term in terms):
-        name, labels = next((name, loss) for name, loss in LOSSES.items() if loss.looks_at == "labels")
+    if not any(term.loss.looks_at is LooksAt.LABELS for term in terms):
+        name, labels = next((name, loss) for name, loss in LOSSES.items() if loss.looks_at is LooksAt.LABELS)
         terms.insert(0, Term(name, labels.weight))
     if not any(term.weight for term in terms):
         raise _wrong("all weights are 0", "give one that is not")

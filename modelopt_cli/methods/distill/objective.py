@@ -9,7 +9,7 @@ from modelopt_cli.methods.distill.cache import Cache
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.feature_pairs import Pair
 from modelopt_cli.methods.distill.feature_points import FeatureValues
-from modelopt_cli.methods.distill.losses import Term
+from modelopt_cli.methods.distill.losses import LooksAt, Term
 from modelopt_cli.methods.distill.teacher import Teacher, TeacherOutput
 from modelopt_cli.training import Objective, StepInputs
 
@@ -44,9 +44,9 @@ class Distillation(nn.Module):
         self._pairs = tuple(pairs)
         used = [term for term in config.terms if term.weight]
         self._on_labels: list[tuple[Term, Objective]] = [
-            (term, term.loss.make(label_smoothing)) for term in used if term.loss.looks_at == "labels"
+            (term, term.loss.make(label_smoothing)) for term in used if term.loss.looks_at is LooksAt.LABELS
         ]
-        self._on_logits = [term for term in used if term.loss.looks_at == "logits"]
+        self._on_logits = [term for term in used if term.loss.looks_at is LooksAt.LOGITS]
         self.comparisons = nn.ModuleList(_comparison(pair, samples) for pair in pairs)
 
     def forward(self, logits: Tensor, targets: Tensor, inputs: StepInputs) -> Tensor:
@@ -77,7 +77,7 @@ class Distillation(nn.Module):
         ours = {point: self._values.take(point) for point in {pair.student for pair in self._pairs}}
         for pair, compare in zip(self._pairs, self.comparisons, strict=True):
             mine, theirs = ours[pair.student], output.features[pair.teacher]
-            if pair.term.loss.looks_at == "embeddings":
+            if pair.term.loss.looks_at is LooksAt.EMBEDDINGS:
                 mine, theirs = _embedded(mine), _embedded(theirs)
             total = total + pair.term.weight * compare(mine, theirs)
         return total
@@ -85,7 +85,7 @@ class Distillation(nn.Module):
 
 def _comparison(pair: Pair, samples: int) -> nn.Module:
     loss, shapes = pair.term.loss, (pair.student.shape, pair.teacher.shape)
-    if loss.looks_at == "embeddings":
+    if loss.looks_at is LooksAt.EMBEDDINGS:
         shapes = _width(shapes[0]), _width(shapes[1])
     comparison: nn.Module = loss.make(*shapes, samples)
     return comparison

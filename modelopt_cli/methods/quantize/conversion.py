@@ -14,13 +14,13 @@ from modelopt_cli.methods.quantize.roles import (
     average_pool,
     avg_pool_options,
     is_mul,
-    is_relu,
     quantized_max_pool,
     zero_sides,
 )
 from modelopt_cli.methods.quantize.rounding import quantize_weight
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import arguments, source
+from modelopt_cli.program.patterns import is_relu
 from modelopt_cli.program.quantization import QParams
 from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.quantized_operations import Dequantize, Quantize, QuantizedAdd, QuantizedMul

@@ -40,20 +40,22 @@ class LayerForm:
         make: the int8 layer, its tensors still to be filled.
         obstacle: reason why a layer of the kind has none, or None where it has.
         activations: those that it can apply itself.
-        adds: a second tensor can be added to its sums.
+        after_adding: those that it can apply after it has added a second tensor to its sums; none where it
+            cannot add one.
     """
 
     make: Callable[[Any, Precision], Weighted]
     obstacle: Callable[[Any], str | None] = lambda layer: None
     activations: frozenset[str] = frozenset()
-    adds: bool = False
+    after_adding: frozenset[str] = frozenset()
 
 
 def _convolution(kind: type[QuantizedConvolution]) -> LayerForm:
     def make(layer: Any, precision: Precision) -> QuantizedConvolution:
         return kind(**conv_options(layer), **vars(precision))
 
-    return LayerForm(make, _conv_obstacle, frozenset({"relu", "relu6", "hardswish", "silu"}), adds=True)
+    alone, added = frozenset({"relu", "relu6", "hardswish", "silu"}), frozenset({"none", "relu"})
+    return LayerForm(make, _conv_obstacle, alone, added)
 
 
 def _conv_obstacle(layer: Any) -> str | None:

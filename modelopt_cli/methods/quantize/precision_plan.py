@@ -17,6 +17,7 @@ from modelopt_cli.methods.quantize.roles import ADD_ACTIVATIONS, Role, role_of
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import operation, source
 from modelopt_cli.program.patterns import activation_of, sole_user
+from modelopt_cli.program.quantization import ACTIVATIONS
 from modelopt_cli.program.shapes import program_values
 
 
@@ -176,17 +177,15 @@ def _fuse_residuals(plan: Plan, graph: fx.Graph, modules: Mapping[str, nn.Module
     """Move an addition into the convolution before it, where that is its only reader."""
     position = {node: i for i, node in enumerate(graph.nodes)}
     for output, add in list(plan.adds.items()):
-        if add.activation not in ("none", "relu"):
-            continue
         for operand in sorted(add.head.all_input_nodes, key=position.__getitem__, reverse=True):
             other = next((a for a in add.head.all_input_nodes if a is not operand), None)
             conv = plan.layers.get(operand)
             fits = (
                 other in plan.int8
                 and conv is not None
-                and conv.activation == "none"
+                and ACTIVATIONS[conv.activation].idle
                 and conv.residual is None
-                and LAYER_FORMS[type(modules[str(conv.head.target)])].adds
+                and add.activation in LAYER_FORMS[type(modules[str(conv.head.target)])].after_adding
                 and sole_user(operand) is add.head
                 and plan.values[operand].shape == plan.values[other].shape
             )

@@ -9,7 +9,6 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.program.calls import arguments, operation, source
 from modelopt_cli.program.fold import zero_padding
-from modelopt_cli.program.patterns import activation_of
 from modelopt_cli.program.quantization import QParams
 from modelopt_cli.program.quantized_operations import (
     QuantizedAvgPool,
@@ -58,11 +57,6 @@ PASS_OPERATIONS = (
 SHAPE_OPERATIONS = frozenset({"size", "getattr"})
 
 ADD_ACTIVATIONS = {"relu", "relu6"}
-
-
-def is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """True if the node is a ReLU, which on uint8 is a maximum with the zero point."""
-    return activation_of(node, modules) == "relu"
 
 
 def is_mul(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
