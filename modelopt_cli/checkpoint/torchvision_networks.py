@@ -24,7 +24,7 @@ from modelopt_cli.text import short
 
 _IMAGENET_CLASSES = 1000
 _OF_TENSORFLOW = {"googlenet", "inception_v3"}
-"""Networks whose published weights, and what was fine-tuned from them, expect TensorFlow's range of values."""
+"""Their published weights, and what was fine-tuned from them, expect TensorFlow's range of values."""
 
 
 def _place(name: str) -> str | None:

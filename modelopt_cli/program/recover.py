@@ -162,7 +162,7 @@ _DESCRIBED: dict[str, Callable[[Any, dict[str, Any], nn.Module], _Description]] 
     "group_norm": _group_norm,
     "batch_norm": _batch_norm,
 }
-"""Operation to the layer that does the same, from the weight, the arguments and what the weight belongs to."""
+"""Operation to the layer that does the same, from its weight, its arguments and the owner of the weight."""
 
 
 def _owns(graph: fx.Graph, layer: str, callers: set[fx.Node], root: nn.Module) -> bool:
