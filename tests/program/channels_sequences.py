@@ -224,7 +224,7 @@ STATES: dict[str, Case] = {
         OUT
         | {
             "a": "goes through b (Bilinear)",
-            "b": "channels cannot be followed through b (Bilinear)",
+            "b": "Bilinear, which channels cannot be followed through",
         },
     ),
 }

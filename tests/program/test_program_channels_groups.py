@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from channels_attention import ATTENTION, UNDIVIDED
 from channels_networks import CASES, FROZEN, Case
 from channels_sequences import SEQUENCES, STATES
 from torch import nn
@@ -19,7 +20,7 @@ def captured(case: Case) -> Program:
     return capture(case.make().eval(), InputSpec(case.shape), verify=False)
 
 
-KNOWN = {**CASES, **SEQUENCES, **FROZEN, **STATES}
+KNOWN = {**CASES, **SEQUENCES, **ATTENTION, **FROZEN, **STATES, **UNDIVIDED}
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -56,20 +56,12 @@ def compare(program: Program) -> dict[str, str]:
     return found.frozen
 
 
-def attention() -> nn.Module:
-    return nn.MultiheadAttention(16, 4, batch_first=True)
-
-
 def state(y: Tensor) -> Tensor:
     return y[:, :1].transpose(0, 1).contiguous()
 
 
 # Layer, call, and what must stay whole.
 SEVERAL: dict[str, tuple[nn.Module, Call, str]] = {
-    "one key and value": (attention(), lambda c, a, b, s: c(a, b, b, need_weights=False)[0], "ab"),
-    "a value by name": (attention(), lambda c, a, b, s: c(a, b, value=b * 2)[0], "ab"),
-    "all by name": (attention(), lambda c, a, b, s: c(query=a, key=b, value=b * 2)[0], "ab"),
-    "a query of its own": (attention(), lambda c, a, b, s: c(b, a, a)[0], "ab"),
     "bilinear": (nn.Bilinear(16, 16, 8), lambda c, a, b, s: c(a, b), "ab"),
     "bilinear by name": (nn.Bilinear(16, 16, 8), lambda c, a, b, s: c(input2=a, input1=b), "ab"),
 }

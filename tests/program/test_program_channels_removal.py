@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from channels_attention import ATTENTION, UNDIVIDED
 from channels_networks import CASES, FROZEN, Case, conv
 from channels_sequences import SEQUENCES, STATES
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from modelopt_cli.program.capture import capture
 from modelopt_cli.program.channels import Dependencies, analyse, remove
 
 Keep = dict[str, list[int]]
-PRUNABLE = {**CASES, **SEQUENCES}
+PRUNABLE = {**CASES, **SEQUENCES, **ATTENTION}
+WHOLE = {**FROZEN, **STATES, **UNDIVIDED}
 
 
 def captured(case: Case) -> Program:
@@ -100,9 +102,9 @@ def test_can_be_done_again(name: str) -> None:
         torch.testing.assert_close(smaller(sample(case)), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", {**FROZEN, **STATES})
+@pytest.mark.parametrize("name", WHOLE)
 def test_what_loses_nothing_computes_the_same_bits(name: str) -> None:
-    case = {**FROZEN, **STATES}[name]
+    case = WHOLE[name]
     program = captured(case)
     with torch.no_grad():
         assert torch.equal(remove(program, {})(sample(case)), program(sample(case)))

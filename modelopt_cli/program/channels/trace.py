@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from modelopt_cli.program.attention import undivided
 from modelopt_cli.program.calls import operation, source
 from modelopt_cli.program.channels.shuffles import Selection
 from modelopt_cli.program.channels.ties import Ties, nothing
@@ -102,6 +103,11 @@ class Trace:
         return value_shapes(self.program, OTHER_BATCH)
 
     @cached_property
+    def undivided(self) -> dict[str, str]:
+        """Attention modules that are not taken apart, and why."""
+        return undivided(self.program)
+
+    @cached_property
     def called(self) -> frozenset[str]:
         """Names of the tensors of all layers that are called."""
         targets = (str(node.target) for node in self.program.graph.nodes if node.op == "call_module")
@@ -156,9 +162,11 @@ class Trace:
     def unsupported(self, node: fx.Node, arguments: Any, why: str | None = None) -> Any:
         """Freeze everything that goes into a node; its output has no channels."""
         called = describe(node, self.program)
+        clause = self.undivided.get(str(node.target), "which channels cannot be followed through")
         for name in self._weights_of(node, arguments):
-            self.whole.setdefault(name, why or f"channels cannot be followed through {called}")
-        why = why or f"goes through {called}, which channels cannot be followed through"
+            itself = f"{called.rpartition(' ')[2].strip('()')}, {clause}"
+            self.whole.setdefault(name, why or itself)
+        why = why or f"goes through {called}, {clause}"
         for value in tensors_in(arguments):
             self.ties.freeze(self.labels(value), why)
         return blank(self.shapes[node.name])
