@@ -15,11 +15,7 @@ from modelopt_cli.kernels.lowering import LOWERINGS
 from modelopt_cli.kernels.saturation import never_saturates, never_wraps
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantized import DynamicLinear, Quantized, QuantizedLinear, Weighted
-from modelopt_cli.program.quantized_convolutions import (
-    QuantizedConv1d,
-    QuantizedConv2d,
-    QuantizedConvolution,
-)
+from modelopt_cli.program.quantized_convolutions import QuantizedConv2d, QuantizedConvolution
 from modelopt_cli.program.quantized_operations import (
     QuantizedAdd,
     QuantizedAvgPool,
@@ -41,8 +37,8 @@ class KernelSet:
 
     Attributes:
         builders: for a class of layer, what builds its kernel from it. A layer that has none here is computed
-            as a 2-D convolution, if it has that form (``lowering``); where there is no kernel, it computes by
-            its own float32 emulation.
+            as another convolution, if it has that form (``lowering``); where there is no kernel, it computes
+            by its own float32 emulation.
         exact: true of a layer whose int32 sums cannot go wrong there; others run through ``reference``.
         available: true if this machine has what it needs.
         device: type of device whose default it is, if it is one.
@@ -71,6 +67,8 @@ class KernelSet:
         if lower is None:
             return None
         lowered = lower(layer)
+        if lowered is None:
+            return BACKENDS["reference"].build(layer, False)
         kernel = self.build(lowered.conv, may_overwrite_residual)
         return None if kernel is None else lowered.around(kernel)
 
@@ -107,7 +105,7 @@ BACKENDS: dict[str, KernelSet] = {
     ),
     "reference": KernelSet(
         {
-            **dict.fromkeys((QuantizedConv1d, QuantizedConv2d), _exactly),
+            **dict.fromkeys((QuantizedConv2d, *LOWERINGS), _exactly),
             QuantizedLinear: lambda layer: partial(reference.linear, layer),
             DynamicLinear: lambda layer: partial(reference.dynamic_linear, layer),
         }

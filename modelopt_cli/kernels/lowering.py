@@ -1,22 +1,33 @@
-"""Other convolutions as 2-D ones of the same integers, so that each backend needs one kernel for all."""
+"""Other convolutions as 2-D ones of the same integers, so that each backend needs one kernel for all.
 
+A transposed convolution of stride ``s`` is an ordinary one of stride 1: each of its ``s`` phases (the output
+places ``s j + r``) sees only every ``s``-th tap of the kernel. So the phases are as many sets of output
+channels, and a shuffle puts them into their places (Shi et al., "Is the deconvolution layer the same as a
+convolutional layer?", 2016).
+"""
+
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
     QuantizedConvolution,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedTransposed,
 )
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A 2-D convolution that computes what another layer does.
+    """Another convolution that computes what a layer does.
 
     Attributes:
         conv: the convolution.
@@ -24,32 +35,179 @@ class Lowered:
         after: makes the layer's output of its own.
     """
 
-    conv: QuantizedConv2d
+    conv: QuantizedConvolution
     before: Callable[[Tensor], Tensor]
     after: Callable[[Tensor], Tensor]
 
     def around(self, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The layer's kernel, of the kernel of the 2-D convolution."""
+        """The layer's kernel, of the kernel of the other convolution."""
         before, after = self.before, self.after
         return lambda *args: after(kernel(*map(before, args)))
 
 
-def _conv2d(layer: QuantizedConvolution, weight: Tensor, **windows: Any) -> QuantizedConv2d:
-    """A 2-D convolution with a layer's scales, bias and activation, and these windows and weight."""
+def _convolution(
+    kind: type[QuantizedConvolution], layer: QuantizedConvolution, tensors: dict[str, Tensor], **options: Any
+) -> QuantizedConvolution:
+    """A convolution with a layer's hyperparameters and tensors but for these."""
     kept = ("in_channels", "out_channels", "groups", "has_bias", "input", "output", "activation", "residual")
-    options: dict[str, Any] = {name: getattr(layer, name) for name in kept}
     with torch.device("meta"):
-        conv = QuantizedConv2d(**options, **windows)
-    conv._buffers = {**layer._buffers, "weight": weight}
+        conv = kind(**{name: getattr(layer, name) for name in kept} | options)
+    conv._buffers = {**layer._buffers, **tensors}
     return conv
+
+
+# --- rows ----------------------------------------------------------------------------------------------
 
 
 def _of_rows(layer: QuantizedConv1d) -> Lowered:
     """Rows as images of height 1; nothing is copied."""
-    windows = {name: (1, *getattr(layer, name)) for name in ("kernel_size", "stride", "dilation")}
-    conv = _conv2d(layer, layer.weight.unsqueeze(2), **windows, padding=(0, *layer.padding))
+    windows: dict[str, Any] = {n: (1, *getattr(layer, n)) for n in ("kernel_size", "stride", "dilation")}
+    windows["padding"] = (0, *layer.padding)
+    conv = _convolution(QuantizedConv2d, layer, {"weight": layer.weight.unsqueeze(2)}, **windows)
     return Lowered(conv, lambda x: x.unsqueeze(2), lambda y: y.squeeze(2))
 
 
-LOWERINGS: dict[type, Callable[[Any], Lowered]] = {QuantizedConv1d: _of_rows}
-"""Class of a layer to its form as a 2-D convolution."""
+# --- transposed convolutions ---------------------------------------------------------------------------
+
+_ORDINARY: dict[int, type[QuantizedConvolution]] = {1: QuantizedConv1d, 2: QuantizedConv2d}
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One dimension of a transposed convolution: its kernel, stride and so on."""
+
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+    output_padding: int
+
+    @property
+    def reach(self) -> int:
+        """Distance from the first tap to the last."""
+        return self.dilation * (self.kernel - 1)
+
+    @property
+    def widest_padding(self) -> int:
+        """Padding beyond which any number of outputs would be computed to be thrown away."""
+        return self.reach if 1 in (self.stride, self.dilation) else self.reach // 2
+
+    @property
+    def taps(self) -> int:
+        """Taps that a phase sees, at most."""
+        return -(-self.kernel // self.stride)
+
+    @property
+    def shift(self) -> int:
+        """Places by which the phases begin before the input: enough for the first and the last output."""
+        seen = self.stride * (self.dilation * (self.taps - 1) + 1)
+        missing = self.output_padding + 1 + self.reach - self.padding - seen
+        return max(-(self.padding // self.stride), -(-missing // self.stride))
+
+    def length(self, length: int) -> int:
+        """Length of the output."""
+        return (length - 1) * self.stride - 2 * self.padding + self.reach + self.output_padding + 1
+
+
+def sides_of(layer: Any) -> list[_Side]:
+    """The dimensions of a transposed convolution, torch's or ours."""
+    windows = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.output_padding)
+    return [_Side(*side) for side in zip(*windows, strict=True)]
+
+
+def overpadded(layer: Any) -> bool:
+    """True for a transposed convolution whose padding takes away more than its kernel adds."""
+    return any(side.padding > side.widest_padding for side in sides_of(layer))
+
+
+def _of_transposed(layer: QuantizedTransposed) -> Lowered | None:
+    """Phases, or zeros between the inputs where phases would be odd; None for too much padding."""
+    sides = sides_of(layer)
+    if overpadded(layer):
+        return None
+    spread = any(side.stride > 1 and (side.dilation > 1 or side.stride > side.kernel) for side in sides)
+    # A phase of a depthwise convolution would be one of several outputs of a group, which kernels do badly.
+    one_input = layer.groups > 1 and layer.groups == layer.in_channels
+    return _with_zeros(layer, sides) if spread or one_input else _in_phases(layer, sides)
+
+
+def _with_zeros(layer: QuantizedTransposed, sides: list[_Side]) -> Lowered:
+    """Zeros between the inputs, and the kernel turned round."""
+    space = range(2, 2 + layer.rank)
+    weight = layer.turned(layer.weight).flip(*space)
+    windows = {
+        "kernel_size": layer.kernel_size,
+        "stride": (1,) * layer.rank,
+        "padding": tuple(side.reach - side.padding for side in sides),
+        "dilation": layer.dilation,
+    }
+    places = (slice(None), *(slice(None, None, side.stride) for side in sides))
+
+    def before(x: Tensor) -> Tensor:
+        lengths = [(n - 1) * side.stride + 1 for n, side in zip(x.shape[2:], sides, strict=True)]
+        more = [n + side.output_padding for n, side in zip(lengths, sides, strict=True)]
+        zeros = x.new_full((len(x), *more, x.shape[1]), layer.input.zero_point)
+        inner = zeros[(slice(None), *(slice(0, n) for n in lengths))]
+        inner[places] = x.movedim(1, -1)
+        return zeros.movedim(-1, 1)
+
+    conv = _convolution(_ORDINARY[layer.rank], layer, {"weight": weight}, **windows)
+    return Lowered(conv, before, lambda y: y)
+
+
+def _in_phases(layer: QuantizedTransposed, sides: list[_Side]) -> Lowered:
+    """A set of output channels for each phase, in the order (group, phases, channel)."""
+    phases = math.prod(layer.stride)
+    windows = {
+        "kernel_size": tuple(side.taps for side in sides),
+        "stride": (1,) * layer.rank,
+        "padding": tuple(side.dilation * (side.taps - 1) + side.shift for side in sides),
+        "dilation": layer.dilation,
+        "out_channels": layer.out_channels * phases,
+    }
+    tensors = {"weight": _phases_of(layer, sides)}
+    for name in ("scale", "bias"):
+        values = layer._buffers[name]
+        if values is not None:
+            tensors[name] = values.view(layer.groups, 1, -1).repeat(1, phases, 1).flatten()
+    conv = _convolution(_ORDINARY[layer.rank], layer, tensors, **windows)
+    return Lowered(conv, lambda x: x, lambda y: _shuffled(y, layer, sides))
+
+
+def _phases_of(layer: QuantizedTransposed, sides: list[_Side]) -> Tensor:
+    """The weight ``(groups * phases * O / groups, C / groups, taps...)``, its taps in the order of inputs."""
+    weight = layer.turned(layer.weight)
+    ends = [n for s in reversed(sides) for n in (0, s.taps * s.stride - s.kernel)]
+    weight = F.pad(weight, ends).unflatten(0, (layer.groups, -1))
+    for at, side in enumerate(sides):  # (g, O / g, C / g, taps, phase, taps, phase, ...)
+        weight = weight.unflatten(3 + 2 * at, (side.taps, side.stride)).flip(3 + 2 * at)
+    taps, phases = (range(start, 3 + 2 * layer.rank, 2) for start in (3, 4))
+    by_phase: Tensor = weight.permute(0, *phases, 1, 2, *taps).flatten(0, 1 + layer.rank).contiguous()
+    return by_phase
+
+
+def _shuffled(y: Any, layer: QuantizedTransposed, sides: list[_Side]) -> Tensor:
+    """Phases side by side put into their places; channels stay last in memory."""
+    rank, inputs = layer.rank, [_inputs(n, side) for n, side in zip(y.shape[2:], sides, strict=True)]
+    y = y.movedim(1, -1).unflatten(-1, (layer.groups, *layer.stride, -1))
+    places = [dim for at in range(rank) for dim in (1 + at, 2 + rank + at)]
+    y = y.permute(0, *places, 1 + rank, 2 + 2 * rank)
+    lengths = [side.stride * n for n, side in zip(y.shape[1 : 1 + 2 * rank : 2], sides, strict=True)]
+    y = y.reshape(len(y), *lengths, layer.out_channels)
+    for dim, (side, length) in enumerate(zip(sides, inputs, strict=True), 1):
+        y = y.narrow(dim, side.padding + side.stride * side.shift, side.length(length))
+    placed: Tensor = y.movedim(-1, 1)
+    return placed
+
+
+def _inputs(outputs: int, side: _Side) -> int:
+    """Length of the input of which the phases have this length."""
+    return outputs - side.dilation * (side.taps - 1) - 2 * side.shift
+
+
+LOWERINGS: dict[type, Callable[[Any], Lowered | None]] = {
+    QuantizedConv1d: _of_rows,
+    QuantizedConvTranspose1d: _of_transposed,
+    QuantizedConvTranspose2d: _of_transposed,
+}
+"""Class of a layer to its form as a convolution that has a kernel, or a form in its turn."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
-from modelopt_cli.program.quantized_convolutions import QuantizedConvolution
+from modelopt_cli.program.quantized_convolutions import QuantizedConvolution, QuantizedTransposed
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -126,6 +126,7 @@ MODULES: dict[type[nn.Module], ModuleFormula] = {
     nn.MultiheadAttention: _attention_module,
     nn.RNNBase: _recurrent_module,
     nn.RNNCellBase: _recurrent_module,
+    QuantizedTransposed: _transposed_module,
     QuantizedConvolution: _conv_module,
     QuantizedLinear: _linear_module,
     DynamicLinear: _linear_module,

@@ -170,7 +170,7 @@ KINDS: dict[str, Kind] = {
         Kind(module="modelopt_cli.program.quantized", ours=True),
     ),
     **dict.fromkeys(
-        ("QuantizedConv1d", "QuantizedConv2d"),
+        ("QuantizedConv1d", "QuantizedConv2d", "QuantizedConvTranspose1d", "QuantizedConvTranspose2d"),
         Kind(module="modelopt_cli.program.quantized_convolutions", ours=True),
     ),
     **dict.fromkeys(

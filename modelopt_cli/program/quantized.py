@@ -125,10 +125,18 @@ class Weighted(Quantized):
     activation: str
     output: QParams | None
 
-    def _allocate(self, shape: tuple[int, ...], bias: bool) -> None:
+    def _allocate(self, shape: tuple[int, ...], outputs: int, bias: bool) -> None:
         self.register_buffer("weight", torch.zeros(shape, dtype=torch.int8))
-        self.register_buffer("scale", torch.ones(shape[0]))
-        self.register_buffer("bias", torch.zeros(shape[0]) if bias else None)
+        self.register_buffer("scale", torch.ones(outputs))
+        self.register_buffer("bias", torch.zeros(outputs) if bias else None)
+
+    def turned(self, weight: Tensor) -> Tensor:
+        """A weight of this layer's form with its output channels first, and back from there.
+
+        Args:
+            weight: of any type, in the form of ``self.weight`` or turned.
+        """
+        return weight
 
     @classmethod
     def of_float(cls, layer: Any, scale: Tensor) -> Self:
@@ -142,7 +150,9 @@ class Weighted(Quantized):
 
     def float_weight(self) -> Tensor:
         """The weight's real values, float32."""
-        return self.weight.float() * self.scale.view(-1, *[1] * (self.weight.dim() - 1))
+        by_output = self.turned(self.weight)
+        scale = self.scale.view(-1, *[1] * (by_output.dim() - 1))
+        return self.turned(by_output.float() * scale)
 
     def check(self) -> None:
         """Make sure that the values of the layer's tensors are what its arithmetic is made for.
@@ -179,7 +189,7 @@ class QuantizedLinear(Weighted):
         self.has_bias = has_bias
         self.input, self.output = input, output
         self.activation = activation
-        self._allocate((out_features, in_features), has_bias)
+        self._allocate((out_features, in_features), out_features, has_bias)
 
     def emulate(self, *args: Tensor) -> Tensor:
         return self._finish(F.linear(dequantize(args[0], self.input), self.float_weight(), self.bias))
@@ -197,7 +207,7 @@ class DynamicLinear(Weighted):
         self.in_features, self.out_features = in_features, out_features
         self.has_bias = has_bias
         self.activation, self.output = "none", None
-        self._allocate((out_features, in_features), has_bias)
+        self._allocate((out_features, in_features), out_features, has_bias)
 
     @classmethod
     def of_float(cls, layer: nn.Linear, scale: Tensor) -> Self:

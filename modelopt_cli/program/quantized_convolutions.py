@@ -11,13 +11,32 @@ from torch import Tensor
 from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, require_maps
 from modelopt_cli.program.quantized import Weighted
 
-_FUNCTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_FUNCTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d}
+_TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
 
 
-def _fields(rank: int) -> str:
+def _fields(rank: int, rest: str = "residual:q?") -> str:
     windows = f"kernel_size:countsx{rank} stride:countsx{rank} padding:sizesx{rank} dilation:countsx{rank}"
-    rest = f"groups:count has_bias:bool input:q output:q? activation:{'|'.join(ACTIVATIONS)} residual:q?"
-    return f"in_channels:count out_channels:count {windows} {rest}"
+    form = f"groups:count has_bias:bool input:q output:q? activation:{'|'.join(ACTIVATIONS)}"
+    return f"in_channels:count out_channels:count {windows} {form} {rest}"
+
+
+def transposed_convolution(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A transposed convolution in floating point with the geometry of a layer, torch's or ours."""
+    windows = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+    y: Tensor = _TRANSPOSED[len(layer.kernel_size)](x, weight, bias, *windows)
+    return y
+
+
+def turned(weight: Tensor, groups: int) -> Tensor:
+    """A convolution's weight in the form of a transposed one, or the other way round.
+
+    Args:
+        weight: ``(O, C / groups, ...)`` or ``(C, O / groups, ...)``.
+        groups: of the convolution.
+    """
+    by_group: Tensor = weight.unflatten(0, (groups, -1))
+    return by_group.transpose(1, 2).flatten(0, 1)
 
 
 class QuantizedConvolution(Weighted):
@@ -58,7 +77,12 @@ class QuantizedConvolution(Weighted):
         self.input, self.output, self.residual = input, output, residual
         self.arity = 1 if residual is None else 2
         self.activation = activation
-        self._allocate((out_channels, in_channels // groups, *kernel_size), has_bias)
+        self._allocate(self.weight_shape, out_channels, has_bias)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape that the weight must have."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     @property
     def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
@@ -90,3 +114,51 @@ class QuantizedConv2d(QuantizedConvolution):
     """2-D convolution of ``(N, C, H, W)``."""
 
     rank, fields = 2, _fields(2)
+
+
+class QuantizedTransposed(QuantizedConvolution):
+    """Transposed convolution, uint8 ``(N, C, ...)`` in; uint8 or, where ``output`` is None, float32 out.
+
+    Its weight is ``(C, O / groups, ...)``, as torch has it; there is a scale for each output channel.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+        has_bias: bool,
+        input: QParams,
+        output: QParams | None,
+        activation: str,
+        output_padding: tuple[int, ...],
+    ) -> None:
+        windows = (kernel_size, stride, padding, dilation, groups)
+        super().__init__(in_channels, out_channels, *windows, has_bias, input, output, activation)
+        self.output_padding = output_padding
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
+
+    def turned(self, weight: Tensor) -> Tensor:
+        return turned(weight, self.groups)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return transposed_convolution(self, x, weight, bias)
+
+
+class QuantizedConvTranspose1d(QuantizedTransposed):
+    """Transposed 1-D convolution of ``(N, C, L)``."""
+
+    rank, fields = 1, _fields(1, "output_padding:sizesx1")
+
+
+class QuantizedConvTranspose2d(QuantizedTransposed):
+    """Transposed 2-D convolution of ``(N, C, H, W)``."""
+
+    rank, fields = 2, _fields(2, "output_padding:sizesx2")

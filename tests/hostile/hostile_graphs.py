@@ -12,7 +12,11 @@ from modelopt_cli.program.capture import capture
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantization import QParams
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
-from modelopt_cli.program.quantized_convolutions import QuantizedConv1d, QuantizedConv2d
+from modelopt_cli.program.quantized_convolutions import (
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConvTranspose2d,
+)
 from modelopt_cli.program.quantized_operations import (
     Dequantize,
     Quantize,
@@ -203,6 +207,8 @@ class _Quantized(nn.Module):
         self.rows = QuantizedConv1d(4, 4, (3,), (1,), (1,), (1,), 2, True, q, other, "relu", q)
         self.row_pool = QuantizedMaxPool1d((2,), (1,), (0,), (1,), False)
         self.row_average = QuantizedAvgPool1d(other, other, kernel_size=(2,), stride=(1,))
+        turned = ((3, 3), (2, 2), (1, 1), (1, 1), 2, True, other, q, "relu", (1, 1))
+        self.turned = QuantizedConvTranspose2d(4, 4, *turned)
         self.linear = QuantizedLinear(4, 5, True, q, None)
         self.dynamic = DynamicLinear(5, 2, True)
 
@@ -210,7 +216,7 @@ class _Quantized(nn.Module):
         """``(N, 3, 8, 8)`` to ``(N, 2)``."""
         x = self.conv(self.enter(x))
         x = self.pool(self.summed(x, x))
-        x = self.leave(self.add(x, x))
+        x = self.leave(self.turned(self.add(x, x))[..., ::2, 1::2])
         x = self.mul(x, x)
         rows = self.row_average(self.row_pool(self.rows(x.flatten(2), x.flatten(2))))
         x = self.adaptive(torch.cat([self.average(x), rows.unsqueeze(2)], 3))

@@ -9,7 +9,7 @@ from torch import Tensor
 from modelopt_cli.methods.quantize.rounding import quantize_weight
 from modelopt_cli.program.quantization import QParams
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
-from modelopt_cli.program.quantized_convolutions import QuantizedConv1d, QuantizedConv2d
+from modelopt_cli.program.quantized_convolutions import QuantizedConv2d, QuantizedTransposed
 
 ACTIVATIONS = {
     "none": lambda y: y,
@@ -31,8 +31,8 @@ def random_uint8(*shape: int, seed: int = 0) -> Tensor:
 
 def _weights(layer: Any, groups: int, seed: int) -> None:
     g = generator(seed)
-    weight, _ = quantize_weight(torch.randn(layer.weight.shape, generator=g), groups)
-    layer.weight.copy_(weight)
+    weight, _ = quantize_weight(layer.turned(torch.randn(layer.weight.shape, generator=g)), groups)
+    layer.weight.copy_(layer.turned(weight))
     fan = layer.weight[0].numel()
     layer.scale.copy_((0.5 + torch.rand(len(layer.scale), generator=g)) / (40 * fan**0.5))
     if layer.bias is not None:
@@ -54,8 +54,10 @@ def conv(kind: type = QuantizedConv2d, **changes: Any) -> Any:
         "output": QParams(0.023, 101),
     } | changes
     seed = options.pop("seed", 1)
-    for name in ("kernel_size", "stride", "padding", "dilation"):
-        if isinstance(options[name], int):
+    if issubclass(kind, QuantizedTransposed):
+        options = {"output_padding": 0, "activation": "none"} | options
+    for name in ("kernel_size", "stride", "padding", "dilation", "output_padding"):
+        if isinstance(options.get(name), int):
             options[name] = (options[name],) * kind.rank
     layer = kind(**options)
     _weights(layer, layer.groups, seed)
@@ -79,8 +81,13 @@ def dynamic(in_features: int = 24, out_features: int = 10, bias: bool = True) ->
 
 def exact_sums(layer: Any, x: Tensor) -> Tensor:
     """The integer sums of a convolution, float64."""
-    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    function: Any = {QuantizedConv1d: F.conv1d, QuantizedConv2d: F.conv2d}[type(layer)]
+    rank = layer.rank
+    if isinstance(layer, QuantizedTransposed):
+        geometry = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+        function: Any = {1: F.conv_transpose1d, 2: F.conv_transpose2d}[rank]
+    else:
+        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        function = {1: F.conv1d, 2: F.conv2d}[rank]
     sums: Tensor = function(x.double() - layer.input.zero_point, layer.weight.double(), None, *geometry)
     assert torch.equal(sums, sums.round())
     return sums

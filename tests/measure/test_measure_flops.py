@@ -16,7 +16,11 @@ from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.quantization import QParams
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
-from modelopt_cli.program.quantized_convolutions import QuantizedConv1d, QuantizedConv2d
+from modelopt_cli.program.quantized_convolutions import (
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConvTranspose2d,
+)
 from modelopt_cli.program.quantized_operations import Quantize
 
 NETWORKS = [
@@ -78,6 +82,8 @@ def test_ptflops_agrees_up_to_what_it_adds(name: str) -> None:
 
 Q = QParams(0.1, 128)
 
+TURNED = QuantizedConvTranspose2d(4, 6, (3, 3), (2, 2), (0, 0), (1, 1), 1, True, Q, None, "none", (0, 0))
+
 LAYERS = [
     pytest.param(nn.Conv2d(4, 6, 3, padding=1, groups=2), (4, 5, 5), 6 * 25 * 2 * 9, id="grouped-conv"),
     pytest.param(nn.Conv1d(4, 6, 3), (4, 9), 6 * 7 * 4 * 3, id="conv1d"),
@@ -97,6 +103,12 @@ LAYERS = [
         (4, 9),
         6 * 7 * 4 * 3,
         id="int8-conv1d",
+    ),
+    pytest.param(
+        nn.Sequential(Quantize(Q), TURNED),
+        (4, 5, 5),
+        4 * 25 * 6 * 9,
+        id="int8-transposed",
     ),
     pytest.param(
         nn.Sequential(Quantize(Q), QuantizedLinear(7, 5, True, Q, None)), (7,), 35, id="int8-linear"

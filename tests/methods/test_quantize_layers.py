@@ -53,6 +53,27 @@ class Rows(nn.Module):
         return result
 
 
+class Shape(nn.Module):
+    """A small U-Net: skips, transposed convolutions of several kinds, batch norm behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.deep = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 16, 3, 2, 1)
+        self.up, self.norm = nn.ConvTranspose2d(16, 12, 2, 2, bias=False), nn.BatchNorm2d(12)
+        self.join, self.wide = nn.Conv2d(24, 8, 3, padding=1), nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=2)
+        self.smooth = nn.ConvTranspose2d(8, 8, 3, 1, 1, groups=8)
+        self.rows = nn.ConvTranspose1d(8, 4, 3, 2, 1, output_padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = torch.relu(self.down(x))
+        x = torch.relu(self.deep(skip))
+        x = torch.relu(self.norm(self.up(x)))
+        x = F.silu(self.join(torch.cat([x, skip], 1)))
+        x = torch.relu(self.smooth(torch.relu(self.wide(x))))
+        result: Tensor = self.rows(F.avg_pool2d(x, 4).flatten(2))
+        return result
+
+
 @dataclass(frozen=True)
 class Case:
     """A network of one kind of layer.
@@ -74,6 +95,14 @@ NETWORKS = {
         (5, 48),
         {
             **{"QuantizedConv1d": 5, "QuantizedLinear": 1, "QuantizedMaxPool1d": 2, "QuantizedAvgPool1d": 2},
+            **{"Quantize": 1, "Dequantize": 0},
+        },
+    ),
+    "shape": Case(
+        Shape,
+        (3, 16, 16),
+        {
+            **{"QuantizedConv2d": 3, "QuantizedConvTranspose2d": 3, "QuantizedConvTranspose1d": 1},
             **{"Quantize": 1, "Dequantize": 0},
         },
     ),

@@ -290,12 +290,16 @@ class Odd(nn.Module):
         self.mirror = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
         self.twice = nn.Conv2d(8, 8, 1)
         self.up = nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.cut = nn.ConvTranspose2d(8, 8, 1, padding=1)
+        self.sized = nn.ConvTranspose2d(8, 8, 2, stride=2)
         self.b = nn.Conv2d(8, 4, 3, padding="valid")
         self.c = nn.Conv2d(4, 4, (1, 2), padding="same")
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.mirror(F.silu(self.a(x))))
         x = self.up(self.twice(self.twice(x)))
+        x = self.sized(x, output_size=[48, 48])[:, :, ::2, ::2]
+        x = self.cut(x)
         x = F.pad(F.max_pool2d(self.b(x), 3, 1, ceil_mode=True), (1, 0, 2, 1))
         return torch.sigmoid(self.c(F.avg_pool2d(x, 2, padding=1)))
 
@@ -308,7 +312,8 @@ def test_reasons() -> None:
     assert reasons == {
         "mirror": "padding mode 'reflect'",
         "twice": "called more than once",
-        "up": "no int8 kernel for ConvTranspose2d",
+        "cut": "padding beyond its kernel",
+        "sized": "called with output_size",
         "c": "padding differs between the sides",
     }
     x = images(4, 3, 12, 12, seed=2)

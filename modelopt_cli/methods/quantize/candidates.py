@@ -1,9 +1,8 @@
 """Layers of a Program that a scheme can quantize, and the reasons why the others cannot."""
 
-from collections import Counter
 from collections.abc import Callable
 
-from torch import nn
+from torch import fx, nn
 
 from modelopt_cli.artifact.encodings import is_shared
 from modelopt_cli.errors import NothingCompressed
@@ -11,6 +10,7 @@ from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_names
+from modelopt_cli.program.calls import arguments
 from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.rewrite import read_elsewhere
 from modelopt_cli.program.weighted import WEIGHTED_KINDS
@@ -31,7 +31,9 @@ def select_candidates(
         UsageError: a glob matches no layer.
         NothingCompressed: no layer is left.
     """
-    calls = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_module")
+    calls: dict[str, list[fx.Node]] = {}
+    for node in program.graph.find_nodes(op="call_module"):
+        calls.setdefault(str(node.target), []).append(node)
     elsewhere = read_elsewhere(program)
     reasons: dict[str, str] = {}
     able: list[str] = []
@@ -39,7 +41,9 @@ def select_candidates(
         module = program.get_submodule(name)
         if not isinstance(module, WEIGHTED_KINDS):
             continue
-        reason = obstacle(module) or ("called more than once" if calls[name] > 1 else None)
+        reason = obstacle(module) or ("called more than once" if len(calls[name]) > 1 else None)
+        if reason is None and (further := _further_arguments(calls[name], module)):
+            reason = f"called with {further}"
         if reason is None and name in elsewhere:
             reason = f"its {elsewhere[name]} is also read outside of it"
         if reason:
@@ -53,6 +57,12 @@ def select_candidates(
     if not selected:
         raise nothing_compressed(skipped | reasons)
     return selected, reasons | skipped
+
+
+def _further_arguments(calls: list[fx.Node], module: nn.Module) -> str:
+    """Arguments that a layer is called with besides its input, as transposed convolutions may be."""
+    named = (list(arguments(call, module).items())[1:] for call in calls)
+    return " and ".join(dict.fromkeys(name for given in named for name, value in given if value is not None))
 
 
 def nothing_compressed(reasons: dict[str, str]) -> NothingCompressed:

@@ -197,8 +197,9 @@ class _Converter:
 
 def fill(layer: Weighted, module: Any, *, shared: bool = False) -> None:
     """Round the weight of a float layer into an int8 one; equal values of a shared one stay equal."""
-    values, scale = quantize_weight(module.weight, getattr(module, "groups", 1), shared=shared)
-    layer.weight.copy_(values)
+    weight = layer.turned(module.weight.detach())
+    values, scale = quantize_weight(weight, getattr(module, "groups", 1), shared=shared)
+    layer.weight.copy_(layer.turned(values))
     layer.scale.copy_(scale)
     if layer.bias is not None:
         layer.bias.copy_(module.bias.detach())

@@ -29,6 +29,7 @@ from modelopt_cli.program.quantization import (
     QParams,
     dynamic_qparams,
 )
+from modelopt_cli.program.quantized_convolutions import transposed_convolution, turned
 
 
 class _RoundedActivation(torch.autograd.Function):
@@ -126,15 +127,21 @@ class Latent(nn.Module):
         self.register_buffer("scale", scale.detach().clone())
         self.form = form
 
+    def turned(self, weight: Tensor) -> Tensor:
+        """The weight with its output channels first, and back; as ``Weighted.turned``."""
+        return weight
+
     @torch.no_grad()
     def steps(self) -> Tensor:
         """The int8 weight as it is now."""
-        return nearest_steps(self.weight, self.scale, self.form.bounded).to(torch.int8)
+        steps = nearest_steps(self.turned(self.weight), self.scale, self.form.bounded)
+        return self.turned(steps).to(torch.int8)
 
     def rounded(self) -> Tensor:
         """The float32 values of the int8 weight."""
-        found: Tensor = _RoundedWeight.apply(self.weight, self.scale, self.form.bounded)  # type: ignore[no-untyped-call]
-        return found
+        latent = self.turned(self.weight)
+        found: Tensor = _RoundedWeight.apply(latent, self.scale, self.form.bounded)  # type: ignore[no-untyped-call]
+        return self.turned(found)
 
     def _finish(self, y: Tensor) -> Tensor:
         y = ACTIVATIONS[self.form.activation](y)
@@ -180,6 +187,47 @@ class LatentConv2d(LatentConvolution, nn.Conv2d):
     """A 2-D convolution."""
 
     kind = nn.Conv2d
+
+
+class LatentTransposed(Latent):
+    """A transposed convolution.
+
+    Args:
+        like: has its geometry and bias.
+        weight: float32 ``(C, O / groups, ...)``.
+        scale: of the weight's steps, float32 ``(O,)``.
+        form: the rest.
+    """
+
+    kind: ClassVar[Any]
+    groups: int
+
+    def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: Form) -> None:
+        with torch.device("meta"):
+            self.kind.__init__(
+                self,
+                *(like.in_channels, like.out_channels, like.kernel_size, like.stride, like.padding),
+                *(like.output_padding, like.groups, like.bias is not None, like.dilation),
+            )
+        self._adopt(like, weight, scale, form)
+
+    def turned(self, weight: Tensor) -> Tensor:
+        return turned(weight, self.groups)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return self._finish(transposed_convolution(self, input, self.rounded(), self.bias))
+
+
+class LatentConvTranspose1d(LatentTransposed, nn.ConvTranspose1d):
+    """A transposed 1-D convolution."""
+
+    kind = nn.ConvTranspose1d
+
+
+class LatentConvTranspose2d(LatentTransposed, nn.ConvTranspose2d):
+    """A transposed 2-D convolution."""
+
+    kind = nn.ConvTranspose2d
 
 
 class LatentLinear(Latent, nn.Linear):

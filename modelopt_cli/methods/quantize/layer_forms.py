@@ -6,12 +6,16 @@ from typing import Any
 
 from torch import nn
 
+from modelopt_cli.kernels.lowering import overpadded
 from modelopt_cli.program.quantization import QParams
 from modelopt_cli.program.quantized import QuantizedLinear, Weighted
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
     QuantizedConvolution,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedTransposed,
 )
 
 
@@ -50,12 +54,14 @@ class LayerForm:
     after_adding: frozenset[str] = frozenset()
 
 
+_AFTER_CONVOLUTIONS = frozenset({"relu", "relu6", "hardswish", "silu"})
+
+
 def _convolution(kind: type[QuantizedConvolution]) -> LayerForm:
     def make(layer: Any, precision: Precision) -> QuantizedConvolution:
         return kind(**conv_options(layer), **vars(precision))
 
-    alone, added = frozenset({"relu", "relu6", "hardswish", "silu"}), frozenset({"none", "relu"})
-    return LayerForm(make, _conv_obstacle, alone, added)
+    return LayerForm(make, _conv_obstacle, _AFTER_CONVOLUTIONS, frozenset({"none", "relu"}))
 
 
 def _conv_obstacle(layer: Any) -> str | None:
@@ -81,6 +87,18 @@ def numeric_padding(layer: Any) -> tuple[int, ...] | None:
     return tuple(t // 2 for t in total) if all(t % 2 == 0 for t in total) else None
 
 
+def _transposed(kind: type[QuantizedTransposed]) -> LayerForm:
+    def make(layer: Any, precision: Precision) -> QuantizedTransposed:
+        options = {**vars(precision), **conv_options(layer), "output_padding": tuple(layer.output_padding)}
+        del options["residual"]
+        return kind(**options)
+
+    def obstacle(layer: Any) -> str | None:
+        return "padding beyond its kernel" if overpadded(layer) else None
+
+    return LayerForm(make, obstacle, activations=_AFTER_CONVOLUTIONS)
+
+
 def _linear(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
     sizes = (layer.in_features, layer.out_features, layer.bias is not None)
     return QuantizedLinear(*sizes, precision.input, precision.output, precision.activation)
@@ -89,6 +107,8 @@ def _linear(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
 LAYER_FORMS: dict[type[nn.Module], LayerForm] = {
     nn.Conv1d: _convolution(QuantizedConv1d),
     nn.Conv2d: _convolution(QuantizedConv2d),
+    nn.ConvTranspose1d: _transposed(QuantizedConvTranspose1d),
+    nn.ConvTranspose2d: _transposed(QuantizedConvTranspose2d),
     nn.Linear: LayerForm(_linear, activations=frozenset({"relu", "gelu"})),
 }
 """Class of a float layer to its int8 form."""

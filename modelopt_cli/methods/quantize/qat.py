@@ -26,6 +26,8 @@ from modelopt_cli.methods.quantize.fake_quantize import (
     Latent,
     LatentConv1d,
     LatentConv2d,
+    LatentConvTranspose1d,
+    LatentConvTranspose2d,
     LatentLinear,
     Real,
 )
@@ -34,7 +36,12 @@ from modelopt_cli.methods.share.config import was_shared
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.calls import operation
 from modelopt_cli.program.quantized import DynamicLinear, Quantized, QuantizedLinear, Weighted
-from modelopt_cli.program.quantized_convolutions import QuantizedConv1d, QuantizedConv2d
+from modelopt_cli.program.quantized_convolutions import (
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+)
 from modelopt_cli.program.quantized_operations import (
     Dequantize,
     Quantize,
@@ -114,7 +121,7 @@ def _trained_form(layer: nn.Module, encoding: Encoding | None) -> nn.Module | No
 
 def _weighted(layer: Weighted) -> Latent:
     form = Form(
-        bounded=not is_depthwise(tuple(layer.weight.shape), getattr(layer, "groups", 1)),
+        bounded=not is_depthwise(tuple(layer.turned(layer.weight).shape), getattr(layer, "groups", 1)),
         dynamic=isinstance(layer, DynamicLinear),
         activation=layer.activation,
         output=layer.output,
@@ -125,6 +132,8 @@ def _weighted(layer: Weighted) -> Latent:
 _LATENT: dict[type[nn.Module], Callable[..., Latent]] = {
     **dict.fromkeys((nn.Conv1d, QuantizedConv1d), LatentConv1d),
     **dict.fromkeys((nn.Conv2d, QuantizedConv2d), LatentConv2d),
+    QuantizedConvTranspose1d: LatentConvTranspose1d,
+    QuantizedConvTranspose2d: LatentConvTranspose2d,
     **dict.fromkeys((nn.Linear, QuantizedLinear, DynamicLinear), LatentLinear),
 }
 """Class of a layer, float or int8, to the class that is trained in its place."""
