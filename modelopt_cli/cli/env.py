@@ -38,6 +38,7 @@ def environment() -> dict[str, dict[str, Any]]:
     import torch
 
     from modelopt_cli._torchvision import has_operators
+    from modelopt_cli.kernels.dispatch import BACKENDS
     from modelopt_cli.measure.environment import cores, cpu_name
     from modelopt_cli.mend import is_mended
 
@@ -59,11 +60,7 @@ def environment() -> dict[str, dict[str, Any]]:
             "operators": (operators := has_operators()),
             "imports_alone": operators or is_mended(),
         },
-        "kernels": {
-            "onednn": torch.backends.mkldnn.is_available(),
-            "cuda": torch.cuda.is_available(),
-            "reference": True,
-        },
+        "kernels": {name: row.present for name, row in BACKENDS.items()},
     }
 
 

@@ -14,10 +14,9 @@ from modelopt_cli.cli.values import Reader
 from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.measure.config import EvalOptions, Gates
 from modelopt_cli.methods.prune.config import PruneConfig
+from modelopt_cli.report.formats import PICTURES, file_names
 from modelopt_cli.settings import Setting
 from modelopt_cli.training.config import FineTuneConfig
-
-PICTURES = (".png", ".svg")
 
 Sensitivity = Annotated[
     bool,
@@ -26,7 +25,7 @@ Sensitivity = Annotated[
 Plot = Annotated[
     Path | None,
     Setting(
-        "With --sensitivity: also draw it, to FILE.png or FILE.svg (plots extra).",
+        f"With --sensitivity: also draw it, to {file_names(PICTURES)} (plots extra).",
         title="Pruning",
         advanced=True,
     ),

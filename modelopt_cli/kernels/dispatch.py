@@ -51,6 +51,12 @@ class KernelSet:
     device: str | None = None
     float_linear: Callable[[nn.Linear], None] = sparse24.detach
 
+    @property
+    def present(self) -> bool:
+        """True if this machine has what they need, their device included."""
+        there = self.device is None or torch.get_device_module(self.device).is_available()
+        return bool(there) and self.available()
+
     def build(self, layer: Quantized, may_overwrite_residual: bool) -> Run | None:
         """The kernel of a layer, or None where its emulation is to be used."""
         builder = self.builders.get(type(layer))

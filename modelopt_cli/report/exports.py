@@ -20,7 +20,6 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import Comparison, Evaluation, GateResult, ModelReport
 from modelopt_cli.report.evaluation_table import footer, gate_lines, headings, rows
 from modelopt_cli.report.figure_rows import exported
+from modelopt_cli.report.formats import TABLES
 from modelopt_cli.text import printable
 
 SCHEMA_VERSION = 1
@@ -134,22 +134,15 @@ def _literal(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", text)
 
 
-FORMATS: dict[str, Callable[[Evaluation], str]] = {
-    ".json": json_text,
-    ".md": markdown_text,
-    ".csv": csv_text,
-}
-
-
 def check_export(path: Path) -> None:
     """Refuse a suffix that names no format, before anything is measured.
 
     Raises:
         UsageError: naming the suffixes there are.
     """
-    if path.suffix.lower() not in FORMATS:
+    if path.suffix.lower() not in TABLES:
         raise UsageError(
-            f"no export format for '{path.suffix}'", where=str(path), hint=f"end it in {', '.join(FORMATS)}"
+            f"no export format for '{path.suffix}'", where=str(path), hint=f"end it in {', '.join(TABLES)}"
         )
 
 
@@ -162,5 +155,5 @@ def export(evaluation: Evaluation, path: Path, *, force: bool = False) -> None:
         EnvironmentFailure: no space or no permission.
     """
     check_export(path)
-    text = FORMATS[path.suffix.lower()](evaluation)
+    text = TABLES[path.suffix.lower()](evaluation)
     atomic_write(path, [text.encode("utf-8", "backslashreplace")], force)

@@ -8,8 +8,8 @@ from typing import Any
 from modelopt_cli.artifact.writer import atomic_write
 from modelopt_cli.errors import EnvironmentFailure, UsageError
 from modelopt_cli.methods.prune.sensitivity import Sensitivity
+from modelopt_cli.report.formats import PICTURES
 
-FORMATS = (".png", ".svg", ".pdf")
 _ROW_INCHES, _WIDTH_INCHES = 0.22, 9.0
 _DARK = 0.45
 """Relative luminance (ITU-R BT.709) below which a cell is too dark for black letters."""
@@ -20,10 +20,10 @@ def require_plots(path: str | Path) -> None:
 
     Raises:
         EnvironmentFailure: matplotlib is missing.
-        UsageError: ``path`` is in none of ``FORMATS``.
+        UsageError: ``path`` is in none of ``PICTURES``.
     """
-    if Path(path).suffix.lower() not in FORMATS:
-        raise UsageError("is no picture's name", where=str(path), hint=f"end it in {', '.join(FORMATS)}")
+    if Path(path).suffix.lower() not in PICTURES:
+        raise UsageError("is no picture's name", where=str(path), hint=f"end it in {', '.join(PICTURES)}")
     _matplotlib()
 
 
@@ -79,7 +79,7 @@ def save(figure: Any, path: str | Path, *, force: bool) -> None:
 
     Args:
         figure: of :func:`new_figure`.
-        path: where to; its suffix is one of ``FORMATS``.
+        path: where to; its suffix is one of ``PICTURES``.
         force: replace an existing file.
 
     Raises:
@@ -89,7 +89,7 @@ def save(figure: Any, path: str | Path, *, force: bool) -> None:
     suffix, page = Path(path).suffix.lower(), io.BytesIO()
     # Neither a date nor random ids, so that nothing but what is drawn decides the bytes.
     with matplotlib.rc_context({"svg.hashsalt": "modelopt"}):
-        figure.savefig(page, format=suffix[1:], dpi=150, metadata=_undated(suffix))
+        figure.savefig(page, format=suffix[1:], dpi=150, metadata=PICTURES[suffix])
     atomic_write(path, [page.getvalue()], force)
 
 
@@ -111,10 +111,6 @@ def _headings(table: Sequence[Sensitivity], columns: int) -> list[str]:
     """The sparsities, of the part that has most of them."""
     fullest = max(table, key=lambda part: len(part.points))
     return [f"{100 * point.sparsity:.0f} %" for point in fullest.points[:columns]]
-
-
-def _undated(suffix: str) -> dict[str, Any]:
-    return {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
 
 
 def _matplotlib() -> tuple[Any, Any, Any]:

@@ -14,9 +14,9 @@ from modelopt_cli.cli.values import Reader
 from modelopt_cli.errors import CheckpointError
 from modelopt_cli.measure.config import EvalOptions
 from modelopt_cli.regular import require_there
+from modelopt_cli.report.formats import TABLES, file_names
 from modelopt_cli.settings import Setting
 
-EXPORTS = (".json", ".md", ".csv")
 OUTPUT = "Output"  # title of the group
 
 # What is taken off a file's name before what was done is put behind it.
@@ -65,7 +65,7 @@ DryRun = Annotated[bool, _setting("Print the plan for each layer and the size to
 TrainDryRun = Annotated[bool, _setting("Check, time a few steps, print what it would take; write nothing.")]
 Export = Annotated[
     tuple[Path, ...],
-    _setting("Also write the table to FILE.json, FILE.md or FILE.csv; may be repeated."),
+    _setting(f"Also write the table to {file_names(TABLES)}; may be repeated."),
 ]
 NoEval = Annotated[bool, _setting("Only write the file; measure nothing.", title=EvalOptions.title)]
 
@@ -74,11 +74,11 @@ def read_exports(reader: Reader, paths: tuple[Path, ...], *, measured: bool = Tr
     """The files to export to; their endings choose the format. There is a table only of what is measured."""
     reader.check(measured or not paths, "--export", "has no meaning with --dry-run or --no-eval")
     for path in paths:
-        read_ending(reader, "--export", path, EXPORTS)
+        read_ending(reader, "--export", path, TABLES)
     return paths
 
 
-def read_ending(reader: Reader, option: str, path: Path, endings: tuple[str, ...]) -> None:
+def read_ending(reader: Reader, option: str, path: Path, endings: Iterable[str]) -> None:
     """The ending of a file's name chooses its format."""
     reader.check(path.suffix.lower() in endings, option, f"{path} ends in none of {', '.join(endings)}")
 

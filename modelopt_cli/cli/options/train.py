@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from modelopt_cli.cli.options.output import read_ending
 from modelopt_cli.cli.values import Reader
+from modelopt_cli.report.formats import PICTURES, file_names
 from modelopt_cli.settings import Config, Setting, fields_of
 from modelopt_cli.training.config import FineTuneConfig, TrainConfig
 
 if TYPE_CHECKING:
     from modelopt_cli.api import TrainingRequest
-
-CURVES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class TrainingFiles(Config, title=TrainConfig.title):
     ] = None
     curve: Annotated[
         Path | None,
-        Setting("Draw loss and accuracy to FILE.png, FILE.svg or FILE.pdf (plots extra).", advanced=True),
+        Setting(f"Draw loss and accuracy to {file_names(PICTURES)} (plots extra).", advanced=True),
     ] = None
 
 
@@ -60,7 +59,7 @@ def read_training(reader: Reader, files: TrainingFiles, config: TrainConfig, dry
     both = files.val is not None and config.val_fraction != 0
     reader.check(not both, "--val-fraction", "cannot be given together with --val")
     if files.curve is not None:
-        read_ending(reader, "--curve", files.curve, CURVES)
+        read_ending(reader, "--curve", files.curve, PICTURES)
         reader.check(not dry_run, "--curve", "has no meaning with --dry-run")
 
 

@@ -102,7 +102,7 @@ class Commands:
 
     def _settable(self, verb: str) -> Iterator[Field]:
         """Only the comparison at the end measures and has limits, and the runner says where things go."""
-        left_out = {OUTPUT} if verb == "eval" else {OUTPUT, Gates.title, EvalOptions.title}
+        left_out = {OUTPUT, Gates.title, EvalOptions.title} if verb in self.steps else {OUTPUT}
         for key, field in self._signatures[verb].fields.items():
             if (field.title not in left_out or key in _BOTH) and key not in _OURS | _OF_ONE:
                 yield field
