@@ -14,7 +14,6 @@ from modelopt_cli.measure.config import GATES, Gates
 from modelopt_cli.methods.distill.losses import LOSSES
 from modelopt_cli.methods.prune.allocation import ALLOCATIONS
 from modelopt_cli.methods.prune.criteria import CRITERIA
-from modelopt_cli.methods.prune.schedules import SCHEDULES as PRUNING_SCHEDULES
 from modelopt_cli.methods.prune.structures import CHANNELS, LAYERS, WEIGHTS
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.schemes import SCHEMES
@@ -97,7 +96,6 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
         paper=_paper,
     ),
     "allocations": lambda: choices("allocation", ALLOCATIONS, paper=_paper),
-    "pruning-schedules": lambda: choices("schedule", PRUNING_SCHEDULES, paper=_paper),
     "inits": lambda: choices("init", INITS, paper=_paper),
     "scopes": lambda: choices("scope", SCOPES),
     "weightings": lambda: choices(

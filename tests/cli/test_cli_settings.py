@@ -19,7 +19,16 @@ from modelopt_cli.cli.completion import layer_names
 from modelopt_cli.cli.groups import Signature, signature_of
 from modelopt_cli.cli.main import build, main
 from modelopt_cli.errors import UsageError
-from modelopt_cli.settings import Config, Setting, fields_of, fraction, naming_flags, option, problems
+from modelopt_cli.settings import (
+    Config,
+    Setting,
+    fields_of,
+    fraction,
+    help_of,
+    naming_flags,
+    option,
+    problems,
+)
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"red": "like blood", "green": "like grass"}
@@ -364,3 +373,5 @@ def test_the_schema_is_printed(modelopt):
 def test_help_of_an_option_can_be_read_alone(command):
     for field in signature_of(build().commands[command]).fields.values():
         assert re.match(r"[A-Z][^\n]*\.$", field.setting.help), field.flag
+        for name, row in (field.setting.choices or {}).items():
+            assert re.match(r"[^\n]+[^.\n]$", help_of(row)), f"{field.flag} {name}"

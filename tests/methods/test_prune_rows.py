@@ -341,13 +341,3 @@ def test_rows_a_target_is_reached_as_counted_by_other_means(
         assert zeros / sum(w.numel() for w in weights(result).values()) == pytest.approx(
             wanted, abs=TOLERANCE
         )
-
-
-@pytest.mark.parametrize(
-    "table", [CRITERIA, ALLOCATIONS, STRUCTURES, SCHEDULES, TARGETS], ids=lambda table: next(iter(table))
-)
-def test_rows_say_in_one_line_what_they_are(table: dict[str, Any]) -> None:
-    for name, row in table.items():
-        assert row.help, name
-        assert "\n" not in row.help, name
-        assert not row.help.endswith("."), name

@@ -18,7 +18,6 @@ from modelopt_cli.training.log import read_metrics
 from modelopt_cli.training.run import Run
 
 DATA = noisy_patterns(64)
-TABLES = [OPTIMIZERS, SCHEDULES, AUGMENTATIONS, TEACHERS]
 
 
 @pytest.fixture
@@ -87,12 +86,3 @@ def test_teacher_is_learned_from(name: str) -> None:
         original[-1].weight.mul_(3)  # type: ignore[operator, union-attr]
     first = trained(replace(config, epochs=1), objective(config, original))
     assert trained(config, objective(config, original)).loss < 0.7 * first.loss
-
-
-@pytest.mark.parametrize("rows", TABLES, ids=lambda rows: "|".join(rows))
-def test_row_says_in_one_line_what_it_is(rows: dict[str, object]) -> None:
-    for row in rows.values():
-        text = row.help  # type: ignore[attr-defined]
-        assert text
-        assert "\n" not in text
-        assert not text.endswith(".")
