@@ -5,13 +5,14 @@ for one input shape and is right, only slower, for others. What is packed is che
 (``checks``); what fails there runs through the reference backend.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from modelopt_cli.kernels import checks, reference
 from modelopt_cli.kernels.checks import variant
@@ -180,9 +181,24 @@ def _conv_operator(
     return plain if layer.residual is None else summed
 
 
+_packed_weights: MutableMapping[Tensor, tuple[int, Tensor]] = WeakIdKeyDictionary()
+
+
+def _packed_weight(weight: Tensor) -> Tensor:
+    """A linear layer's weight as oneDNN wants it, the same for all layers that share it."""
+    version = None if weight.is_inference() else weight._version
+    known = _packed_weights.get(weight)
+    if known is not None and known[0] == version:
+        return known[1]
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
+    if version is not None:
+        _packed_weights[weight] = version, packed
+    return packed
+
+
 def linear(layer: QuantizedLinear) -> Callable[..., Tensor]:
     """The kernel of a linear layer."""
-    packed = torch.ops.onednn.qlinear_prepack(layer.weight, None)
+    packed = _packed_weight(layer.weight)
     if not checks.linear(layer, lambda probe: _linear_kernel(probe, packed)):
         return partial(reference.linear, layer)
     return _linear_kernel(layer, packed)
@@ -207,7 +223,7 @@ def _linear_kernel(layer: QuantizedLinear, packed: Tensor) -> Callable[..., Tens
 
 def dynamic_linear(layer: DynamicLinear) -> Callable[..., Tensor]:
     """The kernel of a linear layer that quantizes its input at every call."""
-    packed = torch.ops.onednn.qlinear_prepack(layer.weight, None)
+    packed = _packed_weight(layer.weight)
     if not checks.linear(layer, lambda probe: _linear_kernel(probe, packed)):
         return partial(reference.dynamic_linear, layer)
     scale, bias = layer.scale, layer.bias

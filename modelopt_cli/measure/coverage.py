@@ -10,8 +10,9 @@ That is a file's coverage. A method's says what that method did: held against th
 layer counts only if its weights take less space than they did in that one, for the same reasons, and what
 earlier methods had done to it stands apart.
 
-Layers count alike, whatever their size, so the share of the weights' bytes stands next to their number: the
-bytes of all weight matrices in float32, before anything of them was removed. Tied weights count once.
+A layer that is called several times counts once. Layers count alike, whatever their size, so the share of the
+weights' bytes stands next to their number: the bytes of all weight matrices in float32, before anything of
+them was removed. Tied weights count once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,13 @@ from torch import nn
 from modelopt_cli.artifact.encodings import is_pruned, values_label
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Weighted
-from modelopt_cli.program.weighted import WEIGHTED_KINDS, fetched_weights, weight_label, weight_tensors
+from modelopt_cli.program.weighted import (
+    WEIGHTED_KINDS,
+    fetched_weights,
+    further_calls,
+    weight_label,
+    weight_tensors,
+)
 
 _FLOAT_BYTES = 4
 
@@ -267,7 +274,8 @@ def coverage(
         program.history if history is None else history, len(given.history) if given is not None else 0
     )
     earlier, counted = _Earlier.of(given), set[int]()
-    modules = program.named_modules()
+    calls = further_calls(program)
+    modules = ((name, module) for name, module in program.named_modules() if name not in calls)
     found = (_status(program, name, module, past, earlier, counted) for name, module in modules)
     layers = [layer for layer in found if layer is not None]
     there = {layer.name for layer in layers} | earlier.removed

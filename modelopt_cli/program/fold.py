@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.program.calls import arguments, operation, source
 from modelopt_cli.program.kinds import build, config_of, kind_of, row_of
+from modelopt_cli.program.patterns import sole_user
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.rewrite import copy_graph, rebuild
 from modelopt_cli.program.shapes import program_values
@@ -44,7 +45,8 @@ def _is_idle(node: fx.Node, program: Program) -> bool:
 def fold_batch_norms(program: Program, leave: Collection[str] = ()) -> Program:
     """The Program with each batch norm folded into the convolution or linear before it.
 
-    Folded where the batch norm is the only use of that layer's output and has running statistics. With
+    Folded where the batch norm is the only use of that layer's outputs, in every call of it, and has running
+    statistics. With
     s = gamma / sqrt(var + eps) the new weight is s * w and the new bias s * (b - mean) + beta, computed in
     float64 (Jacob et al., CVPR 2018, section 3.2). Constant zero padding in front of a convolution, the
     same on both sides of each dimension, moves into the convolution. The Program given is not changed.
@@ -71,6 +73,7 @@ class _Folding:
     ) -> None:
         self.program, self.graph, self.new_layers, self.leave = program, graph, new_layers, leave
         self.calls: dict[str, int] = {}
+        self.folded: set[fx.Node] = set()
         names: dict[int, int] = {}
         for node in graph.nodes:
             if node.op in ("call_module", "get_attr"):
@@ -90,22 +93,29 @@ class _Folding:
     def batch_norm(self, node: fx.Node) -> None:
         """Fold this node into the one before it, if it is a batch norm and that can be done."""
         norm = self.layer(node)
-        if type(norm) not in _NORMS or norm.running_mean is None:
+        if node in self.folded or type(norm) not in _NORMS or norm.running_mean is None:
             return
         before = source(node)
         layer = self.layer(before)
-        if layer is None or not self._is_free(before, layer) or str(before.target) in self.leave:
+        if layer is None or str(before.target) in self.leave or not self._is_free(before, layer):
+            return
+        followers = [sole_user(call) for call in self._calls_of(before)]
+        if not all(_calls(follower, str(node.target)) for follower in followers):
             return
         weight = _scaled(layer, norm)
-        if weight is None or (isinstance(layer, nn.Linear) and self._rank(before) != 2):
+        ranks = {self._rank(call) for call in self._calls_of(before)} if isinstance(layer, nn.Linear) else {2}
+        if weight is None or ranks != {2}:
             return
         folded = build(kind_of(layer) or "", {**config_of(layer), "bias": True})
         grad = layer.weight.requires_grad
         folded.weight = nn.Parameter(weight, requires_grad=grad)
         folded.bias = nn.Parameter(_shifted(layer, norm), requires_grad=grad)
         self.new_layers[str(before.target)] = folded
-        node.replace_all_uses_with(before)
-        self.graph.erase_node(node)
+        self.folded.update(follower for follower in followers if follower is not None)
+        for call, follower in zip(self._calls_of(before), followers, strict=True):
+            assert follower is not None
+            follower.replace_all_uses_with(call)
+            self.graph.erase_node(follower)
 
     def padding(self, node: fx.Node) -> None:
         """Move the padding before this node into it, if it is a convolution and that can be done."""
@@ -127,11 +137,13 @@ class _Folding:
         self.graph.erase_node(before)
 
     def _is_free(self, node: fx.Node, layer: nn.Module) -> bool:
-        """True if the layer's weights serve this one call, and its output only one other."""
-        path = str(node.target)
-        fetched = any(name.startswith(f"{path}.") for name in self.calls)
-        tied = any(id(tensor) in self.tied for tensor in layer.parameters())
-        return len(node.users) == 1 and self.calls[path] == 1 and not fetched and not tied
+        """True if the layer's weights serve its calls alone."""
+        fetched = any(name.startswith(f"{node.target}.") for name in self.calls)
+        return not fetched and not any(id(tensor) in self.tied for tensor in layer.parameters())
+
+    def _calls_of(self, node: fx.Node) -> list[fx.Node]:
+        """All calls of the layer that a node calls."""
+        return [call for call in self.graph.find_nodes(op="call_module") if call.target == node.target]
 
     def _rank(self, node: fx.Node) -> int:
         """Dimensions of a node's output: batch norm scales dimension 1, a linear layer makes the last."""
@@ -148,6 +160,10 @@ class _Folding:
         if any(type(pad) is not int or pad < 0 for pad in pads) or pads[0::2] != pads[1::2]:
             return None
         return [0] * (dims - len(pads) // 2) + pads[0::2][::-1]
+
+
+def _calls(node: fx.Node | None, layer: str) -> bool:
+    return node is not None and node.op == "call_module" and node.target == layer
 
 
 def zero_padding(node: fx.Node, layer: nn.Module | None) -> list[Any] | None:

@@ -42,6 +42,20 @@ class Encoding:
     integers: torch.Tensor | None = None
 
 
+def _once(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function for ``Module._apply`` that keeps one a buffer that several layers share."""
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def apply(tensor: Tensor) -> Tensor:
+        if isinstance(tensor, nn.Parameter):
+            return fn(tensor)
+        if id(tensor) not in made:
+            made[id(tensor)] = tensor, fn(tensor)
+        return made[id(tensor)][1]
+
+    return apply
+
+
 class Program(fx.GraphModule):
     """An fx graph of allow-listed modules and functions, and what is needed to use it.
 
@@ -121,7 +135,7 @@ class Program(fx.GraphModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if any(isinstance(module, Quantized) for module in self.modules()):
             keep_float32(fn)  # before anything is converted
-        return cast(Self, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
+        return cast(Self, super()._apply(_once(fn), recurse))  # type: ignore[no-untyped-call]
 
     def __copy__(self) -> Self:
         return self.with_graph(self, copy.deepcopy(self.graph))  # type: ignore[return-value]

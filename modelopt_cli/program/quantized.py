@@ -130,6 +130,10 @@ class Weighted(Quantized):
         self.register_buffer("scale", torch.ones(outputs))
         self.register_buffer("bias", torch.zeros(outputs) if bias else None)
 
+    def share_tensors(self, first: "Weighted") -> None:
+        """Compute with the tensors of another layer, of which this one is a further call."""
+        self._buffers.update(first._buffers)
+
     def turned(self, weight: Tensor) -> Tensor:
         """A weight of this layer's form with its output channels first, and back from there.
 

@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from modelopt_cli.program.kinds import KINDS, class_of
 from modelopt_cli.program.program import Program
+from modelopt_cli.program.quantized import Weighted
 
 WEIGHTED_KINDS = tuple(class_of(kind) for kind, row in KINDS.items() if row.weighted)
 
@@ -58,6 +59,22 @@ def _is_multiplied(node: fx.Node) -> bool:
         if called in _PRODUCTS or (called in _TURNS and _is_multiplied(user)):
             return True
     return False
+
+
+def call_name(layer: str, number: int) -> str:
+    """Name of the int8 layer for a further call of a layer: 2 is the second."""
+    return f"{layer}__{number}"
+
+
+def further_calls(program: Program) -> dict[str, str]:
+    """Int8 layers that stand for further calls of another and share its tensors: their names to its name."""
+    layers = {name: layer for name, layer in program.named_modules() if isinstance(layer, Weighted)}
+    first = {name: name.rpartition("__")[0] for name in layers}
+    return {
+        name: first[name]
+        for name, layer in layers.items()
+        if first[name] in layers and layers[first[name]].weight is layer.weight
+    }
 
 
 def weight_label(parameter: str) -> str:

@@ -371,3 +371,12 @@ def test_a_device_is_there_or_named(
     with pytest.raises(EnvironmentFailure) as caught:
         require_device(device)
     assert str(caught.value) == says
+
+
+def test_linears_that_share_a_weight_share_its_packed_form() -> None:
+    with torch.inference_mode(False):
+        weight = torch.randint(-60, 60, (10, 24), dtype=torch.int8)
+        packed = onednn._packed_weight(weight)
+        assert onednn._packed_weight(weight) is packed
+        weight += 1
+        assert onednn._packed_weight(weight) is not packed

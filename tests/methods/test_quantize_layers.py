@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from quantize_networks import Images, captured, count, sqnr
+from safetensors import safe_open
 from test_quantize_qat import Beside, Integers
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.program import Program
+from modelopt_cli.program.quantized import DynamicLinear
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +76,26 @@ class Shape(nn.Module):
         return result
 
 
+class Again(nn.Module):
+    """A block with batch norm and residual that is called three times, at two sizes; rows called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.norm = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.row, self.up = nn.Conv1d(8, 8, 3, padding=1), nn.ConvTranspose2d(8, 8, 2, 2)
+        self.fc, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def block(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.body(x)) + x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(F.max_pool2d(self.block(self.block(self.stem(x))), 2))
+        x = self.up(self.up(x)).flatten(2)
+        x = torch.relu(self.row(F.silu(self.row(x)))).mean(2)
+        result: Tensor = self.head(F.gelu(self.fc(torch.relu(self.fc(x)))))
+        return result
+
+
 @dataclass(frozen=True)
 class Case:
     """A network of one kind of layer.
@@ -96,6 +118,19 @@ NETWORKS = {
         {
             **{"QuantizedConv1d": 5, "QuantizedLinear": 1, "QuantizedMaxPool1d": 2, "QuantizedAvgPool1d": 2},
             **{"Quantize": 1, "Dequantize": 0},
+        },
+    ),
+    "again": Case(
+        Again,
+        (3, 12, 12),
+        {
+            **{
+                "QuantizedConv2d": 4,
+                "QuantizedConv1d": 2,
+                "QuantizedConvTranspose2d": 2,
+                "QuantizedLinear": 3,
+            },
+            **{"Quantize": 1, "Dequantize": 0, "BatchNorm2d": 0},
         },
     ),
     "shape": Case(
@@ -165,6 +200,30 @@ class TestEveryKind:
         assert all(torch.equal(made[key], before[key]) for key in before)
         network.train()(x).pow(2).sum().backward()
         assert all(p.grad is not None and bool(p.grad.any()) for p in network.parameters())
+
+
+def test_a_layer_that_is_called_again_has_one_weight_and_a_scale_for_each_call(tmp_path: Path) -> None:
+    case = NETWORKS["again"]
+    program = float_program(case)
+    int8 = int8_program(case, program)
+    covered = coverage(int8)
+    assert [layer.name for layer in covered.layers] == ["stem", "body", "up", "row", "fc", "head"]
+    calls = [int8.get_submodule(name) for name in ("body", "body__2", "body__3")]
+    assert len({call.weight.data_ptr() for call in calls}) == 1  # type: ignore[union-attr, operator]
+    assert len({call.input for call in calls}) == 3
+    write_program(int8, tmp_path / "net.safetensors")
+    again = read_program(tmp_path / "net.safetensors")
+    for made in (again, copy.deepcopy(again), copy.deepcopy(again)._apply(torch.clone)):
+        assert made.body.weight is made.body__2.weight is made.body__3.weight  # type: ignore[union-attr]
+    assert coverage(again) == covered
+    with safe_open(tmp_path / "net.safetensors", "pt") as file:
+        stored = [name for name in file.keys() if name.startswith("body")]  # noqa: SIM118
+    assert sorted(stored) == ["body.bias", "body.scale", "body.weight"]
+    before = sum(p.numel() for p in program.parameters() if p.dim() > 1)
+    assert sum(layer.bytes for layer in covered.layers) == 4 * before
+    dynamic = int8_program(case, program, "int8-dynamic")
+    assert count(dynamic, "DynamicLinear") == 3
+    assert len([m for m in dynamic.modules() if isinstance(m, DynamicLinear)]) == 2
 
 
 def test_the_scheme_lists_the_kinds_that_have_a_form() -> None:

@@ -311,7 +311,6 @@ def test_reasons() -> None:
     reasons = {s.name: s.reason for s in coverage(int8).layers if not s.compressed}
     assert reasons == {
         "mirror": "padding mode 'reflect'",
-        "twice": "called more than once",
         "cut": "padding beyond its kernel",
         "sized": "called with output_size",
         "c": "padding differs between the sides",

@@ -150,6 +150,32 @@ def test_batch_norm_stays(forward: Any, layers: dict[str, nn.Module], shape: tup
     check(program, folded)
 
 
+def test_a_block_that_is_called_again_is_folded_once() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        for _ in range(3):
+            x = F.relu(self.n(self.c(x)))
+        return self.n(x)
+
+    model = net(forward, c=nn.Conv2d(3, 3, 1), n=nn.BatchNorm2d(3))
+    program = captured(model, (3, 4, 4))
+    folded = fold_batch_norms(program)
+    assert kinds(folded) == ["Conv2d"] * 3 + ["BatchNorm2d"]
+    check(program, folded)
+
+
+@pytest.mark.parametrize(
+    "other", [lambda self, x: self.m(x), lambda self, x: F.relu(x)], ids=["norm", "none"]
+)
+def test_a_layer_is_not_folded_where_its_calls_differ(other: Any) -> None:
+    layers = {"c": nn.Conv2d(3, 3, 1), "n": nn.BatchNorm2d(3), "m": nn.BatchNorm2d(3)}
+    program = captured(
+        net(lambda self, x: other(self, self.c(F.relu(self.n(self.c(x))))), **layers), (3, 4, 4)
+    )
+    folded = fold_batch_norms(program)
+    assert kinds(folded) == kinds(program)
+    check(program, folded)
+
+
 def test_tied_weights_are_not_folded() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     model[2].weight = model[0].weight

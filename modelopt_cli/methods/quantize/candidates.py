@@ -41,7 +41,7 @@ def select_candidates(
         module = program.get_submodule(name)
         if not isinstance(module, WEIGHTED_KINDS):
             continue
-        reason = obstacle(module) or ("called more than once" if len(calls[name]) > 1 else None)
+        reason = obstacle(module)
         if reason is None and (further := _further_arguments(calls[name], module)):
             reason = f"called with {further}"
         if reason is None and name in elsewhere:

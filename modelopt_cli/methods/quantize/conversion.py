@@ -1,5 +1,6 @@
 """Static int8: rewriting a float graph into its int8 form, following a plan and observed ranges."""
 
+import itertools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from modelopt_cli.program.quantization import QParams
 from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.quantized_operations import Dequantize, Quantize, QuantizedAdd, QuantizedMul
 from modelopt_cli.program.rewrite import parts_of
+from modelopt_cli.program.weighted import call_name
 
 
 def values_to_observe(plan: Plan, graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
@@ -72,6 +74,7 @@ class _Converter:
         self.modules: dict[str, nn.Module] = dict(program.named_modules())
         self.graph = fx.Graph()
         self.new_modules: dict[str, nn.Module] = {}
+        self.calls: dict[str, list[Weighted]] = {}
         self.uint8: dict[fx.Node, fx.Node] = {}
         self.real: dict[fx.Node, Any] = {}
 
@@ -156,12 +159,23 @@ class _Converter:
         residual = None if unit.residual is None else self._q(unit.residual)
         precision = Precision(self._q(tensor), target, unit.activation, residual)
         layer = LAYER_FORMS[type(module)].make(module, precision)
-        fill(layer, module, shared=f"{name}.weight" in self.shared)
+        name = self._as_call(name, layer)
         args = [self._uint8(tensor)]
         if unit.residual is not None:
             args.append(self._uint8(unit.residual))
         call = self._module(name, layer, *args, like=unit.head)
         (self.real if target is None else self.uint8)[output] = call
+
+    def _as_call(self, name: str, layer: Weighted) -> str:
+        """Give the int8 form of a call its tensors, the same for all calls of a layer. Returns its name."""
+        calls = self.calls.setdefault(name, [])
+        calls.append(layer)
+        if len(calls) == 1:
+            fill(layer, self.modules[name], shared=f"{name}.weight" in self.shared)
+            return name
+        layer.share_tensors(calls[0])
+        names = (call_name(name, number) for number in itertools.count(len(calls)))
+        return next(free for free in names if free not in self.modules and free not in self.new_modules)
 
     def _emit_add(self, output: fx.Node, unit: Unit) -> None:
         a, b = arguments(unit.head).values()

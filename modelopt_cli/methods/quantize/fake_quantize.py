@@ -127,6 +127,11 @@ class Latent(nn.Module):
         self.register_buffer("scale", scale.detach().clone())
         self.form = form
 
+    def share_tensors(self, first: "Latent") -> None:
+        """Learn and compute with the tensors of another layer, of which this one is a further call."""
+        self._parameters.update(first._parameters)
+        self._buffers.update(first._buffers)
+
     def turned(self, weight: Tensor) -> Tensor:
         """The weight with its output channels first, and back; as ``Weighted.turned``."""
         return weight

@@ -50,6 +50,7 @@ from modelopt_cli.program.quantized_operations import (
     QuantizedMaxPool,
     QuantizedMul,
 )
+from modelopt_cli.program.weighted import further_calls
 
 _MAX_POOLS: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d}
 
@@ -81,6 +82,9 @@ def prepare(program: Program) -> Program:
         if form is not None:
             network.set_submodule(name, form)
             _forget_steps(network, f"{name}.weight")
+    latent = {name: form for name, form in network.named_modules() if isinstance(form, Latent)}
+    for name, first in further_calls(program).items():
+        latent[name].share_tensors(latent[first])
     if quantized:
         _real_zeros(network, layers)
     return network.train(program.training).requires_grad_(True)
