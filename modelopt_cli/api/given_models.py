@@ -21,22 +21,23 @@ from modelopt_cli.measure import Evaluation
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture, random_input, require_one_input, require_runnable
 from modelopt_cli.program.input_spec import InputType
+from modelopt_cli.program.inputs import Inputs
 from modelopt_cli.program.samples import DTYPES
 
 
 @dataclass(frozen=True)
 class Example:
-    """The input of a module, and the argument that says so.
+    """The inputs of a module, and the argument that says so.
 
     Attributes:
-        sample: shape and element type of a sample.
+        sample: what a sample looks like.
         argument: the one that says so, for messages.
-        batch: samples ``(N, ...)`` to run on; None where there is a shape alone.
+        batch: samples to run on; None where there is a shape alone.
     """
 
     sample: InputSpec
     argument: str
-    batch: Tensor | None = None
+    batch: Inputs | None = None
 
 
 class Workspace:

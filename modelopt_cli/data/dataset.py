@@ -6,20 +6,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from PIL import Image
 from torch.utils.data import Dataset
 
 from modelopt_cli.data.class_names import match_names
 from modelopt_cli.data.preprocess import ImageTransform
+from modelopt_cli.data.raw_inputs import RawInputs, arranged, check_input
 from modelopt_cli.data.source import Source, Stream
 from modelopt_cli.data.targets import CLASS_TARGETS, RawTarget, TargetFormat, Targets, unread
 from modelopt_cli.data.workers import in_workers
 from modelopt_cli.errors import DataError, ModeloptError
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.samples import DTYPES
+from modelopt_cli.program.inputs import Inputs, make_inputs, stack, tensors_of
 from modelopt_cli.settings import option
 
-Batch = tuple[Tensor, Targets]
+Batch = tuple[Inputs, Targets]
+Sample = tuple[Inputs, Any]
 _SPLIT_SEED = 20240301
 
 
@@ -184,11 +186,13 @@ class Data:
             workers: decoding processes; an iterable-style dataset is always read in this one.
 
         Yields:
-            Images ``(N, *input.shape)``, float32, or int64 where a source gives integers; and the targets,
-            classes int64 ``(N,)`` where no task takes others.
+            The network's inputs, a tensor ``(N, *input.shape)`` or several by name; and the targets, classes
+            int64 ``(N,)`` where no task takes others. Samples whose size is free come together where they
+            are of one size.
 
         Raises:
-            DataError: a sample is unreadable, not finite, of another shape, or its label is out of range.
+            DataError: a sample is unreadable, not finite, of another shape, or its label is out of range; or
+                samples of different sizes would make one batch.
         """
         if batch_size < 1 or workers < 0 or (limit is not None and limit < 1):
             raise DataError("batch size and limit must be at least 1, workers at least 0", where=self.name)
@@ -217,53 +221,54 @@ class Data:
         if empty:
             raise DataError("yields no samples", where=self.name)
 
-    def collate(self, samples: Sequence[tuple[Tensor, Any]]) -> Batch:
-        """A batch of samples that were checked: images ``(N, *shape)``, and their targets."""
-        images, targets = zip(*samples, strict=True)
-        return torch.stack(images), self.targets.collate(targets) if self.gives_targets else unread(
-            len(images)
-        )
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of samples that were checked.
+
+        Raises:
+            DataError: they are of different sizes.
+        """
+        inputs, targets = zip(*samples, strict=True)
+        if len({tuple(tensor.shape for tensor in tensors_of(each)) for each in inputs}) > 1:
+            raise DataError(
+                "samples of different sizes cannot make one batch",
+                where=self.name,
+                hint=f"give {option('batch_size', 1)}, or batches of one size",
+            )
+        return stack(inputs), self.targets.collate(targets) if self.gives_targets else unread(len(inputs))
 
     @property
     def gives_targets(self) -> bool:
         """True if the samples have targets and they are read."""
         return self.labelled and self.reads_labels
 
-    def get(self, index: int) -> tuple[Tensor, Any]:
+    def get(self, index: int) -> Sample:
         """The sample at ``index`` of a source, preprocessed and checked."""
         assert isinstance(self.source, Source)
         if self.indices is not None:
             index = self.indices[index]
         try:
             raw, target = self.source.load(index)
-            if isinstance(raw, Tensor):
-                return self._check(raw, target, index)
-            assert self.transform is not None
-            return self._check(self.transform(raw), target, index)
+            if isinstance(raw, Image.Image):
+                assert self.transform is not None
+                raw = self.transform(raw)
+            return self._check(raw, target, index)
         except DataError as error:
             error.where = error.where or self.source.where(index)
             raise
 
-    def _check(self, image: Tensor, target: RawTarget, index: int) -> tuple[Tensor, Any]:
+    def _check(self, raw: RawInputs, target: RawTarget, index: int) -> Sample:
         """Return the sample if it is valid; its name may cost a look into a file, and is for errors alone."""
-        if tuple(image.shape) != self.input.shape:
-            got, want = ("x".join(map(str, s)) or "a scalar" for s in (image.shape, self.input.shape))
-            hint = (
-                f"set {option('input_size')}, or {option('resize')} and {option('crop')}"
-                if self.transform
-                else f"say with {option('input_shape')} what the network takes"
-            )
-            raise DataError(f"is {got}, where {want} is expected", where=self.source.where(index), hint=hint)
-        if self.transform is None and not bool(torch.isfinite(image).all()):
-            raise DataError("holds NaN or infinity", where=self.source.where(index), hint="clean the data")
-        dtype = DTYPES[self.input.dtype]
-        if image.dtype.is_floating_point > dtype.is_floating_point:
-            message = f"holds fractions, where {self.input.dtype} is expected"
-            raise DataError(message, where=self.source.where(index), hint="give whole numbers")
-        image = image.to(dtype)
-        return image, self._target(target, image, index) if self.gives_targets else -1
+        try:
+            found = arranged(raw, self.input)
+            parts = zip(self.input.tensors, tensors_of(found), strict=True)
+            checked = {s.name: check_input(x, s, ready=self.transform is None) for s, x in parts}
+        except DataError as error:
+            error.where = error.where or self.source.where(index)
+            raise
+        inputs = make_inputs(self.input, lambda each: checked[each.name])
+        return inputs, self._target(target, inputs, index) if self.gives_targets else -1
 
-    def _target(self, raw: RawTarget, image: Tensor, index: int) -> Any:
+    def _target(self, raw: RawTarget, inputs: Inputs, index: int) -> Any:
         """The target of a sample, in the form that the task takes; a class is mapped by name before."""
         if not self.source.labelled:
             raw = None
@@ -272,7 +277,7 @@ class Data:
                 raise DataError(raw.message, where=raw.where, hint=raw.hint)
             if self.mapping is not None and isinstance(raw, int) and 0 <= raw < len(self.mapping):
                 return self.mapping[raw]
-            return self.targets.check(raw, image, self.classes)
+            return self.targets.check(raw, inputs, self.classes)
         except DataError as error:
             error.where = error.where or self.source.where(index)
             raise

@@ -2,13 +2,13 @@
 
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
+from modelopt_cli.data.raw_inputs import RawInputs, label_of, read_inputs, without_label
 from modelopt_cli.data.source import Raw, Source, Stream, is_sized
 from modelopt_cli.data.spec import DataSpec, Options
 from modelopt_cli.data.targets import RawTarget, raw_target
@@ -18,8 +18,6 @@ from modelopt_cli.text import typed_line
 from modelopt_cli.user_code import call, load_callable, user_code
 
 _END = object()
-_WHOLE = (torch.int32, torch.int64)
-"""Types of indices, such as tokens. Bytes would be an image that is not scaled."""
 _DEFAULT_SPLIT = {"ImageNet": "val", "Imagenette": "val", "Places365": "val"}
 
 
@@ -49,7 +47,7 @@ class TorchvisionSource(Source):
 
 
 class DatasetSource(Source):
-    """The user's map-style dataset of ``(tensor, int label)``, or of tensors alone."""
+    """The user's map-style dataset of ``(inputs, target)``, or of inputs alone; see ``pair``."""
 
     ready = True
 
@@ -82,7 +80,7 @@ class DatasetSource(Source):
 
 
 class DatasetStream(Stream):
-    """The user's iterable-style dataset of ``(tensor, int label)``, or of tensors alone."""
+    """The user's iterable-style dataset of ``(inputs, target)``, or of inputs alone; see ``pair``."""
 
     def __init__(self, name: str, dataset: Any) -> None:
         self.name = name
@@ -93,7 +91,7 @@ class DatasetStream(Stream):
         with user_code("cannot be read", self.where(0), DataError):
             self.labelled = _has_label(next(iter(dataset), None))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, RawTarget]]:
+    def __iter__(self) -> Iterator[tuple[RawInputs, RawTarget]]:
         with user_code("cannot be read", self.name, DataError):
             items = iter(self.dataset)
         for index in itertools.count():
@@ -174,27 +172,38 @@ def _call(target: str, options: Options, name: str) -> Any:
 
 
 def _has_label(item: Any) -> bool:
+    if isinstance(item, Mapping):
+        return label_of(item) is not None
     return not isinstance(item, Tensor) and not (isinstance(item, tuple | list) and len(item) == 1)
 
 
-def pair(item: Any, where: str) -> tuple[Tensor, RawTarget]:
-    """Return a sample as a float32 or int64 tensor on the CPU, and its raw target or why it has none."""
+def pair(item: Any, where: str) -> tuple[RawInputs, RawTarget]:
+    """The inputs of a sample, and its raw target or why it has none.
+
+    Args:
+        item: inputs, or a pair of inputs and target, or a mapping with both. Inputs are a tensor, or several
+            by place or by name.
+        where: the sample, for messages.
+
+    Raises:
+        DataError: it is something else.
+    """
     target: RawTarget = DataError("has no label")
-    if not _has_label(item):
-        image = item if isinstance(item, Tensor) else item[0]
+    inputs = item
+    if isinstance(item, Mapping):
+        label = label_of(item)
+        inputs, target = without_label(item, label), target if label is None else raw_target(item[label])
+    elif isinstance(item, tuple | list) and len(item) == 1:
+        (inputs,) = item
     elif isinstance(item, tuple | list) and len(item) == 2:
-        image, target = item[0], raw_target(item[1])
-    else:
+        inputs, target = item[0], raw_target(item[1])
+    elif not isinstance(item, Tensor):
         raise DataError(
-            "is not a pair of tensor and label", where=where, hint="return (float tensor, int label)"
+            "is not a pair of inputs and target",
+            where=where,
+            hint="return (inputs, target); several inputs stand in a tuple or a mapping",
         )
-    if not isinstance(image, Tensor) or not (image.is_floating_point() or image.dtype in _WHOLE):
-        kind = str(image.dtype) if isinstance(image, Tensor) else type(image).__name__
-        raise DataError(f"is {kind}, not a float tensor", where=where, hint="return it already preprocessed")
-    if image.is_meta or image.layout != torch.strided:
-        kind = "on the meta device, without values" if image.is_meta else f"of layout {image.layout}"
-        raise DataError(f"is {kind}", where=where, hint="give dense tensors with values")
-    return image.detach().to("cpu", torch.float32 if image.is_floating_point() else torch.int64), target
+    return read_inputs(inputs, where), target
 
 
 def _names_of_classes(dataset: Any) -> tuple[str, ...] | None:

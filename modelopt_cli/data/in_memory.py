@@ -12,14 +12,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from torch.utils.data.dataloader import default_collate
 
 from modelopt_cli.data.dataset_sources import DatasetSource, DatasetStream, TorchvisionSource, pair
+from modelopt_cli.data.raw_inputs import RawInputs, label_of, several, without_label
 from modelopt_cli.data.source import Raw, Samples, Source, Stream, is_sized
 from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError
 from modelopt_cli.user_code import user_code
-
-INPUT_KEYS = ("pixel_values", "images", "image", "inputs", "input", "x", "input_ids")
-LABEL_KEYS = ("labels", "label", "targets", "target", "y")
-"""Keys of batches and samples that are mappings; the first that is there counts."""
 
 _END = object()
 _FORMS = (
@@ -32,7 +29,8 @@ def as_samples(data: Any, name: str, most: int | None = None) -> Samples:
 
     Args:
         data: a data spec; a Dataset of samples; a DataLoader; or an iterable of batches: tensors
-            ``(N, ...)``, pairs of them and labels ``(N,)``, or mappings with both; one batch alone will do.
+            ``(N, ...)``, pairs of inputs and labels ``(N,)``, or mappings with both; inputs are a tensor, or
+            several by place or by name. One batch alone will do.
         name: of the argument, for messages and the history.
         most: how many samples of an iterator, which can be gone through but once, are kept.
 
@@ -46,7 +44,7 @@ def as_samples(data: Any, name: str, most: int | None = None) -> Samples:
     if isinstance(data, DataLoader):
         return _of_loader(data, name)
     if isinstance(data, IterableDataset):
-        return DatasetStream(name, _Pairs(data))
+        return DatasetStream(name, data)
     if isinstance(data, Dataset):
         return _of_dataset(data, name)
     if isinstance(data, Tensor | np.ndarray | Mapping) or _is_pair(data):
@@ -60,11 +58,11 @@ def as_samples(data: Any, name: str, most: int | None = None) -> Samples:
 
 
 class InMemory(Source):
-    """Samples that are tensors in memory."""
+    """Samples whose inputs are tensors in memory."""
 
     ready = True
 
-    def __init__(self, name: str, samples: Iterable[tuple[Tensor, Any]]) -> None:
+    def __init__(self, name: str, samples: Iterable[tuple[RawInputs, Any]]) -> None:
         self.name = name
         self._samples = list(samples)
         if not self._samples:
@@ -92,11 +90,11 @@ class BatchStream(Stream):
             raise DataError("holds no samples", where=name)
         self.labelled = first[1] is not None
 
-    def _samples(self) -> Iterator[tuple[Tensor, Any]]:
+    def _samples(self) -> Iterator[tuple[RawInputs, Any]]:
         for batch in _batches(self._batches, self.name):
             yield from _samples_of(batch, self.name)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, RawTarget]]:
+    def __iter__(self) -> Iterator[tuple[RawInputs, RawTarget]]:
         for index, sample in enumerate(self._samples()):
             yield _checked(sample, self.where(index))
 
@@ -112,25 +110,6 @@ class GivenDataset(DatasetSource):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-
-
-class _Pairs:
-    """A dataset whose samples may be mappings, as one of tensors or pairs."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        for name in ("classes", "num_classes"):
-            if hasattr(dataset, name):
-                setattr(self, name, getattr(dataset, name))
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return _pair_of(self.dataset[index])
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(_pair_of, self.dataset)
 
 
 def _of_loader(loader: Any, name: str) -> Samples:
@@ -162,58 +141,71 @@ def _of_dataset(dataset: Any, name: str) -> Source:
         first = dataset[0]
     if isinstance(first, tuple | list) and len(first) == 2 and isinstance(first[0], Image.Image):
         return TorchvisionSource(name, dataset)
-    return GivenDataset(name, _Pairs(dataset))
+    return GivenDataset(name, dataset)
 
 
 def _is_pair(data: Any) -> bool:
-    """True of one batch ``(tensor, labels)``, which is no list of two batches."""
-    if not isinstance(data, tuple) or len(data) != 2 or not all(isinstance(each, Tensor) for each in data):
+    """True of one batch ``(inputs, labels)``, which is no list of two batches."""
+    if not isinstance(data, tuple) or len(data) != 2 or not isinstance(data[1], Tensor):
         return False
-    samples, targets = data
-    if targets.dim() == 1 and samples.dim() > 1:
+    inputs, targets = data
+    if isinstance(inputs, Mapping) or several(inputs):
+        return bool(targets.dim() > 0)
+    if not isinstance(inputs, Tensor):
+        return False
+    if targets.dim() == 1 and inputs.dim() > 1:
         return True
-    alike = samples.dtype == targets.dtype and samples.shape[1:] == targets.shape[1:]
-    return not alike and targets.dim() > 0 and samples.dim() > 1 and len(samples) == len(targets)
+    alike = inputs.dtype == targets.dtype and inputs.shape[1:] == targets.shape[1:]
+    return not alike and targets.dim() > 0 and inputs.dim() > 1 and len(inputs) == len(targets)
 
 
-def _pair_of(item: Any) -> Any:
-    """A sample or batch that is a mapping, as a tensor or a pair."""
-    if not isinstance(item, Mapping):
-        return item
-    key = next((key for key in INPUT_KEYS if key in item), None)
-    if key is None:
-        raise DataError(f"has none of the keys {', '.join(INPUT_KEYS)}")
-    label = next((key for key in LABEL_KEYS if key in item), None)
-    return item[key] if label is None else (item[key], item[label])
-
-
-def _samples_of(batch: Any, name: str) -> Iterator[tuple[Tensor, Any]]:
+def _samples_of(batch: Any, name: str) -> Iterator[tuple[RawInputs, Any]]:
     """The samples of a batch, each with its label or None."""
+    inputs, labels = _split(batch, name)
+    samples = _unbound(inputs, name)
+    if labels is None:
+        yield from ((sample, None) for sample in samples)
+        return
+    targets = _targets_of(labels, name)
+    if len(targets) != len(samples):
+        raise DataError(f"holds a batch of {len(samples)} samples and {len(targets)} labels", where=name)
+    yield from zip(samples, targets, strict=True)
+
+
+def _unbound(inputs: Any, name: str) -> Sequence[RawInputs]:
+    """The inputs of a batch, those of each sample by itself."""
+    if isinstance(inputs, Mapping):
+        parts = [_batch(part, name, 1) for part in inputs.values()]
+        return [dict(zip(inputs, sample, strict=True)) for sample in _together(parts, name)]
+    if isinstance(inputs, tuple | list):
+        return _together([_batch(part, name, 1) for part in inputs], name)
+    return _batch(inputs, name, 2).unbind(0)
+
+
+def _together(parts: Sequence[Tensor], name: str) -> list[tuple[Tensor, ...]]:
+    counts = {len(part) for part in parts}
+    if len(counts) > 1:
+        sizes = " and ".join(str(len(part)) for part in parts)
+        raise DataError(f"holds a batch whose inputs have {sizes} samples", where=name)
+    return list(zip(*(part.unbind(0) for part in parts), strict=True))
+
+
+def _batch(value: Any, name: str, least: int) -> Tensor:
+    """An input of a batch as a tensor of at least so many dimensions."""
     try:
-        pair = _pair_of(batch)
-    except DataError as error:
-        raise DataError(error.message, where=name) from None
-    inputs, labels = (pair, None) if isinstance(pair, Tensor | np.ndarray) else _split(pair, name)
-    try:
-        tensor = torch.as_tensor(inputs)
-    except TypeError as error:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"holds an array that is no tensor: {error}", where=name, hint=_FORMS) from None
     if tensor.is_meta or tensor.layout != torch.strided:
         kind = "on the meta device, without values" if tensor.is_meta else f"of layout {tensor.layout}"
         raise DataError(f"holds a tensor {kind}", where=name, hint="give dense tensors with values")
-    if tensor.dim() < 2:
+    if tensor.dim() < least:
         raise DataError(
             f"holds a tensor of shape {tuple(tensor.shape)} where a batch should be",
             where=name,
             hint="the first dimension of a batch counts its samples",
         )
-    if labels is None:
-        yield from ((sample, None) for sample in tensor.unbind(0))
-        return
-    targets = _targets_of(labels, name)
-    if len(targets) != len(tensor):
-        raise DataError(f"holds a batch of {len(tensor)} samples and {len(targets)} labels", where=name)
-    yield from zip(tensor.unbind(0), targets, strict=True)
+    return tensor
 
 
 def _targets_of(batch: Any, name: str) -> Sequence[Any]:
@@ -231,14 +223,22 @@ def _targets_of(batch: Any, name: str) -> Sequence[Any]:
 
 
 def _split(batch: Any, name: str) -> tuple[Any, Any]:
-    if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor | np.ndarray):
-        if len(batch) == 1:
-            return batch[0], None
-        if len(batch) == 2:
-            return batch[0], batch[1]
+    """The inputs of a batch and its labels, or None."""
+    if isinstance(batch, Tensor | np.ndarray):
+        return batch, None
+    if isinstance(batch, Mapping):
+        label = label_of(batch)
+        try:
+            return without_label(batch, label), None if label is None else batch[label]
+        except DataError as error:
+            raise DataError(error.message, where=name, hint=error.hint) from None
+    if isinstance(batch, tuple | list) and len(batch) in (1, 2):
+        inputs = batch[0]
+        if isinstance(inputs, Tensor | np.ndarray) or several(inputs):
+            return inputs, batch[1] if len(batch) == 2 else None
     raise DataError(f"holds a batch of type {type(batch).__name__}", where=name, hint=_FORMS)
 
 
-def _checked(sample: tuple[Tensor, Any], where: str) -> tuple[Tensor, RawTarget]:
-    tensor, label = sample
-    return pair(tensor if label is None else (tensor, label), where)
+def _checked(sample: tuple[RawInputs, Any], where: str) -> tuple[RawInputs, RawTarget]:
+    inputs, label = sample
+    return pair((inputs,) if label is None else (inputs, label), where)

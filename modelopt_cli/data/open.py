@@ -1,17 +1,18 @@
 """Opening of a data spec: its samples, brought into the form that the network expects."""
 
-from typing import cast
+from dataclasses import replace
 
+from PIL import Image
 from torch import Tensor
 
 from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.data.dataset import Data
 from modelopt_cli.data.preprocess import ImageTransform, resolve_preprocess
+from modelopt_cli.data.raw_inputs import describe_inputs
 from modelopt_cli.data.source import Samples, Source, Stream
 from modelopt_cli.data.spec import parse_spec
 from modelopt_cli.errors import DataError
-from modelopt_cli.program.input_spec import InputSpec, InputType
-from modelopt_cli.program.samples import DTYPES
+from modelopt_cli.program.input_spec import InputSpec
 
 
 def open_data(
@@ -73,7 +74,7 @@ def _open_images(
     if shape is None:
         try:
             image = source.load(0)[0]
-            assert not isinstance(image, Tensor)
+            assert isinstance(image, Image.Image)
             shape = tuple(transform(image).shape)
         except DataError as error:
             error.where = error.where or source.where(0)
@@ -88,16 +89,13 @@ def _open_ready(
 ) -> Data:
     """Samples that need no preprocessing: only their shape is checked; what is recorded stays as it was."""
     first = source.load(0)[0] if isinstance(source, Source) else next(iter(source), (None,))[0]
-    if not isinstance(first, Tensor):
+    if first is None or isinstance(first, Image.Image):
         raise DataError("yields no samples", where=source.name)
-    preprocess = recorded.preprocess if recorded else None
-    shape = recorded.shape if recorded else None
+    spec = recorded or describe_inputs(first)
     if overrides:
-        native = 1 if first.ndim == 3 and len(first) == 1 else 3
+        native = 1 if isinstance(first, Tensor) and first.ndim == 3 and len(first) == 1 else 3
         preprocess, shape = resolve_preprocess(recorded, overrides, native)
-    shape = shape or tuple(first.shape)
-    own = str(first.dtype).removeprefix("torch.")
-    dtype = recorded.dtype if recorded else own if own in DTYPES else "float32"
-    data = Data(source, InputSpec(shape, preprocess, cast(InputType, dtype)), reads_labels=labels)
+        spec = replace(spec, preprocess=preprocess, shape=shape or spec.shape)
+    data = Data(source, spec, reads_labels=labels)
     next(data.batches(1))
     return data

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from PIL import Image
-from torch import Tensor
 
+from modelopt_cli.data.raw_inputs import RawInputs
 from modelopt_cli.data.targets import RawTarget
 
-Raw: TypeAlias = Image.Image | Tensor
+Raw: TypeAlias = Image.Image | RawInputs
 
 
 class Source(ABC):
-    """An indexed collection of ``(image or tensor, target)`` pairs in a fixed order; see ``data.targets``.
+    """An indexed collection of ``(image or inputs, target)`` pairs in a fixed order; see ``data.targets``.
 
     Attributes:
         name: the spec it was opened from.
@@ -38,7 +38,7 @@ class Source(ABC):
 
     @abstractmethod
     def load(self, index: int) -> tuple[Raw, RawTarget]:
-        """The sample at ``index``: an 8-bit image, or a tensor where ``ready``; and its raw target.
+        """The sample at ``index``: an 8-bit image, or tensors where ``ready``; and its raw target.
 
         Raises:
             DataError: the sample cannot be read; where that is left out, it is what :meth:`where` says.
@@ -65,7 +65,7 @@ class Stream(ABC):
     notes: tuple[str, ...] = ()
 
     @abstractmethod
-    def __iter__(self) -> Iterator[tuple[Tensor, RawTarget]]: ...
+    def __iter__(self) -> Iterator[tuple[RawInputs, RawTarget]]: ...
 
     def where(self, index: int) -> str:
         """Name of the sample for an error."""

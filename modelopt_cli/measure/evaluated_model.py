@@ -10,6 +10,7 @@ from modelopt_cli.data.targets import Targets
 from modelopt_cli.measure.conditions import Obstacle
 from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.inputs import Inputs
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.settings import option
@@ -31,8 +32,8 @@ class LabelledBatches(Protocol):
 
     def batches(
         self, batch_size: int, *, limit: int | None = None, workers: int = 0
-    ) -> Iterator[tuple[Tensor, Targets]]:
-        """Inputs ``(N, *shape)`` and their targets, in a fixed order."""
+    ) -> Iterator[tuple[Inputs, Targets]]:
+        """The network's inputs and their targets, in a fixed order."""
 
     def where(self, index: int) -> str:
         """Name of a sample for an error."""

@@ -20,6 +20,7 @@ from modelopt_cli.measure.flops import Macs, count_macs
 from modelopt_cli.measure.size import measure_size
 from modelopt_cli.measure.sparsity import sparsity_note
 from modelopt_cli.measure.variants import fastest_variant
+from modelopt_cli.program.inputs import clone, to
 from modelopt_cli.program.samples import tokens_of
 from modelopt_cli.settings import option
 
@@ -122,9 +123,11 @@ class _Run:
         for i in self.runnable[1:]:
             other = self.models[i]
             assert other.input is not None
-            if other.input.shape != first.input.shape:
+            sizes = [[each.shape for each in model.input.tensors] for model in (first, other) if model.input]
+            if sizes[0] != sizes[1]:
+                ours, theirs = (" and ".join(map(str, each)) for each in sizes)
                 raise DataError(
-                    f"{first.path} takes samples of {first.input.shape}, {other.path} of {other.input.shape}",
+                    f"{first.path} takes samples of {ours}, {other.path} of {theirs}",
                     where=data.name,
                     hint="evaluate them in two commands",
                 )
@@ -144,14 +147,14 @@ class _Run:
         }
         done, total = 0, self._samples(data)
         batches = data.batches(options.data_batch_size, limit=options.limit, workers=options.workers)
-        for images, targets in batches:
+        for inputs, targets in batches:
             labels = classes_of(targets)
-            moved = images.to(options.device)
+            moved = to(inputs, options.device)
             for i, tally in tallies.items():
                 evaluated = self.models[i]
                 assert evaluated.model is not None
                 # Each has its own: a network may change what it is given.
-                logits = accuracy.run(evaluated.model, moved.clone(), evaluated.path)
+                logits = accuracy.run(evaluated.model, clone(moved), evaluated.path)
                 if evaluated.columns is not None and isinstance(logits, Tensor) and logits.dim() == 2:
                     logits = logits[:, list(evaluated.columns)]
                 tally.add(logits, labels)

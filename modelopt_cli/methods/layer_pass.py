@@ -9,10 +9,12 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError, UsageError
+from modelopt_cli.methods.batches import input_batches
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.matrices import calls_by_layer, unfold, unseen_inputs
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name, source
+from modelopt_cli.program.inputs import Inputs, tensors_of, to
 from modelopt_cli.settings import option
 
 KEPT_BYTES = 1 << 30
@@ -97,7 +99,7 @@ class LayerPass:
 
     Between two layers the batches wait at the same place of the graph, so that a layer can be changed
     before the layers after it see its outputs. The values of a waiting batch are kept while all of
-    them fit into a fixed amount of memory; the batches beyond start again from their images.
+    them fit into a fixed amount of memory; the batches beyond start again from their inputs.
 
     Args:
         program: in evaluation mode; its weights may be changed between two layers.
@@ -124,35 +126,36 @@ class LayerPass:
         argument = source(node)
         assert isinstance(argument, fx.Node)
         kept = sum(_bytes_of(values) for _, values in self.waiting.values())
-        for number, images in self._images():
+        for number, inputs in self._batches():
             start, values = self.waiting.pop(number, (0, {}))
             kept -= _bytes_of(values)
-            self._advance(values, images, start, stop)
+            self._advance(values, inputs, start, stop)
             refuse_infinite(values[argument], f"layer {shown_name(node)}")
             yield values[argument]
             if kept + (size := _bytes_of(values)) <= self.kept_bytes:
                 self.waiting[number], kept = (stop, values), kept + size
 
-    def _images(self) -> Iterator[tuple[int, Tensor | None]]:
-        """Number and images of every batch; no images where all batches wait in the graph."""
+    def _batches(self) -> Iterator[tuple[int, Inputs | None]]:
+        """Number and inputs of every batch; no inputs where all batches wait in the graph."""
         if self.batches is not None and len(self.waiting) == self.batches:
             yield from ((number, None) for number in range(self.batches))
             return
         count = 0
-        for images, _ in self.data.batches(self.context.batch_size, workers=self.context.workers):
-            yield count, images.to(self.context.device)
+        for inputs in input_batches(self.data, self.context):
+            yield count, to(inputs, self.context.device)
             count += 1
         if not count:
             raise no_samples()
         self.batches = count
 
-    def _advance(self, values: dict[fx.Node, Any], images: Tensor | None, start: int, stop: int) -> None:
+    def _advance(self, values: dict[fx.Node, Any], inputs: Inputs | None, start: int, stop: int) -> None:
         """Run the nodes from ``start`` to before ``stop``, dropping values after their last use."""
         self.interpreter.env = values
+        given = iter(() if inputs is None else tensors_of(inputs))
         last_uses = self.interpreter.user_to_last_uses
         with torch.no_grad():
             for node in self.nodes[start:stop]:
-                values[node] = images if node.op == "placeholder" else self.interpreter.run_node(node)
+                values[node] = next(given) if node.op == "placeholder" else self.interpreter.run_node(node)
                 for unused in last_uses.get(node, ()):
                     del values[unused]
 

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError
+from modelopt_cli.methods.batches import input_batches, output_rows
 from modelopt_cli.methods.context import Context
 from modelopt_cli.program import Program
+from modelopt_cli.program.inputs import Inputs
 from modelopt_cli.program.shapes import evaluation_mode
 
 
@@ -20,12 +22,12 @@ class ReferenceOutputs:
     """Outputs of a network, to compare others with; no labels are needed.
 
     Attributes:
-        images: batches of samples.
-        original: log-softmax of the network's outputs on them, float64 ``(N, classes)``.
+        inputs: batches of samples.
+        original: log-softmax of the network's main output on them, float64 ``(N, classes)``.
         device: where to compute.
     """
 
-    images: tuple[Tensor, ...]
+    inputs: tuple[Inputs, ...]
     original: Tensor
     device: str
 
@@ -43,29 +45,29 @@ class ReferenceOutputs:
         Raises:
             DataError: there are no samples, or the outputs are not finite.
         """
-        batches = data.sample(samples, context.seed).batches(context.batch_size, workers=context.workers)
-        images = tuple(images for images, _ in batches)
-        if not images:
+        some = data.sample(samples, context.seed)
+        inputs = tuple(input_batches(some, context))
+        if not inputs:
             raise DataError("no samples to calibrate on", hint="give data with at least one sample")
-        original = log_probabilities(program, images, context.device)
+        original = log_probabilities(program, inputs, context.device)
         if not torch.isfinite(original).all():
             raise DataError(
                 "the network gives NaN or infinity on the calibration data",
                 hint="check the checkpoint and the preprocessing",
             )
-        return cls(images, original, context.device)
+        return cls(inputs, original, context.device)
 
     def compare(self, changed: Program) -> tuple[float, float]:
         """Mean KL(original || changed) in nats, and the fraction of samples with the same top class."""
-        return compare(self.original, log_probabilities(changed, self.images, self.device))
+        return compare(self.original, log_probabilities(changed, self.inputs, self.device))
 
 
-def log_probabilities(program: Program, images: Sequence[Tensor], device: str) -> Tensor:
-    """Log-softmax of a network's outputs, float64 ``(N, classes)``."""
+def log_probabilities(program: Program, inputs: Sequence[Inputs], device: str) -> Tensor:
+    """Log-softmax of a network's main output, float64 ``(N, classes)``."""
     network = program.to(device)
     try:
         with evaluation_mode(network), torch.inference_mode():
-            outputs = [network(batch.to(device)).flatten(1).cpu() for batch in images]
+            outputs = [output_rows(network, batch, device).cpu() for batch in inputs]
     finally:
         program.to("cpu")
     return F.log_softmax(torch.cat(outputs).double(), dim=1)

@@ -20,7 +20,7 @@ from modelopt_cli.program.calls import owner_of
 from modelopt_cli.program.dropout import recover_dropout
 from modelopt_cli.program.examples import ExampleTracer
 from modelopt_cli.program.functional import allocating
-from modelopt_cli.program.input_spec import INPUT_NAME, InputSpec
+from modelopt_cli.program.input_spec import InputSpec, place_names
 from modelopt_cli.program.inputs import Inputs, call, clone, each_of, named, names_by_place, tensors_of, to
 from modelopt_cli.program.kinds import share
 from modelopt_cli.program.nodes import check_outputs
@@ -127,18 +127,21 @@ def random_input(model: nn.Module, input_spec: InputSpec, batch: int) -> Inputs:
 
 
 def _named_by(model: nn.Module, input_spec: InputSpec) -> InputSpec:
-    """The description of a single input that has no name yet with the one it has in ``forward``.
+    """The description of the inputs with the names that they have in ``forward``, where they have none yet.
 
     Raises:
         CaptureError: a name cannot be an argument's.
     """
-    if not input_spec.others and input_spec.name == INPUT_NAME:
-        (name,) = names_by_place(type(model).forward, 1)
-        return replace(input_spec, name=name if is_node_name(name) else INPUT_NAME)
-    for each in input_spec.tensors:
-        if not is_input_name(each.name):
-            raise CaptureError(f"no input can be called {shown(each.name)}", hint="rename the argument")
-    return input_spec
+    inputs = input_spec.tensors
+    names = tuple(each.name for each in inputs)
+    if names == place_names(len(inputs)):
+        own = names_by_place(type(model).forward, len(inputs))
+        names = own if all(map(is_node_name, own)) and len(set(own)) == len(own) else names
+    for name in names:
+        if not is_input_name(name):
+            raise CaptureError(f"no input can be called {shown(name)}", hint="rename the argument")
+    first, *others = (replace(each, name=name) for each, name in zip(inputs, names, strict=True))
+    return replace(first, others=tuple(others))
 
 
 def _attempt(

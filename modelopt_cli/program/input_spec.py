@@ -9,6 +9,11 @@ INPUT_NAME = "x"
 InputType = Literal["float32", "int64", "int32", "uint8", "bool"]
 
 
+def place_names(count: int) -> tuple[str, ...]:
+    """Names of so many inputs that are known by their place alone: x, x1, x2."""
+    return (INPUT_NAME, *(f"{INPUT_NAME}{place}" for place in range(1, count)))
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """Preprocessing that makes the network's float input of a decoded uint8 image.

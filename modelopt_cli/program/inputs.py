@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.program.calls import forward_of
-from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.input_spec import InputSpec, place_names
 
 Inputs = Tensor | dict[str, Tensor]
 
@@ -103,8 +103,7 @@ def _knows(parameters: Sequence[inspect.Parameter], names: Iterable[str]) -> boo
 def names_by_place(forward: Callable[..., Any], count: int) -> tuple[str, ...]:
     """Names of the first ``count`` inputs of a network's ``forward``; x, x1, x2 where it has none."""
     parameters = [p.name for p in parameters_of(forward) if p.kind in _BY_PLACE][:count]
-    missing = (f"x{i}" if i else "x" for i in range(len(parameters), count))
-    return (*parameters, *missing)
+    return (*parameters, *place_names(count)[len(parameters) :])
 
 
 def sample_shapes(inputs: Inputs) -> str:

@@ -23,6 +23,7 @@ from torchvision.transforms import InterpolationMode, v2
 from modelopt_cli.data import Data
 from modelopt_cli.data.preprocess import ImageTransform
 from modelopt_cli.errors import UsageError
+from modelopt_cli.program.inputs import Inputs, each_of, tensors_of
 from modelopt_cli.settings import option
 from modelopt_cli.training.catalog import AUGMENTATIONS, Augmentation
 
@@ -46,14 +47,15 @@ def batch_augmentation(name: str, data: Data) -> BatchAugmentation | None:
         data: the samples.
 
     Raises:
-        UsageError: the samples are no images.
+        UsageError: the samples are no images, or have several inputs.
     """
     make = AUGMENTATIONS[name].on_samples
     if make is None:
         return None
     shape, preprocess = data.input.shape, data.input.preprocess
-    if len(shape) != 3:
-        form = "x".join(map(str, shape)) or "scalars"
+    if len(shape) != 3 or data.input.others:
+        sizes = ("x".join(map(str, each.shape)) or "a scalar" for each in data.input.tensors)
+        form = " and ".join(sizes)
         raise UsageError(
             f"{name} augments images, and samples are {form}",
             where=option("augment"),
@@ -206,19 +208,25 @@ def draw_mixup(alpha: float, samples: int, seed: int, step: int) -> tuple[float,
     return float(generator.beta(alpha, alpha)), torch.from_numpy(generator.permutation(samples))
 
 
-def mix(images: Tensor, labels: Tensor, classes: int, share: float, partner: Tensor) -> tuple[Tensor, Tensor]:
-    """Images, and the probabilities ``(N, classes)`` that are their targets, both mixed alike.
+def mix(inputs: Inputs, labels: Tensor, classes: int, share: float, partner: Tensor) -> tuple[Inputs, Tensor]:
+    """Inputs, and the probabilities ``(N, classes)`` that are their targets, both mixed alike.
 
     Args:
-        images: ``(N, ...)``.
+        inputs: a batch of floats.
         labels: ``(N,)`` int64.
         classes: number of classes.
         share: fraction of a sample itself; the rest is its partner's.
         partner: ``(N,)`` int64, a permutation.
+
+    Raises:
+        UsageError: an input is of whole numbers.
     """
-    partner = partner.to(images.device)
-    mixed = torch.lerp(images[partner], images, share)
-    targets = F.one_hot(labels, classes).to(images.dtype)
+    partner = partner.to(labels.device)
+    if not all(tensor.is_floating_point() for tensor in tensors_of(inputs)):
+        hint = "leave it out: whole numbers cannot be mixed"
+        raise UsageError("an input of the network is of whole numbers", where=option("mixup"), hint=hint)
+    mixed = each_of(inputs, lambda tensor: torch.lerp(tensor[partner], tensor, share))
+    targets = F.one_hot(labels, classes).to(tensors_of(mixed)[0].dtype)
     return mixed, torch.lerp(targets[partner], targets, share)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.data import Data
 from modelopt_cli.measure.evaluated_model import StageProgress
+from modelopt_cli.program.inputs import Inputs
 from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.run import Run
 
@@ -37,14 +38,14 @@ class StepInputs:
     """Inputs of a step.
 
     Attributes:
-        images: ``(N, *shape)``, on the device that computes.
+        batch: what the network is given, on the device that computes.
         samples: int64 ``(N,)`` on the CPU, their places in the data that is trained on: from 0, and
             without what ``val_fraction`` holds out. None where samples are mixed.
         variant: the number that their augmentation was drawn by; 0 where nothing is drawn. The same
-            sample with the same variant and seed is the same image.
+            sample with the same variant and seed is the same.
     """
 
-    images: Tensor
+    batch: Inputs
     samples: Tensor | None = None
     variant: int = 0
 

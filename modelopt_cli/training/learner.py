@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from modelopt_cli.data.targets import targets_to
 from modelopt_cli.errors import InputError, a_or_an
 from modelopt_cli.measure.accuracy import failing_in_one_line
+from modelopt_cli.program.inputs import call, clone, each_of, select
 from modelopt_cli.training.augment import draw_mixup, mix
 from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.distributed import World
@@ -111,21 +112,24 @@ class Learner:
             callback.after_step(network, step, self.steps)
 
     def _inputs(self, batch: Batch, step: int) -> tuple[StepInputs, Any]:
-        images = batch.images.to(self.world.device, non_blocking=True)
+        inputs = each_of(batch.inputs, lambda tensor: tensor.to(self.world.device, non_blocking=True))
         labels = targets_to(batch.labels, self.world.device)
         if not self.config.mixup or not isinstance(labels, Tensor):
-            return StepInputs(images, batch.samples, batch.variant), labels
+            return StepInputs(inputs, batch.samples, batch.variant), labels
         # Partners may be with another process: mix the global batch, and keep this process's part.
-        images, labels = (self.world.gather(t[: batch.size]) for t in (images, labels))
+        inputs = each_of(inputs, lambda tensor: self.world.gather(tensor[: batch.size]))
+        labels = self.world.gather(labels[: batch.size])
         share, partner = draw_mixup(self.config.mixup, len(labels), self.seed, step)
-        images, targets = mix(images, labels, self.classes, share, partner)
+        inputs, targets = mix(inputs, labels, self.classes, share, partner)
         own = self.world.part(len(labels)) if batch.size else slice(0, 1)
-        return StepInputs(images[own], None, batch.variant), targets[own]
+        return StepInputs(select(inputs, own), None, batch.variant), targets[own]
 
     def _loss(self, inputs: StepInputs, targets: Tensor, batch: Batch) -> Tensor:
         with synced_batch_norm(self.world, counts=batch.weight > 0), self._autocast():
-            with failing_in_one_line(inputs.images, "the network"), refusals_in_one_line(self.network):
-                logits = self.network(inputs.images.clone())  # which it may change; a teacher sees them, too
+            with failing_in_one_line(inputs.batch, "the network"), refusals_in_one_line(self.network):
+                logits = call(
+                    self.network, clone(inputs.batch)
+                )  # it may change them; a teacher sees them, too
             if not isinstance(logits, Tensor):
                 raise InputError(
                     f"returns {a_or_an(type(logits).__name__)} in training, not logits",

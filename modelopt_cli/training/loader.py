@@ -17,6 +17,7 @@ from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.data.targets import Targets, unread
 from modelopt_cli.data.workers import in_workers
 from modelopt_cli.errors import ModeloptError, UsageError
+from modelopt_cli.program.inputs import Inputs, concatenate, each_of, select
 from modelopt_cli.settings import option
 from modelopt_cli.training.augment import (
     BatchAugmentation,
@@ -37,7 +38,7 @@ class Batch(NamedTuple):
     """This process's part of one global batch.
 
     Attributes:
-        images: float32 ``(N, *shape)``, N at least 1.
+        inputs: what the network is given, N at least 1.
         labels: the targets, int64 ``(N,)`` of classes.
         weight: N over the samples of the global batch, so 1.0 in a single process. The mean loss of each part
             times its weight, summed over the processes, is the mean loss of the batch. 0.0 where nothing fell
@@ -46,7 +47,7 @@ class Batch(NamedTuple):
         variant: the number that their augmentation was drawn by; 0 where nothing is drawn.
     """
 
-    images: Tensor
+    inputs: Inputs
     labels: Targets
     weight: float
     samples: Tensor
@@ -168,10 +169,13 @@ class _Epoch:
         count = self.augment.draws if self.augment is not None else 0
         return uniform(self.seed, self.variant, indices, count)
 
-    def augmented(self, images: Tensor, draws: Tensor) -> Tensor:
-        return images if self.augment is None else self.augment(images, draws)
+    def augmented(self, inputs: Inputs, draws: Tensor) -> Inputs:
+        if self.augment is None:
+            return inputs
+        augment = self.augment
+        return each_of(inputs, lambda images: augment(images, draws))
 
-    def get(self, index: int) -> tuple[Tensor, int]:
+    def get(self, index: int) -> samples.Sample:
         if not self.drawn:
             return self.data.get(index)
         with seeded(self.seed, self.variant, index):
@@ -211,13 +215,13 @@ class _Steps(Dataset["samples.Batch | ModeloptError"]):
         part, _ = self.part(number)
         indices, draws = self.order[part], self.draws[part]
         if self.kept is not None:
-            images, targets = batch_of(self.epoch.data, self.kept, torch.from_numpy(indices))
-            return self.epoch.augmented(images, draws), targets
+            inputs, targets = batch_of(self.epoch.data, self.kept, torch.from_numpy(indices))
+            return self.epoch.augmented(inputs, draws), targets
         try:
-            images, targets = self.epoch.data.collate([self.epoch.get(int(index)) for index in indices])
+            inputs, targets = self.epoch.data.collate([self.epoch.get(int(index)) for index in indices])
         except ModeloptError as error:
             return error.with_traceback(None)
-        return self.epoch.augmented(images, draws), targets
+        return self.epoch.augmented(inputs, draws), targets
 
 
 def _batches(steps: _Steps, workers: int) -> Iterator[Batch]:
@@ -234,24 +238,24 @@ def _batches(steps: _Steps, workers: int) -> Iterator[Batch]:
 
 def _streamed(epoch: _Epoch) -> Iterator[Batch]:
     first, data = 0, epoch.data
-    for images, targets in _joined(uncollated(data).batches(epoch.batch_size), epoch.batch_size):
+    for inputs, targets in _joined(uncollated(data).batches(epoch.batch_size), epoch.batch_size):
         part, weight = epoch.part(len(targets))
         indices = np.arange(first, first + len(targets), dtype=np.int64)[part]
-        augmented = epoch.augmented(images[part], epoch.draws(indices))
+        augmented = epoch.augmented(select(inputs, part), epoch.draws(indices))
         own = data.targets.collate(targets[part]) if data.gives_targets else unread(len(indices))
         yield Batch(augmented, own, weight, torch.from_numpy(indices), epoch.variant)
         first += len(targets)
 
 
-def _joined(batches: Iterator[samples.Batch], batch_size: int) -> Iterator[tuple[Tensor, list[Any]]]:
+def _joined(batches: Iterator[samples.Batch], batch_size: int) -> Iterator[tuple[Inputs, list[Any]]]:
     """Batches, where a single sample left over joins the last full one."""
-    pending: tuple[Tensor, list[Any]] | None = None
-    for images, targets in batches:
+    pending: tuple[Inputs, list[Any]] | None = None
+    for inputs, targets in batches:
         if pending is not None and len(targets) == 1 < batch_size:
-            pending = torch.cat([pending[0], images]), [*pending[1], *targets]
+            pending = concatenate([pending[0], inputs]), [*pending[1], *targets]
             continue
         if pending is not None:
             yield pending
-        pending = images, list(targets)
+        pending = inputs, list(targets)
     if pending is not None:
         yield pending

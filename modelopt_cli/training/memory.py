@@ -17,6 +17,7 @@ from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.data.preprocess import ImageTransform
 from modelopt_cli.data.targets import CLASS_TARGETS, RawTarget, TargetFormat
 from modelopt_cli.program.input_spec import Preprocess
+from modelopt_cli.program.inputs import Inputs, make_inputs, select, tensors_of
 from modelopt_cli.program.samples import DTYPES
 
 IN_MEMORY = 1 << 30
@@ -25,11 +26,11 @@ IN_MEMORY = 1 << 30
 _AT_ONCE = 1024
 _kept: "weakref.WeakKeyDictionary[Data, Kept]" = weakref.WeakKeyDictionary()
 
-Kept: TypeAlias = tuple[Tensor, Tensor | list[Any]]
+Kept: TypeAlias = tuple[Inputs, Tensor | list[Any]]
 
 
 def in_memory(data: Data, workers: int = 0) -> Kept | None:
-    """All images, float32 ``(N, *shape)``, and targets, kept for as long as ``data`` is.
+    """All inputs and targets, kept for as long as ``data`` is.
 
     Targets are classes, int64 ``(N,)``, or a list of those of another form, checked but not collated. None
     where they need more than ``IN_MEMORY``, for an iterable-style dataset, and for the user's own dataset,
@@ -40,7 +41,7 @@ def in_memory(data: Data, workers: int = 0) -> Kept | None:
     """
     if data.size is None or isinstance(data.source, DatasetSource):
         return None
-    if 4 * data.size * torch.Size(data.input.shape).numel() > IN_MEMORY:
+    if 4 * data.size * sum(torch.Size(each.shape).numel() for each in data.input.tensors) > IN_MEMORY:
         return None
     if data not in _kept:
         _kept[data] = _from_array(data) or _one_by_one(data, workers)
@@ -49,11 +50,11 @@ def in_memory(data: Data, workers: int = 0) -> Kept | None:
 
 def batch_of(data: Data, kept: Kept, indices: Tensor | slice) -> Batch:
     """The batch of some of the samples that :func:`in_memory` keeps of ``data``, by their places."""
-    images, targets = kept
+    inputs, targets = kept
     if isinstance(targets, Tensor):
-        return images[indices], targets[indices]
+        return select(inputs, indices), targets[indices]
     places = range(len(targets))[indices] if isinstance(indices, slice) else indices.tolist()
-    return images[indices], data.targets.collate([targets[place] for place in places])
+    return select(inputs, indices), data.targets.collate([targets[place] for place in places])
 
 
 class _Apart(TargetFormat):
@@ -75,13 +76,16 @@ def uncollated(data: Data) -> Data:
 
 
 def _one_by_one(data: Data, workers: int) -> Kept:
-    images = torch.empty(len(data), *data.input.shape, dtype=DTYPES[data.input.dtype])
+    inputs = make_inputs(
+        data.input, lambda each: torch.empty(len(data), *each.shape, dtype=DTYPES[each.dtype])
+    )
     targets: list[Any] = []
     for some, theirs in uncollated(data).batches(_AT_ONCE, workers=workers):
-        images[len(targets) : len(targets) + len(some)] = some
+        for kept, tensor in zip(tensors_of(inputs), tensors_of(some), strict=True):
+            kept[len(targets) : len(targets) + len(tensor)] = tensor
         targets.extend(theirs)
     whole = data.targets is CLASS_TARGETS or not data.gives_targets
-    return images, torch.tensor(list(map(int, targets)), dtype=torch.int64) if whole else targets
+    return inputs, torch.tensor(list(map(int, targets)), dtype=torch.int64) if whole else targets
 
 
 def _from_array(data: Data) -> Kept | None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.program.inputs import call
 from modelopt_cli.settings import option
 from modelopt_cli.training.catalog import TEACHERS
 from modelopt_cli.training.config import TrainConfig
@@ -60,7 +61,7 @@ class Distillation:
             UsageError: teacher and student have different classes.
         """
         with torch.no_grad():
-            outputs = self.teacher.to(inputs.images.device)(inputs.images).to(logits.dtype)
+            outputs = call(self.teacher.to(logits.device), inputs.batch).to(logits.dtype)
         if outputs.shape != logits.shape:
             raise UsageError(
                 f"the teacher returns {tuple(outputs.shape)}, the student {tuple(logits.shape)}",

@@ -7,6 +7,7 @@ from torch import nn
 from modelopt_cli.data import Data
 from modelopt_cli.data.targets import classes_of
 from modelopt_cli.measure import accuracy
+from modelopt_cli.program.inputs import to
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.loader import ordered_batches
 
@@ -36,8 +37,8 @@ def judged(
     network: nn.Module, data: Data, batch_size: int, tally: accuracy.Tally, *, workers: int, device: str
 ) -> Iterator[None]:
     """Adds a batch to ``tally`` whenever the next item is asked for. Raises as :func:`correct`."""
-    for images, labels in ordered_batches(data, batch_size, workers=workers):
-        tally.add(accuracy.run(network, images.to(device), "the network"), classes_of(labels))
+    for inputs, labels in ordered_batches(data, batch_size, workers=workers):
+        tally.add(accuracy.run(network, to(inputs, device), "the network"), classes_of(labels))
         yield
 
 

@@ -61,7 +61,7 @@ def test_schedule_sets_the_rate_of_every_epoch(name: str, tmp_path: Path) -> Non
 def test_augmentation_changes_images_in_every_epoch_if_it_says_so(name: str, images: Data) -> None:
     def epoch(number: int, augment: str = name) -> torch.Tensor:
         batches = training_batches(images, batch_size=8, epoch=number, seed=1, augment=augment)
-        rows = {int(i): image for b in batches for i, image in zip(b.samples, b.images, strict=True)}
+        rows = {int(i): image for b in batches for i, image in zip(b.samples, b.inputs, strict=True)}
         return torch.stack([rows[i] for i in range(len(images))])
 
     random = AUGMENTATIONS[name].is_random

@@ -70,7 +70,7 @@ def epoch(data: Data, **options: Any) -> list[Batch]:
 
 
 def joined(batches: list[Batch]) -> tuple[Tensor, Tensor]:
-    return torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
+    return torch.cat([b.inputs for b in batches]), torch.cat([b.labels for b in batches])
 
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
@@ -119,7 +119,7 @@ def test_batches_do_not_depend_on_who_loads_them(
     for whole, *shared in zip(alone, *parts, strict=True):
         assert sum(part.weight for part in shared) == 1
         images, labels = joined(shared)
-        assert torch.equal(images, whole.images)
+        assert torch.equal(images, whole.inputs)
         assert torch.equal(labels, whole.labels)
         assert torch.equal(torch.cat([part.samples for part in shared]), whole.samples)
         assert [part.weight * len(whole.labels) for part in shared] == [part.size for part in shared]
@@ -223,7 +223,7 @@ def test_the_users_random_dataset_is_read_anew_and_replays(own: Path) -> None:
 
 def by_number(batches: list[Batch]) -> dict[int, Tensor]:
     """The images by the sample's index."""
-    return {int(i): image for b in batches for i, image in zip(b.samples, b.images, strict=True)}
+    return {int(i): image for b in batches for i, image in zip(b.samples, b.inputs, strict=True)}
 
 
 @pytest.mark.parametrize("augment", ["cifar", "imagenet"])
@@ -263,7 +263,7 @@ def test_a_stream_is_read_in_its_order(own: Path) -> None:
     assert same(epoch(data, augment="cifar", start_step=1), whole[1:])
     parts = [epoch(data, augment="cifar", world=World(rank, 2)) for rank in range(2)]
     for batch, *shared in zip(whole, *parts, strict=True):
-        assert torch.equal(joined(shared)[0], batch.images)
+        assert torch.equal(joined(shared)[0], batch.inputs)
     with pytest.raises(UsageError, match="has no length"):
         steps_per_epoch(data, 4)
     with pytest.raises(UsageError, match="imagenet"):

@@ -40,7 +40,7 @@ def plain_loop(network: nn.Module, epochs: int, lr: float, weight_decay: float) 
         for batch in training_batches(DATA, batch_size=16, epoch=epoch, seed=5):
             for group in optimizer.param_groups:
                 group["lr"] = lr * (1 + math.cos(math.pi * step / (4 * epochs))) / 2
-            loss = F.cross_entropy(network(batch.images), batch.labels)
+            loss = F.cross_entropy(network(batch.inputs), batch.labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -71,7 +71,7 @@ def test_adamw_amp_and_clipping_equal_a_plain_loop() -> None:
     )  # fmt: skip
     for batch in training_batches(DATA, batch_size=16, epoch=0, seed=0):
         with torch.autocast("cpu", torch.bfloat16):
-            logits = expected(batch.images)
+            logits = expected(batch.inputs)
         assert logits.dtype is torch.bfloat16
         optimizer.zero_grad()
         F.cross_entropy(logits.float(), batch.labels).backward()
@@ -307,7 +307,7 @@ def test_a_loss_that_is_not_finite_names_the_step(
         losses = []
         for i in (step - 2, step - 1):
             judged.load_state_dict(watcher.weights[i - 1] if i else weights_of(small_network()))
-            losses.append(F.cross_entropy(judged(batches[i].images), batches[i].labels).item())
+            losses.append(F.cross_entropy(judged(batches[i].inputs), batches[i].labels).item())
     assert math.isfinite(losses[0])
     assert not math.isfinite(losses[1])
 

@@ -89,7 +89,7 @@ def rate_by_hand(network: nn.Module, config: TrainConfig) -> float:
         for batch in batches:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = F.cross_entropy(network(batch.images), batch.labels)
+            loss = F.cross_entropy(network(batch.inputs), batch.labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -48,7 +48,7 @@ def by_hand(returns: Mapping[int, int]) -> nn.Module:
         states[step:] = [(weights_of(network), momenta)]
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = F.cross_entropy(network(batches[step].images), batches[step].labels)
+        loss = F.cross_entropy(network(batches[step].inputs), batches[step].labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

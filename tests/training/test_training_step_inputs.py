@@ -41,7 +41,7 @@ def test_each_sample_has_a_number_and_each_epoch_a_variant(fraction: float) -> N
     for number in range(3):
         batches = shown(config)[number * steps : (number + 1) * steps]
         assert {inputs.variant for inputs in batches} == {number % 2}
-        images = torch.cat([inputs.images for inputs in batches])
+        images = torch.cat([inputs.batch for inputs in batches])
         order = torch.cat([inputs.samples for inputs in batches if inputs.samples is not None])
         assert sorted(order.tolist()) == list(range(len(train)))
         epochs.append(images[order.argsort()])
@@ -54,7 +54,7 @@ def test_without_augmentation_the_number_is_the_place_in_what_is_trained_on() ->
     for inputs in shown(TrainConfig(epochs=2, batch_size=16, val_fraction=0.25)):
         assert inputs.variant == 0
         assert inputs.samples is not None
-        assert torch.equal(inputs.images, torch.stack([train.get(int(i))[0] for i in inputs.samples]))
+        assert torch.equal(inputs.batch, torch.stack([train.get(int(i))[0] for i in inputs.samples]))
 
 
 def test_mixed_samples_are_nobodys() -> None:
@@ -97,4 +97,4 @@ def test_an_objective_sees_the_images_that_the_network_was_given() -> None:
     fit(Negating(), Training(DATA, config=config), seed=0, objective=looking)
     for inputs in looking.shown:
         assert inputs.samples is not None
-        assert torch.equal(inputs.images, images[inputs.samples])
+        assert torch.equal(inputs.batch, images[inputs.samples])

@@ -19,13 +19,13 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from modelopt_cli.artifact import atomic_write, strictjson
 from modelopt_cli.artifact.output_path import environment
 from modelopt_cli.errors import ArtifactError, EnvironmentFailure, OutputError, UsageError
 from modelopt_cli.methods.distill.cache_layout import Layout
 from modelopt_cli.methods.distill.teacher import TeacherOutput
+from modelopt_cli.program.inputs import Inputs, tensors_of
 from modelopt_cli.regular import read_regular
 from modelopt_cli.settings import option
 from modelopt_cli.training import StepInputs
@@ -93,7 +93,7 @@ class Cache:
         world.barrier()
         self._entries = _mapped(path, layout, "r+")
 
-    def output(self, inputs: StepInputs, teacher: Callable[[Tensor], TeacherOutput]) -> TeacherOutput:
+    def output(self, inputs: StepInputs, teacher: Callable[[Inputs], TeacherOutput]) -> TeacherOutput:
         """Output of ``teacher``, from the cache if all of it is there.
 
         Where not all logits are kept, it is the one that will be read back, was it there or not: the
@@ -103,10 +103,10 @@ class Cache:
         samples = inputs.samples.numpy()
         entries = self._entries[inputs.variant, samples]  # a copy: another process may be writing
         if not np.array_equal(entries["checksum"], self._checksums(entries, samples, inputs.variant)):
-            entries = self.layout.pack(teacher(inputs.images).logits)
+            entries = self.layout.pack(teacher(inputs.batch).logits)
             entries["checksum"] = self._checksums(entries, samples, inputs.variant)
             self._entries[inputs.variant, samples] = entries
-        return TeacherOutput(self.layout.unpack(entries).to(inputs.images.device))
+        return TeacherOutput(self.layout.unpack(entries).to(tensors_of(inputs.batch)[0].device))
 
     def _checksums(
         self, entries: NDArray[np.void], samples: NDArray[np.int64], variant: int

@@ -56,7 +56,7 @@ class Distillation(nn.Module):
             InputError: the teacher has other classes.
         """
         if self._cache is None:
-            output = self._teacher(inputs.images)
+            output = self._teacher(inputs.batch)
         else:
             output = self._cache.output(inputs, self._teacher)
         if output.logits.shape != logits.shape:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import DataError
 from modelopt_cli.program import Program
+from modelopt_cli.program.inputs import Inputs, batch_size, tensors_of, to
 from modelopt_cli.program.rewrite import copy_graph, rebuild
 from modelopt_cli.settings import option
 
@@ -22,7 +23,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 def recalibrate(
     program: Program,
-    batches: Iterable[Tensor],
+    batches: Iterable[Inputs],
     progress: Progress | None = None,
     total: int | None = None,
 ) -> Program:
@@ -35,7 +36,7 @@ def recalibrate(
 
     Args:
         program: on any device; it is not changed.
-        batches: float tensors ``(N, *program.input.shape)``; only one is held at a time.
+        batches: of the network's inputs; only one is held at a time.
         progress: called with the number of samples done and the total.
         total: the number of samples, where known.
 
@@ -111,7 +112,7 @@ def _keeps_statistics(module: nn.Module) -> bool:
 def _run(
     program: Program,
     pools: dict[str, _Pool],
-    batches: Iterable[Tensor],
+    batches: Iterable[Inputs],
     progress: Progress | None,
     total: int | None,
 ) -> int:
@@ -119,20 +120,21 @@ def _run(
     collector, done = _Collector(program, pools), 0
     with torch.inference_mode():
         for batch in batches:
-            if len(batch) > 1 or done == 0:
-                _run_one(collector, batch.to(device))
-            done += len(batch)
+            size = batch_size(batch)
+            if size > 1 or done == 0:
+                _run_one(collector, to(batch, device))
+            done += size
             if progress is not None:
                 progress(done, total)
     return done
 
 
-def _run_one(collector: _Collector, batch: Tensor) -> None:
+def _run_one(collector: _Collector, batch: Inputs) -> None:
     try:
-        collector.run(batch)
+        collector.run(*tensors_of(batch))
     except ValueError as error:  # how torch refuses a single value
         raise DataError(
-            f"in a batch of {len(batch)} a batch norm sees one value per channel, which has no variance",
+            f"in a batch of {batch_size(batch)} a batch norm sees one value per channel, without variance",
             hint=f"use more samples and larger batches, or turn off {option('bn_recalibration')}",
         ) from error
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from modelopt_cli.data import Data
 from modelopt_cli.data.targets import classes_of
 from modelopt_cli.measure.accuracy import check_labels
+from modelopt_cli.methods.batches import input_batches, output_of
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.layer_pass import (
     Columns,
@@ -29,6 +30,7 @@ from modelopt_cli.methods.prune.criteria import CRITERIA, Parameter, alternative
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name
+from modelopt_cli.program.inputs import batch_size, tensors_of, to
 
 
 def collect(
@@ -128,10 +130,10 @@ def input_norms(
     layers = layers_in_call_order(program, parameters, alternative())
     squares = _Squares(network, layers)
     seen = 0
-    for images, _ in data.batches(context.batch_size, workers=context.workers):
+    for inputs in input_batches(data, context):
         with torch.no_grad():
-            squares.run(images.to(context.device))
-        seen += len(images)
+            squares.run(*tensors_of(to(inputs, context.device)))
+        seen += batch_size(inputs)
         if context.progress is not None:
             context.progress(seen, data.size)
     if not seen:
@@ -193,9 +195,9 @@ def squared_gradients(program: Program, data: Data, context: Context) -> dict[st
     parameters = dict(network.named_parameters())
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     batches = seen = 0
-    for images, targets in data.batches(context.batch_size, workers=context.workers):
+    for inputs, targets in data.batches(context.batch_size, workers=context.workers):
         labels = classes_of(targets)
-        logits = network(images.to(context.device))
+        logits = output_of(network, inputs, context.device)
         refuse_infinite(logits, data.name)
         check_labels(labels, logits.shape[1], data.name, data.where, seen)
         loss = F.cross_entropy(logits, labels.to(context.device))
@@ -203,7 +205,7 @@ def squared_gradients(program: Program, data: Data, context: Context) -> dict[st
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
             if gradient is not None:
                 sums[name] += (parameter.detach().double() * gradient).square()
-        batches, seen = batches + 1, seen + len(images)
+        batches, seen = batches + 1, seen + len(labels)
         if context.progress is not None:
             context.progress(seen, data.size)
     if not batches:

@@ -20,12 +20,14 @@ from torch import Tensor
 
 from modelopt_cli.artifact.encodings import compact
 from modelopt_cli.errors import DataError
+from modelopt_cli.methods.batches import input_batches, output_of
 from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.config import AUTO
 from modelopt_cli.methods.prune.criterion_statistics import score_weights
 from modelopt_cli.methods.prune.pruner import Pruner, Variant, nothing_to_prune, weighted_layers
 from modelopt_cli.program import Program
+from modelopt_cli.program.inputs import Inputs, batch_size
 from modelopt_cli.program.removable import Block, find_blocks, obstacles, without
 from modelopt_cli.program.weighted import weight_tensors
 
@@ -108,10 +110,9 @@ class LayerPruner(Pruner):
         """True if the blocks go by the change of the output: no criterion was named, and there are data."""
         return self.config.criterion == AUTO and self.samples is not None
 
-    def _batches(self) -> Iterator[Tensor]:
+    def _batches(self) -> Iterator[Inputs]:
         assert self.samples is not None
-        for images, _ in self.samples.batches(self.context.batch_size, workers=self.context.workers):
-            yield images
+        return input_batches(self.samples, self.context)
 
     def variants(self, program: Program, sparsities: Sequence[float]) -> Iterator[Variant]:
         """The Program without one block at a time."""
@@ -145,7 +146,7 @@ class LayerPruner(Pruner):
 def by_output(
     program: Program,
     blocks: Sequence[Block],
-    batches: Callable[[], Iterable[Tensor]],
+    batches: Callable[[], Iterable[Inputs]],
     progress: Progress | None = None,
 ) -> Iterator[Removal]:
     """All blocks in greedy order of how little the output changes; each step is computed when asked for.
@@ -157,8 +158,7 @@ def by_output(
     Args:
         program: the original network, on any device; it is not changed.
         blocks: some of the result of ``find_blocks`` for it.
-        batches: opens the calibration samples, float tensors ``(N, *program.input.shape)``, always the
-            same; read once for each step.
+        batches: opens the calibration samples, always the same; read once for each step.
         progress: called with the number of samples done in this step, and None.
 
     Raises:
@@ -202,25 +202,24 @@ def _is_removed(block: Block, removed: Iterable[Block]) -> bool:
 def _changes(
     program: Program,
     removed: Sequence[Sequence[Block]],
-    batches: Callable[[], Iterable[Tensor]],
+    batches: Callable[[], Iterable[Inputs]],
     progress: Progress | None,
 ) -> list[float]:
     """The change of the output for each set of blocks that is bypassed."""
     original, *candidates = [without(program, blocks).eval() for blocks in ([], *removed)]
-    device = next(program.parameters()).device
+    device = str(next(program.parameters()).device)
     sums, done = [0.0] * len(candidates), 0
     with torch.inference_mode():
         for batch in batches():
-            images = batch.to(device)
-            expected = original(images).double()
+            expected = output_of(original, batch, device).double()
             if not torch.isfinite(expected).all():
                 raise DataError(
                     "the network gives NaN or infinity on the calibration data",
                     hint="check the checkpoint and the preprocessing",
                 )
             for i, candidate in enumerate(candidates):
-                sums[i] += float(_change(candidate(images).double(), expected))
-            done += len(batch)
+                sums[i] += float(_change(output_of(candidate, batch, device).double(), expected))
+            done += batch_size(batch)
             if progress is not None:
                 progress(done, None)
     if done == 0:

@@ -15,6 +15,7 @@ from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.data import Data
 from modelopt_cli.errors import NothingCompressed
 from modelopt_cli.measure.coverage import coverage, recorded
+from modelopt_cli.methods.batches import input_batches
 from modelopt_cli.methods.context import Context, Reached
 from modelopt_cli.methods.prune.batch_norms import has_statistics, recalibrate
 from modelopt_cli.methods.prune.config import PruneConfig
@@ -199,9 +200,7 @@ class Pruner(ABC):
         if data is None:
             self.note("without data the batch norms keep the statistics of the network before pruning")
             return program
-        batches = (
-            images for images, _ in data.batches(self.context.batch_size, workers=self.context.workers)
-        )
+        batches = input_batches(data, self.context)
         return recalibrate(program, batches, self.context.progress, data.size)
 
     def note(self, line: str) -> None:

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from modelopt_cli.errors import DataError
 from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name
+from modelopt_cli.program.inputs import Inputs, batch_size, tensors_of
 from modelopt_cli.settings import option
 
 Progress = Callable[[int, int | None], None]
@@ -38,7 +39,7 @@ class _Watcher(fx.Interpreter):
 def calibrate(
     program: Program,
     watched: Mapping[fx.Node, Histogram],
-    batches: Iterable[Tensor],
+    batches: Iterable[Inputs],
     progress: Progress | None = None,
     total: int | None = None,
 ) -> int:
@@ -47,7 +48,7 @@ def calibrate(
     Args:
         program: a float Program in inference form.
         watched: which values to watch, and with what. One observer may watch several.
-        batches: float tensors ``(N, *program.input.shape)``.
+        batches: of the network's inputs.
         progress: called with samples done and the total.
         total: how many samples will come, where known.
 
@@ -60,8 +61,8 @@ def calibrate(
     interpreter, seen = _Watcher(program, watched), 0
     with torch.inference_mode():
         for batch in batches:
-            interpreter.run(batch)
-            seen += len(batch)
+            interpreter.run(*tensors_of(batch))
+            seen += batch_size(batch)
             if progress is not None:
                 progress(seen, total)
     if seen == 0:

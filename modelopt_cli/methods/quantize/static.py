@@ -1,10 +1,7 @@
 """Static int8: ranges of activations are fixed by calibration data."""
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
 from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.batches import input_batches
 from modelopt_cli.methods.context import Context, Result
 from modelopt_cli.methods.quantize.calibration import calibrate
 from modelopt_cli.methods.quantize.candidates import select_candidates, shared_weights
@@ -47,9 +44,7 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
     histograms = {value: Histogram(observer.choose, observer.needs_counts) for value in watch}
     watched = {node: histograms[value] for value, nodes in watch.items() for node in nodes}
     sample = context.data.sample(config.calibration_samples, context.seed)
-    batches: Iterator[Tensor] = (
-        images for images, _ in sample.batches(context.batch_size, workers=context.workers)
-    )
+    batches = input_batches(sample, context)
     calibrate(ready, watched, batches, context.progress, sample.size)
     qparams = {value: histogram.qparams() for value, histogram in histograms.items()}
     return Result(convert(ready, plan, qparams, shared), skipped)

@@ -10,6 +10,7 @@ from modelopt_cli.data import Data
 from modelopt_cli.data.targets import classes_of
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.statistics import Z_95, paired_difference_from_counts, proportion_interval
+from modelopt_cli.methods.batches import output_rows
 from modelopt_cli.methods.context import Context
 from modelopt_cli.program import Program
 from modelopt_cli.program.shapes import evaluation_mode
@@ -115,8 +116,8 @@ def _classes_and_labels(program: Program, data: Data, context: Context) -> tuple
     classes, labels = [], []
     network = program.to(context.device)
     with evaluation_mode(network), torch.inference_mode():
-        for images, known in data.batches(context.batch_size, workers=context.workers):
-            classes.append(network(images.to(context.device)).flatten(1).argmax(1).cpu())
+        for inputs, known in data.batches(context.batch_size, workers=context.workers):
+            classes.append(output_rows(network, inputs, context.device).argmax(1).cpu())
             labels.append(classes_of(known))
     program.to("cpu")
     return torch.cat(classes), torch.cat(labels)

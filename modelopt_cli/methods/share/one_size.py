@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modelopt_cli.methods.batches import input_batches, output_rows
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.layer_pass import calibration_data, evaluation_copy, no_samples, refuse_infinite
 from modelopt_cli.methods.matrices import DECONVS
@@ -251,8 +252,8 @@ def fisher(program: Program, names: Iterable[str], context: Context, samples: in
     parameters = {name: network.get_parameter(name) for name in names}
     sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
     draw, seen = torch.Generator().manual_seed(context.seed), 0
-    for images, _ in data.batches(context.batch_size, workers=context.workers):
-        logits = network(images.to(context.device)).flatten(1)
+    for inputs in input_batches(data, context):
+        logits = output_rows(network, inputs, context.device)
         refuse_infinite(logits, data.name)
         probabilities = F.softmax(logits.detach().double(), 1).cpu()
         labels = torch.multinomial(probabilities, 1, generator=draw).squeeze(1)
@@ -261,7 +262,7 @@ def fisher(program: Program, names: Iterable[str], context: Context, samples: in
         for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 sums[name] += gradient.float().square()
-        seen += len(images)
+        seen += len(logits)
         if context.progress is not None:
             context.progress(seen, data.size)
     if not seen:

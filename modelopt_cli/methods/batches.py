@@ -1,0 +1,36 @@
+"""Batches of calibration data, and the output of a network by which it is compared with another one."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from modelopt_cli.data import Data
+from modelopt_cli.errors import InputError
+from modelopt_cli.methods.context import Context
+from modelopt_cli.program.inputs import Inputs, batch_size, call, to
+from modelopt_cli.tasks.outputs import find_output, form_of
+
+_NAMES = ("logits", "out")
+
+
+def input_batches(data: Data, context: Context) -> Iterator[Inputs]:
+    """The inputs of all samples in order, without their targets, on the CPU."""
+    return (inputs for inputs, _ in data.batches(context.batch_size, workers=context.workers))
+
+
+def output_of(network: nn.Module, inputs: Inputs, device: str) -> Tensor:
+    """Main output of a network: ``logits`` or ``out``, else the only floating-point tensor, or the first.
+
+    Raises:
+        InputError: it returns none with a value for each sample.
+    """
+    outputs = call(network, to(inputs, device))
+    found = find_output(outputs, _NAMES)
+    if found is None or found.dim() == 0 or len(found) != batch_size(inputs):
+        raise InputError(f"returns {form_of(outputs)}, nothing for each sample", where="the network")
+    return found
+
+
+def output_rows(network: nn.Module, inputs: Inputs, device: str) -> Tensor:
+    """The same as a row of numbers for each sample; raises as ``output_of``."""
+    return output_of(network, inputs, device).flatten(1)
