@@ -27,7 +27,7 @@ from modelopt_cli.methods.distill.apply import learn
 from modelopt_cli.methods.distill.cache import ENTRIES, CacheRequest
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.distill_context import DistillContext
-from modelopt_cli.methods.distill.teacher import Member
+from modelopt_cli.methods.distill.teacher import TeacherMember
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.training import AUGMENTATIONS, TrainConfig, Training
 
@@ -63,7 +63,7 @@ class Contest:
         )
         context = DistillContext(
             training=Training(samples.data, config=config),
-            teachers=(Member(teacher, InputSpec(self.shape)),),
+            teachers=(TeacherMember(teacher, InputSpec(self.shape)),),
             cache=CacheRequest(self.folder, {}) if cached else None,
         )
         watch = Stopwatch()

@@ -88,8 +88,8 @@ def spoil(monkeypatch, verb, change):
 
     def broken(*args, **kwargs):
         made = row.apply_to_tensors(*args, **kwargs)
-        if isinstance(made.tensors, artifact.Stream):
-            return replace(made, tensors=artifact.Stream(lambda: iter(change([*made.tensors.items()]))))
+        if isinstance(made.tensors, artifact.TensorStream):
+            return replace(made, tensors=artifact.TensorStream(lambda: iter(change([*made.tensors.items()]))))
         state = {name: tensor for name, tensor, _ in change([(n, t, None) for n, t in made.tensors.items()])}
         return replace(made, tensors=state, encodings={})
 

@@ -45,7 +45,7 @@ class CompressedModel:
     """
 
     coverage: Coverage
-    content: Program | artifact.Stream | dict[str, Tensor]
+    content: Program | artifact.TensorStream | dict[str, Tensor]
     encodings: dict[str, Encoding]
     about: dict[str, Any]
     checked: Checked = field(default_factory=Checked)
@@ -63,7 +63,7 @@ class CompressedModel:
         Those of a stream are made while they are written where there is no network to run them in.
         """
         about = with_entry(opened, made.entry)
-        if not isinstance(made.tensors, artifact.Stream):
+        if not isinstance(made.tensors, artifact.TensorStream):
             checked = original.check_state(made.tensors, made.encodings, about["history"])
             return cls(made.coverage, dict(made.tensors), dict(made.encodings), about, checked)
         stream = made.tensors
@@ -74,7 +74,7 @@ class CompressedModel:
         state |= {name: state[owner] for name, owner in stream.tied.items()}
         encodings = {name: encoding for name, _, encoding in items}
         checked = original.check_state(state, encodings, about["history"])
-        return cls(made.coverage, artifact.Stream(lambda: iter(items), stream.tied), {}, about, checked)
+        return cls(made.coverage, artifact.TensorStream(lambda: iter(items), stream.tied), {}, about, checked)
 
     def recording(self, **figures: Any) -> "CompressedModel":
         """The same, with figures in the newest entry of its history."""
@@ -96,7 +96,7 @@ class CompressedModel:
         path = Path(output)
         if isinstance(self.content, Program):
             return artifact.write_program(self.content, path, force=force, code=code)
-        if isinstance(self.content, artifact.Stream):
+        if isinstance(self.content, artifact.TensorStream):
             return artifact.write_stream(self.content, path, force=force, code=code, **self.about)
         about = self.about
         return artifact.write_tensors(self.content, self.encodings, path, force=force, code=code, **about)

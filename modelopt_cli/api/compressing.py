@@ -20,8 +20,7 @@ from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.data.source import name_of
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.context import Context, Tensors, TensorsResult
-from modelopt_cli.methods.context import Result as MethodResult
+from modelopt_cli.methods.context import Context, MethodResult, Tensors, TensorsResult
 from modelopt_cli.methods.table import METHODS
 from modelopt_cli.settings import option
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modelopt_cli.artifact import Stream
+from modelopt_cli.artifact import TensorStream
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item
 from modelopt_cli.checkpoint import Opened
@@ -157,7 +157,7 @@ class Original:
             raise BrokenResult(f"the result cannot be loaded: {_first_line(error)}") from error
         return self.check(made)
 
-    def check_stream(self, stream: Stream) -> Stream:
+    def check_stream(self, stream: TensorStream) -> TensorStream:
         """The same tensors, each held against what it was made of, on its way into the file.
 
         Raises:
@@ -179,7 +179,7 @@ class Original:
             # Unlike a loop's variable, starmap holds no tensor while the next one is made.
             return itertools.chain(itertools.starmap(checked, stream.items()), end())
 
-        return Stream(items, stream.tied)
+        return TensorStream(items, stream.tied)
 
     def steepest_fall(self, checked: Checked) -> Fall | None:
         """The layer after which a result that passed loses the most; None where that cannot be said."""

@@ -11,7 +11,7 @@ from modelopt_cli.checkpoint import Opened, require_network
 from modelopt_cli.data.class_names import match_names
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import Gates
-from modelopt_cli.methods.distill.teacher import Member, input_change
+from modelopt_cli.methods.distill.teacher import TeacherMember, input_change
 from modelopt_cli.program import InputSpec
 from modelopt_cli.settings import option
 
@@ -31,7 +31,9 @@ class TeacherFile:
     weight: float = 1.0
 
 
-def members_of(teachers: Sequence[TeacherFile], seen: InputSpec, *, resize: bool) -> tuple[Member, ...]:
+def members_of(
+    teachers: Sequence[TeacherFile], seen: InputSpec, *, resize: bool
+) -> tuple[TeacherMember, ...]:
     """The teachers of a student.
 
     Args:
@@ -46,11 +48,11 @@ def members_of(teachers: Sequence[TeacherFile], seen: InputSpec, *, resize: bool
     for each in teachers:
         network, input_spec = require_network(each.opened, each.path), sample_of(each.opened, each.path)
         change = input_change(seen, input_spec, resize=resize, where=str(each.path))
-        members.append(Member(network, input_spec, each.weight, change, Path(each.path).name))
+        members.append(TeacherMember(network, input_spec, each.weight, change, Path(each.path).name))
     return tuple(members)
 
 
-def require_same_classes(members: Sequence[Member], student: Opened, seen: InputSpec) -> None:
+def require_same_classes(members: Sequence[TeacherMember], student: Opened, seen: InputSpec) -> None:
     """Refuse teachers that tell apart more or fewer classes than the student."""
     classes = classes_of(require_network(student, "the student"), seen)
     for member in members:

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
         write_stream,
         write_tensors,
     )
-    from modelopt_cli.artifact.stream import Stream
+    from modelopt_cli.artifact.stream import TensorStream
     from modelopt_cli.artifact.writer import atomic_write
 
 _HOMES = {
-    "Stream": "stream",
+    "TensorStream": "stream",
     "TensorFile": "reader",
     "TensorInfo": "container",
     "Written": "save",
@@ -50,9 +50,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "Stream",
     "TensorFile",
     "TensorInfo",
+    "TensorStream",
     "Written",
     "atomic_write",
     "check_output",

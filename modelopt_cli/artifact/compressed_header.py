@@ -20,7 +20,7 @@ from modelopt_cli.artifact.deflate import EXPANSION, FREE, KEY, deflate, inflate
 from modelopt_cli.artifact.dtypes import DTYPES
 from modelopt_cli.artifact.header import BLANK, FORMAT, Document, damaged, expect, header_bytes
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.arguments import dtype_name
+from modelopt_cli.program.json_arguments import dtype_name
 
 TENSOR = "modelopt"
 """Name of the one tensor of such a file."""

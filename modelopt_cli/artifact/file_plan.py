@@ -11,13 +11,13 @@ from modelopt_cli.artifact.codecs import CODECS, Codec, PartSpec
 from modelopt_cli.artifact.compressed_header import compress_header, inner_name
 from modelopt_cli.artifact.container import TensorInfo, check_names
 from modelopt_cli.artifact.dtypes import NAMES
-from modelopt_cli.artifact.header import Document, Parameter, arrange, header_bytes, in_order
+from modelopt_cli.artifact.header import Document, StoredParameter, arrange, header_bytes, in_order
 from modelopt_cli.errors import ArtifactError, ModeloptError
 from modelopt_cli.program.program import Encoding
 
 
 @dataclass(frozen=True)
-class Record:
+class ParameterRecord:
     """Storage of one parameter; ``layout`` has its parts in order of their names."""
 
     name: str
@@ -48,7 +48,7 @@ class FilePlan:
         return len(self.head) + max((info.end for info in self.tensors.values()), default=0)
 
 
-def record(name: str, tensor: Tensor, encoding: Encoding) -> Record:
+def record(name: str, tensor: Tensor, encoding: Encoding) -> ParameterRecord:
     """Storage of a tensor, from shapes alone.
 
     Raises:
@@ -67,11 +67,11 @@ def record(name: str, tensor: Tensor, encoding: Encoding) -> Record:
     except ArtifactError as error:
         raise ModeloptError(error.message, where=name) from None
     ordered = {part: layout[part] for part in sorted(layout)}
-    return Record(name, NAMES[tensor.dtype], shape, encoding.codec, dict(encoding.params), ordered)
+    return ParameterRecord(name, NAMES[tensor.dtype], shape, encoding.codec, dict(encoding.params), ordered)
 
 
 def plan_file(
-    about: Document, records: Sequence[Record], tied: Mapping[str, str], *, compressed: bool
+    about: Document, records: Sequence[ParameterRecord], tied: Mapping[str, str], *, compressed: bool
 ) -> FilePlan:
     """Give every part its name and place.
 
@@ -86,7 +86,7 @@ def plan_file(
     """
     named = _inner_names(records) if compressed else _outer_names(records)
     parameters = [
-        Parameter(r.name, r.codec, r.dtype, r.shape, names, dict(r.params))
+        StoredParameter(r.name, r.codec, r.dtype, r.shape, names, dict(r.params))
         for r, names in zip(records, named, strict=True)
     ]
     document = replace(about, parameters=tuple(parameters), tied=dict(tied))
@@ -102,16 +102,16 @@ def plan_file(
     return FilePlan(document, tensors, header_bytes(document.to_json(), tensors))
 
 
-def _inner_names(records: Iterable[Record]) -> list[dict[str, str]]:
+def _inner_names(records: Iterable[ParameterRecord]) -> list[dict[str, str]]:
     return [{part: inner_name(i, part) for part in r.layout} for i, r in enumerate(records)]
 
 
-def _outer_names(records: Sequence[Record]) -> list[dict[str, str]]:
+def _outer_names(records: Sequence[ParameterRecord]) -> list[dict[str, str]]:
     taken = {r.name for r in records}
     return [{part: _part_name(r, part, CODECS[r.codec], taken) for part in r.layout} for r in records]
 
 
-def _part_name(record: Record, part: str, codec: Codec, taken: set[str]) -> str:
+def _part_name(record: ParameterRecord, part: str, codec: Codec, taken: set[str]) -> str:
     """``conv.weight`` itself for the payload; ``conv.scale``, or ``conv.weight.scale`` if that is taken."""
     if part == codec.payload[0]:
         return record.name

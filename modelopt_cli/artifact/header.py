@@ -43,7 +43,7 @@ Kind = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Parameter:
+class StoredParameter:
     """Storage of one parameter: ``parts`` maps the codec's part names to tensors of the file."""
 
     name: str
@@ -68,7 +68,7 @@ class Document:
         history: one object for each method applied, oldest first.
     """
 
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[StoredParameter, ...]
     tied: dict[str, str] = field(default_factory=dict)
     program: dict[str, Any] | None = None
     network: str | None = None
@@ -228,7 +228,7 @@ def _document(data: dict[str, Any]) -> Document:
     )
 
 
-def _parameter(entry: dict[str, Any]) -> Parameter:
+def _parameter(entry: dict[str, Any]) -> StoredParameter:
     fields = {"codec", "dtype", "name", "params", "parts", "shape"}
     expect(entry.keys() == fields, "a parameter with missing or unknown fields")
     check_names([entry["name"]], "", ArtifactError)
@@ -238,7 +238,7 @@ def _parameter(entry: dict[str, Any]) -> Parameter:
     expect(_is_list(shape, int) and len(shape) <= 64 and all(is_size(n) for n in shape), "a bad shape")
     expect(isinstance(entry["params"], dict), "bad codec settings")
     expect(_is_map(entry["parts"]) and len(entry["parts"]) > 0, "bad codec parts")
-    return Parameter(**{**entry, "shape": tuple(shape)})
+    return StoredParameter(**{**entry, "shape": tuple(shape)})
 
 
 def _check_parts(document: Document, layout: Layout) -> None:

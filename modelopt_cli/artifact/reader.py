@@ -20,7 +20,7 @@ from modelopt_cli.artifact.header import (
     DIGEST_AT,
     PREFIX,
     Document,
-    Parameter,
+    StoredParameter,
     begins_like_artifact,
     parse_document,
     parse_stated,
@@ -82,7 +82,7 @@ class Artifact:
         self.sha256 = _check_digest(file, self.digest, where) if verify else ""
         held.check()
 
-    def decode(self, parameter: Parameter) -> tuple[torch.Tensor, Encoding]:
+    def decode(self, parameter: StoredParameter) -> tuple[torch.Tensor, Encoding]:
         """One parameter's tensor, and the encoding that its method asked for.
 
         Raises:
@@ -94,7 +94,7 @@ class Artifact:
             tensor = codec.decode(parts, parameter.params, DTYPES[parameter.dtype], parameter.shape)
             return tensor, _encoding(parameter, codec, parts)
 
-    def encoding(self, parameter: Parameter) -> Encoding:
+    def encoding(self, parameter: StoredParameter) -> Encoding:
         """The encoding that a parameter's method asked for; its values are not read.
 
         Raises:
@@ -105,13 +105,13 @@ class Artifact:
             names = {part: name for part, name in parameter.parts.items() if part not in codec.payload}
             return _encoding(parameter, codec, {part: self._read(name) for part, name in names.items()})
 
-    def stored_bytes(self, parameter: Parameter) -> int:
+    def stored_bytes(self, parameter: StoredParameter) -> int:
         """Bytes that all parts of a parameter take in the file."""
         parts = (self.layout.tensors[name] for name in parameter.parts.values())
         return sum(info.end - info.start for info in parts)
 
     @contextlib.contextmanager
-    def _damaged(self, parameter: Parameter) -> Iterator[None]:
+    def _damaged(self, parameter: StoredParameter) -> Iterator[None]:
         try:
             yield
         except ArtifactError as error:
@@ -125,14 +125,14 @@ class Artifact:
         return tensor
 
 
-def _codec(parameter: Parameter) -> Codec:
+def _codec(parameter: StoredParameter) -> Codec:
     codec = CODECS.get(parameter.codec)
     if codec is None:
         raise ArtifactError(f"unknown codec {parameter.codec[:40]!r}", hint="update modelopt")
     return codec
 
 
-def _encoding(parameter: Parameter, codec: Codec, parts: Mapping[str, torch.Tensor]) -> Encoding:
+def _encoding(parameter: StoredParameter, codec: Codec, parts: Mapping[str, torch.Tensor]) -> Encoding:
     settings = {part: value for part, value in parts.items() if part not in codec.payload}
     return base_encoding(Encoding(parameter.codec, dict(parameter.params), settings))
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from modelopt_cli.artifact.codecs import CODECS, PLAIN
 from modelopt_cli.artifact.coding import CODINGS, PLAIN_CODE, Code, stored_encoding
 from modelopt_cli.artifact.dtypes import as_bytes
-from modelopt_cli.artifact.file_plan import FilePlan, Record, plan_file, record
+from modelopt_cli.artifact.file_plan import FilePlan, ParameterRecord, plan_file, record
 from modelopt_cli.artifact.header import ONCE, Document, digest_of, with_digest
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.output_path import check_output
 from modelopt_cli.artifact.reader import Artifact, open_artifact
-from modelopt_cli.artifact.stream import Item, Stream, tied_names
+from modelopt_cli.artifact.stream import Item, TensorStream, tied_names
 from modelopt_cli.artifact.temporary_buffer import TemporaryBuffer, temporary_buffer
 from modelopt_cli.artifact.writer import atomic_write
 from modelopt_cli.errors import ArtifactError, ModeloptError
@@ -83,7 +83,7 @@ def write_tensors(
 
 
 def write_stream(
-    stream: Stream,
+    stream: TensorStream,
     path: str | Path,
     *,
     history: Iterable[dict[str, Any]] = (),
@@ -103,7 +103,7 @@ def write_stream(
 
 
 def predicted_bytes(
-    subject: Program | Stream | Mapping[str, Tensor],
+    subject: Program | TensorStream | Mapping[str, Tensor],
     encodings: Mapping[str, Encoding] | None = None,
     *,
     history: Iterable[dict[str, Any]] = (),
@@ -129,7 +129,7 @@ def predicted_bytes(
     about = _describe(history, arch, input_spec, labels)
     if isinstance(subject, Program):
         content = _of_program(subject, encodings)
-    elif isinstance(subject, Stream):
+    elif isinstance(subject, TensorStream):
         content = _of_stream(about, subject)
     else:
         content = _of_state(about, subject, encodings or {})
@@ -163,7 +163,7 @@ def _of_state(about: Document, state: Mapping[str, Tensor], encodings: Mapping[s
     return _Content(about, items, tied)
 
 
-def _of_stream(about: Document, stream: Stream) -> _Content:
+def _of_stream(about: Document, stream: TensorStream) -> _Content:
     return _Content(about, stream.items(), stream.tied)
 
 
@@ -177,11 +177,11 @@ def _describe(
     return Document((), network=arch, input=input_spec, labels=names, history=tuple(history))
 
 
-def _record(code: Code, name: str, tensor: Tensor, encoding: Encoding) -> Record:
+def _record(code: Code, name: str, tensor: Tensor, encoding: Encoding) -> ParameterRecord:
     return record(name, tensor, stored_encoding(tensor, encoding, code))
 
 
-def _plan(content: _Content, records: list[Record], code: Code) -> FilePlan:
+def _plan(content: _Content, records: list[ParameterRecord], code: Code) -> FilePlan:
     return plan_file(content.about, records, content.tied, compressed=CODINGS[code].compressed_header)
 
 
@@ -189,7 +189,7 @@ def _plan(content: _Content, records: list[Record], code: Code) -> FilePlan:
 class _Encoded:
     """A parameter in the buffer: where its parts stand there, and the fingerprint of its values."""
 
-    record: Record
+    record: ParameterRecord
     places: Mapping[str, tuple[int, int]]
     values: bytes
 

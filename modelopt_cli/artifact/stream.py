@@ -14,7 +14,7 @@ Item = tuple[str, Tensor, Encoding]
 
 
 @dataclass(frozen=True)
-class Stream:
+class TensorStream:
     """A state dict whose tensors are made when their turn comes, so that they need not fit into memory.
 
     Attributes:

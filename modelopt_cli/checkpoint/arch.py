@@ -73,7 +73,7 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Source:
+class ArchitectureSource:
     """A place that architectures come from.
 
     Attributes:

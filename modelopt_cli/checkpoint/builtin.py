@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from modelopt_cli.checkpoint.arch import (
     Architecture,
+    ArchitectureSource,
     ArchSpec,
-    Source,
     class_count,
     construct,
     join_options,
@@ -268,4 +268,4 @@ def _width(layers: list[tuple[int, int]]) -> float | None:
     return None
 
 
-BUILTIN = Source("builtin:NAME", _resolve, recognise=_recognise, channels_option="in_channels")
+BUILTIN = ArchitectureSource("builtin:NAME", _resolve, recognise=_recognise, channels_option="in_channels")

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from modelopt_cli.checkpoint.arch import Architecture, ArchSpec, Source, Value
+from modelopt_cli.checkpoint.arch import Architecture, ArchitectureSource, ArchSpec, Value
 from modelopt_cli.checkpoint.builtin import BUILTIN
 from modelopt_cli.checkpoint.timm_networks import TIMM
 from modelopt_cli.checkpoint.torchvision_networks import TORCHVISION
@@ -50,12 +50,12 @@ def _require_module(built: Any, spec: ArchSpec) -> None:
             )
 
 
-SOURCES: dict[str, Source] = {
+SOURCES: dict[str, ArchitectureSource] = {
     "torchvision": TORCHVISION,
     "timm": TIMM,
     "builtin": BUILTIN,
-    "file": Source("FILE.py:CALLABLE", _user, code=True),
-    "module": Source("package.module:CALLABLE", _user, code=True),
+    "file": ArchitectureSource("FILE.py:CALLABLE", _user, code=True),
+    "module": ArchitectureSource("package.module:CALLABLE", _user, code=True),
 }
 """Name of a source, which a spec starts with unless it names the user's code, to its row."""
 

@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from modelopt_cli.checkpoint.arch import Architecture, ArchSpec, Source, class_count, construct, require_known
+from modelopt_cli.checkpoint.arch import (
+    Architecture,
+    ArchitectureSource,
+    ArchSpec,
+    class_count,
+    construct,
+    require_known,
+)
 from modelopt_cli.errors import EnvironmentFailure
 from modelopt_cli.program.input_spec import InputSpec, Interpolation, Preprocess
 from modelopt_cli.text import first_line, short
@@ -52,4 +59,4 @@ def _input(config: Any) -> InputSpec | None:
     )
 
 
-TIMM = Source("timm:NAME", _resolve, channels_option="in_chans")
+TIMM = ArchitectureSource("timm:NAME", _resolve, channels_option="in_chans")

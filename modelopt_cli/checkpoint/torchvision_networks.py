@@ -8,8 +8,8 @@ from torch import nn
 
 from modelopt_cli.checkpoint.arch import (
     Architecture,
+    ArchitectureSource,
     ArchSpec,
-    Source,
     class_count,
     construct,
     join_options,
@@ -145,4 +145,6 @@ def _image_size(positions: int, shapes: Mapping[str, Shape]) -> int | None:
     return side * patch if side and side * side == positions - 1 else None
 
 
-TORCHVISION = Source("torchvision:NAME", _resolve, recognise=_recognise, published_top1=_published_top1)
+TORCHVISION = ArchitectureSource(
+    "torchvision:NAME", _resolve, recognise=_recognise, published_top1=_published_top1
+)

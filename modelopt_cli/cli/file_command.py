@@ -14,7 +14,7 @@ from modelopt_cli.training.config import FineTuneConfig, TrainConfig
 
 def file_work(
     console: Console,
-    request: options.Request,
+    request: options.RequestOptions,
     *,
     command: str,
     source: Path | None,

@@ -12,7 +12,7 @@ from modelopt_cli.settings import Setting
 
 if TYPE_CHECKING:
     from modelopt_cli.api import Layer
-    from modelopt_cli.artifact.header import Parameter
+    from modelopt_cli.artifact.header import StoredParameter
     from modelopt_cli.artifact.reader import Artifact
 
 Layers = Annotated[
@@ -137,7 +137,7 @@ def _artifact(path: Path) -> dict[str, Any]:
     }
 
 
-def _stored(artifact: "Artifact", parameter: "Parameter") -> dict[str, Any]:
+def _stored(artifact: "Artifact", parameter: "StoredParameter") -> dict[str, Any]:
     """The storage of one parameter; a pruned one is decoded to count its zeros."""
     from modelopt_cli.artifact.codecs import CODECS
 

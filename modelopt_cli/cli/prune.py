@@ -97,7 +97,7 @@ def _sensitivity(
     plot: Path | None,
     force: bool,
     keywords: dict[str, Any],
-    request: options.Request,
+    request: options.RequestOptions,
 ) -> None:
     """Measure and show what pruning each part alone would cost."""
     from modelopt_cli import api, report

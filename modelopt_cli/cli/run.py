@@ -18,7 +18,7 @@ from modelopt_cli.settings import Setting
 if TYPE_CHECKING:
     from modelopt_cli.cli.recipe.commands import Commands
     from modelopt_cli.cli.recipe.document import Recipe, Value
-    from modelopt_cli.cli.recipe.plan import Plan
+    from modelopt_cli.cli.recipe.plan import RecipePlan
 
 
 def show_schema(context: typer.Context, wanted: bool) -> None:
@@ -113,7 +113,7 @@ def run(
     return options.undone(work, delete_on_fail, plan.steps[-1].output)
 
 
-def _plan(reader: Reader, recipe: "Recipe", commands: "Commands") -> "Plan":
+def _plan(reader: Reader, recipe: "Recipe", commands: "Commands") -> "RecipePlan":
     """The recipe's command lines, checked."""
     from modelopt_cli.cli.recipe.plan import make_plan
 
@@ -132,7 +132,7 @@ def _path(reader: Reader, name: str, value: "Value | None") -> Path | None:
     return path if value is not None and fine else None
 
 
-def _print(console: Console, plan: "Plan") -> None:
+def _print(console: Console, plan: "RecipePlan") -> None:
     """The commands that would run."""
     lines = [*(line.arguments() for line in plan.steps), plan.evaluation]
     if console.json:
@@ -145,7 +145,12 @@ def _print(console: Console, plan: "Plan") -> None:
 
 
 def _run(
-    console: Console, commands: "Commands", plan: "Plan", exports: tuple[Path, ...], resume: bool, force: bool
+    console: Console,
+    commands: "Commands",
+    plan: "RecipePlan",
+    exports: tuple[Path, ...],
+    resume: bool,
+    force: bool,
 ) -> None:
     """Do what is not finished, and compare all."""
     from modelopt_cli.cli.recipe.execute import execute
@@ -157,7 +162,7 @@ def _run(
     commands.work([*plan.evaluation, *console.flags(), *more])()
 
 
-def _rehearse(plan: "Plan") -> None:
+def _rehearse(plan: "RecipePlan") -> None:
     """Refuse what the comparison at the end could not judge, before the first step."""
     from modelopt_cli.api import EvalRequest
     from modelopt_cli.api.rehearsal import rehearse_files

@@ -15,7 +15,7 @@ _NEXT = "name the folders by the network's class names, or number them with csv:
 
 
 @dataclass(frozen=True)
-class Match:
+class NameMatch:
     """Places of the data's classes among those of the network.
 
     Attributes:
@@ -29,7 +29,7 @@ class Match:
     by_name: bool = True
 
 
-def match_names(names: Sequence[str], classes: Sequence[str], where: str) -> Match:
+def match_names(names: Sequence[str], classes: Sequence[str], where: str) -> NameMatch:
     """Find the data's classes among the network's by name: case, spaces, dashes and underscores do not count.
 
     Names that are all among the network's give their positions. As many names as the network has keep their
@@ -46,17 +46,17 @@ def match_names(names: Sequence[str], classes: Sequence[str], where: str) -> Mat
     own = tuple(range(len(names)))
     keys, known = [_key(name) for name in names], [_key(name) for name in classes]
     if keys == known:
-        return Match(own)
+        return NameMatch(own)
     # ImageNet has two cranes and two maillots: a name that either side has twice says nothing.
     twice = {key for names in (keys, known) for key, count in Counter(names).items() if count > 1}
     places = {key: i for i, key in enumerate(known) if key not in twice}
     if all(key in places for key in keys):
         positions = tuple(places[key] for key in keys)
-        return Match(positions, _by_name(len(names), len(classes)) if positions != own else None)
+        return NameMatch(positions, _by_name(len(names), len(classes)) if positions != own else None)
     strangers = [i for i, key in enumerate(keys) if key not in places]
     if len(names) == len(classes) and all(places.get(key, i) == i for i, key in enumerate(keys)):
         first = strangers[0]
-        return Match(
+        return NameMatch(
             own,
             f"{where}: {len(strangers)} of {len(names)} class names are not the network's; they are taken by "
             f"their order: '{shown(names[first])}' for '{shown(classes[first])}'",

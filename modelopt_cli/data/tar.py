@@ -18,7 +18,7 @@ from modelopt_cli.data.images import LABEL_DIGITS, SUFFIXES, decode
 from modelopt_cli.data.shards import Shards, find_shards, shown
 from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.spec import DataSpec
-from modelopt_cli.data.tar_headers import BLOCK, Member, members, name_at
+from modelopt_cli.data.tar_headers import BLOCK, TarMember, members, name_at
 from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError
 
@@ -90,7 +90,7 @@ class _Index:
 
     def _add_shard(self, shard: int) -> None:
         path = self.shards.paths[shard]
-        current, parts = "", dict[str, Member]()
+        current, parts = "", dict[str, TarMember]()
         for member in members(partial(self.shards.read, shard), self.shards.size(shard), path):
             key, part = _split(member.name)
             if key != current:
@@ -103,7 +103,7 @@ class _Index:
                 parts[part] = member
         self._add_sample(shard, parts)
 
-    def _add_sample(self, shard: int, parts: dict[str, Member]) -> None:
+    def _add_sample(self, shard: int, parts: dict[str, TarMember]) -> None:
         if not parts:
             return
         path = self.shards.paths[shard]
@@ -125,7 +125,7 @@ class _Index:
         self.sizes.append(image.size)
         self.leads.append((image.offset - image.start) // BLOCK)
 
-    def _label(self, shard: int, member: Member, plain: bool) -> int:
+    def _label(self, shard: int, member: TarMember, plain: bool) -> int:
         where = _name(self.shards.paths[shard], member)
         if member.size > (_LARGEST_CLS if plain else _LARGEST_JSON):
             raise DataError("is larger than a label can be", where=where)
@@ -167,5 +167,5 @@ def _whole(value: object, where: str) -> int:
     return value
 
 
-def _name(path: str, member: Member) -> str:
+def _name(path: str, member: TarMember) -> str:
     return f"{path}: {shown(member.name)}"

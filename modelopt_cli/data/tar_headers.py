@@ -26,7 +26,7 @@ Read = Callable[[int, int], bytes]
 
 
 @dataclass(frozen=True)
-class Member:
+class TarMember:
     """File in a tar file.
 
     Attributes:
@@ -42,7 +42,7 @@ class Member:
     size: int
 
 
-def members(read: Read, length: int, where: str) -> Iterator[Member]:
+def members(read: Read, length: int, where: str) -> Iterator[TarMember]:
     """The files in order; folders are left out.
 
     Args:
@@ -82,7 +82,7 @@ def name_at(read: Read, start: int, where: str) -> str:
     return _member(read, start, where)[1].name
 
 
-def _member(read: Read, start: int, where: str) -> tuple[bytes, Member]:
+def _member(read: Read, start: int, where: str) -> tuple[bytes, TarMember]:
     """Its type and the member, from its first header on."""
     offset, name, size = start, None, None
     while (info := _header(read, offset, where)).type in _EXTENSIONS:
@@ -99,7 +99,7 @@ def _member(read: Read, start: int, where: str) -> tuple[bytes, Member]:
             size = _size(records[b"size"], offset, where) if b"size" in records else size
         offset += BLOCK + _padded(info.size)
     text = info.name if name is None else name.decode("utf-8", "surrogateescape")
-    return info.type, Member(text, start, offset + BLOCK, info.size if size is None else size)
+    return info.type, TarMember(text, start, offset + BLOCK, info.size if size is None else size)
 
 
 def _header(read: Read, offset: int, where: str) -> tarfile.TarInfo:

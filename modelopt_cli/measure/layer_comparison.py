@@ -20,7 +20,7 @@ _FUSED = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class ComparedValue:
     """Value computed on the way through a network.
 
     Attributes:
@@ -43,7 +43,7 @@ class Step:
         return self.key.rstrip("_").rpartition("_")[0] if self.helper else self.key
 
 
-See = Callable[[Step], None]
+See = Callable[[ComparedValue], None]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def steepest_fall(original: nn.Module, compressed: nn.Module, x: Inputs) -> Fall
     Returns:
         The layer, called as in ``original``; None where nothing can be compared.
     """
-    known: dict[str, Step] = {}
+    known: dict[str, ComparedValue] = {}
     _pass(original, x, lambda step: known.update({step.key: step}))
     comparison = _Comparison(known, _followers(original))
     _pass(compressed, x, comparison.see)
@@ -96,12 +96,12 @@ def steepest_fall(original: nn.Module, compressed: nn.Module, x: Inputs) -> Fall
 class _Comparison:
     """Follows the signal-to-noise through a network; ``known`` holds the values it should have."""
 
-    def __init__(self, known: dict[str, Step], followers: dict[str, list[str]]) -> None:
+    def __init__(self, known: dict[str, ComparedValue], followers: dict[str, list[str]]) -> None:
         self.known, self.followers = known, followers
         self.quality: dict[str, float] = {}
         self.falls: list[Fall] = []
 
-    def see(self, step: Step) -> None:
+    def see(self, step: ComparedValue) -> None:
         before = min((self.quality.get(key, _USUAL_DB) for key in step.sources), default=_USUAL_DB)
         ratios = (snr_db(candidate, step.value) for candidate in self._candidates(step))
         after = max((each for each in ratios if each is not None), default=before)
@@ -109,7 +109,7 @@ class _Comparison:
         if after < before:
             self.falls.append(Fall(self.known[step.counterpart].layer, before, after))
 
-    def _candidates(self, step: Step) -> Iterator[Tensor]:
+    def _candidates(self, step: ComparedValue) -> Iterator[Tensor]:
         """Candidates for the value that a step must compute."""
         if step.counterpart not in self.known or not _is_real(step.value):
             return
@@ -177,7 +177,7 @@ class _ValueInterpreter(fx.Interpreter):
         helper = isinstance(module, Quantized) and not isinstance(module, Weighted)
         output = getattr(module, "output", None) if isinstance(module, Quantized) else None
         real = dequantize(value, output) if isinstance(output, QParams) else value
-        self.see(Step(n.name, layer, tuple(node.name for node in n.all_input_nodes), real, helper))
+        self.see(ComparedValue(n.name, layer, tuple(node.name for node in n.all_input_nodes), real, helper))
         return value
 
 
@@ -189,7 +189,7 @@ def _pass_modules(network: nn.Module, x: Inputs, see: See) -> str | None:
     def leave(name: str, value: Any) -> None:
         nonlocal before
         entered.pop()
-        see(Step(name, name, before, value))
+        see(ComparedValue(name, name, before, value))
         before = (name,)
 
     with contextlib.ExitStack() as undo:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modelopt_cli.artifact import Stream
+from modelopt_cli.artifact import TensorStream
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.data import Data
 from modelopt_cli.measure.coverage import Coverage
@@ -59,7 +59,7 @@ class Reached:
 
 
 @dataclass(frozen=True)
-class Result:
+class MethodResult:
     """Result of a method on a Program.
 
     Attributes:
@@ -93,6 +93,21 @@ class Tensors:
 
 
 @dataclass(frozen=True)
+class StreamResult:
+    """Result of a method that works tensor by tensor, while the file is written.
+
+    Attributes:
+        stream: the tensors and how each is stored.
+        coverage: the outcome for every weight.
+        skipped: the reason for every weight that is left as it is.
+    """
+
+    stream: TensorStream
+    coverage: Coverage
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True)
 class TensorsResult:
     """Result of a method on tensors without a graph.
 
@@ -104,7 +119,7 @@ class TensorsResult:
         target: for a method that was given one.
     """
 
-    tensors: Stream | Mapping[str, Tensor]
+    tensors: TensorStream | Mapping[str, Tensor]
     coverage: Coverage
     entry: dict[str, Any]
     encodings: Mapping[str, Encoding] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from modelopt_cli.program.weighted import weight_label
 from modelopt_cli.settings import option
 
 
-class Selection(Protocol):
+class SelectionSettings(Protocol):
     """The settings by which layers are chosen; the config of every method has them."""
 
     @property
@@ -32,7 +32,7 @@ class Selection(Protocol):
 
 
 def select_layers(
-    names: Iterable[str], config: Selection, others: Iterable[str] = ()
+    names: Iterable[str], config: SelectionSettings, others: Iterable[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
     """Apply the globs and the first/last switches.
 

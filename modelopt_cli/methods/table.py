@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from modelopt_cli.artifact import Stream
+from modelopt_cli.artifact import TensorStream
 from modelopt_cli.measure.coverage import Coverage, recorded
-from modelopt_cli.methods.context import Context, Reached, Result, Tensors, TensorsResult
+from modelopt_cli.methods.context import Context, MethodResult, Reached, StreamResult, Tensors, TensorsResult
 from modelopt_cli.methods.distill.apply import apply as distill
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.matrices import weights_of
@@ -18,7 +18,7 @@ from modelopt_cli.methods.prune.summary import summary as pruned_layers
 from modelopt_cli.methods.prune.summary import thin_notes
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.schemes import SCHEMES, Source, usable
+from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, usable
 from modelopt_cli.methods.quantize.state_dict import apply_to_state as quantize_state
 from modelopt_cli.methods.share.apply import apply as share
 from modelopt_cli.methods.share.apply import apply_to_state as share_state
@@ -74,7 +74,7 @@ class Method:
     """
 
     config: type[Any]
-    apply: Callable[[Program, Any, Any], Result]
+    apply: Callable[[Program, Any, Any], MethodResult]
     apply_to_tensors: Callable[[Tensors, Any, Context], TensorsResult] | None = None
     stage: str = ""
     reads_data: Callable[[Any], bool] = _never
@@ -98,7 +98,7 @@ def _signal(config: QuantizeConfig) -> Signal:
 
 
 def _remedy(config: QuantizeConfig) -> str:
-    of_any = usable(Source.TENSORS)
+    of_any = usable(NetworkForm.TENSORS)
     if config.scheme in of_any:
         return ""
     return f"{option('scheme')} {' or '.join(of_any)} serves layers of any kind"
@@ -132,7 +132,7 @@ def _prune_tensors(tensors: Tensors, config: PruneConfig, context: Context) -> T
     return TensorsResult(made.state, made.coverage, made.entry, made.encodings, made.target)
 
 
-def _entry(config: Any, context: Context, made: Any) -> dict[str, Any]:
+def _entry(config: Any, context: Context, made: StreamResult) -> dict[str, Any]:
     return history_entry(
         config.method,
         config.as_dict(),
@@ -177,7 +177,7 @@ def _tensors(weights: Weights) -> dict[str, Any]:
     if isinstance(weights, Program):
         return dict(weights.state_dict())
     tensors = weights.state if isinstance(weights, Tensors) else weights.tensors
-    assert not isinstance(tensors, Stream)
+    assert not isinstance(tensors, TensorStream)
     return dict(tensors)
 
 

@@ -32,7 +32,7 @@ MAX_SIDE = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Field:
+class Hyperparameter:
     """One hyperparameter: constructor name, where it is read from, and its type.
 
     ``presence`` fields are booleans read from whether the attribute is None.
@@ -66,20 +66,20 @@ class Field:
         return tuple(value) if isinstance(value, list) else value
 
 
-def parse_fields(text: str) -> tuple[Field, ...]:
+def parse_fields(text: str) -> tuple[Hyperparameter, ...]:
     """The fields that a line of text declares."""
     fields = []
     for item in text.split():
         if "@" in item:
             name, attribute = item.split("@")
-            fields.append(Field(name, attribute, "bool", presence=True))
+            fields.append(Hyperparameter(name, attribute, "bool", presence=True))
         else:
             name, type_ = item.split(":")
-            fields.append(Field(name, name, type_))
+            fields.append(Hyperparameter(name, name, type_))
     return tuple(fields)
 
 
-def checked_config(fields: tuple[Field, ...], config: Mapping[str, Any]) -> dict[str, Any]:
+def checked_config(fields: tuple[Hyperparameter, ...], config: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments for hyperparameters out of a file.
 
     Raises:

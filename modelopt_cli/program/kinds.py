@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.fields import Field, checked_config, parse_fields
+from modelopt_cli.program.fields import Hyperparameter, checked_config, parse_fields
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def class_of(kind: str) -> type[nn.Module]:
 
 
 @cache
-def fields_of(kind: str) -> tuple[Field, ...]:
+def fields_of(kind: str) -> tuple[Hyperparameter, ...]:
     """The hyperparameters of a kind that is not ours."""
     return parse_fields(KINDS[kind].fields)
 

@@ -23,10 +23,10 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ArtifactError, CaptureError, ModeloptError, a_or_an
 from modelopt_cli.program.allowlist import is_in_place
-from modelopt_cli.program.arguments import DTYPES, dtype_name, number_from_json, number_to_json
 from modelopt_cli.program.bounds import check_bounds
 from modelopt_cli.program.functional import allocating
 from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.json_arguments import DTYPES, dtype_name, number_from_json, number_to_json
 from modelopt_cli.program.kinds import build, config_of, kind_of
 from modelopt_cli.program.metadata import MAX_NODES, from_header, keyed, listed, mapped, to_header
 from modelopt_cli.program.nodes import graph_from_data, leaf_above, node_to_data

@@ -26,7 +26,7 @@ _WIDE = 10_000
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of the table.
 
     Attributes:
@@ -49,14 +49,14 @@ def headings(evaluation: Evaluation) -> tuple[str, ...]:
     )
 
 
-def rows(evaluation: Evaluation) -> tuple[Row, ...]:
+def rows(evaluation: Evaluation) -> tuple[TableRow, ...]:
     """Return all rows in which at least one model has a figure."""
     comparisons = {c.model: c for c in evaluation.comparisons}
     shown = []
     for figure in FIGURES.values():
         cells = [figure.cell(model, comparisons.get(i)) for i, model in enumerate(evaluation.models)]
         if figure.title and any(cells):
-            shown.append(Row(figure.title, tuple(cell or MISSING for cell in cells), figure.compares))
+            shown.append(TableRow(figure.title, tuple(cell or MISSING for cell in cells), figure.compares))
     return tuple(shown)
 
 

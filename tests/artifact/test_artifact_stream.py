@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modelopt_cli.artifact import (
-    Stream,
+    TensorStream,
     predicted_bytes,
     read_tensors,
     save,
@@ -36,7 +36,7 @@ def example():
 
 
 def stream_of(state, encodings, tied=None):
-    return Stream(lambda: ((n, t.clone(), encodings.get(n, RAW)) for n, t in state.items()), tied or {})
+    return TensorStream(lambda: ((n, t.clone(), encodings.get(n, RAW)) for n, t in state.items()), tied or {})
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_no_tensor_is_held_while_the_next_is_made(path):
             yield f"t{i}", tensor, RAW
             del tensor
 
-    write_stream(Stream(items), path)
+    write_stream(TensorStream(items), path)
     assert len(alive) == 20
     assert read_tensors(path).state["t7"].tolist() == [7.0] * 64
 
@@ -86,7 +86,7 @@ def test_failure_while_a_tensor_is_made_leaves_the_old_file(path, monkeypatch, e
         raise error
 
     with pytest.raises(error):
-        write_stream(Stream(items), path, force=True)
+        write_stream(TensorStream(items), path, force=True)
     assert path.read_bytes() == b"old"
     assert os.listdir(path.parent) == [path.name]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.artifact.codecs.blocks import Alphabet, Passes, decode_block, encode_block
-from modelopt_cli.artifact.codecs.matrix import Form, columns_of, decode, encode
+from modelopt_cli.artifact.codecs.matrix import MatrixForm, columns_of, decode, encode
 from modelopt_cli.artifact.encodings import pruned_encoding
 from modelopt_cli.errors import ArtifactError, ModeloptError
 from modelopt_cli.program import Encoding
@@ -400,7 +400,7 @@ def test_a_flipped_bit_is_refused_or_decodes_to_entries_of_the_table(integers):
 @given(st.binary(min_size=4, max_size=400))
 @settings(max_examples=100, deadline=None)
 def test_any_bytes_are_refused_or_decoded(noise):
-    form = Form(0, 5, Alphabet(3, 0, True, 2), [(Passes(12, 4, 2), len(noise))])
+    form = MatrixForm(0, 5, Alphabet(3, 0, True, 2), [(Passes(12, 4, 2), len(noise))])
     try:
         found = decode(np.frombuffer(noise, np.uint8), form, (-3, 3), np.int8)
     except ArtifactError:

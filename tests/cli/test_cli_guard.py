@@ -9,7 +9,7 @@ import torch
 from modelopt_cli.api import training
 from modelopt_cli.kernels import dispatch
 from modelopt_cli.methods import table
-from modelopt_cli.methods.context import Result
+from modelopt_cli.methods.context import MethodResult
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
 
 HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
@@ -66,7 +66,7 @@ def spoil(monkeypatch, fault):
         def broken(program, config, context, apply=row.apply):
             result = apply(program, config, context)
             fault(result.program)
-            return Result(result.program, result.skipped, result.target, result.notes)
+            return MethodResult(result.program, result.skipped, result.target, result.notes)
 
         monkeypatch.setitem(table.METHODS, name, replace(row, apply=broken))
 

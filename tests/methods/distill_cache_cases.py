@@ -14,7 +14,7 @@ from modelopt_cli.methods.distill.apply import apply
 from modelopt_cli.methods.distill.cache import CacheRequest
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.distill_context import DistillContext
-from modelopt_cli.methods.distill.teacher import Member
+from modelopt_cli.methods.distill.teacher import TeacherMember
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 from modelopt_cli.training import TrainConfig, Training
@@ -52,7 +52,7 @@ def config(**changes: Any) -> TrainConfig:
 
 def context(folder: Path | None, training: TrainConfig | None = None, **changes: Any) -> DistillContext:
     """What ``apply`` gets; with a folder, to keep the answers in it."""
-    given = {"teachers": (Member(capture(network(8), INPUT), INPUT),), "origin": {}, **changes}
+    given = {"teachers": (TeacherMember(capture(network(8), INPUT), INPUT),), "origin": {}, **changes}
     request = None if folder is None else CacheRequest(folder, {"1": {"sha256": "abc", "weight": 1.0}})
     return DistillContext(
         training=Training(noise(), config=training or config()), **{"cache": request, **given}

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.data import Data
 from modelopt_cli.methods.distill.distill_context import DistillContext
-from modelopt_cli.methods.distill.teacher import Member
+from modelopt_cli.methods.distill.teacher import TeacherMember
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.training import TrainConfig, Training
 
@@ -35,5 +35,6 @@ def fresh(width: int, *, classes: int = 10, seed: int = 0) -> Program:
 
 def within(data: Data, teacher: Program, config: TrainConfig = CONFIG) -> DistillContext:
     return DistillContext(
-        training=Training(data, config=config), teachers=(Member(teacher, InputSpec(SHAPE), name="large"),)
+        training=Training(data, config=config),
+        teachers=(TeacherMember(teacher, InputSpec(SHAPE), name="large"),),
     )

@@ -23,7 +23,7 @@ from modelopt_cli.methods.distill.apply import FINETUNE, STAGE, apply, learn
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.feature_points import feature_points
 from modelopt_cli.methods.distill.losses import LOSSES
-from modelopt_cli.methods.distill.teacher import Member, Teacher, input_change
+from modelopt_cli.methods.distill.teacher import Teacher, TeacherMember, input_change
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import InputSpec, Preprocess, Program
@@ -185,9 +185,9 @@ def test_the_history_says_what_was_learned_from_whom(student, teacher, digits):
 def test_several_teachers_answer_their_weighted_mean(teacher, digits):
     other = fresh(8, seed=5)
     images = next(digits.batches(6))[0]
-    together = Teacher([Member(teacher, InputSpec(SHAPE)), Member(other, InputSpec(SHAPE), weight=3.0)])(
-        images
-    ).logits
+    together = Teacher(
+        [TeacherMember(teacher, InputSpec(SHAPE)), TeacherMember(other, InputSpec(SHAPE), weight=3.0)]
+    )(images).logits
     with torch.no_grad():
         expected = (teacher(images) + 3 * other(images)) / 4
     torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-5)

@@ -39,7 +39,7 @@ from modelopt_cli.methods.distill.cache import ENTRIES, HEADER, Cache, CacheRequ
 from modelopt_cli.methods.distill.cache_layout import Layout
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.distill_context import DistillContext
-from modelopt_cli.methods.distill.teacher import Member, Teacher, TeacherOutput
+from modelopt_cli.methods.distill.teacher import Teacher, TeacherMember, TeacherOutput
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program.capture import capture
@@ -76,10 +76,10 @@ def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def teachers(kind: str) -> tuple[Member, ...]:
+def teachers(kind: str) -> tuple[TeacherMember, ...]:
     """A Program is packed and rounds alike in any batch; a plain module does so on some CPUs only."""
     module = network(8)
-    return (Member(capture(module, INPUT) if kind == "program" else module, INPUT),)
+    return (TeacherMember(capture(module, INPUT) if kind == "program" else module, INPUT),)
 
 
 @pytest.mark.parametrize("kind", ["program", "module"])
@@ -134,7 +134,7 @@ def test_what_is_kept_is_what_the_teacher_answers(tmp_path: Path) -> None:
 
 
 def test_several_teachers_are_one(tmp_path: Path, asked: Asked) -> None:
-    members = tuple(Member(capture(network(8, seed), INPUT), INPUT, 1.0 + seed) for seed in (0, 1))
+    members = tuple(TeacherMember(capture(network(8, seed), INPUT), INPUT, 1.0 + seed) for seed in (0, 1))
     plain = taught(context(None, teachers=members))
     asked.clear()
     assert equal(plain, taught(context(tmp_path / "answers", teachers=members)))
@@ -364,9 +364,9 @@ def own() -> Data:
     return Data(DatasetSource("own", "own", {}, Own()), INPUT)
 
 
-def dynamic() -> tuple[Member, ...]:
+def dynamic() -> tuple[TeacherMember, ...]:
     program = quantize(capture(network(8), INPUT), QuantizeConfig(scheme="int8-dynamic"), Context()).program
-    return (Member(program, INPUT, name="int8"),)
+    return (TeacherMember(program, INPUT, name="int8"),)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from modelopt_cli.methods.distill import teacher as teachers
 from modelopt_cli.methods.distill.apply import apply
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.feature_points import feature_points
-from modelopt_cli.methods.distill.teacher import Member, Teacher
+from modelopt_cli.methods.distill.teacher import Teacher, TeacherMember
 from modelopt_cli.program import InputSpec, Program
 
 SHAPE = (1, 16, 16)
@@ -37,7 +37,7 @@ def mixed(teacher: Teacher, images: Tensor) -> Tensor:
 
 
 def test_in_mixed_precision_it_computes_in_bfloat16_where_the_processor_does(network, images, monkeypatch):
-    members = [Member(network, InputSpec(SHAPE))]
+    members = [TeacherMember(network, InputSpec(SHAPE))]
     exact = Teacher(members)(images).logits
     monkeypatch.setattr(teachers, "_computes_bfloat16", lambda: True)
     rounded = mixed(Teacher(members, amp=True), images)
@@ -62,7 +62,7 @@ def test_a_training_in_mixed_precision_has_such_a_teacher(amp, monkeypatch):
 def test_where_it_is_not_packed_its_channels_are_innermost(kind, network, images):
     given = network if kind == "program" else nn.Sequential(network)
     place = [place for place in feature_points(given, InputSpec(SHAPE)) if place.shape[-1] == 4][-1]
-    teacher = Teacher([Member(given, InputSpec(SHAPE))], [place])
+    teacher = Teacher([TeacherMember(given, InputSpec(SHAPE))], [place])
     answer = teacher(images)
     assert answer.features[place].is_contiguous(memory_format=torch.channels_last)
     assert not answer.features[place].is_contiguous()
@@ -85,7 +85,9 @@ class Viewing(nn.Module):
 def test_one_that_cannot_have_them_innermost_is_asked_as_it_is(images):
     network = Viewing().eval()
     with torch.no_grad():
-        assert torch.equal(Teacher([Member(network, InputSpec(SHAPE))])(images).logits, network(images))
+        assert torch.equal(
+            Teacher([TeacherMember(network, InputSpec(SHAPE))])(images).logits, network(images)
+        )
 
 
 class Reused(nn.Module):
@@ -107,7 +109,7 @@ class Reused(nn.Module):
 def test_a_value_is_read_before_it_is_changed_in_place(images):
     torch.manual_seed(0)
     module = Reused().eval()
-    logits = Teacher([Member(captured(module, *SHAPE), InputSpec(SHAPE))])(images).logits
+    logits = Teacher([TeacherMember(captured(module, *SHAPE), InputSpec(SHAPE))])(images).logits
     with torch.no_grad():
         torch.testing.assert_close(logits, module(images.clone()), rtol=1e-4, atol=1e-5)
 
@@ -119,7 +121,7 @@ def test_a_packed_form_that_is_wrong_is_not_used_and_said(wrong, network, images
 
     monkeypatch.setattr(teachers, "prepack", prepack)
     notes = []
-    teacher = Teacher([Member(network, InputSpec(SHAPE), name="large.pth")], on_note=notes.append)
+    teacher = Teacher([TeacherMember(network, InputSpec(SHAPE), name="large.pth")], on_note=notes.append)
     with torch.no_grad():
         torch.testing.assert_close(teacher(images).logits, network(images), rtol=1e-4, atol=1e-5)
     assert notes == ["large.pth: its fastest form gives other outputs, so it runs as it is"]
@@ -134,7 +136,7 @@ def test_a_packed_form_that_agrees_is_packed_for_the_batch_that_comes(network, i
 
     monkeypatch.setattr(teachers, "prepack", prepack)
     notes = []
-    teacher = Teacher([Member(network, InputSpec(SHAPE))], on_note=notes.append)
+    teacher = Teacher([TeacherMember(network, InputSpec(SHAPE))], on_note=notes.append)
     made_anew = len(seen)
     teacher(images)
     assert (made_anew, seen[-1], notes) == (1, len(images), [])

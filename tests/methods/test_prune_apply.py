@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modelopt_cli.artifact import predicted_bytes, read_program, write_program
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.measure.coverage import coverage
-from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.prune.apply import apply
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.quantize.apply import apply as quantize
@@ -22,7 +22,7 @@ from modelopt_cli.program import Program
 IMAGES = smooth(40, 3, 12, 12)
 
 
-def pruned(program: Program, within: Context | None = None, **settings: object) -> Result:
+def pruned(program: Program, within: Context | None = None, **settings: object) -> MethodResult:
     return apply(program, PruneConfig(**settings), within or Context())  # type: ignore[arg-type]
 
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from modelopt_cli.artifact import read_program, write_program
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.prune.allocation import ALLOCATIONS
 from modelopt_cli.methods.prune.apply import apply
 from modelopt_cli.methods.prune.config import PruneConfig
@@ -70,7 +70,7 @@ def tower() -> Program:
     return captured(model, 3, 10, 10)
 
 
-def pruned(program: Program, within: Context | None = None, **settings: Any) -> Result:
+def pruned(program: Program, within: Context | None = None, **settings: Any) -> MethodResult:
     within = within or context(IMAGES, LABELS, batch_size=BATCH)
     result = apply(program, PruneConfig(**settings), within)
     outputs = result.program(torch.zeros(2, *program.input.shape))

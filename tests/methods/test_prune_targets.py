@@ -10,7 +10,7 @@ from prune_cases import captured, net
 from torch import Tensor, nn
 
 from modelopt_cli.artifact import write_program
-from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.prune.apply import apply
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.figures import Timer, half_width
@@ -62,7 +62,7 @@ def numbers(widths: list[int]) -> int:
     return sum(9 * i * o for i, o in itertools.pairwise([3, *widths])) + 10 * widths[-1] + 10
 
 
-def pruned(program: Program, **settings: object) -> Result:
+def pruned(program: Program, **settings: object) -> MethodResult:
     return apply(program, PruneConfig(**settings), Context())  # type: ignore[arg-type]
 
 

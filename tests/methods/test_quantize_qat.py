@@ -22,13 +22,13 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.apply import apply as distill
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.distill_context import DistillContext
-from modelopt_cli.methods.distill.teacher import Member
+from modelopt_cli.methods.distill.teacher import TeacherMember
 from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.fake_quantize import (
-    Form,
     Latent,
+    LatentForm,
     LatentLinear,
     fake_quantize,
     nearest_steps,
@@ -203,7 +203,7 @@ def test_latent_weights_have_the_gradients_of_rounded_ones() -> None:
     generator = torch.Generator().manual_seed(0)
     like, scale = nn.Linear(6, 4), torch.rand(4, generator=generator) / 100 + 0.01
     latent = torch.randint(-60, 61, (4, 6), generator=generator) * scale[:, None] * 1.003
-    layer = LatentLinear(like, latent, scale, Form(bounded=True))
+    layer = LatentLinear(like, latent, scale, LatentForm(bounded=True))
     x = torch.randn(3, 6, generator=generator)
     layer(x).pow(3).sum().backward()
     plain = ((latent / scale[:, None]).round() * scale[:, None]).requires_grad_()
@@ -219,7 +219,7 @@ def test_latent_weights_beyond_int8_only_come_back() -> None:
         nn.Linear(4, 1, bias=False),
         torch.tensor([[200.0, 3.0, 90.0, 90.0]]),
         torch.ones(1),
-        Form(bounded=True),
+        LatentForm(bounded=True),
     )
     assert layer.steps().tolist() == [[126, 2, 64, 64]]
     for sign, expected in ((1.0, [1.0, 1.0, 1.0, 1.0]), (-1.0, [0.0, 0.0, 0.0, 0.0])):
@@ -308,7 +308,7 @@ def test_shared_and_other_stored_weights_are_refused() -> None:
 
     stored = quantized(captured(Tokens(), 1, 8, 8), "int8-weight")
     context = DistillContext(
-        training=Training(digits_of(32)), teachers=(Member(stored, InputSpec((1, 8, 8))),)
+        training=Training(digits_of(32)), teachers=(TeacherMember(stored, InputSpec((1, 8, 8))),)
     )
     with pytest.raises(UsageError, match=r"turn\.weight: is stored as affine values"):
         distill(stored, DistillConfig(), context)
@@ -375,7 +375,7 @@ def accuracy(program: Program, data: Data) -> float:
 def learning(teacher: Program, digits: Data, **more: Any) -> DistillContext:
     config = TrainConfig(epochs=2, batch_size=32)
     training = Training(digits, config=replace(config, **more.pop("config", {})), **more)
-    return DistillContext(training=training, teachers=(Member(teacher, InputSpec((1, 8, 8))),))
+    return DistillContext(training=training, teachers=(TeacherMember(teacher, InputSpec((1, 8, 8))),))
 
 
 @pytest.mark.parametrize(

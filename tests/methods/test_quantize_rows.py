@@ -20,7 +20,7 @@ from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.methods.quantize.observers import OBSERVERS
-from modelopt_cli.methods.quantize.schemes import SCHEMES, Source
+from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm
 from modelopt_cli.methods.quantize.state_dict import apply_to_state
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
@@ -118,13 +118,13 @@ def test_a_scheme_needs_the_data_that_its_row_says(name: str, source: Path, tmp_
     assert last["config"]["scheme"] == name
 
 
-@pytest.mark.parametrize("given", list(Source), ids=lambda given: given.name.lower())
+@pytest.mark.parametrize("given", list(NetworkForm), ids=lambda given: given.name.lower())
 @pytest.mark.parametrize("name", SCHEMES)
-def test_a_scheme_needs_the_network_that_its_row_says(name: str, given: Source) -> None:
-    if given is Source.GRAPH:
+def test_a_scheme_needs_the_network_that_its_row_says(name: str, given: NetworkForm) -> None:
+    if given is NetworkForm.GRAPH:
         return
     net = Net()
-    layers = None if given is Source.TENSORS else dict(net.named_modules())
+    layers = None if given is NetworkForm.TENSORS else dict(net.named_modules())
     if given < SCHEMES[name].source:
         with pytest.raises(UsageError, match=f"scheme {name} needs a network"):
             apply_to_state(net.state_dict(), QuantizeConfig(name), layers)

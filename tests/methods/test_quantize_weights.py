@@ -21,7 +21,7 @@ from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.quantize import rounding
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.rounding import quantize_weight
-from modelopt_cli.methods.quantize.schemes import SCHEMES, Source
+from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm
 from modelopt_cli.methods.quantize.state_dict import apply_to_state
 
 
@@ -113,7 +113,7 @@ def test_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("zeros", [False, True], ids=["dense", "pruned"])
-@pytest.mark.parametrize("scheme", [name for name, row in SCHEMES.items() if row.source < Source.GRAPH])
+@pytest.mark.parametrize("scheme", [name for name, row in SCHEMES.items() if row.source < NetworkForm.GRAPH])
 def test_integers_reach_the_file_as_they_were_rounded(
     scheme: str, zeros: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from modelopt_cli.artifact.coding import CODINGS
 from modelopt_cli.artifact.encodings import compact, pruned_names
 from modelopt_cli.errors import ModeloptError, NothingCompressed, UsageError
 from modelopt_cli.measure.coverage import coverage
-from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.share import one_size
 from modelopt_cli.methods.share.apply import apply
@@ -54,7 +54,7 @@ def tokens(n: int) -> Tensor:
     return torch.randn(n, 6, 8, generator=torch.Generator().manual_seed(1))
 
 
-def shared(program: Program, images: Tensor | None = None, **options: Any) -> Result:
+def shared(program: Program, images: Tensor | None = None, **options: Any) -> MethodResult:
     inputs = smooth(96, 3, 12, 12) if images is None else images
     return apply(program, ShareConfig(**options), context(inputs, code="entropy"))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.errors import GateNotMet, UsageError
-from modelopt_cli.methods.context import Result
+from modelopt_cli.methods.context import MethodResult
 from modelopt_cli.methods.share.accuracy_drop import split_to_verify
 from modelopt_cli.methods.share.apply import apply
 from modelopt_cli.methods.share.bit_allocation import LARGEST_LEVEL, BitAllocation, LevelWeight, rounded_bias
@@ -47,7 +47,7 @@ def labels(program: Program) -> Tensor:
     return found
 
 
-def within(program: Program, labelled: bool = False, code: Any = "entropy", **options: Any) -> Result:
+def within(program: Program, labelled: bool = False, code: Any = "entropy", **options: Any) -> MethodResult:
     known = labels(program) if labelled else None
     config = ShareConfig(bits="auto", **options)
     return apply(program, config, context(IMAGES, known, code=code))

@@ -10,7 +10,7 @@ from share_cases import CONFIG, pruned_network
 from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.data import open_data
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.share.apply import apply, apply_to_state
 from modelopt_cli.methods.share.choices import BUDGETS, INITS, SCOPES, TUNINGS, WEIGHTINGS
@@ -20,11 +20,11 @@ from modelopt_cli.training import Training
 IMAGES = smooth(160, 3, 12, 12)
 
 
-def shared(config: ShareConfig, data: bool = True) -> Result:
+def shared(config: ShareConfig, data: bool = True) -> MethodResult:
     return apply(net(), config, context(IMAGES, code="entropy") if data else Context())
 
 
-def values(result: Result) -> dict[str, torch.Tensor]:
+def values(result: MethodResult) -> dict[str, torch.Tensor]:
     return {name: weight.detach().unique() for name, weight in weights_of(result.program).items()}
 
 

@@ -11,7 +11,8 @@ from modelopt_cli.artifact import predicted_bytes, write_stream
 from modelopt_cli.artifact.encodings import compact_state, pruned_names
 from modelopt_cli.artifact.reader import read_tensors
 from modelopt_cli.errors import NothingCompressed, UsageError
-from modelopt_cli.methods.share.apply import StateResult, apply_to_state
+from modelopt_cli.methods.context import StreamResult
+from modelopt_cli.methods.share.apply import apply_to_state
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import Encoding
 
@@ -32,7 +33,7 @@ def state() -> dict[str, Tensor]:
     }
 
 
-def run(result: StateResult) -> tuple[dict[str, Tensor], dict[str, Encoding]]:
+def run(result: StreamResult) -> tuple[dict[str, Tensor], dict[str, Encoding]]:
     items = list(result.stream.items())
     return {name: t for name, t, _ in items}, {name: e for name, _, e in items if e.codec != "raw"}
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from modelopt_cli.artifact.codecs.contexts import Columns, bases_of, sizes_of
 from modelopt_cli.artifact.codecs.distributions import Distributions
-from modelopt_cli.artifact.codecs.rans import SCALE_BITS, Reader, Words, Writer
+from modelopt_cli.artifact.codecs.rans import SCALE_BITS, StreamReader, Words, Writer
 
 Symbols = npt.NDArray[np.int16]
 
@@ -126,7 +126,7 @@ def decode_block(stream: npt.NDArray[np.uint8], passes: Passes, columns: int, al
     Raises:
         ArtifactError: the stream is not one that :func:`encode_block` makes.
     """
-    reader, model, phases = Reader(stream), _Model(columns, alphabet), passes.phases()
+    reader, model, phases = StreamReader(stream), _Model(columns, alphabet), passes.phases()
     block = np.empty((passes.rows, columns), np.int16)
     for number, (lanes, groups) in enumerate(phases):
         reader.begin(lanes)
@@ -136,7 +136,7 @@ def decode_block(stream: npt.NDArray[np.uint8], passes: Passes, columns: int, al
     return block
 
 
-def _read(reader: Reader, model: _Model, lanes: int) -> Symbols:
+def _read(reader: StreamReader, model: _Model, lanes: int) -> Symbols:
     """The symbols of a pass, ``(columns, lanes)``."""
     columns, distributions, lag = model.columns, model.distributions, model.alphabet.lag
     sizes = np.full((lag + len(columns.gains), lanes), columns.mean)

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from modelopt_cli.artifact.codecs.base import IntegerView, Params, PartSpec, Shape, Wrapper, expect
 from modelopt_cli.artifact.codecs.blocks import Alphabet, Passes
-from modelopt_cli.artifact.codecs.matrix import MOST_COLUMNS, MOST_STEPS, MOST_SYMBOLS, Form, decode, encode
+from modelopt_cli.artifact.codecs.matrix import (
+    MOST_COLUMNS,
+    MOST_STEPS,
+    MOST_SYMBOLS,
+    MatrixForm,
+    decode,
+    encode,
+)
 from modelopt_cli.errors import ArtifactError, ModeloptError
 from modelopt_cli.program.program import Encoding
 
@@ -88,7 +95,7 @@ class Entropy(Wrapper):
         return replace(encoding, codec=self.name, params=params, parts=parts)
 
 
-def _form(params: Params, view: IntegerView) -> Form:
+def _form(params: Params, view: IntegerView) -> MatrixForm:
     """The settings, which may come from a hostile file, checked."""
     expect(set(params) == _SETTINGS, f"codec entropy needs exactly {', '.join(sorted(_SETTINGS))}")
     center = _integer(params["center"], "center", -(1 << 16), 1 << 16)
@@ -99,7 +106,7 @@ def _form(params: Params, view: IntegerView) -> Form:
     expect(type(params["signed"]) is bool, "signed must be true or false")
     expect(isinstance(params["blocks"], list), "blocks must be a list")
     blocks = [_block(block, columns) for block in params["blocks"]]
-    form = Form(center, columns, Alphabet(reach, mirror, params["signed"], lag), blocks)
+    form = MatrixForm(center, columns, Alphabet(reach, mirror, params["signed"], lag), blocks)
     rows = sum(passes.rows for passes, _ in blocks)
     expect(rows > 0 and rows * columns == view.count, "the blocks are not those of the parameter")
     expect(view.count <= FREE + EXPANSION * form.nbytes, "so few bytes cannot stand for so large a tensor")

@@ -38,7 +38,7 @@ MOST_STEPS = 16 * STEPS
 
 
 @dataclass(frozen=True)
-class Form:
+class MatrixForm:
     """Settings by which integers are read as a matrix, and coded.
 
     Attributes:
@@ -59,7 +59,7 @@ class Form:
         return sum(size for _, size in self.blocks)
 
 
-def encode(integers: Matrix, center: int) -> tuple[Form, npt.NDArray[np.uint8]]:
+def encode(integers: Matrix, center: int) -> tuple[MatrixForm, npt.NDArray[np.uint8]]:
     """A stream, and what is needed to read it.
 
     Args:
@@ -75,11 +75,11 @@ def encode(integers: Matrix, center: int) -> tuple[Form, npt.NDArray[np.uint8]]:
         passes = _passes(len(block), columns, _entropy(block))
         streams.append(encode_block(block, passes, alphabet))
         blocks.append((passes, len(streams[-1])))
-    return Form(center, columns, alphabet, blocks), np.concatenate(streams)
+    return MatrixForm(center, columns, alphabet, blocks), np.concatenate(streams)
 
 
 def decode(
-    stream: npt.NDArray[np.uint8], form: Form, limits: tuple[int, int], dtype: npt.DTypeLike
+    stream: npt.NDArray[np.uint8], form: MatrixForm, limits: tuple[int, int], dtype: npt.DTypeLike
 ) -> npt.NDArray[Any]:
     """The integers again, ``(rows, columns)``.
 

@@ -79,7 +79,7 @@ class Writer:
         return self._words[self._at :].astype("<u2").view(np.uint8)
 
 
-class Reader:
+class StreamReader:
     """Reads a stream that :class:`Writer` made."""
 
     def __init__(self, stream: npt.NDArray[np.uint8]) -> None:

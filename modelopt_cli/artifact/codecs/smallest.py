@@ -30,11 +30,11 @@ SAMPLE = 1 << 16
 """Elements, about, of the part that rules patterns out."""
 
 _PATTERN = re.compile(r"([1-9]\d{0,4}):([1-9]\d{0,4})|block:([1-9]\d{0,4})")
-Form = tuple[int, dict[str, Any]]
+SizedForm = tuple[int, dict[str, Any]]
 """Bytes, and the settings of the codec."""
 
 
-def smallest_form(tensor: Tensor, base: Encoding, pattern: str | None = None) -> Form:
+def smallest_form(tensor: Tensor, base: Encoding, pattern: str | None = None) -> SizedForm:
     """The smallest form's exact bytes, scales included, and the settings of the codec.
 
     Args:
@@ -46,7 +46,7 @@ def smallest_form(tensor: Tensor, base: Encoding, pattern: str | None = None) ->
     search = _Search(tensor, base)
     single = search.sized(_block_forms(search.rows(None), None, 1))
     search.best = min((size for size, _ in single), default=search.best)
-    patterns: list[Form] = []
+    patterns: list[SizedForm] = []
     # Kernels for N:M and for blocks want their pattern along the input channels; else rows are flat.
     for axis in [1, None] if tensor.dim() > 2 else [None]:
         for m in [group] if group else GROUPS:
@@ -91,7 +91,7 @@ class _Search:
     def _sampled(self, axis: int | None) -> Tensor:
         return Grid(tuple(self.sample.shape), axis).read(self.sample)
 
-    def sized(self, forms: Iterable[dict[str, Any]]) -> list[Form]:
+    def sized(self, forms: Iterable[dict[str, Any]]) -> list[SizedForm]:
         """Each form with its bytes, without those that may not stand for so large a tensor."""
         sizes = []
         for form in forms:
@@ -101,7 +101,7 @@ class _Search:
                 sizes.append((size, params))
         return sizes
 
-    def n_of_m(self, axis: int | None, m: int) -> list[Form]:
+    def n_of_m(self, axis: int | None, m: int) -> list[SizedForm]:
         """``n:m`` with the smallest ``n``.
 
         The largest count of any group decides on ``n``. In a part of the tensor it is at most that of all, so
@@ -121,7 +121,7 @@ class _Search:
         count = n_of_m_count(Grid(self.shape, axis, m), n)
         return [{"form": "n:m", "axis": axis, "n": n, "m": m, "count": count}] if n < m else []
 
-    def blocks(self, axis: int | None, block: int) -> list[Form]:
+    def blocks(self, axis: int | None, block: int) -> list[SizedForm]:
         """Forms of blocks, unless the zeros inside the blocks cost more than positions can save."""
         sample = self._sampled(axis)
         if not 1 < block <= min(MAX_BLOCK, sample.shape[1]):

@@ -28,7 +28,7 @@ from modelopt_cli.cli.options.output import (
     read_exports,
     undone,
 )
-from modelopt_cli.cli.options.request import Request, read_request
+from modelopt_cli.cli.options.request import RequestOptions, read_request
 from modelopt_cli.cli.options.train import (
     TrainingFiles,
     beside_another,
@@ -53,7 +53,7 @@ __all__ = [
     "NetworkOptions",
     "NoEval",
     "Output",
-    "Request",
+    "RequestOptions",
     "SchemeCode",
     "StudentOptions",
     "TrainDryRun",

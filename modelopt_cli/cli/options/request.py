@@ -10,7 +10,7 @@ from modelopt_cli.measure.config import EvalOptions, Gates
 
 
 @dataclass(frozen=True)
-class Request:
+class RequestOptions:
     """Network, data, measuring and limits, read and checked before torch is imported."""
 
     network: NetworkOptions
@@ -40,6 +40,6 @@ class Request:
 
 def read_request(
     reader: Reader, network: NetworkOptions, image: PreprocessOverrides, measure: EvalOptions, gates: Gates
-) -> Request:
+) -> RequestOptions:
     """The groups of options as one request; what does not go together is left with ``reader``."""
-    return Request(network, with_shape(reader, image, network.input_shape), measure, gates)
+    return RequestOptions(network, with_shape(reader, image, network.input_shape), measure, gates)

@@ -6,7 +6,7 @@ from typing import Any
 
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.groups import Work, signature_of
-from modelopt_cli.cli.options import OUTPUT, Request, read_request
+from modelopt_cli.cli.options import OUTPUT, RequestOptions, read_request
 from modelopt_cli.cli.parameters import key_of
 from modelopt_cli.cli.recipe.document import Options, Value
 from modelopt_cli.cli.values import Reader
@@ -86,7 +86,7 @@ class Commands:
         known = self.shared(verb)
         return self.words(Reader(), verb, {k: v for k, v in options.items() if k in known}, known)
 
-    def measuring(self, options: Options) -> Request:
+    def measuring(self, options: Options) -> RequestOptions:
         """Network, data, measuring and limits of the comparison at the end, whatever it will compare."""
         words = ["any file", *self.shared_words("eval", options)]
         with self._commands["eval"].make_context("eval", words, obj=self._console) as context:

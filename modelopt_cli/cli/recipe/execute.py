@@ -8,11 +8,11 @@ from modelopt_cli.checkpoint.folder import digest_of
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.failures import Terminated
 from modelopt_cli.cli.recipe.commands import Commands
-from modelopt_cli.cli.recipe.plan import Plan
+from modelopt_cli.cli.recipe.plan import RecipePlan
 from modelopt_cli.cli.recipe.record import Entry, Record, digest
 
 
-def execute(plan: Plan, commands: Commands, console: Console, *, resume: bool, force: bool) -> None:
+def execute(plan: RecipePlan, commands: Commands, console: Console, *, resume: bool, force: bool) -> None:
     """Run the steps of a recipe, but for those that ``resume`` finds finished.
 
     Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typer.exceptions import TyperException
 
 from modelopt_cli.cli.failures import explain
-from modelopt_cli.cli.options import Request
+from modelopt_cli.cli.options import RequestOptions
 from modelopt_cli.cli.recipe.commands import Commands
 from modelopt_cli.cli.recipe.document import Options, Recipe
 from modelopt_cli.cli.values import Reader
@@ -41,7 +41,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecipePlan:
     """The command lines of a recipe, and where their files go.
 
     Attributes:
@@ -54,12 +54,12 @@ class Plan:
     folder: Path
     steps: tuple[Line, ...]
     evaluation: tuple[str, ...]
-    measuring: Request
+    measuring: RequestOptions
 
 
 def make_plan(
     reader: Reader, recipe: Recipe, commands: Commands, checkpoint: Path | None, output: Path
-) -> Plan:
+) -> RecipePlan:
     """The command lines of a recipe; what is wrong with them is left with ``reader``."""
     folder = output.with_suffix(".steps")
     beside = _check_shared(reader, recipe, commands)
@@ -86,7 +86,7 @@ def make_plan(
         source = target
     files = [str(path) for path in (checkpoint, *(line.output for line in lines)) if path is not None]
     evaluation = _evaluation(reader, commands, beside, files)
-    return Plan(folder, tuple(lines), evaluation, commands.measuring(beside))
+    return RecipePlan(folder, tuple(lines), evaluation, commands.measuring(beside))
 
 
 def _evaluation(reader: Reader, commands: Commands, beside: Options, files: list[str]) -> tuple[str, ...]:

@@ -11,13 +11,13 @@ from modelopt_cli.artifact.encodings import compact, require_not_shared
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.coverage import coverage, recorded
 from modelopt_cli.measure.evaluated_model import is_quantized
-from modelopt_cli.methods.context import Result
+from modelopt_cli.methods.context import MethodResult
 from modelopt_cli.methods.distill.cache_identity import open_cache
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.distill_context import DistillContext
 from modelopt_cli.methods.distill.feature_pairs import NetworkPoints, Pair, described, pairs_of
 from modelopt_cli.methods.distill.feature_points import recording
-from modelopt_cli.methods.distill.objective import Distillation
+from modelopt_cli.methods.distill.objective import DistillationLoss
 from modelopt_cli.methods.distill.teacher import Teacher
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.quantize import qat
@@ -31,7 +31,7 @@ SLOWER = 10
 """Divisor of the learning rate on labels alone, and of that of an int8 student, where none is given."""
 
 
-def apply(program: Program, config: DistillConfig, context: DistillContext) -> Result:
+def apply(program: Program, config: DistillConfig, context: DistillContext) -> MethodResult:
     """Train a copy of the student on the labels and on the teachers' outputs.
 
     Args:
@@ -53,7 +53,7 @@ def apply(program: Program, config: DistillConfig, context: DistillContext) -> R
     if config.finetune_epochs:
         distilled = student
         student = stages.once(FINETUNE, lambda: _finetuned(distilled, config, context))
-    return Result(student, {})
+    return MethodResult(student, {})
 
 
 def learn(
@@ -80,7 +80,7 @@ def learn(
     cache = open_cache(config, context, teacher) if context.cache is not None else None
     with recording(network, [pair.student for pair in pairs]) as values, torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
-        objective = Distillation(
+        objective = DistillationLoss(
             config,
             teacher,
             values,

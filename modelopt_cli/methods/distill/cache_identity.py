@@ -14,7 +14,7 @@ from modelopt_cli.methods.distill.cache import Cache
 from modelopt_cli.methods.distill.cache_layout import Layout
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.distill_context import DistillContext
-from modelopt_cli.methods.distill.teacher import Member, TeacherOutput
+from modelopt_cli.methods.distill.teacher import TeacherMember, TeacherOutput
 from modelopt_cli.program.inputs import Inputs, tensors_of
 from modelopt_cli.program.quantized import DynamicLinear
 from modelopt_cli.program.samples import zeros
@@ -57,7 +57,9 @@ def _useless(why: str, instead: str) -> UsageError:
     return UsageError(why, where=option("cache"), hint=f"leave it out, or use {instead}")
 
 
-def teachers_identity(members: Sequence[Member], sources: Sequence[str], arch: str | None) -> dict[str, Any]:
+def teachers_identity(
+    members: Sequence[TeacherMember], sources: Sequence[str], arch: str | None
+) -> dict[str, Any]:
     """Identity of the teachers: SHA-256 of their files, architecture, weight and change of images."""
     return {
         str(number): {

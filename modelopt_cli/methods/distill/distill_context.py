@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.cache import CacheRequest
-from modelopt_cli.methods.distill.teacher import Member
+from modelopt_cli.methods.distill.teacher import TeacherMember
 from modelopt_cli.settings import option
 from modelopt_cli.training import Training
 
@@ -21,7 +21,7 @@ class DistillContext(Context):
         on_note: called with one line for each thing the user should know meanwhile.
     """
 
-    teachers: tuple[Member, ...] = ()
+    teachers: tuple[TeacherMember, ...] = ()
     cache: CacheRequest | None = None
     on_note: Callable[[str], None] | None = None
 

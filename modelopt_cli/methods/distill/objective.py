@@ -14,7 +14,7 @@ from modelopt_cli.methods.distill.teacher import Teacher, TeacherOutput
 from modelopt_cli.training import Objective, StepInputs
 
 
-class Distillation(nn.Module):
+class DistillationLoss(nn.Module):
     """Weighted sum of the terms of a config; adapters of features are its own, and learn along.
 
     Args:

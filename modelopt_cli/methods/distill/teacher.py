@@ -32,7 +32,7 @@ _COMPARED = 2
 
 
 @dataclass(frozen=True)
-class Member:
+class TeacherMember:
     """Network that is learned from.
 
     Attributes:
@@ -84,7 +84,7 @@ class Teacher:
 
     def __init__(
         self,
-        members: Sequence[Member],
+        members: Sequence[TeacherMember],
         points: Sequence[FeaturePoint] = (),
         device: str = "cpu",
         *,
@@ -147,7 +147,7 @@ def _blocks(images: Inputs, size: int) -> list[Inputs]:
     return [select(images, slice(start, start + size)) for start in range(0, count, size)]
 
 
-def _fastest(network: nn.Module, member: Member, device: str, amp: bool) -> Call | None:
+def _fastest(network: nn.Module, member: TeacherMember, device: str, amp: bool) -> Call | None:
     """Fastest form of a network; None where its outputs are others."""
     if not isinstance(network, Program):
         return _laid_out(network, member, device)
@@ -166,7 +166,7 @@ def _fastest(network: nn.Module, member: Member, device: str, amp: bool) -> Call
     return make() if equivalent(make, inputs, expected) is not None else None
 
 
-def _laid_out(network: nn.Module, member: Member, device: str) -> nn.Module:
+def _laid_out(network: nn.Module, member: TeacherMember, device: str) -> nn.Module:
     """On the device, with the channels innermost unless something in it insists on the other order."""
     network = network.to(device)
     with torch.no_grad():

@@ -5,7 +5,7 @@ from dataclasses import replace
 from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.artifact.encodings import require_not_shared
 from modelopt_cli.errors import NothingCompressed, UsageError
-from modelopt_cli.methods.context import Context, Reached, Result
+from modelopt_cli.methods.context import Context, MethodResult, Reached
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.criteria import give_data, require_data
 from modelopt_cli.methods.prune.pruner import PRUNE_FIRST, Pruner
@@ -17,7 +17,7 @@ from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.training import distributed
 
 
-def apply(program: Program, config: PruneConfig, context: Context) -> Result:
+def apply(program: Program, config: PruneConfig, context: Context) -> MethodResult:
     """Prune a Program to the config's target.
 
     Args:
@@ -57,7 +57,9 @@ def apply(program: Program, config: PruneConfig, context: Context) -> Result:
     result.history = (*program.history, pruner.entry(result, target))
     if target_row.of_file:  # which is complete only now
         target = replace(target, reached=predicted_bytes(result, code=context.code) / pruner.original_bytes)
-    return Result(result, pruner.skipped(result), target, (*pruner.notes, *pruner.closing_notes(result)))
+    return MethodResult(
+        result, pruner.skipped(result), target, (*pruner.notes, *pruner.closing_notes(result))
+    )
 
 
 def sensitivity(program: Program, config: PruneConfig, context: Context) -> tuple[Sensitivity, ...]:

@@ -13,10 +13,16 @@ from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.prune.allocation import Curve, allocate
 from modelopt_cli.methods.prune.channel_scores import ranked_members, unit_obstacle, unit_scores
 from modelopt_cli.methods.prune.criterion_statistics import collect
-from modelopt_cli.methods.prune.pruner import Pruner, Variant, kept_weights, nothing_to_prune, weighted_layers
+from modelopt_cli.methods.prune.pruner import (
+    PrunedVariant,
+    Pruner,
+    kept_weights,
+    nothing_to_prune,
+    weighted_layers,
+)
 from modelopt_cli.methods.prune.removal_order import (
     GroupUnits,
-    Step,
+    RemovalStep,
     counts_after,
     finer_roundings,
     removal_path,
@@ -49,7 +55,7 @@ def width(group: Group) -> int:
 
 
 @dataclass(frozen=True)
-class Cut:
+class ChannelCut:
     """Analysis of a Program before its channels go.
 
     Attributes:
@@ -172,7 +178,7 @@ class ChannelPruner(Pruner):
             for name, dim, gates in self._counted
         )
 
-    def removed(self, cut: Cut, counts: Counts) -> Program:
+    def removed(self, cut: ChannelCut, counts: Counts) -> Program:
         """The Program with the best units of every group kept."""
         keep = {
             name: cut.units[name].best(count)
@@ -184,7 +190,7 @@ class ChannelPruner(Pruner):
         result.encodings = compact(result, pruned_names(cut.program.encodings) & names)
         return result
 
-    def _cut(self, program: Program) -> Cut:
+    def _cut(self, program: Program) -> ChannelCut:
         dependencies, groups = self._eligible(program)
         criterion, samples = self.config.chosen_criterion, self.config.calibration_samples
         row, apart = self.config.criterion_row, dependencies.program
@@ -195,14 +201,14 @@ class ChannelPruner(Pruner):
         units = {g.name: GroupUnits(g.units, width(g), g.step, scores[g.name]) for g in groups}
         state = program.state_dict()
         shapes = {group.name: tuple(state[makers(group)[0].parameter].shape) for group in groups}
-        return Cut(program, dependencies, groups, units, shapes)
+        return ChannelCut(program, dependencies, groups, units, shapes)
 
-    def _allocate(self, cut: Cut, known: Mapping[str, Curve] | None, ratio: float) -> dict[str, float]:
+    def _allocate(self, cut: ChannelCut, known: Mapping[str, Curve] | None, ratio: float) -> dict[str, float]:
         scores = {name: group.scores for name, group in cut.units.items()}
         name = self.config.chosen_allocation
         return allocate(name, scores, cut.shapes, ratio, curves=known, least_kept=0)
 
-    def variants(self, program: Program, sparsities: Sequence[float]) -> Iterator[Variant]:
+    def variants(self, program: Program, sparsities: Sequence[float]) -> Iterator[PrunedVariant]:
         """The Program with one group pruned at a time, to the nearest number of units."""
         cut = self._cut(program)
         for group in cut.groups:
@@ -210,23 +216,25 @@ class ChannelPruner(Pruner):
                 count = max(1, round(group.units * (1 - sparsity) / group.step)) * group.step
                 if count < group.units:
                     make = partial(self.removed, cut, {group.name: count})
-                    yield Variant(group.name, producers(group), 1 - count / group.units, make)
+                    yield PrunedVariant(group.name, producers(group), 1 - count / group.units, make)
 
-    def _counts(self, cut: Cut, steps: Sequence[Step], taken: int) -> Counts:
+    def _counts(self, cut: ChannelCut, steps: Sequence[RemovalStep], taken: int) -> Counts:
         return counts_after(cut.units, steps[:taken])
 
-    def _search(self, cut: Cut, plan: Callable[[int], Counts], last: int, kept: float) -> SearchResult:
+    def _search(self, cut: ChannelCut, plan: Callable[[int], Counts], last: int, kept: float) -> SearchResult:
         close = self.config.target_row.close
         return search_path(lambda place: self._kept_after(cut, plan(place)), last, kept, close)
 
-    def _kept_after(self, cut: Cut, counts: Counts) -> float:
+    def _kept_after(self, cut: ChannelCut, counts: Counts) -> float:
         if self.config.target_row.of_units:
             units = cut.units
             planned = sum((units[name].units - count) * units[name].width for name, count in counts.items())
             return 1 - (self._removed_channels(cut.program) + planned) / self._channels
         return self.kept_fraction(self.removed(cut, counts))
 
-    def _refine(self, cut: Cut, counts: Counts, steps: Sequence[Step], kept: float) -> tuple[Counts, float]:
+    def _refine(
+        self, cut: ChannelCut, counts: Counts, steps: Sequence[RemovalStep], kept: float
+    ) -> tuple[Counts, float]:
         """Go on from a plan that keeps too much, without the step that would lead too far.
 
         Of the groups whose turn is next each loses as much as does not lead too far, and at most what its

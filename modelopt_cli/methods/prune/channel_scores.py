@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.methods.matrices import unseen_inputs
-from modelopt_cli.methods.prune.criteria import CRITERIA, Criterion, Parameter
+from modelopt_cli.methods.prune.criteria import CRITERIA, Criterion, ScoredParameter
 from modelopt_cli.program import Program
 from modelopt_cli.program.channels import Group, Member
 
@@ -96,7 +96,7 @@ def _part(
     score, statistic = row.channel.score or row.score, statistics.get(member.parameter)
     assert score is not None
     statistic = None if statistic is None else statistic.double()
-    elements = score(Parameter(member.parameter, values, statistic, seed))
+    elements = score(ScoredParameter(member.parameter, values, statistic, seed))
     lines = elements.movedim(member.dim, 0).reshape(values.shape[member.dim], -1).sum(1)
     sums = lines.new_zeros(units).index_add(0, member.units, lines[member.positions])
     return sums.masked_fill(torch.bincount(member.units, minlength=units) == 0, torch.nan)

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from modelopt_cli.program import Program
     from modelopt_cli.program.channels import Member
 
-    Score = Callable[["Parameter"], Tensor]
+    Score = Callable[["ScoredParameter"], Tensor]
     """The importance of each element of a parameter, of its shape."""
     Collect = Callable[[Program, Sequence[str], Data, Context], dict[str, Tensor]]
     """The statistic of parameters by name, from the network, their names, the data and run settings."""
 
 
 @dataclass(frozen=True)
-class Parameter:
+class ScoredParameter:
     """A parameter to be scored.
 
     Attributes:
@@ -141,30 +141,30 @@ class Criterion:
         return self.collect is not None
 
 
-def _absolute(parameter: Parameter) -> Tensor:
+def _absolute(parameter: ScoredParameter) -> Tensor:
     return parameter.values.abs()
 
 
-def _squares(parameter: Parameter) -> Tensor:
+def _squares(parameter: ScoredParameter) -> Tensor:
     """Squares; in float64 where those of float32 would all be infinite, or zero."""
     values = parameter.values
     largest = float(values.abs().max()) if values.numel() else 0.0
     return (values if largest == 0 or 1e-15 < largest < 1e15 else values.double()).square()
 
 
-def _collected(parameter: Parameter) -> Tensor:
+def _collected(parameter: ScoredParameter) -> Tensor:
     return parameter.collected
 
 
-def _times_input_norm(parameter: Parameter) -> Tensor:
+def _times_input_norm(parameter: ScoredParameter) -> Tensor:
     return parameter.values.abs() * parameter.collected
 
 
-def _squares_times_curvature(parameter: Parameter) -> Tensor:
+def _squares_times_curvature(parameter: ScoredParameter) -> Tensor:
     return parameter.values.double().square() * parameter.collected
 
 
-def _random(parameter: Parameter) -> Tensor:
+def _random(parameter: ScoredParameter) -> Tensor:
     count = parameter.values.numel()
     return random_scores(parameter.name, count, parameter.seed).view(parameter.values.shape)
 

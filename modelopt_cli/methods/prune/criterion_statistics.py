@@ -26,7 +26,7 @@ from modelopt_cli.methods.layer_pass import (
     refuse_infinite,
 )
 from modelopt_cli.methods.matrices import from_matrices, to_matrices, unfold
-from modelopt_cli.methods.prune.criteria import CRITERIA, Parameter, alternative, require_data
+from modelopt_cli.methods.prune.criteria import CRITERIA, ScoredParameter, alternative, require_data
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name
@@ -83,7 +83,8 @@ def weight_scores(
     score, promised, statistics = CRITERIA[criterion].score, promised or {}, statistics or {}
     assert score is not None
     scores = {
-        name: score(Parameter(name, values, statistics.get(name), seed)) for name, values in weights.items()
+        name: score(ScoredParameter(name, values, statistics.get(name), seed))
+        for name, values in weights.items()
     }
     return {
         name: values.masked_fill(~promised[name], float("-inf")) if name in promised else values

@@ -25,7 +25,7 @@ from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.config import AUTO
 from modelopt_cli.methods.prune.criterion_statistics import score_weights
-from modelopt_cli.methods.prune.pruner import Pruner, Variant, nothing_to_prune, weighted_layers
+from modelopt_cli.methods.prune.pruner import PrunedVariant, Pruner, nothing_to_prune, weighted_layers
 from modelopt_cli.program import Program
 from modelopt_cli.program.inputs import Inputs, batch_size
 from modelopt_cli.program.removable import Block, find_blocks, obstacles, without
@@ -114,10 +114,10 @@ class LayerPruner(Pruner):
         assert self.samples is not None
         return input_batches(self.samples, self.context)
 
-    def variants(self, program: Program, sparsities: Sequence[float]) -> Iterator[Variant]:
+    def variants(self, program: Program, sparsities: Sequence[float]) -> Iterator[PrunedVariant]:
         """The Program without one block at a time."""
         for block in self.blocks(program):
-            yield Variant(block.name, block.layers, 1.0, partial(self._without, program, [block]))
+            yield PrunedVariant(block.name, block.layers, 1.0, partial(self._without, program, [block]))
 
     def units_kept(self, program: Program) -> float:
         """The fraction of the removable blocks that a Program still has."""

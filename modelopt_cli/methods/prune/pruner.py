@@ -28,7 +28,7 @@ from modelopt_cli.settings import option
 
 
 @dataclass(frozen=True)
-class Variant:
+class PrunedVariant:
     """A network with one part of it pruned.
 
     Attributes:
@@ -84,7 +84,7 @@ class Pruner(ABC):
         """
 
     @abstractmethod
-    def variants(self, program: Program, sparsities: Sequence[float]) -> Iterator[Variant]:
+    def variants(self, program: Program, sparsities: Sequence[float]) -> Iterator[PrunedVariant]:
         """The Program with one part of it pruned at a time, at rising sparsities."""
 
     @abstractmethod

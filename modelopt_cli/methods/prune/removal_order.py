@@ -52,7 +52,7 @@ class GroupUnits:
 
 
 @dataclass(frozen=True)
-class Step:
+class RemovalStep:
     """One step of the path: ``group`` now keeps ``kept`` units instead of ``before``."""
 
     group: str
@@ -60,7 +60,7 @@ class Step:
     kept: int
 
 
-def removal_path(groups: Mapping[str, GroupUnits], allocate: Allocate, round_to: int) -> list[Step]:
+def removal_path(groups: Mapping[str, GroupUnits], allocate: Allocate, round_to: int) -> list[RemovalStep]:
     """All steps from everything kept to the fewest units in every group, in the allocation's order.
 
     Steps that the allocation wants at the same ratio go by the mean score of the units they remove.
@@ -71,7 +71,7 @@ def removal_path(groups: Mapping[str, GroupUnits], allocate: Allocate, round_to:
         round_to: numbers of channels are multiples of this, where the group's own number is not kept.
     """
     kept_units = _follow(groups, allocate)
-    steps: list[tuple[int, float, int, Step]] = []
+    steps: list[tuple[int, float, int, RemovalStep]] = []
     for place, (name, group) in enumerate(groups.items()):
         ascending = group.scores.double().sort().values
         ratio, score = 0, -math.inf
@@ -80,7 +80,7 @@ def removal_path(groups: Mapping[str, GroupUnits], allocate: Allocate, round_to:
             ratio = max(ratio, _first_below(kept_units[name], (before + kept) / 2))
             # Never below its predecessor's, so that a group's own steps keep their order.
             score = max(score, float(ascending[group.units - before : group.units - kept].mean()))
-            steps.append((ratio, score, place, Step(name, before, kept)))
+            steps.append((ratio, score, place, RemovalStep(name, before, kept)))
     steps.sort(key=lambda step: (step[:3], -step[3].kept))
     return [step for *_, step in steps]
 
@@ -101,7 +101,7 @@ def _first_below(falling: list[float], threshold: float) -> int:
     return bisect_left(falling, -threshold, key=lambda value: -value)
 
 
-def counts_after(groups: Mapping[str, GroupUnits], steps: Iterable[Step]) -> dict[str, int]:
+def counts_after(groups: Mapping[str, GroupUnits], steps: Iterable[RemovalStep]) -> dict[str, int]:
     """The number of units that every group keeps after these steps."""
     counts = {name: group.units for name, group in groups.items()}
     for step in steps:

@@ -35,7 +35,7 @@ from modelopt_cli.settings import option
 
 
 @dataclass(frozen=True)
-class StateResult:
+class PrunedState:
     """A pruned state dict.
 
     Attributes:
@@ -62,7 +62,7 @@ def apply_to_state(
     origin: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
     code: Code = PLAIN_CODE,
-) -> StateResult:
+) -> PrunedState:
     """Prune a state dict that has no graph.
 
     Args:
@@ -91,7 +91,7 @@ def apply_to_state(
     entry = pruner.entry(masks, pruned, target.reached)
     if config.target_row.of_file:  # which is complete only now
         target = replace(target, reached=pruner.file_ratio(pruned, stored, entry))
-    return StateResult(pruned, stored, pruner.coverage(masks, pruned), target, entry)
+    return PrunedState(pruned, stored, pruner.coverage(masks, pruned), target, entry)
 
 
 def _check(config: PruneConfig, encodings: Mapping[str, Encoding], has_network: bool) -> None:

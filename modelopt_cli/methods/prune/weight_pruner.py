@@ -17,7 +17,7 @@ from modelopt_cli.methods.prune.criteria import AUTO_CRITERION
 from modelopt_cli.methods.prune.criterion_statistics import score_weights, weight_scores
 from modelopt_cli.methods.prune.figures import nonzeros
 from modelopt_cli.methods.prune.masks import Masks, weight_masks
-from modelopt_cli.methods.prune.pruner import Pruner, Variant, nothing_to_prune
+from modelopt_cli.methods.prune.pruner import PrunedVariant, Pruner, nothing_to_prune
 from modelopt_cli.methods.prune.sensitivity import STEEP, curves, measure
 from modelopt_cli.methods.prune.structures import SparsityPattern
 from modelopt_cli.methods.prune.targets import Nonzeros, search_ratio
@@ -95,7 +95,7 @@ class WeightPruner(Pruner):
         known = curves(measure(self, program, STEEP))
         return {name: known[layer] for name, layer in self.layers.items()}
 
-    def variants(self, program: Program, sparsities: Sequence[float]) -> Iterator[Variant]:
+    def variants(self, program: Program, sparsities: Sequence[float]) -> Iterator[PrunedVariant]:
         """The Program with one layer pruned at a time."""
         scores, pattern = self.scores(program), self.pattern
         if pattern.fixed:
@@ -103,7 +103,7 @@ class WeightPruner(Pruner):
         for name, layer in self.layers.items():
             for sparsity in sparsities:
                 masks = weight_masks({name: scores[name]}, pattern, {name: sparsity})
-                yield Variant(layer, (layer,), sparsity, partial(self.masked, program, masks))
+                yield PrunedVariant(layer, (layer,), sparsity, partial(self.masked, program, masks))
 
     @property
     def recalibrates(self) -> bool:

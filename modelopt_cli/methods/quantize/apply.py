@@ -4,7 +4,7 @@ import torch
 
 from modelopt_cli.artifact.encodings import carry_over
 from modelopt_cli.measure.coverage import coverage, recorded
-from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.program import Program
@@ -12,7 +12,7 @@ from modelopt_cli.program.attention import split_names
 from modelopt_cli.program.history import history_entry
 
 
-def apply(program: Program, config: QuantizeConfig, context: Context) -> Result:
+def apply(program: Program, config: QuantizeConfig, context: Context) -> MethodResult:
     """Quantize a Program by the config's scheme.
 
     Args:

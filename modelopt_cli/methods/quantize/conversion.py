@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS, Precision
-from modelopt_cli.methods.quantize.precision_plan import Plan, Unit
+from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan, Unit
 from modelopt_cli.methods.quantize.roles import (
     Role,
     average_pool,
@@ -29,7 +29,7 @@ from modelopt_cli.program.rewrite import parts_of
 from modelopt_cli.program.weighted import call_name
 
 
-def values_to_observe(plan: Plan, graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+def values_to_observe(plan: PrecisionPlan, graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """Values whose QParams are needed, by representative: those to watch for each.
 
     Besides the uint8 values these are the real ones that some int8 operation reads.
@@ -47,7 +47,7 @@ def values_to_observe(plan: Plan, graph: fx.Graph) -> dict[fx.Node, list[fx.Node
 
 
 def convert(
-    program: Program, plan: Plan, qparams: Mapping[fx.Node, QParams], shared: Collection[str] = ()
+    program: Program, plan: PrecisionPlan, qparams: Mapping[fx.Node, QParams], shared: Collection[str] = ()
 ) -> Program:
     """The int8 form of a Program.
 
@@ -66,7 +66,7 @@ class _Converter:
     def __init__(
         self,
         program: Program,
-        plan: Plan,
+        plan: PrecisionPlan,
         qparams: Mapping[fx.Node, QParams],
         shared: Collection[str],
     ) -> None:

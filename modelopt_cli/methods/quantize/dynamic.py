@@ -4,7 +4,7 @@ import copy
 
 from torch import nn
 
-from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.quantize.candidates import select_candidates, shared_weights
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import fill
@@ -14,7 +14,7 @@ from modelopt_cli.program.fold import inference_form
 from modelopt_cli.program.quantized import DynamicLinear
 
 
-def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context) -> Result:
+def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context) -> MethodResult:
     """Replace the linear layers of a Program by dynamic int8 ones.
 
     Raises:
@@ -30,7 +30,7 @@ def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context)
         layer = DynamicLinear(linear.in_features, linear.out_features, linear.bias is not None)
         fill(layer, linear, shared=f"{name}.weight" in shared)
         ready.set_submodule(name, layer)
-    return Result(ready.eval(), skipped)
+    return MethodResult(ready.eval(), skipped)
 
 
 def _obstacle(module: nn.Module) -> str | None:

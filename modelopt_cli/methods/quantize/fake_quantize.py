@@ -94,7 +94,7 @@ def _spread(scale: Tensor, weight: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Form:
+class LatentForm:
     """Rounding of a layer's weight, its input and its result.
 
     Attributes:
@@ -119,9 +119,9 @@ class Latent(nn.Module):
     weight: Tensor
     bias: Any
     scale: Tensor
-    form: Form
+    form: LatentForm
 
-    def _adopt(self, like: Any, weight: Tensor, scale: Tensor, form: Form) -> None:
+    def _adopt(self, like: Any, weight: Tensor, scale: Tensor, form: LatentForm) -> None:
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = None if like.bias is None else nn.Parameter(like.bias.detach().clone())
         self.register_buffer("scale", scale.detach().clone())
@@ -166,7 +166,7 @@ class LatentConvolution(Latent):
     kind: ClassVar[Any]
     _conv_forward: Callable[..., Tensor]
 
-    def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: Form) -> None:
+    def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: LatentForm) -> None:
         with torch.device("meta"):  # draws no random numbers
             self.kind.__init__(
                 self,
@@ -207,7 +207,7 @@ class LatentTransposed(Latent):
     kind: ClassVar[Any]
     groups: int
 
-    def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: Form) -> None:
+    def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: LatentForm) -> None:
         with torch.device("meta"):
             self.kind.__init__(
                 self,
@@ -245,7 +245,7 @@ class LatentLinear(Latent, nn.Linear):
         form: the rest.
     """
 
-    def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: Form) -> None:
+    def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: LatentForm) -> None:
         with torch.device("meta"):
             nn.Linear.__init__(self, like.in_features, like.out_features, bias=like.bias is not None)
         self._adopt(like, weight, scale, form)

@@ -39,7 +39,7 @@ class Unit:
 
 
 @dataclass
-class Plan:
+class PrecisionPlan:
     """The values and operations of a graph that become int8.
 
     Attributes:
@@ -77,14 +77,14 @@ class Plan:
         return node in self.int8 and self.roles.get(node) in (Role.PASS, Role.CAT)
 
 
-def make_plan(program: Program, selected: set[str]) -> Plan:
+def make_plan(program: Program, selected: set[str]) -> PrecisionPlan:
     """Plan the int8 form of a Program.
 
     Args:
         program: a float Program with batch norms folded.
         selected: names of the layers to quantize, each of a kind in ``LAYER_FORMS``.
     """
-    plan, modules = Plan(values=program_values(program, 1)), dict(program.named_modules())
+    plan, modules = PrecisionPlan(values=program_values(program, 1)), dict(program.named_modules())
     for node in program.graph.nodes:
         if node.op == "call_module" and node.target in selected:
             _add_unit(plan, plan.layers, node, modules)
@@ -100,7 +100,7 @@ def make_plan(program: Program, selected: set[str]) -> Plan:
 
 
 def _add_unit(
-    plan: Plan, units: dict[fx.Node, Unit], head: fx.Node, modules: Mapping[str, nn.Module]
+    plan: PrecisionPlan, units: dict[fx.Node, Unit], head: fx.Node, modules: Mapping[str, nn.Module]
 ) -> None:
     is_add = units is plan.adds
     fusable = ADD_ACTIVATIONS if is_add else LAYER_FORMS[type(modules[str(head.target)])].activations
@@ -117,7 +117,7 @@ def _sources(node: fx.Node) -> list[fx.Node]:
     return [a for a in first if isinstance(a, fx.Node)] if isinstance(first, list | tuple) else [first]
 
 
-def _decide(plan: Plan, graph: fx.Graph) -> None:
+def _decide(plan: PrecisionPlan, graph: fx.Graph) -> None:
     natural: set[fx.Node] = set(plan.layers)
     for node in graph.nodes:
         if node in plan.adds:
@@ -151,7 +151,7 @@ def _is_split(node: fx.Node) -> bool:
     return operation(node) in ("chunk", "split", "unbind")
 
 
-def _demanded(node: fx.Node, plan: Plan, heads: Mapping[fx.Node, fx.Node]) -> bool:
+def _demanded(node: fx.Node, plan: PrecisionPlan, heads: Mapping[fx.Node, fx.Node]) -> bool:
     """True if an int8 operation wants this value as uint8.
 
     An average alone does not, where others read real values: it is cheaper to average in float
@@ -173,7 +173,7 @@ def _demanded(node: fx.Node, plan: Plan, heads: Mapping[fx.Node, fx.Node]) -> bo
     return weak and not in_float
 
 
-def _fuse_residuals(plan: Plan, graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+def _fuse_residuals(plan: PrecisionPlan, graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
     """Move an addition into the convolution before it, where that is its only reader."""
     position = {node: i for i, node in enumerate(graph.nodes)}
     for output, add in list(plan.adds.items()):
@@ -197,7 +197,7 @@ def _fuse_residuals(plan: Plan, graph: fx.Graph, modules: Mapping[str, nn.Module
                 break
 
 
-def _share(plan: Plan) -> None:
+def _share(plan: PrecisionPlan) -> None:
     for node in plan.int8:
         if plan.derived(node):
             for source in _sources(node):

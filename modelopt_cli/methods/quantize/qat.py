@@ -22,12 +22,12 @@ from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.measure.evaluated_model import is_quantized
 from modelopt_cli.methods.quantize.fake_quantize import (
     FakeQuantized,
-    Form,
     Latent,
     LatentConv1d,
     LatentConv2d,
     LatentConvTranspose1d,
     LatentConvTranspose2d,
+    LatentForm,
     LatentLinear,
     Real,
 )
@@ -124,7 +124,7 @@ def _trained_form(layer: nn.Module, encoding: Encoding | None) -> nn.Module | No
 
 
 def _weighted(layer: Weighted) -> Latent:
-    form = Form(
+    form = LatentForm(
         bounded=not is_depthwise(tuple(layer.turned(layer.weight).shape), getattr(layer, "groups", 1)),
         dynamic=isinstance(layer, DynamicLinear),
         activation=layer.activation,
@@ -162,7 +162,7 @@ def _stored(layer: nn.Module, encoding: Encoding | None) -> nn.Module | None:
     latent = _LATENT.get(type(layer))
     if latent is None or layer.weight.dtype != torch.float32:
         return None
-    return latent(layer, layer.weight, stored.float(), Form(bounded=False))
+    return latent(layer, layer.weight, stored.float(), LatentForm(bounded=False))
 
 
 def _forget_steps(network: Program, name: str) -> None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from modelopt_cli.lazy_names import deferred
 
 if TYPE_CHECKING:
-    from modelopt_cli.methods.context import Context, Result
+    from modelopt_cli.methods.context import Context, MethodResult
     from modelopt_cli.program import Program
 
 
-class Source(IntEnum):
+class NetworkForm(IntEnum):
     """Forms in which a checkpoint is opened; each offers what the ones before it do."""
 
     TENSORS = 1
@@ -48,13 +48,13 @@ class Scheme:
     title: str
     weight_bits: int
     activation_bits: int | None
-    source: Source
+    source: NetworkForm
     needs_calibration: bool
     layers: tuple[str, ...]
     code: str
     suffix: str
     least_snr_db: float
-    apply: "Callable[[Program, Any, Context], Result]"
+    apply: "Callable[[Program, Any, Context], MethodResult]"
 
     @property
     def integer_arithmetic(self) -> bool:
@@ -70,7 +70,7 @@ _ROWS = (
         title="static int8",
         weight_bits=8,
         activation_bits=8,
-        source=Source.GRAPH,
+        source=NetworkForm.GRAPH,
         needs_calibration=True,
         layers=("Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d", "Linear"),
         code="plain",
@@ -84,7 +84,7 @@ _ROWS = (
         title="dynamic int8",
         weight_bits=8,
         activation_bits=8,
-        source=Source.MODULE,
+        source=NetworkForm.MODULE,
         needs_calibration=False,
         layers=("Linear",),
         code="plain",
@@ -98,7 +98,7 @@ _ROWS = (
         title="int8 storage",
         weight_bits=8,
         activation_bits=None,
-        source=Source.TENSORS,
+        source=NetworkForm.TENSORS,
         needs_calibration=False,
         layers=(),
         code="plain",
@@ -111,6 +111,6 @@ SCHEMES = {row.name: row for row in _ROWS}
 """By name."""
 
 
-def usable(source: Source) -> list[str]:
+def usable(source: NetworkForm) -> list[str]:
     """Names of the schemes that can quantize what was opened so."""
     return [row.name for row in _ROWS if row.source <= source]

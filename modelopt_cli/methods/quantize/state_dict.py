@@ -2,11 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from modelopt_cli.artifact import Stream
+from modelopt_cli.artifact import TensorStream
 from modelopt_cli.artifact.codecs import PLAIN
 from modelopt_cli.artifact.encodings import carry_over, is_pruned, is_shared
 from modelopt_cli.artifact.lazy import described
@@ -14,11 +13,11 @@ from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.checkpoint.integer_layers import restored_kinds
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.coverage import Coverage, LayerStatus
-from modelopt_cli.methods.context import Progress
+from modelopt_cli.methods.context import Progress, StreamResult
 from modelopt_cli.methods.layer_selection import codec_of, not_named_as_weights, select_layers
 from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme, Source, usable
+from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, Scheme, usable
 from modelopt_cli.methods.quantize.weight_only import (
     already_quantized,
     encode_weight,
@@ -30,28 +29,13 @@ from modelopt_cli.program import Encoding
 from modelopt_cli.settings import option
 
 
-@dataclass(frozen=True)
-class TensorResult:
-    """A state dict that is quantized tensor by tensor, while it is written.
-
-    Attributes:
-        stream: its tensors and how each is stored.
-        coverage: what becomes of every layer.
-        skipped: the reason for every layer that this leaves as it was.
-    """
-
-    stream: Stream
-    coverage: Coverage
-    skipped: dict[str, str]
-
-
 def apply_to_state(
     state: Mapping[str, Tensor],
     config: QuantizeConfig,
     layers: Mapping[str, nn.Module] | None = None,
     encodings: Mapping[str, Encoding] | None = None,
     progress: Progress | None = None,
-) -> TensorResult:
+) -> StreamResult:
     """Quantize a state dict that has no graph.
 
     Args:
@@ -66,7 +50,7 @@ def apply_to_state(
         NothingCompressed: no tensor could be quantized.
     """
     scheme = SCHEMES[config.scheme]
-    _require_source(scheme, Source.TENSORS if layers is None else Source.MODULE)
+    _require_source(scheme, NetworkForm.TENSORS if layers is None else NetworkForm.MODULE)
     shapes, earlier = described(state), encodings or {}
     reasons = _reasons(scheme, shapes, layers or {}, earlier)
     weights = Counter(map(layer_of, reasons))
@@ -101,16 +85,16 @@ def apply_to_state(
         return LayerStatus(layer, "weight", False, reason=skipped[layer], bytes=size, before=before)
 
     statuses = tuple(status(layer, name) for layer, name in by_layer.items())
-    return TensorResult(Stream(items, tied), Coverage(statuses), skipped)
+    return StreamResult(TensorStream(items, tied), Coverage(statuses), skipped)
 
 
-def _require_source(scheme: Scheme, source: Source) -> None:
+def _require_source(scheme: Scheme, source: NetworkForm) -> None:
     """Refuse a scheme that needs to know more of the network, and name those that do not."""
     if scheme.source <= source:
         return
-    needs = "a network that can be traced" if scheme.source is Source.GRAPH else "a network"
+    needs = "a network that can be traced" if scheme.source is NetworkForm.GRAPH else "a network"
     ways = f"use {option('scheme')} {' or '.join(usable(source))}"
-    if source is Source.TENSORS:
+    if source is NetworkForm.TENSORS:
         ways = f"name its network with {option('arch')}, or {ways}"
     raise UsageError(f"scheme {scheme.name} needs {needs}", hint=ways)
 

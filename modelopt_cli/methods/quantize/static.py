@@ -2,7 +2,7 @@
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.batches import input_batches
-from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.quantize.calibration import calibrate
 from modelopt_cli.methods.quantize.candidates import select_candidates, shared_weights
 from modelopt_cli.methods.quantize.config import QuantizeConfig
@@ -11,14 +11,14 @@ from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.methods.quantize.layer_forms import obstacle
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.precision_plan import make_plan
-from modelopt_cli.methods.quantize.schemes import SCHEMES, Source, usable
+from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, usable
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_attention
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.settings import option
 
 
-def quantize_static(program: Program, config: QuantizeConfig, context: Context) -> Result:
+def quantize_static(program: Program, config: QuantizeConfig, context: Context) -> MethodResult:
     """Calibrate a float Program and turn it into its int8 form.
 
     Raises:
@@ -27,7 +27,9 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
         DataError: the calibration data are empty or do not fit.
     """
     if context.data is None:
-        others = " or ".join(name for name in usable(Source.GRAPH) if not SCHEMES[name].needs_calibration)
+        others = " or ".join(
+            name for name in usable(NetworkForm.GRAPH) if not SCHEMES[name].needs_calibration
+        )
         raise UsageError(
             f"{SCHEMES[config.scheme].title} needs data to calibrate on",
             hint=f"give {option('data')}, or use {option('scheme')} {others}, which need none",
@@ -47,4 +49,4 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
     batches = input_batches(sample, context)
     calibrate(ready, watched, batches, context.progress, sample.size)
     qparams = {value: histogram.qparams() for value, histogram in histograms.items()}
-    return Result(convert(ready, plan, qparams, shared), skipped)
+    return MethodResult(convert(ready, plan, qparams, shared), skipped)

@@ -12,7 +12,7 @@ from torch import Tensor
 from modelopt_cli.artifact.codecs.affine import Affine
 from modelopt_cli.artifact.encodings import is_shared, without_zeros
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.context import Context, Result
+from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.layer_selection import is_weight_name, select_layers
 from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
@@ -23,7 +23,7 @@ from modelopt_cli.program.weighted import fetched_weights, weight_label
 from modelopt_cli.settings import option
 
 
-def quantize_weights(program: Program, config: QuantizeConfig, context: Context) -> Result:
+def quantize_weights(program: Program, config: QuantizeConfig, context: Context) -> MethodResult:
     """Put the weights of a Program onto integer steps and say so in its encodings.
 
     Raises:
@@ -48,7 +48,7 @@ def quantize_weights(program: Program, config: QuantizeConfig, context: Context)
         with torch.no_grad():
             state[name].copy_(rounded)
         ready.encodings[name] = encoding
-    return Result(ready.eval(), skipped)
+    return MethodResult(ready.eval(), skipped)
 
 
 def storable(state: Mapping[str, Tensor]) -> dict[str, str | None]:

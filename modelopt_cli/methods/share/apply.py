@@ -2,21 +2,21 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact import Stream, predicted_bytes
+from modelopt_cli.artifact import TensorStream, predicted_bytes
 from modelopt_cli.artifact.codecs import PLAIN
 from modelopt_cli.artifact.encodings import carry_over, is_pruned, pruned_encoding
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.errors import ModeloptError, NothingCompressed, UsageError
 from modelopt_cli.measure.coverage import Coverage, LayerStatus, coverage, recorded
-from modelopt_cli.methods.context import Context, Progress, Reached, Result
+from modelopt_cli.methods.context import Context, MethodResult, Progress, Reached, StreamResult
 from modelopt_cli.methods.layer_pass import no_data
 from modelopt_cli.methods.layer_selection import (
     codec_of,
@@ -28,7 +28,7 @@ from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.prune.targets import DRAFT
 from modelopt_cli.methods.share.bit_allocation import BitAllocation, round_biases
-from modelopt_cli.methods.share.budget import Search, Task
+from modelopt_cli.methods.share.budget import BudgetTask, Search
 from modelopt_cli.methods.share.choices import NO_DATA, SCOPES
 from modelopt_cli.methods.share.clustered_weight import ClusteredWeight, clusters_of
 from modelopt_cli.methods.share.codebook_tuning import fine_tune
@@ -43,7 +43,7 @@ from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.settings import option
 
 
-def apply(program: Program, config: ShareConfig, context: Context) -> Result:
+def apply(program: Program, config: ShareConfig, context: Context) -> MethodResult:
     """Cluster a Program's weights.
 
     Args:
@@ -69,7 +69,7 @@ def apply(program: Program, config: ShareConfig, context: Context) -> Result:
     run.check(network)
     target = run.reached(network)
     network.history = (*program.history, run.history_entry(network, target))
-    return Result(network, run.selected.reasons, target)
+    return MethodResult(network, run.selected.reasons, target)
 
 
 class _Run:
@@ -125,7 +125,7 @@ class _Run:
         """The search for the network within the budget of ``auto``."""
         row, limit = self.config.budget
         full = predicted_bytes(self.original)
-        search: Search = row.search(Task(limit, self.ready, self.context, self._file_bytes, full))
+        search: Search = row.search(BudgetTask(limit, self.ready, self.context, self._file_bytes, full))
         return search
 
     def _file_bytes(self, network: Program) -> int:
@@ -207,21 +207,6 @@ def _encoded(network: Program, clustered: Mapping[str, ClusteredWeight]) -> Prog
     return network.eval()
 
 
-@dataclass(frozen=True)
-class StateResult:
-    """A state dict whose weights are clustered tensor by tensor, while it is written.
-
-    Attributes:
-        stream: its tensors and how each is stored.
-        coverage: the outcome for every weight.
-        skipped: the reason for every weight that is left as it is.
-    """
-
-    stream: Stream
-    coverage: Coverage
-    skipped: dict[str, str]
-
-
 def apply_to_state(
     state: Mapping[str, Tensor],
     config: ShareConfig,
@@ -230,7 +215,7 @@ def apply_to_state(
     progress: Progress | None = None,
     *,
     has_network: bool = False,
-) -> StateResult:
+) -> StreamResult:
     """Cluster the weights of a state dict that has no graph.
 
     Args:
@@ -277,7 +262,7 @@ def apply_to_state(
         return LayerStatus(label, "weight", not reason, scheme, reason, bytes=size, before=before)
 
     statuses = tuple(map(status, [*selected.labels.values(), *selected.reasons]))
-    return StateResult(Stream(items, tied), Coverage(statuses), selected.reasons)
+    return StreamResult(TensorStream(items, tied), Coverage(statuses), selected.reasons)
 
 
 def _refuse_what_needs_a_graph(config: ShareConfig, has_network: bool) -> None:

@@ -34,7 +34,7 @@ class BudgetNotMet(GateNotMet):
 
 
 @dataclass(frozen=True)
-class Task:
+class BudgetTask:
     """A network to bring within a limit.
 
     Attributes:
@@ -53,7 +53,7 @@ class Task:
 
 
 class Search(Protocol):
-    """The search for the best network within a limit; made from a ``Task``."""
+    """The search for the best network within a limit; made from a ``BudgetTask``."""
 
     def choosing_data(self) -> Data | None:
         """The calibration data that may be looked at while choosing."""
@@ -68,7 +68,7 @@ class Search(Protocol):
 class FileSearch:
     """Search for the largest file of at most a fraction of the original's bytes."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: BudgetTask) -> None:
         self._task = task
 
     def choosing_data(self) -> Data | None:
@@ -88,7 +88,7 @@ class FileSearch:
 class DropSearch:
     """Search for the smallest network that loses at most so many points of accuracy."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: BudgetTask) -> None:
         self._task = task
 
     @cached_property
