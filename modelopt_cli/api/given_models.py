@@ -20,10 +20,11 @@ from modelopt_cli.errors import ArchitectureError, CaptureError, DataError, Usag
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.option_types import not_of_type
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.capture import capture, random_input, require_one_input, require_runnable
+from modelopt_cli.program.capture import capture, require_one_input
 from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.program.inputs import Inputs
 from modelopt_cli.program.samples import DTYPES
+from modelopt_cli.program.verification import random_input, require_runnable
 
 Model = str | PathLike[str] | nn.Module | Program
 """A checkpoint or artifact, a network, or a Program."""
