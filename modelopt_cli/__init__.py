@@ -32,7 +32,6 @@ from modelopt_cli.errors import (
 
 if TYPE_CHECKING:
     from modelopt_cli.api import (
-        Layer,
         Measured,
         Result,
         distill,
@@ -47,13 +46,12 @@ if TYPE_CHECKING:
         share,
         train,
     )
-    from modelopt_cli.program import InputSpec, Preprocess, Program
+    from modelopt_cli.program import InputSpec, Program
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "modelopt_cli.api": (
-        "Layer",
         "Measured",
         "Result",
         "distill",
@@ -84,7 +82,6 @@ __all__ = [
     "GateNotMet",
     "InputError",
     "InputSpec",
-    "Layer",
     "Measured",
     "ModeloptError",
     "NothingCompressed",

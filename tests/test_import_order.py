@@ -12,7 +12,6 @@ ORDER = (
         "errors",
         "option_names",
         "option_values",
-        "option_types",
         "settings",
         "lazy_names",
         "text",

@@ -11,6 +11,7 @@ from typing import Any
 from modelopt_cli.artifact.coding import CODINGS
 from modelopt_cli.data.kinds import DATA_KINDS
 from modelopt_cli.measure.config import GATES, Gates
+from modelopt_cli.measure.metrics import METRICS
 from modelopt_cli.methods.distill.losses import LOSSES
 from modelopt_cli.methods.prune.allocation import ALLOCATIONS
 from modelopt_cli.methods.prune.criteria import CRITERIA
@@ -66,10 +67,15 @@ def gates() -> list[list[str]]:
 
 
 def figures() -> list[list[str]]:
-    """The figures of an evaluation: in the table, and in exports."""
+    """The figures of an evaluation: in the table, and in exports; metrics are on a page of their own."""
     lines = (
-        [figure.title, "" if figure.number is None else f"`{'.'.join(figure.path) or name}`", figure.help]
+        [
+            figure.title.format(metric="top-1"),
+            "" if figure.number is None else f"`{'.'.join(figure.path) or name}`",
+            figure.help,
+        ]
         for name, figure in FIGURES.items()
+        if name not in METRICS or not figure.optional
     )
     return [["row of the table", "key in JSON", ""], *lines]
 

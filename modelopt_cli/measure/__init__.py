@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from modelopt_cli.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from modelopt_cli.measure.accuracy import Predictions, predict
     from modelopt_cli.measure.config import EvalOptions, Gates
     from modelopt_cli.measure.evaluated_model import EvaluatedModel, LabelledBatches, StageProgress
     from modelopt_cli.measure.evaluation import (
@@ -15,12 +14,14 @@ if TYPE_CHECKING:
         GateResult,
         ModelReport,
     )
+    from modelopt_cli.measure.fidelity import Fidelity
     from modelopt_cli.measure.flops import Macs, count_macs
     from modelopt_cli.measure.latency import Latency
     from modelopt_cli.measure.side_by_side import evaluate
     from modelopt_cli.measure.size import Size, measure_size
     from modelopt_cli.measure.speedup import Speedup, paired_speedup
     from modelopt_cli.measure.statistics import Interval, paired_difference
+    from modelopt_cli.measure.tally import Predictions, predict
 
 __all__ = [
     "Accuracy",
@@ -28,6 +29,7 @@ __all__ = [
     "EvalOptions",
     "EvaluatedModel",
     "Evaluation",
+    "Fidelity",
     "GateResult",
     "Gates",
     "Interval",
@@ -54,6 +56,7 @@ __getattr__ = lazy_names(
         "Comparison": "evaluation",
         "EvalOptions": "config",
         "Evaluation": "evaluation",
+        "Fidelity": "fidelity",
         "GateResult": "evaluation",
         "Gates": "config",
         "Interval": "statistics",
@@ -61,7 +64,7 @@ __getattr__ = lazy_names(
         "Latency": "latency",
         "Macs": "flops",
         "ModelReport": "evaluation",
-        "Predictions": "accuracy",
+        "Predictions": "tally",
         "Size": "size",
         "Speedup": "speedup",
         "StageProgress": "evaluated_model",
@@ -71,6 +74,6 @@ __getattr__ = lazy_names(
         "measure_size": "size",
         "paired_difference": "statistics",
         "paired_speedup": "speedup",
-        "predict": "accuracy",
+        "predict": "tally",
     },
 )

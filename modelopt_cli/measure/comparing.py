@@ -1,15 +1,16 @@
 """Comparison of the measurements of two models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from modelopt_cli.measure import accuracy
+from modelopt_cli.measure.differences import differences
 from modelopt_cli.measure.evaluation import Accuracy, Comparison, ModelReport
+from modelopt_cli.measure.fidelity import Fidelity
 from modelopt_cli.measure.size import times_smaller
 from modelopt_cli.measure.speedup import paired_speedup
-from modelopt_cli.measure.statistics import paired_difference
+from modelopt_cli.measure.tally import Predictions, agreement
 
 
-def summarise(predictions: accuracy.Predictions | None) -> Accuracy | None:
+def summarise(predictions: Predictions | None) -> Accuracy | None:
     """Metrics of one model over all samples, or None where they were not measured."""
     if predictions is None:
         return None
@@ -17,24 +18,43 @@ def summarise(predictions: accuracy.Predictions | None) -> Accuracy | None:
 
 
 def compare_all(
-    models: Sequence[ModelReport], predictions: dict[int, accuracy.Predictions], baseline: int
+    models: Sequence[ModelReport],
+    predictions: Mapping[int, Predictions],
+    fidelities: Mapping[int, Fidelity],
+    baseline: int,
 ) -> tuple[Comparison, ...]:
     """Compare every other model with the baseline, in order."""
     return tuple(
-        _compare(models, predictions, baseline, model) for model in range(len(models)) if model != baseline
+        _compare(models, predictions, fidelities.get(model), baseline, model)
+        for model in range(len(models))
+        if model != baseline
     )
 
 
 def _compare(
-    models: Sequence[ModelReport], predictions: dict[int, accuracy.Predictions], baseline: int, model: int
+    models: Sequence[ModelReport],
+    predictions: Mapping[int, Predictions],
+    fidelity: Fidelity | None,
+    baseline: int,
+    model: int,
 ) -> Comparison:
     base, other = models[baseline], models[model]
-    first, second = predictions.get(baseline), predictions.get(model)
-    difference = agreement = speedup = None
-    if first is not None and second is not None:
-        agreement = accuracy.agreement(first, second)
-        if first.correct is not None and second.correct is not None:
-            difference = paired_difference(first.correct, second.correct)
+    speedup = None
     if base.latency and other.latency:
         speedup = paired_speedup(base.latency.times, other.latency.times)
-    return Comparison(model, difference, agreement, times_smaller(other.size, base.size), speedup)
+    smaller = times_smaller(other.size, base.size)
+    if baseline not in predictions or model not in predictions:
+        return Comparison(model, None, None, smaller, speedup, fidelity=fidelity)
+    first, second = predictions[baseline], predictions[model]
+    found = differences(first, second)
+    main, metric = next(iter(first.rows.items()))
+    return Comparison(
+        model,
+        found.get(main),
+        agreement(first, second),
+        smaller,
+        speedup,
+        metric=metric,
+        differences=found,
+        fidelity=fidelity,
+    )

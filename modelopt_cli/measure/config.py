@@ -1,10 +1,10 @@
 """Settings of measuring, and limits on what was measured."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, get_type_hints
 
-from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.conditions import Conditions, Obstacle
 from modelopt_cli.measure.speedup import least_rounds, rounds_needed
 from modelopt_cli.settings import Config, Setting, fields_of, fraction, option, parse_device
@@ -83,14 +83,6 @@ class EvalOptions(Config, title="Measuring"):
     ] = "cpu"
     memory: bool = True
 
-    def require_baseline(self, models: int) -> None:
-        """Raise UsageError unless the baseline is one of so many models."""
-        if not 0 <= self.baseline < models:
-            hint = f"count from 0 to {models - 1}"
-            raise UsageError(
-                f"there is no model {self.baseline} among {models}", where=option("baseline"), hint=hint
-            )
-
 
 @dataclass(frozen=True)
 class Gate:
@@ -101,6 +93,7 @@ class Gate:
         figure: from the report of a model and its comparison with the baseline; None if it was not measured.
         at_most: True if the limit is the largest value allowed, False if it is the smallest.
         unit: of the figure and the limit.
+        unit_of: the same where it depends on the task.
         bound: the end of the figure's 95 % interval that speaks against the model; None where it is exact.
         is_cautious: True if ``bound`` is held against the limit instead of ``figure``.
         lacking: what an evaluation under these conditions lacks to measure the figure.
@@ -112,6 +105,7 @@ class Gate:
     figure: "Callable[[ModelReport, Comparison], float | None]"
     at_most: bool
     unit: str = ""
+    unit_of: "Callable[[Comparison], str] | None" = None
     bound: "Callable[[Comparison], float | None] | None" = None
     is_cautious: "Callable[[Gates], bool]" = lambda gates: False
     lacking: "Callable[[Conditions], Obstacle | None]" = lambda conditions: None
@@ -150,13 +144,14 @@ def _more_samples(comparison: "Comparison", limit: float) -> str | None:
     from modelopt_cli.measure.statistics import samples_needed
 
     difference = comparison.difference
-    if difference is None or not difference.low <= limit <= difference.high:
+    if difference is None or not difference.low <= limit <= difference.high < math.inf:
         return None
-    if not 0 < limit < difference.high - difference.drop_pp:
+    if not 0 < limit < difference.high - difference.drop:
         return None
+    margin = f"{limit:g}{comparison.metric.drop_unit}"
     return (
-        f"{difference.samples:,} samples cannot tell whether a limit of {limit:g} pp is kept; with about "
-        f"{samples_needed(difference, limit):,} the interval would end {limit:g} pp above the drop"
+        f"{difference.samples:,} samples cannot tell whether a limit of {margin} is kept; with about "
+        f"{samples_needed(difference, limit):,} the interval would end {margin} above the drop"
     )
 
 
@@ -178,12 +173,16 @@ class Gates(Config, title=GATES_TITLE):
 
     max_drop: Annotated[
         float | None,
-        Setting("Largest loss of top-1 accuracy, in percentage points.", metavar="PP"),
+        Setting(
+            "Largest loss of the task's main metric, in its unit; of top-1, percentage points.",
+            metavar="PP",
+        ),
         Gate(
-            "the measured drop of top-1; with `--confident` the upper end of its interval",
-            lambda model, comparison: comparison.difference.drop_pp if comparison.difference else None,
+            "the measured drop of the task's main metric; with `--confident` the upper end of its interval",
+            lambda model, comparison: comparison.difference.drop if comparison.difference else None,
             at_most=True,
             unit=" pp",
+            unit_of=lambda comparison: comparison.metric.drop_unit,
             bound=lambda comparison: comparison.difference.high if comparison.difference else None,
             is_cautious=lambda gates: gates.confident,
             lacking=_labels,
@@ -230,6 +229,27 @@ class Gates(Config, title=GATES_TITLE):
             lambda model, comparison: model.coverage,
             at_most=False,
             obstacle=_not_covered,
+        ),
+    ] = None
+    min_snr: Annotated[
+        float | None,
+        Setting("Smallest signal-to-noise ratio of the outputs against the baseline's, in dB.", metavar="DB"),
+        Gate(
+            "the ratio of the output that has the least, on `--data` or, without it, on noise",
+            lambda model, comparison: comparison.fidelity.least_snr_db if comparison.fidelity else None,
+            at_most=False,
+            unit=" dB",
+            obstacle=_not_run,
+        ),
+    ] = None
+    min_cosine: Annotated[
+        float | None,
+        Setting("Smallest cosine of the outputs with the baseline's.", metavar="C", least=-1, most=1),
+        Gate(
+            "the cosine of the output that has the least, on `--data` or, without it, on noise",
+            lambda model, comparison: comparison.fidelity.least_cosine if comparison.fidelity else None,
+            at_most=False,
+            obstacle=_not_run,
         ),
     ] = None
     confident: Annotated[

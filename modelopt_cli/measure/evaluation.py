@@ -1,15 +1,17 @@
 """Results of an evaluation, as plain frozen values: the one source of the table and of every export."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from modelopt_cli.measure.environment import Environment
+from modelopt_cli.measure.fidelity import Fidelity
 from modelopt_cli.measure.flops import Macs
 from modelopt_cli.measure.latency import Latency
-from modelopt_cli.measure.metrics import ACCURACY
+from modelopt_cli.measure.metrics import ACCURACY, METRICS, Metric, metrics_of
 from modelopt_cli.measure.size import Size
 from modelopt_cli.measure.speedup import Speedup
 from modelopt_cli.measure.statistics import Interval
+from modelopt_cli.tasks import CLASSIFY
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,9 @@ class Accuracy:
 
     Attributes:
         samples: number of samples.
-        metrics: by the names of ``METRICS``; None without labels, or where there are too few classes for it.
-        classes: number of its outputs.
+        metrics: those of the task by name, the main one first; None without labels, or where one cannot be
+            measured, of too few classes say.
+        classes: number of its logits; None where it has none.
     """
 
     samples: int
@@ -28,7 +31,7 @@ class Accuracy:
 
     @property
     def top1(self) -> float | None:
-        """Top-1 accuracy in percent."""
+        """Top-1 accuracy in percent; None of what is no classifier."""
         return self.metrics.get(ACCURACY)
 
 
@@ -66,10 +69,13 @@ class Comparison:
 
     Attributes:
         model: its index among the models.
-        difference: paired difference of top-1 accuracies with its 95 % interval.
+        difference: paired difference of the task's main metric with its 95 % interval.
         agreement: share of the samples on which both predict the same class, 0 to 1.
         ratio: how many times smaller it is, see :func:`measure.size.times_smaller`.
         speedup: median ratio of the latencies of each round, with its 95 % interval; above 1 is faster.
+        metric: the main metric.
+        differences: the same of each metric that was measured, by name.
+        fidelity: how near its outputs are to the baseline's; None where they have none in common.
     """
 
     model: int
@@ -77,6 +83,9 @@ class Comparison:
     agreement: float | None
     ratio: float | None
     speedup: Speedup | None
+    metric: Metric = METRICS[ACCURACY]
+    differences: Mapping[str, Interval] = field(default_factory=dict)
+    fidelity: Fidelity | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,7 @@ class GateResult:
         passed: True if the limit is kept. A figure that was not measured fails.
         model: index of the model.
         end: ``lower`` or ``upper`` where ``value`` is that end of the 95 % interval.
+        unit: of both, after the number; None for that of the gate.
     """
 
     name: str
@@ -98,6 +108,7 @@ class GateResult:
     passed: bool
     model: int
     end: str | None = None
+    unit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,7 @@ class Evaluation:
         input: shape and preprocessing of a sample and who says so, or None where that is not known.
         gates: see :mod:`modelopt_cli.measure.gates`; empty until they are applied.
         notes: one line for each thing the reader should know, such as why something is missing.
+        rows: the task's metrics by name, the main one first.
     """
 
     models: tuple[ModelReport, ...]
@@ -123,3 +135,4 @@ class Evaluation:
     input: str | None = None
     gates: tuple[GateResult, ...] = ()
     notes: tuple[str, ...] = ()
+    rows: Mapping[str, Metric] = field(default_factory=lambda: metrics_of(CLASSIFY))

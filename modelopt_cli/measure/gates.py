@@ -105,10 +105,11 @@ def require(evaluation: Evaluation) -> None:
 def describe(gate: GateResult) -> str:
     """Return one gate in words, e.g. ``max-drop 1.2 pp is above the limit of 1 pp``."""
     row = GATES[gate.name]
-    limit = f"{gate.limit:.6g}{row.unit}"
+    unit = row.unit if gate.unit is None else gate.unit
+    limit = f"{gate.limit:.6g}{unit}"
     if gate.value is None:
         return f"{gate.name} was not measured (limit {limit})"
-    value = f"{gate.value:.6g}{row.unit}"
+    value = f"{gate.value:.6g}{unit}"
     if gate.end is not None:
         value += f", the {gate.end} end of its 95 % interval,"
     if gate.passed:
@@ -121,7 +122,8 @@ def _result(name: str, limit: float, gates: Gates, model: ModelReport, compariso
     value, end = gate.figure(model, comparison), None
     if value is not None and gate.bound is not None and gate.is_cautious(gates):
         value, end = gate.bound(comparison), "upper" if gate.at_most else "lower"
+    unit = gate.unit_of(comparison) if gate.unit_of is not None else None
     if value is None or math.isnan(value):
-        return GateResult(name, limit, None, False, comparison.model)
+        return GateResult(name, limit, None, False, comparison.model, unit=unit)
     excess = value - limit if gate.at_most else limit - value
-    return GateResult(name, limit, value, excess <= _TOLERANCE, comparison.model, end)
+    return GateResult(name, limit, value, excess <= _TOLERANCE, comparison.model, end, unit)

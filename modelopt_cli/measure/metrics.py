@@ -1,42 +1,88 @@
-"""Metrics of classifiers: each is one row, from which evaluations, tables, exports and docs take it.
+"""Metrics of tasks: each is one row, from which evaluations, tables, exports and docs take it.
+
+A metric is computed in three steps. ``score`` keeps of each sample what the metric needs, batch by batch, so
+that memory grows only with that. ``gathered`` brings together what was kept of all samples. ``value`` makes
+the number of it, for any draw of the samples: as they are, or as ``measure.bootstrap`` draws them for the
+interval.
 
 The rank of a label is the number of classes with a larger logit, plus those with an equal logit and a lower
 index. A tie goes to the lowest index, then, whatever the kernel or the device.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from modelopt_cli.lazy_names import deferred
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from modelopt_cli.tasks import TaskSpec
+
+_TASKS = "modelopt_cli.tasks"
+_mean = deferred(f"{_TASKS}.draws", "mean")
+_share = deferred(f"{_TASKS}.draws", "share")
+
 
 @dataclass(frozen=True)
 class Metric:
-    """The mean over all samples of a number that logits and a label give.
+    """One number that says how good a network is.
 
     Attributes:
         help: one line for the documentation.
         title: of its row in the table.
-        score: the number of each sample, ``(N,)``, bool or float, from logits ``(N, C)``, float32, and labels
-            ``(N,)``, int64, on the same device.
-        scale: factor of the mean; 100 for a percentage.
+        score: what is kept of each sample of a batch, from what the task judges and the targets: a tensor
+        ``(N,
+            ...)``, a dictionary of them, or a list. One that is bool ``(N,)`` says which samples are right.
+        value: ``value(kept, counts)``, the metric of each draw, ``(draws,)``; by default the mean.
+        gathered: what ``value`` takes, from what was kept of all samples in NumPy arrays or a list.
+        units: number of things in it that are drawn.
+        scale: factor of the value; 100 for a percentage.
         unit: after the number in the table.
         digits: after the decimal point in the table.
+        higher_is_better: False of an error.
+        largest: largest difference of two values there can be, times ``scale``; None where it has no bound.
         least_classes: with fewer classes it says nothing, and is not measured.
+        needs: part of the targets without which it is not measured.
         column: place among the columns of CSV files; those without one come last.
     """
 
     help: str
     title: str
-    score: "Callable[[Tensor, Tensor], Tensor]"
+    score: Callable[[Any, Any], Any]
+    value: Callable[[Any, Any], Any] = _mean
+    gathered: Callable[[Any], Any] = lambda kept: kept
+    units: Callable[[Any], int] = len
     scale: float = 1.0
     unit: str = ""
     digits: int = 4
+    higher_is_better: bool = True
+    largest: float | None = None
     least_classes: int = 1
+    needs: str | None = None
     column: int | None = None
+
+    @property
+    def drop_unit(self) -> str:
+        """The unit of a difference: percentage points of what is in percent."""
+        return " pp" if self.unit == " %" else self.unit
+
+    def text(self, value: float) -> str:
+        """The value as the table shows it."""
+        return f"{value:.{self.digits}f}{self.unit}"
+
+    def drop_text(self, drop: float) -> str:
+        """A loss as the table shows it."""
+        return f"{drop + 0.0:+.{self.digits}f}{self.drop_unit}"
+
+    def interval_text(self, low: float, high: float) -> str:
+        """The interval of a loss as the table shows it."""
+        if not math.isfinite(high - low):
+            return "too few samples"
+        return f"{low:+.{self.digits}f} to {high:+.{self.digits}f}{self.drop_unit}"
 
 
 def ranks(logits: "Tensor", labels: "Tensor") -> "Tensor":
@@ -62,26 +108,148 @@ def is_among_largest(logits: "Tensor", labels: "Tensor", count: int) -> "Tensor"
 
 
 ACCURACY = "top1"
-"""The metric of which models are compared sample by sample; each of its scores is True or False."""
+"""The metric of classifiers whose samples are right or wrong."""
+
+_percent = partial(Metric, scale=100, unit=" %", digits=2, largest=100)
+_pairs = partial(
+    Metric,
+    score=deferred(f"{_TASKS}.embedding", "kept"),
+    gathered=deferred(f"{_TASKS}.embedding", "pairs_of"),
+    units=lambda pairs: len(pairs.cosines),
+)
+_boxes = partial(
+    _percent,
+    score=deferred(f"{_TASKS}.detection", "matches"),
+    gathered=deferred(f"{_TASKS}.detection", "rankings"),
+    units=lambda rankings: rankings.samples,
+)
 
 METRICS: dict[str, Metric] = {
-    "top1": Metric(
+    "top1": _percent(
         "samples whose label has the largest logit, in percent",
         "top-1",
         partial(is_among_largest, count=1),
-        scale=100,
-        unit=" %",
-        digits=2,
         column=7,
     ),
-    "top5": Metric(
+    "top5": _percent(
         "samples whose label has one of the five largest logits, in percent; of five classes or more",
         "top-5",
         partial(is_among_largest, count=5),
-        scale=100,
-        unit=" %",
-        digits=2,
         least_classes=5,
         column=8,
     ),
+    "map": _percent(
+        "mean over the classes of the average precision of the samples' ranking, in percent",
+        "mAP",
+        deferred(f"{_TASKS}.multilabel", "ranking"),
+        deferred(f"{_TASKS}.multilabel", "mean_average_precision"),
+    ),
+    "f1": _percent(
+        "mean over the classes of the harmonic mean of precision and recall, in percent",
+        "F1, macro",
+        deferred(f"{_TASKS}.multilabel", "hits"),
+        deferred(f"{_TASKS}.multilabel", "macro_f1"),
+    ),
+    "mae": Metric(
+        "mean absolute error, in the unit of the targets",
+        "mean absolute error",
+        deferred(f"{_TASKS}.regression", "absolute_error"),
+        higher_is_better=False,
+    ),
+    "r2": Metric(
+        "share of the targets' variance that the network explains, 1 at best",
+        "R2",
+        deferred(f"{_TASKS}.regression", "moments"),
+        deferred(f"{_TASKS}.regression", "r_squared"),
+    ),
+    "miou": _percent(
+        "mean over the classes of intersection over union of all pixels, in percent",
+        "mIoU",
+        deferred(f"{_TASKS}.segmentation", "overlaps"),
+        deferred(f"{_TASKS}.segmentation", "mean_iou"),
+    ),
+    "pixel_accuracy": _percent(
+        "pixels of the right class, in percent",
+        "pixel accuracy",
+        deferred(f"{_TASKS}.segmentation", "right_pixels"),
+        _share,
+    ),
+    "map50_95": _boxes(
+        "COCO's mean average precision, the mean over overlaps of 50 to 95 %, in percent",
+        "mAP 50-95",
+        value=deferred(f"{_TASKS}.detection", "average_precision"),
+    ),
+    "map50": _boxes(
+        "the same at an overlap of 50 %",
+        "mAP 50",
+        value=partial(deferred(f"{_TASKS}.detection", "average_precision"), ious=1),
+    ),
+    "psnr": Metric(
+        "mean over the images of the peak signal-to-noise ratio, in dB; 100 where nothing differs",
+        "PSNR",
+        deferred(f"{_TASKS}.restoration", "psnr"),
+        unit=" dB",
+        digits=2,
+    ),
+    "ssim": Metric(
+        "mean over the images of the structural similarity, 1 at best",
+        "SSIM",
+        deferred(f"{_TASKS}.restoration", "ssim"),
+        largest=2,
+    ),
+    "spearman": _pairs(
+        "rank correlation of the cosines of pairs with their scores, 1 at best",
+        "Spearman",
+        value=deferred(f"{_TASKS}.embedding", "spearman"),
+        largest=2,
+        needs="score",
+    ),
+    "pair_cosine": _pairs(
+        "mean cosine of pairs, or of each vector with the one it should be",
+        "cosine of pairs",
+        value=deferred(f"{_TASKS}.embedding", "mean_cosine"),
+        largest=2,
+    ),
+    "perplexity": Metric(
+        "exponential of the mean cross-entropy of a token, 1 at best",
+        "perplexity",
+        deferred(f"{_TASKS}.language", "surprise"),
+        deferred(f"{_TASKS}.language", "perplexity"),
+        digits=3,
+        higher_is_better=False,
+    ),
+    "cer": _percent(
+        "wrong, missing and additional characters of a hundred, in percent",
+        "character error rate",
+        deferred(f"{_TASKS}.sequence", "errors"),
+        _share,
+        higher_is_better=False,
+    ),
 }
+
+
+def metrics_of(task: "TaskSpec") -> Mapping[str, Metric]:
+    """The metrics of a task by name, the main one first; the user's own by the name of its function."""
+    if not task.is_own:
+        return {name: METRICS[name] for name in task.row.metrics}
+    return {task.text.rpartition(":")[2]: own_metric(task)}
+
+
+def own_metric(task: "TaskSpec") -> Metric:
+    """The metric that ``FILE.py:CALLABLE`` is, as it describes itself."""
+    function = task.function
+
+    def score(outputs: Any, targets: Any) -> "Tensor":
+        from modelopt_cli.data.targets import target_count
+        from modelopt_cli.tasks.own import scores
+
+        return scores(function, outputs, targets, target_count(targets))
+
+    name = task.text.rpartition(":")[2]
+    row = Metric(f"mean of {task.text}", name, score)
+    said = {
+        key: getattr(function, key)
+        for key in ("higher_is_better", "unit", "digits")
+        if hasattr(function, key)
+    }
+    return replace(row, **said)

@@ -5,10 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from torch import Tensor
-
-from modelopt_cli.data.targets import classes_of
-from modelopt_cli.errors import ArchitectureError, DataError
+from modelopt_cli.errors import ArchitectureError, DataError, UsageError
 from modelopt_cli.measure import accuracy, latency, load_time
 from modelopt_cli.measure.comparing import compare_all, summarise
 from modelopt_cli.measure.config import EvalOptions
@@ -17,12 +14,14 @@ from modelopt_cli.measure.environment import cores, environment
 from modelopt_cli.measure.evaluated_model import EvaluatedModel, LabelledBatches, StageProgress
 from modelopt_cli.measure.evaluation import Evaluation, ModelReport
 from modelopt_cli.measure.flops import Macs, count_macs
+from modelopt_cli.measure.metrics import metrics_of
+from modelopt_cli.measure.on_data import OnData, Scores
 from modelopt_cli.measure.size import measure_size
 from modelopt_cli.measure.sparsity import sparsity_note
 from modelopt_cli.measure.variants import fastest_variant
-from modelopt_cli.program.inputs import clone, to
 from modelopt_cli.program.samples import tokens_of
 from modelopt_cli.settings import option
+from modelopt_cli.tasks import CLASSIFY, TaskSpec
 
 
 def evaluate(
@@ -30,22 +29,27 @@ def evaluate(
     data: LabelledBatches | None = None,
     options: EvalOptions | None = None,
     progress: StageProgress | None = None,
+    task: TaskSpec = CLASSIFY,
 ) -> Evaluation:
-    """Measure every model and compare it with the baseline.
+    """Measure every evaluated and compare it with the baseline.
 
     The data is read once, each batch going through all the models, so all of them see the same
-    samples. Models are put into evaluation mode and moved to ``options.device``; a model that
-    cannot be run is measured by its size alone, and a note says so.
+    samples. Models are put into evaluation mode and moved to ``options.device``; a evaluated that
+    cannot be run is measured by its size alone, and a note says so. Without data the outputs are compared on
+    noise.
 
     Raises:
-        UsageError: no model, or a baseline that is not among them.
+        UsageError: no evaluated, or a baseline that is not among them.
         DataError: the models take different inputs, or the data does not suit them.
-        InputError: a model is no classifier, or gives NaN.
+        InputError: a model is not one for the task, or gives NaN.
         EnvironmentFailure: the memory or the device does not suffice.
     """
     options = options or EvalOptions()
-    options.require_baseline(len(models))
-    return _Run(models, data, options, progress).evaluation()
+    if not 0 <= options.baseline < len(models):
+        raise UsageError(
+            f"there is no model {options.baseline} among {len(models)}", where=option("baseline")
+        )
+    return _Run(models, data, options, progress, task).evaluation()
 
 
 class _Run:
@@ -57,9 +61,10 @@ class _Run:
         data: LabelledBatches | None,
         options: EvalOptions,
         progress: StageProgress | None,
+        task: TaskSpec,
     ) -> None:
         self.models, self.data, self.options = models, data, options
-        self.progress = progress
+        self.progress, self.task = progress, task
         self.notes: list[str] = []
         self.runnable = [i for i, evaluated in enumerate(models) if evaluated.runs]
 
@@ -74,7 +79,7 @@ class _Run:
             self._check_inputs(self.data)
         with latency.threads(self.options.threads) as threads:
             macs = {i: self._macs(self.models[i]) for i in self.runnable}
-            predictions = self._predictions()
+            predictions, fidelities = self._scores()
             latencies = self._latencies()
         timed = {self.models[i].path: found for i, found in latencies.items()}
         available = cores() if self.options.device == "cpu" else math.inf
@@ -97,10 +102,11 @@ class _Run:
         return Evaluation(
             models=models,
             baseline=self.options.baseline,
-            comparisons=compare_all(models, predictions, self.options.baseline),
+            comparisons=compare_all(models, predictions, fidelities, self.options.baseline),
             environment=environment(threads, self.options.device),
             data=None if self.data is None else self.data.name,
             notes=tuple(self.notes),
+            rows=metrics_of(self.task),
         )
 
     def _macs(self, evaluated: EvaluatedModel) -> Macs:
@@ -133,35 +139,16 @@ class _Run:
                     f"{other.path} records another preprocessing than {first.path}; both saw the same samples"
                 )
 
-    def _predictions(self) -> dict[int, accuracy.Predictions]:
-        """Predictions of each runnable model on the data, batch by batch."""
-        data, options = self.data, self.options
+    def _scores(self) -> Scores:
+        """What is kept of each runnable model's outputs, and how near they are to the baseline's."""
+        data, on_data = self.data, OnData(self.models, self.runnable, self.options, self.task)
         if data is None:
-            return {}
-        tallies = {
-            i: accuracy.Tally(self.models[i].path, labelled=data.labelled, name=data.where)
-            for i in self.runnable
-        }
-        done, total = 0, self._samples(data)
-        batches = data.batches(options.data_batch_size, limit=options.limit, workers=options.workers)
-        for inputs, targets in batches:
-            labels = classes_of(targets)
-            moved = to(inputs, options.device)
-            for i, tally in tallies.items():
-                evaluated = self.models[i]
-                assert evaluated.model is not None
-                # Each has its own: a network may change what it is given.
-                logits = accuracy.run(evaluated.model, clone(moved), evaluated.path)
-                if evaluated.columns is not None and isinstance(logits, Tensor) and logits.dim() == 2:
-                    logits = logits[:, list(evaluated.columns)]
-                tally.add(logits, labels)
-            done += len(labels)
-            self._report("accuracy", done, total)
-        if not done:
-            raise DataError("holds not one sample", where=data.name)
+            return {}, on_data.on_noise()
+        total = self._samples(data)
+        scores = on_data.scores(data, lambda done: self._report("accuracy", done, total))
         if not data.labelled:
-            self.notes.append(f"{data.name} has no labels, so there is no accuracy; agreement is measured")
-        return {i: tally.result() for i, tally in tallies.items()}
+            self.notes.append(f"{data.name} has no labels, so there is no accuracy; outputs are compared")
+        return scores
 
     def _samples(self, data: LabelledBatches) -> int | None:
         """Number of samples to come, where the data can tell."""

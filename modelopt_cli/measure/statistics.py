@@ -25,25 +25,30 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Interval:
-    """Paired difference of accuracies, in percentage points.
+    """Paired difference of a metric, in its own unit; of accuracies, in percentage points.
 
     Attributes:
-        drop_pp: baseline accuracy minus the other's; positive means the other is worse.
+        drop: what the baseline has more, or of an error what it has less; positive means the other is worse.
         low: lower end of the 95 % interval.
         high: upper end of the 95 % interval.
-        p_value: exact two-sided McNemar p-value of "no difference".
-        samples: number of pairs.
-        lost: samples that only the baseline gets right.
-        gained: samples that only the other gets right.
+        samples: number of samples, which are drawn, or whatever else is.
+        p_value: exact two-sided McNemar p-value of "no difference"; None where no sample is right or wrong.
+        lost: samples that only the baseline gets right; None as well.
+        gained: samples that only the other gets right; None as well.
     """
 
-    drop_pp: float
+    drop: float
     low: float
     high: float
-    p_value: float
     samples: int
-    lost: int
-    gained: int
+    p_value: float | None = None
+    lost: int | None = None
+    gained: int | None = None
+
+    @property
+    def drop_pp(self) -> float:
+        """The drop of what is in percent."""
+        return self.drop
 
 
 def paired_difference(base_correct: BoolArray, other_correct: BoolArray) -> Interval:
@@ -67,7 +72,7 @@ def paired_difference_from_counts(lost: int, gained: int, samples: int) -> Inter
     """Compare two models by the two counts of discordant pairs and the number of pairs."""
     low, high = tango_interval(lost, gained, samples)
     return Interval(
-        drop_pp=100.0 * (lost - gained) / samples,
+        drop=100.0 * (lost - gained) / samples,
         low=100.0 * low,
         high=100.0 * high,
         p_value=mcnemar_exact(lost, gained),
@@ -109,14 +114,18 @@ def tango_interval(lost: int, gained: int, samples: int, z: float = Z_95) -> tup
 
 
 def samples_needed(difference: Interval, margin_pp: float) -> int:
-    """Samples with which the interval would end at most ``margin_pp`` points above the drop.
+    """Samples with which the interval would end at most ``margin_pp`` above the drop.
 
-    Both kinds of disagreement are taken to stay as frequent as they were.
+    Both kinds of disagreement are taken to stay as frequent as they were; an interval of anything else, to
+    narrow with the square root of the samples.
 
     Args:
         difference: what was found on fewer samples.
-        margin_pp: wanted distance in percentage points, above 0; the number ends at some 10^18.
+        margin_pp: wanted distance in the unit of the drop, above 0; the number ends at some 10^18.
     """
+    if difference.lost is None or difference.gained is None:
+        wide = difference.high - difference.drop
+        return math.ceil(difference.samples * (wide / margin_pp) ** 2)
     lost, gained = difference.lost / difference.samples, difference.gained / difference.samples
 
     def is_enough(samples: int) -> bool:

@@ -1,6 +1,6 @@
 """The table of an evaluation, for terminals, pipes, notebooks, Markdown and as a picture.
 
-One column for each model, one row for each of ``FIGURES``. A figure that compares a model with the baseline
+One column for each model, one row for each of its figures. A figure that compares a model with the baseline
 is on the line below the figure it compares.
 """
 
@@ -18,7 +18,7 @@ from rich.text import Text
 
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.measure.gates import describe
-from modelopt_cli.report.figure_rows import FIGURES
+from modelopt_cli.report.figure_rows import figures_of
 from modelopt_cli.text import printable
 
 MISSING = "–"
@@ -52,11 +52,13 @@ def headings(evaluation: Evaluation) -> tuple[str, ...]:
 def rows(evaluation: Evaluation) -> tuple[TableRow, ...]:
     """Return all rows in which at least one model has a figure."""
     comparisons = {c.model: c for c in evaluation.comparisons}
+    main = next(iter(evaluation.rows.values()))
     shown = []
-    for figure in FIGURES.values():
+    for figure in figures_of(evaluation).values():
         cells = [figure.cell(model, comparisons.get(i)) for i, model in enumerate(evaluation.models)]
         if figure.title and any(cells):
-            shown.append(TableRow(figure.title, tuple(cell or MISSING for cell in cells), figure.compares))
+            title = figure.title.format(metric=main.title)
+            shown.append(TableRow(title, tuple(cell or MISSING for cell in cells), figure.compares))
     return tuple(shown)
 
 
@@ -82,11 +84,18 @@ def gate_lines(evaluation: Evaluation) -> tuple[tuple[bool, str], ...]:
 def _data_line(evaluation: Evaluation) -> str:
     counts = {model.accuracy.samples for model in evaluation.models if model.accuracy}
     if not counts:
-        return "accuracy: not measured, no data was given" if evaluation.data is None else ""
+        compared = any(comparison.fidelity for comparison in evaluation.comparisons)
+        on_noise = "; outputs are compared on noise" if compared else ""
+        return "" if evaluation.data is not None else f"accuracy: not measured, no data was given{on_noise}"
     line = f"data: {evaluation.data}, {max(counts):,} samples"
-    if not any(comparison.difference for comparison in evaluation.comparisons):
+    difference = next((each.difference for each in evaluation.comparisons if each.difference), None)
+    if difference is None:
         return line
-    return f"{line}; drop is baseline minus model, with Tango's 95 % interval"
+    if difference.p_value is not None:
+        return f"{line}; drop is baseline minus model, with Tango's 95 % interval"
+    better = next(iter(evaluation.rows.values())).higher_is_better
+    lost = "baseline minus model" if better else "model minus baseline"
+    return f"{line}; drop is {lost}, with a bootstrapped 95 % interval"
 
 
 def _input_line(evaluation: Evaluation) -> str:

@@ -4,9 +4,11 @@ JSON is one object, stable under its ``schema_version``.
 
     schema_version  1
     baseline        index of the baseline among the models
-    models          in the order given, each with path and the figures of a model
+    models          in the order given, each with path and the figures of a model; metrics (name to value),
+        and fidelity (snr_db, cosine and kl, each from the name of an output to its value)
     input           shape and preprocessing of a sample, and who says so, as one line
-    comparisons     every model but the baseline, in order, each with the figures that compare
+    comparisons     every model but the baseline, in order, each with the figures that compare, and drops
+        (name of a metric to drop, low and high, the 95 % interval)
     gates           for each comparison in turn the limits that were set (with --judge for that file alone),
         each with name, limit, value, passed, end ("lower" or "upper": the value is that of an interval)
     notes           one line for each thing the reader should know
@@ -27,7 +29,7 @@ from modelopt_cli.artifact.writer import atomic_write
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import Comparison, Evaluation, GateResult, ModelReport
 from modelopt_cli.report.evaluation_table import footer, gate_lines, headings, rows
-from modelopt_cli.report.figure_rows import exported
+from modelopt_cli.report.figure_rows import exported, figures_of
 from modelopt_cli.report.formats import TABLES
 from modelopt_cli.text import printable
 
@@ -40,11 +42,9 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "baseline": evaluation.baseline,
-        "models": [_model(model) for model in evaluation.models],
+        "models": [_model(evaluation, i) for i in range(len(evaluation.models))],
         "input": None if evaluation.input is None else _text(evaluation.input),
-        "comparisons": [
-            _fields(evaluation.models[comparison.model], comparison) for comparison in evaluation.comparisons
-        ],
+        "comparisons": [_comparison(evaluation, comparison) for comparison in evaluation.comparisons],
         "gates": [_gate(gate) for gate in evaluation.gates],
         "notes": [_text(note) for note in evaluation.notes],
     }
@@ -55,18 +55,42 @@ def json_text(evaluation: Evaluation) -> str:
     return json.dumps(to_json(evaluation), indent=2, allow_nan=False) + "\n"
 
 
-def _model(model: ModelReport) -> dict[str, Any]:
-    return {"path": _text(model.path), **_fields(model)}
+def _model(evaluation: Evaluation, number: int) -> dict[str, Any]:
+    model = evaluation.models[number]
+    found = next((each.fidelity for each in evaluation.comparisons if each.model == number), None)
+    fields = {"path": _text(model.path), **_fields(evaluation, model)}
+    measured = model.accuracy.metrics if model.accuracy is not None else {}
+    fields["metrics"] = {
+        name: _number(value) for name, value in measured.items() if value is not None
+    } or None
+    fields["fidelity"] = found and {
+        name: {output: _number(value) for output, value in values.items()}
+        for name, values in vars(found).items()
+    }
+    return fields
 
 
-def _fields(model: ModelReport, comparison: Comparison | None = None) -> dict[str, Any]:
+def _comparison(evaluation: Evaluation, comparison: Comparison) -> dict[str, Any]:
+    ends = ("drop", "low", "high")
+    drops = {
+        name: {end: _number(getattr(found, end)) for end in ends}
+        for name, found in comparison.differences.items()
+    }
+    return {**_fields(evaluation, evaluation.models[comparison.model], comparison), "drops": drops or None}
+
+
+def _fields(
+    evaluation: Evaluation, model: ModelReport, comparison: Comparison | None = None
+) -> dict[str, Any]:
     """Figures of a model, or of a comparison; None for a group of which nothing was measured."""
     fields: dict[str, Any] = {}
-    for name, figure in exported():
+    for name, figure in exported(figures_of(evaluation)):
         if figure.compares != (comparison is not None):
             continue
         *parents, key = figure.path or (name,)
         value = figure.value(model, comparison)
+        if value is None and figure.optional:
+            continue
         place = fields
         for parent in parents:
             place = place.setdefault(parent, {})
@@ -101,9 +125,10 @@ def csv_text(evaluation: Evaluation) -> str:
     comparisons = {comparison.model: comparison for comparison in evaluation.comparisons}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "baseline", *(name for name, _ in exported())])
+    columns = exported(figures_of(evaluation))
+    writer.writerow(["path", "baseline", *(name for name, _ in columns)])
     for i, model in enumerate(evaluation.models):
-        figures = [figure.value(model, comparisons.get(i)) for _, figure in exported()]
+        figures = [figure.value(model, comparisons.get(i)) for _, figure in columns]
         # One record is one line, for tools that split at line breaks.
         writer.writerow([printable(model.path), str(i == evaluation.baseline).lower(), *figures])
     return text.getvalue()

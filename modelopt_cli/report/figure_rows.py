@@ -4,11 +4,12 @@ Sizes are in MB of 1,000,000 bytes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from modelopt_cli.measure import Comparison, ModelReport, Speedup
+from modelopt_cli.measure import Comparison, Evaluation, ModelReport, Speedup
 from modelopt_cli.measure.metrics import METRICS, Metric
 
 
@@ -18,13 +19,15 @@ class Figure:
 
     Attributes:
         help: one line for the documentation.
-        title: of the table's row; empty where the figure is only exported.
+        title: of the table's row, in which ``{metric}`` stands for the title of the task's main metric; empty
+            where the figure is only exported.
         measured: the figure of a :class:`ModelReport`, or of a :class:`Comparison` where it compares with the
             baseline; None where it was not measured.
         text: the figure as the table shows it; None where there is nothing to say.
         number: the figure as JSON and CSV hold it; None where it is only shown in the table.
         compares: True if it compares a model with the baseline.
         path: keys in JSON, from the model or the comparison on; empty where its name is the only one.
+        optional: False for a figure that JSON always holds, null where it was not measured.
         column: place among the columns of CSV files; those without one come last.
     """
 
@@ -35,6 +38,7 @@ class Figure:
     number: Callable[[Any], float | None] | None = lambda figure: figure
     compares: bool = False
     path: tuple[str, ...] = ()
+    optional: bool = False
     column: int | None = None
 
     def cell(self, model: ModelReport, comparison: Comparison | None) -> str | None:
@@ -101,13 +105,46 @@ def _seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
 
 
-def _of_metric(name: str, metric: Metric) -> Figure:
+def metric_figure(name: str, metric: Metric) -> Figure:
+    """The figure of a metric."""
+    classifies = metric.column is not None  # those that were there before other tasks have their own places
     return Figure(
         metric.help,
         metric.title,
         lambda model: model.accuracy and model.accuracy.metrics.get(name),
-        lambda value: f"{value:.{metric.digits}f}{metric.unit}",
+        metric.text,
+        path=() if classifies else ("metrics", name),
+        optional=not classifies,
         column=metric.column,
+    )
+
+
+def _least(values: Mapping[str, float], of: Callable[[Iterable[str]], str], digits: int, unit: str) -> str:
+    """The figure of the output that is furthest from the baseline's, which is named if there are several."""
+    name = of(values)
+    text = f"{values[name]:.{digits}f}{unit}"
+    return text if len(values) == 1 else f"{text} ({name})"
+
+
+def _of_fidelity(comparison: Comparison, name: str) -> Mapping[str, float] | None:
+    if comparison.fidelity is None:
+        return None
+    found: Mapping[str, float] = getattr(comparison.fidelity, name)
+    return found or None
+
+
+def _least_figure(
+    name: str, help_: str, title: str, digits: int, unit: str = "", *, least: bool = True
+) -> Figure:
+    """A figure of how near outputs are: of the output that is furthest."""
+    furthest = min if least else max
+    return Figure(
+        help_,
+        title,
+        lambda comparison: _of_fidelity(comparison, name),
+        lambda values: _least(values, partial(furthest, key=values.__getitem__), digits, unit),
+        lambda values: furthest(values.values()),
+        compares=True,
     )
 
 
@@ -181,23 +218,32 @@ FIGURES: dict[str, Figure] = {
         lambda model: model.accuracy and model.accuracy.samples,
         column=6,
     ),
-    **{name: _of_metric(name, metric) for name, metric in METRICS.items()},
-    "drop_pp": Figure(
-        "top-1 of the baseline minus top-1 of the model, in percentage points",
-        "top-1 drop",
-        lambda comparison: comparison.difference,
-        lambda difference: f"{difference.drop_pp + 0.0:+.2f} pp",
-        lambda difference: difference.drop_pp,
-        compares=True,
-        column=14,
-    ),
-    "interval": Figure(
-        "Tango's 95 % interval of the drop, from the samples on which one of the two is right",
-        "95 % interval",
-        lambda comparison: comparison.difference,
-        lambda difference: f"{difference.low:+.2f} to {difference.high:+.2f} pp",
+    **{name: metric_figure(name, metric) for name, metric in METRICS.items()},
+    "drop": Figure(
+        "loss of the task's main metric: of the baseline minus of the model, of an error the other way round",
+        "{metric} drop",
+        lambda comparison: comparison.difference and comparison,
+        lambda comparison: comparison.metric.drop_text(comparison.difference.drop),
         None,
         compares=True,
+    ),
+    "interval": Figure(
+        "95 % interval of the drop: Tango's where samples are right or wrong, else bootstrapped",
+        "95 % interval",
+        lambda comparison: comparison.difference and comparison,
+        lambda comparison: comparison.metric.interval_text(
+            comparison.difference.low, comparison.difference.high
+        ),
+        None,
+        compares=True,
+    ),
+    "drop_pp": Figure(
+        "the drop, where the metric is in percent, in percentage points",
+        "",
+        lambda comparison: comparison.difference if comparison.metric.unit == " %" else None,
+        number=lambda difference: difference.drop,
+        compares=True,
+        column=14,
     ),
     "low": Figure(
         "lower end of the drop's interval",
@@ -230,6 +276,26 @@ FIGURES: dict[str, Figure] = {
         lambda share: f"{100 * share:.2f} %",
         compares=True,
         column=21,
+    ),
+    "snr_db": _least_figure(
+        "snr_db",
+        "signal-to-noise ratio of the outputs against the baseline's, of the output that has the least",
+        "signal to noise",
+        1,
+        " dB",
+    ),
+    "cosine": _least_figure(
+        "cosine",
+        "mean cosine of a sample's output with the baseline's, the least of all outputs",
+        "cosine",
+        5,
+    ),
+    "kl": _least_figure(
+        "kl",
+        "KL divergence of the probabilities from the baseline's, in nats, where outputs are logits",
+        "KL divergence",
+        5,
+        least=False,
     ),
     "latency_median_ms": Figure(
         "milliseconds of one pass of `--latency-batch-size` samples, the median of `--latency-runs` rounds",
@@ -310,7 +376,14 @@ FIGURES: dict[str, Figure] = {
 }
 
 
-def exported() -> list[tuple[str, Figure]]:
+def figures_of(evaluation: Evaluation) -> dict[str, Figure]:
+    """All figures, with those of a metric that the user has brought along."""
+    own = {name: metric_figure(name, row) for name, row in evaluation.rows.items() if name not in METRICS}
+    rows, place = list(FIGURES.items()), list(FIGURES).index("drop")
+    return dict([*rows[:place], *own.items(), *rows[place:]])
+
+
+def exported(figures: Mapping[str, Figure] = FIGURES) -> list[tuple[str, Figure]]:
     """The figures that JSON and CSV hold, by name, in the order of CSV's columns."""
-    rows = [(name, figure) for name, figure in FIGURES.items() if figure.number is not None]
+    rows = [(name, figure) for name, figure in figures.items() if figure.number is not None]
     return sorted(rows, key=lambda row: math.inf if row[1].column is None else row[1].column)

@@ -72,8 +72,17 @@ def check_labels(labels: Targets, classes: int) -> None:
         )
 
 
-def lowest_of_largest(logits: Tensor) -> Tensor:
-    """The class with the largest logit, the lowest of several, int64 ``(N,)`` on the CPU."""
+def predicted(logits: Any) -> Tensor | None:
+    """The class with the largest logit, the lowest of several, int64 ``(N,)`` on the CPU.
+
+    None where there are no logits ``(N, C)``.
+
+    Raises:
+        InputError: one is NaN.
+    """
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.shape[1]:
+        return None
+    logits = finite(logits)
     classes = logits.shape[1]
     index = torch.arange(classes, device=logits.device)
     largest = logits == logits.amax(1, keepdim=True)

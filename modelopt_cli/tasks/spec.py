@@ -71,9 +71,14 @@ class TaskSpec:
         from torch import Tensor
 
         where, found = self.row.logits, self.find(outputs)
-        if where is None or not isinstance(found, Tensor) or found.dim() <= where.axis:
+        if where is None or not isinstance(found, Tensor) or found.dim() not in where.ranks:
             return None
         return found.movedim(where.axis, -1).flatten(0, -2)
+
+    def classes(self, outputs: Any) -> int | None:
+        """Number of classes that the outputs tell apart; None where they stand for no probabilities."""
+        rows = self.logits(outputs)
+        return None if rows is None else rows.shape[1]
 
     def named(self, output: str | None) -> "TaskSpec":
         """The same with another output."""

@@ -19,8 +19,8 @@ TASKS: dict[str, Task] = {
         ("top1", "top5"),
         ("logits", "out"),
         loss="cross-entropy",
-        logits=Logits(1),
-        predicted=deferred(f"{_TASKS}.classification", "lowest_of_largest"),
+        logits=Logits(1, (2,)),
+        predicted=deferred(f"{_TASKS}.classification", "predicted"),
     ),
     "multilabel": Task(
         "classes that are there or not, each by itself",
@@ -30,7 +30,7 @@ TASKS: dict[str, Task] = {
         ("map", "f1"),
         ("logits", "out"),
         loss="binary-cross-entropy",
-        logits=Logits(1, exclusive=False),
+        logits=Logits(1, (2,), exclusive=False),
     ),
     "regress": Task(
         "numbers",
@@ -49,7 +49,7 @@ TASKS: dict[str, Task] = {
         ("miou", "pixel_accuracy"),
         ("logits", "out"),
         loss="cross-entropy-places",
-        logits=Logits(1),
+        logits=Logits(1, (3, 4, 5)),
         options={"ignore": 255},
     ),
     "detect": Task(
@@ -79,8 +79,8 @@ TASKS: dict[str, Task] = {
         ("top1", "top5"),
         ("logits", "out"),
         loss="cross-entropy",
-        logits=Logits(1),
-        predicted=deferred(f"{_TASKS}.classification", "lowest_of_largest"),
+        logits=Logits(1, (2,)),
+        predicted=deferred(f"{_TASKS}.classification", "predicted"),
     ),
     "embed": Task(
         "vectors whose cosine says how alike two samples are",
@@ -88,7 +88,7 @@ TASKS: dict[str, Task] = {
         "its two are; or the vector that the sample should have",
         deferred(f"{_TASKS}.embedding", "targets"),
         deferred(f"{_TASKS}.embedding", "judged"),
-        ("spearman", "cosine"),
+        ("spearman", "pair_cosine"),
         ("sentence_embedding", "embeddings", "last_hidden_state", "out"),
         loss="cosine",
     ),
@@ -100,7 +100,7 @@ TASKS: dict[str, Task] = {
         ("perplexity",),
         ("logits", "out"),
         loss="cross-entropy-next",
-        logits=Logits(2),
+        logits=Logits(2, (3,)),
     ),
     "sequence": Task(
         "a row of classes, such as characters, from a longer one of frames (CTC)",
@@ -110,7 +110,7 @@ TASKS: dict[str, Task] = {
         ("cer",),
         ("logits", "out"),
         loss="ctc",
-        logits=Logits(2),
+        logits=Logits(2, (3,)),
         options={"blank": 0},
     ),
     "FILE.py:CALLABLE": Task(

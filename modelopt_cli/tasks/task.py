@@ -17,11 +17,13 @@ class Logits:
 
     Attributes:
         axis: dimension of the classes.
+        ranks: numbers of dimensions that such outputs may have; others stand for no probabilities.
         exclusive: True if one class is right, and the probabilities are a softmax; False if each class is
             there or not by itself, and they are sigmoids.
     """
 
     axis: int
+    ranks: tuple[int, ...]
     exclusive: bool = True
 
 
@@ -44,7 +46,8 @@ class Task:
             else it is the only tensor, or the first. Empty where all outputs are judged together.
         loss: key of ``training.catalog.LOSSES``; None where nothing can be learned from its targets.
         logits: where the classes of the output are; None where it stands for no probabilities.
-        predicted: the class of each sample, ``(N,)``, from what is judged; None where there is no such class.
+        predicted: the class of each sample, ``(N,)``, from the output, or None for one of another form; None
+            where samples have no such class.
         options: what may follow its name, ``NAME?key=value``, and the defaults.
         spelling: of tasks that a name stands for; None for the name itself.
     """

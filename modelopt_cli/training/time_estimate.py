@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from modelopt_cli.measure.accuracy import Tally
+from modelopt_cli.measure.tally import Tally
 from modelopt_cli.training.interfaces import TimeEstimate
 from modelopt_cli.training.loop import Loop
 from modelopt_cli.training.snapshot import copy_tensors, put_tensors

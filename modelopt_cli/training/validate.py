@@ -7,6 +7,7 @@ from torch import nn
 from modelopt_cli.data import Data
 from modelopt_cli.data.targets import classes_of
 from modelopt_cli.measure import accuracy
+from modelopt_cli.measure.tally import Tally
 from modelopt_cli.program.inputs import to
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.loader import ordered_batches
@@ -25,7 +26,7 @@ def correct(
     """
     if data is None:
         return 0, 0
-    tally = accuracy.Tally("the network", labelled=True)
+    tally = Tally("the network", labelled=True)
     for _ in judged(network, data, batch_size, tally, workers=workers, device=device):
         pass
     right = tally.result().correct
@@ -34,7 +35,7 @@ def correct(
 
 
 def judged(
-    network: nn.Module, data: Data, batch_size: int, tally: accuracy.Tally, *, workers: int, device: str
+    network: nn.Module, data: Data, batch_size: int, tally: Tally, *, workers: int, device: str
 ) -> Iterator[None]:
     """Adds a batch to ``tally`` whenever the next item is asked for. Raises as :func:`correct`."""
     for inputs, labels in ordered_batches(data, batch_size, workers=workers):

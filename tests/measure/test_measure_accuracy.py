@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError, EnvironmentFailure, InputError
-from modelopt_cli.measure.accuracy import Tally, agreement, predict, run
-from modelopt_cli.measure.metrics import METRICS
+from modelopt_cli.measure.accuracy import run
+from modelopt_cli.measure.tally import Tally, agreement, predict
+from modelopt_cli.tasks import CLASSIFY
 
 
 class Batches:
@@ -84,7 +85,7 @@ def test_unlabelled_data_gives_predictions_alone() -> None:
     found = predict(nn.Identity(), data)
     assert found.samples == 100
     assert found.correct is None
-    assert found.metrics() == dict.fromkeys(METRICS)
+    assert found.metrics() == dict.fromkeys(CLASSIFY.row.metrics)
 
 
 def test_infinite_logits_are_fine() -> None:
@@ -113,7 +114,7 @@ REFUSED = [
     pytest.param(torch.tensor([[0.0, float("nan")]]), ONE_LABEL, InputError, "NaN", id="nan"),
     pytest.param(torch.zeros(1, 2, 3), ONE_LABEL, InputError, r"\(1, 2, 3\)", id="feature-map"),
     pytest.param(torch.zeros(2, 2), ONE_LABEL, InputError, r"for 1 samples", id="other-batch-size"),
-    pytest.param({"out": torch.zeros(1, 2)}, ONE_LABEL, InputError, "dict", id="dictionary"),
+    pytest.param({"ids": torch.zeros(1).long()}, ONE_LABEL, InputError, "dict", id="dictionary"),
     pytest.param(torch.zeros(1, 0), ONE_LABEL, InputError, "zero", id="no-classes"),
     pytest.param(
         torch.zeros(1, 2), torch.tensor([2]), DataError, "label 2 .* 2 classes", id="label-too-large"

@@ -6,12 +6,13 @@ import math
 import pytest
 
 from modelopt_cli.errors import GateNotMet, UsageError
-from modelopt_cli.measure import Comparison, Evaluation, Gates, ModelReport, Size, Speedup
+from modelopt_cli.measure import Comparison, Evaluation, Fidelity, Gates, ModelReport, Size, Speedup
 from modelopt_cli.measure.conditions import Conditions
 from modelopt_cli.measure.config import GATES
 from modelopt_cli.measure.environment import Environment
 from modelopt_cli.measure.gates import apply, describe, require, require_conditions
-from modelopt_cli.measure.statistics import paired_difference_from_counts
+from modelopt_cli.measure.metrics import METRICS
+from modelopt_cli.measure.statistics import Interval, paired_difference_from_counts
 
 SIZE = Size(100, 10, 10, 80.0)
 
@@ -23,7 +24,14 @@ def evaluation(*, measured: bool = True, models: int = 2) -> Evaluation:
         models=tuple(ModelReport(f"net{i}", SIZE, coverage=0.9 if measured else None) for i in range(models)),
         baseline=0,
         comparisons=tuple(
-            Comparison(i, difference, None, 4.0, Speedup(2.2, 2.0, 2.5, 30) if measured else None)
+            Comparison(
+                i,
+                difference,
+                None,
+                4.0,
+                Speedup(2.2, 2.0, 2.5, 30) if measured else None,
+                fidelity=Fidelity({"a": 45.0, "b": 30.0}, {"a": 0.98, "b": 0.99}) if measured else None,
+            )
             for i in range(1, models)
         ),
         environment=Environment("cpu", "2", 1, "cpu"),
@@ -42,6 +50,10 @@ def evaluation(*, measured: bool = True, models: int = 2) -> Evaluation:
         ({"min_speedup": 2.1}, False),
         ({"min_coverage": 0.9}, True),
         ({"min_coverage": 0.91}, False),
+        ({"min_snr": 30}, True),
+        ({"min_snr": 30.1}, False),
+        ({"min_cosine": 0.98}, True),
+        ({"min_cosine": 0.981}, False),
     ],
     ids=str,
 )
@@ -88,6 +100,21 @@ def test_every_failure_is_named_with_its_value_and_model() -> None:
     assert caught.value.exit_code == 1
 
 
+def test_a_drop_is_held_against_its_limit_in_the_unit_of_its_metric() -> None:
+    one = Comparison(1, Interval(0.5, 0.2, 0.9, 24), None, 4.0, None, metric=METRICS["psnr"])
+    found = dataclasses.replace(evaluation(), comparisons=(one,))
+    (result,) = apply(found, Gates(max_drop=0.4)).gates
+    assert describe(result) == "max-drop 0.5 dB is above the limit of 0.4 dB"
+    (result,), (note,) = (lambda judged: (judged.gates, judged.notes))(
+        apply(found, Gates(max_drop=0.3, confident=True))
+    )
+    assert describe(result).startswith("max-drop 0.9 dB, the upper end of its 95 % interval, is above")
+    # 0.4 above the drop now; within 0.3 after 24 (4 / 3)^2 samples.
+    assert note.endswith(
+        "limit of 0.3 dB is kept; with about 43 the interval would end 0.3 dB above the drop"
+    )
+
+
 def test_one_model_alone_can_be_judged() -> None:
     found = apply(evaluation(models=4), Gates(min_ratio=2, min_speedup=3, judged=2))
     assert [(gate.model, gate.name) for gate in found.gates] == [(2, "min-ratio"), (2, "min-speedup")]
@@ -101,7 +128,7 @@ def test_only_a_model_that_is_compared_can_be_judged(judged: int, why: str) -> N
         apply(evaluation(models=3), Gates(min_ratio=1, judged=judged))
 
 
-@pytest.mark.parametrize("name", ["max_drop", "min_speedup", "min_coverage"])
+@pytest.mark.parametrize("name", ["max_drop", "min_speedup", "min_coverage", "min_snr", "min_cosine"])
 def test_what_was_not_measured_fails(name: str) -> None:
     found = apply(evaluation(measured=False), Gates(**{name: 0.5}))
     assert (found.gates[0].value, found.gates[0].passed) == (None, False)

@@ -6,6 +6,7 @@ from modelopt_cli.measure import (
     Accuracy,
     Comparison,
     Evaluation,
+    Fidelity,
     GateResult,
     Latency,
     Macs,
@@ -51,7 +52,15 @@ def evaluation() -> Evaluation:
         baseline=0,
         comparisons=(
             Comparison(
-                1, paired_difference_from_counts(43, 30, 5000), 0.987, 3.9653, Speedup(2.3333, 2.25, 2.41, 30)
+                1,
+                paired_difference_from_counts(43, 30, 5000),
+                0.987,
+                3.9653,
+                Speedup(2.3333, 2.25, 2.41, 30),
+                differences={"top1": paired_difference_from_counts(43, 30, 5000)},
+                fidelity=Fidelity(
+                    {"logits": 31.25, "boxes": 40.5}, {"logits": 0.9987, "boxes": 0.9999}, {"logits": 0.0125}
+                ),
             ),
             Comparison(2, None, None, float("nan"), None),
         ),

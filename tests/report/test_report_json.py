@@ -5,7 +5,6 @@ import json
 import pytest
 
 from modelopt_cli.measure import Evaluation
-from modelopt_cli.measure.metrics import METRICS
 from modelopt_cli.report import to_json
 from modelopt_cli.report.exports import json_text
 
@@ -19,11 +18,15 @@ MODEL = {
         "macs",
         "bits_per_weight",
         "samples",
-        *METRICS,
+        "top1",
+        "top5",
     ),
-    *("latency_ms", "coverage", "weight_coverage", "load_s"),
+    *("latency_ms", "coverage", "weight_coverage", "load_s", "metrics", "fidelity"),
 }
-COMPARISON = {"drop_pp", "low", "high", "ratio", "speedup", "agreement", "speedup_low", "speedup_high"}
+COMPARISON = {
+    *("drop_pp", "low", "high", "ratio", "speedup", "agreement", "speedup_low", "speedup_high"),
+    *("snr_db", "cosine", "kl", "drops"),
+}
 
 
 def refuse(constant: str) -> float:
@@ -56,6 +59,25 @@ def test_values(evaluation: Evaluation) -> None:
     assert data["notes"] == ["bare.pth: no architecture"]
 
 
+def test_metrics_by_name_and_likeness_by_output(evaluation: Evaluation) -> None:
+    data = to_json(evaluation)
+    assert data["models"][1]["metrics"]["top5"] == 88.9
+    assert data["models"][0]["fidelity"] is None
+    assert data["models"][1]["fidelity"] == {
+        "snr_db": {"logits": 31.25, "boxes": 40.5},
+        "cosine": {"logits": 0.9987, "boxes": 0.9999},
+        "kl": {"logits": 0.0125},
+    }
+    comparison = data["comparisons"][0]
+    assert (comparison["snr_db"], comparison["cosine"], comparison["kl"]) == (31.25, 0.9987, 0.0125)
+    assert set(comparison["drops"]) == {"top1"}
+    assert comparison["drops"]["top1"] == {
+        "drop": pytest.approx(0.26),
+        "low": comparison["low"],
+        "high": comparison["high"],
+    }
+
+
 def test_what_was_not_measured_is_null(evaluation: Evaluation) -> None:
     bare = to_json(evaluation)["models"][2]
     missing = {
@@ -63,7 +85,10 @@ def test_what_was_not_measured_is_null(evaluation: Evaluation) -> None:
         "macs",
         "bits_per_weight",
         "samples",
-        *METRICS,
+        "top1",
+        "top5",
+        "metrics",
+        "fidelity",
         "latency_ms",
         "coverage",
         "weight_coverage",

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from modelopt_cli.data import Data
 from modelopt_cli.data.targets import classes_of
-from modelopt_cli.measure.accuracy import check_labels
+from modelopt_cli.measure.accuracy import naming_samples
 from modelopt_cli.methods.batches import input_batches, output_of
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.layer_pass import (
@@ -31,6 +31,7 @@ from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name
 from modelopt_cli.program.inputs import batch_size, tensors_of, to
+from modelopt_cli.tasks.classification import check_labels
 
 
 def collect(
@@ -200,7 +201,8 @@ def squared_gradients(program: Program, data: Data, context: Context) -> dict[st
         labels = classes_of(targets)
         logits = output_of(network, inputs, context.device)
         refuse_infinite(logits, data.name)
-        check_labels(labels, logits.shape[1], data.name, data.where, seen)
+        with naming_samples(data.name, seen, data.where):
+            check_labels(labels, logits.shape[1])
         loss = F.cross_entropy(logits, labels.to(context.device))
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):

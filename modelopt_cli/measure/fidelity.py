@@ -1,0 +1,160 @@
+"""How near the outputs of one network are to those of another, without labels; streamed over the data."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modelopt_cli.measure.outputs import LIMIT_DB
+from modelopt_cli.program.outputs import flatten
+from modelopt_cli.tasks import CLASSIFY, TaskSpec
+
+SOLE = "output"
+"""Name of the output of a network that returns one tensor."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Likeness of a network's outputs to the baseline's, by the name of the output.
+
+    Attributes:
+        snr_db: signal-to-noise ratio in dB, ``10 log10(sum(expected^2) / sum((expected - found)^2))`` over
+        all
+            samples, within ``LIMIT_DB`` on either side.
+        cosine: cosine of the two outputs of a sample, the mean over the samples.
+        kl: of logits, KL(expected || found) of their probabilities in nats, the mean over samples, pixels or
+            tokens.
+    """
+
+    snr_db: Mapping[str, float]
+    cosine: Mapping[str, float]
+    kl: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def least_snr_db(self) -> float:
+        """The signal-to-noise ratio of the output that has the least."""
+        return min(self.snr_db.values())
+
+    @property
+    def least_cosine(self) -> float:
+        """The cosine of the output that has the least."""
+        return min(self.cosine.values())
+
+
+@dataclass
+class _Sums:
+    """Sums over all samples of one output."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    cosines: float = 0.0
+    vectors: int = 0
+
+
+class FidelityTally:
+    """Collects the likeness of two networks' outputs, batch by batch.
+
+    Args:
+        task: says which output stands for probabilities.
+    """
+
+    def __init__(self, task: TaskSpec = CLASSIFY) -> None:
+        self._task = task
+        self._sums: dict[str, _Sums] = {}
+        self._nats: dict[str, tuple[float, int]] = {}
+        self._differing: set[str] = set()
+
+    def add(self, expected: Any, found: Any, samples: int) -> None:
+        """Compare the outputs for one batch.
+
+        Args:
+            expected: of the baseline, of any structure.
+            found: of the other network. Outputs that only one has, or of another shape, are left out.
+            samples: number of samples in the batch.
+        """
+        ours, theirs = flatten(found), flatten(expected)
+        for name in dict.fromkeys([*theirs, *ours]):
+            one, other = theirs.get(name), ours.get(name)
+            if one is None or other is None or one.shape != other.shape:
+                self._differing.add(name)
+            elif one.is_floating_point() and one.numel():
+                self._compare(self._sums.setdefault(name, _Sums()), one, other, samples)
+        self._add_nats(expected, found)
+
+    def result(self) -> Fidelity | None:
+        """Join the batches; None where the networks have no output in common."""
+        sums = {name: each for name, each in self._sums.items() if name not in self._differing}
+        if not sums:
+            return None
+        return Fidelity(
+            {name or SOLE: ratio_db(each.signal, each.noise) for name, each in sums.items()},
+            {name or SOLE: each.cosines / each.vectors for name, each in sums.items()},
+            {name or SOLE: _positive(nats / rows) for name, (nats, rows) in self._nats.items()},
+        )
+
+    def _compare(self, sums: _Sums, expected: Tensor, found: Tensor, samples: int) -> None:
+        seen = torch.isfinite(expected)
+        one = torch.where(seen, expected, 0).double()
+        other = torch.where(seen, found, 0).double()
+        sums.signal += float(one.square().sum())
+        sums.noise += float((one - other).square().sum())
+        rows = samples if one.dim() > 0 and len(one) == samples else 1
+        one, other = (x.reshape(rows, -1) for x in (one, other))
+        sums.cosines += float(cosines(one, other).sum())
+        sums.vectors += rows
+
+    def _add_nats(self, expected: Any, found: Any) -> None:
+        logits = self._task.row.logits
+        one, other = self._task.logits(expected), self._task.logits(found)
+        if logits is None or one is None or other is None or one.shape != other.shape:
+            return
+        output = self._task.find(expected)
+        name = next((name for name, tensor in flatten(expected).items() if tensor is output), "")
+        before, rows = self._nats.get(name, (0.0, 0))
+        nats = divergence(one, other, exclusive=logits.exclusive)
+        self._nats[name] = before + float(nats), rows + len(one)
+
+
+def _positive(nats: float) -> float:
+    """A divergence, which rounding may leave a little below 0; that of NaN is endless."""
+    return math.inf if math.isnan(nats) else max(0.0, nats)
+
+
+def cosines(one: Tensor, other: Tensor) -> Tensor:
+    """Cosine of each row of one with that of the other, ``(N,)``; 1 where both are zero."""
+    lengths = one.norm(dim=1) * other.norm(dim=1)
+    found = (one * other).sum(1) / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
+    return torch.where(lengths > 0, found.clamp(-1, 1), ((one == 0) & (other == 0)).all(1).to(found.dtype))
+
+
+def divergence(expected: Tensor, found: Tensor, *, exclusive: bool = True) -> Tensor:
+    """Sum over rows of logits ``(M, classes)`` of KL(expected || found) of their probabilities, in nats.
+
+    Args:
+        expected: logits of the baseline.
+        found: logits of the other network.
+        exclusive: True for the softmax of a row, False for the sigmoid of each logit.
+    """
+    one, other = expected.double(), found.double()
+    if exclusive:
+        return _nats(one.log_softmax(1), other.log_softmax(1))
+    there = _nats(F.logsigmoid(one), F.logsigmoid(other))
+    return there + _nats(F.logsigmoid(-one), F.logsigmoid(-other))
+
+
+def _nats(expected: Tensor, found: Tensor) -> Tensor:
+    """The sum of ``p (log p - log q)`` of log-probabilities, in which what is impossible counts nothing."""
+    likely = expected.exp()
+    return torch.where(likely > 0, likely * (expected - found), 0).sum()
+
+
+def ratio_db(signal: float, noise: float) -> float:
+    """Ratio of two sums of squares in dB, within ``LIMIT_DB`` on either side; that of NaN is the least."""
+    if not noise:
+        return LIMIT_DB
+    ratio = 10 * math.log10(signal / noise) if signal and math.isfinite(noise) else -LIMIT_DB
+    return max(-LIMIT_DB, min(LIMIT_DB, ratio)) if not math.isnan(ratio) else -LIMIT_DB

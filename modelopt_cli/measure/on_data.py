@@ -1,0 +1,129 @@
+"""One pass over the data, each batch through every model: what metrics keep, and how alike outputs are."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from modelopt_cli.data.targets import target_count
+from modelopt_cli.errors import DataError
+from modelopt_cli.measure import accuracy, latency
+from modelopt_cli.measure.config import EvalOptions
+from modelopt_cli.measure.evaluated_model import EvaluatedModel, LabelledBatches
+from modelopt_cli.measure.fidelity import Fidelity, FidelityTally
+from modelopt_cli.measure.tally import Predictions, Tally
+from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.inputs import Inputs, clone, to
+from modelopt_cli.program.samples import tokens_of
+from modelopt_cli.tasks import TaskSpec
+
+NOISE_SAMPLES = 8
+"""Samples of noise that outputs are compared on where there is no data."""
+
+Scores = tuple[dict[int, Predictions], dict[int, Fidelity]]
+
+
+class OnData:
+    """Runs models next to one another.
+
+    Args:
+        models: all of them.
+        runnable: indices of those that can be called.
+        options: baseline, device, batch size, seed.
+        task: what they are for.
+    """
+
+    def __init__(
+        self, models: Sequence[EvaluatedModel], runnable: Sequence[int], options: EvalOptions, task: TaskSpec
+    ) -> None:
+        self._models, self._options, self._task = models, options, task
+        # The baseline first: the others are compared with it.
+        self._order = sorted(runnable, key=lambda i: i != options.baseline)
+
+    def scores(self, data: LabelledBatches, report: Callable[[int], None]) -> Scores:
+        """What is kept of each model's outputs on all samples, and how near they are to the baseline's.
+
+        Args:
+            data: samples that all models take.
+            report: called with the number of samples done.
+
+        Raises:
+            DataError: there is not one sample, or the models do not take them.
+            InputError: a model is not one for the task, or gives NaN.
+        """
+        options, likenesses = self._options, self._likenesses(self._order)
+        tallies = {
+            i: Tally(self._models[i].path, self._task, labelled=data.labelled, name=data.where)
+            for i in self._order
+        }
+        done = 0
+        batches = data.batches(options.data_batch_size, limit=options.limit, workers=options.workers)
+        for inputs, targets in batches:
+            samples = target_count(targets)
+            for i, outputs in self._outputs(self._order, to(inputs, options.device), samples, likenesses):
+                tallies[i].add(outputs, targets, inputs)
+            done += samples
+            report(done)
+        if not done:
+            raise DataError("holds not one sample", where=data.name)
+        return {i: tally.result() for i, tally in tallies.items()}, _results(likenesses)
+
+    def on_noise(self) -> dict[int, Fidelity]:
+        """How near the outputs are to the baseline's on noise, of models that take samples as it does."""
+        options = self._options
+        if not self._order or self._order[0] != options.baseline:
+            return {}
+        first = self._models[options.baseline]
+        assert first.input is not None
+        assert first.model is not None
+        alike = [i for i in self._order if _takes(self._models[i], first.input)]
+        likenesses = self._likenesses(alike)
+        if not likenesses:
+            return {}
+        below = tokens_of(first.model.modules())
+        inputs = latency.sample_input(
+            first.input, NOISE_SAMPLES, seed=options.seed, device=options.device, below=below
+        )
+        for _ in self._outputs(alike, inputs, NOISE_SAMPLES, likenesses):
+            pass
+        return _results(likenesses)
+
+    def _likenesses(self, order: Sequence[int]) -> dict[int, FidelityTally]:
+        """A tally for each model but the baseline; none where that is not among them."""
+        baseline = self._options.baseline
+        if baseline not in order:
+            return {}
+        return {i: FidelityTally(self._task) for i in order if i != baseline}
+
+    def _outputs(
+        self, order: Sequence[int], inputs: Inputs, samples: int, likenesses: Mapping[int, FidelityTally]
+    ) -> Iterator[tuple[int, Any]]:
+        """The outputs of each model, all compared with those of the baseline, which comes first."""
+        expected: Any = None
+        for i in order:
+            evaluated = self._models[i]
+            assert evaluated.model is not None
+            # Each has its own: a network may change what it is given.
+            outputs = accuracy.run(evaluated.model, clone(inputs), evaluated.path)
+            if evaluated.columns is not None and isinstance(outputs, Tensor) and outputs.dim() == 2:
+                outputs = outputs[:, list(evaluated.columns)]
+            if i in likenesses:
+                likenesses[i].add(expected, outputs, samples)
+            elif likenesses:
+                expected = outputs
+            yield i, outputs
+
+
+def _takes(evaluated: EvaluatedModel, sample: InputSpec) -> bool:
+    """True if a model takes the samples that another one takes."""
+    own = evaluated.input
+    return own is not None and _forms(own) == _forms(sample)
+
+
+def _forms(sample: InputSpec) -> list[tuple[Any, ...]]:
+    return [(each.shape, each.dtype) for each in sample.tensors]
+
+
+def _results(tallies: Mapping[int, FidelityTally]) -> dict[int, Fidelity]:
+    results = {i: tally.result() for i, tally in tallies.items()}
+    return {i: result for i, result in results.items() if result is not None}

@@ -1,0 +1,145 @@
+"""How near outputs are: by plain formulas, streamed, of any structure, and on noise without data."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modelopt_cli.measure import EvalOptions, EvaluatedModel, Fidelity, evaluate
+from modelopt_cli.measure.fidelity import FidelityTally, divergence
+from modelopt_cli.measure.outputs import LIMIT_DB
+from modelopt_cli.program import InputSpec
+from modelopt_cli.tasks import parse_task
+
+GENERATOR = torch.Generator().manual_seed(0)
+ONE, OTHER = (torch.randn(20, 5, generator=GENERATOR) for _ in range(2))
+
+
+def compared(expected: Any, found: Any, task: str = "classify", batch: int = 7) -> Fidelity:
+    tally = FidelityTally(parse_task(task))
+    size = len(next(iter(expected.values())) if isinstance(expected, dict) else expected)
+    for start in range(0, size, batch):
+        part = slice(start, start + batch)
+        tally.add(*(cut(each, part) for each in (expected, found)), min(batch, size - start))
+    result = tally.result()
+    assert result is not None
+    return result
+
+
+def cut(outputs: Any, part: slice) -> Any:
+    if isinstance(outputs, dict):
+        return {name: tensor[part] for name, tensor in outputs.items()}
+    return outputs[part]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 20])
+def test_figures_of_one_output_whatever_the_batches(batch: int) -> None:
+    found = compared(ONE, OTHER, batch=batch)
+    signal, noise = float(ONE.double().square().sum()), float((ONE - OTHER).double().square().sum())
+    assert found.snr_db == {"output": pytest.approx(10 * math.log10(signal / noise), rel=1e-6)}
+    assert found.cosine == {"output": pytest.approx(float(F.cosine_similarity(ONE, OTHER).mean()), rel=1e-6)}
+    logs = ONE.log_softmax(1), OTHER.log_softmax(1)
+    nats = (logs[0].exp() * (logs[0] - logs[1])).sum(1).mean()
+    assert found.kl == {"output": pytest.approx(float(nats), rel=1e-5)}
+
+
+def test_each_output_by_its_name_and_the_one_that_is_furthest() -> None:
+    found = compared(
+        {"logits": ONE, "boxes": OTHER, "ids": ONE.long()},
+        {"logits": ONE + 0.01, "boxes": OTHER * 2, "ids": ONE.long() + 1},
+    )
+    assert found.snr_db.keys() == found.cosine.keys() == {"logits", "boxes"}
+    assert found.snr_db["boxes"] == pytest.approx(0, abs=1e-4)
+    assert found.cosine["boxes"] == pytest.approx(1)
+    assert found.least_snr_db == found.snr_db["boxes"]
+    assert found.least_cosine == found.cosine["logits"]
+    assert found.kl.keys() == {"logits"}
+
+
+def test_pixels_and_tokens_are_divergences_of_their_own() -> None:
+    one, other = (torch.randn(4, 3, 2, 2, generator=GENERATOR) for _ in range(2))
+    logs = [x.movedim(1, -1).reshape(-1, 3).log_softmax(1) for x in (one, other)]
+    nats = (logs[0].exp() * (logs[0] - logs[1])).sum(1).mean()
+    assert compared(one, other, "segment").kl["output"] == pytest.approx(float(nats), rel=1e-5)
+    tokens = [x.flatten(2).transpose(1, 2) for x in (one, other)]
+    assert compared(*tokens, "language").kl["output"] == pytest.approx(float(nats), rel=1e-5)
+    assert compared(one, other, "restore").kl == {}
+
+
+def test_labels_that_do_not_exclude_each_other() -> None:
+    p, q = ONE.double().sigmoid(), OTHER.double().sigmoid()
+    nats = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(1).mean()
+    assert compared(ONE, OTHER, "multilabel").kl["output"] == pytest.approx(float(nats), rel=1e-6)
+
+
+def test_equal_outputs_have_the_limit() -> None:
+    found = compared(ONE, ONE.clone())
+    assert (found.snr_db["output"], found.kl["output"]) == (LIMIT_DB, 0)
+    assert found.cosine["output"] == pytest.approx(1)
+    zeros = compared(torch.zeros(3, 2), torch.zeros(3, 2))
+    assert (zeros.snr_db["output"], zeros.cosine["output"]) == (LIMIT_DB, 1)
+    assert compared(torch.zeros(3, 2), torch.ones(3, 2)).snr_db["output"] == -LIMIT_DB
+
+
+def test_what_is_masked_with_minus_infinity_counts_nothing() -> None:
+    masked = ONE.clone()
+    masked[:, 2] = -math.inf
+    found = compared(masked, masked + 0.0)
+    assert (found.snr_db["output"], found.kl["output"]) == (LIMIT_DB, 0)
+    assert float(divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -math.inf]]))) == math.inf
+
+
+def test_outputs_of_another_shape_are_left_out() -> None:
+    found = compared({"a": ONE, "b": ONE}, {"a": ONE[:, :3], "b": ONE})
+    assert found.snr_db.keys() == {"b"}
+    tally = FidelityTally()
+    tally.add(ONE, ONE[:, :3], 20)
+    assert tally.result() is None
+
+
+class Two(nn.Module):
+    """Returns two outputs in a dictionary."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"first": x, "second": x * 2 + self.noise}
+
+
+def model(noise: float, path: str, shape: tuple[int, ...] = (4,)) -> EvaluatedModel:
+    return EvaluatedModel(path, Two(noise), None, 1, input=InputSpec(shape), tensor_bytes=1)
+
+
+def test_without_data_outputs_are_compared_on_noise() -> None:
+    options = EvalOptions(runs=0, memory=False, threads=1)
+    found = evaluate([model(0, "a"), model(0.1, "b"), model(0, "c", (5,))], None, options)
+    first, second = found.comparisons
+    assert first.fidelity is not None
+    assert first.fidelity.snr_db["first"] == LIMIT_DB
+    assert 10 < first.fidelity.snr_db["second"] < 40
+    assert second.fidelity is None  # it takes other samples
+
+
+def test_networks_of_any_outputs_are_compared_on_data_without_labels() -> None:
+    class Unlabelled:
+        name, labelled = "noise", False
+
+        def batches(self, *args: Any, **more: Any) -> Any:
+            yield torch.randn(6, 4, generator=GENERATOR), torch.full((6,), -1)
+
+        def where(self, index: int) -> str:
+            return f"sample {index}"
+
+    options = EvalOptions(runs=0, memory=False, threads=1, baseline=1)
+    found = evaluate([model(0.1, "a"), model(0, "b")], Unlabelled(), options)
+    (comparison,) = found.comparisons
+    assert comparison.model == 0
+    assert comparison.fidelity is not None
+    assert list(comparison.fidelity.snr_db) == ["first", "second"]
+    assert found.models[0].accuracy is not None
+    assert found.models[0].accuracy.top1 is None
