@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from modelopt_cli.checkpoint import fresh_model
 from modelopt_cli.checkpoint.builtin import BUILTINS
-from modelopt_cli.checkpoint.opened import fresh_model
 from modelopt_cli.data import open_data
 from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.measure.environment import cpu_name

@@ -32,6 +32,7 @@ from modelopt_cli.errors import (
 
 if TYPE_CHECKING:
     from modelopt_cli.api import (
+        Layer,
         Measured,
         Result,
         distill,
@@ -46,12 +47,13 @@ if TYPE_CHECKING:
         share,
         train,
     )
-    from modelopt_cli.program import InputSpec, Program
+    from modelopt_cli.program import InputSpec, Preprocess, Program
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "modelopt_cli.api": (
+        "Layer",
         "Measured",
         "Result",
         "distill",
@@ -82,6 +84,7 @@ __all__ = [
     "GateNotMet",
     "InputError",
     "InputSpec",
+    "Layer",
     "Measured",
     "ModeloptError",
     "NothingCompressed",

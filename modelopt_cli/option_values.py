@@ -2,10 +2,9 @@
 
 import math
 import re
-import types
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 Row = TypeVar("Row")
 
@@ -81,30 +80,3 @@ def boolean(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0"):
         raise ValueError(f"'{text}' is neither true nor false")
     return text.lower() in ("true", "1")
-
-
-def is_of_type(value: Any, kind: Any) -> bool:
-    """True if a value is of a declared type."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return any(is_of_type(value, arg) for arg in args)
-    if origin is Literal:
-        return value in args
-    if origin is tuple:
-        inner = args[:1] * len(value) if args[-1] is ... and isinstance(value, tuple) else args
-        return isinstance(value, tuple) and len(value) == len(inner) and all(map(is_of_type, value, inner))
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def type_in_words(kind: Any) -> str:
-    """A declared type in a complaint, such as ``an integer or a text``."""
-    names = {int: "an integer", float: "a number", str: "a text", bool: "True or False"}
-    if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(map(type_in_words, get_args(kind)))
-    if get_origin(kind) is tuple:
-        inner = get_args(kind)
-        several = {int: "integers", float: "numbers", str: "texts"}.get(inner[0], "values")
-        return f"a list of {several}" if inner[-1] is ... else f"{len(inner)} {several}"
-    return names.get(kind) or f"of type {getattr(kind, '__name__', None) if not get_args(kind) else kind}"

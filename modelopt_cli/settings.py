@@ -23,14 +23,15 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.option_names import flag_of
 from modelopt_cli.option_names import naming_flags as naming_flags
 from modelopt_cli.option_names import option as option
+from modelopt_cli.option_types import as_python, is_of_type, not_of_type
 from modelopt_cli.option_values import boolean as boolean
 from modelopt_cli.option_values import did_you_mean as did_you_mean
 from modelopt_cli.option_values import fraction as fraction
 from modelopt_cli.option_values import help_of as help_of
-from modelopt_cli.option_values import is_of_type, plain, type_in_words
 from modelopt_cli.option_values import not_one_of as not_one_of
 from modelopt_cli.option_values import number as number
 from modelopt_cli.option_values import parse_device as parse_device
+from modelopt_cli.option_values import plain
 from modelopt_cli.option_values import row_named as row_named
 
 CALIBRATION = "Calibration"
@@ -152,8 +153,8 @@ class Field:
         if value is None and self.optional:
             return None
         by_name = self.setting.choices is not None and isinstance(value, str)
-        if not by_name and not is_of_type(value, self.type):
-            return f"{value!r} is not {type_in_words(self.type)}"
+        if not by_name and (problem := not_of_type(value, self.type)) is not None:
+            return problem
         if self.setting.parse is not None and isinstance(value, str):
             try:
                 self.setting.parse(value)
@@ -167,9 +168,10 @@ class Field:
     def settled(self, value: Any) -> Any:
         """The value of an argument in Python, where a text may stand for it as on the command line.
 
-        One text or number is also a list of one. What cannot be read stays, and is a problem.
+        One text or number is also a list of one, and numbers may be those of NumPy and torch. What cannot be
+        read stays, and is a problem.
         """
-        listed = get_origin(self.type) is tuple
+        listed, value = get_origin(self.type) is tuple, as_python(value)
         try:
             if isinstance(value, str) and (
                 self.setting.parse is not None or not is_of_type(value, self.type)
@@ -177,7 +179,7 @@ class Field:
                 value = self._parsed(value)
         except (TypeError, ValueError):
             return value
-        if listed and isinstance(value, list):
+        if isinstance(value, list) and (listed or is_of_type(tuple(value), self.type)):
             return tuple(value)
         return (value,) if listed and is_of_type((value,), self.type) else value
 

@@ -261,7 +261,7 @@ def test_the_input_of_a_module_is_that_of_the_example_or_of_the_data(net):
     ("call", "says"),
     [
         (lambda net: mo.quantize(net, shceme="int8"), "no argument 'shceme'; did you mean 'scheme'"),
-        (lambda net: mo.quantize(3), "model: is of type int"),
+        (lambda net: mo.quantize(3), "model: 3 is not a path, an nn.Module or a Program"),
         (lambda net: mo.quantize(net, scheme="int9", example_inputs=X), "scheme: 'int9' is not one of"),
         (lambda net: mo.quantize(net, example_inputs=X), "give data, or use scheme int8-dynamic"),
         (lambda net: mo.prune(net, flops=2.0, example_inputs=X), "flops: must be above 0"),
@@ -271,7 +271,10 @@ def test_the_input_of_a_module_is_that_of_the_example_or_of_the_data(net):
         ),
         (lambda net: mo.quantize(net, calibration=[X], max_drop=1.0), "max_drop: needs labelled data"),
         (lambda net: mo.quantize(net, [X], calibration=[X]), "output"),
-        (lambda net: mo.save(net, "x.safetensors"), "model: is of type Sequential, no Program"),
+        (
+            lambda net: mo.save(net, "x.safetensors"),
+            "model: a Sequential is not a Program or a Result; quantize",
+        ),
         (lambda net: mo.evaluate([net, net], data=[(X, Y)], min_speedup=1.0, latency_runs=0), "latency_runs"),
     ],
 )
@@ -493,8 +496,8 @@ BATCHLESS = Samples(lambda x, y: (x, y))
     ("given", "says"),
     [
         ({"device": "tpu"}, "device: 'tpu' is not cpu, cuda or cuda:N"),
-        ({"input_shape": "large"}, "input_shape: is 'large'"),
-        ({"input_shape": 5}, "input_shape: is 5"),
+        ({"input_shape": "large"}, "input_shape: 'large' is no shape; give"),
+        ({"input_shape": 5}, "input_shape: 5 is not a list of integers or a text; give"),
         ({"calibration": DataLoader(BATCHLESS, batch_size=None)}, "calibration: holds a batch with labels"),
         ({"calibration": [X.to("meta")]}, "calibration: holds a tensor on the meta device"),
         ({"calibration": [X.to_sparse()]}, "calibration: holds a tensor of layout torch.sparse_coo"),

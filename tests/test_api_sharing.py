@@ -79,7 +79,7 @@ def test_what_it_refuses_it_refuses_before_it_reads(lenet5: Path, tmp_path: Path
     def share(**options: object) -> object:
         return modelopt_cli.share(lenet5, tmp_path / "out", arch=LENET, **options)  # type: ignore[arg-type]
 
-    with pytest.raises(UsageError, match="unknown code 'zip'"):
+    with pytest.raises(UsageError, match="code: 'zip' is not one of"):
         share(config=ShareConfig(bits=3), code="zip", evaluate=False)
     training = api.TrainingRequest("digits", val="digits", config=TrainConfig(epochs=1))
     with pytest.raises(UsageError, match="is what the result is judged on"):

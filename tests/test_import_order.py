@@ -12,6 +12,7 @@ ORDER = (
         "errors",
         "option_names",
         "option_values",
+        "option_types",
         "settings",
         "lazy_names",
         "text",

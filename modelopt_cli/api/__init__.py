@@ -1,8 +1,7 @@
 """The commands behind the Python API and the command line: one request in, one result out."""
 
-from modelopt_cli.api.arguments import naming_arguments
 from modelopt_cli.api.evaluating import evaluate_files
-from modelopt_cli.api.inspecting import Layer, layers, sensitivity
+from modelopt_cli.api.inspecting import Layer, layers, layers_of, sensitivity
 from modelopt_cli.api.loading import load, load_network, load_state_dict
 from modelopt_cli.api.pipeline import execute
 from modelopt_cli.api.request import EvalRequest, Request, Student, TrainingRequest
@@ -22,10 +21,10 @@ __all__ = [
     "evaluate_files",
     "execute",
     "layers",
+    "layers_of",
     "load",
     "load_network",
     "load_state_dict",
-    "naming_arguments",
     "prune",
     "quantize",
     "save",

@@ -1,20 +1,23 @@
 """One call of the Python API: what was given, in the form that commands take."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
 
-from torch import nn
+import torch
+from torch import Tensor
 
 from modelopt_cli import artifact
-from modelopt_cli.api.given_models import Example, Workspace, example_like
+from modelopt_cli.api.given_models import EXAMPLE_HINT, Example, Model, Workspace, example_like
 from modelopt_cli.api.opening import overridden
 from modelopt_cli.api.pipeline import execute
 from modelopt_cli.api.request import Note, Request, TrainingRequest
 from modelopt_cli.api.result import Result
+from modelopt_cli.api.signatures import Instead
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.artifact.reader import open_artifact, program_in, tensors_in
 from modelopt_cli.data import PreprocessOverrides, open_data
@@ -24,12 +27,18 @@ from modelopt_cli.data.source import Samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvalOptions, Gates
 from modelopt_cli.measure.evaluated_model import StageProgress
+from modelopt_cli.option_types import as_python, is_of_type
 from modelopt_cli.program import Program
 from modelopt_cli.training.config import FineTuneConfig
 
-Model = str | PathLike[str] | nn.Module
-"""A checkpoint or artifact, a network, or a Program."""
-Output = str | PathLike[str] | None
+AnyPath = str | PathLike[str]
+AnyDevice = str | torch.device
+Output = AnyPath | None
+ARCH = Instead(
+    "name it in a text, such as 'torchvision:resnet18' or 'net.py:make', or hand in the network itself"
+)
+EXAMPLE = Instead(EXAMPLE_HINT)
+SHAPE = Instead("give the shape of a sample, such as (3, 224, 224)")
 Batches = Any
 """A data spec, a Dataset, a DataLoader, or an iterable of batches; see ``data.in_memory.as_samples``."""
 
@@ -39,9 +48,15 @@ class Given:
     """Keyword arguments of every verb."""
 
     data: Annotated[Batches, "Data to evaluate on, and never to train or choose by."] = None
-    example_inputs: Annotated[Any, "One batch: what a module takes, where neither it nor data say so."] = None
-    input_shape: Annotated[tuple[int, ...] | str | None, "Shape of one sample, without the batch."] = None
-    arch: Annotated[str | None, "Architecture of a checkpoint that is not recognised."] = None
+    example_inputs: Annotated[
+        Tensor | tuple[Tensor, ...] | None,
+        "One batch: what a module takes, where neither it nor data say so.",
+        EXAMPLE,
+    ] = None
+    input_shape: Annotated[tuple[int, ...] | str | None, "Shape of one sample, without the batch.", SHAPE] = (
+        None
+    )
+    arch: Annotated[str | None, "Architecture of a checkpoint that is not recognised.", ARCH] = None
     on_note: Annotated[Note | None, "Called with one line for each thing worth knowing."] = None
     progress: Annotated[StageProgress | None, "Called with the stage, what is done and the total."] = None
 
@@ -69,9 +84,9 @@ class Fitting:
 
     train: Annotated[Batches, "Data to train on."] = None
     val: Annotated[Batches, "Data by which the best weights are chosen; never the test data."] = None
-    run_dir: Annotated[Path | None, "Folder of the log and of the state of an interrupted run."] = None
+    run_dir: Annotated[AnyPath | None, "Folder of the log and of the state of an interrupted run."] = None
     resume: Annotated[bool, "Go on with an interrupted run, or start if there is none."] = False
-    tensorboard: Annotated[Path | None, "Folder of a log for TensorBoard."] = None
+    tensorboard: Annotated[AnyPath | None, "Folder of a log for TensorBoard."] = None
 
 
 @dataclass(frozen=True)
@@ -79,11 +94,11 @@ class Learning:
     """Keyword arguments of ``distill`` alone."""
 
     student: Annotated[Any, "Network that learns: a model, an architecture, width:F or depth:F."] = None
-    student_arch: Annotated[str | None, "Architecture of a student's checkpoint."] = None
-    also: Annotated[Sequence[Any], "More teachers: models, or pairs of a model and its weight."] = ()
+    student_arch: Annotated[str | None, "Architecture of a student's checkpoint.", ARCH] = None
+    also: Annotated[Model | Iterable[Any], "More teachers: models, or pairs of a model and its weight."] = ()
     resize_for_teacher: Annotated[bool, "Resize images for a teacher of another input size."] = False
     compare_scratch: Annotated[bool, "Train the student without a teacher, too."] = False
-    cache: Annotated[Path | None, "Folder of the teachers' logits."] = None
+    cache: Annotated[AnyPath | None, "Folder of the teachers' logits."] = None
 
 
 MEASURING: dict[str, type[Any]] = {
@@ -92,7 +107,7 @@ MEASURING: dict[str, type[Any]] = {
     "preprocessing": PreprocessOverrides,
     "given": Given,
 }
-HIDDEN = ("shape", "dtype", "judged")
+HIDDEN = ("shape", "dtype", "judged", "baseline")
 
 
 class Call:
@@ -106,8 +121,8 @@ class Call:
     def __init__(self, configs: dict[str, Any], space: Workspace) -> None:
         self.configs, self.space = configs, space
         self.given: Given = configs["given"]
-        self.options: EvalOptions = configs["options"]
-        self.preprocessing = _shaped(configs["preprocessing"], self.given.input_shape)
+        self.options: EvalOptions = configs.get("options", EvalOptions())
+        self.preprocessing = shaped(configs["preprocessing"], self.given.input_shape)
         self._samples: dict[int, Samples] = {}
 
     def note(self, line: str) -> None:
@@ -128,19 +143,17 @@ class Call:
             self._samples[id(data)] = as_samples(data, name, most)
         return self._samples[id(data)]
 
+    def tell(self) -> None:
+        """Say what is worth knowing of the models that have become files."""
+        for line in self.space.notes:
+            self.note(line)
+
     def file(self, model: Any, data: Samples | None, name: str = "model") -> str | Path:
         """The file of a model, whose input the example says, or else the data."""
         return self.space.file(model, partial(self._example, data), name)
 
     def _example(self, data: Samples | None) -> Example | None:
-        if (example := example_like(self.given.example_inputs)) is not None:
-            return example
-        sample = self.preprocessing.sample
-        if sample is None and data is not None:
-            opened = open_data(data, overrides=self.preprocessing, labels=False)
-            return Example(opened.input, opened.name, next(opened.batches(2, limit=2))[0])
-        sample = sample or overridden(None, self.preprocessing)
-        return None if sample is None else Example(sample, "input_shape")
+        return example_of(self.given.example_inputs, self.preprocessing, data)
 
     def measuring(self) -> dict[str, Any]:
         """The fields of ``request.Measuring``."""
@@ -155,28 +168,43 @@ class Call:
         }
 
     def training(self) -> TrainingRequest | None:
-        """The training that is asked for, if any."""
+        """The training that is asked for, if any.
+
+        Raises:
+            UsageError: an argument has no meaning without another.
+        """
         config, files = self.configs["training"], self.configs["fitting"]
         if isinstance(config, TrainingRequest):
             return config
         train = self.samples(files.train, "train")
-        if train is None or not config.epochs:
-            if config.epochs and isinstance(config, FineTuneConfig):
+        if not config.epochs:
+            for each in fields(files):
+                if each.name != "train" and getattr(files, each.name) != each.default:
+                    raise UsageError("has no meaning without epochs", where=each.name)
+            return None
+        if train is None:
+            if isinstance(config, FineTuneConfig):
                 raise UsageError("there is nothing to train on", where="epochs", hint="give train")
             return None
         return TrainingRequest(
             train=train,
             val=self.samples(files.val, "val"),
             config=config,
-            run=files.run_dir,
+            run=path_of(files.run_dir),
             resume=files.resume,
-            board=files.tensorboard,
+            board=path_of(files.tensorboard),
         )
 
-    def execute(self, command: str, model: Any, output: Any, **more: Any) -> Result:
-        """Do the work; without an output the file is a temporary one, from which the network is read."""
-        if output is not None and not isinstance(output, str | PathLike):
-            raise UsageError(f"is of type {type(output).__name__}, no path", where="output")
+    def execute(self, command: str, model: Any, output: Any, named: str = "model", **more: Any) -> Result:
+        """Do the work; without an output the file is a temporary one, from which the network is read.
+
+        Args:
+            command: as ``Request`` has it.
+            model: to work on.
+            output: the file to write, or None.
+            named: the argument that is the model, for messages.
+            more: further fields of ``Request``.
+        """
         writing: Writing = self.configs["writing"]
         calibrating, fitting = self.configs.get("calibrating"), self.configs.get("fitting")
         calibration = (
@@ -186,9 +214,8 @@ class Call:
         train = self.samples(fitting.train, "train") if fitting is not None else None
         measuring = self.measuring()
         shown = calibration or train or measuring["data"]
-        source = None if model is None else self.file(model, shown)
-        for line in self.space.notes:
-            self.note(line)
+        source = None if model is None else self.file(model, shown, named)
+        self.tell()
         evaluate = writing.evaluate
         if evaluate is None:
             evaluate = bool(output is not None or measuring["data"] is not None or measuring["gates"])
@@ -223,21 +250,53 @@ class Call:
         return replace(result, written=None, scratch=None) if output is None else result
 
 
+def example_of(batch: Any, preprocessing: PreprocessOverrides, data: Samples | None = None) -> Example | None:
+    """The input of a module, from the first of these that says it: an example, a shape, data."""
+    if (example := example_like(batch)) is not None:
+        return example
+    sample = preprocessing.sample
+    if sample is None and data is not None:
+        opened = open_data(data, overrides=preprocessing, labels=False)
+        return Example(opened.input, opened.name, next(opened.batches(2, limit=2))[0])
+    sample = sample or overridden(None, preprocessing)
+    return None if sample is None else Example(sample, "input_shape")
+
+
+def weighted(teacher: Any) -> tuple[Any, float]:
+    """A further teacher and the weight of its logits, which is 1 where none is given.
+
+    Raises:
+        UsageError: the weight is no number above 0.
+    """
+    if not isinstance(teacher, tuple | list):
+        return teacher, 1.0
+    model, weight = teacher if len(teacher) == 2 else (None, None)
+    weight = as_python(weight)
+    if not is_of_type(weight, float) or not 0 < weight < math.inf:
+        hint = "give models, or pairs of a model and a weight above 0"
+        raise UsageError("holds what is neither a model nor a pair", where="also", hint=hint)
+    return model, float(weight)
+
+
+def path_of(path: AnyPath | None) -> Path | None:
+    """A path that may be left out."""
+    return None if path is None else Path(path)
+
+
 def content_of(path: Path) -> Program | artifact.TensorFile:
     """The network in an artifact, or its tensors where it has none."""
     with open_artifact(path) as opened:
         return program_in(opened) if opened.document.program is not None else tensors_in(opened)
 
 
-def _shaped(overrides: PreprocessOverrides, shape: Sequence[int] | str | None) -> PreprocessOverrides:
+def shaped(overrides: PreprocessOverrides, shape: Sequence[int] | str | None) -> PreprocessOverrides:
     """The preprocessing with the shape of a sample; that of an image is its size and its channels."""
     if shape is None:
         return overrides
     try:
         sizes, dtype = parse_shape(shape if isinstance(shape, str) else "x".join(map(str, shape)))
     except (TypeError, ValueError):
-        hint = "give the shape of a sample, such as (3, 224, 224)"
-        raise UsageError(f"is {shape!r}", where="input_shape", hint=hint) from None
+        raise UsageError(f"{shape!r} is no shape", where="input_shape", hint=SHAPE.hint) from None
     if dtype == "float32" and len(sizes) == 3 and sizes[0] in (1, 3):
         return replace(overrides, input_size=sizes[1:], channels=sizes[0])
     return replace(overrides, shape=sizes, dtype=None if dtype == "float32" else dtype)

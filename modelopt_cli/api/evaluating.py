@@ -68,6 +68,7 @@ def evaluate_files(request: EvalRequest) -> Evaluation:
     """
     if not request.paths:
         raise UsageError("nothing to measure", hint="name at least one file")
+    request.options.require_baseline(len(request.paths))
     measure_gates.require_comparable(request.gates, len(request.paths), request.options.baseline)
     request = request.noting_once()
     models = open_all(request, graph=False)

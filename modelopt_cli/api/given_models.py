@@ -1,7 +1,7 @@
 """Models given as Python objects, which become files for as long as a command is at work."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -14,15 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli import artifact
-from modelopt_cli.api.arguments import in_python, rephrase
+from modelopt_cli.api.naming import in_python, rephrase
 from modelopt_cli.api.result import Measured
 from modelopt_cli.errors import ArchitectureError, CaptureError, DataError, UsageError
 from modelopt_cli.measure import Evaluation
+from modelopt_cli.option_types import not_of_type
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.capture import capture, random_input, require_one_input, require_runnable
+from modelopt_cli.program.capture import capture, require_one_input
 from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.program.inputs import Inputs
 from modelopt_cli.program.samples import DTYPES
+from modelopt_cli.program.verification import random_input, require_runnable
+
+Model = str | PathLike[str] | nn.Module | Program
+"""A checkpoint or artifact, a network, or a Program."""
+
+
+def several(models: Model | Iterable[Any]) -> list[Any]:
+    """Models of which there may be one alone."""
+    return [models] if isinstance(models, str | PathLike | nn.Module) else list(models)
 
 
 @dataclass(frozen=True)
@@ -89,11 +99,10 @@ class Workspace:
             UsageError: it is none of these, or a module that cannot run on the example.
             ArchitectureError: nothing says what the input of a module is.
         """
+        if (problem := not_of_type(model, Model)) is not None:
+            raise UsageError(problem, where=argument)
         if isinstance(model, str | PathLike):
             return Path(model)
-        if not isinstance(model, nn.Module):
-            hint = "give a path, an nn.Module or a Program"
-            raise UsageError(f"is of type {type(model).__name__}", where=argument, hint=hint)
         path = self.new(type(model).__name__)
         if isinstance(model, Program):
             artifact.write_program(model, path)
@@ -134,22 +143,28 @@ class Workspace:
         return Measured.of(replace(evaluation, models=models, notes=notes))
 
 
-def example_like(example: Any) -> Example | None:
+EXAMPLE_HINT = "give a tensor of one batch, such as torch.rand(1, 3, 224, 224)"
+
+
+def example_like(example: Tensor | tuple[Tensor, ...] | None) -> Example | None:
     """The batch that a user gives, and what a sample of it looks like.
 
     Args:
         example: a tensor ``(N, ...)``, or a tuple of one; None.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: it is no batch, or holds several tensors.
     """
-    if isinstance(example, tuple | list) and len(example) == 1:
+    if isinstance(example, tuple):
+        if len(example) != 1:
+            problem = f"holds {len(example)} tensors, where a network takes one"
+            raise UsageError(problem, where="example_inputs", hint=EXAMPLE_HINT)
         (example,) = example
     if example is None:
         return None
-    if not isinstance(example, Tensor) or example.dim() < 2:
-        hint = "give a tensor of one batch, such as torch.rand(1, 3, 224, 224)"
-        raise UsageError(f"is {type(example).__name__}", where="example_inputs", hint=hint)
+    if example.dim() < 2:
+        problem = f"is a tensor of shape {tuple(example.shape)}, which is no batch"
+        raise UsageError(problem, where="example_inputs", hint=EXAMPLE_HINT)
     dtype = next((name for name, known in DTYPES.items() if known == example.dtype), "float32")
     sample = InputSpec(tuple(example.shape[1:]), dtype=cast(InputType, dtype))
     return Example(sample, "example_inputs", example.to(DTYPES[sample.dtype]))

@@ -44,7 +44,7 @@ def published_for(opened: Opened, preprocessing: PreprocessOverrides | None = No
 def _implied_by(opened: Opened, preprocessing: PreprocessOverrides | None) -> Architecture | None:
     """The architecture that says what the input is, where the file does not."""
     architecture = opened.architecture
-    if opened.kind == "artifact" or architecture is None:
+    if opened.is_artifact or architecture is None:
         return None
     implied = resolve(architecture.spec).input
     return architecture if implied is not None and (preprocessing or architecture.input == implied) else None
@@ -61,7 +61,7 @@ def origin(opened: Opened, preprocessing: PreprocessOverrides | None) -> str:
 
 
 def _unless_given(opened: Opened, preprocessing: PreprocessOverrides | None) -> str:
-    if opened.kind == "artifact":
+    if opened.is_artifact:
         history = opened.program.history if opened.program else ()
         assumed = next(filter(None, map(_assumed, history)), None)
         return f"recorded, where it was assumed as {assumed}" if assumed else "recorded"

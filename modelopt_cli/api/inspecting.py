@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from modelopt_cli.api.arguments import configured
+from modelopt_cli.api.call import HIDDEN, Call, Given
 from modelopt_cli.api.compressing import Compressing
+from modelopt_cli.api.given_models import Model, Workspace
 from modelopt_cli.api.guard import Original
 from modelopt_cli.api.opening import open_alone, sample_of
 from modelopt_cli.api.request import Note, Request
@@ -38,20 +42,40 @@ class Layer:
     macs: int
 
 
-def layers(
+@configured(
+    {"given": Given, "preprocessing": PreprocessOverrides},
+    ("data", "progress", "resize", "crop", "interpolation", "mean", "std", *HIDDEN),
+)
+def layers(configs: dict[str, Any], model: Model) -> list[Layer]:
+    """All layers of a network whose outputs can be looked at, in the order of execution.
+
+    Args:
+        model: a path, an ``nn.Module`` or a Program; it is not changed.
+
+    Returns:
+        The name, kind, output shape and multiply-accumulates of each layer, for one sample.
+
+    Raises:
+        InputError: the model cannot be opened, its network does not run, or nothing says what its input is.
+
+    Example:
+        >>> [layer.name for layer in mo.layers(model, example_inputs=batch)]  # doctest: +SKIP
+    """
+    with Workspace() as space:
+        call = Call(configs, space)
+        source = call.file(model, None)
+        call.tell()
+        with space.telling_why():
+            return layers_of(source, call.given.arch, call.preprocessing, call.note)
+
+
+def layers_of(
     source: str | Path,
-    *,
     arch: str | None = None,
     preprocessing: PreprocessOverrides | None = None,
     on_note: Note | None = None,
 ) -> list[Layer]:
-    """All layers of a checkpoint or artifact whose outputs can be looked at, in the order of execution.
-
-    Args:
-        source: a checkpoint or an artifact of any kind.
-        arch: its architecture, where it is not recognised.
-        preprocessing: the input's size and channels, where nothing else says them.
-        on_note: called with one line for each thing worth knowing.
+    """All layers of a checkpoint or artifact; arguments are those of :meth:`ModelFile.open`.
 
     Raises:
         InputError: the source cannot be opened, its network does not run, or nothing says what it is.

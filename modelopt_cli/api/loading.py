@@ -1,33 +1,43 @@
 """From a path to a network that runs."""
 
 from pathlib import Path
+from typing import Annotated
 
 from torch import Tensor, nn
 
-from modelopt_cli.api.arguments import naming_arguments
-from modelopt_cli.api.opening import ModelFile, known_input
+from modelopt_cli.api.call import ARCH, SHAPE, AnyDevice, AnyPath, shaped
+from modelopt_cli.api.opening import ModelFile, known_input, overridden
+from modelopt_cli.api.signatures import public
 from modelopt_cli.artifact.reader import program_in, tensors_in
 from modelopt_cli.checkpoint import Opened, open_header, read_state, require_network
-from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
-from modelopt_cli.kernels import prepare
+from modelopt_cli.data import PreprocessOverrides
+from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError, UsageError
+from modelopt_cli.kernels import prepare, require_device
 from modelopt_cli.measure.evaluated_model import is_quantized
 from modelopt_cli.program import InputSpec, Program
 
+Arch = Annotated[str | None, ARCH]
+InputShape = Annotated[tuple[int, ...] | str | None, SHAPE]
 
-@naming_arguments()
+
+@public()
 def load(
-    path: str | Path,
+    path: AnyPath,
     *,
-    arch: str | None = None,
+    arch: Arch = None,
+    input_shape: InputShape = None,
     input_spec: InputSpec | None = None,
-    device: str = "cpu",
+    device: AnyDevice = "cpu",
 ) -> Program:
     """Open a checkpoint or an artifact as a Program, ready to run.
 
     Args:
         path: a modelopt file, or any checkpoint whose network is recognised or named.
-        arch: the architecture, as ``--arch`` takes it.
-        input_spec: shape and preprocessing of one sample, where the architecture does not imply it.
+        arch: the architecture of a checkpoint that is not recognised, such as ``"torchvision:resnet18"`` or
+            ``"net.py:make"``.
+        input_shape: shape of one sample without the batch, such as ``(3, 224, 224)`` or ``"128:int64"``,
+            where the architecture does not imply it.
+        input_spec: the same together with the preprocessing; give one of the two.
         device: "cpu" or a CUDA device.
 
     Returns:
@@ -37,32 +47,57 @@ def load(
     Raises:
         InputError: the file, the architecture or the network cannot be used.
         EnvironmentFailure: the device is not there.
+
+    Example:
+        >>> program = mo.load("small.safetensors")  # doctest: +SKIP
+        >>> logits = program(torch.rand(1, *program.input.shape))  # doctest: +SKIP
     """
-    opened = _opened(path, arch, input_spec)
+    require_device(device)
+    opened = _opened(Path(path), arch, _sample(input_shape, input_spec))
     if opened.program is None:
         hint = f"{opened.untraced}; or load_network(path, arch=...) gives it as a module"
         raise CaptureError("has no graph", where=str(path), hint=hint)
     return prepare(opened.program, device)
 
 
-@naming_arguments()
+@public()
 def load_network(
-    path: str | Path,
+    path: AnyPath,
     *,
-    arch: str | None = None,
+    arch: Arch = None,
+    input_shape: InputShape = None,
     input_spec: InputSpec | None = None,
-    device: str = "cpu",
+    device: AnyDevice = "cpu",
 ) -> nn.Module:
-    """As ``load``, but a network that cannot be traced is returned as the module it is."""
-    opened = _opened(path, arch, input_spec)
+    """Open a checkpoint or an artifact; a network that cannot be traced is the module it is.
+
+    Args:
+        path: a modelopt file, or any checkpoint whose network is recognised or named.
+        arch: the architecture, as :func:`load` takes it.
+        input_shape: shape of one sample without the batch, where the architecture does not imply it.
+        input_spec: the same together with the preprocessing; give one of the two.
+        device: "cpu" or a CUDA device.
+
+    Returns:
+        A Program, or else the module, in evaluation mode; callable on float tensors ``(N, *shape)``.
+
+    Raises:
+        InputError: the file, the architecture or the network cannot be used.
+        EnvironmentFailure: the device is not there.
+
+    Example:
+        >>> network = mo.load_network("net.pth", arch="net.py:make")  # doctest: +SKIP
+    """
+    require_device(device)
+    opened = _opened(Path(path), arch, _sample(input_shape, input_spec))
     if opened.program is not None:
         return prepare(opened.program, device)
     assert opened.module is not None
     return opened.module.to(device).eval()
 
 
-@naming_arguments()
-def load_state_dict(path: str | Path) -> dict[str, Tensor]:
+@public()
+def load_state_dict(path: AnyPath) -> dict[str, Tensor]:
     """The weights of a checkpoint or an artifact, decoded, as an ordinary state dict.
 
     It needs no architecture: this is the way back from a file that was made without one, to be loaded
@@ -79,7 +114,11 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         CheckpointError, ArtifactError: the file cannot be read, or its layers compute in int8, so that they
             have no weights in float.
         EnvironmentFailure: it cannot be opened.
+
+    Example:
+        >>> network.load_state_dict(mo.load_state_dict("weights-int8.safetensors"))  # doctest: +SKIP
     """
+    path = Path(path)
     if (header := open_header(path)) is None:
         return dict(read_state(path).state)
     if header.document.program is not None and is_quantized(program_in(header)):
@@ -90,7 +129,16 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     return dict(tensors_in(header).state)
 
 
-def _opened(path: str | Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
+def _sample(shape: tuple[int, ...] | str | None, spec: InputSpec | None) -> InputSpec | None:
+    """The input that a user describes in one of two ways."""
+    if shape is None:
+        return spec
+    if spec is not None:
+        raise UsageError("cannot be given together with input_spec", where="input_shape")
+    return overridden(None, shaped(PreprocessOverrides(), shape))
+
+
+def _opened(path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
     file = ModelFile.of(path)
     opened = file.open(arch, input_spec or known_input([file], arch, None, None))
     try:

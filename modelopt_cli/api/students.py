@@ -129,7 +129,7 @@ def _same(teacher: Opened, network: nn.Module, input_spec: InputSpec, seed: int)
         spec = teacher.architecture.spec
     if spec is None:
         raise ArchitectureError("nothing says what the teacher was built from", where=option("student"))
-    if teacher.kind == "artifact" and isinstance(network, Program):
+    if teacher.is_artifact and isinstance(network, Program):
         sides = [side for tensor in teacher.state.values() for side in tensor.shape]
         check_found_spec(spec, max(sides, default=0), option("student"))
     opened = fresh_model(spec, input_spec, seed)

@@ -1,31 +1,31 @@
 """The commands as functions on paths, modules and Programs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from os import PathLike
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import Annotated, Any
 
 from modelopt_cli import artifact
-from modelopt_cli.api.arguments import configured, naming_arguments
+from modelopt_cli.api.arguments import configured
 from modelopt_cli.api.call import (
     HIDDEN,
     MEASURING,
+    AnyPath,
     Calibrating,
     Call,
     Fitting,
     Learning,
-    Model,
     Output,
     Writing,
+    path_of,
+    weighted,
 )
 from modelopt_cli.api.evaluating import evaluate_files
-from modelopt_cli.api.given_models import Workspace
-from modelopt_cli.api.request import EvalRequest, Student
+from modelopt_cli.api.given_models import Model, Workspace, several
+from modelopt_cli.api.request import EvalRequest, Student, TrainingRequest
 from modelopt_cli.api.result import Measured, Result
-from modelopt_cli.artifact.coding import PLAIN_CODE, Code
+from modelopt_cli.api.signatures import Instead, public
+from modelopt_cli.artifact.coding import PLAIN_CODE, Code, require_code
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.prune.config import PruneConfig
@@ -63,9 +63,10 @@ _TUNED: dict[str, type[Any]] = {
     "writing": Writing,
     **MEASURING,
 }
+_TRAINING = {"training": TrainingRequest}
 
 
-@configured({"calibrating": Calibrating, "config": PruneConfig, **_TUNED}, HIDDEN)
+@configured({"calibrating": Calibrating, "config": PruneConfig, **_TUNED}, HIDDEN, _TRAINING)
 def prune(configs: dict[str, Any], model: Model, output: Output = None) -> Result:
     """Prune a network, and fine-tune it on the way where there are epochs.
 
@@ -87,7 +88,7 @@ def prune(configs: dict[str, Any], model: Model, output: Output = None) -> Resul
         return Call(configs, space).execute("prune", model, output)
 
 
-@configured({"calibrating": Calibrating, "config": ShareConfig, **_TUNED}, HIDDEN)
+@configured({"calibrating": Calibrating, "config": ShareConfig, **_TUNED}, HIDDEN, _TRAINING)
 def share(configs: dict[str, Any], model: Model, output: Output = None) -> Result:
     """Cluster the weights of a network (palettization), and fine-tune it where there are epochs.
 
@@ -122,6 +123,7 @@ def share(configs: dict[str, Any], model: Model, output: Output = None) -> Resul
         **MEASURING,
     },
     HIDDEN,
+    _TRAINING,
 )
 def distill(configs: dict[str, Any], teacher: Model, output: Output = None) -> Result:
     """Teach a student what a teacher knows.
@@ -145,7 +147,7 @@ def distill(configs: dict[str, Any], teacher: Model, output: Output = None) -> R
         student = learning.student
         if not isinstance(student, Student):
             train = call.samples(configs["fitting"].train, "train")
-            also = [each if isinstance(each, tuple) else (each, 1.0) for each in learning.also]
+            also = [weighted(each) for each in several(learning.also)]
             if student is None:
                 raise UsageError(
                     "nothing says what is to learn", where="student", hint='give e.g. "width:0.5"'
@@ -158,14 +160,15 @@ def distill(configs: dict[str, Any], teacher: Model, output: Output = None) -> R
                 [(call.file(model, train, "also"), weight) for model, weight in also],
                 learning.resize_for_teacher,
                 learning.compare_scratch,
-                learning.cache,
+                path_of(learning.cache),
             )
-        return call.execute("distill", teacher, output, student=student)
+        return call.execute("distill", teacher, output, "teacher", student=student)
 
 
 @configured(
     {"fitting": Fitting, "training": TrainConfig, "writing": Writing, **MEASURING},
     (*HIDDEN, "code"),
+    _TRAINING,
 )
 def train(configs: dict[str, Any], model: Model | None = None, output: Output = None) -> Result:
     """Train a network, from scratch or from a checkpoint.
@@ -189,7 +192,7 @@ def train(configs: dict[str, Any], model: Model | None = None, output: Output = 
 
 
 @configured(MEASURING, ("shape", "dtype"))
-def evaluate(configs: dict[str, Any], models: Model | Sequence[Model]) -> Measured:
+def evaluate(configs: dict[str, Any], models: Model | Iterable[Model]) -> Measured:
     """Measure networks side by side: size, accuracy and speed.
 
     Args:
@@ -205,19 +208,23 @@ def evaluate(configs: dict[str, Any], models: Model | Sequence[Model]) -> Measur
     Example:
         >>> print(mo.evaluate(["base.safetensors", "int8.safetensors"], data="val/"))  # doctest: +SKIP
     """
-    several = [models] if isinstance(models, str | PathLike | nn.Module) else list(models)
     with Workspace() as space:
         call = Call(configs, space)
         measuring = call.measuring()
-        paths = [call.file(model, measuring["data"], "models") for model in several]
+        paths = [call.file(model, measuring["data"], "models") for model in several(models)]
         with space.telling_why():
             evaluation = space.renamed(evaluate_files(EvalRequest(paths=paths, **measuring)))
         assert evaluation is not None
         return evaluation
 
 
+@public()
 def save(
-    model: Program | Result, path: str | PathLike[str], *, code: Code | None = None, force: bool = False
+    model: Annotated[Program | Result, Instead("quantize, prune, share or load it first")],
+    path: AnyPath,
+    *,
+    code: Code | None = None,
+    force: bool = False,
 ) -> artifact.Written:
     """Write a network as an artifact, which :func:`load` opens without anything else.
 
@@ -228,34 +235,33 @@ def save(
         force: replace an existing file.
 
     Returns:
-        The path, length and SHA-256 of the file.
+        The path, length in bytes and SHA-256 of the file.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the model is neither, or the result of a dry run, which has no network.
         OutputError: the path must not be written to.
 
     Example:
         >>> mo.save(result.program, "small.safetensors")  # doctest: +SKIP
     """
-    with naming_arguments():
-        content = model.content if isinstance(model, Result) else model
-        default: Code = model.code if isinstance(model, Result) else PLAIN_CODE
-        path = Path(path)
-        artifact.check_suffix(path)
-        artifact.check_output(path, force)
-        if isinstance(content, Program):
-            return artifact.write_program(content, path, force=force, code=code or default)
-        if isinstance(content, artifact.TensorFile):
-            return artifact.write_tensors(
-                content.state,
-                content.encodings,
-                path,
-                history=content.history,
-                arch=content.arch,
-                input_spec=content.input,
-                labels=content.labels,
-                force=force,
-                code=code or default,
-            )
-        hint = "quantize, prune, share or load it first"
-        raise UsageError(f"is of type {type(model).__name__}, no Program", where="model", hint=hint)
+    content = model.content if isinstance(model, Result) else model
+    chosen: Code = code or (model.code if isinstance(model, Result) else PLAIN_CODE)
+    if content is None:
+        raise UsageError("has no network", where="model", hint="of a dry run nothing is kept")
+    require_code(chosen)
+    path = Path(path)
+    artifact.check_suffix(path)
+    artifact.check_output(path, force)
+    if isinstance(content, Program):
+        return artifact.write_program(content, path, force=force, code=chosen)
+    return artifact.write_tensors(
+        content.state,
+        content.encodings,
+        path,
+        history=content.history,
+        arch=content.arch,
+        input_spec=content.input,
+        labels=content.labels,
+        force=force,
+        code=chosen,
+    )

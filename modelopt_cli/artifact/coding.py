@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelopt_cli.errors import UsageError
+from modelopt_cli.settings import not_one_of, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +55,7 @@ CODINGS = {row.name: row for row in _ROWS}
 def require_code(code: str) -> None:
     """Raise UsageError unless there is such a coding."""
     if code not in CODINGS:
-        raise UsageError(f"unknown code {code!r}", hint=f"one of {', '.join(CODINGS)}")
+        raise UsageError(not_one_of(code, CODINGS), where=option("code"))
 
 
 def stored_encoding(tensor: "Tensor", encoding: "Encoding", code: Code) -> "Encoding":

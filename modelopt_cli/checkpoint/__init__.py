@@ -6,14 +6,8 @@ opened = open_model("net.pth", "net.py:make", InputSpec((3, 32, 32)))
 
 from modelopt_cli.checkpoint.arch import Architecture
 from modelopt_cli.checkpoint.build import build_loaded
-from modelopt_cli.checkpoint.opened import (
-    Opened,
-    fresh_model,
-    load_network,
-    open_header,
-    open_model,
-    require_network,
-)
+from modelopt_cli.checkpoint.open_path import fresh_model, load_network, open_header, open_model
+from modelopt_cli.checkpoint.opened import Opened, require_network
 from modelopt_cli.checkpoint.recognition import describe_nearest, recognise
 from modelopt_cli.checkpoint.sources import resolve
 from modelopt_cli.checkpoint.state_file import StateFile, read_state

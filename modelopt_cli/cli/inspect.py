@@ -48,7 +48,7 @@ def inspect(
             return
         from modelopt_cli import api
 
-        found = api.layers(checkpoint, arch=arch, preprocessing=overrides, on_note=console.note)
+        found = api.layers_of(checkpoint, arch, overrides, console.note)
         _show_layers(console, checkpoint, found)
 
     return options.checked(work, [checkpoint])

@@ -32,6 +32,8 @@ def preprocess_image(spec: InputSpec, image: Any) -> Tensor:
     preprocess, _ = resolve_preprocess(spec, PreprocessOverrides())
     transform = ImageTransform(preprocess)
     if isinstance(image, list | tuple):
+        if not image:
+            raise DataError("there is no image in the list", hint="give at least one")
         return torch.stack([transform(_image(each)) for each in image])
     return transform(_image(image))
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from modelopt_cli.errors import EnvironmentFailure
+from modelopt_cli.errors import EnvironmentFailure, UsageError
 from modelopt_cli.kernels import cuda, onednn, reference, sparse24
 from modelopt_cli.kernels.lowering import LOWERINGS
 from modelopt_cli.kernels.saturation import never_saturates, never_wraps
@@ -23,7 +23,7 @@ from modelopt_cli.program.quantized_operations import (
     QuantizedMaxPool1d,
     QuantizedMaxPool2d,
 )
-from modelopt_cli.settings import option
+from modelopt_cli.settings import option, parse_device
 
 Run = Callable[..., Tensor]
 
@@ -135,10 +135,11 @@ class Kernel:
     Args:
         backend: a key of ``BACKENDS``; None for that of the device.
         may_overwrite_residual: nobody reads the residual after the layer.
+        name: of the layer, for messages.
     """
 
-    def __init__(self, backend: str | None, may_overwrite_residual: bool) -> None:
-        self.backend = backend
+    def __init__(self, backend: str | None, may_overwrite_residual: bool, name: str) -> None:
+        self.backend, self.name = backend, name
         self.may_overwrite_residual = may_overwrite_residual
         self._built: _Built | None = None
 
@@ -146,10 +147,19 @@ class Kernel:
         return {**self.__dict__, "_built": None}
 
     def __call__(self, layer: Quantized, *args: Tensor) -> Tensor:
-        built = self._built
+        built, x = self._built, args[0]
+        if not layer.takes(x.shape):
+            problem = f"takes {layer.input_form}, not {tuple(x.shape)}"
+            raise self._refusal(problem, "give the network a batch (N, *program.input.shape)")
         if built is None or not built.serves(layer):
-            built = self.build(layer, args[0].device)
+            built = self.build(layer, x.device)
+        if x.device != built.device:
+            problem = f"is on {built.device}, its input on {x.device}"
+            raise self._refusal(problem, "move the input with .to(device)")
         return built.run(*args)
+
+    def _refusal(self, problem: str, hint: str) -> UsageError:
+        return UsageError(problem, where=f"layer {self.name}", hint=hint)
 
     def build(self, layer: Quantized, device: torch.device) -> "_Built":
         """Build now what the first call would build."""
@@ -157,7 +167,7 @@ class Kernel:
         device = next((t.device for t in tensors if t is not None), device)
         kernels = BACKENDS[self.backend] if self.backend else backend_of(device)
         run = kernels.build(layer, self.may_overwrite_residual)
-        self._built = _Built(run or layer.emulate, tensors, tuple(map(_version, tensors)))
+        self._built = _Built(run or layer.emulate, device, tensors, tuple(map(_version, tensors)))
         return self._built
 
     @property
@@ -167,9 +177,10 @@ class Kernel:
 
 
 class _Built(NamedTuple):
-    """The function that computes a layer, and the tensors it was built from."""
+    """The function that computes a layer, its device, and the tensors it was built from."""
 
     run: Run
+    device: torch.device
     tensors: tuple[Tensor | None, ...]
     versions: tuple[int | None, ...]
 
@@ -192,9 +203,13 @@ def require_device(device: str | torch.device) -> None:
     """Make sure that a device is there.
 
     Raises:
-        EnvironmentFailure: it is not.
+        UsageError: it is of a kind that nothing here runs on.
+        EnvironmentFailure: it is not there.
     """
-    target = torch.device(device)
+    try:
+        target = torch.device(parse_device(str(device)))
+    except ValueError as error:
+        raise UsageError(str(error), where=option("device")) from None
     if target.type != "cuda":
         return
     if not torch.cuda.is_available():
@@ -227,7 +242,7 @@ def prepare(program: Program, device: str | torch.device = "cpu", backend: str |
     overwritable = _overwritable_residuals(program)
     for name, module in program.named_modules():
         if isinstance(module, Weighted | QuantizedMaxPool):
-            module.kernel = kernel = Kernel(backend, name in overwritable)
+            module.kernel = kernel = Kernel(backend, name in overwritable, name)
             kernel.build(module, target)
         elif type(module) is nn.Linear:
             kernels.float_linear(module)

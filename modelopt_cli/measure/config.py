@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, get_type_hints
 
+from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.conditions import Conditions, Obstacle
 from modelopt_cli.measure.speedup import least_rounds, rounds_needed
 from modelopt_cli.settings import Config, Setting, fields_of, fraction, option, parse_device
@@ -82,6 +83,14 @@ class EvalOptions(Config, title="Measuring"):
         ),
     ] = "cpu"
     memory: bool = True
+
+    def require_baseline(self, models: int) -> None:
+        """Raise UsageError unless the baseline is one of so many models."""
+        if not 0 <= self.baseline < models:
+            hint = f"count from 0 to {models - 1}"
+            raise UsageError(
+                f"there is no model {self.baseline} among {models}", where=option("baseline"), hint=hint
+            )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from modelopt_cli.errors import ArchitectureError, DataError, UsageError
+from modelopt_cli.errors import ArchitectureError, DataError
 from modelopt_cli.measure import accuracy, latency, load_time
 from modelopt_cli.measure.comparing import compare_all, summarise
 from modelopt_cli.measure.config import EvalOptions
@@ -31,24 +31,21 @@ def evaluate(
     progress: StageProgress | None = None,
     task: TaskSpec = CLASSIFY,
 ) -> Evaluation:
-    """Measure every evaluated and compare it with the baseline.
+    """Measure every model and compare it with the baseline.
 
     The data is read once, each batch going through all the models, so all of them see the same
-    samples. Models are put into evaluation mode and moved to ``options.device``; a evaluated that
+    samples. Models are put into evaluation mode and moved to ``options.device``; a model that
     cannot be run is measured by its size alone, and a note says so. Without data the outputs are compared on
     noise.
 
     Raises:
-        UsageError: no evaluated, or a baseline that is not among them.
+        UsageError: no model, or a baseline that is not among them.
         DataError: the models take different inputs, or the data does not suit them.
         InputError: a model is not one for the task, or gives NaN.
         EnvironmentFailure: the memory or the device does not suffice.
     """
     options = options or EvalOptions()
-    if not 0 <= options.baseline < len(models):
-        raise UsageError(
-            f"there is no model {options.baseline} among {len(models)}", where=option("baseline")
-        )
+    options.require_baseline(len(models))
     return _Run(models, data, options, progress, task).evaluation()
 
 

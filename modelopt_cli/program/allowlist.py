@@ -87,6 +87,8 @@ _METHODS = f"""
 """
 # These change what a tensor's sizes are, not what it holds.
 _RESHAPING = ("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "detach_")
+# These give a whole tensor other values; their pure form is ``set_item``.
+ASSIGNING = ("copy_", "fill_", "zero_")
 
 
 def set_item(input: Tensor, index: Any, value: Any) -> Tensor:
@@ -131,7 +133,7 @@ METHODS: frozenset[str] = frozenset(
     for method in _METHODS.split()
     for name in (method, f"{method}_")
     if name == method or (hasattr(torch.Tensor, name) and name not in _RESHAPING)
-)
+) | {*ASSIGNING}
 
 # What getattr may fetch: facts about a tensor, views of it, and fields of max(), sort() and aminmax().
 ATTRIBUTES: frozenset[str] = frozenset(

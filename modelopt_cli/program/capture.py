@@ -1,45 +1,42 @@
 """From any ``nn.Module`` to a Program."""
 
 import inspect
-import sysconfig
-import traceback
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from io import StringIO
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from modelopt_cli.errors import ArtifactError, CaptureError, a_or_an
+from modelopt_cli.errors import ArtifactError, CaptureError
 from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_name, is_in_place
 from modelopt_cli.program.calls import owner_of
 from modelopt_cli.program.dropout import recover_dropout
 from modelopt_cli.program.examples import ExampleTracer
+from modelopt_cli.program.exported import ExportTracer
 from modelopt_cli.program.functional import allocating
 from modelopt_cli.program.input_spec import InputSpec, place_names
-from modelopt_cli.program.inputs import Inputs, call, clone, each_of, named, names_by_place, tensors_of, to
+from modelopt_cli.program.inputs import named, names_by_place
 from modelopt_cli.program.kinds import share
 from modelopt_cli.program.nodes import check_outputs
 from modelopt_cli.program.normal import normalize
-from modelopt_cli.program.outputs import flatten, leaves, plain
 from modelopt_cli.program.patches import unchanged
+from modelopt_cli.program.plain_weights import plain_weights
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.recover import recover_layers
+from modelopt_cli.program.refusals import Unfollowed, not_listed, unfollowed
 from modelopt_cli.program.rewrite import copy_graph
 from modelopt_cli.program.safe_names import is_input_name, is_node_name, is_path, is_reserved, shown
-from modelopt_cli.program.samples import noise, tokens_of
 from modelopt_cli.program.serialization import to_data
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.program.tracer import ProgramTracer
+from modelopt_cli.program.user_lines import line_raised
+from modelopt_cli.program.verification import compare, random_input, require_random_runnable
+from modelopt_cli.text import first_line
 
 TRACED_BATCHES = (2, 3)
-VERIFIED_BATCHES = (1, 3)
-_SEED = 20240229
-_LIBRARY = (sysconfig.get_path("stdlib"), str(Path(__file__).parent), str(Path(torch.__file__).parent))
+Tracer = ProgramTracer | ExportTracer
 
 
 def capture(
@@ -75,13 +72,33 @@ def capture(
         raise CaptureError("TorchScript cannot be captured", hint="give the nn.Module it was made from")
     input_spec = _named_by(model, input_spec)
     examples = [named(random_input(model, input_spec, batch), input_spec) for batch in TRACED_BATCHES]
+    tracers: tuple[Callable[[], Tracer], ...] = (
+        lambda: ProgramTracer(examples[0]),
+        lambda: ExampleTracer(examples),
+        lambda: ExportTracer(examples[-1]),
+    )
+    failures: list[CaptureError] = []
     with evaluation_mode(model), torch.no_grad():
-        try:
-            with unchanged(model):
-                return _attempt(model, ProgramTracer(examples[0]), input_spec, labels, arch, verify)
-        except CaptureError:
-            with unchanged(model):
-                return _attempt(model, ExampleTracer(examples), input_spec, labels, arch, verify)
+        for tracer in tracers:
+            try:
+                with unchanged(model), plain_weights(model):
+                    return _attempt(model, tracer(), input_spec, labels, arch, verify)
+            except CaptureError as error:
+                failures.append(error)
+    raise _most_telling(failures)
+
+
+def _most_telling(failures: Sequence[CaptureError]) -> CaptureError:
+    """The failure that says most: one with a reason of ours, one that names a line, the last one.
+
+    The last tracer goes furthest. Where none has a reason, the exception that fx met is the network's own.
+    """
+
+    def telling(place: int) -> tuple[bool, bool, int]:
+        reason = not isinstance(failures[place], Unfollowed)
+        return reason, "(" in (failures[place].where or ""), place if reason else -place
+
+    return failures[max(range(len(failures)), key=telling)]
 
 
 def require_one_input(model: nn.Module) -> None:
@@ -104,28 +121,6 @@ def require_one_input(model: nn.Module) -> None:
         )
 
 
-def require_runnable(model: nn.Module, batch: Inputs) -> None:
-    """Refuse a batch that the network itself refuses.
-
-    Args:
-        model: is left as it was.
-        batch: samples, on any device.
-
-    Raises:
-        CaptureError: names the shape, and the reason in the network's own words.
-    """
-    home = next(model.parameters(), tensors_of(batch)[0]).device
-    with evaluation_mode(model), torch.no_grad(), unchanged(model):
-        _expected(model, to(batch, home))
-
-
-def random_input(model: nn.Module, input_spec: InputSpec, batch: int) -> Inputs:
-    """A random batch on the model's device, floats in its dtype; always the same for one batch size."""
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    inputs = noise(input_spec, batch, seed=_SEED + batch, below=tokens_of(model.modules()))
-    return each_of(inputs, lambda x: x.to(first.device, first.dtype if x.is_floating_point() else x.dtype))
-
-
 def _named_by(model: nn.Module, input_spec: InputSpec) -> InputSpec:
     """The description of the inputs with the names that they have in ``forward``, where they have none yet.
 
@@ -146,7 +141,7 @@ def _named_by(model: nn.Module, input_spec: InputSpec) -> InputSpec:
 
 def _attempt(
     model: nn.Module,
-    tracer: ProgramTracer,
+    tracer: Tracer,
     input_spec: InputSpec,
     labels: Sequence[str] | None,
     arch: str | None,
@@ -169,25 +164,21 @@ def _attempt(
     program.eval()
     _check_storable(program)
     if verify and not any(p.is_meta for p in model.parameters()):
-        _verify(program, model, input_spec)
+        compare(program, model, input_spec, exact=tracer.exact)
     return program
 
 
-def _trace(tracer: ProgramTracer, model: nn.Module) -> fx.Graph:
+def _trace(tracer: Tracer, model: nn.Module) -> fx.Graph:
     try:
         return tracer.trace(model)
     except CaptureError as error:
-        raise CaptureError(error.message, where=_where(error, tracer, model), hint=error.hint) from error
+        where = error.where or _where(error, tracer, model)
+        raise type(error)(error.message, where=where, hint=error.hint) from error
     except Exception as error:  # whatever the user's forward raises
-        called = f"{type(error).__name__} while following the forward pass: {_first_line(error)}"
-        raise CaptureError(
-            called,
-            where=_where(error, tracer, model),
-            hint="a Program needs a forward pass whose path depends on sizes only",
-        ) from error
+        raise unfollowed(error, _where(error, tracer, model)) from error
 
 
-def _normalize(graph: fx.Graph, tracer: ProgramTracer, model: nn.Module, input_spec: InputSpec) -> None:
+def _normalize(graph: fx.Graph, tracer: Tracer, model: nn.Module, input_spec: InputSpec) -> None:
     try:
         normalize(graph, model, input_spec, tracer.constants)
     except CaptureError:
@@ -195,32 +186,13 @@ def _normalize(graph: fx.Graph, tracer: ProgramTracer, model: nn.Module, input_s
     except ArtifactError as error:
         raise CaptureError(error.message, where=error.where, hint=error.hint) from error
     except Exception as error:  # whatever the graph raises on an input of this shape
-        _require_runnable(model, input_spec)
-        raise CaptureError(f"the graph cannot be followed: {_first_line(error)}") from error
+        require_random_runnable(model, input_spec)
+        raise CaptureError(f"the graph cannot be followed: {first_line(error)}") from error
 
 
-def _require_runnable(model: nn.Module, input_spec: InputSpec) -> None:
-    """Refuse an input that the network itself refuses."""
-    if any(p.is_meta for p in model.parameters()):
-        return
-    _expected(model, named(random_input(model, input_spec, VERIFIED_BATCHES[-1]), input_spec))
-
-
-def _where(error: BaseException, tracer: ProgramTracer, model: nn.Module) -> str:
-    layer = tracer.failed_in or type(model).__name__
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
-    return f"{layer} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else layer
-
-
-def _is_users(filename: str) -> bool:
-    """True if code is neither torch's, nor ours, nor Python's own."""
-    if filename.startswith(_LIBRARY[1:]) or filename.startswith("<"):
-        return False
-    return not filename.startswith(_LIBRARY[0]) or "site-packages" in filename
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]
+def _where(error: BaseException, tracer: Tracer, model: nn.Module) -> str:
+    layer, line = tracer.failed_in or type(model).__name__, line_raised(error.__cause__ or error)
+    return f"{layer} ({line})" if line else layer
 
 
 def _check_output(graph: fx.Graph) -> None:
@@ -236,12 +208,13 @@ def _check_output(graph: fx.Graph) -> None:
 def _check_calls(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.op == "call_method" and node.target not in METHODS:
-            raise _not_listed(node, f"Tensor.{node.target}")
+            raise not_listed(f"Tensor.{node.target}").error(owner_of(node))
         if node.op == "call_function" and function_name(node.target) is None:
             module = getattr(node.target, "__module__", None) or ""
-            raise _not_listed(node, f"{module}.{getattr(node.target, '__name__', node.target)}".strip("."))
+            called = f"{module}.{getattr(node.target, '__name__', node.target)}".strip(".")
+            raise not_listed(called).error(owner_of(node))
         if node.op == "call_function" and node.target is getattr and node.args[1] not in ATTRIBUTES:
-            raise _not_listed(node, f"the attribute {node.args[1]}")
+            raise not_listed(f"the attribute {node.args[1]}").error(owner_of(node))
 
 
 def _check_storable(program: Program) -> None:
@@ -249,14 +222,6 @@ def _check_storable(program: Program) -> None:
         to_data(program)
     except ArtifactError as error:
         raise CaptureError(error.message, where=error.where, hint=error.hint) from error
-
-
-def _not_listed(node: fx.Node, called: str) -> CaptureError:
-    return CaptureError(
-        f"calls {called}, which a Program cannot hold",
-        where=owner_of(node),
-        hint="put it into a form that uses ordinary torch functions",
-    )
 
 
 def _parts(graph: fx.Graph, model: nn.Module, made: dict[str, Any]) -> dict[str, Any]:
@@ -285,77 +250,5 @@ def _leaf(module: nn.Module, path: str) -> nn.Module:
         raise CaptureError(
             getattr(error, "message", str(error)),
             where=path,
-            hint="undo weight_norm, spectral_norm or pruning masks first (remove_..., prune.remove)",
+            hint="give the layer the parameters that its class has, or make it a class of its own",
         ) from error
-
-
-def _verify(program: Program, model: nn.Module, input_spec: InputSpec) -> None:
-    for batch in VERIFIED_BATCHES:
-        inputs = named(random_input(model, input_spec, batch), input_spec)
-        expected = _expected(model, inputs)
-        try:
-            with redirect_stderr(StringIO()):  # where fx prints the line that fails
-                actual = call(program, clone(inputs))
-        except Exception as error:
-            raise CaptureError(
-                f"what was captured fails on {_shapes(inputs)}: {_first_line(error)}"
-            ) from error
-        if not _same_outputs(actual, expected):
-            raise CaptureError(
-                f"what was captured does not compute what the network does on {_shapes(inputs)}",
-                hint="its forward pass depends on the batch size, on chance, or on state of its own",
-            )
-
-
-def _expected(model: nn.Module, inputs: Inputs) -> Any:
-    """The network's plain outputs."""
-    try:
-        return plain(call(model, clone(inputs)))
-    except Exception as error:
-        raise CaptureError(
-            f"the network cannot process {_shapes(inputs)}: {_first_line(error)}",
-            hint="give the right input size",
-        ) from error
-
-
-def _shapes(inputs: Inputs) -> str:
-    """An input of some shape, or several, for a message."""
-    shapes = [str(tuple(tensor.shape)) for tensor in tensors_of(inputs)]
-    return f"inputs of shapes {' and '.join(shapes)}" if shapes[1:] else f"an input of shape {shapes[0]}"
-
-
-def _same_outputs(actual: Any, expected: Any) -> bool:
-    """True if two outputs have one structure and the same numbers.
-
-    Raises:
-        CaptureError: what is expected holds something else than tensors and None.
-    """
-    for name, value in leaves(expected):
-        if value is not None and not isinstance(value, Tensor):
-            place = f" at {name!r}" if name else ""
-            raise CaptureError(
-                f"the network returns {a_or_an(type(value).__name__)}{place}, not a tensor",
-                hint="wrap it in a module that returns tensors",
-            )
-    actual = plain(actual)
-    if _form(actual) != _form(expected):
-        return False
-    one, other = flatten(actual), flatten(expected)
-    return all(_same(one[name], other[name]) for name in other)
-
-
-def _form(outputs: Any) -> Any:
-    """The containers of plain outputs, with the type of what is in them."""
-    if isinstance(outputs, dict):
-        return {name: _form(value) for name, value in outputs.items()}
-    if isinstance(outputs, list | tuple):
-        return type(outputs), [_form(value) for value in outputs]
-    return type(outputs) if outputs is None else Tensor
-
-
-def _same(actual: Tensor, expected: Tensor) -> bool:
-    if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        return False
-    if actual.device.type != "cpu":  # other devices may choose another algorithm for the same call
-        return torch.allclose(actual, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
-    return bool(((actual == expected) | (actual.isnan() & expected.isnan())).all())

@@ -9,10 +9,11 @@ Assignments are made pure: after ``x[:, 0] = y`` the variable ``x`` stands for a
 with ``y`` in its place. What shared the old one's memory and is read later is refused.
 """
 
+import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any, NoReturn
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import CaptureError
 from modelopt_cli.program.allowlist import set_item
+from modelopt_cli.program.checks import outcome_of_check
+from modelopt_cli.program.refusals import BATCH, VALUES
 from modelopt_cli.program.tracer import ProgramProxy, ProgramTracer, recorded
 
 # Methods that take a tensor's contents out of torch's sight.
@@ -60,7 +63,7 @@ class ExampleTracer(ProgramTracer):
     ) -> Any:
         """Record the node and run it. The result is a proxy, or a plain value the batch has no part in."""
         if _reads_contents(kind, target, args):
-            _refuse_contents()
+            raise VALUES.error()
         kind, target = recorded(kind, target)
         proxy: Any = super().create_proxy(kind, target, args, kwargs, name, type_expr)
         proxy.known = tuple(self._run(kind, target, args, kwargs, i) for i in range(len(self.examples)))
@@ -150,11 +153,12 @@ class ExampleProxy(ProgramProxy):
     def plain(self, function: Callable[[Any], Any]) -> Any:
         """``function`` of the value, as Python needs it: the same for every batch size, or an error."""
         if self.of_tensor:
-            _refuse_contents()
+            raise VALUES.error()
         return _agreed([function(value) for value in self.known])
 
     def __bool__(self) -> bool:
-        return bool(self.plain(bool))
+        outcome = outcome_of_check(inspect.currentframe()) if self.of_tensor else None
+        return bool(self.plain(bool)) if outcome is None else outcome
 
     def __int__(self) -> int:
         return int(self.plain(int))
@@ -257,10 +261,7 @@ def _agree(values: Sequence[Any]) -> bool:
 def _agreed(values: Sequence[Any]) -> Any:
     """The value that all examples agree on; if they do not, the batch size is the cause."""
     if not _agree(values):
-        raise CaptureError(
-            "the batch size is needed as a number",
-            hint="a Program must work at any batch size: reshape with -1, or treat the batch as a whole",
-        )
+        raise BATCH.error()
     return values[0]
 
 
@@ -268,10 +269,3 @@ def _reads_contents(kind: str, target: Any, args: tuple[Any, ...]) -> bool:
     if kind == "call_method":
         return target in _READERS and isinstance(args[0], ExampleProxy) and args[0].of_tensor
     return kind == "call_function" and target in _READER_FUNCTIONS
-
-
-def _refuse_contents() -> NoReturn:
-    raise CaptureError(
-        "control flow depends on the values in a tensor",
-        hint="a Program takes the same path for every input; compute both and choose with torch.where",
-    )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import CaptureError
-from modelopt_cli.program.allowlist import is_in_place
+from modelopt_cli.program.allowlist import ASSIGNING, is_in_place
 from modelopt_cli.program.calls import arguments, call, operation, owner_of, source
 from modelopt_cli.program.inputs import Inputs
 from modelopt_cli.program.shapes import infer
@@ -33,7 +33,8 @@ def make_functional(
     """Turn every in-place call of a graph into a pure one, and let later readers read its result.
 
     Layers that work in place are told apart by their flag, which whoever copies them has to clear
-    (``allocating``).
+    (``allocating``). A buffer that is changed has in every call the content that it has now: a counter that
+    nobody reads goes, and what carries over to the next call is found when both are compared.
 
     Args:
         graph: changed in place; nodes that changed something keep their names.
@@ -42,12 +43,13 @@ def make_functional(
         constants: fetched tensors that the forward pass makes again at each call.
 
     Raises:
-        CaptureError: a change that cannot be written so, with the layer's name: of a parameter or buffer, or
-            through a view that has no inverse.
+        CaptureError: a change that cannot be written so, with the layer's name: of a parameter, or through a
+            view that has no inverse.
     """
     layers = dict(root.named_modules(remove_duplicate=False))
     if any(is_in_place(node, layers) for node in graph.nodes):
-        _Functional(graph, layers, infer(graph, root, inputs, constants), constants or {}).run()
+        parameters = {name for name, _ in root.named_parameters(remove_duplicate=False)}
+        _Functional(graph, layers, infer(graph, root, inputs, constants), parameters).run()
 
 
 def allocating(layer: nn.Module) -> nn.Module:
@@ -77,9 +79,9 @@ class _Functional:
         graph: fx.Graph,
         layers: Mapping[str, nn.Module],
         values: dict[fx.Node, Any],
-        constants: Collection[str],
+        parameters: Collection[str],
     ) -> None:
-        self.graph, self.layers, self.values, self.made = graph, layers, values, constants
+        self.graph, self.layers, self.values, self.parameters = graph, layers, values, parameters
         self.writes: dict[int, list[_Write]] = {}
         self.born: dict[fx.Node, int] = {}
         self.above: dict[fx.Node, fx.Node | None] = {}
@@ -112,7 +114,7 @@ class _Functional:
         value = self.values[target] if isinstance(target, fx.Node) else None
         if isinstance(value, Tensor):
             first = self._path(target)[-1]
-            if first.op == "get_attr" and str(first.target) not in self.made:
+            if str(first.target) in self.parameters:
                 raise self._refused(node, f"changes {first.target} in place")
         pure = None if node.op == "call_module" else self._purified(node)
         self._update(node)
@@ -128,12 +130,16 @@ class _Functional:
         """Make the call an allocating one; returns its value on the meta device."""
         node.kwargs = {key: value for key, value in node.kwargs.items() if key not in ("inplace", "out")}
         given = {key: value for key, value in arguments(node).items() if key not in ("inplace", "out")}
-        rewrite(node, operation(node), given)
+        if node.op == "call_method" and node.target in ASSIGNING:
+            value = given.get("src", given.get("value", 0))
+            rewrite(node, "set_item", {"input": given["input"], "index": ..., "value": value})
+        else:
+            rewrite(node, operation(node), given)
 
-        def value(argument: fx.Node) -> Any:
+        def read(argument: fx.Node) -> Any:
             return self.values[argument]
 
-        return call(node, fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value))
+        return call(node, fx.node.map_arg(node.args, read), fx.node.map_arg(node.kwargs, read))
 
     def _typed(self, node: fx.Node, pure: Any) -> fx.Node:
         """The node, or its value in the type of what it changed."""

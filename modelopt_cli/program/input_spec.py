@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from modelopt_cli.errors import UsageError
+from modelopt_cli.option_types import require_declared
+
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 INPUT_NAME = "x"
 """Name of an input that has no other."""
@@ -29,6 +32,13 @@ class Preprocess:
         mean: per channel, on the 0..1 scale.
         std: per channel, on the 0..1 scale.
         channels: 1 (grey) or 3 (RGB).
+
+    Raises:
+        UsageError: a value is of another type, or none that an image could be processed with.
+
+    Example:
+        >>> Preprocess(resize=256, crop=224, mean=(0.5,) * 3, std=(0.5,) * 3).crop
+        224
     """
 
     resize: int | tuple[int, int] | None = None
@@ -37,6 +47,13 @@ class Preprocess:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     channels: int = 3
+
+    def __post_init__(self) -> None:
+        require_declared(self)
+        if self.channels not in (1, 3):
+            raise UsageError(f"{self.channels} is neither 1 (grey) nor 3 (RGB)", where="channels")
+        if min(self.std, default=0.0) <= 0:
+            raise UsageError(f"{self.std} is not one number above 0 for each channel", where="std")
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,13 @@ class InputSpec:
         name: of the input, as the network's ``forward`` calls it.
         free: places in ``shape`` whose size may be another one, tried at two sizes.
         others: the network's further inputs, in order, which have none themselves.
+
+    Raises:
+        UsageError: a value is of another type, or the shape has a size below 1.
+
+    Example:
+        >>> InputSpec([3, 224, 224]).shape
+        (3, 224, 224)
     """
 
     shape: tuple[int, ...]
@@ -58,6 +82,12 @@ class InputSpec:
     name: str = INPUT_NAME
     free: tuple[int, ...] = ()
     others: tuple["InputSpec", ...] = ()
+
+    def __post_init__(self) -> None:
+        require_declared(self)
+        if min(self.shape, default=1) < 1:
+            hint = "give the sizes of one sample without the batch, such as (3, 224, 224)"
+            raise UsageError(f"{self.shape} is no shape of a sample", where="shape", hint=hint)
 
     @property
     def tensors(self) -> tuple["InputSpec", ...]:

@@ -100,17 +100,21 @@ def _factory(
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """The attributes of every module of a network as they were, afterwards.
+    """The attributes of every module of a network, and what is in its buffers, as they were, afterwards.
 
     A network may keep what it computed for the next call: a position table in a dictionary, its last
-    feature map. What tracing leaves there are proxies, which the next call must not find.
+    feature map, a counter. What tracing leaves there are proxies, which the next call must not find.
     """
     saved: dict[int, tuple[Any, Any]] = {}
     for module in model.modules():
         _save(vars(module), saved)
+    buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
+        for buffer, version, content in buffers:
+            if buffer._version != version:
+                buffer.copy_(content)
         for container, content in saved.values():
             container.clear()
             if isinstance(container, list):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modelopt_cli.errors import UsageError
+from modelopt_cli.errors import UsageError, a_or_an
 
 QMIN, QMAX = 0, 255
 
@@ -80,12 +80,17 @@ def require_uint8(x: Tensor) -> None:
         raise TypeError(f"a quantized layer reads uint8, not {str(x.dtype).removeprefix('torch.')}")
 
 
+def form_of_maps(channels: int | str, rank: int) -> str:
+    """The shape of maps of so many channels, with ``rank`` dimensions of space, such as ``(N, 3, H, W)``."""
+    return f"(N, {channels}, {', '.join('L' if rank == 1 else 'DHW'[-rank:])})"
+
+
 def require_maps(x: Tensor, rank: int) -> None:
     """Refuse, where a graph out of a file is tried, what is no uint8 ``(N, C, ...)`` of this rank."""
     require_uint8(x)
     if x.is_meta and x.dim() != rank + 2:
-        wanted = ", ".join("NCDHW"[:2] + "DHW"[3 - rank :])
-        raise TypeError(f"a quantized layer reads ({wanted}), not {x.dim()} dimensions")
+        wanted = form_of_maps("C", rank)
+        raise TypeError(f"a quantized layer reads {wanted}, not {x.dim()} dimensions")
 
 
 def dequantize(x: Tensor, q: QParams) -> Tensor:
@@ -138,8 +143,14 @@ def real_input(x: Tensor) -> Tensor:
     """A floating-point tensor as float32.
 
     Raises:
-        UsageError: it holds something else, pixels of 0 to 255 say, whose scale nobody has said.
+        UsageError: it is no tensor, or holds something else, pixels of 0 to 255 say, whose scale nobody has
+            said.
     """
+    if not isinstance(x, Tensor):
+        hint = "give a batch (N, *program.input.shape)"
+        raise UsageError(
+            f"an int8 network takes a tensor, not {a_or_an(type(x).__name__)}", where="the input", hint=hint
+        )
     if not x.is_floating_point():
         name = str(x.dtype).removeprefix("torch.")
         raise UsageError(

@@ -98,6 +98,15 @@ class Quantized(nn.Module):
         """The layer's values computed in float32 by torch's ordinary operators."""
         raise NotImplementedError
 
+    def takes(self, shape: torch.Size) -> bool:
+        """True if the layer can compute an input of this shape; asked at every call of a kernel."""
+        return True
+
+    @property
+    def input_form(self) -> str:
+        """Shapes of the inputs that the layer takes, for messages."""
+        return "(...)"
+
 
 @torch.compiler.disable(  # type: ignore[untyped-decorator]
     reason="int8 layers run their own kernels; compile without fullgraph"
@@ -174,7 +183,20 @@ class Weighted(Quantized):
         return y if self.output is None else quantize(y, self.output)
 
 
-class QuantizedLinear(Weighted):
+class _OfFeatures(Weighted):
+    """A layer whose input has features in its last dimension."""
+
+    in_features: int
+
+    def takes(self, shape: torch.Size) -> bool:
+        return len(shape) > 0 and shape[-1] == self.in_features
+
+    @property
+    def input_form(self) -> str:
+        return f"(..., {self.in_features})"
+
+
+class QuantizedLinear(_OfFeatures):
     """Linear layer, uint8 ``(..., in_features)`` in; uint8 or, where ``output`` is None, float32 out."""
 
     fields = f"in_features:count out_features:count has_bias:bool input:q output:q? activation:{_ANY}"
@@ -199,7 +221,7 @@ class QuantizedLinear(Weighted):
         return self._finish(F.linear(dequantize(args[0], self.input), self.float_weight(), self.bias))
 
 
-class DynamicLinear(Weighted):
+class DynamicLinear(_OfFeatures):
     """Linear layer, float in and out, whose input is quantized per tensor at every call."""
 
     fields = "in_features:count out_features:count has_bias:bool"

@@ -6,9 +6,9 @@ Their kernels compute all of them as 2-D convolutions (``kernels.lowering``); th
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Size, Tensor
 
-from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, require_maps
+from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, form_of_maps, require_maps
 from modelopt_cli.program.quantized import Weighted
 
 _FUNCTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d}
@@ -93,6 +93,13 @@ class QuantizedConvolution(Weighted):
         """The convolution itself, in floating point: ``x`` and ``weight`` are of one type."""
         y: Tensor = _FUNCTIONS[self.rank](x, weight, bias, *self.geometry)
         return y
+
+    def takes(self, shape: Size) -> bool:
+        return len(shape) == 2 + self.rank and shape[1] == self.in_channels
+
+    @property
+    def input_form(self) -> str:
+        return form_of_maps(self.in_channels, self.rank)
 
     def emulate(self, *args: Tensor) -> Tensor:
         require_maps(args[0], self.rank)

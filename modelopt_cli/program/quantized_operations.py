@@ -10,6 +10,7 @@ from modelopt_cli.program.quantization import (
     ACTIVATIONS,
     QParams,
     dequantize,
+    form_of_maps,
     quantize,
     real_input,
     require_maps,
@@ -114,6 +115,13 @@ class QuantizedMaxPool(Quantized):
         super().__init__()
         self.kernel_size, self.stride = kernel_size, stride
         self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
+
+    def takes(self, shape: torch.Size) -> bool:
+        return len(shape) == 2 + self.rank
+
+    @property
+    def input_form(self) -> str:
+        return form_of_maps("C", self.rank)
 
     def emulate(self, *args: Tensor) -> Tensor:
         require_maps(args[0], self.rank)

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from modelopt_cli.errors import ArtifactError
@@ -50,7 +51,7 @@ def rewrite(node: fx.Node, name: str, named: Mapping[str, Any]) -> None:
     Raises:
         ArtifactError: there is no such operation with these arguments.
     """
-    spelled = _spelled(name, dict(named))
+    spelled = spell(name, dict(named))
     if spelled is None:
         names = ", ".join(named)
         raise ArtifactError(f"{name} cannot be called with {names}", where=node.name)
@@ -90,11 +91,10 @@ def _canonicalize(node: fx.Node) -> None:
         return
     if is_variadic_call(node):
         if name == "einsum":
-            named = variadic_arguments(node)
-            node.args, node.kwargs = (named["equation"], *named["operands"]), {}
+            node.op, node.target, node.args, node.kwargs = spell(name, variadic_arguments(node))  # type: ignore[misc]
         return
     named = {_AXES.get(key, key): value for key, value in bound_arguments(node).items()}
-    spelled = _spelled(name, named)
+    spelled = spell(name, named)
     if spelled is None:  # no other spelling takes these: its own, with names
         by_place = dict.fromkeys(list(named)[:1]) if node.op == "call_method" else {}
         first = tuple(named[source_name] for source_name in by_place)
@@ -105,8 +105,23 @@ def _canonicalize(node: fx.Node) -> None:
 Spelled = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
 
-def _spelled(name: str, named: dict[str, Any]) -> Spelled | None:
-    """The one spelling of an operation with these arguments: op, target, args, kwargs."""
+def spell(name: str, named: dict[str, Any]) -> Spelled | None:
+    """The one spelling of an operation with these arguments: op, target, args, kwargs.
+
+    Args:
+        name: bare, or as ``FUNCTIONS`` has it.
+        named: the arguments by name.
+
+    Returns:
+        None where nothing of this name takes these arguments.
+    """
+    if name in ("getitem", "getattr"):
+        target: Callable[..., Any] = operator.getitem if name == "getitem" else getattr
+        return "call_function", target, tuple(named.values()), {}
+    if name == "einsum":
+        return "call_function", torch.einsum, (named["equation"], *named["operands"]), {}
+    if name in FUNCTIONS:
+        return "call_function", FUNCTIONS[name], (), named
     operands = {_OPERANDS.get(key, key): value for key, value in named.items()}
     if name in _OPERATORS and operands.pop("alpha", 1) == 1 and operands.keys() <= {"input", "other"}:
         both = tuple(operands[key] for key in ("input", "other") if key in operands)
@@ -116,13 +131,13 @@ def _spelled(name: str, named: dict[str, Any]) -> Spelled | None:
     if name == "size" and named.keys() == {"input"}:
         return "call_function", getattr, (named["input"], "shape"), {}
     if name == "view" and named.keys() == {"input", "size"}:  # the same values, whatever the strides
-        return _spelled("reshape", {"input": named["input"], "shape": named["size"]})
+        return spell("reshape", {"input": named["input"], "shape": named["size"]})
     if name == "view_as":
-        return _spelled("reshape_as", named)
+        return spell("reshape_as", named)
     if name == "to" and "other" in named:  # torch calls it "tensor"
         rest = {key: value for key, value in named.items() if key not in ("input", "other")}
         return "call_method", name, (named["input"], named["other"]), rest
-    for prefix in ("F", "torch", "torchvision"):
+    for prefix in ("F", "torch", "torchvision", "modelopt"):
         function = FUNCTIONS.get(f"{prefix}.{name}")
         for first in ("input", "tensor", "self"):
             renamed = {first if key == "input" else key: value for key, value in named.items()}

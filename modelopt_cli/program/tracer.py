@@ -42,9 +42,11 @@ class ProgramTracer(fx.Tracer):
         constants: tensors the forward pass made out of nothing, by the name their nodes have.
         failed_in: path of the innermost module whose forward raised, or None.
         source: the proxy of the network's first input.
+        exact: the Program computes the same to the last bit.
     """
 
     proxy_buffer_attributes = True
+    exact = True
 
     def __init__(self, example: Mapping[str, Tensor]) -> None:
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]
@@ -129,6 +131,15 @@ class ProgramProxy(fx.Proxy):
                 hint="compute a new tensor: y = f(x) in place of x.data = f(x)",
             )
         super().__setattr__(name, value)
+
+    def __format__(self, format_spec: str) -> str:
+        return str(self)  # in a message, which is no part of the graph
+
+    def __copy__(self) -> "ProgramProxy":
+        return self  # a copy of a tensor shares its memory
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self.tracer.create_proxy("call_method", "clone", (self,), {})
 
 
 def _define_in_place(name: str) -> None:

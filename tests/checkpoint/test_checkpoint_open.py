@@ -36,7 +36,7 @@ def test_a_recognised_checkpoint_becomes_a_program(resnet8: tuple[Path, torch.nn
     opened = open_model(path)
     assert isinstance(opened.program, Program)
     assert opened.module is None
-    assert opened.kind == "checkpoint"
+    assert not opened.is_artifact
     assert opened.architecture is not None
     assert opened.program.arch == "builtin:resnet8?num_classes=7&width=0.5"
     assert "recognised as builtin:resnet8?num_classes=7&width=0.5" in opened.notes
@@ -105,7 +105,7 @@ class TestArtifacts:
         assert first is not None
         artifact.write_program(first, tmp_path / "a.safetensors")
         opened = open_model(tmp_path / "a.safetensors")
-        assert opened.kind == "artifact"
+        assert opened.is_artifact
         assert opened.program is not None
         assert opened.source_sha256 == hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
         images = torch.rand(2, 3, 32, 32)
@@ -132,7 +132,7 @@ class TestArtifacts:
     def test_options_in_a_file_never_reach_a_library_unfiltered(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("modelopt_cli.checkpoint.opened.resolve", lambda *_: pytest.fail("was built"))
+        monkeypatch.setattr("modelopt_cli.checkpoint.open_path.resolve", lambda *_: pytest.fail("was built"))
         self.write({"w": torch.ones(3)}, "timm:resnet18?checkpoint_path=/etc/passwd", tmp_path)
         with pytest.raises(ArchitectureError, match="'checkpoint_path', which is not taken from a file"):
             open_model(tmp_path / "a.safetensors")

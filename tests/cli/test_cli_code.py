@@ -93,5 +93,5 @@ def test_another_code_is_refused(here, modelopt):
             "--code: 'entropie' is not one of plain, packed, entropy; did you mean 'entropy'?" in refused.err
         )
     config = PruneConfig(sparsity=0.5)
-    with pytest.raises(UsageError, match="unknown code 'zip'; one of plain, packed, entropy"):
+    with pytest.raises(UsageError, match="code: 'zip' is not one of plain, packed, entropy"):
         modelopt_cli.api.prune("net.pth", "out.safetensors", config=config, code="zip", evaluate=False)

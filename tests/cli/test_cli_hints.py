@@ -183,7 +183,7 @@ class Odd(Two):
         ("Two", "its forward needs 2 inputs (x, mask), and a sample is one"),
         ("Keyword", "its forward needs 2 inputs (x, mask), and a sample is one"),
         ("Optional", None),
-        ("Odd", "calls torch._C._special.special_bessel_j0, which a Program cannot hold"),
+        ("Odd", "calls torch.special_bessel_j0, which a Program cannot hold"),
     ],
 )
 def test_why_a_network_has_no_graph_is_said_in_plain_words(net, why, tmp_path, monkeypatch, modelopt):

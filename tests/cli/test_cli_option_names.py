@@ -24,7 +24,7 @@ ALLOWED = {
     "demo.py": (r".*", "shell commands that the demonstration shows and runs"),
     "option_names.py": (r"--(no-)?\{\}", "makes the flag of an argument"),
     "settings.py": (r"--no-\{\}", "makes the opposite of a flag"),
-    "api/arguments.py": (r"--(no-eval|force|resume)", "rewrites help and reasons for Python"),
+    "api/naming.py": (r"--(no-eval|force|resume|set)", "rewrites help and reasons for Python"),
     "methods/layer_selection.py": (r"(not )?matched by --(in|ex)clude", "recorded in files, alike for both"),
     "measure/config.py": (r".*`--(confident|latency-runs)`.*", ROW),
     "methods/prune/schedules.py": (r"--rounds times a part, .*", ROW),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hostile_files import DESCRIBED, MAY_BE_GOOD
 
-from modelopt_cli.checkpoint.opened import open_model
+from modelopt_cli.checkpoint import open_model
 from modelopt_cli.cli.failures import explain
 from modelopt_cli.cli.inspect import describe
 from modelopt_cli.cli.main import main

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from modelopt_cli import artifact
-from modelopt_cli.checkpoint.opened import open_model
+from modelopt_cli.checkpoint import open_model
 from modelopt_cli.checkpoint.state_file import read_state
 from modelopt_cli.errors import ArtifactError, CheckpointError
 

@@ -129,7 +129,7 @@ def test_what_is_given_is_not_changed() -> None:
 @pytest.mark.parametrize(
     ("forward", "what"),
     [
-        (lambda net, x: net.conv(x) + iadd(net.count, 1), "changes count in place"),
+        (lambda net, x: net.conv(x) + iadd(net.conv.bias, 1)[0], "changes conv.bias in place"),
         (lambda net, x: (y := net.conv(x)).chunk(2, 0)[0].relu_().sum() + y, "chunk"),
         (
             lambda net, x: setattr(y := net.conv(x), "data", x) or net.conv(y),
@@ -137,7 +137,7 @@ def test_what_is_given_is_not_changed() -> None:
         ),
         (lambda net, x: (y := net.conv(x)).unfold(1, 2, 2).relu_().sum() + y, "unfold"),
     ],
-    ids=["a buffer", "a part of the batch", "data", "a view without an inverse"],
+    ids=["a parameter", "a part of the batch", "data", "a view without an inverse"],
 )
 def test_changes_that_cannot_be_written_pure_are_refused(forward: Forward, what: str) -> None:
     with pytest.raises(CaptureError, match=what):

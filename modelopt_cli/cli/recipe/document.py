@@ -4,7 +4,6 @@ The YAML is only taken apart, never constructed: no tag means anything, and a va
 so that ``2:4`` is not the number 124 and ``on`` not a truth.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,22 +46,36 @@ class Recipe:
     options: Options
 
     def override(self, reader: Reader, settings: Sequence[str]) -> "Recipe":
-        """With ``[STEP.]KEY=VALUE`` in place of what was written; STEP is a number or a verb."""
-        steps, options = [dataclasses.replace(step, options=dict(step.options)) for step in self.steps], {}
+        """With ``[STEP.]KEY=VALUE`` in place of what was written.
+
+        STEP is a number or a verb; what comes twice has two values.
+        """
+        beside: Options = {}
+        own: list[Options] = [{} for _ in self.steps]
         for setting in settings:
             if (match := _SETTING.fullmatch(setting)) is None:
                 reader.check(False, "--set", f"'{setting}' is not [STEP.]KEY=VALUE")
                 continue
             key, value = match["key"].replace("_", "-"), match["value"]
             if match["step"] is None:
-                options[key] = value
+                _add(beside, key, value)
                 continue
-            found = [step for i, step in enumerate(steps, 1) if match["step"] in (str(i), step.verb)]
+            found = [i for i, step in enumerate(self.steps) if match["step"] in (str(i + 1), step.verb)]
             problem = f"{'no step' if not found else 'more than one step'} is called '{match['step']}'"
-            reader.check(len(found) == 1, "--set", f"{problem}; give its number, 1 to {len(steps)}")
+            near = None if found else did_you_mean(match["step"], [step.verb for step in self.steps])
+            hint = near or f"give its number, 1 to {len(self.steps)}"
+            reader.check(len(found) == 1, "--set", f"{problem}; {hint}")
             if len(found) == 1:
-                found[0].options[key] = value
-        return Recipe(tuple(steps), {**self.options, **options})
+                _add(own[found[0]], key, value)
+        steps = (Step(step.verb, step.options | more) for step, more in zip(self.steps, own, strict=True))
+        return Recipe(tuple(steps), self.options | beside)
+
+
+def _add(options: Options, key: str, value: str) -> None:
+    """Set an option, or give one that is set another value."""
+    before = options.get(key, ())
+    several = (before,) if isinstance(before, str) else before
+    options[key] = (*several, value) if several else value
 
 
 def read_recipe(reader: Reader, path: Path) -> Recipe:

@@ -1,0 +1,218 @@
+"""``open_model``: any path the user gives, to the most that can be made of it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from modelopt_cli import artifact
+from modelopt_cli.artifact.lazy import described
+from modelopt_cli.artifact.reader import Artifact, lazy_tensors, program_in
+from modelopt_cli.checkpoint.arch import Architecture
+from modelopt_cli.checkpoint.build import build_loaded
+from modelopt_cli.checkpoint.integer_layers import restore_integer_layers
+from modelopt_cli.checkpoint.opened import Opened, require_network, shape_hint
+from modelopt_cli.checkpoint.recognition import describe_nearest, recognise, recognise_state
+from modelopt_cli.checkpoint.sources import check_found_spec, names_library, resolve
+from modelopt_cli.checkpoint.state_file import read_state, state_bytes
+from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
+from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
+from modelopt_cli.kernels import prepare
+from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.regular import HeldFile
+from modelopt_cli.settings import option
+from modelopt_cli.text import short
+
+
+def open_model(
+    path: str | Path,
+    arch: str | None = None,
+    input_spec: InputSpec | None = None,
+    adapt: Callable[[InputSpec], InputSpec | None] | None = None,
+    header: Artifact | None = None,
+) -> Opened:
+    """Open an artifact or a checkpoint.
+
+    An artifact gives its Program. A checkpoint's architecture is ``arch``, or recognised; its network is
+    captured as a Program, or, where that cannot be, returned as a module, and ``untraced`` says why.
+    An unrecognised checkpoint gives its bare tensors.
+
+    Args:
+        path: the file or Hugging Face folder.
+        arch: an ``--arch`` spec; an artifact with a graph needs none and takes none.
+        input_spec: what a sample looks like; wins over what the architecture or artifact implies.
+        adapt: what to make of the input that a recognised architecture implies; by default that itself.
+        header: the artifact, where it is open already; see :func:`open_header`.
+
+    Raises:
+        CheckpointError, ArtifactError, ArchitectureError, EnvironmentFailure: in one line each.
+    """
+    path = Path(path)
+    if (header := header or open_header(path)) is not None:
+        return _open_artifact(header, path, arch, input_spec)
+    found = read_state(path)
+    notes = list(found.notes)
+    shapes = described(found.state)
+    stored = state_bytes(shapes)
+    if arch is not None:
+        architecture, state = resolve(arch, input_spec), dict(found.state)
+    else:
+        recognised = recognise_state(dict(found.state)) if recognise(shapes) else None
+        if recognised is None:
+            check_finite(found.state, str(path), masks=True)
+            check_range(found.state, str(path))
+            notes += [found.hint] if found.hint else []
+            notes.append(f"architecture not recognised: {describe_nearest(shapes)}")
+            bare = Opened(found.state, False, found.sha256, notes=notes, tensor_bytes=stored)
+            return dataclasses.replace(bare, file_bytes=found.file_bytes)
+        architecture, state = recognised.architecture, recognised.state
+        if input_spec is not None:
+            architecture = dataclasses.replace(architecture, input=input_spec)
+        elif adapt is not None and architecture.input is not None:
+            architecture = dataclasses.replace(architecture, input=adapt(architecture.input))
+        notes.append(f"recognised as {architecture.spec}")
+    built = _build(architecture, state, path, found.sha256, notes)
+    return dataclasses.replace(built, tensor_bytes=stored, file_bytes=found.file_bytes)
+
+
+def open_header(path: str | Path) -> Artifact | None:
+    """An artifact whose header is read and whose digest is checked; None of any other file.
+
+    Raises:
+        ArtifactError: it is damaged or from a newer version.
+    """
+    return Artifact(HeldFile(path, ArtifactError)) if artifact.is_artifact(path) else None
+
+
+def fresh_model(arch: str, input_spec: InputSpec | None = None, seed: int = 0) -> Opened:
+    """A network with random weights, as if it had been opened.
+
+    Args:
+        arch: an ``--arch`` spec.
+        input_spec: what a sample looks like; wins over what the architecture implies.
+        seed: of torch's random numbers; whatever else the user's own code draws from is its own affair.
+
+    Raises:
+        ArchitectureError, EnvironmentFailure: in one line each.
+    """
+    architecture = resolve(arch, input_spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = architecture.build().float().eval()
+    program, why = _capture(module, architecture)
+    network = program or module
+    return Opened(
+        dict(network.state_dict()),
+        is_artifact=False,
+        source_sha256="",
+        program=program,
+        module=None if program is not None else module,
+        architecture=architecture,
+        untraced=why,
+    )
+
+
+def load_network(
+    path: str | Path,
+    arch: str | None = None,
+    input_spec: InputSpec | None = None,
+    device: str = "cpu",
+) -> Program | nn.Module:
+    """The network in a file, ready to run on a device: a Program, or the module that cannot be traced.
+
+    Args:
+        path: an artifact, or a checkpoint whose network is recognised or named.
+        arch: the architecture, for files that do not hold their own network.
+        input_spec: shape and preprocessing of one sample; wins over what is recorded or implied.
+        device: "cpu" or a CUDA device.
+
+    Raises:
+        InputError: the file, the architecture or the network cannot be used.
+        EnvironmentFailure: the device is not there.
+    """
+    header = open_header(path)
+    own = header is not None and header.document.program is not None
+    opened = open_model(path, None if own else arch, input_spec, header=header)
+    network = require_network(opened, path)
+    return prepare(network, device) if isinstance(network, Program) else network.to(device).eval()
+
+
+def _build(
+    architecture: Architecture, state: Mapping[str, torch.Tensor], path: Path, sha256: str, notes: list[str]
+) -> Opened:
+    module, loading = build_loaded(architecture, state, str(path))
+    notes = notes + loading
+    program, why = _capture(module, architecture)
+    network = program or module
+    return Opened(
+        dict(network.state_dict()),
+        is_artifact=False,
+        source_sha256=sha256,
+        program=program,
+        module=None if program is not None else module,
+        architecture=architecture,
+        notes=notes,
+        untraced=why,
+    )
+
+
+def _captured(opened: Opened) -> Opened:
+    """The network of an artifact without a graph as a Program, with all that the file says of it.
+
+    Where it cannot be captured, ``untraced`` says why.
+    """
+    module, architecture, tensors = opened.module, opened.architecture, opened.tensors
+    if module is None or architecture is None or tensors is None:
+        return opened
+    program, why = _capture(module, architecture)
+    if program is None:
+        return dataclasses.replace(opened, untraced=why)
+    state = dict(program.state_dict())
+    program.history, program.labels = tensors.history, tensors.labels or program.labels
+    program.encodings = {name: each for name, each in tensors.encodings.items() if name in state}
+    return dataclasses.replace(opened, state=state, program=program, module=None, tensors=None)
+
+
+def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | None, str | None]:
+    """The module as a Program, or None and the reason why not."""
+    from modelopt_cli.program.capture import capture, require_one_input
+
+    if architecture.input is None:
+        return None, f"{short(architecture.spec)} does not say what its input is; {shape_hint()}"
+    try:
+        require_one_input(module)
+        return capture(module, architecture.input, labels=architecture.labels, arch=architecture.spec), None
+    except CaptureError as error:
+        return None, f"the network cannot be traced: {error}"
+
+
+def _open_artifact(found: Artifact, path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
+    if found.document.program is None:
+        return _open_tensors(found, path, arch, input_spec)
+    if arch is not None:
+        raise ArchitectureError("holds its own network", where=str(path), hint=f"leave {option('arch')} out")
+    program = program_in(found)
+    if input_spec is not None:
+        program.input = input_spec
+    return Opened(dict(program.state_dict()), True, found.sha256, program=program)
+
+
+def _open_tensors(found: Artifact, path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
+    """An artifact that holds tensors only: bare, or of a network that must be built from its spec."""
+    tensors, sha256 = lazy_tensors(found), found.sha256
+    spec = arch or (tensors.arch if names_library(tensors.arch) else None)
+    if spec is not None and arch is None:
+        sides = [side for tensor in described(tensors.state).values() for side in tensor.shape]
+        check_found_spec(spec, max(sides, default=0), str(path))
+    if spec is None:
+        # A spec found in a file never imports the user's code: that takes --arch on the command line.
+        made = f", made with {option('arch', short(tensors.arch))}" if tensors.arch else ""
+        notes = [f"holds tensors without their network{made}"]
+        return Opened(tensors.state, True, sha256, notes=notes, tensors=tensors)
+    architecture = resolve(spec, input_spec or tensors.input)
+    module, notes = build_loaded(architecture, dict(tensors.state), str(path))
+    state = dict(module.state_dict())
+    restore_integer_layers(module, tensors.history, tensors.encodings)
+    return _captured(Opened(state, True, sha256, None, module, architecture, notes, tensors=tensors))
