@@ -51,27 +51,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "modelopt_cli.api": (
-        "Layer",
-        "Measured",
-        "Result",
-        "distill",
-        "evaluate",
-        "layers",
-        "load",
-        "load_network",
-        "load_state_dict",
-        "prune",
-        "quantize",
-        "save",
-        "share",
-        "train",
-    ),
-    "modelopt_cli.cli.recipe.python_call": ("run",),
-    "modelopt_cli.program": ("InputSpec", "Preprocess", "Program"),
+_API = "modelopt_cli.api"
+_ELSEWHERE = {
+    "InputSpec": "modelopt_cli.program",
+    "Preprocess": "modelopt_cli.program",
+    "Program": "modelopt_cli.program",
+    "run": "modelopt_cli.cli.recipe.python_call",
 }
-_LAZY = {name: home for home, names in _HOMES.items() for name in names}
+"""Homes of the names below that are not in ``modelopt_cli.api``."""
 
 __all__ = [
     "ArchitectureError",
@@ -112,9 +99,9 @@ _torchvision.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
+    value = getattr(import_module(_ELSEWHERE.get(name, _API)), name)
     globals()[name] = value
     return value
 

@@ -2,7 +2,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, pytest.
     if report.skipped and item.get_closest_marker("assets") and os.environ.get("MODELOPT_REQUIRE_ASSETS"):
         report.outcome = "failed"
     return report
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch computes on one thread: sums are always added in one order, and small maps are not waited for."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 TOGETHER = 300

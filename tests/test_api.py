@@ -70,12 +70,7 @@ def scheme(name, **options):
     return QuantizeConfig(scheme=name, calibration_samples=64, **options)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

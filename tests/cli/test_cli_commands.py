@@ -3,13 +3,10 @@
 import json
 
 import pytest
+from folder_contents import names
 
 HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
 QUICK = ["--data", "digits", "--latency-runs", "0", "--limit", "64", "--calibration-samples", "64"]
-
-
-def names(folder) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def test_quantize_writes_the_default_name_and_says_so(here, modelopt):

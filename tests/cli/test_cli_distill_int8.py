@@ -1,11 +1,11 @@
 """``modelopt distill`` with an int8 student: what it writes and prints, how it is interrupted and goes on."""
 
-import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from folder_contents import digest
 
 import modelopt_cli
 from modelopt_cli.artifact import write_program
@@ -43,10 +43,6 @@ def files(good_files, tmp_path_factory):
 def here(files, enter):
     """A copy of the files as the current directory."""
     return enter(files)
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 COMMAND = ["distill", "net.safetensors", "--student", "student.safetensors", *TRAIN]

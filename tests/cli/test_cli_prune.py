@@ -1,6 +1,5 @@
 """``modelopt prune``: what it writes and prints, plans, refuses, and how it goes on."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folder_contents import digest, names
 from safetensors.torch import load_file, save_file
 
 import modelopt_cli
@@ -49,14 +49,6 @@ def trained(good_files, tmp_path_factory):
 def here(trained, enter):
     """A copy of the trained network as the current directory."""
     return enter(trained)
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def test_channels_go_are_tuned_and_the_table_says_what_it_cost(here, modelopt):

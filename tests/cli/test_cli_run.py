@@ -1,6 +1,5 @@
 """Recipes: what they are checked for, what they do, what is repeated after an interruption."""
 
-import hashlib
 import json
 import shlex
 import shutil
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from folder_contents import digest
 
 import modelopt_cli
 from modelopt_cli import api
@@ -48,7 +48,7 @@ def here(good_files, tmp_path, monkeypatch):
 
 
 def digests(*paths: str) -> list[str]:
-    return [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
+    return [digest(path) for path in paths]
 
 
 def written() -> list[tuple[int, int]]:

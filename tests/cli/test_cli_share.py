@@ -1,12 +1,12 @@
 """``modelopt share``: what it writes and prints, plans, refuses, and how it goes on."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from folder_contents import digest, names
 from safetensors.torch import load_file, save_file
 
 import modelopt_cli
@@ -51,17 +51,9 @@ def here(trained, enter):
     return enter(trained)
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def digits_of(split):
     data = open_data(f"digits?split={split}", input_spec=InputSpec((1, 8, 8)), seed=0)
     return next(iter(data.batches(1 << 12)))
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def test_it_ends_with_the_table_and_says_what_it_wrote(here, modelopt):

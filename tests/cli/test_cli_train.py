@@ -1,7 +1,6 @@
 """``modelopt train``: what it writes and prints, how it is interrupted and goes on."""
 
 import contextlib
-import hashlib
 import json
 import random
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folder_contents import digest, names
 
 import modelopt_cli
 from modelopt_cli import api
@@ -24,14 +24,6 @@ HOW = ["--arch", "net.py:make", "--input-size", "8", "--channels", "1"]
 TRAIN = ["--train", "digits?split=train", "--lr", "0.05"]
 QUICK = ["--latency-runs", "0", "--data", "digits"]
 OUT = ["-o", "out.safetensors"]
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def logged(folder: Path) -> list[int]:

@@ -65,13 +65,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 KERNELS = ["emulate", *BACKENDS]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def kernel(layer: Any, name: str) -> Any:

@@ -44,12 +44,7 @@ from modelopt_cli.training.run import Run
 SCHEMES = ("int8", "int8-dynamic", "int8-weight")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # What is computed.

@@ -35,13 +35,7 @@ from modelopt_cli.program.quantization import dequantize, quantize
 from modelopt_cli.program.quantized import Quantized, Weighted
 from modelopt_cli.program.quantized_operations import Quantize
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class _Float(fx.Interpreter):

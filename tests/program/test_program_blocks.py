@@ -1,7 +1,7 @@
 """Removed blocks against the same torch module with those branches zeroed by hand."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,7 @@ from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.removable import find_blocks, obstacles, remove_blocks
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(shape: tuple[int, ...], count: int = 2) -> Tensor:

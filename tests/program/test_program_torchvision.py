@@ -20,11 +20,8 @@ from modelopt_cli.program.serialization import to_data
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # more would only wait for each other on maps this small
+def collected(one_thread: None) -> Iterator[None]:
     yield
-    torch.set_num_threads(before)
     gc.collect()  # a graph and its module refer to each other
 
 
