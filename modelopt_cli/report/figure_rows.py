@@ -1,108 +1,23 @@
-"""Figures of an evaluation: each is one row, from which the table, JSON, Markdown, CSV and docs take it.
-
-Sizes are in MB of 1,000,000 bytes.
-"""
+"""Figures of an evaluation: each is one row, from which the table, JSON, Markdown, CSV and docs take it."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from operator import attrgetter
 
-from modelopt_cli.measure import Comparison, Evaluation, ModelReport, Speedup
+from modelopt_cli.measure import Comparison, Evaluation
 from modelopt_cli.measure.metrics import METRICS, Metric
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Row of the table, field of JSON and CSV, or both.
-
-    Attributes:
-        help: one line for the documentation.
-        title: of the table's row, in which ``{metric}`` stands for the title of the task's main metric; empty
-            where the figure is only exported.
-        measured: the figure of a :class:`ModelReport`, or of a :class:`Comparison` where it compares with the
-            baseline; None where it was not measured.
-        text: the figure as the table shows it; None where there is nothing to say.
-        number: the figure as JSON and CSV hold it; None where it is only shown in the table.
-        compares: True if it compares a model with the baseline.
-        path: keys in JSON, from the model or the comparison on; empty where its name is the only one.
-        optional: False for a figure that JSON always holds, null where it was not measured.
-        column: place among the columns of CSV files; those without one come last.
-    """
-
-    help: str
-    title: str
-    measured: Callable[[Any], Any]
-    text: Callable[[Any], str | None] = str
-    number: Callable[[Any], float | None] | None = lambda figure: figure
-    compares: bool = False
-    path: tuple[str, ...] = ()
-    optional: bool = False
-    column: int | None = None
-
-    def cell(self, model: ModelReport, comparison: Comparison | None) -> str | None:
-        """Text of the table's cell, or None."""
-        figure = self._of(model, comparison)
-        return None if figure is None else self.text(figure)
-
-    def value(self, model: ModelReport, comparison: Comparison | None) -> float | None:
-        """Number for JSON and CSV, which know neither NaN nor infinity; None where there is none."""
-        figure = self._of(model, comparison)
-        if figure is None or self.number is None:
-            return None
-        number = self.number(figure)
-        return number if number is not None and math.isfinite(number) else None
-
-    def _of(self, model: ModelReport, comparison: Comparison | None) -> Any:
-        source = comparison if self.compares else model
-        return None if source is None else self.measured(source)
-
-
-def megabytes(count: int) -> str:
-    """Bytes in MB, with enough digits to tell small files apart."""
-    value = count / 1e6
-    return f"{value:.2f} MB" if value >= 1 else f"{value:.4f} MB"
-
-
-def millions(count: int) -> str:
-    """Write a count with a unit that keeps it short."""
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return str(count)
-
-
-def _times(value: float, better: str, worse: str) -> str | None:
-    """Write a factor in words, turned over where it is below one: nobody reads "0.80x faster" right."""
-    if not value > 0:
-        return None
-    if round(max(value, 1 / value), 2) == 1:
-        return f"not {better}"
-    return f"{value:.2f}x {better}" if value >= 1 else f"{1 / value:.2f}x {worse}"
-
-
-def _speedup(speedup: Speedup) -> str | None:
-    if not speedup.distinguishable:
-        return "not distinguishable"
-    return _times(speedup.ratio, "faster", "slower")
-
-
-def _speedup_interval(speedup: Speedup) -> str:
-    low, high = speedup.low, speedup.high
-    return f"{low:.2f}x to {high:.2f}x" if math.isfinite(high) else "too few runs"
-
-
-def _p_value(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.2f} ms" if value >= 1 else f"{value:.4f} ms"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
+from modelopt_cli.report.figure import (
+    Figure,
+    factor,
+    megabytes,
+    millions,
+    milliseconds,
+    p_value,
+    seconds,
+    speedup,
+    speedup_interval,
+)
 
 
 def metric_figure(name: str, metric: Metric) -> Figure:
@@ -148,6 +63,11 @@ def _least_figure(
     )
 
 
+def _end(help_: str, interval: str, end: str, column: int) -> Figure:
+    """The end of an interval that a comparison has, which is only exported."""
+    return Figure(help_, "", attrgetter(interval), number=attrgetter(end), compares=True, column=column)
+
+
 FIGURES: dict[str, Figure] = {
     "file_bytes": Figure(
         "bytes on disk; of a folder or an index, of the files that the weights are read from",
@@ -167,7 +87,7 @@ FIGURES: dict[str, Figure] = {
         "ratio of the baseline's size to the model's, of the files or their tensors, whichever is less",
         "vs baseline",
         lambda comparison: comparison.ratio,
-        lambda ratio: _times(ratio, "smaller", "larger"),
+        lambda ratio: factor(ratio, "smaller", "larger"),
         compares=True,
         column=17,
     ),
@@ -245,27 +165,13 @@ FIGURES: dict[str, Figure] = {
         compares=True,
         column=14,
     ),
-    "low": Figure(
-        "lower end of the drop's interval",
-        "",
-        lambda comparison: comparison.difference,
-        number=lambda difference: difference.low,
-        compares=True,
-        column=15,
-    ),
-    "high": Figure(
-        "upper end of the drop's interval",
-        "",
-        lambda comparison: comparison.difference,
-        number=lambda difference: difference.high,
-        compares=True,
-        column=16,
-    ),
+    "low": _end("lower end of the drop's interval", "difference", "low", 15),
+    "high": _end("upper end of the drop's interval", "difference", "high", 16),
     "p_value": Figure(
         "probability of predictions that differ so much if both models are equally good",
         "p (McNemar)",
         lambda comparison: comparison.difference and comparison.difference.p_value,
-        _p_value,
+        p_value,
         None,
         compares=True,
     ),
@@ -301,7 +207,7 @@ FIGURES: dict[str, Figure] = {
         "milliseconds of one pass of `--latency-batch-size` samples, the median of `--latency-runs` rounds",
         "latency, median",
         lambda model: model.latency and model.latency.median,
-        _milliseconds,
+        milliseconds,
         path=("latency_ms", "median"),
         column=9,
     ),
@@ -309,7 +215,7 @@ FIGURES: dict[str, Figure] = {
         "third quartile of the latency minus the first",
         "latency, IQR",
         lambda model: model.latency and model.latency.iqr,
-        _milliseconds,
+        milliseconds,
         path=("latency_ms", "iqr"),
         column=10,
     ),
@@ -317,7 +223,7 @@ FIGURES: dict[str, Figure] = {
         "median ratio of the baseline's latency to the model's in the same round",
         "vs baseline",
         lambda comparison: comparison.speedup,
-        _speedup,
+        speedup,
         lambda speedup: speedup.ratio,
         compares=True,
         column=18,
@@ -326,26 +232,12 @@ FIGURES: dict[str, Figure] = {
         "95 % interval of the speedup",
         "speedup, 95 % interval",
         lambda comparison: comparison.speedup,
-        _speedup_interval,
+        speedup_interval,
         None,
         compares=True,
     ),
-    "speedup_low": Figure(
-        "lower end of the speedup's interval",
-        "",
-        lambda comparison: comparison.speedup,
-        number=lambda speedup: speedup.low,
-        compares=True,
-        column=19,
-    ),
-    "speedup_high": Figure(
-        "upper end of the speedup's interval",
-        "",
-        lambda comparison: comparison.speedup,
-        number=lambda speedup: speedup.high,
-        compares=True,
-        column=20,
-    ),
+    "speedup_low": _end("lower end of the speedup's interval", "speedup", "low", 19),
+    "speedup_high": _end("upper end of the speedup's interval", "speedup", "high", 20),
     "timed_as": Figure(
         "the fastest float32 variant that torch has for the model here, or the network as it was loaded",
         "timed as",
@@ -363,7 +255,7 @@ FIGURES: dict[str, Figure] = {
         "seconds from a path to a network that is ready to run, see below",
         "time to load",
         lambda model: model.load_s,
-        _seconds,
+        seconds,
         column=13,
     ),
     "peak_bytes": Figure(
