@@ -169,7 +169,7 @@ _UPSAMPLING = {
 }
 
 ROWS: dict[str, Row] = {
-    **dict.fromkeys(("detach", "detach_", "lift_fresh_copy"), _same),
+    **dict.fromkeys(("detach", "detach_", "alias", "lift_fresh_copy"), _same),
     **dict.fromkeys(("to", "_to_copy"), _to),
     **{f"__{name}__": _renamed(name) for name in ("and", "or", "xor")},
     **{f"{name}_": _renamed(name) for name in _RESHAPING},

@@ -1,13 +1,13 @@
 """From any ``nn.Module`` to a Program."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ArtifactError, CaptureError
 from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_name, is_in_place
@@ -37,6 +37,8 @@ from modelopt_cli.text import first_line
 
 TRACED_BATCHES = (2, 3)
 Tracer = ProgramTracer | ExportTracer
+_SEQUENCE = 3
+"""Dimensions, at most, of a batch of sequences: samples, channels and time."""
 
 
 def capture(
@@ -72,20 +74,27 @@ def capture(
         raise CaptureError("TorchScript cannot be captured", hint="give the nn.Module it was made from")
     input_spec = _named_by(model, input_spec)
     examples = [named(random_input(model, input_spec, batch), input_spec) for batch in TRACED_BATCHES]
-    tracers: tuple[Callable[[], Tracer], ...] = (
-        lambda: ProgramTracer(examples[0]),
-        lambda: ExampleTracer(examples),
-        lambda: ExportTracer(examples[-1]),
-    )
     failures: list[CaptureError] = []
     with evaluation_mode(model), torch.no_grad():
-        for tracer in tracers:
+        for tracer in _tracers(examples):
             try:
                 with unchanged(model), plain_weights(model):
                     return _attempt(model, tracer(), input_spec, labels, arch, verify)
             except CaptureError as error:
                 failures.append(error)
     raise _most_telling(failures)
+
+
+def _tracers(examples: Sequence[Mapping[str, Tensor]]) -> tuple[Callable[[], Tracer], ...]:
+    """The tracers to try, in order.
+
+    fx on examples makes all sizes but the batch's literals. Sequences come in many lengths, so for those
+    ``torch.export``, which takes longer, is tried first.
+    """
+    followed, exported = (lambda: ExampleTracer(examples)), (lambda: ExportTracer(examples[-1], free=True))
+    sequences = all(tensor.dim() <= _SEQUENCE for tensor in examples[0].values())
+    order = (exported, followed) if sequences else (followed, exported)
+    return (lambda: ProgramTracer(examples[0])), *order, (lambda: ExportTracer(examples[-1], free=False))
 
 
 def _most_telling(failures: Sequence[CaptureError]) -> CaptureError:

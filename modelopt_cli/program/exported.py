@@ -6,6 +6,7 @@ whole, and weights keep their names.
 """
 
 import logging
+import traceback
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ class ExportTracer:
 
     Args:
         example: a batch of the network's inputs, by name.
+        free: keep other sizes than the batch's symbolic, too, as far as the network allows it.
 
     Attributes:
         constants: tensors the forward pass made out of nothing, by the name their nodes have.
@@ -44,8 +46,8 @@ class ExportTracer:
 
     exact = False
 
-    def __init__(self, example: Mapping[str, Tensor]) -> None:
-        self.example = dict(example)
+    def __init__(self, example: Mapping[str, Tensor], *, free: bool) -> None:
+        self.example, self.free = dict(example), free
         self.constants: dict[str, Tensor] = {}
         self.failed_in: str | None = None
 
@@ -74,9 +76,10 @@ class ExportTracer:
         args, kwargs = as_arguments(type(root).forward, self.example)
         shapes, batch = torch.export.ShapesCollection(), torch.export.Dim("batch")
         for tensor in self.example.values():
-            shapes[tensor] = {0: batch}
+            others = dict.fromkeys(range(1, tensor.dim()), torch.export.Dim.AUTO) if self.free else {}
+            shapes[tensor] = {0: batch, **others}
         try:
-            with _quiet(), without_values(), plain_outputs(root):
+            with _quiet(), _users_lines(), without_values(), plain_outputs(root):
                 sizes = shapes.dynamic_shapes(root, args, kwargs)
                 return torch.export.export(root, args, kwargs, dynamic_shapes=sizes, strict=False)
         except CaptureError:
@@ -155,6 +158,22 @@ def _values(exported: torch.export.ExportedProgram, known: Collection[str]) -> d
     paths = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     paths |= signature.inputs_to_lifted_tensor_constants
     return {name: path if path in known else tensors[path] for name, path in paths.items()}
+
+
+@contextmanager
+def _users_lines() -> Iterator[None]:
+    """Let nodes know the lines of the user's code that made them; torch keeps those of ``forward`` alone."""
+    tracer: Any = torch.fx.proxy.TracerBase
+    original = tracer._filter_traceback_frames
+
+    def users(self: Any, frames: traceback.StackSummary) -> traceback.StackSummary:
+        return traceback.StackSummary.from_list([each for each in frames if is_users(each.filename)])
+
+    tracer._filter_traceback_frames = users
+    try:
+        yield
+    finally:
+        tracer._filter_traceback_frames = original
 
 
 @contextmanager

@@ -5,25 +5,40 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 MAX_DEPTH = 6
+_VALUES = (Tensor, fx.Proxy, fx.Node, list, tuple, int, float, complex, str, bytes, type(None))
 
 
 def plain(outputs: Any) -> Any:
     """Outputs in tuples, lists and dictionaries alone.
 
-    A named tuple, a dataclass and a Hugging Face ``ModelOutput`` become the dictionary of their fields.
+    A named tuple, a dataclass and a Hugging Face ``ModelOutput`` become the dictionary of their fields. Left
+    out are fields with an object of another kind, such as a cache of keys and values for the next call.
     """
-    if isinstance(outputs, Mapping):
-        return {name: plain(value) for name, value in outputs.items()}
-    if isinstance(outputs, tuple) and hasattr(outputs, "_fields"):
-        return {name: plain(value) for name, value in zip(outputs._fields, outputs, strict=True)}
-    if is_dataclass(outputs) and not isinstance(outputs, type):
-        return {field.name: plain(getattr(outputs, field.name)) for field in fields(outputs)}
+    named = _fields(outputs)
+    if named is not None:
+        return {name: plain(value) for name, value in named.items() if not _is_object(value)}
     if isinstance(outputs, tuple) and not isinstance(outputs, torch.Size):
         return tuple(map(plain, outputs))
     return list(map(plain, outputs)) if isinstance(outputs, list) else outputs
+
+
+def _fields(outputs: Any) -> Mapping[Any, Any] | None:
+    """The values of outputs that have names; None where they have none."""
+    if isinstance(outputs, Mapping):
+        return outputs
+    if isinstance(outputs, tuple) and hasattr(outputs, "_fields"):
+        return dict(zip(outputs._fields, outputs, strict=True))
+    if is_dataclass(outputs) and not isinstance(outputs, type):
+        return {field.name: getattr(outputs, field.name) for field in fields(outputs)}
+    return None
+
+
+def _is_object(value: Any) -> bool:
+    """True of what is neither a tensor, nor a container of values, nor a number or text."""
+    return _fields(value) is None and not isinstance(value, _VALUES)
 
 
 def leaves(outputs: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -90,6 +90,7 @@ EXAMPLES: dict[str, Callable[[Tensor], Any]] = {
     "unsqueeze_": written_into(lambda y: y.unsqueeze_(-1)),
     "detach": lambda x: x.detach() + 1,
     "detach_": lambda x: (x * 2).detach_() + 1,
+    "alias": lambda x: ATEN.alias(x) + 1,
     "lift_fresh_copy": lambda x: x * torch.tensor([1.0, 0.5]).repeat(4),
     "to": lambda x: x.to(torch.int64) + x.to("cpu"),
     "_to_copy": lambda x: ATEN._to_copy(x, dtype=torch.float64),
