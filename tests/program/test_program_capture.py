@@ -292,7 +292,7 @@ class TestRefusals:
     def test_what_is_not_on_the_list(self, forward: Any, name: str) -> None:
         with pytest.raises(CaptureError, match=name) as caught:
             capture(nn.Sequential(nn.Sequential(net(forward))), InputSpec(SHAPE))
-        assert caught.value.where == "0.0"
+        assert str(caught.value.where).partition(" ")[0] == "0.0"
 
     def test_exception_of_the_network(self) -> None:
         def forward(self: Any, x: Tensor) -> Tensor:
