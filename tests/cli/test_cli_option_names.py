@@ -26,7 +26,7 @@ ALLOWED = {
     "settings.py": (r"--no-\{\}", "makes the opposite of a flag"),
     "api/naming.py": (r"--(no-eval|force|resume|set)", "rewrites help and reasons for Python"),
     "methods/layer_selection.py": (r"(not )?matched by --(in|ex)clude", "recorded in files, alike for both"),
-    "measure/config.py": (r".*`--(confident|latency-runs)`.*", ROW),
+    "measure/config.py": (r".*`--(confident|data|latency-runs)`.*", ROW),
     "methods/prune/schedules.py": (r"--rounds times a part, .*", ROW),
     "methods/prune/structures.py": (r"rows of --block neighbouring input weights", ROW),
     "methods/share/choices.py": (r"a codebook for every --group output channels", ROW),
