@@ -24,8 +24,8 @@ def row_named(text: str, rows: Mapping[str, Row]) -> Row | None:
     return None
 
 
-def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """A hint naming the entry of ``known`` nearest to ``word``, or None if nothing is near.
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The entry of ``known`` nearest to ``word``, or None if nothing is near.
 
     Args:
         word: what was written.
@@ -34,8 +34,14 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | 
             something is a little like any word there.
     """
     spelled = {name.lower(): name for name in known}
-    nearest = get_close_matches(word.lower(), list(spelled), n=1, cutoff=cutoff)
-    return f"did you mean '{spelled[nearest[0]]}'?" if nearest else None
+    found = get_close_matches(word.lower(), list(spelled), n=1, cutoff=cutoff)
+    return spelled[found[0]] if found else None
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """A hint naming the entry of ``known`` nearest to ``word``; arguments are those of :func:`nearest`."""
+    near = nearest(word, known, cutoff)
+    return None if near is None else f"did you mean '{near}'?"
 
 
 def not_one_of(value: Any, choices: Iterable[str]) -> str:

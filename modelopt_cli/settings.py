@@ -28,6 +28,7 @@ from modelopt_cli.option_values import boolean as boolean
 from modelopt_cli.option_values import did_you_mean as did_you_mean
 from modelopt_cli.option_values import fraction as fraction
 from modelopt_cli.option_values import help_of as help_of
+from modelopt_cli.option_values import nearest as nearest
 from modelopt_cli.option_values import not_one_of as not_one_of
 from modelopt_cli.option_values import number as number
 from modelopt_cli.option_values import parse_device as parse_device
@@ -119,6 +120,12 @@ class Field:
     def older(self) -> tuple[str, ...]:
         """All older spellings on the command line."""
         return tuple(part for flag in self.setting.older for part in flag.split("/"))
+
+    def current(self, flag: str) -> str:
+        """The spelling that takes the place of one of ``older``; any other stays."""
+        if flag not in self.older:
+            return flag
+        return self.spellings[-1] if self.negatable and flag.startswith("--no-") else self.flag
 
     @property
     def label(self) -> str:

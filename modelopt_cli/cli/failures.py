@@ -15,6 +15,7 @@ from typing import Any
 
 from typer.exceptions import TyperException
 
+from modelopt_cli.cli.groups import nearest_option
 from modelopt_cli.errors import InputError, ModeloptError
 
 _ENVIRONMENT = {
@@ -111,9 +112,9 @@ def _refused_by_machine(error: InputError) -> bool:
 def _usage(error: TyperException) -> tuple[str, None, str | None]:
     """The fault of a command line, no place, and a hint: the nearest option there is."""
     if type(error).__name__ == "NoSuchOption":
-        nearest = (getattr(error, "possibilities", None) or [])[:1]
-        hint = f"did you mean {nearest[0]}?" if nearest else None
-        return f"unknown option {getattr(error, 'option_name', '')}", None, hint
+        name, context = str(getattr(error, "option_name", "")), getattr(error, "ctx", None)
+        near = None if context is None else nearest_option(context.command, name)
+        return f"unknown option {name}", None, near and f"did you mean {near}?"
     message = error.format_message().rstrip(".").partition(", unable to parse")[0]
     message = message.replace("Value error, ", "")  # pydantic's, before what a parser of ours says
     return message[:1].lower() + message[1:], None, None

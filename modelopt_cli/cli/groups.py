@@ -23,7 +23,7 @@ from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.parameters import VERBOSE, key_of, parameter_of
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.errors import UsageError
-from modelopt_cli.settings import Config, Field, Setting, field_of, fields_of
+from modelopt_cli.settings import Config, Field, Setting, field_of, fields_of, nearest
 
 Work = Callable[[], None]
 """The rest of a command, once its options are known to be good."""
@@ -119,9 +119,11 @@ class Signature:
         for key, field in self.fields.items():
             text, older = texts.get(key), texts.get(key + _OLDER)
             if not _missing(older):
-                notes.append(
-                    f"{field.setting.older[0]} is now {field.flag}; the next version takes only that"
+                former = field.setting.older[0]
+                reader.check(
+                    _missing(text), former, f"is the older name of {field.flag}; give one of the two"
                 )
+                notes.append(f"{former} is now {field.flag}; the next version takes only that")
             values[key] = self._value(reader, field, older if _missing(text) else text, environment)
         reader.finish()
         found = {parameter.name: values[parameter.name] for parameter in self._others}
@@ -191,6 +193,20 @@ def signature_of(command: Any) -> Signature:
     """The signature of a command of typer's."""
     signature: Signature = command.callback.signature
     return signature
+
+
+def nearest_option(command: Any, word: str) -> str | None:
+    """The option of a command of typer's that is most like a word, as it is spelled today."""
+    known = {
+        flag: flag
+        for parameter in command.params
+        if not getattr(parameter, "hidden", False)
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+    }
+    if (signature := getattr(command.callback, "signature", None)) is not None:
+        known = {flag: field.current(flag) for flag, field in signature.spellings().items()} | known
+    near = nearest(word, known)
+    return None if near is None else known[near]
 
 
 @contextmanager

@@ -209,6 +209,16 @@ WRONG = {
     "unknown option": (f"{ONE}steps:\n  - quantize: {{observr: mse}}", "(quantize): 'observr': is no opti"),
     "suggestion": (f"{ONE}steps:\n  - quantize: {{observr: mse}}", "did you mean 'observer'?"),
     "unknown beside": (f"sedd: 1\n{INT8}", "'sedd': is an option of no step here; did you mean 'seed'?"),
+    "suggestion of today": (f"run: 1\n{INT8}", "an option of no step here; did you mean 'latency-runs'?"),
+    "old and new": (f"runs: 1\n{INT8}", "'latency-runs': is another name of 'runs'; give one of the two"),
+    "old and new in a step": (
+        f"{ONE}steps:\n  - quantize: {{calib: digits, calibration: digits}}",
+        "step 1 (quantize): 'calibration': is another name of 'calib'; give one of the two",
+    ),
+    "opposites": (
+        f"{ONE}steps:\n  - prune: {{flops: 0.5, bn-recalibration: true, no-bn-recalibration: true}}",
+        "'no-bn-recalibration': is another name of 'bn-recalibration'",
+    ),
     "of no step": (f"epochs: 1\n{INT8}", "'epochs': is an option of no step here"),
     "ours": (f"{ONE}steps:\n  - quantize: {{output: x}}", "'output': is no option of quantize"),
     "of one command": (f"{ONE}steps:\n  - prune: {{curve: c.png}}", "'curve': is no option of prune"),
@@ -246,6 +256,13 @@ def test_what_is_wrong_is_one_line_before_anything_is_done(text, line, here, mod
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1), outcome.err
     assert line in outcome.err
     assert sorted(here.iterdir()) == before
+
+
+def test_a_setting_that_comes_twice_has_two_values(here, modelopt):
+    text = f"{ONE}steps:\n  - quantize: {{scheme: int8-weight, include: other}}"
+    lines = lines_of(modelopt, text, "--set", "quantize.include=a*", "--set", "1.include=b")
+    assert "--include 'a*' --include b" in lines[0]
+    assert "other" not in lines[0]
 
 
 def test_all_that_is_wrong_is_reported_together(here, modelopt):

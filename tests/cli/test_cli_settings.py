@@ -16,7 +16,7 @@ import yaml
 from modelopt_cli.artifact.reader import open_artifact
 from modelopt_cli.cli import main as wiring
 from modelopt_cli.cli.completion import layer_names
-from modelopt_cli.cli.groups import Signature, signature_of
+from modelopt_cli.cli.groups import Signature, nearest_option, signature_of
 from modelopt_cli.cli.main import build, main
 from modelopt_cli.errors import UsageError
 from modelopt_cli.settings import (
@@ -157,7 +157,11 @@ def test_an_older_spelling_works_with_a_note():
     method, notes = read(called_older="x")
     assert method.name == "x"
     assert notes == ["--name is now --called; the next version takes only that"]
-    assert read(called_older="x", called="y")[0].name == "y"
+
+
+def test_two_spellings_of_one_option_are_refused():
+    with pytest.raises(UsageError, match=r"^--name: is the older name of --called; give one of the two$"):
+        read(called_older="x", called="y")
 
 
 OLDER = [
@@ -176,6 +180,34 @@ def test_older_spellings_of_this_version(argv, new, here, capsys):
     old = next(word for word in argv if word.startswith("--") and word != "--train")
     first = capsys.readouterr().err.splitlines()[0]
     assert first == f"{old} is now {new}; the next version takes only that"
+
+
+UNKNOWN = [
+    (["quantize", "a", "--run", "0"], "--latency-runs"),  # nearest is --runs, an older name of it
+    (["train", "--view", "1"], "--augmentation-cycle"),
+    (["train", "--no-resum"], "--resume"),
+    (["prune", "a", "--no-reestimat"], "--no-bn-recalibration"),
+    (["quantize", "a", "--calibratio", "d"], "--calibration"),
+]
+
+
+@pytest.mark.parametrize(("argv", "new"), UNKNOWN, ids=[" ".join(argv) for argv, _ in UNKNOWN])
+def test_a_hint_names_an_option_as_it_is_spelled_today(argv, new, modelopt):
+    outcome = modelopt(*argv)
+    wrong = next(word for word in argv if word.startswith("--"))
+    assert (outcome.code, outcome.err) == (2, f"error: unknown option {wrong}; did you mean {new}?\n")
+
+
+def test_no_hint_is_an_older_spelling(modelopt):
+    """For each older spelling with a letter left out."""
+    for verb, command in build().commands.items():
+        known = signature_of(command).spellings()
+        for old in {flag for field in known.values() for flag in field.older}:
+            for at in range(3, len(old)):
+                word = old[:at] + old[at + 1 :]
+                if word not in known:
+                    near = nearest_option(command, word)
+                    assert near is None or near not in known[near].older, (verb, word)
 
 
 def test_help_shows_what_matters_and_help_all_the_rest(modelopt):

@@ -1,7 +1,7 @@
 """The options of commands that a recipe may set; the commands' own parsers read every value."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from modelopt_cli.cli.console import Console
@@ -11,7 +11,7 @@ from modelopt_cli.cli.parameters import key_of
 from modelopt_cli.cli.recipe.document import Options, Value
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.measure.config import EvalOptions, Gates
-from modelopt_cli.settings import Field, boolean, did_you_mean
+from modelopt_cli.settings import Field, boolean, nearest
 
 _OURS = {"no_eval", "run_dir", "resume", "baseline", "judge"}  # what a recipe says otherwise
 _OF_ONE = {"curve"}  # written beside the steps, each would draw over the one before it
@@ -65,9 +65,12 @@ class Commands:
     def words(self, reader: Reader, verb: str, options: Options, known: Mapping[str, Field]) -> list[str]:
         """Options as arguments of ``verb``."""
         words: list[str] = []
+        twice = named_twice(reader, options, known)
         for name, value in options.items():
+            if name in twice:
+                continue
             if (field := known.get(name)) is None:
-                hint = did_you_mean(name, known)
+                hint = nearest_name(name, known)
                 if name in self.shared("eval"):
                     hint = "write it beside the steps, for the comparison at the end"
                 reader.check(False, f"'{name}'", f"is no option of {verb}" + (f"; {hint}" if hint else ""))
@@ -106,6 +109,26 @@ class Commands:
         for key, field in self._signatures[verb].fields.items():
             if (field.title not in left_out or key in _BOTH) and key not in _OURS | _OF_ONE:
                 yield field
+
+
+def nearest_name(name: str, known: Mapping[str, Field]) -> str | None:
+    """A hint naming the option nearest to ``name``, as it is called today, or None."""
+    near = nearest(name, known)
+    return None if near is None else f"did you mean '{known[near].current(f'--{near}')[2:]}'?"
+
+
+def named_twice(reader: Reader, names: Iterable[str], known: Mapping[str, Field]) -> set[str]:
+    """Names of which others mean the same option: an older name, say, or one that starts with ``no-``.
+
+    They are left with ``reader``.
+    """
+    seen: dict[str, str] = {}
+    twice = set()
+    for name in names:
+        if name in known and (first := seen.setdefault(key_of(known[name]), name)) != name:
+            reader.check(False, f"'{name}'", f"is another name of '{first}'; give one of the two")
+            twice |= {first, name}
+    return twice
 
 
 def _argument(field: Field, name: str, value: Value) -> list[str]:

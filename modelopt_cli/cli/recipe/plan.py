@@ -8,7 +8,7 @@ from typer.exceptions import TyperException
 
 from modelopt_cli.cli.failures import explain
 from modelopt_cli.cli.options import RequestOptions
-from modelopt_cli.cli.recipe.commands import Commands
+from modelopt_cli.cli.recipe.commands import Commands, named_twice, nearest_name
 from modelopt_cli.cli.recipe.document import Options, Recipe
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.errors import ModeloptError
@@ -103,11 +103,15 @@ def _check_shared(reader: Reader, recipe: Recipe, commands: Commands) -> Options
     """The options beside the steps that can be used; what is wrong with the others is said once."""
     verbs = dict.fromkeys([*(step.verb for step in recipe.steps if step.verb in commands.steps), "eval"])
     known = {name: verb for verb in verbs for name in commands.shared(verb)}
+    fields = {name: commands.shared(verb)[name] for name, verb in known.items()}
     _check_data(reader, recipe.options)
+    twice = named_twice(reader, recipe.options, fields)
     fine = {}
     for name, value in recipe.options.items():
+        if name in twice:
+            continue
         if name not in known:
-            hint = did_you_mean(name, known)
+            hint = nearest_name(name, fields)
             reader.check(False, f"'{name}'", "is an option of no step here" + (f"; {hint}" if hint else ""))
         elif commands.words(reader, known[name], {name: value}, commands.shared(known[name])):
             fine[name] = value
