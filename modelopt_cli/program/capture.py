@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -15,6 +16,7 @@ from modelopt_cli.program.calls import owner_of
 from modelopt_cli.program.dropout import recover_dropout
 from modelopt_cli.program.examples import ExampleTracer
 from modelopt_cli.program.exported import ExportTracer
+from modelopt_cli.program.fixed_sizes import fix_sizes
 from modelopt_cli.program.functional import allocating
 from modelopt_cli.program.input_spec import InputSpec, place_names
 from modelopt_cli.program.inputs import named, names_by_place
@@ -28,7 +30,7 @@ from modelopt_cli.program.recover import recover_layers
 from modelopt_cli.program.refusals import Unfollowed, not_listed, unfollowed
 from modelopt_cli.program.rewrite import copy_graph
 from modelopt_cli.program.safe_names import is_input_name, is_node_name, is_path, is_reserved, shown
-from modelopt_cli.program.serialization import to_data
+from modelopt_cli.program.serialization import require_readable, to_data
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.program.tracer import ProgramTracer
 from modelopt_cli.program.user_lines import line_raised
@@ -73,7 +75,7 @@ def capture(
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("TorchScript cannot be captured", hint="give the nn.Module it was made from")
     input_spec = _named_by(model, input_spec)
-    examples = [named(random_input(model, input_spec, batch), input_spec) for batch in TRACED_BATCHES]
+    examples = _examples(model, input_spec)
     failures: list[CaptureError] = []
     with evaluation_mode(model), torch.no_grad():
         for tracer in _tracers(examples):
@@ -148,6 +150,10 @@ def _named_by(model: nn.Module, input_spec: InputSpec) -> InputSpec:
     return replace(first, others=tuple(others))
 
 
+def _examples(model: nn.Module, input_spec: InputSpec) -> list[Mapping[str, Tensor]]:
+    return [named(random_input(model, input_spec, batch), input_spec) for batch in TRACED_BATCHES]
+
+
 def _attempt(
     model: nn.Module,
     tracer: Tracer,
@@ -159,6 +165,7 @@ def _attempt(
     with unchanged(model):
         graph = _trace(tracer, model)
     _check_output(graph)
+    fix_sizes(graph, model, tracer.constants, partial(_examples, model, input_spec))
     layers = dict(model.named_modules(remove_duplicate=False))
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or is_in_place(node, layers))
     _check_calls(graph)
@@ -231,6 +238,12 @@ def _check_storable(program: Program) -> None:
         to_data(program)
     except ArtifactError as error:
         raise CaptureError(error.message, where=error.where, hint=error.hint) from error
+    try:
+        require_readable(program)
+    except ArtifactError as error:
+        hint = "a file may not ask for so much" if error.hint else None
+        message = f"cannot be kept in a file: {error.message}"
+        raise CaptureError(message, where=error.where, hint=hint) from error
 
 
 def _parts(graph: fx.Graph, model: nn.Module, made: dict[str, Any]) -> dict[str, Any]:

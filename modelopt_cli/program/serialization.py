@@ -16,6 +16,7 @@ Everything is checked before fx sees any of it: fx writes a graph as Python sour
 """
 
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from modelopt_cli.program.nodes import graph_from_data, leaf_above, node_to_data
 from modelopt_cli.program.normal import is_normal, normalize
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Quantized, Weighted
+from modelopt_cli.program.rewrite import meta_copy
 from modelopt_cli.program.safe_names import is_path, shown
 
 _GRAPH_KEYS = ("modules", "attributes", "tensors", "tied", "nodes")
@@ -74,6 +76,18 @@ def to_data(program: Program) -> dict[str, Any]:
     }
     _check_paths(data["modules"], data["attributes"])
     return data
+
+
+def require_readable(program: Program) -> None:
+    """Refuse a Program that could be written to a file, but not be read from it.
+
+    Raises:
+        ArtifactError: its graph takes more than a file may ask for, or cannot be run without values.
+    """
+    empty = meta_copy(program).float()  # as the layers are when a file is read
+    layers = {path: empty.get_submodule(path) for path in _targets(empty, "call_module")}
+    tensors = {path: attrgetter(path)(empty) for path in _targets(empty, "get_attr")}
+    check_bounds(empty.graph, layers, tensors, program.input)
 
 
 def _named_once(program: Program) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from modelopt_cli.program.calls import owner_of
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.inputs import Inputs, each_of, tensors_of
 from modelopt_cli.program.program import Program
+from modelopt_cli.program.refusals import SIZES
 from modelopt_cli.program.samples import zeros
 
 
@@ -31,7 +33,8 @@ def infer(
         Tensors, numbers, and tuples of them, by node.
 
     Raises:
-        Exception: whatever the graph raises on an input of this shape; it has a note that names the node.
+        CaptureError: a size follows from values of the input.
+        Exception: whatever else the graph raises on an input of this shape; a note names the node.
     """
     recorder = _Recorder(root, graph, constants or {})
     with torch.no_grad(), torch.device("meta"):  # what is made without the input is made there, too
@@ -58,7 +61,12 @@ class _Recorder(fx.Interpreter):
         return fx.node.map_aggregate(found, lambda a: _META if _is_device(a) else a)
 
     def run_node(self, n: fx.Node) -> Any:
-        self.values[n] = value = super().run_node(n)
+        try:
+            self.values[n] = value = super().run_node(n)
+        except (NotImplementedError, RuntimeError) as error:
+            if not follows_values(error):
+                raise
+            raise SIZES.error(owner_of(n)) from error
         return value
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -81,6 +89,11 @@ class _Recorder(fx.Interpreter):
                 tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
             )
         return self.empty[id(tensor)]
+
+
+def follows_values(error: Exception) -> bool:
+    """True if an operation cannot run on the meta device, as the size of its result follows from values."""
+    return "meta" in str(error)
 
 
 def _is_device(value: Any) -> bool:

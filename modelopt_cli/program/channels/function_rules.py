@@ -33,6 +33,11 @@ def _shape_only(t: Trace, node: fx.Node, bound: Bound) -> Any:
     return compute(node, {name: t.labels(v) if isinstance(v, Fetched) else v for name, v in values.items()})
 
 
+def _repeat_interleave(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    """By one count for all; how often a channel is repeated by counts that are computed, nobody knows."""
+    return _shape_only(t, node, bound) if isinstance(bound["repeats"], int) else t.unsupported(node, bound)
+
+
 def _roll(t: Trace, node: fx.Node, bound: Bound) -> Any:
     """Channels rolled along their own dimension alone become an ``index_select``, or stay."""
     x = t.labels(bound["input"])
@@ -228,8 +233,9 @@ _NAMES: dict[Rule, str] = {
     """,
     _shape_only: """
         reshape flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as repeat
-        repeat_interleave tile broadcast_to chunk split tensor_split narrow flip
+        tile broadcast_to chunk split tensor_split narrow flip
     """,
+    _repeat_interleave: "repeat_interleave",
     _roll: "roll",
     select: "select",
     unbind: "unbind",
