@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from modelopt_cli.artifact.encodings import is_pruned, values_label
+from modelopt_cli.program.attention import split_names
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.weighted import (
@@ -153,7 +154,8 @@ class _Facts:
 
     @classmethod
     def of(cls, program: Program, name: str, module: nn.Module, past: _Past) -> "_Facts":
-        stored = {own: _stored(program, f"{name}.{own}") for own, _ in module.named_parameters(recurse=False)}
+        own_names = {**dict(module.named_parameters(recurse=False)), **weight_tensors(module)}
+        stored = {own: _stored(program, f"{name}.{own}") for own in own_names}
         found = {own: schemes for own, schemes in stored.items() if schemes}
         return cls(found, module.scheme if isinstance(module, Weighted) else "", past.left.get(name, 1.0))
 
@@ -178,12 +180,17 @@ class _Earlier:
     removed: frozenset[str]
 
     @classmethod
-    def of(cls, program: Program | None) -> "_Earlier":
+    def of(cls, program: Program | None, now: Program) -> "_Earlier":
+        """The coverage of ``program``, its layers by the names that they have ``now``."""
         if program is None:
             return cls(None, {}, frozenset())
         past = _Past.of(program.history)
         modules = ((name, m) for name, m in program.named_modules() if isinstance(m, _KINDS))
         layers = {name: _Facts.of(program, name, module, past) for name, module in modules}
+        moved = split_names(program, now) | {name: name for name in fetched_weights(program)}
+        for old, new in moved.items():
+            layer, _, own = new.rpartition(".")
+            layers.setdefault(layer, _Facts({own: _stored(program, old)}, left=past.left.get(layer, 1.0)))
         return cls(program, layers, frozenset(past.removed))
 
     def facts(self, name: str, now: _Facts, past: _Past) -> _Facts:
@@ -273,7 +280,7 @@ def coverage(
     past = _Past.of(
         program.history if history is None else history, len(given.history) if given is not None else 0
     )
-    earlier, counted = _Earlier.of(given), set[int]()
+    earlier, counted = _Earlier.of(given, program), set[int]()
     calls = further_calls(program)
     modules = ((name, module) for name, module in program.named_modules() if name not in calls)
     found = (_status(program, name, module, past, earlier, counted) for name, module in modules)

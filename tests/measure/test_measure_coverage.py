@@ -145,3 +145,49 @@ def test_what_an_earlier_method_removed_is_none_of_a_later_one() -> None:
     made = prune(program(), config, Context()).program
     assert [layer.kind for layer in coverage(made, given=program()).layers].count("removed") == 1
     assert not [layer for layer in coverage(made, given=made).layers if layer.kind == "removed"]
+
+
+class Attending(nn.Module):
+    """Attention, which methods take apart, and two linears of which the first can lose units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mixed = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mixed(x, x, x, need_weights=False)[0]
+        return x + self.two(torch.relu(self.one(x)))
+
+
+@pytest.fixture(scope="module")
+def sparse() -> Program:
+    given = capture(Attending().eval(), InputSpec((5, 8)))
+    config = PruneConfig(structure="unstructured", sparsity=0.5, allocation="uniform")
+    return prune(given, config, Context()).program
+
+
+ATTENTION = {"mixed.in_proj", "mixed.out_proj"}
+
+
+def test_attention_was_sparse_before_it_was_taken_apart_for_int8(sparse: Program) -> None:
+    made = quantize(sparse, QuantizeConfig(scheme="int8-dynamic"), Context()).program
+    covered = coverage(made, given=sparse)
+    assert {layer.name for layer in covered.layers} == ATTENTION | {"one", "two"}
+    for layer in covered.layers:
+        weight = made.get_submodule(layer.name).weight
+        zeros = 100 * (weight == 0).double().mean().item()
+        assert zeros >= 50  # rounding adds some
+        assert (layer.compressed, layer.before) == (True, "sparse 50 %"), layer.name
+        assert layer.scheme == f"int8-dynamic, sparse {zeros:.0f} %"
+    assert {layer.scheme for layer in coverage(made).layers} == {layer.scheme for layer in covered.layers}
+
+
+def test_attention_that_channel_pruning_took_apart_alone_is_not_pruned_by_it(sparse: Program) -> None:
+    config = PruneConfig(sparsity=0.5, include=("one",))
+    made = prune(sparse, config, Context()).program
+    found = {layer.name: layer for layer in coverage(made, given=sparse).layers}
+    assert {name for name, layer in found.items() if layer.compressed} == {"one", "two"}
+    for name in ATTENTION:
+        assert (found[name].scheme, found[name].before) == ("", "sparse 50 %")
