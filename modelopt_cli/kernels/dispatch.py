@@ -17,6 +17,7 @@ from modelopt_cli.program import Program
 from modelopt_cli.program.quantized import DynamicLinear, Quantized, QuantizedLinear, Weighted
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d, QuantizedConvolution
 from modelopt_cli.program.quantized_operations import (
+    Quantize,
     QuantizedAdd,
     QuantizedAvgPool,
     QuantizedMaxPool,
@@ -239,14 +240,26 @@ def prepare(program: Program, device: str | torch.device = "cpu", backend: str |
     target = torch.device(device)
     program.to(target)
     kernels = BACKENDS[backend] if backend else backend_of(target)
-    overwritable = _overwritable_residuals(program)
+    overwritable, rows = _overwritable_residuals(program), _read_as_rows(program)
     for name, module in program.named_modules():
+        if isinstance(module, Quantize):
+            module.for_rows = name in rows
         if isinstance(module, Weighted | QuantizedMaxPool):
             module.kernel = kernel = Kernel(backend, name in overwritable, name)
             kernel.build(module, target)
         elif type(module) is nn.Linear:
             kernels.float_linear(module)
     return program
+
+
+def _read_as_rows(program: Program) -> set[str]:
+    """Names of the layers whose outputs only linear layers read."""
+    linear = {name for name, module in program.named_modules() if isinstance(module, QuantizedLinear)}
+    calls = program.graph.find_nodes(op="call_module")
+    readers = [(str(node.target), {str(user.target) for user in node.users}) for node in calls]
+    return {name for name, users in readers if users <= linear} - {
+        name for name, users in readers if not users <= linear
+    }
 
 
 # Modules whose output is a fresh tensor that shares no memory with their input.

@@ -105,7 +105,7 @@ def _attention(program: Program, node: fx.Node) -> nn.MultiheadAttention:
 def _obstacle(node: fx.Node, module: nn.MultiheadAttention, values: Mapping[str, Any]) -> str | None:
     """The reason why a call needs the whole module; None where it does not."""
     bound = arguments(node, module)
-    if not all(_is_first_item(user) for user in node.users):
+    if not all(is_first_item(user) for user in node.users):
         return "whose attention weights are used"
     if module.bias_k is not None or module.add_zero_attn:
         return "which adds keys and values of its own"
@@ -117,7 +117,8 @@ def _obstacle(node: fx.Node, module: nn.MultiheadAttention, values: Mapping[str,
     return None
 
 
-def _is_first_item(node: fx.Node) -> bool:
+def is_first_item(node: fx.Node) -> bool:
+    """True if a node takes the first part of a tuple."""
     return operation(node) == "getitem" and arguments(node)["index"] == 0
 
 
@@ -139,13 +140,14 @@ def _layouts(program: Program, calls: Sequence[fx.Node]) -> dict[str, tuple[str,
 
 
 @dataclass
-class _Writer:
+class Writer:
     """Appends calls to a graph, one after another."""
 
     graph: fx.Graph
     cursor: fx.Node
 
     def add(self, op: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Append a call of ``target``."""
         with self.graph.inserting_after(self.cursor):
             self.cursor = self.graph.create_node(op, target, args, kwargs)
         return self.cursor
@@ -155,9 +157,9 @@ def _split(program: Program, node: fx.Node, layout: tuple[str, ...], values: Map
     """Write the attention out after its node and let its readers read that instead."""
     module = _attention(program, node)
     bound = arguments(node, module)
-    write = _Writer(program.graph, node)
+    write = Writer(program.graph, node)
     parts = [part for letters in layout for part in _projected(write, node, module, letters)]
-    mask = _mask(write, bound["attn_mask"], bound["key_padding_mask"], values)
+    mask = attention_mask(write, bound["attn_mask"], bound["key_padding_mask"], values)
     masked = {} if mask is None else {"attn_mask": mask}
     mixed = write.add("call_function", F.scaled_dot_product_attention, *parts, **masked)
     back = write.add(
@@ -171,7 +173,7 @@ def _split(program: Program, node: fx.Node, layout: tuple[str, ...], values: Map
     program.graph.erase_node(node)
 
 
-def _projected(write: _Writer, node: fx.Node, module: nn.MultiheadAttention, letters: str) -> list[fx.Node]:
+def _projected(write: Writer, node: fx.Node, module: nn.MultiheadAttention, letters: str) -> list[fx.Node]:
     """Projections of one input for each letter, ``(N, heads, length, width)``."""
     source = arguments(node, module)[_INPUTS[letters[0]]]
     packed = write.add("call_module", f"{node.target}.{_layer_name(letters)}", source)
@@ -190,7 +192,7 @@ def _layer_name(letters: str) -> str:
     return "in_proj" if letters == "qkv" else f"{letters}_proj"
 
 
-def _mask(write: _Writer, pairs: Any, keys: Any, values: Mapping[str, Any]) -> Any:
+def attention_mask(write: Writer, pairs: Any, keys: Any, values: Mapping[str, Any]) -> Any:
     """The mask of scaled dot products: True where a query sees a key, or what is added to the scores.
 
     Args:

@@ -21,9 +21,15 @@ _ANY = "|".join(ACTIVATIONS)
 
 
 class Quantize(Quantized):
-    """float32 to uint8."""
+    """float32 to uint8.
+
+    Attributes:
+        for_rows: linear layers read its output, so that its last dimension stays last in memory;
+            ``kernels.prepare`` finds out.
+    """
 
     fields = "output:q"
+    for_rows = False
 
     def __init__(self, output: QParams) -> None:
         super().__init__()
@@ -35,8 +41,10 @@ class Quantize(Quantized):
 
     def emulate(self, *args: Tensor) -> Tensor:
         q = quantize(self.real(*args), self.output)
+        if q.dim() != 4 or self.for_rows:
+            return q
         # The convolutions that follow read channels-last; one byte an element is the cheapest to move.
-        return q.contiguous(memory_format=torch.channels_last) if q.dim() == 4 else q
+        return q.contiguous(memory_format=torch.channels_last)
 
 
 class Dequantize(Quantized):

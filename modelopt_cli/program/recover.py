@@ -64,9 +64,21 @@ def recover_layers(graph: fx.Graph, root: nn.Module) -> dict[str, nn.Module]:
     return recovered
 
 
+def described_layer(node: fx.Node, weight: Any, owner: nn.Module | None = None) -> "_Description":
+    """Kind and hyperparameters of the layer that does what a function's call does; None where there is none.
+
+    Args:
+        node: in normal form.
+        weight: the tensor that it is called with.
+        owner: the module that has that, where one is known.
+    """
+    describe = _DESCRIBED.get(operation(node))
+    found = None if describe is None else describe(weight, arguments(node), owner)
+    return None if found is None or _is_computed(found[1]) else found
+
+
 def _recognise(node: fx.Node, root: nn.Module) -> _Call | None:
-    described = _DESCRIBED.get(operation(node))
-    if described is None:
+    if operation(node) not in _DESCRIBED:
         return None
     bound = arguments(node)
     paths = {name: _path(bound.get(name)) for name in _TENSORS if bound.get(name) is not None}
@@ -78,8 +90,8 @@ def _recognise(node: fx.Node, root: nn.Module) -> _Call | None:
     if not layer:
         return None
     weight: Any = attrgetter(f"{layer}.weight")(root) if bound.get("weight") is not None else None
-    found = described(weight, bound, root.get_submodule(layer))
-    return None if found is None or _is_computed(found[1]) else _Call(node, layer, *found)
+    found = described_layer(node, weight, root.get_submodule(layer))
+    return None if found is None else _Call(node, layer, *found)
 
 
 def _path(argument: Any) -> str | None:
@@ -96,7 +108,7 @@ _Description = tuple[str, dict[str, Any]] | None
 """Kind and hyperparameters of a layer; None where no layer is like the call."""
 
 
-def _conv(weight: Any, bound: dict[str, Any], owner: nn.Module) -> _Description:
+def _conv(weight: Any, bound: dict[str, Any], owner: nn.Module | None) -> _Description:
     if weight is None:
         return None
     first, second, *kernel = weight.shape
@@ -105,7 +117,7 @@ def _conv(weight: Any, bound: dict[str, Any], owner: nn.Module) -> _Description:
     return f"Conv{len(kernel)}d", config
 
 
-def _transposed_conv(weight: Any, bound: dict[str, Any], owner: nn.Module) -> _Description:
+def _transposed_conv(weight: Any, bound: dict[str, Any], owner: nn.Module | None) -> _Description:
     if weight is None:
         return None
     first, second, *kernel = weight.shape
@@ -119,21 +131,21 @@ def _conv_options(bound: dict[str, Any]) -> dict[str, Any]:
     return config | {"groups": bound["groups"], "bias": _has_bias(bound), "padding_mode": "zeros"}
 
 
-def _linear(weight: Any, bound: dict[str, Any], owner: nn.Module) -> _Description:
+def _linear(weight: Any, bound: dict[str, Any], owner: nn.Module | None) -> _Description:
     if weight is None or weight.dim() != 2:
         return None
     out_features, in_features = weight.shape
     return "Linear", {"in_features": in_features, "out_features": out_features, "bias": _has_bias(bound)}
 
 
-def _layer_norm(weight: Any, bound: dict[str, Any], owner: nn.Module) -> _Description:
+def _layer_norm(weight: Any, bound: dict[str, Any], owner: nn.Module | None) -> _Description:
     if weight is None:
         return None
     config = {"normalized_shape": _listed(bound["normalized_shape"]), "eps": bound["eps"]}
     return "LayerNorm", config | {"elementwise_affine": True, "bias": _has_bias(bound)}
 
 
-def _group_norm(weight: Any, bound: dict[str, Any], owner: nn.Module) -> _Description:
+def _group_norm(weight: Any, bound: dict[str, Any], owner: nn.Module | None) -> _Description:
     if weight is None:
         return None
     config = {"num_groups": bound["num_groups"], "num_channels": weight.shape[0], "eps": bound["eps"]}
@@ -144,7 +156,7 @@ def _has_bias(bound: dict[str, Any]) -> bool:
     return bound.get("bias") is not None
 
 
-def _batch_norm(weight: Any, bound: dict[str, Any], owner: nn.Module) -> _Description:
+def _batch_norm(weight: Any, bound: dict[str, Any], owner: nn.Module | None) -> _Description:
     kinds = [kind for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) if isinstance(owner, kind)]
     statistics = bound.get("running_mean") is not None and bound.get("running_var") is not None
     if not kinds or not isinstance(owner, _BatchNorm) or not statistics or bound["training"] is not False:
@@ -154,7 +166,7 @@ def _batch_norm(weight: Any, bound: dict[str, Any], owner: nn.Module) -> _Descri
     return kinds[0].__name__, config | {"track_running_stats": True}
 
 
-_DESCRIBED: dict[str, Callable[[Any, dict[str, Any], nn.Module], _Description]] = {
+_DESCRIBED: dict[str, Callable[[Any, dict[str, Any], nn.Module | None], _Description]] = {
     **{f"conv{d}d": _conv for d in (1, 2, 3)},
     **{f"conv_transpose{d}d": _transposed_conv for d in (1, 2, 3)},
     "linear": _linear,

@@ -9,7 +9,7 @@ from modelopt_cli.errors import NothingCompressed
 from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import Program
-from modelopt_cli.program.attention import split_names
+from modelopt_cli.program.attention import split_names, undivided
 from modelopt_cli.program.calls import arguments
 from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.rewrite import read_elsewhere
@@ -34,14 +34,14 @@ def select_candidates(
     calls: dict[str, list[fx.Node]] = {}
     for node in program.graph.find_nodes(op="call_module"):
         calls.setdefault(str(node.target), []).append(node)
-    elsewhere = read_elsewhere(program)
+    elsewhere, whole = read_elsewhere(program), undivided(program)
     reasons: dict[str, str] = {}
     able: list[str] = []
     for name in calls:
         module = program.get_submodule(name)
         if not isinstance(module, WEIGHTED_KINDS):
             continue
-        reason = obstacle(module)
+        reason = f"attention {whole[name]}" if name in whole else obstacle(module)
         if reason is None and (further := _further_arguments(calls[name], module)):
             reason = f"called with {further}"
         if reason is None and name in elsewhere:

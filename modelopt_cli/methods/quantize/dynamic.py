@@ -9,8 +9,7 @@ from modelopt_cli.methods.quantize.candidates import select_candidates, shared_w
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import fill
 from modelopt_cli.program import Program
-from modelopt_cli.program.attention import split_attention
-from modelopt_cli.program.fold import inference_form
+from modelopt_cli.program.layered import layered
 from modelopt_cli.program.quantized import DynamicLinear
 
 
@@ -21,7 +20,7 @@ def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context)
         UsageError: a glob matches no layer.
         NothingCompressed: not one layer could be quantized.
     """
-    ready = copy.deepcopy(split_attention(inference_form(program)))
+    ready = copy.deepcopy(layered(program))
     selected, skipped = select_candidates(ready, config, _obstacle)
     shared = shared_weights(program, ready)
     for name in selected:
