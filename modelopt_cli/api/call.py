@@ -29,6 +29,7 @@ from modelopt_cli.measure import EvalOptions, Gates
 from modelopt_cli.measure.evaluated_model import StageProgress
 from modelopt_cli.option_types import as_python, is_of_type
 from modelopt_cli.program import Program
+from modelopt_cli.tasks import TASKS
 from modelopt_cli.training.config import FineTuneConfig
 
 AnyPath = str | PathLike[str]
@@ -38,6 +39,7 @@ ARCH = Instead(
     "name it in a text, such as 'torchvision:resnet18' or 'net.py:make', or hand in the network itself"
 )
 EXAMPLE = Instead(EXAMPLE_HINT)
+TASK = Instead(f"name it in a text, one of {', '.join(TASKS)}")
 SHAPE = Instead("give the shape of a sample, such as (3, 224, 224)")
 Batches = Any
 """A data spec, a Dataset, a DataLoader, or an iterable of batches; see ``data.in_memory.as_samples``."""
@@ -57,6 +59,8 @@ class Given:
         None
     )
     arch: Annotated[str | None, "Architecture of a checkpoint that is not recognised.", ARCH] = None
+    task: Annotated[str | None, "Task of the network, as on the command line.", TASK] = None
+    output_name: Annotated[str | None, "Output that is judged and learned, of a network with several."] = None
     on_note: Annotated[Note | None, "Called with one line for each thing worth knowing."] = None
     progress: Annotated[StageProgress | None, "Called with the stage, what is done and the total."] = None
 
@@ -165,6 +169,8 @@ class Call:
             "gates": self.configs["gates"],
             "on_note": self.note,
             "progress": self.given.progress,
+            "task": self.given.task,
+            "output_name": self.given.output_name,
         }
 
     def training(self) -> TrainingRequest | None:

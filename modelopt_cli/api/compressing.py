@@ -65,7 +65,7 @@ class Compressing(Work):
             "calibration": name_of(request.samples),
             "code": request.code,
         }
-        with trainer(request, identity, program.input, self.opened.labels) as tools:
+        with trainer(request, identity, program.input, self.opened.labels, task=self.task) as tools:
             # Labels were counted by these names, so the result is to be judged by them.
             program.labels = program.labels or names_of_classes(program, tools.training.train)
             yield tools

@@ -104,13 +104,18 @@ class Distilling(Work):
         )
         self.sample = sample_of(self.opened, student.spec)
 
+    @property
+    def models(self) -> list[Opened]:
+        """Teachers and student."""
+        return [*(each.opened for each in self.teachers), self.opened]
+
     def rehearse(self) -> None:
         """That the student has the same classes is seen to later."""
         if comparable(self.teachers[0], self.sample):
-            rehearse([self.teachers[0].opened], self.request)
+            rehearse([self.teachers[0].opened], self.request, task=self.task)
             return
         leave_out(self.teachers[0], self.request.gates, self.request.on_note)
-        rehearse([self.opened], self.request)
+        rehearse([self.opened], self.request, task=self.task)
 
     def training(self) -> AbstractContextManager[Trainer]:
         """A trainer for the classes that teachers and student have in common."""
@@ -130,7 +135,7 @@ class Distilling(Work):
             "code": request.code,
         }
         self.labels = require_same_names(self.teachers, self.opened)
-        return trainer(request, identity, self.sample, self.labels)
+        return trainer(request, identity, self.sample, self.labels, task=self.task)
 
     def make(self, trainer: Trainer | None) -> Made:
         """Train the student, and the one without a teacher, or estimate the time of both."""
@@ -161,6 +166,7 @@ class Distilling(Work):
         require_same_classes(members, self.opened, seen)
         hashes = [each.opened.source_sha256 for each in self.teachers]
         known = {name: value for name, value in origin_of(self.opened, request).items() if value}
+        known |= self.task.history
         settings = self.context(trainer, METHODS[request.command].stage)
         context = replace(
             DistillContext(**vars(settings)),
@@ -207,7 +213,7 @@ class Distilling(Work):
             alone = qat.convert(network, student)
             alone.input = training.train.input
             alone.encodings = compact(alone)
-            entry = training_entry(self.opened, training, outcome, self.request)
+            entry = training_entry(self, training, outcome)
             alone.history = (*student.history, entry)
             return alone.eval()
 

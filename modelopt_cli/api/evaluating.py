@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from modelopt_cli import measure
+from modelopt_cli.api.choosing_task import ChosenTask, choose_task
 from modelopt_cli.api.doubts import doubts, tell_unknown_length, with_same_classes
 from modelopt_cli.api.inputs import describe_input, origin
 from modelopt_cli.api.opening import ModelFile, file_length, known_input, without_graph
@@ -24,6 +25,7 @@ from modelopt_cli.measure.conditions import Conditions
 from modelopt_cli.measure.coverage import Coverage, coverage
 from modelopt_cli.methods.layer_selection import tensor_coverage
 from modelopt_cli.settings import option
+from modelopt_cli.tasks.reading import read_targets
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,13 @@ class Compared:
             a note says so.
         named_by: index of the one whose classes count, whatever those of the others are called; None wants
             all to have the baseline's.
+        task: what they are for, where that is known already.
     """
 
     models: Sequence[tuple[str | Path, Opened]]
     calibrated_on: Sequence[Samples | None] = ()
     named_by: int | None = None
+    task: ChosenTask | None = None
 
 
 def open_all(request: EvalRequest, *, graph: bool = True) -> list[tuple[str | Path, Opened]]:
@@ -95,14 +99,23 @@ def compare(compared: Compared, how: Measuring) -> Evaluation:
     samples: Data | None = None
     if data is not None:
         samples = open_data(
-            data, input_spec=models[known].input, overrides=how.preprocessing, seed=options.seed
-        ).with_labels(labels)
+            data,
+            input_spec=models[known].input,
+            overrides=how.preprocessing,
+            seed=options.seed,
+            labels=False,
+        )
+    task = compared.task or choose_task(
+        how.task, how.output_name, [opened for _, opened in compared.models], [samples]
+    )
+    if samples is not None:
+        samples = read_targets(samples, task.spec, labels)
         for note in samples.notes:
             how.note(note)
         tell_unknown_length(samples, how)
     means = Conditions(samples is not None and samples.labelled, options.runs)
     measure_gates.require_measurable(how.gates, models, options.baseline, means)
-    evaluation = measure.evaluate(models, samples, options, how.progress)
+    evaluation = measure.evaluate(models, samples, options, how.progress, task.spec)
     notes += doubts(evaluation, samples, compared.models[options.baseline][1])
     if samples is not None and samples.labelled and _is_among(data, compared.calibrated_on):
         same = f"the result was calibrated on {name_of(data)} and is judged on the same samples"
@@ -111,7 +124,7 @@ def compare(compared: Compared, how: Measuring) -> Evaluation:
     described = None
     if found is not None:
         described = f"{describe_input(found)} ({origin(compared.models[known][1], how.preprocessing)})"
-    evaluation = replace(evaluation, input=described, notes=(*evaluation.notes, *notes))
+    evaluation = replace(evaluation, input=described, task=task.described, notes=(*evaluation.notes, *notes))
     return measure_gates.apply(evaluation, how.gates) if how.gates else evaluation
 
 

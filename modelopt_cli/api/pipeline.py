@@ -41,6 +41,7 @@ def execute(request: Request) -> Result:
     rehearses = request.evaluate and (work.always_trains or not request.dry_run)
     with threads(request.options.threads):
         work.open()
+        work.settle_task()
         runs = work.opened.network is not None
         if rehearses and runs:
             work.rehearse()
@@ -95,4 +96,5 @@ def _written(work: Work, made: Made) -> Result:
 def _measured(work: Work) -> Evaluation:
     """The outputs, read back from their files, next to what they were made from."""
     compared, how = work.compared([(path, work.read_back(path)) for path in work.outputs])
+    compared = replace(compared, task=work.task)
     return compare(compared, replace(how, options=replace(how.options, baseline=0)))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from modelopt_cli import measure
+from modelopt_cli.api.choosing_task import ChosenTask, choose_task
 from modelopt_cli.api.doubts import tell_unknown_length
 from modelopt_cli.api.evaluating import coverage_of, open_all
 from modelopt_cli.api.guard import SAMPLES, as_run
@@ -21,9 +22,15 @@ from modelopt_cli.measure.conditions import Conditions
 from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.settings import option
+from modelopt_cli.tasks.reading import read_targets
 
 
-def rehearse(networks: Sequence[Opened], how: Measuring, labels: tuple[str, ...] | None = None) -> None:
+def rehearse(
+    networks: Sequence[Opened],
+    how: Measuring,
+    labels: tuple[str, ...] | None = None,
+    task: ChosenTask | None = None,
+) -> None:
     """Send a few samples through the evaluation, to know before long work what cannot be judged.
 
     Args:
@@ -31,6 +38,7 @@ def rehearse(networks: Sequence[Opened], how: Measuring, labels: tuple[str, ...]
             not changed. Without any, there is none yet: only the limits are held against the data.
         how: data, options and limits; without data only the limits are looked at.
         labels: names of the classes, where they are not those of the first network that has some.
+        task: what they are for, where that is known already.
 
     Raises:
         InputError: the data cannot be opened or do not suit, or a network does not run or is no classifier.
@@ -51,14 +59,15 @@ def rehearse(networks: Sequence[Opened], how: Measuring, labels: tuple[str, ...]
         None,
     )
     names = labels or next((each.labels for each in networks if each.labels), None)
-    samples = open_data(data, input_spec=known, overrides=how.preprocessing, seed=options.seed)
-    samples = samples.with_labels(names)
+    samples = open_data(data, input_spec=known, overrides=how.preprocessing, seed=options.seed, labels=False)
+    task = task or choose_task(how.task, how.output_name, networks, [samples])
+    samples = read_targets(samples, task.spec, names)
     tell_unknown_length(samples, how)
     _require_measurable(how, models, labelled=samples.labelled)
     few = samples if options.limit else samples.sample(SAMPLES, options.seed)
     limit = min(SAMPLES, options.limit or SAMPLES)
     quick = replace(options, baseline=0, runs=0, memory=False, workers=0, limit=limit)
-    evaluation = measure.evaluate(models, few, quick)
+    evaluation = measure.evaluate(models, few, quick, task=task.spec)
     for model in evaluation.models:
         if options.limit is None and model.accuracy is not None and model.accuracy.classes is not None:
             samples.fits(model.accuracy.classes)
@@ -69,7 +78,8 @@ def _has_labels(how: Measuring) -> bool:
     data = how.data
     if data is None or (isinstance(data, str) and not parse_spec(data).row.labelled):
         return False
-    return open_data(data, overrides=how.preprocessing, seed=how.options.seed).labelled
+    opened = open_data(data, overrides=how.preprocessing, seed=how.options.seed, labels=False)
+    return read_targets(opened, choose_task(how.task, how.output_name, [], [opened]).spec).labelled
 
 
 def _require_measurable(how: Measuring, models: Sequence[EvaluatedModel], *, labelled: bool) -> None:

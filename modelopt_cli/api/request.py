@@ -113,6 +113,8 @@ class Measuring:
             measured.
         preprocessing: what the user says about the input, instead of what is recorded or implied.
         options: how to measure, and the seed, threads, device and workers.
+        task: what the models are for, as ``--task`` says it; None leaves it to files, architectures and data.
+        output_name: the output that is judged and learned, where the task's usual one is not meant.
         gates: limits to apply to the result; see ``measure.gates.require``.
         on_note: called with one line for each thing worth knowing.
         progress: called with the stage, what is done and the total.
@@ -125,6 +127,8 @@ class Measuring:
     gates: Gates = field(default_factory=Gates)
     on_note: Note | None = None
     progress: StageProgress | None = None
+    task: str | None = None
+    output_name: str | None = None
 
     def note(self, line: str) -> None:
         """Say something worth knowing."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modelopt_cli.api.choosing_task import BY_DEFAULT, ChosenTask
 from modelopt_cli.api.request import Request
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.data.source import Samples, name_of
@@ -16,6 +17,8 @@ from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.settings import option
+from modelopt_cli.tasks import TaskSpec
+from modelopt_cli.tasks.reading import read_targets
 from modelopt_cli.training import Training
 from modelopt_cli.training.distributed import World, world
 from modelopt_cli.training.run import Run
@@ -44,6 +47,7 @@ def trainer(
     labels: tuple[str, ...] | None = None,
     check: Callable[[Data], None] | None = None,
     adopt: bool = False,
+    task: ChosenTask = BY_DEFAULT,
 ) -> Iterator[Trainer]:
     """Everything training needs; an error in here says how to resume, if that is possible.
 
@@ -55,6 +59,7 @@ def trainer(
             training data for the validation data, too.
         check: called with the training data before anything is written.
         adopt: whether the network is to learn the classes of the training data where they are others.
+        task: what the network is for.
 
     Raises:
         DataError: the data cannot be used.
@@ -63,16 +68,23 @@ def trainer(
     asked, options, dry = request.training, request.options, request.dry_run
     assert asked is not None
     here = world(options.device)
-    train = _labelled(asked.train, sample, request, labels, adopt=adopt)
+    train = _labelled(asked.train, sample, request, task.spec, labels, adopt=adopt)
     val = None
     if asked.val is not None:
-        val = _labelled(asked.val, sample, request, labels if train.names is not None else train.class_names)
+        names = labels if train.names is not None else train.class_names
+        val = _labelled(asked.val, sample, request, task.spec, names)
         if val.may_never_end:
             request.note(f"{val.name} has no length: every validation goes on until it ends, if it does")
     if check is not None:
         check(train)
     folder = asked.folder(request.output)
-    about = {**identity, **asked.identity(), "seed": options.seed, "input": asdict(train.input)}
+    about = {
+        **identity,
+        **asked.identity(),
+        "seed": options.seed,
+        "input": asdict(train.input),
+        **task.history,
+    }
     with Run(
         folder,
         identity=about,
@@ -92,6 +104,7 @@ def trainer(
             progress=request.progress,
             note=request.note,
             estimates=[] if dry else None,
+            task=task.spec,
         )
         if dry:
             yield Trainer(training, run, here)
@@ -112,17 +125,25 @@ def trainer(
 
 
 def _labelled(
-    spec: Samples, sample: InputSpec, request: Request, labels: tuple[str, ...] | None, *, adopt: bool = False
+    spec: Samples,
+    sample: InputSpec,
+    request: Request,
+    task: TaskSpec,
+    labels: tuple[str, ...] | None,
+    *,
+    adopt: bool = False,
 ) -> Data:
     """Data whose labels are the network's, matched by name; with ``adopt`` its own where names are others."""
-    opened = open_data(spec, input_spec=sample, overrides=request.preprocessing, seed=request.options.seed)
+    opened = open_data(
+        spec, input_spec=sample, overrides=request.preprocessing, seed=request.options.seed, labels=False
+    )
     if adopt and not opened.has_classes(labels):
         if labels is not None and opened.class_names is not None:
             request.note(
                 f"{name_of(spec)} has other classes than the checkpoint: they are learned in their own order"
             )
         labels = None
-    opened = opened.with_labels(labels)
+    opened = read_targets(opened, task, labels)
     for note in opened.notes:
         request.note(note)
     return opened

@@ -81,11 +81,11 @@ class TrainingWork(Work):
         def check(train: Data) -> None:
             if (note := other_classes(opened.program, train)) is not None:
                 request.note(note)
-            rehearse([opened], request, labels=train.class_names or labels)
+            rehearse([opened], request, labels=train.class_names or labels, task=self.task)
 
         identity = {"command": "train", "source": opened.source_sha256, "arch": request.arch}
         sample = sample_of(opened, request.source or request.arch or "")
-        return trainer(request, identity, sample, labels, check, adopt=True)
+        return trainer(request, identity, sample, labels, check, adopt=True, task=self.task)
 
     def make(self, trainer: Trainer | None) -> Made:
         """Train in place; weights that were pruned stay zero."""
@@ -96,7 +96,7 @@ class TrainingWork(Work):
         masks = Masks.of_state(network.state_dict(), opened.encodings)
         original = Original.of(opened, data=training.train, seed=seed, device=training.device)
         trained = fit(network, training, seed=seed, stage=STAGE, callbacks=[masks])
-        entry = training_entry(opened, training, trained, self.request)
+        entry = training_entry(self, training, trained)
         if isinstance(network, Program):
             network.input = training.train.input
             network.labels = names_of_classes(network, training.train)
@@ -130,13 +130,14 @@ def _copy(opened: Opened) -> Opened:
     return replace(opened, program=copy.deepcopy(opened.program), module=copy.deepcopy(opened.module))
 
 
-def training_entry(opened: Opened, training: Training, trained: Trained, request: Request) -> dict[str, Any]:
+def training_entry(work: Work, training: Training, trained: Trained) -> dict[str, Any]:
     """Entry in the history: nothing that would differ from one run to the next."""
+    opened, request = work.opened, work.request
     figures: dict[str, Any] = {"data": training.train.name, **trained.figures}
     if training.val is not None:
         figures["validation"] = training.val.name
     origin = {
         name: value for name, value in origin_of(opened, request).items() if value and name != PREPROCESSING
-    }
+    } | work.task.history
     settings, seed = training.config.as_dict(), request.options.seed
     return history_entry("train", settings, seed=seed, origin=origin, **figures)

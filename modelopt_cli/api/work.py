@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modelopt_cli import __version__
+from modelopt_cli.api.choosing_task import BY_DEFAULT, ChosenTask, choose_task
 from modelopt_cli.api.compressed import CompressedModel
 from modelopt_cli.api.evaluating import Compared
 from modelopt_cli.api.guard import Original
@@ -45,12 +46,14 @@ class Work(ABC):
     Attributes:
         request: the command.
         opened: the model that is worked on, once it is open.
+        task: what it is for, once it is open.
         known: what a sample looks like, as far as that was known before.
         always_trains: a dry run times some training steps, so it checks all that training needs.
     """
 
     always_trains = False
     opened: Opened
+    task: ChosenTask = BY_DEFAULT
     known: InputSpec | None
 
     def __init__(self, request: Request) -> None:
@@ -73,9 +76,24 @@ class Work(ABC):
     def open(self) -> None:
         """Open the models and check what depends on them."""
 
+    @property
+    def models(self) -> list[Opened]:
+        """All models that are open, of which the first that says its task counts."""
+        return [self.opened]
+
+    def settle_task(self) -> None:
+        """Choose the task, by which all data of the command are read.
+
+        Raises:
+            UsageError: there is no such task.
+        """
+        request, training = self.request, self.request.training
+        data = [training.train if training is not None else None, request.data, request.calibration]
+        self.task = choose_task(request.task, request.output_name, self.models, data)
+
     def rehearse(self) -> None:
         """Refuse what could not be measured in the end."""
-        rehearse([self.opened], self.request)
+        rehearse([self.opened], self.request, task=self.task)
 
     @abstractmethod
     def training(self) -> AbstractContextManager[Trainer | None]:
@@ -108,7 +126,8 @@ class Work(ABC):
             batch_size=request.options.data_batch_size,
             workers=request.options.workers,
             progress=shown,
-            origin=origin_of(self.opened, request),
+            origin=origin_of(self.opened, request) | self.task.history,
+            task=self.task.spec,
             training=trainer.training if trainer is not None else None,
             device=request.options.device,
             code=request.code,

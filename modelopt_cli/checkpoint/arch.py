@@ -49,6 +49,7 @@ class Architecture:
         class_names: gives the names of its classes where the spec implies them; not stored, since they
             may come from a library whose import takes a second.
         assumed: one line for each option that its published weights need and the spec does not say.
+        task: what it is for, as ``--task`` says it, where the spec implies that.
     """
 
     spec: str
@@ -60,6 +61,7 @@ class Architecture:
     published_classes: int | None = None
     class_names: Callable[[], tuple[str, ...]] | None = None
     assumed: tuple[str, ...] = ()
+    task: str | None = None
 
     @property
     def source_of_input(self) -> str:

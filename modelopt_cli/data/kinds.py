@@ -38,6 +38,7 @@ class DataKind:
         target: the target in a text, and the options after it, where the text is no ``NAME:TARGET``; or None.
         follows_network: ``open`` takes the shape of the network's input, a seed and its type, too.
         labelled: there may be labels.
+        says_task: what is opened may say its task, see ``Source.task``.
     """
 
     help: str
@@ -54,6 +55,7 @@ class DataKind:
     target: Callable[[str], tuple[str, str] | None] | None = None
     follows_network: bool = False
     labelled: bool = True
+    says_task: bool = False
 
 
 def _folder(text: str) -> tuple[str, str] | None:

@@ -23,6 +23,7 @@ class Source(ABC):
         ready: samples are tensors that need no preprocessing.
         labelled: there are targets.
         notes: one line for each thing the user should know, such as files that were left out.
+        task: what its targets are for, as ``--task`` says it, where they tell; else None.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Source(ABC):
     ready: bool = False
     labelled: bool = True
     notes: tuple[str, ...] = ()
+    task: str | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -63,6 +65,7 @@ class Stream(ABC):
     class_names: tuple[str, ...] | None = None
     labelled: bool = True
     notes: tuple[str, ...] = ()
+    task: str | None = None
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[RawInputs, RawTarget]]: ...

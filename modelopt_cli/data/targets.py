@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.errors import DataError
+from modelopt_cli.settings import option
 
 RawTarget: TypeAlias = int | float | str | Tensor | dict[str, Any] | DataError | None
 Targets: TypeAlias = Tensor | dict[str, Tensor] | list[Any]
@@ -92,7 +93,8 @@ def whole_label(raw: Any) -> int:
     if isinstance(raw, Tensor) and raw.numel() == 1 and not raw.is_floating_point():
         raw = raw.item()
     if isinstance(raw, bool) or not isinstance(raw, int | np.integer):
-        raise DataError(f"label is {type(raw).__name__}, not a whole number")
+        hint = f"if it is right, say with {option('task')} what the network is for"
+        raise DataError(f"label is {type(raw).__name__}, not a whole number", hint=hint)
     return int(raw)
 
 

@@ -125,6 +125,7 @@ class Evaluation:
         gates: see :mod:`modelopt_cli.measure.gates`; empty until they are applied.
         notes: one line for each thing the reader should know, such as why something is missing.
         rows: the task's metrics by name, the main one first.
+        task: the task and who says so, as one line; None where it was taken by default.
     """
 
     models: tuple[ModelReport, ...]
@@ -136,3 +137,4 @@ class Evaluation:
     gates: tuple[GateResult, ...] = ()
     notes: tuple[str, ...] = ()
     rows: Mapping[str, Metric] = field(default_factory=lambda: metrics_of(CLASSIFY))
+    task: str | None = None

@@ -11,6 +11,7 @@ from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.data import Data
 from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.program import Encoding, Program
+from modelopt_cli.tasks import CLASSIFY, TaskSpec
 from modelopt_cli.training.interfaces import Training
 
 Progress = Callable[[int, int | None], None]
@@ -30,6 +31,7 @@ class Context:
         training: what to fine-tune with, or None for no fine-tuning.
         device: where to compute; the result comes back on the CPU.
         code: how the file will be written, for targets that count its bytes.
+        task: what the network is for.
     """
 
     data: Data | None = None
@@ -41,6 +43,7 @@ class Context:
     training: Training | None = None
     device: str = "cpu"
     code: Code = PLAIN_CODE
+    task: TaskSpec = CLASSIFY
 
 
 @dataclass(frozen=True)

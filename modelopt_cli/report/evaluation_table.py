@@ -65,7 +65,8 @@ def rows(evaluation: Evaluation) -> tuple[TableRow, ...]:
 def footer(evaluation: Evaluation) -> tuple[str, ...]:
     """Conditions under which the figures hold; one line each."""
     machine = evaluation.environment
-    lines = [_data_line(evaluation), _input_line(evaluation), _latency_line(evaluation)]
+    task = "" if evaluation.task is None else f"task: {evaluation.task}"
+    lines = [task, _data_line(evaluation), _input_line(evaluation), _latency_line(evaluation)]
     lines.append(f"{machine.processor}, torch {machine.torch}, device {machine.device}")
     lines.append("MB is 1,000,000 bytes. FLOPs are 2 x MACs of convolutions, linears and matrix products.")
     lines.extend(f"note: {note}" for note in evaluation.notes)

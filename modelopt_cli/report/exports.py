@@ -6,6 +6,7 @@ JSON is one object, stable under its ``schema_version``.
     baseline        index of the baseline among the models
     models          in the order given, each with path and the figures of a model; metrics (name to value),
         and fidelity (snr_db, cosine and kl, each from the name of an output to its value)
+    task            task and who says so, as one line; null where it was taken by default
     input           shape and preprocessing of a sample, and who says so, as one line
     comparisons     every model but the baseline, in order, each with the figures that compare, and drops
         (name of a metric to drop, low and high, the 95 % interval)
@@ -43,6 +44,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "baseline": evaluation.baseline,
         "models": [_model(evaluation, i) for i in range(len(evaluation.models))],
+        "task": None if evaluation.task is None else _text(evaluation.task),
         "input": None if evaluation.input is None else _text(evaluation.input),
         "comparisons": [_comparison(evaluation, comparison) for comparison in evaluation.comparisons],
         "gates": [_gate(gate) for gate in evaluation.gates],

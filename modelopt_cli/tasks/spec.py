@@ -107,6 +107,15 @@ def parse_task(text: str) -> TaskSpec:
     return TaskSpec(text, row, options)
 
 
+def parse_task_text(text: str) -> str:
+    """The text itself, if it names a task; raises ValueError with what is wrong."""
+    try:
+        parse_task(text)
+    except UsageError as error:
+        raise ValueError(f"{error.message}; {error.hint}" if error.hint else error.message) from None
+    return text
+
+
 def _read(name: str, key: str, value: str, default: Scalar) -> Scalar:
     try:
         return type(default)(value)

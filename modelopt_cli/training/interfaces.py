@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from modelopt_cli.data import Data
 from modelopt_cli.measure.evaluated_model import StageProgress
 from modelopt_cli.program.inputs import Inputs
+from modelopt_cli.tasks import CLASSIFY, TaskSpec
 from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.run import Run
 
@@ -113,6 +114,7 @@ class Training:
         progress: called with the stage, steps done and their total.
         note: called with one line for each thing worth knowing.
         estimates: gets a time estimate for each training, instead of training; None trains.
+        task: what the network is for.
     """
 
     train: Data
@@ -124,6 +126,7 @@ class Training:
     progress: StageProgress | None = None
     note: Callable[[str], None] | None = None
     estimates: list[TimeEstimate] | None = None
+    task: TaskSpec = CLASSIFY
 
 
 @dataclass(frozen=True)

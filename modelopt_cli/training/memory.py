@@ -15,7 +15,7 @@ from modelopt_cli.data.arrays import ArraySource
 from modelopt_cli.data.dataset import Batch
 from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.data.preprocess import ImageTransform
-from modelopt_cli.data.targets import CLASS_TARGETS, RawTarget, TargetFormat
+from modelopt_cli.data.targets import ClassTargets, RawTarget, TargetFormat
 from modelopt_cli.program.input_spec import Preprocess
 from modelopt_cli.program.inputs import Inputs, make_inputs, select, tensors_of
 from modelopt_cli.program.samples import DTYPES
@@ -84,7 +84,7 @@ def _one_by_one(data: Data, workers: int) -> Kept:
         for kept, tensor in zip(tensors_of(inputs), tensors_of(some), strict=True):
             kept[len(targets) : len(targets) + len(tensor)] = tensor
         targets.extend(theirs)
-    whole = data.targets is CLASS_TARGETS or not data.gives_targets
+    whole = isinstance(data.targets, ClassTargets) or not data.gives_targets
     return inputs, torch.tensor(list(map(int, targets)), dtype=torch.int64) if whole else targets
 
 
@@ -93,7 +93,7 @@ def _from_array(data: Data) -> Kept | None:
     source, transform = data.source, data.transform
     if not isinstance(source, ArraySource) or type(transform) is not ImageTransform:
         return None
-    if data.targets is not CLASS_TARGETS or source.num_classes is None:
+    if not isinstance(data.targets, ClassTargets) or source.num_classes is None:
         return None
     preprocess, (height, width) = transform.preprocess, source.images.shape[1:3]
     if source.channels != preprocess.channels or not _is_uncut(preprocess, height, width):

@@ -35,7 +35,9 @@ def refuse(constant: str) -> float:
 
 def test_keys_are_exactly_those_promised(evaluation: Evaluation) -> None:
     data = to_json(evaluation)
-    assert set(data) == {"schema_version", "baseline", "models", "input", "comparisons", "gates", "notes"}
+    assert set(data) == {
+        *("schema_version", "baseline", "models", "task", "input", "comparisons", "gates", "notes")
+    }
     assert data["schema_version"] == 1
     assert all(set(model) == MODEL for model in data["models"])
     assert all(set(comparison) == COMPARISON for comparison in data["comparisons"])

@@ -8,6 +8,7 @@ from modelopt_cli.cli.values import Reader
 from modelopt_cli.data.config import PreprocessOverrides, parse_shape
 from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.settings import CALIBRATION, Config, Setting
+from modelopt_cli.tasks import TASKS, parse_task_text
 
 Shape = tuple[tuple[int, ...], InputType]
 
@@ -58,6 +59,24 @@ class NetworkOptions(Config, title=_TITLE):
         ),
     ] = None
     input_shape: InputShape = None
+    task: Annotated[
+        str | None,
+        Setting(
+            f"Task of the network: {', '.join(TASKS)}, with ?key=value for its options.",
+            metavar="TASK",
+            parse=parse_task_text,
+            default="what the file, the architecture or the data says, else classify",
+        ),
+    ] = None
+    output_name: Annotated[
+        str | None,
+        Setting(
+            "Output that is judged and learned, of a network with several.",
+            metavar="NAME",
+            default="logits, the only one, or the first",
+            advanced=True,
+        ),
+    ] = None
 
 
 def with_shape(reader: Reader, image: PreprocessOverrides, shape: Shape | None) -> PreprocessOverrides:

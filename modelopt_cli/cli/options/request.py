@@ -26,6 +26,8 @@ class RequestOptions:
             "preprocessing": self.image,
             "options": replace(self.measure, baseline=baseline),
             "gates": replace(self.gates, judged=judged),
+            "task": self.network.task,
+            "output_name": self.network.output_name,
         }
 
     def require_limits(self, files: int) -> None:

@@ -32,6 +32,7 @@ from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name
 from modelopt_cli.program.inputs import batch_size, tensors_of, to
 from modelopt_cli.tasks.classification import check_labels
+from modelopt_cli.tasks.reading import read_targets
 
 
 def collect(
@@ -192,7 +193,7 @@ def squared_gradients(program: Program, data: Data, context: Context) -> dict[st
     Raises:
         DataError: no samples, a label that is not a class, or the network gives no finite numbers.
     """
-    data = data.with_labels(program.labels)
+    data = read_targets(data, context.task, program.labels)
     network = evaluation_copy(program, context.device).requires_grad_(True)
     parameters = dict(network.named_parameters())
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}

@@ -1,0 +1,104 @@
+"""The task of a command: what the user says, else the file, the architecture or the data."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modelopt_cli.checkpoint import Opened
+from modelopt_cli.data import Data, open_data
+from modelopt_cli.data.source import Samples
+from modelopt_cli.data.spec import parse_spec
+from modelopt_cli.settings import option
+from modelopt_cli.tasks import CLASSIFY, TaskSpec, parse_task
+
+TASK, OUTPUT_NAME = "task", "output_name"
+"""Keys in the history of what a file is for, where that is not to classify."""
+
+
+@dataclass(frozen=True)
+class ChosenTask:
+    """A task and who says so.
+
+    Attributes:
+        spec: the task.
+        origin: in words; empty where nobody does, and the default is taken.
+    """
+
+    spec: TaskSpec
+    origin: str = ""
+
+    @property
+    def described(self) -> str | None:
+        """One line for the table; None for what is taken by default."""
+        return f"{self.spec.text} ({self.origin})" if self.origin else None
+
+    @property
+    def history(self) -> dict[str, str]:
+        """Entry in the history, so that later commands know; nothing where it was taken by default."""
+        if not self.origin:
+            return {}
+        output = {} if self.spec.output is None else {OUTPUT_NAME: self.spec.output}
+        return {TASK: self.spec.text, **output}
+
+
+BY_DEFAULT = ChosenTask(CLASSIFY)
+
+
+def choose_task(
+    asked: str | None,
+    output: str | None,
+    models: Sequence[Opened],
+    data: Iterable[Samples | Data | None],
+) -> ChosenTask:
+    """The task: what was asked for, else recorded in a file, else implied by an architecture, or by data.
+
+    Args:
+        asked: value of ``--task``.
+        output: value of ``--output-name``.
+        models: files that are open, of which the first that says something counts.
+        data: of the command, likewise.
+
+    Raises:
+        UsageError: there is no such task.
+        DataError: data that may say the task cannot be opened.
+    """
+    if asked is not None:
+        return ChosenTask(parse_task(asked).named(output), f"{option(TASK)} given")
+    found = next(_recorded(models), None) or next(_implied(models), None) or next(_of_data(data), None)
+    if found is None:
+        origin = f"{option(OUTPUT_NAME)} given" if output is not None else ""
+        return ChosenTask(CLASSIFY.named(output), origin)
+    return ChosenTask(found.spec.named(output), found.origin)
+
+
+def _recorded(models: Sequence[Opened]) -> Iterator[ChosenTask]:
+    """Tasks that files say in their history; the user's own metric is code, which no file may name."""
+    for opened in models:
+        for entry in reversed(_history(opened)):
+            text, output = entry.get(TASK), entry.get(OUTPUT_NAME)
+            if isinstance(text, str) and not (spec := parse_task(text)).is_own:
+                yield ChosenTask(spec.named(output if isinstance(output, str) else None), "recorded")
+
+
+def _history(opened: Opened) -> Sequence[Any]:
+    if opened.program is not None:
+        return opened.program.history
+    return opened.tensors.history if opened.tensors is not None else ()
+
+
+def _implied(models: Sequence[Opened]) -> Iterator[ChosenTask]:
+    for opened in models:
+        architecture = opened.architecture
+        if architecture is not None and architecture.task is not None:
+            yield ChosenTask(parse_task(architecture.task), f"of {architecture.spec}")
+
+
+def _of_data(data: Iterable[Samples | Data | None]) -> Iterator[ChosenTask]:
+    for each in data:
+        if isinstance(each, str):
+            if not parse_spec(each).row.says_task:
+                continue
+            each = open_data(each, labels=False)
+        source = each.source if isinstance(each, Data) else each
+        if source is not None and source.task is not None:
+            yield ChosenTask(parse_task(source.task), f"of {source.name}")

@@ -1,0 +1,163 @@
+"""--task from the shell: what says it, what is measured and recorded, gates in its unit, and bad input."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+CODE = """
+from torch import nn
+
+def make():
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    return nn.Sequential(*layers)
+
+def right(outputs, targets):
+    return (outputs.argmax(1) == targets).double().flatten(1).mean(1)
+
+def pictures():
+    import torch
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return [(a, a.argmax(0)) for a in x]
+"""
+HOW = ["--arch", "net.py:make", "--input-shape", "3x8x8", "--latency-runs", "0", "-q"]
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a segmentation network and pictures with masks."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(CODE)
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    torch.save(nn.Sequential(*layers).state_dict(), tmp_path / "net.pth")
+    x = torch.randn(24, 3, 8, 8)
+    masks = x.argmax(1)
+    masks[:, 0] = 255
+    save(tmp_path / "masks.npz", x, masks)
+    return tmp_path
+
+
+def save(path: Path, x: torch.Tensor, y: torch.Tensor) -> None:
+    np.savez(path, x=x.numpy(), y=y.numpy())
+
+
+DATA = ["--data", "npz:masks.npz"]
+Run = Callable[..., Any]
+
+
+def test_a_task_is_recorded_and_known_to_later_commands(there: Path, modelopt: Run) -> None:
+    made = modelopt("quantize", "net.pth", *HOW, *DATA, "--task", "segment", "-o", "q.safetensors", "--json")
+    assert made.code == 0, made.err
+    evaluation = json.loads(made.out)["evaluation"]
+    assert evaluation["task"] == "segment (--task given)"
+    assert set(evaluation["models"][1]["metrics"]) == {"miou", "pixel_accuracy"}
+    later = modelopt("eval", "q.safetensors", "q.safetensors", *DATA, "--latency-runs", "0", "-q", "--json")
+    assert later.code == 0, later.err
+    found = json.loads(later.out)
+    assert found["task"] == "segment (recorded)"
+    assert found["models"][0]["metrics"] == evaluation["models"][1]["metrics"]
+    assert found["models"][1]["fidelity"]["snr_db"] == {"output": 200.0}
+    table = modelopt("eval", "net.pth", "q.safetensors", *HOW[:-1], *DATA)
+    assert table.code == 0, table.err
+    for text in ("mIoU", "mIoU drop", "signal to noise", "KL divergence", "task: segment (recorded)"):
+        assert text in table.out
+    assert "bootstrapped 95 % interval" in table.out
+
+
+def test_options_of_a_task_are_recorded_too(there: Path, modelopt: Run) -> None:
+    words = ["--task", "segment?ignore=0", "-o", "q.safetensors"]
+    masks = torch.randint(1, 4, (24, 8, 8))
+    masks[:, 0] = 0
+    save(there / "masks.npz", torch.randn(24, 3, 8, 8), masks)
+    assert modelopt("quantize", "net.pth", *HOW, *DATA, *words).code == 0
+    later = modelopt("eval", "q.safetensors", *DATA, "--latency-runs", "0", "-q", "--json")
+    assert json.loads(later.out)["task"] == "segment?ignore=0 (recorded)"
+
+
+def test_the_drop_is_held_against_its_limit_and_likeness_against_its_own(there: Path, modelopt: Run) -> None:
+    assert modelopt("quantize", "net.pth", *HOW, *DATA, "--task", "segment", "-o", "q.safetensors").code == 0
+    pair = ["eval", "net.pth", "q.safetensors", *HOW, *DATA, "--task", "segment"]
+    kept = modelopt(*pair, "--max-drop", "50", "--min-snr", "5", "--min-cosine", "0.5", "--json")
+    assert kept.code == 0, kept.err
+    names = [(gate["name"], gate["passed"]) for gate in json.loads(kept.out)["gates"]]
+    assert names == [("max-drop", True), ("min-snr", True), ("min-cosine", True)]
+    missed = modelopt(*pair, "--min-snr", "150")
+    assert missed.code == 1
+    assert "dB is below the limit of 150 dB" in missed.err
+    without_labels = modelopt("eval", "net.pth", "q.safetensors", *HOW, "--min-snr", "5", "--json")
+    assert without_labels.code == 0
+    assert json.loads(without_labels.out)["models"][0]["samples"] is None
+
+
+def test_a_metric_of_one_s_own_is_not_run_because_a_file_says_so(there: Path, modelopt: Run) -> None:
+    words = ["--task", "net.py:right", "--data", "net.py:pictures"]
+    made = modelopt("quantize", "net.pth", *HOW, *words, "-o", "q.safetensors", "--json")
+    assert made.code == 0, made.err
+    evaluation = json.loads(made.out)["evaluation"]
+    assert 0 < evaluation["models"][0]["metrics"]["right"] < 1
+    assert evaluation["task"] == "net.py:right (--task given)"
+    later = modelopt("eval", "q.safetensors", "--data", "net.py:pictures", "--latency-runs", "0", "-q")
+    assert later.code == 2
+    assert "label is Tensor, not a whole number" in later.err
+    assert "--task" in later.err
+
+
+def test_an_output_can_be_named(there: Path, modelopt: Run) -> None:
+    words = ["--task", "segment", "--output-name", "out"]
+    refused = modelopt("eval", "net.pth", *HOW, *DATA, *words)
+    assert refused.code == 2
+    assert "--output-name: the network has no output 'out'" in refused.err
+
+
+BAD: dict[str, tuple[Any, Any, str]] = {
+    "mask of another size": (
+        torch.zeros(2, 3, 8, 8),
+        torch.zeros(2, 4, 8).long(),
+        "masks.npz row 0: mask is 4x8, the image 8x8",
+    ),
+    "unknown class": (
+        torch.zeros(2, 3, 8, 8),
+        torch.full((2, 8, 8), 7),
+        "masks.npz row 0: mask holds class 7, which is not among the network's 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("command", ["eval", "quantize"])
+def test_targets_that_do_not_fit_end_in_one_line(case: Any, command: str, there: Path, modelopt: Run) -> None:
+    x, y, message = case
+    save(there / "masks.npz", x, y)
+    output = [] if command == "eval" else ["-o", "q.safetensors", "--calibration", "synthetic:3x8x8"]
+    found = modelopt(command, "net.pth", *HOW, *DATA, "--task", "segment", *output)
+    assert found.code == 2
+    assert message in found.err
+    assert found.err.strip().count("\n") == 0
+    assert not (there / "q.safetensors").exists()
+
+
+def test_a_task_that_there_is_not_is_refused_before_anything_is_opened(there: Path, modelopt: Run) -> None:
+    found = modelopt("eval", "net.pth", "--task", "segmnt")
+    assert found.code == 2
+    assert "there is no task 'segmnt'; did you mean 'segment'" in found.err
+
+
+def test_boxes_without_the_library_say_what_to_install(
+    there: Path, modelopt: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
+    (there / "boxes.py").write_text(
+        "import torch\n"
+        "def load():\n"
+        "    box = {'boxes': torch.tensor([[1., 1, 4, 4]]), 'labels': torch.tensor([1])}\n"
+        "    return [(torch.zeros(3, 8, 8), box)] * 2\n"
+    )
+    found = modelopt("eval", "net.pth", *HOW, "--data", "boxes.py:load", "--task", "detect")
+    assert found.code == 3
+    assert "pip install 'modelopt-cli[detect]'" in found.err
