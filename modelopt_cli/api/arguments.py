@@ -52,8 +52,8 @@ def arguments_of(groups: Mapping[str, type[Any]], taken: Iterable[str] = ()) -> 
             name = each.name if setting is None else setting.flag.lstrip("-").replace("-", "_")
             text = _help(hints[each.name]) if setting is None else setting.setting.help
             if name not in taken:
-                found = Argument(group, each.name, hints[each.name], each.default, text)
-                first = arguments.setdefault(name, found)
+                argument = Argument(group, each.name, hints[each.name], each.default, text)
+                first = arguments.setdefault(name, argument)
                 arguments[name] = first if first.help else replace(first, help=text)
     return arguments
 
@@ -81,11 +81,11 @@ def configured(
         known = arguments_of(groups, {*own.parameters, *hidden})
 
         @functools.wraps(function)
-        def call(*given: Any, **keywords: Any) -> R:
+        def call(*positional: Any, **keywords: Any) -> R:
             with naming_arguments():
-                values = own.take(given, keywords, (*known, *groups))
-                rest = {name: value for name, value in keywords.items() if name not in values}
-                configs = _configs(groups, known, rest, wholes)
+                values = own.take(positional, keywords, (*known, *groups))
+                settings = {name: value for name, value in keywords.items() if name not in values}
+                configs = _configs(groups, known, settings, wholes)
                 return function(configs, **values)  # type: ignore[call-arg]
 
         returned = get_type_hints(function).get("return")
@@ -119,13 +119,13 @@ def _configs(
     return configs
 
 
-def _changed(group: str, whole: Any, config: type[Any], values: dict[str, Any]) -> Any:
+def _changed(group: str, base: Any, config: type[Any], values: dict[str, Any]) -> Any:
     """A config with these values, made of the whole one where there is one."""
-    if whole is None:
+    if base is None:
         return config(**values)
-    if values and not isinstance(whole, config):
+    if values and not isinstance(base, config):
         raise UsageError(f"cannot be given together with {', '.join(values)}", where=group)
-    return replace(whole, **values)
+    return replace(base, **values)
 
 
 def _settled(name: str, config: type[Any], argument: Argument, value: Any) -> Any:

@@ -40,8 +40,8 @@ class Compressing(Work):
         file = ModelFile.of(request.source)
         self.known = known_input([file], request.arch, request.samples, request.preprocessing)
         self.opened = file.open(request.arch, self.known, request.on_note, request.preprocessing, graph=False)
-        if request.evaluate and (what := self.method.reads_labels(request.config)) is not None:
-            require_other_samples(request.samples, request.data, what, self.opened.input)
+        if request.evaluate and (reading := self.method.reads_labels(request.config)) is not None:
+            require_other_samples(request.samples, request.data, reading, self.opened.input)
         measures_drop = self.method.meets_drop(request.config) and request.samples is not None
         if measures_drop and (line := seen_in_training(self.opened, request.samples)) is not None:
             request.note(line)

@@ -54,12 +54,12 @@ def with_same_classes(
         except DataError:
             positions = ()
         if sorted(positions) != list(range(len(labels))):
-            what = f"does not have the classes of {reference.path}"
+            problem = f"does not have the classes of {reference.path}"
             if named_by is not None:
-                notes.append(f"{evaluated.path} {what}")
+                notes.append(f"{evaluated.path} {problem}")
                 same.append(evaluated)
                 continue
-            raise DataError(what, where=evaluated.path, hint="evaluate them in two commands")
+            raise DataError(problem, where=evaluated.path, hint="evaluate them in two commands")
         columns = tuple(positions.index(i) for i in range(len(labels)))
         if columns != tuple(range(len(labels))):
             notes.append(
@@ -81,22 +81,23 @@ def doubts(evaluation: Evaluation, samples: Data | None, opened: Opened) -> list
         samples: on what, or None.
         opened: the baseline's file.
     """
-    found = evaluation.models[evaluation.baseline].accuracy
-    if samples is None or found is None or found.top1 is None or found.classes is None:
+    accuracy = evaluation.models[evaluation.baseline].accuracy
+    if samples is None or accuracy is None or accuracy.top1 is None or accuracy.classes is None:
         return []
-    low, high = _interval(found)
-    path, lines = evaluation.models[evaluation.baseline].path, [*_missing_classes(samples, found)]
-    if low <= 100 / found.classes:
+    low, high = _interval(accuracy)
+    path, lines = evaluation.models[evaluation.baseline].path, [*_missing_classes(samples, accuracy)]
+    chance = 100 / accuracy.classes
+    if low <= chance:
         return [
             *lines,
-            f"{path}: top-1 of {found.top1:.2f} % is no better than chance ({100 / found.classes:.2f} %): "
+            f"{path}: top-1 of {accuracy.top1:.2f} % is no better than chance ({chance:.2f} %): "
             "check the preprocessing, the order of the classes and the labels",
         ]
     if (spec := published_for(opened)) is not None and opened.architecture is not None:
         published = published_top1(spec) if opened.architecture.labels else None
         if published is not None and high < published - FAR_BELOW:
             lines.append(
-                f"{path}: top-1 of {found.top1:.2f} % is far below the {published:.2f} % published for "
+                f"{path}: top-1 of {accuracy.top1:.2f} % is far below the {published:.2f} % published for "
                 f"{spec}: check {preprocessing_options()} and the order of the classes"
             )
     return lines
@@ -116,26 +117,28 @@ def other_classes(program: Program | None, samples: Data) -> str | None:
     return f"{samples.name} has {named} classes, the network to be trained has {outputs} outputs: {hint}"
 
 
-def tell_unknown_length(samples: Data, how: Measuring) -> None:
+def tell_unknown_length(samples: Data, measuring: Measuring) -> None:
     """Note that data that are to be evaluated on may never end, before they are read."""
-    if samples.may_never_end and how.options.limit is None:
+    if samples.may_never_end and measuring.options.limit is None:
         stop = f"{option('limit')} ends it after so many samples"
-        how.note(f"{samples.name} has no length: the evaluation goes on until it ends, if it does; {stop}")
+        measuring.note(
+            f"{samples.name} has no length: the evaluation goes on until it ends, if it does; {stop}"
+        )
 
 
-def _interval(found: Accuracy) -> tuple[float, float]:
+def _interval(accuracy: Accuracy) -> tuple[float, float]:
     """95 % interval of top-1, in percent."""
-    assert found.top1 is not None
-    low, high = proportion_interval(round(found.samples * found.top1 / 100), found.samples)
+    assert accuracy.top1 is not None
+    low, high = proportion_interval(round(accuracy.samples * accuracy.top1 / 100), accuracy.samples)
     return 100 * low, 100 * high
 
 
-def _missing_classes(samples: Data, found: Accuracy) -> list[str]:
+def _missing_classes(samples: Data, accuracy: Accuracy) -> list[str]:
     """A warning where labels, which count the classes that the data happens to hold, may mean others."""
     named = samples.class_names or ()
-    if samples.names is not None or not 0 < len(named) < (found.classes or 0):
+    if samples.names is not None or not 0 < len(named) < (accuracy.classes or 0):
         return []
     return [
-        f"{samples.name} has {len(named)} classes, the network has {found.classes} and no names for them: "
+        f"{samples.name} has {len(named)} classes, the network has {accuracy.classes} and no names for them: "
         f"class {len(named) - 1} of the network is taken to be '{named[-1]}'"
     ]

@@ -82,18 +82,18 @@ def evaluate_files(request: EvalRequest) -> Evaluation:
         return compare(Compared(models), request)
 
 
-def compare(compared: Compared, how: Measuring) -> Evaluation:
+def compare(compared: Compared, measuring: Measuring) -> Evaluation:
     """Measure models that are open already, and hold them against the limits.
 
     Args:
         compared: the models.
-        how: data, options and limits.
+        measuring: data, options and limits.
 
     Raises:
         InputError: the data cannot be used, or do not suit the models.
     """
-    data, options = how.data, how.options
-    models = [_evaluated(path, opened, how) for path, opened in compared.models]
+    data, options = measuring.data, measuring.options
+    models = [_evaluated(path, opened, measuring) for path, opened in compared.models]
     known = next((i for i, evaluated in enumerate(models) if evaluated.input is not None), 0)
     models, labels, notes = with_same_classes(models, options.baseline, compared.named_by)
     samples: Data | None = None
@@ -101,44 +101,46 @@ def compare(compared: Compared, how: Measuring) -> Evaluation:
         samples = open_data(
             data,
             input_spec=models[known].input,
-            overrides=how.preprocessing,
+            overrides=measuring.preprocessing,
             seed=options.seed,
             labels=False,
         )
     task = compared.task or choose_task(
-        how.task, how.output_name, [opened for _, opened in compared.models], [samples]
+        measuring.task, measuring.output_name, [opened for _, opened in compared.models], [samples]
     )
     if samples is not None:
         samples = read_targets(samples, task.spec, labels)
         for note in samples.notes:
-            how.note(note)
-        tell_unknown_length(samples, how)
+            measuring.note(note)
+        tell_unknown_length(samples, measuring)
     means = Conditions(samples is not None and samples.labelled, options.runs)
-    measure_gates.require_measurable(how.gates, models, options.baseline, means)
-    evaluation = measure.evaluate(models, samples, options, how.progress, task.spec)
+    measure_gates.require_measurable(measuring.gates, models, options.baseline, means)
+    evaluation = measure.evaluate(models, samples, options, measuring.progress, task.spec)
     notes += doubts(evaluation, samples, compared.models[options.baseline][1])
     if samples is not None and samples.labelled and _is_among(data, compared.calibrated_on):
         same = f"the result was calibrated on {name_of(data)} and is judged on the same samples"
         notes.append(f"{same}; give {option('calibration')}")
-    found = samples.input if samples is not None else models[known].input
+    input_spec = samples.input if samples is not None else models[known].input
     described = None
-    if found is not None:
-        described = f"{describe_input(found)} ({origin(compared.models[known][1], how.preprocessing)})"
+    if input_spec is not None:
+        described = (
+            f"{describe_input(input_spec)} ({origin(compared.models[known][1], measuring.preprocessing)})"
+        )
     evaluation = replace(evaluation, input=described, task=task.described, notes=(*evaluation.notes, *notes))
-    return measure_gates.apply(evaluation, how.gates) if how.gates else evaluation
+    return measure_gates.apply(evaluation, measuring.gates) if measuring.gates else evaluation
 
 
 def _is_among(data: Samples | None, others: Sequence[Samples | None]) -> bool:
     return data is not None and any(other is not None and same_samples(other, data) for other in others)
 
 
-def _evaluated(path: str | Path, opened: Opened, how: Measuring) -> EvaluatedModel:
+def _evaluated(path: str | Path, opened: Opened, measuring: Measuring) -> EvaluatedModel:
     """An opened model, ready to be measured on a device."""
     network: nn.Module | None = opened.network
     if opened.program is not None:
-        prepare(opened.program, how.options.device)
+        prepare(opened.program, measuring.options.device)
     elif network is not None:
-        network.to(how.options.device)
+        network.to(measuring.options.device)
     return EvaluatedModel(
         str(path),
         network,
@@ -148,7 +150,7 @@ def _evaluated(path: str | Path, opened: Opened, how: Measuring) -> EvaluatedMod
         input=opened.input,
         tensor_bytes=opened.tensor_bytes,
         state=None if network is not None else opened.state,
-        arch=None if opened.holds_network else how.arch,
+        arch=None if opened.holds_network else measuring.arch,
     )
 
 

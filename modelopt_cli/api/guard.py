@@ -121,15 +121,15 @@ class Original:
             if accuracy.is_out_of_memory(error) or isinstance(error, EnvironmentFailure):
                 raise
             reason = error.message if isinstance(error, ModeloptError) else _first_line(error)
-            what = f"the result fails on samples of {sample_shapes(self.batches[0])}: {reason}"
+            problem = f"the result fails on samples of {sample_shapes(self.batches[0])}: {reason}"
             where = getattr(error, "where", None) or self._fault(made)
-            raise BrokenResult(what, where=where) from error
-        for expected, found in zip(self.outputs, outputs, strict=True):
-            if (form := structure(found)) != (wanted := structure(expected)):
+            raise BrokenResult(problem, where=where) from error
+        for expected, output in zip(self.outputs, outputs, strict=True):
+            if (form := structure(output)) != (wanted := structure(expected)):
                 raise BrokenResult(f"the result returns {form} where the original returns {wanted}")
-            if not stays_finite(expected, found):
-                what = "the result gives NaN or infinity where the original does not"
-                raise BrokenResult(what, where=self._fault(made))
+            if not stays_finite(expected, output):
+                problem = "the result gives NaN or infinity where the original does not"
+                raise BrokenResult(problem, where=self._fault(made))
         return Checked(made, snr_db(self.outputs[0], outputs[0]))
 
     def check_state(
@@ -185,8 +185,8 @@ class Original:
         """The layer after which a result that passed loses the most; None where that cannot be said."""
         if self.network is None or checked.network is None or not self.batches:
             return None
-        given, made = as_run(self.network, self.device), as_run(checked.network, self.device)
-        return steepest_fall(given, made, self.batches[0])
+        original, made = as_run(self.network, self.device), as_run(checked.network, self.device)
+        return steepest_fall(original, made, self.batches[0])
 
     def _fault(self, made: nn.Module) -> str | None:
         """The layer at which a result goes wrong."""

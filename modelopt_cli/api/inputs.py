@@ -22,16 +22,18 @@ def preprocessing_options() -> str:
 def describe_input(spec: InputSpec) -> str:
     """Shape and preprocessing as one line."""
     shape = "x".join(map(str, spec.shape))
-    given = spec.preprocess
-    if given is None:
+    preprocess = spec.preprocess
+    if preprocess is None:
         return shape
-    steps = [f"crop {given.crop:g} of the short side"] if isinstance(given.crop, float) else []
-    if given.resize is not None:
-        size = given.resize if isinstance(given.resize, int) else "x".join(map(str, given.resize))
-        steps.append(f"resize {size} {given.interpolation}")
-    if isinstance(given.crop, int):
-        steps.append(f"crop {given.crop}")
-    mean, std = (",".join(f"{value:g}" for value in values) for values in (given.mean, given.std))
+    steps = [f"crop {preprocess.crop:g} of the short side"] if isinstance(preprocess.crop, float) else []
+    if preprocess.resize is not None:
+        size = (
+            preprocess.resize if isinstance(preprocess.resize, int) else "x".join(map(str, preprocess.resize))
+        )
+        steps.append(f"resize {size} {preprocess.interpolation}")
+    if isinstance(preprocess.crop, int):
+        steps.append(f"crop {preprocess.crop}")
+    mean, std = (",".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
     return ", ".join([shape, *steps, f"mean {mean}", f"std {std}"])
 
 
@@ -55,9 +57,9 @@ def origin(opened: Opened, preprocessing: PreprocessOverrides | None) -> str:
     names = [name for name, value in vars(preprocessing or _NOTHING).items() if value is not None]
     if "shape" in names:
         return f"{option('input_shape')} given"
-    given = [option(name) for name in names]
+    options = [option(name) for name in names]
     base = _unless_given(opened, preprocessing)
-    return f"{', '.join(given)} given, the rest {base}" if given else base
+    return f"{', '.join(options)} given, the rest {base}" if options else base
 
 
 def _unless_given(opened: Opened, preprocessing: PreprocessOverrides | None) -> str:
@@ -72,8 +74,8 @@ def _unless_given(opened: Opened, preprocessing: PreprocessOverrides | None) -> 
 
 
 def _assumed(entry: Mapping[str, Any]) -> str | None:
-    found = entry.get(PREPROCESSING)
-    return found if isinstance(found, str) else None
+    assumed = entry.get(PREPROCESSING)
+    return assumed if isinstance(assumed, str) else None
 
 
 def input_history(opened: Opened, preprocessing: PreprocessOverrides | None) -> dict[str, str]:

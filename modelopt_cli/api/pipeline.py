@@ -95,6 +95,6 @@ def _written(work: Work, made: Made) -> Result:
 
 def _measured(work: Work) -> Evaluation:
     """The outputs, read back from their files, next to what they were made from."""
-    compared, how = work.compared([(path, work.read_back(path)) for path in work.outputs])
+    compared, measuring = work.compared([(path, work.read_back(path)) for path in work.outputs])
     compared = replace(compared, task=work.task)
-    return compare(compared, replace(how, options=replace(how.options, baseline=0)))
+    return compare(compared, replace(measuring, options=replace(measuring.options, baseline=0)))

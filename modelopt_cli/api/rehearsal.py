@@ -27,7 +27,7 @@ from modelopt_cli.tasks.reading import read_targets
 
 def rehearse(
     networks: Sequence[Opened],
-    how: Measuring,
+    measuring: Measuring,
     labels: tuple[str, ...] | None = None,
     task: ChosenTask | None = None,
 ) -> None:
@@ -36,7 +36,7 @@ def rehearse(
     Args:
         networks: that stand for what will be measured, one alone for what is made of it, too; they are
             not changed. Without any, there is none yet: only the limits are held against the data.
-        how: data, options and limits; without data only the limits are looked at.
+        measuring: data, options and limits; without data only the limits are looked at.
         labels: names of the classes, where they are not those of the first network that has some.
         task: what they are for, where that is known already.
 
@@ -44,26 +44,28 @@ def rehearse(
         InputError: the data cannot be opened or do not suit, or a network does not run or is no classifier.
         UsageError: nothing will be measured that a limit could be held against.
     """
-    data, options = how.data, how.options
-    if data is None and not how.gates:
+    data, options = measuring.data, measuring.options
+    if data is None and not measuring.gates:
         return
     if not networks:
-        measure_gates.require_conditions(how.gates, Conditions(_has_labels(how), options.runs))
+        measure_gates.require_conditions(measuring.gates, Conditions(_has_labels(measuring), options.runs))
         return
     models = [_evaluated(each, options.device) for each in networks]
     if data is None:
-        _require_measurable(how, models, labelled=False)
+        _require_measurable(measuring, models, labelled=False)
         return
     known = next(
         (evaluated.input for evaluated in models if evaluated.input is not None),
         None,
     )
     names = labels or next((each.labels for each in networks if each.labels), None)
-    samples = open_data(data, input_spec=known, overrides=how.preprocessing, seed=options.seed, labels=False)
-    task = task or choose_task(how.task, how.output_name, networks, [samples])
+    samples = open_data(
+        data, input_spec=known, overrides=measuring.preprocessing, seed=options.seed, labels=False
+    )
+    task = task or choose_task(measuring.task, measuring.output_name, networks, [samples])
     samples = read_targets(samples, task.spec, names)
-    tell_unknown_length(samples, how)
-    _require_measurable(how, models, labelled=samples.labelled)
+    tell_unknown_length(samples, measuring)
+    _require_measurable(measuring, models, labelled=samples.labelled)
     few = samples if options.limit else samples.sample(SAMPLES, options.seed)
     limit = min(SAMPLES, options.limit or SAMPLES)
     quick = replace(options, baseline=0, runs=0, memory=False, workers=0, limit=limit)
@@ -73,24 +75,26 @@ def rehearse(
             samples.fits(model.accuracy.classes)
 
 
-def _has_labels(how: Measuring) -> bool:
+def _has_labels(measuring: Measuring) -> bool:
     """True if there are data with labels; of some kinds that is known before they can be opened."""
-    data = how.data
+    data = measuring.data
     if data is None or (isinstance(data, str) and not parse_spec(data).row.labelled):
         return False
-    opened = open_data(data, overrides=how.preprocessing, seed=how.options.seed, labels=False)
-    return read_targets(opened, choose_task(how.task, how.output_name, [], [opened]).spec).labelled
+    opened = open_data(data, overrides=measuring.preprocessing, seed=measuring.options.seed, labels=False)
+    return read_targets(
+        opened, choose_task(measuring.task, measuring.output_name, [], [opened]).spec
+    ).labelled
 
 
-def _require_measurable(how: Measuring, models: Sequence[EvaluatedModel], *, labelled: bool) -> None:
+def _require_measurable(measuring: Measuring, models: Sequence[EvaluatedModel], *, labelled: bool) -> None:
     """As ``measure.gates.require_measurable``; a file that is still to be made says what is compressed."""
-    baseline, means = how.options.baseline, Conditions(labelled, how.options.runs)
+    baseline, means = measuring.options.baseline, Conditions(labelled, measuring.options.runs)
     if len(models) == 1:
         baseline, models = (
             0,
             [*models, replace(models[0], coverage=Coverage(()))],
         )
-    measure_gates.require_measurable(how.gates, models, baseline, means)
+    measure_gates.require_measurable(measuring.gates, models, baseline, means)
 
 
 def rehearse_files(request: EvalRequest) -> None:
@@ -103,14 +107,14 @@ def rehearse_files(request: EvalRequest) -> None:
 
 
 def require_other_samples(
-    calibration: Samples | None, data: Samples | None, what: str, sample: InputSpec | None
+    calibration: Samples | None, data: Samples | None, reading: str, sample: InputSpec | None
 ) -> None:
     """Refuse to choose by the labels of the samples that the result is judged on.
 
     Args:
         calibration: spec of the data that is chosen by.
         data: spec of the data that the result is judged on.
-        what: what reads the labels, for the message.
+        reading: what reads the labels, for the message.
         sample: shape and preprocessing that the network takes.
 
     Raises:
@@ -119,9 +123,11 @@ def require_other_samples(
     if calibration is None or data is None or not same_samples(calibration, data):
         return
     if open_data(data, input_spec=sample, labels=False).labelled:
-        given, left_out = option("calibration"), option("evaluate", False)
-        hint = f"give other samples with {given}, or leave the judging out with {left_out}"
-        raise UsageError(f"{what} the samples that the result is judged on", where=name_of(data), hint=hint)
+        calibration_option, left_out = option("calibration"), option("evaluate", False)
+        hint = f"give other samples with {calibration_option}, or leave the judging out with {left_out}"
+        raise UsageError(
+            f"{reading} the samples that the result is judged on", where=name_of(data), hint=hint
+        )
 
 
 def seen_in_training(opened: Opened, calibration: Samples | None) -> str | None:

@@ -55,12 +55,12 @@ class Own:
         return cls(name, known, unknown or f"help(modelopt_cli.{name}) lists them")
 
     def take(
-        self, given: tuple[Any, ...], keywords: Mapping[str, Any], others: Iterable[str] = ()
+        self, positional: tuple[Any, ...], keywords: Mapping[str, Any], others: Iterable[str] = ()
     ) -> dict[str, Any]:
         """The arguments of a call by name.
 
         Args:
-            given: without names.
+            positional: without names.
             keywords: by name.
             others: names that the function takes besides, which are left alone.
 
@@ -70,11 +70,11 @@ class Own:
         """
         self._require_known(keywords, others)
         unnamed = [each.name for each in self.parameters.values() if each.kind != Parameter.KEYWORD_ONLY]
-        if len(given) > len(unnamed):
+        if len(positional) > len(unnamed):
             only = " and ".join(unnamed)
-            problem = f"{self.verb} takes only {only} without a name, not {len(given)} arguments"
+            problem = f"{self.verb} takes only {only} without a name, not {len(positional)} arguments"
             raise WrongCall(problem, hint="write the others as name=value")
-        values = dict(zip(unnamed, given, strict=False))
+        values = dict(zip(unnamed, positional, strict=False))
         for name in self.parameters:
             if name in values and name in keywords:
                 raise WrongCall(f"{self.verb} has been given {name} twice", hint="leave one of them out")
@@ -109,9 +109,9 @@ def public(unknown: str | None = None) -> Callable[[Callable[P, R]], Callable[P,
         own = Own.of(function, unknown)
 
         @functools.wraps(function)
-        def call(*given: P.args, **keywords: P.kwargs) -> R:
+        def call(*positional: P.args, **keywords: P.kwargs) -> R:
             with naming_arguments():
-                return function(**own.take(given, keywords))  # type: ignore[call-arg]
+                return function(**own.take(positional, keywords))  # type: ignore[call-arg]
 
         returned = get_type_hints(function).get("return")
         call.__signature__ = inspect.Signature(own.shown(), return_annotation=returned)  # type: ignore[attr-defined]

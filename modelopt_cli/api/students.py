@@ -116,8 +116,8 @@ def _fresh(spec: str, input_spec: InputSpec, seed: int, on_note: Note | None) ->
             raise
         if own.shape[:-2] != input_spec.shape[:-2]:
             ours, theirs = ("x".join(map(str, each.shape)) for each in (own, input_spec))
-            what = f"takes {ours}, the teacher {theirs}"
-            raise UsageError(what, where=spec, hint=channels_hint()) from None
+            problem = f"takes {ours}, the teacher {theirs}"
+            raise UsageError(problem, where=spec, hint=channels_hint()) from None
     tell_notes(opened, on_note)
     return opened
 

@@ -71,17 +71,17 @@ def require_same_names(teachers: Sequence[TeacherFile], student: Opened) -> tupl
         UsageError: two have other classes, or others in the same places.
     """
     names = [(str(each.path), each.opened.labels) for each in teachers]
-    named = [(name, found) for name, found in [*names, ("the student", student.labels)] if found]
+    named = [(name, classes) for name, classes in [*names, ("the student", student.labels)] if classes]
     if not named:
         return None
     first, labels = named[0]
-    for name, found in named[1:]:
-        if len(found) != len(labels) or match_names(found, labels, name).positions != tuple(
+    for name, classes in named[1:]:
+        if len(classes) != len(labels) or match_names(classes, labels, name).positions != tuple(
             range(len(labels))
         ):
-            what = f"does not have the classes of {first} in the same order"
+            problem = f"does not have the classes of {first} in the same order"
             hint = "train one of them again on folders of the same names"
-            raise UsageError(what, where=name, hint=hint)
+            raise UsageError(problem, where=name, hint=hint)
     return labels
 
 
@@ -92,9 +92,9 @@ def comparable(teacher: TeacherFile, sample: InputSpec) -> bool:
 
 def leave_out(teacher: TeacherFile, gates: Gates, on_note: Note | None) -> None:
     """Say, before anything is trained, that the teacher will not be in the table."""
-    what = "takes images of another size than the student"
+    problem = "takes images of another size than the student"
     if gates:
         hint = "measure each with eval"
-        raise UsageError(f"{what}, so that no gate can compare them", where=str(teacher.path), hint=hint)
+        raise UsageError(f"{problem}, so that no gate can compare them", where=str(teacher.path), hint=hint)
     if on_note is not None:
-        on_note(f"{teacher.path} {what}, and is not in the table")
+        on_note(f"{teacher.path} {problem}, and is not in the table")

@@ -140,16 +140,16 @@ def _metadata(value: Any, where: str, error: type[InputError]) -> dict[str, str]
 def _tensor(name: str, entry: Any, where: str, error: type[InputError]) -> TensorInfo:
     check_names([name], where, error)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        what = f"tensor {name[:80]!r} must have exactly dtype, shape and data_offsets"
-        raise error(what, where=where)
+        problem = f"tensor {name[:80]!r} must have exactly dtype, shape and data_offsets"
+        raise error(problem, where=where)
     size = tensor_bytes(name, entry["dtype"], entry["shape"], where, error)
     offsets = entry["data_offsets"]
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(is_size(n) for n in offsets):
         raise error(f"tensor {name[:80]!r} has bad data_offsets", where=where)
     start, end = offsets
     if end - start != size:
-        what = f"tensor {name[:80]!r} has data_offsets that do not fit its dtype and shape"
-        raise error(what, where=where)
+        problem = f"tensor {name[:80]!r} has data_offsets that do not fit its dtype and shape"
+        raise error(problem, where=where)
     return TensorInfo(entry["dtype"], tuple(entry["shape"]), start, end)
 
 
@@ -160,8 +160,8 @@ def tensor_bytes(name: str, dtype: object, shape: object, where: str, error: typ
         InputError: of the class ``error``: they are none.
     """
 
-    def refuse(what: str) -> NoReturn:
-        raise error(f"tensor {name[:80]!r} {what}", where=where)
+    def refuse(problem: str) -> NoReturn:
+        raise error(f"tensor {name[:80]!r} {problem}", where=where)
 
     if not isinstance(dtype, str) or dtype not in DTYPES:
         refuse(f"has the unknown dtype {str(dtype)[:40]!r}")

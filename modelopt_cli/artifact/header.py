@@ -140,9 +140,9 @@ def begins_like_artifact(head: bytes) -> bool:
 
     A file whose mark is damaged must not pass for a checkpoint, whose bytes nothing guards.
     """
-    found = head[8:DIGEST_AT]
-    wrong = sum(a != b for a, b in zip(found, PREFIX, strict=False))
-    return len(found) == len(PREFIX) and wrong <= _DAMAGED_BYTES
+    start = head[8:DIGEST_AT]
+    wrong = sum(a != b for a, b in zip(start, PREFIX, strict=False))
+    return len(start) == len(PREFIX) and wrong <= _DAMAGED_BYTES
 
 
 def parse_stated(layout: Layout, where: str) -> dict[str, Any]:
@@ -192,10 +192,10 @@ def damaged(where: str) -> Iterator[None]:
         ) from None
 
 
-def expect(condition: bool, what: str) -> None:
+def expect(condition: bool, problem: str) -> None:
     """Raise ArtifactError(what) unless ``condition`` holds; see :func:`damaged`."""
     if not condition:
-        raise ArtifactError(what)
+        raise ArtifactError(problem)
 
 
 def _document(data: dict[str, Any]) -> Document:

@@ -73,9 +73,9 @@ def real_output(path: str | Path, force: bool, inputs: Iterable[str | Path]) -> 
         raise OutputError("the output path is empty or holds a NUL character", hint="give a file name")
     with environment(path):
         target = Path(os.path.realpath(path))
-        found = _status(target, path)
-        if found is not None:
-            _check_existing(path, target, found, force, inputs)
+        status = _status(target, path)
+        if status is not None:
+            _check_existing(path, target, status, force, inputs)
         elif os.path.islink(path):
             raise OutputError(
                 "is a link to nothing", where=str(path), hint="remove the link or create its target"
@@ -91,23 +91,23 @@ def _status(target: Path, path: str | Path) -> os.stat_result | None:
         return None
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            what = (
+            problem = (
                 "part of the path is not a directory" if error.errno == errno.ENOTDIR else "links in a loop"
             )
-            raise OutputError(what, where=str(path), hint="choose another path") from None
+            raise OutputError(problem, where=str(path), hint="choose another path") from None
         raise
 
 
 def _check_existing(
-    path: str | Path, target: Path, found: os.stat_result, force: bool, inputs: Iterable[str | Path]
+    path: str | Path, target: Path, status: os.stat_result, force: bool, inputs: Iterable[str | Path]
 ) -> None:
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise OutputError("is a directory", where=str(path), hint="give a file name inside it")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OutputError("is not a regular file", where=str(path), hint="give the name of a plain file")
     for source in inputs:
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(source), found):
+            if os.path.samestat(os.stat(source), status):
                 raise OutputError("is also an input", where=str(path), hint="choose another output name")
     if not force:
         raise OutputError("already exists", where=str(path), hint=force_hint())

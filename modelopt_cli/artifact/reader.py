@@ -214,8 +214,8 @@ def program_in(artifact: Artifact) -> Program:
     document, path = artifact.document, artifact.where
     if document.program is None:
         arch = document.network
-        given = option("arch", arch or None)
-        hint = f"rebuild it with {given}" if arch else f"name its architecture with {given}"
+        arch_option = option("arch", arch or None)
+        hint = f"rebuild it with {arch_option}" if arch else f"name its architecture with {arch_option}"
         raise ArtifactError("holds tensors without their network", where=path, hint=hint)
     tensors = tensors_in(artifact)
     try:
@@ -277,12 +277,12 @@ def _check_digest(file: BinaryIO, stated: str, where: str) -> str:
     head = file.read(DIGEST_AT + len(BLANK))
     if head[8:] != PREFIX + stated.encode():
         raise ArtifactError("does not begin as an artifact must", where=where, hint=_DAMAGED)
-    blanked, whole = hashlib.sha256(head[:DIGEST_AT] + BLANK.encode()), hashlib.sha256(head)
+    blanked, sha256 = hashlib.sha256(head[:DIGEST_AT] + BLANK.encode()), hashlib.sha256(head)
     while block := file.read(_BLOCK):
         blanked.update(block)
-        whole.update(block)
+        sha256.update(block)
     if blanked.hexdigest() != stated:
         raise ArtifactError(
             "does not match its digest", where=where, hint="the file is damaged; copy or make it again"
         )
-    return whole.hexdigest()
+    return sha256.hexdigest()

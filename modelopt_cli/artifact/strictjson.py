@@ -37,16 +37,16 @@ def parse(data: bytes, error: type[InputError], where: str) -> dict[str, Any]:
             object at any level, a number that is not finite, nested too deeply, too many values.
     """
 
-    def refuse(what: str) -> NoReturn:
-        raise error(f"the header {what}", where=where, hint="the file is damaged or forged")
+    def refuse(problem: str) -> NoReturn:
+        raise error(f"the header {problem}", where=where, hint="the file is damaged or forged")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        mapping = dict(pairs)
+        if len(mapping) != len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
             refuse(f"has the key {twice[:80]!r} twice")
-        return found
+        return mapping
 
     def finite(text: str) -> float:
         number = float(text)

@@ -75,9 +75,9 @@ def build_loaded(
     if adapted is not None:
         check_range(adapted, where)
         _load_exact(module, _complete(adapted, tied, where), where)
-        left = len(shapes_of(state)) - len(shapes_of(adapted))
-        if left:
-            notes.append(f"{left} {'tensor' if left == 1 else 'tensors'} outside the network left aside")
+        unused = len(shapes_of(state)) - len(shapes_of(adapted))
+        if unused:
+            notes.append(f"{unused} {'tensor' if unused == 1 else 'tensors'} outside the network left aside")
     check_finite(module.state_dict(), where, masks=True)
     return module, notes
 
@@ -168,8 +168,8 @@ def _misfit(architecture: Architecture, difference: Difference, where: str) -> A
             difference.first, where=where, hint=hint or f"the network is {short(architecture.spec)}"
         )
     parts = [
-        f"{len(names)} {what} ({listing(list(names))})"
-        for names, what in (
+        f"{len(names)} {complaint} ({listing(list(names))})"
+        for names, complaint in (
             (difference.missing, "missing"),
             (difference.unexpected, "unexpected"),
             (tuple(name for name, _have, _want in difference.reshaped), "of another shape"),

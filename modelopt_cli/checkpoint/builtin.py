@@ -242,8 +242,8 @@ def _match(name: str, builtin: Builtin, shapes: Mapping[str, Shape]) -> str | No
     rows = [shape[0] for shape in hidden if shape]
     stem = shapes[next(iter(builtin.hidden))]
     width = _width(list(zip(rows, builtin.hidden.values(), strict=True)))
-    channels, rest = divmod(stem[1], builtin.pixels)
-    if width is None or rest or not channels or not last[0]:
+    channels, excess = divmod(stem[1], builtin.pixels)
+    if width is None or excess or not channels or not last[0]:
         return None
     options: dict[str, float] = {}
     if last[0] != 10:

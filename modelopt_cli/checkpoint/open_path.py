@@ -52,29 +52,29 @@ def open_model(
     path = Path(path)
     if (header := header or open_header(path)) is not None:
         return _open_artifact(header, path, arch, input_spec)
-    found = read_state(path)
-    notes = list(found.notes)
-    shapes = described(found.state)
+    file = read_state(path)
+    notes = list(file.notes)
+    shapes = described(file.state)
     stored = state_bytes(shapes)
     if arch is not None:
-        architecture, state = resolve(arch, input_spec), dict(found.state)
+        architecture, state = resolve(arch, input_spec), dict(file.state)
     else:
-        recognised = recognise_state(dict(found.state)) if recognise(shapes) else None
+        recognised = recognise_state(dict(file.state)) if recognise(shapes) else None
         if recognised is None:
-            check_finite(found.state, str(path), masks=True)
-            check_range(found.state, str(path))
-            notes += [found.hint] if found.hint else []
+            check_finite(file.state, str(path), masks=True)
+            check_range(file.state, str(path))
+            notes += [file.hint] if file.hint else []
             notes.append(f"architecture not recognised: {describe_nearest(shapes)}")
-            bare = Opened(found.state, False, found.sha256, notes=notes, tensor_bytes=stored)
-            return dataclasses.replace(bare, file_bytes=found.file_bytes)
+            bare = Opened(file.state, False, file.sha256, notes=notes, tensor_bytes=stored)
+            return dataclasses.replace(bare, file_bytes=file.file_bytes)
         architecture, state = recognised.architecture, recognised.state
         if input_spec is not None:
             architecture = dataclasses.replace(architecture, input=input_spec)
         elif adapt is not None and architecture.input is not None:
             architecture = dataclasses.replace(architecture, input=adapt(architecture.input))
         notes.append(f"recognised as {architecture.spec}")
-    built = _build(architecture, state, path, found.sha256, notes)
-    return dataclasses.replace(built, tensor_bytes=stored, file_bytes=found.file_bytes)
+    built = _build(architecture, state, path, file.sha256, notes)
+    return dataclasses.replace(built, tensor_bytes=stored, file_bytes=file.file_bytes)
 
 
 def open_header(path: str | Path) -> Artifact | None:
@@ -188,20 +188,20 @@ def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | N
         return None, f"the network cannot be traced: {error}"
 
 
-def _open_artifact(found: Artifact, path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
-    if found.document.program is None:
-        return _open_tensors(found, path, arch, input_spec)
+def _open_artifact(header: Artifact, path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
+    if header.document.program is None:
+        return _open_tensors(header, path, arch, input_spec)
     if arch is not None:
         raise ArchitectureError("holds its own network", where=str(path), hint=f"leave {option('arch')} out")
-    program = program_in(found)
+    program = program_in(header)
     if input_spec is not None:
         program.input = input_spec
-    return Opened(dict(program.state_dict()), True, found.sha256, program=program)
+    return Opened(dict(program.state_dict()), True, header.sha256, program=program)
 
 
-def _open_tensors(found: Artifact, path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
+def _open_tensors(header: Artifact, path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
     """An artifact that holds tensors only: bare, or of a network that must be built from its spec."""
-    tensors, sha256 = lazy_tensors(found), found.sha256
+    tensors, sha256 = lazy_tensors(header), header.sha256
     spec = arch or (tensors.arch if names_library(tensors.arch) else None)
     if spec is not None and arch is None:
         sides = [side for tensor in described(tensors.state).values() for side in tensor.shape]

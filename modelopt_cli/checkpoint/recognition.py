@@ -37,8 +37,8 @@ def recognise(state: Mapping[str, torch.Tensor]) -> Architecture | None:
     Raises:
         ArchitectureError: several fit; names them.
     """
-    found = recognise_state(state)
-    return None if found is None else found.architecture
+    recognised = recognise_state(state)
+    return None if recognised is None else recognised.architecture
 
 
 def recognise_state(state: Mapping[str, torch.Tensor]) -> Recognition | None:

@@ -90,8 +90,8 @@ def resolve(spec: str, input_spec: InputSpec | None = None) -> Architecture:
         EnvironmentFailure: timm is asked for and not installed.
     """
     parsed = parse_spec(spec)
-    found = SOURCES[parsed.source].resolve(parsed)
-    return found if input_spec is None else dataclasses.replace(found, input=input_spec)
+    architecture = SOURCES[parsed.source].resolve(parsed)
+    return architecture if input_spec is None else dataclasses.replace(architecture, input=input_spec)
 
 
 def parse_spec(text: str) -> ArchSpec:

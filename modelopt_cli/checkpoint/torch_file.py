@@ -57,10 +57,10 @@ def load_object(handle: BinaryIO, path: Path, kind: FileKind) -> Any:
     if kind.zipped:
         check_zip(handle, path)
     content = _pickle_bytes(handle, path, kind)
-    found = _surveyed(content, kind)
-    stand_ins = found.stand_ins(map(_name_of, torch.serialization.get_safe_globals()))
-    if found.modules:
-        handle = io.BytesIO(unwrapped_classes(_whole(handle), found.modules))
+    surveyed = _surveyed(content, kind)
+    stand_ins = surveyed.stand_ins(map(_name_of, torch.serialization.get_safe_globals()))
+    if surveyed.modules:
+        handle = io.BytesIO(unwrapped_classes(_whole(handle), surveyed.modules))
     handle.seek(0)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
@@ -107,16 +107,16 @@ def check_zip(handle: BinaryIO, path: Path) -> None:
 
 def _explain(error: Exception, content: bytes, path: Path, kind: FileKind) -> CheckpointError:
     where = str(path)
-    found = _REFUSED.search(str(error))
-    named = [_full(next(group for group in found.groups() if group))] if found else _globals(content)
+    refusal = _REFUSED.search(str(error))
+    named = [_full(next(group for group in refusal.groups() if group))] if refusal else _globals(content)
     running = [name for name in named if runs_code(name)]
-    if running or (found and found["blocked"]):
+    if running or (refusal and refusal["blocked"]):
         return CheckpointError(
             f"asks to call {short((running or named)[0])} while it loads, which is code and was not run",
             where=where,
             hint="do not load it elsewhere either; get the weights from a source you trust",
         )
-    if found:
+    if refusal:
         problem = f"holds {a_or_an(short(named[0]))}, which cannot be read without running code"
         return CheckpointError(problem, where=where, hint=_hint(path, kind))
     if kind.bare:

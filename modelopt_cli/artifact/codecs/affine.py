@@ -38,16 +38,16 @@ class Affine(Codec):
 
     def layout(self, shape: Shape, dtype: torch.dtype, encoding: Encoding) -> dict[str, PartSpec]:
         """``values``, ``scale`` and perhaps ``zero_point``; parts may come in any shape of the right size."""
-        given = encoding.parts
+        parts = encoding.parts
         self.require_dtype(dtype)
-        expect("scale" in given and given.keys() <= {"scale", "zero_point"}, "codec affine needs its scale")
-        expect(given["scale"].dtype in _SCALES, f"the scale cannot be {given['scale'].dtype}")
+        expect("scale" in parts and parts.keys() <= {"scale", "zero_point"}, "codec affine needs its scale")
+        expect(parts["scale"].dtype in _SCALES, f"the scale cannot be {parts['scale'].dtype}")
         coarse = _scale_shape(shape, encoding.params)
-        for name, part in given.items():
+        for name, part in parts.items():
             fits = part.numel() == math.prod(coarse)
             expect(fits, f"the {name} has {part.numel()} elements where the shape {coarse} is needed")
-        layout = {"values": PartSpec(torch.int8, shape), "scale": PartSpec(given["scale"].dtype, coarse)}
-        if "zero_point" in given:
+        layout = {"values": PartSpec(torch.int8, shape), "scale": PartSpec(parts["scale"].dtype, coarse)}
+        if "zero_point" in parts:
             layout["zero_point"] = PartSpec(torch.int8, coarse)
         return layout
 

@@ -194,10 +194,10 @@ class Wrapper(Codec):
         return self._codecs[name].integers(settings, shape, dtype)
 
 
-def expect(condition: bool, what: str) -> None:
+def expect(condition: bool, problem: str) -> None:
     """Raise ArtifactError(what) unless ``condition`` holds."""
     if not condition:
-        raise ArtifactError(what)
+        raise ArtifactError(problem)
 
 
 class IntegerView(ABC):

@@ -84,7 +84,7 @@ def _unpack(data: npt.NDArray[np.uint8], count: int, bits: int) -> npt.NDArray[n
     used = data[: packed_size(count, bits)]
     spread = np.unpackbits(used, count=count * bits, bitorder="little").reshape(count, bits)
     word = np.dtype(_width(bits)).newbyteorder("<")
-    whole = np.packbits(spread, axis=1, bitorder="little")
+    integers = np.packbits(spread, axis=1, bitorder="little")
     padded = np.zeros((count, word.itemsize), np.uint8)
-    padded[:, : whole.shape[1]] = whole
+    padded[:, : integers.shape[1]] = integers
     return padded.view(word).reshape(count)

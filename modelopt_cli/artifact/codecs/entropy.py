@@ -45,8 +45,8 @@ class Entropy(Wrapper):
         """``stream``, ``values`` of a sparse parameter without integers, the inner codec's other parts."""
         view = self._view(encoding.params, shape, dtype)
         form = _form(encoding.params, view)
-        given = {name: part for name, part in encoding.parts.items() if name not in self.payload}
-        return {"stream": PartSpec(torch.uint8, (form.nbytes,)), **view.layout(given)}
+        outer = {name: part for name, part in encoding.parts.items() if name not in self.payload}
+        return {"stream": PartSpec(torch.uint8, (form.nbytes,)), **view.layout(outer)}
 
     def encode(self, tensor: Tensor, encoding: Encoding) -> dict[str, Tensor]:
         """All parts, for an encoding that :meth:`offer` made of this tensor."""
@@ -54,8 +54,8 @@ class Entropy(Wrapper):
         form, stream = _form(encoding.params, view), encoding.parts.get("stream")
         if stream is None or len(stream) != form.nbytes:
             raise ModeloptError("has an encoding without its stream")
-        given = {name: part for name, part in encoding.parts.items() if name != "stream"}
-        return {"stream": stream, **view.encode(tensor, replace(encoding, parts=given))[1]}
+        outer = {name: part for name, part in encoding.parts.items() if name != "stream"}
+        return {"stream": stream, **view.encode(tensor, replace(encoding, parts=outer))[1]}
 
     def decode(self, parts: Mapping[str, Tensor], params: Params, dtype: torch.dtype, shape: Shape) -> Tensor:
         """Decode the integers and let the inner codec make the tensor of them."""
@@ -123,7 +123,7 @@ def _block(block: object, columns: int) -> tuple[Passes, int]:
     return passes, _integer(block[3], "bytes of a block", 0, 1 << 40)
 
 
-def _integer(value: object, what: str, low: int, high: int) -> int:
+def _integer(value: object, name: str, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
-        raise ArtifactError(f"{what} must be {low} to {high}")
+        raise ArtifactError(f"{name} must be {low} to {high}")
     return value

@@ -132,8 +132,8 @@ class StreamReader:
             last: whether no phase follows this one.
         """
         if last:
-            whole = not self._words[self._at :].any() and bool((self._states == LOW).all())
-            expect(whole, "the stream does not end where it should")
+            complete = not self._words[self._at :].any() and bool((self._states == LOW).all())
+            expect(complete, "the stream does not end where it should")
             return
         lanes = len(self._states)
         expect(bool((self._states < 2 * LOW).all()), "a state of the stream is out of range")

@@ -139,8 +139,8 @@ def _block_forms(rows: Tensor, axis: int | None, block: int) -> Iterator[dict[st
     """``mask``, ``coordinate`` and ``runs`` for one size of blocks."""
     marked = kept_blocks(rows, block)
     # The last block of a row is shorter where the row is no multiple of the block.
-    rest = rows.shape[1] % block
-    count = int(marked.sum()) * block - (int(marked[:, -1].sum()) * (block - rest) if rest else 0)
+    last_width = rows.shape[1] % block
+    count = int(marked.sum()) * block - (int(marked[:, -1].sum()) * (block - last_width) if last_width else 0)
     index = np.flatnonzero(marked.reshape(-1).numpy())
     common = {"axis": axis, "block": block, "count": count}
     yield {"form": "mask", **common}
