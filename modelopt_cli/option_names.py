@@ -1,5 +1,6 @@
 """Names of options in messages: flags on the command line, arguments in Python. Imports no torch."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,15 @@ from typing import Any
 _FLAGS: ContextVar[bool] = ContextVar("flags", default=False)
 _SWITCHES = {"evaluate": "eval"}
 """Arguments that are turned off by a flag of another name: ``evaluate=False`` is ``--no-eval``."""
+_RENAMED = {
+    "--no-eval": "evaluate=False",
+    "--force": "force=True",
+    "--resume": "resume=True",
+    "--set": "settings",
+}
+"""Options that are written otherwise in Python."""
+
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 
 
 def option(name: str, value: Any = None) -> str:
@@ -46,3 +56,21 @@ def naming_flags() -> Iterator[None]:
 def flag_of(name: str) -> str:
     """The usual spelling of an argument on the command line, such as ``--max-drop``."""
     return "--" + name.replace("_", "-")
+
+
+def in_python(text: str) -> str:
+    """A message with the names of arguments in place of the command line's options."""
+    return _FLAG.sub(lambda flag: _RENAMED.get(flag[0], flag[0][2:].replace("-", "_")), text)
+
+
+def as_read(text: str) -> str:
+    """A recorded text, which names flags in every file, as the reader of a message writes options.
+
+    Example:
+        >>> as_read("not matched by --include")
+        'not matched by include'
+        >>> with naming_flags():
+        ...     as_read("not matched by --include")
+        'not matched by --include'
+    """
+    return text if _FLAGS.get() else in_python(text)

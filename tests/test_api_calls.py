@@ -12,6 +12,7 @@ from torch import nn
 import modelopt_cli as mo
 from modelopt_cli.api.signatures import WrongCall
 from modelopt_cli.program.capture import capture
+from modelopt_cli.settings import naming_flags
 
 X = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(12) % 10
@@ -254,3 +255,21 @@ def test_layers_of_a_module_and_of_its_program():
     by_name = {layer.name: layer for layer in found[0]}
     assert by_name["0"] == mo.Layer("0", "Conv2d", (4, 6, 6), 4 * 9 * 36)
     assert by_name["4"].macs == 160
+
+
+def test_recorded_reasons_name_arguments_where_they_are_shown_and_flags_in_the_file(tmp_path):
+    """One text for the file, whoever made it; the reader of the table sees what can be written here."""
+    made = {
+        "quantize": mo.quantize(net(), scheme="int8-weight", example_inputs=X, include=["0"]),
+        "prune": mo.prune(net(), sparsity=0.5, structure="unstructured", example_inputs=X, exclude=["4"]),
+        "share": mo.share(net(), bits=4, example_inputs=X, exclude="4"),
+    }
+    for verb, result in made.items():
+        name = "include" if verb == "quantize" else "exclude"
+        assert f"matched by {name}" in str(result)
+        assert "--" not in str(result) + result._repr_html_()
+        with naming_flags():
+            assert f"matched by --{name}" in str(result)
+        assert f"matched by --{name}" in str(result.program.history[-1]["skipped"])
+        again = mo.quantize(result.program, scheme="int8-weight", example_inputs=X, dry_run=True)
+        assert "--" not in str(again)

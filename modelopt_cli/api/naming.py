@@ -1,25 +1,10 @@
 """Errors, notes and help that name the arguments of functions instead of the command line's options."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from modelopt_cli.errors import ModeloptError
-
-_RENAMED = {
-    "--no-eval": "evaluate=False",
-    "--force": "force=True",
-    "--resume": "resume=True",
-    "--set": "settings",
-}
-"""Options that are written otherwise in Python."""
-
-_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
-
-
-def in_python(text: str) -> str:
-    """A message with the names of arguments in place of the command line's options."""
-    return _FLAG.sub(lambda flag: _RENAMED.get(flag[0], flag[0][2:].replace("-", "_")), text)
+from modelopt_cli.option_names import in_python
 
 
 @contextmanager

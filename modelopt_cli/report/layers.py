@@ -10,6 +10,7 @@ from rich.text import Text
 from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.methods.prune.summary import PrunedLayer
 from modelopt_cli.methods.share.shared_layers import SharedLayer
+from modelopt_cli.option_names import as_read
 from modelopt_cli.report.pruned import pruned_json, pruned_table
 from modelopt_cli.report.shared import shared_json, shared_table
 from modelopt_cli.text import printable
@@ -44,7 +45,10 @@ def coverage_table(coverage: Coverage) -> RenderableType:
             earlier = f"no, {layer.before} before" if layer.before else "no"
             status = Text(printable(earlier), "yellow")
         grid.add_row(
-            Text(printable(layer.name)), Text(printable(layer.kind)), status, Text(printable(layer.reason))
+            Text(printable(layer.name)),
+            Text(printable(layer.kind)),
+            status,
+            Text(printable(as_read(layer.reason))),
         )
     return grid
 
@@ -58,7 +62,7 @@ def coverage_lines(coverage: Coverage) -> list[str]:
     groups = coverage.left_out
     for reason, layers in groups[:_SHOWN]:
         share = _share(sum(layer.bytes for layer in layers) / (coverage.bytes or 1))
-        lines.append(printable(f"  not {_layers(len(layers))}, {share}: {reason}"))
+        lines.append(printable(f"  not {_layers(len(layers))}, {share}: {as_read(reason)}"))
     if rest := groups[_SHOWN:]:
         count = sum(len(layers) for _, layers in rest)
         lines.append(f"  not {_layers(count)} for {len(rest)} other reasons; -v lists every layer")

@@ -13,6 +13,7 @@ from modelopt_cli.methods.prune.sensitivity import SPARSITIES, Point, Sensitivit
 from modelopt_cli.methods.prune.summary import PrunedLayer
 from modelopt_cli.methods.prune.targets import TARGETS
 from modelopt_cli.methods.share.choices import BUDGETS
+from modelopt_cli.option_names import as_read
 from modelopt_cli.text import printable
 
 _WHOLE = 1.0
@@ -35,7 +36,7 @@ def pruned_table(layers: Sequence[PrunedLayer]) -> RenderableType:
             f"{layer.total:,}",
             Text(f"{100 * layer.sparsity:.1f} %", "yellow" if layer.reason else "green"),
             _shapes(layer),
-            Text(printable(layer.reason)),
+            Text(printable(as_read(layer.reason))),
         )
     kept, total = sum(layer.kept for layer in layers), sum(layer.total for layer in layers)
     count = sum(not layer.reason for layer in layers)

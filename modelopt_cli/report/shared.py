@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modelopt_cli.methods.share.shared_layers import SharedLayer
+from modelopt_cli.option_names import as_read
 from modelopt_cli.text import printable
 
 
@@ -27,7 +28,7 @@ def shared_table(layers: Sequence[SharedLayer]) -> RenderableType:
             f"{layer.values:,}",
             f"{layer.bits:.2f}",
             "" if layer.error is None else f"{100 * layer.error:.2f} %",
-            Text(printable(layer.reason), "yellow"),
+            Text(printable(as_read(layer.reason)), "yellow"),
         )
     shared = [layer for layer in layers if not layer.reason]
     count = sum(layer.weights for layer in shared)

@@ -22,9 +22,11 @@ FLAG = re.compile(r"(?<![\w-])--[a-z{]")
 ROW = "help of a row, which is written to --help and docs/"
 ALLOWED = {
     "demo.py": (r".*", "shell commands that the demonstration shows and runs"),
-    "option_names.py": (r"--(no-)?\{\}", "makes the flag of an argument"),
-    "settings.py": (r"--no-\{\}", "makes the opposite of a flag"),
-    "api/naming.py": (r"--(no-eval|force|resume|set)", "rewrites help and reasons for Python"),
+    "option_names.py": (
+        r"--((no-)?\{\}|no-eval|force|resume|set)",
+        "makes the flag of an argument, and names it again",
+    ),
+    "settings.py": (r"--no-(\{\})?", "makes the opposite of a flag, and knows it"),
     "methods/layer_selection.py": (r"(not )?matched by --(in|ex)clude", "recorded in files, alike for both"),
     "measure/config.py": (r".*`--(confident|data|latency-runs)`.*", ROW),
     "methods/prune/schedules.py": (r"--rounds times a part, .*", ROW),

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from modelopt_cli.measure import Evaluation, Speedup
 from modelopt_cli.measure.coverage import Coverage, LayerStatus
+from modelopt_cli.option_names import naming_flags
 from modelopt_cli.report import (
     coverage_json,
     coverage_lines,
@@ -194,7 +195,8 @@ def test_coverage_names_each_layer_and_the_reason() -> None:
             LayerStatus("[/head]\x1b", "Linear", False, reason="excluded by --exclude"),
         )
     )
-    lines = plain_text(coverage_table(coverage)).splitlines()
+    with naming_flags():
+        lines = plain_text(coverage_table(coverage)).splitlines()
     assert lines[1].split() == ["features.0", "Conv2d", "int8"]
     assert lines[2].split() == [r"[/head]\x1b", "Linear", "no", "excluded", "by", "--exclude"]
     assert len(lines) == 3
