@@ -21,6 +21,7 @@ from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.methods.share.config import INITS, SCOPES, TUNINGS, WEIGHTINGS
 from modelopt_cli.report.figure_rows import FIGURES
 from modelopt_cli.settings import fields_of, help_of
+from modelopt_cli.tasks import TASKS
 from modelopt_cli.training.catalog import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TEACHERS
 
 Column = Callable[[Any], str]
@@ -80,6 +81,41 @@ def figures() -> list[list[str]]:
     return [["row of the table", "key in JSON", ""], *lines]
 
 
+def tasks() -> list[list[str]]:
+    """The tasks: targets, metrics, and the unit of the largest drop."""
+    lines = (
+        [
+            f"`{name}{_options(row.options)}`",
+            row.help,
+            row.target,
+            ", ".join(METRICS[metric].title for metric in row.metrics if metric in METRICS) or "your own",
+            _drop_unit(row.metrics[0]),
+        ]
+        for name, row in TASKS.items()
+    )
+    return [["task", "", "target of a sample", "metrics", "unit of `--max-drop`"], *lines]
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    """Options of a spec with their defaults; empty where it has none."""
+    return "?" + "&".join(f"{key}={value}" for key, value in options.items()) if options else ""
+
+
+def _drop_unit(metric: str) -> str:
+    row = METRICS.get(metric)
+    unit = row.drop_unit.strip() if row is not None else ""
+    return {"pp": "percentage points", "": "that of the metric"}.get(unit, unit)
+
+
+def metrics() -> list[list[str]]:
+    """The metrics: as the table calls them, and their keys in JSON."""
+    lines = (
+        [f"`{name}`", row.title, row.help, "higher" if row.higher_is_better else "lower"]
+        for name, row in METRICS.items()
+    )
+    return [["key in `metrics`", "row of the table", "", "better"], *lines]
+
+
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "schemes": lambda: choices(
         "scheme",
@@ -121,6 +157,8 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "lr-schedules": lambda: choices("schedule", SCHEDULES),
     "teachers": lambda: choices("teacher", TEACHERS),
     "figures": figures,
+    "tasks": tasks,
+    "metrics": metrics,
     "data": lambda: [
         ["spec", "data"],
         *([f"`{kind.form}`", kind.help] for kind in DATA_KINDS.values()),
