@@ -62,6 +62,6 @@ def _tensors(file: BinaryIO) -> list[str]:
 
 def _layer(name: str) -> Iterator[str]:
     """The layer that a tensor is the weight of, or a part of the weight of."""
-    layer, found, rest = name.partition(".weight")
-    if found and rest[:1] in ("", "."):
+    layer, separator, suffix = name.partition(".weight")
+    if separator and suffix[:1] in ("", "."):
         yield layer

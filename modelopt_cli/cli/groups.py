@@ -126,15 +126,15 @@ class Signature:
                 notes.append(f"{former} is now {field.flag}; the next version takes only that")
             values[key] = self._value(reader, field, older if _missing(text) else text, environment)
         reader.finish()
-        found = {parameter.name: values[parameter.name] for parameter in self._others}
-        found |= {name: values[key] for name, key in self._singles.items()}
+        arguments = {parameter.name: values[parameter.name] for parameter in self._others}
+        arguments |= {name: values[key] for name, key in self._singles.items()}
         for name, config in self._configs.items():
             try:
-                found[name] = config(**{field.name: values[key_of(field)] for field in fields_of(config)})
+                arguments[name] = config(**{field.name: values[key_of(field)] for field in fields_of(config)})
             except UsageError as error:
                 reader.note(str(error))
         reader.finish()
-        return found
+        return arguments
 
     def _value(self, reader: Reader, field: Field, text: Any, environment: bool) -> Any:
         where = field.flag

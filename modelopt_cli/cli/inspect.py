@@ -34,10 +34,15 @@ def inspect(
     Example: modelopt inspect resnet18-int8.safetensors --layers
     """
     reader = Reader()
-    given = {"arch": arch, "input_size": input_size, "channels": channels, "input_shape": input_shape}
+    needing_layers = {
+        "arch": arch,
+        "input_size": input_size,
+        "channels": channels,
+        "input_shape": input_shape,
+    }
     image = PreprocessOverrides(input_size=input_size, channels=channels)
     overrides = options.with_shape(reader, image, input_shape)
-    for name, value in given.items():
+    for name, value in needing_layers.items():
         option = f"--{name.replace('_', '-')}"
         reader.check(layers or value is None, option, "has no meaning without --layers")
     reader.finish()
@@ -48,8 +53,8 @@ def inspect(
             return
         from modelopt_cli import api
 
-        found = api.layers_of(checkpoint, arch, overrides, console.note)
-        _show_layers(console, checkpoint, found)
+        described = api.layers_of(checkpoint, arch, overrides, console.note)
+        _show_layers(console, checkpoint, described)
 
     return options.checked(work, [checkpoint])
 

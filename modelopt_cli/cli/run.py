@@ -95,10 +95,10 @@ def run(
 
     reader = Reader()
     exports = options.read_exports(reader, export, measured=not dry_run)
-    given = {"checkpoint": checkpoint, "output": output, "data": data}
-    given |= {"seed": seed, "threads": threads, "device": device}
+    overrides = {"checkpoint": checkpoint, "output": output, "data": data}
+    overrides |= {"seed": seed, "threads": threads, "device": device}
     read = read_recipe(reader, recipe).override(reader, settings)
-    read = replace(read, options=read.options | {k: v for k, v in given.items() if v is not None})
+    read = replace(read, options=read.options | {k: v for k, v in overrides.items() if v is not None})
     assert context.parent is not None
     commands = Commands(context.parent.command.commands, console)  # type: ignore[attr-defined]
     plan = _plan(reader, read, commands)
@@ -117,12 +117,12 @@ def _plan(reader: Reader, recipe: "Recipe", commands: "Commands") -> "RecipePlan
     """The recipe's command lines, checked."""
     from modelopt_cli.cli.recipe.plan import make_plan
 
-    rest = dict(recipe.options)
-    source, output = (_path(reader, name, rest.pop(name, None)) for name in ("checkpoint", "output"))
+    options = dict(recipe.options)
+    source, output = (_path(reader, name, options.pop(name, None)) for name in ("checkpoint", "output"))
     reader.check(output is not None, "output", "there is no file to write; name it with 'output:' or -o")
     if source is not None:
         reader.check(source.exists(), "checkpoint", f"there is no {source}")
-    return make_plan(reader, replace(recipe, options=rest), commands, source, output or Path("output"))
+    return make_plan(reader, replace(recipe, options=options), commands, source, output or Path("output"))
 
 
 def _path(reader: Reader, name: str, value: "Value | None") -> Path | None:

@@ -144,16 +144,16 @@ def _read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any] | DataError]:
 
 
 def _member(stored: Any, keys: tuple[str, ...], path: Path) -> NDArray[Any]:
-    found = [key for key in keys if key in stored.files]
-    if len(found) == 1:
-        array: NDArray[Any] = stored[found[0]]
+    present = [key for key in keys if key in stored.files]
+    if len(present) == 1:
+        array: NDArray[Any] = stored[present[0]]
         return array
-    what = (
-        f"holds more than one of {', '.join(found)}"
-        if found
+    problem = (
+        f"holds more than one of {', '.join(present)}"
+        if present
         else f"holds no array called {' or '.join(keys)}"
     )
-    raise DataError(what, where=str(path), hint="save one array x (images) and one array y (labels)")
+    raise DataError(problem, where=str(path), hint="save one array x (images) and one array y (labels)")
 
 
 def _to_uint8(images: NDArray[Any], where: str) -> NDArray[np.uint8]:

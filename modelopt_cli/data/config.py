@@ -160,8 +160,8 @@ class PreprocessOverrides(Config, title=_TITLE):
             sides = value if isinstance(value, tuple) else (value,)
             if value is not None and min(sides) <= 0:
                 yield f"{option(name)}: {value!r} is not a size in pixels"
-        whole = isinstance(self.crop, int)
-        if self.crop is not None and not (self.crop > 0 if whole else 0 < self.crop < 1):
+        in_pixels = isinstance(self.crop, int)
+        if self.crop is not None and not (self.crop > 0 if in_pixels else 0 < self.crop < 1):
             yield f"{option('crop')}: {self.crop!r} is neither pixels nor a fraction below 1"
         if self.channels not in (None, 1, 3):
             yield f"{option('channels')}: {self.channels!r} channels: images are grey (1) or RGB (3)"

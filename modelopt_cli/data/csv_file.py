@@ -57,8 +57,8 @@ def open_csv(spec: DataSpec) -> Source:
     paths = [str(table.parent / path) for _, path, _ in rows]
     for (line, _, _), path in zip(rows, paths, strict=True):
         if not os.path.isfile(path):
-            what = "is not a regular file" if os.path.exists(path) else "no such file"
-            raise DataError(f"{what}: {path}", where=f"{table} line {line}", hint="paths start at the CSV")
+            problem = "is not a regular file" if os.path.exists(path) else "no such file"
+            raise DataError(f"{problem}: {path}", where=f"{table} line {line}", hint="paths start at the CSV")
     names = None
     labels: list[int] | DataError
     try:
@@ -98,17 +98,17 @@ def _header(lines: Sequence[Row], table: Path) -> tuple[int, int] | None:
         return None
     line, row = lines[0]
     cells = [re.sub(r"[\s_-]", "", cell.lower()) for cell in row]
-    found = [_column(cells, usual, table) for usual in (PATHS, LABELS)]
-    if found[0] is not None and found[1] is not None:
-        return found[0], found[1]
+    columns = [_column(cells, usual, table) for usual in (PATHS, LABELS)]
+    if columns[0] is not None and columns[1] is not None:
+        return columns[0], columns[1]
     is_file = (table.parent / row[0]).is_file()
-    if found != [None, None] and not is_file:
-        missing = "path" if found[0] is None else "label"
+    if columns != [None, None] and not is_file:
+        missing = "path" if columns[0] is None else "label"
         raise DataError(f"has no column called {missing}", where=str(table), hint=_NAME_THEM)
     # No file is called so, but those of other rows are there.
     if not is_file and len(lines) > 1 and (table.parent / lines[1][1][0]).is_file():
-        what = f"reads like a header: {shown(','.join(row))}"
-        raise DataError(what, where=f"{table} line {line}", hint=f"if it is one, {_NAME_THEM}")
+        problem = f"reads like a header: {shown(','.join(row))}"
+        raise DataError(problem, where=f"{table} line {line}", hint=f"if it is one, {_NAME_THEM}")
     return None
 
 

@@ -259,8 +259,8 @@ class Data:
     def _check(self, raw: RawInputs, target: RawTarget, index: int) -> Sample:
         """Return the sample if it is valid; its name may cost a look into a file, and is for errors alone."""
         try:
-            found = arranged(raw, self.input)
-            parts = zip(self.input.tensors, tensors_of(found), strict=True)
+            ordered = arranged(raw, self.input)
+            parts = zip(self.input.tensors, tensors_of(ordered), strict=True)
             checked = {s.name: check_input(x, s, ready=self.transform is None) for s, x in parts}
         except DataError as error:
             error.where = error.where or self.source.where(index)

@@ -38,12 +38,14 @@ def find_idx(folder: Path, split: str, part: str) -> Path:
     if not folder.is_dir():
         raise DataError("no such folder", where=str(folder), hint="give the folder that holds the IDX files")
     pattern = re.compile(rf"(?P<stem>(?:.+-)?{_SPLIT_NAMES[split]}-{part}[-.]idx\d-ubyte)(?:\.gz)?")
-    found = {m["stem"]: p for p in sorted(folder.iterdir(), reverse=True) if (m := pattern.fullmatch(p.name))}
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if found:
+    matching = {
+        m["stem"]: p for p in sorted(folder.iterdir(), reverse=True) if (m := pattern.fullmatch(p.name))
+    }
+    if len(matching) == 1:
+        return next(iter(matching.values()))
+    if matching:
         raise DataError(
-            f"holds several {split} sets: {', '.join(sorted(found))}",
+            f"holds several {split} sets: {', '.join(sorted(matching))}",
             where=str(folder),
             hint="keep one per folder",
         )
@@ -105,9 +107,9 @@ def _header(stream: IO[bytes] | gzip.GzipFile, path: Path) -> tuple[int, ...]:
     return struct.unpack(f">{magic[3]}I", sizes)
 
 
-def _check_length(found: int, expected: int, path: Path) -> None:
-    if found != expected:
-        more = "more" if found > expected else "fewer"
+def _check_length(length: int, expected: int, path: Path) -> None:
+    if length != expected:
+        more = "more" if length > expected else "fewer"
         raise DataError(
             f"holds {more} bytes than the {expected} its header says", where=str(path), hint="fetch it again"
         )

@@ -121,8 +121,8 @@ def open_folder(spec: DataSpec) -> Source:
     except OSError as error:
         raise DataError(error.strerror or "cannot be read", where=root) from None
     names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    found = {name: list(_files(os.path.join(root, name))) for name in names}
-    images = {name: [path for path in files if _is_image(path)] for name, files in found.items()}
+    files_of_class = {name: list(_files(os.path.join(root, name))) for name in names}
+    images = {name: [path for path in files if _is_image(path)] for name, files in files_of_class.items()}
     loose = [entry.path for entry in entries if not entry.is_dir()]
     if not any(images.values()):
         hint = "give one folder per class, or csv:FILE with columns path,label"
@@ -141,7 +141,7 @@ def open_folder(spec: DataSpec) -> Source:
             )
     paths = [path for name in names for path in images[name]]
     labels = [label for label, name in enumerate(names) for _ in images[name]]
-    others = [path for files in (loose, *found.values()) for path in files]
+    others = [path for files in (loose, *files_of_class.values()) for path in files]
     notes = tuple(filter(None, (_left_out(root, others, set(paths)), _sorted_as_text(root, names))))
     return FileSource(spec.text, paths, labels, tuple(names), notes=notes)
 

@@ -51,10 +51,10 @@ class ParquetSource(Source):
             self.num_classes = len(self.class_names or ()) or int(self.labels.max()) + 1
         self._kept: OrderedDict[int, Any] = OrderedDict()
 
-    def _names(self, found: set[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    def _names(self, names_of_files: set[tuple[str, ...] | None]) -> tuple[str, ...] | None:
         """The files' names of the classes, where all have the same and every label has one."""
-        names = found.pop()
-        return names if not found and names and int(self.labels.max()) < len(names) else None
+        names = names_of_files.pop()
+        return names if not names_of_files and names and int(self.labels.max()) < len(names) else None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -168,15 +168,17 @@ def _check_labels(schema: Any, label: str, path: str) -> None:
 
     _check_column(schema, label, path)
     if not pyarrow.types.is_integer(schema.field(label).type):
-        found = shown(str(schema.field(label).type))
-        raise DataError(f"column {label} is {found}, not whole numbers", where=path)
+        kind = shown(str(schema.field(label).type))
+        raise DataError(f"column {label} is {kind}, not whole numbers", where=path)
 
 
 def _check_column(schema: Any, column: str, path: str) -> None:
     if schema.names.count(column) != 1:
-        found = shown(", ".join(schema.names))
+        columns = shown(", ".join(schema.names))
         raise DataError(
-            f"has no column {column}, but {found}", where=path, hint="name them: ?image=img&label=fine_label"
+            f"has no column {column}, but {columns}",
+            where=path,
+            hint="name them: ?image=img&label=fine_label",
         )
 
 

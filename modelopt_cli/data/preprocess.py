@@ -58,15 +58,15 @@ def resolve_preprocess(
 
 
 def _geometry(
-    base: Preprocess | None, given: PreprocessOverrides, target: Size | None
+    base: Preprocess | None, overrides: PreprocessOverrides, target: Size | None
 ) -> tuple[int | Size | None, int | float | None]:
     """Resize and crop. A stated input size is reached exactly, by whichever of the two was left open."""
-    if given.resize is None and given.crop is None:
-        if base is not None and given.size is None:
+    if overrides.resize is None and overrides.crop is None:
+        if base is not None and overrides.size is None:
             return base.resize, base.crop
         return target, None
-    recorded = base if given.size is None else None
-    resize, crop = given.resize, given.crop
+    recorded = base if overrides.size is None else None
+    resize, crop = overrides.resize, overrides.crop
     if resize is None:
         if recorded is not None:
             resize = recorded.resize
@@ -87,9 +87,9 @@ def _output_size(preprocess: Preprocess) -> Size | None:
 
 
 def _per_channel(
-    name: str, given: tuple[float, ...] | None, known: tuple[float, ...], channels: int
+    name: str, override: tuple[float, ...] | None, known: tuple[float, ...], channels: int
 ) -> tuple[float, ...]:
-    values = tuple(float(v) for v in (known if given is None else given))
+    values = tuple(float(v) for v in (known if override is None else override))
     if len(values) == channels:
         return values
     if values and len(set(values)) == 1:

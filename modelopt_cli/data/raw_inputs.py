@@ -118,8 +118,8 @@ def arranged(raw: RawInputs, spec: InputSpec) -> Inputs:
         DataError: there are too few or too many, or one has not the name it should have.
     """
     wanted = [each.name for each in spec.tensors]
-    found = _by_name(raw, wanted)
-    return found if len(wanted) > 1 else found[wanted[0]]
+    inputs = _by_name(raw, wanted)
+    return inputs if len(wanted) > 1 else inputs[wanted[0]]
 
 
 def _by_name(raw: RawInputs, wanted: Sequence[str]) -> dict[str, Tensor]:

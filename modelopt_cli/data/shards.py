@@ -24,18 +24,18 @@ def find_shards(pattern: str) -> list[str]:
     Raises:
         DataError: nothing fits, or what fits is not a file.
     """
-    found: set[str] = set()
+    paths: set[str] = set()
     for path in [pattern] if os.path.lexists(pattern) else _expanded(pattern):
         matches = [path] if os.path.lexists(path) else glob.glob(path, recursive=True)
         if not matches:
             message = "matches no file" if glob.has_magic(path) else "no such file"
             raise DataError(message, where=path, hint="give a path, a glob or a range like {000..009}")
-        found.update(matches)
-    for path in sorted(found):
+        paths.update(matches)
+    for path in sorted(paths):
         if not os.path.isfile(path):
             hint = f"write {os.path.join(path, '*')}" if os.path.isdir(path) else None
             raise DataError("is not a file", where=path, hint=hint)
-    return sorted(found)
+    return sorted(paths)
 
 
 def _expanded(pattern: str) -> Iterator[str]:

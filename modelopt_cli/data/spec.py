@@ -61,10 +61,10 @@ def parse_spec(text: str) -> DataSpec:
         DataError: it is of no kind, or has an option that its kind does not have; the nearest is named.
     """
     body, _, query = text.partition("?")
-    prefix, _, rest = body.partition(":")
+    prefix, _, target = body.partition(":")
     for name, kind in DATA_KINDS.items():
         if kind.target is None:
-            parts = (_checked_target(text, name, rest), query) if prefix == name else None
+            parts = (_checked_target(text, name, target), query) if prefix == name else None
         else:
             parts = kind.target(text)
         if parts is not None:

@@ -73,16 +73,16 @@ def is_two_of_four(matrix: Tensor) -> bool:
     return int(padded.view(len(matrix), -1, GROUP).sum(2).max()) <= KEEP if matrix.numel() else False
 
 
-def obstacle(matrix: Tensor, found: Support) -> str | None:
+def obstacle(matrix: Tensor, support: Support) -> str | None:
     """Reason why a 2:4 weight ``(out, in)`` cannot run through a device's kernels; None where it can."""
-    if found.backend is None:
-        return found.reason
+    if support.backend is None:
+        return support.reason
     if matrix.dtype == torch.int8:
-        return None if found.backend == "cusparselt" else "int8 needs cuSPARSELt"
+        return None if support.backend == "cusparselt" else "int8 needs cuSPARSELt"
     if matrix.dtype not in HALVES:
         name = str(matrix.dtype).removeprefix("torch.")
         return f"{name} has no 2:4 kernels; float16, bfloat16 and int8 have"
-    rows, columns = _float_multiples(found.backend)
+    rows, columns = _float_multiples(support.backend)
     if matrix.shape[0] % rows or matrix.shape[1] % columns:
         return f"its sides {tuple(matrix.shape)} are not multiples of {rows} and {columns}"
     return None
@@ -200,12 +200,12 @@ def attach(linear: nn.Linear) -> None:
     weight = linear.weight.detach()
     if not is_two_of_four(weight):
         return
-    found = device_support(weight.device)
-    why = obstacle(weight, found)
+    support = device_support(weight.device)
+    why = obstacle(weight, support)
     packed = None
     if why is None:
         packed, why = _attempt(
-            lambda: _pack(weight, str(found.backend)), lambda made: _float_error(made, linear)
+            lambda: _pack(weight, str(support.backend)), lambda made: _float_error(made, linear)
         )
     _reasons[linear] = SPARSE if packed is not None else why
     if packed is not None:

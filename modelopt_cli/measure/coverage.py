@@ -156,8 +156,8 @@ class _Facts:
     def of(cls, program: Program, name: str, module: nn.Module, past: _Past) -> "_Facts":
         own_names = {**dict(module.named_parameters(recurse=False)), **weight_tensors(module)}
         stored = {own: _stored(program, f"{name}.{own}") for own in own_names}
-        found = {own: schemes for own, schemes in stored.items() if schemes}
-        return cls(found, module.scheme if isinstance(module, Weighted) else "", past.left.get(name, 1.0))
+        not_plain = {own: schemes for own, schemes in stored.items() if schemes}
+        return cls(not_plain, module.scheme if isinstance(module, Weighted) else "", past.left.get(name, 1.0))
 
     def __str__(self) -> str:
         schemes = [self.scheme, *dict.fromkeys(scheme for own in self.stored.values() for scheme in own)]
@@ -167,8 +167,8 @@ class _Facts:
     def since(self, earlier: "_Facts") -> "_Facts":
         """Those that were not so before."""
         stored = {own: now for own, now in self.stored.items() if {*now} - {*earlier.stored.get(own, ())}}
-        left = self.left if self.left < earlier.left else 1.0
-        return _Facts(stored, "" if self.scheme == earlier.scheme else self.scheme, left)
+        share_left = self.left if self.left < earlier.left else 1.0
+        return _Facts(stored, "" if self.scheme == earlier.scheme else self.scheme, share_left)
 
 
 @dataclass(frozen=True)
@@ -200,11 +200,11 @@ class _Earlier:
         return self.layers.get(name, _Facts())
 
 
-def _bytes(tensors: Iterable[torch.Tensor], counted: set[int], left: float = 1.0) -> int:
+def _bytes(tensors: Iterable[torch.Tensor], counted: set[int], share_left: float = 1.0) -> int:
     """Bytes of tensors in float32 before pruning; those ``counted`` before take nothing."""
     fresh = {id(tensor): tensor.numel() for tensor in tensors if id(tensor) not in counted}
     counted.update(fresh)
-    return round(_FLOAT_BYTES * sum(fresh.values()) / left) if left > 0 else 0
+    return round(_FLOAT_BYTES * sum(fresh.values()) / share_left) if share_left > 0 else 0
 
 
 def _status(
@@ -248,7 +248,7 @@ def _percent(fraction: float) -> str:
 
 def _fetched(program: Program, past: _Past, earlier: _Earlier, counted: set[int]) -> list[LayerStatus]:
     """Statuses of the weights that no layer has."""
-    found = []
+    statuses = []
     there = fetched_weights(earlier.program) if earlier.program is not None else {}
     for name, tensor in fetched_weights(program).items():
         now = _stored(program, name)
@@ -257,8 +257,8 @@ def _fetched(program: Program, past: _Past, earlier: _Earlier, counted: set[int]
         scheme = ", ".join(now) if is_new else ""
         why = "" if is_new else past.reasons.get(label, "used inside a function, which has no int8 form")
         size, before = _bytes([tensor], counted), ", ".join(then)
-        found.append(LayerStatus(label, "fetched weight", is_new, scheme, why, size, before=before))
-    return found
+        statuses.append(LayerStatus(label, "fetched weight", is_new, scheme, why, size, before=before))
+    return statuses
 
 
 def coverage(
@@ -283,8 +283,8 @@ def coverage(
     earlier, counted = _Earlier.of(given, program), set[int]()
     calls = further_calls(program)
     modules = ((name, module) for name, module in program.named_modules() if name not in calls)
-    found = (_status(program, name, module, past, earlier, counted) for name, module in modules)
-    layers = [layer for layer in found if layer is not None]
+    statuses = (_status(program, name, module, past, earlier, counted) for name, module in modules)
+    layers = [layer for layer in statuses if layer is not None]
     there = {layer.name for layer in layers} | earlier.removed
     gone = (
         LayerStatus(name, "removed", True, "removed", bytes=_FLOAT_BYTES * count)

@@ -96,10 +96,10 @@ class FidelityTally:
             {name or SOLE: _positive(nats / rows) for name, (nats, rows) in self._nats.items()},
         )
 
-    def _compare(self, sums: _Sums, expected: Tensor, found: Tensor, samples: int) -> None:
+    def _compare(self, sums: _Sums, expected: Tensor, output: Tensor, samples: int) -> None:
         seen = torch.isfinite(expected)
         one = torch.where(seen, expected, 0).double()
-        other = torch.where(seen, found, 0).double()
+        other = torch.where(seen, output, 0).double()
         sums.signal += float(one.square().sum())
         sums.noise += float((one - other).square().sum())
         rows = samples if one.dim() > 0 and len(one) == samples else 1
@@ -127,8 +127,8 @@ def _positive(nats: float) -> float:
 def cosines(one: Tensor, other: Tensor) -> Tensor:
     """Cosine of each row of one with that of the other, ``(N,)``; 1 where both are zero."""
     lengths = one.norm(dim=1) * other.norm(dim=1)
-    found = (one * other).sum(1) / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
-    return torch.where(lengths > 0, found.clamp(-1, 1), ((one == 0) & (other == 0)).all(1).to(found.dtype))
+    cosine = (one * other).sum(1) / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
+    return torch.where(lengths > 0, cosine.clamp(-1, 1), ((one == 0) & (other == 0)).all(1).to(cosine.dtype))
 
 
 def divergence(expected: Tensor, found: Tensor, *, exclusive: bool = True) -> Tensor:

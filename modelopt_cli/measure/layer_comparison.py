@@ -125,18 +125,18 @@ def _is_real(value: Any) -> bool:
 
 def _followers(network: nn.Module) -> dict[str, list[str]]:
     """Nodes that may be fused into each node of a graph: those that alone read it, one after the other."""
-    found: dict[str, list[str]] = {}
+    followers: dict[str, list[str]] = {}
     for node in reversed(network.graph.nodes) if isinstance(network, fx.GraphModule) else ():
         user = next(iter(node.users)) if len(node.users) == 1 else None
-        found[node.name] = [] if user is None else [user.name, *found[user.name]][:_FUSED]
-    return found
+        followers[node.name] = [] if user is None else [user.name, *followers[user.name]][:_FUSED]
+    return followers
 
 
 def _faults(network: nn.Module, x: Inputs) -> list[str]:
     """Layers that give values that are not finite, in order, and at the end the one that raises."""
-    found: list[str] = []
-    last = _pass(network, x, lambda step: None if is_finite(step.value) else found.append(step.layer))
-    return found if last is None else [*found, last]
+    faulty: list[str] = []
+    last = _pass(network, x, lambda step: None if is_finite(step.value) else faulty.append(step.layer))
+    return faulty if last is None else [*faulty, last]
 
 
 def _pass(network: nn.Module, x: Inputs, see: See) -> str | None:

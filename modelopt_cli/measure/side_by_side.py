@@ -78,7 +78,7 @@ class _Run:
             macs = {i: self._macs(self.models[i]) for i in self.runnable}
             predictions, fidelities = self._scores()
             latencies = self._latencies()
-        timed = {self.models[i].path: found for i, found in latencies.items()}
+        timed = {self.models[i].path: each for i, each in latencies.items()}
         available = cores() if self.options.device == "cpu" else math.inf
         self.notes += latency.noise_notes(timed, threads, available)
         loadings = self._loadings(threads)
@@ -192,14 +192,14 @@ class _Run:
         """Time and memory to open each file; empty values where no times are wanted."""
         if not (self.options.memory and self.options.runs):
             return [load_time.Loading(None, None)] * len(self.models)
-        found = []
+        loadings = []
         for i, evaluated in enumerate(self.models):
-            found.append(self._loading(evaluated, threads))
-            if found[i].reason:
-                reason = found[i].reason.removeprefix(f"{evaluated.path}: ")
+            loadings.append(self._loading(evaluated, threads))
+            if loadings[i].reason:
+                reason = loadings[i].reason.removeprefix(f"{evaluated.path}: ")
                 self.notes.append(f"{evaluated.path}: time to load and peak memory not measured: {reason}")
             self._report("loading", i + 1, len(self.models))
-        return found
+        return loadings
 
     def _loading(self, evaluated: EvaluatedModel, threads: int) -> load_time.Loading:
         options = self.options

@@ -101,8 +101,8 @@ def safetensors_bytes(path: Path) -> int | None:
             total = os.fstat(file.fileno()).st_size
     except OSError:
         return None
-    rest = total - _LENGTH_BYTES - length
-    return rest if opens and 0 < length <= _MAX_HEADER and rest >= 0 else None
+    data_bytes = total - _LENGTH_BYTES - length
+    return data_bytes if opens and 0 < length <= _MAX_HEADER and data_bytes >= 0 else None
 
 
 def _logical_tensors(evaluated: EvaluatedModel) -> Iterable[Tensor]:

@@ -152,11 +152,11 @@ class Tally:
 
     def _predict(self, outputs: Any) -> None:
         row = self._task.row
-        found = row.predicted(self._task.find(outputs)) if row.predicted is not None else None
-        if found is None:
+        predicted = row.predicted(self._task.find(outputs)) if row.predicted is not None else None
+        if predicted is None:
             self._predicted = None
         elif self._predicted is not None:
-            self._predicted.append(found)
+            self._predicted.append(predicted)
 
 
 def predict(

@@ -93,13 +93,13 @@ def checked(
     work: Work, sources: Iterable[Path | None], outputs: Iterable[Path] = (), *, force: bool = False
 ) -> Work:
     """``work`` that looks at the paths of its files first, before it takes seconds to import torch."""
-    given, targets = [path for path in sources if path is not None], list(outputs)
+    inputs, targets = [path for path in sources if path is not None], list(outputs)
 
     def guarded() -> None:
-        for path in given:
+        for path in inputs:
             require_there(path, CheckpointError)
         for path in targets:
-            check_output(path, force, given)
+            check_output(path, force, inputs)
         work()
 
     return guarded

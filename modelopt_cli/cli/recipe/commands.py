@@ -93,8 +93,8 @@ class Commands:
         """Network, data, measuring and limits of the comparison at the end, whatever it will compare."""
         words = ["any file", *self.shared_words("eval", options)]
         with self._commands["eval"].make_context("eval", words, obj=self._console) as context:
-            found = self._signatures["eval"].arguments(context.params, environment=False, notes=[])
-        return read_request(Reader(), *(found[name] for name in ("network", "image", "measure", "gates")))
+            groups = self._signatures["eval"].arguments(context.params, environment=False, notes=[])
+        return read_request(Reader(), *(groups[name] for name in ("network", "image", "measure", "gates")))
 
     def work(self, arguments: Sequence[str]) -> Work:
         """Read a command line, and return the work it asks for; raises what its command raises."""

@@ -60,13 +60,13 @@ class Recipe:
             if match["step"] is None:
                 _add(beside, key, value)
                 continue
-            found = [i for i, step in enumerate(self.steps) if match["step"] in (str(i + 1), step.verb)]
-            problem = f"{'no step' if not found else 'more than one step'} is called '{match['step']}'"
-            near = None if found else did_you_mean(match["step"], [step.verb for step in self.steps])
+            matching = [i for i, step in enumerate(self.steps) if match["step"] in (str(i + 1), step.verb)]
+            problem = f"{'no step' if not matching else 'more than one step'} is called '{match['step']}'"
+            near = None if matching else did_you_mean(match["step"], [step.verb for step in self.steps])
             hint = near or f"give its number, 1 to {len(self.steps)}"
-            reader.check(len(found) == 1, "--set", f"{problem}; {hint}")
-            if len(found) == 1:
-                _add(own[found[0]], key, value)
+            reader.check(len(matching) == 1, "--set", f"{problem}; {hint}")
+            if len(matching) == 1:
+                _add(own[matching[0]], key, value)
         steps = (Step(step.verb, step.options | more) for step, more in zip(self.steps, own, strict=True))
         return Recipe(tuple(steps), self.options | beside)
 

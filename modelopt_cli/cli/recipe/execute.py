@@ -29,23 +29,23 @@ def execute(plan: RecipePlan, commands: Commands, console: Console, *, resume: b
         for step, line in enumerate(plan.steps):
             wanted = Entry.of(line, sha256)
             sha256 = record.result(step, wanted, line.output)
-            what = f"step {step + 1} of {len(plan.steps)}"
+            progress = f"step {step + 1} of {len(plan.steps)}"
             if sha256 is not None:
-                console.note(f"{what} is finished: {line.output}")
+                console.note(f"{progress} is finished: {line.output}")
                 continue
             check_output(plan.steps[last].output, force, inputs)  # now, not after hours
-            console.note(f"{what}: {shlex.join(['modelopt', *line.arguments()])}")
+            console.note(f"{progress}: {shlex.join(['modelopt', *line.arguments()])}")
             known = record.entry(step)
             more = ["--force"] * (force or (known is not None and step != last))
             over = force and known is not None and not known.same_work(wanted)
             more += ["--resume"] * (resume and not over and commands.takes(line.verb, "resume"))
             record.put(step, wanted)
-            _do(commands, line.arguments(*console.flags(), *more), what)
+            _do(commands, line.arguments(*console.flags(), *more), progress)
             sha256 = digest_of([line.output])
             record.put(step, replace(wanted, sha256=sha256))
 
 
-def _do(commands: Commands, arguments: list[str], what: str) -> None:
+def _do(commands: Commands, arguments: list[str], step: str) -> None:
     """One step; what ends it says which one it was."""
     try:
         commands.work(arguments)()
@@ -54,7 +54,7 @@ def _do(commands: Commands, arguments: list[str], what: str) -> None:
             error.add_note(
                 f"options of a step stand in the recipe, or behind --set {arguments[0]}.NAME=VALUE"
             )
-        error.add_note(f"this was {what} ({arguments[0]})")
+        error.add_note(f"this was {step} ({arguments[0]})")
         told = any("--resume" in note for note in error.__notes__)
         if isinstance(error, (KeyboardInterrupt, Terminated)) and not told:
             error.add_note("go on with the same command and --resume")

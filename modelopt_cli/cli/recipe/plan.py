@@ -72,17 +72,17 @@ def make_plan(
             hint = did_you_mean(step.verb, commands.steps) or f"it is one of {', '.join(commands.steps)}"
             reader.check(False, f"step {number}", f"'{step.verb}' cannot be a step; {hint}")
         else:
-            found = Reader()
-            words = commands.words(found, step.verb, step.options, commands.own(step.verb))
-            _check_data(found, step.options)
+            problems = Reader()
+            words = commands.words(problems, step.verb, step.options, commands.own(step.verb))
+            _check_data(problems, step.options)
             shared = {name: value for name, value in beside.items() if name not in step.options}
             words = [*commands.shared_words(step.verb, shared), *words]
             lines.append(Line(step.verb, tuple(words), source, target))
             if source is None and not commands.starts_from_nothing(step.verb):
                 hint = "name it with 'checkpoint:' or --checkpoint, or begin with train"
-                found.note(f"there is no checkpoint to start from; {hint}")
-            _try(found, commands, lines[-1].arguments())
-            reader.take(found, f"step {number} ({step.verb})")
+                problems.note(f"there is no checkpoint to start from; {hint}")
+            _try(problems, commands, lines[-1].arguments())
+            reader.take(problems, f"step {number} ({step.verb})")
         source = target
     files = [str(path) for path in (checkpoint, *(line.output for line in lines)) if path is not None]
     evaluation = _evaluation(reader, commands, beside, files)
@@ -91,11 +91,11 @@ def make_plan(
 
 def _evaluation(reader: Reader, commands: Commands, beside: Options, files: list[str]) -> tuple[str, ...]:
     """All files side by side; only the last one is held against the limits."""
-    found, known = Reader(), commands.shared("eval")
+    problems, known = Reader(), commands.shared("eval")
     judge = any(known[name].title == Gates.title for name in beside if name in known)
     words = commands.shared_words("eval", beside) + ["--judge", *files[-1:]] * judge
-    _try(found, commands, ["eval", *files, *words])
-    reader.take(found, "eval")
+    _try(problems, commands, ["eval", *files, *words])
+    reader.take(problems, "eval")
     return ("eval", *files, *words)
 
 

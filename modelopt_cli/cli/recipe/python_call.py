@@ -92,8 +92,10 @@ def run(
     Example:
         >>> print(mo.run("configs/deep-compression.yaml", "small.safetensors"))  # doctest: +SKIP
     """
-    given = {"checkpoint": checkpoint, "data": data, "seed": seed, "threads": threads, "device": device}
-    words = [f"--{name}={value}" for name, value in (given | {"output": output}).items() if value is not None]
+    shared = {"checkpoint": checkpoint, "data": data, "seed": seed, "threads": threads, "device": device}
+    words = [
+        f"--{name}={value}" for name, value in (shared | {"output": output}).items() if value is not None
+    ]
     words += [f"--set={setting}" for name, value in (settings or {}).items() for setting in _set(name, value)]
     words += ["--force"] * force + ["--resume"] * resume
     console = Listener(on_note, progress)

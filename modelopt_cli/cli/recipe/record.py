@@ -92,10 +92,10 @@ class Record:
 
     def result(self, step: int, wanted: Entry, output: Path) -> str | None:
         """SHA-256 of what the step made, if it was finished, would make the same again, and is unharmed."""
-        found = self.entry(step)
-        if found is None or not found.sha256 or not found.same_work(wanted) or not output.is_file():
+        entry = self.entry(step)
+        if entry is None or not entry.sha256 or not entry.same_work(wanted) or not output.is_file():
             return None
-        return found.sha256 if digest_of([output]) == found.sha256 else None
+        return entry.sha256 if digest_of([output]) == entry.sha256 else None
 
     def put(self, step: int, entry: Entry) -> None:
         """Remember that the step was begun, or finished; what was known of later ones no longer counts."""
