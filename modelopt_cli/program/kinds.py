@@ -74,7 +74,7 @@ def _of_rank(rank: int) -> dict[str, Kind]:
         f"MaxPool{rank}d": Kind(most, "spatial"),
         f"AvgPool{rank}d": Kind(average if rank == 1 else f"{average} divisor_override:count?", "spatial"),
         f"LPPool{rank}d": Kind(power, "spatial"),
-        f"MaxUnpool{rank}d": Kind(windows),
+        f"MaxUnpool{rank}d": Kind(windows, "unpool"),
         f"AdaptiveAvgPool{rank}d": Kind(f"output_size:targets{rank}", "spatial"),
         f"AdaptiveMaxPool{rank}d": Kind(f"output_size:targets{rank} return_indices:bool", "spatial"),
         f"ReflectionPad{rank}d": Kind(pad, "spatial"),

@@ -163,7 +163,7 @@ class _MaskedGroupNorm(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         x = input.unflatten(1, (self.norm.num_groups, -1)).flatten(3)
         stays = self.stays.view(1, self.norm.num_groups, -1, 1)
-        count = stays.sum((2, 3), keepdim=True) * x.shape[-1]
+        count = stays.sum((2, 3), keepdim=True).clamp(min=1) * x.shape[-1]
         apart = (x - (x * stays).sum((2, 3), keepdim=True) / count) * stays
         variance = apart.square().sum((2, 3), keepdim=True) / count
         scaled = (apart / (variance + self.norm.eps).sqrt()).reshape(input.shape)

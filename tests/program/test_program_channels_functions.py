@@ -50,6 +50,18 @@ def two_norms(function: Any, x: Tensor, *parameters: Tensor) -> Tensor:
     return function(x, (4,), *parameters, eps=1e-5) + function(x, (4,), *parameters, eps=1e-3)
 
 
+def unpooled(name: str, x: Tensor) -> Tensor:
+    values, places = getattr(F, name.replace("_un", "_"))(x, 2, return_indices=True)
+    result: Tensor = getattr(F, name)(values * 2, places, 2, output_size=x.shape[2:])
+    return result
+
+
+def assigned(x: Tensor, index: Any, value: Any) -> Tensor:
+    x = x + 0
+    x[index] = value
+    return x
+
+
 def torchvisions(module: str, name: str) -> Any:
     return getattr(import_module(f"torchvision.{module}"), name)
 
@@ -64,6 +76,11 @@ CALLS: dict[str, Call] = {
     "div": lambda n, x: x / 1.3,
     "floor_divide": lambda n, x: x // 0.3,
     "remainder": lambda n, x: x % 0.3,
+    **each(
+        "fmod fmin fmax atan2 hypot logaddexp", lambda name: lambda n, x: getattr(torch, name)(x, x * 2 - 1.3)
+    ),
+    **each("addcmul addcdiv lerp", lambda name: lambda n, x: getattr(torch, name)(x, x * 2 - 1.3, x + 0.1)),
+    **each("asin acos atanh logit", lambda name: lambda n, x: getattr(torch, name)(1 / (x + 0.1))),
     **each("minimum maximum", lambda name: lambda n, x: getattr(torch, name)(x, x * 2 - 1.3)),
     "and": lambda n, x: (x > 1.2) & (x < 1.4),
     "or": lambda n, x: (x > 1.2) | (x < 1.4),
@@ -81,6 +98,7 @@ CALLS: dict[str, Call] = {
     "reshape": lambda n, x: x.reshape(-1, 144),
     "flatten": lambda n, x: x.flatten(2),
     "unflatten": lambda n, x: x.unflatten(2, (2, 3)),
+    "reshape_as": lambda n, x: x.flatten(2).reshape_as(x),
     "permute": lambda n, x: x.permute(0, 2, 3, 1),
     "transpose": lambda n, x: x.transpose(1, 3),
     "t": lambda n, x: x.mean((2, 3)).t().t(),
@@ -103,14 +121,26 @@ CALLS: dict[str, Call] = {
     "cat": lambda n, x: torch.cat([x, x * 2], 1),
     "stack": lambda n, x: torch.stack([x, x * 2], 2),
     "getitem": lambda n, x: x[:, 1:, ::2],
+    "set_item": lambda n, x: assigned(assigned(x, (..., 0), 1.5), (slice(None), slice(None), 2), x[..., 1]),
+    "unfold": lambda n, x: torch.cat([F.unfold(x, 2).flatten(1), x.unfold(2, 2, 2).flatten(1)], 1),
     "index_select": lambda n, x: x.index_select(2, torch.tensor([3, 1])),
     **each("sum mean prod amax amin std var logsumexp cumsum", lambda name: lambda n, x: getattr(x, name)(2)),
     **each("max min", lambda name: lambda n, x: getattr(x, name)(2).values),
     "argmax": lambda n, x: torch.cat([x.argmax(2), x.max(2).indices], 1),
+    "argmin": lambda n, x: x.argmin(2),
+    **each("var_mean std_mean", lambda name: lambda n, x: torch.cat(getattr(torch, name)(x, 2), 1)),
     "norm": lambda n, x: torch.norm(x, dim=2),
+    "linalg.vector_norm": lambda n, x: torch.linalg.vector_norm(x, dim=2),
     **each("softmax log_softmax softmin normalize", lambda name: lambda n, x: getattr(F, name)(x, dim=2)),
     **each(POOLS, lambda name: lambda n, x: getattr(F, name)(of_rank(x, name), 2)),
     **each("lp_pool1d lp_pool2d", lambda name: lambda n, x: getattr(F, name)(of_rank(x, name), 2.0, 2)),
+    **each(
+        "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices",
+        lambda name: lambda n, x: torch.cat(getattr(F, name)(of_rank(x, name[:10]), 2), 1),
+    ),
+    **each(
+        "max_unpool1d max_unpool2d max_unpool3d", lambda name: lambda n, x: unpooled(name, of_rank(x, name))
+    ),
     "interpolate": lambda n, x: F.interpolate(x, scale_factor=2.0),
     "pad": lambda n, x: F.pad(x, (1, 1), value=2.0),
     "getattr": lambda n, x: x.mean((2, 3)).T.T,
@@ -127,6 +157,8 @@ CALLS: dict[str, Call] = {
     "einsum": lambda n, x: torch.einsum("nchw,nchv->ncwv", x, x),
     "matmul": lambda n, x: x @ x.transpose(2, 3),
     "bmm": lambda n, x: torch.bmm((x - 1).flatten(2).transpose(1, 2), (x - 1).flatten(2)),
+    "addmm": lambda n, x: torch.addmm(n.five, x.mean((2, 3)), n.matrix),
+    "baddbmm": lambda n, x: torch.baddbmm(n.square, (x - 1).amax(2).transpose(1, 2), (x - 1).amax(3)),
     "mm": lambda n, x: torch.mm(x.mean((2, 3)), n.matrix),
     "scaled_dot_product_attention": lambda n, x: F.scaled_dot_product_attention(x, x, x * 2),
     **each(CONVS, twice),
@@ -137,6 +169,10 @@ CALLS: dict[str, Call] = {
     "prelu": lambda n, x: F.prelu(x - 1.2, n.scale),
     "batch_norm": lambda n, x: F.batch_norm(
         x, n.norm.running_mean, n.norm.running_var, n.norm.weight, n.norm.bias
+    ),
+    "instance_norm": lambda n, x: F.instance_norm(x, None, None, n.norm.weight, n.norm.bias),
+    "group_norm": lambda n, x: sum(
+        F.group_norm(x, 4, n.norm.weight, n.norm.bias, eps) for eps in (1e-5, 1e-3)
     ),
     "layer_norm": lambda n, x: two_norms(F.layer_norm, x.transpose(1, 3), n.norm.weight, n.norm.bias),
     "rms_norm": lambda n, x: two_norms(F.rms_norm, x.transpose(1, 3), n.norm.weight),
@@ -181,6 +217,8 @@ class Between(nn.Module):
             channels = (4, 5) if "transpose" in name else (5, 4)
             setattr(self, name, Own(weight=(*channels, *[1] * int(name[-2]))))
         self.matrix, self.scale = nn.Parameter(torch.rand(4, 5)), nn.Parameter(torch.rand(4))
+        self.square = nn.Parameter(torch.rand(6, 6))
+        self.five = nn.Parameter(torch.rand(5))
         self.table = nn.Parameter(torch.rand(15, 4))
         self.register_buffer("places", torch.arange(36) % 15)
         self.double()

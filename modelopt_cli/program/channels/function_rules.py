@@ -1,15 +1,15 @@
 """Rules for channels, by function and tensor method."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import fx
 
 from modelopt_cli.program.calls import compute, operation
-from modelopt_cli.program.channels import layer_rules
-from modelopt_cli.program.channels.indexing import getitem, index_select, select, unbind
-from modelopt_cli.program.channels.products import attention, einsum, matmul
+from modelopt_cli.program.channels import layer_rules, weight_rules
+from modelopt_cli.program.channels.indexing import by_dimension, getitem, index_select, select, unbind
+from modelopt_cli.program.channels.products import added_product, attention, einsum, matmul
+from modelopt_cli.program.channels.reductions import STATISTICS, normalize, reduce
 from modelopt_cli.program.channels.ties import nothing, spread
 from modelopt_cli.program.channels.trace import CONSTANTS, Fetched, Rule, Trace, tensors_in
 
@@ -63,20 +63,9 @@ def _join(t: Trace, node: fx.Node, bound: Bound) -> Any:
     return torch.cat(parts, dim)
 
 
-def _reduce(t: Trace, node: fx.Node, bound: Bound) -> Any:
-    """Sums, means and the like: what is read together can only stay or go together."""
-    x, name, shape = t.labels(bound["input"]), operation(node), t.shapes[node.name]
-    if name in ("max", "min") and len(tensors_in(bound)) > 1:
-        return _elementwise(t, node, bound)
-    dims = bound.get("dim")
-    if dims is None:
-        return t.unsupported(node, bound, f"goes through {name} over all dimensions")
-    dims = [d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)] or list(range(x.dim()))
-    x = t.ties.mix(x, dims, f"goes through {name} over channels")
-    x = x[tuple(slice(0, 1) if d in dims else slice(None) for d in range(x.dim()))]
-    if isinstance(shape, tuple) and not isinstance(shape, torch.Size):
-        return x.reshape(shape[0]), x.reshape(shape[1])  # places are of the channels that their values are of
-    return x.reshape(shape)
+def _extremes(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    """``max`` and ``min``, of two values or over a dimension of one."""
+    return (_elementwise if len(tensors_in(bound)) > 1 else reduce)(t, node, bound)
 
 
 def _mixing(t: Trace, node: fx.Node, bound: Bound) -> Any:
@@ -88,9 +77,12 @@ def _mixing(t: Trace, node: fx.Node, bound: Bound) -> Any:
 
 def _pool(t: Trace, node: fx.Node, bound: Bound) -> Any:
     x, name, shape = t.labels(bound["input"]), operation(node), t.shapes[node.name]
-    dims = int(name[-2]) if name.endswith("d") else x.dim() - 2
-    if not isinstance(shape, torch.Size) or x.dim() != dims + 2:
+    ranked = name.removesuffix("_with_indices")
+    dims = int(ranked[-2]) if ranked.endswith("d") else x.dim() - 2
+    if x.dim() != dims + 2:
         return t.unsupported(node, bound)
+    if "indices" in bound:
+        return layer_rules.unpool(t, x, t.labels(bound["indices"]), shape)
     return layer_rules.pool(t, x, shape, dims)
 
 
@@ -100,6 +92,29 @@ def _pad(t: Trace, node: fx.Node, bound: Bound) -> Any:
     if bound["mode"] != "constant" and padded & set(t.ties.varying(x)):
         return t.unsupported(node, bound)
     return layer_rules.pad(t, node.name, x, list(pads))
+
+
+def _set_item(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    """A copy with other values at some places, which are those of all its channels."""
+    x, index, value = t.labels(bound["input"]), bound["index"], bound["value"]
+    by_dim = by_dimension(index if isinstance(index, tuple) else (index,), x.dim())
+    whole = all(by_dim.get(d, slice(None)) == slice(None) for d in t.ties.varying(x))
+    if not whole or tensors_in(index):
+        return t.unsupported(node, bound, "has values assigned to a part of its channels")
+    if isinstance(value, torch.Tensor | Fetched):
+        labels, part = t.labels(value), x[index]
+        t.ties.combine(part, labels)
+    return x
+
+
+def _windows(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    """``Tensor.unfold``: windows along one dimension; ``F.unfold``: windows of maps, as channels."""
+    x = t.labels(bound["input"])
+    if "kernel_size" in bound:
+        return layer_rules.repeated(t, x, 1, t.shapes[node.name])
+    if bound["dimension"] % x.dim() in t.ties.varying(x):
+        return t.unsupported(node, bound, "goes through unfold over channels")
+    return x.unfold(bound["dimension"], bound["size"], bound["step"])
 
 
 def _getattr(t: Trace, node: fx.Node, bound: Bound) -> Any:
@@ -137,56 +152,6 @@ def _fact(t: Trace, node: fx.Node, bound: Bound) -> Any:
     return compute(node, {name: v.tensor if isinstance(v, Fetched) else v for name, v in values.items()})
 
 
-def _layer_of(t: Trace, weight: Any, bias: Any) -> str | None:
-    """The path of the layer whose fetched weight and bias these are, if only functions work with them."""
-    if (
-        not isinstance(weight, Fetched)
-        or not weight.path.endswith(".weight")
-        or t.name_of(weight) in t.called
-    ):
-        return None
-    path = weight.path.removesuffix(".weight")
-    return path if bias is None or (isinstance(bias, Fetched) and bias.path == f"{path}.bias") else None
-
-
-def _convolution(t: Trace, node: fx.Node, bound: Bound) -> Any:
-    weight = bound["weight"]
-    path, name, x = _layer_of(t, weight, bound["bias"]), operation(node), t.labels(bound["input"])
-    transposed = "transpose" in name
-    groups = bound["groups"]
-    if path is None or groups != 1 or x.dim() != int(name[-2]) + 2:
-        return t.unsupported(node, bound)
-    sizes = (weight.tensor.shape[1 if transposed else 0], groups)
-    return layer_rules.convolve(t, path, sizes, x, t.shapes[node.name], transposed=transposed)
-
-
-def _linear(t: Trace, node: fx.Node, bound: Bound) -> Any:
-    path = _layer_of(t, bound["weight"], bound["bias"])
-    if path is None or bound["weight"].tensor.dim() != 2:
-        return t.unsupported(node, bound)
-    return layer_rules.linear(t, path, None, t.labels(bound["input"]), t.shapes[node.name])
-
-
-def _embedding(t: Trace, node: fx.Node, bound: Bound) -> Any:
-    weight = bound["weight"]
-    if not isinstance(weight, Fetched) or t.name_of(weight) in t.called:
-        return t.unsupported(node, bound)
-    t.ties.freeze(t.labels(bound["input"]), "is used as an index")
-    outputs = t.ties.fresh(f"columns {weight.path}", weight.tensor.shape[1])
-    t.slot(weight.path, 0, nothing(weight.tensor.shape[:1]), "in")
-    t.slot(weight.path, 1, outputs, "out")
-    return spread(outputs, -1, t.shapes[node.name])
-
-
-def _prelu(t: Trace, node: fx.Node, bound: Bound) -> Any:
-    x, weight = t.labels(bound["input"]), bound["weight"]
-    if not isinstance(weight, Fetched) or t.name_of(weight) in t.called:
-        return t.unsupported(node, bound)
-    if weight.tensor.numel() > 1:
-        t.slot(weight.path, 0, t.ties.line(x, 1), "norm")
-    return x
-
-
 def _pixels(t: Trace, node: fx.Node, bound: Bound) -> Any:
     x, shape = t.labels(bound["input"]), t.shapes[node.name]
     if operation(node) == "pixel_shuffle":
@@ -202,23 +167,6 @@ def _glu(t: Trace, node: fx.Node, bound: Bound) -> Any:
     return layer_rules.glu(t, t.labels(bound["input"]), bound["dim"])
 
 
-def _norm_call(rule: Any) -> Rule:
-    def apply(t: Trace, node: fx.Node, bound: Bound) -> Any:
-        path = _layer_of(t, bound.get("weight"), bound.get("bias"))
-        statistics = {name: bound.get(name) for name in ("running_mean", "running_var")}
-        own = all(
-            isinstance(value, Fetched) and value.path == f"{path}.{name}"
-            for name, value in statistics.items()
-            if value is not None
-        )
-        if path is None or not own:
-            return t.unsupported(node, bound)
-        layer = SimpleNamespace(normalized_shape=bound.get("normalized_shape"))
-        return rule(t, path, layer, t.labels(bound["input"]), t.shapes[node.name])
-
-    return apply
-
-
 _NAMES: dict[Rule, str] = {
     _elementwise: """
         relu relu6 elu selu celu leaky_relu rrelu gelu silu mish softplus softsign softshrink hardshrink
@@ -226,6 +174,8 @@ _NAMES: dict[Rule, str] = {
         square sqrt rsqrt reciprocal exp expm1 log log1p log2 sin cos tan atan erf sign round floor ceil
         clamp clamp_min clamp_max add sub mul div floor_divide remainder pow minimum
         maximum lt le eq ne gt ge and or xor invert logical_and logical_or logical_not where masked_fill
+        addcmul addcdiv lerp fmod fmin fmax atan2 hypot logaddexp exp2 log10 logit sinh cosh asin acos asinh
+        acosh atanh erfc trunc frac nan_to_num isnan isinf isfinite
     """,
     _first: """
         dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout stochastic_depth
@@ -233,7 +183,7 @@ _NAMES: dict[Rule, str] = {
     """,
     _shape_only: """
         reshape flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as repeat
-        tile broadcast_to chunk split tensor_split narrow flip
+        tile broadcast_to chunk split tensor_split narrow flip reshape_as
     """,
     _repeat_interleave: "repeat_interleave",
     _roll: "roll",
@@ -242,31 +192,38 @@ _NAMES: dict[Rule, str] = {
     _join: "cat stack",
     getitem: "getitem",
     index_select: "index_select",
-    _reduce: "mean sum prod amax amin max min argmax std var norm logsumexp",
-    _mixing: "softmax log_softmax softmin normalize cumsum",
+    reduce: f"{' '.join(sorted(STATISTICS))} sum prod amax amin argmax argmin logsumexp",
+    _extremes: "max min",
+    normalize: "normalize",
+    _mixing: "softmax log_softmax softmin cumsum",
     _pool: """
         avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d lp_pool1d lp_pool2d
         adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-        adaptive_max_pool2d adaptive_max_pool3d interpolate
+        adaptive_max_pool2d adaptive_max_pool3d interpolate max_unpool1d max_unpool2d max_unpool3d
+        max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
     """,
     _pad: "pad",
+    _set_item: "set_item",
+    _windows: "unfold",
     _getattr: "getattr",
     _patch_merging: "_patch_merging_pad",
     _position_bias: "_get_relative_position_bias",
     _like: "zeros_like ones_like full_like",
     _made: " ".join(sorted(CONSTANTS)),
     _fact: "size numel",
-    _convolution: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
-    _linear: "linear",
-    _embedding: "embedding",
-    _prelu: "prelu",
+    weight_rules.convolution: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    weight_rules.linear: "linear",
+    weight_rules.embedding: "embedding",
+    weight_rules.prelu: "prelu",
     _pixels: "pixel_shuffle pixel_unshuffle",
     _channel_shuffle: "channel_shuffle",
     _glu: "glu",
-    _norm_call(layer_rules.channel_norm): "batch_norm",
-    _norm_call(layer_rules.last_dims_norm): "layer_norm rms_norm",
+    weight_rules.norm(layer_rules.channel_norm): "batch_norm instance_norm",
+    weight_rules.norm(layer_rules.last_dims_norm, of_last_dims=True): "layer_norm rms_norm",
+    weight_rules.norm(layer_rules.group_norm): "group_norm",
     einsum: "einsum",
     matmul: "matmul bmm mm",
+    added_product: "addmm baddbmm",
     attention: "scaled_dot_product_attention",
 }
 RULES: dict[str, Rule] = {name: rule for rule, names in _NAMES.items() for name in names.split()}

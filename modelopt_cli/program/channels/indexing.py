@@ -36,10 +36,10 @@ def indices_of(node: fx.Node) -> tuple[Any, ...]:
 
 def picked_dims(index: tuple[Any, ...], rank: int) -> dict[int, int]:
     """The dimensions of which an index picks one place, and which."""
-    return {dim: part for dim, part in _by_dim(index, rank).items() if isinstance(part, int)}
+    return {dim: part for dim, part in by_dimension(index, rank).items() if isinstance(part, int)}
 
 
-def _by_dim(index: tuple[Any, ...], rank: int) -> dict[int, Any]:
+def by_dimension(index: tuple[Any, ...], rank: int) -> dict[int, Any]:
     """The parts of an index, by the dimension of the indexed value."""
     parts, dim = {}, 0
     for place, part in enumerate(index):
@@ -53,7 +53,7 @@ def _by_dim(index: tuple[Any, ...], rank: int) -> dict[int, Any]:
 
 def _steps_and_more(t: Trace, labels: Tensor, index: tuple[Any, ...]) -> bool:
     """True if an index steps over channels, which makes it an ``index_select``, and does more than that."""
-    by_dim = _by_dim(index, labels.dim())
+    by_dim = by_dimension(index, labels.dim())
     stepped = [d for d, part in by_dim.items() if isinstance(part, slice) and part.step not in (None, 1)]
     busy = [part for part in index if part is not ... and part != slice(None)]
     return len(busy) > 1 and any(d in t.ties.varying(labels) for d in stepped)

@@ -39,6 +39,7 @@ def run(program: Program) -> Trace:
 def _one_pass(trace: Trace) -> None:
     trace.slots.clear()
     trace.fields.clear()
+    trace.counted.clear()
     trace.ties.frozen.clear()
     trace.read.clear()
     trace.loose.clear()
@@ -68,9 +69,9 @@ def _value(trace: Trace, node: fx.Node) -> Any:
     if node.name in trace.selections:
         chosen = trace.selections[node.name]
         return trace.values[chosen.source].index_select(chosen.dim, chosen.index)
-    bound = values_of(arguments(node), trace.values)
     if node.op == "call_module":
-        return apply_layer(trace, node, bound)
+        return apply_layer(trace, node)
+    bound = values_of(arguments(node), trace.values)
     if not tensors_in(bound):
         value = compute(node, trace.values)
         return blank(trace.shapes[node.name]) if tensors_in(value) else value

@@ -1,5 +1,6 @@
 """Rules for channels, by kind of layer."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from modelopt_cli.program.calls import values_of
+from modelopt_cli.program.calls import arguments, values_of
 from modelopt_cli.program.channels.recurrent_rules import cell, recurrent
 from modelopt_cli.program.channels.ties import nothing, spread
 from modelopt_cli.program.channels.trace import Trace
@@ -30,30 +31,38 @@ class LayerRule:
     others: tuple[str, ...] = ()
 
 
-def apply_layer(trace: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
+def apply_layer(trace: Trace, node: fx.Node) -> Any:
     """Labels of a layer's output; slots for its parameters."""
     layer = trace.program.get_submodule(str(node.target))
     rule = RULES.get(row_of(layer).channels or "")
-    given = {name: value for name, value in bound.items() if value is not None and name != "input"}
-    known = rule is not None and len(node.args) < 2 and given.keys() <= set(rule.others)
-    if rule is None or not known or getattr(layer, "return_indices", False):
-        return trace.unsupported(node, values_of({"args": node.args, **node.kwargs}, trace.values))
-    for name in given:
-        trace.size(node.kwargs[name])
-    x, shape = trace.labels(bound["input"]), trace.shapes[node.name]
+    (_, first), *others = arguments(node, layer).items()
+    given = {name: value for name, value in others if value is not None}
+    bound = values_of({"first": first, **given}, trace.values)
+    if rule is None or not given.keys() <= set(rule.others):
+        return trace.unsupported(node, bound)
+    for value in given.values():
+        trace.size(value)
+    x, shape = trace.labels(bound.pop("first")), trace.shapes[node.name]
     rank = _RANKS.get(type(layer).__name__[-2:])
     if rank is not None and x.dim() != rank and not rule.any_rank:
-        return trace.unsupported(node, bound, "has no batch dimension")
-    return rule.labels(trace, str(node.target), layer, x, shape, **given)
+        return trace.unsupported(node, {"first": x, **bound}, "has no batch dimension")
+    return rule.labels(trace, str(node.target), layer, x, shape, **bound)
 
 
 _RANKS = {"1d": 3, "2d": 4, "3d": 5}
 
 
 def convolve(
-    t: Trace, key: str, sizes: tuple[int, int], x: Tensor, shape: Any, *, transposed: bool = False
+    t: Trace,
+    key: str,
+    sizes: tuple[int, int],
+    x: Tensor,
+    shape: Any,
+    *,
+    transposed: bool = False,
+    weight: str | None = None,
 ) -> Tensor:
-    """A convolution with the parameters ``key.weight`` and ``key.bias``.
+    """A convolution with the parameters ``key.weight``, or ``weight``, and ``key.bias``.
 
     With several groups, the same places of every group go together, so that groups stay equally large.
     Where a group has a single input or output (depthwise), whole groups go.
@@ -65,8 +74,10 @@ def convolve(
         x: input labels ``(1, in, ...)``.
         shape: of the output.
         transposed: the weight is ``(in, out / groups, ...)`` rather than ``(out, in / groups, ...)``.
+        weight: full name of the weight, if it is called otherwise.
     """
     leaving, groups = sizes
+    weight = weight or f"{key}.weight"
     inputs, outputs = t.ties.line(x, 1), t.ties.fresh(key, leaving)
     by_group, out_by_group = inputs.view(groups, -1), outputs.view(groups, -1)
     whole_groups = groups > 1 and min(by_group.shape[1], out_by_group.shape[1]) == 1
@@ -79,13 +90,13 @@ def convolve(
     t.fields[key] = {"in_channels": inputs, "out_channels": outputs}
     if whole_groups:
         t.fields[key]["groups"] = by_group[:, 0]
-        t.slot(f"{key}.weight", 0, inputs if transposed else outputs, "out")
+        t.slot(weight, 0, inputs if transposed else outputs, "out")
     elif transposed:
-        t.slot(f"{key}.weight", 0, inputs, "in")
-        t.slot(f"{key}.weight", 1, out_by_group[0], "out")
+        t.slot(weight, 0, inputs, "in")
+        t.slot(weight, 1, out_by_group[0], "out")
     else:
-        t.slot(f"{key}.weight", 0, outputs, "out")
-        t.slot(f"{key}.weight", 1, by_group[0], "in")
+        t.slot(weight, 0, outputs, "out")
+        t.slot(weight, 1, by_group[0], "in")
     t.slot(f"{key}.bias", 0, outputs, "bias")
     return spread(outputs, 1, shape)
 
@@ -94,12 +105,13 @@ def _conv(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
     return convolve(t, path, (layer.out_channels, layer.groups), x, shape, transposed=layer.transposed)
 
 
-def linear(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
-    """A linear layer with the parameters ``path.weight`` and ``path.bias``."""
+def linear(t: Trace, path: str, layer: Any, x: Tensor, shape: Any, weight: str | None = None) -> Tensor:
+    """A linear layer with the parameters ``path.weight``, or ``weight``, and ``path.bias``."""
+    weight = weight or f"{path}.weight"
     inputs, outputs = t.ties.line(x, -1), t.ties.fresh(path, shape[-1])
     t.fields[path] = {"in_features": inputs, "out_features": outputs}
-    t.slot(f"{path}.weight", 0, outputs, "out")
-    t.slot(f"{path}.weight", 1, inputs, "in")
+    t.slot(weight, 0, outputs, "out")
+    t.slot(weight, 1, inputs, "in")
     t.slot(f"{path}.bias", 0, outputs, "bias")
     return spread(outputs, -1, shape)
 
@@ -128,7 +140,8 @@ def _norm_slots(t: Trace, path: str, line: Tensor) -> None:
         t.slot(f"{path}.{name}", 0, line, "statistic")
 
 
-def _group_norm(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+def group_norm(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
+    """Group norm: the same places of every group go together, or whole groups of one channel."""
     line = t.ties.line(x, 1)
     t.fields[path] = {"num_channels": line}
     if layer.num_groups == layer.num_channels:
@@ -141,9 +154,13 @@ def _group_norm(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tenso
 
 
 def last_dims_norm(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
-    """Layer and RMS norm over the last dimensions; their statistics are those of the channels left."""
+    """Layer and RMS norm over the last dimensions; their statistics are those of the channels left.
+
+    What varies along the dimensions before, as heads do, is normalized apart.
+    """
     rank = len(layer.normalized_shape)
-    x = t.ties.mix(x, range(x.dim() - rank))
+    if min(t.ties.varying(x), default=x.dim()) < x.dim() - rank:
+        return x
     block = t.ties.product(x[(0,) * (x.dim() - rank)])
     varying = t.ties.varying(block)
     sizes = list(layer.normalized_shape)
@@ -173,10 +190,19 @@ def _softmax(t: Trace, path: str, layer: Any, x: Tensor, shape: Any) -> Tensor:
     return t.ties.mix(x, dims, f"is mixed by {path}")
 
 
-def pool(t: Trace, x: Tensor, shape: Any, dims: int) -> Tensor:
-    """Something that works on the last ``dims`` dimensions and leaves channels apart."""
+def pool(t: Trace, x: Tensor, shape: Any, dims: int) -> Any:
+    """Something that works on the last ``dims`` dimensions and leaves channels apart.
+
+    With several shapes, such as those of a pool's values and of their places, there are as many results.
+    """
     x = t.ties.mix(x, range(x.dim() - dims, x.dim()))
-    return x[tuple(slice(None) if d < x.dim() - dims else slice(0, 1) for d in range(x.dim()))].expand(shape)
+    x = x[tuple(slice(None) if d < x.dim() - dims else slice(0, 1) for d in range(x.dim()))]
+    return x.expand(shape) if isinstance(shape, torch.Size) else tuple(x.expand(part) for part in shape)
+
+
+def unpool(t: Trace, x: Tensor, indices: Tensor, shape: Any) -> Tensor:
+    """Values put back to their places in each channel's map."""
+    return pool(t, t.ties.combine(x, indices), shape, x.dim() - 2)  # type: ignore[no-any-return]
 
 
 def glu(t: Trace, x: Tensor, dim: int) -> Tensor:
@@ -210,14 +236,16 @@ def pad(t: Trace, key: str, x: Tensor, pads: list[int]) -> Tensor:
     """Padding; what is added to a dimension of channels becomes channels that no layer makes."""
     for i in range(len(pads) // 2):
         d, (before, after) = x.dim() - 1 - i, pads[2 * i : 2 * i + 2]
-        if x.stride(d) == 0 or d not in t.ties.varying(x) or min(before, after) < 0:
+        varying = t.ties.varying(x)
+        if d not in varying or min(before, after) < 0:
             x = t.ties.mix(x, [d])
             x = x.narrow(d, 0, 1).expand([*x.shape[:d], x.shape[d] + before + after, *x.shape[d + 1 :]])
             continue
-        new = t.ties.fresh(f"pad {key} {d}", before + after)
-        sides = [(*x.shape[:d], n, *x.shape[d + 1 :]) for n in (before, after)]
-        ends = [spread(part, d, side) for part, side in zip(new.split([before, after]), sides, strict=True)]
-        x = torch.cat([ends[0], x, ends[1]], d)
+        sizes = [before + after if e == d else n for e, n in enumerate(x.shape)]
+        own = [n if e == d or e in varying else 1 for e, n in enumerate(sizes)]
+        new = t.ties.fresh(f"pad {key} {d} {own}", math.prod(own)).view(own).expand(sizes)
+        first, last = new.split([before, after], d)
+        x = torch.cat([first, x, last], d)
     return x
 
 
@@ -230,7 +258,7 @@ RULES: dict[str, LayerRule] = {
     "linear": LayerRule(linear),
     "embedding": LayerRule(_embedding),
     "channel_norm": LayerRule(channel_norm, any_rank=True),
-    "group_norm": LayerRule(_group_norm),
+    "group_norm": LayerRule(group_norm),
     "last_dims_norm": LayerRule(last_dims_norm),
     "prelu": LayerRule(_prelu),
     "same": LayerRule(lambda t, path, layer, x, shape: x, any_rank=True),
@@ -245,6 +273,10 @@ RULES: dict[str, LayerRule] = {
     "unfold": LayerRule(lambda t, path, layer, x, shape: repeated(t, x, 1, shape)),
     "fold": LayerRule(lambda t, path, layer, x, shape: fold(t, x, shape)),
     "channel_shuffle": LayerRule(_channel_shuffle),
+    "unpool": LayerRule(
+        lambda t, path, layer, x, shape, indices, output_size=None: unpool(t, x, t.labels(indices), shape),
+        others=("indices", "output_size"),
+    ),
     "recurrent": LayerRule(recurrent, others=("hx",)),
     "cell": LayerRule(cell, others=("hx",)),
 }

@@ -37,6 +37,13 @@ def matmul(t: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
     return product(t, a, b, t.shapes[node.name])
 
 
+def added_product(t: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
+    """``addmm`` and ``baddbmm``: a product, and what is added to it."""
+    first, second = ("mat1", "mat2") if "mat1" in bound else ("batch1", "batch2")
+    outputs = matmul(t, node, {"input": bound[first], "mat2": bound[second]})
+    return t.ties.combine(outputs, t.labels(bound["input"])).expand(t.shapes[node.name])
+
+
 def product(t: Trace, a: Tensor, b: Tensor, shape: Any, *, transposed: bool = False) -> Tensor:
     """Labels of ``a @ b``, or of ``a @ b.mT``, with the leading dimensions broadcast."""
     batch = _LETTERS[: len(shape) - 2]
@@ -44,8 +51,11 @@ def product(t: Trace, a: Tensor, b: Tensor, shape: Any, *, transposed: bool = Fa
     for labels, last in ((a, "yz"), (b, "xz" if transposed else "zx")):
         lead = labels.dim() - 2
         sizes = [(d, batch[len(batch) - lead + d]) for d in range(lead)]
-        for d in [d for d, letter in sizes if labels.shape[d] < shape[batch.index(letter)]][::-1]:
+        repeated = [d for d, letter in sizes if labels.shape[d] < shape[batch.index(letter)]]
+        if repeated:
             t.ties.freeze(labels, "is broadcast in a product")
+            labels = nothing(labels.shape)
+        for d in reversed(repeated):
             labels = labels.squeeze(d)
             sizes.pop(d)
         terms.append(("".join(letter for _, letter in sizes) + last, labels))
@@ -123,8 +133,10 @@ def attention(t: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
     """``F.scaled_dot_product_attention``."""
     q, k, v = (t.labels(bound[name]) for name in ("query", "key", "value"))
     shape = t.shapes[node.name]
-    if not q.dim() == k.dim() == v.dim() or q.shape[:-2] != k.shape[:-2] or k.shape[:-2] != v.shape[:-2]:
+    if not q.dim() == k.dim() == v.dim():
         return t.unsupported(node, bound)
+    if bound["enable_gqa"]:  # each head of keys and values serves several neighbouring ones of queries
+        k, v = (part.repeat_interleave(q.shape[-3] // part.shape[-3], -3) for part in (k, v))
     scores = product(t, q, k, (*shape[:-1], k.shape[-2]), transposed=True)
     mask = bound["attn_mask"]
     if mask is not None:

@@ -55,6 +55,8 @@ class Replay(SmallerGraph):
             return compute(node, self._labelled(node))
         if operation(node) not in MOVES_ONLY or operation(node) in PLACES:
             self._keep_numbers(node)
+        for name, line in self.trace.counted.get(node.name, {}).items():
+            node.kwargs = {**node.kwargs, name: self.remaining.count(line)}
         if node.name in self.trace.sized:
             REWRITES[operation(node)](self, node, expected)
         if operation(node) not in MOVES_ONLY:

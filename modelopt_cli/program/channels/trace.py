@@ -19,7 +19,7 @@ from modelopt_cli.program.weighted import weight_label
 
 OTHER_BATCH = 3
 _MOVES = """
-    reshape flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as repeat
+    reshape reshape_as flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as repeat
     repeat_interleave tile broadcast_to chunk split tensor_split unbind narrow select roll flip cat stack
     getitem index_select pad channel_shuffle
 """
@@ -65,6 +65,7 @@ class Trace:
         values: labels of tensors, and numbers as they are, by node name.
         slots: labels of parameters and buffers.
         fields: labels that hyperparameters count, by layer and name: a line, or a list of lines and numbers.
+        counted: lines of labels that arguments of a function count, by node name and argument.
         selections: nodes that pick or reorder channels of an earlier value.
         inside: nodes between such a value and its selection, which need not be boxes of channels.
         boxed: whether values are tied so that what is removed leaves no holes.
@@ -81,6 +82,7 @@ class Trace:
     values: dict[str, Any] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counted: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     selections: dict[str, Selection] = field(default_factory=dict)
     inside: frozenset[str] = frozenset()
     boxed: bool = False
@@ -119,6 +121,14 @@ class Trace:
         """Say what the places of a tensor along ``dim`` belong to; nothing if the tensor does not exist."""
         if tensor in self._tensors:
             self.slots.append(Slot(self._names[id(self._tensors[tensor])], dim, line, role, gates))
+
+    def has(self, tensor: str) -> bool:
+        """True if there is a parameter or buffer of this name."""
+        return tensor in self._tensors
+
+    def count(self, node: fx.Node, **lines: Tensor | None) -> None:
+        """Say that arguments of a call count the channels of these lines."""
+        self.counted[node.name] = {name: line for name, line in lines.items() if line is not None}
 
     def block(self, tensor: str, labels: Tensor, role: str) -> None:
         """Say what the elements of a tensor belong to; ``labels`` has its shape."""
