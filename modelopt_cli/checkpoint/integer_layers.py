@@ -12,10 +12,14 @@ from modelopt_cli.program.quantized import Weighted
 
 
 @cache
-def restored_kinds() -> dict[str, type[Weighted]]:
-    """Classes of the integer layers that are put back where there is no graph, by their scheme."""
-    ours = (class_of(kind) for kind, row in KINDS.items() if row.ours)
-    return {kind.scheme: kind for kind in ours if issubclass(kind, Weighted) and kind.float_layer is not None}
+def restored_kinds() -> dict[str, dict[type[nn.Module], type[Weighted]]]:
+    """Integer layers that are put back where there is no graph, by scheme and the float layer's class."""
+    found: dict[str, dict[type[nn.Module], type[Weighted]]] = {}
+    for kind in (class_of(name) for name, row in KINDS.items() if row.ours):
+        if issubclass(kind, Weighted) and kind.float_layer is not None:
+            for scheme in kind.restored:
+                found.setdefault(scheme, {})[kind.float_layer] = kind
+    return found
 
 
 def restore_integer_layers(
@@ -30,16 +34,15 @@ def restore_integer_layers(
     """
     nothing: dict[str, Any] = {}
     last = next((entry for entry in reversed(history) if _scheme(entry)), nothing)
-    kind = restored_kinds().get(_scheme(last))
-    if kind is None or kind.float_layer is None:
-        return
+    kinds = restored_kinds().get(_scheme(last), {})
     skipped = last.get("skipped", {})
     for name, encoding in encodings.items():
         layer = name.rpartition(".")[0] or name
         if "scale" not in encoding.parts or name in skipped or layer in skipped:
             continue
         part = module.get_submodule(layer)
-        if isinstance(part, kind.float_layer):
+        kind = next((kind for float_layer, kind in kinds.items() if isinstance(part, float_layer)), None)
+        if kind is not None:
             module.set_submodule(layer, kind.of_float(part, encoding.parts["scale"]))
 
 

@@ -166,7 +166,7 @@ KINDS: dict[str, Kind] = {
         "p:fraction mode:batch|row", "same", idle=True, module="torchvision.ops.stochastic_depth"
     ),
     **dict.fromkeys(
-        ("QuantizedLinear", "DynamicLinear"),
+        ("QuantizedLinear", "DynamicLinear", "QuantizedEmbedding"),
         Kind(module="modelopt_cli.program.quantized", ours=True),
     ),
     **dict.fromkeys(

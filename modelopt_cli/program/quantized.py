@@ -121,13 +121,17 @@ class Weighted(Quantized):
     """A layer with an int8 weight, a float32 scale per output channel and an optional float32 bias.
 
     Attributes:
-        scheme: name of what was done to it, in reports and, where ``float_layer`` is given, in ``--scheme``.
+        scheme: name of what was done to it, in reports.
         float_layer: class of the layers that :meth:`of_float` takes, for networks whose file holds no graph;
             None where it takes more than the tensors of one layer to make it.
+        restored: keys of ``--scheme`` whose files without a graph stand for such layers.
+        multiplies: its weight is multiplied as integers.
     """
 
     scheme: ClassVar[str] = "int8"
     float_layer: ClassVar[type[nn.Module] | None] = None
+    restored: ClassVar[tuple[str, ...]] = ()
+    multiplies: ClassVar[bool] = True
     weight: Tensor
     scale: Tensor
     bias: Tensor | None
@@ -160,6 +164,15 @@ class Weighted(Quantized):
             scale: ``(O,)``.
         """
         raise NotImplementedError
+
+    def _fill(self, layer: Any, scale: Tensor) -> Self:
+        """Take over the tensors of a float layer whose weight consists of multiples of these scales."""
+        scale = scale.float()
+        self.weight.copy_((layer.weight.detach() / scale.view(-1, 1)).round())
+        self.scale.copy_(scale)
+        if self.bias is not None:
+            self.bias.copy_(layer.bias.detach())
+        return self
 
     def float_weight(self) -> Tensor:
         """The weight's real values, float32."""
@@ -227,6 +240,7 @@ class DynamicLinear(_OfFeatures):
     fields = "in_features:count out_features:count has_bias:bool"
     scheme = "int8-dynamic"
     float_layer = nn.Linear
+    restored = ("int8-dynamic",)
 
     def __init__(self, in_features: int, out_features: int, has_bias: bool) -> None:
         super().__init__()
@@ -237,13 +251,7 @@ class DynamicLinear(_OfFeatures):
 
     @classmethod
     def of_float(cls, layer: nn.Linear, scale: Tensor) -> Self:
-        made = cls(layer.in_features, layer.out_features, layer.bias is not None)
-        scale = scale.float()
-        made.weight.copy_((layer.weight.detach() / scale.view(-1, 1)).round())
-        made.scale.copy_(scale)
-        if made.bias is not None:
-            made.bias.copy_(layer.bias.detach())
-        return made
+        return cls(layer.in_features, layer.out_features, layer.bias is not None)._fill(layer, scale)
 
     def forward(self, *args: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
@@ -259,3 +267,29 @@ class DynamicLinear(_OfFeatures):
     def emulate(self, *args: Tensor) -> Tensor:
         q = dynamic_qparams(args[0])
         return F.linear(dequantize(quantize(args[0], q), q), self.float_weight(), self.bias)
+
+
+class QuantizedEmbedding(Weighted):
+    """Embedding: int8 rows with a scale each, indices in, float32 ``(..., embedding_dim)`` out.
+
+    A row is its integers times its scale, one multiplication in float32, on every device.
+    """
+
+    fields = "num_embeddings:count embedding_dim:count"
+    float_layer = nn.Embedding
+    restored = ("int8-dynamic",)
+    multiplies = False
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.activation, self.output = "none", None
+        self._allocate((num_embeddings, embedding_dim), num_embeddings, bias=False)
+
+    @classmethod
+    def of_float(cls, layer: nn.Embedding, scale: Tensor) -> Self:
+        return cls(layer.num_embeddings, layer.embedding_dim)._fill(layer, scale)
+
+    def emulate(self, *args: Tensor) -> Tensor:
+        rows, scale = F.embedding(args[0], self.weight), F.embedding(args[0], self.scale.unsqueeze(1))
+        return rows.float() * scale

@@ -11,7 +11,7 @@ from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedEmbedding, QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
@@ -211,6 +211,7 @@ class _Quantized(nn.Module):
         self.turned = QuantizedConvTranspose2d(4, 4, *turned)
         self.linear = QuantizedLinear(4, 5, True, q, None)
         self.dynamic = DynamicLinear(5, 2, True)
+        self.words = QuantizedEmbedding(5, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(N, 3, 8, 8)`` to ``(N, 2)``."""
@@ -220,7 +221,8 @@ class _Quantized(nn.Module):
         x = self.mul(x, x)
         rows = self.row_average(self.row_pool(self.rows(x.flatten(2), x.flatten(2))))
         x = self.adaptive(torch.cat([self.average(x), rows.unsqueeze(2)], 3))
-        return self.dynamic(self.linear(x))  # type: ignore[no-any-return]
+        x = self.linear(x)
+        return self.dynamic(x) + self.words(x.argmax(1))  # type: ignore[no-any-return]
 
 
 def quantized_program() -> Program:

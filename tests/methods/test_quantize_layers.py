@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from quantize_networks import Images, captured, count, sqnr
+from quantize_networks import Images, count, sqnr
 from safetensors import safe_open
 from test_quantize_qat import Beside, Integers
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torchvision.models.swin_transformer import (
 )
 
 from modelopt_cli.artifact import read_program, write_program
-from modelopt_cli.kernels import BACKENDS, prepare
+from modelopt_cli.kernels import BACKENDS, never_saturates, prepare
 from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize import qat
@@ -27,8 +27,9 @@ from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
 from modelopt_cli.methods.quantize.schemes import SCHEMES
-from modelopt_cli.program import Program
-from modelopt_cli.program.quantized import DynamicLinear
+from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.capture import capture
+from modelopt_cli.program.quantized import DynamicLinear, QuantizedEmbedding
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -118,6 +119,23 @@ class Attentive(nn.Module):
         return result
 
 
+class Tokens(nn.Module):
+    """A small language model: its last layer has the weight of its embedding, which it reads twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(50, 16, padding_idx=0), nn.Embedding(9, 16)
+        self.mix, self.head = nn.Conv1d(16, 16, 3, padding=1), nn.Linear(16, 50)
+        self.head.weight = self.words.weight
+        self.register_buffer("order", torch.arange(9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.words(x) + self.places(self.order)
+        y = torch.relu(self.mix(y.transpose(1, 2))).transpose(1, 2) + self.words(x.flip(1))
+        result: Tensor = self.head(y)
+        return result
+
+
 def windows(version: int) -> nn.Module:
     second = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2} if version == 2 else {}
     net = SwinTransformer([4, 4], 24, [2, 2], [2, 4], [4, 4], num_classes=10, **second)
@@ -136,12 +154,18 @@ class Case:
         shape: of one sample.
         kinds: int8 layers that it must become, and how many of each.
         decibels: signal-to-noise that the outputs must have.
+        tokens: how many there are, where samples are token ids.
     """
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     kinds: dict[str, int]
     decibels: float = 30.0
+    tokens: int | None = None
+
+    @property
+    def input(self) -> InputSpec:
+        return InputSpec(self.shape, dtype="float32" if self.tokens is None else "int64")
 
 
 NETWORKS = {
@@ -167,6 +191,12 @@ NETWORKS = {
         },
     ),
     "attention": Case(Attentive, (6, 16), {"QuantizedLinear": 8, "MultiheadAttention": 0}),
+    "tokens": Case(
+        Tokens,
+        (9,),
+        {"QuantizedEmbedding": 3, "QuantizedConv1d": 1, "QuantizedLinear": 1},
+        tokens=50,
+    ),
     "windows": Case(lambda: windows(1), (3, 32, 32), {"QuantizedConv2d": 1, "QuantizedLinear": 18}),
     "windows of the second version": Case(
         lambda: windows(2),
@@ -186,7 +216,10 @@ NETWORKS = {
 
 
 def samples(case: Case, n: int = 16, seed: int = 1) -> Tensor:
-    return torch.randn(n, *case.shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    if case.tokens is not None:
+        return torch.randint(0, case.tokens, (n, *case.shape), generator=generator)
+    return torch.randn(n, *case.shape, generator=generator)
 
 
 def float_program(case: Case) -> Program:
@@ -197,7 +230,7 @@ def float_program(case: Case) -> Program:
             norm.momentum = None
     with torch.no_grad():
         model.train()(samples(case, 32, 7))
-    return captured(model, *case.shape)
+    return capture(model.eval(), case.input, verify=False)
 
 
 def int8_program(case: Case, program: Program, scheme: str = "int8") -> Program:
@@ -265,6 +298,46 @@ def test_a_layer_that_is_called_again_has_one_weight_and_a_scale_for_each_call(t
     dynamic = int8_program(case, program, "int8-dynamic")
     assert count(dynamic, "DynamicLinear") == 3
     assert len([m for m in dynamic.modules() if isinstance(m, DynamicLinear)]) == 2
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
+def test_an_embedding_has_a_scale_for_each_row(scheme: str, tmp_path: Path) -> None:
+    case = NETWORKS["tokens"]
+    program = float_program(case)
+    int8 = prepare(int8_program(case, program, scheme))
+    rows, layer = program.get_parameter("words.weight").detach(), int8.get_submodule("words")
+    assert isinstance(layer, QuantizedEmbedding)
+    ids = torch.arange(50)
+    found = layer(ids)
+    assert torch.equal(found, layer.weight.float() * layer.scale[:, None])
+    assert torch.equal(found[0], torch.zeros(16))
+    bound = rows.abs().amax(1, keepdim=True) / (127 if scheme == "int8-dynamic" else 64)
+    assert bool(((found - rows).abs() <= bound).all())
+    places = int8.get_submodule("places").weight
+    assert int(places.abs().amax(1).min()) == 127  # nothing multiplies them, so that no bound holds them
+    with torch.inference_mode():
+        assert sqnr(program(samples(case)), int8(samples(case))) > case.decibels
+
+
+def test_an_embedding_and_the_layer_that_has_its_weight_store_it_once(tmp_path: Path) -> None:
+    case = NETWORKS["tokens"]
+    int8 = int8_program(case, float_program(case))
+    written = write_program(int8, tmp_path / "net.safetensors")
+    for made in (int8, read_program(written.path)):
+        assert made.words.weight is made.head.weight  # type: ignore[union-attr]
+        assert made.words.scale is made.head.scale  # type: ignore[union-attr]
+        assert never_saturates(made.head.weight)  # type: ignore[arg-type, union-attr]
+    with safe_open(written.path, "pt") as file:
+        assert len({"words.weight", "head.weight"} & set(file.keys())) == 1
+
+
+def test_an_embedding_that_changes_its_rows_stays_float() -> None:
+    net = nn.Sequential(nn.Embedding(50, 8, max_norm=1.0), nn.Linear(8, 4))
+    case = Case(lambda: net, (9,), {}, tokens=50)
+    covered = coverage(int8_program(case, float_program(case)))
+    assert [(layer.name, layer.reason) for layer in covered.layers if not layer.compressed] == [
+        ("0", "changes its rows when they are read (max_norm)")
+    ]
 
 
 def test_the_scheme_lists_the_kinds_that_have_a_form() -> None:

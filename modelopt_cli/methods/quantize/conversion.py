@@ -75,6 +75,8 @@ class _Converter:
         self.graph = fx.Graph()
         self.new_modules: dict[str, nn.Module] = {}
         self.calls: dict[str, list[Weighted]] = {}
+        self.filled: dict[int, list[Weighted]] = {}
+        self.tied = _layers_by_weight(program, plan)
         self.uint8: dict[fx.Node, fx.Node] = {}
         self.real: dict[fx.Node, Any] = {}
 
@@ -103,6 +105,8 @@ class _Converter:
             self._emit_pass(node)
         elif not self._becomes_quantized_mul(node):
             self.real[node] = self.graph.node_copy(node, self._shape_or_real(role))
+            if node in self.plan.stored and str(node.target) not in self.new_modules:
+                self.new_modules[str(node.target)] = self._stored(str(node.target))
 
     def _shape_or_real(self, role: Role | None) -> Any:
         def either(node: fx.Node) -> Any:
@@ -166,12 +170,30 @@ class _Converter:
         call = self._module(name, layer, *args, like=unit.head)
         (self.real if target is None else self.uint8)[output] = call
 
+    def _stored(self, name: str) -> Weighted:
+        """The int8 form of a layer that multiplies nothing, the same for all its calls."""
+        layer = LAYER_FORMS[type(self.modules[name])].make(self.modules[name])
+        self._fill(name, layer)
+        return layer
+
+    def _fill(self, name: str, layer: Weighted) -> None:
+        """Round the weight of a float layer into an int8 one; tied weights are rounded once."""
+        module = self.modules[name]
+        tied = self.filled.setdefault(id(module.weight), [])
+        bounded = any(LAYER_FORMS[type(other)].multiplies for other in self.tied[id(module.weight)])
+        fill(layer, module, shared=f"{name}.weight" in self.shared, bounded=bounded)
+        alike = (other for other in tied if torch.equal(other.weight, layer.weight))
+        first = next((other for other in alike if torch.equal(other.scale, layer.scale)), None)
+        if first is not None:
+            layer.weight, layer.scale = first.weight, first.scale
+        tied.append(layer)
+
     def _as_call(self, name: str, layer: Weighted) -> str:
         """Give the int8 form of a call its tensors, the same for all calls of a layer. Returns its name."""
         calls = self.calls.setdefault(name, [])
         calls.append(layer)
         if len(calls) == 1:
-            fill(layer, self.modules[name], shared=f"{name}.weight" in self.shared)
+            self._fill(name, layer)
             return name
         layer.share_tensors(calls[0])
         names = (call_name(name, number) for number in itertools.count(len(calls)))
@@ -209,10 +231,28 @@ class _Converter:
         return self.uint8[node] if node in self.uint8 else self._real(node)
 
 
-def fill(layer: Weighted, module: Any, *, shared: bool = False) -> None:
-    """Round the weight of a float layer into an int8 one; equal values of a shared one stay equal."""
+def _layers_by_weight(program: Program, plan: PrecisionPlan) -> dict[int, list[nn.Module]]:
+    """The layers that become int8, by their weights: tied ones have the same."""
+    heads = {str(unit.head.target) for unit in plan.layers.values()} | {str(n.target) for n in plan.stored}
+    found: dict[int, list[nn.Module]] = {}
+    for name in heads:
+        layer = program.get_submodule(name)
+        found.setdefault(id(layer.weight), []).append(layer)
+    return found
+
+
+def fill(layer: Weighted, module: Any, *, shared: bool = False, bounded: bool = True) -> None:
+    """Round the weight of a float layer into an int8 one.
+
+    Args:
+        layer: gets the tensors.
+        module: has them.
+        shared: equal values stay equal.
+        bounded: the weight is multiplied as integers and keeps to the bound of ``kernels.saturation``.
+    """
     weight = layer.turned(module.weight.detach())
-    values, scale = quantize_weight(weight, getattr(module, "groups", 1), shared=shared)
+    groups = getattr(module, "groups", 1)
+    values, scale = quantize_weight(weight, groups, exact_everywhere=bounded, shared=shared)
     layer.weight.copy_(layer.turned(values))
     layer.scale.copy_(scale)
     if layer.bias is not None:

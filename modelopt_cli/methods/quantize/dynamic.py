@@ -1,4 +1,4 @@
-"""Dynamic int8: linear layers whose inputs are rounded at every call, by their own range."""
+"""Dynamic int8: embeddings, and linear layers whose inputs are rounded at every call, by their own range."""
 
 import copy
 
@@ -8,13 +8,14 @@ from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.quantize.candidates import select_candidates, shared_weights
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import fill
+from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
 from modelopt_cli.program import Program
 from modelopt_cli.program.layered import layered
-from modelopt_cli.program.quantized import DynamicLinear
+from modelopt_cli.program.quantized import DynamicLinear, Weighted
 
 
 def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context) -> MethodResult:
-    """Replace the linear layers of a Program by dynamic int8 ones.
+    """Replace the linear layers of a Program by dynamic int8 ones, and its embeddings by int8 ones.
 
     Raises:
         UsageError: a glob matches no layer.
@@ -24,15 +25,24 @@ def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context)
     selected, skipped = select_candidates(ready, config, _obstacle)
     shared = shared_weights(program, ready)
     for name in selected:
-        linear = ready.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        layer = DynamicLinear(linear.in_features, linear.out_features, linear.bias is not None)
-        fill(layer, linear, shared=f"{name}.weight" in shared)
+        module = ready.get_submodule(name)
+        layer, multiplies = _int8_form(module)
+        fill(layer, module, shared=f"{name}.weight" in shared, bounded=multiplies)
         ready.set_submodule(name, layer)
     return MethodResult(ready.eval(), skipped)
+
+
+def _int8_form(module: nn.Module) -> tuple[Weighted, bool]:
+    """The int8 layer of a float one, its tensors still to be filled, and whether it multiplies integers."""
+    if isinstance(module, nn.Linear):
+        return DynamicLinear(module.in_features, module.out_features, module.bias is not None), True
+    return LAYER_FORMS[type(module)].make(module), False
 
 
 def _obstacle(module: nn.Module) -> str | None:
     if isinstance(module, nn.Linear):
         return None
-    return f"dynamic int8 serves Linear, not {type(module).__name__}"
+    form = LAYER_FORMS.get(type(module))
+    if form is not None and not form.multiplies:
+        return form.obstacle(module)
+    return f"dynamic int8 serves Linear and Embedding, not {type(module).__name__}"

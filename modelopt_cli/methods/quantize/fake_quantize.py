@@ -123,14 +123,10 @@ class Latent(nn.Module):
 
     def _adopt(self, like: Any, weight: Tensor, scale: Tensor, form: LatentForm) -> None:
         self.weight = nn.Parameter(weight.detach().clone())
-        self.bias = None if like.bias is None else nn.Parameter(like.bias.detach().clone())
+        bias = getattr(like, "bias", None)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         self.register_buffer("scale", scale.detach().clone())
         self.form = form
-
-    def share_tensors(self, first: "Latent") -> None:
-        """Learn and compute with the tensors of another layer, of which this one is a further call."""
-        self._parameters.update(first._parameters)
-        self._buffers.update(first._buffers)
 
     def turned(self, weight: Tensor) -> Tensor:
         """The weight with its output channels first, and back; as ``Weighted.turned``."""
@@ -253,6 +249,25 @@ class LatentLinear(Latent, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         x = fake_quantize_dynamic(input) if self.form.dynamic else input
         return self._finish(F.linear(x, self.rounded(), self.bias))
+
+
+class LatentEmbedding(Latent, nn.Embedding):
+    """An embedding.
+
+    Args:
+        like: has its sizes.
+        weight: float32 ``(V, E)``.
+        scale: of the steps of each row, float32 ``(V,)``.
+        form: the rest.
+    """
+
+    def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: LatentForm) -> None:
+        with torch.device("meta"):
+            nn.Embedding.__init__(self, like.num_embeddings, like.embedding_dim)
+        self._adopt(like, weight, scale, form)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.embedding(input, self.rounded())
 
 
 class FakeQuantized(nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 
 from modelopt_cli.kernels.lowering import overpadded
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import QuantizedLinear, Weighted
+from modelopt_cli.program.quantized import QuantizedEmbedding, QuantizedLinear, Weighted
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
@@ -41,15 +41,19 @@ class LayerForm:
     """The int8 form of a kind of layer.
 
     Attributes:
-        make: the int8 layer, its tensors still to be filled.
+        make: the int8 layer of a float one and, if it multiplies, its ``Precision``; its tensors are still to
+            be filled.
         obstacle: reason why a layer of the kind has none, or None where it has.
+        multiplies: it multiplies integers, so that its input is uint8 and its weight within the bound of
+            ``kernels.saturation``; else only the weight is int8, and its input what it is in float32.
         activations: those that it can apply itself.
         after_adding: those that it can apply after it has added a second tensor to its sums; none where it
             cannot add one.
     """
 
-    make: Callable[[Any, Precision], Weighted]
+    make: Callable[..., Weighted]
     obstacle: Callable[[Any], str | None] = lambda layer: None
+    multiplies: bool = True
     activations: frozenset[str] = frozenset()
     after_adding: frozenset[str] = frozenset()
 
@@ -61,7 +65,12 @@ def _convolution(kind: type[QuantizedConvolution]) -> LayerForm:
     def make(layer: Any, precision: Precision) -> QuantizedConvolution:
         return kind(**conv_options(layer), **vars(precision))
 
-    return LayerForm(make, _conv_obstacle, _AFTER_CONVOLUTIONS, frozenset({"none", "relu"}))
+    return LayerForm(
+        make,
+        _conv_obstacle,
+        activations=_AFTER_CONVOLUTIONS,
+        after_adding=frozenset({"none", "relu"}),
+    )
 
 
 def _conv_obstacle(layer: Any) -> str | None:
@@ -104,12 +113,21 @@ def _linear(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
     return QuantizedLinear(*sizes, precision.input, precision.output, precision.activation)
 
 
+def _embedding(layer: nn.Embedding) -> QuantizedEmbedding:
+    return QuantizedEmbedding(layer.num_embeddings, layer.embedding_dim)
+
+
+def _embedding_obstacle(layer: nn.Embedding) -> str | None:
+    return None if layer.max_norm is None else "changes its rows when they are read (max_norm)"
+
+
 LAYER_FORMS: dict[type[nn.Module], LayerForm] = {
     nn.Conv1d: _convolution(QuantizedConv1d),
     nn.Conv2d: _convolution(QuantizedConv2d),
     nn.ConvTranspose1d: _transposed(QuantizedConvTranspose1d),
     nn.ConvTranspose2d: _transposed(QuantizedConvTranspose2d),
     nn.Linear: LayerForm(_linear, activations=frozenset({"relu", "gelu"})),
+    nn.Embedding: LayerForm(_embedding, _embedding_obstacle, multiplies=False),
 }
 """Class of a float layer to its int8 form."""
 

@@ -45,6 +45,7 @@ class PrecisionPlan:
     Attributes:
         layers: units of quantized layers, by output node.
         adds: units of int8 additions, by output node.
+        stored: calls of layers that only have an int8 weight.
         roles: the role of every node outside units.
         int8: values that are uint8.
         inside: nodes that live on inside a unit and are no values of their own any more.
@@ -54,6 +55,7 @@ class PrecisionPlan:
 
     layers: dict[fx.Node, Unit] = field(default_factory=dict)
     adds: dict[fx.Node, Unit] = field(default_factory=dict)
+    stored: set[fx.Node] = field(default_factory=set)
     roles: dict[fx.Node, Role] = field(default_factory=dict)
     int8: set[fx.Node] = field(default_factory=set)
     inside: set[fx.Node] = field(default_factory=set)
@@ -87,7 +89,10 @@ def make_plan(program: Program, selected: set[str]) -> PrecisionPlan:
     plan, modules = PrecisionPlan(values=program_values(program, 1)), dict(program.named_modules())
     for node in program.graph.nodes:
         if node.op == "call_module" and node.target in selected:
-            _add_unit(plan, plan.layers, node, modules)
+            if LAYER_FORMS[type(modules[str(node.target)])].multiplies:
+                _add_unit(plan, plan.layers, node, modules)
+            else:
+                plan.stored.add(node)
     for node in program.graph.nodes:
         if node not in plan.inside and node not in plan.layers and node not in plan.adds:
             plan.roles[node] = role_of(node, modules, plan.values)

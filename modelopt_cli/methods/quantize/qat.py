@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from modelopt_cli.artifact.encodings import channel_scale, is_pruned
 from modelopt_cli.errors import UsageError
@@ -27,6 +27,7 @@ from modelopt_cli.methods.quantize.fake_quantize import (
     LatentConv2d,
     LatentConvTranspose1d,
     LatentConvTranspose2d,
+    LatentEmbedding,
     LatentForm,
     LatentLinear,
     Real,
@@ -35,7 +36,13 @@ from modelopt_cli.methods.quantize.roles import SHAPE_OPERATIONS
 from modelopt_cli.methods.share.config import was_shared
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.calls import operation
-from modelopt_cli.program.quantized import DynamicLinear, Quantized, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized import (
+    DynamicLinear,
+    Quantized,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    Weighted,
+)
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
@@ -50,7 +57,6 @@ from modelopt_cli.program.quantized_operations import (
     QuantizedMaxPool,
     QuantizedMul,
 )
-from modelopt_cli.program.weighted import further_calls
 
 _MAX_POOLS: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d}
 
@@ -82,12 +88,29 @@ def prepare(program: Program) -> Program:
         if form is not None:
             network.set_submodule(name, form)
             _forget_steps(network, f"{name}.weight")
-    latent = {name: form for name, form in network.named_modules() if isinstance(form, Latent)}
-    for name, first in further_calls(program).items():
-        latent[name].share_tensors(latent[first])
+    _tie(network, layers)
     if quantized:
         _real_zeros(network, layers)
     return network.train(program.training).requires_grad_(True)
+
+
+def _tie(network: Program, layers: Mapping[str, nn.Module]) -> None:
+    """Let layers learn the same tensors where their int8 forms have the same."""
+    first: dict[int, nn.Parameter | Tensor] = {}
+    for name, form in network.named_modules():
+        layer = layers.get(name)
+        if not isinstance(form, Latent) or not isinstance(layer, Weighted):
+            continue
+        bounded = any(id(other.weight) == id(layer.weight) for other in _multiplying(layers))
+        form.form = replace(form.form, bounded=form.form.bounded and bounded)
+        for own in ("weight", "scale", "bias"):
+            held = getattr(layer, own)
+            if held is not None:
+                setattr(form, own, first.setdefault(id(held), getattr(form, own)))
+
+
+def _multiplying(layers: Mapping[str, nn.Module]) -> list[Weighted]:
+    return [layer for layer in layers.values() if isinstance(layer, Weighted) and layer.multiplies]
 
 
 def convert(trained: Program, program: Program) -> Program:
@@ -139,6 +162,7 @@ _LATENT: dict[type[nn.Module], Callable[..., Latent]] = {
     QuantizedConvTranspose1d: LatentConvTranspose1d,
     QuantizedConvTranspose2d: LatentConvTranspose2d,
     **dict.fromkeys((nn.Linear, QuantizedLinear, DynamicLinear), LatentLinear),
+    QuantizedEmbedding: LatentEmbedding,
 }
 """Class of a layer, float or int8, to the class that is trained in its place."""
 
