@@ -11,17 +11,9 @@ import modelopt_cli as mo
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 
 
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    """The files that the page speaks of."""
+def test_the_examples_of_the_guide(tmp_path, monkeypatch):
+    """In an empty folder: the page makes the files that it speaks of."""
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-    base = mo.train(net, "base.safetensors", train="digits?split=train", epochs=1, evaluate=False)
-    mo.quantize(base.program, "base-int8.safetensors", calibration="digits?split=train", evaluate=False)
-
-
-def test_the_examples_of_the_guide(files):
     outcome = doctest.testfile(
         str(PAGE), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE, encoding="utf-8"
     )
