@@ -49,15 +49,18 @@ Batches = Any
 class Given:
     """Keyword arguments of every verb."""
 
-    data: Annotated[Batches, "Data to evaluate on, and never to train or choose by."] = None
+    data: Annotated[
+        Batches,
+        "Samples to evaluate on, not to train or choose by: batches (N, ...), a Dataset, a loader or a spec.",
+    ] = None
     example_inputs: Annotated[
         Tensor | tuple[Tensor, ...] | None,
-        "One batch: what a module takes, where neither it nor data say so.",
+        "One batch (N, ...), which says what a module takes where no data do.",
         EXAMPLE,
     ] = None
-    input_shape: Annotated[tuple[int, ...] | str | None, "Shape of one sample, without the batch.", SHAPE] = (
-        None
-    )
+    input_shape: Annotated[
+        tuple[int, ...] | str | None, "Shape of one sample, without the batch, such as (3, 224, 224).", SHAPE
+    ] = None
     arch: Annotated[str | None, "Architecture of a checkpoint that is not recognised.", ARCH] = None
     task: Annotated[str | None, "Task of the network, as on the command line.", TASK] = None
     output_name: Annotated[str | None, "Output that is judged and learned, of a network with several."] = None
@@ -86,7 +89,7 @@ class Calibrating:
 class Fitting:
     """Keyword arguments of verbs that train."""
 
-    train: Annotated[Batches, "Data to train on."] = None
+    train: Annotated[Batches, "Labelled samples to train on, in any form of data."] = None
     val: Annotated[Batches, "Data by which the best weights are chosen; never the test data."] = None
     run_dir: Annotated[AnyPath | None, "Folder of the log and of the state of an interrupted run."] = None
     resume: Annotated[bool, "Go on with an interrupted run, or start if there is none."] = False

@@ -59,7 +59,8 @@ def layers(configs: dict[str, Any], model: Model) -> list[Layer]:
         InputError: the model cannot be opened, its network does not run, or nothing says what its input is.
 
     Example:
-        >>> [layer.name for layer in mo.layers(model, example_inputs=batch)]  # doctest: +SKIP
+        >>> [(layer.name, layer.shape) for layer in mo.layers(model, example_inputs=batch)][1]
+        ('1', (16,))
     """
     with Workspace() as space:
         call = Call(configs, space)

@@ -49,8 +49,9 @@ def load(
         EnvironmentFailure: the device is not there.
 
     Example:
-        >>> program = mo.load("small.safetensors")  # doctest: +SKIP
-        >>> logits = program(torch.rand(1, *program.input.shape))  # doctest: +SKIP
+        >>> program = mo.load("base.safetensors")
+        >>> program(torch.rand(2, *program.input.shape)).shape
+        torch.Size([2, 10])
     """
     require_device(device)
     opened = _opened(Path(path), arch, _sample(input_shape, input_spec))
@@ -86,7 +87,7 @@ def load_network(
         EnvironmentFailure: the device is not there.
 
     Example:
-        >>> network = mo.load_network("net.pth", arch="net.py:make")  # doctest: +SKIP
+        >>> network = mo.load_network("net.pth", arch="net.py:make", input_shape=(1, 8, 8))
     """
     require_device(device)
     opened = _opened(Path(path), arch, _sample(input_shape, input_spec))
@@ -116,7 +117,8 @@ def load_state_dict(path: AnyPath) -> dict[str, Tensor]:
         EnvironmentFailure: it cannot be opened.
 
     Example:
-        >>> network.load_state_dict(mo.load_state_dict("weights-int8.safetensors"))  # doctest: +SKIP
+        >>> network.load_state_dict(mo.load_state_dict("net.pth"))
+        <All keys matched successfully>
     """
     path = Path(path)
     if (header := open_header(path)) is None:

@@ -51,7 +51,8 @@ def quantize(configs: dict[str, Any], model: Model, output: Output = None) -> Re
         NothingCompressed: not one layer could be quantized.
 
     Example:
-        >>> result = mo.quantize(model, calibration=loader, scheme="int8")  # doctest: +SKIP
+        >>> result = mo.quantize(model, calibration=loader, scheme="int8")
+        >>> logits = result.program(batch)
     """
     with Workspace() as space:
         return Call(configs, space).execute("quantize", model, output)
@@ -82,7 +83,9 @@ def prune(configs: dict[str, Any], model: Model, output: Output = None) -> Resul
         GateNotMet: the target cannot be reached, or nothing can be pruned.
 
     Example:
-        >>> result = mo.prune(model, flops=0.5, example_inputs=batch)  # doctest: +SKIP
+        >>> result = mo.prune(model, flops=0.5, example_inputs=batch)
+        >>> result.target.metric
+        'flops'
     """
     with Workspace() as space:
         return Call(configs, space).execute("prune", model, output)
@@ -104,7 +107,9 @@ def share(configs: dict[str, Any], model: Model, output: Output = None) -> Resul
         GateNotMet: the budget cannot be met, or nothing can be shared.
 
     Example:
-        >>> result = mo.share(model, bits=4, example_inputs=batch)  # doctest: +SKIP
+        >>> result = mo.share(model, bits=4, example_inputs=batch)
+        >>> len(result.state_dict()["1.weight"].unique()) <= 16
+        True
     """
     config, gates = configs["config"], configs["gates"]
     if config.max_drop is not None and configs["given"].data is not None and gates.max_drop is None:
@@ -122,7 +127,7 @@ def share(configs: dict[str, Any], model: Model, output: Output = None) -> Resul
         "writing": Writing,
         **MEASURING,
     },
-    HIDDEN,
+    (*HIDDEN, "distill_weight"),
     _TRAINING,
 )
 def distill(configs: dict[str, Any], teacher: Model, output: Output = None) -> Result:
@@ -139,7 +144,8 @@ def distill(configs: dict[str, Any], teacher: Model, output: Output = None) -> R
         InputError: a model, the data or an option cannot be used.
 
     Example:
-        >>> result = mo.distill(model, student="width:0.5", train=loader, epochs=5)  # doctest: +SKIP
+        >>> result = mo.distill(model, student="width:0.5", train=loader, epochs=5)
+        >>> student = result.program
     """
     learning: Learning = configs["learning"]
     with Workspace() as space:
@@ -167,7 +173,7 @@ def distill(configs: dict[str, Any], teacher: Model, output: Output = None) -> R
 
 @configured(
     {"fitting": Fitting, "training": TrainConfig, "writing": Writing, **MEASURING},
-    (*HIDDEN, "code"),
+    (*HIDDEN, "code", "teacher", "distill_weight", "temperature"),
     _TRAINING,
 )
 def train(configs: dict[str, Any], model: Model | None = None, output: Output = None) -> Result:
@@ -185,7 +191,9 @@ def train(configs: dict[str, Any], model: Model | None = None, output: Output = 
         InputError: the model, the data or an option cannot be used.
 
     Example:
-        >>> result = mo.train(arch="builtin:lenet5", train="digits?split=train", epochs=3)  # doctest: +SKIP
+        >>> result = mo.train(arch="builtin:lenet300", train="digits?split=train", epochs=1)
+        >>> result.trained.epochs
+        1
     """
     with Workspace() as space:
         return Call(configs, space).execute("train", model, output)
@@ -206,7 +214,9 @@ def evaluate(configs: dict[str, Any], models: Model | Iterable[Model]) -> Measur
         InputError: a model or the data cannot be used.
 
     Example:
-        >>> print(mo.evaluate(["base.safetensors", "int8.safetensors"], data="val/"))  # doctest: +SKIP
+        >>> table = mo.evaluate(["base.safetensors", "int8.safetensors"], data=loader, latency_runs=0)
+        >>> [model.accuracy.samples for model in table.models]
+        [32, 32]
     """
     with Workspace() as space:
         call = Call(configs, space)
@@ -242,7 +252,9 @@ def save(
         OutputError: the path must not be written to.
 
     Example:
-        >>> mo.save(result.program, "small.safetensors")  # doctest: +SKIP
+        >>> written = mo.save(result.program, "small.safetensors")
+        >>> written.path.name
+        'small.safetensors'
     """
     content = model.content if isinstance(model, Result) else model
     chosen: Code = code or (model.code if isinstance(model, Result) else PLAIN_CODE)

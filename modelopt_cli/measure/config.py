@@ -30,7 +30,7 @@ class EvalOptions(Config, title="Measuring"):
             model.
     """
 
-    baseline: int = 0
+    baseline: Annotated[int, "Index of the model that the others are compared with."] = 0
     batch_size: Annotated[
         int,
         Setting(
@@ -82,7 +82,9 @@ class EvalOptions(Config, title="Measuring"):
             "Device to run on.", metavar="cpu|cuda|cuda:N", parse=parse_device, title=_RUNNING, shared=True
         ),
     ] = "cpu"
-    memory: bool = True
+    memory: Annotated[
+        bool, "Measure peak memory and the time to load next to latency, in one process for each model."
+    ] = True
 
     def require_baseline(self, models: int) -> None:
         """Raise UsageError unless the baseline is one of so many models."""
@@ -264,7 +266,9 @@ class Gates(Config, title=GATES_TITLE):
     confident: Annotated[
         bool, Setting("Judge --max-drop by the upper end of its 95 % interval.", advanced=True)
     ] = False
-    judged: int | None = None
+    judged: Annotated[
+        int | None, "Index of the one model that is held against the limits; by default all."
+    ] = None
 
     def conflicts(self) -> Iterator[str]:
         """An interval of no limit."""

@@ -37,7 +37,7 @@ class Preprocess:
         UsageError: a value is of another type, or none that an image could be processed with.
 
     Example:
-        >>> Preprocess(resize=256, crop=224, mean=(0.5,) * 3, std=(0.5,) * 3).crop
+        >>> mo.Preprocess(resize=256, crop=224, mean=(0.5,) * 3, std=(0.5,) * 3).crop
         224
     """
 
@@ -72,7 +72,7 @@ class InputSpec:
         UsageError: a value is of another type, or the shape has a size below 1.
 
     Example:
-        >>> InputSpec([3, 224, 224]).shape
+        >>> mo.InputSpec([3, 224, 224]).shape
         (3, 224, 224)
     """
 

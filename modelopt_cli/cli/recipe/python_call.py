@@ -90,7 +90,9 @@ def run(
         GateNotMet: a step cannot reach its target.
 
     Example:
-        >>> print(mo.run("configs/deep-compression.yaml", "small.safetensors"))  # doctest: +SKIP
+        >>> table = mo.run("recipe.yaml", "small.safetensors", seed=1)
+        >>> len(table.models)
+        2
     """
     shared = {"checkpoint": checkpoint, "data": data, "seed": seed, "threads": threads, "device": device}
     words = [
