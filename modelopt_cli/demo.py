@@ -20,7 +20,7 @@ TEST = ("--data", "digits")
 def commands(folder: Path) -> list[list[str]]:
     """The command lines, in order; the last one shows the table."""
     trained, pruned, quantized = (
-        str(folder / f"digits{what}.safetensors") for what in ("", "-pruned", "-pruned-int8")
+        str(folder / f"digits{ending}.safetensors") for ending in ("", "-pruned", "-pruned-int8")
     )
     write = ["--no-eval", "--force", "-q", "-o"]
     tune = [*TRAIN, "--epochs", "4", "--batch-size", "32", "--lr", "0.02"]

@@ -116,8 +116,8 @@ class HeldFile:
         return self._error("was changed while it was read", where=str(self.path), hint=hint)
 
 
-def _state(found: os.stat_result) -> tuple[int, int, int, int]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def _state(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def require_writable(folder: Path) -> None:

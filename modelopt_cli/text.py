@@ -40,8 +40,8 @@ def typed_line(error: BaseException) -> str:
 def listing(names: Sequence[str], show: int = 3) -> str:
     """``a, b, c and 5 more``."""
     shown = ", ".join(short(name) for name in names[:show])
-    rest = len(names) - show
-    return f"{shown} and {rest} more" if rest > 0 else shown
+    hidden = len(names) - show
+    return f"{shown} and {hidden} more" if hidden > 0 else shown
 
 
 def _escape(char: str) -> str:

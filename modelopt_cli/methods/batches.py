@@ -25,10 +25,10 @@ def output_of(network: nn.Module, inputs: Inputs, device: str) -> Tensor:
         InputError: it returns none with a value for each sample.
     """
     outputs = call(network, to(inputs, device))
-    found = find_output(outputs, _NAMES)
-    if found is None or found.dim() == 0 or len(found) != batch_size(inputs):
+    output = find_output(outputs, _NAMES)
+    if output is None or output.dim() == 0 or len(output) != batch_size(inputs):
         raise InputError(f"returns {form_of(outputs)}, nothing for each sample", where="the network")
-    return found
+    return output
 
 
 def output_rows(network: nn.Module, inputs: Inputs, device: str) -> Tensor:

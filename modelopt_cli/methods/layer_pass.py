@@ -151,11 +151,11 @@ class LayerPass:
     def _advance(self, values: dict[fx.Node, Any], inputs: Inputs | None, start: int, stop: int) -> None:
         """Run the nodes from ``start`` to before ``stop``, dropping values after their last use."""
         self.interpreter.env = values
-        given = iter(() if inputs is None else tensors_of(inputs))
+        tensors = iter(() if inputs is None else tensors_of(inputs))
         last_uses = self.interpreter.user_to_last_uses
         with torch.no_grad():
             for node in self.nodes[start:stop]:
-                values[node] = next(given) if node.op == "placeholder" else self.interpreter.run_node(node)
+                values[node] = next(tensors) if node.op == "placeholder" else self.interpreter.run_node(node)
                 for unused in last_uses.get(node, ()):
                     del values[unused]
 

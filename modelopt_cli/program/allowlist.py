@@ -173,14 +173,14 @@ def function_name(function: Callable[..., Any]) -> str | None:
 
 def function_called(name: str) -> Callable[..., Any] | None:
     """The callable with this canonical name; None if there is none."""
-    found = FUNCTIONS.get(name)
+    function = FUNCTIONS.get(name)
     if (
-        found is None
+        function is None
         and name.removeprefix("torchvision.") in _TORCHVISION
         and name.startswith("torchvision.")
     ):
         return _torchvision(name.removeprefix("torchvision."))
-    return found
+    return function
 
 
 @cache

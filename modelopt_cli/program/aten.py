@@ -49,31 +49,35 @@ NOTHING = frozenset(
 def _renamed(name: str, **renamed: str) -> Row:
     """The same arguments, some under other names, to another operation."""
 
-    def row(write: Writer, given: Arguments) -> Any:
-        return write.call(name, **{renamed.get(key, key): value for key, value in given.items()})
+    def row(write: Writer, arguments: Arguments) -> Any:
+        return write.call(name, **{renamed.get(key, key): value for key, value in arguments.items()})
 
     return row
 
 
 def _only(name: str, *kept: str) -> Row:
     """Some of the arguments to another operation."""
-    return lambda write, given: write.call(name, **{key: given[key] for key in kept if key in given})
+    return lambda write, arguments: write.call(
+        name, **{key: arguments[key] for key in kept if key in arguments}
+    )
 
 
-def _same(write: Writer, given: Arguments) -> Any:
-    return given["input"]
+def _same(write: Writer, arguments: Arguments) -> Any:
+    return arguments["input"]
 
 
-def _slice(write: Writer, given: Arguments) -> Any:
-    start, end, step = given.get("start"), given.get("end"), given.get("step", 1)
+def _slice(write: Writer, arguments: Arguments) -> Any:
+    start, end, step = arguments.get("start"), arguments.get("end"), arguments.get("step", 1)
     start, end = None if start == 0 else start, None if end == _LAST else end
     if (start, end, step) == (None, None, 1):
-        return given["input"]
-    return _item(write, given["input"], given.get("dim", 0), slice(start, end, None if step == 1 else step))
+        return arguments["input"]
+    return _item(
+        write, arguments["input"], arguments.get("dim", 0), slice(start, end, None if step == 1 else step)
+    )
 
 
-def _select(write: Writer, given: Arguments) -> Any:
-    return _item(write, given["input"], given["dim"], given["index"])
+def _select(write: Writer, arguments: Arguments) -> Any:
+    return _item(write, arguments["input"], arguments["dim"], arguments["index"])
 
 
 def _item(write: Writer, tensor: Any, dim: int, part: Any) -> Any:
@@ -87,43 +91,45 @@ def _places(indices: Any) -> tuple[Any, ...]:
     return tuple(slice(None) if index is None else index for index in indices)
 
 
-def _index(write: Writer, given: Arguments) -> Any:
-    return write.call("getitem", input=given["input"], index=_places(given["indices"]))
+def _index(write: Writer, arguments: Arguments) -> Any:
+    return write.call("getitem", input=arguments["input"], index=_places(arguments["indices"]))
 
 
-def _index_put(write: Writer, given: Arguments) -> Any:
-    if given.get("accumulate"):
-        return write.call("index_put", **given)
+def _index_put(write: Writer, arguments: Arguments) -> Any:
+    if arguments.get("accumulate"):
+        return write.call("index_put", **arguments)
     return write.call(
-        "set_item", input=given["input"], index=_places(given["indices"]), value=given["values"]
+        "set_item", input=arguments["input"], index=_places(arguments["indices"]), value=arguments["values"]
     )
 
 
-def _index_put_in_place(write: Writer, given: Arguments) -> Any:
-    return write.call("copy_", input=given["input"], src=_index_put(write, given))
+def _index_put_in_place(write: Writer, arguments: Arguments) -> Any:
+    return write.call("copy_", input=arguments["input"], src=_index_put(write, arguments))
 
 
-def _to(write: Writer, given: Arguments) -> Any:
-    kept = {key: given[key] for key in ("input", "dtype", "other") if given.get(key) is not None}
-    return write.call("to", **kept) if len(kept) > 1 else given["input"]
+def _to(write: Writer, arguments: Arguments) -> Any:
+    kept = {key: arguments[key] for key in ("input", "dtype", "other") if arguments.get(key) is not None}
+    return write.call("to", **kept) if len(kept) > 1 else arguments["input"]
 
 
-def _embedding(write: Writer, given: Arguments) -> Any:
-    kept = {"input": given["indices"], "weight": given["weight"]}
-    if given.get("padding_idx", -1) >= 0:
-        kept["padding_idx"] = given["padding_idx"]
+def _embedding(write: Writer, arguments: Arguments) -> Any:
+    kept = {"input": arguments["indices"], "weight": arguments["weight"]}
+    if arguments.get("padding_idx", -1) >= 0:
+        kept["padding_idx"] = arguments["padding_idx"]
     return write.call("embedding", **kept)
 
 
 def _interpolate(mode: str, *, antialias: bool = False) -> Row:
-    def row(write: Writer, given: Arguments) -> Any:
-        size = given.get("output_size")
-        named: Arguments = {"size": tuple(size)} if size else {"scale_factor": tuple(given["scale_factors"])}
-        if given.get("align_corners"):
+    def row(write: Writer, arguments: Arguments) -> Any:
+        size = arguments.get("output_size")
+        named: Arguments = (
+            {"size": tuple(size)} if size else {"scale_factor": tuple(arguments["scale_factors"])}
+        )
+        if arguments.get("align_corners"):
             named["align_corners"] = True
         if antialias:
             named["antialias"] = True
-        return write.call("interpolate", input=given["input"], mode=mode, **named)
+        return write.call("interpolate", input=arguments["input"], mode=mode, **named)
 
     return row
 
@@ -131,11 +137,11 @@ def _interpolate(mode: str, *, antialias: bool = False) -> Row:
 def _filled(value: Any = None) -> Row:
     """A new tensor of a computed size, where the input is and of its type unless another is named."""
 
-    def row(write: Writer, given: Arguments) -> Any:
-        fill = given.get("fill_value", value)
-        dtype = given.get("dtype") or torch.tensor(0 if isinstance(fill, fx.Node) else fill).dtype
+    def row(write: Writer, arguments: Arguments) -> Any:
+        fill = arguments.get("fill_value", value)
+        dtype = arguments.get("dtype") or torch.tensor(0 if isinstance(fill, fx.Node) else fill).dtype
         return write.call(
-            "new_full", input=write.source, size=tuple(given["size"]), fill_value=fill, dtype=dtype
+            "new_full", input=write.source, size=tuple(arguments["size"]), fill_value=fill, dtype=dtype
         )
 
     return row
@@ -144,19 +150,19 @@ def _filled(value: Any = None) -> Row:
 def _on_device(name: str) -> Row:
     """A table of numbers, made where the input is."""
 
-    def row(write: Writer, given: Arguments) -> Any:
+    def row(write: Writer, arguments: Arguments) -> Any:
         device = write.call("getattr", input=write.source, name="device")
-        return write.call(name, **given, device=device)
+        return write.call(name, **arguments, device=device)
 
     return row
 
 
-def _einsum(write: Writer, given: Arguments) -> Any:
-    return write.call("einsum", equation=given["equation"], operands=tuple(given["tensors"]))
+def _einsum(write: Writer, arguments: Arguments) -> Any:
+    return write.call("einsum", equation=arguments["equation"], operands=tuple(arguments["tensors"]))
 
 
-def _number(write: Writer, given: Arguments) -> Any:
-    return _filled()(write, {"size": (), "fill_value": given["s"], "dtype": given.get("dtype")})
+def _number(write: Writer, arguments: Arguments) -> Any:
+    return _filled()(write, {"size": (), "fill_value": arguments["s"], "dtype": arguments.get("dtype")})
 
 
 # In place, these change what a tensor's sizes are, and what is read later is their result.

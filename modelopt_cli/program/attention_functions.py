@@ -83,14 +83,14 @@ def _projected(write: Writer, bound: Mapping[str, Any], values: Mapping[str, Any
         packed = write.add("call_function", F.linear, bound["query"], bound["in_proj_weight"], bias)
         parts = write.add("call_function", torch.chunk, packed, 3, -1)
         return [write.add("call_function", operator.getitem, parts, place) for place in range(3)]
-    found = []
+    projections = []
     for place, (letter, name) in enumerate(zip("qkv", ("query", "key", "value"), strict=True)):
         weight = bound[f"{letter}_proj_weight"]
         width = int(values[weight.name].shape[0])
         rows = slice(place * width, (place + 1) * width)
         part = None if bias is None else write.add("call_function", operator.getitem, bias, rows)
-        found.append(write.add("call_function", F.linear, bound[name], weight, part))
-    return found
+        projections.append(write.add("call_function", F.linear, bound[name], weight, part))
+    return projections
 
 
 def _by_head(write: Writer, part: fx.Node, heads: int) -> fx.Node:

@@ -84,11 +84,11 @@ class _Run:
 
     def all(self, graph: fx.Graph, inputs: Sequence[Tensor]) -> None:
         """Compute every node; only what a later one reads is kept."""
-        given = iter(inputs)
+        tensors = iter(inputs)
         for node in graph.nodes:
             self.node = node.name
             if node.op == "placeholder":
-                self._values[node] = next(given)
+                self._values[node] = next(tensors)
             elif node.op == "get_attr":
                 self._values[node] = self._fetched(str(node.target))
             elif node.op != "output":
@@ -198,10 +198,10 @@ def check_arguments(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         lengths = [len(value) for value in args if isinstance(value, tuple | list | str)]
         times = [value for value in args if isinstance(value, int)]
         _require(not lengths or not times or lengths[0] * times[0] <= MAX_LENGTH, "repeats a list too often")
-    tensor, *rest = [*args, *kwargs.values()] or [None]
+    tensor, *others = [*args, *kwargs.values()] or [None]
     if name in _SPLITTING and isinstance(tensor, Tensor):
         parts = max(tensor.shape, default=0)
-        asked = [value for value in rest if isinstance(value, int)]
+        asked = [value for value in others if isinstance(value, int)]
         if name == "split" and asked and asked[0] > 0:
             parts //= asked[0]
         _require(parts <= MAX_LENGTH, "splits a tensor into too many parts")

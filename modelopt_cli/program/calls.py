@@ -79,12 +79,12 @@ def source(node: fx.Node) -> Any:
 
 def values_of(named: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments with values in place of nodes."""
-    found = {}
+    known = {}
     for name, argument in named.items():
-        found[name] = fx.node.map_aggregate(
+        known[name] = fx.node.map_aggregate(
             argument, lambda a: values[a.name] if isinstance(a, fx.Node) else a
         )
-    return found
+    return known
 
 
 def compute(node: fx.Node, values: Mapping[str, Any]) -> Any:
@@ -143,12 +143,12 @@ def _bound_to(node: fx.Node) -> dict[str, Any] | None:
     named: dict[str, Any] = {"input": node.args[0], **node.kwargs}
     if "tensor" in named:
         named["other"] = named.pop("tensor")
-    rest = list(node.args[1:])
+    positional = list(node.args[1:])
     for name in ("device", "dtype", "other"):
-        if rest and _target_of_to(rest[0]) == name and name not in named:
-            named[name] = rest.pop(0)
-    named |= dict(zip(("non_blocking", "copy"), rest, strict=False))
-    return named if len(rest) <= 2 else None
+        if positional and _target_of_to(positional[0]) == name and name not in named:
+            named[name] = positional.pop(0)
+    named |= dict(zip(("non_blocking", "copy"), positional, strict=False))
+    return named if len(positional) <= 2 else None
 
 
 def _target_of_to(value: Any) -> str | None:

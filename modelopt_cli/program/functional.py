@@ -129,12 +129,12 @@ class _Functional:
     def _purified(self, node: fx.Node) -> Any:
         """Make the call an allocating one; returns its value on the meta device."""
         node.kwargs = {key: value for key, value in node.kwargs.items() if key not in ("inplace", "out")}
-        given = {key: value for key, value in arguments(node).items() if key not in ("inplace", "out")}
+        named = {key: value for key, value in arguments(node).items() if key not in ("inplace", "out")}
         if node.op == "call_method" and node.target in ASSIGNING:
-            value = given.get("src", given.get("value", 0))
-            rewrite(node, "set_item", {"input": given["input"], "index": ..., "value": value})
+            value = named.get("src", named.get("value", 0))
+            rewrite(node, "set_item", {"input": named["input"], "index": ..., "value": value})
         else:
-            rewrite(node, operation(node), given)
+            rewrite(node, operation(node), named)
 
         def read(argument: fx.Node) -> Any:
             return self.values[argument]
@@ -235,8 +235,8 @@ class _Functional:
             path.append(above)
         return path
 
-    def _refused(self, node: fx.Node, what: str) -> CaptureError:
-        return CaptureError(what, where=owner_of(node), hint=_HINT)
+    def _refused(self, node: fx.Node, problem: str) -> CaptureError:
+        return CaptureError(problem, where=owner_of(node), hint=_HINT)
 
 
 def _tensors(value: Any) -> list[Tensor]:

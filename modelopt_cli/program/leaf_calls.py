@@ -53,9 +53,9 @@ class LayerCall:
         own = [*self.layer.named_parameters(), *self.layer.named_buffers()]
         args, kwargs = filled(self.arguments, tensors, sizes)
         results = functional_call(self.layer, {name: mode.from_tensor(t) for name, t in own}, args, kwargs)
-        found: list[Tensor] = []
-        self.results = _emptied(results, found, [])
-        return [t.clone() if any(t is given for given in tensors) else t for t in found]
+        returned: list[Tensor] = []
+        self.results = _emptied(results, returned, [])
+        return [t.clone() if any(t is given for given in tensors) else t for t in returned]
 
 
 _calls: list[LayerCall] = []

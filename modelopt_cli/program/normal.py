@@ -105,11 +105,11 @@ def _spread(graph: fx.Graph, node: fx.Node, value: Any) -> Any:
 def _replace_part(node: fx.Node, parts: dict[fx.Node, tuple[Any, ...]]) -> None:
     """Let readers of a part of a tuple read that part; a slice of a tuple is its parts."""
     bound = arguments(node)
-    found = parts[bound["input"]][bound["index"]]
-    if isinstance(found, tuple):
-        parts[node] = found
+    part = parts[bound["input"]][bound["index"]]
+    if isinstance(part, tuple):
+        parts[node] = part
     else:
-        node.replace_all_uses_with(found)
+        node.replace_all_uses_with(part)
 
 
 def _replaced(parts: Mapping[fx.Node, Any], node: fx.Node) -> Any:

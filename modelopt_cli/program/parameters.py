@@ -81,19 +81,19 @@ def bind(
         kwargs: by name.
     """
     for signature in signatures:
-        given = [args, *_gathered(signature, args)]
-        for places in given:
+        ways = [args, *_gathered(signature, args)]
+        for places in ways:
             bound = _bind(signature, places, kwargs)
             if bound is not None:
                 return bound
     return None
 
 
-def defaults(signatures: tuple[Signature, ...], given: Mapping[str, Any]) -> dict[str, Any]:
+def defaults(signatures: tuple[Signature, ...], named: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of the parameters that a call leaves out, from the first signature that fits it."""
     for signature in signatures:
-        if _bind(signature, (), given) is not None:
-            return {p.name: p.default for p in signature if not p.required and p.name not in given}
+        if _bind(signature, (), named) is not None:
+            return {p.name: p.default for p in signature if not p.required and p.name not in named}
     return {}
 
 
@@ -127,10 +127,10 @@ def is_variadic(function: Callable[..., Any]) -> bool:
 def of_method(name: str) -> tuple[Signature, ...]:
     """The signatures of a tensor method, the tensor among its parameters as ``input``."""
     if name in _METHODS:
-        first, *rest = _METHODS[name]
+        first, *others = _METHODS[name]
         required = name == "where"
         default = _REQUIRED if required else None
-        return ((Parameter(first), *(Parameter(p, default=default) for p in rest)),)
+        return ((Parameter(first), *(Parameter(p, default=default) for p in others)),)
     method = getattr(torch.Tensor, name, None)
     if inspect.isfunction(method) and name != "unflatten":
         plain = _of_python(inspect.signature(method))
@@ -154,8 +154,8 @@ def _of_python(signature: inspect.Signature) -> Signature:
 
 def _of_schemas(name: str | None) -> tuple[Signature, ...]:
     schemas = torch._C._jit_get_schemas_for_operator(name) if name else []
-    found = [_of_schema(schema) for schema in schemas if _is_for_tensors(schema)]
-    return tuple(dict.fromkeys(found))
+    signatures = [_of_schema(schema) for schema in schemas if _is_for_tensors(schema)]
+    return tuple(dict.fromkeys(signatures))
 
 
 def _is_for_tensors(schema: Any) -> bool:

@@ -217,8 +217,8 @@ _AVERAGES: dict[int, Any] = {
 
 def _average_fields(rank: int) -> str:
     sizes = f"output_size:targetsx{rank}? kernel_size:countsx{rank}? stride:countsx{rank}?"
-    rest = f"padding:sizesx{rank} ceil_mode:bool count_include_pad:bool keepdim:bool"
-    return f"input:q output:q {sizes} {rest}"
+    options = f"padding:sizesx{rank} ceil_mode:bool count_include_pad:bool keepdim:bool"
+    return f"input:q output:q {sizes} {options}"
 
 
 class QuantizedAvgPool1d(QuantizedAvgPool):

@@ -73,8 +73,8 @@ def described_layer(node: fx.Node, weight: Any, owner: nn.Module | None = None) 
         owner: the module that has that, where one is known.
     """
     describe = _DESCRIBED.get(operation(node))
-    found = None if describe is None else describe(weight, arguments(node), owner)
-    return None if found is None or _is_computed(found[1]) else found
+    description = None if describe is None else describe(weight, arguments(node), owner)
+    return None if description is None or _is_computed(description[1]) else description
 
 
 def _recognise(node: fx.Node, root: nn.Module) -> _Call | None:
@@ -90,8 +90,8 @@ def _recognise(node: fx.Node, root: nn.Module) -> _Call | None:
     if not layer:
         return None
     weight: Any = attrgetter(f"{layer}.weight")(root) if bound.get("weight") is not None else None
-    found = described_layer(node, weight, root.get_submodule(layer))
-    return None if found is None else _Call(node, layer, *found)
+    description = described_layer(node, weight, root.get_submodule(layer))
+    return None if description is None else _Call(node, layer, *description)
 
 
 def _path(argument: Any) -> str | None:

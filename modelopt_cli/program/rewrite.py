@@ -85,12 +85,12 @@ def read_elsewhere(program: Program) -> dict[str, str]:
     The graph may know a tied one by another name. What takes such a layer's place has to have them all.
     """
     fetched = {id(attrgetter(str(node.target))(program)) for node in program.graph.find_nodes(op="get_attr")}
-    found: dict[str, str] = {}
+    readers: dict[str, str] = {}
     for node in program.graph.find_nodes(op="call_module"):
         for name, tensor in program.get_submodule(str(node.target)).state_dict(keep_vars=True).items():
             if id(tensor) in fetched:
-                found.setdefault(str(node.target), name)
-    return found
+                readers.setdefault(str(node.target), name)
+    return readers
 
 
 def parts_of(program: Program, graph: fx.Graph, leaf: Callable[[str], nn.Module]) -> dict[str, Any]:

@@ -253,8 +253,8 @@ def _assign(
     return {p: parameter(tensors[p]) if kind == "parameter" else tensors[p] for p, kind in attributes.items()}
 
 
-def _fits(found: torch.dtype, wanted: torch.dtype, exact: bool) -> bool:
-    return found == wanted or (found.is_floating_point and wanted.is_floating_point and not exact)
+def _fits(stored: torch.dtype, wanted: torch.dtype, exact: bool) -> bool:
+    return stored == wanted or (stored.is_floating_point and wanted.is_floating_point and not exact)
 
 
 def _check_values(modules: Mapping[str, nn.Module]) -> None:

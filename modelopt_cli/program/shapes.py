@@ -57,8 +57,8 @@ class _Recorder(fx.Interpreter):
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
         """Arguments as in fx; whatever device is named is the meta device."""
-        found = super().fetch_args_kwargs_from_env(n)
-        return fx.node.map_aggregate(found, lambda a: _META if _is_device(a) else a)
+        fetched = super().fetch_args_kwargs_from_env(n)
+        return fx.node.map_aggregate(fetched, lambda a: _META if _is_device(a) else a)
 
     def run_node(self, n: fx.Node) -> Any:
         try:

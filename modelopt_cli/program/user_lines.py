@@ -27,10 +27,10 @@ def line_in(trace: str) -> str:
 def module_raised(error: BaseException, model: nn.Module) -> str:
     """The path of the innermost module of a network whose code an error came through; empty if none."""
     paths = {id(module): path for path, module in model.named_modules()}
-    found = [
+    running = [
         paths.get(id(frame.f_locals.get("self")), "") for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
-    return next((path for path in reversed(found) if path), "")
+    return next((path for path in reversed(running) if path), "")
 
 
 def shown_line(file: str, line: int | str | None) -> str:

@@ -40,16 +40,16 @@ def fetched_weights(program: Program) -> dict[str, torch.Tensor]:
     They have two or more dimensions, and are called ``weight`` or multiplied with something. A position
     embedding or a scale, which is not, is no weight.
     """
-    found: dict[str, torch.Tensor] = {}
+    weights: dict[str, torch.Tensor] = {}
     for node in program.graph.nodes:
         name = str(node.target)
-        if node.op != "get_attr" or name in found:
+        if node.op != "get_attr" or name in weights:
             continue
         tensor = attrgetter(name)(program)
         is_matrix = isinstance(tensor, nn.Parameter) and tensor.dim() > 1
         if is_matrix and (name.endswith(".weight") or _is_multiplied(node)):
-            found[name] = tensor
-    return found
+            weights[name] = tensor
+    return weights
 
 
 def _is_multiplied(node: fx.Node) -> bool:

@@ -52,12 +52,12 @@ def draw_curve(log: Path, path: Path, *, overlaid: Sequence[str] = (), force: bo
         EnvironmentFailure: matplotlib is missing; no space or no permission.
     """
     require_plots(path)
-    found = courses(read_metrics(log), overlaid)
-    panels = [panel for panel in _PANELS if panel[0] == "loss" or _is_known(panel[0], found)]
+    drawn = courses(read_metrics(log), overlaid)
+    panels = [panel for panel in _PANELS if panel[0] == "loss" or _is_known(panel[0], drawn)]
     figure = new_figure(_WIDTH_INCHES, _REST_INCHES + _PANEL_INCHES * len(panels))
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for each, (name, label) in zip(axes, panels, strict=True):
-        _draw(each, found, name)
+        _draw(each, drawn, name)
         each.set_ylabel(label)
     axes[-1].set_xlabel("epochs")
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
@@ -73,24 +73,24 @@ def courses(metrics: Sequence[dict[str, Any]], overlaid: Sequence[str] = ()) -> 
         metrics: the lines of a log.
         overlaid: as for :func:`draw_curve`.
     """
-    found: dict[str, Course] = {}
+    by_stage: dict[str, Course] = {}
     start = end = 0
     for line in metrics:
         stage = line["stage"]
-        if stage not in found:
-            found[stage] = Course(stage)
+        if stage not in by_stage:
+            by_stage[stage] = Course(stage)
             start = 0 if stage in overlaid else end
         place = start + line["epoch"]
-        found[stage].epochs.append(place)
+        by_stage[stage].epochs.append(place)
         end = end if stage in overlaid else place
-        for name, values in found[stage].figures.items():
+        for name, values in by_stage[stage].figures.items():
             value = line.get(name)
             values.append(nan if value is None else value)
-    return list(found.values())
+    return list(by_stage.values())
 
 
-def _draw(axes: Any, found: Sequence[Course], name: str) -> None:
-    for number, course in enumerate(found):
+def _draw(axes: Any, drawn: Sequence[Course], name: str) -> None:
+    for number, course in enumerate(drawn):
         style = _STYLES[number // 10 % len(_STYLES)]
         colour = f"C{number % 10}"
         axes.plot(course.epochs, course.figures[name], style, color=colour, marker=".", label=course.stage)
@@ -98,5 +98,5 @@ def _draw(axes: Any, found: Sequence[Course], name: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _is_known(name: str, found: Sequence[Course]) -> bool:
-    return any(value == value for course in found for value in course.figures[name])
+def _is_known(name: str, drawn: Sequence[Course]) -> bool:
+    return any(value == value for course in drawn for value in course.figures[name])

@@ -59,15 +59,15 @@ def json_text(evaluation: Evaluation) -> str:
 
 def _model(evaluation: Evaluation, number: int) -> dict[str, Any]:
     model = evaluation.models[number]
-    found = next((each.fidelity for each in evaluation.comparisons if each.model == number), None)
+    fidelity = next((each.fidelity for each in evaluation.comparisons if each.model == number), None)
     fields = {"path": _text(model.path), **_fields(evaluation, model)}
     measured = model.accuracy.metrics if model.accuracy is not None else {}
     fields["metrics"] = {
         name: _number(value) for name, value in measured.items() if value is not None
     } or None
-    fields["fidelity"] = found and {
+    fields["fidelity"] = fidelity and {
         name: {output: _number(value) for output, value in values.items()}
-        for name, values in vars(found).items()
+        for name, values in vars(fidelity).items()
     }
     return fields
 
@@ -75,8 +75,8 @@ def _model(evaluation: Evaluation, number: int) -> dict[str, Any]:
 def _comparison(evaluation: Evaluation, comparison: Comparison) -> dict[str, Any]:
     ends = ("drop", "low", "high")
     drops = {
-        name: {end: _number(getattr(found, end)) for end in ends}
-        for name, found in comparison.differences.items()
+        name: {end: _number(getattr(difference, end)) for end in ends}
+        for name, difference in comparison.differences.items()
     }
     return {**_fields(evaluation, evaluation.models[comparison.model], comparison), "drops": drops or None}
 

@@ -44,8 +44,8 @@ def _least(values: Mapping[str, float], of: Callable[[Iterable[str]], str], digi
 def _of_fidelity(comparison: Comparison, name: str) -> Mapping[str, float] | None:
     if comparison.fidelity is None:
         return None
-    found: Mapping[str, float] = getattr(comparison.fidelity, name)
-    return found or None
+    by_output: Mapping[str, float] = getattr(comparison.fidelity, name)
+    return by_output or None
 
 
 def _least_figure(

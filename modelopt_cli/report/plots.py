@@ -101,8 +101,8 @@ def _cell(part: Sensitivity, column: int) -> tuple[float, str]:
 
 
 def _limits(table: Sequence[Sensitivity]) -> tuple[float, float]:
-    found = [point.divergence for part in table for point in part.points]
-    finite = [value for value in found if 0 < value < float("inf")]
+    divergences = [point.divergence for part in table for point in part.points]
+    finite = [value for value in divergences if 0 < value < float("inf")]
     low, high = min(finite, default=1e-6), max(finite, default=1.0)
     return max(low, 1e-6 * high), high * 1.0001
 

@@ -122,10 +122,10 @@ def judged(outputs: Any, boxes: Targets, inputs: Any) -> list[Detections]:
         InputError: it returns something else, or NaN.
     """
     require_coco()
-    found = [_finite(each) for each in _each(outputs, len(boxes), inputs)]
-    if len(found) != len(boxes):
-        raise InputError(f"returned boxes of {len(found)} images for {len(boxes)} samples")
-    return found
+    detections = [_finite(each) for each in _each(outputs, len(boxes), inputs)]
+    if len(detections) != len(boxes):
+        raise InputError(f"returned boxes of {len(detections)} images for {len(boxes)} samples")
+    return detections
 
 
 def _each(outputs: Any, samples: int, inputs: Any) -> Iterator[Detections]:
@@ -162,8 +162,8 @@ def _of_queries(logits: Tensor, centred: Tensor, inputs: Any) -> Iterator[Detect
     yield from map(Detections, pixels, scores, labels)
 
 
-def _finite(found: Detections) -> Detections:
-    boxes, scores, labels = (part.detach().cpu() for part in found)
+def _finite(detections: Detections) -> Detections:
+    boxes, scores, labels = (part.detach().cpu() for part in detections)
     if torch.isnan(boxes).any() or torch.isnan(scores).any():
         raise InputError("the network's output is not a number (NaN)", hint="check its weights")
     return Detections(boxes.double().reshape(-1, 4), scores.double(), labels.long())
@@ -197,7 +197,7 @@ class Match(NamedTuple):
     boxes: int
 
 
-def matches(found: list[Detections], wanted: list[dict[str, Tensor]]) -> list[dict[int, Match]]:
+def matches(detections: list[Detections], wanted: list[dict[str, Tensor]]) -> list[dict[int, Match]]:
     """What average precision needs of each image: the matches of each class."""
     make, judge = require_coco()
     truth = [
@@ -208,12 +208,12 @@ def matches(found: list[Detections], wanted: list[dict[str, Tensor]]) -> list[di
     places = [place for place, target in enumerate(wanted) for _ in range(len(target["labels"]))]
     guesses = [
         {"bbox": box, "category_id": label, "score": score}
-        for each in found
+        for each in detections
         for box, score, label in zip(
             _sides(each.boxes), each.scores.tolist(), each.labels.tolist(), strict=True
         )
     ]
-    sources = [place for place, each in enumerate(found) for _ in range(len(each.labels))]
+    sources = [place for place, each in enumerate(detections) for _ in range(len(each.labels))]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
         classes = sorted({entry["category_id"] for entry in (*truth, *guesses)})
         evaluation = judge(
@@ -335,18 +335,18 @@ def _of_class(ranking: Ranking, counts: Counts, ious: int) -> Values:
     for right, wrong in zip(ranking.right[:ious], ranking.wrong[:ious], strict=True):
         places = np.flatnonzero(right)
         if places.size:
-            found = picked[:, places].cumsum(1)
+            hits = picked[:, places].cumsum(1)
             missed = (picked * wrong).cumsum(1)[:, places]
-            total += _interpolated(found, missed, boxes)
+            total += _interpolated(hits, missed, boxes)
     with np.errstate(invalid="ignore"):
         return np.where(boxes > 0, total / ious, np.nan)
 
 
-def _interpolated(found: Counts, missed: Counts, boxes: Values) -> Values:
+def _interpolated(hits: Counts, missed: Counts, boxes: Values) -> Values:
     """Average precision from the right and the wrong ones up to each right one, ``(draws, places)``."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        recall = found / boxes[:, None]
-        precision = found / (found + missed + np.spacing(1))
+        recall = hits / boxes[:, None]
+        precision = hits / (hits + missed + np.spacing(1))
     best = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
     reached = np.searchsorted(RECALLS, recall.ravel(), side="right").reshape(recall.shape)
     return (np.diff(reached, axis=1, prepend=0) * best).sum(1) / len(RECALLS)  # type: ignore[no-any-return]

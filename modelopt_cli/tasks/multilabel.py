@@ -88,11 +88,11 @@ def average_precision(scores: NDArray[Any], positive: NDArray[Any], counts: Coun
     # The last of each run of equal scores, where all of them have been counted.
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     seen = picked.cumsum(1)[:, ends]
-    found = (picked * right).cumsum(1)[:, ends]
-    gained = np.diff(found, axis=1, prepend=0)
+    hits = (picked * right).cumsum(1)[:, ends]
+    gained = np.diff(hits, axis=1, prepend=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.where(seen > 0, found / seen, 0.0)
-        return (gained * precision).sum(1) / found[:, -1]  # type: ignore[no-any-return]
+        precision = np.where(seen > 0, hits / seen, 0.0)
+        return (gained * precision).sum(1) / hits[:, -1]  # type: ignore[no-any-return]
 
 
 def hits(logits: Tensor, rows: Tensor) -> Tensor:

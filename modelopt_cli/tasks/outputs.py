@@ -27,16 +27,16 @@ def find_output(outputs: Any, names: Sequence[str], wanted: str | None = None) -
     """
     if isinstance(outputs, Tensor) and wanted is None:
         return outputs
-    found = flatten(outputs)
+    by_name = flatten(outputs)
     if wanted is not None:
-        if wanted not in found:
-            hint = did_you_mean(wanted, found) or f"there are {', '.join(map(repr, found)) or 'none'}"
+        if wanted not in by_name:
+            hint = did_you_mean(wanted, by_name) or f"there are {', '.join(map(repr, by_name)) or 'none'}"
             raise UsageError(f"the network has no output {wanted!r}", where=option("output_name"), hint=hint)
-        return found[wanted]
+        return by_name[wanted]
     for name in names:
-        if name in found:
-            return found[name]
-    return next((tensor for tensor in found.values() if tensor.is_floating_point()), None)
+        if name in by_name:
+            return by_name[name]
+    return next((tensor for tensor in by_name.values() if tensor.is_floating_point()), None)
 
 
 def form_of(outputs: Any) -> str:

@@ -58,13 +58,13 @@ def scores(metric: Any, outputs: Any, wanted: Targets, samples: int) -> Tensor:
     Raises:
         InputError: it returns something else.
     """
-    found = metric(outputs, wanted)
+    result = metric(outputs, wanted)
     try:
-        numbers = torch.as_tensor(found).detach().double().cpu()
+        numbers = torch.as_tensor(result).detach().double().cpu()
     except (TypeError, ValueError, RuntimeError):
         numbers = torch.empty(0, 0)
     if numbers.shape != (samples,):
-        form = tuple(numbers.shape) if numbers.dim() != 2 else type(found).__name__
+        form = tuple(numbers.shape) if numbers.dim() != 2 else type(result).__name__
         raise InputError(
             f"the metric returned {form} for {samples} samples where one number for each should be"
         )

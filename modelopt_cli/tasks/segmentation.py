@@ -46,9 +46,9 @@ class MaskTargets(TargetFormat):
         unknown = (mask != self._ignore) & (mask < 0 if classes is None else (mask < 0) | (mask >= classes))
         if bool(unknown.any()):
             allowed = "0 and up" if classes is None else f"0..{classes - 1}"
-            found = int(mask[unknown][0])
+            class_ = int(mask[unknown][0])
             raise DataError(
-                f"mask holds class {found}, outside {allowed}", hint=f"{self._ignore} marks what is ignored"
+                f"mask holds class {class_}, outside {allowed}", hint=f"{self._ignore} marks what is ignored"
             )
         return mask.masked_fill(mask == self._ignore, IGNORED).to(torch.int16)
 

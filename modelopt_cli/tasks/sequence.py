@@ -104,8 +104,8 @@ def check_ids(targets: dict[str, Tensor], classes: int) -> None:
     outside = (targets["ids"] >= classes).any(1).nonzero() if targets["ids"].numel() else torch.empty(0)
     if outside.numel():
         place = int(outside[0])
-        found = int(targets["ids"][place].max())
-        raise Misfit(place, f"target holds class {found}, which is not among the network's {classes}")
+        largest = int(targets["ids"][place].max())
+        raise Misfit(place, f"target holds class {largest}, which is not among the network's {classes}")
 
 
 def errors(spoken: Spoken, targets: dict[str, Tensor]) -> Tensor:

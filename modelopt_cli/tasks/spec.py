@@ -59,8 +59,8 @@ class TaskSpec:
 
         if not self.row.outputs and self.output is None:
             return outputs
-        found = find_output(outputs, self.row.outputs, self.output)
-        return outputs if found is None else found
+        output = find_output(outputs, self.row.outputs, self.output)
+        return outputs if output is None else output
 
     def judged(self, outputs: Any, targets: "Targets", inputs: Any) -> Any:
         """What its metrics score, from all outputs for a batch; raises as ``Task.judged``."""
@@ -70,10 +70,10 @@ class TaskSpec:
         """Rows of logits ``(M, classes)``, of every sample, pixel or token; None where there are none."""
         from torch import Tensor
 
-        where, found = self.row.logits, self.find(outputs)
-        if where is None or not isinstance(found, Tensor) or found.dim() not in where.ranks:
+        where, output = self.row.logits, self.find(outputs)
+        if where is None or not isinstance(output, Tensor) or output.dim() not in where.ranks:
             return None
-        return found.movedim(where.axis, -1).flatten(0, -2)
+        return output.movedim(where.axis, -1).flatten(0, -2)
 
     def classes(self, outputs: Any) -> int | None:
         """Number of classes that the outputs tell apart; None where they stand for no probabilities."""

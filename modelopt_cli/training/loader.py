@@ -71,8 +71,8 @@ def steps_per_epoch(data: Data, batch_size: int) -> int:
             where=data.name,
             hint="give a dataset with __getitem__ and __len__",
         )
-    full, rest = divmod(data.size, batch_size)
-    return full + (rest > 1 or full == 0)
+    full, last_batch = divmod(data.size, batch_size)
+    return full + (last_batch > 1 or full == 0)
 
 
 def training_batches(

@@ -84,8 +84,8 @@ def _one_by_one(data: Data, workers: int) -> Kept:
         for kept, tensor in zip(tensors_of(inputs), tensors_of(some), strict=True):
             kept[len(targets) : len(targets) + len(tensor)] = tensor
         targets.extend(theirs)
-    whole = isinstance(data.targets, ClassTargets) or not data.gives_targets
-    return inputs, torch.tensor(list(map(int, targets)), dtype=torch.int64) if whole else targets
+    as_classes = isinstance(data.targets, ClassTargets) or not data.gives_targets
+    return inputs, torch.tensor(list(map(int, targets)), dtype=torch.int64) if as_classes else targets
 
 
 def _from_array(data: Data) -> Kept | None:

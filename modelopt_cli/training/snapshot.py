@@ -124,7 +124,7 @@ def _fill(network: nn.Module, saved: Mapping[str, Tensor]) -> None:
     put_tensors(saved, network)
 
 
-def _other(what: str) -> ArtifactError:
+def _other(difference: str) -> ArtifactError:
     return ArtifactError(
-        f"the saved training is another one, {what}", hint=f"start over with {option('force', True)}"
+        f"the saved training is another one, {difference}", hint=f"start over with {option('force', True)}"
     )

@@ -104,9 +104,9 @@ class Teacher:
             first = _laid_out(networks.pop(0), members[0], device)
             self._recorded = self._open.enter_context(recording(first, self._points))
             self._calls.append(first)
-        rest = members[len(self._calls) :]
-        fast = [_fastest(*each, device, amp) for each in zip(networks, rest, strict=True)]
-        for member, network, form in zip(rest, networks, fast, strict=True):
+        own = members[len(self._calls) :]
+        fast = [_fastest(*each, device, amp) for each in zip(networks, own, strict=True)]
+        for member, network, form in zip(own, networks, fast, strict=True):
             if form is None and on_note is not None:
                 on_note(f"{member.name}: its fastest form gives other outputs, so it runs as it is")
             self._calls.append(form or _laid_out(network, member, device))

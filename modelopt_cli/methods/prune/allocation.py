@@ -192,8 +192,10 @@ def lamp_scores(scores: Tensor) -> Tensor:
     """
     ordered, order = scores.double().sort(stable=True)
     energy = ordered.clamp(min=0)
-    rest = energy.flip(0).cumsum(0).flip(0)
-    lamp = (energy / rest).masked_fill(~(rest > 0), 0).masked_fill(ordered.isneginf(), float("-inf"))
+    remaining = energy.flip(0).cumsum(0).flip(0)
+    lamp = (
+        (energy / remaining).masked_fill(~(remaining > 0), 0).masked_fill(ordered.isneginf(), float("-inf"))
+    )
     return lamp.new_empty(lamp.shape).scatter_(0, order, lamp)
 
 

@@ -180,8 +180,8 @@ class _Layer:
 
     def _put_back(self, weight: Tensor, keep: Tensor) -> Tensor:
         if self.columns.order is not None:
-            back = self.columns.order.argsort()
-            weight, keep = weight[..., back], keep[..., back]
+            places = self.columns.order.argsort()
+            weight, keep = weight[..., places], keep[..., places]
         with torch.no_grad():
             self.module.weight.copy_(from_matrices(self.module, weight))
         return from_matrices(self.module, keep)

@@ -239,10 +239,10 @@ class _StatePruner:
 
     def _status(self, name: str, masks: Mapping[str, Tensor], pruned: Mapping[str, Tensor]) -> LayerStatus:
         layer, tensor, earlier = self.names[name], pruned[name], self.encodings.get(name)
-        left, size, before = count_nonzero(tensor), tensor.nbytes, codec_of(earlier)
+        kept, size, before = count_nonzero(tensor), tensor.nbytes, codec_of(earlier)
         fresh = name in masks and not masks[name].all()
-        if fresh and (not is_pruned(earlier) or left < count_nonzero(self.state[name])):
-            scheme = f"sparse {100 * (1 - left / tensor.numel()):.0f} %"
+        if fresh and (not is_pruned(earlier) or kept < count_nonzero(self.state[name])):
+            scheme = f"sparse {100 * (1 - kept / tensor.numel()):.0f} %"
             return LayerStatus(layer, "weight", True, scheme, bytes=size, before=before)
         allocated = f"allocation {self.config.chosen_allocation} takes nothing from it"
         why = self.reasons.get(layer, allocated)

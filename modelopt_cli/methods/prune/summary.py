@@ -61,9 +61,9 @@ def summary(
         old, new = _weights(before, layer.name), _weights(after, layer.name)
         if old:
             total, kept = sum(t.numel() for t in old), sum(map(count_nonzero, new))
-            left = tuple(new[0].shape) if new else None
+            shape = tuple(new[0].shape) if new else None
             layers.append(
-                PrunedLayer(layer.name, layer.kind, total, kept, tuple(old[0].shape), left, layer.reason)
+                PrunedLayer(layer.name, layer.kind, total, kept, tuple(old[0].shape), shape, layer.reason)
             )
     return tuple(layers)
 
@@ -95,9 +95,9 @@ def _thin(layer: PrunedLayer, least: float) -> str | None:
         return None
     names = ("inputs", "outputs") if layer.kind.startswith("ConvTranspose") else ("outputs", "inputs")
     sides = list(zip(names, layer.left, layer.shape, strict=False))
-    for name, left, before in (*sides, ("weights", layer.kept, layer.total)):
-        if left < least * before:
-            return f"{left:,} of {before:,} {name} of {layer.name}"
+    for name, kept, before in (*sides, ("weights", layer.kept, layer.total)):
+        if kept < least * before:
+            return f"{kept:,} of {before:,} {name} of {layer.name}"
     return None
 
 

@@ -34,14 +34,14 @@ def select_candidates(
     calls: dict[str, list[fx.Node]] = {}
     for node in program.graph.find_nodes(op="call_module"):
         calls.setdefault(str(node.target), []).append(node)
-    elsewhere, whole = read_elsewhere(program), undivided(program)
+    elsewhere, unsplit = read_elsewhere(program), undivided(program)
     reasons: dict[str, str] = {}
     able: list[str] = []
     for name in calls:
         module = program.get_submodule(name)
         if not isinstance(module, WEIGHTED_KINDS):
             continue
-        reason = f"attention {whole[name]}" if name in whole else obstacle(module)
+        reason = f"attention {unsplit[name]}" if name in unsplit else obstacle(module)
         if reason is None and (further := _further_arguments(calls[name], module)):
             reason = f"called with {further}"
         if reason is None and name in elsewhere:
@@ -62,15 +62,15 @@ def select_candidates(
 def _further_arguments(calls: list[fx.Node], module: nn.Module) -> str:
     """Arguments that a layer is called with besides its input, as transposed convolutions may be."""
     named = (list(arguments(call, module).items())[1:] for call in calls)
-    return " and ".join(dict.fromkeys(name for given in named for name, value in given if value is not None))
+    return " and ".join(dict.fromkeys(name for pairs in named for name, value in pairs if value is not None))
 
 
 def nothing_compressed(reasons: dict[str, str]) -> NothingCompressed:
     """The error that says why not one layer could be quantized."""
     name, reason = next(iter(reasons.items()), ("", ""))
-    what = f"no layer can be quantized ({name}: {reason})" if name else "no layer can be quantized"
+    problem = f"no layer can be quantized ({name}: {reason})" if name else "no layer can be quantized"
     options = f"{option('include')}, {option('exclude')} and {option('scheme')}"
-    return NothingCompressed(what, hint=f"nothing was written; see {options}")
+    return NothingCompressed(problem, hint=f"nothing was written; see {options}")
 
 
 def shared_weights(program: Program, split: Program) -> set[str]:

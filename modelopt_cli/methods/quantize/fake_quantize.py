@@ -141,8 +141,8 @@ class Latent(nn.Module):
     def rounded(self) -> Tensor:
         """The float32 values of the int8 weight."""
         latent = self.turned(self.weight)
-        found: Tensor = _RoundedWeight.apply(latent, self.scale, self.form.bounded)  # type: ignore[no-untyped-call]
-        return self.turned(found)
+        weight: Tensor = _RoundedWeight.apply(latent, self.scale, self.form.bounded)  # type: ignore[no-untyped-call]
+        return self.turned(weight)
 
     def _finish(self, y: Tensor) -> Tensor:
         y = ACTIVATIONS[self.form.activation](y)

@@ -79,8 +79,8 @@ def prepare(program: Program) -> Program:
     """
     quantized = is_quantized(program)
     if quantized and was_shared(program.history):
-        what = "were shared before they became int8, which training would undo"
-        raise UsageError(what, where="the weights", hint="train first, then share and quantize")
+        problem = "were shared before they became int8, which training would undo"
+        raise UsageError(problem, where="the weights", hint="train first, then share and quantize")
     network = copy.deepcopy(program)
     layers = dict(program.named_modules())
     for name, layer in layers.items():

@@ -65,9 +65,9 @@ def is_mul(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
 
 
 def _takes_two_tensors(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
-    given = arguments(node)
-    operands = [values.get(operand) for operand in given.values() if isinstance(operand, fx.Node)]
-    return len(given) == len(operands) == 2 and all(isinstance(value, Tensor) for value in operands)
+    named = arguments(node)
+    operands = [values.get(operand) for operand in named.values() if isinstance(operand, fx.Node)]
+    return len(named) == len(operands) == 2 and all(isinstance(value, Tensor) for value in operands)
 
 
 def role_of(node: fx.Node, modules: Mapping[str, nn.Module], values: Mapping[fx.Node, Any]) -> Role:
@@ -112,8 +112,8 @@ def _sizes(value: Any, rank: int) -> tuple[int, ...] | None:
     """One whole number for each dimension of space; None for anything else."""
     if isinstance(value, int):
         return (value,) * rank
-    whole = isinstance(value, tuple | list) and all(isinstance(v, int) for v in value)
-    return tuple(value) * (rank if len(value) == 1 else 1) if whole and len(value) in (1, rank) else None
+    integers = isinstance(value, tuple | list) and all(isinstance(v, int) for v in value)
+    return tuple(value) * (rank if len(value) == 1 else 1) if integers and len(value) in (1, rank) else None
 
 
 _MAX_POOLS: dict[type[nn.Module] | str, type[QuantizedMaxPool]] = {
@@ -147,16 +147,22 @@ def quantized_max_pool(node: fx.Node, modules: Mapping[str, nn.Module]) -> Quant
     pool = _MAX_POOLS.get(_called(node, modules))
     if pool is None:
         return None
-    given = _given(node, modules)
-    kernel = _sizes(given.get("kernel_size"), pool.rank)
-    stride = _sizes(given.get("stride"), pool.rank) or kernel
+    settings = _given(node, modules)
+    kernel = _sizes(settings.get("kernel_size"), pool.rank)
+    stride = _sizes(settings.get("stride"), pool.rank) or kernel
     padding, dilation = (
-        _sizes(given.get("padding", 0), pool.rank),
-        _sizes(given.get("dilation", 1), pool.rank),
+        _sizes(settings.get("padding", 0), pool.rank),
+        _sizes(settings.get("dilation", 1), pool.rank),
     )
-    if kernel is None or stride is None or padding is None or dilation is None or given.get("return_indices"):
+    if (
+        kernel is None
+        or stride is None
+        or padding is None
+        or dilation is None
+        or settings.get("return_indices")
+    ):
         return None
-    return pool(kernel, stride, padding, dilation, bool(given.get("ceil_mode", False)))
+    return pool(kernel, stride, padding, dilation, bool(settings.get("ceil_mode", False)))
 
 
 def avg_pool_options(
@@ -173,8 +179,8 @@ def avg_pool_options(
 
 def average_pool(options: Mapping[str, Any], before: QParams, after: QParams) -> QuantizedAvgPool:
     """The quantized pooling of these options."""
-    rest = {name: value for name, value in options.items() if name != "rank"}
-    return _AVERAGES[options["rank"]](before, after, **rest)
+    settings = {name: value for name, value in options.items() if name != "rank"}
+    return _AVERAGES[options["rank"]](before, after, **settings)
 
 
 def _adaptive(output_size: Any, rank: int) -> dict[str, Any] | None:
@@ -183,28 +189,28 @@ def _adaptive(output_size: Any, rank: int) -> dict[str, Any] | None:
     return {"rank": rank, "output_size": tuple(sizes)} if fits else None
 
 
-def _window(given: Mapping[str, Any], rank: int) -> dict[str, Any] | None:
-    kernel, padding = _sizes(given.get("kernel_size"), rank), _sizes(given.get("padding", 0), rank)
-    if kernel is None or padding is None or given.get("divisor_override") is not None:
+def _window(settings: Mapping[str, Any], rank: int) -> dict[str, Any] | None:
+    kernel, padding = _sizes(settings.get("kernel_size"), rank), _sizes(settings.get("padding", 0), rank)
+    if kernel is None or padding is None or settings.get("divisor_override") is not None:
         return None
     return {
         "rank": rank,
         "kernel_size": kernel,
-        "stride": _sizes(given.get("stride"), rank) or kernel,
+        "stride": _sizes(settings.get("stride"), rank) or kernel,
         "padding": padding,
-        "ceil_mode": bool(given.get("ceil_mode", False)),
-        "count_include_pad": bool(given.get("count_include_pad", True)),
+        "ceil_mode": bool(settings.get("ceil_mode", False)),
+        "count_include_pad": bool(settings.get("count_include_pad", True)),
     }
 
 
-def _mean(given: Mapping[str, Any], values: Mapping[fx.Node, Any]) -> dict[str, Any] | None:
+def _mean(settings: Mapping[str, Any], values: Mapping[fx.Node, Any]) -> dict[str, Any] | None:
     """The mean over all dimensions of space of a tensor ``(N, C, ...)``."""
-    value, dims = values.get(given["input"]), given.get("dim")
+    value, dims = values.get(settings["input"]), settings.get("dim")
     dims = [dims] if isinstance(dims, int) else dims
     rank = value.dim() - 2 if isinstance(value, Tensor) else 0
-    if rank not in _AVERAGES or not isinstance(dims, tuple | list) or given.get("dtype") is not None:
+    if rank not in _AVERAGES or not isinstance(dims, tuple | list) or settings.get("dtype") is not None:
         return None
     space = [*range(2, rank + 2)]
     if sorted(d % (rank + 2) for d in dims if isinstance(d, int)) != space or len(dims) != rank:
         return None
-    return {"rank": rank, "output_size": (1,) * rank, "keepdim": bool(given.get("keepdim", False))}
+    return {"rank": rank, "output_size": (1,) * rank, "keepdim": bool(settings.get("keepdim", False))}

@@ -117,5 +117,7 @@ def require_nonzero(name: str, before: Tensor, after: Tensor) -> None:
         UsageError: its values are too small for a scale in float32.
     """
     if not bool(after.any()) and bool(before.any()):
-        what = f"has values up to {float(before.abs().max()):.2g}, which int8 and a float32 scale cannot hold"
-        raise UsageError(what, where=name, hint=f"leave it out with {option('exclude', layer_of(name))}")
+        problem = (
+            f"has values up to {float(before.abs().max()):.2g}, which int8 and a float32 scale cannot hold"
+        )
+        raise UsageError(problem, where=name, hint=f"leave it out with {option('exclude', layer_of(name))}")

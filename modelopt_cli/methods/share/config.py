@@ -173,13 +173,13 @@ class ShareConfig(Config, title="Sharing"):
             yield f"{option('entries')}: must be at most {1 << most}, not {self.entries}"
 
     def _wrong_budget(self) -> Iterator[str]:
-        given = [option(name) for name in BUDGETS if getattr(self, name) is not None]
+        budgets = [option(name) for name in BUDGETS if getattr(self, name) is not None]
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             yield f"{option('max_drop')}: must be 0 to 100 points, not {self.max_drop:g}"
-        if given and not self.automatic:
-            yield f"{', '.join(given)} has no meaning without {option('bits', AUTO)}"
-        if self.automatic and len(given) > 1:
-            yield f"{', '.join(given)} exclude each other"
+        if budgets and not self.automatic:
+            yield f"{', '.join(budgets)} has no meaning without {option('bits', AUTO)}"
+        if self.automatic and len(budgets) > 1:
+            yield f"{', '.join(budgets)} exclude each other"
 
     def _wrong_with_auto(self, bits: str) -> Iterator[str]:
         if self.vector > 1 or self.scope != ShareConfig.scope or self.rate:

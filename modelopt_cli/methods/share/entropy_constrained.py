@@ -155,8 +155,8 @@ class _Source:
         self.fixed_zero, self.unimportant = fixed_zero, 0
         if weight is None:
             self.zeros = len(flat) - int(flat.count_nonzero()) if fixed_zero else 0
-            rest = self.zeros < len(flat)
-            self.classes = [_Class(points_of(flat, size, skip_zeros=fixed_zero))] if rest else []
+            any_nonzero = self.zeros < len(flat)
+            self.classes = [_Class(points_of(flat, size, skip_zeros=fixed_zero))] if any_nonzero else []
             return
         if len(flat) > SAMPLE:
             places = torch.randint(len(flat), (SAMPLE,), generator=torch.Generator().manual_seed(0))

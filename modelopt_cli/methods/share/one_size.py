@@ -95,8 +95,8 @@ def _layer_by_layer(
         return Weight(network.get_parameter(name).detach().cpu(), name in unpruned)
 
     # One codebook for all must be known before the first layer is changed.
-    whole = config.scope_row.whole_network
-    common = cluster_all({n: plain(n) for n in names}, config, context.seed) if whole else {}
+    together = config.scope_row.whole_network
+    common = cluster_all({n: plain(n) for n in names}, config, context.seed) if together else {}
     for layer in calibrated_layers(network, watchable(network, names), context, config.calibration_samples):
         name = layer.parameter
         curvature = layer.curvature()

@@ -210,7 +210,7 @@ def _outputs_by_class(trace: Trace) -> dict[int, list[int]]:
 
 def _members(trace: Trace, owner: Tensor, local: Tensor, count: int) -> list[list[Member]]:
     """The members of each group, in the order of the graph."""
-    found: list[list[Member]] = [[] for _ in range(count)]
+    members: list[list[Member]] = [[] for _ in range(count)]
     for slot in _once(trace.slots):
         roots = trace.ties.find(slot.line)
         group_of = torch.where(roots >= 0, owner[roots.clamp(min=0)], -1)
@@ -221,8 +221,8 @@ def _members(trace: Trace, owner: Tensor, local: Tensor, count: int) -> list[lis
             units = local[roots[positions]]
             order = units.argsort(stable=True)
             places = (positions[order], units[order])
-            found[number].append(Member(slot.tensor, slot.dim, slot.role, *places, slot.gates))
-    return found
+            members[number].append(Member(slot.tensor, slot.dim, slot.role, *places, slot.gates))
+    return members
 
 
 def _once(slots: Iterable[Slot]) -> list[Slot]:
@@ -247,11 +247,11 @@ def _frozen_layers(
         if bool((owner[roots] >= 0).any()):
             prunable.add(layer)
             continue
-        found = roots.unique().tolist()
+        own_roots = roots.unique().tolist()
         alone = "has one output channel" if len(roots) == 1 else "its channels can only stay or go together"
-        known = [table[root] for table in (reasons, notes) for root in found if root in table]
-        if not known and len(found) > 1:
-            known = [needed[root] for root in found if root in needed]
+        known = [table[root] for table in (reasons, notes) for root in own_roots if root in table]
+        if not known and len(own_roots) > 1:
+            known = [needed[root] for root in own_roots if root in needed]
         frozen.setdefault(layer, (known or [alone])[0])
     frozen = trace.whole | frozen
     return {layer: why for layer, why in frozen.items() if layer not in prunable}

@@ -68,11 +68,11 @@ def _slices(r: SmallerGraph, node: fx.Node, expected: Any) -> None:
             continue
         kept = r.remaining.kept_along(dense, dim)
         if kept is not None:
-            found = _among(part, kept, dense.shape[dim])
-            if found is None:
+            remaining = _among(part, kept, dense.shape[dim])
+            if remaining is None:
                 pick(r, node, expected)
                 return
-            parts[place] = found
+            parts[place] = remaining
         dim += 1
     node.args = (bound["input"], tuple(parts) if isinstance(index, tuple) else parts[0])
 
