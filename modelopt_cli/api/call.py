@@ -1,7 +1,7 @@
 """One call of the Python API: what was given, in the form that commands take."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from os import PathLike
@@ -21,7 +21,7 @@ from modelopt_cli.api.signatures import Instead
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.artifact.reader import open_artifact, program_in, tensors_in
 from modelopt_cli.data import PreprocessOverrides, open_data
-from modelopt_cli.data.config import parse_shape
+from modelopt_cli.data.config import as_image, parse_inputs
 from modelopt_cli.data.in_memory import as_samples
 from modelopt_cli.data.source import Samples
 from modelopt_cli.errors import UsageError
@@ -40,7 +40,7 @@ ARCH = Instead(
 )
 EXAMPLE = Instead(EXAMPLE_HINT)
 TASK = Instead(f"name it in a text, one of {', '.join(TASKS)}")
-SHAPE = Instead("give the shape of a sample, such as (3, 224, 224)")
+SHAPE = Instead("give the shape of a sample, such as (3, 224, 224), or several by the inputs' names")
 Batches = Any
 """A data spec, a Dataset, a DataLoader, or an iterable of batches; see ``data.in_memory.as_samples``."""
 
@@ -54,12 +54,14 @@ class Given:
         "Samples to evaluate on, not to train or choose by: batches (N, ...), a Dataset, a loader or a spec.",
     ] = None
     example_inputs: Annotated[
-        Tensor | tuple[Tensor, ...] | None,
-        "One batch (N, ...), which says what a module takes where no data do.",
+        Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | None,
+        "One batch (N, ...), or several by place or by name: what a module takes where no data say so.",
         EXAMPLE,
     ] = None
     input_shape: Annotated[
-        tuple[int, ...] | str | None, "Shape of one sample, without the batch, such as (3, 224, 224).", SHAPE
+        tuple[Any, ...] | str | Mapping[str, Any] | None,
+        "Shape of one sample, without the batch, such as (3, 224, 224); or of several inputs, by name.",
+        SHAPE,
     ] = None
     arch: Annotated[str | None, "Architecture of a checkpoint that is not recognised.", ARCH] = None
     task: Annotated[str | None, "Task of the network, as on the command line.", TASK] = None
@@ -114,7 +116,7 @@ MEASURING: dict[str, type[Any]] = {
     "preprocessing": PreprocessOverrides,
     "given": Given,
 }
-HIDDEN = ("shape", "dtype", "judged", "baseline")
+HIDDEN = ("sample", "judged", "baseline")
 
 
 class Call:
@@ -298,14 +300,26 @@ def content_of(path: Path) -> Program | artifact.TensorFile:
         return program_in(opened) if opened.document.program is not None else tensors_in(opened)
 
 
-def shaped(overrides: PreprocessOverrides, shape: Sequence[int] | str | None) -> PreprocessOverrides:
-    """The preprocessing with the shape of a sample; that of an image is its size and its channels."""
+def shaped(overrides: PreprocessOverrides, shape: Any) -> PreprocessOverrides:
+    """The preprocessing with the shapes of a sample; that of an image is its size and its channels."""
     if shape is None:
         return overrides
     try:
-        sizes, dtype = parse_shape(shape if isinstance(shape, str) else "x".join(map(str, shape)))
+        sample = parse_inputs(_shape_texts(shape))
     except (TypeError, ValueError):
         raise UsageError(f"{shape!r} is no shape", where="input_shape", hint=SHAPE.hint) from None
-    if dtype == "float32" and len(sizes) == 3 and sizes[0] in (1, 3):
-        return replace(overrides, input_size=sizes[1:], channels=sizes[0])
-    return replace(overrides, shape=sizes, dtype=None if dtype == "float32" else dtype)
+    if (form := as_image(sample)) is not None:
+        size, channels = form
+        return replace(overrides, input_size=size, channels=channels)
+    return replace(overrides, sample=sample)
+
+
+def _shape_texts(shape: Any) -> list[str]:
+    """Shapes as on the command line: of a text, of sizes, of several of either, also by name."""
+    if isinstance(shape, str):
+        return [shape]
+    if isinstance(shape, Mapping):
+        return [f"{name}={text}" for name, each in shape.items() for text in _shape_texts(each)]
+    if any(isinstance(each, str | Sequence) for each in shape):
+        return [text for each in shape for text in _shape_texts(each)]
+    return ["x".join(map(str, shape)) or "scalar"]

@@ -1,7 +1,7 @@
 """Models given as Python objects, which become files for as long as a command is at work."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -21,9 +21,9 @@ from modelopt_cli.measure import Evaluation
 from modelopt_cli.option_names import in_python
 from modelopt_cli.option_types import not_of_type
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.capture import capture, require_one_input
-from modelopt_cli.program.input_spec import InputType
-from modelopt_cli.program.inputs import Inputs
+from modelopt_cli.program.capture import capture, require_inputs
+from modelopt_cli.program.input_spec import INPUT_NAME, InputType, place_names
+from modelopt_cli.program.inputs import Inputs, make_inputs, named
 from modelopt_cli.program.samples import DTYPES
 from modelopt_cli.program.verification import random_input, require_runnable
 
@@ -109,7 +109,7 @@ class Workspace:
             artifact.write_program(model, path)
             return path
         if (taken := example()) is None:
-            hint = "give example_inputs, a tensor of one batch"
+            hint = "give example_inputs, one batch: a tensor, or several in a tuple or by name"
             raise ArchitectureError("nothing says what its input is", where=argument, hint=hint)
         try:
             artifact.write_program(capture(_in_float32(model), taken.sample), path)
@@ -144,44 +144,54 @@ class Workspace:
         return Measured.of(replace(evaluation, models=models, notes=notes))
 
 
-EXAMPLE_HINT = "give a tensor of one batch, such as torch.rand(1, 3, 224, 224)"
+EXAMPLE_HINT = "give one batch, such as torch.rand(1, 3, 224, 224), or several tensors in a tuple or by name"
 
 
-def example_like(example: Tensor | tuple[Tensor, ...] | None) -> Example | None:
+def example_like(example: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None) -> Example | None:
     """The batch that a user gives, and what a sample of it looks like.
 
     Args:
-        example: a tensor ``(N, ...)``, or a tuple of one; None.
+        example: a tensor ``(N, ...)``; several by place in a tuple or by name in a mapping; None.
 
     Raises:
-        UsageError: it is no batch, or holds several tensors.
+        UsageError: it is no batch, or several of different lengths.
     """
-    if isinstance(example, tuple):
-        if len(example) != 1:
-            problem = f"holds {len(example)} tensors, where a network takes one"
-            raise UsageError(problem, where="example_inputs", hint=EXAMPLE_HINT)
-        (example,) = example
     if example is None:
         return None
-    if example.dim() < 2:
-        problem = f"is a tensor of shape {tuple(example.shape)}, which is no batch"
-        raise UsageError(problem, where="example_inputs", hint=EXAMPLE_HINT)
-    dtype = next((name for name, known in DTYPES.items() if known == example.dtype), "float32")
-    sample = InputSpec(tuple(example.shape[1:]), dtype=cast(InputType, dtype))
-    return Example(sample, "example_inputs", example.to(DTYPES[sample.dtype]))
+    by_name = {INPUT_NAME: example} if isinstance(example, Tensor) else example
+    if not isinstance(by_name, Mapping):
+        by_name = dict(zip(place_names(len(by_name)), by_name, strict=True))
+    least = 2 if len(by_name) == 1 else 1  # the length of a sentence may come next to it
+    for each in by_name.values():
+        if each.dim() < least:
+            problem = f"is a tensor of shape {tuple(each.shape)}, which is no batch"
+            raise UsageError(problem, where="example_inputs", hint=EXAMPLE_HINT)
+    if len({len(each) for each in by_name.values()}) != 1:
+        counts = " and ".join(str(len(each)) for each in by_name.values()) or "no"
+        raise UsageError(f"has inputs of {counts} samples", where="example_inputs", hint=EXAMPLE_HINT)
+    first, *others = (_described(each, name) for name, each in by_name.items())
+    sample = replace(first, others=tuple(others))
+    batch = make_inputs(sample, lambda each: by_name[each.name].to(DTYPES[each.dtype]))
+    return Example(sample, "example_inputs", batch)
+
+
+def _described(example: Tensor, name: str) -> InputSpec:
+    dtype = next((known for known, each in DTYPES.items() if each == example.dtype), "float32")
+    return InputSpec(tuple(example.shape[1:]), dtype=cast(InputType, dtype), name=name)
 
 
 def _reason(model: nn.Module, example: Example, error: CaptureError) -> CaptureError:
     """Why a module cannot be traced, unless it cannot even run on the example, which is refused."""
     try:
-        require_one_input(model)
+        require_inputs(model, example.sample)
     except CaptureError as better:
         return better
     if any(each.is_meta for each in model.parameters()):
         return error
     try:
         network, batch = _in_float32(model), example.batch
-        require_runnable(network, random_input(network, example.sample, 2) if batch is None else batch)
+        batch = random_input(network, example.sample, 2) if batch is None else batch
+        require_runnable(network, named(batch, example.sample))
     except CaptureError as refusal:
         hint = "give samples such as the network takes"
         raise UsageError(refusal.message, where=example.argument, hint=hint) from error

@@ -20,8 +20,10 @@ def preprocessing_options() -> str:
 
 
 def describe_input(spec: InputSpec) -> str:
-    """Shape and preprocessing as one line."""
+    """Shape and preprocessing as one line; of several inputs their names, shapes and types."""
     shape = "x".join(map(str, spec.shape))
+    if spec.others:
+        return ", ".join(f"{each.name} {_shape_and_type(each)}" for each in spec.tensors)
     preprocess = spec.preprocess
     if preprocess is None:
         return shape
@@ -35,6 +37,11 @@ def describe_input(spec: InputSpec) -> str:
         steps.append(f"crop {preprocess.crop}")
     mean, std = (",".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
     return ", ".join([shape, *steps, f"mean {mean}", f"std {std}"])
+
+
+def _shape_and_type(spec: InputSpec) -> str:
+    shape = "x".join(map(str, spec.shape)) or "scalar"
+    return shape if spec.dtype == "float32" else f"{shape}:{spec.dtype}"
 
 
 def published_for(opened: Opened, preprocessing: PreprocessOverrides | None = None) -> str | None:
@@ -55,7 +62,7 @@ def _implied_by(opened: Opened, preprocessing: PreprocessOverrides | None) -> Ar
 def origin(opened: Opened, preprocessing: PreprocessOverrides | None) -> str:
     """The source of the input: the user, the file, a publication, an architecture or the data."""
     names = [name for name, value in vars(preprocessing or _NOTHING).items() if value is not None]
-    if "shape" in names:
+    if "sample" in names:
         return f"{option('input_shape')} given"
     options = [option(name) for name in names]
     base = _unless_given(opened, preprocessing)

@@ -104,7 +104,9 @@ def overridden(known: InputSpec | None, preprocessing: PreprocessOverrides | Non
     if preprocessing.sample is not None:
         return preprocessing.sample
     merged, shape = resolve_preprocess(known, preprocessing)
-    return InputSpec(shape, merged) if shape is not None else known
+    if shape is None:
+        return known
+    return InputSpec(shape, merged) if known is None else replace(known, shape=shape, preprocess=merged)
 
 
 def open_alone(

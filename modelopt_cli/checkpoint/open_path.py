@@ -177,12 +177,11 @@ def _captured(opened: Opened) -> Opened:
 
 def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | None, str | None]:
     """The module as a Program, or None and the reason why not."""
-    from modelopt_cli.program.capture import capture, require_one_input
+    from modelopt_cli.program.capture import capture
 
     if architecture.input is None:
         return None, f"{short(architecture.spec)} does not say what its input is; {shape_hint()}"
     try:
-        require_one_input(module)
         return capture(module, architecture.input, labels=architecture.labels, arch=architecture.spec), None
     except CaptureError as error:
         return None, f"the network cannot be traced: {error}"
@@ -195,7 +194,7 @@ def _open_artifact(header: Artifact, path: Path, arch: str | None, input_spec: I
         raise ArchitectureError("holds its own network", where=str(path), hint=f"leave {option('arch')} out")
     program = program_in(header)
     if input_spec is not None:
-        program.input = input_spec
+        program.input = program.input.with_samples_of(input_spec)
     return Opened(dict(program.state_dict()), True, header.sha256, program=program)
 
 

@@ -27,7 +27,7 @@ def inspect(
     arch: options.Arch = None,
     input_size: InputSize = None,
     channels: Channels = None,
-    input_shape: options.InputShape = None,
+    input_shape: options.InputShape = (),
 ) -> Work:
     """Show what a file holds: its tensors and its history.
 
@@ -38,7 +38,7 @@ def inspect(
         "arch": arch,
         "input_size": input_size,
         "channels": channels,
-        "input_shape": input_shape,
+        "input_shape": input_shape or None,
     }
     image = PreprocessOverrides(input_size=input_size, channels=channels)
     overrides = options.with_shape(reader, image, input_shape)

@@ -2,11 +2,11 @@
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, get_args
 
-from modelopt_cli.program.input_spec import InputSpec, InputType, Interpolation
+from modelopt_cli.program.input_spec import INPUT_NAME, InputSpec, InputType, Interpolation, place_names
 from modelopt_cli.settings import Config, Setting, fraction, not_one_of, option
 
 Size = tuple[int, int]
@@ -27,13 +27,42 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def parse_shape(text: str) -> tuple[tuple[int, ...], InputType]:
-    """``3x8x56x56`` or ``128:int64``: the shape of one sample and the type of its elements."""
+def parse_inputs(texts: Sequence[str]) -> InputSpec:
+    """What one sample is: ``3x8x56x56``, ``128:int64``, or of several inputs ``image=3x64x64,mask=77:int64``.
+
+    Args:
+        texts: each of one input or of several with commas between; ``scalar`` is the shape of a number.
+
+    Raises:
+        ValueError: says which of them is wrong.
+    """
+    given = [part for text in texts for part in text.split(",")]
+    inputs = [_parse_input(part, name) for part, name in zip(given, place_names(len(given)), strict=True)]
+    names = [each.name for each in inputs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"there are two inputs {twice!r}")
+    return replace(inputs[0], others=tuple(inputs[1:]))
+
+
+def _parse_input(text: str, name: str) -> InputSpec:
     size = r"[1-9]\d{0,5}"
-    match = re.fullmatch(rf"({size}(?:x{size}){{0,7}})(?::(\w+))?", text, re.ASCII)
+    match = re.fullmatch(
+        rf"(?:([A-Za-z_]\w*)=)?(scalar|{size}(?:x{size}){{0,7}})(?::(\w+))?", text.strip(), re.ASCII
+    )
     if match is None:
-        raise ValueError(f"'{text}' is not the shape of a sample, such as 3x224x224 or 128:int64")
-    return tuple(map(int, match[1].split("x"))), _input_type(match[2] or "float32")
+        raise ValueError(
+            f"'{text}' is not the shape of a sample, such as 3x224x224, 128:int64 or mask=77:int64"
+        )
+    shape = () if match[2] == "scalar" else tuple(map(int, match[2].split("x")))
+    return InputSpec(shape, dtype=_input_type(match[3] or "float32"), name=match[1] or name)
+
+
+def as_image(spec: InputSpec) -> tuple[Size, int] | None:
+    """Size and channels of the image that a network's one input may be; None where it is none."""
+    grey_or_colour = len(spec.shape) == 3 and spec.shape[0] in (1, 3)
+    if spec.others or spec.name != INPUT_NAME or spec.dtype != "float32" or not grey_or_colour:
+        return None
+    return (spec.shape[1], spec.shape[2]), spec.shape[0]
 
 
 def parse_resize(text: str) -> int | tuple[int, int]:
@@ -93,8 +122,7 @@ class PreprocessOverrides(Config, title=_TITLE):
     """Preprocessing that the user asks for; None leaves it to the network and the data.
 
     Attributes:
-        shape: of samples that are no images; then nothing else is given.
-        dtype: of their elements; None stands for float32.
+        sample: what one is, where samples are no images; then nothing else is given.
     """
 
     input_size: InputSize = None
@@ -137,8 +165,7 @@ class PreprocessOverrides(Config, title=_TITLE):
         Interpolation | None,
         Setting("Interpolation of the resize.", choices=INTERPOLATIONS, advanced=True),
     ] = None
-    shape: tuple[int, ...] | None = None
-    dtype: InputType | None = None
+    sample: InputSpec | None = None
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) is not None for field in fields(self))
@@ -147,11 +174,6 @@ class PreprocessOverrides(Config, title=_TITLE):
     def size(self) -> Size | None:
         """``input_size`` as height and width."""
         return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
-
-    @property
-    def sample(self) -> InputSpec | None:
-        """Shape and element type of samples that are no images, or None."""
-        return None if self.shape is None else InputSpec(self.shape, dtype=self.dtype or "float32")
 
     def conflicts(self) -> Iterator[str]:
         """Values that no image could be processed with."""

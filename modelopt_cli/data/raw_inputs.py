@@ -160,7 +160,7 @@ def check_input(tensor: Tensor, spec: InputSpec, *, ready: bool) -> Tensor:
         DataError: it is of another shape or type, or not finite.
     """
     of = f"input {spec.name} " if spec.name != INPUT_NAME else ""
-    if not fits(tuple(tensor.shape), spec):
+    if not spec.fits(tuple(tensor.shape)):
         got, want = ("x".join(map(str, s)) or "a scalar" for s in (tensor.shape, spec.shape))
         hint = (
             f"say with {option('input_shape')} what the network takes"
@@ -174,11 +174,3 @@ def check_input(tensor: Tensor, spec: InputSpec, *, ready: bool) -> Tensor:
     if tensor.dtype.is_floating_point > dtype.is_floating_point:
         raise DataError(f"{of}holds fractions, where {spec.dtype} is expected", hint="give whole numbers")
     return tensor.to(dtype)
-
-
-def fits(shape: tuple[int, ...], spec: InputSpec) -> bool:
-    """True if a sample may have this shape: that described, but for the sizes that are free."""
-    if len(shape) != len(spec.shape):
-        return False
-    sizes = enumerate(zip(shape, spec.shape, strict=True))
-    return all(own == size or (place in spec.free and own > 0) for place, (own, size) in sizes)

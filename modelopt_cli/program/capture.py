@@ -1,6 +1,5 @@
 """From any ``nn.Module`` to a Program."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,9 +16,10 @@ from modelopt_cli.program.dropout import recover_dropout
 from modelopt_cli.program.examples import ExampleTracer
 from modelopt_cli.program.exported import ExportTracer
 from modelopt_cli.program.fixed_sizes import fix_sizes
+from modelopt_cli.program.free_sizes import free_sizes
 from modelopt_cli.program.functional import allocating
 from modelopt_cli.program.input_spec import InputSpec, place_names
-from modelopt_cli.program.inputs import named, names_by_place
+from modelopt_cli.program.inputs import named, names_by_place, parameters_of, takes_names
 from modelopt_cli.program.kinds import share
 from modelopt_cli.program.nodes import check_outputs
 from modelopt_cli.program.normal import normalize
@@ -34,7 +34,8 @@ from modelopt_cli.program.serialization import require_readable, to_data
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.program.tracer import ProgramTracer
 from modelopt_cli.program.user_lines import line_raised
-from modelopt_cli.program.verification import compare, random_input, require_random_runnable
+from modelopt_cli.program.verification import agree_on, compare, random_input, require_random_runnable
+from modelopt_cli.settings import did_you_mean, option
 from modelopt_cli.text import first_line
 
 TRACED_BATCHES = (2, 3)
@@ -75,6 +76,7 @@ def capture(
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("TorchScript cannot be captured", hint="give the nn.Module it was made from")
     input_spec = _named_by(model, input_spec)
+    require_inputs(model, input_spec)
     examples = _examples(model, input_spec)
     failures: list[CaptureError] = []
     with evaluation_mode(model), torch.no_grad():
@@ -112,24 +114,28 @@ def _most_telling(failures: Sequence[CaptureError]) -> CaptureError:
     return failures[max(range(len(failures)), key=telling)]
 
 
-def require_one_input(model: nn.Module) -> None:
-    """Refuse a network that cannot be called with one tensor.
+def require_inputs(model: nn.Module, input_spec: InputSpec) -> None:
+    """Refuse a network whose ``forward`` asks for other inputs than are described.
 
     Raises:
-        CaptureError: names the inputs that its ``forward`` asks for.
+        CaptureError: names the inputs that it asks for, or the one that it does not know.
     """
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):  # not written in Python
+    forward, names = type(model).forward, tuple(each.name for each in input_spec.tensors)
+    parameters = parameters_of(forward)
+    variable = [p for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    needed = [p.name for p in parameters if p.default is p.empty and p not in variable]
+    by_name = takes_names(forward, names)
+    known = [p.name for p in parameters if p not in variable]
+    if known and not variable and not by_name and names != place_names(len(names)):
+        unknown = next(name for name in names if name not in known)
+        hint = did_you_mean(unknown, known) or f"it has {', '.join(known)}"
+        raise CaptureError(f"its forward has no input {unknown!r}", hint=hint)
+    if (set(needed) <= set(names)) if by_name else (len(needed) <= len(names)):
         return
-    needed = [
-        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    if len(needed) > 1:
-        raise CaptureError(
-            f"its forward needs {len(needed)} inputs ({', '.join(needed)}), and a sample is one",
-            hint="wrap it in a module that makes the others",
-        )
+    count = f"{len(needed)} input{'s' * (len(needed) != 1)} ({', '.join(needed)})"
+    given = f"{len(names)} {'are' if len(names) > 1 else 'is'} described"
+    described = option("input_shape", ",".join(f"{name}=SHAPE" for name in needed))
+    raise CaptureError(f"its forward needs {count}, and {given}", hint=f"describe all of them: {described}")
 
 
 def _named_by(model: nn.Module, input_spec: InputSpec) -> InputSpec:
@@ -181,6 +187,8 @@ def _attempt(
     _check_storable(program)
     if verify and not any(p.is_meta for p in model.parameters()):
         compare(program, model, input_spec, exact=tracer.exact)
+        agree = partial(agree_on, program, model, exact=tracer.exact)
+        program.input = free_sizes(input_spec, agree)
     return program
 
 

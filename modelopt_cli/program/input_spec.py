@@ -1,6 +1,6 @@
 """Shape, type and preprocessing of a Program's input."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from modelopt_cli.errors import UsageError
@@ -93,3 +93,23 @@ class InputSpec:
     def tensors(self) -> tuple["InputSpec", ...]:
         """All inputs, in order: this one and the others."""
         return (self, *self.others)
+
+    def with_samples_of(self, other: "InputSpec") -> "InputSpec":
+        """The same inputs, where samples look as ``other`` says: names and free sizes stay.
+
+        Another number of inputs makes it ``other``.
+        """
+        if len(self.tensors) != len(other.tensors):
+            return other
+        first, *others = (
+            replace(theirs, name=own.name, free=own.free, others=())
+            for own, theirs in zip(self.tensors, other.tensors, strict=True)
+        )
+        return replace(first, others=tuple(others))
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """True if a sample of this input may have a shape: its own, but for the sizes that are free."""
+        if len(shape) != len(self.shape):
+            return False
+        sizes = enumerate(zip(shape, self.shape, strict=True))
+        return all(given == size or (place in self.free and given > 0) for place, (given, size) in sizes)

@@ -78,7 +78,7 @@ def as_arguments(
     """
     if not isinstance(inputs, dict):
         return (inputs,), {}
-    if _knows(parameters_of(forward, bound=bound), inputs):
+    if takes_names(forward, inputs, bound=bound):
         return (), inputs
     return tuple(inputs.values()), {}
 
@@ -92,8 +92,9 @@ def parameters_of(forward: Callable[..., Any], *, bound: bool = False) -> list[i
     return parameters if bound else parameters[1:]
 
 
-def _knows(parameters: Sequence[inspect.Parameter], names: Iterable[str]) -> bool:
-    """True if all these names may be given as keywords."""
+def takes_names(forward: Callable[..., Any], names: Iterable[str], *, bound: bool = False) -> bool:
+    """True if a ``forward`` takes all these inputs by name."""
+    parameters = parameters_of(forward, bound=bound)
     known = {p.name for p in parameters if p.kind in _BY_NAME}
     any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
     taken = {p.name for p in parameters if p.kind is p.POSITIONAL_ONLY}

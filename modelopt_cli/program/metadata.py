@@ -93,7 +93,7 @@ def _one_input(data: dict[str, Any]) -> InputSpec:
         raise ArtifactError("an input with an odd name")
     free = tuple(listed(spec["free"], "free sizes", MAX_RANK))
     places = range(len(shape))
-    if len(set(free)) < len(free) or any(type(place) is not int or place not in places for place in free):
+    if any(type(place) is not int or place not in places for place in free) or len(set(free)) < len(free):
         raise ArtifactError("free sizes must be places in the input shape")
     return InputSpec(shape, _preprocess(spec["preprocess"]), dtype, name, free)
 

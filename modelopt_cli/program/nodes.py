@@ -56,7 +56,8 @@ def outputs_to_json(outputs: Any) -> Any:
 
 def _outputs_to_json(outputs: Any) -> Any:
     if isinstance(outputs, Mapping):
-        return {"dict": {key: _outputs_to_json(value) for key, value in outputs.items()}}
+        # In pairs: the header of a file sorts the keys of its objects.
+        return {"dict": [[key, _outputs_to_json(value)] for key, value in outputs.items()]}
     if isinstance(outputs, list | tuple):
         items = [_outputs_to_json(value) for value in outputs]
         return items if isinstance(outputs, list) else {"tuple": items}
@@ -102,8 +103,13 @@ def _outputs_from_json(value: Any, nodes: Mapping[str, fx.Node], depth: int = 0)
     if value is None:
         return None
     if isinstance(value, dict) and list(value) == ["dict"]:
-        items = mapped(value["dict"], "a dictionary of outputs")
-        return {key: _outputs_from_json(item, nodes, depth + 1) for key, item in items.items()}
+        pairs = listed(value["dict"], "a dictionary of outputs", MAX_ITEMS)
+        if not all(isinstance(pair, list) and len(pair) == 2 and is_output_key(pair[0]) for pair in pairs):
+            raise ArtifactError("a dictionary of outputs holds pairs of a name and a value")
+        found = {key: _outputs_from_json(item, nodes, depth + 1) for key, item in pairs}
+        if len(found) < len(pairs):
+            raise ArtifactError("a dictionary of outputs has a name twice")
+        return found
     if isinstance(value, dict) and list(value) == ["tuple"]:
         return tuple(_outputs_from_json(listed(value["tuple"], "a tuple", MAX_ITEMS), nodes, depth))
     if isinstance(value, list):

@@ -1,7 +1,7 @@
 """The Program: the one representation every method works on."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 
+from modelopt_cli.errors import InputError, ModeloptError
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.pickling import graph_of, plain_nodes
 from modelopt_cli.program.quantization import keep_float32
@@ -136,6 +137,36 @@ class Program(fx.GraphModule):
         if any(isinstance(module, Quantized) for module in self.modules()):
             keep_float32(fn)  # before anything is converted
         return cast(Self, super()._apply(_once(fn), recurse))  # type: ignore[no-untyped-call]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the network, whose inputs go by place or by name.
+
+        Raises:
+            InputError: it fails on an input of another shape than it takes.
+            Exception: whatever a layer raises.
+        """
+        try:
+            return super().__call__(*args, **kwargs)
+        except Exception as error:
+            refused = self._refused(args, kwargs)
+            if refused is None or isinstance(error, ModeloptError):
+                raise
+            raise refused from error
+
+    def _refused(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputError | None:
+        """The error for an input of a shape that it does not take; None where there is none."""
+        given = dict(zip((each.name for each in self.input.tensors), args, strict=False)) | dict(kwargs)
+        for each in self.input.tensors:
+            value = given.get(each.name)
+            if isinstance(value, Tensor) and not each.fits(tuple(value.shape[1:])):
+                found, wanted = tuple(value.shape), ("N", *each.shape)
+                free = f", of which dimensions {', '.join(str(p + 1) for p in each.free)} may vary"
+                return InputError(
+                    f"{each.name} has shape {found}, and the Program takes ({', '.join(map(str, wanted))})"
+                    f"{free if each.free else ', a size that is fixed'}",
+                    hint="capture the network for the size that is needed",
+                )
+        return None
 
     def __copy__(self) -> Self:
         return self.with_graph(self, copy.deepcopy(self.graph))  # type: ignore[return-value]

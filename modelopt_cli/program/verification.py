@@ -85,6 +85,18 @@ def compare(program: Program, model: nn.Module, input_spec: InputSpec, *, exact:
             )
 
 
+def agree_on(program: Program, model: nn.Module, input_spec: InputSpec, *, exact: bool) -> bool:
+    """True if both take such inputs and give the same; arguments are those of ``compare``."""
+    inputs = named(random_input(model, input_spec, 1), input_spec)
+    try:
+        with unchanged(model):
+            expected = _expected(model, inputs)
+        with redirect_stderr(StringIO()):
+            return _same_outputs(call(program, clone(inputs)), expected, exact)
+    except Exception:  # whatever either raises: these are no inputs for them
+        return False
+
+
 def _expected(model: nn.Module, inputs: Inputs) -> Any:
     """The network's plain outputs."""
     try:

@@ -26,7 +26,8 @@ class Captioned(nn.Module):
     def __init__(self, form: Any = lambda logits, features: logits) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.conv = nn.Conv2d(12, 6, 3, padding=1)
         self.norm = nn.BatchNorm2d(6)
         self.words = nn.Embedding(WORDS, 6)
         self.hidden = nn.Linear(12, 16)
@@ -35,7 +36,7 @@ class Captioned(nn.Module):
         self.eval()
 
     def forward(self, image: Tensor, ids: Tensor, mask: Tensor | None = None, scale: float = 1.5) -> Any:
-        features = self.norm(self.conv(image)).relu()
+        features = self.norm(self.conv(self.stem(image).relu())).relu()
         words = self.words(ids)
         if mask is not None:
             words = words * mask.unsqueeze(-1)

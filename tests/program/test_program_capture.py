@@ -51,7 +51,8 @@ class TestProgram:
     def test_says_what_it_was_told(self) -> None:
         program = capture(conv(), InputSpec(SHAPE), labels=["a", "b"], arch="builtin:x")
         assert isinstance(program, Program)
-        assert (program.input, program.labels, program.arch) == (InputSpec(SHAPE), ("a", "b"), "builtin:x")
+        free = InputSpec(SHAPE, free=(1, 2))
+        assert (program.input, program.labels, program.arch) == (free, ("a", "b"), "builtin:x")
         assert program.history == ()
         assert program.encodings == {}
 

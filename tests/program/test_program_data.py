@@ -75,7 +75,7 @@ class TestRoundTrip:
         assert to_data(again) == data
         assert again.code == program.code
         assert [n.name for n in again.graph.nodes] == [n.name for n in program.graph.nodes]
-        assert (again.input, again.labels, again.arch) == (SPEC, ("cat", "dog"), "builtin:net")
+        assert (again.input, again.labels, again.arch) == (program.input, ("cat", "dog"), "builtin:net")
         assert again.history == program.history
         assert list(again.state_dict()) == list(program.state_dict())
         assert [n for n, _ in again.named_parameters()] == [n for n, _ in program.named_parameters()]
@@ -276,19 +276,23 @@ HOSTILE: dict[str, Change] = {
     "node-with-extra-key": lambda d: d["nodes"][1].update(type="int"),
     "node-is-a-string": lambda d: d["nodes"].insert(1, EVIL),
     "output-of-nothing": in_node("output", args=[[None]]),
-    "output-empty": in_node("output", args=[{"dict": {}}]),
+    "output-empty": in_node("output", args=[{"dict": []}]),
+    "output-dict-of-no-pairs": in_node("output", args=[{"dict": [["a", X, X]]}]),
+    "output-dict-of-an-object": in_node("output", args=[{"dict": {"a": X}}]),
+    "output-name-twice": in_node("output", args=[{"dict": [["a", X], ["a", X]]}]),
+    "output-name-is-a-number": in_node("output", args=[{"dict": [[1, X]]}]),
     "output-of-two": in_node("output", args=[X, X]),
     "output-named": in_node("output", kwargs={"out": X}),
     "output-with-a-string": in_node("output", args=[[X, "a"]]),
     "output-with-a-slice": in_node("output", args=[[X, {"slice": [0, 1, 1]}]]),
-    "output-key-is-code": in_node("output", args=[{"dict": {f"'{EVIL}": X}}]),
-    "output-key-with-newline": in_node("output", args=[{"dict": {"a\n": X}}]),
-    "output-key-is-long": in_node("output", args=[{"dict": {"a" * 100: X}}]),
+    "output-key-is-code": in_node("output", args=[{"dict": [[f"'{EVIL}", X]]}]),
+    "output-key-with-newline": in_node("output", args=[{"dict": [["a\n", X]]}]),
+    "output-key-is-long": in_node("output", args=[{"dict": [["a" * 100, X]]}]),
     "output-dict-is-a-list": in_node("output", args=[{"dict": [X]}]),
     "output-tuple-is-a-node": in_node("output", args=[{"tuple": X}]),
     "output-too-deep": in_node("output", args=[[[[[[[[[[X]]]]]]]]]]),
     "output-too-long": in_node("output", args=[[X] * 5000]),
-    "output-of-a-later-node": in_node("output", args=[{"dict": {"a": {"node": "output"}}}]),
+    "output-of-a-later-node": in_node("output", args=[{"dict": [["a", {"node": "output"}]]}]),
     "output-tag-unknown": in_node("output", args=[{"set": [X]}]),
     "output-is-a-number": in_node("output", args=[3]),
     "attribute-kind-unknown": put("attributes", "scale", "module"),

@@ -5,12 +5,9 @@ from functools import partial
 from typing import Annotated
 
 from modelopt_cli.cli.values import Reader
-from modelopt_cli.data.config import PreprocessOverrides, parse_shape
-from modelopt_cli.program.input_spec import InputType
+from modelopt_cli.data.config import PreprocessOverrides, as_image, parse_inputs
 from modelopt_cli.settings import CALIBRATION, Config, Setting
 from modelopt_cli.tasks import TASKS, parse_task_text
-
-Shape = tuple[tuple[int, ...], InputType]
 
 _TITLE = PreprocessOverrides.title
 
@@ -25,11 +22,11 @@ Arch = Annotated[
     ),
 ]
 InputShape = Annotated[
-    Shape | None,
+    tuple[str, ...],
     Setting(
-        "Shape of one sample, without the batch: an image's, or 3x8x56x56, 128:int64 and the like.",
-        metavar="CxHxW|DxDx...[:TYPE]",
-        parse=parse_shape,
+        "Shape of one sample, without the batch: an image's, or 3x8x56x56, 128:int64 and the like; of "
+        "several inputs image=3x64x64,ids=77:int64. May be repeated.",
+        metavar="[NAME=]CxHxW|DxDx...[:TYPE]",
         title=_TITLE,
     ),
 ]
@@ -58,7 +55,7 @@ class NetworkOptions(Config, title=_TITLE):
             shared=True,
         ),
     ] = None
-    input_shape: InputShape = None
+    input_shape: InputShape = ()
     task: Annotated[
         str | None,
         Setting(
@@ -79,16 +76,21 @@ class NetworkOptions(Config, title=_TITLE):
     ] = None
 
 
-def with_shape(reader: Reader, image: PreprocessOverrides, shape: Shape | None) -> PreprocessOverrides:
+def with_shape(reader: Reader, image: PreprocessOverrides, shapes: tuple[str, ...]) -> PreprocessOverrides:
     """The preprocessing with what ``--input-shape`` says of samples; an image's is its size and channels."""
-    if shape is None:
+    if not shapes:
         return image
-    sizes, dtype = shape
+    try:
+        sample = parse_inputs(shapes)
+    except ValueError as error:
+        reader.check(False, "--input-shape", str(error))
+        return image
     for option, value in (("--input-size", image.input_size), ("--channels", image.channels)):
         reader.check(value is None, option, "is a part of --input-shape; give one of the two")
-    if dtype == "float32" and len(sizes) == 3 and sizes[0] in (1, 3):
-        return image if reader.wrong else replace(image, input_size=sizes[1:], channels=sizes[0])
+    if (form := as_image(sample)) is not None:
+        size, channels = form
+        return image if reader.wrong else replace(image, input_size=size, channels=channels)
     for name in ("resize", "crop", "interpolation", "mean", "std"):
         fine = getattr(image, name) is None
         reader.check(fine, f"--{name}", "is for images, which this is no shape of")
-    return replace(image, shape=sizes, dtype=dtype)
+    return replace(image, sample=sample)

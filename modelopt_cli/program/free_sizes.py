@@ -1,0 +1,84 @@
+"""Sizes of the inputs that may be others: height and width, length of a sequence, time.
+
+Each is tried at a second size. It is free if the network takes that, and the Program gives the same there.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from modelopt_cli.program.input_spec import InputSpec
+
+Places = dict[str, tuple[int, ...]]
+"""Places in the shapes of the inputs, by their names."""
+
+_STEP = 32
+"""Pixels by which an image's sides differ: networks halve them five times."""
+
+
+def free_sizes(input_spec: InputSpec, agree: Callable[[InputSpec], bool]) -> InputSpec:
+    """The description of the inputs with the places whose sizes are free.
+
+    Args:
+        input_spec: the inputs; those that are free already are not asked for.
+        agree: True if network and Program give the same for inputs of other sizes.
+    """
+    free: dict[str, set[int]] = {each.name: set() for each in input_spec.tensors}
+    for together in _candidates(input_spec):
+        apart: list[Places] = [{name: (place,)} for name, places in together.items() for place in places]
+        found = [together] if _agrees(input_spec, together, agree) else []
+        if not found and together not in apart:
+            found = [places for places in apart if _agrees(input_spec, places, agree)]
+        for places in found:
+            for name, own in places.items():
+                free[name].update(own)
+    first, *others = (replace(each, free=tuple(sorted(free[each.name]))) for each in input_spec.tensors)
+    return replace(first, others=tuple(others))
+
+
+def _agrees(input_spec: InputSpec, places: Places, agree: Callable[[InputSpec], bool]) -> bool:
+    return any(map(agree, _resized(input_spec, places)))
+
+
+def _candidates(input_spec: InputSpec) -> Iterator[Places]:
+    """Places that may vary together: both sides of images, then the lengths that are equal."""
+    inputs = input_spec.tensors
+    if sides := {each.name: _sides(each) for each in inputs if _sides(each)}:
+        yield sides
+    rows = [(each, place) for each in inputs for place in _row_places(each)]
+    for size in sorted({each.shape[place] for each, place in rows}):
+        alike: Places = {}
+        for each, place in rows:
+            if each.shape[place] == size:
+                alike[each.name] = (*alike.get(each.name, ()), place)
+        yield alike
+
+
+def _sides(each: InputSpec) -> tuple[int, ...]:
+    """Places of height and width: ``(C, H, W)``, ``(C, T, H, W)``."""
+    rank = len(each.shape)
+    return (rank - 2, rank - 1) if rank in (3, 4) else ()
+
+
+def _row_places(each: InputSpec) -> tuple[int, ...]:
+    """Places that may be a length or a time: ``(T,)``, ``(T, C)`` or ``(C, T)``, ``(C, T, H, W)``."""
+    return {1: (0,), 2: (0, 1), 4: (1,)}.get(len(each.shape), ())
+
+
+def _resized(input_spec: InputSpec, places: Places) -> Iterator[InputSpec]:
+    """The inputs with other sizes there: first smaller ones, which take less time, then larger ones."""
+    for larger in (False, True):
+        tensors = [_with_sizes(each, places.get(each.name, ()), larger) for each in input_spec.tensors]
+        if all(tensor is not None for tensor in tensors):
+            first, *others = [tensor for tensor in tensors if tensor is not None]
+            yield replace(first, others=tuple(others))
+
+
+def _with_sizes(each: InputSpec, places: tuple[int, ...], larger: bool) -> InputSpec | None:
+    """An input with other sizes; None where it cannot be smaller."""
+    shape = list(each.shape)
+    for number, place in enumerate(places):
+        step = (number + 1) * _STEP if place in _sides(each) else shape[place] // 2
+        shape[place] += max(step, 1) if larger else -step
+        if not larger and (step == 0 or shape[place] < min(_STEP, step)):
+            return None
+    return replace(each, shape=tuple(shape))

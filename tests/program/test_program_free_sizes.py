@@ -1,0 +1,120 @@
+"""Sizes of the inputs that may be others: found at capture, recorded, and refused where they are fixed."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from program_inputs_networks import spec
+from torch import Tensor, nn
+
+from modelopt_cli.errors import InputError
+from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.capture import capture
+from modelopt_cli.program.serialization import from_data, state_of, to_data
+
+IMAGE = (3, 40, 40)
+
+
+def conv(*more: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), *more)
+
+
+class Tokens(nn.Module):
+    """Sums what two rows of the same length say, with a table of positions."""
+
+    def __init__(self, positions: int) -> None:
+        super().__init__()
+        self.words, self.positions = nn.Embedding(9, 4), nn.Parameter(torch.randn(positions, 4))
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        values = self.words(ids) + self.positions[: ids.shape[1]]
+        return (values * mask.unsqueeze(-1)).sum(1)
+
+
+class Fixed(nn.Module):
+    """Needs the number of its rows, which becomes a literal."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x[:, i] * i for i in range(x.shape[1])], 1).sum(1)
+
+
+class Wide(nn.Module):
+    """Takes any height, but one width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(2) @ torch.ones(40, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "free"),
+    [
+        pytest.param(conv(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), IMAGE, (1, 2), id="image"),
+        pytest.param(conv(nn.Upsample(scale_factor=2)), IMAGE, (1, 2), id="image-to-image"),
+        pytest.param(conv(nn.Flatten(), nn.Linear(1600, 2)), IMAGE, (), id="fixed-image"),
+        pytest.param(Wide(), IMAGE, (1,), id="height-alone"),
+        pytest.param(nn.Sequential(nn.Conv1d(3, 4, 5), nn.AdaptiveAvgPool1d(1)), (3, 50), (1,), id="time"),
+        pytest.param(nn.GRU(3, 4, batch_first=True), (6, 3), (0,), id="sequence"),
+        pytest.param(nn.Sequential(nn.Linear(3, 4)), (3,), (), id="features"),
+        pytest.param(nn.Sequential(nn.Conv3d(3, 4, 3, padding=1)), (3, 4, 8, 8), (1, 2, 3), id="video"),
+        pytest.param(Fixed(), (6,), (), id="literal"),
+    ],
+)
+def test_what_may_vary_is_found_and_is_right_there(
+    model: nn.Module, inputs: tuple[int, ...], free: tuple[int, ...]
+) -> None:
+    program = capture(model.eval(), InputSpec(inputs))
+    assert program.input.free == free
+    for more in (3, 17):
+        shape = [size + more * (place in free) for place, size in enumerate(inputs)]
+        x = torch.randn(2, *shape)
+        with torch.no_grad():
+            assert torch.equal(first(program(x)), first(model(x)))
+
+
+def first(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def tokens(positions: int) -> Program:
+    rows = InputSpec((12,), dtype="int64", name="ids"), InputSpec((12,), dtype="bool", name="mask")
+    return capture(Tokens(positions), spec(*rows))
+
+
+@pytest.mark.parametrize("positions", [64, 12])
+def test_lengths_that_are_equal_vary_together(positions: int) -> None:
+    """The table of positions may end where the sequence does: then shorter ones are free."""
+    program = tokens(positions)
+    assert [each.free for each in program.input.tensors] == [(0,), (0,)]
+    again = from_data(json.loads(json.dumps(to_data(program))), state_of(program))
+    assert again.input == program.input
+    assert again(torch.ones(2, 7).long(), torch.ones(2, 7).bool()).shape == (2, 4)
+
+
+def test_a_fixed_size_is_said_where_another_is_given() -> None:
+    program = capture(conv(nn.Flatten(), nn.Linear(1600, 2)), InputSpec(IMAGE))
+    with pytest.raises(InputError) as error:
+        program(torch.zeros(2, 3, 48, 48))
+    assert str(error.value).startswith(
+        "x has shape (2, 3, 48, 48), and the Program takes (N, 3, 40, 40), a size that is fixed"
+    )
+    assert error.value.__cause__ is not None
+
+
+def test_of_several_inputs_the_wrong_one_is_named() -> None:
+    with pytest.raises(InputError, match=r"mask has shape \(2, 12, 1\), .* takes \(N, 12\), of which"):
+        tokens(64)(torch.ones(2, 12).long(), torch.ones(2, 12, 1).bool())
+
+
+def test_an_error_at_the_right_size_is_the_layers_own() -> None:
+    program = capture(conv(), InputSpec(IMAGE))
+    with pytest.raises(RuntimeError, match="type"):
+        program(torch.zeros(2, *IMAGE, dtype=torch.float64))
+
+
+def test_a_file_of_before_takes_what_it_took() -> None:
+    data = to_data(program := capture(conv(), InputSpec(IMAGE)))
+    del data["input"]["free"]
+    again = from_data(data, state_of(program))
+    assert again.input.free == ()
+    assert again(torch.zeros(1, 3, 48, 48)).shape == (1, 4, 24, 24)
