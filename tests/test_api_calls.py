@@ -143,7 +143,8 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "teacher without an input": (
         lambda: mo.distill(net(), student="width:0.5"),
-        "teacher: nothing says what its input is; give example_inputs, a tensor of one batch",
+        "teacher: nothing says what its input is; give example_inputs, one batch: a tensor, or several in a tuple "
+        "or by name",
     ),
     "model among others": (
         lambda: mo.evaluate([net(), 3], data=[(X, Y)]),
@@ -160,8 +161,9 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "config as a whole": (lambda: mo.quantize(net(), config=3), "config: 3 is not a QuantizeConfig"),
     "two examples": (
         lambda: mo.layers(net(), example_inputs=(X, X)),
-        "example_inputs: holds 2 tensors, where a network takes one; give a tensor of one batch, such as "
-        "torch.rand(1, 3, 224, 224)",
+        "example_inputs: the network cannot process inputs of shapes (12, 1, 8, 8) and (12, 1, 8, 8): "
+        "Sequential.forward() takes 2 positional arguments but 3 were given; give samples such as the "
+        "network takes",
     ),
     "shape said twice": (
         lambda: mo.load("net.pth", input_shape=(1, 8, 8), input_spec=mo.InputSpec((1, 8, 8))),

@@ -141,12 +141,12 @@ def test_one_after_the_other_and_back_from_the_file(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "one-of-two": ({"example_inputs": IMAGES}, r"needs 2 inputs \(image, ids\), and 1 is described"),
     "other-counts": ({"example_inputs": (IMAGES, TOKENS[:3])}, "has inputs of 64 and 3 samples"),
-    "no-tensor": ({"example_inputs": (IMAGES, "text")}, "example_inputs: is tuple"),
+    "no-tensor": ({"example_inputs": (IMAGES, "text")}, "example_inputs: a tuple is not a torch.Tensor"),
     "unknown-name": (
         {"example_inputs": {"image": IMAGES, "idx": TOKENS}},
         "its forward has no input 'idx'; did you mean 'ids'",
     ),
-    "shape": ({"input_shape": {"image": "large"}}, "input_shape: is {'image': 'large'}"),
+    "shape": ({"input_shape": {"image": "large"}}, "input_shape: {'image': 'large'} is no shape"),
 }
 
 

@@ -497,7 +497,7 @@ BATCHLESS = Samples(lambda x, y: (x, y))
     [
         ({"device": "tpu"}, "device: 'tpu' is not cpu, cuda or cuda:N"),
         ({"input_shape": "large"}, "input_shape: 'large' is no shape; give"),
-        ({"input_shape": 5}, "input_shape: 5 is not a list of integers or a text; give"),
+        ({"input_shape": 5}, "input_shape: 5 is not a list of values, a text or a mapping; give"),
         ({"calibration": DataLoader(BATCHLESS, batch_size=None)}, "calibration: holds a batch with labels"),
         ({"calibration": [X.to("meta")]}, "calibration: holds a tensor on the meta device"),
         ({"calibration": [X.to_sparse()]}, "calibration: holds a tensor of layout torch.sparse_coo"),

@@ -1,7 +1,7 @@
 """Models given as Python objects, which become files for as long as a command is at work."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modelopt_cli import artifact
 from modelopt_cli.api.naming import rephrase
 from modelopt_cli.api.result import Measured
-from modelopt_cli.errors import ArchitectureError, CaptureError, DataError, UsageError
+from modelopt_cli.errors import ArchitectureError, CaptureError, DataError, UsageError, a_or_an
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.option_names import in_python
 from modelopt_cli.option_types import not_of_type
@@ -147,7 +147,7 @@ class Workspace:
 EXAMPLE_HINT = "give one batch, such as torch.rand(1, 3, 224, 224), or several tensors in a tuple or by name"
 
 
-def example_like(example: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None) -> Example | None:
+def example_like(example: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | None) -> Example | None:
     """The batch that a user gives, and what a sample of it looks like.
 
     Args:
@@ -162,7 +162,10 @@ def example_like(example: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | Non
     if not isinstance(by_name, Mapping):
         by_name = dict(zip(place_names(len(by_name)), by_name, strict=True))
     least = 2 if len(by_name) == 1 else 1  # the length of a sentence may come next to it
-    for each in by_name.values():
+    for name, each in by_name.items():
+        if not isinstance(each, Tensor):
+            problem = f"{name!r} is {a_or_an(type(each).__name__)}, not a tensor"
+            raise UsageError(problem, where="example_inputs", hint=EXAMPLE_HINT)
         if each.dim() < least:
             problem = f"is a tensor of shape {tuple(each.shape)}, which is no batch"
             raise UsageError(problem, where="example_inputs", hint=EXAMPLE_HINT)

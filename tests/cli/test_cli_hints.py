@@ -107,7 +107,7 @@ def test_the_options_of_a_hint_are_there_and_take_its_values(name, text, options
         if value in PROSE:
             continue
         if flag == "--input-shape" and value:
-            values.parse_shape(value)
+            values.parse_inputs([value])
         elif len(choices) > 1 and value and "{" not in value:
             assert value in choices, f"{flag} takes one of {choices}"
 

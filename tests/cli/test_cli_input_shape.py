@@ -11,7 +11,7 @@ import torch
 import modelopt_cli
 from modelopt_cli import artifact
 from modelopt_cli.cli import main as command_line
-from modelopt_cli.data.config import parse_shape
+from modelopt_cli.data.config import parse_inputs
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.input_spec import InputType
@@ -71,15 +71,39 @@ def nets(tmp_path, monkeypatch):
     ],
 )
 def test_shapes(text, shape, dtype):
-    assert parse_shape(text) == (shape, dtype)
+    assert parse_inputs([text]) == InputSpec(shape, dtype=dtype)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "0", "3x", "3x0", "-1", "3,4", "3x4:int63", "3x4:", ":int64", "1x" * 8 + "1"]
+    "texts",
+    [["image=3x8x8,ids=77:int64,n=scalar:int64"], ["image=3x8x8", "ids=77:int64", "n=scalar:int64"]],
+    ids=["commas", "repeated"],
+)
+def test_shapes_of_several_inputs(texts):
+    found = parse_inputs(texts).tensors
+    assert [(each.name, each.shape, each.dtype) for each in found] == [
+        ("image", (3, 8, 8), "float32"),
+        ("ids", (77,), "int64"),
+        ("n", (), "int64"),
+    ]
+
+
+def test_inputs_without_names_go_by_place():
+    assert [each.name for each in parse_inputs(["3x8x8,4,y=5"]).tensors] == ["x", "x1", "y"]
+
+
+def test_no_two_inputs_have_one_name():
+    with pytest.raises(ValueError, match="two inputs 'a'"):
+        parse_inputs(["a=3,a=4"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "0", "3x", "3x0", "-1", "3,", "a b=3", "1a=3", "3x4:int63", "3x4:", ":int64", "1x" * 8 + "1"],
 )
 def test_what_is_no_shape(text):
     with pytest.raises(ValueError, match=r"is not (the shape|one of)"):
-        parse_shape(text)
+        parse_inputs([text])
 
 
 def test_the_types_are_declared_alike():
@@ -98,9 +122,9 @@ def test_a_graph_is_made_with_the_shape_and_computes_what_the_network_does(name,
     program = artifact.read_program("o.safetensors")  # needs no architecture
     network = nets[name]().eval()
     network.load_state_dict(modelopt_cli.load_state_dict("o.safetensors"))
-    shape, dtype = parse_shape(SHAPES[name])
-    assert (program.input.shape, program.input.dtype) == (shape, dtype)
-    x = noise(InputSpec(shape, dtype=dtype), 3, seed=5, below=7)
+    sample = parse_inputs([SHAPES[name]])
+    assert (program.input.shape, program.input.dtype) == (sample.shape, sample.dtype)
+    x = noise(sample, 3, seed=5, below=7)
     with torch.no_grad():
         assert torch.allclose(program(x), network(x), atol=1e-6)
 
@@ -135,6 +159,8 @@ def test_layers_of_what_is_no_image(nets, modelopt):
     ("more", "message"),
     [
         (["--input-shape", "224"], None),
+        (["--input-shape", "a=3,a=4"], "--input-shape: there are two inputs 'a'"),
+        (["--input-shape", "3x8x8,4", "--mean", "1,1,1"], "--mean: is for images"),
         (["--input-shape", "3x8x"], "--input-shape: '3x8x' is not the shape of a sample"),
         (["--input-shape", "8:int"], "--input-shape: 'int' is not one of float32, int64"),
         (["--input-shape", "3x8x8", "--input-size", "8"], "--input-size: is a part of --input-shape"),
