@@ -143,8 +143,8 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "teacher without an input": (
         lambda: mo.distill(net(), student="width:0.5"),
-        "teacher: nothing says what its input is; give example_inputs, one batch: a tensor, or several in a tuple "
-        "or by name",
+        "teacher: nothing says what its input is; give example_inputs, one batch: a tensor, or several in a "
+        "tuple or by name",
     ),
     "model among others": (
         lambda: mo.evaluate([net(), 3], data=[(X, Y)]),
