@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,7 +14,6 @@ from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_name, i
 from modelopt_cli.program.calls import owner_of
 from modelopt_cli.program.dropout import recover_dropout
 from modelopt_cli.program.examples import ExampleTracer
-from modelopt_cli.program.exported import ExportTracer
 from modelopt_cli.program.fixed_sizes import fix_sizes
 from modelopt_cli.program.free_sizes import free_sizes
 from modelopt_cli.program.functional import allocating
@@ -38,8 +37,12 @@ from modelopt_cli.program.verification import agree_on, compare, random_input, r
 from modelopt_cli.settings import did_you_mean, option
 from modelopt_cli.text import first_line
 
+if TYPE_CHECKING:  # it imports torch's compiler, which takes a second
+    from modelopt_cli.program.exported import ExportTracer
+
+    Tracer = ProgramTracer | ExportTracer
+
 TRACED_BATCHES = (2, 3)
-Tracer = ProgramTracer | ExportTracer
 _SEQUENCE = 3
 """Dimensions, at most, of a batch of sequences: samples, channels and time."""
 
@@ -89,16 +92,24 @@ def capture(
     raise _most_telling(failures)
 
 
-def _tracers(examples: Sequence[Mapping[str, Tensor]]) -> tuple[Callable[[], Tracer], ...]:
+def _tracers(examples: Sequence[Mapping[str, Tensor]]) -> "tuple[Callable[[], Tracer], ...]":
     """The tracers to try, in order.
 
     fx on examples makes all sizes but the batch's literals. Sequences come in many lengths, so for those
     ``torch.export``, which takes longer, is tried first.
     """
-    followed, exported = (lambda: ExampleTracer(examples)), (lambda: ExportTracer(examples[-1], free=True))
+
+    def exported(*, free: bool = True) -> "Tracer":
+        from modelopt_cli.program.exported import ExportTracer
+
+        return ExportTracer(examples[-1], free=free)
+
+    def followed() -> "Tracer":
+        return ExampleTracer(examples)
+
     sequences = all(tensor.dim() <= _SEQUENCE for tensor in examples[0].values())
     order = (exported, followed) if sequences else (followed, exported)
-    return (lambda: ProgramTracer(examples[0])), *order, (lambda: ExportTracer(examples[-1], free=False))
+    return (lambda: ProgramTracer(examples[0])), *order, (lambda: exported(free=False))
 
 
 def _most_telling(failures: Sequence[CaptureError]) -> CaptureError:
@@ -162,7 +173,7 @@ def _examples(model: nn.Module, input_spec: InputSpec) -> list[Mapping[str, Tens
 
 def _attempt(
     model: nn.Module,
-    tracer: Tracer,
+    tracer: "Tracer",
     input_spec: InputSpec,
     labels: Sequence[str] | None,
     arch: str | None,
@@ -192,7 +203,7 @@ def _attempt(
     return program
 
 
-def _trace(tracer: Tracer, model: nn.Module) -> fx.Graph:
+def _trace(tracer: "Tracer", model: nn.Module) -> fx.Graph:
     try:
         return tracer.trace(model)
     except CaptureError as error:
@@ -202,7 +213,7 @@ def _trace(tracer: Tracer, model: nn.Module) -> fx.Graph:
         raise unfollowed(error, _where(error, tracer, model)) from error
 
 
-def _normalize(graph: fx.Graph, tracer: Tracer, model: nn.Module, input_spec: InputSpec) -> None:
+def _normalize(graph: fx.Graph, tracer: "Tracer", model: nn.Module, input_spec: InputSpec) -> None:
     try:
         normalize(graph, model, input_spec, tracer.constants)
     except CaptureError:
@@ -214,7 +225,7 @@ def _normalize(graph: fx.Graph, tracer: Tracer, model: nn.Module, input_spec: In
         raise CaptureError(f"the graph cannot be followed: {first_line(error)}") from error
 
 
-def _where(error: BaseException, tracer: Tracer, model: nn.Module) -> str:
+def _where(error: BaseException, tracer: "Tracer", model: nn.Module) -> str:
     layer, line = tracer.failed_in or type(model).__name__, line_raised(error.__cause__ or error)
     return f"{layer} ({line})" if line else layer
 

@@ -26,9 +26,6 @@ from modelopt_cli.program.refusals import BATCH, VALUES, Unfollowed, unfollowed
 from modelopt_cli.program.translation import ConstantChanged, Translation
 from modelopt_cli.program.user_lines import is_users, module_raised, shown_line
 
-_BATCHES = (1, 2, 3, 4)
-"""Sizes of a batch for which the network's code must take the same path."""
-
 
 class ExportTracer:
     """Traces a network with ``torch.export``.
@@ -66,7 +63,6 @@ class ExportTracer:
             raise unfollowed(error) from error
         with as_single_calls(root) as calls:
             exported = self._exported(root)
-            _check_decisions(exported)
             try:
                 return self._graph(exported, calls, fold=True)
             except ConstantChanged:
@@ -86,7 +82,7 @@ class ExportTracer:
             raise
         except Exception as error:  # whatever the user's forward raises, and all that export refuses
             self.failed_in = module_raised(error, root) or None
-            raise _refusal(error) from error
+            raise _refusal(error, type(root).__name__) from error
 
     def _graph(
         self, exported: torch.export.ExportedProgram, calls: Sequence[LayerCall], *, fold: bool
@@ -128,23 +124,6 @@ def plain_outputs(root: nn.Module) -> Iterator[None]:
 def _tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from root.named_parameters(remove_duplicate=False)
     yield from root.named_buffers(remove_duplicate=False)
-
-
-def _check_decisions(exported: torch.export.ExportedProgram) -> None:
-    """Refuse what the network's code decides otherwise for another batch size.
-
-    Raises:
-        CaptureError: names the line.
-    """
-    placeholders = exported.graph.find_nodes(op="placeholder")
-    taken = [node.meta["val"] for node in placeholders if node.name in exported.graph_signature.user_inputs]
-    batch = taken[0].shape[0].node.expr
-    for guard in taken[0].fake_mode.shape_env.guards:
-        line = guard.sloc and guard.sloc.framework_loc
-        if line is None or not is_users(line.filename) or batch not in guard.expr.free_symbols:
-            continue
-        if any(guard.expr.subs(batch, size) == False for size in _BATCHES):  # noqa: E712
-            raise BATCH.error(shown_line(line.filename, line.lineno))
 
 
 def _values(exported: torch.export.ExportedProgram, known: Collection[str]) -> dict[str, str | Tensor]:
@@ -190,10 +169,22 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _refusal(error: Exception) -> CaptureError:
-    """What export could not follow, in our own terms."""
+def _refusal(error: Exception, name: str) -> CaptureError:
+    """What export could not follow in the network of this name, in our own terms."""
     if type(error).__name__ in ("GuardOnDataDependentSymNode", "DataDependentOutputException"):
         return VALUES.error()
     if "onstraints violated" in str(error):
-        return Unfollowed(BATCH.message, hint=BATCH.hint)
+        line = _line_decided(error)
+        return BATCH.error(f"{name} ({line})") if line else Unfollowed(BATCH.message, hint=BATCH.hint)
     return unfollowed(error)
+
+
+def _line_decided(error: BaseException) -> str | None:
+    """The user's line at which a size of the batch was settled, before export found out."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        sizes = getattr(frame.f_locals.get("fake_mode"), "shape_env", None)
+        for guard in sizes.guards if sizes is not None else ():
+            line = guard.sloc and guard.sloc.framework_loc
+            if line is not None and is_users(line.filename):
+                return shown_line(line.filename, line.lineno)
+    return None

@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import CaptureError
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program import capture as capturing
 from modelopt_cli.program.capture import capture
+from modelopt_cli.program.exported import ExportTracer
 from modelopt_cli.program.serialization import from_data, state_of, to_data
 
 
@@ -27,7 +27,7 @@ def assert_equal(program: Program, model: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_fx_alone_refuses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capturing.ExportTracer, "trace", refused)
+    monkeypatch.setattr(ExportTracer, "trace", refused)
     with pytest.raises(CaptureError):
         capture(NETWORKS[name](), InputSpec(SHAPE))
 
@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "chance": (lambda self, x: self.conv(x) + torch.rand(10), "draws random numbers"),
     "batch": (
-        lambda self, x: self.conv(x) * (2 if len(x) == 3 else 1),
+        lambda self, x: tensor(self.conv(x)) * (2 if x.shape[0] == 2 else 1),
         "the batch size is needed as a number",
     ),
     "an operator": (
