@@ -1,5 +1,6 @@
-"""Text from untrusted files and other people's code, made fit for one line of a terminal or a report."""
+"""Text from untrusted files and other people's code, and numbers, made fit for a terminal or a report."""
 
+import math
 import unicodedata
 from collections.abc import Sequence
 
@@ -23,6 +24,11 @@ def short(text: object, limit: int = _LONGEST) -> str:
     """
     line = printable(str(text)[: limit + 1])
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def json_number(value: float | None) -> float | None:
+    """A number as JSON has it, which knows neither NaN nor infinity: None in their place."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def first_line(error: BaseException | str) -> str:

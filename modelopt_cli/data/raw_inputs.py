@@ -148,6 +148,12 @@ def _missing(raw: Mapping[str, Tensor], wanted: Sequence[str]) -> DataError:
     return DataError(f"has no input {missing!r}", hint=hint)
 
 
+def require_finite(tensor: Tensor, what: str = "") -> None:
+    """Raise DataError where a part of a sample, named by a word and a space, holds NaN or infinity."""
+    if not bool(torch.isfinite(tensor).all()):
+        raise DataError(f"{what}holds NaN or infinity", hint="clean the data")
+
+
 def check_input(tensor: Tensor, spec: InputSpec, *, ready: bool) -> Tensor:
     """One input of a sample in the type that the network takes.
 
@@ -168,8 +174,8 @@ def check_input(tensor: Tensor, spec: InputSpec, *, ready: bool) -> Tensor:
             else f"set {option('input_size')}, or {option('resize')} and {option('crop')}"
         )
         raise DataError(f"{of}is {got}, where {want} is expected", hint=hint)
-    if ready and not bool(torch.isfinite(tensor).all()):
-        raise DataError(f"{of}holds NaN or infinity", hint="clean the data")
+    if ready:
+        require_finite(tensor, of)
     dtype = DTYPES[spec.dtype]
     if tensor.dtype.is_floating_point > dtype.is_floating_point:
         raise DataError(f"{of}holds fractions, where {spec.dtype} is expected", hint="give whole numbers")

@@ -11,6 +11,7 @@ from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.methods.batches import input_batches
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.finite import require_finite
 from modelopt_cli.methods.matrices import calls_by_layer, unfold, unseen_inputs
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name, source
@@ -49,16 +50,6 @@ def calibration_data(context: Context, purpose: str, samples: int, alternative: 
 def evaluation_copy(program: Program, device: str) -> Program:
     """A copy on a device, in evaluation mode, whose weights may be changed."""
     return copy.deepcopy(program).eval().to(device)
-
-
-def refuse_infinite(value: Tensor, where: str) -> None:
-    """Raise DataError if a value of the network has NaN or infinity."""
-    if not torch.isfinite(value).all():
-        raise DataError(
-            "the network gives NaN or infinity on the calibration data",
-            where=where,
-            hint="check the checkpoint and the preprocessing",
-        )
 
 
 def no_data(purpose: str, alternative: str) -> UsageError:
@@ -130,7 +121,7 @@ class LayerPass:
             start, values = self.waiting.pop(number, (0, {}))
             kept -= _bytes_of(values)
             self._advance(values, inputs, start, stop)
-            refuse_infinite(values[argument], f"layer {shown_name(node)}")
+            require_finite(values[argument], f"layer {shown_name(node)}")
             yield values[argument]
             if kept + (size := _bytes_of(values)) <= self.kept_bytes:
                 self.waiting[number], kept = (stop, values), kept + size

@@ -12,6 +12,7 @@ from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError
 from modelopt_cli.methods.batches import input_batches, output_rows
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.finite import require_finite
 from modelopt_cli.program import Program
 from modelopt_cli.program.inputs import Inputs
 from modelopt_cli.program.shapes import evaluation_mode
@@ -50,11 +51,7 @@ class ReferenceOutputs:
         if not inputs:
             raise DataError("no samples to calibrate on", hint="give data with at least one sample")
         original = log_probabilities(program, inputs, context.device)
-        if not torch.isfinite(original).all():
-            raise DataError(
-                "the network gives NaN or infinity on the calibration data",
-                hint="check the checkpoint and the preprocessing",
-            )
+        require_finite(original, some.name)
         return cls(inputs, original, context.device)
 
     def compare(self, changed: Program) -> tuple[float, float]:

@@ -21,7 +21,6 @@ where something was not measured. NaN and infinity, which JSON does not have, ar
 import csv
 import io
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from modelopt_cli.measure import Comparison, Evaluation, GateResult, ModelReport
 from modelopt_cli.report.evaluation_table import footer, gate_lines, headings, rows
 from modelopt_cli.report.figure_rows import exported, figures_of
 from modelopt_cli.report.formats import TABLES
-from modelopt_cli.text import printable
+from modelopt_cli.text import json_number, printable
 
 SCHEMA_VERSION = 1
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&!@])")
@@ -63,10 +62,10 @@ def _model(evaluation: Evaluation, number: int) -> dict[str, Any]:
     fields = {"path": _text(model.path), **_fields(evaluation, model)}
     measured = model.accuracy.metrics if model.accuracy is not None else {}
     fields["metrics"] = {
-        name: _number(value) for name, value in measured.items() if value is not None
+        name: json_number(value) for name, value in measured.items() if value is not None
     } or None
     fields["fidelity"] = fidelity and {
-        name: {output: _number(value) for output, value in values.items()}
+        name: {output: json_number(value) for output, value in values.items()}
         for name, values in vars(fidelity).items()
     }
     return fields
@@ -75,7 +74,7 @@ def _model(evaluation: Evaluation, number: int) -> dict[str, Any]:
 def _comparison(evaluation: Evaluation, comparison: Comparison) -> dict[str, Any]:
     ends = ("drop", "low", "high")
     drops = {
-        name: {end: _number(getattr(difference, end)) for end in ends}
+        name: {end: json_number(getattr(difference, end)) for end in ends}
         for name, difference in comparison.differences.items()
     }
     return {**_fields(evaluation, evaluation.models[comparison.model], comparison), "drops": drops or None}
@@ -107,8 +106,8 @@ def _is_empty(value: Any) -> bool:
 def _gate(gate: GateResult) -> dict[str, Any]:
     return {
         "name": gate.name,
-        "limit": _number(gate.limit),
-        "value": _number(gate.value),
+        "limit": json_number(gate.limit),
+        "value": json_number(gate.value),
         "passed": gate.passed,
         "end": gate.end,
     }
@@ -116,10 +115,6 @@ def _gate(gate: GateResult) -> dict[str, Any]:
 
 def _text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates are no UTF-8
-
-
-def _number(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def csv_text(evaluation: Evaluation) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelopt_cli.measure import Comparison, ModelReport, Speedup
+from modelopt_cli.text import json_number
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,7 @@ class Figure:
         figure = self._of(model, comparison)
         if figure is None or self.number is None:
             return None
-        number = self.number(figure)
-        return number if number is not None and math.isfinite(number) else None
+        return json_number(self.number(figure))
 
     def _of(self, model: ModelReport, comparison: Comparison | None) -> Any:
         source = comparison if self.compares else model

@@ -1,6 +1,5 @@
 """Showing what pruning left of each layer, and what pruning each would cost."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from modelopt_cli.methods.prune.summary import PrunedLayer
 from modelopt_cli.methods.prune.targets import TARGETS
 from modelopt_cli.methods.share.choices import BUDGETS
 from modelopt_cli.option_names import as_read
-from modelopt_cli.text import printable
+from modelopt_cli.text import json_number, printable
 
 _WHOLE = 1.0
 
@@ -126,5 +125,5 @@ def sensitivity_json(parts: Sequence[Sensitivity]) -> dict[str, Any]:
 
 
 def _point_json(point: Point) -> dict[str, float | None]:
-    divergence = point.divergence if math.isfinite(point.divergence) else None
+    divergence = json_number(point.divergence)
     return {"sparsity": point.sparsity, "divergence": divergence, "agreement": point.agreement}

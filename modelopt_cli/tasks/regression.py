@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from modelopt_cli.data.raw_inputs import require_finite
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError
 from modelopt_cli.tasks.draws import Counts, Values, sums
@@ -31,8 +32,7 @@ class NumberTargets(TargetFormat):
 
 def finite_target(target: Tensor) -> Tensor:
     """The target itself; raises DataError where it holds NaN or infinity."""
-    if not bool(torch.isfinite(target).all()):
-        raise DataError("target holds NaN or infinity", hint="clean the data")
+    require_finite(target, "target ")
     return target
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from modelopt_cli.artifact import strictjson
 from modelopt_cli.artifact.writer import atomic_write
 from modelopt_cli.errors import ArtifactError, EnvironmentFailure
 from modelopt_cli.regular import require_writable
+from modelopt_cli.text import json_number
 
 
 class MetricsLog:
@@ -51,7 +51,7 @@ class MetricsLog:
             EnvironmentFailure: it cannot be written.
         """
         line = {"stage": stage, "epoch": epoch, "step": step}
-        line |= {name: _finite(value) for name, value in figures.items()}
+        line |= {name: json_number(value) for name, value in figures.items()}
         if self.path is not None:
             with _failures(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -79,10 +79,6 @@ def _until(text: bytes, stage: str, epoch: int) -> Iterator[bytes]:
         if later or not line.endswith(b"\n"):
             return
         yield line
-
-
-def _finite(value: float | int | None) -> float | int | None:
-    return value if value is None or math.isfinite(value) else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import DataError
+from modelopt_cli.methods.finite import require_finite
 from modelopt_cli.program import Program
 from modelopt_cli.program.inputs import Inputs, batch_size, tensors_of, to
 from modelopt_cli.program.rewrite import copy_graph, rebuild
@@ -143,11 +144,7 @@ def _store(program: Program, path: str, pool: _Pool) -> None:
     """Give a layer its new statistics, in tensors of its own."""
     norm: Any = program.get_submodule(path)
     variance = pool.squares / max(pool.count - 1, 1)
-    if not (torch.isfinite(pool.mean).all() and torch.isfinite(variance).all()):
-        raise DataError(
-            "the network gives NaN or infinity on the calibration data",
-            where=f"layer {path}",
-            hint="check the checkpoint and the preprocessing, or prune less",
-        )
+    for statistic in (pool.mean, variance):
+        require_finite(statistic, f"layer {path}", "prune less")
     norm.running_mean = pool.mean.to(norm.running_mean.dtype)
     norm.running_var = variance.to(norm.running_var.dtype)

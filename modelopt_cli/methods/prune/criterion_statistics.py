@@ -15,6 +15,7 @@ from modelopt_cli.data.targets import classes_of
 from modelopt_cli.measure.accuracy import naming_samples
 from modelopt_cli.methods.batches import input_batches, output_of
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.finite import require_finite
 from modelopt_cli.methods.layer_pass import (
     Columns,
     LayerPass,
@@ -23,7 +24,6 @@ from modelopt_cli.methods.layer_pass import (
     hessians,
     layers_in_call_order,
     no_samples,
-    refuse_infinite,
 )
 from modelopt_cli.methods.matrices import from_matrices, to_matrices, unfold
 from modelopt_cli.methods.prune.criteria import CRITERIA, ScoredParameter, alternative, require_data
@@ -115,7 +115,7 @@ class _Squares(fx.Interpreter):
         if n.op == "call_module" and str(n.target) in self.layers:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             value = args[0] if args else kwargs["input"]
-            refuse_infinite(value, f"layer {shown_name(n)}")
+            require_finite(value, f"layer {shown_name(n)}")
             total = value.double().square().sum(0, keepdim=True)
             self.sums[n] = self.sums[n] + total if n in self.sums else total
         return super().run_node(n)
@@ -201,7 +201,7 @@ def squared_gradients(program: Program, data: Data, context: Context) -> dict[st
     for inputs, targets in data.batches(context.batch_size, workers=context.workers):
         labels = classes_of(targets)
         logits = output_of(network, inputs, context.device)
-        refuse_infinite(logits, data.name)
+        require_finite(logits, data.name)
         with naming_samples(data.name, seen, data.where):
             check_labels(labels, logits.shape[1])
         loss = F.cross_entropy(logits, labels.to(context.device))

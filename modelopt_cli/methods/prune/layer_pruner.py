@@ -21,6 +21,7 @@ from torch import Tensor
 from modelopt_cli.artifact.encodings import compact
 from modelopt_cli.errors import DataError
 from modelopt_cli.methods.batches import input_batches, output_of
+from modelopt_cli.methods.finite import require_finite
 from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.config import AUTO
@@ -212,11 +213,7 @@ def _changes(
     with torch.inference_mode():
         for batch in batches():
             expected = output_of(original, batch, device).double()
-            if not torch.isfinite(expected).all():
-                raise DataError(
-                    "the network gives NaN or infinity on the calibration data",
-                    hint="check the checkpoint and the preprocessing",
-                )
+            require_finite(expected)
             for i, candidate in enumerate(candidates):
                 sums[i] += float(_change(output_of(candidate, batch, device).double(), expected))
             done += batch_size(batch)

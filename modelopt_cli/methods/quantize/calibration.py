@@ -7,6 +7,7 @@ import torch
 from torch import fx
 
 from modelopt_cli.errors import DataError
+from modelopt_cli.methods.finite import require_finite
 from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name
@@ -26,12 +27,7 @@ class _Watcher(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if (observer := self.watched.get(n)) is not None:
-            if not torch.isfinite(value).all():
-                raise DataError(
-                    "the network gives NaN or infinity on the calibration data",
-                    where=f"layer {shown_name(n)}",
-                    hint="check the checkpoint and the preprocessing",
-                )
+            require_finite(value, f"layer {shown_name(n)}")
             observer.update(value)
         return value
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from modelopt_cli.methods.batches import input_batches, output_rows
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.layer_pass import calibration_data, evaluation_copy, no_samples, refuse_infinite
+from modelopt_cli.methods.finite import require_finite
+from modelopt_cli.methods.layer_pass import calibration_data, evaluation_copy, no_samples
 from modelopt_cli.methods.matrices import DECONVS
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.share.choices import NO_DATA
@@ -254,7 +255,7 @@ def fisher(program: Program, names: Iterable[str], context: Context, samples: in
     draw, seen = torch.Generator().manual_seed(context.seed), 0
     for inputs in input_batches(data, context):
         logits = output_rows(network, inputs, context.device)
-        refuse_infinite(logits, data.name)
+        require_finite(logits, data.name)
         probabilities = F.softmax(logits.detach().double(), 1).cpu()
         labels = torch.multinomial(probabilities, 1, generator=draw).squeeze(1)
         loss = F.cross_entropy(logits, labels.to(context.device), reduction="sum")
