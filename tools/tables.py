@@ -23,6 +23,7 @@ from modelopt_cli.report.figure_rows import FIGURES
 from modelopt_cli.settings import fields_of, help_of
 from modelopt_cli.tasks import TASKS
 from modelopt_cli.training.catalog import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TEACHERS
+from modelopt_cli.training.catalog import LOSSES as LABEL_LOSSES
 
 Column = Callable[[Any], str]
 _MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -96,6 +97,15 @@ def tasks() -> list[list[str]]:
     return [["task", "", "target of a sample", "metrics", "unit of `--max-drop`"], *lines]
 
 
+def label_losses() -> list[list[str]]:
+    """The losses with targets, and the tasks that are learned by each."""
+    lines = (
+        [row.help, ", ".join(f"`{task}`" for task, each in TASKS.items() if each.loss == name)]
+        for name, row in LABEL_LOSSES.items()
+    )
+    return [["loss", "of"], *lines]
+
+
 def _options(options: Mapping[str, Any]) -> str:
     """Options of a spec with their defaults; empty where it has none."""
     return "?" + "&".join(f"{key}={value}" for key, value in options.items()) if options else ""
@@ -159,6 +169,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "figures": figures,
     "tasks": tasks,
     "metrics": metrics,
+    "label-losses": label_losses,
     "data": lambda: [
         ["spec", "data"],
         *([f"`{kind.form}`", kind.help] for kind in DATA_KINDS.values()),

@@ -76,7 +76,9 @@ def training_note(trained: Trained) -> str:
     line = f"trained {epochs}, {trained.steps:,} steps; last loss {trained.loss:.4f}"
     if trained.best is None:
         return line
-    return f"{line}; kept epoch {trained.best_epoch}, {trained.best:.2f} % on the validation samples"
+    return (
+        f"{line}; kept epoch {trained.best_epoch}, {trained.best:.2f}{trained.unit} on the validation samples"
+    )
 
 
 def distillation_notes(entry: dict[str, object]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -44,8 +44,8 @@ class TargetFormat(ABC):
         of_inputs: True if a sample without a target has one in its inputs.
     """
 
-    in_picture: ClassVar[bool] = False
-    of_inputs: ClassVar[bool] = False
+    in_picture: bool = False
+    of_inputs: bool = False
 
     @abstractmethod
     def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> Any:

@@ -71,7 +71,7 @@ def finite(output: Tensor) -> Tensor:
     Raises:
         InputError: it holds a NaN.
     """
-    checked = output.detach() if output.dtype == torch.float64 else output.detach().float()
+    checked = output if output.dtype == torch.float64 else output.float()
     if torch.isnan(checked).any():
         raise InputError("the network's output is not a number (NaN)", hint="check its weights")
     return checked

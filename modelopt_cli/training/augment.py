@@ -52,6 +52,7 @@ def batch_augmentation(name: str, data: Data) -> BatchAugmentation | None:
     make = AUGMENTATIONS[name].on_samples
     if make is None:
         return None
+    _require_still(name, data)
     shape, preprocess = data.input.shape, data.input.preprocess
     if len(shape) != 3 or data.input.others:
         sizes = ("x".join(map(str, each.shape)) or "a scalar" for each in data.input.tensors)
@@ -81,6 +82,7 @@ def image_augmentation(name: str, data: Data) -> ImageTransform | None:
     make = AUGMENTATIONS[name].on_image
     if make is None:
         return None
+    _require_still(name, data)
     if data.transform is None:
         raise UsageError(
             f"{name} needs images to cut from, and these samples are ready tensors",
@@ -89,6 +91,16 @@ def image_augmentation(name: str, data: Data) -> ImageTransform | None:
         )
     transform: ImageTransform = make(data.transform.preprocess, data.input.shape[1:])
     return transform
+
+
+def _require_still(name: str, data: Data) -> None:
+    """Refuse to move pictures whose targets lie in them and would stay where they are."""
+    if data.gives_targets and data.targets.in_picture:
+        raise UsageError(
+            f"{name} moves pictures, and these targets lie in them",
+            where=option("augment"),
+            hint=_usable(lambda row: not row.is_random),
+        )
 
 
 def _usable(fits: Callable[[Augmentation], bool]) -> str:

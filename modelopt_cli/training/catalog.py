@@ -52,6 +52,58 @@ OPTIMIZERS: dict[str, Optimizer] = {
 
 
 @dataclass(frozen=True)
+class LabelLoss:
+    """Loss with targets that a task is learned by.
+
+    Attributes:
+        help: the quantity.
+        function: ``function(output, targets, inputs, label_smoothing=..., **options of the task)``, the mean
+            over the batch; see ``training.label_losses``.
+        guesses: True if it is a cross-entropy, so that equal probabilities for all classes have the logarithm
+            of their number.
+        takes_targets: True if the network computes it itself, and is called with inputs and targets.
+    """
+
+    help: str
+    function: Callable[..., Any]
+    guesses: bool = False
+    takes_targets: bool = False
+
+
+_LABELS = "modelopt_cli.training.label_losses"
+
+LOSSES: dict[str, LabelLoss] = {
+    "cross-entropy": LabelLoss(
+        "cross-entropy of the classes",
+        deferred("modelopt_cli.training.objectives", "cross_entropy"),
+        guesses=True,
+    ),
+    "binary-cross-entropy": LabelLoss(
+        "cross-entropy of each class by itself", deferred(_LABELS, "binary_cross_entropy")
+    ),
+    "mse": LabelLoss("mean squared error", deferred(_LABELS, "squared_error")),
+    "l1": LabelLoss("mean absolute error", deferred(_LABELS, "absolute_error")),
+    "cross-entropy-places": LabelLoss(
+        "cross-entropy of each pixel", deferred(_LABELS, "places"), guesses=True
+    ),
+    "cross-entropy-next": LabelLoss(
+        "cross-entropy of each next token", deferred(_LABELS, "next_tokens"), guesses=True
+    ),
+    "ctc": LabelLoss("connectionist temporal classification (Graves et al. 2006)", deferred(_LABELS, "ctc")),
+    "cosine": LabelLoss(
+        "one minus the cosine with the right vector; of pairs, the squared error of their cosine",
+        deferred(_LABELS, "cosine"),
+    ),
+    "own": LabelLoss(
+        "the sum of the losses that the network itself returns in training",
+        deferred(_LABELS, "own"),
+        takes_targets=True,
+    ),
+}
+"""By the name in the row of a task."""
+
+
+@dataclass(frozen=True)
 class LRSchedule:
     """Course of the learning rate after the warm-up.
 

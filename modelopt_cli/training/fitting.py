@@ -69,11 +69,11 @@ def fit(
     if config.patience and training.val is None and not config.val_fraction:
         hint = f"give {option('val')} or {option('val_fraction')}"
         raise UsageError("needs samples to validate on", where=option("patience"), hint=hint)
-    objective = objective or objective_of(config)
+    objective = objective or objective_of(config, task=training.task)
     together = world(training.device)
     input_spec = training.train.input
     with (
-        prepared(network, input_spec, together.device) as properties,
+        prepared(network, input_spec, together.device, training.task) as properties,
         Signals() as signals,
     ):
         train, val = samples(training.train, training.val, config.val_fraction, properties.classes)
@@ -89,6 +89,8 @@ def fit(
             classes=properties.classes,
             seed=seed,
             steps_per_epoch=steps_per_epoch(train, config.batch_size),
+            task=training.task,
+            sole_output=properties.sole_output,
         )
         loop = Loop(learner, training, train, val, stage, choose_from, signals)
         if training.estimates is None:
@@ -105,4 +107,5 @@ def fit(
         seconds=time.monotonic() - begun,
         lr=learner.lr,
         returns=loop.recovery.returns,
+        unit=loop.metric.unit,
     )

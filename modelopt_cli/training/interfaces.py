@@ -136,12 +136,14 @@ class Trained:
     Attributes:
         epochs: that were begun; fewer than asked for where patience ran out.
         steps: of the optimizer.
-        best: largest validation accuracy in percent, that of the weights kept; None without validation.
+        best: best value of the task's main metric on the validation samples, of classifiers top-1 in percent,
+            that of the weights kept; None without validation.
         best_epoch: the epoch, from 1, after which those weights were reached.
         loss: mean training loss of the last epoch.
         seconds: spent, not for the history.
         lr: the largest learning rate, as it was at the end.
         returns: how often training diverged and went back to an earlier state, with a smaller rate.
+        unit: of ``best``, after the number.
     """
 
     epochs: int
@@ -152,6 +154,7 @@ class Trained:
     seconds: float
     lr: float
     returns: int
+    unit: str = " %"
 
     @property
     def figures(self) -> dict[str, Any]:

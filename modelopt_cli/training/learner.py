@@ -10,16 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.data.targets import targets_to
-from modelopt_cli.errors import InputError, a_or_an
+from modelopt_cli.errors import InputError, UsageError, a_or_an
 from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.program.inputs import call, clone, each_of, select
+from modelopt_cli.settings import option
+from modelopt_cli.tasks import CLASSIFY, TaskSpec
 from modelopt_cli.training.augment import draw_mixup, mix
+from modelopt_cli.training.catalog import LOSSES
 from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.ema import MovingAverage
 from modelopt_cli.training.interfaces import Callback, Objective, StepInputs
 from modelopt_cli.training.loader import Batch
 from modelopt_cli.training.meter import LossMeter
+from modelopt_cli.training.objectives import guesses
 from modelopt_cli.training.optim import learning_rate, make_optimizer, set_rate
 from modelopt_cli.training.refusals import refusals_in_one_line
 from modelopt_cli.training.synced import synced_batch_norm
@@ -39,7 +43,9 @@ class Learner:
         average: moving average of the weights, or None.
         callbacks: take part in every step.
         meter: the losses of the epoch.
-        classes: number of logits.
+        classes: number of logits; None where there are none.
+        task: what the network is for.
+        sole_output: True if it returns one tensor in evaluation.
         seed: of everything random.
         steps: of the training.
         steps_per_epoch: of them.
@@ -53,10 +59,13 @@ class Learner:
         callbacks: Sequence[Callback],
         world: World,
         *,
-        classes: int,
+        classes: int | None,
         seed: int,
         steps_per_epoch: int,
+        task: TaskSpec = CLASSIFY,
+        sole_output: bool = False,
     ) -> None:
+        self.task, self.sole_output = task, sole_output
         self.network, self.config, self.objective = network, config, objective
         self.callbacks, self.world = callbacks, world
         self.classes, self.seed = classes, seed
@@ -78,8 +87,8 @@ class Learner:
 
     @property
     def guessing(self) -> float:
-        """The cross-entropy of equal probabilities for all classes, in nats."""
-        return math.log(self.classes)
+        """The cross-entropy of equal probabilities for all classes, in nats; 0 where the loss is none."""
+        return math.log(self.classes) if self.classes is not None and guesses(self.task) else 0.0
 
     def rate(self, step: int) -> float:
         """The learning rate of ``step``."""
@@ -114,8 +123,11 @@ class Learner:
     def _inputs(self, batch: Batch, step: int) -> tuple[StepInputs, Any]:
         inputs = each_of(batch.inputs, lambda tensor: tensor.to(self.world.device, non_blocking=True))
         labels = targets_to(batch.labels, self.world.device)
-        if not self.config.mixup or not isinstance(labels, Tensor):
+        if not self.config.mixup:
             return StepInputs(inputs, batch.samples, batch.variant), labels
+        if self.classes is None or not isinstance(labels, Tensor) or self.task.row.predicted is None:
+            hint = f"leave out {option('mixup')}"
+            raise UsageError("mixes classes, and these targets are none", where=option("mixup"), hint=hint)
         # Partners may be with another process: mix the global batch, and keep this process's part.
         inputs = each_of(inputs, lambda tensor: self.world.gather(tensor[: batch.size]))
         labels = self.world.gather(labels[: batch.size])
@@ -124,19 +136,24 @@ class Learner:
         own = self.world.part(len(labels)) if batch.size else slice(0, 1)
         return StepInputs(select(inputs, own), None, batch.variant), targets[own]
 
-    def _loss(self, inputs: StepInputs, targets: Tensor, batch: Batch) -> Tensor:
+    def _loss(self, inputs: StepInputs, targets: Any, batch: Batch) -> Tensor:
+        name = self.task.row.loss
+        judges_itself = name is not None and LOSSES[name].takes_targets
         with synced_batch_norm(self.world, counts=batch.weight > 0), self._autocast():
             with failing_in_one_line(inputs.batch, "the network"), refusals_in_one_line(self.network):
-                logits = call(
-                    self.network, clone(inputs.batch)
-                )  # it may change them; a teacher sees them, too
-            if not isinstance(logits, Tensor):
+                own = clone(inputs.batch)  # it may change them; a teacher sees them, too
+                logits = self.network(own, targets) if judges_itself else call(self.network, own)
+            learned = logits if judges_itself else self.task.find(logits)
+            changed = self.sole_output and not isinstance(logits, Tensor)
+            if judges_itself or not (changed or isinstance(learned, Tensor) or self.task.row.outputs):
+                return self.objective(learned, targets, inputs)
+            if changed or not isinstance(learned, Tensor):
                 raise InputError(
                     f"returns {a_or_an(type(logits).__name__)} in training, not logits",
                     where="the network",
                     hint="wrap it in a module that returns the logits",
                 )
-            return self.objective(logits.float(), targets, inputs)
+            return self.objective(learned.float(), targets, inputs)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not self.config.amp:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import ModeloptError
+from modelopt_cli.measure.metrics import metrics_of
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.interfaces import Training
 from modelopt_cli.training.interrupt import Signals
@@ -20,7 +21,7 @@ from modelopt_cli.training.loader import Batch, training_batches
 from modelopt_cli.training.rates import needs_test, tested_rate
 from modelopt_cli.training.recovery import MOST, WINDOW, Diverged, Recovery
 from modelopt_cli.training.snapshot import Place, copy_tensors, put_tensors, snapshot, tensors_of
-from modelopt_cli.training.validate import percent
+from modelopt_cli.training.validate import main_metric, percent
 
 _REPORT_EVERY = 0.1
 """Seconds between calls of the progress callback."""
@@ -46,7 +47,11 @@ class Loop:
         self.world: World = learner.world
         self.train, self.stage, self.signals = train, stage, signals
         self.validated = val is not None
-        self.val = self.world.shard(val) if val is not None else None
+        self.task = training.task
+        self.metric = next(iter(metrics_of(self.task).values()))
+        # Samples that are right or wrong are counted by all processes; other metrics need all samples.
+        shared = self.task.row.predicted is not None
+        self.val = self.world.shard(val) if val is not None and shared else val
         self.choose_from = choose_from * learner.steps
         alone = "alone on cpu" if self.world.device == "cpu" else "alone"
         self.look_every = _LOOK_EVERY[alone if self.world.size == 1 else "together"]
@@ -190,7 +195,11 @@ class Loop:
         if not self.validated:
             return None
         size, workers = self.config.batch_size, self.training.workers
-        return percent(self.learner.result, self.val, size, workers=workers, world=self.world)
+        if self.task.row.predicted is not None:
+            return percent(self.learner.result, self.val, size, workers=workers, world=self.world)
+        assert self.val is not None
+        device = self.world.device
+        return main_metric(self.learner.result, self.val, size, self.task, workers=workers, device=device)
 
     def _close_epoch(self, accuracy: float | None) -> None:
         self.consistent = False
@@ -214,7 +223,8 @@ class Loop:
         place = self.place
         if place.step <= self.choose_from and place.step < self.learner.steps:
             return
-        if place.best is None or accuracy > place.best:
+        sign = 1 if self.metric.higher_is_better else -1
+        if place.best is None or sign * accuracy > sign * place.best:
             place.best, place.best_epoch, place.stale = accuracy, place.epoch, 0
             self.best = copy_tensors(self.learner.result)
         else:
@@ -223,7 +233,8 @@ class Loop:
     def _log(self, accuracy: float | None) -> None:
         if self.training.run is not None:
             place, rate = self.place, self.learner.rate(self.place.step - 1)
-            figures = {"loss": place.loss, "lr": rate, "val_top1": accuracy, "returns": self.recovery.returns}
+            name = f"val_{next(iter(metrics_of(self.task)))}"
+            figures = {"loss": place.loss, "lr": rate, name: accuracy, "returns": self.recovery.returns}
             self.training.run.log.add(self.stage, place.epoch, place.step, **figures)
 
     def _report(self, done: int) -> None:

@@ -62,6 +62,7 @@ class _Apart(TargetFormat):
 
     def __init__(self, targets: TargetFormat) -> None:
         self._targets = targets
+        self.in_picture, self.of_inputs = targets.in_picture, targets.of_inputs
 
     def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> Any:
         return self._targets.check(raw, inputs, classes)

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from modelopt_cli.errors import UsageError
 from modelopt_cli.program.inputs import call
 from modelopt_cli.settings import option
-from modelopt_cli.training.catalog import TEACHERS
+from modelopt_cli.tasks import CLASSIFY, TaskSpec
+from modelopt_cli.training.catalog import LOSSES, TEACHERS
 from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.interfaces import Objective, StepInputs
 
@@ -31,6 +33,56 @@ class CrossEntropy:
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
 
+def cross_entropy(
+    logits: Tensor, targets: Tensor, inputs: Any, *, label_smoothing: float = 0.0, **settings: Any
+) -> Tensor:
+    """As :class:`CrossEntropy`."""
+    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """The loss of a task with its targets.
+
+    Attributes:
+        task: says which output is learned, and by which row of ``catalog.LOSSES``.
+        label_smoothing: as in :class:`CrossEntropy`; of use to cross-entropies alone.
+    """
+
+    task: TaskSpec
+    label_smoothing: float = 0.0
+
+    def __call__(self, logits: Any, targets: Any, inputs: StepInputs) -> Tensor:
+        """The mean over the batch."""
+        row, name = self.task.row, self.task.row.loss
+        if self.task.is_own:
+            loss: Tensor = self.task.function.loss(logits, targets)
+            return loss
+        assert name is not None
+        options = {"label_smoothing": self.label_smoothing, **row.options, **self.task.options}
+        loss = LOSSES[name].function(logits, targets, inputs.batch, **options)
+        return loss
+
+
+def label_loss(task: TaskSpec, label_smoothing: float = 0.0) -> Objective:
+    """The loss of a task with its targets.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if task.is_own and not hasattr(task.function, "loss"):
+        hint = "give the function an attribute loss, itself a function of outputs and targets"
+        raise UsageError(f"{task.text} has no loss to train by", where=option("task"), hint=hint)
+    if task.row.predicted is not None:
+        return CrossEntropy(label_smoothing)
+    return TaskLoss(task, label_smoothing)
+
+
+def guesses(task: TaskSpec) -> bool:
+    """True if guessing has the logarithm of the number of classes for a loss."""
+    return task.row.loss is not None and LOSSES[task.row.loss].guesses
+
+
 class Distillation:
     """Weighted sum of the loss with labels and the divergence from a teacher's outputs.
 
@@ -44,11 +96,19 @@ class Distillation:
         weight: ``w``, the teacher's share.
         temperature: ``T``.
         hard: the objective with labels; plain cross-entropy by default.
+        task: what both are for. Where its output stands for no probabilities, the mean squared difference of
+            the two outputs is in place of the divergence.
     """
 
     def __init__(
-        self, teacher: nn.Module, weight: float, temperature: float, hard: Objective | None = None
+        self,
+        teacher: nn.Module,
+        weight: float,
+        temperature: float,
+        hard: Objective | None = None,
+        task: TaskSpec = CLASSIFY,
     ) -> None:
+        self.task = task
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
         self.weight = weight
         self.temperature = temperature
@@ -61,33 +121,43 @@ class Distillation:
             UsageError: teacher and student have different classes.
         """
         with torch.no_grad():
-            outputs = call(self.teacher.to(logits.device), inputs.batch).to(logits.dtype)
+            found = self.task.find(call(self.teacher.to(logits.device), inputs.batch))
+            outputs = found.to(logits.dtype)
         if outputs.shape != logits.shape:
             raise UsageError(
                 f"the teacher returns {tuple(outputs.shape)}, the student {tuple(logits.shape)}",
                 where=option("teacher"),
             )
+        hard = self.hard(logits, targets, inputs)
+        return (1 - self.weight) * hard + self.weight * self._soft(logits, outputs)
+
+    def _soft(self, logits: Tensor, outputs: Tensor) -> Tensor:
+        """How far the student's output is from the teacher's."""
+        mine, theirs = self.task.logits(logits), self.task.logits(outputs)
+        where = self.task.row.logits
+        if mine is None or theirs is None or where is None or not where.exclusive:
+            return F.mse_loss(logits, outputs)
         soft = F.kl_div(
-            F.log_softmax(logits / self.temperature, 1),
-            F.log_softmax(outputs / self.temperature, 1),
+            F.log_softmax(mine / self.temperature, 1),
+            F.log_softmax(theirs / self.temperature, 1),
             reduction="batchmean",
             log_target=True,
         )
-        hard = self.hard(logits, targets, inputs)
-        return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
+        return self.temperature**2 * soft
 
 
-def objective(config: TrainConfig, original: nn.Module | None = None) -> Objective:
+def objective(config: TrainConfig, original: nn.Module | None = None, task: TaskSpec = CLASSIFY) -> Objective:
     """Objective that ``config`` asks for.
 
     Args:
         config: label smoothing, and the teacher with its weight and temperature.
         original: the network before compression, which a teacher is made of.
+        task: what the network is for.
 
     Raises:
-        UsageError: it asks for a teacher, and there is none.
+        UsageError: it asks for a teacher, and there is none, or the task has no loss.
     """
-    hard = CrossEntropy(config.label_smoothing)
+    hard = label_loss(task, config.label_smoothing)
     if config.teacher is None:
         return hard
     if original is None:
@@ -95,4 +165,4 @@ def objective(config: TrainConfig, original: nn.Module | None = None) -> Objecti
             "there is no earlier network to learn from", where=option("teacher"), hint="leave it out"
         )
     teacher: nn.Module = TEACHERS[config.teacher].network(original)
-    return Distillation(teacher, config.distill_weight, config.temperature, hard)
+    return Distillation(teacher, config.distill_weight, config.temperature, hard, task)

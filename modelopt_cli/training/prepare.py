@@ -14,6 +14,7 @@ from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.inputs import Inputs, any_images, call
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
+from modelopt_cli.tasks import CLASSIFY, TaskSpec
 
 _WHERE = "the network"
 _PROBED = 2
@@ -25,17 +26,21 @@ class Prepared:
     """Properties of a network that is ready to be trained.
 
     Attributes:
-        classes: number of logits.
+        classes: number of logits; None where the outputs stand for no probabilities.
         channels_last: True if its images are laid out with the channels innermost, which most convolutions
             are faster with.
+        sole_output: True if it returns one tensor in evaluation, so that it must in training, too.
     """
 
-    classes: int
+    classes: int | None
     channels_last: bool
+    sole_output: bool
 
 
 @contextlib.contextmanager
-def prepared(network: nn.Module, sample: InputSpec, device: str) -> Iterator[Prepared]:
+def prepared(
+    network: nn.Module, sample: InputSpec, device: str, task: TaskSpec = CLASSIFY
+) -> Iterator[Prepared]:
     """Inside the context the network is on ``device``, in the faster memory format of those it runs in.
 
     Afterwards it is in evaluation mode, contiguous, without gradients, and back where it was. The parameters
@@ -44,7 +49,7 @@ def prepared(network: nn.Module, sample: InputSpec, device: str) -> Iterator[Pre
     Raises:
         UsageError: nothing in the network learns.
         DataError: the network does not take such samples.
-        InputError: it is no classifier.
+        InputError: it is to classify, and is no classifier.
     """
     if is_quantized(network):
         raise UsageError("int8 layers cannot be trained", where=_WHERE, hint="train before quantize")
@@ -59,16 +64,20 @@ def prepared(network: nn.Module, sample: InputSpec, device: str) -> Iterator[Pre
             network.to(device)
             images = zeros(sample, _PROBED, device)
             with evaluation_mode(network):
-                classes = _classes(accuracy.run(network, images, _WHERE))
+                outputs = accuracy.run(network, images, _WHERE)
+                classes = _classes(outputs, task)
                 channels_last = _lay_out(network, images)
-            yield Prepared(classes, channels_last)
+            yield Prepared(classes, channels_last, isinstance(outputs, Tensor))
         finally:
             network.eval().zero_grad(set_to_none=True)
             network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             network.to(home)
 
 
-def _classes(logits: object) -> int:
+def _classes(outputs: object, task: TaskSpec) -> int | None:
+    logits = task.find(outputs)
+    if task.row.predicted is None:
+        return task.classes(outputs)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != _PROBED:
         form = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(

@@ -98,9 +98,10 @@ class Recovery:
         )
         if place.loss < max(untrained, guessing / 2):
             return None
+        chance = f"guessing has {guessing:.4g} and " if guessing else ""
         return (
-            f"the loss is still high: its mean over the last epoch is {place.loss:.4g}, where guessing has "
-            f"{guessing:.4g} and the first step had {place.start:.4g}; give more {option('epochs')} or "
+            f"the loss is still high: its mean over the last epoch is {place.loss:.4g}, where {chance}"
+            f"the first step had {place.start:.4g}; give more {option('epochs')} or "
             f"another {option('lr')}, and look at the labels"
         )
 

@@ -6,12 +6,12 @@ from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.settings import option
 
-_splits: "weakref.WeakKeyDictionary[Data, dict[tuple[float, int], tuple[Data, Data | None]]]" = (
+_splits: "weakref.WeakKeyDictionary[Data, dict[tuple[float, int | None], tuple[Data, Data | None]]]" = (
     weakref.WeakKeyDictionary()
 )
 
 
-def samples(data: Data, val: Data | None, fraction: float, classes: int) -> tuple[Data, Data | None]:
+def samples(data: Data, val: Data | None, fraction: float, classes: int | None) -> tuple[Data, Data | None]:
     """Training and validation samples for a network of so many classes; ``val`` goes before ``fraction``.
 
     The same arguments give the same object for as long as ``data`` lives, so that what is kept in memory for
@@ -29,7 +29,9 @@ def samples(data: Data, val: Data | None, fraction: float, classes: int) -> tupl
     splits = _splits.setdefault(data, {})
     if (fraction, classes) not in splits:
         train, held = hold_out(data, fraction) if fraction else (data, None)
-        splits[fraction, classes] = train.fits(classes), held.fits(classes) if held is not None else None
+        if classes is not None:
+            train, held = train.fits(classes), held.fits(classes) if held is not None else None
+        splits[fraction, classes] = train, held
     train, held = splits[fraction, classes]
     return train, samples(val, None, 0.0, classes)[0] if val is not None else held
 

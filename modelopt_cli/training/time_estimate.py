@@ -73,7 +73,7 @@ def _timed_validation(loop: Loop) -> float:
     if loop.val is None:
         return 0.0
     network, size = loop.learner.result.eval(), loop.config.batch_size
-    tally = Tally("the network", labelled=True)
+    tally = Tally("the network", loop.task, labelled=True)
     work = judged(network, loop.val, size, tally, workers=loop.training.workers, device=loop.world.device)
     timing = timed(work, warm_up=1, all_of_it=loop.val.size is None, wait=partial(_wait, loop))
     batches = timing.count if loop.val.size is None else -(-loop.val.size // size)

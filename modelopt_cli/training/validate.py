@@ -1,14 +1,15 @@
 """Accuracy on the validation samples, each classified by one process."""
 
+import math
 from collections.abc import Iterator
 
 from torch import nn
 
 from modelopt_cli.data import Data
-from modelopt_cli.data.targets import classes_of
 from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.tally import Tally
 from modelopt_cli.program.inputs import to
+from modelopt_cli.tasks import TaskSpec
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.loader import ordered_batches
 
@@ -39,7 +40,7 @@ def judged(
 ) -> Iterator[None]:
     """Adds a batch to ``tally`` whenever the next item is asked for. Raises as :func:`correct`."""
     for inputs, labels in ordered_batches(data, batch_size, workers=workers):
-        tally.add(accuracy.run(network, to(inputs, device), "the network"), classes_of(labels))
+        tally.add(accuracy.run(network, to(inputs, device), "the network"), labels, inputs)
         yield
 
 
@@ -52,3 +53,25 @@ def percent(network: nn.Module, shard: Data | None, batch_size: int, *, workers:
     finally:
         network.train(modes)
     return 100.0 * right / total
+
+
+def main_metric(
+    network: nn.Module, data: Data, batch_size: int, task: TaskSpec, *, workers: int, device: str
+) -> float:
+    """The task's main metric on all of the data; the worst value there is where it is not a number.
+
+    Raises:
+        InputError: the network is not one for the task, or returns NaN.
+        DataError: a sample cannot be read, or its target does not go with the network.
+    """
+    tally, modes = Tally("the network", task, labelled=True, name=data.where), network.training
+    network.eval()
+    try:
+        for _ in judged(network, data, batch_size, tally, workers=workers, device=device):
+            pass
+    finally:
+        network.train(modes)
+    found = tally.result()
+    name, metric = next(iter(found.rows.items()))
+    value = found.metrics()[name]
+    return value if value is not None else -math.inf if metric.higher_is_better else math.inf

@@ -161,3 +161,25 @@ def test_boxes_without_the_library_say_what_to_install(
     found = modelopt("eval", "net.pth", *HOW, "--data", "boxes.py:load", "--task", "detect")
     assert found.code == 3
     assert "pip install 'modelopt-cli[detect]'" in found.err
+
+
+def test_a_segmentation_network_is_trained_from_random_weights(there: Path, modelopt: Run) -> None:
+    words = ["--train", "npz:masks.npz", "--val-fraction", "0.25", "--epochs", "2", "--batch-size", "8"]
+    made = modelopt("train", *HOW, *words, *DATA, "--task", "segment", "-o", "t.safetensors", "--json")
+    assert made.code == 0, made.err
+    metrics = [json.loads(line) for line in (there / "t.run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in metrics] == [1, 2]
+    assert all(0 <= line["val_miou"] <= 100 for line in metrics)
+    later = modelopt("eval", "t.safetensors", *DATA, "--latency-runs", "0", "-q", "--json")
+    assert json.loads(later.out)["task"] == "segment (recorded)"
+
+
+def test_a_pruned_network_recovers_by_the_loss_of_its_task(there: Path, modelopt: Run) -> None:
+    words = ["--train", "npz:masks.npz", "--epochs", "1", "--batch-size", "8", "--sparsity", "0.25"]
+    made = modelopt("prune", "net.pth", *HOW, *words, "--task", "segment", "-o", "p.safetensors", *DATA)
+    assert made.code == 0, made.err
+    shared = modelopt(
+        *("share", "net.pth", *HOW, "--task", "segment", "-o", "s.safetensors", "--bits", "4", *DATA),
+        *("--train", "npz:masks.npz", "--epochs", "1", "--batch-size", "8"),
+    )
+    assert shared.code == 0, shared.err

@@ -105,7 +105,7 @@ def fine_tuned(
         training,
         seed=context.seed,
         stage=stage,
-        objective=objective(config, pruner.original),
+        objective=objective(config, pruner.original, training.task),
         callbacks=callbacks,
         choose_from=choose_from,
     )

@@ -68,7 +68,7 @@ def fine_tune(
         training,
         seed=context.seed,
         stage=stage,
-        objective=objective(training.config, program),
+        objective=objective(training.config, program, training.task),
         callbacks=[*others, callback],
     )
     return network, read_all_back(network, clustered)
