@@ -25,7 +25,7 @@ FAR_BELOW = 10.0
 def with_same_classes(
     models: Sequence[EvaluatedModel], baseline: int, named_by: int | None
 ) -> tuple[list[EvaluatedModel], tuple[str, ...] | None, list[str]]:
-    """Have all models answer in the order of the baseline's classes, where two name them.
+    """Bring the logits of all models into the order of the baseline's classes, where two name them.
 
     Args:
         models: the models.

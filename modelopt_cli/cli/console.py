@@ -65,12 +65,12 @@ class Console:
         return ["-q"] * self.quiet + ["-v"] * self.verbosity + ["--debug"] * self.debug
 
     def result(self, renderable: "RenderableType") -> None:
-        """Print the answer to what was asked, on stdout."""
+        """Print what was asked for, on stdout."""
         if not self.silent:
             self._write(self._stdout, self._render(renderable, self._stdout))
 
     def result_json(self, data: Mapping[str, Any]) -> None:
-        """Print the answer as one JSON object, on stdout; NaN and infinity are refused."""
+        """Print what was asked for as one JSON object, on stdout; NaN and infinity are refused."""
         if not self.silent:
             self._write(self._stdout, json.dumps(data, indent=2, allow_nan=False) + "\n")
             self.shown.append(data)

@@ -1,6 +1,6 @@
 """Paired bootstrap: the interval of the difference of a metric where no closed form is right.
 
-Samples are drawn with replacement, for both models the same ones, and the metric is computed anew for each
+Samples are drawn with replacement, for both models the same ones, and the metric is computed again for each
 draw (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 8). A draw is a row of counts: how
 often each sample is in it. The ends of the interval are quantiles of the differences, at levels that widen it
 as a t distribution and the sample's own standard deviation would (Hesterberg, What Teachers Should Know About

@@ -222,7 +222,7 @@ WRONG = {
     "of no step": (f"epochs: 1\n{INT8}", "'epochs': is an option of no step here"),
     "ours": (f"{ONE}steps:\n  - quantize: {{output: x}}", "'output': is no option of quantize"),
     "of one command": (f"{ONE}steps:\n  - prune: {{curve: c.png}}", "'curve': is no option of prune"),
-    "limit in a step": (f"{ONE}steps:\n  - quantize: {{max-drop: 1}}", "write it beside the steps"),
+    "limit in a step": (f"{ONE}steps:\n  - quantize: {{max-drop: 1}}", "write it next to the steps"),
     "not a number": (f"{ONE}steps:\n  - prune: {{flops: half}}", "'flops': 'half' is neither"),
     "wrong beside": (f"seed: -1\n{INT8}", "r.yaml: 'seed': must be at least 0"),
     "no truth": (f"{ONE}steps:\n  - quantize: {{skip-first: yes}}", "'skip-first': is either true or false"),

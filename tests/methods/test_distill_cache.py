@@ -1,4 +1,4 @@
-"""A cache of a teacher's answers: the same student, fewer questions, and nothing that is not true."""
+"""A cache of a teacher's logits: the same student, fewer calls, and nothing that is not true."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The form that a teacher answers in: number format and memory layout, and still its own answers."""
+"""The form in which a teacher computes: number format and memory layout, and still its own logits."""
 
 from dataclasses import replace
 

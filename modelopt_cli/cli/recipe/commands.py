@@ -14,7 +14,7 @@ from modelopt_cli.measure.config import EvalOptions, Gates
 from modelopt_cli.settings import Field, boolean, nearest
 
 _OURS = {"no_eval", "run_dir", "resume", "baseline", "judge"}  # what a recipe says otherwise
-_OF_ONE = {"curve"}  # written beside the steps, each would draw over the one before it
+_OF_ONE = {"curve"}  # written next to the steps, each would draw over the one before it
 _BOTH = {"data_batch_size"}  # is also that of looking at data to calibrate
 
 
@@ -50,7 +50,7 @@ class Commands:
         return {flag[2:]: field for flag, field in spellings if flag[:2] == "--" and field in settable}
 
     def shared(self, verb: str) -> dict[str, Field]:
-        """Those that may stand beside the steps, by the one name that means the same to every command.
+        """Those that may stand next to the steps, by the one name that means the same to every command.
 
         ``batch-size``, say, is that of training to some, and was one of latency's to others.
         """
@@ -72,7 +72,7 @@ class Commands:
             if (field := known.get(name)) is None:
                 hint = nearest_name(name, known)
                 if name in self.shared("eval"):
-                    hint = "write it beside the steps, for the comparison at the end"
+                    hint = "write it next to the steps, for the comparison at the end"
                 reader.check(False, f"'{name}'", f"is no option of {verb}" + (f"; {hint}" if hint else ""))
                 continue
             try:

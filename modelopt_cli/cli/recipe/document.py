@@ -39,7 +39,7 @@ class Recipe:
 
     Attributes:
         steps: in order.
-        options: what stands beside the steps.
+        options: what stands next to the steps.
     """
 
     steps: tuple[Step, ...]
@@ -50,7 +50,7 @@ class Recipe:
 
         STEP is a number or a verb; what comes twice has two values.
         """
-        beside: Options = {}
+        shared: Options = {}
         own: list[Options] = [{} for _ in self.steps]
         for setting in settings:
             if (match := _SETTING.fullmatch(setting)) is None:
@@ -58,7 +58,7 @@ class Recipe:
                 continue
             key, value = match["key"].replace("_", "-"), match["value"]
             if match["step"] is None:
-                _add(beside, key, value)
+                _add(shared, key, value)
                 continue
             matching = [i for i, step in enumerate(self.steps) if match["step"] in (str(i + 1), step.verb)]
             problem = f"{'no step' if not matching else 'more than one step'} is called '{match['step']}'"
@@ -68,7 +68,7 @@ class Recipe:
             if len(matching) == 1:
                 _add(own[matching[0]], key, value)
         steps = (Step(step.verb, step.options | more) for step, more in zip(self.steps, own, strict=True))
-        return Recipe(tuple(steps), self.options | beside)
+        return Recipe(tuple(steps), self.options | shared)
 
 
 def _add(options: Options, key: str, value: str) -> None:

@@ -62,7 +62,7 @@ def make_plan(
 ) -> RecipePlan:
     """The command lines of a recipe; what is wrong with them is left with ``reader``."""
     folder = output.with_suffix(".steps")
-    beside = _check_shared(reader, recipe, commands)
+    shared_options = _check_shared(reader, recipe, commands)
     lines: list[Line] = []
     source = checkpoint
     for number, step in enumerate(recipe.steps, 1):
@@ -75,7 +75,7 @@ def make_plan(
             problems = Reader()
             words = commands.words(problems, step.verb, step.options, commands.own(step.verb))
             _check_data(problems, step.options)
-            shared = {name: value for name, value in beside.items() if name not in step.options}
+            shared = {name: value for name, value in shared_options.items() if name not in step.options}
             words = [*commands.shared_words(step.verb, shared), *words]
             lines.append(Line(step.verb, tuple(words), source, target))
             if source is None and not commands.starts_from_nothing(step.verb):
@@ -85,22 +85,24 @@ def make_plan(
             reader.take(problems, f"step {number} ({step.verb})")
         source = target
     files = [str(path) for path in (checkpoint, *(line.output for line in lines)) if path is not None]
-    evaluation = _evaluation(reader, commands, beside, files)
-    return RecipePlan(folder, tuple(lines), evaluation, commands.measuring(beside))
+    evaluation = _evaluation(reader, commands, shared_options, files)
+    return RecipePlan(folder, tuple(lines), evaluation, commands.measuring(shared_options))
 
 
-def _evaluation(reader: Reader, commands: Commands, beside: Options, files: list[str]) -> tuple[str, ...]:
+def _evaluation(
+    reader: Reader, commands: Commands, shared_options: Options, files: list[str]
+) -> tuple[str, ...]:
     """All files side by side; only the last one is held against the limits."""
     problems, known = Reader(), commands.shared("eval")
-    judge = any(known[name].title == Gates.title for name in beside if name in known)
-    words = commands.shared_words("eval", beside) + ["--judge", *files[-1:]] * judge
+    judge = any(known[name].title == Gates.title for name in shared_options if name in known)
+    words = commands.shared_words("eval", shared_options) + ["--judge", *files[-1:]] * judge
     _try(problems, commands, ["eval", *files, *words])
     reader.take(problems, "eval")
     return ("eval", *files, *words)
 
 
 def _check_shared(reader: Reader, recipe: Recipe, commands: Commands) -> Options:
-    """The options beside the steps that can be used; what is wrong with the others is said once."""
+    """The options next to the steps that can be used; what is wrong with the others is said once."""
     verbs = dict.fromkeys([*(step.verb for step in recipe.steps if step.verb in commands.steps), "eval"])
     known = {name: verb for verb in verbs for name in commands.shared(verb)}
     fields = {name: commands.shared(verb)[name] for name, verb in known.items()}

@@ -156,7 +156,7 @@ def compensated(
                 pruned = None if unpruned is None else ~unpruned[..., column]
                 index = _cheapest(value, scale, levels, pruned)
                 chosen[..., column] = index
-                # The least-squares answer of the later columns to this error is a row of the factor.
+                # The least-squares solution of the later columns to this error is a row of the factor.
                 error = (value - _values(levels.values, index)) / scale
                 errors[..., column - first] = error
                 target[..., column:last] -= error.unsqueeze(-1) * factor[:, j : j + 1, j : last - start]
