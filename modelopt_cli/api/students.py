@@ -25,6 +25,7 @@ from modelopt_cli.program.inputs import call
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.settings import option
+from modelopt_cli.tasks import CLASSIFY
 
 SAME = "same"
 
@@ -94,7 +95,7 @@ def classes_of(network: nn.Module, sample: InputSpec, where: str = "the network"
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     images = zeros(sample, 2, device)
     with evaluation_mode(network), torch.inference_mode(), failing_in_one_line(images, where):
-        logits = call(network, images)
+        logits = CLASSIFY.find(call(network, images))
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         raise UsageError("is no classifier", where=where)
     return logits.shape[1]

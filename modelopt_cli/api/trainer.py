@@ -14,10 +14,11 @@ from modelopt_cli.data import Data, open_data
 from modelopt_cli.data.source import Samples, name_of
 from modelopt_cli.errors import ArtifactError, GateNotMet, UsageError
 from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.inputs import call
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.settings import option
-from modelopt_cli.tasks import TaskSpec
+from modelopt_cli.tasks import CLASSIFY, TaskSpec
 from modelopt_cli.tasks.reading import read_targets
 from modelopt_cli.training import Training
 from modelopt_cli.training.distributed import World, world
@@ -155,5 +156,5 @@ def names_of_classes(program: Program, train: Data) -> tuple[str, ...] | None:
     if names is None:
         return program.labels
     with evaluation_mode(program), torch.inference_mode():
-        logits = program(zeros(program.input, 1))
+        logits = CLASSIFY.find(call(program, zeros(program.input, 1)))
     return names if isinstance(logits, Tensor) and len(names) == logits.shape[-1] else None

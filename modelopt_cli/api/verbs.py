@@ -199,7 +199,7 @@ def train(configs: dict[str, Any], model: Model | None = None, output: Output = 
         return Call(configs, space).execute("train", model, output)
 
 
-@configured(MEASURING, ("shape", "dtype"))
+@configured(MEASURING, ("sample",))
 def evaluate(configs: dict[str, Any], models: Model | Iterable[Model]) -> Measured:
     """Measure networks side by side: size, accuracy and speed.
 

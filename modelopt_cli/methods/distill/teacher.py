@@ -22,6 +22,7 @@ from modelopt_cli.program.inputs import Inputs, batch_size, call, clone, concate
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.verification import random_input
 from modelopt_cli.settings import option
+from modelopt_cli.tasks import CLASSIFY, TaskSpec
 from modelopt_cli.training.prepare import to_channels_last
 
 Change = Callable[[Inputs], Inputs]
@@ -80,6 +81,7 @@ class Teacher:
             features are recorded, which nobody keeps. None shows the images as they come.
         amp: True if it is called under torch's autocast to bfloat16.
         on_note: called with one line where a member cannot be trusted in its fastest form.
+        task: says which output of a network with several are its logits.
     """
 
     def __init__(
@@ -91,7 +93,9 @@ class Teacher:
         batch_size: int | None = None,
         amp: bool = False,
         on_note: Callable[[str], None] | None = None,
+        task: TaskSpec = CLASSIFY,
     ) -> None:
+        self._task = task
         self._batch_size = None if points else batch_size
         self._members, self._points = tuple(members), tuple(dict.fromkeys(points))
         total = sum(member.weight for member in members)
@@ -126,7 +130,8 @@ class Teacher:
     def _outputs(self, images: Inputs) -> TeacherOutput:
         total: Tensor | None = None
         for member, share, network in zip(self._members, self._shares, self._calls, strict=True):
-            logits = call(network, images if member.change is None else member.change(images)).float()
+            outputs = call(network, images if member.change is None else member.change(images))
+            logits = self._task.find(outputs).float()
             if total is not None and logits.shape != total.shape:
                 raise InputError(
                     f"returns {logits.shape[1]} logits, {self._members[0].name} {total.shape[1]}",
