@@ -146,8 +146,8 @@ DATA_KINDS: dict[str, DataKind] = {
     ),
     "callable": DataKind(
         "a function or class of yours, called with the options as arguments, that returns a map- or "
-        "iterable-style Dataset of (inputs already preprocessed, target), or of inputs alone: a float tensor, "
-        "or several in a tuple or a dictionary; also `package.module:CALLABLE`",
+        "iterable-style Dataset of (inputs already preprocessed, target), or of inputs alone: a float "
+        "tensor, or several in a tuple or a dictionary; also `package.module:CALLABLE`",
         "FILE.py:CALLABLE",
         deferred(f"{_ROOM}.dataset_sources", "open_callable"),
         any_option=True,
