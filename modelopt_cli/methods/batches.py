@@ -1,6 +1,7 @@
 """Batches of calibration data, and the output of a network by which it is compared with another one."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -8,6 +9,7 @@ from modelopt_cli.data import Data
 from modelopt_cli.errors import InputError
 from modelopt_cli.methods.context import Context
 from modelopt_cli.program.inputs import Inputs, batch_size, call, to
+from modelopt_cli.tasks import TaskSpec
 from modelopt_cli.tasks.outputs import find_output, form_of
 
 _NAMES = ("logits", "out")
@@ -24,11 +26,15 @@ def output_of(network: nn.Module, inputs: Inputs, device: str) -> Tensor:
     Raises:
         InputError: it returns none with a value for each sample.
     """
-    outputs = call(network, to(inputs, device))
-    output = find_output(outputs, _NAMES)
-    if output is None or output.dim() == 0 or len(output) != batch_size(inputs):
+    return main_output(call(network, to(inputs, device)), inputs)
+
+
+def main_output(outputs: Any, inputs: Inputs, task: TaskSpec | None = None) -> Tensor:
+    """The main output among all, or that of a task; raises as ``output_of``."""
+    found = find_output(outputs, _NAMES) if task is None else task.find(outputs)
+    if not isinstance(found, Tensor) or found.dim() == 0 or len(found) != batch_size(inputs):
         raise InputError(f"returns {form_of(outputs)}, nothing for each sample", where="the network")
-    return output
+    return found
 
 
 def output_rows(network: nn.Module, inputs: Inputs, device: str) -> Tensor:

@@ -1,4 +1,8 @@
-"""Outputs of a network on calibration data, and how far those of changed networks are from them."""
+"""Outputs of a network on calibration data, and how far those of changed networks are from them.
+
+Logits are compared by the divergence of their probabilities, row by row: of a sample, a pixel or a token.
+Other outputs are compared by their noise, as a fraction of the signal: ``10^(-dB / 10)``.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +14,17 @@ from torch import Tensor
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError
-from modelopt_cli.methods.batches import input_batches, output_rows
+from modelopt_cli.measure.fidelity import cosines
+from modelopt_cli.methods.batches import input_batches, main_output
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.finite import require_finite
 from modelopt_cli.program import Program
-from modelopt_cli.program.inputs import Inputs
+from modelopt_cli.program.inputs import Inputs, call, to
 from modelopt_cli.program.shapes import evaluation_mode
+from modelopt_cli.tasks import CLASSIFY, TaskSpec
+
+LARGEST = 1 << 26
+"""Numbers of outputs that are kept, about: those of pixels would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +33,18 @@ class ReferenceOutputs:
 
     Attributes:
         inputs: batches of samples.
-        original: log-softmax of the network's main output on them, float64 ``(N, classes)``.
+        original: of the network on them, float64: log-softmax of logits, ``(rows, classes)``, or the main
+            output, ``(N, numbers)``.
         device: where to compute.
+        task: says which output counts.
+        are_logits: True if that is logits of which one class is right.
     """
 
     inputs: tuple[Inputs, ...]
     original: Tensor
     device: str
+    task: TaskSpec = CLASSIFY
+    are_logits: bool = True
 
     @classmethod
     def of(cls, program: Program, data: Data, context: Context, samples: int) -> "ReferenceOutputs":
@@ -50,24 +64,51 @@ class ReferenceOutputs:
         inputs = tuple(input_batches(some, context))
         if not inputs:
             raise DataError("no samples to calibrate on", hint="give data with at least one sample")
-        original = log_probabilities(program, inputs, context.device)
+        original, batches, are_logits = _rows(program, inputs, context.device, context.task, LARGEST)
         require_finite(original, some.name)
-        return cls(inputs, original, context.device)
+        return cls(inputs[:batches], original, context.device, context.task, are_logits)
 
     def compare(self, changed: Program) -> tuple[float, float]:
-        """Mean KL(original || changed) in nats, and the fraction of samples with the same top class."""
-        return compare(self.original, log_probabilities(changed, self.inputs, self.device))
+        """How far a changed network is, and how much of it is the same.
+
+        Of logits the mean KL(original || changed) in nats, and the fraction of rows with the same top class.
+        Of other outputs the noise as a fraction of the signal, and the cosine, at least 0.
+        """
+        rows, _, _ = _rows(changed, self.inputs, self.device, self.task)
+        return (compare if self.are_logits else compare_outputs)(self.original, rows)
 
 
-def log_probabilities(program: Program, inputs: Sequence[Inputs], device: str) -> Tensor:
-    """Log-softmax of a network's main output, float64 ``(N, classes)``."""
-    network = program.to(device)
+def _rows(
+    program: Program, inputs: Sequence[Inputs], device: str, task: TaskSpec, most: float = math.inf
+) -> tuple[Tensor, int, bool]:
+    """Rows that a network is compared by, of batches until there are ``most`` numbers.
+
+    Returns:
+        Log-softmax of logits, or the main output, float64; number of batches; True of logits.
+    """
+    network, rows, are_logits = program.to(device), list[Tensor](), False
     try:
         with evaluation_mode(network), torch.inference_mode():
-            outputs = [output_rows(network, batch, device).cpu() for batch in inputs]
+            for batch in inputs:
+                if sum(part.numel() for part in rows) >= most:
+                    break
+                outputs = call(network, to(batch, device))
+                logits = task.logits(outputs) if task.row.logits and task.row.logits.exclusive else None
+                are_logits = logits is not None
+                found = main_output(outputs, batch, task).flatten(1) if logits is None else logits
+                rows.append(found.cpu())
     finally:
         program.to("cpu")
-    return F.log_softmax(torch.cat(outputs).double(), dim=1)
+    joined = torch.cat(rows).double()
+    return F.log_softmax(joined, dim=1) if are_logits else joined, len(rows), are_logits
+
+
+def compare_outputs(original: Tensor, changed: Tensor) -> tuple[float, float]:
+    """Noise as a fraction of the signal, and mean cosine, at least 0, of two sets of outputs ``(N, D)``."""
+    noise = float((original - changed).square().sum())
+    signal = float(original.square().sum())
+    ratio = noise / signal if signal else math.inf if noise else 0.0
+    return ratio if math.isfinite(ratio) else math.inf, max(0.0, float(cosines(original, changed).mean()))
 
 
 def compare(original: Tensor, changed: Tensor) -> tuple[float, float]:
