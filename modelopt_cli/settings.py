@@ -222,10 +222,10 @@ class Field:
             (setting.most, "at most", operator.le),
             (setting.below, "below", operator.lt),
         )
-        given = [(limit, word, holds) for limit, word, holds in bounds if limit is not None]
-        if all(holds(value, limit) for limit, _, holds in given):
+        limits = [(limit, word, holds) for limit, word, holds in bounds if limit is not None]
+        if all(holds(value, limit) for limit, _, holds in limits):
             return None
-        bounded = " and ".join(f"{word} {plain(limit)}" for limit, word, _ in given)
+        bounded = " and ".join(f"{word} {plain(limit)}" for limit, word, _ in limits)
         return f"must be {bounded}, not {plain(value)}"
 
 
@@ -300,5 +300,6 @@ def field_of(name: str, annotation: Any, initial: Any, title: str = Config.title
     if setting is None:
         return None
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    rest = [kind for kind in kinds if kind is not type(None)]
-    return Field(name, Union[tuple(rest)], len(rest) < len(kinds), initial, setting, setting.title or title)  # noqa: UP007
+    own_kinds = [kind for kind in kinds if kind is not type(None)]
+    own: Any = Union[tuple(own_kinds)]  # noqa: UP007
+    return Field(name, own, len(own_kinds) < len(kinds), initial, setting, setting.title or title)

@@ -36,8 +36,8 @@ def split_attention(program: Program) -> Program:
     if not calls:
         return program
     values = {node.name: value for node, value in program_values(program, 1).items()}
-    whole = _undivided(program, calls, values)
-    calls = [node for node in calls if str(node.target) not in whole]
+    undivided = _undivided(program, calls, values)
+    calls = [node for node in calls if str(node.target) not in undivided]
     if not calls:
         return program
     names = {node.name for node in calls}
@@ -162,10 +162,10 @@ def _split(program: Program, node: fx.Node, layout: tuple[str, ...], values: Map
     mask = attention_mask(write, bound["attn_mask"], bound["key_padding_mask"], values)
     masked = {} if mask is None else {"attn_mask": mask}
     mixed = write.add("call_function", F.scaled_dot_product_attention, *parts, **masked)
-    back = write.add(
+    by_token = write.add(
         "call_function", torch.permute, mixed, (0, 2, 1, 3) if module.batch_first else (2, 0, 1, 3)
     )
-    joined = write.add("call_function", torch.flatten, back, 2)
+    joined = write.add("call_function", torch.flatten, by_token, 2)
     result = write.add("call_module", f"{node.target}.out_proj", joined)
     for user in list(node.users):
         user.replace_all_uses_with(result)
@@ -204,9 +204,9 @@ def attention_mask(write: Writer, pairs: Any, keys: Any, values: Mapping[str, An
     flagged = [mask is not None and values[mask.name].dtype == torch.bool for mask in (pairs, keys)]
     if keys is not None:
         keys = write.add("call_method", "unsqueeze", write.add("call_method", "unsqueeze", keys, 1), 1)
-    given = [(mask, flag) for mask, flag in zip((pairs, keys), flagged, strict=True) if mask is not None]
-    flags = [mask for mask, flag in given if flag]
-    scores = [mask for mask, flag in given if not flag]
+    masks = [(mask, flag) for mask, flag in zip((pairs, keys), flagged, strict=True) if mask is not None]
+    flags = [mask for mask, flag in masks if flag]
+    scores = [mask for mask, flag in masks if not flag]
     masked = reduce(partial(write.add, "call_function", torch.logical_or), flags) if flags else None
     added = reduce(partial(write.add, "call_function", torch.add), scores) if scores else None
     if added is None or masked is None:

@@ -35,8 +35,8 @@ class Cut:
 
 def shapes_of(program: Program) -> Shapes:
     """Shapes of all tensor values for a batch of two, by node name."""
-    found = value_shapes(program, 2)
-    return {name: tuple(shape) for name, shape in found.items() if isinstance(shape, torch.Size)}
+    shapes = value_shapes(program, 2)
+    return {name: tuple(shape) for name, shape in shapes.items() if isinstance(shape, torch.Size)}
 
 
 def find_cuts(program: Program, shapes: Shapes) -> list[Cut]:
@@ -108,8 +108,8 @@ class _Finder:
         weighted = {layer_of(node) for node in cut.gone if is_weighted(node, self.modules)}
         if not weighted:
             return False
-        rest = (node for node in self.program.graph.nodes if node not in cut.gone)
-        return not weighted <= {layer_of(node) for node in rest if is_weighted(node, self.modules)}
+        remaining = (node for node in self.program.graph.nodes if node not in cut.gone)
+        return not weighted <= {layer_of(node) for node in remaining if is_weighted(node, self.modules)}
 
 
 def layer_of(node: fx.Node) -> str:
@@ -157,10 +157,10 @@ def chain_between(source: fx.Node, result: fx.Node) -> set[fx.Node]:
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
+    ancestors: set[fx.Node] = set()
     queue = [node]
     while queue:
-        new = [n for n in queue.pop().all_input_nodes if n not in found]
-        found.update(new)
+        new = [n for n in queue.pop().all_input_nodes if n not in ancestors]
+        ancestors.update(new)
         queue += new
-    return found
+    return ancestors

@@ -173,7 +173,7 @@ def _in_words(base: str) -> str:
 
 
 def _several(base: str) -> tuple[str, str, str]:
-    found = _SEVERAL.fullmatch(base)
-    assert found is not None, base
-    name, strict, length = found.groups()
+    match = _SEVERAL.fullmatch(base)
+    assert match is not None, base
+    name, strict, length = match.groups()
     return name, strict, length

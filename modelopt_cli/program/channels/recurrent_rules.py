@@ -88,5 +88,5 @@ def _state(shape: Any, lines: tuple[Tensor, Tensor]) -> Any:
 
 def _by_part(state: Any, lines: tuple[Tensor, Tensor]) -> Iterator[tuple[Any, Tensor]]:
     """The parts of a state: the hidden units, and for an LSTM the cells; each with its line of labels."""
-    whole = state is not None and (isinstance(state, torch.Size) or not isinstance(state, tuple | list))
-    yield from zip((state,) if whole else state or (), lines, strict=False)
+    one_state = state is not None and (isinstance(state, torch.Size) or not isinstance(state, tuple | list))
+    yield from zip((state,) if one_state else state or (), lines, strict=False)

@@ -45,9 +45,9 @@ def find_shuffles(
         chain = _chain(node, shapes)
         if chain is None:
             continue
-        found = _selection(source(chain[0]), chain, values, shapes)
-        if found is not None:
-            selections[node.name] = found
+        selection = _selection(source(chain[0]), chain, values, shapes)
+        if selection is not None:
+            selections[node.name] = selection
             inside.update(link.name for link in chain[:-1])
     return selections, frozenset(_leading_nowhere_else(graph, inside, selections))
 

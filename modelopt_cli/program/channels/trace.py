@@ -207,15 +207,15 @@ def describe(node: fx.Node, program: Program) -> str:
 
 def tensors_in(arguments: Any) -> list[Any]:
     """The tensors, labelled or fetched, anywhere among a call's arguments."""
-    found: list[Any] = []
+    tensors: list[Any] = []
 
     def look(value: Any) -> Any:
         if isinstance(value, Tensor | Fetched):
-            found.append(value)
+            tensors.append(value)
         return value
 
     fx.node.map_aggregate(arguments, look)
-    return found
+    return tensors
 
 
 def blank(shape: Any) -> Any:
