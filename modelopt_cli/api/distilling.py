@@ -163,7 +163,7 @@ class Distilling(Work):
         request, student = self.request, self.student
         seen = trainer.training.train.input
         members = members_of(self.teachers, seen, resize=student.resize_for_teacher)
-        require_same_classes(members, self.opened, seen)
+        require_same_classes(members, self.opened, seen, self.task.spec)
         hashes = [each.opened.source_sha256 for each in self.teachers]
         known = {name: value for name, value in origin_of(self.opened, request).items() if value}
         known |= self.task.history
@@ -226,7 +226,7 @@ class Distilling(Work):
         learner, sample = require_network(self.opened, "the student"), training.train.input
         networks = [cost_of("teacher", m.name, m.network, m.input) for m in context.teachers]
         networks.append(cost_of("student", self.student.spec, learner, sample))
-        classes = classes_of(learner, sample)
+        classes = classes_of(learner, sample, task=self.task.spec)
         kept = layout_of(self.request.config, training, classes).size if context.cache else None
         return Plan(networks, training.estimates or (), cache_bytes=kept)
 

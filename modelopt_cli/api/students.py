@@ -25,7 +25,7 @@ from modelopt_cli.program.inputs import call
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.settings import option
-from modelopt_cli.tasks import CLASSIFY
+from modelopt_cli.tasks import CLASSIFY, TaskSpec
 
 SAME = "same"
 
@@ -85,19 +85,25 @@ def _naming_student_arch() -> Iterator[None]:
         raise
 
 
-def classes_of(network: nn.Module, sample: InputSpec, where: str = "the network") -> int:
-    """The number of logits that a network returns.
+def classes_of(
+    network: nn.Module, sample: InputSpec, where: str = "the network", task: TaskSpec = CLASSIFY
+) -> int:
+    """The number of logits that a network returns or, where its task has none, of numbers for a sample.
 
     Raises:
         DataError: it does not run on such samples.
-        UsageError: it is no classifier.
+        UsageError: it is to classify, and is no classifier, or returns nothing that another could learn.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     images = zeros(sample, 2, device)
     with evaluation_mode(network), torch.inference_mode(), failing_in_one_line(images, where):
-        logits = CLASSIFY.find(call(network, images))
+        outputs = call(network, images)
+        logits = task.find(outputs)
+    if task.row.predicted is None and isinstance(logits, torch.Tensor):
+        return task.classes(outputs) or logits[0].numel()
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
-        raise UsageError("is no classifier", where=where)
+        what = "is no classifier" if task.row.predicted is not None else "returns no output to learn"
+        raise UsageError(what, where=where)
     return logits.shape[1]
 
 

@@ -14,6 +14,7 @@ from modelopt_cli.measure import Gates
 from modelopt_cli.methods.distill.teacher import TeacherMember, input_change
 from modelopt_cli.program import InputSpec
 from modelopt_cli.settings import option
+from modelopt_cli.tasks import CLASSIFY, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,13 @@ def members_of(
     return tuple(members)
 
 
-def require_same_classes(members: Sequence[TeacherMember], student: Opened, seen: InputSpec) -> None:
+def require_same_classes(
+    members: Sequence[TeacherMember], student: Opened, seen: InputSpec, task: TaskSpec = CLASSIFY
+) -> None:
     """Refuse teachers that tell apart more or fewer classes than the student."""
-    classes = classes_of(require_network(student, "the student"), seen)
+    classes = classes_of(require_network(student, "the student"), seen, task=task)
     for member in members:
-        if (outputs := classes_of(member.network, member.input)) != classes:
+        if (outputs := classes_of(member.network, member.input, task=task)) != classes:
             raise UsageError(
                 f"has {outputs} classes, the student {classes}",
                 where=member.name,

@@ -78,6 +78,11 @@ def label_loss(task: TaskSpec, label_smoothing: float = 0.0) -> Objective:
     return TaskLoss(task, label_smoothing)
 
 
+def loss_on_labels(label_smoothing: float = 0.0, task: TaskSpec = CLASSIFY) -> Objective:
+    """The loss of a task with its targets, as distillation makes it; raises as :func:`label_loss`."""
+    return label_loss(task, label_smoothing)
+
+
 def guesses(task: TaskSpec) -> bool:
     """True if guessing has the logarithm of the number of classes for a loss."""
     return task.row.loss is not None and LOSSES[task.row.loss].guesses

@@ -24,7 +24,8 @@ from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.history import history_entry
-from modelopt_cli.training import CrossEntropy, TrainConfig, Trained, Training, distributed, fit
+from modelopt_cli.training import TrainConfig, Trained, Training, distributed, fit
+from modelopt_cli.training.objectives import label_loss
 
 STAGE, FINETUNE = "distill", "finetune"
 SLOWER = 10
@@ -88,6 +89,7 @@ def learn(
             training.config.label_smoothing,
             training.train.size or 1,
             cache,
+            training.task,
         )
         masks = Masks.of_state(network.state_dict(), encodings)
         trained = fit(
@@ -116,6 +118,7 @@ def _teacher(pairs: Sequence[Pair], context: DistillContext) -> Teacher:
         batch_size=-(-largest // together.size),
         amp=training.config.amp,
         on_note=context.on_note,
+        task=training.task,
     )
 
 
@@ -154,7 +157,7 @@ def _finetuned(student: Program, config: DistillConfig, context: DistillContext)
         replace(training, config=settings),
         seed=context.seed,
         stage=FINETUNE,
-        objective=CrossEntropy(settings.label_smoothing),
+        objective=label_loss(training.task, settings.label_smoothing),
         callbacks=[masks],
     )
     tuned = qat.convert(network, student)

@@ -67,7 +67,7 @@ LOSSES: dict[str, Loss] = {
         "smoothed as by Szegedy et al. 2016",
         LooksAt.LABELS,
         1.0,
-        deferred("modelopt_cli.training.objectives", "CrossEntropy"),
+        deferred("modelopt_cli.training.objectives", "loss_on_labels"),
     ),
     "kd": Loss(
         "softened probabilities",

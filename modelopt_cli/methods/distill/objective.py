@@ -1,16 +1,20 @@
 """Loss of distillation: the weighted sum of its terms, on labels, logits and features."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from modelopt_cli.errors import InputError
+from modelopt_cli.errors import InputError, UsageError
 from modelopt_cli.methods.distill.cache import Cache
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.feature_pairs import Pair
 from modelopt_cli.methods.distill.feature_points import FeatureValues
 from modelopt_cli.methods.distill.losses import LooksAt, Term
 from modelopt_cli.methods.distill.teacher import Teacher, TeacherOutput
+from modelopt_cli.settings import option
+from modelopt_cli.tasks import CLASSIFY, TaskSpec
+from modelopt_cli.tasks.segmentation import IGNORED
 from modelopt_cli.training import Objective, StepInputs
 
 
@@ -36,17 +40,27 @@ class DistillationLoss(nn.Module):
         label_smoothing: float,
         samples: int,
         cache: Cache | None = None,
+        task: TaskSpec = CLASSIFY,
     ) -> None:
         super().__init__()
+        self._task = task
         self._cache = cache
         self._teacher, self._values = teacher, values
         self._temperature = config.temperature
         self._pairs = tuple(pairs)
         used = [term for term in config.terms if term.weight]
         self._on_labels: list[tuple[Term, Objective]] = [
-            (term, term.loss.make(label_smoothing)) for term in used if term.loss.looks_at is LooksAt.LABELS
+            (term, term.loss.make(label_smoothing, task))
+            for term in used
+            if term.loss.looks_at is LooksAt.LABELS
         ]
         self._on_logits = [term for term in used if term.loss.looks_at is LooksAt.LOGITS]
+        if self._on_logits and (task.row.logits is None or not task.row.logits.exclusive):
+            raise UsageError(
+                f"{self._on_logits[0].name} compares probabilities of classes, and {task.text} has none",
+                where=option("loss"),
+                hint="name losses on labels and features, such as ce+hint",
+            )
         self.comparisons = nn.ModuleList(_comparison(pair, samples) for pair in pairs)
 
     def forward(self, logits: Tensor, targets: Tensor, inputs: StepInputs) -> Tensor:
@@ -67,10 +81,24 @@ class DistillationLoss(nn.Module):
         total = logits.new_zeros(())
         for term, on_labels in self._on_labels:
             total = total + term.weight * on_labels(logits, targets, inputs)
-        for term in self._on_logits:
-            loss = term.loss.make(logits, output.logits, targets, self._temperature)
-            total = total + term.weight * loss
+        if self._on_logits:
+            mine, theirs, labels = self._rows(logits, output.logits, targets)
+            for term in self._on_logits:
+                loss = term.loss.make(mine, theirs, labels, self._temperature)
+                total = total + term.weight * loss
         return total + self._features(logits, output)
+
+    def _rows(self, logits: Tensor, outputs: Tensor, targets: Any) -> tuple[Tensor, Tensor, Any]:
+        """Logits of student and teacher and the labels, of each sample, pixel or token that has a label."""
+        mine, theirs = self._task.logits(logits), self._task.logits(outputs)
+        if mine is None or theirs is None:
+            raise InputError("returns no logits for this task", where="the student")
+        labelled = isinstance(targets, Tensor) and targets.dim() > 1 and targets.numel() == len(mine)
+        if self._task.row.predicted is not None or not labelled:
+            return mine, theirs, targets
+        labels = targets.flatten()
+        kept = labels != IGNORED
+        return mine[kept], theirs[kept], labels[kept]
 
     def _features(self, logits: Tensor, output: TeacherOutput) -> Tensor:
         total = logits.new_zeros(())
