@@ -26,17 +26,20 @@ from modelopt_cli.artifact.encodings import is_pruned, values_label
 from modelopt_cli.program.attention import split_names
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Weighted
+from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
 from modelopt_cli.program.weighted import (
     WEIGHTED_KINDS,
     fetched_weights,
     further_calls,
+    parts_of_layers,
     weight_label,
     weight_tensors,
 )
 
 _FLOAT_BYTES = 4
 
-_KINDS: tuple[type[nn.Module], ...] = (Weighted, *WEIGHTED_KINDS)
+_INTEGER = (Weighted, QuantizedRecurrent)
+_KINDS: tuple[type[nn.Module], ...] = (Weighted, QuantizedRecurrent, *WEIGHTED_KINDS)
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ class _Facts:
         own_names = {**dict(module.named_parameters(recurse=False)), **weight_tensors(module)}
         stored = {own: _stored(program, f"{name}.{own}") for own in own_names}
         not_plain = {own: schemes for own, schemes in stored.items() if schemes}
-        return cls(not_plain, module.scheme if isinstance(module, Weighted) else "", past.left.get(name, 1.0))
+        return cls(not_plain, module.scheme if isinstance(module, _INTEGER) else "", past.left.get(name, 1.0))
 
     def __str__(self) -> str:
         schemes = [self.scheme, *dict.fromkeys(scheme for own in self.stored.values() for scheme in own)]
@@ -213,7 +216,7 @@ def _status(
     if not isinstance(module, _KINDS):
         return None
     kind = type(module).__name__
-    if isinstance(module, Weighted):
+    if isinstance(module, _INTEGER):
         kind = kind.removeprefix("Quantized").removeprefix("Dynamic")
     now = _Facts.of(program, name, module, past)
     then = earlier.facts(name, now, past)
@@ -281,8 +284,8 @@ def coverage(
         program.history if history is None else history, len(given.history) if given is not None else 0
     )
     earlier, counted = _Earlier.of(given, program), set[int]()
-    calls = further_calls(program)
-    modules = ((name, module) for name, module in program.named_modules() if name not in calls)
+    left_out = {*further_calls(program), *parts_of_layers(program)}
+    modules = ((name, module) for name, module in program.named_modules() if name not in left_out)
     statuses = (_status(program, name, module, past, earlier, counted) for name, module in modules)
     layers = [layer for layer in statuses if layer is not None]
     there = {layer.name for layer in layers} | earlier.removed

@@ -14,6 +14,7 @@ from torch import nn
 
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import QuantizedConvolution, QuantizedTransposed
+from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -50,6 +51,10 @@ def _attention_module(module: Any, args: Args, kwargs: Kwargs, out: Any) -> int:
 def _recurrent_module(module: Any, args: Args, kwargs: Kwargs, out: Any) -> int:
     """Every weight matrix once for each step of each sequence."""
     return int(_steps(out) * sum(p.numel() for p in module.parameters() if p.dim() > 1))
+
+
+def _int8_recurrent_module(module: Any, args: Args, kwargs: Kwargs, out: Any) -> int:
+    return int(_steps(out) * sum(linear.weight.numel() for linear in module.children()))
 
 
 def _recurrent(args: Args, kwargs: Kwargs, out: Any) -> int:
@@ -129,6 +134,7 @@ MODULES: dict[type[nn.Module], ModuleFormula] = {
     QuantizedTransposed: _transposed_module,
     QuantizedConvolution: _conv_module,
     QuantizedLinear: _linear_module,
+    QuantizedRecurrent: _int8_recurrent_module,
     DynamicLinear: _linear_module,
 }
 

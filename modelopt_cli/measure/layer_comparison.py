@@ -12,6 +12,7 @@ from modelopt_cli.measure.outputs import is_finite, snr_db
 from modelopt_cli.program.inputs import Inputs, call, clone, tensors_of
 from modelopt_cli.program.quantization import QParams, dequantize
 from modelopt_cli.program.quantized import Quantized, Weighted
+from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
 
 _USUAL_DB = 30.0
 """Signal-to-noise that rounding to 8 bits leaves in any layer: only what falls below that is a loss."""
@@ -174,7 +175,7 @@ class _ValueInterpreter(fx.Interpreter):
             self.failed = layer
             raise
         module = self.fetch_attr(layer) if calls else None
-        helper = isinstance(module, Quantized) and not isinstance(module, Weighted)
+        helper = isinstance(module, Quantized) and not isinstance(module, Weighted | QuantizedRecurrent)
         output = getattr(module, "output", None) if isinstance(module, Quantized) else None
         real = dequantize(value, output) if isinstance(output, QParams) else value
         self.see(ComparedValue(n.name, layer, tuple(node.name for node in n.all_input_nodes), real, helper))

@@ -170,6 +170,10 @@ KINDS: dict[str, Kind] = {
         Kind(module="modelopt_cli.program.quantized", ours=True),
     ),
     **dict.fromkeys(
+        ("QuantizedGRU", "QuantizedLSTM", "QuantizedGRUCell", "QuantizedLSTMCell"),
+        Kind(module="modelopt_cli.program.quantized_recurrent", ours=True),
+    ),
+    **dict.fromkeys(
         ("QuantizedConv1d", "QuantizedConv2d", "QuantizedConvTranspose1d", "QuantizedConvTranspose2d"),
         Kind(module="modelopt_cli.program.quantized_convolutions", ours=True),
     ),

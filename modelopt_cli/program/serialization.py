@@ -259,9 +259,9 @@ def _fits(stored: torch.dtype, wanted: torch.dtype, exact: bool) -> bool:
 
 def _check_values(modules: Mapping[str, nn.Module]) -> None:
     for path, leaf in modules.items():
-        if isinstance(leaf, Weighted):
+        for layer in (part for part in leaf.modules() if isinstance(part, Weighted)):
             try:
-                leaf.check()
+                layer.check()
             except ValueError as error:
                 raise ArtifactError(str(error), where=path) from error
 

@@ -8,6 +8,7 @@ from torch import fx, nn
 from modelopt_cli.program.kinds import KINDS, class_of
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Weighted
+from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
 
 WEIGHTED_KINDS = tuple(class_of(kind) for kind, row in KINDS.items() if row.weighted)
 
@@ -29,8 +30,9 @@ _TURNS = frozenset(("t", "transpose", "permute", "swapaxes", "swapdims", "movedi
 
 
 def weight_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The weight matrices and kernels that a layer holds itself by their own names, integer ones included."""
-    held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    """The weight matrices and kernels that a layer holds by their own names, integer ones included."""
+    inside = isinstance(module, QuantizedRecurrent)
+    held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=inside))
     return {name: tensor for name, tensor in held if "weight" in name and tensor.dim() > 1}
 
 
@@ -59,6 +61,12 @@ def _is_multiplied(node: fx.Node) -> bool:
         if called in _PRODUCTS or (called in _TURNS and _is_multiplied(user)):
             return True
     return False
+
+
+def parts_of_layers(program: Program) -> set[str]:
+    """Int8 layers that are part of another one."""
+    whole = [name for name, layer in program.named_modules() if isinstance(layer, QuantizedRecurrent)]
+    return {f"{name}.{part}" for name in whole for part, _ in program.get_submodule(name).named_children()}
 
 
 def call_name(layer: str, number: int) -> str:

@@ -27,6 +27,7 @@ from modelopt_cli.program.quantized_operations import (
     QuantizedMaxPool2d,
     QuantizedMul,
 )
+from modelopt_cli.program.quantized_recurrent import QuantizedGRU, QuantizedLSTMCell
 from modelopt_cli.program.serialization import to_data
 
 X = {"node": "x"}
@@ -212,6 +213,8 @@ class _Quantized(nn.Module):
         self.linear = QuantizedLinear(4, 5, True, q, None)
         self.dynamic = DynamicLinear(5, 2, True)
         self.words = QuantizedEmbedding(5, 2)
+        self.gru = QuantizedGRU(2, 2, 1, True, True, False, q)
+        self.cell = QuantizedLSTMCell(2, 2, True, None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(N, 3, 8, 8)`` to ``(N, 2)``."""
@@ -222,7 +225,9 @@ class _Quantized(nn.Module):
         rows = self.row_average(self.row_pool(self.rows(x.flatten(2), x.flatten(2))))
         x = self.adaptive(torch.cat([self.average(x), rows.unsqueeze(2)], 3))
         x = self.linear(x)
-        return self.dynamic(x) + self.words(x.argmax(1))  # type: ignore[no-any-return]
+        x = self.dynamic(x) + self.words(x.argmax(1))
+        rows, _ = self.gru(x.unsqueeze(1))
+        return self.cell(rows[:, 0])[0]  # type: ignore[no-any-return]
 
 
 def quantized_program() -> Program:

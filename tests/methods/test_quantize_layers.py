@@ -21,8 +21,9 @@ from torchvision.models.swin_transformer import (
 from modelopt_cli.artifact import read_program, write_program
 from modelopt_cli.kernels import BACKENDS, never_saturates, prepare
 from modelopt_cli.measure.coverage import coverage
+from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.quantize import qat
+from modelopt_cli.methods.quantize import layer_forms, qat
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
@@ -32,6 +33,11 @@ from modelopt_cli.program.capture import capture
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedEmbedding
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def _small_states_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_forms, "LEAST_HIDDEN", 1)
 
 
 class Rows(nn.Module):
@@ -136,6 +142,28 @@ class Tokens(nn.Module):
         return result
 
 
+class Steps(nn.Module):
+    """Recurrent layers of every kind, in both directions, from given states, and cells step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(10, 12, 2, batch_first=True, bidirectional=True)
+        self.lstm = nn.LSTM(24, 16, bias=False)
+        self.cell, self.last = nn.LSTMCell(16, 16), nn.GRUCell(16, 12)
+        self.head = nn.Linear(12 + 24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, ends = self.gru(x)
+        rows, (h, c) = self.lstm(y.transpose(0, 1))
+        h, c = h[0], c[0]
+        g = x.new_zeros(x.shape[0], 12)
+        for row in rows[:3].unbind(0):
+            h, c = self.cell(row, (h, c))
+            g = self.last(h, g)
+        result: Tensor = self.head(torch.cat([g, ends[0], ends[3]], 1))
+        return result
+
+
 def windows(version: int) -> nn.Module:
     second = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2} if version == 2 else {}
     net = SwinTransformer([4, 4], 24, [2, 2], [2, 4], [4, 4], num_classes=10, **second)
@@ -191,6 +219,14 @@ NETWORKS = {
         },
     ),
     "attention": Case(Attentive, (6, 16), {"QuantizedLinear": 8, "MultiheadAttention": 0}),
+    "steps": Case(
+        Steps,
+        (7, 10),
+        {
+            **{"QuantizedGRU": 1, "QuantizedLSTM": 1, "QuantizedLSTMCell": 3, "QuantizedGRUCell": 3},
+            "QuantizedLinear": 1,
+        },
+    ),
     "tokens": Case(
         Tokens,
         (9,),
@@ -338,6 +374,57 @@ def test_an_embedding_that_changes_its_rows_stays_float() -> None:
     assert [(layer.name, layer.reason) for layer in covered.layers if not layer.compressed] == [
         ("0", "changes its rows when they are read (max_norm)")
     ]
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
+def test_a_recurrent_layer_is_one_layer_whose_products_are_int8(scheme: str, tmp_path: Path) -> None:
+    case = NETWORKS["steps"]
+    program = float_program(case)
+    int8 = int8_program(case, program, scheme)
+    layers = coverage(int8).layers
+    assert {layer.name: layer.kind for layer in layers} == {
+        **{"gru": "GRU", "lstm": "LSTM", "cell": "LSTMCell", "last": "GRUCell", "head": "Linear"}
+    }
+    assert all(layer.compressed for layer in layers)
+    weights = sum(p.numel() for p in program.parameters() if p.dim() > 1)
+    assert sum(layer.bytes for layer in layers) == 4 * weights
+    gru = int8.get_submodule("gru")
+    assert (gru.input is None) == (scheme == "int8-dynamic")
+    assert [name for name, _ in gru.named_children()][:4] == [
+        "ih_l0",
+        "hh_l0",
+        "ih_l0_reverse",
+        "hh_l0_reverse",
+    ]
+    assert never_saturates(gru.hh_l0.weight)  # type: ignore[arg-type, union-attr]
+    assert count_macs(int8, int8.input).total == count_macs(program, program.input).total
+    written = write_program(int8, tmp_path / "net.safetensors")
+    again = prepare(read_program(written.path))
+    with torch.inference_mode():
+        assert sqnr(program(samples(case)), again(samples(case))) > case.decibels
+        assert torch.equal(again(samples(case)), prepare(int8)(samples(case)))
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+def test_few_hidden_units_and_projected_states_stay_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.few, self.projected = nn.GRU(6, 8), nn.LSTM(8, 512, proj_size=4)
+            self.many, self.head = nn.GRU(4, 512), nn.Linear(512, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.many(self.projected(self.few(x.transpose(0, 1))[0])[0])[0]
+            return self.head(y[-1])  # type: ignore[no-any-return]
+
+    case = Case(Net, (5, 6), {})
+    covered = coverage(int8_program(case, float_program(case)))
+    assert {layer.name: layer.reason for layer in covered.layers if not layer.compressed} == {
+        "few": "8 hidden units, fewer than 512: its steps would take longer in int8",
+        "projected": "no int8 kernel for projected states",
+    }
 
 
 def test_the_scheme_lists_the_kinds_that_have_a_form() -> None:

@@ -10,6 +10,7 @@ from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_names
 from modelopt_cli.program.history import history_entry
+from modelopt_cli.program.quantized_recurrent import renamed_weights
 
 
 def apply(program: Program, config: QuantizeConfig, context: Context) -> MethodResult:
@@ -49,7 +50,7 @@ def _settle_encodings(source: Program, quantized: Program) -> None:
     before, after = source.state_dict(), quantized.state_dict()
     floats = {name for name, tensor in after.items() if tensor.is_floating_point()}
     kept = {name: encoding for name, encoding in quantized.encodings.items() if name in floats}
-    renamed = split_names(source, quantized)
+    renamed = split_names(source, quantized) | renamed_weights(before, after)
     for old, encoding in source.encodings.items():
         name = renamed.get(old, old)
         if name in floats and name not in kept and torch.equal(before[old], after[name]):

@@ -8,6 +8,7 @@ from modelopt_cli.artifact.encodings import is_shared
 from modelopt_cli.errors import NothingCompressed
 from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_names, undivided
 from modelopt_cli.program.calls import arguments
@@ -62,7 +63,9 @@ def select_candidates(
 def _further_arguments(calls: list[fx.Node], module: nn.Module) -> str:
     """Arguments that a layer is called with besides its input, as transposed convolutions may be."""
     named = (list(arguments(call, module).items())[1:] for call in calls)
-    return " and ".join(dict.fromkeys(name for pairs in named for name, value in pairs if value is not None))
+    found = dict.fromkeys(name for pairs in named for name, value in pairs if value is not None)
+    allowed = LAYER_FORMS[type(module)].further if type(module) in LAYER_FORMS else ()
+    return " and ".join(name for name in found if name not in allowed)
 
 
 def nothing_compressed(reasons: dict[str, str]) -> NothingCompressed:

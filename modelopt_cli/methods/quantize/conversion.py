@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Collection, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ from modelopt_cli.program import Program
 from modelopt_cli.program.calls import arguments, source
 from modelopt_cli.program.patterns import is_relu
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import Weighted
+from modelopt_cli.program.quantized import Quantized, Weighted
 from modelopt_cli.program.quantized_operations import Dequantize, Quantize, QuantizedAdd, QuantizedMul
+from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
 from modelopt_cli.program.rewrite import parts_of
 from modelopt_cli.program.weighted import call_name
 
@@ -39,6 +41,7 @@ def values_to_observe(plan: PrecisionPlan, graph: fx.Graph) -> dict[fx.Node, lis
         needed.update(a for a in unit.head.all_input_nodes if a not in plan.inside)
         if unit.residual is not None:
             needed.add(unit.residual)
+    needed.update(source(node) for node in plan.calibrated)
     watch: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
         if node in needed and not plan.derived(node):
@@ -106,7 +109,7 @@ class _Converter:
         elif not self._becomes_quantized_mul(node):
             self.real[node] = self.graph.node_copy(node, self._shape_or_real(role))
             if node in self.plan.stored and str(node.target) not in self.new_modules:
-                self.new_modules[str(node.target)] = self._stored(str(node.target))
+                self.new_modules[str(node.target)] = self._stored(node)
 
     def _shape_or_real(self, role: Role | None) -> Any:
         def either(node: fx.Node) -> Any:
@@ -163,6 +166,7 @@ class _Converter:
         residual = None if unit.residual is None else self._q(unit.residual)
         precision = Precision(self._q(tensor), target, unit.activation, residual)
         layer = LAYER_FORMS[type(module)].make(module, precision)
+        assert isinstance(layer, Weighted)
         name = self._as_call(name, layer)
         args = [self._uint8(tensor)]
         if unit.residual is not None:
@@ -170,10 +174,17 @@ class _Converter:
         call = self._module(name, layer, *args, like=unit.head)
         (self.real if target is None else self.uint8)[output] = call
 
-    def _stored(self, name: str) -> Weighted:
-        """The int8 form of a layer that multiplies nothing, the same for all its calls."""
-        layer = LAYER_FORMS[type(self.modules[name])].make(self.modules[name])
-        self._fill(name, layer)
+    def _stored(self, node: fx.Node) -> Quantized:
+        """The int8 form of a layer that reads float32, the same for all its calls."""
+        name = str(node.target)
+        module = self.modules[name]
+        known = (self._q(source(node)),) if node in self.plan.calibrated else ()
+        layer = LAYER_FORMS[type(module)].make(module, *known)
+        if isinstance(layer, QuantizedRecurrent):
+            fill_recurrent(layer, module, {own for own in self.shared if own.rpartition(".")[0] == name})
+        else:
+            assert isinstance(layer, Weighted)
+            self._fill(name, layer)
         return layer
 
     def _fill(self, name: str, layer: Weighted) -> None:
@@ -237,8 +248,24 @@ def _layers_by_weight(program: Program, plan: PrecisionPlan) -> dict[int, list[n
     found: dict[int, list[nn.Module]] = {}
     for name in heads:
         layer = program.get_submodule(name)
-        found.setdefault(id(layer.weight), []).append(layer)
+        found.setdefault(id(getattr(layer, "weight", layer)), []).append(layer)
     return found
+
+
+def fill_recurrent(layer: QuantizedRecurrent, module: Any, shared: Collection[str] = ()) -> None:
+    """Round the weights of a recurrent layer into those of an int8 one.
+
+    Args:
+        layer: gets them.
+        module: has them.
+        shared: names of those whose equal values stay equal.
+    """
+    leaves = {name.rpartition(".")[2] for name in shared}
+    for name, linear in layer.named_children():
+        assert isinstance(linear, Weighted)
+        bias = getattr(module, f"bias_{name}") if module.bias else None
+        part = SimpleNamespace(weight=getattr(module, f"weight_{name}"), bias=bias)
+        fill(linear, part, shared=f"weight_{name}" in leaves)
 
 
 def fill(layer: Weighted, module: Any, *, shared: bool = False, bounded: bool = True) -> None:

@@ -7,11 +7,12 @@ from torch import nn
 from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.quantize.candidates import select_candidates, shared_weights
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.conversion import fill
+from modelopt_cli.methods.quantize.conversion import fill, fill_recurrent
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
 from modelopt_cli.program import Program
 from modelopt_cli.program.layered import layered
-from modelopt_cli.program.quantized import DynamicLinear, Weighted
+from modelopt_cli.program.quantized import DynamicLinear, Quantized, Weighted
+from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
 
 
 def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context) -> MethodResult:
@@ -27,12 +28,16 @@ def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context)
     for name in selected:
         module = ready.get_submodule(name)
         layer, multiplies = _int8_form(module)
-        fill(layer, module, shared=f"{name}.weight" in shared, bounded=multiplies)
+        if isinstance(layer, QuantizedRecurrent):
+            fill_recurrent(layer, module, {own for own in shared if own.rpartition(".")[0] == name})
+        else:
+            assert isinstance(layer, Weighted)
+            fill(layer, module, shared=f"{name}.weight" in shared, bounded=multiplies)
         ready.set_submodule(name, layer)
     return MethodResult(ready.eval(), skipped)
 
 
-def _int8_form(module: nn.Module) -> tuple[Weighted, bool]:
+def _int8_form(module: nn.Module) -> tuple[Quantized, bool]:
     """The int8 layer of a float one, its tensors still to be filled, and whether it multiplies integers."""
     if isinstance(module, nn.Linear):
         return DynamicLinear(module.in_features, module.out_features, module.bias is not None), True

@@ -8,7 +8,7 @@ from torch import nn
 
 from modelopt_cli.kernels.lowering import overpadded
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import QuantizedEmbedding, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized import Quantized, QuantizedEmbedding, QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
@@ -16,6 +16,13 @@ from modelopt_cli.program.quantized_convolutions import (
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
     QuantizedTransposed,
+)
+from modelopt_cli.program.quantized_recurrent import (
+    QuantizedGRU,
+    QuantizedGRUCell,
+    QuantizedLSTM,
+    QuantizedLSTMCell,
+    QuantizedRecurrent,
 )
 
 
@@ -46,14 +53,18 @@ class LayerForm:
         obstacle: reason why a layer of the kind has none, or None where it has.
         multiplies: it multiplies integers, so that its input is uint8 and its weight within the bound of
             ``kernels.saturation``; else only the weight is int8, and its input what it is in float32.
+        calibrated: it takes the ``QParams`` of its input, if those are known: one call, and data.
+        further: arguments that it may be called with besides its input.
         activations: those that it can apply itself.
         after_adding: those that it can apply after it has added a second tensor to its sums; none where it
             cannot add one.
     """
 
-    make: Callable[..., Weighted]
+    make: Callable[..., Quantized]
     obstacle: Callable[[Any], str | None] = lambda layer: None
     multiplies: bool = True
+    calibrated: bool = False
+    further: frozenset[str] = frozenset()
     activations: frozenset[str] = frozenset()
     after_adding: frozenset[str] = frozenset()
 
@@ -121,6 +132,27 @@ def _embedding_obstacle(layer: nn.Embedding) -> str | None:
     return None if layer.max_norm is None else "changes its rows when they are read (max_norm)"
 
 
+LEAST_HIDDEN = 512
+"""Hidden size from which a step's integer products save more than their calls cost, measured on a CPU."""
+
+
+def _recurrent(kind: Callable[..., QuantizedRecurrent], *options: str) -> LayerForm:
+    def make(layer: Any, source: QParams | None = None) -> QuantizedRecurrent:
+        given = {name: getattr(layer, name) for name in ("input_size", "hidden_size", *options)}
+        return kind(**given, has_bias=layer.bias, input=source)
+
+    return LayerForm(make, _recurrent_obstacle, multiplies=False, calibrated=True, further=frozenset({"hx"}))
+
+
+def _recurrent_obstacle(layer: Any) -> str | None:
+    if getattr(layer, "proj_size", 0):
+        return "no int8 kernel for projected states"
+    few = f"{layer.hidden_size} hidden units, fewer than {LEAST_HIDDEN}: its steps would take longer in int8"
+    return few if layer.hidden_size < LEAST_HIDDEN else None
+
+
+_OF_SEQUENCE = ("num_layers", "batch_first", "bidirectional")
+
 LAYER_FORMS: dict[type[nn.Module], LayerForm] = {
     nn.Conv1d: _convolution(QuantizedConv1d),
     nn.Conv2d: _convolution(QuantizedConv2d),
@@ -128,6 +160,10 @@ LAYER_FORMS: dict[type[nn.Module], LayerForm] = {
     nn.ConvTranspose2d: _transposed(QuantizedConvTranspose2d),
     nn.Linear: LayerForm(_linear, activations=frozenset({"relu", "gelu"})),
     nn.Embedding: LayerForm(_embedding, _embedding_obstacle, multiplies=False),
+    nn.GRU: _recurrent(QuantizedGRU, *_OF_SEQUENCE),
+    nn.LSTM: _recurrent(QuantizedLSTM, *_OF_SEQUENCE),
+    nn.GRUCell: _recurrent(QuantizedGRUCell),
+    nn.LSTMCell: _recurrent(QuantizedLSTMCell),
 }
 """Class of a float layer to its int8 form."""
 

@@ -45,7 +45,8 @@ class PrecisionPlan:
     Attributes:
         layers: units of quantized layers, by output node.
         adds: units of int8 additions, by output node.
-        stored: calls of layers that only have an int8 weight.
+        stored: calls of layers that read float32 and have int8 weights.
+        calibrated: those of them whose input has a scale that calibration finds.
         roles: the role of every node outside units.
         int8: values that are uint8.
         inside: nodes that live on inside a unit and are no values of their own any more.
@@ -56,6 +57,7 @@ class PrecisionPlan:
     layers: dict[fx.Node, Unit] = field(default_factory=dict)
     adds: dict[fx.Node, Unit] = field(default_factory=dict)
     stored: set[fx.Node] = field(default_factory=set)
+    calibrated: set[fx.Node] = field(default_factory=set)
     roles: dict[fx.Node, Role] = field(default_factory=dict)
     int8: set[fx.Node] = field(default_factory=set)
     inside: set[fx.Node] = field(default_factory=set)
@@ -93,6 +95,10 @@ def make_plan(program: Program, selected: set[str]) -> PrecisionPlan:
                 _add_unit(plan, plan.layers, node, modules)
             else:
                 plan.stored.add(node)
+    for node in plan.stored:
+        again = any(other is not node and other.target == node.target for other in plan.stored)
+        if LAYER_FORMS[type(modules[str(node.target)])].calibrated and not again:
+            plan.calibrated.add(node)
     for node in program.graph.nodes:
         if node not in plan.inside and node not in plan.layers and node not in plan.adds:
             plan.roles[node] = role_of(node, modules, plan.values)

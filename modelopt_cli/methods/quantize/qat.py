@@ -31,6 +31,7 @@ from modelopt_cli.methods.quantize.fake_quantize import (
     LatentForm,
     LatentLinear,
     Real,
+    fake_quantize,
 )
 from modelopt_cli.methods.quantize.roles import SHAPE_OPERATIONS
 from modelopt_cli.methods.share.config import was_shared
@@ -57,6 +58,7 @@ from modelopt_cli.program.quantized_operations import (
     QuantizedMaxPool,
     QuantizedMul,
 )
+from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
 
 _MAX_POOLS: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d}
 
@@ -88,6 +90,9 @@ def prepare(program: Program) -> Program:
         if form is not None:
             network.set_submodule(name, form)
             _forget_steps(network, f"{name}.weight")
+    for layer in network.modules():
+        if isinstance(layer, QuantizedRecurrent):
+            layer.rounding = fake_quantize
     _tie(network, layers)
     if quantized:
         _real_zeros(network, layers)
@@ -141,6 +146,8 @@ def _trained_form(layer: nn.Module, encoding: Encoding | None) -> nn.Module | No
     """The trainable form of a layer; None where it is trained as it is."""
     if isinstance(layer, Weighted):
         return _weighted(layer)
+    if isinstance(layer, QuantizedRecurrent):  # its linear layers are trained
+        return None
     if isinstance(layer, Quantized):
         return _unweighted(layer)
     return _stored(layer, encoding)

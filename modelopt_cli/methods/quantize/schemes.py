@@ -72,7 +72,10 @@ _ROWS = (
         activation_bits=8,
         source=NetworkForm.GRAPH,
         needs_calibration=True,
-        layers=("Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d", "Linear", "Embedding"),
+        layers=(
+            *("Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d", "Linear", "Embedding"),
+            *("GRU", "LSTM", "GRUCell", "LSTMCell"),
+        ),
         code="plain",
         suffix="int8",
         least_snr_db=20.0,
