@@ -60,6 +60,7 @@ class Setting:
         older: spellings that still work, with a note; ``--name/--no-name`` for a flag with an opposite.
         shared: its environment variable may also be written without the command's name.
         default: the default in words, where None stands for something.
+        suggest: makes the values that a shell offers, each with a description, where others are fine, too.
     """
 
     help: str
@@ -77,6 +78,7 @@ class Setting:
     older: tuple[str, ...] = ()
     shared: bool = False
     default: str | None = None
+    suggest: Callable[[], Mapping[str, str]] | None = None
 
 
 @dataclass(frozen=True, eq=False)

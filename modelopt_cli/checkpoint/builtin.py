@@ -5,8 +5,7 @@ network of any size can be made for a test or a demonstration.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,8 @@ from modelopt_cli.checkpoint.arch import (
     join_options,
     require_known,
 )
+from modelopt_cli.checkpoint.builtin_table import BUILTINS as BUILTINS
+from modelopt_cli.checkpoint.builtin_table import Builtin
 from modelopt_cli.checkpoint.tensor_names import Shape, shapes_of
 from modelopt_cli.errors import ArchitectureError
 from modelopt_cli.program.input_spec import InputSpec, Preprocess
@@ -171,42 +172,6 @@ def resnet20(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) ->
 def resnet56(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> CifarResNet:
     """CIFAR ResNet with nine blocks to a stage."""
     return CifarResNet(9, num_classes, in_channels, width)
-
-
-@dataclass(frozen=True)
-class Builtin:
-    """One builtin network and what is needed to read its options back from a state dict.
-
-    Attributes:
-        make: builds it from ``num_classes``, ``in_channels`` and ``width``.
-        size: height and width of its input in pixels.
-        channels: default ``in_channels``.
-        hidden: weights in order, with their rows at width 1; the first is the stem.
-        last: name of its last weight, which has one row per class.
-        pixels: columns of the stem for one input channel.
-    """
-
-    make: Callable[..., nn.Module]
-    size: int
-    channels: int
-    hidden: dict[str, int]
-    last: str
-    pixels: int = 1
-
-
-_LENET300 = {"hidden1.weight": 300, "hidden2.weight": 100}
-_LENET5 = {"features.conv1.weight": 20, "features.conv2.weight": 50, "hidden.weight": 500}
-_CNN2 = {"features.conv1.weight": 64, "features.conv2.weight": 128, "hidden.weight": 1024}
-_RESNET = {"conv1.weight": 16, "layer2.0.conv1.weight": 32, "layer3.0.conv1.weight": 64}
-
-BUILTINS: dict[str, Builtin] = {
-    "lenet300": Builtin(LeNet300, 28, 1, _LENET300, "output.weight", pixels=28 * 28),
-    "lenet5": Builtin(LeNet5, 28, 1, _LENET5, "output.weight"),
-    "cnn2": Builtin(Cnn2, 28, 3, _CNN2, "output.weight"),
-    "resnet8": Builtin(resnet8, 32, 3, _RESNET, "fc.weight"),
-    "resnet20": Builtin(resnet20, 32, 3, _RESNET, "fc.weight"),
-    "resnet56": Builtin(resnet56, 32, 3, _RESNET, "fc.weight"),
-}
 
 
 def _resolve(spec: ArchSpec) -> Architecture:

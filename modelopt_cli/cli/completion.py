@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
+from importlib.resources import files
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +23,49 @@ def completion(field: Field) -> Complete | None:
     if field.setting.choices is not None:
         rows = field.setting.choices
         return lambda ctx, incomplete: [(name, help_of(row)) for name, row in rows.items()]
+    if (suggest := field.setting.suggest) is not None:
+        return lambda ctx, incomplete: list(suggest().items())
     return _layers if field.metavar == "GLOB" else None
+
+
+def architectures() -> dict[str, str]:
+    """Names for ``--arch`` with what their input is: the networks of this package and of torchvision.
+
+    timm's names are known to timm alone, which takes long to import, so only their beginning is offered.
+    """
+    from modelopt_cli.checkpoint.builtin_table import BUILTINS
+
+    names = {f"builtin:{name}": f"{row.channels}x{row.size}x{row.size}" for name, row in BUILTINS.items()}
+    table = json.loads((files("modelopt_cli") / "checkpoint" / "fingerprints.json").read_text("utf-8"))
+    for name, network in table["networks"].items():
+        size = network["inputs"][0]["crop"]
+        if "?" not in name:
+            names[f"torchvision:{name}"] = f"3x{size}x{size}"
+    return names | {"timm:": "any network of timm"}
+
+
+def join_at_colons(environ: MutableMapping[str, str]) -> str:
+    """Undo bash's parting of words at colons, which are parts of values here.
+
+    Args:
+        environ: with the words that bash tells a completion, which are changed.
+
+    Returns:
+        The beginning of the word that is completed which bash keeps, up to its last colon.
+    """
+    if "COMP_WORDS" not in environ:  # another shell
+        return ""
+    text, place = environ["COMP_WORDS"], int(environ["COMP_CWORD"])
+    words = text.split("\n" if "\n" in text else " ")
+    joined: list[str] = []
+    for word in words[: place + 1]:
+        if joined and word and (word.startswith(":") or joined[-1].endswith(":")):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    environ["COMP_WORDS"] = "\n".join((*joined, *words[place + 1 :]))
+    environ["COMP_CWORD"] = str(len(joined) - 1)
+    return joined[-1][: joined[-1].rfind(":") + 1]
 
 
 def _layers(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:

@@ -1,10 +1,12 @@
 """Wires the subcommands together, and maps every way a run can end to an exit code."""
 
+import io
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -14,6 +16,7 @@ from typer.main import get_command
 
 from modelopt_cli import __version__
 from modelopt_cli.cli import distill, env, eval, inspect, prune, quantize, share, train
+from modelopt_cli.cli.completion import join_at_colons
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.failures import Terminated, explain
 from modelopt_cli.cli.groups import Command, GroupedCommand, HelpAll, flatten, stdout_is_for_results
@@ -146,10 +149,14 @@ def run() -> NoReturn:
 def _complete() -> NoReturn:
     """Answer a shell; it offers nothing where that fails, since a message would land in the user's line."""
     code: Any = 0
+    offered = io.StringIO()
     try:
-        build().main(args=[], prog_name="modelopt", complete_var=COMPLETE)
+        kept = join_at_colons(os.environ)
+        with redirect_stdout(offered):
+            build().main(args=[], prog_name="modelopt", complete_var=COMPLETE)
     except SystemExit as ended:
         code = ended.code
+        sys.stdout.write("".join(line.removeprefix(kept) for line in offered.getvalue().splitlines(True)))
     except (Exception, KeyboardInterrupt):
         code = 1
     _settle(sys.stdout, sys.stderr)

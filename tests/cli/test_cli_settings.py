@@ -14,8 +14,11 @@ import torch
 import yaml
 
 from modelopt_cli.artifact.reader import open_artifact
+from modelopt_cli.checkpoint import resolve
+from modelopt_cli.checkpoint.builtin import BUILTINS
+from modelopt_cli.checkpoint.fingerprint import torchvision_inputs
 from modelopt_cli.cli import main as wiring
-from modelopt_cli.cli.completion import layer_names
+from modelopt_cli.cli.completion import architectures, layer_names
 from modelopt_cli.cli.groups import Signature, nearest_option, signature_of
 from modelopt_cli.cli.main import build, main
 from modelopt_cli.errors import UsageError
@@ -290,6 +293,45 @@ def test_a_shell_completes_commands_choices_and_layers(tmp_path):
     assert complete("modelopt", "quantize", "--scheme", "int8-") == ["int8-dynamic", "int8-weight"]
     found = complete("modelopt", "prune", str(tmp_path / "a.safetensors"), "--exclude", "bo")
     assert found == ["body.fc"]
+
+
+def in_fish(*words):
+    environ = {**os.environ, "_MODELOPT_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    environ["_TYPER_COMPLETE_ARGS"] = " ".join(words)
+    command = [sys.executable, "-m", "modelopt_cli"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    return [line.split("\t")[0] for line in done.stdout.splitlines()]
+
+
+def test_a_shell_completes_architectures():
+    """bash parts words at colons, and replaces what stands behind the last one; other shells do not."""
+    assert complete("modelopt", "prune", "--arch", "buil") == [f"builtin:{name}" for name in BUILTINS]
+    assert complete("modelopt", "prune", "--arch", "builtin", ":") == list(BUILTINS)
+    found = complete("modelopt", "prune", "--arch", "torchvision", ":", "resnet1")
+    assert found == ["resnet101", "resnet152", "resnet18"]
+    assert complete("modelopt", "distill", "--student", "ti") == ["timm:"]
+    assert complete("modelopt", "prune", "--arch", "builtin", ":", "lenet5", "--structur") == ["--structure"]
+    assert in_fish("modelopt", "prune", "--arch", "builtin:resnet2") == ["builtin:resnet20"]
+
+
+def test_architectures_are_those_there_are():
+    known = {name.partition(":")[0]: set() for name in architectures()}
+    for name in architectures():
+        source, _, rest = name.partition(":")
+        known[source].add(rest)
+    assert known["builtin"] == BUILTINS.keys()
+    assert known["torchvision"] == torchvision_inputs().keys()
+    for name, shape in architectures().items():
+        if shape[0].isdigit() and name.startswith("builtin:"):
+            assert shape == "x".join(map(str, resolve(name).input.shape))
+
+
+def test_completing_imports_no_torch():
+    code = "import sys; from modelopt_cli.cli.completion import architectures; architectures()"
+    code += "; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_layers_are_read_from_any_header(tmp_path, modelopt, monkeypatch):

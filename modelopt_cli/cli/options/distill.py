@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from modelopt_cli.cli.completion import architectures
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.settings import Config, Setting
@@ -36,10 +37,14 @@ class StudentOptions(Config, title=DistillConfig.title):
             "Network that learns: an architecture as for --arch, a checkpoint or modelopt file, same (the "
             "teacher's architecture), width:F (of its channels) or depth:F (of its blocks).",
             metavar="SPEC",
+            suggest=architectures,
         ),
     ] = None
     student_arch: Annotated[
-        str | None, Setting("Architecture of a student's checkpoint.", metavar="SPEC", advanced=True)
+        str | None,
+        Setting(
+            "Architecture of a student's checkpoint.", metavar="SPEC", advanced=True, suggest=architectures
+        ),
     ] = None
     also: Annotated[
         tuple[str, ...],

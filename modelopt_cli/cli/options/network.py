@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated
 
+from modelopt_cli.cli.completion import architectures
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.data.config import PreprocessOverrides, as_image, parse_inputs
 from modelopt_cli.settings import CALIBRATION, Config, Setting
@@ -18,6 +19,7 @@ Arch = Annotated[
         "package.module:CALLABLE, with ?num_classes=10 and the like.",
         metavar="SPEC",
         default="recognised from the checkpoint",
+        suggest=architectures,
         title=_TITLE,
     ),
 ]
