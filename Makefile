@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "make: $(PYTHON) cannot create a virtual environment; on Debian and Ubuntu install python3-venv" >&2; \
 	  exit 1; }
 	$(PIP) torch torchvision
-	$(PIP) -e '.[dev,track,plots]'
+	$(PIP) -e '.[dev,track,plots,detect]'
 	@$(PY) -m modelopt_cli.mend
 	@touch $@
 
@@ -54,7 +54,7 @@ next-torch: ## run the quick tests with the next minor version of torch, in .ven
 	.venv-next/bin/pip install --quiet --no-cache-dir $(foreach each,$(NEXT),"$(each)")
 	grep -v '^torch' constraints.txt >.venv-next/constraints.txt
 	.venv-next/bin/pip install --quiet -c .venv-next/constraints.txt numpy pydantic PyYAML rich safetensors typer pytest pytest-xdist hypothesis scipy \
-	  matplotlib pyarrow ptflops tensorboard
+	  matplotlib pyarrow ptflops tensorboard pycocotools
 	.venv-next/bin/pip install --quiet --no-deps -e .
 	@OMP_NUM_THREADS=1 .venv-next/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
