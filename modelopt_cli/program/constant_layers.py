@@ -137,8 +137,9 @@ def _layer(calls: Sequence[_Call], constants: _Constants) -> nn.Module | None:
         value = constants.value(node)
         if not isinstance(value, Tensor) or value.shape != getattr(module, name).shape:
             return None
+        trained = any(constants.value(origin).requires_grad for origin in constants.sources(node))
         is_parameter = isinstance(value, nn.Parameter)
-        setattr(module, name, value if is_parameter else nn.Parameter(value.detach(), requires_grad=False))
+        setattr(module, name, value if is_parameter else nn.Parameter(value.detach(), requires_grad=trained))
     return module
 
 

@@ -72,8 +72,9 @@ def described_layer(node: fx.Node, weight: Any, owner: nn.Module | None = None) 
         weight: the tensor that it is called with.
         owner: the module that has that, where one is known.
     """
-    describe = _DESCRIBED.get(operation(node))
-    description = None if describe is None else describe(weight, arguments(node), owner)
+    describe, bound = _DESCRIBED.get(operation(node)), arguments(node)
+    counted = not isinstance(bound.get("groups"), fx.Node)
+    description = describe(weight, bound, owner) if describe is not None and counted else None
     return None if description is None or _is_computed(description[1]) else description
 
 

@@ -210,6 +210,25 @@ def _patches(n: Any, x: Tensor) -> Tensor:
     return n.fc(n.lin(x.reshape(batch, (height // 2) * (width // 2), 4 * channels)).mean(1))
 
 
+def _standardized(n: Any, x: Tensor) -> Tensor:
+    """Qiao et al. 2019: weights are standardized at every call."""
+    weight = n.a.weight - n.a.weight.mean((1, 2, 3), keepdim=True)
+    weight = weight / (weight.std((1, 2, 3), keepdim=True) + 1e-5)
+    return head(n.b(F.relu(F.conv2d(x, weight, n.a.bias, padding=1))), n)
+
+
+def _blurred(n: Any, x: Tensor) -> Tensor:
+    """Zhang, ICML 2019: a fixed filter for every channel."""
+    x = F.pad(F.relu(n.a(x)), (1, 1, 1, 1), mode="reflect")
+    return head(n.b(F.conv2d(x, n.blur, stride=2, groups=x.shape[1])), n)
+
+
+def _unpooled(n: Any, x: Tensor) -> Tensor:
+    """Badrinarayanan et al., TPAMI 2017: values return to the places of their maxima."""
+    x, places = n.pool(n.a(x))
+    return head(n.c(n.unpool(n.b(x), places)), n)
+
+
 def _u_net(n: Any, x: Tensor) -> Tensor:
     a = F.relu(n.a(x))
     b = F.interpolate(n.b(F.max_pool2d(a, 2)), size=a.shape[2:], mode="bilinear")
@@ -496,6 +515,32 @@ CASES: dict[str, Case] = {
         lambda: Net(_patches, a=conv(3, 6), lin=nn.Linear(24, 5), fc=nn.Linear(5, 4)),
         IMAGE,
         {"a": 6, "lin": 5},
+        OUT,
+    ),
+    "standardized weights": Case(
+        lambda: Net(_standardized, a=conv(3, 6), b=conv(6, 5), fc=nn.Linear(5, 4)),
+        IMAGE,
+        {"a": 6, "b": 5},
+        OUT,
+    ),
+    "a fixed blur": Case(
+        lambda: Net(_blurred, a=conv(3, 6), b=conv(6, 5), blur=parameter(6, 1, 3, 3), fc=nn.Linear(5, 4)),
+        IMAGE,
+        {"a": 6, "b": 5},
+        OUT,
+    ),
+    "unpooling": Case(
+        lambda: Net(
+            _unpooled,
+            a=conv(3, 6),
+            b=conv(6, 6),
+            c=conv(6, 5),
+            pool=nn.MaxPool2d(2, return_indices=True),
+            unpool=nn.MaxUnpool2d(2),
+            fc=nn.Linear(5, 4),
+        ),
+        IMAGE,
+        {"a": 6, "c": 5},
         OUT,
     ),
     "a U-Net's skip": Case(

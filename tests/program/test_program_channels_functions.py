@@ -122,6 +122,7 @@ CALLS: dict[str, Call] = {
     "stack": lambda n, x: torch.stack([x, x * 2], 2),
     "getitem": lambda n, x: x[:, 1:, ::2],
     "set_item": lambda n, x: assigned(assigned(x, (..., 0), 1.5), (slice(None), slice(None), 2), x[..., 1]),
+    "fold": lambda n, x: sum(F.fold(F.unfold(x, s, stride=s), 6, s, stride=s) for s in (2, 3)),
     "unfold": lambda n, x: torch.cat([F.unfold(x, 2).flatten(1), x.unfold(2, 2, 2).flatten(1)], 1),
     "index_select": lambda n, x: x.index_select(2, torch.tensor([3, 1])),
     **each("sum mean prod amax amin std var logsumexp cumsum", lambda name: lambda n, x: getattr(x, name)(2)),

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.program.attention import split_attention
+from modelopt_cli.program.attention_functions import split_attention_functions
 from modelopt_cli.program.channels.labelling import run
 from modelopt_cli.program.channels.trace import Slot, Trace
+from modelopt_cli.program.constant_layers import constant_layers
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.windows import split_windows
 
@@ -84,12 +86,12 @@ class Dependencies:
 
 
 def prepare(program: Program) -> Program:
-    """The Program with its attention taken apart into linear layers; itself if there is none.
+    """The Program with its attention taken apart, and products with constants as layers; itself without any.
 
     ``analyse`` and ``remove`` do this, too: call it first where parameter names have to be those that
     groups refer to. Doing it twice changes nothing more.
     """
-    return split_windows(split_attention(program))
+    return split_windows(split_attention(constant_layers(split_attention_functions(program))))
 
 
 def analyse(program: Program) -> Dependencies:

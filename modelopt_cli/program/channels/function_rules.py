@@ -117,6 +117,10 @@ def _windows(t: Trace, node: fx.Node, bound: Bound) -> Any:
     return x.unfold(bound["dimension"], bound["size"], bound["step"])
 
 
+def _fold(t: Trace, node: fx.Node, bound: Bound) -> Any:
+    return layer_rules.fold(t, t.labels(bound["input"]), t.shapes[node.name])
+
+
 def _getattr(t: Trace, node: fx.Node, bound: Bound) -> Any:
     value, name = bound["input"], bound["name"]
     if name in ("T", "mT", "H"):
@@ -205,6 +209,7 @@ _NAMES: dict[Rule, str] = {
     _pad: "pad",
     _set_item: "set_item",
     _windows: "unfold",
+    _fold: "fold",
     _getattr: "getattr",
     _patch_merging: "_patch_merging_pad",
     _position_bias: "_get_relative_position_bias",
