@@ -232,7 +232,7 @@ class Data:
             raise DataError(
                 "samples of different sizes cannot make one batch",
                 where=self.name,
-                hint=f"give {option('batch_size', 1)}, or batches of one size",
+                hint=f"use batches of 1, with {option('batch_size')} or {option('data_batch_size')}",
             )
         return stack(inputs), self.targets.collate(targets) if self.gives_targets else unread(len(inputs))
 

@@ -150,7 +150,7 @@ def require_inputs(model: nn.Module, input_spec: InputSpec) -> None:
 
 
 def _named_by(model: nn.Module, input_spec: InputSpec) -> InputSpec:
-    """The description of the inputs with the names that they have in ``forward``, where they have none yet.
+    """The description of the inputs in the order and with the names that they have in ``forward``.
 
     Raises:
         CaptureError: a name cannot be an argument's.
@@ -163,7 +163,9 @@ def _named_by(model: nn.Module, input_spec: InputSpec) -> InputSpec:
     for name in names:
         if not is_input_name(name):
             raise CaptureError(f"no input can be called {shown(name)}", hint="rename the argument")
-    first, *others = (replace(each, name=name) for each, name in zip(inputs, names, strict=True))
+    by_name = {name: replace(each, name=name, others=()) for each, name in zip(inputs, names, strict=True)}
+    known = [p.name for p in parameters_of(type(model).forward) if p.name in by_name]
+    first, *others = (by_name[name] for name in (*known, *(n for n in names if n not in known)))
     return replace(first, others=tuple(others))
 
 

@@ -101,9 +101,11 @@ class InputSpec:
         """
         if len(self.tensors) != len(other.tensors):
             return other
+        by_name = {each.name: each for each in other.tensors}
+        by_place = dict(zip((each.name for each in self.tensors), other.tensors, strict=True))
+        given = by_name if by_name.keys() == by_place.keys() else by_place
         first, *others = (
-            replace(theirs, name=own.name, free=own.free, others=())
-            for own, theirs in zip(self.tensors, other.tensors, strict=True)
+            replace(given[own.name], name=own.name, free=own.free, others=()) for own in self.tensors
         )
         return replace(first, others=tuple(others))
 

@@ -42,4 +42,5 @@ def _noise(input_spec: InputSpec, batch: int, generator: torch.Generator, below:
 
 def tokens_of(modules: Iterable[nn.Module]) -> int:
     """Number of token ids that every embedding among ``modules`` takes; 100 where there is no embedding."""
-    return min((m.num_embeddings for m in modules if isinstance(m, nn.Embedding)), default=_TOKENS)
+    rows = (getattr(module, "num_embeddings", None) for module in modules)  # int8 embeddings have them, too
+    return min((count for count in rows if isinstance(count, int)), default=_TOKENS)

@@ -24,7 +24,7 @@ IN_MEMORY = 1 << 30
 """Bytes of preprocessed samples that are kept; larger data is read and preprocessed again in every epoch."""
 
 _AT_ONCE = 1024
-_kept: "weakref.WeakKeyDictionary[Data, Kept]" = weakref.WeakKeyDictionary()
+_kept: "weakref.WeakKeyDictionary[Data, Kept | None]" = weakref.WeakKeyDictionary()
 
 Kept: TypeAlias = tuple[Inputs, Tensor | list[Any]]
 
@@ -33,8 +33,8 @@ def in_memory(data: Data, workers: int = 0) -> Kept | None:
     """All inputs and targets, kept for as long as ``data`` is.
 
     Targets are classes, int64 ``(N,)``, or a list of those of another form, checked but not collated. None
-    where they need more than ``IN_MEMORY``, for an iterable-style dataset, and for the user's own dataset,
-    which may be random.
+    where they need more than ``IN_MEMORY`` or are of different sizes, for an iterable-style dataset, and for
+    the user's own dataset, which may be random.
 
     Raises:
         DataError: as :meth:`Data.batches`.
@@ -76,13 +76,17 @@ def uncollated(data: Data) -> Data:
     return replace(data, targets=_Apart(data.targets))
 
 
-def _one_by_one(data: Data, workers: int) -> Kept:
+def _one_by_one(data: Data, workers: int) -> Kept | None:
+    """All samples, read in order; None where one is of another size than the data say."""
     inputs = make_inputs(
         data.input, lambda each: torch.empty(len(data), *each.shape, dtype=DTYPES[each.dtype])
     )
     targets: list[Any] = []
-    for some, theirs in uncollated(data).batches(_AT_ONCE, workers=workers):
+    at_once = 1 if any(each.free for each in data.input.tensors) else _AT_ONCE
+    for some, theirs in uncollated(data).batches(at_once, workers=workers):
         for kept, tensor in zip(tensors_of(inputs), tensors_of(some), strict=True):
+            if tensor.shape[1:] != kept.shape[1:]:
+                return None
             kept[len(targets) : len(targets) + len(tensor)] = tensor
         targets.extend(theirs)
     as_classes = isinstance(data.targets, ClassTargets) or not data.gives_targets

@@ -84,10 +84,13 @@ def test_arguments_that_are_no_inputs_keep_their_defaults() -> None:
         program(**batch(), scale=2.0)
 
 
-def test_inputs_by_name_alone_may_come_in_another_order() -> None:
-    model = Keywords()
-    program = capture(model, spec(IMAGE, IDS))
-    assert [node.target for node in program.graph.find_nodes(op="placeholder")] == ["image", "ids"]
+@pytest.mark.parametrize("described", [(IMAGE, IDS), (IDS, IMAGE)])
+@pytest.mark.parametrize(("make", "order"), [(Keywords, ["ids", "image"]), (Captioned, ["image", "ids"])])
+def test_inputs_come_in_the_networks_own_order(described: Any, make: Any, order: list[str]) -> None:
+    model = make()
+    program = capture(model, spec(*described))
+    assert [each.name for each in program.input.tensors] == order
+    assert [node.target for node in program.graph.find_nodes(op="placeholder")] == order
     assert torch.equal(program(**batch()), model(**batch()))
 
 

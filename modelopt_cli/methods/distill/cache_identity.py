@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from modelopt_cli.methods.distill.cache_layout import Layout
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.distill_context import DistillContext
 from modelopt_cli.methods.distill.teacher import TeacherMember, TeacherOutput
+from modelopt_cli.program import InputSpec
 from modelopt_cli.program.inputs import Inputs, tensors_of
+from modelopt_cli.program.metadata import input_to_data
 from modelopt_cli.program.quantized import DynamicLinear
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.settings import option
@@ -130,7 +132,7 @@ def _identity(layout: Layout, training: TrainConfig, data: Data, seed: int) -> d
         "samples": layout.samples,
         "chosen": hashlib.sha256(np.asarray(indices, "<i8").tobytes()).hexdigest(),
         "pixels": _pixels(data, seed),
-        "input": asdict(data.input),
+        "input": _input_identity(data.input),
         "classes": layout.classes,
         "cache_top": min(layout.top, layout.classes),
         "augment": training.augment,
@@ -139,6 +141,13 @@ def _identity(layout: Layout, training: TrainConfig, data: Data, seed: int) -> d
         "amp": training.amp,
         "torch": str(torch.__version__),
     }
+
+
+def _input_identity(spec: InputSpec) -> dict[str, Any]:
+    """What samples look like; the sizes that they might have had do not count."""
+    tensors = [replace(each, free=()) for each in spec.tensors]
+    whole = replace(tensors[0], others=tuple(tensors[1:]))
+    return {"dtype": spec.dtype, **input_to_data(whole)}
 
 
 def _pixels(data: Data, seed: int) -> str:
