@@ -43,6 +43,9 @@ class Samples:
         )
         return first, second
 
+    def with_targets(self, targets: Any) -> "Samples":
+        return self
+
     def with_labels(self, names: tuple[str, ...] | None = None) -> "Samples":
         return self
 
