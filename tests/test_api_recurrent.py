@@ -90,7 +90,8 @@ def test_its_hidden_units_and_the_channels_around_it_are_pruned(source: Path) ->
         removed(state[name], model.get_parameter(name)) for name in ("conv.bias", "rnn.bias_ih_l0", "fc.bias")
     )
     units = units[units < model.rnn.hidden_size]  # each has a row in all four gates
-    model.conv.weight[channels] = model.conv.bias[channels] = 0  # type: ignore[index]
+    for parameter in model.conv.parameters():
+        parameter[channels] = 0
     model.rnn.weight_hh_l0[:, units] = 0
     model.fc.weight[:, units] = 0
     model.head.weight[:, features] = 0
