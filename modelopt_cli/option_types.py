@@ -101,9 +101,18 @@ def not_of_type(value: Any, kind: Any) -> str | None:
     """The complaint about a value that is of another type than the declared one, or None."""
     if is_of_type(value, kind):
         return f"{value!r} is no name of a file" if _is_nameless(value, kind) else None
-    problem = f"{_shown(value)} is not {type_in_words(kind)}"
+    problem = _odd_item(value, kind) or f"{_shown(value)} is not {type_in_words(kind)}"
     nearest = did_you_mean(value, map(str, _choices(kind))) if isinstance(value, str) else None
     return problem if nearest is None else f"{problem}; {nearest}"
+
+
+def _odd_item(value: Any, kind: Any) -> str | None:
+    """The complaint about the first item of a list that is of another type than the others should be."""
+    item_kind, *more = get_args(kind) if get_origin(kind) is tuple else (None,)
+    if more != [...] or not isinstance(value, list | tuple):
+        return None
+    odd = next((item for item in value if not is_of_type(item, item_kind)), None)
+    return f"holds {_shown(odd)}, which is not {type_in_words(item_kind)}"
 
 
 def _is_nameless(value: Any, kind: Any) -> bool:

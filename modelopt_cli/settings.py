@@ -162,13 +162,14 @@ class Field:
         if value is None and self.optional:
             return None
         by_name = self.setting.choices is not None and isinstance(value, str)
-        if not by_name and (problem := not_of_type(value, self.type)) is not None:
-            return problem
-        if self.setting.parse is not None and isinstance(value, str):
+        problem = None if by_name else not_of_type(value, self.type)
+        if self.setting.parse is not None and (isinstance(value, str) or (problem and self.type is str)):
             try:
-                self.setting.parse(value)
-            except ValueError as error:
+                self.setting.parse(str(value))
+            except ValueError as error:  # says more of what may be given than the type
                 return str(error)
+        if problem is not None:
+            return problem
         for part in value if self.several else (value,):
             if (problem := self._problem(part)) is not None:
                 return problem

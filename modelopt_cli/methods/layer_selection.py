@@ -11,7 +11,7 @@ from torch import Tensor
 from modelopt_cli.artifact import TensorFile
 from modelopt_cli.artifact.encodings import is_plain
 from modelopt_cli.artifact.lazy import described
-from modelopt_cli.errors import UsageError
+from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.measure.coverage import Coverage, LayerStatus
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.weighted import weight_label
@@ -66,6 +66,23 @@ def select_layers(
         elif config.skip_last and i == len(ordered) - 1:
             skipped[name] = "last layer"
     return [name for name in ordered if name not in skipped], skipped
+
+
+def nothing_done(done: str, reasons: Mapping[str, str], setting: str) -> NothingCompressed:
+    """The error that says why not one layer could be compressed.
+
+    Args:
+        done: what was to be done with layers, such as ``shared``.
+        reasons: by layer, of which the first is named; empty where no layer has weights.
+        setting: of the method, which decides what it takes besides the choice of layers.
+    """
+    for name, reason in reasons.items():
+        options = f"{option('include')}, {option('exclude')} and {option(setting)}"
+        problem = f"no layer can be {done} ({name}: {reason})"
+        return NothingCompressed(problem, hint=f"nothing was written; see {options}")
+    return NothingCompressed(
+        f"there is no layer with weights that could be {done}", hint="nothing was written"
+    )
 
 
 def weight_labels(parameters: Mapping[str, Tensor]) -> dict[str, str]:

@@ -74,7 +74,7 @@ def test_a_config_tells_everything_that_is_wrong():
     assert str(caught.value) == (
         "colour: 'gren' is not one of red, green; did you mean 'green'?; "
         "coats: must be at least 1 and at most 3, not 4; share: must be above 0, not 0; "
-        "walls: ('a', 1) is not a list of texts"
+        "walls: holds 1, which is not a text"
     )
 
 

@@ -225,7 +225,7 @@ def test_observers(observer: str) -> None:
 def test_nothing_to_compress() -> None:
     net = captured(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), 3, 8, 8)
     for scheme in ("int8", "int8-dynamic", "int8-weight"):
-        with pytest.raises(NothingCompressed, match="no layer can be quantized"):
+        with pytest.raises(NothingCompressed, match="there is no layer with weights that could be quantized"):
             quantized(net, scheme)
         with pytest.raises(NothingCompressed, match="matched by --exclude"):
             quantized(small(), scheme, exclude=("*",))

@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from modelopt_cli.artifact.encodings import is_shared
 from modelopt_cli.errors import NothingCompressed
-from modelopt_cli.methods.layer_selection import select_layers
+from modelopt_cli.methods.layer_selection import nothing_done, select_layers
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
 from modelopt_cli.program import Program
@@ -15,7 +15,6 @@ from modelopt_cli.program.calls import arguments
 from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.rewrite import read_elsewhere
 from modelopt_cli.program.weighted import WEIGHTED_KINDS
-from modelopt_cli.settings import option
 
 
 def select_candidates(
@@ -70,10 +69,7 @@ def _further_arguments(calls: list[fx.Node], module: nn.Module) -> str:
 
 def nothing_compressed(reasons: dict[str, str]) -> NothingCompressed:
     """The error that says why not one layer could be quantized."""
-    name, reason = next(iter(reasons.items()), ("", ""))
-    problem = f"no layer can be quantized ({name}: {reason})" if name else "no layer can be quantized"
-    options = f"{option('include')}, {option('exclude')} and {option('scheme')}"
-    return NothingCompressed(problem, hint=f"nothing was written; see {options}")
+    return nothing_done("quantized", reasons, "scheme")
 
 
 def shared_weights(program: Program, split: Program) -> set[str]:

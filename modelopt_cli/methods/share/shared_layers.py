@@ -10,10 +10,9 @@ from modelopt_cli.artifact.codecs.codebook import Codebook
 from modelopt_cli.artifact.encodings import is_pruned, is_shared
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.measure.coverage import Coverage
-from modelopt_cli.methods.layer_selection import select_layers, weight_labels
+from modelopt_cli.methods.layer_selection import nothing_done, select_layers, weight_labels
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import Encoding
-from modelopt_cli.settings import option
 
 
 @dataclass(frozen=True)
@@ -99,10 +98,7 @@ def refuse_more_values(name: str, before: Tensor, after: Tensor, encoding: Encod
 
 def nothing_to_share(reasons: Mapping[str, str]) -> NothingCompressed:
     """The error for a network without a weight to cluster, with the first layer's reason."""
-    name, reason = next(iter(reasons.items()), ("", ""))
-    problem = f"no layer can be shared ({name}: {reason})" if name else "no layer can be shared"
-    options = f"{option('include')}, {option('exclude')} and {option('vector')}"
-    return NothingCompressed(problem, hint=f"nothing was written; see {options}")
+    return nothing_done("shared", reasons, "vector")
 
 
 @dataclass(frozen=True)
