@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no-tensor": ({"example_inputs": (IMAGES, "text")}, "example_inputs: a tuple is not a torch.Tensor"),
     "unknown-name": (
         {"example_inputs": {"image": IMAGES, "idx": TOKENS}},
-        "its forward has no input 'idx'; did you mean 'ids'",
+        "^example_inputs: the network has no input 'idx'; did you mean 'ids'",
     ),
     "shape": ({"input_shape": {"image": "large"}}, "input_shape: {'image': 'large'} is no shape"),
 }

@@ -505,6 +505,10 @@ BATCHLESS = Samples(lambda x, y: (x, y))
         ({"calibration": Samples(lambda x, y: 1 // 0)}, "calibration sample 0: cannot be read (ZeroDivision"),
         ({"seed": 2**40}, "seed: must be at least 0 and at most 4294967295, not 1099511627776"),
         ({"include": 5}, "include: 5 is not a list of texts"),
+        ({"include": [None]}, "include: holds None, which is not a text"),
+        ({"device": 3}, "device: '3' is not cpu, cuda or cuda:N"),
+        ({"calibration": [{"zz": X}]}, "calibration: the network has no input 'zz'; forward takes "),
+        ({"calibration": [{"x": X, "zz": X}]}, "calibration: the network has no input "),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line_by_its_argument(given, says, net):

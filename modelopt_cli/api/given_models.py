@@ -184,11 +184,11 @@ def _described(example: Tensor, name: str) -> InputSpec:
 
 
 def _reason(model: nn.Module, example: Example, error: CaptureError) -> CaptureError:
-    """Why a module cannot be traced, unless it cannot even run on the example, which is refused."""
+    """Why a module cannot be traced, unless it does not take the example, which is refused."""
     try:
         require_inputs(model, example.sample)
-    except CaptureError as better:
-        return better
+    except CaptureError as refusal:
+        raise UsageError(refusal.message, where=example.argument, hint=refusal.hint) from error
     if any(each.is_meta for each in model.parameters()):
         return error
     try:

@@ -138,15 +138,15 @@ def require_inputs(model: nn.Module, input_spec: InputSpec) -> None:
     by_name = takes_names(forward, names)
     known = [p.name for p in parameters if p not in variable]
     if known and not variable and not by_name and names != place_names(len(names)):
-        unknown = next(name for name in names if name not in known)
-        hint = did_you_mean(unknown, known) or f"it has {', '.join(known)}"
-        raise CaptureError(f"its forward has no input {unknown!r}", hint=hint)
+        unknown = [name for name in names if name not in known]
+        hint = did_you_mean(unknown[0], known) or f"forward takes {', '.join(known)}"
+        raise CaptureError(f"the network has no input {' or '.join(map(repr, unknown))}", hint=hint)
     if (set(needed) <= set(names)) if by_name else (len(needed) <= len(names)):
         return
     count = f"{len(needed)} input{'s' * (len(needed) != 1)} ({', '.join(needed)})"
     given = f"{len(names)} {'are' if len(names) > 1 else 'is'} described"
     described = option("input_shape", ",".join(f"{name}=SHAPE" for name in needed))
-    raise CaptureError(f"its forward needs {count}, and {given}", hint=f"describe all of them: {described}")
+    raise CaptureError(f"the network needs {count}, and {given}", hint=f"describe all of them: {described}")
 
 
 def _named_by(model: nn.Module, input_spec: InputSpec) -> InputSpec:
