@@ -49,7 +49,7 @@ def judged(logits: Any, labels: Targets, inputs: Any) -> Tensor:
 def class_logits(logits: Any, samples: int) -> Tensor:
     """Logits ``(N, C)`` of a classifier, float32; raises InputError where it is none."""
     fits = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == samples
-    require(fits, logits, samples, "a classifier", "classes)", "give a classification network")
+    require(fits, logits, samples, "a classifier", "classes", "give a classification network")
     return finite(logits)
 
 

@@ -83,7 +83,7 @@ def pooled(output: Any, inputs: Any, samples: int) -> Tensor:
         InputError: the output is of another form.
     """
     fits = isinstance(output, Tensor) and output.dim() in (2, 3) and len(output) == samples
-    require(fits, output, samples, "a network for embeddings", "dimensions)", "give one")
+    require(fits, output, samples, "a network for embeddings", "dimensions", "give one")
     checked = finite(output)
     if checked.dim() == 2:
         return checked

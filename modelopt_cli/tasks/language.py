@@ -71,7 +71,7 @@ def judged(logits: Any, tokens: Targets, inputs: Any) -> Tensor:
     """
     assert isinstance(tokens, Tensor)
     fits = isinstance(logits, Tensor) and logits.dim() == 3 and logits.shape[:2] == tokens.shape
-    form = f"{tokens.shape[1]}, vocabulary)"
+    form = f"{tokens.shape[1]}, vocabulary"
     require(fits, logits, len(tokens), "a language model", form, "give one, and texts of its length")
     check_places(tokens, logits.shape[2], "target")
     return finite(logits)

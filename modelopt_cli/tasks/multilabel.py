@@ -50,7 +50,7 @@ def judged(logits: Any, rows: Targets, inputs: Any) -> Tensor:
         Misfit: targets are of another number of classes.
     """
     fits = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(rows)
-    require(fits, logits, len(rows), "a network for several labels", "classes)", "give one")
+    require(fits, logits, len(rows), "a network for several labels", "classes", "give one")
     if not isinstance(rows, Tensor) or rows.shape != logits.shape:
         classes = rows.shape[1] if isinstance(rows, Tensor) and rows.dim() == 2 else "other"
         raise Misfit(0, f"target has {classes} classes, the network {logits.shape[1]}")

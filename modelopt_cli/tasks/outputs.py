@@ -52,7 +52,7 @@ def require(holds: bool, outputs: Any, samples: int, network: str, form: str, hi
         outputs: that were returned.
         samples: number of samples in the batch.
         network: what returns the right form, such as ``a classifier``.
-        form: the right form, without the parenthesis and the number of samples.
+        form: the right form, without parentheses and the number of samples.
         hint: what to do next.
 
     Raises:

@@ -12,7 +12,7 @@ from modelopt_cli.data.raw_inputs import require_finite
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError
 from modelopt_cli.tasks.draws import Counts, Values, sums
-from modelopt_cli.tasks.outputs import finite, form_of, require
+from modelopt_cli.tasks.outputs import finite, require
 from modelopt_cli.tasks.task import Misfit
 
 
@@ -57,11 +57,12 @@ def judged(output: Any, numbers: Targets, inputs: Any) -> Tensor:
         Misfit: there are more or fewer numbers than targets.
     """
     fits = isinstance(output, Tensor) and output.dim() > 0 and len(output) == len(numbers)
-    require(fits, output, len(numbers), "a network for regression", "numbers)", "give one")
+    require(fits, output, len(numbers), "a network for regression", "numbers", "give one")
     rows = finite(output).flatten(1) if output.dim() > 1 else finite(output).unsqueeze(1)
     if not isinstance(numbers, Tensor) or rows.shape != numbers.shape:
-        count = f"{form_of(numbers[0])[1:-2]} numbers" if isinstance(numbers, Tensor) else "other targets"
-        raise Misfit(0, f"target has {count}, the network returns {rows.shape[1]}")
+        count = numbers.shape[1] if isinstance(numbers, Tensor) and numbers.dim() == 2 else None
+        known = "other targets" if count is None else f"{count} number{'s' * (count != 1)}"
+        raise Misfit(0, f"target has {known}, the network returns {rows.shape[1]}")
     return rows
 
 

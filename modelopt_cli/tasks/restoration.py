@@ -9,20 +9,30 @@ from torch import Tensor
 
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError
+from modelopt_cli.settings import option
 from modelopt_cli.tasks.outputs import finite, require
 from modelopt_cli.tasks.regression import finite_target, stacked
 from modelopt_cli.tasks.task import Misfit
 
 BEST_DB = 100.0
 """Peak signal-to-noise of equal images, in dB."""
+_OVERSHOOT = 1.25
+"""How far above the peak a target may be: where an image was resized bicubically, edges reach over it."""
 _WINDOW, _SIGMA = 11, 1.5
 _K1, _K2 = 0.01, 0.03
 
 
 class ImageTargets(TargetFormat):
-    """Images, float32 ``(N, C, H, W)``."""
+    """Images, float32 ``(N, C, H, W)``.
+
+    Args:
+        peak: the largest value that an image may have.
+    """
 
     in_picture = True
+
+    def __init__(self, peak: float) -> None:
+        self._peak = peak
 
     def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> Tensor:
         """The image of one sample; see :class:`TargetFormat`."""
@@ -30,7 +40,15 @@ class ImageTargets(TargetFormat):
             raise DataError("target is not an image of channels, height and width")
         if not raw.is_floating_point():
             raise DataError(f"target is {str(raw.dtype).removeprefix('torch.')}", hint="give floats")
-        return finite_target(raw.float())
+        image = finite_target(raw.float())
+        largest = float(image.max()) if image.numel() else 0.0
+        if largest > self._peak * _OVERSHOOT:
+            task = option("task", "restore?peak=VALUE")
+            raise DataError(
+                f"target holds {largest:g}, above the peak of {self._peak:g}",
+                hint=f"say with {task} what the largest value is",
+            )
+        return image
 
     def collate(self, targets: Sequence[Tensor]) -> Tensor:
         """Images ``(N, C, H, W)``."""
@@ -51,7 +69,7 @@ class Restored(NamedTuple):
 
 def targets(names: tuple[str, ...] | None = None, peak: float = 1.0) -> ImageTargets:
     """The format of the targets."""
-    return ImageTargets()
+    return ImageTargets(peak)
 
 
 def judged(output: Any, images: Targets, inputs: Any, peak: float = 1.0) -> Restored:
@@ -62,7 +80,7 @@ def judged(output: Any, images: Targets, inputs: Any, peak: float = 1.0) -> Rest
         Misfit: they are larger than the targets, or of other channels.
     """
     fits = isinstance(output, Tensor) and output.dim() == 4 and len(output) == len(images)
-    require(fits, output, len(images), "a network for images", "channels, height, width)", "give one")
+    require(fits, output, len(images), "a network for images", "channels, height, width", "give one")
     if not isinstance(images, Tensor) or middle(images, output) is None:
         shape = tuple(images.shape[1:]) if isinstance(images, Tensor) else "no image"
         raise Misfit(0, f"target is {shape}, the network returns {tuple(output.shape[1:])}")

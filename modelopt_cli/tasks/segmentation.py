@@ -107,7 +107,7 @@ def place_logits(logits: Any, masks: Targets) -> Tensor:
     ready = isinstance(masks, Tensor) and masks.dim() > 1
     fits = ready and isinstance(logits, Tensor) and logits.dim() == masks.dim() + 1  # type: ignore[union-attr]
     fits = fits and len(logits) == len(masks)
-    require(fits, logits, len(masks), "a segmentation network", "classes, height, width)", "give one")
+    require(fits, logits, len(masks), "a segmentation network", "classes, height, width", "give one")
     assert isinstance(masks, Tensor)
     checked = finite(logits)
     if checked.shape[2:] != masks.shape[1:]:

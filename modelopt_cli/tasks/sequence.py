@@ -94,7 +94,7 @@ def by_frames(logits: Any, samples: int) -> Tensor:
         InputError: they are of another form.
     """
     fits = isinstance(logits, Tensor) and logits.dim() == 3 and samples in logits.shape[:2]
-    require(fits, logits, samples, "a network for sequences", "frames, classes)", "give one")
+    require(fits, logits, samples, "a network for sequences", "frames, classes", "give one")
     checked = finite(logits)
     return checked if checked.shape[0] == samples else checked.transpose(0, 1)
 

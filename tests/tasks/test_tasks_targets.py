@@ -56,6 +56,11 @@ def test_boxes_of_each_image_stay_apart():
     assert empty["boxes"].shape == (0, 4)
 
 
+def test_images_up_to_the_peak_that_is_given():
+    assert checked("restore?peak=255", torch.full((3, 4, 4), 255.0)).max() == 255
+    assert checked("restore", torch.full((3, 4, 4), 1.1)).shape == (1, 3, 4, 4)  # bicubic edges overshoot
+
+
 def test_images_pairs_and_vectors():
     assert checked("restore", torch.rand(3, 4, 4)).shape == (1, 3, 4, 4)
     assert checked("embed", {"pair": 7, "score": 0.5})["pair"].tolist() == [7]
@@ -115,6 +120,11 @@ REFUSED = {
     "no boxes": ("detect", torch.zeros(4), "not a dictionary of boxes and labels"),
     "image with NaN": ("restore", torch.full((3, 4, 4), NAN), "holds NaN"),
     "image of bytes": ("restore", torch.zeros(3, 4, 4, dtype=torch.uint8), "target is uint8; give floats"),
+    "image above the peak": (
+        "restore",
+        torch.full((3, 4, 4), 255.0),
+        "target holds 255, above the peak of 1; say with task='restore.peak=VALUE' what the largest value is",
+    ),
     "image that is flat": ("restore", torch.zeros(4, 4), "not an image"),
     "pair without a score": ("embed", {"pair": 1}, "neither a vector nor"),
     "pair that is none": ("embed", {"pair": 0.5, "score": 1.0}, "needs a whole number as pair"),
