@@ -1,6 +1,6 @@
 """The evaluation at the end of a command: rehearsed before the work, reported apart from the file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +16,16 @@ from modelopt_cli.data import open_data
 from modelopt_cli.data.source import Samples, name_of
 from modelopt_cli.data.spec import parse_spec, same_samples
 from modelopt_cli.errors import UsageError
-from modelopt_cli.measure import EvaluatedModel
+from modelopt_cli.measure import EvaluatedModel, Evaluation
 from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.measure.conditions import Conditions
 from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.settings import option
 from modelopt_cli.tasks.reading import read_targets
+
+_MORE = 8
+"""How many times more samples are looked at where a metric has no value on those before."""
 
 
 def rehearse(
@@ -73,6 +76,42 @@ def rehearse(
     for model in evaluation.models:
         if options.limit is None and model.accuracy is not None and model.accuracy.classes is not None:
             samples.fits(model.accuracy.classes)
+    if samples.labelled:
+        _require_defined(
+            measuring,
+            evaluation,
+            lambda most: measure.evaluate(models, samples, replace(quick, limit=most), task=task.spec),
+        )
+
+
+def _require_defined(
+    measuring: Measuring, evaluation: Evaluation, again: Callable[[int], Evaluation]
+) -> None:
+    """Refuse limits on a main metric that is not a number on the data, however many samples are looked at.
+
+    Args:
+        measuring: data, options and limits.
+        evaluation: of a few samples.
+        again: the same of more, the first ones.
+    """
+    looked_at = SAMPLES
+    while (reason := _undefined(evaluation)) is not None:
+        try:
+            conditions = Conditions(labelled=True, runs=measuring.options.runs, undefined=reason)
+            return measure_gates.require_conditions(measuring.gates, conditions)
+        except UsageError:
+            accuracy = evaluation.models[0].accuracy
+            if accuracy is None or accuracy.samples < looked_at:  # there are no more
+                raise
+        looked_at *= _MORE
+        evaluation = again(min(looked_at, measuring.options.limit or looked_at))
+
+
+def _undefined(evaluation: Evaluation) -> str | None:
+    """The reason why the main metric of the first model has no value, or None where it has one."""
+    name, metric = next(iter(evaluation.rows.items()))
+    accuracy = evaluation.models[0].accuracy
+    return None if accuracy is None or accuracy.metrics[name] is not None else metric.undefined
 
 
 def _has_labels(measuring: Measuring) -> bool:

@@ -17,6 +17,22 @@ def summarise(predictions: Predictions | None) -> Accuracy | None:
     return Accuracy(predictions.samples, predictions.metrics(), predictions.classes)
 
 
+def undefined_notes(models: Sequence[ModelReport], predictions: Mapping[int, Predictions]) -> list[str]:
+    """A line for each metric that was to be measured and is not a number, and for which models."""
+    lines = []
+    for name, metric in next(iter(predictions.values())).rows.items() if predictions else ():
+        missing = [models[i].path for i, each in predictions.items() if is_undefined(models[i], each, name)]
+        if missing:
+            of = "" if len(missing) == len(predictions) else f"{', '.join(missing)}: "
+            lines.append(f"{of}{metric.title} not measured: {metric.undefined}")
+    return lines
+
+
+def is_undefined(model: ModelReport, predictions: Predictions, name: str) -> bool:
+    """True if a metric was to be measured of a model, and is not a number."""
+    return name in predictions.scores and model.accuracy is not None and model.accuracy.metrics[name] is None
+
+
 def compare_all(
     models: Sequence[ModelReport],
     predictions: Mapping[int, Predictions],

@@ -10,10 +10,12 @@ class Conditions:
     Attributes:
         labelled: True if there is data with labels.
         runs: number of timed rounds.
+        undefined: why the main metric is not a number on the data; None where it is one, or nobody knows yet.
     """
 
     labelled: bool
     runs: int
+    undefined: str | None = None
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,10 @@ class Gate:
 
 
 def _labels(conditions: Conditions) -> Obstacle | None:
+    if conditions.undefined is not None:
+        return Obstacle(
+            f"cannot be judged on this data: {conditions.undefined}", f"give other {option('data')}"
+        )
     if conditions.labelled:
         return None
     return Obstacle("needs labelled data to be held against", f"give {option('data')}")

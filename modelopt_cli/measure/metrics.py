@@ -47,6 +47,7 @@ class Metric:
         largest: largest difference of two values there can be, times ``scale``; None where it has no bound.
         least_classes: with fewer classes it says nothing, and is not measured.
         needs: part of the targets without which it is not measured.
+        undefined: when it is not a number, as the reason why it was not measured.
         column: place among the columns of CSV files; those without one come last.
     """
 
@@ -63,6 +64,7 @@ class Metric:
     largest: float | None = None
     least_classes: int = 1
     needs: str | None = None
+    undefined: str = "it is not a number"
     column: int | None = None
 
     @property
@@ -122,7 +124,10 @@ _boxes = partial(
     score=deferred(f"{_TASKS}.detection", "matches"),
     gathered=deferred(f"{_TASKS}.detection", "rankings"),
     units=lambda rankings: rankings.samples,
+    undefined="no image has a box",
 )
+
+_NO_PIXEL = "no pixel counts, all are of the class to ignore"
 
 METRICS: dict[str, Metric] = {
     "top1": _percent(
@@ -143,12 +148,14 @@ METRICS: dict[str, Metric] = {
         "mAP",
         deferred(f"{_TASKS}.multilabel", "ranking"),
         deferred(f"{_TASKS}.multilabel", "mean_average_precision"),
+        undefined="no sample has any of the classes",
     ),
     "f1": _percent(
         "mean over the classes of the harmonic mean of precision and recall, in percent",
         "F1, macro",
         deferred(f"{_TASKS}.multilabel", "hits"),
         deferred(f"{_TASKS}.multilabel", "macro_f1"),
+        undefined="no sample has any of the classes, and none is predicted",
     ),
     "mae": Metric(
         "mean absolute error, in the unit of the targets",
@@ -161,18 +168,21 @@ METRICS: dict[str, Metric] = {
         "R2",
         deferred(f"{_TASKS}.regression", "moments"),
         deferred(f"{_TASKS}.regression", "r_squared"),
+        undefined="the targets are all the same",
     ),
     "miou": _percent(
         "mean over the classes of intersection over union of all pixels, in percent",
         "mIoU",
         deferred(f"{_TASKS}.segmentation", "overlaps"),
         deferred(f"{_TASKS}.segmentation", "mean_iou"),
+        undefined=_NO_PIXEL,
     ),
     "pixel_accuracy": _percent(
         "pixels of the right class, in percent",
         "pixel accuracy",
         deferred(f"{_TASKS}.segmentation", "right_pixels"),
         _share,
+        undefined=_NO_PIXEL,
     ),
     "map50_95": _boxes(
         "COCO's mean average precision, the mean over overlaps of 50 to 95 %, in percent",
@@ -196,6 +206,7 @@ METRICS: dict[str, Metric] = {
         "SSIM",
         deferred(f"{_TASKS}.restoration", "ssim"),
         largest=2,
+        undefined="images are smaller than its window of 11 pixels",
     ),
     "spearman": _pairs(
         "rank correlation of the cosines of pairs with their scores, 1 at best",
@@ -203,18 +214,21 @@ METRICS: dict[str, Metric] = {
         value=deferred(f"{_TASKS}.embedding", "spearman"),
         largest=2,
         needs="score",
+        undefined="there are no pairs whose scores and cosines differ",
     ),
     "pair_cosine": _pairs(
         "mean cosine of pairs, or of each vector with the one it should be",
         "cosine of pairs",
         value=deferred(f"{_TASKS}.embedding", "mean_cosine"),
         largest=2,
+        undefined="no pair is complete",
     ),
     "perplexity": Metric(
         "exponential of the mean cross-entropy of a token, 1 at best",
         "perplexity",
         deferred(f"{_TASKS}.language", "surprise"),
         deferred(f"{_TASKS}.language", "perplexity"),
+        undefined="no token counts",
         digits=3,
         higher_is_better=False,
     ),
@@ -223,6 +237,7 @@ METRICS: dict[str, Metric] = {
         "character error rate",
         deferred(f"{_TASKS}.sequence", "errors"),
         _share,
+        undefined="every target is empty",
         higher_is_better=False,
     ),
 }

@@ -7,7 +7,7 @@ from functools import partial
 
 from modelopt_cli.errors import ArchitectureError, DataError
 from modelopt_cli.measure import accuracy, latency, load_time
-from modelopt_cli.measure.comparing import compare_all, summarise
+from modelopt_cli.measure.comparing import compare_all, summarise, undefined_notes
 from modelopt_cli.measure.config import EvalOptions
 from modelopt_cli.measure.device import to_device
 from modelopt_cli.measure.environment import cores, environment
@@ -96,6 +96,7 @@ class _Run:
             )
             for i, evaluated in enumerate(self.models)
         )
+        self.notes += undefined_notes(models, predictions)
         return Evaluation(
             models=models,
             baseline=self.options.baseline,

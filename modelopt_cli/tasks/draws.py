@@ -33,7 +33,7 @@ def share(kept: NDArray[Any], counts: Counts) -> Values:
     """The sum of the first column, ``(N, 2)``, over that of the second; NaN where that is 0."""
     total = counts @ kept.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return total[:, 0] / total[:, 1]
+        return np.where(total[:, 1] > 0, total[:, 0] / total[:, 1], np.nan)
 
 
 def sums(kept: NDArray[Any], counts: Counts) -> NDArray[np.float64]:

@@ -43,11 +43,39 @@ def test_a_network_that_is_no_classifier_is_not_compressed_to_be_judged(name, he
     found = modelopt(*words, *DATA)
     assert found.code == 2
     assert (
-        "map.pth: returned (8, 10, 8, 8) for 8 samples where a classifier returns (8, classes)" in found.err
+        "map.pth: returned (8, 10, 8, 8) for 8 samples where a classifier returns (8, classes);" in found.err
     )
     assert not (here / "out.safetensors").exists()
     calib = ["--calibration", "digits"] if name == "quantize" else []
     assert modelopt(*words, *calib).code == 0  # without data nothing has to be judged
+
+
+SEGMENTS = """
+import torch
+
+def none():
+    return [(torch.rand(1, 8, 8), torch.full((8, 8), 255)) for _ in range(70)]
+
+def last():
+    return [*none(), (torch.rand(1, 8, 8), torch.zeros(8, 8, dtype=torch.int64))]
+"""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_drop_is_not_judged_on_masks_of_which_no_pixel_counts(name, here, modelopt):
+    """One that counts suffices, however late it comes; without a limit a note says what is missing."""
+    (here / "map.py").write_text(MAP)
+    (here / "masks.py").write_text(SEGMENTS)
+    torch.save({"0.weight": torch.randn(10, 1, 3, 3), "0.bias": torch.zeros(10)}, here / "map.pth")
+    words = [*line(METHODS[name], "map.pth", "map.py:make"), "--task", "segment"]
+    words += ["--calibration", "synthetic:1x8x8"] if name.startswith("quantize") else []
+    found = modelopt(*words, "--data", "masks.py:none", "--max-drop", "100")
+    assert (found.code, found.err.count("\n")) == (2, 1)
+    assert "--max-drop: cannot be judged on this data: no pixel counts" in found.err
+    assert not (here / "out.safetensors").exists()
+    assert modelopt(*words, "--data", "masks.py:last", "--max-drop", "100").code == 0
+    told = modelopt(*[word for word in words if word != "-q"], "--force", "--data", "masks.py:none")
+    assert (told.code, "mIoU not measured: no pixel counts" in told.out) == (0, True)
 
 
 @pytest.mark.parametrize("name", [*METHODS, "train", "distill"])

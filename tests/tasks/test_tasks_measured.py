@@ -1,5 +1,6 @@
 """Every task from its data to the figures of an evaluation, and each metric against a plain formula."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -322,6 +323,12 @@ MISFITS = {
         {"ids": torch.tensor([[1, 2], [1, 3]]), "lengths": torch.tensor([2, 2])},
         "sample 1: target holds class 3",
     ),
+    "one number": (
+        "regress",
+        torch.zeros(2, 3),
+        torch.zeros(2, 1),
+        "target has 1 number, the network returns 3",
+    ),
     "vector": ("embed", torch.zeros(2, 3), {"vector": torch.zeros(2, 4)}, "target has 4 numbers"),
 }
 
@@ -374,3 +381,43 @@ def test_the_output_that_is_judged_can_be_named() -> None:
     assert torch.equal(parse_task("classify").find((torch.zeros(1).long(), torch.ones(1))), torch.ones(1))
     with pytest.raises(InputError, match="no output 'axu'; did you mean 'aux'"):
         parse_task("classify").named("axu").find(outputs)
+
+
+WITHOUT_A_VALUE: dict[str, tuple[str, Any, str]] = {
+    "segment": ("segment", lambda target: torch.full_like(target, 255), "mIoU not measured: no pixel counts"),
+    "multilabel": ("multilabel", torch.zeros_like, "mAP not measured: no sample has any of the classes"),
+    "regress": ("regress", torch.zeros_like, "R2 not measured: the targets are all the same"),
+    "embed": (
+        "embed",
+        lambda target: {**target, "score": 1.0},
+        "Spearman not measured: there are no pairs whose scores and cosines differ",
+    ),
+    "detect": (
+        "detect",
+        lambda target: {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()},
+        "mAP 50-95 not measured: no image has a box",
+    ),
+    "language": (
+        "language",
+        lambda target: torch.full((6,), -100),
+        "perplexity not measured: no token counts",
+    ),
+    "sequence": (
+        "sequence",
+        lambda target: torch.zeros(0).long(),
+        "character error rate not measured: every target is empty",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_A_VALUE)
+def test_a_metric_without_a_value_says_why(name: str) -> None:
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    key, changed, says = WITHOUT_A_VALUE[name]
+    samples = CASES[key].samples()
+    case = replace(CASES[key], samples=lambda: [(x, changed(target)) for x, target in samples])
+    found = evaluate([model(case, 0), model(case, 1)], case.data(20), OPTIONS, task=case.spec)
+    assert [note for note in found.notes if note.startswith(says)]
+    assert says in plain_text(table(found))
+    assert not [note for note in evaluation(CASES[key]).notes if "not measured" in note]
