@@ -180,8 +180,8 @@ class Odd(Two):
 @pytest.mark.parametrize(
     ("net", "why"),
     [
-        ("Two", "its forward needs 2 inputs (x, mask), and 1 is described"),
-        ("Keyword", "its forward needs 2 inputs (x, mask), and 1 is described"),
+        ("Two", "the network needs 2 inputs (x, mask), and 1 is described"),
+        ("Keyword", "the network needs 2 inputs (x, mask), and 1 is described"),
         ("Optional", None),
         ("Odd", "calls torch.special_bessel_j0, which a Program cannot hold"),
     ],

@@ -317,7 +317,7 @@ class TestRefusals:
             capture(net(forward), InputSpec(SHAPE))
 
     def test_two_inputs(self) -> None:
-        with pytest.raises(CaptureError, match=r"its forward needs 2 inputs \(x, y\), and 1 is described"):
+        with pytest.raises(CaptureError, match=r"the network needs 2 inputs \(x, y\), and 1 is described"):
             capture(net(lambda self, x, y: x + y), InputSpec(SHAPE))
 
     def test_wrong_input_size(self) -> None:
