@@ -486,5 +486,5 @@ def test_nothing_to_measure():
 
 
 def test_an_input_given_by_hand_wins(lenet5):
-    mine = InputSpec((1, 28, 28))
+    mine = InputSpec((1, 28, 28), name="images")  # as its forward calls it
     assert api.load(lenet5, input_spec=mine).input == mine

@@ -236,7 +236,7 @@ def test_accuracy_far_below_what_was_published_is_said(recognised, network, tmp_
     accuracy = type(model.accuracy)(**right)
     report = type(found)((type(model)(model.path, model.size, accuracy=accuracy),), 0, (), found.environment)
     spec = resolve("torchvision:resnet18")
-    line = doubts(report, open_data("digits"), type(opened)({}, "checkpoint", "", architecture=spec))
+    line = doubts(report, open_data("digits"), type(opened)({}, False, "", architecture=spec))
     assert line == [
         f"{network}: top-1 of 40.00 % is far below the 69.76 % published for torchvision:resnet18: "
         "check input_size, resize, crop, mean, std and the order of the classes"

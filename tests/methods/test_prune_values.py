@@ -51,9 +51,6 @@ WEIGHTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     ),
     "there and back": lambda n, x: n.head(F.conv_transpose2d(n.b(n.a(x)), n.b.weight, padding=1)),
     "another layer's kernel": lambda n, x: n.head(F.conv2d(n.b(n.a(x)), n.c.weight, n.c.bias, padding=1)),
-    "standardised": lambda n, x: n.head(
-        F.conv2d(n.a(x), n.b.weight / n.b.weight.std((1, 2, 3), keepdim=True), n.b.bias, padding=1)
-    ),
     "a linear's as a kernel": lambda n, x: n.head(F.conv2d(n.a(x), n.token.weight[:, :, None, None])),
     "in halves": lambda n, x: n.fc(
         torch.cat([F.linear(n.a(x).mean((2, 3)), half) for half in n.token.weight.chunk(2)], 1)

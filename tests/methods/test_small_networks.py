@@ -46,10 +46,11 @@ def read_back(program: Program, folder: Path) -> Program:
 
 
 def eager(network: Layers, program: Program, x: Tensor) -> Tensor:
-    """The user's own module with a Program's weights."""
+    """The user's own module with a Program's weights; a linear's that serves as a kernel has more sides."""
     loaded = copy.deepcopy(network)
+    own = network.state_dict()
     loaded.load_state_dict(
-        {k: v for k, v in program.state_dict().items() if k in network.state_dict()}, strict=False
+        {k: v.reshape(own[k].shape) for k, v in program.state_dict().items() if k in own}, strict=False
     )
     with torch.no_grad():
         return loaded(x)
