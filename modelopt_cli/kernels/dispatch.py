@@ -23,6 +23,7 @@ from modelopt_cli.program.quantized_operations import (
     QuantizedMaxPool,
     QuantizedMaxPool1d,
     QuantizedMaxPool2d,
+    QuantizedMaxPool3d,
 )
 from modelopt_cli.settings import option, parse_device
 
@@ -94,7 +95,7 @@ BACKENDS: dict[str, KernelSet] = {
             QuantizedConv2d: onednn.conv2d,
             QuantizedLinear: onednn.linear,
             DynamicLinear: onednn.dynamic_linear,
-            **dict.fromkeys((QuantizedMaxPool1d, QuantizedMaxPool2d), onednn.max_pool),
+            **dict.fromkeys((QuantizedMaxPool1d, QuantizedMaxPool2d, QuantizedMaxPool3d), onednn.max_pool),
         },
         exact=_never_goes_wrong,
         available=torch.backends.mkldnn.is_available,

@@ -37,15 +37,15 @@ class _Packed(nn.Module):
         return {**self.__dict__, "packed": None}
 
 
-class PackedConv2d(_Packed):
+class PackedConvolution(_Packed):
     """A convolution with its activation, and with an addition before that if called with two inputs."""
 
-    def __init__(self, conv: nn.Conv2d, activation: str) -> None:
+    def __init__(self, conv: nn.Conv2d | nn.Conv3d, activation: str) -> None:
         super().__init__()
         self.conv = conv
         self.activation = activation
         self.post_op = POST_OPS[activation].arguments
-        padding = [0, 0] if isinstance(conv.padding, str) else list(conv.padding)
+        padding = [0] * conv.weight[0, 0].dim() if isinstance(conv.padding, str) else list(conv.padding)
         self.geometry = (padding, list(conv.stride), list(conv.dilation), conv.groups)
 
     def _weight(self, x: Tensor) -> Tensor:
@@ -70,8 +70,8 @@ class PackedConv2d(_Packed):
 
     def _output_shape(self, x: Tensor) -> tuple[int, ...]:
         padding, stride, dilation, _ = self.geometry
-        kernel = self.conv.kernel_size
-        sides = (output_size(x.shape[i + 2], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1))
+        windows = zip(x.shape[2:], self.conv.kernel_size, stride, padding, dilation, strict=True)
+        sides = (output_size(*side) for side in windows)
         return (x.shape[0], self.conv.out_channels, *sides)
 
 
@@ -97,9 +97,14 @@ class Prepacked:
         self.program = program
 
     def __call__(self, *inputs: Tensor) -> Any:
-        return self.program(
-            *(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
-        )
+        return self.program(*map(_laid_out, inputs))
+
+
+_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=_LAYOUTS.get(x.dim(), torch.contiguous_format))
 
 
 def prepack(program: Program) -> Callable[..., Any]:
@@ -135,7 +140,11 @@ def _pack(program: Program, node: fx.Node) -> None:
     packed: nn.Module
     if isinstance(module, nn.Linear):
         packed = PackedLinear(module, activation)
-    elif isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and module.padding != "same":
+    elif (
+        isinstance(module, nn.Conv2d | nn.Conv3d)
+        and module.padding_mode == "zeros"
+        and module.padding != "same"
+    ):
         add = sole_user(node)
         if last is node and add is not None and is_add(add):
             last, activation = _activation_after(add, modules)
@@ -143,7 +152,7 @@ def _pack(program: Program, node: fx.Node) -> None:
                 last, activation = add, "none"
             operands.append(next(a for a in add.all_input_nodes if a is not node))
             replaced.append(add)
-        packed = PackedConv2d(module, activation)
+        packed = PackedConvolution(module, activation)
     else:
         return
     program.set_submodule(str(node.target), packed)

@@ -18,6 +18,7 @@ from torch import Tensor
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
+    QuantizedConv3d,
     QuantizedConvolution,
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
@@ -31,18 +32,20 @@ class Lowered:
 
     Attributes:
         conv: the convolution.
-        before: makes its input, and its residual, of the layer's.
-        after: makes the layer's output of its own.
+        before: makes its input of the layer's.
+        after: makes the layer's output of its own, and of the layer's input, whose shape it may need.
+        residual: makes its residual of the layer's.
     """
 
     conv: QuantizedConvolution
     before: Callable[[Tensor], Tensor]
-    after: Callable[[Tensor], Tensor]
+    after: Callable[[Tensor, Tensor], Tensor]
+    residual: Callable[[Tensor], Tensor] = lambda residual: residual
 
     def around(self, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The layer's kernel, of the kernel of the other convolution."""
-        before, after = self.before, self.after
-        return lambda *args: after(kernel(*map(before, args)))
+        before, after, changed = self.before, self.after, self.residual
+        return lambda x, *residual: after(kernel(before(x), *map(changed, residual)), x)
 
 
 def _convolution(
@@ -64,7 +67,44 @@ def _of_rows(layer: QuantizedConv1d) -> Lowered:
     windows: dict[str, Any] = {n: (1, *getattr(layer, n)) for n in ("kernel_size", "stride", "dilation")}
     windows["padding"] = (0, *layer.padding)
     conv = _convolution(QuantizedConv2d, layer, {"weight": layer.weight.unsqueeze(2)}, **windows)
-    return Lowered(conv, lambda x: x.unsqueeze(2), lambda y: y.squeeze(2))
+    image: Callable[[Tensor], Tensor] = lambda x: x.unsqueeze(2)  # noqa: E731
+    return Lowered(conv, image, lambda y, x: y.squeeze(2), image)
+
+
+# --- volumes -------------------------------------------------------------------------------------------
+
+
+def _of_volumes(layer: QuantizedConv3d) -> Lowered:
+    """Slices as images, the taps of the kernel along depth as more channels of each."""
+    depth, stride, padding, dilation = (
+        getattr(layer, name)[0] for name in ("kernel_size", "stride", "padding", "dilation")
+    )
+    windows: dict[str, Any] = {
+        name: getattr(layer, name)[1:] for name in ("kernel_size", "stride", "padding", "dilation")
+    }
+    windows["in_channels"] = layer.in_channels * depth
+    weight = layer.turned(layer.weight).contiguous()
+    conv = _convolution(QuantizedConv2d, layer, {"weight": weight}, **windows)
+
+    def before(x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 4, 1)  # (N, D, H, W, C)
+        if depth > 1 or stride > 1 or padding:
+            sides = (0, 0, 0, 0, 0, 0, padding, padding)
+            x = F.pad(x, sides, value=layer.input.zero_point) if padding else x.contiguous()
+            x = x.contiguous()
+            n, length, height, width, channels = x.shape
+            count = (length - dilation * (depth - 1) - 1) // stride + 1
+            sn, sd, sh, sw, sc = x.stride()
+            shape = (n, count, height, width, layer.groups, depth, channels // layer.groups)
+            steps = (sn, sd * stride, sh, sw, sc * (channels // layer.groups), sd * dilation, sc)
+            x = x.as_strided(shape, steps, x.storage_offset()).flatten(4)
+        return x.flatten(0, 1).movedim(-1, 1)
+
+    def after(y: Tensor, x: Tensor) -> Tensor:
+        slices: Tensor = y.unflatten(0, (len(x), -1))
+        return slices.transpose(1, 2)
+
+    return Lowered(conv, before, after, lambda r: r.transpose(1, 2).flatten(0, 1))
 
 
 # --- transposed convolutions ---------------------------------------------------------------------------
@@ -152,7 +192,7 @@ def _with_zeros(layer: QuantizedTransposed, sides: list[_Side]) -> Lowered:
         return zeros.movedim(-1, 1)
 
     conv = _convolution(_ORDINARY[layer.rank], layer, {"weight": weight}, **windows)
-    return Lowered(conv, before, lambda y: y)
+    return Lowered(conv, before, lambda y, x: y)
 
 
 def _in_phases(layer: QuantizedTransposed, sides: list[_Side]) -> Lowered:
@@ -171,7 +211,7 @@ def _in_phases(layer: QuantizedTransposed, sides: list[_Side]) -> Lowered:
         if values is not None:
             tensors[name] = values.view(layer.groups, 1, -1).repeat(1, phases, 1).flatten()
     conv = _convolution(_ORDINARY[layer.rank], layer, tensors, **windows)
-    return Lowered(conv, lambda x: x, lambda y: _shuffled(y, layer, sides))
+    return Lowered(conv, lambda x: x, lambda y, x: _shuffled(y, x, layer, sides))
 
 
 def _phases_of(layer: QuantizedTransposed, sides: list[_Side]) -> Tensor:
@@ -186,9 +226,9 @@ def _phases_of(layer: QuantizedTransposed, sides: list[_Side]) -> Tensor:
     return by_phase
 
 
-def _shuffled(y: Any, layer: QuantizedTransposed, sides: list[_Side]) -> Tensor:
+def _shuffled(y: Any, x: Tensor, layer: QuantizedTransposed, sides: list[_Side]) -> Tensor:
     """Phases side by side put into their places; channels stay last in memory."""
-    rank, inputs = layer.rank, [_inputs(n, side) for n, side in zip(y.shape[2:], sides, strict=True)]
+    rank, inputs = layer.rank, x.shape[2:]
     y = y.movedim(1, -1).unflatten(-1, (layer.groups, *layer.stride, -1))
     places = [dim for at in range(rank) for dim in (1 + at, 2 + rank + at)]
     y = y.permute(0, *places, 1 + rank, 2 + 2 * rank)
@@ -200,13 +240,9 @@ def _shuffled(y: Any, layer: QuantizedTransposed, sides: list[_Side]) -> Tensor:
     return placed
 
 
-def _inputs(outputs: int, side: _Side) -> int:
-    """Length of the input of which the phases have this length."""
-    return outputs - side.dilation * (side.taps - 1) - 2 * side.shift
-
-
 LOWERINGS: dict[type, Callable[[Any], Lowered | None]] = {
     QuantizedConv1d: _of_rows,
+    QuantizedConv3d: _of_volumes,
     QuantizedConvTranspose1d: _of_transposed,
     QuantizedConvTranspose2d: _of_transposed,
 }

@@ -174,7 +174,13 @@ KINDS: dict[str, Kind] = {
         Kind(module="modelopt_cli.program.quantized_recurrent", ours=True),
     ),
     **dict.fromkeys(
-        ("QuantizedConv1d", "QuantizedConv2d", "QuantizedConvTranspose1d", "QuantizedConvTranspose2d"),
+        (
+            "QuantizedConv1d",
+            "QuantizedConv2d",
+            "QuantizedConv3d",
+            "QuantizedConvTranspose1d",
+            "QuantizedConvTranspose2d",
+        ),
         Kind(module="modelopt_cli.program.quantized_convolutions", ours=True),
     ),
     **dict.fromkeys(
@@ -185,8 +191,10 @@ KINDS: dict[str, Kind] = {
             "QuantizedMul",
             "QuantizedMaxPool1d",
             "QuantizedMaxPool2d",
+            "QuantizedMaxPool3d",
             "QuantizedAvgPool1d",
             "QuantizedAvgPool2d",
+            "QuantizedAvgPool3d",
         ),
         Kind(module="modelopt_cli.program.quantized_operations", ours=True),
     ),

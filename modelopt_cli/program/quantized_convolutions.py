@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, form_of_maps, require_maps
 from modelopt_cli.program.quantized import Weighted
 
-_FUNCTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d}
+_FUNCTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
 
 
@@ -121,6 +121,30 @@ class QuantizedConv2d(QuantizedConvolution):
     """2-D convolution of ``(N, C, H, W)``."""
 
     rank, fields = 2, _fields(2)
+
+
+def stacked(weight: Tensor, depth: int) -> Tensor:
+    """A 3-D convolution's weight in the form of a 2-D one, or the other way round.
+
+    The taps along depth become input channels, those of one tap next to each other, as they are multiplied.
+
+    Args:
+        weight: ``(O, C / groups, depth, KH, KW)`` or ``(O, depth * C / groups, KH, KW)``.
+        depth: of the kernel.
+    """
+    if weight.dim() == 5:
+        return weight.transpose(1, 2).flatten(1, 2)
+    by_tap: Tensor = weight.unflatten(1, (depth, -1))
+    return by_tap.transpose(1, 2)
+
+
+class QuantizedConv3d(QuantizedConvolution):
+    """3-D convolution of ``(N, C, D, H, W)``."""
+
+    rank, fields = 3, _fields(3)
+
+    def turned(self, weight: Tensor) -> Tensor:
+        return stacked(weight, self.kernel_size[0])
 
 
 class QuantizedTransposed(QuantizedConvolution):

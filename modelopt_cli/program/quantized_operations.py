@@ -140,7 +140,7 @@ class QuantizedMaxPool(Quantized):
         return y.to(torch.uint8)
 
 
-_MAX_POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d}
+_MAX_POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def _max_fields(rank: int) -> str:
@@ -158,6 +158,12 @@ class QuantizedMaxPool2d(QuantizedMaxPool):
     """Max pooling of uint8 ``(N, C, H, W)``."""
 
     rank, fields = 2, _max_fields(2)
+
+
+class QuantizedMaxPool3d(QuantizedMaxPool):
+    """Max pooling of uint8 ``(N, C, D, H, W)``."""
+
+    rank, fields = 3, _max_fields(3)
 
 
 class QuantizedAvgPool(Quantized):
@@ -211,6 +217,7 @@ class QuantizedAvgPool(Quantized):
 _AVERAGES: dict[int, Any] = {
     1: (F.adaptive_avg_pool1d, F.avg_pool1d),
     2: (F.adaptive_avg_pool2d, F.avg_pool2d),
+    3: (F.adaptive_avg_pool3d, F.avg_pool3d),
 }
 """By rank: adaptive averages, and those of windows."""
 
@@ -231,3 +238,9 @@ class QuantizedAvgPool2d(QuantizedAvgPool):
     """Average pooling of uint8 ``(N, C, H, W)``."""
 
     rank, fields = 2, _average_fields(2)
+
+
+class QuantizedAvgPool3d(QuantizedAvgPool):
+    """Average pooling of uint8 ``(N, C, D, H, W)``."""
+
+    rank, fields = 3, _average_fields(3)

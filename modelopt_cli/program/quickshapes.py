@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
+    QuantizedConv3d,
     QuantizedConvolution,
 )
 from modelopt_cli.program.quantized_operations import Dequantize, Quantize
@@ -32,7 +33,7 @@ _UNARY_LAYERS = (
 _NORMS: dict[type, tuple[int, ...]] = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
 _CONVS: dict[type, int] = {
     **{nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3},
-    **{QuantizedConv1d: 1, QuantizedConv2d: 2},
+    **{QuantizedConv1d: 1, QuantizedConv2d: 2, QuantizedConv3d: 3},
 }
 
 

@@ -87,7 +87,7 @@ def exact_sums(layer: Any, x: Tensor) -> Tensor:
         function: Any = {1: F.conv_transpose1d, 2: F.conv_transpose2d}[rank]
     else:
         geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        function = {1: F.conv1d, 2: F.conv2d}[rank]
+        function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[rank]
     sums: Tensor = function(x.double() - layer.input.zero_point, layer.weight.double(), None, *geometry)
     assert torch.equal(sums, sums.round())
     return sums

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from modelopt_cli.kernels.fp32 import PackedConv2d, PackedLinear, Prepacked, prepack
+from modelopt_cli.kernels.fp32 import PackedConvolution, PackedLinear, Prepacked, prepack
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
 
@@ -114,7 +114,31 @@ def test_layers_are_packed() -> None:
     assert isinstance(fast, Prepacked)
     fused = fast.program
     kinds = [type(fused.get_submodule(n.target)) for n in fused.graph.nodes if n.op == "call_module"]
-    assert kinds.count(PackedConv2d) == 20
+    assert kinds.count(PackedConvolution) == 20
     assert kinds.count(PackedLinear) == 1
     assert nn.ReLU not in kinds
     assert nn.BatchNorm2d not in kinds
+
+
+class _Volumes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv3d(3, 8, 3, (1, 2, 2), 1), nn.Conv3d(8, 8, 3, padding=1)
+        self.valid, self.norm = nn.Conv3d(8, 4, (1, 3, 3), padding="valid"), nn.BatchNorm3d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.body(x) + x)
+        return torch.nn.functional.silu(self.norm(self.valid(x)))
+
+
+def test_volumes_are_packed() -> None:
+    torch.manual_seed(0)
+    model = _Volumes().eval()
+    fast = prepack(capture(model, InputSpec((3, 4, 12, 12)), verify=False))
+    assert isinstance(fast, Prepacked)
+    assert sum(isinstance(m, PackedConvolution) for m in fast.program.modules()) == 3
+    with torch.inference_mode():
+        for batch in (2, 1):
+            x = torch.randn(batch, 3, 4, 12, 12)
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)

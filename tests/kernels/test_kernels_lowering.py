@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 from kernel_cases import assert_matches, conv, exact_conv, exact_sums, random_uint8
 from torch import Tensor
 
-from modelopt_cli.kernels import BACKENDS
+from modelopt_cli.kernels import BACKENDS, never_saturates
 from modelopt_cli.program.quantization import QParams
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
+    QuantizedConv3d,
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
 )
 
-SIDES = {1: (19,), 2: (7, 6)}
+SIDES = {1: (19,), 2: (7, 6), 3: (5, 6, 7)}
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "rows": (QuantizedConv1d, {}),
     "rows, strided": (QuantizedConv1d, {"kernel_size": 5, "stride": 3, "padding": 2}),
@@ -30,6 +31,21 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "rows, odd": (QuantizedConv1d, {"in_channels": 7, "out_channels": 5}),
     "rows, windows in the padding": (QuantizedConv1d, {"padding": 5}),
     "rows, added": (QuantizedConv1d, {"residual": QParams(0.017, 77), "activation": "relu"}),
+    "volumes": (QuantizedConv3d, {}),
+    "volumes, strided": (
+        QuantizedConv3d,
+        {"kernel_size": (3, 5, 2), "stride": (2, 1, 3), "padding": (1, 2, 0)},
+    ),
+    "volumes, dilated": (QuantizedConv3d, {"dilation": (2, 1, 2), "padding": 2}),
+    "volumes, grouped": (QuantizedConv3d, {"groups": 4, "has_bias": False}),
+    "volumes, depthwise": (QuantizedConv3d, {"in_channels": 12, "groups": 12}),
+    "volumes, pointwise": (QuantizedConv3d, {"kernel_size": 1, "padding": 0}),
+    "volumes, flat": (QuantizedConv3d, {"kernel_size": (1, 3, 3), "padding": (0, 1, 1)}),
+    "volumes, only depth": (QuantizedConv3d, {"kernel_size": (3, 1, 1), "padding": (1, 0, 0)}),
+    "volumes, odd": (QuantizedConv3d, {"in_channels": 3, "out_channels": 5}),
+    "volumes, odd and even": (QuantizedConv3d, {"in_channels": 3, "kernel_size": 2}),
+    "volumes, one channel": (QuantizedConv3d, {"in_channels": 1}),
+    "volumes, added": (QuantizedConv3d, {"residual": QParams(0.017, 77), "activation": "relu"}),
     "transposed rows": (QuantizedConvTranspose1d, {"kernel_size": 4, "stride": 2, "padding": 1}),
     "transposed rows, wide": (QuantizedConvTranspose1d, {"kernel_size": 16, "stride": 8, "padding": 4}),
     "transposed": (QuantizedConvTranspose2d, {"kernel_size": 2, "stride": 2, "padding": 0}),
@@ -180,6 +196,43 @@ def test_transposed_convolutions_reach_the_kernels(name: str) -> None:
         outputs = math.prod(lowered.conv.stride)
         assert outputs == 1
         assert lowered.conv.weight.numel() <= layer.weight.numel() * math.prod(layer.stride)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("volumes")])
+def test_volumes_never_saturate(name: str) -> None:
+    """Taps along depth are channels that are multiplied together, so the bound on pairs holds across them."""
+    kind, options = CASES[name]
+    layer = conv(kind, **options)
+    lowered = _lowered(layer).conv
+    assert never_saturates(lowered.weight, lowered.groups)
+    weight = torch.randint(-9, 9, layer.weight.shape)
+    assert torch.equal(layer.turned(layer.turned(weight)), weight)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.sampled_from([1, 2, 3]),
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    kernel_size=st.tuples(*[st.integers(1, 3)] * 3),
+    stride=st.tuples(*[st.integers(1, 2)] * 3),
+    padding=st.tuples(*[st.integers(0, 2)] * 3),
+    dilation=st.tuples(*[st.integers(1, 2)] * 3),
+    zero_point=st.integers(0, 255),
+)
+def test_any_volumes(groups: int, channels: tuple[int, int], zero_point: int, **geometry: Any) -> None:
+    with torch.inference_mode():
+        layer = conv(
+            QuantizedConv3d,
+            in_channels=groups * channels[0],
+            out_channels=groups * channels[1],
+            groups=groups,
+            input=QParams(0.02, zero_point),
+            output=None,
+            **geometry,
+        )
+        (x,) = inputs(layer)
+        for backend in KERNELS:
+            assert_matches(kernel(layer, backend)(x), exact_conv(layer, x), None)
 
 
 def test_rows_are_not_copied() -> None:

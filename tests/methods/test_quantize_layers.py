@@ -60,6 +60,23 @@ class Rows(nn.Module):
         return result
 
 
+class Volumes(nn.Module):
+    """A video network: 3-D and factorized convolutions, residual, pools."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv3d(3, 8, 3, (1, 2, 2), 1, bias=False), nn.BatchNorm3d(8)
+        self.flat, self.deep = nn.Conv3d(8, 12, (1, 3, 3), padding=(0, 1, 1)), nn.Conv3d(12, 8, (3, 1, 1))
+        self.each, self.head = nn.Conv3d(8, 8, 3, padding=1, groups=8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool3d(torch.relu(self.norm(self.stem(x))), (1, 2, 2))
+        x = torch.relu(self.deep(F.pad(torch.relu(self.flat(x)), (0, 0, 0, 0, 1, 1))) + x)
+        x = F.avg_pool3d(F.hardswish(self.each(x)), 2)
+        result: Tensor = self.head(F.adaptive_avg_pool3d(x, 1).flatten(1))
+        return result
+
+
 class Shape(nn.Module):
     """A small U-Net: skips, transposed convolutions of several kinds, batch norm behind them."""
 
@@ -219,6 +236,14 @@ NETWORKS = {
         },
     ),
     "attention": Case(Attentive, (6, 16), {"QuantizedLinear": 8, "MultiheadAttention": 0}),
+    "volumes": Case(
+        Volumes,
+        (3, 6, 16, 16),
+        {
+            **{"QuantizedConv3d": 4, "QuantizedMaxPool3d": 1, "QuantizedAvgPool3d": 2, "QuantizedLinear": 1},
+            **{"Quantize": 1, "Dequantize": 0},
+        },
+    ),
     "steps": Case(
         Steps,
         (7, 10),

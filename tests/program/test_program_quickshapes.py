@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized_convolutions import QuantizedConv1d, QuantizedConv2d
+from modelopt_cli.program.quantized_convolutions import QuantizedConv1d, QuantizedConv2d, QuantizedConv3d
 from modelopt_cli.program.quantized_operations import Dequantize, Quantize
 from modelopt_cli.program.quickshapes import quick_result
 
@@ -32,6 +32,10 @@ LAYERS = {
     ),
     "int8 conv of rows": (
         QuantizedConv1d(5, 6, (3,), (2,), (1,), (2,), 1, True, Q, Q), TEXT.to(torch.uint8)
+    ),
+    "int8 conv of volumes": (
+        QuantizedConv3d(4, 2, (3, 3, 3), (1, 2, 1), (1, 1, 1), (1, 1, 1), 1, True, Q, Q),
+        torch.zeros(1, 4, 3, 5, 4, dtype=torch.uint8),
     ),
     "int8 conv, float out": (
         QuantizedConv2d(4, 6, (1, 3), (1, 2), (0, 1), (1, 1), 1, True, Q, None), IMAGE.to(torch.uint8)

@@ -29,7 +29,7 @@ from modelopt_cli.program.quantization import (
     QParams,
     dynamic_qparams,
 )
-from modelopt_cli.program.quantized_convolutions import transposed_convolution, turned
+from modelopt_cli.program.quantized_convolutions import stacked, transposed_convolution, turned
 
 
 class _RoundedActivation(torch.autograd.Function):
@@ -188,6 +188,15 @@ class LatentConv2d(LatentConvolution, nn.Conv2d):
     """A 2-D convolution."""
 
     kind = nn.Conv2d
+
+
+class LatentConv3d(LatentConvolution, nn.Conv3d):
+    """A 3-D convolution."""
+
+    kind = nn.Conv3d
+
+    def turned(self, weight: Tensor) -> Tensor:
+        return stacked(weight, self.kernel_size[0])
 
 
 class LatentTransposed(Latent):

@@ -12,6 +12,7 @@ from modelopt_cli.program.quantized import Quantized, QuantizedEmbedding, Quanti
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
+    QuantizedConv3d,
     QuantizedConvolution,
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
@@ -156,6 +157,7 @@ _OF_SEQUENCE = ("num_layers", "batch_first", "bidirectional")
 LAYER_FORMS: dict[type[nn.Module], LayerForm] = {
     nn.Conv1d: _convolution(QuantizedConv1d),
     nn.Conv2d: _convolution(QuantizedConv2d),
+    nn.Conv3d: _convolution(QuantizedConv3d),
     nn.ConvTranspose1d: _transposed(QuantizedConvTranspose1d),
     nn.ConvTranspose2d: _transposed(QuantizedConvTranspose2d),
     nn.Linear: LayerForm(_linear, activations=frozenset({"relu", "gelu"})),

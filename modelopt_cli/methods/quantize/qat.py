@@ -25,6 +25,7 @@ from modelopt_cli.methods.quantize.fake_quantize import (
     Latent,
     LatentConv1d,
     LatentConv2d,
+    LatentConv3d,
     LatentConvTranspose1d,
     LatentConvTranspose2d,
     LatentEmbedding,
@@ -47,6 +48,7 @@ from modelopt_cli.program.quantized import (
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
+    QuantizedConv3d,
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
 )
@@ -60,7 +62,7 @@ from modelopt_cli.program.quantized_operations import (
 )
 from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
 
-_MAX_POOLS: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d}
+_MAX_POOLS: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 
 
 def prepare(program: Program) -> Program:
@@ -166,6 +168,7 @@ def _weighted(layer: Weighted) -> Latent:
 _LATENT: dict[type[nn.Module], Callable[..., Latent]] = {
     **dict.fromkeys((nn.Conv1d, QuantizedConv1d), LatentConv1d),
     **dict.fromkeys((nn.Conv2d, QuantizedConv2d), LatentConv2d),
+    QuantizedConv3d: LatentConv3d,
     QuantizedConvTranspose1d: LatentConvTranspose1d,
     QuantizedConvTranspose2d: LatentConvTranspose2d,
     **dict.fromkeys((nn.Linear, QuantizedLinear, DynamicLinear), LatentLinear),

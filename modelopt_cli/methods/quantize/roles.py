@@ -14,9 +14,11 @@ from modelopt_cli.program.quantized_operations import (
     QuantizedAvgPool,
     QuantizedAvgPool1d,
     QuantizedAvgPool2d,
+    QuantizedAvgPool3d,
     QuantizedMaxPool,
     QuantizedMaxPool1d,
     QuantizedMaxPool2d,
+    QuantizedMaxPool3d,
 )
 
 
@@ -117,19 +119,21 @@ def _sizes(value: Any, rank: int) -> tuple[int, ...] | None:
 
 
 _MAX_POOLS: dict[type[nn.Module] | str, type[QuantizedMaxPool]] = {
-    **{nn.MaxPool1d: QuantizedMaxPool1d, nn.MaxPool2d: QuantizedMaxPool2d},
-    **{"max_pool1d": QuantizedMaxPool1d, "max_pool2d": QuantizedMaxPool2d},
+    **{nn.MaxPool1d: QuantizedMaxPool1d, nn.MaxPool2d: QuantizedMaxPool2d, nn.MaxPool3d: QuantizedMaxPool3d},
+    **{"max_pool1d": QuantizedMaxPool1d, "max_pool2d": QuantizedMaxPool2d, "max_pool3d": QuantizedMaxPool3d},
 }
 _ADAPTIVE: dict[type[nn.Module] | str, int] = {
-    **{nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2},
-    **{"adaptive_avg_pool1d": 1, "adaptive_avg_pool2d": 2},
+    **{nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3},
+    **{"adaptive_avg_pool1d": 1, "adaptive_avg_pool2d": 2, "adaptive_avg_pool3d": 3},
 }
 _WINDOWED: dict[type[nn.Module] | str, int] = {
-    **{nn.AvgPool1d: 1, nn.AvgPool2d: 2},
-    **{"avg_pool1d": 1, "avg_pool2d": 2},
+    **{nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3},
+    **{"avg_pool1d": 1, "avg_pool2d": 2, "avg_pool3d": 3},
 }
 """Layers and operations that pool, by class and by name, and their dimensions of space."""
-_AVERAGES: dict[int, type[QuantizedAvgPool]] = {1: QuantizedAvgPool1d, 2: QuantizedAvgPool2d}
+_AVERAGES: dict[int, type[QuantizedAvgPool]] = {
+    **{1: QuantizedAvgPool1d, 2: QuantizedAvgPool2d, 3: QuantizedAvgPool3d},
+}
 
 
 def _called(node: fx.Node, modules: Mapping[str, nn.Module]) -> type[nn.Module] | str:

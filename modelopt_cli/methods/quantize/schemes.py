@@ -73,7 +73,7 @@ _ROWS = (
         source=NetworkForm.GRAPH,
         needs_calibration=True,
         layers=(
-            *("Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d", "Linear", "Embedding"),
+            *("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "Linear", "Embedding"),
             *("GRU", "LSTM", "GRUCell", "LSTMCell"),
         ),
         code="plain",
