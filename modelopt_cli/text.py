@@ -8,6 +8,7 @@ from collections.abc import Sequence
 # a terminal may show as anything.
 _ESCAPED = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _LONGEST = 120
+TOO_DEEP = "its calls are nested too deep"
 
 
 def printable(text: str) -> str:
@@ -31,14 +32,23 @@ def json_number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def is_too_deep(error: BaseException | str) -> bool:
+    """True of an error that says no more than that Python's stack was used up."""
+    return isinstance(error, RecursionError) or "maximum recursion depth" in str(error)
+
+
 def first_line(error: BaseException | str) -> str:
     """The first non-empty line of an exception's message, or its type's name."""
+    if is_too_deep(error):
+        return TOO_DEEP
     lines = (line.strip() for line in str(error).splitlines())
     return short(next((line for line in lines if line), type(error).__name__))
 
 
 def typed_line(error: BaseException) -> str:
     """An exception's type and the first line of its message."""
+    if is_too_deep(error):
+        return TOO_DEEP
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {printable(lines[0])}" if lines else type(error).__name__
 

@@ -25,6 +25,7 @@ from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.inputs import Inputs, batch_size, call, clone, sample_shapes, select, to
 from modelopt_cli.program.serialization import from_data, state_of, to_data
 from modelopt_cli.program.verification import random_input
+from modelopt_cli.text import first_line
 
 SAMPLES = 8
 _LARGEST = 400_000
@@ -120,7 +121,7 @@ class Original:
         except Exception as error:  # nothing that a result of ours raises is the user's fault
             if accuracy.is_out_of_memory(error) or isinstance(error, EnvironmentFailure):
                 raise
-            reason = error.message if isinstance(error, ModeloptError) else _first_line(error)
+            reason = error.message if isinstance(error, ModeloptError) else first_line(error)
             problem = f"the result fails on samples of {sample_shapes(self.batches[0])}: {reason}"
             where = getattr(error, "where", None) or self._fault(made)
             raise BrokenResult(problem, where=where) from error
@@ -154,7 +155,7 @@ class Original:
             made.load_state_dict(dict(state), assign=True)
             restore_integer_layers(made, history, encodings)
         except Exception as error:
-            raise BrokenResult(f"the result cannot be loaded: {_first_line(error)}") from error
+            raise BrokenResult(f"the result cannot be loaded: {first_line(error)}") from error
         return self.check(made)
 
     def check_stream(self, stream: TensorStream) -> TensorStream:
@@ -244,7 +245,3 @@ def _output(network: nn.Module, x: Inputs) -> Any:
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return call(network, clone(x))  # which it may change
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -178,7 +178,7 @@ class _Functional:
         if count <= self.born[node]:
             return self.contents.get((node, count), node)
         if node in self.target_of:
-            return self._content(self.target_of[node], count)
+            return self._content(self._itself(node), count)
         if (node, count) not in self.contents:
             self.contents[node, count] = self._changed(node, count)
         return self.contents[node, count]
@@ -229,11 +229,20 @@ class _Functional:
             raise self._refused(child, f"a value is changed in place through {error}") from error
 
     def _path(self, node: fx.Node) -> list[fx.Node]:
-        """A value and what it is a view of, up to the one that has the memory."""
-        path = [node]
+        """A value and what it is a view of, up to the one that has the memory, each tensor once.
+
+        The result of a change is no view of what it changed but that itself.
+        """
+        path = [self._itself(node)]
         while (above := self.above[path[-1]]) is not None:
-            path.append(above)
+            path.append(self._itself(above))
         return path
+
+    def _itself(self, node: fx.Node) -> fx.Node:
+        """The tensor that a call returned, under the name that it had before it was first changed."""
+        while node in self.target_of:
+            node = self.target_of[node]
+        return node
 
     def _refused(self, node: fx.Node, problem: str) -> CaptureError:
         return CaptureError(problem, where=owner_of(node), hint=_HINT)

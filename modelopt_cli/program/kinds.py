@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.fields import Hyperparameter, checked_config, parse_fields
+from modelopt_cli.text import first_line
 
 
 @dataclass(frozen=True)
@@ -257,8 +258,8 @@ def build(kind: str, config: Mapping[str, Any]) -> nn.Module:
             else:
                 built = class_of(kind)(**checked_config(fields_of(kind), config))
     except Exception as error:  # whatever a constructor makes of impossible sizes
-        reason = str(error).split("\n")[0][:200]
-        raise ArtifactError(f"impossible hyperparameters for {kind}: {reason}") from error
+        problem = f"impossible hyperparameters for {kind}: {first_line(error)}"
+        raise ArtifactError(problem) from error
     return built.eval()  # type: ignore[no-any-return]
 
 

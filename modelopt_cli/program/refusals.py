@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from modelopt_cli.errors import CaptureError
+from modelopt_cli.text import is_too_deep
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ SIZES = Refusal(
 CHANCE = Refusal(
     "draws random numbers, which a Program cannot", "make them an input of the network, or switch them off"
 )
+DEPTH = Refusal(
+    "the forward pass is nested too deep to be followed",
+    "call fewer modules and functions inside one another",
+)
 DATA = Refusal(
     "assigns to a tensor's attribute 'data'",
     "compute a new tensor: y = f(x) in place of x.data = f(x)",
@@ -57,6 +62,8 @@ class Unfollowed(CaptureError):
 
 def unfollowed(error: BaseException, where: str | None = None) -> Unfollowed:
     """An exception of the network's own code, or one that it met because it was traced."""
+    if is_too_deep(error):
+        return Unfollowed(DEPTH.message, where=where, hint=DEPTH.hint)
     line = (str(error).strip().splitlines() or [""])[0][:300]
     return Unfollowed(
         f"{type(error).__name__} while following the forward pass: {line}",

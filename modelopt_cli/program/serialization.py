@@ -36,6 +36,7 @@ from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Quantized, Weighted
 from modelopt_cli.program.rewrite import meta_copy
 from modelopt_cli.program.safe_names import is_path, shown
+from modelopt_cli.text import first_line
 
 _GRAPH_KEYS = ("modules", "attributes", "tensors", "tied", "nodes")
 _HEADER_KEYS = ("input", "labels", "history", "arch")
@@ -146,7 +147,7 @@ def from_data(data: Mapping[str, Any], state: Mapping[str, Tensor]) -> Program:
     except ModeloptError:
         raise
     except Exception as error:  # whatever fx finds wrong with the source it writes
-        raise ArtifactError(f"the graph cannot be built: {str(error)[:100]!r}") from error
+        raise ArtifactError(f"the graph cannot be built: {first_line(error)!r}") from error
     return program.eval()
 
 

@@ -19,9 +19,11 @@ from modelopt_cli.program.allowlist import FUNCTIONS, METHODS, is_in_place
 from modelopt_cli.program.calls import arguments, operation
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.parameters import is_variadic, of_function, of_method
+from modelopt_cli.program.refusals import unfollowed
 from modelopt_cli.program.serialization import from_data, state_of, to_data
 from modelopt_cli.program.shapes import program_values
 from modelopt_cli.program.spelling import canonicalize
+from modelopt_cli.text import first_line, typed_line
 
 Forward = Callable[[Any, Tensor], Tensor]
 
@@ -46,6 +48,11 @@ def captured(forward: Forward) -> Program:
 
 def iadd(a: Any, b: Any) -> Any:
     a += b
+    return a
+
+
+def imul(a: Any, b: Any) -> Any:
+    a *= b
     return a
 
 
@@ -104,6 +111,37 @@ CHANGES: dict[str, Forward] = {
     "a module's view": lambda n, x: n.flat(y := n.conv(x)).relu_() + y.flatten(2),
     "the other half": lambda n, x: torch.cat([(p := n.conv(x).chunk(2, 1))[0].relu_(), p[1]], 1),
     "two views of one": lambda n, x: (y := n.conv(x))[:, :2].relu_() + y[:, 1:3],
+    "a sum, then a slice of it": after(lambda v: imul(iadd(v, 1)[:, :, 0], 0.5), lambda v, part: v),
+    "a module, then a slice of it": lambda n, x: (y := n.relu(n.conv(x)), y[:, 1].add_(1), n.conv(y))[2],
+    "a chain, then a slice of it": after(
+        lambda v: v.mul_(2).relu_()[:, :3].sub_(1).clamp_(min=0), lambda v, part: torch.cat([v, part], 1)
+    ),
+    "out, then a slice": lambda n, x: (
+        y := n.conv(x),
+        z := torch.mul(y, 2, out=y),
+        z[:, 0].add_(1),
+        n.conv(z) + y,
+    )[3],
+    "a slice of a slice of a sum": after(
+        lambda v: imul(iadd(iadd(v, 1)[:, 1:], 1)[:, 0], 3), lambda v, part: v
+    ),
+    "a chunk of a sum": after(lambda v: iadd(v, 1).chunk(2, 1)[1].relu_(), lambda v, part: v + 1),
+    "flatten of a sum": after(lambda v: iadd(v, 1).flatten(1)[:, 3:7].mul_(2), lambda v, part: v + 1),
+    "a view kept over two sums": lambda n, x: (
+        y := n.conv(x),
+        v := y[:, :2],
+        z := iadd(y, 1),
+        w := imul(v, 3),
+        z[:, 1:3].sub_(w + 1),
+        n.conv(y) + z + v.sum(1, keepdim=True),
+    )[5],
+    "twice a sum and a slice": lambda n, x: (
+        y := iadd(n.conv(x), 1),
+        imul(y[:, 0], 2),
+        y := iadd(y, n.conv(y)),
+        imul(y[:, 1], 2),
+        n.conv(y),
+    )[4],
     "nobody reads it": lambda n, x: n.relu(n.conv(x)),
 }
 
@@ -142,6 +180,19 @@ def test_what_is_given_is_not_changed() -> None:
 def test_changes_that_cannot_be_written_pure_are_refused(forward: Forward, what: str) -> None:
     with pytest.raises(CaptureError, match=what):
         captured(forward)
+
+
+@pytest.mark.parametrize("raised", [RecursionError(), ValueError("maximum recursion depth exceeded")])
+def test_a_stack_that_is_used_up_is_told_in_plain_words(raised: Exception) -> None:
+    for text in (first_line(raised), typed_line(raised), unfollowed(raised).message):
+        assert "nested too deep" in text
+        assert "recursion" not in text.lower()
+
+
+def test_a_forward_pass_that_calls_itself_is_refused_in_plain_words() -> None:
+    with pytest.raises(CaptureError, match="nested too deep") as caught:
+        captured(lambda net, x: net(net.conv(x)))
+    assert "ecursion" not in str(caught.value)
 
 
 def test_a_file_from_before_is_made_pure_when_it_is_read() -> None:
