@@ -337,8 +337,15 @@ def test_evaluation_of_paths_modules_and_programs(net, tmp_path):
 def test_what_cannot_be_traced_still_gets_what_needs_no_graph():
     notes = []
     result = mo.quantize(Branching(), scheme="int8-weight", example_inputs=X, on_note=notes.append)
-    assert result.program is None
-    assert any("cannot be traced" in note for note in notes)
+    (note,) = [note for note in result.notes if note.startswith("works without a graph: ")]
+    assert "cannot be traced: " in note
+    assert "control flow depends on the values" in note
+    assert note in notes
+    assert note in str(result)
+    assert note in result.as_dict()["notes"]
+    with pytest.raises(mo.UsageError, match=r"no graph: .*values in a tensor.*load_state_dict.*mo\.save"):
+        _ = result.program
+    assert Branching().load_state_dict(result.state_dict())
     weight = result.state_dict()["fc.weight"]
     assert weight.shape == (10, 64)
     assert len(weight[0].unique()) <= 64

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modelopt_cli import artifact
 from modelopt_cli.api.given_models import EXAMPLE_HINT, Example, Model, Workspace, example_like
-from modelopt_cli.api.opening import overridden
+from modelopt_cli.api.opening import overridden, untraced_note
 from modelopt_cli.api.pipeline import execute
 from modelopt_cli.api.request import Note, Request, TrainingRequest
 from modelopt_cli.api.result import Result
@@ -250,10 +250,13 @@ class Call:
                     **measuring,
                 )
             )
+        untraced = self.space.untraced or result.untraced
+        why = [untraced_note(untraced)] if untraced else []  # for those who gave no on_note
         result = replace(
             result,
             evaluation=self.space.renamed(result.evaluation),
-            notes=tuple(map(self.space.shown, result.notes)),
+            notes=tuple(map(self.space.shown, [*why, *result.notes])),
+            untraced=untraced and self.space.shown(untraced),
         )
         if result.written is None:
             return result

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from modelopt_cli import artifact
 from modelopt_cli.api.naming import rephrase
+from modelopt_cli.api.opening import untraced_note
 from modelopt_cli.api.result import Measured
 from modelopt_cli.errors import ArchitectureError, CaptureError, DataError, UsageError, a_or_an
 from modelopt_cli.measure import Evaluation
@@ -59,12 +60,13 @@ class Workspace:
 
     Attributes:
         notes: one line for each thing worth knowing of the models.
+        untraced: why a model has no graph, where one cannot be traced.
     """
 
     def __init__(self) -> None:
         self.notes: list[str] = []
         self._names: dict[str, str] = {}
-        self._untraced: str | None = None
+        self.untraced: str | None = None
         self._stack = ExitStack()
         self._folder: Path | None = None
 
@@ -114,8 +116,8 @@ class Workspace:
         try:
             artifact.write_program(capture(_in_float32(model), taken.sample), path)
         except CaptureError as error:
-            self._untraced = f"the network cannot be traced: {_reason(model, taken, error)}"
-            self.notes.append(f"works without a graph: {self._untraced}")
+            self.untraced = f"the network cannot be traced: {_reason(model, taken, error)}"
+            self.notes.append(untraced_note(self.untraced))
             artifact.write_tensors(dict(model.state_dict()), {}, path)
         return path
 
@@ -125,8 +127,8 @@ class Workspace:
         try:
             yield
         except (UsageError, ArchitectureError, DataError) as error:
-            if self._untraced is not None:
-                error.hint = f"{self._untraced}; or {error.hint}" if error.hint else self._untraced
+            if self.untraced is not None:
+                error.hint = f"{self.untraced}; or {error.hint}" if error.hint else self.untraced
             raise
 
     def shown(self, text: str) -> str:

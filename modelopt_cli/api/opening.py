@@ -141,7 +141,12 @@ def tell_notes(
 
 def _tell_untraced(opened: Opened, on_note: Note | None) -> None:
     if opened.untraced is not None and on_note is not None:
-        on_note(f"works without a graph: {opened.untraced}")
+        on_note(untraced_note(opened.untraced))
+
+
+def untraced_note(reason: str) -> str:
+    """The line that says why work is done without a graph."""
+    return f"works without a graph: {reason}"
 
 
 @contextmanager

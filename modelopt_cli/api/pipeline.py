@@ -48,10 +48,10 @@ def execute(request: Request) -> Result:
         with without_graph(work.opened, request.on_note), work.training() as trainer:
             made = work.make(trainer)
             if request.dry_run:
-                return work.finish(made, None)
+                return replace(work.finish(made, None), untraced=work.opened.untraced)
             if rehearses and not runs:
                 work.rehearse()  # only now: the method may have said more of what is missing
-            result = _written(work, made)
+            result = replace(_written(work, made), untraced=work.opened.untraced)
             if trainer is not None:
                 trainer.run.close()
     if result.written is None or not request.evaluate:

@@ -9,6 +9,7 @@ from torch import Tensor
 from modelopt_cli import report
 from modelopt_cli.artifact import TensorFile, Written
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
+from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.measure.coverage import Coverage
@@ -19,6 +20,11 @@ from modelopt_cli.training import Trained
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+_WEIGHTS_HINT = (
+    "network.load_state_dict(result.state_dict()) puts the weights into the network, "
+    "mo.save(result, path) into a file that mo.load_state_dict(path) reads"
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Result:
         written: the file; None after a dry run, or in a process that is not the main one of several.
         scratch: that of the student without a teacher, if one was asked for.
         evaluation: original and result side by side, or None where nothing was measured.
+        untraced: why the network has no graph, where it was given and cannot be traced.
         content: the network as its file has it, or its tensors where it has no graph; in Python alone.
         code: coding of the file, a key of ``artifact.coding.CODINGS``.
     """
@@ -58,13 +65,21 @@ class Result:
     written: Written | None = None
     scratch: Written | None = None
     evaluation: Evaluation | None = None
+    untraced: str | None = None
     content: Program | TensorFile | None = None
     code: Code = PLAIN_CODE
 
     @cached_property
     def program(self) -> Program | None:
-        """The network, ready to run; None where it has no graph, after a dry run and on the command line."""
-        return prepare(self.content) if isinstance(self.content, Program) else None
+        """The network, ready to run; None after a dry run and on the command line.
+
+        Raises:
+            UsageError: the network has no graph; the reason, and what to do with the weights.
+        """
+        if isinstance(self.content, TensorFile):
+            reason = self.untraced or "nothing says what the network is"
+            raise UsageError(f"there are weights and no graph: {reason}", where="program", hint=_WEIGHTS_HINT)
+        return None if self.content is None else prepare(self.content)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights, decoded, by name; also of a network without a graph."""
