@@ -22,6 +22,7 @@ from modelopt_cli.methods.prune.rounds import GROWN_AT, Growing, require_zeros
 from modelopt_cli.methods.prune.schedules import cubic, epochs_of_round
 from modelopt_cli.methods.prune.targets import TargetNotReached
 from modelopt_cli.program import Program
+from modelopt_cli.tasks import TaskSpec
 from modelopt_cli.training import TrainConfig, Training
 from modelopt_cli.training.run import Run
 
@@ -243,9 +244,9 @@ def test_schedule_teacher_is_the_network_before_pruning(
         program.get_parameter("fc.weight").mul_(10)  # answers of its own, that no label asks for
     real = rounds_module.objective
 
-    def spy(config: TrainConfig, teacher: nn.Module | None = None) -> object:
+    def spy(config: TrainConfig, teacher: nn.Module | None = None, *task: TaskSpec) -> object:
         seen.append(None if teacher is None else copy.deepcopy(teacher.state_dict()))
-        return real(config, teacher)
+        return real(config, teacher, *task)
 
     monkeypatch.setattr(rounds_module, "objective", spy)
     longer = replace(CONFIG, epochs=10)
