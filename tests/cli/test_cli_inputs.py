@@ -144,7 +144,7 @@ REFUSED = {
     "one-shape": (["--input-shape", "3x8x8"], "needs 2 inputs (image, meta), and 1 is described"),
     "unknown-name": (
         ["--input-shape", "image=3x8x8,mete=7"],
-        "its forward has no input 'mete'; did you mean 'meta'",
+        "the network has no input 'mete'; did you mean 'meta'",
     ),
     "other-shape": (["--input-shape", "image=3x8x8,meta=6"], "cannot process inputs of shapes"),
 }

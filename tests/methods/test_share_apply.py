@@ -310,7 +310,7 @@ def test_a_network_without_weights_has_nothing_to_share() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.mean((2, 3))
 
-    with pytest.raises(NothingCompressed, match="no layer can be shared"):
+    with pytest.raises(NothingCompressed, match="no layer with weights that could be shared"):
         shared(captured(Plain(), 3, 4, 4), bits=3)
 
 
