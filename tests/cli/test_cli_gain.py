@@ -158,7 +158,7 @@ class Recurrent(nn.Module):
 """
 CONV, GRU, HEAD = 27 * 16 * (3 + 16), 8 * 2 * 3 * 16 * 16, 16 * 5
 DYNAMIC = "dynamic int8 serves Linear and Embedding, not Conv3d"
-SLOWER = "16 hidden units, fewer than 512: its steps would take longer in int8"
+SLOWER = "16 hidden units, fewer than 768: its steps would take longer in int8"
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int8-weight"])

@@ -437,8 +437,8 @@ def test_few_hidden_units_and_projected_states_stay_float(monkeypatch: pytest.Mo
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.few, self.projected = nn.GRU(6, 8), nn.LSTM(8, 512, proj_size=4)
-            self.many, self.head = nn.GRU(4, 512), nn.Linear(512, 3)
+            self.few, self.projected = nn.GRU(6, 8), nn.LSTM(8, 768, proj_size=4)
+            self.many, self.head = nn.GRU(4, 768), nn.Linear(768, 3)
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.many(self.projected(self.few(x.transpose(0, 1))[0])[0])[0]
@@ -447,7 +447,7 @@ def test_few_hidden_units_and_projected_states_stay_float(monkeypatch: pytest.Mo
     case = Case(Net, (5, 6), {})
     covered = coverage(int8_program(case, float_program(case)))
     assert {layer.name: layer.reason for layer in covered.layers if not layer.compressed} == {
-        "few": "8 hidden units, fewer than 512: its steps would take longer in int8",
+        "few": "8 hidden units, fewer than 768: its steps would take longer in int8",
         "projected": "no int8 kernel for projected states",
     }
 

@@ -133,7 +133,7 @@ def _embedding_obstacle(layer: nn.Embedding) -> str | None:
     return None if layer.max_norm is None else "changes its rows when they are read (max_norm)"
 
 
-LEAST_HIDDEN = 512
+LEAST_HIDDEN = 768
 """Hidden size from which a step's integer products save more than their calls cost, measured on a CPU."""
 
 
