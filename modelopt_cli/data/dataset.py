@@ -1,21 +1,22 @@
 """Data: a source, its preprocessing, and the order in which its samples come."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
 from modelopt_cli.data.class_names import match_names
 from modelopt_cli.data.preprocess import ImageTransform
 from modelopt_cli.data.raw_inputs import RawInputs, arranged, check_input
 from modelopt_cli.data.source import Source, Stream
 from modelopt_cli.data.targets import CLASS_TARGETS, RawTarget, TargetFormat, Targets, unread
-from modelopt_cli.data.workers import in_workers
-from modelopt_cli.errors import DataError, ModeloptError
+from modelopt_cli.data.workers import in_order
+from modelopt_cli.errors import DataError
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.inputs import Inputs, make_inputs, stack, tensors_of
 from modelopt_cli.settings import option
@@ -199,21 +200,18 @@ class Data:
         if isinstance(self.source, Stream):
             yield from self._stream(batch_size, limit)
             return
-        batched = _Batches(self, batch_size, min(len(self), limit or len(self)))
-        if workers == 0:
-            results: Iterator[Batch | ModeloptError] = map(batched.__getitem__, range(len(batched)))
-        else:
-            results = in_workers(batched, min(workers, len(batched)), self.name)
-        for result in results:
-            if isinstance(result, ModeloptError):
-                raise result
-            yield result
+        count = min(len(self), limit or len(self))
+        make = partial(self._batch, batch_size, count)
+        yield from in_order(make, -(-count // batch_size), workers, self.name)
+
+    def _batch(self, batch_size: int, count: int, number: int) -> Batch:
+        start = number * batch_size
+        return self.collate([self.get(i) for i in range(start, min(start + batch_size, count))])
 
     def _stream(self, batch_size: int, limit: int | None) -> Iterator[Batch]:
         assert isinstance(self.source, Stream)
         ends = [n for n in (limit, self.first) if n is not None]
-        checked = (self._check(*pair, i) for i, pair in enumerate(self.source))
-        samples = itertools.islice(checked, min(ends, default=None))
+        samples = itertools.islice(self._checked(self.source), min(ends, default=None))
         empty = True
         while batch := list(itertools.islice(samples, batch_size)):
             empty = False
@@ -246,58 +244,42 @@ class Data:
         assert isinstance(self.source, Source)
         if self.indices is not None:
             index = self.indices[index]
-        try:
+        with self._naming(index):
             raw, target = self.source.load(index)
             if isinstance(raw, Image.Image):
                 assert self.transform is not None
                 raw = self.transform(raw)
-            return self._check(raw, target, index)
-        except DataError as error:
-            error.where = error.where or self.source.where(index)
-            raise
+            return self._check(raw, target)
 
-    def _check(self, raw: RawInputs, target: RawTarget, index: int) -> Sample:
-        """Return the sample if it is valid; its name may cost a look into a file, and is for errors alone."""
+    @contextlib.contextmanager
+    def _naming(self, index: int) -> Iterator[None]:
+        """Name the sample in errors that do not; its name may cost a look into a file."""
         try:
-            ordered = arranged(raw, self.input)
-            parts = zip(self.input.tensors, tensors_of(ordered), strict=True)
-            checked = {s.name: check_input(x, s, ready=self.transform is None) for s, x in parts}
+            yield
         except DataError as error:
             error.where = error.where or self.source.where(index)
             raise
-        inputs = make_inputs(self.input, lambda each: checked[each.name])
-        return inputs, self._target(target, inputs, index) if self.gives_targets else -1
 
-    def _target(self, raw: RawTarget, inputs: Inputs, index: int) -> Any:
+    def _checked(self, stream: Stream) -> Iterator[Sample]:
+        for index, (raw, target) in enumerate(stream):
+            with self._naming(index):
+                sample = self._check(raw, target)
+            yield sample
+
+    def _check(self, raw: RawInputs, target: RawTarget) -> Sample:
+        """Return the sample if it is valid."""
+        ordered = arranged(raw, self.input)
+        parts = zip(self.input.tensors, tensors_of(ordered), strict=True)
+        checked = {s.name: check_input(x, s, ready=self.transform is None) for s, x in parts}
+        inputs = make_inputs(self.input, lambda each: checked[each.name])
+        return inputs, self._target(target, inputs) if self.gives_targets else -1
+
+    def _target(self, raw: RawTarget, inputs: Inputs) -> Any:
         """The target of a sample, in the form that the task takes; a class is mapped by name before."""
         if not self.source.labelled:
             raw = None
-        try:
-            if isinstance(raw, DataError):
-                raise DataError(raw.message, where=raw.where, hint=raw.hint)
-            if self.mapping is not None and isinstance(raw, int) and 0 <= raw < len(self.mapping):
-                return self.mapping[raw]
-            return self.targets.check(raw, inputs, self.classes)
-        except DataError as error:
-            error.where = error.where or self.source.where(index)
-            raise
-
-
-class _Batches(Dataset[Batch | ModeloptError]):
-    """Whole batches by number. A worker hands an error back as a value, for torch would make a page of it."""
-
-    def __init__(self, data: Data, batch_size: int, count: int) -> None:
-        self.data = data
-        self.batch_size = batch_size
-        self.count = count
-
-    def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
-
-    def __getitem__(self, number: int) -> Batch | ModeloptError:
-        start = number * self.batch_size
-        try:
-            end = min(start + self.batch_size, self.count)
-            return self.data.collate([self.data.get(i) for i in range(start, end)])
-        except ModeloptError as error:
-            return error.with_traceback(None)
+        if isinstance(raw, DataError):
+            raise DataError(raw.message, where=raw.where, hint=raw.hint)
+        if self.mapping is not None and isinstance(raw, int) and 0 <= raw < len(self.mapping):
+            return self.mapping[raw]
+        return self.targets.check(raw, inputs, self.classes)

@@ -1,25 +1,58 @@
-"""Loading of data in other processes, whose death is one error."""
+"""Loading of data here or in other processes, whose death is one error."""
 
 import signal
 import threading
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from modelopt_cli.errors import EnvironmentFailure
+from modelopt_cli.errors import EnvironmentFailure, ModeloptError
 from modelopt_cli.settings import option
 
 Item = TypeVar("Item")
 
 
-def in_workers(items: Dataset[Item], workers: int, where: str) -> Iterator[Item]:
-    """The items of a sized dataset in order, made by that many other processes.
+def in_order(make: Callable[[int], Item], count: int, workers: int, where: str) -> Iterator[Item]:
+    """The items ``make(0)`` to ``make(count - 1)``.
+
+    Args:
+        make: an item from its number; where other processes make it, it cannot change anything here.
+        count: number of items.
+        workers: so many other processes make them; 0 for this one.
+        where: place to name in an error.
 
     Raises:
-        EnvironmentFailure: one of them died.
+        ModeloptError: as ``make``.
+        EnvironmentFailure: one of the processes died.
     """
+    if workers == 0 or count == 0:
+        yield from map(make, range(count))
+        return
+    for item in _in_workers(_Items(make, count), min(workers, count), where):
+        if isinstance(item, ModeloptError):
+            raise item
+        yield item
+
+
+class _Items(Dataset[Item | ModeloptError], Generic[Item]):
+    """Items by number. A worker hands an error back as a value, for torch would make a page of it."""
+
+    def __init__(self, make: Callable[[int], Item], count: int) -> None:
+        self.make, self.count = make, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Item | ModeloptError:
+        try:
+            return self.make(number)
+        except ModeloptError as error:
+            return error.with_traceback(None)
+
+
+def _in_workers(items: Dataset[Item], workers: int, where: str) -> Iterator[Item]:
     loader: DataLoader[Item] = DataLoader(
         items,
         batch_size=None,

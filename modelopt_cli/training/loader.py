@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from modelopt_cli.data import Data
 from modelopt_cli.data import dataset as samples
 from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.data.targets import Targets, unread
-from modelopt_cli.data.workers import in_workers
-from modelopt_cli.errors import ModeloptError, UsageError
+from modelopt_cli.data.workers import in_order
+from modelopt_cli.errors import UsageError
 from modelopt_cli.program.inputs import Inputs, concatenate, each_of, select
 from modelopt_cli.settings import option
 from modelopt_cli.training.augment import (
@@ -188,8 +187,8 @@ class _Epoch:
         return part if count else slice(0, 1), count / total
 
 
-class _Steps(Dataset["samples.Batch | ModeloptError"]):
-    """The steps of an epoch by number. A worker hands an error back as a value, as ``Data.batches`` does."""
+class _Steps:
+    """The steps of an epoch by number."""
 
     def __init__(self, epoch: _Epoch, kept: Kept | None, start: int) -> None:
         self.epoch = epoch
@@ -211,27 +210,19 @@ class _Steps(Dataset["samples.Batch | ModeloptError"]):
         part, weight = self.epoch.part(stop - first)
         return slice(first + part.start, first + part.stop), weight
 
-    def __getitem__(self, number: int) -> samples.Batch | ModeloptError:
+    def batch(self, number: int) -> samples.Batch:
         part, _ = self.part(number)
         indices, draws = self.order[part], self.draws[part]
         if self.kept is not None:
             inputs, targets = batch_of(self.epoch.data, self.kept, torch.from_numpy(indices))
             return self.epoch.augmented(inputs, draws), targets
-        try:
-            inputs, targets = self.epoch.data.collate([self.epoch.get(int(index)) for index in indices])
-        except ModeloptError as error:
-            return error.with_traceback(None)
+        inputs, targets = self.epoch.data.collate([self.epoch.get(int(index)) for index in indices])
         return self.epoch.augmented(inputs, draws), targets
 
 
 def _batches(steps: _Steps, workers: int) -> Iterator[Batch]:
-    if workers == 0 or len(steps) == 0:
-        results: Iterator[samples.Batch | ModeloptError] = map(steps.__getitem__, range(len(steps)))
-    else:
-        results = in_workers(steps, min(workers, len(steps)), steps.epoch.data.name)
+    results = in_order(steps.batch, len(steps), workers, steps.epoch.data.name)
     for number, result in enumerate(results):
-        if isinstance(result, ModeloptError):
-            raise result
         part, weight = steps.part(number)
         yield Batch(*result, weight, torch.from_numpy(steps.order[part]), steps.epoch.variant)
 

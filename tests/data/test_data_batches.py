@@ -10,7 +10,6 @@ from PIL import Image
 
 import modelopt_cli
 from modelopt_cli.data import open_data
-from modelopt_cli.data.dataset import _Batches
 from modelopt_cli.errors import DataError, EnvironmentFailure
 
 assert modelopt_cli
@@ -174,8 +173,8 @@ def test_data_survives_the_trip_to_a_spawned_worker(tmp_path, spec):
         "import torch\ndef load(n): return [(torch.full((1,), float(i)), i) for i in range(n)]\n"
     )
     data = open_data(spec.format(tmp_path))
-    there = pickle.loads(pickle.dumps(_Batches(data, 2, 3)))  # noqa: S301
-    images, targets = there[1]
+    there = pickle.loads(pickle.dumps(data))  # noqa: S301
+    images, targets = list(there.batches(2, limit=3))[1]
     assert torch.equal(images, list(data.batches(2, limit=3))[1][0])
     assert torch.equal(targets, list(data.batches(2, limit=3))[1][1])
 

@@ -11,7 +11,6 @@ from image_files import PNG, encoded, everything, outcomes_of_damage
 
 import modelopt_cli
 from modelopt_cli.data import PreprocessOverrides, open_data, parquet
-from modelopt_cli.data.dataset import _Batches
 from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import DataError, EnvironmentFailure
 
@@ -94,9 +93,9 @@ def test_in_order_each_row_group_is_read_once(tmp_path, monkeypatch):
 def test_what_is_pickled_for_a_spawned_worker_holds_no_images(twins):
     data = open_data(twins[1], overrides=HOW)
     assert data.source._kept
-    there = pickle.loads(pickle.dumps(_Batches(data, 30, 30)))  # noqa: S301
-    assert not there.data.source._kept
-    for one, other in zip(there[0], everything(data), strict=True):
+    there = pickle.loads(pickle.dumps(data))  # noqa: S301
+    assert not there.source._kept
+    for one, other in zip(everything(there), everything(data), strict=True):
         assert torch.equal(one, other)
 
 

@@ -16,7 +16,6 @@ from image_files import PNG, encoded, everything, outcomes_of_damage
 
 import modelopt_cli
 from modelopt_cli.data import PreprocessOverrides, open_data, shards
-from modelopt_cli.data.dataset import _Batches
 from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import DataError
 
@@ -83,9 +82,9 @@ def test_samples_are_read_in_any_order_with_few_files_open(twins, monkeypatch):
 
 def test_what_is_pickled_for_a_spawned_worker_opens_its_own_files(twins):
     data = open_data(twins[1], overrides=HOW)
-    there = pickle.loads(pickle.dumps(_Batches(data, 30, 30)))  # noqa: S301
-    assert there.data.source.shards._open == {}
-    for one, other in zip(there[0], everything(data), strict=True):
+    there = pickle.loads(pickle.dumps(data))  # noqa: S301
+    assert there.source.shards._open == {}
+    for one, other in zip(everything(there), everything(data), strict=True):
         assert torch.equal(one, other)
 
 
