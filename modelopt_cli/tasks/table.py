@@ -4,29 +4,41 @@ A row is all that there is to add: data, evaluation, training and the documentat
 """
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from modelopt_cli.lazy_names import deferred
 from modelopt_cli.tasks.task import Logits, Task
 
-_TASKS = "modelopt_cli.tasks"
+
+def _of(module: str, name: str) -> Callable[..., Any]:
+    """A function of one of this package's modules, imported when it is first called."""
+    return deferred(f"modelopt_cli.tasks.{module}", name)
+
+
+def _functions(module: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The functions that every task's module has: ``form`` and ``judged`` of its row."""
+    return _of(module, "targets"), _of(module, "judged")
+
+
+_CLASSIFY = Task(
+    "one class for each sample",
+    "a whole number from 0, or the name of a class",
+    *_functions("classification"),
+    ("top1", "top5"),
+    ("logits", "out"),
+    loss="cross-entropy",
+    logits=Logits(1, (2,)),
+    predicted=_of("classification", "predicted"),
+)
 
 TASKS: dict[str, Task] = {
-    "classify": Task(
-        "one class for each sample",
-        "a whole number from 0, or the name of a class",
-        deferred(f"{_TASKS}.classification", "targets"),
-        deferred(f"{_TASKS}.classification", "judged"),
-        ("top1", "top5"),
-        ("logits", "out"),
-        loss="cross-entropy",
-        logits=Logits(1, (2,)),
-        predicted=deferred(f"{_TASKS}.classification", "predicted"),
-    ),
+    "classify": _CLASSIFY,
     "multilabel": Task(
         "classes that are there or not, each by itself",
         "a row of 0 and 1, one for each class",
-        deferred(f"{_TASKS}.multilabel", "targets"),
-        deferred(f"{_TASKS}.multilabel", "judged"),
+        *_functions("multilabel"),
         ("map", "f1"),
         ("logits", "out"),
         loss="binary-cross-entropy",
@@ -35,8 +47,7 @@ TASKS: dict[str, Task] = {
     "regress": Task(
         "numbers",
         "a number, or a row of them",
-        deferred(f"{_TASKS}.regression", "targets"),
-        deferred(f"{_TASKS}.regression", "judged"),
+        *_functions("regression"),
         ("mae", "r2"),
         ("logits", "out"),
         loss="mse",
@@ -44,8 +55,7 @@ TASKS: dict[str, Task] = {
     "segment": Task(
         "a class for each pixel",
         "a mask `(H, W)` of class ids, as large as the input; pixels of class `ignore` do not count",
-        deferred(f"{_TASKS}.segmentation", "targets"),
-        deferred(f"{_TASKS}.segmentation", "judged"),
+        *_functions("segmentation"),
         ("miou", "pixel_accuracy"),
         ("logits", "out"),
         loss="cross-entropy-places",
@@ -56,38 +66,25 @@ TASKS: dict[str, Task] = {
         "boxes with a class and a score",
         "a dictionary: `boxes` `(K, 4)`, left, top, right and bottom in pixels of the input, and `labels` "
         "`(K,)`, numbered as the network does; perhaps `iscrowd` `(K,)`",
-        deferred(f"{_TASKS}.detection", "targets"),
-        deferred(f"{_TASKS}.detection", "judged"),
+        *_functions("detection"),
         ("map50_95", "map50"),
         loss="own",
     ),
     "restore": Task(
         "an image from an image",
         "an image `(C, H, W)` of floats, at most `peak`; where the network loses a border, its middle counts",
-        deferred(f"{_TASKS}.restoration", "targets"),
-        deferred(f"{_TASKS}.restoration", "judged"),
+        *_functions("restoration"),
         ("psnr", "ssim"),
         ("reconstruction", "out"),
         loss="l1",
         options={"peak": 1.0},
     ),
-    "text": Task(
-        "one class for each row of token ids",
-        "a whole number from 0, or the name of a class",
-        deferred(f"{_TASKS}.classification", "targets"),
-        deferred(f"{_TASKS}.classification", "judged"),
-        ("top1", "top5"),
-        ("logits", "out"),
-        loss="cross-entropy",
-        logits=Logits(1, (2,)),
-        predicted=deferred(f"{_TASKS}.classification", "predicted"),
-    ),
+    "text": replace(_CLASSIFY, help="one class for each row of token ids"),
     "embed": Task(
         "vectors whose cosine says how alike two samples are",
         "a dictionary: `pair`, the number of the pair that the sample belongs to, and `score`, how alike "
         "its two are; or the vector that the sample should have",
-        deferred(f"{_TASKS}.embedding", "targets"),
-        deferred(f"{_TASKS}.embedding", "judged"),
+        *_functions("embedding"),
         ("spearman", "pair_cosine"),
         ("sentence_embedding", "embeddings", "last_hidden_state", "out"),
         loss="cosine",
@@ -95,8 +92,7 @@ TASKS: dict[str, Task] = {
     "language": Task(
         "the next token of a text",
         "token ids `(T,)` of the text itself, -100 where there is none; without a target, those of the input",
-        deferred(f"{_TASKS}.language", "targets"),
-        deferred(f"{_TASKS}.language", "judged"),
+        *_functions("language"),
         ("perplexity",),
         ("logits", "out"),
         loss="cross-entropy-next",
@@ -105,8 +101,7 @@ TASKS: dict[str, Task] = {
     "sequence": Task(
         "a row of classes, such as characters, from a longer one of frames (CTC)",
         "class ids `(L,)` without the `blank`, or a text of the names of the network's classes",
-        deferred(f"{_TASKS}.sequence", "targets"),
-        deferred(f"{_TASKS}.sequence", "judged"),
+        *_functions("sequence"),
         ("cer",),
         ("logits", "out"),
         loss="ctc",
@@ -116,8 +111,7 @@ TASKS: dict[str, Task] = {
     "FILE.py:CALLABLE": Task(
         "a metric of your own: called with outputs and targets of a batch, it returns a number for each",
         "anything",
-        deferred(f"{_TASKS}.own", "targets"),
-        deferred(f"{_TASKS}.own", "judged"),
+        *_functions("own"),
         ("own",),
         spelling=re.compile(r".+:[A-Za-z_]\w*(\.\w+)*"),
     ),
