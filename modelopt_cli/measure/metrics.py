@@ -121,8 +121,8 @@ _pairs = partial(
 )
 _boxes = partial(
     _percent,
-    score=deferred(f"{_TASKS}.detection", "matches"),
-    gathered=deferred(f"{_TASKS}.detection", "rankings"),
+    score=deferred(f"{_TASKS}.average_precision", "matches"),
+    gathered=deferred(f"{_TASKS}.average_precision", "rankings"),
     units=lambda rankings: rankings.samples,
     undefined="no image has a box",
 )
@@ -187,12 +187,12 @@ METRICS: dict[str, Metric] = {
     "map50_95": _boxes(
         "COCO's mean average precision, the mean over overlaps of 50 to 95 %, in percent",
         "mAP 50-95",
-        value=deferred(f"{_TASKS}.detection", "average_precision"),
+        value=deferred(f"{_TASKS}.average_precision", "average_precision"),
     ),
     "map50": _boxes(
         "the same at an overlap of 50 %",
         "mAP 50",
-        value=partial(deferred(f"{_TASKS}.detection", "average_precision"), ious=1),
+        value=partial(deferred(f"{_TASKS}.average_precision", "average_precision"), ious=1),
     ),
     "psnr": Metric(
         "mean over the images of the peak signal-to-noise ratio, in dB; 100 where nothing differs",

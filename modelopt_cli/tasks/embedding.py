@@ -96,7 +96,7 @@ def pooled(output: Any, inputs: Any, samples: int) -> Tensor:
 
 
 def kept(embedded: Embedded, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What both metrics need of each sample: its vector, and its target."""
+    """The vector and the target of each sample, for both metrics."""
     return {"own": embedded.vectors, **wanted}
 
 

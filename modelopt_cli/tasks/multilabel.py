@@ -58,7 +58,7 @@ def judged(logits: Any, rows: Targets, inputs: Any) -> Tensor:
 
 
 def ranking(logits: Tensor, rows: Tensor) -> Tensor:
-    """What mean average precision needs of each sample: logits and targets, ``(N, 2, C)``, float32."""
+    """Logits and targets of each sample, ``(N, 2, C)``, float32, for mean average precision."""
     return torch.stack([logits.float(), rows.float()], 1)
 
 

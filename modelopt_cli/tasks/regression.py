@@ -72,7 +72,7 @@ def absolute_error(output: Tensor, numbers: Tensor) -> Tensor:
 
 
 def moments(output: Tensor, numbers: Tensor) -> Tensor:
-    """What R2 needs of each sample: 1, target, its square and the squared error, ``(N, 4, D)``, float64."""
+    """Sums that R2 takes of each sample: 1, target, its square, the squared error, ``(N, 4, D)``, float64."""
     actual, error = numbers.double(), (output.double() - numbers.double()).square()
     return torch.stack([torch.ones_like(actual), actual, actual.square(), error], 1)
 

@@ -63,7 +63,7 @@ class TaskSpec:
         return outputs if output is None else output
 
     def judged(self, outputs: Any, targets: "Targets", inputs: Any) -> Any:
-        """What its metrics score, from all outputs for a batch; raises as ``Task.judged``."""
+        """The output that its metrics score, from all outputs for a batch; raises as ``Task.judged``."""
         return self.row.judged(self.find(outputs), targets, inputs, **self.options)
 
     def logits(self, outputs: Any) -> "Tensor | None":

@@ -29,14 +29,13 @@ class Logits:
 
 @dataclass(frozen=True)
 class Task:
-    """What a network is for: one row of ``TASKS``.
+    """Purpose of a network, with targets, metrics and loss: one row of ``TASKS``.
 
     Attributes:
         help: one line for the documentation.
         target: what a sample's target is, for the documentation; see ``modelopt_cli.data.targets``.
         form: makes the format that checks and collates targets, from the task's options and, as ``names``,
-        the
-            names of the network's classes or None.
+            the names of the network's classes or None.
         judged: what the metrics score: ``judged(output, targets, inputs, **options)``, from the output that
             ``outputs`` names, of a batch. It raises ``InputError`` where the network returns another form,
             and ``Misfit`` where a target does not go with it.

@@ -13,7 +13,15 @@ from torch import Tensor
 from modelopt_cli.errors import EnvironmentFailure, InputError
 from modelopt_cli.measure.bootstrap import draws, once
 from modelopt_cli.tasks import detection, parse_task
-from modelopt_cli.tasks.detection import Detections, Ranking, Rankings, average_precision
+from modelopt_cli.tasks.average_precision import (
+    IOUS,
+    Detections,
+    Ranking,
+    Rankings,
+    average_precision,
+    matches,
+    rankings,
+)
 
 IMAGES = torch.zeros(2, 3, 50, 100)
 SPEC = parse_task("detect")
@@ -32,7 +40,7 @@ def by_hand(right: list[bool], boxes: float) -> float:
 
 
 def ranking(right: list[bool], images: list[int], boxes: list[float]) -> Ranking:
-    rows = np.tile(np.array(right), (detection.IOUS, 1))
+    rows = np.tile(np.array(right), (IOUS, 1))
     return Ranking(np.array(images), rows, ~rows, np.array(boxes))
 
 
@@ -55,7 +63,7 @@ def test_the_mean_is_over_classes_that_there_are_boxes_of() -> None:
 
 
 def test_overlaps_are_averaged_or_the_first_alone_counts() -> None:
-    right = np.zeros((detection.IOUS, 1), bool)
+    right = np.zeros((IOUS, 1), bool)
     right[:4] = True
     kept = Rankings([Ranking(np.array([0]), right, ~right, np.array([1.0]))], 1)
     assert average_precision(kept, once(1))[0] == pytest.approx(0.4)
@@ -196,17 +204,17 @@ def test_figures_are_those_of_coco_whatever_the_batches(ties: bool) -> None:
     parts = [
         match
         for start in range(0, 30, 7)
-        for match in detection.matches(detected[start : start + 7], wanted[start : start + 7])
+        for match in matches(detected[start : start + 7], wanted[start : start + 7])
     ]
-    kept = detection.rankings(parts)
-    ours = [average_precision(kept, once(30), ious)[0] for ious in (detection.IOUS, 1)]
+    kept = rankings(parts)
+    ours = [average_precision(kept, once(30), ious)[0] for ious in (IOUS, 1)]
     assert ours == pytest.approx(reference(wanted, detected))
 
 
 def test_a_draw_has_the_figures_of_its_images_written_out() -> None:
     pytest.importorskip("pycocotools")
     wanted, detected = scene(ties=False)
-    kept = detection.rankings(detection.matches(detected, wanted))
+    kept = rankings(matches(detected, wanted))
     for counts in next(draws(30, 3)):
         written = np.repeat(np.arange(30), counts.astype(int))
         theirs = reference([wanted[i] for i in written], [detected[i] for i in written])
@@ -217,12 +225,12 @@ def test_images_without_boxes_or_detections() -> None:
     pytest.importorskip("pycocotools")
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "iscrowd": torch.zeros(0).bool()}
     nothing = Detections(torch.zeros(0, 4).double(), torch.zeros(0).double(), torch.zeros(0).long())
-    kept = detection.rankings(detection.matches([nothing, nothing], [empty, empty]))
+    kept = rankings(matches([nothing, nothing], [empty, empty]))
     assert np.isnan(average_precision(kept, once(2))[0])
     full = {
         "boxes": torch.tensor([[1, 2, 3, 4.0]]),
         "labels": torch.tensor([1]),
         "iscrowd": torch.tensor([False]),
     }
-    kept = detection.rankings(detection.matches([nothing, nothing], [full, empty]))
+    kept = rankings(matches([nothing, nothing], [full, empty]))
     assert average_precision(kept, once(2))[0] == 0
