@@ -26,13 +26,8 @@ from modelopt_cli.methods.distill.teacher import TeacherMember
 from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.fake_quantize import (
-    Latent,
-    LatentForm,
-    LatentLinear,
-    fake_quantize,
-    nearest_steps,
-)
+from modelopt_cli.methods.quantize.fake_quantize import fake_quantize, nearest_steps
+from modelopt_cli.methods.quantize.latent_layers import Latent, LatentForm, LatentLinear
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.quantization import QParams, dequantize
 from modelopt_cli.program.quantized import Weighted

@@ -1,9 +1,8 @@
-"""Fake quantization: layers that compute in float32 what int8 layers compute, and that can be trained.
+"""Fake quantization: rounding in float32 to the values that int8 layers compute with, which can be trained.
 
-Where an int8 layer passes a uint8 tensor on, these pass on the real values that it stands for. Every weight
-is a *latent* one, which the optimizer moves as it likes; the layer computes with the nearest int8 weight
-(Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
-CVPR 2018, section 3). Rounding has no useful derivative, so gradients pass it as if it were not there
+Where an int8 layer passes a uint8 tensor on, the real values that it stands for are passed on (Jacob et al.,
+"Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018,
+section 3). Rounding has no useful derivative, so gradients pass it as if it were not there
 (Y. Bengio, N. Leonard and A. Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for
 Conditional Computation", 2013); clipping has one.
 
@@ -13,23 +12,13 @@ with 255 steps little is gained by training them, too (S. Esser et al., "Learned
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelopt_cli.methods.quantize.rounding import WMAX, within_bound
-from modelopt_cli.program.quantization import (
-    ACTIVATIONS,
-    QMAX,
-    QMIN,
-    NotFiniteError,
-    QParams,
-    dynamic_qparams,
-)
-from modelopt_cli.program.quantized_convolutions import stacked, transposed_convolution, turned
+from modelopt_cli.program.quantization import QMAX, QMIN, NotFiniteError, QParams, dynamic_qparams
 
 
 class _RoundedActivation(torch.autograd.Function):
@@ -46,7 +35,9 @@ class _RoundedActivation(torch.autograd.Function):
         return grads[0] * inside, None
 
 
-class _RoundedWeight(torch.autograd.Function):
+class RoundedWeight(torch.autograd.Function):
+    """The float32 values of the int8 weight nearest to a latent one."""
+
     @staticmethod
     def forward(ctx: Any, latent: Tensor, scale: Tensor, bounded: bool) -> Tensor:
         q = nearest_steps(latent, scale, bounded)
@@ -91,192 +82,6 @@ def nearest_steps(latent: Tensor, scale: Tensor, bounded: bool) -> Tensor:
 
 def _spread(scale: Tensor, weight: Tensor) -> Tensor:
     return scale.view(-1, *[1] * (weight.dim() - 1))
-
-
-@dataclass(frozen=True)
-class LatentForm:
-    """Rounding of a layer's weight, its input and its result.
-
-    Attributes:
-        bounded: the pair bound holds for the weight.
-        dynamic: the input is rounded first, by its own range.
-        activation: a key of ``ACTIVATIONS``, applied to the result.
-        output: of the uint8 result; None where it stays float32.
-    """
-
-    bounded: bool
-    dynamic: bool = False
-    activation: str = "none"
-    output: QParams | None = None
-
-
-class Latent(nn.Module):
-    """A layer that computes with the int8 form of its weight; see the module.
-
-    Its tensors are called as those of the int8 layer: ``weight`` and ``bias``, which learn, and ``scale``.
-    """
-
-    weight: Tensor
-    bias: Any
-    scale: Tensor
-    form: LatentForm
-
-    def _adopt(self, like: Any, weight: Tensor, scale: Tensor, form: LatentForm) -> None:
-        self.weight = nn.Parameter(weight.detach().clone())
-        bias = getattr(like, "bias", None)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
-        self.register_buffer("scale", scale.detach().clone())
-        self.form = form
-
-    def turned(self, weight: Tensor) -> Tensor:
-        """The weight with its output channels first, and back; as ``Weighted.turned``."""
-        return weight
-
-    @torch.no_grad()
-    def steps(self) -> Tensor:
-        """The int8 weight as it is now."""
-        steps = nearest_steps(self.turned(self.weight), self.scale, self.form.bounded)
-        return self.turned(steps).to(torch.int8)
-
-    def rounded(self) -> Tensor:
-        """The float32 values of the int8 weight."""
-        latent = self.turned(self.weight)
-        weight: Tensor = _RoundedWeight.apply(latent, self.scale, self.form.bounded)  # type: ignore[no-untyped-call]
-        return self.turned(weight)
-
-    def _finish(self, y: Tensor) -> Tensor:
-        y = ACTIVATIONS[self.form.activation](y)
-        return y if self.form.output is None else fake_quantize(y, self.form.output)
-
-
-class LatentConvolution(Latent):
-    """A convolution; a second input is added to its result before the activation.
-
-    Args:
-        like: has its geometry and bias.
-        weight: float32 ``(O, C / groups, ...)``.
-        scale: of the weight's steps, float32 ``(O,)``.
-        form: the rest.
-    """
-
-    kind: ClassVar[Any]
-    _conv_forward: Callable[..., Tensor]
-
-    def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: LatentForm) -> None:
-        with torch.device("meta"):  # draws no random numbers
-            self.kind.__init__(
-                self,
-                *(like.in_channels, like.out_channels, like.kernel_size),
-                *(like.stride, like.padding, like.dilation, like.groups),
-                bias=like.bias is not None,
-                padding_mode=getattr(like, "padding_mode", "zeros"),
-            )
-        self._adopt(like, weight, scale, form)
-
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        y = self._conv_forward(input, self.rounded(), self.bias)
-        return self._finish(y if residual is None else y + residual)
-
-
-class LatentConv1d(LatentConvolution, nn.Conv1d):
-    """A 1-D convolution."""
-
-    kind = nn.Conv1d
-
-
-class LatentConv2d(LatentConvolution, nn.Conv2d):
-    """A 2-D convolution."""
-
-    kind = nn.Conv2d
-
-
-class LatentConv3d(LatentConvolution, nn.Conv3d):
-    """A 3-D convolution."""
-
-    kind = nn.Conv3d
-
-    def turned(self, weight: Tensor) -> Tensor:
-        return stacked(weight, self.kernel_size[0])
-
-
-class LatentTransposed(Latent):
-    """A transposed convolution.
-
-    Args:
-        like: has its geometry and bias.
-        weight: float32 ``(C, O / groups, ...)``.
-        scale: of the weight's steps, float32 ``(O,)``.
-        form: the rest.
-    """
-
-    kind: ClassVar[Any]
-    groups: int
-
-    def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: LatentForm) -> None:
-        with torch.device("meta"):
-            self.kind.__init__(
-                self,
-                *(like.in_channels, like.out_channels, like.kernel_size, like.stride, like.padding),
-                *(like.output_padding, like.groups, like.bias is not None, like.dilation),
-            )
-        self._adopt(like, weight, scale, form)
-
-    def turned(self, weight: Tensor) -> Tensor:
-        return turned(weight, self.groups)
-
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return self._finish(transposed_convolution(self, input, self.rounded(), self.bias))
-
-
-class LatentConvTranspose1d(LatentTransposed, nn.ConvTranspose1d):
-    """A transposed 1-D convolution."""
-
-    kind = nn.ConvTranspose1d
-
-
-class LatentConvTranspose2d(LatentTransposed, nn.ConvTranspose2d):
-    """A transposed 2-D convolution."""
-
-    kind = nn.ConvTranspose2d
-
-
-class LatentLinear(Latent, nn.Linear):
-    """A linear layer.
-
-    Args:
-        like: has its sizes and bias.
-        weight: float32 ``(O, C)``.
-        scale: of the weight's steps, float32 ``(O,)``.
-        form: the rest.
-    """
-
-    def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: LatentForm) -> None:
-        with torch.device("meta"):
-            nn.Linear.__init__(self, like.in_features, like.out_features, bias=like.bias is not None)
-        self._adopt(like, weight, scale, form)
-
-    def forward(self, input: Tensor) -> Tensor:
-        x = fake_quantize_dynamic(input) if self.form.dynamic else input
-        return self._finish(F.linear(x, self.rounded(), self.bias))
-
-
-class LatentEmbedding(Latent, nn.Embedding):
-    """An embedding.
-
-    Args:
-        like: has its sizes.
-        weight: float32 ``(V, E)``.
-        scale: of the steps of each row, float32 ``(V,)``.
-        form: the rest.
-    """
-
-    def __init__(self, like: Any, weight: Tensor, scale: Tensor, form: LatentForm) -> None:
-        with torch.device("meta"):
-            nn.Embedding.__init__(self, like.num_embeddings, like.embedding_dim)
-        self._adopt(like, weight, scale, form)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.embedding(input, self.rounded())
 
 
 class FakeQuantized(nn.Module):

@@ -20,8 +20,8 @@ from modelopt_cli.artifact.encodings import channel_scale, is_pruned
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.measure.evaluated_model import is_quantized
-from modelopt_cli.methods.quantize.fake_quantize import (
-    FakeQuantized,
+from modelopt_cli.methods.quantize.fake_quantize import FakeQuantized, Real, fake_quantize
+from modelopt_cli.methods.quantize.latent_layers import (
     Latent,
     LatentConv1d,
     LatentConv2d,
@@ -31,8 +31,6 @@ from modelopt_cli.methods.quantize.fake_quantize import (
     LatentEmbedding,
     LatentForm,
     LatentLinear,
-    Real,
-    fake_quantize,
 )
 from modelopt_cli.methods.quantize.roles import SHAPE_OPERATIONS
 from modelopt_cli.methods.share.config import was_shared
