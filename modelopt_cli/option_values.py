@@ -1,6 +1,7 @@
 """Texts that become values of options, rows that are named by texts, and complaints about both."""
 
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -64,6 +65,23 @@ def number(text: str) -> float:
 def plain(value: float) -> str:
     """A number for a message; a whole one is written out."""
     return str(int(value)) if value == int(value) and abs(value) < 1e15 else f"{value:g}"
+
+
+def out_of_bounds(
+    value: float, least: float | None, above: float | None, most: float | None, below: float | None
+) -> str | None:
+    """The complaint about a number that does not keep all of its bounds, those that are not None."""
+    bounds = (
+        (least, "at least", operator.ge),
+        (above, "above", operator.gt),
+        (most, "at most", operator.le),
+        (below, "below", operator.lt),
+    )
+    limits = [(limit, word, holds) for limit, word, holds in bounds if limit is not None]
+    if all(holds(value, limit) for limit, _, holds in limits):
+        return None
+    bounded = " and ".join(f"{word} {plain(limit)}" for limit, word, _ in limits)
+    return f"must be {bounded}, not {plain(value)}"
 
 
 def fraction(text: str) -> float:

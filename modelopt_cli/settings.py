@@ -10,7 +10,6 @@ in a recipe, the recipe's JSON schema and the tables in ``docs/``. Modules with 
 
 import dataclasses
 import math
-import operator
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -31,8 +30,8 @@ from modelopt_cli.option_values import help_of as help_of
 from modelopt_cli.option_values import nearest as nearest
 from modelopt_cli.option_values import not_one_of as not_one_of
 from modelopt_cli.option_values import number as number
+from modelopt_cli.option_values import out_of_bounds
 from modelopt_cli.option_values import parse_device as parse_device
-from modelopt_cli.option_values import plain
 from modelopt_cli.option_values import row_named as row_named
 
 CALIBRATION = "Calibration"
@@ -219,17 +218,7 @@ class Field:
             return None
         if not math.isfinite(value):
             return f"{value} is not a finite number"
-        bounds = (
-            (setting.least, "at least", operator.ge),
-            (setting.above, "above", operator.gt),
-            (setting.most, "at most", operator.le),
-            (setting.below, "below", operator.lt),
-        )
-        limits = [(limit, word, holds) for limit, word, holds in bounds if limit is not None]
-        if all(holds(value, limit) for limit, _, holds in limits):
-            return None
-        bounded = " and ".join(f"{word} {plain(limit)}" for limit, word, _ in limits)
-        return f"must be {bounded}, not {plain(value)}"
+        return out_of_bounds(value, setting.least, setting.above, setting.most, setting.below)
 
 
 class Config:

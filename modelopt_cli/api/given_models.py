@@ -186,7 +186,7 @@ def _described(example: Tensor, name: str) -> InputSpec:
 
 
 def _reason(model: nn.Module, example: Example, error: CaptureError) -> CaptureError:
-    """Why a module cannot be traced, unless it does not take the example, which is refused."""
+    """The reason why a module cannot be traced; an example that it does not take is refused."""
     try:
         require_inputs(model, example.sample)
     except CaptureError as refusal:

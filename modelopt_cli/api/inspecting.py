@@ -7,10 +7,11 @@ from typing import Any
 from torch import nn
 
 from modelopt_cli.api.arguments import configured
-from modelopt_cli.api.call import HIDDEN, Call, Given
+from modelopt_cli.api.call import Call
 from modelopt_cli.api.compressing import Compressing
 from modelopt_cli.api.given_models import Model, Workspace
 from modelopt_cli.api.guard import Original
+from modelopt_cli.api.keywords import HIDDEN, Given
 from modelopt_cli.api.opening import open_alone, sample_of
 from modelopt_cli.api.request import Note, Request
 from modelopt_cli.checkpoint import require_network

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from modelopt_cli.api.call import ARCH, SHAPE, AnyDevice, AnyPath, shaped
+from modelopt_cli.api.call import shaped
+from modelopt_cli.api.keywords import ARCH, SHAPE, AnyDevice, AnyPath
 from modelopt_cli.api.opening import ModelFile, known_input, overridden
 from modelopt_cli.api.signatures import public
 from modelopt_cli.artifact.reader import program_in, tensors_in

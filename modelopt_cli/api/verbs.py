@@ -7,21 +7,19 @@ from typing import Annotated, Any
 
 from modelopt_cli import artifact
 from modelopt_cli.api.arguments import configured
-from modelopt_cli.api.call import (
+from modelopt_cli.api.call import Call, path_of, weighted
+from modelopt_cli.api.evaluating import evaluate_files
+from modelopt_cli.api.given_models import Model, Workspace, several
+from modelopt_cli.api.keywords import (
     HIDDEN,
     MEASURING,
     AnyPath,
     Calibrating,
-    Call,
     Fitting,
     Learning,
     Output,
     Writing,
-    path_of,
-    weighted,
 )
-from modelopt_cli.api.evaluating import evaluate_files
-from modelopt_cli.api.given_models import Model, Workspace, several
 from modelopt_cli.api.request import EvalRequest, Student, TrainingRequest
 from modelopt_cli.api.result import Measured, Result
 from modelopt_cli.api.signatures import Instead, public

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from typer.exceptions import TyperException
 
 from modelopt_cli.api import Measured
-from modelopt_cli.api.call import AnyDevice, AnyPath
+from modelopt_cli.api.keywords import AnyDevice, AnyPath
 from modelopt_cli.api.request import Note
 from modelopt_cli.api.signatures import public
 from modelopt_cli.cli.console import Console, StageProgress
