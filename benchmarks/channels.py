@@ -33,7 +33,7 @@ Found = dict[str, Any]
 
 
 def theirs(name: str) -> Found:
-    """What Torch-Pruning makes of a network: shapes of its parameters, once it has run."""
+    """Prune a network with Torch-Pruning: shapes of its parameters, once it has run."""
     from channels_oracle import prune_theirs, shapes_of
     from program_networks import build, side
 
@@ -49,7 +49,7 @@ def theirs(name: str) -> Found:
 
 
 def ours(name: str) -> Found:
-    """What we make of it, checked against the dense network and through a file."""
+    """Prune it with modelopt, checked against the dense network and through a file."""
     from channels_oracle import masked, multiple_of, prune_ours, shapes_of
     from program_networks import build, side
 

@@ -1,4 +1,4 @@
-"""What the entropy coder makes of real weights, and how fast they come back: ``python -m benchmarks.coding``.
+"""Sizes and decoding speed of entropy-coded real weights: ``python -m benchmarks.coding``.
 
 The networks of ``make assets`` and the residual network of ``benchmarks.pruning`` are shared with ``--bits
 auto``, pruned, and quantized with ``--scheme int8-weight``, all with ``--code entropy``. Of every tensor
@@ -84,7 +84,7 @@ def make(folder: Path, name: str) -> Path:
 
 
 def tensors(path: Path) -> Iterator[tuple[str, int, float]]:
-    """Of each large entropy-coded tensor its name, its stream's bytes, and those of its entropy."""
+    """Each large entropy-coded tensor: its name, its stream's bytes, and those of its entropy."""
     with open_artifact(path) as artifact:
         for parameter in artifact.document.parameters:
             if parameter.codec != "entropy" or math.prod(parameter.shape) < LARGE:

@@ -57,7 +57,7 @@ class Curves:
     about: dict[str, int] = field(default_factory=dict)
 
     def read(self) -> None:
-        """What an earlier run has measured."""
+        """Measurements of an earlier run."""
         if self.path.exists():
             stored = json.loads(self.path.read_text())
             self.points, self.about = [Point(**each) for each in stored["points"]], stored["about"]
@@ -86,7 +86,7 @@ def smallest(points: Iterable[Point], held: Callable[[Point], bool]) -> Point | 
 
 
 def criteria(curves: Curves) -> Iterator[tuple[str, Callable[[Point], bool]]]:
-    """What files are compared at."""
+    """Sizes and losses at which files are compared."""
     lost = f"{POINTS_LOST} pp" if curves.about["images"] * POINTS_LOST >= 100 else "no image"
     yield f"at least {curves.fewest:,} right ({lost} lost)", lambda p: p.correct >= curves.fewest
     for limit in DIVERGENCES:

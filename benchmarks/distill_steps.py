@@ -102,7 +102,7 @@ def hinton(student: nn.Module, teacher: nn.Module, images: Tensor, labels: Tenso
 
 
 def row(pair: str, options: argparse.Namespace) -> str:
-    """Of the table."""
+    """A row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         contest = Contest(pair, options.steps, options.batch_size, options.augment, Path(folder, "answers"))
         rounds = [contest.repetition() for _ in range(options.repetitions + 1)][1:]

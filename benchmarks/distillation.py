@@ -1,4 +1,4 @@
-"""What a teacher is worth on Fashion-MNIST: ``python -m benchmarks.distillation``.
+"""Gain from a teacher on Fashion-MNIST: ``python -m benchmarks.distillation``.
 
 The residual network of ``benchmarks.pruning`` teaches one of half its width, on all training images and on
 10,000 of them, with three seeds. Everything goes through the command line, every student on one thread for
@@ -65,7 +65,7 @@ OURS, THEIRS = "modelopt", "torchdistill"
 
 @dataclass(frozen=True)
 class Result:
-    """Of one student: top-1 on the test images in percent, and what it took to train it."""
+    """Figures of one student: top-1 on the test images in percent, and what it took to train it."""
 
     top1: float
     seconds: float
@@ -103,7 +103,7 @@ def learn(folder: Path, size: str, name: str, seed: int) -> Result:
 
 
 def of(printed: dict[str, Any]) -> Result:
-    """What a command printed."""
+    """The output of a command."""
     return Result(accuracy(printed), printed["seconds"])
 
 
@@ -133,7 +133,7 @@ def theirs(folder: Path, seed: int, python: Path) -> Result:
 
 
 def job_of(folder: Path, seed: int) -> dict[str, Any]:
-    """What torchdistill needs to know."""
+    """Configuration for torchdistill."""
     teacher = read_program(TEACHER)
     student = fresh_model(f"{STUDENT}&num_classes=10", teacher.input, seed)
     train, test = (open_data(spec, input_spec=teacher.input) for spec in (data(folder, SIDE_BY_SIDE), TEST))

@@ -90,7 +90,7 @@ def _draw_conv(r: random.Random) -> dict[str, Any]:
 
 
 def is_wrong(case: int, seed: int) -> dict[str, Any] | None:
-    """What is wrong in a case, None where nothing is."""
+    """The fault of a case, or None."""
     form = draw(case, seed)
     g = torch.Generator().manual_seed(case)
     layer, x = _linear(form, g) if "rows" in form else _conv(form, g)

@@ -1,4 +1,4 @@
-"""How good a network is with other parameters: the same images and figures for whatever made them."""
+"""Judge of networks with changed parameters: the same images and figures for whatever made them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -41,7 +41,7 @@ class Network:
 
     @property
     def options(self) -> list[str]:
-        """What our command has to be told about it."""
+        """Options of the command for it."""
         found = ["--arch", self.arch] if self.arch else []
         for name, value in asdict(self.preprocess).items() if self.preprocess else ():
             if value is not None:

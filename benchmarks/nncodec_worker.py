@@ -25,7 +25,7 @@ State = dict[str, Any]
 
 
 def blocks(job: dict[str, Any], state: State) -> dict[str, dict[str, str]]:
-    """Which parameters make up one layer, as NNCodec wants to be told before it folds batch norms."""
+    """Parameters of each layer, which NNCodec asks for before it folds batch norms."""
     owner: dict[str, str] = {}
     kind: dict[str, str] = {}
     for norm in job["norms"]:
@@ -68,7 +68,7 @@ def unfold(job: dict[str, Any], decoded: State, state: State) -> State:
 
 
 def asking(job: dict[str, Any]) -> Any:
-    """What NNCodec calls to learn how good a network is: it asks whoever sent the job."""
+    """Judge that NNCodec calls: it asks whoever sent the job."""
     from nncodec.nnc_core.nnr_model import ModelExecute  # type: ignore[import-not-found]
 
     class Asking(ModelExecute):  # type: ignore[misc]

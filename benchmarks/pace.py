@@ -1,4 +1,4 @@
-"""What benchmarks of training loops share: samples, the loop written by hand, and two of them compared."""
+"""Parts that benchmarks of training loops share: samples, the loop written by hand, a comparison of two."""
 
 import math
 import statistics
@@ -54,7 +54,7 @@ class Stopwatch:
         self.clock, self.processor = time.perf_counter(), time.process_time()
 
     def speed(self, steps: int) -> Speed:
-        """Of so many steps until now."""
+        """Steps per second until now."""
         return Speed(
             steps / (time.perf_counter() - self.clock), steps / (time.process_time() - self.processor)
         )

@@ -1,4 +1,4 @@
-"""What channel pruning to half the FLOPs does to latency and file: ``python -m benchmarks.pruned``.
+"""Latency and file size after channel pruning to half the FLOPs: ``python -m benchmarks.pruned``.
 
 Through the command line, on torchvision's networks with random weights: neither latency nor size depends on
 what the weights are worth, except that the allocation ``global`` takes them at their word. Dense and pruned

@@ -130,7 +130,7 @@ def run(folder: Path, name: str, command: list[str]) -> dict[str, Any]:
 
 
 def model(result: dict[str, Any]) -> dict[str, Any]:
-    """What was measured of the network a command wrote."""
+    """Measurements of the network that a command wrote."""
     found: dict[str, Any] = result["evaluation"]["models"][-1]
     return found
 

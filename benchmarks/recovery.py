@@ -1,4 +1,4 @@
-"""What distillation gives back to a pruned network: ``python -m benchmarks.recovery``.
+"""Accuracy that distillation gives back to a pruned network: ``python -m benchmarks.recovery``.
 
 The residual network of ``benchmarks.pruning`` loses channels in one shot, without training, until 30 % of its
 FLOPs are left. Its dense self then teaches it on Fashion-MNIST's training images; the same pruned network
@@ -40,13 +40,13 @@ def recover(folder: Path, epochs: int, seed: int) -> dict[str, Any]:
 
 
 def row(name: str, tops: list[float], dense: float, pruned: float) -> str:
-    """Of the table."""
+    """A row of the table."""
     back = 100 * (statistics.mean(tops) - pruned) / (dense - pruned)
     return f"| {name} | {spread(tops)} | {statistics.mean(tops) - dense:+.2f} | {back:.1f} % |"
 
 
 def table(found: list[dict[str, Any]], pruned: dict[str, Any], epochs: int) -> str:
-    """What each network answers right, and how much of the drop is back."""
+    """Accuracy of each network, and the share of the drop that is back."""
     # The models of a comparison: the teacher, the student from labels alone, the student.
     tops = [[float(each["top1"]) for each in result["evaluation"]["models"]] for result in found]
     dense, left = tops[0][0], accuracy(pruned)

@@ -36,7 +36,7 @@ def command(checkpoint: Path, output: Path, epochs: int) -> list[str]:
 
 
 def step_of(run: Path) -> int:
-    """How far the run's last state is, or 0 before there is one."""
+    """Step of the run's last state, or 0 before there is one."""
     try:
         return int(read_state(run / "state.safetensors").about["state"]["place"]["step"])
     except ArtifactError:

@@ -1,4 +1,4 @@
-"""How small the networks of Deep Compression get on Fashion-MNIST: ``python -m benchmarks.sharing``.
+"""Sizes of the networks of Deep Compression on Fashion-MNIST: ``python -m benchmarks.sharing``.
 
 Everything goes through the command line: three seeds train a network each (those of ``benchmarks.pruning``,
 if they are there), each is pruned to a twelfth and to a thirtieth of its weights, and what is left is shared
@@ -168,7 +168,7 @@ def main() -> None:
 
 
 def _meets(network: str, point: Point) -> bool:
-    """Whether a point is what was wanted."""
+    """True if a point is one that was wanted."""
     return min(point.ratios) >= WANTED[network] and statistics.mean(point.drops) <= LIMIT
 
 

@@ -84,7 +84,7 @@ def make(folder: Path, size: int) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """What one command took; ``peak`` in KiB."""
+    """Cost of one command; ``peak`` in KiB."""
 
     bytes_out: int
     seconds: float

@@ -127,7 +127,7 @@ def settle(model: nn.Module, side: int) -> None:
 
 
 def measure(module: str, name: str, capture_only: bool) -> Iterator[Found]:
-    """What is found, stage by stage."""
+    """Findings of a family, stage by stage."""
     from modelopt_cli.program import InputSpec
     from modelopt_cli.program.capture import capture
 

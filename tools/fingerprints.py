@@ -75,7 +75,7 @@ def _masked(shape: tuple[int, ...], others: dict[str, tuple[int, ...]]) -> Patte
 
 
 def inputs(name: str) -> list[dict[str, Any]]:
-    """What each set of published weights expects; equal ones once."""
+    """Input of each set of published weights; equal ones once."""
     from torchvision import models
 
     found = []

@@ -28,7 +28,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_inputs(texts: Sequence[str]) -> InputSpec:
-    """What one sample is: ``3x8x56x56``, ``128:int64``, or of several inputs ``image=3x64x64,mask=77:int64``.
+    """Read the description of a sample: ``3x8x56x56``, ``128:int64`` or ``image=3x64x64,mask=77:int64``.
 
     Args:
         texts: each of one input or of several with commas between; ``scalar`` is the shape of a number.

@@ -97,7 +97,7 @@ def _read(value: Any, where: str, *, mask: bool = False) -> Tensor:
 
 
 def describe_inputs(raw: RawInputs) -> InputSpec:
-    """What a sample looks like, from one of them."""
+    """Names, shapes and element types of the inputs of a sample."""
     if isinstance(raw, Tensor):
         return _described(raw, INPUT_NAME)
     named = raw if isinstance(raw, dict) else dict(zip(place_names(len(raw)), raw, strict=True))

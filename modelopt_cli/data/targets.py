@@ -99,7 +99,7 @@ def whole_label(raw: Any) -> int:
 
 
 def raw_target(value: Any) -> RawTarget:
-    """What the user's own code gives as a target, as a source hands it over.
+    """Turn a target of the user's own code into the form in which sources hand targets over.
 
     NumPy's numbers and arrays become Python's numbers and tensors, tensors come to the CPU, and what no task
     could take becomes the reason for that.

@@ -37,9 +37,8 @@ from modelopt_cli.program.weighted import (
 )
 
 _FLOAT_BYTES = 4
-
 _INTEGER = (Weighted, QuantizedRecurrent)
-_KINDS: tuple[type[nn.Module], ...] = (Weighted, QuantizedRecurrent, *WEIGHTED_KINDS)
+_KINDS: tuple[type[nn.Module], ...] = (*_INTEGER, *WEIGHTED_KINDS)
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class LayerStatus:
     Attributes:
         name: its path in the network.
         kind: the class it has, or had before it was quantized.
-        compressed: whether its weights take less space than they did.
+        compressed: True if its weights take less space than they did.
         scheme: how, or an empty string.
         reason: why not, or an empty string.
         bytes: what its weights took before they were compressed.
@@ -222,9 +221,8 @@ def _status(
     then = earlier.facts(name, now, past)
     new, weights = now.since(then), weight_tensors(module)
     as_it_was = not new.scheme and new.left == 1
-    plain = _bytes(
-        (t for own, t in weights.items() if as_it_was and own not in new.stored), counted, now.left
-    )
+    untouched = [t for own, t in weights.items() if as_it_was and own not in new.stored]
+    plain = _bytes(untouched, counted, now.left)
     size = plain + _bytes(weights.values(), counted, now.left)
     if str(new):
         return LayerStatus(name, kind, True, str(now), bytes=size, plain_bytes=plain, before=str(then))
@@ -280,9 +278,8 @@ def coverage(
         history: instead of the Program's own.
         given: what a method made it of: only what that method compressed counts, and only its reasons.
     """
-    past = _Past.of(
-        program.history if history is None else history, len(given.history) if given is not None else 0
-    )
+    told = 0 if given is None else len(given.history)
+    past = _Past.of(program.history if history is None else history, told)
     earlier, counted = _Earlier.of(given, program), set[int]()
     left_out = {*further_calls(program), *parts_of_layers(program)}
     modules = ((name, module) for name, module in program.named_modules() if name not in left_out)

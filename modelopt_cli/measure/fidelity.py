@@ -1,4 +1,4 @@
-"""How near the outputs of one network are to those of another, without labels; streamed over the data."""
+"""Nearness of the outputs of two networks, without labels; streamed over the data."""
 
 import math
 from collections.abc import Mapping

@@ -41,7 +41,7 @@ class OnData:
         self._order = sorted(runnable, key=lambda i: i != options.baseline)
 
     def scores(self, data: LabelledBatches, report: Callable[[int], None]) -> Scores:
-        """What is kept of each model's outputs on all samples, and how near they are to the baseline's.
+        """Score each model's outputs on all samples, and compare them with the baseline's.
 
         Args:
             data: samples that all models take.
@@ -69,7 +69,7 @@ class OnData:
         return {i: tally.result() for i, tally in tallies.items()}, _results(likenesses)
 
     def on_noise(self) -> dict[int, Fidelity]:
-        """How near the outputs are to the baseline's on noise, of models that take samples as it does."""
+        """Compare outputs on noise with the baseline's, of models that take samples as it does."""
         options = self._options
         if not self._order or self._order[0] != options.baseline:
             return {}

@@ -138,7 +138,7 @@ class _Run:
                 )
 
     def _scores(self) -> Scores:
-        """What is kept of each runnable model's outputs, and how near they are to the baseline's."""
+        """Scores of each runnable model's outputs, and their nearness to the baseline's."""
         data, on_data = self.data, OnData(self.models, self.runnable, self.options, self.task)
         if data is None:
             return {}, on_data.on_noise()

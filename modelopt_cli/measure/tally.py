@@ -1,4 +1,4 @@
-"""What a task's metrics keep of a model's outputs, batch by batch: memory grows only with that."""
+"""Collecting of scores for a task's metrics, batch by batch: memory grows with the scores alone."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from modelopt_cli.tasks import CLASSIFY, TaskSpec
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What is kept of one model's outputs, in the data's order.
+    """Scores of one model's outputs, in the data's order.
 
     Attributes:
         samples: number of samples.
@@ -170,7 +170,7 @@ def predict(
     workers: int = 0,
     where: str = "the network",
 ) -> Predictions:
-    """What a task's metrics keep of one model on all of ``data``.
+    """Scores of one model on all of ``data``, for a task's metrics.
 
     The model's own device and mode are used; put it into ``eval()`` first.
 
@@ -203,7 +203,7 @@ def _on_cpu(kept: Any) -> Any:
 
 
 def _joined(parts: list[Any]) -> Any:
-    """What was kept of all batches: arrays, arrays by name, or a list."""
+    """Scores of all batches together: arrays, arrays by name, or a list."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(parts).numpy()

@@ -69,7 +69,7 @@ class ReferenceOutputs:
         return cls(inputs[:batches], original, context.device, context.task, are_logits)
 
     def compare(self, changed: Program) -> tuple[float, float]:
-        """How far a changed network is, and how much of it is the same.
+        """Compare a changed network's outputs with the original's: distance, and share that is the same.
 
         Of logits the mean KL(original || changed) in nats, and the fraction of rows with the same top class.
         Of other outputs the noise as a fraction of the signal, and the cosine, at least 0.

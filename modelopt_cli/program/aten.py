@@ -17,7 +17,7 @@ Arguments = dict[str, Any]
 
 
 class Writer(Protocol):
-    """What rows write nodes with."""
+    """Interface by which rows write nodes."""
 
     @property
     def source(self) -> fx.Node:
@@ -87,7 +87,7 @@ def _item(write: Writer, tensor: Any, dim: int, part: Any) -> Any:
 
 
 def _places(indices: Any) -> tuple[Any, ...]:
-    """What stands in brackets, from one tensor or None for each dimension."""
+    """The index in brackets, from one tensor or None for each dimension."""
     return tuple(slice(None) if index is None else index for index in indices)
 
 

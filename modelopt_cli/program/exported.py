@@ -127,7 +127,7 @@ def _tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _values(exported: torch.export.ExportedProgram, known: Collection[str]) -> dict[str, str | Tensor]:
-    """What each placeholder stands for that is no input: a weight's path, or a constant.
+    """Weights' paths and constants, by the placeholders that stand for them.
 
     Args:
         exported: the graph and its tensors.
@@ -170,7 +170,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _refusal(error: Exception, name: str) -> CaptureError:
-    """What export could not follow in the network of this name, in our own terms."""
+    """The refusal of a network of this name, in our own terms."""
     if type(error).__name__ in ("GuardOnDataDependentSymNode", "DataDependentOutputException"):
         return VALUES.error()
     if "onstraints violated" in str(error):

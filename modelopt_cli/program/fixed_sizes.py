@@ -124,7 +124,7 @@ class _Run(fx.Interpreter):
 
 
 def gathered_by(graph: fx.Graph) -> set[fx.Node]:
-    """What was gathered, and all that it goes into."""
+    """The nodes that gather, and all that they go into."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if _gathers(node) or any(argument in found for argument in node.all_input_nodes):

@@ -54,7 +54,7 @@ def each_of(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
 
 
 def call(model: Callable[..., Any], inputs: Inputs) -> Any:
-    """What a network returns for a batch.
+    """Run a network on a batch.
 
     Several inputs go by name, or by place where its ``forward`` knows no such names.
     """

@@ -45,7 +45,7 @@ def node_to_data(node: fx.Node) -> dict[str, Any]:
 
 
 def outputs_to_json(outputs: Any) -> Any:
-    """What a graph returns as JSON.
+    """Structure of a graph's outputs as JSON.
 
     Raises:
         ArtifactError: as ``check_outputs``.
@@ -97,7 +97,7 @@ def _check_outputs(outputs: Any, path: str, depth: int) -> None:
 
 
 def _outputs_from_json(value: Any, nodes: Mapping[str, fx.Node], depth: int = 0) -> Any:
-    """What ``outputs_to_json`` described."""
+    """The structure that ``outputs_to_json`` described."""
     if depth > MAX_DEPTH:
         raise ArtifactError("outputs are nested too deep")
     if value is None:

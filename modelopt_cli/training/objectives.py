@@ -137,7 +137,7 @@ class Distillation:
         return (1 - self.weight) * hard + self.weight * self._soft(logits, outputs)
 
     def _soft(self, logits: Tensor, outputs: Tensor) -> Tensor:
-        """How far the student's output is from the teacher's."""
+        """Distance of the student's output from the teacher's."""
         mine, theirs = self.task.logits(logits), self.task.logits(outputs)
         where = self.task.row.logits
         if mine is None or theirs is None or where is None or not where.exclusive:

@@ -143,7 +143,7 @@ class Sparse(Codec):
         return "" if params["values"] is None else _AFFINE.values_label(params["values"])
 
     def form(self, params: Params) -> str:
-        """How positions are written, and the set of the values."""
+        """The form of the positions, and the set of the values."""
         return ", ".join(filter(None, (positions.form_of(params).label(params), self.values_label(params))))
 
     def without_zeros(self, encoding: Encoding) -> Encoding:

@@ -144,7 +144,7 @@ def _identity(layout: Layout, training: TrainConfig, data: Data, seed: int) -> d
 
 
 def _input_identity(spec: InputSpec) -> dict[str, Any]:
-    """What samples look like; the sizes that they might have had do not count."""
+    """Shapes and types of the samples; the sizes that they might have had do not count."""
     tensors = [replace(each, free=()) for each in spec.tensors]
     whole = replace(tensors[0], others=tuple(tensors[1:]))
     return {"dtype": spec.dtype, **input_to_data(whole)}

@@ -16,7 +16,7 @@ _ARITHMETIC = frozenset(["add", "div", "clamp", "clamp_min", "sqrt", "rsqrt", "r
 
 
 def reduce(t: Trace, node: fx.Node, bound: dict[str, Any]) -> Any:
-    """What is read together can only stay or go together, but for the statistics of a norm."""
+    """Tie the channels that are read together, but for the statistics of a norm."""
     x, name, shape = t.labels(bound["input"]), operation(node), t.shapes[node.name]
     dims = bound.get("dim")
     if dims is None:
