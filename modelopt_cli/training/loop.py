@@ -60,6 +60,7 @@ class Loop:
         self.best: dict[str, Tensor] = {}
         self.consistent = False
         self.reported = 0.0
+        self.told_undefined = False
 
     def run(self) -> None:
         """Train to the end, from the start or from where the saved state left off."""
@@ -199,7 +200,14 @@ class Loop:
             return percent(self.learner.result, self.val, size, workers=workers, world=self.world)
         assert self.val is not None
         device = self.world.device
-        return main_metric(self.learner.result, self.val, size, self.task, workers=workers, device=device)
+        value = main_metric(self.learner.result, self.val, size, self.task, workers=workers, device=device)
+        if value is None and not self.told_undefined:
+            self.told_undefined = True
+            self._note(
+                f"{self.metric.title} has no value on {self.val.name} after epoch {self.place.epoch + 1} "
+                f"({self.metric.undefined}), so it chooses no weights there"
+            )
+        return value
 
     def _close_epoch(self, accuracy: float | None) -> None:
         self.consistent = False

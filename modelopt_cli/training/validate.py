@@ -1,6 +1,5 @@
 """Accuracy on the validation samples, each classified by one process."""
 
-import math
 from collections.abc import Iterator
 
 from torch import nn
@@ -57,8 +56,8 @@ def percent(network: nn.Module, shard: Data | None, batch_size: int, *, workers:
 
 def main_metric(
     network: nn.Module, data: Data, batch_size: int, task: TaskSpec, *, workers: int, device: str
-) -> float:
-    """The task's main metric on all of the data; the worst value there is where it is not a number.
+) -> float | None:
+    """The task's main metric on all of the data; None where it is not a number, see ``Metric.undefined``.
 
     Raises:
         InputError: the network is not one for the task, or returns NaN.
@@ -71,7 +70,5 @@ def main_metric(
             pass
     finally:
         network.train(modes)
-    found = tally.result()
-    name, metric = next(iter(found.rows.items()))
-    value = found.metrics()[name]
-    return value if value is not None else -math.inf if metric.higher_is_better else math.inf
+    scored = tally.result()
+    return scored.metrics()[next(iter(scored.rows))]

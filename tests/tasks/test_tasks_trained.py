@@ -54,6 +54,22 @@ def test_weights_are_chosen_by_the_main_metric(name: str) -> None:
     assert found.unit == METRICS[TASKS[name].metrics[0]].unit
 
 
+def test_a_metric_without_a_value_chooses_no_weights() -> None:
+    case, notes = CASES["segment"], list[str]()
+    ignored = [(x, torch.full_like(torch.as_tensor(mask), 255)) for x, mask in case.samples()]
+    nothing = replace(case, samples=lambda: ignored).data()
+    training = Training(case.data(), nothing, replace(CONFIG, epochs=3), task=case.spec)
+    network, plain = case.made(), case.made()
+    found = fit(network, replace(training, note=notes.append), seed=0)
+    fit(plain, replace(training, val=None), seed=0)
+    assert found.best is None
+    assert len(notes) == 1
+    assert "mIoU has no value" in notes[0]
+    assert "no pixel counts" in notes[0]
+    for one, other in zip(network.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)  # those of the last epoch
+
+
 def loss(task: str, output: Any, targets: Any, **settings: Any) -> float:
     spec = parse_task(task)
     found = objective(TrainConfig(**settings), task=spec)
