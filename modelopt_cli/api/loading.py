@@ -110,7 +110,8 @@ def load_state_dict(path: AnyPath) -> dict[str, Tensor]:
 
     Returns:
         CPU tensors by the names and of the types that they had, in their order. Tied weights are there under
-        all their names, and share their memory. Of a file with a graph, the names are those of its Program.
+        all their names, and share their memory. Of a file with a graph, the names are those of its Program;
+        after channel pruning, a weight that the network makes of others stands there as it was made.
 
     Raises:
         CheckpointError, ArtifactError: the file cannot be read, or its layers compute in int8, so that they

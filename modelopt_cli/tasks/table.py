@@ -72,7 +72,8 @@ TASKS: dict[str, Task] = {
     ),
     "restore": Task(
         "an image from an image",
-        "an image `(C, H, W)` of floats, at most `peak`; where the network loses a border, its middle counts",
+        "an image `(C, H, W)` of floats, at most a quarter above `peak`; where the network loses a "
+        "border, its middle counts",
         *_functions("restoration"),
         ("psnr", "ssim"),
         ("reconstruction", "out"),

@@ -332,5 +332,12 @@ def test_statistics_a_weight_that_is_fetched_too_is_pruned_or_left_with_a_reason
     if settings.get("structure") == "unstructured":
         assert apply(program, config, Context()).target == Reached("sparsity", 0.5, 0.5)
         return
-    with pytest.raises(NothingCompressed, match="no layer can be pruned"):
+    with pytest.raises(NothingCompressed, match=r"no layer can be pruned \(a: "):
         apply(program, config, Context())
+
+
+@pytest.mark.parametrize("structure", ["channels", "layers", "unstructured"])
+def test_a_network_without_layers_has_nothing_to_prune(structure: str) -> None:
+    program = captured(nn.ReLU(), 8)
+    with pytest.raises(NothingCompressed, match="there is no layer with weights that could be pruned"):
+        apply(program, PruneConfig(sparsity=0.5, structure=structure), Context())

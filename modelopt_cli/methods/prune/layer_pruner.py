@@ -75,8 +75,9 @@ class LayerPruner(Pruner):
 
     def blocks(self, program: Program) -> tuple[Block, ...]:
         """The blocks of a Program that may go."""
+        protected = self.protected  # first: it says why there is none
         # Identified by their layers: a block's name may change once its neighbour is removed.
-        return tuple(block for block in find_blocks(program) if not self.protected & set(block.layers))
+        return tuple(block for block in find_blocks(program) if not protected & set(block.layers))
 
     def prune(self, program: Program, kept: float, final: bool) -> Program:
         """Remove blocks one after another until nearest to the target."""

@@ -17,6 +17,7 @@ from modelopt_cli.errors import NothingCompressed
 from modelopt_cli.measure.coverage import coverage, recorded
 from modelopt_cli.methods.batches import input_batches
 from modelopt_cli.methods.context import Context, Reached
+from modelopt_cli.methods.layer_selection import nothing_done
 from modelopt_cli.methods.prune.batch_norms import has_statistics, recalibrate
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.figures import Timer, parameters
@@ -24,7 +25,6 @@ from modelopt_cli.methods.prune.targets import DRAFT
 from modelopt_cli.program import Program
 from modelopt_cli.program.history import history_entry
 from modelopt_cli.program.weighted import WEIGHTED_KINDS
-from modelopt_cli.settings import option
 
 
 @dataclass(frozen=True)
@@ -237,12 +237,5 @@ PRUNE_FIRST = "prune first, then quantize or share: they keep what pruning did"
 
 
 def nothing_to_prune(reasons: Mapping[str, str]) -> NothingCompressed:
-    """The error for a network without a layer that can be pruned.
-
-    Args:
-        reasons: by layer; the first is named.
-    """
-    name, reason = next(iter(reasons.items()), ("", ""))
-    example = f" ({name}: {reason})" if name else ""
-    settings = f"{option('include')}, {option('exclude')} and {option('structure')}"
-    return NothingCompressed(f"no layer can be pruned{example}", hint=f"nothing was written; see {settings}")
+    """The error for a network without a layer that can be pruned, with the first layer's reason."""
+    return nothing_done("pruned", reasons, "structure")
