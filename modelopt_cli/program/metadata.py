@@ -118,6 +118,8 @@ def _preprocess(data: Any) -> Preprocess | None:
     ):
         raise ArtifactError("unknown preprocessing")
     mean, std = (_numbers(mapping[name], name, channels) for name in ("mean", "std"))
+    if min(std) <= 0:
+        raise ArtifactError("std must be above 0")
     return Preprocess(resize, crop, mapping["interpolation"], mean, std, channels)
 
 

@@ -342,6 +342,8 @@ HOSTILE: dict[str, Change] = {
     "mean-of-two": put("input", "preprocess", "mean", [0.1, 0.2]),
     "mean-nan": put("input", "preprocess", "mean", [math.nan, 0.2, 0.3]),
     "mean-text": put("input", "preprocess", "mean", "abc"),
+    "std-zero": put("input", "preprocess", "std", [0.0, 0.2, 0.3]),
+    "std-negative": put("input", "preprocess", "std", [0.1, -0.2, 0.3]),
     "crop-nothing": put("input", "preprocess", "crop", 0.0),
     "crop-nan": put("input", "preprocess", "crop", math.nan),
     "resize-true": put("input", "preprocess", "resize", True),
