@@ -10,7 +10,7 @@ wrong.
     python -m benchmarks.geometries common      torchvision's convolutions that the rule takes round
 
 ``operator`` is oneDNN's own, ``rule`` the way ``kernels.routes`` takes it, ``prepared`` adds the trial of
-``kernels.checks``. Interrupted, a search goes on where it was: DIR holds a line of JSON for each wrong case
+``kernels.trials``. Interrupted, a search goes on where it was: DIR holds a line of JSON for each wrong case
 and for each hundred tried. Results: benchmarks/geometries.md.
 """
 
@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modelopt_cli.kernels import checks, onednn, routes
+from modelopt_cli.kernels import onednn, routes, trials
 from modelopt_cli.program.quantization import QParams
 from modelopt_cli.program.quantized import QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
@@ -152,7 +152,7 @@ def _weights(g: torch.Generator, *shape: int) -> Tensor:
 def _try_cases(options: argparse.Namespace, begin: int, at: Path) -> None:
     """The child: try cases, one after the other, and say each before it is tried."""
     torch.set_num_threads(1)
-    always = mock.patch.multiple(checks, conv2d=lambda *_: True, linear=lambda *_: True)
+    always = mock.patch.multiple(trials, conv2d=lambda *_: True, linear=lambda *_: True)
     with torch.inference_mode(), at.open("wb", buffering=0) as mark, options.log.open("a") as log:
         if options.kernel != "prepared":
             always.start()

@@ -149,7 +149,7 @@ def quantized(program: Any) -> Found:
     """int8: layers covered, signal-to-noise of the outputs."""
     from quantize_networks import Images
 
-    from modelopt_cli.measure.outputs import snr_db
+    from modelopt_cli.measure.output_comparison import snr_db
     from modelopt_cli.methods.context import Context
     from modelopt_cli.methods.quantize.apply import apply
     from modelopt_cli.methods.quantize.config import QuantizeConfig

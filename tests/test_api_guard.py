@@ -15,14 +15,14 @@ from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.errors import BrokenResult, InputError
 from modelopt_cli.measure import EvalOptions
 from modelopt_cli.measure.layer_comparison import first_fault, steepest_fall
-from modelopt_cli.measure.outputs import LIMIT_DB, snr_db, stays_finite
-from modelopt_cli.methods import table
+from modelopt_cli.measure.output_comparison import LIMIT_DB, snr_db, stays_finite
+from modelopt_cli.methods import method_table
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.method_table import METHODS
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.quantize import conversion
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.share.config import ShareConfig
-from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture, random_input
 
@@ -84,7 +84,7 @@ SPOILT = {
 
 def spoil(monkeypatch, verb, change):
     """Let what a method makes of bare tensors be ``change``d."""
-    row = table.METHODS[verb]
+    row = method_table.METHODS[verb]
 
     def broken(*args, **kwargs):
         made = row.apply_to_tensors(*args, **kwargs)
@@ -93,7 +93,7 @@ def spoil(monkeypatch, verb, change):
         state = {name: tensor for name, tensor, _ in change([(n, t, None) for n, t in made.tensors.items()])}
         return replace(made, tensors=state, encodings={})
 
-    monkeypatch.setitem(table.METHODS, verb, replace(row, apply_to_tensors=broken))
+    monkeypatch.setitem(method_table.METHODS, verb, replace(row, apply_to_tensors=broken))
 
 
 @pytest.mark.parametrize("fault", SPOILT)

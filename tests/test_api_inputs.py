@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import modelopt_cli as mo
-from modelopt_cli.measure.outputs import snr_db
-from modelopt_cli.program.outputs import flatten, plain
+from modelopt_cli.measure.output_comparison import snr_db
+from modelopt_cli.program.output_structure import flatten, plain
 
 sys.path.insert(0, str(Path(__file__).parent / "program"))
 

@@ -19,7 +19,7 @@ from modelopt_cli.checkpoint import resolve
 from modelopt_cli.data import open_data
 from modelopt_cli.data.in_memory import as_samples
 from modelopt_cli.measure.config import EvalOptions, Gates
-from modelopt_cli.methods.table import METHODS
+from modelopt_cli.methods.method_table import METHODS
 from modelopt_cli.program import InputSpec, Preprocess
 from modelopt_cli.program.capture import capture
 from modelopt_cli.settings import fields_of

@@ -1,6 +1,7 @@
 """The order of the package's rooms: imports go down this list, never up and never in a circle."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -76,3 +77,10 @@ def test_no_module_imports_itself_through_others() -> None:
         TopologicalSorter(graph()).prepare()
     except CycleError as error:
         raise AssertionError(" <- ".join(error.args[1])) from None
+
+
+def test_every_file_has_a_name_of_its_own() -> None:
+    """The config and the function of each method are parallel; other files say what is in them alone."""
+    parallel = {"__init__", "config", "apply"}
+    names = Counter(path.stem for path in PACKAGE.rglob("*.py") if path.stem not in parallel)
+    assert [name for name, count in names.items() if count > 1] == []

@@ -22,9 +22,9 @@ from modelopt_cli.artifact.reader import open_artifact
 from modelopt_cli.checkpoint import fresh_model
 from modelopt_cli.data import open_data
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.method_table import METHODS
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program import Program
 from modelopt_cli.training import TrainConfig
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modelopt_cli.artifact.coding import CODINGS
-from modelopt_cli.data.kinds import DATA_KINDS
+from modelopt_cli.data.data_kinds import DATA_KINDS
 from modelopt_cli.measure.config import GATES, Gates
 from modelopt_cli.measure.metrics import METRICS
 from modelopt_cli.methods.distill.losses import LOSSES

@@ -6,8 +6,8 @@ from typing import Any
 
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import Data, open_data
+from modelopt_cli.data.data_spec import parse_spec
 from modelopt_cli.data.source import Samples
-from modelopt_cli.data.spec import parse_spec
 from modelopt_cli.settings import option
 from modelopt_cli.tasks import CLASSIFY, TaskSpec, parse_task
 

@@ -1,4 +1,4 @@
-"""The methods that compress a model: one row of ``methods.table.METHODS`` at work."""
+"""The methods that compress a model: one row of ``methods.method_table.METHODS`` at work."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from modelopt_cli.data import Data, open_data
 from modelopt_cli.data.source import name_of
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context, MethodResult, Tensors, TensorsResult
-from modelopt_cli.methods.table import METHODS
+from modelopt_cli.methods.method_table import METHODS
 from modelopt_cli.settings import option
 
 

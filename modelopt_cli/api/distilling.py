@@ -36,10 +36,10 @@ from modelopt_cli.methods.distill.apply import learn, training_of
 from modelopt_cli.methods.distill.cache import CacheRequest
 from modelopt_cli.methods.distill.cache_identity import layout_of, require_cacheable, teachers_identity
 from modelopt_cli.methods.distill.distill_context import DistillContext
+from modelopt_cli.methods.method_table import METHODS
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.stages import Stages
-from modelopt_cli.methods.table import METHODS
 from modelopt_cli.program import Program
 from modelopt_cli.report.dry_run import Plan, cost_of
 from modelopt_cli.settings import option

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from modelopt_cli.api.inputs import preprocessing_options, published_for
+from modelopt_cli.api.preprocessing_notes import preprocessing_options, published_for
 from modelopt_cli.api.request import Measuring
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.checkpoint.sources import published_top1

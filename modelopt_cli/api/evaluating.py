@@ -10,13 +10,13 @@ from torch import nn
 from modelopt_cli import measure
 from modelopt_cli.api.choosing_task import ChosenTask, choose_task
 from modelopt_cli.api.doubts import doubts, tell_unknown_length, with_same_classes
-from modelopt_cli.api.inputs import describe_input, origin
 from modelopt_cli.api.opening import ModelFile, file_length, known_input, without_graph
+from modelopt_cli.api.preprocessing_notes import describe_input, origin
 from modelopt_cli.api.request import EvalRequest, Measuring
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import Data, open_data
+from modelopt_cli.data.data_spec import same_samples
 from modelopt_cli.data.source import Samples, name_of
-from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import EvaluatedModel, Evaluation

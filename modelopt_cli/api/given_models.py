@@ -23,8 +23,8 @@ from modelopt_cli.option_names import in_python
 from modelopt_cli.option_types import not_of_type
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture, require_inputs
+from modelopt_cli.program.input_batch import Inputs, make_inputs, named
 from modelopt_cli.program.input_spec import INPUT_NAME, InputType, place_names
-from modelopt_cli.program.inputs import Inputs, make_inputs, named
 from modelopt_cli.program.samples import DTYPES
 from modelopt_cli.program.verification import random_input, require_runnable
 

@@ -20,9 +20,9 @@ from modelopt_cli.errors import BrokenResult, DataError, EnvironmentFailure, Mod
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.layer_comparison import Fall, failing_layer, first_fault, steepest_fall
-from modelopt_cli.measure.outputs import snr_db, stays_finite, structure
+from modelopt_cli.measure.output_comparison import snr_db, stays_finite, structure
 from modelopt_cli.program import Encoding, Program
-from modelopt_cli.program.inputs import Inputs, batch_size, call, clone, sample_shapes, select, to
+from modelopt_cli.program.input_batch import Inputs, batch_size, call, clone, sample_shapes, select, to
 from modelopt_cli.program.serialization import from_data, state_of, to_data
 from modelopt_cli.program.verification import random_input
 from modelopt_cli.text import first_line

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from modelopt_cli.api.inputs import assumptions
+from modelopt_cli.api.preprocessing_notes import assumptions
 from modelopt_cli.api.request import Note
 from modelopt_cli.artifact.reader import Artifact
 from modelopt_cli.checkpoint import Opened, open_header, open_model, resolve

@@ -21,7 +21,7 @@ from modelopt_cli.settings import option
 from modelopt_cli.training.distributed import world
 
 WORKS: dict[str, type[Work]] = {"distill": Distilling, "train": TrainingWork}
-"""Commands that are more than a row of ``methods.table.METHODS``."""
+"""Commands that are more than a row of ``methods.method_table.METHODS``."""
 
 
 def execute(request: Request) -> Result:

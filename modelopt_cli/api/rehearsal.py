@@ -13,8 +13,8 @@ from modelopt_cli.api.guard import SAMPLES, as_run
 from modelopt_cli.api.request import EvalRequest, Measuring
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import open_data
+from modelopt_cli.data.data_spec import parse_spec, same_samples
 from modelopt_cli.data.source import Samples, name_of
-from modelopt_cli.data.spec import parse_spec, same_samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvaluatedModel, Evaluation
 from modelopt_cli.measure import gates as measure_gates

@@ -7,13 +7,13 @@ from typing import Any, Self
 
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.data import PreprocessOverrides
+from modelopt_cli.data.data_spec import same_samples
 from modelopt_cli.data.source import Samples, name_of
-from modelopt_cli.data.spec import same_samples
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvalOptions, Gates, StageProgress
 from modelopt_cli.settings import option
 from modelopt_cli.training import TrainConfig
-from modelopt_cli.training.run import METRICS, would_own
+from modelopt_cli.training.run_folder import METRICS, would_own
 
 Note = Callable[[str], None]
 """Called with one line that is worth knowing."""
@@ -163,7 +163,7 @@ class Request(Measuring):
     """One command: a model, the method, and how the result is written and measured.
 
     Attributes:
-        command: ``train``, or a key of ``methods.table.METHODS``.
+        command: ``train``, or a key of ``methods.method_table.METHODS``.
         source: a checkpoint or an artifact of any kind: the model, or the teacher of ``distill``. None, for
             ``train`` alone, starts from random weights drawn from ``options.seed``.
         output: the file to write; an existing one only with ``force``.

@@ -21,7 +21,7 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.derived_student import derived, is_derived
 from modelopt_cli.methods.distill.teacher import channels_hint
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.inputs import call
+from modelopt_cli.program.input_batch import call
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.settings import option

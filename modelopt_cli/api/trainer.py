@@ -14,7 +14,7 @@ from modelopt_cli.data import Data, open_data
 from modelopt_cli.data.source import Samples, name_of
 from modelopt_cli.errors import ArtifactError, GateNotMet, UsageError
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.inputs import call
+from modelopt_cli.program.input_batch import call
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.settings import option
@@ -22,7 +22,7 @@ from modelopt_cli.tasks import CLASSIFY, TaskSpec
 from modelopt_cli.tasks.reading import read_targets
 from modelopt_cli.training import Training
 from modelopt_cli.training.distributed import World, world
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from modelopt_cli.api.compressed import CompressedModel
 from modelopt_cli.api.doubts import other_classes
 from modelopt_cli.api.evaluating import Compared
 from modelopt_cli.api.guard import Original
-from modelopt_cli.api.inputs import PREPROCESSING
 from modelopt_cli.api.notes import training_note
 from modelopt_cli.api.opening import ModelFile, known_input, sample_of, tell_notes
+from modelopt_cli.api.preprocessing_notes import PREPROCESSING
 from modelopt_cli.api.rehearsal import rehearse
 from modelopt_cli.api.request import Request
 from modelopt_cli.api.result import Result

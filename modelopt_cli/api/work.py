@@ -13,8 +13,8 @@ from modelopt_cli.api.choosing_task import BY_DEFAULT, ChosenTask, choose_task
 from modelopt_cli.api.compressed import CompressedModel
 from modelopt_cli.api.evaluating import Compared
 from modelopt_cli.api.guard import Original
-from modelopt_cli.api.inputs import input_history
 from modelopt_cli.api.opening import ModelFile
+from modelopt_cli.api.preprocessing_notes import input_history
 from modelopt_cli.api.rehearsal import rehearse
 from modelopt_cli.api.request import Request
 from modelopt_cli.api.result import Result

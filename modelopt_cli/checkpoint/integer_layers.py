@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from modelopt_cli.program import Encoding
-from modelopt_cli.program.kinds import KINDS, class_of
+from modelopt_cli.program.layer_kinds import KINDS, class_of
 from modelopt_cli.program.quantized import Weighted
 
 

@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand
 
 from modelopt_cli.cli.console import Console
-from modelopt_cli.cli.parameters import VERBOSE, key_of, parameter_of
+from modelopt_cli.cli.typer_options import VERBOSE, key_of, parameter_of
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.errors import UsageError
 from modelopt_cli.settings import Config, Field, Setting, field_of, fields_of, nearest

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from modelopt_cli.data.data_spec import DataSpec, choice
 from modelopt_cli.data.idx import find_idx, read_idx
 from modelopt_cli.data.source import Raw, Source
-from modelopt_cli.data.spec import DataSpec, choice
 from modelopt_cli.data.targets import RawTarget, raw_target
 from modelopt_cli.errors import DataError, EnvironmentFailure
 from modelopt_cli.regular import open_regular

@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from modelopt_cli.data.data_spec import DataSpec
 from modelopt_cli.data.images import LABEL_DIGITS, FileSource
 from modelopt_cli.data.shards import shown
 from modelopt_cli.data.source import Source
-from modelopt_cli.data.spec import DataSpec
 from modelopt_cli.errors import DataError
 from modelopt_cli.regular import read_regular
 

@@ -17,8 +17,8 @@ from modelopt_cli.data.source import Source, Stream
 from modelopt_cli.data.targets import CLASS_TARGETS, RawTarget, TargetFormat, Targets, unread
 from modelopt_cli.data.workers import in_order
 from modelopt_cli.errors import DataError
+from modelopt_cli.program.input_batch import Inputs, make_inputs, stack, tensors_of
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.inputs import Inputs, make_inputs, stack, tensors_of
 from modelopt_cli.settings import option
 
 Batch = tuple[Inputs, Targets]

@@ -8,10 +8,10 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from modelopt_cli.data.kinds import Options
+from modelopt_cli.data.data_kinds import Options
+from modelopt_cli.data.data_spec import DataSpec
 from modelopt_cli.data.raw_inputs import RawInputs, label_of, read_inputs, without_label
 from modelopt_cli.data.source import Raw, Source, Stream, is_sized
-from modelopt_cli.data.spec import DataSpec
 from modelopt_cli.data.targets import RawTarget, raw_target
 from modelopt_cli.errors import DataError
 from modelopt_cli.settings import did_you_mean

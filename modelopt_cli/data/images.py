@@ -9,9 +9,9 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
+from modelopt_cli.data.data_spec import DataSpec
 from modelopt_cli.data.shards import shown
 from modelopt_cli.data.source import Raw, Source
-from modelopt_cli.data.spec import DataSpec
 from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError
 from modelopt_cli.regular import open_regular

@@ -6,11 +6,11 @@ from PIL import Image
 from torch import Tensor
 
 from modelopt_cli.data.config import PreprocessOverrides
+from modelopt_cli.data.data_spec import parse_spec
 from modelopt_cli.data.dataset import Data
 from modelopt_cli.data.preprocess import ImageTransform, resolve_preprocess
 from modelopt_cli.data.raw_inputs import describe_inputs
 from modelopt_cli.data.source import Samples, Source, Stream
-from modelopt_cli.data.spec import parse_spec
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.input_spec import InputSpec
 

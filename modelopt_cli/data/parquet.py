@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modelopt_cli.data.data_spec import DataSpec
 from modelopt_cli.data.images import LABEL_DIGITS, decode
 from modelopt_cli.data.shards import find_shards, shown
 from modelopt_cli.data.source import Raw, Source
-from modelopt_cli.data.spec import DataSpec
 from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError, EnvironmentFailure
 from modelopt_cli.text import typed_line

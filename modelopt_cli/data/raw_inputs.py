@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.errors import DataError
+from modelopt_cli.program.input_batch import Inputs
 from modelopt_cli.program.input_spec import INPUT_NAME, InputSpec, InputType, place_names
-from modelopt_cli.program.inputs import Inputs
 from modelopt_cli.program.samples import DTYPES
 from modelopt_cli.settings import did_you_mean, option
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modelopt_cli.data.data_spec import DataSpec
 from modelopt_cli.data.source import Source
-from modelopt_cli.data.spec import DataSpec
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.input_spec import InputType
 from modelopt_cli.program.samples import DTYPES

@@ -2,7 +2,7 @@
 
 A convolution is packed at the first call for the shape it meets there: oneDNN lays the weight out
 for one input shape and is right, only slower, for others. What is packed is checked before it is used
-(``checks``); what fails there runs through the reference backend.
+(``trials``); what fails there runs through the reference backend.
 """
 
 from collections.abc import Callable, MutableMapping
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from modelopt_cli.kernels import checks, reference
-from modelopt_cli.kernels.checks import variant
+from modelopt_cli.kernels import reference, trials
 from modelopt_cli.kernels.routes import Sides, may_fuse_residual, sides_to_pad
+from modelopt_cli.kernels.trials import variant
 from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, dynamic_qparams, quantize
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear, Weighted
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
@@ -81,7 +81,7 @@ def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[
         if sides is not None:
             packed = packings.setdefault(sides, _PackedConv(layer, sides))
             packed.lay_out(x)
-            if checks.conv2d(layer, sides, x.shape, partial(_any_activation, packed=packed)):
+            if trials.conv2d(layer, sides, x.shape, partial(_any_activation, packed=packed)):
                 return _any_activation(layer, packed, may_overwrite_residual)
         return partial(reference.convolution, layer)
 
@@ -199,7 +199,7 @@ def _packed_weight(weight: Tensor) -> Tensor:
 def linear(layer: QuantizedLinear) -> Callable[..., Tensor]:
     """The kernel of a linear layer."""
     packed = _packed_weight(layer.weight)
-    if not checks.linear(layer, lambda probe: _linear_kernel(probe, packed)):
+    if not trials.linear(layer, lambda probe: _linear_kernel(probe, packed)):
         return partial(reference.linear, layer)
     return _linear_kernel(layer, packed)
 
@@ -224,7 +224,7 @@ def _linear_kernel(layer: QuantizedLinear, packed: Tensor) -> Callable[..., Tens
 def dynamic_linear(layer: DynamicLinear) -> Callable[..., Tensor]:
     """The kernel of a linear layer that quantizes its input at every call."""
     packed = _packed_weight(layer.weight)
-    if not checks.linear(layer, lambda probe: _linear_kernel(probe, packed)):
+    if not trials.linear(layer, lambda probe: _linear_kernel(probe, packed)):
         return partial(reference.dynamic_linear, layer)
     scale, bias = layer.scale, layer.bias
     zeros = torch.zeros(layer.out_features, dtype=torch.int8)

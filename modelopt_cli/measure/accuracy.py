@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from modelopt_cli.errors import DataError, EnvironmentFailure, InputError, ModeloptError
-from modelopt_cli.program.inputs import Inputs, batch_size, call, sample_shapes
+from modelopt_cli.program.input_batch import Inputs, batch_size, call, sample_shapes
 from modelopt_cli.settings import option
 from modelopt_cli.tasks import Misfit
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from modelopt_cli.data.targets import Targets
 from modelopt_cli.measure.conditions import Obstacle
 from modelopt_cli.measure.coverage import Coverage
+from modelopt_cli.program.input_batch import Inputs
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.inputs import Inputs
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.settings import option

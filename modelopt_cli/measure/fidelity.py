@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modelopt_cli.measure.outputs import LIMIT_DB
-from modelopt_cli.program.outputs import flatten
+from modelopt_cli.measure.output_comparison import LIMIT_DB
+from modelopt_cli.program.output_structure import flatten
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
 
 SOLE = "output"

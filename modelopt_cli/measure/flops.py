@@ -28,8 +28,8 @@ from modelopt_cli.measure.formulas import (
     ModuleFormula,
     einsum,
 )
+from modelopt_cli.program.input_batch import Inputs, call, sample_shapes, tensors_of
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.inputs import Inputs, call, sample_shapes, tensors_of
 from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode

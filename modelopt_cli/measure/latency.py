@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from modelopt_cli.program.input_batch import Inputs, call, channels_last, tensors_of, to
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.inputs import Inputs, call, channels_last, tensors_of, to
 from modelopt_cli.program.samples import noise
 from modelopt_cli.settings import option
 

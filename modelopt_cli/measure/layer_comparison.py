@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from modelopt_cli.measure.outputs import is_finite, snr_db
-from modelopt_cli.program.inputs import Inputs, call, clone, tensors_of
+from modelopt_cli.measure.output_comparison import is_finite, snr_db
+from modelopt_cli.program.input_batch import Inputs, call, clone, tensors_of
 from modelopt_cli.program.quantization import QParams, dequantize
 from modelopt_cli.program.quantized import Quantized, Weighted
 from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent

@@ -18,7 +18,7 @@ import torchvision  # noqa: F401  an architecture may need it; its import is not
 from modelopt_cli.checkpoint import load_network, open_model, resolve
 from modelopt_cli.measure.latency import sample_input
 from modelopt_cli.measure.load_time import Job
-from modelopt_cli.program.inputs import call
+from modelopt_cli.program.input_batch import call
 from modelopt_cli.program.samples import tokens_of
 
 _STATUS = Path("/proc/self/status")

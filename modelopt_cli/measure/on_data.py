@@ -12,8 +12,8 @@ from modelopt_cli.measure.config import EvalOptions
 from modelopt_cli.measure.evaluated_model import EvaluatedModel, LabelledBatches
 from modelopt_cli.measure.fidelity import Fidelity, FidelityTally
 from modelopt_cli.measure.tally import Predictions, Tally
+from modelopt_cli.program.input_batch import Inputs, clone, to
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.inputs import Inputs, clone, to
 from modelopt_cli.program.samples import tokens_of
 from modelopt_cli.tasks import TaskSpec
 

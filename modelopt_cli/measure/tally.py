@@ -16,7 +16,7 @@ from modelopt_cli.measure.bootstrap import once
 from modelopt_cli.measure.evaluated_model import LabelledBatches
 from modelopt_cli.measure.metrics import Metric, metrics_of
 from modelopt_cli.measure.statistics import BoolArray
-from modelopt_cli.program.outputs import flatten
+from modelopt_cli.program.output_structure import flatten
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
 
 

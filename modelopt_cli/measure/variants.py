@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from modelopt_cli.kernels.fp32 import prepack
 from modelopt_cli.measure.evaluated_model import is_quantized
 from modelopt_cli.measure.latency import Call, time_interleaved
-from modelopt_cli.program.inputs import Inputs, any_images, call, clone, tensors_of
-from modelopt_cli.program.outputs import flatten
+from modelopt_cli.program.input_batch import Inputs, any_images, call, clone, tensors_of
+from modelopt_cli.program.output_structure import flatten
 from modelopt_cli.program.program import Program
 
 AS_LOADED, EAGER = "as loaded", "eager"

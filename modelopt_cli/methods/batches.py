@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from modelopt_cli.data import Data
 from modelopt_cli.errors import InputError
 from modelopt_cli.methods.context import Context
-from modelopt_cli.program.inputs import Inputs, batch_size, call, to
+from modelopt_cli.program.input_batch import Inputs, batch_size, call, to
 from modelopt_cli.tasks import TaskSpec
-from modelopt_cli.tasks.outputs import find_output, form_of
+from modelopt_cli.tasks.task_output import find_output, form_of
 
 _NAMES = ("logits", "out")
 

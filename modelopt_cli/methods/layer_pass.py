@@ -15,7 +15,7 @@ from modelopt_cli.methods.finite import require_finite
 from modelopt_cli.methods.matrices import calls_by_layer, unfold, unseen_inputs
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name, source
-from modelopt_cli.program.inputs import Inputs, tensors_of, to
+from modelopt_cli.program.input_batch import Inputs, tensors_of, to
 from modelopt_cli.settings import option
 
 KEPT_BYTES = 1 << 30

@@ -19,7 +19,7 @@ from modelopt_cli.methods.batches import input_batches, main_output
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.finite import require_finite
 from modelopt_cli.program import Program
-from modelopt_cli.program.inputs import Inputs, call, to
+from modelopt_cli.program.input_batch import Inputs, call, to
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
 

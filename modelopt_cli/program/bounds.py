@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from modelopt_cli.errors import ArtifactError
+from modelopt_cli.program.input_batch import tensors_of
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.inputs import tensors_of
 from modelopt_cli.program.quickshapes import quick_result
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import follows_values

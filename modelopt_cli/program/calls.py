@@ -16,7 +16,14 @@ from torch import fx, nn
 
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.allowlist import function_name
-from modelopt_cli.program.parameters import Signature, bind, defaults, is_variadic, of_function, of_method
+from modelopt_cli.program.call_signatures import (
+    Signature,
+    bind,
+    defaults,
+    is_variadic,
+    of_function,
+    of_method,
+)
 
 # Names of one operation, and the one it has here.
 SAME = {

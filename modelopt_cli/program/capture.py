@@ -17,9 +17,9 @@ from modelopt_cli.program.examples import ExampleTracer
 from modelopt_cli.program.fixed_sizes import fix_sizes
 from modelopt_cli.program.free_sizes import free_sizes
 from modelopt_cli.program.functional import allocating
+from modelopt_cli.program.input_batch import named, names_by_place, parameters_of, takes_names
 from modelopt_cli.program.input_spec import InputSpec, place_names
-from modelopt_cli.program.inputs import named, names_by_place, parameters_of, takes_names
-from modelopt_cli.program.kinds import share
+from modelopt_cli.program.layer_kinds import share
 from modelopt_cli.program.nodes import check_outputs
 from modelopt_cli.program.normal import normalize
 from modelopt_cli.program.patches import unchanged

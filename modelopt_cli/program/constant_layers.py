@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.calls import arguments, compute, source
-from modelopt_cli.program.kinds import KINDS, build
+from modelopt_cli.program.layer_kinds import KINDS, build
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.recover import described_layer
 from modelopt_cli.program.rewrite import copy_graph, rebuild

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from modelopt_cli.program.kinds import row_of
+from modelopt_cli.program.layer_kinds import row_of
 from modelopt_cli.program.patterns import activation_of, is_add, is_relu, sole_user
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.shapes import value_shapes

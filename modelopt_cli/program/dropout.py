@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx, nn
 
 from modelopt_cli.program.calls import arguments, operation
-from modelopt_cli.program.kinds import build
+from modelopt_cli.program.layer_kinds import build
 from modelopt_cli.program.safe_names import is_path
 
 _KINDS: dict[str, str] = {

@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 
 from modelopt_cli.errors import CaptureError
 from modelopt_cli.program.checks import without_values
-from modelopt_cli.program.inputs import as_arguments, call
+from modelopt_cli.program.input_batch import as_arguments, call
 from modelopt_cli.program.leaf_calls import LayerCall, as_single_calls
-from modelopt_cli.program.outputs import plain
+from modelopt_cli.program.output_structure import plain
 from modelopt_cli.program.refusals import BATCH, VALUES, Unfollowed, unfollowed
 from modelopt_cli.program.translation import ConstantChanged, Translation
 from modelopt_cli.program.user_lines import is_users, module_raised, shown_line

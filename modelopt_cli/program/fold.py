@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.program.calls import arguments, operation, source
-from modelopt_cli.program.kinds import build, config_of, kind_of, row_of
+from modelopt_cli.program.layer_kinds import build, config_of, kind_of, row_of
 from modelopt_cli.program.patterns import sole_user
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.rewrite import copy_graph, rebuild

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from modelopt_cli.errors import CaptureError
 from modelopt_cli.program.allowlist import ASSIGNING, is_in_place
 from modelopt_cli.program.calls import arguments, call, operation, owner_of, source
-from modelopt_cli.program.inputs import Inputs
+from modelopt_cli.program.input_batch import Inputs
 from modelopt_cli.program.shapes import infer
 from modelopt_cli.program.spelling import rewrite
 from modelopt_cli.program.views import ViewError, put, put_part

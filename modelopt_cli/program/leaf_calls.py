@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.kinds import kind_of, share
+from modelopt_cli.program.layer_kinds import kind_of, share
 
 OPERATOR = "modelopt::layer"
 _SCHEMA = "layer(Tensor[] tensors, SymInt[] sizes, int call) -> Tensor[]"

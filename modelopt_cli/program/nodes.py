@@ -19,7 +19,7 @@ from modelopt_cli.program.allowlist import (
 )
 from modelopt_cli.program.json_arguments import MAX_ITEMS, from_json, to_json
 from modelopt_cli.program.metadata import MAX_NODES, keyed, listed, mapped
-from modelopt_cli.program.outputs import MAX_DEPTH, leaves
+from modelopt_cli.program.output_structure import MAX_DEPTH, leaves
 from modelopt_cli.program.safe_names import is_input_name, is_keyword, is_node_name, is_output_key, shown
 
 

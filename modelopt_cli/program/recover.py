@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.calls import arguments, operation, source
 from modelopt_cli.program.functional import allocating
-from modelopt_cli.program.kinds import build, share
+from modelopt_cli.program.layer_kinds import build, share
 
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from modelopt_cli.program.kinds import build, config_of, kind_of, share
+from modelopt_cli.program.layer_kinds import build, config_of, kind_of, share
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.safe_names import is_node_name
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from modelopt_cli.program.input_batch import Inputs, make_inputs
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.inputs import Inputs, make_inputs
 
 DTYPES = {
     "float32": torch.float32,

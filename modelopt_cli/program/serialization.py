@@ -28,7 +28,7 @@ from modelopt_cli.program.bounds import check_bounds
 from modelopt_cli.program.functional import allocating
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.json_arguments import DTYPES, dtype_name, number_from_json, number_to_json
-from modelopt_cli.program.kinds import build, config_of, kind_of
+from modelopt_cli.program.layer_kinds import build, config_of, kind_of
 from modelopt_cli.program.metadata import MAX_NODES, from_header, keyed, listed, mapped, to_header
 from modelopt_cli.program.nodes import graph_from_data, leaf_above, node_to_data
 from modelopt_cli.program.normal import is_normal, normalize

@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from modelopt_cli.program.calls import owner_of
+from modelopt_cli.program.input_batch import Inputs, each_of, tensors_of
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.inputs import Inputs, each_of, tensors_of
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.refusals import SIZES
 from modelopt_cli.program.samples import zeros

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program.allowlist import FUNCTIONS, METHODS, function_name
+from modelopt_cli.program.call_signatures import bind, of_function
 from modelopt_cli.program.calls import (
     SAME,
     bound_arguments,
@@ -25,7 +26,6 @@ from modelopt_cli.program.calls import (
     operation,
     variadic_arguments,
 )
-from modelopt_cli.program.parameters import bind, of_function
 
 _AXES = {"axis0": "dim0", "axis1": "dim1"}
 _OPERATOR_NAMES = """

@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import CaptureError
 from modelopt_cli.program.allowlist import IN_PLACE_OPERATORS
-from modelopt_cli.program.inputs import as_arguments
-from modelopt_cli.program.kinds import kind_of
-from modelopt_cli.program.outputs import plain
+from modelopt_cli.program.input_batch import as_arguments
+from modelopt_cli.program.layer_kinds import kind_of
+from modelopt_cli.program.output_structure import plain
 from modelopt_cli.program.patches import plain_autograd_functions, proxied_sizes
 
 # Methods of plain tensors that Python calls for an operator, where the other operand is a proxy.

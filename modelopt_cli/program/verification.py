@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.errors import CaptureError, a_or_an
+from modelopt_cli.program.input_batch import Inputs, call, clone, each_of, named, tensors_of, to
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.inputs import Inputs, call, clone, each_of, named, tensors_of, to
-from modelopt_cli.program.outputs import flatten, leaves, plain
+from modelopt_cli.program.output_structure import flatten, leaves, plain
 from modelopt_cli.program.patches import unchanged
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.samples import noise, tokens_of

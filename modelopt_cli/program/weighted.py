@@ -5,7 +5,7 @@ from operator import attrgetter
 import torch
 from torch import fx, nn
 
-from modelopt_cli.program.kinds import KINDS, class_of
+from modelopt_cli.program.layer_kinds import KINDS, class_of
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent

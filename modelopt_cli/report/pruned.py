@@ -10,7 +10,7 @@ from rich.text import Text
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.prune.sensitivity import SPARSITIES, Point, Sensitivity
 from modelopt_cli.methods.prune.summary import PrunedLayer
-from modelopt_cli.methods.prune.targets import TARGETS
+from modelopt_cli.methods.prune.target_figures import TARGETS
 from modelopt_cli.methods.share.choices import BUDGETS
 from modelopt_cli.option_names import as_read
 from modelopt_cli.text import json_number, printable

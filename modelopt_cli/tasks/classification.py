@@ -9,8 +9,8 @@ from torch import Tensor
 from modelopt_cli.data.targets import CLASS_TARGETS, ClassTargets, RawTarget, Targets
 from modelopt_cli.errors import DataError
 from modelopt_cli.settings import did_you_mean
-from modelopt_cli.tasks.outputs import finite, require
 from modelopt_cli.tasks.task import Misfit
+from modelopt_cli.tasks.task_output import finite, require
 
 
 class NamedClassTargets(ClassTargets):

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError, InputError
-from modelopt_cli.program.outputs import flatten
+from modelopt_cli.program.output_structure import flatten
 from modelopt_cli.tasks.average_precision import Detections, require_coco
-from modelopt_cli.tasks.outputs import form_of
 from modelopt_cli.tasks.regression import finite_target
+from modelopt_cli.tasks.task_output import form_of
 
 _OUTSIDE = 1.0
 """Pixels that a box may reach over the image, for rounding."""

@@ -12,9 +12,9 @@ from torch import Tensor
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError
 from modelopt_cli.tasks.draws import Counts, Values, in_rows
-from modelopt_cli.tasks.outputs import finite, require
 from modelopt_cli.tasks.regression import finite_target, stacked
 from modelopt_cli.tasks.task import Misfit
+from modelopt_cli.tasks.task_output import finite, require
 
 MASK = "attention_mask"
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError
 from modelopt_cli.tasks.draws import Counts, Values, share
-from modelopt_cli.tasks.outputs import finite, require
 from modelopt_cli.tasks.regression import stacked
 from modelopt_cli.tasks.segmentation import IGNORED, check_places
+from modelopt_cli.tasks.task_output import finite, require
 
 TOKENS, MASK = ("input_ids", "tokens", "x"), "attention_mask"
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError
 from modelopt_cli.tasks.draws import Counts, Values, in_rows, nan_mean, sums
-from modelopt_cli.tasks.outputs import finite, require
 from modelopt_cli.tasks.task import Misfit
+from modelopt_cli.tasks.task_output import finite, require
 
 
 class MultilabelTargets(TargetFormat):

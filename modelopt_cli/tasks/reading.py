@@ -1,7 +1,7 @@
 """Targets of opened data, in the form that a task takes them."""
 
 from modelopt_cli.data import Data
-from modelopt_cli.tasks.spec import TaskSpec
+from modelopt_cli.tasks.task_spec import TaskSpec
 
 
 def read_targets(data: Data, task: TaskSpec, names: tuple[str, ...] | None = None) -> Data:

@@ -12,8 +12,8 @@ from modelopt_cli.data.raw_inputs import require_finite
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError
 from modelopt_cli.tasks.draws import Counts, Values, sums
-from modelopt_cli.tasks.outputs import finite, require
 from modelopt_cli.tasks.task import Misfit
+from modelopt_cli.tasks.task_output import finite, require
 
 
 class NumberTargets(TargetFormat):

@@ -10,9 +10,9 @@ from torch import Tensor
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError
 from modelopt_cli.settings import option
-from modelopt_cli.tasks.outputs import finite, require
 from modelopt_cli.tasks.regression import finite_target, stacked
 from modelopt_cli.tasks.task import Misfit
+from modelopt_cli.tasks.task_output import finite, require
 
 BEST_DB = 100.0
 """Peak signal-to-noise of equal images, in dB."""

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError
-from modelopt_cli.program.outputs import flatten
+from modelopt_cli.program.output_structure import flatten
 from modelopt_cli.tasks.draws import Counts, Values, nan_mean, sums
-from modelopt_cli.tasks.outputs import finite, require
 from modelopt_cli.tasks.regression import stacked
 from modelopt_cli.tasks.task import Misfit
+from modelopt_cli.tasks.task_output import finite, require
 
 IGNORED = -100
 """Class of places that do not count, as torch's cross-entropy knows it."""

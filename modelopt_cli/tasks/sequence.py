@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError
-from modelopt_cli.tasks.outputs import finite, require
 from modelopt_cli.tasks.task import Misfit
+from modelopt_cli.tasks.task_output import finite, require
 
 Ids = np.ndarray[tuple[int], np.dtype[np.int64]]
 

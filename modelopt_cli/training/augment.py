@@ -23,7 +23,7 @@ from torchvision.transforms import InterpolationMode, v2
 from modelopt_cli.data import Data
 from modelopt_cli.data.preprocess import ImageTransform
 from modelopt_cli.errors import UsageError
-from modelopt_cli.program.inputs import Inputs, each_of, tensors_of
+from modelopt_cli.program.input_batch import Inputs, each_of, tensors_of
 from modelopt_cli.settings import option
 from modelopt_cli.training.catalog import AUGMENTATIONS, Augmentation
 

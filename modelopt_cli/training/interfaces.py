@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from modelopt_cli.data import Data
 from modelopt_cli.measure.evaluated_model import StageProgress
-from modelopt_cli.program.inputs import Inputs
+from modelopt_cli.program.input_batch import Inputs
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
 from modelopt_cli.training.config import TrainConfig
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 
 
 class Callback(Protocol):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from modelopt_cli.errors import DataError, InputError
 from modelopt_cli.tasks.embedding import pooled
-from modelopt_cli.tasks.outputs import form_of
 from modelopt_cli.tasks.restoration import middle
 from modelopt_cli.tasks.segmentation import IGNORED, place_logits
 from modelopt_cli.tasks.sequence import by_frames
+from modelopt_cli.tasks.task_output import form_of
 
 
 def binary_cross_entropy(logits: Tensor, rows: Tensor, inputs: Any, **settings: Any) -> Tensor:

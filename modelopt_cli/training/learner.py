@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from modelopt_cli.data.targets import targets_to
 from modelopt_cli.errors import InputError, UsageError, a_or_an
 from modelopt_cli.measure.accuracy import failing_in_one_line
-from modelopt_cli.program.inputs import call, clone, each_of, select
+from modelopt_cli.program.input_batch import call, clone, each_of, select
 from modelopt_cli.settings import option
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
 from modelopt_cli.training.augment import draw_mixup, mix
+from modelopt_cli.training.autograd_errors import refusals_in_one_line
 from modelopt_cli.training.catalog import LOSSES
 from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.distributed import World
@@ -25,7 +26,6 @@ from modelopt_cli.training.loader import Batch
 from modelopt_cli.training.meter import LossMeter
 from modelopt_cli.training.objectives import guesses
 from modelopt_cli.training.optim import learning_rate, make_optimizer, set_rate
-from modelopt_cli.training.refusals import refusals_in_one_line
 from modelopt_cli.training.synced import synced_batch_norm
 
 

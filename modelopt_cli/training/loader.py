@@ -16,7 +16,7 @@ from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.data.targets import Targets, unread
 from modelopt_cli.data.workers import in_order
 from modelopt_cli.errors import UsageError
-from modelopt_cli.program.inputs import Inputs, concatenate, each_of, select
+from modelopt_cli.program.input_batch import Inputs, concatenate, each_of, select
 from modelopt_cli.settings import option
 from modelopt_cli.training.augment import (
     BatchAugmentation,

@@ -16,8 +16,8 @@ from modelopt_cli.data.dataset import Batch
 from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.data.preprocess import ImageTransform
 from modelopt_cli.data.targets import ClassTargets, RawTarget, TargetFormat
+from modelopt_cli.program.input_batch import Inputs, make_inputs, select, tensors_of
 from modelopt_cli.program.input_spec import Preprocess
-from modelopt_cli.program.inputs import Inputs, make_inputs, select, tensors_of
 from modelopt_cli.program.samples import DTYPES
 
 IN_MEMORY = 1 << 30

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.program.inputs import call
+from modelopt_cli.program.input_batch import call
 from modelopt_cli.settings import option
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
 from modelopt_cli.training.catalog import LOSSES, TEACHERS

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from modelopt_cli.errors import InputError, UsageError
 from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.evaluated_model import is_quantized
+from modelopt_cli.program.input_batch import Inputs, any_images, call
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.inputs import Inputs, any_images, call
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.tasks import CLASSIFY, TaskSpec

@@ -7,7 +7,7 @@ from torch import nn
 from modelopt_cli.data import Data
 from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.tally import Tally
-from modelopt_cli.program.inputs import to
+from modelopt_cli.program.input_batch import to
 from modelopt_cli.tasks import TaskSpec
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.loader import ordered_batches

@@ -8,7 +8,7 @@ import torch
 
 from modelopt_cli.api import training
 from modelopt_cli.kernels import dispatch
-from modelopt_cli.methods import table
+from modelopt_cli.methods import method_table
 from modelopt_cli.methods.context import MethodResult
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
 
@@ -61,14 +61,14 @@ SAYS = {
 
 def spoil(monkeypatch, fault):
     """Make every method break what it has made."""
-    for name, row in table.METHODS.items():
+    for name, row in method_table.METHODS.items():
 
         def broken(program, config, context, apply=row.apply):
             result = apply(program, config, context)
             fault(result.program)
             return MethodResult(result.program, result.skipped, result.target, result.notes)
 
-        monkeypatch.setitem(table.METHODS, name, replace(row, apply=broken))
+        monkeypatch.setitem(method_table.METHODS, name, replace(row, apply=broken))
 
     def fit(network, *args, real=training.fit, **kwargs):
         found = real(network, *args, **kwargs)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from modelopt_cli.data import open_data
-from modelopt_cli.data.kinds import DATA_KINDS
-from modelopt_cli.data.spec import parse_spec, same_samples
+from modelopt_cli.data.data_kinds import DATA_KINDS
+from modelopt_cli.data.data_spec import parse_spec, same_samples
 from modelopt_cli.errors import DataError
 
 USER = """

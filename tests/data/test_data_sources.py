@@ -11,8 +11,8 @@ from PIL import Image
 
 import modelopt_cli
 from modelopt_cli.data import open_data
-from modelopt_cli.data.kinds import DATA_KINDS
-from modelopt_cli.data.spec import parse_spec, same_samples
+from modelopt_cli.data.data_kinds import DATA_KINDS
+from modelopt_cli.data.data_spec import parse_spec, same_samples
 from modelopt_cli.program.input_spec import InputSpec
 
 assert modelopt_cli

@@ -16,7 +16,7 @@ from image_files import PNG, encoded, everything, outcomes_of_damage
 
 import modelopt_cli
 from modelopt_cli.data import PreprocessOverrides, open_data, shards
-from modelopt_cli.data.spec import same_samples
+from modelopt_cli.data.data_spec import same_samples
 from modelopt_cli.errors import DataError
 
 assert modelopt_cli

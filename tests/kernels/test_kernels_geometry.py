@@ -9,7 +9,7 @@ from kernel_cases import assert_matches, conv, dynamic, exact_conv, exact_linear
 from test_kernels_saturation import as_program
 from torch import Tensor
 
-from modelopt_cli.kernels import checks, onednn, prepare
+from modelopt_cli.kernels import onednn, prepare, trials
 from modelopt_cli.kernels.routes import sides_to_pad
 from modelopt_cli.program.quantization import QParams, dynamic_qparams, quantize
 
@@ -54,7 +54,7 @@ def report() -> dict[str, float]:
             x = random_uint8(2, form[0], *form[-1]).contiguous(memory_format=torch.channels_last)
             exact = exact_conv(layer, x)
             size = float(exact.abs().max().clamp(min=1))
-            with mock.patch.object(checks, "conv2d", return_value=True):
+            with mock.patch.object(trials, "conv2d", return_value=True):
                 ruled = onednn.conv2d(layer, may_overwrite_residual=False)(x)
             errors[name] = max(
                 float((y - exact).abs().max()) / size for y in (ruled, prepare(as_program(layer))(x))
@@ -72,7 +72,7 @@ def test_a_residual_added_to_a_grouped_convolution(activation: str) -> None:
     layer = layer_of(form, output=QParams(60.0, 90), residual=QParams(30.0, 5), activation=activation)
     x = random_uint8(1, 144, 2, 1)
     residual = random_uint8(1, 144, 1, 1, seed=3)
-    with mock.patch.object(checks, "conv2d", return_value=True):
+    with mock.patch.object(trials, "conv2d", return_value=True):
         got = onednn.conv2d(layer, may_overwrite_residual=False)(x, residual)
     assert_matches(got, exact_conv(layer, x, residual), layer.output)
 
@@ -103,18 +103,18 @@ def test_an_operator_that_is_wrong_for_a_shape_is_not_used(output: Any, depthwis
     layer = conv(output=output, **({"in_channels": 12, "groups": 12} if depthwise else {}))
     narrow, wide = random_uint8(2, layer.in_channels, 9, 4), random_uint8(2, layer.in_channels, 9, 9)
     wrong = _off_by_one(onednn._conv, lambda x: x.shape[3] == 4)
-    with mock.patch.dict(checks._outcomes, clear=True), mock.patch.object(onednn, "_conv", wrong):
+    with mock.patch.dict(trials._outcomes, clear=True), mock.patch.object(onednn, "_conv", wrong):
         prepare(as_program(layer))
         for x in (wide, narrow, wide):
             assert_matches(layer(x), exact_conv(layer, x), output)
-        assert sorted(checks._outcomes.values()) == [False, True]
+        assert sorted(trials._outcomes.values()) == [False, True]
 
 
 def test_a_post_op_that_is_wrong_is_not_used() -> None:
     layer = conv(activation="silu")
     x = random_uint8(2, 8, 9, 9)
     silu = onednn.POST_OPS | {"silu": onednn.POST_OPS["relu"]}
-    with mock.patch.dict(checks._outcomes, clear=True), mock.patch.object(onednn, "POST_OPS", silu):
+    with mock.patch.dict(trials._outcomes, clear=True), mock.patch.object(onednn, "POST_OPS", silu):
         prepare(as_program(layer))
         assert_matches(layer(x), exact_conv(layer, x), layer.output)
 
@@ -123,21 +123,21 @@ def test_a_linear_operator_that_is_wrong_is_not_used() -> None:
     static, moving = linear(), dynamic()
     x, floats = random_uint8(5, 24), torch.randn(5, 24)
     wrong = _off_by_one(onednn._linear)
-    with mock.patch.dict(checks._outcomes, clear=True), mock.patch.object(onednn, "_linear", wrong):
+    with mock.patch.dict(trials._outcomes, clear=True), mock.patch.object(onednn, "_linear", wrong):
         prepare(as_program(static)), prepare(as_program(moving))
-        assert list(checks._outcomes.values()) == [False, False]
+        assert list(trials._outcomes.values()) == [False, False]
         assert_matches(static(x), exact_linear(static, x, static.input), static.output)
         q = dynamic_qparams(floats)
         assert_matches(moving(floats), exact_linear(moving, quantize(floats, q), q), None)
 
 
 def test_layers_of_one_form_are_tried_once() -> None:
-    with mock.patch.dict(checks._outcomes, clear=True):
+    with mock.patch.dict(trials._outcomes, clear=True):
         for seed in range(3):
             layer = conv(seed=seed)
             prepare(as_program(layer))
             for side in (20, 20, 30, 224):  # larger images are tried on a part
                 layer(random_uint8(1, 8, side, side))
-        assert len(checks._outcomes) == 1
+        assert len(trials._outcomes) == 1
         layer(random_uint8(2, 8, 20, 5))
-        assert len(checks._outcomes) == 2
+        assert len(trials._outcomes) == 2

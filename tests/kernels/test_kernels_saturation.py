@@ -14,7 +14,7 @@ import torch
 from kernel_cases import conv, dynamic, linear
 from torch import Tensor, fx
 
-from modelopt_cli.kernels import BACKENDS, checks, never_saturates, onednn, prepare, reference
+from modelopt_cli.kernels import BACKENDS, never_saturates, onednn, prepare, reference, trials
 from modelopt_cli.kernels.dispatch import Kernel
 from modelopt_cli.kernels.saturation import never_wraps
 from modelopt_cli.program import InputSpec, Program
@@ -79,12 +79,12 @@ def as_program(layer: torch.nn.Module) -> Program:
 
 def report() -> dict[str, Any]:
     """Errors of the bounded layers on oneDNN, of unbounded ones there, and of these after ``prepare``."""
-    with mock.patch.multiple(checks, conv2d=lambda *_: True, linear=lambda *_: True):
+    with mock.patch.multiple(trials, conv2d=lambda *_: True, linear=lambda *_: True):
         found = _errors_without_checks()
     layer = unbounded()
     x = brightest(1, 16, 8, 8)
     found["rerouted"] = float((prepare(as_program(layer))(x) - BEYOND).abs().max())
-    checks._outcomes.clear()
+    trials._outcomes.clear()
     run = onednn.conv2d(layer, may_overwrite_residual=False)
     found["checked"] = float((run(x) - BEYOND).abs().max())
     return found

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.measure import EvalOptions, EvaluatedModel, Fidelity, evaluate
 from modelopt_cli.measure.fidelity import FidelityTally, divergence
-from modelopt_cli.measure.outputs import LIMIT_DB
+from modelopt_cli.measure.output_comparison import LIMIT_DB
 from modelopt_cli.program import InputSpec
 from modelopt_cli.tasks import parse_task
 

@@ -18,7 +18,7 @@ from modelopt_cli.methods.distill.teacher import TeacherMember
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 from modelopt_cli.training import TrainConfig, Training
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 
 SHAPE, CLASSES, SAMPLES = (1, 12, 12), 5, 35
 INPUT = InputSpec(SHAPE)

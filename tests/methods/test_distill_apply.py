@@ -29,7 +29,7 @@ from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import InputSpec, Preprocess, Program
 from modelopt_cli.training import TrainConfig
 from modelopt_cli.training.loader import training_batches
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 from modelopt_cli.training.state import read_state
 
 ALL = "ce+kd+mse+dkd+std+dist+hint:0.1+at+rkd:0.1+crd:0.1"

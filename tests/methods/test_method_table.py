@@ -11,8 +11,8 @@ import modelopt_cli
 from modelopt_cli import api
 from modelopt_cli.cli.groups import signature_of
 from modelopt_cli.cli.main import COMMANDS, build
+from modelopt_cli.methods.method_table import METHODS
 from modelopt_cli.methods.prune.config import SCHEDULES, STRUCTURES, TARGETS
-from modelopt_cli.methods.table import METHODS
 from modelopt_cli.settings import fields_of
 from modelopt_cli.training.config import FineTuneConfig
 

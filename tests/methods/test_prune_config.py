@@ -7,7 +7,7 @@ import pytest
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.structures import SparsityPattern
-from modelopt_cli.methods.prune.targets import TARGETS
+from modelopt_cli.methods.prune.target_figures import TARGETS
 
 
 def test_config_without_a_target_says_which_there_are_when_asked() -> None:

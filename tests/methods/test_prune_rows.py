@@ -25,7 +25,7 @@ from modelopt_cli.methods.prune.figures import Timer
 from modelopt_cli.methods.prune.schedules import SCHEDULES
 from modelopt_cli.methods.prune.state_pruner import apply_to_state
 from modelopt_cli.methods.prune.structures import CHANNELS, LAYERS, STRUCTURES, WEIGHTS, Granularity
-from modelopt_cli.methods.prune.targets import TARGETS, TOLERANCE
+from modelopt_cli.methods.prune.target_figures import TARGETS, TOLERANCE
 from modelopt_cli.program import Program
 from modelopt_cli.training import TrainConfig, Training
 

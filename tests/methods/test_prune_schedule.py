@@ -20,11 +20,11 @@ from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.prune.rounds import GROWN_AT, Growing, require_zeros
 from modelopt_cli.methods.prune.schedules import cubic, epochs_of_round
-from modelopt_cli.methods.prune.targets import TargetNotReached
+from modelopt_cli.methods.prune.target_figures import TargetNotReached
 from modelopt_cli.program import Program
 from modelopt_cli.tasks import TaskSpec
 from modelopt_cli.training import TrainConfig, Training
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 
 CONFIG = TrainConfig(epochs=3, batch_size=64, lr=0.05)
 ZEROS = PruneConfig(structure="unstructured", sparsity=0.8)

@@ -8,7 +8,7 @@ from modelopt_cli.artifact import predicted_bytes, write_tensors
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.state_pruner import apply_to_state
-from modelopt_cli.methods.prune.targets import TargetNotReached
+from modelopt_cli.methods.prune.target_figures import TargetNotReached
 from modelopt_cli.program import Encoding
 
 

@@ -15,7 +15,7 @@ from modelopt_cli.methods.prune.apply import apply
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.figures import Timer, half_width
 from modelopt_cli.methods.prune.removal_order import GroupUnits, counts_after, removal_path
-from modelopt_cli.methods.prune.targets import (
+from modelopt_cli.methods.prune.target_figures import (
     CLOSE,
     TOLERANCE,
     TargetNotReached,

@@ -34,7 +34,7 @@ from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
 from modelopt_cli.program.quantized_operations import QuantizedMaxPool
 from modelopt_cli.training import TrainConfig, Training, fit
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 
 SCHEMES = ("int8", "int8-dynamic", "int8-weight")
 

@@ -14,7 +14,7 @@ from modelopt_cli.artifact.coding import CODINGS
 from modelopt_cli.data import open_data
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvalOptions
-from modelopt_cli.measure.outputs import snr_db
+from modelopt_cli.measure.output_comparison import snr_db
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig

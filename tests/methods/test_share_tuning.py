@@ -30,7 +30,7 @@ from modelopt_cli.methods.share.codebook_tuning import (
     read_all_back,
 )
 from modelopt_cli.program import Encoding, Program
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 from modelopt_cli.training.state import read_state
 
 

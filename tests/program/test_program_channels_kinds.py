@@ -18,7 +18,7 @@ from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.channels import analyse, remove
 from modelopt_cli.program.channels.layer_rules import RULES
-from modelopt_cli.program.kinds import KINDS
+from modelopt_cli.program.layer_kinds import KINDS
 
 # Where the first example of a kind is not fit for it.
 OWN: dict[str, tuple[nn.Module, tuple[int, ...]]] = {

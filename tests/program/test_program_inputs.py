@@ -15,7 +15,7 @@ from modelopt_cli.artifact import write_program
 from modelopt_cli.errors import CaptureError
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.outputs import flatten, plain
+from modelopt_cli.program.output_structure import flatten, plain
 from modelopt_cli.program.serialization import from_data, state_of, to_data
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from modelopt_cli import program
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.program import allowlist
-from modelopt_cli.program.kinds import KINDS, build, config_of, fields_of, kind_of, share
+from modelopt_cli.program.layer_kinds import KINDS, build, config_of, fields_of, kind_of, share
 
 IMAGE, ROWS = (2, 4, 12, 12), (2, 4, 12)
 CUBE = (2, 4, 6, 6, 6)

@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from modelopt_cli.errors import ArtifactError, CaptureError
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.allowlist import FUNCTIONS, METHODS, is_in_place
+from modelopt_cli.program.call_signatures import is_variadic, of_function, of_method
 from modelopt_cli.program.calls import arguments, operation
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.parameters import is_variadic, of_function, of_method
 from modelopt_cli.program.refusals import unfollowed
 from modelopt_cli.program.serialization import from_data, state_of, to_data
 from modelopt_cli.program.shapes import program_values

@@ -15,7 +15,7 @@ from modelopt_cli.program.capture import capture
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.training.distributed import World, world
 from modelopt_cli.training.loader import ordered_batches, training_batches
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 from modelopt_cli.training.state import State, write_state
 from modelopt_cli.training.synced import synced_batch_norm
 

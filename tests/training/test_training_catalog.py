@@ -15,7 +15,7 @@ from modelopt_cli.training import Objective, TrainConfig, Trained, Training, fit
 from modelopt_cli.training.catalog import AUGMENTATIONS, OPTIMIZERS, SCHEDULES, TEACHERS
 from modelopt_cli.training.loader import is_drawn, training_batches
 from modelopt_cli.training.log import read_metrics
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 
 DATA = noisy_patterns(64)
 

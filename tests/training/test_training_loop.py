@@ -24,7 +24,7 @@ from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
 from modelopt_cli.training import TrainConfig, Training, fit, loop
 from modelopt_cli.training.loader import training_batches
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 from modelopt_cli.training.split import hold_out
 
 

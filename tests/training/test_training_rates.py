@@ -23,7 +23,7 @@ from modelopt_cli.training import OPTIMIZERS, TrainConfig, Training, fit
 from modelopt_cli.training.loader import training_batches
 from modelopt_cli.training.optim import warmup_steps
 from modelopt_cli.training.rates import is_normalised
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 
 DATA = noisy_patterns(64)
 

@@ -18,7 +18,7 @@ from modelopt_cli.training import CrossEntropy, Objective, TrainConfig, Training
 from modelopt_cli.training.distributed import world
 from modelopt_cli.training.learner import Learner
 from modelopt_cli.training.loader import training_batches
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 from modelopt_cli.training.snapshot import Place
 
 DATA = noisy_patterns(64)

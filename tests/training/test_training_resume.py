@@ -16,7 +16,7 @@ from modelopt_cli.cli.failures import Terminated
 from modelopt_cli.cli.main import _terminate
 from modelopt_cli.errors import ArtifactError
 from modelopt_cli.training import TrainConfig, Trained, Training, fit
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 from modelopt_cli.training.state import State
 
 DATA = noisy_patterns(100)

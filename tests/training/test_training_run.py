@@ -14,7 +14,7 @@ from modelopt_cli.program import Program
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.training.distributed import World
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 from modelopt_cli.training.state import State
 
 IDENTITY = {"source": "ab" * 32, "seed": 0, "config": {"epochs": 10, "lr": 0.1}}
@@ -215,7 +215,7 @@ def test_a_run_that_cannot_start_lets_go(tmp_path: Path, monkeypatch: pytest.Mon
         raise EnvironmentFailure("TensorBoard is not installed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("modelopt_cli.training.run.MetricsLog", missing)
+        patch.setattr("modelopt_cli.training.run_folder.MetricsLog", missing)
         with pytest.raises(EnvironmentFailure) as caught:
             start(tmp_path)
     assert caught.value.__traceback__ is not None  # which keeps the run that failed alive
@@ -253,7 +253,7 @@ def test_an_identity_that_cannot_be_written_leaves_nothing(
     def full(*_: object, **__: object) -> None:
         raise EnvironmentFailure("no space left")
 
-    monkeypatch.setattr("modelopt_cli.training.run.atomic_write", full)
+    monkeypatch.setattr("modelopt_cli.training.run_folder.atomic_write", full)
     with pytest.raises(EnvironmentFailure, match="no space left"):
         start(tmp_path)
     assert list(tmp_path.iterdir()) == []

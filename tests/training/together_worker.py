@@ -13,7 +13,7 @@ from training_helpers import Breaking, Watcher, noisy_patterns, plain_network, s
 from modelopt_cli.errors import UsageError
 from modelopt_cli.training import TrainConfig, Training, fit
 from modelopt_cli.training.distributed import world
-from modelopt_cli.training.run import Run
+from modelopt_cli.training.run_folder import Run
 from modelopt_cli.training.state import State, write_state
 
 # 41 samples make batches of 16, 16 and 9; with validation out of 9 samples, 5 fall to one process of two.

@@ -1,6 +1,6 @@
 """The options that commands share, declared once; those of methods are the fields of their configs."""
 
-from modelopt_cli.cli.options.distill import StudentOptions
+from modelopt_cli.cli.options.measuring import RequestOptions, read_request
 from modelopt_cli.cli.options.network import (
     Arch,
     Calibration,
@@ -28,8 +28,8 @@ from modelopt_cli.cli.options.output import (
     read_exports,
     undone,
 )
-from modelopt_cli.cli.options.request import RequestOptions, read_request
-from modelopt_cli.cli.options.train import (
+from modelopt_cli.cli.options.student import StudentOptions
+from modelopt_cli.cli.options.training_files import (
     TrainingFiles,
     beside_another,
     of_several,

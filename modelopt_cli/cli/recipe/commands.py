@@ -7,8 +7,8 @@ from typing import Any
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.groups import Work, signature_of
 from modelopt_cli.cli.options import OUTPUT, RequestOptions, read_request
-from modelopt_cli.cli.parameters import key_of
 from modelopt_cli.cli.recipe.document import Options, Value
+from modelopt_cli.cli.typer_options import key_of
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.measure.config import EvalOptions, Gates
 from modelopt_cli.settings import Field, boolean, nearest

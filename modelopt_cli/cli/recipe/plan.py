@@ -138,7 +138,7 @@ def _check_data(reader: Reader, options: Options) -> None:
 
 def _data(text: str) -> None:
     """Refuse data that cannot be there; raises ValueError."""
-    from modelopt_cli.data.spec import parse_spec
+    from modelopt_cli.data.data_spec import parse_spec
     from modelopt_cli.errors import DataError
 
     try:

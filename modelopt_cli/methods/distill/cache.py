@@ -25,7 +25,7 @@ from modelopt_cli.artifact.output_path import environment
 from modelopt_cli.errors import ArtifactError, EnvironmentFailure, OutputError, UsageError
 from modelopt_cli.methods.distill.cache_layout import Layout
 from modelopt_cli.methods.distill.teacher import TeacherOutput
-from modelopt_cli.program.inputs import Inputs, tensors_of
+from modelopt_cli.program.input_batch import Inputs, tensors_of
 from modelopt_cli.regular import read_regular
 from modelopt_cli.settings import option
 from modelopt_cli.training import StepInputs

@@ -16,7 +16,7 @@ from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.distill_context import DistillContext
 from modelopt_cli.methods.distill.teacher import TeacherMember, TeacherOutput
 from modelopt_cli.program import InputSpec
-from modelopt_cli.program.inputs import Inputs, tensors_of
+from modelopt_cli.program.input_batch import Inputs, tensors_of
 from modelopt_cli.program.metadata import input_to_data
 from modelopt_cli.program.quantized import DynamicLinear
 from modelopt_cli.program.samples import zeros

@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program import Program
+from modelopt_cli.program.input_batch import call
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.inputs import call
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode, value_shapes
 from modelopt_cli.program.weighted import WEIGHTED_KINDS

@@ -18,7 +18,7 @@ from modelopt_cli.measure.variants import equivalent
 from modelopt_cli.methods.distill.feature_points import FeaturePoint, FeatureValues, recording
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
-from modelopt_cli.program.inputs import Inputs, batch_size, call, clone, concatenate, each_of, select, to
+from modelopt_cli.program.input_batch import Inputs, batch_size, call, clone, concatenate, each_of, select, to
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.verification import random_input
 from modelopt_cli.settings import option

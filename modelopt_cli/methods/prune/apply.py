@@ -11,7 +11,7 @@ from modelopt_cli.methods.prune.criteria import give_data, require_data
 from modelopt_cli.methods.prune.pruner import PRUNE_FIRST, Pruner
 from modelopt_cli.methods.prune.schedules import require_training
 from modelopt_cli.methods.prune.sensitivity import SPARSITIES, Sensitivity, measure
-from modelopt_cli.methods.prune.targets import reached, require
+from modelopt_cli.methods.prune.target_figures import reached, require
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.training import distributed

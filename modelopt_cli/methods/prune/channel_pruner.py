@@ -28,7 +28,7 @@ from modelopt_cli.methods.prune.removal_order import (
     removal_path,
 )
 from modelopt_cli.methods.prune.sensitivity import STEEP, curves, measure
-from modelopt_cli.methods.prune.targets import TOLERANCE, SearchResult, search_path
+from modelopt_cli.methods.prune.target_figures import TOLERANCE, SearchResult, search_path
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_names
 from modelopt_cli.program.channels import Dependencies, Group, Member, analyse, prepare, remove

@@ -15,7 +15,7 @@ from modelopt_cli.methods.prune.structures import (
     SparsityPattern,
     Structure,
 )
-from modelopt_cli.methods.prune.targets import SPARSITY, TARGETS, Target
+from modelopt_cli.methods.prune.target_figures import SPARSITY, TARGETS, Target
 from modelopt_cli.settings import CALIBRATION, Config, Setting, fraction, option, row_named
 
 AUTO = "auto"

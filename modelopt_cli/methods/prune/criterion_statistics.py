@@ -30,7 +30,7 @@ from modelopt_cli.methods.prune.criteria import CRITERIA, ScoredParameter, alter
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name
-from modelopt_cli.program.inputs import batch_size, tensors_of, to
+from modelopt_cli.program.input_batch import batch_size, tensors_of, to
 from modelopt_cli.tasks.classification import check_labels
 from modelopt_cli.tasks.reading import read_targets
 

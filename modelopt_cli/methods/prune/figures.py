@@ -11,7 +11,7 @@ from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.measure.latency import Call, sample_input, time_interleaved
 from modelopt_cli.measure.size import logical_parameters
 from modelopt_cli.measure.variants import fastest_variant
-from modelopt_cli.methods.prune.targets import CLOSE_LATENCY
+from modelopt_cli.methods.prune.target_figures import CLOSE_LATENCY
 from modelopt_cli.program import Program
 from modelopt_cli.program.rewrite import meta_copy
 

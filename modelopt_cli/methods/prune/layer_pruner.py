@@ -28,7 +28,7 @@ from modelopt_cli.methods.prune.config import AUTO
 from modelopt_cli.methods.prune.criterion_statistics import score_weights
 from modelopt_cli.methods.prune.pruner import PrunedVariant, Pruner, nothing_to_prune, weighted_layers
 from modelopt_cli.program import Program
-from modelopt_cli.program.inputs import Inputs, batch_size
+from modelopt_cli.program.input_batch import Inputs, batch_size
 from modelopt_cli.program.removable import Block, find_blocks, obstacles, without
 from modelopt_cli.program.weighted import weight_tensors
 

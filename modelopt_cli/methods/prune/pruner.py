@@ -21,7 +21,7 @@ from modelopt_cli.methods.layer_selection import nothing_done
 from modelopt_cli.methods.prune.batch_norms import has_statistics, recalibrate
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.figures import Timer, parameters
-from modelopt_cli.methods.prune.targets import DRAFT
+from modelopt_cli.methods.prune.target_figures import DRAFT
 from modelopt_cli.program import Program
 from modelopt_cli.program.history import history_entry
 from modelopt_cli.program.weighted import WEIGHTED_KINDS

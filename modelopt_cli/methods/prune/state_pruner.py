@@ -27,7 +27,7 @@ from modelopt_cli.methods.prune.criterion_statistics import weight_scores
 from modelopt_cli.methods.prune.masks import weight_masks
 from modelopt_cli.methods.prune.pruner import PRUNE_FIRST, nothing_to_prune
 from modelopt_cli.methods.prune.structures import STRUCTURES
-from modelopt_cli.methods.prune.targets import DRAFT, Nonzeros, reached, require, search_ratio
+from modelopt_cli.methods.prune.target_figures import DRAFT, Nonzeros, reached, require, search_ratio
 from modelopt_cli.methods.prune.weight_pruner import ratio_bounds, weight_sparsities
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.history import history_entry

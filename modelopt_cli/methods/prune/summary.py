@@ -8,7 +8,7 @@ from torch import Tensor
 from modelopt_cli.artifact.dtypes import count_nonzero
 from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.methods.context import Reached
-from modelopt_cli.methods.prune.targets import TARGETS
+from modelopt_cli.methods.prune.target_figures import TARGETS
 from modelopt_cli.settings import option
 
 # Endings of the names of a layer's weights; attention has several, also once it is taken apart.

@@ -20,7 +20,7 @@ from modelopt_cli.methods.prune.masks import Masks, weight_masks
 from modelopt_cli.methods.prune.pruner import PrunedVariant, Pruner, nothing_to_prune
 from modelopt_cli.methods.prune.sensitivity import STEEP, curves, measure
 from modelopt_cli.methods.prune.structures import SparsityPattern
-from modelopt_cli.methods.prune.targets import Nonzeros, search_ratio
+from modelopt_cli.methods.prune.target_figures import Nonzeros, search_ratio
 from modelopt_cli.program import Program
 
 LEAST_KEPT = 1

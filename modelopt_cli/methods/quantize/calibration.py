@@ -11,7 +11,7 @@ from modelopt_cli.methods.finite import require_finite
 from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name
-from modelopt_cli.program.inputs import Inputs, batch_size, tensors_of
+from modelopt_cli.program.input_batch import Inputs, batch_size, tensors_of
 from modelopt_cli.settings import option
 
 Progress = Callable[[int, int | None], None]

@@ -26,7 +26,7 @@ from modelopt_cli.methods.layer_selection import (
 )
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.masks import Masks
-from modelopt_cli.methods.prune.targets import DRAFT
+from modelopt_cli.methods.prune.target_figures import DRAFT
 from modelopt_cli.methods.share.bit_allocation import BitAllocation, round_biases
 from modelopt_cli.methods.share.budget import BudgetTask, Search
 from modelopt_cli.methods.share.choices import NO_DATA, SCOPES

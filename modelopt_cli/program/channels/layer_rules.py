@@ -12,7 +12,7 @@ from modelopt_cli.program.calls import arguments, values_of
 from modelopt_cli.program.channels.recurrent_rules import cell, recurrent
 from modelopt_cli.program.channels.ties import nothing, spread
 from modelopt_cli.program.channels.trace import Trace
-from modelopt_cli.program.kinds import row_of
+from modelopt_cli.program.layer_kinds import row_of
 
 
 @dataclass(frozen=True)
@@ -280,4 +280,4 @@ RULES: dict[str, LayerRule] = {
     "recurrent": LayerRule(recurrent, others=("hx",)),
     "cell": LayerRule(cell, others=("hx",)),
 }
-"""Rule by the name that a kind's row has for it (``program.kinds``)."""
+"""Rule by the name that a kind's row has for it (``program.layer_kinds``)."""

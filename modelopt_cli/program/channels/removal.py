@@ -12,7 +12,7 @@ from modelopt_cli.program.channels.dependencies import Dependencies, analyse
 from modelopt_cli.program.channels.remaining import Remaining
 from modelopt_cli.program.channels.replay import Replay
 from modelopt_cli.program.channels.trace import OTHER_BATCH, Trace
-from modelopt_cli.program.kinds import build, config_of, kind_of, put_tensors
+from modelopt_cli.program.layer_kinds import build, config_of, kind_of, put_tensors
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.rewrite import copy_graph
 from modelopt_cli.program.shapes import value_shapes

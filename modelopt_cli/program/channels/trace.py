@@ -12,7 +12,7 @@ from modelopt_cli.program.attention import undivided
 from modelopt_cli.program.calls import operation, source
 from modelopt_cli.program.channels.shuffles import Selection
 from modelopt_cli.program.channels.ties import Ties, nothing
-from modelopt_cli.program.kinds import row_of
+from modelopt_cli.program.layer_kinds import row_of
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.shapes import value_shapes
 from modelopt_cli.program.weighted import weight_label

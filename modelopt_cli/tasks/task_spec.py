@@ -8,8 +8,8 @@ from urllib.parse import parse_qsl
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.settings import did_you_mean, option, row_named
-from modelopt_cli.tasks.table import DEFAULT, TASKS
 from modelopt_cli.tasks.task import Scalar, Task
+from modelopt_cli.tasks.task_table import DEFAULT, TASKS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ class TaskSpec:
         Raises:
             UsageError: there is none of the name that the user gave.
         """
-        from modelopt_cli.tasks.outputs import find_output
+        from modelopt_cli.tasks.task_output import find_output
 
         if not self.row.outputs and self.output is None:
             return outputs

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
-from modelopt_cli.data.kinds import DATA_KINDS, FORMS, DataKind, Options, Scalar
+from modelopt_cli.data.data_kinds import DATA_KINDS, FORMS, DataKind, Options, Scalar
 from modelopt_cli.errors import DataError
 from modelopt_cli.settings import did_you_mean
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modelopt_cli.program.outputs import flatten, plain
+from modelopt_cli.program.output_structure import flatten, plain
 
 LIMIT_DB = 200.0
 """Signal-to-noise of equal outputs, in dB: more than float32 can tell apart, and still a number."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.errors import InputError, UsageError
-from modelopt_cli.program.outputs import flatten
+from modelopt_cli.program.output_structure import flatten
 from modelopt_cli.settings import did_you_mean, option
 
 
