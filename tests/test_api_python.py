@@ -504,6 +504,8 @@ BATCHLESS = Samples(lambda x, y: (x, y))
     [
         ({"device": "tpu"}, "device: 'tpu' is not cpu, cuda or cuda:N"),
         ({"input_shape": "large"}, "input_shape: 'large' is no shape; give"),
+        ({"input_shape": (1, 8, 8), "input_size": 9}, "input_size: is a part of input_shape; give one"),
+        ({"input_shape": (1, 8), "mean": (0.5,)}, "mean: is for images, which this is no shape of"),
         ({"input_shape": 5}, "input_shape: 5 is not a list of values, a text or a mapping; give"),
         ({"calibration": DataLoader(BATCHLESS, batch_size=None)}, "calibration: holds a batch with labels"),
         ({"calibration": [X.to("meta")]}, "calibration: holds a tensor on the meta device"),

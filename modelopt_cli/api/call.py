@@ -17,7 +17,7 @@ from modelopt_cli.api.result import Result
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.artifact.reader import open_artifact, program_in, tensors_in
 from modelopt_cli.data import PreprocessOverrides, open_data
-from modelopt_cli.data.config import as_image, parse_inputs
+from modelopt_cli.data.config import parse_inputs
 from modelopt_cli.data.in_memory import as_samples
 from modelopt_cli.data.source import Samples
 from modelopt_cli.errors import UsageError
@@ -212,17 +212,20 @@ def content_of(path: Path) -> Program | artifact.TensorFile:
 
 
 def shaped(overrides: PreprocessOverrides, shape: Any) -> PreprocessOverrides:
-    """The preprocessing with the shapes of a sample; that of an image is its size and its channels."""
+    """The preprocessing with the shape of a sample, in any form in which Python takes one.
+
+    Raises:
+        UsageError: it is no shape, or says what another argument says.
+    """
     if shape is None:
         return overrides
     try:
         sample = parse_inputs(_shape_texts(shape))
     except (TypeError, ValueError):
         raise UsageError(f"{shape!r} is no shape", where="input_shape", hint=SHAPE.hint) from None
-    if (form := as_image(sample)) is not None:
-        size, channels = form
-        return replace(overrides, input_size=size, channels=channels)
-    return replace(overrides, sample=sample)
+    for name, problem in overrides.conflicts_with(sample):
+        raise UsageError(problem, where=name)
+    return overrides.with_shape(sample)
 
 
 def _shape_texts(shape: Any) -> list[str]:

@@ -175,6 +175,23 @@ class PreprocessOverrides(Config, title=_TITLE):
         """``input_size`` as height and width."""
         return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
 
+    def with_shape(self, sample: InputSpec) -> "PreprocessOverrides":
+        """The same with the shape of a sample; that of an image is its size and its channels."""
+        if (form := as_image(sample)) is None:
+            return replace(self, sample=sample)
+        size, channels = form
+        return replace(self, input_size=size, channels=channels)
+
+    def conflicts_with(self, sample: InputSpec) -> Iterator[tuple[str, str]]:
+        """Settings that may not be given next to the shape of a sample, each with the reason."""
+        for field in fields(self):
+            if getattr(self, field.name) is None:
+                continue
+            if field.name in ("input_size", "channels"):
+                yield field.name, f"is a part of {option('input_shape')}; give one of the two"
+            elif as_image(sample) is None:
+                yield field.name, "is for images, which this is no shape of"
+
     def conflicts(self) -> Iterator[str]:
         """Values that no image could be processed with."""
         for name in ("input_size", "resize"):

@@ -1,12 +1,13 @@
 """The network, the data, and the shape of a sample."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
 from modelopt_cli.cli.completion import architectures
 from modelopt_cli.cli.values import Reader
-from modelopt_cli.data.config import PreprocessOverrides, as_image, parse_inputs
+from modelopt_cli.data.config import PreprocessOverrides, parse_inputs
+from modelopt_cli.option_names import flag_of
 from modelopt_cli.settings import CALIBRATION, Config, Setting
 from modelopt_cli.tasks import TASKS, parse_task_text
 
@@ -79,7 +80,7 @@ class NetworkOptions(Config, title=_TITLE):
 
 
 def with_shape(reader: Reader, image: PreprocessOverrides, shapes: tuple[str, ...]) -> PreprocessOverrides:
-    """The preprocessing with what ``--input-shape`` says of samples; an image's is its size and channels."""
+    """The preprocessing with what ``--input-shape`` says of samples."""
     if not shapes:
         return image
     try:
@@ -87,12 +88,7 @@ def with_shape(reader: Reader, image: PreprocessOverrides, shapes: tuple[str, ..
     except ValueError as error:
         reader.check(False, "--input-shape", str(error))
         return image
-    for option, value in (("--input-size", image.input_size), ("--channels", image.channels)):
-        reader.check(value is None, option, "is a part of --input-shape; give one of the two")
-    if (form := as_image(sample)) is not None:
-        size, channels = form
-        return image if reader.wrong else replace(image, input_size=size, channels=channels)
-    for name in ("resize", "crop", "interpolation", "mean", "std"):
-        fine = getattr(image, name) is None
-        reader.check(fine, f"--{name}", "is for images, which this is no shape of")
-    return replace(image, sample=sample)
+    conflicts = list(image.conflicts_with(sample))
+    for name, problem in conflicts:
+        reader.check(False, flag_of(name), problem)
+    return image if conflicts else image.with_shape(sample)
