@@ -86,7 +86,7 @@ def tasks() -> list[list[str]]:
     """The tasks: targets, metrics, and the unit of the largest drop."""
     lines = (
         [
-            f"`{name}{_options(row.options)}`",
+            f"`{name}{_options(row.all_options)}`",
             row.help,
             row.target,
             ", ".join(METRICS[metric].title for metric in row.metrics if metric in METRICS) or "your own",
@@ -100,15 +100,29 @@ def tasks() -> list[list[str]]:
 def label_losses() -> list[list[str]]:
     """The losses with targets, and the tasks that are learned by each."""
     lines = (
-        [row.help, ", ".join(f"`{task}`" for task, each in TASKS.items() if each.loss == name)]
+        [row.help, ", ".join(_learned_by(name)), f"`{name}`" if _is_choice(name) else ""]
         for name, row in LABEL_LOSSES.items()
     )
-    return [["loss", "of"], *lines]
+    return [["loss", "of", "chosen by `loss=`"], *lines]
+
+
+def _learned_by(loss: str) -> list[str]:
+    """Tasks that may be learned by a loss; those that are by default are marked."""
+    tasks = ((task, row.losses) for task, row in TASKS.items() if loss in row.losses)
+    return [
+        f"`{task}`" + (" (default)" if len(losses) > 1 and loss == losses[0] else "")
+        for task, losses in tasks
+    ]
+
+
+def _is_choice(loss: str) -> bool:
+    return any(loss in row.losses and len(row.losses) > 1 for row in TASKS.values())
 
 
 def _options(options: Mapping[str, Any]) -> str:
     """Options of a spec with their defaults; empty where it has none."""
-    return "?" + "&".join(f"{key}={value}" for key, value in options.items()) if options else ""
+    defaults = {key: value[0] if isinstance(value, tuple) else value for key, value in options.items()}
+    return "?" + "&".join(f"{key}={value}" for key, value in defaults.items()) if defaults else ""
 
 
 def _drop_unit(metric: str) -> str:

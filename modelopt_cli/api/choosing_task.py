@@ -1,13 +1,23 @@
 """The task of a command: what the user says, else the file, the architecture or the data."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+
+import torch
+from torch import nn
 
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.data.data_spec import parse_spec
 from modelopt_cli.data.source import Samples
+from modelopt_cli.errors import ModeloptError
+from modelopt_cli.measure.accuracy import run
+from modelopt_cli.program import InputSpec
+from modelopt_cli.program.samples import zeros
+from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.settings import option
 from modelopt_cli.tasks import CLASSIFY, TaskSpec, parse_task
 
@@ -62,6 +72,16 @@ def choose_task(
         UsageError: there is no such task.
         DataError: data that may say the task cannot be opened.
     """
+    chosen = _chosen(asked, output, models, data)
+    return replace(chosen, spec=_settled(chosen.spec, models))
+
+
+def _chosen(
+    asked: str | None,
+    output: str | None,
+    models: Sequence[Opened],
+    data: Iterable[Samples | Data | None],
+) -> ChosenTask:
     if asked is not None:
         return ChosenTask(parse_task(asked).named(output), f"{option(TASK)} given")
     found = next(_recorded(models), None) or next(_implied(models), None) or next(_of_data(data), None)
@@ -69,6 +89,23 @@ def choose_task(
         origin = f"{option(OUTPUT_NAME)} given" if output is not None else ""
         return ChosenTask(CLASSIFY.named(output), origin)
     return ChosenTask(found.spec.named(output), found.origin)
+
+
+def _settled(spec: TaskSpec, models: Sequence[Opened]) -> TaskSpec:
+    """The task with the options that the networks tell, where all tell the same."""
+    told = []
+    for opened in models if spec.row.settle is not None else ():
+        network, sample = opened.network, opened.input
+        if network is not None and sample is not None:
+            with contextlib.suppress(ModeloptError):  # what does not run is found out where it matters
+                told.append(spec.settled(partial(_outputs_for, network, sample)))
+    return told[0] if told and all(each.options == told[0].options for each in told) else spec
+
+
+def _outputs_for(network: nn.Module, sample: InputSpec, samples: int) -> object:
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    with evaluation_mode(network):
+        return run(network, zeros(sample, samples, device), "the network")
 
 
 def _recorded(models: Sequence[Opened]) -> Iterator[ChosenTask]:

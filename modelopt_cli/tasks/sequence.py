@@ -1,6 +1,6 @@
 """A sequence of classes, such as characters, from a longer one of frames: speech and lines of text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,11 +9,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
-from modelopt_cli.errors import DataError
-from modelopt_cli.tasks.task import Misfit
-from modelopt_cli.tasks.task_output import finite, require
+from modelopt_cli.errors import DataError, InputError
+from modelopt_cli.settings import option
+from modelopt_cli.tasks.task import Misfit, Scalar
+from modelopt_cli.tasks.task_output import finite, form_of, require
 
 Ids = np.ndarray[tuple[int], np.dtype[np.int64]]
+AUTO, FIRST, SECOND = "auto", "true", "false"
+"""Values of the option ``batch_first``."""
 
 
 class SequenceTargets(TargetFormat):
@@ -64,12 +67,12 @@ class Spoken(NamedTuple):
     ids: list[Ids]
 
 
-def targets(names: tuple[str, ...] | None = None, blank: int = 0) -> SequenceTargets:
+def targets(names: tuple[str, ...] | None = None, blank: int = 0, batch_first: str = AUTO) -> SequenceTargets:
     """The format of the targets."""
     return SequenceTargets(names, blank)
 
 
-def judged(logits: Any, ids: Targets, inputs: Any, blank: int = 0) -> Spoken:
+def judged(logits: Any, ids: Targets, inputs: Any, blank: int = 0, batch_first: str = AUTO) -> Spoken:
     """The best path: the likeliest class of each frame, without repetitions and blanks.
 
     A. Graves et al., Connectionist Temporal Classification, ICML 2006, section 3.2.
@@ -79,7 +82,7 @@ def judged(logits: Any, ids: Targets, inputs: Any, blank: int = 0) -> Spoken:
         Misfit: a target holds a class that it does not have.
     """
     assert isinstance(ids, dict)
-    frames = by_frames(logits, len(ids["lengths"]))
+    frames = by_frames(logits, len(ids["lengths"]), batch_first)
     check_ids(ids, frames.shape[2])
     best = frames.argmax(2)
     changes = torch.cat([torch.ones_like(best[:, :1], dtype=torch.bool), best[:, 1:] != best[:, :-1]], 1)
@@ -87,16 +90,39 @@ def judged(logits: Any, ids: Targets, inputs: Any, blank: int = 0) -> Spoken:
     return Spoken([row[keep].cpu().numpy() for row, keep in zip(best, kept, strict=True)])
 
 
-def by_frames(logits: Any, samples: int) -> Tensor:
+def by_frames(logits: Any, samples: int, batch_first: str = AUTO) -> Tensor:
     """Logits or log-probabilities ``(N, T, classes)``, float32; those of ``(T, N, classes)`` are turned.
 
+    Args:
+        logits: that a network returned.
+        samples: ``N``.
+        batch_first: ``true`` or ``false``; ``auto`` finds out by the number of samples.
+
     Raises:
-        InputError: they are of another form.
+        InputError: they are of another form, or there are as many frames as samples, and nothing says which
+            come first.
     """
-    fits = isinstance(logits, Tensor) and logits.dim() == 3 and samples in logits.shape[:2]
-    require(fits, logits, samples, "a network for sequences", "frames, classes", "give one")
+    sides = {AUTO: (0, 1), FIRST: (0,), SECOND: (1,)}[batch_first]
+    fits = isinstance(logits, Tensor) and logits.dim() == 3
+    places = [side for side in sides if logits.shape[side] == samples] if fits else []
+    require(bool(places), logits, samples, "a network for sequences", "frames, classes", "give one")
+    if len(places) > 1:
+        spec = option("task", f"sequence?batch_first={FIRST}")
+        raise InputError(
+            f"returned {form_of(logits)} for {samples} samples: they or the frames may come first",
+            hint=f"say {spec}, or {SECOND}",
+        )
     checked = finite(logits)
-    return checked if checked.shape[0] == samples else checked.transpose(0, 1)
+    return checked if places == [0] else checked.transpose(0, 1)
+
+
+def settled(output_for: Callable[[int], Any]) -> dict[str, Scalar]:
+    """The option ``batch_first``, from outputs for two and three samples; nothing where they do not tell."""
+    two, three = (output_for(samples) for samples in (2, 3))
+    if not all(isinstance(output, Tensor) and output.dim() == 3 for output in (two, three)):
+        return {}
+    grown = [side for side in (0, 1) if (two.shape[side], three.shape[side]) == (2, 3)]
+    return {"batch_first": (FIRST, SECOND)[grown[0]]} if len(grown) == 1 else {}
 
 
 def check_ids(targets: dict[str, Tensor], classes: int) -> None:

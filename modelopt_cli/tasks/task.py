@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from modelopt_cli.data.targets import TargetFormat
 
 Scalar: TypeAlias = bool | int | float | str
+LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,15 @@ class Task:
             chooses the best weights in training.
         outputs: names of the output that is judged and learned, in the order in which they are looked for;
             else it is the only tensor, or the first. Empty where all outputs are judged together.
-        loss: key of ``training.catalog.LOSSES``; None where nothing can be learned from its targets.
+        losses: keys of ``training.catalog.LOSSES``, the default first; the option ``loss`` chooses one.
+            Empty where nothing can be learned from its targets.
         logits: where the classes of the output are; None where it stands for no probabilities.
         predicted: the class of each sample, ``(N,)``, from the output, or None for one of another form; None
             where samples have no such class.
-        options: what may follow its name, ``NAME?key=value``, and the defaults.
+        options: what may follow its name, ``NAME?key=value``, and the defaults; of texts all there are, the
+            default first.
+        settle: options that a network tells by what it does: ``settle(output_for)`` with the output that
+            ``outputs`` names for a number of samples. None where there are none.
         spelling: of tasks that a name stands for; None for the name itself.
     """
 
@@ -57,11 +62,17 @@ class Task:
     judged: Callable[..., Any]
     metrics: tuple[str, ...]
     outputs: tuple[str, ...] = ()
-    loss: str | None = None
+    losses: tuple[str, ...] = ()
     logits: Logits | None = None
     predicted: Callable[[Any], Any] | None = None
-    options: Mapping[str, Scalar] = field(default_factory=dict)
+    options: Mapping[str, Scalar | tuple[str, ...]] = field(default_factory=dict)
+    settle: Callable[[Callable[[int], Any]], Mapping[str, Scalar]] | None = None
     spelling: re.Pattern[str] | None = None
+
+    @property
+    def all_options(self) -> Mapping[str, Scalar | tuple[str, ...]]:
+        """Its options, and that of the loss where there are several."""
+        return {**self.options, LOSS: self.losses} if len(self.losses) > 1 else self.options
 
 
 class Misfit(Exception):

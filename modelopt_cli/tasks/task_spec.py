@@ -1,6 +1,6 @@
 """A task as it is asked for: a row of ``TASKS`` with its options. Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.settings import did_you_mean, option, row_named
-from modelopt_cli.tasks.task import Scalar, Task
+from modelopt_cli.tasks.task import LOSS, Scalar, Task
 from modelopt_cli.tasks.task_table import DEFAULT, TASKS
 
 if TYPE_CHECKING:
@@ -24,14 +24,21 @@ class TaskSpec:
     Attributes:
         text: as it was given, ``segment?ignore=0``.
         row: of ``TASKS``.
-        options: those that are not the row's defaults.
+        options: those that were given.
+        chosen_loss: that was given, where the row has several.
         output: name of the output that is judged and learned, where the row's own is not meant.
     """
 
     text: str
     row: Task
     options: Mapping[str, Scalar] = field(default_factory=dict)
+    chosen_loss: str | None = None
     output: str | None = None
+
+    @property
+    def loss(self) -> str | None:
+        """Name of the loss that is learned by; None where the row has none."""
+        return self.chosen_loss or next(iter(self.row.losses), None)
 
     @property
     def is_own(self) -> bool:
@@ -80,6 +87,17 @@ class TaskSpec:
         rows = self.logits(outputs)
         return None if rows is None else rows.shape[1]
 
+    def settled(self, run: Callable[[int], Any]) -> "TaskSpec":
+        """The same with the options that a network tells; those that were given stay.
+
+        Args:
+            run: gives all outputs for a number of samples.
+        """
+        if self.row.settle is None:
+            return self
+        told = self.row.settle(lambda samples: self.find(run(samples)))
+        return replace(self, options={**told, **self.options})
+
     def named(self, output: str | None) -> "TaskSpec":
         """The same with another output."""
         return self if output is None else replace(self, output=output)
@@ -98,13 +116,15 @@ def parse_task(text: str) -> TaskSpec:
         raise UsageError(f"there is no task {name!r}", where=option("task"), hint=hint)
     options: dict[str, Scalar] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
-        if key not in row.options:
-            hint = did_you_mean(key, row.options) or f"it takes {', '.join(row.options) or 'no options'}"
+        known = row.all_options
+        if key not in known:
+            hint = did_you_mean(key, known) or f"it takes {', '.join(known) or 'no options'}"
             raise UsageError(f"{name} has no option {key!r}", where=option("task"), hint=hint)
-        options[key] = _read(name, key, value, row.options[key])
+        options[key] = _read(name, key, value, known[key])
     if mark and not options:
         raise UsageError(f"{text!r} has nothing after its ?", where=option("task"), hint="write key=value")
-    return TaskSpec(text, row, options)
+    loss = options.pop(LOSS, None)
+    return TaskSpec(text, row, options, None if loss is None else str(loss))
 
 
 def parse_task_text(text: str) -> str:
@@ -116,7 +136,12 @@ def parse_task_text(text: str) -> str:
     return text
 
 
-def _read(name: str, key: str, value: str, default: Scalar) -> Scalar:
+def _read(name: str, key: str, value: str, default: Scalar | tuple[str, ...]) -> Scalar:
+    if isinstance(default, tuple):
+        if value not in default:
+            hint = did_you_mean(value, default) or f"it is one of {', '.join(default)}"
+            raise UsageError(f"{name}: there is no {key} {value!r}", where=option("task"), hint=hint)
+        return value
     try:
         return type(default)(value)
     except ValueError:

@@ -61,12 +61,14 @@ class LabelLoss:
             over the batch; see ``training.label_losses``.
         guesses: True if it is a cross-entropy, so that equal probabilities for all classes have the logarithm
             of their number.
+        smooths: True if it knows what to make of ``label_smoothing``.
         takes_targets: True if the network computes it itself, and is called with inputs and targets.
     """
 
     help: str
     function: Callable[..., Any]
     guesses: bool = False
+    smooths: bool = False
     takes_targets: bool = False
 
 
@@ -77,17 +79,22 @@ LOSSES: dict[str, LabelLoss] = {
         "cross-entropy of the classes",
         deferred("modelopt_cli.training.objectives", "cross_entropy"),
         guesses=True,
+        smooths=True,
     ),
     "binary-cross-entropy": LabelLoss(
-        "cross-entropy of each class by itself", deferred(_LABELS, "binary_cross_entropy")
+        "cross-entropy of each class by itself", deferred(_LABELS, "binary_cross_entropy"), smooths=True
     ),
     "mse": LabelLoss("mean squared error", deferred(_LABELS, "squared_error")),
     "l1": LabelLoss("mean absolute error", deferred(_LABELS, "absolute_error")),
+    "huber": LabelLoss(
+        "half the squared error up to an error of 1, the absolute error beyond (Huber 1964)",
+        deferred(_LABELS, "huber"),
+    ),
     "cross-entropy-places": LabelLoss(
-        "cross-entropy of each pixel", deferred(_LABELS, "places"), guesses=True
+        "cross-entropy of each pixel", deferred(_LABELS, "places"), guesses=True, smooths=True
     ),
     "cross-entropy-next": LabelLoss(
-        "cross-entropy of each next token", deferred(_LABELS, "next_tokens"), guesses=True
+        "cross-entropy of each next token", deferred(_LABELS, "next_tokens"), guesses=True, smooths=True
     ),
     "ctc": LabelLoss("connectionist temporal classification (Graves et al. 2006)", deferred(_LABELS, "ctc")),
     "cosine": LabelLoss(

@@ -13,26 +13,43 @@ from modelopt_cli.errors import DataError, InputError
 from modelopt_cli.tasks.embedding import pooled
 from modelopt_cli.tasks.restoration import middle
 from modelopt_cli.tasks.segmentation import IGNORED, place_logits
-from modelopt_cli.tasks.sequence import by_frames
+from modelopt_cli.tasks.sequence import AUTO, by_frames
 from modelopt_cli.tasks.task_output import form_of
 
 
-def binary_cross_entropy(logits: Tensor, rows: Tensor, inputs: Any, **settings: Any) -> Tensor:
+def binary_cross_entropy(
+    logits: Tensor, rows: Tensor, inputs: Any, *, label_smoothing: float = 0.0, **settings: Any
+) -> Tensor:
     """Cross-entropy of each class by itself, in nats; the mean over samples and classes."""
-    return F.binary_cross_entropy_with_logits(logits, rows)
+    return F.binary_cross_entropy_with_logits(logits, (1 - label_smoothing) * rows + label_smoothing / 2)
 
 
-def squared_error(output: Tensor, numbers: Tensor, inputs: Any, **settings: Any) -> Tensor:
-    """Mean squared error of rows of numbers."""
-    return F.mse_loss(output.reshape(numbers.shape), numbers)
+def squared_error(output: Tensor, targets: Tensor, inputs: Any, **settings: Any) -> Tensor:
+    """Mean squared error of rows of numbers, or of images."""
+    return F.mse_loss(*_aligned(output, targets))
 
 
-def absolute_error(output: Tensor, images: Tensor, inputs: Any, **settings: Any) -> Tensor:
-    """Mean absolute error of images, or of their middle where the network loses the border."""
-    wanted = middle(images, output)
+def absolute_error(output: Tensor, targets: Tensor, inputs: Any, **settings: Any) -> Tensor:
+    """Mean absolute error of rows of numbers, or of images."""
+    return F.l1_loss(*_aligned(output, targets))
+
+
+def huber(output: Tensor, targets: Tensor, inputs: Any, **settings: Any) -> Tensor:
+    """Half the squared error where that is below 1, and the absolute error less a half beyond.
+
+    P. Huber, Robust Estimation of a Location Parameter, The Annals of Mathematical Statistics 35:73, 1964.
+    """
+    return F.huber_loss(*_aligned(output, targets))
+
+
+def _aligned(output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one shape: of images ``(N, C, H, W)`` the middle, where the network loses the border."""
+    if targets.dim() != 4:
+        return output.reshape(targets.shape), targets
+    wanted = middle(targets, output)
     if wanted is None:
-        raise DataError(f"targets are {form_of(images)}, the network returns {form_of(output)}")
-    return F.l1_loss(output, wanted)
+        raise DataError(f"targets are {form_of(targets)}, the network returns {form_of(output)}")
+    return output, wanted
 
 
 def places(
@@ -60,10 +77,16 @@ def _over_places(logits: Tensor, targets: Tensor, label_smoothing: float) -> Ten
 
 
 def ctc(
-    logits: Tensor, targets: dict[str, Tensor], inputs: Any, *, blank: int = 0, **settings: Any
+    logits: Tensor,
+    targets: dict[str, Tensor],
+    inputs: Any,
+    *,
+    blank: int = 0,
+    batch_first: str = AUTO,
+    **settings: Any,
 ) -> Tensor:
     """Connectionist temporal classification (A. Graves et al., ICML 2006), in nats for each symbol."""
-    frames = by_frames(logits, len(targets["lengths"]))
+    frames = by_frames(logits, len(targets["lengths"]), batch_first)
     lengths = torch.full((len(frames),), frames.shape[1], dtype=torch.int64)
     return F.ctc_loss(
         frames.log_softmax(2).transpose(0, 1),

@@ -137,7 +137,7 @@ class Learner:
         return StepInputs(select(inputs, own), None, batch.variant), targets[own]
 
     def _loss(self, inputs: StepInputs, targets: Any, batch: Batch) -> Tensor:
-        name = self.task.row.loss
+        name = self.task.loss
         judges_itself = name is not None and LOSSES[name].takes_targets
         with synced_batch_norm(self.world, counts=batch.weight > 0), self._autocast():
             with failing_in_one_line(inputs.batch, "the network"), refusals_in_one_line(self.network):

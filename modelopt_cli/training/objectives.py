@@ -54,12 +54,12 @@ class TaskLoss:
 
     def __call__(self, logits: Any, targets: Any, inputs: StepInputs) -> Tensor:
         """The mean over the batch."""
-        row, name = self.task.row, self.task.row.loss
+        name = self.task.loss
         if self.task.is_own:
             loss: Tensor = self.task.function.loss(logits, targets)
             return loss
         assert name is not None
-        options = {"label_smoothing": self.label_smoothing, **row.options, **self.task.options}
+        options = {"label_smoothing": self.label_smoothing, **self.task.options}
         loss = LOSSES[name].function(logits, targets, inputs.batch, **options)
         return loss
 
@@ -68,8 +68,14 @@ def label_loss(task: TaskSpec, label_smoothing: float = 0.0) -> Objective:
     """The loss of a task with its targets.
 
     Raises:
-        UsageError: it has none.
+        UsageError: it has none, or none whose labels could be smoothed.
     """
+    if label_smoothing and (task.loss is None or not LOSSES[task.loss].smooths):
+        raise UsageError(
+            f"spreads labels over classes, and {task.text} is not learned by them",
+            where=option("label_smoothing"),
+            hint="leave it out",
+        )
     if task.is_own and not hasattr(task.function, "loss"):
         hint = "give the function an attribute loss, itself a function of outputs and targets"
         raise UsageError(f"{task.text} has no loss to train by", where=option("task"), hint=hint)
@@ -85,7 +91,7 @@ def loss_on_labels(label_smoothing: float = 0.0, task: TaskSpec = CLASSIFY) -> O
 
 def guesses(task: TaskSpec) -> bool:
     """True if guessing has the logarithm of the number of classes for a loss."""
-    return task.row.loss is not None and LOSSES[task.row.loss].guesses
+    return task.loss is not None and LOSSES[task.loss].guesses
 
 
 class Distillation:

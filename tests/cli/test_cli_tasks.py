@@ -148,6 +148,47 @@ def test_a_task_that_there_is_not_is_refused_before_anything_is_opened(there: Pa
     assert "there is no task 'segmnt'; did you mean 'segment'" in found.err
 
 
+BAD_TASKS = {
+    "option": ("segment?ignored=0", "segment has no option 'ignored'; did you mean 'ignore'"),
+    "number": ("segment?ignore=x", "segment: ignore is 'x', not a whole number"),
+    "loss": ("regress?loss=hubr", "regress: there is no loss 'hubr'; did you mean 'huber'"),
+    "no choice": ("segment?loss=l1", "segment has no option 'loss'"),
+    "nothing": ("segment?", "'segment?' has nothing after its ?"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TASKS.values(), ids=BAD_TASKS)
+def test_options_that_a_task_does_not_have_are_refused(case: Any, there: Path, modelopt: Run) -> None:
+    task, message = case
+    found = modelopt("eval", "net.pth", "--task", task)
+    assert found.code == 2
+    assert message in found.err
+    assert found.err.strip().count("\n") == 0
+
+
+def test_frames_and_samples_that_are_equally_many_are_told_apart(there: Path, modelopt: Run) -> None:
+    (there / "line.py").write_text(
+        "from torch import nn\n"
+        "class Line(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv = nn.Conv1d(4, 4, 1)\n"
+        "    def forward(self, x):\n"
+        "        return self.conv(x).permute(2, 0, 1)\n"
+    )
+    weights = {"conv.weight": 9 * torch.eye(4)[:, :, None], "conv.bias": torch.zeros(4)}
+    torch.save(weights, there / "line.pth")
+    ids = torch.tensor([[1, 2, 3], [3, 2, 1], [2, 1, 2]])
+    x = nn.functional.one_hot(ids, 4).float().transpose(1, 2)
+    save(there / "lines.npz", x, ids)
+    words = ["--arch", "line.py:Line", "--data", "npz:lines.npz", "--latency-runs", "0", "--json", "-q"]
+    found = modelopt("eval", "line.pth", *words, "--task", "sequence")
+    assert found.code == 0, found.err
+    assert json.loads(found.out)["models"][0]["metrics"] == {"cer": 0.0}
+    wrong = modelopt("eval", "line.pth", *words, "--task", "sequence?batch_first=true")
+    assert json.loads(wrong.out)["models"][0]["metrics"]["cer"] > 0
+
+
 def test_boxes_without_the_library_say_what_to_install(
     there: Path, modelopt: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

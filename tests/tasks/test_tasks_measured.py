@@ -257,6 +257,35 @@ def test_characters_that_are_wrong_missing_or_too_many() -> None:
     assert [row.tolist() for row in turned.ids] == [[1, 2, 2], [3]]
 
 
+def test_as_many_frames_as_samples_are_never_guessed_at() -> None:
+    best = torch.tensor([[1, 0, 1], [2, 0, 3], [2, 2, 2]])
+    logits = nn.functional.one_hot(best, 4).float()
+    ids = parse_task("sequence").targets().collate([torch.tensor([1])] * 3)
+    with pytest.raises(InputError, match=r"3, 3, 4.* for 3 samples: they or the frames may come first"):
+        parse_task("sequence").judged(logits, ids, None)
+    first = parse_task("sequence?batch_first=true").judged(logits, ids, None)
+    assert [row.tolist() for row in first.ids] == [[1, 1], [2, 3], [2]]
+    second = parse_task("sequence?batch_first=false").judged(logits, ids, None)
+    assert [row.tolist() for row in second.ids] == [[1, 2], [2], [1, 3, 2]]
+    with pytest.raises(InputError, match=r"returned .3, 2, 4. for 3 samples"):
+        parse_task("sequence?batch_first=false").judged(logits[:, :2], ids, None)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_network_tells_by_two_batches_what_comes_first(first: bool) -> None:
+    frames = torch.zeros(12, 4)
+
+    def run(samples: int) -> torch.Tensor:
+        batch = frames.expand(samples, 12, 4)
+        return batch if first else batch.transpose(0, 1)
+
+    told = parse_task("sequence").settled(run)
+    assert told.options == {"batch_first": "true" if first else "false"}
+    assert parse_task("sequence?batch_first=false").settled(run).options == {"batch_first": "false"}
+    assert parse_task("sequence").settled(lambda samples: torch.zeros(samples, samples, 4)).options == {}
+    assert parse_task("segment").settled(run).options == {}
+
+
 def edits(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     if not one or not other:
         return len(one) + len(other)

@@ -114,6 +114,35 @@ def test_errors_of_numbers_images_and_vectors() -> None:
     assert loss("embed", one, apart) == 0
 
 
+@pytest.mark.parametrize("task", ["regress", "restore"])
+def test_a_task_with_several_losses_is_learned_by_the_one_that_is_named(task: str) -> None:
+    shape = (2, 3) if task == "regress" else (2, 1, 4, 4)
+    wanted = torch.zeros(shape)
+    output = torch.linspace(-2, 2, wanted.numel()).reshape(shape)
+    size = output.abs()
+    formulas = {
+        "mse": size.square().mean(),
+        "l1": size.mean(),
+        "huber": torch.where(size < 1, size.square() / 2, size - 0.5).mean(),
+    }
+    for name, formula in formulas.items():
+        assert loss(f"{task}?loss={name}", output, wanted) == pytest.approx(float(formula), rel=1e-6)
+    default = TASKS[task].losses[0]
+    assert loss(task, output, wanted) == pytest.approx(float(formulas[default]), rel=1e-6)
+    for name in formulas:
+        case = replace(CASES[task], task=f"{task}?loss={name}")
+        assert trained(case, case.made(), epochs=8).loss < trained(case, case.made(), epochs=1).loss
+
+
+def test_labels_are_smoothed_where_there_are_classes() -> None:
+    logits, rows = torch.tensor([[0.3, -1.0]]), torch.tensor([[1.0, 0.0]])
+    p, soft = logits.sigmoid(), torch.tensor([[0.95, 0.05]])
+    nats = -(soft * p.log() + (1 - soft) * (1 - p).log()).mean()
+    assert loss("multilabel", logits, rows, label_smoothing=0.1) == pytest.approx(float(nats), rel=1e-5)
+    with pytest.raises(UsageError, match="label_smoothing: spreads labels over classes, and regress is not"):
+        loss("regress", logits, rows, label_smoothing=0.1)
+
+
 def test_connectionist_temporal_classification_sums_over_alignments() -> None:
     logs = torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]]]).log()
     ids = {"ids": torch.tensor([[1]]), "lengths": torch.tensor([1])}
@@ -169,4 +198,4 @@ def test_what_has_no_meaning_for_a_task_is_refused() -> None:
 
 
 def test_every_task_has_a_loss_of_the_table() -> None:
-    assert {row.loss for row in TASKS.values() if row.loss} == set(LOSSES)
+    assert {loss for row in TASKS.values() for loss in row.losses} == set(LOSSES)
