@@ -60,6 +60,7 @@ class Setting:
         shared: its environment variable may also be written without the command's name.
         default: the default in words, where None stands for something.
         suggest: makes the values that a shell offers, each with a description, where others are fine, too.
+        of_layers: a value is a pattern for the names of a checkpoint's layers.
     """
 
     help: str
@@ -78,6 +79,7 @@ class Setting:
     shared: bool = False
     default: str | None = None
     suggest: Callable[[], Mapping[str, str]] | None = None
+    of_layers: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +146,8 @@ class Field:
         """The value in a usage line."""
         if self.setting.metavar is not None:
             return self.setting.metavar
+        if self.setting.of_layers:
+            return "GLOB"
         if self.setting.choices is not None:
             return "|".join(self.setting.choices)
         kind = get_args(self.type)[0] if self.several else self.type

@@ -24,7 +24,7 @@ from modelopt_cli.option_types import not_of_type
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture, require_inputs
 from modelopt_cli.program.input_batch import Inputs, make_inputs, named
-from modelopt_cli.program.input_spec import INPUT_NAME, InputType, place_names
+from modelopt_cli.program.input_spec import INPUT_NAME, INPUT_TYPE, InputType, place_names
 from modelopt_cli.program.samples import DTYPES
 from modelopt_cli.program.verification import random_input, require_runnable
 
@@ -181,7 +181,7 @@ def example_like(example: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | N
 
 
 def _described(example: Tensor, name: str) -> InputSpec:
-    dtype = next((known for known, each in DTYPES.items() if each == example.dtype), "float32")
+    dtype = next((known for known, each in DTYPES.items() if each == example.dtype), INPUT_TYPE)
     return InputSpec(tuple(example.shape[1:]), dtype=cast(InputType, dtype), name=name)
 
 

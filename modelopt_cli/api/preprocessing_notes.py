@@ -7,6 +7,7 @@ from modelopt_cli.checkpoint import Opened, resolve
 from modelopt_cli.checkpoint.arch import Architecture
 from modelopt_cli.data import PreprocessOverrides
 from modelopt_cli.program import InputSpec
+from modelopt_cli.program.input_spec import INPUT_TYPE
 from modelopt_cli.settings import option
 
 _NOTHING = PreprocessOverrides()
@@ -41,7 +42,7 @@ def describe_input(spec: InputSpec) -> str:
 
 def _shape_and_type(spec: InputSpec) -> str:
     shape = "x".join(map(str, spec.shape)) or "scalar"
-    return shape if spec.dtype == "float32" else f"{shape}:{spec.dtype}"
+    return shape if spec.dtype == INPUT_TYPE else f"{shape}:{spec.dtype}"
 
 
 def published_for(opened: Opened, preprocessing: PreprocessOverrides | None = None) -> str | None:

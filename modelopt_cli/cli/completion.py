@@ -25,7 +25,7 @@ def completion(field: Field) -> Complete | None:
         return lambda ctx, incomplete: [(name, help_of(row)) for name, row in rows.items()]
     if (suggest := field.setting.suggest) is not None:
         return lambda ctx, incomplete: list(suggest().items())
-    return _layers if field.metavar == "GLOB" else None
+    return _layers if field.setting.of_layers else None
 
 
 def architectures() -> dict[str, str]:

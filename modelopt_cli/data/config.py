@@ -6,7 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, get_args
 
-from modelopt_cli.program.input_spec import INPUT_NAME, InputSpec, InputType, Interpolation, place_names
+from modelopt_cli.program.input_spec import (
+    INPUT_NAME,
+    INPUT_TYPE,
+    InputSpec,
+    InputType,
+    Interpolation,
+    place_names,
+)
 from modelopt_cli.settings import Config, Setting, fraction, not_one_of, option
 
 Size = tuple[int, int]
@@ -54,13 +61,13 @@ def _parse_input(text: str, name: str) -> InputSpec:
             f"'{text}' is not the shape of a sample, such as 3x224x224, 128:int64 or mask=77:int64"
         )
     shape = () if match[2] == "scalar" else tuple(map(int, match[2].split("x")))
-    return InputSpec(shape, dtype=_input_type(match[3] or "float32"), name=match[1] or name)
+    return InputSpec(shape, dtype=_input_type(match[3] or INPUT_TYPE), name=match[1] or name)
 
 
 def as_image(spec: InputSpec) -> tuple[Size, int] | None:
     """Size and channels of the image that a network's one input may be; None where it is none."""
     grey_or_colour = len(spec.shape) == 3 and spec.shape[0] in (1, 3)
-    if spec.others or spec.name != INPUT_NAME or spec.dtype != "float32" or not grey_or_colour:
+    if spec.others or spec.name != INPUT_NAME or spec.dtype != INPUT_TYPE or not grey_or_colour:
         return None
     return (spec.shape[1], spec.shape[2]), spec.shape[0]
 

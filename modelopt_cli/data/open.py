@@ -12,7 +12,7 @@ from modelopt_cli.data.preprocess import ImageTransform, resolve_preprocess
 from modelopt_cli.data.raw_inputs import describe_inputs
 from modelopt_cli.data.source import Samples, Source, Stream
 from modelopt_cli.errors import DataError
-from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.input_spec import INPUT_TYPE, InputSpec
 
 
 def open_data(
@@ -54,7 +54,7 @@ def open_data(
         shape = input_spec.shape if input_spec else None
         if overrides:
             shape = resolve_preprocess(input_spec, overrides)[1]
-        source = parsed.row.open(parsed, shape, seed, input_spec.dtype if input_spec else "float32")
+        source = parsed.row.open(parsed, shape, seed, input_spec.dtype if input_spec else INPUT_TYPE)
     else:
         source = parsed.row.open(parsed)
     if isinstance(source, Stream) or source.ready:

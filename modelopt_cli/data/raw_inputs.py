@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.input_batch import Inputs
-from modelopt_cli.program.input_spec import INPUT_NAME, InputSpec, InputType, place_names
+from modelopt_cli.program.input_spec import INPUT_NAME, INPUT_TYPE, InputSpec, InputType, place_names
 from modelopt_cli.program.samples import DTYPES
 from modelopt_cli.settings import did_you_mean, option
 
@@ -107,7 +107,7 @@ def describe_inputs(raw: RawInputs) -> InputSpec:
 
 def _described(tensor: Tensor, name: str) -> InputSpec:
     own = str(tensor.dtype).removeprefix("torch.")
-    dtype = cast(InputType, own if own in DTYPES else "float32")
+    dtype = cast(InputType, own if own in DTYPES else INPUT_TYPE)
     return InputSpec(tuple(tensor.shape), dtype=dtype, name=name)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from modelopt_cli.data.data_spec import DataSpec
 from modelopt_cli.data.source import Source
 from modelopt_cli.errors import DataError
-from modelopt_cli.program.input_spec import InputType
+from modelopt_cli.program.input_spec import INPUT_TYPE, InputType
 from modelopt_cli.program.samples import DTYPES
 
 _SHAPE = re.compile(r"([1-9]\d{0,6}(?:x[1-9]\d{0,6})*)(?::(\w+))?", re.ASCII)
@@ -43,7 +43,7 @@ class SyntheticSource(Source):
 
 
 def open_synthetic(
-    spec: DataSpec, shape: tuple[int, ...] | None, seed: int, dtype: InputType = "float32"
+    spec: DataSpec, shape: tuple[int, ...] | None, seed: int, dtype: InputType = INPUT_TYPE
 ) -> Source:
     """``synthetic:3x224x224?n=256``, ``synthetic:128:int64?below=999``; without a shape, the network's."""
     if spec.target:

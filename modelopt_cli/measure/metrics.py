@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from modelopt_cli.tasks import TaskSpec
 
 _TASKS = "modelopt_cli.tasks"
+_PERCENT = " %"
 _mean = deferred(f"{_TASKS}.draws", "mean")
 _share = deferred(f"{_TASKS}.draws", "share")
 
@@ -68,9 +69,14 @@ class Metric:
     column: int | None = None
 
     @property
+    def in_percent(self) -> bool:
+        """True if it is a percentage, so that a difference is in percentage points."""
+        return self.unit == _PERCENT
+
+    @property
     def drop_unit(self) -> str:
-        """The unit of a difference: percentage points of what is in percent."""
-        return " pp" if self.unit == " %" else self.unit
+        """The unit of a difference."""
+        return " pp" if self.in_percent else self.unit
 
     def text(self, value: float) -> str:
         """The value as the table shows it."""
@@ -112,7 +118,7 @@ def is_among_largest(logits: "Tensor", labels: "Tensor", count: int) -> "Tensor"
 ACCURACY = "top1"
 """The metric of classifiers whose samples are right or wrong."""
 
-_percent = partial(Metric, scale=100, unit=" %", digits=2, largest=100)
+_percent = partial(Metric, scale=100, unit=_PERCENT, digits=2, largest=100)
 _pairs = partial(
     Metric,
     score=deferred(f"{_TASKS}.embedding", "kept"),

@@ -89,7 +89,7 @@ def _undivided(program: Program, calls: Sequence[fx.Node], values: Mapping[str, 
         if any(f"{path}.{name}" in fetched for name in (*_WEIGHTS, "in_proj_bias")):
             reason = "whose weights are read outside of it, too"
         packed = program.encodings.get(f"{path}.in_proj_weight")
-        if len(layouts[path]) > 1 and packed is not None and packed.codec != "raw":
+        if len(layouts[path]) > 1 and packed is not None and not packed.is_plain:
             reason = "whose weights for several inputs are compressed as one"
         if reason is not None:
             reasons.setdefault(path, reason)

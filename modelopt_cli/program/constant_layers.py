@@ -113,7 +113,7 @@ def _call(node: fx.Node, program: Program, constants: _Constants) -> _Call | Non
 
 def _is_encoded(program: Program, node: fx.Node) -> bool:
     encoding = program.encodings.get(str(node.target))
-    return encoding is not None and encoding.codec != "raw"
+    return encoding is not None and not encoding.is_plain
 
 
 def _home(weight: fx.Node, constants: _Constants) -> str | None:

@@ -10,6 +10,8 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 INPUT_NAME = "x"
 """Name of an input that has no other."""
 InputType = Literal["float32", "int64", "int32", "uint8", "bool"]
+INPUT_TYPE: InputType = "float32"
+"""Type of an input of which nothing else is said; images have no other."""
 
 
 def place_names(count: int) -> tuple[str, ...]:
@@ -78,7 +80,7 @@ class InputSpec:
 
     shape: tuple[int, ...]
     preprocess: Preprocess | None = None
-    dtype: InputType = "float32"
+    dtype: InputType = INPUT_TYPE
     name: str = INPUT_NAME
     free: tuple[int, ...] = ()
     others: tuple["InputSpec", ...] = ()

@@ -6,7 +6,14 @@ from dataclasses import asdict, fields, replace
 from typing import Any, get_args
 
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.input_spec import INPUT_NAME, InputSpec, InputType, Interpolation, Preprocess
+from modelopt_cli.program.input_spec import (
+    INPUT_NAME,
+    INPUT_TYPE,
+    InputSpec,
+    InputType,
+    Interpolation,
+    Preprocess,
+)
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.safe_names import is_input_name
 
@@ -17,7 +24,7 @@ MAX_NODES = 20_000
 """Nodes of a graph."""
 MAX_RANK = 8  # dimensions of a sample
 MAX_INPUTS = 64
-_PLAIN_INPUT: dict[str, Any] = {"dtype": "float32", "name": INPUT_NAME, "free": []}
+_PLAIN_INPUT: dict[str, Any] = {"dtype": INPUT_TYPE, "name": INPUT_NAME, "free": []}
 """Keys of an input that may be left out."""
 _MAX_DEPTH = 16
 _MAX_ITEMS = 1_000_000

@@ -42,6 +42,11 @@ class Encoding:
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
     integers: torch.Tensor | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """True if the values are stored as they are."""
+        return self.codec == "raw"
+
 
 def _once(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """A function for ``Module._apply`` that keeps one a buffer that several layers share."""

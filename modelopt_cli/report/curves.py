@@ -13,6 +13,7 @@ _WIDTH_INCHES, _PANEL_INCHES, _REST_INCHES = 8.0, 2.6, 1.0
 _LEGEND_COLUMNS = 6
 _STYLES = ("-", "--", ":")
 """Line styles, the next after all ten colours were used, so that no two lines look alike."""
+# The first is always drawn, the others where there is something to draw.
 _PANELS = (
     ("loss", "training loss,\nmean over the epoch"),
     ("val_top1", "validation accuracy,\ntop-1 (%)"),
@@ -53,7 +54,8 @@ def draw_curve(log: Path, path: Path, *, overlaid: Sequence[str] = (), force: bo
     """
     require_plots(path)
     drawn = courses(read_metrics(log), overlaid)
-    panels = [panel for panel in _PANELS if panel[0] == "loss" or _is_known(panel[0], drawn)]
+    first, *others = _PANELS
+    panels = [first, *(panel for panel in others if _is_known(panel[0], drawn))]
     figure = new_figure(_WIDTH_INCHES, _REST_INCHES + _PANEL_INCHES * len(panels))
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for each, (name, label) in zip(axes, panels, strict=True):

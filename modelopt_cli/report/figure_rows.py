@@ -160,7 +160,7 @@ FIGURES: dict[str, Figure] = {
     "drop_pp": Figure(
         "the drop, where the metric is in percent, in percentage points",
         "",
-        lambda comparison: comparison.difference if comparison.metric.unit == " %" else None,
+        lambda comparison: comparison.difference if comparison.metric.in_percent else None,
         number=lambda difference: difference.drop,
         compares=True,
         column=14,

@@ -215,7 +215,7 @@ def test_criteria_of_coupled_channels_look_at_every_layer() -> None:
         assert int(scores.argmin()) == 2
         assert scores[2] == 0
     program = net()
-    (maker,) = (m for m in group.members if m.parameter == "body.weight" and m.role == "out")
+    (maker,) = (m for m in group.members if m.parameter == "body.weight" and m.makes_channels)
     program.get_parameter("body.weight").data[maker.positions[maker.units == 2]] = 5.0
     assert int(_channels(analyse(program), "l2")[group.name].argmax()) == 2
 

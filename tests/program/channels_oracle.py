@@ -91,7 +91,7 @@ def prune_ours(program: Program, ratio: float, multiple: int = 1) -> tuple[Progr
     found = analyse(program)
     keep: Keep = {}
     for group in found.groups:
-        makes = next(member for member in group.members if member.role == "out")
+        makes = next(member for member in group.members if member.makes_channels)
         single = len(makes.positions) == group.units  # a head is more than a channel
         count = kept(group.units, ratio, math.lcm(group.step, multiple if single else 1))
         order = importance(group.units).argsort(descending=True)[: max(count, group.step)]

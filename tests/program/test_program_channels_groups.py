@@ -117,7 +117,7 @@ def test_tokens_and_positions_go_with_the_stream() -> None:
     group = analyse(captured(CASES["class token, positions, layer scale"]))["patch"]
     tensors = {(m.parameter, m.dim) for m in group.members if m.role == "tensor"}
     assert tensors == {("cls", 2), ("pos", 2), ("scale", 0)}
-    made = {m.parameter for m in group.members if m.role == "out"}
+    made = {m.parameter for m in group.members if m.makes_channels}
     assert made == {"patch.weight", "down.weight"}
 
 

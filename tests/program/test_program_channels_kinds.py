@@ -91,7 +91,7 @@ def test_without_some_channels_it_computes_the_zeroed_network(kind: str) -> None
     smaller = remove(program, keep, dependencies=found)
     with torch.no_grad():
         if kind in NORMS:
-            made = next(member for member in found["before"].members if member.role == "out")
+            made = next(member for member in found["before"].members if member.makes_channels)
             kept = made.positions[torch.isin(made.units, torch.tensor(keep["before"]))]
             expected = kept_norm(net, kind, kept.sort().values, x)
         else:

@@ -63,7 +63,7 @@ def test_programs_without_windows_pass() -> None:
 
 
 def makers(group: Group) -> list[str]:
-    return [member.parameter.rpartition(".")[0] for member in group.members if member.role == "out"]
+    return [member.parameter.rpartition(".")[0] for member in group.members if member.makes_channels]
 
 
 @pytest.mark.parametrize("version", [1, 2])

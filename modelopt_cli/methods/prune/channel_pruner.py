@@ -40,7 +40,7 @@ LAST = 8
 
 def makers(group: Group) -> list[Member]:
     """The weights whose outputs are a group's channels."""
-    return [member for member in group.members if member.role == "out"]
+    return [member for member in group.members if member.makes_channels]
 
 
 def producers(group: Group) -> tuple[str, ...]:

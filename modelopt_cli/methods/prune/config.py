@@ -74,10 +74,10 @@ class PruneConfig(Config, title="Pruning"):
         ),
     ] = 8
     include: Annotated[
-        tuple[str, ...], Setting("Prune only layers whose names match; may be repeated.", metavar="GLOB")
+        tuple[str, ...], Setting("Prune only layers whose names match; may be repeated.", of_layers=True)
     ] = ()
     exclude: Annotated[
-        tuple[str, ...], Setting("Leave layers whose names match unpruned; may be repeated.", metavar="GLOB")
+        tuple[str, ...], Setting("Leave layers whose names match unpruned; may be repeated.", of_layers=True)
     ] = ()
     skip_first: Annotated[bool, Setting("Leave the first layer unpruned.", advanced=True)] = False
     skip_last: Annotated[bool, Setting("Leave the last layer unpruned.", advanced=True)] = False

@@ -21,11 +21,11 @@ class QuantizeConfig(Config, title="Quantizing"):
     ] = "mse"
     include: Annotated[
         tuple[str, ...],
-        Setting("Quantize only layers whose names match; may be repeated.", metavar="GLOB"),
+        Setting("Quantize only layers whose names match; may be repeated.", of_layers=True),
     ] = ()
     exclude: Annotated[
         tuple[str, ...],
-        Setting("Leave layers whose names match in float; may be repeated.", metavar="GLOB"),
+        Setting("Leave layers whose names match in float; may be repeated.", of_layers=True),
     ] = ()
     skip_first: Annotated[
         bool, Setting("Leave the first convolution or linear layer in float.", advanced=True)

@@ -136,10 +136,10 @@ class ShareConfig(Config, title="Sharing"):
         ),
     ] = None
     include: Annotated[
-        tuple[str, ...], Setting("Share only layers whose names match; may be repeated.", metavar="GLOB")
+        tuple[str, ...], Setting("Share only layers whose names match; may be repeated.", of_layers=True)
     ] = ()
     exclude: Annotated[
-        tuple[str, ...], Setting("Leave layers whose names match; may be repeated.", metavar="GLOB")
+        tuple[str, ...], Setting("Leave layers whose names match; may be repeated.", of_layers=True)
     ] = ()
     skip_first: Annotated[bool, Setting("Leave the first layer as it is.", advanced=True)] = False
     skip_last: Annotated[bool, Setting("Leave the last layer as it is.", advanced=True)] = False

@@ -9,12 +9,12 @@ from torch import Tensor
 from modelopt_cli.program.attention import split_attention
 from modelopt_cli.program.attention_functions import split_attention_functions
 from modelopt_cli.program.channels.labelling import run
-from modelopt_cli.program.channels.trace import Slot, Trace
+from modelopt_cli.program.channels.trace import MAKES, Slot, Trace
 from modelopt_cli.program.constant_layers import constant_layers
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.windows import split_windows
 
-ROLES = ("out", "in", "bias", "norm", "statistic", "tensor")
+ROLES = (MAKES, "in", "bias", "norm", "statistic", "tensor")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Member:
     positions: Tensor
     units: Tensor
     gates: int = 1
+
+    @property
+    def makes_channels(self) -> bool:
+        """True of weights whose outputs the channels are."""
+        return self.role == MAKES
 
     @property
     def index(self) -> tuple[Tensor, ...]:
@@ -202,7 +207,7 @@ def _outputs_by_class(trace: Trace) -> dict[int, list[int]]:
     first: dict[tuple[str, int], int] = {}
     makers: dict[int, list[int]] = {}
     for number, slot in enumerate(trace.slots):
-        if slot.role != "out" or first.setdefault((slot.tensor, slot.dim), number) != number:
+        if not slot.makes_channels or first.setdefault((slot.tensor, slot.dim), number) != number:
             continue
         roots = trace.ties.find(slot.line)
         for root in dict.fromkeys(roots[roots >= 0].tolist()):
@@ -243,7 +248,7 @@ def _frozen_layers(
     frozen: dict[str, str] = {}
     prunable: set[str] = set()
     for slot in trace.slots:
-        if slot.role != "out":
+        if not slot.makes_channels:
             continue
         layer, roots = layer_of(slot.tensor), trace.ties.find(slot.line)
         if bool((owner[roots] >= 0).any()):

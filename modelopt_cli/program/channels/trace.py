@@ -42,6 +42,10 @@ class Fetched:
     tensor: Tensor
 
 
+MAKES = "out"
+"""Role of the weights that make a channel; ``dependencies.ROLES`` has all."""
+
+
 @dataclass(frozen=True)
 class Slot:
     """Labels of one dimension of a parameter or buffer; ``role`` and ``gates`` as in ``Member``."""
@@ -51,6 +55,11 @@ class Slot:
     line: Tensor
     role: str
     gates: int = 1
+
+    @property
+    def makes_channels(self) -> bool:
+        """True of weights whose outputs the channels are."""
+        return self.role == MAKES
 
 
 Rule = Callable[["Trace", fx.Node, dict[str, Any]], Any]
