@@ -103,6 +103,16 @@ DATA_KINDS: dict[str, DataKind] = {
         is_path=True,
         suffix=".csv",
     ),
+    "pairs": DataKind(
+        "two folders or patterns of images that belong together by their names: inputs, and masks of class "
+        "ids (8-bit or 16-bit grey, or palette images) or target pictures; `?target=mask` or `?target=image` "
+        "says which, where nothing else does",
+        "pairs:INPUTS@TARGETS",
+        deferred(f"{_ROOM}.pairs", "open_pairs"),
+        {"target": ""},
+        canonical=deferred(f"{_ROOM}.pairs", "canonical_pairs"),
+        says_task=True,
+    ),
     "tar": DataKind(
         "tar shards as WebDataset writes them: `0001.jpg` and `0001.cls` are one sample",
         "tar:PATTERN",

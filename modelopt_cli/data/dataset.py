@@ -248,8 +248,14 @@ class Data:
             raw, target = self.source.load(index)
             if isinstance(raw, Image.Image):
                 assert self.transform is not None
-                raw = self.transform(raw)
+                raw, target = self.transform.pair(raw, self._placed(target, raw))
             return self._check(raw, target)
+
+    def _placed(self, target: RawTarget, picture: Image.Image) -> Any:
+        """What of a target lies in the picture, where targets are read."""
+        if not self.gives_targets or target is None or isinstance(target, DataError):
+            return target
+        return self.targets.place(target, picture)
 
     @contextlib.contextmanager
     def _naming(self, index: int) -> Iterator[None]:

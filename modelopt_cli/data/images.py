@@ -1,25 +1,18 @@
 """Image files, and the source that is a folder of class folders."""
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from typing import IO
-
-from PIL import Image, UnidentifiedImageError
 
 from modelopt_cli.data.data_spec import DataSpec
+from modelopt_cli.data.decode import decode
 from modelopt_cli.data.shards import shown
 from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError
-from modelopt_cli.regular import open_regular
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Those of torchvision's ``ImageFolder``."""
-
-TO_8_BITS = "convert it to 8 bits per channel"
 
 LABEL_DIGITS = 9
 """Most digits that a label in a file has: more are a slip of the finger, and would count as many classes."""
@@ -69,50 +62,6 @@ class FileSource(Source):
         return decode(self.paths[index]), labels if isinstance(labels, DataError) else labels[index]
 
 
-def decode(file: str | IO[bytes]) -> Image.Image:
-    """Decode an image file, or what is open as one, whole.
-
-    Raises:
-        DataError: missing, unreadable, truncated, not an image, or too large to be meant. Where what is open
-            lies, the caller must say.
-    """
-    path = file if isinstance(file, str) else None
-    try:
-        with open_regular(file, DataError) if isinstance(file, str) else nullcontext(file) as stream:
-            return _decoded(stream)
-    except DataError as error:
-        error.where = error.where or path
-        raise
-    except UnidentifiedImageError:
-        raise DataError("is not an image", where=path, hint="remove it or fetch it again") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        limit = Image.MAX_IMAGE_PIXELS or 0
-        raise DataError(
-            f"has more than {limit // 10**6} million pixels", where=path, hint="shrink it"
-        ) from None
-    except OSError as error:
-        reason = error.strerror or "is truncated or damaged"
-        raise DataError(reason, where=path, hint="remove it or fetch it again") from None
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise SyntaxError, ValueError, struct.error, IndexError, ...
-        raise DataError(
-            f"cannot be decoded ({type(error).__name__})", where=path, hint="remove it or fetch it again"
-        ) from None
-
-
-def _decoded(stream: IO[bytes]) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(stream) as image:
-            # Pillow keeps the upper byte of a 16-bit colour image, and never says so.
-            if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
-                raise DataError(f"has 16 bits per channel ({image.mode})", hint=TO_8_BITS)
-            image.load()
-            return image
-
-
 def open_folder(spec: DataSpec) -> Source:
     """Open a folder of class folders; labels follow the sorted names, as in torchvision's ImageFolder."""
     root = spec.target
@@ -121,16 +70,16 @@ def open_folder(spec: DataSpec) -> Source:
     except OSError as error:
         raise DataError(error.strerror or "cannot be read", where=root) from None
     names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    files_of_class = {name: list(_files(os.path.join(root, name))) for name in names}
-    images = {name: [path for path in files if _is_image(path)] for name, files in files_of_class.items()}
+    files_of_class = {name: list(files_in(os.path.join(root, name))) for name in names}
+    images = {name: [path for path in files if is_image(path)] for name, files in files_of_class.items()}
     loose = [entry.path for entry in entries if not entry.is_dir()]
     if not any(images.values()):
         hint = "give one folder per class, or csv:FILE with columns path,label"
-        some = [path for path in loose if _is_image(path)]
+        some = [path for path in loose if is_image(path)]
         if not some:
             raise DataError("holds no class folders with images", where=root, hint=hint)
         unlabelled = DataError("holds images but no class folders", where=root, hint=hint)
-        note = _left_out(root, [path for path in loose if not _is_image(path)], set())
+        note = left_out(root, [path for path in loose if not is_image(path)], set())
         return FileSource(spec.text, some, unlabelled, None, notes=(note,) if note else ())
     for name in names:
         if not images[name]:
@@ -142,21 +91,23 @@ def open_folder(spec: DataSpec) -> Source:
     paths = [path for name in names for path in images[name]]
     labels = [label for label, name in enumerate(names) for _ in images[name]]
     others = [path for files in (loose, *files_of_class.values()) for path in files]
-    notes = tuple(filter(None, (_left_out(root, others, set(paths)), _sorted_as_text(root, names))))
+    notes = tuple(filter(None, (left_out(root, others, set(paths)), _sorted_as_text(root, names))))
     return FileSource(spec.text, paths, labels, tuple(names), notes=notes)
 
 
-def _files(folder: str) -> Iterator[str]:
+def files_in(folder: str) -> Iterator[str]:
+    """The files of a folder and of those in it, sorted."""
     for parent, _, names in sorted(os.walk(folder, followlinks=True)):
         yield from (os.path.join(parent, name) for name in sorted(names))
 
 
-def _is_image(path: str) -> bool:
+def is_image(path: str) -> bool:
+    """True of a file that is no hidden one and has the suffix of an image."""
     name = os.path.basename(path)
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def _left_out(root: str, files: Sequence[str], used: set[str]) -> str | None:
+def left_out(root: str, files: Sequence[str], used: set[str], meant: str = "images of a class") -> str | None:
     """Count the files that are not read, by suffix; hidden ones only where they are images."""
     kinds: Counter[str] = Counter()
     for path in files:
@@ -169,7 +120,7 @@ def _left_out(root: str, files: Sequence[str], used: set[str]) -> str | None:
     if not kinds:
         return None
     counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
-    return f"{root}: left out files that are not read as images of a class: {counts}"
+    return f"{root}: left out files that are not read as {meant}: {counts}"
 
 
 def _sorted_as_text(root: str, names: Sequence[str]) -> str | None:

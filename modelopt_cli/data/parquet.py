@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelopt_cli.data.data_spec import DataSpec
-from modelopt_cli.data.images import LABEL_DIGITS, decode
+from modelopt_cli.data.decode import decode
+from modelopt_cli.data.images import LABEL_DIGITS
 from modelopt_cli.data.shards import find_shards, shown
 from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.targets import RawTarget

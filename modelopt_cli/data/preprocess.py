@@ -1,6 +1,7 @@
 """Merge what is known about an input's preprocessing, and apply it to an image."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -9,6 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from modelopt_cli.data.config import PreprocessOverrides, Size
+from modelopt_cli.data.moving import crop, resize
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.program.input_spec import InputSpec, Preprocess
 from modelopt_cli.settings import option
@@ -104,30 +106,44 @@ class ImageTransform:
     """``Preprocess`` as a function from an 8-bit PIL image to a float tensor ``(C, H, W)``.
 
     Cropping and resizing are torchvision's on the PIL image (antialiased by PIL), as in torchvision's own
-    presets, whose results it reproduces bit by bit.
+    presets, whose results it reproduces bit by bit. A target that lies in the image is moved along.
     """
 
     preprocess: Preprocess
 
     def __call__(self, image: Image.Image) -> Tensor:
+        """The image alone."""
+        return self.pair(image, None)[0]
+
+    def pair(self, image: Image.Image, target: Any) -> tuple[Tensor, Any]:
+        """The image, and what of its target lies in it cut and resized with it; see ``data.moving``."""
         p = self.preprocess
-        image = self.cut(_convert(image, "L" if p.channels == 1 else "RGB"))
+        image, moved = self.cut(_convert(image, "L" if p.channels == 1 else "RGB"), target)
         scaled: Tensor = F.convert_image_dtype(F.pil_to_tensor(image), torch.float)
         if any(p.mean) or any(v != 1.0 for v in p.std):
             scaled = F.normalize(scaled, mean=list(p.mean), std=list(p.std))
-        return scaled
+        return scaled, moved
 
-    def cut(self, image: Image.Image) -> Image.Image:
-        """The part of the image that the network sees, at the size it sees it."""
+    def cut(self, image: Image.Image, target: Any) -> tuple[Image.Image, Any]:
+        """The part of the image that the network sees, at the size it sees it; of its target the same."""
         p = self.preprocess
         if isinstance(p.crop, float):
-            image = F.center_crop(image, [max(1, int(p.crop * min(image.size)))] * 2)
+            image, target = _centre(image, target, max(1, int(p.crop * min(image.size))))
         if p.resize is not None:
-            size = [p.resize] if isinstance(p.resize, int) else list(p.resize)
-            image = F.resize(image, size, interpolation=InterpolationMode(p.interpolation), antialias=True)
-        if isinstance(p.crop, int):
-            image = F.center_crop(image, [p.crop, p.crop])
-        return image
+            size, mode = (
+                [p.resize] if isinstance(p.resize, int) else list(p.resize),
+                InterpolationMode(p.interpolation),
+            )
+            image = F.resize(image, size, interpolation=mode, antialias=True)
+            target = resize(target, image.height, image.width, mode)
+        return _centre(image, target, p.crop) if isinstance(p.crop, int) else (image, target)
+
+
+def _centre(image: Image.Image, target: Any, side: int) -> tuple[Image.Image, Any]:
+    """The square in the middle, as torchvision's ``center_crop`` rounds its place."""
+    width, height = image.size
+    top, left = (-((side - n) // 2) if side > n else round((n - side) / 2) for n in (height, width))
+    return crop(image, top, left, side, side), crop(target, top, left, side, side)
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from modelopt_cli.data.config import PreprocessOverrides
-from modelopt_cli.data.images import decode
+from modelopt_cli.data.decode import decode
 from modelopt_cli.data.preprocess import ImageTransform, resolve_preprocess
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.input_spec import InputSpec

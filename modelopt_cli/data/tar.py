@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelopt_cli.data.data_spec import DataSpec
-from modelopt_cli.data.images import LABEL_DIGITS, SUFFIXES, decode
+from modelopt_cli.data.decode import decode
+from modelopt_cli.data.images import LABEL_DIGITS, SUFFIXES
 from modelopt_cli.data.shards import Shards, find_shards, shown
 from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.tar_headers import BLOCK, TarMember, members, name_at

@@ -8,15 +8,16 @@
    - a tensor without a batch dimension: a vector of numbers, one 0 or 1 for each class, a mask ``(H, W)`` of
      class ids, an image ``(C, H, W)``, token ids ``(T,)``;
    - a dictionary of any of these: ``{"boxes": (K, 4), "labels": (K,)}``;
+   - a picture, decoded, or an ``ImageFile`` that is decoded where targets are read;
    - ``None``: this sample has no target, which a task may allow;
    - a ``DataError``: the reason why there is none. It is raised only where targets are read.
 
-   What lies in the picture, and so has to be resized, cropped and flipped with it, is one of torchvision's
-   ``tv_tensors`` (``Mask``, ``BoundingBoxes``, ``Image``); whoever transforms the picture transforms it, too.
-   Everything else stays as it is. Which of these a task takes, its row in ``modelopt_cli.tasks`` says.
-2. The task's ``TargetFormat`` checks a raw target next to the sample's input, as the network gets it. It
+   Which of these a task takes, its row in ``modelopt_cli.tasks`` says.
+2. Where the sample comes as a picture that is still to be cropped and resized, the task's ``TargetFormat``
+   says what of the target lies in it (``place``): that is moved along, see ``data.moving``.
+3. The format checks a raw target next to the sample's input, as the network gets it. It
    returns what the task computes with, or raises a ``DataError``, to which the sample's name is added.
-3. The same format collates the checked targets of a batch into ``Targets``: one tensor ``(N, ...)``, a
+4. The same format collates the checked targets of a batch into ``Targets``: one tensor ``(N, ...)``, a
    dictionary of such tensors, or a list of anything, one for each sample. Where targets are not read, or
    there are none, they are -1 for every sample.
 """
@@ -27,12 +28,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from modelopt_cli.data.decode import ImageFile
 from modelopt_cli.errors import DataError
 from modelopt_cli.settings import option
 
-RawTarget: TypeAlias = int | float | str | Tensor | dict[str, Any] | DataError | None
+RawTarget: TypeAlias = (
+    int | float | str | Tensor | dict[str, Any] | Image.Image | ImageFile | DataError | None
+)
 Targets: TypeAlias = Tensor | dict[str, Tensor] | list[Any]
 
 
@@ -46,6 +51,16 @@ class TargetFormat(ABC):
 
     in_picture: bool = False
     of_inputs: bool = False
+
+    def place(self, raw: RawTarget, picture: Image.Image) -> Any:
+        """The target of a picture that is still to be cropped and resized, as ``data.moving`` moves it along.
+
+        :meth:`check` gets what becomes of it.
+
+        Raises:
+            DataError: it is of another form, or does not belong to a picture of this size.
+        """
+        return raw
 
     @abstractmethod
     def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> Any:
@@ -114,7 +129,7 @@ def raw_target(value: Any) -> RawTarget:
     elif isinstance(value, Mapping):
         parts = {str(name): raw_target(part) for name, part in value.items()}
         return next((part for part in parts.values() if isinstance(part, DataError)), parts)
-    elif value is None or isinstance(value, int | float | str | DataError):
+    elif value is None or isinstance(value, int | float | str | Image.Image | ImageFile | DataError):
         return value
     elif isinstance(value, list | tuple) and value and all(isinstance(each, int | float) for each in value):
         return torch.tensor(value)

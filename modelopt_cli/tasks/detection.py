@@ -4,8 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
 
+from modelopt_cli.data.moving import visible
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError, InputError
 from modelopt_cli.program.output_structure import flatten
@@ -26,8 +30,24 @@ class BoxTargets(TargetFormat):
 
     in_picture = True
 
+    def place(self, raw: RawTarget, picture: Image.Image) -> dict[str, Tensor]:
+        """Boxes in pixels of a picture; see :class:`TargetFormat`."""
+        size = picture.height, picture.width
+        target = self._read(raw, size)
+        boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
+        return {**target, "boxes": F.clamp_bounding_boxes(boxes)}
+
     def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> dict[str, Tensor]:
-        """The boxes of one sample; see :class:`TargetFormat`."""
+        """The boxes of one sample; see :class:`TargetFormat`. What was cropped away is left out."""
+        if isinstance(raw, Mapping) and isinstance(raw.get("boxes"), tv_tensors.BoundingBoxes):
+            target = visible({**raw, "boxes": raw["boxes"].as_subclass(Tensor)})
+        else:
+            target = self._read(raw, _image_size(inputs))
+        _require_classes(target["labels"], classes)
+        return target
+
+    def _read(self, raw: RawTarget, size: tuple[int, int] | None) -> dict[str, Tensor]:
+        """Boxes in an image of this height and width."""
         if not isinstance(raw, Mapping) or "boxes" not in raw or "labels" not in raw:
             raise DataError("target is not a dictionary of boxes and labels")
         boxes = finite_target(torch.as_tensor(raw["boxes"]).float().reshape(-1, 4))
@@ -35,8 +55,9 @@ class BoxTargets(TargetFormat):
         crowd = torch.as_tensor(raw.get("iscrowd", torch.zeros(len(boxes)))).reshape(-1).bool()
         if len(labels) != len(boxes) or len(crowd) != len(boxes):
             raise DataError(f"target has {len(boxes)} boxes and {len(labels)} labels")
-        _require_classes(labels, classes)
-        _require_inside(boxes, inputs)
+        if labels.numel() and labels.is_floating_point():
+            raise DataError("labels of boxes are no whole numbers")
+        _require_inside(boxes, size)
         return {"boxes": boxes, "labels": labels.long(), "iscrowd": crowd}
 
     def collate(self, targets: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -45,20 +66,17 @@ class BoxTargets(TargetFormat):
 
 
 def _require_classes(labels: Tensor, classes: int | None) -> None:
-    if labels.numel() and labels.is_floating_point():
-        raise DataError("labels of boxes are no whole numbers")
     wrong = (labels < 0) | (False if classes is None else labels >= classes)
     if bool(wrong.any()):
         known = "0 and up" if classes is None else f"0..{classes - 1}"
         raise DataError(f"class id {int(labels[wrong][0])} is outside {known}")
 
 
-def _require_inside(boxes: Tensor, inputs: Any) -> None:
+def _require_inside(boxes: Tensor, size: tuple[int, int] | None) -> None:
     for box in boxes[(boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1])]:
         raise DataError(
             f"box {_corners(box)} has no width or no height", hint="give left, top, right, bottom"
         )
-    size = _image_size(inputs)
     if size is None:
         return
     height, width = size

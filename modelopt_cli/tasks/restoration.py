@@ -3,10 +3,16 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.functional import pil_to_tensor
 
+from modelopt_cli.data.decode import ImageFile
+from modelopt_cli.data.moving import Scaled
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError
 from modelopt_cli.settings import option
@@ -34,13 +40,24 @@ class ImageTargets(TargetFormat):
     def __init__(self, peak: float) -> None:
         self._peak = peak
 
+    def place(self, raw: RawTarget, picture: Image.Image) -> Scaled:
+        """The image that belongs to a picture, as large or a whole number of times; see the base class."""
+        image = self._image(raw)
+        height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[1:]
+        factor = width // picture.width
+        if not factor or (width, height) != (factor * picture.width, factor * picture.height):
+            raise DataError(
+                f"target is {height}x{width}, the image {picture.height}x{picture.width}",
+                hint="give targets as large, or a whole number of times",
+            )
+        return Scaled(image, factor)
+
     def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> Tensor:
         """The image of one sample; see :class:`TargetFormat`."""
-        if not isinstance(raw, Tensor) or raw.dim() != 3:
-            raise DataError("target is not an image of channels, height and width")
-        if not raw.is_floating_point():
-            raise DataError(f"target is {str(raw.dtype).removeprefix('torch.')}", hint="give floats")
-        image = finite_target(raw.float())
+        image = self._image(raw.image if isinstance(raw, Scaled) else raw)
+        if isinstance(image, Image.Image):
+            scaled: Tensor = pil_to_tensor(image).float() * (self._peak / 255)
+            return scaled
         largest = float(image.max()) if image.numel() else 0.0
         if largest > self._peak * _OVERSHOOT:
             task = option("task", "restore?peak=VALUE")
@@ -48,7 +65,23 @@ class ImageTargets(TargetFormat):
                 f"target holds {largest:g}, above the peak of {self._peak:g}",
                 hint=f"say with {task} what the largest value is",
             )
-        return image
+        plain: Tensor = image.as_subclass(Tensor)
+        return plain
+
+    def _image(self, raw: Any) -> Image.Image | tv_tensors.Image:
+        """An image of 8 bits, grey or RGB; one of 16 bits, or floats, as floats ``(C, H, W)``."""
+        image = raw.decode() if isinstance(raw, ImageFile) else raw
+        if isinstance(image, Image.Image):
+            if image.mode.startswith("I"):
+                values = torch.from_numpy(np.asarray(image).astype(np.float32))
+                return tv_tensors.Image(values.unsqueeze(0) * (self._peak / 65535))
+            mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+            return image if image.mode == mode else image.convert(mode)
+        if not isinstance(image, Tensor) or image.dim() != 3:
+            raise DataError("target is not an image of channels, height and width")
+        if not image.is_floating_point():
+            raise DataError(f"target is {str(image.dtype).removeprefix('torch.')}", hint="give floats")
+        return tv_tensors.Image(finite_target(image.float()))
 
     def collate(self, targets: Sequence[Tensor]) -> Tensor:
         """Images ``(N, C, H, W)``."""

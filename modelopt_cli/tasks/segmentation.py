@@ -7,8 +7,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
+from torchvision import tv_tensors
 
+from modelopt_cli.data.decode import ImageFile
+from modelopt_cli.data.moving import OUTSIDE
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.output_structure import flatten
@@ -17,8 +21,10 @@ from modelopt_cli.tasks.regression import stacked
 from modelopt_cli.tasks.task import Misfit
 from modelopt_cli.tasks.task_output import finite, require
 
-IGNORED = -100
+IGNORED = OUTSIDE
 """Class of places that do not count, as torch's cross-entropy knows it."""
+_INDEXED = ("P", "L", "1", "I", "I;16", "I;16B", "I;16L")
+"""Pillow's modes of images with one whole number for each pixel."""
 _RESIZED = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
@@ -34,27 +40,55 @@ class MaskTargets(TargetFormat):
     def __init__(self, ignore: int) -> None:
         self._ignore = ignore
 
+    def place(self, raw: RawTarget, picture: Image.Image) -> tv_tensors.Mask:
+        """The mask of a picture; see :class:`TargetFormat`."""
+        mask = _class_ids(raw)
+        _require_size(mask, (picture.height, picture.width))
+        return tv_tensors.Mask(mask)
+
     def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> Tensor:
         """The mask of one sample; see :class:`TargetFormat`."""
-        if not isinstance(raw, Tensor) or raw.is_floating_point():
-            raise DataError("target is not a mask of class ids", hint="give one whole number for each pixel")
-        mask = raw.squeeze(0) if raw.dim() > 2 and len(raw) == 1 else raw
+        mask = _class_ids(raw)
         size = _image_size(inputs, mask.dim())
-        if size is not None and tuple(mask.shape) != size:
-            raise DataError(f"mask is {_times(mask.shape)}, the image {_times(size)}")
-        mask = mask.to(torch.int32)
-        unknown = (mask != self._ignore) & (mask < 0 if classes is None else (mask < 0) | (mask >= classes))
+        if size is not None:
+            _require_size(mask, size)
+        mask = mask.masked_fill(mask == self._ignore, IGNORED)
+        unknown = (mask != IGNORED) & (mask < 0 if classes is None else (mask < 0) | (mask >= classes))
         if bool(unknown.any()):
             allowed = "0 and up" if classes is None else f"0..{classes - 1}"
             class_ = int(mask[unknown][0])
             raise DataError(
                 f"mask holds class {class_}, outside {allowed}", hint=f"{self._ignore} marks what is ignored"
             )
-        return mask.masked_fill(mask == self._ignore, IGNORED).to(torch.int16)
+        return mask.to(torch.int16)
 
     def collate(self, targets: Sequence[Tensor]) -> Tensor:
         """Masks ``(N, H, W)``, int64."""
         return stacked(targets).long()
+
+
+def _class_ids(raw: RawTarget) -> Tensor:
+    """Class ids of a mask as a tensor or an image, int32."""
+    image = raw.decode() if isinstance(raw, ImageFile) else raw
+    if isinstance(image, Image.Image):
+        where = raw.path if isinstance(raw, ImageFile) else None
+        if image.mode not in _INDEXED:
+            hint = "save class ids, as a grey or a palette image"
+            raise DataError(
+                f"mask has mode {image.mode}, and not one value for each pixel", where=where, hint=hint
+            )
+        if image.format == "JPEG":
+            raise DataError("mask is a JPEG, which changes class ids", where=where, hint="save it as PNG")
+        return torch.from_numpy(np.asarray(image).astype(np.int32))
+    if not isinstance(image, Tensor) or image.is_floating_point():
+        raise DataError("target is not a mask of class ids", hint="give one whole number for each pixel")
+    mask = image.squeeze(0) if image.dim() > 2 and len(image) == 1 else image
+    return mask.to(torch.int32)
+
+
+def _require_size(mask: Tensor, size: tuple[int, ...]) -> None:
+    if tuple(mask.shape) != size:
+        raise DataError(f"mask is {_times(mask.shape)}, the image {_times(size)}")
 
 
 def targets(names: tuple[str, ...] | None = None, ignore: int = 255) -> MaskTargets:

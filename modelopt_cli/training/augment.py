@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,11 +21,15 @@ from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
 
 from modelopt_cli.data import Data
+from modelopt_cli.data.moving import crop, flip, resize
 from modelopt_cli.data.preprocess import ImageTransform
 from modelopt_cli.errors import UsageError
 from modelopt_cli.program.input_batch import Inputs, each_of, tensors_of
 from modelopt_cli.settings import option
 from modelopt_cli.training.catalog import AUGMENTATIONS, Augmentation
+
+_MIRRORED = 0.5
+"""Fraction of the samples that are mirrored."""
 
 
 class BatchAugmentation(Protocol):
@@ -130,7 +134,7 @@ class CropAndFlip:
         top, left = (uniform[:, :2] * (2 * edge + 1)).long().unbind(1)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         cut = windows[torch.arange(count), :, top, left]
-        return torch.where(uniform[:, 2].view(-1, 1, 1, 1) < 0.5, cut.flip(3), cut)
+        return torch.where(uniform[:, 2].view(-1, 1, 1, 1) < _MIRRORED, cut.flip(3), cut)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,16 +203,17 @@ class RandomResizedCrop(ImageTransform):
 
     size: tuple[int, ...] = ()
 
-    def cut(self, image: Image.Image) -> Image.Image:
+    def cut(self, image: Image.Image, target: Any) -> tuple[Image.Image, Any]:
         """In place of the resize and centre crop of evaluation."""
-        cut: Image.Image = self._transform(image)
-        return cut
+        place = self._crop.make_params([image])
+        place = tuple(place[key] for key in ("top", "left", "height", "width"))
+        mode, (height, width) = InterpolationMode(self.preprocess.interpolation), self.size
+        image, target = (resize(crop(each, *place), height, width, mode) for each in (image, target))
+        return (flip(image), flip(target)) if torch.rand(1) < _MIRRORED else (image, target)
 
     @cached_property
-    def _transform(self) -> v2.Transform:
-        mode = InterpolationMode(self.preprocess.interpolation)
-        crop = v2.RandomResizedCrop(list(self.size), interpolation=mode, antialias=True)
-        return v2.Compose([crop, v2.RandomHorizontalFlip()])
+    def _crop(self) -> v2.RandomResizedCrop:
+        return v2.RandomResizedCrop(list(self.size))
 
 
 def draw_mixup(alpha: float, samples: int, seed: int, step: int) -> tuple[float, Tensor]:

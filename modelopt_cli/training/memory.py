@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as F
 
@@ -63,6 +64,9 @@ class _Apart(TargetFormat):
     def __init__(self, targets: TargetFormat) -> None:
         self._targets = targets
         self.in_picture, self.of_inputs = targets.in_picture, targets.of_inputs
+
+    def place(self, raw: RawTarget, picture: Image.Image) -> Any:
+        return self._targets.place(raw, picture)
 
     def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> Any:
         return self._targets.check(raw, inputs, classes)

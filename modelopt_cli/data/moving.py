@@ -1,0 +1,85 @@
+"""Cropping, resizing and mirroring of what lies in a picture, along with the picture.
+
+A target of a picture may be a ``torchvision.tv_tensors.Mask`` ``(H, W)``, ``BoundingBoxes``, a picture itself
+(``Scaled``), or a dictionary of these. Anything else does not lie in the picture, and stays as it is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+OUTSIDE = -100
+"""Class in a mask of what lies outside the picture: torch's cross-entropy leaves it out."""
+
+SLIVER = 0.01
+"""Pixels that must be left of a box, each way, when it was cropped: less is rounding."""
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A picture that belongs to another one, so many times as high and as wide.
+
+    Attributes:
+        image: 8-bit, or floats ``(C, H, W)``.
+        factor: at least 1.
+    """
+
+    image: Image.Image | tv_tensors.Image
+    factor: int = 1
+
+
+def crop(thing: Any, top: int, left: int, height: int, width: int) -> Any:
+    """The part from a pixel on, which may reach over the picture: there it is black."""
+    if isinstance(thing, Scaled):
+        place = (each * thing.factor for each in (top, left, height, width))
+        return Scaled(crop(thing.image, *place), thing.factor)
+    if isinstance(thing, tv_tensors.Mask):
+        over = max(0, -top, -left, top + height - thing.shape[-2], left + width - thing.shape[-1])
+        padded = F.pad(thing, [over], fill=OUTSIDE) if over else thing
+        return F.crop(padded, top + over, left + over, height, width)
+    return _each(thing, crop, F.crop, top, left, height, width)
+
+
+def resize(thing: Any, height: int, width: int, mode: InterpolationMode) -> Any:
+    """The same in another size; a mask by Pillow's nearest pixel, whatever the mode."""
+    if isinstance(thing, Scaled):
+        size = (height * thing.factor, width * thing.factor)
+        return Scaled(resize(thing.image, *size, mode), thing.factor)
+    if isinstance(thing, tv_tensors.Mask):
+        image = Image.fromarray(thing.numpy().astype(np.int32))
+        resized = _resized(image, height, width, InterpolationMode.NEAREST)
+        return tv_tensors.Mask(torch.from_numpy(np.array(resized)))
+    return _each(thing, resize, _resized, height, width, mode)
+
+
+def flip(thing: Any) -> Any:
+    """The mirror image, left for right."""
+    if isinstance(thing, Scaled):
+        return Scaled(flip(thing.image), thing.factor)
+    return _each(thing, flip, F.horizontal_flip)
+
+
+def visible(target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Boxes of which something is left, with their labels and what else they have each."""
+    boxes = target["boxes"]
+    kept = (boxes[:, 2:] - boxes[:, :2] > SLIVER).all(1)
+    return {name: each[kept] for name, each in target.items()}
+
+
+def _each(thing: Any, again: Any, change: Any, *place: Any) -> Any:
+    """Change a picture or boxes, or each of those in a dictionary."""
+    if isinstance(thing, Mapping):
+        return {name: again(part, *place) for name, part in thing.items()}
+    return change(thing, *place) if isinstance(thing, Image.Image | tv_tensors.TVTensor) else thing
+
+
+def _resized(thing: Any, height: int, width: int, mode: InterpolationMode) -> Any:
+    return F.resize(thing, [height, width], interpolation=mode, antialias=True)

@@ -1,0 +1,119 @@
+"""``pairs:INPUTS@TARGETS``: images, and images of the same names for targets: masks, or pictures."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from modelopt_cli.data.data_spec import DataSpec, choice
+from modelopt_cli.data.decode import ImageFile, decode
+from modelopt_cli.data.images import files_in, is_image, left_out
+from modelopt_cli.data.shards import find_shards, shown
+from modelopt_cli.data.source import Raw, Source
+from modelopt_cli.data.targets import RawTarget
+from modelopt_cli.errors import DataError
+
+_TASKS = {"mask": "segment", "image": "restore"}
+_FEW = 64
+"""Different values that a mask has at most, where nothing else says if a grey image is one."""
+_GREY = ("1", "L", "LA")
+
+
+class PairsSource(Source):
+    """Image files, and for each the file of its target."""
+
+    def __init__(self, name: str, inputs: Sequence[str], targets: Sequence[str], kind: str = "") -> None:
+        self.name, self.inputs, self.targets = name, inputs, targets
+        self.channels = 1 if decode(inputs[0]).mode in _GREY else 3
+        self._kind = kind
+
+    @property
+    def task(self) -> str:  # type: ignore[override]
+        """To segment where targets are masks, else to restore; the first one tells, unless an option does."""
+        return _TASKS[
+            self._kind or ("mask" if looks_like_mask(ImageFile(self.targets[0]).decode()) else "image")
+        ]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def where(self, index: int) -> str:
+        """Both paths."""
+        return f"{self.inputs[index]} with {self.targets[index]}"
+
+    def load(self, index: int) -> tuple[Raw, RawTarget]:
+        """The decoded image, and the file of its target."""
+        return decode(self.inputs[index]), ImageFile(self.targets[index])
+
+
+def looks_like_mask(image: Image.Image) -> bool:
+    """True of palette and 16-bit images, and of grey ones of few different values; not of a JPEG."""
+    if image.mode not in _GREY:
+        return image.mode.startswith(("P", "I"))
+    return image.format != "JPEG" and len(np.unique(np.asarray(image.convert("L")))) <= _FEW
+
+
+def open_pairs(spec: DataSpec) -> Source:
+    """Open ``pairs:INPUTS@TARGETS``: two folders or patterns, whose files belong together by their names."""
+    kind = choice(spec, "target", ("", *_TASKS))
+    inputs, targets = (_keyed(side) for side in sides(spec.target))
+    for files, partners, side in ((inputs, targets, "target"), (targets, inputs, "input")):
+        alone = sorted(files.keys() - partners.keys())
+        if alone:
+            more = f", like {len(alone) - 1} others" if len(alone) > 1 else ""
+            hint = "a pair has the same path, up to the suffix; of patterns, the same in place of each *"
+            raise DataError(
+                f"has no {side} called {shown(alone[0])!r}{more}", where=files[alone[0]], hint=hint
+            )
+    keys = sorted(inputs)
+    source = PairsSource(spec.text, [inputs[key] for key in keys], [targets[key] for key in keys], kind)
+    folders = [side for side in sides(spec.target) if os.path.isdir(side)]
+    notes = (
+        left_out(side, list(files_in(side)), {*source.inputs, *source.targets}, "images") for side in folders
+    )
+    source.notes = tuple(filter(None, notes))
+    return source
+
+
+def sides(target: str) -> tuple[str, str]:
+    """The two folders or patterns; raises DataError where there is but one."""
+    inputs, _, targets = target.partition("@")
+    if not inputs or not targets:
+        raise DataError("names one folder", where=f"pairs:{target}", hint="write pairs:INPUTS@TARGETS")
+    return inputs, targets
+
+
+def canonical_pairs(target: str) -> list[str]:
+    """Both sides without links, for comparison with another spec."""
+    return ["@".join(os.path.realpath(side) for side in sides(target))]
+
+
+def _keyed(side: str) -> Mapping[str, str]:
+    """The files of a folder, in depth, or of a pattern, by what their partners are called, too."""
+    if os.path.isdir(side):
+        paths = [path for path in files_in(side) if is_image(path)]
+        keys = [os.path.splitext(os.path.relpath(path, side))[0] for path in paths]
+    else:
+        paths = find_shards(side)
+        keys = [_wild(side, path) for path in paths]
+    if not paths:
+        raise DataError("holds no images", where=side, hint="give a folder of images, or a pattern")
+    files: dict[str, str] = {}
+    for key, path in zip(keys, paths, strict=True):
+        if key in files:
+            raise DataError(
+                f"has the name of {files[key]}, but for its suffix", where=path, hint="remove one"
+            )
+        files[key] = path
+    return files
+
+
+def _wild(pattern: str, path: str) -> str:
+    """What stands in a path for the wildcards of its pattern, else its name without suffix."""
+    text = re.escape(pattern).replace(r"\*\*/", "(?:(.*)/)?").replace(r"\*", "([^/]*)")
+    found = re.fullmatch(re.sub(r"\\\{\d+\\\.\\\.\d+\\\}", r"(\\d+)", text), path)
+    if found is None or not found.groups():
+        return os.path.splitext(os.path.basename(path))[0]
+    return "/".join(part for part in found.groups() if part)
