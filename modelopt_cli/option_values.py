@@ -35,8 +35,8 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
             something is a little like any word there.
     """
     spelled = {name.lower(): name for name in known}
-    found = get_close_matches(word.lower(), list(spelled), n=1, cutoff=cutoff)
-    return spelled[found[0]] if found else None
+    matches = get_close_matches(word.lower(), list(spelled), n=1, cutoff=cutoff)
+    return spelled[matches[0]] if matches else None
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

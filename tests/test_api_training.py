@@ -106,7 +106,7 @@ def test_channels_to_half_of_the_arithmetic_with_tuning(trained, tmp_path):
     assert all(gate.passed for gate in outcome.evaluation.gates)
     program, before = modelopt_cli.load(output), modelopt_cli.load(source)
     for layer in outcome.layers:
-        assert layer.left == tuple(program.get_submodule(layer.name).weight.shape)
+        assert layer.shape_left == tuple(program.get_submodule(layer.name).weight.shape)
         assert layer.shape == tuple(before.get_submodule(layer.name).weight.shape)
         assert layer.kept == program.get_submodule(layer.name).weight.numel()
     assert coverage(program).fraction == 1.0

@@ -112,8 +112,8 @@ def _configs(
             each = known[name]
             values[each.group][each.field] = _settled(name, groups[each.group], each, value)
         elif value is not None:
-            other = wholes.get(name)
-            taken = other is not None and isinstance(value, other)
+            kind = wholes.get(name)
+            taken = kind is not None and isinstance(value, kind)
             configs[name] = value if taken else settled(name, value, groups[name])
     for group, config in groups.items():
         configs[group] = _changed(group, configs.get(group), config, values[group])

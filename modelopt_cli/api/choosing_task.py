@@ -84,11 +84,11 @@ def _chosen(
 ) -> ChosenTask:
     if asked is not None:
         return ChosenTask(parse_task(asked).named(output), f"{option(TASK)} given")
-    found = next(_recorded(models), None) or next(_implied(models), None) or next(_of_data(data), None)
-    if found is None:
+    inferred = next(_recorded(models), None) or next(_implied(models), None) or next(_of_data(data), None)
+    if inferred is None:
         origin = f"{option(OUTPUT_NAME)} given" if output is not None else ""
         return ChosenTask(CLASSIFY.named(output), origin)
-    return ChosenTask(found.spec.named(output), found.origin)
+    return ChosenTask(inferred.spec.named(output), inferred.origin)
 
 
 def _settled(spec: TaskSpec, models: Sequence[Opened]) -> TaskSpec:

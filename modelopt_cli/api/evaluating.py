@@ -130,8 +130,10 @@ def compare(compared: Compared, measuring: Measuring) -> Evaluation:
     return measure_gates.apply(evaluation, measuring.gates) if measuring.gates else evaluation
 
 
-def _is_among(data: Samples | None, others: Sequence[Samples | None]) -> bool:
-    return data is not None and any(other is not None and same_samples(other, data) for other in others)
+def _is_among(data: Samples | None, samples_used: Sequence[Samples | None]) -> bool:
+    return data is not None and any(
+        samples is not None and same_samples(samples, data) for samples in samples_used
+    )
 
 
 def _evaluated(path: str | Path, opened: Opened, measuring: Measuring) -> EvaluatedModel:

@@ -196,8 +196,8 @@ class Original:
         except Exception:  # then it went wrong there
             return None
         # What was given may have been trained in place: then it is as wrong as the result.
-        for x, other in itertools.product(self.batches, (healthy, None)):
-            if layer := first_fault(running, x, other):
+        for x, reference in itertools.product(self.batches, (healthy, None)):
+            if layer := first_fault(running, x, reference):
                 return f"layer {layer}"
         return None
 

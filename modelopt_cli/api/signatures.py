@@ -55,20 +55,20 @@ class Own:
         return cls(name, known, unknown or f"help(modelopt_cli.{name}) lists them")
 
     def take(
-        self, positional: tuple[Any, ...], keywords: Mapping[str, Any], others: Iterable[str] = ()
+        self, positional: tuple[Any, ...], keywords: Mapping[str, Any], further_names: Iterable[str] = ()
     ) -> dict[str, Any]:
         """The arguments of a call by name.
 
         Args:
             positional: without names.
             keywords: by name.
-            others: names that the function takes besides, which are left alone.
+            further_names: names that the function takes besides, which are left alone.
 
         Raises:
             WrongCall: one is unknown, missing or given twice, or there are too many.
             UsageError: one is of a type that the function does not take.
         """
-        self._require_known(keywords, others)
+        self._require_known(keywords, further_names)
         unnamed = [each.name for each in self.parameters.values() if each.kind != Parameter.KEYWORD_ONLY]
         if len(positional) > len(unnamed):
             only = " and ".join(unnamed)
@@ -86,8 +86,8 @@ class Own:
             name: settled(name, value, self.parameters[name].annotation) for name, value in values.items()
         }
 
-    def _require_known(self, keywords: Iterable[str], others: Iterable[str]) -> None:
-        known = [*self.parameters, *others]
+    def _require_known(self, keywords: Iterable[str], further_names: Iterable[str]) -> None:
+        known = [*self.parameters, *further_names]
         for name in keywords:
             if name not in known:
                 hint = did_you_mean(name, known) or self.unknown.format(name)

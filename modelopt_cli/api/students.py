@@ -102,8 +102,8 @@ def classes_of(
     if task.row.predicted is None and isinstance(logits, torch.Tensor):
         return task.classes(outputs) or logits[0].numel()
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
-        what = "is no classifier" if task.row.predicted is not None else "returns no output to learn"
-        raise UsageError(what, where=where)
+        problem = "is no classifier" if task.row.predicted is not None else "returns no output to learn"
+        raise UsageError(problem, where=where)
     return logits.shape[1]
 
 

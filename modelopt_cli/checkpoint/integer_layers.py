@@ -14,12 +14,12 @@ from modelopt_cli.program.quantized import Weighted
 @cache
 def restored_kinds() -> dict[str, dict[type[nn.Module], type[Weighted]]]:
     """Integer layers that are put back where there is no graph, by scheme and the float layer's class."""
-    found: dict[str, dict[type[nn.Module], type[Weighted]]] = {}
+    kinds_of_scheme: dict[str, dict[type[nn.Module], type[Weighted]]] = {}
     for kind in (class_of(name) for name, row in KINDS.items() if row.ours):
         if issubclass(kind, Weighted) and kind.float_layer is not None:
             for scheme in kind.restored:
-                found.setdefault(scheme, {})[kind.float_layer] = kind
-    return found
+                kinds_of_scheme.setdefault(scheme, {})[kind.float_layer] = kind
+    return kinds_of_scheme
 
 
 def restore_integer_layers(

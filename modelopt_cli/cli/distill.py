@@ -61,7 +61,7 @@ def distill(
         source=checkpoint,
         output=target,
         writes=[scratch_beside(target)] if networks.compare_scratch else [],
-        reads=[networks.student or "", *(path for path, _ in networks.others())],
+        reads=[networks.student or "", *(path for path, _ in networks.further_teachers())],
         student=networks,
         config=method,
         training=(files, training),

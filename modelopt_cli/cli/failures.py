@@ -43,14 +43,14 @@ class Failure:
 
     Attributes:
         exit_code: of the process.
-        what: what happened; None where nobody would read it.
+        message: what happened; None where nobody would read it.
         where: the file, layer or option it happened in.
         hint: what to do next.
         notes: what a verb has added, how to go on say.
     """
 
     exit_code: int
-    what: str | None
+    message: str | None
     where: str | None = None
     hint: str | None = None
     notes: tuple[str, ...] = ()
@@ -58,15 +58,15 @@ class Failure:
     @property
     def line(self) -> str | None:
         """All of it for stderr, or None."""
-        if self.what is None:
+        if self.message is None:
             return None
-        told = f"{self.where}: {self.what}" if self.where else self.what
+        told = f"{self.where}: {self.message}" if self.where else self.message
         return "; ".join(filter(None, (told, self.hint, *self.notes)))
 
     def as_json(self) -> dict[str, Any]:
         """The object that takes the place of a result under ``--json``."""
-        names = ("what", "where", "hint")
-        error = {name: text and _text(text) for name, text in vars(self).items() if name in names}
+        texts = {"what": self.message, "where": self.where, "hint": self.hint}
+        error = {name: text and _text(text) for name, text in texts.items()}
         return {
             "schema_version": 1,
             "error": {"exit": self.exit_code, **error, "notes": [_text(note) for note in self.notes]},

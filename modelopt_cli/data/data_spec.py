@@ -75,15 +75,15 @@ def parse_spec(text: str) -> DataSpec:
     raise _unknown(text, body)
 
 
-def same_samples(one: "Samples", other: "Samples") -> bool:
+def same_samples(first: "Samples", second: "Samples") -> bool:
     """True if two data specs mean the same samples, however they are written.
 
     Raises:
         DataError: one of them is malformed, or its pattern matches nothing.
     """
-    if not isinstance(one, str) or not isinstance(other, str):
-        return one is other
-    return parse_spec(one).canonical() == parse_spec(other).canonical()
+    if not isinstance(first, str) or not isinstance(second, str):
+        return first is second
+    return parse_spec(first).canonical() == parse_spec(second).canonical()
 
 
 def _checked_target(text: str, name: str, target: str) -> str:

@@ -90,8 +90,8 @@ def open_folder(spec: DataSpec) -> Source:
             )
     paths = [path for name in names for path in images[name]]
     labels = [label for label, name in enumerate(names) for _ in images[name]]
-    others = [path for files in (loose, *files_of_class.values()) for path in files]
-    notes = tuple(filter(None, (left_out(root, others, set(paths)), _sorted_as_text(root, names))))
+    all_files = [path for files in (loose, *files_of_class.values()) for path in files]
+    notes = tuple(filter(None, (left_out(root, all_files, set(paths)), _sorted_as_text(root, names))))
     return FileSource(spec.text, paths, labels, tuple(names), notes=notes)
 
 

@@ -148,10 +148,10 @@ def _missing(raw: Mapping[str, Tensor], wanted: Sequence[str]) -> DataError:
     return DataError(f"has no input {missing!r}", hint=hint)
 
 
-def require_finite(tensor: Tensor, what: str = "") -> None:
+def require_finite(tensor: Tensor, prefix: str = "") -> None:
     """Raise DataError where a part of a sample, named by a word and a space, holds NaN or infinity."""
     if not bool(torch.isfinite(tensor).all()):
-        raise DataError(f"{what}holds NaN or infinity", hint="clean the data")
+        raise DataError(f"{prefix}holds NaN or infinity", hint="clean the data")
 
 
 def check_input(tensor: Tensor, spec: InputSpec, *, ready: bool) -> Tensor:

@@ -34,11 +34,11 @@ _outcomes: dict[tuple[Any, ...], bool] = {}
 
 def variant(layer: _Layer, **changes: Any) -> _Layer:
     """A layer over the same tensors, with other hyperparameters or tensors."""
-    other = copy.copy(layer)
-    other._buffers = dict(layer._buffers)
+    changed = copy.copy(layer)
+    changed._buffers = dict(layer._buffers)
     for name, value in changes.items():
-        setattr(other, name, value)
-    return other
+        setattr(changed, name, value)
+    return changed
 
 
 def conv2d(layer: QuantizedConv2d, sides: tuple[int, ...], shape: Sequence[int], make: Make) -> bool:

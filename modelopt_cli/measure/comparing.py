@@ -62,15 +62,15 @@ def _compare(
     if baseline not in predictions or model not in predictions:
         return Comparison(model, None, None, smaller, speedup, fidelity=fidelity)
     first, second = predictions[baseline], predictions[model]
-    found = differences(first, second)
+    drops = differences(first, second)
     main, metric = next(iter(first.rows.items()))
     return Comparison(
         model,
-        found.get(main),
+        drops.get(main),
         agreement(first, second),
         smaller,
         speedup,
         metric=metric,
-        differences=found,
+        differences=drops,
         fidelity=fidelity,
     )

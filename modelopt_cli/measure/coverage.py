@@ -124,7 +124,7 @@ class _Past:
     """The history's record of layers: reasons for leaving them out, share left of each, and removals."""
 
     reasons: dict[str, str]
-    left: dict[str, float]
+    share_left: dict[str, float]
     removed: dict[str, int]
 
     @classmethod
@@ -134,7 +134,7 @@ class _Past:
         for number, entry in enumerate(history):
             past.reasons.update(entry.get("skipped", {}) if number >= told else {})
             for name, share in entry.get("left", {}).items():
-                past.left[name] = past.left.get(name, 1.0) * share
+                past.share_left[name] = past.share_left.get(name, 1.0) * share
             counts = entry.get("removed_weights", {})
             past.removed.update({name: counts.get(name, 0) for name in entry.get("removed", ())})
         return past
@@ -147,29 +147,31 @@ class _Facts:
     Attributes:
         stored: how each parameter that is not stored plainly is, by its name in the layer.
         scheme: the integers that the layer computes with, or an empty string.
-        left: the share of its weights that is left.
+        share_left: the share of its weights that is left.
     """
 
     stored: Mapping[str, list[str]] = field(default_factory=dict)
     scheme: str = ""
-    left: float = 1.0
+    share_left: float = 1.0
 
     @classmethod
     def of(cls, program: Program, name: str, module: nn.Module, past: _Past) -> "_Facts":
         own_names = {**dict(module.named_parameters(recurse=False)), **weight_tensors(module)}
         stored = {own: _stored(program, f"{name}.{own}") for own in own_names}
         not_plain = {own: schemes for own, schemes in stored.items() if schemes}
-        return cls(not_plain, module.scheme if isinstance(module, _INTEGER) else "", past.left.get(name, 1.0))
+        return cls(
+            not_plain, module.scheme if isinstance(module, _INTEGER) else "", past.share_left.get(name, 1.0)
+        )
 
     def __str__(self) -> str:
         schemes = [self.scheme, *dict.fromkeys(scheme for own in self.stored.values() for scheme in own)]
-        pruned = f"pruned {_percent(1 - self.left)} %" if self.left < 1 else ""
+        pruned = f"pruned {_percent(1 - self.share_left)} %" if self.share_left < 1 else ""
         return ", ".join(filter(None, (*schemes, pruned)))
 
     def since(self, earlier: "_Facts") -> "_Facts":
         """Those that were not so before."""
         stored = {own: now for own, now in self.stored.items() if {*now} - {*earlier.stored.get(own, ())}}
-        share_left = self.left if self.left < earlier.left else 1.0
+        share_left = self.share_left if self.share_left < earlier.share_left else 1.0
         return _Facts(stored, "" if self.scheme == earlier.scheme else self.scheme, share_left)
 
 
@@ -192,7 +194,9 @@ class _Earlier:
         moved = split_names(program, now) | {name: name for name in fetched_weights(program)}
         for old, new in moved.items():
             layer, _, own = new.rpartition(".")
-            layers.setdefault(layer, _Facts({own: _stored(program, old)}, left=past.left.get(layer, 1.0)))
+            layers.setdefault(
+                layer, _Facts({own: _stored(program, old)}, share_left=past.share_left.get(layer, 1.0))
+            )
         return cls(program, layers, frozenset(past.removed))
 
     def facts(self, name: str, now: _Facts, past: _Past) -> _Facts:
@@ -220,10 +224,10 @@ def _status(
     now = _Facts.of(program, name, module, past)
     then = earlier.facts(name, now, past)
     new, weights = now.since(then), weight_tensors(module)
-    as_it_was = not new.scheme and new.left == 1
+    as_it_was = not new.scheme and new.share_left == 1
     untouched = [t for own, t in weights.items() if as_it_was and own not in new.stored]
-    plain = _bytes(untouched, counted, now.left)
-    size = plain + _bytes(weights.values(), counted, now.left)
+    plain = _bytes(untouched, counted, now.share_left)
+    size = plain + _bytes(weights.values(), counted, now.share_left)
     if str(new):
         return LayerStatus(name, kind, True, str(now), bytes=size, plain_bytes=plain, before=str(then))
     why = past.reasons.get(name, "not selected")

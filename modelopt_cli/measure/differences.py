@@ -20,12 +20,12 @@ from modelopt_cli.measure.tally import Predictions, is_right_or_wrong
 
 def differences(base: Predictions, other: Predictions) -> dict[str, Interval]:
     """The difference of each metric that was measured of both models, on the same samples."""
-    found = {
+    intervals = {
         name: difference(metric, base.scores[name], other.scores[name])
         for name, metric in base.rows.items()
         if name in base.scores and name in other.scores
     }
-    return {name: each for name, each in found.items() if not math.isnan(each.drop)}
+    return {name: each for name, each in intervals.items() if not math.isnan(each.drop)}
 
 
 def difference(metric: Metric, base: Any, other: Any) -> Interval:
@@ -40,8 +40,8 @@ def difference(metric: Metric, base: Any, other: Any) -> Interval:
         return paired_difference(base, other)
     samples = metric.units(base)
     factor = metric.scale if metric.higher_is_better else -metric.scale
-    one, two = (float(metric.value(kept, once(samples))[0]) for kept in (base, other))
-    drop = factor * (one - two)
+    base_value, other_value = (float(metric.value(kept, once(samples))[0]) for kept in (base, other))
+    drop = factor * (base_value - other_value)
     if is_same(base, other):
         reach = (metric.largest or 0.0) * Z_95**2 / (samples + Z_95**2)
         return Interval(drop, -reach, reach, samples)

@@ -68,22 +68,22 @@ class FidelityTally:
         self._nats: dict[str, tuple[float, int]] = {}
         self._differing: set[str] = set()
 
-    def add(self, expected: Any, found: Any, samples: int) -> None:
+    def add(self, expected: Any, outputs: Any, samples: int) -> None:
         """Compare the outputs for one batch.
 
         Args:
             expected: of the baseline, of any structure.
-            found: of the other network. Outputs that only one has, or of another shape, are left out.
+            outputs: of the other network. Outputs that only one has, or of another shape, are left out.
             samples: number of samples in the batch.
         """
-        ours, theirs = flatten(found), flatten(expected)
+        ours, theirs = flatten(outputs), flatten(expected)
         for name in dict.fromkeys([*theirs, *ours]):
-            one, other = theirs.get(name), ours.get(name)
-            if one is None or other is None or one.shape != other.shape:
+            reference, output = theirs.get(name), ours.get(name)
+            if reference is None or output is None or reference.shape != output.shape:
                 self._differing.add(name)
-            elif one.is_floating_point() and one.numel():
-                self._compare(self._sums.setdefault(name, _Sums()), one, other, samples)
-        self._add_nats(expected, found)
+            elif reference.is_floating_point() and reference.numel():
+                self._compare(self._sums.setdefault(name, _Sums()), reference, output, samples)
+        self._add_nats(expected, outputs)
 
     def result(self) -> Fidelity | None:
         """Join the batches; None where the networks have no output in common."""
@@ -98,25 +98,25 @@ class FidelityTally:
 
     def _compare(self, sums: _Sums, expected: Tensor, output: Tensor, samples: int) -> None:
         seen = torch.isfinite(expected)
-        one = torch.where(seen, expected, 0).double()
-        other = torch.where(seen, output, 0).double()
-        sums.signal += float(one.square().sum())
-        sums.noise += float((one - other).square().sum())
-        rows = samples if one.dim() > 0 and len(one) == samples else 1
-        one, other = (x.reshape(rows, -1) for x in (one, other))
-        sums.cosines += float(cosines(one, other).sum())
+        reference = torch.where(seen, expected, 0).double()
+        compared = torch.where(seen, output, 0).double()
+        sums.signal += float(reference.square().sum())
+        sums.noise += float((reference - compared).square().sum())
+        rows = samples if reference.dim() > 0 and len(reference) == samples else 1
+        reference, compared = (x.reshape(rows, -1) for x in (reference, compared))
+        sums.cosines += float(cosines(reference, compared).sum())
         sums.vectors += rows
 
-    def _add_nats(self, expected: Any, found: Any) -> None:
+    def _add_nats(self, expected: Any, outputs: Any) -> None:
         logits = self._task.row.logits
-        one, other = self._task.logits(expected), self._task.logits(found)
-        if logits is None or one is None or other is None or one.shape != other.shape:
+        reference, compared = self._task.logits(expected), self._task.logits(outputs)
+        if logits is None or reference is None or compared is None or reference.shape != compared.shape:
             return
         output = self._task.find(expected)
         name = next((name for name, tensor in flatten(expected).items() if tensor is output), "")
         before, rows = self._nats.get(name, (0.0, 0))
-        nats = divergence(one, other, exclusive=logits.exclusive)
-        self._nats[name] = before + float(nats), rows + len(one)
+        nats = divergence(reference, compared, exclusive=logits.exclusive)
+        self._nats[name] = before + float(nats), rows + len(reference)
 
 
 def _positive(nats: float) -> float:
@@ -124,32 +124,32 @@ def _positive(nats: float) -> float:
     return math.inf if math.isnan(nats) else max(0.0, nats)
 
 
-def cosines(one: Tensor, other: Tensor) -> Tensor:
+def cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of each row of one with that of the other, ``(N,)``; 1 where both are zero."""
-    lengths = one.norm(dim=1) * other.norm(dim=1)
-    cosine = (one * other).sum(1) / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
-    return torch.where(lengths > 0, cosine.clamp(-1, 1), ((one == 0) & (other == 0)).all(1).to(cosine.dtype))
+    lengths = a.norm(dim=1) * b.norm(dim=1)
+    cosine = (a * b).sum(1) / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
+    return torch.where(lengths > 0, cosine.clamp(-1, 1), ((a == 0) & (b == 0)).all(1).to(cosine.dtype))
 
 
-def divergence(expected: Tensor, found: Tensor, *, exclusive: bool = True) -> Tensor:
+def divergence(expected: Tensor, output: Tensor, *, exclusive: bool = True) -> Tensor:
     """Sum over rows of logits ``(M, classes)`` of KL(expected || found) of their probabilities, in nats.
 
     Args:
         expected: logits of the baseline.
-        found: logits of the other network.
+        output: logits of the other network.
         exclusive: True for the softmax of a row, False for the sigmoid of each logit.
     """
-    one, other = expected.double(), found.double()
+    reference, compared = expected.double(), output.double()
     if exclusive:
-        return _nats(one.log_softmax(1), other.log_softmax(1))
-    there = _nats(F.logsigmoid(one), F.logsigmoid(other))
-    return there + _nats(F.logsigmoid(-one), F.logsigmoid(-other))
+        return _nats(reference.log_softmax(1), compared.log_softmax(1))
+    there = _nats(F.logsigmoid(reference), F.logsigmoid(compared))
+    return there + _nats(F.logsigmoid(-reference), F.logsigmoid(-compared))
 
 
-def _nats(expected: Tensor, found: Tensor) -> Tensor:
+def _nats(expected: Tensor, output: Tensor) -> Tensor:
     """The sum of ``p (log p - log q)`` of log-probabilities, in which what is impossible counts nothing."""
     likely = expected.exp()
-    return torch.where(likely > 0, likely * (expected - found), 0).sum()
+    return torch.where(likely > 0, likely * (expected - output), 0).sum()
 
 
 def ratio_db(signal: float, noise: float) -> float:

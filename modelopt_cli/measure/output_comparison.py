@@ -35,27 +35,27 @@ def is_finite(outputs: Any) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors(outputs))
 
 
-def stays_finite(expected: Any, found: Any) -> bool:
-    """True if ``found`` is finite wherever ``expected`` is; both have one structure."""
-    pairs = zip(tensors(expected), tensors(found), strict=True)
+def stays_finite(expected: Any, outputs: Any) -> bool:
+    """True if ``outputs`` is finite wherever ``expected`` is; both have one structure."""
+    pairs = zip(tensors(expected), tensors(outputs), strict=True)
     return all(bool((torch.isfinite(b) | ~torch.isfinite(a)).all()) for a, b in pairs)
 
 
-def snr_db(expected: Any, found: Any) -> float | None:
-    """Signal-to-noise ratio ``10 log10(sum(expected^2) / sum((expected - found)^2))`` in dB.
+def snr_db(expected: Any, outputs: Any) -> float | None:
+    """Signal-to-noise ratio ``10 log10(sum(expected^2) / sum((expected - outputs)^2))`` in dB.
 
     Over all floating-point tensors of the two, which have one structure, where ``expected`` is finite;
     within ``LIMIT_DB`` on either side. None where there are no such tensors.
     """
-    pairs = [pair for pair in zip(tensors(expected), tensors(found), strict=True) if _is_real(pair[0])]
+    pairs = [pair for pair in zip(tensors(expected), tensors(outputs), strict=True) if _is_real(pair[0])]
     if not pairs:
         return None
     signal = noise = 0.0
     for a, b in pairs:
         seen = torch.isfinite(a)
-        one, other = a[seen].double(), b[seen].double()
-        signal += float(one.square().sum())
-        noise += float((one - other).square().sum())
+        reference, output = a[seen].double(), b[seen].double()
+        signal += float(reference.square().sum())
+        noise += float((reference - output).square().sum())
     if not noise:
         return LIMIT_DB
     ratio = 10 * math.log10(signal / noise) if signal else -LIMIT_DB

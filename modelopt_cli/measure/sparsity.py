@@ -35,7 +35,7 @@ def sparsity_note(program: Program, device: str = "cpu") -> str | None:
     layers = [program.get_submodule(name.rpartition(".")[0]) for name in weights]
     reasons = Counter(sparse24.reason(layer) or _WITHOUT for layer in layers)
     fast = reasons.pop(sparse24.SPARSE, 0)
-    others = "; ".join(f"{count} not: {why}" for why, count in sorted(reasons.items()))
+    without_kernel = "; ".join(f"{count} not: {why}" for why, count in sorted(reasons.items()))
     if not fast:
         return f"{share}; that makes none of them faster: {'; '.join(sorted(reasons))}"
-    return f"{share}; {fast} of them run through 2:4 kernels{', ' + others if others else ''}"
+    return f"{share}; {fast} of them run through 2:4 kernels{', ' + without_kernel if without_kernel else ''}"

@@ -117,8 +117,10 @@ def equivalent(make: Callable[[], Call], inputs: Inputs, expected: object) -> Ca
 
 def same_outputs(outputs: object, expected: object) -> bool:
     """True if two outputs have the same tensors, and those are equal but for rounding."""
-    one, other = flatten(outputs), flatten(expected)
-    return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in other)
+    tensors, references = flatten(outputs), flatten(expected)
+    return tensors.keys() == references.keys() and all(
+        _same(tensors[name], references[name]) for name in references
+    )
 
 
 def _same(outputs: Tensor, expected: Tensor) -> bool:

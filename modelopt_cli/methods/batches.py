@@ -31,10 +31,10 @@ def output_of(network: nn.Module, inputs: Inputs, device: str) -> Tensor:
 
 def main_output(outputs: Any, inputs: Inputs, task: TaskSpec | None = None) -> Tensor:
     """The main output among all, or that of a task; raises as ``output_of``."""
-    found = find_output(outputs, _NAMES) if task is None else task.find(outputs)
-    if not isinstance(found, Tensor) or found.dim() == 0 or len(found) != batch_size(inputs):
+    output = find_output(outputs, _NAMES) if task is None else task.find(outputs)
+    if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != batch_size(inputs):
         raise InputError(f"returns {form_of(outputs)}, nothing for each sample", where="the network")
-    return found
+    return output
 
 
 def output_rows(network: nn.Module, inputs: Inputs, device: str) -> Tensor:

@@ -32,14 +32,14 @@ class SelectionSettings(Protocol):
 
 
 def select_layers(
-    names: Iterable[str], config: SelectionSettings, others: Iterable[str] = ()
+    names: Iterable[str], config: SelectionSettings, unable: Iterable[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
     """Apply the globs and the first/last switches.
 
     Args:
         names: layers that could be compressed, in graph order.
         config: the globs and switches.
-        others: other layers of the network; a glob may name them, though it changes nothing.
+        unable: other layers of the network; a glob may name them, though it changes nothing.
 
     Returns:
         The chosen names, and a reason for each name that was not chosen.
@@ -48,7 +48,7 @@ def select_layers(
         UsageError: a glob matches no layer.
     """
     ordered = list(names)
-    known = dict.fromkeys((*ordered, *others))
+    known = dict.fromkeys((*ordered, *unable))
     for name, globs in (("include", config.include), ("exclude", config.exclude)):
         for glob in globs:
             if not any(fnmatchcase(name, glob) for name in known):

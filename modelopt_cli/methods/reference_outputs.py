@@ -95,8 +95,8 @@ def _rows(
                 outputs = call(network, to(batch, device))
                 logits = task.logits(outputs) if task.row.logits and task.row.logits.exclusive else None
                 are_logits = logits is not None
-                found = main_output(outputs, batch, task).flatten(1) if logits is None else logits
-                rows.append(found.cpu())
+                batch_rows = main_output(outputs, batch, task).flatten(1) if logits is None else logits
+                rows.append(batch_rows.cpu())
     finally:
         program.to("cpu")
     joined = torch.cat(rows).double()

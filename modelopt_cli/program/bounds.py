@@ -198,10 +198,10 @@ def check_arguments(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         lengths = [len(value) for value in args if isinstance(value, tuple | list | str)]
         times = [value for value in args if isinstance(value, int)]
         _require(not lengths or not times or lengths[0] * times[0] <= MAX_LENGTH, "repeats a list too often")
-    tensor, *others = [*args, *kwargs.values()] or [None]
+    tensor, *settings = [*args, *kwargs.values()] or [None]
     if name in _SPLITTING and isinstance(tensor, Tensor):
         parts = max(tensor.shape, default=0)
-        asked = [value for value in others if isinstance(value, int)]
+        asked = [value for value in settings if isinstance(value, int)]
         if name == "split" and asked and asked[0] > 0:
             parts //= asked[0]
         _require(parts <= MAX_LENGTH, "splits a tensor into too many parts")

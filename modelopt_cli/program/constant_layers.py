@@ -83,14 +83,14 @@ class _Constants:
         """The parameters and buffers that a constant node is made of."""
         if node.op == "get_attr":
             return {node}
-        return {found for needed in node.all_input_nodes for found in self.sources(needed)}
+        return {origin for needed in node.all_input_nodes for origin in self.sources(needed)}
 
     def readers(self, node: fx.Node) -> set[fx.Node]:
         """The nodes that read a constant, or what is made of it, and are none themselves."""
-        found: set[fx.Node] = set()
+        reading: set[fx.Node] = set()
         for user in node.users:
-            found |= self.readers(user) if user in self.nodes else {user}
-        return found
+            reading |= self.readers(user) if user in self.nodes else {user}
+        return reading
 
 
 def _call(node: fx.Node, program: Program, constants: _Constants) -> _Call | None:
@@ -101,14 +101,14 @@ def _call(node: fx.Node, program: Program, constants: _Constants) -> _Call | Non
     if "weight" not in tensors or not constants.nodes.issuperset(tensors.values()):
         return None
     weight = constants.value(tensors["weight"])
-    found = described_layer(node, weight)
+    described = described_layer(node, weight)
     layer = _home(tensors["weight"], constants)
-    if found is None or not KINDS[found[0]].weighted or layer is None:
+    if described is None or not KINDS[described[0]].weighted or layer is None:
         return None
     computed = tensors["weight"].op != "get_attr"
     if computed and any(_is_encoded(program, origin) for origin in constants.sources(tensors["weight"])):
         return None  # zeros or shared values would be lost
-    return _Call(node, layer, *found, tensors)
+    return _Call(node, layer, *described, tensors)
 
 
 def _is_encoded(program: Program, node: fx.Node) -> bool:
@@ -164,5 +164,5 @@ def _rewritten(program: Program, layers: dict[str, list[_Call]], made: dict[str,
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     rewritten = rebuild(program, graph, made)
     kept = rewritten.state_dict()
-    rewritten.encodings = {name: found for name, found in program.encodings.items() if name in kept}
+    rewritten.encodings = {name: encoding for name, encoding in program.encodings.items() if name in kept}
     return rewritten

@@ -99,9 +99,9 @@ class _Finder:
                 terms.update(term.all_input_nodes)
         return terms
 
-    def _same_shape(self, one: fx.Node, other: fx.Node) -> bool:
-        shape = self.shapes.get(one.name)
-        return shape is not None and shape == self.shapes.get(other.name)
+    def _same_shape(self, a: fx.Node, b: fx.Node) -> bool:
+        shape = self.shapes.get(a.name)
+        return shape is not None and shape == self.shapes.get(b.name)
 
     def _loses_layers(self, cut: Cut) -> bool:
         """True if a weight-carrying layer goes with the cut and is not called elsewhere."""

@@ -93,9 +93,9 @@ class ExampleTracer(ProgramTracer):
     def assign(self, proxy: "ExampleProxy", index: Any, value: Any) -> None:
         """``proxy[index] = value``: the proxy stands for a new value from now on."""
         changed = self.create_proxy("call_function", set_item, (proxy, index, value), {})
-        for other in list(self._alive.values()):
-            if other is not proxy and other.memory is proxy.memory:
-                other.stale = True
+        for alive in list(self._alive.values()):
+            if alive is not proxy and alive.memory is proxy.memory:
+                alive.stale = True
         proxy.node, proxy.known = changed.node, changed.known
 
     def proxy(self, node: fx.Node) -> "ExampleProxy":
@@ -250,8 +250,8 @@ def _storages(value: Any) -> set[int]:
     return {s for item in value for s in _storages(item)} if isinstance(value, list | tuple) else set()
 
 
-def _shares_memory(one: ExampleProxy, other: ExampleProxy) -> bool:
-    return bool(_storages(one.known[0]) & _storages(other.known[0]))
+def _shares_memory(a: ExampleProxy, b: ExampleProxy) -> bool:
+    return bool(_storages(a.known[0]) & _storages(b.known[0]))
 
 
 def _agree(values: Sequence[Any]) -> bool:

@@ -72,8 +72,8 @@ class ExportTracer:
         args, kwargs = as_arguments(type(root).forward, self.example)
         shapes, batch = torch.export.ShapesCollection(), torch.export.Dim("batch")
         for tensor in self.example.values():
-            others = dict.fromkeys(range(1, tensor.dim()), torch.export.Dim.AUTO) if self.free else {}
-            shapes[tensor] = {0: batch, **others}
+            free_dims = dict.fromkeys(range(1, tensor.dim()), torch.export.Dim.AUTO) if self.free else {}
+            shapes[tensor] = {0: batch, **free_dims}
         try:
             with _quiet(), _users_lines(), without_values(), plain_outputs(root):
                 sizes = shapes.dynamic_shapes(root, args, kwargs)

@@ -125,11 +125,11 @@ class _Run(fx.Interpreter):
 
 def gathered_by(graph: fx.Graph) -> set[fx.Node]:
     """The nodes that gather, and all that they go into."""
-    found: set[fx.Node] = set()
+    dependent: set[fx.Node] = set()
     for node in graph.nodes:
-        if _gathers(node) or any(argument in found for argument in node.all_input_nodes):
-            found.add(node)
-    return found
+        if _gathers(node) or any(argument in dependent for argument in node.all_input_nodes):
+            dependent.add(node)
+    return dependent
 
 
 def _copied(value: Any) -> Any:

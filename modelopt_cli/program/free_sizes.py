@@ -25,10 +25,10 @@ def free_sizes(input_spec: InputSpec, agree: Callable[[InputSpec], bool]) -> Inp
     free: dict[str, set[int]] = {each.name: set() for each in input_spec.tensors}
     for together in _candidates(input_spec):
         apart: list[Places] = [{name: (place,)} for name, places in together.items() for place in places]
-        found = [together] if _agrees(input_spec, together, agree) else []
-        if not found and together not in apart:
-            found = [places for places in apart if _agrees(input_spec, places, agree)]
-        for places in found:
+        free_places = [together] if _agrees(input_spec, together, agree) else []
+        if not free_places and together not in apart:
+            free_places = [places for places in apart if _agrees(input_spec, places, agree)]
+        for places in free_places:
             for name, own in places.items():
                 free[name].update(own)
     first, *others = (replace(each, free=tuple(sorted(free[each.name]))) for each in input_spec.tensors)

@@ -264,11 +264,11 @@ def _geometry(tensor: Tensor) -> Any:
     return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype
 
 
-def _overlap(one: Tensor, other: Tensor) -> bool:
+def _overlap(a: Tensor, b: Tensor) -> bool:
     """True if two tensors of one storage have an element in common."""
-    if not one.numel() or not other.numel():
+    if not a.numel() or not b.numel():
         return False
-    places = [_places(tensor) for tensor in (one, other)]
+    places = [_places(tensor) for tensor in (a, b)]
     if places[0][-1] < places[1][0] or places[1][-1] < places[0][0]:
         return False
     return bool(torch.isin(places[0], places[1]).any())

@@ -106,10 +106,10 @@ def _outputs_from_json(value: Any, nodes: Mapping[str, fx.Node], depth: int = 0)
         pairs = listed(value["dict"], "a dictionary of outputs", MAX_ITEMS)
         if not all(isinstance(pair, list) and len(pair) == 2 and is_output_key(pair[0]) for pair in pairs):
             raise ArtifactError("a dictionary of outputs holds pairs of a name and a value")
-        found = {key: _outputs_from_json(item, nodes, depth + 1) for key, item in pairs}
-        if len(found) < len(pairs):
+        outputs = {key: _outputs_from_json(item, nodes, depth + 1) for key, item in pairs}
+        if len(outputs) < len(pairs):
             raise ArtifactError("a dictionary of outputs has a name twice")
-        return found
+        return outputs
     if isinstance(value, dict) and list(value) == ["tuple"]:
         return tuple(_outputs_from_json(listed(value["tuple"], "a tuple", MAX_ITEMS), nodes, depth))
     if isinstance(value, list):

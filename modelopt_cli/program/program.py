@@ -164,10 +164,10 @@ class Program(fx.GraphModule):
         for each in self.input.tensors:
             value = given.get(each.name)
             if isinstance(value, Tensor) and not each.fits(tuple(value.shape[1:])):
-                found, wanted = tuple(value.shape), ("N", *each.shape)
+                taken = ", ".join(map(str, ("N", *each.shape)))
                 free = f", of which dimensions {', '.join(str(p + 1) for p in each.free)} may vary"
                 return InputError(
-                    f"{each.name} has shape {found}, and the Program takes ({', '.join(map(str, wanted))})"
+                    f"{each.name} has shape {tuple(value.shape)}, and the Program takes ({taken})"
                     f"{free if each.free else ', a size that is fixed'}",
                     hint="capture the network for the size that is needed",
                 )

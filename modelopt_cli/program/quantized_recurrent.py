@@ -37,13 +37,13 @@ def _lstm(inputs: Tensor, states: Tensor, state: State) -> State:
 def renamed_weights(before: Iterable[str], after: Iterable[str]) -> dict[str, str]:
     """Weights of recurrent layers that are those of linear layers now: the name before to the name after."""
     there = set(after)
-    found: dict[str, str] = {}
+    renames: dict[str, str] = {}
     for name in before:
         path, _, leaf = name.rpartition(".")
         if leaf.startswith(("weight_ih", "weight_hh")) and name not in there:
             renamed = f"{path}.{leaf.removeprefix('weight_')}.weight"
-            found |= {name: renamed} if renamed in there else {}
-    return found
+            renames |= {name: renamed} if renamed in there else {}
+    return renames
 
 
 class QuantizedRecurrent(Quantized):

@@ -135,8 +135,8 @@ def spell(name: str, named: dict[str, Any]) -> Spelled | None:
     if name == "view_as":
         return spell("reshape_as", named)
     if name == "to" and "other" in named:  # torch calls it "tensor"
-        others = {key: value for key, value in named.items() if key not in ("input", "other")}
-        return "call_method", name, (named["input"], named["other"]), others
+        options = {key: value for key, value in named.items() if key not in ("input", "other")}
+        return "call_method", name, (named["input"], named["other"]), options
     for prefix in ("F", "torch", "torchvision", "modelopt"):
         function = FUNCTIONS.get(f"{prefix}.{name}")
         for first in ("input", "tensor", "self"):
@@ -144,8 +144,8 @@ def spell(name: str, named: dict[str, Any]) -> Spelled | None:
             if function is not None and bind(of_function(function), (), renamed) == renamed:
                 return "call_function", function, (), renamed
     if name in METHODS and "input" in named:
-        others = {key: value for key, value in named.items() if key != "input"}
-        return "call_method", name, (named["input"],), others
+        options = {key: value for key, value in named.items() if key != "input"}
+        return "call_method", name, (named["input"],), options
     return None
 
 

@@ -256,8 +256,8 @@ def _writes(node: fx.Node) -> bool:
 
 def _has_unknown_size(node: fx.Node) -> bool:
     """True if the size of a result depends on the values in a tensor."""
-    found = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(value, Tensor) and free_unbacked_symbols(value) for value in found)
+    results = pytree.tree_leaves(node.meta.get("val"))
+    return any(isinstance(value, Tensor) and free_unbacked_symbols(value) for value in results)
 
 
 def _named(target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,9 +283,9 @@ def _equal(value: Any, default: Any) -> bool:
 
 def _holds(kind: type, value: Any) -> bool:
     """True if there is a value of this type among arguments."""
-    found = []
-    fx.node.map_aggregate(value, lambda a: found.append(a) if isinstance(a, kind) else None)
-    return bool(found)
+    matching = []
+    fx.node.map_aggregate(value, lambda a: matching.append(a) if isinstance(a, kind) else None)
+    return bool(matching)
 
 
 def _bare(name: str) -> str:

@@ -130,8 +130,8 @@ def _same_outputs(actual: Any, expected: Any, exact: bool) -> bool:
     actual = plain(actual)
     if _form(actual) != _form(expected):
         return False
-    one, other = flatten(actual), flatten(expected)
-    return all(_same(one[name], other[name], exact) for name in other)
+    tensors, references = flatten(actual), flatten(expected)
+    return all(_same(tensors[name], references[name], exact) for name in references)
 
 
 def _form(outputs: Any) -> Any:

@@ -63,9 +63,9 @@ def coverage_lines(coverage: Coverage) -> list[str]:
     for reason, layers in groups[:_SHOWN]:
         share = _share(sum(layer.bytes for layer in layers) / (coverage.bytes or 1))
         lines.append(printable(f"  not {_layers(len(layers))}, {share}: {as_read(reason)}"))
-    if others := groups[_SHOWN:]:
-        count = sum(len(layers) for _, layers in others)
-        lines.append(f"  not {_layers(count)} for {len(others)} other reasons; -v lists every layer")
+    if unshown := groups[_SHOWN:]:
+        count = sum(len(layers) for _, layers in unshown)
+        lines.append(f"  not {_layers(count)} for {len(unshown)} other reasons; -v lists every layer")
     return lines
 
 

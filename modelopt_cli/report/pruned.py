@@ -45,9 +45,11 @@ def pruned_table(layers: Sequence[PrunedLayer]) -> RenderableType:
 
 def _shapes(layer: PrunedLayer) -> str:
     before = "x".join(map(str, layer.shape))
-    if layer.left is None:
+    if layer.shape_left is None:
         return f"{before} -> gone"
-    return before if layer.left == layer.shape else f"{before} -> {'x'.join(map(str, layer.left))}"
+    return (
+        before if layer.shape_left == layer.shape else f"{before} -> {'x'.join(map(str, layer.shape_left))}"
+    )
 
 
 def target_line(target: Reached) -> str:
@@ -70,7 +72,7 @@ def pruned_json(layers: Sequence[PrunedLayer]) -> list[dict[str, Any]]:
             "kept": layer.kept,
             "sparsity": layer.sparsity,
             "shape": list(layer.shape),
-            "left": None if layer.left is None else list(layer.left),
+            "left": None if layer.shape_left is None else list(layer.shape_left),
             "reason": layer.reason,
         }
         for layer in layers

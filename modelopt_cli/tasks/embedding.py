@@ -122,8 +122,8 @@ def pairs_of(parts: dict[str, NDArray[Any]]) -> Pairs:
     order = np.argsort(parts["pair"], kind="stable")
     numbers = parts["pair"][order]
     first = np.flatnonzero(numbers[:-1] == numbers[1:])
-    one, other = order[first], order[first + 1]
-    return Pairs((own[one] * own[other]).sum(1), parts["score"][one].astype(np.float64))
+    earlier, later = order[first], order[first + 1]
+    return Pairs((own[earlier] * own[later]).sum(1), parts["score"][earlier].astype(np.float64))
 
 
 def mean_cosine(pairs: Pairs, counts: Counts) -> Values:
@@ -141,8 +141,8 @@ def spearman(pairs: Pairs, counts: Counts) -> Values:
     return in_rows(counts, len(scores), lambda some: _correlation(pairs.cosines, scores, some))
 
 
-def _correlation(one: NDArray[np.float64], other: NDArray[np.float64], counts: Counts) -> Values:
-    a, b = (_ranks(values, counts) for values in (one, other))
+def _correlation(x: NDArray[np.float64], y: NDArray[np.float64], counts: Counts) -> Values:
+    a, b = (_ranks(values, counts) for values in (x, y))
     total = counts.sum(1, keepdims=True)
     a, b = (ranks - (ranks * counts).sum(1, keepdims=True) / total for ranks in (a, b))
     with np.errstate(invalid="ignore", divide="ignore"):

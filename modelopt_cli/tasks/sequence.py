@@ -138,21 +138,21 @@ def errors(spoken: Spoken, targets: dict[str, Tensor]) -> Tensor:
     """Edit distance to the target and the target's length of each sample, ``(N, 2)``."""
     pairs = zip(spoken.ids, targets["ids"].cpu().numpy(), targets["lengths"].tolist(), strict=True)
     return torch.tensor(
-        [[edit_distance(found, wanted[:length]), length] for found, wanted, length in pairs],
+        [[edit_distance(ids, wanted[:length]), length] for ids, wanted, length in pairs],
         dtype=torch.float64,
     )
 
 
-def edit_distance(one: Ids, other: Ids) -> int:
-    """Fewest insertions, deletions and substitutions that make ``other`` of ``one``.
+def edit_distance(source: Ids, target: Ids) -> int:
+    """Fewest insertions, deletions and substitutions that make ``target`` of ``source``.
 
     V. Levenshtein, Binary Codes Capable of Correcting Deletions, Insertions, and Reversals, 1966; a row of
     the table at a time.
     """
-    steps = np.arange(len(other) + 1)
+    steps = np.arange(len(target) + 1)
     row = steps.copy()
-    for symbol in one:
+    for symbol in source:
         # Of a substitution and a deletion the cheaper, then insertions from the left.
-        best = np.minimum(row[:-1] + (other != symbol), row[1:] + 1)
+        best = np.minimum(row[:-1] + (target != symbol), row[1:] + 1)
         row = np.minimum.accumulate(np.concatenate([[row[0] + 1], best]) - steps) + steps
     return int(row[-1])

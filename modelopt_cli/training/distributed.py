@@ -101,7 +101,7 @@ class World:
         everyone = [torch.empty_like(padded) for _ in counts]
         with collective():
             dist.all_gather(everyone, padded)
-        parts = [one[:count] for one, count in zip(everyone, counts, strict=True)]
+        parts = [part[:count] for part, count in zip(everyone, counts, strict=True)]
         return torch.cat(parts).to(tensor.device)
 
     def barrier(self) -> None:

@@ -107,9 +107,9 @@ def cosine(output: Tensor, targets: dict[str, Tensor], inputs: Any, **settings: 
     if "vector" in targets:
         return (1 - (vectors * F.normalize(targets["vector"])).sum(1)).mean()
     same = targets["pair"].unsqueeze(0) == targets["pair"].unsqueeze(1)
-    one, other = same.triu(1).nonzero(as_tuple=True)
-    error = (vectors[one] * vectors[other]).sum(1) - targets["score"][one]
-    return error.square().sum() / max(1, len(one)) + 0.0 * vectors.sum()
+    earlier, later = same.triu(1).nonzero(as_tuple=True)
+    error = (vectors[earlier] * vectors[later]).sum(1) - targets["score"][earlier]
+    return error.square().sum() / max(1, len(earlier)) + 0.0 * vectors.sum()
 
 
 def own(losses: Any, targets: Any, inputs: Any, **settings: Any) -> Tensor:

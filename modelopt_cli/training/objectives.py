@@ -132,8 +132,8 @@ class Distillation:
             UsageError: teacher and student have different classes.
         """
         with torch.no_grad():
-            found = self.task.find(call(self.teacher.to(logits.device), inputs.batch))
-            outputs = found.to(logits.dtype)
+            teacher_output = self.task.find(call(self.teacher.to(logits.device), inputs.batch))
+            outputs = teacher_output.to(logits.dtype)
         if outputs.shape != logits.shape:
             raise UsageError(
                 f"the teacher returns {tuple(outputs.shape)}, the student {tuple(logits.shape)}",

@@ -24,13 +24,13 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     """
     spared = {id(p) for m in network.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     decaying: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         spare = id(parameter) in spared or name.endswith("bias") or parameter.dim() <= 1
-        (others if spare else decaying).append(parameter)
-    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        (undecayed if spare else decaying).append(parameter)
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 

@@ -86,6 +86,6 @@ def test_global_allocation_starves_a_layer_of_small_weights() -> None:
     before = dict(given.state_dict())
     result = apply(given, PruneConfig(sparsity=0.31), Context())
     layers = summary(before, result.program.state_dict(), coverage(result.program))
-    assert [layer.left for layer in layers] == [(512, 64), (8, 512), (4, 8)]
+    assert [layer.shape_left for layer in layers] == [(512, 64), (8, 512), (4, 8)]
     (note,) = thin_notes(layers, result.target)
     assert "8 of 240 outputs of hidden, 8 of 240 inputs of last, where the network keeps 69 %" in note

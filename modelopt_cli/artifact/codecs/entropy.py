@@ -59,15 +59,15 @@ class Entropy(Wrapper):
 
     def decode(self, parts: Mapping[str, Tensor], params: Params, dtype: torch.dtype, shape: Shape) -> Tensor:
         """Decode the integers and let the inner codec make the tensor of them."""
-        others = {name: part for name, part in parts.items() if name != "stream"}
-        layout = self.layout(shape, dtype, Encoding(self.name, dict(params), others))
+        inner_parts = {name: part for name, part in parts.items() if name != "stream"}
+        layout = self.layout(shape, dtype, Encoding(self.name, dict(params), inner_parts))
         expect(layout.keys() == parts.keys(), f"codec entropy needs the parts {', '.join(layout)}")
         for name, spec in layout.items():
             fits = PartSpec(parts[name].dtype, tuple(parts[name].shape)) == spec
             expect(fits, f"the {name} does not fit the parameter")
         view = self._view(params, shape, dtype)
         stream = parts["stream"].contiguous().numpy()
-        return view.decode(decode(stream, _form(params, view), view.limits, view.numpy_type), others)
+        return view.decode(decode(stream, _form(params, view), view.limits, view.numpy_type), inner_parts)
 
     def predicted_bytes(
         self, shape: Shape, dtype: torch.dtype, params: Params, parts: Collection[str] = ()

@@ -33,20 +33,20 @@ class Packed(Wrapper):
     def encode(self, tensor: Tensor, encoding: Encoding) -> dict[str, Tensor]:
         """The inner codec's integers, packed."""
         view = self._inner(encoding.params, tuple(tensor.shape), tensor.dtype)
-        integers, others = view.encode(tensor, encoding)
+        integers, inner_parts = view.encode(tensor, encoding)
         # Without a wider type: differences of unsigned integers are right modulo their size.
         above = integers.reshape(-1).view(_unsigned(view)) - _low(view)
-        return {"stream": pack(above, _width(view)), **others}
+        return {"stream": pack(above, _width(view)), **inner_parts}
 
     def decode(self, parts: Mapping[str, Tensor], params: Params, dtype: torch.dtype, shape: Shape) -> Tensor:
         """Unpack the integers and let the inner codec decode them."""
         view = self._inner(params, shape, dtype)
-        others = {name: part for name, part in parts.items() if name != "stream"}
+        inner_parts = {name: part for name, part in parts.items() if name != "stream"}
         stream = parts.get("stream")
         fits = stream is not None and stream.dtype == torch.uint8 and tuple(stream.shape) == (_size(view),)
         expect(fits, "the stream does not fit the parameter")
         above = unpack(parts["stream"], view.count, _width(view), _unsigned(view))
-        return view.decode((above + _low(view)).view(view.numpy_type), others)
+        return view.decode((above + _low(view)).view(view.numpy_type), inner_parts)
 
     def predicted_bytes(
         self, shape: Shape, dtype: torch.dtype, params: Params, parts: Collection[str] = ()

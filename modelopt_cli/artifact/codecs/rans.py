@@ -52,16 +52,16 @@ class Writer:
         """
         x = self._states[: frequencies.shape[1]]
         wide = frequencies[::-1].astype(np.int64)
-        limits, others = wide << (32 - SCALE_BITS), (1 << SCALE_BITS) - wide
-        for frequency, limit, other, start in zip(wide, limits, others, starts[::-1], strict=True):
+        limits, complements = wide << (32 - SCALE_BITS), (1 << SCALE_BITS) - wide
+        for frequency, limit, complement, start in zip(wide, limits, complements, starts[::-1], strict=True):
             (full,) = (x >= limit).nonzero()
             if len(full):
                 some = x.take(full)
                 self._push(some)
                 x[full] = some >> 16
             # x // frequency * 2**SCALE_BITS + x % frequency + start
-            other *= x // frequency
-            x += other
+            complement *= x // frequency
+            x += complement
             x += start
 
     def end(self) -> None:

@@ -76,7 +76,7 @@ class StudentOptions(Config, title=DistillConfig.title):
         for text in self.also:
             reader.read("--also", text, _weighted)
 
-    def others(self) -> list[tuple[str, float]]:
+    def further_teachers(self) -> list[tuple[str, float]]:
         """The teachers of ``--also`` and their weights."""
         return [_weighted(text) for text in self.also]
 
@@ -87,7 +87,7 @@ class StudentOptions(Config, title=DistillConfig.title):
         return Student(
             self.student or "",
             self.student_arch,
-            self.others(),
+            self.further_teachers(),
             self.resize_for_teacher,
             self.compare_scratch,
             self.cache,

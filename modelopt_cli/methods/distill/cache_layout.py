@@ -69,9 +69,9 @@ class Layout:
             entries["values"] = logits.numpy()
             return entries
         values, indices = logits.topk(self.top, 1)
-        others = logits.double().scatter(1, indices, -torch.inf).logsumexp(1)
+        remaining = logits.double().scatter(1, indices, -torch.inf).logsumexp(1)
         entries["others"], entries["values"], entries["indices"] = (
-            each.numpy() for each in (others, values, indices)
+            each.numpy() for each in (remaining, values, indices)
         )
         return entries
 

@@ -70,9 +70,11 @@ def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) ->
             hint=f"leave out {option('mixup')}, or use another loss",
         )
     with full_precision(student, teacher) as (student, teacher):
-        hit, others = zip(*(_decoupled(z / temperature, labels) for z in (student, teacher)), strict=True)
-        target, other = _divergence(*hit), _divergence(*others)
-        return temperature**2 * (DKD_ALPHA * target + DKD_BETA * other)
+        target_logits, non_target_logits = zip(
+            *(_decoupled(z / temperature, labels) for z in (student, teacher)), strict=True
+        )
+        tckd, nckd = _divergence(*target_logits), _divergence(*non_target_logits)
+        return temperature**2 * (DKD_ALPHA * tckd + DKD_BETA * nckd)
 
 
 def std(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -111,8 +113,8 @@ def _decoupled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits ``(N, 2)`` of the label's class and of all others together, and ``(N, C)`` without it."""
     column = labels[:, None]
     # Not -inf: the divergence has differences of logarithms, and that of two of -inf is NaN.
-    others = logits.scatter(1, column, torch.finfo(logits.dtype).min)
-    return torch.cat([logits.gather(1, column), others.logsumexp(1, keepdim=True)], 1), others
+    non_target = logits.scatter(1, column, torch.finfo(logits.dtype).min)
+    return torch.cat([logits.gather(1, column), non_target.logsumexp(1, keepdim=True)], 1), non_target
 
 
 def _z_scores(logits: Tensor) -> Tensor:

@@ -73,8 +73,8 @@ class _Pool:
 
     def add(self, values: Tensor) -> None:
         """Add ``(N, C, ...)``."""
-        others = [dim for dim in range(values.dim()) if dim != 1]
-        variance, mean = torch.var_mean(values, others, correction=0)
+        reduced = [dim for dim in range(values.dim()) if dim != 1]
+        variance, mean = torch.var_mean(values, reduced, correction=0)
         count = values.numel() // values.shape[1]
         total, change = self.count + count, mean.double() - self.mean
         self.squares = self.squares + variance.double() * count + change**2 * (self.count * count / total)

@@ -201,8 +201,8 @@ def _wrong_targets(config: PruneConfig) -> Iterator[str]:
         yield f"{' and '.join(map(option, targets))} exclude each other; give one target"
     if config.granularity.leaves_zeros:
         shrinking = " or ".join(name for name, row in STRUCTURES.items() if not row.granularity.leaves_zeros)
-        others = ", ".join(option(name) for name, row in TARGETS.items() if not row.obstacle)
-        instead = f"use {option('structure')} {shrinking}, or one of {others}"
+        allowed = ", ".join(option(name) for name, row in TARGETS.items() if not row.obstacle)
+        instead = f"use {option('structure')} {shrinking}, or one of {allowed}"
         for name in targets:
             if reason := TARGETS[name].obstacle:
                 structure = f"structure {config.structure}"
@@ -225,15 +225,15 @@ def _wrong_while_training(config: PruneConfig) -> Iterator[str]:
     """Settings that keep masks from being chosen while the network trains."""
     schedule = f"schedule {config.schedule}"
     if config.pattern is None or config.pattern.fixed:
-        others = " or ".join(name for name, row in SCHEDULES.items() if not row.while_training)
-        instead = f"use {option('schedule')} {others}"
+        allowed = " or ".join(name for name, row in SCHEDULES.items() if not row.while_training)
+        instead = f"use {option('schedule')} {allowed}"
         yield f"{schedule} grows masks over weights, not over {config.structure}; {instead}"
     if not config.criterion_row.while_training:
         names = " or ".join(name for name, row in CRITERIA.items() if row.while_training)
         yield f"{schedule} ranks weights while they train, by {names} only, not {config.chosen_criterion}"
     for name in (name for name in _targets_of(config) if TARGETS[name].of_file):
-        others = " or ".join(option(name) for name, row in TARGETS.items() if row.counted)
-        yield f"{schedule} needs {others}; {name} are known only when masks are final"
+        allowed = " or ".join(option(name) for name, row in TARGETS.items() if row.counted)
+        yield f"{schedule} needs {allowed}; {name} are known only when masks are final"
     if config.allocation_row.needs_curves:
         yield f"{schedule} cannot use allocation {config.allocation}, which is measured before training"
 

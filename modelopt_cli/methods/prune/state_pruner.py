@@ -142,10 +142,10 @@ class _StatePruner:
         self.pattern = config.pattern
         self.tied = _tied_weights(state)
         weights = {name: t for name, t in state.items() if has_weight_form(t) and name not in self.tied}
-        others = not_named_as_weights(weights)
+        unnamed = not_named_as_weights(weights)
         self.names = weight_labels(weights)
         obstacles = {
-            label: others.get(name) or self._obstacle(weights[name]) for name, label in self.names.items()
+            label: unnamed.get(name) or self._obstacle(weights[name]) for name, label in self.names.items()
         }
         self.reasons = {layer: reason for layer, reason in obstacles.items() if reason is not None}
         able = [layer for layer in obstacles if layer not in self.reasons]
@@ -186,10 +186,10 @@ class _StatePruner:
         pruned = dict(self.state)
         for name, mask in masks.items():
             pruned[name] = self.state[name].masked_fill(~mask, 0)
-        for other, name in self.tied.items():
-            pruned[other] = pruned[name]
+        for alias, name in self.tied.items():
+            pruned[alias] = pruned[name]
         fresh = {name for name, mask in masks.items() if not mask.all()}
-        fresh |= {other for other, name in self.tied.items() if name in fresh}
+        fresh |= {alias for alias, name in self.tied.items() if name in fresh}
         return pruned, compact_state(pruned, self.encodings, fresh, self.pattern.label)
 
     def kept_fraction(self, masks: Mapping[str, Tensor]) -> float:
@@ -200,13 +200,13 @@ class _StatePruner:
             return self.file_ratio(pruned, stored, self.entry(masks, pruned, DRAFT))
         kept = sum(int(((self.state[name] != 0) & mask).sum()) for name, mask in masks.items())
         size = sum(mask.numel() for mask in masks.values())
-        others = sum(
+        outside = sum(
             count_nonzero(tensor)
             for name, tensor in self.state.items()
             if name not in masks and name not in self.tied and _is_parameter(name, tensor)
         )
         before = sum(count_nonzero(self.state[name]) for name in masks)
-        return counted(Nonzeros(kept, size, others, others + before))
+        return counted(Nonzeros(kept, size, outside, outside + before))
 
     def file_ratio(
         self, pruned: Mapping[str, Tensor], stored: Mapping[str, Encoding], entry: dict[str, Any]

@@ -28,7 +28,7 @@ class PrunedLayer:
         total: number of weights before, zeros included.
         kept: number of weights after that are not zero.
         shape: of its weight before, of several the first.
-        left: of its weight after; None where the layer is removed.
+        shape_left: of its weight after; None where the layer is removed.
         reason: why it was not pruned, or an empty string.
     """
 
@@ -37,7 +37,7 @@ class PrunedLayer:
     total: int
     kept: int
     shape: tuple[int, ...]
-    left: tuple[int, ...] | None
+    shape_left: tuple[int, ...] | None
     reason: str
 
     @property
@@ -91,10 +91,10 @@ def thin_notes(layers: Sequence[PrunedLayer], target: Reached | None) -> tuple[s
 
 def _thin(layer: PrunedLayer, least: float) -> str | None:
     """The part of a layer that is left, if it is below a fraction; channels are named before weights."""
-    if layer.left is None:
+    if layer.shape_left is None:
         return None
     names = ("inputs", "outputs") if layer.kind.startswith("ConvTranspose") else ("outputs", "inputs")
-    sides = list(zip(names, layer.left, layer.shape, strict=False))
+    sides = list(zip(names, layer.shape_left, layer.shape, strict=False))
     for name, kept, before in (*sides, ("weights", layer.kept, layer.total)):
         if kept < least * before:
             return f"{kept:,} of {before:,} {name} of {layer.name}"

@@ -41,13 +41,13 @@ class Nonzeros:
     Attributes:
         kept: nonzeros among the weights that may be pruned.
         size: the number of those weights.
-        others: nonzeros among all other parameters.
+        outside: nonzeros among all other parameters.
         original: nonzeros of the network before it was pruned.
     """
 
     kept: int
     size: int
-    others: int
+    outside: int
     original: int
 
 
@@ -99,7 +99,7 @@ TARGETS: dict[str, Target] = {
     "params": Target(
         "fraction to keep of the parameters; zeros that pruning makes do not count",
         lambda pruner, program: pruner.ratio_of(pruner.count_parameters, program),
-        counted=lambda count: (count.others + count.kept) / count.original,
+        counted=lambda count: (count.outside + count.kept) / count.original,
     ),
     "bytes": Target(
         "fraction to keep of the file, written as an artifact",

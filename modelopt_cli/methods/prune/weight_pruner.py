@@ -165,7 +165,7 @@ class WeightPruner(Pruner):
         least, most = ratio_bounds(pattern, scores)
         counted = self.config.target_row.counted
         weights = {name: program.get_parameter(name) for name in scores}
-        others = int(nonzeros(program)) - sum(int(torch.count_nonzero(w)) for w in weights.values())
+        outside = int(nonzeros(program)) - sum(int(torch.count_nonzero(w)) for w in weights.values())
         size, original = sum(w.numel() for w in weights.values()), int(nonzeros(self.source))
 
         def kept_at(ratio: float) -> float:
@@ -173,7 +173,7 @@ class WeightPruner(Pruner):
             if counted is None:
                 return self.kept_fraction(self.masked(program, masks))
             nonzero = sum(int(((weights[name] != 0) & mask).sum()) for name, mask in masks.items())
-            return counted(Nonzeros(nonzero, size, others, original))
+            return counted(Nonzeros(nonzero, size, outside, original))
 
         return search_ratio(kept_at, kept, 1 - kept, least, most)
 

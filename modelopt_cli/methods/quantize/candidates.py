@@ -62,9 +62,9 @@ def select_candidates(
 def _further_arguments(calls: list[fx.Node], module: nn.Module) -> str:
     """Arguments that a layer is called with besides its input, as transposed convolutions may be."""
     named = (list(arguments(call, module).items())[1:] for call in calls)
-    found = dict.fromkeys(name for pairs in named for name, value in pairs if value is not None)
+    ranges = dict.fromkeys(name for pairs in named for name, value in pairs if value is not None)
     allowed = LAYER_FORMS[type(module)].further if type(module) in LAYER_FORMS else ()
-    return " and ".join(name for name in found if name not in allowed)
+    return " and ".join(name for name in ranges if name not in allowed)
 
 
 def nothing_compressed(reasons: dict[str, str]) -> NothingCompressed:

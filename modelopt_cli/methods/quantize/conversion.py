@@ -191,10 +191,10 @@ class _Converter:
         """Round the weight of a float layer into an int8 one; tied weights are rounded once."""
         module = self.modules[name]
         tied = self.filled.setdefault(id(module.weight), [])
-        bounded = any(LAYER_FORMS[type(other)].multiplies for other in self.tied[id(module.weight)])
+        bounded = any(LAYER_FORMS[type(tied_layer)].multiplies for tied_layer in self.tied[id(module.weight)])
         fill(layer, module, shared=f"{name}.weight" in self.shared, bounded=bounded)
-        alike = (other for other in tied if torch.equal(other.weight, layer.weight))
-        first = next((other for other in alike if torch.equal(other.scale, layer.scale)), None)
+        alike = (tied_layer for tied_layer in tied if torch.equal(tied_layer.weight, layer.weight))
+        first = next((tied_layer for tied_layer in alike if torch.equal(tied_layer.scale, layer.scale)), None)
         if first is not None:
             layer.weight, layer.scale = first.weight, first.scale
         tied.append(layer)
@@ -245,11 +245,11 @@ class _Converter:
 def _layers_by_weight(program: Program, plan: PrecisionPlan) -> dict[int, list[nn.Module]]:
     """The layers that become int8, by their weights: tied ones have the same."""
     heads = {str(unit.head.target) for unit in plan.layers.values()} | {str(n.target) for n in plan.stored}
-    found: dict[int, list[nn.Module]] = {}
+    layers_of: dict[int, list[nn.Module]] = {}
     for name in heads:
         layer = program.get_submodule(name)
-        found.setdefault(id(getattr(layer, "weight", layer)), []).append(layer)
-    return found
+        layers_of.setdefault(id(getattr(layer, "weight", layer)), []).append(layer)
+    return layers_of
 
 
 def fill_recurrent(layer: QuantizedRecurrent, module: Any, shared: Collection[str] = ()) -> None:

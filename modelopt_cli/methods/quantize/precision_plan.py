@@ -96,7 +96,7 @@ def make_plan(program: Program, selected: set[str]) -> PrecisionPlan:
             else:
                 plan.stored.add(node)
     for node in plan.stored:
-        again = any(other is not node and other.target == node.target for other in plan.stored)
+        again = any(stored is not node and stored.target == node.target for stored in plan.stored)
         if LAYER_FORMS[type(modules[str(node.target)])].calibrated and not again:
             plan.calibrated.add(node)
     for node in program.graph.nodes:
@@ -189,22 +189,22 @@ def _fuse_residuals(plan: PrecisionPlan, graph: fx.Graph, modules: Mapping[str, 
     position = {node: i for i, node in enumerate(graph.nodes)}
     for output, add in list(plan.adds.items()):
         for operand in sorted(add.head.all_input_nodes, key=position.__getitem__, reverse=True):
-            other = next((a for a in add.head.all_input_nodes if a is not operand), None)
+            second = next((a for a in add.head.all_input_nodes if a is not operand), None)
             conv = plan.layers.get(operand)
             fits = (
-                other in plan.int8
+                second in plan.int8
                 and conv is not None
                 and ACTIVATIONS[conv.activation].idle
                 and conv.residual is None
                 and add.activation in LAYER_FORMS[type(modules[str(conv.head.target)])].after_adding
                 and sole_user(operand) is add.head
-                and plan.values[operand].shape == plan.values[other].shape
+                and plan.values[operand].shape == plan.values[second].shape
             )
             if fits and conv is not None:
                 del plan.layers[operand], plan.adds[output]
                 plan.int8.discard(operand)
                 plan.inside.update({operand, add.head} - {output})
-                plan.layers[output] = Unit(conv.head, output, add.activation, other)
+                plan.layers[output] = Unit(conv.head, output, add.activation, second)
                 break
 
 

@@ -106,7 +106,7 @@ def _tie(network: Program, layers: Mapping[str, nn.Module]) -> None:
         layer = layers.get(name)
         if not isinstance(form, Latent) or not isinstance(layer, Weighted):
             continue
-        bounded = any(id(other.weight) == id(layer.weight) for other in _multiplying(layers))
+        bounded = any(id(tied_layer.weight) == id(layer.weight) for tied_layer in _multiplying(layers))
         form.form = replace(form.form, bounded=form.form.bounded and bounded)
         for own in ("weight", "scale", "bias"):
             held = getattr(layer, own)

@@ -27,12 +27,12 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
         DataError: the calibration data are empty or do not fit.
     """
     if context.data is None:
-        others = " or ".join(
+        without_data = " or ".join(
             name for name in usable(NetworkForm.GRAPH) if not SCHEMES[name].needs_calibration
         )
         raise UsageError(
             f"{SCHEMES[config.scheme].title} needs data to calibrate on",
-            hint=f"give {option('data')}, or use {option('scheme')} {others}, which need none",
+            hint=f"give {option('data')}, or use {option('scheme')} {without_data}, which need none",
         )
     split = layered(program)
     selected, skipped = select_candidates(split, config, obstacle)

@@ -38,7 +38,7 @@ def fine_tune(
     context: Context,
     tuning: Tuning,
     stage: str,
-    *others: Callback,
+    *callbacks: Callback,
 ) -> tuple[Program, dict[str, ClusteredWeight]]:
     """A trained copy of a network with clustered weights, and their new clusters.
 
@@ -50,7 +50,7 @@ def fine_tune(
         context: seed and training; it must have one.
         tuning: a row of ``TUNINGS``.
         stage: the name of this training in the run and in the log.
-        others: further callbacks, such as the masks of weights that are not clustered.
+        callbacks: further callbacks, such as the masks of weights that are not clustered.
 
     Raises:
         as ``modelopt_cli.training.fit``.
@@ -69,7 +69,7 @@ def fine_tune(
         seed=context.seed,
         stage=stage,
         objective=objective(training.config, program, training.task),
-        callbacks=[*others, callback],
+        callbacks=[*callbacks, callback],
     )
     return network, read_all_back(network, clustered)
 

@@ -183,8 +183,8 @@ class ShareConfig(Config, title="Sharing"):
 
     def _wrong_with_auto(self, bits: str) -> Iterator[str]:
         if self.vector > 1 or self.scope != ShareConfig.scope or self.rate:
-            others = f"{option('vector')}, {option('scope')} and {option('rate')}"
-            yield f"{bits} excludes {others}: it chooses by itself"
+            excluded = f"{option('vector')}, {option('scope')} and {option('rate')}"
+            yield f"{bits} excludes {excluded}: it chooses by itself"
         if not self.tuning_row.keeps_assignments:
             tune = option("tune")
             yield (

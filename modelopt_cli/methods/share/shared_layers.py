@@ -32,7 +32,7 @@ def select_weights(
     weights: Mapping[str, Tensor],
     encodings: Mapping[str, Encoding],
     config: ShareConfig,
-    others: Mapping[str, str] | None = None,
+    exempt: Mapping[str, str] | None = None,
 ) -> SelectedWeights:
     """Those weights that can be clustered and that the config asks for.
 
@@ -40,7 +40,7 @@ def select_weights(
         weights: by parameter name; those on the meta device will do.
         encodings: how they are stored so far.
         config: the globs, and vectors or not.
-        others: tensors that are no weights for a reason, by parameter name.
+        exempt: tensors that are no weights for a reason, by parameter name.
 
     Raises:
         NothingCompressed: there are none.
@@ -48,7 +48,7 @@ def select_weights(
     """
     labels = weight_labels(weights)
     obstacles = {
-        label: (others or {}).get(name) or obstacle(weights[name], encodings.get(name), config)
+        label: (exempt or {}).get(name) or obstacle(weights[name], encodings.get(name), config)
         for name, label in labels.items()
     }
     reasons = {label: reason for label, reason in obstacles.items() if reason is not None}

@@ -37,9 +37,9 @@ def remove(
     Raises:
         UsageError: no such group or unit, or no unit of a group is kept.
     """
-    found = dependencies or analyse(program)
-    original, trace = found.program, found.trace
-    remaining = Remaining(found, keep)
+    analysed = dependencies or analyse(program)
+    original, trace = analysed.program, analysed.trace
+    remaining = Remaining(analysed, keep)
     kept = _kept_positions(trace, remaining)
     graph = copy_graph(original.graph)
     replay = Replay(graph, trace, remaining, kept)
