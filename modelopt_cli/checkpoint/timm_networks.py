@@ -30,9 +30,10 @@ def _resolve(spec: ArchSpec) -> Architecture:
     if not timm.is_model(spec.name):
         require_known(spec, timm.list_models())
     config = timm.get_pretrained_cfg(spec.name)
+    options: dict[str, Any] = dict(spec.options)
     return Architecture(
         spec.text,
-        lambda: construct(spec, lambda: timm.create_model(spec.name, pretrained=False, **spec.options)),
+        lambda: construct(spec, lambda: timm.create_model(spec.name, pretrained=False, **options)),
         _input(config) if config is not None else None,
         num_classes=class_count(spec, getattr(config, "num_classes", None)),
         published=True,
