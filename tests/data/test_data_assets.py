@@ -180,10 +180,9 @@ def test_idx_files_are_taken_out_of_a_debian_package(tool, tmp_path, monkeypatch
         package += f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n".encode()
         package += content + b"\n" * (len(content) % 2)
     wanted = replace(tool.FASHION, sha256=hashlib.sha256(package).hexdigest())
-    monkeypatch.setattr(tool, "FASHION", wanted)
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / wanted.file).write_bytes(package)
-    tool.fashion(tool.Assets(tmp_path))
+    tool.files(tool.Part(wanted, r".*-ubyte\.gz", "fashion-mnist"))(tool.Assets(tmp_path))
     assert [p.name for p in (tmp_path / "fashion-mnist").iterdir()] == ["t10k-images-idx3-ubyte.gz"]
 
 
