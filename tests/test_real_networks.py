@@ -1,4 +1,4 @@
-"""Networks of other people, as `make assets` fetches them: quantized by the shell, judged, loaded elsewhere."""
+"""Networks that `make assets` fetches: quantized from the shell, judged, and loaded elsewhere."""
 
 import importlib.util
 import os
