@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import torch
+from modelopt_cli.program.inputs import call
+from modelopt_cli.program.outputs import flatten
 
 import modelopt_cli
 from benchmarks.real_networks import NETWORKS, ROOT, lost, run
-from modelopt_cli.program.inputs import call
-from modelopt_cli.program.outputs import flatten
 from modelopt_cli.program.samples import noise
 
 pytestmark = [pytest.mark.assets, pytest.mark.slow]
