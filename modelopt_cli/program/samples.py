@@ -27,7 +27,10 @@ def zeros(input_spec: InputSpec, batch: int, device: str | torch.device = "cpu")
 
 
 def noise(input_spec: InputSpec, batch: int, *, seed: int, below: int = 2) -> Inputs:
-    """Standard normal numbers, or whole ones from 0 up to, not including, ``below``; bytes up to 255."""
+    """Standard normal numbers, or whole ones from 0 up to, not including, ``below``; bytes up to 255.
+
+    An input called a mask (``attention_mask``) has zeros and ones: networks count the ones for positions.
+    """
     generator = torch.Generator().manual_seed(seed)
     return make_inputs(input_spec, lambda each: _noise(each, batch, generator, below))
 
@@ -36,7 +39,8 @@ def _noise(input_spec: InputSpec, batch: int, generator: torch.Generator, below:
     dtype = DTYPES[input_spec.dtype]
     if dtype.is_floating_point:
         return torch.randn(batch, *input_spec.shape, generator=generator)
-    end = {torch.bool: 2, torch.uint8: 256}.get(dtype, below)
+    is_mask = input_spec.name.endswith("mask")
+    end = 2 if is_mask else {torch.bool: 2, torch.uint8: 256}.get(dtype, below)
     return torch.randint(end, (batch, *input_spec.shape), generator=generator).to(dtype)
 
 

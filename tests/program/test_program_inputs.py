@@ -122,6 +122,24 @@ def test_an_input_may_be_called_as_a_function_of_python() -> None:
     assert torch.equal(again(program)(**inputs), model(**inputs))
 
 
+class CountsPositions(nn.Module):
+    """Places of the tokens that a mask leaves in, as OPT looks them up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(7, 4)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Any:
+        return x + self.places(attention_mask.cumsum(1) * attention_mask)
+
+
+def test_a_mask_is_tried_with_zeros_and_ones() -> None:
+    mask = InputSpec((6,), dtype="int64", name="attention_mask")
+    program = capture(CountsPositions(), InputSpec((6, 4), others=(mask,)))
+    x, lengths = torch.randn(2, 6, 4), torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])
+    same(program(x, lengths), CountsPositions.forward(program, x, lengths))
+
+
 def test_a_name_that_code_refers_to_is_refused() -> None:
     with pytest.raises(CaptureError, match="torch"):
         capture(Captioned(), spec(IMAGE, InputSpec((5,), dtype="int64", name="torch")))
