@@ -2,6 +2,7 @@
 
     pure         no call changes what another can see (``functional``)
     one spelling every operation is called in one way, with its arguments by name (``spelling``)
+    linear       a product with a fetched weight, ``torch.addmm`` say, is a call of ``linear``
     unpacked     a tuple of tensors is read part by part, so that each tensor is a value of its own
     live         nothing is computed that nobody reads
 
@@ -11,6 +12,7 @@ What is computed stays the same to the last bit.
 import operator
 from collections.abc import Mapping
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -21,9 +23,15 @@ from modelopt_cli.program.calls import arguments, call, operation
 from modelopt_cli.program.functional import make_functional
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.shapes import infer, meta_input
-from modelopt_cli.program.spelling import canonicalize
+from modelopt_cli.program.spelling import canonicalize, rewrite
 
 _TUPLES = ("chunk", "split", "tensor_split", "unbind")
+_PRODUCTS = {
+    "addmm": ("mat1", "mat2", "input"),
+    "matmul": ("input", "other", ""),
+    "mm": ("input", "mat2", ""),
+}
+"""Products of two values to their arguments: what is multiplied, with what, and what is added."""
 
 
 def normalize(
@@ -44,10 +52,40 @@ def normalize(
     """
     make_functional(graph, root, meta_input(root, input_spec, 2), constants)
     canonicalize(graph, root)
+    _use_linear(graph, root)
     if any(_is_read_whole(node) for node in graph.nodes):
         _unpack(graph, root, input_spec, constants)
     _spread_outputs(graph, root, input_spec, constants)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+
+
+def _use_linear(graph: fx.Graph, root: nn.Module) -> None:
+    """Write ``bias + x @ weight`` of a layer's weight, as GPT-2 has it, as ``linear`` of the transposed weight."""
+    for node in graph.nodes:
+        if operation(node) not in _PRODUCTS:
+            continue
+        x, weight, bias = (arguments(node).get(name) for name in _PRODUCTS[operation(node)])
+        scaled = any(arguments(node).get(factor, 1) != 1 for factor in ("alpha", "beta"))
+        if (
+            scaled
+            or not _is_fetched(weight, "weight", 2, root)
+            or not isinstance(x, fx.Node)
+            or x.op == "get_attr"
+        ):
+            continue
+        if bias is None or _is_fetched(bias, "bias", 1, root):
+            with graph.inserting_before(node):
+                turned = graph.call_method("t", (weight,))
+            rewrite(turned, "t", {"input": weight})
+            rewrite(node, "linear", {"input": x, "weight": turned, "bias": bias})
+
+
+def _is_fetched(value: Any, name: str, dimensions: int, root: nn.Module) -> bool:
+    """True if a value is the weight, or the bias, of a layer."""
+    if not isinstance(value, fx.Node) or value.op != "get_attr" or not str(value.target).endswith(f".{name}"):
+        return False
+    tensor = attrgetter(str(value.target))(root)
+    return isinstance(tensor, nn.Parameter) and tensor.dim() == dimensions
 
 
 def is_normal(graph: fx.Graph, layers: Mapping[str, nn.Module]) -> bool:

@@ -81,6 +81,18 @@ class Packed(nn.Module):
         return y[0].transpose(0, 1)  # type: ignore[no-any-return]
 
 
+class Transposed(nn.Module):
+    """Products with weights ``(in, out)``: that of GPT-2, with a bias, and one without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 8), nn.Linear(6, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = torch.addmm(self.up.bias, x.view(-1, 8), self.up.weight)
+        return up.view(x.shape) @ self.down.weight
+
+
 def captured(model: nn.Module, *shape: int) -> Program:
     torch.manual_seed(0)
     return capture(model.double().eval(), InputSpec(shape), verify=False)
@@ -96,6 +108,7 @@ CASES: dict[str, tuple[Any, tuple[int, ...], dict[str, str]]] = {
     "standardized": (lambda: nn.Sequential(Standardized(4, 4, 3)), (4, 9, 9), {"0": "Conv2d"}),
     "pooling": (Pool, (8, 3, 3), dict.fromkeys("qkvc", "Linear")),
     "masked pooling": (lambda: Pool(masked=True), (8, 3, 3), dict.fromkeys("qkvc", "Linear")),
+    "transposed": (Transposed, (5, 8), {"up": "Linear", "down": "Linear"}),
     "packed": (Packed, (6, 8), {"inner": "Linear", "out": "Linear"}),
 }
 
@@ -115,6 +128,14 @@ def test_it_becomes_a_layer_that_computes_the_same(name: str) -> None:
         torch.testing.assert_close(made(x), program(x), rtol=1e-12, atol=1e-12)
         assert torch.equal(again(x), made(x))
     assert layered(made).code == made.code
+
+
+def test_a_transposed_product_is_the_networks_to_the_last_bit() -> None:
+    torch.manual_seed(0)
+    model, x = Transposed(), torch.randn(3, 5, 8)
+    program = capture(model, InputSpec((5, 8)))
+    assert torch.equal(program(x), model(x))
+    assert program.state_dict().keys() == model.state_dict().keys()
 
 
 def test_nothing_to_do() -> None:
