@@ -60,7 +60,7 @@ def normalize(
 
 
 def _use_linear(graph: fx.Graph, root: nn.Module) -> None:
-    """Write ``bias + x @ weight`` of a layer's weight, as GPT-2 has it, as ``linear`` of the transposed weight."""
+    """Write ``bias + x @ weight`` of a layer's weight, as GPT-2 has it, as ``linear``, transposed."""
     for node in graph.nodes:
         if operation(node) not in _PRODUCTS:
             continue

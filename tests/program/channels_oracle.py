@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from modelopt_cli.program import Program
+from modelopt_cli.program.calls import operation, source
 from modelopt_cli.program.channels import Dependencies, analyse, remove
+from modelopt_cli.program.channels.reductions import is_of_norm
+from modelopt_cli.program.shapes import value_shapes
 
 CLASSES = 1000
 Shapes = dict[str, tuple[int, ...]]
@@ -125,7 +129,25 @@ def masked(found: Dependencies, keep: Keep) -> Program:
     for layer, stays in norms.items():
         norm = program.get_submodule(layer)
         program.set_submodule(layer, _MASKED[type(norm)](norm, stays))
+    _average_what_stays(program, found, keep)
     return program
+
+
+def _average_what_stays(program: Program, found: Dependencies, keep: Keep) -> None:
+    """Let the mean square of an RMS norm that is written out count only the channels that stay, in place."""
+    means = [node for node in program.graph.nodes if operation(node) == "mean" and is_of_norm(node)]
+    if not means:
+        return
+    shapes = value_shapes(found.program, 1)
+    smaller = value_shapes(remove(found.program, keep, dependencies=found), 1)
+    for node in means:
+        squares = source(node).name
+        share = shapes[squares].numel() / smaller[squares].numel()
+        if share != 1 and operation(source(node)) in ("pow", "square", "mul"):
+            with program.graph.inserting_after(node):
+                scaled = program.graph.call_function(operator.mul, (node, share))
+            node.replace_all_uses_with(scaled, lambda user, scaled=scaled: user is not scaled)
+    program.recompile()
 
 
 def _norms_by_function(program: Program) -> dict[str, str]:
