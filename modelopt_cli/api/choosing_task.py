@@ -133,7 +133,7 @@ def _implied(models: Sequence[Opened]) -> Iterator[ChosenTask]:
 def _of_data(data: Iterable[Samples | Data | None]) -> Iterator[ChosenTask]:
     for each in data:
         if isinstance(each, str):
-            if not parse_spec(each).row.says_task:
+            if not parse_spec(each).says_task:
                 continue
             each = open_data(each, labels=False)
         source = each.source if isinstance(each, Data) else each

@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,30 +53,34 @@ def open_csv(spec: DataSpec) -> Source:
     rows = _rows(table)
     if not rows:
         raise DataError("holds no rows", where=str(table), hint="write one line path,label per image")
-    paths = [str(table.parent / path) for _, path, _ in rows]
-    for (line, _, _), path in zip(rows, paths, strict=True):
-        if not os.path.isfile(path):
-            problem = "is not a regular file" if os.path.exists(path) else "no such file"
-            raise DataError(f"{problem}: {path}", where=f"{table} line {line}", hint="paths start at the CSV")
     names = None
     labels: list[int] | DataError
     try:
-        labels, names = _labels([(line, label) for line, _, label in rows], table)
+        labels, names = whole_labels([(line, label) for line, _, label in rows], table)
     except DataError as error:  # of no concern where labels are not read
         labels = error
-    return FileSource(spec.text, paths, labels, names, rows=[f"{table} line {line}" for line, _, _ in rows])
+    return FileSource.of_table(spec.text, table, [(line, path) for line, path, _ in rows], labels, names)
 
 
-def _rows(table: Path) -> list[tuple[int, str, str]]:
-    """Line number, path and label of every row."""
+def read_lines(table: Path) -> list[Row]:
+    """The rows of a table that are not empty, without spaces around their cells.
+
+    Raises:
+        DataError: it is no CSV file.
+    """
     try:
         text = read_regular(table, DataError).decode("utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+        return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     except OSError as error:
         raise DataError(error.strerror or "cannot be read", where=str(table)) from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"is not a UTF-8 CSV file ({error})", where=str(table)) from None
+
+
+def _rows(table: Path) -> list[tuple[int, str, str]]:
+    """Line number, path and label of every row."""
+    lines = read_lines(table)
     columns = _header(lines, table)
     if columns is not None:
         lines = lines[1:]
@@ -97,8 +100,7 @@ def _header(lines: Sequence[Row], table: Path) -> tuple[int, int] | None:
     if not lines:
         return None
     line, row = lines[0]
-    cells = [re.sub(r"[\s_-]", "", cell.lower()) for cell in row]
-    columns = [_column(cells, usual, table) for usual in (PATHS, LABELS)]
+    columns = [usual_column(row, usual, table) for usual in (PATHS, LABELS)]
     if columns[0] is not None and columns[1] is not None:
         return columns[0], columns[1]
     is_file = (table.parent / row[0]).is_file()
@@ -112,12 +114,13 @@ def _header(lines: Sequence[Row], table: Path) -> tuple[int, int] | None:
     return None
 
 
-def _column(cells: Sequence[str], usual: Sequence[str], table: Path) -> int | None:
-    """The column with one of the usual names.
+def usual_column(header: Sequence[str], usual: Sequence[str], table: Path) -> int | None:
+    """The column with one of the usual names; None where there is none.
 
     Raises:
         DataError: there are several, and none has the first of those names.
     """
+    cells = [re.sub(r"[\s_-]", "", cell.lower()) for cell in header]
     columns = [i for i, cell in enumerate(cells) if cell == usual[0]] or [
         i for i, cell in enumerate(cells) if cell in usual
     ]
@@ -127,12 +130,24 @@ def _column(cells: Sequence[str], usual: Sequence[str], table: Path) -> int | No
     return columns[0] if columns else None
 
 
-def _labels(cells: list[tuple[int, str]], table: Path) -> tuple[list[int], tuple[str, ...] | None]:
+def whole_labels(cells: Sequence[tuple[int, str]], table: Path) -> tuple[list[int], tuple[str, ...] | None]:
+    """Classes by number, or by name and then numbered in the order of the names, which are returned, too.
+
+    Args:
+        cells: of the column, each with its line.
+        table: for messages.
+
+    Raises:
+        DataError: some are numbers and some are not, or a number is none of a class.
+    """
     numbers = [cell.removeprefix("-").isdecimal() for _, cell in cells]
     if not any(numbers):
         for line, cell in cells:
-            if _is_float(cell):  # of a table that was written with a column of floats
-                where, hint = f"{table} line {line}", "write 3, not 3.0"
+            if is_float(cell):  # of a table that was written with a column of floats
+                where, hint = (
+                    f"{table} line {line}",
+                    "write 3, not 3.0; of numbers, name the column: ?labels=",
+                )
                 raise DataError(f"label {cell!r} is not a whole number", where=where, hint=hint)
         names = tuple(sorted({cell for _, cell in cells}))
         order = {name: label for label, name in enumerate(names)}
@@ -145,7 +160,8 @@ def _labels(cells: list[tuple[int, str]], table: Path) -> tuple[list[int], tuple
     return [int(cell) for _, cell in cells], None
 
 
-def _is_float(cell: str) -> bool:
+def is_float(cell: str) -> bool:
+    """True of a finite number."""
     try:
         return math.isfinite(float(cell))
     except ValueError:

@@ -38,7 +38,7 @@ class DataKind:
         target: the target in a text, and the options after it, where the text is no ``NAME:TARGET``; or None.
         follows_network: ``open`` takes the shape of the network's input, a seed and its type, too.
         labelled: there may be labels.
-        says_task: what is opened may say its task, see ``Source.task``.
+        says_task: what is opened may say its task, see ``Source.task``; or the option with which it may.
     """
 
     help: str
@@ -55,7 +55,7 @@ class DataKind:
     target: Callable[[str], tuple[str, str] | None] | None = None
     follows_network: bool = False
     labelled: bool = True
-    says_task: bool = False
+    says_task: bool | str = False
 
 
 def _folder(text: str) -> tuple[str, str] | None:
@@ -97,11 +97,14 @@ DATA_KINDS: dict[str, DataKind] = {
     ),
     "csv": DataKind(
         "table with columns `path,label`; paths start at the file; labels are integers from 0, or class "
-        "names, which are numbered in sorted order",
+        "names, which are numbered in sorted order; `?labels=a,b` names columns of 0 and 1, or of numbers, "
+        "`?inputs=c,d` columns of numbers in place of images, `?path=e` that of images",
         "csv:FILE",
-        deferred(f"{_ROOM}.csv_file", "open_csv"),
+        deferred(f"{_ROOM}.csv_columns", "open_columns"),
+        {"path": "", "labels": "", "inputs": ""},
         is_path=True,
         suffix=".csv",
+        says_task="labels",
     ),
     "pairs": DataKind(
         "two folders or patterns of images that belong together by their names: inputs, and masks of class "

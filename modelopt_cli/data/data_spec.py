@@ -49,6 +49,12 @@ class DataSpec:
         return self.kind, targets, {**self.row.defaults, **self.options}
 
     @property
+    def says_task(self) -> bool:
+        """True if what is opened may say its task."""
+        says = self.row.says_task
+        return bool(self.option(says)) if isinstance(says, str) else says
+
+    @property
     def is_missing(self) -> bool:
         """True if the target is a path, and nothing is there."""
         return self.row.is_path and not os.path.exists(self.target)

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from modelopt_cli.data.data_spec import DataSpec
 from modelopt_cli.data.decode import decode
@@ -34,7 +35,7 @@ class FileSource(Source):
         self,
         name: str,
         paths: Sequence[str],
-        labels: Sequence[int] | DataError,
+        labels: Sequence[RawTarget] | DataError,
         class_names: tuple[str, ...] | None,
         *,
         rows: Sequence[str] | None = None,
@@ -44,10 +45,35 @@ class FileSource(Source):
         self.paths = paths
         self.labels = labels
         self.class_names = class_names
-        if not isinstance(labels, DataError):
-            self.num_classes = len(class_names) if class_names else max(labels) + 1
+        if class_names:
+            self.num_classes = len(class_names)
+        elif not isinstance(labels, DataError):
+            numbers = [label for label in labels if isinstance(label, int)]
+            self.num_classes = max(numbers) + 1 if len(numbers) == len(labels) else None
         self.rows = rows
         self.notes = notes
+
+    @classmethod
+    def of_table(
+        cls,
+        name: str,
+        table: Path,
+        files: Sequence[tuple[int, str]],
+        labels: Sequence[RawTarget] | DataError,
+        class_names: tuple[str, ...] | None = None,
+    ) -> "FileSource":
+        """Files that a table names, with the line of each; their paths start at the table.
+
+        Raises:
+            DataError: there is no such file.
+        """
+        paths = [str(table.parent / path) for _, path in files]
+        rows = [f"{table} line {line}" for line, _ in files]
+        for row, path in zip(rows, paths, strict=True):
+            if not os.path.isfile(path):
+                problem = "is not a regular file" if os.path.exists(path) else "no such file"
+                raise DataError(f"{problem}: {path}", where=row, hint="paths start at the CSV")
+        return cls(name, paths, labels, class_names, rows=rows)
 
     def __len__(self) -> int:
         return len(self.paths)

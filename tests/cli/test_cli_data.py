@@ -16,6 +16,12 @@ from torch import nn
 
 def convolutions(inputs=3, outputs=2):
     return nn.Sequential(nn.Conv2d(inputs, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, outputs, 1))
+
+def rows(inputs=3, outputs=2):
+    return nn.Sequential(nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, outputs))
+
+def pooled(outputs=2):
+    return nn.Sequential(convolutions(3, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, outputs))
 """
 TRAINED = ("--epochs", "2", "--batch-size", "4", "--val-fraction", "0.25", "--lr", "0.02")
 QUIET = ("--latency-runs", "0", "-q")
@@ -31,6 +37,7 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     scope: dict[str, Any] = {}
     exec(CODE, scope)  # noqa: S102 -- our own text, a few lines above
     torch.save(scope["convolutions"]().state_dict(), "net.pth")
+    torch.save(scope["pooled"]().state_dict(), "pooled.pth")
     for side in ("in", "ids", "out"):
         Path(side).mkdir()
     generator = np.random.default_rng(0)
@@ -41,6 +48,12 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(pixels).save(f"in/{number}.png")
         Image.fromarray((pixels[..., 0] > 127).astype(np.uint8)).save(f"ids/{number}.png")
         picture.save(f"out/{number}.png")
+    numbers = generator.standard_normal((24, 3))
+    lines = [
+        f"in/{i % 12}.png,{a},{b},{c},{2 * a - b},{a + c},{int(a > 0)},{int(b > c)}"
+        for i, (a, b, c) in enumerate(numbers)
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["path,a,b,c,p,q,m,n", *lines]))
     return tmp_path
 
 
@@ -51,17 +64,21 @@ def result(found: Any) -> Any:
 
 SEGMENT = ("--arch", "net.py:convolutions", "--input-size", "16")
 RESTORE = ("--arch", "net.py:convolutions?outputs=3", "--input-size", "16")
-BOTH = {
-    "segment": (SEGMENT, "pairs:in@ids", "miou"),
-    "restore": (RESTORE, "pairs:in@out", "psnr"),
+ROWS = ("--arch", "net.py:rows")
+POOLED = ("--arch", "net.py:pooled", "--input-size", "16")
+KINDS = {
+    "masks": (SEGMENT, "pairs:in@ids", "segment", "miou"),
+    "pictures": (RESTORE, "pairs:in@out", "restore", "psnr"),
+    "several labels": (ROWS, "csv:t.csv?inputs=a,b,c&labels=m,n", "multilabel", "map"),
+    "numbers": (ROWS, "csv:t.csv?inputs=a,b,c&labels=p,q", "regress", "mae"),
+    "several labels of images": (POOLED, "csv:t.csv?labels=m,n", "multilabel", "f1"),
 }
 
 
-@pytest.mark.parametrize(("how", "data", "metric"), BOTH.values(), ids=BOTH)
-def test_pairs_say_the_task_and_go_through_every_command(
-    there: Path, modelopt: Run, how: Any, data: str, metric: str, request: pytest.FixtureRequest
+@pytest.mark.parametrize(("how", "data", "task", "metric"), KINDS.values(), ids=KINDS)
+def test_data_say_the_task_and_go_through_every_command(
+    there: Path, modelopt: Run, how: Any, data: str, task: str, metric: str
 ) -> None:
-    task = request.node.callspec.id
     made = modelopt("train", *how, "--train", data, "--data", data, *TRAINED, "-o", "t.safetensors", "--json")
     trained = result(made)["evaluation"]
     assert trained["task"] == f"{task} (of {data})"
@@ -96,6 +113,16 @@ BAD: dict[str, tuple[str, Callable[[], Any], str]] = {
         lambda: Image.new("RGB", (18, 18)).save("ids/3.png"),
         "ids/3.png: mask has mode RGB, and not one value for each pixel",
     ),
+    "NaN in a target": (
+        "csv:t.csv?labels=p,q",
+        lambda: Path("t.csv").write_text("path,p,q\nin/0.png,1,2\nin/1.png,1,nan\n"),
+        "t.csv line 3: q is 'nan', not a finite number",
+    ),
+    "other number of labels": (
+        "csv:t.csv?labels=m,n,m2",
+        lambda: Path("t.csv").write_text("path,m,n,m2\nin/0.png,1,0,0\nin/1.png,1,0,0\n"),
+        "3 classes",
+    ),
 }
 
 
@@ -105,13 +132,13 @@ def test_bad_data_ends_every_command_in_one_line(
 ) -> None:
     spoil()
     before = sorted(there.rglob("*"))
-    how = (*SEGMENT, *QUIET)
+    how, file = (SEGMENT, "net.pth") if data.startswith("pairs") else (POOLED, "pooled.pth")
     for words in (
         ("train", "--train", data, "--no-eval", "-o", "t.safetensors", *TRAINED[:4], "--val-fraction", "0"),
-        ("eval", "net.pth", "--data", data),
-        ("quantize", "net.pth", "--data", data, "-o", "q.safetensors", "--scheme", "int8-weight"),
+        ("eval", file, "--data", data),
+        ("quantize", file, "--data", data, "-o", "q.safetensors", "--scheme", "int8-weight"),
     ):
-        found = modelopt(*words, *how[: -3 if words[0] == "train" else None])
+        found = modelopt(*words, *how, "-q")
         assert found.code == 2, found.err
         assert message in found.err
         assert found.err.strip().count("\n") == 0
