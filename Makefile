@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  exit 1; }
 	$(PIP) torch torchvision
 	$(PIP) -e '.[dev,track,plots,detect]'
-	@$(PY) -m modelopt_cli.mend
+	@$(PY) -m modelopt_cli.torchvision_start
 	@touch $@
 
 demo: $(STAMP) ## train, prune, quantize and evaluate a small network on the bundled digits, into demo/

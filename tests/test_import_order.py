@@ -20,7 +20,7 @@ ORDER = (
         "regular",
         "user_code",
         "_torchvision",
-        "mend",
+        "torchvision_start",
     ),
     *("program", "artifact", "kernels", "data", "checkpoint", "tasks"),
     *("measure", "training"),

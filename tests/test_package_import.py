@@ -60,20 +60,20 @@ def test_finder_is_installed_once() -> None:
 @pytest.mark.slow
 def test_a_mended_environment_imports_torchvision_alone(tmp_path: Path) -> None:
     """The start file makes it work in a program that does not import modelopt_cli itself."""
-    from modelopt_cli import mend
+    from modelopt_cli import torchvision_start
 
     code = "import site, sys; site.addsitedir({!r}); import torchvision; print('modelopt_cli' in sys.modules)"
-    mend.mend(tmp_path)
+    torchvision_start.install(tmp_path)
     assert run(code.format(str(tmp_path))) == "True"
-    if not mend.imports_alone():
+    if not torchvision_start.imports_alone():
         done = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
         assert "torchvision::nms does not exist" in done.stderr
 
 
 def test_the_start_file_imports_no_torch(tmp_path: Path) -> None:
-    from modelopt_cli import mend
+    from modelopt_cli import torchvision_start
 
-    mend.mend(tmp_path)
+    torchvision_start.install(tmp_path)
     code = f"import site, sys; site.addsitedir({str(tmp_path)!r}); print('torch' in sys.modules)"
     assert run(code) == "False"
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 
-from modelopt_cli.api.naming import naming_arguments
 from modelopt_cli.api.signatures import Own, settled, without_notes
 from modelopt_cli.errors import UsageError
-from modelopt_cli.option_names import in_python
+from modelopt_cli.option_names import in_python, naming_arguments
 from modelopt_cli.settings import Config, fields_of
 
 P = ParamSpec("P")

@@ -25,7 +25,6 @@ from modelopt_cli.measure.conditions import Conditions
 from modelopt_cli.measure.coverage import Coverage, coverage
 from modelopt_cli.methods.layer_selection import tensor_coverage
 from modelopt_cli.settings import option
-from modelopt_cli.tasks.reading import read_targets
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def compare(compared: Compared, measuring: Measuring) -> Evaluation:
         measuring.task, measuring.output_name, [opened for _, opened in compared.models], [samples]
     )
     if samples is not None:
-        samples = read_targets(samples, task.spec, labels)
+        samples = task.spec.read_targets(samples, labels)
         for note in samples.notes:
             measuring.note(note)
         tell_unknown_length(samples, measuring)

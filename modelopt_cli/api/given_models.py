@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli import artifact
-from modelopt_cli.api.naming import rephrase
 from modelopt_cli.api.opening import untraced_note
 from modelopt_cli.api.result import Measured
 from modelopt_cli.errors import ArchitectureError, CaptureError, DataError, UsageError, a_or_an
 from modelopt_cli.measure import Evaluation
-from modelopt_cli.option_names import in_python
+from modelopt_cli.option_names import in_python, rephrase
 from modelopt_cli.option_types import not_of_type
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture, require_inputs

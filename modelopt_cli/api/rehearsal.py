@@ -22,7 +22,6 @@ from modelopt_cli.measure.conditions import Conditions
 from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.settings import option
-from modelopt_cli.tasks.reading import read_targets
 
 _MORE = 8
 """How many times more samples are looked at where a metric has no value on those before."""
@@ -66,7 +65,7 @@ def rehearse(
         data, input_spec=known, overrides=measuring.preprocessing, seed=options.seed, labels=False
     )
     task = task or choose_task(measuring.task, measuring.output_name, networks, [samples])
-    samples = read_targets(samples, task.spec, names)
+    samples = task.spec.read_targets(samples, names)
     tell_unknown_length(samples, measuring)
     _require_measurable(measuring, models, labelled=samples.labelled)
     few = samples if options.limit else samples.sample(SAMPLES, options.seed)
@@ -120,9 +119,8 @@ def _has_labels(measuring: Measuring) -> bool:
     if data is None or (isinstance(data, str) and not parse_spec(data).row.labelled):
         return False
     opened = open_data(data, overrides=measuring.preprocessing, seed=measuring.options.seed, labels=False)
-    return read_targets(
-        opened, choose_task(measuring.task, measuring.output_name, [], [opened]).spec
-    ).labelled
+    task = choose_task(measuring.task, measuring.output_name, [], [opened]).spec
+    return task.read_targets(opened).labelled
 
 
 def _require_measurable(measuring: Measuring, models: Sequence[EvaluatedModel], *, labelled: bool) -> None:

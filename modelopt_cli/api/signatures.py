@@ -8,8 +8,8 @@ from inspect import Parameter
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from modelopt_cli import option_types
-from modelopt_cli.api.naming import naming_arguments
 from modelopt_cli.errors import UsageError
+from modelopt_cli.option_names import naming_arguments
 from modelopt_cli.settings import did_you_mean
 
 P = ParamSpec("P")

@@ -19,7 +19,6 @@ from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.settings import option
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
-from modelopt_cli.tasks.reading import read_targets
 from modelopt_cli.training import Training
 from modelopt_cli.training.distributed import World, world
 from modelopt_cli.training.run_folder import Run
@@ -144,7 +143,7 @@ def _labelled(
                 f"{name_of(spec)} has other classes than the checkpoint: they are learned in their own order"
             )
         labels = None
-    opened = read_targets(opened, task, labels)
+    opened = task.read_targets(opened, labels)
     for note in opened.notes:
         request.note(note)
     return opened

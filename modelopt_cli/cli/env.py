@@ -12,7 +12,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "typer", "rich", "p
 
 _TORCHVISION = (
     "import torchvision fails in programs that have not imported modelopt_cli: its wheel is for CUDA, torch "
-    "is not; mend this environment with python -m modelopt_cli.mend"
+    "is not; mend this environment with python -m modelopt_cli.torchvision_start"
 )
 
 
@@ -40,7 +40,7 @@ def environment() -> dict[str, dict[str, Any]]:
     from modelopt_cli._torchvision import has_operators
     from modelopt_cli.kernels.dispatch import BACKENDS
     from modelopt_cli.measure.environment import cores, cpu_name
-    from modelopt_cli.mend import is_mended
+    from modelopt_cli.torchvision_start import is_installed
 
     return {
         "versions": {"modelopt": __version__, "python": platform.python_version(), **_versions()},
@@ -58,7 +58,7 @@ def environment() -> dict[str, dict[str, Any]]:
         },
         "torchvision": {
             "operators": (operators := has_operators()),
-            "imports_alone": operators or is_mended(),
+            "imports_alone": operators or is_installed(),
         },
         "kernels": {name: row.present for name, row in BACKENDS.items()},
     }

@@ -17,8 +17,8 @@ from modelopt_cli.kernels.im2col import output_size
 from modelopt_cli.kernels.onednn import POST_OPS
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import source
-from modelopt_cli.program.fold import fold_batch_norms
-from modelopt_cli.program.layered import layered
+from modelopt_cli.program.channels import layered
+from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.patterns import activation_of, is_add, sole_user
 from modelopt_cli.program.quantization import ACTIVATIONS
 from modelopt_cli.program.rewrite import read_elsewhere
@@ -116,7 +116,7 @@ def prepack(program: Program) -> Callable[..., Any]:
     Returns:
         A callable on the inputs by place, to be used under ``torch.inference_mode``.
     """
-    fused = copy.deepcopy(fold_batch_norms(layered(program)))
+    fused = copy.deepcopy(fold_batch_norms(layered(inference_form(program))))
     calls: dict[str, int] = {}
     for node in fused.graph.nodes:
         if node.op == "call_module":

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from modelopt_cli.data import Data
-from modelopt_cli.errors import InputError
+from modelopt_cli.errors import DataError, InputError
 from modelopt_cli.methods.context import Context
 from modelopt_cli.program.input_batch import Inputs, batch_size, call, to
 from modelopt_cli.tasks import TaskSpec
@@ -40,3 +41,19 @@ def main_output(outputs: Any, inputs: Inputs, task: TaskSpec | None = None) -> T
 def output_rows(network: nn.Module, inputs: Inputs, device: str) -> Tensor:
     """The same as a row of numbers for each sample; raises as ``output_of``."""
     return output_of(network, inputs, device).flatten(1)
+
+
+def require_finite(value: Tensor, where: str | None = None, otherwise: str = "") -> None:
+    """Refuse values of a network that hold NaN or infinity.
+
+    Args:
+        value: of a layer, or the network's logits, on calibration data.
+        where: the layer or the data.
+        otherwise: another next step than to check the inputs.
+
+    Raises:
+        DataError: they do.
+    """
+    if not torch.isfinite(value).all():
+        hint = "check the checkpoint and the preprocessing" + (f", or {otherwise}" if otherwise else "")
+        raise DataError("the network gives NaN or infinity on the calibration data", where=where, hint=hint)

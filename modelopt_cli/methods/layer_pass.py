@@ -9,9 +9,8 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError, UsageError
-from modelopt_cli.methods.batches import input_batches
+from modelopt_cli.methods.batches import input_batches, require_finite
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.finite import require_finite
 from modelopt_cli.methods.matrices import calls_by_layer, unfold, unseen_inputs
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name, source

@@ -15,9 +15,8 @@ from torch import Tensor
 from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError
 from modelopt_cli.measure.fidelity import cosines
-from modelopt_cli.methods.batches import input_batches, main_output
+from modelopt_cli.methods.batches import input_batches, main_output, require_finite
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.finite import require_finite
 from modelopt_cli.program import Program
 from modelopt_cli.program.input_batch import Inputs, call, to
 from modelopt_cli.program.shapes import evaluation_mode

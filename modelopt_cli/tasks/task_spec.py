@@ -14,6 +14,7 @@ from modelopt_cli.tasks.task_table import DEFAULT, TASKS
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from modelopt_cli.data import Data
     from modelopt_cli.data.targets import TargetFormat, Targets
 
 
@@ -55,6 +56,20 @@ class TaskSpec:
     def targets(self, names: tuple[str, ...] | None = None) -> "TargetFormat":
         """The format of its targets, for a network whose classes have these names, or none."""
         return self.row.form(names=names, **self.options)
+
+    def read_targets(self, data: "Data", names: tuple[str, ...] | None = None) -> "Data":
+        """Opened data with their targets read.
+
+        Args:
+            data: opened in any way.
+            names: of the network's classes, in logit order, to which those of the data are mapped where each
+                sample has a class; or None.
+
+        Raises:
+            DataError: the first target is of another form, or a class is none of these.
+        """
+        read = data.with_targets(self.targets(names))
+        return read.with_labels(names) if self.row.predicted is not None else read
 
     def find(self, outputs: Any) -> Any:
         """The output that is judged and learned: a tensor, or all outputs where they are judged together.

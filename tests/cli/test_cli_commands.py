@@ -129,9 +129,9 @@ def test_env_names_versions_cpu_and_kernels(modelopt):
 @pytest.mark.parametrize(("operators", "mended"), [(True, False), (False, True), (False, False)])
 def test_env_says_whether_torchvision_imports_alone(operators, mended, modelopt, monkeypatch):
     monkeypatch.setattr("modelopt_cli._torchvision.has_operators", lambda: operators)
-    monkeypatch.setattr("modelopt_cli.mend.is_mended", lambda: mended)
+    monkeypatch.setattr("modelopt_cli.torchvision_start.is_installed", lambda: mended)
     outcome = modelopt("env")
     assert outcome.code == 0
-    assert ("python -m modelopt_cli.mend" in outcome.err) == (not operators and not mended)
+    assert ("python -m modelopt_cli.torchvision_start" in outcome.err) == (not operators and not mended)
     found = json.loads(modelopt("env", "--json").out)["torchvision"]
     assert found == {"operators": operators, "imports_alone": operators or mended}

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from modelopt_cli.tasks.reading import read_targets
 from PIL import Image
 
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.errors import DataError
 from modelopt_cli.tasks import parse_task
-from modelopt_cli.tasks.reading import read_targets
 
 TABLE = """file,cat,dog,age,kind,name,x,y
 a.png,1,0,3,2,tom,0.5,-1

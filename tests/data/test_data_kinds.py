@@ -15,7 +15,6 @@ from modelopt_cli.data.data_kinds import DATA_KINDS
 from modelopt_cli.data.data_spec import parse_spec, same_samples
 from modelopt_cli.errors import DataError
 from modelopt_cli.tasks import parse_task
-from modelopt_cli.tasks.reading import read_targets
 
 USER = """
 import torch
@@ -125,7 +124,7 @@ def test_every_kind_gives_batches_of_what_was_written(name: str, tmp_path: Path)
     assert parse_spec(text).kind == name
     data = open_data(text, labels=not parse_spec(text).says_task)
     if data.source.task is not None:
-        data = read_targets(data, parse_task(data.source.task))
+        data = parse_task(data.source.task).read_targets(data)
     images, labels = next(data.batches(2))
     assert images.dtype == torch.float32
     assert images.shape == (2, *data.input.shape)

@@ -13,7 +13,6 @@ from torch import Tensor
 from modelopt_cli.data import Data, PreprocessOverrides, open_data
 from modelopt_cli.errors import DataError
 from modelopt_cli.tasks import parse_task
-from modelopt_cli.tasks.reading import read_targets
 
 COUNT = 3
 
@@ -41,7 +40,7 @@ def thresholded(pixels: Any) -> Image.Image:
 
 def opened(text: str, task: str | None = None, **overrides: Any) -> Data:
     data = open_data(text, overrides=PreprocessOverrides(**overrides), labels=False)
-    return read_targets(data, parse_task(task or data.source.task or ""))
+    return parse_task(task or data.source.task or "").read_targets(data)
 
 
 CUTS = {

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import modelopt_cli as mo
-from modelopt_cli.methods.finite import require_finite
+from modelopt_cli.methods.batches import require_finite
 
 X = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(8) % 4

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from modelopt_cli.program import Encoding, InputSpec, Program
 from modelopt_cli.program.capture import capture
+from modelopt_cli.program.channels import layered
 from modelopt_cli.program.constant_layers import constant_layers
-from modelopt_cli.program.layered import layered
 from modelopt_cli.program.serialization import from_data, state_of, to_data
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import DataError
-from modelopt_cli.methods.finite import require_finite
+from modelopt_cli.methods.batches import require_finite
 from modelopt_cli.program import Program
 from modelopt_cli.program.input_batch import Inputs, batch_size, tensors_of, to
 from modelopt_cli.program.rewrite import copy_graph, rebuild

@@ -31,7 +31,7 @@ from modelopt_cli.methods.prune.sensitivity import STEEP, curves, measure
 from modelopt_cli.methods.prune.target_figures import TOLERANCE, SearchResult, search_path
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_names
-from modelopt_cli.program.channels import Dependencies, Group, Member, analyse, prepare, remove
+from modelopt_cli.program.channels import Dependencies, Group, Member, analyse, layered, remove
 
 Counts = Mapping[str, int]
 LAST = 8
@@ -79,7 +79,7 @@ class ChannelPruner(Pruner):
     @staticmethod
     def prepared(program: Program) -> Program:
         """The Program with attention taken apart, so that heads can go; zeros stay promised."""
-        apart = prepare(program)
+        apart = layered(program)
         moved = split_names(program, apart)
         apart.encodings |= {
             new: program.encodings[old] for old, new in moved.items() if old in program.encodings

@@ -13,9 +13,8 @@ from torch import Tensor, fx
 from modelopt_cli.data import Data
 from modelopt_cli.data.targets import classes_of
 from modelopt_cli.measure.accuracy import naming_samples
-from modelopt_cli.methods.batches import input_batches, output_of
+from modelopt_cli.methods.batches import input_batches, output_of, require_finite
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.finite import require_finite
 from modelopt_cli.methods.layer_pass import (
     Columns,
     LayerPass,
@@ -32,7 +31,6 @@ from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name
 from modelopt_cli.program.input_batch import batch_size, tensors_of, to
 from modelopt_cli.tasks.classification import check_labels
-from modelopt_cli.tasks.reading import read_targets
 
 
 def collect(
@@ -193,7 +191,7 @@ def squared_gradients(program: Program, data: Data, context: Context) -> dict[st
     Raises:
         DataError: no samples, a label that is not a class, or the network gives no finite numbers.
     """
-    data = read_targets(data, context.task, program.labels)
+    data = context.task.read_targets(data, program.labels)
     network = evaluation_copy(program, context.device).requires_grad_(True)
     parameters = dict(network.named_parameters())
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}

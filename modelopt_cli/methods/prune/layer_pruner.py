@@ -20,8 +20,7 @@ from torch import Tensor
 
 from modelopt_cli.artifact.encodings import compact
 from modelopt_cli.errors import DataError
-from modelopt_cli.methods.batches import input_batches, output_of
-from modelopt_cli.methods.finite import require_finite
+from modelopt_cli.methods.batches import input_batches, output_of, require_finite
 from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.config import AUTO

@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from modelopt_cli.errors import DataError
-from modelopt_cli.methods.finite import require_finite
+from modelopt_cli.methods.batches import require_finite
 from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name

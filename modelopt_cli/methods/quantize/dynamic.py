@@ -10,7 +10,8 @@ from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import fill, fill_recurrent
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
 from modelopt_cli.program import Program
-from modelopt_cli.program.layered import layered
+from modelopt_cli.program.channels import layered
+from modelopt_cli.program.fold import inference_form
 from modelopt_cli.program.quantized import DynamicLinear, Quantized, Weighted
 from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
 
@@ -22,7 +23,7 @@ def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context)
         UsageError: a glob matches no layer.
         NothingCompressed: not one layer could be quantized.
     """
-    ready = copy.deepcopy(layered(program))
+    ready = copy.deepcopy(layered(inference_form(program)))
     selected, skipped = select_candidates(ready, config, _obstacle)
     shared = shared_weights(program, ready)
     for name in selected:

@@ -15,7 +15,6 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.program import Program
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.settings import option
-from modelopt_cli.tasks.reading import read_targets
 from modelopt_cli.training.split import hold_out
 
 HELD_OUT = 0.5
@@ -45,7 +44,7 @@ class AccuracyDrop:
         Raises:
             DataError: the labels cannot be used, or their classes are not the network's.
         """
-        data = read_targets(data, context.task, program.labels)
+        data = context.task.read_targets(data, program.labels)
         return cls(data, context, *_classes_and_labels(program, data, context))
 
     def upper(self, program: Program) -> float:

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modelopt_cli.methods.batches import input_batches, output_rows
+from modelopt_cli.methods.batches import input_batches, output_rows, require_finite
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.finite import require_finite
 from modelopt_cli.methods.layer_pass import calibration_data, evaluation_copy, no_samples
 from modelopt_cli.methods.matrices import DECONVS
 from modelopt_cli.methods.prune.masks import Masks

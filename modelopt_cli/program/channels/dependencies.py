@@ -90,7 +90,7 @@ class Dependencies:
         return next(group for group in self.groups if group.name == name)
 
 
-def prepare(program: Program) -> Program:
+def layered(program: Program) -> Program:
     """The Program with its attention taken apart, and products with constants as layers; itself without any.
 
     ``analyse`` and ``remove`` do this, too: call it first where parameter names have to be those that
@@ -112,7 +112,7 @@ def analyse(program: Program) -> Dependencies:
     Args:
         program: any Program; it is not changed.
     """
-    program = prepare(program)
+    program = layered(program)
     trace = run(program)
     reasons = _reasons(trace, trace.ties.frozen)
     needed = _reasons(trace, trace.sole)

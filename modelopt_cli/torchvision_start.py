@@ -1,4 +1,4 @@
-"""``python -m modelopt_cli.mend``: makes ``import torchvision`` work in every program of this environment.
+"""``python -m modelopt_cli.torchvision_start``: every program of this environment can ``import torchvision``.
 
 ``make setup`` runs it. No wheel on PyPI fits a CPU-only torch, so a ``.pth`` file puts the finder of
 ``_torchvision`` into place when Python starts. It does nothing where torchvision can be imported as it is.
@@ -19,7 +19,7 @@ def imports_alone() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def mend(folder: Path | None = None) -> None:
+def install(folder: Path | None = None) -> None:
     """Have every program that has ``folder`` among its site directories install the finder as it starts.
 
     Args:
@@ -28,8 +28,8 @@ def mend(folder: Path | None = None) -> None:
     ((folder or _site()) / START_FILE).write_text(_START)
 
 
-def is_mended() -> bool:
-    """True if :func:`mend` was done to this environment."""
+def is_installed() -> bool:
+    """True if :func:`install` was done to this environment."""
     return (_site() / START_FILE).exists()
 
 
@@ -38,4 +38,4 @@ def _site() -> Path:
 
 
 if __name__ == "__main__" and not imports_alone():
-    mend()
+    install()
