@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from modelopt_cli.tasks.reading import read_targets
 from PIL import Image
 
 from modelopt_cli.data import Data, open_data
@@ -29,7 +28,7 @@ def table(tmp_path: Path) -> Path:
 
 def opened(path: Path, options: str, task: str | None = None) -> Data:
     data = open_data(f"csv:{path}?{options}", labels=False)
-    return read_targets(data, parse_task(task or data.source.task or "classify"))
+    return parse_task(task or data.source.task or "classify").read_targets(data)
 
 
 CASES: dict[str, tuple[str, str | None, Any]] = {
