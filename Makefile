@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "make: $(PYTHON) cannot create a virtual environment; on Debian and Ubuntu install python3-venv" >&2; \
 	  exit 1; }
 	$(PIP) torch torchvision
-	$(PIP) -e '.[dev,track,plots,detect]'
+	$(PIP) -e '.[dev,track,plots,detect,timm,hf,audio]'
 	@$(PY) -m modelopt_cli.torchvision_start
 	@touch $@
 

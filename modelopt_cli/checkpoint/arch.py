@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from modelopt_cli.checkpoint.tensor_names import Shape
+from modelopt_cli.checkpoint.tensor_names import Difference, Shape
 from modelopt_cli.errors import ArchitectureError
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.text import first_line, short
@@ -50,6 +50,10 @@ class Architecture:
             may come from a library whose import takes a second.
         assumed: one line for each option that its published weights need and the spec does not say.
         task: what it is for, as ``--task`` says it, where the spec implies that.
+        rename: brings a file's tensors under the network's names as its library does where those of older
+            files are others; what is missing or of another shape, where they do not fit. None where no
+            names are others.
+        notes: one line for each thing that the owner of its folder may want to know.
     """
 
     spec: str
@@ -59,9 +63,11 @@ class Architecture:
     num_classes: int | None = None
     published: bool = False
     published_classes: int | None = None
-    class_names: Callable[[], tuple[str, ...]] | None = None
+    class_names: Callable[[], tuple[str, ...] | None] | None = None
     assumed: tuple[str, ...] = ()
     task: str | None = None
+    rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor] | Difference] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def source_of_input(self) -> str:
@@ -82,6 +88,7 @@ class ArchitectureSource:
         form: how ``--arch`` names one of them.
         resolve: the architecture of a parsed spec.
         code: what is named is the user's own Python, which runs only because they named it.
+        local: what is named lies on this machine, so that a spec found in a file is not followed.
         recognise: specs of its networks that have exactly these names and shapes, of batch norm without
             counters; None where it knows none by those.
         channels_option: option of its specs that sets how many channels a sample has.
@@ -91,6 +98,7 @@ class ArchitectureSource:
     form: str
     resolve: Callable[[ArchSpec], Architecture]
     code: bool = False
+    local: bool = False
     recognise: Callable[[Mapping[str, Shape]], list[str]] | None = None
     channels_option: str | None = None
     published_top1: Callable[[ArchSpec], float | None] = lambda spec: None

@@ -69,6 +69,12 @@ def build_loaded(
     module = module.float().eval()
     tied = list(_tied(module))
     adapted = _adapt(module, state, tied)
+    if adapted is None and architecture.rename is not None:
+        check_range(dict(state), where)
+        renamed = architecture.rename(state)
+        if isinstance(renamed, Difference):
+            raise _misfit(architecture, renamed, where)
+        adapted = renamed
     if adapted is None and not _load_by_hooks(module, state):
         raise _misfit(architecture, compare(*_closest(module, state)), where)
     notes = _dtype_notes(state)
@@ -76,7 +82,7 @@ def build_loaded(
         check_range(adapted, where)
         _load_exact(module, _complete(adapted, tied, where), where)
         unused = len(shapes_of(state)) - len(shapes_of(adapted))
-        if unused:
+        if unused > 0:
             notes.append(f"{unused} {'tensor' if unused == 1 else 'tensors'} outside the network left aside")
     check_finite(module.state_dict(), where, masks=True)
     return module, notes

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import torch
 from modelopt_cli.artifact.lazy import LazyState, gather
 from modelopt_cli.errors import CheckpointError, EnvironmentFailure
 from modelopt_cli.regular import HeldFile, read_regular
-from modelopt_cli.settings import option
 from modelopt_cli.text import listing, short
 
 WEIGHTS = (
     "model.safetensors.index.json", "model.safetensors",
     "pytorch_model.bin.index.json", "pytorch_model.bin",
 )  # fmt: skip
+CONFIG = "config.json"
+_TIMM_NAME = re.compile(r"\w+(\.\w+)?", re.ASCII)
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pth.tar")
 _JSON_LIMIT = 64 << 20
 
@@ -95,18 +97,16 @@ def check_together(files: list[HeldFile]) -> None:
         file.check_name()
 
 
-def folder_arch(folder: Path) -> str | None:
-    """The architecture that a ``config.json`` names, as words for a message; None where it says nothing."""
-    path = folder / "config.json"
+def named_in(folder: Path) -> str | None:
+    """The architecture that a folder's ``config.json`` names, as a spec; None where it says nothing."""
+    path = folder / CONFIG
     if not path.is_file():
         return None
-    config = _json(path)
-    name, classes = config.get("architecture"), config.get("architectures")
-    if isinstance(name, str):
-        return f"config.json names timm's {short(name)}: try {option('arch', f'timm:{short(name)}')}"
-    if isinstance(classes, list) and classes:
-        return f"config.json names the transformers class {short(classes[0])}"
-    return None
+    config = json_object(path)
+    name, classes = config.get("architecture"), config.get("num_classes")
+    if isinstance(name, str) and _TIMM_NAME.fullmatch(name):
+        return f"timm:{name}?num_classes={classes}" if isinstance(classes, int) else f"timm:{name}"
+    return f"hf:{folder}" if config.get("architectures") and "?" not in str(folder) else None
 
 
 def digest_of(files: Iterable[Path | HeldFile]) -> str:
@@ -130,7 +130,13 @@ def _file_digest(file: HeldFile) -> str:
         raise EnvironmentFailure(f"cannot be read ({error.strerror})", where=str(file.path)) from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """A JSON object in a regular file.
+
+    Raises:
+        CheckpointError: it holds no such thing, or is no regular file.
+        EnvironmentFailure: it cannot be read.
+    """
     try:
         return _parsed(read_regular(path, CheckpointError, _JSON_LIMIT + 1), path)
     except OSError as error:

@@ -14,11 +14,11 @@ from modelopt_cli.checkpoint.arch import Architecture
 from modelopt_cli.checkpoint.build import build_loaded
 from modelopt_cli.checkpoint.integer_layers import restore_integer_layers
 from modelopt_cli.checkpoint.opened import Opened, require_network, shape_hint
-from modelopt_cli.checkpoint.recognition import describe_nearest, recognise, recognise_state
+from modelopt_cli.checkpoint.recognition import Recognition, describe_nearest, recognise, recognise_state
 from modelopt_cli.checkpoint.sources import check_found_spec, names_library, resolve
-from modelopt_cli.checkpoint.state_file import read_state, state_bytes
+from modelopt_cli.checkpoint.state_file import StateFile, read_state, state_bytes
 from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
-from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
+from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError, EnvironmentFailure
 from modelopt_cli.kernels import prepare
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.regular import HeldFile
@@ -56,18 +56,20 @@ def open_model(
     notes = list(file.notes)
     shapes = described(file.state)
     stored = state_bytes(shapes)
+    why = None
     if arch is not None:
         architecture, state = resolve(arch, input_spec), dict(file.state)
     else:
-        recognised = recognise_state(dict(file.state)) if recognise(shapes) else None
-        if recognised is None:
+        found, why = _named(file)
+        if found is None and recognise(shapes):
+            found = recognise_state(dict(file.state))
+        if found is None:
             check_finite(file.state, str(path), masks=True)
             check_range(file.state, str(path))
-            notes += [file.hint] if file.hint else []
-            notes.append(f"architecture not recognised: {describe_nearest(shapes)}")
+            notes.append(f"architecture not recognised: {why or describe_nearest(shapes)}")
             bare = Opened(file.state, False, file.sha256, notes=notes, tensor_bytes=stored)
             return dataclasses.replace(bare, file_bytes=file.file_bytes)
-        architecture, state = recognised.architecture, recognised.state
+        architecture, state = found.architecture, found.state
         if input_spec is not None:
             architecture = dataclasses.replace(architecture, input=input_spec)
         elif adapt is not None and architecture.input is not None:
@@ -75,6 +77,16 @@ def open_model(
         notes.append(f"recognised as {architecture.spec}")
     built = _build(architecture, state, path, file.sha256, notes)
     return dataclasses.replace(built, tensor_bytes=stored, file_bytes=file.file_bytes)
+
+
+def _named(file: StateFile) -> tuple[Recognition | None, str | None]:
+    """The network that a folder's configuration names, or None and the reason why there is none."""
+    if file.arch is None:
+        return None, None
+    try:
+        return Recognition(resolve(file.arch), dict(file.state)), None
+    except (ArchitectureError, EnvironmentFailure) as error:
+        return None, str(error)
 
 
 def open_header(path: str | Path) -> Artifact | None:
@@ -143,7 +155,7 @@ def _build(
     architecture: Architecture, state: Mapping[str, torch.Tensor], path: Path, sha256: str, notes: list[str]
 ) -> Opened:
     module, loading = build_loaded(architecture, state, str(path))
-    notes = notes + loading
+    notes = [*notes, *architecture.notes, *loading]
     program, why = _capture(module, architecture)
     network = program or module
     return Opened(

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from modelopt_cli.checkpoint.arch import Architecture, ArchitectureSource, ArchSpec, Value
 from modelopt_cli.checkpoint.builtin import BUILTIN
+from modelopt_cli.checkpoint.huggingface_networks import HUGGINGFACE
 from modelopt_cli.checkpoint.timm_networks import TIMM
 from modelopt_cli.checkpoint.torchvision_networks import TORCHVISION
 from modelopt_cli.errors import ArchitectureError, a_or_an
@@ -54,6 +55,7 @@ SOURCES: dict[str, ArchitectureSource] = {
     "torchvision": TORCHVISION,
     "timm": TIMM,
     "builtin": BUILTIN,
+    "hf": HUGGINGFACE,
     "file": ArchitectureSource("FILE.py:CALLABLE", _user, code=True),
     "module": ArchitectureSource("package.module:CALLABLE", _user, code=True),
 }
@@ -81,13 +83,13 @@ def resolve(spec: str, input_spec: InputSpec | None = None) -> Architecture:
     """The architecture a spec names.
 
     Args:
-        spec: ``torchvision:NAME``, ``timm:NAME``, ``builtin:NAME``, ``FILE.py:CALLABLE`` or
+        spec: ``torchvision:NAME``, ``timm:NAME``, ``builtin:NAME``, ``hf:FOLDER``, ``FILE.py:CALLABLE`` or
             ``package.module:CALLABLE``, with ``?name=value&name=value`` for its arguments.
         input_spec: what the user says a sample looks like; wins over what the architecture implies.
 
     Raises:
         ArchitectureError: unknown, malformed, or the user's code failed.
-        EnvironmentFailure: timm is asked for and not installed.
+        EnvironmentFailure: timm or transformers is asked for and not installed.
     """
     parsed = parse_spec(spec)
     architecture = SOURCES[parsed.source].resolve(parsed)
@@ -101,7 +103,9 @@ def parse_spec(text: str) -> ArchSpec:
         ArchitectureError: it has none of the forms.
     """
     target, mark, query = text.partition("?")
-    place, colon, name = target.rpartition(":")
+    place, colon, name = target.partition(":")
+    if place not in SOURCES or SOURCES[place].code:  # the path of a file may have a colon, too
+        place, colon, name = target.rpartition(":")
     if not colon and target.endswith(".py"):
         place, name = target, ""
     elif not colon or not place or not name:
@@ -113,9 +117,10 @@ def parse_spec(text: str) -> ArchSpec:
 
 
 def names_library(text: str | None) -> bool:
-    """True if a spec names a network of a library's or ours, rather than the user's own code."""
+    """True if a spec names a network of a library's or ours, rather than the user's own code or folder."""
     try:
-        return text is not None and not SOURCES[parse_spec(text).source].code
+        source = None if text is None else SOURCES[parse_spec(text).source]
+        return source is not None and not source.code and not source.local
     except ArchitectureError:
         return False
 
@@ -142,6 +147,8 @@ def check_found_spec(text: str, largest: int, where: str) -> None:
     hint = f"if you trust it, name '{short(text)}' yourself"
     if SOURCES[spec.source].code:
         raise ArchitectureError("names code as its architecture, which was not run", where=where, hint=hint)
+    if SOURCES[spec.source].local:
+        raise ArchitectureError("names a folder as its architecture, not followed", where=where, hint=hint)
     for name, value in spec.options.items():
         if not _may_be_found(name, value, max(largest, _FOUND_LARGEST)):
             problem = f"its architecture sets '{short(name)}', which is not taken from a file"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from modelopt_cli.artifact.lazy import LazyState, open_safetensors
-from modelopt_cli.checkpoint.folder import check_together, digest_of, folder_arch, read_shards, weights_in
+from modelopt_cli.checkpoint.folder import check_together, digest_of, named_in, read_shards, weights_in
 from modelopt_cli.checkpoint.pt2 import read_pt2
 from modelopt_cli.checkpoint.sniff import (
     INDEX,
@@ -38,7 +38,7 @@ class StateFile:
         source: kind of file: torch-zip, torch-legacy, safetensors, pt2, sharded.
         sha256: of the file; of several files, of their names and hashes.
         notes: one line for each thing that was unwrapped or left aside.
-        hint: what the folder's ``config.json`` says about the architecture.
+        arch: the architecture that the folder's ``config.json`` names, as a spec.
         file_bytes: length of the file; of several files, of all that were read.
     """
 
@@ -46,7 +46,7 @@ class StateFile:
     source: str
     sha256: str
     notes: tuple[str, ...] = ()
-    hint: str | None = None
+    arch: str | None = None
     file_bytes: int = 0
 
 
@@ -60,9 +60,9 @@ def read_state(path: str | Path) -> StateFile:
         EnvironmentFailure: it cannot be opened.
     """
     path = Path(path)
-    hint = None
+    arch = None
     if os.path.isdir(path):
-        path, hint = weights_in(path), folder_arch(path)
+        path, arch = weights_in(path), named_in(path)
     kind, saved, files = _read(path)
     state, notes = _unwrapped(saved, files, str(path))
     if not state:
@@ -70,7 +70,7 @@ def read_state(path: str | Path) -> StateFile:
     sha256 = digest_of(files)
     if len(files) > 1:
         check_together(files)
-    return StateFile(state, kind.name, sha256, notes, hint, sum(file.size for file in files))
+    return StateFile(state, kind.name, sha256, notes, arch, sum(file.size for file in files))
 
 
 def _unwrapped(

@@ -41,7 +41,7 @@ def architectures() -> dict[str, str]:
         size = network["inputs"][0]["crop"]
         if "?" not in name:
             names[f"torchvision:{name}"] = f"3x{size}x{size}"
-    return names | {"timm:": "any network of timm"}
+    return names | {"timm:": "any network of timm", "hf:": "the network of a Hugging Face folder"}
 
 
 def join_at_colons(environ: MutableMapping[str, str]) -> str:

@@ -8,7 +8,17 @@ from typing import Any
 from modelopt_cli import __version__
 from modelopt_cli.cli.console import Console
 
-_PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "typer", "rich", "pydantic", "timm")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "safetensors",
+    "typer",
+    "rich",
+    "pydantic",
+    "timm",
+    "transformers",
+)
 
 _TORCHVISION = (
     "import torchvision fails in programs that have not imported modelopt_cli: its wheel is for CUDA, torch "

@@ -49,8 +49,7 @@ def test_a_hugging_face_folder(name: str, state: State, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architecture": "resnet18", "num_classes": 10}')
     found = read_state(tmp_path)
     assert same(found.state, state)
-    assert found.hint is not None
-    assert "arch='timm:resnet18'" in found.hint
+    assert found.arch == "timm:resnet18?num_classes=10"
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])

@@ -177,16 +177,16 @@ def test_no_cuda_device_is_the_environment(command, here, modelopt):
     assert contents(here) == before
 
 
-def test_a_missing_package_is_the_environment(here, modelopt):
-    pytest.importorskip("torch")
-    try:
-        import timm  # noqa: F401
-    except ImportError:
-        outcome = modelopt("quantize", "net.pth", *RUN, "--arch", "timm:resnet18", *OUT)
-        assert (outcome.code, outcome.out, outcome.err.count("\n")) == (3, "", 1)
-        assert "timm" in outcome.err
-    else:
-        pytest.skip("timm is installed")
+@pytest.mark.parametrize(("package", "arch"), [("timm", "timm:resnet18"), ("transformers", "hf:folder")])
+def test_a_missing_package_is_the_environment(package, arch, here, modelopt, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    (here / "folder").mkdir()
+    (here / "folder" / "config.json").write_text("{}")
+    before = contents(here)
+    outcome = modelopt("quantize", "net.pth", *RUN, "--arch", arch, *OUT)
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (3, "", 1), outcome.err
+    assert f"needs the optional package {package}" in outcome.err
+    assert contents(here) == before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")

@@ -16,7 +16,7 @@ _TITLE = PreprocessOverrides.title
 Arch = Annotated[
     str | None,
     Setting(
-        "Architecture: torchvision:NAME, timm:NAME, builtin:NAME, FILE.py:CALLABLE or "
+        "Architecture: torchvision:NAME, timm:NAME, builtin:NAME, hf:FOLDER, FILE.py:CALLABLE or "
         "package.module:CALLABLE, with ?num_classes=10 and the like.",
         metavar="SPEC",
         default="recognised from the checkpoint",
