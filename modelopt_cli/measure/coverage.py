@@ -230,7 +230,8 @@ def _status(
     size = plain + _bytes(weights.values(), counted, now.share_left)
     if str(new):
         return LayerStatus(name, kind, True, str(now), bytes=size, plain_bytes=plain, before=str(then))
-    why = past.reasons.get(name, "not selected")
+    whole = name.rpartition(".")[0]  # of which this is a part: attention has a linear layer inside
+    why = past.reasons.get(name) or past.reasons.get(whole, "not selected")
     return LayerStatus(name, kind, False, reason=why, bytes=size, before=str(then))
 
 

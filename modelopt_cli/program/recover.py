@@ -139,6 +139,14 @@ def _linear(weight: Any, bound: dict[str, Any], owner: nn.Module | None) -> _Des
     return "Linear", {"in_features": in_features, "out_features": out_features, "bias": _has_bias(bound)}
 
 
+def _embedding(weight: Any, bound: dict[str, Any], owner: nn.Module | None) -> _Description:
+    if weight is None or weight.dim() != 2 or bound.get("max_norm") is not None:
+        return None  # a largest norm is written into the weight at each call
+    rows, columns = weight.shape
+    config = {name: bound[name] for name in ("padding_idx", "norm_type", "scale_grad_by_freq", "sparse")}
+    return "Embedding", config | {"num_embeddings": rows, "embedding_dim": columns, "max_norm": None}
+
+
 def _layer_norm(weight: Any, bound: dict[str, Any], owner: nn.Module | None) -> _Description:
     if weight is None:
         return None
@@ -171,6 +179,7 @@ _DESCRIBED: dict[str, Callable[[Any, dict[str, Any], nn.Module | None], _Descrip
     **{f"conv{d}d": _conv for d in (1, 2, 3)},
     **{f"conv_transpose{d}d": _transposed_conv for d in (1, 2, 3)},
     "linear": _linear,
+    "embedding": _embedding,
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
     "batch_norm": _batch_norm,

@@ -168,6 +168,14 @@ def sparse() -> Program:
     return prune(given, config, Context()).program
 
 
+def test_a_part_of_a_layer_has_the_reason_of_the_layer() -> None:
+    given = capture(Attending().eval(), InputSpec((5, 8)))
+    covered = coverage(given, [{"skipped": {"mixed": "its mask differs"}}])
+    reasons = {layer.name: layer.reason for layer in covered.layers}
+    assert reasons["mixed"] == reasons["mixed.out_proj"] == "its mask differs"
+    assert reasons["one"] == "not selected"
+
+
 ATTENTION = {"mixed.in_proj", "mixed.out_proj"}
 
 

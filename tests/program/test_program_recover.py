@@ -57,6 +57,24 @@ def test_layers_come_back(base: Any, args: Any, options: dict[str, Any], shape: 
     assert all(again.get_parameter(name) is own.get_parameter(name) for name, _ in own.named_parameters())
 
 
+@pytest.mark.parametrize("largest", [None, 1.0])
+def test_an_embedding_comes_back(largest: float | None) -> None:
+    class Positions(nn.Embedding):
+        """As OPT has it: the first rows are no positions."""
+
+        def forward(self, places: Tensor) -> Tensor:
+            return F.embedding(places + 2, self.weight, self.padding_idx, largest)
+
+    model = nn.Sequential(Positions(9, 4, padding_idx=1))
+    program = capture(model, InputSpec((5,), dtype="int64"), verify=False)
+    places = torch.randint(7, (2, 5))
+    with torch.no_grad():
+        assert torch.equal(program(places), model(places))
+    called = program.graph.find_nodes(op="call_module")
+    kinds = [type(program.get_submodule(str(node.target))) for node in called]
+    assert kinds == ([nn.Embedding] if largest is None else [])
+
+
 def test_torchvision_layers_of_its_own_classes() -> None:
     from torchvision.models.convnext import LayerNorm2d
     from torchvision.ops import FrozenBatchNorm2d
