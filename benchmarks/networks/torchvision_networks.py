@@ -1,0 +1,93 @@
+"""torchvision's networks: classification, segmentation, detection, video and optical flow."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.networks.network import Network, images, prepared
+from modelopt_cli.program import InputSpec
+
+_TESTS = str(Path(__file__).parents[2] / "tests" / "program")
+FRAMES = 8
+VIDEOS: dict[str, dict[str, Any]] = {
+    "mvit": {"spatial_size": (64, 64), "temporal_size": FRAMES},
+    "s3d": {},
+}
+"""Options by which a network takes smaller videos."""
+
+
+def names(part: str) -> list[str]:
+    """Names of the networks of ``torchvision.models``, or of one of its modules."""
+    from torchvision import models
+
+    return list(models.list_models(getattr(models, part, models)))
+
+
+def classification(name: str, kind: str | None) -> Network:
+    """A classification network for small images; the four largest have fewer or narrower blocks."""
+    sys.path.insert(0, _TESTS)
+    from program_networks import _REDUCED, _make, side
+
+    torch.manual_seed(0)
+    return _on_images(name, _make(name), side(name), _REDUCED.get(name, ""))
+
+
+def segmentation(name: str, kind: str | None) -> Network:
+    """A segmentation network with 21 classes for images of 64x64."""
+    return _on_images(name, _get(name, weights_backbone=None), 64)
+
+
+def _on_images(name: str, model: nn.Module, side: int, note: str = "") -> Network:
+    make = _images(side)
+    return prepared(Network(name, model.eval(), InputSpec((3, side, side)), make, note))
+
+
+def _images(side: int) -> Callable[[int, int], Tensor]:
+    return lambda count, seed: images(count, side, seed)
+
+
+def video(name: str, kind: str | None) -> Network:
+    """A video network for clips of 8 frames of 64x64; 16 of 224x224 where it takes no others."""
+    model, frames, side = _get(name), FRAMES, 64
+    if name.startswith("mvit"):
+        model = _get(name, spatial_size=(side, side), temporal_size=frames)
+    elif name == "s3d":
+        frames, side = 16, 224
+
+    def clips(count: int, seed: int) -> Tensor:
+        return images(count, side, seed, channels=3 * frames).unflatten(1, (3, frames))
+
+    return prepared(Network(name, model.eval(), InputSpec((3, frames, side, side)), clips))
+
+
+def optical_flow(name: str, kind: str | None) -> Network:
+    """RAFT on pairs of images of 128x128, with 2 of its 12 updates."""
+
+    class Flow(nn.Module):
+        """RAFT, whose number of updates is an argument."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.raft = _get(name)
+
+        def forward(self, image1: Tensor, image2: Tensor) -> Any:
+            return self.raft(image1, image2, num_flow_updates=2)
+
+    def pairs(count: int, seed: int) -> dict[str, Tensor]:
+        first = images(count, 128, seed)
+        return {"image1": first.clamp(-1, 1), "image2": first.roll((2, 1), (2, 3)).clamp(-1, 1)}
+
+    second = InputSpec((3, 128, 128), name="image2")
+    spec = InputSpec((3, 128, 128), name="image1", others=(second,))
+    return prepared(Network(name, Flow().eval(), spec, pairs, "2 of its 12 updates"))
+
+
+def _get(name: str, **options: Any) -> nn.Module:
+    from torchvision import models
+
+    torch.manual_seed(0)
+    return models.get_model(name, weights=None, **options)  # type: ignore[no-any-return]
