@@ -16,6 +16,7 @@ from modelopt_cli.measure.bootstrap import once
 from modelopt_cli.measure.evaluated_model import LabelledBatches
 from modelopt_cli.measure.metrics import Metric, metrics_of
 from modelopt_cli.measure.statistics import BoolArray
+from modelopt_cli.program.input_batch import to
 from modelopt_cli.program.output_structure import flatten
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
 
@@ -168,11 +169,12 @@ def predict(
     task: TaskSpec = CLASSIFY,
     limit: int | None = None,
     workers: int = 0,
+    device: str = "cpu",
     where: str = "the network",
 ) -> Predictions:
     """Scores of one model on all of ``data``, for a task's metrics.
 
-    The model's own device and mode are used; put it into ``eval()`` first.
+    The model is on ``device`` already, and its own mode is used; put it into ``eval()`` first.
 
     Raises:
         DataError: no samples, wrong targets, or samples the model cannot take.
@@ -182,7 +184,7 @@ def predict(
     tally = Tally(where, task, labelled=data.labelled)
     done = 0
     for inputs, targets in data.batches(batch_size, limit=limit, workers=workers):
-        tally.add(run(model, inputs, where), targets, inputs)
+        tally.add(run(model, to(inputs, device), where), targets, inputs)
         done += target_count(targets)
         if progress:
             progress(done, limit)

@@ -1,19 +1,31 @@
-"""Batches of calibration data, and the output of a network by which it is compared with another one."""
+"""Batches of calibration data, and the outputs of a network by which it is compared with another one."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError, InputError
 from modelopt_cli.methods.context import Context
-from modelopt_cli.program.input_batch import Inputs, batch_size, call, to
+from modelopt_cli.program.input_batch import Inputs, batch_size
+from modelopt_cli.program.output_structure import flatten
 from modelopt_cli.tasks import TaskSpec
-from modelopt_cli.tasks.task_output import find_output, form_of
+from modelopt_cli.tasks.task_output import form_of
 
-_NAMES = ("logits", "out")
+
+class Comparable(NamedTuple):
+    """Outputs for a batch, as they are compared.
+
+    Attributes:
+        parts: logits ``(rows, classes)`` of each sample, pixel or token; or, where outputs stand for no
+            softmax, numbers ``(N, D)`` of each output that counts.
+        are_logits: True of the former.
+    """
+
+    parts: list[Tensor]
+    are_logits: bool
 
 
 def input_batches(data: Data, context: Context) -> Iterator[Inputs]:
@@ -21,26 +33,31 @@ def input_batches(data: Data, context: Context) -> Iterator[Inputs]:
     return (inputs for inputs, _ in data.batches(context.batch_size, workers=context.workers))
 
 
-def output_of(network: nn.Module, inputs: Inputs, device: str) -> Tensor:
-    """Main output of a network: ``logits`` or ``out``, else the only floating-point tensor, or the first.
+def comparable(outputs: Any, inputs: Inputs, task: TaskSpec) -> Comparable:
+    """The outputs that count for a task: the one that it judges or, where that is all, each with numbers.
 
     Raises:
-        InputError: it returns none with a value for each sample.
+        InputError: there is none with a value for each sample.
     """
-    return main_output(call(network, to(inputs, device)), inputs)
+    where = task.row.logits
+    logits = task.logits(outputs) if where is not None and where.exclusive else None
+    if logits is not None and logits.shape[1] > 1:
+        return Comparable([logits], True)
+    return Comparable([_rows(output, outputs, inputs) for output in judged_outputs(outputs, task)], False)
 
 
-def main_output(outputs: Any, inputs: Inputs, task: TaskSpec | None = None) -> Tensor:
-    """The main output among all, or that of a task; raises as ``output_of``."""
-    output = find_output(outputs, _NAMES) if task is None else task.find(outputs)
+def judged_outputs(outputs: Any, task: TaskSpec) -> list[Any]:
+    """The output that a task judges or, where it judges all together, each that holds floats."""
+    judged = task.find(outputs)
+    if isinstance(judged, Tensor):
+        return [judged]
+    return [each for each in flatten(judged).values() if each.is_floating_point()] or [judged]
+
+
+def _rows(output: Any, outputs: Any, inputs: Inputs) -> Tensor:
     if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != batch_size(inputs):
         raise InputError(f"returns {form_of(outputs)}, nothing for each sample", where="the network")
-    return output
-
-
-def output_rows(network: nn.Module, inputs: Inputs, device: str) -> Tensor:
-    """The same as a row of numbers for each sample; raises as ``output_of``."""
-    return output_of(network, inputs, device).flatten(1)
+    return output.reshape(len(output), -1)
 
 
 def require_finite(value: Tensor, where: str | None = None, otherwise: str = "") -> None:

@@ -54,11 +54,13 @@ class Reached:
         metric: its name, e.g. ``flops``.
         wanted: the fraction asked for.
         reached: the fraction measured on the result.
+        unit: of both, where they are no fractions.
     """
 
     metric: str
     wanted: float
     reached: float
+    unit: str = ""
 
 
 @dataclass(frozen=True)

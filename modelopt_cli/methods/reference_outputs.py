@@ -15,7 +15,7 @@ from torch import Tensor
 from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError
 from modelopt_cli.measure.fidelity import cosines
-from modelopt_cli.methods.batches import input_batches, main_output, require_finite
+from modelopt_cli.methods.batches import comparable, input_batches, require_finite
 from modelopt_cli.methods.context import Context
 from modelopt_cli.program import Program
 from modelopt_cli.program.input_batch import Inputs, call, to
@@ -32,15 +32,15 @@ class ReferenceOutputs:
 
     Attributes:
         inputs: batches of samples.
-        original: of the network on them, float64: log-softmax of logits, ``(rows, classes)``, or the main
-            output, ``(N, numbers)``.
+        original: of the network on them, float64: log-softmax of logits, ``(rows, classes)``, or each output
+            that counts, ``(N, numbers)``.
         device: where to compute.
         task: says which output counts.
         are_logits: True if that is logits of which one class is right.
     """
 
     inputs: tuple[Inputs, ...]
-    original: Tensor
+    original: tuple[Tensor, ...]
     device: str
     task: TaskSpec = CLASSIFY
     are_logits: bool = True
@@ -55,7 +55,6 @@ class ReferenceOutputs:
             context: seed, batch size, workers and device.
             samples: largest number of samples.
 
-
         Raises:
             DataError: there are no samples, or the outputs are not finite.
         """
@@ -64,42 +63,46 @@ class ReferenceOutputs:
         if not inputs:
             raise DataError("no samples to calibrate on", hint="give data with at least one sample")
         original, batches, are_logits = _rows(program, inputs, context.device, context.task, LARGEST)
-        require_finite(original, some.name)
+        for part in original:
+            require_finite(part, some.name)
         return cls(inputs[:batches], original, context.device, context.task, are_logits)
 
     def compare(self, changed: Program) -> tuple[float, float]:
         """Compare a changed network's outputs with the original's: distance, and share that is the same.
 
         Of logits the mean KL(original || changed) in nats, and the fraction of rows with the same top class.
-        Of other outputs the noise as a fraction of the signal, and the cosine, at least 0.
+        Of other outputs the noise as a fraction of the signal, and the cosine, at least 0; of several outputs
+        the means of these.
         """
         rows, _, _ = _rows(changed, self.inputs, self.device, self.task)
-        return (compare if self.are_logits else compare_outputs)(self.original, rows)
+        judge = compare if self.are_logits else compare_outputs
+        found = [judge(*pair) for pair in zip(self.original, rows, strict=True)]
+        distances, likenesses = zip(*found, strict=True)
+        return sum(distances) / len(found), sum(likenesses) / len(found)
 
 
 def _rows(
     program: Program, inputs: Sequence[Inputs], device: str, task: TaskSpec, most: float = math.inf
-) -> tuple[Tensor, int, bool]:
+) -> tuple[tuple[Tensor, ...], int, bool]:
     """Rows that a network is compared by, of batches until there are ``most`` numbers.
 
     Returns:
-        Log-softmax of logits, or the main output, float64; number of batches; True of logits.
+        Log-softmax of logits, or each output that counts, float64; number of batches; True of logits.
     """
-    network, rows, are_logits = program.to(device), list[Tensor](), False
+    network, rows, are_logits = program.to(device), list[list[Tensor]](), False
     try:
         with evaluation_mode(network), torch.inference_mode():
             for batch in inputs:
-                if sum(part.numel() for part in rows) >= most:
+                if sum(part.numel() for parts in rows for part in parts) >= most:
                     break
-                outputs = call(network, to(batch, device))
-                logits = task.logits(outputs) if task.row.logits and task.row.logits.exclusive else None
-                are_logits = logits is not None
-                batch_rows = main_output(outputs, batch, task).flatten(1) if logits is None else logits
-                rows.append(batch_rows.cpu())
+                parts, are_logits = comparable(call(network, to(batch, device)), batch, task)
+                rows.append([part.cpu() for part in parts])
     finally:
         program.to("cpu")
-    joined = torch.cat(rows).double()
-    return F.log_softmax(joined, dim=1) if are_logits else joined, len(rows), are_logits
+    joined = [torch.cat(parts).double() for parts in zip(*rows, strict=True)]
+    if are_logits:
+        joined = [F.log_softmax(part, dim=1) for part in joined]
+    return tuple(joined), len(rows), are_logits
 
 
 def compare_outputs(original: Tensor, changed: Tensor) -> tuple[float, float]:

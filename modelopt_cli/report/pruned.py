@@ -1,5 +1,6 @@
 """Showing what pruning left of each layer, and what pruning each would cost."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def target_line(target: Reached) -> str:
     """Line on a target and what was reached, in percent: removed for a sparsity, else kept."""
     lines = {row.metric: row.line for row in BUDGETS.values() if row.line}
     if target.metric in lines:
-        return lines[target.metric].format(wanted=target.wanted, reached=target.reached)
+        return lines[target.metric].format(**dataclasses.asdict(target))
     row = TARGETS.get(target.metric)
     side = "removed" if row is not None and row.removed else "left"
     return f"{target.metric}: wanted {100 * target.wanted:.1f} % {side}, reached {100 * target.reached:.1f} %"

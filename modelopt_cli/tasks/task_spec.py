@@ -91,11 +91,15 @@ class TaskSpec:
     def logits(self, outputs: Any) -> "Tensor | None":
         """Rows of logits ``(M, classes)``, of every sample, pixel or token; None where there are none."""
         from torch import Tensor
+        from torch.nn.functional import pad
 
         where, output = self.row.logits, self.find(outputs)
         if where is None or not isinstance(output, Tensor) or output.dim() not in where.ranks:
             return None
-        return output.movedim(where.axis, -1).flatten(0, -2)
+        rows = output.movedim(where.axis, -1).flatten(0, -2)
+        # The single logit of a pixel is that of class 1 against class 0.
+        is_binary = rows.shape[1] == 1 and output.dim() > 2
+        return pad(rows, (1, 0)) if is_binary else rows
 
     def classes(self, outputs: Any) -> int | None:
         """Number of classes that the outputs tell apart; None where they stand for no probabilities."""

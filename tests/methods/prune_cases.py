@@ -49,7 +49,9 @@ class Samples:
     def with_labels(self, names: tuple[str, ...] | None = None) -> "Samples":
         return self
 
-    def batches(self, size: int, *, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, size: int, *, limit: int | None = None, workers: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         self.passes.append(0)
         labels = torch.full((self.size,), -1) if self.labels is None else self.labels
         for start in range(0, self.size, size):

@@ -11,11 +11,11 @@ from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.artifact.codecs import CODECS
 from modelopt_cli.errors import GateNotMet, UsageError
 from modelopt_cli.methods.context import MethodResult
-from modelopt_cli.methods.share.accuracy_drop import split_to_verify
 from modelopt_cli.methods.share.apply import apply
 from modelopt_cli.methods.share.bit_allocation import LARGEST_LEVEL, BitAllocation, LevelWeight, rounded_bias
 from modelopt_cli.methods.share.budget import BudgetNotMet, largest_within, smallest_without_loss
 from modelopt_cli.methods.share.config import ShareConfig
+from modelopt_cli.methods.share.metric_drop import split_to_verify
 from modelopt_cli.program import Program
 
 

@@ -29,7 +29,7 @@ WRONG = {
     "no rate": ({"bits": 4, "rate": float("nan")}, "rate: nan is not a finite number"),
     "bytes": ({"bits": "auto", "bytes": 1.0}, "bytes: must be above 0 and below 1, not 1"),
     "ratio": ({"bits": "auto", "ratio": 1.0}, "ratio: must be above 1, not 1"),
-    "drop": ({"bits": "auto", "max_drop": -1.0}, "max_drop: must be 0 to 100 points, not -1"),
+    "drop": ({"bits": "auto", "max_drop": -1.0}, "max_drop: must be a number from 0, not -1"),
     "samples": ({"bits": 4, "calibration_samples": 0}, "calibration_samples: must be at least 1, not 0"),
     "two budgets": ({"bits": "auto", "bytes": 0.1, "ratio": 9.0}, "bytes, ratio exclude each other"),
     "a budget for nothing": ({"bits": 4, "ratio": 9.0}, "ratio has no meaning without bits='auto'"),

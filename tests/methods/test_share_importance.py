@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.share.one_size import fisher
+from modelopt_cli.methods.share.fisher import fisher
 from modelopt_cli.program import Program
 
 

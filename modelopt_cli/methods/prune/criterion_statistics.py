@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from modelopt_cli.data import Data
-from modelopt_cli.data.targets import classes_of
+from modelopt_cli.data.targets import target_count, targets_to
+from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.accuracy import naming_samples
-from modelopt_cli.methods.batches import input_batches, output_of, require_finite
+from modelopt_cli.methods.batches import input_batches, judged_outputs, require_finite
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.layer_pass import (
     Columns,
@@ -29,8 +29,12 @@ from modelopt_cli.methods.prune.criteria import CRITERIA, ScoredParameter, alter
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name
-from modelopt_cli.program.input_batch import batch_size, tensors_of, to
-from modelopt_cli.tasks.classification import check_labels
+from modelopt_cli.program.input_batch import batch_size, call, tensors_of, to
+from modelopt_cli.settings import option
+from modelopt_cli.tasks import TaskSpec
+from modelopt_cli.training import Objective, StepInputs
+from modelopt_cli.training.catalog import LOSSES
+from modelopt_cli.training.objectives import label_loss
 
 
 def collect(
@@ -184,32 +188,48 @@ def _matrices(network: Program, layer: str) -> Tensor:
 
 
 def squared_gradients(program: Program, data: Data, context: Context) -> dict[str, Tensor]:
-    """(parameter * gradient of the cross-entropy)^2, averaged over batches, by parameter name.
+    """(parameter * gradient of the task's loss)^2, averaged over batches, by parameter name.
 
     Of every parameter of the network, biases included; one that the output does not depend on gets zeros.
 
     Raises:
-        DataError: no samples, a label that is not a class, or the network gives no finite numbers.
+        UsageError: the task has no loss of outputs and targets.
+        DataError: no samples, a target that does not go with the network, or the network gives no finite
+            numbers.
+        InputError: the network is not one for the task.
     """
+    objective = _loss_of(context.task)
     data = context.task.read_targets(data, program.labels)
     network = evaluation_copy(program, context.device).requires_grad_(True)
     parameters = dict(network.named_parameters())
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     batches = seen = 0
     for inputs, targets in data.batches(context.batch_size, workers=context.workers):
-        labels = classes_of(targets)
-        logits = output_of(network, inputs, context.device)
-        require_finite(logits, data.name)
+        moved, wanted = to(inputs, context.device), targets_to(targets, context.device)
+        outputs = call(network, moved)
+        for output in judged_outputs(outputs, context.task):
+            require_finite(output, data.name)
         with naming_samples(data.name, seen, data.where):
-            check_labels(labels, logits.shape[1])
-        loss = F.cross_entropy(logits, labels.to(context.device))
+            context.task.judged(outputs, wanted, moved)
+        loss = objective(context.task.find(outputs), wanted, StepInputs(moved))
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
             if gradient is not None:
                 sums[name] += (parameter.detach().double() * gradient).square()
-        batches, seen = batches + 1, seen + len(labels)
+        batches, seen = batches + 1, seen + target_count(targets)
         if context.progress is not None:
             context.progress(seen, data.size)
     if not batches:
         raise no_samples()
     return {name: (total / batches).float().cpu() for name, total in sums.items()}
+
+
+def _loss_of(task: TaskSpec) -> Objective:
+    """The loss of a task's outputs and targets; raises UsageError where it has none."""
+    if task.loss is not None and LOSSES[task.loss].takes_targets:
+        raise UsageError(
+            f"needs a loss of outputs and targets, and a network to {task.text} computes its own in training",
+            where=option("criterion"),
+            hint=f"use {alternative()}, which needs no loss",
+        )
+    return label_loss(task)

@@ -20,16 +20,17 @@ from torch import Tensor
 
 from modelopt_cli.artifact.encodings import compact
 from modelopt_cli.errors import DataError
-from modelopt_cli.methods.batches import input_batches, output_of, require_finite
+from modelopt_cli.methods.batches import Comparable, comparable, input_batches, require_finite
 from modelopt_cli.methods.layer_selection import select_layers
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.config import AUTO
 from modelopt_cli.methods.prune.criterion_statistics import score_weights
 from modelopt_cli.methods.prune.pruner import PrunedVariant, Pruner, nothing_to_prune, weighted_layers
 from modelopt_cli.program import Program
-from modelopt_cli.program.input_batch import Inputs, batch_size
+from modelopt_cli.program.input_batch import Inputs, batch_size, call, to
 from modelopt_cli.program.removable import Block, find_blocks, obstacles, without
 from modelopt_cli.program.weighted import weight_tensors
+from modelopt_cli.tasks import CLASSIFY, TaskSpec
 
 Progress = Callable[[int, int | None], None]
 
@@ -101,7 +102,7 @@ class LayerPruner(Pruner):
     def _order(self, program: Program) -> Iterator[Removal]:
         blocks = self.blocks(program)
         if self.ranks_by_data:
-            return by_output(program, blocks, self._batches, self.context.progress)
+            return by_output(program, blocks, self._batches, self.context.progress, self.context.task)
         criterion, samples = self.config.chosen_criterion, self.config.calibration_samples
         scores = score_weights(program, criterion, tuple(weights_of(program)), self.context, samples=samples)
         return by_weights(blocks, scores, total=self.config.criterion_row.additive)
@@ -149,11 +150,12 @@ def by_output(
     blocks: Sequence[Block],
     batches: Callable[[], Iterable[Inputs]],
     progress: Progress | None = None,
+    task: TaskSpec = CLASSIFY,
 ) -> Iterator[Removal]:
     """All blocks in greedy order of how little the output changes; each step is computed when asked for.
 
     The change is the Kullback-Leibler divergence of the softmax from the original network's, mean over the
-    samples; of networks whose output is not ``(N, classes)`` the squared error relative to the output.
+    samples, pixels or tokens; of outputs that are no such logits the squared error relative to the output.
     Of blocks that cost the same the first in the network goes.
 
     Args:
@@ -161,13 +163,14 @@ def by_output(
         blocks: some of the result of ``find_blocks`` for it.
         batches: opens the calibration samples, always the same; read once for each step.
         progress: called with the number of samples done in this step, and None.
+        task: says which output counts, and whether it is logits.
 
     Raises:
         DataError: no samples, or the network is not finite on them.
     """
     removed: list[Block] = []
     while remaining := [block for block in blocks if not _is_removed(block, removed)]:
-        scores = _changes(program, [[*removed, block] for block in remaining], batches, progress)
+        scores = _changes(program, [[*removed, block] for block in remaining], batches, progress, task)
         best = min(range(len(remaining)), key=scores.__getitem__)
         removed.append(remaining[best])
         yield Removal(remaining[best], scores[best])
@@ -205,6 +208,7 @@ def _changes(
     removed: Sequence[Sequence[Block]],
     batches: Callable[[], Iterable[Inputs]],
     progress: Progress | None,
+    task: TaskSpec,
 ) -> list[float]:
     """The change of the output for each set of blocks that is bypassed."""
     original, *candidates = [without(program, blocks).eval() for blocks in ([], *removed)]
@@ -212,10 +216,12 @@ def _changes(
     sums, done = [0.0] * len(candidates), 0
     with torch.inference_mode():
         for batch in batches():
-            expected = output_of(original, batch, device).double()
-            require_finite(expected)
+            inputs = to(batch, device)
+            expected = comparable(call(original, inputs), batch, task)
+            for part in expected.parts:
+                require_finite(part)
             for i, candidate in enumerate(candidates):
-                sums[i] += float(_change(output_of(candidate, batch, device).double(), expected))
+                sums[i] += _change(comparable(call(candidate, inputs), batch, task), expected)
             done += batch_size(batch)
             if progress is not None:
                 progress(done, None)
@@ -225,10 +231,17 @@ def _changes(
     return [float("inf") if math.isnan(total) else total / done for total in sums]
 
 
-def _change(actual: Tensor, expected: Tensor) -> Tensor:
+def _change(actual: Comparable, expected: Comparable) -> float:
     """Sum over a batch of the divergence of the softmax, or of the relative squared error."""
-    if expected.dim() == 2 and expected.shape[1] > 1:
-        actual, expected = actual.log_softmax(1), expected.log_softmax(1)
-        return (expected.exp() * (expected - actual)).sum()
-    actual, expected = actual.flatten(1), expected.flatten(1)
+    judge = _divergence if expected.are_logits else _relative_error
+    pairs = zip(actual.parts, expected.parts, strict=True)
+    return sum(float(judge(one.double(), other.double())) for one, other in pairs)
+
+
+def _divergence(actual: Tensor, expected: Tensor) -> Tensor:
+    actual, expected = actual.log_softmax(1), expected.log_softmax(1)
+    return (expected.exp() * (expected - actual)).sum()
+
+
+def _relative_error(actual: Tensor, expected: Tensor) -> Tensor:
     return ((actual - expected).square().sum(1) / expected.square().sum(1).clamp_min(1e-12)).sum()

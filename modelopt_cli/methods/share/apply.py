@@ -178,7 +178,7 @@ class _Run:
         if not self.config.automatic:
             return None
         row, limit = self.config.budget
-        return Reached(row.metric, limit, self.search.reached(network))
+        return Reached(row.metric, limit, self.search.reached(network), self.search.unit)
 
     def history_entry(self, network: Program, target: Reached | None) -> dict[str, Any]:
         """The entry for the file's history, without anything that differs from one run to the next."""

@@ -8,9 +8,10 @@ from typing import Protocol
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import GateNotMet
+from modelopt_cli.measure.metrics import ACCURACY, METRICS, Metric
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.share.accuracy_drop import AccuracyDrop, split_to_verify
 from modelopt_cli.methods.share.bit_allocation import BitAllocation
+from modelopt_cli.methods.share.metric_drop import MetricDrop, main_metric, split_to_verify, unit_of
 from modelopt_cli.program import Program
 from modelopt_cli.settings import option
 
@@ -64,9 +65,15 @@ class Search(Protocol):
     def reached(self, network: Program) -> float:
         """The limited quantity as measured on a network, in the limit's unit."""
 
+    @property
+    def unit(self) -> str:
+        """Unit of the limit, after the number; empty of a fraction."""
+
 
 class FileSearch:
     """Search for the largest file of at most a fraction of the original's bytes."""
+
+    unit = ""
 
     def __init__(self, task: BudgetTask) -> None:
         self._task = task
@@ -86,7 +93,7 @@ class FileSearch:
 
 
 class DropSearch:
-    """Search for the smallest network that loses at most so many points of accuracy."""
+    """Search for the smallest network that loses at most so much of the task's main metric."""
 
     def __init__(self, task: BudgetTask) -> None:
         self._task = task
@@ -102,14 +109,23 @@ class DropSearch:
     def find(self, allocation: BitAllocation, make: Make) -> Program:
         """The smallest network that is good enough on both parts."""
         choosing, verifying = (self._drop_on(part).upper for part in self._parts)
-        return smallest_without_loss(allocation, make, choosing, verifying, self._task.limit)
+        return smallest_without_loss(allocation, make, choosing, verifying, self._task.limit, self._metric)
 
     def reached(self, network: Program) -> float:
-        """Points that may be lost, on the part that nothing was chosen by."""
+        """What may be lost, on the part that nothing was chosen by."""
         return self._drop_on(self._parts[1]).upper(network)
 
-    def _drop_on(self, data: Data) -> AccuracyDrop:
-        return AccuracyDrop.of(self._task.original, data, self._task.context)
+    @property
+    def unit(self) -> str:
+        """That of a drop of the main metric."""
+        return unit_of(self._metric)
+
+    @property
+    def _metric(self) -> Metric:
+        return main_metric(self._task.context.task)
+
+    def _drop_on(self, data: Data) -> MetricDrop:
+        return MetricDrop.of(self._task.original, data, self._task.context)
 
 
 def price_for_bits(allocation: BitAllocation, bits: float) -> float:
@@ -179,8 +195,9 @@ def smallest_without_loss(
     choosing_drop: Callable[[Program], float],
     verifying_drop: Callable[[Program], float],
     most: float,
+    metric: Metric = METRICS[ACCURACY],
 ) -> Program:
-    """The smallest network that loses no more than so many points.
+    """The smallest network that loses no more than so much.
 
     It is searched on some samples and verified on others: of several networks that look good enough on the
     same samples, the smallest is there by luck in part.
@@ -188,9 +205,10 @@ def smallest_without_loss(
     Args:
         allocation: of the network's weights.
         make: makes the network at a price.
-        choosing_drop: points that may be lost, on the samples to choose by.
+        choosing_drop: what may be lost, on the samples to choose by.
         verifying_drop: the same, on others.
-        most: points allowed.
+        most: allowed.
+        metric: that it is lost of.
 
     Raises:
         BudgetNotMet: even at 8 bits a weight more may be lost.
@@ -199,7 +217,8 @@ def smallest_without_loss(
     best = make(price_for_bits(allocation, high))
     if (lost := max(choosing_drop(best), verifying_drop(best))) > most:
         raise BudgetNotMet(
-            f"at {BITS[1]:g} bits a weight up to {lost:.2f} points may be lost; {most:g} were allowed",
+            f"at {BITS[1]:g} bits a weight up to {lost:.{metric.digits}f}{unit_of(metric)} may be lost; "
+            f"{most:g} were allowed",
             hint=f"allow more, give more samples with {option('calibration')}, or leave out "
             f"layers with {option('exclude')}",
         )

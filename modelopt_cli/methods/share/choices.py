@@ -121,7 +121,7 @@ WEIGHTINGS: dict[str, Weighting] = {
         "by the mean squared gradient of the network's log-likelihood, with labels drawn from its outputs",
         "Martens, JMLR 2020, section 5",
         needs_data=True,
-        importance=_from("one_size", "fisher"),
+        importance=_from("fisher", "fisher"),
         suits_auto=False,
     ),
     "hessian": Weighting(
@@ -203,12 +203,12 @@ BUDGETS: dict[str, Budget] = {
         _from("budget", "FileSearch"),
     ),
     "max_drop": Budget(
-        "points that may be lost on the calibration data, of accuracy or, without labels, of agreement",
+        "what may be lost of the main metric on the calibration data or, without labels, of agreement",
         "max_drop",
         float,
         _from("budget", "DropSearch"),
         on_data=True,
-        line="drop on samples held out of the calibration data: at most {wanted:g} points wanted, "
-        "at most {reached:.2f} reached (upper end of the 95 % interval)",
+        line="drop on samples held out of the calibration data: at most {wanted:g}{unit} wanted, "
+        "at most {reached:.3g} reached (upper end of the 95 % interval)",
     ),
 }

@@ -1,5 +1,6 @@
 """Settings of ``share``: weight clustering (palettization). Imports no torch."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -48,7 +49,7 @@ class ShareConfig(Config, title="Sharing"):
     """Settings of ``share``, which clusters weights so that few distinct values are left.
 
     Attributes:
-        max_drop: for ``bits="auto"``, points of accuracy that may be lost on the calibration data.
+        max_drop: for ``bits="auto"``, what may be lost of the task's main metric on the calibration data.
     """
 
     method: ClassVar[str] = "share"
@@ -174,8 +175,8 @@ class ShareConfig(Config, title="Sharing"):
 
     def _wrong_budget(self) -> Iterator[str]:
         budgets = [option(name) for name in BUDGETS if getattr(self, name) is not None]
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            yield f"{option('max_drop')}: must be 0 to 100 points, not {self.max_drop:g}"
+        if self.max_drop is not None and not 0 <= self.max_drop < math.inf:
+            yield f"{option('max_drop')}: must be a number from 0, not {self.max_drop:g}"
         if budgets and not self.automatic:
             yield f"{', '.join(budgets)} has no meaning without {option('bits', AUTO)}"
         if self.automatic and len(budgets) > 1:

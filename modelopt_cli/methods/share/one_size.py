@@ -4,15 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from modelopt_cli.methods.batches import input_batches, output_rows, require_finite
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.layer_pass import calibration_data, evaluation_copy, no_samples
+from modelopt_cli.methods.layer_pass import evaluation_copy
 from modelopt_cli.methods.matrices import DECONVS
 from modelopt_cli.methods.prune.masks import Masks
-from modelopt_cli.methods.share.choices import NO_DATA
 from modelopt_cli.methods.share.clustered_weight import ClusteredWeight, stacked
 from modelopt_cli.methods.share.compensation import (
     CalibratedLayer,
@@ -26,7 +23,6 @@ from modelopt_cli.methods.share.entropy_constrained import assign_rated, constra
 from modelopt_cli.methods.share.kmeans import assign, cluster
 from modelopt_cli.methods.share.product_quantization import assign_vectors, cluster_vectors
 from modelopt_cli.program import Program
-from modelopt_cli.settings import option
 
 
 @dataclass(frozen=True)
@@ -226,45 +222,3 @@ def _vector_clusters(weight: Weight, parts: list[Weight], config: ShareConfig, s
         indices.append(index.to(torch.int32))
         codebooks.append(codebook)
     return ClusteredWeight(tuple(weight.values.shape), torch.cat(indices), stacked(codebooks))
-
-
-def fisher(program: Program, names: Iterable[str], context: Context, samples: int) -> dict[str, Tensor]:
-    """The diagonal of the Fisher information: mean squared gradient of the log-likelihood, by parameter.
-
-    Labels are drawn from the network's own outputs, which makes it the true Fisher information and not the
-    empirical one (Martens, "New insights and perspectives on the natural gradient method", 2020, section 5).
-    So drawn, gradients of different samples have mean zero and are independent: the expected square of their
-    sum is the sum of their squares, and a batch needs one backward pass.
-
-    Args:
-        program: the network; it is not changed.
-        names: parameters.
-        context: data, seed, batch size, device, progress.
-        samples: most samples to look at.
-
-    Raises:
-        UsageError: no data.
-        DataError: no samples, or the network gives no finite numbers on them.
-    """
-    alternative = option("weighting", NO_DATA)
-    data = calibration_data(context, "the Fisher information", samples, alternative)
-    network = evaluation_copy(program, context.device).requires_grad_(True)
-    parameters = {name: network.get_parameter(name) for name in names}
-    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
-    draw, seen = torch.Generator().manual_seed(context.seed), 0
-    for inputs in input_batches(data, context):
-        logits = output_rows(network, inputs, context.device)
-        require_finite(logits, data.name)
-        probabilities = F.softmax(logits.detach().double(), 1).cpu()
-        labels = torch.multinomial(probabilities, 1, generator=draw).squeeze(1)
-        loss = F.cross_entropy(logits, labels.to(context.device), reduction="sum")
-        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                sums[name] += gradient.float().square()
-        seen += len(logits)
-        if context.progress is not None:
-            context.progress(seen, data.size)
-    if not seen:
-        raise no_samples()
-    return {name: (total / seen).cpu() for name, total in sums.items()}
