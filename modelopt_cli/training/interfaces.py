@@ -54,12 +54,13 @@ class StepInputs:
 class Objective(Protocol):
     """Loss that is minimised. One that is a module learns along with the network, by the same optimizer."""
 
-    def __call__(self, logits: Tensor, targets: Tensor, inputs: StepInputs) -> Tensor:
+    def __call__(self, logits: Any, targets: Any, inputs: StepInputs) -> Tensor:
         """The loss, a scalar: the mean over the samples.
 
         Args:
-            logits: ``(N, classes)``.
-            targets: ``(N,)`` int64 labels, or ``(N, classes)`` probabilities where samples are mixed.
+            logits: of classifiers ``(N, classes)``; else the output that the task learns, or all outputs.
+            targets: ``(N,)`` int64 labels, or ``(N, classes)`` probabilities where mixed; else the
+                targets as the task collates them.
             inputs: what the logits were computed from.
         """
 
