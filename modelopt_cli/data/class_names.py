@@ -44,12 +44,11 @@ def match_names(names: Sequence[str], classes: Sequence[str], where: str) -> Nam
         DataError: a name is not among the network's, and its position does not say which it is either.
     """
     own = tuple(range(len(names)))
-    keys, known = [_key(name) for name in names], [_key(name) for name in classes]
+    keys, known = [class_key(name) for name in names], [class_key(name) for name in classes]
     if keys == known:
         return NameMatch(own)
-    # ImageNet has two cranes and two maillots: a name that either side has twice says nothing.
-    twice = {key for names in (keys, known) for key, count in Counter(names).items() if count > 1}
-    places = {key: i for i, key in enumerate(known) if key not in twice}
+    twice = {key for key, count in Counter(keys).items() if count > 1}
+    places = {key: i for key, i in places_of(classes).items() if key not in twice}
     if all(key in places for key in keys):
         positions = tuple(places[key] for key in keys)
         return NameMatch(positions, _by_name(len(names), len(classes)) if positions != own else None)
@@ -76,7 +75,18 @@ def _by_name(some: int, classes: int) -> str:
     return f"{part} classes of the network are in the data, matched by name"
 
 
-def _key(name: str) -> str:
+def places_of(classes: Sequence[str]) -> dict[str, int]:
+    """The places of the network's classes by :func:`class_key`.
+
+    ImageNet has two cranes and two maillots: a name that there is twice says nothing, and is left out.
+    """
+    keys = [class_key(name) for name in classes]
+    counts = Counter(keys)
+    return {key: place for place, key in enumerate(keys) if counts[key] == 1}
+
+
+def class_key(name: str) -> str:
+    """What two names of a class have in common where they mean the same."""
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 

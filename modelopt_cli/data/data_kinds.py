@@ -80,6 +80,10 @@ def _at_root(target: str) -> list[str]:
     return [f"{name}{at}{Path(root).resolve()}"]
 
 
+def _both(target: str) -> list[str]:
+    return ["@".join(os.path.realpath(side) for side in target.split("@"))]
+
+
 def _shards(target: str) -> list[str]:
     return [os.path.realpath(path) for path in find_shards(target)]
 
@@ -113,7 +117,16 @@ DATA_KINDS: dict[str, DataKind] = {
         "pairs:INPUTS@TARGETS",
         deferred(f"{_ROOM}.pairs", "open_pairs"),
         {"target": ""},
-        canonical=deferred(f"{_ROOM}.pairs", "canonical_pairs"),
+        canonical=_both,
+        says_task=True,
+    ),
+    "coco": DataKind(
+        "images with boxes, as COCO's JSON of object detection has them; file names in FILE start at DIR; "
+        "`?labels=ids`, `names` or `order` says how its categories become the network's classes",
+        "coco:FILE@DIR",
+        deferred(f"{_ROOM}.coco", "open_coco"),
+        {"labels": ""},
+        canonical=_both,
         says_task=True,
     ),
     "tar": DataKind(

@@ -162,3 +162,11 @@ def choice(spec: DataSpec, key: str, allowed: tuple[str, ...]) -> str:
         hint = did_you_mean(value, allowed) or f"choose from {', '.join(allowed)}"
         raise DataError(f"{key} is {value!r}", where=spec.text, hint=hint)
     return value
+
+
+def sides(spec: DataSpec) -> tuple[str, str]:
+    """Both sides of the ``@`` in a target; raises DataError where one is missing."""
+    first, _, second = spec.target.partition("@")
+    if not first or not second:
+        raise DataError("names one of two places", where=spec.text, hint=f"write {spec.row.form}")
+    return first, second

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from modelopt_cli.data.data_spec import DataSpec, choice
+from modelopt_cli.data.data_spec import DataSpec, choice, sides
 from modelopt_cli.data.decode import ImageFile, decode
 from modelopt_cli.data.images import files_in, is_image, left_out
 from modelopt_cli.data.shards import find_shards, shown
@@ -58,7 +58,7 @@ def looks_like_mask(image: Image.Image) -> bool:
 def open_pairs(spec: DataSpec) -> Source:
     """Open ``pairs:INPUTS@TARGETS``: two folders or patterns, whose files belong together by their names."""
     kind = choice(spec, "target", ("", *_TASKS))
-    inputs, targets = (_keyed(side) for side in sides(spec.target))
+    inputs, targets = (_keyed(side) for side in sides(spec))
     for files, partners, side in ((inputs, targets, "target"), (targets, inputs, "input")):
         alone = sorted(files.keys() - partners.keys())
         if alone:
@@ -69,25 +69,12 @@ def open_pairs(spec: DataSpec) -> Source:
             )
     keys = sorted(inputs)
     source = PairsSource(spec.text, [inputs[key] for key in keys], [targets[key] for key in keys], kind)
-    folders = [side for side in sides(spec.target) if os.path.isdir(side)]
+    folders = [side for side in sides(spec) if os.path.isdir(side)]
     notes = (
         left_out(side, list(files_in(side)), {*source.inputs, *source.targets}, "images") for side in folders
     )
     source.notes = tuple(filter(None, notes))
     return source
-
-
-def sides(target: str) -> tuple[str, str]:
-    """The two folders or patterns; raises DataError where there is but one."""
-    inputs, _, targets = target.partition("@")
-    if not inputs or not targets:
-        raise DataError("names one folder", where=f"pairs:{target}", hint="write pairs:INPUTS@TARGETS")
-    return inputs, targets
-
-
-def canonical_pairs(target: str) -> list[str]:
-    """Both sides without links, for comparison with another spec."""
-    return ["@".join(os.path.realpath(side) for side in sides(target))]
 
 
 def _keyed(side: str) -> Mapping[str, str]:

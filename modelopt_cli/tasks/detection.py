@@ -9,10 +9,13 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from modelopt_cli.data.class_names import class_key, places_of
 from modelopt_cli.data.moving import visible
+from modelopt_cli.data.shards import shown
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError, InputError
 from modelopt_cli.program.output_structure import flatten
+from modelopt_cli.settings import did_you_mean
 from modelopt_cli.tasks.average_precision import Detections, require_coco
 from modelopt_cli.tasks.regression import finite_target
 from modelopt_cli.tasks.task_output import form_of
@@ -25,10 +28,17 @@ class BoxTargets(TargetFormat):
     """Boxes of each image: a list of dictionaries, one for each sample.
 
     ``boxes`` float32 ``(K, 4)``: left, top, right, bottom in pixels of the input; ``labels`` int64 ``(K,)``
-    as the network numbers its classes; ``iscrowd`` bool ``(K,)``: groups, which need not be found.
+    as the network numbers its classes; ``iscrowd`` bool ``(K,)``: groups, which need not be found. The data
+    may have ``names`` of the classes, too: a network that has names takes its own numbers for them.
+
+    Args:
+        names: of the network's classes.
     """
 
     in_picture = True
+
+    def __init__(self, names: Sequence[str] | None = None) -> None:
+        self._places = places_of(names or ())
 
     def place(self, raw: RawTarget, picture: Image.Image) -> dict[str, Tensor]:
         """Boxes in pixels of a picture; see :class:`TargetFormat`."""
@@ -48,10 +58,10 @@ class BoxTargets(TargetFormat):
 
     def _read(self, raw: RawTarget, size: tuple[int, int] | None) -> dict[str, Tensor]:
         """Boxes in an image of this height and width."""
-        if not isinstance(raw, Mapping) or "boxes" not in raw or "labels" not in raw:
+        if not isinstance(raw, Mapping) or "boxes" not in raw or not {"labels", "names"} & raw.keys():
             raise DataError("target is not a dictionary of boxes and labels")
         boxes = finite_target(torch.as_tensor(raw["boxes"]).float().reshape(-1, 4))
-        labels = torch.as_tensor(raw["labels"]).reshape(-1)
+        labels = torch.as_tensor(self._labels(raw)).reshape(-1)
         crowd = torch.as_tensor(raw.get("iscrowd", torch.zeros(len(boxes)))).reshape(-1).bool()
         if len(labels) != len(boxes) or len(crowd) != len(boxes):
             raise DataError(f"target has {len(boxes)} boxes and {len(labels)} labels")
@@ -63,6 +73,22 @@ class BoxTargets(TargetFormat):
     def collate(self, targets: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """A list of the targets."""
         return list(targets)
+
+    def _labels(self, target: Mapping[str, Any]) -> Any:
+        """The classes by number, from their names where the network and the data have some."""
+        names = target.get("names", ())
+        if "labels" in target and not (self._places and "names" in target):
+            return target["labels"]
+        if not self._places:
+            raise DataError("boxes have names of classes, the network has none", hint="give their numbers")
+        for name in names:
+            if class_key(name) not in self._places:
+                hint = (
+                    did_you_mean(name, self._places)
+                    or "coco:FILE@DIR?labels=ids takes the numbers of the file"
+                )
+                raise DataError(f"the network has no class {shown(name)!r}", hint=hint)
+        return torch.tensor([self._places[class_key(name)] for name in names], dtype=torch.int64)
 
 
 def _require_classes(labels: Tensor, classes: int | None) -> None:
@@ -95,9 +121,14 @@ def _image_size(inputs: Any) -> tuple[int, int] | None:
     return None if picture is None else (picture.shape[1], picture.shape[2])
 
 
+def to_find(boxes: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Boxes that a network is to learn: groups are left out."""
+    return [{name: each[~target["iscrowd"]] for name, each in target.items()} for target in boxes]
+
+
 def targets(names: tuple[str, ...] | None = None) -> BoxTargets:
     """The format of the targets."""
-    return BoxTargets()
+    return BoxTargets(names)
 
 
 def judged(outputs: Any, boxes: Targets, inputs: Any) -> list[Detections]:

@@ -65,7 +65,7 @@ TASKS: dict[str, Task] = {
     "detect": Task(
         "boxes with a class and a score",
         "a dictionary: `boxes` `(K, 4)`, left, top, right and bottom in pixels of the input, and `labels` "
-        "`(K,)`, numbered as the network does; perhaps `iscrowd` `(K,)`",
+        "`(K,)`, numbered as the network does; perhaps `iscrowd` `(K,)`, and `names` of the labels",
         *_functions("detection"),
         ("map50_95", "map50"),
         losses=("own",),

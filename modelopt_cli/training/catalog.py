@@ -62,14 +62,15 @@ class LabelLoss:
         guesses: True if it is a cross-entropy, so that equal probabilities for all classes have the logarithm
             of their number.
         smooths: True if it knows what to make of ``label_smoothing``.
-        takes_targets: True if the network computes it itself, and is called with inputs and targets.
+        given: what the network is called with next to the inputs, from the targets, if it computes the loss
+            itself; else None.
     """
 
     help: str
     function: Callable[..., Any]
     guesses: bool = False
     smooths: bool = False
-    takes_targets: bool = False
+    given: Callable[[Any], Any] | None = None
 
 
 _LABELS = "modelopt_cli.training.label_losses"
@@ -104,7 +105,7 @@ LOSSES: dict[str, LabelLoss] = {
     "own": LabelLoss(
         "the sum of the losses that the network itself returns in training",
         deferred(_LABELS, "own"),
-        takes_targets=True,
+        given=deferred("modelopt_cli.tasks.detection", "to_find"),
     ),
 }
 """By the name in the row of a task."""

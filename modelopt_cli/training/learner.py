@@ -138,11 +138,12 @@ class Learner:
 
     def _loss(self, inputs: StepInputs, targets: Any, batch: Batch) -> Tensor:
         name = self.task.loss
-        judges_itself = name is not None and LOSSES[name].takes_targets
+        given = None if name is None else LOSSES[name].given
+        judges_itself = given is not None
         with synced_batch_norm(self.world, counts=batch.weight > 0), self._autocast():
             with failing_in_one_line(inputs.batch, "the network"), refusals_in_one_line(self.network):
                 own = clone(inputs.batch)  # it may change them; a teacher sees them, too
-                logits = self.network(own, targets) if judges_itself else call(self.network, own)
+                logits = self.network(own, given(targets)) if given is not None else call(self.network, own)
             learned = logits if judges_itself else self.task.find(logits)
             changed = self.sole_output and not isinstance(logits, Tensor)
             if judges_itself or not (changed or isinstance(learned, Tensor) or self.task.row.outputs):

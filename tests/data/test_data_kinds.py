@@ -1,6 +1,7 @@
 """Every kind of data, from its spec to a batch."""
 
 import io
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -103,10 +104,23 @@ def pairs(root: Path) -> str:
     return f"pairs:{root / 'in'}@{root / 'out'}"
 
 
+def coco(root: Path) -> str:
+    for label in (0, 1):
+        picture(root / f"{label}.png", label)
+    content = {
+        "images": [{"id": label, "file_name": f"{label}.png"} for label in (0, 1)],
+        "annotations": [{"image_id": i, "category_id": i, "bbox": [1, 1, 4, 4]} for i in (0, 1)],
+        "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
+    }
+    (root / "c.json").write_text(json.dumps(content))
+    return f"coco:{root / 'c.json'}@{root}"
+
+
 EXAMPLES: dict[str, Callable[[Path], str]] = {
     "folder": folder,
     "csv": csv,
     "pairs": pairs,
+    "coco": coco,
     "tar": tar,
     "parquet": parquet,
     "idx": idx,
@@ -132,7 +146,8 @@ def test_every_kind_gives_batches_of_what_was_written(name: str, tmp_path: Path)
     assert data.size is not None
     assert sum(len(batch) for batch, _ in data.batches(1000)) == data.size
     if data.size == 2:  # those written here have a grey of 0 and of 1
-        assert [torch.as_tensor(label).unique().tolist() for label in labels] == [[0], [1]]
+        found = [label["labels"] if isinstance(label, dict) else label for label in labels]
+        assert [torch.as_tensor(label).unique().tolist() for label in found] == [[0], [1]]
         assert images[0].eq(0).all()
         assert images[1].eq(images[1, 0, 0, 0]).all()
         assert images[1, 0, 0, 0] > 0

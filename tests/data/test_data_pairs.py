@@ -177,7 +177,7 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path: Path, spoil: Any, part: str
 
 @pytest.mark.parametrize("text", ["pairs:in", "pairs:in@", "pairs:@out"])
 def test_two_sides_are_needed(text: str) -> None:
-    with pytest.raises(DataError, match="names one folder"):
+    with pytest.raises(DataError, match="names one of two places"):
         open_data(text)
 
 

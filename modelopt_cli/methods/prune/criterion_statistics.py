@@ -226,7 +226,7 @@ def squared_gradients(program: Program, data: Data, context: Context) -> dict[st
 
 def _loss_of(task: TaskSpec) -> Objective:
     """The loss of a task's outputs and targets; raises UsageError where it has none."""
-    if task.loss is not None and LOSSES[task.loss].takes_targets:
+    if task.loss is not None and LOSSES[task.loss].given is not None:
         raise UsageError(
             f"needs a loss of outputs and targets, and a network to {task.text} computes its own in training",
             where=option("criterion"),
