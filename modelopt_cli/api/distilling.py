@@ -110,7 +110,7 @@ class Distilling(Work):
         return [*(each.opened for each in self.teachers), self.opened]
 
     def rehearse(self) -> None:
-        """That the student has the same classes is seen to later."""
+        """Rehearse without a check that the student has the same classes, which comes later."""
         if comparable(self.teachers[0], self.sample):
             rehearse([self.teachers[0].opened], self.request, task=self.task)
             return

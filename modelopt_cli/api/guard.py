@@ -139,7 +139,7 @@ class Original:
         encodings: Mapping[str, Encoding],
         history: tuple[dict[str, Any], ...],
     ) -> Checked:
-        """As :meth:`check`, of a network without a graph, as it is rebuilt from these tensors.
+        """Check, as :meth:`check` does, a network without a graph as it is rebuilt from these tensors.
 
         Raises:
             BrokenResult: as :meth:`check`; a tensor is missing, of another shape, or not finite any more.

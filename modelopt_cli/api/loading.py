@@ -1,4 +1,4 @@
-"""From a path to a network that runs."""
+"""Loading: from a path to a network that runs."""
 
 from pathlib import Path
 from typing import Annotated

@@ -124,7 +124,7 @@ def _has_labels(measuring: Measuring) -> bool:
 
 
 def _require_measurable(measuring: Measuring, models: Sequence[EvaluatedModel], *, labelled: bool) -> None:
-    """As ``measure.gates.require_measurable``; a file that is still to be made says what is compressed."""
+    """Refuse what ``measure.gates.require_measurable`` does; a file that is still to be made says what is compressed."""
     baseline, means = measuring.options.baseline, Conditions(labelled, measuring.options.runs)
     if len(models) == 1:
         baseline, models = (
@@ -135,7 +135,7 @@ def _require_measurable(measuring: Measuring, models: Sequence[EvaluatedModel], 
 
 
 def rehearse_files(request: EvalRequest) -> None:
-    """As :func:`rehearse`, for files that ``evaluate`` will be given, or that stand for them.
+    """Rehearse, as :func:`rehearse` does, with files that ``evaluate`` will be given, or that stand for them.
 
     Raises:
         InputError: a file cannot be opened, or as there.

@@ -1,4 +1,4 @@
-"""From ``--student`` to a network: an architecture, a file, or a part of the teacher."""
+"""Students: from ``--student`` to a network: an architecture, a file, or a part of the teacher."""
 
 import dataclasses
 import re
@@ -112,7 +112,7 @@ def _is_arch(spec: str) -> bool:
 
 
 def _fresh(spec: str, input_spec: InputSpec, seed: int, on_note: Note | None) -> Opened:
-    """With the teacher's input, or with its own where it cannot take that."""
+    """The student with the teacher's input, or with its own where it cannot take that."""
     opened = fresh_model(spec, input_spec, seed)
     try:
         classes_of(require_network(opened, spec), input_spec, spec)

@@ -71,7 +71,7 @@ class TrainingWork(Work):
             tell_notes(self.opened, request.on_note, request.preprocessing)
 
     def rehearse(self) -> None:
-        """Not yet: which classes there are, the training data say."""
+        """Rehearse nothing yet: the training data say which classes there are."""
 
     def training(self) -> AbstractContextManager[Trainer]:
         """A trainer that adopts the classes of the training data where they are others."""

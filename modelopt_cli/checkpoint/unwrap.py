@@ -1,4 +1,4 @@
-"""From whatever a training script saved to one flat mapping of names to tensors."""
+"""Unwrapping: from whatever a training script saved to one flat mapping of names to tensors."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -252,7 +252,7 @@ class Data:
             return self._check(raw, target)
 
     def _placed(self, target: RawTarget, picture: Image.Image) -> Any:
-        """What of a target lies in the picture, where targets are read."""
+        """The part of a target that lies in the picture, where targets are read."""
         if not self.gives_targets or target is None or isinstance(target, DataError):
             return target
         return self.targets.place(target, picture)

@@ -113,7 +113,7 @@ class GivenDataset(DatasetSource):
 
 
 def _of_loader(loader: Any, name: str) -> Samples:
-    """Its dataset where the order of its batches means nothing, so that training can shuffle by itself."""
+    """The dataset of a loader whose order means nothing, so that training can shuffle by itself."""
     plain = type(loader.sampler) in (SequentialSampler, RandomSampler) and hasattr(loader.dataset, "__len__")
     if plain and loader.collate_fn is default_collate:
         return _of_dataset(loader.dataset, name)

@@ -31,7 +31,7 @@ class PairsSource(Source):
 
     @property
     def task(self) -> str:  # type: ignore[override]
-        """To segment where targets are masks, else to restore; the first one tells, unless an option does."""
+        """Segmentation where targets are masks, else restoration; the first one tells, unless an option does."""
         return _TASKS[
             self._kind or ("mask" if looks_like_mask(ImageFile(self.targets[0]).decode()) else "image")
         ]
@@ -98,7 +98,7 @@ def _keyed(side: str) -> Mapping[str, str]:
 
 
 def _wild(pattern: str, path: str) -> str:
-    """What stands in a path for the wildcards of its pattern, else its name without suffix."""
+    """The part of a path that stands for the wildcards of its pattern, else its name without suffix."""
     text = re.escape(pattern).replace(r"\*\*/", "(?:(.*)/)?").replace(r"\*", "([^/]*)")
     found = re.fullmatch(re.sub(r"\\\{\d+\\\.\\\.\d+\\\}", r"(\\d+)", text), path)
     if found is None or not found.groups():

@@ -83,7 +83,7 @@ def name_at(read: Read, start: int, where: str) -> str:
 
 
 def _member(read: Read, start: int, where: str) -> tuple[bytes, TarMember]:
-    """Its type and the member, from its first header on."""
+    """Type of a member and the member, from its first header on."""
     offset, name, size = start, None, None
     while (info := _header(read, offset, where)).type in _EXTENSIONS:
         if offset + info.size - start > _LONGEST_EXTENSION:

@@ -169,7 +169,7 @@ class _Facts:
         return ", ".join(filter(None, (*schemes, pruned)))
 
     def since(self, earlier: "_Facts") -> "_Facts":
-        """Those that were not so before."""
+        """The facts that were not so before."""
         stored = {own: now for own, now in self.stored.items() if {*now} - {*earlier.stored.get(own, ())}}
         share_left = self.share_left if self.share_left < earlier.share_left else 1.0
         return _Facts(stored, "" if self.scheme == earlier.scheme else self.scheme, share_left)

@@ -123,7 +123,7 @@ def is_first_item(node: fx.Node) -> bool:
 
 
 def _layouts(program: Program, calls: Sequence[fx.Node]) -> dict[str, tuple[str, ...]]:
-    """For each module the inputs that one layer projects: ``("qkv",)``, ``("q", "kv")`` and so on.
+    """Inputs of each module that one layer projects: ``("qkv",)``, ``("q", "kv")`` and so on.
 
     A layer projects neighbours that are the same value in every call, unless they have weights of their own.
     """

@@ -1,4 +1,4 @@
-"""From any ``nn.Module`` to a Program."""
+"""Capture: from any ``nn.Module`` to a Program."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

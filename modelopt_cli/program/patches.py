@@ -21,7 +21,7 @@ class _Context:
     """Stands in for an autograd context while only the forward pass is of interest."""
 
     def save_for_backward(self, *tensors: Any) -> None:
-        """Nothing is saved: a Program's backward pass is torch's own."""
+        """Saves nothing: a Program's backward pass is torch's own."""
 
     save_for_forward = mark_dirty = mark_non_differentiable = save_for_backward
 

@@ -70,7 +70,7 @@ def remove_blocks(program: Program, names: Iterable[str]) -> Program:
 
 
 def without(program: Program, blocks: Iterable[Block]) -> Program:
-    """As ``remove_blocks``, for blocks that ``find_blocks`` gave for this very Program."""
+    """Remove, as ``remove_blocks`` does, blocks that ``find_blocks`` gave for this very Program."""
     graph = copy_graph(program.graph)
     names = [node.name for node in program.graph.nodes]
     nodes = dict(zip(names, graph.nodes, strict=True))

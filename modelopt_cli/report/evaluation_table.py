@@ -74,7 +74,7 @@ def footer(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def gate_lines(evaluation: Evaluation) -> tuple[tuple[bool, str], ...]:
-    """For each gate, True if it was met, and the line that says so."""
+    """True or False for each gate, met or not, and the line that says so."""
     names = headings(evaluation)
     return tuple(
         (gate.passed, f"{'pass' if gate.passed else 'FAIL'}  {names[gate.model]}: {describe(gate)}")

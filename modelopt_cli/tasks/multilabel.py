@@ -16,7 +16,7 @@ from modelopt_cli.tasks.task_output import finite, require
 
 
 class MultilabelTargets(TargetFormat):
-    """For each class 1 where it is there and 0 where it is not, float32 ``(N, C)``."""
+    """One number for each class, 1 where it is there and 0 where it is not, float32 ``(N, C)``."""
 
     def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> Tensor:
         """The row of one sample; see :class:`TargetFormat`."""

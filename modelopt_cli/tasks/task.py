@@ -71,7 +71,7 @@ class Task:
 
     @property
     def all_options(self) -> Mapping[str, Scalar | tuple[str, ...]]:
-        """Its options, and that of the loss where there are several."""
+        """Options of the task, and that of the loss where there are several."""
         return {**self.options, LOSS: self.losses} if len(self.losses) > 1 else self.options
 
 

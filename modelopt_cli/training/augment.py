@@ -204,7 +204,7 @@ class RandomResizedCrop(ImageTransform):
     size: tuple[int, ...] = ()
 
     def cut(self, image: Image.Image, target: Any) -> tuple[Image.Image, Any]:
-        """In place of the resize and centre crop of evaluation."""
+        """Crop in place of the resize and centre crop of evaluation."""
         place = self._crop.make_params([image])
         place = tuple(place[key] for key in ("top", "left", "height", "width"))
         mode, (height, width) = InterpolationMode(self.preprocess.interpolation), self.size

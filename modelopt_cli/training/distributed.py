@@ -42,7 +42,7 @@ class World:
         return slice(total * self.rank // self.size, total * (self.rank + 1) // self.size)
 
     def shard(self, data: Data) -> Data | None:
-        """This process's samples of an evaluation, none in two; None where it has nothing to do.
+        """Samples of an evaluation that are this process's, none in two; None where it has nothing to do.
 
         An iterable-style dataset is not split: the main process reads all of it.
         """

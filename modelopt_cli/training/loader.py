@@ -34,7 +34,7 @@ _ALONE = World()
 
 
 class Batch(NamedTuple):
-    """This process's part of one global batch.
+    """The part of one global batch that is this process's.
 
     Attributes:
         inputs: what the network is given, N at least 1.

@@ -36,7 +36,7 @@ class CrossEntropy:
 def cross_entropy(
     logits: Tensor, targets: Tensor, inputs: Any, *, label_smoothing: float = 0.0, **settings: Any
 ) -> Tensor:
-    """As :class:`CrossEntropy`."""
+    """The mean over the batch, as :class:`CrossEntropy` returns it."""
     return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
 

@@ -107,7 +107,7 @@ class Affine(Codec):
         return AffineIntegers(self, params, shape, dtype)
 
     def values_label(self, params: Params) -> str:
-        """Its bits: ``affine8``."""
+        """Name with the bits: ``affine8``."""
         return f"{self.name}{params['bits']}"
 
     def channel_scale(self, encoding: Encoding) -> torch.Tensor | None:

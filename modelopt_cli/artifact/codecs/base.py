@@ -160,7 +160,7 @@ class Wrapper(Codec):
     wraps = True
 
     def __init__(self, inner: tuple[Codec, ...]) -> None:
-        """With the codecs that it may wrap."""
+        """A codec that may wrap these."""
         self._codecs = {codec.name: codec for codec in inner}
 
     @abstractmethod
@@ -214,7 +214,7 @@ class IntegerView(ABC):
     part: str
 
     def __init__(self, codec: Codec, params: dict[str, Any], shape: Shape, dtype: torch.dtype) -> None:
-        """With settings that may come from a hostile file.
+        """Read settings that may come from a hostile file.
 
         Raises:
             ArtifactError: they do not fit the tensor.

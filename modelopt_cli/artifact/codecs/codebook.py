@@ -110,11 +110,11 @@ class Codebook(Codec):
         return f"shared {params['entries']}"
 
     def codebook_shape(self, params: Params) -> tuple[int, int, int]:
-        """Those of the settings."""
+        """Groups, centroids and vector length that the settings say."""
         return params["groups"], params["entries"], params["vector"]
 
     def with_zeros(self, encoding: Encoding) -> Encoding:
-        """The same table, whose centroid at zero now stands for pruned weights."""
+        """The same codebook, whose centroid at zero now stands for pruned weights."""
         return replace(encoding, params={**encoding.params, "pruned": True})
 
     def without_zeros(self, encoding: Encoding) -> Encoding:

@@ -109,7 +109,7 @@ class Sparse(Codec):
     def predicted_bytes(
         self, shape: Shape, dtype: torch.dtype, params: Params, parts: Collection[str] = ()
     ) -> int:
-        """From the counts and widths in the settings."""
+        """Bytes that follow from the counts and widths in the settings."""
         affine = params.get("values")
         bare = dict(params) | {"values": None}
         stored = torch.int8 if affine is not None else dtype
@@ -139,7 +139,7 @@ class Sparse(Codec):
         return positions.form_of(params).pattern(params)
 
     def values_label(self, params: Params) -> str:
-        """That of ``affine``, or none."""
+        """Name of ``affine``, or none."""
         return "" if params["values"] is None else _AFFINE.values_label(params["values"])
 
     def form(self, params: Params) -> str:
@@ -147,7 +147,7 @@ class Sparse(Codec):
         return ", ".join(filter(None, (positions.form_of(params).label(params), self.values_label(params))))
 
     def without_zeros(self, encoding: Encoding) -> Encoding:
-        """By ``affine``, or plainly."""
+        """The encoding by ``affine``, or the plain one."""
         affine = encoding.params["values"]
         return PLAIN if affine is None else Encoding(Affine.name, dict(affine), dict(encoding.parts))
 

@@ -50,7 +50,7 @@ class Commands:
         return {flag[2:]: field for flag, field in spellings if flag[:2] == "--" and field in settable}
 
     def shared(self, verb: str) -> dict[str, Field]:
-        """Those that may stand next to the steps, by the one name that means the same to every command.
+        """Options that may stand next to the steps, by the one name that means the same to every command.
 
         ``batch-size``, say, is that of training to some, and was one of latency's to others.
         """
@@ -85,7 +85,7 @@ class Commands:
         return words
 
     def shared_words(self, verb: str, options: Options) -> list[str]:
-        """Those of ``options`` that ``verb`` shares with others, which have been checked, as arguments."""
+        """The ``options`` that ``verb`` shares with others, which have been checked, as arguments."""
         known = self.shared(verb)
         return self.words(Reader(), verb, {k: v for k, v in options.items() if k in known}, known)
 

@@ -46,7 +46,7 @@ class Recipe:
     options: Options
 
     def override(self, reader: Reader, settings: Sequence[str]) -> "Recipe":
-        """With ``[STEP.]KEY=VALUE`` in place of what was written.
+        """The recipe with ``[STEP.]KEY=VALUE`` in place of what was written.
 
         STEP is a number or a verb; what comes twice has two values.
         """

@@ -179,7 +179,7 @@ def random_scores(name: str, count: int, seed: int) -> Tensor:
 
 
 def _distances(filters: Tensor, member: Member, channels: int) -> Tensor:
-    """For each channel the sum of its Euclidean distances to all others (He et al., eq. 4).
+    """Score of a channel: the sum of its Euclidean distances to all others (He et al., eq. 4).
 
     The filter nearest to the geometric median, which the others can replace best, has the least.
     """

@@ -119,7 +119,7 @@ class _Layer:
     def _choices(
         self, weight: Tensor, keep: Tensor, factors: list[Tensor], sparsity: float
     ) -> dict[int, tuple[int, int]]:
-        """For every ``CHOSEN`` columns, by their first: where they end, and how many of their units go.
+        """Blocks of ``CHOSEN`` columns, by their first: where they end, and how many of their units go.
 
         As many as are among the lowest of all, by the saliencies before any update. SparseGPT takes the
         same part of every 128 columns; but the first columns have more others to make up for them, and

@@ -86,7 +86,7 @@ def removal_path(groups: Mapping[str, GroupUnits], allocate: Allocate, round_to:
 
 
 def _follow(groups: Mapping[str, GroupUnits], allocate: Allocate) -> dict[str, list[float]]:
-    """For every group the units that the allocation keeps at every ratio of the grid, never rising."""
+    """Units of every group that the allocation keeps at every ratio of the grid, never rising."""
     kept: dict[str, list[float]] = {name: [] for name in groups}
     for i in range(1, GRID):
         fractions = allocate(i / GRID)

@@ -129,7 +129,7 @@ class TrainableCodebook:
         self._group_centroids = clustered.codebooks.shape[1]
 
     def on(self, weight: Tensor) -> "TrainableCodebook":
-        """This one, moved to where a weight is; it computes in the weight's type, or in float32 if wider."""
+        """The same, moved to where a weight is; it computes in the weight's type, or in float32 if wider."""
         wide = torch.promote_types(weight.dtype, torch.float32)
         if (self.centroids.device, self.centroids.dtype) != (weight.device, wide):
             self._pruned = self._pruned.to(weight.device)

@@ -118,11 +118,11 @@ class FixedAssignment:
             _write(parameter, codebook.means(codebook.blocks(parameter))[codebook.codes])
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing: the network holds all that changes."""
+        """Empty: the network holds all that changes."""
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to take up."""
+        """Takes up nothing."""
 
     def _weights_of(self, network: nn.Module) -> Iterator[tuple[str, TrainableCodebook, nn.Parameter]]:
         for name, codebook in self._codebooks.items():

@@ -259,7 +259,7 @@ class CalibratedLayer:
 
 
 def watchable(program: Program, names: Iterable[str]) -> list[str]:
-    """Those weights whose inputs can be watched."""
+    """Weights whose inputs can be watched."""
     return [name for name in names if unseen_inputs(program, name) is None]
 
 

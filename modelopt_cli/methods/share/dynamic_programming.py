@@ -108,7 +108,7 @@ def _one_cluster_more(before: Array, points: Points) -> tuple[Array, Indices]:
 def _least(
     before: Array, points: Points, ends: Indices, low: Indices, high: Indices
 ) -> tuple[Array, Indices]:
-    """For each end the least error, over beginnings from low to high, and the first beginning that has it."""
+    """The least error for each end, over beginnings from low to high, and the first beginning that has it."""
     # All beginnings of all ends in one array, one run after another: vectors in place of a loop over ends.
     lengths = high - low + 1
     starts = np.cumsum(lengths) - lengths

@@ -34,7 +34,7 @@ def select_weights(
     config: ShareConfig,
     exempt: Mapping[str, str] | None = None,
 ) -> SelectedWeights:
-    """Those weights that can be clustered and that the config asks for.
+    """Weights that can be clustered and that the config asks for.
 
     Args:
         weights: by parameter name; those on the meta device will do.

@@ -154,7 +154,7 @@ def _bundles(trace: Trace, fixed: Container[int]) -> list[_Bundle]:
 
 
 def _places(trace: Trace, bundles: Sequence[_Bundle]) -> tuple[Tensor, Tensor]:
-    """For each atom that stands for a class: its bundle, or -1, and its place there."""
+    """Bundle of each atom that stands for a class, or -1, and its place there."""
     owner = torch.full((max(1, len(trace.ties)),), -1)  # also of a network without layers
     local = torch.zeros_like(owner)
     for number, bundle in enumerate(bundles):
@@ -203,7 +203,7 @@ def _reasons(trace: Trace, marks: Iterable[tuple[Tensor, str]]) -> dict[int, str
 
 
 def _outputs_by_class(trace: Trace) -> dict[int, list[int]]:
-    """For each class the slots that make it, in the order of the graph; one slot for each dimension."""
+    """Slots that make each class, in the order of the graph; one slot for each dimension."""
     first: dict[tuple[str, int], int] = {}
     makers: dict[int, list[int]] = {}
     for number, slot in enumerate(trace.slots):

@@ -34,7 +34,7 @@ def _shape_only(t: Trace, node: fx.Node, bound: Bound) -> Any:
 
 
 def _repeat_interleave(t: Trace, node: fx.Node, bound: Bound) -> Any:
-    """By one count for all; how often a channel is repeated by counts that are computed, nobody knows."""
+    """Repetition by one count for all; how often a channel is repeated by counts that are computed, nobody knows."""
     return _shape_only(t, node, bound) if isinstance(bound["repeats"], int) else t.unsupported(node, bound)
 
 

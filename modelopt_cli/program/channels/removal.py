@@ -61,7 +61,7 @@ def remove(
 
 
 def _kept_positions(trace: Trace, remaining: Remaining) -> Kept:
-    """For each tensor that shrinks, the positions that stay along each dimension that does."""
+    """The positions that stay along each dimension that shrinks, by tensor."""
     kept: Kept = {}
     for slot in trace.slots:
         positions = remaining.kept(slot.line)

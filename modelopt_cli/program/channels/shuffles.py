@@ -93,7 +93,7 @@ def _same_along(before: Tensor, after: Tensor, dim: int) -> bool:
 
 
 def _leading_nowhere_else(graph: fx.Graph, inside: set[str], selections: Mapping[str, Selection]) -> set[str]:
-    """Those of the nodes that nothing reads but one another and the selections."""
+    """The nodes that nothing reads but one another and the selections."""
     kept = {node for node in graph.nodes if node.name in inside and node.name not in selections}
     while True:
         leaking = {

@@ -24,7 +24,7 @@ class Ties(Atoms):
         self.notes: list[tuple[Tensor, str]] = []
 
     def freeze(self, labels: Tensor, why: str) -> None:
-        """These atoms cannot be removed."""
+        """Say that these atoms cannot be removed."""
         (small,) = compact(labels)
         atoms = small[small >= 0]
         if len(atoms):
