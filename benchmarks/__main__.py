@@ -1,6 +1,6 @@
-"""``make bench``: int8 beside float32 channels-last and beside the best float32 form, one thread, batch 1.
+"""``make bench``: int8 next to float32 channels-last and next to the best float32 form, one thread, batch 1.
 
-Random weights with settled batch norms, random images: latency does not depend on either. Rounds are
+Random weights with calibrated batch norms, random images: latency does not depend on either. Rounds are
 interleaved and medians compared, so that a neighbour on the machine slows all of them alike.
 
     python -m benchmarks [NETWORK ...] [--runs N] [--batch-size N] [--output FILE]
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import modelopt_cli  # noqa: F401  makes torchvision importable beside a CPU-only torch
+import modelopt_cli  # noqa: F401  makes torchvision importable next to a CPU-only torch
 
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "googlenet")
 SHAPE = (3, 224, 224)

@@ -1,4 +1,4 @@
-"""Channel pruning at a ratio of 0.3 on all of torchvision's classification networks, beside Torch-Pruning.
+"""Channel pruning at a ratio of 0.3 on all of torchvision's classification networks, next to Torch-Pruning.
 
     python -m benchmarks.channels [NETWORK ...] [--limit SECONDS] [--output FILE]
 
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-import modelopt_cli  # noqa: F401  makes torchvision importable beside a CPU-only torch
+import modelopt_cli  # noqa: F401  makes torchvision importable next to a CPU-only torch
 
 RATIO = 0.3
 TESTS = Path(__file__).parent.parent / "tests" / "program"

@@ -1,10 +1,10 @@
-"""Overhead of distillation: ours beside a loop written by hand, and what keeping the answers saves.
+"""Overhead of distillation: ours next to a loop written by hand, and what keeping the logits saves.
 
 The loop is ``pace.by_hand`` with Hinton's loss: a teacher in evaluation mode and channels-last under
 ``torch.inference_mode``. Ours is ``methods.distill.apply.learn`` with the default loss, timed as a whole,
-with all its preparations and checks; then once more with ``--cache``, where all answers are there already,
+with all its preparations and checks; then once more with ``--cache``, where all logits are there already,
 as they are in every epoch but the first. Repetitions are interleaved and medians compared, on one thread.
-Every repetition checks that the student is the same to the last bit with kept answers as without.
+Every repetition checks that the student is the same to the last bit with kept logits as without.
 
     python -m benchmarks.distill_steps [TEACHER:STUDENT ...] [--repetitions N] [--steps N] [--batch-size N]
         [--augment ...] [--output FILE.md]
@@ -34,7 +34,7 @@ from modelopt_cli.training import AUGMENTATIONS, TrainConfig, Training
 PAIRS = ("resnet20:resnet8", "resnet20:resnet8/0.5", "resnet8:lenet5")
 CONFIG = DistillConfig()
 HARD, SOFT = 0.1, 0.9
-"""Weights of the labels and of the answers in the default loss."""
+"""Weights of the labels and of the teacher's logits in the default loss."""
 
 
 class Contest:
@@ -80,23 +80,23 @@ class Contest:
         return watch.speed(self.samples.steps)
 
     def repetition(self) -> tuple[Speed, Speed, Speed]:
-        """By hand, ours, and ours with the answers at hand."""
+        """Seconds by hand, ours, and ours with the logits at hand."""
         plain, (asked, one), (kept, other) = self.plain(), self.ours(cached=False), self.ours(cached=True)
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
         return plain, asked, kept
 
     @property
     def kept(self) -> int:
-        """Bytes of answers."""
+        """Bytes of logits."""
         return (self.folder / ENTRIES).stat().st_size
 
 
 def hinton(student: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """The loss of a batch."""
     with torch.inference_mode():
-        answers = teacher(images)
+        taught = teacher(images)
     logits, t = student(images), CONFIG.temperature
-    logs = F.log_softmax(logits / t, 1), F.log_softmax(answers / t, 1)
+    logs = F.log_softmax(logits / t, 1), F.log_softmax(taught / t, 1)
     soft = F.kl_div(*logs, reduction="batchmean", log_target=True)
     return HARD * F.cross_entropy(logits, labels) + SOFT * t * t * soft
 
@@ -104,7 +104,7 @@ def hinton(student: nn.Module, teacher: nn.Module, images: Tensor, labels: Tenso
 def row(pair: str, options: argparse.Namespace) -> str:
     """A row of the table."""
     with tempfile.TemporaryDirectory() as folder:
-        contest = Contest(pair, options.steps, options.batch_size, options.augment, Path(folder, "answers"))
+        contest = Contest(pair, options.steps, options.batch_size, options.augment, Path(folder, "logits"))
         rounds = [contest.repetition() for _ in range(options.repetitions + 1)][1:]
         plain, asked, kept = zip(*rounds, strict=True)
         cached = compare(asked, kept)
@@ -129,7 +129,7 @@ def main() -> None:
         f"{EPOCHS * options.steps} steps, augmentation {options.augment}, median steps/s",
         "",
         "| teacher | student | by hand | ours | ours over by hand | single pairs | by processor time "
-        "| answers kept | over asking | bytes kept |",
+        "| logits kept | over asking | bytes kept |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)

@@ -2,16 +2,16 @@
 
 The residual network of ``benchmarks.pruning`` teaches one of half its width, on all training images and on
 10,000 of them, with three seeds. Everything goes through the command line, every student on one thread for
-the same number of epochs, on the same four views of each image: from labels alone, and by each loss. The
-teacher's answers are kept for each seed (``--cache``), so that it is asked once for all losses on logits. A
-command whose result is in the folder already is not repeated.
+the same number of epochs, with the same four augmentations of each image: from labels alone, and by each
+loss. The teacher's logits are kept for each seed (``--cache``), so that it is asked once for all losses on
+logits. A command whose result is in the folder already is not repeated.
 
     make assets && python -m benchmarks.pruning
     python -m benchmarks.distillation [--jobs N] [--sizes NAME ...] [--only LOSS ...] [--output FILE.md]
 
 With ``--torchdistill-python ENV/bin/python`` torchdistill trains the same students by its own KD loss and its
 own loop: from the same weights and teacher, on the same images, for as many steps at the same rates; both
-draw a view anew in every epoch. It is no dependency of this project and has an environment of its own:
+augment images anew in every epoch. It is no dependency of this project and has an environment of its own:
 
     python3 -m venv ENV && ENV/bin/pip install torch torchvision safetensors torchdistill==1.1.5
 """
@@ -92,13 +92,13 @@ def arrays(whole: Data) -> tuple[torch.Tensor, torch.Tensor]:
 def learn(folder: Path, size: str, name: str, seed: int) -> Result:
     """One student, by labels alone or by a loss."""
     options = ("--train", data(folder, size), "--epochs", str(EPOCHS[size]), "--seed", str(seed), *HOW)
-    options += ("--views", "4")
+    options += ("--augmentation-cycle", "4")
     target = f"{file_name(size)}-{file_name(name)}-{seed}"
     if name == SCRATCH:
         return of(run(folder, target, ["train", "--arch", STUDENT, *options]))
     command = ["distill", str(TEACHER), "--student", STUDENT, "--loss", LOSSES[name], *options]
     if "hint" not in LOSSES[name]:
-        command += ["--cache", str(folder / f"{file_name(size)}-answers-{seed}")]
+        command += ["--cache", str(folder / f"{file_name(size)}-logits-{seed}")]
     return of(run(folder, target, command))
 
 
@@ -108,18 +108,18 @@ def of(printed: dict[str, Any]) -> Result:
 
 
 def ours(folder: Path, seed: int) -> Result:
-    """A student by our KD, with a new view of each image in every epoch."""
+    """A student by our KD, with a new augmentation of each image in every epoch."""
     train = data(folder, SIDE_BY_SIDE)
     options = ("--train", train, "--epochs", str(EPOCHS[SIDE_BY_SIDE]), "--seed", str(seed), *HOW)
     command = ["distill", str(TEACHER), "--student", STUDENT, "--loss", LOSSES["kd"], *options]
-    return of(run(folder, f"beside-{OURS}-{seed}", command))
+    return of(run(folder, f"next-to-{OURS}-{seed}", command))
 
 
 def theirs(folder: Path, seed: int, python: Path) -> Result:
     """The same student by torchdistill's."""
-    result = folder / f"beside-{THEIRS}-{seed}.json"
+    result = folder / f"next-to-{THEIRS}-{seed}.json"
     if not result.exists():
-        job = folder / f"beside-{THEIRS}-{seed}.pt"
+        job = folder / f"next-to-{THEIRS}-{seed}.pt"
         torch.save(job_of(folder, seed), job)
         command = [str(python), "-m", "benchmarks.torchdistill_worker", str(job)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -185,7 +185,7 @@ def rows(found: dict[tuple[str, str], list[Result]], sizes: list[str], names: li
 
 def rows_beside(pair: dict[str, list[Result]]) -> Iterator[str]:
     """The table of both tools."""
-    yield f"**KD beside torchdistill, {SIDE_BY_SIDE} training images, {EPOCHS[SIDE_BY_SIDE]} epochs**"
+    yield f"**KD next to torchdistill, {SIDE_BY_SIDE} training images, {EPOCHS[SIDE_BY_SIDE]} epochs**"
     yield ""
     yield "| by | top-1, % | ours over theirs, pp, 95 % interval | seconds |"
     yield "|---|---|---|---|"

@@ -1,4 +1,4 @@
-"""4-bit tables for random-Gaussian weights in resnet50's shapes, beside scikit-learn's KMeans.
+"""4-bit tables for random-Gaussian weights in resnet50's shapes, next to scikit-learn's KMeans.
 
     python -m benchmarks.kmeans [--sklearn-python PATH] [--layers GLOB] [--repetitions N] [--output FILE]
 
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import modelopt_cli  # noqa: F401  makes torchvision importable beside a CPU-only torch
+import modelopt_cli  # noqa: F401  makes torchvision importable next to a CPU-only torch
 from modelopt_cli.methods.share.choices import INITS
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.kmeans import assign, cluster, error

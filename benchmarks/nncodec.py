@@ -1,9 +1,9 @@
-"""Sizes at equal accuracy, beside NNCodec (ISO/IEC 15938-17): ``python -m benchmarks.nncodec``.
+"""Sizes at equal accuracy, next to NNCodec (ISO/IEC 15938-17): ``python -m benchmarks.nncodec``.
 
 Both compress the same trained networks without training. NNCodec 2.1 is measured over a range of steps (QP)
 with every setting of ``SETTINGS``, so that its best is among them; ours goes through the command line. What
 comes out of either file is put into the same network and run on the same images: top-1, and the mean
-Kullback-Leibler divergence of its answers from those of the fp32 network, which is finer. NNCodec is no
+Kullback-Leibler divergence of its outputs from those of the fp32 network, which is finer. NNCodec is no
 dependency of this project and wants an older NumPy, so it has an environment of its own:
 
     python3 -m venv ENV && ENV/bin/pip install torch torchvision nncodec==2.1.0

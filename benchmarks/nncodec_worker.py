@@ -1,7 +1,7 @@
 """The side of ``benchmarks.nncodec`` that runs in NNCodec's own environment.
 
-It needs nothing of this project but the finder that makes torchvision importable beside a CPU-only torch. One
-JSON object a line comes in and one goes out; tensors travel as ``.npz`` files:
+It needs nothing of this project but the finder that makes torchvision importable next to a CPU-only torch.
+One JSON object a line comes in and one goes out; tensors travel as ``.npz`` files:
 
     in: {"state": "in.npz", "decoded": "out.npz", "norms": [...], "options": {...}}
     out: {"evaluate": "out.npz"}, as often as inference-optimised quantization asks; in: {"score": -0.01}
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-import modelopt_cli  # noqa: F401  makes torchvision importable beside a CPU-only torch
+import modelopt_cli  # noqa: F401  makes torchvision importable next to a CPU-only torch
 
 FOLD_EPS = np.float32(1e-5)
 """The epsilon that NNCodec's batch-norm folding takes for granted."""
@@ -54,27 +54,27 @@ def shift_eps(job: dict[str, Any], state: State, sign: int) -> State:
 
 def unfold(job: dict[str, Any], decoded: State, state: State) -> State:
     """Batch norms that only add what was folded into a bias; NNCodec leaves it under the layer's name."""
-    whole = dict(decoded)
+    unfolded = dict(decoded)
     for norm in job["norms"]:
         layer, name = norm["layer"], norm["norm"]
         had_bias = f"{layer}.bias" in state
-        bias = whole.pop(f"{layer}.bias" if had_bias else f"{layer}.weight.bias")
+        bias = unfolded.pop(f"{layer}.bias" if had_bias else f"{layer}.weight.bias")
         if had_bias:
-            whole[f"{layer}.bias"] = np.zeros_like(bias)
-        whole[f"{name}.bias"], whole[f"{name}.running_mean"] = bias, np.zeros_like(bias)
-        whole[f"{name}.weight"] = np.ones_like(bias)
-        whole[f"{name}.running_var"] = np.full_like(bias, 1 - norm["eps"])
-    return whole
+            unfolded[f"{layer}.bias"] = np.zeros_like(bias)
+        unfolded[f"{name}.bias"], unfolded[f"{name}.running_mean"] = bias, np.zeros_like(bias)
+        unfolded[f"{name}.weight"] = np.ones_like(bias)
+        unfolded[f"{name}.running_var"] = np.full_like(bias, 1 - norm["eps"])
+    return unfolded
 
 
 def asking(job: dict[str, Any]) -> Any:
-    """Judge that NNCodec calls: it asks whoever sent the job."""
+    """Model executer that NNCodec calls: it asks whoever sent the job."""
     from nncodec.nnc_core.nnr_model import ModelExecute  # type: ignore[import-not-found]
 
     class Asking(ModelExecute):  # type: ignore[misc]
         def eval_model(self, parameters: State, verbose: bool = False) -> dict[str, float]:
             np.savez(job["decoded"], **shift_eps(job, parameters, -1))
-            answer({"evaluate": job["decoded"]})
+            send({"evaluate": job["decoded"]})
             return {"score": float(json.loads(sys.stdin.readline())["score"])}
 
         def has_eval(self) -> bool:
@@ -107,21 +107,21 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     return {"bytes": len(stream), "encode_s": encoded - begin, "decode_s": decoded - encoded}
 
 
-def answer(what: dict[str, Any]) -> None:
+def send(message: dict[str, Any]) -> None:
     """One line to whoever sent the job, past what NNCodec prints."""
     assert sys.__stdout__ is not None
-    print(json.dumps(what), file=sys.__stdout__, flush=True)
+    print(json.dumps(message), file=sys.__stdout__, flush=True)
 
 
 def main() -> None:
-    """Answer jobs until there are no more."""
+    """Do jobs until there are no more."""
     while line := sys.stdin.readline():
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 found = work(json.loads(line))
         except (Exception, SystemExit) as error:  # nncodec ends the process where others raise
             found = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
-        answer(found)
+        send(found)
 
 
 if __name__ == "__main__":

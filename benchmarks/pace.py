@@ -136,7 +136,7 @@ class Comparison:
 
 
 def compare(first: Sequence[Speed], second: Sequence[Speed]) -> Comparison:
-    """The one beside the other, repetition by repetition."""
+    """The one next to the other, repetition by repetition."""
     clock = [statistics.median(speed.clock for speed in side) for side in (first, second)]
     processor = [statistics.median(speed.processor for speed in side) for side in (first, second)]
     ratios = sorted(b.clock / a.clock for a, b in zip(first, second, strict=True))

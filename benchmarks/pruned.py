@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-import modelopt_cli  # noqa: F401  makes torchvision importable beside a CPU-only torch
+import modelopt_cli  # noqa: F401  makes torchvision importable next to a CPU-only torch
 from modelopt_cli.measure.environment import cpu_name
 
 NETWORKS = ("resnet50", "resnet18", "mobilenet_v2", "efficientnet_b0")

@@ -33,7 +33,7 @@ def prune(folder: Path) -> dict[str, Any]:
 
 
 def recover(folder: Path, epochs: int, seed: int) -> dict[str, Any]:
-    """It, after learning from its dense self; beside it, from labels alone."""
+    """It, after learning from its dense self; next to it, from labels alone."""
     command = ["distill", str(TEACHER), "--student", str(folder / "pruned.safetensors"), "--loss", LOSS]
     command += ["--train", TRAIN, "--epochs", str(epochs), "--seed", str(seed), "--compare-scratch", *HOW]
     return run(folder, f"recovered-{epochs}-{seed}", command)

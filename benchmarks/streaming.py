@@ -1,4 +1,4 @@
-"""Compress a sharded checkpoint of several gigabytes: seconds and memory, beside copying it.
+"""Compress a sharded checkpoint of several gigabytes: seconds and memory, next to copying it.
 
     python -m benchmarks.streaming [NAME ...] [--gigabytes 4] [--folder build/benchmarks/streaming]
 

@@ -15,7 +15,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-import modelopt_cli  # noqa: F401  makes torchvision importable beside a CPU-only torch, once it is there
+import modelopt_cli  # noqa: F401  makes torchvision importable next to a CPU-only torch, once it is there
 
 # isort: split
 
@@ -131,8 +131,8 @@ def main() -> None:
     job = torch.load(sys.argv[1])
     student, seconds = train(job)
     with torch.inference_mode():
-        answers = torch.cat([student(images).argmax(1) for images in job["test_images"].split(500)])
-    top1 = 100 * (answers == job["test_labels"]).double().mean().item()
+        predicted = torch.cat([student(images).argmax(1) for images in job["test_images"].split(500)])
+    top1 = 100 * (predicted == job["test_labels"]).double().mean().item()
     print(json.dumps({"top1": top1, "seconds": round(seconds), "torchdistill": version("torchdistill")}))
 
 

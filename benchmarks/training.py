@@ -1,4 +1,4 @@
-"""Overhead of training: ``fit`` beside a loop written by hand that does the same work.
+"""Overhead of training: ``fit`` next to a loop written by hand that does the same work.
 
 Repetitions are interleaved and medians compared, so that a neighbour on the machine slows both alike. The
 other loop is what one would write for this one task (``pace.by_hand``). Both are timed as a whole, ``fit``

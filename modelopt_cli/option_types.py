@@ -39,7 +39,7 @@ def as_python(value: Any) -> Any:
         return value
 
 
-def settled(value: Any, kind: Any) -> Any:
+def converted(value: Any, kind: Any) -> Any:
     """A value as its declared type has it, where something else stands for it: a list for a tuple, say."""
     if is_of_type(value, kind):
         return value
@@ -55,7 +55,7 @@ def require_declared(record: Any) -> None:
     """
     declared: Any = type(record)
     for name, kind in _types_of(declared).items():
-        object.__setattr__(record, name, value := settled(getattr(record, name), kind))
+        object.__setattr__(record, name, value := converted(getattr(record, name), kind))
         if (problem := not_of_type(value, kind)) is not None:
             raise UsageError(problem, where=name)
 

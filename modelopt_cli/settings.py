@@ -178,7 +178,7 @@ class Field:
                 return problem
         return None
 
-    def settled(self, value: Any) -> Any:
+    def converted(self, value: Any) -> Any:
         """The value of an argument in Python, where a text may stand for it as on the command line.
 
         One text or number is also a list of one, and numbers may be those of NumPy and torch. What cannot be

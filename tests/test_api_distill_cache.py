@@ -1,4 +1,4 @@
-"""distill from Python with a cache of answers: files, identities, and the command's own refusals."""
+"""distill from Python with a cache of logits: files, identities, and the command's own refusals."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_the_same_file_with_and_without_and_no_teacher_the_second_time(
 ) -> None:
     source, notes = teacher(tmp_path / "net.pth", 0), []
     plain = distilled(source, tmp_path / "plain", None)
-    assert distilled(source, tmp_path / "first", tmp_path / "answers", on_note=notes.append) == plain
+    assert distilled(source, tmp_path / "first", tmp_path / "logits", on_note=notes.append) == plain
     assert any("logits take" in note for note in notes)
     call = Teacher.__call__
 
@@ -55,20 +55,20 @@ def test_the_same_file_with_and_without_and_no_teacher_the_second_time(
         return call(self, images)
 
     monkeypatch.setattr(Teacher, "__call__", silent)
-    assert distilled(source, tmp_path / "second", tmp_path / "answers") == plain
-    other = api.Student("builtin:lenet5?width=0.2", cache=tmp_path / "answers")
+    assert distilled(source, tmp_path / "second", tmp_path / "logits") == plain
+    other = api.Student("builtin:lenet5?width=0.2", cache=tmp_path / "logits")
     assert distilled(source, tmp_path / "other", None, student=other) != plain
 
 
 def test_another_teacher_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    distilled(teacher(tmp_path / "net.pth", 0), tmp_path / "first", tmp_path / "answers")
+    distilled(teacher(tmp_path / "net.pth", 0), tmp_path / "first", tmp_path / "logits")
     other = teacher(tmp_path / "other.pth", 1)
     with pytest.raises(UsageError, match=r"teachers\.1\.sha256 \(.*force=True$"):
-        distilled(other, tmp_path / "second", tmp_path / "answers")
+        distilled(other, tmp_path / "second", tmp_path / "logits")
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("net.pth", "other.pth", "answers", "first", "first.run")
+        *("net.pth", "other.pth", "logits", "first", "first.run")
     }
-    distilled(other, tmp_path / "second", tmp_path / "answers", force=True)
+    distilled(other, tmp_path / "second", tmp_path / "logits", force=True)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_opened(
         distilled(
             tmp_path / "none.pth",
             tmp_path / "out",
-            tmp_path / "answers",
+            tmp_path / "logits",
             training=replace(TRAINING, config=training),
             config=config,
         )

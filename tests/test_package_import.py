@@ -1,4 +1,4 @@
-"""Importing the package is cheap, and makes torchvision importable beside a CPU-only torch."""
+"""Importing the package is cheap, and makes torchvision importable next to a CPU-only torch."""
 
 import subprocess
 import sys

@@ -19,7 +19,7 @@ def main() -> None:
     images = table[:, :-1].astype(np.uint8).reshape(-1, 8, 8)
     labels = table[:, -1].astype(np.uint8)
     if not (np.array_equal(images.reshape(-1, 64), table[:, :-1]) and np.array_equal(labels, table[:, -1])):
-        raise SystemExit("the table does not hold small whole numbers")
+        raise SystemExit("the table does not hold small integers")
     np.savez_compressed(TARGET, images=images, labels=labels)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 
-from modelopt_cli.api.signatures import Own, settled, without_notes
+from modelopt_cli.api.signatures import Own, converted, without_notes
 from modelopt_cli.errors import UsageError
 from modelopt_cli.option_names import in_python, naming_arguments
 from modelopt_cli.settings import Config, fields_of
@@ -109,11 +109,11 @@ def _configs(
     for name, value in keywords.items():
         if name in known:
             each = known[name]
-            values[each.group][each.field] = _settled(name, groups[each.group], each, value)
+            values[each.group][each.field] = _converted(name, groups[each.group], each, value)
         elif value is not None:
             kind = wholes.get(name)
             taken = kind is not None and isinstance(value, kind)
-            configs[name] = value if taken else settled(name, value, groups[name])
+            configs[name] = value if taken else converted(name, value, groups[name])
     for group, config in groups.items():
         configs[group] = _changed(group, configs.get(group), config, values[group])
     return configs
@@ -128,11 +128,11 @@ def _changed(group: str, base: Any, config: type[Any], values: dict[str, Any]) -
     return replace(base, **values)
 
 
-def _settled(name: str, config: type[Any], argument: Argument, value: Any) -> Any:
+def _converted(name: str, config: type[Any], argument: Argument, value: Any) -> Any:
     """A value as configs hold it; a text stands for what it does on the command line."""
     declared = fields_of(config) if issubclass(config, Config) else ()
     setting = next((field for field in declared if field.name == argument.field), None)
-    return settled(name, value, argument.annotation) if setting is None else setting.settled(value)
+    return converted(name, value, argument.annotation) if setting is None else setting.converted(value)
 
 
 def _keywords(known: Mapping[str, Argument]) -> list[inspect.Parameter]:

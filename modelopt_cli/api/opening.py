@@ -1,4 +1,4 @@
-"""Opening: from the name of a model (a path, an architecture, data) to its network; each file is opened once."""
+"""Opening of models, from a path, an architecture or data to a network; each file is opened once."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -124,7 +124,7 @@ def _has_labels(measuring: Measuring) -> bool:
 
 
 def _require_measurable(measuring: Measuring, models: Sequence[EvaluatedModel], *, labelled: bool) -> None:
-    """Refuse what ``measure.gates.require_measurable`` does; a file that is still to be made says what is compressed."""
+    """Refuse what ``measure.gates.require_measurable`` does; a file to be made says what is compressed."""
     baseline, means = measuring.options.baseline, Conditions(labelled, measuring.options.runs)
     if len(models) == 1:
         baseline, models = (

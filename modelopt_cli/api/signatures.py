@@ -83,7 +83,7 @@ class Own:
             if name not in values and parameter.default is Parameter.empty:
                 raise WrongCall(f"{self.verb} needs {name}", hint=f"call {self.verb}({name}=...)")
         return {
-            name: settled(name, value, self.parameters[name].annotation) for name, value in values.items()
+            name: converted(name, value, self.parameters[name].annotation) for name, value in values.items()
         }
 
     def _require_known(self, keywords: Iterable[str], further_names: Iterable[str]) -> None:
@@ -120,7 +120,7 @@ def public(unknown: str | None = None) -> Callable[[Callable[P, R]], Callable[P,
     return decorate
 
 
-def settled(name: str, value: Any, annotation: Any) -> Any:
+def converted(name: str, value: Any, annotation: Any) -> Any:
     """The value of an argument, once it is known to be of its type.
 
     Args:
@@ -132,7 +132,7 @@ def settled(name: str, value: Any, annotation: Any) -> Any:
         UsageError: the value is of another type.
     """
     kind = without_notes(annotation)
-    value = option_types.settled(value, kind)
+    value = option_types.converted(value, kind)
     if (problem := option_types.not_of_type(value, kind)) is not None:
         notes = getattr(annotation, "__metadata__", ())
         hint = next((note.hint for note in notes if isinstance(note, Instead)), None)

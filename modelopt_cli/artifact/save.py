@@ -103,7 +103,7 @@ def write_stream(
 
 
 def predicted_bytes(
-    subject: Program | TensorStream | Mapping[str, Tensor],
+    model: Program | TensorStream | Mapping[str, Tensor],
     encodings: Mapping[str, Encoding] | None = None,
     *,
     history: Iterable[dict[str, Any]] = (),
@@ -118,7 +118,7 @@ def predicted_bytes(
     meta device. Otherwise the size depends on the values.
 
     Args:
-        subject: a Program, or the state dict or stream that would be written.
+        model: a Program, or the state dict or stream that would be written.
         encodings: instead of the Program's own, or those of the state dict; a stream has its own.
         history: as for ``write_tensors``; ignored for a Program, as are the ones below but for ``code``.
         arch: see ``write_tensors``.
@@ -127,12 +127,12 @@ def predicted_bytes(
         code: see ``write_program``.
     """
     about = _describe(history, arch, input_spec, labels)
-    if isinstance(subject, Program):
-        content = _of_program(subject, encodings)
-    elif isinstance(subject, TensorStream):
-        content = _of_stream(about, subject)
+    if isinstance(model, Program):
+        content = _of_program(model, encodings)
+    elif isinstance(model, TensorStream):
+        content = _of_stream(about, model)
     else:
-        content = _of_state(about, subject, encodings or {})
+        content = _of_state(about, model, encodings or {})
     records = list(itertools.starmap(partial(_record, code), content.items))
     return _plan(content, records, code).file_bytes
 

@@ -97,7 +97,7 @@ def _input(spec: ArchSpec, published: tuple[InputSpec, ...]) -> InputSpec:
         return published[0]
     size = spec.options.get("image_size", 224)
     if not isinstance(size, int):
-        raise ArchitectureError("image_size must be a whole number", where=short(spec.text))
+        raise ArchitectureError("image_size must be an integer", where=short(spec.text))
     match = next((entry for entry in published if entry.shape[-1] == size), None)
     if match is not None:
         return match

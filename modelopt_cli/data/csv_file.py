@@ -148,14 +148,14 @@ def whole_labels(cells: Sequence[tuple[int, str]], table: Path) -> tuple[list[in
                     f"{table} line {line}",
                     "write 3, not 3.0; of numbers, name the column: ?labels=",
                 )
-                raise DataError(f"label {cell!r} is not a whole number", where=where, hint=hint)
+                raise DataError(f"label {cell!r} is not an integer", where=where, hint=hint)
         names = tuple(sorted({cell for _, cell in cells}))
         order = {name: label for label, name in enumerate(names)}
         return [order[cell] for _, cell in cells], names
     for (line, cell), number in zip(cells, numbers, strict=True):
         if not number or cell.startswith("-") or len(cell) > LABEL_DIGITS:
             raise DataError(
-                f"label {cell!r} is not a whole number from 0 as others are", where=f"{table} line {line}"
+                f"label {cell!r} is not an integer from 0 as others are", where=f"{table} line {line}"
             )
     return [int(cell) for _, cell in cells], None
 

@@ -31,7 +31,7 @@ class PairsSource(Source):
 
     @property
     def task(self) -> str:  # type: ignore[override]
-        """Segmentation where targets are masks, else restoration; the first one tells, unless an option does."""
+        """Segmentation where targets are masks, else restoration; the first tells, unless an option does."""
         return _TASKS[
             self._kind or ("mask" if looks_like_mask(ImageFile(self.targets[0]).decode()) else "image")
         ]

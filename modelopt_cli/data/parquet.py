@@ -1,4 +1,4 @@
-"""Images in Parquet files: a column of encoded images, and one of whole-number labels.
+"""Images in Parquet files: a column of encoded images, and one of integer labels.
 
 All labels are read when the data is opened, four bytes each. An image can only be had with its whole row
 group, so the groups that were read last are kept.
@@ -170,7 +170,7 @@ def _check_labels(schema: Any, label: str, path: str) -> None:
     _check_column(schema, label, path)
     if not pyarrow.types.is_integer(schema.field(label).type):
         kind = shown(str(schema.field(label).type))
-        raise DataError(f"column {label} is {kind}, not whole numbers", where=path)
+        raise DataError(f"column {label} is {kind}, not integers", where=path)
 
 
 def _check_column(schema: Any, column: str, path: str) -> None:
@@ -209,7 +209,7 @@ def _labels(column: Any, path: str) -> NDArray[np.int32]:
     outside = (labels < 0) | (labels >= 10**LABEL_DIGITS)
     if outside.any():
         row = int(np.argmax(outside))
-        raise DataError(f"label {labels[row]} is not a whole number from 0", where=f"{path} row {row}")
+        raise DataError(f"label {labels[row]} is not an integer from 0", where=f"{path} row {row}")
     return labels.astype(np.int32)
 
 

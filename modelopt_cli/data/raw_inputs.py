@@ -57,7 +57,7 @@ def several(value: Any) -> bool:
 
 
 def read_inputs(value: Any, where: str) -> RawInputs:
-    """Inputs of a sample on the CPU: floats in float32, whole numbers in int64, masks as they are.
+    """Inputs of a sample on the CPU: floats in float32, integers in int64, masks as they are.
 
     Args:
         value: a tensor, or arrays and numbers in a tuple, a list or a mapping.
@@ -178,5 +178,5 @@ def check_input(tensor: Tensor, spec: InputSpec, *, ready: bool) -> Tensor:
         require_finite(tensor, of)
     dtype = DTYPES[spec.dtype]
     if tensor.dtype.is_floating_point > dtype.is_floating_point:
-        raise DataError(f"{of}holds fractions, where {spec.dtype} is expected", hint="give whole numbers")
+        raise DataError(f"{of}holds fractions, where {spec.dtype} is expected", hint="give integers")
     return tensor.to(dtype)

@@ -164,7 +164,7 @@ def _split(name: str) -> tuple[str, str]:
 
 def _whole(value: object, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**LABEL_DIGITS:
-        raise DataError(f"label {shown(repr(value))} is not a whole number from 0", where=where)
+        raise DataError(f"label {shown(repr(value))} is not an integer from 0", where=where)
     return value
 
 

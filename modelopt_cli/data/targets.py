@@ -109,7 +109,7 @@ def whole_label(raw: Any) -> int:
         raw = raw.item()
     if isinstance(raw, bool) or not isinstance(raw, int | np.integer):
         hint = f"if it is right, say with {option('task')} what the network is for"
-        raise DataError(f"label is {type(raw).__name__}, not a whole number", hint=hint)
+        raise DataError(f"label is {type(raw).__name__}, not an integer", hint=hint)
     return int(raw)
 
 
@@ -133,7 +133,7 @@ def raw_target(value: Any) -> RawTarget:
         return value
     elif isinstance(value, list | tuple) and value and all(isinstance(each, int | float) for each in value):
         return torch.tensor(value)
-    return DataError(f"label is {type(value).__name__}, not a whole number")
+    return DataError(f"label is {type(value).__name__}, not an integer")
 
 
 def classes_of(targets: Targets) -> Tensor:
@@ -143,7 +143,7 @@ def classes_of(targets: Targets) -> Tensor:
         DataError: they are none.
     """
     if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
-        raise DataError("labels must be one whole number for each sample")
+        raise DataError("labels must be one integer for each sample")
     return targets
 
 

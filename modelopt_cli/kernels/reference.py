@@ -13,13 +13,13 @@ from modelopt_cli.program.quantized_convolutions import QuantizedConvolution
 
 
 def convolution_accumulators(x: Tensor, layer: QuantizedConvolution) -> Tensor:
-    """Sums of ``(x - zero_point) * weight``, whole numbers in float64 ``(N, O, ...)``."""
+    """Sums of ``(x - zero_point) * weight``, integers in float64 ``(N, O, ...)``."""
     sums = layer.convolve(x.double() - layer.input.zero_point, layer.weight.double())
     return sums.round_()  # an algorithm by transforms would be next to them
 
 
 def linear_accumulators(x: Tensor, weight: Tensor, zero_point: int) -> Tensor:
-    """Sums of ``(x - zero_point) * weight``, whole numbers in float64 ``(..., out_features)``."""
+    """Sums of ``(x - zero_point) * weight``, integers in float64 ``(..., out_features)``."""
     return (x.double() - zero_point) @ weight.double().t()
 
 

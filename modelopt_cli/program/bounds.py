@@ -3,7 +3,7 @@
 A file of a kilobyte can ask for terabytes: ``repeat``, ``pad``, a chain of ``cat`` that doubles each time,
 ``size ** 10**9``. So the graph is first run on the meta device, where nothing is allocated, and every value
 in it is held to a limit: the elements of a tensor, those of all tensors together, floating-point operations,
-whole numbers, and the length of lists.
+integers, and the length of lists.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -190,7 +190,7 @@ def check_arguments(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         kwargs: its keyword arguments.
 
     Raises:
-        ArtifactError: a power of whole numbers, a repeated list, or a tensor split into too many parts.
+        ArtifactError: a power of integers, a repeated list, or a tensor split into too many parts.
     """
     if name == "pow" and len(args) == 2 and all(isinstance(value, int) for value in args):
         _require(abs(args[1]) <= MAX_EXPONENT, f"raises a number to the power {args[1]}")

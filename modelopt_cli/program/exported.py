@@ -180,7 +180,7 @@ def _refusal(error: Exception, name: str) -> CaptureError:
 
 
 def _line_decided(error: BaseException) -> str | None:
-    """The user's line at which a size of the batch was settled, before export found out."""
+    """The user's line at which a size of the batch was fixed, before export found out."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         sizes = getattr(frame.f_locals.get("fake_mode"), "shape_env", None)
         for guard in sizes.guards if sizes is not None else ():

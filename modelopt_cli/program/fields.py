@@ -2,11 +2,11 @@
 
 A field is written ``name:type``; ``name@parameter`` is a switch, true where the layer has that parameter.
 
-    int       any whole number            size      0 or more            count     1 or more
+    int       any integer            size      0 or more            count     1 or more
     few       1 to 1,000
     float     finite or infinite          level     0 or more, finite    positive  above 0
     fraction  0 to 1                      bool
-    ints      whole numbers               sizes     0 or more each       counts    1 or more each
+    ints      integers               sizes     0 or more each       counts    1 or more each
     targets   sizes, or None for "as the input"     positives            above 0 each
     pad       sizes, or "same" or "valid"
     q         scale and zero point of uint8 values
@@ -130,21 +130,21 @@ _EACH: dict[str, Callable[[Any], bool]] = {
 }
 _SEVERAL = re.compile(r"([a-z]+?)(x?)(\d?)")
 _WORDS = {
-    "int": "a whole number",
-    "size": "a whole number of at least 0",
-    "count": "a whole number of at least 1",
-    "few": "a whole number from 1 to 1,000",
+    "int": "an integer",
+    "size": "an integer of at least 0",
+    "count": "an integer of at least 1",
+    "few": "an integer from 1 to 1,000",
     "float": "a number",
     "level": "a number of at least 0",
     "positive": "a number above 0",
     "fraction": "a number from 0 to 1",
     "bool": "true or false",
     "q": "a scale and a zero point",
-    "ints": "whole numbers",
-    "sizes": "whole numbers of at least 0",
-    "counts": "whole numbers of at least 1",
-    "targets": "whole numbers of at least 0, or none",
-    "pad": 'whole numbers of at least 0, "same" or "valid"',
+    "ints": "integers",
+    "sizes": "integers of at least 0",
+    "counts": "integers of at least 1",
+    "targets": "integers of at least 0, or none",
+    "pad": 'integers of at least 0, "same" or "valid"',
     "positives": "numbers above 0",
 }
 

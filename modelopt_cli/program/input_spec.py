@@ -24,7 +24,7 @@ class Preprocess:
     """Preprocessing that makes the network's float input of a decoded uint8 image.
 
     Applied in this order: convert to ``channels``; centre crop of ``crop`` times the short side if
-    ``crop`` is a fraction; resize; centre crop of ``crop`` pixels if it is a whole number;
+    ``crop`` is a fraction; resize; centre crop of ``crop`` pixels if it is an integer;
     scale to 0..1; subtract ``mean`` and divide by ``std``, per channel.
 
     Attributes:

@@ -132,7 +132,7 @@ def _preprocess(data: Any) -> Preprocess | None:
 
 def _sides(values: Sequence[Any], name: str) -> tuple[Any, ...]:
     if not values or any(type(v) is not int or not 0 < v <= MAX_SIDE for v in values):
-        raise ArtifactError(f"{name} must be positive whole numbers")
+        raise ArtifactError(f"{name} must be positive integers")
     return tuple(values)
 
 

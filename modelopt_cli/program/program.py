@@ -26,7 +26,7 @@ _HEADER = ("input", "labels", "history", "encodings", "arch")
 class Encoding:
     """Form in which one parameter is to be stored, where that is not its plain values.
 
-    A method that puts a parameter onto a coarser set of values (int8 steps, a codebook) leaves the
+    A method that puts a parameter onto a smaller set of values (int8 steps, a codebook) leaves the
     float values in the Program and records here what the writer needs to store them exactly.
 
     Attributes:

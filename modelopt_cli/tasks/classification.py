@@ -39,7 +39,7 @@ def judged(logits: Any, labels: Targets, inputs: Any) -> Tensor:
     Raises:
         InputError: the network is no classifier, or gives NaN.
         Misfit: a label is not one of its classes.
-        DataError: the labels are no whole numbers.
+        DataError: the labels are no integers.
     """
     checked = class_logits(logits, len(labels))
     check_labels(labels, checked.shape[1])
@@ -61,7 +61,7 @@ def check_labels(labels: Targets, classes: int) -> None:
         Misfit: naming the first that is outside.
     """
     if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
-        raise DataError("labels must be one whole number for each sample")
+        raise DataError("labels must be one integer for each sample")
     outside = ((labels < 0) | (labels >= classes)).nonzero().flatten()
     if outside.numel():
         place = int(outside[0])

@@ -66,7 +66,7 @@ class BoxTargets(TargetFormat):
         if len(labels) != len(boxes) or len(crowd) != len(boxes):
             raise DataError(f"target has {len(boxes)} boxes and {len(labels)} labels")
         if labels.numel() and labels.is_floating_point():
-            raise DataError("labels of boxes are no whole numbers")
+            raise DataError("labels of boxes are no integers")
         _require_inside(boxes, size)
         return {"boxes": boxes, "labels": labels.long(), "iscrowd": crowd}
 

@@ -34,7 +34,7 @@ class SimilarityTargets(TargetFormat):
             raise DataError("target is neither a vector nor a dictionary of pair and score")
         pair, score = (torch.as_tensor(raw[name]) for name in ("pair", "score"))
         if pair.numel() != 1 or score.numel() != 1 or pair.is_floating_point():
-            raise DataError("target needs a whole number as pair, and a number as score")
+            raise DataError("target needs an integer as pair, and a number as score")
         return {"pair": pair.long().view(()), "score": finite_target(score.float().view(()))}
 
     def collate(self, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

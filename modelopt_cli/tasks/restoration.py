@@ -41,14 +41,14 @@ class ImageTargets(TargetFormat):
         self._peak = peak
 
     def place(self, raw: RawTarget, picture: Image.Image) -> Scaled:
-        """The image that belongs to a picture, as large or a whole number of times; see the base class."""
+        """The image that belongs to a picture, as large or an integer multiple; see the base class."""
         image = self._image(raw)
         height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[1:]
         factor = width // picture.width
         if not factor or (width, height) != (factor * picture.width, factor * picture.height):
             raise DataError(
                 f"target is {height}x{width}, the image {picture.height}x{picture.width}",
-                hint="give targets as large, or a whole number of times",
+                hint="give targets as large, or an integer multiple",
             )
         return Scaled(image, factor)
 

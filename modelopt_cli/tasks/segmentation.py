@@ -24,7 +24,7 @@ from modelopt_cli.tasks.task_output import finite, require
 IGNORED = OUTSIDE
 """Class of places that do not count, as torch's cross-entropy knows it."""
 _INDEXED = ("P", "L", "1", "I", "I;16", "I;16B", "I;16L")
-"""Pillow's modes of images with one whole number for each pixel."""
+"""Pillow's modes of images with one integer for each pixel."""
 _RESIZED = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
@@ -81,7 +81,7 @@ def _class_ids(raw: RawTarget) -> Tensor:
             raise DataError("mask is a JPEG, which changes class ids", where=where, hint="save it as PNG")
         return torch.from_numpy(np.asarray(image).astype(np.int32))
     if not isinstance(image, Tensor) or image.is_floating_point():
-        raise DataError("target is not a mask of class ids", hint="give one whole number for each pixel")
+        raise DataError("target is not a mask of class ids", hint="give one integer for each pixel")
     mask = image.squeeze(0) if image.dim() > 2 and len(image) == 1 else image
     return mask.to(torch.int32)
 

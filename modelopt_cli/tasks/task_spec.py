@@ -164,7 +164,7 @@ def _read(name: str, key: str, value: str, default: Scalar | tuple[str, ...]) ->
     try:
         return type(default)(value)
     except ValueError:
-        kind = {int: "a whole number", float: "a number"}.get(type(default), "text")
+        kind = {int: "an integer", float: "a number"}.get(type(default), "text")
         raise UsageError(f"{name}: {key} is {value!r}, not {kind}", where=option("task")) from None
 
 

@@ -24,7 +24,7 @@ def _functions(module: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 _CLASSIFY = Task(
     "one class for each sample",
-    "a whole number from 0, or the name of a class",
+    "an integer from 0, or the name of a class",
     *_functions("classification"),
     ("top1", "top5"),
     ("logits", "out"),

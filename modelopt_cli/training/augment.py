@@ -236,12 +236,12 @@ def mix(inputs: Inputs, labels: Tensor, classes: int, share: float, partner: Ten
         partner: ``(N,)`` int64, a permutation.
 
     Raises:
-        UsageError: an input is of whole numbers.
+        UsageError: an input is of integers.
     """
     partner = partner.to(labels.device)
     if not all(tensor.is_floating_point() for tensor in tensors_of(inputs)):
-        hint = "leave it out: whole numbers cannot be mixed"
-        raise UsageError("an input of the network is of whole numbers", where=option("mixup"), hint=hint)
+        hint = "leave it out: integers cannot be mixed"
+        raise UsageError("an input of the network is of integers", where=option("mixup"), hint=hint)
     mixed = each_of(inputs, lambda tensor: torch.lerp(tensor[partner], tensor, share))
     targets = F.one_hot(labels, classes).to(tensors_of(mixed)[0].dtype)
     return mixed, torch.lerp(targets[partner], targets, share)

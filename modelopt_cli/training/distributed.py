@@ -54,7 +54,7 @@ class World:
         return replace(data, indices=indices) if len(indices) else None
 
     def sum(self, *figures: float) -> tuple[float, ...]:
-        """Each figure summed over the processes, in float64: whole numbers stay exact below 2**53."""
+        """Each figure summed over the processes, in float64: integers stay exact below 2**53."""
         if self.size == 1:
             return figures
         sums = torch.tensor(figures, dtype=torch.float64, device=_exchange())
@@ -199,5 +199,5 @@ def _meet(backend: str) -> None:
 def _variable(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdecimal():
-        raise UsageError(f"{name} is {text!r}, not a whole number", hint="start with torchrun")
+        raise UsageError(f"{name} is {text!r}, not an integer", hint="start with torchrun")
     return int(text)

@@ -14,7 +14,7 @@ class MovingAverage:
 
     After step ``t``, counted from 0, every parameter and buffer of floating point becomes
     ``a + (1 - d) (w - a)`` with ``d = min(decay, (1 + t) / (10 + t))``: the first steps, far from where
-    training ends, are soon forgotten. Whole numbers are copied.
+    training ends, are soon forgotten. Integers are copied.
 
     Attributes:
         network: the copy, in evaluation mode.

@@ -56,7 +56,7 @@ def snapshot(learner: Learner, place: Place, best: Mapping[str, Tensor]) -> Stat
         "best": best,
     }
     parts |= {f"objective{i}": tensors_of(module) for i, module in enumerate(learner.learning[1:])}
-    parts |= {f"companion{i}": callback.state() for i, callback in enumerate(learner.callbacks)}
+    parts |= {f"callback{i}": callback.state() for i, callback in enumerate(learner.callbacks)}
     tensors = {f"{part}/{name}": t for part, named in parts.items() for name, t in named.items()}
     meter = {"total": learner.meter.total, "samples": learner.meter.samples}
     return State(tensors, {"place": asdict(place), "meter": meter, "steps": learner.steps})
@@ -88,7 +88,7 @@ def restore(learner: Learner, state: State) -> tuple[Place, dict[str, Tensor]]:
     for i, module in enumerate(learner.learning[1:]):
         _fill(module, parts.get(f"objective{i}", {}))
     for i, callback in enumerate(learner.callbacks):  # which may change what they are given
-        callback.restore({name: t.clone() for name, t in parts.get(f"companion{i}", {}).items()})
+        callback.restore({name: t.clone() for name, t in parts.get(f"callback{i}", {}).items()})
     learner.meter = LossMeter()
     if learner.world.main:  # which has had the others' losses handed over
         learner.meter.total, learner.meter.samples = (state.about["meter"][k] for k in ("total", "samples"))

@@ -32,7 +32,7 @@ from modelopt_cli.regular import open_regular
 from modelopt_cli.settings import option
 
 KEY = "modelopt-state"
-FORMAT = 1
+FORMAT = 2
 
 
 def _hint() -> str:
@@ -96,6 +96,8 @@ def _metadata(layout: Layout, where: str) -> Mapping[str, Any]:
     version = meta.get("format")
     if type(version) is int and version > FORMAT:
         raise ArtifactError("was written by a newer modelopt", where=where, hint="update modelopt")
+    if type(version) is int and 0 < version < FORMAT:
+        raise ArtifactError("was written by an older modelopt", where=where, hint=_hint())
     if set(meta) != {"format", "about", "sha256"} or version != FORMAT or not isinstance(meta["about"], dict):
         raise ArtifactError("is a damaged training state", where=where, hint=_hint())
     return meta

@@ -68,7 +68,7 @@ MAKERS = [affine, asymmetric, codebook, vectors, sparse, sparse_affine, sparse_i
 
 
 def settings_of(encoding):
-    """What of an encoding is in a file beside its payload: settings, and parts that are given."""
+    """What of an encoding is in a file next to its payload: settings, and parts that are given."""
     payload = CODECS[encoding.codec].payload
     return {name: part for name, part in encoding.parts.items() if name not in payload}
 

@@ -154,7 +154,7 @@ def test_values_that_are_not_in_their_own_table_are_a_mistake():
 def test_a_pruned_parameter_has_a_zero_in_every_table():
     tensor, _, encoding = shared((4, 6), 3, 2, pruned=True)
     encoding.parts["table"][1, 1] = 0.5
-    with pytest.raises(ModeloptError, match="no entry that is zero"):
+    with pytest.raises(ModeloptError, match="no centroid that is zero"):
         CODEC.encode(tensor, encoding)
 
 

@@ -21,7 +21,7 @@ CODEC = CODECS["entropy"]
 
 
 def codebook(integers, entries=None):
-    """A float parameter whose indices into a table of whole numbers are these, and its encoding."""
+    """A float parameter whose indices into a table of integers are these, and its encoding."""
     indices = torch.as_tensor(integers)
     entries = entries or int(indices.max()) + 1
     table = torch.arange(entries).float()[None] - entries // 2

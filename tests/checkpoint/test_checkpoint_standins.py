@@ -96,8 +96,8 @@ def same(found: State, want: State) -> bool:
 def test_an_object_next_to_the_weights_does_not_stand_in_their_way(
     name: str, kind: str, state: State, tmp_path: Path
 ) -> None:
-    beside = read_state(save({"args": OBJECTS[name], "model": state}, tmp_path / "a.pth", kind))
-    assert same(beside.state, state)
+    with_args = read_state(save({"args": OBJECTS[name], "model": state}, tmp_path / "a.pth", kind))
+    assert same(with_args.state, state)
     among = read_state(save({**state, "extra": OBJECTS[name]}, tmp_path / "b.pth", kind))
     assert same(among.state, state)
     assert among.notes == ("left aside, not tensors of the network: extra",)

@@ -49,7 +49,7 @@ WRAPPERS = {
     "DataParallel compiled": lambda s: {"state_dict": prefixed(s, "_orig_mod.module.")},
     "averaged model": lambda s: {"model_ema": {"n_averaged": torch.tensor(7), **prefixed(s, "module.")}},
     "thop's counters": lambda s: {**s, "total_ops": torch.zeros(1), "hidden1.total_params": torch.zeros(1)},
-    "scalars beside": lambda s: {"step": 12, **s, "lr": 0.1},
+    "scalars next to it": lambda s: {"step": 12, **s, "lr": 0.1},
 }  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def test_train_prints_what_it_would_take_and_writes_nothing(here, clock, modelop
 
 def test_distill_foresees_all_its_stages_and_a_cache_that_saves_teachers(here, clock, modelopt):
     before = listing(here)
-    more = ["--finetune-epochs", "2", "--compare-scratch", "--cache", "answers"]
+    more = ["--finetune-epochs", "2", "--compare-scratch", "--cache", "logits"]
     outcome = modelopt(*DISTILL, *more, "--json", "-q")
     assert (outcome.code, outcome.err) == (0, "")
     assert listing(here) == before
@@ -156,23 +156,23 @@ def test_without_a_cache_every_step_asks_the_teacher(here, clock, modelopt):
 
 
 def test_answers_of_every_view_are_counted(here, clock, modelopt):
-    more = ["--augment", "cifar", "--augmentation-cycle", "2", "--cache", "answers"]
+    more = ["--augment", "cifar", "--augmentation-cycle", "2", "--cache", "logits"]
     found = json.loads(modelopt(*DISTILL, *more, "--json", "-q").out)
     assert found["cache_bytes"] == 2 * SAMPLES * 44
     assert found["seconds"] == 2 * 12 * 5 + 3 * 12
 
 
 def test_answers_that_are_there_are_used_and_stay(here, clock, modelopt):
-    argv = [*DISTILL[:-1], "--cache", "answers", "--no-eval", "--epochs", "1", "-q"]
+    argv = [*DISTILL[:-1], "--cache", "logits", "--no-eval", "--epochs", "1", "-q"]
     assert modelopt(*argv).code == 0
     (here / "out.safetensors").unlink()
     shutil.rmtree(here / "out.run")
     before = listing(here)
-    found = json.loads(modelopt(*DISTILL, "--cache", "answers", "--json", "-q").out)
+    found = json.loads(modelopt(*DISTILL, "--cache", "logits", "--json", "-q").out)
     assert found["seconds"] == 60
     assert listing(here) == before
     outcome = modelopt(
-        *DISTILL, "--cache", "answers", "--seed", "1", "--augment", "cifar", "--augmentation-cycle", "1"
+        *DISTILL, "--cache", "logits", "--seed", "1", "--augment", "cifar", "--augmentation-cycle", "1"
     )
     assert outcome.code == 2
     assert "holds the logits of another distillation" in outcome.err
@@ -180,7 +180,7 @@ def test_answers_that_are_there_are_used_and_stay(here, clock, modelopt):
 
 
 def test_it_is_told_in_words_too(here, clock, modelopt):
-    outcome = modelopt(*DISTILL, "--cache", "answers")
+    outcome = modelopt(*DISTILL, "--cache", "logits")
     assert outcome.code == 0
     assert "5 epochs, 60 steps; training would take about 1 min 48 s" in outcome.out
     assert "the teacher's logits would take 63,052 bytes" in outcome.out

@@ -11,10 +11,10 @@ from torch import nn
 BARE = ["--scheme", "int8-weight", "-o", "out.safetensors"]
 
 
-def write_large(name: str, size: int, **beside: object) -> dict[str, torch.Tensor]:
+def write_large(name: str, size: int, **extra: object) -> dict[str, torch.Tensor]:
     """A checkpoint of two linear layers large enough for a header not to count."""
     network = nn.Sequential(nn.Linear(size, size, bias=False), nn.Linear(size, size, bias=False))
-    torch.save({"state_dict": network.state_dict(), **beside}, name)
+    torch.save({"state_dict": network.state_dict(), **extra}, name)
     return network.state_dict()
 
 

@@ -208,7 +208,7 @@ WRONG = {
     "verb that writes nothing": (f"{ONE}steps: [eval]", "'eval' cannot be a step; it is one of trai"),
     "unknown option": (f"{ONE}steps:\n  - quantize: {{observr: mse}}", "(quantize): 'observr': is no opti"),
     "suggestion": (f"{ONE}steps:\n  - quantize: {{observr: mse}}", "did you mean 'observer'?"),
-    "unknown beside": (f"sedd: 1\n{INT8}", "'sedd': is an option of no step here; did you mean 'seed'?"),
+    "unknown for all": (f"sedd: 1\n{INT8}", "'sedd': is an option of no step here; did you mean 'seed'?"),
     "suggestion of today": (f"run: 1\n{INT8}", "an option of no step here; did you mean 'latency-runs'?"),
     "old and new": (f"runs: 1\n{INT8}", "'latency-runs': is another name of 'runs'; give one of the two"),
     "old and new in a step": (
@@ -224,7 +224,7 @@ WRONG = {
     "of one command": (f"{ONE}steps:\n  - prune: {{curve: c.png}}", "'curve': is no option of prune"),
     "limit in a step": (f"{ONE}steps:\n  - quantize: {{max-drop: 1}}", "write it next to the steps"),
     "not a number": (f"{ONE}steps:\n  - prune: {{flops: half}}", "'flops': 'half' is neither"),
-    "wrong beside": (f"seed: -1\n{INT8}", "r.yaml: 'seed': must be at least 0"),
+    "wrong for all": (f"seed: -1\n{INT8}", "r.yaml: 'seed': must be at least 0"),
     "no truth": (f"{ONE}steps:\n  - quantize: {{skip-first: yes}}", "'skip-first': is either true or false"),
     "no value": (f"{ONE}steps:\n  - quantize: {{observer: }}", "'observer': needs a value"),
     "two values": (f"{ONE}steps:\n  - quantize: {{observer: [mse, minmax]}}", "'observer': takes one value"),

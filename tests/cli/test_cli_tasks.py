@@ -104,7 +104,7 @@ def test_a_metric_of_one_s_own_is_not_run_because_a_file_says_so(there: Path, mo
     assert evaluation["task"] == "net.py:right (--task given)"
     later = modelopt("eval", "q.safetensors", "--data", "net.py:pictures", "--latency-runs", "0", "-q")
     assert later.code == 2
-    assert "label is Tensor, not a whole number" in later.err
+    assert "label is Tensor, not an integer" in later.err
     assert "--task" in later.err
 
 
@@ -150,7 +150,7 @@ def test_a_task_that_there_is_not_is_refused_before_anything_is_opened(there: Pa
 
 BAD_TASKS = {
     "option": ("segment?ignored=0", "segment has no option 'ignored'; did you mean 'ignore'"),
-    "number": ("segment?ignore=x", "segment: ignore is 'x', not a whole number"),
+    "number": ("segment?ignore=x", "segment: ignore is 'x', not an integer"),
     "loss": ("regress?loss=hubr", "regress: there is no loss 'hubr'; did you mean 'huber'"),
     "no choice": ("segment?loss=l1", "segment has no option 'loss'"),
     "nothing": ("segment?", "'segment?' has nothing after its ?"),

@@ -35,7 +35,7 @@ CASES: dict[str, tuple[str, str | None, Any]] = {
     "several labels": ("labels=cat,dog", "multilabel", [[1, 0], [0, 0]]),
     "a number": ("labels=age", "regress", [[3], [4.5]]),
     "several numbers": ("labels=age,x,y", "regress", [[3, 0.5, -1], [4.5, 100, 7]]),
-    "whole numbers": ("labels=cat,kind", "regress", [[1, 2], [0, 0]]),
+    "integers": ("labels=cat,kind", "regress", [[1, 2], [0, 0]]),
     "a class": ("labels=kind", None, [2, 0]),
     "a class by name": ("labels=name", None, [1, 0]),
 }

@@ -34,7 +34,7 @@ def test_any_target_will_do_where_labels_are_not_read(tmp_path, target):
     ((images, labels),) = open_data(spec, labels=False).batches(8)
     assert torch.equal(images, torch.ones(3, 2))
     assert labels.tolist() == [-1] * 3
-    with pytest.raises(DataError, match="not a whole number"):
+    with pytest.raises(DataError, match="not an integer"):
         open_data(spec)
 
 

@@ -1,4 +1,4 @@
-"""Parquet files, written by pyarrow, beside the same images in a folder."""
+"""Parquet files, written by pyarrow, next to the same images in a folder."""
 
 import json
 import pickle
@@ -149,16 +149,16 @@ def refused(spec):
 CONTENT = {
     "no rows": ([], pa.array([], pa.int64()), "holds no rows"),
     "null label": ([PNG] * 3, [0, None, 1], "a.parquet row 1: label is null"),
-    "negative label": ([PNG] * 3, [0, 1, -1], "a.parquet row 2: label -1 is not a whole number from 0"),
+    "negative label": ([PNG] * 3, [0, 1, -1], "a.parquet row 2: label -1 is not an integer from 0"),
     "huge label": ([PNG] * 2, [0, 10**9], "a.parquet row 1: label 1000000000 is not"),
     "huge unsigned label": (
         [PNG] * 2,
         pa.array([0, 2**64 - 1], pa.uint64()),
         "row 1: label 18446744073709551615",
     ),
-    "float label": ([PNG] * 2, [0.0, 1.0], "a.parquet: column label is double, not whole numbers"),
-    "bool label": ([PNG] * 2, [False, True], "column label is bool, not whole numbers"),
-    "text label": ([PNG] * 2, ["0", "1"], "column label is string, not whole numbers"),
+    "float label": ([PNG] * 2, [0.0, 1.0], "a.parquet: column label is double, not integers"),
+    "bool label": ([PNG] * 2, [False, True], "column label is bool, not integers"),
+    "text label": ([PNG] * 2, ["0", "1"], "column label is string, not integers"),
     "null image": ([PNG, PNG, None], [0, 1, 2], "a.parquet row 2: column image is null"),
     "no image": ([PNG, b"hello"], [0, 1], "a.parquet row 1: is not an image"),
     "cut image": ([PNG, PNG, PNG[:-30]], [0, 1, 2], "a.parquet row 2: is truncated or damaged"),

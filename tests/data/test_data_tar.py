@@ -1,4 +1,4 @@
-"""Tar shards, written by the standard library's ``tarfile``, beside the same images in a folder."""
+"""Tar shards, written by the standard library's ``tarfile``, next to the same images in a folder."""
 
 import bz2
 import gzip
@@ -186,7 +186,7 @@ MEMBERS = {
     "not adjacent": ([*GOOD, ("a.png", PNG), *GOOD, ("a.cls", b"1")], "a.png: has no label"),
     "two images": ([("a.png", PNG), ("a.jpg", PNG), ("a.cls", b"1")], "a.jpg: is a second image"),
     "two labels": ([("a.png", PNG), ("a.cls", b"1"), ("a.CLS", b"1")], "a.CLS: is a second .cls"),
-    "float": ([("a.png", PNG), ("a.cls", b"1.0")], "a.cls: label '1.0' is not a whole number from 0"),
+    "float": ([("a.png", PNG), ("a.cls", b"1.0")], "a.cls: label '1.0' is not an integer from 0"),
     "negative": ([("a.png", PNG), ("a.cls", b"-1")], "a.cls: label '-1' is not"),
     "empty label": ([("a.png", PNG), ("a.cls", b"")], "a.cls: label '' is not"),
     "other digits": ([("a.png", PNG), ("a.cls", "٣".encode())], "a.cls: label '٣' is not"),

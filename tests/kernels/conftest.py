@@ -1,4 +1,4 @@
-"""Imported first: the package makes torchvision importable beside CPU-only torch."""
+"""Imported first: the package makes torchvision importable next to CPU-only torch."""
 
 from collections.abc import Iterator
 

@@ -40,7 +40,7 @@ def _weights(layer: Any, groups: int, seed: int) -> None:
 
 
 def conv(kind: type = QuantizedConv2d, **changes: Any) -> Any:
-    """A convolution; whole numbers serve every dimension of space."""
+    """A convolution; integers serve every dimension of space."""
     options: dict[str, Any] = {
         "in_channels": 8,
         "out_channels": 12,
@@ -115,7 +115,7 @@ def exact_linear(layer: QuantizedLinear | DynamicLinear, x: Tensor, q: QParams) 
 
 
 def assert_matches(got: Tensor, real: Tensor, output: QParams | None) -> None:
-    """``got`` is ``real``, rounded: another level is accepted only right beside a tie."""
+    """``got`` is ``real``, rounded: another level is accepted only right next to a tie."""
     got = got.cpu()
     assert got.shape == real.shape
     if output is None:

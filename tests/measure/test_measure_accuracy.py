@@ -120,7 +120,7 @@ REFUSED = [
         torch.zeros(1, 2), torch.tensor([2]), DataError, "label 2 .* 2 classes", id="label-too-large"
     ),
     pytest.param(torch.zeros(1, 2), torch.tensor([-1]), DataError, "label -1", id="label-negative"),
-    pytest.param(torch.zeros(1, 2), torch.tensor([0.5]), DataError, "whole number", id="label-fraction"),
+    pytest.param(torch.zeros(1, 2), torch.tensor([0.5]), DataError, "integer", id="label-fraction"),
 ]
 
 

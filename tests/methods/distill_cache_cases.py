@@ -51,7 +51,7 @@ def config(**changes: Any) -> TrainConfig:
 
 
 def context(folder: Path | None, training: TrainConfig | None = None, **changes: Any) -> DistillContext:
-    """What ``apply`` gets; with a folder, to keep the answers in it."""
+    """What ``apply`` gets; with a folder, to keep the logits in it."""
     given = {"teachers": (TeacherMember(capture(network(8), INPUT), INPUT),), "origin": {}, **changes}
     request = None if folder is None else CacheRequest(folder, {"1": {"sha256": "abc", "weight": 1.0}})
     return DistillContext(

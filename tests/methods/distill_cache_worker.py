@@ -19,7 +19,7 @@ ROUNDS, WIDE = 200, 100_000
 
 
 def struggle(here: World, folder: Path) -> int:
-    """How many answers were neither process's; entries are wide, so that writing one takes its time."""
+    """How many logits were neither process's; entries are wide, so that writing one takes its time."""
     cache = Cache(CacheRequest(folder, {}), Layout(4, 1, WIDE, WIDE), {}, here)
     inputs = StepInputs(torch.zeros(4, 1), torch.arange(4))
 
@@ -37,7 +37,7 @@ def struggle(here: World, folder: Path) -> int:
 
 def main(folder: Path) -> None:
     here = world()
-    tensors = taught(context(folder / "answers"))
+    tensors = taught(context(folder / "logits"))
     torn = struggle(here, folder / "struggle")
     if here.main:
         write_state(State(tensors, {"torn": torn, "classes": CLASSES}), folder / "together")

@@ -104,10 +104,10 @@ def test_the_student_is_the_same_and_the_teacher_is_asked_once(
     plain = taught(context(None, **who))
     assert asked == [16, 16, 3] * 3
     asked.clear()
-    first = taught(context(tmp_path / "answers", **who))
+    first = taught(context(tmp_path / "logits", **who))
     assert asked == [16, 16, 3]
     asked.clear()
-    second = taught(context(tmp_path / "answers", **who))
+    second = taught(context(tmp_path / "logits", **who))
     assert asked == []
     assert equal(first, second)
     if kind == "program":
@@ -116,17 +116,17 @@ def test_the_student_is_the_same_and_the_teacher_is_asked_once(
         torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-4)
     assert not equal(plain, dict(student().state_dict()))
     # Another student asks nothing either, though its batches are others.
-    another = context(tmp_path / "answers", config(batch_size=9), **who)
+    another = context(tmp_path / "logits", config(batch_size=9), **who)
     taught(another, student(3))
     assert asked == []
 
 
 def test_what_is_kept_is_what_the_teacher_answers(tmp_path: Path) -> None:
-    given = context(tmp_path / "answers")
+    given = context(tmp_path / "logits")
     taught(given)
     layout = Layout(SAMPLES, 1, CLASSES, 64)
-    assert (tmp_path / "answers" / ENTRIES).stat().st_size == layout.size == SAMPLES * (4 + 4 * CLASSES)
-    kept = layout.unpack(np.fromfile(tmp_path / "answers" / ENTRIES, layout.entry))
+    assert (tmp_path / "logits" / ENTRIES).stat().st_size == layout.size == SAMPLES * (4 + 4 * CLASSES)
+    kept = layout.unpack(np.fromfile(tmp_path / "logits" / ENTRIES, layout.entry))
     images = torch.stack([noise().get(i)[0] for i in range(SAMPLES)])
     with torch.no_grad():
         expected = network(8)(images)
@@ -137,7 +137,7 @@ def test_several_teachers_are_one(tmp_path: Path, asked: Asked) -> None:
     members = tuple(TeacherMember(capture(network(8, seed), INPUT), INPUT, 1.0 + seed) for seed in (0, 1))
     plain = taught(context(None, teachers=members))
     asked.clear()
-    assert equal(plain, taught(context(tmp_path / "answers", teachers=members)))
+    assert equal(plain, taught(context(tmp_path / "logits", teachers=members)))
     assert len(asked) == 3
 
 
@@ -145,24 +145,24 @@ def test_views_are_kept_one_by_one(tmp_path: Path, asked: Asked) -> None:
     how = config(epochs=5, augment="cifar", augmentation_cycle=2)
     plain = taught(context(None, how))
     asked.clear()
-    assert equal(plain, taught(context(tmp_path / "answers", how)))
+    assert equal(plain, taught(context(tmp_path / "logits", how)))
     assert asked == [16, 16, 3] * 2
-    assert (tmp_path / "answers" / ENTRIES).stat().st_size == Layout(SAMPLES, 2, CLASSES, 64).size
+    assert (tmp_path / "logits" / ENTRIES).stat().st_size == Layout(SAMPLES, 2, CLASSES, 64).size
 
 
 def test_held_out_samples_take_no_room(tmp_path: Path, asked: Asked) -> None:
     how = config(val_fraction=0.4)
     plain = taught(context(None, how))
     asked.clear()
-    assert equal(plain, taught(context(tmp_path / "answers", how)))
+    assert equal(plain, taught(context(tmp_path / "logits", how)))
     assert asked == [16, 5]
-    assert (tmp_path / "answers" / ENTRIES).stat().st_size == Layout(21, 1, CLASSES, 64).size
+    assert (tmp_path / "logits" / ENTRIES).stat().st_size == Layout(21, 1, CLASSES, 64).size
 
 
 def test_of_many_classes_the_answer_is_the_same_new_or_kept(tmp_path: Path) -> None:
     """So that an interruption, or what another run has left, makes no difference."""
-    first = taught(context(tmp_path / "answers"), cache_top=2)
-    assert equal(first, taught(context(tmp_path / "answers"), cache_top=2))
+    first = taught(context(tmp_path / "logits"), cache_top=2)
+    assert equal(first, taught(context(tmp_path / "logits"), cache_top=2))
     assert not equal(first, taught(context(None)))
 
 
@@ -172,7 +172,7 @@ def test_an_interrupted_run_goes_on_to_the_same_student(
 ) -> None:
     through = taught(context(tmp_path / "through"), cache_top=top)
     asked.clear()
-    given = context(tmp_path / "answers", config(save_every=1))
+    given = context(tmp_path / "logits", config(save_every=1))
     with monkeypatch.context() as broken:
         answer, steps = Cache.output, Counter[str]()
 
@@ -202,7 +202,7 @@ def entry_of(folder: Path, sample: int) -> slice:
 
 @pytest.mark.parametrize("damage", ["a bit of the data", "a bit of the sum", "zeros", "another's"])
 def test_a_torn_entry_is_not_there(damage: str, tmp_path: Path, asked: Asked) -> None:
-    folder = tmp_path / "answers"
+    folder = tmp_path / "logits"
     first = taught(context(folder))
     whole = (folder / ENTRIES).read_bytes()
     content, place = bytearray(whole), entry_of(folder, 7)
@@ -221,7 +221,7 @@ def test_a_torn_entry_is_not_there(damage: str, tmp_path: Path, asked: Asked) ->
 
 @pytest.mark.parametrize("left", ["no header", "no entries", "too few entries"])
 def test_what_a_killed_process_left_is_made_whole(left: str, tmp_path: Path, asked: Asked) -> None:
-    folder = tmp_path / "answers"
+    folder = tmp_path / "logits"
     first = taught(context(folder))
     if left == "no header":
         (folder / HEADER).unlink()
@@ -300,7 +300,7 @@ def renamed(data: Data) -> Any:
 def test_answers_of_another_kind_are_refused_by_name_and_replaced_by_force(
     name: str, tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "answers"
+    folder = tmp_path / "logits"
     drawn = name in ("views", "seed")
     taught(
         context(
@@ -332,15 +332,15 @@ def test_answers_of_another_kind_are_refused_by_name_and_replaced_by_force(
 
 
 def test_the_seed_and_the_student_are_no_part_of_what_is_not_drawn(tmp_path: Path, asked: Asked) -> None:
-    taught(context(tmp_path / "answers"))
+    taught(context(tmp_path / "logits"))
     asked.clear()
-    taught(context(tmp_path / "answers", config(lr=0.01, label_smoothing=0.1), seed=5), temperature=2.0)
+    taught(context(tmp_path / "logits", config(lr=0.01, label_smoothing=0.1), seed=5), temperature=2.0)
     assert asked == []
 
 
 @pytest.mark.parametrize("header", [b"", b"{}", b'{"format": 1, "format": 1}', b"\xff"])
 def test_a_damaged_header_is_refused(header: bytes, tmp_path: Path) -> None:
-    folder = tmp_path / "answers"
+    folder = tmp_path / "logits"
     first = taught(context(folder))
     (folder / HEADER).write_bytes(header)
     with pytest.raises(UsageError, match="give another folder, or force=True"):
@@ -396,36 +396,34 @@ def test_what_no_kept_answer_fits_is_refused(
     given: Callable[[Path], DistillContext], settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        taught(given(tmp_path / "answers"), **settings)
-    assert not (tmp_path / "answers").exists()
+        taught(given(tmp_path / "logits"), **settings)
+    assert not (tmp_path / "logits").exists()
 
 
 def test_features_of_weight_0_are_no_obstacle(tmp_path: Path) -> None:
-    taught(context(tmp_path / "answers"), loss="kd+at:0")
+    taught(context(tmp_path / "logits"), loss="kd+at:0")
 
 
 def test_the_users_own_dataset_is_drawn_in_views(tmp_path: Path, asked: Asked) -> None:
     plain = taught(trained_on(context(None, config(augmentation_cycle=1)), own()))
     asked.clear()
-    assert equal(
-        plain, taught(trained_on(context(tmp_path / "answers", config(augmentation_cycle=1)), own()))
-    )
+    assert equal(plain, taught(trained_on(context(tmp_path / "logits", config(augmentation_cycle=1)), own())))
     assert asked == [16, 16, 3]
 
 
 def test_a_size_beyond_all_reason_is_refused(tmp_path: Path) -> None:
     layout = Layout(1_300_000, 1000, 1000, 64)
     with pytest.raises(UsageError, match=r"509,600,000,000 bytes.*; lower augmentation_cycle or cache_top"):
-        Cache(CacheRequest(tmp_path / "answers", {}), layout, {}, World())
-    assert not (tmp_path / "answers").exists()
+        Cache(CacheRequest(tmp_path / "logits", {}), layout, {}, World())
+    assert not (tmp_path / "logits").exists()
 
 
 def test_the_size_is_known_before(tmp_path: Path) -> None:
     notes: list[str] = []
-    given = context(tmp_path / "answers")
+    given = context(tmp_path / "logits")
     assert given.cache is not None
     taught(replace(given, cache=replace(given.cache, on_note=notes.append)))
-    assert notes == [f"the teacher's logits take 840 bytes in {tmp_path / 'answers'}"]
+    assert notes == [f"the teacher's logits take 840 bytes in {tmp_path / 'logits'}"]
 
 
 @pytest.mark.parametrize("how", ["reserving fails", "too little is free"])
@@ -441,10 +439,10 @@ def test_a_full_disk_ends_it_before_anything_is_learned(
     else:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 10))  # type: ignore[attr-defined]
     with pytest.raises(EnvironmentFailure, match=r"free some space") as failed:
-        taught(context(tmp_path / "answers"))
-    assert str(tmp_path / "answers") in str(failed.value)
+        taught(context(tmp_path / "logits"))
+    assert str(tmp_path / "logits") in str(failed.value)
     assert asked == []
-    assert list((tmp_path / "answers").iterdir()) == []
+    assert list((tmp_path / "logits").iterdir()) == []
 
 
 def test_all_of_the_file_is_on_the_disk(tmp_path: Path) -> None:
@@ -465,14 +463,14 @@ def test_all_of_the_file_is_on_the_disk(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_used_is_named(
     make: Callable[[Path], Any], error: type[ModeloptError], tmp_path: Path
 ) -> None:
-    make(tmp_path / "answers")
-    with pytest.raises(error, match="answers"):
-        taught(context(tmp_path / "answers"))
+    make(tmp_path / "logits")
+    with pytest.raises(error, match="logits"):
+        taught(context(tmp_path / "logits"))
 
 
 def test_no_parent_no_cache(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFailure, match="No such file"):
-        taught(context(tmp_path / "none" / "answers"))
+        taught(context(tmp_path / "none" / "logits"))
 
 
 @pytest.mark.slow
@@ -481,8 +479,8 @@ def test_two_processes_share_one_file(tmp_path: Path, asked: Asked, torchrun: Ca
     assert done.returncode == 0, done.stderr
     together = read_state(tmp_path / "together")
     assert together.about["torn"] == 0
-    # All answers are there for a process that is alone.
-    alone = taught(context(tmp_path / "answers"))
+    # All logits are there for a process that is alone.
+    alone = taught(context(tmp_path / "logits"))
     assert asked == []
     for name, tensor in taught(context(None)).items():
         torch.testing.assert_close(alone[name], tensor, rtol=1e-3, atol=1e-5)
@@ -490,8 +488,8 @@ def test_two_processes_share_one_file(tmp_path: Path, asked: Asked, torchrun: Ca
 
 
 def test_a_network_without_a_graph_learns_from_kept_answers_too(tmp_path: Path, asked: Asked) -> None:
-    for folder in (None, tmp_path / "answers"):
+    for folder in (None, tmp_path / "logits"):
         pupil = network(2, seed=1)
         entry = learn(pupil, DistillConfig(cache_top=3), context(folder), {})
-        assert entry.get("answers") == (None if folder is None else {"kept": 3, "classes": CLASSES})
+        assert entry.get("logits") == (None if folder is None else {"kept": 3, "classes": CLASSES})
     assert asked == [16, 16, 3] * 4

@@ -1,4 +1,4 @@
-"""Entries of a cache of answers, against NumPy."""
+"""Entries of a cache of logits, against NumPy."""
 
 import numpy as np
 import pytest

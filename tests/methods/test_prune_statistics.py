@@ -282,7 +282,7 @@ def test_statistics_sampled_data_is_asked_for_with_the_seed() -> None:
 
 
 class _Raw(nn.Module):
-    """Matrices of its own, one of them turned around, beside what is none."""
+    """Matrices of its own, one of them turned around, next to what is none."""
 
     def __init__(self) -> None:
         super().__init__()

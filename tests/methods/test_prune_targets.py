@@ -243,7 +243,7 @@ def test_targets_the_interval_of_a_median_comes_from_order_statistics() -> None:
 
 
 class Grouped(nn.Module):
-    """A norm ties eight channels to a unit; a layer beside it has units of one channel."""
+    """A norm ties eight channels to a unit; a layer next to it has units of one channel."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from quantize_networks import Images, count, sqnr
 from safetensors import safe_open
-from test_quantize_qat import Beside, Integers
+from test_quantize_qat import Comparison, Integers
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import (
     PatchMergingV2,
@@ -326,9 +326,9 @@ class TestEveryKind:
         network, exact, x = qat.prepare(int8).eval(), Integers(int8), samples(case, 4)
         with torch.no_grad():
             exact.run(x)
-            beside = Beside(network, exact)
-            beside.run(x)
-        apart = torch.cat(beside.apart)
+            compared = Comparison(network, exact)
+            compared.run(x)
+        apart = torch.cat(compared.apart)
         assert apart.max() < 1.001
         assert (apart > 0.001).float().mean() < 1e-3
         made, before = qat.convert(network, int8).state_dict(), int8.state_dict()

@@ -138,7 +138,7 @@ def test_a_bare_attention_with_separate_projections_is_stored_whole() -> None:
 
 
 class Matrices(nn.Module):
-    """Multiplies with a matrix that no layer has, beside one that is added."""
+    """Multiplies with a matrix that no layer has, next to one that is added."""
 
     def __init__(self) -> None:
         super().__init__()

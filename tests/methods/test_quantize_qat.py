@@ -105,7 +105,7 @@ class Integers(fx.Interpreter):
         return {node.name: q.scale for node, q in self.scales.items()}
 
 
-class Beside(fx.Interpreter):
+class Comparison(fx.Interpreter):
     """Runs the trainable form, compares each value with the exact one, and goes on from the latter."""
 
     def __init__(self, program: Program, exact: Integers) -> None:
@@ -133,12 +133,12 @@ def test_every_value_is_that_of_integer_arithmetic(name: str) -> None:
     with torch.no_grad():
         exact.run(x)
         network = qat.prepare(int8).eval()
-        beside = Beside(network, exact)
-        beside.run(x)
-    assert len(beside.apart) == len(exact.steps) > 3
+        compared = Comparison(network, exact)
+        compared.run(x)
+    assert len(compared.apart) == len(exact.steps) > 3
     assert [n.name for n in network.graph.nodes] == [n.name for n in int8.graph.nodes]
-    apart = torch.cat(beside.apart)
-    assert apart.max() < 1.001  # a step up or down, beside a tie
+    apart = torch.cat(compared.apart)
+    assert apart.max() < 1.001  # a step up or down, next to a tie
     assert (apart > 0.001).float().mean() < 2e-5
 
 

@@ -232,7 +232,7 @@ _MASKED: dict[type[nn.Module], Callable[..., nn.Module]] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours beside theirs, over the parameters that both have.
+    """Ours next to theirs, over the parameters that both have.
 
     Attributes:
         same: parameters of equal shape.

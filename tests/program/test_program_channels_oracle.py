@@ -1,4 +1,4 @@
-"""Channel pruning beside Torch-Pruning 1.6, on torchvision's networks, and beside the dense network, masked.
+"""Channel pruning next to Torch-Pruning 1.6, on torchvision's networks, and to the dense one, masked.
 
 `python -m benchmarks.channels` does the same for all eighty.
 """

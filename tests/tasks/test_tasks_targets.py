@@ -127,7 +127,7 @@ REFUSED = {
     ),
     "image that is flat": ("restore", torch.zeros(4, 4), "not an image"),
     "pair without a score": ("embed", {"pair": 1}, "neither a vector nor"),
-    "pair that is none": ("embed", {"pair": 0.5, "score": 1.0}, "needs a whole number as pair"),
+    "pair that is none": ("embed", {"pair": 0.5, "score": 1.0}, "needs an integer as pair"),
     "vector with NaN": ("embed", torch.tensor([NAN]), "holds NaN"),
     "unknown token": ("language", torch.tensor([0, 3]), "token 3, outside 0..2"),
     "tokens of floats": ("language", torch.zeros(3), "not a row of token ids"),
@@ -163,7 +163,7 @@ WRONG = {
     "no task": ("segmnt", "no task 'segmnt'; did you mean 'segment'"),
     "no option": ("segment?ignor=0", "no option 'ignor'; did you mean 'ignore'"),
     "no options at all": ("classify?k=1", "it takes no options"),
-    "no number": ("segment?ignore=x", "ignore is 'x', not a whole number"),
+    "no number": ("segment?ignore=x", "ignore is 'x', not an integer"),
     "nothing after the mark": ("segment?", "nothing after its"),
 }
 

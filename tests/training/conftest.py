@@ -1,3 +1,3 @@
-"""Imported first: the package makes torchvision importable beside CPU-only torch."""
+"""Imported first: the package makes torchvision importable next to CPU-only torch."""
 
 import modelopt_cli  # noqa: F401

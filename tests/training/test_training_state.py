@@ -99,10 +99,11 @@ def test_what_is_no_training_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no such file"):
         read_state(tmp_path / "missing")
     write_state(State(), tmp_path / "state")
-    newer = (tmp_path / "state").read_bytes().replace(rb"\"format\":1", rb"\"format\":2")
-    (tmp_path / "state").write_bytes(newer)
-    with pytest.raises(ArtifactError, match="newer"):
-        read_state(tmp_path / "state")
+    written = (tmp_path / "state").read_bytes()
+    for version, age in ((1, "older"), (3, "newer")):
+        (tmp_path / "state").write_bytes(written.replace(rb"\"format\":2", rb"\"format\":%d" % version))
+        with pytest.raises(ArtifactError, match=age):
+            read_state(tmp_path / "state")
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,13 @@ class Affine(Codec):
         self.require_dtype(dtype)
         expect("scale" in parts and parts.keys() <= {"scale", "zero_point"}, "codec affine needs its scale")
         expect(parts["scale"].dtype in _SCALES, f"the scale cannot be {parts['scale'].dtype}")
-        coarse = _scale_shape(shape, encoding.params)
+        scale_shape = _scale_shape(shape, encoding.params)
         for name, part in parts.items():
-            fits = part.numel() == math.prod(coarse)
-            expect(fits, f"the {name} has {part.numel()} elements where the shape {coarse} is needed")
-        layout = {"values": PartSpec(torch.int8, shape), "scale": PartSpec(parts["scale"].dtype, coarse)}
+            fits = part.numel() == math.prod(scale_shape)
+            expect(fits, f"the {name} has {part.numel()} elements where the shape {scale_shape} is needed")
+        layout = {"values": PartSpec(torch.int8, shape), "scale": PartSpec(parts["scale"].dtype, scale_shape)}
         if "zero_point" in parts:
-            layout["zero_point"] = PartSpec(torch.int8, coarse)
+            layout["zero_point"] = PartSpec(torch.int8, scale_shape)
         return layout
 
     def encode(self, tensor: torch.Tensor, encoding: Encoding) -> dict[str, torch.Tensor]:
@@ -219,17 +219,17 @@ def _blocks(shape: Shape) -> Iterator[Block]:
     yield from (slice(start, start + rows) for start in range(0, shape[0], rows))
 
 
-def _spread(coarse: torch.Tensor, shape: Shape, params: Params, some: Block) -> torch.Tensor:
+def _spread(scales: torch.Tensor, shape: Shape, params: Params, some: Block) -> torch.Tensor:
     """Scales or zero points in a shape that broadcasts against some of the values."""
     if params["axis"] is not None:
-        part = coarse[some] if params["axis"] == 0 else coarse
+        part = scales[some] if params["axis"] == 0 else scales
         return part.reshape([-1 if i == params["axis"] else 1 for i in range(len(shape))])
     if params["group"] is not None:
         index = torch.arange(shape[-1]) // params["group"]
         if len(shape) == 1:
-            return coarse[index[some]]
-        return coarse[some].index_select(-1, index)
-    return coarse
+            return scales[index[some]]
+        return scales[some].index_select(-1, index)
+    return scales
 
 
 def _check_zero_point(zero_point: torch.Tensor, low: int, high: int) -> None:

@@ -34,7 +34,7 @@ class PartSpec:
 
 
 class Codec(ABC):
-    """Lossless storage for tensors whose values a method has already put onto a coarser set.
+    """Lossless storage for tensors whose values a method has already put onto a smaller set.
 
     ``encode`` must be undone by ``decode`` exactly, on every machine. Parts come in two kinds: ``payload``
     parts are made from the tensor, the others are given in ``Encoding.parts``.

@@ -1,9 +1,9 @@
-"""``codebook``: a table of centroids, and for each weight which of them it is.
+"""``codebook``: centroids, and for each weight which of them it is.
 
-Settings: ``entries`` (1 to 256, or to 65,536 for vectors), ``groups`` (how many tables there are: the first
+Settings: ``entries`` (1 to 256, or to 65,536 for vectors), ``groups`` (the number of codebooks: the first
 dimension is cut into so many runs of equal length, the last perhaps shorter), ``vector`` (how many
 neighbouring weights of a row are one centroid; 1 for single weights) and ``pruned`` (true if the centroids
-that are 0, one in each table, stand for weights that were pruned and are to stay zero).
+that are 0, one in each codebook, stand for weights that were pruned and are to stay zero).
 """
 
 import math
@@ -20,8 +20,8 @@ from modelopt_cli.artifact.codecs.base import Codec, IntegerView, Params, PartSp
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.program import Encoding
 
-MAX_ENTRIES = 256
-MAX_VECTOR_ENTRIES = 1 << 16
+MAX_CENTROIDS = 256
+MAX_VECTOR_CENTROIDS = 1 << 16
 MAX_VECTOR = 64
 _CHUNK = 1 << 20
 """Indices looked up at once."""
@@ -30,11 +30,11 @@ _CHUNK = 1 << 20
 class Codebook(Codec):
     """Each group's centroids are looked up by index; the value is rounded to the parameter's type.
 
-    Tables have one of the types that parameters may have.
+    Codebooks have one of the types that parameters may have.
     """
 
     name = "codebook"
-    help = "a table of centroids, and for each weight or vector which of them it is"
+    help = "centroids, and for each weight or vector which of them it is"
     payload = ("indices",)
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     few_values = True
@@ -44,35 +44,35 @@ class Codebook(Codec):
         params, parts = encoding.params, encoding.parts
         self.require_dtype(dtype)
         check(params, shape)
-        expect(parts.keys() == {"table"}, "codec codebook needs its table")
-        table = parts["table"]
-        expect(table.dtype in self.dtypes, f"the table cannot be {table.dtype}")
-        expected = table_shape(params)
-        expect(table.numel() == math.prod(expected), f"the table has not the shape {expected}")
+        expect(parts.keys() == {"table"}, "codec codebook needs its centroids")
+        codebooks = parts["table"]
+        expect(codebooks.dtype in self.dtypes, f"the centroids cannot be {codebooks.dtype}")
+        expected = codebooks_shape(params)
+        expect(codebooks.numel() == math.prod(expected), f"the codebook has not the shape {expected}")
         return {
             "indices": PartSpec(index_type(params), index_shape(params, shape)),
-            "table": PartSpec(table.dtype, expected),
+            "table": PartSpec(codebooks.dtype, expected),
         }
 
     def encode(self, tensor: Tensor, encoding: Encoding) -> dict[str, Tensor]:
         """Find every weight's centroid; each weight must be one."""
         params = encoding.params
         layout = self.layout(tuple(tensor.shape), tensor.dtype, encoding)
-        table = encoding.parts["table"].detach().reshape(layout["table"].shape)
-        if params["pruned"] and not bool((table == 0).any(1).all()):
-            raise ModeloptError("is pruned, but has no entry that is zero")
+        codebooks = encoding.parts["table"].detach().reshape(layout["table"].shape)
+        if params["pruned"] and not bool((codebooks == 0).any(1).all()):
+            raise ModeloptError("is pruned, but has no centroid that is zero")
         indices = torch.empty(layout["indices"].shape, dtype=layout["indices"].dtype)
         weights = tensor.detach().contiguous()
-        for centroids, rows, places in _chunks(table.to(tensor.dtype), weights, indices, params):
+        for centroids, rows, places in _chunks(codebooks.to(tensor.dtype), weights, indices, params):
             index = _find(rows, centroids)
             if not torch.equal(centroids[index], rows):
                 raise ModeloptError("has values that are not in its codebook")
             places.copy_(index)
-        return {"indices": indices, "table": table}
+        return {"indices": indices, "table": codebooks}
 
     def decode(self, parts: Mapping[str, Tensor], params: Params, dtype: torch.dtype, shape: Shape) -> Tensor:
         """The centroids that the indices name."""
-        expect(set(parts) == {"indices", "table"}, "codec codebook needs indices and a table")
+        expect(set(parts) == {"indices", "table"}, "codec codebook needs indices and centroids")
         layout = self.layout(shape, dtype, Encoding("codebook", dict(params), {"table": parts["table"]}))
         for name, spec in layout.items():
             fits = parts[name].dtype == spec.dtype and tuple(parts[name].shape) == spec.shape
@@ -80,17 +80,17 @@ class Codebook(Codec):
         decoded, indices = torch.empty(shape, dtype=dtype), parts["indices"].contiguous()
         for centroids, rows, places in _chunks(parts["table"].to(dtype), decoded, indices, params):
             index = places.int()
-            expect(int(index.max()) < params["entries"], "an index lies beyond the table")
+            expect(int(index.max()) < params["entries"], "an index lies beyond the codebook")
             torch.index_select(centroids, 0, index, out=rows)
         return decoded
 
     def predicted_bytes(
         self, shape: Shape, dtype: torch.dtype, params: Params, parts: Collection[str] = ()
     ) -> int:
-        """One or two bytes for an index, four for each number of a float32 table."""
+        """One or two bytes for an index, four for each number of a float32 codebook."""
         check(params, shape)
-        table = {"table": torch.empty(table_shape(params), device="meta")}
-        layout = self.layout(shape, dtype, Encoding("codebook", dict(params), table))
+        parts_of = {"table": torch.empty(codebooks_shape(params), device="meta")}
+        layout = self.layout(shape, dtype, Encoding("codebook", dict(params), parts_of))
         return sum(spec.nbytes for spec in layout.values())
 
     def makes_integers(self, dtype: torch.dtype) -> bool:
@@ -118,7 +118,7 @@ class Codebook(Codec):
         return replace(encoding, params={**encoding.params, "pruned": True})
 
     def without_zeros(self, encoding: Encoding) -> Encoding:
-        """The same table, whose centroid at zero is one like any other."""
+        """The same codebook, whose centroid at zero is one like any other."""
         return replace(encoding, params={**encoding.params, "pruned": False})
 
 
@@ -136,8 +136,8 @@ class CodebookIntegers(IntegerView):
         """The index of the centroid next to zero; vectors have no order."""
         if self._params["vector"] > 1:
             return int(self._params["entries"]) // 2
-        table = parts["table"].float().reshape(-1, self._params["entries"])
-        return int(table.abs().sum(0).argmin())
+        codebooks = parts["table"].float().reshape(-1, self._params["entries"])
+        return int(codebooks.abs().sum(0).argmin())
 
 
 def check(params: Params, shape: Shape) -> None:
@@ -148,10 +148,10 @@ def check(params: Params, shape: Shape) -> None:
     """
     names = {"entries", "groups", "vector", "pruned"}
     expect(set(params) == names, f"codec codebook needs exactly {', '.join(sorted(names))}")
-    vector, entries, groups = params["vector"], params["entries"], params["groups"]
+    vector, centroids, groups = params["vector"], params["entries"], params["groups"]
     expect(type(vector) is int and 1 <= vector <= MAX_VECTOR, f"vector must be 1 to {MAX_VECTOR}")
-    most = MAX_ENTRIES if vector == 1 else MAX_VECTOR_ENTRIES
-    expect(type(entries) is int and 1 <= entries <= most, f"entries must be 1 to {most}")
+    most = MAX_CENTROIDS if vector == 1 else MAX_VECTOR_CENTROIDS
+    expect(type(centroids) is int and 1 <= centroids <= most, f"entries must be 1 to {most}")
     rows = max(shape[0], 1) if shape else 1
     expect(type(groups) is int and 1 <= groups <= rows, "groups must be 1 to the first dimension")
     expect(-(-rows // -(-rows // groups)) == groups, "groups must not be empty")
@@ -161,15 +161,15 @@ def check(params: Params, shape: Shape) -> None:
     expect(row % vector == 0, f"rows of {row} weights cannot be cut into vectors of {vector}")
 
 
-def table_shape(params: Params) -> Shape:
-    """Shape of the table of checked settings."""
+def codebooks_shape(params: Params) -> Shape:
+    """Shape of the codebooks of checked settings."""
     shape = (params["groups"], params["entries"], params["vector"])
     return shape[:2] if params["vector"] == 1 else shape
 
 
 def index_type(params: Params) -> torch.dtype:
     """Type of the indices."""
-    return torch.uint8 if params["entries"] <= MAX_ENTRIES else torch.uint16
+    return torch.uint8 if params["entries"] <= MAX_CENTROIDS else torch.uint16
 
 
 def index_shape(params: Params, shape: Shape) -> Shape:
@@ -180,28 +180,28 @@ def index_shape(params: Params, shape: Shape) -> Shape:
 
 
 def _chunks(
-    table: Tensor, tensor: Tensor, indices: Tensor, params: Params
+    codebooks: Tensor, tensor: Tensor, indices: Tensor, params: Params
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Views of some of a contiguous tensor's weights or vectors, of their indices, and their centroids."""
-    weights, rows = tensor.view(-1, *table.shape[2:]), max(len(indices), 1) if indices.dim() else 1
+    weights, rows = tensor.view(-1, *codebooks.shape[2:]), max(len(indices), 1) if indices.dim() else 1
     height = -(-rows // params["groups"]) * (indices.numel() // rows)
-    for group, entries in enumerate(table):
+    for group, centroids in enumerate(codebooks):
         end = min((group + 1) * height, indices.numel())
         for first in range(group * height, end, _CHUNK):
             some = slice(first, min(first + _CHUNK, end))
-            yield entries, weights[some], indices.view(-1)[some]
+            yield centroids, weights[some], indices.view(-1)[some]
 
 
-def _find(weights: Tensor, entries: Tensor) -> Tensor:
+def _find(weights: Tensor, centroids: Tensor) -> Tensor:
     """Index of the centroid that each weight or vector equals; any where it equals none."""
     if weights.dim() == 1:
-        table, order = entries.float().sort(stable=True)
-        ranks = torch.searchsorted(table, weights.float()).clamp_(max=len(table) - 1)
+        ascending, order = centroids.float().sort(stable=True)
+        ranks = torch.searchsorted(ascending, weights.float()).clamp_(max=len(ascending) - 1)
         return order[ranks]
     # Whole vectors are compared as strings of bytes. Adding zero turns a negative zero into zero.
-    rows, centroids = (_as_strings(part.float() + 0.0) for part in (weights, entries))
-    ranked = np.argsort(centroids, kind="stable")
-    places = np.searchsorted(centroids[ranked], rows).clip(max=len(centroids) - 1)
+    rows, keys = (_as_strings(part.float() + 0.0) for part in (weights, centroids))
+    ranked = np.argsort(keys, kind="stable")
+    places = np.searchsorted(keys[ranked], rows).clip(max=len(keys) - 1)
     return torch.from_numpy(ranked[places])
 
 

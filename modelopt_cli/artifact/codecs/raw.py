@@ -63,4 +63,4 @@ class RawIntegers(IntegerView):
 
 
 PLAIN = Encoding(Raw.name)
-"""The encoding of a parameter that no method has put onto a coarser set."""
+"""The encoding of a parameter that no method has put onto a smaller set."""

@@ -1,4 +1,4 @@
-"""Planning: from a recipe to command lines, all checked by the commands' own parsers before the first of them runs."""
+"""Planning: from a recipe to command lines, all checked by the commands' parsers before the first runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

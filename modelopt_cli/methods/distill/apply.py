@@ -103,7 +103,7 @@ def learn(
         )
     entry = _entry(config, context, trained) | ({"compared": described(pairs)} if pairs else {})
     if cache is not None and not cache.layout.exact:
-        entry["answers"] = {"kept": cache.layout.top, "classes": cache.layout.classes}
+        entry["logits"] = {"kept": cache.layout.top, "classes": cache.layout.classes}
     return entry
 
 

@@ -1,7 +1,7 @@
 """Logits of a teacher kept on disk, so that it is called once for each image.
 
-    answers.json    all that the logits depend on
-    answers.bin     an entry for each sample in each variant (``cache_layout.py``), variant by variant
+    logits.json    all that the logits depend on
+    logits.bin     an entry for each sample in each variant (``cache_layout.py``), variant by variant
 
 The data file has its full size from the start. Every entry has a CRC-32 over that, its
 sample, its variant and its data: one that was never written, or not to its end, is not there. So any number
@@ -32,7 +32,7 @@ from modelopt_cli.training import StepInputs
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.identity import differences
 
-HEADER, ENTRIES = "answers.json", "answers.bin"
+HEADER, ENTRIES = "logits.json", "logits.bin"
 FORMAT = 1
 LARGEST = 1 << 36
 """Bytes that a cache may have, 64 GiB: a too long augmentation cycle shall not fill a disk."""

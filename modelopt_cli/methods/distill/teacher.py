@@ -172,7 +172,7 @@ def _fastest(network: nn.Module, member: TeacherMember, device: str, amp: bool) 
 
 
 def _laid_out(network: nn.Module, member: TeacherMember, device: str) -> nn.Module:
-    """The network on the device, with the channels innermost unless something in it insists on the other order."""
+    """The network on the device, with channels innermost unless something in it needs the other order."""
     network = network.to(device)
     with torch.no_grad():
         to_channels_last(network, zeros(member.input, 1, device))

@@ -190,7 +190,7 @@ class _Layer:
 def _saliency(weight: Tensor, keep: Tensor, upper: Tensor, columns: Span, size: int) -> Tensor:
     """The squared error that the removal of each unit between two columns adds: ``(groups, rows, units)``.
 
-    With all columns before a unit settled, w^T ([H^-1]_SS)^-1 w for the columns S of the unit. Units that
+    With all columns before a unit decided, w^T ([H^-1]_SS)^-1 w for the columns S of the unit. Units that
     are gone already have ``-inf``. ``upper`` starts at the first column.
     """
     units = (columns[1] - columns[0]) // size

@@ -69,7 +69,7 @@ def fake_quantize_dynamic(x: Tensor) -> Tensor:
 
 
 def nearest_steps(latent: Tensor, scale: Tensor, bounded: bool) -> Tensor:
-    """The int8 weight of a latent one, as whole numbers in float32.
+    """The int8 weight of a latent one, as integers in float32.
 
     Args:
         latent: ``(O, C / groups, ...)``.

@@ -29,7 +29,7 @@ from modelopt_cli.program.quantized_recurrent import (
 
 @dataclass(frozen=True)
 class Precision:
-    """Surroundings of an int8 layer: what it reads and what it makes.
+    """Precision of an int8 layer's inputs and output.
 
     Attributes:
         input: scale and zero point of its input.

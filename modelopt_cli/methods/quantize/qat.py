@@ -143,7 +143,7 @@ def convert(trained: Program, program: Program) -> Program:
 
 
 def _trained_form(layer: nn.Module, encoding: Encoding | None) -> nn.Module | None:
-    """The trainable form of a layer; None where it is trained as it is."""
+    """The form of a layer in training; None where it is trained as it is."""
     if isinstance(layer, Weighted):
         return _weighted(layer)
     if isinstance(layer, QuantizedRecurrent):  # its linear layers are trained

@@ -111,7 +111,7 @@ def zero_sides(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[Any] | N
 
 
 def _sizes(value: Any, rank: int) -> tuple[int, ...] | None:
-    """One whole number for each dimension of space; None for anything else."""
+    """One integer for each dimension of space; None for anything else."""
     if isinstance(value, int):
         return (value,) * rank
     integers = isinstance(value, tuple | list) and all(isinstance(v, int) for v in value)

@@ -80,7 +80,7 @@ def within_bound(q: Tensor) -> Tensor:
     """Pull neighbouring pairs back onto the bound of ``kernels.saturation``, each by half of the excess.
 
     Args:
-        q: whole numbers from -127 to 127, in floating point, ``(O, C / groups, ...)``.
+        q: integers from -127 to 127, in floating point, ``(O, C / groups, ...)``.
 
     Returns:
         The same shape; what is within the bound is as it was, and so is every zero.

@@ -16,7 +16,7 @@ from modelopt_cli.program import Encoding
 _CHUNK = 1 << 22
 """Blocks that are decoded at once."""
 _SUM_BITS = 62
-"""Bits of an int64 that sums of whole numbers may use."""
+"""Bits of an int64 that sums of integers may use."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +154,7 @@ class TrainableCodebook:
     def means(self, blocks: Tensor) -> Tensor:
         """The mean over every centroid's blocks, ``(k, d)``; 0 for pruned ones and those that have none.
 
-        Whole numbers are summed, so that the order, which a GPU does not keep, does not matter.
+        Integers are summed, so that the order, which a GPU does not keep, does not matter.
         """
         largest = blocks.abs().max().double().clamp_min(torch.finfo(torch.float32).tiny)
         # A power of two, so small as the sum of so many numbers allows; NaN where one of them is not finite.

@@ -34,7 +34,7 @@ def _shape_only(t: Trace, node: fx.Node, bound: Bound) -> Any:
 
 
 def _repeat_interleave(t: Trace, node: fx.Node, bound: Bound) -> Any:
-    """Repetition by one count for all; how often a channel is repeated by counts that are computed, nobody knows."""
+    """Repetition by one count for all; by computed counts nobody knows how often a channel is repeated."""
     return _shape_only(t, node, bound) if isinstance(bound["repeats"], int) else t.unsupported(node, bound)
 
 
