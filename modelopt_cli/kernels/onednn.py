@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from modelopt_cli.kernels import reference, trials
-from modelopt_cli.kernels.routes import Sides, may_fuse_residual, sides_to_pad
+from modelopt_cli.kernels.routes import Sides, Taps, idle_taps, may_fuse_residual, sides_to_pad
 from modelopt_cli.kernels.trials import variant
 from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, dynamic_qparams, quantize
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear, Weighted
@@ -73,26 +73,39 @@ def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[
         may_overwrite_residual: nobody reads the residual after this layer. The operator adds in
             place, so otherwise the residual is copied first.
     """
-    packings: dict[Sides, _PackedConv] = {}
-    kernels: dict[tuple[int, int], Callable[..., Tensor]] = {}
+    packings: dict[tuple[Taps, Sides], _PackedConv] = {}
+    kernels: dict[torch.Size, Callable[..., Tensor]] = {}
 
     def kernel_for(x: Tensor) -> Callable[..., Tensor]:
-        sides = sides_to_pad(layer, x.shape[2], x.shape[3])
+        taps = idle_taps(layer, x.shape[2:])
+        reduced = _of_taps(layer, taps)
+        sides = sides_to_pad(reduced, x.shape[2], x.shape[3])
         if sides is not None:
-            packed = packings.setdefault(sides, _PackedConv(layer, sides))
+            packed = packings.setdefault((taps, sides), _PackedConv(reduced, sides))
             packed.lay_out(x)
-            if trials.conv2d(layer, sides, x.shape, partial(_any_activation, packed=packed)):
-                return _any_activation(layer, packed, may_overwrite_residual)
-        return partial(reference.convolution, layer)
+            if trials.conv2d(reduced, sides, x.shape, partial(_any_activation, packed=packed)):
+                return _any_activation(reduced, packed, may_overwrite_residual)
+        return partial(reference.convolution, reduced)
 
     def run(x: Tensor, *residual: Tensor) -> Tensor:
-        size = (x.shape[2], x.shape[3])
-        kernel = kernels.get(size)
+        kernel = kernels.get(x.shape[2:])
         if kernel is None:
-            kernel = kernels[size] = kernel_for(x)
+            kernel = kernels[x.shape[2:]] = kernel_for(x)
         return kernel(x, *residual)
 
     return run
+
+
+def _of_taps(layer: QuantizedConv2d, taps: Taps) -> QuantizedConv2d:
+    """The convolution without its outermost taps, as many on either side, and without what they read."""
+    if not any(taps):
+        return layer
+    kernel = tuple(size - 2 * count for size, count in zip(layer.kernel_size, taps, strict=True))
+    sides = zip(layer.padding, layer.dilation, taps, strict=True)
+    padding = tuple(pad - dilation * count for pad, dilation, count in sides)
+    (top, left), (high, wide) = taps, kernel
+    weight = layer.weight[:, :, top : top + high, left : left + wide].contiguous()
+    return variant(layer, weight=weight, kernel_size=kernel, padding=padding)
 
 
 class _PackedConv:
@@ -145,7 +158,7 @@ def _finish(layer: Weighted, y: Tensor, residual: Tensor | None = None) -> Tenso
     if residual is not None and isinstance(layer, QuantizedConv2d) and layer.residual is not None:
         y = y + dequantize(residual, layer.residual)
     y = ACTIVATIONS[layer.activation](y)
-    return y if layer.output is None else quantize(y, layer.output)
+    return y if layer.output is None else quantize(y, layer.output, reuse=True)
 
 
 def _conv_operator(
@@ -156,11 +169,10 @@ def _conv_operator(
     geometry, weight = packed.geometry, packed.weight
     scale, zeros, bias = layer.scale, packed.zeros, layer.bias
     padded = packed.padded if packed.sides else None
+    rest = (*source, weight, scale, zeros, bias, *geometry, *target, *post_op)
 
     def plain(x: Tensor) -> Tensor:
-        if padded is not None:
-            x = padded(x)
-        y: Tensor = _conv(x, *source, weight, scale, zeros, bias, *geometry, *target, *post_op)
+        y: Tensor = _conv(x if padded is None else padded(x), *rest)
         return y
 
     def summed(x: Tensor, residual: Tensor) -> Tensor:

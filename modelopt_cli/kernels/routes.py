@@ -8,11 +8,45 @@ each channel has a filter of its own, and adds a residual wrongly to some groupe
 wider than what was found wrong.
 """
 
+from collections.abc import Sequence
+
 from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
 
 Sides = tuple[int, ...]
 """Padding of the input before the operator, as ``F.pad`` takes it; empty for none."""
+Taps = tuple[int, ...]
+"""Number of taps on either side of a kernel, along height and width."""
+
+
+def idle_taps(layer: QuantizedConv2d, size: Sequence[int]) -> Taps:
+    """The outermost taps that lie in the padding wherever a window is, as those of wide dilation do.
+
+    They multiply the zero point, which stands for zero, so that the sums are the same without them.
+
+    Args:
+        layer: the convolution.
+        size: height and width of the image.
+    """
+    return tuple(_idle(layer, axis, length) for axis, length in enumerate(size))
+
+
+def _idle(layer: QuantizedConv2d, axis: int, length: int) -> int:
+    kernel, stride, padding, dilation = (
+        getattr(layer, name)[axis] for name in ("kernel_size", "stride", "padding", "dilation")
+    )
+    last = length + 2 * padding - dilation * (kernel - 1) - 1  # place of the last window, before strides
+    starts = range(-padding, last - padding + 1, stride)
+
+    def idle(tap: int) -> bool:
+        return not any(0 <= start + tap * dilation < length for start in starts)
+
+    count = 0
+    while count < (kernel - 1) // 2 and padding >= dilation * (count + 1):
+        if not (idle(count) and idle(kernel - 1 - count)):
+            break
+        count += 1
+    return count
 
 
 def sides_to_pad(layer: QuantizedConv2d, height: int, width: int) -> Sides | None:

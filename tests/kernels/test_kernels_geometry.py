@@ -5,12 +5,13 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from kernel_cases import assert_matches, conv, dynamic, exact_conv, exact_linear, linear, random_uint8
 from test_kernels_saturation import as_program
 from torch import Tensor
 
 from modelopt_cli.kernels import onednn, prepare, trials
-from modelopt_cli.kernels.routes import sides_to_pad
+from modelopt_cli.kernels.routes import idle_taps, sides_to_pad
 from modelopt_cli.program.quantization import QParams, dynamic_qparams, quantize
 
 # Channels in and out, groups, kernel, stride, padding, dilation, image: wrong with some instruction set.
@@ -87,6 +88,40 @@ def test_only_what_is_odd_is_taken_round(name: str) -> None:
 def test_padding_first_depends_on_the_image(side: int) -> None:
     layer = layer_of((8, 8, 1, (2, 1), (1, 1), (1, 0), (3, 1), None))
     assert sides_to_pad(layer, side, 9) == ((0, 0, 1, 1, 0, 0) if side <= 3 else ())
+
+
+# Kernel, stride, padding, dilation and image of a convolution, and its idle taps along height and width.
+IDLE: dict[str, tuple[Any, ...]] = {
+    "dilated beyond the image": ((3, 3), (1, 1), (36, 36), (36, 36), (32, 32), (1, 1)),
+    "dilated beyond the height": ((3, 3), (1, 1), (9, 9), (9, 9), (8, 12), (1, 0)),
+    "a map of one element": ((5, 3), (1, 1), (2, 1), (1, 1), (1, 1), (2, 1)),
+    "strided": ((5, 5), (3, 2), (8, 8), (4, 4), (4, 6), (2, 1)),
+    "even": ((4, 2), (1, 1), (6, 3), (4, 4), (6, 6), (1, 0)),
+    "windows in the padding": ((3, 3), (1, 1), (5, 5), (1, 1), (4, 4), (0, 0)),
+    "none": ((3, 3), (1, 1), (1, 1), (1, 1), (4, 4), (0, 0)),
+}
+
+
+def idle_by_axis(form: tuple[Any, ...], axis: int) -> list[bool]:
+    """For each tap along an axis: it gives nothing for an image of ones, wherever the window is."""
+    kernel, stride, padding, dilation, size = (pair[axis] for pair in form[:5])
+    image, taps = torch.ones(1, 1, size), torch.eye(kernel).unsqueeze(1)
+    sums: Tensor = F.conv1d(image, taps, None, stride, padding, dilation)
+    return [not bool(of_tap.any()) for of_tap in sums[0]]
+
+
+@pytest.mark.parametrize("form", IDLE.values(), ids=IDLE)
+def test_taps_that_never_meet_the_image_are_left_out(form: tuple[Any, ...]) -> None:
+    layer = layer_of((8, 6, 1, *form[:4]))
+    found = idle_taps(layer, form[4])
+    assert found == form[5]
+    for axis, count in enumerate(found):
+        idle = idle_by_axis(form, axis)
+        assert all(idle[:count] + idle[len(idle) - count :])
+    x = random_uint8(2, 8, *form[4]).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(
+        prepare(as_program(layer))(x).double(), exact_conv(layer, x), rtol=1e-6, atol=0
+    )
 
 
 def _off_by_one(operator: Any, only: Any = lambda x: True) -> Any:
