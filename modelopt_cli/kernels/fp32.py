@@ -38,24 +38,42 @@ class _Packed(nn.Module):
 
 
 class PackedConvolution(_Packed):
-    """A convolution with its activation, and with an addition before that if called with two inputs."""
+    """A convolution with its activation, and with an addition before that if called with two inputs.
 
-    def __init__(self, conv: nn.Conv2d | nn.Conv3d, activation: str) -> None:
+    Rows are images of height 1, which oneDNN's operator takes.
+    """
+
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, activation: str) -> None:
         super().__init__()
         self.conv = conv
         self.activation = activation
         self.post_op = POST_OPS[activation].arguments
-        padding = [0] * conv.weight[0, 0].dim() if isinstance(conv.padding, str) else list(conv.padding)
-        self.geometry = (padding, list(conv.stride), list(conv.dilation), conv.groups)
+        self.of_rows = isinstance(conv, nn.Conv1d)
+        rank = conv.weight[0, 0].dim()
+        padding = [0] * rank if isinstance(conv.padding, str) else list(conv.padding)
+        high = [1] if self.of_rows else []
+        self.kernel_size = (*high, *conv.kernel_size)
+        self.geometry = (
+            [0] * len(high) + padding,
+            [*high, *conv.stride],
+            [*high, *conv.dilation],
+            conv.groups,
+        )
 
     def _weight(self, x: Tensor) -> Tensor:
         if self.packed is None:
+            weight = self.conv.weight.detach()
             self.packed = torch.ops.mkldnn._reorder_convolution_weight(
-                self.conv.weight.detach(), *self.geometry, list(x.shape)
+                weight.unsqueeze(2) if self.of_rows else weight, *self.geometry, list(x.shape)
             )
         return self.packed
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        if not self.of_rows:
+            return self._convolve(x, other)
+        return self._convolve(x.unsqueeze(-2), None if other is None else other.unsqueeze(-2)).squeeze(-2)
+
+    def _convolve(self, x: Tensor, other: Tensor | None) -> Tensor:
         y: Tensor
         weight, bias = self._weight(x), self.conv.bias
         if other is None:
@@ -70,7 +88,7 @@ class PackedConvolution(_Packed):
 
     def _output_shape(self, x: Tensor) -> tuple[int, ...]:
         padding, stride, dilation, _ = self.geometry
-        windows = zip(x.shape[2:], self.conv.kernel_size, stride, padding, dilation, strict=True)
+        windows = zip(x.shape[2:], self.kernel_size, stride, padding, dilation, strict=True)
         sides = (output_size(*side) for side in windows)
         return (x.shape[0], self.conv.out_channels, *sides)
 
@@ -141,7 +159,7 @@ def _pack(program: Program, node: fx.Node) -> None:
     if isinstance(module, nn.Linear):
         packed = PackedLinear(module, activation)
     elif (
-        isinstance(module, nn.Conv2d | nn.Conv3d)
+        isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         and module.padding_mode == "zeros"
         and module.padding != "same"
     ):

@@ -142,3 +142,27 @@ def test_volumes_are_packed() -> None:
         for batch in (2, 1):
             x = torch.randn(batch, 3, 4, 12, 12)
             torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class _Rows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv1d(3, 8, 5, 2, 2), nn.Conv1d(8, 8, 3, padding=2, dilation=2)
+        self.valid, self.norm = nn.Conv1d(8, 4, 3, padding="valid", groups=2), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.body(x) + x)
+        return torch.nn.functional.silu(self.norm(self.valid(x)))
+
+
+def test_rows_are_packed() -> None:
+    torch.manual_seed(0)
+    model = _Rows().eval()
+    fast = prepack(capture(model, InputSpec((3, 40)), verify=False))
+    assert isinstance(fast, Prepacked)
+    assert sum(isinstance(m, PackedConvolution) for m in fast.program.modules()) == 3
+    with torch.inference_mode():
+        for batch in (2, 1):
+            x = torch.randn(batch, 3, 40)
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
