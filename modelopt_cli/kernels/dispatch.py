@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -188,8 +187,10 @@ class _Built(NamedTuple):
 
     def serves(self, layer: Quantized) -> bool:
         """True if the layer's tensors are still those it was built from."""
-        now = _tensors(layer)
-        return all(map(is_, now, self.tensors)) and tuple(map(_version, now)) == self.versions
+        for now, known, version in zip(layer._buffers.values(), self.tensors, self.versions, strict=True):
+            if now is not known or (version is not None and now._version != version):  # type: ignore[union-attr]
+                return False
+        return True
 
 
 def _tensors(layer: Quantized) -> tuple[Tensor | None, ...]:

@@ -45,7 +45,9 @@ class Lowered:
     def around(self, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The layer's kernel, of the kernel of the other convolution."""
         before, after, changed = self.before, self.after, self.residual
-        return lambda x, *residual: after(kernel(before(x), *map(changed, residual)), x)
+        if self.conv.residual is None:
+            return lambda x: after(kernel(before(x)), x)
+        return lambda x, residual: after(kernel(before(x), changed(residual)), x)
 
 
 def _convolution(

@@ -66,12 +66,18 @@ class QParams:
             raise ValueError(f"zero_point must be in {QMIN}..{QMAX}, not {self.zero_point!r}")
 
 
-def quantize(x: Tensor, q: QParams) -> Tensor:
+def quantize(x: Tensor, q: QParams, *, reuse: bool = False) -> Tensor:
     """Float tensor to uint8: ``clamp(round_half_even(x / scale) + zero_point)``.
 
     The division is a multiplication by the reciprocal, as in every int8 kernel used here.
+
+    Args:
+        x: the tensor.
+        q: scale and zero point.
+        reuse: nobody reads ``x`` afterwards, so its memory may be written to.
     """
-    return x.mul(1.0 / q.scale).round_().add_(q.zero_point).clamp_(QMIN, QMAX).to(torch.uint8)
+    scaled = x.mul_(1.0 / q.scale) if reuse else x.mul(1.0 / q.scale)
+    return scaled.round_().add_(q.zero_point).clamp_(QMIN, QMAX).to(torch.uint8)
 
 
 def require_uint8(x: Tensor) -> None:

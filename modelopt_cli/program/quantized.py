@@ -87,9 +87,12 @@ class Quantized(nn.Module):
         return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in parse_fields(self.fields))
 
     def forward(self, *args: Tensor) -> Tensor:
-        # torch.export takes operators only that it knows, so it gets the same numbers in float32.
-        if self.kernel is not None and not torch.compiler.is_exporting():
-            return cast(Tensor, _run_kernel(self, *args))
+        if self.kernel is not None:
+            if not torch.compiler.is_compiling():
+                return self.kernel(self, *args)
+            # torch.export takes operators only that it knows, so it gets the same numbers in float32.
+            if not torch.compiler.is_exporting():
+                return cast(Tensor, _run_kernel(self, *args))
         if len(args) != self.arity:
             raise TypeError(f"takes {self.arity} tensors, not {len(args)}")
         return self.emulate(*args)
@@ -193,7 +196,7 @@ class Weighted(Quantized):
 
     def _finish(self, y: Tensor) -> Tensor:
         y = ACTIVATIONS[self.activation](y)
-        return y if self.output is None else quantize(y, self.output)
+        return y if self.output is None else quantize(y, self.output, reuse=True)
 
 
 class _OfFeatures(Weighted):

@@ -77,7 +77,7 @@ class QuantizedAdd(Quantized):
 
     def emulate(self, *args: Tensor) -> Tensor:
         total = self.real(dequantize(args[0], self.input), dequantize(args[1], self.other))
-        return quantize(total, self.output)
+        return quantize(total, self.output, reuse=True)
 
 
 class QuantizedMul(Quantized):
@@ -98,7 +98,7 @@ class QuantizedMul(Quantized):
         return args[0] * args[1]
 
     def emulate(self, *args: Tensor) -> Tensor:
-        return quantize(self.real(*args), self.output)
+        return quantize(self.real(*args), self.output, reuse=True)
 
 
 class QuantizedMaxPool(Quantized):
@@ -211,7 +211,7 @@ class QuantizedAvgPool(Quantized):
 
     def emulate(self, *args: Tensor) -> Tensor:
         require_maps(args[0], self.rank)
-        return quantize(self.real(dequantize(args[0], self.input)), self.output)
+        return quantize(self.real(dequantize(args[0], self.input)), self.output, reuse=True)
 
 
 _AVERAGES: dict[int, Any] = {
