@@ -11,7 +11,7 @@ from typing import Any
 from modelopt_cli.artifact.coding import CODINGS
 from modelopt_cli.data.data_kinds import DATA_KINDS
 from modelopt_cli.measure.config import GATES, Gates
-from modelopt_cli.measure.metrics import METRICS
+from modelopt_cli.measure.metrics import METRICS, Metric, metrics_named
 from modelopt_cli.methods.distill.losses import LOSSES
 from modelopt_cli.methods.prune.allocation import ALLOCATIONS
 from modelopt_cli.methods.prune.criteria import CRITERIA
@@ -89,8 +89,8 @@ def tasks() -> list[list[str]]:
             f"`{name}{_options(row.all_options)}`",
             row.help,
             row.target,
-            ", ".join(METRICS[metric].title for metric in row.metrics if metric in METRICS) or "your own",
-            _drop_unit(row.metrics[0]),
+            ", ".join(metric.title for metric in metrics_named(name).values()) or "your own",
+            _drop_unit(*list(metrics_named(name).values())[:1]),
         ]
         for name, row in TASKS.items()
     )
@@ -125,9 +125,8 @@ def _options(options: Mapping[str, Any]) -> str:
     return "?" + "&".join(f"{key}={value}" for key, value in defaults.items()) if defaults else ""
 
 
-def _drop_unit(metric: str) -> str:
-    row = METRICS.get(metric)
-    unit = row.drop_unit.strip() if row is not None else ""
+def _drop_unit(metric: Metric | None = None) -> str:
+    unit = metric.drop_unit.strip() if metric is not None else ""
     return {"pp": "percentage points", "": "that of the metric"}.get(unit, unit)
 
 

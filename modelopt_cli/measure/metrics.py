@@ -35,9 +35,11 @@ class Metric:
     Attributes:
         help: one line for the documentation.
         title: of its row in the table.
+        tasks: keys of ``TASKS`` that it measures. The first of a task's metrics is its main one: that of
+            ``--max-drop``, by which training chooses the best weights.
         score: what is kept of each sample of a batch, from what the task judges and the targets: a tensor
-        ``(N,
-            ...)``, a dictionary of them, or a list. One that is bool ``(N,)`` says which samples are right.
+            ``(N, ...)``, a dictionary of them, or a list. One that is bool ``(N,)`` says which samples are
+            right.
         value: ``value(kept, counts)``, the metric of each draw, ``(draws,)``; by default the mean.
         gathered: what ``value`` takes, from what was kept of all samples in NumPy arrays or a list.
         units: number of things in it that are drawn.
@@ -54,6 +56,7 @@ class Metric:
 
     help: str
     title: str
+    tasks: tuple[str, ...]
     score: Callable[[Any, Any], Any]
     value: Callable[[Any, Any], Any] = _mean
     gathered: Callable[[Any], Any] = lambda kept: kept
@@ -139,12 +142,14 @@ METRICS: dict[str, Metric] = {
     "top1": _percent(
         "samples whose label has the largest logit, in percent",
         "top-1",
+        ("classify", "text"),
         partial(is_among_largest, count=1),
         column=7,
     ),
     "top5": _percent(
         "samples whose label has one of the five largest logits, in percent; of five classes or more",
         "top-5",
+        ("classify", "text"),
         partial(is_among_largest, count=5),
         least_classes=5,
         column=8,
@@ -152,6 +157,7 @@ METRICS: dict[str, Metric] = {
     "map": _percent(
         "mean over the classes of the average precision of the samples' ranking, in percent",
         "mAP",
+        ("multilabel",),
         deferred(f"{_TASKS}.multilabel", "ranking"),
         deferred(f"{_TASKS}.multilabel", "mean_average_precision"),
         undefined="no sample has any of the classes",
@@ -159,6 +165,7 @@ METRICS: dict[str, Metric] = {
     "f1": _percent(
         "mean over the classes of the harmonic mean of precision and recall, in percent",
         "F1, macro",
+        ("multilabel",),
         deferred(f"{_TASKS}.multilabel", "hits"),
         deferred(f"{_TASKS}.multilabel", "macro_f1"),
         undefined="no sample has any of the classes, and none is predicted",
@@ -166,12 +173,14 @@ METRICS: dict[str, Metric] = {
     "mae": Metric(
         "mean absolute error, in the unit of the targets",
         "mean absolute error",
+        ("regress",),
         deferred(f"{_TASKS}.regression", "absolute_error"),
         higher_is_better=False,
     ),
     "r2": Metric(
         "share of the targets' variance that the network explains, 1 at best",
         "R2",
+        ("regress",),
         deferred(f"{_TASKS}.regression", "moments"),
         deferred(f"{_TASKS}.regression", "r_squared"),
         undefined="the targets are all the same",
@@ -179,6 +188,7 @@ METRICS: dict[str, Metric] = {
     "miou": _percent(
         "mean over the classes of intersection over union of all pixels, in percent",
         "mIoU",
+        ("segment",),
         deferred(f"{_TASKS}.segmentation", "overlaps"),
         deferred(f"{_TASKS}.segmentation", "mean_iou"),
         undefined=_NO_PIXEL,
@@ -186,6 +196,7 @@ METRICS: dict[str, Metric] = {
     "pixel_accuracy": _percent(
         "pixels of the right class, in percent",
         "pixel accuracy",
+        ("segment",),
         deferred(f"{_TASKS}.segmentation", "right_pixels"),
         _share,
         undefined=_NO_PIXEL,
@@ -193,16 +204,19 @@ METRICS: dict[str, Metric] = {
     "map50_95": _boxes(
         "COCO's mean average precision, the mean over overlaps of 50 to 95 %, in percent",
         "mAP 50-95",
+        ("detect",),
         value=deferred(f"{_TASKS}.average_precision", "average_precision"),
     ),
     "map50": _boxes(
         "the same at an overlap of 50 %",
         "mAP 50",
+        ("detect",),
         value=partial(deferred(f"{_TASKS}.average_precision", "average_precision"), ious=1),
     ),
     "psnr": Metric(
         "mean over the images of the peak signal-to-noise ratio, in dB; 100 where nothing differs",
         "PSNR",
+        ("restore",),
         deferred(f"{_TASKS}.restoration", "psnr"),
         unit=" dB",
         digits=2,
@@ -210,6 +224,7 @@ METRICS: dict[str, Metric] = {
     "ssim": Metric(
         "mean over the images of the structural similarity, 1 at best",
         "SSIM",
+        ("restore",),
         deferred(f"{_TASKS}.restoration", "ssim"),
         largest=2,
         undefined="images are smaller than its window of 11 pixels",
@@ -217,6 +232,7 @@ METRICS: dict[str, Metric] = {
     "spearman": _pairs(
         "rank correlation of the cosines of pairs with their scores, 1 at best",
         "Spearman",
+        ("embed",),
         value=deferred(f"{_TASKS}.embedding", "spearman"),
         largest=2,
         needs="score",
@@ -225,6 +241,7 @@ METRICS: dict[str, Metric] = {
     "pair_cosine": _pairs(
         "mean cosine of pairs, or of each vector with the one it should be",
         "cosine of pairs",
+        ("embed",),
         value=deferred(f"{_TASKS}.embedding", "mean_cosine"),
         largest=2,
         undefined="no pair is complete",
@@ -232,6 +249,7 @@ METRICS: dict[str, Metric] = {
     "perplexity": Metric(
         "exponential of the mean cross-entropy of a token, 1 at best",
         "perplexity",
+        ("language",),
         deferred(f"{_TASKS}.language", "surprise"),
         deferred(f"{_TASKS}.language", "perplexity"),
         undefined="no token counts",
@@ -241,6 +259,7 @@ METRICS: dict[str, Metric] = {
     "cer": _percent(
         "wrong, missing and additional characters of a hundred, in percent",
         "character error rate",
+        ("sequence",),
         deferred(f"{_TASKS}.sequence", "errors"),
         _share,
         undefined="every target is empty",
@@ -249,10 +268,15 @@ METRICS: dict[str, Metric] = {
 }
 
 
+def metrics_named(task: str) -> dict[str, Metric]:
+    """The metrics of a key of ``TASKS`` by name, the main one first."""
+    return {name: row for name, row in METRICS.items() if task in row.tasks}
+
+
 def metrics_of(task: "TaskSpec") -> Mapping[str, Metric]:
     """The metrics of a task by name, the main one first; the user's own by the name of its function."""
     if not task.is_own:
-        return {name: METRICS[name] for name in task.row.metrics}
+        return metrics_named(task.name)
     return {task.text.rpartition(":")[2]: own_metric(task)}
 
 
@@ -267,7 +291,7 @@ def own_metric(task: "TaskSpec") -> Metric:
         return scores(function, outputs, targets, target_count(targets))
 
     name = task.text.rpartition(":")[2]
-    row = Metric(f"mean of {task.text}", name, score)
+    row = Metric(f"mean of {task.text}", name, (), score)
     said = {
         key: getattr(function, key)
         for key in ("higher_is_better", "unit", "digits")

@@ -40,8 +40,6 @@ class Task:
         judged: what the metrics score: ``judged(output, targets, inputs, **options)``, from the output that
             ``outputs`` names, of a batch. It raises ``InputError`` where the network returns another form,
             and ``Misfit`` where a target does not go with it.
-        metrics: keys of ``measure.metrics.METRICS``, the main one first: it is that of ``--max-drop``, and
-            chooses the best weights in training.
         outputs: names of the output that is judged and learned, in the order in which they are looked for;
             else it is the only tensor, or the first. Empty where all outputs are judged together.
         losses: keys of ``training.catalog.LOSSES``, the default first; the option ``loss`` chooses one.
@@ -60,7 +58,6 @@ class Task:
     target: str
     form: "Callable[..., TargetFormat]"
     judged: Callable[..., Any]
-    metrics: tuple[str, ...]
     outputs: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
     logits: Logits | None = None

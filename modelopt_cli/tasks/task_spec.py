@@ -37,6 +37,11 @@ class TaskSpec:
     output: str | None = None
 
     @property
+    def name(self) -> str:
+        """A key of ``TASKS``; of the user's metric its text."""
+        return self.text.partition("?")[0]
+
+    @property
     def loss(self) -> str | None:
         """Name of the loss that is learned by; None where the row has none."""
         return self.chosen_loss or next(iter(self.row.losses), None)

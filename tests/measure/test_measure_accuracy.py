@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import DataError, EnvironmentFailure, InputError
 from modelopt_cli.measure.accuracy import run
+from modelopt_cli.measure.metrics import metrics_of
 from modelopt_cli.measure.tally import Tally, agreement, predict
 from modelopt_cli.tasks import CLASSIFY
 
@@ -85,7 +86,7 @@ def test_unlabelled_data_gives_predictions_alone() -> None:
     found = predict(nn.Identity(), data)
     assert found.samples == 100
     assert found.correct is None
-    assert found.metrics() == dict.fromkeys(CLASSIFY.row.metrics)
+    assert found.metrics() == dict.fromkeys(metrics_of(CLASSIFY))
 
 
 def test_infinite_logits_are_fine() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.measure import EvalOptions, EvaluatedModel, Evaluation, evaluate
-from modelopt_cli.measure.metrics import METRICS
+from modelopt_cli.measure.metrics import METRICS, metrics_of
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.report import csv_text, markdown_text, plain_text, table, to_json
 from modelopt_cli.report.figure_rows import FIGURES, exported
@@ -51,7 +51,7 @@ def measured() -> Evaluation:
     return evaluate([network(1), network(2)], Samples(), options)
 
 
-OF_CLASSIFIERS = CLASSIFY.row.metrics
+OF_CLASSIFIERS = tuple(metrics_of(CLASSIFY))
 
 
 @pytest.mark.parametrize("name", OF_CLASSIFIERS)
