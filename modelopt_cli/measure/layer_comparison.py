@@ -30,6 +30,7 @@ class ComparedValue:
         sources: keys of the values it is made from, as far as known.
         value: of any type; of a quantized layer, the real values.
         helper: True if a quantized graph has it for the sake of a node, ``NODE_sum`` say.
+        of_layer: True if a layer computes it; else a function, whose name nobody can leave out.
     """
 
     key: str
@@ -37,6 +38,7 @@ class ComparedValue:
     sources: tuple[str, ...]
     value: Any
     helper: bool = False
+    of_layer: bool = True
 
     @property
     def counterpart(self) -> str:
@@ -85,11 +87,12 @@ def steepest_fall(original: nn.Module, compressed: nn.Module, x: Inputs) -> Fall
     convolution and its activation say: the value it is most like counts.
 
     Returns:
-        The layer, called as in ``original``; None where nothing can be compared.
+        The layer, called as in ``original``: of a value that a function computes, the one before it; of a
+        rounded input, the one that reads it. None where nothing can be compared.
     """
     known: dict[str, ComparedValue] = {}
     _pass(original, x, lambda step: known.update({step.key: step}))
-    comparison = _Comparison(known, _followers(original))
+    comparison = _Comparison(known, _followers(original), _readers(compressed))
     _pass(compressed, x, comparison.see)
     return max(comparison.falls, key=lambda fall: fall.depth, default=None)
 
@@ -97,9 +100,12 @@ def steepest_fall(original: nn.Module, compressed: nn.Module, x: Inputs) -> Fall
 class _Comparison:
     """Follows the signal-to-noise through a network; ``known`` holds the values it should have."""
 
-    def __init__(self, known: dict[str, ComparedValue], followers: dict[str, list[str]]) -> None:
-        self.known, self.followers = known, followers
+    def __init__(
+        self, known: dict[str, ComparedValue], followers: dict[str, list[str]], readers: dict[str, str]
+    ) -> None:
+        self.known, self.followers, self.readers = known, followers, readers
         self.quality: dict[str, float] = {}
+        self.layers: dict[str, str] = {}
         self.falls: list[Fall] = []
 
     def see(self, step: ComparedValue) -> None:
@@ -107,8 +113,17 @@ class _Comparison:
         ratios = (snr_db(candidate, step.value) for candidate in self._candidates(step))
         after = max((each for each in ratios if each is not None), default=before)
         self.quality[step.key] = after = min(after, _USUAL_DB)
+        self.layers[step.key] = layer = self._layer(step)
         if after < before:
-            self.falls.append(Fall(self.known[step.counterpart].layer, before, after))
+            self.falls.append(Fall(layer, before, after))
+
+    def _layer(self, step: ComparedValue) -> str:
+        """The layer by which a user can leave a value in float."""
+        original = self.known.get(step.counterpart, step)
+        if step.helper and step.key in self.readers:
+            return self.readers[step.key]
+        before = (self.layers[key] for key in step.sources if key in self.layers)
+        return original.layer if original.of_layer else next(before, original.layer)
 
     def _candidates(self, step: ComparedValue) -> Iterator[Tensor]:
         """Candidates for the value that a step must compute."""
@@ -131,6 +146,15 @@ def _followers(network: nn.Module) -> dict[str, list[str]]:
         user = next(iter(node.users)) if len(node.users) == 1 else None
         followers[node.name] = [] if user is None else [user.name, *followers[user.name]][:_FUSED]
     return followers
+
+
+def _readers(network: nn.Module) -> dict[str, str]:
+    """The integer layer that reads each node of a graph, the first of several."""
+    graph = network.graph.nodes if isinstance(network, fx.GraphModule) else ()
+    layers = {node: str(node.target) for node in graph if node.op == "call_module"}
+    integer = {node for node, path in layers.items() if isinstance(network.get_submodule(path), Weighted)}
+    readers = {node.name: [layers[user] for user in node.users if user in integer] for node in graph}
+    return {name: paths[0] for name, paths in readers.items() if paths}
 
 
 def _faults(network: nn.Module, x: Inputs) -> list[str]:
@@ -178,7 +202,8 @@ class _ValueInterpreter(fx.Interpreter):
         helper = isinstance(module, Quantized) and not isinstance(module, Weighted | QuantizedRecurrent)
         output = getattr(module, "output", None) if isinstance(module, Quantized) else None
         real = dequantize(value, output) if isinstance(output, QParams) else value
-        self.see(ComparedValue(n.name, layer, tuple(node.name for node in n.all_input_nodes), real, helper))
+        sources = tuple(node.name for node in n.all_input_nodes)
+        self.see(ComparedValue(n.name, layer, sources, real, helper, of_layer=calls))
         return value
 
 

@@ -24,6 +24,7 @@ from modelopt_cli.artifact import read_program, write_program
 from modelopt_cli.errors import DataError, NothingCompressed, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure.coverage import coverage
+from modelopt_cli.measure.layer_comparison import steepest_fall
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
@@ -372,3 +373,29 @@ def test_an_int8_program_says_that_it_is_int8_already() -> None:
     int8 = quantized(small())
     with pytest.raises(NothingCompressed, match=r"stem: int8 already"):
         apply(int8, QuantizeConfig("int8"), context(int8))
+
+
+class FirstToken(nn.Module):
+    """The first of several tokens is read alone, as BERT's pooler does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sinh(self.body(x))[:, 0])  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_a_loss_is_that_of_a_layer_which_can_be_left_out() -> None:
+    torch.manual_seed(0)
+    program = captured(FirstToken(), 4, 8)
+    x = torch.randn(16, 4, 8, generator=torch.Generator().manual_seed(0))
+    seen = x.clone()
+    seen[:, 0] *= 0.1  # then the first token is clipped
+    made = apply(program, QuantizeConfig(), Context(data=Images(seen))).program  # type: ignore[arg-type]
+    fall = steepest_fall(program, made, x)
+    assert fall is not None
+    assert fall.layer == "head"
+    without = apply(program, QuantizeConfig(exclude=("head",)), Context(data=Images(seen))).program  # type: ignore[arg-type]
+    assert sqnr(program(x), without(x)) > sqnr(program(x), made(x)) + 10
