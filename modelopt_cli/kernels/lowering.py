@@ -65,12 +65,37 @@ def _convolution(
 
 
 def _of_rows(layer: QuantizedConv1d) -> Lowered:
-    """Rows as images of height 1; nothing is copied."""
+    """Rows as images of height 1; nothing is copied but the windows of a single channel."""
+    if layer.in_channels == 1:
+        return _of_windows(layer)
     windows: dict[str, Any] = {n: (1, *getattr(layer, n)) for n in ("kernel_size", "stride", "dilation")}
     windows["padding"] = (0, *layer.padding)
     conv = _convolution(QuantizedConv2d, layer, {"weight": layer.weight.unsqueeze(2)}, **windows)
     image: Callable[[Tensor], Tensor] = lambda x: x.unsqueeze(2)  # noqa: E731
     return Lowered(conv, image, lambda y, x: y.squeeze(2), image)
+
+
+def _of_windows(layer: QuantizedConv1d) -> Lowered:
+    """The taps of each window on a single channel as channels, which int8 operators multiply in fours."""
+    (taps,), (stride,), (padding,), (dilation,) = (
+        getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation")
+    )
+    single: dict[str, Any] = dict.fromkeys(("kernel_size", "stride", "dilation"), (1, 1))
+    windows = {**single, "padding": (0, 0), "in_channels": taps}
+    weight = layer.weight.view(-1, taps, 1, 1)
+    conv = _convolution(QuantizedConv2d, layer, {"weight": weight}, **windows)
+
+    def before(x: Tensor) -> Tensor:
+        x = F.pad(x, (padding, padding), value=layer.input.zero_point) if padding else x
+        n, _, length = x.shape
+        count = (length - dilation * (taps - 1) - 1) // stride + 1
+        along = x.stride(2)
+        steps = (x.stride(0), along * stride, along * stride, along * dilation)
+        rows = x.as_strided((n, 1, count, taps), steps, x.storage_offset())
+        return rows.contiguous().permute(0, 3, 1, 2)
+
+    image: Callable[[Tensor], Tensor] = lambda r: r.unsqueeze(2)  # noqa: E731
+    return Lowered(conv, before, lambda y, x: y.squeeze(2), image)
 
 
 # --- volumes -------------------------------------------------------------------------------------------

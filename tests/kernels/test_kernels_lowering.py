@@ -28,6 +28,14 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "rows, grouped": (QuantizedConv1d, {"groups": 2, "has_bias": False}),
     "rows, pointwise": (QuantizedConv1d, {"kernel_size": 1, "padding": 0}),
     "rows, one channel": (QuantizedConv1d, {"in_channels": 1, "kernel_size": 9, "stride": 4}),
+    "rows, one channel, dilated": (
+        QuantizedConv1d,
+        {"in_channels": 1, "kernel_size": 3, "dilation": 4, "padding": 6, "has_bias": False},
+    ),
+    "rows, one channel, added": (
+        QuantizedConv1d,
+        {"in_channels": 1, "residual": QParams(0.017, 77), "activation": "relu"},
+    ),
     "rows, odd": (QuantizedConv1d, {"in_channels": 7, "out_channels": 5}),
     "rows, windows in the padding": (QuantizedConv1d, {"padding": 5}),
     "rows, added": (QuantizedConv1d, {"residual": QParams(0.017, 77), "activation": "relu"}),
