@@ -13,14 +13,14 @@ from modelopt_cli.api.opening import ModelFile, known_input, sample_of
 from modelopt_cli.api.rehearsal import rehearse
 from modelopt_cli.api.request import Request, Student
 from modelopt_cli.api.result import Result
-from modelopt_cli.api.students import classes_of, open_student
+from modelopt_cli.api.students import learned_output, open_student
 from modelopt_cli.api.teachers import (
     TeacherFile,
     comparable,
     leave_out,
     members_of,
-    require_same_classes,
     require_same_names,
+    require_same_outputs,
 )
 from modelopt_cli.api.trainer import Trainer, names_of_classes, trainer
 from modelopt_cli.api.training import training_entry
@@ -163,7 +163,8 @@ class Distilling(Work):
         request, student = self.request, self.student
         seen = trainer.training.train.input
         members = members_of(self.teachers, seen, resize=student.resize_for_teacher)
-        require_same_classes(members, self.opened, seen, self.task.spec)
+        if request.config.terms.compare_outputs:
+            require_same_outputs(members, self.opened, seen, self.task.spec)
         hashes = [each.opened.source_sha256 for each in self.teachers]
         known = {name: value for name, value in origin_of(self.opened, request).items() if value}
         known |= self.task.history
@@ -226,8 +227,10 @@ class Distilling(Work):
         learner, sample = require_network(self.opened, "the student"), training.train.input
         networks = [cost_of("teacher", m.name, m.network, m.input) for m in context.teachers]
         networks.append(cost_of("student", self.student.spec, learner, sample))
-        classes = classes_of(learner, sample, task=self.task.spec)
-        kept = layout_of(self.request.config, training, classes).size if context.cache else None
+        kept = None
+        if context.cache is not None:
+            output = learned_output(learner, sample, task=self.task.spec)
+            kept = layout_of(self.request.config, training, output).size
         return Plan(networks, training.estimates or (), cache_bytes=kept)
 
     def read_back(self, path: Path) -> Opened:

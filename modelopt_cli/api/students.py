@@ -18,6 +18,7 @@ from modelopt_cli.checkpoint.sources import SOURCES, check_found_spec, parse_spe
 from modelopt_cli.errors import ArchitectureError, DataError, InputError, UsageError
 from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.distill.cache_identity import PROBED
 from modelopt_cli.methods.distill.derived_student import derived, is_derived
 from modelopt_cli.methods.distill.teacher import channels_hint
 from modelopt_cli.program import InputSpec, Program
@@ -85,26 +86,28 @@ def _naming_student_arch() -> Iterator[None]:
         raise
 
 
-def classes_of(
+def learned_output(
     network: nn.Module, sample: InputSpec, where: str = "the network", task: TaskSpec = CLASSIFY
-) -> int:
-    """The number of logits that a network returns or, where its task has none, of numbers for a sample.
+) -> torch.Tensor:
+    """The output that another network could learn, for ``PROBED`` samples.
 
     Raises:
         DataError: it does not run on such samples.
-        UsageError: it is to classify, and is no classifier, or returns nothing that another could learn.
+        UsageError: it is to classify, and is no classifier, or returns no such output.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    images = zeros(sample, 2, device)
+    images = zeros(sample, PROBED, device)
     with evaluation_mode(network), torch.inference_mode(), failing_in_one_line(images, where):
-        outputs = call(network, images)
-        logits = task.find(outputs)
-    if task.row.predicted is None and isinstance(logits, torch.Tensor):
-        return task.classes(outputs) or logits[0].numel()
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
-        problem = "is no classifier" if task.row.predicted is not None else "returns no output to learn"
-        raise UsageError(problem, where=where)
-    return logits.shape[1]
+        output = task.find(call(network, images))
+    classifies = task.row.predicted is not None
+    if not isinstance(output, torch.Tensor) or (classifies and output.dim() != 2):
+        raise UsageError("is no classifier" if classifies else "returns no output to learn", where=where)
+    return output
+
+
+def classes_of(network: nn.Module, sample: InputSpec, where: str = "the network") -> int:
+    """The number of logits that a classifier returns; raises as :func:`learned_output`."""
+    return learned_output(network, sample, where).shape[1]
 
 
 def _is_arch(spec: str) -> bool:

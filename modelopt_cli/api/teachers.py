@@ -6,11 +6,12 @@ from pathlib import Path
 
 from modelopt_cli.api.opening import sample_of
 from modelopt_cli.api.request import Note
-from modelopt_cli.api.students import classes_of
+from modelopt_cli.api.students import learned_output
 from modelopt_cli.checkpoint import Opened, require_network
 from modelopt_cli.data.class_names import match_names
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import Gates
+from modelopt_cli.methods.distill.cache_identity import PROBED
 from modelopt_cli.methods.distill.teacher import TeacherMember, input_change
 from modelopt_cli.program import InputSpec
 from modelopt_cli.settings import option
@@ -53,17 +54,24 @@ def members_of(
     return tuple(members)
 
 
-def require_same_classes(
+def require_same_outputs(
     members: Sequence[TeacherMember], student: Opened, seen: InputSpec, task: TaskSpec = CLASSIFY
 ) -> None:
-    """Refuse teachers that tell apart more or fewer classes than the student."""
-    classes = classes_of(require_network(student, "the student"), seen, task=task)
+    """Refuse teachers that tell apart more or fewer classes than the student, or return other numbers."""
+    learned = learned_output(require_network(student, "the student"), seen, task=task)
     for member in members:
-        if (outputs := classes_of(member.network, member.input, task=task)) != classes:
+        wanted = learned_output(member.network, member.input, task=task)
+        if task.classes(wanted) != task.classes(learned):
             raise UsageError(
-                f"has {outputs} classes, the student {classes}",
+                f"has {task.classes(wanted)} classes, the student {task.classes(learned)}",
                 where=member.name,
                 hint=f"give the student as many, e.g. with ?num_classes= in {option('student')}",
+            )
+        if wanted.shape != learned.shape and member.change is None:
+            raise UsageError(
+                f"returns {tuple(wanted.shape)} for {PROBED} samples, the student {tuple(learned.shape)}",
+                where=member.name,
+                hint="give a student that returns the same",
             )
 
 

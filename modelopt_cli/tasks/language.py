@@ -77,6 +77,11 @@ def judged(logits: Any, tokens: Targets, inputs: Any) -> Tensor:
     return finite(logits)
 
 
+def row_labels(tokens: Tensor, logits: Tensor) -> Tensor:
+    """The token after each place, which the logits there are of; none after the last."""
+    return F.pad(tokens[:, 1:], (0, 1), value=IGNORED).flatten()
+
+
 def surprise(logits: Tensor, tokens: Tensor) -> Tensor:
     """Sum of the cross-entropies of each text in nats, and number of its tokens that count, ``(N, 2)``."""
     ahead = tokens[:, 1:]

@@ -149,6 +149,14 @@ def place_logits(logits: Any, masks: Targets) -> Tensor:
     return checked if checked.shape[1] > 1 else torch.cat([torch.zeros_like(checked), checked], 1)
 
 
+def row_labels(masks: Tensor, logits: Tensor) -> Tensor:
+    """The class of each pixel of logits ``(N, C, ...)``; masks of another size are resized to the nearest."""
+    if masks.shape[1:] != logits.shape[2:]:
+        resized = F.interpolate(masks.unsqueeze(1).double(), logits.shape[2:], mode="nearest")
+        masks = resized.squeeze(1).long()
+    return masks.flatten()
+
+
 def overlaps(predicted: Pixels, masks: Tensor) -> Tensor:
     """Pixels of each sample and class in common, as predicted, and in truth: ``(N, 3, C)``, float32."""
     ids, classes = predicted

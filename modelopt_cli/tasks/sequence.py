@@ -93,10 +93,22 @@ def judged(logits: Any, ids: Targets, inputs: Any, blank: int = 0, batch_first: 
 def by_frames(logits: Any, samples: int, batch_first: str = AUTO) -> Tensor:
     """Logits or log-probabilities ``(N, T, classes)``, float32; those of ``(T, N, classes)`` are turned.
 
+    Raises:
+        InputError: as :func:`batch_axis`, or one is NaN.
+    """
+    axis = batch_axis(logits, samples, batch_first=batch_first)
+    checked = finite(logits)
+    return checked if axis == 0 else checked.transpose(0, 1)
+
+
+def batch_axis(logits: Any, samples: int, blank: int = 0, batch_first: str = AUTO) -> int:
+    """Dimension of the samples in logits of frames.
+
     Args:
         logits: that a network returned.
         samples: ``N``.
-        batch_first: ``true`` or ``false``; ``auto`` finds out by the number of samples.
+        blank: of no meaning here.
+        batch_first: ``true`` or ``false``; ``auto`` tells it by the number of samples.
 
     Raises:
         InputError: they are of another form, or there are as many frames as samples, and nothing says which
@@ -112,8 +124,7 @@ def by_frames(logits: Any, samples: int, batch_first: str = AUTO) -> Tensor:
             f"returned {form_of(logits)} for {samples} samples: they or the frames may come first",
             hint=f"say {spec}, or {SECOND}",
         )
-    checked = finite(logits)
-    return checked if places == [0] else checked.transpose(0, 1)
+    return places[0]
 
 
 def settled(output_for: Callable[[int], Any]) -> dict[str, Scalar]:

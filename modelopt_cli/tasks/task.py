@@ -21,11 +21,14 @@ class Logits:
         ranks: numbers of dimensions that such outputs may have; others stand for no probabilities.
         exclusive: True if one class is right, and the probabilities are a softmax; False if each class is
             there or not by itself, and they are sigmoids.
+        labels: ``labels(targets, output)``, the right class of each row of logits, ``(rows,)``, and
+            ``segmentation.IGNORED`` where none counts; None where the targets do not say it row by row.
     """
 
     axis: int
     ranks: tuple[int, ...]
     exclusive: bool = True
+    labels: Callable[[Any, Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Task:
             where samples have no such class.
         options: what may follow its name, ``NAME?key=value``, and the defaults; of texts all there are, the
             default first.
+        batch_axis: dimension of the samples in an output that ``outputs`` names, for a number of them:
+            ``batch_axis(output, samples, **options)``. None where it is always the first.
         settle: options that a network tells by what it does: ``settle(output_for)`` with the output that
             ``outputs`` names for a number of samples. None where there are none.
         spelling: of tasks that a name stands for; None for the name itself.
@@ -63,6 +68,7 @@ class Task:
     logits: Logits | None = None
     predicted: Callable[[Any], Any] | None = None
     options: Mapping[str, Scalar | tuple[str, ...]] = field(default_factory=dict)
+    batch_axis: Callable[..., int] | None = None
     settle: Callable[[Callable[[int], Any]], Mapping[str, Scalar]] | None = None
     spelling: re.Pattern[str] | None = None
 

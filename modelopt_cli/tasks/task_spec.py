@@ -106,6 +106,23 @@ class TaskSpec:
         is_binary = rows.shape[1] == 1 and output.dim() > 2
         return pad(rows, (1, 0)) if is_binary else rows
 
+    def softmax_rows(self, outputs: Any) -> "Tensor | None":
+        """Rows of logits whose softmax are the probabilities; None where there are none.
+
+        Of classes that are there or not by themselves a row ``(2,)`` for each, without it and with it.
+        """
+        from torch.nn.functional import pad
+
+        where, rows = self.row.logits, self.logits(outputs)
+        if where is None or rows is None or where.exclusive:
+            return rows
+        return pad(rows.reshape(-1, 1), (1, 0))
+
+    def batch_axis(self, output: Any, samples: int) -> int:
+        """Dimension of the samples in the output that is judged; raises InputError where it is not known."""
+        axis = self.row.batch_axis
+        return 0 if axis is None else axis(output, samples, **self.options)
+
     def classes(self, outputs: Any) -> int | None:
         """Number of classes that the outputs tell apart; None where they stand for no probabilities."""
         rows = self.logits(outputs)

@@ -28,7 +28,7 @@ _CLASSIFY = Task(
     *_functions("classification"),
     ("logits", "out"),
     losses=("cross-entropy",),
-    logits=Logits(1, (2,)),
+    logits=Logits(1, (2,), labels=_of("classification", "row_labels")),
     predicted=_of("classification", "predicted"),
 )
 
@@ -55,7 +55,7 @@ TASKS: dict[str, Task] = {
         *_functions("segmentation"),
         ("logits", "out"),
         losses=("cross-entropy-places",),
-        logits=Logits(1, (3, 4, 5)),
+        logits=Logits(1, (3, 4, 5), labels=_of("segmentation", "row_labels")),
         options={"ignore": 255},
     ),
     "detect": Task(
@@ -89,7 +89,7 @@ TASKS: dict[str, Task] = {
         *_functions("language"),
         ("logits", "out"),
         losses=("cross-entropy-next",),
-        logits=Logits(2, (3,)),
+        logits=Logits(2, (3,), labels=_of("language", "row_labels")),
     ),
     "sequence": Task(
         "a row of classes, such as characters, from a longer one of frames (CTC)",
@@ -99,6 +99,7 @@ TASKS: dict[str, Task] = {
         losses=("ctc",),
         logits=Logits(2, (3,)),
         options={"blank": 0, "batch_first": ("auto", "true", "false")},
+        batch_axis=_of("sequence", "batch_axis"),
         settle=_of("sequence", "settled"),
     ),
     "FILE.py:CALLABLE": Task(

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.program.input_batch import call
+from modelopt_cli.program.input_batch import call, tensors_of
 from modelopt_cli.settings import option
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
+from modelopt_cli.tasks.task_output import form_of
 from modelopt_cli.training.catalog import LOSSES, TEACHERS
 from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.interfaces import Objective, StepInputs
@@ -94,6 +95,11 @@ def guesses(task: TaskSpec) -> bool:
     return task.loss is not None and LOSSES[task.loss].guesses
 
 
+def returns_losses(task: TaskSpec) -> bool:
+    """True if a network itself computes the loss of a task, and returns that in training."""
+    return task.loss is not None and LOSSES[task.loss].given is not None
+
+
 class Distillation:
     """Weighted sum of the loss with labels and the divergence from a teacher's outputs.
 
@@ -125,28 +131,26 @@ class Distillation:
         self.temperature = temperature
         self.hard = hard or CrossEntropy()
 
-    def __call__(self, logits: Tensor, targets: Tensor, inputs: StepInputs) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Any, inputs: StepInputs) -> Tensor:
         """The mean over the batch, in nats.
 
         Raises:
-            UsageError: teacher and student have different classes.
+            UsageError: teacher and student have different classes, or return no single output.
         """
         with torch.no_grad():
-            teacher_output = self.task.find(call(self.teacher.to(logits.device), inputs.batch))
-            outputs = teacher_output.to(logits.dtype)
-        if outputs.shape != logits.shape:
+            output = self.task.find(call(self.teacher.to(tensors_of(inputs.batch)[0].device), inputs.batch))
+        if not isinstance(output, Tensor) or output.shape != logits.shape:
             raise UsageError(
-                f"the teacher returns {tuple(outputs.shape)}, the student {tuple(logits.shape)}",
+                f"the teacher returns {form_of(output)}, the student {form_of(logits)}",
                 where=option("teacher"),
             )
         hard = self.hard(logits, targets, inputs)
-        return (1 - self.weight) * hard + self.weight * self._soft(logits, outputs)
+        return (1 - self.weight) * hard + self.weight * self._soft(logits, output.to(logits.dtype))
 
     def _soft(self, logits: Tensor, outputs: Tensor) -> Tensor:
         """Distance of the student's output from the teacher's."""
-        mine, theirs = self.task.logits(logits), self.task.logits(outputs)
-        where = self.task.row.logits
-        if mine is None or theirs is None or where is None or not where.exclusive:
+        mine, theirs = self.task.softmax_rows(logits), self.task.softmax_rows(outputs)
+        if mine is None or theirs is None:
             return F.mse_loss(logits, outputs)
         soft = F.kl_div(
             F.log_softmax(mine / self.temperature, 1),
@@ -166,7 +170,7 @@ def objective(config: TrainConfig, original: nn.Module | None = None, task: Task
         task: what the network is for.
 
     Raises:
-        UsageError: it asks for a teacher, and there is none, or the task has no loss.
+        UsageError: it asks for a teacher, and there is none or no output to compare, or the task has no loss.
     """
     hard = label_loss(task, config.label_smoothing)
     if config.teacher is None:
@@ -175,5 +179,8 @@ def objective(config: TrainConfig, original: nn.Module | None = None, task: Task
         raise UsageError(
             "there is no earlier network to learn from", where=option("teacher"), hint="leave it out"
         )
+    if returns_losses(task):
+        problem = f"compares outputs, and in training a network to {task.text} returns losses in their place"
+        raise UsageError(problem, where=option("teacher"), hint="leave it out")
     teacher: nn.Module = TEACHERS[config.teacher].network(original)
     return Distillation(teacher, config.distill_weight, config.temperature, hard, task)

@@ -36,6 +36,7 @@ from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.distill.apply import learn
 from modelopt_cli.methods.distill.cache import ENTRIES, HEADER, Cache, CacheRequest
+from modelopt_cli.methods.distill.cache_identity import PROBED
 from modelopt_cli.methods.distill.cache_layout import Layout
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.distill_context import DistillContext
@@ -59,12 +60,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """How many images each question to a teacher had, but for the one that counts its classes."""
+    """How many images each question to a teacher had, but for the one that tells the form of its outputs."""
     sizes: Asked = []
     call = Teacher.__call__
 
     def counting(self: Teacher, images: Tensor) -> TeacherOutput:
-        if len(images) > 1:
+        if len(images) > PROBED:
             sizes.append(len(images))
         return call(self, images)
 

@@ -77,7 +77,7 @@ def learn(
     training = context.trained_with
     require_not_shared(encodings)
     pairs = _pairs(network, config, context)
-    teacher = _teacher(pairs, context)
+    teacher = _teacher(pairs, config, context)
     cache = open_cache(config, context, teacher) if context.cache is not None else None
     with recording(network, [pair.student for pair in pairs]) as values, torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
@@ -107,7 +107,7 @@ def learn(
     return entry
 
 
-def _teacher(pairs: Sequence[Pair], context: DistillContext) -> Teacher:
+def _teacher(pairs: Sequence[Pair], config: DistillConfig, context: DistillContext) -> Teacher:
     training = context.trained_with
     together = distributed.world(training.device)
     largest = min(training.config.batch_size, training.train.size or training.config.batch_size)
@@ -119,6 +119,7 @@ def _teacher(pairs: Sequence[Pair], context: DistillContext) -> Teacher:
         amp=training.config.amp,
         on_note=context.on_note,
         task=training.task,
+        compares_output=config.terms.compare_outputs,
     )
 
 

@@ -103,7 +103,9 @@ class Cache:
         samples = inputs.samples.numpy()
         entries = self._entries[inputs.variant, samples]  # a copy: another process may be writing
         if not np.array_equal(entries["checksum"], self._checksums(entries, samples, inputs.variant)):
-            entries = self.layout.pack(teacher(inputs.batch).logits)
+            output = teacher(inputs.batch).logits
+            assert output is not None
+            entries = self.layout.pack(output)
             entries["checksum"] = self._checksums(entries, samples, inputs.variant)
             self._entries[inputs.variant, samples] = entries
         return TeacherOutput(self.layout.unpack(entries).to(tensors_of(inputs.batch)[0].device))

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.distill.cache import Cache
-from modelopt_cli.methods.distill.cache_layout import Layout
+from modelopt_cli.methods.distill.cache_layout import Layout, OutputForm
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.distill_context import DistillContext
 from modelopt_cli.methods.distill.teacher import TeacherMember, TeacherOutput
@@ -26,6 +27,8 @@ from modelopt_cli.training.augment import seeded
 from modelopt_cli.training.loader import is_drawn, steps_per_epoch
 from modelopt_cli.training.split import samples
 
+PROBED = 2
+"""Samples whose output tells the form of all outputs."""
 _LOOKED_AT = 8
 """Images whose pixels tell one data set from another of the same name."""
 
@@ -41,6 +44,8 @@ def require_cacheable(config: DistillConfig, training: TrainConfig, *, drawn: bo
     Raises:
         UsageError: features are compared, images are mixed, or new in every epoch.
     """
+    if not config.terms.compare_outputs:
+        raise _useless("keeps logits, and no loss compares them", "a loss on logits")
     for term in config.terms:
         if term.weight and term.loss.looks_inside:
             raise _useless(f"keeps logits alone, and the loss {term.name} needs features", "losses on logits")
@@ -101,22 +106,37 @@ def open_cache(
                 message, where=member.name, hint=f"leave out {option('cache')}, or give its float form"
             )
     world = distributed.world(training.device)
-    classes = teacher(zeros(training.train.input, 1, world.device)).logits.shape[1]
-    data, _ = samples(training.train, training.val, training.config.val_fraction, classes)
-    layout = layout_of(config, training, classes)
+    output = teacher(zeros(training.train.input, PROBED, world.device)).logits
+    assert output is not None
+    data, layout = _trained_on(training, output), layout_of(config, training, output)
     identity = _identity(layout, training.config, data, context.seed)
     return Cache(request, layout, identity | {"teachers": dict(request.teachers)}, world)
 
 
-def layout_of(config: DistillConfig, training: Training, classes: int) -> Layout:
+def layout_of(config: DistillConfig, training: Training, output: Tensor) -> Layout:
     """Size and layout of the cache that such a training needs.
 
+    Args:
+        config: how many logits are kept.
+        training: data and augmentation.
+        output: of a teacher or student, for ``PROBED`` samples.
+
     Raises:
+        InputError: it does not have something for each sample.
         DataError, UsageError: as ``training.split.samples``.
     """
-    data, _ = samples(training.train, training.val, training.config.val_fraction, classes)
+    task, data = training.task, _trained_on(training, output)
     drawn = is_drawn(training.config.augment, training.train)
-    return Layout(len(data), training.config.augmentation_cycle if drawn else 1, classes, config.cache_top)
+    variants = training.config.augmentation_cycle if drawn else 1
+    form = OutputForm.of(output, task, PROBED)
+    # Numbers that are no logits have no others to stand for.
+    top = config.cache_top if task.logits(output) is not None else form.classes
+    return Layout(len(data), variants, form.classes, top, form)
+
+
+def _trained_on(training: Training, output: Tensor) -> Data:
+    fraction, classes = training.config.val_fraction, training.task.classes(output)
+    return samples(training.train, training.val, fraction, classes)[0]
 
 
 def _identity(layout: Layout, training: TrainConfig, data: Data, seed: int) -> dict[str, Any]:
@@ -134,6 +154,7 @@ def _identity(layout: Layout, training: TrainConfig, data: Data, seed: int) -> d
         "pixels": _pixels(data, seed),
         "input": _input_identity(data.input),
         "classes": layout.classes,
+        **({"places": list(layout.form.places)} if layout.form is not None and layout.form.places else {}),
         "cache_top": min(layout.top, layout.classes),
         "augment": training.augment,
         "views": layout.variants,

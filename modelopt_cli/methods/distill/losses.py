@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum, auto
 from typing import Any
 
 from modelopt_cli.errors import UsageError
@@ -33,6 +33,17 @@ class LooksAt(StrEnum):
     """Inputs of the last layers of the two, flattened."""
 
 
+class Needs(IntEnum):
+    """The least that outputs must stand for, so that a loss can compare them."""
+
+    NUMBERS = auto()
+    """Anything."""
+    PROBABILITIES = auto()
+    """Classes, of which one is right, or each by itself."""
+    CLASSES = auto()
+    """Classes, of which one is right."""
+
+
 @dataclass(frozen=True)
 class Loss:
     """One part of the loss that a student learns by.
@@ -47,6 +58,8 @@ class Loss:
             and embeddings ``make(student, teacher, samples)`` gives a module, from the two shapes without the
             batch and the number of training samples; the module is called with the two features and may have
             parameters that learn.
+        needs: of a loss on logits, what they must stand for.
+        needs_labels: it needs the right class of each row of logits, too.
     """
 
     help: str
@@ -54,6 +67,13 @@ class Loss:
     looks_at: LooksAt
     weight: float
     make: Callable[..., Any]
+    needs: Needs = Needs.CLASSES
+    needs_labels: bool = False
+
+    @property
+    def compares_outputs(self) -> bool:
+        """True if it compares what the two networks return."""
+        return self.looks_at is LooksAt.LOGITS
 
     @property
     def looks_inside(self) -> bool:
@@ -75,9 +95,15 @@ LOSSES: dict[str, Loss] = {
         LooksAt.LOGITS,
         0.9,
         deferred(f"{_PACKAGE}.logit_losses", "kd"),
+        needs=Needs.PROBABILITIES,
     ),
     "mse": Loss(
-        "logits", "Ba and Caruana 2014", LooksAt.LOGITS, 1.0, deferred(f"{_PACKAGE}.logit_losses", "mse")
+        "logits, or outputs that are none",
+        "Ba and Caruana 2014",
+        LooksAt.LOGITS,
+        1.0,
+        deferred(f"{_PACKAGE}.logit_losses", "mse"),
+        needs=Needs.NUMBERS,
     ),
     "dkd": Loss(
         "probability of the label's class, and apart from it those of the others",
@@ -85,6 +111,7 @@ LOSSES: dict[str, Loss] = {
         LooksAt.LOGITS,
         1.0,
         deferred(f"{_PACKAGE}.logit_losses", "dkd"),
+        needs_labels=True,
     ),
     "std": Loss(
         "softened probabilities of standardised logits",
@@ -167,6 +194,11 @@ class Term:
 
 class Terms(tuple[Term, ...]):
     """Sum of terms. Its ``str`` is a text that parses to the same terms."""
+
+    @property
+    def compare_outputs(self) -> bool:
+        """True if one that counts compares what the two networks return."""
+        return any(term.weight and term.loss.compares_outputs for term in self)
 
     def __str__(self) -> str:
         return "+".join(map(str, self))

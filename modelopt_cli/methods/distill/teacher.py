@@ -23,6 +23,7 @@ from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.verification import random_input
 from modelopt_cli.settings import option
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
+from modelopt_cli.tasks.task_output import form_of
 from modelopt_cli.training.prepare import to_channels_last
 
 Change = Callable[[Inputs], Inputs]
@@ -56,11 +57,12 @@ class TeacherOutput:
     """Output of a teacher for a batch.
 
     Attributes:
-        logits: ``(N, classes)``.
+        logits: of classifiers ``(N, classes)``; else the output that the task judges. None where no loss
+            compares it.
         features: values at the points that are recorded.
     """
 
-    logits: Tensor
+    logits: Tensor | None
     features: Mapping[FeaturePoint, Tensor] = field(default_factory=dict)
 
 
@@ -82,6 +84,7 @@ class Teacher:
         amp: True if it is called under torch's autocast to bfloat16.
         on_note: called with one line where a member cannot be trusted in its fastest form.
         task: says which output of a network with several are its logits.
+        compares_output: False if features alone are compared.
     """
 
     def __init__(
@@ -94,8 +97,9 @@ class Teacher:
         amp: bool = False,
         on_note: Callable[[str], None] | None = None,
         task: TaskSpec = CLASSIFY,
+        compares_output: bool = True,
     ) -> None:
-        self._task = task
+        self._task, self._compares_output = task, compares_output
         self._batch_size = None if points else batch_size
         self._members, self._points = tuple(members), tuple(dict.fromkeys(points))
         total = sum(member.weight for member in members)
@@ -120,28 +124,40 @@ class Teacher:
         """Output for a batch as the student sees it.
 
         Raises:
-            InputError: the members have different classes.
+            InputError: the members have different classes, or return no single output.
         """
         if self._batch_size is None:
             return self._outputs(images)
-        blocks = [self._outputs(block).logits for block in _blocks(images, self._batch_size)]
-        return TeacherOutput(torch.cat(blocks)[: batch_size(images)])
+        if not self._compares_output and not self._points:
+            return TeacherOutput(None)
+        outputs = [self._outputs(block).logits for block in _blocks(images, self._batch_size)]
+        blocks = [block for block in outputs if block is not None]
+        axis = self._task.batch_axis(blocks[0], self._batch_size)
+        return TeacherOutput(torch.cat(blocks, axis).narrow(axis, 0, batch_size(images)))
 
     def _outputs(self, images: Inputs) -> TeacherOutput:
         total: Tensor | None = None
-        for member, share, network in zip(self._members, self._shares, self._calls, strict=True):
+        used = self._members if self._compares_output else self._members[:1]
+        for member, share, network in zip(used, self._shares, self._calls, strict=False):
             outputs = call(network, images if member.change is None else member.change(images))
-            logits = self._task.find(outputs).float()
+            if not self._compares_output:
+                continue
+            logits = _single(self._task.find(outputs), member)
             if total is not None and logits.shape != total.shape:
                 raise InputError(
                     f"returns {logits.shape[1]} logits, {self._members[0].name} {total.shape[1]}",
                     where=member.name,
                 )
             total = share * logits if total is None else total + share * logits
-        assert total is not None
         values = self._recorded
         features = {} if values is None else {point: values.take(point) for point in self._points}
         return TeacherOutput(total, features)
+
+
+def _single(output: Any, member: TeacherMember) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise InputError(f"returns {form_of(output)}, and no single output to compare", where=member.name)
+    return output.float()
 
 
 def _blocks(images: Inputs, size: int) -> list[Inputs]:

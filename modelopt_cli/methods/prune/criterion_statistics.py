@@ -33,8 +33,7 @@ from modelopt_cli.program.input_batch import batch_size, call, tensors_of, to
 from modelopt_cli.settings import option
 from modelopt_cli.tasks import TaskSpec
 from modelopt_cli.training import Objective, StepInputs
-from modelopt_cli.training.catalog import LOSSES
-from modelopt_cli.training.objectives import label_loss
+from modelopt_cli.training.objectives import label_loss, returns_losses
 
 
 def collect(
@@ -226,7 +225,7 @@ def squared_gradients(program: Program, data: Data, context: Context) -> dict[st
 
 def _loss_of(task: TaskSpec) -> Objective:
     """The loss of a task's outputs and targets; raises UsageError where it has none."""
-    if task.loss is not None and LOSSES[task.loss].given is not None:
+    if returns_losses(task):
         raise UsageError(
             f"needs a loss of outputs and targets, and a network to {task.text} computes its own in training",
             where=option("criterion"),
