@@ -5,11 +5,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import IO
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from modelopt_cli.errors import DataError
 from modelopt_cli.regular import open_regular
 
+GREY = ("1", "L", "LA")
+"""Pillow's modes of grey images of at most 8 bits."""
+_FEW = 64
+"""Different values that a mask has at most, where nothing else says if a grey image is one."""
 TO_8_BITS = "convert it to 8 bits per channel"
 
 
@@ -68,9 +73,21 @@ class ImageFile:
 
     Attributes:
         path: of the file.
+        kind: ``mask`` or ``image``, where the user says so; else empty.
     """
 
     path: str
+    kind: str = ""
+
+    @property
+    def is_mask(self) -> bool:
+        """True of a mask: said to be one, or with a palette, 16 bits or few greys, but no JPEG."""
+        if self.kind:
+            return self.kind == "mask"
+        image = self.decode()
+        if image.mode not in GREY:
+            return image.mode.startswith(("P", "I"))
+        return image.format != "JPEG" and len(np.unique(np.asarray(image.convert("L")))) <= _FEW
 
     def decode(self) -> Image.Image:
         """The image, grey ones of 16 bits too; raises as :func:`decode`."""

@@ -4,6 +4,7 @@ A target of a picture may be a ``torchvision.tv_tensors.Mask`` ``(H, W)``, ``Bou
 (``Scaled``), or a dictionary of these. Anything else does not lie in the picture, and stays as it is.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,33 @@ class Scaled:
 
     image: Image.Image | tv_tensors.Image
     factor: int = 1
+
+
+class Motion(ABC):
+    """Movement of the pictures of a batch, each its own.
+
+    Attributes:
+        size: height and width of the pictures.
+    """
+
+    size: tuple[int, int]
+
+    @abstractmethod
+    def pictures(self, images: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` of the pictures' size moved alike; what comes from outside is 0."""
+
+    @abstractmethod
+    def masks(self, masks: Tensor) -> Tensor:
+        """Masks ``(N, H, W)`` of the pictures' size moved alike; what comes from outside is ``OUTSIDE``."""
+
+    @abstractmethod
+    def boxes(self, place: int, boxes: tv_tensors.BoundingBoxes) -> tv_tensors.BoundingBoxes:
+        """The boxes in the picture at a place of the batch, as far as they stay in it."""
+
+    def target(self, place: int, target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Boxes ``(K, 4)`` and what else they have each; those that are moved out are left out."""
+        boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=self.size)
+        return visible({**target, "boxes": self.boxes(place, boxes).as_subclass(Tensor)})
 
 
 def crop(thing: Any, top: int, left: int, height: int, width: int) -> Any:

@@ -4,11 +4,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from PIL import Image
-
 from modelopt_cli.data.data_spec import DataSpec, choice, sides
-from modelopt_cli.data.decode import ImageFile, decode
+from modelopt_cli.data.decode import GREY, ImageFile, decode
 from modelopt_cli.data.images import files_in, is_image, left_out
 from modelopt_cli.data.shards import find_shards, shown
 from modelopt_cli.data.source import Raw, Source
@@ -16,9 +13,6 @@ from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError
 
 _TASKS = {"mask": "segment", "image": "restore"}
-_FEW = 64
-"""Different values that a mask has at most, where nothing else says if a grey image is one."""
-_GREY = ("1", "L", "LA")
 
 
 class PairsSource(Source):
@@ -26,15 +20,16 @@ class PairsSource(Source):
 
     def __init__(self, name: str, inputs: Sequence[str], targets: Sequence[str], kind: str = "") -> None:
         self.name, self.inputs, self.targets = name, inputs, targets
-        self.channels = 1 if decode(inputs[0]).mode in _GREY else 3
+        self.channels = 1 if decode(inputs[0]).mode in GREY else 3
         self._kind = kind
 
     @property
     def task(self) -> str:  # type: ignore[override]
         """Segmentation where targets are masks, else restoration; the first tells, unless an option does."""
-        return _TASKS[
-            self._kind or ("mask" if looks_like_mask(ImageFile(self.targets[0]).decode()) else "image")
-        ]
+        return _TASKS["mask" if self._target(0).is_mask else "image"]
+
+    def _target(self, index: int) -> ImageFile:
+        return ImageFile(self.targets[index], self._kind)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -45,14 +40,7 @@ class PairsSource(Source):
 
     def load(self, index: int) -> tuple[Raw, RawTarget]:
         """The decoded image, and the file of its target."""
-        return decode(self.inputs[index]), ImageFile(self.targets[index])
-
-
-def looks_like_mask(image: Image.Image) -> bool:
-    """True of palette and 16-bit images, and of grey ones of few different values; not of a JPEG."""
-    if image.mode not in _GREY:
-        return image.mode.startswith(("P", "I"))
-    return image.format != "JPEG" and len(np.unique(np.asarray(image.convert("L")))) <= _FEW
+        return decode(self.inputs[index]), self._target(index)
 
 
 def open_pairs(spec: DataSpec) -> Source:

@@ -22,6 +22,7 @@
    there are none, they are -1 for every sample.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -32,11 +33,12 @@ from PIL import Image
 from torch import Tensor
 
 from modelopt_cli.data.decode import ImageFile
+from modelopt_cli.data.moving import Motion
 from modelopt_cli.errors import DataError
 from modelopt_cli.settings import option
 
 RawTarget: TypeAlias = (
-    int | float | str | Tensor | dict[str, Any] | Image.Image | ImageFile | DataError | None
+    int | float | str | list[str] | Tensor | dict[str, Any] | Image.Image | ImageFile | DataError | None
 )
 Targets: TypeAlias = Tensor | dict[str, Tensor] | list[Any]
 
@@ -45,11 +47,9 @@ class TargetFormat(ABC):
     """The form in which a task takes its targets.
 
     Attributes:
-        in_picture: True if they lie in the picture, so that whatever moves that must move them, too.
         of_inputs: True if a sample without a target has one in its inputs.
     """
 
-    in_picture: bool = False
     of_inputs: bool = False
 
     def place(self, raw: RawTarget, picture: Image.Image) -> Any:
@@ -74,6 +74,14 @@ class TargetFormat(ABC):
         Raises:
             DataError: it is of another form; the message need not name the sample.
         """
+
+    def moved(self, targets: Targets, motion: Motion) -> Targets:
+        """The targets of a batch, collated, whose pictures were moved: what lies in them moves along.
+
+        Raises:
+            UsageError: nothing tells how.
+        """
+        return targets
 
     @abstractmethod
     def collate(self, targets: Sequence[Any]) -> Targets:
@@ -131,8 +139,11 @@ def raw_target(value: Any) -> RawTarget:
         return next((part for part in parts.values() if isinstance(part, DataError)), parts)
     elif value is None or isinstance(value, int | float | str | Image.Image | ImageFile | DataError):
         return value
-    elif isinstance(value, list | tuple) and value and all(isinstance(each, int | float) for each in value):
-        return torch.tensor(value)
+    elif isinstance(value, list | tuple):
+        if value and all(isinstance(each, str) for each in value):
+            return list(value)  # names, of boxes
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            return torch.tensor(value)
     return DataError(f"label is {type(value).__name__}, not an integer")
 
 

@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from modelopt_cli.data.class_names import class_key, places_of
-from modelopt_cli.data.moving import visible
+from modelopt_cli.data.moving import Motion, visible
 from modelopt_cli.data.shards import shown
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError, InputError
@@ -34,8 +34,6 @@ class BoxTargets(TargetFormat):
     Args:
         names: of the network's classes.
     """
-
-    in_picture = True
 
     def __init__(self, names: Sequence[str] | None = None) -> None:
         self._places = places_of(names or ())
@@ -69,6 +67,11 @@ class BoxTargets(TargetFormat):
             raise DataError("labels of boxes are no integers")
         _require_inside(boxes, size)
         return {"boxes": boxes, "labels": labels.long(), "iscrowd": crowd}
+
+    def moved(self, targets: Targets, motion: Motion) -> Targets:
+        """The boxes in moved pictures; see :class:`TargetFormat`."""
+        assert isinstance(targets, list)
+        return [motion.target(place, target) for place, target in enumerate(targets)]
 
     def collate(self, targets: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """A list of the targets."""

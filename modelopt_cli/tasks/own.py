@@ -10,22 +10,59 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
+from torchvision import tv_tensors
 
+from modelopt_cli.data.decode import ImageFile
+from modelopt_cli.data.moving import OUTSIDE, Motion, Scaled
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
-from modelopt_cli.errors import DataError, InputError
+from modelopt_cli.errors import DataError, InputError, UsageError
+from modelopt_cli.settings import option
+from modelopt_cli.tasks.detection import BoxTargets
+from modelopt_cli.tasks.restoration import ImageTargets
+from modelopt_cli.tasks.segmentation import MaskTargets
 from modelopt_cli.user_code import load_callable
 
 
 class AnyTargets(TargetFormat):
-    """Targets as the data has them: stacked where they are numbers or of one shape, else a list."""
+    """Targets as the data has them: stacked where they are numbers or of one shape, else a list.
+
+    Image files are masks of class ids ``(H, W)``, or pictures ``(C, H, W)`` from 0 to 1.
+    """
+
+    def place(self, raw: RawTarget, picture: Image.Image) -> Any:
+        """What of the target lies in a picture, by its form; see :class:`TargetFormat`."""
+        if isinstance(raw, ImageFile):
+            return (_MASKS if raw.is_mask else _IMAGES).place(raw, picture)
+        return _BOXES.place(raw, picture) if isinstance(raw, dict) and "boxes" in raw else raw
 
     def check(self, raw: RawTarget, inputs: Any, classes: int | None) -> Any:
         """The target itself; see :class:`TargetFormat`."""
         if raw is None:
             raise DataError("has no target")
-        return raw
+        if isinstance(raw, Scaled):
+            return _IMAGES.check(raw, inputs, None)
+        if isinstance(raw, dict) and isinstance(raw.get("boxes"), tv_tensors.BoundingBoxes):
+            return _BOXES.check(raw, inputs, None)
+        return raw.as_subclass(Tensor).long() if isinstance(raw, tv_tensors.Mask) else raw
+
+    def moved(self, targets: Targets, motion: Motion) -> Targets:
+        """Masks, pictures and boxes of moved pictures, by their form; numbers stay as they are."""
+        if isinstance(targets, Tensor):
+            if targets.dim() < 3:
+                return targets
+            form = targets.dim(), targets.is_floating_point()
+            move = {(3, False): motion.masks, (4, True): motion.pictures}.get(form)
+            if move is not None and tuple(targets.shape[-2:]) == motion.size:
+                return move(targets)
+        elif isinstance(targets, list) and all(
+            isinstance(each, dict) and "boxes" in each for each in targets
+        ):
+            return [motion.target(place, each) for place, each in enumerate(targets)]
+        hint = "leave it out, or augment in a dataset of your own"
+        raise UsageError("does not know how these targets move", where=option("augment"), hint=hint)
 
     def collate(self, targets: Sequence[Any]) -> Targets:
         """Targets of a batch."""
@@ -34,6 +71,9 @@ class AnyTargets(TargetFormat):
         except (TypeError, RuntimeError, KeyError):
             return list(targets)
         return collated if isinstance(collated, Tensor | dict) else list(targets)
+
+
+_MASKS, _IMAGES, _BOXES = MaskTargets(OUTSIDE), ImageTargets(1.0), BoxTargets()
 
 
 def targets(names: tuple[str, ...] | None = None) -> AnyTargets:

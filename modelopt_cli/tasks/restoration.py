@@ -11,10 +11,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.functional import pil_to_tensor
 
-from modelopt_cli.data.decode import ImageFile
-from modelopt_cli.data.moving import Scaled
+from modelopt_cli.data.decode import GREY, ImageFile
+from modelopt_cli.data.moving import Motion, Scaled
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
-from modelopt_cli.errors import DataError
+from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.settings import option
 from modelopt_cli.tasks.regression import finite_target, stacked
 from modelopt_cli.tasks.task import Misfit
@@ -34,8 +34,6 @@ class ImageTargets(TargetFormat):
     Args:
         peak: the largest value that an image may have.
     """
-
-    in_picture = True
 
     def __init__(self, peak: float) -> None:
         self._peak = peak
@@ -75,13 +73,23 @@ class ImageTargets(TargetFormat):
             if image.mode.startswith("I"):
                 values = torch.from_numpy(np.asarray(image).astype(np.float32))
                 return tv_tensors.Image(values.unsqueeze(0) * (self._peak / 65535))
-            mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+            mode = "L" if image.mode in GREY else "RGB"
             return image if image.mode == mode else image.convert(mode)
         if not isinstance(image, Tensor) or image.dim() != 3:
             raise DataError("target is not an image of channels, height and width")
         if not image.is_floating_point():
             raise DataError(f"target is {str(image.dtype).removeprefix('torch.')}", hint="give floats")
         return tv_tensors.Image(finite_target(image.float()))
+
+    def moved(self, targets: Targets, motion: Motion) -> Targets:
+        """The images of moved pictures; see :class:`TargetFormat`."""
+        assert isinstance(targets, Tensor)
+        if targets.shape[2:] != motion.size:
+            sizes = ("x".join(map(str, size)) for size in (targets.shape[2:], motion.size))
+            raise UsageError(
+                "targets are {}, the pictures {}".format(*sizes), where=option("augment"), hint="leave it out"
+            )
+        return motion.pictures(targets)
 
     def collate(self, targets: Sequence[Tensor]) -> Tensor:
         """Images ``(N, C, H, W)``."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from modelopt_cli.data.decode import ImageFile
-from modelopt_cli.data.moving import OUTSIDE
+from modelopt_cli.data.moving import OUTSIDE, Motion
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.output_structure import flatten
@@ -34,8 +34,6 @@ class MaskTargets(TargetFormat):
     Args:
         ignore: class id in the data of pixels that do not count.
     """
-
-    in_picture = True
 
     def __init__(self, ignore: int) -> None:
         self._ignore = ignore
@@ -61,6 +59,11 @@ class MaskTargets(TargetFormat):
                 f"mask holds class {class_}, outside {allowed}", hint=f"{self._ignore} marks what is ignored"
             )
         return mask.to(torch.int16)
+
+    def moved(self, targets: Targets, motion: Motion) -> Targets:
+        """The masks of moved pictures; see :class:`TargetFormat`."""
+        assert isinstance(targets, Tensor)
+        return motion.masks(targets)
 
     def collate(self, targets: Sequence[Tensor]) -> Tensor:
         """Masks ``(N, H, W)``, int64."""

@@ -15,7 +15,6 @@ from modelopt_cli.measure.accuracy import failing_in_one_line
 from modelopt_cli.program.input_batch import call, clone, each_of, select
 from modelopt_cli.settings import option
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
-from modelopt_cli.training.augment import draw_mixup, mix
 from modelopt_cli.training.autograd_errors import refusals_in_one_line
 from modelopt_cli.training.catalog import LOSSES
 from modelopt_cli.training.config import TrainConfig
@@ -24,6 +23,7 @@ from modelopt_cli.training.ema import MovingAverage
 from modelopt_cli.training.interfaces import Callback, Objective, StepInputs
 from modelopt_cli.training.loader import Batch
 from modelopt_cli.training.meter import LossMeter
+from modelopt_cli.training.mixup import draw_mixup, mix
 from modelopt_cli.training.objectives import guesses
 from modelopt_cli.training.optim import learning_rate, make_optimizer, set_rate
 from modelopt_cli.training.synced import synced_batch_norm

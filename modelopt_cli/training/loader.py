@@ -16,19 +16,14 @@ from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.data.targets import Targets, unread
 from modelopt_cli.data.workers import in_order
 from modelopt_cli.errors import UsageError
-from modelopt_cli.program.input_batch import Inputs, concatenate, each_of, select
+from modelopt_cli.program.input_batch import Inputs, concatenate, each_of, select, tensors_of
 from modelopt_cli.settings import option
-from modelopt_cli.training.augment import (
-    BatchAugmentation,
-    batch_augmentation,
-    image_augmentation,
-    seeded,
-    uniform,
-)
+from modelopt_cli.training.augment import BatchAugmentation, Moved, batch_augmentation, image_augmentation
 from modelopt_cli.training.catalog import AUGMENTATIONS
 from modelopt_cli.training.config import TrainConfig
 from modelopt_cli.training.distributed import World
 from modelopt_cli.training.memory import Kept, batch_of, in_memory, uncollated
+from modelopt_cli.training.random_numbers import seeded, uniform
 
 _ALONE = World()
 
@@ -168,11 +163,15 @@ class _Epoch:
         count = self.augment.draws if self.augment is not None else 0
         return uniform(self.seed, self.variant, indices, count)
 
-    def augmented(self, inputs: Inputs, draws: Tensor) -> Inputs:
+    def augmented(self, batch: samples.Batch, draws: Tensor) -> samples.Batch:
+        """The batch with its pictures moved, and with them what of the targets lies in them."""
         if self.augment is None:
-            return inputs
-        augment = self.augment
-        return each_of(inputs, lambda images: augment(images, draws))
+            return batch
+        augment, (inputs, targets) = self.augment, batch
+        if self.data.gives_targets:
+            height, width = tensors_of(inputs)[0].shape[2:]
+            targets = self.data.targets.moved(targets, Moved(augment, draws, (height, width)))
+        return each_of(inputs, lambda images: augment(images, draws)), targets
 
     def get(self, index: int) -> samples.Sample:
         if not self.drawn:
@@ -214,10 +213,10 @@ class _Steps:
         part, _ = self.part(number)
         indices, draws = self.order[part], self.draws[part]
         if self.kept is not None:
-            inputs, targets = batch_of(self.epoch.data, self.kept, torch.from_numpy(indices))
-            return self.epoch.augmented(inputs, draws), targets
-        inputs, targets = self.epoch.data.collate([self.epoch.get(int(index)) for index in indices])
-        return self.epoch.augmented(inputs, draws), targets
+            batch = batch_of(self.epoch.data, self.kept, torch.from_numpy(indices))
+        else:
+            batch = self.epoch.data.collate([self.epoch.get(int(index)) for index in indices])
+        return self.epoch.augmented(batch, draws)
 
 
 def _batches(steps: _Steps, workers: int) -> Iterator[Batch]:
@@ -232,9 +231,9 @@ def _streamed(epoch: _Epoch) -> Iterator[Batch]:
     for inputs, targets in _joined(uncollated(data).batches(epoch.batch_size), epoch.batch_size):
         part, weight = epoch.part(len(targets))
         indices = np.arange(first, first + len(targets), dtype=np.int64)[part]
-        augmented = epoch.augmented(select(inputs, part), epoch.draws(indices))
         own = data.targets.collate(targets[part]) if data.gives_targets else unread(len(indices))
-        yield Batch(augmented, own, weight, torch.from_numpy(indices), epoch.variant)
+        augmented = epoch.augmented((select(inputs, part), own), epoch.draws(indices))
+        yield Batch(*augmented, weight, torch.from_numpy(indices), epoch.variant)
         first += len(targets)
 
 

@@ -63,7 +63,7 @@ class _Apart(TargetFormat):
 
     def __init__(self, targets: TargetFormat) -> None:
         self._targets = targets
-        self.in_picture, self.of_inputs = targets.in_picture, targets.of_inputs
+        self.of_inputs = targets.of_inputs
 
     def place(self, raw: RawTarget, picture: Image.Image) -> Any:
         return self._targets.place(raw, picture)

@@ -117,8 +117,8 @@ RESTORE = ("--arch", "net.py:convolutions?outputs=3", "--input-size", "16")
 ROWS = ("--arch", "net.py:rows")
 POOLED = ("--arch", "net.py:pooled", "--input-size", "16")
 KINDS = {
-    "masks": (SEGMENT, "pairs:in@ids", "segment", "miou"),
-    "pictures": (RESTORE, "pairs:in@out", "restore", "psnr"),
+    "masks": ((*SEGMENT, "--augment", "cifar"), "pairs:in@ids", "segment", "miou"),
+    "pictures": ((*RESTORE, "--augment", "imagenet"), "pairs:in@out", "restore", "psnr"),
     "several labels": (ROWS, "csv:t.csv?inputs=a,b,c&labels=m,n", "multilabel", "map"),
     "numbers": (ROWS, "csv:t.csv?inputs=a,b,c&labels=p,q", "regress", "mae"),
     "several labels of images": (POOLED, "csv:t.csv?labels=m,n", "multilabel", "f1"),

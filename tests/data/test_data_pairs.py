@@ -65,6 +65,16 @@ def test_masks_are_cut_and_resized_with_their_pictures(tmp_path: Path, overrides
     assert len(masks.unique()) == 2 + (overrides.get("crop") == 36)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_masks_are_resized_by_the_nearest_pixel_whatever_their_pictures_are(
+    tmp_path: Path, interpolation: str
+) -> None:
+    text = pairs(tmp_path, indexed("L"))
+    masks = next(opened(text, resize=20, interpolation=interpolation).batches(COUNT))[1]
+    assert torch.equal(masks, next(opened(text, resize=20, interpolation="nearest").batches(COUNT))[1])
+    assert masks.unique().tolist() == [0, 3]
+
+
 @pytest.mark.parametrize("overrides", [{}, {"resize": 20}, {"resize": (25, 21), "crop": 18}], ids=str)
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_pictures_are_cut_and_resized_with_their_pictures_and_not_normalised(

@@ -193,8 +193,6 @@ def test_a_compressed_network_learns_from_the_one_it_was(name: str) -> None:
 def test_what_has_no_meaning_for_a_task_is_refused() -> None:
     with pytest.raises(UsageError, match="mixup: mixes classes"):
         trained(CASES["regress"], CASES["regress"].made(), mixup=0.2)
-    with pytest.raises(UsageError, match="moves pictures, and these targets lie in them"):
-        trained(CASES["segment"], CASES["segment"].made(), augment="cifar")
 
 
 def test_every_task_has_a_loss_of_the_table() -> None:

@@ -11,16 +11,8 @@ from torchvision.transforms.v2 import functional as F
 
 from modelopt_cli.data import Data, PreprocessOverrides, open_data
 from modelopt_cli.errors import UsageError
-from modelopt_cli.training.augment import (
-    Affine,
-    CropAndFlip,
-    affine,
-    batch_augmentation,
-    image_augmentation,
-    seeded,
-    splitmix64,
-    uniform,
-)
+from modelopt_cli.training.augment import Affine, CropAndFlip, affine, batch_augmentation, image_augmentation
+from modelopt_cli.training.random_numbers import seeded, splitmix64, uniform
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 BLACK = [-m / s for m, s in zip(MEAN, STD, strict=True)]
@@ -83,7 +75,7 @@ def test_affine_is_that_of_torchvision(size: tuple[int, int]) -> None:
 
 def test_affine_draws_what_torchvision_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    monkeypatch.setattr("modelopt_cli.training.augment.affine", lambda *given: taken.append(given[1:5]))
+    monkeypatch.setattr("modelopt_cli.training.augment.affine", lambda *given, **_: taken.append(given[1:5]))
     Affine(FILL)(torch.zeros(4000, 3, 28, 20), uniform(1, 0, np.arange(4000), 4))
     theirs = v2.RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1))
     torch.manual_seed(0)

@@ -15,8 +15,8 @@ from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
 from modelopt_cli.training import CrossEntropy, Distillation, StepInputs, TrainConfig, objective
-from modelopt_cli.training.augment import draw_mixup, mix
 from modelopt_cli.training.ema import MovingAverage
+from modelopt_cli.training.mixup import draw_mixup, mix
 from modelopt_cli.training.optim import learning_rate, make_optimizer, optimizer_state, restore_optimizer
 from modelopt_cli.training.split import hold_out, samples
 

@@ -23,8 +23,8 @@ from modelopt_cli.program.quantized import DynamicLinear
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.settings import option
 from modelopt_cli.training import TrainConfig, Training, distributed
-from modelopt_cli.training.augment import seeded
 from modelopt_cli.training.loader import is_drawn, steps_per_epoch
+from modelopt_cli.training.random_numbers import seeded
 from modelopt_cli.training.split import samples
 
 PROBED = 2
