@@ -10,6 +10,7 @@ from torch import nn
 from modelopt_cli import measure
 from modelopt_cli.api.choosing_task import ChosenTask, choose_task
 from modelopt_cli.api.doubts import doubts, tell_unknown_length, with_same_classes
+from modelopt_cli.api.network_data import with_own_folder
 from modelopt_cli.api.opening import ModelFile, file_length, known_input, without_graph
 from modelopt_cli.api.preprocessing_notes import describe_input, origin
 from modelopt_cli.api.request import EvalRequest, Measuring
@@ -71,6 +72,7 @@ def evaluate_files(request: EvalRequest) -> Evaluation:
     """
     if not request.paths:
         raise UsageError("nothing to measure", hint="name at least one file")
+    request = with_own_folder(request)
     request.options.require_baseline(len(request.paths))
     measure_gates.require_comparable(request.gates, len(request.paths), request.options.baseline)
     request = request.noting_once()

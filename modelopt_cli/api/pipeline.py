@@ -6,6 +6,7 @@ from modelopt_cli import artifact
 from modelopt_cli.api.compressing import Compressing
 from modelopt_cli.api.distilling import Distilling
 from modelopt_cli.api.evaluating import compare
+from modelopt_cli.api.network_data import with_own_folder
 from modelopt_cli.api.opening import without_graph
 from modelopt_cli.api.rehearsal import after_writing
 from modelopt_cli.api.request import Request
@@ -35,7 +36,7 @@ def execute(request: Request) -> Result:
         GateNotMet: the target cannot be reached, or nothing can be compressed; nothing is written.
         EnvironmentFailure: no space, no permission, an optional package.
     """
-    request = request.noting_once()
+    request = with_own_folder(request.noting_once())
     work = WORKS.get(request.command, Compressing)(request)
     _check(work)
     rehearses = request.evaluate and (work.always_trains or not request.dry_run)

@@ -10,6 +10,7 @@ from modelopt_cli.api.choosing_task import ChosenTask, choose_task
 from modelopt_cli.api.doubts import tell_unknown_length
 from modelopt_cli.api.evaluating import coverage_of, open_all
 from modelopt_cli.api.guard import SAMPLES, as_run
+from modelopt_cli.api.network_data import with_own_folder
 from modelopt_cli.api.request import EvalRequest, Measuring
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import open_data
@@ -140,6 +141,7 @@ def rehearse_files(request: EvalRequest) -> None:
     Raises:
         InputError: a file cannot be opened, or as there.
     """
+    request = with_own_folder(request)
     rehearse([opened for _, opened in open_all(request)], request)
 
 

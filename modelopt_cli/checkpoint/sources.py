@@ -125,6 +125,15 @@ def names_library(text: str | None) -> bool:
         return False
 
 
+def folder_of(text: str) -> str | None:
+    """The folder on this machine that a spec names as its network; None where it names none."""
+    try:
+        spec = parse_spec(text)
+    except ArchitectureError:
+        return None
+    return spec.name if SOURCES[spec.source].local else None
+
+
 def published_top1(text: str) -> float | None:
     """The lowest top-1 on ImageNet, in percent, that is published for an architecture; None if none is."""
     spec = parse_spec(text)

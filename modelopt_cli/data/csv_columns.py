@@ -11,6 +11,7 @@ from torch import Tensor
 from modelopt_cli.data.csv_file import (
     LABELS,
     PATHS,
+    Row,
     is_float,
     open_csv,
     read_lines,
@@ -65,12 +66,17 @@ class NumbersSource(Source):
         return self.inputs[index], labels if isinstance(labels, DataError) else labels[index]
 
 
-class _Table:
-    """Named columns of a file."""
+class Table:
+    """Named columns of a file.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the file.
+        rows: with the names first; by default those of a CSV file.
+    """
+
+    def __init__(self, path: Path, rows: Sequence[Row] | None = None) -> None:
         self.path = path
-        (_, self.names), *self.lines = read_lines(path) or [(0, [])]
+        (_, self.names), *self.lines = (read_lines(path) if rows is None else rows) or [(0, [])]
         if not self.lines:
             raise DataError("holds no rows", where=str(path), hint="name the columns in its first line")
 
@@ -117,13 +123,13 @@ def open_columns(spec: DataSpec) -> Source:
     """
     if not any(spec.options.values()):
         return open_csv(spec)
-    table = _Table(Path(spec.target))
+    table = Table(Path(spec.target))
     path, inputs, wanted = (_listed(spec, option) for option in ("path", "inputs", "labels"))
     if len(path) + bool(inputs) > 1:
         raise DataError("has more than one input", where=spec.text, hint="name a path, or inputs")
     rows = [table.where(line) for line, _ in table.lines]
     usual = table.usual(LABELS, taken=(*path, *inputs))
-    labels = _labels(table, wanted or [usual or "label"])
+    labels = labels_of(table, wanted or [usual or "label"])
     source: Source
     if inputs:
         source = NumbersSource(spec.text, table.numbers(inputs), labels.values, rows)
@@ -139,8 +145,8 @@ def _listed(spec: DataSpec, option: str) -> list[str]:
     return [name.strip() for name in str(spec.option(option)).split(",") if name.strip()]
 
 
-def _labels(table: _Table, names: Sequence[str]) -> Labels:
-    """The labels in these columns."""
+def labels_of(table: Table, names: Sequence[str]) -> Labels:
+    """The labels in these columns of a table: classes, several of them, or numbers."""
     try:
         if len(names) == 1 and not _are_numbers(cells := table.cells(names[0])):
             classes, class_names = whole_labels(cells, table.path)

@@ -62,7 +62,7 @@ def open_csv(spec: DataSpec) -> Source:
     return FileSource.of_table(spec.text, table, [(line, path) for line, path, _ in rows], labels, names)
 
 
-def read_lines(table: Path) -> list[Row]:
+def read_lines(table: Path, delimiter: str = ",") -> list[Row]:
     """The rows of a table that are not empty, without spaces around their cells.
 
     Raises:
@@ -70,7 +70,7 @@ def read_lines(table: Path) -> list[Row]:
     """
     try:
         text = read_regular(table, DataError).decode("utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
         return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     except OSError as error:
         raise DataError(error.strerror or "cannot be read", where=str(table)) from None

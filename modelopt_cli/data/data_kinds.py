@@ -36,7 +36,8 @@ class DataKind:
         sharded: the target is a pattern, which may match several files.
         suffix: of a file that is likely to be meant by it.
         target: the target in a text, and the options after it, where the text is no ``NAME:TARGET``; or None.
-        follows_network: ``open`` takes the shape of the network's input, a seed and its type, too.
+        follows_network: ``open`` takes the network's input, as far as it is known, and a seed, too.
+        of_network: an option that is the network's own folder where it is not given.
         labelled: there may be labels.
         says_task: what is opened may say its task, see ``Source.task``; or the option with which it may.
     """
@@ -54,6 +55,7 @@ class DataKind:
     suffix: str = ""
     target: Callable[[str], tuple[str, str] | None] | None = None
     follows_network: bool = False
+    of_network: str = ""
     labelled: bool = True
     says_task: bool | str = False
 
@@ -127,6 +129,20 @@ DATA_KINDS: dict[str, DataKind] = {
         deferred(f"{_ROOM}.coco", "open_coco"),
         {"labels": ""},
         canonical=_both,
+        says_task=True,
+    ),
+    "text": DataKind(
+        "texts: a CSV, TSV or JSONL with a column `text`, and perhaps `label`, or a file of lines, as token "
+        "ids by the tokenizer of a Hugging Face folder, by default the network's own; also "
+        "`?tokenizer=FOLDER&text=review&label=stars`, a second text `pair`, and a `score` of the two; needs "
+        "`pip install 'modelopt-cli[hf]'`",
+        "text:FILE",
+        deferred(f"{_ROOM}.texts", "open_texts"),
+        {"tokenizer": "", "text": "", "pair": "", "label": "", "score": "", "length": 0},
+        is_path=True,
+        suffix=".jsonl",
+        follows_network=True,
+        of_network="tokenizer",
         says_task=True,
     ),
     "tar": DataKind(

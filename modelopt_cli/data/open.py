@@ -12,7 +12,7 @@ from modelopt_cli.data.preprocess import ImageTransform, resolve_preprocess
 from modelopt_cli.data.raw_inputs import describe_inputs
 from modelopt_cli.data.source import Samples, Source, Stream
 from modelopt_cli.errors import DataError
-from modelopt_cli.program.input_spec import INPUT_TYPE, InputSpec
+from modelopt_cli.program.input_spec import InputSpec
 
 
 def open_data(
@@ -26,9 +26,9 @@ def open_data(
     """Open data and settle how its samples become the network's input.
 
     Args:
-        spec: a folder of class folders, ``csv:FILE``, ``tar:PATTERN``, ``parquet:PATTERN``, ``idx:DIR``,
-            ``torchvision:NAME@ROOT``, ``npz:FILE``, ``FILE.py:CALLABLE``, ``digits`` or
-            ``synthetic:3x224x224``; see ``docs/data.md``. Or samples that are open already.
+        spec: a folder of class folders, ``csv:FILE``, ``text:FILE``, ``tar:PATTERN``, ``parquet:PATTERN``,
+            ``idx:DIR``, ``torchvision:NAME@ROOT``, ``npz:FILE``, ``FILE.py:CALLABLE``,
+            ``digits`` or ``synthetic:3x224x224``; see ``docs/data.md``. Or samples that are open already.
         input_spec: input that the network expects, as far as it is known.
         overrides: preprocessing that the user asks for instead.
         seed: seed of synthetic noise.
@@ -45,21 +45,27 @@ def open_data(
     parsed = parse_spec(spec) if isinstance(spec, str) else None
     overrides = overrides or PreprocessOverrides()
     if overrides.sample is not None:
-        input_spec, overrides = overrides.sample, PreprocessOverrides()
+        known = input_spec.with_samples_of(overrides.sample) if input_spec is not None else overrides.sample
+        input_spec, overrides = known, PreprocessOverrides()
     source: Source | Stream
     if parsed is None:
         assert not isinstance(spec, str)
         source = spec
     elif parsed.row.follows_network:
-        shape = input_spec.shape if input_spec else None
-        if overrides:
-            shape = resolve_preprocess(input_spec, overrides)[1]
-        source = parsed.row.open(parsed, shape, seed, input_spec.dtype if input_spec else INPUT_TYPE)
+        source = parsed.row.open(parsed, _shaped(input_spec, overrides), seed)
     else:
         source = parsed.row.open(parsed)
     if isinstance(source, Stream) or source.ready:
         return _open_ready(source, input_spec, overrides, labels)
     return _open_images(source, input_spec, overrides, labels)
+
+
+def _shaped(known: InputSpec | None, overrides: PreprocessOverrides) -> InputSpec | None:
+    """The network's input with the shape that the user asks for instead."""
+    shape = resolve_preprocess(known, overrides)[1] if overrides else None
+    if shape is None:
+        return None if overrides else known
+    return replace(known, shape=shape) if known is not None else InputSpec(shape)
 
 
 def _open_images(

@@ -179,4 +179,10 @@ def check_input(tensor: Tensor, spec: InputSpec, *, ready: bool) -> Tensor:
     dtype = DTYPES[spec.dtype]
     if tensor.dtype.is_floating_point > dtype.is_floating_point:
         raise DataError(f"{of}holds fractions, where {spec.dtype} is expected", hint="give integers")
+    if spec.below is not None and tensor.numel():
+        least, most = map(int, tensor.aminmax())
+        if least < 0 or most >= spec.below:
+            known = f"where the network knows 0 to {spec.below - 1}"
+            hint = "give the tokenizer that it was trained with"
+            raise DataError(f"{of}holds {least if least < 0 else most}, {known}", hint=hint)
     return tensor.to(dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 from modelopt_cli.data.data_spec import DataSpec
 from modelopt_cli.data.source import Source
 from modelopt_cli.errors import DataError
-from modelopt_cli.program.input_spec import INPUT_TYPE, InputType
+from modelopt_cli.program.input_spec import INPUT_TYPE, InputSpec, InputType
 from modelopt_cli.program.samples import DTYPES
 
 _SHAPE = re.compile(r"([1-9]\d{0,6}(?:x[1-9]\d{0,6})*)(?::(\w+))?", re.ASCII)
@@ -42,10 +42,9 @@ class SyntheticSource(Source):
         return torch.from_numpy(generator.integers(end, size=self.shape)).to(DTYPES[self.dtype]), -1
 
 
-def open_synthetic(
-    spec: DataSpec, shape: tuple[int, ...] | None, seed: int, dtype: InputType = INPUT_TYPE
-) -> Source:
+def open_synthetic(spec: DataSpec, network: InputSpec | None, seed: int) -> Source:
     """``synthetic:3x224x224?n=256``, ``synthetic:128:int64?below=999``; without a shape, the network's."""
+    shape, dtype = (network.shape, network.dtype) if network is not None else (None, INPUT_TYPE)
     if spec.target:
         match = _SHAPE.fullmatch(spec.target)
         if match is None or (match[2] or dtype) not in DTYPES:

@@ -201,7 +201,7 @@ def _attempt(
     if verify and not any(p.is_meta for p in model.parameters()):
         compare(program, model, input_spec, exact=tracer.exact)
         agree = partial(agree_on, program, model, exact=tracer.exact)
-        program.input = free_sizes(input_spec, agree)
+        program.input = free_sizes(program.input, agree)
     return program
 
 

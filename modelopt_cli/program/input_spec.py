@@ -1,6 +1,6 @@
 """Shape, type and preprocessing of a Program's input."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from modelopt_cli.errors import UsageError
@@ -69,6 +69,8 @@ class InputSpec:
         name: of the input, as the network's ``forward`` calls it.
         free: places in ``shape`` whose size may be another one, tried at two sizes.
         others: the network's further inputs, in order, which have none themselves.
+        below: whole numbers are from 0 up to, not including, this one, as far as a network says so that looks
+            them up; it follows from the network, and makes no difference between two inputs.
 
     Raises:
         UsageError: a value is of another type, or the shape has a size below 1.
@@ -84,6 +86,7 @@ class InputSpec:
     name: str = INPUT_NAME
     free: tuple[int, ...] = ()
     others: tuple["InputSpec", ...] = ()
+    below: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         require_declared(self)
@@ -107,7 +110,8 @@ class InputSpec:
         by_place = dict(zip((each.name for each in self.tensors), other.tensors, strict=True))
         given = by_name if by_name.keys() == by_place.keys() else by_place
         first, *others = (
-            replace(given[own.name], name=own.name, free=own.free, others=()) for own in self.tensors
+            replace(given[own.name], name=own.name, free=own.free, others=(), below=own.below)
+            for own in self.tensors
         )
         return replace(first, others=tuple(others))
 

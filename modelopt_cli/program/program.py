@@ -1,8 +1,8 @@
 """The Program: the one representation every method works on."""
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from typing import Any, Self, cast
@@ -62,6 +62,21 @@ def _once(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return apply
 
 
+def _bounded(input_spec: InputSpec, network: fx.GraphModule) -> InputSpec:
+    """The inputs with the bounds of those that embeddings look up."""
+    rows = {node.name: _rows(node, network) for node in network.graph.find_nodes(op="placeholder")}
+    first, *others = (replace(each, below=rows.get(each.name)) for each in input_spec.tensors)
+    return replace(first, others=tuple(others))
+
+
+def _rows(placeholder: fx.Node, network: fx.GraphModule) -> int | None:
+    """Rows of the smallest embedding that looks an input up; None where there is none."""
+    users = (node for node in placeholder.users if node.op == "call_module")
+    layers: Iterator[Any] = (network.get_submodule(str(node.target)) for node in users)
+    rows = (getattr(layer, "num_embeddings", None) for layer in layers)
+    return min((each for each in rows if isinstance(each, int)), default=None)
+
+
 class Program(fx.GraphModule):
     """An fx graph of allow-listed modules and functions, and what is needed to use it.
 
@@ -97,7 +112,7 @@ class Program(fx.GraphModule):
         arch: str | None = None,
     ) -> None:
         super().__init__(root, graph, class_name="Program")
-        self.input = input_spec
+        self.input = _bounded(input_spec, self)
         self.labels = labels
         self.history = history
         self.encodings = dict(encodings or {})

@@ -214,7 +214,7 @@ def test_whole_numbers_are_trained_on_and_taught_with(nets, modelopt):
         outcome = modelopt(verb, "Text.pth", *how, *quick, *more, "-o", f"{verb}.safetensors")
         assert outcome.code == 0, outcome.err
         program = artifact.read_program(f"{verb}.safetensors")
-        assert program.input == InputSpec((12,), dtype="int64")
+        assert program.input == InputSpec((12,), dtype="int64", name="tokens", free=(0,))
         assert program(tokens).shape == (96, 5)
     outcome = modelopt("inspect", "Text.pth", *how[:4], "--layers", "--json")
     assert [layer["name"] for layer in json.loads(outcome.out)["layers"][:2]] == ["embed", "body"]
