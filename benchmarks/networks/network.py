@@ -73,6 +73,8 @@ def shake(model: nn.Module) -> None:
 def settle(model: nn.Module, inputs: Inputs) -> None:
     """Give every batch norm the statistics of its inputs."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum, norm.training = None, True

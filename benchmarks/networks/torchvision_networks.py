@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +14,8 @@ from benchmarks.networks.network import Network, images, prepared
 from modelopt_cli.program import InputSpec
 
 _TESTS = str(Path(__file__).parents[2] / "tests" / "program")
-FRAMES = 8
-VIDEOS: dict[str, dict[str, Any]] = {
-    "mvit": {"spatial_size": (64, 64), "temporal_size": FRAMES},
-    "s3d": {},
-}
-"""Options by which a network takes smaller videos."""
+FRAMES, SIDE = 8, 64
+"""Size of a video."""
 
 
 def names(part: str) -> list[str]:
@@ -52,16 +50,22 @@ def _images(side: int) -> Callable[[int, int], Tensor]:
 
 def video(name: str, kind: str | None) -> Network:
     """A video network for clips of 8 frames of 64x64; 16 of 224x224 where it takes no others."""
-    model, frames, side = _get(name), FRAMES, 64
-    if name.startswith("mvit"):
-        model = _get(name, spatial_size=(side, side), temporal_size=frames)
-    elif name == "s3d":
-        frames, side = 16, 224
+    from torchvision.models.video import mvit
+
+    small = partial(_smaller, mvit.MViT)
+    with mock.patch.object(mvit, "MViT", small):
+        model = _get(name)
+    frames, side = (16, 224) if name == "s3d" else (FRAMES, SIDE)
 
     def clips(count: int, seed: int) -> Tensor:
         return images(count, side, seed, channels=3 * frames).unflatten(1, (3, frames))
 
     return prepared(Network(name, model.eval(), InputSpec((3, frames, side, side)), clips))
+
+
+def _smaller(kind: type[nn.Module], **options: Any) -> nn.Module:
+    """MViT for smaller videos: its size is fixed where it is built."""
+    return kind(**options | {"spatial_size": (SIDE, SIDE), "temporal_size": FRAMES})
 
 
 def optical_flow(name: str, kind: str | None) -> Network:

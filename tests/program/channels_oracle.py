@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import math
-import operator
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from modelopt_cli.program import Program
-from modelopt_cli.program.calls import operation, source
+from modelopt_cli.program.calls import arguments, operation, source
 from modelopt_cli.program.channels import Dependencies, analyse, remove
-from modelopt_cli.program.channels.reductions import is_of_norm
-from modelopt_cli.program.shapes import value_shapes
+from modelopt_cli.program.channels.reductions import _origin, is_of_norm
 
 CLASSES = 1000
 Shapes = dict[str, tuple[int, ...]]
@@ -129,25 +127,33 @@ def masked(found: Dependencies, keep: Keep) -> Program:
     for layer, stays in norms.items():
         norm = program.get_submodule(layer)
         program.set_submodule(layer, _MASKED[type(norm)](norm, stays))
-    _average_what_stays(program, found, keep)
+    _take_statistics_of_what_stays(program)
     return program
 
 
-def _average_what_stays(program: Program, found: Dependencies, keep: Keep) -> None:
-    """Let the mean square of an RMS norm that is written out count only the channels that stay, in place."""
-    means = [node for node in program.graph.nodes if operation(node) == "mean" and is_of_norm(node)]
-    if not means:
-        return
-    shapes = value_shapes(found.program, 1)
-    smaller = value_shapes(remove(found.program, keep, dependencies=found), 1)
-    for node in means:
-        squares = source(node).name
-        share = shapes[squares].numel() / smaller[squares].numel()
-        if share != 1 and operation(source(node)) in ("pow", "square", "mul"):
+def _take_statistics_of_what_stays(program: Program) -> None:
+    """Let the statistics of a norm that is written out count only channels that are not zero, in place."""
+    for node in list(program.graph.nodes):
+        if operation(node) in ("mean", "var", "std") and is_of_norm(node):
+            bound = arguments(node)
+            given = bound["input"], _origin(source(node)), operation(node), bound["dim"]
+            options = {name: bound[name] for name in ("keepdim", "correction") if bound.get(name) is not None}
             with program.graph.inserting_after(node):
-                scaled = program.graph.call_function(operator.mul, (node, share))
-            node.replace_all_uses_with(scaled, lambda user, scaled=scaled: user is not scaled)
+                node.replace_all_uses_with(program.graph.call_function(_statistic, given, options))
+            program.graph.erase_node(node)
     program.recompile()
+
+
+def _statistic(
+    x: Tensor, origin: Tensor, name: str, dim: list[int], keepdim: bool = False, correction: float = 1
+) -> Tensor:
+    dims = [d % x.dim() for d in ([dim] if isinstance(dim, int) else dim)]
+    stays = (origin != 0).sum([d for d in range(x.dim()) if d not in dims], keepdim=True) > 0
+    count = stays.expand_as(x).sum(dims, keepdim=True)
+    mean = (x * stays).sum(dims, keepdim=True) / count
+    variance = ((x - mean) * stays).square().sum(dims, keepdim=True) / (count - correction)
+    result = {"mean": mean, "var": variance, "std": variance.sqrt()}[name]
+    return result if keepdim else result.squeeze(dims)
 
 
 def _norms_by_function(program: Program) -> dict[str, str]:
