@@ -34,8 +34,8 @@ import torch
 from PIL import Image
 
 import modelopt_cli
+from benchmarks.compared_networks import COUNTER, ROOT, Comparison, Network
 from benchmarks.curves import OURS, Curves, Point, comparison, table
-from benchmarks.judge import COUNTER, ROOT, Judge, Network
 from modelopt_cli.data import PreprocessOverrides
 from modelopt_cli.measure.environment import cpu_name
 
@@ -165,23 +165,23 @@ class Codec:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=_one_thread()
         )
 
-    def point(self, judge: Judge, setting: str, qp: int) -> Point:
-        """Encode, decode and judge."""
+    def point(self, compared: Comparison, setting: str, qp: int) -> Point:
+        """Encode, decode and compared."""
         state, decoded = self.folder / "state.npz", self.folder / "decoded.npz"
-        kept = {n: t.numpy() for n, t in judge.state.items() if not n.endswith(COUNTER)}
+        kept = {n: t.numpy() for n, t in compared.state.items() if not n.endswith(COUNTER)}
         np.savez(state, **kept)
         job = {
             "state": str(state),
             "decoded": str(decoded),
-            "norms": judge.norms(),
+            "norms": compared.norms(),
             "options": SETTINGS[setting] | {"qp": qp},
         }
         found = self._ask(job)
         while "evaluate" in found:
-            found = self._ask({"score": judge.score(np.load(decoded))})
+            found = self._ask({"score": compared.score(np.load(decoded))})
         if "error" in found:
             raise RuntimeError(f"nncodec, {setting}, QP {qp}: {found['error']}")
-        correct, divergence = judge.figures(judge.put(np.load(decoded)))
+        correct, divergence = compared.figures(compared.put(np.load(decoded)))
         return Point(setting, qp, found["bytes"], correct, divergence, found["encode_s"], found["decode_s"])
 
     def _ask(self, line: dict[str, Any]) -> dict[str, Any]:
@@ -192,8 +192,8 @@ class Codec:
         return found
 
 
-def ours(network: Network, judge: Judge, ratio: float, output: Path) -> Point:
-    """One file of ours, by the command line, and judged like theirs."""
+def ours(network: Network, compared: Comparison, ratio: float, output: Path) -> Point:
+    """One file of ours, by the command line, and compared like theirs."""
     command = [sys.executable, "-m", "modelopt_cli", *SHARE, network.checkpoint, *network.options]
     command += ["--ratio", f"{ratio:g}", "--calibration", network.calib, "--data", network.data]
     command += ["-o", str(output), "--force", "--no-eval", "--threads", "1", "-q"]
@@ -205,7 +205,7 @@ def ours(network: Network, judge: Judge, ratio: float, output: Path) -> Point:
     begin = time.perf_counter()
     program = modelopt_cli.load(output)
     reading = time.perf_counter() - begin
-    return Point(OURS, ratio, output.stat().st_size, *judge.figures(program), seconds, reading)
+    return Point(OURS, ratio, output.stat().st_size, *compared.figures(program), seconds, reading)
 
 
 def _one_thread() -> dict[str, str]:
@@ -218,22 +218,22 @@ def measure(name: str, codec: Codec, folder: Path) -> Curves:
     network = case.network
     curves = Curves(folder / f"{name}.json")
     curves.read()
-    judge = Judge(network)
+    compared = Comparison(network)
     curves.about = {
-        "images": len(judge.labels),
-        "correct": judge.correct,
-        "parameters": sum(each.numel() for each in judge.state.values()),
+        "images": len(compared.labels),
+        "correct": compared.correct,
+        "parameters": sum(each.numel() for each in compared.state.values()),
         "bytes": (ROOT / network.checkpoint).stat().st_size,
     }
     for ratio in case.ratios:
         curves.add(
             OURS,
             ratio,
-            lambda ratio=ratio: ours(network, judge, ratio, folder / f"{name}-{ratio:g}x.safetensors"),
+            lambda ratio=ratio: ours(network, compared, ratio, folder / f"{name}-{ratio:g}x.safetensors"),
         )
     for setting in SETTINGS:
         for qp in case.qps:
-            curves.add(setting, qp, lambda setting=setting, qp=qp: codec.point(judge, setting, qp))
+            curves.add(setting, qp, lambda setting=setting, qp=qp: codec.point(compared, setting, qp))
     return curves
 
 

@@ -68,8 +68,8 @@ def last_line(text: str | bytes | None) -> str:
 def run(seed: int) -> int:
     """All kinds with this seed, in this process."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "hostile")]
+    from hostile_faults import faults
     from hostile_files import GENERATORS
-    from hostile_judge import faults
 
     failed = False
     with tempfile.TemporaryDirectory() as name, contextlib.suppress(KeyboardInterrupt):

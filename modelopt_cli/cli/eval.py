@@ -27,13 +27,14 @@ Baseline = Annotated[
         title=EvalOptions.title,
     ),
 ]
-Judge = Annotated[
+TargetModel = Annotated[
     Path | None,
     Setting(
         "The only file that is held against the limits.",
         metavar="CHECKPOINT",
         default="all but the baseline",
         title=Gates.title,
+        older=("--judge",),
         advanced=True,
     ),
 ]
@@ -54,7 +55,7 @@ def evaluate(
     image: PreprocessOverrides,
     measure: EvalOptions,
     gates: Gates,
-    judge: Judge = None,
+    target_model: TargetModel = None,
     baseline: Baseline = None,
     export: options.Export = (),
     force: ForceExport = False,
@@ -68,11 +69,13 @@ def evaluate(
     request = options.read_request(reader, network, image, measure, gates)
     exports = options.read_exports(reader, export, measured=not dry_run)
     paths, index = with_baseline(checkpoints, baseline)
-    judged = paths.index(judge) if judge in paths else None
-    if judge is not None:
-        reader.check(judged is not None, "--judge", f"{judge} is not one of the files to measure")
-        reader.check(judged != index, "--judge", f"{judge} is the baseline itself")
-        reader.check(bool(request.gates), "--judge", "has no meaning without a limit")
+    target = paths.index(target_model) if target_model in paths else None
+    if target_model is not None:
+        reader.check(
+            target is not None, "--target-model", f"{target_model} is not one of the files to measure"
+        )
+        reader.check(target != index, "--target-model", f"{target_model} is the baseline itself")
+        reader.check(bool(request.gates), "--target-model", "has no meaning without a limit")
     reader.finish()
     options.check_exports(exports, force)
     if not dry_run:
@@ -82,7 +85,7 @@ def evaluate(
         from modelopt_cli.api import EvalRequest
         from modelopt_cli.api.rehearsal import rehearse_files
 
-        rehearse_files(EvalRequest(paths=paths, on_note=console.note, **request.keywords(index, judged)))
+        rehearse_files(EvalRequest(paths=paths, on_note=console.note, **request.keywords(index, target)))
         console.result(f"all {len(paths)} files can be measured")
 
     def work() -> None:
@@ -94,7 +97,7 @@ def evaluate(
                     paths=paths,
                     on_note=console.note,
                     progress=progress,
-                    **request.keywords(index, judged),
+                    **request.keywords(index, target),
                 )
             )
         show_evaluation(console, evaluation, exports, force=force)

@@ -29,7 +29,8 @@ def require_comparable(gates: Gates, models: int, baseline: int = 0) -> None:
         raise UsageError("a gate needs a second model to compare with the baseline", hint="give two files")
     if gates.judged is not None and (gates.judged == baseline or not 0 <= gates.judged < models):
         raise UsageError(
-            "is the baseline itself" if gates.judged == baseline else "is not measured", where=option("judge")
+            "is the baseline itself" if gates.judged == baseline else "is not measured",
+            where=option("target_model"),
         )
 
 

@@ -10,7 +10,7 @@ JSON is one object, stable under its ``schema_version``.
     input           shape and preprocessing of a sample, and who says so, as one line
     comparisons     every model but the baseline, in order, each with the figures that compare, and drops
         (name of a metric to drop, low and high, the 95 % interval)
-    gates           for each comparison in turn the limits that were set (with --judge for that file alone),
+    gates           for each comparison in turn the limits that were set (for --target-model alone, if given),
         each with name, limit, value, passed, end ("lower" or "upper": the value is that of an interval)
     notes           one line for each thing the reader should know
 

@@ -87,7 +87,7 @@ def test_eval_judges_one_file_alone(here, modelopt):
     files = ["net.pth", "net-int8-weight.safetensors", "net.safetensors"]
     limit = ["--min-ratio", "1.5"]
     assert modelopt("eval", *files, *HOW, *QUICK[:-2], *limit).code == 1
-    outcome = modelopt("eval", *files, *HOW, *QUICK[:-2], *limit, "--judge", files[1], "--json")
+    outcome = modelopt("eval", *files, *HOW, *QUICK[:-2], *limit, "--target-model", files[1], "--json")
     assert outcome.code == 0
     assert [gate["name"] for gate in json.loads(outcome.out)["gates"]] == ["min-ratio"]
 

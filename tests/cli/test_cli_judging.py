@@ -259,7 +259,7 @@ def test_a_limit_on_what_is_known_is_judged(pair, modelopt):
     assert (found.code, "min-coverage 1 keeps the limit" in found.out) == (0, True)
     files = ["out.safetensors", "out.safetensors", "bare.pth"]
     found = modelopt(
-        "eval", *files, "--judge", "out.safetensors", "--baseline", "bare.pth", "--min-ratio", "0"
+        "eval", *files, "--target-model", "out.safetensors", "--baseline", "bare.pth", "--min-ratio", "0"
     )
     assert found.code == 0
 

@@ -110,9 +110,9 @@ CASES: dict[str, tuple[Callable[[], Any], list[str], str, str]] = {
         "scheme: ", "--scheme: ",
     ),
     "conflict": (
-        lambda: mo.share("net.pth", bits=4, entries=4, **NET),
-        ["share", *GIVEN, "--bits", "4", "--entries", "4"],
-        "bits and entries exclude", "--bits and --entries exclude",
+        lambda: mo.share("net.pth", bits=4, centroids=4, **NET),
+        ["share", *GIVEN, "--bits", "4", "--centroids", "4"],
+        "bits and centroids exclude", "--bits and --centroids exclude",
     ),
     "no architecture": (
         lambda: mo.quantize("odd.pth", scheme="int8"),

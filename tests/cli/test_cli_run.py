@@ -241,7 +241,7 @@ WRONG = {
         "step 1 (quantize): 'calibration'"),
     "limit without a baseline": (
         "output: o\nmax-drop: 1\nsteps:\n  - train: {train: digits, arch: net.py:make}",
-        "eval: --judge: o is the baseline itself",
+        "eval: --target-model: o is the baseline itself",
     ),
 }  # fmt: skip
 

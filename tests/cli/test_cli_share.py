@@ -182,7 +182,17 @@ def test_max_drop_without_data_to_judge_by_is_the_budget_alone(here, modelopt):
 
 
 def test_max_drop_is_the_gate_always(here, modelopt):
-    command = ["share", "net.safetensors", "--entries", "2", "--data", "digits", *QUICK, "--max-drop", "0.1"]
+    command = [
+        "share",
+        "net.safetensors",
+        "--centroids",
+        "2",
+        "--data",
+        "digits",
+        *QUICK,
+        "--max-drop",
+        "0.1",
+    ]
     outcome = modelopt(*command, *OUT, "-q")
     assert outcome.code == 1
     assert "drop" in outcome.err
@@ -347,10 +357,10 @@ def test_files_of_ours_and_others_are_refused_where_they_would_lose(here, modelo
 
 
 BAD = {
-    "no size": ([], 2, "nothing says how large the codebooks are; give --bits or --entries"),
+    "no size": ([], 2, "nothing says how large the codebooks are; give --bits or --centroids"),
     "bits of what": (["--bits", "many"], 2, "--bits: 'many' is neither a number nor auto"),
     "too many bits": (["--bits", "9"], 2, "--bits: must be 1 to 8, or auto, not 9"),
-    "too many entries": (["--entries", "300"], 2, "--entries: must be at most 256, not 300"),
+    "too many centroids": (["--centroids", "300"], 2, "--centroids: must be at most 256, not 300"),
     "auto without a budget": (["--bits", "auto"], 2, "--bits auto needs a budget"),
     "two budgets": (["--bits", "auto", "--bytes", "0.1", "--ratio", "9"], 2, "--bytes, --ratio exclude"),
     "a budget without auto": (["--bits", "3", "--ratio", "9"], 2, "--ratio has no meaning without"),

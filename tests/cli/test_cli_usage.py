@@ -51,9 +51,15 @@ NEAR = [
     ),
     (["eval", "a", "b", "--confident"], "--confident: needs --max-drop"),
     (["eval", "a", "b", "--confident", "--min-ratio", "2"], "--confident: needs --max-drop"),
-    (["eval", "a", "b", "--judge", "c", "--max-drop", "1"], "--judge: c is not one of the files to measure"),
-    (["eval", "a", "b", "--judge", "a", "--max-drop", "1"], "--judge: a is the baseline itself"),
-    (["eval", "a", "b", "--judge", "b"], "--judge: has no meaning without a limit"),
+    (
+        ["eval", "a", "b", "--target-model", "c", "--max-drop", "1"],
+        "c is not one of the files to measure",
+    ),
+    (
+        ["eval", "a", "b", "--target-model", "a", "--max-drop", "1"],
+        "--target-model: a is the baseline itself",
+    ),
+    (["eval", "a", "b", "--target-model", "b"], "--target-model: has no meaning without a limit"),
     (["eval", "a", "--export", "t.xls"], "--export: t.xls ends in none of .json, .md, .csv"),
 ]
 

@@ -10,8 +10,8 @@ import time
 
 import pytest
 import torch
+from hostile_faults import faults
 from hostile_files import GENERATORS, good_files, small_state
-from hostile_judge import faults
 
 from modelopt_cli import artifact
 

@@ -87,7 +87,7 @@ def distinct(program: Program) -> dict[str, int]:
 
 CASES: dict[str, dict[str, Any]] = {
     "bits": {"bits": 3},
-    "entries": {"entries": 5, "init": "exact"},
+    "centroids": {"centroids": 5, "init": "exact"},
     "rate": {"bits": 4, "rate": 0.05},
     "fisher": {"bits": 3, "weighting": "fisher"},
     "hessian": {"bits": 3, "weighting": "hessian"},
@@ -109,7 +109,7 @@ VECTORS: dict[str, dict[str, Any]] = {
 
 def most(options: dict[str, Any], rows: int) -> int:
     """Different values that a weight may have."""
-    if options["bits" if "bits" in options else "entries"] == "auto":
+    if options["bits" if "bits" in options else "centroids"] == "auto":
         return 255 * rows
     tables = -(-rows // options.get("group", rows))
     return int(ShareConfig(**options).size * tables * options.get("vector", 1))

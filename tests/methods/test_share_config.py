@@ -12,15 +12,15 @@ WRONG = {
     "init": ({"bits": 4, "init": "random"}, "init: 'random' is not one of linear, density, kmeans++, exact"),
     "tune": ({"bits": 4, "tune": "soft"}, "tune: 'soft' is not one of fixed, epoch, dkm"),
     "weighting": ({"bits": 4, "weighting": "l2"}, "weighting: 'l2' is not one of none, fisher, hessian"),
-    "bits and entries": ({"bits": 4, "entries": 9}, "bits and entries exclude each other"),
+    "bits and centroids": ({"bits": 4, "centroids": 9}, "bits and centroids exclude each other"),
     "no bits": ({"bits": 0}, "bits: must be 1 to 8, or auto, not 0"),
     "many bits": ({"bits": 9}, "bits: must be 1 to 8, or auto, not 9"),
     "other bits": ({"bits": "four"}, "bits: 'four' is neither a number nor auto"),
     "true bits": ({"bits": True}, "bits: True is not an integer or a text"),
     "vector bits": ({"bits": 17, "vector": 2}, "bits: must be 1 to 16, or auto, not 17"),
-    "one entry": ({"entries": 1}, "entries: must be at least 2, not 1"),
-    "many entries": ({"entries": 257}, "entries: must be at most 256, not 257"),
-    "vector entries": ({"entries": 65537, "vector": 2}, "entries: must be at most 65536, not 65537"),
+    "one centroid": ({"centroids": 1}, "centroids: must be at least 2, not 1"),
+    "many centroids": ({"centroids": 257}, "centroids: must be at most 256, not 257"),
+    "vector centroids": ({"centroids": 65537, "vector": 2}, "centroids: must be at most 65536, not 65537"),
     "group": ({"bits": 4, "scope": "channels", "group": 0}, "group: must be at least 1, not 0"),
     "group of none": ({"bits": 4, "group": 2}, "group has no meaning without scope channels"),
     "vector": ({"bits": 4, "vector": 65}, "vector: must be at least 1 and at most 64, not 65"),
@@ -64,12 +64,12 @@ def test_what_makes_no_sense_is_refused_in_one_line(case: str) -> None:
 
 
 def test_nothing_said_about_size_is_an_error_only_when_it_is_asked_for() -> None:
-    with pytest.raises(UsageError, match="nothing says how large the codebooks are; give bits or entries"):
+    with pytest.raises(UsageError, match="nothing says how large the codebooks are; give bits or centroids"):
         ShareConfig().size  # noqa: B018
     with pytest.raises(UsageError, match="bits='auto' needs a budget; give one of bytes, ratio, max_drop"):
         ShareConfig(bits="auto").budget  # noqa: B018
     assert ShareConfig(bits=3).size == 8
-    assert ShareConfig(entries=5).size == 5
+    assert ShareConfig(centroids=5).size == 5
     assert ShareConfig(bits=12, vector=4).size == 4096
 
 
@@ -98,5 +98,7 @@ def test_only_auto_folds_unless_it_is_told() -> None:
 
 def test_the_history_can_be_written() -> None:
     config = ShareConfig(bits=4, include=("a*", "b"))
-    assert json.loads(json.dumps(config.as_dict()))["include"] == ["a*", "b"]
-    assert ShareConfig(**{**config.as_dict(), "include": ("a*", "b"), "exclude": ()}) == config
+    recorded = json.loads(json.dumps(config.as_dict()))
+    assert recorded["include"] == ["a*", "b"]
+    recorded["centroids"] = recorded.pop("entries")  # as older files call it
+    assert ShareConfig(**{**recorded, "include": ("a*", "b"), "exclude": ()}) == config

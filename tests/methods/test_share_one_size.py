@@ -30,7 +30,7 @@ def error(weight: Tensor, shared: ClusteredWeight) -> float:
 @pytest.mark.parametrize("init", ["linear", "density", "kmeans++", "exact"])
 def test_every_weight_takes_the_nearest_of_few(init: str) -> None:
     weight = normal(12, 6, 3, 3)
-    shared = cluster_weight(Weight(weight), ShareConfig(entries=11, init=init), 0)
+    shared = cluster_weight(Weight(weight), ShareConfig(centroids=11, init=init), 0)
     entries = shared.decode().unique()
     assert shared.codebooks.shape == (1, 11, 1)
     assert len(entries) == 11
@@ -108,10 +108,10 @@ def test_a_rate_trades_error_for_bits(importance: bool) -> None:
     errors = [error(weight, shared) for shared in found]
     assert bits[0] > bits[1] + 0.1 > bits[2] + 0.5
     assert errors[0] < errors[1] < errors[2]
-    # At the same entropy it beats a coarser table.
-    coarse = cluster_weight(Weight(weight), ShareConfig(entries=round(2 ** bits[1]) or 2), 0)
-    if not importance and entropy(coarse.decode()) >= bits[1]:
-        assert errors[1] < error(weight, coarse)
+    # At the same entropy it beats a smaller codebook.
+    smaller = cluster_weight(Weight(weight), ShareConfig(centroids=round(2 ** bits[1]) or 2), 0)
+    if not importance and entropy(smaller.decode()) >= bits[1]:
+        assert errors[1] < error(weight, smaller)
 
 
 @pytest.mark.parametrize("options", [{}, {"scope": "channels", "group": 4}], ids=["tensor", "channels"])
@@ -139,7 +139,7 @@ def test_vectors_take_the_nearest_of_few(options: dict[str, object], weighted: b
 def test_a_constant_weight_and_one_smaller_than_its_table_are_exact(entries: int) -> None:
     for weight in (torch.full((3, 4), 0.7), torch.zeros(3, 4), normal(1, 2)):
         for options in ({}, {"vector": 2}, {"scope": "channels"}, {"rate": 0.1}):
-            config = ShareConfig(entries=entries, **options)  # type: ignore[arg-type]
+            config = ShareConfig(centroids=entries, **options)  # type: ignore[arg-type]
             made = cluster_weight(Weight(weight), config, 0).decode()
             torch.testing.assert_close(made, weight, atol=0.5 if options == {"rate": 0.1} else 0, rtol=0)
 

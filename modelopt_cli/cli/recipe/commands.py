@@ -13,7 +13,7 @@ from modelopt_cli.cli.values import Reader
 from modelopt_cli.measure.config import EvalOptions, Gates
 from modelopt_cli.settings import Field, boolean, nearest
 
-_OURS = {"no_eval", "run_dir", "resume", "baseline", "judge"}  # what a recipe says otherwise
+_OURS = {"no_eval", "run_dir", "resume", "baseline", "target_model"}  # what a recipe says otherwise
 _OF_ONE = {"curve"}  # written next to the steps, each would draw over the one before it
 _BOTH = {"data_batch_size"}  # is also that of looking at data to calibrate
 

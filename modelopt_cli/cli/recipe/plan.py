@@ -94,8 +94,8 @@ def _evaluation(
 ) -> tuple[str, ...]:
     """All files side by side; only the last one is held against the limits."""
     problems, known = Reader(), commands.shared("eval")
-    judge = any(known[name].title == Gates.title for name in shared_options if name in known)
-    words = commands.shared_words("eval", shared_options) + ["--judge", *files[-1:]] * judge
+    limited = any(known[name].title == Gates.title for name in shared_options if name in known)
+    words = commands.shared_words("eval", shared_options) + ["--target-model", *files[-1:]] * limited
     _try(problems, commands, ["eval", *files, *words])
     reader.take(problems, "eval")
     return ("eval", *files, *words)

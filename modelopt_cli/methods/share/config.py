@@ -65,8 +65,9 @@ class ShareConfig(Config, title="Sharing"):
             parse=_bits,
         ),
     ] = None
-    entries: Annotated[
-        int | None, Setting("Centroids of a codebook, instead of --bits.", least=2, advanced=True)
+    centroids: Annotated[
+        int | None,
+        Setting("Centroids of a codebook, instead of --bits.", least=2, older=("--entries",), advanced=True),
     ] = None
     scope: Annotated[str, Setting("Weights that have a codebook in common.", choices=SCOPES)] = "tensor"
     group: Annotated[
@@ -148,6 +149,11 @@ class ShareConfig(Config, title="Sharing"):
         int, Setting("Look at no more than this many samples.", least=1, title=CALIBRATION, advanced=True)
     ] = 512
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form, for the history, where ``centroids`` keeps the name that it has in older files."""
+        settings = super().as_dict()
+        return settings | {"entries": settings.pop("centroids")}
+
     def conflicts(self) -> Iterator[str]:
         """Settings that contradict each other or have no meaning together."""
         yield from self._wrong_size()
@@ -164,14 +170,14 @@ class ShareConfig(Config, title="Sharing"):
 
     def _wrong_size(self) -> Iterator[str]:
         most = MAX_VECTOR_BITS if self.vector > 1 else MAX_BITS
-        if self.bits is not None and self.entries is not None:
-            yield f"{option('bits')} and {option('entries')} exclude each other"
+        if self.bits is not None and self.centroids is not None:
+            yield f"{option('bits')} and {option('centroids')} exclude each other"
         if isinstance(self.bits, int) and not 1 <= self.bits <= most:
             yield f"{option('bits')}: must be 1 to {most}, or {AUTO}, not {self.bits}"
         if isinstance(self.bits, str) and not self.automatic:
             yield f"{option('bits')}: must be 1 to {most}, or {AUTO}, not '{self.bits}'"
-        if self.entries is not None and self.entries > 1 << most:
-            yield f"{option('entries')}: must be at most {1 << most}, not {self.entries}"
+        if self.centroids is not None and self.centroids > 1 << most:
+            yield f"{option('centroids')}: must be at most {1 << most}, not {self.centroids}"
 
     def _wrong_budget(self) -> Iterator[str]:
         budgets = [option(name) for name in BUDGETS if getattr(self, name) is not None]
@@ -252,10 +258,10 @@ class ShareConfig(Config, title="Sharing"):
         Raises:
             UsageError: nothing says how many.
         """
-        if self.entries is not None:
-            return self.entries
+        if self.centroids is not None:
+            return self.centroids
         if not isinstance(self.bits, int):
-            hint = f"give {option('bits')} or {option('entries')}"
+            hint = f"give {option('bits')} or {option('centroids')}"
             raise UsageError("nothing says how large the codebooks are", hint=hint)
         return 1 << self.bits
 

@@ -1,4 +1,4 @@
-"""Codebooks of one size for every weight, which is what ``--bits N`` and ``--entries N`` make."""
+"""Codebooks of one size for every weight, which is what ``--bits N`` and ``--centroids N`` make."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

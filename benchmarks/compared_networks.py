@@ -1,4 +1,4 @@
-"""Judge of networks with changed parameters: the same images and figures for whatever made them."""
+"""Networks with changed parameters, compared by the same images and figures whatever changed them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -42,15 +42,15 @@ class Network:
     @property
     def options(self) -> list[str]:
         """Options of the command for it."""
-        found = ["--arch", self.arch] if self.arch else []
+        words = ["--arch", self.arch] if self.arch else []
         for name, value in asdict(self.preprocess).items() if self.preprocess else ():
             if value is not None:
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-                found += [f"--{name.replace('_', '-')}", text]
-        return found
+                words += [f"--{name.replace('_', '-')}", text]
+        return words
 
 
-class Judge:
+class Comparison:
     """A network and its images; says how good the network is with other parameters."""
 
     def __init__(self, network: Network) -> None:
@@ -61,9 +61,9 @@ class Judge:
         self.images, self.labels = self._samples(network.data, network.preprocess, None)
         self.scored, _ = self._samples(network.calib, network.preprocess, SCORED)
         self.state = {name: each.clone() for name, each in self.program.state_dict().items()}
-        self.answers = self._answers(self.program, self.images)
-        self.scored_answers = self._answers(self.program, self.scored)
-        self.correct = self._correct(self.answers)
+        self.outputs = self._outputs(self.program, self.images)
+        self.scored_outputs = self._outputs(self.program, self.scored)
+        self.correct = self._correct(self.outputs)
 
     def _samples(
         self, data: str, overrides: PreprocessOverrides | None, limit: int | None
@@ -73,42 +73,42 @@ class Judge:
         return torch.cat(images), torch.cat(labels)
 
     @torch.inference_mode()
-    def _answers(self, model: nn.Module, images: Tensor) -> Tensor:
+    def _outputs(self, model: nn.Module, images: Tensor) -> Tensor:
         """Log-probabilities in float64, ``(N, classes)``."""
         logits = torch.cat([model(batch) for batch in images.split(BATCH)])
         return logits.double().log_softmax(1)
 
-    def _correct(self, answers: Tensor) -> int:
-        return int((answers.argmax(1) == self.labels).sum())
+    def _correct(self, outputs: Tensor) -> int:
+        return int((outputs.argmax(1) == self.labels).sum())
 
     def figures(self, model: nn.Module) -> tuple[int, float]:
-        """Images answered correctly, and the mean divergence."""
-        answers = self._answers(model, self.images)
-        return self._correct(answers), _divergence(answers, self.answers)
+        """Images classified correctly, and the mean divergence."""
+        outputs = self._outputs(model, self.images)
+        return self._correct(outputs), _divergence(outputs, self.outputs)
 
     def put(self, state: Mapping[str, Any]) -> nn.Module:
         """The network with parameters that NNCodec decoded."""
         names = [name for name in self.state if not name.endswith(COUNTER)]
-        found = {name: torch.from_numpy(state[name]).reshape(self.state[name].shape) for name in names}
-        self.program.load_state_dict(found, strict=False)
+        tensors = {name: torch.from_numpy(state[name]).reshape(self.state[name].shape) for name in names}
+        self.program.load_state_dict(tensors, strict=False)
         return self.program
 
     def score(self, state: Mapping[str, Any]) -> float:
         """The higher, the closer to the fp32 network on the calibration images."""
-        return -_divergence(self._answers(self.put(state), self.scored), self.scored_answers)
+        return -_divergence(self._outputs(self.put(state), self.scored), self.scored_outputs)
 
     def norms(self) -> list[dict[str, Any]]:
         """The batch norms that can be folded into the layer before them, as the worker takes them."""
-        modules, found = dict(self.program.named_modules()), []
+        modules, norms = dict(self.program.named_modules()), []
         for node in self.program.graph.nodes:
             norm = modules.get(str(node.target)) if node.op == "call_module" else None
             if isinstance(norm, nn.BatchNorm2d):
                 layer = node.args[0]
                 assert len(layer.users) == 1, "the layer before a batch norm has another use"
                 assert isinstance(modules[layer.target], nn.Conv2d)
-                found.append({"layer": layer.target, "norm": node.target, "eps": norm.eps})
-        return found
+                norms.append({"layer": layer.target, "norm": node.target, "eps": norm.eps})
+        return norms
 
 
-def _divergence(answers: Tensor, reference: Tensor) -> float:
-    return float(F.kl_div(answers, reference, log_target=True, reduction="batchmean"))
+def _divergence(outputs: Tensor, reference: Tensor) -> float:
+    return float(F.kl_div(outputs, reference, log_target=True, reduction="batchmean"))
