@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
 from torch.fx.node import map_aggregate
+
+from modelopt_cli.program.allowlist import function_name
 
 # Their sizes may be given one by one, where torch looks for no proxies.
 _METHODS = ("expand", "new_zeros", "new_ones", "new_empty", "new_full")
@@ -47,6 +50,20 @@ def plain_autograd_functions() -> Iterator[None]:
         yield
     finally:
         base.apply = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def wrapped_functions_followed() -> Iterator[None]:
+    """Let functions that ``torch.fx.wrap`` keeps whole be followed, but for those that a Program can hold."""
+    wrapped: dict[tuple[int, str], dict[str, Any]] = _symbolic_trace._wrapped_fns_to_patch
+    before = dict(wrapped)
+    for (place, name), namespace in before.items():
+        if name in namespace and function_name(namespace[name]) is None:
+            del wrapped[place, name]
+    try:
+        yield
+    finally:
+        wrapped.update(before)
 
 
 @contextmanager

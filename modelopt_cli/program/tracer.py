@@ -16,7 +16,11 @@ from modelopt_cli.program.allowlist import IN_PLACE_OPERATORS
 from modelopt_cli.program.input_batch import as_arguments
 from modelopt_cli.program.layer_kinds import kind_of
 from modelopt_cli.program.output_structure import plain
-from modelopt_cli.program.patches import plain_autograd_functions, proxied_sizes
+from modelopt_cli.program.patches import (
+    plain_autograd_functions,
+    proxied_sizes,
+    wrapped_functions_followed,
+)
 
 # Methods of plain tensors that Python calls for an operator, where the other operand is a proxy.
 _OPERATORS: dict[Any, Callable[..., Any]] = {
@@ -60,7 +64,8 @@ class ProgramTracer(fx.Tracer):
         self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
     ) -> fx.Graph:
         """The graph of ``root``'s forward pass as a function of its inputs, which returns plain outputs."""
-        with torch.no_grad(), plain_autograd_functions(), proxied_sizes(lambda: self.source, self.dtype):
+        sizes = proxied_sizes(lambda: self.source, self.dtype)
+        with torch.no_grad(), plain_autograd_functions(), wrapped_functions_followed(), sizes:
             return super().trace(root, concrete_args)
 
     def create_args_for_root(

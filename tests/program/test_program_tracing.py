@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_program_capture import SHAPE, check, conv, net
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import CaptureError
 from modelopt_cli.program import InputSpec
@@ -277,3 +277,22 @@ class NormAct(nn.BatchNorm2d):
 
 def test_layer_inside_a_recovered_one_works_in_place() -> None:
     check(nn.Sequential(conv(), NormAct(4)).eval())
+
+
+def _with_channels(x: Tensor) -> tuple[Tensor, int]:
+    return (x[:, None] if x.dim() == 3 else x), x.dim()
+
+
+fx.wrap("_with_channels")
+
+
+def test_a_function_that_fx_keeps_whole_is_followed() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x, dimensions = _with_channels(x)
+            return x.relu() * dimensions
+
+    program, x = capture(Net(), InputSpec((4, 4))), torch.randn(2, 4, 4)
+    assert torch.equal(program(x), Net()(x))
+    kept = {node.target for node in fx.symbolic_trace(Net()).graph.nodes}
+    assert _with_channels in kept  # by fx, before and afterwards
