@@ -145,6 +145,28 @@ DATA_KINDS: dict[str, DataKind] = {
         of_network="tokenizer",
         says_task=True,
     ),
+    "wav": DataKind(
+        "sounds (`.wav`, `.flac`, `.ogg`, `.mp3` and others) in one folder for each class, or in a CSV with "
+        "columns `path,label`, or `path,text` for what is said; also `?rate=16000&length=16000&crop=middle`; "
+        "needs `pip install 'modelopt-cli[audio]'`",
+        "wav:DIR",
+        deferred(f"{_ROOM}.sounds", "open_sounds"),
+        {
+            "processor": "",
+            "rate": 0,
+            "length": 0,
+            "crop": "start",
+            "normalize": False,
+            "path": "",
+            "label": "",
+            "text": "",
+        },
+        is_path=True,
+        suffix=".wav",
+        follows_network=True,
+        of_network="processor",
+        says_task=True,
+    ),
     "tar": DataKind(
         "tar shards as WebDataset writes them: `0001.jpg` and `0001.cls` are one sample",
         "tar:PATTERN",

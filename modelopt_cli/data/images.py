@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from modelopt_cli.data.data_spec import DataSpec
@@ -17,6 +18,42 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 
 LABEL_DIGITS = 9
 """Most digits that a label in a file has: more are a slip of the finger, and would count as many classes."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files with their labels.
+
+    Attributes:
+        paths: in order.
+        labels: of each, or the reason why there are none.
+        class_names: in label order, where labels have names.
+        notes: see :class:`Source`.
+        rows: what a table calls each, e.g. ``labels.csv line 3``.
+        labelled: there are labels.
+    """
+
+    paths: Sequence[str]
+    labels: Sequence[RawTarget] | DataError
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    rows: Sequence[str] | None = None
+    labelled: bool = True
+
+    @classmethod
+    def of_table(cls, table: Path, cells: Sequence[tuple[int, str]]) -> "Files":
+        """Files that a table names, with the line of each, and no labels; their paths start at the table.
+
+        Raises:
+            DataError: there is no such file.
+        """
+        paths = [str(table.parent / path) for _, path in cells]
+        rows = [f"{table} line {line}" for line, _ in cells]
+        for row, path in zip(rows, paths, strict=True):
+            if not os.path.isfile(path):
+                problem = "is not a regular file" if os.path.exists(path) else "no such file"
+                raise DataError(f"{problem}: {path}", where=row, hint="paths start at the CSV")
+        return cls(paths, [None] * len(paths), rows=rows)
 
 
 class FileSource(Source):
@@ -67,13 +104,8 @@ class FileSource(Source):
         Raises:
             DataError: there is no such file.
         """
-        paths = [str(table.parent / path) for _, path in files]
-        rows = [f"{table} line {line}" for line, _ in files]
-        for row, path in zip(rows, paths, strict=True):
-            if not os.path.isfile(path):
-                problem = "is not a regular file" if os.path.exists(path) else "no such file"
-                raise DataError(f"{problem}: {path}", where=row, hint="paths start at the CSV")
-        return cls(name, paths, labels, class_names, rows=rows)
+        found = Files.of_table(table, files)
+        return cls(name, found.paths, labels, class_names, rows=found.rows)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -90,35 +122,55 @@ class FileSource(Source):
 
 def open_folder(spec: DataSpec) -> Source:
     """Open a folder of class folders; labels follow the sorted names, as in torchvision's ImageFolder."""
-    root = spec.target
+    found = folder_of_classes(spec.target, SUFFIXES, "images", "csv:FILE")
+    return FileSource(spec.text, found.paths, found.labels, found.class_names, notes=found.notes)
+
+
+def folder_of_classes(root: str, suffixes: tuple[str, ...], what: str, table: str) -> Files:
+    """The files of a folder with a folder for each class; without any, loose files that have no labels.
+
+    Args:
+        root: the folder.
+        suffixes: of the files that are meant.
+        what: they are, in the plural, for messages.
+        table: the form of data that names them in a table, for a hint.
+
+    Raises:
+        DataError: there are none, or none of some class.
+    """
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(error.strerror or "cannot be read", where=root) from None
     names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     files_of_class = {name: list(files_in(os.path.join(root, name))) for name in names}
-    images = {name: [path for path in files if is_image(path)] for name, files in files_of_class.items()}
+    meant = {
+        name: [path for path in files if is_one(path, suffixes)] for name, files in files_of_class.items()
+    }
     loose = [entry.path for entry in entries if not entry.is_dir()]
-    if not any(images.values()):
-        hint = "give one folder per class, or csv:FILE with columns path,label"
-        some = [path for path in loose if is_image(path)]
+    reading = f"{what} of a class"
+    if not any(meant.values()):
+        hint = f"give one folder per class, or {table} with columns path,label"
+        some = [path for path in loose if is_one(path, suffixes)]
         if not some:
-            raise DataError("holds no class folders with images", where=root, hint=hint)
-        unlabelled = DataError("holds images but no class folders", where=root, hint=hint)
-        note = left_out(root, [path for path in loose if not is_image(path)], set())
-        return FileSource(spec.text, some, unlabelled, None, notes=(note,) if note else ())
+            raise DataError(f"holds no class folders with {what}", where=root, hint=hint)
+        unlabelled = DataError(f"holds {what} but no class folders", where=root, hint=hint)
+        others = [path for path in loose if not is_one(path, suffixes)]
+        note = left_out(root, others, set(), reading, suffixes)
+        return Files(some, unlabelled, notes=(note,) if note else ())
     for name in names:
-        if not images[name]:
+        if not meant[name]:
             raise DataError(
-                f"holds no images ({', '.join(SUFFIXES)})",
+                f"holds no {what} ({', '.join(suffixes)})",
                 where=os.path.join(root, name),
                 hint="add some, or remove the folder",
             )
-    paths = [path for name in names for path in images[name]]
-    labels = [label for label, name in enumerate(names) for _ in images[name]]
+    paths = [path for name in names for path in meant[name]]
+    labels = [label for label, name in enumerate(names) for _ in meant[name]]
     all_files = [path for files in (loose, *files_of_class.values()) for path in files]
-    notes = tuple(filter(None, (left_out(root, all_files, set(paths)), _sorted_as_text(root, names))))
-    return FileSource(spec.text, paths, labels, tuple(names), notes=notes)
+    others_note = left_out(root, all_files, set(paths), reading, suffixes)
+    notes = tuple(filter(None, (others_note, _sorted_as_text(root, names))))
+    return Files(paths, labels, tuple(names), notes)
 
 
 def files_in(folder: str) -> Iterator[str]:
@@ -129,19 +181,30 @@ def files_in(folder: str) -> Iterator[str]:
 
 def is_image(path: str) -> bool:
     """True of a file that is no hidden one and has the suffix of an image."""
+    return is_one(path, SUFFIXES)
+
+
+def is_one(path: str, suffixes: tuple[str, ...]) -> bool:
+    """True of a file that is no hidden one and has one of these suffixes."""
     name = os.path.basename(path)
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(suffixes) and not name.startswith(".")
 
 
-def left_out(root: str, files: Sequence[str], used: set[str], meant: str = "images of a class") -> str | None:
-    """Count the files that are not read, by suffix; hidden ones only where they are images."""
+def left_out(
+    root: str,
+    files: Sequence[str],
+    used: set[str],
+    meant: str = "images of a class",
+    suffixes: tuple[str, ...] = SUFFIXES,
+) -> str | None:
+    """Count the files that are not read, by suffix; hidden ones only where they are of those meant."""
     kinds: Counter[str] = Counter()
     for path in files:
         name = os.path.basename(path)
         suffix = os.path.splitext(name)[1].lower()
-        if path in used or (name.startswith(".") and suffix not in SUFFIXES):
+        if path in used or (name.startswith(".") and suffix not in suffixes):
             continue
-        where = "hidden " if name.startswith(".") else "loose " if suffix in SUFFIXES else ""
+        where = "hidden " if name.startswith(".") else "loose " if suffix in suffixes else ""
         kinds[f"{where}{shown(suffix) or 'without suffix'}"] += 1
     if not kinds:
         return None

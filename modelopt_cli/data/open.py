@@ -27,7 +27,7 @@ def open_data(
 
     Args:
         spec: a folder of class folders, ``csv:FILE``, ``text:FILE``, ``tar:PATTERN``, ``parquet:PATTERN``,
-            ``idx:DIR``, ``torchvision:NAME@ROOT``, ``npz:FILE``, ``FILE.py:CALLABLE``,
+            ``idx:DIR``, ``torchvision:NAME@ROOT``, ``npz:FILE``, ``wav:DIR``, ``FILE.py:CALLABLE``,
             ``digits`` or ``synthetic:3x224x224``; see ``docs/data.md``. Or samples that are open already.
         input_spec: input that the network expects, as far as it is known.
         overrides: preprocessing that the user asks for instead.

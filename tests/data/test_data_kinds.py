@@ -129,12 +129,22 @@ def text(root: Path) -> str:
     return f"text:{root / 'a.csv'}?tokenizer={root}"
 
 
+def wav(root: Path) -> str:
+    """Of silence, and of a constant."""
+    soundfile = pytest.importorskip("soundfile", reason="the optional package soundfile is not installed")
+    for label in (0, 1):
+        (root / str(label)).mkdir()
+        soundfile.write(root / str(label) / "a.wav", np.full(64, label / 2, np.float32), 8000)
+    return f"wav:{root}"
+
+
 EXAMPLES: dict[str, Callable[[Path], str]] = {
     "folder": folder,
     "csv": csv,
     "pairs": pairs,
     "coco": coco,
     "text": text,
+    "wav": wav,
     "tar": tar,
     "parquet": parquet,
     "idx": idx,

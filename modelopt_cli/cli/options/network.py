@@ -52,9 +52,9 @@ class NetworkOptions(Config, title=_TITLE):
     data: Annotated[
         str | None,
         Setting(
-            "Data to evaluate on: DIR (one folder for each class), csv:FILE, text:FILE, tar:PATTERN, "
-            "parquet:PATTERN, idx:DIR, npz:FILE, torchvision:NAME@ROOT, FILE.py:CALLABLE, digits or "
-            "synthetic:3x224x224.",
+            "Data to evaluate on: DIR (one folder for each class), csv:FILE, text:FILE, wav:DIR, "
+            "tar:PATTERN, parquet:PATTERN, idx:DIR, npz:FILE, torchvision:NAME@ROOT, FILE.py:CALLABLE, "
+            "digits or synthetic:3x224x224.",
             metavar="SPEC",
             shared=True,
         ),
