@@ -143,15 +143,18 @@ class Kernel:
         self.backend, self.name = backend, name
         self.may_overwrite_residual = may_overwrite_residual
         self._built: _Built | None = None
+        self._taken: torch.Size | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_built": None}
+        return {**self.__dict__, "_built": None, "_taken": None}
 
     def __call__(self, layer: Quantized, *args: Tensor) -> Tensor:
         built, x = self._built, args[0]
-        if not layer.takes(x.shape):
-            problem = f"takes {layer.input_form}, not {tuple(x.shape)}"
-            raise self._refusal(problem, "give the network a batch (N, *program.input.shape)")
+        if x.shape != self._taken:
+            if not layer.takes(x.shape):
+                problem = f"takes {layer.input_form}, not {tuple(x.shape)}"
+                raise self._refusal(problem, "give the network a batch (N, *program.input.shape)")
+            self._taken = x.shape
         if built is None or not built.serves(layer):
             built = self.build(layer, x.device)
         if x.device != built.device:
@@ -164,11 +167,11 @@ class Kernel:
 
     def build(self, layer: Quantized, device: torch.device) -> "_Built":
         """Build now what the first call would build."""
-        tensors = _tensors(layer)
-        device = next((t.device for t in tensors if t is not None), device)
+        tensors = tuple((name, tensor, _version(tensor)) for name, tensor in layer._buffers.items())
+        device = next((tensor.device for _, tensor, _ in tensors if tensor is not None), device)
         kernels = BACKENDS[self.backend] if self.backend else backend_of(device)
         run = kernels.build(layer, self.may_overwrite_residual)
-        self._built = _Built(run or layer.emulate, device, tensors, tuple(map(_version, tensors)))
+        self._built = _Built(run or layer.emulate, device, tensors)
         return self._built
 
     @property
@@ -178,27 +181,25 @@ class Kernel:
 
 
 class _Built(NamedTuple):
-    """The function that computes a layer, its device, and the tensors it was built from."""
+    """The function that computes a layer, its device, and the tensors it was built from.
+
+    Each tensor has its name and a number that grows with every write to it; inference tensors have none.
+    """
 
     run: Run
     device: torch.device
-    tensors: tuple[Tensor | None, ...]
-    versions: tuple[int | None, ...]
+    tensors: tuple[tuple[str, Tensor | None, int | None], ...]
 
     def serves(self, layer: Quantized) -> bool:
         """True if the layer's tensors are still those it was built from."""
-        for now, known, version in zip(layer._buffers.values(), self.tensors, self.versions, strict=True):
-            if now is not known or (version is not None and now._version != version):  # type: ignore[union-attr]
+        buffers = layer._buffers
+        for name, known, version in self.tensors:
+            if buffers[name] is not known or (version is not None and known._version != version):  # type: ignore[union-attr]
                 return False
         return True
 
 
-def _tensors(layer: Quantized) -> tuple[Tensor | None, ...]:
-    return tuple(layer._buffers.values())
-
-
 def _version(tensor: Tensor | None) -> int | None:
-    """A number that grows with every write to a tensor; inference tensors have none."""
     return None if tensor is None or tensor.is_inference() else tensor._version
 
 

@@ -224,11 +224,16 @@ def _linear_kernel(layer: QuantizedLinear, packed: Tensor) -> Callable[..., Tens
     scale, bias = layer.scale, layer.bias
     zeros = torch.zeros(layer.out_features, dtype=torch.int8)
 
+    rest = (*source, packed, scale, zeros, bias, *target, *post_op)
+
+    def of_rows(x: Tensor) -> Tensor:
+        y: Tensor = _linear(x, *rest)
+        return y if fuses else _finish(layer, y)
+
     def run(x: Tensor) -> Tensor:
-        rows = x.reshape(-1, layer.in_features)
-        y: Tensor = _linear(rows, *source, packed, scale, zeros, bias, *target, *post_op)
-        y = y if fuses else _finish(layer, y)
-        return y.view(*x.shape[:-1], layer.out_features)
+        if x.dim() == 2:
+            return of_rows(x)
+        return of_rows(x.reshape(-1, layer.in_features)).view(*x.shape[:-1], layer.out_features)
 
     return run
 

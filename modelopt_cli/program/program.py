@@ -130,13 +130,12 @@ class Program(fx.GraphModule):
             arch=self.arch,
         )
 
-    def __getattr__(self, name: str) -> Any:
-        """Find layers and tensors, and then ``preprocess``, which a layer may be called, too."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name != "preprocess":
-                raise
+    @property
+    def preprocess(self) -> Any:
+        """The function that makes an image the network's input, or the layer or tensor of that name."""
+        for parts in (self._modules, self._parameters, self._buffers):
+            if "preprocess" in parts:
+                return parts["preprocess"]
         images = import_module(
             "modelopt_cli.data.single_image"
         )  # reads files, so it stands above this module

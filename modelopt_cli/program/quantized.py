@@ -102,7 +102,7 @@ class Quantized(nn.Module):
         raise NotImplementedError
 
     def takes(self, shape: torch.Size) -> bool:
-        """True if the layer can compute an input of this shape; asked at every call of a kernel."""
+        """True if the layer can compute an input of this shape; asked where a kernel meets a new one."""
         return True
 
     @property
