@@ -16,7 +16,7 @@ from torchvision.models.swin_transformer import (
 from modelopt_cli import artifact
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.channels import Group, analyse, prepare, remove
+from modelopt_cli.program.channels import Group, analyse, layered, remove
 from modelopt_cli.program.windows import split_windows
 
 
@@ -47,12 +47,12 @@ def test_the_network_stays_as_it_was(tmp_path: Path) -> None:
     model = swin(2)
     before = copy.deepcopy(model.state_dict())
     program = capture(model, InputSpec((3, 12, 12)), verify=False)
-    split = prepare(program)
+    split = layered(program)
     with torch.no_grad():
         for tensor in split.parameters():
             tensor.zero_()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert prepare(split) is split
+    assert layered(split) is split
     artifact.write_program(split, tmp_path / "net.safetensors")
     artifact.read_program(tmp_path / "net.safetensors")
 
@@ -69,7 +69,7 @@ def makers(group: Group) -> list[str]:
 @pytest.mark.parametrize("version", [1, 2])
 def test_heads_can_go(version: int) -> None:
     """Without a head, the network equals the one whose output projection ignores it."""
-    program = prepare(capture(swin(version), InputSpec((3, 12, 12)), verify=False))
+    program = layered(capture(swin(version), InputSpec((3, 12, 12)), verify=False))
     found = analyse(program)
     heads = [group for group in found.groups if any(layer.endswith("attn.qkv") for layer in makers(group))]
     assert [group.units for group in heads] == [2, 2, 4, 4]
