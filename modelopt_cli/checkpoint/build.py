@@ -91,14 +91,28 @@ def build_loaded(
 def _adapt(
     module: nn.Module, state: Mapping[str, torch.Tensor], tied: list[list[str]]
 ) -> dict[str, torch.Tensor] | None:
-    """The spelling of the file's names that fits the network, but for second names of tied weights."""
-    want = shapes_of(module.state_dict())
-    for candidate in spellings(state):
+    """The spelling of the file's names that fits the network, but for second names of tied weights.
+
+    Buffers that the network makes itself and does not save, as older versions of a library did, are left out.
+    """
+    saved = module.state_dict()
+    want = shapes_of(saved)
+    made = {name: buffer for name, buffer in module.named_buffers() if name not in saved}
+    for spelled in spellings(state):
+        candidate = {
+            name: tensor
+            for name, tensor in spelled.items()
+            if name not in made or not _same(tensor, made[name])
+        }
         second = {name for group in tied if not candidate.keys().isdisjoint(group) for name in group}
         difference = compare(shapes_of(candidate), want)
         if not difference.unexpected and not difference.reshaped and second.issuperset(difference.missing):
             return candidate
     return None
+
+
+def _same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    return tensor.shape == other.shape and torch.equal(tensor.to(other), other)
 
 
 def _tied(module: nn.Module) -> Iterator[list[str]]:

@@ -169,3 +169,23 @@ def test_buffers_that_no_file_holds_keep_their_values() -> None:
         torch.equal(a, b)
         for (_, a), (_, b) in zip(fresh.named_buffers(), module.named_buffers(), strict=True)
     )
+
+
+class Positions(nn.Module):
+    """Makes a table that it does not save, as BERT does since transformers 4.31."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("position_ids", torch.arange(4)[None], persistent=False)
+
+
+def test_a_table_that_the_network_makes_itself_may_be_in_the_file() -> None:
+    architecture = Architecture("net.py:Positions", Positions, None)
+    weights = dict(Positions().state_dict())
+    module, notes = build_loaded(architecture, {**weights, "position_ids": torch.arange(4)[None]}, "f.pth")
+    assert torch.equal(module.state_dict()["linear.weight"], weights["linear.weight"])
+    assert notes == ["1 tensor outside the network left aside"]
+    for other in (torch.arange(5)[None], torch.tensor([[3, 2, 1, 0]])):
+        with pytest.raises(ArchitectureError, match=r"1 unexpected \(position_ids\)"):
+            build_loaded(architecture, {**weights, "position_ids": other}, "f.pth")
