@@ -15,6 +15,7 @@ from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, usable
 from modelopt_cli.program import Program
 from modelopt_cli.program.channels import layered
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
+from modelopt_cli.program.paddings import explicit_padding
 from modelopt_cli.settings import option
 
 
@@ -34,7 +35,7 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
             f"{SCHEMES[config.scheme].title} needs data to calibrate on",
             hint=f"give {option('data')}, or use {option('scheme')} {without_data}, which need none",
         )
-    split = layered(inference_form(program))
+    split = explicit_padding(layered(inference_form(program)))
     selected, skipped = select_candidates(split, config, obstacle)
     shared = shared_weights(program, split)
     # A batch norm would give every channel of a shared weight values of its own.
