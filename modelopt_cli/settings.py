@@ -144,10 +144,8 @@ class Field:
     @property
     def metavar(self) -> str:
         """The value in a usage line."""
-        if self.setting.metavar is not None:
-            return self.setting.metavar
-        if self.setting.of_layers:
-            return "GLOB"
+        if self.setting.metavar is not None or self.setting.of_layers:
+            return self.setting.metavar or "GLOB"
         if self.setting.choices is not None:
             return "|".join(self.setting.choices)
         kind = get_args(self.type)[0] if self.several else self.type

@@ -124,7 +124,7 @@ class _Past:
     """The history's record of layers: reasons for leaving them out, share left of each, and removals."""
 
     reasons: dict[str, str]
-    share_left: dict[str, float]
+    shares: dict[str, float]
     removed: dict[str, int]
 
     @classmethod
@@ -134,7 +134,7 @@ class _Past:
         for number, entry in enumerate(history):
             past.reasons.update(entry.get("skipped", {}) if number >= told else {})
             for name, share in entry.get("left", {}).items():
-                past.share_left[name] = past.share_left.get(name, 1.0) * share
+                past.shares[name] = past.shares.get(name, 1.0) * share
             counts = entry.get("removed_weights", {})
             past.removed.update({name: counts.get(name, 0) for name in entry.get("removed", ())})
         return past
@@ -147,32 +147,31 @@ class _Facts:
     Attributes:
         stored: how each parameter that is not stored plainly is, by its name in the layer.
         scheme: the integers that the layer computes with, or an empty string.
-        share_left: the share of its weights that is left.
+        share: the share of its weights that is left.
     """
 
     stored: Mapping[str, list[str]] = field(default_factory=dict)
     scheme: str = ""
-    share_left: float = 1.0
+    share: float = 1.0
 
     @classmethod
     def of(cls, program: Program, name: str, module: nn.Module, past: _Past) -> "_Facts":
         own_names = {**dict(module.named_parameters(recurse=False)), **weight_tensors(module)}
         stored = {own: _stored(program, f"{name}.{own}") for own in own_names}
         not_plain = {own: schemes for own, schemes in stored.items() if schemes}
-        return cls(
-            not_plain, module.scheme if isinstance(module, _INTEGER) else "", past.share_left.get(name, 1.0)
-        )
+        scheme = module.scheme if isinstance(module, _INTEGER) else ""
+        return cls(not_plain, scheme, past.shares.get(name, 1.0))
 
     def __str__(self) -> str:
         schemes = [self.scheme, *dict.fromkeys(scheme for own in self.stored.values() for scheme in own)]
-        pruned = f"pruned {_percent(1 - self.share_left)} %" if self.share_left < 1 else ""
+        pruned = f"pruned {_percent(1 - self.share)} %" if self.share < 1 else ""
         return ", ".join(filter(None, (*schemes, pruned)))
 
     def since(self, earlier: "_Facts") -> "_Facts":
         """The facts that were not so before."""
         stored = {own: now for own, now in self.stored.items() if {*now} - {*earlier.stored.get(own, ())}}
-        share_left = self.share_left if self.share_left < earlier.share_left else 1.0
-        return _Facts(stored, "" if self.scheme == earlier.scheme else self.scheme, share_left)
+        share = self.share if self.share < earlier.share else 1.0
+        return _Facts(stored, "" if self.scheme == earlier.scheme else self.scheme, share)
 
 
 @dataclass(frozen=True)
@@ -194,9 +193,7 @@ class _Earlier:
         moved = split_names(program, now) | {name: name for name in fetched_weights(program)}
         for old, new in moved.items():
             layer, _, own = new.rpartition(".")
-            layers.setdefault(
-                layer, _Facts({own: _stored(program, old)}, share_left=past.share_left.get(layer, 1.0))
-            )
+            layers.setdefault(layer, _Facts({own: _stored(program, old)}, share=past.shares.get(layer, 1.0)))
         return cls(program, layers, frozenset(past.removed))
 
     def facts(self, name: str, now: _Facts, past: _Past) -> _Facts:
@@ -206,11 +203,11 @@ class _Earlier:
         return self.layers.get(name, _Facts())
 
 
-def _bytes(tensors: Iterable[torch.Tensor], counted: set[int], share_left: float = 1.0) -> int:
+def _bytes(tensors: Iterable[torch.Tensor], counted: set[int], share: float = 1.0) -> int:
     """Bytes of tensors in float32 before pruning; those ``counted`` before take nothing."""
     fresh = {id(tensor): tensor.numel() for tensor in tensors if id(tensor) not in counted}
     counted.update(fresh)
-    return round(_FLOAT_BYTES * sum(fresh.values()) / share_left) if share_left > 0 else 0
+    return round(_FLOAT_BYTES * sum(fresh.values()) / share) if share > 0 else 0
 
 
 def _status(
@@ -218,20 +215,18 @@ def _status(
 ) -> LayerStatus | None:
     if not isinstance(module, _KINDS):
         return None
-    kind = type(module).__name__
-    if isinstance(module, _INTEGER):
-        kind = kind.removeprefix("Quantized").removeprefix("Dynamic")
+    kind = type(module).__name__.removeprefix("Quantized").removeprefix("Dynamic")
     now = _Facts.of(program, name, module, past)
     then = earlier.facts(name, now, past)
     new, weights = now.since(then), weight_tensors(module)
-    as_it_was = not new.scheme and new.share_left == 1
+    as_it_was = not new.scheme and new.share == 1
     untouched = [t for own, t in weights.items() if as_it_was and own not in new.stored]
-    plain = _bytes(untouched, counted, now.share_left)
-    size = plain + _bytes(weights.values(), counted, now.share_left)
+    plain = _bytes(untouched, counted, now.share)
+    size = plain + _bytes(weights.values(), counted, now.share)
     if str(new):
         return LayerStatus(name, kind, True, str(now), bytes=size, plain_bytes=plain, before=str(then))
-    whole = name.rpartition(".")[0]  # of which this is a part: attention has a linear layer inside
-    why = past.reasons.get(name) or past.reasons.get(whole, "not selected")
+    parent = name.rpartition(".")[0]  # of which this is a part: attention has a linear layer inside
+    why = past.reasons.get(name) or past.reasons.get(parent, "not selected")
     return LayerStatus(name, kind, False, reason=why, bytes=size, before=str(then))
 
 
