@@ -2,15 +2,17 @@
 
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data.dataloader import default_collate
 
+from modelopt_cli.data.batch_samples import BatchStream, has_label, own_collate, pair, put_together
 from modelopt_cli.data.data_kinds import Options
 from modelopt_cli.data.data_spec import DataSpec
-from modelopt_cli.data.raw_inputs import RawInputs, label_of, read_inputs, without_label
+from modelopt_cli.data.raw_inputs import RawInputs
 from modelopt_cli.data.source import Raw, Source, Stream, is_sized
 from modelopt_cli.data.targets import RawTarget, raw_target
 from modelopt_cli.errors import DataError
@@ -52,47 +54,67 @@ class DatasetSource(Source):
 
     ready = True
 
-    def __init__(self, name: str, target: str, options: Options, dataset: Any) -> None:
+    def __init__(self, name: str, target: str, options: Options, dataset: Any, collate: Any = None) -> None:
         self.name = name
         self.target = target
         self.options = options
         self.dataset = dataset
+        self.own_collate = collate
+        self.collates = collate is not None
         self.num_classes = _count_classes(dataset)
         self.class_names = _names_of_classes(dataset)
-        with user_code("cannot be read", self.where(0), DataError):
-            self.labelled = _has_label(dataset[0])
+        self.labelled = _labelled(self, self.item(0))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def item(self, index: int) -> Any:
+        """The item as the dataset gives it."""
+        with user_code("cannot be read", self.where(index), DataError):
+            return self.dataset[index]
+
+    def together(self, items: list[Any]) -> list[tuple[RawInputs, RawTarget]]:
+        """See :class:`Source`."""
+        return _together(self, items)
+
     def load(self, index: int) -> tuple[Raw, RawTarget]:
         """The sample as the dataset gives it."""
-        with user_code("cannot be read", self.where(index), DataError):
-            item = self.dataset[index]
-        return pair(item, self.where(index))
+        item = self.item(index)
+        return self.together([item])[0] if self.collates else pair(item, self.where(index))
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker cannot import a module that was loaded from a path, so it calls the callable again.
-        return {k: v for k, v in self.__dict__.items() if k != "dataset"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("dataset", "own_collate")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.dataset = _call(self.target, self.options, self.name)
+        self.dataset, self.own_collate = _call(self.target, self.options, self.name)
 
 
 class DatasetStream(Stream):
     """The user's iterable-style dataset of ``(inputs, target)``, or of inputs alone; see ``pair``."""
 
-    def __init__(self, name: str, dataset: Any) -> None:
+    def __init__(self, name: str, dataset: Any, collate: Any = None) -> None:
         self.name = name
         self.dataset = dataset
+        self.own_collate = collate
+        self.collates = collate is not None
         self.sized = is_sized(dataset)
         self.num_classes = _count_classes(dataset)
         self.class_names = _names_of_classes(dataset)
-        with user_code("cannot be read", self.where(0), DataError):
-            self.labelled = _has_label(next(iter(dataset), None))
+        first = next(self.items(), _END)
+        self.labelled = first is _END or _labelled(self, first)
+
+    def together(self, items: list[Any]) -> list[tuple[RawInputs, RawTarget]]:
+        """See :class:`Stream`."""
+        return _together(self, items)
 
     def __iter__(self) -> Iterator[tuple[RawInputs, RawTarget]]:
+        for index, item in enumerate(self.items()):
+            yield self.together([item])[0] if self.collates else pair(item, self.where(index))
+
+    def items(self) -> Iterator[Any]:
+        """The items as the dataset gives them."""
         with user_code("cannot be read", self.name, DataError):
             items = iter(self.dataset)
         for index in itertools.count():
@@ -101,7 +123,7 @@ class DatasetStream(Stream):
                 item = next(items, _END)
             if item is _END:
                 return
-            yield pair(item, self.where(index))
+            yield item
 
 
 def open_torchvision(spec: DataSpec) -> Source:
@@ -150,15 +172,17 @@ def _torchvision_options(spec: DataSpec, name: str, root: str, parameters: Any) 
 
 def open_callable(spec: DataSpec) -> Source | Stream:
     """``FILE.py:CALLABLE?key=value``: calls it and wraps the Dataset it returns."""
-    dataset = _call(spec.target, spec.options, spec.text)
+    dataset, collate = _call(spec.target, spec.options, spec.text)
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         with user_code("has no length that can be used", spec.text, DataError):
             size = len(dataset)
         if size == 0:
             raise DataError("returned a dataset with no samples", where=spec.text)
-        return DatasetSource(spec.text, spec.target, spec.options, dataset)
+        return DatasetSource(spec.text, spec.target, spec.options, dataset, collate)
+    if isinstance(dataset, DataLoader):
+        return BatchStream(spec.text, dataset)
     if hasattr(dataset, "__iter__") and not hasattr(dataset, "__next__"):
-        return DatasetStream(spec.text, dataset)
+        return DatasetStream(spec.text, dataset, collate)
     raise DataError(
         f"returned {type(dataset).__name__}, not a Dataset",
         where=spec.text,
@@ -166,45 +190,36 @@ def open_callable(spec: DataSpec) -> Source | Stream:
     )
 
 
-def _call(target: str, options: Options, name: str) -> Any:
+def _call(target: str, options: Options, name: str) -> tuple[Any, Any]:
+    """The dataset that the user's callable returns, and what puts its items together, or None."""
     place, _, name_in_place = target.rpartition(":")
     function = load_callable(place, name_in_place, DataError)
-    return call(function, options, name, DataError, "calling it failed")
+    made = call(function, options, name, DataError, "calling it failed")
+    dataset, collate = of_loader(made) if isinstance(made, DataLoader) else (made, None)
+    if dataset is None:
+        return made, None
+    return dataset, collate or own_collate(dataset, function)
 
 
-def _has_label(item: Any) -> bool:
-    if isinstance(item, Mapping):
-        return label_of(item) is not None
-    return not isinstance(item, Tensor) and not (isinstance(item, tuple | list) and len(item) == 1)
+def of_loader(loader: Any) -> tuple[Any, Any]:
+    """The dataset of a DataLoader, None where its order counts, and its own ``collate_fn`` or None."""
+    in_any_order = type(loader.sampler) in (SequentialSampler, RandomSampler)
+    if not in_any_order or type(loader.batch_sampler) is not BatchSampler or not is_sized(loader.dataset):
+        return None, None
+    return loader.dataset, None if loader.collate_fn is default_collate else loader.collate_fn
 
 
-def pair(item: Any, where: str) -> tuple[RawInputs, RawTarget]:
-    """The inputs of a sample, and its raw target or why it has none.
+def _together(source: Any, items: list[Any]) -> list[tuple[RawInputs, RawTarget]]:
+    samples = put_together(source.own_collate, items, source.name)
+    return [pair((inputs,) if label is None else (inputs, label), source.name) for inputs, label in samples]
 
-    Args:
-        item: inputs, or a pair of inputs and target, or a mapping with both. Inputs are a tensor, or several
-            by place or by name.
-        where: the sample, for messages.
 
-    Raises:
-        DataError: it is something else.
-    """
-    target: RawTarget = DataError("has no label")
-    inputs = item
-    if isinstance(item, Mapping):
-        label = label_of(item)
-        inputs, target = without_label(item, label), target if label is None else raw_target(item[label])
-    elif isinstance(item, tuple | list) and len(item) == 1:
-        (inputs,) = item
-    elif isinstance(item, tuple | list) and len(item) == 2:
-        inputs, target = item[0], raw_target(item[1])
-    elif not isinstance(item, Tensor):
-        raise DataError(
-            "is not a pair of inputs and target",
-            where=where,
-            hint="return (inputs, target); several inputs stand in a tuple or a mapping",
-        )
-    return read_inputs(inputs, where), target
+def _labelled(source: Any, item: Any) -> bool:
+    """True if an item has a label."""
+    if source.collates:
+        ((_, label),) = put_together(source.own_collate, [item], source.name)
+        return label is not None
+    return has_label(item)
 
 
 def _names_of_classes(dataset: Any) -> tuple[str, ...] | None:

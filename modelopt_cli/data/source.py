@@ -24,6 +24,7 @@ class Source(ABC):
         labelled: there are targets.
         notes: one line for each thing the user should know, such as files that were left out.
         task: what its targets are for, as ``--task`` says it, where they tell; else None.
+        collates: it has :meth:`item` and :meth:`together`, and puts the items of a batch together itself.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Source(ABC):
     labelled: bool = True
     notes: tuple[str, ...] = ()
     task: str | None = None
+    collates: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -46,6 +48,14 @@ class Source(ABC):
             DataError: the sample cannot be read; where that is left out, it is what :meth:`where` says.
         """
 
+    def item(self, index: int) -> Any:
+        """The sample at ``index`` as the user's code has it."""
+        raise NotImplementedError
+
+    def together(self, items: list[Any]) -> list[tuple[RawInputs, RawTarget]]:
+        """The samples of a batch of items, each of the shape that it has in this batch."""
+        raise NotImplementedError
+
     def where(self, index: int) -> str:
         """Name of the sample for an error."""
         return f"{self.name} sample {index}"
@@ -56,6 +66,7 @@ class Stream(ABC):
 
     Attributes:
         sized: it says how long it is; otherwise only a pass over all of it can tell, if it ever ends.
+        collates: it has :meth:`items` and :meth:`together`, and puts the items of a batch together itself.
         name, num_classes, class_names, labelled, notes: as of a :class:`Source`.
     """
 
@@ -66,9 +77,18 @@ class Stream(ABC):
     labelled: bool = True
     notes: tuple[str, ...] = ()
     task: str | None = None
+    collates: bool = False
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[RawInputs, RawTarget]]: ...
+
+    def items(self) -> Iterator[Any]:
+        """The samples as the user's code has them."""
+        raise NotImplementedError
+
+    def together(self, items: list[Any]) -> list[tuple[RawInputs, RawTarget]]:
+        """The samples of a batch of items, each of the shape that it has in this batch."""
+        raise NotImplementedError
 
     def where(self, index: int) -> str:
         """Name of the sample for an error."""

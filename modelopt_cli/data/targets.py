@@ -7,7 +7,7 @@
    - ``str``: a text;
    - a tensor without a batch dimension: a vector of numbers, one 0 or 1 for each class, a mask ``(H, W)`` of
      class ids, an image ``(C, H, W)``, token ids ``(T,)``;
-   - a dictionary of any of these: ``{"boxes": (K, 4), "labels": (K,)}``;
+   - a dictionary of any of these: ``{"boxes": (K, 4), "labels": (K,)}``, or a tuple of them, by place;
    - a picture, decoded, or an ``ImageFile`` that is decoded where targets are read;
    - ``None``: this sample has no target, which a task may allow;
    - a ``DataError``: the reason why there is none. It is raised only where targets are read.
@@ -38,7 +38,17 @@ from modelopt_cli.errors import DataError
 from modelopt_cli.settings import option
 
 RawTarget: TypeAlias = (
-    int | float | str | list[str] | Tensor | dict[str, Any] | Image.Image | ImageFile | DataError | None
+    int
+    | float
+    | str
+    | list[str]
+    | Tensor
+    | tuple[Any, ...]
+    | dict[str, Any]
+    | Image.Image
+    | ImageFile
+    | DataError
+    | None
 )
 Targets: TypeAlias = Tensor | dict[str, Tensor] | list[Any]
 
@@ -48,9 +58,20 @@ class TargetFormat(ABC):
 
     Attributes:
         of_inputs: True if a sample without a target has one in its inputs.
+        names: of the parts of a target that is a tuple.
     """
 
     of_inputs: bool = False
+    names: tuple[str, ...] = ()
+
+    def named(self, raw: RawTarget) -> RawTarget:
+        """A target that is a tuple as a dictionary, by the names of its parts, or else their places."""
+        if not isinstance(raw, tuple):
+            return raw
+        names = self.names or tuple(map(str, range(len(raw))))
+        if len(raw) > len(names):
+            raise DataError(f"target has {len(raw)} parts", hint=f"give {', '.join(names)}")
+        return dict(zip(names, raw, strict=False))
 
     def place(self, raw: RawTarget, picture: Image.Image) -> Any:
         """The target of a picture that is still to be cropped and resized, as ``data.moving`` moves it along.
@@ -144,6 +165,9 @@ def raw_target(value: Any) -> RawTarget:
             return list(value)  # names, of boxes
         with contextlib.suppress(TypeError, ValueError, RuntimeError):
             return torch.tensor(value)
+        if isinstance(value, tuple):
+            several = tuple(raw_target(part) for part in value)
+            return next((part for part in several if isinstance(part, DataError)), several)
     return DataError(f"label is {type(value).__name__}, not an integer")
 
 

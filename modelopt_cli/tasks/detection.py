@@ -35,6 +35,8 @@ class BoxTargets(TargetFormat):
         names: of the network's classes.
     """
 
+    names = ("boxes", "labels", "iscrowd")
+
     def __init__(self, names: Sequence[str] | None = None) -> None:
         self._places = places_of(names or ())
 

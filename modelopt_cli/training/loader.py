@@ -2,7 +2,9 @@
 
 import itertools
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modelopt_cli.data import Data
-from modelopt_cli.data import dataset as samples
+from modelopt_cli.data import sample_batches as samples
 from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.data.targets import Targets, unread
 from modelopt_cli.data.workers import in_order
@@ -173,11 +175,10 @@ class _Epoch:
             targets = self.data.targets.moved(targets, Moved(augment, draws, (height, width)))
         return each_of(inputs, lambda images: augment(images, draws)), targets
 
-    def get(self, index: int) -> samples.Sample:
-        if not self.drawn:
-            return self.data.get(index)
-        with seeded(self.seed, self.variant, index):
-            return self.data.get(index)
+    def together(self, indices: NDArray[np.int64]) -> samples.Batch:
+        """The batch of these samples, read again."""
+        around = partial(seeded, self.seed, self.variant) if self.drawn else nullcontext
+        return self.data.together(indices.tolist(), around)
 
     def part(self, total: int) -> tuple[slice, float]:
         """Part of a global batch that this process takes, and its weight."""
@@ -215,7 +216,7 @@ class _Steps:
         if self.kept is not None:
             batch = batch_of(self.epoch.data, self.kept, torch.from_numpy(indices))
         else:
-            batch = self.epoch.data.collate([self.epoch.get(int(index)) for index in indices])
+            batch = self.epoch.together(indices)
         return self.epoch.augmented(batch, draws)
 
 

@@ -13,9 +13,9 @@ from torchvision.transforms import functional as F
 
 from modelopt_cli.data import Data
 from modelopt_cli.data.arrays import ArraySource
-from modelopt_cli.data.dataset import Batch
 from modelopt_cli.data.dataset_sources import DatasetSource
 from modelopt_cli.data.preprocess import ImageTransform
+from modelopt_cli.data.sample_batches import Batch
 from modelopt_cli.data.targets import ClassTargets, RawTarget, TargetFormat
 from modelopt_cli.program.input_batch import Inputs, make_inputs, select, tensors_of
 from modelopt_cli.program.input_spec import Preprocess
@@ -63,7 +63,7 @@ class _Apart(TargetFormat):
 
     def __init__(self, targets: TargetFormat) -> None:
         self._targets = targets
-        self.of_inputs = targets.of_inputs
+        self.of_inputs, self.names = targets.of_inputs, targets.names
 
     def place(self, raw: RawTarget, picture: Image.Image) -> Any:
         return self._targets.place(raw, picture)
