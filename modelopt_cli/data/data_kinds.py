@@ -15,6 +15,8 @@ from modelopt_cli.settings import did_you_mean
 Scalar: TypeAlias = bool | int | float | str
 Options: TypeAlias = Mapping[str, Scalar]
 
+_CLOSE = 0.65
+"""Likeness to the name of a kind from which on a module is taken for a slip: 'target' is 0.6 like 'text'."""
 _CALLABLE = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 
 
@@ -70,7 +72,7 @@ def _callable(text: str) -> tuple[str, str] | None:
     place, _, name = body.partition(":")
     # A shard's name has a dot: MODULE:NAME is no slip in tar:, and modules are called target or start.
     kinds = [known for known, kind in DATA_KINDS.items() if kind.target is None and not kind.sharded]
-    if not place.endswith(".py") and (not _CALLABLE.fullmatch(body) or did_you_mean(place, kinds)):
+    if not place.endswith(".py") and (not _CALLABLE.fullmatch(body) or did_you_mean(place, kinds, _CLOSE)):
         return None
     if not name.isidentifier():
         raise DataError("names no callable", where=text, hint="write FILE.py:CALLABLE")
@@ -118,7 +120,7 @@ DATA_KINDS: dict[str, DataKind] = {
         "says which, where nothing else does",
         "pairs:INPUTS@TARGETS",
         deferred(f"{_ROOM}.pairs", "open_pairs"),
-        {"target": ""},
+        {"target": "", "classes": ""},
         canonical=_both,
         says_task=True,
     ),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from modelopt_cli.errors import DataError
@@ -74,10 +75,12 @@ class ImageFile:
     Attributes:
         path: of the file.
         kind: ``mask`` or ``image``, where the user says so; else empty.
+        values: the pixel value of each class in a mask; empty where values are classes.
     """
 
     path: str
     kind: str = ""
+    values: tuple[int, ...] = ()
 
     @property
     def is_mask(self) -> bool:
@@ -92,3 +95,17 @@ class ImageFile:
     def decode(self) -> Image.Image:
         """The image, grey ones of 16 bits too; raises as :func:`decode`."""
         return decode(self.path, wide=True)
+
+    def classes(self, pixels: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The class of each pixel of a mask; raises DataError where a value is that of none."""
+        if not self.values:
+            return pixels
+        unknown = ~np.isin(pixels, self.values)
+        if unknown.any():
+            known = ",".join(map(str, self.values))
+            raise DataError(
+                f"mask holds {pixels[unknown][0]}, and ?classes={known} does not", where=self.path
+            )
+        order = np.argsort(self.values)
+        places = np.searchsorted(self.values, pixels, sorter=order)
+        return order[places].astype(np.int32)

@@ -11,6 +11,7 @@ from modelopt_cli.data.shards import find_shards, shown
 from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError
+from modelopt_cli.settings import option
 
 _TASKS = {"mask": "segment", "image": "restore"}
 
@@ -18,10 +19,17 @@ _TASKS = {"mask": "segment", "image": "restore"}
 class PairsSource(Source):
     """Image files, and for each the file of its target."""
 
-    def __init__(self, name: str, inputs: Sequence[str], targets: Sequence[str], kind: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        targets: Sequence[str],
+        kind: str = "",
+        values: tuple[int, ...] = (),
+    ) -> None:
         self.name, self.inputs, self.targets = name, inputs, targets
         self.channels = 1 if decode(inputs[0]).mode in GREY else 3
-        self._kind = kind
+        self._kind, self._values = kind, values
 
     @property
     def task(self) -> str:  # type: ignore[override]
@@ -29,7 +37,7 @@ class PairsSource(Source):
         return _TASKS["mask" if self._target(0).is_mask else "image"]
 
     def _target(self, index: int) -> ImageFile:
-        return ImageFile(self.targets[index], self._kind)
+        return ImageFile(self.targets[index], self._kind, self._values)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -56,13 +64,43 @@ def open_pairs(spec: DataSpec) -> Source:
                 f"has no {side} called {shown(alone[0])!r}{more}", where=files[alone[0]], hint=hint
             )
     keys = sorted(inputs)
-    source = PairsSource(spec.text, [inputs[key] for key in keys], [targets[key] for key in keys], kind)
+    values = _values(spec)
+    source = PairsSource(
+        spec.text, [inputs[key] for key in keys], [targets[key] for key in keys], kind, values
+    )
     folders = [side for side in sides(spec) if os.path.isdir(side)]
     notes = (
         left_out(side, list(files_in(side)), {*source.inputs, *source.targets}, "images") for side in folders
     )
-    source.notes = tuple(filter(None, notes))
+    source.notes = tuple(
+        filter(None, (*notes, None if kind == "image" else _black_and_white(source.targets[0], values)))
+    )
     return source
+
+
+def _values(spec: DataSpec) -> tuple[int, ...]:
+    """The pixel values of the classes, ``?classes=0,255``."""
+    text = str(spec.option("classes"))
+    values = tuple(int(each) for each in text.split(",") if each.strip().isdecimal())
+    if text and (len(values) != text.count(",") + 1 or len(set(values)) < len(values)):
+        raise DataError(
+            f"classes is {text!r}", where=spec.text, hint="write the pixel values: ?classes=0,255"
+        )
+    return values
+
+
+def _black_and_white(path: str, values: tuple[int, ...]) -> str | None:
+    """A warning where a mask seems to have 255 for its class 1, which is ignored by default."""
+    try:
+        pixels = ImageFile(path).decode() if not values else None
+    except DataError:  # of no concern where targets are not read
+        return None
+    if pixels is None or pixels.mode != "L" or pixels.format == "JPEG":
+        return None
+    if [value for value, count in enumerate(pixels.histogram()) if count] != [0, 255]:
+        return None
+    task = option("task", "segment")
+    return f"{path} holds 0 and 255: if 255 is a class, add ?classes=0,255, for {task} ignores it"
 
 
 def _keyed(side: str) -> Mapping[str, str]:

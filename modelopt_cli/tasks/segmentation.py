@@ -25,6 +25,8 @@ IGNORED = OUTSIDE
 """Class of places that do not count, as torch's cross-entropy knows it."""
 _INDEXED = ("P", "L", "1", "I", "I;16", "I;16B", "I;16L")
 """Pillow's modes of images with one integer for each pixel."""
+_MOST = 1 << 15
+"""Number of classes that there is room for."""
 _RESIZED = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 
@@ -51,9 +53,9 @@ class MaskTargets(TargetFormat):
         if size is not None:
             _require_size(mask, size)
         mask = mask.masked_fill(mask == self._ignore, IGNORED)
-        unknown = (mask != IGNORED) & (mask < 0 if classes is None else (mask < 0) | (mask >= classes))
+        unknown = (mask != IGNORED) & ((mask < 0) | (mask >= (classes or _MOST)))
         if bool(unknown.any()):
-            allowed = "0 and up" if classes is None else f"0..{classes - 1}"
+            allowed = f"0..{(classes or _MOST) - 1}"
             class_ = int(mask[unknown][0])
             raise DataError(
                 f"mask holds class {class_}, outside {allowed}", hint=f"{self._ignore} marks what is ignored"
@@ -82,7 +84,8 @@ def _class_ids(raw: RawTarget) -> Tensor:
             )
         if image.format == "JPEG":
             raise DataError("mask is a JPEG, which changes class ids", where=where, hint="save it as PNG")
-        return torch.from_numpy(np.asarray(image).astype(np.int32))
+        pixels = np.asarray(image).astype(np.int32)
+        return torch.from_numpy(raw.classes(pixels) if isinstance(raw, ImageFile) else pixels)
     if not isinstance(image, Tensor) or image.is_floating_point():
         raise DataError("target is not a mask of class ids", hint="give one integer for each pixel")
     mask = image.squeeze(0) if image.dim() > 2 and len(image) == 1 else image

@@ -135,6 +135,25 @@ def test_pictures_say_that_they_are_to_be_restored(tmp_path: Path) -> None:
     assert open_data(text, labels=False).source.task == "restore"
 
 
+def test_pixel_values_may_be_named_for_the_classes(tmp_path: Path) -> None:
+    text = pairs(tmp_path, Image.fromarray)
+    assert (
+        "out/0.png holds 0 and 255: if 255 is a class, add ?classes=0,255"
+        in open_data(text, labels=False).notes[0]
+    )
+    ignored = next(opened(text, "segment").batches(COUNT))[1]
+    assert ignored.unique().tolist() == [-100, 0]
+    named = opened(f"{text}?classes=255,0", "segment")
+    assert named.notes == ()
+    images, masks = next(named.batches(COUNT))
+    assert torch.equal(masks, (images[:, 0] < 0.5).long())
+    with pytest.raises(DataError, match=r"out/0.png: mask holds 255, and \?classes=0,7 does not"):
+        opened(f"{text}?classes=0,7", "segment")
+    for wrong in ("0,0", "a", "1,", "0,-1"):
+        with pytest.raises(DataError, match="write the pixel values"):
+            open_data(f"{text}?classes={wrong}", labels=False)
+
+
 def test_patterns_pair_what_stands_for_their_stars(tmp_path: Path) -> None:
     for place in ("a/x", "b/y"):
         (tmp_path / place).parent.mkdir()
@@ -171,6 +190,11 @@ BAD = [
     ),
     bad("colours", rgb, "out/1.png: mask has mode RGB"),
     bad("jpeg", jpeg, "out/1.jpg: mask is a JPEG"),
+    bad(
+        "class of 16 bits",
+        lambda root: Image.new("I;16", (40, 30), 40000).save(root / "out" / "1.png"),
+        "class 40000",
+    ),
     bad("class", lambda root: Image.new("L", (40, 30), 7).save(root / "out" / "1.png"), "mask holds class 7"),
 ]
 
