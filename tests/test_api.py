@@ -55,7 +55,7 @@ class Scaled(nn.Module):
 
 class Branching(Scaled):
     def forward(self, x):
-        return super().forward(x if x.sum() > 0 else -x)
+        return super().forward(x if x.sum() > 0 else -x) + 0 * sum(p.sum() for p in self.parameters())
 
 def make(width=8):
     return Scaled(width)

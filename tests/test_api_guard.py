@@ -39,7 +39,8 @@ class Branching(nn.Module):
 
     def forward(self, x):
         x = self.first(x.flatten(1))
-        return self.second(x.relu() if x.sum() > 0 else x.tanh())
+        x = x.relu() if x.sum() > 0 else x.tanh()
+        return self.second(x) + 0 * sum(p.sum() for p in self.parameters())
 """
 
 

@@ -44,7 +44,8 @@ class Branching(nn.Module):
         self.fc = nn.Linear(64, 10)
 
     def forward(self, x):
-        return self.fc(x.flatten(1)) if x.sum() > 0 else self.fc(-x.flatten(1))
+        x = x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+        return self.fc(x) + 0 * sum(p.sum() for p in self.parameters())
 
 
 MAKE = {
@@ -465,7 +466,7 @@ def test_an_example_or_a_shape_that_a_network_cannot_run_on_is_refused(net):
 
 
 class Turning(nn.Module):
-    """A network whose path depends on what it is given."""
+    """A network whose path depends on what it is given, and whose own code reads all weights."""
 
     def __init__(self, net):
         super().__init__()
@@ -473,7 +474,8 @@ class Turning(nn.Module):
 
     def forward(self, x):
         logits = self.net(x)
-        return logits if logits.sum() > 0 else -logits
+        logits = logits if logits.sum() > 0 else -logits
+        return logits + 0 * sum(p.sum() for p in self.parameters())
 
 
 @pytest.mark.parametrize(

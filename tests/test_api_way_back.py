@@ -43,7 +43,7 @@ NET = """
 
     class Branching(nn.Sequential):
         def forward(self, x):
-            return super().forward(x if x.sum() > 0 else -x)
+            return super().forward(x if x.sum() > 0 else -x) + 0 * sum(p.sum() for p in self.parameters())
 
     def branching():
         return Branching(*image())

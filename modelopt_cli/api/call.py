@@ -16,6 +16,7 @@ from modelopt_cli.api.request import Request, TrainingRequest
 from modelopt_cli.api.result import Result
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.artifact.reader import open_artifact, program_in, tensors_in
+from modelopt_cli.checkpoint import open_model
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.data.config import parse_inputs
 from modelopt_cli.data.in_memory import as_samples
@@ -141,6 +142,7 @@ class Call:
         config = self.configs.get("config")
         default: Code = PLAIN_CODE if config is None else config.code
         path = self.space.new(command) if output is None else Path(output)
+        self.space.share_code(source, path)
         with self.space.telling_why():
             result = execute(
                 Request(
@@ -168,7 +170,7 @@ class Call:
         )
         if result.written is None:
             return result
-        result = replace(result, content=content_of(path), code=writing.code or default)
+        result = replace(result, content=content_of(path, self.given.arch), code=writing.code or default)
         return replace(result, written=None, scratch=None) if output is None else result
 
 
@@ -205,10 +207,16 @@ def path_of(path: AnyPath | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def content_of(path: Path) -> Program | artifact.TensorFile:
-    """The network in an artifact, or its tensors where it has none."""
+def content_of(path: Path, arch: str | None) -> Program | artifact.TensorFile:
+    """The network in an artifact, built as ``arch`` says where it has parts alone; or its tensors."""
     with open_artifact(path) as opened:
-        return program_in(opened) if opened.document.program is not None else tensors_in(opened)
+        if opened.document.program is None:
+            return tensors_in(opened)
+        if opened.document.stands_alone:
+            return program_in(opened)
+    program = open_model(path, arch).program
+    assert program is not None
+    return program
 
 
 def shaped(overrides: PreprocessOverrides, shape: Any) -> PreprocessOverrides:

@@ -22,6 +22,7 @@ from modelopt_cli.data.source import name_of
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context, MethodResult, Tensors, TensorsResult
 from modelopt_cli.methods.method_table import METHODS
+from modelopt_cli.program.parted import code_of
 from modelopt_cli.settings import option
 
 
@@ -67,6 +68,7 @@ class Compressing(Work):
         }
         with trainer(request, identity, program.input, self.opened.labels, task=self.task) as tools:
             # Labels were counted by these names, so the result is to be judged by them.
+            tools.run.network = code_of(program)
             program.labels = program.labels or names_of_classes(program, tools.training.train)
             yield tools
 

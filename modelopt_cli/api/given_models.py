@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from modelopt_cli import artifact
 from modelopt_cli.api.opening import untraced_note
 from modelopt_cli.api.result import Measured
+from modelopt_cli.checkpoint.open_path import HELD_NETWORKS
 from modelopt_cli.errors import ArchitectureError, CaptureError, DataError, UsageError, a_or_an
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.option_names import in_python, rephrase
@@ -24,6 +25,8 @@ from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture, require_inputs
 from modelopt_cli.program.input_batch import Inputs, make_inputs, named
 from modelopt_cli.program.input_spec import INPUT_NAME, INPUT_TYPE, InputType, place_names
+from modelopt_cli.program.parted import code_of
+from modelopt_cli.program.partition import capture_parts
 from modelopt_cli.program.samples import DTYPES
 from modelopt_cli.program.verification import random_input, require_runnable
 
@@ -107,18 +110,35 @@ class Workspace:
             return Path(model)
         path = self.new(type(model).__name__)
         if isinstance(model, Program):
-            artifact.write_program(model, path)
-            return path
+            return self._written(model, path)
         if (taken := example()) is None:
             hint = "give example_inputs, one batch: a tensor, or several in a tuple or by name"
             raise ArchitectureError("nothing says what its input is", where=argument, hint=hint)
         try:
-            artifact.write_program(capture(_in_float32(model), taken.sample), path)
+            return self._written(capture(_in_float32(model), taken.sample), path)
         except CaptureError as error:
-            self.untraced = f"the network cannot be traced: {_reason(model, taken, error)}"
+            reason = _reason(model, taken, error)
+            if (parted := capture_parts(_in_float32(model), taken.sample, error)) is not None:
+                return self._written(parted, path)
+            self.untraced = f"the network cannot be traced: {reason}"
             self.notes.append(untraced_note(self.untraced))
             artifact.write_tensors(dict(model.state_dict()), {}, path)
         return path
+
+    def _written(self, program: Program, path: Path) -> Path:
+        artifact.write_program(program, path)
+        if (network := code_of(program)) is not None:
+            self._hold(path, network)
+        return path
+
+    def share_code(self, source: str | Path | None, output: Path) -> None:
+        """Let the file of a result be opened with the code of the network that it is made of."""
+        if (network := HELD_NETWORKS.get(str(source))) is not None:
+            self._hold(output, network)
+
+    def _hold(self, path: Path, network: nn.Module) -> None:
+        HELD_NETWORKS[str(path)] = network
+        self._stack.callback(HELD_NETWORKS.pop, str(path), None)
 
     @contextmanager
     def telling_why(self) -> Iterator[None]:

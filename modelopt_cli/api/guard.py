@@ -23,6 +23,7 @@ from modelopt_cli.measure.layer_comparison import Fall, failing_layer, first_fau
 from modelopt_cli.measure.output_comparison import snr_db, stays_finite, structure
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.input_batch import Inputs, batch_size, call, clone, sample_shapes, select, to
+from modelopt_cli.program.parted import PartedProgram, code_of, joined, reaching
 from modelopt_cli.program.serialization import from_data, state_of, to_data
 from modelopt_cli.program.verification import random_input
 from modelopt_cli.text import first_line
@@ -53,8 +54,10 @@ class Original:
         network: a Program or another module; None of bare tensors.
         state: its tensors by name.
         device: where networks are run.
-        batches: the inputs: several samples, and one; none where the network cannot be run.
-        outputs: of the network, one for each batch.
+        batches: the inputs: several samples, and one; none where the network cannot be run. Of a network that
+            was captured in parts, those of its parts: its own outputs may have other sizes after any change.
+        outputs: of the network or its parts, one for each batch.
+        whole: inputs of the network itself.
     """
 
     network: nn.Module | None
@@ -62,6 +65,7 @@ class Original:
     device: str
     batches: tuple[Inputs, ...] = ()
     outputs: tuple[Any, ...] = ()
+    whole: Inputs | None = None
 
     @classmethod
     def of(
@@ -91,9 +95,10 @@ class Original:
         else:
             batch = random_input(network, sample, samples)
         batch = to(batch, device)
-        batches = (batch, select(batch, slice(1))) if batch_size(batch) > 1 else (batch,)
         try:
-            running = as_run(network, device)
+            whole, batch = batch, next(iter(reaching(as_run(network, device), batch)), batch)
+            batches = (batch, select(batch, slice(1))) if batch_size(batch) > 1 else (batch,)
+            running = _graph(network, device)
             outputs = tuple(_run(running, x, opened.path or "the network") for x in batches)
         except EnvironmentFailure:
             raise
@@ -101,7 +106,7 @@ class Original:
             if opened.program is not None:
                 raise
             return alone  # a module that needs no graph needs no input either
-        return replace(alone, batches=batches, outputs=outputs)
+        return replace(alone, whole=whole, batches=batches, outputs=outputs)
 
     def check(self, made: nn.Module) -> Checked:
         """Run what a method made on the same batches, as it will be run once it is read from its file.
@@ -116,8 +121,10 @@ class Original:
         if not self.batches:
             return Checked(made)
         try:
-            running = as_run(made, self.device)
+            running = _graph(made, self.device)
             outputs = [_output(running, x) for x in self.batches]
+            if isinstance(made, PartedProgram) and self.whole is not None:
+                _output(as_run(made, self.device), self.whole)
         except Exception as error:  # nothing that a result of ours raises is the user's fault
             if accuracy.is_out_of_memory(error) or isinstance(error, EnvironmentFailure):
                 raise
@@ -186,13 +193,13 @@ class Original:
         """The layer after which a result that passed loses the most; None where that cannot be said."""
         if self.network is None or checked.network is None or not self.batches:
             return None
-        original, made = as_run(self.network, self.device), as_run(checked.network, self.device)
+        original, made = _graph(self.network, self.device), _graph(checked.network, self.device)
         return steepest_fall(original, made, self.batches[0])
 
     def _fault(self, made: nn.Module) -> str | None:
         """The layer at which a result goes wrong."""
         try:
-            running, healthy = as_run(made, self.device), as_run(self.network or made, self.device)
+            running, healthy = _graph(made, self.device), _graph(self.network or made, self.device)
         except Exception:  # then it went wrong there
             return None
         # What was given may have been trained in place: then it is as wrong as the result.
@@ -216,8 +223,13 @@ class Original:
 def as_run(network: nn.Module, device: str) -> nn.Module:
     """A network as it is once it is read from its file: a copy that shares its tensors, with its kernels."""
     if isinstance(network, Program):
-        return prepare(from_data(to_data(network), state_of(network)), device)
+        return prepare(from_data(to_data(network), state_of(network), code_of(network)), device)
     return _apart(network) if device == "cpu" else copy.deepcopy(network).eval().to(device)
+
+
+def _graph(network: nn.Module, device: str) -> nn.Module:
+    """The network as it is run; of one that was captured in parts, the graph of all parts."""
+    return joined(as_run(network, device))
 
 
 def _apart(module: nn.Module) -> nn.Module:

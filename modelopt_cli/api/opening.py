@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from modelopt_cli.api.parts_notes import PartsSummary
 from modelopt_cli.api.preprocessing_notes import assumptions
 from modelopt_cli.api.request import Note
 from modelopt_cli.artifact.reader import Artifact
@@ -65,7 +66,7 @@ class ModelFile:
         Raises:
             InputError: the file or its architecture cannot be used.
         """
-        own = self.header is not None and self.header.document.program is not None
+        own = self.header is not None and self.header.document.stands_alone
         adapt = partial(overridden, preprocessing=preprocessing)
         opened = open_model(self.path, None if own else arch, known, adapt, self.header)
         opened = replace(opened, path=str(self.path))
@@ -137,6 +138,8 @@ def tell_notes(
             on_note(note)
     if graph:
         _tell_untraced(opened, on_note)
+        if on_note is not None and (parts := PartsSummary.of(opened.program)) is not None:
+            on_note(str(parts))
 
 
 def _tell_untraced(opened: Opened, on_note: Note | None) -> None:

@@ -8,6 +8,7 @@ from modelopt_cli.api.distilling import Distilling
 from modelopt_cli.api.evaluating import compare
 from modelopt_cli.api.network_data import with_own_folder
 from modelopt_cli.api.opening import without_graph
+from modelopt_cli.api.parts_notes import PartsSummary
 from modelopt_cli.api.rehearsal import after_writing
 from modelopt_cli.api.request import Request
 from modelopt_cli.api.result import Result
@@ -47,12 +48,13 @@ def execute(request: Request) -> Result:
         if rehearses and runs:
             work.rehearse()
         with without_graph(work.opened, request.on_note), work.training() as trainer:
+            parts = PartsSummary.of(work.opened.program)
             made = work.make(trainer)
             if request.dry_run:
-                return replace(work.finish(made, None), untraced=work.opened.untraced)
+                return replace(work.finish(made, None), untraced=work.opened.untraced, captured_parts=parts)
             if rehearses and not runs:
                 work.rehearse()  # only now: the method may have said more of what is missing
-            result = replace(_written(work, made), untraced=work.opened.untraced)
+            result = replace(_written(work, made), untraced=work.opened.untraced, captured_parts=parts)
             if trainer is not None:
                 trainer.run.close()
     if result.written is None or not request.evaluate:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from modelopt_cli import report
+from modelopt_cli.api.parts_notes import PartsSummary
 from modelopt_cli.artifact import TensorFile, Written
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.errors import UsageError
@@ -47,6 +48,7 @@ class Result:
         written: the file; None after a dry run, or in a process that is not the main one of several.
         scratch: that of the student without a teacher, if one was asked for.
         evaluation: original and result side by side, or None where nothing was measured.
+        captured_parts: what was captured of a network that could not be captured whole; None of any other.
         untraced: why the network has no graph, where it was given and cannot be traced.
         content: the network as its file has it, or its tensors where it has no graph; in Python alone.
         code: coding of the file, a key of ``artifact.coding.CODINGS``.
@@ -65,6 +67,7 @@ class Result:
     written: Written | None = None
     scratch: Written | None = None
     evaluation: Evaluation | None = None
+    captured_parts: PartsSummary | None = None
     untraced: str | None = None
     content: Program | TensorFile | None = None
     code: Code = PLAIN_CODE
@@ -98,7 +101,7 @@ class Result:
         lines = [report.target_line(self.target)] if self.target is not None else []
         if self.coverage is not None:
             lines += report.coverage_lines(self.coverage)
-        return [*lines, *self.notes]
+        return [*lines, *([] if self.captured_parts is None else [str(self.captured_parts)]), *self.notes]
 
     @property
     def written_lines(self) -> list[str]:
@@ -139,6 +142,7 @@ class Result:
             "layers": [] if covered is None else report.layers_json(self.layers, covered),
             "coverage": [] if covered is None else [dict(vars(layer)) for layer in covered.layers],
             "compressed": None if covered is None else report.coverage_json(covered),
+            "parts": None if self.captured_parts is None else dict(vars(self.captured_parts)),
             "target": None if self.target is None else dict(vars(self.target)),
             "notes": list(self.notes),
             "training": None if trained is None else dict(vars(trained)),

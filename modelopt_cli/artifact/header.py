@@ -62,7 +62,7 @@ class Document:
         parameters: in state-dict order.
         tied: name of a parameter to the name of the one that holds its storage.
         program: the graph as data, or None where there is none.
-        network: the architecture spec, needed to rebuild the network where ``program`` is None.
+        network: the architecture spec, needed to rebuild the network where it does not stand alone.
         input: shape and preprocessing of one sample.
         labels: class names in logit order.
         history: one object for each method applied, oldest first.
@@ -75,6 +75,11 @@ class Document:
     input: InputSpec | None = None
     labels: tuple[str, ...] | None = None
     history: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def stands_alone(self) -> bool:
+        """True if the network can be built from the file: it has a graph, and that is no graph of parts."""
+        return self.program is not None and "parts" not in self.program
 
     def to_json(self, digest: str = BLANK) -> dict[str, Any]:
         """The object stored under ``modelopt``, as plain JSON values."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import nn
 
 from modelopt_cli.artifact import container
 from modelopt_cli.artifact.codecs import CODECS, Codec
@@ -32,6 +33,7 @@ from modelopt_cli.program.program import Encoding, Program
 from modelopt_cli.regular import HeldFile, open_regular
 from modelopt_cli.settings import option
 
+PARTS = "parts of a network, which its own code calls"
 _BLOCK = 1 << 20
 _DAMAGED = "the file is damaged or forged"
 
@@ -193,33 +195,39 @@ def lazy_tensors(artifact: Artifact) -> TensorFile:
     return _file(document, LazyState(kinds, lambda name: artifact.decode(named[name])[0]), encodings)
 
 
-def read_program(path: str | Path) -> Program:
-    """The network in an artifact, ready to be called.
+def read_program(path: str | Path, network: nn.Module | None = None) -> Program:
+    """The network in an artifact, ready to be called; ``network`` is that of :func:`program_in`.
 
     Raises:
         ArtifactError: as :func:`read_tensors`, or the file holds tensors without a network.
     """
     with open_artifact(path) as artifact:
-        return program_in(artifact)
+        return program_in(artifact, network)
 
 
-def program_in(artifact: Artifact) -> Program:
+def program_in(artifact: Artifact, network: nn.Module | None = None) -> Program:
     """The network in an open artifact.
+
+    Args:
+        artifact: whose network it is.
+        network: whose code calls the graphs of an artifact that holds parts of a network.
 
     Raises:
         ArtifactError: as :func:`read_program`.
+        ArchitectureError: the parts are not those of the network.
     """
     from modelopt_cli.program.serialization import from_data
 
     document, path = artifact.document, artifact.where
-    if document.program is None:
+    if document.program is None or (network is None and not document.stands_alone):
         arch = document.network
         arch_option = option("arch", arch or None)
         hint = f"rebuild it with {arch_option}" if arch else f"name its architecture with {arch_option}"
-        raise ArtifactError("holds tensors without their network", where=path, hint=hint)
+        held = "tensors without their network" if document.program is None else PARTS
+        raise ArtifactError(f"holds {held}", where=path, hint=hint)
     tensors = tensors_in(artifact)
     try:
-        program = from_data(program_data(document), tensors.state)
+        program = from_data(program_data(document), tensors.state, network)
     except ArtifactError as error:
         where = f"{path}: {error.where}" if error.where else path
         raise ArtifactError(error.message, where=where, hint=error.hint or _DAMAGED) from error

@@ -1,15 +1,17 @@
 """``open_model``: any path the user gives, to the most that can be made of it."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from modelopt_cli import artifact
 from modelopt_cli.artifact.lazy import described
-from modelopt_cli.artifact.reader import Artifact, lazy_tensors, program_in
+from modelopt_cli.artifact.reader import PARTS, Artifact, lazy_tensors, program_in
 from modelopt_cli.checkpoint.arch import Architecture
 from modelopt_cli.checkpoint.build import build_loaded
 from modelopt_cli.checkpoint.integer_layers import restore_integer_layers
@@ -24,6 +26,9 @@ from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.regular import HeldFile
 from modelopt_cli.settings import option
 from modelopt_cli.text import short
+
+HELD_NETWORKS: dict[str, nn.Module] = {}
+"""Networks in memory whose code calls the parts in a file, by its path; see ``api.given_models``."""
 
 
 def open_model(
@@ -145,7 +150,7 @@ def load_network(
         EnvironmentFailure: the device is not there.
     """
     header = open_header(path)
-    own = header is not None and header.document.program is not None
+    own = header is not None and header.document.stands_alone
     opened = open_model(path, None if own else arch, input_spec, header=header)
     network = require_network(opened, path)
     return prepare(network, device) if isinstance(network, Program) else network.to(device).eval()
@@ -190,24 +195,59 @@ def _captured(opened: Opened) -> Opened:
 def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | None, str | None]:
     """The module as a Program, or None and the reason why not."""
     from modelopt_cli.program.capture import capture
+    from modelopt_cli.program.partition import capture_parts
 
     if architecture.input is None:
         return None, f"{short(architecture.spec)} does not say what its input is; {shape_hint()}"
+    about: dict[str, Any] = {"labels": architecture.labels, "arch": architecture.spec}
     try:
-        return capture(module, architecture.input, labels=architecture.labels, arch=architecture.spec), None
+        return capture(module, architecture.input, **about), None
     except CaptureError as error:
-        return None, f"the network cannot be traced: {error}"
+        reason = error
+    with contextlib.suppress(CaptureError):  # such a network says more of itself by the first reason
+        parted = capture_parts(module, architecture.input, reason, **about)
+        if parted is not None:
+            return parted, None
+    return None, f"the network cannot be traced: {reason}"
 
 
 def _open_artifact(header: Artifact, path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
     if header.document.program is None:
         return _open_tensors(header, path, arch, input_spec)
+    if not header.document.stands_alone:
+        return _open_parts(header, path, arch, input_spec)
     if arch is not None:
         raise ArchitectureError("holds its own network", where=str(path), hint=f"leave {option('arch')} out")
     program = program_in(header)
     if input_spec is not None:
         program.input = program.input.with_samples_of(input_spec)
     return Opened(dict(program.state_dict()), True, header.sha256, program=program)
+
+
+def _open_parts(header: Artifact, path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:
+    """An artifact that holds parts of a network, whose own code has to be named or given."""
+    document = header.document
+    held = HELD_NETWORKS.get(str(path)) if arch is None else None
+    spec = arch or (document.network if names_library(document.network) else None)
+    architecture = None
+    if held is not None:
+        network = held
+    elif spec is not None:
+        if arch is None:
+            check_found_spec(spec, 0, str(path))
+        architecture = resolve(spec, input_spec or document.input)
+        network = architecture.build().float().eval()
+    else:
+        # A spec found in a file never imports the user's code: that takes --arch on the command line.
+        named = short(document.network) if document.network else "FILE.py:CALLABLE"
+        hint = f"name that: {option('arch', named)}"
+        raise ArchitectureError(f"holds {PARTS}", where=str(path), hint=hint)
+    program = program_in(header, network)
+    program.arch = spec or program.arch
+    if input_spec is not None:
+        program.input = program.input.with_samples_of(input_spec)
+    state = dict(program.state_dict())
+    return Opened(state, True, header.sha256, program=program, architecture=architecture)
 
 
 def _open_tensors(header: Artifact, path: Path, arch: str | None, input_spec: InputSpec | None) -> Opened:

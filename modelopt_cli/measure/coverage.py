@@ -15,8 +15,9 @@ weights' bytes stands next to their number: the bytes of all weight matrices in 
 them was removed. Tied weights count once.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch import nn
 
 from modelopt_cli.artifact.encodings import is_pruned, values_label
 from modelopt_cli.program.attention import split_names
+from modelopt_cli.program.parted import parts_of_network
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
@@ -262,6 +264,16 @@ def _fetched(program: Program, past: _Past, earlier: _Earlier, counted: set[int]
     return statuses
 
 
+def _outside_of_parts(program: Program, counted: set[int]) -> Iterator[LayerStatus]:
+    """Statuses of the weights of a network that was captured in parts, and that belong to none."""
+    parts = parts_of_network(program)
+    for name in () if parts is None else parts.remaining:
+        tensor = attrgetter(name)(program)
+        if isinstance(tensor, nn.Parameter) and sum(side > 1 for side in tensor.shape) > 1:
+            why, size = "outside of what was captured", _bytes([tensor], counted)
+            yield LayerStatus(weight_label(name), "weight", False, reason=why, bytes=size)
+
+
 def coverage(
     program: Program,
     history: Sequence[Mapping[str, Any]] | None = None,
@@ -292,7 +304,7 @@ def coverage(
         if name not in there
     )
     fetched = (layer for layer in _fetched(program, past, earlier, counted) if layer.name not in there)
-    return Coverage((*layers, *fetched, *gone))
+    return Coverage((*layers, *fetched, *_outside_of_parts(program, counted), *gone))
 
 
 def recorded(covered: Coverage) -> dict[str, Any]:

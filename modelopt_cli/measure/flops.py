@@ -28,8 +28,9 @@ from modelopt_cli.measure.formulas import (
     ModuleFormula,
     einsum,
 )
-from modelopt_cli.program.input_batch import Inputs, call, sample_shapes, tensors_of
+from modelopt_cli.program.input_batch import Inputs, call, sample_shapes
 from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.parted import PartedProgram, interpret
 from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
@@ -45,7 +46,8 @@ class Macs:
         total: all of them.
         per_layer: by layer path (or graph node, for a function), in order of execution; only those
             above zero. A layer that is called twice counts twice. Without a graph, work that is not in
-            a leaf layer (attention written out in a ``forward``) is in ``total`` alone.
+            a leaf layer (attention written out in a ``forward``) is in ``total`` alone. So is work outside
+            of the parts of a network that was captured in parts.
     """
 
     total: int
@@ -83,22 +85,36 @@ def count_macs(model: nn.Module, sample: InputSpec) -> Macs:
 
 
 def _count_graph(model: fx.GraphModule, inputs: Inputs) -> Macs:
-    counter = _GraphCounter(model)
-    counter.run(*tensors_of(inputs))
-    return Macs(sum(counter.per_layer.values()), counter.per_layer)
+    with _torch_counter() if isinstance(model, PartedProgram) else nullcontext() as whole:
+        counter = _GraphCounter(model, whole)
+        interpret(counter, model, inputs)
+        outside = 0 if whole is None else whole.get_total_flops() // 2 - counter.seen
+    return Macs(outside + sum(counter.per_layer.values()), counter.per_layer)
 
 
 class _GraphCounter(fx.Interpreter):
-    """Runs the graph and books every node's multiply-accumulates."""
+    """Runs the graph and books every node's multiply-accumulates.
 
-    def __init__(self, model: fx.GraphModule) -> None:
+    Args:
+        model: whose graph it is.
+        whole: torch's counter of a network of which the graph is only parts.
+
+    Attributes:
+        per_layer: multiply-accumulates by layer.
+        seen: those that ``whole`` counted in the graph.
+    """
+
+    def __init__(self, model: fx.GraphModule, whole: FlopCounterMode | None) -> None:
         super().__init__(model)
         self.per_layer: dict[str, int] = {}
+        self.whole, self.seen = whole, 0
 
     def run_node(self, n: fx.Node) -> Any:
         name = str(n.target) if n.op in ("call_module", "get_attr") else n.name
+        before = 0 if self.whole is None else self.whole.get_total_flops()
         with _torch_counter() if self._unknown(n) else nullcontext() as fallback:
             out = super().run_node(n)
+        self.seen += 0 if self.whole is None else (self.whole.get_total_flops() - before) // 2
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         macs = self._formula(n, args, kwargs, out)
         if macs is None and fallback is not None:

@@ -15,6 +15,7 @@ from modelopt_cli.methods.matrices import calls_by_layer, unfold, unseen_inputs
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name, source
 from modelopt_cli.program.input_batch import Inputs, tensors_of, to
+from modelopt_cli.program.parted import reaching
 from modelopt_cli.settings import option
 
 KEPT_BYTES = 1 << 30
@@ -132,8 +133,9 @@ class LayerPass:
             return
         count = 0
         for inputs in input_batches(self.data, self.context):
-            yield count, to(inputs, self.context.device)
-            count += 1
+            for reached in reaching(self.program, to(inputs, self.context.device)):
+                yield count, reached
+                count += 1
         if not count:
             raise no_samples()
         self.batches = count

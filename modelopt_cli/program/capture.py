@@ -78,7 +78,7 @@ def capture(
         model = model.module
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("TorchScript cannot be captured", hint="give the nn.Module it was made from")
-    input_spec = _named_by(model, input_spec)
+    input_spec = named_inputs(model, input_spec)
     require_inputs(model, input_spec)
     examples = _examples(model, input_spec)
     failures: list[CaptureError] = []
@@ -149,7 +149,7 @@ def require_inputs(model: nn.Module, input_spec: InputSpec) -> None:
     raise CaptureError(f"the network needs {count}, and {given}", hint=f"describe all of them: {described}")
 
 
-def _named_by(model: nn.Module, input_spec: InputSpec) -> InputSpec:
+def named_inputs(model: nn.Module, input_spec: InputSpec) -> InputSpec:
     """The description of the inputs in the order and with the names that they have in ``forward``.
 
     Raises:

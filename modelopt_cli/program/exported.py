@@ -9,8 +9,9 @@ import logging
 import traceback
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import wraps
+from io import StringIO
 from typing import Any
 
 import torch
@@ -157,12 +158,12 @@ def _users_lines() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what torch's compiler says of its work to itself."""
+    """Keep what torch's compiler says of its work to itself: it shows the graph in which it failed."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

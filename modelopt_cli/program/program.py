@@ -99,6 +99,7 @@ class Program(fx.GraphModule):
     history: tuple[dict[str, Any], ...]
     encodings: dict[str, Encoding]
     arch: str | None
+    _pickled: tuple[str, ...] = (*_MODULE, *_HEADER)
 
     def __init__(
         self,
@@ -192,8 +193,9 @@ class Program(fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the graph as it is; fx would pickle its source, and lose what makes it a Program."""
-        own = {name: value for name, value in vars(self).items() if name in _MODULE or name in _HEADER}
-        return _unpickle, (own, plain_nodes(self.graph))
+        own = {name: value for name, value in vars(self).items() if name in self._pickled}
+        _, kind, *_ = type(self).__mro__  # fx makes a class for each object
+        return _unpickle, (kind, own, plain_nodes(self.graph))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         root = nn.Module()
@@ -201,7 +203,7 @@ class Program(fx.GraphModule):
         return self.with_graph(root, root.__dict__["_graph"])  # type: ignore[return-value]
 
 
-def _unpickle(own: dict[str, Any], nodes: list[tuple[Any, ...]]) -> Program:
-    shell = Program.__new__(Program)
+def _unpickle(kind: type[Program], own: dict[str, Any], nodes: list[tuple[Any, ...]]) -> Program:
+    shell = kind.__new__(kind)
     vars(shell).update(own)
     return shell.with_graph(shell, graph_of(nodes))

@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from modelopt_cli.program.layer_kinds import build, config_of, kind_of, share
+from modelopt_cli.program.parted import graph_input
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.safe_names import is_node_name
 
@@ -36,17 +37,13 @@ def rebuild(program: Program, graph: fx.Graph, new_layers: Mapping[str, nn.Modul
         for name, encoding in program.encodings.items()
         if name.rpartition(".")[0] not in new_layers
     }
-    rebuilt = Program(
+    rebuilt = program.with_graph(
         parts_of(
             program,
             graph,
             lambda path: new_layers[path] if path in new_layers else share(program.get_submodule(path)),
         ),
         graph,
-        input_spec=program.input,
-        labels=program.labels,
-        history=program.history,
-        arch=program.arch,
     )
     kept = rebuilt.state_dict().keys()
     rebuilt.encodings = {name: encoding for name, encoding in encodings.items() if name in kept}
@@ -54,7 +51,7 @@ def rebuild(program: Program, graph: fx.Graph, new_layers: Mapping[str, nn.Modul
 
 
 def meta_copy(program: Program) -> Program:
-    """The Program on the meta device, for asking about shapes without computing or copying anything."""
+    """The graph of a Program on the meta device, for asking about shapes without computing anything."""
 
     def empty(path: str) -> nn.Module:
         leaf = program.get_submodule(path)
@@ -68,7 +65,7 @@ def meta_copy(program: Program) -> Program:
             empty_part = part.to("meta")
             is_parameter = isinstance(part, nn.Parameter)
             parts[path] = nn.Parameter(empty_part, part.requires_grad) if is_parameter else empty_part
-    return Program(parts, copy_graph(program.graph), input_spec=program.input).eval()
+    return Program(parts, copy_graph(program.graph), input_spec=graph_input(program)).eval()
 
 
 def _emptied(leaf: nn.Module) -> nn.Module:

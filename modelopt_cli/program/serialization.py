@@ -11,6 +11,7 @@ The data form is JSON with these keys; the tensors travel next to it (docs/forma
     tensors     {path: {"dtype": name, "shape": [...]}}       all that must come with it
     tied        {path: path}                                  names for a tensor that has another name
     nodes       [{"op", "name", "target", "args", "kwargs"}]  the graph, in order
+    parts       {...} of a network that was captured in parts only; see ``part_data``
 
 Everything is checked before fx sees any of it: fx writes a graph as Python source and runs it.
 """
@@ -32,6 +33,9 @@ from modelopt_cli.program.layer_kinds import build, config_of, kind_of
 from modelopt_cli.program.metadata import MAX_NODES, from_header, keyed, listed, mapped, to_header
 from modelopt_cli.program.nodes import graph_from_data, leaf_above, node_to_data
 from modelopt_cli.program.normal import is_normal, normalize
+from modelopt_cli.program.part_data import parts_from_data, parts_to_data
+from modelopt_cli.program.parted import PartedProgram, parts_of_network
+from modelopt_cli.program.parts import Parts
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantized import Quantized, Weighted
 from modelopt_cli.program.rewrite import meta_copy
@@ -62,6 +66,8 @@ def to_data(program: Program) -> dict[str, Any]:
             raise ArtifactError("changes a value in place", where=node.name)
     modules = {path: _module_to_data(program, path) for path in _targets(program, "call_module")}
     attributes = [path for path in _targets(program, "get_attr") if leaf_above(path, modules) is None]
+    parts = parts_of_network(program)
+    attributes += parts.remaining if parts is not None else ()
     data = to_header(program) | {
         "modules": modules,
         "attributes": {
@@ -75,6 +81,8 @@ def to_data(program: Program) -> dict[str, Any]:
         "tied": tied,
         "nodes": [node_to_data(node) for node in program.graph.nodes],
     }
+    if parts is not None:
+        data["parts"] = parts_to_data(parts)
     _check_paths(data["modules"], data["attributes"])
     return data
 
@@ -88,7 +96,7 @@ def require_readable(program: Program) -> None:
     empty = meta_copy(program).float()  # as the layers are when a file is read
     layers = {path: empty.get_submodule(path) for path in _targets(empty, "call_module")}
     tensors = {path: attrgetter(path)(empty) for path in _targets(empty, "get_attr")}
-    check_bounds(empty.graph, layers, tensors, program.input)
+    check_bounds(empty.graph, layers, tensors, empty.input)
 
 
 def _named_once(program: Program) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -112,43 +120,62 @@ def _module_to_data(program: Program, path: str) -> dict[str, Any]:
     return {"kind": kind, "config": {k: number_to_json(v) for k, v in config_of(module).items()}}
 
 
-def from_data(data: Mapping[str, Any], state: Mapping[str, Tensor]) -> Program:
+def from_data(
+    data: Mapping[str, Any], state: Mapping[str, Tensor], network: nn.Module | None = None
+) -> Program:
     """The Program that ``to_data`` described, with the tensors of ``state`` (shared, not copied).
 
     Args:
         data: parsed JSON; not trusted.
         state: exactly the tensors it lists. Tied names may be present, too, with equal values.
+        network: whose code calls the graphs, where they are parts of one; its weights are not used.
 
     Returns:
         A Program in eval mode, without encodings.
 
     Raises:
         ArtifactError: anything else than what ``to_data`` writes, or tensors that do not fit it.
+        ArchitectureError: the network is not the one whose parts they are.
     """
-    fields = keyed(data, (*_HEADER_KEYS, *_GRAPH_KEYS), "the program")
+    parted = "parts" in mapped(data, "the program")
+    fields = keyed(data, (*_HEADER_KEYS, *_GRAPH_KEYS, *["parts"] * parted), "the program")
     header = from_header({key: fields[key] for key in _HEADER_KEYS})
     described, attributes = mapped(fields["modules"], "modules"), mapped(fields["attributes"], "attributes")
     if len(described) + len(attributes) > MAX_NODES:
         raise ArtifactError("too many layers")
     modules = {path: _module_from_data(path, entry) for path, entry in described.items()}
     _check_paths(modules, attributes)
-    names = [each.name for each in header["input_spec"].tensors]
-    graph = graph_from_data(fields["nodes"], modules, attributes, names)
+    parts = parts_from_data(fields["parts"], attributes, network) if parted else None
+    sample = header["input_spec"] if parts is None else parts.graph_input
+    outside = {} if parts is None else dict.fromkeys(parts.remaining)
+    fetched = {path: kind for path, kind in attributes.items() if path not in outside}
+    names = [each.name for each in sample.tensors]
+    graph = graph_from_data(fields["nodes"], modules, fetched, names)
     tensors = _tensors(mapped(fields["tensors"], "tensors"), mapped(fields["tied"], "tied"), state)
-    check_bounds(graph, modules, {path: tensors[path] for path in attributes}, header["input_spec"])
-    parts: dict[str, Any] = {**modules, **_assign(modules, attributes, tensors)}
-    parts |= {path: parts[path] for path in attributes}
+    check_bounds(graph, modules, {path: tensors[path] for path in attributes}, sample)
+    root: dict[str, Any] = {**modules, **_assign(modules, attributes, tensors)}
     _check_values(modules)
-    _fetch_from_leaves(graph, parts)
+    _fetch_from_leaves(graph, root)
     try:
         if not is_normal(graph, modules):
-            _normalize(graph, fx.GraphModule(parts, graph), header["input_spec"])
-        program = Program(parts, graph, **header)
+            _normalize(graph, fx.GraphModule(root, graph), sample)
+        if parts is None:
+            program = Program(root, graph, **header)
+        else:
+            _check_results(graph, parts)
+            program = PartedProgram(root, graph, parts=parts, remaining=root, **header)
     except ModeloptError:
         raise
     except Exception as error:  # whatever fx finds wrong with the source it writes
         raise ArtifactError(f"the graph cannot be built: {first_line(error)!r}") from error
     return program.eval()
+
+
+def _check_results(graph: fx.Graph, parts: Parts) -> None:
+    (output,) = graph.find_nodes(op="output")
+    results = output.args[0]
+    if not isinstance(results, dict) or results.keys() != parts.by_path.keys():
+        raise ArtifactError("the graph of parts must return what each of them does")
 
 
 def _normalize(graph: fx.Graph, root: nn.Module, input_spec: InputSpec) -> None:

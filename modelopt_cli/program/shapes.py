@@ -11,6 +11,7 @@ from torch.func import functional_call
 from modelopt_cli.program.calls import owner_of
 from modelopt_cli.program.input_batch import Inputs, each_of, tensors_of
 from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.parted import graph_input
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.refusals import SIZES
 from modelopt_cli.program.samples import zeros
@@ -133,7 +134,7 @@ def program_values(program: Program, batch: int, sample: InputSpec | None = None
         sample: what its inputs are; None means what the Program was made for.
     """
     with evaluation_mode(program):
-        return infer(program.graph, program, meta_input(program, sample or program.input, batch))
+        return infer(program.graph, program, meta_input(program, sample or graph_input(program), batch))
 
 
 def value_shapes(program: Program, batch: int, sample: InputSpec | None = None) -> dict[str, Any]:

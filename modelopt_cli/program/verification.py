@@ -78,7 +78,7 @@ def compare(program: Program, model: nn.Module, input_spec: InputSpec, *, exact:
             raise CaptureError(
                 f"what was captured fails on {_shapes(inputs)}: {first_line(error)}"
             ) from error
-        if not _same_outputs(actual, expected, exact):
+        if not same_outputs(actual, expected, exact):
             raise CaptureError(
                 f"what was captured does not compute what the network does on {_shapes(inputs)}",
                 hint="its forward pass depends on the batch size, on chance, or on state of its own",
@@ -92,7 +92,7 @@ def agree_on(program: Program, model: nn.Module, input_spec: InputSpec, *, exact
         with unchanged(model):
             expected = _expected(model, inputs)
         with redirect_stderr(StringIO()):
-            return _same_outputs(call(program, clone(inputs)), expected, exact)
+            return same_outputs(call(program, clone(inputs)), expected, exact)
     except Exception:  # whatever either raises: these are no inputs for them
         return False
 
@@ -114,7 +114,7 @@ def _shapes(inputs: Inputs) -> str:
     return f"inputs of shapes {' and '.join(shapes)}" if shapes[1:] else f"an input of shape {shapes[0]}"
 
 
-def _same_outputs(actual: Any, expected: Any, exact: bool) -> bool:
+def same_outputs(actual: Any, expected: Any, exact: bool) -> bool:
     """True if two outputs have one structure and the same numbers.
 
     Raises:

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from torch import nn
+
 from modelopt_cli.artifact import atomic_write, read_program, strictjson, write_program
 from modelopt_cli.errors import ArtifactError, EnvironmentFailure, ModeloptError, OutputError, UsageError
 from modelopt_cli.program import Program
@@ -64,7 +66,10 @@ class Run:
         folder: as given.
         metrics: the JSONL file.
         log: what writes it; keeps nothing in a process that is not the main one.
+        network: whose code calls the parts in the files of stages; None where those stand alone.
     """
+
+    network: nn.Module | None = None
 
     def __init__(
         self,
@@ -103,7 +108,8 @@ class Run:
 
     def finished(self, stage: str) -> Program | None:
         """The result of a stage that was completed before an interruption, or in this run."""
-        return read_program(self._path(stage)) if self._path(stage) in self._finished else None
+        path = self._path(stage)
+        return read_program(path, self.network) if path in self._finished else None
 
     def finish(self, stage: str, program: Program) -> None:
         """Keep the result of a stage; the state of its training has served. Collective."""

@@ -19,7 +19,8 @@ class Net(nn.Module):
         super().__init__()
         self.fc = nn.Linear(4, 2)
     def forward(self, x):
-        return self.fc(x) if x.sum() > 0 else -self.fc(x)
+        y = self.fc(x) if x.sum() > 0 else -self.fc(x)
+        return y + 0 * sum(p.sum() for p in self.parameters())
 """
 
 

@@ -160,7 +160,7 @@ def test_without_a_graph_a_student_learns_all_the_same(here, modelopt):
         "        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Linear(4, 10)\n\n"
         "    def forward(self, x):\n"
         "        y = self.a(x).mean((2, 3))\n"
-        "        return self.b(y if y.sum() > 0 else -y)\n"
+        "        return self.b(y if y.sum() > 0 else -y) + 0 * sum(p.sum() for p in self.parameters())\n"
     )
     argv = ["--student", "odd.py:Odd", *TRAIN, "--epochs", "1", "--loss", "kd+hint:0.1@a=layer1", "--no-eval"]
     outcome = modelopt("distill", "one.safetensors", *argv, *OUT)

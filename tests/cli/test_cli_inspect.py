@@ -101,7 +101,8 @@ def test_layers_of_a_network_without_a_graph_are_its_modules(tmp_path, modelopt)
 
         def forward(self, x):
             x = self.body(x)
-            return self.head(x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3)))
+            x = x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+            return self.head(x) + 0 * sum(p.sum() for p in self.parameters())
     """
     (tmp_path / "net.py").write_text(textwrap.dedent(code))
     path = tmp_path / "net.pth"

@@ -317,7 +317,8 @@ def test_a_network_that_cannot_be_traced_is_shared_and_measured(here, modelopt):
     (here / "odd.py").write_text(
         (here / "net.py").read_text()
         + "\nclass Odd(nn.Sequential):\n    def forward(self, x):\n"
-        + "        return super().forward(x if x.sum() > 0 else -x)\n\n"
+        + "        y = super().forward(x if x.sum() > 0 else -x)\n"
+        + "        return y + 0 * sum(p.sum() for p in self.parameters())\n\n"
         + "def odd():\n    return Odd(*make(width=16))\n"
     )
     how = ["--arch", "odd.py:odd", *HOW[2:]]

@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 from modelopt_cli.errors import DataError
 from modelopt_cli.methods.batches import require_finite
 from modelopt_cli.program import Program
-from modelopt_cli.program.input_batch import Inputs, batch_size, tensors_of, to
+from modelopt_cli.program.input_batch import Inputs, batch_size, to
+from modelopt_cli.program.parted import interpret
 from modelopt_cli.program.rewrite import copy_graph, rebuild
 from modelopt_cli.settings import option
 
@@ -132,7 +133,7 @@ def _run(
 
 def _run_one(collector: _Collector, batch: Inputs) -> None:
     try:
-        collector.run(*tensors_of(batch))
+        interpret(collector, collector.module, batch)
     except ValueError as error:  # how torch refuses a single value
         raise DataError(
             f"in a batch of {batch_size(batch)} a batch norm sees one value per channel, without variance",

@@ -29,7 +29,8 @@ from modelopt_cli.methods.prune.criteria import CRITERIA, ScoredParameter, alter
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name
-from modelopt_cli.program.input_batch import batch_size, call, tensors_of, to
+from modelopt_cli.program.input_batch import batch_size, call, to
+from modelopt_cli.program.parted import interpret
 from modelopt_cli.settings import option
 from modelopt_cli.tasks import TaskSpec
 from modelopt_cli.training import Objective, StepInputs
@@ -110,7 +111,7 @@ class _Squares(fx.Interpreter):
     def __init__(self, program: Program, layers: Iterable[str]) -> None:
         super().__init__(program)
         self.layers = set(layers)
-        self.sums: dict[fx.Node, Tensor] = {}
+        self.sums: dict[tuple[fx.Node, torch.Size], Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "call_module" and str(n.target) in self.layers:
@@ -118,7 +119,8 @@ class _Squares(fx.Interpreter):
             value = args[0] if args else kwargs["input"]
             require_finite(value, f"layer {shown_name(n)}")
             total = value.double().square().sum(0, keepdim=True)
-            self.sums[n] = self.sums[n] + total if n in self.sums else total
+            key = (n, total.shape)  # inputs may come in several sizes
+            self.sums[key] = self.sums[key] + total if key in self.sums else total
         return super().run_node(n)
 
 
@@ -136,7 +138,7 @@ def input_norms(
     seen = 0
     for inputs in input_batches(data, context):
         with torch.no_grad():
-            squares.run(*tensors_of(to(inputs, context.device)))
+            interpret(squares, network, to(inputs, context.device))
         seen += batch_size(inputs)
         if context.progress is not None:
             context.progress(seen, data.size)
@@ -145,7 +147,7 @@ def input_norms(
     norms: dict[str, Tensor] = {}
     for layer, parameter in layers.items():
         module = network.get_submodule(layer)
-        totals = [total for node, total in squares.sums.items() if node.target == layer]
+        totals = [total for (node, _), total in squares.sums.items() if node.target == layer]
         columns = torch.stack([part.sum(1) for total in totals for part in unfold(module, total)]).sum(0)
         norms[parameter] = _of_weight_shape(module, columns.sqrt())
     return norms

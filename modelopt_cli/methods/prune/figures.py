@@ -21,7 +21,8 @@ ROUNDS, MOST_ROUNDS, MOST_SECONDS = 15, 201, 10.0
 
 def flops(program: Program) -> float:
     """Multiply-accumulates of one sample, counted on shapes alone."""
-    return float(count_macs(meta_copy(program), program.input).total)
+    empty = meta_copy(program)
+    return float(count_macs(empty, empty.input).total)
 
 
 def parameters(program: Program) -> float:

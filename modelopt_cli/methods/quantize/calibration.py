@@ -11,7 +11,8 @@ from modelopt_cli.methods.batches import require_finite
 from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name
-from modelopt_cli.program.input_batch import Inputs, batch_size, tensors_of
+from modelopt_cli.program.input_batch import Inputs, batch_size
+from modelopt_cli.program.parted import interpret
 from modelopt_cli.settings import option
 
 Progress = Callable[[int, int | None], None]
@@ -57,7 +58,7 @@ def calibrate(
     interpreter, seen = _Watcher(program, watched), 0
     with torch.inference_mode():
         for batch in batches:
-            interpreter.run(*tensors_of(batch))
+            interpret(interpreter, program, batch)
             seen += batch_size(batch)
             if progress is not None:
                 progress(seen, total)

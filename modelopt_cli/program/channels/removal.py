@@ -46,14 +46,7 @@ def remove(
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     tensors = _tensors(original, kept)
     parts = _parts(original, graph, trace, remaining, replay, tensors)
-    smaller = Program(
-        parts,
-        graph,
-        input_spec=original.input,
-        labels=original.labels,
-        history=original.history,
-        arch=original.arch,
-    ).train(original.training)
+    smaller = original.with_graph(parts, graph).train(original.training)
     names = smaller.state_dict().keys() - kept.keys()
     smaller.encodings = {name: each for name, each in original.encodings.items() if name in names}
     _check(smaller, trace, replay)
