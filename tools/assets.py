@@ -457,17 +457,17 @@ GROUPS: dict[str, Callable[[Assets], None]] = {
     "deeplc": files(
         Part(
             DEEPLC,
-            r".*/(multitask_model\.pt|full_hc_PXD005573_pub_8c22.*\.pt|example_psms\.tsv\.gz)",
+            r".*/(multitask_model\.pt|example_psms\.tsv\.gz)",
             "deeplc",
         ),
-        Part(DEEPLC, r"deeplc/(_architecture|_features)\.py"),
+        Part(DEEPLC, r"deeplc/_architecture\.py"),
     ),
     "fracast": files(
-        Part(FRACAST, r"fracast/weights/.*\.(json|safetensors)", "fracast"),
+        Part(FRACAST, r"fracast/weights/(config\.json|model\.safetensors)", "fracast"),
         Part(FRACAST, r"fracast/_core/.*\.py"),
     ),
     "facenet": files(
-        Part(FACENET, r"facenet_pytorch/data/[pro]net\.pt", "facenet"),
+        Part(FACENET, r"facenet_pytorch/data/onet\.pt", "facenet"),
         Part(FACENET, r"facenet_pytorch/models/mtcnn\.py"),
     ),
     "legere": files(

@@ -4,11 +4,14 @@ A module for each network has its architecture, for ``--arch``, and its data, fo
 of a network defines is imported from ``assets/python`` without the rest of that package.
 """
 
-import importlib.util
+import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from torch.utils.data import Dataset
 
 ASSETS = Path(__file__).parents[2] / "assets"
 
@@ -28,3 +31,16 @@ def source(name: str, **stubs: dict[str, Any]) -> ModuleType:
             module.__dict__.update(names)
             sys.modules[stub] = module
     return importlib.import_module(name)
+
+
+class Samples(Dataset):
+    """Samples ``(inputs, target)`` that are all in memory."""
+
+    def __init__(self, inputs: Sequence[Any], targets: Sequence[Any]) -> None:
+        self._samples = list(zip(inputs, targets, strict=True))
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self._samples[index]
