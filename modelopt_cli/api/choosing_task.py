@@ -73,7 +73,7 @@ def choose_task(
         DataError: data that may say the task cannot be opened.
     """
     chosen = _chosen(asked, output, models, data)
-    return replace(chosen, spec=_settled(chosen.spec, models))
+    return replace(chosen, spec=_with_inferred(chosen.spec, models))
 
 
 def _chosen(
@@ -91,14 +91,14 @@ def _chosen(
     return ChosenTask(inferred.spec.named(output), inferred.origin)
 
 
-def _settled(spec: TaskSpec, models: Sequence[Opened]) -> TaskSpec:
+def _with_inferred(spec: TaskSpec, models: Sequence[Opened]) -> TaskSpec:
     """The task with the options that the networks tell, where all tell the same."""
     told = []
-    for opened in models if spec.row.settle is not None else ():
+    for opened in models if spec.row.infer is not None else ():
         network, sample = opened.network, opened.input
         if network is not None and sample is not None:
             with contextlib.suppress(ModeloptError):  # what does not run is found out where it matters
-                told.append(spec.settled(partial(_outputs_for, network, sample)))
+                told.append(spec.with_inferred(partial(_outputs_for, network, sample)))
     return told[0] if told and all(each.options == told[0].options for each in told) else spec
 
 

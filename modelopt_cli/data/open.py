@@ -23,7 +23,7 @@ def open_data(
     seed: int = 0,
     labels: bool = True,
 ) -> Data:
-    """Open data and settle how its samples become the network's input.
+    """Open data and decide how its samples become the network's input.
 
     Args:
         spec: a folder of class folders, ``csv:FILE``, ``text:FILE``, ``tar:PATTERN``, ``parquet:PATTERN``,

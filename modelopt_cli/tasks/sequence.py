@@ -127,7 +127,7 @@ def batch_axis(logits: Any, samples: int, blank: int = 0, batch_first: str = AUT
     return places[0]
 
 
-def settled(output_for: Callable[[int], Any]) -> dict[str, Scalar]:
+def inferred(output_for: Callable[[int], Any]) -> dict[str, Scalar]:
     """The option ``batch_first``, from outputs for two and three samples; nothing where they do not tell."""
     two, three = (output_for(samples) for samples in (2, 3))
     if not all(isinstance(output, Tensor) and output.dim() == 3 for output in (two, three)):

@@ -54,7 +54,7 @@ class Task:
             default first.
         batch_axis: dimension of the samples in an output that ``outputs`` names, for a number of them:
             ``batch_axis(output, samples, **options)``. None where it is always the first.
-        settle: options that a network tells by what it does: ``settle(output_for)`` with the output that
+        infer: options that a network tells by what it does: ``infer(output_for)`` with the output that
             ``outputs`` names for a number of samples. None where there are none.
         spelling: of tasks that a name stands for; None for the name itself.
     """
@@ -69,7 +69,7 @@ class Task:
     predicted: Callable[[Any], Any] | None = None
     options: Mapping[str, Scalar | tuple[str, ...]] = field(default_factory=dict)
     batch_axis: Callable[..., int] | None = None
-    settle: Callable[[Callable[[int], Any]], Mapping[str, Scalar]] | None = None
+    infer: Callable[[Callable[[int], Any]], Mapping[str, Scalar]] | None = None
     spelling: re.Pattern[str] | None = None
 
     @property

@@ -128,15 +128,15 @@ class TaskSpec:
         rows = self.logits(outputs)
         return None if rows is None else rows.shape[1]
 
-    def settled(self, run: Callable[[int], Any]) -> "TaskSpec":
+    def with_inferred(self, run: Callable[[int], Any]) -> "TaskSpec":
         """The same with the options that a network tells; those that were given stay.
 
         Args:
             run: gives all outputs for a number of samples.
         """
-        if self.row.settle is None:
+        if self.row.infer is None:
             return self
-        told = self.row.settle(lambda samples: self.find(run(samples)))
+        told = self.row.infer(lambda samples: self.find(run(samples)))
         return replace(self, options={**told, **self.options})
 
     def named(self, output: str | None) -> "TaskSpec":

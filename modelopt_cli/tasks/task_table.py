@@ -100,7 +100,7 @@ TASKS: dict[str, Task] = {
         logits=Logits(2, (3,)),
         options={"blank": 0, "batch_first": ("auto", "true", "false")},
         batch_axis=_of("sequence", "batch_axis"),
-        settle=_of("sequence", "settled"),
+        infer=_of("sequence", "inferred"),
     ),
     "FILE.py:CALLABLE": Task(
         "a metric of your own: called with outputs and targets of a batch, it returns a number for each",

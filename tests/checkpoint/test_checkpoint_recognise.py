@@ -197,11 +197,11 @@ class TestWhatIsNotThere:
         assert recognise({name: torch.zeros(shape) for name, shape in shapes.items()}) is None
 
     def test_several_that_fit_are_all_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        twin = {
+        alike = {
             **fingerprints(),
             "twin18": fingerprint.Fingerprint("twin18", fingerprints()["resnet18"].tensors, ()),
         }
-        monkeypatch.setattr("modelopt_cli.checkpoint.torchvision_networks.fingerprints", lambda: twin)
+        monkeypatch.setattr("modelopt_cli.checkpoint.torchvision_networks.fingerprints", lambda: alike)
         with pytest.raises(
             ArchitectureError, match="torchvision:resnet18, torchvision:twin18; say which with arch"
         ):

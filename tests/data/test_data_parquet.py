@@ -46,7 +46,7 @@ def write(path, images, labels, *, layout="struct", names=("image", "label"), me
 
 
 @pytest.fixture(params=LAYOUTS)
-def twins(tmp_path, request):
+def both_sources(tmp_path, request):
     """Thirty images of three formats and all sizes in class folders, and the same in two files."""
     images = []
     for i in range(30):
@@ -62,8 +62,8 @@ def twins(tmp_path, request):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_row_is_bit_equal_to_the_same_image_in_a_folder(twins, workers):
-    folder, rows = (open_data(spec, overrides=HOW) for spec in twins)
+def test_a_row_is_bit_equal_to_the_same_image_in_a_folder(both_sources, workers):
+    folder, rows = (open_data(spec, overrides=HOW) for spec in both_sources)
     for one, other in zip(everything(folder), everything(rows, workers=workers), strict=True):
         assert torch.equal(one, other)
     assert (rows.size, rows.num_classes, rows.class_names) == (30, 3, None)
@@ -71,9 +71,9 @@ def test_a_row_is_bit_equal_to_the_same_image_in_a_folder(twins, workers):
 
 
 @pytest.mark.parametrize("kept", [0, 1000, 2**28])
-def test_rows_are_read_in_any_order_with_few_groups_in_memory(twins, monkeypatch, kept):
+def test_rows_are_read_in_any_order_with_few_groups_in_memory(both_sources, monkeypatch, kept):
     monkeypatch.setattr(parquet, "KEPT", kept)
-    folder, rows = (open_data(spec, overrides=HOW) for spec in twins)
+    folder, rows = (open_data(spec, overrides=HOW) for spec in both_sources)
     for index in np.random.default_rng(0).permutation(30).tolist():
         assert torch.equal(rows.get(index)[0], folder.get(index)[0])
         sizes = [images.nbytes for images in rows.source._kept.values()]
@@ -90,8 +90,8 @@ def test_in_order_each_row_group_is_read_once(tmp_path, monkeypatch):
     assert groups == [0, 1, 2, 3, 4]
 
 
-def test_what_is_pickled_for_a_spawned_worker_holds_no_images(twins):
-    data = open_data(twins[1], overrides=HOW)
+def test_what_is_pickled_for_a_spawned_worker_holds_no_images(both_sources):
+    data = open_data(both_sources[1], overrides=HOW)
     assert data.source._kept
     there = pickle.loads(pickle.dumps(data))  # noqa: S301
     assert not there.source._kept

@@ -40,7 +40,7 @@ def write(path, members, layout=tarfile.PAX_FORMAT):
 
 
 @pytest.fixture
-def twins(tmp_path):
+def both_sources(tmp_path):
     """Thirty images of six formats and all sizes in class folders, and the same in three shards."""
     members = []
     for i in range(30):
@@ -61,17 +61,17 @@ HOW = PreprocessOverrides(resize=8, crop=6, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3,
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_sample_is_bit_equal_to_the_same_image_in_a_folder(twins, workers):
-    folder, tar = (open_data(spec, overrides=HOW) for spec in twins)
+def test_a_sample_is_bit_equal_to_the_same_image_in_a_folder(both_sources, workers):
+    folder, tar = (open_data(spec, overrides=HOW) for spec in both_sources)
     for one, other in zip(everything(folder), everything(tar, workers=workers), strict=True):
         assert torch.equal(one, other)
     assert (tar.size, tar.num_classes, tar.class_names) == (30, 3, None)
     assert tar.input == folder.input
 
 
-def test_samples_are_read_in_any_order_with_few_files_open(twins, monkeypatch):
+def test_samples_are_read_in_any_order_with_few_files_open(both_sources, monkeypatch):
     monkeypatch.setattr(shards, "_MOST_OPEN", 2)
-    folder, tar = (open_data(spec, overrides=HOW) for spec in twins)
+    folder, tar = (open_data(spec, overrides=HOW) for spec in both_sources)
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
     for index in np.random.default_rng(0).permutation(30).tolist():
         assert torch.equal(tar.get(index)[0], folder.get(index)[0])
@@ -80,16 +80,16 @@ def test_samples_are_read_in_any_order_with_few_files_open(twins, monkeypatch):
         assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_what_is_pickled_for_a_spawned_worker_opens_its_own_files(twins):
-    data = open_data(twins[1], overrides=HOW)
+def test_what_is_pickled_for_a_spawned_worker_opens_its_own_files(both_sources):
+    data = open_data(both_sources[1], overrides=HOW)
     there = pickle.loads(pickle.dumps(data))  # noqa: S301
     assert there.source.shards._open == {}
     for one, other in zip(everything(there), everything(data), strict=True):
         assert torch.equal(one, other)
 
 
-def test_closing_leaves_no_file_open(twins):
-    data = open_data(twins[1], overrides=HOW)
+def test_closing_leaves_no_file_open(both_sources):
+    data = open_data(both_sources[1], overrides=HOW)
     everything(data)
     descriptors = list(data.source.shards._open.values())
     assert descriptors

@@ -38,8 +38,8 @@ class Layers(nn.Module):
         self.token, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
         self.seq = nn.Conv1d(8, 8, 3, padding=1)
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.twin = nn.Conv2d(8, 8, 3, padding=1)
-        self.twin.weight, self.twin.bias = self.b.weight, self.b.bias
+        self.tied = nn.Conv2d(8, 8, 3, padding=1)
+        self.tied.weight, self.tied.bias = self.b.weight, self.b.bias
         self.scale, self.shift = nn.Parameter(torch.rand(8, 1, 1) + 0.5), nn.Parameter(torch.randn(8, 1, 1))
         self.register_buffer("order", torch.tensor([3, 1, 0, 2, 7, 6, 5, 4]))
         self.run = forward
@@ -189,7 +189,7 @@ NETWORKS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "sum with a full tensor": lambda n, x: n.head(n.b((y := n.a(x)) + torch.full((1,), y.shape[1] / 4))),
     # Shared and tied layers.
     "a layer called twice": lambda n, x: n.head(n.b(F.relu(n.b(n.a(x))))),
-    "tied layers": lambda n, x: n.head(n.twin(F.relu(n.b(n.a(x))))),
+    "tied layers": lambda n, x: n.head(n.tied(F.relu(n.b(n.a(x))))),
     "a pool used twice": lambda n, x: n.fc(
         F.adaptive_max_pool2d(n.b(y := n.a(x)), 1).flatten(1) + y.amax((2, 3))
     ),
@@ -204,7 +204,7 @@ NETWORKS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a weight's size": lambda n, x: n.fc(n.token(_pooled(n, x) * n.token.weight.shape[1])),
     "a weight's type": lambda n, x: n.fc(n.token(_pooled(n, x).to(n.token.weight.dtype))),
     "a tied weight read": lambda n, x: n.head(
-        n.c(n.twin(n.b(y := n.a(x))) + F.conv2d(y, n.twin.weight, padding=1))
+        n.c(n.tied(n.b(y := n.a(x))) + F.conv2d(y, n.tied.weight, padding=1))
     ),
     "parameters of folded layers": lambda n, x: n.fc(
         n.bn(n.b(n.c(n.a(x)))).mean((2, 3)) + n.bn.weight + n.b.bias

@@ -169,7 +169,7 @@ def test_of_equal_blocks_the_first_goes_and_what_is_inside_a_removed_one_is_not_
     assert [r.block.name for r in by_weights(blocks, first)] == ["a", "c"]
 
 
-class Twins(nn.Module):
+class TiedLayers(nn.Module):
     """Two branches of two layers each in one module: both are ``body``, so their first layers name them."""
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class Twins(nn.Module):
 
 
 def test_a_block_is_the_same_after_others_are_gone() -> None:
-    program = capture(Twins().eval(), InputSpec((4,)))
+    program = capture(TiedLayers().eval(), InputSpec((4,)))
     blocks = find_blocks(program)
     assert [block.name for block in blocks] == ["body.a1", "body.b1"]
     config = PruneConfig(structure="layers", sparsity=0.5, criterion="l1")

@@ -21,10 +21,10 @@ IMAGES = smooth(24, 3, 12, 12)
 WEIGHTS = PruneConfig(structure="unstructured")
 
 
-def _by_hand(whole: Program, pruned: Program) -> tuple[float, float]:
-    """KL(whole || pruned), mean over the samples, and the share of equal answers, in float64."""
+def _by_hand(unpruned: Program, pruned: Program) -> tuple[float, float]:
+    """KL(unpruned || pruned), mean over the samples, and the share of equal predictions, in float64."""
     with torch.no_grad():
-        p, q = (network(IMAGES).double().numpy() for network in (whole, pruned))
+        p, q = (network(IMAGES).double().numpy() for network in (unpruned, pruned))
     p, q = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in (p, q))
     return float((p * np.log(p / q)).sum(1).mean()), float((p.argmax(1) == q.argmax(1)).mean())
 

@@ -231,12 +231,12 @@ class _Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tied = nn.Linear(8, 8)
-        self.twin = nn.Linear(8, 8)
-        self.twin.weight = self.tied.weight
+        self.tied_too = nn.Linear(8, 8)
+        self.tied_too.weight = self.tied.weight
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.twin(self.tied(x))
+        x = self.tied_too(self.tied(x))
         result: Tensor = self.attention(x, x, x, need_weights=False)[0]
         return result
 

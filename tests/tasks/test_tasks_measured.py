@@ -279,11 +279,13 @@ def test_a_network_tells_by_two_batches_what_comes_first(first: bool) -> None:
         batch = frames.expand(samples, 12, 4)
         return batch if first else batch.transpose(0, 1)
 
-    told = parse_task("sequence").settled(run)
+    told = parse_task("sequence").with_inferred(run)
     assert told.options == {"batch_first": "true" if first else "false"}
-    assert parse_task("sequence?batch_first=false").settled(run).options == {"batch_first": "false"}
-    assert parse_task("sequence").settled(lambda samples: torch.zeros(samples, samples, 4)).options == {}
-    assert parse_task("segment").settled(run).options == {}
+    assert parse_task("sequence?batch_first=false").with_inferred(run).options == {"batch_first": "false"}
+    assert (
+        parse_task("sequence").with_inferred(lambda samples: torch.zeros(samples, samples, 4)).options == {}
+    )
+    assert parse_task("segment").with_inferred(run).options == {}
 
 
 def edits(one: tuple[int, ...], other: tuple[int, ...]) -> int:

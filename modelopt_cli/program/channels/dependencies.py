@@ -260,5 +260,5 @@ def _frozen_layers(
         if not known and len(own_roots) > 1:
             known = [needed[root] for root in own_roots if root in needed]
         frozen.setdefault(layer, (known or [alone])[0])
-    frozen = trace.whole | frozen
+    frozen = trace.unfollowed | frozen
     return {layer: why for layer, why in frozen.items() if layer not in prunable}

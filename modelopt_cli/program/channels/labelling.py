@@ -33,7 +33,7 @@ def run(program: Program) -> Trace:
             return trace
         trace.boxed = True
         classes = trace.ties.classes
-    raise AssertionError("labels do not settle")
+    raise AssertionError("labels keep changing")
 
 
 def _one_pass(trace: Trace) -> None:
@@ -44,7 +44,7 @@ def _one_pass(trace: Trace) -> None:
     trace.read.clear()
     trace.loose.clear()
     trace.sole.clear()
-    trace.whole.clear()
+    trace.unfollowed.clear()
     for node in trace.program.graph.nodes:
         value = _value(trace, node)
         if tensors_in(value) and operation(node) not in MOVES_ONLY - PLACES:
@@ -95,7 +95,7 @@ def _note_single(trace: Trace, node: fx.Node, value: Any) -> None:
     """Note the class that is all there is of a value, which would be empty without it."""
     if not isinstance(value, Tensor):
         return
-    (label,) = compact(trace.ties.settle(value))
+    (label,) = compact(trace.ties.expanded(value))
     if label.numel() == 1 and int(label) >= 0:
         trace.sole.append((label.flatten(), f"is all there is of {node.name}"))
 

@@ -38,7 +38,7 @@ class Ties(Atoms):
             d for d in range(roots.dim()) if roots.numel() and bool((roots != roots.narrow(d, 0, 1)).any())
         ]
 
-    def settle(self, labels: Tensor) -> Tensor:
+    def expanded(self, labels: Tensor) -> Tensor:
         """The labels, with stride 0 along every dimension in which the classes do not differ."""
         if all(stride == 0 or n < 2 for stride, n in zip(labels.stride(), labels.shape, strict=True)):
             return labels
@@ -96,7 +96,7 @@ class Ties(Atoms):
     def combine(self, a: Tensor, b: Tensor) -> Tensor:
         """Labels of an elementwise function of two values, with broadcasting."""
         shape = torch.broadcast_shapes(a.shape, b.shape)
-        wide = [self.settle(t).expand(shape) for t in (a, b)]
+        wide = [self.expanded(t).expand(shape) for t in (a, b)]
         varying = [self.varying(t) for t in wide]
         spread = [
             [d for d in other if _own_size(mine, d, len(shape)) == 1 and shape[d] > 1]

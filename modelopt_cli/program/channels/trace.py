@@ -82,7 +82,7 @@ class Trace:
         loose: those of them that have labels of their own.
         sole: channels without which a value would be empty, and a sentence that says so.
         sized: nodes that make a constant of which a layer's channels need some size.
-        whole: weighted layers, and weights fetched without one, that no rule follows; and the reason.
+        unfollowed: weighted layers, and weights fetched without one, that no rule follows; and the reason.
     """
 
     program: Program
@@ -99,7 +99,7 @@ class Trace:
     loose: set[str] = field(default_factory=set)
     sole: list[tuple[Tensor, str]] = field(default_factory=list)
     sized: set[str] = field(default_factory=set)
-    whole: dict[str, str] = field(default_factory=dict)
+    unfollowed: dict[str, str] = field(default_factory=dict)
     _tensors: dict[str, Tensor] = field(default_factory=dict)
     _names: dict[int, str] = field(default_factory=dict)
 
@@ -184,7 +184,7 @@ class Trace:
         clause = self.undivided.get(str(node.target), "which channels cannot be followed through")
         for name in self._weights_of(node, arguments):
             itself = f"{called.rpartition(' ')[2].strip('()')}, {clause}"
-            self.whole.setdefault(name, why or itself)
+            self.unfollowed.setdefault(name, why or itself)
         why = why or f"goes through {called}, {clause}"
         for value in tensors_in(arguments):
             self.ties.freeze(self.labels(value), why)
