@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ArtifactError
-from modelopt_cli.program.calls import arguments, compute, source
+from modelopt_cli.program.calls import arguments, compute, operation, source
 from modelopt_cli.program.layer_kinds import KINDS, build
+from modelopt_cli.program.patterns import sole_user
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.recover import described_layer
 from modelopt_cli.program.rewrite import copy_graph, rebuild
@@ -25,9 +26,13 @@ from modelopt_cli.program.weighted import weight_label
 
 @dataclass(frozen=True)
 class _Call:
-    """A function's call: its node, the layer it is one of, that layer's description, and its tensors."""
+    """A function's call: its node, the layer it is one of, that layer's description, and its tensors.
+
+    The layer gives the value of ``result``: the node itself, or the addition of a bias behind it.
+    """
 
     node: fx.Node
+    result: fx.Node
     layer: str
     kind: str
     config: dict[str, Any]
@@ -108,7 +113,26 @@ def _call(node: fx.Node, program: Program, constants: _Constants) -> _Call | Non
     computed = tensors["weight"].op != "get_attr"
     if computed and any(_is_encoded(program, origin) for origin in constants.sources(tensors["weight"])):
         return None  # zeros or shared values would be lost
-    return _Call(node, layer, *described, tensors)
+    kind, config = described
+    addition = _addition(node, config, constants)
+    if addition is None:
+        return _Call(node, node, layer, kind, config, tensors)
+    result, tensors["bias"] = addition
+    return _Call(node, result, layer, kind, {**config, "bias": True}, tensors)
+
+
+def _addition(node: fx.Node, config: dict[str, Any], constants: _Constants) -> tuple[fx.Node, fx.Node] | None:
+    """The addition of a constant bias to the outputs of a linear without one, and that bias."""
+    add = sole_user(node)
+    if operation(node) != "linear" or config["bias"] or add is None or operation(add) != "add":
+        return None
+    operands = list(arguments(add).values())
+    bias = next((operand for operand in operands if operand in constants.nodes), None)
+    if bias is None or len(operands) != 2:
+        return None
+    value = constants.value(bias)
+    fits = isinstance(value, Tensor) and value.shape == (config["out_features"],)
+    return (add, bias) if fits else None
 
 
 def _is_encoded(program: Program, node: fx.Node) -> bool:
@@ -145,7 +169,7 @@ def _layer(calls: Sequence[_Call], constants: _Constants) -> nn.Module | None:
 
 def _taken(layers: dict[str, list[_Call]], program: Program, constants: _Constants) -> set[str]:
     """Paths that cannot be those of layers: something else than the calls of all these uses what is below."""
-    calls = {call.node for of_layer in layers.values() for call in of_layer}
+    calls = {node for of_layer in layers.values() for call in of_layer for node in (call.node, call.result)}
     used = [str(node.target) for node in program.graph.find_nodes(op="call_module")]
     for node in program.graph.find_nodes(op="get_attr"):
         if not constants.readers(node) <= calls:
@@ -154,13 +178,16 @@ def _taken(layers: dict[str, list[_Call]], program: Program, constants: _Constan
 
 
 def _rewritten(program: Program, layers: dict[str, list[_Call]], made: dict[str, nn.Module]) -> Program:
-    paths = {call.node.name: name for name, calls in layers.items() for call in calls}
     graph = copy_graph(program.graph)
-    for node in [node for node in graph.nodes if node.name in paths]:
-        with graph.inserting_before(node):
-            called = graph.call_module(paths[node.name], (source(node),))
-        node.replace_all_uses_with(called)
-        graph.erase_node(node)
+    nodes = {node.name: node for node in graph.nodes}
+    for name, calls in layers.items():
+        for call in calls:
+            node, result = nodes[call.node.name], nodes[call.result.name]
+            with graph.inserting_before(node):
+                called = graph.call_module(name, (source(node),))
+            result.replace_all_uses_with(called)
+            for replaced in dict.fromkeys((result, node)):
+                graph.erase_node(replaced)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     rewritten = rebuild(program, graph, made)
     kept = rewritten.state_dict()

@@ -93,6 +93,21 @@ class Transposed(nn.Module):
         return up.view(x.shape) @ self.down.weight
 
 
+class Dense(nn.Module):
+    """A layer as one writes it by hand, ``x @ weight + bias``; its bias may be added on either side."""
+
+    def __init__(self, inputs: int, outputs: int, *, before: bool = False) -> None:
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(inputs, outputs)),
+            nn.Parameter(torch.randn(outputs)),
+        )
+        self.before = before
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bias + x @ self.weight if self.before else x @ self.weight + self.bias
+
+
 def captured(model: nn.Module, *shape: int) -> Program:
     torch.manual_seed(0)
     return capture(model.double().eval(), InputSpec(shape), verify=False)
@@ -109,6 +124,11 @@ CASES: dict[str, tuple[Any, tuple[int, ...], dict[str, str]]] = {
     "pooling": (Pool, (8, 3, 3), dict.fromkeys("qkvc", "Linear")),
     "masked pooling": (lambda: Pool(masked=True), (8, 3, 3), dict.fromkeys("qkvc", "Linear")),
     "transposed": (Transposed, (5, 8), {"up": "Linear", "down": "Linear"}),
+    "by hand": (
+        lambda: nn.Sequential(Dense(8, 6), nn.ReLU(), Dense(6, 4, before=True)),
+        (5, 8),
+        {"0": "Linear", "1": "ReLU", "2": "Linear"},
+    ),
     "packed": (Packed, (6, 8), {"inner": "Linear", "out": "Linear"}),
 }
 
@@ -136,6 +156,16 @@ def test_a_transposed_product_is_the_networks_to_the_last_bit() -> None:
     program = capture(model, InputSpec((5, 8)))
     assert torch.equal(program(x), model(x))
     assert program.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_product_that_is_read_besides_keeps_its_addition() -> None:
+    class Twice(Dense):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x @ self.weight
+            return y * (y + self.bias)
+
+    program = captured(nn.Sequential(Twice(4, 4)), 4)
+    assert constant_layers(program) is program
 
 
 def test_nothing_to_do() -> None:
