@@ -9,10 +9,11 @@ registered, because RegNet computes its widths with real tensors and cannot be b
 """
 
 import argparse
+import inspect
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,22 @@ from modelopt_cli.checkpoint.tensor_names import Pattern, is_counter
 from modelopt_cli.program.input_spec import InputSpec, Preprocess
 
 TARGET = Path(modelopt_cli.__file__).parent / "checkpoint" / "fingerprints.json"
-AUXILIARY = ("googlenet", "inception_v3")
+AUXILIARY: dict[str, tuple[str, bool]] = {
+    **dict.fromkeys(("googlenet", "inception_v3"), ("aux_logits", False)),
+    **dict.fromkeys(("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50"), ("aux_loss", True)),
+    **dict.fromkeys(("deeplabv3_resnet101", "fcn_resnet50", "fcn_resnet101"), ("aux_loss", True)),
+}
+"""Networks with and without a second classifier, and the option that makes the other one."""
+RUN = ("ssdlite320_mobilenet_v3_large",)
+"""Networks that are run while they are built, which needs parameters with memory."""
+KINDS = ("classification", "segmentation", "detection", "video", "optical_flow")
+FRAMES = {"swin3d_t": 32, "swin3d_s": 32, "swin3d_b": 32}
+SIDES = {
+    "ssd300_vgg16": 300,
+    "ssdlite320_mobilenet_v3_large": 320,
+    "fasterrcnn_mobilenet_v3_large_320_fpn": 320,
+}
+"""Sides of the images of detectors; of the others 800, to which they bring the short side themselves."""
 
 
 @contextmanager
@@ -47,9 +63,11 @@ def build(name: str, **options: Any) -> nn.Module:
     """A torchvision network without memory for its parameters."""
     from torchvision import models
 
-    if name in AUXILIARY:
+    if "aux_logits" in AUXILIARY.get(name, ()):
         options["init_weights"] = False
-    with meta_parameters():
+    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        options["weights_backbone"] = None
+    with nullcontext() if name in RUN else meta_parameters():
         return models.get_model(name, weights=None, **options)
 
 
@@ -59,42 +77,81 @@ def shapes(name: str, **options: Any) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in state.items() if not is_counter(key)}
 
 
-def patterns(name: str, **options: Any) -> dict[str, Pattern]:
+def patterns(name: str, classes: int | None, **options: Any) -> dict[str, Pattern]:
     """Shapes with the dimensions masked that depend on class count or image size."""
     base = shapes(name, **options)
-    masks = {"C": shapes(name, num_classes=7, **options)}
+    masks = {}
+    if classes is not None:
+        masks["C"] = shapes(name, num_classes=7, **options), classes - 7
     if name.startswith("vit_"):
-        masks["S"] = shapes(name, image_size=448, **options)
-    return {key: _masked(shape, {m: other[key] for m, other in masks.items()}) for key, shape in base.items()}
+        masks["S"] = shapes(name, image_size=448, **options), None
+    return {
+        key: tuple(_masked(dim, i, key, masks) for i, dim in enumerate(shape)) for key, shape in base.items()
+    }
 
 
-def _masked(shape: tuple[int, ...], others: dict[str, tuple[int, ...]]) -> Pattern:
-    return tuple(
-        next((mask for mask, other in others.items() if other[i] != dim), dim) for i, dim in enumerate(shape)
-    )
+def _masked(dim: int, place: int, key: str, masks: dict[str, Any]) -> int | str:
+    """A dimension, or the mask of what it depends on, with how many there are for each class."""
+    for mask, (other, fewer) in masks.items():
+        changed = dim - other[key][place]
+        if changed:
+            each = 1 if fewer is None else changed // fewer
+            return mask if each == 1 else f"{each}{mask}"
+    return dim
 
 
-def inputs(name: str) -> list[dict[str, Any]]:
+def inputs(name: str, kind: str) -> list[dict[str, Any]]:
     """Input of each set of published weights; equal ones once."""
     from torchvision import models
 
     found = []
     for weights in models.get_model_weights(name):
-        transform = weights.transforms()
-        (crop,), (resize,) = transform.crop_size, transform.resize_size
-        spec = InputSpec(
-            (3, crop, crop),
-            Preprocess(
-                resize=resize,
-                crop=crop,
-                interpolation=transform.interpolation.value,
-                mean=tuple(transform.mean),
-                std=tuple(transform.std),
-            ),
-        )
-        if pack_input(spec) not in found:
-            found.append(pack_input(spec))
+        packed = pack_input(_INPUTS[kind](name, weights.transforms()))
+        if packed not in found:
+            found.append(packed)
     return found
+
+
+def _of_images(name: str, transform: Any) -> InputSpec:
+    (crop,), (resize,) = transform.crop_size, transform.resize_size
+    return InputSpec((3, crop, crop), _normalized(transform, resize=resize, crop=crop))
+
+
+def _of_masks(name: str, transform: Any) -> InputSpec:
+    """An image as a square of the published short side, since masks of one size make a batch."""
+    (side,) = transform.resize_size
+    return InputSpec((3, side, side), _normalized(transform, resize=(side, side)))
+
+
+def _normalized(transform: Any, **sizes: Any) -> Preprocess:
+    mean, std = tuple(transform.mean), tuple(transform.std)
+    return Preprocess(interpolation=transform.interpolation.value, mean=mean, std=std, **sizes)
+
+
+def _of_boxes(name: str, transform: Any) -> InputSpec:
+    """Detectors normalize and resize the image themselves."""
+    side = SIDES.get(name, 800)
+    return InputSpec((3, side, side), Preprocess(resize=(side, side)))
+
+
+def _of_clips(name: str, transform: Any) -> InputSpec:
+    return InputSpec((3, FRAMES.get(name, 16), *transform.crop_size))
+
+
+def _of_pairs(name: str, transform: Any) -> InputSpec:
+    second = InputSpec((3, 128, 128), name="image2")
+    return InputSpec((3, 128, 128), name="image1", others=(second,))
+
+
+_INPUTS = dict(zip(KINDS, (_of_images, _of_masks, _of_boxes, _of_clips, _of_pairs), strict=True))
+
+
+def kinds() -> dict[str, str]:
+    """The kind of every network, classification first."""
+    from torchvision import models
+
+    modules = {KINDS[0]: models, **{kind: getattr(models, kind) for kind in KINDS[1:]}}
+    return {name: kind for kind, module in modules.items() for name in models.list_models(module=module)}
 
 
 def generate(names: list[str] | None = None) -> dict[str, Any]:
@@ -102,14 +159,19 @@ def generate(names: list[str] | None = None) -> dict[str, Any]:
     import torchvision
 
     packer, networks = Packer(), {}
-    for name in names or torchvision.models.list_models(module=torchvision.models):
-        entry = {"inputs": inputs(name)}
-        networks[name] = {"root": packer.add(patterns(name)), **entry}
+    for name, kind in kinds().items():
+        if names is not None and name not in names:
+            continue
+        weights = list(torchvision.models.get_model_weights(name))
+        classes = len(weights[0].meta.get("categories", ())) or None
+        entry: dict[str, Any] = {"inputs": inputs(name, kind)}
+        if kind != KINDS[0]:
+            entry |= {"kind": kind, "classes": classes}
+        networks[name] = {"root": packer.add(patterns(name, classes)), **entry}
         if name in AUXILIARY:
-            networks[f"{name}?aux_logits=false"] = {
-                "root": packer.add(patterns(name, aux_logits=False)),
-                **entry,
-            }
+            option, value = AUXILIARY[name]
+            root = packer.add(patterns(name, classes, **{option: value}))
+            networks[f"{name}?{option}={str(value).lower()}"] = {"root": root, **entry}
     return {
         "version": VERSION,
         "torchvision": torchvision.__version__.partition("+")[0],

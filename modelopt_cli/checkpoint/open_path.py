@@ -65,9 +65,7 @@ def open_model(
     if arch is not None:
         architecture, state = resolve(arch, input_spec), dict(file.state)
     else:
-        found, why = _named(file)
-        if found is None and recognise(shapes):
-            found = recognise_state(dict(file.state))
+        found, why = _recognised(file, shapes)
         if found is None:
             check_finite(file.state, str(path), masks=True)
             check_range(file.state, str(path))
@@ -84,14 +82,23 @@ def open_model(
     return dataclasses.replace(built, tensor_bytes=stored, file_bytes=file.file_bytes)
 
 
-def _named(file: StateFile) -> tuple[Recognition | None, str | None]:
-    """The network that a folder's configuration names, or None and the reason why there is none."""
-    if file.arch is None:
-        return None, None
+def _recognised(file: StateFile, shapes: Mapping[str, torch.Tensor]) -> tuple[Recognition | None, str | None]:
+    """The network that a folder's configuration names, or whose names and shapes a file has.
+
+    Returns:
+        None where there is none, or where several fit; and why, if more is known than that none came close.
+    """
+    why = None
     try:
-        return Recognition(resolve(file.arch), dict(file.state)), None
+        if file.arch is not None:
+            return Recognition(resolve(file.arch), dict(file.state)), None
     except (ArchitectureError, EnvironmentFailure) as error:
+        why = str(error)
+    try:
+        found = recognise_state(dict(file.state)) if recognise(shapes) else None
+    except ArchitectureError as error:
         return None, str(error)
+    return found, None if found is not None else why
 
 
 def open_header(path: str | Path) -> Artifact | None:

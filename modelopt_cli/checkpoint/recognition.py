@@ -29,7 +29,7 @@ class Recognition:
 
 
 def recognise(state: Mapping[str, torch.Tensor]) -> Architecture | None:
-    """The torchvision or builtin network that has exactly these names and shapes.
+    """The network that has exactly these names and shapes, of the first source that knows any.
 
     Returns:
         None where none fits; :func:`describe_nearest` says which comes close.
@@ -45,7 +45,8 @@ def recognise_state(state: Mapping[str, torch.Tensor]) -> Recognition | None:
     """Like :func:`recognise`, and return the tensors under the network's own names."""
     for candidate in spellings(state):
         shapes = shapes_of(candidate)
-        specs = [spec for source in SOURCES.values() if source.recognise for spec in source.recognise(shapes)]
+        known = (source.recognise(shapes) for source in SOURCES.values() if source.recognise)
+        specs: list[str] = next(filter(None, known), [])
         if len(specs) > 1:
             raise ArchitectureError(
                 f"the weights fit {len(specs)} networks: {', '.join(specs)}",

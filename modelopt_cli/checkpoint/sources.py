@@ -70,7 +70,7 @@ _FOUND_NUMBERS = frozenset(
     {
         "num_classes", "in_channels", "in_chans", "width", "width_mult", "image_size", "img_size",
         "output_stride", "dropout", "attention_dropout", "stochastic_depth_prob", "drop_rate",
-        "drop_path_rate", "aux_logits", "transform_input", "init_weights",
+        "drop_path_rate", "aux_logits", "aux_loss", "transform_input", "init_weights",
     }
 )  # fmt: skip
 _FOUND_STRINGS = {"global_pool": frozenset({"", "avg", "max", "avgmax", "catavgmax", "fast", "token", "map"})}

@@ -1,8 +1,10 @@
-"""torchvision's classification networks: built by name, recognised by names and shapes."""
+"""torchvision's networks: built by name, recognised by names and shapes."""
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Mapping
+from functools import partial
 
 from torch import nn
 
@@ -15,33 +17,23 @@ from modelopt_cli.checkpoint.arch import (
     join_options,
     require_known,
 )
-from modelopt_cli.checkpoint.fingerprint import Fingerprint, fingerprints, torchvision_inputs
+from modelopt_cli.checkpoint.fingerprint import Fingerprint, fingerprints, kind_of, torchvision_inputs
 from modelopt_cli.checkpoint.tensor_names import Shape, fits
 from modelopt_cli.errors import ArchitectureError
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.settings import option
 from modelopt_cli.text import short
 
-_IMAGENET_CLASSES = 1000
+_TASKS = {"segmentation": "segment", "detection": "detect", "video": "classify"}
+"""The task of a kind of networks; classification is what is taken where nobody says one."""
 _OF_TENSORFLOW = {"googlenet", "inception_v3"}
 """Their published weights, and what was fine-tuned from them, expect TensorFlow's range of values."""
 
 
-def _place(name: str) -> str | None:
-    """The module of a network that torchvision has, a classifier or not."""
-    from torchvision import models
-
-    return models.get_model_builder(name).__module__ if name in models.list_models() else None
-
-
 def _resolve(spec: ArchSpec) -> Architecture:
     inputs = torchvision_inputs()
-    if spec.name not in inputs and (place := _place(spec.name)) is not None:
-        hint = f"name it {option('arch', f'{place}:{spec.name}')}, with {option('input_shape')}"
-        raise ArchitectureError(
-            f"torchvision's {short(spec.name)} is no network for image classification", hint=hint
-        )
     require_known(spec, inputs)
+    kind, published = kind_of(spec.name)
     options, assumed = dict(spec.options), list[str]()
     if spec.name in _OF_TENSORFLOW:
         if "transform_input" not in options:
@@ -52,9 +44,11 @@ def _resolve(spec: ArchSpec) -> Architecture:
     def build() -> nn.Module:
         from torchvision import models
 
+        if "weights_backbone" in inspect.signature(models.get_model_builder(spec.name)).parameters:
+            options["weights_backbone"] = None  # the default is to download some
         return construct(spec, lambda: models.get_model(spec.name, weights=None, **options))
 
-    classes = class_count(spec, _IMAGENET_CLASSES)
+    classes = class_count(spec, published)
     return Architecture(
         spec.text,
         build,
@@ -62,9 +56,10 @@ def _resolve(spec: ArchSpec) -> Architecture:
         own=True,
         num_classes=classes,
         published=True,
-        published_classes=_IMAGENET_CLASSES,
-        class_names=_imagenet_names if classes == _IMAGENET_CLASSES else None,
+        published_classes=published,
+        class_names=partial(_names_of, spec.name) if classes is not None and classes == published else None,
         assumed=tuple(assumed),
+        task=_TASKS.get(kind),
     )
 
 
@@ -76,10 +71,12 @@ def _transform_note(spec: str) -> str:
     )
 
 
-def _imagenet_names() -> tuple[str, ...]:
+def _names_of(name: str) -> tuple[str, ...]:
+    """The classes of its published weights; numbers that stand for none, of COCO, are told apart."""
     from torchvision import models
 
-    return tuple(models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+    names = list(models.get_model_weights(name))[0].meta["categories"]  # noqa: RUF015 -- an Enum
+    return tuple(f"{each} {number}" if names.count(each) > 1 else each for number, each in enumerate(names))
 
 
 def _published_top1(spec: ArchSpec) -> float | None:
@@ -123,13 +120,14 @@ def _match(shapes: Mapping[str, Shape], fingerprint: Fingerprint) -> str | None:
             return None
         for dim, mask in zip(shape, pattern, strict=True):
             if isinstance(mask, str):
-                read.setdefault(mask, set()).add(dim)
-    if any(len(values) != 1 for values in read.values()):
+                count, rest = divmod(dim, int(mask[:-1] or 1))
+                read.setdefault(mask[-1], set()).add(count if not rest else -1)
+    if any(len(values) != 1 or -1 in values for values in read.values()):
         return None
     options = {}
-    (classes,) = read["C"]
-    if classes != 1000:
-        options["num_classes"] = classes
+    for classes in read.get("C", ()):
+        if classes != fingerprint.classes:
+            options["num_classes"] = classes
     if "S" in read:
         size = _image_size(read["S"].pop(), shapes)
         if size is None:

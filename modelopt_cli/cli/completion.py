@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from importlib.resources import files
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import typer
 
@@ -38,10 +38,16 @@ def architectures() -> dict[str, str]:
     names = {f"builtin:{name}": f"{row.channels}x{row.size}x{row.size}" for name, row in BUILTINS.items()}
     table = json.loads((files("modelopt_cli") / "checkpoint" / "fingerprints.json").read_text("utf-8"))
     for name, network in table["networks"].items():
-        size = network["inputs"][0]["crop"]
         if "?" not in name:
-            names[f"torchvision:{name}"] = f"3x{size}x{size}"
+            names[f"torchvision:{name}"] = _shape(network["inputs"][0])
     return names | {"timm:": "any network of timm", "hf:": "the network of a Hugging Face folder"}
+
+
+def _shape(data: Mapping[str, Any]) -> str:
+    """The shape of an input as ``checkpoint.fingerprint`` stores it."""
+    crop = data.get("crop")
+    shape = data["shape"] if "shape" in data else [3, *([crop, crop] if crop else data["resize"])]
+    return "x".join(map(str, shape))
 
 
 def join_at_colons(environ: MutableMapping[str, str]) -> str:

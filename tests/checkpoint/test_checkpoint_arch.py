@@ -1,7 +1,6 @@
 """Building networks from a spec: torchvision, timm, builtin, and the user's own code."""
 
 import importlib.util
-import re
 import sys
 from pathlib import Path
 
@@ -61,14 +60,11 @@ class TestTorchvision:
             size,
         )
 
-    def test_what_is_no_classifier_of_images_is_named_by_its_module(self) -> None:
-        line = error_of("torchvision:r3d_18")
-        (spec,) = re.findall(r"arch='(torchvision\.models\.[^']+)'", line)
-        assert line.startswith("torchvision's r3d_18 is no network for image classification; name it arch=")
-        module = resolve(spec).build()
-        assert isinstance(module, nn.Module)
-        assert type(module).__name__ == "VideoResNet"
+    def test_networks_of_other_tasks(self) -> None:
+        video = resolve("torchvision:r3d_18?num_classes=3")
+        assert (type(video.build()).__name__, video.input) == ("VideoResNet", InputSpec((3, 16, 112, 112)))
         assert error_of("torchvision:resnet19").endswith("did you mean torchvision:resnet18?")
+        assert error_of("torchvision:quantized_resnet18").endswith("did you mean torchvision:resnet18?")
 
     def test_labels_only_for_imagenets_thousand_classes(self) -> None:
         labels = resolve("torchvision:resnet18").labels

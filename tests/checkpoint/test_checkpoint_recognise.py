@@ -14,12 +14,15 @@ import torch
 
 from modelopt_cli.checkpoint import describe_nearest, fingerprint, recognise, resolve
 from modelopt_cli.checkpoint.builtin import BUILTINS
-from modelopt_cli.checkpoint.fingerprint import fingerprints
+from modelopt_cli.checkpoint.fingerprint import CLASSIFICATION, fingerprints
 from modelopt_cli.checkpoint.recognition import recognise_state
 from modelopt_cli.errors import ArchitectureError
 
 ROOT = Path(__file__).parents[2]
-PLAIN = [name for name in fingerprints() if "?" not in name]
+PLAIN = [name for name, known in fingerprints().items() if "?" not in name and known.kind == CLASSIFICATION]
+OTHERS = [name for name, known in fingerprints().items() if "?" not in name and known.kind != CLASSIFICATION]
+TWINS = ("fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_mobilenet_v3_large_fpn")
+"""Networks of the same tensors, which differ in the size that they bring images to."""
 
 
 @cache
@@ -48,6 +51,8 @@ def test_the_table_has_all_eighty() -> None:
 
     assert models.list_models(module=models) == PLAIN
     assert len(PLAIN) == 80
+    modules = (models.segmentation, models.detection, models.video, models.optical_flow)
+    assert [name for module in modules for name in models.list_models(module=module)] == OTHERS
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -59,6 +64,52 @@ def test_torchvision_with_any_number_of_classes(name: str) -> None:
     for key in head:
         state[key] = torch.zeros(()).expand(1000, *state[key].shape[1:])
     assert spec_of(state) == f"torchvision:{name}"
+
+
+HEAVY = ("ssdlite", "swin3d", "mvit")
+"""Beginnings of the names of networks that take long to build."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith(HEAVY) else name
+        for name in OTHERS
+        if name not in TWINS
+    ],
+)
+def test_torchvision_of_other_tasks(name: str) -> None:
+    known = fingerprints()[name]
+    classes = {} if known.classes is None else {"num_classes": 13}
+    found = recognise(weights(name, **classes))
+    assert found is not None
+    assert found.spec == f"torchvision:{name}" + ("?num_classes=13" if classes else "")
+    tasks = {"segmentation": "segment", "detection": "detect", "video": "classify", "optical_flow": None}
+    assert found.task == tasks[known.kind]
+    assert found.input == known.inputs[0]
+    assert found.labels is None
+
+
+def test_a_second_classifier_and_names_of_classes() -> None:
+    found = recognise(weights("fcn_resnet50", aux_loss=True))
+    assert found is not None
+    assert found.spec == "torchvision:fcn_resnet50?aux_loss=true"
+    assert found.labels is not None
+    assert found.labels[:2] == ("__background__", "aeroplane")
+    labels = resolve("torchvision:ssd300_vgg16").labels
+    assert labels is not None
+    assert len(set(labels)) == len(labels) == 91
+
+
+def test_networks_of_the_same_tensors_are_both_named() -> None:
+    with pytest.raises(ArchitectureError, match=f"torchvision:{TWINS[0]}, torchvision:{TWINS[1]}; say which"):
+        recognise(weights(TWINS[0]))
+
+
+def test_no_backbone_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("a download"))
+    with tool().meta_parameters():
+        assert resolve("torchvision:lraspp_mobilenet_v3_large?num_classes=3").build() is not None
 
 
 def test_the_time_it_takes() -> None:
@@ -210,7 +261,7 @@ class TestWhatIsNotThere:
 
 def test_the_table_is_what_the_tool_makes() -> None:
     """A few networks here; ``python tools/fingerprints.py --check`` compares all."""
-    names = ["googlenet", "regnet_y_400mf", "resnet18", "squeezenet1_1", "vit_b_32"]
+    names = ["googlenet", "regnet_y_400mf", "resnet18", "vit_b_32", "lraspp_mobilenet_v3_large", "r3d_18"]
     made = tool().generate(names)
     for name, entry in made["networks"].items():
         assert dict(fingerprint.unpack(made["nodes"], entry["root"])) == fingerprints()[name].tensors
