@@ -42,11 +42,21 @@ def in_memory(data: Data, workers: int = 0) -> Kept | None:
     """
     if data.size is None or isinstance(data.source, DatasetSource):
         return None
-    if 4 * data.size * sum(torch.Size(each.shape).numel() for each in data.input.tensors) > IN_MEMORY:
+    if data.size * _bytes_of_one(data) > IN_MEMORY:
         return None
     if data not in _kept:
         _kept[data] = _from_array(data) or _one_by_one(data, workers)
     return _kept[data]
+
+
+def _bytes_of_one(data: Data) -> int:
+    """Bytes of a preprocessed sample: its inputs, and its target where that is more than a class."""
+    inputs = 4 * sum(torch.Size(each.shape).numel() for each in data.input.tensors)
+    if isinstance(data.targets, ClassTargets) or not data.gives_targets:
+        return inputs
+    target = data.get(0)[1]
+    parts = target.values() if isinstance(target, dict) else [target]
+    return inputs + sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
 
 def batch_of(data: Data, kept: Kept, indices: Tensor | slice) -> Batch:

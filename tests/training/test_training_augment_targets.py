@@ -90,6 +90,14 @@ def test_a_target_picture_moves_like_its_picture(pictures: Path, augment: str) -
         torch.testing.assert_close(batch.inputs * 0.25 + 0.5, batch.labels, rtol=0, atol=1e-6)
 
 
+def test_targets_count_in_the_memory_that_is_kept(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = opened(f"pairs:{pictures / 'noise'}@{pictures / 'noise'}", "restore")
+    monkeypatch.setattr(memory, "IN_MEMORY", 2 * 4 * COUNT * SIZE * SIZE)
+    assert memory.in_memory(data) is not None
+    monkeypatch.setattr(memory, "IN_MEMORY", 2 * 4 * COUNT * SIZE * SIZE - 1)
+    assert memory.in_memory(replace(data)) is None
+
+
 def test_masks_are_turned_as_torchvision_turns_them() -> None:
     masks = torch.randint(0, 5, (40, 24, 20), generator=torch.Generator().manual_seed(0))
     numbers = uniform(5, 0, np.arange(40), Affine.draws)
