@@ -63,6 +63,7 @@ FAMILIES = {
     "video": _torchvision("video", torchvision_networks.video),
     "optical_flow": _torchvision("optical_flow", torchvision_networks.optical_flow),
     "classification": _torchvision("classification", torchvision_networks.classification),
+    "detection": _torchvision("detection", torchvision_networks.detection),
     "timm": Family(timm_networks.names, timm_networks.build),
 }
 
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=240, help="seconds of processor time for each")
     parser.add_argument("--state", type=Path, default=Path("build/networks.jsonl"))
     parser.add_argument("--output", type=Path, help="page to write; with it nothing is measured")
+    parser.add_argument("--note", default="", help="a paragraph for the page")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -128,7 +130,7 @@ def main() -> None:
         expected = {name: len(family.names()) for name, family in FAMILIES.items()}
         how = str(__doc__).partition("FILE]\n\n")[2].replace("``", "`").strip()
         rows = [found for found in state.values() if "seconds" in found]
-        options.output.write_text(page.page(rows, expected, how))
+        options.output.write_text(page.page(rows, expected, f"{how}\n\n{options.note}".strip()))
         return
     os.nice(19)
     from modelopt_cli.program import exported  # noqa: F401  loads torch's compiler, once for all children

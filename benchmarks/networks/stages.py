@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.networks.network import SAMPLES, Network
 from modelopt_cli import artifact
-from modelopt_cli.errors import ModeloptError
+from modelopt_cli.api.parts_notes import PartsSummary
+from modelopt_cli.errors import CaptureError, ModeloptError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import count_macs
 from modelopt_cli.measure.coverage import coverage
@@ -21,10 +22,12 @@ from modelopt_cli.measure.output_comparison import snr_db
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.program import Program
+from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.input_batch import Inputs, call, each_of, select, tensors_of
 from modelopt_cli.program.output_structure import flatten
+from modelopt_cli.program.parted import code_of, joined, reaching
+from modelopt_cli.program.partition import capture_parts
 from modelopt_cli.text import first_line
 
 Found = dict[str, Any]
@@ -68,11 +71,11 @@ def measure(network: Network) -> Iterator[Found]:
         "network": network.kind,
     }
     try:
-        program = capture(model, network.input)
+        program, share = captured(model, network.input)
         x = network.batch(2, 0)
         apart = difference(call(model, x), call(program, x))
         _require(apart <= ROUNDING, f"what was captured differs by {apart:.1e} of the largest output")
-        yield {"captured": {"whole": True, "apart": apart, "reloaded": reloads(program, x)[0]}}
+        yield {"captured": {**share, "apart": apart, "reloaded": reloads(program, x)[0]}}
     except Exception as error:  # whatever it fails with goes into the table
         yield {"captured": failure(error)}
         return
@@ -83,6 +86,18 @@ def measure(network: Network) -> Iterator[Found]:
             yield {name: failure(error)}
 
 
+def captured(model: nn.Module, spec: InputSpec) -> tuple[Program, Found]:
+    """The network as a graph, or with its largest parts as graphs, and their share of the FLOPs."""
+    try:
+        return capture(model, spec), {"whole": True}
+    except CaptureError as error:
+        parted = capture_parts(model, spec, error)
+        summary = PartsSummary.of(parted)
+        if parted is None or summary is None:
+            raise
+        return parted, {"part": summary.flops, "parts": list(summary.submodules), "reason": summary.reason}
+
+
 def failure(error: Exception) -> Found:
     """The reason why a stage did not end, in one line."""
     if isinstance(error, ModeloptError):
@@ -91,22 +106,26 @@ def failure(error: Exception) -> Found:
 
 
 def quantized(program: Program, network: Network) -> Found:
-    """Static int8: layers and weights covered, signal-to-noise of the outputs, the layer that loses most."""
+    """Static int8: layers and weights covered, signal-to-noise of the outputs, the layer that loses most.
+
+    Of a network that is captured in parts the outputs are those of its parts: its own may be of any number.
+    """
     context: Any = Context(data=Samples(network.batch(network.calibration, 1), network.calibration))
     result = apply(program, QuantizeConfig(scheme="int8"), context).program
-    covered, x = coverage(result, given=program), network.batch(SAMPLES, 2)
-    wanted = call(program, x)
-    reloaded, outputs = reloads(result, x)
+    covered, batch = coverage(result, given=program), network.batch(SAMPLES, 2)
+    reloaded, again = reloads(result, batch)
+    (x, *_), graph = reaching(program, batch), joined(program)
+    wanted, outputs = call(graph, x), call(joined(again), x)
     found: Found = {
         "layers": [covered.compressed, covered.total],
         "weights": covered.byte_fraction,
         "left_out": [[reason, len(layers)] for reason, layers in covered.left_out],
         "snr": snr_db(wanted, outputs),
-        "noisy": snr_db(wanted, call(program, noisy(x))) if _has_floats(x) else None,
+        "noisy": snr_db(wanted, call(graph, noisy(x))) if _has_floats(x) else None,
         "reloaded": reloaded,
     }
     if found["snr"] is not None and found["snr"] < LOW_DB:
-        fall = steepest_fall(program, prepare(result), x)
+        fall = steepest_fall(graph, joined(again), x)
         found["fall"] = [fall.layer, fall.before, fall.after] if fall is not None else None
     return found
 
@@ -135,12 +154,13 @@ def pruned(program: Program, network: Network) -> Found:
     result, found, keep = prune_ours(program, RATIO)
     reasons = sorted(set(found.frozen.values()), key=list(found.frozen.values()).count, reverse=True)
     _require(bool(found.groups), f"nothing can be pruned: {', '.join(reasons[:2])}")
-    x, dense = network.batch(2, 0), masked(found, keep)
-    reloaded, _ = reloads(result, x)
+    batch, dense = network.batch(2, 0), masked(found, keep)
+    reloaded, _ = reloads(result, batch)
     before, after = (count_macs(each, program.input).total for each in (program, result))
     left = [sum(p.numel() for p in each.parameters()) for each in (program, result)]
     del found
-    apart, limit = _apart(dense, result, x)
+    (x, *_), pair = reaching(program, batch), (joined(dense), joined(result))
+    apart, limit = _apart(*pair, x)
     _require(apart < limit, f"pruned, it differs from the dense network by {apart:.1e} of the largest output")
     return {
         "parameters": left[1] / left[0],
@@ -151,7 +171,7 @@ def pruned(program: Program, network: Network) -> Found:
     }
 
 
-def _apart(dense: Program, result: Program, x: Inputs) -> tuple[float, float]:
+def _apart(dense: Any, result: Any, x: Inputs) -> tuple[float, float]:
     """Difference in float64 and what it may be; in float32 where the network casts to it."""
     if any("float32" in str(node.kwargs.get("dtype")) for node in result.graph.nodes):
         return difference(call(dense, x), call(result, x)), 1e-4
@@ -174,13 +194,12 @@ def difference(wanted: Any, got: Any) -> float:
     return worst
 
 
-def reloads(program: Program, x: Inputs) -> tuple[bool, Any]:
-    """True if the outputs of what is read from its file are the same to the last bit; and those outputs."""
+def reloads(program: Program, x: Inputs) -> tuple[bool, nn.Module]:
+    """True if the outputs of what is read from its file are the same to the last bit; and what is read."""
     with tempfile.TemporaryDirectory() as folder:
         artifact.write_program(program, Path(folder) / "net.safetensors")
-        again = prepare(artifact.read_program(Path(folder) / "net.safetensors"))
-    outputs = call(again, x)
-    return difference(call(prepare(program), x), outputs) == 0, outputs
+        again = prepare(artifact.read_program(Path(folder) / "net.safetensors", code_of(program)))
+    return difference(call(prepare(program), x), call(again, x)) == 0, again
 
 
 def _require(holds: bool, otherwise: str) -> None:

@@ -1,4 +1,4 @@
-"""Networks of timm's whose forward passes do more than call layers; benchmarks/timm_families.md has all."""
+"""Networks of timm's whose forward passes do more than call layers; docs/networks.md has all."""
 
 import pytest
 import torch
