@@ -41,7 +41,7 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
 def _inputs(**shapes: tuple[int, ...]) -> InputSpec:
-    """Inputs by name: those of one size are whole numbers, except audio."""
+    """Inputs by name: those of one size are integers, except audio."""
     first, *others = (
         InputSpec(shape, name=name, dtype="int64" if name.endswith(("ids", "mask")) else "float32")
         for name, shape in shapes.items()

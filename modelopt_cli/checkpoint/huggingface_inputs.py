@@ -218,12 +218,12 @@ def input_of(cls: Any, config: Any, folder: Path, length: int | None) -> InputSp
     wanted = main | {"decoder_input_ids"} | (_OF_TEXTS if "input_ids" in main else set())
     sizes = Sizes(config, folder, length)
     made = {name: _MAKERS[name](sizes) for name in parameters if name in wanted and name in _MAKERS}
-    found = [replace(spec, name=name) for name, spec in made.items() if spec is not None]
+    described = [replace(spec, name=name) for name, spec in made.items() if spec is not None]
     needed = {
         name
         for name, each in parameters.items()
         if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD and name != "self"
     }
-    if not (main | needed) <= {spec.name for spec in found}:
+    if not (main | needed) <= {spec.name for spec in described}:
         return None
-    return replace(found[0], others=tuple(found[1:]))
+    return replace(described[0], others=tuple(described[1:]))

@@ -173,7 +173,7 @@ def _options(spec: ArchSpec, config: Any) -> dict[str, Value]:
 def _length(spec: ArchSpec) -> int | None:
     length = spec.options.get("length")
     if length is not None and (not isinstance(length, int) or length < 1):
-        raise ArchitectureError("length must be a whole number above 0", where=short(spec.text))
+        raise ArchitectureError("length must be an integer above 0", where=short(spec.text))
     return length
 
 
@@ -216,8 +216,8 @@ def _task_of(cls: Any, config: Any) -> str | None:
 
 
 def _has(mapping: Any, cls: Any, config: Any) -> bool:
-    found = mapping.get(type(config), ())
-    return cls in (found if isinstance(found, tuple) else (found,))
+    classes = mapping.get(type(config), ())
+    return cls in (classes if isinstance(classes, tuple) else (classes,))
 
 
 def _class_names(config: Any, folder: Path, task: str) -> tuple[str, ...] | None:

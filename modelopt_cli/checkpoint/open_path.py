@@ -65,14 +65,14 @@ def open_model(
     if arch is not None:
         architecture, state = resolve(arch, input_spec), dict(file.state)
     else:
-        found, why = _recognised(file, shapes)
-        if found is None:
+        named, why = _recognised(file, shapes)
+        if named is None:
             check_finite(file.state, str(path), masks=True)
             check_range(file.state, str(path))
             notes.append(f"architecture not recognised: {why or describe_nearest(shapes)}")
             bare = Opened(file.state, False, file.sha256, notes=notes, tensor_bytes=stored)
             return dataclasses.replace(bare, file_bytes=file.file_bytes)
-        architecture, state = found.architecture, found.state
+        architecture, state = named.architecture, named.state
         if input_spec is not None:
             architecture = dataclasses.replace(architecture, input=input_spec)
         elif adapt is not None and architecture.input is not None:

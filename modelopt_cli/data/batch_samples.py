@@ -95,8 +95,8 @@ def checked_pair(sample: tuple[RawInputs, Any], where: str) -> tuple[RawInputs, 
 
 def own_collate(*owners: Any) -> Callable[[list[Any]], Any] | None:
     """The ``collate_fn`` of the first of these objects that has one."""
-    found = (getattr(owner, "collate_fn", None) for owner in owners)
-    return next((each for each in found if callable(each)), None)
+    functions = (getattr(owner, "collate_fn", None) for owner in owners)
+    return next((each for each in functions if callable(each)), None)
 
 
 def put_together(

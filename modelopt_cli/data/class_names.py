@@ -86,7 +86,7 @@ def places_of(classes: Sequence[str]) -> dict[str, int]:
 
 
 def class_key(name: str) -> str:
-    """What two names of a class have in common where they mean the same."""
+    """A key that two names of a class have in common where they mean the same."""
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 

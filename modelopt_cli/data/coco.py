@@ -212,22 +212,22 @@ def _box(box: Any, picture: _Picture, where: str) -> tuple[float, ...]:
     return left, top, width, height
 
 
-def _new_id(entry: Entry, others: Mapping[int, Any], where: str) -> int:
+def _new_id(entry: Entry, known: Mapping[int, Any], where: str) -> int:
     """The entry's own id."""
     own = entry.get("id")
     if not isinstance(own, int) or own < 0:
-        raise DataError("has no id, a whole number from 0", where=where)
-    if own in others:
+        raise DataError("has no id, an integer from 0", where=where)
+    if own in known:
         raise DataError(f"has the id {own}, which another has", where=where)
     return own
 
 
 def _known_id(entry: Entry, kind: str, known: Mapping[int, Any], where: str) -> int:
     """The id of the image or category that an annotation is of."""
-    other = entry.get(f"{kind}_id")
-    if not isinstance(other, int) or other not in known:
-        raise DataError(f"is of {kind} {shown(repr(other))}, which is not in the file", where=where)
-    return other
+    number = entry.get(f"{kind}_id")
+    if not isinstance(number, int) or number not in known:
+        raise DataError(f"is of {kind} {shown(repr(number))}, which is not in the file", where=where)
+    return number
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

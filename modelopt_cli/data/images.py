@@ -122,17 +122,17 @@ class FileSource(Source):
 
 def open_folder(spec: DataSpec) -> Source:
     """Open a folder of class folders; labels follow the sorted names, as in torchvision's ImageFolder."""
-    found = folder_of_classes(spec.target, SUFFIXES, "images", "csv:FILE")
-    return FileSource(spec.text, found.paths, found.labels, found.class_names, notes=found.notes)
+    files = folder_of_classes(spec.target, SUFFIXES, "images", "csv:FILE")
+    return FileSource(spec.text, files.paths, files.labels, files.class_names, notes=files.notes)
 
 
-def folder_of_classes(root: str, suffixes: tuple[str, ...], what: str, table: str) -> Files:
+def folder_of_classes(root: str, suffixes: tuple[str, ...], plural: str, table: str) -> Files:
     """The files of a folder with a folder for each class; without any, loose files that have no labels.
 
     Args:
         root: the folder.
         suffixes: of the files that are meant.
-        what: they are, in the plural, for messages.
+        plural: they are, in the plural, for messages.
         table: the form of data that names them in a table, for a hint.
 
     Raises:
@@ -148,20 +148,20 @@ def folder_of_classes(root: str, suffixes: tuple[str, ...], what: str, table: st
         name: [path for path in files if is_one(path, suffixes)] for name, files in files_of_class.items()
     }
     loose = [entry.path for entry in entries if not entry.is_dir()]
-    reading = f"{what} of a class"
+    reading = f"{plural} of a class"
     if not any(meant.values()):
         hint = f"give one folder per class, or {table} with columns path,label"
         some = [path for path in loose if is_one(path, suffixes)]
         if not some:
-            raise DataError(f"holds no class folders with {what}", where=root, hint=hint)
-        unlabelled = DataError(f"holds {what} but no class folders", where=root, hint=hint)
+            raise DataError(f"holds no class folders with {plural}", where=root, hint=hint)
+        unlabelled = DataError(f"holds {plural} but no class folders", where=root, hint=hint)
         others = [path for path in loose if not is_one(path, suffixes)]
         note = left_out(root, others, set(), reading, suffixes)
         return Files(some, unlabelled, notes=(note,) if note else ())
     for name in names:
         if not meant[name]:
             raise DataError(
-                f"holds no {what} ({', '.join(suffixes)})",
+                f"holds no {plural} ({', '.join(suffixes)})",
                 where=os.path.join(root, name),
                 hint="add some, or remove the folder",
             )

@@ -95,7 +95,7 @@ class GivenDataset(DatasetSource):
 
 
 def _of_loader(loader: Any, name: str) -> Samples:
-    """Its dataset where the order of its batches means nothing, so that training can shuffle by itself."""
+    """The dataset of a loader whose order means nothing, so that training can shuffle by itself."""
     dataset, collate = of_loader(loader)
     return BatchStream(name, loader) if dataset is None else _of_dataset(dataset, name, collate)
 

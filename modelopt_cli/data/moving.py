@@ -64,35 +64,35 @@ class Motion(ABC):
         return visible({**target, "boxes": self.boxes(place, boxes).as_subclass(Tensor)})
 
 
-def crop(thing: Any, top: int, left: int, height: int, width: int) -> Any:
+def crop(picture: Any, top: int, left: int, height: int, width: int) -> Any:
     """The part from a pixel on, which may reach over the picture: there it is black."""
-    if isinstance(thing, Scaled):
-        place = (each * thing.factor for each in (top, left, height, width))
-        return Scaled(crop(thing.image, *place), thing.factor)
-    if isinstance(thing, tv_tensors.Mask):
-        over = max(0, -top, -left, top + height - thing.shape[-2], left + width - thing.shape[-1])
-        padded = F.pad(thing, [over], fill=OUTSIDE) if over else thing
+    if isinstance(picture, Scaled):
+        place = (each * picture.factor for each in (top, left, height, width))
+        return Scaled(crop(picture.image, *place), picture.factor)
+    if isinstance(picture, tv_tensors.Mask):
+        over = max(0, -top, -left, top + height - picture.shape[-2], left + width - picture.shape[-1])
+        padded = F.pad(picture, [over], fill=OUTSIDE) if over else picture
         return F.crop(padded, top + over, left + over, height, width)
-    return _each(thing, crop, F.crop, top, left, height, width)
+    return _each(picture, crop, F.crop, top, left, height, width)
 
 
-def resize(thing: Any, height: int, width: int, mode: InterpolationMode) -> Any:
+def resize(picture: Any, height: int, width: int, mode: InterpolationMode) -> Any:
     """The same in another size; a mask by Pillow's nearest pixel, whatever the mode."""
-    if isinstance(thing, Scaled):
-        size = (height * thing.factor, width * thing.factor)
-        return Scaled(resize(thing.image, *size, mode), thing.factor)
-    if isinstance(thing, tv_tensors.Mask):
-        image = Image.fromarray(thing.numpy().astype(np.int32))
+    if isinstance(picture, Scaled):
+        size = (height * picture.factor, width * picture.factor)
+        return Scaled(resize(picture.image, *size, mode), picture.factor)
+    if isinstance(picture, tv_tensors.Mask):
+        image = Image.fromarray(picture.numpy().astype(np.int32))
         resized = _resized(image, height, width, InterpolationMode.NEAREST)
         return tv_tensors.Mask(torch.from_numpy(np.array(resized)))
-    return _each(thing, resize, _resized, height, width, mode)
+    return _each(picture, resize, _resized, height, width, mode)
 
 
-def flip(thing: Any) -> Any:
+def flip(picture: Any) -> Any:
     """The mirror image, left for right."""
-    if isinstance(thing, Scaled):
-        return Scaled(flip(thing.image), thing.factor)
-    return _each(thing, flip, F.horizontal_flip)
+    if isinstance(picture, Scaled):
+        return Scaled(flip(picture.image), picture.factor)
+    return _each(picture, flip, F.horizontal_flip)
 
 
 def visible(target: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -102,12 +102,12 @@ def visible(target: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: each[kept] for name, each in target.items()}
 
 
-def _each(thing: Any, again: Any, change: Any, *place: Any) -> Any:
+def _each(value: Any, again: Any, change: Any, *place: Any) -> Any:
     """Change a picture or boxes, or each of those in a dictionary."""
-    if isinstance(thing, Mapping):
-        return {name: again(part, *place) for name, part in thing.items()}
-    return change(thing, *place) if isinstance(thing, Image.Image | tv_tensors.TVTensor) else thing
+    if isinstance(value, Mapping):
+        return {name: again(part, *place) for name, part in value.items()}
+    return change(value, *place) if isinstance(value, Image.Image | tv_tensors.TVTensor) else value
 
 
-def _resized(thing: Any, height: int, width: int, mode: InterpolationMode) -> Any:
-    return F.resize(thing, [height, width], interpolation=mode, antialias=True)
+def _resized(picture: Any, height: int, width: int, mode: InterpolationMode) -> Any:
+    return F.resize(picture, [height, width], interpolation=mode, antialias=True)

@@ -126,7 +126,7 @@ def _keyed(side: str) -> Mapping[str, str]:
 def _wild(pattern: str, path: str) -> str:
     """The part of a path that stands for the wildcards of its pattern, else its name without suffix."""
     text = re.escape(pattern).replace(r"\*\*/", "(?:(.*)/)?").replace(r"\*", "([^/]*)")
-    found = re.fullmatch(re.sub(r"\\\{\d+\\\.\\\.\d+\\\}", r"(\\d+)", text), path)
-    if found is None or not found.groups():
+    match = re.fullmatch(re.sub(r"\\\{\d+\\\.\\\.\d+\\\}", r"(\\d+)", text), path)
+    if match is None or not match.groups():
         return os.path.splitext(os.path.basename(path))[0]
-    return "/".join(part for part in found.groups() if part)
+    return "/".join(part for part in match.groups() if part)

@@ -119,17 +119,17 @@ def _files(spec: DataSpec) -> tuple[Files, str | None]:
     path = named["path"] or table.usual((*PATHS, *_SOUNDS)) or "path"
     label = named["label"] or (None if named["text"] else table.usual(LABELS))
     text = named["text"] or (None if label else table.usual(TRANSCRIPTS))
-    found = Files.of_table(table.path, table.cells(path))
+    files = Files.of_table(table.path, table.cells(path))
     if text:
         try:
             labels = Labels([cell for _, cell in table.cells(text)], task="sequence")
         except DataError as error:
             labels = Labels(error, task="sequence")
     else:
-        labels = labels_of(table, [label]) if label else Labels([None] * len(found.paths))
+        labels = labels_of(table, [label]) if label else Labels([None] * len(files.paths))
     has_some = bool(text or label)
-    found = Files(found.paths, labels.values, labels.names, found.notes, found.rows, has_some)
-    return found, labels.task or ("classify" if label else None)
+    files = Files(files.paths, labels.values, labels.names, files.notes, files.rows, has_some)
+    return files, labels.task or ("classify" if label else None)
 
 
 def _form(spec: DataSpec, network: InputSpec | None, source: SoundSource, *, transcribed: bool) -> Form:
@@ -179,7 +179,7 @@ def _said(folder: str) -> dict[str, Any]:
 def _number(spec: DataSpec, name: str) -> int:
     value = spec.option(name)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LONGEST:
-        raise DataError(f"{name} is {value!r}, not a whole number above 0", where=spec.text)
+        raise DataError(f"{name} is {value!r}, not an integer above 0", where=spec.text)
     return value
 
 

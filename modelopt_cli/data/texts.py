@@ -104,7 +104,7 @@ def _length(spec: DataSpec, network: InputSpec | None, longest: int) -> int:
     """Tokens of a sample: as asked, as the network has it or, where it may be shorter, as the data need."""
     asked = spec.option("length")
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 0:
-        raise DataError(f"length is {asked!r}, not a whole number above 0", where=spec.text)
+        raise DataError(f"length is {asked!r}, not an integer above 0", where=spec.text)
     if asked:
         return asked
     named = {each.name: each for each in network.tensors} if network is not None else {}
@@ -136,7 +136,7 @@ def _columns(spec: DataSpec, table: Table) -> tuple[list[Text], Labels]:
 
 
 def _scores(table: Table, names: dict[str, str]) -> Labels:
-    """How alike the two texts of each row are, the target of both."""
+    """Likeness of the two texts of each row, the target of both."""
     if not names["pair"]:
         raise DataError("a score is of two texts", where=str(table.path), hint="name the second: ?pair=NAME")
     try:

@@ -56,7 +56,7 @@ def _filled(values: list[int], length: int, filling: int) -> Tensor:
 
 @lru_cache(maxsize=4)
 def lengths_of(tokenizer: Tokenizer, texts: tuple[Text, ...]) -> list[int]:
-    """As :meth:`Tokenizer.lengths`; a command opens its data several times."""
+    """Lengths, as :meth:`Tokenizer.lengths`, that are kept: a command opens its data several times."""
     return tokenizer.lengths(texts)
 
 

@@ -75,10 +75,10 @@ class ReferenceOutputs:
         the means of these.
         """
         rows, _, _ = _rows(changed, self.inputs, self.device, self.task)
-        judge = compare if self.are_logits else compare_outputs
-        found = [judge(*pair) for pair in zip(self.original, rows, strict=True)]
-        distances, likenesses = zip(*found, strict=True)
-        return sum(distances) / len(found), sum(likenesses) / len(found)
+        measure = compare if self.are_logits else compare_outputs
+        changes = [measure(*pair) for pair in zip(self.original, rows, strict=True)]
+        distances, likenesses = zip(*changes, strict=True)
+        return sum(distances) / len(changes), sum(likenesses) / len(changes)
 
 
 def _rows(

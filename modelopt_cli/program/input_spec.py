@@ -69,7 +69,7 @@ class InputSpec:
         name: of the input, as the network's ``forward`` calls it.
         free: places in ``shape`` whose size may be another one, tried at two sizes.
         others: the network's further inputs, in order, which have none themselves.
-        below: whole numbers are from 0 up to, not including, this one, as far as a network says so that looks
+        below: integers are from 0 up to, not including, this one, as far as a network says so that looks
             them up; it follows from the network, and makes no difference between two inputs.
 
     Raises:

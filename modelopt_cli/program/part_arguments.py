@@ -1,4 +1,4 @@
-"""How a part of a network is called, as plain data, and its outputs in the network's own terms."""
+"""Arguments of a part of a network, as plain data, and its outputs in the network's own terms."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping

@@ -108,14 +108,14 @@ def _filled(pattern: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def joined_graphs(
-    programs: Mapping[str, Program], found: Mapping[str, Captured]
+    programs: Mapping[str, Program], captured: Mapping[str, Captured]
 ) -> tuple[dict[str, Any], fx.Graph]:
     """All that the graphs of the parts call and fetch, by path in the network, and one graph of all."""
     graph, root, results = fx.Graph(), dict[str, Any](), dict[str, Any]()
     copies: dict[fx.Node, fx.Node] = {}
     for path, program in programs.items():
         sources = program.graph.find_nodes(op="placeholder")
-        for node, each in zip(sources, found[path].part.inputs, strict=True):
+        for node, each in zip(sources, captured[path].part.inputs, strict=True):
             copies[node] = graph.placeholder(each.name)
     for path, program in programs.items():
         for node in program.graph.nodes:

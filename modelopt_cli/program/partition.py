@@ -1,4 +1,4 @@
-"""From a network that cannot be captured whole to its largest submodules that can be."""
+"""Partition: from a network that cannot be captured as one to its largest submodules that can be."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -108,12 +108,12 @@ class _Search:
         return True
 
     def assembled(
-        self, reason: str, found: Mapping[str, Captured] | None = None, **header: Any
+        self, reason: str, captured: Mapping[str, Captured] | None = None, **header: Any
     ) -> PartedProgram:
         """The network with these parts."""
-        found = found or self.found
-        root, graph = joined_graphs({path: each.program for path, each in found.items()}, found)
-        parts = Parts.of(self.model, {path: each.part for path, each in found.items()}, reason)
+        captured = captured or self.found
+        root, graph = joined_graphs({path: each.program for path, each in captured.items()}, captured)
+        parts = Parts.of(self.model, {path: each.part for path, each in captured.items()}, reason)
         tensors = {**dict(_all_tensors(self.model))}
         remaining = {name: tensors[name] for name in parts.remaining}
         program = PartedProgram(

@@ -86,17 +86,17 @@ class Parts:
     def _call_part(self, path: str, run: Run, /, *args: Any, **kwargs: Any) -> Any:
         part = self.by_path[path]
         try:
-            found = dict(matched(part.arguments, plain([list(args), kwargs])))
+            inputs = dict(matched(part.arguments, plain([list(args), kwargs])))
         except OtherArguments as other:
             problem = f"is called in another way than when it was captured: {other}"
             raise InputError(problem, where=f"submodule {path}") from None
         for each in part.inputs:
-            shape = tuple(found[each.name].shape)
+            shape = tuple(inputs[each.name].shape)
             if not each.fits(shape[1:]):
                 problem = f"{each.name} has shape {shape}, and the part takes {('N', *each.shape)}"
                 hint = "capture the network for the size that is needed"
                 raise InputError(problem, where=f"submodule {path}", hint=hint)
-        return as_returned(run(path, tuple(found[each.name] for each in part.inputs)))
+        return as_returned(run(path, tuple(inputs[each.name] for each in part.inputs)))
 
 
 def stored_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

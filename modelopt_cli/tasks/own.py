@@ -33,7 +33,7 @@ class AnyTargets(TargetFormat):
     """
 
     def place(self, raw: RawTarget, picture: Image.Image) -> Any:
-        """What of the target lies in a picture, by its form; see :class:`TargetFormat`."""
+        """The part of the target that lies in a picture, by its form; see :class:`TargetFormat`."""
         if isinstance(raw, ImageFile):
             return (_MASKS if raw.is_mask else _IMAGES).place(raw, picture)
         return _BOXES.place(raw, picture) if isinstance(raw, dict) and "boxes" in raw else raw

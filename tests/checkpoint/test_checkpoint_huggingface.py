@@ -160,7 +160,7 @@ def test_options_are_fields_of_the_configuration(bert: Path) -> None:
     assert resolve(f"hf:{bert}?num_labels=5").build().classifier.out_features == 5
     with pytest.raises(ArchitectureError, match=r"no option 'num_label'; did you mean 'num_labels'\?"):
         resolve(f"hf:{bert}?num_label=5")
-    with pytest.raises(ArchitectureError, match="length must be a whole number above 0"):
+    with pytest.raises(ArchitectureError, match="length must be an integer above 0"):
         resolve(f"hf:{bert}?length=0")
 
 
@@ -226,7 +226,7 @@ def test_code_kernels_and_other_weights_that_a_folder_names_are_left_alone(folde
         (lambda s: s.update({"classifier.bias": torch.ones(2, dtype=torch.int8)}), "is int8 in the file"),
         (lambda s: s.update({"classifier.bias": torch.full((2,), torch.nan)}), "classifier.bias"),
     ],
-    ids=["missing", "reshaped", "whole numbers", "nan"],
+    ids=["missing", "reshaped", "integers", "nan"],
 )
 def test_weights_that_do_not_fit(change: Any, words: str, folder: Path) -> None:
     state = load_file(folder / "model.safetensors")

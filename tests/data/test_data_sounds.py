@@ -142,7 +142,7 @@ NOT_READ: dict[str, tuple[Any, str, str]] = {
     "no such file": (table("path,label\nx.wav,1\n"), "wav:a.csv", "a.csv line 2: no such file: x.wav"),
     "no column": (table("path,label\ncat/a.wav,1\n"), "wav:a.csv?label=kind", "no columns called 'kind'"),
     "a crop": (None, "wav:.?crop=left", "crop is 'left', none of start, middle, end"),
-    "a rate": (None, "wav:.?rate=fast", "rate is 'fast', not a whole number"),
+    "a rate": (None, "wav:.?rate=fast", "rate is 'fast', not an integer"),
     "a processor": (None, "wav:.?processor=none", "none: no such folder"),
     "odd rates": (None, "wav:.?rate=99999989", "no small ratio"),
 }  # fmt: skip

@@ -190,7 +190,7 @@ NOT_READ = {
     "an empty label": ("text,label\na,1\na,\n", "", "label is empty"),
     "a score of one text": ("text,score\na,1\n", "&score=score", r"name the second: \?pair=NAME"),
     "a score that is none": ("text,pair,score\na,b,much\n", "", "score is 'much', not a finite number"),
-    "a length": ("text\na\n", "&length=-1", "length is -1, not a whole number"),
+    "a length": ("text\na\n", "&length=-1", "length is -1, not an integer"),
     "no option": ("text\na\n", "&lenght=9", "no option 'lenght'"),
 }
 

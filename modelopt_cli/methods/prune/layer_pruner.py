@@ -233,9 +233,9 @@ def _changes(
 
 def _change(actual: Comparable, expected: Comparable) -> float:
     """Sum over a batch of the divergence of the softmax, or of the relative squared error."""
-    judge = _divergence if expected.are_logits else _relative_error
+    measure = _divergence if expected.are_logits else _relative_error
     pairs = zip(actual.parts, expected.parts, strict=True)
-    return sum(float(judge(one.double(), other.double())) for one, other in pairs)
+    return sum(float(measure(part.double(), reference.double())) for part, reference in pairs)
 
 
 def _divergence(actual: Tensor, expected: Tensor) -> Tensor:

@@ -112,12 +112,12 @@ class DropSearch:
         return smallest_without_loss(allocation, make, choosing, verifying, self._task.limit, self._metric)
 
     def reached(self, network: Program) -> float:
-        """What may be lost, on the part that nothing was chosen by."""
+        """Largest loss to expect, on the part that nothing was chosen by."""
         return self._drop_on(self._parts[1]).upper(network)
 
     @property
     def unit(self) -> str:
-        """That of a drop of the main metric."""
+        """Unit of a drop of the main metric."""
         return unit_of(self._metric)
 
     @property

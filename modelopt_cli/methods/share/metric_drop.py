@@ -22,7 +22,7 @@ HELD_OUT = 0.5
 
 @dataclass(frozen=True)
 class MetricDrop:
-    """What networks lose on some samples: of the main metric or, where classes have no labels, of agreement.
+    """Loss of networks on some samples: of the main metric or, where classes have no labels, of agreement.
 
     Attributes:
         data: the samples.
@@ -60,15 +60,15 @@ class MetricDrop:
 
         Of agreement, where there are no labels, it is Wilson's.
         """
-        other = _predictions(program, self.data, self.context)
+        predictions = _predictions(program, self.data, self.context)
         if not self.data.labelled:
             assert self.original.predicted is not None
-            assert other.predicted is not None
-            changed = int((self.original.predicted != other.predicted).sum())
-            return 100 * proportion_interval(changed, other.samples)[1]
+            assert predictions.predicted is not None
+            changed = int((self.original.predicted != predictions.predicted).sum())
+            return 100 * proportion_interval(changed, predictions.samples)[1]
         name, metric = next(iter(self.original.rows.items()))
-        found = difference(metric, self.original.scores[name], other.scores[name]).high
-        return math.inf if math.isnan(found) else found
+        drop = difference(metric, self.original.scores[name], predictions.scores[name]).high
+        return math.inf if math.isnan(drop) else drop
 
 
 def main_metric(task: TaskSpec) -> Metric:
@@ -78,7 +78,7 @@ def main_metric(task: TaskSpec) -> Metric:
 
 def unit_of(metric: Metric) -> str:
     """Unit of a drop in words, after the number."""
-    return " points" if metric.unit == " %" else metric.drop_unit
+    return " points" if metric.in_percent else metric.drop_unit
 
 
 def split_to_verify(context: Context, most: float) -> tuple[Data, Data]:
