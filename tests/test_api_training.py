@@ -239,3 +239,49 @@ def test_a_run_and_the_files_beside_it_keep_apart(source, output, refused, tmp_p
     expected = pytest.raises(UsageError, match=r"that the run in .* uses itself; give the run another folder")
     with expected if refused else nullcontext():
         request.require_apart(tmp_path / output, [tmp_path / source])
+
+
+DETECTOR = """
+import torch
+from torch import nn
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(1, 8, 3, padding=1)
+        self.classes, self.boxes = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, images, targets=None):
+        seen = self.features(images).relu().amax((2, 3))
+        logits, boxes = self.classes(seen)[:, None], self.boxes(seen).sigmoid()[:, None]
+        if targets is None:
+            return {"logits": logits, "pred_boxes": boxes}
+        labels = torch.cat([target["labels"] for target in targets])
+        return {"classes": nn.functional.cross_entropy(logits[:, 0], labels)}
+
+def squares():
+    images = torch.rand(32, 1, 8, 8) * (torch.arange(32) % 2 + 1).view(-1, 1, 1, 1)
+    box = torch.tensor([[1.0, 1.0, 6.0, 6.0]])
+    return [(image, {"boxes": box, "labels": torch.tensor([i % 2])}) for i, image in enumerate(images)]
+"""
+
+
+def test_a_detector_that_can_be_traced_learns_by_its_own_losses(tmp_path):
+    (tmp_path / "net.py").write_text(DETECTOR)
+    arch, data, path = (
+        f"{tmp_path}/net.py:Detector",
+        f"{tmp_path}/net.py:squares",
+        tmp_path / "net.safetensors",
+    )
+    options = {"task": "detect", "train": data, "epochs": 20, "lr": 0.05, "evaluate": False}
+    result = modelopt_cli.train(None, path, arch=arch, **options)
+    assert result.trained.loss < 0.65  # guessing which of two classes it is has 0.69
+    int8 = modelopt_cli.quantize(path, arch=arch, calibration=data, evaluate=False).program
+    found = int8(torch.ones(2, 1, 8, 8))
+    assert {name: tuple(output.shape) for name, output in found.items()} == {
+        "logits": (2, 1, 4),
+        "pred_boxes": (2, 1, 4),
+    }
+    modelopt_cli.save(modelopt_cli.load(path, arch=arch), tmp_path / "graph.safetensors")
+    with pytest.raises(InputError, match="holds a graph, which computes no losses of its own"):
+        modelopt_cli.train(tmp_path / "graph.safetensors", **options)

@@ -19,7 +19,7 @@ from modelopt_cli.api.result import Result
 from modelopt_cli.api.trainer import Trainer, names_of_classes, trainer
 from modelopt_cli.api.work import Made, Work, origin_of
 from modelopt_cli.artifact.encodings import compact, compact_state, require_not_shared
-from modelopt_cli.checkpoint import Opened, fresh_model, require_network
+from modelopt_cli.checkpoint import Opened, as_built, fresh_model, require_network
 from modelopt_cli.data import Data
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import gates as measure_gates
@@ -31,6 +31,7 @@ from modelopt_cli.program.history import history_entry
 from modelopt_cli.report.dry_run import Plan, cost_of
 from modelopt_cli.settings import option
 from modelopt_cli.training import Trained, Training, fit
+from modelopt_cli.training.objectives import returns_losses
 
 STAGE = "train"
 
@@ -69,6 +70,12 @@ class TrainingWork(Work):
             assert request.arch is not None
             self.opened = fresh_model(request.arch, self.known, request.options.seed)
             tell_notes(self.opened, request.on_note, request.preprocessing)
+
+    def settle_task(self) -> None:
+        """Choose the task. A network that computes its losses itself is trained as it was built."""
+        super().settle_task()
+        if returns_losses(self.task.spec):
+            self.opened = as_built(self.opened)
 
     def rehearse(self) -> None:
         """Rehearse nothing yet: the training data say which classes there are."""

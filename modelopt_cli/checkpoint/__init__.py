@@ -11,7 +11,7 @@ from modelopt_cli.lazy_names import lazy_names
 if TYPE_CHECKING:
     from modelopt_cli.checkpoint.arch import Architecture
     from modelopt_cli.checkpoint.build import build_loaded
-    from modelopt_cli.checkpoint.open_path import fresh_model, load_network, open_header, open_model
+    from modelopt_cli.checkpoint.open_path import as_built, fresh_model, load_network, open_header, open_model
     from modelopt_cli.checkpoint.opened import Opened, require_network
     from modelopt_cli.checkpoint.recognition import describe_nearest, recognise
     from modelopt_cli.checkpoint.sources import resolve
@@ -21,6 +21,7 @@ __all__ = [
     "Architecture",
     "Opened",
     "StateFile",
+    "as_built",
     "build_loaded",
     "describe_nearest",
     "fresh_model",
@@ -39,6 +40,7 @@ __getattr__ = lazy_names(
         "Architecture": "arch",
         "Opened": "opened",
         "StateFile": "state_file",
+        "as_built": "open_path",
         "build_loaded": "build",
         "describe_nearest": "recognition",
         "fresh_model": "open_path",

@@ -138,6 +138,25 @@ def fresh_model(arch: str, input_spec: InputSpec | None = None, seed: int = 0) -
     )
 
 
+def as_built(opened: Opened) -> Opened:
+    """The same weights in the module of the architecture, which may do in training what no graph does.
+
+    Raises:
+        ArchitectureError: it is a graph, and nothing says what that was made of.
+    """
+    if opened.program is None:
+        return opened
+    if opened.architecture is None:
+        raise ArchitectureError(
+            "holds a graph, which computes no losses of its own",
+            where=opened.path or "the network",
+            hint=f"give the checkpoint that it was made of, with its {option('arch')}",
+        )
+    module, _ = build_loaded(opened.architecture, opened.state, opened.path)
+    state = dict(module.state_dict())
+    return dataclasses.replace(opened, state=state, program=None, module=module)
+
+
 def load_network(
     path: str | Path,
     arch: str | None = None,
