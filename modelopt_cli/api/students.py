@@ -95,19 +95,18 @@ def learned_output(
         DataError: it does not run on such samples.
         UsageError: it is to classify, and is no classifier, or returns no such output.
     """
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    images = zeros(sample, PROBED, device)
-    with evaluation_mode(network), torch.inference_mode(), failing_in_one_line(images, where):
-        output = task.find(call(network, images))
+    output = task.find(_outputs(network, sample, where))
     classifies = task.row.predicted is not None
     if not isinstance(output, torch.Tensor) or (classifies and output.dim() != 2):
         raise UsageError("is no classifier" if classifies else "returns no output to learn", where=where)
     return output
 
 
-def classes_of(network: nn.Module, sample: InputSpec, where: str = "the network") -> int:
-    """The number of logits that a classifier returns; raises as :func:`learned_output`."""
-    return learned_output(network, sample, where).shape[1]
+def _outputs(network: nn.Module, sample: InputSpec, where: str) -> object:
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    images = zeros(sample, PROBED, device)
+    with evaluation_mode(network), torch.inference_mode(), failing_in_one_line(images, where):
+        return call(network, images)
 
 
 def _is_arch(spec: str) -> bool:
@@ -118,7 +117,7 @@ def _fresh(spec: str, input_spec: InputSpec, seed: int, on_note: Note | None) ->
     """The student with the teacher's input, or with its own where it cannot take that."""
     opened = fresh_model(spec, input_spec, seed)
     try:
-        classes_of(require_network(opened, spec), input_spec, spec)
+        _outputs(require_network(opened, spec), input_spec, spec)
     except DataError:
         opened = fresh_model(spec, None, seed)
         own = opened.architecture.input if opened.architecture else None
@@ -156,8 +155,9 @@ def _fitted(spec: str, teacher: nn.Module, input_spec: InputSpec) -> str:
     more: dict[str, int] = {}
     source = SOURCES[parsed.source]
     if not source.code:
-        if "num_classes" not in parsed.options:
-            more["num_classes"] = classes_of(teacher, input_spec)
+        logits = CLASSIFY.find(_outputs(teacher, input_spec, "the teacher"))
+        if "num_classes" not in parsed.options and isinstance(logits, torch.Tensor) and logits.dim() > 1:
+            more["num_classes"] = logits.shape[1]
         option = source.channels_option
         if option is not None and option not in parsed.options and len(input_spec.shape) == 3:
             more[option] = input_spec.shape[0]

@@ -165,7 +165,15 @@ class Batches:
                 where=self.name,
                 hint=f"use batches of 1, with {option('batch_size')} or {option('data_batch_size')}",
             )
-        return stack(inputs), self.targets.collate(targets) if self.gives_targets else unread(len(inputs))
+        return stack(inputs), self.collated(targets) if self.gives_targets else unread(len(inputs))
+
+    def collated(self, targets: Sequence[Any]) -> Targets:
+        """The targets of a batch, of samples that were checked; raises DataError where they do not match."""
+        try:
+            return self.targets.collate(targets)
+        except DataError as error:
+            error.where = error.where or self.name
+            raise
 
     @property
     def gives_targets(self) -> bool:

@@ -288,7 +288,7 @@ def own_metric(task: "TaskSpec") -> Metric:
         from modelopt_cli.data.targets import target_count
         from modelopt_cli.tasks.own import scores
 
-        return scores(function, outputs, targets, target_count(targets))
+        return scores(function, outputs, targets, target_count(targets), task.text)
 
     name = task.text.rpartition(":")[2]
     row = Metric(f"mean of {task.text}", name, (), score)

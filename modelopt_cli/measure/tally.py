@@ -89,6 +89,7 @@ class Tally:
         self._labelled = labelled
         self._metrics = metrics_of(task)
         self._classes: int | None = None
+        self._structure: tuple[str, ...] | None = None
         self._samples = 0
         self._predicted: list[Tensor] | None = []
         self._kept: dict[str, list[Any]] = {}
@@ -132,6 +133,12 @@ class Tally:
         return Predictions(self._samples, self._metrics, scores, predicted, self._classes)
 
     def _count_classes(self, outputs: Any) -> None:
+        if not isinstance(outputs, list):  # of a detector, as many as there are samples
+            names = tuple(flatten(outputs))
+            if self._samples and names != self._structure:
+                hint = "have it return the same outputs for every batch"
+                raise InputError(f"returned {_named(names)} after {_named(self._structure)}", hint=hint)
+            self._structure = names
         classes = self._task.classes(outputs)
         if (self._samples and classes != self._classes) or classes == 0:
             raise InputError("the number of logits changes or is zero")
@@ -196,6 +203,10 @@ def agreement(first: Predictions, second: Predictions) -> float | None:
     if first.predicted is None or second.predicted is None:
         return None
     return float(np.mean(first.predicted == second.predicted))
+
+
+def _named(outputs: tuple[str, ...] | None) -> str:
+    return " and ".join(name or "one tensor" for name in outputs or ()) or "nothing"
 
 
 def _on_cpu(kept: Any) -> Any:

@@ -18,11 +18,12 @@ from torchvision import tv_tensors
 from modelopt_cli.data.decode import ImageFile
 from modelopt_cli.data.moving import OUTSIDE, Motion, Scaled
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
-from modelopt_cli.errors import DataError, InputError, UsageError
+from modelopt_cli.errors import DataError, InputError, ModeloptError, UsageError
 from modelopt_cli.settings import option
 from modelopt_cli.tasks.detection import BoxTargets
 from modelopt_cli.tasks.restoration import ImageTargets
 from modelopt_cli.tasks.segmentation import MaskTargets
+from modelopt_cli.tasks.task import Misfit
 from modelopt_cli.user_code import load_callable
 
 
@@ -92,20 +93,35 @@ def load(text: str) -> Any:
     return load_callable(place, name, InputError)
 
 
-def scores(metric: Any, outputs: Any, wanted: Targets, samples: int) -> Tensor:
+def called(function: Any, name: str, outputs: Any, wanted: Targets) -> Any:
+    """What a metric, or its loss, returns for a batch; raises InputError where it fails."""
+    try:
+        return function(outputs, wanted)
+    except ModeloptError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        first = next(iter(str(error).splitlines()), "")
+        raise InputError(f"failed: {type(error).__name__}: {first}", where=name) from error
+
+
+def scores(metric: Any, outputs: Any, wanted: Targets, samples: int, name: str = "the metric") -> Tensor:
     """The numbers that a metric gives the samples of a batch, ``(N,)``, float64.
 
     Raises:
-        InputError: it returns something else.
+        InputError: it fails, or returns something else.
+        Misfit: a number is NaN.
     """
-    result = metric(outputs, wanted)
+    result = called(metric, name, outputs, wanted)
     try:
         numbers = torch.as_tensor(result).detach().double().cpu()
     except (TypeError, ValueError, RuntimeError):
         numbers = torch.empty(0, 0)
     if numbers.shape != (samples,):
         form = tuple(numbers.shape) if numbers.dim() != 2 else type(result).__name__
-        raise InputError(
-            f"the metric returned {form} for {samples} samples where one number for each should be"
-        )
+        message = f"returned {form} for {samples} samples where one number for each should be"
+        raise InputError(message, where=name, hint="return a tensor of as many numbers as samples")
+    undefined = torch.isnan(numbers).nonzero().flatten()
+    if undefined.numel():
+        hint = "have it return a number for each sample"
+        raise Misfit(int(undefined[0]), f"{name} returned NaN for this sample", hint)
     return numbers

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.data.targets import targets_to
 from modelopt_cli.errors import InputError, UsageError, a_or_an
-from modelopt_cli.measure.accuracy import failing_in_one_line
+from modelopt_cli.measure.accuracy import failing_in_one_line, naming_samples
 from modelopt_cli.program.input_batch import call, clone, each_of, select
 from modelopt_cli.settings import option
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
@@ -147,14 +147,18 @@ class Learner:
             learned = logits if judges_itself else self.task.find(logits)
             changed = self.sole_output and not isinstance(logits, Tensor)
             if judges_itself or not (changed or isinstance(learned, Tensor) or self.task.row.outputs):
-                return self.objective(learned, targets, inputs)
+                return self._judged(learned, targets, inputs)
             if changed or not isinstance(learned, Tensor):
                 raise InputError(
                     f"returns {a_or_an(type(logits).__name__)} in training, not logits",
                     where="the network",
                     hint="wrap it in a module that returns the logits",
                 )
-            return self.objective(learned.float(), targets, inputs)
+            return self._judged(learned.float(), targets, inputs)
+
+    def _judged(self, learned: Any, targets: Any, inputs: StepInputs) -> Tensor:
+        with naming_samples("the network"):
+            return self.objective(learned, targets, inputs)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not self.config.amp:

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modelopt_cli.errors import UsageError
+from modelopt_cli.errors import InputError, UsageError
 from modelopt_cli.program.input_batch import call, tensors_of
 from modelopt_cli.settings import option
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
+from modelopt_cli.tasks.own import called
 from modelopt_cli.tasks.task_output import form_of
 from modelopt_cli.training.catalog import LOSSES, TEACHERS
 from modelopt_cli.training.config import TrainConfig
@@ -54,15 +55,32 @@ class TaskLoss:
     label_smoothing: float = 0.0
 
     def __call__(self, logits: Any, targets: Any, inputs: StepInputs) -> Tensor:
-        """The mean over the batch."""
-        name = self.task.loss
+        """The mean over the batch.
+
+        Raises:
+            InputError: outputs and targets are not those of the task, or the user's own loss fails.
+            Misfit: a target does not go with the outputs.
+        """
+        name, own = self.task.loss, self.task.options
         if self.task.is_own:
-            loss: Tensor = self.task.function.loss(logits, targets)
-            return loss
+            return _own_loss(self.task, logits, targets)
         assert name is not None
-        options = {"label_smoothing": self.label_smoothing, **self.task.options}
-        loss = LOSSES[name].function(logits, targets, inputs.batch, **options)
+        try:
+            settings = {"label_smoothing": self.label_smoothing, **own}
+            loss: Tensor = LOSSES[name].function(logits, targets, inputs.batch, **settings)
+        except (RuntimeError, ValueError, IndexError):
+            self.task.row.judged(logits, targets, inputs.batch, **own)  # says it if they do not go together
+            raise
         return loss
+
+
+def _own_loss(task: TaskSpec, outputs: Any, targets: Any) -> Tensor:
+    name = f"{task.text}.loss"
+    loss = called(task.function.loss, name, outputs, targets)
+    if not isinstance(loss, Tensor) or loss.dim():
+        message = f"returned {form_of(loss)} where a loss is one number"
+        raise InputError(message, where=name, hint="return a scalar tensor")
+    return loss
 
 
 def label_loss(task: TaskSpec, label_smoothing: float = 0.0) -> Objective:

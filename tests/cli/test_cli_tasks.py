@@ -142,6 +142,109 @@ def test_targets_that_do_not_fit_end_in_one_line(case: Any, command: str, there:
     assert not (there / "q.safetensors").exists()
 
 
+OWN = """
+import torch
+from torch import nn
+
+def samples():
+    x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return [(a, a.mean((1, 2))[: 2 + (i == 4)]) for i, a in enumerate(x)]
+
+def three():
+    return [(a, torch.ones(3)) for a, _ in samples()]
+
+def two():
+    return [(a, torch.ones(2)) for a, _ in samples()]
+
+class Numbers(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+class Changing(Numbers):
+    calls = 0
+    def forward(self, x):
+        y = super().forward(x)
+        self.calls += 1
+        return {"logits": y} if self.calls % 2 else (y, y)
+
+def short(outputs, targets): return outputs[:-1, 0]
+def undefined(outputs, targets): return torch.tensor([1.0] * (len(outputs) - 1) + [torch.nan])
+def words(outputs, targets): return "good"
+def fails(outputs, targets): raise KeyError("logits")
+def learned(outputs, targets): return outputs[:, 0]
+learned.loss = short
+"""
+WRONG = {
+    "short": (
+        "Numbers",
+        "own.py:short",
+        "two",
+        "own.py:short: returned (3,) for 4 samples where one number for",
+    ),
+    "NaN": (
+        "Numbers",
+        "own.py:undefined",
+        "two",
+        "own.py:two sample 3: own.py:undefined returned NaN for this",
+    ),
+    "words": ("Numbers", "own.py:words", "two", "own.py:words: returned str for 4 samples"),
+    "fails": ("Numbers", "own.py:fails", "two", "own.py:fails: failed: KeyError: 'logits'"),
+    "shapes": ("Numbers", "regress", "samples", "own.py:samples: targets have different shapes: (2,), (3,)"),
+    "structure": (
+        "Changing",
+        "regress",
+        "two",
+        "own.pth: returned logits after 0 and 1; have it return the same",
+    ),
+}
+
+
+@pytest.fixture
+def own(there: Path) -> Path:
+    """A folder with metrics, data and networks that are wrong."""
+    (there / "own.py").write_text(OWN)
+    torch.save({"0.weight": torch.ones(2, 3, 1, 1), "0.bias": torch.zeros(2)}, there / "own.pth")
+    return there
+
+
+@pytest.mark.parametrize("case", WRONG.values(), ids=WRONG)
+def test_metrics_targets_and_outputs_that_are_wrong_end_in_one_line(
+    case: Any, own: Path, modelopt: Run
+) -> None:
+    network, task, data, message = case
+    words = ("--arch", f"own.py:{network}", "--input-shape", "3x8x8", "--data", f"own.py:{data}")
+    found = modelopt("eval", "own.pth", *words, "--task", task, "--data-batch-size", "4", *HOW[-3:])
+    assert found.code == 2
+    assert message in found.err
+    assert found.err.strip().count("\n") == 0
+
+
+LEARNED_WRONG = {
+    "numbers": ("regress", "three", "the network: target has 3 numbers, the network returns 2"),
+    "loss": ("own.py:learned", "two", "own.py:learned.loss: returned (3,) where a loss is one number"),
+}
+
+
+@pytest.mark.parametrize("case", LEARNED_WRONG.values(), ids=LEARNED_WRONG)
+def test_targets_and_losses_that_nothing_can_be_learned_from(case: Any, own: Path, modelopt: Run) -> None:
+    task, data, message = case
+    words = (
+        "--arch",
+        "own.py:Numbers",
+        "--input-shape",
+        "3x8x8",
+        "--train",
+        f"own.py:{data}",
+        "--task",
+        task,
+    )
+    found = modelopt("train", *words, "--epochs", "1", "--batch-size", "4", "-o", "t.safetensors", "-q")
+    assert found.code == 2
+    assert message in found.err
+    assert found.err.strip().count("\n") == 0
+    assert not (own / "t.safetensors").exists()
+
+
 def test_a_task_that_there_is_not_is_refused_before_anything_is_opened(there: Path, modelopt: Run) -> None:
     found = modelopt("eval", "net.pth", "--task", "segmnt")
     assert found.code == 2
