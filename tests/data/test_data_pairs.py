@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from modelopt_cli.data import Data, PreprocessOverrides, open_data
+from modelopt_cli.data.in_memory import as_samples
 from modelopt_cli.errors import DataError
 from modelopt_cli.tasks import parse_task
 
@@ -234,3 +235,30 @@ def test_other_files_in_a_folder_are_said(tmp_path: Path) -> None:
     (tmp_path / "out" / "notes.txt").touch()
     (note,) = open_data(text, labels=False).notes
     assert note.endswith("out: left out files that are not read as images: 1 .txt")
+
+
+def test_datasets_of_pictures_have_masks_and_boxes_in_them(tmp_path: Path) -> None:
+    """As torchvision's VOCSegmentation and detection's references give them."""
+    pixels = noise(tmp_path / "a.png", 0)
+
+    class Pictures(torch.utils.data.Dataset[Any]):
+        def __init__(self, target: Any) -> None:
+            self.target = target
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> Any:
+            return Image.fromarray(pixels), self.target
+
+    def first(target: Any, task: str) -> Any:
+        chosen = PreprocessOverrides(crop=20, interpolation="nearest")
+        data = open_data(as_samples(Pictures(target), "data"), overrides=chosen, labels=False)
+        return next(data.with_targets(parse_task(task).targets()).batches(1))
+
+    for mask in (thresholded(pixels), torch.from_numpy(pixels > 127).long()):
+        images, masks = first(mask, "segment")
+        assert torch.equal(masks, (images[:, 0] > 0.5).long())
+    _, (boxes,) = first({"boxes": [[0, 0, 12, 8], [0, 0, 2, 2]], "labels": [1, 2]}, "detect")
+    assert boxes["boxes"].tolist() == [[0, 0, 2, 3]]
+    assert boxes["labels"].tolist() == [1]
