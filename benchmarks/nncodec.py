@@ -166,7 +166,7 @@ class Codec:
         )
 
     def point(self, compared: Comparison, setting: str, qp: int) -> Point:
-        """Encode, decode and compared."""
+        """Encode, decode and compare."""
         state, decoded = self.folder / "state.npz", self.folder / "decoded.npz"
         kept = {n: t.numpy() for n, t in compared.state.items() if not n.endswith(COUNTER)}
         np.savez(state, **kept)

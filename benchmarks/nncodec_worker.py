@@ -68,7 +68,7 @@ def unfold(job: dict[str, Any], decoded: State, state: State) -> State:
 
 
 def asking(job: dict[str, Any]) -> Any:
-    """Model executer that NNCodec calls: it asks whoever sent the job."""
+    """The model that NNCodec runs: it asks whoever sent the job."""
     from nncodec.nnc_core.nnr_model import ModelExecute  # type: ignore[import-not-found]
 
     class Asking(ModelExecute):  # type: ignore[misc]
