@@ -295,7 +295,7 @@ def cells(found: Found, metric: str) -> Iterator[str]:
     yield number(before["metrics"][metric])
     yield number(after["metrics"][metric])
     yield f"{number(drop['drop'])} ({number(drop['low'])} to {number(drop['high'])})"
-    yield f"{100 * lost(found, metric):.2f} %"
+    yield f"{100 * lost(found, metric) + 0:.2f} %"
     yield "" if against["snr_db"] is None else f"{against['snr_db']:.1f} dB"
     yield f"{before['file_bytes'] / 1e6:.2f} to {after['file_bytes'] / 1e6:.2f} MB, {against['ratio']:.2f}x"
     yield f"{found['compressed']['layers']} of {found['compressed']['of_layers']}"
