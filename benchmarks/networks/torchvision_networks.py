@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from benchmarks.networks.network import Network, images, prepared, shake
+from benchmarks.networks.network import Network, images, prepared
 from modelopt_cli.program import InputSpec
 
 _TESTS = str(Path(__file__).parents[2] / "tests" / "program")
@@ -52,12 +52,11 @@ def detection(name: str, kind: str | None) -> Network:
     """A detector for images of 96x128, which SSD makes larger itself."""
     sizes = {} if name.startswith("ssd") else {"min_size": 96, "max_size": 128}
     model = _get(name, weights_backbone=None, **sizes).eval()
-    shake(model)
 
     def pictures(count: int, seed: int) -> Tensor:
         return (0.5 + 0.2 * images(count, 128, seed)[:, :, :96]).clamp(0, 1)
 
-    return Network(name, model, InputSpec((3, 96, 128)), pictures)
+    return prepared(Network(name, model, InputSpec((3, 96, 128)), pictures))
 
 
 def video(name: str, kind: str | None) -> Network:
