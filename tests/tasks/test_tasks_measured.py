@@ -14,7 +14,7 @@ from modelopt_cli.errors import DataError, InputError
 from modelopt_cli.measure import EvalOptions, EvaluatedModel, Evaluation, evaluate
 from modelopt_cli.measure.bootstrap import draws
 from modelopt_cli.measure.metrics import METRICS, metrics_named
-from modelopt_cli.measure.tally import predict
+from modelopt_cli.measure.tally import Tally, predict
 from modelopt_cli.program import InputSpec
 from modelopt_cli.report import plain_text, table, to_json
 from modelopt_cli.tasks import parse_task
@@ -82,6 +82,10 @@ def test_the_size_of_a_batch_changes_nothing(name: str) -> None:
     whole, parts = (predict(network, data, size, task=case.spec).metrics() for size in (48, 7))
     for name, value in whole.items():
         assert value == parts[name] or value == pytest.approx(parts[name], rel=1e-5)
+
+
+def samples(case: Case) -> list[tuple[int, tuple[Any, Any]]]:
+    return list(enumerate(case.samples()))
 
 
 def metric(case: Case, name: str) -> float:
@@ -244,6 +248,61 @@ def test_perplexity_of_the_next_token() -> None:
     assert metric(case, "perplexity") == pytest.approx(float(nats.exp()), rel=1e-6)
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_every_token_counts_as_much_whatever_batch_or_text_it_is_in(workers: int) -> None:
+    """Texts of one to six tokens, in batches of 7: means of texts or of batches would be others."""
+    case = CASES["language"]
+    texts = [(row, row.clone().masked_fill(torch.arange(6) > i % 6, -100)) for i, (row, _) in samples(case)]
+    uneven = replace(case, samples=lambda: texts)
+    inputs, targets = (torch.stack(part) for part in zip(*texts, strict=True))
+    with torch.inference_mode():
+        logs = case.made(1)(inputs).double().log_softmax(2)
+    ahead = targets[:, 1:]
+    nats = -logs[:, :-1].gather(2, ahead.clamp(min=0)[..., None])[..., 0][ahead != -100]
+    assert 0 < len(nats) < 48 * 5
+    network = case.made(1)
+    found = predict(network, uneven.data(), 7, task=case.spec, workers=workers).metrics()["perplexity"]
+    assert found == pytest.approx(float(nats.mean().exp()), rel=1e-6)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_every_pixel_counts_as_much_whatever_image_it_is_in(workers: int) -> None:
+    case = CASES["segment"]
+    pictures = []
+    for i, (x, mask) in samples(case):
+        ignored = mask.clone()
+        ignored[i % 8 :] = 255
+        pictures.append((x, ignored))
+    inputs, truth = (torch.stack(part) for part in zip(*pictures, strict=True))
+    with torch.inference_mode():
+        guess = case.made(1)(inputs).argmax(1)
+    valid = truth != 255
+    # scikit-learn's confusion_matrix, whose rows are the true classes.
+    confusion = np.zeros((3, 3))
+    np.add.at(confusion, (truth[valid].numpy(), guess[valid].numpy()), 1)
+    both = np.diag(confusion)
+    union = confusion.sum(0) + confusion.sum(1) - both
+    uneven = replace(case, samples=lambda: pictures)
+    found = predict(case.made(1), uneven.data(), 7, task=case.spec, workers=workers).metrics()
+    assert found["miou"] == pytest.approx(100 * np.mean(both / union))
+    assert found["pixel_accuracy"] == pytest.approx(100 * both.sum() / confusion.sum())
+
+
+def test_characters_of_all_texts_count_alike() -> None:
+    spec = parse_task("sequence")
+    wanted = [torch.tensor([1]), torch.tensor([1, 2, 3, 1, 2, 3, 1, 2, 3])]
+    spoken = [[2], [1, 2, 3, 1, 2, 3, 1, 2, 3]]
+    logits = [nn.functional.one_hot(torch.tensor(each), 4).float()[None] for each in spoken]
+    tally = Tally("net", spec)
+    for output, target in zip(logits, wanted, strict=True):
+        padded = torch.cat(
+            [output, output.new_tensor([[[9.0, 0, 0, 0]]]).expand(1, 12 - output.shape[1], 4)], 1
+        )
+        tally.add(padded, spec.targets().collate([target]))
+    # One of ten characters is wrong; the mean of the texts' rates would be a half.
+    assert tally.result().metrics()["cer"] == pytest.approx(10.0)
+
+
 def test_characters_that_are_wrong_missing_or_too_many() -> None:
     spec = parse_task("sequence")
     best = [[1, 1, 0, 2, 2, 0, 2], [0, 0, 3, 3, 3, 0, 0]]
@@ -366,8 +425,6 @@ MISFITS = {
 
 @pytest.mark.parametrize("case", MISFITS.values(), ids=MISFITS)
 def test_targets_that_do_not_go_with_the_network_name_the_sample(case: Any) -> None:
-    from modelopt_cli.measure.tally import Tally
-
     task, outputs, targets, message = case
     with pytest.raises(DataError, match=message):
         Tally("net.pth", parse_task(task), name=lambda place: f"sample {place}").add(outputs, targets)
@@ -397,8 +454,6 @@ TARGETS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_outputs_of_another_form_are_refused_in_one_line(name: str) -> None:
-    from modelopt_cli.measure.tally import Tally
-
     task, outputs, words = FORMS[name]
     with pytest.raises(InputError, match=words) as caught:
         Tally("net.pth", parse_task(task)).add(outputs, TARGETS[name])
