@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import modelopt_cli as mo
+from modelopt_cli.errors import CaptureError
 from modelopt_cli.kernels.fp32 import Prepacked
 from modelopt_cli.measure.environment import cpu_name
 from modelopt_cli.measure.latency import sample_input
@@ -35,6 +37,7 @@ from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.calls import operation
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.input_batch import Inputs, call, tensors_of
+from modelopt_cli.program.partition import capture_parts
 
 TOKENS = 128
 
@@ -49,6 +52,7 @@ class Case:
         sample: one input.
         schemes: of ``modelopt quantize``.
         batch_sizes: that are timed.
+        backbone: the part of it whose batch norms get statistics.
     """
 
     title: str
@@ -56,6 +60,7 @@ class Case:
     sample: InputSpec
     schemes: tuple[str, ...] = ("int8",)
     batch_sizes: tuple[int, ...] = (1,)
+    backbone: Callable[[nn.Module], nn.Module] = lambda network: network
 
 
 def bert() -> nn.Module:
@@ -73,11 +78,10 @@ def deeplab() -> nn.Module:
 
 
 def ssdlite() -> nn.Module:
-    """The backbone of torchvision's SSDlite320, which gives its six maps of features."""
+    """torchvision's SSDlite320, of whose random boxes none passes the threshold of scores."""
     from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
-    backbone: nn.Module = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).backbone
-    return backbone
+    return ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, score_thresh=0.5)
 
 
 def m5() -> nn.Module:
@@ -138,25 +142,36 @@ _BOTH = ("int8", "int8-dynamic")
 CASES = {
     "bert-base": Case(f"BERT-base, {TOKENS} tokens", bert, _MASKED, _BOTH, (1, 8)),
     "deeplabv3": Case("deeplabv3_mobilenet_v3_large, 512x512", deeplab, InputSpec((3, 512, 512))),
-    "ssdlite320": Case("ssdlite320_mobilenet_v3_large, backbone, 320x320", ssdlite, InputSpec((3, 320, 320))),
+    "ssdlite320": Case(
+        "ssdlite320_mobilenet_v3_large, 320x320",
+        ssdlite,
+        InputSpec((3, 320, 320)),
+        backbone=attrgetter("backbone"),
+    ),
     "m5": Case("M5, 8,000 samples", m5, InputSpec((1, 8000)), batch_sizes=(1, 16)),
     "tc-resnet8": Case("TC-ResNet8, 98 frames", tc_resnet8, InputSpec((40, 98)), batch_sizes=(1, 16)),
     "gru": Case("2 GRUs of 1,024, 100 frames", lambda: _Recurrent(1024), InputSpec((100, 80)), _BOTH, (1, 8)),
 }
 
 
-def settled(network: nn.Module, sample: InputSpec) -> nn.Module:
-    """The network in evaluation mode, its batch norms with the statistics of a batch."""
+def settle(network: nn.Module, sample: InputSpec) -> None:
+    """Give its batch norms the statistics of a batch."""
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules()):
         with torch.inference_mode():
             network.train()(sample_input(sample, 4))
-    return network.eval()
 
 
 def captured(case: Case) -> Program:
-    """The network with random weights as a Program."""
+    """The network with random weights as a Program, a detector in parts."""
     torch.manual_seed(0)
-    return capture(settled(case.make(), case.sample), case.sample)
+    network = case.make()
+    settle(case.backbone(network), case.sample)
+    try:
+        return capture(network.eval(), case.sample)
+    except CaptureError as error:
+        parted = capture_parts(network, case.sample, error)
+        assert parted is not None
+        return parted
 
 
 def quantized(program: Program, scheme: str) -> tuple[Program, str]:
