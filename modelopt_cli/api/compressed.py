@@ -10,7 +10,8 @@ from modelopt_cli import artifact
 from modelopt_cli.api.guard import Checked, Original
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.checkpoint import Opened
-from modelopt_cli.measure.coverage import Coverage, coverage
+from modelopt_cli.measure.coverage import coverage
+from modelopt_cli.measure.layer_status import Coverage
 from modelopt_cli.methods.context import TensorsResult
 from modelopt_cli.program import Encoding, Program
 

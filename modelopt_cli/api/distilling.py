@@ -30,7 +30,7 @@ from modelopt_cli.artifact.encodings import compact, compact_state, require_not_
 from modelopt_cli.artifact.output_path import scratch_beside
 from modelopt_cli.checkpoint import Opened, require_network
 from modelopt_cli.errors import UsageError
-from modelopt_cli.measure.coverage import Coverage
+from modelopt_cli.measure.layer_status import Coverage
 from modelopt_cli.methods.context import Context, TensorsResult
 from modelopt_cli.methods.distill.apply import learn, training_of
 from modelopt_cli.methods.distill.cache import CacheRequest

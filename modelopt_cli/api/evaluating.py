@@ -23,7 +23,8 @@ from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import EvaluatedModel, Evaluation
 from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.measure.conditions import Conditions
-from modelopt_cli.measure.coverage import Coverage, coverage
+from modelopt_cli.measure.coverage import coverage
+from modelopt_cli.measure.layer_status import Coverage
 from modelopt_cli.methods.layer_selection import tensor_coverage
 from modelopt_cli.settings import option
 

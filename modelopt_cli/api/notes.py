@@ -6,8 +6,8 @@ from modelopt_cli.api.opening import file_length
 from modelopt_cli.artifact import Written
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.checkpoint.state_file import state_bytes
-from modelopt_cli.measure.coverage import Coverage
 from modelopt_cli.measure.layer_comparison import Fall
+from modelopt_cli.measure.layer_status import Coverage
 from modelopt_cli.measure.size import Size, safetensors_bytes, times_smaller
 from modelopt_cli.methods.method_table import Signal
 from modelopt_cli.settings import option

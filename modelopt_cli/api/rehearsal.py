@@ -20,7 +20,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvaluatedModel, Evaluation
 from modelopt_cli.measure import gates as measure_gates
 from modelopt_cli.measure.conditions import Conditions
-from modelopt_cli.measure.coverage import Coverage
+from modelopt_cli.measure.layer_status import Coverage
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.settings import option
 

@@ -13,7 +13,7 @@ from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import Evaluation
-from modelopt_cli.measure.coverage import Coverage
+from modelopt_cli.measure.layer_status import Coverage
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.program import Program
 from modelopt_cli.report.dry_run import Plan

@@ -23,7 +23,7 @@ from modelopt_cli.checkpoint import Opened, as_built, fresh_model, require_netwo
 from modelopt_cli.data import Data
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import gates as measure_gates
-from modelopt_cli.measure.coverage import Coverage
+from modelopt_cli.measure.layer_status import Coverage
 from modelopt_cli.methods.context import TensorsResult
 from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.program import Program

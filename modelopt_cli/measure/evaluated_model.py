@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.data.targets import Targets
 from modelopt_cli.measure.conditions import Obstacle
-from modelopt_cli.measure.coverage import Coverage
+from modelopt_cli.measure.layer_status import Coverage
 from modelopt_cli.program.input_batch import Inputs
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.program import Program

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from modelopt_cli.artifact import TensorStream
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.data import Data
-from modelopt_cli.measure.coverage import Coverage
+from modelopt_cli.measure.layer_status import Coverage
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
 from modelopt_cli.training.interfaces import Training

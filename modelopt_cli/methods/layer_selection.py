@@ -12,7 +12,7 @@ from modelopt_cli.artifact import TensorFile
 from modelopt_cli.artifact.encodings import is_plain
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.errors import NothingCompressed, UsageError
-from modelopt_cli.measure.coverage import Coverage, LayerStatus
+from modelopt_cli.measure.layer_status import Coverage, LayerStatus
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.weighted import weight_label
 from modelopt_cli.settings import option

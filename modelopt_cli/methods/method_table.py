@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modelopt_cli.artifact import TensorStream
-from modelopt_cli.measure.coverage import Coverage, recorded
+from modelopt_cli.measure.layer_status import Coverage, recorded
 from modelopt_cli.methods.context import Context, MethodResult, Reached, StreamResult, Tensors, TensorsResult
 from modelopt_cli.methods.distill.apply import apply as distill
 from modelopt_cli.methods.distill.config import DistillConfig

@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from modelopt_cli.measure.coverage import Coverage
+from modelopt_cli.measure.layer_status import Coverage
 from modelopt_cli.methods.prune.summary import PrunedLayer
 from modelopt_cli.methods.share.shared_layers import SharedLayer
 from modelopt_cli.option_names import as_read

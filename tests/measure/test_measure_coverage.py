@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modelopt_cli.measure.coverage import Coverage, LayerStatus, coverage
+from modelopt_cli.measure.coverage import coverage
+from modelopt_cli.measure.layer_status import Coverage, LayerStatus
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.apply import apply as prune
 from modelopt_cli.methods.prune.config import PruneConfig

@@ -11,7 +11,7 @@ from torchvision import models
 from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
 from torchvision.models.resnet import Bottleneck
 
-from modelopt_cli.measure.coverage import Coverage
+from modelopt_cli.measure.layer_status import Coverage
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig

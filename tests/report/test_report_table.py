@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from modelopt_cli.measure import Evaluation, Speedup
-from modelopt_cli.measure.coverage import Coverage, LayerStatus
+from modelopt_cli.measure.layer_status import Coverage, LayerStatus
 from modelopt_cli.option_names import naming_flags
 from modelopt_cli.report import (
     coverage_json,

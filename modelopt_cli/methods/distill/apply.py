@@ -9,8 +9,9 @@ from torch import nn
 
 from modelopt_cli.artifact.encodings import compact, require_not_shared
 from modelopt_cli.errors import UsageError
-from modelopt_cli.measure.coverage import coverage, recorded
+from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.measure.evaluated_model import is_quantized
+from modelopt_cli.measure.layer_status import recorded
 from modelopt_cli.methods.context import MethodResult
 from modelopt_cli.methods.distill.cache_identity import open_cache
 from modelopt_cli.methods.distill.config import DistillConfig

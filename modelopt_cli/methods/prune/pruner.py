@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.data import Data
 from modelopt_cli.errors import NothingCompressed
-from modelopt_cli.measure.coverage import coverage, recorded
+from modelopt_cli.measure.coverage import coverage
+from modelopt_cli.measure.layer_status import recorded
 from modelopt_cli.methods.batches import input_batches
 from modelopt_cli.methods.context import Context, Reached
 from modelopt_cli.methods.layer_selection import nothing_done

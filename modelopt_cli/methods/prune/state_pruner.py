@@ -13,7 +13,7 @@ from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.artifact.dtypes import count_nonzero
 from modelopt_cli.artifact.encodings import compact_state, is_pruned, require_not_shared
 from modelopt_cli.errors import UsageError
-from modelopt_cli.measure.coverage import Coverage, LayerStatus, recorded
+from modelopt_cli.measure.layer_status import Coverage, LayerStatus, recorded
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.layer_selection import (
     codec_of,

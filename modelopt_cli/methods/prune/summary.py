@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from modelopt_cli.artifact.dtypes import count_nonzero
-from modelopt_cli.measure.coverage import Coverage
+from modelopt_cli.measure.layer_status import Coverage
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.prune.target_figures import TARGETS
 from modelopt_cli.settings import option

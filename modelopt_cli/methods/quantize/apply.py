@@ -3,7 +3,8 @@
 import torch
 
 from modelopt_cli.artifact.encodings import carry_over
-from modelopt_cli.measure.coverage import coverage, recorded
+from modelopt_cli.measure.coverage import coverage
+from modelopt_cli.measure.layer_status import recorded
 from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.schemes import SCHEMES

@@ -12,7 +12,7 @@ from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.checkpoint.integer_layers import restored_kinds
 from modelopt_cli.errors import UsageError
-from modelopt_cli.measure.coverage import Coverage, LayerStatus
+from modelopt_cli.measure.layer_status import Coverage, LayerStatus
 from modelopt_cli.methods.context import Progress, StreamResult
 from modelopt_cli.methods.layer_selection import codec_of, not_named_as_weights, select_layers
 from modelopt_cli.methods.quantize.candidates import nothing_compressed

@@ -15,7 +15,8 @@ from modelopt_cli.artifact.encodings import carry_over, is_pruned, pruned_encodi
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.errors import ModeloptError, NothingCompressed, UsageError
-from modelopt_cli.measure.coverage import Coverage, LayerStatus, coverage, recorded
+from modelopt_cli.measure.coverage import coverage
+from modelopt_cli.measure.layer_status import Coverage, LayerStatus, recorded
 from modelopt_cli.methods.context import Context, MethodResult, Progress, Reached, StreamResult
 from modelopt_cli.methods.layer_pass import no_data
 from modelopt_cli.methods.layer_selection import (

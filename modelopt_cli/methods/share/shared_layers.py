@@ -9,7 +9,7 @@ from torch import Tensor
 from modelopt_cli.artifact.codecs.codebook import Codebook
 from modelopt_cli.artifact.encodings import is_pruned, is_shared
 from modelopt_cli.errors import NothingCompressed, UsageError
-from modelopt_cli.measure.coverage import Coverage
+from modelopt_cli.measure.layer_status import Coverage
 from modelopt_cli.methods.layer_selection import nothing_done, select_layers, weight_labels
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import Encoding
