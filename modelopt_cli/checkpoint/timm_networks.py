@@ -1,5 +1,7 @@
 """timm's networks, where that package is installed."""
 
+import importlib.util
+from collections.abc import Mapping
 from typing import Any
 
 from modelopt_cli.checkpoint.arch import (
@@ -10,6 +12,8 @@ from modelopt_cli.checkpoint.arch import (
     construct,
     require_known,
 )
+from modelopt_cli.checkpoint.tensor_names import Shape
+from modelopt_cli.checkpoint.timm_fingerprint import known_networks
 from modelopt_cli.errors import EnvironmentFailure
 from modelopt_cli.program.input_spec import InputSpec, Interpolation, Preprocess
 from modelopt_cli.text import first_line, short
@@ -60,4 +64,14 @@ def _input(config: Any) -> InputSpec | None:
     )
 
 
-TIMM = ArchitectureSource("timm:NAME", _resolve, channels_option="in_chans")
+def _recognise(shapes: Mapping[str, Shape]) -> list[str]:
+    """Specs of the networks that have these tensors; none where timm is not there to build them."""
+    if importlib.util.find_spec("timm") is None:
+        return []
+    return [
+        f"timm:{name}" if classes is None else f"timm:{name}?num_classes={classes}"
+        for name, classes in known_networks(shapes)
+    ]
+
+
+TIMM = ArchitectureSource("timm:NAME", _resolve, recognise=_recognise, channels_option="in_chans")
