@@ -11,7 +11,7 @@ from torch.func import functional_call
 from modelopt_cli.program.calls import owner_of
 from modelopt_cli.program.input_batch import Inputs, each_of, tensors_of
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.parted import graph_input
+from modelopt_cli.program.parted import code_of, graph_input
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.refusals import SIZES
 from modelopt_cli.program.samples import zeros
@@ -131,10 +131,11 @@ def program_values(program: Program, batch: int, sample: InputSpec | None = None
     Args:
         program: not changed; nothing is computed or copied.
         batch: size of the inputs' first dimension.
-        sample: what its inputs are; None means what the Program was made for.
+        sample: what its inputs are; None means what the Program was made for, as the parts of a network do.
     """
+    inputs = graph_input(program) if sample is None or code_of(program) is not None else sample
     with evaluation_mode(program):
-        return infer(program.graph, program, meta_input(program, sample or graph_input(program), batch))
+        return infer(program.graph, program, meta_input(program, inputs, batch))
 
 
 def value_shapes(program: Program, batch: int, sample: InputSpec | None = None) -> dict[str, Any]:

@@ -74,6 +74,17 @@ def test_training_goes_through_the_whole_network(method, more, here, modelopt):
     assert (weight == 0).float().mean() > 0.4 if method == "prune" else len(weight.unique()) <= 16
 
 
+@pytest.mark.parametrize("loss", ["kd+ce", "ce+hint@second"])
+def test_a_student_in_parts_learns_from_a_teacher_in_parts(loss, here, modelopt):
+    learn = ["--student", "net.py:Gated", "--train", "data.py:load", "--loss", loss, "--epochs", "1"]
+    outcome = modelopt("distill", "net.pth", *HOW, *learn, "-o", "o.safetensors", "--no-eval", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["parts"]["submodules"] == ["first", "second", "head"]
+    assert ("second" in str(json.loads(outcome.out)["distillation"].get("compared"))) == ("hint" in loss)
+    student = modelopt_cli.load("o.safetensors", arch="net.py:Gated")
+    assert student(torch.randn(2, 3, 16, 16)).shape == (2, 4)
+
+
 def test_channels_inside_of_parts_go(here, modelopt):
     how = ["--sparsity", "0.5", "--round-to", "1", "--no-eval"]
     outcome = modelopt("prune", "net.pth", *DATA_HOW, *how, "-o", "o.safetensors")

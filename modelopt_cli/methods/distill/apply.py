@@ -25,6 +25,7 @@ from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.history import history_entry
+from modelopt_cli.program.parted import code_of
 from modelopt_cli.training import TrainConfig, Trained, Training, distributed, fit
 from modelopt_cli.training.objectives import label_loss
 
@@ -51,6 +52,8 @@ def apply(program: Program, config: DistillConfig, context: DistillContext) -> M
     """
     training = training_of(program, context.trained_with)
     stages, context = Stages(training), replace(context, training=training)
+    if training.run is not None:
+        training.run.network = code_of(program)
     student = stages.once(STAGE, lambda: _distilled(program, config, context))
     if config.finetune_epochs:
         distilled = student
