@@ -1,6 +1,8 @@
 """``wav:DIR`` and ``wav:FILE.csv``: sound files, as rows of samples of one length."""
 
+import importlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +17,6 @@ from modelopt_cli.data.csv_columns import Labels, Table, labels_of
 from modelopt_cli.data.csv_file import LABELS, PATHS
 from modelopt_cli.data.data_spec import DataSpec
 from modelopt_cli.data.images import Files, FileSource, folder_of_classes
-from modelopt_cli.data.resample import resample
 from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError, EnvironmentFailure
@@ -29,6 +30,8 @@ _SOUNDS = ("audio", "audiopath", "wav", "sound")
 _PARTS = {"start": 0.0, "middle": 0.5, "end": 1.0}
 _LONGEST = 2**27
 _PROCESSOR = "preprocessor_config.json"
+_WINDOW = ("kaiser", 8.0)
+"""Of the resampling filter: tones stay within 2e-4, where scipy's own window of 5 leaves 2e-3."""
 
 
 @dataclass(frozen=True)
@@ -183,19 +186,40 @@ def _number(spec: DataSpec, name: str) -> int:
     return value
 
 
-def _library() -> ModuleType:
+def _library(name: str) -> ModuleType:
     try:
-        import soundfile
-    except (ImportError, OSError) as error:  # the second where it finds no libsndfile
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:  # the second where soundfile finds no libsndfile
         raise EnvironmentFailure(
-            f"sounds need the optional package soundfile ({first_line(error)})",
+            f"sounds need the optional package {name.partition('.')[0]} ({first_line(error)})",
             hint="pip install 'modelopt-cli[audio]'",
         ) from error
-    return soundfile  # type: ignore[no-any-return]
+
+
+def resample(sound: Tensor, have: int, want: int) -> Tensor:
+    """Samples of a sound at another rate, by scipy's polyphase filter.
+
+    Args:
+        sound: ``(T,)``, float32.
+        have: its rate, per second.
+        want: the rate to bring it to.
+
+    Returns:
+        ``(ceil(T * want / have),)``, float32.
+
+    Raises:
+        EnvironmentFailure: scipy is missing.
+    """
+    if have == want:
+        return sound
+    common = math.gcd(have, want)
+    signal = _library("scipy.signal")
+    samples = signal.resample_poly(sound.numpy(), want // common, have // common, window=_WINDOW)
+    return torch.from_numpy(samples)
 
 
 def _extent(path: str) -> tuple[int, int]:
-    soundfile = _library()
+    soundfile = _library("soundfile")
     with open_regular(path, DataError) as file:
         try:
             with soundfile.SoundFile(file) as sound:
@@ -214,7 +238,7 @@ def read_sound(path: str) -> tuple[Tensor, int]:
         DataError: it cannot be read.
         EnvironmentFailure: soundfile is missing, or the file may not be read.
     """
-    soundfile = _library()
+    soundfile = _library("soundfile")
     with open_regular(path, DataError) as file:
         try:
             samples, rate = soundfile.read(file, dtype="float32", always_2d=True)

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import signal
 
 from modelopt_cli.data import Data, open_data
-from modelopt_cli.data.resample import resample
+from modelopt_cli.data.sounds import resample
 from modelopt_cli.errors import DataError, EnvironmentFailure
 from modelopt_cli.program import InputSpec
 from modelopt_cli.tasks import parse_task
@@ -100,17 +99,12 @@ def test_the_settings_of_a_hugging_face_folder(here: Path) -> None:
 
 @pytest.mark.parametrize(("have", "want"), [(8000, 16000), (16000, 8000), (44100, 16000), (11025, 16000)])
 def test_resampling_gives_the_tone_that_was_there(have: int, want: int) -> None:
-    """Against the tone itself, and scipy's own polyphase filter."""
     times = torch.arange(have // 4) / have
     tone = torch.sin(2 * math.pi * 440 * times)
     found = resample(tone, have, want)
     assert len(found) == math.ceil(have // 4 * want / have)
     exact = torch.sin(2 * math.pi * 440 * torch.arange(len(found)) / want)
-    inner = slice(200, -200)
-    torch.testing.assert_close(found[inner], exact[inner], atol=2e-3, rtol=0)
-    common = math.gcd(have, want)
-    theirs = torch.from_numpy(signal.resample_poly(tone.numpy(), want // common, have // common))
-    torch.testing.assert_close(found[inner], theirs[inner].float(), atol=5e-3, rtol=0)
+    torch.testing.assert_close(found[200:-200], exact[200:-200], atol=2e-4, rtol=0)
 
 
 def test_what_a_rate_cannot_hold_is_gone() -> None:
