@@ -30,6 +30,7 @@ _SOUNDS = ("audio", "audiopath", "wav", "sound")
 _PARTS = {"start": 0.0, "middle": 0.5, "end": 1.0}
 _LONGEST = 2**27
 _PROCESSOR = "preprocessor_config.json"
+_LARGEST_RATIO = 2**20
 _WINDOW = ("kaiser", 8.0)
 """Of the resampling filter: tones stay within 2e-4, where scipy's own window of 5 leaves 2e-3."""
 
@@ -208,13 +209,16 @@ def resample(sound: Tensor, have: int, want: int) -> Tensor:
         ``(ceil(T * want / have),)``, float32.
 
     Raises:
+        DataError: the two rates have no small ratio, so that the filter is too long.
         EnvironmentFailure: scipy is missing.
     """
     if have == want:
         return sound
     common = math.gcd(have, want)
-    signal = _library("scipy.signal")
-    samples = signal.resample_poly(sound.numpy(), want // common, have // common, window=_WINDOW)
+    up, down = want // common, have // common
+    if max(up, down) > _LARGEST_RATIO:
+        raise DataError(f"rates of {have} and {want} have no small ratio", hint="resample the files before")
+    samples = _library("scipy.signal").resample_poly(sound.numpy(), up, down, window=_WINDOW)
     return torch.from_numpy(samples)
 
 
