@@ -43,9 +43,11 @@ def known_networks(shapes: Mapping[str, Shape]) -> list[tuple[str, int | None]]:
     """timm's networks that have exactly these names and shapes, and the class count where that is another."""
     found: dict[str, int | None] = {}
     for layers in _table()["classifiers"]:
-        count = next((shapes[f"{each}.weight"][0] for each in layers if f"{each}.weight" in shapes), None)
-        if layers and count is None:
+        parts = (f"{layer}.{part}" for layer in layers for part in ("weight", "bias"))
+        counts = {shapes[part][:1] for part in parts if part in shapes}
+        if layers and (len(counts) != 1 or counts == {()}):  # not there, or they disagree
             continue
+        count = next(iter(counts))[0] if layers else None
         for name, usual in _table()["networks"].get(shapes_hash(shapes, tuple(layers)), {}).items():
             found[name] = None if count == usual else count
     return list(found.items())

@@ -20,6 +20,8 @@ from modelopt_cli.program.spelling import canonicalize
 
 _MODULE = ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 _HEADER = ("input", "labels", "history", "encodings", "arch")
+SHARED = frozenset({"preprocess"})
+"""Names of a Program's own that a layer may have, too, and then has."""
 
 
 @dataclass(frozen=True)

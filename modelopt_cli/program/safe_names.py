@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from torch.fx import graph as fx_graph
 
 from modelopt_cli.errors import a_or_an
-from modelopt_cli.program.program import Program
+from modelopt_cli.program.program import SHARED, Program
 
 _NODE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,200}", re.ASCII)
 _PART = re.compile(r"[A-Za-z0-9_-]{1,200}", re.ASCII)
@@ -62,7 +62,7 @@ def is_path(path: object) -> bool:
 
 def is_reserved(name: str) -> bool:
     """True if a Program needs this name for itself, so that no layer at its top can have it."""
-    return name in _USED_BY_PROGRAM or hasattr(Program, name)
+    return name in _USED_BY_PROGRAM or (hasattr(Program, name) and name not in SHARED)
 
 
 def is_literal(text: object) -> bool:

@@ -173,7 +173,7 @@ class Pair(Two):
 
 class Odd(Two):
     def forward(self, x):
-        return torch.special.bessel_j0(self.fc(x))
+        return torch.special.bessel_j0(self.fc(x) + 0 * self.fc.weight.sum())
 """
 
 

@@ -94,7 +94,7 @@ def test_every_option_in_a_message_is_an_argument_and_a_flag():
     flags = {spelling for each in commands for p in each.params for spelling in p.opts + p.secondary_opts}
     names = named()
     assert len(names) > 40
-    assert names - taken == {"judge"}, "Python takes the models to compare as a list"
+    assert names - taken == {"target_model"}, "Python takes the models to compare as a list"
     assert {name for name in names - {"evaluate"} if f"--{name.replace('_', '-')}" not in flags} == set()
     assert "--no-eval" in flags
 

@@ -53,7 +53,7 @@ NEAR = [
     (["eval", "a", "b", "--confident", "--min-ratio", "2"], "--confident: needs --max-drop"),
     (
         ["eval", "a", "b", "--target-model", "c", "--max-drop", "1"],
-        "c is not one of the files to measure",
+        "--target-model: c is not one of the files to measure",
     ),
     (
         ["eval", "a", "b", "--target-model", "a", "--max-drop", "1"],

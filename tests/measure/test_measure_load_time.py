@@ -1,10 +1,8 @@
 """What opening a file costs: the child's arithmetic in a real process, and every way it can fail."""
 
-import json
 import subprocess
 import sys
 import textwrap
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -56,7 +54,7 @@ def child(megabytes: int, *seconds: float) -> tuple[Loading, int]:
     job = Job("/".join(map(str, (megabytes, *seconds))), None, InputSpec((8,)), 1, threads=1)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(API)],
-        input=json.dumps(asdict(job)),
+        input=job.to_json(),
         capture_output=True,
         text=True,
         check=False,

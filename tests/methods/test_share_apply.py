@@ -286,7 +286,7 @@ def test_a_lost_zero_is_an_error_and_not_a_file(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "nothing says how large the codebooks are; give bits or entries"),
+        ({}, "nothing says how large the codebooks are; give bits or centroids"),
         ({"bits": 3, "weighting": "fisher"}, "weighting fisher needs data to calibrate on"),
         ({"bits": 3, "weighting": "hessian"}, "weighting hessian needs data to calibrate on"),
         ({**AUTO, "weighting": "hessian"}, "weighting hessian needs data to calibrate on"),

@@ -45,12 +45,21 @@ def read_back(program: Program, folder: Path) -> Program:
     return read_program(folder / "network.safetensors")
 
 
+def as_own(value: Tensor, own: Tensor) -> Tensor:
+    """A weight in the user's form: a linear's that serves as a kernel has more sides.
+
+    One that a product takes as it is lies transposed in the layer that it has become, with channels of zeros.
+    """
+    turned = value.ndim == 2 and value.T.shape == own.shape and torch.equal(value.T, own * (value.T != 0))
+    return value.T if turned else value.reshape(own.shape)
+
+
 def eager(network: Layers, program: Program, x: Tensor) -> Tensor:
-    """The user's own module with a Program's weights; a linear's that serves as a kernel has more sides."""
+    """The user's own module with a Program's weights."""
     loaded = copy.deepcopy(network)
     own = network.state_dict()
     loaded.load_state_dict(
-        {k: v.reshape(own[k].shape) for k, v in program.state_dict().items() if k in own}, strict=False
+        {k: as_own(v, own[k]) for k, v in program.state_dict().items() if k in own}, strict=False
     )
     with torch.no_grad():
         return loaded(x)
