@@ -22,6 +22,8 @@ from typing import Any
 from modelopt_cli.errors import InputError, ModeloptError, a_or_an
 from modelopt_cli.text import listing, printable, short, typed_line
 
+_USUAL = ("make", "build", "create", "model", "net")
+"""Usual names of what makes a network, the likeliest first."""
 _OURS = (str(Path(__file__).parent) + os.sep, "<frozen")
 _folders: set[str] = set()  # that code was loaded from
 _loaded: dict[str, tuple[int, int]] = {}  # time and size of each file whose module is loaded, by its name
@@ -143,7 +145,9 @@ def _suggest_callables(path: Path) -> str:
         nodes = ast.parse(path.read_bytes()).body
         names = [n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)]
         if names:
-            return f"write {path}:{names[-1]} (it defines {listing(names, 8)})"
+            cased = {name.lower(): name for name in reversed(names)}
+            likely = next((cased[usual] for usual in _USUAL if usual in cased), names[0])
+            return f"write {path}:{likely} (it defines {listing(names, 8)})"
     return f"write {path}:CALLABLE"
 
 

@@ -89,6 +89,7 @@ class ArchitectureSource:
         resolve: the architecture of a parsed spec.
         code: what is named is the user's own Python, which runs only because they named it.
         local: what is named lies on this machine, so that a spec found in a file is not followed.
+        names: of its networks, as far as they are known without its library.
         recognise: specs of its networks that have exactly these names and shapes, of batch norm without
             counters; None where it knows none by those.
         channels_option: option of its specs that sets how many channels a sample has.
@@ -99,6 +100,7 @@ class ArchitectureSource:
     resolve: Callable[[ArchSpec], Architecture]
     code: bool = False
     local: bool = False
+    names: Callable[[], Collection[str]] = tuple
     recognise: Callable[[Mapping[str, Shape]], list[str]] | None = None
     channels_option: str | None = None
     published_top1: Callable[[ArchSpec], float | None] = lambda spec: None

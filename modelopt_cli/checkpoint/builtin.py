@@ -233,4 +233,10 @@ def _width(layers: list[tuple[int, int]]) -> float | None:
     return None
 
 
-BUILTIN = ArchitectureSource("builtin:NAME", _resolve, recognise=_recognise, channels_option="in_channels")
+BUILTIN = ArchitectureSource(
+    "builtin:NAME",
+    _resolve,
+    names=lambda: BUILTINS,
+    recognise=_recognise,
+    channels_option="in_channels",
+)

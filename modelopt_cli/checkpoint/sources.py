@@ -109,11 +109,17 @@ def parse_spec(text: str) -> ArchSpec:
     if not colon and target.endswith(".py"):
         place, name = target, ""
     elif not colon or not place or not name:
-        raise ArchitectureError(f"{option('arch')} '{short(text)}' is none of {FORMS}")
+        problem = f"{option('arch')} '{short(text)}' is none of {FORMS}"
+        raise ArchitectureError(problem, hint=_library_hint(target, text))
     options = _options(query, text) if mark else {}
     if place in SOURCES and not SOURCES[place].code:
         return ArchSpec(text, place, "", name, options)
     return ArchSpec(text, "file" if place.endswith(".py") else "module", place, name, options)
+
+
+def _library_hint(name: str, text: str) -> str | None:
+    found = next((place for place, source in SOURCES.items() if name in source.names()), None)
+    return f"did you mean {found}:{short(text)}?" if found else None
 
 
 def names_library(text: str | None) -> bool:

@@ -51,3 +51,8 @@ def known_networks(shapes: Mapping[str, Shape]) -> list[tuple[str, int | None]]:
         for name, usual in _table()["networks"].get(shapes_hash(shapes, tuple(layers)), {}).items():
             found[name] = None if count == usual else count
     return list(found.items())
+
+
+def network_names() -> set[str]:
+    """Names of the networks in the table."""
+    return {name for networks in _table()["networks"].values() for name in networks}

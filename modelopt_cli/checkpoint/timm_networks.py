@@ -13,7 +13,7 @@ from modelopt_cli.checkpoint.arch import (
     require_known,
 )
 from modelopt_cli.checkpoint.tensor_names import Shape
-from modelopt_cli.checkpoint.timm_fingerprint import known_networks
+from modelopt_cli.checkpoint.timm_fingerprint import known_networks, network_names
 from modelopt_cli.errors import EnvironmentFailure
 from modelopt_cli.program.input_spec import InputSpec, Interpolation, Preprocess
 from modelopt_cli.text import first_line, short
@@ -74,4 +74,6 @@ def _recognise(shapes: Mapping[str, Shape]) -> list[str]:
     ]
 
 
-TIMM = ArchitectureSource("timm:NAME", _resolve, recognise=_recognise, channels_option="in_chans")
+TIMM = ArchitectureSource(
+    "timm:NAME", _resolve, names=network_names, recognise=_recognise, channels_option="in_chans"
+)

@@ -144,5 +144,9 @@ def _image_size(positions: int, shapes: Mapping[str, Shape]) -> int | None:
 
 
 TORCHVISION = ArchitectureSource(
-    "torchvision:NAME", _resolve, recognise=_recognise, published_top1=_published_top1
+    "torchvision:NAME",
+    _resolve,
+    names=torchvision_inputs,
+    recognise=_recognise,
+    published_top1=_published_top1,
 )

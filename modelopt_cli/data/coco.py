@@ -190,7 +190,14 @@ def _add_boxes(pictures: Mapping[int, _Picture], content: Entry, file: str, name
         category = _known_id(entry, "category", names, where)
         picture.boxes.append(_box(entry.get("bbox"), picture, where))
         picture.categories.append(category)
-        picture.crowds.append(bool(entry.get("iscrowd")))
+        picture.crowds.append(_is_crowd(entry, where))
+
+
+def _is_crowd(entry: Entry, where: str) -> bool:
+    crowd = entry.get("iscrowd")
+    if crowd not in (None, 0, 1):
+        raise DataError(f"has iscrowd {shown(repr(crowd))}", where=where, hint="give 0 or 1")
+    return bool(crowd)
 
 
 def _box(box: Any, picture: _Picture, where: str) -> tuple[float, ...]:
@@ -215,7 +222,7 @@ def _box(box: Any, picture: _Picture, where: str) -> tuple[float, ...]:
 def _new_id(entry: Entry, known: Mapping[int, Any], where: str) -> int:
     """The entry's own id."""
     own = entry.get("id")
-    if not isinstance(own, int) or own < 0:
+    if not _is_whole(own) or own < 0:
         raise DataError("has no id, an integer from 0", where=where)
     if own in known:
         raise DataError(f"has the id {own}, which another has", where=where)
@@ -225,10 +232,14 @@ def _new_id(entry: Entry, known: Mapping[int, Any], where: str) -> int:
 def _known_id(entry: Entry, kind: str, known: Mapping[int, Any], where: str) -> int:
     """The id of the image or category that an annotation is of."""
     number = entry.get(f"{kind}_id")
-    if not isinstance(number, int) or number not in known:
+    if not _is_whole(number) or number not in known:
         raise DataError(f"is of {kind} {shown(repr(number))}, which is not in the file", where=where)
     return number
 
 
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and -_LARGEST < value < _LARGEST
+    return (_is_whole(value) or isinstance(value, float)) and -_LARGEST < value < _LARGEST

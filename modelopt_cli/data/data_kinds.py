@@ -241,5 +241,6 @@ DATA_KINDS: dict[str, DataKind] = {
 }
 """Every kind by its name, in the order in which a text is compared with them."""
 
-FORMS = "a folder of class folders, " + ", ".join(kind.form for kind in list(DATA_KINDS.values())[1:])
+_, *_OTHERS, _LAST = (kind.form for kind in DATA_KINDS.values())
+FORMS = f"a folder of class folders, {', '.join(_OTHERS)} or {_LAST}"
 """How each kind is written, in words."""

@@ -229,10 +229,16 @@ def _extent(path: str) -> tuple[int, int]:
             with soundfile.SoundFile(file) as sound:
                 samples, rate = sound.frames, sound.samplerate
         except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-            raise DataError(f"is no sound that can be read: {first_line(error)}", where=path) from error
+            raise _unreadable(error, path) from error
     if not 0 < samples <= _LONGEST or rate < 1:
         raise DataError("holds no sound" if samples < 1 else "is too long", where=path)
     return samples, rate
+
+
+def _unreadable(error: Exception, path: str) -> DataError:
+    """The library's reason, without its name for an open file, which is that of an object."""
+    reason = first_line(getattr(error, "error_string", error))
+    return DataError(f"is no sound that can be read: {reason}", where=path)
 
 
 def read_sound(path: str) -> tuple[Tensor, int]:
@@ -247,5 +253,5 @@ def read_sound(path: str) -> tuple[Tensor, int]:
         try:
             samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-            raise DataError(f"is no sound that can be read: {first_line(error)}", where=path) from error
+            raise _unreadable(error, path) from error
     return torch.from_numpy(samples).mean(1), rate

@@ -178,7 +178,8 @@ METRICS: dict[str, Metric] = {
         higher_is_better=False,
     ),
     "r2": Metric(
-        "share of the targets' variance that the network explains, 1 at best",
+        "share of the targets' variance that the network explains, 1 at best; of several numbers, the "
+        "mean of the columns' R2",
         "R2",
         ("regress",),
         deferred(f"{_TASKS}.regression", "moments"),

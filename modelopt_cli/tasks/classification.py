@@ -68,7 +68,7 @@ def check_labels(labels: Targets, classes: int) -> None:
         raise Misfit(
             place,
             f"label {int(labels[place])} is not among the network's {classes} classes",
-            "check that the data's classes are those the network was trained on",
+            "labels count from 0; check that the data's classes are those the network was trained on",
         )
 
 

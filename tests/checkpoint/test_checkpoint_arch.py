@@ -186,7 +186,7 @@ class TestUserCode:
             (":lazy", "lazy returned a network whose weight has no shape yet; run it once"),
             (":number", "'number' is an int, not callable"),
             (":make?clases=3", "unexpected keyword argument 'clases'"),
-            ("", "does not say which callable"),
+            ("", "net.py:make (it defines"),
         ],
     )
     def test_errors_are_one_line_with_the_place(self, net: str, call: str, words: str) -> None:

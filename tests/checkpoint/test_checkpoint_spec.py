@@ -1,5 +1,7 @@
 """The --arch option, parsed."""
 
+import re
+
 import pytest
 
 from modelopt_cli.checkpoint.sources import check_found_spec, parse_spec
@@ -40,6 +42,19 @@ def test_what_is_malformed_is_refused(text: str) -> None:
     with pytest.raises(ArchitectureError) as caught:
         parse_spec(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("resnet18", "torchvision:resnet18"),
+        ("lenet5?width=0.5", "builtin:lenet5?width=0.5"),
+        ("vit_base_patch16_224", "timm:vit_base_patch16_224"),
+    ],
+)
+def test_a_name_of_a_library_without_its_place_is_told(text: str, meant: str) -> None:
+    with pytest.raises(ArchitectureError, match=re.escape(f"did you mean {meant}?")):
+        parse_spec(text)
 
 
 @pytest.mark.parametrize(

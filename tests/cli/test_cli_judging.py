@@ -171,7 +171,7 @@ def recipe(folder, *more):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ("data: labels.py:many", "label 12 is not among the network's 10 classes"),
+        ("data: labels.py:many", "label 12 is not among the network's 10 classes; labels count from 0"),
         ("max-drop: 1", "--max-drop: needs labelled data"),
     ],
 )

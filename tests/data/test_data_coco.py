@@ -123,6 +123,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "unknown image": (content(image_id=8), "annotation 0: is of image 8, which is not in the file"),
     "an id that is none": (content(image_id=[7]), "annotation 0: is of image [7], which is not"),
     "unknown category": (content(category_id=9), "annotation 0: is of category 9, which is not in the file"),
+    "a category that is no number": (
+        {**content(category_id=True), "categories": [{"id": 1, "name": "dog"}]},
+        "annotation 0: is of category True, which is not in the file",
+    ),
+    "a crowd in words": (content(iscrowd="yes"), "annotation 0: has iscrowd 'yes'; give 0 or 1"),
     "no width": (content([[4, 6, 0, 8]]), "annotation 0: bbox 4, 6, 0, 8 has no width"),
     "negative height": (content([[4, 6, 3, -8]]), "annotation 0: bbox 4, 6, 3, -8 has no width or no height"),
     "outside": (content([[30, 6, 12, 8]]), "annotation 0: bbox 30, 6, 12, 8 reaches outside image"),

@@ -127,7 +127,7 @@ NOT_READ: dict[str, tuple[Any, str, str]] = {
     "no folder": (None, "wav:none", "none: no such file"),
     "no sounds": (lambda: Path("empty/a").mkdir(parents=True), "wav:empty", "no class folders with sounds"),
     "a class without": (lambda: Path("bird").mkdir(), "wav:.", r"bird: holds no sounds \(\.wav"),
-    "no sound": (lambda: Path("cat/b.wav").write_bytes(b"RIFF"), "wav:.", "b.wav: is no sound"),
+    "no sound": (lambda: Path("cat/b.wav").write_bytes(b"RIFF"), "wav:.", "b.wav: is no sound[^<]*$"),
     "silence of no length": (lambda: write("cat/b.wav", ramp(0)), "wav:.", "b.wav: holds no sound"),
     "NaN": (
         lambda: soundfile.write("cat/a.wav", np.full(4, np.nan, np.float32), 8000, subtype="FLOAT"),

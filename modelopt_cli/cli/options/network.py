@@ -7,6 +7,7 @@ from typing import Annotated
 from modelopt_cli.cli.completion import architectures
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.data.config import PreprocessOverrides, parse_inputs
+from modelopt_cli.data.data_kinds import FORMS
 from modelopt_cli.option_names import flag_of
 from modelopt_cli.settings import CALIBRATION, Config, Setting
 from modelopt_cli.tasks import TASKS, parse_task_text
@@ -52,9 +53,7 @@ class NetworkOptions(Config, title=_TITLE):
     data: Annotated[
         str | None,
         Setting(
-            "Data to evaluate on: DIR (one folder for each class), csv:FILE, text:FILE, wav:DIR, "
-            "tar:PATTERN, parquet:PATTERN, idx:DIR, npz:FILE, torchvision:NAME@ROOT, FILE.py:CALLABLE, "
-            "digits or synthetic:3x224x224.",
+            f"Data to evaluate on: {FORMS}.",
             metavar="SPEC",
             shared=True,
         ),
