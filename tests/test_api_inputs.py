@@ -95,6 +95,7 @@ def test_calibration_takes_every_form_of_batch(batches: Any) -> None:
     assert likeness(program, model) > 25
 
 
+@pytest.mark.slow
 def test_masks_and_keyword_inputs_are_quantized_with(tmp_path: Path) -> None:
     for model, inputs in ((Captioned(), EVERY), (Keywords(), TWO)):
         program = mo.quantize(model, tmp_path / "q.safetensors", calibration=[inputs], force=True).program
@@ -128,6 +129,7 @@ def test_pruned_channels_are_those_that_were_worth_nothing() -> None:
     assert likeness(pruned, model) > 100
 
 
+@pytest.mark.slow
 def test_one_after_the_other_and_back_from_the_file(tmp_path: Path) -> None:
     model, path = Captioned(FORMS["model-output"]), tmp_path / "net.safetensors"
     pruned = mo.prune(model, flops=0.832, example_inputs=TWO, calibration=[TWO]).program

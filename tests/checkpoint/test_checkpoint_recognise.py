@@ -112,6 +112,7 @@ def test_no_backbone_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert resolve("torchvision:lraspp_mobilenet_v3_large?num_classes=3").build() is not None
 
 
+@pytest.mark.slow
 def test_the_time_it_takes() -> None:
     script = (
         "import torch, json, sys, time; from torch import nn; start = time.perf_counter();"

@@ -106,6 +106,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_takes_and_returns_what_the_network_does(command, here, modelopt):
     outcome = modelopt(command, "net.pth", *ARCH, *COMMANDS[command], *BRIEF, "-o", "small.safetensors")

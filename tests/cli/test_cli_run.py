@@ -429,6 +429,7 @@ def test_ctrl_c_in_a_step_without_training_says_how_to_go_on_too(here, modelopt,
     assert modelopt("run", "r.yaml", "--resume").code == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_goes_on_to_the_same_bytes(here, environ, modelopt):
     long = ["--set", "2.epochs=12"]
     assert modelopt("run", "r.yaml", *long, "-q").code == 0

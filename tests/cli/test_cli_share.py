@@ -208,6 +208,7 @@ def test_auto_is_tuned_with_its_assignments_only(tune, here, modelopt):
     assert not (here / "out.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "tune", "network"),
     [

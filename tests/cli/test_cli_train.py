@@ -212,6 +212,7 @@ def whole(good_files, tmp_path_factory):
     return digest(folder / "out.safetensors")
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_it_goes_on_to_the_same_bytes(here, interrupted, whole, modelopt, record_property):
     delay = random.Random().uniform(0, 0.5)
     record_property("delay", delay)

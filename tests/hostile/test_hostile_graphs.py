@@ -63,6 +63,7 @@ def test_layers_are_counted_with_what_they_make_inside():
         from_data(data, {name: torch.zeros(entry["shape"]) for name, entry in data["tensors"].items()})
 
 
+@pytest.mark.slow
 def test_every_odd_hyperparameter_of_a_quantized_layer_is_refused_or_runs():
     program = quantized_program()
     state, images = state_of(program), torch.rand(2, 3, 8, 8)

@@ -164,6 +164,7 @@ def test_sizes_are_known_under_every_code_and_shrink(case: str, code: Any, tmp_p
     assert order[0] >= order[1] > order[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["bits", "hessian", "channels", "auto", "weighted vectors"])
 def test_the_same_twice_gives_the_same_bytes(case: str, tmp_path: Path) -> None:
     options = {**CASES, **VECTORS}[case]

@@ -76,6 +76,7 @@ def test_the_file_is_within_the_budget_and_not_far_below(options: dict[str, Any]
     assert result.target.reached == pytest.approx(size / full, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_more_bytes_lose_less() -> None:
     program = wide()
     away = []

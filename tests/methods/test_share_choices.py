@@ -94,6 +94,7 @@ def test_a_weighting_needs_the_data_that_it_claims(name: str) -> None:
             ShareConfig(bits=AUTO, bytes=0.75, weighting=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TUNINGS)
 def test_a_tuning_learns_and_keeps_the_assignments_that_it_claims(name: str) -> None:
     digits = open_data("digits?split=train").sample(320)

@@ -88,6 +88,7 @@ def by_output(weight: Tensor) -> Tensor:
     return weight.unflatten(0, (2, -1)).transpose(1, 2).flatten(0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"bits": 2}, {"bits": "auto", "bytes": 0.7}], ids=str)
 def test_attention_and_layers_without_kernels_keep_what_they_share(
     options: dict[str, Any], tmp_path: Path

@@ -356,6 +356,7 @@ def same_partition(shared: ClusteredWeight, weight: Tensor) -> bool:
     return all(len(values[codes == code].unique(dim=0)) == 1 for code in codes.unique())
 
 
+@pytest.mark.slow
 def test_share_tuning_learns_from_the_network_before_sharing(program: Program, digits: Data) -> None:
     config = replace(CONFIG, teacher="self", distill_weight=1.0)
     network, _ = fine_tune(program, shared_of(program), within(digits, config), TUNINGS["fixed"], "tune")

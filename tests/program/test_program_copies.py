@@ -105,6 +105,7 @@ def test_a_deep_copy_is_independent() -> None:
     assert torch.equal(program(x), before)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_pickle_of_a_prepared_program_in_another_process(tmp_path: Path) -> None:
     program, x = prepare(quantized("int8")), sample()

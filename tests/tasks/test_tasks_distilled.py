@@ -48,6 +48,7 @@ def distance(name: str, loss: str) -> tuple[float, float]:
         return tuple(float((logs.exp() * (logs - each)).sum(1).mean()) for each in rows)  # type: ignore
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classify", "segment", "text", "language", "sequence"])
 def test_a_student_learns_the_probabilities_of_its_teacher(name: str) -> None:
     before, after = distance(name, "ce:0+kd")

@@ -107,6 +107,7 @@ def test_the_information_on_numbers_is_that_of_a_normal_distribution() -> None:
     torch.testing.assert_close(found, closed, rtol=0.1, atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_information_on_classes_by_themselves_and_on_pixels_has_a_closed_form() -> None:
     torch.manual_seed(0)
     inputs, linear = torch.randn(4, 3), nn.Linear(3, 2, bias=False)

@@ -124,6 +124,7 @@ def test_what_cannot_be_stored_is_refused_and_the_old_state_stays(tmp_path: Path
     assert read_state(tmp_path / "state").about == {"step": 1}
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_whole_state(tmp_path: Path) -> None:
     """Every state holds its own number throughout; the writer is killed at any moment, fifteen times over."""
     path = tmp_path / "state"
