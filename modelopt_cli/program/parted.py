@@ -76,6 +76,16 @@ class PartedProgram(Program):
         type(self).forward = PartedProgram._forward
         return code
 
+    def delete_all_unused_submodules(self) -> None:
+        """Delete the submodules that neither the graphs nor the network's own code uses."""
+        remaining = self._remaining()
+        super().delete_all_unused_submodules()
+        for name, tensor in remaining.items():
+            _place(self, name, tensor)
+
+    def _remaining(self) -> dict[str, Tensor]:
+        return {name: attrgetter(name)(self) for name in self._parted.remaining}
+
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._run_network(self._compute, args, kwargs)
 
@@ -83,8 +93,7 @@ class PartedProgram(Program):
         parts = self._parted
         for module in parts.network.modules():
             module.training = self.training
-        lent = {name: attrgetter(name)(self) for name in parts.remaining}
-        return parts.call(lent, run, args, kwargs)
+        return parts.call(self._remaining(), run, args, kwargs)
 
     def _compute(self, path: str, tensors: tuple[Tensor, ...]) -> Any:
         runs: dict[str, Any] = vars(self).setdefault("_runs", {})

@@ -34,7 +34,8 @@ def recalibrate(
     Every batch goes through as in training: each norm uses the batch's own statistics, and the layers
     after it see the result. The running mean becomes the mean over all values, the running variance
     their unbiased variance, whatever the sizes of the batches. Dropout stays off, the momentum and the
-    mode of the Program are as before. A last batch of a single sample is left out.
+    mode of the Program are as before. A last batch of a single sample is left out. A norm that no sample
+    reaches, in a network that is captured in parts, keeps its statistics.
 
     Args:
         program: on any device; it is not changed.
@@ -60,7 +61,8 @@ def recalibrate(
             hint=f"give data, or turn off {option('bn_recalibration')}",
         )
     for path, pool in pools.items():
-        _store(result, path, pool)
+        if pool.count:  # a part of a network may be one that no sample reaches
+            _store(result, path, pool)
     return result.train(program.training)
 
 
