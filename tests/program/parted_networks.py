@@ -79,6 +79,23 @@ class Named(nn.Module):
         return {"sum": sum(each.mean((1, 2, 3)) for each in found["maps"])}
 
 
+class Branched(nn.Module):
+    """Two branches; inputs whose mean is above ``threshold`` take the first, all at once or each by itself."""
+
+    def __init__(self, threshold: float, *, by_sample: bool = False) -> None:
+        super().__init__()
+        self.stem, self.head = _stage(3, 8), nn.Linear(8, 4)
+        self.over, self.under = (nn.Sequential(_stage(8, 8), _stage(8, 8)) for _ in range(2))
+        self.threshold, self.by_sample = threshold, by_sample
+
+    def forward(self, x: Tensor) -> Tensor:
+        routed = []
+        for each in x.split(1) if self.by_sample else [x]:
+            branch = self.over if float(each.mean()) > self.threshold else self.under
+            routed.append(branch(self.stem(each)))
+        return self.head(torch.cat(routed).mean((2, 3)))
+
+
 def gated() -> Gated:
     """A network with statistics, in evaluation mode."""
     torch.manual_seed(0)

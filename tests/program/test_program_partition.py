@@ -6,9 +6,10 @@ import json
 
 import pytest
 import torch
-from parted_networks import Gated, Named, Tied, gated
+from parted_networks import Branched, Gated, Named, Tied, gated
 from torch import nn
 
+import modelopt_cli
 from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError, InputError
 from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.program import InputSpec
@@ -184,6 +185,31 @@ def test_dictionaries_keywords_and_constants() -> None:
 def test_a_part_that_is_called_in_another_way(program: PartedProgram) -> None:
     with pytest.raises(InputError, match="first: first_input has shape"):
         program(torch.zeros(2, 4, 16, 16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_sample", [False, True])
+@pytest.mark.parametrize(("threshold", "captured"), [(torch.inf, False), (0.0, True)])
+def test_a_branch_that_no_data_reach(threshold: float, captured: bool, by_sample: bool) -> None:
+    """Its weights and statistics stay, whether it is a part, which random inputs reach, or none."""
+    torch.manual_seed(0)
+    network = Branched(threshold, by_sample=by_sample).eval()
+    nn.init.constant_(network.over[0][1].running_mean, 0.25)
+    program, data = parted(network), [(images(8, 16, 16) - 1, torch.arange(8) % 4)]
+    parts = parts_of_network(program)
+    assert parts is not None
+    assert ("over" in parts.by_path) == captured
+    quantized = modelopt_cli.quantize(program, calibration=data).program
+    pruned = modelopt_cli.prune(program, data=data, sparsity=0.25, round_to=1).program
+    assert torch.equal(pruned.get_submodule("over.0.1").running_mean.unique(), torch.tensor([0.25]))
+    for made in (quantized, pruned):
+        again = from_data(json.loads(json.dumps(to_data(made))), state_of(made), network)
+        for shift in (-1, 1):
+            x = images(3, 16, 16) + shift
+            torch.testing.assert_close(again(x), made(x), rtol=0, atol=1e-7)
+    torch.testing.assert_close(quantized(data[0][0]), network(data[0][0]), atol=0.05, rtol=0)
+    if not captured:
+        assert torch.equal(pruned.get_submodule("over.1.0").weight, network.over[1][0].weight)
 
 
 def test_nothing_to_capture() -> None:
