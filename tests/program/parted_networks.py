@@ -80,7 +80,7 @@ class Named(nn.Module):
 
 
 class Branched(nn.Module):
-    """Two branches; inputs whose mean is above ``threshold`` take the first, all at once or each by itself."""
+    """Two branches; inputs whose mean is above ``threshold`` take the first, together or each alone."""
 
     def __init__(self, threshold: float, *, by_sample: bool = False) -> None:
         super().__init__()
