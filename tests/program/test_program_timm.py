@@ -13,7 +13,7 @@ NETWORKS = {
     "csatv2": {},  # torch.addcmul
     "efficientvit_m0": {},  # keeps its position biases for the next call
     "mvitv2_tiny": {"img_size": 64},  # assigns to items
-    "tiny_vit_5m_224": {"img_size": 64},  # keeps its position biases, by device
+    "tiny_vit_5m_224": {},  # keeps its position biases, by device
     "sequencer2d_s": {"img_size": 64},  # two-dimensional LSTMs
 }
 
