@@ -23,6 +23,7 @@ from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
 from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError, EnvironmentFailure
 from modelopt_cli.kernels import prepare
 from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.parted import code_of
 from modelopt_cli.regular import HeldFile
 from modelopt_cli.settings import option
 from modelopt_cli.text import short
@@ -141,10 +142,12 @@ def fresh_model(arch: str, input_spec: InputSpec | None = None, seed: int = 0) -
 def as_built(opened: Opened) -> Opened:
     """The same weights in the module of the architecture, which may do in training what no graph does.
 
+    Of a network in parts, its own code runs in training, too.
+
     Raises:
         ArchitectureError: it is a graph, and nothing says what that was made of.
     """
-    if opened.program is None:
+    if opened.program is None or code_of(opened.program) is not None:
         return opened
     if opened.architecture is None:
         raise ArchitectureError(
