@@ -183,13 +183,27 @@ def generate(names: list[str] | None = None) -> dict[str, Any]:
 def to_text(table: dict[str, Any]) -> str:
     """JSON with one network and one node to a line, so that a change can be reviewed."""
     head = {key: value for key, value in table.items() if key not in ("networks", "nodes")}
-    networks = ",\n".join(f"{json.dumps(k)}:{_compact(v)}" for k, v in table["networks"].items())
-    nodes = ",\n".join(_compact(node) for node in table["nodes"])
-    return f'{_compact(head)[:-1]},\n"networks":{{\n{networks}\n}},\n"nodes":[\n{nodes}\n]}}\n'
+    networks = ",\n".join(f"{json.dumps(k)}:{compact(v)}" for k, v in table["networks"].items())
+    nodes = ",\n".join(compact(node) for node in table["nodes"])
+    return f'{compact(head)[:-1]},\n"networks":{{\n{networks}\n}},\n"nodes":[\n{nodes}\n]}}\n'
 
 
-def _compact(value: Any) -> str:
+def compact(value: Any) -> str:
+    """JSON without spaces."""
     return json.dumps(value, separators=(",", ":"))
+
+
+def write_or_check(target: Path, text: str, *, check: bool) -> int:
+    """Write a table, or compare the file with it; returns the exit code."""
+    if not check:
+        target.write_text(text, "utf-8")
+        print(f"{target}: {len(text):,} bytes")
+        return 0
+    if text != (target.read_text("utf-8") if target.exists() else ""):
+        print(f"{target} is out of date; run: python tools/{Path(sys.argv[0]).name}", file=sys.stderr)
+        return 1
+    print(f"{target} is up to date")
+    return 0
 
 
 def main() -> int:
@@ -198,17 +212,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 if the file is out of date")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    text = to_text(generate())
-    if not arguments.check:
-        TARGET.write_text(text, "utf-8")
-        print(f"{TARGET}: {len(text):,} bytes")
-        return 0
-    current = TARGET.read_text("utf-8") if TARGET.exists() else ""
-    if current != text:
-        print(f"{TARGET} is out of date; run: python tools/fingerprints.py", file=sys.stderr)
-        return 1
-    print(f"{TARGET} is up to date")
-    return 0
+    return write_or_check(TARGET, to_text(generate()), check=arguments.check)
 
 
 if __name__ == "__main__":

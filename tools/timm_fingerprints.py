@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fingerprints import compact, write_or_check
 
 import modelopt_cli
 from modelopt_cli.checkpoint.tensor_names import shapes_of
@@ -58,12 +59,8 @@ def generate(names: list[str] | None = None, processes: int = 1) -> dict[str, An
 def to_text(table: dict[str, Any]) -> str:
     """JSON with one hash to a line, so that a change can be reviewed."""
     head = {key: value for key, value in table.items() if key != "networks"}
-    lines = ",\n".join(f"{json.dumps(key)}:{_compact(names)}" for key, names in table["networks"].items())
-    return f'{_compact(head)[:-1]},\n"networks":{{\n{lines}\n}}}}\n'
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+    lines = ",\n".join(f"{json.dumps(key)}:{compact(names)}" for key, names in table["networks"].items())
+    return f'{compact(head)[:-1]},\n"networks":{{\n{lines}\n}}}}\n'
 
 
 def main() -> int:
@@ -72,16 +69,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 if the file is out of date")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    text = to_text(generate(processes=arguments.processes))
-    if not arguments.check:
-        TARGET.write_text(text, "utf-8")
-        print(f"{TARGET}: {len(text):,} bytes")
-        return 0
-    if text != (TARGET.read_text("utf-8") if TARGET.exists() else ""):
-        print(f"{TARGET} is out of date; run: python tools/timm_fingerprints.py", file=sys.stderr)
-        return 1
-    print(f"{TARGET} is up to date")
-    return 0
+    return write_or_check(TARGET, to_text(generate(processes=arguments.processes)), check=arguments.check)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ _LONGEST = 2**27
 _PROCESSOR = "preprocessor_config.json"
 _LARGEST_RATIO = 2**20
 _WINDOW = ("kaiser", 8.0)
-"""Of the resampling filter: tones stay within 2e-4, where scipy's own window of 5 leaves 2e-3."""
+"""Window of the resampling filter: tones stay within 2e-4, where scipy's own window of 5 leaves 2e-3."""
 
 
 @dataclass(frozen=True)

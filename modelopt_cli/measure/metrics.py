@@ -4,9 +4,6 @@ A metric is computed in three steps. ``score`` keeps of each sample what the met
 that memory grows only with that. ``gathered`` brings together what was kept of all samples. ``value`` makes
 the number of it, for any draw of the samples: as they are, or as ``measure.bootstrap`` draws them for the
 interval.
-
-The rank of a label is the number of classes with a larger logit, plus those with an equal logit and a lower
-index. A tie goes to the lowest index, then, whatever the kernel or the device.
 """
 
 import math
@@ -26,6 +23,7 @@ _TASKS = "modelopt_cli.tasks"
 _PERCENT = " %"
 _mean = deferred(f"{_TASKS}.draws", "mean")
 _share = deferred(f"{_TASKS}.draws", "share")
+_among_largest = deferred(f"{_TASKS}.classification", "is_among_largest")
 
 
 @dataclass(frozen=True)
@@ -96,28 +94,6 @@ class Metric:
         return f"{low:+.{self.digits}f} to {high:+.{self.digits}f}{self.drop_unit}"
 
 
-def ranks(logits: "Tensor", labels: "Tensor") -> "Tensor":
-    """Rank of each label among the classes, from 0, see the module's docstring.
-
-    Args:
-        logits: ``(N, C)``.
-        labels: ``(N,)``, int64.
-
-    Returns:
-        ``(N,)``, int64.
-    """
-    import torch
-
-    own = logits.gather(1, labels.long().unsqueeze(1))
-    before = torch.arange(logits.shape[1], device=logits.device) < labels.unsqueeze(1)
-    return ((logits > own) | ((logits == own) & before)).sum(1)
-
-
-def is_among_largest(logits: "Tensor", labels: "Tensor", count: int) -> "Tensor":
-    """True for each sample whose label is among the ``count`` classes with the largest logits, ``(N,)``."""
-    return ranks(logits, labels) < count
-
-
 ACCURACY = "top1"
 """The metric of classifiers whose samples are right or wrong."""
 
@@ -143,14 +119,14 @@ METRICS: dict[str, Metric] = {
         "samples whose label has the largest logit, in percent",
         "top-1",
         ("classify", "text"),
-        partial(is_among_largest, count=1),
+        partial(_among_largest, count=1),
         column=7,
     ),
     "top5": _percent(
         "samples whose label has one of the five largest logits, in percent; of five classes or more",
         "top-5",
         ("classify", "text"),
-        partial(is_among_largest, count=5),
+        partial(_among_largest, count=5),
         least_classes=5,
         column=8,
     ),

@@ -72,6 +72,29 @@ def check_labels(labels: Targets, classes: int) -> None:
         )
 
 
+def ranks(logits: Tensor, labels: Tensor) -> Tensor:
+    """Rank of each label among the classes, from 0.
+
+    It is the number of classes with a larger logit, plus those with an equal logit and a lower index. A tie
+    goes to the lowest index, then, whatever the kernel or the device.
+
+    Args:
+        logits: ``(N, C)``.
+        labels: ``(N,)``, int64.
+
+    Returns:
+        ``(N,)``, int64.
+    """
+    own = logits.gather(1, labels.long().unsqueeze(1))
+    before = torch.arange(logits.shape[1], device=logits.device) < labels.unsqueeze(1)
+    return ((logits > own) | ((logits == own) & before)).sum(1)
+
+
+def is_among_largest(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """True for each sample whose label is among the ``count`` classes with the largest logits, ``(N,)``."""
+    return ranks(logits, labels) < count
+
+
 def predicted(logits: Any) -> Tensor | None:
     """The class with the largest logit, the lowest of several, int64 ``(N,)`` on the CPU.
 

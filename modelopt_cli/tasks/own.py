@@ -94,7 +94,7 @@ def load(text: str) -> Any:
 
 
 def called(function: Any, name: str, outputs: Any, wanted: Targets) -> Any:
-    """What a metric, or its loss, returns for a batch; raises InputError where it fails."""
+    """Call a metric, or its loss, for a batch; raises InputError where it fails."""
     try:
         return function(outputs, wanted)
     except ModeloptError:

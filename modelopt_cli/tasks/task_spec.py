@@ -191,4 +191,4 @@ def _read(name: str, key: str, value: str, default: Scalar | tuple[str, ...]) ->
 
 
 CLASSIFY = parse_task(DEFAULT)
-"""What is taken where nothing says the task."""
+"""Task of a network where nothing says another."""

@@ -1,14 +1,12 @@
 """Which network a state dict is, from names and shapes alone."""
 
-import importlib.util
 import json
 import re
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 
+import fingerprints as tool
 import pytest
 import torch
 
@@ -25,19 +23,9 @@ TWINS = ("fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_mobilenet_v3_large
 """Networks of the same tensors, which differ in the size that they bring images to."""
 
 
-@cache
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fingerprints_tool", ROOT / "tools" / "fingerprints.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def weights(name: str, **options: object) -> dict[str, torch.Tensor]:
     """A torchvision network's state dict with one number behind each tensor."""
-    state = tool().build(name, **options).state_dict()
+    state = tool.build(name, **options).state_dict()
     return {key: torch.zeros(()).expand(tensor.shape) for key, tensor in state.items()}
 
 
@@ -108,7 +96,7 @@ def test_networks_of_the_same_tensors_are_both_named() -> None:
 
 def test_no_backbone_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("a download"))
-    with tool().meta_parameters():
+    with tool.meta_parameters():
         assert resolve("torchvision:lraspp_mobilenet_v3_large?num_classes=3").build() is not None
 
 
@@ -263,20 +251,19 @@ class TestWhatIsNotThere:
 def test_the_table_is_what_the_tool_makes() -> None:
     """A few networks here; ``python tools/fingerprints.py --check`` compares all."""
     names = ["googlenet", "regnet_y_400mf", "resnet18", "vit_b_32", "lraspp_mobilenet_v3_large", "r3d_18"]
-    made = tool().generate(names)
+    made = tool.generate(names)
     for name, entry in made["networks"].items():
         assert dict(fingerprint.unpack(made["nodes"], entry["root"])) == fingerprints()[name].tensors
         assert [fingerprint.pack_input(spec) for spec in fingerprints()[name].inputs] == entry["inputs"]
 
 
 def test_the_tool_notices_a_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    module = tool()
-    text = module.to_text(module.generate(["resnet18"]))
-    monkeypatch.setattr(module, "generate", lambda: json.loads(text))
-    monkeypatch.setattr(module, "TARGET", tmp_path / "table.json")
+    text = tool.to_text(tool.generate(["resnet18"]))
+    monkeypatch.setattr(tool, "generate", lambda: json.loads(text))
+    monkeypatch.setattr(tool, "TARGET", tmp_path / "table.json")
     monkeypatch.setattr(sys, "argv", ["fingerprints.py", "--check"])
-    assert module.main() == 1
+    assert tool.main() == 1
     (tmp_path / "table.json").write_text(text)
-    assert module.main() == 0
+    assert tool.main() == 0
     (tmp_path / "table.json").write_text(text.replace("[64,3,7,7]", "[64,1,7,7]"))
-    assert module.main() == 1
+    assert tool.main() == 1

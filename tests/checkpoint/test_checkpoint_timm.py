@@ -1,11 +1,10 @@
 """timm's networks, recognised by names and shapes where timm is installed."""
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import timm_fingerprints
 import torch
 
 from modelopt_cli.checkpoint import open_model, recognise
@@ -14,7 +13,6 @@ from modelopt_cli.errors import ArchitectureError
 
 timm = pytest.importorskip("timm", reason="the optional package timm is not installed")
 
-ROOT = Path(__file__).parents[2]
 State = dict[str, torch.Tensor]
 
 
@@ -67,12 +65,7 @@ def test_the_weights_are_loaded(tmp_path: Path) -> None:
 
 
 def test_the_table_is_what_the_tool_makes() -> None:
-    spec = importlib.util.spec_from_file_location("timm_tool", ROOT / "tools" / "timm_fingerprints.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tool: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     for name in ("test_resnet", "resnet18d"):
-        made = tool.fingerprint(name)
+        made = timm_fingerprints.fingerprint(name)
         assert made is not None
         assert _table()["networks"][made[1]][name] == made[3]
