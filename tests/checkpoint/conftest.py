@@ -9,8 +9,6 @@ from modelopt_cli.checkpoint import read_state
 from modelopt_cli.checkpoint.builtin import LeNet300
 from modelopt_cli.errors import CheckpointError
 
-torch.set_num_threads(2)
-
 
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
