@@ -74,3 +74,12 @@ def test_the_summary_counts_and_names_what_is_missing() -> None:
     assert "| timm: the smallest network of every module | 2 | 1 | 1 | 1 | 1 | 0 | 1 | 1 |" in text
     assert "| torchvision: video | 2 | 0 | 0 | 0 | 0 | 0 | 0 | 0 |" in text
     assert "Not measured, and left out: 1 of timm: the smallest network of every module." in text
+
+
+def test_the_page_names_the_cpu_of_every_commit() -> None:
+    rows = [
+        WHOLE | {"cpu": "EPYC"},
+        WHOLE | {"cpu": "Xeon", "code": "def"},
+        PART | {"cpu": "Xeon", "code": "123"},
+    ]
+    assert "measured with. On EPYC: abc; on Xeon: 123, def." in page(rows, {"timm": 3}, "How.")

@@ -42,6 +42,7 @@ import modelopt_cli  # noqa: F401  makes torchvision importable beside a CPU-onl
 from benchmarks.networks import huggingface, page, timm_networks, torchvision_networks
 from benchmarks.networks.network import Network
 from benchmarks.networks.stages import Found, failure, measure
+from modelopt_cli.measure.environment import cpu_name
 
 MEMORY = 12 << 30
 FORK = multiprocessing.get_context("fork")  # importing torch and timm takes longer than many networks
@@ -86,7 +87,8 @@ def attempt(family: str, name: str, kind: str | None, limit: int) -> Found:
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
-    found: Found = {"family": family, "name": name, "code": head.stdout.strip() or "-"}
+    code = head.stdout.strip() or "-"
+    found: Found = {"family": family, "name": name, "code": code, "cpu": cpu_name()}
     start = time.monotonic()
     receive, send = FORK.Pipe(duplex=False)
     process = FORK.Process(target=child, args=(family, name, kind, limit, send))

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
-from modelopt_cli.measure.environment import cpu_name
-
 Found = dict[str, Any]
 LOW_DB = 30.0
 LIBRARIES = ("torch", "torchvision", "timm", "transformers")
@@ -124,7 +122,7 @@ def page(rows: Sequence[Found], expected: dict[str, int], how: str) -> str:
         expected: number of networks of each family; those that are missing are named as not measured.
         how: what was done with each network.
     """
-    lines = ["# Networks", "", _conditions(), "", how, "", *_summary(rows, expected)]
+    lines = ["# Networks", "", _conditions(rows), "", how, "", *_summary(rows, expected)]
     for family, title in TITLES.items():
         own = sorted((row for row in rows if row["family"] == family), key=lambda row: row["name"].lower())
         if own:
@@ -138,11 +136,15 @@ def table(columns: dict[str, Callable[[Found], str]], rows: Iterable[Found]) -> 
     return [*head, *("| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in rows)]
 
 
-def _conditions() -> str:
+def _conditions(rows: Iterable[Found]) -> str:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+    commits: dict[str, set[str]] = {}
+    for row in rows:
+        commits.setdefault(row.get("cpu", "an unknown CPU"), set()).add(row.get("code", "-"))
+    cpus = "; ".join(f"on {cpu}: {', '.join(sorted(codes))}" for cpu, codes in sorted(commits.items()))
     return (
-        f"Made by `python -m benchmarks.networks` on {datetime.date.today()}, {cpu_name()}, one thread, "
-        f"{versions}. The last column names the commit that a line was measured with."
+        f"Made by `python -m benchmarks.networks` on {datetime.date.today()}, one thread, {versions}. "
+        f"The last column names the commit that a line was measured with. {cpus[:1].upper()}{cpus[1:]}."
     )
 
 
