@@ -20,6 +20,7 @@ from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.capture import capture
 
 NET = """
     import torch
@@ -317,3 +318,21 @@ def test_the_line_for_the_shell_that_the_docs_give_works(nets, tmp_path):
     want = modelopt_cli.load_state_dict(tmp_path / "small.safetensors")
     assert list(state) == list(want)
     assert all(torch.equal(state[name], value) for name, value in want.items())
+
+
+def test_names_that_a_program_has_itself_come_back_as_the_network_s(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.input, self.meta = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.meta(self.input(x).mean((2, 3)))
+
+    network, path = Net().eval(), tmp_path / "net.safetensors"
+    modelopt_cli.save(capture(network, IMAGE), path)
+    assert "input__.weight" in modelopt_cli.load(path).state_dict()
+    again = Net().eval()
+    again.load_state_dict(modelopt_cli.load_state_dict(path))
+    with torch.no_grad():
+        assert torch.equal(again(SAMPLES), network(SAMPLES))

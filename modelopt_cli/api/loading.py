@@ -16,6 +16,7 @@ from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError, 
 from modelopt_cli.kernels import prepare, require_device
 from modelopt_cli.measure.evaluated_model import is_quantized
 from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.safe_names import path_in_network
 
 Arch = Annotated[str | None, ARCH]
 InputShape = Annotated[tuple[int, ...] | str | None, SHAPE]
@@ -110,8 +111,8 @@ def load_state_dict(path: AnyPath) -> dict[str, Tensor]:
 
     Returns:
         CPU tensors by the names and of the types that they had, in their order. Tied weights are there under
-        all their names, and share their memory. Of a file with a graph, the names are those of its Program;
-        after channel pruning, a weight that the network makes of others stands there as it was made.
+        all their names, and share their memory. After channel pruning, a weight that the network makes of
+        others stands there as it was made.
 
     Raises:
         CheckpointError, ArtifactError: the file cannot be read, or its layers compute in int8, so that they
@@ -130,7 +131,10 @@ def load_state_dict(path: AnyPath) -> dict[str, Tensor]:
         raise ArtifactError(
             "its layers compute in int8 and have no float weights", where=str(path), hint=hint
         )
-    return dict(tensors_in(header).state)
+    state = tensors_in(header).state
+    if header.document.program is None:
+        return dict(state)
+    return {path_in_network(path): tensor for path, tensor in state.items()}
 
 
 def _sample(shape: tuple[int, ...] | str | None, spec: InputSpec | None) -> InputSpec | None:

@@ -28,7 +28,7 @@ from modelopt_cli.program.program import Program
 from modelopt_cli.program.recover import recover_layers
 from modelopt_cli.program.refusals import Unfollowed, not_listed, unfollowed
 from modelopt_cli.program.rewrite import copy_graph
-from modelopt_cli.program.safe_names import is_input_name, is_node_name, is_path, is_reserved, shown
+from modelopt_cli.program.safe_names import is_input_name, is_node_name, is_path, path_in_program, shown
 from modelopt_cli.program.serialization import require_readable, to_data
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.program.tracer import ProgramTracer
@@ -274,15 +274,15 @@ def _parts(graph: fx.Graph, model: nn.Module, made: dict[str, Any]) -> dict[str,
         if node.op not in ("call_module", "get_attr"):
             continue
         path = str(node.target)
-        if not is_path(path):
-            why = "is what a Program itself uses" if is_reserved(path.split(".")[0]) else "has odd characters"
-            raise CaptureError(f"the name {path!r} {why}", hint="rename the layer")
+        node.target = own = path_in_program(path)
+        if not is_path(own):
+            raise CaptureError(f"the name {path!r} has odd characters", hint="rename the layer")
         if path in made:
-            parts[path] = made[path]
+            parts[own] = made[path]
         elif node.op == "get_attr":
-            parts[path] = attrgetter(path)(model)
-        elif path not in parts:
-            parts[path] = _leaf(model.get_submodule(path), path)
+            parts[own] = attrgetter(path)(model)
+        elif own not in parts:
+            parts[own] = _leaf(model.get_submodule(path), path)
     return parts
 
 

@@ -15,7 +15,7 @@ from modelopt_cli.program.part_arguments import described, matched
 from modelopt_cli.program.parts import Part
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.rewrite import copy_graph
-from modelopt_cli.program.safe_names import is_input_name
+from modelopt_cli.program.safe_names import is_input_name, path_in_program
 from modelopt_cli.program.samples import DTYPES
 from modelopt_cli.program.verification import same_outputs
 
@@ -133,5 +133,5 @@ def joined_graphs(
 def _path_in_network(target: str, path: str) -> str:
     first, _, rest = target.partition(".")
     if first == "inner":
-        return f"{path}.{rest}" if rest else path
+        return path_in_program(f"{path}.{rest}" if rest else path)
     return f"{path.replace('.', '_')}_{target}"

@@ -17,7 +17,7 @@ from modelopt_cli.errors import ArchitectureError, ArtifactError
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.metadata import MAX_NODES, MAX_TEXT, input_from_data, input_to_data, keyed, listed
 from modelopt_cli.program.parts import Part, Parts
-from modelopt_cli.program.safe_names import is_path, shown
+from modelopt_cli.program.safe_names import is_path, path_in_program, shown
 from modelopt_cli.settings import option
 from modelopt_cli.text import short
 
@@ -71,14 +71,15 @@ def parts_from_data(data: Any, attributes: Mapping[str, Any], network: nn.Module
 
 def _part(entry: Any) -> tuple[str, Part]:
     fields = keyed(entry, ("path", "inputs", "arguments"), "a part")
-    if not is_path(fields["path"]):
+    path = fields["path"]
+    if not isinstance(path, str) or not is_path(path_in_program(path)):
         raise ArtifactError(f"not a submodule's name: {shown(fields['path'])}")
     inputs: tuple[InputSpec, ...] = tuple(map(input_from_data, listed(fields["inputs"], "inputs", MAX_NODES)))
     named = list[str]()
     _check_arguments(fields["arguments"], named, 0)
     if sorted(named) != sorted(each.name for each in inputs) or any(each.others for each in inputs):
-        raise ArtifactError("the arguments of a part are not its inputs", where=fields["path"])
-    return fields["path"], Part(inputs, fields["arguments"])
+        raise ArtifactError("the arguments of a part are not its inputs", where=path)
+    return path, Part(inputs, fields["arguments"])
 
 
 def _check_arguments(value: Any, named: list[str], depth: int) -> None:

@@ -24,9 +24,6 @@ from modelopt_cli.program.parts import Parts, Run
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.samples import zeros
 
-RESERVED = "_parted"
-"""Attribute of a ``PartedProgram`` that no layer at its top may have for a name."""
-
 
 class PartedProgram(Program):
     """The graphs of a network's parts, which its own code calls.
@@ -37,7 +34,7 @@ class PartedProgram(Program):
     """
 
     _parted: Parts
-    _pickled = (*Program._pickled, RESERVED)
+    _pickled = (*Program._pickled, "_parted")
 
     def __init__(
         self,
@@ -55,7 +52,7 @@ class PartedProgram(Program):
 
     def with_graph(self, root: nn.Module | dict[str, Any], graph: fx.Graph) -> "PartedProgram":
         """A Program with other graphs of the same parts; see :meth:`Program.with_graph`."""
-        held = vars(root).get(RESERVED) if isinstance(root, nn.Module) else None
+        held = vars(root).get("_parted") if isinstance(root, nn.Module) else None
         owner = root if held is not None else self
         return PartedProgram(
             root,

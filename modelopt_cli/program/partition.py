@@ -15,10 +15,10 @@ from modelopt_cli.program.input_batch import call, clone
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.output_structure import plain
 from modelopt_cli.program.part_capture import Call, Captured, captured_part, joined_graphs
-from modelopt_cli.program.parted import RESERVED, PartedProgram
+from modelopt_cli.program.parted import PartedProgram
 from modelopt_cli.program.parts import Parts
 from modelopt_cli.program.patches import unchanged
-from modelopt_cli.program.safe_names import is_output_key, is_path
+from modelopt_cli.program.safe_names import is_output_key, is_path, path_in_program
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.program.verification import random_input, same_outputs
 
@@ -93,7 +93,7 @@ class _Search:
             level = below
 
     def _take(self, path: str, calls: list[Call]) -> bool:
-        if not calls or not is_path(path) or not is_output_key(path) or path.split(".")[0] == RESERVED:
+        if not calls or not is_path(path_in_program(path)) or not is_output_key(path):
             return False
         names = set(self.names)
         try:
@@ -115,7 +115,7 @@ class _Search:
         root, graph = joined_graphs({path: each.program for path, each in captured.items()}, captured)
         parts = Parts.of(self.model, {path: each.part for path, each in captured.items()}, reason)
         tensors = {**dict(_all_tensors(self.model))}
-        remaining = {name: tensors[name] for name in parts.remaining}
+        remaining = {path: tensors[name] for path, name in parts.remaining.items()}
         program = PartedProgram(
             root, graph, parts=parts, remaining=remaining, input_spec=self.input, **header
         )

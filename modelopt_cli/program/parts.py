@@ -14,6 +14,7 @@ from modelopt_cli.errors import InputError
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.output_structure import plain
 from modelopt_cli.program.part_arguments import OtherArguments, as_returned, matched
+from modelopt_cli.program.safe_names import path_in_program
 
 Run = Callable[[str, tuple[Tensor, ...]], Any]
 """Computes the part of a path from its tensors, in the order of its inputs."""
@@ -40,13 +41,14 @@ class Parts:
         by_path: each part.
         network: the module whose code calls them. Its weights are empty: those of the parts are in the graph,
             the others are lent to it at each call.
-        remaining: names of the parameters and stored buffers that belong to no part.
+        remaining: names of the parameters and stored buffers that belong to no part, by their paths in the
+            Program.
         reason: why it was not captured whole.
     """
 
     by_path: Mapping[str, Part]
     network: nn.Module
-    remaining: tuple[str, ...]
+    remaining: Mapping[str, str]
     reason: str
 
     @property
@@ -58,7 +60,8 @@ class Parts:
     @classmethod
     def of(cls, network: nn.Module, by_path: Mapping[str, Part], reason: str) -> "Parts":
         """The parts of a network, which is copied without its weights."""
-        remaining = tuple(name for name, _ in stored_tensors(network) if not _lies_in(name, by_path))
+        names = [name for name, _ in stored_tensors(network) if not _lies_in(name, by_path)]
+        remaining = {path_in_program(name): name for name in names}
         return cls(dict(by_path), _emptied(network, by_path), remaining, reason)
 
     def call(
@@ -67,7 +70,7 @@ class Parts:
         """Run the network's own code.
 
         Args:
-            lent: its remaining tensors by name.
+            lent: its remaining tensors by their paths in the Program.
             run: computes a part.
             args: of the network.
             kwargs: of the network.
@@ -78,7 +81,8 @@ class Parts:
         try:
             if not lent:
                 return self.network(*args, **kwargs)
-            return functional_call(self.network, dict(lent), tuple(args), dict(kwargs), tie_weights=False)
+            own = {self.remaining[path]: tensor for path, tensor in lent.items()}
+            return functional_call(self.network, own, tuple(args), dict(kwargs), tie_weights=False)
         finally:
             for module in called.values():
                 vars(module).pop("forward", None)

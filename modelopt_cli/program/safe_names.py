@@ -18,12 +18,13 @@ from modelopt_cli.program.program import SHARED, Program
 _NODE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,200}", re.ASCII)
 _PART = re.compile(r"[A-Za-z0-9_-]{1,200}", re.ASCII)
 _LITERAL = re.compile(r"[A-Za-z0-9_ .,>-]{0,64}", re.ASCII)
+_MARK = "__"
 _MAX_PATH = 1000
 _MAX_PARTS = 32
 _INPUT_WORDS = ("input", "filter", "format", "hash", "id", "iter", "len", "map", "object", "type", "vars")
 # What generated code refers to, besides Python's builtins and keywords.
 _USED_BY_CODE = frozenset({"self", *fx_graph._custom_builtins})
-_USED_BY_PROGRAM = frozenset({*Program.__annotations__, *vars(GraphModule(nn.Module(), fx_graph.Graph()))})
+_USED_BY_PROGRAM = frozenset({"_parted", *Program.__annotations__, *vars(GraphModule(nn.Module(), fx_graph.Graph()))})
 
 
 def is_node_name(name: object) -> bool:
@@ -63,6 +64,33 @@ def is_path(path: object) -> bool:
 def is_reserved(name: str) -> bool:
     """True if a Program needs this name for itself, so that no layer at its top can have it."""
     return name in _USED_BY_PROGRAM or (hasattr(Program, name) and name not in SHARED)
+
+
+def path_in_program(path: str) -> str:
+    """The path at which a Program has a layer or tensor of a network.
+
+    It is the network's own, with ``__`` after a first name that a Program needs for itself. Such a name that
+    ends so already gets another, so that no two paths become one.
+
+    Example:
+        >>> path_in_program("input.conv"), path_in_program("stem.conv")
+        ('input__.conv', 'stem.conv')
+    """
+    first, dot, below = path.partition(".")
+    return f"{first}{_MARK}{dot}{below}" if is_reserved(_unmarked(first)) else path
+
+
+def path_in_network(path: str) -> str:
+    """The path in the network of what a Program has at this path: the inverse of :func:`path_in_program`."""
+    first, dot, below = path.partition(".")
+    marked = first.endswith(_MARK) and is_reserved(_unmarked(first))
+    return f"{first.removesuffix(_MARK)}{dot}{below}" if marked else path
+
+
+def _unmarked(name: str) -> str:
+    while name.endswith(_MARK):
+        name = name.removesuffix(_MARK)
+    return name
 
 
 def is_literal(text: object) -> bool:

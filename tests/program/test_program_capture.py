@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from modelopt_cli.errors import CaptureError
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
+from modelopt_cli.program.safe_names import path_in_network
 from modelopt_cli.program.serialization import from_data, state_of, to_data
 
 SHAPE = (3, 12, 12)
@@ -335,8 +336,31 @@ class TestRefusals:
     def test_layer_with_a_name_of_ours(self, name: str) -> None:
         model = nn.Sequential()
         model.add_module(name, conv())
-        with pytest.raises(CaptureError, match=f"'{name}"):
-            capture(model, InputSpec(SHAPE))
+        model.add_module(f"{name}_", nn.Conv2d(4, 4, 1))
+        model.add_module(f"{name}__", nn.Conv2d(4, 4, 1))
+        model.add_module("other", nn.Sequential())
+        model.other.add_module(name, nn.Conv2d(4, 4, 1))
+        program = check(model)
+        layers = [str(node.target) for node in program.graph.find_nodes(op="call_module")]
+        assert layers == [f"{name}__", f"{name}_", f"{name}____", f"other.{name}"]
+        back = {path_in_network(path): tensor for path, tensor in program.state_dict().items()}
+        assert back.keys() == model.state_dict().keys()
+        assert all(torch.equal(tensor, back[path]) for path, tensor in model.state_dict().items())
+
+    @pytest.mark.parametrize("name", ["input", "labels", "graph"])
+    def test_tensors_with_a_name_of_ours(self, name: str) -> None:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer(name, torch.randn(3, 1, 1))
+                self.arch = nn.Parameter(torch.randn(3, 1, 1))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x * getattr(self, name) + self.arch
+
+        program = check(Net())
+        assert program.state_dict().keys() == {f"{name}__", "arch__"}
+        assert program.input.shape == SHAPE
 
     @pytest.mark.parametrize("name", ['a"b', "a b", "ä", "a'", "x\n", "__class"])
     def test_layer_with_odd_characters(self, name: str) -> None:

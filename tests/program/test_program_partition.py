@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from modelopt_cli.program.capture import capture
 from modelopt_cli.program.input_batch import named
 from modelopt_cli.program.parted import PartedProgram, graph_input, joined, parts_of_network, reaching
 from modelopt_cli.program.partition import capture_parts
+from modelopt_cli.program.safe_names import path_in_network
 from modelopt_cli.program.serialization import from_data, state_of, to_data
 
 SAMPLE = InputSpec((3, 16, 16))
@@ -49,7 +51,7 @@ def test_the_largest_submodules_become_parts(program: PartedProgram, network: Ga
     parts = parts_of_network(program)
     assert parts is not None
     assert list(parts.by_path) == ["first", "second", "head"]
-    assert parts.remaining == ("scale", "mixing", "offset")
+    assert list(parts.remaining) == ["scale", "mixing", "offset"]
     assert "values" in parts.reason
     assert [each.name for each in graph_input(program).tensors] == [
         "first_input",
@@ -211,6 +213,32 @@ def test_a_branch_that_no_data_reach(threshold: float, captured: bool, by_sample
     torch.testing.assert_close(quantized(data[0][0]), network(data[0][0]), atol=0.05, rtol=0)
     if not captured:
         assert torch.equal(pruned.get_submodule("over.1.0").weight, network.over[1][0].weight)
+
+
+def test_parts_and_weights_with_names_that_a_program_has_itself() -> None:
+    network = Gated()
+    network.input, network.labels, network.history = network.first, network.head, network.scale
+    del network.first, network.head, network.scale
+    forward = Gated.forward
+
+    def renamed(self, x: torch.Tensor) -> torch.Tensor:
+        own = SimpleNamespace(first=self.input, second=self.second, head=self.labels, scale=self.history)
+        own.mixing, own.offset = self.mixing, self.offset
+        return forward(own, x)
+
+    network.__class__ = type("Renamed", (Gated,), {"forward": renamed})
+    program = parted(network.eval())
+    parts = parts_of_network(program)
+    assert parts is not None
+    assert sorted(parts.by_path) == ["input", "labels", "second"]
+    assert "history__" in parts.remaining
+    again = from_data(json.loads(json.dumps(to_data(program))), state_of(program), network)
+    x = images(2, 16, 16)
+    with torch.no_grad():
+        expected = network(x)
+        for each in (program, again, copy.deepcopy(again)):
+            assert torch.equal(each(x), expected)
+    assert {path_in_network(path) for path in program.state_dict()} == set(network.state_dict())
 
 
 def test_nothing_to_capture() -> None:
