@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -30,7 +30,7 @@ from modelopt_cli.measure.formulas import (
 )
 from modelopt_cli.program.input_batch import Inputs, call, sample_shapes
 from modelopt_cli.program.input_spec import InputSpec
-from modelopt_cli.program.parted import PartedProgram, interpret
+from modelopt_cli.program.parted import PartedProgram, has_same_parts, interpret
 from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.program.shapes import evaluation_mode
@@ -59,7 +59,7 @@ class Macs:
         return 2 * self.total
 
 
-def count_macs(model: nn.Module, sample: InputSpec) -> Macs:
+def count_macs(model: nn.Module, sample: InputSpec, calls_of: nn.Module | None = None) -> Macs:
     """Count the multiply-accumulates of one sample, by running the model once on zeros.
 
     A graph (a Program, or any ``fx.GraphModule``) is counted node by node with the tables of
@@ -69,6 +69,9 @@ def count_macs(model: nn.Module, sample: InputSpec) -> Macs:
     Args:
         model: is left as it was.
         sample: what its inputs are.
+        calls_of: another model to compare it with. Where both are one network in the same parts, the calls
+            of parts that are counted are those of this one: how often, and with how many boxes, a detector's
+            code calls them depends on the weights.
 
     Raises:
         ArchitectureError: the model does not run on such a sample.
@@ -76,6 +79,8 @@ def count_macs(model: nn.Module, sample: InputSpec) -> Macs:
     x = zeros(sample, 1, _device(model))
     try:
         with evaluation_mode(model), torch.no_grad():
+            if calls_of is not None and calls_of is not model and has_same_parts(model, calls_of):
+                return _count_along(cast(PartedProgram, model), cast(PartedProgram, calls_of), x)
             return _count_graph(model, x) if isinstance(model, fx.GraphModule) else _count_module(model, x)
     except ModeloptError:
         raise
@@ -89,6 +94,16 @@ def _count_graph(model: fx.GraphModule, inputs: Inputs) -> Macs:
         counter = _GraphCounter(model, whole)
         interpret(counter, model, inputs)
         outside = 0 if whole is None else whole.get_total_flops() // 2 - counter.seen
+    return Macs(outside + sum(counter.per_layer.values()), counter.per_layer)
+
+
+def _count_along(model: PartedProgram, other: PartedProgram, inputs: Inputs) -> Macs:
+    """The parts of a network in the calls of another one, and what that computes outside of them."""
+    counter = _GraphCounter(model, None)
+    with evaluation_mode(other):
+        theirs = _count_graph(other, inputs)
+        interpret(counter, model, inputs, calls_of=other)
+    outside = theirs.total - sum(theirs.per_layer.values())
     return Macs(outside + sum(counter.per_layer.values()), counter.per_layer)
 
 

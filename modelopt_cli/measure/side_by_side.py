@@ -111,7 +111,8 @@ class _Run:
         assert evaluated.model is not None
         assert evaluated.input is not None
         try:
-            return count_macs(evaluated.model, evaluated.input)
+            baseline = self.models[self.options.baseline].model
+            return count_macs(evaluated.model, evaluated.input, calls_of=baseline)
         except ArchitectureError as error:
             raise ArchitectureError(error.message, where=evaluated.path, hint=error.hint) from error
 

@@ -141,13 +141,16 @@ def joined(program: nn.Module) -> nn.Module:
     return alone.train(program.training)
 
 
-def interpret(interpreter: fx.Interpreter, program: nn.Module, inputs: Inputs) -> Any:
+def interpret(
+    interpreter: fx.Interpreter, program: nn.Module, inputs: Inputs, calls_of: PartedProgram | None = None
+) -> Any:
     """Run a graph node by node on the inputs of the network.
 
     Args:
         interpreter: of the Program's graph.
         program: of which parts are run in the order of their calls, each on what reaches it.
         inputs: of the network.
+        calls_of: a network with the same parts, which runs, and whose calls the parts see; otherwise its own.
     """
     if not isinstance(program, PartedProgram):
         return interpreter.run(*tensors_of(inputs))
@@ -156,10 +159,19 @@ def interpret(interpreter: fx.Interpreter, program: nn.Module, inputs: Inputs) -
         result, own = _of_part(program, path)
         others = {node: None for node in program.graph.nodes if node not in own}
         interpreter.run(*tensors, initial_env=others)
+        if calls_of is not None:
+            return calls_of._compute(path, tensors)
         return map_arg(result, interpreter.env.__getitem__)
 
-    args, kwargs = as_arguments(type(program._parted.network).forward, inputs)
-    return program._run_network(run, args, kwargs)
+    caller = program if calls_of is None else calls_of
+    args, kwargs = as_arguments(type(caller._parted.network).forward, inputs)
+    return caller._run_network(run, args, kwargs)
+
+
+def has_same_parts(program: nn.Module, other: nn.Module) -> bool:
+    """True for two networks in parts, whose parts have the same paths, inputs and arguments."""
+    ours, theirs = parts_of_network(program), parts_of_network(other)
+    return ours is not None and theirs is not None and ours.by_path == theirs.by_path
 
 
 def reaching(program: nn.Module, inputs: Inputs) -> list[Inputs]:

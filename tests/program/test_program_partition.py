@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from parted_networks import Branched, Gated, Named, Tied, gated
+from parted_networks import Branched, Cells, Gated, Named, Tied, gated
 from torch import nn
 
 import modelopt_cli
 from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError, InputError
 from modelopt_cli.kernels import prepare
+from modelopt_cli.measure import EvalOptions, EvaluatedModel, evaluate
 from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
@@ -163,6 +164,31 @@ def test_flops_of_all_calls_and_of_the_rest(program: PartedProgram) -> None:
     convolutions = 16 * 16 * 8 * 27 + 8 * 8 * 8 * 72 + 2 * 8 * 8 * 8 * 72 + (64 + 16) * (8 * 8 + 8 * 4)
     assert sum(macs.per_layer.values()) == convolutions
     assert macs.total == convolutions + 4 * 4
+
+
+def test_flops_of_two_networks_in_the_calls_of_one() -> None:
+    """On an image of zeros the head of one sees all 256 cells, that of the other none."""
+    all_cells, none = (parted(Cells(bias).eval()) for bias in (0.3, -0.3))
+    stem, head = 16 * 16 * 3 * 4, 16 * 16 * 4 * 5
+    assert count_macs(all_cells, SAMPLE).total == stem + head
+    assert count_macs(none, SAMPLE).total == stem
+    assert count_macs(none, SAMPLE, calls_of=all_cells).total == stem + head
+    assert count_macs(all_cells, SAMPLE, calls_of=none).total == stem
+    assert count_macs(none, SAMPLE, calls_of=nn.Linear(1, 1)).total == stem
+
+
+@pytest.mark.parametrize("baseline", [0, 1])
+def test_flops_of_a_comparison_are_those_of_the_calls_of_the_baseline(baseline: int) -> None:
+    programs = [parted(Cells(bias).eval()) for bias in (0.3, -0.3)]
+    pair = [EvaluatedModel("net.pth", each, each, 1, input=SAMPLE) for each in programs]
+    options = EvalOptions(runs=0, memory=False, threads=torch.get_num_threads(), baseline=baseline)
+    macs = [report.macs for report in evaluate(pair, options=options).models]
+    assert macs == [count_macs(programs[i], SAMPLE, calls_of=programs[baseline]) for i in (0, 1)]
+    assert macs[0] == macs[1]
+
+
+def test_flops_outside_of_the_parts_are_those_of_the_code_that_runs(program: PartedProgram) -> None:
+    assert count_macs(copy.deepcopy(program), SAMPLE, calls_of=program) == count_macs(program, SAMPLE)
 
 
 def test_weights_that_the_code_reads_stay_outside() -> None:
