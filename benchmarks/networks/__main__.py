@@ -15,8 +15,8 @@ every other sample. Seeds are fixed. Each network is
   that is captured in parts, the outputs are those of its parts;
 - pruned of 30 % of the channels of every group (the rule of ``benchmarks/channels.py``) and compared, in
   float64 (float32 where the network casts to it), with the dense network with those channels zeroed. The
-  FLOPs left of a network in parts are those of one call of each part, since its weights decide how many
-  boxes its code finds;
+  FLOPs left of a network in parts are those of the original's calls of the parts: the weights decide how
+  many boxes its code finds;
 - written and read in all three forms, which has to give the same outputs bit for bit.
 
 Each runs in a process of its own with a limit on its processor time and memory. What is done is kept in

@@ -15,11 +15,11 @@ from modelopt_cli import artifact
 from modelopt_cli.api.parts_notes import PartsSummary
 from modelopt_cli.errors import CaptureError, ModeloptError
 from modelopt_cli.kernels import prepare
+from modelopt_cli.measure import count_macs
 from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.measure.layer_comparison import steepest_fall
 from modelopt_cli.measure.output_comparison import snr_db
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.prune.figures import flops
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import InputSpec, Program
@@ -156,7 +156,7 @@ def pruned(program: Program, network: Network) -> Found:
     _require(bool(found.groups), f"nothing can be pruned: {', '.join(reasons[:2])}")
     batch, dense = network.batch(2, 0), masked(found, keep)
     reloaded, _ = reloads(result, batch)
-    before, after = (flops(each) for each in (program, result))
+    before, after = (count_macs(each, program.input, calls_of=program).total for each in (program, result))
     left = [sum(p.numel() for p in each.parameters()) for each in (program, result)]
     del found
     (x, *_), pair = reaching(program, batch), (joined(dense), joined(result))

@@ -24,7 +24,9 @@ _MAX_PARTS = 32
 _INPUT_WORDS = ("input", "filter", "format", "hash", "id", "iter", "len", "map", "object", "type", "vars")
 # What generated code refers to, besides Python's builtins and keywords.
 _USED_BY_CODE = frozenset({"self", *fx_graph._custom_builtins})
-_USED_BY_PROGRAM = frozenset({"_parted", *Program.__annotations__, *vars(GraphModule(nn.Module(), fx_graph.Graph()))})
+_USED_BY_PROGRAM = frozenset(
+    {"_parted", *Program.__annotations__, *vars(GraphModule(nn.Module(), fx_graph.Graph()))}
+)
 
 
 def is_node_name(name: object) -> bool:
