@@ -16,6 +16,14 @@ from modelopt_cli.program import InputSpec
 _TESTS = str(Path(__file__).parents[2] / "tests" / "program")
 FRAMES, SIDE = 8, 64
 """Size of a video."""
+REGIONS = {
+    "rpn_pre_nms_top_n_test": 100,
+    "rpn_post_nms_top_n_test": 50,
+    "box_score_thresh": 0.0,
+    "box_detections_per_img": 10,
+}
+ANCHORS = {"score_thresh": 0.0, "topk_candidates": 50, "detections_per_img": 10}
+"""Boxes that detectors of two stages and of one keep, of any score: those of random weights are alike."""
 
 
 def names(part: str) -> list[str]:
@@ -49,9 +57,10 @@ def _images(side: int) -> Callable[[int, int], Tensor]:
 
 
 def detection(name: str, kind: str | None) -> Network:
-    """A detector for images of 96x128, which SSD makes larger itself."""
+    """A detector for images of 96x128, which SSD makes larger itself; it finds 10 boxes."""
     sizes = {} if name.startswith("ssd") else {"min_size": 96, "max_size": 128}
-    model = _get(name, weights_backbone=None, **sizes).eval()
+    boxes = REGIONS if "rcnn" in name else ANCHORS
+    model = _get(name, weights_backbone=None, **sizes, **boxes).eval()
 
     def pictures(count: int, seed: int) -> Tensor:
         return (0.5 + 0.2 * images(count, 128, seed)[:, :, :96]).clamp(0, 1)
