@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modelopt_cli.data.shards import shown
 from modelopt_cli.errors import DataError
 from modelopt_cli.settings import did_you_mean
+from modelopt_cli.text import short
 
 _SHOWN = 5
 _CLOSE = 0.8  # among ImageNet's 1000 names, 'crate' is 0.75 like 'cat'
@@ -58,13 +58,13 @@ def match_names(names: Sequence[str], classes: Sequence[str], where: str) -> Nam
         return NameMatch(
             own,
             f"{where}: {len(strangers)} of {len(names)} class names are not the network's; they are taken by "
-            f"their order: '{shown(names[first])}' for '{shown(classes[first])}'",
+            f"their order: '{short(names[first])}' for '{short(classes[first])}'",
             by_name=False,
         )
     stranger = names[strangers[0]]
-    near = did_you_mean(stranger, map(shown, classes), _CLOSE)
+    near = did_you_mean(stranger, map(short, classes), _CLOSE)
     raise DataError(
-        f"class '{shown(stranger)}' is not among the network's {len(classes)} ({_listed(classes)})",
+        f"class '{short(stranger)}' is not among the network's {len(classes)} ({_listed(classes)})",
         where=where,
         hint="; ".join(filter(None, (near, _NEXT))),
     )
@@ -91,5 +91,5 @@ def class_key(name: str) -> str:
 
 
 def _listed(classes: Sequence[str]) -> str:
-    few = ", ".join(shown(name) for name in classes[:_SHOWN])
+    few = ", ".join(short(name) for name in classes[:_SHOWN])
     return few if len(classes) <= _SHOWN else f"{few}, ..."

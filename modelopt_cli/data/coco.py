@@ -17,11 +17,11 @@ import torch
 
 from modelopt_cli.data.data_spec import DataSpec, choice, sides
 from modelopt_cli.data.decode import decode
-from modelopt_cli.data.shards import shown
 from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError
 from modelopt_cli.regular import read_regular
+from modelopt_cli.text import short
 
 ROUNDING = 1.0
 """Pixels that a box may reach over its image."""
@@ -161,7 +161,8 @@ def _pictures(content: Entry, file: str, folder: str) -> dict[int, _Picture]:
             raise DataError("has no file_name", where=where)
         path = os.path.join(folder, name)
         if not os.path.isfile(path):
-            raise DataError("no such file", where=shown(path), hint=f"it is image {place} of {file}")
+            where = os.path.join(folder, short(name))
+            raise DataError("no such file", where=where, hint=f"it is image {place} of {file}")
         width, height = entry.get("width"), entry.get("height")
         size = (width, height) if _is_number(width) and _is_number(height) else None
         pictures[place] = _Picture(path, size)
@@ -196,7 +197,7 @@ def _add_boxes(pictures: Mapping[int, _Picture], content: Entry, file: str, name
 def _is_crowd(entry: Entry, where: str) -> bool:
     crowd = entry.get("iscrowd")
     if crowd not in (None, 0, 1):
-        raise DataError(f"has iscrowd {shown(repr(crowd))}", where=where, hint="give 0 or 1")
+        raise DataError(f"has iscrowd {short(repr(crowd))}", where=where, hint="give 0 or 1")
     return bool(crowd)
 
 
@@ -233,7 +234,7 @@ def _known_id(entry: Entry, kind: str, known: Mapping[int, Any], where: str) -> 
     """The id of the image or category that an annotation is of."""
     number = entry.get(f"{kind}_id")
     if not _is_whole(number) or number not in known:
-        raise DataError(f"is of {kind} {shown(repr(number))}, which is not in the file", where=where)
+        raise DataError(f"is of {kind} {short(repr(number))}, which is not in the file", where=where)
     return number
 
 

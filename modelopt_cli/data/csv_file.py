@@ -9,10 +9,10 @@ from pathlib import Path
 
 from modelopt_cli.data.data_spec import DataSpec
 from modelopt_cli.data.images import LABEL_DIGITS, FileSource
-from modelopt_cli.data.shards import shown
 from modelopt_cli.data.source import Source
 from modelopt_cli.errors import DataError
 from modelopt_cli.regular import read_regular
+from modelopt_cli.text import short
 
 Row = tuple[int, list[str]]
 """A line's number and its cells."""
@@ -109,7 +109,7 @@ def _header(lines: Sequence[Row], table: Path) -> tuple[int, int] | None:
         raise DataError(f"has no column called {missing}", where=str(table), hint=_NAME_THEM)
     # No file is called so, but those of other rows are there.
     if not is_file and len(lines) > 1 and (table.parent / lines[1][1][0]).is_file():
-        problem = f"reads like a header: {shown(','.join(row))}"
+        problem = f"reads like a header: {short(','.join(row))}"
         raise DataError(problem, where=f"{table} line {line}", hint=f"if it is one, {_NAME_THEM}")
     return None
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from modelopt_cli.data.data_spec import DataSpec
 from modelopt_cli.data.decode import decode
-from modelopt_cli.data.shards import shown
 from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError
+from modelopt_cli.text import short
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Those of torchvision's ``ImageFolder``."""
@@ -205,7 +205,7 @@ def left_out(
         if path in used or (name.startswith(".") and suffix not in suffixes):
             continue
         where = "hidden " if name.startswith(".") else "loose " if suffix in suffixes else ""
-        kinds[f"{where}{shown(suffix) or 'without suffix'}"] += 1
+        kinds[f"{where}{short(suffix) or 'without suffix'}"] += 1
     if not kinds:
         return None
     counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from modelopt_cli.data.data_spec import DataSpec, choice, sides
 from modelopt_cli.data.decode import GREY, ImageFile, decode
 from modelopt_cli.data.images import files_in, is_image, left_out
-from modelopt_cli.data.shards import find_shards, shown
+from modelopt_cli.data.shards import find_shards
 from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError
 from modelopt_cli.settings import option
+from modelopt_cli.text import short
 
 _TASKS = {"mask": "segment", "image": "restore"}
 
@@ -61,7 +62,7 @@ def open_pairs(spec: DataSpec) -> Source:
             more = f", like {len(alone) - 1} others" if len(alone) > 1 else ""
             hint = "a pair has the same path, up to the suffix; of patterns, the same in place of each *"
             raise DataError(
-                f"has no {side} called {shown(alone[0])!r}{more}", where=files[alone[0]], hint=hint
+                f"has no {side} called {short(alone[0])!r}{more}", where=files[alone[0]], hint=hint
             )
     keys = sorted(inputs)
     values = _values(spec)

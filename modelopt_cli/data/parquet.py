@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from modelopt_cli.data.data_spec import DataSpec
 from modelopt_cli.data.decode import decode
 from modelopt_cli.data.images import LABEL_DIGITS
-from modelopt_cli.data.shards import find_shards, shown
+from modelopt_cli.data.shards import find_shards
 from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError, EnvironmentFailure
-from modelopt_cli.text import typed_line
+from modelopt_cli.text import short, typed_line
 
 KEPT = 256 * 2**20
 """Bytes of encoded images that a process keeps; of a larger row group, that group alone."""
@@ -150,7 +150,7 @@ def _opened(path: str) -> Iterator[Any]:
         raise
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         reason = (
-            getattr(error, "strerror", None) or f"is not Parquet, or damaged ({shown(typed_line(error))})"
+            getattr(error, "strerror", None) or f"is not Parquet, or damaged ({short(typed_line(error))})"
         )
         raise DataError(reason, where=path, hint="give Parquet files") from None
 
@@ -160,7 +160,7 @@ def _check_images(schema: Any, image: str, path: str) -> None:
     _check_column(schema, image, path)
     kind = schema.field(image).type
     if not _is_bytes(_leaf(kind)):
-        raise DataError(f"column {image} is {shown(str(kind))}, not encoded images", where=path)
+        raise DataError(f"column {image} is {short(str(kind))}, not encoded images", where=path)
 
 
 def _check_labels(schema: Any, label: str, path: str) -> None:
@@ -169,13 +169,13 @@ def _check_labels(schema: Any, label: str, path: str) -> None:
 
     _check_column(schema, label, path)
     if not pyarrow.types.is_integer(schema.field(label).type):
-        kind = shown(str(schema.field(label).type))
+        kind = short(str(schema.field(label).type))
         raise DataError(f"column {label} is {kind}, not integers", where=path)
 
 
 def _check_column(schema: Any, column: str, path: str) -> None:
     if schema.names.count(column) != 1:
-        columns = shown(", ".join(schema.names))
+        columns = short(", ".join(schema.names))
         raise DataError(
             f"has no column {column}, but {columns}",
             where=path,

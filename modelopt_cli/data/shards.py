@@ -12,7 +12,6 @@ from modelopt_cli.regular import open_regular
 
 _RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 _MOST_OPEN = 64
-_LONGEST_NAME = 100
 
 
 def find_shards(pattern: str) -> list[str]:
@@ -104,9 +103,3 @@ class Shards:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"paths": self.paths, "_open": OrderedDict()}
-
-
-def shown(name: str) -> str:
-    """Return a name from inside a file on one line, not too long."""
-    line = name if name.isprintable() else ascii(name)[1:-1]
-    return line if len(line) <= _LONGEST_NAME else f"{line[: _LONGEST_NAME - 1]}…"

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from modelopt_cli.data.data_spec import DataSpec
 from modelopt_cli.data.decode import decode
 from modelopt_cli.data.images import LABEL_DIGITS, SUFFIXES
-from modelopt_cli.data.shards import Shards, find_shards, shown
+from modelopt_cli.data.shards import Shards, find_shards
 from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.tar_headers import BLOCK, TarMember, members, name_at
 from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.errors import DataError
+from modelopt_cli.text import short
 
 _LARGEST_IMAGE = 2**31 - 1
 _LARGEST_JSON = 2**20
@@ -51,7 +52,7 @@ class TarSource(Source):
         shard = self._shard(index)
         path = self.shards.paths[shard]
         start = int(self.offsets[index]) - BLOCK * int(self.leads[index])
-        return f"{path}: {shown(name_at(partial(self.shards.read, shard), start, path))}"
+        return f"{path}: {short(name_at(partial(self.shards.read, shard), start, path))}"
 
     def load(self, index: int) -> tuple[Raw, RawTarget]:
         """The decoded image. EXIF orientation is ignored, as in a folder."""
@@ -164,9 +165,9 @@ def _split(name: str) -> tuple[str, str]:
 
 def _whole(value: object, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**LABEL_DIGITS:
-        raise DataError(f"label {shown(repr(value))} is not an integer from 0", where=where)
+        raise DataError(f"label {short(repr(value))} is not an integer from 0", where=where)
     return value
 
 
 def _name(path: str, member: TarMember) -> str:
-    return f"{path}: {shown(member.name)}"
+    return f"{path}: {short(member.name)}"

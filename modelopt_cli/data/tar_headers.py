@@ -8,8 +8,8 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from modelopt_cli.data.shards import shown
 from modelopt_cli.errors import DataError
+from modelopt_cli.text import short
 
 BLOCK = tarfile.BLOCKSIZE
 
@@ -60,7 +60,7 @@ def members(read: Read, length: int, where: str) -> Iterator[TarMember]:
         if kind == tarfile.DIRTYPE:
             start = member.offset
             continue
-        name = f"{where}: {shown(member.name)}"
+        name = f"{where}: {short(member.name)}"
         if kind not in _FILES:
             kind_of_file = (
                 "a sparse file" if kind == tarfile.GNUTYPE_SPARSE else "a link, a device or the like"

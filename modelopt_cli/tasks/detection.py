@@ -11,7 +11,6 @@ from torchvision.transforms.v2 import functional as F
 
 from modelopt_cli.data.class_names import class_key, places_of
 from modelopt_cli.data.moving import Motion, visible
-from modelopt_cli.data.shards import shown
 from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
 from modelopt_cli.errors import DataError, InputError
 from modelopt_cli.program.output_structure import flatten
@@ -19,6 +18,7 @@ from modelopt_cli.settings import did_you_mean
 from modelopt_cli.tasks.average_precision import Detections, require_coco
 from modelopt_cli.tasks.regression import finite_target
 from modelopt_cli.tasks.task_output import form_of
+from modelopt_cli.text import short
 
 _OUTSIDE = 1.0
 """Pixels that a box may reach over the image, for rounding."""
@@ -92,7 +92,7 @@ class BoxTargets(TargetFormat):
                     did_you_mean(name, self._places)
                     or "coco:FILE@DIR?labels=ids takes the numbers of the file"
                 )
-                raise DataError(f"the network has no class {shown(name)!r}", hint=hint)
+                raise DataError(f"the network has no class {short(name)!r}", hint=hint)
         return torch.tensor([self._places[class_key(name)] for name in names], dtype=torch.int64)
 
 
