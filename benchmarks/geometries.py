@@ -157,7 +157,7 @@ def _try_cases(options: argparse.Namespace, begin: int, at: Path) -> None:
         if options.kernel != "prepared":
             always.start()
         if options.kernel == "operator":
-            mock.patch.object(onednn, "sides_to_pad", return_value=()).start()
+            mock.patch.object(onednn, "route", return_value=routes.Route()).start()
         for case in range(begin, options.count):
             mark.seek(0)
             mark.write(f"{case:12d}".encode())
@@ -255,8 +255,8 @@ def _way(conv: nn.Conv2d, x: Tensor) -> str:
     padding = (0, 0) if isinstance(conv.padding, str) else conv.padding
     with torch.device("meta"):
         layer = QuantizedConv2d(*options, padding, conv.dilation, conv.groups, False, QUIET, None)
-    sides = routes.sides_to_pad(layer, x.shape[2], x.shape[3])
-    return "reference" if sides is None else "padded first" if sides else "straight"
+    way = routes.route(layer, x.shape[2], x.shape[3])
+    return "reference" if way is None else "padded first" if way.sides else "straight"
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from modelopt_cli.kernels import reference, trials
-from modelopt_cli.kernels.routes import Sides, Taps, idle_taps, may_fuse_residual, sides_to_pad
+from modelopt_cli.kernels.routes import Route, Taps, idle_taps, may_fuse_residual, route
 from modelopt_cli.kernels.trials import variant
 from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, dynamic_qparams, quantize
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear, Weighted
@@ -73,17 +73,17 @@ def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[
         may_overwrite_residual: nobody reads the residual after this layer. The operator adds in
             place, so otherwise the residual is copied first.
     """
-    packings: dict[tuple[Taps, Sides], _PackedConv] = {}
+    packings: dict[tuple[Taps, Route], _PackedConv] = {}
     kernels: dict[torch.Size, Callable[..., Tensor]] = {}
 
     def kernel_for(x: Tensor) -> Callable[..., Tensor]:
         taps = idle_taps(layer, x.shape[2:])
         reduced = _of_taps(layer, taps)
-        sides = sides_to_pad(reduced, x.shape[2], x.shape[3])
-        if sides is not None:
-            packed = packings.setdefault((taps, sides), _PackedConv(reduced, sides))
+        way = route(reduced, x.shape[2], x.shape[3])
+        if way is not None:
+            packed = packings.setdefault((taps, way), _PackedConv(reduced, way))
             packed.lay_out(x)
-            if trials.conv2d(reduced, sides, x.shape, partial(_any_activation, packed=packed)):
+            if trials.conv2d(reduced, way, x.shape, partial(_any_activation, packed=packed)):
                 return _any_activation(reduced, packed, may_overwrite_residual)
         return partial(reference.convolution, reduced)
 
@@ -113,13 +113,13 @@ class _PackedConv:
 
     Args:
         layer: whose weight it is.
-        sides: what the input is padded with before the operator.
+        way: of the input to the operator.
     """
 
-    def __init__(self, layer: QuantizedConv2d, sides: Sides) -> None:
-        self.layer, self.sides = layer, sides
-        padding = [0, 0] if any(sides[:4]) else list(layer.padding)
-        self.geometry = (list(layer.stride), padding, list(layer.dilation), layer.groups)
+    def __init__(self, layer: QuantizedConv2d, way: Route) -> None:
+        self.layer, self.sides = layer, way.sides
+        padding = [0, 0] if any(way.sides[:4]) else list(layer.padding)
+        self.geometry = (list(way.stride or layer.stride), padding, list(layer.dilation), layer.groups)
         self.zeros = torch.zeros(layer.out_channels, dtype=torch.int8)
         self.weight: Tensor | None = None
 

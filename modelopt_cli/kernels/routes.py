@@ -4,19 +4,37 @@ Found by ``benchmarks/geometries.py`` with torch 2.13 (oneDNN 3.11): AVX2 is rig
 and every AVX-512 level the correction for the zero point reads memory that nobody has written, or the process
 dies, where no tap of a window lies on the image; AVX-512 also errs with one input channel per group
 (a stride that is wider than high and one output column, more than 32 outputs per group, large images) unless
-each channel has a filter of its own, and adds a residual wrongly to some grouped convolutions. The rules are
-wider than what was found wrong.
+each channel has a filter of its own, and adds a residual wrongly to some grouped convolutions. AMX errs in
+more: one output column under a stride, the correction for the zero point in the padding and of groups with
+few inputs and many outputs, wide padding. The rules are wider than what was found wrong.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
 
 from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
 
 Sides = tuple[int, ...]
-"""Padding of the input before the operator, as ``F.pad`` takes it; empty for none."""
+"""Padding of the input before the operator, as ``F.pad`` takes it, which cuts off where it is negative."""
 Taps = tuple[int, ...]
 """Number of taps on either side of a kernel, along height and width."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """How an image reaches the operator.
+
+    Attributes:
+        sides: padding of width, height and channels; empty where the operator takes the image as it is.
+        stride: the operator's along height and width, where another than the layer's gives the same.
+    """
+
+    sides: Sides = ()
+    stride: tuple[int, ...] | None = None
 
 
 def idle_taps(layer: QuantizedConv2d, size: Sequence[int]) -> Taps:
@@ -49,21 +67,27 @@ def _idle(layer: QuantizedConv2d, axis: int, length: int) -> int:
     return count
 
 
-def sides_to_pad(layer: QuantizedConv2d, height: int, width: int) -> Sides | None:
-    """Padding that an image of this size needs so that oneDNN's convolution of it is right.
-
-    Returns:
-        Padding of width, height and channels, () where the operator takes the image as it is, None where
-        another backend must do it.
-    """
+def route(layer: QuantizedConv2d, height: int, width: int) -> Route | None:
+    """A way on which oneDNN's convolution of an image of this size is right; None for another backend."""
     one_channel = layer.in_channels == layer.groups and layer.out_channels != layer.groups
     if one_channel and layer.groups > 1:
         return None
+    high, wide = layer.padding
+    channels = int(layer.in_channels == 1)
+    if has_amx():
+        if _many_outputs_of_few_inputs(layer):
+            return None
+        beyond = _one_column(layer, width)
+        if beyond is not None:
+            return _route((wide, beyond, high, high, 0, channels), (layer.stride[0], 1))
     spatial = _misses_the_image(layer, 0, height) or _misses_the_image(layer, 1, width)
-    if not (spatial or one_channel or layer.in_channels == 1):
-        return ()
-    high, wide = layer.padding if spatial else (0, 0)
-    return (wide, wide, high, high, 0, int(layer.in_channels == 1))
+    if spatial or (has_amx() and _padding_errs(layer)):
+        return _route((wide, wide, high, high, 0, channels))
+    return _route((0, 0, 0, 0, 0, channels))
+
+
+def _route(sides: Sides, stride: tuple[int, ...] | None = None) -> Route:
+    return Route(sides if any(sides) else (), stride)
 
 
 def may_fuse_residual(layer: QuantizedConv2d) -> bool:
@@ -79,3 +103,30 @@ def _misses_the_image(layer: QuantizedConv2d, axis: int, length: int) -> bool:
     padding, dilation = layer.padding[axis], layer.dilation[axis]
     extent = dilation * (layer.kernel_size[axis] - 1) + 1
     return padding >= extent or (padding > 0 and dilation >= max(length, 2))
+
+
+@cache
+def has_amx() -> bool:
+    """True on a CPU whose int8 products oneDNN gives to AMX, as it does wherever there is one."""
+    return bool(torch.cpu.get_capabilities().get("amx_int8", False))
+
+
+def _many_outputs_of_few_inputs(layer: QuantizedConv2d) -> bool:
+    inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    return layer.groups > 1 and inputs < 32 and outputs > 30 and layer.input.zero_point != 0
+
+
+def _one_column(layer: QuantizedConv2d, width: int) -> int | None:
+    """Columns to add on the right, or to cut off, for a window that is as wide as the image; else None."""
+    kernel, stride, padding = layer.kernel_size[1], layer.stride[1], layer.padding[1]
+    beyond = layer.dilation[1] * (kernel - 1) + 1 - padding - width
+    return beyond if kernel > 1 and stride > 1 and padding - beyond < stride else None
+
+
+def _padding_errs(layer: QuantizedConv2d) -> bool:
+    """True of padding beyond half a kernel, and of any around an image whose zero is another number."""
+    if is_depthwise(tuple(layer.weight.shape), layer.groups) or not any(layer.padding):
+        return False
+    extents = (d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+    too_wide = any(pad > extent // 2 for pad, extent in zip(layer.padding, extents, strict=True))
+    return too_wide or layer.input.zero_point != 0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.kernels import reference
+from modelopt_cli.kernels.routes import Route
 from modelopt_cli.program.fields import parse_fields
 from modelopt_cli.program.quantization import ACTIVATIONS, QParams
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear, Weighted
@@ -41,18 +42,18 @@ def variant(layer: _Layer, **changes: Any) -> _Layer:
     return changed
 
 
-def conv2d(layer: QuantizedConv2d, sides: tuple[int, ...], shape: Sequence[int], make: Make) -> bool:
+def conv2d(layer: QuantizedConv2d, way: Route, shape: Sequence[int], make: Make) -> bool:
     """True if a convolution agrees with the reference for inputs ``(N, C, H, W)`` of a shape.
 
     Args:
         layer: the convolution.
-        sides: what its input is padded with first.
+        way: of its input to the operator.
         shape: of the input; the trial is no larger than it takes to see a few outputs.
         make: the kernel under trial, from a layer with the same weight and ``may_overwrite_residual``.
     """
     n = 2 if shape[0] > 1 else 1
     height, width = (_enough(layer, axis, shape[axis + 2]) for axis in (0, 1))
-    form = (type(layer), *_values(layer), tuple(sides), n, height, width)
+    form = (type(layer), *_values(layer), way, n, height, width)
     if form not in _outcomes:
         x = _extremes(n, layer.in_channels, height, width).contiguous(memory_format=torch.channels_last)
         _outcomes[form] = _agrees(layer, x, lambda probe: make(probe, may_overwrite_residual=False))

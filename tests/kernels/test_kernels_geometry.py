@@ -10,9 +10,11 @@ from kernel_cases import assert_matches, conv, dynamic, exact_conv, exact_linear
 from test_kernels_saturation import as_program
 from torch import Tensor
 
-from modelopt_cli.kernels import onednn, prepare, trials
-from modelopt_cli.kernels.routes import idle_taps, sides_to_pad
+from modelopt_cli.kernels import onednn, prepare, routes, trials
+from modelopt_cli.kernels.routes import Route, idle_taps, route
 from modelopt_cli.program.quantization import QParams, dynamic_qparams, quantize
+
+HAS_AMX = routes.has_amx()
 
 # Channels in and out, groups, kernel, stride, padding, dilation, image: wrong with some instruction set.
 WRONG: dict[str, tuple[Any, ...]] = {
@@ -28,6 +30,14 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "depthwise in the padding": (16, 16, 16, (1, 1), (2, 1), (2, 0), (1, 1), (3, 4)),
     "deadly": (12, 5, 1, (3, 1), (5, 2), (0, 1), (2, 3), (10, 1)),
     "deadly, grouped": (24, 64, 8, (3, 1), (2, 2), (0, 1), (1, 2), (7, 1)),
+}
+WRONG_WITH_AMX: dict[str, tuple[Any, ...]] = {
+    "one column": (8, 5, 1, (3, 4), (2, 4), (2, 3), (1, 2), (30, 4)),
+    "one column, cut off": (65, 15, 1, (3, 3), (2, 2), (2, 0), (1, 1), (57, 4)),
+    "one column, depthwise": (96, 96, 96, (5, 5), (2, 4), (0, 0), (2, 1), (39, 8)),
+    "zero point in the padding": (48, 7, 1, (3, 1), (2, 2), (1, 0), (1, 1), (8, 119)),
+    "few inputs a group": (4, 130, 2, (3, 3), (1, 2), (0, 1), (1, 1), (5, 31)),
+    "wide padding, deadly": (31, 8, 1, (1, 3), (5, 3), (0, 5), (1, 3), (76, 84)),
 }
 COMMON: dict[str, tuple[Any, ...]] = {
     "stem": (3, 64, 1, (7, 7), (2, 2), (3, 3), (1, 1), (224, 224)),
@@ -50,7 +60,7 @@ def report() -> dict[str, float]:
     """The largest error of each prepared layer, with the trial and by the rule alone."""
     errors: dict[str, float] = {}
     with torch.inference_mode():
-        for name, form in WRONG.items():
+        for name, form in (WRONG | WRONG_WITH_AMX).items():
             layer = layer_of(form)
             x = random_uint8(2, form[0], *form[-1]).contiguous(memory_format=torch.channels_last)
             exact = exact_conv(layer, x)
@@ -63,8 +73,11 @@ def report() -> dict[str, float]:
     return errors
 
 
-def test_right_here() -> None:
-    assert max(report().values()) < 1e-6  # on other instruction sets: test_kernels_saturation.py
+@pytest.mark.parametrize("amx", [False, True])
+def test_right_here(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On other instruction sets: test_kernels_saturation.py. AMX's routes are right without it, too."""
+    monkeypatch.setattr(routes, "has_amx", lambda: amx or HAS_AMX)
+    assert max(report().values()) < 1e-6
 
 
 @pytest.mark.parametrize("activation", ["none", "relu"])
@@ -79,15 +92,26 @@ def test_a_residual_added_to_a_grouped_convolution(activation: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*WRONG, *COMMON])
-def test_only_what_is_odd_is_taken_round(name: str) -> None:
+def test_only_what_is_odd_is_taken_round(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "has_amx", lambda: False)
     form = (WRONG | COMMON)[name]
-    assert (sides_to_pad(layer_of(form), *form[-1]) == ()) == (name in COMMON)
+    assert (route(layer_of(form), *form[-1]) == Route()) == (name in COMMON)
+
+
+@pytest.mark.parametrize("name", [*WRONG_WITH_AMX, *COMMON])
+def test_only_what_is_odd_with_amx_is_taken_round_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    form = (WRONG_WITH_AMX | COMMON)[name]
+    layer = layer_of(form, input=QParams(1.0, 0 if name in COMMON else 200))
+    for amx in (False, True):
+        monkeypatch.setattr(routes, "has_amx", lambda amx=amx: amx)
+        assert (route(layer, *form[-1]) == Route()) == (not amx or name in COMMON)
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 40])
-def test_padding_first_depends_on_the_image(side: int) -> None:
+def test_padding_first_depends_on_the_image(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "has_amx", lambda: False)
     layer = layer_of((8, 8, 1, (2, 1), (1, 1), (1, 0), (3, 1), None))
-    assert sides_to_pad(layer, side, 9) == ((0, 0, 1, 1, 0, 0) if side <= 3 else ())
+    assert route(layer, side, 9) == Route((0, 0, 1, 1, 0, 0) if side <= 3 else ())
 
 
 # Kernel, stride, padding, dilation and image of a convolution, and its idle taps along height and width.
@@ -137,7 +161,7 @@ def _off_by_one(operator: Any, only: Any = lambda x: True) -> Any:
 def test_an_operator_that_is_wrong_for_a_shape_is_not_used(output: Any, depthwise: bool) -> None:
     layer = conv(output=output, **({"in_channels": 12, "groups": 12} if depthwise else {}))
     narrow, wide = random_uint8(2, layer.in_channels, 9, 4), random_uint8(2, layer.in_channels, 9, 9)
-    wrong = _off_by_one(onednn._conv, lambda x: x.shape[3] == 4)
+    wrong = _off_by_one(onednn._conv, lambda x: x.shape[3] in (4, 6))  # 6: padded first
     with mock.patch.dict(trials._outcomes, clear=True), mock.patch.object(onednn, "_conv", wrong):
         prepare(as_program(layer))
         for x in (wide, narrow, wide):
