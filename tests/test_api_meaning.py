@@ -210,6 +210,7 @@ def test_preprocessing_that_is_given_holds_for_data_and_network_and_is_said(reco
     assert found.models[0].macs.total < 5e6  # 41 M at 224 pixels
 
 
+@pytest.mark.slow
 def test_what_was_assumed_is_recorded_as_assumed(recognised, tmp_path):
     output = tmp_path / "out.safetensors"
     modelopt_cli.quantize(recognised, output, config=QuantizeConfig(scheme="int8-dynamic"), evaluate=False)

@@ -52,6 +52,7 @@ def test_a_checkpoint_is_shared_written_and_measured(lenet5: Path, tmp_path: Pat
     assert program.history[-1]["calibration"] == "digits"
 
 
+@pytest.mark.slow
 def test_shards_are_shared_one_tensor_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     state = {f"{i}.weight": torch.randn(64, 64, generator=generator) for i in range(6)}

@@ -68,6 +68,7 @@ def test_a_network_from_scratch(trained):
     assert entry["best"] == pytest.approx(found, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_random_weights_are_those_of_the_seed_and_leave_the_generator_alone(tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -86,6 +87,7 @@ def test_random_weights_are_those_of_the_seed_and_leave_the_generator_alone(tmp_
     assert torch.allclose(weights[0], resolve(ARCH).build().conv1.weight, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_channels_to_half_of_the_arithmetic_with_tuning(trained, tmp_path):
     source, output, stages = trained[0], tmp_path / "pruned.safetensors", []
     outcome = modelopt_cli.prune(
@@ -115,6 +117,7 @@ def test_channels_to_half_of_the_arithmetic_with_tuning(trained, tmp_path):
     assert count_macs(program, program.input).total == result.macs.total
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_without_training_or_writing(trained, tmp_path):
     outcome = api.prune(
         trained[0],
@@ -129,6 +132,7 @@ def test_a_plan_is_made_without_training_or_writing(trained, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_target_that_cannot_be_reached(trained, tmp_path):
     with pytest.raises(modelopt_cli.errors.GateNotMet):
         api.prune(
@@ -141,6 +145,7 @@ def test_nothing_is_left_of_a_target_that_cannot_be_reached(trained, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "expected"),
     [(KeyboardInterrupt, True), (EnvironmentFailure("full"), True), (UsageError("diverged"), False)],
@@ -172,6 +177,7 @@ def test_the_test_data_may_not_choose(trained, tmp_path):
             verb(trained[0], tmp_path / "out.safetensors", training=request, data="digits", **options)
 
 
+@pytest.mark.slow
 def test_sensitivities_of_every_group(trained):
     parts = api.sensitivity(
         api.Request(

@@ -304,6 +304,7 @@ def test_int8_refuses_to_round_all_of_a_weight_to_zero(size, tmp_path, monkeypat
     assert torch.equal(modelopt_cli.load_state_dict("out.safetensors")["a.weight"], torch.full((4, 4), size))
 
 
+@pytest.mark.slow
 def test_the_line_for_the_shell_that_the_docs_give_works(nets, tmp_path):
     page = Path(__file__).parents[1] / "docs" / "checkpoints.md"
     (line,) = (

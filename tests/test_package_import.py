@@ -22,6 +22,7 @@ def test_package_imports_no_torch() -> None:
     assert loaded == "[]"
 
 
+@pytest.mark.slow
 def test_torchvision_comes_with_its_models() -> None:
     out = run(
         "import modelopt_cli, torchvision; print(len(torchvision.models.list_models(torchvision.models)))"
@@ -29,6 +30,7 @@ def test_torchvision_comes_with_its_models() -> None:
     assert out == "80"
 
 
+@pytest.mark.slow
 def test_schemas_are_defined_only_where_the_extension_is_missing() -> None:
     out = run(
         "import modelopt_cli, torchvision, torchvision.extension as e\n"
@@ -38,6 +40,7 @@ def test_schemas_are_defined_only_where_the_extension_is_missing() -> None:
     assert out in ("True 0", "False 2")
 
 
+@pytest.mark.slow
 def test_schemas_are_not_defined_twice() -> None:
     run(
         "import torch; own = torch.library.Library('torchvision', 'DEF')\n"

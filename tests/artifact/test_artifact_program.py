@@ -175,6 +175,7 @@ def test_forged_program_gets_one_line_with_the_file(program, path, change):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_program_bytes_do_not_depend_on_the_process(tmp_path):
     script = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"

@@ -346,6 +346,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_fifty_kills_never_leave_a_broken_file(tmp_path):
     target = tmp_path / "net"
     target.write_bytes(b"\0" * (1 << 20))

@@ -196,6 +196,7 @@ def test_permission_is_the_environment(here, modelopt):
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (3, "", 1)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_the_environment_and_leaves_nothing(here, environ):
     """A limit on the size of files stands in for a full disk."""
     command = [

@@ -16,6 +16,7 @@ def test_quantize_writes_the_default_name_and_says_so(here, modelopt):
     assert f"wrote net-int8.safetensors ({size:,} bytes)\n" in outcome.err
 
 
+@pytest.mark.slow
 def test_quantize_ends_with_the_table_and_exports_it(here, modelopt, real_loading):
     timed = [*QUICK, "--latency-runs", "1", "--export", "t.json", "--export", "t.md"]
     outcome = modelopt("quantize", "net.pth", *HOW, *timed, "-v")

@@ -61,6 +61,7 @@ def parameters(path) -> int:
     return sum(p.numel() for p in modelopt_cli.load(path).parameters())
 
 
+@pytest.mark.slow
 def test_a_student_of_another_architecture_learns_and_is_compared(here, modelopt):
     outcome = modelopt("distill", "one.safetensors", "--student", RESNET, *QUICK, *OUT)
     assert outcome.code == 0, outcome.err

@@ -225,6 +225,7 @@ def test_killed_at_any_step_it_goes_on_to_the_same_bytes(here, interrupted, whol
     assert logged(here) == list(range(1, 41))
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(here, interrupted, whole, modelopt):
     done = interrupted(signal.SIGINT, 0.1)
     line = "error: interrupted; go on with the same command and --resume (out.run)\n"

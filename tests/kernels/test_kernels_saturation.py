@@ -126,6 +126,7 @@ def test_exact_here() -> None:
     assert found["rerouted"] == found["checked"] == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
 def test_exact_without_vnni(isa: str) -> None:
     code = "import json, test_kernels_saturation as t, test_kernels_geometry as g\n"

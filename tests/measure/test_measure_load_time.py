@@ -62,6 +62,7 @@ def child(megabytes: int, *seconds: float) -> tuple[Loading, int]:
     return _result(done), int(done.stderr)
 
 
+@pytest.mark.slow
 def test_the_child_reports_what_loading_adds_and_nothing_else() -> None:
     ballast = bytearray(300 << 20)  # of the parent's memory nothing may show
     found, loads = child(100, 0.35, 0.01, 0.02, 0.03, 0.04)
@@ -72,12 +73,14 @@ def test_the_child_reports_what_loading_adds_and_nothing_else() -> None:
     assert found.seconds == pytest.approx(0.03)  # the median: neither the first time nor the mean, 0.09
 
 
+@pytest.mark.slow
 def test_what_takes_seconds_is_loaded_once() -> None:
     found, loads = child(1, 1.0, 0.0)
     assert loads == 1
     assert found.seconds == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_network_is_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "bare.pth"
     torch.save({"some.weight": torch.ones(3)}, path)
@@ -87,6 +90,7 @@ def test_a_checkpoint_without_a_network_is_read_whole(tmp_path: Path) -> None:
     assert found == Loading(found.seconds, None)
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_loaded_gives_a_reason(tmp_path: Path) -> None:
     found = measure_loading(Job(str(tmp_path / "none.pth"), None, InputSpec((8,)), 1))
     assert (found.seconds, found.peak_bytes) == (None, None)

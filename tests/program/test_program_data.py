@@ -499,6 +499,7 @@ JUNK = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(choice=st.data())
 def test_mutated_data_is_refused_or_builds(program: Program, state: State, choice: st.DataObject) -> None:

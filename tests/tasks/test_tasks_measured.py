@@ -377,7 +377,8 @@ def test_a_metric_of_one_s_own(tmp_path: Any) -> None:
     assert f"{worst:.4f} mm" in plain_text(table(found))
     assert to_json(found)["comparisons"][0]["drops"]["nearest"]["low"] < 10
     assert found.comparisons[0].difference.drop == pytest.approx(  # type: ignore[union-attr]
-        found.models[1].accuracy.metrics["nearest"] - worst  # type: ignore[union-attr, operator]
+        found.models[1].accuracy.metrics["nearest"] - worst,  # type: ignore[union-attr, operator]
+        abs=1e-6,  # of values in float32
     )
 
 

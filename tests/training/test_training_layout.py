@@ -35,6 +35,7 @@ def test_channels_last_unless_it_is_not_safe(network, channels, expected):
         assert found.channels_last is expected
 
 
+@pytest.mark.slow
 def test_a_narrow_shortcut_trains_on_two_threads():
     """In a process of its own, since the failure this guards against ends the process."""
     script = """

@@ -47,13 +47,16 @@ def losses(name: str, folder: Path, config: TrainConfig, samples: int, width: fl
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", BUILTINS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "resnet56")) for name in BUILTINS]
+)
 def test_every_builtin_learns_with_the_defaults(name: str, optimizer: str, tmp_path: Path) -> None:
     config = TrainConfig(epochs=3, optimizer=optimizer, batch_size=16)
     first, *_, last = losses(name, tmp_path / "run", config, samples=32, width=0.5)
     assert last < first
 
 
+@pytest.mark.slow
 def test_lenet5_learns_where_the_usual_rate_has_it_diverge(tmp_path: Path) -> None:
     first, *_, last = losses("lenet5", tmp_path / "run", TrainConfig(epochs=6), samples=384)
     assert last < 0.8 * first

@@ -113,6 +113,7 @@ def attempt(folder: Path, *, resume: bool, stop: int | None, config: TrainConfig
         return weights_of(network), replace(trained, seconds=0), run.metrics.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"ema": 0.9, "save_every": 3, "val_fraction": 0.2}], ids=str)
 def test_interrupted_after_any_step_it_ends_with_the_same_bytes(more: dict[str, Any], tmp_path: Path) -> None:
     """Before the weights break, between that and the return, and after it."""
