@@ -10,6 +10,7 @@ from torch import nn
 from modelopt_cli import measure
 from modelopt_cli.api.choosing_task import ChosenTask, choose_task
 from modelopt_cli.api.doubts import doubts, tell_unknown_length, with_same_classes
+from modelopt_cli.api.lent_networks import with_network_among
 from modelopt_cli.api.network_data import with_own_folder
 from modelopt_cli.api.opening import ModelFile, file_length, known_input, without_graph
 from modelopt_cli.api.preprocessing_notes import describe_input, origin
@@ -18,7 +19,7 @@ from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.data.data_spec import same_samples
 from modelopt_cli.data.source import Samples, name_of
-from modelopt_cli.errors import UsageError
+from modelopt_cli.errors import ArchitectureError, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import EvaluatedModel, Evaluation
 from modelopt_cli.measure import gates as measure_gates
@@ -56,13 +57,31 @@ def open_all(request: EvalRequest, *, graph: bool = True) -> list[tuple[str | Pa
     """
     files = [ModelFile.of(path) for path in request.paths]
     known = known_input(files, request.arch, request.data, request.preprocessing)
-    return [
-        (
-            file.path,
-            file.open(request.arch, known, request.on_note, request.preprocessing, graph=graph),
-        )
-        for file in files
+    opened = [
+        file.open(request.arch, known, request.on_note, request.preprocessing, graph=graph) for file in files
     ]
+    return [
+        (file.path, with_network_among(each, opened, request.on_note))
+        for file, each in zip(files, opened, strict=True)
+    ]
+
+
+def require_all_run(models: Sequence[tuple[str | Path, Opened]], measuring: Measuring) -> None:
+    """Refuse to compare a network with weights of an unknown one, unless limits on sizes are all that is asked.
+
+    Raises:
+        ArchitectureError: names such weights.
+    """
+    if measuring.gates and measuring.data is None:
+        return
+    running = next((path for path, opened in models if opened.network is not None), None)
+    for path, opened in models:
+        if running is not None and opened.network is None:
+            raise ArchitectureError(
+                f"nothing says its architecture, so it cannot be run next to {running}",
+                where=str(path),
+                hint=f"give {option('arch')}, such as FILE.py:CALLABLE, or measure it alone",
+            )
 
 
 def evaluate_files(request: EvalRequest) -> Evaluation:
@@ -117,6 +136,7 @@ def compare(compared: Compared, measuring: Measuring) -> Evaluation:
         tell_unknown_length(samples, measuring)
     means = Conditions(samples is not None and samples.labelled, options.runs)
     measure_gates.require_measurable(measuring.gates, models, options.baseline, means)
+    require_all_run(compared.models, measuring)
     evaluation = measure.evaluate(models, samples, options, measuring.progress, task.spec)
     notes += doubts(evaluation, samples, compared.models[options.baseline][1])
     if samples is not None and samples.labelled and _is_among(data, compared.calibrated_on):

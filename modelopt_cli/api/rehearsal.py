@@ -8,7 +8,7 @@ from pathlib import Path
 from modelopt_cli import measure
 from modelopt_cli.api.choosing_task import ChosenTask, choose_task
 from modelopt_cli.api.doubts import tell_unknown_length
-from modelopt_cli.api.evaluating import coverage_of, open_all
+from modelopt_cli.api.evaluating import coverage_of, open_all, require_all_run
 from modelopt_cli.api.guard import SAMPLES, as_run
 from modelopt_cli.api.network_data import with_own_folder
 from modelopt_cli.api.request import EvalRequest, Measuring
@@ -142,7 +142,9 @@ def rehearse_files(request: EvalRequest) -> None:
         InputError: a file cannot be opened, or as there.
     """
     request = with_own_folder(request)
-    rehearse([opened for _, opened in open_all(request)], request)
+    models = open_all(request)
+    rehearse([opened for _, opened in models], request)
+    require_all_run(models, request)
 
 
 def require_other_samples(
