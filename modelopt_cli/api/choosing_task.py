@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.data.data_spec import parse_spec
 from modelopt_cli.data.source import Samples
-from modelopt_cli.errors import ModeloptError
+from modelopt_cli.errors import ModeloptError, UsageError
 from modelopt_cli.measure.accuracy import run
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.samples import zeros
@@ -74,6 +75,28 @@ def choose_task(
     """
     chosen = _chosen(asked, output, models, data)
     return replace(chosen, spec=_with_inferred(chosen.spec, models))
+
+
+def choose_common_task(
+    asked: str | None,
+    output: str | None,
+    models: Sequence[Opened],
+    data: Iterable[Samples | Data | None],
+) -> ChosenTask:
+    """The task by which models are compared; arguments are those of :func:`choose_task`.
+
+    Raises:
+        UsageError: two files say different tasks, and none is asked for; or there is no such task.
+        DataError: data that may say the task cannot be opened.
+    """
+    if asked is None:
+        said = [(opened.path, task.spec.name) for opened in models for task in islice(_recorded([opened]), 1)]
+        for path, name in said:
+            if name != said[0][1]:
+                problem = f"is for the task {name}, and {said[0][0]} is for {said[0][1]}"
+                hint = f"give {option(TASK)} for both, or evaluate them in two commands"
+                raise UsageError(problem, where=path, hint=hint)
+    return choose_task(asked, output, models, data)
 
 
 def _chosen(

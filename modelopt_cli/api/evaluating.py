@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from modelopt_cli import measure
-from modelopt_cli.api.choosing_task import ChosenTask, choose_task
+from modelopt_cli.api.choosing_task import ChosenTask, choose_common_task
 from modelopt_cli.api.doubts import doubts, tell_unknown_length, with_same_classes
 from modelopt_cli.api.lent_networks import with_network_among
 from modelopt_cli.api.network_data import with_own_folder
@@ -126,7 +126,7 @@ def compare(compared: Compared, measuring: Measuring) -> Evaluation:
             seed=options.seed,
             labels=False,
         )
-    task = compared.task or choose_task(
+    task = compared.task or choose_common_task(
         measuring.task, measuring.output_name, [opened for _, opened in compared.models], [samples]
     )
     if samples is not None:

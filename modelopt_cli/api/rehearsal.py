@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from modelopt_cli import measure
-from modelopt_cli.api.choosing_task import ChosenTask, choose_task
+from modelopt_cli.api.choosing_task import ChosenTask, choose_common_task, choose_task
 from modelopt_cli.api.doubts import tell_unknown_length
 from modelopt_cli.api.evaluating import coverage_of, open_all, require_all_run
 from modelopt_cli.api.guard import SAMPLES, as_run
@@ -65,7 +65,7 @@ def rehearse(
     samples = open_data(
         data, input_spec=known, overrides=measuring.preprocessing, seed=options.seed, labels=False
     )
-    task = task or choose_task(measuring.task, measuring.output_name, networks, [samples])
+    task = task or choose_common_task(measuring.task, measuring.output_name, networks, [samples])
     samples = task.spec.read_targets(samples, names)
     tell_unknown_length(samples, measuring)
     _require_measurable(measuring, models, labelled=samples.labelled)

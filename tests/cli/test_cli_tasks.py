@@ -80,6 +80,20 @@ def test_options_of_a_task_are_recorded_too(there: Path, modelopt: Run) -> None:
     assert json.loads(later.out)["task"] == "segment?ignore=0 (recorded)"
 
 
+def test_files_of_two_tasks_are_named(there: Path, modelopt: Run) -> None:
+    how = [*HOW, "--scheme", "int8-weight", "--no-eval"]
+    for task in ("segment", "restore"):
+        words = ["quantize", "net.pth", *how, "--task", task, "-o", f"{task}.safetensors"]
+        assert modelopt(*words).code == 0
+    pair = ["eval", "segment.safetensors", "restore.safetensors", "--latency-runs", "0", "-q"]
+    says = "restore.safetensors: is for the task restore, and segment.safetensors is for segment"
+    for more in ([], DATA, [*DATA, "--dry-run"]):
+        found = modelopt(*pair, *more)
+        assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+        assert found.err.startswith(f"error: {says}; give --task for both")
+    assert modelopt(*pair, *DATA, "--task", "segment").code == 0
+
+
 def test_the_drop_is_held_against_its_limit_and_likeness_against_its_own(there: Path, modelopt: Run) -> None:
     assert modelopt("quantize", "net.pth", *HOW, *DATA, "--task", "segment", "-o", "q.safetensors").code == 0
     pair = ["eval", "net.pth", "q.safetensors", *HOW, *DATA, "--task", "segment"]
