@@ -67,7 +67,7 @@ def open_all(request: EvalRequest, *, graph: bool = True) -> list[tuple[str | Pa
 
 
 def require_all_run(models: Sequence[tuple[str | Path, Opened]], measuring: Measuring) -> None:
-    """Refuse to compare a network with weights of an unknown one, unless limits on sizes are all that is asked.
+    """Refuse to compare a network with weights of an unknown one, unless only sizes are held against limits.
 
     Raises:
         ArchitectureError: names such weights.

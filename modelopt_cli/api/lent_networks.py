@@ -1,4 +1,4 @@
-"""Networks for weights whose architecture nobody says: those of other files whose weights are called the same."""
+"""Networks for weights of an unknown architecture: those of other files whose weights are called the same."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _COUNTER = "num_batches_tracked"
 
 
 def with_network_among(opened: Opened, others: Sequence[Opened], on_note: Note | None = None) -> Opened:
-    """Weights of an unknown network, run by the graph of another file whose weights have their names and shapes.
+    """Weights of an unknown network, run by the graph of a file whose weights have their names and shapes.
 
     Args:
         opened: a file that is open.
@@ -32,7 +32,8 @@ def with_network_among(opened: Opened, others: Sequence[Opened], on_note: Note |
     for other in others:
         if other.program is not None and (program := _with_weights(other.program, opened.state)) is not None:
             if on_note is not None:
-                on_note(f"{opened.path}: run by the network of {other.path}, whose weights have its names and shapes")
+                lender = f"{other.path}, whose weights have its names and shapes"
+                on_note(f"{opened.path}: run by the network of {lender}")
             return replace(opened, program=program, tensors=None)
     return opened
 
