@@ -88,7 +88,23 @@ def make_plan(program: Program, selected: set[str]) -> PrecisionPlan:
         program: a float Program with batch norms folded.
         selected: names of the layers to quantize, each of a kind in ``LAYER_FORMS``.
     """
-    plan, modules = PrecisionPlan(values=program_values(program, 1)), dict(program.named_modules())
+    # An int8 addition costs no less than one in float, so that rounding its sum helps nobody where a float
+    # operation reads that. An addition inside of a convolution does.
+    values, in_float = program_values(program, 1), set[fx.Node]()
+    while True:
+        plan = _plan_without(in_float, program, selected, values)
+        rounded = {output for output in plan.adds if _read_in_float(output, plan)}
+        if not rounded:
+            _share(plan)
+            return plan
+        in_float |= rounded
+
+
+def _plan_without(
+    in_float: set[fx.Node], program: Program, selected: set[str], values: dict[fx.Node, Any]
+) -> PrecisionPlan:
+    """The plan in which these additions stay in float."""
+    plan, modules = PrecisionPlan(values=values), dict(program.named_modules())
     for node in program.graph.nodes:
         if node.op == "call_module" and node.target in selected:
             if LAYER_FORMS[type(modules[str(node.target)])].multiplies:
@@ -104,10 +120,19 @@ def make_plan(program: Program, selected: set[str]) -> PrecisionPlan:
             plan.roles[node] = role_of(node, modules, plan.values)
             if plan.roles[node] is Role.ADD:
                 _add_unit(plan, plan.adds, node, modules)
-    _decide(plan, program.graph)
+    _decide(plan, program.graph, in_float)
     _fuse_residuals(plan, program.graph, modules)
-    _share(plan)
     return plan
+
+
+def _read_in_float(node: fx.Node, plan: PrecisionPlan) -> bool:
+    """True if something reads the real values of a uint8 value, or of what only rearranges it."""
+    heads = {unit.head for unit in (*plan.layers.values(), *plan.adds.values())}
+    return any(
+        _read_in_float(user, plan) if plan.derived(user) else plan.roles.get(user) is Role.FLOAT
+        for user in node.users
+        if user not in heads and user not in plan.inside
+    )
 
 
 def _add_unit(
@@ -128,11 +153,11 @@ def _sources(node: fx.Node) -> list[fx.Node]:
     return [a for a in first if isinstance(a, fx.Node)] if isinstance(first, list | tuple) else [first]
 
 
-def _decide(plan: PrecisionPlan, graph: fx.Graph) -> None:
+def _decide(plan: PrecisionPlan, graph: fx.Graph, in_float: set[fx.Node]) -> None:
     natural: set[fx.Node] = set(plan.layers)
     for node in graph.nodes:
         if node in plan.adds:
-            if any(a in natural for a in plan.adds[node].head.all_input_nodes):
+            if node not in in_float and any(a in natural for a in plan.adds[node].head.all_input_nodes):
                 natural.add(node)
         elif plan.roles.get(node) in (Role.PASS, Role.POOL, Role.CAT):
             sources = _sources(node)
