@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.measure.output_comparison import is_finite, snr_db
 from modelopt_cli.program.input_batch import Inputs, call, clone, tensors_of
+from modelopt_cli.program.layer_kinds import row_of
 from modelopt_cli.program.quantization import QParams, dequantize
 from modelopt_cli.program.quantized import Quantized, Weighted
 from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
@@ -140,12 +141,21 @@ def _is_real(value: Any) -> bool:
 
 
 def _followers(network: nn.Module) -> dict[str, list[str]]:
-    """Nodes that may be fused into each node of a graph: those that alone read it, one after the other."""
+    """Nodes that may be fused into each node of a graph: those that alone read it, one after the other.
+
+    Layers that return their input, such as ``Identity``, are passed over.
+    """
     followers: dict[str, list[str]] = {}
     for node in reversed(network.graph.nodes) if isinstance(network, fx.GraphModule) else ():
         user = next(iter(node.users)) if len(node.users) == 1 else None
-        followers[node.name] = [] if user is None else [user.name, *followers[user.name]][:_FUSED]
+        behind = [] if user is None else followers[user.name]
+        idle = user is None or _is_idle(user, network)
+        followers[node.name] = behind if idle else [user.name, *behind][:_FUSED]
     return followers
+
+
+def _is_idle(node: fx.Node, network: nn.Module) -> bool:
+    return node.op == "call_module" and row_of(network.get_submodule(str(node.target))).idle
 
 
 def _readers(network: nn.Module) -> dict[str, str]:

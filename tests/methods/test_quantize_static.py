@@ -397,3 +397,29 @@ def test_a_loss_is_that_of_a_layer_which_can_be_left_out() -> None:
     assert fall.layer == "head"
     without = apply(program, QuantizeConfig(exclude=("head",)), Context(data=Images(seen))).program  # type: ignore[arg-type]
     assert sqnr(program(x), without(x)) > sqnr(program(x), made(x)) + 10
+
+
+class Branches(nn.Module):
+    """A convolution with layers behind it that return their input, as timm's blocks have; then a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        self.idle = nn.Sequential(*(nn.Identity() for _ in range(3)), nn.Dropout(), nn.Identity())
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return self.head(torch.relu(self.idle(self.norm(self.conv(x))) + x))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_a_sum_inside_of_a_convolution_is_no_loss_of_it() -> None:
+    torch.manual_seed(0)
+    program = captured(Branches(), 3, 8, 8)
+    int8 = quantized(program)
+    assert int8.get_submodule("conv").residual is not None  # the sum is part of it
+    x = images(8, 3, 8, 8, seed=1)
+    assert sqnr(program(x), int8(x)) > 30
+    fall = steepest_fall(program, int8, x)
+    assert fall is None or fall.after > 25
