@@ -148,9 +148,9 @@ def _followers(network: nn.Module) -> dict[str, list[str]]:
     followers: dict[str, list[str]] = {}
     for node in reversed(network.graph.nodes) if isinstance(network, fx.GraphModule) else ():
         user = next(iter(node.users)) if len(node.users) == 1 else None
-        behind = [] if user is None else followers[user.name]
-        idle = user is None or _is_idle(user, network)
-        followers[node.name] = behind if idle else [user.name, *behind][:_FUSED]
+        followers[node.name] = [] if user is None else followers[user.name]
+        if user is not None and not _is_idle(user, network):
+            followers[node.name] = [user.name, *followers[user.name]][:_FUSED]
     return followers
 
 
