@@ -76,6 +76,11 @@ class FidelityTally:
             outputs: of the other network. Outputs that only one has, or of another shape, are left out.
             samples: number of samples in the batch.
         """
+        self.add_parts(expected, outputs, samples)
+        self._add_nats(expected, outputs)
+
+    def add_parts(self, expected: Any, outputs: Any, samples: int) -> None:
+        """Compare values that are not the networks' own outputs; arguments are those of :meth:`add`."""
         ours, theirs = flatten(outputs), flatten(expected)
         for name in dict.fromkeys([*theirs, *ours]):
             reference, output = theirs.get(name), ours.get(name)
@@ -83,7 +88,6 @@ class FidelityTally:
                 self._differing.add(name)
             elif reference.is_floating_point() and reference.numel():
                 self._compare(self._sums.setdefault(name, _Sums()), reference, output, samples)
-        self._add_nats(expected, outputs)
 
     def result(self) -> Fidelity | None:
         """Join the batches; None where the networks have no output in common."""

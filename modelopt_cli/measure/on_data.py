@@ -1,8 +1,10 @@
 """One pass over the data, each batch through every model: what metrics keep, and how alike outputs are."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from modelopt_cli.data.targets import target_count
@@ -14,8 +16,11 @@ from modelopt_cli.measure.fidelity import Fidelity, FidelityTally
 from modelopt_cli.measure.tally import Predictions, Tally
 from modelopt_cli.program.input_batch import Inputs, clone, to
 from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.output_structure import are_detections
+from modelopt_cli.program.parted import PartCall, has_same_parts, recorded_calls
 from modelopt_cli.program.samples import tokens_of
 from modelopt_cli.tasks import TaskSpec
+from modelopt_cli.text import listing
 
 NOISE_SAMPLES = 8
 """Samples of noise that outputs are compared on where there is no data."""
@@ -38,6 +43,7 @@ class OnData:
     ) -> None:
         self._models, self._options, self._task = models, options, task
         # The baseline first: the others are compared with it.
+        self._apart: dict[str, str] = {}
         self._order = sorted(runnable, key=lambda i: i != options.baseline)
 
     def scores(self, data: LabelledBatches, report: Callable[[int], None]) -> Scores:
@@ -100,18 +106,49 @@ class OnData:
     ) -> Iterator[tuple[int, Any]]:
         """The outputs of each model, all compared with those of the baseline, which comes first."""
         expected: Any = None
+        calls: Sequence[PartCall] = ()
         for i in order:
             evaluated = self._models[i]
             assert evaluated.model is not None
             # Each has its own: a network may change what it is given.
-            outputs = accuracy.run(evaluated.model, clone(inputs), evaluated.path)
+            records = likenesses and i not in likenesses
+            with recorded_calls(evaluated.model) if records else nullcontext([]) as seen:
+                outputs = accuracy.run(evaluated.model, clone(inputs), evaluated.path)
             if evaluated.columns is not None and isinstance(outputs, Tensor) and outputs.dim() == 2:
                 outputs = outputs[:, list(evaluated.columns)]
             if i in likenesses:
-                likenesses[i].add(expected, outputs, samples)
+                if are_detections(expected):
+                    self._add_calls(likenesses[i], i, calls, samples)
+                else:
+                    likenesses[i].add(expected, outputs, samples)
             elif likenesses:
-                expected = outputs
+                expected, calls = outputs, seen
             yield i, outputs
+
+    def _add_calls(
+        self, likeness: FidelityTally, place: int, calls: Sequence[PartCall], samples: int
+    ) -> None:
+        """Compare what the parts of a detector compute of the same inputs, where it has the same parts."""
+        made, baseline = self._models[place], self._models[self._options.baseline]
+        assert made.model is not None
+        assert baseline.model is not None
+        if not has_same_parts(made.model, baseline.model):
+            self._apart[made.path] = "how near they are is not measured"
+            return
+        parts = listing(list(dict.fromkeys(call.path for call in calls)))
+        self._apart[made.path] = (
+            f"signal to noise and cosine are of what its parts ({parts}) return for what reaches them "
+            f"in {baseline.path}"
+        )
+        for call in calls:
+            with torch.inference_mode(), accuracy.failing_in_one_line(call.inputs[0], made.path):
+                again = call.repeated(made.model)
+            likeness.add_parts({call.path: call.outputs}, {call.path: again}, samples)
+
+    def notes(self) -> list[str]:
+        """A line for each detector: boxes are not compared one by one, and what is compared instead."""
+        apart = "boxes of two networks do not belong together one by one"
+        return [f"{path}: {apart}; {compared}" for path, compared in self._apart.items()]
 
 
 def _takes(evaluated: EvaluatedModel, sample: InputSpec) -> bool:

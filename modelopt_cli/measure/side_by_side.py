@@ -142,9 +142,12 @@ class _Run:
         """Scores of each runnable model's outputs, and their nearness to the baseline's."""
         data, on_data = self.data, OnData(self.models, self.runnable, self.options, self.task)
         if data is None:
-            return {}, on_data.on_noise()
+            scores: Scores = {}, on_data.on_noise()
+            self.notes += on_data.notes()
+            return scores
         total = self._samples(data)
         scores = on_data.scores(data, lambda done: self._report("accuracy", done, total))
+        self.notes += on_data.notes()
         if not data.labelled:
             self.notes.append(f"{data.name} has no labels, so there is no accuracy; outputs are compared")
         return scores

@@ -54,6 +54,16 @@ def leaves(outputs: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(value, f"{path}.{key}" if path else str(key))
 
 
+def are_detections(outputs: Any) -> bool:
+    """True of what a detector finds: ``boxes`` and ``scores``, in one dictionary or in one for each image.
+
+    How many there are, and in which order, depends on the scores, so those of two networks do not belong
+    together by their places.
+    """
+    images = outputs if isinstance(outputs, list | tuple) else [outputs]
+    return bool(images) and all(isinstance(i, Mapping) and {"boxes", "scores"} <= i.keys() for i in images)
+
+
 def flatten(outputs: Any) -> dict[str, Tensor]:
     """The tensors of outputs of any form, by name; see ``leaves``."""
     return {name: value for name, value in leaves(plain(outputs)) if isinstance(value, Tensor)}

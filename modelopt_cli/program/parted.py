@@ -8,7 +8,8 @@ which each part is computed by its graph.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Self, cast
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_map_only
 
 from modelopt_cli.errors import InputError
 from modelopt_cli.program.input_batch import Inputs, as_arguments, tensors_of
@@ -84,7 +86,7 @@ class PartedProgram(Program):
         return {name: attrgetter(name)(self) for name in self._parted.remaining}
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._run_network(self._compute, args, kwargs)
+        return self._run_network(vars(self).get("_recording", self._compute), args, kwargs)
 
     def _run_network(self, run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         parts = self._parted
@@ -172,6 +174,46 @@ def has_same_parts(program: nn.Module, other: nn.Module) -> bool:
     """True for two networks in parts, whose parts have the same paths, inputs and arguments."""
     ours, theirs = parts_of_network(program), parts_of_network(other)
     return ours is not None and theirs is not None and ours.by_path == theirs.by_path
+
+
+@dataclass(frozen=True)
+class PartCall:
+    """A call of a part while its network ran.
+
+    Attributes:
+        path: of the part.
+        inputs: in the order of its placeholders.
+        outputs: of any structure.
+    """
+
+    path: str
+    inputs: tuple[Tensor, ...]
+    outputs: Any
+
+    def repeated(self, program: nn.Module) -> Any:
+        """Outputs of the same part of another network for the same inputs; see :func:`has_same_parts`."""
+        return cast(PartedProgram, program)._compute(self.path, self.inputs)
+
+
+@contextmanager
+def recorded_calls(program: nn.Module) -> Iterator[list[PartCall]]:
+    """The calls of a network's parts while it runs; none of what was not captured in parts."""
+    calls: list[PartCall] = []
+    if not isinstance(program, PartedProgram):
+        yield calls
+        return
+
+    def run(path: str, tensors: tuple[Tensor, ...]) -> Any:
+        inputs = tuple(tensor.clone() for tensor in tensors)  # the network's code may change what it has
+        outputs = program._compute(path, tensors)
+        calls.append(PartCall(path, inputs, tree_map_only(Tensor, Tensor.clone, outputs)))
+        return outputs
+
+    vars(program)["_recording"] = run
+    try:
+        yield calls
+    finally:
+        del vars(program)["_recording"]
 
 
 def reaching(program: nn.Module, inputs: Inputs) -> list[Inputs]:
