@@ -13,6 +13,7 @@ from modelopt_cli.regular import read_regular
 from modelopt_cli.text import first_line
 
 TOKENIZER = "tokenizer.json"
+_CONFIG, _TYPES = "tokenizer_config.json", "token_type_ids"
 _INSTALL = "pip install 'modelopt-cli[hf]'"
 _PADDING = ("[PAD]", "<pad>")
 Text = tuple[str, str | None]
@@ -25,10 +26,12 @@ class Tokenizer(NamedTuple):
     Attributes:
         own: the library's object.
         padding: token id behind the end of a text.
+        typed: False where all tokens are of the first type, as a network has it that is given no types.
     """
 
     own: Any
     padding: int
+    typed: bool = True
 
     def encode(self, text: Text, length: int) -> dict[str, Tensor]:
         """Token ids ``(length,)``, the mask of those that are there, and the number of the text of each.
@@ -40,7 +43,7 @@ class Tokenizer(NamedTuple):
         parts = {
             "input_ids": (made.ids, self.padding),
             "attention_mask": (made.attention_mask, 0),
-            "token_type_ids": (made.type_ids, 0),
+            _TYPES: (made.type_ids if self.typed else [], 0),
         }
         return {name: _filled(values, length, filling) for name, (values, filling) in parts.items()}
 
@@ -72,10 +75,10 @@ def load_tokenizer(place: str) -> Tokenizer:
     folder = Path(place)
     path = folder if folder.is_file() else folder / TOKENIZER
     if path.is_file():
-        return _of_text(_read(path), _padding_said(path.parent))
+        return _of_text(_read(path), _padding_said(path.parent))._replace(typed=_is_typed(path.parent))
     if not folder.is_dir():
         raise DataError("no such folder", where=place, hint="name the folder of a tokenizer")
-    return _of_text(_converted(folder), _padding_said(folder))
+    return _of_text(_converted(folder), _padding_said(folder))._replace(typed=_is_typed(folder))
 
 
 def _read(path: Path) -> str:
@@ -107,7 +110,7 @@ def _of_text(text: str, padding: tuple[str | int, ...]) -> Tokenizer:
 
 def _converted(folder: Path) -> str:
     """The JSON of a tokenizer that is only there as files of words."""
-    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "config.json")):
+    if not any((folder / name).is_file() for name in (_CONFIG, "config.json")):
         hint = f"it should have a {TOKENIZER}"
         raise DataError("holds no tokenizer", where=str(folder), hint=hint)
     try:
@@ -125,10 +128,16 @@ def _converted(folder: Path) -> str:
 
 def _padding_said(folder: Path) -> tuple[str | int, ...]:
     """The padding token, by its text or number, as far as the folder's files name it."""
-    token = _object(folder / "tokenizer_config.json").get("pad_token")
+    token = _object(folder / _CONFIG).get("pad_token")
     number = _object(folder / "config.json").get("pad_token_id")
     text = token.get("content") if isinstance(token, dict) else token
     return tuple(each for each in (text, number) if isinstance(each, str | int) and each != -1)
+
+
+def _is_typed(folder: Path) -> bool:
+    """False where the folder leaves the types of tokens out of what its network is given."""
+    names = _object(folder / _CONFIG).get("model_input_names")
+    return not isinstance(names, list) or _TYPES in names
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -85,6 +85,21 @@ def test_two_texts_are_one_sample() -> None:
     assert targets(data).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("names", [["input_ids", "attention_mask"], ["input_ids", "token_type_ids"], None])
+def test_types_of_tokens_are_there_where_the_folder_gives_them_to_its_network(names: Any) -> None:
+    """Compared with transformers; left out, the network takes zeros."""
+    transformers = pytest.importorskip("transformers", reason="the optional package transformers is missing")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+    Path("bert/tokenizer_config.json").write_text(
+        json.dumps({**config, "model_input_names": names} if names else {"tokenizer_class": "BertTokenizer"})
+    )
+    made = batch(opened("premise,hypothesis,label\na b,c,yes\na,d d,no\n"))
+    theirs = transformers.AutoTokenizer.from_pretrained("bert", local_files_only=True)
+    expected = theirs(["a b", "a"], ["c", "d d"])
+    assert made["input_ids"] == expected["input_ids"]
+    assert made["token_type_ids"] == expected.get("token_type_ids", [[0] * 6] * 2)
+
+
 def test_two_texts_with_a_score_are_two_samples() -> None:
     data = opened("sentence1,sentence2,score\na b,c,0.5\na,d,4\n")
     assert batch(data)["input_ids"] == [
