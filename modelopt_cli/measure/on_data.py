@@ -1,7 +1,7 @@
 """One pass over the data, each batch through every model: what metrics keep, and how alike outputs are."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from modelopt_cli.text import listing
 NOISE_SAMPLES = 8
 """Samples of noise that outputs are compared on where there is no data."""
 
+_NO_RECORD: AbstractContextManager[Sequence[PartCall]] = nullcontext(())
 Scores = tuple[dict[int, Predictions], dict[int, Fidelity]]
 
 
@@ -111,8 +112,8 @@ class OnData:
             evaluated = self._models[i]
             assert evaluated.model is not None
             # Each has its own: a network may change what it is given.
-            records = likenesses and i not in likenesses
-            with recorded_calls(evaluated.model) if records else nullcontext([]) as seen:
+            record = recorded_calls(evaluated.model) if likenesses and i not in likenesses else _NO_RECORD
+            with record as seen:
                 outputs = accuracy.run(evaluated.model, clone(inputs), evaluated.path)
             if evaluated.columns is not None and isinstance(outputs, Tensor) and outputs.dim() == 2:
                 outputs = outputs[:, list(evaluated.columns)]
