@@ -117,7 +117,7 @@ class _PackedConv:
     """
 
     def __init__(self, layer: QuantizedConv2d, way: Route) -> None:
-        self.layer, self.sides = layer, way.sides
+        self.layer, self.sides, self.taps = layer, way.sides, way.taps
         padding = [0, 0] if any(way.sides[:4]) else list(layer.padding)
         self.geometry = (list(way.stride or layer.stride), padding, list(layer.dilation), layer.groups)
         self.zeros = torch.zeros(layer.out_channels, dtype=torch.int8)
@@ -127,7 +127,8 @@ class _PackedConv:
         """Pack the weight, once, for the shape of an input."""
         if self.weight is None:
             layer, source = self.layer, (self.layer.input.scale, self.layer.input.zero_point)
-            weight = F.pad(layer.weight, (0, 0, 0, 0, *self.sides[4:])) if self.sides else layer.weight
+            more = (0, self.taps, 0, 0, *self.sides[4:])
+            weight = F.pad(layer.weight, more) if any(more) else layer.weight
             shape = list(self.padded(x).shape)
             self.weight = torch.ops.onednn.qconv_prepack(weight, layer.scale, *source, *self.geometry, shape)
 

@@ -6,7 +6,8 @@ dies, where no tap of a window lies on the image; AVX-512 also errs with one inp
 (a stride that is wider than high and one output column, more than 32 outputs per group, large images) unless
 each channel has a filter of its own, and adds a residual wrongly to some grouped convolutions. AMX errs in
 more: one output column under a stride, the correction for the zero point in the padding and of groups with
-few inputs and many outputs, wide padding. The rules are wider than what was found wrong.
+few inputs and many outputs, wide padding, and rows of a kernel that fill several tile rows of 64 bytes to the
+last byte, as those of patches do. The rules are wider than what was found wrong.
 """
 
 from collections.abc import Sequence
@@ -31,10 +32,12 @@ class Route:
     Attributes:
         sides: padding of width, height and channels; empty where the operator takes the image as it is.
         stride: the operator's along height and width, where another than the layer's gives the same.
+        taps: columns of zeros on the right of the kernel; the image has their sides.
     """
 
     sides: Sides = ()
     stride: tuple[int, ...] | None = None
+    taps: int = 0
 
 
 def idle_taps(layer: QuantizedConv2d, size: Sequence[int]) -> Taps:
@@ -73,21 +76,20 @@ def route(layer: QuantizedConv2d, height: int, width: int) -> Route | None:
     if one_channel and layer.groups > 1:
         return None
     high, wide = layer.padding
-    channels = int(layer.in_channels == 1)
+    beyond, stride, taps = wide, None, 0
+    spatial = _misses_the_image(layer, 0, height) or _misses_the_image(layer, 1, width)
     if has_amx():
         if _many_outputs_of_few_inputs(layer):
             return None
-        beyond = _one_column(layer, width)
-        if beyond is not None:
-            return _route((wide, beyond, high, high, 0, channels), (layer.stride[0], 1))
-    spatial = _misses_the_image(layer, 0, height) or _misses_the_image(layer, 1, width)
-    if spatial or (has_amx() and _padding_errs(layer)):
-        return _route((wide, wide, high, high, 0, channels))
-    return _route((0, 0, 0, 0, 0, channels))
-
-
-def _route(sides: Sides, stride: tuple[int, ...] | None = None) -> Route:
-    return Route(sides if any(sides) else (), stride)
+        column = _one_column(layer, width)
+        if column is not None:
+            beyond, stride = column, (layer.stride[0], 1)
+        taps = int(_fills_rows(layer))
+        beyond += taps * layer.dilation[1]
+        spatial = spatial or bool(stride or taps) or _padding_errs(layer)
+    plane = (wide, beyond, high, high) if spatial else (0, 0, 0, 0)
+    sides = (*plane, 0, int(layer.in_channels == 1))
+    return Route(sides if any(sides) else (), stride, taps)
 
 
 def may_fuse_residual(layer: QuantizedConv2d) -> bool:
@@ -123,10 +125,17 @@ def _one_column(layer: QuantizedConv2d, width: int) -> int | None:
     return beyond if kernel > 1 and stride > 1 and padding - beyond < stride else None
 
 
+def _fills_rows(layer: QuantizedConv2d) -> bool:
+    inputs = layer.in_channels // layer.groups
+    row = inputs * layer.kernel_size[1]
+    return inputs < 64 < row and row % 64 == 0
+
+
 def _padding_errs(layer: QuantizedConv2d) -> bool:
-    """True of padding beyond half a kernel, and of any around an image whose zero is another number."""
+    """True of padding that is wide or of a dilated kernel, and of any around an image whose zero is not 0."""
     if is_depthwise(tuple(layer.weight.shape), layer.groups) or not any(layer.padding):
         return False
-    extents = (d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
-    too_wide = any(pad > extent // 2 for pad, extent in zip(layer.padding, extents, strict=True))
-    return too_wide or layer.input.zero_point != 0
+    axes = zip(layer.padding, layer.dilation, layer.kernel_size, strict=True)
+    return layer.input.zero_point != 0 or any(
+        pad > 0 and (dilation > 1 or pad > kernel // 2) for pad, dilation, kernel in axes
+    )
