@@ -76,6 +76,8 @@ def _unless_given(opened: Opened, preprocessing: PreprocessOverrides | None) -> 
         assumed = next(filter(None, map(_assumed, history)), None)
         return f"recorded, where it was assumed as {assumed}" if assumed else "recorded"
     implied = _implied_by(opened, preprocessing)
+    if implied is None and opened.program is not None and opened.architecture is None:
+        return "of the exported graph"
     if implied is None:
         return "by default" if preprocessing else "of the data or of another file"
     return implied.source_of_input

@@ -16,11 +16,12 @@ from modelopt_cli.checkpoint.arch import Architecture
 from modelopt_cli.checkpoint.build import build_loaded
 from modelopt_cli.checkpoint.integer_layers import restore_integer_layers
 from modelopt_cli.checkpoint.opened import Opened, require_network, shape_hint
-from modelopt_cli.checkpoint.recognition import Recognition, describe_nearest, recognise, recognise_state
+from modelopt_cli.checkpoint.pt2_opened import open_exported
+from modelopt_cli.checkpoint.recognition import describe_nearest, recognise_file
 from modelopt_cli.checkpoint.sources import check_found_spec, names_library, resolve
 from modelopt_cli.checkpoint.state_file import StateFile, read_state, state_bytes
 from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
-from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError, EnvironmentFailure
+from modelopt_cli.errors import ArchitectureError, ArtifactError, CaptureError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.parted import code_of
@@ -43,7 +44,7 @@ def open_model(
 
     An artifact gives its Program. A checkpoint's architecture is ``arch``, or recognised; its network is
     captured as a Program, or, where that cannot be, returned as a module, and ``untraced`` says why.
-    An unrecognised checkpoint gives its bare tensors.
+    A ``.pt2`` file holds its own graph. An unrecognised checkpoint gives its bare tensors.
 
     Args:
         path: the file or Hugging Face folder.
@@ -59,47 +60,35 @@ def open_model(
     if (header := header or open_header(path)) is not None:
         return _open_artifact(header, path, arch, input_spec)
     file = read_state(path)
-    notes = list(file.notes)
-    shapes = described(file.state)
-    stored = state_bytes(shapes)
-    why = None
     if arch is not None:
-        architecture, state = resolve(arch, input_spec), dict(file.state)
+        opened = _build(resolve(arch, input_spec), dict(file.state), file, list(file.notes))
     else:
-        named, why = _recognised(file, shapes)
-        if named is None:
-            check_finite(file.state, str(path), masks=True)
-            check_range(file.state, str(path))
-            notes.append(f"architecture not recognised: {why or describe_nearest(shapes)}")
-            bare = Opened(file.state, False, file.sha256, notes=notes, tensor_bytes=stored)
-            return dataclasses.replace(bare, file_bytes=file.file_bytes)
-        architecture, state = named.architecture, named.state
-        if input_spec is not None:
-            architecture = dataclasses.replace(architecture, input=input_spec)
-        elif adapt is not None and architecture.input is not None:
-            architecture = dataclasses.replace(architecture, input=adapt(architecture.input))
-        notes.append(f"recognised as {architecture.spec}")
-    built = _build(architecture, state, path, file.sha256, notes)
-    return dataclasses.replace(built, tensor_bytes=stored, file_bytes=file.file_bytes)
+        opened = _unnamed(file, input_spec, adapt)
+    stored = state_bytes(described(file.state))
+    return dataclasses.replace(opened, tensor_bytes=stored, file_bytes=file.file_bytes)
 
 
-def _recognised(file: StateFile, shapes: Mapping[str, torch.Tensor]) -> tuple[Recognition | None, str | None]:
-    """The network that a folder's configuration names, or whose names and shapes a file has.
-
-    Returns:
-        None where there is none, or where several fit; and why, if more is known than that none came close.
-    """
-    why = None
-    try:
-        if file.arch is not None:
-            return Recognition(resolve(file.arch), dict(file.state)), None
-    except (ArchitectureError, EnvironmentFailure) as error:
-        why = str(error)
-    try:
-        found = recognise_state(dict(file.state)) if recognise(shapes) else None
-    except ArchitectureError as error:
-        return None, str(error)
-    return found, None if found is not None else why
+def _unnamed(
+    file: StateFile, input_spec: InputSpec | None, adapt: Callable[[InputSpec], InputSpec | None] | None
+) -> Opened:
+    """What can be made of a checkpoint whose architecture is not named."""
+    notes, shapes = list(file.notes), described(file.state)
+    named, why = recognise_file(file.state, shapes, file.arch)
+    exported, aside = open_exported(file, named.architecture if named else None, input_spec, adapt)
+    if exported is not None:
+        return exported
+    notes += [aside] if aside else []
+    if named is None:
+        check_finite(file.state, file.path, masks=True)
+        check_range(file.state, file.path)
+        notes += [] if aside else [f"architecture not recognised: {why or describe_nearest(shapes)}"]
+        return Opened(file.state, False, file.sha256, notes=notes)
+    architecture = named.architecture
+    if input_spec is not None:
+        architecture = dataclasses.replace(architecture, input=input_spec)
+    elif adapt is not None and architecture.input is not None:
+        architecture = dataclasses.replace(architecture, input=adapt(architecture.input))
+    return _build(architecture, named.state, file, [*notes, f"recognised as {architecture.spec}"])
 
 
 def open_header(path: str | Path) -> Artifact | None:
@@ -186,16 +175,16 @@ def load_network(
 
 
 def _build(
-    architecture: Architecture, state: Mapping[str, torch.Tensor], path: Path, sha256: str, notes: list[str]
+    architecture: Architecture, state: Mapping[str, torch.Tensor], file: StateFile, notes: list[str]
 ) -> Opened:
-    module, loading = build_loaded(architecture, state, str(path))
+    module, loading = build_loaded(architecture, state, file.path)
     notes = [*notes, *architecture.notes, *loading]
     program, why = _capture(module, architecture)
     network = program or module
     return Opened(
         dict(network.state_dict()),
         is_artifact=False,
-        source_sha256=sha256,
+        source_sha256=file.sha256,
         program=program,
         module=None if program is not None else module,
         architecture=architecture,

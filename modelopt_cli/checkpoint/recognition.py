@@ -9,7 +9,7 @@ from modelopt_cli.checkpoint.arch import Architecture
 from modelopt_cli.checkpoint.fingerprint import fingerprints
 from modelopt_cli.checkpoint.sources import SOURCES, resolve
 from modelopt_cli.checkpoint.tensor_names import Difference, compare, shapes_of, spellings
-from modelopt_cli.errors import ArchitectureError
+from modelopt_cli.errors import ArchitectureError, EnvironmentFailure
 from modelopt_cli.settings import option
 
 _CLOSE = 0.5
@@ -71,3 +71,29 @@ def describe_nearest(state: Mapping[str, torch.Tensor]) -> str:
     count, name, difference = best
     plural = "tensor differs" if count == 1 else "tensors differ"
     return f"closest is torchvision:{name}, {count} {plural}, first: {difference.first}"
+
+
+def recognise_file(
+    state: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Tensor], arch: str | None
+) -> tuple[Recognition | None, str | None]:
+    """The network that a folder's configuration names, or whose names and shapes a file has.
+
+    Args:
+        state: the file's tensors.
+        shapes: the same on the meta device.
+        arch: the spec that the folder names.
+
+    Returns:
+        None where there is none, or where several fit; and why, if more is known than that none came close.
+    """
+    why = None
+    try:
+        if arch is not None:
+            return Recognition(resolve(arch), dict(state)), None
+    except (ArchitectureError, EnvironmentFailure) as error:
+        why = str(error)
+    try:
+        found = recognise_state(dict(state)) if recognise(shapes) else None
+    except ArchitectureError as error:
+        return None, str(error)
+    return found, None if found is not None else why

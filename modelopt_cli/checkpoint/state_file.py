@@ -10,7 +10,7 @@ import torch
 
 from modelopt_cli.artifact.lazy import LazyState, open_safetensors
 from modelopt_cli.checkpoint.folder import check_together, digest_of, named_in, read_shards, weights_in
-from modelopt_cli.checkpoint.pt2 import read_pt2
+from modelopt_cli.checkpoint.pt2 import Archive, read_pt2
 from modelopt_cli.checkpoint.sniff import (
     INDEX,
     PICKLE,
@@ -40,6 +40,8 @@ class StateFile:
         notes: one line for each thing that was unwrapped or left aside.
         arch: the architecture that the folder's ``config.json`` names, as a spec.
         file_bytes: length of the file; of several files, of all that were read.
+        exported: contents of a ``.pt2`` file, among them its graph.
+        path: that was given.
     """
 
     state: Mapping[str, torch.Tensor]
@@ -48,6 +50,8 @@ class StateFile:
     notes: tuple[str, ...] = ()
     arch: str | None = None
     file_bytes: int = 0
+    exported: Archive | None = None
+    path: str = ""
 
 
 def read_state(path: str | Path) -> StateFile:
@@ -70,7 +74,9 @@ def read_state(path: str | Path) -> StateFile:
     sha256 = digest_of(files)
     if len(files) > 1:
         check_together(files)
-    return StateFile(state, kind.name, sha256, notes, arch, sum(file.size for file in files))
+    exported = saved if isinstance(saved, Archive) else None
+    size = sum(file.size for file in files)
+    return StateFile(state, kind.name, sha256, notes, arch, size, exported, str(path))
 
 
 def _unwrapped(
@@ -80,8 +86,12 @@ def _unwrapped(
         state, notes = unwrap_lazy(saved)
         check_types(state.described(), where)
         return state, notes
+    size = sum(file.size for file in files)
+    if isinstance(saved, Archive):
+        check_tensors(saved.constants, size, where)
+        saved = saved.weights
     unwrapped = unwrap(saved, where)
-    check_tensors(unwrapped.state, sum(file.size for file in files), where)
+    check_tensors(unwrapped.state, size, where)
     return unwrapped.state, unwrapped.notes
 
 
@@ -97,6 +107,8 @@ def _read_shard(path: Path) -> tuple[Mapping[str, torch.Tensor], HeldFile]:
     kind, saved, held = _read_file(path)
     if kind is INDEX:
         raise CheckpointError("is an index where weights should be", where=str(path))
+    if isinstance(saved, Archive):
+        raise CheckpointError("is an exported network where a part of its weights should be", where=str(path))
     return saved if isinstance(saved, LazyState) else unwrap(saved, str(path)).state, held
 
 

@@ -5,38 +5,16 @@ another one is written: a function from what writes nodes and from the operator'
 its schema (``self`` as ``input``), to the value.
 """
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import fx
 
+from modelopt_cli.program.aten_core import CORE
+from modelopt_cli.program.aten_rows import Arguments, Row, Writer, renamed
 from modelopt_cli.program.refusals import DATA, SIZES, VALUES, Refusal
 
-Arguments = dict[str, Any]
-
-
-class Writer(Protocol):
-    """Interface by which rows write nodes."""
-
-    @property
-    def source(self) -> fx.Node:
-        """The network's first input."""
-
-    def call(self, name: str, /, **named: Any) -> Any:
-        """A call of an operation on the allow-list."""
-
-
-Row = Callable[[Writer, Arguments], Any]
-
 _LAST = 2**63 - 1
-# Of no consequence to what is computed, or the same everywhere in a network.
-IRRELEVANT = frozenset(
-    {
-        "pin_memory", "layout", "non_blocking", "cudnn_enable", "cudnn_enabled", "implicit", "device",
-        "half_to_float", "benchmark", "deterministic", "allow_tf32",
-    }
-)  # fmt: skip
 NOTHING = frozenset(
     {
         "_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range",
@@ -44,15 +22,6 @@ NOTHING = frozenset(
     }
 )  # fmt: skip
 """Checks, which leave nothing behind."""
-
-
-def _renamed(name: str, **renamed: str) -> Row:
-    """The same arguments, some under other names, to another operation."""
-
-    def row(write: Writer, arguments: Arguments) -> Any:
-        return write.call(name, **{renamed.get(key, key): value for key, value in arguments.items()})
-
-    return row
 
 
 def _only(name: str, *kept: str) -> Row:
@@ -175,17 +144,20 @@ _UPSAMPLING = {
 }
 
 ROWS: dict[str, Row] = {
+    **CORE,
     **dict.fromkeys(("detach", "detach_", "alias", "lift_fresh_copy"), _same),
     **dict.fromkeys(("to", "_to_copy"), _to),
-    **{f"__{name}__": _renamed(name) for name in ("and", "or", "xor")},
-    **{f"{name}_": _renamed(name) for name in _RESHAPING},
+    **{f"__{name}__": renamed(name) for name in ("and", "or", "xor")},
+    **{f"{name}_": renamed(name) for name in _RESHAPING},
+    "_unsafe_view": renamed("view"),
+    "_unsafe_index": _index,
     "slice": _slice,
     "select": _select,
     "index": _index,
     "index_put": _index_put,
     "index_put_": _index_put_in_place,
-    "sym_size": _renamed("size"),
-    "sym_numel": _renamed("numel"),
+    "sym_size": renamed("size"),
+    "sym_numel": renamed("numel"),
     "embedding": _embedding,
     "einsum": _einsum,
     "scalar_tensor": _number,
@@ -196,10 +168,10 @@ ROWS: dict[str, Row] = {
     **{name: _on_device(name) for name in ("arange", "eye")},
     "new_empty": _only("new_zeros", "input", "size", "dtype"),
     "empty_like": _only("zeros_like", "input", "dtype"),
-    "log_sigmoid": _renamed("logsigmoid"),
-    "im2col": _renamed("unfold"),
-    "col2im": _renamed("fold"),
-    "affine_grid_generator": _renamed("affine_grid"),
+    "log_sigmoid": renamed("logsigmoid"),
+    "im2col": renamed("unfold"),
+    "col2im": renamed("fold"),
+    "affine_grid_generator": renamed("affine_grid"),
     **{name: _interpolate(mode) for name, mode in _UPSAMPLING.items()},
     "_upsample_bilinear2d_aa": _interpolate("bilinear", antialias=True),
     "_upsample_bicubic2d_aa": _interpolate("bicubic", antialias=True),

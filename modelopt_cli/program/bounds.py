@@ -34,13 +34,17 @@ MAX_LENGTH = 2**16
 """Length of a list or tuple, and number of the parts that a tensor is split into."""
 
 # Sizes that follow from the batch show at a batch above one; a network for one sample only is tried with one.
-_BATCHES = (64, 1)
+BATCHES = (64, 1)
 _SMALL = 2**24
 _SIZED_BY_VALUES = ("one_hot", "repeat_interleave")
 
 
 def check_bounds(
-    graph: fx.Graph, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], input_spec: InputSpec
+    graph: fx.Graph,
+    modules: Mapping[str, nn.Module],
+    tensors: Mapping[str, Tensor],
+    input_spec: InputSpec,
+    batches: Sequence[int] = BATCHES,
 ) -> None:
     """Run a graph on the meta device and refuse what would take more than the limits.
 
@@ -49,11 +53,12 @@ def check_bounds(
         modules: its layers by path, on the meta device.
         tensors: those it fetches, by path.
         input_spec: what one sample is.
+        batches: batch sizes to try; one at which it runs is enough.
 
     Raises:
         ArtifactError: a limit is exceeded, or the graph cannot run; names the node.
     """
-    for batch in _BATCHES:
+    for batch in batches:
         run = _Run(modules, tensors, batch)
         try:
             with torch.no_grad(), torch.device("meta"), run.budget:
@@ -228,7 +233,7 @@ def check_value(value: Any) -> None:
 def _name(node: fx.Node) -> str:
     if node.op == "call_module":
         return ""
-    return str(getattr(node.target, "__name__", node.target))
+    return str(getattr(node.target, "__name__", node.target)).partition(".")[0]  # without an overload
 
 
 def _described(value: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ArtifactError, CaptureError
 from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_name, is_in_place
+from modelopt_cli.program.aten_network import AtenNetwork, AtenTracer
 from modelopt_cli.program.calls import owner_of
 from modelopt_cli.program.dropout import recover_dropout
 from modelopt_cli.program.examples import ExampleTracer
@@ -40,7 +41,8 @@ from modelopt_cli.text import first_line
 if TYPE_CHECKING:  # it imports torch's compiler, which takes a second
     from modelopt_cli.program.exported import ExportTracer
 
-    Tracer = ProgramTracer | ExportTracer
+    Tracer = ProgramTracer | AtenTracer | ExportTracer
+    Tracers = tuple[Callable[[], Tracer], ...]
 
 TRACED_BATCHES = (2, 3)
 _SEQUENCE = 3
@@ -83,7 +85,7 @@ def capture(
     examples = _examples(model, input_spec)
     failures: list[CaptureError] = []
     with evaluation_mode(model), torch.no_grad():
-        for tracer in _tracers(examples):
+        for tracer in _tracers(model, examples):
             try:
                 with unchanged(model), plain_weights(model):
                     return _attempt(model, tracer(), input_spec, labels, arch, verify)
@@ -92,12 +94,14 @@ def capture(
     raise _most_telling(failures)
 
 
-def _tracers(examples: Sequence[Mapping[str, Tensor]]) -> "tuple[Callable[[], Tracer], ...]":
+def _tracers(model: nn.Module, examples: Sequence[Mapping[str, Tensor]]) -> "Tracers":
     """The tracers to try, in order.
 
     fx on examples makes all sizes but the batch's literals. Sequences come in many lengths, so for those
     ``torch.export``, which takes longer, is tried first.
     """
+    if isinstance(model, AtenNetwork):  # a graph already
+        return (AtenTracer,)
 
     def exported(*, free: bool = True) -> "Tracer":
         from modelopt_cli.program.exported import ExportTracer
@@ -107,8 +111,8 @@ def _tracers(examples: Sequence[Mapping[str, Tensor]]) -> "tuple[Callable[[], Tr
     def followed() -> "Tracer":
         return ExampleTracer(examples)
 
-    sequences = all(tensor.dim() <= _SEQUENCE for tensor in examples[0].values())
-    order = (exported, followed) if sequences else (followed, exported)
+    short = all(tensor.dim() <= _SEQUENCE for tensor in examples[0].values())
+    order = (exported, followed) if short else (followed, exported)
     return (lambda: ProgramTracer(examples[0])), *order, (lambda: exported(free=False))
 
 
@@ -119,8 +123,8 @@ def _most_telling(failures: Sequence[CaptureError]) -> CaptureError:
     """
 
     def telling(place: int) -> tuple[bool, bool, int]:
-        reason = not isinstance(failures[place], Unfollowed)
-        return reason, "(" in (failures[place].where or ""), place if reason else -place
+        own = not isinstance(failures[place], Unfollowed)
+        return own, "(" in (failures[place].where or ""), place if own else -place
 
     return failures[max(range(len(failures)), key=telling)]
 

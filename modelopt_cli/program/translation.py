@@ -17,7 +17,8 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from modelopt_cli.program.allowlist import ASSIGNING, FUNCTIONS, METHODS
-from modelopt_cli.program.aten import IRRELEVANT, NOTHING, REFUSALS, ROWS
+from modelopt_cli.program.aten import NOTHING, REFUSALS, ROWS
+from modelopt_cli.program.aten_arguments import named_arguments
 from modelopt_cli.program.leaf_calls import OPERATOR, LayerCall, Place, filled
 from modelopt_cli.program.refusals import CHANCE, SIZES, Refusal, not_listed
 from modelopt_cli.program.spelling import spell
@@ -130,7 +131,7 @@ class Translation:
         if node.op == "placeholder":
             return self._placed(node)
         if node.op == "get_attr":
-            return getattr(node.graph.owning_module, str(node.target))
+            return self._attribute(node)
         if isinstance(node.target, HigherOrderOperator):
             return self._inlined(node)
         if not isinstance(node.target, OpOverload):
@@ -143,7 +144,16 @@ class Translation:
         """The value of a placeholder of the outermost graph."""
         if node.name in self._inputs:
             return self._inputs[node.name]
-        given = self._given[node.name]
+        return self._given_value(node.name)
+
+    def _attribute(self, node: fx.Node) -> Any:
+        """A tensor that is fetched by name, or the graph of a block."""
+        if node.target in self._given:
+            return self._given_value(str(node.target))
+        return getattr(node.graph.owning_module, str(node.target))
+
+    def _given_value(self, name: str) -> Any:
+        given = self._given[name]
         return self._fetch(given) if isinstance(given, str) else self._constant(given)
 
     def _constant(self, tensor: Tensor) -> Any:
@@ -203,7 +213,7 @@ class Translation:
             return self._computed(target, args, kwargs)
         if _has_unknown_size(node):
             self._refuse(REFUSALS.get(_bare(name), SIZES))
-        named = _named(target, args, kwargs)
+        named = named_arguments(target, args, kwargs)
         if symbolic and target._schema.is_mutable and isinstance(next(iter(named.values()), None), Tensor):
             raise ConstantChanged
         return self._written(name, named)
@@ -220,9 +230,17 @@ class Translation:
         if bare in ROWS:
             return ROWS[bare](self, named)
         if bare.endswith("_") and bare not in METHODS:
-            self._refuse(not_listed(_shown(name)))
+            return self._in_place(name, named)
         space, _, rest = bare.partition("_")
         return self.call(f"{space}.{rest}" if f"{space}.{rest}" in FUNCTIONS else bare, **named)
+
+    def _in_place(self, name: str, named: dict[str, Any]) -> Any:
+        """The call of a function that has a switch for working in place."""
+        pure = _bare(name).removesuffix("_")
+        if f"F.{pure}" not in FUNCTIONS:
+            self._refuse(not_listed(_shown(name)))
+        named |= {"training": named.pop("train")} if "train" in named else {}
+        return self.call(pure, **named, inplace=True)
 
     @contextmanager
     def _made_by(self, node: fx.Node) -> Iterator[None]:
@@ -258,27 +276,6 @@ def _has_unknown_size(node: fx.Node) -> bool:
     """True if the size of a result depends on the values in a tensor."""
     results = pytree.tree_leaves(node.meta.get("val"))
     return any(isinstance(value, Tensor) and free_unbacked_symbols(value) for value in results)
-
-
-def _named(target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by the names of an operator's schema, without those that are its defaults."""
-    schema = target._schema.arguments
-    given = {**dict(zip((a.name for a in schema), args, strict=False)), **kwargs}
-    named = {}
-    for argument in schema:
-        name, default = argument.name, argument.default_value if argument.has_default_value() else _REQUIRED
-        if name in given and name not in IRRELEVANT and not _equal(given[name], default):
-            named["input" if name == "self" else name] = given[name]
-    return named
-
-
-_REQUIRED = object()
-
-
-def _equal(value: Any, default: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return isinstance(default, list) and list(value) == default
-    return type(value) is type(default) and not isinstance(value, Tensor) and value == default
 
 
 def _holds(kind: type, value: Any) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hostile_exports import bad_exports, changed_exports, good_export
 from hostile_graphs import GRAPHS, graph, quantized_program
 from safetensors.torch import save_file
 
@@ -43,6 +44,7 @@ def good_files() -> dict[str, bytes]:
         artifact.write_tensors(state, {}, folder / "tensors.safetensors")
         artifact.write_program(quantized_program(), folder / "program.safetensors")
         artifact.write_program(quantized_program(), folder / "sealed.safetensors", code="entropy")
+        (folder / "network.pt2").write_bytes(good_export())
         return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -245,11 +247,15 @@ GENERATORS: dict[str, Callable[[random.Random, Path], Iterator[Case]]] = {
     "bombs": lambda rng, _: bombs(),
     "graphs": lambda rng, _: graphs(),
     "malformed": lambda rng, _: malformed(rng, 60),
+    "exports": lambda _, canary: bad_exports(canary),
+    "changed exports": lambda rng, _: changed_exports(
+        lambda document: _somewhere(rng, document), lambda: rng.choice(_WRONG), 60
+    ),
 }
 """By name: cases from a random state, and the path of the canary."""
 
-MAY_BE_GOOD = frozenset({"mutations", "malformed"})
+MAY_BE_GOOD = frozenset({"mutations", "malformed", "changed exports"})
 """Where a file may come out that nothing is wrong with, or nothing that anybody could know."""
 
-DESCRIBED = frozenset({"graphs"})
+DESCRIBED = frozenset({"graphs", "exports"})
 """Where ``inspect`` may list the tensors, because only the graph is out of order."""

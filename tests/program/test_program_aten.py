@@ -19,6 +19,10 @@ X = torch.randn(2, 4, 6, 8, generator=torch.Generator().manual_seed(0))
 ATEN = torch.ops.aten
 
 
+def weights() -> Tensor:
+    return torch.linspace(-1, 1, 72).reshape(4, 2, 3, 3).sin()
+
+
 def recorded(function: Callable[[Tensor], Any]) -> fx.GraphModule:
     return make_fx(function, pre_dispatch=True, tracing_mode="symbolic")(X)
 
@@ -88,6 +92,39 @@ EXAMPLES: dict[str, Callable[[Tensor], Any]] = {
     "swapdims_": written_into(lambda y: y.swapdims_(1, 2)),
     "squeeze_": written_into(lambda y: y.squeeze_(1), lambda x: x[:, :1]),
     "unsqueeze_": written_into(lambda y: y.unsqueeze_(-1)),
+    "_unsafe_view": lambda x: ATEN._unsafe_view(x, [x.shape[0], -1]),
+    "_unsafe_index": lambda x: ATEN._unsafe_index(x, [None, torch.tensor([2, 0])]),
+    "convolution": lambda x: (
+        ATEN.convolution(x, weights(), None, [1, 2], [1, 1], [1, 1], False, [0, 0], 2)
+        + ATEN.convolution(x, weights(), torch.ones(4), [1, 2], [1, 1], [1, 1], True, [0, 1], 2)[..., 1:5]
+    ),
+    "_native_batch_norm_legit_no_training": lambda x: ATEN._native_batch_norm_legit_no_training(
+        x, torch.arange(4.0), torch.ones(4), torch.ones(4), torch.arange(1.0, 5), 0.1, 1e-3
+    )[0],
+    "native_layer_norm": lambda x: ATEN.native_layer_norm(x, [6, 8], None, torch.ones(6, 8), 1e-3)[0],
+    "native_group_norm": lambda x: ATEN.native_group_norm(
+        x, torch.arange(4.0), None, x.shape[0], 4, 48, 2, 1e-3
+    )[0],
+    "_softmax": lambda x: ATEN._softmax(x, 1, False),
+    "_log_softmax": lambda x: ATEN._log_softmax(x, -1, False),
+    "max_pool2d_with_indices": lambda x: (
+        *ATEN.max_pool2d_with_indices(x, [3, 2], [2, 1], [1, 0], 1, True),
+        ATEN.max_pool2d_with_indices(x, [2, 2])[0],
+    ),
+    "max_pool3d_with_indices": lambda x: ATEN.max_pool3d_with_indices(x, [2, 2, 2]),
+    "adaptive_max_pool1d": lambda x: ATEN.adaptive_max_pool1d(x[:, 0], [3]),
+    "adaptive_max_pool2d": lambda x: ATEN.adaptive_max_pool2d(x, [3, 2]),
+    "adaptive_max_pool3d": lambda x: ATEN.adaptive_max_pool3d(x[:, None], [2, 3, 2])[1],
+    "_adaptive_avg_pool2d": lambda x: ATEN._adaptive_avg_pool2d(x, [3, 2]),
+    "_adaptive_avg_pool3d": lambda x: ATEN._adaptive_avg_pool3d(x[:, None], [2, 3, 2]),
+    "_scaled_dot_product_flash_attention_for_cpu": lambda x: (
+        ATEN._scaled_dot_product_flash_attention_for_cpu(x, x + 1, x * 2, 0.0, True)[0]
+        + ATEN._scaled_dot_product_flash_attention_for_cpu(x, x, x, attn_mask=torch.eye(6), scale=0.3)[0]
+    ),
+    "addmm": lambda x: torch.addmm(
+        torch.ones(5), x.mean((2, 3)), weights()[:, 1, :, 1] @ torch.ones(3, 5), beta=2, alpha=0.5
+    ),
+    "mm": lambda x: torch.mm(x.mean((2, 3)), weights()[:, 1, :, 1].clone().t().t()),
     "detach": lambda x: x.detach() + 1,
     "detach_": lambda x: (x * 2).detach_() + 1,
     "alias": lambda x: ATEN.alias(x) + 1,

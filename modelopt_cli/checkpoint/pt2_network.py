@@ -1,0 +1,221 @@
+"""The network in a ``.pt2`` file: its graph, weights, inputs and outputs, read as data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modelopt_cli.artifact import strictjson
+from modelopt_cli.checkpoint.pt2 import Archive
+from modelopt_cli.checkpoint.pt2_arguments import DTYPES, argument, integer, name_in, single
+from modelopt_cli.checkpoint.pt2_graph import ReadGraph
+from modelopt_cli.checkpoint.pt2_outputs import output_structure
+from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
+from modelopt_cli.errors import ArtifactError, CaptureError, CheckpointError, ModeloptError
+from modelopt_cli.program.aten_batch import free_batch
+from modelopt_cli.program.aten_network import AtenNetwork, GivenSize
+from modelopt_cli.program.bounds import BATCHES, check_bounds
+from modelopt_cli.program.capture import capture
+from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.metadata import MAX_INPUTS, MAX_RANK, MAX_SIDE, listed, mapped
+from modelopt_cli.program.program import Program
+from modelopt_cli.program.safe_names import is_input_name, shown
+from modelopt_cli.program.samples import DTYPES as INPUT_TYPES
+from modelopt_cli.settings import option
+from modelopt_cli.text import first_line, short
+
+_MAJOR = 8
+"""Version of the schema, torch/_export/serde/schema.py; of others, a name may mean something else."""
+_ENDLESS = 1 << 62
+_LISTED = 100_000
+_TYPES = {dtype: name for name, dtype in INPUT_TYPES.items()}
+_IGNORED = ("buffer_mutation", "user_input_mutation", "token")
+"""Outputs that carry state over to the next call."""
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One input: the name it has, its sizes with the batch, and which of them the graph was made for."""
+
+    name: str
+    dtype: torch.dtype
+    sizes: tuple[int, ...]
+    given: tuple[GivenSize, ...]
+
+    @property
+    def batch(self) -> int | None:
+        """The number of samples that the graph was made for; None where it is free."""
+        return self.sizes[0] if any(size.place == 0 for size in self.given) else None
+
+    def described(self) -> InputSpec:
+        return InputSpec(self.sizes[1:], dtype=_TYPES[self.dtype], name=self.name)  # type: ignore[arg-type]
+
+
+def read_program(archive: Archive, where: str) -> tuple[Program, list[str]]:
+    """The network of an archive as a Program, and one line for each thing that was done to it.
+
+    Raises:
+        CheckpointError: the graph is malformed, or asks for too much.
+        CaptureError: a Program cannot hold it; the message says which of its operators is the reason.
+    """
+    try:
+        network, inputs, notes = _network(archive, where)
+        input_spec, batch = _described(inputs)
+        tensors = network.aten_tensors()
+        check_bounds(network.aten_graph, {}, tensors, input_spec, (batch,) if batch else BATCHES)
+        if batch is not None:
+            free_batch(network, input_spec, batch)
+            check_bounds(network.aten_graph, {}, tensors, input_spec)
+            notes.append(f"its batch size was {batch}, and is free now")
+        return capture(network, input_spec), notes
+    except ArtifactError as error:
+        hint = f"name its architecture, and its weights alone are read: {option('arch', 'FILE.py:CALLABLE')}"
+        raise CheckpointError(f"its graph {error}", where=where, hint=hint) from error
+    except ModeloptError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        hint = "it is damaged or forged; export it again"
+        raise CheckpointError(
+            f"its graph is malformed: {first_line(error)}", where=where, hint=hint
+        ) from error
+
+
+def _network(archive: Archive, where: str) -> tuple[AtenNetwork, list[_Input], list[str]]:
+    if archive.model is None:
+        raise CaptureError("the file holds none, or several")
+    document = strictjson.parse(archive.model, CheckpointError, where)
+    version = mapped(document["schema_version"], "schema_version").get("major")
+    if version != _MAJOR:
+        raise CaptureError(f"its graph has version {short(version)}, and {_MAJOR} can be read")
+    module = mapped(document["graph_module"], "graph_module")
+    data, signature = mapped(module["graph"], "a graph"), mapped(module["signature"], "a signature")
+    read = ReadGraph()
+    inputs = _inputs(read, data, listed(signature["input_specs"], "inputs", _LISTED), document)
+    weights, constants = _fetched(read, listed(signature["input_specs"], "inputs", _LISTED), archive)
+    read.call_all(data)
+    outputs = listed(data["outputs"], "outputs", _LISTED)
+    values = _returned(read, outputs, listed(signature["output_specs"], "outputs", _LISTED))
+    first = mapped(listed(module["module_call_graph"], "modules", _LISTED)[0], "a module")
+    called = mapped(first["signature"], "the network's signature")
+    fields = mapped(module.get("treespec_namedtuple_fields") or {}, "named tuples")
+    read.graph.output((output_structure(called["out_spec"], fields, values),))
+    check_finite(weights, where, masks=True)
+    check_range(weights, where)
+    sizes = {each.name: each.given for each in inputs}
+    notes = ["exported in training mode: dropout and batch norm are as in eval()"] if read.training else []
+    return AtenNetwork(read.graph, weights, constants, sizes).eval(), inputs, notes
+
+
+def _inputs(
+    read: ReadGraph, data: Mapping[str, Any], specs: Sequence[Any], document: Mapping[str, Any]
+) -> list[_Input]:
+    """Add the network's inputs to the graph."""
+    metas = mapped(data["tensor_values"], "tensor_values")
+    ranges = mapped(document["range_constraints"], "range_constraints")
+    inputs = []
+    for spec in specs:
+        kind, value = single(spec, "an input")
+        if kind != "user_input":
+            continue
+        kind, value = single(mapped(value, "an input")["arg"], "an input")
+        if kind != "as_tensor":
+            if kind in ("as_sym_int", "as_sym_float"):
+                raise CaptureError("takes a number as an input")
+            continue
+        name = name_in(value)
+        if not is_input_name(name):
+            raise CaptureError(f"no input can be called {shown(name)}")
+        read.define(name, read.graph.placeholder(name))
+        inputs.append(_one_input(name, mapped(metas[name], "a tensor"), ranges))
+    if not 0 < len(inputs) <= MAX_INPUTS:
+        raise CaptureError(f"has {len(inputs)} inputs")
+    return inputs
+
+
+def _one_input(name: str, meta: Mapping[str, Any], ranges: Mapping[str, Any]) -> _Input:
+    dtype = DTYPES.get(meta["dtype"])
+    if dtype not in _TYPES:
+        kind = str(dtype).removeprefix("torch.")
+        raise CaptureError(f"its input {name} is {kind}; a Program takes {', '.join(INPUT_TYPES)}")
+    sizes, given = [], []
+    for place, size in enumerate(listed(meta["sizes"], "sizes", MAX_RANK + 1)):
+        kind, value = single(size, "a size")
+        least = most = 0
+        if kind == "as_int":
+            least = most = number = integer(value)
+        else:
+            expression = mapped(value, "a size")
+            number = integer(mapped(expression["hint"], "a size")["as_int"])
+            bounds = mapped(ranges.get(_symbol(expression["expr_str"]), {}), "a range")
+            least, most = bounds.get("min_val") or 0, bounds.get("max_val") or _ENDLESS
+        if not 0 < number <= MAX_SIDE:
+            raise ArtifactError(f"has an input of size {number}")
+        sizes.append(number)
+        if least == most or place:
+            given.append(GivenSize(place, integer(least), integer(most)))
+    if not sizes:
+        raise CaptureError(f"its input {name} is a single number, and has no samples")
+    return _Input(name, dtype, tuple(sizes), tuple(given))
+
+
+def _symbol(expression: Any) -> str:
+    """The symbol that an expression begins with, if it is one: ``Symbol('s77', ...)``."""
+    text = expression if isinstance(expression, str) else ""
+    return text.removeprefix("Symbol('").partition("'")[0]
+
+
+def _fetched(
+    read: ReadGraph, specs: Sequence[Any], archive: Archive
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Add parameters, buffers and constants to the graph; returns the network's tensors and the others."""
+    weights: dict[str, Tensor] = {}
+    constants: dict[str, Tensor] = {}
+    made: dict[int, Tensor] = {}
+    for spec in specs:
+        kind, value = single(spec, "an input")
+        entry = mapped(value, "an input")
+        if kind in ("user_input", "constant_input"):
+            continue
+        if kind not in ("parameter", "buffer", "tensor_constant"):
+            raise CaptureError(f"has an input of the kind {short(kind)}")
+        path = name_in(entry, f"{kind}_name")
+        tensor = archive.weights.get(path, archive.constants.get(path))
+        if tensor is None:
+            raise ArtifactError(f"fetches {shown(path)}, which the file does not hold")
+        target = constants if kind == "tensor_constant" else weights
+        target[path] = made.setdefault(id(tensor), _owned(tensor, kind))
+        read.define(name_in(entry["arg"]), read.graph.create_node("get_attr", path))
+    if weights.keys() & constants.keys():
+        raise ArtifactError("has a weight and a constant of one name")
+    return weights, constants
+
+
+def _owned(tensor: Tensor, kind: str) -> Tensor:
+    """A tensor as the network has it, in float32 where it holds numbers with a fraction."""
+    if kind == "tensor_constant":
+        return tensor
+    tensor = tensor.float() if tensor.is_floating_point() else tensor
+    return nn.Parameter(tensor, tensor.is_floating_point()) if kind == "parameter" else tensor
+
+
+def _returned(read: ReadGraph, outputs: Sequence[Any], specs: Sequence[Any]) -> list[Any]:
+    """The values that the network returns, without those that it keeps."""
+    values: list[Any] = []
+    for output, spec in zip(outputs, specs, strict=True):
+        kind, _ = single(spec, "an output")
+        if kind == "user_output":
+            values.append(argument(output, read.values))
+        elif kind not in _IGNORED:
+            raise CaptureError(f"returns values of the kind {short(kind)}")
+    return values
+
+
+def _described(inputs: Sequence[_Input]) -> tuple[InputSpec, int | None]:
+    """The inputs as a Program has them, and the number of samples where that is not free."""
+    batches = {each.batch for each in inputs}
+    if len(batches) > 1:
+        raise CaptureError("its inputs have different numbers of samples")
+    first, *others = (each.described() for each in inputs)
+    return replace(first, others=tuple(others)), batches.pop()
