@@ -106,12 +106,13 @@ class _Earlier:
     program: Program | None
     layers: dict[str, _Facts]
     removed: frozenset[str]
+    shares: Mapping[str, float]
 
     @classmethod
     def of(cls, program: Program | None, now: Program) -> "_Earlier":
         """The coverage of ``program``, its layers by the names that they have ``now``."""
         if program is None:
-            return cls(None, {}, frozenset())
+            return cls(None, {}, frozenset(), {})
         past = _Past.of(program.history)
         modules = ((name, m) for name, m in program.named_modules() if isinstance(m, _KINDS))
         layers = {name: _Facts.of(program, name, module, past) for name, module in modules}
@@ -119,7 +120,7 @@ class _Earlier:
         for old, new in moved.items():
             layer, _, own = new.rpartition(".")
             layers.setdefault(layer, _Facts({own: _stored(program, old)}, share=past.shares.get(layer, 1.0)))
-        return cls(program, layers, frozenset(past.removed))
+        return cls(program, layers, frozenset(past.removed), past.shares)
 
     def facts(self, name: str, now: _Facts, past: _Past) -> _Facts:
         """Status of a layer; one of another name, which its method left out, is as it was."""
@@ -177,13 +178,15 @@ def _fetched(program: Program, past: _Past, earlier: _Earlier, counted: set[int]
     statuses = []
     there = fetched_weights(earlier.program) if earlier.program is not None else {}
     for name, tensor in fetched_weights(program).items():
-        now = _stored(program, name)
-        then = _stored(earlier.program, name) if earlier.program is not None and name in there else []
-        label, is_new = weight_label(name), bool({*now} - {*then})
-        scheme = ", ".join(now) if is_new else ""
-        why = "" if is_new else past.reasons.get(label, "used inside a function, which has no int8 form")
-        size, before = _bytes([tensor], counted), ", ".join(then)
-        statuses.append(LayerStatus(label, "fetched weight", is_new, scheme, why, size, before=before))
+        label = weight_label(name)
+        stored = _stored(earlier.program, name) if earlier.program is not None and name in there else []
+        then = _Facts({name: stored}, share=earlier.shares.get(label, 1.0))
+        now = _Facts({name: _stored(program, name)}, share=past.shares.get(label, 1.0))
+        is_new = bool(str(now.since(then)))
+        scheme = str(now) if is_new else ""
+        why = "" if is_new else past.reasons.get(label, "used inside a function, not by a layer")
+        size = _bytes([tensor], counted, now.share)
+        statuses.append(LayerStatus(label, "fetched weight", is_new, scheme, why, size, before=str(then)))
     return statuses
 
 

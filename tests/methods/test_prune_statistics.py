@@ -310,6 +310,38 @@ def test_statistics_matrices_of_no_layer_are_weights_and_are_listed() -> None:
     assert statuses["list.0"].compressed
 
 
+class _Ladder(nn.Module):
+    """A depthwise weight that is called at two dilations, and so belongs to no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.f = nn.Conv1d(3, 32, 1), nn.Conv1d(32, 3, 1, bias=False)
+        self.weight = nn.Parameter(torch.rand(32, 1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        for dilation in (1, 2):
+            x = x + F.conv1d(x, self.weight, padding=dilation, dilation=dilation, groups=32)
+        result: Tensor = self.f(x)
+        return result
+
+
+def test_statistics_a_weight_of_no_layer_that_loses_channels_counts_as_pruned() -> None:
+    program = captured(_Ladder(), 3, 20)
+    result = apply(program, PruneConfig(sparsity=0.5), Context()).program
+    assert result.get_parameter("weight").shape == (16, 1, 3)
+    statuses = {layer.name: layer for layer in coverage(result, given=program).layers}
+    assert {name: status.scheme for name, status in statuses.items()} == dict.fromkeys(
+        ("a", "f", "weight"), "pruned 50 %"
+    )
+    assert statuses["weight"].bytes == 4 * 32 * 3
+    again = coverage(result, given=result).layers
+    assert {layer.name: layer.before for layer in again} == dict.fromkeys(("a", "f", "weight"), "pruned 50 %")
+    assert next(layer.reason for layer in again if layer.name == "weight") == (
+        "used inside a function, not by a layer"
+    )
+
+
 class _Turned(nn.Module):
     """A layer whose weight is also used the other way round, as in an autoencoder."""
 

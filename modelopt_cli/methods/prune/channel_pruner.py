@@ -264,14 +264,15 @@ class ChannelPruner(Pruner):
 
     def describe(self, program: Program) -> dict[str, object]:
         """The fraction of its weights that every layer keeps which became smaller."""
-        kept = kept_weights(weighted_layers(self.original), weighted_layers(program))
+        kept = kept_weights(self.original, program)
         return {"left": {name: fraction for name, fraction in kept.items() if fraction < 1}}
 
     def skipped(self, program: Program) -> dict[str, str]:
         """Layers that keep all outputs and inputs, each with the reason."""
-        kept = kept_weights(weighted_layers(self.original), weighted_layers(program))
+        kept = kept_weights(self.original, program)
         reason = f"allocation {self.config.chosen_allocation} takes nothing from it"
-        return {name: self.reasons.get(name, reason) for name, fraction in kept.items() if fraction == 1}
+        whole = [name for name in weighted_layers(self.original) if kept[name] == 1]
+        return {name: self.reasons.get(name, reason) for name in whole}
 
     def closing_notes(self, program: Program) -> list[str]:
         """A note on groups whose rounding had to give way to the target."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.data import Data
@@ -25,7 +25,7 @@ from modelopt_cli.methods.prune.figures import Timer, parameters
 from modelopt_cli.methods.prune.target_figures import DRAFT
 from modelopt_cli.program import Program
 from modelopt_cli.program.history import history_entry
-from modelopt_cli.program.weighted import WEIGHTED_KINDS
+from modelopt_cli.program.weighted import WEIGHTED_KINDS, fetched_weights, weight_label
 
 
 @dataclass(frozen=True)
@@ -221,16 +221,19 @@ def weighted_layers(program: Program) -> dict[str, nn.Module]:
     return layers
 
 
-def kept_weights(before: Mapping[str, nn.Module], after: Mapping[str, nn.Module]) -> dict[str, float]:
-    """The fraction of its weights that every layer keeps, to four places; 0 for one that is removed."""
-    return {
-        name: round(_size(after[name].parameters()) / _size(layer.parameters()), 4) if name in after else 0.0
-        for name, layer in before.items()
-    }
+def kept_weights(before: Program, after: Program) -> dict[str, float]:
+    """The fraction of its values that every layer keeps, to four places; 0 for one that is removed.
+
+    So do weights that a function of the graph fetches, by their names in reports.
+    """
+    left = _sizes(after)
+    return {name: round(left.get(name, 0) / size, 4) for name, size in _sizes(before).items()}
 
 
-def _size(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors)
+def _sizes(program: Program) -> dict[str, int]:
+    fetched = {weight_label(name): tensor.numel() for name, tensor in fetched_weights(program).items()}
+    layers = weighted_layers(program).items()
+    return fetched | {name: sum(tensor.numel() for tensor in layer.parameters()) for name, layer in layers}
 
 
 PRUNE_FIRST = "prune first, then quantize or share: they keep what pruning did"
