@@ -151,6 +151,32 @@ def test_a_constant(name: str, value: float) -> None:
     assert Histogram(OBSERVERS[name].choose, OBSERVERS[name].needs_counts).qparams().scale > 0
 
 
+@pytest.mark.parametrize("name", list(OBSERVERS))
+@pytest.mark.parametrize(
+    ("low", "high", "steps_to_one"),
+    [(0, 1, 255), (0, 12, 21), (-3, 40, 5), (-7, 0, 36), (0, 210, 1), (0, 255, 1)],
+    ids=str,
+)
+def test_whole_numbers_are_exact(name: str, low: int, high: int, steps_to_one: int) -> None:
+    observer = Histogram(OBSERVERS[name].choose, OBSERVERS[name].needs_counts)
+    counts = torch.arange(low, high + 1).float()
+    observer.update(torch.cat([counts, counts[1].expand(1_000_000)]))  # the extremes are rare
+    q = observer.qparams()
+    assert q.scale == pytest.approx(1 / steps_to_one, rel=1e-6)
+    back = (quantize(counts, q).double() - q.zero_point) * q.scale
+    np.testing.assert_allclose(back, counts, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(OBSERVERS))
+@pytest.mark.parametrize("x", [torch.tensor([0.0, 256.0, 3.0]), torch.tensor([0.0, 12.0, 0.5])], ids=str)
+def test_other_numbers_have_the_observers_range(name: str, x: torch.Tensor) -> None:
+    observer = Histogram(OBSERVERS[name].choose, OBSERVERS[name].needs_counts)
+    for batch in (torch.tensor([5.0]), x):
+        observer.update(batch)
+    low, high = observer.range()
+    assert observer.qparams().scale == pytest.approx((high - low) / 255, rel=1e-6)
+
+
 def test_doubling_keeps_every_count() -> None:
     observer: Histogram = Histogram(OBSERVERS["mse"].choose)
     total = 0

@@ -23,6 +23,7 @@ class Histogram:
         counts: of values within ``-limit .. limit`` in ``BINS`` equal bins, float64 ``(BINS,)``.
         limit: upper end of the last bin.
         zeros: how many values were zero.
+        whole: all values were whole numbers.
         levels: how many values the quantized activation can have.
 
     Args:
@@ -36,6 +37,7 @@ class Histogram:
         self._choose, self._counting = choose, counting
         self.low = self.high = self.limit = 0.0
         self.zeros = 0
+        self.whole = True
         self.counts = torch.zeros(BINS, dtype=torch.float64)
 
     def update(self, x: Tensor) -> None:
@@ -44,6 +46,7 @@ class Histogram:
             low, high = torch.aminmax(x.detach())
             self.low = min(self.low, float(low))
             self.high = max(self.high, float(high))
+            self.whole = self.whole and not bool(x.detach().frac().any())
         if self._counting:
             self._count(x.detach().reshape(-1).float())
 
@@ -80,5 +83,16 @@ class Histogram:
         return self._choose(self)
 
     def qparams(self) -> QParams:
-        """Scale and zero point of that range."""
-        return qparams_from_range(*self.range())
+        """Scale and zero point of that range or, of whole numbers, of one at which they are exact."""
+        return qparams_from_range(*(self._exact_range() or self.range()))
+
+    def _exact_range(self) -> tuple[float, float] | None:
+        """The smallest range in steps of 1, 1/2, 1/3, ... with all values, if these are whole numbers.
+
+        At other steps each count is shifted, the same way for every sample: at 12 / 255, 3 becomes 3.01.
+        There is nothing to be gained by clipping them. None where they span more than there are levels.
+        """
+        span, steps = self.high - self.low, self.levels - 1
+        if not self.whole or not 0 < span <= steps:
+            return None
+        return self.low, self.low + steps / (steps // span)
