@@ -32,7 +32,15 @@ def _networks():
 
 def data(pattern: str, test: bool = True) -> TensorDataset:
     """Mosaics and what they are of: tiles of photographs, of other ones for calibration than for the test."""
-    tiles = torch.cat([_tiles(name) for name in (TEST if test else OTHERS)])
+    return _mosaics(pattern, torch.cat([_tiles(name, 6) for name in (TEST if test else OTHERS)]))
+
+
+def training(pattern: str) -> TensorDataset:
+    """More tiles of the photographs for calibration."""
+    return _mosaics(pattern, torch.cat([_tiles(name, 30) for name in OTHERS]))
+
+
+def _mosaics(pattern: str, tiles: Tensor) -> TensorDataset:
     return TensorDataset(tiles * _mask(pattern), tiles)
 
 
@@ -40,13 +48,13 @@ TEST = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 OTHERS = ("motorcycle_left.png", "hubble_deep_field.jpg", "retina.jpg")
 
 
-def _tiles(name: str) -> Tensor:
-    """Squares without overlap, ``(N, 3, 126, 126)`` from 0 to 1, at most six."""
+def _tiles(name: str, most: int) -> Tensor:
+    """Squares without overlap, ``(N, 3, 126, 126)`` from 0 to 1, at most so many."""
     with Image.open(ASSETS / "pictures" / name) as image:
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
     rows = pixels.unfold(1, SIDE, SIDE).unfold(2, SIDE, SIDE)
     tiles = rows.permute(1, 2, 0, 3, 4).reshape(-1, 3, SIDE, SIDE)
-    return tiles[:: -(-len(tiles) // 6)]
+    return tiles[:: -(-len(tiles) // most)]
 
 
 def _mask(pattern: str) -> Tensor:

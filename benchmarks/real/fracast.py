@@ -48,4 +48,11 @@ def error(outputs: Tensor, ahead: dict[str, Tensor]) -> Tensor:
     return (outputs[..., MEDIAN] - ahead["values"]).abs().mean(1) / ahead["unit"]
 
 
-error.higher_is_better = False
+def loss(outputs: Tensor, ahead: dict[str, Tensor]) -> Tensor:
+    """Quantile loss of all nine quantiles (Koenker and Bassett 1978), in the same unit."""
+    quantiles = torch.arange(1, 10) / 10
+    above = (ahead["values"][..., None] - outputs) / ahead["unit"][:, None, None]
+    return torch.maximum(quantiles * above, (quantiles - 1) * above).mean()
+
+
+error.higher_is_better, error.loss = False, loss

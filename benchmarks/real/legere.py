@@ -22,13 +22,33 @@ def make() -> nn.Module:
 
 def lines(test: bool = True) -> Samples:
     """Every other one of 120 rendered lines of the licences, and the class ids of its characters."""
+    return _rendered(_spread(_legible())[test:120:2])
+
+
+def training() -> Samples:
+    """All other lines of the licences, rendered in each of the fonts."""
+    legible = _legible()
+    chosen = {*_spread(legible)[:120]}
+    return _rendered([line for line in legible if line not in chosen for _ in FONTS])
+
+
+def _legible() -> list[str]:
+    """Lines of 21 to 44 characters, all of which the network knows."""
     known = source("legere.charset")
     texts = " ".join(path.read_text() for path in sorted((ASSETS / "licenses").glob("*/LICENSE*")))
     wrapped = dict.fromkeys(textwrap.wrap(texts, 44))
-    legible = [line for line in wrapped if len(line) > 20 and set(line) <= set(known.CHARSET)]
-    chosen = legible[:: len(legible) // 120][test:120:2]
-    images = [rendered(line, FONTS[place % len(FONTS)]) for place, line in enumerate(chosen)]
-    return Samples(images, [torch.tensor(known.encode_text(line)) for line in chosen])
+    return [line for line in wrapped if len(line) > 20 and set(line) <= set(known.CHARSET)]
+
+
+def _spread(lines: list[str]) -> list[str]:
+    return lines[:: len(lines) // 120]
+
+
+def _rendered(lines: list[str]) -> Samples:
+    """Lines, one after another in each of the fonts, and their characters."""
+    known = source("legere.charset")
+    images = [rendered(line, FONTS[place % len(FONTS)]) for place, line in enumerate(lines)]
+    return Samples(images, [torch.tensor(known.encode_text(line)) for line in lines])
 
 
 def rendered(line: str, font: str) -> Tensor:

@@ -1,6 +1,7 @@
 """all-MiniLM-L6-v2, a BERT that makes vectors of sentences, and sentences."""
 
 import re
+from pydoc_data import topics
 
 import torch
 from torch import Tensor
@@ -9,14 +10,27 @@ from benchmarks.real import ASSETS, Samples
 
 FOLDER = ASSETS / "minilm"
 LENGTH = 48
+SENTENCE = r"[A-Z][^.;:]{30,200}[.;:]"
 
 
 def sentences(test: bool = True) -> Samples:
     """Token ids with their mask, ``(48,)`` each, and the float network's mean state over the tokens."""
+    return _embedded(texts()[test:160:2])
+
+
+def training(n: int = 1200) -> Samples:
+    """Sentences of Python's own manual, and their vectors."""
+    manual = re.sub(r"[*`\s]+", " ", " ".join(topics.topics.values()))
+    found = list(dict.fromkeys(re.findall(SENTENCE, manual)))
+    return _embedded(found[:: max(1, len(found) // n)][:n])
+
+
+def _embedded(sentences: list[str]) -> Samples:
+    """Token ids with their mask, and the float network's vectors."""
     from transformers import BertModel
 
     network = BertModel.from_pretrained(FOLDER).eval()
-    ids, masks = tokens(texts()[test:160:2])
+    ids, masks = tokens(sentences)
     batches = zip(ids.split(32), masks.split(32), strict=True)
     with torch.inference_mode():
         states = torch.cat([network(*batch).last_hidden_state for batch in batches])
@@ -29,7 +43,7 @@ def sentences(test: bool = True) -> Samples:
 def texts() -> list[str]:
     """Sentences of the licences."""
     whole = [path.read_text() for path in sorted((ASSETS / "licenses").glob("*/LICENSE*"))]
-    found = re.findall(r"[A-Z][^.;:]{30,200}[.;:]", re.sub(r"\s+", " ", " ".join(whole)))
+    found = re.findall(SENTENCE, re.sub(r"\s+", " ", " ".join(whole)))
     return list(dict.fromkeys(found))
 
 
