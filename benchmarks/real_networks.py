@@ -43,7 +43,7 @@ def modelopt(verb: str, *options: str) -> str:
 def run(name: str, method: str, folder: Path) -> Found:
     """What a command says of a network that it compresses into ``folder``, or what it said before."""
     network = NETWORKS[name]
-    stem = folder / f"{name}-{method}".replace(" ", "-").lower()
+    stem = folder / f"{name}-{method}".replace(" ", "-").replace(".", "-").lower()
     result = stem.with_suffix(".json")
     if not result.exists():
         if network.training and not (ROOT / network.checkpoint).exists():

@@ -215,8 +215,8 @@ NETWORKS = {
         INT8
         | SHARED
         | recovered(
-            *(0.7, "benchmarks.real.minilm:training", 2, 0.0001, "--batch-size", "32"),
-            *("--allocation", "uniform"),
+            *(0.8, "benchmarks.real.minilm:training", 2, 0.0003, "--batch-size", "32"),
+            *("--allocation", "uniform", "--criterion", "wanda", "--include", "*intermediate*"),
         ),
         needs=("transformers",),
     ),
