@@ -71,7 +71,8 @@ def trainer(
     train = _labelled(asked.train, sample, request, task.spec, labels, adopt=adopt)
     val = None
     if asked.val is not None:
-        names = labels if train.names is not None else train.class_names
+        own = train.names is None and train.class_names is not None
+        names = train.class_names if own else labels
         val = _labelled(asked.val, sample, request, task.spec, names)
         if val.may_never_end:
             request.note(f"{val.name} has no length: every validation goes on until it ends, if it does")
@@ -137,8 +138,8 @@ def _labelled(
     opened = open_data(
         spec, input_spec=sample, overrides=request.preprocessing, seed=request.options.seed, labels=False
     )
-    if adopt and not opened.has_classes(labels):
-        if labels is not None and opened.class_names is not None:
+    if adopt and opened.class_names is not None and not opened.has_classes(labels):
+        if labels is not None:
             request.note(
                 f"{name_of(spec)} has other classes than the checkpoint: they are learned in their own order"
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ TRANSCRIPTS = ("text", "transcript", "transcription", "sentence")
 _SOUNDS = ("audio", "audiopath", "wav", "sound")
 _PARTS = {"start": 0.0, "middle": 0.5, "end": 1.0}
 _LONGEST = 2**27
+_STREAMED = 0x7FFF0000
+"""Bytes that a WAV file says to have, at least, which was written without knowing how long it will be."""
 _PROCESSOR = "preprocessor_config.json"
 _LARGEST_RATIO = 2**20
 _WINDOW = ("kaiser", 8.0)
@@ -225,6 +227,7 @@ def resample(sound: Tensor, have: int, want: int) -> Tensor:
 def _extent(path: str) -> tuple[int, int]:
     soundfile = _library("soundfile")
     with open_regular(path, DataError) as file:
+        _require_whole(file, path)
         try:
             with soundfile.SoundFile(file) as sound:
                 samples, rate = sound.frames, sound.samplerate
@@ -233,6 +236,18 @@ def _extent(path: str) -> tuple[int, int]:
     if not 0 < samples <= _LONGEST or rate < 1:
         raise DataError("holds no sound" if samples < 1 else "is too long", where=path)
     return samples, rate
+
+
+def _require_whole(file: BinaryIO, path: str) -> None:
+    """Refuse a WAV file that ends before its header says, of which the library reads what is there.
+
+    A file that was written as a stream says 0, or some number near the largest.
+    """
+    head, there = file.read(8), os.fstat(file.fileno()).st_size
+    file.seek(0)
+    said = 8 + int.from_bytes(head[4:], "little")
+    if head[:4] == b"RIFF" and len(head) == 8 and there + 1 < said < _STREAMED and said > 8:
+        raise DataError(f"is truncated: {there:,} of {said:,} bytes are there", where=path)
 
 
 def _unreadable(error: Exception, path: str) -> DataError:

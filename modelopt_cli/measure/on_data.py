@@ -134,7 +134,7 @@ class OnData:
         assert made.model is not None
         assert baseline.model is not None
         if not has_same_parts(made.model, baseline.model):
-            self._apart[made.path] = "how near they are is not measured"
+            self._apart[made.path] = "they are not compared"
             return
         parts = listing(list(dict.fromkeys(call.path for call in calls)))
         self._apart[made.path] = (

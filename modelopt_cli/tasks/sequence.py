@@ -50,11 +50,20 @@ class SequenceTargets(TargetFormat):
 
     def _spelled(self, text: str) -> Tensor:
         if not self._numbers:
-            raise DataError("target is a text, and the network has no names for its classes")
+            hint = "give rows of class ids, from FILE.py:CALLABLE"
+            raise DataError("target is a text, and the network has no names for its classes", hint=hint)
         unknown = next((character for character in text if character not in self._numbers), None)
         if unknown is not None:
-            raise DataError(f"target holds {unknown!r}, which is none of the network's classes")
+            problem = f"target holds {unknown!r}, which is none of the network's classes"
+            raise DataError(problem, hint=self._other_case(text))
         return torch.tensor([self._numbers[character] for character in text], dtype=torch.int64)
+
+    def _other_case(self, text: str) -> str | None:
+        """A next step where the network has all characters of a text in capitals, or in small letters."""
+        for made, words in ((text.upper(), "capitals"), (text.lower(), "small letters")):
+            if all(character in self._numbers for character in made):
+                return f"it has {words}: write the texts so"
+        return None
 
 
 class Spoken(NamedTuple):
@@ -143,6 +152,21 @@ def check_ids(targets: dict[str, Tensor], classes: int) -> None:
         place = int(outside[0])
         largest = int(targets["ids"][place].max())
         raise Misfit(place, f"target holds class {largest}, which is not among the network's {classes}")
+
+
+def require_frames(targets: dict[str, Tensor], frames: int) -> None:
+    """Refuse targets that no path of so many frames spells: a symbol takes one, a blank parts equal ones.
+
+    Raises:
+        Misfit: names the first.
+    """
+    ids, lengths = targets["ids"].cpu(), targets["lengths"].cpu()
+    within = torch.arange(1, max(ids.shape[1], 1)) < lengths[:, None]
+    repeated = ((ids[:, 1:] == ids[:, :-1]) & within).sum(1)
+    for place in (lengths + repeated > frames).nonzero().flatten().tolist()[:1]:
+        needed = int(lengths[place] + repeated[place])
+        problem = f"target of {int(lengths[place])} symbols needs {needed} frames, the network gives {frames}"
+        raise Misfit(place, problem, hint="cut the samples into shorter texts, or leave this one out")
 
 
 def errors(spoken: Spoken, targets: dict[str, Tensor]) -> Tensor:

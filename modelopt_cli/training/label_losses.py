@@ -13,7 +13,7 @@ from modelopt_cli.errors import DataError, InputError
 from modelopt_cli.tasks.embedding import pooled
 from modelopt_cli.tasks.restoration import middle
 from modelopt_cli.tasks.segmentation import IGNORED, place_logits
-from modelopt_cli.tasks.sequence import AUTO, by_frames
+from modelopt_cli.tasks.sequence import AUTO, by_frames, require_frames
 from modelopt_cli.tasks.task_output import form_of
 
 
@@ -85,8 +85,13 @@ def ctc(
     batch_first: str = AUTO,
     **settings: Any,
 ) -> Tensor:
-    """Connectionist temporal classification (A. Graves et al., ICML 2006), in nats for each symbol."""
+    """Connectionist temporal classification (A. Graves et al., ICML 2006), in nats for each symbol.
+
+    Raises:
+        Misfit: a target is too long for the frames, so that nothing could be learned of it.
+    """
     frames = by_frames(logits, len(targets["lengths"]), batch_first)
+    require_frames(targets, frames.shape[1])
     lengths = torch.full((len(frames),), frames.shape[1], dtype=torch.int64)
     return F.ctc_loss(
         frames.log_softmax(2).transpose(0, 1),
@@ -94,7 +99,6 @@ def ctc(
         lengths,
         targets["lengths"].cpu(),
         blank=blank,
-        zero_infinity=True,
     )
 
 

@@ -10,6 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+import modelopt_cli as mo
+from modelopt_cli.program import InputSpec
+from modelopt_cli.program.capture import capture
+
 soundfile = pytest.importorskip("soundfile", reason="the optional package soundfile is not installed")
 
 NET = """
@@ -58,3 +62,36 @@ def test_another_rate_is_refused(there: Path, modelopt: Callable[..., Any]) -> N
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert "sounds of 8000 and 11025 samples a second" in done.err
     assert not (there / "q.safetensors").exists()
+
+
+class Spelling(nn.Module):
+    """A class for each frame of 40 samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv1d(1, 8, 40, 40), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.conv(x[:, None]).movedim(1, 2))
+
+
+def test_transcripts_are_learned_by_the_names_of_the_network_s_classes(
+    there: Path, modelopt: Callable[..., Any]
+) -> None:
+    program = capture(Spelling().eval(), InputSpec((400,)), labels=("_", "a", "b"))
+    mo.save(program, there / "spelling.safetensors")
+    texts = (("low", "ab"), ("high", "b"))
+    rows = [f"tones/{name}/{number}.wav,{text}" for name, text in texts for number in range(4)]
+    (there / "texts.csv").write_text("\n".join(["path,text", *rows]))
+    data = ["--train", "wav:texts.csv", "--val-fraction", "0.25", "--data", "wav:texts.csv"]
+    how = ["--epochs", "1", "--latency-runs", "0", "-q", "-o", "out.safetensors"]
+    words = ["train", "spelling.safetensors", "--task", "sequence", *data, *how]
+    done = modelopt(*words)
+    assert done.code == 0, done.err
+    assert mo.load("out.safetensors").labels == ("_", "a", "b")
+    (there / "texts.csv").write_text(
+        "\n".join(["path,text", *(row.split(",")[0] + ",abababababa" for row in rows)])
+    )
+    done = modelopt(*words, "--force")
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert "target of 11 symbols needs 11 frames, the network gives 10" in done.err

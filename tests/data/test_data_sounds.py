@@ -129,6 +129,10 @@ NOT_READ: dict[str, tuple[Any, str, str]] = {
     "a class without": (lambda: Path("bird").mkdir(), "wav:.", r"bird: holds no sounds \(\.wav"),
     "no sound": (lambda: Path("cat/b.wav").write_bytes(b"RIFF"), "wav:.", "b.wav: is no sound[^<]*$"),
     "silence of no length": (lambda: write("cat/b.wav", ramp(0)), "wav:.", "b.wav: holds no sound"),
+    "the beginning of a file": (
+        lambda: Path("cat/a.wav").write_bytes(Path("dog/c.wav").read_bytes()[:-9]),
+        "wav:.", r"a.wav: is truncated: \d+ of \d+ bytes are there",
+    ),
     "NaN": (
         lambda: soundfile.write("cat/a.wav", np.full(4, np.nan, np.float32), 8000, subtype="FLOAT"),
         "wav:.", "a.wav: holds NaN or infinity",
@@ -151,6 +155,21 @@ def test_what_cannot_be_read(kind: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
         targets(opened(text))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("said", [0, 2**31 - 2**12, 2**32 - 1])
+def test_a_file_that_was_written_as_a_stream_may_be_as_long_as_it_is(said: int) -> None:
+    whole = Path("cat/a.wav").read_bytes()
+    Path("cat/a.wav").write_bytes(whole[:4] + said.to_bytes(4, "little") + whole[8:])
+    assert sounds(opened())[0][:4] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_samples_of_any_width(subtype: str) -> None:
+    samples = np.array([0.5, -0.25, 0.125, -1.0])  # which all of them hold exactly
+    soundfile.write("cat/a.wav", np.stack([samples, samples], 1), 8000, subtype=subtype)
+    inputs, _ = next(opened().batches(1))
+    assert inputs.flatten()[:4].tolist() == samples.tolist()
 
 
 def test_a_network_that_takes_no_row_of_samples() -> None:

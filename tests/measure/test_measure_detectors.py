@@ -89,4 +89,4 @@ def test_each_part_is_compared_on_what_reaches_it_in_the_baseline(changed, decib
 def test_boxes_alone_are_not_compared() -> None:
     evaluation = measured(head_times, whole=True)
     assert evaluation.comparisons[0].fidelity is None
-    assert evaluation.notes == (f"1.pth: {APART}; how near they are is not measured",)
+    assert evaluation.notes == (f"1.pth: {APART}; they are not compared",)

@@ -17,7 +17,8 @@ from modelopt_cli.measure.metrics import METRICS, metrics_named
 from modelopt_cli.measure.tally import Tally, predict
 from modelopt_cli.program import InputSpec
 from modelopt_cli.report import plain_text, table, to_json
-from modelopt_cli.tasks import parse_task
+from modelopt_cli.tasks import Misfit, parse_task
+from modelopt_cli.training.label_losses import ctc
 
 OPTIONS = EvalOptions(runs=0, memory=False, threads=1, data_batch_size=10)
 NEEDS = {"detect": "pycocotools"}
@@ -314,6 +315,42 @@ def test_characters_that_are_wrong_missing_or_too_many() -> None:
     assert METRICS["cer"].score(judged, ids).tolist() == [[1, 3], [1, 2]]
     turned = spec.judged(logits.transpose(0, 1), ids, None)
     assert [row.tolist() for row in turned.ids] == [[1, 2, 2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("Ab", "holds 'A', which is none of the network's classes; it has small letters: write the texts so"),
+        ("aB", "holds 'B', which is none of the network's classes; it has small letters: write the texts so"),
+        ("xAb", "holds 'x', which is none of the network's classes$"),
+    ],
+)
+def test_a_text_of_other_characters(text: str, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        parse_task("sequence").targets(("_", "a", "b")).check(text, None, None)
+    with pytest.raises(DataError, match=r"no names for its classes; give rows of class ids"):
+        parse_task("sequence").targets().check(text, None, None)
+
+
+def test_a_text_that_no_path_of_the_frames_spells_is_refused_in_training() -> None:
+    """The loss of torch is infinite for just these."""
+    rows = [[1], [1, 2], [1, 1], [1, 2, 1], [2, 2, 1], [1, 1, 1], [1, 2, 1, 2], [1, 2, 1, 2, 1], [1, 1, 2, 2]]
+    for frames in range(1, 7):
+        logits = torch.randn(1, frames, 3)
+        for row in rows:
+            ids = parse_task("sequence").targets().collate([torch.tensor(row)])
+            loss = nn.functional.ctc_loss(
+                logits.log_softmax(2).movedim(0, 1), ids["ids"], torch.tensor([frames]), ids["lengths"]
+            )
+            if loss.isfinite():
+                assert torch.equal(ctc(logits, ids, None, batch_first="true"), loss)
+                continue
+            with pytest.raises(Misfit, match=rf"target of {len(row)} symbols .* network gives {frames}"):
+                ctc(logits, ids, None, batch_first="true")
+    ids = parse_task("sequence").targets().collate([torch.tensor([1]), torch.tensor([1, 1])])
+    with pytest.raises(Misfit, match="needs 3 frames") as refused:
+        ctc(torch.randn(2, 2, 3), ids, None, batch_first="true")
+    assert refused.value.place == 1
 
 
 def test_as_many_frames_as_samples_are_never_guessed_at() -> None:
