@@ -120,10 +120,17 @@ def _converted(folder: Path) -> str:
         raise EnvironmentFailure(missing, where=str(folder), hint=_INSTALL) from error
     try:
         made = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        return str(made.backend_tokenizer.to_str())
+        words, text = (
+            set(made.get_vocab()) - set(made.all_special_tokens),
+            str(made.backend_tokenizer.to_str()),
+        )
     except Exception as error:  # any files, any class of tokenizers
         problem = f"its tokenizer cannot be read: {first_line(error)}"
         raise DataError(problem, where=str(folder), hint=f"save it as a {TOKENIZER}") from error
+    if not words:  # transformers makes one of special tokens alone where there are no files of words
+        hint = f"it should have a {TOKENIZER}, or the files of words of its class"
+        raise DataError("its tokenizer knows no word", where=str(folder), hint=hint)
+    return text
 
 
 def _padding_said(folder: Path) -> tuple[str | int, ...]:

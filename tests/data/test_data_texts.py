@@ -194,6 +194,18 @@ def test_a_tokenizer_of_words_alone(here: Path) -> None:
     assert batch(data)["input_ids"] == wanted == [[CLS, A, B, 8, SEP], [CLS, 9, SEP, PAD, PAD]]
 
 
+def test_a_folder_without_words(here: Path) -> None:
+    """transformers makes a tokenizer of it, which takes every word for an unknown one."""
+    pytest.importorskip("transformers", reason="the optional package is not installed")
+    (here / "bare").mkdir()
+    (here / "bare" / "config.json").write_text('{"model_type": "bert"}')
+    (here / "a.csv").write_text("text\nA bd\ne\n")
+    with pytest.raises(
+        DataError, match=r"bare: its tokenizer knows no word; it should have a tokenizer\.json"
+    ):
+        open_data("text:a.csv?tokenizer=bare")
+
+
 NOT_READ = {
     "no file": (None, "", "a.csv: no such file"),
     "no rows": ("text\n", "", "holds no rows"),
