@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from modelopt_cli.artifact import strictjson
 from modelopt_cli.checkpoint.pt2 import Archive
@@ -95,6 +95,7 @@ def _network(archive: Archive, where: str) -> tuple[AtenNetwork, list[_Input], l
     inputs = _inputs(read, data, listed(signature["input_specs"], "inputs", _LISTED), document)
     weights, constants = _fetched(read, listed(signature["input_specs"], "inputs", _LISTED), archive)
     read.call_all(data)
+    _name_by_owner(read.graph, weights, archive.weights)
     outputs = listed(data["outputs"], "outputs", _LISTED)
     values = _returned(read, outputs, listed(signature["output_specs"], "outputs", _LISTED))
     first = mapped(listed(module["module_call_graph"], "modules", _LISTED)[0], "a module")
@@ -190,6 +191,19 @@ def _fetched(
     if weights.keys() & constants.keys():
         raise ArtifactError("has a weight and a constant of one name")
     return weights, constants
+
+
+def _name_by_owner(graph: fx.Graph, weights: dict[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Let a layer fetch a tied weight by its own name for it: the graph has one name for all."""
+    for node in graph.nodes:
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        for fetched in node.all_input_nodes if stack else ():
+            path = str(fetched.target)
+            own = f"{stack[-1][0]}.{path.rpartition('.')[2]}"
+            if fetched.op == "get_attr" and own != path and stored.get(own) is stored.get(path, graph):
+                weights[own] = weights[path]
+                with graph.inserting_before(node):
+                    node.replace_input_with(fetched, graph.create_node("get_attr", own))
 
 
 def _owned(tensor: Tensor, kind: str) -> Tensor:

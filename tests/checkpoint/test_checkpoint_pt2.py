@@ -185,6 +185,10 @@ def test_tied_weights_stay_one(tmp_path: Path) -> None:
     network = Net()
     program = mo.load(exported(network, (torch.randint(9, (2, 5)),), tmp_path / "a.pt2"))
     assert len({p.data_ptr() for p in program.parameters()}) == 1
+    assert {name: type(layer) for name, layer in program.named_children()} == {
+        "table": nn.Embedding,
+        "head": nn.Linear,
+    }
     ids = torch.randint(9, (3, 5))
     close(program(ids), network(ids))
 
