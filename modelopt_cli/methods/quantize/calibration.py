@@ -1,14 +1,13 @@
 """Running a float Program on data and watching the values that will become uint8."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from modelopt_cli.errors import DataError
 from modelopt_cli.methods.batches import require_finite
-from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name
 from modelopt_cli.program.input_batch import Inputs, batch_size
@@ -18,24 +17,32 @@ from modelopt_cli.settings import option
 Progress = Callable[[int, int | None], None]
 
 
-class _Watcher(fx.Interpreter):
-    """Runs a graph node by node and shows each watched value to its observer."""
+class Watching(Protocol):
+    """Sees the values of an activation, batch by batch."""
 
-    def __init__(self, program: Program, watched: Mapping[fx.Node, Histogram]) -> None:
+    def update(self, x: Tensor) -> None:
+        """Take in one batch."""
+
+
+class _Watcher(fx.Interpreter):
+    """Runs a graph node by node and shows each watched value to its observers."""
+
+    def __init__(self, program: Program, watched: Mapping[fx.Node, Sequence[Watching]]) -> None:
         super().__init__(program)
         self.watched = watched
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if (observer := self.watched.get(n)) is not None:
+        if observers := self.watched.get(n):
             require_finite(value, f"layer {shown_name(n)}")
-            observer.update(value)
+            for observer in observers:
+                observer.update(value)
         return value
 
 
 def calibrate(
     program: Program,
-    watched: Mapping[fx.Node, Histogram],
+    watched: Mapping[fx.Node, Sequence[Watching]],
     batches: Iterable[Inputs],
     progress: Progress | None = None,
     total: int | None = None,

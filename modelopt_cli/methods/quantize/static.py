@@ -1,21 +1,32 @@
 """Static int8: ranges of activations are fixed by calibration data."""
 
+from collections.abc import Mapping
+
+from torch import fx
+
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.batches import input_batches
 from modelopt_cli.methods.context import Context, MethodResult
-from modelopt_cli.methods.quantize.calibration import calibrate
+from modelopt_cli.methods.quantize.calibration import Watching, calibrate
 from modelopt_cli.methods.quantize.candidates import select_candidates, shared_weights
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import convert, values_to_observe
+from modelopt_cli.methods.quantize.feature_scales import (
+    FeatureRange,
+    feature_factors,
+    values_of_features,
+    with_factors,
+)
 from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.methods.quantize.layer_forms import obstacle
 from modelopt_cli.methods.quantize.observers import OBSERVERS
-from modelopt_cli.methods.quantize.precision_plan import make_plan
+from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan, make_plan
 from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, usable
 from modelopt_cli.program import Program
 from modelopt_cli.program.channels import layered
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
 from modelopt_cli.program.paddings import explicit_padding
+from modelopt_cli.program.quantization import QParams
 from modelopt_cli.settings import option
 
 
@@ -42,12 +53,37 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
     unfolded = {layer for name in shared if (layer := name.rpartition(".")[0]) not in selected}
     ready = fold_batch_norms(split, unfolded)
     plan = make_plan(ready, set(selected))
-    watch = values_to_observe(plan, ready.graph)
-    observer = OBSERVERS[config.observer]
-    histograms = {value: Histogram(observer.choose, observer.needs_counts) for value in watch}
-    watched = {node: histograms[value] for value, nodes in watch.items() for node in nodes}
-    sample = context.data.sample(config.calibration_samples, context.seed)
-    batches = input_batches(sample, context)
-    calibrate(ready, watched, batches, context.progress, sample.size)
-    qparams = {value: histogram.qparams() for value, histogram in histograms.items()}
+    layers = values_of_features(ready, plan, shared)
+    features = {value: FeatureRange() for value in layers}
+    qparams = _observed(ready, plan, config, context, features)
+    found = {
+        value: feature_factors(seen, [ready.get_submodule(name) for name in layers[value]])
+        for value, seen in features.items()
+    }
+    if factors := {value: factor for value, factor in found.items() if factor is not None}:
+        ready = with_factors(ready, layers, factors)
+        plan = make_plan(ready, set(selected))
+        qparams = _observed(ready, plan, config, context)
     return MethodResult(convert(ready, plan, qparams, shared), skipped)
+
+
+def _observed(
+    ready: Program,
+    plan: PrecisionPlan,
+    config: QuantizeConfig,
+    context: Context,
+    features: Mapping[fx.Node, FeatureRange] | None = None,
+) -> dict[fx.Node, QParams]:
+    """Scale and zero point of each value that needs them; ``features`` see the calibration data, too."""
+    assert context.data is not None
+    observer = OBSERVERS[config.observer]
+    watch = values_to_observe(plan, ready.graph)
+    histograms = {value: Histogram(observer.choose, observer.needs_counts) for value in watch}
+    watched: dict[fx.Node, list[Watching]] = {
+        node: [histograms[value]] for value, nodes in watch.items() for node in nodes
+    }
+    for value, seen in (features or {}).items():
+        watched.setdefault(value, []).append(seen)
+    sample = context.data.sample(config.calibration_samples, context.seed)
+    calibrate(ready, watched, input_batches(sample, context), context.progress, sample.size)
+    return {value: histogram.qparams() for value, histogram in histograms.items()}
