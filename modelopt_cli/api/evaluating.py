@@ -134,6 +134,7 @@ def compare(compared: Compared, measuring: Measuring) -> Evaluation:
         for note in samples.notes:
             measuring.note(note)
         tell_unknown_length(samples, measuring)
+    measure_gates.require_reachable(measuring.gates, task.spec)
     means = Conditions(samples is not None and samples.labelled, options.runs)
     measure_gates.require_measurable(measuring.gates, models, options.baseline, means)
     require_all_run(compared.models, measuring)

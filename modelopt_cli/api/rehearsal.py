@@ -66,6 +66,7 @@ def rehearse(
         data, input_spec=known, overrides=measuring.preprocessing, seed=options.seed, labels=False
     )
     task = task or choose_common_task(measuring.task, measuring.output_name, networks, [samples])
+    measure_gates.require_reachable(measuring.gates, task.spec)
     samples = task.spec.read_targets(samples, names)
     tell_unknown_length(samples, measuring)
     _require_measurable(measuring, models, labelled=samples.labelled)

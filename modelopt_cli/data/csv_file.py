@@ -44,6 +44,7 @@ LABELS = (
 """Usual names of the two columns, without case, spaces, dashes and underscores. The first name of each goes
 before the others."""
 
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NAME_THEM = "name the columns path and label"
 
 
@@ -71,11 +72,22 @@ def read_lines(table: Path, delimiter: str = ",") -> list[Row]:
     try:
         text = read_regular(table, DataError).decode("utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-        return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     except OSError as error:
         raise DataError(error.strerror or "cannot be read", where=str(table)) from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"is not a UTF-8 CSV file ({error})", where=str(table)) from None
+    if lines and len(lines[0][1]) == 1:
+        _require_separator(text.lstrip().splitlines()[0], delimiter, table)
+    return lines
+
+
+def _require_separator(first: str, delimiter: str, table: Path) -> None:
+    """Refuse a table whose first line has one cell, and another separator in it."""
+    for separator, name in _SEPARATORS.items():
+        if separator != delimiter and separator in first:
+            problem = f"has {name} between its columns, not {_SEPARATORS[delimiter]}: {short(first)}"
+            raise DataError(problem, where=str(table), hint=f"save it with {_SEPARATORS[delimiter]}")
 
 
 def _rows(table: Path) -> list[tuple[int, str, str]]:

@@ -109,6 +109,18 @@ class TargetFormat(ABC):
         """The targets of a batch, from those of its samples; at least one."""
 
 
+def indices_hint(*numbers: int, classes: int | None) -> str:
+    """Next step where a class is none of a network's: the number right behind them speaks of a count from 1.
+
+    Args:
+        numbers: of the classes that it does not have.
+        classes: how many it has, where that is known.
+    """
+    if classes is not None and set(numbers) == {classes}:
+        return "classes count from 0: if the data's count from 1, take 1 off each"
+    return "classes count from 0; check that the data's are those the network was trained on"
+
+
 class ClassTargets(TargetFormat):
     """One class for each sample, an int64 tensor ``(N,)``."""
 
@@ -117,7 +129,7 @@ class ClassTargets(TargetFormat):
         label = whole_label(raw)
         if label < 0 or (classes is not None and label >= classes):
             limit = f"0..{classes - 1}" if classes is not None else "0 and up"
-            raise DataError(f"label {label} is outside {limit}")
+            raise DataError(f"label {label} is outside {limit}", hint=indices_hint(label, classes=classes))
         return label
 
     def collate(self, targets: Sequence[int]) -> Tensor:

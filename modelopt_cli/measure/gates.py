@@ -13,7 +13,9 @@ from modelopt_cli.measure.conditions import Conditions
 from modelopt_cli.measure.config import GATES, Gate, Gates
 from modelopt_cli.measure.evaluated_model import EvaluatedModel
 from modelopt_cli.measure.evaluation import Comparison, Evaluation, GateResult, ModelReport
+from modelopt_cli.measure.metrics import metrics_of
 from modelopt_cli.settings import option
+from modelopt_cli.tasks import TaskSpec
 
 # A drop of exactly one image in 200 must pass a limit of 0.5 although 0.5 came out of a division.
 _TOLERANCE = 1e-9
@@ -85,6 +87,21 @@ def require_measurable(
                 model, obstacle = pair
                 message = f"cannot be judged, {obstacle.reason}"
                 raise UsageError(message, where=f"{_label(name)}: {model.path}", hint=obstacle.hint)
+
+
+def require_reachable(gates: Gates, task: TaskSpec) -> None:
+    """Refuse a largest drop that the task's main metric never exceeds.
+
+    Raises:
+        UsageError: it is more than the metric's whole range.
+    """
+    main = next(iter(metrics_of(task).values()))
+    most = main.largest if main.higher_is_better else None  # an error may be larger than any
+    if gates.max_drop is not None and most is not None and gates.max_drop > most:
+        problem = f"is more than {main.title} can lose, {most:g}{main.drop_unit}: every file would pass"
+        raise UsageError(
+            problem, where=option("max_drop", f"{gates.max_drop:g}"), hint="give a smaller limit"
+        )
 
 
 def _label(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modelopt_cli.data.targets import CLASS_TARGETS, ClassTargets, RawTarget, Targets
+from modelopt_cli.data.targets import CLASS_TARGETS, ClassTargets, RawTarget, Targets, indices_hint
 from modelopt_cli.errors import DataError
 from modelopt_cli.settings import did_you_mean
 from modelopt_cli.tasks.task import Misfit
@@ -68,7 +68,7 @@ def check_labels(labels: Targets, classes: int) -> None:
         raise Misfit(
             place,
             f"label {int(labels[place])} is not among the network's {classes} classes",
-            "labels count from 0; check that the data's classes are those the network was trained on",
+            indices_hint(int(labels[place]), classes=classes),
         )
 
 

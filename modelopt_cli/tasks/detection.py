@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as F
 
 from modelopt_cli.data.class_names import class_key, places_of
 from modelopt_cli.data.moving import Motion, visible
-from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
+from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets, indices_hint
 from modelopt_cli.errors import DataError, InputError
 from modelopt_cli.program.output_structure import flatten
 from modelopt_cli.settings import did_you_mean
@@ -100,7 +100,8 @@ def _require_classes(labels: Tensor, classes: int | None) -> None:
     wrong = (labels < 0) | (False if classes is None else labels >= classes)
     if bool(wrong.any()):
         known = "0 and up" if classes is None else f"0..{classes - 1}"
-        raise DataError(f"class id {int(labels[wrong][0])} is outside {known}")
+        problem, first = f"class id {int(labels[wrong][0])} is outside {known}", int(labels[wrong][0])
+        raise DataError(problem, hint=indices_hint(first, classes=classes))
 
 
 def _require_inside(boxes: Tensor, size: tuple[int, int] | None) -> None:

@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 
 from modelopt_cli.data.decode import ImageFile
 from modelopt_cli.data.moving import OUTSIDE, Motion
-from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
+from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets, indices_hint
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.output_structure import flatten
 from modelopt_cli.tasks.draws import Counts, Values, nan_mean, sums
@@ -57,9 +57,8 @@ class MaskTargets(TargetFormat):
         if bool(unknown.any()):
             allowed = f"0..{(classes or _MOST) - 1}"
             class_ = int(mask[unknown][0])
-            raise DataError(
-                f"mask holds class {class_}, outside {allowed}", hint=f"{self._ignore} marks what is ignored"
-            )
+            hint = f"{self._ignore} marks what is ignored; {indices_hint(class_, classes=classes)}"
+            raise DataError(f"mask holds class {class_}, outside {allowed}", hint=hint)
         return mask.to(torch.int16)
 
     def moved(self, targets: Targets, motion: Motion) -> Targets:
@@ -138,7 +137,7 @@ def check_places(targets: Tensor, classes: int, name: str) -> None:
         raise Misfit(
             place,
             f"{name} holds class {int(targets[place].max())}, which is not among the network's {classes}",
-            "check that the data's classes are those the network was trained on",
+            indices_hint(int(targets[place].max()), classes=classes),
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
+from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets, indices_hint
 from modelopt_cli.errors import DataError, InputError
 from modelopt_cli.settings import option
 from modelopt_cli.tasks.task import Misfit, Scalar
@@ -40,7 +40,8 @@ class SequenceTargets(TargetFormat):
         wrong = (ids < 0) | (ids == self._blank) | (False if classes is None else ids >= classes)
         if bool(wrong.any()):
             known = "0 and up" if classes is None else f"0..{classes - 1}"
-            raise DataError(f"target holds class {int(ids[wrong][0])}, outside {known} without the blank")
+            problem = f"target holds class {int(ids[wrong][0])}, outside {known} without the blank"
+            raise DataError(problem, hint=f"the blank is {self._blank}, and classes count from 0")
         return ids.long()
 
     def collate(self, targets: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -151,7 +152,8 @@ def check_ids(targets: dict[str, Tensor], classes: int) -> None:
     if outside.numel():
         place = int(outside[0])
         largest = int(targets["ids"][place].max())
-        raise Misfit(place, f"target holds class {largest}, which is not among the network's {classes}")
+        problem = f"target holds class {largest}, which is not among the network's {classes}"
+        raise Misfit(place, problem, indices_hint(largest, classes=classes))
 
 
 def require_frames(targets: dict[str, Tensor], frames: int) -> None:

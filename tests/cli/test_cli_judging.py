@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from modelopt_cli import measure
-from modelopt_cli.errors import DataError
+from modelopt_cli.errors import DataError, UsageError
+from modelopt_cli.measure import gates
+from modelopt_cli.measure.config import Gates
+from modelopt_cli.tasks import parse_task
 
 HOW = ["--input-size", "8", "--channels", "1", "--latency-runs", "0", "-q"]
 DATA = ["--data", "digits"]
@@ -171,7 +174,7 @@ def recipe(folder, *more):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ("data: labels.py:many", "label 12 is not among the network's 10 classes; labels count from 0"),
+        ("data: labels.py:many", "label 12 is not among the network's 10 classes; classes count from 0"),
         ("max-drop: 1", "--max-drop: needs labelled data"),
     ],
 )
@@ -251,6 +254,28 @@ def test_what_eval_cannot_judge_is_known_before_it_measures(files, gate, says, p
     assert says in found.err
     if len(paths) > 1:
         assert says in modelopt("eval", *paths, *gate, "-q", "--dry-run").err
+
+
+@pytest.mark.parametrize("command", [["eval", "net.pth"], ["quantize", "net.pth", "-o", "new.safetensors"]])
+def test_a_limit_beyond_the_range_of_the_metric_is_refused(command, here, modelopt):
+    first = line(METHODS["quantize untraced"], "net.pth", "net.py:make")
+    assert modelopt(*first, "--no-eval").code == 0
+    files = ["out.safetensors"] if command[0] == "eval" else []
+    words = [*command, *files, "--arch", "net.py:make", *HOW, *DATA]
+    found = modelopt(*words, "--max-drop", "100.5")
+    assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert "--max-drop 100.5: is more than top-1 can lose, 100 pp: every file would pass" in found.err
+    assert not (here / "new.safetensors").exists()
+    assert modelopt(*words, "--max-drop", "100").code == 0
+
+
+def test_an_error_that_has_no_bound_has_any_limit():
+    gates.require_reachable(
+        Gates(max_drop=150), parse_task("sequence")
+    )  # of characters more than all are wrong
+    gates.require_reachable(Gates(max_drop=150), parse_task("restore"))
+    with pytest.raises(UsageError, match=r"is more than Spearman can lose, 2: every file would pass"):
+        gates.require_reachable(Gates(max_drop=2.5), parse_task("embed"))
 
 
 def test_a_limit_on_what_is_known_is_judged(pair, modelopt):

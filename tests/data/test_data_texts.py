@@ -211,6 +211,7 @@ NOT_READ = {
     "no rows": ("text\n", "", "holds no rows"),
     "nothing": ("", "", "holds no rows"),
     "another column": ("txt,label\na,1\n", "", "no columns called 'text'; did you mean 'txt'"),
+    "semicolons": ("text;label\na, b;1\n", "", "a.csv: has semicolons between its columns, not commas"),
     "unknown column": ("text,label\na,1\n", "&label=stars", "no columns called 'stars'"),
     "two columns": ("review,content\na,b\n", "", r"may mean .* say which: \?text=NAME"),
     "an empty text": ("text,label\na,1\n ,0\n", "", "a.csv line 3: text is empty"),

@@ -92,7 +92,11 @@ def test_targets_of_one_s_own_are_taken_as_they_are():
 
 
 REFUSED = {
-    "class that is none": ("classify", 3, "label 3 is outside 0..2"),
+    "class that is none": (
+        "classify",
+        3,
+        "label 3 is outside 0..2; .* if the data's count from 1, take 1 off",
+    ),
     "unknown name": ("classify", "cow", "label is str"),
     "no target": ("classify", None, "label is NoneType"),
     "text class": ("text", 0.5, "label is float"),
@@ -108,6 +112,11 @@ REFUSED = {
         torch.full((8, 12), 7),
         r"mask holds class 7, outside 0\.\.2; 255 marks",
     ),
+    "mask counted from 1": (
+        "segment",
+        torch.full((8, 12), 3),
+        r"class 3, outside 0\.\.2; 255 marks .*: if the data's count from 1, take 1 off",
+    ),
     "mask of floats": ("segment", torch.zeros(8, 12), "not a mask of class ids"),
     "box outside": (
         "detect",
@@ -116,7 +125,11 @@ REFUSED = {
     ),
     "box without width": ("detect", {"boxes": [[5.0, 2, 5, 6]], "labels": [1]}, "has no width"),
     "box with NaN": ("detect", {"boxes": [[NAN, 2, 5, 6]], "labels": [1]}, "holds NaN"),
-    "box of an unknown class": ("detect", {"boxes": [BOX], "labels": [5]}, "class id 5 is outside 0..2"),
+    "box of an unknown class": (
+        "detect",
+        {"boxes": [BOX], "labels": [5]},
+        "class id 5 is outside 0..2; .*count from 0; check",
+    ),
     "box without a class": ("detect", {"boxes": [BOX], "labels": []}, "1 boxes and 0 labels"),
     "no boxes": ("detect", torch.zeros(4), "not a dictionary of boxes and labels"),
     "image with NaN": ("restore", torch.full((3, 4, 4), NAN), "holds NaN"),
@@ -132,7 +145,11 @@ REFUSED = {
     "vector with NaN": ("embed", torch.tensor([NAN]), "holds NaN"),
     "unknown token": ("language", torch.tensor([0, 3]), "token 3, outside 0..2"),
     "tokens of floats": ("language", torch.zeros(3), "not a row of token ids"),
-    "the blank": ("sequence", torch.tensor([1, 0]), "class 0, outside 0..2 without the blank"),
+    "the blank": (
+        "sequence",
+        torch.tensor([1, 0]),
+        "class 0, outside 0..2 without the blank; the blank is 0, and",
+    ),
     "text without names": ("sequence", "abc", "no names for its classes"),
     "nothing for a metric": ("net.py:metric", None, "has no target"),
 }
