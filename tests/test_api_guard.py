@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from modelopt_cli import api, artifact
+from modelopt_cli.api.guard import Original
 from modelopt_cli.checkpoint import resolve
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.errors import BrokenResult, InputError
@@ -263,3 +265,24 @@ def test_a_graph_that_does_not_run_is_the_fault_of_its_file(seen, small, tmp_pat
         assert last.name in str(error.value)
     with pytest.raises(InputError, match="cannot run"):
         api.layers(tmp_path / "bad")
+
+
+def test_outputs_that_change_structure_are_the_network_s_own_fault() -> None:
+    """Of a graph, which takes one way, they would be ours."""
+
+    class Changing(nn.Linear):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> Any:
+            self.calls += 1
+            y = super().forward(x)
+            return y if self.calls % 2 else {"logits": y}
+
+    network, x = Changing(4, 2), torch.randn(3, 4)
+    original = Original(network, network.state_dict(), "cpu", (x,), (network(x),))
+    says = r"the network: returns float32 \(3, 2\) in one call and {.logits.: .float32 \(3, 2\).} in another; let"
+    with pytest.raises(InputError, match=says):
+        original.check(network)
+    program = capture(nn.Linear(4, 2), InputSpec((4,)))
+    with pytest.raises(BrokenResult, match="the result returns float32"):
+        replace(original, network=program, outputs=({"logits": x},)).check(program)

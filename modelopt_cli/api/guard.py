@@ -16,7 +16,7 @@ from modelopt_cli.checkpoint import Opened
 from modelopt_cli.checkpoint.integer_layers import restore_integer_layers
 from modelopt_cli.checkpoint.tensor_checks import count_not_finite
 from modelopt_cli.data import Data
-from modelopt_cli.errors import BrokenResult, DataError, EnvironmentFailure, ModeloptError
+from modelopt_cli.errors import BrokenResult, DataError, EnvironmentFailure, InputError, ModeloptError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.layer_comparison import Fall, failing_layer, first_fault, steepest_fall
@@ -29,6 +29,8 @@ from modelopt_cli.program.verification import random_input
 from modelopt_cli.text import first_line
 
 SAMPLES = 8
+_CALLS = 3
+"""Calls of a network without a graph that show whether it returns one structure."""
 _LARGEST = 400_000
 """Numbers in a batch of several samples: those of two images of 224x224."""
 
@@ -116,6 +118,7 @@ class Original:
 
         Raises:
             BrokenResult: it fails, its outputs have another structure, or are not finite where they were.
+            InputError: a network that has no graph returns another structure in another call.
             EnvironmentFailure: the memory does not suffice.
         """
         if not self.batches:
@@ -134,6 +137,8 @@ class Original:
             raise BrokenResult(problem, where=where) from error
         for expected, output in zip(self.outputs, outputs, strict=True):
             if (form := structure(output)) != (wanted := structure(expected)):
+                if (other := self._other_structure()) is not None:
+                    raise other
                 raise BrokenResult(f"the result returns {form} where the original returns {wanted}")
             if not stays_finite(expected, output):
                 problem = "the result gives NaN or infinity where the original does not"
@@ -195,6 +200,18 @@ class Original:
             return None
         original, made = _graph(self.network, self.device), _graph(checked.network, self.device)
         return steepest_fall(original, made, self.batches[0])
+
+    def _other_structure(self) -> InputError | None:
+        """The error for a network whose own code returns now this, now that; None of any other."""
+        if self.network is None or isinstance(self.network, Program):
+            return None
+        running = _graph(self.network, self.device)
+        for x, expected in [*zip(self.batches, self.outputs, strict=True)] * _CALLS:
+            if (form := structure(_output(running, x))) != (wanted := structure(expected)):
+                hint = "let it return the same structure in every call, whatever its weights and inputs are"
+                problem = f"returns {wanted} in one call and {form} in another"
+                return InputError(problem, where="the network", hint=hint)
+        return None
 
     def _fault(self, made: nn.Module) -> str | None:
         """The layer at which a result goes wrong."""
