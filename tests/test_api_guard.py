@@ -280,7 +280,7 @@ def test_outputs_that_change_structure_are_the_network_s_own_fault() -> None:
 
     network, x = Changing(4, 2), torch.randn(3, 4)
     original = Original(network, network.state_dict(), "cpu", (x,), (network(x),))
-    says = r"the network: returns float32 \(3, 2\) in one call and {.logits.: .float32 \(3, 2\).} in another; let"
+    says = r"the network: returns float32 \(3, 2\) in one call and {.logits.: .float32 \(3, 2\).} in"
     with pytest.raises(InputError, match=says):
         original.check(network)
     program = capture(nn.Linear(4, 2), InputSpec((4,)))
