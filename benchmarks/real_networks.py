@@ -10,7 +10,7 @@ import datetime
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,8 @@ def rows(name: str, folder: Path) -> list[str]:
     return [*table, f"- **{name}** ({found['measured']}): {network.data}. {network.note}".rstrip()]
 
 
-def page(folder: Path, names: list[str], before: str) -> Iterator[str]:
-    """The page, line by line, with the lines of the page ``before`` for all networks but those named."""
+def page(measured: Mapping[str, list[str]], before: str) -> Iterator[str]:
+    """The page, line by line, with the lines of the page ``before`` for networks that were not measured."""
     yield f"torch {version('torch')}, `python -m benchmarks.real_networks`"
     yield ""
     yield "| network | | metric | fp32 | compressed | drop, 95 % interval | lost | outputs | file | layers |"
@@ -120,7 +120,7 @@ def page(folder: Path, names: list[str], before: str) -> Iterator[str]:
     for name in NETWORKS:
         marks = (f"| {name} |", f"- **{name}** ")
         lines = [line for line in before.splitlines() if line.startswith(marks)]
-        *table, note = rows(name, folder) if name in names else lines or [""]
+        *table, note = measured.get(name) or lines or [""]
         yield from table
         notes.append(note)
     yield ""
@@ -143,11 +143,10 @@ def main() -> None:
     if unknown := [name for name in options.networks if name not in NETWORKS]:
         parser.error(f"no network is called {unknown[0]}; there are {', '.join(NETWORKS)}")
     options.folder.mkdir(parents=True, exist_ok=True)
-    output = options.output
-    before = output.read_text() if output and output.exists() else ""
-    lines = list(page(options.folder, options.networks or list(NETWORKS), before))
-    if output:
-        output.write_text("\n".join(lines) + "\n")
+    measured = {name: rows(name, options.folder) for name in options.networks or NETWORKS}
+    if output := options.output:
+        before = output.read_text() if output.exists() else ""
+        output.write_text("\n".join(page(measured, before)) + "\n")
 
 
 if __name__ == "__main__":
