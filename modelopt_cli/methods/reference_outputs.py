@@ -1,12 +1,13 @@
 """Outputs of a network on calibration data, and how far those of changed networks are from them.
 
 Logits are compared by the divergence of their probabilities, row by row: of a sample, a pixel or a token.
-Other outputs are compared by their noise, as a fraction of the signal: ``10^(-dB / 10)``.
+Other outputs are compared by their noise, as a fraction of the signal: ``10^(-dB / 10)``. Of a detector that
+was captured in parts, whose boxes do not belong together one by one, they are what the parts return.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from modelopt_cli.methods.batches import comparable, input_batches, require_fini
 from modelopt_cli.methods.context import Context
 from modelopt_cli.program import Program
 from modelopt_cli.program.input_batch import Inputs, call, to
+from modelopt_cli.program.output_structure import are_detections, flatten, plain
+from modelopt_cli.program.parted import PartCall, PartedProgram, recorded_calls
 from modelopt_cli.program.shapes import evaluation_mode
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
 
@@ -37,6 +40,8 @@ class ReferenceOutputs:
         device: where to compute.
         task: says which output counts.
         are_logits: True if that is logits of which one class is right.
+        calls: of the parts of a detector, whose outputs are compared in place of the boxes that it finds;
+            none of any other network.
     """
 
     inputs: tuple[Inputs, ...]
@@ -44,6 +49,7 @@ class ReferenceOutputs:
     device: str
     task: TaskSpec = CLASSIFY
     are_logits: bool = True
+    calls: tuple[PartCall, ...] = ()
 
     @classmethod
     def of(cls, program: Program, data: Data, context: Context, samples: int) -> "ReferenceOutputs":
@@ -62,6 +68,9 @@ class ReferenceOutputs:
         inputs = tuple(input_batches(some, context))
         if not inputs:
             raise DataError("no samples to calibrate on", hint="give data with at least one sample")
+        if calls := _detecting_calls(program, inputs, context.device):
+            original = _repeated(program, calls, context.device)
+            return cls(inputs, original, context.device, context.task, are_logits=False, calls=calls)
         original, batches, are_logits = _rows(program, inputs, context.device, context.task, LARGEST)
         for part in original:
             require_finite(part, some.name)
@@ -74,11 +83,54 @@ class ReferenceOutputs:
         Of other outputs the noise as a fraction of the signal, and the cosine, at least 0; of several outputs
         the means of these.
         """
-        rows, _, _ = _rows(changed, self.inputs, self.device, self.task)
+        if self.calls:
+            rows = _repeated(changed, self.calls, self.device)
+        else:
+            rows, _, _ = _rows(changed, self.inputs, self.device, self.task)
         measure = compare if self.are_logits else compare_outputs
         changes = [measure(*pair) for pair in zip(self.original, rows, strict=True)]
         distances, likenesses = zip(*changes, strict=True)
         return sum(distances) / len(changes), sum(likenesses) / len(changes)
+
+
+def _detecting_calls(program: Program, inputs: Sequence[Inputs], device: str) -> tuple[PartCall, ...]:
+    """Calls of a detector's parts, of batches until there are ``LARGEST`` numbers; none of other networks."""
+    calls: list[PartCall] = []
+    if not isinstance(program, PartedProgram):
+        return ()
+    network, numbers = program.to(device), 0
+    try:
+        with evaluation_mode(network), torch.inference_mode():
+            for batch in inputs:
+                with recorded_calls(network) as seen:
+                    outputs = call(network, to(batch, device))
+                if not are_detections(plain(outputs)):
+                    return ()
+                calls += (PartCall(each.path, _moved(each.inputs, "cpu"), None) for each in seen)
+                numbers += sum(part.numel() for each in seen for part in each.inputs)
+                if numbers >= LARGEST:
+                    break
+    finally:
+        program.to("cpu")
+    return tuple(calls)
+
+
+def _repeated(program: Program, calls: Sequence[PartCall], device: str) -> tuple[Tensor, ...]:
+    """Outputs of a detector's parts in these calls, float64, each ``(N, numbers)``."""
+    network, rows = program.to(device), list[Tensor]()
+    try:
+        with evaluation_mode(network), torch.inference_mode():
+            for each in calls:
+                outputs = replace(each, inputs=_moved(each.inputs, device)).repeated(network)
+                tensors = [part for part in flatten(outputs).values() if part.is_floating_point()]
+                rows += [part.cpu().double().flatten(1) for part in tensors if part.numel()]
+    finally:
+        program.to("cpu")
+    return tuple(rows)
+
+
+def _moved(tensors: tuple[Tensor, ...], device: str) -> tuple[Tensor, ...]:
+    return tuple(tensor.to(device) for tensor in tensors)
 
 
 def _rows(
