@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Timer
 
 from modelopt_cli.api.parts_notes import PartsSummary
 from modelopt_cli.api.preprocessing_notes import assumptions
@@ -17,6 +18,9 @@ from modelopt_cli.data.preprocess import resolve_preprocess
 from modelopt_cli.data.source import Samples
 from modelopt_cli.errors import ArchitectureError, UsageError
 from modelopt_cli.program import InputSpec
+
+PATIENCE = 10.0
+"""Seconds after which the user is told that a network is still being opened."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,27 @@ class ModelFile:
         """
         own = self.header is not None and self.header.document.stands_alone
         adapt = partial(overridden, preprocessing=preprocessing)
-        opened = open_model(self.path, None if own else arch, known, adapt, self.header)
+        with told_if_slow(f"opening {self.path}", on_note):
+            opened = open_model(self.path, None if own else arch, known, adapt, self.header)
         opened = replace(opened, path=str(self.path))
         tell_notes(opened, on_note, preprocessing, graph=graph)
         return opened
+
+
+@contextmanager
+def told_if_slow(doing: str, on_note: Note | None) -> Iterator[None]:
+    """Work that follows a network: where it takes longer than ``PATIENCE``, a note says what goes on."""
+    if on_note is None:
+        yield
+        return
+    goes_on = f"{doing} takes a while: its network is followed in several ways, as a whole and then in parts"
+    timer = Timer(PATIENCE, on_note, [goes_on])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def known_input(

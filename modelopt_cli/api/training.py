@@ -11,7 +11,7 @@ from modelopt_cli.api.doubts import other_classes
 from modelopt_cli.api.evaluating import Compared
 from modelopt_cli.api.guard import Original
 from modelopt_cli.api.notes import training_note
-from modelopt_cli.api.opening import ModelFile, known_input, sample_of, tell_notes
+from modelopt_cli.api.opening import ModelFile, known_input, sample_of, tell_notes, told_if_slow
 from modelopt_cli.api.preprocessing_notes import PREPROCESSING
 from modelopt_cli.api.rehearsal import rehearse
 from modelopt_cli.api.request import Request
@@ -68,7 +68,8 @@ class TrainingWork(Work):
                 self.before = [(file.path, _copy(self.opened))]  # training changes the network in place
         if not files:
             assert request.arch is not None
-            self.opened = fresh_model(request.arch, self.known, request.options.seed)
+            with told_if_slow(f"building {request.arch}", request.on_note):
+                self.opened = fresh_model(request.arch, self.known, request.options.seed)
             tell_notes(self.opened, request.on_note, request.preprocessing)
 
     def settle_task(self) -> None:
