@@ -32,7 +32,7 @@ def test_a_network_that_takes_long_is_told_of_once(checkpoint: Path, monkeypatch
     notes: list[str] = []
     ModelFile.of(checkpoint).open(NET, None, notes.append)
     (told,) = (note for note in notes if "takes a while" in note)
-    assert told.startswith(f"opening {checkpoint} takes a while: its network is followed in several ways")
+    assert told.startswith(f"opening {checkpoint} takes a while: its network is followed as a whole")
 
 
 def test_nothing_is_told_of_what_is_quick_or_fails(monkeypatch: pytest.MonkeyPatch) -> None:

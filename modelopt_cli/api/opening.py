@@ -85,7 +85,7 @@ def told_if_slow(doing: str, on_note: Note | None) -> Iterator[None]:
     if on_note is None:
         yield
         return
-    goes_on = f"{doing} takes a while: its network is followed in several ways, as a whole and then in parts"
+    goes_on = f"{doing} takes a while: its network is followed as a whole, then in parts"
     timer = Timer(PATIENCE, on_note, [goes_on])
     timer.daemon = True
     timer.start()
