@@ -75,7 +75,7 @@ def read_program(archive: Archive, where: str) -> tuple[Program, list[str]]:
         raise CheckpointError(f"its graph {error}", where=where, hint=hint) from error
     except ModeloptError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
         hint = "it is damaged or forged; export it again"
         raise CheckpointError(
             f"its graph is malformed: {first_line(error)}", where=where, hint=hint
@@ -96,6 +96,7 @@ def _network(archive: Archive, where: str) -> tuple[AtenNetwork, list[_Input], l
     weights, constants = _fetched(read, listed(signature["input_specs"], "inputs", _LISTED), archive)
     read.call_all(data)
     _name_by_owner(read.graph, weights, archive.weights)
+    _make_plain(read.graph, weights)
     outputs = listed(data["outputs"], "outputs", _LISTED)
     values = _returned(read, outputs, listed(signature["output_specs"], "outputs", _LISTED))
     first = mapped(listed(module["module_call_graph"], "modules", _LISTED)[0], "a module")
@@ -204,6 +205,22 @@ def _name_by_owner(graph: fx.Graph, weights: dict[str, Tensor], stored: Mapping[
                 weights[own] = weights[path]
                 with graph.inserting_before(node):
                     node.replace_input_with(fetched, graph.create_node("get_attr", own))
+
+
+def _make_plain(graph: fx.Graph, weights: dict[str, Tensor]) -> None:
+    """Let a layer have the weight that weight_norm computes at each call, as capture does it."""
+    for node in list(graph.nodes):
+        reader = next(iter(node.users), node)
+        stack = list(reader.meta.get("nn_module_stack", {}).values())
+        path = f"{stack[-1][0]}.weight" if stack else ""
+        made_of = [weights.get(str(fetched.target)) for fetched in node.all_input_nodes]
+        if node.target is not torch.ops.aten._weight_norm.default or len(made_of) != 2 or path in weights:
+            continue
+        if all(isinstance(tensor, nn.Parameter) for tensor in made_of):
+            with torch.no_grad(), graph.inserting_before(node):
+                weights[path] = nn.Parameter(node.target(*made_of, *node.args[2:], **node.kwargs))
+                node.replace_all_uses_with(graph.create_node("get_attr", path))
+            graph.erase_node(node)
 
 
 def _owned(tensor: Tensor, kind: str) -> Tensor:

@@ -14,6 +14,8 @@ from torch._ops import OpOverload
 from modelopt_cli.program.allowlist import FUNCTIONS, METHODS
 from modelopt_cli.program.aten import NOTHING, ROWS
 
+WEIGHT_NORM = "_weight_norm"
+"""It makes a weight of others, and leaves the graph when that is read."""
 _SPACE = "torch.ops.aten."
 _ON_SIZES: dict[str, Callable[..., Any]] = {
     f"_operator.{name}": getattr(operator, name)
@@ -44,7 +46,7 @@ def _operators() -> frozenset[str]:
     functions = {name.partition(".")[2] for name in FUNCTIONS}
     spaced = {name.replace(".", "_", 1) for name in FUNCTIONS}  # linalg_norm is torch.linalg.norm
     in_place = {f"{name.removeprefix('F.')}_" for name in FUNCTIONS if name.startswith("F.")}
-    return frozenset({*functions, *spaced, *in_place, *METHODS, *ROWS, *NOTHING})
+    return frozenset({WEIGHT_NORM, *functions, *spaced, *in_place, *METHODS, *ROWS, *NOTHING})
 
 
 @cache

@@ -1,10 +1,14 @@
 """Networks that are exported and read back."""
 
+import json
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim, export, save
 
 
 class Small(nn.Module):
@@ -104,3 +108,18 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor,
     "two inputs": (Two, lambda n: (torch.randint(9, (n, 5)), torch.randn(n, 2, 7))),
     "recurrent": (Recurrent, lambda n: (torch.randn(n, 7, 4),)),
 }
+
+
+def exported(
+    network: nn.Module, inputs: tuple[Tensor, ...], path: Path, *, free: bool = True, core: bool = False
+) -> Path:
+    dynamic = tuple({0: Dim("batch")} for _ in inputs) if free else None
+    program = export(network.eval(), inputs, dynamic_shapes=dynamic)
+    save(program.run_decompositions() if core else program, path)
+    return path
+
+
+def document(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        (entry,) = (name for name in archive.namelist() if name.endswith("models/model.json"))
+        return json.loads(archive.read(entry))  # type: ignore[no-any-return]

@@ -1,0 +1,99 @@
+"""What is not read of ``torch.export`` archives: named in one line, and never run."""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pt2_networks import Small, exported, image
+from torch import Tensor, nn
+
+import modelopt_cli as mo
+from modelopt_cli.cli.main import main
+from modelopt_cli.errors import ArchitectureError, CheckpointError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_unknown_operators_are_named(tmp_path: Path) -> None:
+    with torch.library._scoped_library("hidden", "DEF") as library:
+        library.define("secret(Tensor x) -> Tensor")
+        library.impl("secret", torch.clone, "CompositeExplicitAutograd")
+        torch.library.register_fake("hidden::secret", torch.empty_like, lib=library)
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.fc = nn.Linear(3, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.ops.hidden.secret(self.fc(x))  # type: ignore[no-any-return]
+
+        path = exported(Net(), (torch.rand(2, 3),), tmp_path / "a.pt2")
+    with pytest.raises(ArchitectureError, match=r"calls torch.ops.hidden.secret.default, .* arch") as caught:
+        mo.load(path)
+    assert "\n" not in str(caught.value)
+    assert (
+        main(
+            [
+                "quantize",
+                str(path),
+                "--scheme",
+                "int8-weight",
+                "--no-eval",
+                "-o",
+                str(tmp_path / "b.safetensors"),
+            ]
+        )
+        == 0
+    )
+
+
+def test_branches_are_refused(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.fc(x)
+            return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))  # type: ignore[no-any-return]
+
+    with pytest.raises((ArchitectureError, CheckpointError), match="cond"):
+        mo.load(exported(Net(), (torch.rand(2, 3),), tmp_path / "a.pt2"))
+
+
+def test_samples_that_depend_on_each_other(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.fc(x)
+            return x - x.mean(0, keepdim=True)
+
+    path = exported(Net(), (torch.rand(2, 3),), tmp_path / "a.pt2", free=False)
+    with pytest.raises(
+        ArchitectureError, match=r"computes 2 at a time, which depend on each other; .*dynamic_shapes"
+    ):
+        mo.load(path)
+
+
+def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pickle
+
+    def forbidden(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("unpickled")
+
+    path = exported(Small(), image(2), tmp_path / "a.pt2")
+    source = io.BytesIO(path.read_bytes())
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.infolist():
+            is_pickle = "sample_inputs" in entry.filename
+            new.writestr(entry.filename, b"cos\nsystem\n(S'false'\ntR." if is_pickle else old.read(entry))
+    for module, name in ((pickle, "loads"), (pickle, "load"), (torch, "load"), (torch.export, "load")):
+        monkeypatch.setattr(module, name, forbidden)
+    assert mo.load(path)(torch.rand(2, 3, 12, 12)).shape == (2, 5)
