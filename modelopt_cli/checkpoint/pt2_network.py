@@ -216,9 +216,12 @@ def _make_plain(graph: fx.Graph, weights: dict[str, Tensor]) -> None:
         made_of = [weights.get(str(fetched.target)) for fetched in node.all_input_nodes]
         if node.target is not torch.ops.aten._weight_norm.default or len(made_of) != 2 or path in weights:
             continue
-        if all(isinstance(tensor, nn.Parameter) for tensor in made_of):
+        direction, length = made_of
+        if direction is None or length is None:
+            continue
+        if torch.broadcast_shapes(direction.shape, length.shape) == direction.shape:  # it makes no more
             with torch.no_grad(), graph.inserting_before(node):
-                weights[path] = nn.Parameter(node.target(*made_of, *node.args[2:], **node.kwargs))
+                weights[path] = nn.Parameter(node.target(direction, length, *node.args[2:], **node.kwargs))
                 node.replace_all_uses_with(graph.create_node("get_attr", path))
             graph.erase_node(node)
 
