@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import ArtifactError, CaptureError
-from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_name, is_in_place
+from modelopt_cli.program.allowlist import is_in_place
 from modelopt_cli.program.aten_network import AtenNetwork, AtenTracer
-from modelopt_cli.program.calls import owner_of
 from modelopt_cli.program.dropout import recover_dropout
 from modelopt_cli.program.examples import ExampleTracer
 from modelopt_cli.program.fixed_sizes import fix_sizes
@@ -27,7 +26,7 @@ from modelopt_cli.program.patches import unchanged
 from modelopt_cli.program.plain_weights import plain_weights
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.recover import recover_layers
-from modelopt_cli.program.refusals import Unfollowed, not_listed, unfollowed
+from modelopt_cli.program.refusals import Unfollowed, refuse_calls_not_listed, unfollowed
 from modelopt_cli.program.rewrite import copy_graph
 from modelopt_cli.program.safe_names import is_input_name, is_node_name, is_path, path_in_program, shown
 from modelopt_cli.program.serialization import require_readable, to_data
@@ -191,7 +190,7 @@ def _attempt(
     fix_sizes(graph, model, tracer.constants, partial(_examples, model, input_spec))
     layers = dict(model.named_modules(remove_duplicate=False))
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or is_in_place(node, layers))
-    _check_calls(graph)
+    refuse_calls_not_listed(graph)
     _normalize(graph, tracer, model, input_spec)
     recovered = recover_layers(graph, model)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
@@ -244,18 +243,6 @@ def _check_output(graph: fx.Graph) -> None:
         raise CaptureError(
             f"the network returns {error.message}", hint="wrap it in a module that returns tensors"
         ) from error
-
-
-def _check_calls(graph: fx.Graph) -> None:
-    for node in graph.nodes:
-        if node.op == "call_method" and node.target not in METHODS:
-            raise not_listed(f"Tensor.{node.target}").error(owner_of(node))
-        if node.op == "call_function" and function_name(node.target) is None:
-            module = getattr(node.target, "__module__", None) or ""
-            called = f"{module}.{getattr(node.target, '__name__', node.target)}".strip(".")
-            raise not_listed(called).error(owner_of(node))
-        if node.op == "call_function" and node.target is getattr and node.args[1] not in ATTRIBUTES:
-            raise not_listed(f"the attribute {node.args[1]}").error(owner_of(node))
 
 
 def _check_storable(program: Program) -> None:

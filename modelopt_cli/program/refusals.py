@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
+from torch import fx
+
 from modelopt_cli.errors import CaptureError
+from modelopt_cli.program.allowlist import ATTRIBUTES, METHODS, function_name
+from modelopt_cli.program.calls import owner_of
 from modelopt_cli.text import is_too_deep
 
 
@@ -54,6 +58,19 @@ def not_listed(called: str) -> Refusal:
         f"calls {called}, which a Program cannot hold",
         "put it into a form that uses ordinary torch functions",
     )
+
+
+def refuse_calls_not_listed(graph: fx.Graph) -> None:
+    """Raise CaptureError for the first call that is not on the allow-list."""
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target not in METHODS:
+            raise not_listed(f"Tensor.{node.target}").error(owner_of(node))
+        if node.op == "call_function" and function_name(node.target) is None:
+            module = getattr(node.target, "__module__", None) or ""
+            called = f"{module}.{getattr(node.target, '__name__', node.target)}".strip(".")
+            raise not_listed(called).error(owner_of(node))
+        if node.op == "call_function" and node.target is getattr and node.args[1] not in ATTRIBUTES:
+            raise not_listed(f"the attribute {node.args[1]}").error(owner_of(node))
 
 
 class Unfollowed(CaptureError):
