@@ -166,7 +166,8 @@ NETWORKS = {
                 "entropy",
             ),
         },
-        note="Its own int8 file, weights alone, has 113 kB and an error of 0.3953.",
+        note="Its own int8 file, weights alone, has 113 kB and an error of 0.3953. Six bits instead of "
+        "four lose 1 %. Pruned, it was trained for a minute only, on 100 made-up series.",
     ),
     "MTCNN's ONet": Network(
         "assets/facenet/onet.pt",
