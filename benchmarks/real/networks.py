@@ -86,7 +86,8 @@ NETWORKS = {
             **BY_CHANNEL,
         },
         note="Calibrated on seven photographs. An image is 5 points. With one "
-        "codebook for each tensor, shared weights keep 40 %: those of depthwise channels differ too much.",
+        "codebook for each tensor, shared weights keep 40 %: those of depthwise channels differ too much. "
+        "It is not pruned: there are no images to train it on.",
     ),
     "demosaicnet, Bayer": mosaics("bayer", 40.78, "Of more bits and of pruning, see X-Trans."),
     "demosaicnet, X-Trans": mosaics(
