@@ -67,19 +67,54 @@ def read_lines(table: Path, delimiter: str = ",") -> list[Row]:
     """The rows of a table that are not empty, without spaces around their cells.
 
     Raises:
-        DataError: it is no CSV file.
+        DataError: it is no CSV file, or a row has more cells than the first line, which names them.
     """
     try:
         text = read_regular(table, DataError).decode("utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     except OSError as error:
         raise DataError(error.strerror or "cannot be read", where=str(table)) from None
-    except (csv.Error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DataError(f"is not a UTF-8 CSV file ({error})", where=str(table)) from None
-    if lines and len(lines[0][1]) == 1:
+    lines = _parsed(text, delimiter, table)
+    if not lines:
+        return lines
+    if len(lines[0][1]) == 1:
         _require_separator(text.lstrip().splitlines()[0], delimiter, table)
+    width = len(lines[0][1])
+    for line, row in lines:
+        if len(row) > width:
+            problem = f"has {len(row)} cells, {len(row) - width} more than the first line"
+            hint = f"quote a cell that holds {_SEPARATORS[delimiter]}; write 1.5 for a number"
+            raise DataError(problem, where=f"{table} line {line}", hint=hint)
     return lines
+
+
+def _parsed(text: str, delimiter: str, table: Path) -> list[Row]:
+    """The rows of a text, each with the number of its last line."""
+    written = list(io.StringIO(text, newline=""))
+    reader, rows, first = csv.reader(written, strict=True, delimiter=delimiter), [], 0
+    try:
+        for row in reader:
+            first = reader.line_num
+            if any(row):
+                rows.append((first, [cell.strip() for cell in row]))
+    except csv.Error as error:
+        line = first + _lines_before_bad_cell("".join(written[first:]), delimiter) + 1
+        unclosed = reader.line_num == len(written) and "end of data" in str(error)
+        problem = "has a quote that is not closed" if unclosed else f"is no CSV ({error})"
+        hint = "close it, or write a quote inside a quoted cell twice"
+        raise DataError(problem, where=f"{table} line {line}", hint=hint) from None
+    return rows
+
+
+def _lines_before_bad_cell(text: str, delimiter: str) -> int:
+    """Number of lines of a row before the one on which its first cell begins that cannot be read."""
+    edge = re.escape(delimiter)
+    cell = re.compile(rf'(?:"[^"]*(?:""[^"]*)*"|[^"{edge}\r\n][^{edge}\r\n]*|){edge}')
+    place = 0
+    while match := cell.match(text, place):
+        place = match.end()
+    return len(list(io.StringIO(text[:place] + "-", newline=""))) - 1
 
 
 def _require_separator(first: str, delimiter: str, table: Path) -> None:

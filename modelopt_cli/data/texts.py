@@ -14,6 +14,7 @@ from modelopt_cli.data.tokenizer import Text, Tokenizer, lengths_of, load_tokeni
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.regular import read_regular
+from modelopt_cli.text import short
 
 TEXTS = ("text", "sentence", "sentence1", "text1", "question1", "premise", "review", "content")
 SECOND = ("pair", "textpair", "sentence2", "text2", "question2", "hypothesis")
@@ -180,7 +181,21 @@ def _object(line: str, where: str) -> dict[str, str]:
         raise DataError("is not a JSON object", where=where) from None
     if not isinstance(value, dict):
         raise DataError("is not a JSON object", where=where)
-    return {name: _cell(each) for name, each in value.items()}
+    cells = {name: _cell(each) for name, each in value.items()}
+    for name, cell in cells.items():
+        if not (_is_unicode(name) and _is_unicode(cell)):
+            problem = f"{short(name)} holds half of a character, an escape from \\ud800 to \\udfff by itself"
+            raise DataError(problem, where=where, hint="write both halves, or leave it out")
+    return cells
+
+
+def _is_unicode(text: str) -> bool:
+    """False of text with a lone surrogate, which JSON may hold, and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _cell(value: Any) -> str:

@@ -80,6 +80,29 @@ BAD = {
     "text": ("labels=age", ("4.5", "old"), "line 3: age is 'old', not a finite number"),
     "nothing": ("labels=cat,dog", ("0,0,4.5", "0,,4.5"), "line 3: dog is empty"),
     "short row": ("labels=x,y", (",1e2,7", ",1e2"), "line 3: y is empty"),
+    "decimal comma": (
+        "inputs=x&labels=y",
+        ("1e2,7", "1e2,7,5"),
+        "line 3: has 9 cells, 1 more than the first line; quote a cell that holds commas",
+    ),
+    "one cell too many and empty": ("labels=y", ("1e2,7", "1e2,7,"), "line 3: has 9 cells, 1 more"),
+    "cell too many without options": ("", (TABLE, "path,label\na.png,1,5\n"), "line 2: has 3 cells, 1 more"),
+    "cell too many without a header": ("", (TABLE, "a.png,1\nb.png,1,5\n"), "line 2: has 3 cells, 1 more"),
+    "unclosed quote": (
+        "labels=kind",
+        ("1,0,3,2,tom", '1,0,3,2,"tom'),
+        "line 2: has a quote that is not closed; close it",
+    ),
+    "unclosed quote in a row of several lines": (
+        "labels=kind",
+        ("1,0,3,2,tom", '"1","0\n",3,2,"tom'),
+        "line 3: has a quote that is not closed; close it",
+    ),
+    "quote that ends before its cell": (
+        "labels=kind",
+        ("3,2,tom", '"3"3,2,tom'),
+        "line 2: is no CSV (',' expe",
+    ),
     "input": ("inputs=x&labels=kind", ("0.5", "NaN"), "line 2: x is 'NaN', not a finite number"),
     "no such column": ("labels=aeg", ("", ""), "t.csv: has no columns called 'aeg'; did you mean 'age'"),
     "column twice": ("labels=dog", ("cat,dog", "dog,dog"), "t.csv: has 2 columns called 'dog'"),
@@ -98,6 +121,11 @@ def test_what_is_wrong_is_told_in_one_line(
         opened(table, options)
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_last_column_of_all_lines_is_none(table: Path) -> None:
+    table.write_text(TABLE.replace("\n", ",\n"))
+    assert next(opened(table, "inputs=x&labels=y").batches(2))[1].tolist() == [[-1], [7]]
 
 
 def test_labels_that_are_not_read_may_be_anything(table: Path) -> None:

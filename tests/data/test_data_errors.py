@@ -148,7 +148,7 @@ def test_a_16_bit_image_is_refused_by_name(tmp_path):
         ("a.png,1\na.png,-1\n", "line 2: label '-1'"),
         ("a.png,1.0\na.png,10.0\n", "line 1: label '1.0' is not an integer; write 3, not 3.0"),
         ("a.png,1\na.png,99999999999\n", "line 2: label '99999999999'"),
-        ('a.png,1\n"a.png,2\n', "not a UTF-8 CSV"),
+        ('a.png,1\n"a.png,2\n', "line 2: has a quote that is not closed"),
         (b"\xff\xfe\x00", "not a UTF-8 CSV"),
     ],
 )

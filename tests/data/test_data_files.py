@@ -82,7 +82,7 @@ def test_usual_headers_of_a_csv_are_recognised(tmp_path, header):
 @pytest.mark.parametrize(
     ("header", "part"),
     [
-        ("beast,kind", "line 1: reads like a header: beast,kind"),
+        ("beast,kind,more", "line 1: reads like a header: beast,kind,more"),
         ("file,class,target", "columns class and target"),
     ],
 )

@@ -138,6 +138,9 @@ NOT_READ: dict[str, tuple[Any, str, str]] = {
         "wav:.", "a.wav: holds NaN or infinity",
     ),
     "no such file": (table("path,label\nx.wav,1\n"), "wav:a.csv", "a.csv line 2: no such file: x.wav"),
+    "a cell too many": (
+        table("path,text\ncat/a.wav,yes, no\n"), "wav:a.csv", "a.csv line 2: has 3 cells, 1 more",
+    ),
     "no column": (table("path,label\ncat/a.wav,1\n"), "wav:a.csv?label=kind", "no columns called 'kind'"),
     "a crop": (None, "wav:.?crop=left", "crop is 'left', none of start, middle, end"),
     "a rate": (None, "wav:.?rate=fast", "rate is 'fast', not an integer"),

@@ -219,6 +219,11 @@ NOT_READ = {
     "a score of one text": ("text,score\na,1\n", "&score=score", r"name the second: \?pair=NAME"),
     "a score that is none": ("text,pair,score\na,b,much\n", "", "score is 'much', not a finite number"),
     "a length": ("text\na\n", "&length=-1", "length is -1, not an integer"),
+    "a comma in a text": (
+        "text,label\na, b,1\n",
+        "",
+        "a.csv line 2: has 3 cells, 1 more than the first line",
+    ),
     "no option": ("text\na\n", "&lenght=9", "no option 'lenght'"),
 }
 
@@ -237,12 +242,30 @@ def test_what_cannot_be_read(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("[1]", "line 2: is not a JSON object"), ("{", "line 2: is not a JSON object"), ("\udcff", "not UTF-8")],
+    [
+        ("[1]", "line 2: is not a JSON object"),
+        ("{", "line 2: is not a JSON object"),
+        ("\udcff", "not UTF-8"),
+        ('{"text": "a \\ud800"}', r"a.jsonl line 2: text holds half of a character"),
+        ('{"text": "a", "\\ud800": "a"}', r"a.jsonl line 2: \\ud800 holds half of a character"),
+    ],
 )
 def test_lines_that_are_no_objects(content: str, words: str, here: Path) -> None:
     (here / "a.jsonl").write_text('{"text": "a"}\n' + content, errors="surrogateescape")
     with pytest.raises(DataError, match=words):
         open_data("text:a.jsonl?tokenizer=bert")
+
+
+def test_rows_of_tabs_with_a_cell_too_many_or_an_unclosed_quote() -> None:
+    with pytest.raises(DataError, match=r"a\.tsv line 3: has 3 cells.*holds tabs"):
+        opened("text\tlabel\na\t1\nb\tc\t0\n", name="a.tsv")
+    with pytest.raises(DataError, match=r"a\.tsv line 2: has a quote that is not closed"):
+        opened('text\tlabel\n"a\t1\nb\t0\n', name="a.tsv")
+
+
+def test_a_character_of_two_surrogates() -> None:
+    data = opened('{"text": "a \\ud83d\\ude00"}\n', name="a.jsonl")
+    assert batch(data)["input_ids"] == [[CLS, A, UNK, SEP]]
 
 
 def test_a_tokenizer_that_cannot_be_used(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
