@@ -23,8 +23,9 @@ LIMIT = 100
 times is nothing in the first ``EARLY`` steps: networks with batch norm come back from there."""
 EARLY = 2 * WINDOW
 LATE_LIMIT = 1.1
-"""After those and at the end, the loss may be so many times what it was at the start, or what guessing has if
-that was less: training must not make a network worse than none does."""
+"""After those and at the end, the loss may be so many times that at the start, or half of what guessing
+has if that was less: training must not make a network worse than none does. Below that half the loss of a
+network that was trained before may rise: of fewer weights or of harder samples, say."""
 
 
 class Diverged(UsageError):
@@ -83,7 +84,7 @@ class Recovery:
         The late limit ends no training: after the last return the loss may be what it is.
         """
         if self.returns < MOST and (step > EARLY or step == self.learner.steps):
-            return LATE_LIMIT * max(start, self.learner.guessing)
+            return LATE_LIMIT * max(start, self.learner.guessing / 2)
         return LIMIT * max(start, 1.0)
 
     def still_high(self, place: Place) -> str | None:

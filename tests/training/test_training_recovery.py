@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,27 @@ def test_a_loss_above_its_start_ends_no_training_and_is_said() -> None:
     assert (trained.returns, trained.steps, len(notes)) == (5, 16, 6)
     still_high = f"train: the loss is still high: its mean over the last epoch is {trained.loss:.4g}, where "
     assert notes[-1].startswith(still_high)
+
+
+@pytest.mark.parametrize(
+    ("start", "loss", "diverged"),
+    [
+        *((2.7, 2.9, False), (2.7, 3.0, True)),  # an untrained network; guessing has 2.303
+        *((1.02, 1.2, False), (1.02, 1.63, True)),  # one that was trained and lost some of its channels
+        *((0.01, 1.2, False), (0.01, 1.63, True)),
+    ],
+)
+def test_tuning_does_not_end_above_its_start(start: float, loss: float, diverged: bool) -> None:
+    learner = Learner(
+        *(nn.Linear(2, 10), TrainConfig(), CrossEntropy(), (), world("cpu")),
+        classes=10,
+        seed=0,
+        steps_per_epoch=1,
+    )
+    place = Place(start=start, step=learner.steps)
+    ends = pytest.raises(recovery.Diverged) if diverged else nullcontext()
+    with ends:
+        recovery.Recovery(learner, "tune").judge(8 * loss, 8, place)
 
 
 @pytest.mark.parametrize(("start", "loss", "labels", "others"), [
