@@ -27,6 +27,7 @@ ROUNDING = 1.0
 """Pixels that a box may reach over its image."""
 
 _LARGEST = 1e9
+_LARGEST_ID = 2**63 - 1
 
 Entry = Mapping[str, Any]
 
@@ -160,15 +161,37 @@ def _pictures(content: Entry, file: str, folder: str) -> dict[int, _Picture]:
         if not isinstance(name, str) or not name:
             raise DataError("has no file_name", where=where)
         path = os.path.join(folder, name)
+        if not _is_inside(folder, name):
+            hint = f"give as DIR a folder that holds all images: coco:{file}@DIR"
+            raise DataError(f"file_name {short(name)} leads outside {folder}", where=where, hint=hint)
         if not os.path.isfile(path):
             where = os.path.join(folder, short(name))
             raise DataError("no such file", where=where, hint=f"it is image {place} of {file}")
-        width, height = entry.get("width"), entry.get("height")
-        size = (width, height) if _is_number(width) and _is_number(height) else None
-        pictures[place] = _Picture(path, size)
+        pictures[place] = _Picture(path, _size(entry, where))
     if not pictures:
         raise DataError("holds no images", where=file)
     return pictures
+
+
+def _is_inside(folder: str, name: str) -> bool:
+    """True of the name of a file in a folder; links in it may lead anywhere, for its owner made them."""
+    stays = ".." not in name.split("/")
+    if stays and (not os.path.isabs(name) or Path(name).is_relative_to(os.path.abspath(folder))):
+        return True
+    return Path(os.path.realpath(os.path.join(folder, name))).is_relative_to(os.path.realpath(folder))
+
+
+def _size(entry: Entry, where: str) -> tuple[float, float] | None:
+    """Width and height of an image; None where one is left out."""
+    sides = []
+    for name in ("width", "height"):
+        side = entry.get(name)
+        if side is not None and not _is_number(side):
+            problem = f"{name} is {short(repr(side))}, not a number"
+            raise DataError(problem, where=where, hint="write the pixels, or leave it out")
+        sides.append(side)
+    width, height = sides
+    return None if width is None or height is None else (width, height)
 
 
 def _categories(content: Entry, file: str) -> dict[int, str]:
@@ -225,6 +248,8 @@ def _new_id(entry: Entry, known: Mapping[int, Any], where: str) -> int:
     own = entry.get("id")
     if not _is_whole(own) or own < 0:
         raise DataError("has no id, an integer from 0", where=where)
+    if own > _LARGEST_ID:
+        raise DataError(f"has the id {short(own)}, above {_LARGEST_ID}", where=where, hint="number it anew")
     if own in known:
         raise DataError(f"has the id {own}, which another has", where=where)
     return own

@@ -119,6 +119,30 @@ BAD: dict[str, tuple[Any, str]] = {
         changed(images=[{"id": 7, "file_name": "a.png"}] * 2),
         "image 1: has the id 7, which another",
     ),
+    "image id beyond 64 bits": (
+        changed(images=[{"id": 2**63, "file_name": "a.png"}]),
+        "image 0: has the id 9223372036854775808, above 9223372036854775807",
+    ),
+    "category id beyond 64 bits": (
+        {**content(category_id=2**70), "categories": [{"id": 2**70, "name": "dog"}]},
+        f"category 0: has the id {2**70}, above",
+    ),
+    "width as text": (
+        changed(images=[{"id": 7, "file_name": "a.png", "width": "40", "height": 30}]),
+        "image 0: width is '40', not a number; write the pixels",
+    ),
+    "endless height": (
+        changed(images=[{"id": 7, "file_name": "a.png", "height": float("inf")}]),
+        "image 0: height is inf, not a number",
+    ),
+    "file outside": (
+        changed(images=[{"id": 7, "file_name": "sub/../../a.png"}]),
+        "image 0: file_name sub/../../a.png leads outside",
+    ),
+    "file elsewhere": (
+        changed(images=[{"id": 7, "file_name": "/etc/passwd"}]),
+        "image 0: file_name /etc/passwd leads outside",
+    ),
     "category without name": (changed(categories=[{"id": 1}]), "category 0: has no name"),
     "unknown image": (content(image_id=8), "annotation 0: is of image 8, which is not in the file"),
     "an id that is none": (content(image_id=[7]), "annotation 0: is of image [7], which is not"),
@@ -151,6 +175,26 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path: Path, given: Any, part: str
         list(opened(written(tmp_path, given)).batches(2))
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_names_of_files_may_be_absolute_or_lead_over_links(tmp_path: Path) -> None:
+    """As long as they are in the folder, or the folder's owner linked what is elsewhere."""
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "folder").symlink_to("in")
+    written(tmp_path / "in")
+    (tmp_path / "b.png").write_bytes((tmp_path / "in" / "b.png").read_bytes())
+    (tmp_path / "in" / "link.png").symlink_to("../b.png")
+    names = [str(tmp_path / "folder" / "a.png"), str(tmp_path / "in" / "a.png"), "sub/../a.png", "link.png"]
+    images = [{"id": 7 + i, "file_name": name} for i, name in enumerate(names)]
+    (tmp_path / "c.json").write_text(json.dumps(changed(images=images)))
+    data = opened(f"coco:{tmp_path / 'c.json'}@{tmp_path / 'folder'}", ("dog", "traffic light"))
+    assert [len(each["boxes"]) for each in next(data.batches(4))[1]] == [2, 0, 0, 0]
+
+
+def test_the_largest_id_is_a_class(tmp_path: Path) -> None:
+    given = {**content(category_id=2**63 - 1), "categories": [{"id": 2**63 - 1, "name": "dog"}]}
+    target = next(opened(written(tmp_path, given) + "?labels=ids").batches(1))[1][0]
+    assert target["labels"].tolist() == [2**63 - 1] * 2
 
 
 def test_names_that_the_network_does_not_have_are_refused(tmp_path: Path) -> None:
