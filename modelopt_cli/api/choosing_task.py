@@ -24,6 +24,8 @@ from modelopt_cli.tasks import CLASSIFY, TaskSpec, parse_task
 
 TASK, OUTPUT_NAME = "task", "output_name"
 """Keys in the history of what a file is for, where that is not to classify."""
+SOURCE_TASK = "source_task"
+"""Key in the history of what the architecture is for that a Program was loaded with."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,21 @@ def _outputs_for(network: nn.Module, sample: InputSpec, samples: int) -> object:
         return run(network, zeros(sample, samples, device), "the network")
 
 
+def source_history(opened: Opened) -> tuple[dict[str, str], ...]:
+    """The entry in the history that lets the task of an architecture travel with its Program.
+
+    Args:
+        opened: a network, of whose file nothing but its architecture may say the task.
+
+    Returns:
+        The entry; none where no architecture says a task.
+    """
+    architecture = opened.architecture
+    if architecture is None or architecture.task is None:
+        return ()
+    return ({"method": "load", SOURCE_TASK: architecture.task},)
+
+
 def _recorded(models: Sequence[Opened]) -> Iterator[ChosenTask]:
     """Tasks that files say in their history; the user's own metric is code, which no file may name."""
     for opened in models:
@@ -151,6 +168,11 @@ def _implied(models: Sequence[Opened]) -> Iterator[ChosenTask]:
         architecture = opened.architecture
         if architecture is not None and architecture.task is not None:
             yield ChosenTask(parse_task(architecture.task), f"of {architecture.spec}")
+        for entry in reversed(_history(opened)):
+            text = entry.get(SOURCE_TASK)
+            if isinstance(text, str) and not (spec := parse_task(text)).is_own:
+                arch = opened.program.arch if opened.program is not None else None
+                yield ChosenTask(spec, f"of {arch or 'its source'}")
 
 
 def _of_data(data: Iterable[Samples | Data | None]) -> Iterator[ChosenTask]:

@@ -6,6 +6,7 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from modelopt_cli.api.call import shaped
+from modelopt_cli.api.choosing_task import source_history
 from modelopt_cli.api.keywords import ARCH, SHAPE, AnyDevice, AnyPath
 from modelopt_cli.api.opening import ModelFile, known_input, overridden
 from modelopt_cli.api.signatures import public
@@ -44,7 +45,7 @@ def load(
 
     Returns:
         A callable on float tensors ``(N, *program.input.shape)``, with ``.graph``, ``.history``
-        and ``.input``.
+        and ``.input``. Where the architecture says a task, the history does, too.
 
     Raises:
         InputError: the file, the architecture or the network cannot be used.
@@ -154,4 +155,6 @@ def _opened(path: Path, arch: str | None, input_spec: InputSpec | None) -> Opene
     except ArchitectureError as error:
         hint = f"{error.hint}; or load_state_dict(path) gives its tensors"
         raise ArchitectureError(error.message, where=error.where, hint=hint) from error
+    if opened.program is not None:
+        opened.program.history = (*opened.program.history, *source_history(opened))
     return opened
