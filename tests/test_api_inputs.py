@@ -148,6 +148,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"example_inputs": {"image": IMAGES, "idx": TOKENS}},
         "^example_inputs: the network has no input 'idx'; did you mean 'ids'",
     ),
+    "nothing": ({"example_inputs": []}, "^example_inputs: holds no tensor; give one batch"),
+    "no-sample": (
+        {"example_inputs": (IMAGES[:0], TOKENS[:0])},
+        r"^example_inputs: is a tensor of shape \(0, .*\), which holds no sample; give one batch",
+    ),
     "shape": ({"input_shape": {"image": "large"}}, "input_shape: {'image': 'large'} is no shape"),
 }
 

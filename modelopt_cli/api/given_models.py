@@ -175,11 +175,13 @@ def example_like(example: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | N
         example: a tensor ``(N, ...)``; several by place in a tuple or by name in a mapping; None.
 
     Raises:
-        UsageError: it is no batch, or several of different lengths.
+        UsageError: it is no batch, has no sample, or is several batches of different lengths.
     """
     if example is None:
         return None
     by_name = {INPUT_NAME: example} if isinstance(example, Tensor) else example
+    if not len(by_name):
+        raise UsageError("holds no tensor", where="example_inputs", hint=EXAMPLE_HINT)
     if not isinstance(by_name, Mapping):
         by_name = dict(zip(place_names(len(by_name)), by_name, strict=True))
     least = 2 if len(by_name) == 1 else 1  # the length of a sentence may come next to it
@@ -189,6 +191,9 @@ def example_like(example: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | N
             raise UsageError(problem, where="example_inputs", hint=EXAMPLE_HINT)
         if each.dim() < least:
             problem = f"is a tensor of shape {tuple(each.shape)}, which is no batch"
+            raise UsageError(problem, where="example_inputs", hint=EXAMPLE_HINT)
+        if not len(each):
+            problem = f"is a tensor of shape {tuple(each.shape)}, which holds no sample"
             raise UsageError(problem, where="example_inputs", hint=EXAMPLE_HINT)
     if len({len(each) for each in by_name.values()}) != 1:
         counts = " and ".join(str(len(each)) for each in by_name.values()) or "no"
