@@ -47,8 +47,10 @@ class Fidelity:
 
 @dataclass
 class _Sums:
-    """Sums over all samples of one output."""
+    """Sums over all samples of one output; ``missing`` of its ``numbers`` are NaN in the baseline."""
 
+    numbers: int = 0
+    missing: int = 0
     signal: float = 0.0
     noise: float = 0.0
     cosines: float = 0.0
@@ -90,26 +92,53 @@ class FidelityTally:
                 self._compare(self._sums.setdefault(name, _Sums()), reference, output, samples)
 
     def result(self) -> Fidelity | None:
-        """Join the batches; None where the networks have no output in common."""
-        sums = {name: each for name, each in self._sums.items() if name not in self._differing}
-        if not sums:
+        """Join the batches; None where the networks have no output in common, or one is all NaN."""
+        sums = {name: each for name, each in self._in_common.items() if each.vectors}
+        if not sums or self._all_missing:
             return None
         return Fidelity(
             {name or SOLE: ratio_db(each.signal, each.noise) for name, each in sums.items()},
             {name or SOLE: each.cosines / each.vectors for name, each in sums.items()},
-            {name or SOLE: _positive(nats / rows) for name, (nats, rows) in self._nats.items()},
+            {name or SOLE: _positive(nats / rows) for name, (nats, rows) in self._nats.items() if rows},
         )
 
+    def not_numbers(self) -> str | None:
+        """A line on the baseline's outputs that are no numbers, and what is compared; None where all are."""
+        of = [f"output {name}" if name else "the output" for name in self._all_missing]
+        if of:
+            return f"signal to noise and cosine not measured: {of[0]} of the baseline is not a number (NaN)"
+        if self._in_common and not any(each.vectors for each in self._in_common.values()):
+            return "signal to noise and cosine not measured: the baseline gives no finite number"
+        missing = sum(each.missing for each in self._in_common.values())
+        if not missing:
+            return None
+        share = 100 * missing / sum(each.numbers for each in self._in_common.values())
+        return f"{share:.3g} % of the baseline's outputs are not a number (NaN); the others are compared"
+
+    @property
+    def _in_common(self) -> dict[str, _Sums]:
+        return {name: each for name, each in self._sums.items() if name not in self._differing}
+
+    @property
+    def _all_missing(self) -> list[str]:
+        """Outputs of which the baseline gives nothing but NaN."""
+        return [name for name, each in self._in_common.items() if each.missing == each.numbers]
+
     def _compare(self, sums: _Sums, expected: Tensor, output: Tensor, samples: int) -> None:
-        seen = torch.isfinite(expected)
-        reference = torch.where(seen, expected, 0).double()
-        compared = torch.where(seen, output, 0).double()
+        # NaN of both cannot be compared; the same infinity, of a mask say, is equal; all else is an error.
+        alike = torch.where(expected.isnan(), output.isnan(), expected.isinf() & (expected == output))
+        finite = torch.isfinite(expected)
+        reference = torch.where(finite, expected, 0).double()
+        compared = torch.where(alike, 0, torch.where(finite, output, math.nan)).double()
+        sums.numbers += expected.numel()
+        sums.missing += int(expected.isnan().sum())
         sums.signal += float(reference.square().sum())
         sums.noise += float((reference - compared).square().sum())
         rows = samples if reference.dim() > 0 and len(reference) == samples else 1
-        reference, compared = (x.reshape(rows, -1) for x in (reference, compared))
-        sums.cosines += float(cosines(reference, compared).sum())
-        sums.vectors += rows
+        reference, compared, alike = (x.reshape(rows, -1) for x in (reference, compared, alike))
+        counted = ~alike.all(1)
+        sums.cosines += float(cosines(reference[counted], compared[counted]).sum())
+        sums.vectors += int(counted.sum())
 
     def _add_nats(self, expected: Any, outputs: Any) -> None:
         logits = self._task.row.logits
@@ -119,8 +148,11 @@ class FidelityTally:
         output = self._task.find(expected)
         name = next((name for name, tensor in flatten(expected).items() if tensor is output), "")
         before, rows = self._nats.get(name, (0.0, 0))
-        nats = divergence(reference, compared, exclusive=logits.exclusive)
-        self._nats[name] = before + float(nats), rows + len(reference)
+        counted = ~(reference.isnan() & compared.isnan()).any(1)
+        reference, compared = reference[counted], compared[counted]
+        lost = bool(reference.isnan().any())  # to the other, which gives numbers there
+        nats = math.inf if lost else float(divergence(reference, compared, exclusive=logits.exclusive))
+        self._nats[name] = before + nats, rows + len(reference)
 
 
 def _positive(nats: float) -> float:

@@ -43,8 +43,9 @@ class OnData:
         self, models: Sequence[EvaluatedModel], runnable: Sequence[int], options: EvalOptions, task: TaskSpec
     ) -> None:
         self._models, self._options, self._task = models, options, task
-        # The baseline first: the others are compared with it.
         self._apart: dict[str, str] = {}
+        self._missing: list[str] = []
+        # The baseline first: the others are compared with it.
         self._order = sorted(runnable, key=lambda i: i != options.baseline)
 
     def scores(self, data: LabelledBatches, report: Callable[[int], None]) -> Scores:
@@ -73,7 +74,7 @@ class OnData:
             report(done)
         if not done:
             raise DataError("holds not one sample", where=data.name)
-        return {i: tally.result() for i, tally in tallies.items()}, _results(likenesses)
+        return {i: tally.result() for i, tally in tallies.items()}, self._fidelities(likenesses)
 
     def on_noise(self) -> dict[int, Fidelity]:
         """Compare outputs on noise with the baseline's, of models that take samples as it does."""
@@ -93,7 +94,15 @@ class OnData:
         )
         for _ in self._outputs(alike, inputs, NOISE_SAMPLES, likenesses):
             pass
-        return _results(likenesses)
+        return self._fidelities(likenesses)
+
+    def _fidelities(self, likenesses: Mapping[int, FidelityTally]) -> dict[int, Fidelity]:
+        """The likeness of each model that has one; a note says where the baseline's outputs are NaN."""
+        for i, tally in likenesses.items():
+            if (note := tally.not_numbers()) is not None:
+                self._missing.append(f"{self._models[i].path}: {note}")
+        results = {i: tally.result() for i, tally in likenesses.items()}
+        return {i: result for i, result in results.items() if result is not None}
 
     def _likenesses(self, order: Sequence[int]) -> dict[int, FidelityTally]:
         """A tally for each model but the baseline; none where that is not among them."""
@@ -147,9 +156,9 @@ class OnData:
             likeness.add_parts({call.path: call.outputs}, {call.path: again}, samples)
 
     def notes(self) -> list[str]:
-        """A line for each detector: boxes are not compared one by one, and what is compared instead."""
+        """Lines on outputs that are NaN, and on detectors: boxes are not compared one by one."""
         apart = "boxes of two networks do not belong together one by one"
-        return [f"{path}: {apart}; {compared}" for path, compared in self._apart.items()]
+        return self._missing + [f"{path}: {apart}; {compared}" for path, compared in self._apart.items()]
 
 
 def _takes(evaluated: EvaluatedModel, sample: InputSpec) -> bool:
@@ -160,8 +169,3 @@ def _takes(evaluated: EvaluatedModel, sample: InputSpec) -> bool:
 
 def _forms(sample: InputSpec) -> list[tuple[Any, ...]]:
     return [(each.shape, each.dtype) for each in sample.tensors]
-
-
-def _results(tallies: Mapping[int, FidelityTally]) -> dict[int, Fidelity]:
-    results = {i: tally.result() for i, tally in tallies.items()}
-    return {i: result for i, result in results.items() if result is not None}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modelopt_cli.measure import EvalOptions, EvaluatedModel, Fidelity, evaluate
+from modelopt_cli.measure import EvalOptions, EvaluatedModel, Fidelity, Gates, evaluate, gates
 from modelopt_cli.measure.fidelity import FidelityTally, divergence
 from modelopt_cli.measure.output_comparison import LIMIT_DB
 from modelopt_cli.program import InputSpec
@@ -143,3 +143,73 @@ def test_networks_of_any_outputs_are_compared_on_data_without_labels() -> None:
     assert list(comparison.fidelity.snr_db) == ["first", "second"]
     assert found.models[0].accuracy is not None
     assert found.models[0].accuracy.top1 is None
+
+
+def some_missing() -> Tensor:
+    missing = ONE.clone()
+    missing[:, 0] = missing[3] = math.nan
+    return missing
+
+
+def test_what_is_nan_in_both_is_not_compared_and_its_share_is_told() -> None:
+    tally = FidelityTally(parse_task("regress"))
+    tally.add(some_missing(), some_missing() + 0.1, 20)
+    found = tally.result()
+    assert found is not None
+    kept = [row for row in range(20) if row != 3]
+    one = ONE[kept, 1:].double()
+    noise = float(((some_missing() + 0.1) - some_missing())[kept, 1:].double().square().sum())
+    assert found.least_snr_db == pytest.approx(10 * math.log10(float(one.square().sum()) / noise), rel=1e-6)
+    assert found.least_cosine == pytest.approx(float(F.cosine_similarity(one, one + 0.1).mean()), rel=1e-5)
+    assert (
+        tally.not_numbers()
+        == "24 % of the baseline's outputs are not a number (NaN); the others are compared"
+    )
+
+
+@pytest.mark.parametrize("swap", [False, True], ids=["baseline", "other"])
+def test_nan_of_one_network_alone_is_an_endless_error(swap: bool) -> None:
+    missing = ONE.clone()
+    missing[0, 0] = math.nan
+    found = compared(ONE, missing) if swap else compared(missing, ONE)
+    assert (found.least_snr_db, found.kl["output"]) == (-LIMIT_DB, math.inf)
+    assert found.least_cosine < 0.96  # that of one of 20 samples is 0
+
+
+@pytest.mark.parametrize("task", ["classify", "regress"])
+def test_outputs_that_are_all_nan_have_no_figure(task: str) -> None:
+    tally = FidelityTally(parse_task(task))
+    tally.add({"a": ONE, "b": ONE * math.nan}, {"a": ONE, "b": ONE * math.nan}, 20)
+    assert tally.result() is None
+    assert tally.not_numbers() == (
+        "signal to noise and cosine not measured: output b of the baseline is not a number (NaN)"
+    )
+
+
+def test_without_data_a_network_of_nan_fails_its_gates() -> None:
+    class Missing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * math.nan
+
+    sides = [
+        EvaluatedModel(path, Missing(), None, 1, input=InputSpec((4,)), tensor_bytes=1) for path in ("a", "b")
+    ]
+    found = evaluate(sides, None, EvalOptions(runs=0, memory=False, threads=1))
+    assert found.comparisons[0].fidelity is None
+    assert any("b: signal to noise and cosine not measured: the output" in note for note in found.notes)
+    judged = gates.apply(found, Gates(min_snr=100, min_cosine=0.99)).gates
+    assert [(gate.passed, gate.value) for gate in judged] == [(False, None)] * 2
+
+
+def test_infinities_are_equal_where_they_are_the_same() -> None:
+    masked = ONE.clone()
+    masked[:, 2] = -math.inf
+    assert compared(masked, masked.clone()).least_snr_db == LIMIT_DB
+    assert compared(masked, -masked).least_snr_db == -LIMIT_DB
+    assert compared(masked, ONE).least_snr_db == -LIMIT_DB
+    tally = FidelityTally(parse_task("regress"))
+    tally.add(masked[:, 2], masked[:, 2], 20)
+    assert tally.result() is None
+    assert tally.not_numbers() == (
+        "signal to noise and cosine not measured: the baseline gives no finite number"
+    )
