@@ -1,9 +1,10 @@
 """Costs of opening a file, measured in a process of its own: seconds, and peak memory.
 
 The seconds go from the path to a network that is ready to run: reading, checking the digest, decoding,
-building it and preparing its kernels, but not importing torch. Memory is the highest resident size after the
-libraries are imported, minus the resident size at that moment: what the model costs, not what torch costs. It
-includes one forward pass. :mod:`modelopt_cli.measure.load_time_child` is the other side.
+building it and preparing its kernels, but not importing torch or the library that has the network. Memory is
+the highest resident size after the libraries are imported, minus the resident size at that moment: what the
+model costs, not what torch costs. It includes one forward pass. :mod:`modelopt_cli.measure.load_time_child`
+is the other side.
 """
 
 import json

@@ -4,6 +4,7 @@ One JSON job on standard input, one JSON result on standard output's last line. 
 rather than ``ru_maxrss``: the latter starts, across ``exec``, from the peak of the parent process.
 """
 
+import contextlib
 import json
 import resource
 import statistics
@@ -16,6 +17,8 @@ import torch
 import torchvision  # noqa: F401  an architecture may need it; its import is not the model's cost
 
 from modelopt_cli.checkpoint import load_network, open_model, resolve
+from modelopt_cli.checkpoint.folder import named_in
+from modelopt_cli.errors import ModeloptError
 from modelopt_cli.measure.latency import sample_input
 from modelopt_cli.measure.load_time import Job
 from modelopt_cli.program.input_batch import call
@@ -64,8 +67,16 @@ def _prepare(job: Job) -> None:
         torch.set_num_threads(job.threads)
     if job.arch is not None:
         resolve(job.arch)  # imports the library or the user's module that has it
+    elif job.input is not None and (named := _named(Path(job.path))) is not None:
+        with contextlib.suppress(ModeloptError):  # where it is no good, opening the file says so
+            resolve(named)
     if job.device != "cpu":
         torch.zeros(1, device=job.device)
+
+
+def _named(path: Path) -> str | None:
+    """The architecture that a Hugging Face folder names, such as a class of transformers."""
+    return named_in(path) if path.is_dir() else None
 
 
 def _timed(job: Job) -> tuple[Any, float]:

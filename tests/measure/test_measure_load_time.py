@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from modelopt_cli.measure import load_time_child
 from modelopt_cli.measure.load_time import Job, Loading, _result, measure_loading
 from modelopt_cli.program import InputSpec
 
@@ -78,6 +79,31 @@ def test_what_takes_seconds_is_loaded_once() -> None:
     found, loads = child(1, 1.0, 0.0)
     assert loads == 1
     assert found.seconds == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("named", ["hf", "timm"])
+def test_the_import_of_the_class_that_a_folder_names_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    says = {"hf": '{"architectures": ["BertModel"]}', "timm": '{"architecture": "resnet10t"}'}
+    (tmp_path / "config.json").write_text(says[named])
+    clock, imported = [0.0], set()
+
+    def import_it(spec: str) -> None:
+        if spec not in imported:
+            clock[0] += 14.0
+        imported.add(spec)
+
+    def load(*_: object) -> torch.nn.Module:
+        import_it(f"hf:{tmp_path}" if named == "hf" else "timm:resnet10t")
+        clock[0] += 1.5
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(load_time_child, "resolve", import_it)
+    monkeypatch.setattr(load_time_child, "load_network", load)
+    monkeypatch.setattr(load_time_child, "_start", lambda: 0)  # the peak of this process stays its own
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    assert load_time_child.measure_here(Job(str(tmp_path), None, InputSpec((8,))))["seconds"] == 1.5
 
 
 @pytest.mark.slow
