@@ -106,6 +106,15 @@ def label_losses() -> list[list[str]]:
     return [["loss", "of", "chosen by `loss=`"], *lines]
 
 
+def distilled_by() -> list[list[str]]:
+    """The losses that ``distill`` learns by where none is given, and their tasks."""
+    tasks: dict[str | None, list[str]] = {}
+    for name, row in TASKS.items():
+        tasks.setdefault(row.distilled_by, []).append(f"`{name}`")
+    lines = ([", ".join(names), f"`{loss}`" if loss is not None else "none"] for loss, names in tasks.items())
+    return [["task", "default of `--loss`"], *lines]
+
+
 def _learned_by(loss: str) -> list[str]:
     """Tasks that may be learned by a loss; those that are by default are marked."""
     tasks = ((task, row.losses) for task, row in TASKS.items() if loss in row.losses)
@@ -175,6 +184,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
             for name, row in LOSSES.items()
         ),
     ],
+    "distilled-by": distilled_by,
     "augmentations": lambda: choices("preset", AUGMENTATIONS),
     "optimizers": lambda: choices("optimizer", OPTIMIZERS),
     "lr-schedules": lambda: choices("schedule", SCHEDULES),

@@ -109,6 +109,11 @@ class Distilling(Work):
         """Teachers and student."""
         return [*(each.opened for each in self.teachers), self.opened]
 
+    def settle_task(self) -> None:
+        """Choose the task, and with it the loss where none is given."""
+        super().settle_task()
+        self.request = replace(self.request, config=self.request.config.for_task(self.task.spec))
+
     def rehearse(self) -> None:
         """Rehearse without a check that the student has the same classes, which comes later."""
         if comparable(self.teachers[0], self.sample):

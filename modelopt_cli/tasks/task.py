@@ -47,6 +47,8 @@ class Task:
             else it is the only tensor, or the first. Empty where all outputs are judged together.
         losses: keys of ``training.catalog.LOSSES``, the default first; the option ``loss`` chooses one.
             Empty where nothing can be learned from its targets.
+        distilled_by: the sum of ``methods.distill.losses.LOSSES`` that ``distill`` learns by where none is
+            given; None where the network's outputs cannot be compared in training.
         logits: where the classes of the output are; None where it stands for no probabilities.
         predicted: the class of each sample, ``(N,)``, from the output, or None for one of another form; None
             where samples have no such class.
@@ -65,6 +67,7 @@ class Task:
     judged: Callable[..., Any]
     outputs: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
+    distilled_by: str | None = "ce+mse"
     logits: Logits | None = None
     predicted: Callable[[Any], Any] | None = None
     options: Mapping[str, Scalar | tuple[str, ...]] = field(default_factory=dict)

@@ -22,12 +22,16 @@ def _functions(module: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return _of(module, "targets"), _of(module, "judged")
 
 
+_BY_PROBABILITIES = "ce:0.1+kd:0.9"
+"""Of tasks whose outputs stand for probabilities."""
+
 _CLASSIFY = Task(
     "one class for each sample",
     "an integer from 0, or the name of a class",
     *_functions("classification"),
     ("logits", "out"),
     losses=("cross-entropy",),
+    distilled_by=_BY_PROBABILITIES,
     logits=Logits(1, (2,), labels=_of("classification", "row_labels")),
     predicted=_of("classification", "predicted"),
 )
@@ -40,6 +44,7 @@ TASKS: dict[str, Task] = {
         *_functions("multilabel"),
         ("logits", "out"),
         losses=("binary-cross-entropy",),
+        distilled_by=_BY_PROBABILITIES,
         logits=Logits(1, (2,), exclusive=False),
     ),
     "regress": Task(
@@ -55,6 +60,7 @@ TASKS: dict[str, Task] = {
         *_functions("segmentation"),
         ("logits", "out"),
         losses=("cross-entropy-places",),
+        distilled_by=_BY_PROBABILITIES,
         logits=Logits(1, (3, 4, 5), labels=_of("segmentation", "row_labels")),
         options={"ignore": 255},
     ),
@@ -64,6 +70,7 @@ TASKS: dict[str, Task] = {
         "`(K,)`, numbered as the network does; perhaps `iscrowd` `(K,)`, and `names` of the labels",
         *_functions("detection"),
         losses=("own",),
+        distilled_by=None,
     ),
     "restore": Task(
         "an image from an image",
@@ -89,6 +96,7 @@ TASKS: dict[str, Task] = {
         *_functions("language"),
         ("logits", "out"),
         losses=("cross-entropy-next",),
+        distilled_by=_BY_PROBABILITIES,
         logits=Logits(2, (3,), labels=_of("language", "row_labels")),
     ),
     "sequence": Task(
@@ -97,6 +105,7 @@ TASKS: dict[str, Task] = {
         *_functions("sequence"),
         ("logits", "out"),
         losses=("ctc",),
+        distilled_by=_BY_PROBABILITIES,
         logits=Logits(2, (3,)),
         options={"blank": 0, "batch_first": ("auto", "true", "false")},
         batch_axis=_of("sequence", "batch_axis"),

@@ -66,6 +66,36 @@ def test_without_such_probabilities_losses_on_logits_are_refused(name: str) -> N
         distance(name, "ce+kd")
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_the_default_loss_is_one_that_the_task_has(name: str) -> None:
+    case = CASES[name]
+    if name == "detect":
+        with pytest.raises(UsageError, match="no default for a network to detect"):
+            DistillConfig().for_task(case.spec)
+        return
+    config = DistillConfig().for_task(case.spec)
+    outputs = case.spec.row.logits
+    assert config.loss == ("ce+mse" if outputs is None else "ce:0.1+kd:0.9")
+    assert DistillConfig(loss="ce+at").for_task(case.spec).loss == "ce+at"
+
+
+@pytest.mark.parametrize("name", ["regress", "restore", "embed"])
+def test_without_a_loss_a_student_learns_numbers_and_its_teacher_s_outputs(name: str) -> None:
+    case = CASES[name]
+    teacher, student = case.made(1), case.made(2)
+    assert isinstance(student, Program)
+    training = Training(case.data(), config=replace(CONFIG, epochs=1), task=case.spec)
+    context = DistillContext(
+        training=training, teachers=(TeacherMember(teacher, student.input),), task=case.spec
+    )
+    by_default, named = (
+        apply(student, DistillConfig(loss=loss), context).program for loss in (None, "ce:1+mse:1")
+    )
+    assert by_default.history[-1]["config"]["loss"] == "ce:1+mse:1"
+    for one, other in zip(by_default.parameters(), named.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_what_a_loss_needs_and_a_task_does_not_have() -> None:
     with pytest.raises(UsageError, match="dist compares classes of which one is right, and multilabel has"):
         distance("multilabel", "ce+dist")
@@ -231,6 +261,8 @@ def test_a_detector_learns_its_labels_and_a_teacher_s_features() -> None:
     learn(student, DistillConfig(loss="ce:0.1+at:1000@features"), context, {})
     assert apart() < before
     with pytest.raises(UsageError, match="kd compares outputs, and in training a network to detect returns"):
+        learn(student, DistillConfig(loss="ce+kd"), context, {})
+    with pytest.raises(UsageError, match=r"^loss: has no default for .* detect, .*such as ce\+at@LAYER"):
         learn(student, DistillConfig(), context, {})
     with pytest.raises(UsageError, match="teacher: compares outputs, and in training a network to detect"):
         objective(TrainConfig(teacher="self"), teacher, case.spec)

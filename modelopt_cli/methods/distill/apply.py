@@ -51,6 +51,7 @@ def apply(program: Program, config: DistillConfig, context: DistillContext) -> M
         InputError, DataError: as ``modelopt_cli.training.fit``.
     """
     training = training_of(program, context.trained_with)
+    config = config.for_task(training.task)
     stages, context = Stages(training), replace(context, training=training)
     if training.run is not None:
         training.run.network = code_of(program)
@@ -79,6 +80,7 @@ def learn(
         as :func:`apply`.
     """
     training = context.trained_with
+    config = config.for_task(training.task)
     require_not_shared(encodings)
     pairs = _pairs(network, config, context)
     teacher = _teacher(pairs, config, context)
