@@ -1,9 +1,9 @@
 """``csv:FILE?labels=a,b``: columns by name, for several labels or numbers, and inputs that are numbers."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -15,10 +15,11 @@ from modelopt_cli.data.csv_file import (
     is_float,
     open_csv,
     read_lines,
+    reads_as_number,
     usual_column,
     whole_labels,
 )
-from modelopt_cli.data.data_spec import DataSpec
+from modelopt_cli.data.data_spec import DataSpec, columns
 from modelopt_cli.data.images import FileSource
 from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.targets import RawTarget
@@ -72,10 +73,16 @@ class Table:
     Args:
         path: of the file.
         rows: with the names first; by default those of a CSV file.
+        unusable: why a cell is empty that the file has a value for, by its line and column.
     """
 
-    def __init__(self, path: Path, rows: Sequence[Row] | None = None) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        rows: Sequence[Row] | None = None,
+        unusable: Mapping[tuple[int, str], str] = MappingProxyType({}),
+    ) -> None:
+        self.path, self.unusable = path, unusable
         (_, self.names), *self.lines = (read_lines(path) if rows is None else rows) or [(0, [])]
         if not self.lines:
             raise DataError("holds no rows", where=str(path), hint="name the columns in its first line")
@@ -88,11 +95,14 @@ class Table:
         if self.names.count(name) != 1:
             problem = f"has {self.names.count(name) or 'no'} columns called {name!r}"
             hint = did_you_mean(name, self.names) or f"it has {', '.join(self.names)}"
+            if name in self.names:
+                hint = "give each its own name"
             raise DataError(problem, where=str(self.path), hint=hint)
         place = self.names.index(name)
         for line, row in self.lines:
             if len(row) <= place or not row[place]:
-                raise DataError(f"{name} is empty", where=self.where(line))
+                problem = self.unusable.get((line, name), "empty")
+                raise DataError(f"{name} is {problem}", where=self.where(line))
         return [(line, row[place]) for line, row in self.lines]
 
     def usual(self, names: Sequence[str], taken: Sequence[str] = ()) -> str | None:
@@ -108,7 +118,8 @@ class Table:
     def _numbers(self, name: str) -> list[float]:
         for line, cell in (cells := self.cells(name)):
             if not is_float(cell):
-                raise DataError(f"{name} is {cell!r}, not a finite number", where=self.where(line))
+                problem = f"{name} is {cell!r}, not a finite number"
+                raise DataError(problem, where=self.where(line), hint="write it as 1000, -1.5 or 2e3")
         return [float(cell) for _, cell in cells]
 
 
@@ -121,10 +132,10 @@ def open_columns(spec: DataSpec) -> Source:
     Raises:
         DataError: a column is missing, or a cell is not what it should be.
     """
-    if not any(spec.options.values()):
+    if not spec.options:
         return open_csv(spec)
     table = Table(Path(spec.target))
-    path, inputs, wanted = (_listed(spec, option) for option in ("path", "inputs", "labels"))
+    path, inputs, wanted = (columns(spec, option) for option in ("path", "inputs", "labels"))
     if len(path) + bool(inputs) > 1:
         raise DataError("has more than one input", where=spec.text, hint="name a path, or inputs")
     rows = [table.where(line) for line, _ in table.lines]
@@ -139,10 +150,6 @@ def open_columns(spec: DataSpec) -> Source:
     source.labelled = bool(wanted) or usual is not None
     source.task, source.class_names, source.num_classes = labels.task, labels.names, labels.count
     return source
-
-
-def _listed(spec: DataSpec, option: str) -> list[str]:
-    return [name.strip() for name in str(spec.option(option)).split(",") if name.strip()]
 
 
 def labels_of(table: Table, names: Sequence[str]) -> Labels:
@@ -162,11 +169,4 @@ def labels_of(table: Table, names: Sequence[str]) -> Labels:
 def _are_numbers(cells: Sequence[tuple[int, str]]) -> bool:
     """True of numbers that are no classes: not all of them are whole."""
     texts = [cell for _, cell in cells]
-    return any(map(_is_number, texts)) and not all(cell.isdecimal() for cell in texts)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return not math.isinf(float(cell))
-    except ValueError:
-        return False
+    return any(map(reads_as_number, texts)) and not all(cell.isdecimal() for cell in texts)

@@ -45,6 +45,7 @@ LABELS = (
 before the others."""
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _NAME_THEM = "name the columns path and label"
 
 
@@ -187,15 +188,14 @@ def whole_labels(cells: Sequence[tuple[int, str]], table: Path) -> tuple[list[in
     Raises:
         DataError: some are numbers and some are not, or a number is none of a class.
     """
-    numbers = [cell.removeprefix("-").isdecimal() for _, cell in cells]
+    numbers = [cell.isascii() and cell.removeprefix("-").isdecimal() for _, cell in cells]
     if not any(numbers):
         for line, cell in cells:
-            if is_float(cell):  # of a table that was written with a column of floats
-                where, hint = (
-                    f"{table} line {line}",
-                    "write 3, not 3.0; of numbers, name the column: ?labels=",
-                )
-                raise DataError(f"label {cell!r} is not an integer", where=where, hint=hint)
+            if reads_as_number(cell):  # of a table that was written with a column of floats
+                hint = "write 3, not 3.0; of numbers, name the column: ?labels="
+                if not is_float(cell):
+                    hint = "write it with the digits 0 to 9 alone"
+                raise DataError(f"label {cell!r} is not an integer", where=f"{table} line {line}", hint=hint)
         names = tuple(sorted({cell for _, cell in cells}))
         order = {name: label for label, name in enumerate(names)}
         return [order[cell] for _, cell in cells], names
@@ -208,7 +208,12 @@ def whole_labels(cells: Sequence[tuple[int, str]], table: Path) -> tuple[list[in
 
 
 def is_float(cell: str) -> bool:
-    """True of a finite number."""
+    """True of a finite number as files have it, without Python's underscores and digits of other scripts."""
+    return _DECIMAL.fullmatch(cell) is not None and math.isfinite(float(cell))
+
+
+def reads_as_number(cell: str) -> bool:
+    """True of what somebody means for a number, and no class's name."""
     try:
         return math.isfinite(float(cell))
     except ValueError:

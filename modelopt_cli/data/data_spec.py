@@ -159,8 +159,46 @@ def choice(spec: DataSpec, key: str, allowed: tuple[str, ...]) -> str:
     """
     value = str(spec.option(key))
     if value not in allowed:
-        hint = did_you_mean(value, allowed) or f"choose from {', '.join(allowed)}"
+        hint = did_you_mean(value, allowed) or f"choose from {', '.join(filter(None, allowed))}"
         raise DataError(f"{key} is {value!r}", where=spec.text, hint=hint)
+    return value
+
+
+def column(spec: DataSpec, key: str) -> str:
+    """The column that an option names, or its default; raises DataError where it is given and empty."""
+    name = str(spec.option(key))
+    if key in spec.options and not name.strip():
+        raise DataError(f"{key} is empty", where=spec.text, hint=f"name a column: ?{key}=NAME")
+    return name
+
+
+def columns(spec: DataSpec, key: str) -> list[str]:
+    """The columns that an option names, none where it is not given.
+
+    Raises:
+        DataError: a name is empty, or there twice.
+    """
+    text = column(spec, key)
+    names = [name.strip() for name in text.split(",")] if text else []
+    for place, name in enumerate(names):
+        if not name or name in names[:place]:
+            problem = f"{key} names {name!r} twice" if name else f"{key} has an empty name: {text!r}"
+            raise DataError(problem, where=spec.text, hint="name each column once, with commas between")
+    return names
+
+
+def whole_number(spec: DataSpec, key: str, largest: int = 2**31 - 1) -> int:
+    """The value of an option that is an integer above 0, or 0 where it is not given.
+
+    Raises:
+        DataError: it is another.
+    """
+    value = spec.option(key)
+    if key not in spec.options:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
+        hint = f"give 1 to {largest}, or leave it out"
+        raise DataError(f"{key} is {value!r}, not an integer above 0", where=spec.text, hint=hint)
     return value
 
 

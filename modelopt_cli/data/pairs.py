@@ -82,11 +82,15 @@ def open_pairs(spec: DataSpec) -> Source:
 def _values(spec: DataSpec) -> tuple[int, ...]:
     """The pixel values of the classes, ``?classes=0,255``."""
     text = str(spec.option("classes"))
-    values = tuple(int(each) for each in text.split(",") if each.strip().isdecimal())
-    if text and (len(values) != text.count(",") + 1 or len(set(values)) < len(values)):
-        raise DataError(
-            f"classes is {text!r}", where=spec.text, hint="write the pixel values: ?classes=0,255"
-        )
+    if "classes" not in spec.options:
+        return ()
+    values = tuple(int(each) for each in text.split(",") if re.fullmatch("[0-9]{1,9}", each.strip()))
+    problem = f"classes is {text!r}" if len(values) != text.count(",") + 1 else None
+    for place, value in enumerate(values):
+        if problem is None and value in values[:place]:
+            problem = f"classes names the pixel value {value} twice"
+    if problem is not None:
+        raise DataError(problem, where=spec.text, hint="write the pixel values, each once: ?classes=0,255")
     return values
 
 

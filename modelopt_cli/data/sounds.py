@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modelopt_cli.data.csv_columns import Labels, Table, labels_of
 from modelopt_cli.data.csv_file import LABELS, PATHS
-from modelopt_cli.data.data_spec import DataSpec
+from modelopt_cli.data.data_spec import DataSpec, column, whole_number
 from modelopt_cli.data.images import Files, FileSource, folder_of_classes
 from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.targets import RawTarget
@@ -121,7 +121,7 @@ def _files(spec: DataSpec) -> tuple[Files, str | None]:
     if os.path.isdir(spec.target):
         return folder_of_classes(spec.target, SUFFIXES, "sounds", "wav:FILE.csv"), "classify"
     table = Table(Path(spec.target))
-    named = {option: str(spec.option(option)) for option in ("path", "label", "text")}
+    named = {option: column(spec, option) for option in ("path", "label", "text")}
     path = named["path"] or table.usual((*PATHS, *_SOUNDS)) or "path"
     label = named["label"] or (None if named["text"] else table.usual(LABELS))
     text = named["text"] or (None if label else table.usual(TRANSCRIPTS))
@@ -140,7 +140,7 @@ def _files(spec: DataSpec) -> tuple[Files, str | None]:
 
 def _form(spec: DataSpec, network: InputSpec | None, source: SoundSource, *, transcribed: bool) -> Form:
     said = _said(str(spec.option("processor")))
-    rate = _number(spec, "rate") or said.get("sampling_rate") or 0
+    rate = whole_number(spec, "rate", _LONGEST) or said.get("sampling_rate") or 0
     rates = {have for _, have in source.extents}
     if not isinstance(rate, int) or rate < 1:
         if len(rates) > 1:
@@ -158,7 +158,7 @@ def _form(spec: DataSpec, network: InputSpec | None, source: SoundSource, *, tra
         hint = "compute what it takes in FILE.py:CALLABLE"
         raise DataError(f"the network takes {sizes}, not a row of samples", where=spec.text, hint=hint)
     free = network is None or (transcribed and len(shape) - 1 in network.free)
-    length = _number(spec, "length") or (max(lengths) if free else shape[-1])
+    length = whole_number(spec, "length", _LONGEST) or (max(lengths) if free else shape[-1])
     normalize = bool(spec.option("normalize")) or said.get("do_normalize") is True
     return Form(rate, length, _PARTS[part], normalize, (*shape[:-1], length))
 
@@ -180,13 +180,6 @@ def _said(folder: str) -> dict[str, Any]:
     except (ValueError, RecursionError, OSError) as error:
         raise DataError("is not valid JSON", where=str(path)) from error
     return value if isinstance(value, dict) else {}
-
-
-def _number(spec: DataSpec, name: str) -> int:
-    value = spec.option(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LONGEST:
-        raise DataError(f"{name} is {value!r}, not an integer above 0", where=spec.text)
-    return value
 
 
 def _library(name: str) -> ModuleType:

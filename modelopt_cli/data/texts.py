@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from modelopt_cli.data.csv_columns import Labels, Table, labels_of
-from modelopt_cli.data.csv_file import LABELS, Row, read_lines
-from modelopt_cli.data.data_spec import DataSpec
+from modelopt_cli.data.csv_file import LABELS, read_lines
+from modelopt_cli.data.data_spec import DataSpec, column, columns, whole_number
 from modelopt_cli.data.source import Raw, Source
 from modelopt_cli.data.targets import RawTarget
 from modelopt_cli.data.tokenizer import Text, Tokenizer, lengths_of, load_tokenizer
@@ -24,6 +24,11 @@ IDS = "input_ids"
 _LONGEST = 512
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _OBJECTS = (".jsonl", ".ndjson", ".json")
+_KINDS = {
+    list: "a list, not a text or a number",
+    dict: "an object, not a text or a number",
+    type(None): "null",
+}
 
 
 class TextSource(Source):
@@ -103,10 +108,7 @@ def open_texts(spec: DataSpec, network: InputSpec | None, seed: int) -> Source:
 
 def _length(spec: DataSpec, network: InputSpec | None, longest: int) -> int:
     """Tokens of a sample: as asked, as the network has it or, where it may be shorter, as the data need."""
-    asked = spec.option("length")
-    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 0:
-        raise DataError(f"length is {asked!r}, not an integer above 0", where=spec.text)
-    if asked:
+    if asked := whole_number(spec, "length"):
         return asked
     named = {each.name: each for each in network.tensors} if network is not None else {}
     ids = named.get(IDS, network)
@@ -117,7 +119,7 @@ def _length(spec: DataSpec, network: InputSpec | None, longest: int) -> int:
 
 def _columns(spec: DataSpec, table: Table) -> tuple[list[Text], Labels]:
     """The texts and the labels of the rows."""
-    names = {option: str(spec.option(option)) for option in ("text", "pair", "score", "label")}
+    names = {option: column(spec, option) for option in ("text", "pair", "score", "label")}
     usual = {"text": TEXTS, "pair": SECOND, "score": SCORES, "label": LABELS}
     for option, name in names.items():
         taken = [each for each in names.values() if each]
@@ -132,7 +134,7 @@ def _columns(spec: DataSpec, table: Table) -> tuple[list[Text], Labels]:
         return texts, _scores(table, names)
     if not names["label"]:
         return texts, Labels([None] * len(texts))
-    labels = labels_of(table, [each.strip() for each in names["label"].split(",")])
+    labels = labels_of(table, columns(spec, "label") or [names["label"]])
     return texts, Labels(labels.values, labels.names, labels.count, labels.task or "text")
 
 
@@ -153,9 +155,11 @@ def _table(path: Path) -> Table:
     if suffix in _TABLES:
         return Table(path, read_lines(path, _TABLES[suffix]))
     lines = [(number, line.strip()) for number, line in enumerate(_lines(path), 1) if line.strip()]
+    if not lines:
+        raise DataError("holds no text", where=str(path), hint="its lines are empty")
     if suffix not in _OBJECTS:
         return Table(path, [(0, [TEXTS[0]]), *((number, [line]) for number, line in lines)])
-    return Table(path, _rows_of_objects(path, lines))
+    return _table_of_objects(path, lines)
 
 
 def _lines(path: Path) -> list[str]:
@@ -167,26 +171,32 @@ def _lines(path: Path) -> list[str]:
         raise DataError(f"is not UTF-8 text ({error})", where=str(path)) from None
 
 
-def _rows_of_objects(path: Path, lines: Sequence[tuple[int, str]]) -> list[Row]:
+def _table_of_objects(path: Path, lines: Sequence[tuple[int, str]]) -> Table:
     """JSON objects, one on each line, as a table with the columns of all of them."""
     objects = [(number, _object(line, f"{path} line {number}")) for number, line in lines]
     names = list(dict.fromkeys(name for _, each in objects for name in each))
-    return [(0, names), *((number, [each.get(name, "") for name in names]) for number, each in objects)]
+    rows = [(number, [_cell(each.get(name)) for name in names]) for number, each in objects]
+    unusable = {
+        (number, name): _KINDS[type(value)]
+        for number, each in objects
+        for name, value in each.items()
+        if type(value) in _KINDS
+    }
+    return Table(path, [(0, names), *rows], unusable)
 
 
-def _object(line: str, where: str) -> dict[str, str]:
+def _object(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
         raise DataError("is not a JSON object", where=where) from None
     if not isinstance(value, dict):
         raise DataError("is not a JSON object", where=where)
-    cells = {name: _cell(each) for name, each in value.items()}
-    for name, cell in cells.items():
-        if not (_is_unicode(name) and _is_unicode(cell)):
+    for name, each in value.items():
+        if not (_is_unicode(name) and _is_unicode(_cell(each))):
             problem = f"{short(name)} holds half of a character, an escape from \\ud800 to \\udfff by itself"
             raise DataError(problem, where=where, hint="write both halves, or leave it out")
-    return cells
+    return value
 
 
 def _is_unicode(text: str) -> bool:

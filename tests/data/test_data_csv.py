@@ -78,6 +78,36 @@ BAD = {
     "NaN": ("labels=age", ("4.5", "nan"), "line 3: age is 'nan', not a finite number"),
     "infinity": ("labels=age,x", ("1e2", "inf"), "line 3: x is 'inf', not a finite number"),
     "text": ("labels=age", ("4.5", "old"), "line 3: age is 'old', not a finite number"),
+    "underscore": (
+        "labels=age",
+        ("4.5", "4_5"),
+        "line 3: age is '4_5', not a finite number; write it as 1000",
+    ),
+    "underscore in inputs": ("inputs=y", ("1e2,7", "1e2,7_0"), "line 3: y is '7_0', not a finite number"),
+    "digits of another script": (
+        "inputs=y",
+        ("1e2,7", "1e2,\u0667"),
+        "not a finite number; write it as 1000",
+    ),
+    "class in digits of another script": (
+        "labels=kind",
+        ("0,rex", "\uff10,rex"),
+        "line 3: label '\uff10' is not an integer from 0 as others are",
+    ),
+    "classes in digits of another script": (
+        "",
+        (TABLE, "path,label\na.png,\uff11\n"),
+        "line 2: label '\uff11' is not an integer; write it with the digits 0 to 9",
+    ),
+    "class with an underscore": (
+        "",
+        (TABLE, "path,label\na.png,1_0\n"),
+        "line 2: label '1_0' is not an integer; write it with the digits 0 to 9",
+    ),
+    "no name": ("labels=", ("", ""), "labels is empty; name a column: ?labels=NAME"),
+    "no name of one": ("labels=cat,,dog", ("", ""), "labels has an empty name: 'cat,,dog'"),
+    "name twice": ("labels=y,x,y", ("", ""), "labels names 'y' twice; name each column once"),
+    "input twice": ("inputs=y,y", ("", ""), "inputs names 'y' twice"),
     "nothing": ("labels=cat,dog", ("0,0,4.5", "0,,4.5"), "line 3: dog is empty"),
     "short row": ("labels=x,y", (",1e2,7", ",1e2"), "line 3: y is empty"),
     "decimal comma": (
@@ -105,7 +135,11 @@ BAD = {
     ),
     "input": ("inputs=x&labels=kind", ("0.5", "NaN"), "line 2: x is 'NaN', not a finite number"),
     "no such column": ("labels=aeg", ("", ""), "t.csv: has no columns called 'aeg'; did you mean 'age'"),
-    "column twice": ("labels=dog", ("cat,dog", "dog,dog"), "t.csv: has 2 columns called 'dog'"),
+    "column twice": (
+        "labels=dog",
+        ("cat,dog", "dog,dog"),
+        "t.csv: has 2 columns called 'dog'; give each its",
+    ),
     "two inputs": ("inputs=x&path=file", ("", ""), "has more than one input"),
     "no file": ("labels=kind", ("b.png", "c.png"), "line 3: no such file"),
     "no rows": ("labels=kind", (TABLE, "kind\n"), "holds no rows"),
@@ -126,6 +160,12 @@ def test_what_is_wrong_is_told_in_one_line(
 def test_an_empty_last_column_of_all_lines_is_none(table: Path) -> None:
     table.write_text(TABLE.replace("\n", ",\n"))
     assert next(opened(table, "inputs=x&labels=y").batches(2))[1].tolist() == [[-1], [7]]
+
+
+@pytest.mark.parametrize("cell", ["7", "-7", "+.5", "7.", "0.07", "1E-2", "007"])
+def test_numbers_as_files_have_them(table: Path, cell: str) -> None:
+    table.write_text(TABLE.replace("1e2", cell))
+    assert next(opened(table, "inputs=y&labels=x,y").batches(2))[1][1, 0] == torch.tensor(float(cell))
 
 
 def test_labels_that_are_not_read_may_be_anything(table: Path) -> None:

@@ -150,9 +150,13 @@ def test_pixel_values_may_be_named_for_the_classes(tmp_path: Path) -> None:
     assert torch.equal(masks, (images[:, 0] < 0.5).long())
     with pytest.raises(DataError, match=r"out/0.png: mask holds 255, and \?classes=0,7 does not"):
         opened(f"{text}?classes=0,7", "segment")
-    for wrong in ("0,0", "a", "1,", "0,-1"):
-        with pytest.raises(DataError, match="write the pixel values"):
+    for wrong in ("", "a", "1,", "0,-1", "0,\uff11"):
+        with pytest.raises(DataError, match=f"classes is '{wrong}'; write the pixel values"):
             open_data(f"{text}?classes={wrong}", labels=False)
+    with pytest.raises(DataError, match="names the pixel value 2 twice; write the pixel values"):
+        open_data(f"{text}?classes=0,1,2,2", labels=False)
+    with pytest.raises(DataError, match=r"target is 'bogus'; choose from mask, image$"):
+        open_data(f"{text}?target=bogus", labels=False)
 
 
 def test_patterns_pair_what_stands_for_their_stars(tmp_path: Path) -> None:

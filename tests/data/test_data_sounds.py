@@ -144,6 +144,9 @@ NOT_READ: dict[str, tuple[Any, str, str]] = {
     "no column": (table("path,label\ncat/a.wav,1\n"), "wav:a.csv?label=kind", "no columns called 'kind'"),
     "a crop": (None, "wav:.?crop=left", "crop is 'left', none of start, middle, end"),
     "a rate": (None, "wav:.?rate=fast", "rate is 'fast', not an integer"),
+    "no rate": (None, "wav:.?rate=0", "rate is 0, not an integer above 0"),
+    "no length": (None, "wav:.?length=0", "length is 0, not an integer above 0"),
+    "no label": (table("path,label\ncat/a.wav,1\n"), "wav:a.csv?label=", "label is empty; name a column"),
     "a processor": (None, "wav:.?processor=none", "none: no such folder"),
     "odd rates": (None, "wav:.?rate=99999989", "no small ratio"),
 }  # fmt: skip

@@ -224,6 +224,10 @@ NOT_READ = {
         "",
         "a.csv line 2: has 3 cells, 1 more than the first line",
     ),
+    "a length of nothing": ("text\na\n", "&length=0", "length is 0, not an integer above 0; give 1 to"),
+    "a column without name": ("text,label\na,1\n", "&text=", r"text is empty; name a column: \?text=NAME"),
+    "no labels": ("text,label\na,1\n", "&label=", "label is empty; name a column"),
+    "a label twice": ("text,label\na,1\n", "&label=label,label", "label names 'label' twice"),
     "no option": ("text\na\n", "&lenght=9", "no option 'lenght'"),
 }
 
@@ -243,6 +247,10 @@ def test_what_cannot_be_read(kind: str) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        ('{"text": ["good"]}', r"a\.jsonl line 2: text is a list, not a text or a number"),
+        ('{"text": {"en": "good"}}', "line 2: text is an object, not a text"),
+        ('{"text": null}', "line 2: text is null"),
+        ('{"text": ""}', "line 2: text is empty"),
         ("[1]", "line 2: is not a JSON object"),
         ("{", "line 2: is not a JSON object"),
         ("\udcff", "not UTF-8"),
@@ -261,6 +269,12 @@ def test_rows_of_tabs_with_a_cell_too_many_or_an_unclosed_quote() -> None:
         opened("text\tlabel\na\t1\nb\tc\t0\n", name="a.tsv")
     with pytest.raises(DataError, match=r"a\.tsv line 2: has a quote that is not closed"):
         opened('text\tlabel\n"a\t1\nb\t0\n', name="a.tsv")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_empty_lines_alone(name: str) -> None:
+    with pytest.raises(DataError, match="holds no text; its lines are empty"):
+        opened("\n \n", name=name)
 
 
 def test_a_character_of_two_surrogates() -> None:
