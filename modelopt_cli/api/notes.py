@@ -50,7 +50,11 @@ def gain_notes(
 
 def signal_note(snr_db: float | None) -> tuple[str, ...]:
     """The line that says how much of the outputs is left."""
-    return () if snr_db is None else (f"outputs keep {snr_db:.1f} dB of signal to noise",)
+    return (
+        ()
+        if snr_db is None
+        else (f"outputs keep {snr_db:.1f} dB of signal to noise on the few samples checked before writing",)
+    )
 
 
 def loss_note(snr_db: float, usual: Signal, fall: Fall | None) -> str:
