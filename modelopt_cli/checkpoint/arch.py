@@ -54,6 +54,7 @@ class Architecture:
             files are others; what is missing or of another shape, where they do not fit. None where no
             names are others.
         notes: one line for each thing that the owner of its folder may want to know.
+        bounded: a file says its sizes, so that it is built only as far as the weights could fill it.
     """
 
     spec: str
@@ -68,6 +69,7 @@ class Architecture:
     task: str | None = None
     rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor] | Difference] | None = None
     notes: tuple[str, ...] = ()
+    bounded: bool = False
 
     @property
     def source_of_input(self) -> str:
@@ -135,6 +137,8 @@ def construct(spec: ArchSpec, make: Callable[[], Any]) -> nn.Module:
     """
     try:
         module = make()
+    except ArchitectureError:
+        raise
     except Exception as error:  # any library code, any arguments
         raise ArchitectureError(f"cannot be built: {first_line(error)}", where=short(spec.text)) from error
     assert isinstance(module, nn.Module)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from modelopt_cli.checkpoint.arch import Architecture
+from modelopt_cli.checkpoint.build_limits import build_within
 from modelopt_cli.checkpoint.sources import SOURCES, parse_spec
 from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
 from modelopt_cli.checkpoint.tensor_names import Difference, Shape, compare, is_counter, shapes_of, spellings
@@ -64,6 +65,8 @@ def build_loaded(
     if architecture.own:
         with SkipInit():
             module = architecture.build()
+    elif architecture.bounded:
+        module = build_within(architecture, state, where)
     else:
         module = architecture.build()
     module = module.float().eval()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.checkpoint.arch import Architecture, ArchitectureSource, ArchSpec, Value, construct
+from modelopt_cli.checkpoint.build_limits import check_counts
 from modelopt_cli.checkpoint.folder import CONFIG, json_object
 from modelopt_cli.checkpoint.huggingface_inputs import input_of, takes_pictures_too
 from modelopt_cli.checkpoint.tensor_names import Difference
@@ -66,7 +67,7 @@ def _resolve(spec: ArchSpec) -> Architecture:
 
     def build() -> nn.Module:
         with _quiet():
-            return construct(spec, lambda: cls(_config_of(data, spec)))
+            return construct(spec, lambda: _built(cls, _config_of(data, spec), data, spec))
 
     def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor] | Difference:
         with _quiet():
@@ -81,7 +82,34 @@ def _resolve(spec: ArchSpec) -> Architecture:
         task=task,
         rename=rename,
         notes=(_CODE_LEFT,) if "auto_map" in data else (),
+        bounded=True,
     )
+
+
+def _built(cls: Any, config: Any, data: Mapping[str, Any], spec: ArchSpec) -> Any:
+    """The network of a configuration.
+
+    Raises:
+        ArchitectureError: transformers has nothing of the name that a field says, such as an activation.
+    """
+    try:
+        return cls(config)
+    except KeyError as error:
+        fields = list(_fields_with({**data, **spec.options}, error.args[0] if error.args else None))
+        if not fields:
+            raise
+        problem = (
+            f"{CONFIG} says {' and '.join(fields)} '{short(error.args[0])}', which transformers does not know"
+        )
+        raise ArchitectureError(problem, where=short(spec.text)) from error
+
+
+def _fields_with(data: Any, text: Any, path: str = "") -> Iterator[str]:
+    """The fields that hold a text, those of parts as ``text_config.hidden_act``."""
+    for name, value in data.items() if isinstance(data, Mapping) else ():
+        if isinstance(value, str) and value == text:
+            yield f"{path}{short(name)}"
+        yield from _fields_with(value, text, f"{path}{short(name)}.")
 
 
 _CODE_LEFT = (
@@ -137,8 +165,10 @@ def _config_of(data: Mapping[str, Any], spec: ArchSpec) -> Any:
         raise ArchitectureError(problem, where=where, hint="name its network as FILE.py:CALLABLE")
     if "quantization_config" in data:
         raise ArchitectureError("its weights are quantized already", where=where, hint="give the original")
+    described = _described(data)
+    check_counts(described, f"{where}: {CONFIG}")
     try:
-        config = CONFIG_MAPPING[kind].from_dict(_described(data))
+        config = CONFIG_MAPPING[kind].from_dict(described)
         for name, value in _options(spec, config).items():
             setattr(config, name, value)
     except ArchitectureError:
@@ -167,6 +197,7 @@ def _options(spec: ArchSpec, config: Any) -> dict[str, Value]:
             known = [*_OVERRIDES, "num_labels", *config.to_dict()]
             hint = did_you_mean(name, known) or f"{CONFIG} has the names"
             raise ArchitectureError(f"has no option '{short(name)}'", where=short(spec.text), hint=hint)
+    check_counts(own, short(spec.text))
     return own
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from modelopt_cli import artifact
 from modelopt_cli.checkpoint import open_model, read_state, resolve
 from modelopt_cli.checkpoint.build import build_loaded
+from modelopt_cli.checkpoint.build_limits import check_counts
 from modelopt_cli.errors import ArchitectureError, EnvironmentFailure
 from modelopt_cli.program import InputSpec, Preprocess
 from modelopt_cli.program.input_batch import named
@@ -267,3 +269,35 @@ def test_a_bar_and_the_way_to_the_network_are_back(bert: Path) -> None:
     before = (constants.HF_HUB_OFFLINE, logging.get_verbosity(), logging.is_progress_bar_enabled())
     resolve(f"hf:{bert}")
     assert before == (constants.HF_HUB_OFFLINE, logging.get_verbosity(), logging.is_progress_bar_enabled())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 10**6}, "config.json: says num_hidden_layers 1000000, and a network has 0 to"),
+        ({"num_hidden_layers": -1}, "config.json: says num_hidden_layers -1, and a network has 0 to"),
+        (
+            {"num_hidden_layers": 10**4},
+            r"at least 1,\d+ weights, and the file has \d+; its numbers of layers",
+        ),
+        ({"hidden_size": 2**40}, r"at least [\d,]{10,} parameters, and the file has [\d,]+; its numbers"),
+        ({"hidden_size": 20_000}, r"at least [\d,]{10,} parameters, and the file has [\d,]+; its numbers"),
+        ({"vocab_size": 2**33}, r"at least [\d,]{10,} parameters, and the file has [\d,]+; its numbers"),
+        ({"hidden_act": "nosuch"}, "config.json says hidden_act 'nosuch', which transformers does not know"),
+    ],
+    ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_a_configuration_beyond_its_weights(changes: dict[str, Any], said: str, folder: Path) -> None:
+    """It is refused before there is a network of that size."""
+    began = time.monotonic()
+    with pytest.raises(ArchitectureError, match=said) as caught:
+        build_loaded(resolve(f"hf:{edited(folder, **changes)}"), dict(read_state(folder).state), "here")
+    assert type(caught.value) is ArchitectureError
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 30
+
+
+def test_counts_of_parts_are_checked() -> None:
+    with pytest.raises(ArchitectureError, match="says num_layers -2"):
+        check_counts({"parts": [{"text_config": {"num_layers": -2}}]}, "here")
+    check_counts({"num_layers": 0, "n_layer": 20_000, "vision_feature_layer": -2, "num_labels": True}, "here")
