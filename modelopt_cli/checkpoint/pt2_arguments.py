@@ -5,7 +5,7 @@ says what it is.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,22 @@ def single(data: Any, name: str) -> tuple[str, Any]:
     if len(items) != 1:
         raise ArtifactError(f"{name} must say what it is, once")
     return items[0]
+
+
+def pairs(first: Sequence[Any], second: Sequence[Any], names: str) -> list[tuple[Any, Any]]:
+    """The values of two lists, place by place.
+
+    Args:
+        first: one list.
+        second: the other one.
+        names: of both, such as "outputs and output_specs".
+
+    Raises:
+        ArtifactError: they have different lengths.
+    """
+    if len(first) != len(second):
+        raise ArtifactError(f"has {names} of different lengths, {len(first)} and {len(second)}")
+    return list(zip(first, second, strict=True))
 
 
 def name_in(data: Any, key: str = "name") -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx
 
-from modelopt_cli.checkpoint.pt2_arguments import MAX_ITEMS, argument, name_in, single
+from modelopt_cli.checkpoint.pt2_arguments import MAX_ITEMS, argument, name_in, pairs, single
 from modelopt_cli.errors import ArtifactError, CaptureError
 from modelopt_cli.program.aten_network import RANK
 from modelopt_cli.program.aten_table import aten_callable
@@ -145,14 +145,14 @@ class ReadGraph:
             name_in(single(each, "an input")[1]) for each in listed(block["inputs"], "inputs", MAX_ITEMS)
         ]
         values = [argument(each, self.values) for each in given]
-        inner = ReadGraph(self.graph, dict(zip(places, values, strict=True)))
+        inner = ReadGraph(self.graph, dict(pairs(places, values, "operands and inputs of a block")))
         inner.call_all(block, depth + 1)
         self.training |= inner.training
         results = [argument(each, inner.values) for each in listed(block["outputs"], "outputs", MAX_ITEMS)]
         outputs = [single(each, "an output") for each in listed(node["outputs"], "outputs", MAX_ITEMS)]
         if len(outputs) == 1 and outputs[0][0] == "as_tensors":
             outputs = [("as_tensor", each) for each in listed(outputs[0][1], "outputs", MAX_ITEMS)]
-        for (_, each), result in zip(outputs, results, strict=True):
+        for (_, each), result in pairs(outputs, results, "outputs of a block and of its call"):
             self.define(name_in(each), result)
 
 

@@ -1,6 +1,7 @@
 """The network in a ``.pt2`` file: its graph, weights, inputs and outputs, read as data."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.artifact import strictjson
 from modelopt_cli.checkpoint.pt2 import Archive
-from modelopt_cli.checkpoint.pt2_arguments import DTYPES, argument, integer, name_in, single
+from modelopt_cli.checkpoint.pt2_arguments import DTYPES, argument, integer, name_in, pairs, single
 from modelopt_cli.checkpoint.pt2_graph import ReadGraph
 from modelopt_cli.checkpoint.pt2_outputs import output_structure
 from modelopt_cli.checkpoint.tensor_checks import check_finite, check_range
@@ -60,8 +61,9 @@ def read_program(archive: Archive, where: str) -> tuple[Program, list[str]]:
         CheckpointError: the graph is malformed, or asks for too much.
         CaptureError: a Program cannot hold it; the message says which of its operators is the reason.
     """
-    try:
-        network, inputs, notes = _network(archive, where)
+    with _told(where):
+        document = _document(archive, where)
+        network, inputs, notes = _network(document, archive, where)
         input_spec, batch = _described(inputs)
         tensors = network.aten_tensors()
         check_bounds(network.aten_graph, {}, tensors, input_spec, (batch,) if batch else BATCHES)
@@ -70,25 +72,54 @@ def read_program(archive: Archive, where: str) -> tuple[Program, list[str]]:
             check_bounds(network.aten_graph, {}, tensors, input_spec)
             notes.append(f"its batch size was {batch}, and is free now")
         return capture(network, input_spec), notes
+
+
+@contextlib.contextmanager
+def _told(where: str) -> Iterator[None]:
+    """The reading of a graph, whose failures say what is wrong with the file."""
+    damaged = "it is damaged or forged; export it again"
+    try:
+        yield
     except ArtifactError as error:
         hint = f"name its architecture, and its weights alone are read: {option('arch', 'FILE.py:CALLABLE')}"
         raise CheckpointError(f"its graph {error}", where=where, hint=hint) from error
     except ModeloptError:
         raise
+    except KeyError as error:
+        problem = f"its graph is malformed: there is no field {first_line(error)}"
+        raise CheckpointError(problem, where=where, hint=damaged) from error
     except (LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
-        hint = "it is damaged or forged; export it again"
-        raise CheckpointError(
-            f"its graph is malformed: {first_line(error)}", where=where, hint=hint
-        ) from error
+        problem = f"its graph is malformed: {first_line(error)}"
+        raise CheckpointError(problem, where=where, hint=damaged) from error
 
 
-def _network(archive: Archive, where: str) -> tuple[AtenNetwork, list[_Input], list[str]]:
+def read_input(archive: Archive, where: str) -> InputSpec:
+    """The inputs of the network of an archive, of which nothing else is read.
+
+    Raises:
+        CheckpointError: the graph is malformed.
+        CaptureError: there is none, or a Program cannot take such inputs.
+    """
+    with _told(where):
+        document = _document(archive, where)
+        module = mapped(document["graph_module"], "graph_module")
+        specs = listed(mapped(module["signature"], "a signature")["input_specs"], "inputs", _LISTED)
+        return _described(_inputs(ReadGraph(), mapped(module["graph"], "a graph"), specs, document))[0]
+
+
+def _document(archive: Archive, where: str) -> Mapping[str, Any]:
     if archive.model is None:
         raise CaptureError("the file holds none, or several")
-    document = strictjson.parse(archive.model, CheckpointError, where)
+    document = mapped(strictjson.parse(archive.model, CheckpointError, where), "its JSON")
     version = mapped(document["schema_version"], "schema_version").get("major")
     if version != _MAJOR:
         raise CaptureError(f"its graph has version {short(version)}, and {_MAJOR} can be read")
+    return document
+
+
+def _network(
+    document: Mapping[str, Any], archive: Archive, where: str
+) -> tuple[AtenNetwork, list[_Input], list[str]]:
     module = mapped(document["graph_module"], "graph_module")
     data, signature = mapped(module["graph"], "a graph"), mapped(module["signature"], "a signature")
     read = ReadGraph()
@@ -237,7 +268,7 @@ def _owned(tensor: Tensor, kind: str) -> Tensor:
 def _returned(read: ReadGraph, outputs: Sequence[Any], specs: Sequence[Any]) -> list[Any]:
     """The values that the network returns, without those that it keeps."""
     values: list[Any] = []
-    for output, spec in zip(outputs, specs, strict=True):
+    for output, spec in pairs(outputs, specs, "outputs and output_specs"):
         kind, _ = single(spec, "an output")
         if kind == "user_output":
             values.append(argument(output, read.values))

@@ -8,12 +8,18 @@ from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.data.config import Channels, InputSize, PreprocessOverrides
+from modelopt_cli.errors import ModeloptError
 from modelopt_cli.settings import Setting
 
 if TYPE_CHECKING:
     from modelopt_cli.api import Layer
     from modelopt_cli.artifact.header import StoredParameter
     from modelopt_cli.artifact.reader import Artifact
+    from modelopt_cli.checkpoint.state_file import StateFile
+    from modelopt_cli.program import InputSpec
+
+_UNNAMED = "no name known; the file holds the network's graph"
+"""Shown as the architecture of a file that needs none."""
 
 Layers = Annotated[
     bool, Setting("Instead: show the network's layers, by the names that globs match.", title=options.OUTPUT)
@@ -89,7 +95,8 @@ def _show_file(console: Console, checkpoint: Path) -> None:
 
     summary = Table(box=None, show_header=False, pad_edge=False)
     for name in ("path", "kind", "file_bytes", "arch", "input", "input_from"):
-        summary.add_row(name.replace("_", " "), Text(_text(facts[name])))
+        shown = _UNNAMED if name == "arch" and facts[name] is None and facts["graph"] else facts[name]
+        summary.add_row(name.replace("_", " "), Text(_text(shown)))
     for entry in facts["history"]:
         summary.add_row("history", Text(_text(entry.get("method"))))
         for name, value in entry.items():
@@ -114,7 +121,7 @@ def describe(path: Path) -> dict[str, Any]:
 
     Of each tensor: ``name``, ``codec``, ``form`` (how a codec with several writes it, else null),
     ``dtype``, ``shape``, ``bytes`` (in the file) and ``zeros`` (the fraction of a pruned tensor that is
-    zero, else null).
+    zero, else null). ``graph`` says if the network's graph is in the file.
 
     Raises:
         CheckpointError: it is neither an artifact nor a checkpoint.
@@ -135,6 +142,7 @@ def _artifact(path: Path) -> dict[str, Any]:
     return {
         "kind": f"modelopt artifact, format {header['format']}",
         "arch": header["network"],
+        "graph": header["program"] is not None,
         "input": header["input"],
         "input_from": "recorded" if header["input"] else None,
         "history": header["history"],
@@ -172,13 +180,18 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     state = described(file.state)
     architecture = recognise(state)
     known = architecture.input if architecture else None
+    origin = (
+        "; ".join((architecture.source_of_input, *architecture.assumed)) if architecture and known else None
+    )
+    exported = _input_of_graph(file)
+    if exported is not None and (known is None or not exported.fits(known.shape)):
+        known, origin = exported, "of its own graph"
     return {
         "kind": file.source,
         "arch": architecture.spec if architecture else None,
+        "graph": exported is not None,
         "input": input_to_data(known) if known else None,
-        "input_from": "; ".join((architecture.source_of_input, *architecture.assumed))
-        if architecture and known
-        else None,
+        "input_from": origin,
         "history": [],
         "tensors": [
             {
@@ -193,6 +206,18 @@ def _checkpoint(path: Path) -> dict[str, Any]:
             for name, tensor in state.items()
         ],
     }
+
+
+def _input_of_graph(file: "StateFile") -> "InputSpec | None":
+    """The input of the graph in a ``.pt2`` file; None where there is none that can be read."""
+    if file.exported is None:
+        return None
+    from modelopt_cli.checkpoint.pt2_network import read_input
+
+    try:
+        return read_input(file.exported, file.path)
+    except ModeloptError:  # its tensors are shown in any case
+        return None
 
 
 def _size(path: Path) -> int:

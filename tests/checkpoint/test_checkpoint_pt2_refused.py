@@ -1,7 +1,9 @@
 """What is not read of ``torch.export`` archives: named in one line, and never run."""
 
 import io
+import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +99,50 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for module, name in ((pickle, "loads"), (pickle, "load"), (torch, "load"), (torch.export, "load")):
         monkeypatch.setattr(module, name, forbidden)
     assert mo.load(path)(torch.rand(2, 3, 12, 12)).shape == (2, 5)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(Small(), image(2), tmp_path_factory.mktemp("pt2") / "small.pt2")
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], object], target: Path) -> Path:
+    """A copy of a file with another graph."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            if entry.filename.endswith("models/model.json"):
+                parsed = json.loads(data)
+                change(parsed)
+                data = json.dumps(parsed).encode()
+            new.writestr(entry.filename, data)
+    return target
+
+
+DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no version": (lambda data: data.pop("schema_version"), "there is no field 'schema_version'"),
+    "no outputs": (
+        lambda data: data["graph_module"]["graph"].update(outputs=[]),
+        "its graph has outputs and output_specs of different lengths, 0 and 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_a_damaged_graph_lacks_is_named(name: str, small: Path, tmp_path: Path) -> None:
+    change, said = DAMAGED[name]
+    with pytest.raises(CheckpointError, match=said):
+        mo.load(rewritten(small, change, tmp_path / "a.pt2"))
+
+
+def test_inspect_shows_the_input_and_the_graph(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(small)]) == 0
+    shown = capsys.readouterr().out
+    assert "the file holds the network's graph" in shown
+    assert "shape 3x12x12" in shown
+    damaged = rewritten(small, lambda data: data.pop("schema_version"), tmp_path / "a.pt2")
+    assert main(["inspect", str(damaged), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["graph"], facts["input"], len(facts["tensors"]) > 0) == (False, None, True)
