@@ -147,6 +147,59 @@ def test_accuracy_at_chance_is_said(network, tmp_path):
     assert not any("chance" in note for note in api.evaluate([network], data=data, options=QUICK).notes)
 
 
+MORE = "give more epochs, a smaller batch_size or another lr"
+
+
+@pytest.mark.parametrize(
+    ("entry", "length"),
+    [
+        ({"method": "distill", "epochs": 3, "steps": 6, "training": {"epochs": 3}}, "6 steps"),
+        ({"method": "distill", "epochs": 1, "steps": 1000, "finetuned": {"steps": 234}}, "1,234 steps"),
+        ({"method": "train", "epochs": 1, "steps": 1}, "1 step"),
+        ({"method": "prune", "training": {"epochs": 2}}, "2 epochs"),
+        ({"method": "prune", "training": {"epochs": 0}}, None),
+        ({"method": "quantize"}, None),
+    ],
+)
+def test_a_result_at_chance_says_how_long_it_was_trained(entry, length, network, tmp_path):
+    program = artifact.read_program(nearest_grey(tmp_path / "flat.safetensors", THREE))
+    with torch.no_grad():
+        for parameter in program.parameters():
+            parameter.zero_()
+    program.history = (entry,)
+    artifact.write_program(program, guessing := tmp_path / "guessing.safetensors")
+    data = folders(tmp_path / "val", THREE)
+    trained = f"it was trained for {length}: {MORE}"
+    line = f"{guessing}: top-1 of 33.33 % is no better than chance (33.33 %): "
+    notes = api.evaluate([network, guessing], data=data, options=QUICK).notes
+    assert [note for note in notes if "chance" in note] == ([line + trained] if length else [])
+    (note,) = (note for note in api.evaluate([guessing], data=data, options=QUICK).notes if "chance" in note)
+    line += "check the preprocessing, the order of the classes and the labels"
+    assert note == (f"{line}; {trained}" if length else line)
+
+
+def test_a_student_that_learned_too_little_to_tell_classes_apart_is_said(network, tmp_path):
+    data = folders(tmp_path / "val", THREE)
+    (tmp_path / "student.py").write_text(
+        "from torch import nn\ndef fresh(): return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))\n"
+    )
+
+    def notes(student):
+        outcome = api.distill(
+            network,
+            tmp_path / f"{len(student)}.safetensors",
+            student=api.Student(student),
+            data=data,
+            training=TrainingRequest(data, config=TrainConfig(epochs=3, batch_size=3, lr=1e-6)),
+            options=QUICK,
+        )
+        return [note for note in outcome.evaluation.notes if "chance" in note]
+
+    (note,) = notes(f"{tmp_path}/student.py:fresh")
+    assert note.endswith(f"is no better than chance (33.33 %): it was trained for 6 steps: {MORE}")
+    assert notes(str(network)) == []
+
+
 USER = """import torch
 class Samples(list):
     def __getitem__(self, i):
@@ -237,7 +290,7 @@ def test_accuracy_far_below_what_was_published_is_said(recognised, network, tmp_
     accuracy = type(model.accuracy)(**right)
     report = type(found)((type(model)(model.path, model.size, accuracy=accuracy),), 0, (), found.environment)
     spec = resolve("torchvision:resnet18")
-    line = doubts(report, open_data("digits"), type(opened)({}, False, "", architecture=spec))
+    line = doubts(report, open_data("digits"), [type(opened)({}, False, "", architecture=spec)])
     assert line == [
         f"{network}: top-1 of 40.00 % is far below the 69.76 % published for torchvision:resnet18: "
         "check input_size, resize, crop, mean, std and the order of the classes"

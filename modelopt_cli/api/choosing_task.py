@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import nn
@@ -151,16 +150,10 @@ def source_history(opened: Opened) -> tuple[dict[str, str], ...]:
 def _recorded(models: Sequence[Opened]) -> Iterator[ChosenTask]:
     """Tasks that files say in their history; the user's own metric is code, which no file may name."""
     for opened in models:
-        for entry in reversed(_history(opened)):
+        for entry in reversed(opened.history):
             text, output = entry.get(TASK), entry.get(OUTPUT_NAME)
             if isinstance(text, str) and not (spec := parse_task(text)).is_own:
                 yield ChosenTask(spec.named(output if isinstance(output, str) else None), "recorded")
-
-
-def _history(opened: Opened) -> Sequence[Any]:
-    if opened.program is not None:
-        return opened.program.history
-    return opened.tensors.history if opened.tensors is not None else ()
 
 
 def _implied(models: Sequence[Opened]) -> Iterator[ChosenTask]:
@@ -168,7 +161,7 @@ def _implied(models: Sequence[Opened]) -> Iterator[ChosenTask]:
         architecture = opened.architecture
         if architecture is not None and architecture.task is not None:
             yield ChosenTask(parse_task(architecture.task), f"of {architecture.spec}")
-        for entry in reversed(_history(opened)):
+        for entry in reversed(opened.history):
             text = entry.get(SOURCE_TASK)
             if isinstance(text, str) and not (spec := parse_task(text)).is_own:
                 arch = opened.program.arch if opened.program is not None else None

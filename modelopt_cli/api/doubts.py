@@ -73,26 +73,31 @@ def _labels(evaluated: EvaluatedModel) -> tuple[str, ...] | None:
     return evaluated.program.labels if evaluated.program is not None else None
 
 
-def doubts(evaluation: Evaluation, samples: Data | None, opened: Opened) -> list[str]:
-    """Lines on a baseline whose accuracy says that something else is wrong.
+def doubts(evaluation: Evaluation, samples: Data | None, opened: Sequence[Opened]) -> list[str]:
+    """Lines on a baseline whose accuracy says that something else is wrong, and on results that guess.
 
     Args:
         evaluation: what was measured.
         samples: on what, or None.
-        opened: the baseline's file.
+        opened: the files of its models.
     """
+    lines = _baseline_doubts(evaluation, samples, opened[evaluation.baseline])
+    for number, (model, each) in enumerate(zip(evaluation.models, opened, strict=True)):
+        guesses, training = _no_better_than_chance(model.accuracy), _more_training(each)
+        if number != evaluation.baseline and guesses and training:
+            lines.append(f"{model.path}: {guesses}: {training}")
+    return lines
+
+
+def _baseline_doubts(evaluation: Evaluation, samples: Data | None, opened: Opened) -> list[str]:
     accuracy = evaluation.models[evaluation.baseline].accuracy
     if samples is None or accuracy is None or accuracy.top1 is None or accuracy.classes is None:
         return []
-    low, high = _interval(accuracy)
+    _, high = _interval(accuracy)
     path, lines = evaluation.models[evaluation.baseline].path, [*_missing_classes(samples, accuracy)]
-    chance = 100 / accuracy.classes
-    if low <= chance:
-        return [
-            *lines,
-            f"{path}: top-1 of {accuracy.top1:.2f} % is no better than chance ({chance:.2f} %): "
-            "check the preprocessing, the order of the classes and the labels",
-        ]
+    if guesses := _no_better_than_chance(accuracy):
+        checks = ["check the preprocessing, the order of the classes and the labels", _more_training(opened)]
+        return [*lines, f"{path}: {guesses}: {'; '.join(filter(None, checks))}"]
     if (spec := published_for(opened)) is not None and opened.architecture is not None:
         published = published_top1(spec) if opened.architecture.labels else None
         if published is not None and high < published - FAR_BELOW:
@@ -124,6 +129,31 @@ def tell_unknown_length(samples: Data, measuring: Measuring) -> None:
         measuring.note(
             f"{samples.name} has no length: the evaluation goes on until it ends, if it does; {stop}"
         )
+
+
+def _no_better_than_chance(accuracy: Accuracy | None) -> str | None:
+    """What is wrong where a classifier is right no more often than by guessing; else None."""
+    if accuracy is None or accuracy.top1 is None or accuracy.classes is None:
+        return None
+    chance = 100 / accuracy.classes
+    if _interval(accuracy)[0] > chance:
+        return None
+    return f"top-1 of {accuracy.top1:.2f} % is no better than chance ({chance:.2f} %)"
+
+
+def _more_training(opened: Opened) -> str | None:
+    """How long the last command trained a network, and what to change; None where it did not."""
+    last = opened.history[-1] if opened.history else {}
+    parts = [part for part in (last, last.get("finetuned"), last.get("training")) if isinstance(part, dict)]
+    steps = sum(part["steps"] for part in parts if isinstance(part.get("steps"), int))
+    epochs = sum(part["epochs"] for part in parts if isinstance(part.get("epochs"), int))
+    if not (steps or epochs):
+        return None
+    length = f"{steps:,} step{'s' * (steps != 1)}" if steps else f"{epochs} epoch{'s' * (epochs != 1)}"
+    return (
+        f"it was trained for {length}: give more {option('epochs')}, a smaller {option('batch_size')} "
+        f"or another {option('lr')}"
+    )
 
 
 def _interval(accuracy: Accuracy) -> tuple[float, float]:

@@ -139,7 +139,7 @@ def compare(compared: Compared, measuring: Measuring) -> Evaluation:
     measure_gates.require_measurable(measuring.gates, models, options.baseline, means)
     require_all_run(compared.models, measuring)
     evaluation = measure.evaluate(models, samples, options, measuring.progress, task.spec)
-    notes += doubts(evaluation, samples, compared.models[options.baseline][1])
+    notes += doubts(evaluation, samples, [opened for _, opened in compared.models])
     if samples is not None and samples.labelled and _is_among(data, compared.calibrated_on):
         same = f"the result was calibrated on {name_of(data)} and is judged on the same samples"
         notes.append(f"{same}; give {option('calibration')}")

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,6 +71,13 @@ class Opened:
     def labels(self) -> tuple[str, ...] | None:
         """Names of the classes, in logit order, or None."""
         return self.program.labels if self.program is not None else None
+
+    @property
+    def history(self) -> tuple[dict[str, Any], ...]:
+        """Commands that a file says made it, the oldest first."""
+        if self.program is not None:
+            return self.program.history
+        return self.tensors.history if self.tensors is not None else ()
 
     @property
     def encodings(self) -> Mapping[str, Encoding]:
