@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,14 @@ def named_in(folder: Path) -> str | None:
     if isinstance(name, str) and _TIMM_NAME.fullmatch(name):
         return f"timm:{name}?num_classes={classes}" if isinstance(classes, int) else f"timm:{name}"
     return f"hf:{folder}" if config.get("architectures") and "?" not in str(folder) else None
+
+
+def fields_with(data: Any, text: Any, path: str = "") -> Iterator[str]:
+    """Names of the fields of a configuration that hold a text, within parts as ``text_config.hidden_act``."""
+    for name, value in data.items() if isinstance(data, Mapping) else ():
+        if isinstance(value, str) and value == text:
+            yield f"{path}{short(name)}"
+        yield from fields_with(value, text, f"{path}{short(name)}.")
 
 
 def digest_of(files: Iterable[Path | HeldFile]) -> str:

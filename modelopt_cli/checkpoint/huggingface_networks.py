@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.checkpoint.arch import Architecture, ArchitectureSource, ArchSpec, Value, construct
 from modelopt_cli.checkpoint.build_limits import check_counts
-from modelopt_cli.checkpoint.folder import CONFIG, json_object
+from modelopt_cli.checkpoint.folder import CONFIG, fields_with, json_object
 from modelopt_cli.checkpoint.huggingface_inputs import input_of, takes_pictures_too
 from modelopt_cli.checkpoint.tensor_names import Difference
 from modelopt_cli.errors import ArchitectureError, EnvironmentFailure
@@ -95,21 +95,13 @@ def _built(cls: Any, config: Any, data: Mapping[str, Any], spec: ArchSpec) -> An
     try:
         return cls(config)
     except KeyError as error:
-        fields = list(_fields_with({**data, **spec.options}, error.args[0] if error.args else None))
+        fields = list(fields_with({**data, **spec.options}, error.args[0] if error.args else None))
         if not fields:
             raise
         problem = (
             f"{CONFIG} says {' and '.join(fields)} '{short(error.args[0])}', which transformers does not know"
         )
         raise ArchitectureError(problem, where=short(spec.text)) from error
-
-
-def _fields_with(data: Any, text: Any, path: str = "") -> Iterator[str]:
-    """The fields that hold a text, those of parts as ``text_config.hidden_act``."""
-    for name, value in data.items() if isinstance(data, Mapping) else ():
-        if isinstance(value, str) and value == text:
-            yield f"{path}{short(name)}"
-        yield from _fields_with(value, text, f"{path}{short(name)}.")
 
 
 _CODE_LEFT = (

@@ -14,7 +14,6 @@ from torch import nn
 from modelopt_cli import artifact
 from modelopt_cli.checkpoint import open_model, read_state, resolve
 from modelopt_cli.checkpoint.build import build_loaded
-from modelopt_cli.checkpoint.build_limits import check_counts
 from modelopt_cli.errors import ArchitectureError, EnvironmentFailure
 from modelopt_cli.program import InputSpec, Preprocess
 from modelopt_cli.program.input_batch import named
@@ -295,9 +294,3 @@ def test_a_configuration_beyond_its_weights(changes: dict[str, Any], said: str, 
     assert type(caught.value) is ArchitectureError
     assert "\n" not in str(caught.value)
     assert time.monotonic() - began < 30
-
-
-def test_counts_of_parts_are_checked() -> None:
-    with pytest.raises(ArchitectureError, match="says num_layers -2"):
-        check_counts({"parts": [{"text_config": {"num_layers": -2}}]}, "here")
-    check_counts({"num_layers": 0, "n_layer": 20_000, "vision_feature_layer": -2, "num_labels": True}, "here")
