@@ -164,7 +164,7 @@ class Program(fx.GraphModule):
         """Run the network, whose inputs go by place or by name.
 
         Raises:
-            InputError: it fails on an input of another shape than it takes.
+            InputError: it fails on inputs of other names, number or shape than it takes.
             Exception: whatever a layer raises.
         """
         try:
@@ -176,8 +176,20 @@ class Program(fx.GraphModule):
             raise refused from error
 
     def _refused(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputError | None:
-        """The error for an input of a shape that it does not take; None where there is none."""
-        given = dict(zip((each.name for each in self.input.tensors), args, strict=False)) | dict(kwargs)
+        """The error for inputs that are not its own, or of another shape; None where there is none."""
+        names = [each.name for each in self.input.tensors]
+        given = dict(zip(names, args, strict=False)) | dict(kwargs)
+        if given.keys() != set(names) or len(args) > len(names):
+            wrong = {
+                "missing": [name for name in names if name not in given],
+                "unknown": [name for name in given if name not in names],
+            }
+            parts = [f"{', '.join(which)} {kind}" for kind, which in wrong.items() if which]
+            problem = " and ".join(parts) or f"{len(args)} are given"
+            return InputError(
+                f"the Program takes {', '.join(names)}: {problem}",
+                hint="give all of them, by name or in this order",
+            )
         for each in self.input.tensors:
             value = given.get(each.name)
             if isinstance(value, Tensor) and not each.fits(tuple(value.shape[1:])):

@@ -106,6 +106,27 @@ def test_of_several_inputs_the_wrong_one_is_named() -> None:
         tokens(64)(torch.ones(2, 12).long(), torch.ones(2, 12, 1).bool())
 
 
+@pytest.mark.parametrize(
+    ("by_place", "by_name", "problem"),
+    [
+        pytest.param(("ids",), (), "mask missing", id="by-place"),
+        pytest.param((), ("mask",), "ids missing", id="by-name"),
+        pytest.param((), ("ids", "masks"), "mask missing and masks unknown", id="misspelt"),
+        pytest.param(("ids", "mask"), ("more",), "more unknown", id="one-more-by-name"),
+        pytest.param(("ids", "mask", "more"), (), "3 are given", id="one-more-by-place"),
+    ],
+)
+def test_inputs_that_are_missing_or_unknown_are_named(
+    by_place: tuple[str, ...], by_name: tuple[str, ...], problem: str
+) -> None:
+    value = {"ids": torch.ones(2, 12).long(), "mask": torch.ones(2, 12).bool()}
+    ones = torch.ones(2, 12)
+    with pytest.raises(InputError) as error:
+        tokens(64)(*(value.get(name, ones) for name in by_place), **{n: value.get(n, ones) for n in by_name})
+    assert error.value.message == f"the Program takes ids, mask: {problem}"
+    assert "\n" not in str(error.value)
+
+
 def test_an_error_at_the_right_size_is_the_layers_own() -> None:
     program = capture(conv(), InputSpec(IMAGE))
     with pytest.raises(RuntimeError, match="type"):
