@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from modelopt_cli import artifact
 from modelopt_cli.api.given_models import Example, Workspace, example_like
 from modelopt_cli.api.keywords import SHAPE, AnyPath, Batches, Given, Writing
@@ -14,6 +16,7 @@ from modelopt_cli.api.opening import overridden, untraced_note
 from modelopt_cli.api.pipeline import execute
 from modelopt_cli.api.request import Request, TrainingRequest
 from modelopt_cli.api.result import Result
+from modelopt_cli.api.shape_of_sounds import input_that_runs
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.artifact.reader import open_artifact, program_in, tensors_in
 from modelopt_cli.checkpoint import open_model
@@ -68,10 +71,10 @@ class Call:
 
     def file(self, model: Any, data: Samples | None, name: str = "model") -> str | Path:
         """The file of a model, whose input the example says, or else the data."""
-        return self.space.file(model, partial(self._example, data), name)
+        return self.space.file(model, partial(self._example, data, model), name)
 
-    def _example(self, data: Samples | None) -> Example | None:
-        return example_of(self.given.example_inputs, self.preprocessing, data)
+    def _example(self, data: Samples | None, model: Any) -> Example | None:
+        return example_of(self.given.example_inputs, self.preprocessing, data, model)
 
     def measuring(self) -> dict[str, Any]:
         """The fields of ``request.Measuring``."""
@@ -174,13 +177,17 @@ class Call:
         return replace(result, written=None, scratch=None) if output is None else result
 
 
-def example_of(batch: Any, preprocessing: PreprocessOverrides, data: Samples | None = None) -> Example | None:
+def example_of(
+    batch: Any, preprocessing: PreprocessOverrides, data: Samples | None, model: nn.Module
+) -> Example | None:
     """The input of a module, from the first of these that says it: an example, a shape, data."""
     if (example := example_like(batch)) is not None:
         return example
     sample = preprocessing.sample
     if sample is None and data is not None:
         opened = open_data(data, overrides=preprocessing, labels=False)
+        if (runs := input_that_runs(opened, lambda: model)) != opened.input:
+            opened = open_data(data, input_spec=runs, labels=False)
         return Example(opened.input, opened.name, next(opened.batches(2, limit=2))[0])
     sample = sample or overridden(None, preprocessing)
     return None if sample is None else Example(sample, "input_shape")

@@ -10,6 +10,7 @@ from threading import Timer
 from modelopt_cli.api.parts_notes import PartsSummary
 from modelopt_cli.api.preprocessing_notes import assumptions
 from modelopt_cli.api.request import Note
+from modelopt_cli.api.shape_of_sounds import input_that_runs
 from modelopt_cli.artifact.reader import Artifact
 from modelopt_cli.checkpoint import Opened, open_header, open_model, resolve
 from modelopt_cli.checkpoint.opened import shape_hint
@@ -104,8 +105,8 @@ def known_input(
     """Shape and preprocessing of a sample, as far as they are known before any network is built.
 
     An artifact among the files has recorded it; an architecture may imply it; the user's word comes
-    before both; and where nobody else says anything, the data's own shape decides. None leaves it to
-    what recognition finds.
+    before both; and where nobody else says anything, the data's own shape decides, of sounds that in which
+    the network runs. None leaves it to what recognition finds.
     """
     if preprocessing is not None and preprocessing.sample is not None:
         return preprocessing.sample
@@ -115,7 +116,10 @@ def known_input(
     if known is None and arch is None:
         return None
     if data is not None and (known is None or preprocessing):
-        return open_data(data, input_spec=known, overrides=preprocessing, labels=False).input
+        found = open_data(data, input_spec=known, overrides=preprocessing, labels=False)
+        return (
+            found.input if known is not None or arch is None else input_that_runs(found, resolve(arch).build)
+        )
     return overridden(known, preprocessing)
 
 

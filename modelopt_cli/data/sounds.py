@@ -104,6 +104,7 @@ def open_sounds(spec: DataSpec, network: InputSpec | None, seed: int) -> Source:
     )
     source.task, source.labelled = task, files.labelled
     source.form = _form(spec, network, source, transcribed=task == "sequence")
+    source.other_shape = (1, source.form.length)
     lengths = _lengths(source, source.form.rate)
     counts = {"longer, and cut": 0, "shorter, and filled up with silence": 0}
     for length in lengths:

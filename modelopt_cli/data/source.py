@@ -25,6 +25,7 @@ class Source(ABC):
         notes: one line for each thing the user should know, such as files that were left out.
         task: what its targets are for, as ``--task`` says it, where they tell; else None.
         collates: it has :meth:`item` and :meth:`together`, and puts the items of a batch together itself.
+        other_shape: of the same samples, for a network that asks for it; None where they have one shape.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Source(ABC):
     notes: tuple[str, ...] = ()
     task: str | None = None
     collates: bool = False
+    other_shape: tuple[int, ...] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -67,7 +69,7 @@ class Stream(ABC):
     Attributes:
         sized: it says how long it is; otherwise only a pass over all of it can tell, if it ever ends.
         collates: it has :meth:`items` and :meth:`together`, and puts the items of a batch together itself.
-        name, num_classes, class_names, labelled, notes: as of a :class:`Source`.
+        name, num_classes, class_names, labelled, notes, other_shape: as of a :class:`Source`.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Stream(ABC):
     notes: tuple[str, ...] = ()
     task: str | None = None
     collates: bool = False
+    other_shape: tuple[int, ...] | None = None
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[RawInputs, RawTarget]]: ...
