@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import modelopt_cli
 from modelopt_cli import api, artifact
 from modelopt_cli.api.guard import Original
 from modelopt_cli.checkpoint import resolve
@@ -286,3 +287,53 @@ def test_outputs_that_change_structure_are_the_network_s_own_fault() -> None:
     program = capture(nn.Linear(4, 2), InputSpec((4,)))
     with pytest.raises(BrokenResult, match="the result returns float32"):
         replace(original, network=program, outputs=({"logits": x},)).check(program)
+
+
+class Missing(nn.Module):
+    """Gives NaN in the first ``missing`` of eight outputs."""
+
+    def __init__(self, missing):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 8)
+        self.register_buffer("factor", torch.tensor([math.nan] * missing + [1.0] * (8 - missing)))
+
+    def forward(self, x):
+        return self.layer(x) * self.factor
+
+
+def test_outputs_that_are_nan_are_not_compared_in_silence():
+    x = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
+    made = modelopt_cli.quantize(Missing(2), calibration=x)
+    with torch.inference_mode():
+        expected = reference_db(Missing(2)(x)[:, 2:], made.program(x)[:, 2:])
+    assert made.snr_db == pytest.approx(expected, abs=0.01)
+    line = "warning: 25 % of the original's outputs are not a number (NaN); signal to noise is of the others"
+    assert line in made.notes
+    with pytest.raises(modelopt_cli.InputError, match=r"output is not a number \(NaN\)") as refused:
+        modelopt_cli.quantize(Missing(8), calibration=x)
+    assert refused.value.exit_code == 2
+    made = modelopt_cli.quantize(Missing(8), scheme="int8-weight", example_inputs=x)
+    assert made.snr_db is None
+    assert "warning: signal to noise not measured: the network's output is not a number (NaN)" in made.notes
+
+
+def test_a_result_that_gives_numbers_for_nan_is_broken():
+    x = torch.ones(2, 8)
+    with torch.inference_mode():
+        original = Original(Missing(2), {}, "cpu", (x,), (Missing(2)(x),))
+    with pytest.raises(BrokenResult, match="gives numbers where the original gives NaN"):
+        original.check(Missing(1))
+    assert original.check(Missing(2)).snr_db == LIMIT_DB
+
+
+def test_values_that_integer_layers_cannot_sum_are_a_fault_of_the_data():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    x = torch.rand(8, 8) * 1e38
+    with torch.inference_mode():
+        assert network(x).isfinite().all()
+    line = r"^layer 2: the values reach 1e\+38, and their products are beyond float32; scale the data$"
+    with pytest.raises(modelopt_cli.InputError, match=line) as refused:
+        modelopt_cli.quantize(network, calibration=x)
+    assert refused.value.exit_code == 2

@@ -8,7 +8,7 @@ from typing import Any
 from modelopt_cli.api.compressed import CompressedModel, about_tensors
 from modelopt_cli.api.evaluating import Compared
 from modelopt_cli.api.guard import Original
-from modelopt_cli.api.notes import gain_notes, loss_note, signal_note
+from modelopt_cli.api.notes import gain_notes, loss_note, nan_note, signal_note
 from modelopt_cli.api.opening import ModelFile, known_input
 from modelopt_cli.api.rehearsal import require_other_samples, seen_in_training
 from modelopt_cli.api.request import Request
@@ -111,6 +111,8 @@ class Compressing(Work):
         measured = request.evaluate and not request.dry_run and self.opened.program is not None
         notes = getattr(result, "notes", ())
         notes += method.notes(self.config, layers, result.target, measured)
+        if usual is not None and original.nan_share:
+            notes += (nan_note(original.nan_share),)
         return Made(model, Result(request.command, covered, layers, result.target, notes, snr_db=snr_db))
 
     def finish(self, made: Made, written: Written | None) -> Result:

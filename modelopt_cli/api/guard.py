@@ -19,8 +19,14 @@ from modelopt_cli.data import Data
 from modelopt_cli.errors import BrokenResult, DataError, EnvironmentFailure, InputError, ModeloptError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import accuracy
-from modelopt_cli.measure.layer_comparison import Fall, failing_layer, first_fault, steepest_fall
-from modelopt_cli.measure.output_comparison import snr_db, stays_finite, structure
+from modelopt_cli.measure.layer_comparison import (
+    Fall,
+    failing_layer,
+    first_fault,
+    require_in_range,
+    steepest_fall,
+)
+from modelopt_cli.measure.output_comparison import nan_share, snr_db, stays_finite, stays_nan, structure
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.input_batch import Inputs, batch_size, call, clone, sample_shapes, select, to
 from modelopt_cli.program.parted import PartedProgram, code_of, joined, reaching
@@ -83,6 +89,7 @@ class Original:
 
         Raises:
             DataError: a Program does not run on such samples.
+            InputError: it gives nothing but NaN on the data.
             EnvironmentFailure: the memory does not suffice.
         """
         network = opened.network
@@ -108,7 +115,15 @@ class Original:
             if opened.program is not None:
                 raise
             return alone  # a module that needs no graph needs no input either
+        if data is not None and nan_share(outputs) == 1:
+            problem = "the network's output is not a number (NaN)"
+            raise InputError(problem, where=opened.path or None, hint="check its weights")
         return replace(alone, whole=whole, batches=batches, outputs=outputs)
+
+    @property
+    def nan_share(self) -> float:
+        """Share of the outputs, 0 to 1, that are NaN and so are not compared."""
+        return nan_share(self.outputs[0]) if self.outputs else 0.0
 
     def check(self, made: nn.Module) -> Checked:
         """Run what a method made on the same batches, as it will be run once it is read from its file.
@@ -117,7 +132,9 @@ class Original:
             made: a Program, or a module of the same kind as what was given.
 
         Raises:
-            BrokenResult: it fails, its outputs have another structure, or are not finite where they were.
+            BrokenResult: it fails, its outputs have another structure, or are not finite where they were, or
+                numbers where they were NaN.
+            DataError: values are so large that their products leave float32.
             InputError: a network that has no graph returns another structure in another call.
             EnvironmentFailure: the memory does not suffice.
         """
@@ -141,8 +158,12 @@ class Original:
                     raise other
                 raise BrokenResult(f"the result returns {form} where the original returns {wanted}")
             if not stays_finite(expected, output):
+                fault = self._fault(made)
+                require_in_range(_graph(self.network or made, self.device), self.batches, fault)
                 problem = "the result gives NaN or infinity where the original does not"
-                raise BrokenResult(problem, where=self._fault(made))
+                raise BrokenResult(problem, where=fault)
+            if not stays_nan(expected, output):
+                raise BrokenResult("the result gives numbers where the original gives NaN")
         return Checked(made, snr_db(self.outputs[0], outputs[0]))
 
     def check_state(

@@ -57,6 +57,14 @@ def signal_note(snr_db: float | None) -> tuple[str, ...]:
     )
 
 
+def nan_note(share: float) -> str:
+    """A warning that a share of the original's outputs, 0 to 1, is NaN, and what that leaves to compare."""
+    if share == 1:
+        return "warning: signal to noise not measured: the network's output is not a number (NaN)"
+    line = f"warning: {100 * share:.3g} % of the original's outputs are not a number (NaN)"
+    return f"{line}; signal to noise is of the others"
+
+
 def loss_note(snr_db: float, usual: Signal, fall: Fall | None) -> str:
     """A warning that the outputs are not those of the original, and what to try.
 

@@ -47,10 +47,14 @@ class Fidelity:
 
 @dataclass
 class _Sums:
-    """Sums over all samples of one output; ``missing`` of its ``numbers`` are NaN in the baseline."""
+    """Sums over all samples of one output.
+
+    Of its ``numbers``, ``missing`` are NaN in the baseline; ``apart`` are not finite in one alone.
+    """
 
     numbers: int = 0
     missing: int = 0
+    apart: int = 0
     signal: float = 0.0
     noise: float = 0.0
     cosines: float = 0.0
@@ -113,7 +117,10 @@ class FidelityTally:
         if not missing:
             return None
         share = 100 * missing / sum(each.numbers for each in self._in_common.values())
-        return f"{share:.3g} % of the baseline's outputs are not a number (NaN); the others are compared"
+        line = f"{share:.3g} % of the baseline's outputs are not a number (NaN)"
+        if any(each.apart for each in self._in_common.values()):
+            return f"{line}, and not all of these are in both networks: that is an endless error"
+        return f"{line}; the others are compared"
 
     @property
     def _in_common(self) -> dict[str, _Sums]:
@@ -132,6 +139,7 @@ class FidelityTally:
         compared = torch.where(alike, 0, torch.where(finite, output, math.nan)).double()
         sums.numbers += expected.numel()
         sums.missing += int(expected.isnan().sum())
+        sums.apart += int((~alike & ~(finite & output.isfinite())).sum())
         sums.signal += float(reference.square().sum())
         sums.noise += float((reference - compared).square().sum())
         rows = samples if reference.dim() > 0 and len(reference) == samples else 1

@@ -1,13 +1,14 @@
 """Layer-wise passes: where a network fails, and where its values depart from those of another."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from modelopt_cli.errors import DataError
 from modelopt_cli.measure.output_comparison import is_finite, snr_db
 from modelopt_cli.program.input_batch import Inputs, call, clone, tensors_of
 from modelopt_cli.program.layer_kinds import row_of
@@ -19,6 +20,8 @@ _USUAL_DB = 30.0
 """Signal-to-noise that rounding to 8 bits leaves in any layer: only what falls below that is a loss."""
 _FUSED = 3
 """Most operations that a quantized layer takes in behind it: batch norm, addition, activation."""
+_BEYOND = 255 * torch.finfo(torch.float32).max / 2**31
+"""Largest value in 8 bits whose scale, times any int32 sum, stays in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +77,26 @@ def first_fault(network: nn.Module, x: Inputs, healthy: nn.Module | None = None)
     """
     expected = set() if healthy is None else set(_faults(healthy, x))
     return next((layer for layer in _faults(network, x) if layer not in expected), None)
+
+
+def require_in_range(network: nn.Module, batches: Iterable[Inputs], where: str | None) -> None:
+    """Refuse values so large that an integer layer's sums leave float32, though the network's do not.
+
+    Raises:
+        DataError: they are, of the inputs or of any layer.
+    """
+    largest = 0.0
+
+    def see(step: ComparedValue) -> None:
+        nonlocal largest
+        if _is_real(step.value) and step.value.numel():
+            largest = max(largest, float(step.value.nan_to_num(0, 0, 0).abs().max()))
+
+    for x in batches:
+        _pass(network, x, see)
+    if largest > _BEYOND:
+        problem = f"the values reach {largest:.0e}, and their products are beyond float32"
+        raise DataError(problem, where=where, hint="scale the data")
 
 
 def failing_layer(network: nn.Module, x: Inputs) -> str | None:

@@ -41,14 +41,29 @@ def stays_finite(expected: Any, outputs: Any) -> bool:
     return all(bool((torch.isfinite(b) | ~torch.isfinite(a)).all()) for a, b in pairs)
 
 
+def nan_share(outputs: Any) -> float:
+    """Share of the numbers in all floating-point tensors of the outputs that are NaN, 0 to 1."""
+    real = [tensor for tensor in tensors(outputs) if _is_real(tensor)]
+    missing = sum(int(tensor.isnan().sum()) for tensor in real)
+    return missing / sum(tensor.numel() for tensor in real) if missing else 0.0
+
+
+def stays_nan(expected: Any, outputs: Any) -> bool:
+    """True if ``outputs`` is NaN wherever ``expected`` is; both have one structure."""
+    pairs = zip(tensors(expected), tensors(outputs), strict=True)
+    return all(bool((b.isnan() | ~a.isnan()).all()) for a, b in pairs)
+
+
 def snr_db(expected: Any, outputs: Any) -> float | None:
     """Signal-to-noise ratio ``10 log10(sum(expected^2) / sum((expected - outputs)^2))`` in dB.
 
     Over all floating-point tensors of the two, which have one structure, where ``expected`` is finite;
-    within ``LIMIT_DB`` on either side. None where there are no such tensors.
+    within ``LIMIT_DB`` on either side. None where there are no such tensors, or no number of them is finite.
     """
     pairs = [pair for pair in zip(tensors(expected), tensors(outputs), strict=True) if _is_real(pair[0])]
     if not pairs:
+        return None
+    if not any(bool(torch.isfinite(a).any()) for a, _ in pairs):
         return None
     signal = noise = 0.0
     for a, b in pairs:

@@ -174,6 +174,12 @@ def test_nan_of_one_network_alone_is_an_endless_error(swap: bool) -> None:
     found = compared(ONE, missing) if swap else compared(missing, ONE)
     assert (found.least_snr_db, found.kl["output"]) == (-LIMIT_DB, math.inf)
     assert found.least_cosine < 0.96  # that of one of 20 samples is 0
+    tally = FidelityTally()
+    tally.add(missing, ONE, 20)
+    assert tally.not_numbers() == (
+        "1 % of the baseline's outputs are not a number (NaN), and not all of these are in both networks: "
+        "that is an endless error"
+    )
 
 
 @pytest.mark.parametrize("task", ["classify", "regress"])
