@@ -12,7 +12,7 @@ from program_inputs_networks import FORMS, IDS, IMAGE, MASK, WORDS, Captioned, K
 from torch import Tensor, nn
 
 from modelopt_cli.artifact import write_program
-from modelopt_cli.errors import CaptureError
+from modelopt_cli.errors import CaptureError, InputError
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.output_structure import flatten, plain
@@ -72,7 +72,7 @@ def test_inputs_go_by_place_and_by_name() -> None:
         program(image, mask=mask, ids=ids),
     ):
         assert torch.equal(found, expected)
-    with pytest.raises(TypeError, match="mask"):
+    with pytest.raises(InputError, match="takes image, ids, mask: mask missing"):
         program(image, ids)
 
 
@@ -80,7 +80,7 @@ def test_arguments_that_are_no_inputs_keep_their_defaults() -> None:
     model = Captioned()
     program = capture(model, spec(IMAGE, IDS))
     assert torch.equal(program(**batch()), model(**batch(), mask=None, scale=1.5))
-    with pytest.raises(TypeError, match="scale"):
+    with pytest.raises(InputError, match="takes image, ids: scale unknown"):
         program(**batch(), scale=2.0)
 
 
