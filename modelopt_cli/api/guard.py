@@ -1,6 +1,5 @@
 """Comparison of a method's result with the original network, before a file is written."""
 
-import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modelopt_cli.api.network_as_run import apart, as_run, graph_as_run
 from modelopt_cli.artifact import TensorStream
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item
@@ -17,7 +17,6 @@ from modelopt_cli.checkpoint.integer_layers import restore_integer_layers
 from modelopt_cli.checkpoint.tensor_checks import count_not_finite
 from modelopt_cli.data import Data
 from modelopt_cli.errors import BrokenResult, DataError, EnvironmentFailure, InputError, ModeloptError
-from modelopt_cli.kernels import prepare
 from modelopt_cli.measure import accuracy
 from modelopt_cli.measure.layer_comparison import (
     Fall,
@@ -29,8 +28,7 @@ from modelopt_cli.measure.layer_comparison import (
 from modelopt_cli.measure.output_comparison import nan_share, snr_db, stays_finite, stays_nan, structure
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.input_batch import Inputs, batch_size, call, clone, sample_shapes, select, to
-from modelopt_cli.program.parted import PartedProgram, code_of, joined, reaching
-from modelopt_cli.program.serialization import from_data, state_of, to_data
+from modelopt_cli.program.parted import PartedProgram, reaching
 from modelopt_cli.program.verification import random_input
 from modelopt_cli.text import first_line
 
@@ -66,6 +64,8 @@ class Original:
             was captured in parts, those of its parts: its own outputs may have other sizes after any change.
         outputs: of the network or its parts, one for each batch.
         whole: inputs of the network itself.
+        refusal: of a network that gives nothing but NaN on its data, raised when a result is checked: before,
+            a method that runs the network says in which layer that begins.
     """
 
     network: nn.Module | None
@@ -74,6 +74,7 @@ class Original:
     batches: tuple[Inputs, ...] = ()
     outputs: tuple[Any, ...] = ()
     whole: Inputs | None = None
+    refusal: InputError | None = None
 
     @classmethod
     def of(
@@ -89,7 +90,6 @@ class Original:
 
         Raises:
             DataError: a Program does not run on such samples.
-            InputError: it gives nothing but NaN on the data.
             EnvironmentFailure: the memory does not suffice.
         """
         network = opened.network
@@ -107,7 +107,7 @@ class Original:
         try:
             whole, batch = batch, next(iter(reaching(as_run(network, device), batch)), batch)
             batches = (batch, select(batch, slice(1))) if batch_size(batch) > 1 else (batch,)
-            running = _graph(network, device)
+            running = graph_as_run(network, device)
             outputs = tuple(_run(running, x, opened.path or "the network") for x in batches)
         except EnvironmentFailure:
             raise
@@ -115,10 +115,11 @@ class Original:
             if opened.program is not None:
                 raise
             return alone  # a module that needs no graph needs no input either
+        refusal = None
         if data is not None and nan_share(outputs) == 1:
             problem = "the network's output is not a number (NaN)"
-            raise InputError(problem, where=opened.path or None, hint="check its weights")
-        return replace(alone, whole=whole, batches=batches, outputs=outputs)
+            refusal = InputError(problem, where=opened.path or None, hint="check its weights")
+        return replace(alone, whole=whole, batches=batches, outputs=outputs, refusal=refusal)
 
     @property
     def nan_share(self) -> float:
@@ -135,13 +136,16 @@ class Original:
             BrokenResult: it fails, its outputs have another structure, or are not finite where they were, or
                 numbers where they were NaN.
             DataError: values are so large that their products leave float32.
-            InputError: a network that has no graph returns another structure in another call.
+            InputError: a network that has no graph returns another structure in another call, or the original
+                gives nothing but NaN on its data.
             EnvironmentFailure: the memory does not suffice.
         """
+        if self.refusal is not None:
+            raise self.refusal
         if not self.batches:
             return Checked(made)
         try:
-            running = _graph(made, self.device)
+            running = graph_as_run(made, self.device)
             outputs = [_output(running, x) for x in self.batches]
             if isinstance(made, PartedProgram) and self.whole is not None:
                 _output(as_run(made, self.device), self.whole)
@@ -159,7 +163,7 @@ class Original:
                 raise BrokenResult(f"the result returns {form} where the original returns {wanted}")
             if not stays_finite(expected, output):
                 fault = self._fault(made)
-                require_in_range(_graph(self.network or made, self.device), self.batches, fault)
+                require_in_range(graph_as_run(self.network or made, self.device), self.batches, fault)
                 problem = "the result gives NaN or infinity where the original does not"
                 raise BrokenResult(problem, where=fault)
             if not stays_nan(expected, output):
@@ -177,13 +181,15 @@ class Original:
         Raises:
             BrokenResult: as :meth:`check`; a tensor is missing, of another shape, or not finite any more.
         """
+        if self.refusal is not None:
+            raise self.refusal
         shapes = described(self.state)
         for name, tensor in state.items():
             self._check_tensor(name, tensor, shapes)
         self._require_names(state)
         if self.network is None or not self.batches:
             return Checked()
-        made = _apart(self.network)
+        made = apart(self.network)
         try:
             made.load_state_dict(dict(state), assign=True)
             restore_integer_layers(made, history, encodings)
@@ -219,14 +225,14 @@ class Original:
         """The layer after which a result that passed loses the most; None where that cannot be said."""
         if self.network is None or checked.network is None or not self.batches:
             return None
-        original, made = _graph(self.network, self.device), _graph(checked.network, self.device)
+        original, made = graph_as_run(self.network, self.device), graph_as_run(checked.network, self.device)
         return steepest_fall(original, made, self.batches[0])
 
     def _other_structure(self) -> InputError | None:
         """The error for a network whose own code returns now this, now that; None of any other."""
         if self.network is None or isinstance(self.network, Program):
             return None
-        running = _graph(self.network, self.device)
+        running = graph_as_run(self.network, self.device)
         for x, expected in [*zip(self.batches, self.outputs, strict=True)] * _CALLS:
             if (form := structure(_output(running, x))) != (wanted := structure(expected)):
                 hint = "let it return the same structure in every call, whatever its weights and inputs are"
@@ -237,7 +243,8 @@ class Original:
     def _fault(self, made: nn.Module) -> str | None:
         """The layer at which a result goes wrong."""
         try:
-            running, healthy = _graph(made, self.device), _graph(self.network or made, self.device)
+            running = graph_as_run(made, self.device)
+            healthy = graph_as_run(self.network or made, self.device)
         except Exception:  # then it went wrong there
             return None
         # What was given may have been trained in place: then it is as wrong as the result.
@@ -256,27 +263,6 @@ class Original:
     def _require_names(self, names: Iterable[str]) -> None:
         if missing := set(self.state) - set(names):
             raise BrokenResult("is missing in the result", where=min(missing))
-
-
-def as_run(network: nn.Module, device: str) -> nn.Module:
-    """A network as it is once it is read from its file: a copy that shares its tensors, with its kernels."""
-    if isinstance(network, Program):
-        return prepare(from_data(to_data(network), state_of(network), code_of(network)), device)
-    return _apart(network) if device == "cpu" else copy.deepcopy(network).eval().to(device)
-
-
-def _graph(network: nn.Module, device: str) -> nn.Module:
-    """The network as it is run; of one that was captured in parts, the graph of all parts."""
-    return joined(as_run(network, device))
-
-
-def _apart(module: nn.Module) -> nn.Module:
-    """A copy of a module in evaluation mode, with buffers of its own, which a forward pass may change.
-
-    It shares its parameters, so it must not be moved.
-    """
-    shared = {id(parameter): parameter for parameter in module.parameters()}
-    return copy.deepcopy(module, shared).eval()
 
 
 def _run(network: nn.Module, x: Inputs, where: str) -> Any:

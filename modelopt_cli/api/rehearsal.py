@@ -9,7 +9,8 @@ from modelopt_cli import measure
 from modelopt_cli.api.choosing_task import ChosenTask, choose_common_task, choose_task
 from modelopt_cli.api.doubts import tell_unknown_length
 from modelopt_cli.api.evaluating import coverage_of, open_all, require_all_run
-from modelopt_cli.api.guard import SAMPLES, as_run
+from modelopt_cli.api.guard import SAMPLES
+from modelopt_cli.api.network_as_run import as_run
 from modelopt_cli.api.network_data import with_own_folder
 from modelopt_cli.api.request import EvalRequest, Measuring
 from modelopt_cli.checkpoint import Opened

@@ -160,8 +160,8 @@ def test_names(tmp_path, layout):
     assert source.labels.tolist() == [7, 1, 2, 4, 5]
     shown = [source.where(i).removeprefix(f"{tmp_path / 'a.tar'}: ") for i in range(5)]
     assert shown[:3] == ["a.b/c.png", "/etc/0001.png", "x/0001.png"]
-    assert shown[3] == f"{long}.png"[:99] + "…"
-    assert shown[4] == r"gr\xfcn\n.png"
+    assert shown[3] == f"{long}.png"[:119] + "…"
+    assert shown[4] == r"grün\n.png"
     assert all(np.array_equal(source.load(i)[0], source.load(0)[0]) for i in range(5))
 
 
