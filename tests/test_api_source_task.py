@@ -24,7 +24,8 @@ def test_a_language_network_is_measured_alike_by_path_program_and_file(tmp_path:
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
     torch.manual_seed(0)
-    config = transformers.GPT2Config(5, 6, 8, 1, 2, bos_token_id=0, eos_token_id=0)
+    sizes = {"vocab_size": 5, "n_positions": 6, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
     folder = tmp_path / "gpt"
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     vocabulary = {word: place for place, word in enumerate(["a", "b", "c", "d", "<unk>"])}
