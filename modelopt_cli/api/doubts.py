@@ -132,7 +132,7 @@ def tell_unknown_length(samples: Data, measuring: Measuring) -> None:
 
 
 def _no_better_than_chance(accuracy: Accuracy | None) -> str | None:
-    """What is wrong where a classifier is right no more often than by guessing; else None."""
+    """A line on a classifier that is right no more often than by guessing; None for a better one."""
     if accuracy is None or accuracy.top1 is None or accuracy.classes is None:
         return None
     chance = 100 / accuracy.classes

@@ -71,7 +71,7 @@ def open_model(
 def _unnamed(
     file: StateFile, input_spec: InputSpec | None, adapt: Callable[[InputSpec], InputSpec | None] | None
 ) -> Opened:
-    """What can be made of a checkpoint whose architecture is not named."""
+    """Open a checkpoint without a named architecture: recognised, by its own graph, or as bare tensors."""
     notes, shapes = list(file.notes), described(file.state)
     named, why = recognise_file(file.state, shapes, file.arch)
     exported, aside = open_exported(file, named.architecture if named else None, input_spec, adapt)

@@ -33,7 +33,7 @@ _MAX_INTEGER = 1 << 63
 _MAX_TEXT = 1000
 
 Values = Mapping[str, fx.Node]
-"""What was made before, by the file's names."""
+"""Nodes of the graph made so far, by the names that the file gives them."""
 _Read = Callable[[Any, Values], Any]
 
 

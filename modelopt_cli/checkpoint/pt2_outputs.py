@@ -17,7 +17,7 @@ _END = object()
 
 
 def output_structure(text: Any, fields: Mapping[str, Any], values: Sequence[Any]) -> Any:
-    """What a network returns: values in tuples, lists and dictionaries.
+    """Arrange the outputs of a network in the tuples, lists and dictionaries that it returns.
 
     A named tuple and a class of a library's own that has names, such as a Hugging Face ``ModelOutput``,
     become the dictionary of their fields.

@@ -72,8 +72,7 @@ def _idle(layer: QuantizedConv2d, axis: int, length: int) -> int:
 
 def route(layer: QuantizedConv2d, height: int, width: int) -> Route | None:
     """A way on which oneDNN's convolution of an image of this size is right; None for another backend."""
-    one_channel = layer.in_channels == layer.groups and layer.out_channels != layer.groups
-    if one_channel and layer.groups > 1:
+    if 1 < layer.groups == layer.in_channels != layer.out_channels:  # one channel per group
         return None
     high, wide = layer.padding
     beyond, stride, taps = wide, None, 0

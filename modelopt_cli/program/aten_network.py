@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from modelopt_cli.errors import CaptureError
+from modelopt_cli.program.placing import place
 from modelopt_cli.program.safe_names import is_path
 
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -176,17 +177,7 @@ def _place(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:
     """Put a tensor or a module at a path below a network."""
     if not is_path(path):
         raise CaptureError(f"the name {path[:60]!r} is none that a layer can have")
-    *above, name = path.split(".")
     try:
-        for part in above:
-            if part not in root._modules:
-                root.add_module(part, nn.Module())
-            root = root.get_submodule(part)
-        if isinstance(value, nn.Module):
-            root.add_module(name, value)
-        elif isinstance(value, nn.Parameter):
-            root.register_parameter(name, value)
-        else:
-            root.register_buffer(name, value)
+        place(root, path, value)
     except (KeyError, AttributeError) as error:  # torch's own names: ``forward``, ``training``
         raise CaptureError(f"the name {path[:60]!r} is none that a layer can have") from error

@@ -23,6 +23,7 @@ from modelopt_cli.errors import InputError
 from modelopt_cli.program.input_batch import Inputs, as_arguments, tensors_of
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.parts import Parts, Run
+from modelopt_cli.program.placing import place
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.samples import zeros
 
@@ -50,7 +51,7 @@ class PartedProgram(Program):
         super().__init__(root, graph, **header)
         self._parted = parts
         for name in parts.remaining:
-            _place(self, name, remaining[name])
+            place(self, name, remaining[name])
 
     def with_graph(self, root: nn.Module | dict[str, Any], graph: fx.Graph) -> "PartedProgram":
         """A Program with other graphs of the same parts; see :meth:`Program.with_graph`."""
@@ -80,7 +81,7 @@ class PartedProgram(Program):
         remaining = self._remaining()
         super().delete_all_unused_submodules()
         for name, tensor in remaining.items():
-            _place(self, name, tensor)
+            place(self, name, tensor)
 
     def _remaining(self) -> dict[str, Tensor]:
         return {name: attrgetter(name)(self) for name in self._parted.remaining}
@@ -279,16 +280,3 @@ def _of_part(program: Program, path: str) -> tuple[Any, set[fx.Node]]:
             own.add(node)
             wanted += node.all_input_nodes
     return result, own
-
-
-def _place(root: nn.Module, path: str, tensor: Tensor) -> None:
-    """Hold a tensor at a path, in modules that are made where there are none."""
-    *owners, name = path.split(".")
-    for owner in owners:
-        if owner not in root._modules:
-            root.add_module(owner, nn.Module())
-        root = root.get_submodule(owner)
-    if isinstance(tensor, nn.Parameter):
-        root.register_parameter(name, tensor)
-    else:
-        root.register_buffer(name, tensor)
