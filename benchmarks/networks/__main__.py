@@ -47,7 +47,6 @@ from benchmarks.networks.network import Network
 from benchmarks.networks.stages import Found, failure, measure
 from modelopt_cli.measure.environment import cpu_name
 
-MEMORY = 12 << 30
 FORK = multiprocessing.get_context("fork")  # importing torch and timm takes longer than many networks
 
 
@@ -73,10 +72,17 @@ FAMILIES = {
 }
 
 
-def child(family: str, name: str, kind: str | None, limit: int, send: Connection) -> None:
+class Limits(NamedTuple):
+    """What one network may take: seconds of processor time, and GiB of memory."""
+
+    seconds: int
+    gib: int
+
+
+def child(family: str, name: str, kind: str | None, limits: Limits, send: Connection) -> None:
     """Measure one network and send what is found, stage by stage, or what went wrong."""
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds + 5))
+    resource.setrlimit(resource.RLIMIT_AS, (limits.gib << 30, limits.gib << 30))
     try:
         with torch.no_grad():
             for found in measure(FAMILIES[family].build(name, kind)):
@@ -85,7 +91,7 @@ def child(family: str, name: str, kind: str | None, limit: int, send: Connection
         send.send(failure(error))
 
 
-def attempt(family: str, name: str, kind: str | None, limit: int) -> Found:
+def attempt(family: str, name: str, kind: str | None, limits: Limits) -> Found:
     """One network in a process of its own; what went wrong is under ``error``."""
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
@@ -94,7 +100,7 @@ def attempt(family: str, name: str, kind: str | None, limit: int) -> Found:
     found: Found = {"family": family, "name": name, "code": code, "cpu": cpu_name()}
     start = time.monotonic()
     receive, send = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=child, args=(family, name, kind, limit, send))
+    process = FORK.Process(target=child, args=(family, name, kind, limits, send))
     process.start()
     send.close()
     with contextlib.suppress(EOFError):
@@ -102,7 +108,7 @@ def attempt(family: str, name: str, kind: str | None, limit: int) -> Found:
             found |= receive.recv()
     process.join()
     if process.exitcode:
-        found["error"] = f"stopped by its limit of {limit} s or {MEMORY >> 30} GiB"
+        found["error"] = f"stopped by its limit of {limits.seconds} s or {limits.gib} GiB"
     return found | {"seconds": round(time.monotonic() - start)}
 
 
@@ -125,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("networks", nargs="*")
     parser.add_argument("--limit", type=int, default=240, help="seconds of processor time for each")
+    parser.add_argument("--memory", type=int, default=12, help="GiB of memory for each")
     parser.add_argument("--state", type=Path, default=Path("build/networks.jsonl"))
     parser.add_argument("--output", type=Path, help="page to write; with it nothing is measured")
     parser.add_argument("--note", default="", help="a paragraph for the page")
@@ -143,7 +150,8 @@ def main() -> None:
 
     options.state.parent.mkdir(parents=True, exist_ok=True)
     for family, name in chosen(options.networks, state):
-        found = attempt(family, name, state.get((family, name), {}).get("network"), options.limit)
+        kind = state.get((family, name), {}).get("network")
+        found = attempt(family, name, kind, Limits(options.limit, options.memory))
         print(json.dumps(found), flush=True)
         with options.state.open("a") as file:
             file.write(json.dumps(found) + "\n")
