@@ -1,6 +1,7 @@
 """Static int8: ranges of activations are fixed by calibration data."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import fx
 
@@ -30,8 +31,44 @@ from modelopt_cli.program.quantization import QParams
 from modelopt_cli.settings import option
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """A float Program ready to become int8, and the scales that calibration found.
+
+    Attributes:
+        program: in inference form, batch norms folded, paddings explicit, features scaled.
+        selected: layers to quantize, in the order of the graph.
+        skipped: the reason for each other one.
+        plan: what becomes uint8.
+        qparams: by representative.
+        shared: parameters whose equal values stay equal.
+    """
+
+    program: Program
+    selected: tuple[str, ...]
+    skipped: dict[str, str]
+    plan: PrecisionPlan
+    qparams: dict[fx.Node, QParams]
+    shared: set[str]
+
+
 def quantize_static(program: Program, config: QuantizeConfig, context: Context) -> MethodResult:
     """Calibrate a float Program and turn it into its int8 form.
+
+    Raises:
+        As :func:`calibrated`.
+    """
+    ready = calibrated(program, config, context)
+    return MethodResult(convert(ready.program, ready.plan, ready.qparams, ready.shared), ready.skipped)
+
+
+def calibrated(program: Program, config: QuantizeConfig, context: Context) -> Calibrated:
+    """Choose the layers to quantize, and the scale of each value that becomes uint8.
+
+    Args:
+        program: any float Program; it is not changed.
+        config: layers, observer, samples.
+        context: calibration data.
 
     Raises:
         UsageError: there are no data, or a glob matches no layer.
@@ -64,7 +101,7 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
         ready = with_factors(ready, layers, factors)
         plan = make_plan(ready, set(selected))
         qparams = _observed(ready, plan, config, context)
-    return MethodResult(convert(ready, plan, qparams, shared), skipped)
+    return Calibrated(ready, tuple(selected), skipped, plan, qparams, shared)
 
 
 def _observed(
