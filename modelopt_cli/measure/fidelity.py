@@ -25,7 +25,9 @@ class Fidelity:
         snr_db: signal-to-noise ratio in dB, ``10 log10(sum(expected^2) / sum((expected - found)^2))`` over
         all
             samples, within ``LIMIT_DB`` on either side.
-        cosine: cosine of the two outputs of a sample, the mean over the samples.
+        cosine: cosine of the two outputs of a sample, the mean over the samples. Outputs of one number a
+            sample are one vector of all samples, since a number alone has no more than a sign; left out
+            where there is no second sample.
         kl: of logits, KL(expected || found) of their probabilities in nats, the mean over samples, pixels or
             tokens.
     """
@@ -40,16 +42,17 @@ class Fidelity:
         return min(self.snr_db.values())
 
     @property
-    def least_cosine(self) -> float:
-        """The cosine of the output that has the least."""
-        return min(self.cosine.values())
+    def least_cosine(self) -> float | None:
+        """The cosine of the output that has the least; None where none has one."""
+        return min(self.cosine.values(), default=None)
 
 
 @dataclass
 class _Sums:
     """Sums over all samples of one output.
 
-    Of its ``numbers``, ``missing`` are NaN in the baseline; ``apart`` are not finite in one alone.
+    Of its ``numbers``, ``missing`` are NaN in the baseline; ``apart`` are not finite in one alone. Samples of
+    one number are no ``vectors`` but ``single``, with the sums of squares and products of both outputs.
     """
 
     numbers: int = 0
@@ -59,6 +62,26 @@ class _Sums:
     noise: float = 0.0
     cosines: float = 0.0
     vectors: int = 0
+    single: int = 0
+    squares: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def cosine(self) -> float | None:
+        """The mean cosine; None where there is no more than one number."""
+        cosines, counted = self.cosines, self.vectors
+        if self.single > 1:
+            cosines, counted = cosines + self.single * _cosine(*self.squares), counted + self.single
+        return cosines / counted if counted else None
+
+    def add_cosines(self, expected: Tensor, output: Tensor) -> None:
+        """Add rows ``(N, D)`` of both outputs."""
+        if expected.shape[1] > 1:
+            self.cosines += float(cosines(expected, output).sum())
+            self.vectors += len(expected)
+            return
+        products = (expected * expected, output * output, expected * output)
+        before, own, other, both = self.squares, *(float(each.sum()) for each in products)
+        self.squares = before[0] + own, before[1] + other, before[2] + both
+        self.single += len(expected)
 
 
 class FidelityTally:
@@ -97,12 +120,12 @@ class FidelityTally:
 
     def result(self) -> Fidelity | None:
         """Join the batches; None where the networks have no output in common, or one is all NaN."""
-        sums = {name: each for name, each in self._in_common.items() if each.vectors}
+        sums = {name: each for name, each in self._in_common.items() if each.vectors or each.single}
         if not sums or self._all_missing:
             return None
         return Fidelity(
             {name or SOLE: ratio_db(each.signal, each.noise) for name, each in sums.items()},
-            {name or SOLE: each.cosines / each.vectors for name, each in sums.items()},
+            {name or SOLE: cosine for name, each in sums.items() if (cosine := each.cosine()) is not None},
             {name or SOLE: _positive(nats / rows) for name, (nats, rows) in self._nats.items() if rows},
         )
 
@@ -111,7 +134,7 @@ class FidelityTally:
         of = [f"output {name}" if name else "the output" for name in self._all_missing]
         if of:
             return f"signal to noise and cosine not measured: {of[0]} of the baseline is not a number (NaN)"
-        if self._in_common and not any(each.vectors for each in self._in_common.values()):
+        if self._in_common and not any(each.vectors or each.single for each in self._in_common.values()):
             return "signal to noise and cosine not measured: the baseline gives no finite number"
         missing = sum(each.missing for each in self._in_common.values())
         if not missing:
@@ -145,8 +168,7 @@ class FidelityTally:
         rows = samples if reference.dim() > 0 and len(reference) == samples else 1
         reference, compared, alike = (x.reshape(rows, -1) for x in (reference, compared, alike))
         counted = ~alike.all(1)
-        sums.cosines += float(cosines(reference[counted], compared[counted]).sum())
-        sums.vectors += int(counted.sum())
+        sums.add_cosines(reference[counted], compared[counted])
 
     def _add_nats(self, expected: Any, outputs: Any) -> None:
         logits = self._task.row.logits
@@ -168,11 +190,25 @@ def _positive(nats: float) -> float:
     return math.inf if math.isnan(nats) else max(0.0, nats)
 
 
+def mean_cosine(a: Tensor, b: Tensor) -> float:
+    """Mean cosine of the rows of two outputs ``(N, D)``; of rows of one number, that of all as one vector."""
+    a, b = (a.T, b.T) if a.shape[1] == 1 else (a, b)
+    return float(cosines(a, b).mean())
+
+
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of each row of one with that of the other, ``(N,)``; 1 where both are zero."""
     lengths = a.norm(dim=1) * b.norm(dim=1)
     cosine = (a * b).sum(1) / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
     return torch.where(lengths > 0, cosine.clamp(-1, 1), ((a == 0) & (b == 0)).all(1).to(cosine.dtype))
+
+
+def _cosine(expected: float, output: float, product: float) -> float:
+    """Cosine of two vectors, from the sums of their squares and of their product; 1 where both are zero."""
+    lengths = math.sqrt(expected * output)
+    if not 0 < lengths < math.inf:
+        return float(expected == output == 0)
+    return max(-1.0, min(1.0, product / lengths))
 
 
 def divergence(expected: Tensor, output: Tensor, *, exclusive: bool = True) -> Tensor:

@@ -97,12 +97,15 @@ class OnData:
         return self._fidelities(likenesses)
 
     def _fidelities(self, likenesses: Mapping[int, FidelityTally]) -> dict[int, Fidelity]:
-        """The likeness of each model that has one; a note says where the baseline's outputs are NaN."""
+        """The likeness of each model that has one; a note says what of it cannot be measured, and why."""
         for i, tally in likenesses.items():
             if (note := tally.not_numbers()) is not None:
                 self._missing.append(f"{self._models[i].path}: {note}")
-        results = {i: tally.result() for i, tally in likenesses.items()}
-        return {i: result for i, result in results.items() if result is not None}
+        found = {i: result for i, tally in likenesses.items() if (result := tally.result()) is not None}
+        alone = "the one number of a single sample has no more than a sign"
+        for i in (i for i, result in found.items() if not result.cosine):
+            self._missing.append(f"{self._models[i].path}: cosine not measured: {alone}")
+        return found
 
     def _likenesses(self, order: Sequence[int]) -> dict[int, FidelityTally]:
         """A tally for each model but the baseline; none where that is not among them."""

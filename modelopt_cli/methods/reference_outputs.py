@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modelopt_cli.data import Data
 from modelopt_cli.errors import DataError
-from modelopt_cli.measure.fidelity import cosines
+from modelopt_cli.measure.fidelity import mean_cosine
 from modelopt_cli.methods.batches import comparable, input_batches, require_finite
 from modelopt_cli.methods.context import Context
 from modelopt_cli.program import Program
@@ -162,7 +162,7 @@ def compare_outputs(original: Tensor, changed: Tensor) -> tuple[float, float]:
     noise = float((original - changed).square().sum())
     signal = float(original.square().sum())
     ratio = noise / signal if signal else math.inf if noise else 0.0
-    return ratio if math.isfinite(ratio) else math.inf, max(0.0, float(cosines(original, changed).mean()))
+    return ratio if math.isfinite(ratio) else math.inf, max(0.0, mean_cosine(original, changed))
 
 
 def compare(original: Tensor, changed: Tensor) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelopt_cli.measure import EvalOptions, EvaluatedModel, Fidelity, Gates, evaluate, gates
-from modelopt_cli.measure.fidelity import FidelityTally, divergence
+from modelopt_cli.measure.fidelity import FidelityTally, divergence, mean_cosine
 from modelopt_cli.measure.output_comparison import LIMIT_DB
 from modelopt_cli.program import InputSpec
 from modelopt_cli.tasks import parse_task
@@ -219,3 +219,59 @@ def test_infinities_are_equal_where_they_are_the_same() -> None:
     assert tally.not_numbers() == (
         "signal to noise and cosine not measured: the baseline gives no finite number"
     )
+
+
+@pytest.mark.parametrize("batch", [1, 7, 20])
+def test_numbers_alone_are_together_one_vector(batch: int) -> None:
+    """The cosine of two numbers is only their sign: 1 of all that are positive, however far apart."""
+    one, other = ONE[:, :1].abs() + 0.1, OTHER[:, :1].abs() + 0.1
+    assert F.cosine_similarity(one, other).min() == 1
+    expected = float(F.cosine_similarity(one[:, 0], other[:, 0], dim=0))
+    assert expected < 0.9
+    for own, changed in ((one, other), (one[:, 0], other[:, 0])):
+        assert compared(own, changed, "regress", batch).least_cosine == pytest.approx(expected, rel=1e-6)
+    assert mean_cosine(one, other) == pytest.approx(expected, rel=1e-6)
+    assert compared(one, one.clone(), "regress", batch).least_cosine == pytest.approx(1)
+    zeros = torch.zeros(3, 1)
+    assert [compared(zeros, zeros + n, "regress").least_cosine for n in (0, 1)] == [1, 0]
+    missing = other.clone()
+    missing[0] = math.nan
+    assert compared(one, missing, "regress", batch).least_cosine == 0
+
+
+def test_samples_of_one_number_count_next_to_longer_ones() -> None:
+    tally = FidelityTally(parse_task("regress"))
+    tally.add(ONE[:4], OTHER[:4], 4)
+    tally.add(ONE[4:, :1], OTHER[4:, :1], 16)
+    whole = float(F.cosine_similarity(ONE[4:, 0], OTHER[4:, 0], dim=0))
+    found = tally.result()
+    assert found is not None
+    expected = (float(F.cosine_similarity(ONE[:4], OTHER[:4]).sum()) + 16 * whole) / 20
+    assert found.least_cosine == pytest.approx(expected, rel=1e-6)
+
+
+def test_one_number_of_one_sample_has_no_cosine_and_fails_its_gate() -> None:
+    class Single:
+        name, labelled = "one", False
+
+        def batches(self, *args: Any, **more: Any) -> Any:
+            yield torch.ones(1, 1), torch.full((1,), -1)
+
+        def where(self, index: int) -> str:
+            return f"sample {index}"
+
+    sides = [
+        EvaluatedModel(f"{scale}", nn.Linear(1, 1), None, 1, input=InputSpec((1,)), tensor_bytes=1)
+        for scale in (1, 2)
+    ]
+    found = evaluate(
+        sides, Single(), EvalOptions(runs=0, memory=False, threads=1), task=parse_task("regress")
+    )
+    (comparison,) = found.comparisons
+    assert comparison.fidelity is not None
+    assert comparison.fidelity.snr_db
+    assert comparison.fidelity.least_cosine is None
+    why = "the one number of a single sample has no more than a sign"
+    assert f"2: cosine not measured: {why}" in found.notes
+    (judged,) = gates.apply(found, Gates(min_cosine=-1)).gates
+    assert (judged.passed, judged.value) == (False, None)
