@@ -27,6 +27,14 @@ def short(text: object, limit: int = _LONGEST) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def shortened(text: str, limit: int = _LONGEST) -> str:
+    """``text`` without its middle where it is longer than ``limit``: both ends of a path say what it is."""
+    if len(text) <= limit:
+        return text
+    end = (limit - 1) // 2
+    return f"{text[: limit - 1 - end]}…{text[-end:]}"
+
+
 def json_number(value: float | None) -> float | None:
     """A number as JSON has it, which knows neither NaN nor infinity: None in their place."""
     return value if value is not None and math.isfinite(value) else None

@@ -72,7 +72,7 @@ def figures() -> list[list[str]]:
     """The figures of an evaluation: in the table, and in exports; metrics are on a page of their own."""
     lines = (
         [
-            figure.title.format(metric="top-1"),
+            figure.title.format(metric="top-1", change="drop"),
             "" if figure.number is None else f"`{'.'.join(figure.path) or name}`",
             figure.help,
         ]

@@ -41,12 +41,14 @@ class Compared:
         named_by: index of the one whose classes count, whatever those of the others are called; None wants
             all to have the baseline's.
         task: what they are for, where that is known already.
+        recorded_in: the file whose recorded input is that of the others.
     """
 
     models: Sequence[tuple[str | Path, Opened]]
     calibrated_on: Sequence[Samples | None] = ()
     named_by: int | None = None
     task: ChosenTask | None = None
+    recorded_in: str | Path | None = None
 
 
 def open_all(request: EvalRequest, *, graph: bool = True) -> list[tuple[str | Path, Opened]]:
@@ -100,7 +102,8 @@ def evaluate_files(request: EvalRequest) -> Evaluation:
     with ExitStack() as stack:
         for _, opened in models:
             stack.enter_context(without_graph(opened, request.on_note))
-        return compare(Compared(models), request)
+        recorded_in = next((path for path, opened in models if opened.is_artifact), None)
+        return compare(Compared(models, recorded_in=recorded_in), request)
 
 
 def compare(compared: Compared, measuring: Measuring) -> Evaluation:
@@ -146,9 +149,8 @@ def compare(compared: Compared, measuring: Measuring) -> Evaluation:
     input_spec = samples.input if samples is not None else models[known].input
     described = None
     if input_spec is not None:
-        described = (
-            f"{describe_input(input_spec)} ({origin(compared.models[known][1], measuring.preprocessing)})"
-        )
+        said_by = origin(compared.models[known][1], measuring.preprocessing, compared.recorded_in)
+        described = f"{describe_input(input_spec)} ({said_by})"
     evaluation = replace(evaluation, input=described, task=task.described, notes=(*evaluation.notes, *notes))
     return measure_gates.apply(evaluation, measuring.gates) if measuring.gates else evaluation
 

@@ -1,6 +1,7 @@
 """Notes on the preprocessing in force, and where it comes from."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from modelopt_cli.checkpoint import Opened, resolve
@@ -60,26 +61,38 @@ def _implied_by(opened: Opened, preprocessing: PreprocessOverrides | None) -> Ar
     return architecture if implied is not None and (preprocessing or architecture.input == implied) else None
 
 
-def origin(opened: Opened, preprocessing: PreprocessOverrides | None) -> str:
-    """The source of the input: the user, the file, a publication, an architecture or the data."""
+def origin(
+    opened: Opened, preprocessing: PreprocessOverrides | None, recorded_in: str | Path | None = None
+) -> str:
+    """The source of the input: the user, the file, a publication, an architecture, another file or the data.
+
+    Args:
+        opened: the model whose input it is.
+        preprocessing: what the user said.
+        recorded_in: the other file whose record was taken where nothing else says it, if there is one.
+    """
     names = [name for name, value in vars(preprocessing or _NOTHING).items() if value is not None]
     if "sample" in names:
         return f"{option('input_shape')} given"
     options = [option(name) for name in names]
-    base = _unless_given(opened, preprocessing)
+    base = _unless_given(opened, preprocessing, recorded_in)
     return f"{', '.join(options)} given, the rest {base}" if options else base
 
 
-def _unless_given(opened: Opened, preprocessing: PreprocessOverrides | None) -> str:
+def _unless_given(
+    opened: Opened, preprocessing: PreprocessOverrides | None, recorded_in: str | Path | None
+) -> str:
     if opened.is_artifact:
         history = opened.program.history if opened.program else ()
         assumed = next(filter(None, map(_assumed, history)), None)
         return f"recorded, where it was assumed as {assumed}" if assumed else "recorded"
     implied = _implied_by(opened, preprocessing)
+    if implied is None and recorded_in is not None:
+        return f"recorded in {recorded_in}"
     if implied is None and opened.program is not None and opened.architecture is None:
         return "of the exported graph"
     if implied is None:
-        return "by default" if preprocessing else "of the data or of another file"
+        return "by default" if preprocessing else "of the data"
     return implied.source_of_input
 
 

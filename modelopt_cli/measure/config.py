@@ -165,8 +165,9 @@ def _more_samples(comparison: "Comparison", limit: float) -> str | None:
         return None
     margin = f"{limit:g}{comparison.metric.drop_unit}"
     return (
-        f"{difference.samples:,} samples cannot tell whether a limit of {margin} is kept; with about "
-        f"{samples_needed(difference, limit):,} the interval would end {margin} above the drop"
+        f"{difference.samples:,} samples cannot tell whether a limit of {margin} is kept; with "
+        f"about {samples_needed(difference, limit):,} the interval would end {margin} above the "
+        f"{comparison.metric.change}"
     )
 
 

@@ -79,6 +79,11 @@ class Metric:
         """The unit of a difference."""
         return " pp" if self.in_percent else self.unit
 
+    @property
+    def change(self) -> str:
+        """The word for a change for the worse: a rise of an error, else a drop."""
+        return "drop" if self.higher_is_better else "rise"
+
     def text(self, value: float) -> str:
         """The value as the table shows it."""
         return f"{value:.{self.digits}f}{self.unit}"

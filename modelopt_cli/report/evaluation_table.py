@@ -19,7 +19,7 @@ from rich.text import Text
 from modelopt_cli.measure import Evaluation
 from modelopt_cli.measure.gates import describe
 from modelopt_cli.report.figure_rows import figures_of
-from modelopt_cli.text import printable
+from modelopt_cli.text import printable, shortened
 
 MISSING = "–"
 _WIDE = 10_000
@@ -57,7 +57,7 @@ def rows(evaluation: Evaluation) -> tuple[TableRow, ...]:
     for figure in figures_of(evaluation).values():
         cells = [figure.cell(model, comparisons.get(i)) for i, model in enumerate(evaluation.models)]
         if figure.title and any(cells):
-            title = figure.title.format(metric=main.title)
+            title = figure.title.format(metric=main.title, change=main.change)
             shown.append(TableRow(title, tuple(cell or MISSING for cell in cells), figure.compares))
     return tuple(shown)
 
@@ -88,15 +88,15 @@ def _data_line(evaluation: Evaluation) -> str:
         compared = any(comparison.fidelity for comparison in evaluation.comparisons)
         on_noise = "; outputs are compared on noise" if compared else ""
         return "" if evaluation.data is not None else f"accuracy: not measured, no data was given{on_noise}"
-    line = f"data: {evaluation.data}, {max(counts):,} samples"
+    line = f"data: {shortened(evaluation.data or '')}, {max(counts):,} samples"
     difference = next((each.difference for each in evaluation.comparisons if each.difference), None)
     if difference is None:
         return line
     if difference.p_value is not None:
         return f"{line}; drop is baseline minus model, with Tango's 95 % interval"
-    better = next(iter(evaluation.rows.values())).higher_is_better
-    lost = "baseline minus model" if better else "model minus baseline"
-    return f"{line}; drop is {lost}, with a bootstrapped 95 % interval"
+    main = next(iter(evaluation.rows.values()))
+    lost = "baseline minus model" if main.higher_is_better else "model minus baseline"
+    return f"{line}; {main.change} is {lost}, with a bootstrapped 95 % interval"
 
 
 def _input_line(evaluation: Evaluation) -> str:

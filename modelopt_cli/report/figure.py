@@ -15,8 +15,8 @@ class Figure:
 
     Attributes:
         help: one line for the documentation.
-        title: of the table's row, in which ``{metric}`` stands for the title of the task's main metric; empty
-            where the figure is only exported.
+        title: of the table's row, in which ``{metric}`` stands for the title of the task's main metric and
+            ``{change}`` for the word for its change for the worse; empty where the figure is only exported.
         measured: the figure of a :class:`ModelReport`, or of a :class:`Comparison` where it compares with the
             baseline; None where it was not measured.
         text: the figure as the table shows it; None where there is nothing to say.

@@ -140,8 +140,9 @@ FIGURES: dict[str, Figure] = {
     ),
     **{name: metric_figure(name, metric) for name, metric in METRICS.items()},
     "drop": Figure(
-        "loss of the task's main metric: of the baseline minus of the model, of an error the other way round",
-        "{metric} drop",
+        "loss of the task's main metric: of the baseline minus of the model; of an error, "
+        "where the row says rise, the other way round",
+        "{metric} {change}",
         lambda comparison: comparison.difference and comparison,
         lambda comparison: comparison.metric.drop_text(comparison.difference.drop),
         None,

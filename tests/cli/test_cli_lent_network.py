@@ -67,3 +67,13 @@ def test_other_shapes_are_no_weights_of_it(made, modelopt):
     torch.save({**state, name: weight[:-1]}, "net.pth")
     found = modelopt("eval", "net.pth", "shared.safetensors", *DATA, *HOW)
     assert (found.code, "it cannot be run next to shared.safetensors" in found.err) == (2, True)
+
+
+def test_it_is_said_whose_input_is_taken(made, modelopt):
+    how = ["--arch", "net.py:make", *HOW]
+    given = modelopt("eval", "net.pth", "shared.safetensors", *DATA, *how)
+    assert "input: 1x8x8, resize 8x8 bilinear, mean 0, std 1 (recorded in shared.safetensors)" in given.out, (
+        given.err
+    )
+    alone = modelopt("eval", "net.pth", *DATA, *how)
+    assert "(of the data)" in alone.out, alone.err

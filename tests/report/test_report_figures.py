@@ -97,7 +97,7 @@ def test_every_figure_is_in_the_table_and_in_the_exports_that_it_claims(
         if found is evaluation and name != "peak_bytes":
             assert text
         if figure.title and text:
-            assert f"| {figure.title.format(metric='top-1')} |" in markdown_text(found)
+            assert f"| {figure.title.format(metric='top-1', change='drop')} |" in markdown_text(found)
             assert text in plain_text(table(found))
         if figure.number is None:
             continue

@@ -13,6 +13,8 @@ from rich.console import Console
 
 from modelopt_cli.measure import Evaluation, Speedup
 from modelopt_cli.measure.layer_status import Coverage, LayerStatus
+from modelopt_cli.measure.metrics import METRICS
+from modelopt_cli.measure.statistics import Interval
 from modelopt_cli.option_names import naming_flags
 from modelopt_cli.report import (
     coverage_json,
@@ -26,7 +28,7 @@ from modelopt_cli.report import (
     to_svg,
 )
 from modelopt_cli.report.evaluation_table import MISSING, headings, rows
-from modelopt_cli.text import printable
+from modelopt_cli.text import printable, shortened
 
 HOSTILE = "[/red]\x1b[31m\x07\u202e`|<b>.pth"
 
@@ -239,3 +241,30 @@ def test_many_reasons_are_counted() -> None:
     lines = coverage_lines(layers(*((f"reason {i}", 2, 10 - i) for i in range(8))))
     assert len(lines) == 7
     assert lines[-1] == "  not 6 layers for 3 other reasons; -v lists every layer"
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("mae", "rise"), ("perplexity", "rise"), ("cer", "rise"), ("psnr", "drop")]
+)
+def test_an_error_rises_where_another_metric_drops(name: str, word: str, evaluation: Evaluation) -> None:
+    metric = METRICS[name]
+    worse = dataclasses.replace(
+        evaluation.comparisons[0], difference=Interval(0.5, 0.2, 0.9, 24), metric=metric
+    )
+    found = dataclasses.replace(evaluation, comparisons=(worse,), rows={name: metric})
+    assert cells(found)[f"{metric.title} {word}"][1].startswith("+0.5")
+    lost = "model minus baseline" if word == "rise" else "baseline minus model"
+    for text in (plain_text(table(found)), markdown_text(found)):
+        assert f"; {word} is {lost}, with a bootstrapped" in text
+        assert f"{metric.title} {'drop' if word == 'rise' else 'rise'}" not in text
+
+
+def test_a_long_name_of_data_loses_its_middle_in_tables_alone(evaluation: Evaluation) -> None:
+    name = f"csv:{'folder/' * 40}labels.csv?labels=price"
+    found = dataclasses.replace(evaluation, data=name)
+    for text in (plain_text(table(found)), markdown_text(found)):
+        line = next(line for line in text.splitlines() if "data: " in line)
+        assert "csv:folder/" in line
+        assert "labels.csv?labels=price, 5,000 samples" in line
+        assert len(line) < 220
+    assert [shortened("abcdefgh", limit) for limit in (8, 7, 4)] == ["abcdefgh", "abc…fgh", "ab…h"]

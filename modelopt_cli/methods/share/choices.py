@@ -208,7 +208,7 @@ BUDGETS: dict[str, Budget] = {
         float,
         _from("budget", "DropSearch"),
         on_data=True,
-        line="drop on samples held out of the calibration data: at most {wanted:g}{unit} wanted, "
+        line="lost on samples held out of the calibration data: at most {wanted:g}{unit} wanted, "
         "at most {reached:.3g} reached (upper end of the 95 % interval)",
     ),
 }

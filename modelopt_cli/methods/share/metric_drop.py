@@ -128,8 +128,8 @@ def require_enough(samples: int, most: float, where: str, metric: Metric) -> Non
         )
     needed = math.ceil(square * (largest / most - 1))
     raise UsageError(
-        f"{samples:,} samples cannot tell a drop of {most:g}{unit_of(metric)}: it takes {needed:,} to choose "
-        "by, and as many to verify on",
+        f"{samples:,} samples cannot tell a {metric.change} of {most:g}{unit_of(metric)}: it takes "
+        f"{needed:,} to choose by, and as many to verify on",
         where=where,
         hint=f"give more with {option('calibration')}, or allow more",
     )
