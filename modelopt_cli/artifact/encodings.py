@@ -39,10 +39,10 @@ def codebook_shape(encoding: Encoding) -> tuple[int, int, int]:
     return CODECS[encoding.codec].codebook_shape(encoding.params)
 
 
-def channel_scale(encoding: Encoding | None) -> Tensor | None:
-    """The scale ``(O,)`` of a parameter whose values are int8 steps of it, one for each output; else None."""
+def channel_steps(encoding: Encoding | None) -> tuple[Tensor, int] | None:
+    """Scale ``(O,)`` and bits of a parameter whose values are steps of it, one for each output; else None."""
     base = without_zeros(encoding)
-    return CODECS[base.codec].channel_scale(base)
+    return CODECS[base.codec].channel_steps(base)
 
 
 def is_shared(encoding: Encoding | None) -> bool:

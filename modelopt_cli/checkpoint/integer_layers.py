@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from modelopt_cli.artifact.encodings import channel_steps
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.layer_kinds import KINDS, class_of
 from modelopt_cli.program.quantized import Weighted
@@ -38,12 +39,13 @@ def restore_integer_layers(
     skipped = last.get("skipped", {})
     for name, encoding in encodings.items():
         layer = name.rpartition(".")[0] or name
-        if "scale" not in encoding.parts or name in skipped or layer in skipped:
+        steps = channel_steps(encoding)
+        if steps is None or name in skipped or layer in skipped:
             continue
         part = module.get_submodule(layer)
         kind = next((kind for float_layer, kind in kinds.items() if isinstance(part, float_layer)), None)
         if kind is not None:
-            module.set_submodule(layer, kind.of_float(part, encoding.parts["scale"]))
+            module.set_submodule(layer, kind.of_float(part, *steps))
 
 
 def _scheme(entry: Mapping[str, Any]) -> str:

@@ -94,7 +94,7 @@ def dynamic_linear(layer: DynamicLinear) -> Callable[..., Tensor]:
     matmul = IntMatmul(layer.weight, layer)
 
     def run(x: Tensor) -> Tensor:
-        q = dynamic_qparams(x)
+        q = dynamic_qparams(x, layer.input_bits)
         acc = matmul(quantize(x.reshape(-1, layer.in_features), q), q.zero_point)
         y = _finish(acc, layer.scale * q.scale, layer.bias, "none")
         return y.view(*x.shape[:-1], layer.out_features)

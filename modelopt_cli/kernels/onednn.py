@@ -17,7 +17,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from modelopt_cli.kernels import reference, trials
 from modelopt_cli.kernels.routes import Route, Taps, idle_taps, may_fuse_residual, route
 from modelopt_cli.kernels.trials import variant
-from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, dynamic_qparams, quantize
+from modelopt_cli.program.quantization import (
+    ACTIVATIONS,
+    BITS,
+    QParams,
+    dequantize,
+    dynamic_qparams,
+    quantize,
+)
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear, Weighted
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
 from modelopt_cli.program.quantized_operations import QuantizedMaxPool
@@ -63,6 +70,18 @@ POST_OPS: dict[str, PostOp] = {
 def _target(output: QParams | None) -> tuple[float, int, torch.dtype]:
     """Output scale, zero point and dtype as the operators want them; float output has none."""
     return (1.0, 0, torch.float32) if output is None else (output.scale, output.zero_point, torch.uint8)
+
+
+def _narrowed(run: Callable[..., Tensor], output: QParams | None) -> Callable[..., Tensor]:
+    """An operator's result, which it clamps at 255, within the levels of an output of fewer bits."""
+    if output is None or output.bits == BITS:
+        return run
+    top = output.top
+
+    def narrowed(*args: Tensor) -> Tensor:
+        return run(*args).clamp_(max=top)
+
+    return narrowed
 
 
 def conv2d(layer: QuantizedConv2d, *, may_overwrite_residual: bool) -> Callable[..., Tensor]:
@@ -191,7 +210,7 @@ def _conv_operator(
         )
         return y
 
-    return plain if layer.residual is None else summed
+    return _narrowed(plain if layer.residual is None else summed, layer.output)
 
 
 _packed_weights: MutableMapping[Tensor, tuple[int, Tensor]] = WeakIdKeyDictionary()
@@ -227,9 +246,11 @@ def _linear_kernel(layer: QuantizedLinear, packed: Tensor) -> Callable[..., Tens
 
     rest = (*source, packed, scale, zeros, bias, *target, *post_op)
 
-    def of_rows(x: Tensor) -> Tensor:
+    def plain(x: Tensor) -> Tensor:
         y: Tensor = _linear(x, *rest)
         return y if fuses else _finish(layer, y)
+
+    of_rows = _narrowed(plain, output)
 
     def run(x: Tensor) -> Tensor:
         if x.dim() == 2:
@@ -249,7 +270,7 @@ def dynamic_linear(layer: DynamicLinear) -> Callable[..., Tensor]:
     target, post_op = _target(None), POST_OPS["none"].arguments
 
     def run(x: Tensor) -> Tensor:
-        q = dynamic_qparams(x)
+        q = dynamic_qparams(x, layer.input_bits)
         rows = quantize(x.reshape(-1, layer.in_features), q)
         y: Tensor = _linear(rows, q.scale, q.zero_point, packed, scale, zeros, bias, *target, *post_op)
         return y.view(*x.shape[:-1], layer.out_features)

@@ -7,7 +7,7 @@ matrix products; only the scaling after them rounds.
 import torch
 from torch import Tensor
 
-from modelopt_cli.program.quantization import ACTIVATIONS, QMAX, QMIN, QParams, dynamic_qparams, quantize
+from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dynamic_qparams, quantize
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import QuantizedConvolution
 
@@ -28,7 +28,7 @@ def _finish(real: Tensor, activation: str, output: QParams | None) -> Tensor:
     if output is None:
         return real.float()
     q = (real / output.scale).round() + output.zero_point
-    return q.clamp(QMIN, QMAX).to(torch.uint8)
+    return q.clamp(0, output.top).to(torch.uint8)
 
 
 def _real(acc: Tensor, scale: Tensor, input_scale: float, bias: Tensor | None, channel_dim: int) -> Tensor:
@@ -55,6 +55,6 @@ def linear(layer: QuantizedLinear, x: Tensor) -> Tensor:
 
 def dynamic_linear(layer: DynamicLinear, x: Tensor) -> Tensor:
     """A dynamically quantized linear layer, exactly, from the input's own scale on."""
-    q = dynamic_qparams(x)
+    q = dynamic_qparams(x, layer.input_bits)
     acc = linear_accumulators(quantize(x, q), layer.weight, q.zero_point)
     return _finish(_real(acc, layer.scale, q.scale, layer.bias, -1), "none", None)

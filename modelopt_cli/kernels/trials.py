@@ -75,9 +75,9 @@ def linear(layer: QuantizedLinear | DynamicLinear, make: Make) -> bool:
 
 
 def _values(layer: Weighted) -> tuple[Any, ...]:
-    """Hyperparameters, of scales and zero points only their presence and whether the zero point is zero."""
+    """Hyperparameters, of scales and zero points only presence, bits and whether the zero point is 0."""
     values = (getattr(layer, field.name) for field in parse_fields(layer.fields))
-    return tuple(("q", v.zero_point == 0) if isinstance(v, QParams) else v for v in values)
+    return tuple(("q", v.zero_point == 0, v.bits) if isinstance(v, QParams) else v for v in values)
 
 
 def _static(layer: DynamicLinear) -> QuantizedLinear:
@@ -123,7 +123,7 @@ def _agrees(layer: QuantizedConv2d | QuantizedLinear, x: Tensor, make: Make) -> 
         return True
     # Scales with which the results spread over the output's range instead of lying beyond it.
     largest = exact.abs().max().clamp(min=1)
-    wanted = 100 * layer.output.scale if layer.output is not None else 4.0
+    wanted = layer.output.scale * layer.output.top * 0.4 if layer.output is not None else 4.0
     scale = unit * (wanted / (float(largest) * layer.input.scale))
     residual = []
     if isinstance(layer, QuantizedConv2d) and layer.residual is not None:

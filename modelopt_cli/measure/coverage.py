@@ -84,7 +84,7 @@ class _Facts:
         own_names = {**dict(module.named_parameters(recurse=False)), **weight_tensors(module)}
         stored = {own: _stored(program, f"{name}.{own}") for own in own_names}
         not_plain = {own: schemes for own, schemes in stored.items() if schemes}
-        scheme = module.scheme if isinstance(module, _INTEGER) else ""
+        scheme = module.label if isinstance(module, _INTEGER) else ""
         return cls(not_plain, scheme, past.shares.get(name, 1.0))
 
     def __str__(self) -> str:

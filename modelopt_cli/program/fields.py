@@ -9,12 +9,13 @@ A field is written ``name:type``; ``name@parameter`` is a switch, true where the
     ints      integers               sizes     0 or more each       counts    1 or more each
     targets   sizes, or None for "as the input"     positives            above 0 each
     pad       sizes, or "same" or "valid"
-    q         scale and zero point of uint8 values
+    bits      2 to 8, of integers
+    q         scale and zero point of uint8 values, and their bits where those are not 8
     a|b|c     one of these strings
 
 A type of several is a number or a list of up to 8. A digit after it says how many the list must have
 (``counts2``: an int or two of them), ``x`` before the digit that it must be a list (``countsx2``). ``?`` at
-the end allows None.
+the end allows None. ``=8`` at the end is a default: a value like it is left out.
 """
 
 import math
@@ -35,13 +36,15 @@ MAX_SIDE = 2**31 - 1
 class Hyperparameter:
     """One hyperparameter: constructor name, where it is read from, and its type.
 
-    ``presence`` fields are booleans read from whether the attribute is None.
+    ``presence`` fields are booleans read from whether the attribute is None. A value equal to ``default`` is
+    left out of the data.
     """
 
     name: str
     attribute: str
     type: str
     presence: bool = False
+    default: int | None = None
 
     def read(self, module: nn.Module) -> Any:
         """The JSON-able value this instance has."""
@@ -75,7 +78,8 @@ def parse_fields(text: str) -> tuple[Hyperparameter, ...]:
             fields.append(Hyperparameter(name, attribute, "bool", presence=True))
         else:
             name, type_ = item.split(":")
-            fields.append(Hyperparameter(name, name, type_))
+            type_, _, default = type_.partition("=")
+            fields.append(Hyperparameter(name, name, type_, default=int(default) if default else None))
     return tuple(fields)
 
 
@@ -86,9 +90,11 @@ def checked_config(fields: tuple[Hyperparameter, ...], config: Mapping[str, Any]
         ValueError: one is missing, unknown, of another type or out of range.
     """
     names = {field.name for field in fields}
-    if set(config) != names:
-        raise ValueError(f"expected the fields {', '.join(sorted(names))}")
-    return {field.name: field.check(config[field.name]) for field in fields}
+    defaults = {field.name: field.default for field in fields if field.default is not None}
+    if not set(config) <= names or not names - set(defaults) <= set(config):
+        raise ValueError(f"expected the fields {', '.join(sorted(names - set(defaults)))}")
+    given = {**defaults, **config}
+    return {field.name: field.check(given[field.name]) for field in fields}
 
 
 def _is_int(value: Any, low: int = -MAX_INT, high: int = MAX_INT) -> bool:
@@ -104,8 +110,8 @@ def _is_finite(value: Any) -> bool:
 
 
 def _is_q(value: Any) -> bool:
-    pair = isinstance(value, list) and len(value) == 2
-    return pair and type(value[0]) is float and _is_int(value[1])  # their ranges are QParams' own
+    few = isinstance(value, list) and len(value) in (2, 3)
+    return few and type(value[0]) is float and all(map(_is_int, value[1:]))  # their ranges are QParams' own
 
 
 _ONE: dict[str, Callable[[Any], bool]] = {
@@ -118,6 +124,7 @@ _ONE: dict[str, Callable[[Any], bool]] = {
     "positive": lambda v: _is_number(v) and v > 0,
     "fraction": lambda v: _is_number(v) and 0 <= v <= 1,
     "bool": lambda v: type(v) is bool,
+    "bits": lambda v: _is_int(v, 2, 8),
     "q": _is_q,
 }
 _EACH: dict[str, Callable[[Any], bool]] = {
@@ -139,7 +146,8 @@ _WORDS = {
     "positive": "a number above 0",
     "fraction": "a number from 0 to 1",
     "bool": "true or false",
-    "q": "a scale and a zero point",
+    "bits": "an integer from 2 to 8",
+    "q": "a scale, a zero point and perhaps bits",
     "ints": "integers",
     "sizes": "integers of at least 0",
     "counts": "integers of at least 1",

@@ -4,6 +4,9 @@ A uint8 activation ``q`` stands for the real value ``scale * (q - zero_point)`` 
 weight stands for ``scale[o] * w`` (symmetric, per output channel o). This is the scheme of Jacob et
 al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
 (CVPR 2018), section 2.1, with the bias kept in float32.
+
+Integers have 8 bits or fewer. Those of fewer are multiplied as bytes, too: an activation of b bits is a uint8
+from 0 to 2^b - 1, a weight of b bits an int8 from -2^(b-1) to 2^(b-1) - 1, but of 8 bits from -127.
 """
 
 from collections.abc import Callable
@@ -16,7 +19,9 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import UsageError, a_or_an
 
-QMIN, QMAX = 0, 255
+BITS = 8
+"""Bits of integers where nothing else is said."""
+LEAST_BITS = 2
 
 
 @dataclass(frozen=True)
@@ -54,20 +59,63 @@ SMALLEST_SCALE, LARGEST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(tor
 
 @dataclass(frozen=True)
 class QParams:
-    """Scale and zero point of a uint8 tensor: real = scale * (q - zero_point)."""
+    """Scale and zero point of a uint8 tensor: real = scale * (q - zero_point), with q from 0 to ``top``.
+
+    Attributes:
+        scale: a positive float32.
+        zero_point: 0 to ``top``.
+        bits: of the integers, 2 to 8.
+    """
 
     scale: float
     zero_point: int
+    bits: int = BITS
 
     def __post_init__(self) -> None:
+        require_bits(self.bits)
         if not (isinstance(self.scale, float) and SMALLEST_SCALE <= self.scale <= LARGEST_SCALE):
             raise ValueError(f"scale must be a positive float32, not {self.scale!r}")
-        if type(self.zero_point) is not int or not QMIN <= self.zero_point <= QMAX:
-            raise ValueError(f"zero_point must be in {QMIN}..{QMAX}, not {self.zero_point!r}")
+        if type(self.zero_point) is not int or not 0 <= self.zero_point <= self.top:
+            raise ValueError(f"zero_point must be in 0..{self.top}, not {self.zero_point!r}")
+
+    @property
+    def top(self) -> int:
+        """The largest integer."""
+        return levels_of(self.bits) - 1
+
+    @property
+    def numbers(self) -> list[float | int]:
+        """The fields as a list, as files have them: bits are left out where they are 8."""
+        return [self.scale, self.zero_point, *([] if self.bits == BITS else [self.bits])]
+
+
+def require_bits(bits: int) -> None:
+    """Raise ValueError unless integers can have so many bits."""
+    if type(bits) is not int or not LEAST_BITS <= bits <= BITS:
+        raise ValueError(f"bits must be {LEAST_BITS} to {BITS}, not {bits!r}")
+
+
+def levels_of(bits: int) -> int:
+    """Number of values that an activation of so many bits can have."""
+    return 1 << bits
+
+
+def weight_limits(bits: int) -> tuple[int, int]:
+    """The smallest and the largest integer of a weight of so many bits; of 8 bits both are as large."""
+    half = 1 << bits - 1
+    return (1 if bits == BITS else 0) - half, half - 1
+
+
+def width_label(scheme: str, weight_bits: int, activation_bits: int | None) -> str:
+    """The widths of a layer and its arithmetic, in reports; of 8 bits the arithmetic alone."""
+    if weight_bits == BITS and activation_bits in (None, BITS):
+        return scheme
+    activations = "" if activation_bits is None else f"A{activation_bits}"
+    return f"W{weight_bits}{activations} in {scheme}"
 
 
 def quantize(x: Tensor, q: QParams, *, reuse: bool = False) -> Tensor:
-    """Float tensor to uint8: ``clamp(round_half_even(x / scale) + zero_point)``.
+    """Float tensor to uint8: ``clamp(round_half_even(x / scale) + zero_point)``, from 0 to ``q.top``.
 
     The division is a multiplication by the reciprocal, as in every int8 kernel used here.
 
@@ -77,7 +125,7 @@ def quantize(x: Tensor, q: QParams, *, reuse: bool = False) -> Tensor:
         reuse: nobody reads ``x`` afterwards, so its memory may be written to.
     """
     scaled = x.mul_(1.0 / q.scale) if reuse else x.mul(1.0 / q.scale)
-    return scaled.round_().add_(q.zero_point).clamp_(QMIN, QMAX).to(torch.uint8)
+    return scaled.round_().add_(q.zero_point).clamp_(0, q.top).to(torch.uint8)
 
 
 def require_uint8(x: Tensor) -> None:
@@ -109,8 +157,8 @@ class NotFiniteError(ValueError):
     """An activation holds NaN or infinity, which no uint8 stands for."""
 
 
-def dynamic_qparams(x: Tensor) -> QParams:
-    """QParams that cover the values of ``x`` and zero.
+def dynamic_qparams(x: Tensor, bits: int = BITS) -> QParams:
+    """QParams of so many bits that cover the values of ``x`` and zero.
 
     Raises:
         NotFiniteError: a value is NaN or infinite.
@@ -119,14 +167,14 @@ def dynamic_qparams(x: Tensor) -> QParams:
     low, high = (v.item() for v in torch.aminmax(x)) if known else (0.0, 0.0)
     if not (isfinite(low) and isfinite(high)):
         raise NotFiniteError
-    return qparams_from_range(low, high)
+    return qparams_from_range(low, high, bits)
 
 
-def qparams_from_range(low: float, high: float) -> QParams:
-    """The uint8 QParams whose range covers ``low..high`` and represents zero exactly."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = max((high - low) / (QMAX - QMIN), 1e-12)
-    return QParams(scale, min(max(round(-low / scale), QMIN), QMAX))
+def qparams_from_range(low: float, high: float, bits: int = BITS) -> QParams:
+    """The QParams of so many bits whose range covers ``low..high`` and represents zero exactly."""
+    low, high, top = min(low, 0.0), max(high, 0.0), levels_of(bits) - 1
+    scale = max((high - low) / top, 1e-12)
+    return QParams(scale, min(max(round(-low / scale), 0), top), bits)
 
 
 def keep_float32(fn: Callable[[Tensor], Tensor]) -> None:

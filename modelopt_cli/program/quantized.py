@@ -19,6 +19,7 @@ from modelopt_cli.errors import CaptureError
 from modelopt_cli.program.fields import checked_config, parse_fields
 from modelopt_cli.program.quantization import (
     ACTIVATIONS,
+    BITS,
     LARGEST_SCALE,
     SMALLEST_SCALE,
     NotFiniteError,
@@ -28,9 +29,11 @@ from modelopt_cli.program.quantization import (
     keep_float32,
     quantize,
     real_input,
+    width_label,
 )
 
-_ANY = "|".join(ACTIVATIONS)
+WEIGHT_BITS = f"weight_bits:bits={BITS}"
+"""The field that every layer with a weight has."""
 
 
 class Quantized(nn.Module):
@@ -56,10 +59,13 @@ class Quantized(nn.Module):
 
         def plain(value: Any) -> Any:
             if isinstance(value, QParams):
-                return [value.scale, value.zero_point]
+                return value.numbers
             return list(value) if isinstance(value, tuple) else value
 
-        return {field.name: plain(getattr(self, field.name)) for field in parse_fields(self.fields)}
+        values = {field: getattr(self, field.name) for field in parse_fields(self.fields)}
+        return {
+            f.name: plain(value) for f, value in values.items() if f.default is None or value != f.default
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
@@ -124,7 +130,8 @@ class Weighted(Quantized):
     """A layer with an int8 weight, a float32 scale per output channel and an optional float32 bias.
 
     Attributes:
-        scheme: name of what was done to it, in reports.
+        weight_bits: of the weight's integers, 2 to 8.
+        scheme: name of the arithmetic, in reports.
         float_layer: class of the layers that :meth:`of_float` takes, for networks whose file holds no graph;
             None where it takes more than the tensors of one layer to make it.
         restored: keys of ``--scheme`` whose files without a graph stand for such layers.
@@ -140,6 +147,18 @@ class Weighted(Quantized):
     bias: Tensor | None
     activation: str
     output: QParams | None
+    weight_bits: int
+
+    @property
+    def activation_bits(self) -> int | None:
+        """Bits of the integers that the weight is multiplied with; None where it meets floats."""
+        source: QParams | None = getattr(self, "input", None)
+        return None if source is None else source.bits
+
+    @property
+    def label(self) -> str:
+        """Name of what was done to it, in reports: ``int8``, or ``W4A4 in int8`` of fewer bits."""
+        return width_label(self.scheme, self.weight_bits, self.activation_bits)
 
     def _allocate(self, shape: tuple[int, ...], outputs: int, bias: bool) -> None:
         self.register_buffer("weight", torch.zeros(shape, dtype=torch.int8))
@@ -159,12 +178,13 @@ class Weighted(Quantized):
         return weight
 
     @classmethod
-    def of_float(cls, layer: Any, scale: Tensor) -> Self:
-        """The form of a float layer of class ``float_layer`` whose weight was decoded from int8.
+    def of_float(cls, layer: Any, scale: Tensor, weight_bits: int = BITS) -> Self:
+        """The form of a float layer of class ``float_layer`` whose weight was decoded from integers.
 
         Args:
             layer: each output's part of its weight consists of exact multiples of its scale.
             scale: ``(O,)``.
+            weight_bits: of the integers.
         """
         raise NotImplementedError
 
@@ -187,8 +207,14 @@ class Weighted(Quantized):
         """Make sure that the values of the layer's tensors are what its arithmetic is made for.
 
         Raises:
-            ValueError: a scale that is not positive and finite, or a bias that is not finite.
+            ValueError: a scale that is not positive and finite, a bias that is not finite, or a weight of
+                more bits than the layer is said to have.
         """
+        if self.weight_bits < BITS and self.weight.numel():
+            half = 1 << self.weight_bits - 1
+            low, high = (int(extreme) for extreme in self.weight.aminmax())
+            if not -half <= low <= high < half:
+                raise ValueError(f"a weight is not an integer of {self.weight_bits} bits")
         if not bool(((self.scale >= SMALLEST_SCALE) & (self.scale <= LARGEST_SCALE)).all()):
             raise ValueError("a scale is not a positive float32")
         if self.bias is not None and not bool(self.bias.isfinite().all()):
@@ -215,7 +241,10 @@ class _OfFeatures(Weighted):
 class QuantizedLinear(_OfFeatures):
     """Linear layer, uint8 ``(..., in_features)`` in; uint8 or, where ``output`` is None, float32 out."""
 
-    fields = f"in_features:count out_features:count has_bias:bool input:q output:q? activation:{_ANY}"
+    fields = (
+        "in_features:count out_features:count has_bias:bool input:q output:q? "
+        f"activation:{'|'.join(ACTIVATIONS)} {WEIGHT_BITS}"
+    )
 
     def __init__(
         self,
@@ -225,12 +254,13 @@ class QuantizedLinear(_OfFeatures):
         input: QParams,
         output: QParams | None,
         activation: str = "none",
+        weight_bits: int = BITS,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.has_bias = has_bias
         self.input, self.output = input, output
-        self.activation = activation
+        self.activation, self.weight_bits = activation, weight_bits
         self._allocate((out_features, in_features), out_features, has_bias)
 
     def emulate(self, *args: Tensor) -> Tensor:
@@ -238,23 +268,36 @@ class QuantizedLinear(_OfFeatures):
 
 
 class DynamicLinear(_OfFeatures):
-    """Linear layer, float in and out, whose input is quantized per tensor at every call."""
+    """Linear layer, float in and out, whose input is rounded at every call, to ``input_bits``."""
 
-    fields = "in_features:count out_features:count has_bias:bool"
+    fields = f"in_features:count out_features:count has_bias:bool {WEIGHT_BITS} input_bits:bits=8"
     scheme = "int8-dynamic"
     float_layer = nn.Linear
     restored = ("int8-dynamic",)
 
-    def __init__(self, in_features: int, out_features: int, has_bias: bool) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        has_bias: bool,
+        weight_bits: int = BITS,
+        input_bits: int = BITS,
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.has_bias = has_bias
         self.activation, self.output = "none", None
+        self.weight_bits, self.input_bits = weight_bits, input_bits
         self._allocate((out_features, in_features), out_features, has_bias)
 
+    @property
+    def activation_bits(self) -> int:
+        return self.input_bits
+
     @classmethod
-    def of_float(cls, layer: nn.Linear, scale: Tensor) -> Self:
-        return cls(layer.in_features, layer.out_features, layer.bias is not None)._fill(layer, scale)
+    def of_float(cls, layer: nn.Linear, scale: Tensor, weight_bits: int = BITS) -> Self:
+        sizes = (layer.in_features, layer.out_features, layer.bias is not None)
+        return cls(*sizes, weight_bits)._fill(layer, scale)
 
     def forward(self, *args: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
@@ -268,7 +311,7 @@ class DynamicLinear(_OfFeatures):
             return F.linear(x, self.float_weight(), self.bias)
 
     def emulate(self, *args: Tensor) -> Tensor:
-        q = dynamic_qparams(args[0])
+        q = dynamic_qparams(args[0], self.input_bits)
         return F.linear(dequantize(quantize(args[0], q), q), self.float_weight(), self.bias)
 
 
@@ -278,20 +321,20 @@ class QuantizedEmbedding(Weighted):
     A row is its integers times its scale, one multiplication in float32, on every device.
     """
 
-    fields = "num_embeddings:count embedding_dim:count"
+    fields = f"num_embeddings:count embedding_dim:count {WEIGHT_BITS}"
     float_layer = nn.Embedding
     restored = ("int8-dynamic",)
     multiplies = False
 
-    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+    def __init__(self, num_embeddings: int, embedding_dim: int, weight_bits: int = BITS) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.activation, self.output = "none", None
+        self.activation, self.output, self.weight_bits = "none", None, weight_bits
         self._allocate((num_embeddings, embedding_dim), num_embeddings, bias=False)
 
     @classmethod
-    def of_float(cls, layer: nn.Embedding, scale: Tensor) -> Self:
-        return cls(layer.num_embeddings, layer.embedding_dim)._fill(layer, scale)
+    def of_float(cls, layer: nn.Embedding, scale: Tensor, weight_bits: int = BITS) -> Self:
+        return cls(layer.num_embeddings, layer.embedding_dim, weight_bits)._fill(layer, scale)
 
     def emulate(self, *args: Tensor) -> Tensor:
         rows, scale = F.embedding(args[0], self.weight), F.embedding(args[0], self.scale.unsqueeze(1))

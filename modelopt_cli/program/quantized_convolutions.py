@@ -8,8 +8,15 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Size, Tensor
 
-from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, form_of_maps, require_maps
-from modelopt_cli.program.quantized import Weighted
+from modelopt_cli.program.quantization import (
+    ACTIVATIONS,
+    BITS,
+    QParams,
+    dequantize,
+    form_of_maps,
+    require_maps,
+)
+from modelopt_cli.program.quantized import WEIGHT_BITS, Weighted
 
 _FUNCTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
@@ -18,7 +25,7 @@ _TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
 def _fields(rank: int, rest: str = "residual:q?") -> str:
     windows = f"kernel_size:countsx{rank} stride:countsx{rank} padding:sizesx{rank} dilation:countsx{rank}"
     form = f"groups:count has_bias:bool input:q output:q? activation:{'|'.join(ACTIVATIONS)}"
-    return f"in_channels:count out_channels:count {windows} {form} {rest}"
+    return f"in_channels:count out_channels:count {windows} {form} {rest} {WEIGHT_BITS}"
 
 
 def transposed_convolution(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -64,6 +71,7 @@ class QuantizedConvolution(Weighted):
         output: QParams | None,
         activation: str = "none",
         residual: QParams | None = None,
+        weight_bits: int = BITS,
     ) -> None:
         super().__init__()
         if residual is not None and output is None:
@@ -76,7 +84,7 @@ class QuantizedConvolution(Weighted):
         self.has_bias = has_bias
         self.input, self.output, self.residual = input, output, residual
         self.arity = 1 if residual is None else 2
-        self.activation = activation
+        self.activation, self.weight_bits = activation, weight_bits
         self._allocate(self.weight_shape, out_channels, has_bias)
 
     @property
@@ -167,9 +175,11 @@ class QuantizedTransposed(QuantizedConvolution):
         output: QParams | None,
         activation: str,
         output_padding: tuple[int, ...],
+        weight_bits: int = BITS,
     ) -> None:
         windows = (kernel_size, stride, padding, dilation, groups)
-        super().__init__(in_channels, out_channels, *windows, has_bias, input, output, activation)
+        precision = (input, output, activation, None, weight_bits)
+        super().__init__(in_channels, out_channels, *windows, has_bias, *precision)
         self.output_padding = output_padding
 
     @property

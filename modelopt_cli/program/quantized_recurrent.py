@@ -10,12 +10,23 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from modelopt_cli.program.quantization import QParams, quantize, real_input
-from modelopt_cli.program.quantized import DynamicLinear, Quantized, QuantizedLinear
+from modelopt_cli.program.quantization import (
+    BITS,
+    QParams,
+    levels_of,
+    quantize,
+    real_input,
+    weight_limits,
+    width_label,
+)
+from modelopt_cli.program.quantized import WEIGHT_BITS, DynamicLinear, Quantized, QuantizedLinear
 
-STATE = QParams(1 / 127, 128)
-"""Scale and zero point of states."""
 State = tuple[Tensor, ...]
+
+
+def state_qparams(bits: int = BITS) -> QParams:
+    """Scale and zero point of states of so many bits."""
+    return QParams(1 / weight_limits(bits)[1], levels_of(bits) // 2, bits)
 
 
 def _gru(inputs: Tensor, states: Tensor, state: State) -> State:
@@ -57,7 +68,9 @@ class QuantizedRecurrent(Quantized):
         step: the next state, of the products with input and state and the state.
         states: tensors that a state consists of.
         rounding: of inputs and states to what the linear layers take.
-        scheme: name of what was done to it, in reports.
+        scheme: name of the arithmetic, in reports.
+        weight_bits: of the integers of all weights.
+        state_bits: of states, and of inputs that are scaled at every call.
     """
 
     gates: ClassVar[int]
@@ -68,22 +81,32 @@ class QuantizedRecurrent(Quantized):
     hidden_size: int
     input: QParams | None
 
-    def __init__(self, hidden_size: int, source: QParams | None) -> None:
+    def __init__(self, hidden_size: int, source: QParams | None, weight_bits: int, state_bits: int) -> None:
         super().__init__()
         self.hidden_size, self.input = hidden_size, source
+        self.weight_bits, self.state_bits = weight_bits, state_bits
+        self.state = state_qparams(state_bits)
         self._sources: dict[str, QParams | None] = {}
 
     def _add(self, suffix: str, features: int, has_bias: bool, source: QParams | None) -> None:
         outputs = self.gates * self.hidden_size
         inputs: nn.Module
         if source is None:
-            inputs = DynamicLinear(features, outputs, has_bias)
+            inputs = DynamicLinear(features, outputs, has_bias, self.weight_bits, self.state_bits)
         else:
-            inputs = QuantizedLinear(features, outputs, has_bias, source, None)
+            inputs = self._linear(features, outputs, has_bias, source)
         self.add_module(f"ih{suffix}", inputs)
-        states = QuantizedLinear(self.hidden_size, outputs, has_bias, STATE, None)
+        states = self._linear(self.hidden_size, outputs, has_bias, self.state)
         self.add_module(f"hh{suffix}", states)
         self._sources[suffix] = source
+
+    def _linear(self, features: int, outputs: int, has_bias: bool, source: QParams) -> QuantizedLinear:
+        return QuantizedLinear(features, outputs, has_bias, source, None, weight_bits=self.weight_bits)
+
+    @property
+    def label(self) -> str:
+        """Name of what was done to it, in reports."""
+        return width_label(self.scheme, self.weight_bits, self.state_bits)
 
     def _products(self, x: Tensor, suffix: str) -> Tensor:
         """Products of the weights with inputs ``(..., features)``."""
@@ -92,7 +115,7 @@ class QuantizedRecurrent(Quantized):
         return y
 
     def _next(self, inputs: Tensor, state: State, suffix: str) -> State:
-        products = self.get_submodule(f"hh{suffix}")(self.rounding(state[0], STATE))
+        products = self.get_submodule(f"hh{suffix}")(self.rounding(state[0], self.state))
         following: State = type(self).step(inputs, products, state)
         return following
 
@@ -115,14 +138,16 @@ class _Sequence(QuantizedRecurrent):
         batch_first: bool,
         bidirectional: bool,
         input: QParams | None,
+        weight_bits: int = BITS,
+        state_bits: int = BITS,
     ) -> None:
-        super().__init__(hidden_size, input)
+        super().__init__(hidden_size, input, weight_bits, state_bits)
         self.input_size, self.num_layers, self.has_bias = input_size, num_layers, has_bias
         self.batch_first, self.bidirectional = batch_first, bidirectional
         for layer in range(num_layers):
             for suffix in self._suffixes(layer):
                 wide = hidden_size * (2 if bidirectional else 1)
-                features, source = (input_size, input) if layer == 0 else (wide, STATE)
+                features, source = (input_size, input) if layer == 0 else (wide, self.state)
                 self._add(suffix, features, has_bias, source)
 
     def _suffixes(self, layer: int) -> list[str]:
@@ -167,8 +192,16 @@ class _Sequence(QuantizedRecurrent):
 class _Cell(QuantizedRecurrent):
     """A single step, as ``nn.GRUCell`` and ``nn.LSTMCell``."""
 
-    def __init__(self, input_size: int, hidden_size: int, has_bias: bool, input: QParams | None) -> None:
-        super().__init__(hidden_size, input)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        has_bias: bool,
+        input: QParams | None,
+        weight_bits: int = BITS,
+        state_bits: int = BITS,
+    ) -> None:
+        super().__init__(hidden_size, input, weight_bits, state_bits)
         self.input_size, self.has_bias = input_size, has_bias
         self._add("", input_size, has_bias, input)
 
@@ -180,11 +213,12 @@ class _Cell(QuantizedRecurrent):
         return self._as_given(self._next(self._products(x, ""), state, ""))
 
 
+_WIDTHS = f"{WEIGHT_BITS} state_bits:bits={BITS}"
 _OF_SEQUENCE = (
     "input_size:count hidden_size:count num_layers:few has_bias:bool batch_first:bool bidirectional:bool "
-    "input:q?"
+    f"input:q? {_WIDTHS}"
 )
-_OF_CELL = "input_size:count hidden_size:count has_bias:bool input:q?"
+_OF_CELL = f"input_size:count hidden_size:count has_bias:bool input:q? {_WIDTHS}"
 
 
 class QuantizedGRU(_Sequence):

@@ -198,6 +198,10 @@ INNER = {
     "sparse floats": lambda: pruned_parameter(torch.float32),
     "sparse bfloat16": lambda: pruned_parameter(torch.bfloat16),
     "sparse int8": lambda: pruned_parameter(torch.int8),
+    "narrow": lambda: (
+        torch.arange(600).remainder(16).sub(8).to(torch.int8).view(20, 30),
+        Encoding("narrow", {"bits": 4}),
+    ),
     "sparse, all stored": lambda: pruned_parameter(torch.float32, 1.0),
     "sparse affine": pruned_affine,
     "vectors": vectors,

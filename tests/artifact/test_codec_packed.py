@@ -2,6 +2,7 @@
 
 from test_codec_affine import CASES as AFFINE
 from test_codec_codebook import CASES as CODEBOOK
+from test_codec_narrow import CASES as NARROW
 
 from modelopt_cli.artifact.codecs import WRAPPERS
 
@@ -11,4 +12,4 @@ def offered(make):
     return tensor, WRAPPERS["packed"].offer(tensor, encoding)
 
 
-CASES = {name: lambda make=make: offered(make) for name, make in (AFFINE | CODEBOOK).items()}
+CASES = {name: lambda make=make: offered(make) for name, make in (AFFINE | CODEBOOK | NARROW).items()}

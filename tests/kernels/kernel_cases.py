@@ -25,13 +25,14 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def random_uint8(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(seed))
+def random_uint8(*shape: int, seed: int = 0, bits: int = 8) -> Tensor:
+    return torch.randint(0, 1 << bits, shape, dtype=torch.uint8, generator=generator(seed))
 
 
 def _weights(layer: Any, groups: int, seed: int) -> None:
     g = generator(seed)
-    weight, _ = quantize_weight(layer.turned(torch.randn(layer.weight.shape, generator=g)), groups)
+    drawn = layer.turned(torch.randn(layer.weight.shape, generator=g))
+    weight, _ = quantize_weight(drawn, groups, bits=layer.weight_bits)
     layer.weight.copy_(layer.turned(weight))
     fan = layer.weight[0].numel()
     layer.scale.copy_((0.5 + torch.rand(len(layer.scale), generator=g)) / (40 * fan**0.5))
@@ -123,7 +124,7 @@ def assert_matches(got: Tensor, real: Tensor, output: QParams | None) -> None:
         torch.testing.assert_close(got.double(), real, rtol=1e-5, atol=2e-5)
         return
     assert got.dtype == torch.uint8
-    level = (real / output.scale + output.zero_point).clamp(0, 255)
+    level = (real / output.scale + output.zero_point).clamp(0, output.top)
     distance = (got.double() - level).abs()
     assert distance.max() <= 0.5 + 2e-3, f"{(distance > 0.502).sum()} of {got.numel()} are wrong"
     assert got.double().std() > 0

@@ -29,6 +29,7 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.precision_plan import make_plan
+from modelopt_cli.methods.quantize.widths import INT8
 from modelopt_cli.program import Program
 from modelopt_cli.program.attention import split_attention
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
@@ -82,7 +83,7 @@ def local_sqnr(program: Program, int8: Program, x: Tensor) -> dict[str, float]:
     """Each layer's signal to noise against the float network, given the float network's inputs."""
     ready = split_attention(fold_batch_norms(inference_form(program)))
     selected = {s.name for s in coverage(int8).layers if s.compressed}
-    plan = make_plan(ready, selected)
+    plan = make_plan(ready, dict.fromkeys(selected, INT8))
     outputs = {u.head.name: o.name for units in (plan.layers, plan.adds) for o, u in units.items()}
     with torch.inference_mode():
         exact = _Float(ready)

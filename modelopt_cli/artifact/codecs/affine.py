@@ -20,8 +20,6 @@ from modelopt_cli.artifact.codecs.base import FLOATS, Codec, IntegerView, Params
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.program import Encoding
 
-CHANNEL_STEPS = {"bits": 8, "axis": 0, "group": None}
-"""Settings of int8 with one scale for each index along the first dimension."""
 _SCALES = (torch.float32, torch.float16, torch.bfloat16)
 Block = slice | EllipsisType
 _BLOCK = 1 << 18
@@ -110,10 +108,16 @@ class Affine(Codec):
         """Name with the bits: ``affine8``."""
         return f"{self.name}{params['bits']}"
 
-    def channel_scale(self, encoding: Encoding) -> torch.Tensor | None:
-        """The scale, where that is all there is."""
-        symmetric = encoding.parts.keys() == {"scale"}
-        return encoding.parts["scale"] if symmetric and dict(encoding.params) == CHANNEL_STEPS else None
+    def channel_steps(self, encoding: Encoding) -> tuple[torch.Tensor, int] | None:
+        """The scale, where that is all there is, and the bits."""
+        bits = int(encoding.params["bits"])
+        one_a_channel = dict(encoding.params) == channel_params(bits) and encoding.parts.keys() == {"scale"}
+        return (encoding.parts["scale"], bits) if one_a_channel else None
+
+
+def channel_params(bits: int) -> dict[str, Any]:
+    """Settings with one scale for each index along the first dimension."""
+    return {"bits": bits, "axis": 0, "group": None}
 
 
 class AffineIntegers(IntegerView):

@@ -134,8 +134,8 @@ class Codec(ABC):
         """Codebooks, centroids in each and numbers in a centroid, for values as many as a byte can tell."""
         return 1, 256, 1
 
-    def channel_scale(self, encoding: Encoding) -> torch.Tensor | None:
-        """The scale of every index along the first dimension, where the values are int8 steps of it alone."""
+    def channel_steps(self, encoding: Encoding) -> tuple[torch.Tensor, int] | None:
+        """Scale of every index along the first dimension and bits, where the values are steps of it alone."""
         return None
 
     def with_zeros(self, encoding: Encoding) -> Encoding | None:

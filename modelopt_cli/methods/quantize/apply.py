@@ -2,15 +2,18 @@
 
 import torch
 
+from modelopt_cli.artifact.codecs.narrow import NARROW
 from modelopt_cli.artifact.encodings import carry_over
 from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.measure.layer_status import recorded
 from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.schemes import SCHEMES
-from modelopt_cli.program import Program
+from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.attention import split_names
 from modelopt_cli.program.history import history_entry
+from modelopt_cli.program.quantization import BITS
+from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.quantized_recurrent import renamed_weights
 
 
@@ -43,6 +46,15 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> MethodR
     return result
 
 
+def _narrow_encodings(program: Program) -> dict[str, Encoding]:
+    """How the integer weights of fewer than 8 bits are stored, so that a file may hold them in those."""
+    return {
+        f"{name}.weight": Encoding(NARROW.name, {"bits": layer.weight_bits})
+        for name, layer in program.named_modules(remove_duplicate=False)
+        if isinstance(layer, Weighted) and layer.weight_bits < BITS
+    }
+
+
 def _settle_encodings(source: Program, quantized: Program) -> None:
     """Forget what is recorded of tensors that are gone or int8 by now; what was pruned stays pruned.
 
@@ -56,4 +68,5 @@ def _settle_encodings(source: Program, quantized: Program) -> None:
         name = renamed.get(old, old)
         if name in floats and name not in kept and torch.equal(before[old], after[name]):
             kept[name] = encoding
+    kept |= _narrow_encodings(quantized)
     quantized.encodings = carry_over(before, source.encodings, after, kept, renamed)

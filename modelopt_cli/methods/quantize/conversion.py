@@ -164,7 +164,8 @@ class _Converter:
         module, tensor = self.modules[name], source(unit.head)
         target = self._q(output) if output in self.plan.int8 else None
         residual = None if unit.residual is None else self._q(unit.residual)
-        precision = Precision(self._q(tensor), target, unit.activation, residual)
+        bits = self.plan.widths[name].weight
+        precision = Precision(self._q(tensor), target, unit.activation, residual, bits)
         layer = LAYER_FORMS[type(module)].make(module, precision)
         assert isinstance(layer, Weighted)
         name = self._as_call(name, layer)
@@ -179,7 +180,7 @@ class _Converter:
         name = str(node.target)
         module = self.modules[name]
         known = (self._q(source(node)),) if node in self.plan.calibrated else ()
-        layer = LAYER_FORMS[type(module)].make(module, *known)
+        layer = LAYER_FORMS[type(module)].make(module, self.plan.widths[name], *known)
         if isinstance(layer, QuantizedRecurrent):
             fill_recurrent(layer, module, {own for own in self.shared if own.rpartition(".")[0] == name})
         else:
@@ -269,7 +270,7 @@ def fill_recurrent(layer: QuantizedRecurrent, module: Any, shared: Collection[st
 
 
 def fill(layer: Weighted, module: Any, *, shared: bool = False, bounded: bool = True) -> None:
-    """Round the weight of a float layer into an int8 one.
+    """Round the weight of a float layer into an integer one, to the bits that this has.
 
     Args:
         layer: gets the tensors.
@@ -279,7 +280,9 @@ def fill(layer: Weighted, module: Any, *, shared: bool = False, bounded: bool = 
     """
     weight = layer.turned(module.weight.detach())
     groups = getattr(module, "groups", 1)
-    values, scale = quantize_weight(weight, groups, exact_everywhere=bounded, shared=shared)
+    values, scale = quantize_weight(
+        weight, groups, bits=layer.weight_bits, exact_everywhere=bounded, shared=shared
+    )
     layer.weight.copy_(layer.turned(values))
     layer.scale.copy_(scale)
     if layer.bias is not None:

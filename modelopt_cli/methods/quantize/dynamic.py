@@ -9,6 +9,7 @@ from modelopt_cli.methods.quantize.candidates import select_candidates, shared_w
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import fill, fill_recurrent
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
+from modelopt_cli.methods.quantize.widths import INT8, Widths
 from modelopt_cli.program import Program
 from modelopt_cli.program.channels import layered
 from modelopt_cli.program.fold import inference_form
@@ -28,7 +29,7 @@ def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context)
     shared = shared_weights(program, ready)
     for name in selected:
         module = ready.get_submodule(name)
-        layer, multiplies = _int8_form(module)
+        layer, multiplies = _integer_form(module, INT8)
         if isinstance(layer, QuantizedRecurrent):
             fill_recurrent(layer, module, {own for own in shared if own.rpartition(".")[0] == name})
         else:
@@ -38,11 +39,13 @@ def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context)
     return MethodResult(ready.eval(), skipped)
 
 
-def _int8_form(module: nn.Module) -> tuple[Quantized, bool]:
-    """The int8 layer of a float one, its tensors still to be filled, and whether it multiplies integers."""
+def _integer_form(module: nn.Module, widths: Widths) -> tuple[Quantized, bool]:
+    """The integer layer of a float one, its tensors to be filled, and whether it multiplies integers."""
     if isinstance(module, nn.Linear):
-        return DynamicLinear(module.in_features, module.out_features, module.bias is not None), True
-    return LAYER_FORMS[type(module)].make(module), False
+        sizes = (module.in_features, module.out_features, module.bias is not None)
+        assert widths.activation is not None
+        return DynamicLinear(*sizes, widths.weight, widths.activation), True
+    return LAYER_FORMS[type(module)].make(module, widths), False
 
 
 def _obstacle(module: nn.Module) -> str | None:

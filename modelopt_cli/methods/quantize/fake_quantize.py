@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modelopt_cli.methods.quantize.rounding import WMAX, within_bound
-from modelopt_cli.program.quantization import QMAX, QMIN, NotFiniteError, QParams, dynamic_qparams
+from modelopt_cli.methods.quantize.rounding import within_bound
+from modelopt_cli.program.quantization import BITS, NotFiniteError, QParams, dynamic_qparams, weight_limits
 
 
 class _RoundedActivation(torch.autograd.Function):
@@ -26,8 +26,8 @@ class _RoundedActivation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, q: QParams) -> Tensor:
         # Step by step as quantize and dequantize, so that the same values come out.
         steps = x.mul(1.0 / q.scale).round_().add_(q.zero_point)
-        ctx.save_for_backward((steps >= QMIN) & (steps <= QMAX))
-        return steps.clamp_(QMIN, QMAX).sub_(q.zero_point).mul_(q.scale)
+        ctx.save_for_backward((steps >= 0) & (steps <= q.top))
+        return steps.clamp_(0, q.top).sub_(q.zero_point).mul_(q.scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -39,17 +39,17 @@ class RoundedWeight(torch.autograd.Function):
     """The float32 values of the int8 weight nearest to a latent one."""
 
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, scale: Tensor, bounded: bool) -> Tensor:
-        q = nearest_steps(latent, scale, bounded)
+    def forward(ctx: Any, latent: Tensor, scale: Tensor, bounded: bool, bits: int) -> Tensor:
+        q = nearest_steps(latent, scale, bounded, bits)
         spread = _spread(scale, latent)
         ctx.save_for_backward(latent, (latent / spread).round_() != q)
         return q.mul_(spread)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         latent, beyond = ctx.saved_tensors
         # A latent weight beyond what int8 can follow may come back, but go no further.
-        return grads[0].masked_fill(beyond & (grads[0] * latent < 0), 0), None, None
+        return grads[0].masked_fill(beyond & (grads[0] * latent < 0), 0), None, None, None
 
 
 def fake_quantize(x: Tensor, q: QParams) -> Tensor:
@@ -58,25 +58,26 @@ def fake_quantize(x: Tensor, q: QParams) -> Tensor:
     return rounded
 
 
-def fake_quantize_dynamic(x: Tensor) -> Tensor:
-    """Round ``x`` by its own range; a value that is not finite leaves all as they are."""
+def fake_quantize_dynamic(x: Tensor, bits: int = BITS) -> Tensor:
+    """Round ``x`` to so many bits by its own range; a value that is not finite leaves all as they are."""
     if x.is_meta:  # only shapes are asked for
         return x
     try:
-        return fake_quantize(x, dynamic_qparams(x.detach()))
+        return fake_quantize(x, dynamic_qparams(x.detach(), bits))
     except NotFiniteError:
         return x
 
 
-def nearest_steps(latent: Tensor, scale: Tensor, bounded: bool) -> Tensor:
-    """The int8 weight of a latent one, as integers in float32.
+def nearest_steps(latent: Tensor, scale: Tensor, bounded: bool, bits: int = BITS) -> Tensor:
+    """The integer weight of a latent one, as integers in float32.
 
     Args:
         latent: ``(O, C / groups, ...)``.
         scale: float32 ``(O,)``.
         bounded: keep neighbouring pairs within the bound of ``kernels.saturation``.
+        bits: of the integers.
     """
-    nearest = (latent / _spread(scale, latent)).round_().clamp_(-WMAX, WMAX)
+    nearest = (latent / _spread(scale, latent)).round_().clamp_(*weight_limits(bits))
     return within_bound(nearest) if bounded else nearest
 
 

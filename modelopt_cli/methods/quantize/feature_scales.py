@@ -15,11 +15,10 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan
 from modelopt_cli.methods.quantize.roles import Role
-from modelopt_cli.methods.quantize.rounding import WMAX
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import source
 from modelopt_cli.program.layer_kinds import build, config_of, kind_of
-from modelopt_cli.program.quantization import QMAX, QMIN
+from modelopt_cli.program.quantization import BITS, levels_of, weight_limits
 from modelopt_cli.program.rewrite import copy_graph, parts_of
 
 LEAST_GAIN = 4.0
@@ -76,7 +75,9 @@ def values_of_features(
     return found
 
 
-def feature_factors(seen: FeatureRange, layers: Sequence[Any]) -> Tensor | None:
+def feature_factors(
+    seen: FeatureRange, layers: Sequence[Any], bits: int = BITS, weight_bits: int = BITS
+) -> Tensor | None:
     """Factors that the features are divided by, or None where they would gain less than ``LEAST_GAIN``.
 
     The squared error of a layer's outputs is predicted: a step of s rounds by s^2 / 12.
@@ -84,6 +85,8 @@ def feature_factors(seen: FeatureRange, layers: Sequence[Any]) -> Tensor | None:
     Args:
         seen: of the features.
         layers: the linear layers that read them.
+        bits: of the features as integers.
+        weight_bits: of those layers' weights.
 
     Returns:
         float32 ``(features,)``, powers of two of at most 1.
@@ -96,8 +99,8 @@ def feature_factors(seen: FeatureRange, layers: Sequence[Any]) -> Tensor | None:
     weight = torch.cat([layer.weight.detach().double() for layer in layers])
 
     def error(factors: Tensor) -> float:
-        step = ((seen.high / factors).max() - (seen.low / factors).min()) / (QMAX - QMIN)
-        steps = (weight * factors).abs().amax(1) / WMAX
+        step = ((seen.high / factors).max() - (seen.low / factors).min()) / (levels_of(bits) - 1)
+        steps = (weight * factors).abs().amax(1) / weight_limits(weight_bits)[1]
         of_inputs = step.square() * (weight * factors).square().sum()
         of_weights = steps.square().sum() * (seen.squares / seen.rows / factors.square()).sum()
         return float(of_inputs + of_weights)

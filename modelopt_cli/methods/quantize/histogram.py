@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from modelopt_cli.program.quantization import QMAX, QMIN, QParams, qparams_from_range
+from modelopt_cli.program.quantization import BITS, QParams, levels_of, qparams_from_range
 
 BINS = 4096
 
@@ -29,12 +29,17 @@ class Histogram:
     Args:
         choose: an observer's choice of the range.
         counting: the observer looks at how values are distributed.
+        bits: of the quantized activation.
     """
 
-    levels = QMAX - QMIN + 1
-
-    def __init__(self, choose: Callable[["Histogram"], tuple[float, float]], counting: bool = True) -> None:
+    def __init__(
+        self,
+        choose: Callable[["Histogram"], tuple[float, float]],
+        counting: bool = True,
+        bits: int = BITS,
+    ) -> None:
         self._choose, self._counting = choose, counting
+        self.bits, self.levels = bits, levels_of(bits)
         self.low = self.high = self.limit = 0.0
         self.zeros = 0
         self.whole = True
@@ -84,7 +89,7 @@ class Histogram:
 
     def qparams(self) -> QParams:
         """Scale and zero point of that range or, of whole numbers, of one at which they are exact."""
-        return qparams_from_range(*(self._exact_range() or self.range()))
+        return qparams_from_range(*(self._exact_range() or self.range()), self.bits)
 
     def _exact_range(self) -> tuple[float, float] | None:
         """The smallest range in steps of 1, 1/2, 1/3, ... with all values, if these are whole numbers.

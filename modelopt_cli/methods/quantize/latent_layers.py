@@ -18,7 +18,7 @@ from modelopt_cli.methods.quantize.fake_quantize import (
     fake_quantize_dynamic,
     nearest_steps,
 )
-from modelopt_cli.program.quantization import ACTIVATIONS, QParams
+from modelopt_cli.program.quantization import ACTIVATIONS, BITS, QParams
 from modelopt_cli.program.quantized_convolutions import stacked, transposed_convolution, turned
 
 
@@ -31,12 +31,16 @@ class LatentForm:
         dynamic: the input is rounded first, by its own range.
         activation: a key of ``ACTIVATIONS``, applied to the result.
         output: of the uint8 result; None where it stays float32.
+        weight_bits: of the weight's integers.
+        input_bits: of a dynamic input's.
     """
 
     bounded: bool
     dynamic: bool = False
     activation: str = "none"
     output: QParams | None = None
+    weight_bits: int = BITS
+    input_bits: int = BITS
 
 
 class Latent(nn.Module):
@@ -64,13 +68,14 @@ class Latent(nn.Module):
     @torch.no_grad()
     def steps(self) -> Tensor:
         """The int8 weight as it is now."""
-        steps = nearest_steps(self.turned(self.weight), self.scale, self.form.bounded)
+        form = self.form
+        steps = nearest_steps(self.turned(self.weight), self.scale, form.bounded, form.weight_bits)
         return self.turned(steps).to(torch.int8)
 
     def rounded(self) -> Tensor:
         """The float32 values of the int8 weight."""
-        latent = self.turned(self.weight)
-        weight: Tensor = RoundedWeight.apply(latent, self.scale, self.form.bounded)  # type: ignore[no-untyped-call]
+        latent, form = self.turned(self.weight), self.form
+        weight: Tensor = RoundedWeight.apply(latent, self.scale, form.bounded, form.weight_bits)  # type: ignore[no-untyped-call]
         return self.turned(weight)
 
     def _finish(self, y: Tensor) -> Tensor:
@@ -185,7 +190,7 @@ class LatentLinear(Latent, nn.Linear):
         self._adopt(like, weight, scale, form)
 
     def forward(self, input: Tensor) -> Tensor:
-        x = fake_quantize_dynamic(input) if self.form.dynamic else input
+        x = fake_quantize_dynamic(input, self.form.input_bits) if self.form.dynamic else input
         return self._finish(F.linear(x, self.rounded(), self.bias))
 
 

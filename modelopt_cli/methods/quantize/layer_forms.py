@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from modelopt_cli.kernels.lowering import overpadded
-from modelopt_cli.program.quantization import QParams
+from modelopt_cli.methods.quantize.widths import Widths
+from modelopt_cli.program.quantization import BITS, QParams
 from modelopt_cli.program.quantized import Quantized, QuantizedEmbedding, QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
@@ -36,12 +37,14 @@ class Precision:
         output: of its output; None where that stays float32.
         activation: a key of ``ACTIVATIONS``, applied to its sums.
         residual: scale and zero point of what is added to them before, if anything is.
+        weight_bits: of the integers of its weight.
     """
 
     input: QParams
     output: QParams | None = None
     activation: str = "none"
     residual: QParams | None = None
+    weight_bits: int = BITS
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class LayerForm:
     """The int8 form of a kind of layer.
 
     Attributes:
-        make: the int8 layer of a float one and, if it multiplies, its ``Precision``; its tensors are still to
-            be filled.
+        make: the int8 layer of a float one and its ``Precision`` or, if it does not multiply, its ``Widths``
+            and perhaps the ``QParams`` of its input; its tensors are still to be filled.
         obstacle: reason why a layer of the kind has none, or None where it has.
         multiplies: it multiplies integers, so that its input is uint8 and its weight within the bound of
             ``kernels.saturation``; else only the weight is int8, and its input what it is in float32.
@@ -122,11 +125,12 @@ def _transposed(kind: type[QuantizedTransposed]) -> LayerForm:
 
 def _linear(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
     sizes = (layer.in_features, layer.out_features, layer.bias is not None)
-    return QuantizedLinear(*sizes, precision.input, precision.output, precision.activation)
+    around = (precision.input, precision.output, precision.activation)
+    return QuantizedLinear(*sizes, *around, weight_bits=precision.weight_bits)
 
 
-def _embedding(layer: nn.Embedding) -> QuantizedEmbedding:
-    return QuantizedEmbedding(layer.num_embeddings, layer.embedding_dim)
+def _embedding(layer: nn.Embedding, widths: Widths) -> QuantizedEmbedding:
+    return QuantizedEmbedding(layer.num_embeddings, layer.embedding_dim, widths.weight)
 
 
 def _embedding_obstacle(layer: nn.Embedding) -> str | None:
@@ -138,9 +142,10 @@ LEAST_HIDDEN = 768
 
 
 def _recurrent(kind: Callable[..., QuantizedRecurrent], *options: str) -> LayerForm:
-    def make(layer: Any, source: QParams | None = None) -> QuantizedRecurrent:
+    def make(layer: Any, widths: Widths, source: QParams | None = None) -> QuantizedRecurrent:
         given = {name: getattr(layer, name) for name in ("input_size", "hidden_size", *options)}
-        return kind(**given, has_bias=layer.bias, input=source)
+        bits = {"weight_bits": widths.weight, "state_bits": widths.activation}
+        return kind(**given, has_bias=layer.bias, input=source, **bits)
 
     return LayerForm(make, _recurrent_obstacle, multiplies=False, calibrated=True, further=frozenset({"hx"}))
 

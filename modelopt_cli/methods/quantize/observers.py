@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from modelopt_cli.methods.quantize.histogram import Histogram
 
 Range = tuple[float, float]
+FINE = 256
+"""Levels from which on a step is far smaller than most values."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,23 @@ def _mean_squared_error(seen: "Histogram") -> Range:
     low, high = seen.low, seen.high
     # Two passes of coordinate descent; the other side's choice hardly moves this one's.
     for _ in (1, 2):
-        low = _best(seen.low, partial(_squared_error, seen, high=high))
-        high = _best(seen.high, partial(_squared_error, seen, low))
+        low = _best(seen.low, seen.levels, partial(_squared_error, seen, high=high))
+        high = _best(seen.high, seen.levels, partial(_squared_error, seen, low))
     return low, high
 
 
-def _best(extreme: float, error: Callable[[float], float]) -> float:
-    return min(_clipped(extreme), key=error) if extreme else 0.0
+def _best(extreme: float, levels: int, error: Callable[[float], float]) -> float:
+    candidates = _clipped(extreme, levels)
+    return min(candidates, key=error) if extreme else 0.0
 
 
 def _squared_error(seen: "Histogram", low: float, high: float) -> float:
     step = (high - low) / (seen.levels - 1)
     centres = seen.centres
+    if seen.levels < FINE:
+        # Most values may be smaller than a step, which the error of a step says too much of.
+        rounded = (centres.clamp(low, high) / step).round() * step
+        return float((seen.counts * (centres - rounded).square()).sum())
     clipped = (centres - centres.clamp(low, high)).square()
     inside = (centres >= low) & (centres <= high)
     return float((seen.counts * (clipped + inside * (step * step / 12))).sum())
@@ -75,7 +82,7 @@ def _squared_error(seen: "Histogram", low: float, high: float) -> float:
 
 def _entropy(seen: "Histogram") -> Range:
     """Minimise the divergence of the clipped histogram from its projection onto the quantization levels."""
-    ranges = zip(_clipped(seen.low), _clipped(seen.high), strict=True)
+    ranges = zip(_clipped(seen.low, seen.levels), _clipped(seen.high, seen.levels), strict=True)
     return min(ranges, key=lambda each: _divergence(seen, *each))
 
 
@@ -101,11 +108,13 @@ def _divergence(seen: "Histogram", low: float, high: float) -> float:
     return float((p[positive] * (p[positive] / q[positive].clamp(min=1e-12)).log()).sum())
 
 
-def _clipped(extreme: float) -> list[float]:
-    """Candidate ends of a range: from a fifth of the observed extreme to all of it."""
+def _clipped(extreme: float, levels: int) -> list[float]:
+    """Candidate ends of a range, up to the observed extreme: from a fifth of it, or less for few levels."""
     import torch
 
-    return [fraction * extreme for fraction in torch.linspace(0.2, 1.0, 81, dtype=torch.float64).tolist()]
+    least, count = (0.2, 81) if levels >= FINE else (0.02, 99)
+    fractions = torch.linspace(least, 1.0, count, dtype=torch.float64).tolist()
+    return [fraction * extreme for fraction in fractions]
 
 
 _ROWS = (

@@ -14,10 +14,11 @@ from torch import fx, nn
 
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
 from modelopt_cli.methods.quantize.roles import ADD_ACTIVATIONS, Role, role_of
+from modelopt_cli.methods.quantize.widths import Widths
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import operation, source
 from modelopt_cli.program.patterns import activation_of, sole_user
-from modelopt_cli.program.quantization import ACTIVATIONS
+from modelopt_cli.program.quantization import ACTIVATIONS, BITS
 from modelopt_cli.program.shapes import program_values
 
 
@@ -52,6 +53,8 @@ class PrecisionPlan:
         inside: nodes that live on inside a unit and are no values of their own any more.
         sharing: each uint8 value's representative; values with one representative share QParams.
         values: shape and type of every value, as ``program.values.infer`` gives them.
+        widths: bits of weights and activations, by the name of the layer.
+        bits: of uint8 values and of those that are rounded for an int8 operation, by representative.
     """
 
     layers: dict[fx.Node, Unit] = field(default_factory=dict)
@@ -63,6 +66,12 @@ class PrecisionPlan:
     inside: set[fx.Node] = field(default_factory=set)
     sharing: dict[fx.Node, fx.Node] = field(default_factory=dict)
     values: dict[fx.Node, Any] = field(default_factory=dict)
+    widths: Mapping[str, Widths] = field(default_factory=dict)
+    bits: dict[fx.Node, int] = field(default_factory=dict)
+
+    def bits_of(self, node: fx.Node) -> int:
+        """Bits of a value as integers: the most that a layer that reads it asks for."""
+        return self.bits.get(self.representative(node), BITS)
 
     def representative(self, node: fx.Node) -> fx.Node:
         """The value whose QParams a value uses."""
@@ -81,13 +90,15 @@ class PrecisionPlan:
         return node in self.int8 and self.roles.get(node) in (Role.PASS, Role.CAT)
 
 
-def make_plan(program: Program, selected: set[str]) -> PrecisionPlan:
+def make_plan(program: Program, widths: Mapping[str, Widths]) -> PrecisionPlan:
     """Plan the int8 form of a Program.
 
     Args:
         program: a float Program with batch norms folded.
-        selected: names of the layers to quantize, each of a kind in ``LAYER_FORMS``.
+        widths: of each layer to quantize, by its name; each is of a kind in ``LAYER_FORMS``. A layer whose
+            activations stay float is none that the plan makes integers of.
     """
+    selected = {name for name, each in widths.items() if each.activation is not None}
     # An int8 addition costs no less than one in float, so that rounding its sum helps nobody where a float
     # operation reads that. An addition inside of a convolution does.
     values, in_float = program_values(program, 1), set[fx.Node]()
@@ -96,6 +107,8 @@ def make_plan(program: Program, selected: set[str]) -> PrecisionPlan:
         rounded = {output for output in plan.adds if _read_in_float(output, plan)}
         if not rounded:
             _share(plan)
+            plan.widths = widths
+            _choose_bits(plan, program.graph)
             return plan
         in_float |= rounded
 
@@ -231,6 +244,37 @@ def _fuse_residuals(plan: PrecisionPlan, graph: fx.Graph, modules: Mapping[str, 
                 plan.inside.update({operand, add.head} - {output})
                 plan.layers[output] = Unit(conv.head, output, add.activation, second)
                 break
+
+
+def _choose_bits(plan: PrecisionPlan, graph: fx.Graph) -> None:
+    """Give each value the most bits that a reader asks for: a layer its own, a sum those of its result."""
+    asked: dict[fx.Node, int] = {}
+
+    def ask(value: fx.Node, bits: int) -> None:
+        asked[value] = max(asked.get(value, 0), bits)
+
+    def of_layer(head: fx.Node) -> int:
+        return plan.widths[str(head.target)].activation or 0
+
+    for node in reversed(graph.nodes):
+        own = asked.get(node, 0)
+        if node in plan.layers:
+            unit = plan.layers[node]
+            ask(source(unit.head), of_layer(unit.head))
+            if unit.residual is not None:
+                ask(unit.residual, own)
+        elif node in plan.adds:
+            for operand in plan.adds[node].head.all_input_nodes:
+                ask(operand, own)
+        elif node in plan.calibrated:
+            ask(source(node), of_layer(node))
+        elif node in plan.int8:
+            for value in _sources(node):
+                ask(value, own)
+    for value, bits in asked.items():
+        shared = plan.representative(value)
+        plan.bits[shared] = max(plan.bits.get(shared, 0), bits)
+    plan.bits = {value: bits for value, bits in plan.bits.items() if bits}
 
 
 def _share(plan: PrecisionPlan) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from modelopt_cli.artifact.encodings import channel_scale, is_pruned
+from modelopt_cli.artifact.encodings import channel_steps, is_pruned
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.measure.evaluated_model import is_quantized
@@ -36,6 +36,7 @@ from modelopt_cli.methods.quantize.roles import SHAPE_OPERATIONS
 from modelopt_cli.methods.share.config import was_shared
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.calls import operation
+from modelopt_cli.program.quantization import BITS
 from modelopt_cli.program.quantized import (
     DynamicLinear,
     Quantized,
@@ -159,6 +160,8 @@ def _weighted(layer: Weighted) -> Latent:
         dynamic=isinstance(layer, DynamicLinear),
         activation=layer.activation,
         output=layer.output,
+        weight_bits=layer.weight_bits,
+        input_bits=layer.activation_bits or BITS,
     )
     return _LATENT[type(layer)](layer, layer.float_weight(), layer.scale, form)
 
@@ -187,14 +190,15 @@ def _unweighted(layer: Quantized) -> nn.Module:
 
 
 def _stored(layer: nn.Module, encoding: Encoding | None) -> nn.Module | None:
-    """The form of a float layer whose weight is stored as int8."""
-    stored = channel_scale(encoding)
+    """The form of a float layer whose weight is stored as integers."""
+    stored = channel_steps(encoding)
     if stored is None:
         return None
+    scale, bits = stored
     latent = _LATENT.get(type(layer))
     if latent is None or layer.weight.dtype != torch.float32:
         return None
-    return latent(layer, layer.weight, stored.float(), LatentForm(bounded=False))
+    return latent(layer, layer.weight, scale.float(), LatentForm(bounded=False, weight_bits=bits))
 
 
 def _forget_steps(network: Program, name: str) -> None:

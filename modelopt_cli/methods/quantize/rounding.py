@@ -1,12 +1,17 @@
 """Rounding of weights to integers: symmetric, one scale per output channel, and exact on every CPU."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from modelopt_cli.kernels.saturation import PAIR_LIMIT, is_depthwise
+from modelopt_cli.program.quantization import BITS, weight_limits
 
 WMAX = 127
 CANDIDATES = 16
+NARROW_CANDIDATES, NARROWEST = 46, 0.1
+"""Ranges that are tried below 8 bits, from a tenth of the largest weight to all of it."""
 SMALLEST = 1e-35
 """Weights below this are zeros: a 127th of it would hardly be a normal float32."""
 CHUNK = 1 << 18
@@ -21,7 +26,9 @@ def quantize_weight(
     The largest weight of a channel need not be 127: a larger scale leaves fewer neighbouring pairs
     over the bound of ``kernels.saturation``, and those that remain over it are pulled back onto it. The
     scale is searched between ``max / 127``, where many pairs are pulled back, and ``max / 64``,
-    where none is (that is plain 7-bit quantization, so the result is never worse than that).
+    where none is (that is plain 7-bit quantization, so the result is never worse than that). Of fewer than 8
+    bits no pair can be over the bound, and the scale is searched among smaller ones, which clip the largest
+    weights and round the others less.
 
     Args:
         weight: float ``(O, C / groups, ...)``.
@@ -37,11 +44,16 @@ def quantize_weight(
     flat = weight.detach().float()
     if flat.numel() == 0:
         return torch.zeros_like(flat, dtype=torch.int8), flat.new_ones(len(flat))
-    largest = (1 << bits - 1) - 1
-    depthwise = is_depthwise(tuple(weight.shape), groups)
-    bounded = exact_everywhere and 2 * largest > PAIR_LIMIT and not depthwise
+    bounded = exact_everywhere and bits == BITS and not is_depthwise(tuple(weight.shape), groups)
     rows = flat.split(max(CHUNK // flat[0].numel(), 1))
-    parts = [_bounded(*_unit(some), shared) if bounded else _nearest(*_unit(some), largest) for some in rows]
+
+    def rounded(some: Tensor) -> tuple[Tensor, Tensor]:
+        if bits < BITS:
+            steps = torch.linspace(1.0, NARROWEST, NARROW_CANDIDATES) / weight_limits(bits)[1]
+            return _least_error(*_unit(some), steps.tolist(), bits)
+        return _bounded(*_unit(some), shared) if bounded else _nearest(*_unit(some), WMAX)
+
+    parts = [rounded(some) for some in rows]
     return torch.cat([q for q, _ in parts]), torch.cat([s for _, s in parts])
 
 
@@ -60,13 +72,26 @@ def _nearest(unit: Tensor, extreme: Tensor, largest: int) -> tuple[Tensor, Tenso
 
 def _bounded(unit: Tensor, extreme: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
     widest = WMAX / (PAIR_LIMIT // 2)
+    steps = [factor / WMAX for factor in torch.linspace(1.0, widest, CANDIDATES).tolist()]
+    return _least_error(unit, extreme, steps, BITS, within_bound, shared)
+
+
+def _least_error(
+    unit: Tensor,
+    extreme: Tensor,
+    steps: Sequence[float],
+    bits: int,
+    bound: Callable[[Tensor], Tensor] | None = None,
+    shared: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Integers and scales of the step with the least squared error, channel by channel."""
+    low, high = weight_limits(bits)
     best_q = torch.zeros_like(unit, dtype=torch.int8)
-    best_scale = extreme / WMAX
+    best_scale = extreme / high
     best_error = torch.full_like(extreme, torch.inf)
-    for factor in torch.linspace(1.0, widest, CANDIDATES).tolist():
-        step = factor / WMAX
-        nearest = (unit / step).round_().clamp_(-WMAX, WMAX)
-        q = within_bound(nearest)
+    for step in steps:
+        nearest = (unit / step).round_().clamp_(low, high)
+        q = nearest if bound is None else bound(nearest)
         error = (q * step - unit).square_().flatten(1).sum(1)
         if shared:
             error[(q != nearest).flatten(1).any(1)] = torch.inf

@@ -121,7 +121,10 @@ def _stored(name: str, tensor: Tensor, earlier: Encoding, scheme: Scheme | None)
     """One tensor, quantized unless there is no scheme, with its encoding; a pruned one stays pruned."""
     after, encoding = tensor, earlier
     if scheme is not None:
-        after, encoding = encode_weight(tensor, scheme, shared=is_shared(earlier))
+        bounded = scheme.integer_arithmetic
+        after, encoding = encode_weight(
+            tensor, scheme.weight_bits, bounded=bounded, shared=is_shared(earlier)
+        )
         require_nonzero(name, tensor, after)
     if is_pruned(earlier):
         encoding = carry_over({name: tensor}, {name: earlier}, {name: after}, {name: encoding})[name]

@@ -23,6 +23,7 @@ from modelopt_cli.methods.quantize.layer_forms import obstacle
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan, make_plan
 from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, usable
+from modelopt_cli.methods.quantize.widths import INT8
 from modelopt_cli.program import Program
 from modelopt_cli.program.channels import layered
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
@@ -89,17 +90,23 @@ def calibrated(program: Program, config: QuantizeConfig, context: Context) -> Ca
     # A batch norm would give every channel of a shared weight values of its own.
     unfolded = {layer for name in shared if (layer := name.rpartition(".")[0]) not in selected}
     ready = fold_batch_norms(split, unfolded)
-    plan = make_plan(ready, set(selected))
+    widths = dict.fromkeys(selected, INT8)
+    plan = make_plan(ready, widths)
     layers = values_of_features(ready, plan, shared)
     features = {value: FeatureRange() for value in layers}
     qparams = _observed(ready, plan, config, context, features)
     found = {
-        value: feature_factors(seen, [ready.get_submodule(name) for name in layers[value]])
+        value: feature_factors(
+            seen,
+            [ready.get_submodule(name) for name in layers[value]],
+            plan.bits_of(value),
+            min(widths[name].weight for name in layers[value]),
+        )
         for value, seen in features.items()
     }
     if factors := {value: factor for value, factor in found.items() if factor is not None}:
         ready = with_factors(ready, layers, factors)
-        plan = make_plan(ready, set(selected))
+        plan = make_plan(ready, widths)
         qparams = _observed(ready, plan, config, context)
     return Calibrated(ready, tuple(selected), skipped, plan, qparams, shared)
 
@@ -115,7 +122,9 @@ def _observed(
     assert context.data is not None
     observer = OBSERVERS[config.observer]
     watch = values_to_observe(plan, ready.graph)
-    histograms = {value: Histogram(observer.choose, observer.needs_counts) for value in watch}
+    histograms = {
+        value: Histogram(observer.choose, observer.needs_counts, plan.bits_of(value)) for value in watch
+    }
     watched: dict[fx.Node, list[Watching]] = {
         node: [histograms[value]] for value, nodes in watch.items() for node in nodes
     }

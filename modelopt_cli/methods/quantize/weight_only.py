@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.codecs.affine import Affine
+from modelopt_cli.artifact.codecs.affine import Affine, channel_params
 from modelopt_cli.artifact.encodings import is_shared, without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context, MethodResult
@@ -17,7 +17,7 @@ from modelopt_cli.methods.layer_selection import is_weight_name, select_layers
 from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.rounding import CHUNK, quantize_weight
-from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme
+from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.weighted import fetched_weights, weight_label
 from modelopt_cli.settings import option
@@ -43,7 +43,7 @@ def quantize_weights(program: Program, config: QuantizeConfig, context: Context)
     if not chosen:
         raise nothing_compressed(skipped)
     for name in chosen:
-        rounded, encoding = encode_weight(state[name], SCHEMES[config.scheme])
+        rounded, encoding = encode_weight(state[name], SCHEMES[config.scheme].weight_bits)
         require_nonzero(name, state[name], rounded)
         with torch.no_grad():
             state[name].copy_(rounded)
@@ -82,12 +82,15 @@ def layer_of(parameter: str) -> str:
     return parameter.rpartition(".")[0] or parameter
 
 
-def encode_weight(weight: Tensor, scheme: Scheme, *, shared: bool = False) -> tuple[Tensor, Encoding]:
+def encode_weight(
+    weight: Tensor, bits: int, *, bounded: bool = False, shared: bool = False
+) -> tuple[Tensor, Encoding]:
     """Round a weight to integer steps, one scale for each index along its first dimension.
 
     Args:
         weight: float, of two or more dimensions; it is not changed.
-        scheme: its bits; weights that are multiplied as integers keep to the bound of ``kernels.saturation``.
+        bits: of the integers.
+        bounded: the weight is multiplied as integers and keeps to the bound of ``kernels.saturation``.
         shared: equal weights of a channel stay equal.
 
     Returns:
@@ -99,15 +102,12 @@ def encode_weight(weight: Tensor, scheme: Scheme, *, shared: bool = False) -> tu
     rows = max(CHUNK // max(weight[:1].numel(), 1), 1)
     for start in range(0, len(weight), rows):  # so that a large embedding is never copied whole
         some = weight[start : start + rows]
-        values, scale = quantize_weight(
-            some, bits=scheme.weight_bits, exact_everywhere=scheme.integer_arithmetic, shared=shared
-        )
+        values, scale = quantize_weight(some, bits=bits, exact_everywhere=bounded, shared=shared)
         spread = scale.view(-1, *[1] * (weight.dim() - 1))
         integers[start : start + rows] = values
         rounded[start : start + rows] = (values.to(torch.float32) * spread).to(weight.dtype)
         scales.append(scale)
-    params = {"bits": scheme.weight_bits, "axis": 0, "group": None}
-    return rounded, Encoding(Affine.name, params, {"scale": torch.cat(scales)}, integers)
+    return rounded, Encoding(Affine.name, channel_params(bits), {"scale": torch.cat(scales)}, integers)
 
 
 def require_nonzero(name: str, before: Tensor, after: Tensor) -> None:
