@@ -1,4 +1,4 @@
-"""Looks at a network: its layers, and how much each minds being pruned."""
+"""Looks at a network: its layers, and how much each minds being compressed."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +21,6 @@ from modelopt_cli.kernels import require_device
 from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.measure.latency import threads
 from modelopt_cli.methods.distill.feature_points import FeaturePoint, feature_points
-from modelopt_cli.methods.prune.apply import sensitivity as measure_sensitivity
-from modelopt_cli.methods.prune.sensitivity import Sensitivity
 from modelopt_cli.program import Program
 
 
@@ -102,16 +100,20 @@ def _kind(network: nn.Module, place: FeaturePoint) -> str:
     return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
 
 
-def sensitivity(request: Request) -> tuple[Sensitivity, ...]:
-    """Measure how much the outputs of a network change when one part of it is pruned at a time.
+def sensitivity(request: Request) -> Any:
+    """Measure how much the outputs of a network change when its parts are compressed one at a time.
 
     Args:
-        request: ``source``, the samples whose outputs are compared (labels are not needed), and as ``config``
-            what to prune by which criterion; it needs no target.
+        request: ``command``, ``source``, the samples whose outputs are compared (labels are not needed), and
+            as ``config`` what to do by which criterion or scheme; it needs no target.
+
+    Returns:
+        What the method measures: a tuple of ``methods.prune.sensitivity.Sensitivity``, or a
+        ``methods.quantize.rounding_sensitivity.QuantizeSensitivity``.
 
     Raises:
         InputError: the source, the data or an option cannot be used, or the network cannot be traced.
-        NothingCompressed: nothing can be pruned.
+        NothingCompressed: nothing can be compressed.
     """
     request = replace(request, evaluate=False).noting_once()
     require_device(request.options.device)
@@ -121,5 +123,6 @@ def sensitivity(request: Request) -> tuple[Sensitivity, ...]:
     if work.opened.program is None:
         raise CaptureError("sensitivity needs a graph", where=work.opened.path, hint=work.opened.untraced)
     context = replace(work.context(None, work.method.stage), data=work.samples(None))
+    assert work.method.sensitivity is not None
     with threads(request.options.threads):
-        return measure_sensitivity(work.opened.program, request.config, context)
+        return work.method.sensitivity(work.opened.program, request.config, context)

@@ -4,6 +4,7 @@ from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.file_command import file_work
 from modelopt_cli.cli.groups import Work
+from modelopt_cli.cli.sensitivity_options import Plot, QuantizeSensitivity, read_sensitivity, sensitivity_work
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.measure.config import EvalOptions, Gates
@@ -20,6 +21,8 @@ def quantize(
     measure: EvalOptions,
     gates: Gates,
     calibration: options.Calibration = None,
+    sensitivity: QuantizeSensitivity = False,
+    plot: Plot = None,
     no_eval: options.NoEval = False,
     output: options.Output = None,
     code: options.SchemeCode = None,
@@ -35,15 +38,20 @@ def quantize(
     reader = Reader()
     request = options.read_request(reader, network, image, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
+    read_sensitivity(reader, sensitivity, plot, dry_run)
     reader.finish()
     options.check_exports(exports, force)
 
+    target = options.chosen_output(output, checkpoint, SCHEMES[method.scheme].suffix)
+    if sensitivity:
+        fields = {"source": checkpoint, "output": target, "config": method, "calibration": calibration}
+        return sensitivity_work(console, request, plot, force, command="quantize", **fields)
     return file_work(
         console,
         request,
         command="quantize",
         source=checkpoint,
-        output=options.chosen_output(output, checkpoint, SCHEMES[method.scheme].suffix),
+        output=target,
         config=method,
         calibration=calibration,
         evaluate=not no_eval,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelopt_cli.cli.console import Console
 
@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from modelopt_cli.api import Result
     from modelopt_cli.artifact import Written
     from modelopt_cli.measure import Evaluation
-    from modelopt_cli.methods.prune.sensitivity import Sensitivity
 
 
 def show_evaluation(console: Console, evaluation: "Evaluation", exports: Sequence[Path], force: bool) -> None:
@@ -48,14 +47,14 @@ def show_result(console: Console, result: "Result", exports: Sequence[Path], for
     _require_gates(result.evaluation)
 
 
-def show_sensitivity(console: Console, parts: "Sequence[Sensitivity]") -> None:
-    """Print the table of sensitivities."""
+def show_sensitivity(console: Console, found: Any) -> None:
+    """Print the table of sensitivities, of any method."""
     from modelopt_cli import report
 
     if console.json:
-        console.result_json(report.sensitivity_json(parts))
+        console.result_json(report.sensitivity_json(found))
     else:
-        console.result(report.sensitivity_table(parts))
+        console.result(report.sensitivity_table(found))
 
 
 def _show_table(console: Console, evaluation: "Evaluation | None") -> None:

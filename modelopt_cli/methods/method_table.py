@@ -11,6 +11,7 @@ from modelopt_cli.methods.distill.apply import apply as distill
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.matrices import weights_of
 from modelopt_cli.methods.prune.apply import apply as prune
+from modelopt_cli.methods.prune.apply import sensitivity as prune_sensitivity
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.state_pruner import apply_to_state as prune_state
 from modelopt_cli.methods.prune.structures import ACCELERATED
@@ -18,6 +19,7 @@ from modelopt_cli.methods.prune.summary import summary as pruned_layers
 from modelopt_cli.methods.prune.summary import thin_notes
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.rounding_sensitivity import sensitivity as quantize_sensitivity
 from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, usable
 from modelopt_cli.methods.quantize.state_dict import apply_to_state as quantize_state
 from modelopt_cli.methods.share.apply import apply as share
@@ -71,6 +73,8 @@ class Method:
         remedy: a way to compress more, for the warning that little was compressed; empty where there is none.
         signal: signal-to-noise of the outputs that is usual; the history records it, and there is a warning
             where it is less. None does neither.
+        sensitivity: measures what it would cost each layer alone, from a Program, a config and a context;
+            None where it cannot tell. ``report`` shows what it returns by its type.
     """
 
     config: type[Any]
@@ -86,6 +90,7 @@ class Method:
     notes: Callable[[Any, tuple[Any, ...], Reached | None, bool], tuple[str, ...]] = lambda *given: ()
     remedy: Callable[[Any], str] = lambda config: ""
     signal: Callable[[Any], Signal | None] = lambda config: None
+    sensitivity: Callable[[Program, Any, Context], Any] | None = None
 
 
 def _calibrates(config: QuantizeConfig) -> bool:
@@ -193,6 +198,7 @@ _ROWS = (
         reads_labels=_prune_reads_labels,
         plan=lambda config: replace(config, schedule=PruneConfig.schedule, rounds=PruneConfig.rounds),
         layers=_pruned_layers,
+        sensitivity=prune_sensitivity,
         notes=_prune_notes,
     ),
     Method(
@@ -204,6 +210,7 @@ _ROWS = (
         fits_data=_calibrates,
         remedy=_remedy,
         signal=_signal,
+        sensitivity=quantize_sensitivity,
     ),
     Method(
         config=ShareConfig,

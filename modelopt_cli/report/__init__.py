@@ -16,14 +16,9 @@ if TYPE_CHECKING:
         layer_table,
         layers_json,
     )
-    from modelopt_cli.report.plots import plot_sensitivity, require_plots
-    from modelopt_cli.report.pruned import (
-        pruned_json,
-        pruned_table,
-        sensitivity_json,
-        sensitivity_table,
-        target_line,
-    )
+    from modelopt_cli.report.plots import require_plots
+    from modelopt_cli.report.pruned import pruned_json, pruned_table, target_line
+    from modelopt_cli.report.sensitivities import plot_sensitivity, sensitivity_json, sensitivity_table
     from modelopt_cli.report.shared import shared_json, shared_table
 
 _HOMES = {
@@ -42,12 +37,12 @@ _HOMES = {
     "plain_text": "evaluation_table",
     "plan_json": "dry_run",
     "plan_table": "dry_run",
-    "plot_sensitivity": "plots",
+    "plot_sensitivity": "sensitivities",
     "pruned_json": "pruned",
     "pruned_table": "pruned",
     "require_plots": "plots",
-    "sensitivity_json": "pruned",
-    "sensitivity_table": "pruned",
+    "sensitivity_json": "sensitivities",
+    "sensitivity_table": "sensitivities",
     "shared_json": "shared",
     "shared_table": "shared",
     "svg": "evaluation_table",

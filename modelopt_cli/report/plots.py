@@ -2,12 +2,12 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modelopt_cli.artifact.writer import atomic_write
 from modelopt_cli.errors import EnvironmentFailure, UsageError
-from modelopt_cli.methods.prune.sensitivity import Sensitivity
 from modelopt_cli.report.formats import PICTURES
 
 _ROW_INCHES, _WIDTH_INCHES = 0.22, 9.0
@@ -27,14 +27,32 @@ def require_plots(path: str | Path) -> None:
     _matplotlib()
 
 
-def plot_sensitivity(table: Sequence[Sensitivity], path: str | Path) -> None:
-    """Draw what each part of a network minds: a row for each part, a column for each sparsity.
+@dataclass(frozen=True)
+class HeatMap:
+    """A picture of a table: a number in each cell, shown by its colour, and what is written there.
 
-    The colour is the divergence of the logits, on a logarithmic scale, and the number the agreement in
-    percent. The same table gives the same bytes with the same matplotlib.
+    Attributes:
+        rows: their names.
+        columns: their headings.
+        cells: of each row: a number, above 0, and a text; None of an empty cell.
+        along: what the columns are.
+        colours: what the numbers are.
+    """
+
+    rows: Sequence[str]
+    columns: Sequence[str]
+    cells: Sequence[Sequence[tuple[float, str] | None]]
+    along: str
+    colours: str
+
+
+def draw(picture: HeatMap, path: str | Path) -> None:
+    """Draw a table, the colours on a logarithmic scale.
+
+    The same table gives the same bytes with the same matplotlib.
 
     Args:
-        table: as ``prune.sensitivity`` gives it.
+        picture: what to draw.
         path: where to write; its suffix is the format.
 
     Raises:
@@ -42,27 +60,26 @@ def plot_sensitivity(table: Sequence[Sensitivity], path: str | Path) -> None:
     """
     require_plots(path)
     matplotlib, _, _ = _matplotlib()
-    columns = max((len(part.points) for part in table), default=1)
-    figure = new_figure(_WIDTH_INCHES, 1.8 + _ROW_INCHES * len(table))
+    figure = new_figure(_WIDTH_INCHES, 1.8 + _ROW_INCHES * len(picture.rows))
     axes = figure.add_subplot()
-    cells = [[_cell(part, column) for column in range(columns)] for part in table]
-    low, high = _limits(table)
+    low, high = _limits([cell[0] for row in picture.cells for cell in row if cell is not None])
     image = axes.imshow(
-        [[value for value, _ in row] for row in cells],
+        [[float("nan") if cell is None else max(cell[0], 1e-12) for cell in row] for row in picture.cells],
         aspect="auto",
         cmap="YlOrRd",
         norm=matplotlib.colors.LogNorm(low, high, clip=True),
     )
-    for y, row in enumerate(cells):
-        for x, (value, text) in enumerate(row):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < _DARK
-            colour = "white" if dark else "black"
-            axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
-    axes.set_yticks(range(len(table)), [part.name for part in table], fontsize=7)
-    axes.set_xticks(range(columns), _headings(table, columns))
-    axes.set_xlabel("removed from this part alone; in the cells, the share of predictions that stay the same")
-    figure.colorbar(image, label="KL divergence, nats")
+    for y, row in enumerate(picture.cells):
+        for x, cell in enumerate(row):
+            if cell is not None:
+                red, green, blue, _ = image.cmap(image.norm(max(cell[0], 1e-12)))
+                dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < _DARK
+                colour = "white" if dark else "black"
+                axes.text(x, y, cell[1], ha="center", va="center", fontsize=7, color=colour)
+    axes.set_yticks(range(len(picture.rows)), picture.rows, fontsize=7)
+    axes.set_xticks(range(len(picture.columns)), picture.columns)
+    axes.set_xlabel(picture.along)
+    figure.colorbar(image, label=picture.colours)
     save(figure, path, force=True)
 
 
@@ -93,24 +110,10 @@ def save(figure: Any, path: str | Path, *, force: bool) -> None:
     atomic_write(path, [page.getvalue()], force)
 
 
-def _cell(part: Sensitivity, column: int) -> tuple[float, str]:
-    if column >= len(part.points):
-        return float("nan"), ""
-    point = part.points[column]
-    return max(point.divergence, 1e-12), f"{100 * point.agreement:.0f} %"
-
-
-def _limits(table: Sequence[Sensitivity]) -> tuple[float, float]:
-    divergences = [point.divergence for part in table for point in part.points]
-    finite = [value for value in divergences if 0 < value < float("inf")]
+def _limits(numbers: Sequence[float]) -> tuple[float, float]:
+    finite = [value for value in numbers if 0 < value < float("inf")]
     low, high = min(finite, default=1e-6), max(finite, default=1.0)
     return max(low, 1e-6 * high), high * 1.0001
-
-
-def _headings(table: Sequence[Sensitivity], columns: int) -> list[str]:
-    """The sparsities, of the part that has most of them."""
-    fullest = max(table, key=lambda part: len(part.points))
-    return [f"{100 * point.sparsity:.0f} %" for point in fullest.points[:columns]]
 
 
 def _matplotlib() -> tuple[Any, Any, Any]:

@@ -14,6 +14,7 @@ from modelopt_cli.methods.prune.summary import PrunedLayer
 from modelopt_cli.methods.prune.target_figures import TARGETS
 from modelopt_cli.methods.share.choices import BUDGETS
 from modelopt_cli.option_names import as_read
+from modelopt_cli.report.plots import HeatMap
 from modelopt_cli.text import json_number, printable
 
 _WHOLE = 1.0
@@ -110,6 +111,22 @@ def _cell(point: Point | None, column: float) -> str:
         return ""
     exact = "" if abs(point.sparsity - column) < 0.005 else f" at {100 * point.sparsity:.0f} %"
     return f"{point.divergence:.4f} {100 * point.agreement:5.1f} %{exact}"
+
+
+def sensitivity_picture(parts: Sequence[Sensitivity]) -> HeatMap:
+    """Picture of the table: the colours are divergences, the numbers predictions that stay the same."""
+    columns = max((len(part.points) for part in parts), default=1)
+    fullest = max(parts, key=lambda part: len(part.points))
+    cells = [
+        [(point.divergence, f"{100 * point.agreement:.0f} %") for point in part.points] for part in parts
+    ]
+    return HeatMap(
+        rows=[part.name for part in parts],
+        columns=[f"{100 * point.sparsity:.0f} %" for point in fullest.points],
+        cells=[[*row, *[None] * (columns - len(row))] for row in cells],
+        along="removed from this part alone; in the cells, the share of predictions that stay the same",
+        colours="KL divergence, nats",
+    )
 
 
 def sensitivity_json(parts: Sequence[Sensitivity]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from prune_cases import captured, context, net, smooth
 from torch import Tensor, nn
 
+from modelopt_cli import report
 from modelopt_cli.errors import EnvironmentFailure, UsageError
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.prune.apply import apply, sensitivity
@@ -137,11 +138,10 @@ TABLE = (
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_sensitivity_is_drawn_to_the_same_bytes(tmp_path: Path, suffix: str) -> None:
-    plots = pytest.importorskip("modelopt_cli.report.plots")
     pytest.importorskip("matplotlib")
     paths = [tmp_path / f"{i}.{suffix}" for i in range(2)]
     for path in paths:
-        plots.plot_sensitivity(TABLE, path)
+        report.plot_sensitivity(TABLE, path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     start = paths[0].read_bytes()[:200]
     assert start.startswith(b"\x89PNG") if suffix == "png" else b"<svg" in paths[0].read_bytes()
@@ -150,12 +150,10 @@ def test_sensitivity_is_drawn_to_the_same_bytes(tmp_path: Path, suffix: str) -> 
 def test_sensitivity_drawing_without_matplotlib_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from modelopt_cli.report.plots import plot_sensitivity, require_plots
-
     monkeypatch.setitem(sys.modules, "matplotlib.colors", None)
     with pytest.raises(EnvironmentFailure, match=r"modelopt-cli\[plots\]") as caught:
-        plot_sensitivity(TABLE, tmp_path / "x.png")
+        report.plot_sensitivity(TABLE, tmp_path / "x.png")
     assert caught.value.exit_code == 3
     assert not (tmp_path / "x.png").exists()
     with pytest.raises(UsageError, match="picture"):
-        require_plots("table.txt")
+        report.require_plots("table.txt")

@@ -1,0 +1,90 @@
+"""Showing what rounding each layer alone costs the outputs, and why."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from modelopt_cli.methods.quantize.rounding_sensitivity import LayerSensitivity, Loss, QuantizeSensitivity
+from modelopt_cli.methods.quantize.sensitivity_words import sentences
+from modelopt_cli.report.plots import HeatMap
+from modelopt_cli.text import json_number, printable
+
+
+def sensitivity_table(found: QuantizeSensitivity) -> RenderableType:
+    """Table with one line for each layer, and what it says in words."""
+    grid = Table(box=None, pad_edge=False)
+    for title in ("layer", "kind"):
+        grid.add_column(title, overflow="fold")
+    precisions = [loss.precision for loss in found.layers[0].losses]
+    for title in (*(f"bytes {name}" for name in precisions), *(f"ms {name}" for name in precisions)):
+        grid.add_column(title, justify="right")
+    for name in precisions[1:]:
+        grid.add_column(f"dB {name}", justify="right")
+        grid.add_column(f"KL {name}", justify="right")
+    grid.add_column("reason", overflow="fold")
+    for layer in found.layers:
+        broken = layer in found.breaking or layer in found.dead
+        grid.add_row(
+            Text(printable(layer.name)),
+            layer.kind,
+            *(f"{loss.bytes:,}" for loss in layer.losses),
+            *(_milliseconds(loss) for loss in layer.losses),
+            *(cell for loss in layer.losses[1:] for cell in _cells(loss)),
+            Text("" if layer.reason is None else layer.reason.kind, "yellow" if broken else "dim"),
+        )
+    explained = (
+        f"signal to noise of the outputs in dB and KL divergence in nats with this layer alone rounded, on "
+        f"{found.samples} samples; milliseconds for one sample, conversions included"
+    )
+    lines = [Text(explained, "dim"), *(Text(printable(line), "bold") for line in sentences(found))]
+    return Group(grid, *lines)
+
+
+def _milliseconds(loss: Loss) -> str:
+    return "" if loss.milliseconds is None else f"{loss.milliseconds:.3f}"
+
+
+def _cells(loss: Loss) -> tuple[str, str]:
+    return f"{loss.snr_db:.1f}", "" if loss.divergence is None else f"{loss.divergence:.2g}"
+
+
+def sensitivity_json(found: QuantizeSensitivity) -> dict[str, Any]:
+    """The object that ``quantize --dry-run --sensitivity --json`` prints."""
+    return {
+        "schema_version": 1,
+        "samples": found.samples,
+        "least_db": found.least_db,
+        "sensitivity": [_layer_json(layer) for layer in found.layers],
+        "skipped": dict(found.skipped),
+        "in_words": sentences(found),
+    }
+
+
+def _layer_json(layer: LayerSensitivity) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "losses": [{name: _json(value) for name, value in asdict(loss).items()} for loss in layer.losses],
+        "reason": None if layer.reason is None else asdict(layer.reason),
+        "makers": list(layer.makers),
+    }
+
+
+def _json(value: Any) -> Any:
+    return json_number(value) if isinstance(value, float) else value
+
+
+def sensitivity_picture(found: QuantizeSensitivity) -> HeatMap:
+    """Picture of the table: the colours are noise as a fraction of the signal, the numbers dB."""
+    losses: Sequence[Sequence[Loss]] = [layer.losses[1:] for layer in found.layers]
+    return HeatMap(
+        rows=[layer.name for layer in found.layers],
+        columns=[loss.precision for loss in losses[0]],
+        cells=[[(10 ** (-loss.snr_db / 10), f"{loss.snr_db:.1f} dB") for loss in row] for row in losses],
+        along="precision of this layer alone; in the cells, the signal-to-noise of the outputs",
+        colours="noise of the outputs, as a fraction of the signal",
+    )

@@ -1,0 +1,238 @@
+"""Sensitivities against the int8 network of one layer, networks broken on purpose, and the words for them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from quantize_networks import captured, context, images, small, sqnr
+from torch import Tensor, nn
+
+from modelopt_cli import report
+from modelopt_cli.errors import NothingCompressed, UsageError
+from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.conversion import convert
+from modelopt_cli.methods.quantize.precision_plan import make_plan
+from modelopt_cli.methods.quantize.rounding_sensitivity import (
+    LayerSensitivity,
+    QuantizeSensitivity,
+    sensitivity,
+)
+from modelopt_cli.methods.quantize.sensitivity_words import sentences
+from modelopt_cli.methods.quantize.static import calibrated
+from modelopt_cli.program import Program
+
+
+class Chain(nn.Module):
+    """Three convolutions with batch norms, the last two in a chain, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.second, self.norm2 = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.third = nn.Conv2d(16, 16, 3, padding=1)
+        self.fc = nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm1(self.first(x)))
+        x = torch.relu(self.norm2(self.second(x)))
+        x = torch.relu(self.third(x))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+def chain() -> Chain:
+    """The network, its batch norms with the statistics of images."""
+    torch.manual_seed(0)
+    network = Chain()
+    for norm in (network.norm1, network.norm2):
+        norm.momentum = None  # type: ignore[assignment]
+    with torch.no_grad():
+        network.train()(images(16, 3, 12, 12, seed=3))
+    return network.eval()
+
+
+def found_in(network: nn.Module) -> QuantizeSensitivity:
+    program = captured(network, 3, 12, 12)
+    return sensitivity(program, QuantizeConfig(observer="minmax"), context(program, 16))
+
+
+def by_name(found: QuantizeSensitivity) -> dict[str, LayerSensitivity]:
+    return {layer.name: layer for layer in found.layers}
+
+
+def test_sensitivity_is_that_of_the_network_with_one_layer_alone_in_int8() -> None:
+    program = small()
+    found = by_name(sensitivity(program, QuantizeConfig(), context(program)))
+    assert list(found) == ["stem", "body", "dw", "fc"]
+    ready = calibrated(program, QuantizeConfig(), context(program))
+    x = images(8, 3, 12, 12, seed=1)
+    for name, layer in found.items():
+        alone = convert(ready.program, make_plan(ready.program, {name}), ready.qparams)
+        with torch.no_grad():
+            expected, outputs = program(x), alone(x)
+        assert layer.losses[1].snr_db == pytest.approx(sqnr(expected, outputs), abs=0.01)
+        p, q = F.log_softmax(expected.double(), 1), F.log_softmax(outputs.double(), 1)
+        assert layer.losses[1].divergence == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-2)
+
+
+def test_bytes_are_those_of_the_tensors_that_a_file_holds() -> None:
+    program = small()
+    found = by_name(sensitivity(program, QuantizeConfig(), context(program)))
+    assert [loss.bytes for loss in found["stem"].losses] == [4 * (8 * 27 + 8), 8 * 27 + 8 * 4 + 8 * 4]
+    assert [loss.bytes for loss in found["fc"].losses] == [4 * (40 + 5), 40 + 5 * 4 + 5 * 4]
+
+
+def test_both_times_of_a_layer_are_measured(one_thread: None) -> None:
+    program = small()
+    for layer in sensitivity(program, QuantizeConfig(), context(program)).layers:
+        assert all(loss.milliseconds is not None and 0 < loss.milliseconds < 100 for loss in layer.losses)
+
+
+def test_a_layer_that_is_called_twice_is_rounded_in_both_calls() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.fc(torch.relu(self.conv(torch.relu(self.conv(x)))).mean((2, 3)))
+            return logits
+
+    torch.manual_seed(0)
+    program = captured(Twice(), 3, 12, 12)
+    found = by_name(sensitivity(program, QuantizeConfig(), context(program)))
+    ready = calibrated(program, QuantizeConfig(), context(program))
+    alone = convert(ready.program, make_plan(ready.program, {"conv"}), ready.qparams)
+    x = images(8, 3, 12, 12, seed=1)
+    with torch.no_grad():
+        # There the first call's output is rounded for the second, which reads it: the same rounding.
+        assert found["conv"].losses[1].snr_db == pytest.approx(sqnr(program(x), alone(x)), abs=0.5)
+
+
+def test_nothing_changes_and_twice_gives_the_same() -> None:
+    program = small()
+    before = {name: tensor.clone() for name, tensor in program.state_dict().items()}
+    found = [sensitivity(program, QuantizeConfig(), context(program)) for _ in range(2)]
+    assert all(torch.equal(before[name], tensor) for name, tensor in program.state_dict().items())
+    losses = [[(layer.losses[1].snr_db, layer.reason) for layer in each.layers] for each in found]
+    assert losses[0] == losses[1]
+
+
+def test_a_healthy_network_is_not_broken_by_any_layer() -> None:
+    found = found_in(chain())
+    assert not found.breaking
+    assert not found.dead
+    (line,) = sentences(found)
+    assert line.startswith("no layer alone takes the outputs below 20 dB; most is lost by ")
+
+
+def test_a_channel_times_a_thousand_is_the_outlier_channel_of_the_layer_that_reads_it() -> None:
+    network = chain()
+    with torch.no_grad():  # the same function, as a ReLU lets a factor through
+        network.norm1.weight[5] *= 1000
+        network.norm1.bias[5] *= 1000
+        network.second.weight[:, 5] /= 1000
+    found = found_in(network)
+    assert [layer.name for layer in found.breaking] == ["second"]
+    reason = by_name(found)["second"].reason
+    assert reason is not None
+    assert (reason.kind, reason.channel, reason.of_input) == ("outlier channel", 5, True)
+    assert "channel 5 of its input (made by first) reaches" in reason.text
+    assert sentences(found)[0].startswith("second breaks the network first: rounded to int8 alone it leaves ")
+
+
+def test_a_batch_norm_of_tiny_variance_is_named_as_the_cause() -> None:
+    network = chain()
+    scale = (network.norm1.running_var[7] + 1e-5).sqrt() / 1e-5**0.5  # type: ignore[index]
+    with torch.no_grad():
+        network.norm1.running_var[7] = 0  # type: ignore[index]
+        network.norm1.bias[7] += network.norm1.running_mean[7] * (1 - scale)  # type: ignore[index]
+        network.second.weight[:, 7] /= scale
+    found = found_in(network)
+    reason = by_name(found)["second"].reason
+    assert found.breaking[0].name == "second"
+    assert reason is not None
+    assert (reason.kind, reason.channel) == ("outlier channel", 7)
+    assert "the batch norm behind first multiplies it" in reason.text
+
+
+@pytest.mark.parametrize("how", ["weight of zeros", "activation that lets nothing through"])
+def test_a_dead_layer_is_found(how: str) -> None:
+    network = chain()
+    with torch.no_grad():
+        if how == "weight of zeros":
+            network.second.weight.zero_()
+        else:
+            network.norm2.bias.fill_(-1e3)
+    found = found_in(network)
+    (dead,) = found.dead  # and none of the layers behind it
+    assert dead.name == ("second" if how == "weight of zeros" else "third")
+    assert sentences(found)[0].startswith(f"{dead.name} is dead: its ")
+
+
+def test_few_values_that_stretch_a_range_are_the_reason() -> None:
+    network = chain()
+    program = captured(network, 3, 12, 12)
+    given = context(program, 16)
+    given.data.images[0, :, 0, 0] = 1e3  # type: ignore[union-attr]
+    layer = by_name(sensitivity(program, QuantizeConfig(observer="minmax"), given))["first"]
+    assert layer.reason is not None
+    assert layer.reason.kind == "range"
+    assert layer.reason.of_input
+
+
+def test_values_that_are_cut_off_are_the_reason() -> None:
+    network = chain()
+    program = captured(network, 3, 12, 12)
+    given = context(program, 32)
+    given.data.images[:8] /= 1e3  # type: ignore[union-attr]
+    layer = by_name(sensitivity(program, QuantizeConfig(calibration_samples=8), given))["first"]
+    assert layer.reason is not None
+    assert layer.reason.kind == "saturation"
+
+
+def test_weights_of_one_input_channel_that_dwarf_the_others_are_the_reason() -> None:
+    network = chain()
+    with torch.no_grad():
+        network.norm1.weight[2] /= 1000  # the channel is small, and its weights make up for it
+        network.norm1.bias[2] /= 1000
+        network.second.weight[:, 2] *= 1000
+    reason = by_name(found_in(network))["second"].reason
+    assert reason is not None
+    assert reason.kind == "outlier channel"
+    assert reason.channel == 2
+
+
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-weight"])
+def test_a_scheme_without_fixed_scales_has_no_sensitivities(scheme: str) -> None:
+    with pytest.raises(UsageError, match="no fixed scales"):
+        sensitivity(small(), QuantizeConfig(scheme), context(small()))
+
+
+def test_sensitivities_need_data_and_a_layer() -> None:
+    with pytest.raises(UsageError, match="needs data"):
+        sensitivity(small(), QuantizeConfig(), Context())
+    program: Program = captured(nn.Sequential(nn.ReLU(), nn.Flatten()), 3, 12, 12)
+    with pytest.raises(NothingCompressed):
+        sensitivity(program, QuantizeConfig(), context(program))
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_sensitivities_are_drawn(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    found = found_in(chain())
+    paths = [tmp_path / f"{i}.{suffix}" for i in range(2)]
+    for path in paths:
+        report.plot_sensitivity(found, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_sensitivities_in_json_say_what_the_table_says() -> None:
+    data = report.sensitivity_json(found_in(chain()))
+    assert [layer["name"] for layer in data["sensitivity"]] == ["first", "second", "third", "fc"]
+    losses = data["sensitivity"][0]["losses"]
+    assert [loss["precision"] for loss in losses] == ["float32", "int8"]
+    assert losses[0]["divergence"] == 0
+    assert data["in_words"]
