@@ -17,6 +17,7 @@ from modelopt_cli.methods.prune.allocation import ALLOCATIONS
 from modelopt_cli.methods.prune.criteria import CRITERIA
 from modelopt_cli.methods.prune.structures import CHANNELS, LAYERS, WEIGHTS
 from modelopt_cli.methods.quantize.observers import OBSERVERS
+from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.methods.share.config import INITS, SCOPES, TUNINGS, WEIGHTINGS
 from modelopt_cli.report.figure_rows import FIGURES
@@ -160,6 +161,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
         ),
     ),
     "observers": lambda: choices("observer", OBSERVERS, paper=_paper),
+    "roundings": lambda: choices("rounding", ROUNDINGS, paper=_paper),
     "criteria": lambda: choices(
         "criterion",
         CRITERIA,

@@ -113,16 +113,26 @@ class LayerPass:
 
     def inputs(self, node: fx.Node) -> Iterator[Tensor]:
         """Inputs of a layer's call, batch by batch. Calls must be asked for in graph order."""
-        stop = self.nodes.index(node)
         argument = source(node)
         assert isinstance(argument, fx.Node)
+        for (value,) in self.values(node, (argument,)):
+            require_finite(value, f"layer {shown_name(node)}")
+            yield value
+
+    def values(self, node: fx.Node, wanted: Sequence[fx.Node]) -> Iterator[tuple[Any, ...]]:
+        """Values that exist before a node is run, batch by batch. Nodes must be asked for in graph order.
+
+        Args:
+            node: where the batches pause.
+            wanted: values that this or a later node reads.
+        """
+        stop = self.nodes.index(node)
         kept = sum(_bytes_of(values) for _, values in self.waiting.values())
         for number, inputs in self._batches():
             start, values = self.waiting.pop(number, (0, {}))
             kept -= _bytes_of(values)
             self._advance(values, inputs, start, stop)
-            require_finite(values[argument], f"layer {shown_name(node)}")
-            yield values[argument]
+            yield tuple(values[each] for each in wanted)
             if kept + (size := _bytes_of(values)) <= self.kept_bytes:
                 self.waiting[number], kept = (stop, values), kept + size
 

@@ -20,6 +20,7 @@ from modelopt_cli.methods.quantize.roles import (
     zero_sides,
 )
 from modelopt_cli.methods.quantize.rounding import quantize_weight
+from modelopt_cli.methods.quantize.rounding_problem import RoundedLayer
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import arguments, source
 from modelopt_cli.program.patterns import is_relu
@@ -50,7 +51,11 @@ def values_to_observe(plan: PrecisionPlan, graph: fx.Graph) -> dict[fx.Node, lis
 
 
 def convert(
-    program: Program, plan: PrecisionPlan, qparams: Mapping[fx.Node, QParams], shared: Collection[str] = ()
+    program: Program,
+    plan: PrecisionPlan,
+    qparams: Mapping[fx.Node, QParams],
+    shared: Collection[str] = (),
+    rounded: Mapping[str, RoundedLayer] | None = None,
 ) -> Program:
     """The int8 form of a Program.
 
@@ -59,8 +64,9 @@ def convert(
         plan: what becomes uint8.
         qparams: by representative, from ``values_to_observe``.
         shared: parameters whose equal values stay equal.
+        rounded: integers of layers that do not take the nearest, by name.
     """
-    return _Converter(program, plan, qparams, shared).run()
+    return _Converter(program, plan, qparams, shared, rounded or {}).run()
 
 
 class _Converter:
@@ -72,8 +78,10 @@ class _Converter:
         plan: PrecisionPlan,
         qparams: Mapping[fx.Node, QParams],
         shared: Collection[str],
+        rounded: Mapping[str, RoundedLayer],
     ) -> None:
         self.program, self.plan, self.known, self.shared = program, plan, qparams, shared
+        self.rounded = rounded
         self.modules: dict[str, nn.Module] = dict(program.named_modules())
         self.graph = fx.Graph()
         self.new_modules: dict[str, nn.Module] = {}
@@ -191,6 +199,9 @@ class _Converter:
     def _fill(self, name: str, layer: Weighted) -> None:
         """Round the weight of a float layer into an int8 one; tied weights are rounded once."""
         module = self.modules[name]
+        if name in self.rounded:
+            self.rounded[name].fill(layer, module)
+            return
         tied = self.filled.setdefault(id(module.weight), [])
         bounded = any(LAYER_FORMS[type(tied_layer)].multiplies for tied_layer in self.tied[id(module.weight)])
         fill(layer, module, shared=f"{name}.weight" in self.shared, bounded=bounded)

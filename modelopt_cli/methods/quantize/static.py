@@ -22,6 +22,8 @@ from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.methods.quantize.layer_forms import obstacle
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan, make_plan
+from modelopt_cli.methods.quantize.rounding_problem import Rounded, RoundingProblem
+from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, usable
 from modelopt_cli.methods.quantize.widths import INT8
 from modelopt_cli.program import Program
@@ -60,7 +62,9 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
         As :func:`calibrated`.
     """
     ready = calibrated(program, config, context)
-    return MethodResult(convert(ready.program, ready.plan, ready.qparams, ready.shared), ready.skipped)
+    rounded = _rounded(ready, config, context)
+    integer = convert(ready.program, ready.plan, rounded.qparams, ready.shared, rounded.layers)
+    return MethodResult(integer, ready.skipped)
 
 
 def calibrated(program: Program, config: QuantizeConfig, context: Context) -> Calibrated:
@@ -109,6 +113,24 @@ def calibrated(program: Program, config: QuantizeConfig, context: Context) -> Ca
         plan = make_plan(ready, widths)
         qparams = _observed(ready, plan, config, context)
     return Calibrated(ready, tuple(selected), skipped, plan, qparams, shared)
+
+
+def _rounded(ready: Calibrated, config: QuantizeConfig, context: Context) -> Rounded:
+    """The integers of weights that do not take the nearest, and the scales that go with them."""
+    find = ROUNDINGS[config.rounding].find
+    if find is None:
+        return Rounded({}, ready.qparams)
+    assert context.data is not None
+    problem = RoundingProblem(
+        ready.program,
+        ready.plan,
+        ready.qparams,
+        ready.shared,
+        data=context.data.sample(config.calibration_samples, context.seed),
+        context=context,
+        steps=config.rounding_steps,
+    )
+    return find(problem)
 
 
 def _observed(
