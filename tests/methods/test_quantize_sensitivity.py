@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from quantize_networks import captured, context, images, small, sqnr
+from quantize_networks import Images, captured, context, images, small, sqnr
 from torch import Tensor, nn
 
 from modelopt_cli import report
@@ -21,7 +21,9 @@ from modelopt_cli.methods.quantize.rounding_sensitivity import (
 )
 from modelopt_cli.methods.quantize.sensitivity_words import sentences
 from modelopt_cli.methods.quantize.static import calibrated
-from modelopt_cli.program import Program
+from modelopt_cli.methods.quantize.widths import INT8
+from modelopt_cli.program import InputSpec, Program
+from modelopt_cli.program.capture import capture
 
 
 class Chain(nn.Module):
@@ -69,7 +71,7 @@ def test_sensitivity_is_that_of_the_network_with_one_layer_alone_in_int8() -> No
     ready = calibrated(program, QuantizeConfig(), context(program))
     x = images(8, 3, 12, 12, seed=1)
     for name, layer in found.items():
-        alone = convert(ready.program, make_plan(ready.program, {name}), ready.qparams)
+        alone = convert(ready.program, make_plan(ready.program, {name: INT8}), ready.qparams)
         with torch.no_grad():
             expected, outputs = program(x), alone(x)
         assert layer.losses[1].snr_db == pytest.approx(sqnr(expected, outputs), abs=0.01)
@@ -104,7 +106,7 @@ def test_a_layer_that_is_called_twice_is_rounded_in_both_calls() -> None:
     program = captured(Twice(), 3, 12, 12)
     found = by_name(sensitivity(program, QuantizeConfig(), context(program)))
     ready = calibrated(program, QuantizeConfig(), context(program))
-    alone = convert(ready.program, make_plan(ready.program, {"conv"}), ready.qparams)
+    alone = convert(ready.program, make_plan(ready.program, {"conv": INT8}), ready.qparams)
     x = images(8, 3, 12, 12, seed=1)
     with torch.no_grad():
         # There the first call's output is rounded for the second, which reads it: the same rounding.
@@ -236,3 +238,27 @@ def test_sensitivities_in_json_say_what_the_table_says() -> None:
     assert [loss["precision"] for loss in losses] == ["float32", "int8"]
     assert losses[0]["divergence"] == 0
     assert data["in_words"]
+
+
+def test_an_embedding_is_rounded_where_it_is_read() -> None:
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows, self.fc = nn.Embedding(7, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.fc(self.rows(x).mean(1))
+            return logits
+
+    torch.manual_seed(0)
+    spec = InputSpec((5,), dtype="int64")
+    program = capture(Text().eval(), spec, verify=False)
+    ids = torch.randint(7, (8, 5), generator=torch.Generator().manual_seed(0))
+    found = by_name(sensitivity(program, QuantizeConfig(), Context(data=Images(ids))))  # type: ignore[arg-type]
+    rounded = Text().eval()
+    rounded.load_state_dict({name: tensor.clone() for name, tensor in program.state_dict().items()})
+    with torch.no_grad():
+        rows = rounded.rows.weight
+        scale = rows.abs().amax(1, keepdim=True) / 127
+        rows.copy_((rows / scale).round() * scale)
+        assert found["rows"].losses[1].snr_db == pytest.approx(sqnr(program(ids), rounded(ids)), abs=0.05)

@@ -8,6 +8,7 @@ from torch import fx, nn
 from modelopt_cli.methods.quantize.conversion import fill, fill_recurrent
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS, Precision
 from modelopt_cli.methods.quantize.static import Calibrated
+from modelopt_cli.methods.quantize.widths import INT8, Widths
 from modelopt_cli.program.calls import source
 from modelopt_cli.program.quantization import QParams, quantize
 from modelopt_cli.program.quantized import Quantized, Weighted
@@ -44,24 +45,27 @@ def calls_of(ready: Calibrated) -> dict[str, list[fx.Node]]:
     return dict(sorted(calls.items(), key=lambda item: ready.selected.index(item[0])))
 
 
-def rounded_calls(ready: Calibrated, name: str, calls: Collection[fx.Node]) -> dict[fx.Node, RoundedCall]:
+def rounded_calls(
+    ready: Calibrated, name: str, calls: Collection[fx.Node], widths: Widths = INT8
+) -> dict[fx.Node, RoundedCall]:
     """All calls of a layer with its weight rounded, which is done once, and their inputs.
 
     Args:
         ready: the float network with its scales.
         name: of the layer.
         calls: of the layer.
+        widths: bits of its weight; those of its input are as calibrated.
     """
     module: Any = ready.program.get_submodule(name)
     form = LAYER_FORMS[type(module)]
     if not form.multiplies:
-        stored = _stored(ready, name, module, calls)
+        stored = _stored(ready, name, module, calls, widths)
         return {node: RoundedCall(stored, None) for node in calls}
     rounded: dict[fx.Node, RoundedCall] = {}
     first: Weighted | None = None
     for node in calls:
         q = ready.qparams[ready.plan.representative(source(node))]
-        layer = form.make(module, Precision(q))
+        layer = form.make(module, Precision(q, weight_bits=widths.weight))
         assert isinstance(layer, Weighted)
         if first is None:
             first = layer
@@ -72,12 +76,14 @@ def rounded_calls(ready: Calibrated, name: str, calls: Collection[fx.Node]) -> d
     return rounded
 
 
-def _stored(ready: Calibrated, name: str, module: nn.Module, calls: Collection[fx.Node]) -> Quantized:
+def _stored(
+    ready: Calibrated, name: str, module: nn.Module, calls: Collection[fx.Node], widths: Widths
+) -> Quantized:
     """The int8 form of a layer that reads float32, the same for all its calls."""
     plan = ready.plan
     known = [ready.qparams[plan.representative(source(node))] for node in calls if node in plan.calibrated]
     make: Callable[..., Quantized] = LAYER_FORMS[type(module)].make
-    layer = make(module, *known)
+    layer = make(module, widths, *known)
     if isinstance(layer, QuantizedRecurrent):
         fill_recurrent(layer, module, {own for own in ready.shared if own.rpartition(".")[0] == name})
     else:
