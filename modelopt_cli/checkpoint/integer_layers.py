@@ -9,6 +9,7 @@ from torch import nn
 from modelopt_cli.artifact.encodings import channel_steps
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.layer_kinds import KINDS, class_of
+from modelopt_cli.program.quantization import BITS
 from modelopt_cli.program.quantized import Weighted
 
 
@@ -45,7 +46,16 @@ def restore_integer_layers(
         part = module.get_submodule(layer)
         kind = next((kind for float_layer, kind in kinds.items() if isinstance(part, float_layer)), None)
         if kind is not None:
-            module.set_submodule(layer, kind.of_float(part, *steps))
+            scale, bits = steps
+            module.set_submodule(layer, kind.of_float(part, scale, bits, _activation_bits(last, layer)))
+
+
+def _activation_bits(entry: Mapping[str, Any], layer: str) -> int:
+    """Bits of a layer's activations, by an entry of a history, which may say anything."""
+    widths, config = entry.get("widths"), entry.get("config")
+    own = widths.get(layer) if isinstance(widths, dict) else None
+    bits = own[-1] if isinstance(own, list) and own else config.get("act_bits") if config else None
+    return bits if type(bits) is int and 2 <= bits <= BITS else BITS
 
 
 def _scheme(entry: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ from modelopt_cli.cli.values import Reader
 from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.measure.config import EvalOptions, Gates
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.schemes import SCHEMES
 
 
 def quantize(
@@ -42,7 +41,7 @@ def quantize(
     reader.finish()
     options.check_exports(exports, force)
 
-    target = options.chosen_output(output, checkpoint, SCHEMES[method.scheme].suffix)
+    target = options.chosen_output(output, checkpoint, method.suffix)
     if sensitivity:
         fields = {"source": checkpoint, "output": target, "config": method, "calibration": calibration}
         return sensitivity_work(console, request, plot, force, command="quantize", **fields)

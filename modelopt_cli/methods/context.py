@@ -105,11 +105,15 @@ class StreamResult:
         stream: the tensors and how each is stored.
         coverage: the outcome for every weight.
         skipped: the reason for every weight that is left as it is.
+        notes: one line for each thing the user should know.
+        widths: bits of weight and activations of the layers whose widths are not those of the config.
     """
 
     stream: TensorStream
     coverage: Coverage
     skipped: dict[str, str]
+    notes: tuple[str, ...] = ()
+    widths: Mapping[str, list[int | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ class TensorsResult:
         entry: for the history.
         encodings: how tensors are stored; those of a stream come with it.
         target: for a method that was given one.
+        notes: one line for each thing the user should know.
     """
 
     tensors: TensorStream | Mapping[str, Tensor]
@@ -129,3 +134,4 @@ class TensorsResult:
     entry: dict[str, Any]
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     target: Reached | None = None
+    notes: tuple[str, ...] = ()

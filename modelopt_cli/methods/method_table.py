@@ -20,8 +20,9 @@ from modelopt_cli.methods.prune.summary import thin_notes
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.rounding_sensitivity import sensitivity as quantize_sensitivity
-from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, usable
+from modelopt_cli.methods.quantize.schemes import LEAST_NARROW_SNR_DB, NetworkForm, usable
 from modelopt_cli.methods.quantize.state_dict import apply_to_state as quantize_state
+from modelopt_cli.methods.quantize.widths import BYTE
 from modelopt_cli.methods.share.apply import apply as share
 from modelopt_cli.methods.share.apply import apply_to_state as share_state
 from modelopt_cli.methods.share.config import ShareConfig
@@ -94,12 +95,12 @@ class Method:
 
 
 def _calibrates(config: QuantizeConfig) -> bool:
-    return SCHEMES[config.scheme].needs_calibration
+    return config.row.needs_calibration
 
 
 def _signal(config: QuantizeConfig) -> Signal:
-    scheme = SCHEMES[config.scheme]
-    return Signal(scheme.weight_bits, scheme.least_snr_db)
+    bits = min(config.widths.weight, config.widths.activation or BYTE)
+    return Signal(bits, config.row.least_snr_db if bits == BYTE else LEAST_NARROW_SNR_DB)
 
 
 def _remedy(config: QuantizeConfig) -> str:
@@ -113,7 +114,9 @@ def _quantize_tensors(tensors: Tensors, config: QuantizeConfig, context: Context
     layers = None if tensors.network is None else dict(tensors.network.named_modules())
     made = quantize_state(tensors.state, config, layers, tensors.encodings, context.progress)
     entry = _entry(config, context, made)
-    return TensorsResult(made.stream, made.coverage, entry)
+    if made.widths:
+        entry["widths"] = dict(made.widths)
+    return TensorsResult(made.stream, made.coverage, entry, notes=made.notes)
 
 
 def _share_tensors(tensors: Tensors, config: ShareConfig, context: Context) -> TensorsResult:

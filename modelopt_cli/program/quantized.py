@@ -178,13 +178,14 @@ class Weighted(Quantized):
         return weight
 
     @classmethod
-    def of_float(cls, layer: Any, scale: Tensor, weight_bits: int = BITS) -> Self:
+    def of_float(cls, layer: Any, scale: Tensor, weight_bits: int = BITS, input_bits: int = BITS) -> Self:
         """The form of a float layer of class ``float_layer`` whose weight was decoded from integers.
 
         Args:
             layer: each output's part of its weight consists of exact multiples of its scale.
             scale: ``(O,)``.
             weight_bits: of the integers.
+            input_bits: of those that they are multiplied with.
         """
         raise NotImplementedError
 
@@ -295,9 +296,11 @@ class DynamicLinear(_OfFeatures):
         return self.input_bits
 
     @classmethod
-    def of_float(cls, layer: nn.Linear, scale: Tensor, weight_bits: int = BITS) -> Self:
+    def of_float(
+        cls, layer: nn.Linear, scale: Tensor, weight_bits: int = BITS, input_bits: int = BITS
+    ) -> Self:
         sizes = (layer.in_features, layer.out_features, layer.bias is not None)
-        return cls(*sizes, weight_bits)._fill(layer, scale)
+        return cls(*sizes, weight_bits, input_bits)._fill(layer, scale)
 
     def forward(self, *args: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
@@ -333,7 +336,9 @@ class QuantizedEmbedding(Weighted):
         self._allocate((num_embeddings, embedding_dim), num_embeddings, bias=False)
 
     @classmethod
-    def of_float(cls, layer: nn.Embedding, scale: Tensor, weight_bits: int = BITS) -> Self:
+    def of_float(
+        cls, layer: nn.Embedding, scale: Tensor, weight_bits: int = BITS, input_bits: int = BITS
+    ) -> Self:
         return cls(layer.num_embeddings, layer.embedding_dim, weight_bits)._fill(layer, scale)
 
     def emulate(self, *args: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class Made:
     encodings: dict[str, Encoding]
     coverage: Coverage
     skipped: dict[str, str]
+    widths: Mapping[str, list[int | None]]
 
 
 def on_state(state: Mapping[str, Tensor], config: QuantizeConfig, *more: Any) -> Made:
@@ -37,7 +38,7 @@ def on_state(state: Mapping[str, Tensor], config: QuantizeConfig, *more: Any) ->
     made = {name: tensor for name, tensor, _ in items}
     made |= {name: made[owner] for name, owner in result.stream.tied.items()}
     encodings = {name: encoding for name, _, encoding in items if encoding.codec != "raw"}
-    return Made(made, encodings, result.coverage, result.skipped)
+    return Made(made, encodings, result.coverage, result.skipped, result.widths)
 
 
 SIDES = {"inception_v3": 96, "vit_b_16": 32}

@@ -126,9 +126,13 @@ class Comparison(fx.Interpreter):
         return expected.clone()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_value_is_that_of_integer_arithmetic(name: str) -> None:
-    int8 = quantized(NETWORKS[name]())
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [*((name, 8) for name in NETWORKS), ("small", 4), ("everything", 4), ("everything", 2)],
+    ids=lambda value: str(value),
+)
+def test_every_value_is_that_of_integer_arithmetic(name: str, bits: int) -> None:
+    int8 = quantized(NETWORKS[name](), weight_bits=bits, act_bits=bits, edge_bits=bits)
     x, exact = images(4, *int8.input.shape, seed=3), Integers(int8)
     with torch.no_grad():
         exact.run(x)

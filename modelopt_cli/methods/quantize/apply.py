@@ -8,7 +8,6 @@ from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.measure.layer_status import recorded
 from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.attention import split_names
 from modelopt_cli.program.history import history_entry
@@ -33,7 +32,7 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> MethodR
         NothingCompressed: not one layer could be quantized.
         DataError: the calibration data are empty or do not fit.
     """
-    scheme = SCHEMES[config.scheme]
+    scheme = config.row
     result = scheme.apply(program, config, context)
     _settle_encodings(program, result.program)
     entry = history_entry(

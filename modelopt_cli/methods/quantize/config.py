@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from modelopt_cli.artifact.coding import Code
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.roundings import ROUNDINGS
-from modelopt_cli.methods.quantize.schemes import SCHEMES
+from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme
+from modelopt_cli.methods.quantize.widths import BYTE, FLOATS, Widths
 from modelopt_cli.settings import CALIBRATION, Config, Setting, option
+
+_CHOSEN_SINCE = ("weight_bits", "act_bits", "edge_bits", "rounding", "rounding_steps")
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,27 @@ class QuantizeConfig(Config, title="Quantizing"):
     method: ClassVar[str] = "quantize"
     """Name of the command, in the history and in ``METHODS``."""
     scheme: Annotated[str, Setting("Number format of weights and activations.", choices=SCHEMES)] = "int8"
+    weight_bits: Annotated[int, Setting("Bits of the integers that weights become.", least=2, most=BYTE)] = (
+        BYTE
+    )
+    act_bits: Annotated[
+        int | None,
+        Setting(
+            "Bits of activations: 2 to 8, or 16 or 32 where they stay floats.",
+            least=2,
+            most=32,
+            default="8, or 32 where the scheme leaves activations in float",
+        ),
+    ] = None
+    edge_bits: Annotated[
+        int,
+        Setting(
+            "Least bits of weights and activations of the first and the last layers.",
+            least=2,
+            most=BYTE,
+            advanced=True,
+        ),
+    ] = BYTE
     observer: Annotated[
         str, Setting("Rule that chooses activation ranges from calibration data.", choices=OBSERVERS)
     ] = "mse"
@@ -48,20 +72,70 @@ class QuantizeConfig(Config, title="Quantizing"):
         int, Setting("Calibrate on at most this many samples.", least=1, title=CALIBRATION)
     ] = 512
 
-    @property
-    def code(self) -> Code:
-        """Coding of the file where none is asked for: that of the scheme."""
-        return SCHEMES[self.scheme].code
-
     def conflicts(self) -> Iterator[str]:
         """Settings that contradict each other or have no meaning together."""
+        yield from self._conflicts_of_widths()
         rounding = ROUNDINGS[self.rounding]
-        if rounding.needs_data and not SCHEMES[self.scheme].needs_calibration:
+        if rounding.needs_data and not self.row.needs_calibration:
             with_data = " or ".join(name for name, row in SCHEMES.items() if row.needs_calibration)
             yield (
                 f"{option('rounding', rounding.name)} looks at the inputs of layers, which "
-                f"{option('scheme', self.scheme)} does not; use {option('scheme', with_data)}"
+                f"{option('scheme', self.row.name)} does not; use {option('scheme', with_data)}"
             )
         if not rounding.learned and self.rounding_steps != QuantizeConfig.rounding_steps:
             learned = " or ".join(name for name, row in ROUNDINGS.items() if row.learned)
             yield f"{option('rounding_steps')} has no meaning without {option('rounding', learned)}"
+
+    def _conflicts_of_widths(self) -> Iterator[str]:
+        bits, row = self.act_bits, SCHEMES[self.scheme]
+        if bits is None:
+            return
+        if bits > BYTE and bits not in FLOATS:
+            yield f"{option('act_bits')}: must be 2 to 8, 16 or 32, not {bits}"
+        elif bits in FLOATS and row.of_floats is None:
+            able = " or ".join(name for name, other in SCHEMES.items() if other.activation_bits is None)
+            problem = f"scheme {row.name} rounds activations at every call"
+            yield f"{option('act_bits', bits)}: {problem}; {option('scheme')} {able} leaves them in float"
+        elif bits <= BYTE and row.activation_bits is None:
+            able = " or ".join(name for name, other in SCHEMES.items() if other.activation_bits is not None)
+            problem = f"scheme {row.name} leaves activations in float"
+            yield f"{option('act_bits', bits)}: {problem}; {option('scheme')} {able} rounds them"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form, for the history; what became a choice later is left out where it is usual."""
+        values = super().as_dict()
+        usual = {name: getattr(QuantizeConfig, name) for name in _CHOSEN_SINCE}
+        return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
+
+    @property
+    def row(self) -> Scheme:
+        """The scheme that runs: where activations stay float, the one that leaves them so."""
+        row = SCHEMES[self.scheme]
+        return SCHEMES[row.of_floats] if self.act_bits in FLOATS and row.of_floats else row
+
+    @property
+    def widths(self) -> Widths:
+        """Widths of each layer but the first and the last."""
+        usual = self.row.activation_bits
+        return Widths(self.weight_bits, usual and (self.act_bits or usual))
+
+    @property
+    def edge_widths(self) -> Widths:
+        """Widths of the first and the last layers."""
+        return self.widths.at_least(self.edge_bits)
+
+    @property
+    def label(self) -> str:
+        """The scheme's name in a sentence, with its widths where they are not 8 bits."""
+        return self.row.title.replace("int8", str(self.widths)) if self.widths.narrow else self.row.title
+
+    @property
+    def suffix(self) -> str:
+        """Ending of the output's name where none is given."""
+        narrow = str(self.widths).lower() if self.widths.activation else f"int{self.weight_bits}"
+        return self.row.suffix.replace("int8", narrow) if self.widths.narrow else self.row.suffix
+
+    @property
+    def code(self) -> Code:
+        """Coding of the file where none is asked for: that of the scheme, or integers in their bits."""
+        return "packed" if self.widths.weight < BYTE else self.row.code

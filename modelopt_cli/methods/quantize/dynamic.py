@@ -9,7 +9,8 @@ from modelopt_cli.methods.quantize.candidates import select_candidates, shared_w
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import fill, fill_recurrent
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
-from modelopt_cli.methods.quantize.widths import INT8, Widths
+from modelopt_cli.methods.quantize.layer_widths import edge_layers, layer_widths, widths_note
+from modelopt_cli.methods.quantize.widths import Widths
 from modelopt_cli.program import Program
 from modelopt_cli.program.channels import layered
 from modelopt_cli.program.fold import inference_form
@@ -27,16 +28,17 @@ def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context)
     ready = copy.deepcopy(layered(inference_form(program)))
     selected, skipped = select_candidates(ready, config, _obstacle)
     shared = shared_weights(program, ready)
+    widths = layer_widths(selected, edge_layers(ready), config)
     for name in selected:
         module = ready.get_submodule(name)
-        layer, multiplies = _integer_form(module, INT8)
+        layer, multiplies = _integer_form(module, widths[name])
         if isinstance(layer, QuantizedRecurrent):
             fill_recurrent(layer, module, {own for own in shared if own.rpartition(".")[0] == name})
         else:
             assert isinstance(layer, Weighted)
             fill(layer, module, shared=f"{name}.weight" in shared, bounded=multiplies)
         ready.set_submodule(name, layer)
-    return MethodResult(ready.eval(), skipped)
+    return MethodResult(ready.eval(), skipped, notes=widths_note(widths, config))
 
 
 def _integer_form(module: nn.Module, widths: Widths) -> tuple[Quantized, bool]:

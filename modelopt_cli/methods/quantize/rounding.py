@@ -10,8 +10,8 @@ from modelopt_cli.program.quantization import BITS, weight_limits
 
 WMAX = 127
 CANDIDATES = 16
-NARROW_CANDIDATES, NARROWEST = 46, 0.1
-"""Ranges that are tried below 8 bits, from a tenth of the largest weight to all of it."""
+NARROW_CANDIDATES = 46
+"""Ranges that are tried below 8 bits: up to the largest weight, from a tenth (2 bits) or more (7: 0.6)."""
 SMALLEST = 1e-35
 """Weights below this are zeros: a 127th of it would hardly be a normal float32."""
 CHUNK = 1 << 18
@@ -49,7 +49,7 @@ def quantize_weight(
 
     def rounded(some: Tensor) -> tuple[Tensor, Tensor]:
         if bits < BITS:
-            steps = torch.linspace(1.0, NARROWEST, NARROW_CANDIDATES) / weight_limits(bits)[1]
+            steps = torch.linspace(1.0, (bits - 1) / 10, NARROW_CANDIDATES) / weight_limits(bits)[1]
             return _least_error(*_unit(some), steps.tolist(), bits)
         return _bounded(*_unit(some), shared) if bounded else _nearest(*_unit(some), WMAX)
 

@@ -31,9 +31,10 @@ class Scheme:
         name: in ``--scheme``, the history and tables.
         help: one line.
         title: its name in a sentence.
-        weight_bits: of the integers that weights become, 2 to 8.
-        activation_bits: of the integers that weights are multiplied with; None where activations stay float
-            and weights are floats again once the file is loaded.
+        weight_bits: of the integers that weights become, where nothing else is asked for.
+        activation_bits: of the integers that weights are multiplied with, likewise; None where activations
+            stay float and weights are floats again once the file is loaded.
+        of_floats: name of the scheme that takes its place where activations are to stay float, if one does.
         source: the least that must be known of the network.
         needs_calibration: ranges of activations are taken from samples.
         layers: names of the ``torch.nn`` classes that it takes; none: every weight.
@@ -48,6 +49,7 @@ class Scheme:
     title: str
     weight_bits: int
     activation_bits: int | None
+    of_floats: str | None
     source: NetworkForm
     needs_calibration: bool
     layers: tuple[str, ...]
@@ -70,6 +72,7 @@ _ROWS = (
         title="static int8",
         weight_bits=8,
         activation_bits=8,
+        of_floats="int8-weight",
         source=NetworkForm.GRAPH,
         needs_calibration=True,
         layers=(
@@ -87,6 +90,7 @@ _ROWS = (
         title="dynamic int8",
         weight_bits=8,
         activation_bits=8,
+        of_floats=None,
         source=NetworkForm.MODULE,
         needs_calibration=False,
         layers=("Linear", "Embedding"),
@@ -101,6 +105,7 @@ _ROWS = (
         title="int8 storage",
         weight_bits=8,
         activation_bits=None,
+        of_floats="int8-weight",
         source=NetworkForm.TENSORS,
         needs_calibration=False,
         layers=(),
@@ -112,6 +117,8 @@ _ROWS = (
 )
 SCHEMES = {row.name: row for row in _ROWS}
 """By name."""
+LEAST_NARROW_SNR_DB = 10.0
+"""Signal-to-noise of the outputs in dB, below which there is a warning, for fewer than 8 bits."""
 
 
 def usable(source: NetworkForm) -> list[str]:

@@ -17,7 +17,8 @@ from modelopt_cli.methods.context import Progress, StreamResult
 from modelopt_cli.methods.layer_selection import codec_of, not_named_as_weights, select_layers
 from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, Scheme, usable
+from modelopt_cli.methods.quantize.layer_widths import layer_widths, widths_note
+from modelopt_cli.methods.quantize.schemes import NetworkForm, Scheme, usable
 from modelopt_cli.methods.quantize.weight_only import (
     already_quantized,
     encode_weight,
@@ -25,7 +26,9 @@ from modelopt_cli.methods.quantize.weight_only import (
     require_nonzero,
     storable,
 )
+from modelopt_cli.methods.quantize.widths import Widths
 from modelopt_cli.program import Encoding
+from modelopt_cli.program.quantization import width_label
 from modelopt_cli.settings import option
 
 
@@ -49,7 +52,7 @@ def apply_to_state(
         UsageError: the scheme needs a graph, or a network.
         NothingCompressed: no tensor could be quantized.
     """
-    scheme = SCHEMES[config.scheme]
+    scheme = config.row
     _require_source(scheme, NetworkForm.TENSORS if layers is None else NetworkForm.MODULE)
     shapes, earlier = described(state), encodings or {}
     reasons = _reasons(scheme, shapes, layers or {}, earlier)
@@ -61,7 +64,11 @@ def apply_to_state(
     chosen = [by_layer[layer] for layer in selected if reasons[by_layer[layer]] is None]
     if not chosen:
         raise nothing_compressed(skipped)
-    quantized, restored = dict.fromkeys(chosen), scheme.name in restored_kinds()
+    labels = {by_layer[layer]: layer for layer in selected}
+    edges = {next(iter(by_layer)), next(reversed(by_layer))}
+    widths = layer_widths((labels[name] for name in chosen), edges, config)
+    quantized = {name: widths[labels[name]] for name in chosen}
+    restored = scheme.name in restored_kinds()
 
     def tie(name: str, owner: str) -> bool:
         # An integer layer is put back by its own name, so it needs a weight of its own.
@@ -73,7 +80,7 @@ def apply_to_state(
     def items() -> Iterator[Item]:
         for done, name in enumerate(names, 1):
             before = earlier.get(name, PLAIN)
-            yield _stored(name, state[name], before, scheme if name in quantized else None)
+            yield _stored(name, state[name], before, scheme, quantized.get(name))
             if progress is not None:
                 progress(done, len(names))
 
@@ -81,11 +88,14 @@ def apply_to_state(
         size = 0 if name in tied else shapes[name].nbytes
         before = codec_of(earlier.get(name))
         if name in quantized:
-            return LayerStatus(layer, "weight", True, scheme.name, bytes=size, before=before)
+            label = width_label(scheme.name, quantized[name].weight, quantized[name].activation)
+            return LayerStatus(layer, "weight", True, label, bytes=size, before=before)
         return LayerStatus(layer, "weight", False, reason=skipped[layer], bytes=size, before=before)
 
     statuses = tuple(status(layer, name) for layer, name in by_layer.items())
-    return StreamResult(TensorStream(items, tied), Coverage(statuses), skipped)
+    others = {name: each.numbers for name, each in widths.items() if each != config.widths}
+    stream = TensorStream(items, tied)
+    return StreamResult(stream, Coverage(statuses), skipped, widths_note(widths, config), others)
 
 
 def _require_source(scheme: Scheme, source: NetworkForm) -> None:
@@ -117,14 +127,12 @@ def _reasons(
     return reasons
 
 
-def _stored(name: str, tensor: Tensor, earlier: Encoding, scheme: Scheme | None) -> Item:
-    """One tensor, quantized unless there is no scheme, with its encoding; a pruned one stays pruned."""
+def _stored(name: str, tensor: Tensor, earlier: Encoding, scheme: Scheme, widths: Widths | None) -> Item:
+    """One tensor, quantized unless there are no widths, with its encoding; a pruned one stays pruned."""
     after, encoding = tensor, earlier
-    if scheme is not None:
+    if widths is not None:
         bounded = scheme.integer_arithmetic
-        after, encoding = encode_weight(
-            tensor, scheme.weight_bits, bounded=bounded, shared=is_shared(earlier)
-        )
+        after, encoding = encode_weight(tensor, widths.weight, bounded=bounded, shared=is_shared(earlier))
         require_nonzero(name, tensor, after)
     if is_pruned(earlier):
         encoding = carry_over({name: tensor}, {name: earlier}, {name: after}, {name: encoding})[name]

@@ -20,12 +20,13 @@ from modelopt_cli.methods.quantize.feature_scales import (
 )
 from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.methods.quantize.layer_forms import obstacle
+from modelopt_cli.methods.quantize.layer_widths import edge_layers, layer_widths, widths_note
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan, make_plan
 from modelopt_cli.methods.quantize.rounding_problem import Rounded, RoundingProblem
 from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, usable
-from modelopt_cli.methods.quantize.widths import INT8
+from modelopt_cli.methods.quantize.weight_only import store_layer
 from modelopt_cli.program import Program
 from modelopt_cli.program.channels import layered
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
@@ -64,7 +65,10 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
     ready = calibrated(program, config, context)
     rounded = _rounded(ready, config, context)
     integer = convert(ready.program, ready.plan, rounded.qparams, ready.shared, rounded.layers)
-    return MethodResult(integer, ready.skipped)
+    for name, widths in ready.plan.widths.items():
+        if widths.activation is None:
+            store_layer(integer, name, widths.weight)
+    return MethodResult(integer, ready.skipped, notes=widths_note(ready.plan.widths, config))
 
 
 def calibrated(program: Program, config: QuantizeConfig, context: Context) -> Calibrated:
@@ -85,7 +89,7 @@ def calibrated(program: Program, config: QuantizeConfig, context: Context) -> Ca
             name for name in usable(NetworkForm.GRAPH) if not SCHEMES[name].needs_calibration
         )
         raise UsageError(
-            f"{SCHEMES[config.scheme].title} needs data to calibrate on",
+            f"{config.label} needs data to calibrate on",
             hint=f"give {option('data')}, or use {option('scheme')} {without_data}, which need none",
         )
     split = explicit_padding(layered(inference_form(program)))
@@ -94,7 +98,7 @@ def calibrated(program: Program, config: QuantizeConfig, context: Context) -> Ca
     # A batch norm would give every channel of a shared weight values of its own.
     unfolded = {layer for name in shared if (layer := name.rpartition(".")[0]) not in selected}
     ready = fold_batch_norms(split, unfolded)
-    widths = dict.fromkeys(selected, INT8)
+    widths = layer_widths(selected, edge_layers(ready), config)
     plan = make_plan(ready, widths)
     layers = values_of_features(ready, plan, shared)
     features = {value: FeatureRange() for value in layers}

@@ -5,6 +5,7 @@ Needs no data and no graph, so it also serves networks that cannot be traced and
 
 import copy
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.layer_selection import is_weight_name, select_layers
 from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.layer_widths import edge_layers, layer_widths, widths_note
 from modelopt_cli.methods.quantize.rounding import CHUNK, quantize_weight
-from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.weighted import fetched_weights, weight_label
 from modelopt_cli.settings import option
@@ -42,13 +43,32 @@ def quantize_weights(program: Program, config: QuantizeConfig, context: Context)
     chosen = [n for n, reason in reasons.items() if weight_label(n) in selected and reason is None]
     if not chosen:
         raise nothing_compressed(skipped)
+    edges = edge_layers(ready)
+    widths = layer_widths(map(weight_label, chosen), edges, config)
     for name in chosen:
-        rounded, encoding = encode_weight(state[name], SCHEMES[config.scheme].weight_bits)
+        rounded, encoding = encode_weight(state[name], widths[weight_label(name)].weight)
         require_nonzero(name, state[name], rounded)
         with torch.no_grad():
             state[name].copy_(rounded)
         ready.encodings[name] = encoding
-    return MethodResult(ready.eval(), skipped)
+    return MethodResult(ready.eval(), skipped, notes=widths_note(widths, config))
+
+
+def store_layer(program: Program, name: str, bits: int) -> None:
+    """Put the weight of a float layer onto integer steps, in place; the layer given is not changed.
+
+    Args:
+        program: gets a copy of the layer in its place.
+        name: of the layer.
+        bits: of the integers.
+    """
+    layer: Any = copy.deepcopy(program.get_submodule(name))
+    rounded, encoding = encode_weight(layer.weight.detach(), bits)
+    require_nonzero(f"{name}.weight", layer.weight, rounded)
+    with torch.no_grad():
+        layer.weight.copy_(rounded)
+    program.set_submodule(name, layer)
+    program.encodings[f"{name}.weight"] = encoding
 
 
 def storable(state: Mapping[str, Tensor]) -> dict[str, str | None]:

@@ -1,6 +1,14 @@
-"""Widths of a layer: the bits of its weight, and of the activations that the weight is multiplied with."""
+"""Widths of a layer: the bits of its weight, and of the activations that the weight is multiplied with.
+
+Imports no torch, so that the command line reads it, too.
+"""
 
 from dataclasses import dataclass
+
+BYTE = 8
+"""Bits of the integers that kernels multiply."""
+FLOATS = (16, 32)
+"""Bits of activations that stay floating point."""
 
 
 @dataclass(frozen=True)
@@ -13,8 +21,27 @@ class Widths:
             only stored as integers.
     """
 
-    weight: int = 8
-    activation: int | None = 8
+    weight: int = BYTE
+    activation: int | None = BYTE
+
+    @property
+    def narrow(self) -> bool:
+        """True if a weight or an activation has fewer bits than a byte."""
+        return self.weight < BYTE or (self.activation or BYTE) < BYTE
+
+    def at_least(self, bits: int) -> "Widths":
+        """Widths of so many bits or more."""
+        activation = None if self.activation is None else max(self.activation, bits)
+        return Widths(max(self.weight, bits), activation)
+
+    @property
+    def numbers(self) -> list[int | None]:
+        """Both, as the history has them."""
+        return [self.weight, self.activation]
+
+    def __str__(self) -> str:
+        """``W4A8``, as the literature writes it; ``W4`` where activations stay float."""
+        return f"W{self.weight}" + ("" if self.activation is None else f"A{self.activation}")
 
 
 INT8 = Widths()
