@@ -12,6 +12,9 @@ from modelopt_cli.data.data_kinds import DATA_KINDS, FORMS, DataKind, Options, S
 from modelopt_cli.errors import DataError
 from modelopt_cli.settings import did_you_mean
 
+_NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]{0,99})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+"""A number as it is written in decimals: 007 is none, nor are 1_000 and nan."""
+
 if TYPE_CHECKING:
     from modelopt_cli.data.source import Samples
 
@@ -74,9 +77,10 @@ def parse_spec(text: str) -> DataSpec:
         else:
             parts = kind.target(text)
         if parts is not None:
-            options = _options(text, parts[1])
+            texts = _option_texts(text, parts[1])
             if not kind.any_option:
-                _check_options(text, name, options)
+                _check_options(text, name, texts)
+            options = {key: _read(value, kind.defaults.get(key)) for key, value in texts.items()}
             return DataSpec(text, name, parts[0], options)
     raise _unknown(text, body)
 
@@ -117,30 +121,35 @@ def _unknown(text: str, body: str) -> DataError:
     return DataError(f"no data kind is called {prefix!r}", where=text, hint=hint or f"give {FORMS}")
 
 
-def _options(text: str, query: str) -> dict[str, Scalar]:
+def option_texts(spec: DataSpec) -> dict[str, str]:
+    """The options of a spec as they were written."""
+    return _option_texts(spec.text, spec.text.partition("?")[2])
+
+
+def _option_texts(text: str, query: str) -> dict[str, str]:
     if not query:
         return {}
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True)
     except ValueError:
         raise DataError("options must read ?key=value&key=value", where=text) from None
-    options: dict[str, Scalar] = {}
+    options: dict[str, str] = {}
     for key, value in pairs:
         if key in options:
             raise DataError(f"option {key!r} is given twice", where=text)
-        options[key] = _literal(value)
+        options[key] = value
     return options
 
 
-def _literal(value: str) -> Scalar:
+def _read(value: str, default: Scalar | None) -> Scalar:
+    """The value of an option: where it is a text, such as the name of a column, as it is written."""
+    if isinstance(default, str):
+        return value
     if value.lower() in ("true", "false"):
         return value.lower() == "true"
-    for number in (int, float):
-        try:
-            return number(value)
-        except ValueError:
-            continue
-    return value
+    if not _NUMBER.fullmatch(value):
+        return value
+    return float(value) if set(value) & set(".eE") else int(value)
 
 
 def _check_options(text: str, name: str, options: Iterable[str]) -> None:

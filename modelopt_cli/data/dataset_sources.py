@@ -2,7 +2,7 @@
 
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from PIL import Image
@@ -11,11 +11,12 @@ from torch.utils.data.dataloader import default_collate
 
 from modelopt_cli.data.batch_samples import BatchStream, has_label, own_collate, pair, put_together
 from modelopt_cli.data.data_kinds import Options
-from modelopt_cli.data.data_spec import DataSpec
+from modelopt_cli.data.data_spec import DataSpec, option_texts
 from modelopt_cli.data.raw_inputs import RawInputs
 from modelopt_cli.data.source import Raw, Source, Stream, is_sized
 from modelopt_cli.data.targets import RawTarget, raw_target
 from modelopt_cli.errors import DataError
+from modelopt_cli.option_types import is_of_type
 from modelopt_cli.settings import did_you_mean
 from modelopt_cli.text import typed_line
 from modelopt_cli.user_code import call, load_callable, user_code
@@ -150,7 +151,7 @@ def open_torchvision(spec: DataSpec) -> Source:
 
 
 def _torchvision_options(spec: DataSpec, name: str, root: str, parameters: Any) -> dict[str, Any]:
-    options: dict[str, Any] = dict(spec.options)
+    options: dict[str, Any] = _as_wanted(spec, parameters)
     for key in options:
         if key == "download":
             raise DataError("modelopt never downloads data", where=spec.text, hint="fetch it first")
@@ -170,15 +171,43 @@ def _torchvision_options(spec: DataSpec, name: str, root: str, parameters: Any) 
     return options
 
 
+def _as_wanted(spec: DataSpec, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Options for a function with these parameters: as they are written where it wants a text."""
+    written = option_texts(spec)
+    return {
+        key: written[key] if key in parameters and _is_text(parameters[key]) else value
+        for key, value in spec.options.items()
+    }
+
+
+def _is_text(parameter: inspect.Parameter) -> bool:
+    """True of a parameter that is a text by its annotation, or by its default where it has none."""
+    if parameter.annotation is parameter.empty:
+        return isinstance(parameter.default, str)
+    try:
+        return is_of_type("", parameter.annotation) and not is_of_type(0, parameter.annotation)
+    except TypeError:  # annotations that are no types
+        return False
+
+
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+    """Parameters of the user's function, as far as they are known."""
+    try:
+        return inspect.signature(function, eval_str=True).parameters
+    except Exception:  # names in its annotations may mean anything
+        return {}
+
+
 def open_callable(spec: DataSpec) -> Source | Stream:
     """``FILE.py:CALLABLE?key=value``: calls it and wraps the Dataset it returns."""
-    dataset, collate = _call(spec.target, spec.options, spec.text)
+    options = _as_wanted(spec, _parameters(_loaded(spec.target)))
+    dataset, collate = _call(spec.target, options, spec.text)
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         with user_code("has no length that can be used", spec.text, DataError):
             size = len(dataset)
         if size == 0:
             raise DataError("returned a dataset with no samples", where=spec.text)
-        return DatasetSource(spec.text, spec.target, spec.options, dataset, collate)
+        return DatasetSource(spec.text, spec.target, options, dataset, collate)
     if isinstance(dataset, DataLoader):
         return BatchStream(spec.text, dataset)
     if hasattr(dataset, "__iter__") and not hasattr(dataset, "__next__"):
@@ -192,13 +221,17 @@ def open_callable(spec: DataSpec) -> Source | Stream:
 
 def _call(target: str, options: Options, name: str) -> tuple[Any, Any]:
     """The dataset that the user's callable returns, and what puts its items together, or None."""
-    place, _, name_in_place = target.rpartition(":")
-    function = load_callable(place, name_in_place, DataError)
+    function = _loaded(target)
     made = call(function, options, name, DataError, "calling it failed")
     dataset, collate = of_loader(made) if isinstance(made, DataLoader) else (made, None)
     if dataset is None:
         return made, None
     return dataset, collate or own_collate(dataset, function)
+
+
+def _loaded(target: str) -> Any:
+    place, _, name = target.rpartition(":")
+    return load_callable(place, name, DataError)
 
 
 def of_loader(loader: Any) -> tuple[Any, Any]:

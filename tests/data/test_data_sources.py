@@ -13,6 +13,7 @@ import modelopt_cli
 from modelopt_cli.data import open_data
 from modelopt_cli.data.data_kinds import DATA_KINDS
 from modelopt_cli.data.data_spec import parse_spec, same_samples
+from modelopt_cli.data.dataset_sources import open_callable
 from modelopt_cli.program.input_spec import InputSpec
 
 assert modelopt_cli
@@ -301,6 +302,57 @@ def test_a_folder_may_be_called_like_a_kind(tmp_path, monkeypatch, kind):
 def test_options_are_read_as_literals():
     options = parse_spec("f.py:load?a=true&b=3&c=0.5&d=x%20y").options
     assert options == {"a": True, "b": 3, "c": 0.5, "d": "x y"}
+    numbers = "f.py:load?a=007&b=1e3&c=1_0&d=nan&e=-.5&f=%D9%A3&g=0&h=3."
+    expected = {"a": "007", "b": 1000.0, "c": "1_0", "d": "nan", "e": -0.5, "f": "٣", "g": 0, "h": 3.0}
+    assert parse_spec(numbers).options == expected
+
+
+TEXTS = ["007", "1e3", "True", "0", "1.50", "nan"]
+
+
+@pytest.mark.parametrize("kind", [name for name, row in DATA_KINDS.items() if row.defaults])
+def test_options_that_are_texts_stay_as_they_are_written(kind):
+    for name in (name for name, default in DATA_KINDS[kind].defaults.items() if isinstance(default, str)):
+        found = [parse_spec(f"{DATA_KINDS[kind].form}?{name}={text}").option(name) for text in TEXTS]
+        assert found == TEXTS
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_columns_may_be_called_like_numbers(tmp_path, text):
+    (tmp_path / "table.csv").write_text(f"{text},other\n1,0\n3,1\n")
+    data = open_data(f"csv:{tmp_path / 'table.csv'}?inputs={text}&labels=other")
+    assert [float(inputs) for inputs, _ in data.batches(1)] == [1, 3]
+
+
+CALLABLES = """
+from __future__ import annotations
+import torch
+
+def made(said):
+    return [(torch.zeros(1), f"{type(said).__name__} {said}")]
+
+def plain(said):
+    return made(said)
+
+def texts(said: str | None = None):
+    return made(said)
+
+def usual(said="x"):
+    return made(said)
+
+def unknown(said: Nobody):
+    return made(said)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("plain", "float 1000.0"), ("texts", "str 1e3"), ("usual", "str 1e3"), ("unknown", "float 1000.0")],
+)
+def test_a_callable_gets_texts_where_it_wants_them(tmp_path, name, expected):
+    (tmp_path / "net.py").write_text(CALLABLES)
+    spec = parse_spec(f"{tmp_path / 'net.py'}:{name}?said=1e3")
+    assert open_callable(spec).item(0)[1] == expected
 
 
 @pytest.mark.parametrize(
