@@ -40,6 +40,8 @@ from modelopt_cli.program.weighted import (
 )
 
 _FLOAT_BYTES = 4
+_FEWEST = 0.0005
+"""Share of a weight's numbers from which on zeros are worth a word; a padding row among many is less."""
 _INTEGER = (Weighted, QuantizedRecurrent)
 _KINDS: tuple[type[nn.Module], ...] = (*_INTEGER, *WEIGHTED_KINDS)
 
@@ -164,8 +166,8 @@ def _stored(program: Program, parameter: str) -> list[str]:
         return schemes
     path, _, leaf = parameter.rpartition(".")
     tensor = getattr(program.get_submodule(path), leaf)
-    zeros = tensor.numel() - int(torch.count_nonzero(tensor))
-    return [*schemes, f"sparse {_percent(zeros / tensor.numel())} %"] if zeros else schemes
+    zeros = 1 - int(torch.count_nonzero(tensor)) / max(1, tensor.numel())
+    return [*schemes, f"sparse {_percent(zeros)} %"] if zeros >= _FEWEST else schemes
 
 
 def _percent(fraction: float) -> str:

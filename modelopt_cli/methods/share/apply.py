@@ -11,10 +11,10 @@ from torch import Tensor
 
 from modelopt_cli.artifact import TensorStream, predicted_bytes
 from modelopt_cli.artifact.codecs import PLAIN
-from modelopt_cli.artifact.encodings import carry_over, is_pruned, pruned_encoding
+from modelopt_cli.artifact.encodings import carry_over, is_plain, pruned_encoding
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item, tied_names
-from modelopt_cli.errors import ModeloptError, NothingCompressed, UsageError
+from modelopt_cli.errors import GraphNeeded, ModeloptError, NothingCompressed
 from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.measure.layer_status import Coverage, LayerStatus, recorded
 from modelopt_cli.methods.context import Context, MethodResult, Progress, Reached, StreamResult
@@ -35,7 +35,7 @@ from modelopt_cli.methods.share.clustered_weight import ClusteredWeight, cluster
 from modelopt_cli.methods.share.codebook_tuning import fine_tune
 from modelopt_cli.methods.share.config import AUTO, ShareConfig
 from modelopt_cli.methods.share.one_size import Weight, cluster_network, cluster_weight
-from modelopt_cli.methods.share.shared_layers import refuse_more_values, select_weights
+from modelopt_cli.methods.share.shared_layers import keeps_zeros, refuse_more_values, select_weights
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.fold import fold_batch_norms, inference_form
@@ -92,6 +92,10 @@ class _Run:
         if not weights and any(isinstance(module, Quantized) for module in program.modules()):
             raise NothingCompressed("the network is quantized already", hint="share first, then quantize")
         self.selected = select_weights(weights, self.ready.encodings, config)
+        for name in self.selected.labels:
+            encoding = self.ready.encodings.get(name)
+            if is_plain(encoding) and keeps_zeros(weights[name], encoding, config):
+                self.ready.encodings[name] = pruned_encoding(weights[name].detach(), encoding)
 
     def clustered(self) -> Program:
         """The network with its weights clustered."""
@@ -231,7 +235,7 @@ def apply_to_state(
         UsageError: the config needs a graph.
         NothingCompressed: no tensor can be clustered.
     """
-    _refuse_what_needs_a_graph(config, has_network)
+    refuse_without_graph(config, has_network)
     shapes, earlier = described(state), encodings or {}
     weights = {name: tensor for name, tensor in shapes.items() if has_weight_form(tensor)}
     selected = select_weights(weights, earlier, config, not_named_as_weights(weights))
@@ -242,7 +246,8 @@ def apply_to_state(
         tensor, encoding = state[name], earlier.get(name, PLAIN)
         if name not in selected.labels:
             return name, tensor, encoding
-        clustered = cluster_weight(Weight(tensor.detach().cpu(), is_pruned(encoding)), config, seed)
+        weight = Weight(tensor.detach().cpu(), keeps_zeros(tensor, encoding, config))
+        clustered = cluster_weight(weight, config, seed)
         values = clustered.decode(tensor.dtype)
         refuse_more_values(name, tensor, values, encoding)
         return name, values, clustered.encoding(tensor.dtype)
@@ -266,7 +271,12 @@ def apply_to_state(
     return StreamResult(TensorStream(items, tied), Coverage(statuses), selected.reasons)
 
 
-def _refuse_what_needs_a_graph(config: ShareConfig, has_network: bool) -> None:
+def refuse_without_graph(config: ShareConfig, has_network: bool) -> None:
+    """Refuse what looks at a graph or at outputs, of a module that cannot be traced or of bare tensors.
+
+    Raises:
+        GraphNeeded: names a choice that does without.
+    """
     network = "" if has_network else f"name its network with {option('arch')}, or "
     if config.automatic:
         problem, hint = option("bits", AUTO), "give a number"
@@ -278,4 +288,4 @@ def _refuse_what_needs_a_graph(config: ShareConfig, has_network: bool) -> None:
     else:
         config.require_size()
         return
-    raise UsageError(f"{problem} needs a network that can be traced", hint=f"{network}{hint}")
+    raise GraphNeeded(f"{problem} needs a network that can be traced", hint=f"{network}{hint}")

@@ -60,6 +60,17 @@ def select_weights(
     return SelectedWeights({name: label for name, label in labels.items() if label in selected}, reasons)
 
 
+def keeps_zeros(weight: Tensor, encoding: Encoding | None, config: ShareConfig) -> bool:
+    """True of a weight whose zeros stay zero: a pruned one, or one with a row of nothing but zeros.
+
+    Such a row is the padding of an embedding, say, or a channel that is off. Blocks of several numbers have
+    no zero of their own.
+    """
+    if is_pruned(encoding):
+        return True
+    return config.vector == 1 and weight.dim() > 1 and not bool(weight.flatten(1).any(1).all())
+
+
 def obstacle(weight: Tensor, encoding: Encoding | None, config: ShareConfig) -> str | None:
     """The reason why a weight cannot be clustered as the config says; None where it can."""
     if weight.dtype not in Codebook.dtypes:
