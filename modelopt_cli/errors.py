@@ -67,6 +67,10 @@ class UsageError(InputError):
     """An option, an option's value, a config key or a layer glob is wrong."""
 
 
+class GraphNeeded(UsageError):
+    """A choice works on the graph of a network, or on its layers, and there is none."""
+
+
 class CheckpointError(InputError):
     """A checkpoint written by another tool cannot be read."""
 

@@ -19,7 +19,7 @@ from modelopt_cli.artifact import Written
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import Data, open_data
 from modelopt_cli.data.source import name_of
-from modelopt_cli.errors import UsageError
+from modelopt_cli.errors import GraphNeeded
 from modelopt_cli.methods.context import Context, MethodResult, Tensors, TensorsResult
 from modelopt_cli.methods.method_table import METHODS
 from modelopt_cli.program.parted import code_of
@@ -47,6 +47,14 @@ class Compressing(Work):
         if measures_drop and (line := seen_in_training(self.opened, request.samples)) is not None:
             request.note(line)
 
+    def refuse_without_graph(self) -> None:
+        """Refuse a choice of the method, or a training, that takes a graph."""
+        request = self.request
+        self.method.refuse_without_graph(self.config, self.opened.module is not None)
+        if request.training is not None and not request.dry_run:
+            hint = f"leave {option('epochs')} out"
+            raise GraphNeeded("fine-tuning needs a network that can be traced", hint=hint)
+
     @contextmanager
     def training(self) -> Iterator[Trainer | None]:
         """A trainer where fine-tuning is asked for; a dry run plans without."""
@@ -54,10 +62,7 @@ class Compressing(Work):
         if request.training is None or request.dry_run:
             yield None
             return
-        if program is None:
-            raise UsageError(
-                "fine-tuning needs a network that can be traced", hint=f"leave {option('epochs')} out"
-            )
+        assert program is not None
         identity = {
             "command": request.command,
             "source": self.opened.source_sha256,

@@ -29,7 +29,7 @@ from modelopt_cli.artifact.coding import CODINGS
 from modelopt_cli.artifact.encodings import compact, compact_state, require_not_shared
 from modelopt_cli.artifact.output_path import scratch_beside
 from modelopt_cli.checkpoint import Opened, require_network
-from modelopt_cli.errors import UsageError
+from modelopt_cli.errors import GraphNeeded, UsageError
 from modelopt_cli.measure.layer_status import Coverage
 from modelopt_cli.methods.context import Context, TensorsResult
 from modelopt_cli.methods.distill.apply import learn, training_of
@@ -103,6 +103,15 @@ class Distilling(Work):
             student.spec, student.arch, self.teachers[0].opened, context, request.on_note
         )
         self.sample = sample_of(self.opened, student.spec)
+
+    def refuse_without_graph(self) -> None:
+        """Refuse what takes the graph of a student."""
+        wanted = {
+            "finetune_epochs": self.request.config.finetune_epochs,
+            "compare_scratch": self.student.compare_scratch,
+        }
+        for name in (name for name, value in wanted.items() if value):
+            raise GraphNeeded("needs a student that can be traced", where=option(name))
 
     @property
     def models(self) -> list[Opened]:
@@ -193,8 +202,6 @@ class Distilling(Work):
         if opened.program is not None:
             program = METHODS[self.request.command].apply(opened.program, config, context).program
             return dict(program.history[-1]), CompressedModel.of_program(program, original)
-        if config.finetune_epochs:
-            raise UsageError("needs a student that can be traced", where=option("finetune_epochs"))
         network = require_network(opened, "the student")
         entry = learn(network, config, context, opened.encodings)
         state = dict(network.state_dict())
@@ -204,8 +211,7 @@ class Distilling(Work):
 
     def _without_teacher(self, context: DistillContext, original: Original) -> CompressedModel:
         """The same student, trained as long on labels alone, from the same weights."""
-        if self.opened.program is None:
-            raise UsageError("needs a student that can be traced", where=option("compare_scratch"))
+        assert self.opened.program is not None
         assert context.training is not None
         student, training = self.opened.program, training_of(self.opened.program, context.training)
         epochs = training.config.epochs + self.request.config.finetune_epochs

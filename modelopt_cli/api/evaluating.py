@@ -79,8 +79,9 @@ def require_all_run(models: Sequence[tuple[str | Path, Opened]], measuring: Meas
     running = next((path for path, opened in models if opened.network is not None), None)
     for path, opened in models:
         if running is not None and opened.network is None:
+            why = opened.unknown or "nothing says its architecture"
             raise ArchitectureError(
-                f"nothing says its architecture, so it cannot be run next to {running}",
+                f"{why}, so it cannot be run next to {running}",
                 where=str(path),
                 hint=f"give {option('arch')}, such as FILE.py:CALLABLE, or measure it alone",
             )
@@ -178,6 +179,7 @@ def _evaluated(path: str | Path, opened: Opened, measuring: Measuring) -> Evalua
         tensor_bytes=opened.tensor_bytes,
         state=None if network is not None else opened.state,
         arch=None if opened.holds_network else measuring.arch,
+        unknown=opened.unknown,
     )
 
 

@@ -17,7 +17,7 @@ from modelopt_cli.checkpoint.opened import shape_hint
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.data.preprocess import resolve_preprocess
 from modelopt_cli.data.source import Samples
-from modelopt_cli.errors import ArchitectureError, UsageError
+from modelopt_cli.errors import ArchitectureError, GraphNeeded
 from modelopt_cli.program import InputSpec
 
 PATIENCE = 10.0
@@ -180,14 +180,20 @@ def untraced_note(reason: str) -> str:
 @contextmanager
 def without_graph(opened: Opened, on_note: Note | None) -> Iterator[None]:
     """Work that does without a graph where there is none: why is a note if it succeeds, else in the error."""
+    with telling_why(opened.without_graph):
+        yield
+    _tell_untraced(opened, on_note)
+
+
+@contextmanager
+def telling_why(reason: str | None) -> Iterator[None]:
+    """Work whose error, where it needs a graph, says why there is none; notes may not have been read."""
     try:
         yield
-    except UsageError as error:
-        if opened.untraced is None:
-            raise
-        hint = f"{opened.untraced}; or {error.hint}" if error.hint else opened.untraced
-        raise UsageError(error.message, where=error.where, hint=hint) from error
-    _tell_untraced(opened, on_note)
+    except GraphNeeded as error:
+        if reason is not None and reason not in (error.hint or ""):
+            error.hint = f"{reason}; or {error.hint}" if error.hint else reason
+        raise
 
 
 def sample_of(opened: Opened, where: str | Path) -> InputSpec:

@@ -7,7 +7,7 @@ from modelopt_cli.api.compressing import Compressing
 from modelopt_cli.api.distilling import Distilling
 from modelopt_cli.api.evaluating import compare
 from modelopt_cli.api.network_data import with_own_folder
-from modelopt_cli.api.opening import without_graph
+from modelopt_cli.api.opening import telling_why, without_graph
 from modelopt_cli.api.parts_notes import PartsSummary
 from modelopt_cli.api.rehearsal import after_writing
 from modelopt_cli.api.request import Request
@@ -43,6 +43,9 @@ def execute(request: Request) -> Result:
     rehearses = request.evaluate and (work.always_trains or not request.dry_run)
     with threads(request.options.threads):
         work.open()
+        if work.opened.program is None:
+            with telling_why(work.opened.without_graph):
+                work.refuse_without_graph()
         work.settle_task()
         runs = work.opened.network is not None
         if rehearses and runs:

@@ -76,6 +76,9 @@ class Work(ABC):
     def open(self) -> None:
         """Open the models and check what depends on them."""
 
+    def refuse_without_graph(self) -> None:  # noqa: B027 -- some commands need none
+        """Refuse what takes a graph, of a model that has none, before its data are opened."""
+
     @property
     def models(self) -> list[Opened]:
         """All models that are open, of which the first that says its task counts."""

@@ -82,7 +82,7 @@ def _unnamed(
         check_finite(file.state, file.path, masks=True)
         check_range(file.state, file.path)
         notes += [] if aside else [f"architecture not recognised: {why or describe_nearest(shapes)}"]
-        return Opened(file.state, False, file.sha256, notes=notes)
+        return Opened(file.state, False, file.sha256, notes=notes, unknown=why)
     architecture = named.architecture
     if input_spec is not None:
         architecture = dataclasses.replace(architecture, input=input_spec)

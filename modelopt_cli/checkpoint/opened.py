@@ -36,6 +36,7 @@ class Opened:
         architecture: what it was built from.
         notes: one line each for the user: what was recognised, assumed or left aside.
         untraced: why there is a module and no Program.
+        unknown: why there is no network, where the file names one that cannot be built.
         tensors: an artifact without a graph as it was read, with its history and encodings.
         tensor_bytes: of a checkpoint's tensors as they are stored, whatever ``state`` holds them in.
         path: what it was opened from; empty for fresh weights.
@@ -50,6 +51,7 @@ class Opened:
     architecture: Architecture | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
     untraced: str | None = None
+    unknown: str | None = None
     tensors: artifact.TensorFile | None = None
     tensor_bytes: int | None = None
     path: str = ""
@@ -85,6 +87,11 @@ class Opened:
         if self.program is not None:
             return self.program.encodings
         return self.tensors.encodings if self.tensors is not None else {}
+
+    @property
+    def without_graph(self) -> str | None:
+        """Why there is no Program, as far as that is known."""
+        return self.untraced or self.unknown
 
     @property
     def holds_network(self) -> bool:

@@ -54,6 +54,7 @@ class EvaluatedModel:
         tensor_bytes: bytes of tensors in the file; None lets :mod:`modelopt_cli.measure.size` find out.
         state: the tensors of a bare state dict.
         arch: name of the architecture on the command line, to load the file again.
+        unknown: why there is no network, where the file names one that cannot be built.
         columns: for each of the baseline's classes, its place among this model's logits; None for the same.
     """
 
@@ -67,6 +68,7 @@ class EvaluatedModel:
     state: Mapping[str, Tensor] | None = None
     arch: str | None = None
     columns: tuple[int, ...] | None = None
+    unknown: str | None = None
 
     @property
     def runs(self) -> bool:
@@ -77,7 +79,7 @@ class EvaluatedModel:
     def obstacle(self) -> Obstacle | None:
         """Reason why the model cannot be called, or None."""
         if self.model is None:
-            return Obstacle("nothing says its architecture", f"give {option('arch')}")
+            return Obstacle(self.unknown or "nothing says its architecture", f"give {option('arch')}")
         if self.input is None:
             return Obstacle("nothing says what its input is", f"give {option('input_shape')}")
         return None

@@ -119,7 +119,9 @@ class _Run:
     def _check_inputs(self, data: LabelledBatches) -> None:
         """Refuse models that take different shapes: all see the same tensors."""
         if not self.runnable:
-            raise DataError("no model can be run on it", where=data.name, hint=f"give {option('arch')}")
+            whys = [model.unknown for model in self.models if model.unknown]
+            hint = "; ".join([*whys, f"give {option('arch')}"])
+            raise DataError("no model can be run on it", where=data.name, hint=hint)
         first = self.models[self.runnable[0]]
         assert first.input is not None
         for i in self.runnable[1:]:

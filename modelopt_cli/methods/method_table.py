@@ -14,6 +14,7 @@ from modelopt_cli.methods.prune.apply import apply as prune
 from modelopt_cli.methods.prune.apply import sensitivity as prune_sensitivity
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.prune.state_pruner import apply_to_state as prune_state
+from modelopt_cli.methods.prune.state_pruner import refuse_without_graph as prune_needs
 from modelopt_cli.methods.prune.structures import ACCELERATED
 from modelopt_cli.methods.prune.summary import summary as pruned_layers
 from modelopt_cli.methods.prune.summary import thin_notes
@@ -22,9 +23,11 @@ from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.rounding_sensitivity import sensitivity as quantize_sensitivity
 from modelopt_cli.methods.quantize.schemes import LEAST_NARROW_SNR_DB, NetworkForm, usable
 from modelopt_cli.methods.quantize.state_dict import apply_to_state as quantize_state
+from modelopt_cli.methods.quantize.state_dict import refuse_without_graph as quantize_needs
 from modelopt_cli.methods.quantize.widths import BYTE
 from modelopt_cli.methods.share.apply import apply as share
 from modelopt_cli.methods.share.apply import apply_to_state as share_state
+from modelopt_cli.methods.share.apply import refuse_without_graph as share_needs
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.methods.share.shared_layers import summary as shared_layers
 from modelopt_cli.program import Program
@@ -61,6 +64,7 @@ class Method:
         apply: does it: ``apply(program, config, context)`` with an instance of ``config``. The
             Program given is left as it is; the new one's history is one entry longer, which names the method.
         apply_to_tensors: the same for tensors without a graph; None where the method needs one.
+        refuse_without_graph: raises GraphNeeded where the settings need one; told if there is a module.
         stage: name of the work where progress is shown.
         reads_data: True if it looks at samples where there are some.
         fits_data: True if the result is fitted to those samples.
@@ -81,6 +85,7 @@ class Method:
     config: type[Any]
     apply: Callable[[Program, Any, Any], MethodResult]
     apply_to_tensors: Callable[[Tensors, Any, Context], TensorsResult] | None = None
+    refuse_without_graph: Callable[[Any, bool], None] = lambda config, has_network: None
     stage: str = ""
     reads_data: Callable[[Any], bool] = _never
     fits_data: Callable[[Any], bool] = _never
@@ -195,6 +200,7 @@ _ROWS = (
         config=PruneConfig,
         apply=prune,
         apply_to_tensors=_prune_tensors,
+        refuse_without_graph=prune_needs,
         stage="pruning",
         reads_data=lambda config: True,
         fits_data=lambda config: config.chosen_by_data,
@@ -208,6 +214,7 @@ _ROWS = (
         config=QuantizeConfig,
         apply=quantize,
         apply_to_tensors=_quantize_tensors,
+        refuse_without_graph=quantize_needs,
         stage="quantizing",
         reads_data=_calibrates,
         fits_data=_calibrates,
@@ -219,6 +226,7 @@ _ROWS = (
         config=ShareConfig,
         apply=share,
         apply_to_tensors=_share_tensors,
+        refuse_without_graph=share_needs,
         stage="sharing",
         reads_data=lambda config: True,
         fits_data=lambda config: config.looks_at_data,

@@ -5,9 +5,10 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from modelopt_cli import measure
-from modelopt_cli.errors import DataError, UsageError
+from modelopt_cli.errors import ArchitectureError, DataError, UsageError
 from modelopt_cli.measure import gates
 from modelopt_cli.measure.config import Gates
 from modelopt_cli.tasks import parse_task
@@ -55,6 +56,7 @@ def test_a_network_that_is_no_classifier_is_not_compressed_to_be_judged(name, he
 
 SEGMENTS = """
 import torch
+from safetensors.torch import save_file
 
 def none():
     return [(torch.rand(1, 8, 8), torch.full((8, 8), 255)) for _ in range(70)]
@@ -329,3 +331,69 @@ def test_a_recipe_without_a_checkpoint_is_judged_on_labelled_data(here, modelopt
     (here / "recipe.yaml").write_text("\n".join(lines))
     found = modelopt("run", "recipe.yaml", "-q")
     assert found.code == 0, found.err
+
+
+NEEDS_GRAPH = {
+    "quantize": (["--scheme", "int8", "--calibration", "npz:nowhere.npz"], "scheme int8"),
+    "prune": (["--flops", "0.5", "--data", "npz:nowhere.npz"], "structure channels"),
+    "share": (["--bits", "auto", "--ratio", "9", "--calibration", "npz:nowhere.npz"], "--bits auto"),
+    "prune and train": (["--sparsity", "0.5", "--structure", "unstructured", *TRAIN], "fine-tuning"),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS_GRAPH)
+def test_what_takes_a_graph_is_refused_before_data_are_opened_and_says_why(name, here, modelopt, monkeypatch):
+    """Also where notes are not shown, and for a folder whose configuration names what nobody can build."""
+    monkeypatch.setattr("modelopt_cli.checkpoint.recognition.resolve", unknown)
+    folder = here / "folder"
+    folder.mkdir()
+    save_file({"w": torch.randn(8, 8)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architectures": ["Foo"], "model_type": "foo"}))
+    words, needs = NEEDS_GRAPH[name]
+    found = modelopt(name.split()[0], "folder", *words, "-q", *OUT)
+    assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert f"{needs} needs a network that can be traced; hf:folder: {WHY}; or " in found.err
+    assert "nowhere.npz" not in found.err
+    assert not (here / "out.safetensors").exists()
+    measured = modelopt("eval", "folder", *DATA, "--latency-runs", "0", "-q")
+    assert (measured.code, measured.err) == (
+        2,
+        f"error: digits: no model can be run on it; hf:folder: {WHY}; give --arch\n",
+    )
+    shown = modelopt("eval", "folder", "--latency-runs", "0", "-q")
+    assert (shown.code, f"hf:folder: {WHY} (give --arch)" in shown.out) == (0, True)
+
+
+WHY = "config.json says model_type 'foo', which nobody knows"
+
+
+def unknown(spec):
+    raise ArchitectureError(WHY, where=spec)
+
+
+def test_a_student_that_cannot_be_traced_is_refused_before_data_are_opened(here, modelopt):
+    (here / "branch.py").write_text(BRANCH)
+    words = line(["distill", "{}", "--student", "branch.py:make"], "net.pth", "net.py:make")
+    words += [*TRAIN, "--data", "npz:nowhere.npz"]
+    for more in (["--finetune-epochs", "1"], ["--compare-scratch"]):
+        found = modelopt(*words, *more)
+        assert found.code == 2
+        assert f"{more[0]}: needs a student that can be traced; the network cannot be traced" in found.err
+
+
+BRANCH = """
+import torch
+from torch import nn
+
+class Branch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(64, 10))
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return x @ self.weight if float(x.sum()) > 0 else -x @ self.weight
+
+def make():
+    return Branch()
+"""

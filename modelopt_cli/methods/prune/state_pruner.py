@@ -12,7 +12,7 @@ from modelopt_cli.artifact.codecs.sparse import SPARSE
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.artifact.dtypes import count_nonzero
 from modelopt_cli.artifact.encodings import compact_state, is_pruned, require_not_shared
-from modelopt_cli.errors import UsageError
+from modelopt_cli.errors import GraphNeeded
 from modelopt_cli.measure.layer_status import Coverage, LayerStatus, recorded
 from modelopt_cli.methods.context import Reached
 from modelopt_cli.methods.layer_selection import (
@@ -80,7 +80,8 @@ def apply_to_state(
         TargetNotReached: the target was missed by more than ``targets.TOLERANCE``.
     """
     about = about or {}
-    _check(config, encodings, about.get("arch") is not None)
+    refuse_without_graph(config, about.get("arch") is not None)
+    require_not_shared(encodings, "pruning", PRUNE_FIRST)
     pruner = _StatePruner(state, encodings, config, seed, origin or {}, about, code)
     masks = pruner.masks()
     pruned, stored = pruner.applied(masks)
@@ -94,11 +95,16 @@ def apply_to_state(
     return PrunedState(pruned, stored, pruner.coverage(masks, pruned), target, entry)
 
 
-def _check(config: PruneConfig, encodings: Mapping[str, Encoding], has_network: bool) -> None:
+def refuse_without_graph(config: PruneConfig, has_network: bool) -> None:
+    """Refuse what looks at a graph or at outputs, of a module that cannot be traced or of bare tensors.
+
+    Raises:
+        GraphNeeded: names a choice that does without.
+    """
     hint = "" if has_network else f"name its network with {option('arch')}, or "
     if config.pattern is None:
         zeros = " or ".join(name for name, row in STRUCTURES.items() if row.granularity.leaves_zeros)
-        raise UsageError(
+        raise GraphNeeded(
             f"structure {config.structure} needs a network that can be traced",
             hint=f"{hint}use {option('structure')} {zeros}",
         )
@@ -109,11 +115,10 @@ def _check(config: PruneConfig, encodings: Mapping[str, Encoding], has_network: 
         ("schedule", config.schedule_row.trains),
     ):
         if needs:
-            raise UsageError(
+            raise GraphNeeded(
                 f"{setting} {getattr(config, setting)} needs a network that can be traced",
                 hint=f"{hint}use {option(setting, getattr(blind, setting))}",
             )
-    require_not_shared(encodings, "pruning", PRUNE_FIRST)
 
 
 class _StatePruner:

@@ -11,7 +11,7 @@ from modelopt_cli.artifact.encodings import carry_over, is_pruned, is_shared
 from modelopt_cli.artifact.lazy import described
 from modelopt_cli.artifact.stream import Item, tied_names
 from modelopt_cli.checkpoint.integer_layers import restored_kinds
-from modelopt_cli.errors import UsageError
+from modelopt_cli.errors import GraphNeeded
 from modelopt_cli.measure.layer_status import Coverage, LayerStatus
 from modelopt_cli.methods.context import Progress, StreamResult
 from modelopt_cli.methods.layer_selection import codec_of, not_named_as_weights, select_layers
@@ -53,7 +53,7 @@ def apply_to_state(
         NothingCompressed: no tensor could be quantized.
     """
     scheme = config.row
-    _require_source(scheme, NetworkForm.TENSORS if layers is None else NetworkForm.MODULE)
+    refuse_without_graph(config, layers is not None)
     shapes, earlier = described(state), encodings or {}
     reasons = _reasons(scheme, shapes, layers or {}, earlier)
     weights = Counter(map(layer_of, reasons))
@@ -98,15 +98,20 @@ def apply_to_state(
     return StreamResult(stream, Coverage(statuses), skipped, widths_note(widths, config), others)
 
 
-def _require_source(scheme: Scheme, source: NetworkForm) -> None:
-    """Refuse a scheme that needs to know more of the network, and name those that do not."""
+def refuse_without_graph(config: QuantizeConfig, has_network: bool) -> None:
+    """Refuse a scheme that needs to know more of a network than its modules, or its bare tensors.
+
+    Raises:
+        GraphNeeded: names those that do not.
+    """
+    scheme, source = config.row, NetworkForm.MODULE if has_network else NetworkForm.TENSORS
     if scheme.source <= source:
         return
     needs = "a network that can be traced" if scheme.source is NetworkForm.GRAPH else "a network"
     ways = f"use {option('scheme')} {' or '.join(usable(source))}"
     if source is NetworkForm.TENSORS:
         ways = f"name its network with {option('arch')}, or {ways}"
-    raise UsageError(f"scheme {scheme.name} needs {needs}", hint=ways)
+    raise GraphNeeded(f"scheme {scheme.name} needs {needs}", hint=ways)
 
 
 def _reasons(
