@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from torch import nn
 import modelopt_cli
 from modelopt_cli import api, artifact
 from modelopt_cli.api.guard import Original
-from modelopt_cli.checkpoint import resolve
+from modelopt_cli.checkpoint import Opened, resolve
 from modelopt_cli.data import PreprocessOverrides, open_data
+from modelopt_cli.data.in_memory import as_samples
 from modelopt_cli.errors import BrokenResult, InputError
 from modelopt_cli.measure import EvalOptions
 from modelopt_cli.measure.layer_comparison import first_fault, steepest_fall
 from modelopt_cli.measure.output_comparison import LIMIT_DB, snr_db, stays_finite
+from modelopt_cli.measure.rounding_fault import fault_of_rounding
 from modelopt_cli.methods import method_table
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.method_table import METHODS
@@ -337,3 +340,52 @@ def test_values_that_integer_layers_cannot_sum_are_a_fault_of_the_data():
     with pytest.raises(modelopt_cli.InputError, match=line) as refused:
         modelopt_cli.quantize(network, calibration=x)
     assert refused.value.exit_code == 2
+
+
+class Logarithm(nn.Module):
+    """The logarithm of a difference that is far smaller than what it is the difference of."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 1, 1, bias=False), nn.Linear(36, 4)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.tensor([[[[1.0]], [[-1.0]]]]))
+
+    def forward(self, x):
+        small = self.first(x)
+        return torch.log(small), self.last(small.flatten(1))
+
+
+def nearly_equal() -> torch.Tensor:
+    values = torch.rand(16, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    return torch.cat([values + 1e-3, values], 1)
+
+
+def test_a_function_that_takes_no_rounded_values_is_no_bug():
+    """In 8 bits the difference is 0 or below; the layer that is named can be left out."""
+    x = nearly_equal()
+    quantize = partial(modelopt_cli.quantize, Logarithm().eval(), calibration=[x], evaluate=False)
+    with pytest.raises(InputError, match="log gives NaN or infinity of what this layer computes") as refused:
+        quantize()
+    assert (refused.value.exit_code, refused.value.where) == (2, "layer first")
+    assert refused.value.hint == "leave it out with exclude='first'"
+    result = quantize(exclude=["first"])
+    assert torch.isfinite(result.program(x)[0]).all()
+
+
+@pytest.mark.parametrize("fault", ["far off", "NaN"])
+def test_a_layer_that_computes_something_else_is_a_bug(fault):
+    x = nearly_equal()
+    original = capture(Logarithm().eval(), InputSpec((2, 6, 6)))
+    made = copy.deepcopy(original)
+    with torch.no_grad():
+        made.first.weight.mul_(-1000 if fault == "far off" else math.nan)
+    assert fault_of_rounding(original, made, x) is None
+    data = open_data(as_samples([x], "data", None), input_spec=original.input, labels=False)
+    checked = Original.of(Opened({}, True, "", program=original), data=data)
+    with pytest.raises(BrokenResult, match="gives NaN or infinity"):
+        checked.check(made)
+
+
+def test_infinite_noise_is_the_limit():
+    assert snr_db(torch.ones(3), torch.tensor([1.0, math.inf, 1.0])) == -LIMIT_DB

@@ -26,6 +26,7 @@ from modelopt_cli.measure.layer_comparison import (
     steepest_fall,
 )
 from modelopt_cli.measure.output_comparison import nan_share, snr_db, stays_finite, stays_nan, structure
+from modelopt_cli.measure.rounding_fault import refuse_fault_of_rounding
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.input_batch import Inputs, batch_size, call, clone, sample_shapes, select, to
 from modelopt_cli.program.parted import PartedProgram, reaching
@@ -136,8 +137,8 @@ class Original:
             BrokenResult: it fails, its outputs have another structure, or are not finite where they were, or
                 numbers where they were NaN.
             DataError: values are so large that their products leave float32.
-            InputError: a network that has no graph returns another structure in another call, or the original
-                gives nothing but NaN on its data.
+            InputError: a network that has no graph returns another structure in another call, the original
+                gives nothing but NaN on its data, or a function takes no rounded values.
             EnvironmentFailure: the memory does not suffice.
         """
         if self.refusal is not None:
@@ -162,6 +163,9 @@ class Original:
                     raise other
                 raise BrokenResult(f"the result returns {form} where the original returns {wanted}")
             if not stays_finite(expected, output):
+                if isinstance(self.network, Program) and isinstance(made, Program):
+                    original = graph_as_run(self.network, self.device)
+                    refuse_fault_of_rounding(original, running, self.batches)
                 fault = self._fault(made)
                 require_in_range(graph_as_run(self.network or made, self.device), self.batches, fault)
                 problem = "the result gives NaN or infinity where the original does not"

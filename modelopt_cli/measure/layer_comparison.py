@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -89,11 +89,11 @@ def require_in_range(network: nn.Module, batches: Iterable[Inputs], where: str |
 
     def see(step: ComparedValue) -> None:
         nonlocal largest
-        if _is_real(step.value) and step.value.numel():
+        if is_real(step.value) and step.value.numel():
             largest = max(largest, float(step.value.nan_to_num(0, 0, 0).abs().max()))
 
     for x in batches:
-        _pass(network, x, see)
+        run_through(network, x, see)
     if largest > _BEYOND:
         problem = f"the values reach {largest:.0e}, and their products are beyond float32"
         raise DataError(problem, where=where, hint="scale the data")
@@ -101,7 +101,7 @@ def require_in_range(network: nn.Module, batches: Iterable[Inputs], where: str |
 
 def failing_layer(network: nn.Module, x: Inputs) -> str | None:
     """The layer that raises on a batch; None where none does."""
-    return _pass(network, x, lambda step: None)
+    return run_through(network, x, lambda step: None)
 
 
 def steepest_fall(original: nn.Module, compressed: nn.Module, x: Inputs) -> Fall | None:
@@ -115,13 +115,13 @@ def steepest_fall(original: nn.Module, compressed: nn.Module, x: Inputs) -> Fall
         rounded input, the one that reads it. None where nothing can be compared.
     """
     known: dict[str, ComparedValue] = {}
-    _pass(original, x, lambda step: known.update({step.key: step}))
-    comparison = _Comparison(known, _followers(original), _readers(compressed))
-    _pass(compressed, x, comparison.see)
+    run_through(original, x, lambda step: known.update({step.key: step}))
+    comparison = Comparison(known, _followers(original), readers(compressed))
+    run_through(compressed, x, comparison.see)
     return max(comparison.falls, key=lambda fall: fall.depth, default=None)
 
 
-class _Comparison:
+class Comparison:
     """Follows the signal-to-noise through a network; ``known`` holds the values it should have."""
 
     def __init__(
@@ -151,15 +151,16 @@ class _Comparison:
 
     def _candidates(self, step: ComparedValue) -> Iterator[Tensor]:
         """Candidates for the value that a step must compute."""
-        if step.counterpart not in self.known or not _is_real(step.value):
+        if step.counterpart not in self.known or not is_real(step.value):
             return
         for key in (step.counterpart, *self.followers.get(step.counterpart, ())):
             value = self.known[key].value
-            if _is_real(value) and value.shape == step.value.shape:
+            if is_real(value) and value.shape == step.value.shape:
                 yield value
 
 
-def _is_real(value: Any) -> bool:
+def is_real(value: Any) -> TypeGuard[Tensor]:
+    """True of a tensor of floating-point numbers."""
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
@@ -181,7 +182,7 @@ def _is_idle(node: fx.Node, network: nn.Module) -> bool:
     return node.op == "call_module" and row_of(network.get_submodule(str(node.target))).idle
 
 
-def _readers(network: nn.Module) -> dict[str, str]:
+def readers(network: nn.Module) -> dict[str, str]:
     """The integer layer that reads each node of a graph, the first of several."""
     graph = network.graph.nodes if isinstance(network, fx.GraphModule) else ()
     layers = {node: str(node.target) for node in graph if node.op == "call_module"}
@@ -193,11 +194,11 @@ def _readers(network: nn.Module) -> dict[str, str]:
 def _faults(network: nn.Module, x: Inputs) -> list[str]:
     """Layers that give values that are not finite, in order, and at the end the one that raises."""
     faulty: list[str] = []
-    last = _pass(network, x, lambda step: None if is_finite(step.value) else faulty.append(step.layer))
+    last = run_through(network, x, lambda step: None if is_finite(step.value) else faulty.append(step.layer))
     return faulty if last is None else [*faulty, last]
 
 
-def _pass(network: nn.Module, x: Inputs, see: See) -> str | None:
+def run_through(network: nn.Module, x: Inputs, see: See) -> str | None:
     """Show every value to ``see``; returns the layer that raises, if one does."""
     run = _pass_graph if isinstance(network, fx.GraphModule) else _pass_modules
     with torch.inference_mode():

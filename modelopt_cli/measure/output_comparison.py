@@ -73,7 +73,7 @@ def snr_db(expected: Any, outputs: Any) -> float | None:
         noise += float((reference - output).square().sum())
     if not noise:
         return LIMIT_DB
-    ratio = 10 * math.log10(signal / noise) if signal else -LIMIT_DB
+    ratio = 10 * math.log10(signal / noise) if signal and math.isfinite(noise) else -LIMIT_DB
     return max(-LIMIT_DB, min(LIMIT_DB, ratio)) if not math.isnan(ratio) else -LIMIT_DB
 
 
