@@ -3,6 +3,7 @@
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
                     yield full if full in known else str(node.module)
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     """The modules that each module imports."""
     known = modules()

@@ -75,6 +75,7 @@ def test_a_student_of_another_architecture_learns_and_is_compared(here, modelopt
     assert [path.name for path in (here / "out.run").iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_student_without_a_teacher_is_compared_and_not_judged(here, modelopt):
     outcome = modelopt(
         *("distill", "one.safetensors", "--student", RESNET, *QUICK, *OUT, "--val-fraction", "0.2"),

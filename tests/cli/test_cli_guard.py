@@ -2,9 +2,11 @@
 
 import operator
 from dataclasses import replace
+from itertools import cycle, product
 
 import pytest
 import torch
+from quick_cases import quick
 
 from modelopt_cli.api import training
 from modelopt_cli.kernels import dispatch
@@ -57,6 +59,7 @@ SAYS = {
     "an exception": "reshape: the result fails on samples of shape (1, 8, 8): ",
     "not finite": "layer log",
 }
+QUICK = [*zip(COMMANDS, cycle(FAULTS)), *product(["quantize"], FAULTS)]
 
 
 def spoil(monkeypatch, fault):
@@ -78,8 +81,7 @@ def spoil(monkeypatch, fault):
     monkeypatch.setattr(training, "fit", fit)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("command", "fault"), quick(product(COMMANDS, FAULTS), QUICK))
 def test_what_is_broken_is_not_written(command, fault, here, modelopt, monkeypatch):
     spoil(monkeypatch, FAULTS[fault])
     found = modelopt(*COMMANDS[command], *END)

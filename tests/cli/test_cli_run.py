@@ -291,6 +291,7 @@ def test_a_verb_that_two_steps_have_does_not_name_one(here, modelopt):
     assert ("--sparsity 0.1" in first, "--sparsity 0.5" in second) == (True, True)
 
 
+@pytest.mark.slow
 def test_only_the_last_file_is_held_against_the_limits(here, modelopt):
     outcome = modelopt("run", "r.yaml", "--json")
     pruned, small = (against["ratio"] for against in json.loads(outcome.out)["comparisons"])
@@ -329,6 +330,7 @@ def redone(modelopt, *argv: str) -> list[bool]:
     return [old != new for old, new in zip(before, written(), strict=True)]
 
 
+@pytest.mark.slow
 def test_what_changed_is_done_again_and_what_follows(here, modelopt, monkeypatch):
     assert modelopt("run", "r.yaml").code == 0
     outcome = modelopt("run", "r.yaml", "--resume", "--set", "2.lr=0.01")

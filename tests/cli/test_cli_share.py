@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from folder_contents import digest, names
+from quick_cases import quick
 from safetensors.torch import load_file, save_file
 
 import modelopt_cli
@@ -95,8 +97,12 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("code", ["plain", "packed", "entropy"])
-@pytest.mark.parametrize("plan", PLANS)
+CODES = ("plain", "packed", "entropy")
+
+
+@pytest.mark.parametrize(
+    ("plan", "code"), quick(product(PLANS, CODES), [*product(["bits", "vectors"], CODES), ("auto", "packed")])
+)
 def test_dry_run_knows_the_size_and_writes_nothing(plan, code, here, modelopt):
     before = names(here)
     command = ["share", "net.safetensors", *PLANS[plan], "--code", code, "--json", "-q"]
@@ -143,6 +149,7 @@ def test_as_json_it_is_one_object(here, modelopt):
         assert layer["reason"] == ""
 
 
+@pytest.mark.slow
 def test_max_drop_is_the_budget_where_there_is_no_other(here, modelopt):
     command = [
         "share",

@@ -297,17 +297,22 @@ def renamed(data: Data) -> Any:
     return data.source
 
 
+@pytest.fixture(scope="module")
+def kept_logits(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Folders with the logits of a distillation: of plain samples, and of drawn ones."""
+    folders = {drawn: tmp_path_factory.mktemp("kept") / "logits" for drawn in (False, True)}
+    with threads(1):
+        taught(context(folders[False], config(epochs=1)))
+        taught(context(folders[True], config(epochs=1, augment="cifar", augmentation_cycle=1)))
+    return folders
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_answers_of_another_kind_are_refused_by_name_and_replaced_by_force(
-    name: str, tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+    name: str, kept_logits: dict[bool, Path], tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "logits"
-    drawn = name in ("views", "seed")
-    taught(
-        context(
-            folder, config(epochs=1, augment="cifar", augmentation_cycle=1) if drawn else config(epochs=1)
-        )
-    )
+    shutil.copytree(kept_logits[name in ("views", "seed")], folder)
     before = (folder / ENTRIES).read_bytes()
     make, settings = OTHERS[name]
     given = make(folder)

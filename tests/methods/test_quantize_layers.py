@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from quantize_networks import Images, count, sqnr
+from quick_cases import quick
 from safetensors import safe_open
 from test_quantize_qat import Comparison, Integers
 from torch import Tensor, nn
@@ -401,7 +402,7 @@ def test_an_embedding_that_changes_its_rows_stays_float() -> None:
     ]
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
+@pytest.mark.parametrize("scheme", quick(["int8", "int8-dynamic"], ["int8-dynamic"]))
 def test_a_recurrent_layer_is_one_layer_whose_products_are_int8(scheme: str, tmp_path: Path) -> None:
     case = NETWORKS["steps"]
     program = float_program(case)

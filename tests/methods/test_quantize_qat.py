@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from quantize_networks import captured, images, quantized, small, torchvision_program
+from quick_cases import quick
 from torch import Tensor, fx, nn
 
 from modelopt_cli.artifact import read_program, write_program
@@ -126,9 +127,15 @@ class Comparison(fx.Interpreter):
         return expected.clone()
 
 
+FEWER = [("small", 4), ("everything", 4), ("everything", 2)]
+
+
 @pytest.mark.parametrize(
     ("name", "bits"),
-    [*((name, 8) for name in NETWORKS), ("small", 4), ("everything", 4), ("everything", 2)],
+    quick(
+        [*((name, 8) for name in NETWORKS), *FEWER],
+        [("small", 8), ("everything", 8), ("vit_b_16", 8), *FEWER],
+    ),
     ids=lambda value: str(value),
 )
 def test_every_value_is_that_of_integer_arithmetic(name: str, bits: int) -> None:

@@ -1,6 +1,7 @@
 """share on networks with a graph: what their files promise, read back."""
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +156,15 @@ def test_pruned_weights_are_not_shared_as_vectors() -> None:
         shared(pruned(net()), bits=3, vector=3)
 
 
+@cache
+def shared_once(case: str) -> Program:
+    return shared(net(), **{**CASES, **VECTORS}[case]).program
+
+
 @pytest.mark.parametrize("code", CODINGS)
 @pytest.mark.parametrize("case", ["bits", "vectors", "auto"])
 def test_sizes_are_known_under_every_code_and_shrink(case: str, code: Any, tmp_path: Path) -> None:
-    made = shared(net(), **{**CASES, **VECTORS}[case]).program
+    made = shared_once(case)
     back(made, tmp_path, code)
     order = [predicted_bytes(made, code=each) for each in CODINGS]
     assert order[0] >= order[1] > order[2]

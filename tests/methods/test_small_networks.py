@@ -12,6 +12,7 @@ import pytest
 import torch
 from channels_oracle import masked, prune_ours
 from quantize_networks import context, images, sqnr
+from quick_cases import quick
 from small_networks import NETWORKS, Layers, made
 from torch import Tensor
 
@@ -94,6 +95,7 @@ def test_weights_alone_are_what_torch_computes_with(
         assert any(not torch.equal(read.state_dict()[k], v) for k, v in program.state_dict().items())
 
 
+@pytest.mark.parametrize("network", quick(NETWORKS, [*NETWORKS][::4]), indirect=True)
 @torch.no_grad()
 def test_dynamic_int8_keeps_the_signal(network: Layers, program: Program, tmp_path: Path) -> None:
     x = images(3, *SHAPE, seed=5)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from program_networks import build, side
+from quick_cases import quick
 from torch import Tensor, nn
 
 from modelopt_cli import artifact
@@ -71,7 +72,7 @@ RESIDUAL: dict[str, tuple[int, list[str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", RESIDUAL)
+@pytest.mark.parametrize("name", quick(RESIDUAL, ("resnet18", "mobilenet_v2", "swin_t")))
 def test_a_network_without_blocks_equals_it_with_their_branches_zeroed(name: str) -> None:
     count, remove, ends = RESIDUAL[name]
     model, shape = build(name), (3, side(name), side(name))

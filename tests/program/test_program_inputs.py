@@ -179,6 +179,7 @@ def test_a_single_input_named_x_is_written_as_ever() -> None:
     assert data["nodes"][-1]["args"] == [{"node": data["nodes"][-2]["name"]}]
 
 
+@pytest.mark.slow
 def test_a_file_runs_in_a_process_without_the_source(tmp_path: Path) -> None:
     model, inputs = Captioned(FORMS["model-output"]), batch(masked=True)
     path = tmp_path / "net.safetensors"
