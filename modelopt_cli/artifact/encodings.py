@@ -12,6 +12,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from modelopt_cli.artifact.codecs import CODECS, PLAIN
+from modelopt_cli.artifact.codecs.base import Steps
 from modelopt_cli.artifact.codecs.positions import DENSE
 from modelopt_cli.artifact.codecs.smallest import smallest_form
 from modelopt_cli.artifact.codecs.sparse import SPARSE, settings_of
@@ -43,6 +44,12 @@ def channel_steps(encoding: Encoding | None) -> tuple[Tensor, int] | None:
     """Scale ``(O,)`` and bits of a parameter whose values are steps of it, one for each output; else None."""
     base = without_zeros(encoding)
     return CODECS[base.codec].channel_steps(base)
+
+
+def spread_steps(encoding: Encoding | None, shape: tuple[int, ...]) -> Steps | None:
+    """Scale, zero point and bits of a parameter of this shape whose values are steps; else None."""
+    base = without_zeros(encoding)
+    return CODECS[base.codec].spread_steps(base, shape)
 
 
 def is_shared(encoding: Encoding | None) -> bool:

@@ -16,7 +16,16 @@ from typing import Any
 
 import torch
 
-from modelopt_cli.artifact.codecs.base import FLOATS, Codec, IntegerView, Params, PartSpec, Shape, expect
+from modelopt_cli.artifact.codecs.base import (
+    FLOATS,
+    Codec,
+    IntegerView,
+    Params,
+    PartSpec,
+    Shape,
+    Steps,
+    expect,
+)
 from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.program import Encoding
 
@@ -107,6 +116,12 @@ class Affine(Codec):
     def values_label(self, params: Params) -> str:
         """Name with the bits: ``affine8``."""
         return f"{self.name}{params['bits']}"
+
+    def spread_steps(self, encoding: Encoding, shape: Shape) -> Steps:
+        """The steps, whatever has a scale of its own."""
+        everything = slice(None) if shape else ...
+        grid = _Grid.of(encoding.parts, shape, encoding.params, everything)
+        return Steps(grid.scale, grid.zero_point, int(encoding.params["bits"]))
 
     def channel_steps(self, encoding: Encoding) -> tuple[torch.Tensor, int] | None:
         """The scale, where that is all there is, and the bits."""

@@ -138,6 +138,10 @@ class Codec(ABC):
         """Scale of every index along the first dimension and bits, where the values are steps of it alone."""
         return None
 
+    def spread_steps(self, encoding: Encoding, shape: Shape) -> "Steps | None":
+        """The steps that the values of a parameter of this shape are on, where they are evenly spaced."""
+        return None
+
     def with_zeros(self, encoding: Encoding) -> Encoding | None:
         """The encoding that also keeps zeros; None where the codec cannot and ``sparse`` does it."""
         return None
@@ -149,6 +153,21 @@ class Codec(ABC):
     def require_dtype(self, dtype: torch.dtype) -> None:
         """Raise ArtifactError if parameters of this type are not stored."""
         expect(not self.dtypes or dtype in self.dtypes, f"codec {self.name} stores no {dtype}")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Evenly spaced values: ``scale * (integer - zero_point)``.
+
+    Attributes:
+        scale: float32, in a shape that broadcasts against the values.
+        zero_point: float32 likewise, or None.
+        bits: of the integers.
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None
+    bits: int
 
 
 class Wrapper(Codec):

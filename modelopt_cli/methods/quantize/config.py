@@ -11,7 +11,11 @@ from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme
 from modelopt_cli.methods.quantize.widths import BYTE, FLOATS, Widths
 from modelopt_cli.settings import CALIBRATION, Config, Setting, option
 
-_CHOSEN_SINCE = ("weight_bits", "act_bits", "edge_bits", "rounding", "rounding_steps")
+_CHOSEN_SINCE = (
+    *("weight_bits", "act_bits", "edge_bits", "group_size", "asymmetric"),
+    *("rounding", "rounding_steps"),
+)
+"""Settings that a file's history names only where they are not as usual."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,17 @@ class QuantizeConfig(Config, title="Quantizing"):
             advanced=True,
         ),
     ] = BYTE
+    group_size: Annotated[
+        int | None,
+        Setting(
+            "Input features of a linear layer or embedding that share a scale; of weights that are stored.",
+            least=1,
+            default="all of an output",
+        ),
+    ] = None
+    asymmetric: Annotated[
+        bool, Setting("Give each scale of a weight a zero point; of weights that are stored.")
+    ] = False
     observer: Annotated[
         str, Setting("Rule that chooses activation ranges from calibration data.", choices=OBSERVERS)
     ] = "mse"
@@ -88,6 +103,12 @@ class QuantizeConfig(Config, title="Quantizing"):
 
     def _conflicts_of_widths(self) -> Iterator[str]:
         bits, row = self.act_bits, SCHEMES[self.scheme]
+        if self.row.activation_bits is not None:
+            able = " or ".join(name for name, other in SCHEMES.items() if other.activation_bits is None)
+            for name in ("group_size", "asymmetric"):
+                if getattr(self, name):
+                    problem = f"scheme {row.name} multiplies integers with one scale for each output"
+                    yield f"{option(name)}: {problem}; use {option('scheme', able)}"
         if bits is None:
             return
         if bits > BYTE and bits not in FLOATS:

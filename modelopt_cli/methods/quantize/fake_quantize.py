@@ -39,17 +39,19 @@ class RoundedWeight(torch.autograd.Function):
     """The float32 values of the int8 weight nearest to a latent one."""
 
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, scale: Tensor, bounded: bool, bits: int) -> Tensor:
-        q = nearest_steps(latent, scale, bounded, bits)
+    def forward(
+        ctx: Any, latent: Tensor, scale: Tensor, bounded: bool, bits: int, zero: Tensor | None = None
+    ) -> Tensor:
+        q = nearest_steps(latent, scale, bounded, bits, zero)
         spread = _spread(scale, latent)
         ctx.save_for_backward(latent, (latent / spread).round_() != q)
         return q.mul_(spread)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         latent, beyond = ctx.saved_tensors
         # A latent weight beyond what int8 can follow may come back, but go no further.
-        return grads[0].masked_fill(beyond & (grads[0] * latent < 0), 0), None, None, None
+        return grads[0].masked_fill(beyond & (grads[0] * latent < 0), 0), None, None, None, None
 
 
 def fake_quantize(x: Tensor, q: QParams) -> Tensor:
@@ -68,21 +70,28 @@ def fake_quantize_dynamic(x: Tensor, bits: int = BITS) -> Tensor:
         return x
 
 
-def nearest_steps(latent: Tensor, scale: Tensor, bounded: bool, bits: int = BITS) -> Tensor:
+def nearest_steps(
+    latent: Tensor, scale: Tensor, bounded: bool, bits: int = BITS, zero: Tensor | None = None
+) -> Tensor:
     """The integer weight of a latent one, as integers in float32.
 
     Args:
         latent: ``(O, C / groups, ...)``.
-        scale: float32 ``(O,)``.
+        scale: float32 ``(O,)``, or one that broadcasts against the weight.
         bounded: keep neighbouring pairs within the bound of ``kernels.saturation``.
         bits: of the integers.
+        zero: zero points, which broadcast against the weight; the integers are relative to them.
     """
-    nearest = (latent / _spread(scale, latent)).round_().clamp_(*weight_limits(bits))
+    steps = (latent / _spread(scale, latent)).round_()
+    if zero is not None:
+        half = 1 << bits - 1
+        return steps.clamp_(-half - zero, half - 1 - zero)
+    nearest = steps.clamp_(*weight_limits(bits))
     return within_bound(nearest) if bounded else nearest
 
 
 def _spread(scale: Tensor, weight: Tensor) -> Tensor:
-    return scale.view(-1, *[1] * (weight.dim() - 1))
+    return scale if scale.dim() == weight.dim() else scale.view(-1, *[1] * (weight.dim() - 1))
 
 
 class FakeQuantized(nn.Module):

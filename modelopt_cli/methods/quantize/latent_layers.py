@@ -52,6 +52,7 @@ class Latent(nn.Module):
     weight: Tensor
     bias: Any
     scale: Tensor
+    zero: Tensor | None
     form: LatentForm
 
     def _adopt(self, like: Any, weight: Tensor, scale: Tensor, form: LatentForm) -> None:
@@ -59,6 +60,7 @@ class Latent(nn.Module):
         bias = getattr(like, "bias", None)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         self.register_buffer("scale", scale.detach().clone())
+        self.register_buffer("zero", None)  # of a weight with zero points, which follow
         self.form = form
 
     def turned(self, weight: Tensor) -> Tensor:
@@ -75,7 +77,9 @@ class Latent(nn.Module):
     def rounded(self) -> Tensor:
         """The float32 values of the int8 weight."""
         latent, form = self.turned(self.weight), self.form
-        weight: Tensor = RoundedWeight.apply(latent, self.scale, form.bounded, form.weight_bits)  # type: ignore[no-untyped-call]
+        weight: Tensor = RoundedWeight.apply(  # type: ignore[no-untyped-call]
+            latent, self.scale, form.bounded, form.weight_bits, self.zero
+        )
         return self.turned(weight)
 
     def _finish(self, y: Tensor) -> Tensor:

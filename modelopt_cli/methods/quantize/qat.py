@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from modelopt_cli.artifact.encodings import channel_steps, is_pruned
+from modelopt_cli.artifact.encodings import is_pruned, spread_steps
 from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.measure.evaluated_model import is_quantized
@@ -191,14 +191,16 @@ def _unweighted(layer: Quantized) -> nn.Module:
 
 def _stored(layer: nn.Module, encoding: Encoding | None) -> nn.Module | None:
     """The form of a float layer whose weight is stored as integers."""
-    stored = channel_steps(encoding)
-    if stored is None:
+    weight = getattr(layer, "weight", None)
+    steps = spread_steps(encoding, tuple(weight.shape)) if isinstance(weight, Tensor) else None
+    if steps is None:
         return None
-    scale, bits = stored
     latent = _LATENT.get(type(layer))
     if latent is None or layer.weight.dtype != torch.float32:
         return None
-    return latent(layer, layer.weight, scale.float(), LatentForm(bounded=False, weight_bits=bits))
+    form = latent(layer, layer.weight, steps.scale, LatentForm(bounded=False, weight_bits=steps.bits))
+    form.zero = steps.zero_point
+    return form
 
 
 def _forget_steps(network: Program, name: str) -> None:

@@ -49,12 +49,20 @@ def quantize_weight(
 
     def rounded(some: Tensor) -> tuple[Tensor, Tensor]:
         if bits < BITS:
-            steps = torch.linspace(1.0, (bits - 1) / 10, NARROW_CANDIDATES) / weight_limits(bits)[1]
-            return _least_error(*_unit(some), steps.tolist(), bits)
+            steps = [part / weight_limits(bits)[1] for part in narrow_ranges(bits)]
+            return _least_error(*_unit(some), steps, bits)
         return _bounded(*_unit(some), shared) if bounded else _nearest(*_unit(some), WMAX)
 
     parts = [rounded(some) for some in rows]
     return torch.cat([q for q, _ in parts]), torch.cat([s for _, s in parts])
+
+
+def narrow_ranges(bits: int) -> list[float]:
+    """Parts of a range that are tried for weights of so many bits; of 8 the whole of it."""
+    if bits == BITS:
+        return [1.0]
+    parts: list[float] = torch.linspace(1.0, (bits - 1) / 10, NARROW_CANDIDATES).tolist()
+    return parts
 
 
 def _unit(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,7 @@ def sensitivity(program: Program, config: QuantizeConfig, context: Context) -> Q
         NothingCompressed: no layer can be quantized.
         DataError: the data are empty, or the network is not finite on them.
     """
-    scheme = SCHEMES[config.scheme]
+    scheme = config.row
     if not scheme.needs_calibration:
         static = " or ".join(name for name, row in SCHEMES.items() if row.needs_calibration)
         raise UsageError(

@@ -19,9 +19,9 @@ from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.layer_widths import layer_widths, widths_note
 from modelopt_cli.methods.quantize.schemes import NetworkForm, Scheme, usable
+from modelopt_cli.methods.quantize.stored_weights import WeightSteps, encode_weight
 from modelopt_cli.methods.quantize.weight_only import (
     already_quantized,
-    encode_weight,
     layer_of,
     require_nonzero,
     storable,
@@ -80,7 +80,7 @@ def apply_to_state(
     def items() -> Iterator[Item]:
         for done, name in enumerate(names, 1):
             before = earlier.get(name, PLAIN)
-            yield _stored(name, state[name], before, scheme, quantized.get(name))
+            yield _stored(name, state[name], before, config, quantized.get(name))
             if progress is not None:
                 progress(done, len(names))
 
@@ -132,12 +132,15 @@ def _reasons(
     return reasons
 
 
-def _stored(name: str, tensor: Tensor, earlier: Encoding, scheme: Scheme, widths: Widths | None) -> Item:
+def _stored(
+    name: str, tensor: Tensor, earlier: Encoding, config: QuantizeConfig, widths: Widths | None
+) -> Item:
     """One tensor, quantized unless there are no widths, with its encoding; a pruned one stays pruned."""
     after, encoding = tensor, earlier
     if widths is not None:
-        bounded = scheme.integer_arithmetic
-        after, encoding = encode_weight(tensor, widths.weight, bounded=bounded, shared=is_shared(earlier))
+        pruned, shared = is_pruned(earlier), is_shared(earlier)
+        steps = WeightSteps.of(config, widths, pruned=pruned, shared=shared)
+        after, encoding = encode_weight(tensor, steps)
         require_nonzero(name, tensor, after)
     if is_pruned(earlier):
         encoding = carry_over({name: tensor}, {name: earlier}, {name: after}, {name: encoding})[name]

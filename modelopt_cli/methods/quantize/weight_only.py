@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.codecs.affine import Affine, channel_params
-from modelopt_cli.artifact.encodings import is_shared, without_zeros
+from modelopt_cli.artifact.codecs.affine import Affine
+from modelopt_cli.artifact.encodings import is_pruned, is_shared, without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.layer_selection import is_weight_name, select_layers
 from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.layer_widths import edge_layers, layer_widths, widths_note
-from modelopt_cli.methods.quantize.rounding import CHUNK, quantize_weight
+from modelopt_cli.methods.quantize.stored_weights import WeightSteps, encode_weight
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.weighted import fetched_weights, weight_label
 from modelopt_cli.settings import option
@@ -46,7 +46,10 @@ def quantize_weights(program: Program, config: QuantizeConfig, context: Context)
     edges = edge_layers(ready)
     widths = layer_widths(map(weight_label, chosen), edges, config)
     for name in chosen:
-        rounded, encoding = encode_weight(state[name], widths[weight_label(name)].weight)
+        steps = WeightSteps.of(
+            config, widths[weight_label(name)], pruned=is_pruned(ready.encodings.get(name))
+        )
+        rounded, encoding = encode_weight(state[name], steps)
         require_nonzero(name, state[name], rounded)
         with torch.no_grad():
             state[name].copy_(rounded)
@@ -63,7 +66,7 @@ def store_layer(program: Program, name: str, bits: int) -> None:
         bits: of the integers.
     """
     layer: Any = copy.deepcopy(program.get_submodule(name))
-    rounded, encoding = encode_weight(layer.weight.detach(), bits)
+    rounded, encoding = encode_weight(layer.weight.detach(), WeightSteps(bits))
     require_nonzero(f"{name}.weight", layer.weight, rounded)
     with torch.no_grad():
         layer.weight.copy_(rounded)
@@ -100,34 +103,6 @@ def already_quantized(names: Iterable[str], encodings: Mapping[str, Encoding]) -
 def layer_of(parameter: str) -> str:
     """The layer that a parameter belongs to: its name without the last component."""
     return parameter.rpartition(".")[0] or parameter
-
-
-def encode_weight(
-    weight: Tensor, bits: int, *, bounded: bool = False, shared: bool = False
-) -> tuple[Tensor, Encoding]:
-    """Round a weight to integer steps, one scale for each index along its first dimension.
-
-    Args:
-        weight: float, of two or more dimensions; it is not changed.
-        bits: of the integers.
-        bounded: the weight is multiplied as integers and keeps to the bound of ``kernels.saturation``.
-        shared: equal weights of a channel stay equal.
-
-    Returns:
-        The rounded weight, in its own dtype, and how it is to be stored, with its integers.
-    """
-    rounded = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    integers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    scales = []
-    rows = max(CHUNK // max(weight[:1].numel(), 1), 1)
-    for start in range(0, len(weight), rows):  # so that a large embedding is never copied whole
-        some = weight[start : start + rows]
-        values, scale = quantize_weight(some, bits=bits, exact_everywhere=bounded, shared=shared)
-        spread = scale.view(-1, *[1] * (weight.dim() - 1))
-        integers[start : start + rows] = values
-        rounded[start : start + rows] = (values.to(torch.float32) * spread).to(weight.dtype)
-        scales.append(scale)
-    return rounded, Encoding(Affine.name, channel_params(bits), {"scale": torch.cat(scales)}, integers)
 
 
 def require_nonzero(name: str, before: Tensor, after: Tensor) -> None:
