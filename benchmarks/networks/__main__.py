@@ -10,10 +10,11 @@ Seeds are fixed. Each network is
 
 - captured, and compared with the library's own at batch size 2: bit for bit, or to 1e-5 of the largest
   output where the graph is that of torch.export;
-- quantized to static int8 on 16 samples (32 of transformers): how much of its layers and weights, and the
-  outputs' signal-to-noise on 4 others, next to that of the float32 network whose inputs have noise of 40 dB
-  added: random networks amplify noise; below 30 dB with the layer after which it falls the most. Of a network
-  that is captured in parts, the outputs are those of its parts;
+- quantized to static int8 on 16 samples (32 of transformers), those that gave batch norms their
+  statistics: how much of its layers and weights, and the outputs' signal-to-noise on 4 others, next to
+  that of the float32 network whose inputs have noise of 40 dB added: random networks amplify noise;
+  below 30 dB with the layer after which it falls the most. Of a network that is captured in parts, the
+  outputs are those of its parts;
 - pruned of 30 % of the channels of every group (the rule of ``benchmarks/channels.py``) and compared, in
   float64 (float32 where the network casts to it), with the dense network with those channels zeroed. The
   FLOPs left of a network in parts are those of the original's calls of the parts: the weights decide how

@@ -14,6 +14,8 @@ SAMPLES = 4
 """Samples to measure on."""
 STATISTICS = 16
 """Samples for the statistics of batch norms: what is pooled has one value of each."""
+TRAINING = 3
+"""Seed of the samples that stand for training data: they give batch norms their statistics, and calibrate."""
 Make = Callable[[int, int], Inputs]
 
 
@@ -88,5 +90,5 @@ def settle(model: nn.Module, inputs: Inputs) -> None:
 def prepared(network: Network) -> Network:
     """The network after ``shake`` and ``settle``."""
     shake(network.model)
-    settle(network.model, network.batch(STATISTICS, 3))
+    settle(network.model, network.batch(STATISTICS, TRAINING))
     return network

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.networks.network import SAMPLES, Network
+from benchmarks.networks.network import SAMPLES, TRAINING, Network
 from modelopt_cli import artifact
 from modelopt_cli.api.parts_notes import PartsSummary
 from modelopt_cli.errors import CaptureError, ModeloptError
@@ -110,7 +110,7 @@ def quantized(program: Program, network: Network) -> Found:
 
     Of a network that is captured in parts the outputs are those of its parts: its own may be of any number.
     """
-    context: Any = Context(data=Samples(network.batch(network.calibration, 1), network.calibration))
+    context: Any = Context(data=Samples(network.batch(network.calibration, TRAINING), network.calibration))
     result = apply(program, QuantizeConfig(scheme="int8"), context).program
     covered, batch = coverage(result, given=program), network.batch(SAMPLES, 2)
     reloaded, again = reloads(result, batch)
