@@ -41,12 +41,22 @@ def modules() -> dict[str, Path]:
     return found
 
 
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """All statements of a module, of functions and branches, too; nobody imports inside an expression."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            waiting += getattr(node, block, ())
+
+
 def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
     """The package's modules that a file imports anywhere, in functions and for type checking, too.
 
     The package is loaded before all that is in it, so its ``__version__`` may be read anywhere.
     """
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in statements(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
         elif isinstance(node, ast.ImportFrom):

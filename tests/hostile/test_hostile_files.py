@@ -20,14 +20,14 @@ EVERY = 4
 """The quick tests read every fourth file of the corpus."""
 
 
-@pytest.mark.parametrize("part", quick(range(EVERY), [0]))
+@pytest.mark.parametrize("part", quick(["every fourth", "the others"], ["every fourth"]))
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_corpus(kind, part, tmp_path):
     (tmp_path / "work").mkdir()
     canary = tmp_path / "canary"
     wrong = {}
     for number, (name, data) in enumerate(GENERATORS[kind](random.Random(0), canary)):
-        if number % EVERY != part:
+        if (number % EVERY == 0) != (part == "every fourth"):
             continue
         commands = number % 48 == 0
         found = faults(kind, data, tmp_path / "work", canary, command_line=commands)
