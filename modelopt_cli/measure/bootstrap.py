@@ -54,12 +54,14 @@ def bootstrap(value: Value, first: Any, second: Any, samples: int) -> Spread:
 
     Returns:
         The interval. Draws for which the metric is not a number, of samples without a positive say, do not
-        count; where none counts the interval is endless.
+        count; where none counts, or of fewer than two samples, the interval is endless.
     """
+    if samples < 2:
+        return Spread(-math.inf, math.inf)
     parts = [value(first, counts) - value(second, counts) for counts in draws(samples)]
     differences = np.concatenate(parts)
     differences = differences[np.isfinite(differences)]
-    if samples < 2 or not differences.size:
+    if not differences.size:
         return Spread(-math.inf, math.inf)
     tail = expanded_tail(samples)
     low, high = np.quantile(differences, (tail, 1 - tail))

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from modelopt_cli.measure.bootstrap import bootstrap, once
+from modelopt_cli.measure.bootstrap import bootstrap
 from modelopt_cli.measure.metrics import Metric
 from modelopt_cli.measure.statistics import Z_95, Interval, paired_difference
-from modelopt_cli.measure.tally import Predictions, is_right_or_wrong
+from modelopt_cli.measure.tally import Predictions, is_right_or_wrong, value_of_all
 
 
 def differences(base: Predictions, other: Predictions) -> dict[str, Interval]:
@@ -40,8 +40,7 @@ def difference(metric: Metric, base: Any, other: Any) -> Interval:
         return paired_difference(base, other)
     samples = metric.units(base)
     factor = metric.scale if metric.higher_is_better else -metric.scale
-    base_value, other_value = (float(metric.value(kept, once(samples))[0]) for kept in (base, other))
-    drop = factor * (base_value - other_value)
+    drop = factor * (value_of_all(metric, base) - value_of_all(metric, other))
     if is_same(base, other):
         reach = (metric.largest or 0.0) * Z_95**2 / (samples + Z_95**2)
         return Interval(drop, -reach, reach, samples)

@@ -7,7 +7,7 @@ interval.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ class Metric:
         value: ``value(kept, counts)``, the metric of each draw, ``(draws,)``; by default the mean.
         gathered: what ``value`` takes, from what was kept of all samples in NumPy arrays or a list.
         units: number of things in it that are drawn.
+        alone: places of the samples that say nothing, since what belongs to them is not among the samples.
         scale: factor of the value; 100 for a percentage.
         unit: after the number in the table.
         digits: after the decimal point in the table.
@@ -59,6 +60,7 @@ class Metric:
     value: Callable[[Any, Any], Any] = _mean
     gathered: Callable[[Any], Any] = lambda kept: kept
     units: Callable[[Any], int] = len
+    alone: Callable[[Any], Sequence[int]] = lambda gathered: ()
     scale: float = 1.0
     unit: str = ""
     digits: int = 4
@@ -108,6 +110,7 @@ _pairs = partial(
     score=deferred(f"{_TASKS}.embedding", "kept"),
     gathered=deferred(f"{_TASKS}.embedding", "pairs_of"),
     units=lambda pairs: len(pairs.cosines),
+    alone=lambda pairs: pairs.alone,
 )
 _boxes = partial(
     _percent,

@@ -44,7 +44,7 @@ class OnData:
     ) -> None:
         self._models, self._options, self._task = models, options, task
         self._apart: dict[str, str] = {}
-        self._missing: list[str] = []
+        self._notes: list[str] = []
         # The baseline first: the others are compared with it.
         self._order = sorted(runnable, key=lambda i: i != options.baseline)
 
@@ -74,7 +74,23 @@ class OnData:
             report(done)
         if not done:
             raise DataError("holds not one sample", where=data.name)
-        return {i: tally.result() for i, tally in tallies.items()}, self._fidelities(likenesses)
+        predictions = {i: tally.result() for i, tally in tallies.items()}
+        for each in list(predictions.values())[:1]:  # the targets are the same for all
+            self._tell_alone(each.alone, done, data)
+        return predictions, self._fidelities(likenesses)
+
+    def _tell_alone(self, places: Sequence[int], done: int, data: LabelledBatches) -> None:
+        """Refuse samples without the others that belong to them; a note where the data were cut short."""
+        if not places:
+            return
+        first = data.where(places[0])
+        if done != self._options.limit:
+            hint = "a pair is two samples of one number"
+            raise DataError("no other sample belongs to the same pair", where=first, hint=hint)
+        left = "is left out" if len(places) == 1 else "are left out"
+        self._notes.append(
+            f"{len(places):,} of {done:,} samples {left}, since the other of the pair comes later: {first}"
+        )
 
     def on_noise(self) -> dict[int, Fidelity]:
         """Compare outputs on noise with the baseline's, of models that take samples as it does."""
@@ -100,11 +116,11 @@ class OnData:
         """The likeness of each model that has one; a note says what of it cannot be measured, and why."""
         for i, tally in likenesses.items():
             if (note := tally.not_numbers()) is not None:
-                self._missing.append(f"{self._models[i].path}: {note}")
+                self._notes.append(f"{self._models[i].path}: {note}")
         found = {i: result for i, tally in likenesses.items() if (result := tally.result()) is not None}
         alone = "the one number of a single sample has no more than a sign"
         for i in (i for i, result in found.items() if not result.cosine):
-            self._missing.append(f"{self._models[i].path}: cosine not measured: {alone}")
+            self._notes.append(f"{self._models[i].path}: cosine not measured: {alone}")
         return found
 
     def _likenesses(self, order: Sequence[int]) -> dict[int, FidelityTally]:
@@ -161,7 +177,7 @@ class OnData:
     def notes(self) -> list[str]:
         """Lines on outputs that are NaN, and on detectors: boxes are not compared one by one."""
         apart = "boxes of two networks do not belong together one by one"
-        return self._missing + [f"{path}: {apart}; {compared}" for path, compared in self._apart.items()]
+        return self._notes + [f"{path}: {apart}; {compared}" for path, compared in self._apart.items()]
 
 
 def _takes(evaluated: EvaluatedModel, sample: InputSpec) -> bool:

@@ -1,6 +1,7 @@
 """Collecting of scores for a task's metrics, batch by batch: memory grows with the scores alone."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,12 @@ class Predictions:
         scores = self.scores.get(next(iter(self.rows)))
         return scores if is_right_or_wrong(scores) else None
 
+    @property
+    def alone(self) -> tuple[int, ...]:
+        """Places of the samples that a metric leaves out, since what belongs to them is not there."""
+        places = (place for name, kept in self.scores.items() for place in self.rows[name].alone(kept))
+        return tuple(sorted(set(places)))
+
     def metrics(self) -> dict[str, float | None]:
         """Each metric over all samples; None where it was not measured."""
         return {
@@ -58,8 +65,14 @@ def measured(metric: Metric, scores: Any) -> float | None:
     """A metric of all samples; None where it is not a number."""
     if is_right_or_wrong(scores):
         return metric.scale * float(scores.sum()) / len(scores)
-    value = float(metric.value(scores, once(metric.units(scores)))[0])
-    return None if np.isnan(value) else metric.scale * value
+    value = value_of_all(metric, scores)
+    return None if math.isnan(value) else metric.scale * value
+
+
+def value_of_all(metric: Metric, scores: Any) -> float:
+    """The metric's ``value`` of all that it counts, once each; NaN where it counts nothing."""
+    units = metric.units(scores)
+    return float(metric.value(scores, once(units))[0]) if units else math.nan
 
 
 def is_right_or_wrong(scores: Any) -> bool:
@@ -117,7 +130,7 @@ class Tally:
         """Join the batches.
 
         Raises:
-            DataError: there was none.
+            DataError: there was none, or targets do not go together.
         """
         if not self._samples:
             raise DataError("there is not one sample to evaluate on", where=self._where)
@@ -127,7 +140,8 @@ class Tally:
             if name in self._kept:
                 key = id(self._kept[name])
                 if key not in joined:
-                    joined[key] = metric.gathered(_joined(self._kept[name]))
+                    with naming_samples(self._where, name=self._name):
+                        joined[key] = metric.gathered(_joined(self._kept[name]))
                 scores[name] = joined[key]
         predicted = torch.cat(self._predicted).numpy() if self._predicted else None
         return Predictions(self._samples, self._metrics, scores, predicted, self._classes)

@@ -17,6 +17,7 @@ from modelopt_cli.tasks.task import Misfit
 from modelopt_cli.tasks.task_output import finite, require
 
 MASK = "attention_mask"
+_TWO = "a pair is two samples of one number and one score"
 
 
 class SimilarityTargets(TargetFormat):
@@ -106,24 +107,43 @@ class Pairs(NamedTuple):
     Attributes:
         cosines: of their embeddings, ``(P,)``.
         scores: that they should have, ``(P,)``; None where the pairs are of an output and its target.
+        alone: places of samples whose other is not there, in order.
     """
 
     cosines: NDArray[np.float64]
     scores: NDArray[np.float64] | None
+    alone: tuple[int, ...] = ()
 
 
 def pairs_of(parts: dict[str, NDArray[Any]]) -> Pairs:
-    """The pairs among all samples; one whose other is not there is left out."""
+    """The pairs among all samples; a sample whose other is not there is left out.
+
+    Raises:
+        Misfit: a pair has a third sample, or two scores.
+    """
     own = parts["own"].astype(np.float64)
     if "vector" in parts:
         wanted = parts["vector"].astype(np.float64)
         length = np.linalg.norm(wanted, axis=1).clip(1e-12)
         return Pairs((own * wanted).sum(1) / length, None)
     order = np.argsort(parts["pair"], kind="stable")
-    numbers = parts["pair"][order]
-    first = np.flatnonzero(numbers[:-1] == numbers[1:])
+    numbers, scores = parts["pair"][order], parts["score"][order]
+    same = np.append(numbers[1:] == numbers[:-1], False)  # as the next one
+    third = np.flatnonzero(same[:-1] & same[1:])
+    if third.size:
+        first = third[np.argmin(order[third + 2])]
+        raise Misfit(int(order[first + 2]), f"is a third sample of pair {numbers[first]}", hint=_TWO)
+    first = np.flatnonzero(same)
     earlier, later = order[first], order[first + 1]
-    return Pairs((own[earlier] * own[later]).sum(1), parts["score"][earlier].astype(np.float64))
+    if (unlike := first[scores[first] != scores[first + 1]]).size:
+        at = unlike[np.argmin(order[unlike + 1])]
+        told = f"{scores[at + 1]:g}, the first sample of the pair {scores[at]:g}"
+        raise Misfit(
+            int(order[at + 1]), f"pair {numbers[at]} has two scores: this sample says {told}", hint=_TWO
+        )
+    alone = np.setdiff1d(np.arange(len(order)), np.concatenate([earlier, later]))
+    own_scores = parts["score"][earlier].astype(np.float64)
+    return Pairs((own[earlier] * own[later]).sum(1), own_scores, tuple(alone.tolist()))
 
 
 def mean_cosine(pairs: Pairs, counts: Counts) -> Values:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,18 @@ import pytest
 import torch
 from scipy import stats
 
-from modelopt_cli.measure.bootstrap import RESAMPLES, bootstrap, draws, expanded_tail, once, t_quantile
+from modelopt_cli.measure.bootstrap import (
+    RESAMPLES,
+    Spread,
+    bootstrap,
+    draws,
+    expanded_tail,
+    once,
+    t_quantile,
+)
 from modelopt_cli.measure.differences import difference
 from modelopt_cli.measure.metrics import METRICS
+from modelopt_cli.measure.tally import measured
 from modelopt_cli.tasks.draws import mean
 
 
@@ -49,6 +59,16 @@ def test_the_interval_of_a_mean_is_that_of_students_t() -> None:
 def test_one_sample_has_an_endless_interval() -> None:
     found = bootstrap(mean, np.ones(1), np.zeros(1), 1)
     assert (found.low, found.high) == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_of_nothing_has_no_value_and_no_interval(name: str) -> None:
+    nothing = {"units": lambda kept: 0}
+    row = replace(METRICS[name], **nothing)
+    for other in (np.zeros(0), np.ones(0, np.int64)):
+        assert math.isnan(difference(row, np.zeros(0), other).drop)
+    assert measured(row, np.zeros(0)) is None
+    assert bootstrap(row.value, np.zeros(0), np.zeros(0), 0) == Spread(-math.inf, math.inf)
 
 
 def test_both_models_are_drawn_alike() -> None:

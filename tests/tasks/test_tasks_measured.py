@@ -226,6 +226,49 @@ def test_draws_of_ties_are_ranked_as_if_the_samples_were_written_out() -> None:
         assert value == pytest.approx(written)
 
 
+def first_halves_first(case: Case) -> Case:
+    samples = case.samples()
+    return replace(case, samples=lambda: samples[::2] + samples[1::2])
+
+
+def test_pairs_apart_in_the_data_are_found_and_none_is_no_crash() -> None:
+    case = first_halves_first(CASES["embed"])
+    models = [model(case, 1), model(case, 2)]
+    assert metric(case, "spearman") == metric(CASES["embed"], "spearman")
+    few = evaluate(models, case.data(), replace(OPTIONS, limit=10), task=case.spec)
+    assert few.models[0].accuracy.metrics == {"spearman": None, "pair_cosine": None}  # type: ignore[union-attr]
+    assert few.comparisons[0].difference is None
+    assert "cosine of pairs not measured: no pair is complete" in few.notes
+    assert [note for note in few.notes if note.startswith("10 of 10 samples are left out")]
+
+
+def with_target(number: int, **changes: Any) -> Case:
+    samples = CASES["embed"].samples()
+    samples[number] = samples[number][0], {**samples[number][1], **changes}
+    return replace(CASES["embed"], samples=lambda: samples)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        pytest.param(with_target(9, pair=0), "sample 9: is a third sample of pair 0", id="third sample"),
+        pytest.param(with_target(7, score=9.0), "sample 7: pair 3 has two scores", id="two scores"),
+        pytest.param(with_target(4, pair=99), "sample 4: no other sample belongs to", id="no other"),
+    ],
+)
+def test_samples_that_make_no_pairs_are_named(case: Case, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        evaluate([model(case, 1)], case.data(), OPTIONS, task=case.spec)
+
+
+def test_a_limit_that_cuts_a_pair_apart_says_what_is_left_out() -> None:
+    case = CASES["embed"]
+    found = evaluate([model(case, 1)], case.data(), replace(OPTIONS, limit=7), task=case.spec)
+    (note,) = found.notes
+    assert note.startswith("1 of 7 samples is left out, since the other of the pair comes later: ")
+    assert note.endswith(" sample 6")
+
+
 def test_vectors_that_samples_should_have() -> None:
     wanted = {"vector": torch.tensor([[3.0, 4.0], [1.0, 0.0]])}
     row = METRICS["pair_cosine"]
