@@ -25,6 +25,7 @@ from modelopt_cli.api.result import Measured, Result
 from modelopt_cli.api.signatures import Instead, public
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code, require_code
 from modelopt_cli.errors import UsageError
+from modelopt_cli.measure.config import Gates
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.quantize.config import QuantizeConfig
@@ -52,8 +53,19 @@ def quantize(configs: dict[str, Any], model: Model, output: Output = None) -> Re
         >>> result = mo.quantize(model, calibration=loader, scheme="int8")
         >>> logits = result.program(batch)
     """
+    configs["config"], configs["gates"] = _limits(configs["config"], configs["gates"])
     with Workspace() as space:
         return Call(configs, space).execute("quantize", model, output)
+
+
+def _limits(config: QuantizeConfig, gates: Gates) -> tuple[QuantizeConfig, Gates]:
+    """Limits as the budget where precisions are chosen, and as gates in any case."""
+    wanted: dict[str, Any] = {}
+    for name in ("max_drop", "min_ratio", "min_speedup"):
+        own = getattr(config, name)
+        wanted[name] = getattr(gates, name) if own is None else own
+    budget = wanted if config.automatic else dict.fromkeys(wanted)
+    return replace(config, **budget), replace(gates, **wanted)
 
 
 _TUNED: dict[str, type[Any]] = {

@@ -1,5 +1,7 @@
 """``modelopt quantize``: a checkpoint in, an int8 file and the table out."""
 
+from dataclasses import replace
+
 from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.file_command import file_work
@@ -35,15 +37,21 @@ def quantize(
     Example: modelopt quantize resnet18.pth --data val/ -o resnet18-int8.safetensors
     """
     reader = Reader()
+    config = within_budget(method, gates)
+    if config.automatic and (no_eval or network.data is None):
+        # They are the budget, met on the calibration data, and there is nothing to judge the result by.
+        gates = replace(gates, max_drop=None, min_ratio=None, min_speedup=None, confident=False)
     request = options.read_request(reader, network, image, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
     read_sensitivity(reader, sensitivity, plot, dry_run)
     reader.finish()
     options.check_exports(exports, force)
 
-    target = options.chosen_output(output, checkpoint, method.suffix)
+    target = options.chosen_output(output, checkpoint, config.suffix)
+    if not sensitivity:
+        config.require_budget()  # before the checkpoint is read
     if sensitivity:
-        fields = {"source": checkpoint, "output": target, "config": method, "calibration": calibration}
+        fields = {"source": checkpoint, "output": target, "config": config, "calibration": calibration}
         return sensitivity_work(console, request, plot, force, command="quantize", **fields)
     return file_work(
         console,
@@ -51,12 +59,20 @@ def quantize(
         command="quantize",
         source=checkpoint,
         output=target,
-        config=method,
+        config=config,
         calibration=calibration,
         evaluate=not no_eval,
-        code=code or method.code,
+        code=code or config.code,
         force=force,
         delete_on_fail=delete_on_fail,
         dry_run=dry_run,
         exports=exports,
     )
+
+
+def within_budget(config: QuantizeConfig, gates: Gates) -> QuantizeConfig:
+    """The config with the gates on accuracy, size and speed as its budget, where it chooses precisions."""
+    if not config.automatic:
+        return config
+    limits = {name: getattr(gates, name) for name in ("max_drop", "min_ratio", "min_speedup")}
+    return replace(config, **limits)

@@ -72,12 +72,14 @@ class MethodResult:
         skipped: the reason for every layer that was left as it was, by name.
         target: for a method that was given one.
         notes: one line for each thing the user should know.
+        record: what the history says besides the config: choices that were made, and why.
     """
 
     program: Program
     skipped: dict[str, str]
     target: Reached | None = None
     notes: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

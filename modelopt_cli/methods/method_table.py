@@ -108,6 +108,10 @@ def _signal(config: QuantizeConfig) -> Signal:
     return Signal(bits, config.row.least_snr_db if bits == BYTE else LEAST_NARROW_SNR_DB)
 
 
+def _quantize_reads_labels(config: QuantizeConfig) -> str | None:
+    return f"{option('max_drop')} is measured on" if config.chooses_on_labels else None
+
+
 def _remedy(config: QuantizeConfig) -> str:
     of_any = usable(NetworkForm.TENSORS)
     if config.scheme in of_any:
@@ -218,6 +222,8 @@ _ROWS = (
         stage="quantizing",
         reads_data=_calibrates,
         fits_data=_calibrates,
+        reads_labels=_quantize_reads_labels,
+        meets_drop=lambda config: config.chooses_on_labels,
         remedy=_remedy,
         signal=_signal,
         sensitivity=quantize_sensitivity,

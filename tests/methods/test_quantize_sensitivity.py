@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from broken_networks import chain, with_outlier_channel
 from quantize_networks import Images, captured, context, images, small, sqnr
 from torch import Tensor, nn
 
@@ -24,35 +25,6 @@ from modelopt_cli.methods.quantize.static import calibrated
 from modelopt_cli.methods.quantize.widths import INT8
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
-
-
-class Chain(nn.Module):
-    """Three convolutions with batch norms, the last two in a chain, and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.second, self.norm2 = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.third = nn.Conv2d(16, 16, 3, padding=1)
-        self.fc = nn.Linear(16, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm1(self.first(x)))
-        x = torch.relu(self.norm2(self.second(x)))
-        x = torch.relu(self.third(x))
-        logits: Tensor = self.fc(x.mean((2, 3)))
-        return logits
-
-
-def chain() -> Chain:
-    """The network, its batch norms with the statistics of images."""
-    torch.manual_seed(0)
-    network = Chain()
-    for norm in (network.norm1, network.norm2):
-        norm.momentum = None  # type: ignore[assignment]
-    with torch.no_grad():
-        network.train()(images(16, 3, 12, 12, seed=3))
-    return network.eval()
 
 
 def found_in(network: nn.Module) -> QuantizeSensitivity:
@@ -131,12 +103,7 @@ def test_a_healthy_network_is_not_broken_by_any_layer() -> None:
 
 
 def test_a_channel_times_a_thousand_is_the_outlier_channel_of_the_layer_that_reads_it() -> None:
-    network = chain()
-    with torch.no_grad():  # the same function, as a ReLU lets a factor through
-        network.norm1.weight[5] *= 1000
-        network.norm1.bias[5] *= 1000
-        network.second.weight[:, 5] /= 1000
-    found = found_in(network)
+    found = found_in(with_outlier_channel(5))
     assert [layer.name for layer in found.breaking] == ["second"]
     reason = by_name(found)["second"].reason
     assert reason is not None

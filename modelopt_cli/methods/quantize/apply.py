@@ -38,6 +38,7 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> MethodR
     entry = history_entry(
         config.method, config.as_dict(), seed=context.seed, origin=context.origin, skipped=result.skipped
     )
+    entry |= result.record
     entry |= recorded(coverage(result.program, (*program.history, entry), given=program))
     if scheme.needs_calibration and context.data is not None:
         entry["calibration"] = context.data.name
@@ -45,7 +46,7 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> MethodR
     return result
 
 
-def _narrow_encodings(program: Program) -> dict[str, Encoding]:
+def narrow_encodings(program: Program) -> dict[str, Encoding]:
     """How the integer weights of fewer than 8 bits are stored, so that a file may hold them in those."""
     return {
         f"{name}.weight": Encoding(NARROW.name, {"bits": layer.weight_bits})
@@ -67,5 +68,5 @@ def _settle_encodings(source: Program, quantized: Program) -> None:
         name = renamed.get(old, old)
         if name in floats and name not in kept and torch.equal(before[old], after[name]):
             kept[name] = encoding
-    kept |= _narrow_encodings(quantized)
+    kept |= narrow_encodings(quantized)
     quantized.encodings = carry_over(before, source.encodings, after, kept, renamed)

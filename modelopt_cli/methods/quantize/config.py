@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from modelopt_cli.artifact.coding import Code
+from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.quantize.observers import OBSERVERS
+from modelopt_cli.methods.quantize.precisions import PRECISIONS, PREFERENCES, Preference
 from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme
 from modelopt_cli.methods.quantize.widths import BYTE, FLOATS, Widths
@@ -14,20 +16,31 @@ from modelopt_cli.settings import CALIBRATION, Config, Setting, option
 _CHOSEN_SINCE = (
     *("weight_bits", "act_bits", "edge_bits", "group_size", "asymmetric"),
     *("rounding", "rounding_steps"),
+    *("precision", "prefer", "max_drop", "min_ratio", "min_speedup"),
 )
 """Settings that a file's history names only where they are not as usual."""
 
 
 @dataclass(frozen=True)
 class QuantizeConfig(Config, title="Quantizing"):
-    """Settings of ``quantize``."""
+    """Settings of ``quantize``.
+
+    Attributes:
+        max_drop: budget of ``precision="auto"``: what may be lost of the task's main metric on the
+            calibration data or, without labels, of agreement.
+        min_ratio: the same: how many times smaller the file becomes than the original written plain.
+        min_speedup: the same: how many times faster one sample becomes than in the fastest float32.
+    """
 
     method: ClassVar[str] = "quantize"
     """Name of the command, in the history and in ``METHODS``."""
     scheme: Annotated[str, Setting("Number format of weights and activations.", choices=SCHEMES)] = "int8"
-    weight_bits: Annotated[int, Setting("Bits of the integers that weights become.", least=2, most=BYTE)] = (
-        BYTE
-    )
+    weight_bits: Annotated[
+        int,
+        Setting(
+            "Bits of the integers that weights become; with --precision auto, the least.", least=2, most=BYTE
+        ),
+    ] = BYTE
     act_bits: Annotated[
         int | None,
         Setting(
@@ -60,6 +73,13 @@ class QuantizeConfig(Config, title="Quantizing"):
     observer: Annotated[
         str, Setting("Rule that chooses activation ranges from calibration data.", choices=OBSERVERS)
     ] = "mse"
+    precision: Annotated[str, Setting("Precision of each layer.", choices=PRECISIONS)] = "uniform"
+    prefer: Annotated[
+        str, Setting("With --precision auto: what is made as small as it can be.", choices=PREFERENCES)
+    ] = "size"
+    max_drop: float | None = None
+    min_ratio: float | None = None
+    min_speedup: float | None = None
     rounding: Annotated[
         str, Setting("Rule by which weights go up or down to an integer.", choices=ROUNDINGS)
     ] = "nearest"
@@ -87,9 +107,36 @@ class QuantizeConfig(Config, title="Quantizing"):
         int, Setting("Calibrate on at most this many samples.", least=1, title=CALIBRATION)
     ] = 512
 
+    @property
+    def automatic(self) -> bool:
+        """True if each layer gets a precision of its own, chosen by what it loses."""
+        return PRECISIONS[self.precision].choose is not None
+
+    @property
+    def preference(self) -> Preference:
+        """The declaration of what is made small."""
+        return PREFERENCES[self.prefer]
+
+    def require_budget(self) -> None:
+        """Raise UsageError if precisions are to be chosen and nothing says how far."""
+        limits = (self.max_drop, self.min_ratio, self.min_speedup)
+        if self.automatic and not self.preference.alone and all(limit is None for limit in limits):
+            alone = " or ".join(option("prefer", name) for name, row in PREFERENCES.items() if row.alone)
+            names = ", ".join(map(option, ("max_drop", "min_ratio", "min_speedup")))
+            raise UsageError(
+                f"{option('precision', self.precision)} needs a budget",
+                hint=f"give one of {names}, or {alone}",
+            )
+
+    @property
+    def chooses_on_labels(self) -> bool:
+        """True if the result is chosen by its outputs on the calibration data, which cannot judge it then."""
+        return self.automatic and self.max_drop is not None
+
     def conflicts(self) -> Iterator[str]:
         """Settings that contradict each other or have no meaning together."""
         yield from self._conflicts_of_widths()
+        yield from self._conflicts_of_choosing()
         rounding = ROUNDINGS[self.rounding]
         if rounding.needs_data and not self.row.needs_calibration:
             with_data = " or ".join(name for name, row in SCHEMES.items() if row.needs_calibration)
@@ -153,6 +200,8 @@ class QuantizeConfig(Config, title="Quantizing"):
     @property
     def suffix(self) -> str:
         """Ending of the output's name where none is given."""
+        if self.automatic:
+            return "mixed"
         narrow = str(self.widths).lower() if self.widths.activation else f"int{self.weight_bits}"
         return self.row.suffix.replace("int8", narrow) if self.widths.narrow else self.row.suffix
 
@@ -160,3 +209,18 @@ class QuantizeConfig(Config, title="Quantizing"):
     def code(self) -> Code:
         """Coding of the file where none is asked for: that of the scheme, or integers in their bits."""
         return "packed" if self.widths.weight < BYTE else self.row.code
+
+    def _conflicts_of_choosing(self) -> Iterator[str]:
+        precision = option("precision", self.precision)
+        if self.automatic and not SCHEMES[self.scheme].needs_calibration:
+            able = " or ".join(name for name, row in SCHEMES.items() if row.needs_calibration)
+            yield (
+                f"{precision} needs scales that are fixed, which {option('scheme', self.scheme)} has not; "
+                f"use {option('scheme', able)}"
+            )
+        for name in ("act_bits", "edge_bits"):
+            if self.automatic and getattr(self, name) != getattr(QuantizeConfig, name):
+                yield f"{option(name)} has no meaning with {precision}, which gives activations 8 bits"
+        if not self.automatic and self.prefer != QuantizeConfig.prefer:
+            able = " or ".join(name for name, row in PRECISIONS.items() if row.choose is not None)
+            yield f"{option('prefer')} has no meaning without {option('precision', able)}"

@@ -8,7 +8,7 @@ else runs on the machine does not.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,11 @@ from torch import fx
 
 from modelopt_cli.kernels import prepare
 from modelopt_cli.kernels.fp32 import Prepacked, prepack
-from modelopt_cli.measure.latency import sample_input
+from modelopt_cli.measure.latency import sample_input, time_interleaved
 from modelopt_cli.methods.quantize.conversion import convert
 from modelopt_cli.methods.quantize.static import Calibrated
 from modelopt_cli.program import Program
-from modelopt_cli.program.input_batch import tensors_of
+from modelopt_cli.program.input_batch import Inputs, tensors_of
 from modelopt_cli.program.parted import graph_input, joined
 from modelopt_cli.program.quantized_operations import Dequantize, Quantize
 from modelopt_cli.program.weighted import further_calls
@@ -167,3 +167,19 @@ def _owner(node: fx.Node, int8: Program, layers: Mapping[str, str]) -> str | Non
                 seen.add(near)
                 waiting.append(near)
     return None
+
+
+def network_times(ready: Calibrated, networks: Sequence[Program], rounds: int = ROUNDS) -> list[float]:
+    """Least milliseconds for one sample: of the fastest float32 form, and of each network.
+
+    Args:
+        ready: the float network.
+        networks: made from it, with their kernels.
+        rounds: timed runs of each, in turn.
+    """
+    inputs = sample_input(graph_input(ready.program), 1)
+    single = joined(ready.program)
+    assert isinstance(single, Program)
+    calls: list[tuple[Callable[..., object], Inputs]] = [(prepack(single), inputs)]
+    calls += [(joined(network), inputs) for network in networks]
+    return [min(times) for times in time_interleaved(calls, warmup=WARMUP, runs=rounds)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import fx, nn
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.fidelity import Fidelity, FidelityTally
+from modelopt_cli.measure.output_comparison import LIMIT_DB
 from modelopt_cli.methods.batches import input_batches
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.branches import Branches, Change
@@ -21,6 +23,7 @@ from modelopt_cli.methods.quantize.rounding_causes import makers_of, with_cause
 from modelopt_cli.methods.quantize.rounding_reasons import Reason, Watched
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.methods.quantize.static import Calibrated, calibrated
+from modelopt_cli.methods.quantize.widths import BYTE, INT8, Widths
 from modelopt_cli.program import Program
 from modelopt_cli.program.input_batch import Inputs, batch_size, call, tensors_of
 from modelopt_cli.program.parted import joined, reaching
@@ -29,7 +32,9 @@ from modelopt_cli.settings import option
 SAMPLES = 64
 """Largest number of samples: each layer computes the rest of the network for all of them."""
 FLOAT = "float32"
-INT8 = "int8"
+INT8_NAME = "int8"
+BITS = (6, 5, 4, 3)
+"""Bits of weights that are tried between 8 and the least."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def sensitivity(program: Program, config: QuantizeConfig, context: Context) -> Q
 
     Args:
         program: any float Program; it is not changed.
-        config: scheme, observer and the choice of layers.
+        config: scheme, observer, the choice of layers, and the least bits of a weight.
         context: calibration data, on some of which the outputs are compared; seed, batch size, progress.
 
     Raises:
@@ -113,44 +118,65 @@ def sensitivity(program: Program, config: QuantizeConfig, context: Context) -> Q
         NothingCompressed: no layer can be quantized.
         DataError: the data are empty, or the network is not finite on them.
     """
-    scheme = config.row
-    if not scheme.needs_calibration:
+    if not config.row.needs_calibration:
         static = " or ".join(name for name, row in SCHEMES.items() if row.needs_calibration)
         raise UsageError(
-            f"{scheme.title} has no fixed scales, which a sensitivity is measured with",
+            f"{config.row.title} has no fixed scales, which a sensitivity is measured with",
             where=option("scheme"),
             hint=f"give {option('scheme')} {static}",
         )
-    ready = calibrated(program, config, context)
-    return measure(ready, program, context, scheme.least_snr_db)
+    ready = calibrated(program, replace(config, weight_bits=BYTE), context)
+    return measure(ready, program, context, config.row.least_snr_db, widths_down_to(config.weight_bits))
 
 
-def measure(ready: Calibrated, original: Program, context: Context, least_db: float) -> QuantizeSensitivity:
-    """Sensitivities of the layers that were selected, in int8.
+def widths_down_to(least: int) -> tuple[Widths, ...]:
+    """Precisions that are tried, by falling bits of the weight from 8; activations have 8."""
+    return tuple(Widths(bits) for bits in sorted({BYTE, least, *BITS}, reverse=True) if bits >= least)
+
+
+def measure(
+    ready: Calibrated,
+    original: Program,
+    context: Context,
+    least_db: float,
+    choices: Sequence[Widths] = (INT8,),
+    *,
+    timed: bool = True,
+) -> QuantizeSensitivity:
+    """Sensitivities of the layers that were selected.
 
     Args:
         ready: the float network with its scales.
         original: the network before batch norms were folded.
         context: data, seed, batch size, progress.
         least_db: see ``QuantizeSensitivity``.
+        choices: precisions to try; the reasons are those of the first.
+        timed: measure the time of each layer, too.
     """
     calls = calls_of(ready)
     watched: dict[str, Watched] = {}
     changes: list[Change] = []
     for name, nodes in calls.items():
-        computes: dict[fx.Node, Any] = dict(rounded_calls(ready, name, nodes))
-        first = nodes[0]
-        watched[name] = computes[first] = Watched(ready.program.get_submodule(name), computes[first])
-        changes.append(Change(computes))
+        for widths in choices:
+            computes: dict[fx.Node, Any] = dict(rounded_calls(ready, name, nodes, widths))
+            if name not in watched:
+                first = nodes[0]
+                watched[name] = Watched(ready.program.get_submodule(name), computes[first])
+                computes[first] = watched[name]
+            changes.append(Change(computes))
     fidelities, samples = _compare(ready.program, changes, context)
-    times = layer_times(ready)
+    times = layer_times(ready) if timed else {}
     layers = []
-    for name, fidelity in zip(calls, fidelities, strict=True):
+    for number, name in enumerate(calls):
         makers = makers_of(calls[name][0], ready)
         reason = watched[name].reason(makers)
         if reason is not None:
             reason = with_cause(reason, makers, original, ready.program)
-        layers.append(_layer(ready.program, name, fidelity, times.get(name), reason, makers))
+        module, time = ready.program.get_submodule(name), times.get(name)
+        own = fidelities[number * len(choices) : (number + 1) * len(choices)]
+        losses = [_in_float(module, own[0], time)]
+        losses += [_loss(module, *pair, time) for pair in zip(choices, own, strict=True)]
+        layers.append(LayerSensitivity(name, type(module).__name__, tuple(losses), reason, makers))
     return QuantizeSensitivity(tuple(layers), samples, least_db, ready.skipped)
 
 
@@ -186,28 +212,22 @@ def _reaching(program: Program, graph: nn.Module, batch: Inputs) -> list[Inputs]
     return [batch] if graph is program else reaching(program, batch)
 
 
-def _layer(
-    program: Program,
-    name: str,
-    fidelity: Fidelity | None,
-    time: LayerTime | None,
-    reason: Reason | None,
-    makers: tuple[str, ...],
-) -> LayerSensitivity:
-    module = program.get_submodule(name)
+def _in_float(module: nn.Module, of_int8: Fidelity | None, time: LayerTime | None) -> Loss:
+    nats = 0.0 if of_int8 is not None and of_int8.kl else None
+    return Loss(FLOAT, LIMIT_DB, nats, float_bytes(module), None if time is None else time.float32)
+
+
+def _loss(module: nn.Module, widths: Widths, fidelity: Fidelity | None, time: LayerTime | None) -> Loss:
+    """The loss in a precision; integers of fewer bits are multiplied as bytes, and take as long."""
     nats = max(fidelity.kl.values(), default=None) if fidelity is not None else None
-    snr_db = fidelity.least_snr_db if fidelity is not None else float("nan")
-    losses = (
-        Loss(
-            FLOAT,
-            200.0,
-            None if nats is None else 0.0,
-            float_bytes(module),
-            None if time is None else time.float32,
-        ),
-        Loss(INT8, snr_db, nats, int8_bytes(module), None if time is None else time.int8),
-    )
-    return LayerSensitivity(name, type(module).__name__, losses, reason, makers)
+    snr_db = fidelity.least_snr_db if fidelity is not None else math.nan
+    milliseconds = None if time is None else time.int8
+    return Loss(name_of(widths), snr_db, nats, integer_bytes(module, widths.weight), milliseconds)
+
+
+def name_of(widths: Widths) -> str:
+    """Name of a precision: ``int8``, or ``W4A8`` as the literature writes it."""
+    return INT8_NAME if widths == INT8 else str(widths)
 
 
 def float_bytes(module: nn.Module) -> int:
@@ -215,9 +235,9 @@ def float_bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in module.parameters())
 
 
-def int8_bytes(module: nn.Module) -> int:
-    """Bytes of the tensors of a layer's int8 form: integers, a scale for each output, biases as they are."""
+def integer_bytes(module: nn.Module, bits: int) -> int:
+    """Bytes of the tensors of a layer's integer form: integers, a scale for each output, biases in float."""
     integers = [tensor for tensor in module.parameters() if tensor.dim() > 1]
     scales = sum(4 * getattr(module, "out_channels", len(tensor)) for tensor in integers)
     rest = sum(tensor.nbytes for tensor in module.parameters() if tensor.dim() <= 1)
-    return sum(tensor.numel() for tensor in integers) + scales + rest
+    return sum(-(-tensor.numel() * bits // 8) for tensor in integers) + scales + rest

@@ -23,6 +23,7 @@ from modelopt_cli.methods.quantize.layer_forms import obstacle
 from modelopt_cli.methods.quantize.layer_widths import edge_layers, layer_widths, widths_note
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan, make_plan
+from modelopt_cli.methods.quantize.precisions import PRECISIONS
 from modelopt_cli.methods.quantize.rounding_problem import Rounded, RoundingProblem
 from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, usable
@@ -62,13 +63,22 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
     Raises:
         As :func:`calibrated`.
     """
+    choose = PRECISIONS[config.precision].choose
+    if choose is not None:
+        return choose(program, config, context)
     ready = calibrated(program, config, context)
+    integer = integer_network(ready, config, context)
+    return MethodResult(integer, ready.skipped, notes=widths_note(ready.plan.widths, config))
+
+
+def integer_network(ready: Calibrated, config: QuantizeConfig, context: Context) -> Program:
+    """The integer form of a calibrated network, its weights rounded as the config says."""
     rounded = _rounded(ready, config, context)
     integer = convert(ready.program, ready.plan, rounded.qparams, ready.shared, rounded.layers)
     for name, widths in ready.plan.widths.items():
         if widths.activation is None:
             store_layer(integer, name, widths.weight)
-    return MethodResult(integer, ready.skipped, notes=widths_note(ready.plan.widths, config))
+    return integer
 
 
 def calibrated(program: Program, config: QuantizeConfig, context: Context) -> Calibrated:
@@ -102,7 +112,7 @@ def calibrated(program: Program, config: QuantizeConfig, context: Context) -> Ca
     plan = make_plan(ready, widths)
     layers = values_of_features(ready, plan, shared)
     features = {value: FeatureRange() for value in layers}
-    qparams = _observed(ready, plan, config, context, features)
+    qparams = observed_qparams(ready, plan, config, context, features)
     found = {
         value: feature_factors(
             seen,
@@ -115,7 +125,7 @@ def calibrated(program: Program, config: QuantizeConfig, context: Context) -> Ca
     if factors := {value: factor for value, factor in found.items() if factor is not None}:
         ready = with_factors(ready, layers, factors)
         plan = make_plan(ready, widths)
-        qparams = _observed(ready, plan, config, context)
+        qparams = observed_qparams(ready, plan, config, context)
     return Calibrated(ready, tuple(selected), skipped, plan, qparams, shared)
 
 
@@ -137,7 +147,7 @@ def _rounded(ready: Calibrated, config: QuantizeConfig, context: Context) -> Rou
     return find(problem)
 
 
-def _observed(
+def observed_qparams(
     ready: Program,
     plan: PrecisionPlan,
     config: QuantizeConfig,

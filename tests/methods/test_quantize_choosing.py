@@ -1,0 +1,154 @@
+"""Precisions chosen for each layer: budgets are kept, and what breaks or slows a network stays in float."""
+
+from typing import Any
+
+import pytest
+import torch
+from broken_networks import chain, with_outlier_channel
+from prune_cases import context, smooth
+from quantize_networks import captured
+from torch import nn
+
+from modelopt_cli.artifact import predicted_bytes
+from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.context import Context, MethodResult
+from modelopt_cli.methods.quantize import choosing_precisions, layer_times, rounding_sensitivity
+from modelopt_cli.methods.quantize.apply import apply
+from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.layer_times import LayerTime
+from modelopt_cli.methods.quantize.precision_choice import PrecisionChoice
+from modelopt_cli.methods.share.budget import BudgetNotMet
+from modelopt_cli.program import Program
+
+MANY = smooth(400, 3, 12, 12)
+
+
+def chosen(program: Program, labelled: bool = True, code: Any = "plain", **options: Any) -> MethodResult:
+    with torch.no_grad():
+        labels = program(MANY).argmax(1) if labelled else None
+    config = QuantizeConfig(precision="auto", observer="minmax", **options)
+    return apply(program, config, context(MANY, labels, code=code))
+
+
+def precisions(result: MethodResult) -> dict[str, str]:
+    found: dict[str, str] = result.program.history[-1]["precisions"]
+    return found
+
+
+@pytest.mark.parametrize("labelled", [True, False], ids=["accuracy", "agreement"])
+def test_the_layer_that_breaks_the_network_stays_in_float_and_says_why(labelled: bool) -> None:
+    program = captured(with_outlier_channel(5), 3, 12, 12)
+    result = chosen(program, labelled, max_drop=3.0)
+    assert precisions(result) == {"first": "int8", "second": "float32", "third": "int8", "fc": "int8"}
+    assert list(result.skipped) == ["second"]
+    assert result.skipped["second"].startswith("best kept in float: int8 alone leaves ")
+    assert result.skipped["second"].endswith("dB, outlier channel")
+    assert isinstance(result.program.get_submodule("second"), nn.Conv2d)
+    assert "layers: 3 in int8, 1 in float32" in result.notes[0]
+    # As the samples are split, those that nothing was chosen by come first.
+    with torch.no_grad():
+        same = result.program(MANY[:200]).argmax(1) == program(MANY[:200]).argmax(1)
+    lost, square = int((~same).sum()) / 200, 1.959964**2 / 200
+    half = (lost * (1 - lost) * square + square * square / 4) ** 0.5
+    upper = 100 * (lost + square / 2 + half) / (1 + square)
+    assert result.target is not None
+    assert result.target.reached == pytest.approx(upper, abs=0.2)
+    assert result.target.reached <= 3
+
+
+def test_all_layers_are_int8_where_none_breaks_anything() -> None:
+    result = chosen(captured(chain(), 3, 12, 12), max_drop=5.0)
+    assert set(precisions(result).values()) == {"int8"}
+    assert not result.skipped
+
+
+@pytest.mark.parametrize(("ratio", "in_float"), [(1.2, 3), (2.2, 2)])
+def test_the_file_is_small_enough_and_the_rest_is_float(ratio: float, in_float: int) -> None:
+    program = captured(chain(), 3, 12, 12)
+    result = chosen(program, min_ratio=ratio)
+    assert predicted_bytes(program) / predicted_bytes(result.program) >= ratio * 0.99
+    assert result.target is not None
+    assert result.target.metric == "bytes"
+    assert result.target.reached <= 1 / ratio
+    assert list(precisions(result).values()).count("float32") == in_float
+
+
+def test_a_file_that_cannot_be_so_small_is_refused() -> None:
+    with pytest.raises(BudgetNotMet, match="times smaller; 4 was asked for"):
+        chosen(captured(chain(), 3, 12, 12), min_ratio=4.0)
+
+
+def test_fewer_bits_make_a_smaller_file_within_the_same_drop() -> None:
+    program = captured(chain(), 3, 12, 12)
+    wide = chosen(program, max_drop=10.0)
+    narrow = chosen(program, max_drop=10.0, weight_bits=3, code="packed")
+    sizes = [predicted_bytes(each.program, code="packed") for each in (wide, narrow)]
+    assert sizes[1] < sizes[0]
+    assert narrow.target is not None
+    assert narrow.target.reached <= 10
+    assert any(precision.startswith("W") for precision in precisions(narrow).values())
+
+
+def _timed(monkeypatch: pytest.MonkeyPatch, in_float: float, mixed: float) -> None:
+    """Times in which ``third`` alone is slower in int8, and those of whole networks."""
+    times = {
+        name: LayerTime(1.0, 2.0 if name == "third" else 0.5) for name in ("first", "second", "third", "fc")
+    }
+    monkeypatch.setattr(rounding_sensitivity, "layer_times", lambda ready: times)
+    monkeypatch.setattr(choosing_precisions, "network_times", lambda ready, networks: [in_float, mixed])
+
+
+def test_a_layer_that_is_slower_in_int8_goes_back_to_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    _timed(monkeypatch, 4.0, 3.0)
+    result = chosen(captured(chain(), 3, 12, 12), labelled=False, prefer="speed")
+    assert precisions(result) == {"first": "int8", "second": "int8", "third": "float32", "fc": "int8"}
+    assert result.skipped == {"third": "slower in int8: 2.000 ms in int8, 1.000 in float"}
+    assert result.notes[1] == "one sample takes 3.000 ms, 4.000 in the fastest float32 form"
+
+
+def test_nothing_is_made_that_is_slower_than_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    _timed(monkeypatch, 2.0, 3.0)
+    with pytest.raises(BudgetNotMet, match=r"no precision is faster than float32 here: 3\.000 ms"):
+        chosen(captured(chain(), 3, 12, 12), labelled=False, prefer="speed")
+    with pytest.raises(BudgetNotMet, match=r"it gets 0\.67 times as fast; 1\.2 was asked for"):
+        chosen(captured(chain(), 3, 12, 12), labelled=False, min_speedup=1.2)
+
+
+def test_times_of_networks_are_measured(one_thread: None) -> None:
+    program = captured(chain(), 3, 12, 12)
+    choice = PrecisionChoice(program, QuantizeConfig(precision="auto", min_ratio=1.0), context(MANY))
+    network = choice.network(choice.frontier[-1])
+    assert network is not None
+    assert all(0 < each < 100 for each in layer_times.network_times(choice.ready, [network], rounds=3))
+
+
+def test_the_history_keeps_what_each_layer_loses_and_no_times() -> None:
+    program = captured(chain(), 3, 12, 12)
+    entries = [chosen(program, max_drop=5.0).program.history[-1] for _ in range(2)]
+    assert entries[0] == entries[1]
+    assert entries[0]["sensitivity_db"].keys() == {"first", "second", "third", "fc"}
+    assert all(losses["int8"] > 20 for losses in entries[0]["sensitivity_db"].values())
+
+
+def test_precisions_need_a_budget_and_data() -> None:
+    program = captured(chain(), 3, 12, 12)
+    with pytest.raises(UsageError, match="needs a budget"):
+        chosen(program)
+    with pytest.raises(UsageError, match="needs data"):
+        apply(program, QuantizeConfig(precision="auto", max_drop=1.0), Context())
+    with pytest.raises(UsageError, match=r"cannot tell a drop of 0\.5"):
+        chosen(program, max_drop=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"precision": "auto", "scheme": "int8-dynamic"}, "scales that are fixed"),
+        ({"precision": "auto", "act_bits": 4}, "act_bits has no meaning with"),
+        ({"prefer": "speed"}, "prefer has no meaning without"),
+        ({"precision": "some"}, "is not one of"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        QuantizeConfig(**options)
