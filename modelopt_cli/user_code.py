@@ -84,10 +84,21 @@ def user_code(action: str, where: str, error: Failure) -> Iterator[None]:
         raise error(line, where=printable(where), hint=_argument_hint(cause, where)) from cause
 
 
-def _from_file(place: str, name: str, error: Failure) -> ModuleType:
-    path = Path(place)
-    if not path.is_file():
+def require_file(text: str, error: Failure) -> None:
+    """Refuse ``FILE.py:CALLABLE`` where there is no such file, without importing anything.
+
+    Args:
+        text: of any form, options included; others pass.
+        error: raised where the file is not there.
+    """
+    place = text.partition("?")[0].rpartition(":")[0]
+    if place.endswith(".py") and not Path(place).is_file():
         raise error("no such file", where=short(place), hint="give FILE.py:CALLABLE")
+
+
+def _from_file(place: str, name: str, error: Failure) -> ModuleType:
+    require_file(f"{place}:{name}", error)
+    path = Path(place)
     if not name:
         raise error("does not say which callable", where=short(place), hint=_suggest_callables(path))
     path = path.resolve()

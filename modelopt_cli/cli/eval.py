@@ -102,7 +102,8 @@ def evaluate(
             )
         show_evaluation(console, evaluation, exports, force=force)
 
-    return options.checked(rehearse if dry_run else work, paths)
+    given = request.network
+    return options.checked(rehearse if dry_run else work, paths, arch=given.arch, data=[given.data])
 
 
 def with_baseline(checkpoints: list[Path], baseline: Path | None) -> tuple[list[Path], int]:

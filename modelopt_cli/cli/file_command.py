@@ -80,5 +80,8 @@ def file_work(
         show_result(console, result, exports, force=force)
 
     always_trains = training is not None and not isinstance(training[1], FineTuneConfig)
-    begin = options.checked(work, [source], outputs if always_trains or not dry_run else [], force=force)
+    given, files = request.network, None if training is None else training[0]
+    data = [given.data, fields.get("calibration"), *([] if files is None else [files.train, files.val])]
+    written = outputs if always_trains or not dry_run else []
+    begin = options.checked(work, [source], written, force=force, arch=given.arch, data=data)
     return options.undone(begin, delete_on_fail, *outputs)

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 from modelopt_cli.data.data_kinds import DATA_KINDS, FORMS, DataKind, Options, Scalar
 from modelopt_cli.errors import DataError
 from modelopt_cli.settings import did_you_mean
+from modelopt_cli.user_code import require_file
 
 _NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]{0,99})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """A number as it is written in decimals: 007 is none, nor are 1_000 and nan."""
@@ -83,6 +84,19 @@ def parse_spec(text: str) -> DataSpec:
             options = {key: _read(value, kind.defaults.get(key)) for key, value in texts.items()}
             return DataSpec(text, name, parts[0], options)
     raise _unknown(text, body)
+
+
+def require_possible(text: str) -> None:
+    """Refuse data of which is known before torch is imported that they cannot be opened.
+
+    Raises:
+        DataError: as :func:`parse_spec`; or its file, folder or module is not there.
+    """
+    spec = parse_spec(text)
+    require_file(spec.target, DataError)
+    if spec.is_missing:
+        thing = "file" if os.path.splitext(spec.target)[1] else "folder"
+        raise DataError(f"no such {thing}", where=spec.target)
 
 
 def same_samples(first: "Samples", second: "Samples") -> bool:

@@ -289,3 +289,40 @@ def test_a_recipe_keeps_what_is_finished_and_nothing_of_the_step_that_fails(here
     assert "error: bad.py:make" in outcome.err
     kept = {"out.steps", "out.steps/recipe.json", "out.steps/1-prune.safetensors"}
     assert set(contents(here)) - before == (kept if steps[0] == FINE else set())
+
+
+WRONG = {
+    "missing file": (["--data", "npz:nowhere.npz"], "nowhere.npz: no such file"),
+    "missing folder": (["--data", "idx:nowhere"], "nowhere: no such folder"),
+    "missing code": (["--data", "nowhere.py:load?n=3"], "nowhere.py: no such file; give FILE.py:CALLABLE"),
+    "unknown option": (
+        ["--data", "digits?splt=train"],
+        "digits?splt=train: digits data has no option",
+    ),
+    "unknown kind": (["--data", "digit"], "digit: no data kind is called 'digit'; did you mean 'digits'?"),
+    "missing network": (["--arch", "nowhere.py:make?n=3"], "nowhere.py: no such file; give FILE.py:CALLABLE"),
+}
+LINES = {
+    "quantize": ["quantize", "net.pth", "-o", "out.safetensors"],
+    "eval": ["eval", "net.pth"],
+    "eval --dry-run": ["eval", "net.pth", "--dry-run"],
+    "train": ["train", "net.pth", "--train", "digits", "--epochs", "1", "-o", "out.safetensors"],
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_cannot_be_there_is_said_before_torch_is_imported(name, wrong, here, modelopt, monkeypatch):
+    """Importing it takes most of the time of such an error; nothing of ``api`` is called before."""
+    monkeypatch.setitem(sys.modules, "modelopt_cli.api", None)
+    words, says = WRONG[wrong]
+    found = modelopt(*LINES[name], *words)
+    assert (found.code, found.out) == (2, "")
+    assert found.err.startswith(f"error: {says}")
+
+
+@pytest.mark.parametrize("option", ["--calibration", "--val"])
+def test_the_other_data_are_looked_at_too(option, here, modelopt, monkeypatch):
+    monkeypatch.setitem(sys.modules, "modelopt_cli.api", None)
+    found = modelopt(*LINES["train" if option == "--val" else "quantize"], option, "npz:nowhere.npz")
+    assert (found.code, found.err) == (2, "error: nowhere.npz: no such file\n")

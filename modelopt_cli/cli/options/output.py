@@ -11,11 +11,13 @@ from modelopt_cli.artifact import check_output, check_suffix
 from modelopt_cli.artifact.coding import CODINGS
 from modelopt_cli.cli.groups import Work
 from modelopt_cli.cli.values import Reader
-from modelopt_cli.errors import CheckpointError
+from modelopt_cli.data.data_spec import require_possible
+from modelopt_cli.errors import ArchitectureError, CheckpointError
 from modelopt_cli.measure.config import EvalOptions
 from modelopt_cli.regular import require_there
 from modelopt_cli.report.formats import TABLES, file_names
 from modelopt_cli.settings import Setting
+from modelopt_cli.user_code import require_file
 
 OUTPUT = "Output"  # title of the group
 
@@ -90,9 +92,24 @@ def check_exports(paths: tuple[Path, ...], force: bool) -> None:
 
 
 def checked(
-    work: Work, sources: Iterable[Path | None], outputs: Iterable[Path] = (), *, force: bool = False
+    work: Work,
+    sources: Iterable[Path | None],
+    outputs: Iterable[Path] = (),
+    *,
+    force: bool = False,
+    arch: str | None = None,
+    data: Iterable[str | None] = (),
 ) -> Work:
-    """``work`` that looks at the paths of its files first, before it takes seconds to import torch."""
+    """``work`` that looks at the paths of its files first, before it takes seconds to import torch.
+
+    Args:
+        work: what is to be done.
+        sources: files that are read.
+        outputs: files that are written.
+        force: replace existing files.
+        arch: the architecture.
+        data: specs of all data.
+    """
     inputs, targets = [path for path in sources if path is not None], list(outputs)
 
     def guarded() -> None:
@@ -100,6 +117,9 @@ def checked(
             require_there(path, CheckpointError)
         for path in targets:
             check_output(path, force, inputs)
+        require_file(arch or "", ArchitectureError)
+        for text in filter(None, data):
+            require_possible(text)
         work()
 
     return guarded
