@@ -100,7 +100,7 @@ class Method:
 
 
 def _calibrates(config: QuantizeConfig) -> bool:
-    return config.row.needs_calibration
+    return config.needs_data
 
 
 def _signal(config: QuantizeConfig) -> Signal:

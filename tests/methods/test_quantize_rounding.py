@@ -11,16 +11,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from quantize_networks import Images, captured, images, small, sqnr
+from quantize_networks import Images, captured, images, on_state, small, sqnr
 from torch import Tensor, nn
 
-from modelopt_cli.errors import UsageError
+from modelopt_cli.errors import GraphNeeded, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.kernels.saturation import never_saturates
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import convert
-from modelopt_cli.methods.quantize.gptq import rounded_columns
+from modelopt_cli.methods.quantize.gptq import ColumnGrid, rounded_columns
+from modelopt_cli.methods.quantize.reconstruction_blocks import find_blocks, layer_blocks
 from modelopt_cli.methods.quantize.rounding_problem import RoundingProblem
 from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.simulation import StepRounding, simulate
@@ -114,12 +116,19 @@ def textbook_gptq(weight: Array, inputs: Array) -> Array:
     return q
 
 
+def gptq_columns(weight: Tensor, inputs: Tensor) -> Tensor:
+    """Integers of 4 bits for a weight in steps, ``(rows, columns)``."""
+    grid = ColumnGrid(torch.ones_like(weight)[None], None, (-8, 7))
+    spans = [(0, weight.shape[1])]
+    return rounded_columns(weight[None], [(inputs.T @ inputs)[None]], spans, grid)[0]
+
+
 @pytest.mark.parametrize("columns", [20, 150])
 def test_gptq_is_the_papers_algorithm(columns: int) -> None:
     g = torch.Generator().manual_seed(1)
     weight = 4 * torch.randn(6, columns, generator=g, dtype=torch.float64)
     inputs = correlated(400, columns)
-    found = rounded_columns(weight[None], (inputs.T @ inputs)[None], 4)[0]
+    found = gptq_columns(weight, inputs)
     assert np.array_equal(found.numpy(), textbook_gptq(weight.numpy(), inputs.numpy()))
 
 
@@ -151,13 +160,83 @@ def test_gptq_makes_half_the_error_of_the_nearest_integers() -> None:
     g = torch.Generator().manual_seed(2)
     weight = 3 * torch.randn(32, 64, generator=g, dtype=torch.float64)
     inputs = correlated(500, 64)
-    found = rounded_columns(weight[None], (inputs.T @ inputs)[None], 4)[0]
+    found = gptq_columns(weight, inputs)
     plain = weight.round().clamp(-8, 7)
 
     def error(q: Tensor) -> float:
         return float((inputs @ (weight - q).T).square().mean())
 
     assert error(found) < 0.5 * error(plain)
+
+
+class Linears(nn.Module):
+    """Two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 24), nn.Linear(24, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.second(torch.relu(self.first(x)))
+        return result
+
+
+def linears(**options: Any) -> tuple[Program, Program, Tensor]:
+    """A network, its form with stored weights of 3 bits, and the inputs that were looked at."""
+    torch.manual_seed(0)
+    program = captured(Linears(), 32)
+    inputs = correlated(200, 32).float()
+    context = Context(data=Images(inputs))  # type: ignore[arg-type]
+    config = QuantizeConfig("int8-weight", weight_bits=3, edge_bits=3, rounding="gptq", **options)
+    return program, apply(program, config, context).program, inputs
+
+
+@pytest.mark.parametrize("options", [{}, {"group_size": 10}, {"group_size": 8, "asymmetric": True}])
+def test_gptq_of_stored_weights_is_the_papers_with_groups_and_zero_points(options: dict[str, Any]) -> None:
+    program, stored, inputs = linears(**options)
+    encoding = stored.encodings["first.weight"]
+    group, count = encoding.params["group"] or 32, 32
+    scale = encoding.parts["scale"].double().view(24, -1).repeat_interleave(group, 1)[:, :count].numpy()
+    zero = np.zeros_like(scale)
+    if "zero_point" in encoding.parts:
+        zero = (
+            encoding.parts["zero_point"].double().view(24, -1).repeat_interleave(group, 1)[:, :count].numpy()
+        )
+    x = inputs.double().numpy()
+    hessian = x.T @ x
+    order = np.argsort(-np.diag(hessian), kind="stable")
+    hessian += 0.01 * np.diag(hessian).mean() * np.eye(count)
+    w, q = program.get_parameter("first.weight").detach().double().numpy().copy(), np.zeros((24, count))
+    for i, column in enumerate(order):
+        left = order[i:]
+        inverse = np.linalg.inv(hessian[np.ix_(left, left)])
+        s, z = scale[:, column], zero[:, column]
+        q[:, column] = np.clip(np.round(w[:, column] / s) + z, -4, 3)
+        error = (w[:, column] - (q[:, column] - z) * s) / inverse[0, 0]
+        w[:, left] -= np.outer(error, inverse[0])
+    assert encoding.integers is not None
+    assert (encoding.integers.numpy() == q).mean() > 0.99  # ties of float32 sums aside
+    assert np.allclose(
+        stored.get_parameter("first.weight").detach().numpy(), (q - zero) * scale, atol=scale.max()
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"group_size": 8, "asymmetric": True}])
+def test_stored_weights_lose_less_by_gptq(options: dict[str, Any]) -> None:
+    program, stored, inputs = linears(**options)
+    config = QuantizeConfig("int8-weight", weight_bits=3, edge_bits=3, **options)
+    plain = apply(program, config, Context()).program
+    with torch.no_grad():
+        y = program(inputs)
+        assert sqnr(y, stored(inputs)) > sqnr(y, plain(inputs)) + 3
+
+
+def test_gptq_of_stored_weights_needs_data_and_a_graph() -> None:
+    config = QuantizeConfig("int8-weight", rounding="gptq")
+    with pytest.raises(UsageError, match="needs data to calibrate on"):
+        apply(captured(Linears(), 32), config, Context())
+    with pytest.raises(GraphNeeded, match=r"rounding.* needs a network that can be traced"):
+        on_state(Linears().state_dict(), config)
 
 
 # --- AdaRound
@@ -295,3 +374,70 @@ def test_progress_is_told_and_an_interruption_goes_through() -> None:
     with pytest.raises(KeyboardInterrupt):
         converted(problem, "adaround")
     assert calls == [(1, 4), (2, 4)]
+
+
+# --- Blocks
+
+
+class Inverted(nn.Module):
+    """A stem, an inverted residual without and one with a shortcut, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.expand = nn.ModuleList(nn.Conv2d(4, 8, 1) for _ in range(2))
+        self.depthwise = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1, groups=8) for _ in range(2))
+        self.project = nn.ModuleList(nn.Conv2d(8, 4, 1) for _ in range(2))
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._branch(F.relu6(self.stem(x)), 0)
+        x = x + self._branch(x, 1)
+        result: Tensor = self.fc(x.mean((2, 3)))
+        return result
+
+    def _branch(self, x: Tensor, i: int) -> Tensor:
+        x = F.relu6(self.depthwise[i](F.relu6(self.expand[i](x))))
+        branch: Tensor = self.project[i](x)
+        return branch
+
+
+class LongShortcut(nn.Module):
+    """A shortcut past eleven layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x = torch.relu(self.layers[0](x))
+        for layer in self.layers[1:]:
+            y = torch.relu(layer(y))
+        return x + y
+
+
+def test_residual_branches_are_blocks_and_chains_end_at_a_layer_without_an_activation() -> None:
+    problem = problem_of(captured(Inverted(), 3, 8, 8), 4, n=2)
+    blocks = [block.layers for block in find_blocks(problem, simulate(problem))]
+    assert blocks == [
+        ("stem", "expand.0", "depthwise.0"),
+        ("project.0",),
+        ("expand.1", "depthwise.1", "project.1"),
+        ("fc",),
+    ]
+    alone = [block.layers for block in layer_blocks(problem, simulate(problem))]
+    assert alone == [(name,) for block in blocks for name in block]
+
+
+def test_a_block_ends_in_the_value_that_the_next_one_reads() -> None:
+    problem = problem_of(captured(Inverted(), 3, 8, 8), 4, n=2)
+    blocks = find_blocks(problem, simulate(problem))
+    assert [[value.name for value in block.inputs] for block in blocks[1:]] == [
+        [block.result.name] for block in blocks[:-1]
+    ]
+
+
+def test_layers_are_taken_alone_where_too_many_lie_between_two_cuts() -> None:
+    problem = problem_of(captured(LongShortcut(), 3, 8, 8), 4, n=2)
+    blocks = [block.layers for block in find_blocks(problem, simulate(problem))]
+    assert blocks == [(f"layers.{i}",) for i in range(12)]

@@ -40,7 +40,7 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> MethodR
     )
     entry |= result.record
     entry |= recorded(coverage(result.program, (*program.history, entry), given=program))
-    if scheme.needs_calibration and context.data is not None:
+    if config.needs_data and context.data is not None:
         entry["calibration"] = context.data.name
     result.program.history = (*program.history, entry)
     return result

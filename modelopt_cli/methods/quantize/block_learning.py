@@ -29,9 +29,9 @@ class Learning:
         pressure: weight of the regulariser, where the error is 1 at the beginning.
     """
 
-    batch_size: int = 32
-    numbers: int = 1 << 23
-    least_batch: int = 4
+    batch_size: int = 16
+    numbers: int = 1 << 22
+    least_batch: int = 2
     way: float = 6.0
     step_way: float = 0.0
     dropped: bool = False

@@ -138,7 +138,8 @@ class QuantizeConfig(Config, title="Quantizing"):
         yield from self._conflicts_of_widths()
         yield from self._conflicts_of_choosing()
         rounding = ROUNDINGS[self.rounding]
-        if rounding.needs_data and not self.row.needs_calibration:
+        served = self.row.needs_calibration or (rounding.of_stored and self.row.activation_bits is None)
+        if rounding.needs_data and not served:
             with_data = " or ".join(name for name, row in SCHEMES.items() if row.needs_calibration)
             yield (
                 f"{option('rounding', rounding.name)} looks at the inputs of layers, which "
@@ -180,6 +181,11 @@ class QuantizeConfig(Config, title="Quantizing"):
         """The scheme that runs: where activations stay float, the one that leaves them so."""
         row = SCHEMES[self.scheme]
         return SCHEMES[row.of_floats] if self.act_bits in FLOATS and row.of_floats else row
+
+    @property
+    def needs_data(self) -> bool:
+        """True if samples are looked at."""
+        return self.row.needs_calibration or ROUNDINGS[self.rounding].needs_data
 
     @property
     def widths(self) -> Widths:

@@ -3,14 +3,18 @@
 Imports no torch, so that the command line reads it, too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelopt_cli.lazy_names import deferred
 
 if TYPE_CHECKING:
+    from modelopt_cli.data import Data
+    from modelopt_cli.methods.context import Context
     from modelopt_cli.methods.quantize.rounding_problem import Rounded, RoundingProblem
+    from modelopt_cli.methods.quantize.stored_weights import WeightSteps
+    from modelopt_cli.program import Program
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Rounding:
         paper: where it is described.
         find: the integers of the weights, and what goes with them; None where each weight takes the nearest.
         learned: it takes steps of learning.
+        of_stored: puts weights that are only stored as integers onto their steps, in place; None where it
+            serves none.
     """
 
     name: str
@@ -30,6 +36,7 @@ class Rounding:
     paper: str
     find: "Callable[[RoundingProblem], Rounded] | None"
     learned: bool = False
+    of_stored: "Callable[[Program, Mapping[str, WeightSteps], Data, Context], None] | None" = None
 
     @property
     def needs_data(self) -> bool:
@@ -59,6 +66,7 @@ _ROWS = (
         paper='Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained '
         'Transformers", ICLR 2023',
         find=deferred(f"{_HOME}.gptq", "gptq"),
+        of_stored=deferred(f"{_HOME}.gptq_stored", "compensate"),
     ),
     Rounding(
         name="block",

@@ -18,6 +18,7 @@ from modelopt_cli.methods.layer_selection import codec_of, not_named_as_weights,
 from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.layer_widths import layer_widths, widths_note
+from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import NetworkForm, Scheme, usable
 from modelopt_cli.methods.quantize.stored_weights import WeightSteps, encode_weight
 from modelopt_cli.methods.quantize.weight_only import (
@@ -105,6 +106,9 @@ def refuse_without_graph(config: QuantizeConfig, has_network: bool) -> None:
         GraphNeeded: names those that do not.
     """
     scheme, source = config.row, NetworkForm.MODULE if has_network else NetworkForm.TENSORS
+    if ROUNDINGS[config.rounding].needs_data and scheme.source is not NetworkForm.GRAPH:
+        problem = f"{option('rounding', config.rounding)} needs a network that can be traced"
+        raise GraphNeeded(problem, hint=f"use {option('rounding', 'nearest')}")
     if scheme.source <= source:
         return
     needs = "a network that can be traced" if scheme.source is NetworkForm.GRAPH else "a network"

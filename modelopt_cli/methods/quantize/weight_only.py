@@ -14,10 +14,12 @@ from modelopt_cli.artifact.codecs.affine import Affine
 from modelopt_cli.artifact.encodings import is_pruned, is_shared, without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context, MethodResult
+from modelopt_cli.methods.layer_pass import calibration_data
 from modelopt_cli.methods.layer_selection import is_weight_name, select_layers
 from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.layer_widths import edge_layers, layer_widths, widths_note
+from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.stored_weights import WeightSteps, encode_weight
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.weighted import fetched_weights, weight_label
@@ -45,16 +47,36 @@ def quantize_weights(program: Program, config: QuantizeConfig, context: Context)
         raise nothing_compressed(skipped)
     edges = edge_layers(ready)
     widths = layer_widths(map(weight_label, chosen), edges, config)
-    for name in chosen:
-        steps = WeightSteps.of(
-            config, widths[weight_label(name)], pruned=is_pruned(ready.encodings.get(name))
-        )
-        rounded, encoding = encode_weight(state[name], steps)
+    steps = {
+        name: WeightSteps.of(config, widths[weight_label(name)], pruned=is_pruned(ready.encodings.get(name)))
+        for name in chosen
+    }
+    done = _rounded_by_inputs(ready, steps, config, context)
+    for name in [name for name in chosen if name not in done]:
+        rounded, encoding = encode_weight(state[name], steps[name])
         require_nonzero(name, state[name], rounded)
         with torch.no_grad():
             state[name].copy_(rounded)
         ready.encodings[name] = encoding
     return MethodResult(ready.eval(), skipped, notes=widths_note(widths, config))
+
+
+def _rounded_by_inputs(
+    ready: Program, steps: Mapping[str, WeightSteps], config: QuantizeConfig, context: Context
+) -> set[str]:
+    """Round what the config's rounding does not round to the nearest, in place; the names of those weights.
+
+    Raises:
+        UsageError: there are no data.
+    """
+    rounding = ROUNDINGS[config.rounding]
+    if rounding.of_stored is None:
+        return set()
+    title = option("rounding", rounding.name)
+    data = calibration_data(context, title, config.calibration_samples, option("rounding", "nearest"))
+    before = dict(ready.encodings)
+    rounding.of_stored(ready.eval(), steps, data, context)
+    return {name for name in steps if ready.encodings.get(name) is not before.get(name)}
 
 
 def store_layer(program: Program, name: str, bits: int) -> None:

@@ -1,0 +1,204 @@
+"""Networks at few bits without training, by the rounding of their weights: ``python -m benchmarks.low_bits``.
+
+Each row is one ``modelopt quantize`` in a process of its own, whose processor time and memory are noted, the
+comparison of both networks included: a neighbour on the machine does not lengthen the former much. A command
+whose result is in the folder already is not repeated.
+
+    python -m benchmarks.low_bits [NETWORK ...] [--widths 4/8 ...] [--roundings block ...] [--steps N]
+        [--samples N] [--folder DIR] [--output FILE]
+"""
+
+import argparse
+import datetime
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from modelopt_cli.measure.environment import cpu_name
+from modelopt_cli.methods.quantize.roundings import ROUNDINGS
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build" / "benchmarks" / "low_bits"
+WIDTHS = ("4/8", "4/4", "3/8", "2/8")
+"""Bits of weights and of activations."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network and its data.
+
+    Attributes:
+        checkpoint: its file, from the root of the project.
+        data: what it is judged on.
+        calibration: what is looked at.
+        options: what else ``quantize`` and ``eval`` need for it.
+        training: options of ``train`` that make the file where there is none.
+    """
+
+    checkpoint: str
+    data: str
+    calibration: str
+    options: tuple[str, ...] = ()
+    training: tuple[str, ...] = ()
+
+
+FASHION = "idx:assets/fashion-mnist"
+CROPS = "build/benchmarks/crops"
+NETWORKS = {
+    "Fashion-MNIST resnet20": Network(
+        "build/benchmarks/low_bits/resnet20.safetensors",
+        FASHION,
+        f"{FASHION}?split=train",
+        training=(
+            *("--arch", "builtin:resnet20?in_channels=1", "--train", f"{FASHION}?split=train"),
+            *("--epochs", "5", "--lr", "0.2", "--warmup", "1", "--amp", "--data", FASHION),
+        ),
+    ),
+    "MobileNetV2": Network(
+        "assets/mobilenet/mobilenet_v2-b0353104.pth",
+        f"npz:{CROPS}/test.npz",
+        f"npz:{CROPS}/calibration.npz",
+    ),
+    "EfficientNet-Lite0": Network(
+        "assets/efficientnet-lite0.pth",
+        f"npz:{CROPS}/test.npz",
+        f"npz:{CROPS}/calibration.npz",
+        ("--arch", "assets/efficientnet_lite0.py:make", "--input-size", "224"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table: widths, rounding, and how much is looked at."""
+
+    widths: str
+    rounding: str
+    steps: int
+    samples: int
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options of ``quantize``."""
+        weights, activations = self.widths.split("/")
+        steps = ("--rounding-steps", str(self.steps)) if ROUNDINGS[self.rounding].learned else ()
+        return (
+            *("--weight-bits", weights, "--act-bits", activations, "--rounding", self.rounding, *steps),
+            *("--calibration-samples", str(self.samples)),
+        )
+
+    @property
+    def name(self) -> str:
+        """For the file."""
+        return f"w{self.widths.replace('/', 'a')}-{self.rounding}-{self.steps}-{self.samples}"
+
+
+def modelopt(verb: str, *options: str) -> dict[str, Any]:
+    """What a command prints with ``--json``, its processor time in seconds and its memory in GB.
+
+    Raises:
+        RuntimeError: it fails.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    common = ("--json", "-q", "--force", "--threads", "1", "--latency-runs", "0")
+    command = [sys.executable, "-m", "modelopt_cli", verb, *options, *common]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    figures = {"seconds": used.ru_utime - before, "gigabytes": used.ru_maxrss / (1 << 20)}
+    return {**json.loads(done.stdout), **figures, "measured": f"{datetime.date.today()}, {cpu_name()}"}
+
+
+def measured(name: str, setting: Setting, folder: Path, limit: int) -> dict[str, Any]:
+    """The figures of one row, or those that were measured before."""
+    network = NETWORKS[name]
+    stem = folder / f"{name}-{setting.name}".replace(" ", "-").lower()
+    result = stem.with_suffix(".json")
+    if not result.exists():
+        if network.training and not (ROOT / network.checkpoint).exists():
+            modelopt("train", *network.training, "-o", network.checkpoint)
+        data = ("--data", network.data, "--limit", str(limit), "--calibration", network.calibration)
+        output = ("-o", str(stem.with_suffix(".safetensors")))
+        command = (network.checkpoint, *network.options, *data, *setting.options, *output)
+        result.write_text(json.dumps(modelopt("quantize", *command)))
+    figures: dict[str, Any] = json.loads(result.read_text())
+    return figures
+
+
+def cells(found: dict[str, Any]) -> Iterator[str]:
+    """The columns of a row, from the accuracy on."""
+    before, after = found["evaluation"]["models"]
+    against = found["evaluation"]["comparisons"][0]
+    drop = against["drops"]["top1"]
+    yield f"{before['metrics']['top1']:.2f}"
+    yield f"{after['metrics']['top1']:.2f}"
+    yield f"{drop['drop']:.2f} ({drop['low']:.2f} to {drop['high']:.2f})"
+    yield f"{100 * against['agreement']:.1f} %"
+    yield "" if against["snr_db"] is None else f"{against['snr_db']:.1f}"
+    yield f"{against['ratio']:.1f}x"
+    yield f"{found['seconds'] / 60:.1f}"
+    yield f"{found['gigabytes']:.1f}"
+
+
+def rows(name: str, settings: Sequence[Setting], folder: Path, limit: int) -> Iterator[str]:
+    """The rows of a network."""
+    for setting in settings:
+        found = measured(name, setting, folder, limit)
+        weights, activations = setting.widths.split("/")
+        learned = f"{setting.steps}" if ROUNDINGS[setting.rounding].learned else ""
+        about = (name, f"W{weights}A{activations}", setting.rounding, learned, f"{setting.samples}")
+        row = f"| {' | '.join((*about, *cells(found)))} | {found['measured']} |"
+        print(row, flush=True)
+        yield row
+
+
+def page(table: Sequence[str]) -> Iterator[str]:
+    """The page, line by line."""
+    yield f"torch {version('torch')}, `python -m benchmarks.low_bits`, one thread"
+    yield ""
+    yield (
+        "| network | widths | rounding | steps | samples | float | top-1 | drop, 95 % interval "
+        "| same answers | dB | ratio | minutes | GB | measured |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield from table
+
+
+def main() -> None:
+    """Measure what is missing and print the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--widths", nargs="+", default=WIDTHS)
+    parser.add_argument("--roundings", nargs="+", default=("nearest", "block"), choices=ROUNDINGS)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--limit", type=int, default=4000, help="samples to judge by")
+    parser.add_argument("--folder", type=Path, default=BUILD)
+    parser.add_argument("--output", type=Path, help="write the page to this Markdown file")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    settings = [
+        Setting(widths, rounding, options.steps, options.samples)
+        for widths in options.widths
+        for rounding in options.roundings
+    ]
+    table = [
+        row
+        for name in options.networks or NETWORKS
+        for row in rows(name, settings, options.folder, options.limit)
+    ]
+    if options.output is not None:
+        options.output.write_text("\n".join(page(table)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
