@@ -97,26 +97,29 @@ class FidelityTally:
         self._nats: dict[str, tuple[float, int]] = {}
         self._differing: set[str] = set()
 
-    def add(self, expected: Any, outputs: Any, samples: int) -> None:
+    def add(self, expected: Any, outputs: Any, samples: int, counted: Tensor | None = None) -> None:
         """Compare the outputs for one batch.
 
         Args:
             expected: of the baseline, of any structure.
             outputs: of the other network. Outputs that only one has, or of another shape, are left out.
             samples: number of samples in the batch.
+            counted: bool ``(N, T)``, the tokens that count in outputs ``(N, T, ...)``; None for all.
         """
-        self.add_parts(expected, outputs, samples)
-        self._add_nats(expected, outputs)
+        self.add_parts(expected, outputs, samples, counted)
+        self._add_nats(expected, outputs, counted)
 
-    def add_parts(self, expected: Any, outputs: Any, samples: int) -> None:
+    def add_parts(self, expected: Any, outputs: Any, samples: int, counted: Tensor | None = None) -> None:
         """Compare values that are not the networks' own outputs; arguments are those of :meth:`add`."""
         ours, theirs = flatten(outputs), flatten(expected)
         for name in dict.fromkeys([*theirs, *ours]):
             reference, output = theirs.get(name), ours.get(name)
             if reference is None or output is None or reference.shape != output.shape:
                 self._differing.add(name)
-            elif reference.is_floating_point() and reference.numel():
-                self._compare(self._sums.setdefault(name, _Sums()), reference, output, samples)
+            elif reference.is_floating_point():
+                counts = _counts(reference, counted)
+                if bool(counts.any()):
+                    self._compare(self._sums.setdefault(name, _Sums()), reference, output, samples, counts)
 
     def result(self) -> Fidelity | None:
         """Join the batches; None where the networks have no output in common, or one is all NaN."""
@@ -154,14 +157,15 @@ class FidelityTally:
         """Outputs of which the baseline gives nothing but NaN."""
         return [name for name, each in self._in_common.items() if each.missing == each.numbers]
 
-    def _compare(self, sums: _Sums, expected: Tensor, output: Tensor, samples: int) -> None:
+    def _compare(self, sums: _Sums, expected: Tensor, output: Tensor, samples: int, counts: Tensor) -> None:
         # NaN of both cannot be compared; the same infinity, of a mask say, is equal; all else is an error.
         alike = torch.where(expected.isnan(), output.isnan(), expected.isinf() & (expected == output))
-        finite = torch.isfinite(expected)
+        alike = alike | ~counts
+        finite = torch.isfinite(expected) & counts
         reference = torch.where(finite, expected, 0).double()
         compared = torch.where(alike, 0, torch.where(finite, output, math.nan)).double()
-        sums.numbers += expected.numel()
-        sums.missing += int(expected.isnan().sum())
+        sums.numbers += int(counts.sum())
+        sums.missing += int((expected.isnan() & counts).sum())
         sums.apart += int((~alike & ~(finite & output.isfinite())).sum())
         sums.signal += float(reference.square().sum())
         sums.noise += float((reference - compared).square().sum())
@@ -170,7 +174,7 @@ class FidelityTally:
         counted = ~alike.all(1)
         sums.add_cosines(reference[counted], compared[counted])
 
-    def _add_nats(self, expected: Any, outputs: Any) -> None:
+    def _add_nats(self, expected: Any, outputs: Any, counted: Tensor | None) -> None:
         logits = self._task.row.logits
         reference, compared = self._task.logits(expected), self._task.logits(outputs)
         if logits is None or reference is None or compared is None or reference.shape != compared.shape:
@@ -178,11 +182,26 @@ class FidelityTally:
         output = self._task.find(expected)
         name = next((name for name, tensor in flatten(expected).items() if tensor is output), "")
         before, rows = self._nats.get(name, (0.0, 0))
-        counted = ~(reference.isnan() & compared.isnan()).any(1)
-        reference, compared = reference[counted], compared[counted]
+        rows_counted = ~(reference.isnan() & compared.isnan()).any(1)
+        if counted is not None and _is_of_tokens(output, counted):
+            rows_counted &= counted.to(rows_counted.device).flatten()
+        reference, compared = reference[rows_counted], compared[rows_counted]
         lost = bool(reference.isnan().any())  # to the other, which gives numbers there
         nats = math.inf if lost else float(divergence(reference, compared, exclusive=logits.exclusive))
         self._nats[name] = before + nats, rows + len(reference)
+
+
+def _is_of_tokens(output: Tensor, counted: Tensor) -> bool:
+    """True of outputs ``(N, T, ...)`` of the tokens ``(N, T)``."""
+    return output.dim() > 2 and output.shape[:2] == counted.shape
+
+
+def _counts(output: Tensor, counted: Tensor | None) -> Tensor:
+    """Numbers of an output that count, bool, in its shape: those of tokens that do, or all."""
+    if counted is None or not _is_of_tokens(output, counted):
+        return torch.ones_like(output, dtype=torch.bool)
+    ends = (1,) * (output.dim() - 2)
+    return counted.to(output.device).reshape(*counted.shape, *ends).expand_as(output)
 
 
 def _positive(nats: float) -> float:

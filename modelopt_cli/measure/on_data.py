@@ -68,7 +68,9 @@ class OnData:
         batches = data.batches(options.data_batch_size, limit=options.limit, workers=options.workers)
         for inputs, targets in batches:
             samples = target_count(targets)
-            for i, outputs in self._outputs(self._order, to(inputs, options.device), samples, likenesses):
+            counted = self._task.counted(targets if data.labelled else None, inputs)
+            moved = to(inputs, options.device)
+            for i, outputs in self._outputs(self._order, moved, samples, likenesses, counted):
                 tallies[i].add(outputs, targets, inputs)
             done += samples
             report(done)
@@ -131,7 +133,12 @@ class OnData:
         return {i: FidelityTally(self._task) for i in order if i != baseline}
 
     def _outputs(
-        self, order: Sequence[int], inputs: Inputs, samples: int, likenesses: Mapping[int, FidelityTally]
+        self,
+        order: Sequence[int],
+        inputs: Inputs,
+        samples: int,
+        likenesses: Mapping[int, FidelityTally],
+        counted: Tensor | None = None,
     ) -> Iterator[tuple[int, Any]]:
         """The outputs of each model, all compared with those of the baseline, which comes first."""
         expected: Any = None
@@ -149,7 +156,7 @@ class OnData:
                 if are_detections(expected):
                     self._add_calls(likenesses[i], i, calls, samples)
                 else:
-                    likenesses[i].add(expected, outputs, samples)
+                    likenesses[i].add(expected, outputs, samples, counted)
             elif likenesses:
                 expected, calls = outputs, seen
             yield i, outputs

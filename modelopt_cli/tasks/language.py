@@ -82,6 +82,19 @@ def row_labels(tokens: Tensor, logits: Tensor) -> Tensor:
     return F.pad(tokens[:, 1:], (0, 1), value=IGNORED).flatten()
 
 
+def attended(targets: Any, inputs: Any) -> Tensor | None:
+    """Tokens that the attention mask leaves, bool ``(N, T)``; None where there is no such input."""
+    mask = inputs.get(MASK) if isinstance(inputs, Mapping) else None
+    return mask != 0 if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def counted(targets: Any, inputs: Any) -> Tensor | None:
+    """Tokens that targets do not leave out, bool ``(N, T)``; without targets, those of :func:`attended`."""
+    if isinstance(targets, Tensor) and targets.dim() == 2:
+        return targets != IGNORED
+    return attended(targets, inputs)
+
+
 def surprise(logits: Tensor, tokens: Tensor) -> Tensor:
     """Sum of the cross-entropies of each text in nats, and number of its tokens that count, ``(N, 2)``."""
     ahead = tokens[:, 1:]

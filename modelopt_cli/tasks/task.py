@@ -52,6 +52,8 @@ class Task:
         logits: where the classes of the output are; None where it stands for no probabilities.
         predicted: the class of each sample, ``(N,)``, from the output, or None for one of another form; None
             where samples have no such class.
+        counted: ``counted(targets, inputs)``, bool ``(N, T)``, which tokens of a batch are no padding, or
+            None where nothing says so. Targets are None where there are none.
         options: what may follow its name, ``NAME?key=value``, and the defaults; of texts all there are, the
             default first.
         batch_axis: dimension of the samples in an output that ``outputs`` names, for a number of them:
@@ -70,6 +72,7 @@ class Task:
     distilled_by: str | None = "ce+mse"
     logits: Logits | None = None
     predicted: Callable[[Any], Any] | None = None
+    counted: Callable[[Any, Any], Any] | None = None
     options: Mapping[str, Scalar | tuple[str, ...]] = field(default_factory=dict)
     batch_axis: Callable[..., int] | None = None
     infer: Callable[[Callable[[int], Any]], Mapping[str, Scalar]] | None = None

@@ -106,6 +106,10 @@ class TaskSpec:
         is_binary = rows.shape[1] == 1 and output.dim() > 2
         return pad(rows, (1, 0)) if is_binary else rows
 
+    def counted(self, targets: Any, inputs: Any) -> "Tensor | None":
+        """Which tokens of a batch are no padding, bool ``(N, T)``; None where nothing says so."""
+        return None if self.row.counted is None else self.row.counted(targets, inputs)
+
     def softmax_rows(self, outputs: Any) -> "Tensor | None":
         """Rows of logits whose softmax are the probabilities; None where there are none.
 

@@ -81,7 +81,9 @@ TASKS: dict[str, Task] = {
         losses=("l1", "mse", "huber"),
         options={"peak": 1.0},
     ),
-    "text": replace(_CLASSIFY, help="one class for each row of token ids"),
+    "text": replace(
+        _CLASSIFY, help="one class for each row of token ids", counted=_of("language", "attended")
+    ),
     "embed": Task(
         "vectors whose cosine says how alike two samples are",
         "a dictionary: `pair`, the number of the pair that the sample belongs to, and `score`, how alike "
@@ -89,6 +91,7 @@ TASKS: dict[str, Task] = {
         *_functions("embedding"),
         ("sentence_embedding", "embeddings", "last_hidden_state", "out"),
         losses=("cosine",),
+        counted=_of("language", "attended"),
     ),
     "language": Task(
         "the next token of a text",
@@ -98,6 +101,7 @@ TASKS: dict[str, Task] = {
         losses=("cross-entropy-next",),
         distilled_by=_BY_PROBABILITIES,
         logits=Logits(2, (3,), labels=_of("language", "row_labels")),
+        counted=_of("language", "counted"),
     ),
     "sequence": Task(
         "a row of classes, such as characters, from a longer one of frames (CTC)",

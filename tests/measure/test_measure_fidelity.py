@@ -1,6 +1,7 @@
 """How near outputs are: by plain formulas, streamed, of any structure, and on noise without data."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modelopt_cli.data import open_data
+from modelopt_cli.data.in_memory import as_samples
 from modelopt_cli.measure import EvalOptions, EvaluatedModel, Fidelity, Gates, evaluate, gates
 from modelopt_cli.measure.fidelity import FidelityTally, divergence, mean_cosine
 from modelopt_cli.measure.output_comparison import LIMIT_DB
@@ -67,6 +70,45 @@ def test_pixels_and_tokens_are_divergences_of_their_own() -> None:
     tokens = [x.flatten(2).transpose(1, 2) for x in (one, other)]
     assert compared(*tokens, "language").kl["output"] == pytest.approx(float(nats), rel=1e-5)
     assert compared(one, other, "restore").kl == {}
+
+
+class OfTokens(nn.Module):
+    """Logits and hidden states of tokens, and a vector of each text; the noise on padding is large."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        x = F.one_hot(input_ids, 7).float() + torch.linspace(0, 1, 7)
+        noise = self.noise * (1 + 100 * (1 - attention_mask).unsqueeze(2)) * x.flip(2).cos()
+        return {"logits": x + noise, "pooled": x.mean(1) + self.noise}
+
+
+@pytest.mark.parametrize("task", ["language", "text"])
+def test_padding_counts_nothing(task: str) -> None:
+    ids = torch.randint(0, 7, (12, 5), generator=GENERATOR)
+    mask = (torch.arange(5) < torch.randint(1, 6, (12, 1), generator=GENERATOR)).long()
+    spec = InputSpec((5,), dtype="int64", name="input_ids")
+    spec = replace(spec, others=(InputSpec((5,), dtype="int64", name="attention_mask"),))
+    models = [EvaluatedModel(f"{n}", OfTokens(n), None, 1, input=spec, tensor_bytes=1) for n in (0.0, 0.1)]
+    batch = {"input_ids": ids, "attention_mask": mask}
+    data = open_data(as_samples([batch], "texts"), labels=False).with_targets(parse_task(task).targets())
+    options = EvalOptions(runs=0, memory=False, threads=1, data_batch_size=5)
+    found = evaluate(models, data, options, task=parse_task(task))
+    fidelity = found.comparisons[0].fidelity
+    assert fidelity is not None
+    one, other = (OfTokens(n)(ids, mask) for n in (0.0, 0.1))
+    rows = [[row[m.bool()] for row, m in zip(each["logits"], mask, strict=True)] for each in (one, other)]
+    a, b = (torch.cat(each).double() for each in rows)
+    ratio = 10 * math.log10(float(a.square().sum() / (a - b).square().sum()))
+    assert fidelity.snr_db["logits"] == pytest.approx(ratio, rel=1e-6)
+    cosines = [F.cosine_similarity(x.flatten(), y.flatten(), 0) for x, y in zip(*rows, strict=True)]
+    assert fidelity.cosine["logits"] == pytest.approx(float(torch.stack(cosines).mean()), rel=1e-6)
+    if task == "language":
+        nats = F.kl_div(b.log_softmax(1), a.log_softmax(1), log_target=True, reduction="batchmean")
+        assert fidelity.kl["logits"] == pytest.approx(float(nats), rel=1e-6)
+    assert fidelity.snr_db["pooled"] == compared(one, other).snr_db["pooled"]
 
 
 def test_labels_that_do_not_exclude_each_other() -> None:
