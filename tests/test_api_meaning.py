@@ -253,6 +253,7 @@ def test_preprocessing_that_is_assumed_is_said(recognised):
     assert any(note.startswith("its 10 classes are not the 1000 it was published with") for note in notes)
 
 
+@pytest.mark.slow
 def test_preprocessing_that_is_given_holds_for_data_and_network_and_is_said(recognised, tmp_path):
     data = folders(tmp_path / "val", {"a": 1, "b": 2})
     given = PreprocessOverrides(input_size=64, resize=64)
@@ -297,6 +298,7 @@ def test_accuracy_far_below_what_was_published_is_said(recognised, network, tmp_
     ]
 
 
+@pytest.mark.slow
 def test_a_teachers_input_is_what_was_given(tmp_path):
     torch.manual_seed(0)
     teacher = tmp_path / "teacher.pth"

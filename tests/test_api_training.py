@@ -48,6 +48,7 @@ def trained(tmp_path_factory):
     return path, outcome, stages, notes
 
 
+@pytest.mark.slow
 def test_a_network_from_scratch(trained):
     path, outcome, stages, notes = trained
     assert notes == []

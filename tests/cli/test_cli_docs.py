@@ -45,6 +45,7 @@ def test_what_does_not_exist_yet_is_not_listed(modelopt):
     assert not [word for word in ("search", "export") if f" {word} " in text]
 
 
+@pytest.mark.slow
 def test_the_page_is_fresh(environ):
     check = subprocess.run(
         [sys.executable, ROOT / "tools" / "docs.py", "--check"],

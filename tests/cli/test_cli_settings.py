@@ -253,6 +253,7 @@ def complete(*words):
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_a_shell_completes_commands_after_help_and_never_fails():
     assert complete("modelopt", "help", "q") == ["quantize"]
     assert complete("modelopt", "--version", "q") == complete("modelopt", "--help-all", "q") == ["quantize"]
@@ -304,6 +305,7 @@ def in_fish(*words):
     return [line.split("\t")[0] for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_shell_completes_architectures():
     """bash parts words at colons, and replaces what stands behind the last one; other shells do not."""
     assert complete("modelopt", "prune", "--arch", "buil") == [f"builtin:{name}" for name in BUILTINS]
