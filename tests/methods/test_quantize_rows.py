@@ -20,6 +20,7 @@ from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.methods.quantize.observers import OBSERVERS
+from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm
 from modelopt_cli.methods.quantize.state_dict import apply_to_state
 from modelopt_cli.program import InputSpec, Program
@@ -62,7 +63,7 @@ def through_files(source: Path, folder: Path, config: QuantizeConfig, **options:
     assert outcome.snr_db >= scheme.least_snr_db
     assert output.stat().st_size < source.stat().st_size
     before, after = artifact.read_program(source), artifact.read_program(output)
-    data = open_data("digits", input_spec=before.input) if scheme.needs_calibration else None
+    data = open_data("digits", input_spec=before.input) if config.needs_data else None
     in_memory = apply(before, config, Context(data=data, batch_size=ONE.data_batch_size)).program
     torch.manual_seed(1)
     x = torch.rand(16, 1, 8, 8)
@@ -141,6 +142,29 @@ def test_an_observer_calibrates_a_network(name: str, source: Path, tmp_path: Pat
     for scheme in observed:
         through_files(source, tmp_path, QuantizeConfig(scheme=scheme, observer=name))
     assert observed
+
+
+ROUNDED = [
+    pytest.param(scheme, name, marks=[pytest.mark.slow] if rounding.learned else [])
+    for name, rounding in ROUNDINGS.items()
+    for scheme, row in SCHEMES.items()
+    if rounding.needs_data and (row.needs_calibration or (rounding.of_stored and row.activation_bits is None))
+]
+
+
+@pytest.mark.parametrize(("scheme", "name"), ROUNDED)
+def test_a_rounding_chooses_other_integers_than_the_nearest(
+    scheme: str, name: str, source: Path, tmp_path: Path
+) -> None:
+    steps: dict[str, Any] = {"rounding_steps": 20} if ROUNDINGS[name].learned else {}
+    made = integers(through_files(source, tmp_path, QuantizeConfig(scheme, rounding=name, **steps)))
+    assert artifact.read_header(tmp_path / "out.safetensors")["history"][-1]["calibration"].startswith(
+        "digits"
+    )
+    context = Context(data=open_data("digits", input_spec=artifact.read_program(source).input))
+    nearest = integers(apply(artifact.read_program(source), QuantizeConfig(scheme), context).program)
+    assert made.keys() == nearest.keys()
+    assert all(bool((made[layer] != nearest[layer]).any()) for layer in made)
 
 
 @pytest.mark.parametrize("name", OBSERVERS)
