@@ -47,7 +47,9 @@ def _needs(row: Any) -> str:
 
 
 def _activations(row: Any) -> str:
-    return f"{row.activation_bits} bits" if row.activation_bits else "float32"
+    if row.activation_bits:
+        return f"{row.activation_bits} bits"
+    return f"float32 or {row.float_type}" if row.float_type else "float32"
 
 
 def choices(head: str, rows: Mapping[str, Any], **columns: Column) -> list[list[str]]:

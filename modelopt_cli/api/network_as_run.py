@@ -13,7 +13,9 @@ from modelopt_cli.program.serialization import from_data, state_of, to_data
 def as_run(network: nn.Module, device: str) -> nn.Module:
     """A network as it is once it is read from its file: a copy that shares its tensors, with its kernels."""
     if isinstance(network, Program):
-        return prepare(from_data(to_data(network), state_of(network), code_of(network)), device)
+        copied = from_data(to_data(network), state_of(network), code_of(network))
+        copied.encodings = dict(network.encodings)
+        return prepare(copied, device)
     return apart(network) if device == "cpu" else copy.deepcopy(network).eval().to(device)
 
 

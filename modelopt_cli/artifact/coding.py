@@ -72,6 +72,7 @@ def stored_encoding(tensor: "Tensor", encoding: "Encoding", code: Code) -> "Enco
         shape = tuple(tensor.shape)
         return CODECS[offer.codec].predicted_bytes(shape, tensor.dtype, offer.params, tuple(offer.parts))
 
+    encoding = CODECS[encoding.codec].as_changed(tensor, encoding)
     wrapped = [WRAPPERS[name].offer(tensor, encoding) for name in CODINGS[code].wrappers]
     offers = [encoding, *(offer for offer in wrapped if offer is not None)]
     return min(offers, key=size) if len(offers) > 1 else encoding

@@ -9,6 +9,7 @@ or steps of a scale, is shared, and equal values stay equal. After a method has 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from modelopt_cli.artifact.codecs import CODECS, PLAIN
@@ -44,6 +45,11 @@ def channel_steps(encoding: Encoding | None) -> tuple[Tensor, int] | None:
     """Scale ``(O,)`` and bits of a parameter whose values are steps of it, one for each output; else None."""
     base = without_zeros(encoding)
     return CODECS[base.codec].channel_steps(base)
+
+
+def compute_type(encoding: Encoding | None) -> torch.dtype | None:
+    """The half-precision type that products of a weight stored so are to be computed in; None for its own."""
+    return None if encoding is None else CODECS[encoding.codec].compute_type(encoding)
 
 
 def spread_steps(encoding: Encoding | None, shape: tuple[int, ...]) -> Steps | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import EnvironmentFailure, UsageError
-from modelopt_cli.kernels import cuda, onednn, reference, sparse24
+from modelopt_cli.kernels import cuda, half_layers, onednn, reference, sparse24
 from modelopt_cli.kernels.lowering import LOWERINGS
 from modelopt_cli.kernels.saturation import never_saturates, never_wraps
 from modelopt_cli.program import Program
@@ -44,6 +44,7 @@ class KernelSet:
         available: true if this machine has what it needs.
         device: type of device whose default it is, if it is one.
         float_linear: applied to each float linear layer: attaches sparse kernels, or takes them off.
+        halves: float layers compute in the half-precision type that their weight is stored for.
     """
 
     builders: Mapping[type[Quantized], Builder]
@@ -51,6 +52,7 @@ class KernelSet:
     available: Callable[[], bool] = lambda: True
     device: str | None = None
     float_linear: Callable[[nn.Linear], None] = sparse24.detach
+    halves: bool = True
 
     @property
     def present(self) -> bool:
@@ -115,7 +117,8 @@ BACKENDS: dict[str, KernelSet] = {
             **dict.fromkeys((QuantizedConv2d, *LOWERINGS), _exactly),
             QuantizedLinear: lambda layer: partial(reference.linear, layer),
             DynamicLinear: lambda layer: partial(reference.dynamic_linear, layer),
-        }
+        },
+        halves=False,
     ),
 }
 """Name of a backend to its kernels."""
@@ -250,8 +253,12 @@ def prepare(program: Program, device: str | torch.device = "cpu", backend: str |
         if isinstance(module, Weighted | QuantizedMaxPool):
             module.kernel = kernel = Kernel(backend, name in overwritable, name)
             kernel.build(module, target)
-        elif type(module) is nn.Linear:
+            continue
+        if type(module) is nn.Linear:
             kernels.float_linear(module)
+        half_layers.attach(
+            module, program.encodings.get(f"{name}.weight") if kernels.halves else None, target
+        )
     return program
 
 

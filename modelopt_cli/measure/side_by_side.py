@@ -14,6 +14,7 @@ from modelopt_cli.measure.environment import cores, environment
 from modelopt_cli.measure.evaluated_model import EvaluatedModel, LabelledBatches, StageProgress
 from modelopt_cli.measure.evaluation import Evaluation, ModelReport
 from modelopt_cli.measure.flops import Macs, count_macs
+from modelopt_cli.measure.half_note import half_note
 from modelopt_cli.measure.metrics import metrics_of
 from modelopt_cli.measure.on_data import OnData, Scores
 from modelopt_cli.measure.size import measure_size
@@ -70,8 +71,9 @@ class _Run:
             to_device(evaluated, self.options.device)
             if (obstacle := evaluated.obstacle) is not None:
                 self.notes.append(f"{evaluated.path}: {obstacle.reason} ({obstacle.hint}), so it is not run")
-            elif evaluated.program and (note := sparsity_note(evaluated.program, self.options.device)):
-                self.notes.append(f"{evaluated.path}: {note}")
+            elif evaluated.program:
+                about = (f(evaluated.program, self.options.device) for f in (sparsity_note, half_note))
+                self.notes += [f"{evaluated.path}: {note}" for note in about if note]
         if self.data is not None:
             self._check_inputs(self.data)
         with latency.threads(self.options.threads) as threads:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from modelopt_cli.kernels import half_layers
 from modelopt_cli.kernels.fp32 import prepack
 from modelopt_cli.measure.evaluated_model import is_quantized
 from modelopt_cli.measure.latency import Call, time_interleaved
@@ -64,7 +65,8 @@ VARIANTS: dict[str, Variant] = {
 def fastest_variant(network: nn.Module, inputs: Inputs, *, seed: int = 0) -> tuple[Call, str]:
     """Find the fastest variant of a network.
 
-    A network with int8 layers is taken as it was loaded: its kernels were chosen then.
+    A network with int8 layers, or with layers that compute in half precision, is taken as it was loaded: its
+    kernels were chosen then.
 
     Args:
         network: in evaluation mode, on the device of its inputs; it is not changed.
@@ -74,7 +76,7 @@ def fastest_variant(network: nn.Module, inputs: Inputs, *, seed: int = 0) -> tup
     Returns:
         The variant and its name: one of ``VARIANTS``, ``EAGER`` or ``AS_LOADED``.
     """
-    if is_quantized(network):
+    if is_quantized(network) or half_layers.computed_in_half(network):
         return network, AS_LOADED
     variants = equivalent_variants(network, inputs)
     if len(variants) == 1:

@@ -104,6 +104,8 @@ def _calibrates(config: QuantizeConfig) -> bool:
 
 
 def _signal(config: QuantizeConfig) -> Signal:
+    if config.row.float_type is not None:
+        return Signal(config.row.weight_bits, config.row.least_snr_db)
     bits = min(config.widths.weight, config.widths.activation or BYTE)
     return Signal(bits, config.row.least_snr_db if bits == BYTE else LEAST_NARROW_SNR_DB)
 

@@ -93,6 +93,15 @@ def test_a_scheme_makes_integers_of_its_layers_and_of_no_others(
     weights = integers(made)
     weighty = {n: m for n, m in float_layers.items() if getattr(m, "weight", None) is not None}
     kinds = {n: type(m).__name__ for n, m in weighty.items() if m.weight.dim() > 1}  # type: ignore[operator]
+    if scheme.float_type is not None:
+        dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}[scheme.float_type]
+        cast = {n.removesuffix(".weight") for n, e in made.encodings.items() if e.codec == "cast"}
+        assert cast == kinds.keys()
+        assert all(
+            torch.equal(w, w.to(dtype).float()) for w in (made.get_parameter(f"{n}.weight") for n in cast)
+        )
+        assert not any(isinstance(m, Weighted) for m in made.modules())
+        return
     assert weights.keys() == {n for n, kind in kinds.items() if not scheme.layers or kind in scheme.layers}
     largest = 2 ** (scheme.weight_bits - 1) - 1
     assert all(largest / 2 < int(weight.abs().max()) <= largest for weight in weights.values())
@@ -131,7 +140,7 @@ def test_a_scheme_needs_the_network_that_its_row_says(name: str, given: NetworkF
             apply_to_state(net.state_dict(), QuantizeConfig(name), layers)
         return
     result = apply_to_state(net.state_dict(), QuantizeConfig(name), layers)
-    stored = {item[0] for item in result.stream.items() if item[2].codec == "affine"}
+    stored = {item[0] for item in result.stream.items() if item[2].codec in ("affine", "cast")}
     expected = {"fc.weight", "head.weight"} | ({"conv.weight"} if not SCHEMES[name].layers else set())
     assert stored == expected
 

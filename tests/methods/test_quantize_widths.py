@@ -136,7 +136,8 @@ def test_layers_of_other_widths_are_named() -> None:
 
 @pytest.mark.parametrize("act_bits", [16, 32])
 def test_float_activations_are_weights_stored_as_integers(act_bits: int) -> None:
-    made, stored = quantized(everything(), act_bits=act_bits), quantized(everything(), "int8-weight")
+    made = quantized(everything(), act_bits=act_bits)
+    stored = quantized(everything(), "int8-weight", act_bits=act_bits)
     assert made.encodings.keys() == stored.encodings.keys()
     assert all(torch.equal(t, stored.state_dict()[name]) for name, t in made.state_dict().items())
     assert made.history[-1]["config"]["act_bits"] == act_bits

@@ -2,6 +2,7 @@
 
 from modelopt_cli.artifact.codecs.affine import Affine
 from modelopt_cli.artifact.codecs.base import Codec, PartSpec, Wrapper
+from modelopt_cli.artifact.codecs.cast import Cast
 from modelopt_cli.artifact.codecs.codebook import Codebook
 from modelopt_cli.artifact.codecs.entropy import Entropy
 from modelopt_cli.artifact.codecs.narrow import NARROW
@@ -13,9 +14,9 @@ _AFFINE, _CODEBOOK, _RAW = Affine(), Codebook(), Raw()
 _WRAPPERS = (Packed((_AFFINE, _CODEBOOK, NARROW)), Entropy((_AFFINE, _CODEBOOK, NARROW, _RAW, SPARSE)))
 WRAPPERS: dict[str, Wrapper] = {codec.name: codec for codec in _WRAPPERS}
 """Codecs that store the integers of others, by name."""
-CODECS: dict[str, Codec] = {
-    codec.name: codec for codec in (_AFFINE, _CODEBOOK, NARROW, _RAW, SPARSE, *_WRAPPERS)
-}
+_ROWS = (_AFFINE, Cast(), _CODEBOOK, NARROW, _RAW, SPARSE, *_WRAPPERS)
+_ROWS = (_AFFINE, Cast(), _CODEBOOK, NARROW, _RAW, SPARSE, *_WRAPPERS)
+CODECS: dict[str, Codec] = {codec.name: codec for codec in _ROWS}
 """Every codec, by name."""
 
 __all__ = ["CODECS", "PLAIN", "WRAPPERS", "Codec", "PartSpec"]

@@ -117,6 +117,11 @@ class Affine(Codec):
         """Name with the bits: ``affine8``."""
         return f"{self.name}{params['bits']}"
 
+    def compute_type(self, encoding: Encoding) -> torch.dtype | None:
+        """That of the scale, where it is half precision."""
+        dtype = encoding.parts["scale"].dtype
+        return dtype if dtype in (torch.float16, torch.bfloat16) else None
+
     def spread_steps(self, encoding: Encoding, shape: Shape) -> Steps:
         """The steps, whatever has a scale of its own."""
         everything = slice(None) if shape else ...

@@ -142,6 +142,14 @@ class Codec(ABC):
         """The steps that the values of a parameter of this shape are on, where they are evenly spaced."""
         return None
 
+    def compute_type(self, encoding: Encoding) -> torch.dtype | None:
+        """The half-precision type that products of such a weight are to be computed in; None for its own."""
+        return None
+
+    def as_changed(self, tensor: torch.Tensor, encoding: Encoding) -> Encoding:
+        """The encoding itself, or another one where a method has since given the parameter other values."""
+        return encoding
+
     def with_zeros(self, encoding: Encoding) -> Encoding | None:
         """The encoding that also keeps zeros; None where the codec cannot and ``sparse`` does it."""
         return None

@@ -1,6 +1,6 @@
 """Settings of ``quantize``."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -10,7 +10,7 @@ from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.precisions import PRECISIONS, PREFERENCES, Preference
 from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme
-from modelopt_cli.methods.quantize.widths import BYTE, FLOATS, Widths
+from modelopt_cli.methods.quantize.widths import BYTE, FLOATS, HALF, Widths
 from modelopt_cli.settings import CALIBRATION, Config, Setting, option
 
 _CHOSEN_SINCE = (
@@ -138,7 +138,8 @@ class QuantizeConfig(Config, title="Quantizing"):
         yield from self._conflicts_of_widths()
         yield from self._conflicts_of_choosing()
         rounding = ROUNDINGS[self.rounding]
-        served = self.row.needs_calibration or (rounding.of_stored and self.row.activation_bits is None)
+        stores = self.row.activation_bits is None and self.row.float_type is None
+        served = self.row.needs_calibration or (rounding.of_stored and stores)
         if rounding.needs_data and not served:
             with_data = " or ".join(name for name, row in SCHEMES.items() if row.needs_calibration)
             yield (
@@ -151,8 +152,14 @@ class QuantizeConfig(Config, title="Quantizing"):
 
     def _conflicts_of_widths(self) -> Iterator[str]:
         bits, row = self.act_bits, SCHEMES[self.scheme]
+        if row.float_type is not None:
+            for name in ("weight_bits", "act_bits", "edge_bits", "group_size", "asymmetric"):
+                if getattr(self, name) != getattr(QuantizeConfig, name):
+                    problem = f"scheme {row.name} casts weights to {row.float_type}, which leaves no choice"
+                    yield f"{option(name)}: {problem}"
+            return
         if self.row.activation_bits is not None:
-            able = " or ".join(name for name, other in SCHEMES.items() if other.activation_bits is None)
+            able = self._named(lambda other: other.activation_bits is None and other.float_type is None)
             for name in ("group_size", "asymmetric"):
                 if getattr(self, name):
                     problem = f"scheme {row.name} multiplies integers with one scale for each output"
@@ -162,13 +169,17 @@ class QuantizeConfig(Config, title="Quantizing"):
         if bits > BYTE and bits not in FLOATS:
             yield f"{option('act_bits')}: must be 2 to 8, 16 or 32, not {bits}"
         elif bits in FLOATS and row.of_floats is None:
-            able = " or ".join(name for name, other in SCHEMES.items() if other.activation_bits is None)
+            able = self._named(lambda other: other.activation_bits is None and other.float_type is None)
             problem = f"scheme {row.name} rounds activations at every call"
             yield f"{option('act_bits', bits)}: {problem}; {option('scheme')} {able} leaves them in float"
         elif bits <= BYTE and row.activation_bits is None:
-            able = " or ".join(name for name, other in SCHEMES.items() if other.activation_bits is not None)
+            able = self._named(lambda other: other.activation_bits is not None)
             problem = f"scheme {row.name} leaves activations in float"
             yield f"{option('act_bits', bits)}: {problem}; {option('scheme')} {able} rounds them"
+
+    @staticmethod
+    def _named(fits: Callable[[Scheme], bool]) -> str:
+        return " or ".join(name for name, row in SCHEMES.items() if fits(row))
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form, for the history; what became a choice later is left out where it is usual."""
@@ -197,6 +208,11 @@ class QuantizeConfig(Config, title="Quantizing"):
     def edge_widths(self) -> Widths:
         """Widths of the first and the last layers."""
         return self.widths.at_least(self.edge_bits)
+
+    @property
+    def half_scales(self) -> bool:
+        """True if scales are bfloat16, so that layers compute in it: activations have 16 bits."""
+        return self.act_bits == HALF
 
     @property
     def label(self) -> str:

@@ -1,8 +1,9 @@
-"""Choosing the widths of each layer of a network from a config, and saying so."""
+"""Widths and steps of each layer of a network from a config, and what is said of them."""
 
 from collections.abc import Collection, Iterable, Mapping
 
 from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.stored_weights import WeightSteps
 from modelopt_cli.methods.quantize.widths import Widths
 from modelopt_cli.program import Program
 from modelopt_cli.program.weighted import WEIGHTED_KINDS
@@ -18,6 +19,14 @@ def layer_widths(names: Iterable[str], edges: Collection[str], config: QuantizeC
         config: with the widths.
     """
     return {name: config.edge_widths if name in edges else config.widths for name in names}
+
+
+def weight_steps(
+    widths: Widths, config: QuantizeConfig, *, pruned: bool, shared: bool = False
+) -> WeightSteps:
+    """Steps of a weight that is stored as integers; a pruned one has no zero points, which are not stored."""
+    zero_points, bounded = config.asymmetric and not pruned, config.row.integer_arithmetic
+    return WeightSteps(widths.weight, config.group_size, zero_points, bounded, shared, config.half_scales)
 
 
 def edge_layers(program: Program) -> set[str]:
@@ -53,6 +62,10 @@ def widths_note(widths: Mapping[str, Widths], config: QuantizeConfig) -> tuple[s
         named = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
         why = f"the first and last layers; {option('edge_bits')} says other widths"
         notes.append(f"{named}: {config.edge_widths}, as {why}")
-    computes = "are computed in float32" if config.widths.activation is None else "are multiplied as bytes"
-    notes.append(f"{config.widths} weights {computes}: the file is smaller, the network no faster")
+    if config.half_scales:
+        computes = "in bfloat16 where the hardware has units for it, else in float32"
+        notes.append(f"{config.widths} weights are multiplied {computes}")
+    else:
+        computes = "computed in float32" if config.widths.activation is None else "multiplied as bytes"
+        notes.append(f"{config.widths} weights are {computes}: the file is smaller, the network no faster")
     return tuple(notes)

@@ -34,6 +34,7 @@ class Scheme:
         weight_bits: of the integers that weights become, where nothing else is asked for.
         activation_bits: of the integers that weights are multiplied with, likewise; None where activations
             stay float and weights are floats again once the file is loaded.
+        float_type: the half-precision type that weights are stored in, where they become no integers.
         of_floats: name of the scheme that takes its place where activations are to stay float, if one does.
         source: the least that must be known of the network.
         needs_calibration: ranges of activations are taken from samples.
@@ -57,6 +58,7 @@ class Scheme:
     suffix: str
     least_snr_db: float
     apply: "Callable[[Program, Any, Context], MethodResult]"
+    float_type: str | None = None
 
     @property
     def integer_arithmetic(self) -> bool:
@@ -113,6 +115,38 @@ _ROWS = (
         suffix="int8-weight",
         least_snr_db=20.0,
         apply=deferred(f"{_HOME}.weight_only", "quantize_weights"),
+    ),
+    Scheme(
+        name="fp16",
+        help="weights cast to float16, and products computed in it where the hardware can",
+        title="float16 storage",
+        weight_bits=16,
+        activation_bits=None,
+        of_floats=None,
+        source=NetworkForm.TENSORS,
+        needs_calibration=False,
+        layers=(),
+        code="plain",
+        suffix="fp16",
+        least_snr_db=20.0,
+        apply=deferred(f"{_HOME}.weight_only", "quantize_weights"),
+        float_type="float16",
+    ),
+    Scheme(
+        name="bf16",
+        help="weights cast to bfloat16, and products computed in it where the hardware can",
+        title="bfloat16 storage",
+        weight_bits=16,
+        activation_bits=None,
+        of_floats=None,
+        source=NetworkForm.TENSORS,
+        needs_calibration=False,
+        layers=(),
+        code="plain",
+        suffix="bf16",
+        least_snr_db=20.0,
+        apply=deferred(f"{_HOME}.weight_only", "quantize_weights"),
+        float_type="bfloat16",
     ),
 )
 SCHEMES = {row.name: row for row in _ROWS}

@@ -17,10 +17,10 @@ from modelopt_cli.methods.context import Progress, StreamResult
 from modelopt_cli.methods.layer_selection import codec_of, not_named_as_weights, select_layers
 from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.layer_widths import layer_widths, widths_note
+from modelopt_cli.methods.quantize.layer_widths import layer_widths, weight_steps, widths_note
 from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import NetworkForm, Scheme, usable
-from modelopt_cli.methods.quantize.stored_weights import WeightSteps, encode_weight
+from modelopt_cli.methods.quantize.stored_weights import store_weight
 from modelopt_cli.methods.quantize.weight_only import (
     already_quantized,
     layer_of,
@@ -125,7 +125,7 @@ def _reasons(
     earlier: Mapping[str, Encoding],
 ) -> dict[str, str | None]:
     """Every tensor that could be a weight, with the reason why the scheme leaves it, or None."""
-    reasons: dict[str, str | None] = {**storable(shapes), **not_named_as_weights(shapes)}
+    reasons: dict[str, str | None] = {**storable(shapes, scheme), **not_named_as_weights(shapes)}
     if not scheme.integer_arithmetic:
         reasons |= already_quantized(reasons, earlier)
     if scheme.layers:
@@ -143,8 +143,8 @@ def _stored(
     after, encoding = tensor, earlier
     if widths is not None:
         pruned, shared = is_pruned(earlier), is_shared(earlier)
-        steps = WeightSteps.of(config, widths, pruned=pruned, shared=shared)
-        after, encoding = encode_weight(tensor, steps)
+        steps = weight_steps(widths, config, pruned=pruned, shared=shared)
+        after, encoding = store_weight(tensor, steps, config.row.float_type)
         require_nonzero(name, tensor, after)
     if is_pruned(earlier):
         encoding = carry_over({name: tensor}, {name: earlier}, {name: after}, {name: encoding})[name]

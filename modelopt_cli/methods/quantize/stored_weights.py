@@ -1,19 +1,17 @@
 """Weights stored as integers: a scale for each output channel or group of inputs, and perhaps zero points."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from modelopt_cli.artifact.codecs.affine import Affine
+from modelopt_cli.artifact.codecs.cast import HALVES, Cast
 from modelopt_cli.methods.quantize.rounding import CHUNK, SMALLEST, narrow_ranges, quantize_weight
-from modelopt_cli.methods.quantize.widths import BYTE, Widths
+from modelopt_cli.methods.quantize.widths import BYTE
 from modelopt_cli.program import Encoding
-
-if TYPE_CHECKING:
-    from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.program.quantization import weight_limits
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,7 @@ class WeightSteps:
         asymmetric: each scale has a zero point.
         bounded: the weight is multiplied as integers and keeps to the bound of ``kernels.saturation``.
         shared: equal weights of an output stay equal.
+        half_scales: scales are bfloat16.
     """
 
     bits: int = BYTE
@@ -33,19 +32,25 @@ class WeightSteps:
     asymmetric: bool = False
     bounded: bool = False
     shared: bool = False
-
-    @classmethod
-    def of(
-        cls, config: "QuantizeConfig", widths: Widths, *, pruned: bool, shared: bool = False
-    ) -> "WeightSteps":
-        """The steps of a weight, as a config says; a pruned one has no zero points, which are not stored."""
-        bounded = config.row.integer_arithmetic
-        return cls(widths.weight, config.group_size, config.asymmetric and not pruned, bounded, shared)
+    half_scales: bool = False
 
     def group_of(self, weight: Tensor) -> int | None:
         """Features of a group of this weight; None where an output has one scale."""
         divides = weight.dim() == 2 and self.group is not None and self.group < weight.shape[1]
         return self.group if divides else None
+
+
+def store_weight(weight: Tensor, steps: WeightSteps, float_type: str | None) -> tuple[Tensor, Encoding]:
+    """A weight as it is to be stored, and how.
+
+    Args:
+        weight: float, of two or more dimensions; it is not changed.
+        steps: of the integers that it becomes.
+        float_type: the half-precision type that it is cast to in place of that, if it is.
+    """
+    if float_type is None:
+        return encode_weight(weight, steps)
+    return weight.to(HALVES[float_type]).float(), Encoding(Cast.name, {"dtype": float_type})
 
 
 def encode_weight(weight: Tensor, steps: WeightSteps) -> tuple[Tensor, Encoding]:
@@ -68,15 +73,26 @@ def encode_weight(weight: Tensor, steps: WeightSteps) -> tuple[Tensor, Encoding]
         by_scale = _in_groups(some, group)
         values, scale, zero = _rounded(by_scale, steps)
         around = (-1, *[1] * (by_scale.dim() - 1))
+        if steps.half_scales:
+            scale = scale.to(torch.bfloat16).float()
+            nearest = (by_scale.float() / scale.view(around)).round_()
+            nearest = nearest if zero is None else nearest.add_(zero.view(around))
+            values = nearest.clamp_(*_limits(steps)).to(torch.int8)
         relative = values.to(torch.float32)
         if zero is not None:
             relative -= zero.view(around)
             parts.setdefault("zero_point", []).append(_by_row(zero, len(some), group))
-        parts.setdefault("scale", []).append(_by_row(scale, len(some), group))
+        stored = scale.to(torch.bfloat16) if steps.half_scales else scale
+        parts.setdefault("scale", []).append(_by_row(stored, len(some), group))
         integers[start : start + rows] = _ungrouped(values, some)
         rounded[start : start + rows] = _ungrouped(relative * scale.view(around), some).to(weight.dtype)
     params = {"bits": steps.bits, "axis": 0 if group is None else None, "group": group}
     return rounded, Encoding(Affine.name, params, {n: torch.cat(part) for n, part in parts.items()}, integers)
+
+
+def _limits(steps: WeightSteps) -> tuple[int, int]:
+    low, high = weight_limits(steps.bits)
+    return (-high - 1 if steps.asymmetric else low), high
 
 
 def _rounded(weight: Tensor, steps: WeightSteps) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.artifact.codecs.affine import Affine
+from modelopt_cli.artifact.codecs.cast import Cast
 from modelopt_cli.artifact.encodings import is_pruned, is_shared, without_zeros
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context, MethodResult
@@ -18,9 +19,10 @@ from modelopt_cli.methods.layer_pass import calibration_data
 from modelopt_cli.methods.layer_selection import is_weight_name, select_layers
 from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.layer_widths import edge_layers, layer_widths, widths_note
+from modelopt_cli.methods.quantize.layer_widths import edge_layers, layer_widths, weight_steps, widths_note
 from modelopt_cli.methods.quantize.roundings import ROUNDINGS
-from modelopt_cli.methods.quantize.stored_weights import WeightSteps, encode_weight
+from modelopt_cli.methods.quantize.schemes import Scheme
+from modelopt_cli.methods.quantize.stored_weights import WeightSteps, encode_weight, store_weight
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.weighted import fetched_weights, weight_label
 from modelopt_cli.settings import option
@@ -35,7 +37,7 @@ def quantize_weights(program: Program, config: QuantizeConfig, context: Context)
     """
     ready = copy.deepcopy(program)
     state = dict(ready.named_parameters())
-    reasons = storable(state)
+    reasons = storable(state, config.row)
     for name in fetched_weights(ready):  # whatever they are called
         reasons.setdefault(name, None)
     reasons |= already_quantized(reasons, ready.encodings)
@@ -48,12 +50,12 @@ def quantize_weights(program: Program, config: QuantizeConfig, context: Context)
     edges = edge_layers(ready)
     widths = layer_widths(map(weight_label, chosen), edges, config)
     steps = {
-        name: WeightSteps.of(config, widths[weight_label(name)], pruned=is_pruned(ready.encodings.get(name)))
+        name: weight_steps(widths[weight_label(name)], config, pruned=is_pruned(ready.encodings.get(name)))
         for name in chosen
     }
     done = _rounded_by_inputs(ready, steps, config, context)
     for name in [name for name in chosen if name not in done]:
-        rounded, encoding = encode_weight(state[name], steps[name])
+        rounded, encoding = store_weight(state[name], steps[name], config.row.float_type)
         require_nonzero(name, state[name], rounded)
         with torch.no_grad():
             state[name].copy_(rounded)
@@ -96,8 +98,8 @@ def store_layer(program: Program, name: str, bits: int) -> None:
     program.encodings[f"{name}.weight"] = encoding
 
 
-def storable(state: Mapping[str, Tensor]) -> dict[str, str | None]:
-    """Every tensor that looks like a layer's weight, with the reason why it cannot be quantized, or None.
+def storable(state: Mapping[str, Tensor], scheme: Scheme) -> dict[str, str | None]:
+    """Every tensor that looks like a layer's weight, with the reason why a scheme cannot take it, or None.
 
     A weight is a tensor of two or more dimensions that is called so: of convolutions, linears,
     embeddings, recurrent layers and the projections of attention.
@@ -111,6 +113,8 @@ def storable(state: Mapping[str, Tensor]) -> dict[str, str | None]:
             reasons[name] = f"not floating point but {kind}"
         elif tensor.dtype not in Affine.dtypes:
             reasons[name] = f"{kind} is as small as int8"
+        elif scheme.float_type is not None and tensor.dtype not in Cast.dtypes:
+            reasons[name] = f"not float32 but {kind}"
         else:
             reasons[name] = None if tensor.numel() else "empty"
     return reasons
@@ -128,13 +132,17 @@ def layer_of(parameter: str) -> str:
 
 
 def require_nonzero(name: str, before: Tensor, after: Tensor) -> None:
-    """Refuse to round all of a weight to zero.
+    """Refuse to round all of a weight to zero, or to infinity.
 
     Raises:
-        UsageError: its values are too small for a scale in float32.
+        UsageError: its values are too small for a scale in float32, or too large for a half-precision type.
     """
+    hint = f"leave it out with {option('exclude', layer_of(name))}"
+    if not bool(after.isfinite().all()) and bool(before.isfinite().all()):
+        problem = f"has values up to {float(before.abs().max()):.2g}, which is beyond the half-precision type"
+        raise UsageError(problem, where=name, hint=hint)
     if not bool(after.any()) and bool(before.any()):
         problem = (
             f"has values up to {float(before.abs().max()):.2g}, which int8 and a float32 scale cannot hold"
         )
-        raise UsageError(problem, where=name, hint=f"leave it out with {option('exclude', layer_of(name))}")
+        raise UsageError(problem, where=name, hint=hint)

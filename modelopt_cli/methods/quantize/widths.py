@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 BYTE = 8
 """Bits of the integers that kernels multiply."""
-FLOATS = (16, 32)
-"""Bits of activations that stay floating point."""
+HALF = 16
+FLOATS = (HALF, 32)
+"""Bits of activations that stay floating point: bfloat16, where the hardware computes in it, or float32."""
 
 
 @dataclass(frozen=True)
