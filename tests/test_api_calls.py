@@ -32,7 +32,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "load_network": {"path": "net.safetensors"},
     "load_state_dict": {"path": "net.safetensors"},
     "prune": {"model": net(), "flops": 0.5, "example_inputs": X, "train": [(X, Y)], "epochs": 1},
-    "quantize": {"model": net(), "calibration": [X]},
+    "quantize": {"model": net(), "calibration": [X], "train": [(X, Y)], "epochs": 1},
     "run": {"recipe": "r.yaml", "output": "o.safetensors"},
     "save": {"model": capture(net(), mo.InputSpec((1, 8, 8))), "path": "x.safetensors"},
     "share": {"model": net(), "bits": 4, "example_inputs": X, "train": [(X, Y)], "epochs": 1},

@@ -31,12 +31,29 @@ from modelopt_cli.methods.prune.config import PruneConfig
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.share.config import ShareConfig
 from modelopt_cli.program import Program
-from modelopt_cli.training.config import FineTuneConfig, TrainConfig
+from modelopt_cli.training.config import FineTuneConfig, IntegerTuneConfig, TrainConfig
+
+_TUNED: dict[str, type[Any]] = {
+    "training": FineTuneConfig,
+    "fitting": Fitting,
+    "writing": Writing,
+    **MEASURING,
+}
+_TRAINING = {"training": TrainingRequest}
 
 
-@configured({"calibrating": Calibrating, "config": QuantizeConfig, "writing": Writing, **MEASURING}, HIDDEN)
+@configured(
+    {
+        "calibrating": Calibrating,
+        "config": QuantizeConfig,
+        **_TUNED,
+        "training": IntegerTuneConfig,
+    },
+    HIDDEN,
+    _TRAINING,
+)
 def quantize(configs: dict[str, Any], model: Model, output: Output = None) -> Result:
-    """Quantize a network.
+    """Quantize a network, and train it with its integers where there are epochs.
 
     Args:
         model: a path, an ``nn.Module`` or a Program; it is not changed.
@@ -66,15 +83,6 @@ def _limits(config: QuantizeConfig, gates: Gates) -> tuple[QuantizeConfig, Gates
         wanted[name] = getattr(gates, name) if own is None else own
     budget = wanted if config.automatic else dict.fromkeys(wanted)
     return replace(config, **budget), replace(gates, **wanted)
-
-
-_TUNED: dict[str, type[Any]] = {
-    "training": FineTuneConfig,
-    "fitting": Fitting,
-    "writing": Writing,
-    **MEASURING,
-}
-_TRAINING = {"training": TrainingRequest}
 
 
 @configured({"calibrating": Calibrating, "config": PruneConfig, **_TUNED}, HIDDEN, _TRAINING)

@@ -11,17 +11,20 @@ from modelopt_cli.cli.values import Reader
 from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.measure.config import EvalOptions, Gates
 from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.training.config import IntegerTuneConfig
 
 
 def quantize(
     console: Console,
     checkpoint: options.Checkpoint,
     method: QuantizeConfig,
+    training: IntegerTuneConfig,
+    files: options.TrainingFiles,
     network: options.NetworkOptions,
     image: PreprocessOverrides,
     measure: EvalOptions,
     gates: Gates,
-    calibration: options.Calibration = None,
+    calibration: options.CalibrationOrTrain = None,
     sensitivity: QuantizeSensitivity = False,
     plot: Plot = None,
     no_eval: options.NoEval = False,
@@ -32,7 +35,7 @@ def quantize(
     dry_run: options.DryRun = False,
     export: options.Export = (),
 ) -> Work:
-    """Quantize a checkpoint to int8, and show what that cost.
+    """Quantize a checkpoint, train it so, and show what that cost.
 
     Example: modelopt quantize resnet18.pth --data val/ -o resnet18-int8.safetensors
     """
@@ -43,11 +46,13 @@ def quantize(
         gates = replace(gates, max_drop=None, min_ratio=None, min_speedup=None, confident=False)
     request = options.read_request(reader, network, image, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
+    options.read_training(reader, files, training, dry_run)
     read_sensitivity(reader, sensitivity, plot, dry_run)
     reader.finish()
     options.check_exports(exports, force)
 
     target = options.chosen_output(output, checkpoint, config.suffix)
+    calibration = calibration or files.train
     if not sensitivity:
         config.require_budget()  # before the checkpoint is read
     if sensitivity:
@@ -60,6 +65,7 @@ def quantize(
         source=checkpoint,
         output=target,
         config=config,
+        training=(files, training),
         calibration=calibration,
         evaluate=not no_eval,
         code=code or config.code,

@@ -73,6 +73,7 @@ class MethodResult:
         target: for a method that was given one.
         notes: one line for each thing the user should know.
         record: what the history says besides the config: choices that were made, and why.
+        floats: the network that was rounded, for training; its layers have the names of those in ``program``.
     """
 
     program: Program
@@ -80,6 +81,7 @@ class MethodResult:
     target: Reached | None = None
     notes: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
+    floats: Program | None = None
 
 
 @dataclass(frozen=True)

@@ -187,13 +187,17 @@ class FineTuningTeacher:
 
     Attributes:
         help: which network that is.
-        network: gives it, from the network before compression.
+        network: gives it, from the network before compression; None where there is none.
     """
 
     help: str
     network: Callable[[Any], Any]
 
 
+OWN_TEACHER = "self"
 TEACHERS: dict[str, FineTuningTeacher] = {
-    "self": FineTuningTeacher("the network as it was before it was compressed", lambda original: original),
+    OWN_TEACHER: FineTuningTeacher(
+        "the network as it was before it was compressed", lambda original: original
+    ),
+    "none": FineTuningTeacher("no network: the labels alone", lambda original: None),
 }

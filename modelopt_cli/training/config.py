@@ -169,3 +169,26 @@ class FineTuneConfig(TrainConfig):
             for field in fields_of(FineTuneConfig):
                 if getattr(self, field.name) != field.initial:
                     yield f"{field.label} has no meaning without {option('epochs')}"
+
+
+@dataclass(frozen=True)
+class IntegerTuneConfig(FineTuneConfig):
+    """Settings of the training of a quantized network; none is done with 0 epochs."""
+
+    lr: Annotated[
+        float | None,
+        Setting(
+            "Largest learning rate.",
+            above=0,
+            default="0.01 for every 128 samples of a batch, adamw 0.0001",
+        ),
+    ] = None
+    teacher: Annotated[
+        str | None,
+        Setting(
+            "Teacher whose outputs are learned besides the labels.",
+            choices=TEACHERS,
+            default="self, where outputs can be compared",
+            advanced=True,
+        ),
+    ] = None

@@ -197,8 +197,10 @@ def objective(config: TrainConfig, original: nn.Module | None = None, task: Task
         raise UsageError(
             "there is no earlier network to learn from", where=option("teacher"), hint="leave it out"
         )
+    teacher: nn.Module | None = TEACHERS[config.teacher].network(original)
+    if teacher is None:
+        return hard
     if returns_losses(task):
         problem = f"compares outputs, and in training a network to {task.text} returns losses in their place"
         raise UsageError(problem, where=option("teacher"), hint="leave it out")
-    teacher: nn.Module = TEACHERS[config.teacher].network(original)
     return Distillation(teacher, config.distill_weight, config.temperature, hard, task)

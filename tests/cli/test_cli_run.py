@@ -91,7 +91,7 @@ def test_a_dry_run_prints_and_does_nothing(here, modelopt):
     assert json.loads(outcome.out)["commands"] == [
         ["modelopt", "train", "net.pth", *shared, *train, *run, *first, *write[0]],
         ["modelopt", "prune", FILES[0], *shared, *train, *run, *second, *write[1]],
-        ["modelopt", "quantize", FILES[1], *shared, *run, *third, *write[2]],
+        ["modelopt", "quantize", FILES[1], *shared, *train, *run, *third, *write[2]],
         [
             "modelopt",
             "eval",
@@ -219,7 +219,7 @@ WRONG = {
         f"{ONE}steps:\n  - prune: {{flops: 0.5, bn-recalibration: true, no-bn-recalibration: true}}",
         "'no-bn-recalibration': is another name of 'bn-recalibration'",
     ),
-    "of no step": (f"epochs: 1\n{INT8}", "'epochs': is an option of no step here"),
+    "of no step": (f"flops: 0.5\n{INT8}", "'flops': is an option of no step here"),
     "ours": (f"{ONE}steps:\n  - quantize: {{output: x}}", "'output': is no option of quantize"),
     "of one command": (f"{ONE}steps:\n  - prune: {{curve: c.png}}", "'curve': is no option of prune"),
     "limit in a step": (f"{ONE}steps:\n  - quantize: {{max-drop: 1}}", "write it next to the steps"),

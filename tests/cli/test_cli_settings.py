@@ -171,7 +171,7 @@ OLDER = [
     (["quantize", "a", "--calib", "d"], "--calibration"),
     (["eval", "a", "--runs", "1"], "--latency-runs"),
     (["eval", "a", "--batch-size", "1"], "--latency-batch-size"),
-    (["quantize", "a", "--warmup", "1"], "--latency-warmup"),
+    (["eval", "a", "--warmup", "1"], "--latency-warmup"),
     (["train", "--train", "d", "--run", "r", "-o", "o.safetensors"], "--run-dir"),
     (["train", "--train", "d", "--views", "1", "-o", "o.safetensors"], "--augmentation-cycle"),
 ]
@@ -186,7 +186,7 @@ def test_older_spellings_of_this_version(argv, new, here, capsys):
 
 
 UNKNOWN = [
-    (["quantize", "a", "--run", "0"], "--latency-runs"),  # nearest is --runs, an older name of it
+    (["eval", "a", "--run", "0"], "--latency-runs"),  # nearest is --runs, an older name of it
     (["train", "--view", "1"], "--augmentation-cycle"),
     (["train", "--no-resum"], "--resume"),
     (["prune", "a", "--no-reestimat"], "--no-bn-recalibration"),

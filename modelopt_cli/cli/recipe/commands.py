@@ -12,6 +12,7 @@ from modelopt_cli.cli.typer_options import key_of
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.measure.config import EvalOptions, Gates
 from modelopt_cli.settings import Field, boolean, nearest
+from modelopt_cli.training.config import TrainConfig
 
 _OURS = {"no_eval", "run_dir", "resume", "baseline", "target_model"}  # what a recipe says otherwise
 _OF_ONE = {"curve"}  # written next to the steps, each would draw over the one before it
@@ -41,6 +42,18 @@ class Commands:
     def takes(self, verb: str, name: str) -> bool:
         """True if it has an option of that name."""
         return name in self._signatures[verb].fields
+
+    def tunes(self, verb: str) -> bool:
+        """True if it trains only where a number of epochs is given."""
+        epochs = self._signatures[verb].fields.get("epochs")
+        return epochs is not None and not epochs.initial
+
+    def of_training(self, verb: str) -> set[str]:
+        """Names of its options that mean nothing without training; the data may be calibrated on, too."""
+        fields = self._signatures[verb].fields.items()
+        return {name.replace("_", "-") for name, field in fields if field.title == TrainConfig.title} - {
+            "train"
+        }
 
     def own(self, verb: str) -> dict[str, Field]:
         """The options that a step may be given, by each long spelling of theirs, older ones included."""

@@ -76,6 +76,9 @@ def make_plan(
             words = commands.words(problems, step.verb, step.options, commands.own(step.verb))
             _check_data(problems, step.options)
             shared = {name: value for name, value in shared_options.items() if name not in step.options}
+            if commands.tunes(step.verb) and "epochs" not in {**shared, **step.options}:
+                idle = commands.of_training(step.verb)
+                shared = {name: value for name, value in shared.items() if name.replace("_", "-") not in idle}
             words = [*commands.shared_words(step.verb, shared), *words]
             lines.append(Line(step.verb, tuple(words), source, target))
             if source is None and not commands.starts_from_nothing(step.verb):

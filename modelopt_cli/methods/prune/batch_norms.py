@@ -20,7 +20,7 @@ from modelopt_cli.settings import option
 
 Progress = Callable[[int, int | None], None]
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def recalibrate(
@@ -51,7 +51,7 @@ def recalibrate(
         DataError: no samples, or one value only per channel, or statistics that are not finite.
     """
     paths = dict.fromkeys(str(node.target) for node in program.graph.nodes if node.op == "call_module")
-    pools = {path: _Pool() for path in paths if _keeps_statistics(program.get_submodule(path))}
+    pools = {path: Pool() for path in paths if _keeps_statistics(program.get_submodule(path))}
     if not pools:
         return program
     result = rebuild(program, copy_graph(program.graph))
@@ -66,8 +66,8 @@ def recalibrate(
     return result.train(program.training)
 
 
-class _Pool:
-    """Running mean and variance per channel (Chan et al. 1983), in float64."""
+class Pool:
+    """Mean and sum of squared differences from it for each channel (Chan et al. 1983), in float64."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -88,7 +88,7 @@ class _Pool:
 class _Collector(fx.Interpreter):
     """Interpreter of a graph with its batch norms as in training, whose inputs are added to the pools."""
 
-    def __init__(self, program: Program, pools: dict[str, _Pool]) -> None:
+    def __init__(self, program: Program, pools: dict[str, Pool]) -> None:
         super().__init__(program)
         self.pools = pools
 
@@ -110,12 +110,12 @@ def has_statistics(program: Program) -> bool:
 
 
 def _keeps_statistics(module: nn.Module) -> bool:
-    return isinstance(module, _NORMS) and module.running_mean is not None
+    return isinstance(module, NORMS) and module.running_mean is not None
 
 
 def _run(
     program: Program,
-    pools: dict[str, _Pool],
+    pools: dict[str, Pool],
     batches: Iterable[Inputs],
     progress: Progress | None,
     total: int | None,
@@ -143,7 +143,7 @@ def _run_one(collector: _Collector, batch: Inputs) -> None:
         ) from error
 
 
-def _store(program: Program, path: str, pool: _Pool) -> None:
+def _store(program: Program, path: str, pool: Pool) -> None:
     """Give a layer its new statistics, in tensors of its own."""
     norm: Any = program.get_submodule(path)
     variance = pool.squares / max(pool.count - 1, 1)

@@ -1,5 +1,7 @@
 """quantize: a Program in, a Program with integer weights out."""
 
+from dataclasses import replace
+
 import torch
 
 from modelopt_cli.artifact.codecs.narrow import NARROW
@@ -8,6 +10,13 @@ from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.measure.layer_status import recorded
 from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.integer_training import (
+    STAGE,
+    fine_tuned,
+    require_trainable,
+    settings_of,
+)
+from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.attention import split_names
 from modelopt_cli.program.history import history_entry
@@ -22,7 +31,7 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> MethodR
     Args:
         program: any Program; it is not changed.
         config: scheme, observer, layers.
-        context: calibration data (for schemes that need them), seed, progress.
+        context: calibration data (for schemes that need them), what to train with, seed, progress.
 
     Returns:
         The quantized Program and the layers left out, with reasons.
@@ -31,10 +40,15 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> MethodR
         UsageError: a scheme that needs calibration without data, or a glob that matches nothing.
         NothingCompressed: not one layer could be quantized.
         DataError: the calibration data are empty or do not fit.
+        as ``modelopt_cli.training.fit``, with training.
     """
     scheme = config.row
+    if context.training is not None:
+        require_trainable(program)
     result = scheme.apply(program, config, context)
     _settle_encodings(program, result.program)
+    if context.training is not None:
+        result = replace(result, program=_trained(program, result, config, context))
     entry = history_entry(
         config.method, config.as_dict(), seed=context.seed, origin=context.origin, skipped=result.skipped
     )
@@ -42,8 +56,15 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> MethodR
     entry |= recorded(coverage(result.program, (*program.history, entry), given=program))
     if config.needs_data and context.data is not None:
         entry["calibration"] = context.data.name
+    if context.training is not None:
+        entry["training"] = {"data": context.training.train.name, **settings_of(context).as_dict()}
     result.program.history = (*program.history, entry)
     return result
+
+
+def _trained(program: Program, result: MethodResult, config: QuantizeConfig, context: Context) -> Program:
+    stages = Stages(context.training)
+    return stages.once(STAGE, lambda: fine_tuned(program, result.floats, result.program, config, context))
 
 
 def narrow_encodings(program: Program) -> dict[str, Encoding]:

@@ -51,6 +51,7 @@ def choose(program: Program, config: QuantizeConfig, context: Context) -> Method
         search.reached(chosen),
         (search.summary(chosen), *search.notes(chosen)),
         choosing.record(allocation),
+        floats=choosing.ready.program,
     )
 
 

@@ -25,7 +25,8 @@ def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context)
         UsageError: a glob matches no layer.
         NothingCompressed: not one layer could be quantized.
     """
-    ready = copy.deepcopy(layered(inference_form(program)))
+    floats = layered(inference_form(program))
+    ready = copy.deepcopy(floats)
     selected, skipped = select_candidates(ready, config, _obstacle)
     shared = shared_weights(program, ready)
     widths = layer_widths(selected, edge_layers(ready), config)
@@ -38,7 +39,8 @@ def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context)
             assert isinstance(layer, Weighted)
             fill(layer, module, shared=f"{name}.weight" in shared, bounded=multiplies)
         ready.set_submodule(name, layer)
-    return MethodResult(ready.eval(), skipped, notes=widths_note(widths, config))
+    notes = widths_note(widths, config)
+    return MethodResult(ready.eval(), skipped, notes=notes, floats=floats)
 
 
 def _integer_form(module: nn.Module, widths: Widths) -> tuple[Quantized, bool]:

@@ -6,12 +6,22 @@ section 3). Rounding has no useful derivative, so gradients pass it as if it wer
 (Y. Bengio, N. Leonard and A. Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for
 Conditional Computation", 2013); clipping has one.
 
-Scales and zero points stay. Those of activations were fitted to data and those of weights to the weights, and
-with 255 steps little is gained by training them, too (S. Esser et al., "Learned Step Size Quantization", ICLR
-2020, is about 2 to 4 bits). So training starts from exactly the int8 network that was given.
+Step sizes learn along with the weights (S. Esser et al., "Learned Step Size Quantization", ICLR 2020,
+equations 1 to 3 and section 2.2). What learns is the logarithm of a step size as a multiple of that at the
+start, which calibration found: so it stays positive, and adaptive optimizers move large and small steps
+alike (S. Jain et al., "Trained Quantization Thresholds", MLSys 2020). Its gradient is the paper's
+over the start, with which plain gradient descent moves the step size as it does there, but for gradients
+beyond 1 in size, which are cut to that: a value of 8 bits at the end of its range alone has 255 times its own
+gradient.
+
+Zero points stay. A real zero stays exact in padding, after ReLU and where weights were pruned; learned
+offsets (Y. Bhalgat et al., "LSQ+", CVPRW 2020) would give that up, and calibration has found them for the
+range at hand.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,43 +30,108 @@ from torch import Tensor, nn
 from modelopt_cli.methods.quantize.rounding import within_bound
 from modelopt_cli.program.quantization import BITS, NotFiniteError, QParams, dynamic_qparams, weight_limits
 
+MOST = 1.0
+"""Largest gradient of the logarithm of a step size: what a learning rate may change it by in a step."""
+FARTHEST = 8.0
+"""Largest logarithm of a step size as a multiple of that at the start: a factor of 3,000."""
 
-class _RoundedActivation(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, q: QParams) -> Tensor:
-        # Step by step as quantize and dequantize, so that the same values come out.
-        steps = x.mul(1.0 / q.scale).round_().add_(q.zero_point)
-        ctx.save_for_backward((steps >= 0) & (steps <= q.top))
-        return steps.clamp_(0, q.top).sub_(q.zero_point).mul_(q.scale)
+
+class RoundedActivation(torch.autograd.Function):
+    """The real values of the uint8 form of an activation; its step size is a multiple of that of ``q``."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None
+    def forward(ctx: Any, x: Tensor, growth: Tensor | None, q: QParams) -> Tensor:
+        # Operation by operation as quantize and dequantize, so that the same values come out.
+        if growth is None:
+            scale: Any = q.scale
+            steps = x.mul(1.0 / scale)
+        else:
+            exact = multiple(growth.double()) * q.scale
+            scale, steps = exact.float(), x.mul(exact.reciprocal().float())
+        ctx.save_for_backward(steps)  # not x, which its other readers may change in place
+        ctx.q = q
+        return _whole(steps, q).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (steps,), q = ctx.saved_tensors, ctx.q
+        low, high = -q.zero_point, q.top - q.zero_point
+        inside = (steps > low) & (steps < high)
+        of_growth = None
+        if ctx.needs_input_grad[1]:
+            features = steps.numel() // max(len(steps), 1) if steps.dim() else 1
+            whole = _whole(steps, q)
+            of_step = (grads[0] * torch.where(inside, whole - steps, whole)).sum()
+            of_growth = (of_step * (gradient_scale(features, high) / q.scale)).clamp_(-MOST, MOST)
+        return grads[0] * inside, of_growth, None
+
+
+def _whole(steps: Tensor, q: QParams) -> Tensor:
+    """Whole steps from the zero point, within the integers there are."""
+    return steps.round().add_(q.zero_point).clamp_(0, q.top).sub_(q.zero_point)
 
 
 class RoundedWeight(torch.autograd.Function):
-    """The float32 values of the int8 weight nearest to a latent one."""
+    """The float32 values of the int8 weight nearest to a latent one; steps are multiples of ``scale``."""
 
     @staticmethod
     def forward(
-        ctx: Any, latent: Tensor, scale: Tensor, bounded: bool, bits: int, zero: Tensor | None = None
+        ctx: Any,
+        latent: Tensor,
+        growth: Tensor,
+        scale: Tensor,
+        bounded: bool,
+        bits: int,
+        zero: Tensor | None = None,
     ) -> Tensor:
-        q = nearest_steps(latent, scale, bounded, bits, zero)
-        spread = _spread(scale, latent)
-        ctx.save_for_backward(latent, (latent / spread).round_() != q)
-        return q.mul_(spread)
+        step = scale * multiple(growth)
+        q = nearest_steps(latent, step, bounded, bits, zero)
+        ctx.save_for_backward(latent, q.to(torch.int16), step, scale, zero)
+        ctx.bits = bits
+        return q.mul_(_spread(step, latent))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        latent, beyond = ctx.saved_tensors
-        # A latent weight beyond what int8 can follow may come back, but go no further.
-        return grads[0].masked_fill(beyond & (grads[0] * latent < 0), 0), None, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
+        latent, q, step, scale, zero = ctx.saved_tensors
+        low, high = step_limits(ctx.bits, zero)
+        steps = latent / _spread(step, latent)
+        # Beyond the integers there are, or pulled back onto the bound on pairs.
+        beyond = (steps <= low) | (steps >= high) | (steps.round() != q)
+        of_growth = None
+        if ctx.needs_input_grad[1]:
+            of_step = (grads[0] * torch.where(beyond, q, q - steps)).flatten(1).sum(1)
+            of_growth = (of_step * (gradient_scale(latent[:1].numel(), int(high)) / scale)).clamp_(
+                -MOST, MOST
+            )
+        # In the paper a latent weight beyond gets no gradient; here it may come back, but go no further.
+        return grads[0].masked_fill(beyond & (grads[0] * latent < 0), 0), of_growth, None, None, None, None
 
 
-def fake_quantize(x: Tensor, q: QParams) -> Tensor:
-    """Round ``x`` to the float32 values of its uint8 form; outside its range there is no gradient."""
-    rounded: Tensor = _RoundedActivation.apply(x.float(), q)  # type: ignore[no-untyped-call]
+def multiple(growth: Tensor) -> Tensor:
+    """A step size as a multiple of that at the start, of its logarithm."""
+    return growth.clamp(-FARTHEST, FARTHEST).exp()
+
+
+def gradient_scale(values: int, largest: int) -> float:
+    """Factor of a step size's gradient, ``1 / sqrt(N * Qp)`` (Esser et al., section 2.2).
+
+    Args:
+        values: that have the step size; of an activation, of one sample.
+        largest: integer of them, as a multiple of the step.
+    """
+    return 1 / math.sqrt(max(values, 1) * max(largest, 1))
+
+
+def fake_quantize(x: Tensor, q: QParams, growth: Tensor | None = None) -> Tensor:
+    """Round ``x`` to the float32 values of its uint8 form; outside its range there is no gradient.
+
+    Args:
+        x: of any shape; samples come first.
+        q: scale and zero point.
+        growth: logarithm of the step size as a multiple of the scale, a scalar that can learn; None where it
+            stays.
+    """
+    rounded: Tensor = RoundedActivation.apply(x.float(), growth, q)  # type: ignore[no-untyped-call]
     return rounded
 
 
@@ -82,16 +157,41 @@ def nearest_steps(
         bits: of the integers.
         zero: zero points, which broadcast against the weight; the integers are relative to them.
     """
-    steps = (latent / _spread(scale, latent)).round_()
-    if zero is not None:
-        half = 1 << bits - 1
-        return steps.clamp_(-half - zero, half - 1 - zero)
-    nearest = steps.clamp_(*weight_limits(bits))
-    return within_bound(nearest) if bounded else nearest
+    nearest = (latent / _spread(scale, latent)).round_().clamp_(*step_limits(bits, zero))
+    return within_bound(nearest) if bounded and zero is None else nearest
+
+
+def step_limits(bits: int, zero: Tensor | None) -> tuple[Any, Any]:
+    """The smallest and the largest integer of a weight, relative to zero points where it has some."""
+    half = 1 << bits - 1
+    return weight_limits(bits) if zero is None else (-half - zero, half - 1 - zero)
 
 
 def _spread(scale: Tensor, weight: Tensor) -> Tensor:
     return scale if scale.dim() == weight.dim() else scale.view(-1, *[1] * (weight.dim() - 1))
+
+
+class StepSize(nn.Module):
+    """Rounding of activations with a step size that learns; those that share it share the module.
+
+    Args:
+        q: scale and zero point at the start.
+
+    Attributes:
+        growth: logarithm of the step size as a multiple of that scale, a scalar.
+    """
+
+    def __init__(self, q: QParams) -> None:
+        super().__init__()
+        self.start, self.growth = q, nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, self.start, self.growth)
+
+    @property
+    def qparams(self) -> QParams:
+        """Scale and zero point as they are now."""
+        return replace(self.start, scale=self.start.scale * float(multiple(self.growth.detach().double())))
 
 
 class FakeQuantized(nn.Module):
@@ -104,10 +204,11 @@ class FakeQuantized(nn.Module):
 
     def __init__(self, real: Callable[..., Tensor], output: QParams) -> None:
         super().__init__()
-        self.real, self.output = real, output
+        self.real, self.rounding = real, StepSize(output)
 
     def forward(self, *args: Tensor) -> Tensor:
-        return fake_quantize(self.real(*args), self.output)
+        rounded: Tensor = self.rounding(self.real(*args))
+        return rounded
 
 
 class Real(nn.Module):

@@ -2,10 +2,14 @@
 
 Every weight is a *latent* one, which the optimizer moves as it likes; the layer computes with the nearest
 int8 weight (Jacob et al., CVPR 2018, section 3; see ``fake_quantize``).
+
+A layer whose batch norm was folded may have one again while it learns (see ``latent_norms``). In evaluation
+mode the norm is part of the weight's scales and of the bias, as it will be in the int8 layer: integers stay.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,12 +18,40 @@ from torch import Tensor, nn
 
 from modelopt_cli.methods.quantize.fake_quantize import (
     RoundedWeight,
-    fake_quantize,
+    StepSize,
     fake_quantize_dynamic,
+    multiple,
     nearest_steps,
 )
-from modelopt_cli.program.quantization import ACTIVATIONS, BITS, QParams
+from modelopt_cli.program.quantization import ACTIVATIONS, BITS, SMALLEST_SCALE, QParams
 from modelopt_cli.program.quantized_convolutions import stacked, transposed_convolution, turned
+
+
+class LatentNorm(nn.Module):
+    """A batch norm whose factors are positive, so that it can become part of scales.
+
+    Args:
+        mean: ``(O,)``; it takes it away and puts it back, so that it changes nothing at the start.
+        variance: ``(O,)``, likewise.
+        eps: as in ``nn.BatchNorm2d``.
+        momentum: likewise.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, mean: Tensor, variance: Tensor, eps: float, momentum: float) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight, self.bias = nn.Parameter(torch.sqrt(variance + eps)), nn.Parameter(mean.clone())
+        self.register_buffer("running_mean", mean.clone())
+        self.register_buffer("running_var", variance.clone())
+
+    def forward(self, y: Tensor) -> Tensor:
+        learned = (self.weight.abs(), self.bias)
+        return F.batch_norm(
+            y, self.running_mean, self.running_var, *learned, self.training, self.momentum, self.eps
+        )
 
 
 @dataclass(frozen=True)
@@ -47,13 +79,22 @@ class Latent(nn.Module):
     """A layer that computes with the int8 form of its weight; see the module.
 
     Its tensors are called as those of the int8 layer: ``weight`` and ``bias``, which learn, and ``scale``.
+
+    Attributes:
+        growth: logarithm of the weight's step sizes as multiples of ``scale``, ``(O,)``; it learns. A scalar,
+            which stays, of weights with several scales for each output.
+        rounding: of the result; None where it stays float32.
+        norm: batch norm of the sums, or None.
     """
 
     weight: Tensor
     bias: Any
     scale: Tensor
     zero: Tensor | None
+    growth: nn.Parameter
     form: LatentForm
+    rounding: StepSize | None
+    norm: LatentNorm | None
 
     def _adopt(self, like: Any, weight: Tensor, scale: Tensor, form: LatentForm) -> None:
         self.weight = nn.Parameter(weight.detach().clone())
@@ -61,6 +102,9 @@ class Latent(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         self.register_buffer("scale", scale.detach().clone())
         self.register_buffer("zero", None)  # of a weight with zero points, which follow
+        self.growth = nn.Parameter(torch.zeros(scale.shape if scale.dim() == 1 else ()))
+        self.rounding = None if form.output is None else StepSize(form.output)
+        self.norm = None
         self.form = form
 
     def turned(self, weight: Tensor) -> Tensor:
@@ -68,23 +112,51 @@ class Latent(nn.Module):
         return weight
 
     @torch.no_grad()
+    def nearest(self) -> Tensor:
+        """The integers of the weight, float32, output channels first, relative to zero points."""
+        form, step = self.form, self.scale * multiple(self.growth)
+        return nearest_steps(self.turned(self.weight), step, form.bounded, form.weight_bits, self.zero)
+
     def steps(self) -> Tensor:
         """The int8 weight as it is now."""
-        form = self.form
-        steps = nearest_steps(self.turned(self.weight), self.scale, form.bounded, form.weight_bits)
-        return self.turned(steps).to(torch.int8)
+        return self.turned(self.nearest()).to(torch.int8)
 
     def rounded(self) -> Tensor:
-        """The float32 values of the int8 weight."""
+        """The float32 values of the int8 weight, without the batch norm."""
         latent, form = self.turned(self.weight), self.form
         weight: Tensor = RoundedWeight.apply(  # type: ignore[no-untyped-call]
-            latent, self.scale, form.bounded, form.weight_bits, self.zero
+            latent, self.growth, self.scale, form.bounded, form.weight_bits, self.zero
         )
         return self.turned(weight)
 
+    @torch.no_grad()
+    def settled(self) -> tuple[Tensor, Any]:
+        """Scales ``(O,)`` and bias of the int8 layer as it is now, the batch norm folded into both."""
+        scale, norm = self.scale * multiple(self.growth), self.norm
+        if norm is None:
+            return scale, None if self.bias is None else self.bias.detach()
+        factor = norm.weight.abs() / torch.sqrt(norm.running_var + norm.eps)
+        shifted = (self.bias - norm.running_mean) * factor + norm.bias
+        return (scale * factor).clamp_(min=SMALLEST_SCALE), shifted
+
+    def _product(self, product: Callable[[Tensor, Any], Tensor]) -> Tensor:
+        """Sums of the layer, normalised where it has a batch norm.
+
+        Args:
+            product: computes them of a weight and a bias.
+        """
+        if self.norm is None:
+            return product(self.rounded(), self.bias)
+        if self.norm.training:
+            normalised: Tensor = self.norm(product(self.rounded(), self.bias))
+            return normalised
+        scale, bias = self.settled()
+        steps = self.nearest()
+        return product(self.turned(steps * scale.view(-1, *[1] * (steps.dim() - 1))), bias)
+
     def _finish(self, y: Tensor) -> Tensor:
         y = ACTIVATIONS[self.form.activation](y)
-        return y if self.form.output is None else fake_quantize(y, self.form.output)
+        return y if self.rounding is None else self.rounding(y)
 
 
 class LatentConvolution(Latent):
@@ -112,7 +184,7 @@ class LatentConvolution(Latent):
         self._adopt(like, weight, scale, form)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        y = self._conv_forward(input, self.rounded(), self.bias)
+        y = self._product(partial(self._conv_forward, input))
         return self._finish(y if residual is None else y + residual)
 
 
@@ -163,7 +235,7 @@ class LatentTransposed(Latent):
         return turned(weight, self.groups)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return self._finish(transposed_convolution(self, input, self.rounded(), self.bias))
+        return self._finish(self._product(partial(transposed_convolution, self, input)))
 
 
 class LatentConvTranspose1d(LatentTransposed, nn.ConvTranspose1d):
@@ -195,7 +267,7 @@ class LatentLinear(Latent, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         x = fake_quantize_dynamic(input, self.form.input_bits) if self.form.dynamic else input
-        return self._finish(F.linear(x, self.rounded(), self.bias))
+        return self._finish(self._product(partial(F.linear, x)))
 
 
 class LatentEmbedding(Latent, nn.Embedding):

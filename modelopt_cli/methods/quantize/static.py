@@ -68,7 +68,8 @@ def quantize_static(program: Program, config: QuantizeConfig, context: Context) 
         return choose(program, config, context)
     ready = calibrated(program, config, context)
     integer = integer_network(ready, config, context)
-    return MethodResult(integer, ready.skipped, notes=widths_note(ready.plan.widths, config))
+    notes = widths_note(ready.plan.widths, config)
+    return MethodResult(integer, ready.skipped, notes=notes, floats=ready.program)
 
 
 def integer_network(ready: Calibrated, config: QuantizeConfig, context: Context) -> Program:

@@ -60,7 +60,8 @@ def quantize_weights(program: Program, config: QuantizeConfig, context: Context)
         with torch.no_grad():
             state[name].copy_(rounded)
         ready.encodings[name] = encoding
-    return MethodResult(ready.eval(), skipped, notes=widths_note(widths, config))
+    notes = widths_note(widths, config)
+    return MethodResult(ready.eval(), skipped, notes=notes, floats=program)
 
 
 def _rounded_by_inputs(
