@@ -92,7 +92,8 @@ def test_fewer_bits_make_a_smaller_file_within_the_same_drop() -> None:
 def _timed(monkeypatch: pytest.MonkeyPatch, in_float: float, mixed: float) -> None:
     """Times in which ``third`` alone is slower in int8, and those of whole networks."""
     times = {
-        name: LayerTime(1.0, 2.0 if name == "third" else 0.5) for name in ("first", "second", "third", "fc")
+        name: LayerTime(0.9, 2.0 if name == "third" else 0.5, 1.0)
+        for name in ("first", "second", "third", "fc")
     }
     monkeypatch.setattr(rounding_sensitivity, "layer_times", lambda ready: times)
     monkeypatch.setattr(choosing_precisions, "network_times", lambda ready, networks: [in_float, mixed])

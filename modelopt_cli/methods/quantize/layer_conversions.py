@@ -1,12 +1,12 @@
 """Conversions that become necessary between two layers where one has integers and the other floats."""
 
-import time
 from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor, fx
 
+from modelopt_cli.methods.quantize.layer_times import clock
 from modelopt_cli.methods.quantize.precision_allocation import Conversions
 from modelopt_cli.methods.quantize.static import Calibrated
 from modelopt_cli.program.calls import source
@@ -78,10 +78,10 @@ def _milliseconds(shape: tuple[int, ...]) -> tuple[float, float]:
 
 
 def _least(call: Callable[[], Tensor]) -> float:
-    times = []
+    times, now = [], clock()
     with torch.inference_mode():
         for _ in range(RUNS):
-            start = time.perf_counter_ns()
+            start = now()
             call()
-            times.append((time.perf_counter_ns() - start) / 1e6)
+            times.append((now() - start) / 1e6)
     return min(times)

@@ -1,11 +1,12 @@
 """Time of each layer in int8 and in float, where it stands in the network, conversions included.
 
-Both networks are run node by node with their kernels, in turn: the int8 one, and the fastest float32 form
-that torch has without compiling (``kernels.fp32``). The conversion of a value to uint8 counts for the layer
-that reads it, that back to float for the layer that made it. The fastest of the runs counts, so that what
-else runs on the machine does not.
+Networks are run node by node with their kernels, in turn: the int8 one, the fastest float32 form that torch
+has without compiling (``kernels.fp32``), and float32 as it runs next to int8 layers. The conversion of a
+value to uint8 counts for the layer that reads it, that back to float for the layer that made it. The fastest
+of the runs counts, so that what else runs on the machine does not.
 """
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,11 +18,11 @@ from torch import fx
 
 from modelopt_cli.kernels import prepare
 from modelopt_cli.kernels.fp32 import Prepacked, prepack
-from modelopt_cli.measure.latency import sample_input, time_interleaved
+from modelopt_cli.measure.latency import sample_input
 from modelopt_cli.methods.quantize.conversion import convert
 from modelopt_cli.methods.quantize.static import Calibrated
 from modelopt_cli.program import Program
-from modelopt_cli.program.input_batch import Inputs, tensors_of
+from modelopt_cli.program.input_batch import call, tensors_of
 from modelopt_cli.program.parted import graph_input, joined
 from modelopt_cli.program.quantized_operations import Dequantize, Quantize
 from modelopt_cli.program.weighted import further_calls
@@ -38,10 +39,12 @@ class LayerTime:
     Attributes:
         float32: with the activation that follows it.
         int8: the same, with the conversions that it alone makes necessary.
+        mixed: in float32 next to int8 layers, where it is not packed, and its activation a step of its own.
     """
 
     float32: float
     int8: float
+    mixed: float
 
 
 def layer_times(ready: Calibrated, rounds: int = ROUNDS) -> dict[str, LayerTime]:
@@ -61,15 +64,15 @@ def layer_times(ready: Calibrated, rounds: int = ROUNDS) -> dict[str, LayerTime]
     assert isinstance(int8, Program)
     packed = prepack(single)
     assert isinstance(packed, Prepacked)
-    networks = [_Timed(packed.program), _Timed(int8)]
+    networks = [_Timed(packed.program), _Timed(int8), _Timed(single)]
     with torch.inference_mode():
         for done in range(WARMUP + rounds):
             for network in networks:
                 network.run_timed(inputs, record=done >= WARMUP)
-    floats, integers = (network.least() for network in networks)
+    packed_times, integers, plain = (network.least() for network in networks)
     return {
-        name: LayerTime(_sum(floats, float_nodes), _sum(integers, int8_nodes))
-        for name, float_nodes, int8_nodes in _nodes_of_layers(ready, networks)
+        name: LayerTime(_sum(packed_times, of_packed), _sum(integers, of_int8), _sum(plain, of_plain))
+        for name, of_packed, of_int8, of_plain in _nodes_of_layers(ready, networks)
     }
 
 
@@ -81,6 +84,7 @@ class _Timed(fx.Interpreter):
         self.times: dict[fx.Node, list[float]] = defaultdict(list)
         self._record = False
         self._node: fx.Node
+        self._now = clock()
 
     def run_timed(self, inputs: tuple[Any, ...], *, record: bool) -> None:
         self._record = record
@@ -99,13 +103,11 @@ class _Timed(fx.Interpreter):
     def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._timed(super().call_method, target, args, kwargs)
 
-    def _timed(self, call: Callable[..., Any], *given: Any) -> Any:
-        # Of one thread that does all the work, the time that it waits for others does not count.
-        clock = time.thread_time_ns if torch.get_num_threads() == 1 else time.perf_counter_ns
-        start = clock()
-        value = call(*given)
+    def _timed(self, called: Callable[..., Any], *given: Any) -> Any:
+        start = self._now()
+        value = called(*given)
         if self._record:
-            self.times[self._node].append((clock() - start) / 1e6)
+            self.times[self._node].append((self._now() - start) / 1e6)
         return value
 
     def least(self) -> dict[fx.Node, float]:
@@ -118,9 +120,9 @@ def _sum(times: Mapping[fx.Node, float], nodes: Iterable[fx.Node]) -> float:
 
 def _nodes_of_layers(
     ready: Calibrated, networks: list[_Timed]
-) -> Iterable[tuple[str, list[fx.Node], list[fx.Node]]]:
-    """Each layer with its nodes in the float graph and in the int8 one."""
-    floats, integers = (list(network.graph.nodes) for network in networks)
+) -> Iterable[tuple[str, list[fx.Node], list[fx.Node], list[fx.Node]]]:
+    """Each layer with its nodes in the packed graph, the int8 one and the plain one."""
+    packed, integers, plain = (list(network.graph.nodes) for network in networks)
     after: dict[str, set[str]] = defaultdict(set)  # names of what follows a layer inside its unit
     for unit in ready.plan.layers.values():
         after[str(unit.head.target)].update({unit.output.name} | _between(unit.head, unit.output))
@@ -129,8 +131,12 @@ def _nodes_of_layers(
     layers = {name: name for name in ready.selected} | further_calls(int8)
     owners = {node: _owner(node, int8, layers) for node in integers}
     for name in ready.selected:
-        own = [node for node in floats if node.target == name or node.name in after[name]]
-        yield name, own, [node for node, owner in owners.items() if owner == name]
+        of_float = (
+            [node for node in graph if node.target == name or node.name in after[name]]
+            for graph in (packed, plain)
+        )
+        of_packed, of_plain = of_float
+        yield name, of_packed, [node for node, owner in owners.items() if owner == name], of_plain
 
 
 def _between(head: fx.Node, output: fx.Node) -> set[str]:
@@ -180,6 +186,18 @@ def network_times(ready: Calibrated, networks: Sequence[Program], rounds: int = 
     inputs = sample_input(graph_input(ready.program), 1)
     single = joined(ready.program)
     assert isinstance(single, Program)
-    calls: list[tuple[Callable[..., object], Inputs]] = [(prepack(single), inputs)]
-    calls += [(joined(network), inputs) for network in networks]
-    return [min(times) for times in time_interleaved(calls, warmup=WARMUP, runs=rounds)]
+    calls: list[Callable[..., Any]] = [prepack(single), *map(joined, networks)]
+    least, now = [math.inf] * len(calls), clock()
+    with torch.inference_mode():
+        for done in range(WARMUP + rounds):
+            for number, network in enumerate(calls):
+                start = now()
+                call(network, inputs)
+                if done >= WARMUP:
+                    least[number] = min(least[number], (now() - start) / 1e6)
+    return least
+
+
+def clock() -> Callable[[], int]:
+    """Nanoseconds of work: of one thread that does it all, the time that it waits for others is none."""
+    return time.thread_time_ns if torch.get_num_threads() == 1 else time.perf_counter_ns

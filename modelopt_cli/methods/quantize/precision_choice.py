@@ -129,9 +129,9 @@ class PrecisionChoice:
     def why_float(self, layer: LayerSensitivity) -> str:
         """The measured reason why a layer stays in float."""
         real, int8 = layer.losses[0], layer.losses[1]
-        if self.config.preference.of_time and real.milliseconds and int8.milliseconds:
-            times = f"{int8.milliseconds:.3f} ms in int8, {real.milliseconds:.3f} in float"
-            slower = int8.milliseconds >= real.milliseconds
+        if self.config.preference.of_time and real.mixed and int8.mixed:
+            times = f"{int8.mixed:.3f} ms in int8, {real.mixed:.3f} in float"
+            slower = int8.mixed >= real.mixed
             return f"slower in int8: {times}" if slower else f"not worth the conversions next to it: {times}"
         kind = "" if layer.reason is None else f", {layer.reason.kind}"
         least = min(layer.losses[1:], key=_error)

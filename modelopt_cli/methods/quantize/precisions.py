@@ -56,7 +56,7 @@ PREFERENCES = {
     "size": Preference("the smallest file", lambda loss: float(loss.bytes), unit=" bytes"),
     "speed": Preference(
         "the shortest time for one sample: what is slower in int8, conversions included, stays in float",
-        lambda loss: loss.milliseconds or 0.0,
+        lambda loss: loss.mixed or 0.0,
         of_time=True,
         unit=" ms",
         alone=True,

@@ -47,6 +47,7 @@ class Loss:
         divergence: of logits, KL(float || rounded) of their probabilities in nats; None of other outputs.
         bytes: of the layer's tensors.
         milliseconds: of the layer for one sample, where it stands in the network; None where not measured.
+        mixed: the same in a network of several precisions, whose float layers are not packed.
     """
 
     precision: str
@@ -54,6 +55,7 @@ class Loss:
     divergence: float | None
     bytes: int
     milliseconds: float | None
+    mixed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,8 @@ def _reaching(program: Program, graph: nn.Module, batch: Inputs) -> list[Inputs]
 
 def _in_float(module: nn.Module, of_int8: Fidelity | None, time: LayerTime | None) -> Loss:
     nats = 0.0 if of_int8 is not None and of_int8.kl else None
-    return Loss(FLOAT, LIMIT_DB, nats, float_bytes(module), None if time is None else time.float32)
+    times = (None, None) if time is None else (time.float32, time.mixed)
+    return Loss(FLOAT, LIMIT_DB, nats, float_bytes(module), *times)
 
 
 def _loss(module: nn.Module, widths: Widths, fidelity: Fidelity | None, time: LayerTime | None) -> Loss:
@@ -222,7 +225,9 @@ def _loss(module: nn.Module, widths: Widths, fidelity: Fidelity | None, time: La
     nats = max(fidelity.kl.values(), default=None) if fidelity is not None else None
     snr_db = fidelity.least_snr_db if fidelity is not None else math.nan
     milliseconds = None if time is None else time.int8
-    return Loss(name_of(widths), snr_db, nats, integer_bytes(module, widths.weight), milliseconds)
+    return Loss(
+        name_of(widths), snr_db, nats, integer_bytes(module, widths.weight), milliseconds, milliseconds
+    )
 
 
 def name_of(widths: Widths) -> str:
