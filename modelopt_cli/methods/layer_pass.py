@@ -97,12 +97,20 @@ class LayerPass:
         data: the samples.
         context: batch size, workers, device.
         kept_bytes: memory for waiting batches, in bytes.
+        calls_of: a network with the same parts, the calls of which the parts see; by default its own.
     """
 
     def __init__(
-        self, program: Program, data: Data, context: Context, *, kept_bytes: int = KEPT_BYTES
+        self,
+        program: Program,
+        data: Data,
+        context: Context,
+        *,
+        kept_bytes: int = KEPT_BYTES,
+        calls_of: Program | None = None,
     ) -> None:
         self.program = program
+        self.calls_of = calls_of or program
         self.data = data
         self.context = context
         self.kept_bytes = kept_bytes
@@ -143,7 +151,7 @@ class LayerPass:
             return
         count = 0
         for inputs in input_batches(self.data, self.context):
-            for reached in reaching(self.program, to(inputs, self.context.device)):
+            for reached in reaching(self.calls_of, to(inputs, self.context.device)):
                 yield count, reached
                 count += 1
         if not count:

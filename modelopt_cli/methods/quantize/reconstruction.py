@@ -34,7 +34,7 @@ class Reconstruction:
         self.problem, self.simulation, self.learning = problem, simulation, learning
         self.runner = BlockRunner(simulation.program)
         self.real, self.rounded = (
-            LayerPass(program, problem.data, problem.context)
+            LayerPass(program, problem.data, problem.context, calls_of=problem.program)
             for program in (problem.program, simulation.program)
         )
         self.known: dict[str, RoundedLayer] = {}

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from modelopt_cli.methods.quantize.rounding_problem import RoundingProblem
 from modelopt_cli.methods.quantize.simulation import Simulation
+from modelopt_cli.program.parted import parts_of_network
 
 IN_CHAIN = 3
 """Most layers of a chain that make one block."""
@@ -117,6 +118,8 @@ class _Finder:
 
     def is_of_samples(self, block: Block) -> bool:
         """True if the first dimension of all that goes in and comes out is that of the samples."""
+        if len(block.inputs) > 1 and parts_of_network(self.problem.program) is not None:
+            return False  # parts may see different numbers of rows
         return all(self._rows(value) == 1 for value in (*block.inputs, block.result))
 
     def _follows(self, node: fx.Node, before: fx.Node) -> bool:
