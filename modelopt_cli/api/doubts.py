@@ -90,11 +90,13 @@ def doubts(evaluation: Evaluation, samples: Data | None, opened: Sequence[Opened
 
 
 def _baseline_doubts(evaluation: Evaluation, samples: Data | None, opened: Opened) -> list[str]:
-    accuracy = evaluation.models[evaluation.baseline].accuracy
-    if samples is None or accuracy is None or accuracy.top1 is None or accuracy.classes is None:
+    accuracy, path = (model := evaluation.models[evaluation.baseline]).accuracy, model.path
+    if samples is None or accuracy is None:
         return []
+    if accuracy.top1 is None or accuracy.classes is None:
+        return _nothing_to_lose(evaluation, accuracy, path)
     _, high = _interval(accuracy)
-    path, lines = evaluation.models[evaluation.baseline].path, [*_missing_classes(samples, accuracy)]
+    lines = [*_missing_classes(samples, accuracy)]
     if guesses := _no_better_than_chance(accuracy):
         checks = ["check the preprocessing, the order of the classes and the labels", _more_training(opened)]
         return [*lines, f"{path}: {guesses}: {'; '.join(filter(None, checks))}"]
@@ -106,6 +108,15 @@ def _baseline_doubts(evaluation: Evaluation, samples: Data | None, opened: Opene
                 f"{spec}: check {preprocessing_options()} and the order of the classes"
             )
     return lines
+
+
+def _nothing_to_lose(evaluation: Evaluation, accuracy: Accuracy, path: str) -> list[str]:
+    """A warning on a baseline that gets nothing right: a detector without a box that fits, say."""
+    name, metric = next(iter(evaluation.rows.items()))
+    if not metric.has_nothing_to_lose(accuracy.metrics[name]):
+        return []
+    checks = "check the preprocessing, the numbers of the classes and the labels"
+    return [f"{path}: {metric.title} is {metric.text(0.0)}, of which nothing can be lost: {checks}"]
 
 
 def other_classes(program: Program | None, samples: Data) -> str | None:

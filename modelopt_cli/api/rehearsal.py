@@ -89,7 +89,7 @@ def rehearse(
 def _require_defined(
     measuring: Measuring, evaluation: Evaluation, again: Callable[[int], Evaluation]
 ) -> None:
-    """Refuse limits on a main metric that is not a number on the data, however many samples are looked at.
+    """Refuse limits on a main metric of which no drop can be seen, however many samples are looked at.
 
     Args:
         measuring: data, options and limits.
@@ -110,10 +110,17 @@ def _require_defined(
 
 
 def _undefined(evaluation: Evaluation) -> str | None:
-    """The reason why the main metric of the first model has no value, or None where it has one."""
+    """The reason why no drop of the first model's main metric can be seen, or None where it can."""
     name, metric = next(iter(evaluation.rows.items()))
     accuracy = evaluation.models[0].accuracy
-    return None if accuracy is None or accuracy.metrics[name] is not None else metric.undefined
+    if accuracy is None:
+        return None
+    value = accuracy.metrics[name]
+    if metric.has_nothing_to_lose(value):
+        return (
+            f"{metric.title} of {evaluation.models[0].path} is {metric.text(0.0)}, so it has nothing to lose"
+        )
+    return metric.undefined if value is None else None
 
 
 def _has_labels(measuring: Measuring) -> bool:

@@ -73,4 +73,5 @@ def _compare(
         metric=metric,
         differences=drops,
         fidelity=fidelity,
+        nothing_to_lose=base.accuracy is not None and metric.has_nothing_to_lose(base.accuracy.metrics[main]),
     )

@@ -195,7 +195,7 @@ class Gates(Config, title=GATES_TITLE):
         ),
         Gate(
             "the measured drop of the task's main metric; with `--confident` the upper end of its interval",
-            lambda model, comparison: comparison.difference.drop if comparison.difference else None,
+            lambda model, comparison: comparison.visible_drop,
             at_most=True,
             unit=" pp",
             unit_of=lambda comparison: comparison.metric.drop_unit,

@@ -76,6 +76,7 @@ class Comparison:
         metric: the main metric.
         differences: the same of each metric that was measured, by name.
         fidelity: how near its outputs are to the baseline's; None where they have none in common.
+        nothing_to_lose: the baseline's main metric is the worst there is.
     """
 
     model: int
@@ -86,6 +87,12 @@ class Comparison:
     metric: Metric = METRICS[ACCURACY]
     differences: Mapping[str, Interval] = field(default_factory=dict)
     fidelity: Fidelity | None = None
+    nothing_to_lose: bool = False
+
+    @property
+    def visible_drop(self) -> float | None:
+        """The drop of the main metric; None where it was not measured or would be 0 whatever is broken."""
+        return None if self.difference is None or self.nothing_to_lose else self.difference.drop
 
 
 @dataclass(frozen=True)

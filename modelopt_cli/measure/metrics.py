@@ -81,6 +81,10 @@ class Metric:
         """The unit of a difference."""
         return " pp" if self.in_percent else self.unit
 
+    def has_nothing_to_lose(self, value: float | None) -> bool:
+        """True of a value that is the worst there is: a drop from there is 0, whatever a method broke."""
+        return value == 0 and self.higher_is_better and self.largest is not None
+
     @property
     def change(self) -> str:
         """The word for a change for the worse: a rise of an error, else a drop."""

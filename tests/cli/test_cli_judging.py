@@ -71,7 +71,8 @@ def test_a_drop_is_not_judged_on_masks_of_which_no_pixel_counts(name, here, mode
     """One that counts suffices, however late it comes; without a limit a note says what is missing."""
     (here / "map.py").write_text(MAP)
     (here / "masks.py").write_text(SEGMENTS)
-    torch.save({"0.weight": torch.randn(10, 1, 3, 3), "0.bias": torch.zeros(10)}, here / "map.pth")
+    bias = torch.tensor([1e3] + 9 * [0.0])  # always class 0, which the last mask is of
+    torch.save({"0.weight": torch.randn(10, 1, 3, 3), "0.bias": bias}, here / "map.pth")
     words = [*line(METHODS[name], "map.pth", "map.py:make"), "--task", "segment"]
     words += ["--calibration", "synthetic:1x8x8"] if name.startswith("quantize") else []
     found = modelopt(*words, "--data", "masks.py:none", "--max-drop", "100")
@@ -81,6 +82,27 @@ def test_a_drop_is_not_judged_on_masks_of_which_no_pixel_counts(name, here, mode
     assert modelopt(*words, "--data", "masks.py:last", "--max-drop", "100").code == 0
     told = modelopt(*[word for word in words if word != "-q"], "--force", "--data", "masks.py:none")
     assert (told.code, "mIoU not measured: no pixel counts" in told.out) == (0, True)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_drop_is_not_judged_of_a_network_that_gets_nothing_right(name, here, modelopt):
+    """From 0 nothing can be lost, so that any file would keep the limit."""
+    (here / "map.py").write_text(MAP)
+    (here / "masks.py").write_text(SEGMENTS)
+    bias = torch.tensor([-1e3] + 9 * [0.0])  # never class 0, which all masks are of
+    torch.save({"0.weight": torch.randn(10, 1, 3, 3), "0.bias": bias}, here / "map.pth")
+    words = [*line(METHODS[name], "map.pth", "map.py:make"), "--task", "segment"]
+    words += ["--calibration", "synthetic:1x8x8"] if name.startswith("quantize") else []
+    found = modelopt(*words, "--data", "masks.py:last", "--max-drop", "1")
+    assert (found.code, found.err.count("\n")) == (2, 1)
+    assert "mIoU of map.pth is 0.00 %, so it has nothing to lose" in found.err
+    assert not (here / "out.safetensors").exists()
+    told = modelopt(*[word for word in words if word != "-q"], "--data", "masks.py:last")
+    assert told.code == 0
+    assert "map.pth: mIoU is 0.00 %, of which nothing can be lost: check the preprocessing" in told.out
+    files = ["map.pth", "out.safetensors", "--arch", "map.py:make", *HOW, "--task", "segment"]
+    judged = modelopt("eval", *files, "--data", "masks.py:last", "--max-drop", "1")
+    assert (judged.code, "max-drop was not measured" in judged.err) == (1, True)
 
 
 @pytest.mark.parametrize("name", [*METHODS, "train", "distill"])
@@ -334,9 +356,9 @@ def test_a_recipe_without_a_checkpoint_is_judged_on_labelled_data(here, modelopt
 
 
 NEEDS_GRAPH = {
-    "quantize": (["--scheme", "int8", "--calibration", "npz:nowhere.npz"], "scheme int8"),
-    "prune": (["--flops", "0.5", "--data", "npz:nowhere.npz"], "structure channels"),
-    "share": (["--bits", "auto", "--ratio", "9", "--calibration", "npz:nowhere.npz"], "--bits auto"),
+    "quantize": (["--scheme", "int8", "--calibration", "npz:broken.npz"], "scheme int8"),
+    "prune": (["--flops", "0.5", "--data", "npz:broken.npz"], "structure channels"),
+    "share": (["--bits", "auto", "--ratio", "9", "--calibration", "npz:broken.npz"], "--bits auto"),
     "prune and train": (["--sparsity", "0.5", "--structure", "unstructured", *TRAIN], "fine-tuning"),
 }
 
@@ -349,11 +371,12 @@ def test_what_takes_a_graph_is_refused_before_data_are_opened_and_says_why(name,
     folder.mkdir()
     save_file({"w": torch.randn(8, 8)}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"architectures": ["Foo"], "model_type": "foo"}))
+    (here / "broken.npz").write_bytes(b"opening this would fail")
     words, needs = NEEDS_GRAPH[name]
     found = modelopt(name.split()[0], "folder", *words, "-q", *OUT)
     assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
     assert f"{needs} needs a network that can be traced; hf:folder: {WHY}; or " in found.err
-    assert "nowhere.npz" not in found.err
+    assert "broken.npz" not in found.err
     assert not (here / "out.safetensors").exists()
     measured = modelopt("eval", "folder", *DATA, "--latency-runs", "0", "-q")
     assert (measured.code, measured.err) == (
@@ -373,8 +396,9 @@ def unknown(spec):
 
 def test_a_student_that_cannot_be_traced_is_refused_before_data_are_opened(here, modelopt):
     (here / "branch.py").write_text(BRANCH)
+    (here / "broken.npz").write_bytes(b"opening this would fail")
     words = line(["distill", "{}", "--student", "branch.py:make"], "net.pth", "net.py:make")
-    words += [*TRAIN, "--data", "npz:nowhere.npz"]
+    words += [*TRAIN, "--data", "npz:broken.npz"]
     for more in (["--finetune-epochs", "1"], ["--compare-scratch"]):
         found = modelopt(*words, *more)
         assert found.code == 2
