@@ -6,19 +6,19 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from modelopt_cli.errors import EnvironmentFailure, UsageError
 from modelopt_cli.kernels import cuda, half_layers, onednn, reference, sparse24
 from modelopt_cli.kernels.lowering import LOWERINGS
+from modelopt_cli.kernels.max_pool import max_pool
+from modelopt_cli.kernels.readers import overwritable_residuals, read_as_rows
 from modelopt_cli.kernels.saturation import never_saturates, never_wraps
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantized import DynamicLinear, Quantized, QuantizedLinear, Weighted
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d, QuantizedConvolution
 from modelopt_cli.program.quantized_operations import (
     Quantize,
-    QuantizedAdd,
-    QuantizedAvgPool,
     QuantizedMaxPool,
     QuantizedMaxPool1d,
     QuantizedMaxPool2d,
@@ -96,7 +96,7 @@ BACKENDS: dict[str, KernelSet] = {
             QuantizedConv2d: onednn.conv2d,
             QuantizedLinear: onednn.linear,
             DynamicLinear: onednn.dynamic_linear,
-            **dict.fromkeys((QuantizedMaxPool1d, QuantizedMaxPool2d, QuantizedMaxPool3d), onednn.max_pool),
+            **dict.fromkeys((QuantizedMaxPool1d, QuantizedMaxPool2d, QuantizedMaxPool3d), max_pool),
         },
         exact=_never_goes_wrong,
         available=torch.backends.mkldnn.is_available,
@@ -246,7 +246,7 @@ def prepare(program: Program, device: str | torch.device = "cpu", backend: str |
     target = torch.device(device)
     program.to(target)
     kernels = BACKENDS[backend] if backend else backend_of(target)
-    overwritable, rows = _overwritable_residuals(program), _read_as_rows(program)
+    overwritable, rows = overwritable_residuals(program), read_as_rows(program)
     for name, module in program.named_modules():
         if isinstance(module, Quantize):
             module.for_rows = name in rows
@@ -260,47 +260,3 @@ def prepare(program: Program, device: str | torch.device = "cpu", backend: str |
             module, program.encodings.get(f"{name}.weight") if kernels.halves else None, target
         )
     return program
-
-
-def _read_as_rows(program: Program) -> set[str]:
-    """Names of the layers whose outputs only linear layers read."""
-    linear = {name for name, module in program.named_modules() if isinstance(module, QuantizedLinear)}
-    calls = program.graph.find_nodes(op="call_module")
-    readers = [(str(node.target), {str(user.target) for user in node.users}) for node in calls]
-    return {name for name, users in readers if users <= linear} - {
-        name for name, users in readers if not users <= linear
-    }
-
-
-# Modules whose output is a fresh tensor that shares no memory with their input.
-_FRESH = (QuantizedConvolution, QuantizedAdd, QuantizedMaxPool, QuantizedAvgPool)
-
-
-def _overwritable_residuals(program: Program) -> set[str]:
-    """Names of the convolutions whose residual nobody else can still read when they run.
-
-    That holds where a fresh tensor is the residual and all its other readers run earlier and keep
-    no view of it. A layer that is called more than once must satisfy it at every call.
-    """
-    modules = dict(program.named_modules())
-    position = {node: i for i, node in enumerate(program.graph.nodes)}
-    good: set[str] = set()
-    bad: set[str] = set()
-
-    def fresh(node: fx.Node) -> bool:
-        return node.op == "call_module" and isinstance(modules[str(node.target)], _FRESH)
-
-    for node in program.graph.nodes:
-        layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(layer, QuantizedConvolution) or layer.residual is None:
-            continue
-        first, residual = node.args
-        safe = (
-            residual is not first
-            and fresh(residual)
-            and all(
-                user is node or (fresh(user) and position[user] < position[node]) for user in residual.users
-            )
-        )
-        (good if safe else bad).add(str(node.target))
-    return good - bad

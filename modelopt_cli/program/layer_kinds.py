@@ -167,9 +167,10 @@ KINDS: dict[str, Kind] = {
         "p:fraction mode:batch|row", "same", idle=True, module="torchvision.ops.stochastic_depth"
     ),
     **dict.fromkeys(
-        ("QuantizedLinear", "DynamicLinear", "QuantizedEmbedding"),
+        ("QuantizedLinear", "DynamicLinear"),
         Kind(module="modelopt_cli.program.quantized", ours=True),
     ),
+    "QuantizedEmbedding": Kind(module="modelopt_cli.program.quantized_embedding", ours=True),
     **dict.fromkeys(
         ("QuantizedGRU", "QuantizedLSTM", "QuantizedGRUCell", "QuantizedLSTMCell"),
         Kind(module="modelopt_cli.program.quantized_recurrent", ours=True),

@@ -22,8 +22,9 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.errors import EnvironmentFailure
 from modelopt_cli.kernels import BACKENDS, cuda, onednn, prepare, require_device
-from modelopt_cli.kernels.dispatch import _overwritable_residuals
 from modelopt_cli.kernels.im2col import im2col
+from modelopt_cli.kernels.max_pool import max_pool
+from modelopt_cli.kernels.readers import overwritable_residuals
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.quantization import QParams, dynamic_qparams, quantize
 from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
@@ -235,7 +236,7 @@ def test_max_pool(options: tuple[Any, Any, Any], channels_last: bool) -> None:
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     expected = F.max_pool2d(x.double(), kernel, stride, padding)
     layer = QuantizedMaxPool2d(kernel, stride, padding, (1, 1), False)
-    run = onednn.max_pool(layer)
+    run = max_pool(layer)
     assert (run is None) == (kernel == (1, 1))
     for form in (run, layer.emulate):
         if form is not None:
@@ -248,7 +249,7 @@ def test_max_pool(options: tuple[Any, Any, Any], channels_last: bool) -> None:
 @pytest.mark.parametrize(("dilation", "ceil"), [((2, 1), False), ((1, 1), True)])
 def test_rare_max_pool(dilation: tuple[int, int], ceil: bool) -> None:
     layer = QuantizedMaxPool2d((3, 3), (2, 2), (1, 1), dilation, ceil)
-    assert onednn.max_pool(layer) is None
+    assert max_pool(layer) is None
     x = random_uint8(1, 3, 20, 20)
     assert torch.equal(layer(x).double(), F.max_pool2d(x.double(), 3, 2, 1, dilation, ceil))
 
@@ -300,7 +301,7 @@ def test_residual_is_overwritten_only_where_nobody_reads_it(form: str) -> None:
     program = Program(net, tracer.trace(net), input_spec=InputSpec((8, 9, 9)))
     x = torch.randn(2, 8, 9, 9, generator=torch.Generator().manual_seed(4))
     expected = prepare(program, backend="reference")(x)
-    assert _overwritable_residuals(program) == ({"two"} if form == "early" else set())
+    assert overwritable_residuals(program) == ({"two"} if form == "early" else set())
     got = prepare(program)(x)
     pairs = zip(got, expected, strict=True) if form == "both" else [(got, expected)]
     for a, b in pairs:

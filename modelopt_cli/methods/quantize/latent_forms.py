@@ -25,7 +25,6 @@ from modelopt_cli.program.quantization import BITS
 from modelopt_cli.program.quantized import (
     DynamicLinear,
     Quantized,
-    QuantizedEmbedding,
     QuantizedLinear,
     Weighted,
 )
@@ -36,6 +35,7 @@ from modelopt_cli.program.quantized_convolutions import (
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
 )
+from modelopt_cli.program.quantized_embedding import QuantizedEmbedding
 from modelopt_cli.program.quantized_operations import (
     Dequantize,
     Quantize,
