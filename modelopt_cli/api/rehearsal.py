@@ -74,7 +74,12 @@ def rehearse(
     few = samples if options.limit else samples.sample(SAMPLES, options.seed)
     limit = min(SAMPLES, options.limit or SAMPLES)
     quick = replace(options, baseline=0, runs=0, memory=False, workers=0, limit=limit)
-    evaluation = measure.evaluate(models, few, quick, task=task.spec)
+    # Next to itself a network shows whether its outputs can be compared with those of what is made of it.
+    both = models * 2 if measuring.gates and len(models) == 1 else models
+    evaluation = measure.evaluate(both, few, quick, task=task.spec)
+    for comparison in evaluation.comparisons:
+        conditions = Conditions(samples.labelled, options.runs, incomparable=comparison.incomparable)
+        measure_gates.require_conditions(measuring.gates, conditions)
     for model in evaluation.models:
         if options.limit is None and model.accuracy is not None and model.accuracy.classes is not None:
             samples.fits(model.accuracy.classes)

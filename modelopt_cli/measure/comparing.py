@@ -1,6 +1,7 @@
 """Comparison of the measurements of two models."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from modelopt_cli.measure.differences import differences
 from modelopt_cli.measure.evaluation import Accuracy, Comparison, ModelReport
@@ -38,10 +39,14 @@ def compare_all(
     predictions: Mapping[int, Predictions],
     fidelities: Mapping[int, Fidelity],
     baseline: int,
+    incomparable: Mapping[int, str],
 ) -> tuple[Comparison, ...]:
     """Compare every other model with the baseline, in order."""
     return tuple(
-        _compare(models, predictions, fidelities.get(model), baseline, model)
+        replace(
+            _compare(models, predictions, fidelities.get(model), baseline, model),
+            incomparable=incomparable.get(model),
+        )
         for model in range(len(models))
         if model != baseline
     )

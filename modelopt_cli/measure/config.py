@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.measure.conditions import Conditions, Obstacle
+from modelopt_cli.measure.conditions import Conditions, Obstacle, without_comparison, without_labels
 from modelopt_cli.measure.speedup import least_rounds, rounds_needed
 from modelopt_cli.settings import Config, Setting, fields_of, fraction, option, parse_device
 
@@ -126,16 +126,6 @@ class Gate:
     unresolved: "Callable[[Comparison, float], str | None]" = lambda comparison, limit: None
 
 
-def _labels(conditions: Conditions) -> Obstacle | None:
-    if conditions.undefined is not None:
-        return Obstacle(
-            f"cannot be judged on this data: {conditions.undefined}", f"give other {option('data')}"
-        )
-    if conditions.labelled:
-        return None
-    return Obstacle("needs labelled data to be held against", f"give {option('data')}")
-
-
 def _rounds(conditions: Conditions) -> Obstacle | None:
     least, runs = least_rounds(), next(field for field in fields_of(EvalOptions) if field.name == "runs")
     if conditions.runs >= least:
@@ -201,7 +191,7 @@ class Gates(Config, title=GATES_TITLE):
             unit_of=lambda comparison: comparison.metric.drop_unit,
             bound=lambda comparison: comparison.difference.high if comparison.difference else None,
             is_cautious=lambda gates: gates.confident,
-            lacking=_labels,
+            lacking=without_labels,
             obstacle=_not_run,
             unresolved=_more_samples,
         ),
@@ -255,6 +245,7 @@ class Gates(Config, title=GATES_TITLE):
             lambda model, comparison: comparison.fidelity.least_snr_db if comparison.fidelity else None,
             at_most=False,
             unit=" dB",
+            lacking=without_comparison,
             obstacle=_not_run,
         ),
     ] = None
@@ -265,6 +256,7 @@ class Gates(Config, title=GATES_TITLE):
             "the cosine of the output that has the least, on `--data` or, without it, on noise",
             lambda model, comparison: comparison.fidelity.least_cosine if comparison.fidelity else None,
             at_most=False,
+            lacking=without_comparison,
             obstacle=_not_run,
         ),
     ] = None

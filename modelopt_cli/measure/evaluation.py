@@ -77,6 +77,7 @@ class Comparison:
         differences: the same of each metric that was measured, by name.
         fidelity: how near its outputs are to the baseline's; None where they have none in common.
         nothing_to_lose: the baseline's main metric is the worst there is.
+        incomparable: why outputs were not compared, of whatever samples; None where they were.
     """
 
     model: int
@@ -88,6 +89,7 @@ class Comparison:
     differences: Mapping[str, Interval] = field(default_factory=dict)
     fidelity: Fidelity | None = None
     nothing_to_lose: bool = False
+    incomparable: str | None = None
 
     @property
     def visible_drop(self) -> float | None:

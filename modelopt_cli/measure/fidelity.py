@@ -12,6 +12,7 @@ from torch import Tensor
 from modelopt_cli.measure.output_comparison import LIMIT_DB
 from modelopt_cli.program.output_structure import flatten
 from modelopt_cli.tasks import CLASSIFY, TaskSpec
+from modelopt_cli.text import listing
 
 SOLE = "output"
 """Name of the output of a network that returns one tensor."""
@@ -95,7 +96,7 @@ class FidelityTally:
         self._task = task
         self._sums: dict[str, _Sums] = {}
         self._nats: dict[str, tuple[float, int]] = {}
-        self._differing: set[str] = set()
+        self._differing: dict[str, str] = {}
 
     def add(self, expected: Any, outputs: Any, samples: int, counted: Tensor | None = None) -> None:
         """Compare the outputs for one batch.
@@ -115,7 +116,9 @@ class FidelityTally:
         for name in dict.fromkeys([*theirs, *ours]):
             reference, output = theirs.get(name), ours.get(name)
             if reference is None or output is None or reference.shape != output.shape:
-                self._differing.add(name)
+                self._differing.setdefault(
+                    name, f"the baseline returned {_form(theirs)}, the other {_form(ours)}"
+                )
             elif reference.is_floating_point():
                 counts = _counts(reference, counted)
                 if bool(counts.any()):
@@ -147,6 +150,20 @@ class FidelityTally:
         if any(each.apart for each in self._in_common.values()):
             return f"{line}, and not all of these are in both networks: that is an endless error"
         return f"{line}; the others are compared"
+
+    @property
+    def unlike(self) -> str | None:
+        """Reason why no output is compared: what the two return where they differ; None where one is."""
+        if self._in_common or not self._differing:
+            return None
+        return f"{next(iter(self._differing.values()))} for the same samples, so no output is in both"
+
+    @property
+    def left_out(self) -> str | None:
+        """A line on outputs that only one network has or that differ in shape, where others are compared."""
+        if not (self._in_common and self._differing):
+            return None
+        return f"signal to noise and cosine leave out {listing(list(self._differing))}: of another shape"
 
     @property
     def _in_common(self) -> dict[str, _Sums]:
@@ -189,6 +206,12 @@ class FidelityTally:
         lost = bool(reference.isnan().any())  # to the other, which gives numbers there
         nats = math.inf if lost else float(divergence(reference, compared, exclusive=logits.exclusive))
         self._nats[name] = before + nats, rows + len(reference)
+
+
+def _form(outputs: Mapping[str, Tensor]) -> str:
+    """Names and shapes of outputs, for a message."""
+    each = [f"{name or SOLE} {tuple(tensor.shape)}" for name, tensor in outputs.items()]
+    return ", ".join(each) or "nothing"
 
 
 def _is_of_tokens(output: Tensor, counted: Tensor) -> bool:

@@ -25,6 +25,7 @@ from modelopt_cli.text import listing
 NOISE_SAMPLES = 8
 """Samples of noise that outputs are compared on where there is no data."""
 
+_BOXES = "boxes of two networks do not belong together one by one"
 _NO_RECORD: AbstractContextManager[Sequence[PartCall]] = nullcontext(())
 Scores = tuple[dict[int, Predictions], dict[int, Fidelity]]
 
@@ -37,6 +38,9 @@ class OnData:
         runnable: indices of those that can be called.
         options: baseline, device, batch size, seed.
         task: what they are for.
+
+    Attributes:
+        incomparable: of each model whose outputs are not compared with the baseline's, the reason.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class OnData:
     ) -> None:
         self._models, self._options, self._task = models, options, task
         self._apart: dict[str, str] = {}
+        self.incomparable: dict[int, str] = {}
         self._notes: list[str] = []
         # The baseline first: the others are compared with it.
         self._order = sorted(runnable, key=lambda i: i != options.baseline)
@@ -117,8 +122,12 @@ class OnData:
     def _fidelities(self, likenesses: Mapping[int, FidelityTally]) -> dict[int, Fidelity]:
         """The likeness of each model that has one; a note says what of it cannot be measured, and why."""
         for i, tally in likenesses.items():
-            if (note := tally.not_numbers()) is not None:
-                self._notes.append(f"{self._models[i].path}: {note}")
+            if (reason := tally.unlike) is not None:
+                self.incomparable[i] = reason
+            told = reason and f"signal to noise and cosine not measured: {reason}"
+            for note in (told, tally.left_out, tally.not_numbers()):
+                if note is not None:
+                    self._notes.append(f"{self._models[i].path}: {note}")
         found = {i: result for i, tally in likenesses.items() if (result := tally.result()) is not None}
         alone = "the one number of a single sample has no more than a sign"
         for i in (i for i, result in found.items() if not result.cosine):
@@ -170,6 +179,7 @@ class OnData:
         assert baseline.model is not None
         if not has_same_parts(made.model, baseline.model):
             self._apart[made.path] = "they are not compared"
+            self.incomparable[place] = _BOXES
             return
         parts = listing(list(dict.fromkeys(call.path for call in calls)))
         self._apart[made.path] = (
@@ -183,8 +193,7 @@ class OnData:
 
     def notes(self) -> list[str]:
         """Lines on outputs that are NaN, and on detectors: boxes are not compared one by one."""
-        apart = "boxes of two networks do not belong together one by one"
-        return self._notes + [f"{path}: {apart}; {compared}" for path, compared in self._apart.items()]
+        return self._notes + [f"{path}: {_BOXES}; {compared}" for path, compared in self._apart.items()]
 
 
 def _takes(evaluated: EvaluatedModel, sample: InputSpec) -> bool:

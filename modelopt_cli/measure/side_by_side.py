@@ -64,6 +64,7 @@ class _Run:
         self.models, self.data, self.options = models, data, options
         self.progress, self.task = progress, task
         self.notes: list[str] = []
+        self.incomparable: dict[int, str] = {}
         self.runnable = [i for i, evaluated in enumerate(models) if evaluated.runs]
 
     def evaluation(self) -> Evaluation:
@@ -102,7 +103,9 @@ class _Run:
         return Evaluation(
             models=models,
             baseline=self.options.baseline,
-            comparisons=compare_all(models, predictions, fidelities, self.options.baseline),
+            comparisons=compare_all(
+                models, predictions, fidelities, self.options.baseline, self.incomparable
+            ),
             environment=environment(threads, self.options.device),
             data=None if self.data is None else self.data.name,
             notes=tuple(self.notes),
@@ -148,10 +151,12 @@ class _Run:
         if data is None:
             scores: Scores = {}, on_data.on_noise()
             self.notes += on_data.notes()
+            self.incomparable = on_data.incomparable
             return scores
         total = self._samples(data)
         scores = on_data.scores(data, lambda done: self._report("accuracy", done, total))
         self.notes += on_data.notes()
+        self.incomparable = on_data.incomparable
         if not data.labelled:
             self.notes.append(f"{data.name} has no labels, so there is no accuracy; outputs are compared")
         return scores

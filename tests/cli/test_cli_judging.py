@@ -421,3 +421,38 @@ class Branch(nn.Module):
 def make():
     return Branch()
 """
+
+
+CHANGING = """
+import torch
+from torch import nn
+
+class Changing(nn.Module):
+    calls = 0
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        Changing.calls += 1
+        y = self.layer(x.flatten(1))
+        return (y,) if Changing.calls % 2 else {"logits": y}
+
+def make():
+    return Changing()
+"""
+
+
+def test_outputs_without_a_common_name_are_known_before_a_limit_on_them_is_judged(here, modelopt):
+    (here / "net.py").write_text(CHANGING)
+    torch.save({"layer.weight": torch.randn(10, 64), "layer.bias": torch.zeros(10)}, here / "net.pth")
+    words = line(["quantize", "net.pth"], "net.pth", "net.py:make")
+    for gate in (["--min-snr", "1"], ["--min-cosine", "0"]):
+        found = modelopt(*words, *DATA, *gate)
+        assert (found.code, found.out) == (2, "")
+        assert f"{gate[0]}: cannot be judged: the baseline returned " in found.err
+        assert not (here / "out.safetensors").exists()
+    found = modelopt(*words, *DATA)
+    assert found.code == 0
+    assert "signal to noise and cosine not measured: the baseline returned " in found.out

@@ -140,6 +140,16 @@ def test_outputs_of_another_shape_are_left_out() -> None:
     tally = FidelityTally()
     tally.add(ONE, ONE[:, :3], 20)
     assert tally.result() is None
+    assert tally.unlike == (
+        "the baseline returned output (20, 5), the other output (20, 3) for the same samples, "
+        "so no output is in both"
+    )
+    partly = FidelityTally()
+    partly.add({"a": ONE, "b": ONE}, {"a": ONE[:, :3], "b": ONE}, 20)
+    assert (partly.unlike, partly.left_out) == (
+        None,
+        "signal to noise and cosine leave out a: of another shape",
+    )
 
 
 class Two(nn.Module):
