@@ -16,6 +16,8 @@ from modelopt_cli.methods.distill.losses import LOSSES
 from modelopt_cli.methods.prune.allocation import ALLOCATIONS
 from modelopt_cli.methods.prune.criteria import CRITERIA
 from modelopt_cli.methods.prune.structures import CHANNELS, LAYERS, WEIGHTS
+from modelopt_cli.methods.quantize.bias_corrections import BIAS_CORRECTIONS
+from modelopt_cli.methods.quantize.equalizations import EQUALIZATIONS
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import SCHEMES
@@ -162,6 +164,8 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
             + (", data" if row.needs_calibration else "")
         ),
     ),
+    "bias_corrections": lambda: choices("bias_correction", BIAS_CORRECTIONS, paper=_paper),
+    "equalizations": lambda: choices("equalize", EQUALIZATIONS, paper=_paper),
     "observers": lambda: choices("observer", OBSERVERS, paper=_paper),
     "roundings": lambda: choices("rounding", ROUNDINGS, paper=_paper),
     "criteria": lambda: choices(

@@ -18,6 +18,8 @@ from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
 
 _USUAL_DB = 30.0
 """Signal-to-noise that rounding to 8 bits leaves in any layer: only what falls below that is a loss."""
+_FITTED = 4
+"""Numbers of a channel from which its size can be told."""
 _FUSED = 3
 """Most operations that a quantized layer takes in behind it: batch norm, addition, activation."""
 _BEYOND = 255 * torch.finfo(torch.float32).max / 2**31
@@ -134,7 +136,8 @@ class Comparison:
 
     def see(self, step: ComparedValue) -> None:
         before = min((self.quality.get(key, _USUAL_DB) for key in step.sources), default=_USUAL_DB)
-        ratios = (snr_db(candidate, step.value) for candidate in self._candidates(step))
+        candidates = self._candidates(step)
+        ratios = (snr_db(candidate, _at_sizes_of(candidate, step.value)) for candidate in candidates)
         after = max((each for each in ratios if each is not None), default=before)
         self.quality[step.key] = after = min(after, _USUAL_DB)
         self.layers[step.key] = layer = self._layer(step)
@@ -157,6 +160,22 @@ class Comparison:
             value = self.known[key].value
             if is_real(value) and value.shape == step.value.shape:
                 yield value
+
+
+def _at_sizes_of(expected: Tensor, value: Tensor) -> Tensor:
+    """The value with each channel multiplied by the number that brings it closest to the expected one.
+
+    ``quantize`` divides channels by factors that the weights of the next layers take in. Where a channel has
+    few numbers, the value as it is: a fit would find no noise.
+    """
+    if value.dim() < 2 or value.numel() < _FITTED * value.shape[1]:
+        return value
+    others = [dim for dim in range(value.dim()) if dim != 1]
+    finite = expected.isfinite() & value.isfinite()
+    a, b = (torch.where(finite, each, 0).double() for each in (expected, value))
+    squares = b.square().sum(others, keepdim=True)
+    fit = (a * b).sum(others, keepdim=True) / squares.clamp(min=torch.finfo(torch.float64).tiny)
+    return value * torch.where(fit > 0, fit, 1)
 
 
 def is_real(value: Any) -> TypeGuard[Tensor]:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, ClassVar
 
 from modelopt_cli.artifact.coding import Code
 from modelopt_cli.errors import UsageError
+from modelopt_cli.methods.quantize.bias_corrections import BIAS_CORRECTIONS
+from modelopt_cli.methods.quantize.equalizations import EQUALIZATIONS
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.precisions import PRECISIONS, PREFERENCES, Preference
 from modelopt_cli.methods.quantize.roundings import ROUNDINGS
@@ -19,6 +21,8 @@ _CHOSEN_SINCE = (
     *("precision", "prefer", "max_drop", "min_ratio", "min_speedup"),
 )
 """Settings that a file's history names only where they are not as usual."""
+_OF_CALIBRATED = ("equalize", "bias_correction")
+"""Settings that a file's history names only of schemes that calibrate, which alone heed them."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,15 @@ class QuantizeConfig(Config, title="Quantizing"):
             "Steps of learning for each layer or block, where rounding is learned.", least=1, advanced=True
         ),
     ] = 300
+    equalize: Annotated[
+        str, Setting("Rule that brings channels to one size before rounding.", choices=EQUALIZATIONS)
+    ] = "outputs"
+    bias_correction: Annotated[
+        str,
+        Setting(
+            "Rule that takes back the mean error of rounding in layers' outputs.", choices=BIAS_CORRECTIONS
+        ),
+    ] = "measured"
     include: Annotated[
         tuple[str, ...],
         Setting("Quantize only layers whose names match; may be repeated.", of_layers=True),
@@ -184,6 +197,8 @@ class QuantizeConfig(Config, title="Quantizing"):
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form, for the history; what became a choice later is left out where it is usual."""
         values = super().as_dict()
+        for name in () if self.row.needs_calibration else _OF_CALIBRATED:
+            del values[name]
         usual = {name: getattr(QuantizeConfig, name) for name in _CHOSEN_SINCE}
         return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 

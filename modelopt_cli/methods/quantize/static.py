@@ -8,10 +8,12 @@ from torch import fx
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.batches import input_batches
 from modelopt_cli.methods.context import Context, MethodResult
+from modelopt_cli.methods.quantize.bias_corrections import BIAS_CORRECTIONS
 from modelopt_cli.methods.quantize.calibration import Watching, calibrate
 from modelopt_cli.methods.quantize.candidates import select_candidates, shared_weights
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import convert, values_to_observe
+from modelopt_cli.methods.quantize.equalize import equalized
 from modelopt_cli.methods.quantize.feature_scales import (
     FeatureRange,
     feature_factors,
@@ -76,6 +78,8 @@ def integer_network(ready: Calibrated, config: QuantizeConfig, context: Context)
     """The integer form of a calibrated network, its weights rounded as the config says."""
     rounded = _rounded(ready, config, context)
     integer = convert(ready.program, ready.plan, rounded.qparams, ready.shared, rounded.layers)
+    if (correct := BIAS_CORRECTIONS[config.bias_correction].correct) is not None:
+        correct(integer, ready.program, ready.plan, ready.shared, context)
     for name, widths in ready.plan.widths.items():
         if widths.activation is None:
             store_layer(integer, name, widths.weight)
@@ -110,6 +114,7 @@ def calibrated(program: Program, config: QuantizeConfig, context: Context) -> Ca
     unfolded = {layer for name in shared if (layer := name.rpartition(".")[0]) not in selected}
     ready = fold_batch_norms(split, unfolded)
     widths = layer_widths(selected, edge_layers(ready), config)
+    ready = equalized(ready, widths, shared, config, context)
     plan = make_plan(ready, widths)
     layers = values_of_features(ready, plan, shared)
     features = {value: FeatureRange() for value in layers}
