@@ -269,6 +269,12 @@ def test_shared_weights_are_refused_before_anything_is_calibrated(network: Progr
         apply(shared, QuantizeConfig(), given)
 
 
+@pytest.mark.parametrize("scheme", ["fp16", "bf16"])
+def test_a_scheme_without_integers_is_not_trained(scheme: str, network: Program, digits: Data) -> None:
+    with pytest.raises(UsageError, match=f"{scheme}'?: casts weights, which leaves nothing to train with"):
+        apply(network, QuantizeConfig(scheme), context(digits))
+
+
 @pytest.mark.parametrize(
     ("task", "teacher", "used"),
     [

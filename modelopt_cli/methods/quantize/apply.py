@@ -44,7 +44,7 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> MethodR
     """
     scheme = config.row
     if context.training is not None:
-        require_trainable(program)
+        require_trainable(program, config)
     result = scheme.apply(program, config, context)
     _settle_encodings(program, result.program)
     if context.training is not None:

@@ -17,6 +17,7 @@ from modelopt_cli.methods.share.config import was_shared
 from modelopt_cli.program import Program
 from modelopt_cli.program.input_batch import Inputs
 from modelopt_cli.program.quantized_recurrent import renamed_weights
+from modelopt_cli.settings import option
 from modelopt_cli.training import TrainConfig, distributed, fit
 from modelopt_cli.training.catalog import OWN_TEACHER
 from modelopt_cli.training.objectives import objective, returns_losses
@@ -26,12 +27,16 @@ SLOWER = 10
 """Divisor of the learning rate of a network with integers, where none is given."""
 
 
-def require_trainable(program: Program) -> None:
-    """Refuse a network whose few values training would undo.
+def require_trainable(program: Program, config: QuantizeConfig) -> None:
+    """Refuse a network whose few values training would undo, and a scheme without integers.
 
     Raises:
-        UsageError: its weights are shared.
+        UsageError: its weights are shared, or would be cast to another type.
     """
+    if config.row.float_type is not None:
+        problem = "casts weights, which leaves nothing to train with"
+        where = option("scheme", config.scheme)
+        raise UsageError(problem, where=where, hint=f"leave out {option('epochs')}")
     require_not_shared(program.encodings)
     if was_shared(program.history):
         problem = "were shared, which training would undo"
