@@ -14,7 +14,7 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -80,7 +80,10 @@ NETWORKS = {
         f"npz:{CROPS}/test.npz",
         f"npz:{CROPS}/calibration.npz",
         OF_CROPS,
-        ("--arch", "assets/efficientnet_lite0.py:make", "--input-size", "224"),
+        options=(
+            *("--arch", "assets/efficientnet_lite0.py:make", "--input-size", "224", "--resize", "224"),
+            *("--crop", "0.875", "--interpolation", "bicubic", "--mean", "0.49803922", "--std", "0.50196078"),
+        ),
     ),
 }
 
@@ -109,6 +112,17 @@ class Setting:
         """For the file."""
         return f"w{self.widths.replace('/', 'a')}-{self.rounding}-{self.steps}-{self.samples}"
 
+    @classmethod
+    def of(cls, name: str) -> "Setting":
+        """The setting with this name."""
+        widths, rounding, steps, samples = name.split("-")
+        return cls(widths[1:].replace("a", "/"), rounding, int(steps), int(samples))
+
+
+def slug(name: str) -> str:
+    """A network's name in those of files."""
+    return name.replace(" ", "-").lower()
+
 
 def modelopt(verb: str, *options: str) -> dict[str, Any]:
     """What a command prints with ``--json``, its processor time in seconds and its memory in GB.
@@ -130,7 +144,7 @@ def modelopt(verb: str, *options: str) -> dict[str, Any]:
 def measured(name: str, setting: Setting, folder: Path, limit: int) -> dict[str, Any]:
     """The figures of one row, or those that were measured before."""
     network = NETWORKS[name]
-    stem = folder / f"{name}-{setting.name}".replace(" ", "-").lower()
+    stem = folder / f"{slug(name)}-{setting.name}"
     result = stem.with_suffix(".json")
     if not result.exists():
         if CROPS in network.data and not (ROOT / CROPS).exists():
@@ -160,21 +174,26 @@ def cells(found: dict[str, Any]) -> Iterator[str]:
     yield f"{found['gigabytes']:.1f}"
 
 
-def rows(name: str, settings: Sequence[Setting], folder: Path, limit: int) -> Iterator[str]:
-    """The rows of a network."""
-    for setting in settings:
-        found = measured(name, setting, folder, limit)
-        weights, activations = setting.widths.split("/")
-        learned = f"{setting.steps}" if ROUNDINGS[setting.rounding].learned else ""
-        about = (name, f"W{weights}A{activations}", setting.rounding, learned, f"{setting.samples}")
-        row = f"| {' | '.join((*about, *cells(found)))} |"
-        print(row, flush=True)
-        yield row
-    yield f"- **{name}** ({found['measured']}): {NETWORKS[name].about}."
+def row(name: str, setting: Setting, found: dict[str, Any]) -> str:
+    """A row of the table."""
+    weights, activations = setting.widths.split("/")
+    learned = f"{setting.steps}" if ROUNDINGS[setting.rounding].learned else ""
+    about = (name, f"W{weights}A{activations}", setting.rounding, learned, f"{setting.samples}")
+    return f"| {' | '.join((*about, *cells(found)))} |"
 
 
-def page(table: Sequence[str]) -> Iterator[str]:
-    """The page, line by line."""
+def results(name: str, folder: Path) -> dict[Setting, dict[str, Any]]:
+    """All results of a network in a folder, the most bits first."""
+    stem = f"{slug(name)}-"
+    paths = {Setting.of(path.stem.removeprefix(stem)): path for path in folder.glob(f"{stem}w*.json")}
+    order = sorted(
+        paths, key=lambda each: ([-int(n) for n in each.widths.split("/")], each.rounding != "nearest")
+    )
+    return {each: json.loads(paths[each].read_text()) for each in order}
+
+
+def page(folder: Path) -> Iterator[str]:
+    """The page of all results in a folder, line by line."""
     yield f"torch {version('torch')}, `python -m benchmarks.low_bits`, one thread"
     yield ""
     yield (
@@ -182,7 +201,12 @@ def page(table: Sequence[str]) -> Iterator[str]:
         "| same answers | dB | ratio | minutes | GB |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
-    yield from (line for line in table if line.startswith("|"))
+    notes = []
+    for name, network in NETWORKS.items():
+        known = results(name, folder)
+        yield from (row(name, setting, found) for setting, found in known.items())
+        if days := dict.fromkeys(found["measured"] for found in known.values()):
+            notes.append(f"- **{name}** ({'; '.join(days)}): {network.about}.")
     yield ""
     yield (
         "The first and the last layer have 8 bits. Minutes are processor time of one thread, the comparison "
@@ -190,7 +214,7 @@ def page(table: Sequence[str]) -> Iterator[str]:
         "is the peak of the process, of which `nearest` shows what comes without learning."
     )
     yield ""
-    yield from (line for line in table if line.startswith("-"))
+    yield from notes
 
 
 def main() -> None:
@@ -205,7 +229,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--limit", type=int, default=4000, help="samples to judge by")
     parser.add_argument("--folder", type=Path, default=BUILD)
-    parser.add_argument("--output", type=Path, help="write the page to this Markdown file")
+    parser.add_argument("--output", type=Path, help="write all results of the folder here")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     settings = [
@@ -213,13 +237,11 @@ def main() -> None:
         for widths in options.widths
         for rounding in options.roundings
     ]
-    table = [
-        row
-        for name in options.networks or NETWORKS
-        for row in rows(name, settings, options.folder, options.limit)
-    ]
+    for name in options.networks or NETWORKS:
+        for setting in settings:
+            print(row(name, setting, measured(name, setting, options.folder, options.limit)), flush=True)
     if options.output is not None:
-        options.output.write_text("\n".join(page(table)) + "\n")
+        options.output.write_text("\n".join(page(options.folder)) + "\n")
 
 
 if __name__ == "__main__":
