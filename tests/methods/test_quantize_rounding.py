@@ -356,6 +356,12 @@ def test_a_scheme_that_sees_no_inputs_is_refused(name: str) -> None:
         QuantizeConfig("int8-dynamic", rounding=name)
 
 
+@pytest.mark.parametrize(("scheme", "name"), [("int8", "gptq"), ("int8-weight", "gptq")])
+def test_inputs_are_looked_at_on_the_cpu_whatever_the_device(scheme: str, name: str) -> None:
+    context = Context(data=Images(images(4, 3, 12, 12)), device="meta")  # type: ignore[arg-type]
+    apply(small(), QuantizeConfig(scheme, rounding=name), context)
+
+
 def test_steps_without_learning_are_refused() -> None:
     with pytest.raises(UsageError, match="rounding_steps has no meaning without"):
         QuantizeConfig(rounding="gptq", rounding_steps=10)

@@ -1,7 +1,7 @@
 """Static int8: ranges of activations are fixed by calibration data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -147,7 +147,7 @@ def _rounded(ready: Calibrated, config: QuantizeConfig, context: Context) -> Rou
         ready.qparams,
         ready.shared,
         data=context.data.sample(config.calibration_samples, context.seed),
-        context=context,
+        context=replace(context, device="cpu"),  # where the network is
         steps=config.rounding_steps,
     )
     return find(problem)

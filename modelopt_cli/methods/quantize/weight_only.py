@@ -5,6 +5,7 @@ Needs no data and no graph, so it also serves networks that cannot be traced and
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def _rounded_by_inputs(
     title = option("rounding", rounding.name)
     data = calibration_data(context, title, config.calibration_samples, option("rounding", "nearest"))
     before = dict(ready.encodings)
-    rounding.of_stored(ready.eval(), steps, data, context)
+    rounding.of_stored(ready.eval(), steps, data, replace(context, device="cpu"))
     return {name for name in steps if ready.encodings.get(name) is not before.get(name)}
 
 
