@@ -103,9 +103,10 @@ class _Search:
             self.refused.add(high)
         else:
             low = last
+        step = 1
         while low > 0 and self._lost(low, on) > self._most:
             self.refused.add(low)
-            low -= 1
+            low, step = max(0, low - step), 2 * step
         if low == 0 and self.network(0) is None:
             lost = self._lost(1, on)
             raise BudgetNotMet(
@@ -205,8 +206,8 @@ class _Search:
             precision = layer.losses[i].precision
             counts[precision] = counts.get(precision, 0) + 1
         layers = ", ".join(f"{count} in {name}" for name, count in sorted(counts.items(), reverse=True))
-        refused = self.choosing.frontier[chosen + 1] if chosen + 1 in self.refused else None
-        saving = 100 * gap(allocation, refused)
+        refused = min((place for place in self.refused if place > chosen), default=None)
+        saving = 100 * gap(allocation, None if refused is None else self.choosing.frontier[refused])
         best = "the least by the model" if not saving else f"within {saving:.2g} % of the least by the model"
         return f"layers: {layers}; together {allocation.cost:,.6g}{unit}, {best}"
 
