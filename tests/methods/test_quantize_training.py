@@ -16,7 +16,7 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.methods.batches import input_batches
 from modelopt_cli.methods.context import Context, MethodResult
-from modelopt_cli.methods.quantize import integer_training, qat
+from modelopt_cli.methods.quantize import integer_training, layer_forms, qat
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.latent_layers import Latent, LatentNorm
@@ -267,6 +267,26 @@ def test_shared_weights_are_refused_before_anything_is_calibrated(network: Progr
     given = replace(context(digits), data=None)
     with pytest.raises(UsageError, match="the weights: were shared, which training would undo"):
         apply(shared, QuantizeConfig(), given)
+
+
+def test_recurrent_layers_of_integers_are_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, digits: Data
+) -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.fc = nn.GRU(8, 8, batch_first=True), nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.fc(self.gru(x.flatten(1, 2))[0][:, -1])
+            return result
+
+    monkeypatch.setattr(layer_forms, "LEAST_HIDDEN", 8)
+    rows = capture(Rows().eval(), InputSpec((1, 8, 8)), verify=False)
+    with pytest.raises(UsageError, match=r"gru: is a recurrent layer of integers.*exclude='gru'"):
+        apply(rows, QuantizeConfig(), context(digits))
+    trained = apply(rows, QuantizeConfig(exclude=("gru",)), context(digits, epochs=1)).program
+    assert not torch.equal(trained.get_parameter("gru.weight_hh_l0"), rows.get_parameter("gru.weight_hh_l0"))
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "bf16"])

@@ -16,7 +16,7 @@ from modelopt_cli.methods.quantize.latent_norms import identity_norms, restore_s
 from modelopt_cli.methods.share.config import was_shared
 from modelopt_cli.program import Program
 from modelopt_cli.program.input_batch import Inputs
-from modelopt_cli.program.quantized_recurrent import renamed_weights
+from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent, renamed_weights
 from modelopt_cli.settings import option
 from modelopt_cli.training import TrainConfig, distributed, fit
 from modelopt_cli.training.catalog import OWN_TEACHER
@@ -64,6 +64,7 @@ def fine_tuned(
     """
     training = context.training
     assert training is not None
+    _require_latent_forms(quantized)
     training = replace(training, config=settings_of(context))
     network = qat.prepare(quantized)
     if floats is not None:
@@ -84,6 +85,15 @@ def fine_tuned(
     tuned = qat.convert(network, quantized)
     tuned.encodings = compact(tuned)
     return tuned.eval()
+
+
+def _require_latent_forms(quantized: Program) -> None:
+    for name, layer in quantized.named_modules():
+        if isinstance(layer, QuantizedRecurrent):
+            hint = f"leave it in float with {option('exclude', name)}"
+            raise UsageError(
+                "is a recurrent layer of integers, which cannot be trained", where=name, hint=hint
+            )
 
 
 def settings_of(context: Context) -> TrainConfig:
