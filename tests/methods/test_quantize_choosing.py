@@ -26,7 +26,9 @@ MANY = smooth(400, 3, 12, 12)
 def chosen(program: Program, labelled: bool = True, code: Any = "plain", **options: Any) -> MethodResult:
     with torch.no_grad():
         labels = program(MANY).argmax(1) if labelled else None
-    config = QuantizeConfig(precision="auto", observer="minmax", **options)
+    config = QuantizeConfig(
+        precision="auto", observer="minmax", equalize="none", bias_correction="none", **options
+    )
     return apply(program, config, context(MANY, labels, code=code))
 
 

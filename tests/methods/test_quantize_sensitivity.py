@@ -27,9 +27,10 @@ from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
 
 
-def found_in(network: nn.Module) -> QuantizeSensitivity:
+def found_in(network: nn.Module, equalize: str = "none") -> QuantizeSensitivity:
     program = captured(network, 3, 12, 12)
-    return sensitivity(program, QuantizeConfig(observer="minmax"), context(program, 16))
+    config = QuantizeConfig(observer="minmax", equalize=equalize)
+    return sensitivity(program, config, context(program, 16))
 
 
 def by_name(found: QuantizeSensitivity) -> dict[str, LayerSensitivity]:
@@ -110,6 +111,13 @@ def test_a_channel_times_a_thousand_is_the_outlier_channel_of_the_layer_that_rea
     assert (reason.kind, reason.channel, reason.of_input) == ("outlier channel", 5, True)
     assert "channel 5 of its input (made by first) reaches" in reason.text
     assert sentences(found)[0].startswith("second breaks the network first: rounded to int8 alone it leaves ")
+
+
+def test_an_outlier_channel_is_repaired_by_equalisation() -> None:
+    assert found_in(with_outlier_channel(5)).breaking
+    repaired = found_in(with_outlier_channel(5), QuantizeConfig.equalize)
+    assert not repaired.breaking
+    assert by_name(repaired)["second"].losses[1].snr_db > 30
 
 
 def test_a_batch_norm_of_tiny_variance_is_named_as_the_cause() -> None:

@@ -106,7 +106,8 @@ class _Search:
         step = 1
         while low > 0 and self._lost(low, on) > self._most:
             self.refused.add(low)
-            low, step = max(0, low - step), 2 * step
+            # The one with the least error besides all float is tried before nothing is left.
+            low, step = max(min(1, low - 1), low - step), 2 * step
         if low == 0 and self.network(0) is None:
             lost = self._lost(1, on)
             raise BudgetNotMet(
