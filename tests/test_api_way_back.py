@@ -1,5 +1,6 @@
 """From a file that was made without a graph back to ordinary weights, to a module, and to a Program."""
 
+import math
 import os
 import shlex
 import subprocess
@@ -337,3 +338,44 @@ def test_names_that_a_program_has_itself_come_back_as_the_network_s(tmp_path: Pa
     again.load_state_dict(modelopt_cli.load_state_dict(path))
     with torch.no_grad():
         assert torch.equal(again(SAMPLES), network(SAMPLES))
+
+
+def tiny_network(values: float = 1.0, weights: float = 1.0):
+    """A network of such small weights in its middle, and samples of such small values."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    with torch.no_grad():
+        net[2].weight.mul_(weights)
+        for layer in net[::2]:
+            layer.bias.zero_()
+    return net, torch.randn(64, 8) * values
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
+@pytest.mark.parametrize(
+    "sizes", [{"values": 1e-14}, {"values": 1e-34}, {"weights": 1e-20}, {"weights": 1e-33}]
+)
+def test_tiny_values_are_rounded_and_not_lost(sizes, scheme):
+    net, x = tiny_network(**sizes)
+    with torch.no_grad():
+        wanted = net(x).double()
+    made = modelopt_cli.quantize(net, calibration=[x], scheme=scheme)
+    noise = (made.program(x).double() - wanted).square().sum()
+    assert 10 * math.log10(float(wanted.square().sum() / noise)) > 30
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int8-weight"])
+def test_weights_that_no_scale_holds_are_named(scheme):
+    net, x = tiny_network(weights=1e-37)
+    with pytest.raises(UsageError, match=r"2\.weight: has values up to .*; leave it out with exclude='2'"):
+        modelopt_cli.quantize(net, calibration=[x], scheme=scheme)
+
+
+def test_the_warning_on_a_low_signal_to_noise_is_among_the_notes():
+    net, x = tiny_network()
+    lines = []
+    few = {"weight_bits": 2, "act_bits": 2, "edge_bits": 2}
+    made = modelopt_cli.quantize(net, calibration=[x], on_note=lines.append, **few)
+    (line,) = (each for each in lines if "the outputs keep" in each)
+    assert line in made.notes
+    assert line.startswith(f"warning: the outputs keep {made.snr_db:.1f} dB of signal to noise")

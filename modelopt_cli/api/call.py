@@ -168,7 +168,7 @@ class Call:
         result = replace(
             result,
             evaluation=self.space.renamed(result.evaluation),
-            notes=tuple(map(self.space.shown, [*why, *result.notes])),
+            notes=tuple(map(self.space.shown, [*why, *result.told, *result.notes])),
             untraced=untraced and self.space.shown(untraced),
         )
         if result.written is None:

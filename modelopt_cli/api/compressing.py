@@ -107,18 +107,21 @@ class Compressing(Work):
     ) -> Made:
         request, method, covered = self.request, self.method, model.coverage
         usual = method.signal(self.config)
-        snr_db = model.checked.snr_db if usual is not None else None
+        snr_db, told = model.checked.snr_db if usual is not None else None, tuple[str, ...]()
         if snr_db is not None and usual is not None:
             model = model.recording(snr_db=round(snr_db, 1))
             if snr_db < usual.least_db:
-                request.note(loss_note(snr_db, usual, original.steepest_fall(model.checked)))
+                told = (loss_note(snr_db, usual, original.steepest_fall(model.checked)),)
+                request.note(*told)
         layers = method.layers(before, after, covered, self.config)
         measured = request.evaluate and not request.dry_run and self.opened.program is not None
         notes = getattr(result, "notes", ())
         notes += method.notes(self.config, layers, result.target, measured)
         if usual is not None and original.nan_share:
             notes += (nan_note(original.nan_share),)
-        return Made(model, Result(request.command, covered, layers, result.target, notes, snr_db=snr_db))
+        return Made(
+            model, Result(request.command, covered, layers, result.target, notes, told, snr_db=snr_db)
+        )
 
     def finish(self, made: Made, written: Written | None) -> Result:
         """The result with its size, and what was gained."""

@@ -38,6 +38,7 @@ class Result:
         layers: the method's own row for each layer, where it has some.
         target: what was asked for and what was reached.
         notes: one line for each thing the user should know of the result.
+        told: those of them that ``on_note`` was called with before the result was written.
         predicted_bytes: length of the file, known before it is written; after a dry run without the
             training that was asked for, what it would have before that training.
         snr_db: signal-to-noise of the outputs against the original's, in dB, on a few samples of the
@@ -59,6 +60,7 @@ class Result:
     layers: tuple[Any, ...] = ()
     target: Reached | None = None
     notes: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
     predicted_bytes: int | None = None
     snr_db: float | None = None
     trained: Trained | None = None

@@ -55,6 +55,8 @@ ACTIVATIONS: dict[str, Activation] = {
 """Name of an activation, which is that of torch's operation, too, to its row."""
 
 SMALLEST_SCALE, LARGEST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+_SCALE_OF_ZEROS = 1e-12
+"""Of an activation that is always zero, for which any would do."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ def dynamic_qparams(x: Tensor, bits: int = BITS) -> QParams:
 def qparams_from_range(low: float, high: float, bits: int = BITS) -> QParams:
     """The QParams of so many bits whose range covers ``low..high`` and represents zero exactly."""
     low, high, top = min(low, 0.0), max(high, 0.0), levels_of(bits) - 1
-    scale = max((high - low) / top, 1e-12)
+    span = high - low
+    scale = max(span / top, SMALLEST_SCALE) if span else _SCALE_OF_ZEROS
     return QParams(scale, min(max(round(-low / scale), 0), top), bits)
 
 

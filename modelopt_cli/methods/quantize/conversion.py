@@ -19,7 +19,7 @@ from modelopt_cli.methods.quantize.roles import (
     quantized_max_pool,
     zero_sides,
 )
-from modelopt_cli.methods.quantize.rounding import quantize_weight
+from modelopt_cli.methods.quantize.rounding import quantize_weight, require_nonzero
 from modelopt_cli.methods.quantize.rounding_problem import RoundedLayer
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import arguments, source
@@ -205,6 +205,7 @@ class _Converter:
         tied = self.filled.setdefault(id(module.weight), [])
         bounded = any(LAYER_FORMS[type(tied_layer)].multiplies for tied_layer in self.tied[id(module.weight)])
         fill(layer, module, shared=f"{name}.weight" in self.shared, bounded=bounded)
+        require_nonzero(f"{name}.weight", module.get_parameter("weight"), layer.weight)
         alike = (tied_layer for tied_layer in tied if torch.equal(tied_layer.weight, layer.weight))
         first = next((tied_layer for tied_layer in alike if torch.equal(tied_layer.scale, layer.scale)), None)
         if first is not None:
@@ -284,8 +285,7 @@ def fill(layer: Weighted, module: Any, *, shared: bool = False, bounded: bool = 
     """Round the weight of a float layer into an integer one, to the bits that this has.
 
     Args:
-        layer: gets the tensors.
-        module: has them.
+        layer: gets the tensors that ``module`` has.
         shared: equal values stay equal.
         bounded: the weight is multiplied as integers and keeps to the bound of ``kernels.saturation``.
     """

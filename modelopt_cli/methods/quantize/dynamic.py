@@ -10,6 +10,7 @@ from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import fill, fill_recurrent
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
 from modelopt_cli.methods.quantize.layer_widths import edge_layers, layer_widths, widths_note
+from modelopt_cli.methods.quantize.rounding import require_nonzero
 from modelopt_cli.methods.quantize.widths import Widths
 from modelopt_cli.program import Program
 from modelopt_cli.program.channels import layered
@@ -38,6 +39,7 @@ def quantize_dynamic(program: Program, config: QuantizeConfig, context: Context)
         else:
             assert isinstance(layer, Weighted)
             fill(layer, module, shared=f"{name}.weight" in shared, bounded=multiplies)
+            require_nonzero(f"{name}.weight", module.get_parameter("weight"), layer.weight)
         ready.set_submodule(name, layer)
     notes = widths_note(widths, config)
     return MethodResult(ready.eval(), skipped, notes=notes, floats=floats)

@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels.saturation import PAIR_LIMIT, is_depthwise
 from modelopt_cli.program.quantization import BITS, weight_limits
+from modelopt_cli.settings import option
 
 WMAX = 127
 CANDIDATES = 16
@@ -127,3 +129,24 @@ def within_bound(q: Tensor) -> Tensor:
     first = first - first.sign() * from_first
     second = second - second.sign() * (excess - from_first)
     return torch.stack((first, second), 2).flatten(1, 2)
+
+
+def layer_of(parameter: str) -> str:
+    """The layer that a parameter belongs to: its name without the last component."""
+    return parameter.rpartition(".")[0] or parameter
+
+
+def require_nonzero(name: str, before: Tensor, after: Tensor) -> None:
+    """Refuse to round all of a weight to zero, or to infinity.
+
+    Raises:
+        UsageError: its values are too small for a scale in float32, or too large for a half-precision type.
+    """
+    hint = f"leave it out with {option('exclude', layer_of(name))}"
+    values = f"has values up to {float(before.detach().abs().amax()) if before.numel() else 0:.2g}"
+    if not bool(after.isfinite().all()) and bool(before.isfinite().all()):
+        problem = f"{values}, which is beyond the half-precision type"
+        raise UsageError(problem, where=name, hint=hint)
+    if not bool(after.any()) and bool(before.any()):
+        problem = f"{values}, which int8 and a float32 scale cannot hold"
+        raise UsageError(problem, where=name, hint=hint)

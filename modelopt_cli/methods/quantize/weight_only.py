@@ -14,13 +14,13 @@ from torch import Tensor
 from modelopt_cli.artifact.codecs.affine import Affine
 from modelopt_cli.artifact.codecs.cast import Cast
 from modelopt_cli.artifact.encodings import is_pruned, is_shared, without_zeros
-from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.layer_pass import calibration_data
 from modelopt_cli.methods.layer_selection import is_weight_name, select_layers
 from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.layer_widths import edge_layers, layer_widths, weight_steps, widths_note
+from modelopt_cli.methods.quantize.rounding import require_nonzero
 from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import Scheme
 from modelopt_cli.methods.quantize.stored_weights import WeightSteps, encode_weight, store_weight
@@ -126,25 +126,3 @@ def already_quantized(names: Iterable[str], encodings: Mapping[str, Encoding]) -
     """Weights that take few bits already, with that as the reason to leave them."""
     few = {name: without_zeros(e) for name in names if is_shared(e := encodings.get(name))}
     return {name: f"stored as {encoding.codec} values already" for name, encoding in few.items()}
-
-
-def layer_of(parameter: str) -> str:
-    """The layer that a parameter belongs to: its name without the last component."""
-    return parameter.rpartition(".")[0] or parameter
-
-
-def require_nonzero(name: str, before: Tensor, after: Tensor) -> None:
-    """Refuse to round all of a weight to zero, or to infinity.
-
-    Raises:
-        UsageError: its values are too small for a scale in float32, or too large for a half-precision type.
-    """
-    hint = f"leave it out with {option('exclude', layer_of(name))}"
-    if not bool(after.isfinite().all()) and bool(before.isfinite().all()):
-        problem = f"has values up to {float(before.abs().max()):.2g}, which is beyond the half-precision type"
-        raise UsageError(problem, where=name, hint=hint)
-    if not bool(after.any()) and bool(before.any()):
-        problem = (
-            f"has values up to {float(before.abs().max()):.2g}, which int8 and a float32 scale cannot hold"
-        )
-        raise UsageError(problem, where=name, hint=hint)
