@@ -8,7 +8,7 @@ layer alone, never on a clock, so that a file gives the same values whenever it 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
@@ -56,7 +56,8 @@ def obstacle(
 class HalfKernel:
     """Computes a layer in place of its own forward pass; it builds itself at the first call.
 
-    A copy builds its own. Where gradients are wanted, or values of another type, the layer's own pass runs.
+    A copy builds its own. In training, and for values of another type, the layer's own pass runs. Outside of
+    training, values are the same with gradients as without; the gradients are those of the layer's own pass.
 
     Args:
         dtype: of the products.
@@ -78,7 +79,7 @@ class HalfKernel:
         return (
             x.dtype is layer.weight.dtype is torch.float32
             and x.device == layer.weight.device
-            and not (torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad))
+            and not (layer.training and _wants_gradients(layer, x))
             and not torch.is_autocast_enabled(x.device.type)
             and not torch.compiler.is_compiling()
         )
@@ -117,8 +118,31 @@ class HalfKernel:
 def forward(self: Any, x: Tensor) -> Tensor:
     """Forward pass of a layer that :func:`attach` has given a kernel."""
     kernel: HalfKernel = self.half_kernel
-    y: Tensor = kernel(self, x) if kernel.serves(self, x) else type(self).forward(self, x)
+    own: Callable[..., Tensor] = type(self).forward
+    if not kernel.serves(self, x):
+        return own(self, x)
+    if not _wants_gradients(self, x):
+        return kernel(self, x)
+    with torch.no_grad():
+        value = kernel(self, x)
+    y: Tensor = _WithGradientsOf.apply(own(self, x), value)  # type: ignore[no-untyped-call]
     return y
+
+
+def _wants_gradients(layer: Any, x: Tensor) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in layer.parameters()))
+
+
+class _WithGradientsOf(torch.autograd.Function):
+    """A value that passes its gradient on to another one, which stands for the same."""
+
+    @staticmethod
+    def forward(ctx: Any, real: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 def attach(layer: nn.Module, encoding: Encoding | None, device: torch.device) -> None:

@@ -140,15 +140,31 @@ def test_copies_compute_the_same_and_other_backends_in_float32(has_units: None) 
     torch.testing.assert_close(loaded(x), half, rtol=0.05, atol=0.02)
 
 
-def test_gradients_and_changed_weights_are_those_of_the_layer(has_units: None) -> None:
-    program = prepare(made(scheme="bf16"))
+def test_values_are_the_same_with_gradients_which_are_those_of_the_layer(has_units: None) -> None:
+    program = prepare(made(scheme="bf16")).requires_grad_(True)
     layer: Any = program.get_submodule("hidden")
     x = torch.randn(9, 64, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    half = layer(x.detach())
     with torch.enable_grad():
-        assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
-    before = layer(x.detach())
+        got, real = layer(x), nn.functional.linear(x, layer.weight, layer.bias)
+        assert torch.equal(got, half)
+        assert not torch.equal(got, real)
+        wanted = (x, layer.weight, layer.bias)
+        for mine, theirs in zip(
+            torch.autograd.grad(got.sum(), wanted), torch.autograd.grad(real.sum(), wanted), strict=True
+        ):
+            assert torch.equal(mine, theirs)
+    layer.train()
+    with torch.enable_grad():
+        assert torch.equal(layer(x), real)
+
+
+def test_a_changed_weight_is_cast_again(has_units: None) -> None:
+    layer: Any = prepare(made(scheme="bf16")).get_submodule("hidden")
+    x = torch.randn(9, 64, generator=torch.Generator().manual_seed(2))
+    before = layer(x)
     layer.weight.mul_(2)
-    assert float((layer(x.detach()) - before).abs().max()) > 0.1
+    assert float((layer(x) - before).abs().max()) > 0.1
 
 
 def test_a_kernel_that_is_wrong_is_not_used(has_units: None, monkeypatch: pytest.MonkeyPatch) -> None:
