@@ -157,7 +157,8 @@ ROUNDED = [
     pytest.param(scheme, name, marks=[pytest.mark.slow] if rounding.learned else [])
     for name, rounding in ROUNDINGS.items()
     for scheme, row in SCHEMES.items()
-    if rounding.needs_data and (row.needs_calibration or (rounding.of_stored and row.activation_bits is None))
+    if rounding.needs_data
+    and (row.needs_calibration or (rounding.of_stored and row.activation_bits is row.float_type is None))
 ]
 
 

@@ -134,6 +134,12 @@ def test_layers_of_other_widths_are_named() -> None:
     assert not apply(program, QuantizeConfig(), context(program)).notes
 
 
+def test_a_width_that_no_layer_has_is_said() -> None:
+    program = everything()
+    result = apply(program, QuantizeConfig(weight_bits=4, include=("stem",)), context(program))
+    assert result.notes[-1] == "no layer has W4A8"
+
+
 @pytest.mark.parametrize("act_bits", [16, 32])
 def test_float_activations_are_weights_stored_as_integers(act_bits: int) -> None:
     made = quantized(everything(), act_bits=act_bits)
@@ -152,6 +158,15 @@ def test_float_activations_are_weights_stored_as_integers(act_bits: int) -> None
         ({"weight_bits": 1}, "weight_bits: must be at least 2"),
         ({"scheme": "int8-weight", "act_bits": 8}, "int8-weight leaves activations in float"),
         ({"scheme": "int8-dynamic", "act_bits": 32}, "int8-dynamic rounds activations at every call"),
+        ({"edge_bits": 4}, "edge_bits has no meaning where all layers have 8 bits"),
+        (
+            {"act_bits": 32, "observer": "minmax"},
+            "observer has no meaning where activations are not calibrated",
+        ),
+        (
+            {"scheme": "bf16", "equalize": "none"},
+            "equalize has no meaning where activations are not calibrated",
+        ),
     ],
     ids=str,
 )

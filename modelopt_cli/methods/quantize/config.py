@@ -154,14 +154,20 @@ class QuantizeConfig(Config, title="Quantizing"):
         stores = self.row.activation_bits is None and self.row.float_type is None
         served = self.row.needs_calibration or (rounding.of_stored and stores)
         if rounding.needs_data and not served:
-            with_data = " or ".join(name for name, row in SCHEMES.items() if row.needs_calibration)
-            yield (
-                f"{option('rounding', rounding.name)} looks at the inputs of layers, which "
-                f"{option('scheme', self.row.name)} does not; use {option('scheme', with_data)}"
-            )
+            if self.row.name == self.scheme:
+                with_data = self._named(lambda row: row.needs_calibration)
+                why, instead = option("scheme", self.scheme), f"use {option('scheme')} {with_data}"
+            else:
+                why, instead = option("act_bits", self.act_bits), f"leave {option('act_bits')} out"
+            chosen = option("rounding", rounding.name)
+            yield f"{chosen} needs samples of layer inputs, unlike {why}; {instead}"
         if not rounding.learned and self.rounding_steps != QuantizeConfig.rounding_steps:
             learned = " or ".join(name for name, row in ROUNDINGS.items() if row.learned)
-            yield f"{option('rounding_steps')} has no meaning without {option('rounding', learned)}"
+            yield f"{option('rounding_steps')} has no meaning without {option('rounding')} {learned}"
+        if not self.row.needs_calibration:
+            for name in ("observer", *_OF_CALIBRATED):
+                if getattr(self, name) != getattr(QuantizeConfig, name):
+                    yield f"{option(name)} has no meaning where activations are not calibrated"
 
     def _conflicts_of_widths(self) -> Iterator[str]:
         bits, row = self.act_bits, SCHEMES[self.scheme]
@@ -177,6 +183,9 @@ class QuantizeConfig(Config, title="Quantizing"):
                 if getattr(self, name):
                     problem = f"scheme {row.name} multiplies integers with one scale for each output"
                     yield f"{option(name)}: {problem}; use {option('scheme', able)}"
+        if self.edge_bits != QuantizeConfig.edge_bits and not (self.widths.narrow or self.automatic):
+            fewer = option("weight_bits")
+            yield f"{option('edge_bits')} has no meaning where all layers have 8 bits; give {fewer}"
         if bits is None:
             return
         if bits > BYTE and bits not in FLOATS:

@@ -62,10 +62,14 @@ def widths_note(widths: Mapping[str, Widths], config: QuantizeConfig) -> tuple[s
         named = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
         why = f"the first and last layers; {option('edge_bits')} says other widths"
         notes.append(f"{named}: {config.edge_widths}, as {why}")
+    if len(others) == len(widths):
+        return (*notes, f"no layer has {config.widths}")
     if config.half_scales:
         computes = "in bfloat16 where the hardware has units for it, else in float32"
         notes.append(f"{config.widths} weights are multiplied {computes}")
     else:
         computes = "computed in float32" if config.widths.activation is None else "multiplied as bytes"
-        notes.append(f"{config.widths} weights are {computes}: the file is smaller, the network no faster")
+        notes.append(
+            f"{config.widths} weights are {computes}, so that the network is no faster than at 8 bits"
+        )
     return tuple(notes)
