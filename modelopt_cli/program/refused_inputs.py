@@ -64,7 +64,7 @@ def _unusable(
 ) -> InputError | None:
     """The error for a free size that the network cannot take, as an odd one before it halves its images.
 
-    The size is to blame if the Program runs on zeros of the same types at the sizes that it was captured with,
+    The size is to blame if the Program runs on zeros of the same types at the sizes it was captured with,
     and fails on those at the given ones.
     """
     changed = [e for e in input_spec.tensors if tuple(getattr(given[e.name], "shape", ())[1:]) != e.shape]
