@@ -150,7 +150,7 @@ class Compressing(Work):
             )
             for note in samples.notes:
                 request.note(note)
-        program.input = samples.input
+        program.input = program.input.with_samples_of(samples.input)
         return samples
 
     def compared(self, outputs: list[tuple[Any, Opened]]) -> tuple[Compared, Request]:

@@ -223,7 +223,7 @@ class Distilling(Work):
             masks = Masks.of_state(network.state_dict(), network.encodings)
             outcome = fit(network, training, seed=context.seed, stage=SCRATCH, callbacks=[masks])
             alone = qat.convert(network, student)
-            alone.input = training.train.input
+            alone.input = alone.input.with_samples_of(training.train.input)
             alone.encodings = compact(alone)
             entry = training_entry(self, training, outcome)
             alone.history = (*student.history, entry)

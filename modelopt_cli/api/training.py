@@ -106,7 +106,7 @@ class TrainingWork(Work):
         trained = fit(network, training, seed=seed, stage=STAGE, callbacks=[masks])
         entry = training_entry(self, training, trained)
         if isinstance(network, Program):
-            network.input = training.train.input
+            network.input = network.input.with_samples_of(training.train.input)
             network.labels = names_of_classes(network, training.train)
             network.encodings = compact(network)
             network.history = (*network.history, entry)

@@ -57,7 +57,8 @@ def failing_in_one_line(inputs: Inputs, where: str) -> Iterator[None]:
     """Turn all that a model's forward pass raises into the errors that :func:`run` lists."""
     try:
         yield
-    except ModeloptError:
+    except ModeloptError as error:
+        error.where = error.where or where
         raise
     except Exception as error:  # a layer may raise anything on inputs that it does not take
         first = (str(error).splitlines() or [type(error).__name__])[0]

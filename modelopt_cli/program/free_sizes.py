@@ -6,13 +6,15 @@ Each is tried at a second size. It is free if the network takes that, and the Pr
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from modelopt_cli.program.input_spec import InputSpec
+from modelopt_cli.program.input_spec import INPUT_TYPE, InputSpec
 
 Places = dict[str, tuple[int, ...]]
 """Places in the shapes of the inputs, by their names."""
 
-_STEP = 32
+STEP = 32
 """Pixels by which an image's sides differ: networks halve them five times."""
+_CHANGES = (-0.5, 0.5, 1.0)
+"""Parts of a length by which it differs, in the order in which they are tried."""
 
 
 def free_sizes(input_spec: InputSpec, agree: Callable[[InputSpec], bool]) -> InputSpec:
@@ -65,20 +67,27 @@ def _row_places(each: InputSpec) -> tuple[int, ...]:
 
 
 def _resized(input_spec: InputSpec, places: Places) -> Iterator[InputSpec]:
-    """The inputs with other sizes there: first smaller ones, which take less time, then larger ones."""
-    for larger in (False, True):
-        tensors = [_with_sizes(each, places.get(each.name, ()), larger) for each in input_spec.tensors]
+    """The inputs with other sizes there: first smaller ones, which take less time, then larger ones.
+
+    A length that is doubled comes last: it can be halved as often as before, and once more. That of tokens is
+    not: a network that needs such lengths of them is to get the one that it was captured with.
+    """
+    for change in _CHANGES:
+        tensors = [_with_sizes(each, places.get(each.name, ()), change) for each in input_spec.tensors]
         if all(tensor is not None for tensor in tensors):
             first, *others = [tensor for tensor in tensors if tensor is not None]
             yield replace(first, others=tuple(others))
 
 
-def _with_sizes(each: InputSpec, places: tuple[int, ...], larger: bool) -> InputSpec | None:
-    """An input with other sizes; None where it cannot be smaller."""
-    shape = list(each.shape)
+def _with_sizes(each: InputSpec, places: tuple[int, ...], change: float) -> InputSpec | None:
+    """An input with other sizes; None where it cannot have them."""
+    shape, larger = list(each.shape), change > 0
     for number, place in enumerate(places):
-        step = (number + 1) * _STEP if place in _sides(each) else shape[place] // 2
+        side = place in _sides(each)
+        if change == 1 and (side or each.dtype != INPUT_TYPE):
+            return None
+        step = (number + 1) * STEP if side else int(shape[place] * abs(change))
         shape[place] += max(step, 1) if larger else -step
-        if not larger and (step == 0 or shape[place] < min(_STEP, step)):
+        if not larger and (step == 0 or shape[place] < min(STEP, step)):
             return None
     return replace(each, shape=tuple(shape))

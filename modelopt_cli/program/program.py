@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 
-from modelopt_cli.errors import InputError, ModeloptError
+from modelopt_cli.errors import ModeloptError
 from modelopt_cli.program.input_spec import InputSpec
 from modelopt_cli.program.pickling import graph_of, plain_nodes
 from modelopt_cli.program.quantization import keep_float32
 from modelopt_cli.program.quantized import Quantized
+from modelopt_cli.program.refused_inputs import refused
 from modelopt_cli.program.spelling import canonicalize
 
 _MODULE = ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
@@ -164,43 +165,30 @@ class Program(fx.GraphModule):
         """Run the network, whose inputs go by place or by name.
 
         Raises:
-            InputError: it fails on inputs of other names, number or shape than it takes.
+            InputError: it fails on inputs of other names, number or shape than it takes, or of a size that
+                it cannot take, as an odd one.
             Exception: whatever a layer raises.
         """
         try:
             return super().__call__(*args, **kwargs)
         except Exception as error:
-            refused = self._refused(args, kwargs)
-            if refused is None or isinstance(error, ModeloptError):
+            if isinstance(error, ModeloptError):
                 raise
-            raise refused from error
+            refusal = refused(self.input, args, kwargs, error, self._runs)
+            if refusal is None:
+                raise
+            raise refusal from error
 
-    def _refused(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputError | None:
-        """The error for inputs that are not its own, or of another shape; None where there is none."""
-        names = [each.name for each in self.input.tensors]
-        given = dict(zip(names, args, strict=False)) | dict(kwargs)
-        if given.keys() != set(names) or len(args) > len(names):
-            wrong = {
-                "missing": [name for name in names if name not in given],
-                "unknown": [name for name in given if name not in names],
-            }
-            parts = [f"{', '.join(which)} {kind}" for kind, which in wrong.items() if which]
-            problem = " and ".join(parts) or f"{len(args)} are given"
-            return InputError(
-                f"the Program takes {', '.join(names)}: {problem}",
-                hint="give all of them, by name or in this order",
-            )
-        for each in self.input.tensors:
-            value = given.get(each.name)
-            if isinstance(value, Tensor) and not each.fits(tuple(value.shape[1:])):
-                taken = ", ".join(map(str, ("N", *each.shape)))
-                free = f", of which dimensions {', '.join(str(p + 1) for p in each.free)} may vary"
-                return InputError(
-                    f"{each.name} has shape {tuple(value.shape)}, and the Program takes ({taken})"
-                    f"{free if each.free else ', a size that is fixed'}",
-                    hint="capture the network for the size that is needed",
-                )
-        return None
+    def _runs(self, inputs: Mapping[str, Tensor]) -> bool:
+        """True if it runs on inputs by name; never in training, which would change its batch norms."""
+        if self.training:
+            return False
+        try:
+            with torch.no_grad():
+                self.forward(**inputs)
+        except Exception:  # whatever a layer raises
+            return False
+        return True
 
     def __copy__(self) -> Self:
         return self.with_graph(self, copy.deepcopy(self.graph))  # type: ignore[return-value]

@@ -46,6 +46,87 @@ class Wide(nn.Module):
         return x.mean(2) @ torch.ones(40, 2)
 
 
+class Halved(nn.Module):
+    """Halves its input a few times, and adds what it was when it has doubled it again: a U-Net."""
+
+    def __init__(self, kind: Any, doubling: Any, depth: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(kind(3, 3, 3, stride=2, padding=1) for _ in range(depth))
+        self.up = nn.ModuleList(doubling(3, 3, 2, stride=2) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [x]
+        for layer in self.down:
+            values.append(layer(values[-1]).relu())
+        x = values.pop()
+        for layer in self.up:
+            x = layer(x) + values.pop()
+        return x
+
+
+def halved(depth: int, rank: int = 2) -> nn.Module:
+    kinds = {1: (nn.Conv1d, nn.ConvTranspose1d), 2: (nn.Conv2d, nn.ConvTranspose2d)}
+    return Halved(*kinds[rank], depth).eval()
+
+
+@pytest.mark.parametrize(
+    ("rank", "depth", "inputs", "other"),
+    [
+        pytest.param(1, 1, (3, 50), (3, 22), id="even-length"),
+        pytest.param(1, 5, (3, 96), (3, 32), id="length-halved-five-times"),
+        pytest.param(2, 1, (3, 32, 32), (3, 48, 40), id="even-sides"),
+        pytest.param(2, 3, (3, 40, 48), (3, 16, 24), id="sides-halved-three-times"),
+        pytest.param(2, 5, (3, 32, 32), (3, 64, 96), id="sides-halved-five-times"),
+    ],
+)
+def test_sizes_that_must_be_multiples_are_free(
+    rank: int, depth: int, inputs: tuple[int, ...], other: tuple[int, ...]
+) -> None:
+    model = halved(depth, rank)
+    program = capture(model, InputSpec(inputs))
+    assert program.input.free == tuple(range(1, rank + 1))
+    x = torch.randn(2, *other)
+    with torch.no_grad():
+        assert torch.equal(program(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "given", "multiples"),
+    [
+        ((3, 48, 40), (3, 33, 31), "a multiple of 16 in dimension 2 and a multiple of 8 in dimension 3"),
+        ((3, 32, 32), (3, 32, 31), "a multiple of 32 in dimension 3"),
+    ],
+)
+def test_a_free_size_that_the_network_cannot_take_is_one_line(
+    inputs: tuple[int, ...], given: tuple[int, ...], multiples: str
+) -> None:
+    program = capture(halved(1), InputSpec(inputs))
+    with pytest.raises(InputError) as error:
+        program(torch.zeros(1, *given))
+    line = str(error.value)
+    assert line.startswith(
+        f"x has shape {(1, *given)}, a size that the network cannot take: The size of tensor"
+    )
+    assert line.endswith(f"; give {multiples}, as in {('N', *inputs)}".replace("'", ""))
+    assert "\n" not in line
+
+
+def test_an_error_that_every_size_gives_is_the_layers_own() -> None:
+    program = capture(halved(1), InputSpec((3, 32, 32)))
+    program.get_submodule("down.0").register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="of no size"):
+        program(torch.zeros(1, 3, 33, 31))
+
+
+def test_a_token_that_is_unknown_is_no_matter_of_size() -> None:
+    with pytest.raises(IndexError):
+        tokens(64)(torch.full((2, 7), 99), torch.ones(2, 7).bool())
+
+
+def fail(*_: Any) -> None:
+    raise RuntimeError("of no size")
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "free"),
     [

@@ -148,7 +148,7 @@ def _distilled(program: Program, config: DistillConfig, context: DistillContext)
     network = qat.prepare(program)
     entry = learn(network, config, context, network.encodings)
     student = qat.convert(network, program)
-    student.input = context.trained_with.train.input
+    student.input = student.input.with_samples_of(context.trained_with.train.input)
     student.encodings = compact(student)
     return _with(student, program.history, entry)
 
