@@ -58,6 +58,19 @@ _SHOWN = 3
 """Numbers of a label that a message shows."""
 
 
+class UnlikeOthers(DataError):
+    """The target of a sample cannot be in one batch with those of others.
+
+    Args:
+        message: what is unlike.
+        place: of the sample in the batch.
+    """
+
+    def __init__(self, message: str, place: int = 0) -> None:
+        super().__init__(message)
+        self.place = place
+
+
 class TargetFormat(ABC):
     """The form in which a task takes its targets.
 
@@ -111,7 +124,11 @@ class TargetFormat(ABC):
 
     @abstractmethod
     def collate(self, targets: Sequence[Any]) -> Targets:
-        """The targets of a batch, from those of its samples; at least one."""
+        """The targets of a batch, from those of its samples; at least one.
+
+        Raises:
+            UnlikeOthers: names the one that does not go with the others.
+        """
 
 
 def indices_hint(*numbers: int, classes: int | None) -> str:

@@ -1,5 +1,6 @@
 """Targets of every task: what is taken, how a batch is put together, and what is refused in one line."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -213,8 +214,11 @@ def test_a_character_that_is_no_class_is_named():
 def test_targets_of_a_batch_must_have_one_shape():
     for task, size in (("regress", 1), ("restore", 3)):
         form = parse_task(task).targets()
-        with pytest.raises(DataError, match="different shapes"):
-            form.collate([torch.zeros(*(2,) * size), torch.zeros(*(3,) * size)])
+        with pytest.raises(DataError, match=r"target has shape \(3,.* others have \(2,") as caught:
+            form.collate([torch.zeros(*(each,) * size) for each in (2, 2, 3, 2)])
+        assert caught.value.place == 2
+        copied = copy.copy(caught.value)  # as it is pickled where a worker hands it over
+        assert (copied.place, copied.message) == (2, caught.value.message)
 
 
 WRONG = {
