@@ -211,12 +211,17 @@ def _captured(opened: Opened) -> Opened:
 
 
 def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | None, str | None]:
-    """The module as a Program, or None and the reason why not."""
-    from modelopt_cli.program.capture import capture
+    """The module as a Program, or None and the reason why not; raises CaptureError for names of inputs."""
+    from modelopt_cli.program.capture import capture, require_names
     from modelopt_cli.program.partition import capture_parts
 
     if architecture.input is None:
         return None, f"{short(architecture.spec)} does not say what its input is; {shape_hint()}"
+    try:
+        require_names(module, architecture.input)
+    except CaptureError as error:
+        named = f"name inputs so in the data, or with {option('input_shape')}"
+        raise CaptureError(error.message, where=architecture.spec, hint=f"{error.hint}: {named}") from None
     about: dict[str, Any] = {"labels": architecture.labels, "arch": architecture.spec}
     try:
         return capture(module, architecture.input, **about), None

@@ -154,13 +154,14 @@ def require_finite(tensor: Tensor, prefix: str = "") -> None:
         raise DataError(f"{prefix}holds NaN or infinity", hint="clean the data")
 
 
-def check_input(tensor: Tensor, spec: InputSpec, *, ready: bool) -> Tensor:
+def check_input(tensor: Tensor, spec: InputSpec, *, ready: bool, tokenized: bool = False) -> Tensor:
     """One input of a sample in the type that the network takes.
 
     Args:
         tensor: as it was read.
         spec: what it should be.
         ready: True if it comes so from its source, False if it was made of an image.
+        tokenized: True if a tokenizer made it of a text.
 
     Raises:
         DataError: it is of another shape or type, or not finite.
@@ -182,7 +183,8 @@ def check_input(tensor: Tensor, spec: InputSpec, *, ready: bool) -> Tensor:
     if spec.below is not None and tensor.numel():
         least, most = map(int, tensor.aminmax())
         if least < 0 or most >= spec.below:
-            known = f"where the network knows 0 to {spec.below - 1}"
-            hint = "give the tokenizer that it was trained with"
-            raise DataError(f"{of}holds {least if least < 0 else most}, {known}", hint=hint)
+            index = least if least < 0 else most
+            rows = f"the {spec.below} rows of the network's embedding, 0 to {spec.below - 1}"
+            hint = "give " + ("the tokenizer" if tokenized else "indices") + " that it was trained with"
+            raise DataError(f"{of}holds index {index}, outside {rows}", hint=hint)
     return tensor.to(dtype)

@@ -12,7 +12,7 @@ from PIL import Image
 from modelopt_cli.data.preprocess import ImageTransform
 from modelopt_cli.data.raw_inputs import RawInputs, arranged, check_input
 from modelopt_cli.data.source import Source, Stream
-from modelopt_cli.data.targets import CLASS_TARGETS, RawTarget, TargetFormat, Targets, unread
+from modelopt_cli.data.targets import CLASS_TARGETS, RawTarget, TargetFormat, Targets, UnlikeOthers, unread
 from modelopt_cli.data.workers import in_order
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.input_batch import Inputs, make_inputs, stack, tensors_of
@@ -120,7 +120,8 @@ class Batches:
         )
         first = 0
         while batch := list(itertools.islice(samples, batch_size)):
-            yield self.collate(self._collated(batch, range(first, first + len(batch))) if own else batch)
+            places = range(first, first + len(batch))
+            yield self.collate(self._collated(batch, places) if own else batch, places)
             first += len(batch)
         if not first:
             raise DataError("yields no samples", where=self.name)
@@ -142,7 +143,7 @@ class Batches:
         if own:
             with around(indices[0]):
                 loaded = self._collated(loaded, [self._place(index) for index in indices])
-        return self.collate(loaded)
+        return self.collate(loaded, indices)
 
     def _collated(self, items: list[Any], places: Sequence[int]) -> list[Sample]:
         """Samples of items that the user's own function puts together."""
@@ -152,8 +153,8 @@ class Batches:
                 samples.append(self._check(*sample))
         return samples
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        """A batch of samples that were checked.
+    def collate(self, samples: Sequence[Sample], indices: Sequence[int]) -> Batch:
+        """A batch of samples that were checked, and that have these indices.
 
         Raises:
             DataError: they are of different sizes.
@@ -165,14 +166,18 @@ class Batches:
                 where=self.name,
                 hint=f"use batches of 1, with {option('batch_size')} or {option('data_batch_size')}",
             )
-        return stack(inputs), self.collated(targets) if self.gives_targets else unread(len(inputs))
+        return stack(inputs), self.collated(targets, indices) if self.gives_targets else unread(len(inputs))
 
-    def collated(self, targets: Sequence[Any]) -> Targets:
-        """The targets of a batch, of samples that were checked; raises DataError where they do not match."""
+    def collated(self, targets: Sequence[Any], indices: Sequence[int]) -> Targets:
+        """The targets of a batch, of samples that were checked and have these indices.
+
+        Raises:
+            DataError: one does not go with the others; it is named.
+        """
         try:
             return self.targets.collate(targets)
-        except DataError as error:
-            error.where = error.where or self.name
+        except UnlikeOthers as error:
+            error.where = error.where or self.where(indices[error.place])
             raise
 
     @property
@@ -224,7 +229,8 @@ class Batches:
         """Return the sample if it is valid."""
         ordered = arranged(raw, self.input)
         parts = zip(self.input.tensors, tensors_of(ordered), strict=True)
-        checked = {s.name: check_input(x, s, ready=self.transform is None) for s, x in parts}
+        ready, tokenized = self.transform is None, self.source.tokenized
+        checked = {s.name: check_input(x, s, ready=ready, tokenized=tokenized) for s, x in parts}
         inputs = make_inputs(self.input, lambda each: checked[each.name])
         return inputs, self._target(target, inputs) if self.gives_targets else -1
 

@@ -21,6 +21,7 @@ class Source(ABC):
         class_names: names in label order, where the source has them.
         channels: 1 or 3, what the images have by themselves.
         ready: samples are tensors that need no preprocessing.
+        tokenized: integers in them are token ids that a tokenizer made of texts.
         labelled: there are targets.
         notes: one line for each thing the user should know, such as files that were left out.
         task: what its targets are for, as ``--task`` says it, where they tell; else None.
@@ -33,6 +34,7 @@ class Source(ABC):
     class_names: tuple[str, ...] | None = None
     channels: int = 3
     ready: bool = False
+    tokenized: bool = False
     labelled: bool = True
     notes: tuple[str, ...] = ()
     task: str | None = None
@@ -69,11 +71,12 @@ class Stream(ABC):
     Attributes:
         sized: it says how long it is; otherwise only a pass over all of it can tell, if it ever ends.
         collates: it has :meth:`items` and :meth:`together`, and puts the items of a batch together itself.
-        name, num_classes, class_names, labelled, notes, other_shape: as of a :class:`Source`.
+        name, tokenized, num_classes, class_names, labelled, notes, other_shape: as of a :class:`Source`.
     """
 
     name: str
     sized: bool = False
+    tokenized: bool = False
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
     labelled: bool = True

@@ -36,6 +36,7 @@ from modelopt_cli.data.decode import ImageFile
 from modelopt_cli.data.moving import Motion
 from modelopt_cli.errors import DataError
 from modelopt_cli.settings import option
+from modelopt_cli.text import short
 
 RawTarget: TypeAlias = (
     int
@@ -51,6 +52,23 @@ RawTarget: TypeAlias = (
     | None
 )
 Targets: TypeAlias = Tensor | dict[str, Tensor] | list[Any]
+
+
+_SHOWN = 3
+"""Numbers of a label that a message shows."""
+
+
+class UnlikeOthers(DataError):
+    """The target of a sample cannot be in one batch with those of others.
+
+    Args:
+        message: what is unlike.
+        place: of the sample in the batch.
+    """
+
+    def __init__(self, message: str, place: int = 0) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class TargetFormat(ABC):
@@ -106,7 +124,11 @@ class TargetFormat(ABC):
 
     @abstractmethod
     def collate(self, targets: Sequence[Any]) -> Targets:
-        """The targets of a batch, from those of its samples; at least one."""
+        """The targets of a batch, from those of its samples; at least one.
+
+        Raises:
+            UnlikeOthers: names the one that does not go with the others.
+        """
 
 
 def indices_hint(*numbers: int, classes: int | None) -> str:
@@ -128,8 +150,8 @@ class ClassTargets(TargetFormat):
         """The class; see :class:`TargetFormat`."""
         label = whole_label(raw)
         if label < 0 or (classes is not None and label >= classes):
-            limit = f"0..{classes - 1}" if classes is not None else "0 and up"
-            raise DataError(f"label {label} is outside {limit}", hint=indices_hint(label, classes=classes))
+            wrong = "below 0" if classes is None else f"outside 0..{classes - 1}"
+            raise DataError(f"label {label} is {wrong}", hint=indices_hint(label, classes=classes))
         return label
 
     def collate(self, targets: Sequence[int]) -> Tensor:
@@ -149,9 +171,30 @@ def whole_label(raw: Any) -> int:
     if isinstance(raw, Tensor) and raw.numel() == 1 and not raw.is_floating_point():
         raw = raw.item()
     if isinstance(raw, bool) or not isinstance(raw, int | np.integer):
-        hint = f"if it is right, say with {option('task')} what the network is for"
-        raise DataError(f"label is {type(raw).__name__}, not an integer", hint=hint)
+        raise DataError(f"label is {_shown(raw)}, not an integer", hint=_task_hint(raw))
     return int(raw)
+
+
+def _shown(raw: Any) -> str:
+    """A label that is no class: its value where that is short, else its form."""
+    if isinstance(raw, Tensor):
+        if raw.numel() == 1:
+            return f"{raw.item():g}"
+        if raw.dim() == 1:
+            first = ", ".join(f"{value:g}" for value in raw[:_SHOWN].tolist())
+            return f"{len(raw)} numbers ({first}{', ...' if len(raw) > _SHOWN else ''})"
+        return f"a tensor of shape {'x'.join(map(str, raw.shape))}"
+    return short(repr(raw)) if raw is None or isinstance(raw, bool | float | str) else type(raw).__name__
+
+
+def _task_hint(raw: Any) -> str:
+    """Next step where a label is no class: fractions are what regression takes, other forms other tasks."""
+    numbers = isinstance(raw, float) or (
+        isinstance(raw, Tensor) and raw.is_floating_point() and raw.dim() < 2
+    )
+    if numbers:
+        return f"if the network is to return such numbers, say {option('task', 'regress')}"
+    return f"if it is right, say with {option('task')} what the network is for"
 
 
 def raw_target(value: Any) -> RawTarget:

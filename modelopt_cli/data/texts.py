@@ -44,6 +44,7 @@ class TextSource(Source):
     """
 
     ready = True
+    tokenized = True
 
     def __init__(
         self,

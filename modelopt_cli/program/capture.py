@@ -128,22 +128,33 @@ def _most_telling(failures: Sequence[CaptureError]) -> CaptureError:
     return failures[max(range(len(failures)), key=telling)]
 
 
+def require_names(model: nn.Module, input_spec: InputSpec) -> None:
+    """Refuse inputs described by names that a network's ``forward`` does not have.
+
+    Raises:
+        CaptureError: names them.
+    """
+    names, parameters = tuple(each.name for each in input_spec.tensors), parameters_of(type(model).forward)
+    known = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    unknown = [name for name in names if name not in known]
+    if known and len(known) == len(parameters) and unknown and names != place_names(len(names)):
+        steps = did_you_mean(unknown[0], known), f"forward takes {', '.join(known)}"
+        hint = "; ".join(filter(None, steps))
+        raise CaptureError(f"the network has no input {' or '.join(map(repr, unknown))}", hint=hint)
+
+
 def require_inputs(model: nn.Module, input_spec: InputSpec) -> None:
     """Refuse a network whose ``forward`` asks for other inputs than are described.
 
     Raises:
         CaptureError: names the inputs that it asks for, or the one that it does not know.
     """
+    require_names(model, input_spec)
     forward, names = type(model).forward, tuple(each.name for each in input_spec.tensors)
     parameters = parameters_of(forward)
     variable = [p for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     needed = [p.name for p in parameters if p.default is p.empty and p not in variable]
     by_name = takes_names(forward, names)
-    known = [p.name for p in parameters if p not in variable]
-    if known and not variable and not by_name and names != place_names(len(names)):
-        unknown = [name for name in names if name not in known]
-        hint = did_you_mean(unknown[0], known) or f"forward takes {', '.join(known)}"
-        raise CaptureError(f"the network has no input {' or '.join(map(repr, unknown))}", hint=hint)
     if (set(needed) <= set(names)) if by_name else (len(needed) <= len(names)):
         return
     count = f"{len(needed)} input{'s' * (len(needed) != 1)} ({', '.join(needed)})"

@@ -5,6 +5,7 @@ is on the line below the figure it compares.
 """
 
 import io
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -88,15 +89,18 @@ def _data_line(evaluation: Evaluation) -> str:
         compared = any(comparison.fidelity for comparison in evaluation.comparisons)
         on_noise = "; outputs are compared on noise" if compared else ""
         return "" if evaluation.data is not None else f"accuracy: not measured, no data was given{on_noise}"
-    line = f"data: {shortened(evaluation.data or '')}, {max(counts):,} samples"
-    difference = next((each.difference for each in evaluation.comparisons if each.difference), None)
+    samples = f"{max(counts):,} sample{'s' * (max(counts) != 1)}"
+    line = f"data: {shortened(evaluation.data or '')}, {samples}"
+    differences = [each.difference for each in evaluation.comparisons if each.difference]
+    difference = next(iter(differences), None)
     if difference is None:
         return line
     if difference.p_value is not None:
         return f"{line}; drop is baseline minus model, with Tango's 95 % interval"
     main = next(iter(evaluation.rows.values()))
     lost = "baseline minus model" if main.higher_is_better else "model minus baseline"
-    return f"{line}; {main.change} is {lost}, with a bootstrapped 95 % interval"
+    known = any(math.isfinite(each.high - each.low) for each in differences)  # too few samples have none
+    return f"{line}; {main.change} is {lost}{', with a bootstrapped 95 % interval' * known}"
 
 
 def _input_line(evaluation: Evaluation) -> str:

@@ -38,7 +38,8 @@ def sensitivity_table(found: QuantizeSensitivity) -> RenderableType:
         )
     explained = (
         f"signal to noise of the outputs in dB and KL divergence in nats with this layer alone rounded, on "
-        f"{found.samples} samples; milliseconds for one sample, conversions included"
+        f"{found.samples} sample{'s' * (found.samples != 1)}; milliseconds for one sample, conversions "
+        f"included"
     )
     lines = [Text(explained, "dim"), *(Text(printable(line), "bold") for line in sentences(found))]
     return Group(grid, *lines)

@@ -99,9 +99,8 @@ class BoxTargets(TargetFormat):
 def _require_classes(labels: Tensor, classes: int | None) -> None:
     wrong = (labels < 0) | (False if classes is None else labels >= classes)
     if bool(wrong.any()):
-        known = "0 and up" if classes is None else f"0..{classes - 1}"
-        problem, first = f"class id {int(labels[wrong][0])} is outside {known}", int(labels[wrong][0])
-        raise DataError(problem, hint=indices_hint(first, classes=classes))
+        known, first = "below 0" if classes is None else f"outside 0..{classes - 1}", int(labels[wrong][0])
+        raise DataError(f"class id {first} is {known}", hint=indices_hint(first, classes=classes))
 
 
 def _require_inside(boxes: Tensor, size: tuple[int, int] | None) -> None:

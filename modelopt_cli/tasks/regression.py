@@ -1,5 +1,6 @@
 """Numbers: one or several for each sample."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modelopt_cli.data.raw_inputs import require_finite
-from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets
+from modelopt_cli.data.targets import RawTarget, TargetFormat, Targets, UnlikeOthers
 from modelopt_cli.errors import DataError
 from modelopt_cli.tasks.draws import Counts, Values, sums
 from modelopt_cli.tasks.task import Misfit
@@ -37,10 +38,12 @@ def finite_target(target: Tensor) -> Tensor:
 
 
 def stacked(targets: Sequence[Tensor]) -> Tensor:
-    """Targets of one shape, ``(N, ...)``; raises DataError where they have several."""
-    shapes = {tuple(target.shape) for target in targets}
-    if len(shapes) > 1:
-        raise DataError(f"targets have different shapes: {', '.join(map(str, sorted(shapes)))}")
+    """Targets of one shape, ``(N, ...)``; raises UnlikeOthers where they have several."""
+    shapes = [tuple(target.shape) for target in targets]
+    usual, count = Counter(shapes).most_common(1)[0]
+    if count < len(shapes):
+        place = next(place for place, shape in enumerate(shapes) if shape != usual)
+        raise UnlikeOthers(f"target has shape {shapes[place]}, where others have {usual}", place)
     return torch.stack(list(targets))
 
 

@@ -39,9 +39,14 @@ class SequenceTargets(TargetFormat):
             raise DataError("target is not a row of class ids")
         wrong = (ids < 0) | (ids == self._blank) | (False if classes is None else ids >= classes)
         if bool(wrong.any()):
-            known = "0 and up" if classes is None else f"0..{classes - 1}"
-            problem = f"target holds class {int(ids[wrong][0])}, outside {known} without the blank"
-            raise DataError(problem, hint=f"the blank is {self._blank}, and classes count from 0")
+            first = int(ids[wrong][0])
+            if first == self._blank:
+                hint = (
+                    f"leave it out, or say {option('task', 'sequence?blank=N')} if another class is the blank"
+                )
+                raise DataError(f"target holds class {first}, the blank", hint=hint)
+            known = "below 0" if classes is None else f"outside 0..{classes - 1}"
+            raise DataError(f"target holds class {first}, {known}", hint=indices_hint(first, classes=classes))
         return ids.long()
 
     def collate(self, targets: Sequence[Tensor]) -> dict[str, Tensor]:

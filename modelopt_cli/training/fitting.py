@@ -91,6 +91,7 @@ def fit(
             steps_per_epoch=steps_per_epoch(train, config.batch_size),
             task=training.task,
             sole_output=properties.sole_output,
+            sample_name=train.where,
         )
         loop = Loop(learner, training, train, val, stage, choose_from, signals)
         if training.estimates is None:

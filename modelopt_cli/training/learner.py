@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class Learner:
         classes: number of logits; None where there are none.
         task: what the network is for.
         sole_output: True if it returns one tensor in evaluation.
+        sample_name: gives the name of a sample, for errors, from its index in the data; or None.
         seed: of everything random.
         steps: of the training.
         steps_per_epoch: of them.
@@ -64,8 +65,9 @@ class Learner:
         steps_per_epoch: int,
         task: TaskSpec = CLASSIFY,
         sole_output: bool = False,
+        sample_name: Callable[[int], str] | None = None,
     ) -> None:
-        self.task, self.sole_output = task, sole_output
+        self.task, self.sole_output, self.sample_name = task, sole_output, sample_name
         self.network, self.config, self.objective = network, config, objective
         self.callbacks, self.world = callbacks, world
         self.classes, self.seed = classes, seed
@@ -157,7 +159,9 @@ class Learner:
             return self._judged(learned.float(), targets, inputs)
 
     def _judged(self, learned: Any, targets: Any, inputs: StepInputs) -> Tensor:
-        with naming_samples("the network"):
+        name, indices = self.sample_name, inputs.samples
+        of_place = None if name is None or indices is None else lambda place: name(int(indices[place]))
+        with naming_samples("the network", name=of_place):
             return self.objective(learned, targets, inputs)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -232,7 +232,7 @@ def _streamed(epoch: _Epoch) -> Iterator[Batch]:
     for inputs, targets in _joined(uncollated(data).batches(epoch.batch_size), epoch.batch_size):
         part, weight = epoch.part(len(targets))
         indices = np.arange(first, first + len(targets), dtype=np.int64)[part]
-        own = data.collated(targets[part]) if data.gives_targets else unread(len(indices))
+        own = data.collated(targets[part], indices.tolist()) if data.gives_targets else unread(len(indices))
         augmented = epoch.augmented((select(inputs, part), own), epoch.draws(indices))
         yield Batch(*augmented, weight, torch.from_numpy(indices), epoch.variant)
         first += len(targets)

@@ -65,7 +65,7 @@ def batch_of(data: Data, kept: Kept, indices: Tensor | slice) -> Batch:
     if isinstance(targets, Tensor):
         return select(inputs, indices), targets[indices]
     places = range(len(targets))[indices] if isinstance(indices, slice) else indices.tolist()
-    return select(inputs, indices), data.collated([targets[place] for place in places])
+    return select(inputs, indices), data.collated([targets[place] for place in places], places)
 
 
 class _Apart(TargetFormat):

@@ -151,6 +151,25 @@ REFUSED = {
 }
 
 
+def test_data_that_name_an_input_that_the_network_does_not_have(here, modelopt):
+    (here / "wrong.py").write_text(
+        "import data\n"
+        "class Wrong(data.Samples):\n"
+        "    def inputs(self, image, meta):\n"
+        "        return {'image': image, 'mete': meta}\n"
+        "def load():\n"
+        "    return Wrong(8)\n"
+    )
+    outcome = modelopt("quantize", "net.pth", *ARCH, "--data", "wrong.py:load", "-o", "o.safetensors")
+    assert outcome.code == 2
+    assert (
+        "the network has no input 'mete'; did you mean 'meta'?; forward takes image, meta: name"
+        in outcome.err
+    )
+    assert "scheme" not in outcome.err
+    assert not (here / "o.safetensors").exists()
+
+
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
 def test_what_does_not_fit_is_one_line_and_nothing_is_written(case, here, modelopt):
     given, part = case

@@ -76,7 +76,7 @@ def test_a_tokenizer_that_does_not_fit_is_known_before_the_work(there: Path, mod
     done = modelopt("quantize", *OWN, "--data", "text:a.csv?tokenizer=bert", *QUIET, "-o", "q.safetensors")
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert "a.csv line 34" in done.err
-    assert "holds 20, where the network knows 0 to 19" in done.err
+    assert "holds index 20, outside the 20 rows of the network's embedding, 0 to 19" in done.err
     assert not (there / "q.safetensors").exists()
 
 

@@ -63,10 +63,13 @@ def test_rows_of_whole_numbers_in_an_npz_are_taken_as_they_are(tmp_path):
 
 UNUSABLE = {
     "npz without y": ({"x": np.zeros((2, 4, 4), np.uint8)}, "no array called y or labels"),
-    "npz of floats": ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.array([0.5, 1.5])}, "label is float, not"),
+    "npz of floats": (
+        {"x": np.zeros((2, 4, 4), np.uint8), "y": np.array([0.5, 1.5])},
+        "label is 0.5, not an integer; if the network is to return such numbers",
+    ),
     "npz of vectors": (
         {"x": np.zeros((2, 4, 4), np.uint8), "y": np.zeros((2, 3), int)},
-        "label is Tensor, not",
+        r"label is 3 numbers \(0, 0, 0\), not",
     ),
 }
 

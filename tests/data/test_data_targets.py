@@ -126,9 +126,9 @@ def test_classes_are_whole_numbers_below_the_networks():
     for raw, part in (
         (3, "outside 0..2"),
         (-1, "outside"),
-        (True, "bool"),
-        (0.5, "float"),
-        ("a", "str"),
+        (True, "True, not"),
+        (0.5, "0.5, not"),
+        ("a", "'a', not"),
         (None, "None"),
     ):
         with pytest.raises(DataError, match=part):

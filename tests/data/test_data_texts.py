@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from modelopt_cli.data import Data, open_data
+from modelopt_cli.data.raw_inputs import check_input
 from modelopt_cli.errors import DataError, EnvironmentFailure
 from modelopt_cli.program import InputSpec
 from modelopt_cli.tasks import parse_task
@@ -157,11 +158,21 @@ def test_inputs_go_by_the_networks_names() -> None:
 
 def test_ids_that_the_network_does_not_know() -> None:
     with pytest.raises(
-        DataError, match=r"a.csv line 2: input input_ids holds 7, where .* knows 0 to 6"
+        DataError,
+        match=r"a.csv line 2: input input_ids holds index 7, outside the 7 rows of .* embedding, 0 to 6",
     ) as caught:
         opened("text\nd\n", input_spec=replace(IDS, below=7))
     assert "give the tokenizer" in str(caught.value)
     opened("text\nd\n", input_spec=replace(IDS, below=8))
+
+
+def test_an_index_outside_an_embedding_needs_no_tokenizer_where_no_text_is() -> None:
+    ids = InputSpec((2,), dtype="int64", name="ids", below=20)
+    with pytest.raises(DataError, match="input ids holds index 25, outside the 20 rows of") as caught:
+        check_input(torch.tensor([1, 25]), ids, ready=True)
+    assert "tokenizer" not in str(caught.value)
+    with pytest.raises(DataError, match=r"input ids holds index -1, .* give indices that it was trained"):
+        check_input(torch.tensor([-1, 3]), ids, ready=True)
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,11 @@ def test_the_file_is_small_enough_and_the_rest_is_float(ratio: float, in_float: 
 
 
 def test_a_file_that_cannot_be_so_small_is_refused() -> None:
-    with pytest.raises(BudgetNotMet, match="times smaller; 4 was asked for"):
+    with pytest.raises(BudgetNotMet, match=r"times smaller; 4 was asked for, .* the most that was") as alone:
         chosen(captured(chain(), 3, 12, 12), min_ratio=4.0)
+    assert "; take fewer weight_bits or ask for a smaller min_ratio" in str(alone.value)
+    with pytest.raises(BudgetNotMet, match=r"allow a larger max_drop or take fewer weight_bits or ask for a"):
+        chosen(captured(chain(), 3, 12, 12), min_ratio=4.0, max_drop=10.0)
 
 
 def test_fewer_bits_make_a_smaller_file_within_the_same_drop() -> None:

@@ -259,6 +259,19 @@ def test_an_error_rises_where_another_metric_drops(name: str, word: str, evaluat
         assert f"{metric.title} {'drop' if word == 'rise' else 'rise'}" not in text
 
 
+def test_one_sample_has_no_plural_and_no_interval(evaluation: Evaluation) -> None:
+    metric = METRICS["mae"]
+    none = dataclasses.replace(
+        evaluation.comparisons[0], difference=Interval(0.5, -math.inf, math.inf, 1), metric=metric
+    )
+    accuracy = evaluation.models[0].accuracy
+    assert accuracy is not None
+    model = dataclasses.replace(evaluation.models[0], accuracy=dataclasses.replace(accuracy, samples=1))
+    found = dataclasses.replace(evaluation, models=(model,) * 3, comparisons=(none,), rows={"mae": metric})
+    line = next(line for line in plain_text(table(found)).splitlines() if line.startswith("data: "))
+    assert line == "data: val/, 1 sample; rise is model minus baseline"
+
+
 def test_a_long_name_of_data_loses_its_middle_in_tables_alone(evaluation: Evaluation) -> None:
     name = f"csv:{'folder/' * 40}labels.csv?labels=price"
     found = dataclasses.replace(evaluation, data=name)

@@ -1,10 +1,12 @@
 """Targets of every task: what is taken, how a batch is put together, and what is refused in one line."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 
+from modelopt_cli.data.targets import raw_target
 from modelopt_cli.errors import DataError, UsageError
 from modelopt_cli.measure.metrics import METRICS, metrics_named
 from modelopt_cli.tasks import TASKS, parse_task
@@ -97,9 +99,25 @@ REFUSED = {
         3,
         "label 3 is outside 0..2; .* if the data's count from 1, take 1 off",
     ),
-    "unknown name": ("classify", "cow", "label is str"),
-    "no target": ("classify", None, "label is NoneType"),
-    "text class": ("text", 0.5, "label is float"),
+    "unknown name": ("classify", "cow", "label is 'cow', not an integer; if it is right"),
+    "no target": ("classify", None, "label is None, not an integer"),
+    "text class": ("text", 0.5, "label is 0.5, not an integer; .* say .*regress"),
+    "one number as a class": ("classify", torch.tensor([-0.112]), "label is -0.112, not .* say .*regress"),
+    "numbers as a class": (
+        "classify",
+        torch.tensor([0.5, 1, 2]),
+        r"label is 3 numbers \(0.5, 1, 2\), not .*regress",
+    ),
+    "many as a class": (
+        "classify",
+        torch.ones(5).long(),
+        r"label is 5 numbers \(1, 1, 1, ...\), .* what the",
+    ),
+    "mask as a class": (
+        "classify",
+        torch.zeros(8, 12).long(),
+        "label is a tensor of shape 8x12, not an integer",
+    ),
     "labels of another number": ("multilabel", torch.zeros(4), "target has 4 classes, the network 3"),
     "labels that are numbers": ("multilabel", torch.tensor([0, 0.5, 1]), "holds 0.5 where only 0 and 1"),
     "labels with NaN": ("multilabel", torch.tensor([0, NAN, 1]), "holds nan"),
@@ -148,7 +166,12 @@ REFUSED = {
     "the blank": (
         "sequence",
         torch.tensor([1, 0]),
-        "class 0, outside 0..2 without the blank; the blank is 0, and",
+        r"target holds class 0, the blank; leave it out, or say .*sequence\?blank=N",
+    ),
+    "symbol above": (
+        "sequence",
+        torch.tensor([1, 3]),
+        r"target holds class 3, outside 0\.\.2; classes count",
     ),
     "text without names": ("sequence", "abc", "no names for its classes"),
     "nothing for a metric": ("net.py:metric", None, "has no target"),
@@ -163,6 +186,24 @@ def test_refused_in_one_line(case):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("task", "raw", "message"),
+    [
+        ("classify", -1, "label -1 is below 0; classes count from 0"),
+        ("sequence", torch.tensor([1, -2]), "target holds class -2, below 0; classes count from 0"),
+        (
+            "detect",
+            {"boxes": [[1.0, 2, 3, 4]], "labels": [-1]},
+            "class id -1 is below 0; classes count from 0",
+        ),
+    ],
+)
+def test_a_class_below_0_is_refused_where_nobody_knows_how_many_there_are(task, raw, message):
+    form = parse_task(task).targets()
+    with pytest.raises(DataError, match=message):
+        form.check(form.named(raw_target(raw)), IMAGE, None)
+
+
 def test_a_character_that_is_no_class_is_named():
     with pytest.raises(DataError, match="holds 'c', which is none"):
         checked("sequence", "abc", names=("-", "a", "b"))
@@ -173,8 +214,11 @@ def test_a_character_that_is_no_class_is_named():
 def test_targets_of_a_batch_must_have_one_shape():
     for task, size in (("regress", 1), ("restore", 3)):
         form = parse_task(task).targets()
-        with pytest.raises(DataError, match="different shapes"):
-            form.collate([torch.zeros(*(2,) * size), torch.zeros(*(3,) * size)])
+        with pytest.raises(DataError, match=r"target has shape \(3,.* others have \(2,") as caught:
+            form.collate([torch.zeros(*(each,) * size) for each in (2, 2, 3, 2)])
+        assert caught.value.place == 2
+        copied = copy.copy(caught.value)  # as it is pickled where a worker hands it over
+        assert (copied.place, copied.message) == (2, caught.value.message)
 
 
 WRONG = {

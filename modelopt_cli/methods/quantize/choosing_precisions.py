@@ -22,6 +22,8 @@ from modelopt_cli.methods.share.metric_drop import MetricDrop, main_metric, unit
 from modelopt_cli.program import Program
 from modelopt_cli.settings import option
 
+_FEWEST_BITS = 2
+
 
 def choose(program: Program, config: QuantizeConfig, context: Context) -> MethodResult:
     """Quantize a Program with a precision for each layer that keeps the budget.
@@ -141,7 +143,7 @@ class _Search:
         """Raise BudgetNotMet where a file is too large or a network too slow."""
         if self.config.min_ratio is not None and (ratio := self.ratio(chosen)) < self.config.min_ratio:
             problem = f"the file gets {ratio:.2f} times smaller; {self.config.min_ratio:g} was asked for"
-            raise BudgetNotMet(problem, hint=self._more())
+            raise BudgetNotMet(f"{problem}, and that is the most that was reached", hint=self._smaller())
         if self.config.min_speedup is not None and (gain := self._speedup(chosen)) < self.config.min_speedup:
             problem = f"it gets {gain:.2f} times as fast; {self.config.min_speedup:g} was asked for"
             raise BudgetNotMet(problem, hint=self._more())
@@ -220,6 +222,13 @@ class _Search:
         assert network is not None
         in_float, mixed = network_times(self.choosing.ready, [network])
         return (f"one sample takes {mixed:.3f} ms, {in_float:.3f} in the fastest float32 form",)
+
+    def _smaller(self) -> str:
+        """Next step where the file is too large: what makes it smaller."""
+        steps = [] if self.config.max_drop is None else [f"allow a larger {option('max_drop')}"]
+        if self.config.weight_bits > _FEWEST_BITS:
+            steps.append(f"take fewer {option('weight_bits')}")
+        return " or ".join([*steps, f"ask for a smaller {option('min_ratio')}"])
 
     def _more(self) -> str:
         return f"allow more, give more samples with {option('calibration')}, or leave out layers"
