@@ -327,9 +327,9 @@ def test_a_bare_state_dict_nobody_recognises(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "name", "ways"),
     [
-        ("untraceable", "int8", "int8-dynamic or int8-weight"),
-        ("bare", "int8", "int8-weight"),
-        ("bare", "int8-dynamic", "int8-weight"),
+        ("untraceable", "int8", "int8-dynamic or int8-weight or fp16 or bf16"),
+        ("bare", "int8", "int8-weight or fp16 or bf16"),
+        ("bare", "int8-dynamic", "int8-weight or fp16 or bf16"),
     ],
 )
 def test_a_scheme_that_needs_more_than_there_is(kind, name, ways, own, tmp_path):

@@ -7,7 +7,7 @@ it is read. Methods never see it.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelopt_cli.errors import UsageError
+from modelopt_cli.errors import ModeloptError, UsageError
 from modelopt_cli.settings import not_one_of, option
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ def stored_encoding(tensor: "Tensor", encoding: "Encoding", code: Code) -> "Enco
         tensor: the parameter, on the CPU.
         encoding: as a method asks for it.
         code: a key of ``CODINGS``.
+
+    Raises:
+        ModeloptError: there is no such codec.
     """
     from modelopt_cli.artifact.codecs import CODECS, WRAPPERS
 
@@ -72,6 +75,8 @@ def stored_encoding(tensor: "Tensor", encoding: "Encoding", code: Code) -> "Enco
         shape = tuple(tensor.shape)
         return CODECS[offer.codec].predicted_bytes(shape, tensor.dtype, offer.params, tuple(offer.parts))
 
+    if encoding.codec not in CODECS:
+        raise ModeloptError(f"unknown codec {encoding.codec!r}")
     encoding = CODECS[encoding.codec].as_changed(tensor, encoding)
     wrapped = [WRAPPERS[name].offer(tensor, encoding) for name in CODINGS[code].wrappers]
     offers = [encoding, *(offer for offer in wrapped if offer is not None)]

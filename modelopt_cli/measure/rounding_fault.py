@@ -53,9 +53,12 @@ def fault_of_rounding(original: nn.Module, made: nn.Module, x: Inputs) -> tuple[
     def see(step: ComparedValue) -> None:
         nonlocal largest
         expected = known[step.key].value if step.key in known else None
-        if not faults and not is_finite(step.value) and expected is not None and is_finite(expected):
-            near = all(_error(known, key, values.get(key)) <= _ROUNDED * largest for key in step.sources)
-            faults.append(step if near else replace(step, of_layer=True))
+        if not faults and not is_finite(step.value):
+            if expected is not None and is_finite(expected):
+                near = all(_error(known, key, values.get(key)) <= _ROUNDED * largest for key in step.sources)
+                faults.append(step if near else replace(step, of_layer=True))
+            elif expected is None and all(is_finite(values.get(key)) for key in step.sources):
+                faults.append(replace(step, of_layer=True))  # the original has no such function
         if is_real(expected) and expected.numel():
             largest = max(largest, float(expected.nan_to_num(0, 0, 0).abs().max()))
         values[step.key] = step.value

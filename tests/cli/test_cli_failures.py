@@ -20,6 +20,7 @@ CASES = [
     (errors.NothingCompressed("no layer matches"), 1, "no layer matches"),
     (errors.InputError("bad"), 2, "bad"),
     (errors.UsageError("bad", where="--crop", hint="say 224"), 2, "--crop: bad; say 224"),
+    (errors.GraphNeeded("needs a graph"), 2, "needs a graph"),
     (errors.CheckpointError("truncated", where="a.pth"), 2, "a.pth: truncated"),
     (errors.ArtifactError("damaged"), 2, "damaged"),
     (errors.ArchitectureError("unknown"), 2, "unknown"),

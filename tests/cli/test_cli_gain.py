@@ -190,7 +190,7 @@ def test_a_network_of_other_layers_is_said_to_be_left(name, scheme, enter, tmp_p
     why = SLOWER if kind == "GRU" else DYNAMIC
     assert f"  not {count} layers, {100 - share:.1f} %: {why}" in lines
     few = f"warning: only {share:.1f} % of the weights' bytes are compressed"
-    assert f"{few}; --scheme int8-weight serves layers of any kind" in lines
+    assert f"{few}; --scheme int8-weight or fp16 or bf16 serves layers of any kind" in lines
     smaller = (here / "out.safetensors").stat().st_size < (here / "odd.pth").stat().st_size
     assert any(line.startswith(SAME) for line in lines) or smaller
     judged = modelopt(*words, "--min-coverage", "0.5", "--runs", "0", "--force", "-o", "out.safetensors")

@@ -26,7 +26,7 @@ NEAR = [
     (["quantize", "a", "--max-drop", "nan"], "--max-drop: 'nan' is not a number"),
     (
         ["quantize", "a", "--scheme", "int-8"],
-        "--scheme: 'int-8' is not one of int8, int8-dynamic, int8-weight; did you mean 'int8'?",
+        "--scheme: 'int-8' is not one of int8, int8-dynamic, int8-weight, fp16, bf16; did you mean 'int8'?",
     ),
     (
         ["quantize", "a", "--observer", "entropi"],

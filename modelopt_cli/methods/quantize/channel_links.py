@@ -133,7 +133,7 @@ class _Links:
 
     def _over_space(self, node: fx.Node) -> bool:
         """True if a mean is over the dimensions behind the channels alone."""
-        dims, rank = arguments(node)["dim"], len(self._shape(source(node)))
+        dims, rank = arguments(node).get("dim"), len(self._shape(source(node)))
         dims = dims if isinstance(dims, list | tuple) else [dims]
         return all(type(dim) is int and dim % rank > 1 for dim in dims) and bool(dims) and rank > 2
 
