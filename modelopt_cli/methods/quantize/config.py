@@ -165,7 +165,7 @@ class QuantizeConfig(Config, title="Quantizing"):
             learned = " or ".join(name for name, row in ROUNDINGS.items() if row.learned)
             yield f"{option('rounding_steps')} has no meaning without {option('rounding')} {learned}"
         if not self.row.needs_calibration:
-            for name in ("observer", *_OF_CALIBRATED):
+            for name in _OF_CALIBRATED:  # not the observer, which scripts give to every scheme
                 if getattr(self, name) != getattr(QuantizeConfig, name):
                     yield f"{option(name)} has no meaning where activations are not calibrated"
 
