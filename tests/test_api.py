@@ -175,6 +175,7 @@ def test_the_same_command_gives_the_same_bytes(name, lenet5, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_another_seed_calibrates_on_other_samples(lenet5, tmp_path):
     files = [tmp_path / "0.safetensors", tmp_path / "1.safetensors"]
     for seed, file in enumerate(files):
@@ -185,6 +186,7 @@ def test_another_seed_calibrates_on_other_samples(lenet5, tmp_path):
     assert not torch.equal(first, second)
 
 
+@pytest.mark.slow
 def test_calibration_keeps_to_the_threads_asked_for(lenet5, tmp_path):
     seen = []
     api.quantize(
@@ -200,6 +202,7 @@ def test_calibration_keeps_to_the_threads_asked_for(lenet5, tmp_path):
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["int8-dynamic", "int8-weight"])
 def test_a_network_that_cannot_be_traced(name, own, tmp_path):
     output, notes, spec = tmp_path / "out.safetensors", [], arch(tmp_path, "branching")

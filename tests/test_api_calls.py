@@ -229,6 +229,7 @@ def test_settings_of_a_recipe_are_values_of_python(tmp_path, monkeypatch):
     assert result.coverage.total == 2
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_and_torch_devices_and_lists_are_taken():
     plain = mo.share(net(), bits=4, input_shape=(1, 8, 8), device="cpu").program.history
     other = mo.share(
@@ -242,6 +243,7 @@ def test_numbers_of_numpy_and_torch_devices_and_lists_are_taken():
     assert halves[0] == halves[1]
 
 
+@pytest.mark.slow
 def test_a_single_teacher_may_be_given_alone():
     alone, listed = (
         mo.distill(**CALLS["distill"], also=also, evaluate=False) for also in (net(), [(net(), 1)])

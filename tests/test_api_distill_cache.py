@@ -42,6 +42,7 @@ def distilled(source: Path, output: Path, cache: Path | None, **changes: object)
     return output.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_same_file_with_and_without_and_no_teacher_the_second_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +62,7 @@ def test_the_same_file_with_and_without_and_no_teacher_the_second_time(
     assert distilled(source, tmp_path / "other", None, student=other) != plain
 
 
+@pytest.mark.slow
 def test_another_teacher_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     distilled(teacher(tmp_path / "net.pth", 0), tmp_path / "first", tmp_path / "logits")
     other = teacher(tmp_path / "other.pth", 1)

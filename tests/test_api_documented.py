@@ -15,6 +15,7 @@ import modelopt_cli as mo
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_guide(tmp_path, monkeypatch):
     """In an empty folder: the page makes the files that it speaks of."""
     monkeypatch.chdir(tmp_path)

@@ -121,6 +121,7 @@ def test_tensors_without_a_graph_keep_their_shape_and_stay_finite(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_network_without_a_graph_is_run_as_it_will_be_rebuilt(untraced, tmp_path, monkeypatch):
     (source, arch), output = untraced, tmp_path / "out"
     how = {
@@ -149,6 +150,7 @@ def reference_db(expected, found):
     return 10 * np.log10((expected**2).sum() / ((expected - found) ** 2).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int8-weight"])
 def test_signal_to_noise_is_recorded_and_that_of_the_file(scheme, lenet5, tmp_path):
     config, output = QuantizeConfig(scheme=scheme), tmp_path / "out"

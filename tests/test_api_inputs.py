@@ -104,6 +104,7 @@ def test_masks_and_keyword_inputs_are_quantized_with(tmp_path: Path) -> None:
         assert likeness(mo.load(tmp_path / "q.safetensors"), model, inputs) > 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["dict", "pyramid", "one"])
 def test_channels_that_reach_an_output_stay(form: str) -> None:
     model = Captioned(FORMS[form])
@@ -117,6 +118,7 @@ def test_channels_that_reach_an_output_stay(form: str) -> None:
     assert (pruned.get_submodule("conv").out_channels == 6) is (form != "one")
 
 
+@pytest.mark.slow
 def test_pruned_channels_are_those_that_were_worth_nothing() -> None:
     """Without what is zero anyway the outputs are what they were."""
     model = Captioned(FORMS["tuple"])

@@ -341,6 +341,7 @@ def test_a_budget_of_accuracy_may_not_be_chosen_by_what_judges(network, tmp_path
         modelopt_cli.share(network, tmp_path / "out.safetensors", config=config, data=data, options=QUICK)
 
 
+@pytest.mark.slow
 def test_calibration_on_what_judges_is_said_in_the_table(network, tmp_path):
     data, other = folders(tmp_path / "val", THREE), folders(tmp_path / "calib", THREE)
     for calibration, said in ((None, True), (data, True), (other, False)):

@@ -78,6 +78,7 @@ def test_its_weights_are_compressed(source: Path, method: Any, config: Any, leas
     assert signal_to_noise(program(images()), artifact.read_program(source)(images())) > least
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_its_hidden_units_and_the_channels_around_it_are_pruned(source: Path) -> None:
     """The file computes what the network does without the channels and hidden units that were removed."""

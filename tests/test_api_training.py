@@ -171,6 +171,7 @@ def test_an_error_says_how_to_go_on_if_that_would_help(error, expected, tmp_path
     assert (tmp_path / "out.run" / "state.safetensors").exists() is expected
 
 
+@pytest.mark.slow
 def test_the_test_data_may_not_choose(trained, tmp_path):
     request = TrainingRequest("digits?split=train", val="digits")
     for verb, options in ((api.train, {}), (api.prune, {"config": PruneConfig(flops=0.5)})):

@@ -159,6 +159,7 @@ def test_other_length_is_refused(path, change):
         read_tensors(path)
 
 
+@pytest.mark.slow
 def test_header_that_hardly_any_bytes_stand_for_is_stored_at_length(tmp_path):
     labels = ["x"] * 400_000
     write_tensors({}, {}, tmp_path / "net", labels=labels, code="entropy")

@@ -93,6 +93,7 @@ def test_the_header_says_things_once(program, path):
     assert not header["program"].keys() & {"arch", "history", "input", "labels"}
 
 
+@pytest.mark.slow
 def test_fresh_process_without_the_architecture_gives_bit_equal_logits(program, path, tmp_path):
     write_program(program, path)
     with torch.no_grad():

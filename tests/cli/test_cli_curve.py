@@ -61,6 +61,7 @@ def test_every_stage_of_every_command_is_drawn(verb, stages, here, modelopt):
         assert re.findall(r"<!-- (.*?) -->", ticks) == ["1", "2", "3", "4", "5", "epochs"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_the_whole(here, modelopt, monkeypatch):
     argv = [*COMMANDS["distill"], *CURVE]
     assert modelopt(*argv).code == 0

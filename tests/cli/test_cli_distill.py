@@ -95,6 +95,7 @@ def test_a_student_without_a_teacher_is_compared_and_not_judged(here, modelopt):
     assert (scratch["method"], scratch["epochs"]) == ("train", 3)  # as long as both parts together
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes(here, modelopt):
     digests = []
     for name in ("a", "b"):
@@ -113,6 +114,7 @@ def test_the_same_command_gives_the_same_bytes(here, modelopt):
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("student", "teacher", "smaller"),
     [
@@ -217,6 +219,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(argv, message, here, modelopt)
     assert {path.name for path in here.iterdir()} <= before
 
 
+@pytest.mark.slow
 def test_images_of_another_size_are_resized_only_where_asked(here, modelopt):
     """The student takes 12x12 images, the teacher 8x8."""
     argv = ["train", "--arch", "builtin:resnet8?in_channels=1&width=0.25", "--input-size", "12", *TRAIN]
@@ -247,6 +250,7 @@ def test_an_existing_scratch_file_is_not_replaced(here, modelopt):
     assert (here / "out-scratch.safetensors").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_an_architecture_that_cannot_take_the_teachers_images_takes_its_own(here, modelopt):
     """LeNet-300 has one size, 28x28; the teacher takes 8x8."""
     argv = ["distill", "one.safetensors", "--student", "builtin:lenet300?width=0.1", *QUICK, *OUT]

@@ -65,6 +65,7 @@ def require_int8(name: str) -> None:
     assert Path(name).stat().st_size < Path("student.safetensors").stat().st_size + 2000
 
 
+@pytest.mark.slow
 def test_an_int8_student_gets_better_and_stays_int8(here, modelopt):
     outcome = modelopt(*COMMAND, *QUICK, "--json", "-q", *OUT)
     assert outcome.code == 0, outcome.err
@@ -74,6 +75,7 @@ def test_an_int8_student_gets_better_and_stays_int8(here, modelopt):
     require_int8("out.safetensors")
 
 
+@pytest.mark.slow
 def test_without_a_teacher_it_stays_int8_too(here, modelopt):
     outcome = modelopt(*COMMAND, "--no-eval", "--compare-scratch", *OUT)
     assert outcome.code == 0, outcome.err
@@ -81,6 +83,7 @@ def test_without_a_teacher_it_stays_int8_too(here, modelopt):
     assert top1("out-scratch.safetensors") > top1("student.safetensors") + 10
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_to_the_same_bytes(here, modelopt, monkeypatch):
     from modelopt_cli.training.learner import Learner
 

@@ -93,6 +93,7 @@ class Disk:
         return self.real(handle, data)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 @pytest.mark.parametrize(
     ("name", "left", "kept"),

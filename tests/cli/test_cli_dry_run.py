@@ -162,6 +162,7 @@ def test_answers_of_every_view_are_counted(here, clock, modelopt):
     assert found["seconds"] == 2 * 12 * 5 + 3 * 12
 
 
+@pytest.mark.slow
 def test_answers_that_are_there_are_used_and_stay(here, clock, modelopt):
     argv = [*DISTILL[:-1], "--cache", "logits", "--no-eval", "--epochs", "1", "-q"]
     assert modelopt(*argv).code == 0
@@ -205,6 +206,7 @@ def test_a_duration_has_the_digits_that_matter(seconds, text):
     assert duration(seconds) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["train", "distill"])
 def test_the_predicted_size_is_that_of_the_file_but_for_digits_of_its_history(verb, here, modelopt):
     argv = [*DISTILL[:-1]] if verb == "distill" else ["train", "one.safetensors", *TRAIN, *OUT]

@@ -77,6 +77,7 @@ def named() -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_no_message_outside_the_command_line_writes_a_flag():
     flags = [(name, text) for name, tree in trees() for text in texts(tree) if FLAG.search(text)]
     unknown = [

@@ -306,6 +306,7 @@ def test_only_the_last_file_is_held_against_the_limits(here, modelopt):
     assert all(Path(path).exists() for path in FILES)
 
 
+@pytest.mark.slow
 def test_finished_steps_are_not_repeated(here, modelopt):
     assert modelopt("run", "r.yaml", "--resume").code == 0  # nothing there: it just starts
     before, bytes_before = written(), digests(*FILES)

@@ -114,6 +114,7 @@ def test_dry_run_knows_the_size_and_writes_nothing(plan, code, here, modelopt):
     assert done["layers"] == planned["layers"]
 
 
+@pytest.mark.slow
 def test_as_json_it_is_one_object(here, modelopt):
     how = [
         "--bits",
@@ -169,6 +170,7 @@ def test_max_drop_is_the_budget_where_there_is_no_other(here, modelopt):
     assert data["target"]["metric"] == "bytes"
 
 
+@pytest.mark.slow
 def test_max_drop_without_data_to_judge_by_is_the_budget_alone(here, modelopt):
     command = [
         "share",
@@ -247,6 +249,7 @@ def test_fine_tuned_it_keeps_few_values_and_gets_better(how, tune, network, ente
     assert losses[1] < losses[0]
 
 
+@pytest.mark.slow
 def test_pruned_zeros_stay_zeros_fine_tuned_or_not(here, modelopt):
     how = ["--structure", "unstructured", "--sparsity", "0.7", "--no-eval"]
     assert modelopt("prune", "net.safetensors", *how, "-o", "sparse.safetensors").code == 0
@@ -260,6 +263,7 @@ def test_pruned_zeros_stay_zeros_fine_tuned_or_not(here, modelopt):
             assert len(after[name].unique()) <= 8
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_to_the_same_bytes(here, modelopt, monkeypatch):
     command = ["share", "net.safetensors", *TUNE, "--epochs", "3", "--no-eval", "-q", "--bits"]
     assert modelopt(*command, "2", "-o", "through.safetensors").code == 0
@@ -321,6 +325,7 @@ def test_sharded_safetensors_are_shared_tensor_by_tensor(here, modelopt):
     assert all(torch.equal(tensor, both[1].state[name]) for name, tensor in both[0].state.items())
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_traced_is_shared_and_measured(here, modelopt):
     (here / "odd.py").write_text(
         (here / "net.py").read_text()
@@ -345,6 +350,7 @@ def test_a_network_that_cannot_be_traced_is_shared_and_measured(here, modelopt):
         assert (refused.code, "needs a network that can be traced" in refused.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_files_of_ours_and_others_are_refused_where_they_would_lose(here, modelopt):
     assert modelopt("share", "net.safetensors", "--bits", "3", "--no-eval", *OUT).code == 0
     for command in (

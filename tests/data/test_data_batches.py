@@ -152,6 +152,7 @@ def load(): return Map()
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_a_failure_of_the_environment(tmp_path):
     (tmp_path / "dying.py").write_text(DYING)
     data = open_data(f"{tmp_path / 'dying.py'}:load")

@@ -157,6 +157,7 @@ def test_any_rows(
             assert_matches(kernel(layer, backend)(x), exact_conv(layer, x), None)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from([QuantizedConvTranspose1d, QuantizedConvTranspose2d]),

@@ -46,6 +46,7 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "scheme"), CASES[1:])
 def test_compiled_parts_hold_no_operators_of_int8_kernels(make, scheme):
     program, called = quantized(make, scheme), []

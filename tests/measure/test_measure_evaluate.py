@@ -71,6 +71,7 @@ def evaluated(seed: int, file_bytes: int = 1000, **changes: Any) -> EvaluatedMod
     return EvaluatedModel(file_bytes=file_bytes, **{"tensor_bytes": file_bytes, **values})
 
 
+@pytest.mark.slow
 def test_comparison_is_paired_sample_by_sample() -> None:
     first, second, data = evaluated(1), evaluated(2, 250), Noise()
     found = evaluate([first, second], data, QUICK)

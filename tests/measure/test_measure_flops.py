@@ -56,6 +56,7 @@ def torch_count(model: nn.Module, shape: tuple[int, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "side"), NETWORKS, ids=lambda value: str(value))
 def test_graph_and_module_counts_equal_torchs_counter(name: str, side: int) -> None:
     model, shape = network(name, side), (3, side, side)

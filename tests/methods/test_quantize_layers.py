@@ -403,6 +403,7 @@ def test_an_embedding_that_changes_its_rows_stays_float() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", quick(["int8", "int8-dynamic"], ["int8-dynamic"]))
 def test_a_recurrent_layer_is_one_layer_whose_products_are_int8(scheme: str, tmp_path: Path) -> None:
     case = NETWORKS["steps"]

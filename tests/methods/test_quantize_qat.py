@@ -481,6 +481,7 @@ def test_without_a_rate_int8_students_learn_more_slowly(teacher: Program, digits
     assert rate(teacher) == 0  # not given; the usual one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["int8", "int8-weight"])
 def test_resumed_gives_the_same_bytes(
     scheme: str, teacher: Program, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -134,6 +134,7 @@ def test_torchvision(name: str) -> None:
             torch.testing.assert_close(onednn, cuda, rtol=0.1, atol=float(onednn.std()))
 
 
+@pytest.mark.slow
 def test_residuals_of_resnet_are_fused() -> None:
     int8 = quantized(torchvision_program("resnet18"))
     fused = [m for m in int8.modules() if getattr(m, "residual", None) is not None]
@@ -143,6 +144,7 @@ def test_residuals_of_resnet_are_fused() -> None:
     assert not [n for n in int8.graph.nodes if n.op == "call_function" and "add" in str(n.target)]
 
 
+@pytest.mark.slow
 def test_concatenations_of_googlenet_stay_int8() -> None:
     int8 = prepare(quantized(torchvision_program("googlenet")))
     cats = [n for n in int8.graph.nodes if n.target is torch.cat]
@@ -153,6 +155,7 @@ def test_concatenations_of_googlenet_stay_int8() -> None:
     assert {run.values[n.name].dtype for n in cats} == {torch.uint8}
 
 
+@pytest.mark.slow
 def test_gates_of_mobilenet_are_rounded_as_they_are_made() -> None:
     int8 = quantized(torchvision_program("mobilenet_v3_small"))
     assert count(int8, "QuantizedMul") == 9

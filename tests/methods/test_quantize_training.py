@@ -111,6 +111,7 @@ def prepared(network: Program, digits: Data, **bits: Any) -> tuple[MethodResult,
 # Before a step is taken.
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_network_as_it_was_rounded(network: Program, digits: Data) -> None:
     result, start = prepared(network, digits, weight_bits=3, act_bits=4)
     layers = {name: layer for name, layer in start.named_modules() if isinstance(layer, Latent)}

@@ -87,6 +87,7 @@ def test_more_bytes_lose_less() -> None:
     assert away[0] > 2 * away[1] > 4 * away[2]
 
 
+@pytest.mark.slow
 def test_a_budget_below_the_header_is_an_error_that_says_how_near_it_came() -> None:
     with pytest.raises(
         BudgetNotMet, match=r"the file does not get smaller than [\d,]+ bytes; [\d,]+ were asked"

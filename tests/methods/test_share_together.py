@@ -183,6 +183,7 @@ def test_shared_again_by_as_large_a_table_nothing_changes(tmp_path: Path) -> Non
     assert max(distinct(shared(program, tmp_path, bits=2)).values()) == 4
 
 
+@pytest.mark.slow
 def test_a_pruned_network_stays_pruned_through_all_of_them(tmp_path: Path) -> None:
     config = PruneConfig(structure="unstructured", sparsity=0.7)
     sparse = back(prune(net(), config, context(IMAGES)).program, tmp_path)

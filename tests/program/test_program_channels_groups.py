@@ -127,6 +127,7 @@ def test_padding_keeps_what_it_is_added_to() -> None:
     assert members(found["b"])[("b.weight", 0)] == [[0], [5], [6]]
 
 
+@pytest.mark.slow
 def test_no_weights_are_needed() -> None:
     with torch.device("meta"):
         model = models.vit_b_32()

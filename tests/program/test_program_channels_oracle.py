@@ -106,6 +106,7 @@ def test_ours_has_the_oracle_s_shapes_or_smaller_ones(name: str, tmp_path: Path)
     assert found.smaller == 0 or name == "a ViT"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quick(BEYOND, ("shufflenet_v2_x0_5",)))
 def test_ours_prunes_what_the_oracle_cannot(name: str, tmp_path: Path) -> None:
     make, most = BEYOND[name]

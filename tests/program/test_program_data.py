@@ -522,6 +522,7 @@ def test_mutated_data_is_refused_or_builds(program: Program, state: State, choic
         json.dumps(to_data(from_data(data, state)))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(junk=JUNK)
 def test_junk_is_refused(state: State, junk: Any) -> None:

@@ -44,6 +44,7 @@ def pruned(model: nn.Module) -> Program:
     return mo.prune(program, flops=0.5).program
 
 
+@pytest.mark.slow
 def test_channels_are_pruned() -> None:
     program = pruned(wide())
     conv, head = program.get_submodule("conv"), program.get_submodule("head")

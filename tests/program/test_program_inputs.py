@@ -145,6 +145,7 @@ def test_a_name_that_code_refers_to_is_refused() -> None:
         capture(Captioned(), spec(IMAGE, InputSpec((5,), dtype="int64", name="torch")))
 
 
+@pytest.mark.slow
 def test_a_recurrent_layer_returns_its_state_in_parts() -> None:
     lstm = nn.LSTM(3, 4, batch_first=True).eval()
     program = capture(lstm, InputSpec((6, 3)))

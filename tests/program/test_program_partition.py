@@ -48,6 +48,7 @@ def images(batch: int, *sides: int) -> torch.Tensor:
     return torch.randn(batch, 3, *sides, generator=torch.Generator().manual_seed(batch))
 
 
+@pytest.mark.slow
 def test_the_largest_submodules_become_parts(program: PartedProgram, network: Gated) -> None:
     parts = parts_of_network(program)
     assert parts is not None
@@ -166,6 +167,7 @@ def test_flops_of_all_calls_and_of_the_rest(program: PartedProgram) -> None:
     assert macs.total == convolutions + 4 * 4
 
 
+@pytest.mark.slow
 def test_flops_of_two_networks_in_the_calls_of_one() -> None:
     """On an image of zeros the head of one sees all 256 cells, that of the other none."""
     all_cells, none = (parted(Cells(bias).eval()) for bias in (0.3, -0.3))
@@ -177,6 +179,7 @@ def test_flops_of_two_networks_in_the_calls_of_one() -> None:
     assert count_macs(none, SAMPLE, calls_of=nn.Linear(1, 1)).total == stem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", [0, 1])
 def test_flops_of_a_comparison_are_those_of_the_calls_of_the_baseline(baseline: int) -> None:
     programs = [parted(Cells(bias).eval()) for bias in (0.3, -0.3)]
@@ -241,6 +244,7 @@ def test_a_branch_that_no_data_reach(threshold: float, captured: bool, by_sample
         assert torch.equal(pruned.get_submodule("over.1.0").weight, network.over[1][0].weight)
 
 
+@pytest.mark.slow
 def test_parts_and_weights_with_names_that_a_program_has_itself() -> None:
     network = Gated()
     network.input, network.labels, network.history = network.first, network.head, network.scale

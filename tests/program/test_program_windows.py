@@ -43,6 +43,7 @@ def test_equals_the_function(version: int, size: tuple[int, int]) -> None:
         torch.testing.assert_close(split(x), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_network_stays_as_it_was(tmp_path: Path) -> None:
     model = swin(2)
     before = copy.deepcopy(model.state_dict())
@@ -66,6 +67,7 @@ def makers(group: Group) -> list[str]:
     return [member.parameter.rpartition(".")[0] for member in group.members if member.makes_channels]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
 def test_heads_can_go(version: int) -> None:
     """Without a head, the network equals the one whose output projection ignores it."""

@@ -86,6 +86,7 @@ def test_without_validation_there_is_one_panel(tmp_path: Path) -> None:
     assert points(path) == [2 + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "PNG"])
 def test_the_same_log_gives_the_same_bytes(suffix: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
