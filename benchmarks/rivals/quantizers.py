@@ -14,10 +14,11 @@ BATCH = 10
 
 
 def ours(program: Any, images: Tensor, folder: Path, **options: Any) -> Run:
-    """``modelopt_cli.quantize``, with kernels."""
+    """``modelopt_cli.quantize`` with channels equalised and biases corrected, with kernels."""
     import modelopt_cli
     from modelopt_cli.kernels import prepare
 
+    options = {"equalize": "outputs", "bias_correction": "measured", **options}
     return prepare(modelopt_cli.quantize(program, calibration=images, **options).program)
 
 

@@ -218,7 +218,8 @@ def _capture(module: nn.Module, architecture: Architecture) -> tuple[Program | N
     if architecture.input is None:
         return None, f"{short(architecture.spec)} does not say what its input is; {shape_hint()}"
     try:
-        require_names(module, architecture.input)
+        if architecture.input.others:  # a single one may be called anything
+            require_names(module, architecture.input)
     except CaptureError as error:
         named = f"name inputs so in the data, or with {option('input_shape')}"
         raise CaptureError(error.message, where=architecture.spec, hint=f"{error.hint}: {named}") from None

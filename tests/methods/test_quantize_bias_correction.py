@@ -20,7 +20,7 @@ def _no_grad():
 
 
 def int8(program: Program, seen: Tensor, **options: str) -> Program:
-    config = QuantizeConfig(equalize="none", **options)  # type: ignore[arg-type]
+    config = QuantizeConfig(**{"bias_correction": "measured", **options})  # type: ignore[arg-type]
     return apply(program, config, Context(data=Images(seen))).program  # type: ignore[arg-type]
 
 

@@ -203,8 +203,7 @@ def test_a_norm_is_folded_with_the_statistics_of_all_batches(network: Program, d
 def test_what_rounding_to_few_bits_loses_is_learned_again(
     act_bits: int, network: Program, digits: Data
 ) -> None:
-    plain = {"equalize": "none", "bias_correction": "none"}  # with these little is left to learn again
-    config = QuantizeConfig(weight_bits=2, act_bits=act_bits, edge_bits=2, **plain)
+    config = QuantizeConfig(weight_bits=2, act_bits=act_bits, edge_bits=2)
     rounded = apply(network, config, Context(data=digits)).program
     trained = apply(network, config, context(digits)).program
     full, before, after = (accuracy(each, digits) for each in (network, rounded, trained))

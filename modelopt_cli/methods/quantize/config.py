@@ -17,12 +17,12 @@ from modelopt_cli.settings import CALIBRATION, Config, Setting, option
 
 _CHOSEN_SINCE = (
     *("weight_bits", "act_bits", "edge_bits", "group_size", "asymmetric"),
-    *("rounding", "rounding_steps"),
+    *("rounding", "rounding_steps", "equalize", "bias_correction"),
     *("precision", "prefer", "max_drop", "min_ratio", "min_speedup"),
 )
 """Settings that a file's history names only where they are not as usual."""
 _OF_CALIBRATED = ("equalize", "bias_correction")
-"""Settings that a file's history names only of schemes that calibrate, which alone heed them."""
+"""Settings that only schemes heed that calibrate."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ class QuantizeConfig(Config, title="Quantizing"):
     ] = 300
     equalize: Annotated[
         str, Setting("Rule that brings channels to one size before rounding.", choices=EQUALIZATIONS)
-    ] = "outputs"
+    ] = "none"
     bias_correction: Annotated[
         str,
         Setting(
             "Rule that takes back the mean error of rounding in layers' outputs.", choices=BIAS_CORRECTIONS
         ),
-    ] = "measured"
+    ] = "none"
     include: Annotated[
         tuple[str, ...],
         Setting("Quantize only layers whose names match; may be repeated.", of_layers=True),
@@ -206,8 +206,6 @@ class QuantizeConfig(Config, title="Quantizing"):
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form, for the history; what became a choice later is left out where it is usual."""
         values = super().as_dict()
-        for name in () if self.row.needs_calibration else _OF_CALIBRATED:
-            del values[name]
         usual = {name: getattr(QuantizeConfig, name) for name in _CHOSEN_SINCE}
         return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
