@@ -59,7 +59,7 @@ def run(name: str, only: set[str]) -> list[dict[str, Any]]:
     import torch
 
     import modelopt_cli
-    from benchmarks.rivals.crops import make_crops
+    from benchmarks.crops import make_crops
     from benchmarks.rivals.networks import CASES, CROPS
     from benchmarks.rivals.quantizers import BATCH, QUANTIZERS, full_batches
     from modelopt_cli.api.opening import ModelFile, known_input
@@ -70,7 +70,7 @@ def run(name: str, only: set[str]) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "modelopt_cli", "train", *case.training, "-o", file]
         subprocess.run(command, check=True)
     if not (CROPS / "test.npz").exists():
-        make_crops(CROPS)
+        make_crops(CROPS, calibration=4, test=10)
     spec = known_input([ModelFile.of(file)], network.arch, network.data, network.preprocess)
     program = modelopt_cli.load(file, arch=network.arch, input_spec=spec).eval()
     images, _ = samples(case, network.calib, program, case.calibration)
