@@ -23,8 +23,7 @@ class Learning:
         numbers: about as many numbers a step computes at most, by smaller batches.
         least_batch: samples in a step at least.
         way: how far a logit of a weight can go in all steps.
-        step_way: how far the step size of an activation can go in all steps, as a fraction of it; 0 where it
-            stays.
+        step_way: how far the logarithm of an activation's step size can go in all steps; 0 where it stays.
         dropped: activations inside and before the block are left unrounded at random, half of them.
         pressure: weight of the regulariser, where the error is 1 at the beginning.
     """
@@ -145,7 +144,7 @@ class BlockLearner:
             optimizer.step()
         for rounding in self.roundings:
             rounding.generator = None
-            rounding.scale.requires_grad_(False)
+            rounding.growth.requires_grad_(False)
         self.runner.weights.clear()
         return {name: soft.settled() for name, soft in self.softs.items()}
 
@@ -153,9 +152,8 @@ class BlockLearner:
         logits = [soft.logits for soft in self.softs.values()]
         groups: list[dict[str, Any]] = [{"params": logits, "lr": self.learning.way / steps, "falls": False}]
         for rounding in self.roundings if self.learning.step_way else ():
-            rounding.scale.requires_grad_(True)
-            rate = self.learning.step_way * rounding.qparams().scale / steps
-            groups.append({"params": [rounding.scale], "lr": rate, "falls": True})
+            rounding.growth.requires_grad_(True)
+            groups.append({"params": [rounding.growth], "lr": self.learning.step_way / steps, "falls": True})
         return torch.optim.Adam(groups)
 
     def _loss(self, values: BlockValues, batch_size: int, initial: float, beta: float | None) -> Tensor:

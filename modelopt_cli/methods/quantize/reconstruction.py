@@ -55,7 +55,7 @@ class Reconstruction:
             if context.progress is not None:
                 context.progress(number + 1, len(blocks))
         learned = {value: step for value, step in self.simulation.steps.items() if step in self.settled}
-        steps = {value: step.qparams() for value, step in learned.items()}
+        steps = {value: step.qparams for value, step in learned.items()}
         return Rounded(self.known, {**self.problem.qparams, **steps})
 
     def _learn(self, block: Block, seed: int) -> None:
@@ -92,7 +92,7 @@ class Reconstruction:
         return sum(value.numel() for value in values if isinstance(value, Tensor))
 
     def _roundings(self, block: Block) -> list[StepRounding]:
-        """What rounds activations in a block, and in none before."""
+        """Roundings of activations in a block, and in none before."""
         calls = [str(node.target) for node in block.nodes if node.op == "call_module"]
         called = dict.fromkeys(map(self.simulation.program.get_submodule, calls))
         return [each for each in called if isinstance(each, StepRounding) and each not in self.settled]

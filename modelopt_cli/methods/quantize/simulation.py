@@ -4,13 +4,13 @@ It computes what the integer network will, up to how float32 sums are rounded. U
 layers it has every value of the float network, so that each can be compared.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
 from modelopt_cli.methods.quantize.conversion import values_to_observe
+from modelopt_cli.methods.quantize.fake_quantize import StepSize
 from modelopt_cli.methods.quantize.rounding_problem import RoundingProblem
 from modelopt_cli.program import Program
 from modelopt_cli.program.layer_kinds import share
@@ -18,31 +18,11 @@ from modelopt_cli.program.quantization import QParams
 from modelopt_cli.program.rewrite import parts_of
 
 
-class _Rounded(torch.autograd.Function):
-    """Rounding of an activation with a step size that learns (Esser et al., ICLR 2020, equations 1 to 3)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: int, top: int) -> Tensor:
-        steps = x * (1.0 / scale)
-        whole = steps.round().add_(zero_point).clamp_(0, top).sub_(zero_point)
-        ctx.save_for_backward(steps, whole, scale)
-        ctx.limits = -zero_point, top - zero_point
-        return whole * scale
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        steps, whole, _ = ctx.saved_tensors
-        low, high = ctx.limits
-        inside = (steps > low) & (steps < high)
-        of_scale = (grads[0] * torch.where(inside, whole - steps, whole)).sum()
-        return grads[0] * inside, of_scale, None, None
-
-
-class StepRounding(nn.Module):
-    """Rounds an activation to the real values of its uint8 form.
+class StepRounding(StepSize):
+    """Rounding of an activation, which can be dropped at random while a block is learned.
 
     Args:
-        q: its scale, which can learn, and its zero point.
+        q: scale and zero point at the start.
 
     Attributes:
         generator: where rounding is dropped at random: for each number with a probability of one half (Wei et
@@ -50,21 +30,15 @@ class StepRounding(nn.Module):
     """
 
     def __init__(self, q: QParams) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(q.scale))
-        self.q = q
+        super().__init__(q)
         self.generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        rounded: Tensor = _Rounded.apply(x, self.scale, self.q.zero_point, self.q.top)  # type: ignore[no-untyped-call]
+        rounded = super().forward(x)
         if self.generator is None:
             return rounded
         kept = torch.empty_like(x).bernoulli_(0.5, generator=self.generator)
         return torch.where(kept.bool(), rounded, x)
-
-    def qparams(self) -> QParams:
-        """Scale and zero point as they are now."""
-        return replace(self.q, scale=float(self.scale.detach()))
 
 
 @dataclass(frozen=True)
