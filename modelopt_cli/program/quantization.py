@@ -56,7 +56,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 SMALLEST_SCALE, LARGEST_SCALE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 _SCALE_OF_ZEROS = 1e-12
-"""Of an activation that is always zero, for which any would do."""
+"""Scale of an activation that is always zero, for which any would do."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a Program says of inputs that it cannot take: their names, their number, their sizes."""
+"""Errors for inputs that a Program cannot take: their names, their number, their sizes."""
 
 from collections.abc import Callable, Mapping
 from math import gcd

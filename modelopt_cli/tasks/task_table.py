@@ -23,7 +23,7 @@ def _functions(module: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 _BY_PROBABILITIES = "ce:0.1+kd:0.9"
-"""Of tasks whose outputs stand for probabilities."""
+"""Losses of tasks whose outputs stand for probabilities."""
 
 _CLASSIFY = Task(
     "one class for each sample",

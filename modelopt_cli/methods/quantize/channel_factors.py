@@ -10,11 +10,11 @@ from modelopt_cli.methods.quantize.widths import BYTE, Widths
 from modelopt_cli.program.quantization import levels_of, weight_limits
 
 CLIP = 6.0
-"""Where ReLU6 clips."""
+"""Value at which ReLU6 clips."""
 SMALLEST = 1 / 1024
-"""Of the factors of a value: smaller channels have noise that no longer counts."""
+"""Smallest factor of a channel: below it the noise of a channel no longer counts."""
 LEAST_REACH = 1 / 32
-"""Of the factors where ReLU6 clips: of a channel that was hardly ever seen, larger values may come later."""
+"""Smallest factor where ReLU6 clips: a channel that was hardly ever seen may have larger values later."""
 LEAST_GAIN = 0.98
 """Fraction of the predicted error that may be left of it for factors to be worth their while."""
 _POWERS = torch.linspace(0, 1, 9, dtype=torch.float64).tolist()

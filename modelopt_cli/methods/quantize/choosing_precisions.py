@@ -153,7 +153,7 @@ class _Search:
         return small and (self.config.min_speedup is None or self._speedup(place) >= self.config.min_speedup)
 
     def ratio(self, place: int) -> float:
-        """How many times smaller the file is than the original's, history included."""
+        """Ratio of the original file's size to this one's, history included."""
         network = self.network(place)
         full = predicted_bytes(self.choosing.program)
         if network is None:

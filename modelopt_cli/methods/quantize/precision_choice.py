@@ -71,7 +71,7 @@ class PrecisionChoice:
 
     @cached_property
     def found(self) -> QuantizeSensitivity:
-        """What each layer loses."""
+        """Loss of each layer alone at each precision."""
         least = SCHEMES[self.config.scheme].least_snr_db
         return measure(self.ready, self.program, self.choosing, least, self.choices, timed=self.timed)
 
@@ -115,7 +115,7 @@ class PrecisionChoice:
         return observed_qparams(self.ready.program, plan, self.config, self.choosing)
 
     def record(self, allocation: Allocation) -> dict[str, Any]:
-        """What the history says of the choice: each layer's precision, and what each loses alone, in dB."""
+        """Entry of the history: each layer's precision, and what each loses alone, in dB."""
         names = [loss.precision for loss in self.found.layers[0].losses]
         chosen = self.precisions(allocation)
         return {

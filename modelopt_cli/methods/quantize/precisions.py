@@ -35,7 +35,7 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Preference:
-    """What an allocation of precisions makes as small as it can.
+    """Quantity that an allocation of precisions makes as small as it can.
 
     Attributes:
         help: one line.

@@ -1,4 +1,4 @@
-"""Where in the network the reason for a layer's loss lies: the layers and batch norms before it."""
+"""Reasons for a layer's loss that lie before it, in other layers and batch norms."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -84,7 +84,7 @@ class _Spread:
 
 @dataclass
 class Watched:
-    """What is seen of a layer on its way through the data: its inputs, their errors and those of its output.
+    """Statistics of a layer over the data: its inputs, their errors and those of its output.
 
     Attributes:
         module: the float layer.
@@ -220,7 +220,7 @@ def _outlier(extremes: Tensor) -> tuple[int, float] | None:
 
 
 def _steps_of_most(counts: Tensor) -> int:
-    """How many steps hold most of the values: the fullest ones."""
+    """Number of steps, the fullest first, that hold most of the values."""
     share = counts.sort(descending=True).values.cumsum(0) / counts.sum().clamp(min=1)
     return min(int((share < MOST_VALUES).sum()) + 1, len(counts))
 
