@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from modelopt_cli.kernels import onednn, routes, trials
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
+from modelopt_cli.program.quantized_linear import QuantizedLinear
 
 ISAS = ("AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI", "DEFAULT")
 CHANNELS = (1, 1, 1, 2, 3, 4, 5, 7, 8, 12, 15, 16, 17, 24, 31, 32, 33, 47, 48, 64, 65)

@@ -31,7 +31,7 @@ from modelopt_cli.errors import (
 from modelopt_cli.measure import EvalOptions, Gates, gates
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.quantized import DynamicLinear
+from modelopt_cli.program.quantized_linear import DynamicLinear
 
 ROOT = Path(__file__).parents[1]
 QUICK = EvalOptions(runs=0, memory=False, threads=1, limit=100)

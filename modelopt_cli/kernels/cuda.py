@@ -17,8 +17,9 @@ from torch import Tensor
 from modelopt_cli.kernels import sparse24
 from modelopt_cli.kernels.im2col import im2col
 from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dequantize, dynamic_qparams, quantize
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
+from modelopt_cli.program.quantized_linear import DynamicLinear, QuantizedLinear
 
 SHIFT = 128
 MIN_ROWS = 17

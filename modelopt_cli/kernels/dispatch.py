@@ -15,8 +15,9 @@ from modelopt_cli.kernels.max_pool import max_pool
 from modelopt_cli.kernels.readers import overwritable_residuals, read_as_rows
 from modelopt_cli.kernels.saturation import never_saturates, never_wraps
 from modelopt_cli.program import Program
-from modelopt_cli.program.quantized import DynamicLinear, Quantized, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized import Quantized, Weighted
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d, QuantizedConvolution
+from modelopt_cli.program.quantized_linear import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_operations import (
     Quantize,
     QuantizedMaxPool,

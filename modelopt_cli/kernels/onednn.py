@@ -25,8 +25,9 @@ from modelopt_cli.program.quantization import (
     dynamic_qparams,
     quantize,
 )
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
+from modelopt_cli.program.quantized_linear import DynamicLinear, QuantizedLinear
 
 _conv = torch.ops.onednn.qconv2d_pointwise.default
 _conv_sum = torch.ops.onednn.qconv2d_pointwise.binary

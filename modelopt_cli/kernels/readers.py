@@ -3,8 +3,8 @@
 from torch import fx
 
 from modelopt_cli.program import Program
-from modelopt_cli.program.quantized import QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import QuantizedConvolution
+from modelopt_cli.program.quantized_linear import QuantizedLinear
 from modelopt_cli.program.quantized_operations import QuantizedAdd, QuantizedAvgPool, QuantizedMaxPool
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from modelopt_cli.program.quantization import ACTIVATIONS, QParams, dynamic_qparams, quantize
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import QuantizedConvolution
+from modelopt_cli.program.quantized_linear import DynamicLinear, QuantizedLinear
 
 
 def convolution_accumulators(x: Tensor, layer: QuantizedConvolution) -> Tensor:

@@ -16,8 +16,9 @@ from modelopt_cli.kernels import reference
 from modelopt_cli.kernels.routes import Route
 from modelopt_cli.program.fields import parse_fields
 from modelopt_cli.program.quantization import ACTIVATIONS, QParams
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear, Weighted
+from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
+from modelopt_cli.program.quantized_linear import DynamicLinear, QuantizedLinear
 
 Make = Callable[..., Callable[..., Tensor]]
 _Layer = TypeVar("_Layer", bound=Weighted)

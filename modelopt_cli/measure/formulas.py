@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import QuantizedConvolution, QuantizedTransposed
+from modelopt_cli.program.quantized_linear import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
 
 Args = tuple[Any, ...]

@@ -168,7 +168,7 @@ KINDS: dict[str, Kind] = {
     ),
     **dict.fromkeys(
         ("QuantizedLinear", "DynamicLinear"),
-        Kind(module="modelopt_cli.program.quantized", ours=True),
+        Kind(module="modelopt_cli.program.quantized_linear", ours=True),
     ),
     "QuantizedEmbedding": Kind(module="modelopt_cli.program.quantized_embedding", ours=True),
     **dict.fromkeys(

@@ -19,7 +19,8 @@ from modelopt_cli.program.quantization import (
     weight_limits,
     width_label,
 )
-from modelopt_cli.program.quantized import WEIGHT_BITS, DynamicLinear, Quantized, QuantizedLinear
+from modelopt_cli.program.quantized import WEIGHT_BITS, Quantized
+from modelopt_cli.program.quantized_linear import DynamicLinear, QuantizedLinear
 
 State = tuple[Tensor, ...]
 

@@ -11,13 +11,13 @@ from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
 from modelopt_cli.program.program import Program
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
     QuantizedConvTranspose2d,
 )
 from modelopt_cli.program.quantized_embedding import QuantizedEmbedding
+from modelopt_cli.program.quantized_linear import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_operations import (
     Dequantize,
     Quantize,

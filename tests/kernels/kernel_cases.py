@@ -8,8 +8,8 @@ from torch import Tensor
 
 from modelopt_cli.methods.quantize.rounding import quantize_weight
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d, QuantizedTransposed
+from modelopt_cli.program.quantized_linear import DynamicLinear, QuantizedLinear
 
 ACTIVATIONS = {
     "none": lambda y: y,

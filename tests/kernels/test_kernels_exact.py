@@ -27,8 +27,8 @@ from modelopt_cli.kernels.max_pool import max_pool
 from modelopt_cli.kernels.readers import overwritable_residuals
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.quantization import QParams, dynamic_qparams, quantize
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
+from modelopt_cli.program.quantized_linear import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_operations import Quantize, QuantizedAdd, QuantizedMaxPool2d
 
 CONVS: dict[str, Any] = {

@@ -19,8 +19,8 @@ from modelopt_cli.kernels.dispatch import Kernel
 from modelopt_cli.kernels.saturation import never_wraps
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
+from modelopt_cli.program.quantized_linear import DynamicLinear, QuantizedLinear
 
 HERE = Path(__file__).parent
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from modelopt_cli.kernels import BACKENDS
 from modelopt_cli.program.quantization import QParams, qparams_from_range, quantize
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
@@ -19,6 +18,7 @@ from modelopt_cli.program.quantized_convolutions import (
     QuantizedConvTranspose2d,
 )
 from modelopt_cli.program.quantized_embedding import QuantizedEmbedding
+from modelopt_cli.program.quantized_linear import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_operations import (
     Quantize,
     QuantizedAdd,

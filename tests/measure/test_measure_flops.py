@@ -15,12 +15,12 @@ from modelopt_cli.errors import ArchitectureError
 from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
     QuantizedConvTranspose2d,
 )
+from modelopt_cli.program.quantized_linear import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_operations import Quantize
 
 NETWORKS = [

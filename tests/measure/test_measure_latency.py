@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from modelopt_cli.measure import latency, variants
 from modelopt_cli.measure.variants import VARIANTS
 from modelopt_cli.program import InputSpec, Program
-from modelopt_cli.program.quantized import DynamicLinear
+from modelopt_cli.program.quantized_linear import DynamicLinear
 
 X = torch.zeros(1, 2)
 

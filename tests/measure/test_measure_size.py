@@ -17,8 +17,8 @@ from modelopt_cli.measure.size import (
     times_smaller,
 )
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import DynamicLinear
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
+from modelopt_cli.program.quantized_linear import DynamicLinear
 
 
 def evaluated(model: nn.Module | None, path: str = "net.pth", **extra: object) -> EvaluatedModel:

@@ -31,8 +31,8 @@ from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.quantized import DynamicLinear
 from modelopt_cli.program.quantized_embedding import QuantizedEmbedding
+from modelopt_cli.program.quantized_linear import DynamicLinear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,7 +16,7 @@ from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.program.quantized import DynamicLinear
+from modelopt_cli.program.quantized_linear import DynamicLinear
 
 
 def test_dynamic_linears_of_a_transformer() -> None:

@@ -26,8 +26,9 @@ from modelopt_cli.measure.size import measure_size
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import Encoding, Program
-from modelopt_cli.program.quantized import DynamicLinear, Weighted
+from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.quantized_convolutions import QuantizedConv2d
+from modelopt_cli.program.quantized_linear import DynamicLinear
 
 SCHEMES = ("int8", "int8-dynamic", "int8-weight")
 

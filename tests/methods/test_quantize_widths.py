@@ -30,7 +30,8 @@ from modelopt_cli.methods.quantize.weight_only import store_layer
 from modelopt_cli.methods.quantize.widths import INT8, Widths
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantization import QParams
-from modelopt_cli.program.quantized import DynamicLinear, Weighted
+from modelopt_cli.program.quantized import Weighted
+from modelopt_cli.program.quantized_linear import DynamicLinear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -22,7 +22,8 @@ from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
-from modelopt_cli.program.quantized import DynamicLinear, Weighted
+from modelopt_cli.program.quantized import Weighted
+from modelopt_cli.program.quantized_linear import DynamicLinear
 
 
 class _Net(nn.Module):

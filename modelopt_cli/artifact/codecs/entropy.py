@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.codecs.base import IntegerView, Params, PartSpec, Shape, Wrapper, expect
+from modelopt_cli.artifact.codecs.base import IntegerView, Params, PartSpec, Shape, expect
 from modelopt_cli.artifact.codecs.blocks import Alphabet, Passes
 from modelopt_cli.artifact.codecs.matrix import (
     MOST_COLUMNS,
@@ -25,6 +25,7 @@ from modelopt_cli.artifact.codecs.matrix import (
     decode,
     encode,
 )
+from modelopt_cli.artifact.codecs.wrapper import Wrapper
 from modelopt_cli.errors import ArtifactError, ModeloptError
 from modelopt_cli.program.program import Encoding
 

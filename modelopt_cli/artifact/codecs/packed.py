@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from modelopt_cli.artifact.codecs.base import IntegerView, Params, PartSpec, Shape, Wrapper, expect
+from modelopt_cli.artifact.codecs.base import IntegerView, Params, PartSpec, Shape, expect
 from modelopt_cli.artifact.codecs.bits import pack, packed_size, unpack
+from modelopt_cli.artifact.codecs.wrapper import Wrapper
 from modelopt_cli.program.program import Encoding
 
 

@@ -19,7 +19,7 @@ from modelopt_cli.methods.distill.teacher import TeacherMember, TeacherOutput
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.input_batch import Inputs, tensors_of
 from modelopt_cli.program.metadata import input_to_data
-from modelopt_cli.program.quantized import DynamicLinear
+from modelopt_cli.program.quantized_linear import DynamicLinear
 from modelopt_cli.program.samples import zeros
 from modelopt_cli.settings import option
 from modelopt_cli.training import TrainConfig, Training, distributed

@@ -68,7 +68,7 @@ def _trained(program: Program, result: MethodResult, config: QuantizeConfig, con
 
 
 def narrow_encodings(program: Program) -> dict[str, Encoding]:
-    """How the integer weights of fewer than 8 bits are stored, so that a file may hold them in those."""
+    """Encodings of integer weights of fewer than 8 bits, so that a file may hold them in those."""
     return {
         f"{name}.weight": Encoding(NARROW.name, {"bits": layer.weight_bits})
         for name, layer in program.named_modules(remove_duplicate=False)

@@ -15,7 +15,8 @@ from modelopt_cli.methods.quantize.widths import Widths
 from modelopt_cli.program import Program
 from modelopt_cli.program.channels import layered
 from modelopt_cli.program.fold import inference_form
-from modelopt_cli.program.quantized import DynamicLinear, Quantized, Weighted
+from modelopt_cli.program.quantized import Quantized, Weighted
+from modelopt_cli.program.quantized_linear import DynamicLinear
 from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
 
 

@@ -22,12 +22,7 @@ from modelopt_cli.methods.quantize.latent_layers import (
 )
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.quantization import BITS
-from modelopt_cli.program.quantized import (
-    DynamicLinear,
-    Quantized,
-    QuantizedLinear,
-    Weighted,
-)
+from modelopt_cli.program.quantized import Quantized, Weighted
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
@@ -36,6 +31,7 @@ from modelopt_cli.program.quantized_convolutions import (
     QuantizedConvTranspose2d,
 )
 from modelopt_cli.program.quantized_embedding import QuantizedEmbedding
+from modelopt_cli.program.quantized_linear import DynamicLinear, QuantizedLinear
 from modelopt_cli.program.quantized_operations import (
     Dequantize,
     Quantize,

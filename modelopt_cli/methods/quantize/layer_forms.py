@@ -9,7 +9,7 @@ from torch import nn
 from modelopt_cli.kernels.lowering import overpadded
 from modelopt_cli.methods.quantize.widths import Widths
 from modelopt_cli.program.quantization import BITS, QParams
-from modelopt_cli.program.quantized import Quantized, QuantizedLinear
+from modelopt_cli.program.quantized import Quantized
 from modelopt_cli.program.quantized_convolutions import (
     QuantizedConv1d,
     QuantizedConv2d,
@@ -20,6 +20,7 @@ from modelopt_cli.program.quantized_convolutions import (
     QuantizedTransposed,
 )
 from modelopt_cli.program.quantized_embedding import QuantizedEmbedding
+from modelopt_cli.program.quantized_linear import QuantizedLinear
 from modelopt_cli.program.quantized_recurrent import (
     QuantizedGRU,
     QuantizedGRUCell,
