@@ -67,6 +67,28 @@ class Scheme:
 
 
 _HOME = "modelopt_cli.methods.quantize"
+
+
+def _cast(name: str, float_type: str) -> Scheme:
+    """The row of a scheme that casts weights to a half-precision type."""
+    return Scheme(
+        name=name,
+        help=f"weights cast to {float_type}, and products computed in it where the hardware can",
+        title=f"{float_type} storage",
+        weight_bits=16,
+        activation_bits=None,
+        of_floats=None,
+        source=NetworkForm.TENSORS,
+        needs_calibration=False,
+        layers=(),
+        code="plain",
+        suffix=name,
+        least_snr_db=20.0,
+        apply=deferred(f"{_HOME}.weight_only", "quantize_weights"),
+        float_type=float_type,
+    )
+
+
 _ROWS = (
     Scheme(
         name="int8",
@@ -116,38 +138,8 @@ _ROWS = (
         least_snr_db=20.0,
         apply=deferred(f"{_HOME}.weight_only", "quantize_weights"),
     ),
-    Scheme(
-        name="fp16",
-        help="weights cast to float16, and products computed in it where the hardware can",
-        title="float16 storage",
-        weight_bits=16,
-        activation_bits=None,
-        of_floats=None,
-        source=NetworkForm.TENSORS,
-        needs_calibration=False,
-        layers=(),
-        code="plain",
-        suffix="fp16",
-        least_snr_db=20.0,
-        apply=deferred(f"{_HOME}.weight_only", "quantize_weights"),
-        float_type="float16",
-    ),
-    Scheme(
-        name="bf16",
-        help="weights cast to bfloat16, and products computed in it where the hardware can",
-        title="bfloat16 storage",
-        weight_bits=16,
-        activation_bits=None,
-        of_floats=None,
-        source=NetworkForm.TENSORS,
-        needs_calibration=False,
-        layers=(),
-        code="plain",
-        suffix="bf16",
-        least_snr_db=20.0,
-        apply=deferred(f"{_HOME}.weight_only", "quantize_weights"),
-        float_type="bfloat16",
-    ),
+    _cast("fp16", "float16"),
+    _cast("bf16", "bfloat16"),
 )
 SCHEMES = {row.name: row for row in _ROWS}
 """By name."""
