@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.crops import make_crops
 from modelopt_cli.measure.environment import cpu_name
-from modelopt_cli.methods.quantize.roundings import ROUNDINGS
+from modelopt_cli.methods.quantize.weight_rounding.roundings import ROUNDINGS
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "benchmarks" / "low_bits"

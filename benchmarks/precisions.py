@@ -35,8 +35,8 @@ from modelopt_cli.measure.tally import predict
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply, narrow_encodings
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.precision_allocation import Allocation
-from modelopt_cli.methods.quantize.precision_choice import PrecisionChoice
+from modelopt_cli.methods.quantize.precision.precision_allocation import Allocation
+from modelopt_cli.methods.quantize.precision.precision_choice import PrecisionChoice
 from modelopt_cli.methods.share.metric_drop import MetricDrop
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture

@@ -16,11 +16,11 @@ from modelopt_cli.methods.distill.losses import LOSSES
 from modelopt_cli.methods.prune.allocation import ALLOCATIONS
 from modelopt_cli.methods.prune.criteria import CRITERIA
 from modelopt_cli.methods.prune.structures import CHANNELS, LAYERS, WEIGHTS
-from modelopt_cli.methods.quantize.bias_corrections import BIAS_CORRECTIONS
-from modelopt_cli.methods.quantize.equalizations import EQUALIZATIONS
+from modelopt_cli.methods.quantize.equalizing.bias_corrections import BIAS_CORRECTIONS
+from modelopt_cli.methods.quantize.equalizing.equalizations import EQUALIZATIONS
 from modelopt_cli.methods.quantize.observers import OBSERVERS
-from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import SCHEMES
+from modelopt_cli.methods.quantize.weight_rounding.roundings import ROUNDINGS
 from modelopt_cli.methods.share.config import INITS, SCOPES, TUNINGS, WEIGHTINGS
 from modelopt_cli.report.figure_rows import FIGURES
 from modelopt_cli.settings import fields_of, help_of

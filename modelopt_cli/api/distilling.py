@@ -38,7 +38,7 @@ from modelopt_cli.methods.distill.cache_identity import layout_of, require_cache
 from modelopt_cli.methods.distill.distill_context import DistillContext
 from modelopt_cli.methods.method_table import METHODS
 from modelopt_cli.methods.prune.masks import Masks
-from modelopt_cli.methods.quantize import qat
+from modelopt_cli.methods.quantize.learning import qat
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Program
 from modelopt_cli.report.dry_run import Plan, cost_of

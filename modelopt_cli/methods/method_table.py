@@ -20,8 +20,8 @@ from modelopt_cli.methods.prune.summary import summary as pruned_layers
 from modelopt_cli.methods.prune.summary import thin_notes
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.rounding_sensitivity import sensitivity as quantize_sensitivity
 from modelopt_cli.methods.quantize.schemes import LEAST_NARROW_SNR_DB, NetworkForm, usable
+from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import sensitivity as quantize_sensitivity
 from modelopt_cli.methods.quantize.state_dict import apply_to_state as quantize_state
 from modelopt_cli.methods.quantize.state_dict import refuse_without_graph as quantize_needs
 from modelopt_cli.methods.quantize.widths import BYTE

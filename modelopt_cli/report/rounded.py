@@ -8,8 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from modelopt_cli.methods.quantize.rounding_sensitivity import LayerSensitivity, Loss, QuantizeSensitivity
-from modelopt_cli.methods.quantize.sensitivity_words import sentences
+from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import (
+    LayerSensitivity,
+    Loss,
+    QuantizeSensitivity,
+)
+from modelopt_cli.methods.quantize.sensitivity.sensitivity_words import sentences
 from modelopt_cli.report.plots import HeatMap
 from modelopt_cli.text import json_number, printable
 

@@ -9,7 +9,7 @@ from folder_contents import digest, names
 
 import modelopt_cli as mo
 from modelopt_cli.data import open_data
-from modelopt_cli.methods.quantize.latent_layers import Latent
+from modelopt_cli.methods.quantize.learning.latent_layers import Latent
 from modelopt_cli.training import learner
 
 HOW = ["--arch", "net.py:make?width=16", "--input-size", "8", "--channels", "1"]

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from modelopt_cli.methods.quantize.minimum_cut import cheapest_side
-from modelopt_cli.methods.quantize.precision_allocation import (
+from modelopt_cli.methods.quantize.precision.minimum_cut import cheapest_side
+from modelopt_cli.methods.quantize.precision.precision_allocation import (
     Allocation,
     AllocationProblem,
     Conversions,

@@ -12,11 +12,12 @@ from torch import nn
 from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context, MethodResult
-from modelopt_cli.methods.quantize import choosing_precisions, layer_times, rounding_sensitivity
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.layer_times import LayerTime
-from modelopt_cli.methods.quantize.precision_choice import PrecisionChoice
+from modelopt_cli.methods.quantize.precision import choosing_precisions
+from modelopt_cli.methods.quantize.precision.precision_choice import PrecisionChoice
+from modelopt_cli.methods.quantize.sensitivity import layer_times, rounding_sensitivity
+from modelopt_cli.methods.quantize.sensitivity.layer_times import LayerTime
 from modelopt_cli.methods.share.budget import BudgetNotMet
 from modelopt_cli.program import Program
 

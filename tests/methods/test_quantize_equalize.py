@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
-from modelopt_cli.methods.quantize.channel_links import find_links
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.equalizations import EQUALIZATIONS
-from modelopt_cli.methods.quantize.equalize import equalized
+from modelopt_cli.methods.quantize.equalizing.channel_links import find_links
+from modelopt_cli.methods.quantize.equalizing.equalizations import EQUALIZATIONS
+from modelopt_cli.methods.quantize.equalizing.equalize import equalized
 from modelopt_cli.methods.quantize.widths import INT8
 from modelopt_cli.program import Program
 

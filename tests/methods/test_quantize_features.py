@@ -13,7 +13,11 @@ from modelopt_cli.kernels import prepare
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.feature_scales import FeatureRange, feature_factors, with_factors
+from modelopt_cli.methods.quantize.equalizing.feature_scales import (
+    FeatureRange,
+    feature_factors,
+    with_factors,
+)
 from modelopt_cli.program import Program
 
 pytestmark = pytest.mark.usefixtures("one_thread")

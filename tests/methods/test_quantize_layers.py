@@ -24,10 +24,11 @@ from modelopt_cli.kernels import BACKENDS, never_saturates, prepare
 from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.measure.flops import count_macs
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.quantize import layer_forms, qat
+from modelopt_cli.methods.quantize import layer_forms
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS
+from modelopt_cli.methods.quantize.learning import qat
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture

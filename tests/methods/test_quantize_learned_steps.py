@@ -7,15 +7,15 @@ import torch
 from quantize_networks import captured, quantized
 from torch import Tensor, nn
 
-from modelopt_cli.methods.quantize import qat
-from modelopt_cli.methods.quantize.fake_quantize import (
+from modelopt_cli.methods.quantize.learning import qat
+from modelopt_cli.methods.quantize.learning.fake_quantize import (
     FARTHEST,
     RoundedWeight,
     StepSize,
     fake_quantize,
     multiple,
 )
-from modelopt_cli.methods.quantize.step_groups import step_groups
+from modelopt_cli.methods.quantize.learning.step_groups import step_groups
 from modelopt_cli.program.quantization import QParams, weight_limits
 
 

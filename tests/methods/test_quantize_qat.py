@@ -24,11 +24,11 @@ from modelopt_cli.methods.distill.apply import apply as distill
 from modelopt_cli.methods.distill.config import DistillConfig
 from modelopt_cli.methods.distill.distill_context import DistillContext
 from modelopt_cli.methods.distill.teacher import TeacherMember
-from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.fake_quantize import fake_quantize, nearest_steps
-from modelopt_cli.methods.quantize.latent_layers import Latent, LatentForm, LatentLinear
+from modelopt_cli.methods.quantize.learning import qat
+from modelopt_cli.methods.quantize.learning.fake_quantize import fake_quantize, nearest_steps
+from modelopt_cli.methods.quantize.learning.latent_layers import Latent, LatentForm, LatentLinear
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.quantization import QParams, dequantize
 from modelopt_cli.program.quantized import Weighted

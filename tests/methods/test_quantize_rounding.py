@@ -21,14 +21,14 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import convert
-from modelopt_cli.methods.quantize.gptq import ColumnGrid, rounded_columns
-from modelopt_cli.methods.quantize.reconstruction_blocks import find_blocks, layer_blocks
-from modelopt_cli.methods.quantize.rounding_problem import RoundingProblem
-from modelopt_cli.methods.quantize.roundings import ROUNDINGS
-from modelopt_cli.methods.quantize.simulation import StepRounding, simulate
-from modelopt_cli.methods.quantize.soft_rounding import SoftRounding, annealed, undecided
 from modelopt_cli.methods.quantize.static import calibrated
-from modelopt_cli.methods.quantize.weight_grid import WeightGrid
+from modelopt_cli.methods.quantize.weight_rounding.gptq import ColumnGrid, rounded_columns
+from modelopt_cli.methods.quantize.weight_rounding.reconstruction_blocks import find_blocks, layer_blocks
+from modelopt_cli.methods.quantize.weight_rounding.rounding_problem import RoundingProblem
+from modelopt_cli.methods.quantize.weight_rounding.roundings import ROUNDINGS
+from modelopt_cli.methods.quantize.weight_rounding.simulation import StepRounding, simulate
+from modelopt_cli.methods.quantize.weight_rounding.soft_rounding import SoftRounding, annealed, undecided
+from modelopt_cli.methods.quantize.weight_rounding.weight_grid import WeightGrid
 from modelopt_cli.methods.quantize.widths import Widths
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantization import QParams, dequantize, quantize
@@ -308,7 +308,8 @@ def test_the_integer_network_is_the_one_that_was_learned(name: str, monkeypatch:
     program = small()
     problem = problem_of(program, 4, steps=10)
     kept: list[Any] = []
-    home = f"modelopt_cli.methods.quantize.{'block_reconstruction' if name == 'block' else name}.simulate"
+    module = "block_reconstruction" if name == "block" else name
+    home = f"modelopt_cli.methods.quantize.weight_rounding.{module}.simulate"
     monkeypatch.setattr(home, lambda problem: kept.append(simulate(problem)) or kept[0])
     integer = converted(problem, name)
     x = images(16, *program.input.shape, seed=6)

@@ -9,8 +9,8 @@ from modelopt_cli.data import open_data
 from modelopt_cli.errors import CaptureError
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
-from modelopt_cli.methods.quantize.block_learning import BlockLearner, BlockValues
 from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.weight_rounding.block_learning import BlockLearner, BlockValues
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.partition import capture_parts
 

@@ -15,12 +15,12 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import convert
 from modelopt_cli.methods.quantize.precision_plan import make_plan
-from modelopt_cli.methods.quantize.rounding_sensitivity import (
+from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import (
     LayerSensitivity,
     QuantizeSensitivity,
     sensitivity,
 )
-from modelopt_cli.methods.quantize.sensitivity_words import sentences
+from modelopt_cli.methods.quantize.sensitivity.sensitivity_words import sentences
 from modelopt_cli.methods.quantize.static import calibrated
 from modelopt_cli.methods.quantize.widths import INT8
 from modelopt_cli.program import InputSpec, Program

@@ -14,9 +14,9 @@ from modelopt_cli.artifact import predicted_bytes, read_program, write_program
 from modelopt_cli.artifact.encodings import compact, is_pruned
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context
-from modelopt_cli.methods.quantize import qat
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.learning import qat
 from modelopt_cli.methods.quantize.stored_weights import WeightSteps, encode_weight, quantize_asymmetric
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture

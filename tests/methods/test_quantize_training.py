@@ -16,11 +16,16 @@ from modelopt_cli.errors import UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.methods.batches import input_batches
 from modelopt_cli.methods.context import Context, MethodResult
-from modelopt_cli.methods.quantize import integer_training, layer_forms, qat
+from modelopt_cli.methods.quantize import layer_forms
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.latent_layers import Latent, LatentNorm
-from modelopt_cli.methods.quantize.latent_norms import folded_norms, identity_norms, restore_statistics
+from modelopt_cli.methods.quantize.learning import integer_training, qat
+from modelopt_cli.methods.quantize.learning.latent_layers import Latent, LatentNorm
+from modelopt_cli.methods.quantize.learning.latent_norms import (
+    folded_norms,
+    identity_norms,
+    restore_statistics,
+)
 from modelopt_cli.methods.quantize.static import quantize_static
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture

@@ -300,7 +300,7 @@ def test_pruned_weights_of_few_bits_keep_their_zeros() -> None:
 
 
 def test_a_trained_network_keeps_its_widths() -> None:
-    from modelopt_cli.methods.quantize import qat
+    from modelopt_cli.methods.quantize.learning import qat
 
     made = quantized(everything(), weight_bits=4, act_bits=4)
     network = qat.prepare(made)

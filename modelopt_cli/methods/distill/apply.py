@@ -21,7 +21,7 @@ from modelopt_cli.methods.distill.feature_points import recording
 from modelopt_cli.methods.distill.objective import DistillationLoss
 from modelopt_cli.methods.distill.teacher import Teacher
 from modelopt_cli.methods.prune.masks import Masks
-from modelopt_cli.methods.quantize import qat
+from modelopt_cli.methods.quantize.learning import qat
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.history import history_entry

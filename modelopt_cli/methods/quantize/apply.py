@@ -10,7 +10,7 @@ from modelopt_cli.measure.coverage import coverage
 from modelopt_cli.measure.layer_status import recorded
 from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.integer_training import (
+from modelopt_cli.methods.quantize.learning.integer_training import (
     STAGE,
     fine_tuned,
     require_trainable,

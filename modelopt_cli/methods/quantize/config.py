@@ -6,12 +6,12 @@ from typing import Annotated, Any, ClassVar
 
 from modelopt_cli.artifact.coding import Code
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.quantize.bias_corrections import BIAS_CORRECTIONS
-from modelopt_cli.methods.quantize.equalizations import EQUALIZATIONS
+from modelopt_cli.methods.quantize.equalizing.bias_corrections import BIAS_CORRECTIONS
+from modelopt_cli.methods.quantize.equalizing.equalizations import EQUALIZATIONS
 from modelopt_cli.methods.quantize.observers import OBSERVERS
-from modelopt_cli.methods.quantize.precisions import PRECISIONS, PREFERENCES, Preference
-from modelopt_cli.methods.quantize.roundings import ROUNDINGS
+from modelopt_cli.methods.quantize.precision.precisions import PRECISIONS, PREFERENCES, Preference
 from modelopt_cli.methods.quantize.schemes import SCHEMES, Scheme
+from modelopt_cli.methods.quantize.weight_rounding.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.widths import BYTE, FLOATS, HALF, Widths
 from modelopt_cli.settings import CALIBRATION, Config, Setting, option
 

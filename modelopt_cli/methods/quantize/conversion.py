@@ -20,7 +20,7 @@ from modelopt_cli.methods.quantize.roles import (
     zero_sides,
 )
 from modelopt_cli.methods.quantize.rounding import quantize_weight, require_nonzero
-from modelopt_cli.methods.quantize.rounding_problem import RoundedLayer
+from modelopt_cli.methods.quantize.weight_rounding.rounding_problem import RoundedLayer
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import arguments, source
 from modelopt_cli.program.patterns import is_relu

@@ -19,10 +19,10 @@ from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.layer_widths import layer_widths, weight_steps, widths_note
 from modelopt_cli.methods.quantize.rounding import layer_of, require_nonzero
-from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import NetworkForm, Scheme, usable
 from modelopt_cli.methods.quantize.stored_weights import store_weight
 from modelopt_cli.methods.quantize.weight_only import already_quantized, storable
+from modelopt_cli.methods.quantize.weight_rounding.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.widths import Widths
 from modelopt_cli.program import Encoding
 from modelopt_cli.program.quantization import width_label

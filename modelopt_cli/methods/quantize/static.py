@@ -8,13 +8,13 @@ from torch import fx
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.batches import input_batches
 from modelopt_cli.methods.context import Context, MethodResult
-from modelopt_cli.methods.quantize.bias_corrections import BIAS_CORRECTIONS
 from modelopt_cli.methods.quantize.calibration import Watching, calibrate
 from modelopt_cli.methods.quantize.candidates import select_candidates, shared_weights
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import convert, values_to_observe
-from modelopt_cli.methods.quantize.equalize import equalized
-from modelopt_cli.methods.quantize.feature_scales import (
+from modelopt_cli.methods.quantize.equalizing.bias_corrections import BIAS_CORRECTIONS
+from modelopt_cli.methods.quantize.equalizing.equalize import equalized
+from modelopt_cli.methods.quantize.equalizing.feature_scales import (
     FeatureRange,
     feature_factors,
     values_of_features,
@@ -24,12 +24,12 @@ from modelopt_cli.methods.quantize.histogram import Histogram
 from modelopt_cli.methods.quantize.layer_forms import obstacle
 from modelopt_cli.methods.quantize.layer_widths import edge_layers, layer_widths, widths_note
 from modelopt_cli.methods.quantize.observers import OBSERVERS
+from modelopt_cli.methods.quantize.precision.precisions import PRECISIONS
 from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan, make_plan
-from modelopt_cli.methods.quantize.precisions import PRECISIONS
-from modelopt_cli.methods.quantize.rounding_problem import Rounded, RoundingProblem
-from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, usable
 from modelopt_cli.methods.quantize.weight_only import store_layer
+from modelopt_cli.methods.quantize.weight_rounding.rounding_problem import Rounded, RoundingProblem
+from modelopt_cli.methods.quantize.weight_rounding.roundings import ROUNDINGS
 from modelopt_cli.program import Program
 from modelopt_cli.program.channels import layered
 from modelopt_cli.program.fold import fold_batch_norms, inference_form

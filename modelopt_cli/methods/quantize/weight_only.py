@@ -21,9 +21,9 @@ from modelopt_cli.methods.quantize.candidates import nothing_compressed
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.layer_widths import edge_layers, layer_widths, weight_steps, widths_note
 from modelopt_cli.methods.quantize.rounding import require_nonzero
-from modelopt_cli.methods.quantize.roundings import ROUNDINGS
 from modelopt_cli.methods.quantize.schemes import Scheme
 from modelopt_cli.methods.quantize.stored_weights import WeightSteps, encode_weight, store_weight
+from modelopt_cli.methods.quantize.weight_rounding.roundings import ROUNDINGS
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.weighted import fetched_weights, weight_label
 from modelopt_cli.settings import option

@@ -1,0 +1,1 @@
+"""Changes to the float network before it is rounded, and to its biases after."""

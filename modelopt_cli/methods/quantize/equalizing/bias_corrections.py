@@ -1,0 +1,42 @@
+"""Bias correction: how the mean error that rounding makes in a layer's outputs is found and taken back.
+
+One row each. Imports no torch, so that the command line reads it, too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from modelopt_cli.lazy_names import deferred
+
+
+@dataclass(frozen=True)
+class BiasCorrection:
+    """One way to correct the biases of an int8 network.
+
+    Attributes:
+        name: in ``--bias-correction`` and the history.
+        help: one line.
+        paper: where it is described.
+        correct: changes the biases of an int8 Program in place, from the float Program, the plan that made
+            it, the names of shared parameters and the context; None where they stay.
+    """
+
+    name: str
+    help: str
+    paper: str
+    correct: Callable[..., Any] | None = None
+
+
+_ROWS = (
+    BiasCorrection("none", "biases stay as they are", ""),
+    BiasCorrection(
+        "measured",
+        "the mean of each channel on calibration data becomes that of the float network, layer by layer",
+        'Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, '
+        "section 4.2 and appendix D",
+        deferred("modelopt_cli.methods.quantize.equalizing.bias_correction", "correct_by_data"),
+    ),
+)
+BIAS_CORRECTIONS = {row.name: row for row in _ROWS}
+"""By name."""

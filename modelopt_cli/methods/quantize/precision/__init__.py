@@ -1,0 +1,1 @@
+"""A precision for each layer: the rows of ``--precision``, and the search."""

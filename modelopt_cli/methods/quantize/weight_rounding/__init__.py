@@ -1,0 +1,1 @@
+"""Choosing which integer each weight becomes: the rows of ``--rounding``, and what they share."""
