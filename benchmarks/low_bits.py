@@ -210,8 +210,8 @@ def page(folder: Path) -> Iterator[str]:
     yield ""
     yield (
         "The first and the last layer have 8 bits. Minutes are processor time of one thread, the comparison "
-        "of both networks included; the machine was busy, and took about four times as long by the clock. GB "
-        "is the peak of the process, of which `nearest` shows what comes without learning."
+        "of both networks included; the machine was busy, so that the clock showed more. GB is the peak of "
+        "the process, of which `nearest` shows what comes without learning."
     )
     yield ""
     yield from notes
