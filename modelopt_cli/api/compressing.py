@@ -8,7 +8,7 @@ from typing import Any
 from modelopt_cli.api.compressed import CompressedModel, about_tensors
 from modelopt_cli.api.evaluating import Compared
 from modelopt_cli.api.guard import Original
-from modelopt_cli.api.notes import gain_notes, loss_note, nan_note, signal_note
+from modelopt_cli.api.notes import gain_notes, integer_training_note, loss_note, nan_note, signal_note
 from modelopt_cli.api.opening import ModelFile, known_input
 from modelopt_cli.api.rehearsal import require_other_samples, seen_in_training
 from modelopt_cli.api.request import Request
@@ -22,6 +22,7 @@ from modelopt_cli.data.source import name_of
 from modelopt_cli.errors import GraphNeeded
 from modelopt_cli.methods.context import Context, MethodResult, Tensors, TensorsResult
 from modelopt_cli.methods.method_table import METHODS
+from modelopt_cli.program import Program
 from modelopt_cli.program.parted import code_of
 from modelopt_cli.settings import option
 
@@ -106,16 +107,20 @@ class Compressing(Work):
         result: MethodResult | TensorsResult,
     ) -> Made:
         request, method, covered = self.request, self.method, model.coverage
-        usual = method.signal(self.config)
+        usual, trained = method.signal(self.config), _integer_training(after)
         snr_db, told = model.checked.snr_db if usual is not None else None, tuple[str, ...]()
         if snr_db is not None and usual is not None:
             model = model.recording(snr_db=round(snr_db, 1))
             if snr_db < usual.least_db:
-                told = (loss_note(snr_db, usual, original.steepest_fall(model.checked)),)
+                fall = original.steepest_fall(model.checked)
+                told = (loss_note(snr_db, usual, fall, trained=trained is not None),)
                 request.note(*told)
         layers = method.layers(before, after, covered, self.config)
         measured = request.evaluate and not request.dry_run and self.opened.program is not None
-        notes = getattr(result, "notes", ())
+        notes = (
+            *getattr(result, "notes", ()),
+            *([] if trained is None else [integer_training_note(trained)]),
+        )
         notes += method.notes(self.config, layers, result.target, measured)
         if usual is not None and original.nan_share:
             notes += (nan_note(original.nan_share),)
@@ -158,3 +163,9 @@ class Compressing(Work):
         fitted = self.opened.program is not None and self.method.fits_data(self.config)
         calibrated_on = [self.request.samples] if fitted else []
         return Compared([(self.opened.path, self.opened), *outputs], calibrated_on), self.request
+
+
+def _integer_training(after: Any) -> dict[str, Any] | None:
+    """The entry of the history that says how a network just quantized was trained; None where it was not."""
+    entry: dict[str, Any] = after.history[-1] if isinstance(after, Program) else {}
+    return entry if "trained" in entry else None

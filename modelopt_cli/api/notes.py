@@ -1,6 +1,8 @@
 """Notes on results: what was gained, and what was lost."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from modelopt_cli.api.opening import file_length
 from modelopt_cli.artifact import Written
@@ -65,21 +67,23 @@ def nan_note(share: float) -> str:
     return f"{line}; signal to noise is of the others"
 
 
-def loss_note(snr_db: float, usual: Signal, fall: Fall | None) -> str:
+def loss_note(snr_db: float, usual: Signal, fall: Fall | None, *, trained: bool = False) -> str:
     """A warning that the outputs are not those of the original, and what to try.
 
     Args:
         snr_db: signal-to-noise of the outputs.
         usual: what rounding alone leaves.
         fall: the layer after which it falls the most, or None.
+        trained: True if training followed, which moves ranges from where an observer put them.
     """
+    remedy = f"train for more {option('epochs')}" if trained else f"try another {option('observer')}"
     line = f"warning: the outputs keep {snr_db:.1f} dB of signal to noise, "
     line += f"where {usual.bits} bits keep {usual.least_db:g}"
     if fall is None:
-        return f"{line}; try another {option('observer')}, or leave layers out with {option('exclude')}"
+        return f"{line}; {remedy}, or leave layers out with {option('exclude')}"
     drop = f"from {fall.before:.1f} to {fall.after:.1f} dB"
     line += f"; it falls {drop} after layer {fall.layer}"
-    return f"{line}: leave that out with {option('exclude')}, or try another {option('observer')}"
+    return f"{line}: leave that out with {option('exclude')}, or {remedy}"
 
 
 def training_note(trained: Trained) -> str:
@@ -93,6 +97,14 @@ def training_note(trained: Trained) -> str:
     )
 
 
+def integer_training_note(entry: Mapping[str, Any]) -> str:
+    """The line that says how a quantized network learned, from its entry in the history."""
+    figures = entry["trained"]
+    first, last = figures["first_loss"], figures["last_loss"]
+    line = f"trained on {entry['training']['data']}, {_steps(figures)}"
+    return f"{line}; loss {first:.4f} at the first step, {last:.4f} in the last epoch"
+
+
 def distillation_notes(entry: dict[str, object]) -> tuple[str, ...]:
     """The lines that say how a student learned, from its entry in the history."""
     settings, finetuned, compared = entry["config"], entry.get("finetuned"), entry.get("compared", {})
@@ -104,11 +116,12 @@ def distillation_notes(entry: dict[str, object]) -> tuple[str, ...]:
     return (line, *(f"{term} compared {', '.join(at)}" for term, at in compared.items()))
 
 
-def _steps(figures: dict[str, object]) -> str:
+def _steps(figures: Mapping[str, Any]) -> str:
     line = f"{figures['epochs']} epoch{'s' * (figures['epochs'] != 1)}, {figures['steps']:,} steps"
     if "best" not in figures:
         return line
-    return f"{line}, kept epoch {figures['best_epoch']} ({figures['best']:.2f} % on the validation samples)"
+    best = f"{figures['best']:.2f}{figures.get('unit', ' %')} on the validation samples"
+    return f"{line}, kept epoch {figures['best_epoch']} ({best})"
 
 
 def _described(size: Size) -> str:

@@ -104,6 +104,7 @@ def fit(
         steps=place.step,
         best=place.best,
         best_epoch=place.best_epoch,
+        start=place.start or 0.0,
         loss=place.loss,
         seconds=time.monotonic() - begun,
         lr=learner.lr,

@@ -140,6 +140,7 @@ class Trained:
         best: best value of the task's main metric on the validation samples, of classifiers top-1 in percent,
             that of the weights kept; None without validation.
         best_epoch: the epoch, from 1, after which those weights were reached.
+        start: training loss of the first step.
         loss: mean training loss of the last epoch.
         seconds: spent, not for the history.
         lr: the largest learning rate, as it was at the end.
@@ -151,6 +152,7 @@ class Trained:
     steps: int
     best: float | None
     best_epoch: int | None
+    start: float
     loss: float
     seconds: float
     lr: float

@@ -1,7 +1,9 @@
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +115,32 @@ def process(environ: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., "
         child.communicate() if child.stdout and not child.stdout.closed else child.wait()
         if child.stderr:
             child.stderr.close()
+
+
+@pytest.fixture
+def interrupted(environ: dict[str, str]) -> "Callable[..., subprocess.CompletedProcess[bytes]]":
+    """Starts a command that trains, in a process of its own, and sends it a signal once it has saved a state.
+
+    Its output is ``out.safetensors`` in the current directory.
+    """
+
+    def run(number: signal.Signals, delay: float, *argv: str) -> "subprocess.CompletedProcess[bytes]":
+        command = [sys.executable, "-m", "modelopt_cli", *argv]
+        child = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            deadline = time.monotonic() + 120
+            while not Path("out.run", "state.safetensors").exists():
+                assert child.poll() is None, child.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            time.sleep(delay)
+            child.send_signal(number)
+            out, err = child.communicate(timeout=60)
+        finally:
+            child.kill()
+        return subprocess.CompletedProcess(command, child.returncode, out, err)
+
+    return run
 
 
 NET = """

@@ -1,7 +1,10 @@
 """``modelopt quantize`` with ``--train``: every form, what is refused, and how it goes on."""
 
 import json
+import random
+import re
 import shutil
+import signal
 
 import pytest
 import torch
@@ -125,6 +128,64 @@ def test_interrupted_it_goes_on_to_the_same_bytes(here, modelopt, monkeypatch):
     resumed = modelopt(*command, "-o", "out.safetensors", "--resume")
     assert resumed.code == 0, resumed.err
     assert digest(here / "out.safetensors") == digest(here / "through.safetensors")
+
+
+@pytest.mark.slow
+def test_killed_at_any_step_it_goes_on_to_the_same_bytes(here, interrupted, modelopt, record_property):
+    long = [
+        "quantize",
+        "net.safetensors",
+        *BITS,
+        *TRAIN,
+        "--epochs",
+        "15",
+        "--ema",
+        "0.9",
+        "--val-fraction",
+        "0.1",
+    ]
+    long += ["--threads", "1", *QUIET, "--resume", "-o"]
+    assert modelopt(*long, "through.safetensors").code == 0
+    delay = random.Random().uniform(0, 0.5)
+    record_property("delay", delay)
+    killed = interrupted(signal.SIGKILL, delay, *long, "out.safetensors")
+    assert killed.returncode == -signal.SIGKILL
+    assert not (here / "out.safetensors").exists()
+    outcome = modelopt(*long, "out.safetensors")
+    assert outcome.code == 0, outcome.err
+    for part in ("safetensors", "run/metrics.jsonl"):
+        assert digest(here / f"out.{part}") == digest(here / f"through.{part}")
+
+
+def test_it_says_how_training_went(here, modelopt):
+    """A line below the table; where little is left of the outputs, another observer is no advice."""
+    command = [
+        "quantize",
+        "net.safetensors",
+        *BITS,
+        *TRAIN,
+        "--threads",
+        "1",
+        "--no-eval",
+        "-o",
+        "out.safetensors",
+    ]
+    outcome = modelopt(*command)
+    assert outcome.code == 0, outcome.err
+    (line,) = (line for line in outcome.err.splitlines() if line.startswith("trained on"))
+    found = re.fullmatch(
+        r"trained on digits\?split=train, 1 epoch, 23 steps; "
+        r"loss (\S+) at the first step, (\S+) in the last epoch",
+        line,
+    )
+    assert found, line
+    first, last = map(float, found.groups())
+    logged = json.loads((here / "out.run" / "metrics.jsonl").read_text())["loss"]
+    assert last == pytest.approx(logged, abs=1e-4)
+    assert first > last
+    (warning,) = (line for line in outcome.err.splitlines() if "the outputs keep" in line)
+    assert "train for more --epochs" in warning
+    assert "--observer" not in warning
 
 
 def test_a_dry_run_plans_without_training(here, modelopt):

@@ -5,9 +5,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -177,31 +174,6 @@ LONG = [
 ]
 
 
-@pytest.fixture
-def interrupted(here, environ):
-    """Starts a training in a process of its own and sends it a signal once it has saved a state."""
-
-    def run(number: signal.Signals, delay: float) -> "subprocess.CompletedProcess[bytes]":
-        command = [sys.executable, "-m", "modelopt_cli", "train", *LONG, *OUT]
-        child = subprocess.Popen(
-            command, cwd=here, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        try:
-            deadline = time.monotonic() + 120
-            while not (here / "out.run" / "state.safetensors").exists():
-                assert child.poll() is None, child.communicate()
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
-            time.sleep(delay)
-            child.send_signal(number)
-            out, err = child.communicate(timeout=60)
-        finally:
-            child.kill()
-        return subprocess.CompletedProcess(command, child.returncode, out, err)
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def whole(good_files, tmp_path_factory):
     """SHA-256 of the file of ``LONG`` without an interruption."""
@@ -216,7 +188,7 @@ def whole(good_files, tmp_path_factory):
 def test_killed_at_any_step_it_goes_on_to_the_same_bytes(here, interrupted, whole, modelopt, record_property):
     delay = random.Random().uniform(0, 0.5)
     record_property("delay", delay)
-    done = interrupted(signal.SIGKILL, delay)
+    done = interrupted(signal.SIGKILL, delay, "train", *LONG, *OUT)
     assert done.returncode == -signal.SIGKILL
     assert not (here / "out.safetensors").exists()
     outcome = modelopt("train", *LONG, *OUT, "--resume")
@@ -227,7 +199,7 @@ def test_killed_at_any_step_it_goes_on_to_the_same_bytes(here, interrupted, whol
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(here, interrupted, whole, modelopt):
-    done = interrupted(signal.SIGINT, 0.1)
+    done = interrupted(signal.SIGINT, 0.1, "train", *LONG, *OUT)
     line = "error: interrupted; go on with the same command and --resume (out.run)\n"
     assert (done.returncode, done.stdout, done.stderr.decode()) == (130, b"", line)
     outcome = modelopt("train", *LONG, *OUT)

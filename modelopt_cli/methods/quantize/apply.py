@@ -12,6 +12,7 @@ from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.learning.integer_training import (
     STAGE,
+    figures_of,
     fine_tuned,
     require_trainable,
     settings_of,
@@ -58,6 +59,7 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> MethodR
         entry["calibration"] = context.data.name
     if context.training is not None:
         entry["training"] = {"data": context.training.train.name, **settings_of(context).as_dict()}
+        entry["trained"] = figures_of(result.program)
     result.program.history = (*program.history, entry)
     return result
 

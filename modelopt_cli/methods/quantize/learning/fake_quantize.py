@@ -41,34 +41,43 @@ class RoundedActivation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, growth: Tensor | None, q: QParams) -> Tensor:
-        # Operation by operation as quantize and dequantize, so that the same values come out.
+        # In the arithmetic of quantize and dequantize, so that the same values come out.
         if growth is None:
             scale: Any = q.scale
             steps = x.mul(1.0 / scale)
         else:
             exact = multiple(growth.double()) * q.scale
             scale, steps = exact.float(), x.mul(exact.reciprocal().float())
-        ctx.save_for_backward(steps)  # not x, which its other readers may change in place
+        low, high = _whole_steps(q)
+        rounded = steps.clamp(low, high).round_().mul_(scale)
+        # Not x, which its other readers may change in place.
+        ctx.save_for_backward(steps, *(() if growth is None else (rounded, scale)))
         ctx.q = q
-        return _whole(steps, q).mul_(scale)
+        return rounded
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        (steps,), q = ctx.saved_tensors, ctx.q
-        low, high = -q.zero_point, q.top - q.zero_point
-        inside = (steps > low) & (steps < high)
+        (grad,), (steps, *learned), q = grads, ctx.saved_tensors, ctx.q
+        low, high = _whole_steps(q)
+        inside = torch.ops.aten.hardtanh_backward(grad, steps, low, high)  # 0 outside, in a single pass
         of_growth = None
         if ctx.needs_input_grad[1]:
+            rounded, scale = learned
             features = steps.numel() // max(len(steps), 1) if steps.dim() else 1
-            whole = _whole(steps, q)
-            of_step = (grads[0] * torch.where(inside, whole - steps, whole)).sum()
+            # The whole steps, less the steps themselves where they are inside.
+            of_step = _dot(grad, rounded) / scale - _dot(inside, steps)
             of_growth = (of_step * (gradient_scale(features, high) / q.scale)).clamp_(-MOST, MOST)
-        return grads[0] * inside, of_growth, None
+        return inside, of_growth, None
 
 
-def _whole(steps: Tensor, q: QParams) -> Tensor:
-    """Whole steps from the zero point, within the integers there are."""
-    return steps.round().add_(q.zero_point).clamp_(0, q.top).sub_(q.zero_point)
+def _whole_steps(q: QParams) -> tuple[int, int]:
+    """The least and the most steps from the zero point."""
+    return -q.zero_point, q.top - q.zero_point
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of the products, without a tensor of them."""
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 class RoundedWeight(torch.autograd.Function):
@@ -92,19 +101,19 @@ class RoundedWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
-        latent, q, step, scale, zero = ctx.saved_tensors
+        (grad,), (latent, whole, step, scale, zero) = grads, ctx.saved_tensors
         low, high = step_limits(ctx.bits, zero)
-        steps = latent / _spread(step, latent)
-        # Beyond the integers there are, or pulled back onto the bound on pairs.
-        beyond = (steps <= low) | (steps >= high) | (steps.round() != q)
+        steps, whole = latent / _spread(step, latent), whole.float()
+        # Neither beyond the integers there are nor pulled back onto the bound on pairs.
+        inside = (steps > low) & (steps < high) & (steps.round() == whole)
         of_growth = None
         if ctx.needs_input_grad[1]:
-            of_step = (grads[0] * torch.where(beyond, q, q - steps)).flatten(1).sum(1)
+            of_step = (grad * (whole - steps * inside)).flatten(1).sum(1)
             of_growth = (of_step * (gradient_scale(latent[:1].numel(), int(high)) / scale)).clamp_(
                 -MOST, MOST
             )
         # In the paper a latent weight beyond gets no gradient; here it may come back, but go no further.
-        return grads[0].masked_fill(beyond & (grads[0] * latent < 0), 0), of_growth, None, None, None, None
+        return grad.masked_fill(~inside & (grad * latent < 0), 0), of_growth, None, None, None, None
 
 
 def multiple(growth: Tensor) -> Tensor:

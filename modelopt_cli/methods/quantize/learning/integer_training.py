@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from modelopt_cli.program import Program
 from modelopt_cli.program.input_batch import Inputs
 from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent, renamed_weights
 from modelopt_cli.settings import option
-from modelopt_cli.training import TrainConfig, distributed, fit
+from modelopt_cli.training import TrainConfig, Trained, distributed, fit
 from modelopt_cli.training.catalog import OWN_TEACHER
 from modelopt_cli.training.objectives import objective, returns_losses
 
@@ -49,7 +50,8 @@ def fine_tuned(
     """A trained copy of a quantized network; weights, step sizes and, meanwhile, batch norms learn.
 
     Latent weights start as the float weights, and batch norms that were folded are there until they are
-    folded again. The teacher is the float network, unless the settings say otherwise.
+    folded again. The teacher is the float network, unless the settings say otherwise. The newest entry of the
+    copy's history says how training went (:func:`figures_of`).
 
     Args:
         original: the float network; it is not changed.
@@ -73,7 +75,7 @@ def fine_tuned(
     for name, encoding in network.encodings.items():
         if is_shared(encoding):  # stored as integers, by a layer that has no latent form
             network.get_parameter(name).requires_grad_(False)
-    fit(
+    trained = fit(
         network,
         training,
         seed=context.seed,
@@ -84,7 +86,20 @@ def fine_tuned(
     restore_statistics(network, _batches(config, context), distributed.world(training.device).device)
     tuned = qat.convert(network, quantized)
     tuned.encodings = compact(tuned)
+    tuned.history = (*quantized.history, {"method": config.method, "trained": _figures(trained)})
     return tuned.eval()
+
+
+def _figures(trained: Trained) -> dict[str, Any]:
+    """How training went: nothing that would differ from one run to the next."""
+    losses = {"first_loss": round(trained.start, 4), "last_loss": round(trained.loss, 4)}
+    return trained.figures | losses | ({} if trained.best is None else {"unit": trained.unit})
+
+
+def figures_of(tuned: Program) -> dict[str, Any]:
+    """How the training went that :func:`fine_tuned` ended with, for the history."""
+    figures: dict[str, Any] = tuned.history[-1]["trained"]
+    return figures
 
 
 def _require_latent_forms(quantized: Program) -> None:
