@@ -8,6 +8,8 @@ from torch import Tensor
 from modelopt_cli.program.quantization import BITS, QParams, levels_of, qparams_from_range
 
 BINS = 4096
+WIDENINGS = (0, 1 / 3, 2 / 3, 1)
+"""Parts of the way from an observer's range to the whole one that are candidates."""
 
 
 class Histogram:
@@ -90,6 +92,14 @@ class Histogram:
     def qparams(self) -> QParams:
         """Scale and zero point of that range or, of whole numbers, of one at which they are exact."""
         return qparams_from_range(*(self._exact_range() or self.range()), self.bits)
+
+    def candidates(self) -> list[QParams]:
+        """Scales and zero points to choose from: that of :meth:`qparams`, then wider ones, all different."""
+        if self._exact_range() is not None:
+            return [self.qparams()]
+        low, high = self.range()
+        ranges = [(low + part * (self.low - low), high + part * (self.high - high)) for part in WIDENINGS]
+        return [*dict.fromkeys(qparams_from_range(*each, self.bits) for each in ranges)]
 
     def _exact_range(self) -> tuple[float, float] | None:
         """The smallest range in steps of 1, 1/2, 1/3, ... with all values, if these are whole numbers.

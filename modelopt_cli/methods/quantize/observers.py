@@ -26,6 +26,8 @@ class Observer:
         paper: where it is described.
         choose: the real range that uint8 should cover, of the values seen; it contains zero.
         needs_counts: it looks at how values are distributed, not only at the smallest and the largest.
+        judges: ranges from that up to the whole one are tried, and the one stays by which the operations
+            that read the value lose the least (``reader_errors``).
     """
 
     name: str
@@ -33,6 +35,7 @@ class Observer:
     paper: str
     choose: "Callable[[Histogram], Range]"
     needs_counts: bool = True
+    judges: bool = False
 
 
 def _minmax(seen: "Histogram") -> Range:
@@ -144,6 +147,13 @@ _ROWS = (
         help="the range whose quantized distribution diverges least from the observed one",
         paper='Migacz, "8-bit Inference with TensorRT", GTC 2017',
         choose=_entropy,
+    ),
+    Observer(
+        name="outputs",
+        help="of ranges from that of mse to the whole one, that by which the readers of the value lose least",
+        paper='Wu et al., "EasyQuant: Post-training Quantization via Scale Optimization", 2020, section 3',
+        choose=_mean_squared_error,
+        judges=True,
     ),
 )
 OBSERVERS = {row.name: row for row in _ROWS}

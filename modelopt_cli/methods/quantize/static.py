@@ -26,6 +26,7 @@ from modelopt_cli.methods.quantize.layer_widths import edge_layers, layer_widths
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.precision.precisions import PRECISIONS
 from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan, make_plan
+from modelopt_cli.methods.quantize.reader_errors import SAMPLES, least_errors
 from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, usable
 from modelopt_cli.methods.quantize.weight_only import store_layer
 from modelopt_cli.methods.quantize.weight_rounding.rounding_problem import Rounded, RoundingProblem
@@ -174,4 +175,8 @@ def observed_qparams(
         watched.setdefault(value, []).append(seen)
     sample = context.data.sample(config.calibration_samples, context.seed)
     calibrate(ready, watched, input_batches(sample, context), context.progress, sample.size)
-    return {value: histogram.qparams() for value, histogram in histograms.items()}
+    if not observer.judges:
+        return {value: histogram.qparams() for value, histogram in histograms.items()}
+    candidates = {value: histogram.candidates() for value, histogram in histograms.items()}
+    tried = context.data.sample(min(SAMPLES, config.calibration_samples), context.seed)
+    return least_errors(ready, plan, candidates, input_batches(tried, context))

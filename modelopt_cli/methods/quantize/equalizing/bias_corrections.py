@@ -32,9 +32,9 @@ _ROWS = (
     BiasCorrection("none", "biases stay as they are", ""),
     BiasCorrection(
         "measured",
-        "the mean of each channel on calibration data becomes that of the float network, layer by layer",
+        "the mean of each channel behind the activation becomes that of the float network, layer by layer",
         'Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, '
-        "section 4.2 and appendix D",
+        "section 4.2 and appendix D, behind the activation",
         deferred("modelopt_cli.methods.quantize.equalizing.bias_correction", "correct_by_data"),
     ),
 )
