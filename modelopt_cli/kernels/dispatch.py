@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.errors import EnvironmentFailure, UsageError
 from modelopt_cli.kernels import cuda, half_layers, onednn, reference, sparse24
+from modelopt_cli.kernels.fp32 import PackedForm, packable
 from modelopt_cli.kernels.lowering import LOWERINGS
 from modelopt_cli.kernels.max_pool import max_pool
 from modelopt_cli.kernels.readers import overwritable_residuals, read_as_rows
@@ -46,6 +47,7 @@ class KernelSet:
         device: type of device whose default it is, if it is one.
         float_linear: applied to each float linear layer: attaches sparse kernels, or takes them off.
         halves: float layers compute in the half-precision type that their weight is stored for.
+        floats: makes what computes an int8 network with the float layers in it packed, if they can be.
     """
 
     builders: Mapping[type[Quantized], Builder]
@@ -54,6 +56,7 @@ class KernelSet:
     device: str | None = None
     float_linear: Callable[[nn.Linear], None] = sparse24.detach
     halves: bool = True
+    floats: Callable[[], Callable[[Program], Program]] | None = None
 
     @property
     def present(self) -> bool:
@@ -102,6 +105,7 @@ BACKENDS: dict[str, KernelSet] = {
         exact=_never_goes_wrong,
         available=torch.backends.mkldnn.is_available,
         device="cpu",
+        floats=PackedForm,
     ),
     "cuda": KernelSet(
         {
@@ -260,4 +264,13 @@ def prepare(program: Program, device: str | torch.device = "cpu", backend: str |
         half_layers.attach(
             module, program.encodings.get(f"{name}.weight") if kernels.halves else None, target
         )
+    program.kernel = _of_floats(program, kernels)
     return program
+
+
+def _of_floats(program: Program, kernels: KernelSet) -> Callable[[Program], Program] | None:
+    """The kernel of an int8 network with float layers; a float network's form is chosen where it is timed."""
+    integer = any(isinstance(module, Quantized) for module in program.modules())
+    if not (integer and kernels.floats is not None and kernels.available() and packable(program)):
+        return None
+    return kernels.floats()

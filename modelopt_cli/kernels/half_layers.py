@@ -9,6 +9,7 @@ layer alone, never on a clock, so that a file gives the same values whenever it 
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from modelopt_cli.artifact.encodings import compute_type, spread_steps
 from modelopt_cli.kernels.int4 import Int4Product, int4_obstacle
+from modelopt_cli.kernels.own_gradients import Mark, mark_of, wants_gradients, with_own_gradients
 from modelopt_cli.kernels.saturation import is_depthwise
 from modelopt_cli.program.program import Encoding
 
@@ -66,7 +68,7 @@ class HalfKernel:
 
     def __init__(self, dtype: torch.dtype, encoding: Encoding) -> None:
         self.dtype, self.encoding = dtype, encoding
-        self.mark: tuple[int, int | None] | None = None
+        self.mark: Mark | None = None
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
         self.few: Int4Product | None = None
@@ -79,14 +81,14 @@ class HalfKernel:
         return (
             x.dtype is layer.weight.dtype is torch.float32
             and x.device == layer.weight.device
-            and not (layer.training and _wants_gradients(layer, x))
+            and not (layer.training and wants_gradients(layer, x))
             and not torch.is_autocast_enabled(x.device.type)
             and not torch.compiler.is_compiling()
         )
 
     def build(self, layer: Any) -> None:
         """Convert the weight, unless that is done."""
-        mark = layer.weight.data_ptr(), None if layer.weight.is_inference() else layer.weight._version
+        mark = mark_of(layer.weight)
         if mark == self.mark:
             return
         weight = layer.weight.detach()
@@ -118,31 +120,8 @@ class HalfKernel:
 def forward(self: Any, x: Tensor) -> Tensor:
     """Forward pass of a layer that :func:`attach` has given a kernel."""
     kernel: HalfKernel = self.half_kernel
-    own: Callable[..., Tensor] = type(self).forward
-    if not kernel.serves(self, x):
-        return own(self, x)
-    if not _wants_gradients(self, x):
-        return kernel(self, x)
-    with torch.no_grad():
-        value = kernel(self, x)
-    y: Tensor = _WithGradientsOf.apply(own(self, x), value)  # type: ignore[no-untyped-call]
-    return y
-
-
-def _wants_gradients(layer: Any, x: Tensor) -> bool:
-    return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in layer.parameters()))
-
-
-class _WithGradientsOf(torch.autograd.Function):
-    """A value that passes its gradient on to another one, which stands for the same."""
-
-    @staticmethod
-    def forward(ctx: Any, real: Tensor, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+    own: Callable[..., Tensor] = partial(type(self).forward, self)
+    return with_own_gradients(self, own, partial(kernel, self), x) if kernel.serves(self, x) else own(x)
 
 
 def attach(layer: nn.Module, encoding: Encoding | None, device: torch.device) -> None:

@@ -72,7 +72,7 @@ class PartedProgram(Program):
     def recompile(self) -> PythonCode:
         """Make the code of the graphs; a call stays one of the network."""
         code = super().recompile()
-        vars(self).pop("_runs", None)
+        vars(self).pop("_forwards", None)
         type(self).forward = PartedProgram._forward
         return code
 
@@ -95,11 +95,15 @@ class PartedProgram(Program):
             module.training = self.training
         return parts.call(self._remaining(), run, args, kwargs)
 
+    def _computing(self) -> Program:
+        return self  # the network's code calls the parts, and each is computed as a call of it says
+
     def _compute(self, path: str, tensors: tuple[Tensor, ...]) -> Any:
-        runs: dict[str, Any] = vars(self).setdefault("_runs", {})
-        if path not in runs:
-            runs[path] = type(fx.GraphModule(self, part_graph(self, path))).forward
-        return runs[path](self, *tensors)
+        computing = super()._computing()
+        forwards: dict[str, Any] = vars(computing).setdefault("_forwards", {})
+        if path not in forwards:
+            forwards[path] = type(fx.GraphModule(computing, part_graph(computing, path))).forward
+        return forwards[path](computing, *tensors)
 
     def _refused(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputError | None:
         return None  # sizes are the network's own affair
@@ -141,6 +145,7 @@ def joined(program: nn.Module) -> nn.Module:
         history=program.history,
         encodings=program.encodings,
     )
+    alone.kernel = copy.copy(program.kernel)
     return alone.train(program.training)
 
 

@@ -20,7 +20,7 @@ from modelopt_cli.program.refused_inputs import refused
 from modelopt_cli.program.spelling import canonicalize
 
 _MODULE = ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
-_HEADER = ("input", "labels", "history", "encodings", "arch")
+_HEADER = ("input", "labels", "history", "encodings", "arch", "kernel")
 SHARED = frozenset({"preprocess"})
 """Names of a Program's own that a layer may have, too, and then has."""
 
@@ -92,6 +92,8 @@ class Program(fx.GraphModule):
         history: one JSON-able entry for each method that was applied, oldest first.
         encodings: how parameters are stored, by parameter name; absent means plain.
         arch: the spec the network was built from, for information only.
+        kernel: what gives the Program that computes a call of this one; set by ``kernels.prepare``. Copies
+            keep it, Programs with another graph do not.
 
     ``preprocess(image)`` makes an image the input of the network, as ``eval`` does with an image file; see
     ``data.single_image.preprocess_image``.
@@ -102,6 +104,7 @@ class Program(fx.GraphModule):
     history: tuple[dict[str, Any], ...]
     encodings: dict[str, Encoding]
     arch: str | None
+    kernel: "Callable[[Program], Program] | None" = None
     _pickled: tuple[str, ...] = (*_MODULE, *_HEADER)
 
     def __init__(
@@ -170,7 +173,7 @@ class Program(fx.GraphModule):
             Exception: whatever a layer raises.
         """
         try:
-            return super().__call__(*args, **kwargs)
+            return super(Program, self._computing()).__call__(*args, **kwargs)
         except Exception as error:
             if isinstance(error, ModeloptError):
                 raise
@@ -178,6 +181,10 @@ class Program(fx.GraphModule):
             if refusal is None:
                 raise
             raise refusal from error
+
+    def _computing(self) -> "Program":
+        """The Program that computes a call: this one, or its form that ``kernel`` gives."""
+        return self if self.kernel is None else self.kernel(self)
 
     def _runs(self, inputs: Mapping[str, Tensor]) -> bool:
         """True if it runs on inputs by name; never in training, which would change its batch norms."""
@@ -191,7 +198,7 @@ class Program(fx.GraphModule):
         return True
 
     def __copy__(self) -> Self:
-        return self.with_graph(self, copy.deepcopy(self.graph))  # type: ignore[return-value]
+        return self._copied(self, copy.deepcopy(self.graph))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the graph as it is; fx would pickle its source, and lose what makes it a Program."""
@@ -202,10 +209,16 @@ class Program(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         root = nn.Module()
         root.__dict__ = copy.deepcopy(self.__dict__, memo)
-        return self.with_graph(root, root.__dict__["_graph"])  # type: ignore[return-value]
+        return self._copied(root, root.__dict__["_graph"])
+
+    def _copied(self, root: nn.Module, graph: fx.Graph) -> Self:
+        """The same Program over a copy of its layers and graph."""
+        copied = self.with_graph(root, graph)
+        copied.kernel = copy.copy(self.kernel)
+        return cast(Self, copied)
 
 
 def _unpickle(kind: type[Program], own: dict[str, Any], nodes: list[tuple[Any, ...]]) -> Program:
     shell = kind.__new__(kind)
     vars(shell).update(own)
-    return shell.with_graph(shell, graph_of(nodes))
+    return shell._copied(shell, graph_of(nodes))

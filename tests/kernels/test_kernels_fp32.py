@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from modelopt_cli.kernels.fp32 import PackedConvolution, PackedLinear, Prepacked, prepack
+from modelopt_cli.kernels.fp32 import Prepacked, prepack
+from modelopt_cli.kernels.packed_layers import PackedConvolution, PackedLinear
 from modelopt_cli.program import InputSpec
 from modelopt_cli.program.capture import capture
 
