@@ -1,5 +1,6 @@
 """Precisions chosen for each layer: budgets are kept, and what breaks or slows a network stays in float."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from prune_cases import context, smooth
 from quantize_networks import captured
 from torch import nn
 
+import modelopt_cli as mo
 from modelopt_cli.artifact import predicted_bytes
 from modelopt_cli.errors import UsageError
 from modelopt_cli.methods.context import Context, MethodResult
@@ -33,21 +35,39 @@ def chosen(program: Program, labelled: bool = True, code: Any = "plain", **optio
     return apply(program, config, context(MANY, labels, code=code))
 
 
+def captured_with_float_second(program: Program) -> Program:
+    """The int8 network with ``second`` in float32."""
+    config = QuantizeConfig(observer="minmax", equalize="none", bias_correction="none", exclude=("second",))
+    return apply(program, config, context(MANY)).program
+
+
 def precisions(result: MethodResult) -> dict[str, str]:
     found: dict[str, str] = result.program.history[-1]["precisions"]
     return found
 
 
 @pytest.mark.parametrize("labelled", [True, False], ids=["accuracy", "agreement"])
-def test_the_layer_that_breaks_the_network_stays_in_float_and_says_why(labelled: bool) -> None:
+def test_the_layer_that_breaks_the_network_stays_out_of_int8(labelled: bool, tmp_path: Path) -> None:
     program = captured(with_outlier_channel(5), 3, 12, 12)
     result = chosen(program, labelled, max_drop=3.0)
-    assert precisions(result) == {"first": "int8", "second": "float32", "third": "int8", "fc": "int8"}
-    assert list(result.skipped) == ["second"]
-    assert result.skipped["second"].startswith("best kept in float: int8 alone leaves ")
-    assert result.skipped["second"].endswith("dB, outlier channel")
-    assert isinstance(result.program.get_submodule("second"), nn.Conv2d)
-    assert "layers: 3 in int8, 1 in float32" in result.notes[0]
+    assert precisions(result) == {"first": "int8", "second": "bf16", "third": "int8", "fc": "int8"}
+    assert not result.skipped
+    second = result.program.get_submodule("second")
+    assert isinstance(second, nn.Conv2d)
+    assert torch.equal(second.weight, second.weight.bfloat16().float())
+    assert "layers: 1 in bf16, 3 in int8" in result.notes[0]
+    sizes = [predicted_bytes(each) for each in (result.program, captured_with_float_second(program))]
+    assert sizes[1] - sizes[0] == pytest.approx(2 * second.weight.numel(), abs=500)  # of the history
+    mo.save(result.program, tmp_path / "mixed.safetensors")
+    again, x = mo.load(tmp_path / "mixed.safetensors"), MANY[:9]
+    assert torch.equal(again.get_submodule("second").weight, second.weight)
+    assert (again.encodings["second.weight"].codec, again.encodings["second.weight"].params) == (
+        "cast",
+        {"dtype": "bfloat16"},
+    )
+    with torch.inference_mode():
+        assert torch.equal(again(x), mo.load(tmp_path / "mixed.safetensors")(x))
+        torch.testing.assert_close(again(x), result.program(x), rtol=1e-2, atol=1e-2)
     # As the samples are split, those that nothing was chosen by come first.
     with torch.no_grad():
         same = result.program(MANY[:200]).argmax(1) == program(MANY[:200]).argmax(1)
@@ -65,15 +85,16 @@ def test_all_layers_are_int8_where_none_breaks_anything() -> None:
     assert not result.skipped
 
 
-@pytest.mark.parametrize(("ratio", "in_float"), [(1.2, 3), (2.2, 2)])
-def test_the_file_is_small_enough_and_the_rest_is_float(ratio: float, in_float: int) -> None:
+@pytest.mark.parametrize(("ratio", "in_float", "in_half"), [(1.2, 3, 1), (2.2, 0, 2)])
+def test_the_file_is_small_enough_and_the_rest_is_float(ratio: float, in_float: int, in_half: int) -> None:
     program = captured(chain(), 3, 12, 12)
     result = chosen(program, min_ratio=ratio)
     assert predicted_bytes(program) / predicted_bytes(result.program) >= ratio * 0.99
     assert result.target is not None
     assert result.target.metric == "bytes"
     assert result.target.reached <= 1 / ratio
-    assert list(precisions(result).values()).count("float32") == in_float
+    found = list(precisions(result).values())
+    assert (found.count("float32"), found.count("bf16")) == (in_float, in_half)
 
 
 def test_a_file_that_cannot_be_so_small_is_refused() -> None:
@@ -98,7 +119,7 @@ def test_fewer_bits_make_a_smaller_file_within_the_same_drop() -> None:
 def _timed(monkeypatch: pytest.MonkeyPatch, in_float: float, mixed: float) -> None:
     """Times in which ``third`` alone is slower in int8, and those of whole networks."""
     times = {
-        name: LayerTime(0.9, 2.0 if name == "third" else 0.5, 1.0)
+        name: LayerTime(1.0, 2.0 if name == "third" else 0.5, {"bfloat16": 1.0})
         for name in ("first", "second", "third", "fc")
     }
     monkeypatch.setattr(rounding_sensitivity, "layer_times", lambda ready: times)

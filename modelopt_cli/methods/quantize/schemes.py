@@ -35,6 +35,7 @@ class Scheme:
         activation_bits: of the integers that weights are multiplied with, likewise; None where activations
             stay float and weights are floats again once the file is loaded.
         float_type: the half-precision type that weights are stored in, where they become no integers.
+        of_layers: a network of several precisions may have it for single layers, next to integers.
         of_floats: name of the scheme that takes its place where activations are to stay float, if one does.
         source: the least that must be known of the network.
         needs_calibration: ranges of activations are taken from samples.
@@ -59,6 +60,7 @@ class Scheme:
     least_snr_db: float
     apply: "Callable[[Program, Any, Context], MethodResult]"
     float_type: str | None = None
+    of_layers: bool = False
 
     @property
     def integer_arithmetic(self) -> bool:
@@ -69,7 +71,7 @@ class Scheme:
 _HOME = "modelopt_cli.methods.quantize"
 
 
-def _cast(name: str, float_type: str) -> Scheme:
+def _cast(name: str, float_type: str, of_layers: bool = False) -> Scheme:
     """The row of a scheme that casts weights to a half-precision type."""
     return Scheme(
         name=name,
@@ -86,6 +88,7 @@ def _cast(name: str, float_type: str) -> Scheme:
         least_snr_db=20.0,
         apply=deferred(f"{_HOME}.weight_only", "quantize_weights"),
         float_type=float_type,
+        of_layers=of_layers,
     )
 
 
@@ -139,7 +142,7 @@ _ROWS = (
         apply=deferred(f"{_HOME}.weight_only", "quantize_weights"),
     ),
     _cast("fp16", "float16"),
-    _cast("bf16", "bfloat16"),
+    _cast("bf16", "bfloat16", of_layers=True),
 )
 SCHEMES = {row.name: row for row in _ROWS}
 """By name."""

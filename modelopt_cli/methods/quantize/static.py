@@ -1,7 +1,7 @@
 """Static int8: ranges of activations are fixed by calibration data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -28,7 +28,7 @@ from modelopt_cli.methods.quantize.precision.precisions import PRECISIONS
 from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan, make_plan
 from modelopt_cli.methods.quantize.reader_errors import SAMPLES, least_errors
 from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, usable
-from modelopt_cli.methods.quantize.weight_only import store_layer
+from modelopt_cli.methods.quantize.weight_only import cast_layers, store_layer
 from modelopt_cli.methods.quantize.weight_rounding.rounding_problem import Rounded, RoundingProblem
 from modelopt_cli.methods.quantize.weight_rounding.roundings import ROUNDINGS
 from modelopt_cli.program import Program
@@ -50,6 +50,7 @@ class Calibrated:
         plan: what becomes uint8.
         qparams: by representative.
         shared: parameters whose equal values stay equal.
+        cast: the half-precision type of layers that are stored in one.
     """
 
     program: Program
@@ -58,6 +59,7 @@ class Calibrated:
     plan: PrecisionPlan
     qparams: dict[fx.Node, QParams]
     shared: set[str]
+    cast: Mapping[str, str] = field(default_factory=dict)
 
 
 def quantize_static(program: Program, config: QuantizeConfig, context: Context) -> MethodResult:
@@ -79,6 +81,7 @@ def integer_network(ready: Calibrated, config: QuantizeConfig, context: Context)
     """The integer form of a calibrated network, its weights rounded as the config says."""
     rounded = _rounded(ready, config, context)
     integer = convert(ready.program, ready.plan, rounded.qparams, ready.shared, rounded.layers)
+    cast_layers(integer, ready.cast)
     if (correct := BIAS_CORRECTIONS[config.bias_correction].correct) is not None:
         correct(integer, ready.program, ready.plan, ready.shared, context)
     for name, widths in ready.plan.widths.items():

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modelopt_cli.artifact.codecs.affine import Affine
 from modelopt_cli.artifact.codecs.cast import Cast
@@ -25,7 +25,7 @@ from modelopt_cli.methods.quantize.schemes import Scheme
 from modelopt_cli.methods.quantize.stored_weights import WeightSteps, encode_weight, store_weight
 from modelopt_cli.methods.quantize.weight_rounding.roundings import ROUNDINGS
 from modelopt_cli.program import Encoding, Program
-from modelopt_cli.program.weighted import fetched_weights, weight_label
+from modelopt_cli.program.weighted import fetched_weights, weight_label, weight_tensors
 from modelopt_cli.settings import option
 
 
@@ -98,6 +98,38 @@ def store_layer(program: Program, name: str, bits: int) -> None:
         layer.weight.copy_(rounded)
     program.set_submodule(name, layer)
     program.encodings[f"{name}.weight"] = encoding
+
+
+def cast_layer(
+    layer: nn.Module, float_type: str, copies: dict[int, Any] | None = None
+) -> tuple[nn.Module, dict[str, Encoding]]:
+    """A copy of a float layer with its weights cast, and how they are stored, by their own names.
+
+    Args:
+        layer: any; it is not changed.
+        float_type: the half-precision type.
+        copies: of tensors, by the identity of the original, so that tied ones stay tied.
+    """
+    copied, encodings = copy.deepcopy(layer, copies), {}
+    for name, weight in weight_tensors(copied).items():
+        rounded, encodings[name] = store_weight(weight.detach(), WeightSteps(), float_type)
+        with torch.no_grad():
+            weight.copy_(rounded)
+    return copied, encodings
+
+
+def cast_layers(program: Program, float_types: Mapping[str, str]) -> None:
+    """Cast the weights of float layers, in place; the layers given are not changed.
+
+    Args:
+        program: gets copies of the layers in their places.
+        float_types: the half-precision type of each, by its name.
+    """
+    copies: dict[int, Any] = {}
+    for name, float_type in float_types.items():
+        layer, encodings = cast_layer(program.get_submodule(name), float_type, copies)
+        program.set_submodule(name, layer)
+        program.encodings |= {f"{name}.{own}": encoding for own, encoding in encodings.items()}
 
 
 def storable(state: Mapping[str, Tensor], scheme: Scheme) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ found by trying them on data, the cheapest first that holds on samples that noth
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -16,6 +17,7 @@ from modelopt_cli.methods.quantize.apply import narrow_encodings
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.precision.precision_allocation import gap
 from modelopt_cli.methods.quantize.precision.precision_choice import PrecisionChoice
+from modelopt_cli.methods.quantize.sensitivity.layer_precisions import FLOAT32
 from modelopt_cli.methods.quantize.sensitivity.layer_times import network_times
 from modelopt_cli.methods.share.budget import BudgetNotMet
 from modelopt_cli.methods.share.metric_drop import MetricDrop, main_metric, unit_of
@@ -45,8 +47,9 @@ def choose(program: Program, config: QuantizeConfig, context: Context) -> Method
     chosen = search.search()
     allocation, network = choosing.frontier[chosen], search.network(chosen)
     assert network is not None
-    names = choosing.precisions(allocation)
-    floats = {each.name: choosing.why_float(each) for each in choosing.found.layers if not names[each.name]}
+    precisions = choosing.precisions(allocation)
+    in_float = [layer for layer in choosing.found.layers if precisions[layer.name] is FLOAT32]
+    floats = {layer.name: choosing.why_float(layer) for layer in in_float}
     return MethodResult(
         network,
         choosing.ready.skipped | floats,
@@ -204,11 +207,9 @@ class _Search:
     def summary(self, chosen: int) -> str:
         """A line on how many layers have which precision, and how good that is by the model."""
         allocation, unit = self.choosing.frontier[chosen], self.config.preference.unit
-        counts: dict[str, int] = {}
-        for layer, i in zip(self.choosing.found.layers, allocation.chosen, strict=True):
-            precision = layer.losses[i].precision
-            counts[precision] = counts.get(precision, 0) + 1
-        layers = ", ".join(f"{count} in {name}" for name, count in sorted(counts.items(), reverse=True))
+        counts = Counter(self.choosing.precisions(allocation).values())
+        precisions = (precision for precision in self.choosing.choices if counts[precision])
+        layers = ", ".join(f"{counts[precision]} in {precision.name}" for precision in precisions)
         refused = min((place for place in self.refused if place > chosen), default=None)
         saving = 100 * gap(allocation, None if refused is None else self.choosing.frontier[refused])
         best = "the least by the model" if not saving else f"within {saving:.2g} % of the least by the model"

@@ -15,12 +15,13 @@ from modelopt_cli.methods.quantize.precision.precision_allocation import Allocat
 from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan, make_plan
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.methods.quantize.sensitivity.layer_conversions import conversions_between
+from modelopt_cli.methods.quantize.sensitivity.layer_precisions import FLOAT32, LayerPrecision
 from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import (
     LayerSensitivity,
     Loss,
     QuantizeSensitivity,
     measure,
-    widths_down_to,
+    precisions_of,
 )
 from modelopt_cli.methods.quantize.static import (
     Calibrated,
@@ -28,7 +29,7 @@ from modelopt_cli.methods.quantize.static import (
     integer_network,
     observed_qparams,
 )
-from modelopt_cli.methods.quantize.widths import BYTE, Widths
+from modelopt_cli.methods.quantize.widths import BYTE
 from modelopt_cli.methods.share.metric_drop import split_to_verify
 from modelopt_cli.program import Program
 from modelopt_cli.program.quantization import QParams
@@ -60,9 +61,9 @@ class PrecisionChoice:
         return calibrated(self.program, replace(self.config, weight_bits=BYTE), self.choosing)
 
     @property
-    def choices(self) -> tuple[Widths, ...]:
-        """Precisions that a layer may have besides float32."""
-        return widths_down_to(self.config.weight_bits)
+    def choices(self) -> tuple[LayerPrecision, ...]:
+        """Precisions that a layer may have."""
+        return (FLOAT32, *precisions_of(self.config))
 
     @property
     def timed(self) -> bool:
@@ -73,33 +74,38 @@ class PrecisionChoice:
     def found(self) -> QuantizeSensitivity:
         """Loss of each layer alone at each precision."""
         least = SCHEMES[self.config.scheme].least_snr_db
-        return measure(self.ready, self.program, self.choosing, least, self.choices, timed=self.timed)
+        return measure(self.ready, self.program, self.choosing, least, self.choices[1:], timed=self.timed)
 
     @cached_property
     def frontier(self) -> list[Allocation]:
         """The allocations to choose from, by rising error; the first of them all float."""
         cost = self.config.preference.cost
         options = [
-            [Option(cost(loss), _error(loss), i > 0) for i, loss in enumerate(layer.losses)]
+            [
+                Option(cost(loss), _error(loss), precision.integer)
+                for loss, precision in zip(layer.losses, self.choices, strict=True)
+            ]
             for layer in self.found.layers
         ]
         between = conversions_between(self.ready) if self.config.preference.of_time else {}
         return AllocationProblem(options, between).frontier()
 
-    def precisions(self, allocation: Allocation) -> dict[str, int]:
-        """The number of the precision of each layer; 0 is float32."""
-        return {layer.name: i for layer, i in zip(self.found.layers, allocation.chosen, strict=True)}
+    def precisions(self, allocation: Allocation) -> dict[str, LayerPrecision]:
+        """The precision of each layer."""
+        pairs = zip(self.found.layers, allocation.chosen, strict=True)
+        return {layer.name: self.choices[i] for layer, i in pairs}
 
     def network(self, allocation: Allocation) -> Program | None:
         """The network with these precisions and its kernels; None where all is float."""
-        chosen = self.precisions(allocation)
-        widths = {name: self.choices[i - 1] for name, i in chosen.items() if i > 0}
-        if not widths:
+        chosen = self.precisions(allocation).items()
+        widths = {name: precision.widths for name, precision in chosen if precision.widths is not None}
+        cast = {name: precision.float_type for name, precision in chosen if precision.float_type is not None}
+        if not (widths or cast):
             return None
         plan = make_plan(self.ready.program, widths)
         known = self._qparams(plan)
         kept = tuple(name for name in self.ready.selected if name in widths)
-        mixed = replace(self.ready, selected=kept, plan=plan, qparams=known)
+        mixed = replace(self.ready, selected=kept, plan=plan, qparams=known, cast=cast)
         return prepare(integer_network(mixed, self.config, self.choosing), "cpu")
 
     def _qparams(self, plan: PrecisionPlan) -> dict[fx.Node, QParams]:
@@ -116,10 +122,9 @@ class PrecisionChoice:
 
     def record(self, allocation: Allocation) -> dict[str, Any]:
         """Entry of the history: each layer's precision, and what each loses alone, in dB."""
-        names = [loss.precision for loss in self.found.layers[0].losses]
-        chosen = self.precisions(allocation)
+        chosen = self.precisions(allocation).items()
         return {
-            "precisions": {name: names[i] for name, i in chosen.items()},
+            "precisions": {name: precision.name for name, precision in chosen},
             "sensitivity_db": {
                 layer.name: {loss.precision: round(loss.snr_db, 1) for loss in layer.losses[1:]}
                 for layer in self.found.layers
@@ -128,13 +133,14 @@ class PrecisionChoice:
 
     def why_float(self, layer: LayerSensitivity) -> str:
         """The measured reason why a layer stays in float."""
-        real, int8 = layer.losses[0], layer.losses[1]
-        if self.config.preference.of_time and real.mixed and int8.mixed:
-            times = f"{int8.mixed:.3f} ms in int8, {real.mixed:.3f} in float"
-            slower = int8.mixed >= real.mixed
+        in_int8, in_float = layer.int8.milliseconds, layer.losses[0].milliseconds
+        if self.config.preference.of_time and in_int8 and in_float:
+            times = f"{in_int8:.3f} ms in int8, {in_float:.3f} in float"
+            slower = in_int8 >= in_float
             return f"slower in int8: {times}" if slower else f"not worth the conversions next to it: {times}"
         kind = "" if layer.reason is None else f", {layer.reason.kind}"
-        least = min(layer.losses[1:], key=_error)
+        pairs = zip(layer.losses, self.choices, strict=True)
+        least = min((loss for loss, precision in pairs if precision.integer), key=_error)
         return f"best kept in float: {least.precision} alone leaves {least.snr_db:.1f} dB{kind}"
 
 

@@ -27,7 +27,7 @@ class Precisions:
 PRECISIONS = {
     "uniform": Precisions("that of the scheme for every layer"),
     "auto": Precisions(
-        "float or integers for each layer, by what it loses, takes and saves, within a budget",
+        "float32, bfloat16 or integers for each layer, by what it loses, takes and saves, within a budget",
         deferred("modelopt_cli.methods.quantize.precision.choosing_precisions", "choose"),
     ),
 }
@@ -56,7 +56,7 @@ PREFERENCES = {
     "size": Preference("the smallest file", lambda loss: float(loss.bytes), unit=" bytes"),
     "speed": Preference(
         "the shortest time for one sample: what is slower in int8, conversions included, stays in float",
-        lambda loss: loss.mixed or 0.0,
+        lambda loss: loss.milliseconds or 0.0,
         of_time=True,
         unit=" ms",
         alone=True,

@@ -1,11 +1,13 @@
 """Time of each layer in int8 and in float, where it stands in the network, conversions included.
 
 Networks are run node by node with their kernels, in turn: the int8 one, the fastest float32 form that torch
-has without compiling (``kernels.fp32``), and float32 as it runs next to int8 layers. The conversion of a
-value to uint8 counts for the layer that reads it, that back to float for the layer that made it. The fastest
-of the runs counts, so that what else runs on the machine does not.
+has without compiling (``kernels.fp32``), which float layers have next to int8 ones, too, and one of bfloat16
+where the CPU computes in it. The conversion of a value to uint8 counts for the layer that reads it, that back
+to float for the layer that made it. The fastest of the runs counts, so that what else runs on the machine
+does not.
 """
 
+import copy
 import math
 import time
 from collections import defaultdict
@@ -16,11 +18,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from modelopt_cli.kernels import prepare
-from modelopt_cli.kernels.fp32 import Prepacked, prepack
+from modelopt_cli.kernels import half_layers, prepare
+from modelopt_cli.kernels.fp32 import packed, prepack
 from modelopt_cli.measure.latency import sample_input
 from modelopt_cli.methods.quantize.conversion import convert
+from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.methods.quantize.static import Calibrated
+from modelopt_cli.methods.quantize.weight_only import cast_layers
 from modelopt_cli.program import Program
 from modelopt_cli.program.input_batch import call, tensors_of
 from modelopt_cli.program.parted import graph_input, joined
@@ -30,6 +34,8 @@ from modelopt_cli.program.weighted import further_calls
 ROUNDS = 15
 """Timed runs of each network."""
 WARMUP = 3
+HALF_TYPES = tuple(row.float_type for row in SCHEMES.values() if row.float_type and row.of_layers)
+"""Half-precision types that single layers may have."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +45,20 @@ class LayerTime:
     Attributes:
         float32: with the activation that follows it.
         int8: the same, with the conversions that it alone makes necessary.
-        mixed: in float32 next to int8 layers, where it is not packed, and its activation a step of its own.
+        half: the same as ``float32``, with its weights stored in a half-precision type, by type.
     """
 
     float32: float
     int8: float
-    mixed: float
+    half: Mapping[str, float]
 
 
 def layer_times(ready: Calibrated, rounds: int = ROUNDS) -> dict[str, LayerTime]:
-    """Measure all layers of a network in both precisions.
+    """Measure all layers of a network in each precision.
 
     Args:
         ready: the float network with its scales.
-        rounds: timed runs of each of both networks.
+        rounds: timed runs of each network.
 
     Returns:
         By name of the layer, the least of the rounds.
@@ -62,18 +68,30 @@ def layer_times(ready: Calibrated, rounds: int = ROUNDS) -> dict[str, LayerTime]
     single = joined(ready.program)
     assert isinstance(single, Program)
     assert isinstance(int8, Program)
-    packed = prepack(single)
-    assert isinstance(packed, Prepacked)
-    networks = [_Timed(packed.program), _Timed(int8), _Timed(single)]
+    real, integer = _Timed(prepack(single).program), _Timed(int8)
+    halves = {each: _Timed(form) for each in HALF_TYPES if (form := _in_half(single, ready.selected, each))}
+    networks = [real, integer, *halves.values()]
     with torch.inference_mode():
         for done in range(WARMUP + rounds):
             for network in networks:
                 network.run_timed(inputs, record=done >= WARMUP)
-    packed_times, integers, plain = (network.least() for network in networks)
-    return {
-        name: LayerTime(_sum(packed_times, of_packed), _sum(integers, of_int8), _sum(plain, of_plain))
-        for name, of_packed, of_int8, of_plain in _nodes_of_layers(ready, networks)
+    float32, int8_times = real.of(_nodes_in_float(ready, real)), integer.of(_nodes_in_int8(ready, integer))
+    # Where the CPU has no units for a type, layers stored in it compute in float32.
+    types = {
+        each: halves[each].of(_nodes_in_float(ready, halves[each])) if each in halves else float32
+        for each in HALF_TYPES
     }
+    return {
+        name: LayerTime(float32[name], int8_times[name], {each: of[name] for each, of in types.items()})
+        for name in ready.selected
+    }
+
+
+def _in_half(program: Program, names: Iterable[str], float_type: str) -> Program | None:
+    """The network with these layers in a half-precision type; None where this CPU does not compute in it."""
+    half = copy.copy(program)
+    cast_layers(half, dict.fromkeys(names, float_type))
+    return packed(half) if half_layers.computed_in_half(prepare(half, "cpu")) else None
 
 
 class _Timed(fx.Interpreter):
@@ -110,33 +128,30 @@ class _Timed(fx.Interpreter):
             self.times[self._node].append((self._now() - start) / 1e6)
         return value
 
-    def least(self) -> dict[fx.Node, float]:
-        return {node: min(times) for node, times in self.times.items()}
+    def of(self, layers: Mapping[str, Sequence[fx.Node]]) -> dict[str, float]:
+        """Least times of layers, by their nodes."""
+        least = {node: min(times) for node, times in self.times.items()}
+        return {name: sum(least.get(node, 0.0) for node in nodes) for name, nodes in layers.items()}
 
 
-def _sum(times: Mapping[fx.Node, float], nodes: Iterable[fx.Node]) -> float:
-    return sum(times.get(node, 0.0) for node in nodes)
-
-
-def _nodes_of_layers(
-    ready: Calibrated, networks: list[_Timed]
-) -> Iterable[tuple[str, list[fx.Node], list[fx.Node], list[fx.Node]]]:
-    """Each layer with its nodes in the packed graph, the int8 one and the plain one."""
-    packed, integers, plain = (list(network.graph.nodes) for network in networks)
+def _nodes_in_float(ready: Calibrated, network: _Timed) -> dict[str, list[fx.Node]]:
+    """The nodes of each layer, with the activation after it, in a float graph."""
     after: dict[str, set[str]] = defaultdict(set)  # names of what follows a layer inside its unit
     for unit in ready.plan.layers.values():
         after[str(unit.head.target)].update({unit.output.name} | _between(unit.head, unit.output))
-    int8 = networks[1].module
+    return {
+        name: [node for node in network.graph.nodes if node.target == name or node.name in after[name]]
+        for name in ready.selected
+    }
+
+
+def _nodes_in_int8(ready: Calibrated, network: _Timed) -> dict[str, list[fx.Node]]:
+    """The nodes of each layer, with the conversions for its sake, in the int8 graph."""
+    int8 = network.module
     assert isinstance(int8, Program)
     layers = {name: name for name in ready.selected} | further_calls(int8)
-    owners = {node: _owner(node, int8, layers) for node in integers}
-    for name in ready.selected:
-        of_float = (
-            [node for node in graph if node.target == name or node.name in after[name]]
-            for graph in (packed, plain)
-        )
-        of_packed, of_plain = of_float
-        yield name, of_packed, [node for node, owner in owners.items() if owner == name], of_plain
+    owners = {node: _owner(node, int8, layers) for node in network.graph.nodes}
+    return {name: [node for node, owner in owners.items() if owner == name] for name in ready.selected}
 
 
 def _between(head: fx.Node, output: fx.Node) -> set[str]:

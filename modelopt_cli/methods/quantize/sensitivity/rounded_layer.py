@@ -3,11 +3,14 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
 from torch import fx, nn
 
+from modelopt_cli.kernels import half_layers
 from modelopt_cli.methods.quantize.conversion import fill, fill_recurrent
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS, Precision
 from modelopt_cli.methods.quantize.static import Calibrated
+from modelopt_cli.methods.quantize.weight_only import cast_layer
 from modelopt_cli.methods.quantize.widths import INT8, Widths
 from modelopt_cli.program.calls import source
 from modelopt_cli.program.quantization import QParams, quantize
@@ -74,6 +77,22 @@ def rounded_calls(
             layer.share_tensors(first)
         rounded[node] = RoundedCall(layer, q)
     return rounded
+
+
+def cast_calls(
+    ready: Calibrated, name: str, calls: Collection[fx.Node], float_type: str
+) -> dict[fx.Node, Any]:
+    """All calls of a layer with its weights cast, computed as a file that stores them so is on this machine.
+
+    Args:
+        ready: the float network.
+        name: of the layer.
+        calls: of the layer.
+        float_type: the half-precision type.
+    """
+    layer, encodings = cast_layer(ready.program.get_submodule(name), float_type)
+    half_layers.attach(layer, encodings.get("weight"), torch.device("cpu"))
+    return dict.fromkeys(calls, layer)
 
 
 def _stored(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.fidelity import Fidelity, FidelityTally
@@ -18,12 +17,19 @@ from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.methods.quantize.sensitivity.branches import Branches, Change
+from modelopt_cli.methods.quantize.sensitivity.layer_precisions import (
+    FLOAT32,
+    HALVES,
+    LayerPrecision,
+    integers_down_to,
+    of_integers,
+)
 from modelopt_cli.methods.quantize.sensitivity.layer_times import LayerTime, layer_times
-from modelopt_cli.methods.quantize.sensitivity.rounded_layer import calls_of, rounded_calls
+from modelopt_cli.methods.quantize.sensitivity.rounded_layer import calls_of
 from modelopt_cli.methods.quantize.sensitivity.rounding_causes import makers_of, with_cause
 from modelopt_cli.methods.quantize.sensitivity.rounding_reasons import Reason, Watched
 from modelopt_cli.methods.quantize.static import Calibrated, calibrated
-from modelopt_cli.methods.quantize.widths import BYTE, INT8, Widths
+from modelopt_cli.methods.quantize.widths import BYTE, INT8
 from modelopt_cli.program import Program
 from modelopt_cli.program.input_batch import Inputs, batch_size, call, tensors_of
 from modelopt_cli.program.parted import joined, reaching
@@ -31,10 +37,7 @@ from modelopt_cli.settings import option
 
 SAMPLES = 64
 """Largest number of samples: each layer computes the rest of the network for all of them."""
-FLOAT = "float32"
-INT8_NAME = "int8"
-BITS = (6, 5, 4, 3)
-"""Bits of weights that are tried between 8 and the least."""
+INT8_PRECISION = of_integers(INT8)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,6 @@ class Loss:
         divergence: of logits, KL(float || rounded) of their probabilities in nats; None of other outputs.
         bytes: of the layer's tensors.
         milliseconds: of the layer for one sample, where it stands in the network; None where not measured.
-        mixed: the same in a network of several precisions, whose float layers are not packed.
     """
 
     precision: str
@@ -55,7 +57,6 @@ class Loss:
     divergence: float | None
     bytes: int
     milliseconds: float | None
-    mixed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class LayerSensitivity:
         name: of the layer.
         kind: its class.
         losses: by precision, of which the first is float32.
-        reason: why the first other precision loses what it does; None where nothing is known.
+        reason: why int8 loses what it does; None where nothing is known.
         makers: layers that its input comes from.
     """
 
@@ -75,6 +76,11 @@ class LayerSensitivity:
     losses: tuple[Loss, ...]
     reason: Reason | None
     makers: tuple[str, ...] = ()
+
+    @property
+    def int8(self) -> Loss:
+        """Loss in int8, which is always among the precisions."""
+        return next(loss for loss in self.losses if loss.precision == INT8_PRECISION.name)
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ class QuantizeSensitivity:
     @property
     def breaking(self) -> tuple[LayerSensitivity, ...]:
         """Layers that alone take the outputs below ``least_db``, in the order of the graph."""
-        return tuple(layer for layer in self.layers if layer.losses[1].snr_db < self.least_db)
+        return tuple(layer for layer in self.layers if layer.int8.snr_db < self.least_db)
 
     @property
     def dead(self) -> tuple[LayerSensitivity, ...]:
@@ -128,12 +134,12 @@ def sensitivity(program: Program, config: QuantizeConfig, context: Context) -> Q
             hint=f"give {option('scheme')} {static}",
         )
     ready = calibrated(program, replace(config, weight_bits=BYTE), context)
-    return measure(ready, program, context, config.row.least_snr_db, widths_down_to(config.weight_bits))
+    return measure(ready, program, context, config.row.least_snr_db, precisions_of(config))
 
 
-def widths_down_to(least: int) -> tuple[Widths, ...]:
-    """Precisions that are tried, by falling bits of the weight from 8; activations have 8."""
-    return tuple(Widths(bits) for bits in sorted({BYTE, least, *BITS}, reverse=True) if bits >= least)
+def precisions_of(config: QuantizeConfig) -> tuple[LayerPrecision, ...]:
+    """Precisions that are tried for a layer besides float32: half precision where one of all is chosen."""
+    return (*(HALVES if config.automatic else ()), *integers_down_to(config.weight_bits))
 
 
 def measure(
@@ -141,7 +147,7 @@ def measure(
     original: Program,
     context: Context,
     least_db: float,
-    choices: Sequence[Widths] = (INT8,),
+    choices: Sequence[LayerPrecision] = (INT8_PRECISION,),
     *,
     timed: bool = True,
 ) -> QuantizeSensitivity:
@@ -152,16 +158,16 @@ def measure(
         original: the network before batch norms were folded.
         context: data, seed, batch size, progress.
         least_db: see ``QuantizeSensitivity``.
-        choices: precisions to try; the reasons are those of the first.
+        choices: precisions to try, int8 among them, whose reasons are found.
         timed: measure the time of each layer, too.
     """
     calls = calls_of(ready)
     watched: dict[str, Watched] = {}
     changes: list[Change] = []
     for name, nodes in calls.items():
-        for widths in choices:
-            computes: dict[fx.Node, Any] = dict(rounded_calls(ready, name, nodes, widths))
-            if name not in watched:
+        for precision in choices:
+            computes = precision.calls(ready, name, nodes)
+            if precision == INT8_PRECISION:
                 first = nodes[0]
                 watched[name] = Watched(ready.program.get_submodule(name), computes[first])
                 computes[first] = watched[name]
@@ -214,35 +220,16 @@ def _reaching(program: Program, graph: nn.Module, batch: Inputs) -> list[Inputs]
     return [batch] if graph is program else reaching(program, batch)
 
 
-def _in_float(module: nn.Module, of_int8: Fidelity | None, time: LayerTime | None) -> Loss:
-    nats = 0.0 if of_int8 is not None and of_int8.kl else None
-    times = (None, None) if time is None else (time.float32, time.mixed)
-    return Loss(FLOAT, LIMIT_DB, nats, float_bytes(module), *times)
-
-
-def _loss(module: nn.Module, widths: Widths, fidelity: Fidelity | None, time: LayerTime | None) -> Loss:
-    """The loss in a precision; integers of fewer bits are multiplied as bytes, and take as long."""
+def _loss(
+    module: nn.Module, precision: LayerPrecision, fidelity: Fidelity | None, time: LayerTime | None
+) -> Loss:
     nats = max(fidelity.kl.values(), default=None) if fidelity is not None else None
     snr_db = fidelity.least_snr_db if fidelity is not None else math.nan
-    milliseconds = None if time is None else time.int8
-    return Loss(
-        name_of(widths), snr_db, nats, integer_bytes(module, widths.weight), milliseconds, milliseconds
-    )
+    milliseconds = None if time is None else precision.milliseconds(time)
+    return Loss(precision.name, snr_db, nats, precision.bytes_of(module), milliseconds)
 
 
-def name_of(widths: Widths) -> str:
-    """Name of a precision: ``int8``, or ``W4A8`` as the literature writes it."""
-    return INT8_NAME if widths == INT8 else str(widths)
-
-
-def float_bytes(module: nn.Module) -> int:
-    """Bytes of a float layer's tensors."""
-    return sum(tensor.nbytes for tensor in module.parameters())
-
-
-def integer_bytes(module: nn.Module, bits: int) -> int:
-    """Bytes of the tensors of a layer's integer form: integers, a scale for each output, biases in float."""
-    integers = [tensor for tensor in module.parameters() if tensor.dim() > 1]
-    scales = sum(4 * getattr(module, "out_channels", len(tensor)) for tensor in integers)
-    rest = sum(tensor.nbytes for tensor in module.parameters() if tensor.dim() <= 1)
-    return sum(-(-tensor.numel() * bits // 8) for tensor in integers) + scales + rest
+def _in_float(module: nn.Module, of_other: Fidelity | None, time: LayerTime | None) -> Loss:
+    nats = 0.0 if of_other is not None and of_other.kl else None
+    milliseconds = None if time is None else FLOAT32.milliseconds(time)
+    return Loss(FLOAT32.name, LIMIT_DB, nats, FLOAT32.bytes_of(module), milliseconds)

@@ -23,7 +23,7 @@ def sentences(found: QuantizeSensitivity) -> list[str]:
         names = " ".join(option("exclude", layer.name) for layer in found.breaking[:3])
         lines.append(f"to leave {'it' if not others else 'them'} in float: {names}")
         return lines
-    worst = min(found.layers, key=lambda layer: layer.losses[1].snr_db)
+    worst = min(found.layers, key=lambda layer: layer.int8.snr_db)
     lines.append(
         f"no layer alone takes the outputs below {found.least_db:g} dB; most is lost by {worst.name}: "
         f"rounded to {_loss(worst)}. {_reason(worst)}"
@@ -32,7 +32,7 @@ def sentences(found: QuantizeSensitivity) -> list[str]:
 
 
 def _loss(layer: LayerSensitivity) -> str:
-    loss = layer.losses[1]
+    loss = layer.int8
     return f"{loss.precision} alone it leaves {loss.snr_db:.1f} dB"
 
 
