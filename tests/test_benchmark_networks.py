@@ -83,3 +83,16 @@ def test_the_page_names_the_cpu_of_every_commit() -> None:
         PART | {"cpu": "Xeon", "code": "123"},
     ]
     assert "measured with. On EPYC: abc; on Xeon: 123, def." in page(rows, {"timm": 3}, "How.")
+
+
+def test_layers_are_counted_over_a_family_and_over_torchvision_and_those_left_out_have_a_reason() -> None:
+    clip = {"family": "video", "name": "d", "int8": {"layers": [9, 10], "left_out": [["no kernel", 1]]}}
+    image = {"family": "segmentation", "name": "e", "int8": {"layers": [90, 90]}}
+    text = page([WHOLE, PART, clip, image, STOPPED], {"timm": 2, "video": 2, "segmentation": 1}, "How.")
+    summary = {
+        line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if "|" in line
+    }
+    assert summary["timm: the smallest network of every module"] == "14 of 15, 93.3 %"
+    assert summary["torchvision: video"] == "9 of 10, 90.0 %"
+    assert summary["torchvision, all of these"] == "99 of 100, 99.0 %"
+    assert "\n- resnet: resnet10t: 1 of 15\n- d: 1 of 10, 1 no kernel\n" in text

@@ -1,7 +1,7 @@
 """The page with the findings: a summary, and a table for each family of networks."""
 
 import datetime
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -18,6 +18,9 @@ TITLES = {
     "optical_flow": "torchvision: optical flow",
     "huggingface": "Hugging Face transformers, small random configurations",
 }
+
+TORCHVISION = "torchvision, all of these"
+"""Row of the summary for the families of that library together."""
 
 
 def _name(found: Found) -> str:
@@ -85,6 +88,23 @@ def _error(found: Found) -> str:
     return text if len(text) <= LEAST_LONG else f"{text[: LEAST_LONG - 3]}..."
 
 
+def _covered(rows: Iterable[Found]) -> str:
+    """Layers with weights that are int8, of all of the rows that say how many."""
+    known = [row["int8"]["layers"] for row in rows if "layers" in row.get("int8", {})]
+    compressed, total = (sum(counts) for counts in zip(*known, strict=True)) if known else (0, 0)
+    return f"{compressed:,} of {total:,}, {_percent(compressed / total)}" if total else "-"
+
+
+def _left_out(rows: Iterable[Found]) -> Iterator[str]:
+    """A line for each network of which layers stay in float: how many and, where it is known, why."""
+    for row in rows:
+        int8 = row.get("int8", {})
+        compressed, total = int8.get("layers", (0, 0))
+        if compressed < total:
+            why = "; ".join(f"{count} {reason}" for reason, count in int8.get("left_out", ()))
+            yield f"- {_name(row)}: {total - compressed} of {total}{why and f', {why}'}"
+
+
 COLUMNS: dict[str, Callable[[Found], str]] = {
     "network": _name,
     "input": lambda found: found.get("input", "-"),
@@ -130,7 +150,7 @@ def page(rows: Sequence[Found], expected: dict[str, int], how: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table(columns: dict[str, Callable[[Found], str]], rows: Iterable[Found]) -> list[str]:
+def table(columns: dict[str, Callable[[Any], str]], rows: Iterable[Any]) -> list[str]:
     """Lines of a Markdown table."""
     head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return [*head, *("| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in rows)]
@@ -149,14 +169,20 @@ def _conditions(rows: Iterable[Found]) -> str:
 
 
 def _summary(rows: Sequence[Found], expected: dict[str, int]) -> list[str]:
-    columns = {"family": lambda family: TITLES[family]}
-    for title, holds in SUMMARY.items():
-        columns[title] = lambda family, holds=holds: str(
-            sum(holds(row) for row in rows if row["family"] == family)
-        )
-    lines = table(columns, [family for family in TITLES if family in expected])
-    missing = {
-        family: count - sum(row["family"] == family for row in rows) for family, count in expected.items()
+    groups = {
+        TITLES[name]: [row for row in rows if row["family"] == name] for name in TITLES if name in expected
     }
-    short = [f"{count} of {TITLES[family]}" for family, count in missing.items() if count]
+    groups[TORCHVISION] = [row for row in rows if TITLES[row["family"]].startswith("torchvision")]
+    columns: dict[str, Callable[[str], str]] = {"family": lambda group: group}
+    for title, holds in SUMMARY.items():
+        columns[title] = lambda group, holds=holds: str(sum(map(holds, groups[group])))
+    columns["int8 layers"] = lambda group: _covered(groups[group])
+    lines = table(columns, groups)
+    if left_out := list(_left_out(rows)):
+        lines += ["", "Layers with weights that stay in float, and why, where that was kept:", "", *left_out]
+    short = [
+        f"{lacking} of {TITLES[name]}"
+        for name, count in expected.items()
+        if (lacking := count - len(groups[TITLES[name]]))
+    ]
     return [*lines, *(["", f"Not measured, and left out: {'; '.join(short)}."] if short else [])]
