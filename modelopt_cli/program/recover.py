@@ -154,6 +154,13 @@ def _layer_norm(weight: Any, bound: dict[str, Any], owner: nn.Module | None) -> 
     return "LayerNorm", config | {"elementwise_affine": True, "bias": _has_bias(bound)}
 
 
+def _rms_norm(weight: Any, bound: dict[str, Any], owner: nn.Module | None) -> _Description:
+    if weight is None:
+        return None
+    config = {"normalized_shape": _listed(bound["normalized_shape"]), "eps": bound["eps"]}
+    return "RMSNorm", config | {"elementwise_affine": True}
+
+
 def _group_norm(weight: Any, bound: dict[str, Any], owner: nn.Module | None) -> _Description:
     if weight is None:
         return None
@@ -181,6 +188,7 @@ _DESCRIBED: dict[str, Callable[[Any, dict[str, Any], nn.Module | None], _Descrip
     "linear": _linear,
     "embedding": _embedding,
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
     "group_norm": _group_norm,
     "batch_norm": _batch_norm,
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from quantize_networks import Images, captured, count, sqnr
 from torch import Tensor, nn
 
@@ -144,3 +145,51 @@ def test_factors_are_powers_of_two_and_what_was_zero_keeps_its_size() -> None:
     assert factor is not None
     assert torch.equal(factor.log2(), factor.log2().round())
     assert factor[5] == factor[-1] == 1 > factor[0]
+
+
+class Block(nn.Module):
+    """A norm whose output features are of very different sizes, and the layers that read it."""
+
+    def __init__(self, kind: type[nn.Module], residual: bool, functional: bool) -> None:
+        super().__init__()
+        self.norm, self.residual, self.functional = kind(12), residual, functional
+        self.q, self.k = nn.Linear(12, 12), nn.Linear(12, 12)
+        with torch.no_grad():
+            self.norm.weight.copy_(SIZES)  # type: ignore[arg-type, operator]
+            self.q.weight.div_(SIZES)
+            self.k.weight.div_(SIZES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.functional:
+            own = {name: getattr(self.norm, name) for name in ("weight", "bias") if hasattr(self.norm, name)}
+            compute = F.layer_norm if "bias" in own else F.rms_norm
+            y = compute(x, (12,), **own, eps=1e-5)
+        else:
+            y = self.norm(x)
+        both = self.q(y) + self.k(y).relu()
+        return both + y if self.residual else both  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("functional", [False, True], ids=["layer", "function"])
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+def test_a_norm_takes_factors_in(kind: type[nn.Module], functional: bool) -> None:
+    torch.manual_seed(0)
+    model = Block(kind, False, functional)
+    program, int8, x, _ = made(model, torch.ones(12))
+    one, each = (sqnr(model(x), rounded(model, x, by_feature)) for by_feature in (False, True))
+    assert one < 20 < 30 < each
+    assert sqnr(program(x), int8(x)) > 35
+    assert count(int8, "QuantizedMul") == 0
+    ratio = model.norm.weight / int8.get_submodule("norm").weight
+    assert torch.equal(ratio.log2(), ratio.log2().round())
+    assert ratio[0] < ratio[-1] == 1
+
+
+@torch.no_grad()
+def test_a_norm_that_others_read_stays() -> None:
+    torch.manual_seed(0)
+    program, int8, x, _ = made(Block(nn.LayerNorm, True, False), torch.ones(12))
+    assert count(int8, "QuantizedMul") == 1
+    assert torch.equal(int8.get_submodule("norm").weight, program.norm.weight)  # type: ignore[arg-type]
+    assert sqnr(program(x), int8(x)) > 35

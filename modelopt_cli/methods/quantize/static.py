@@ -15,8 +15,11 @@ from modelopt_cli.methods.quantize.conversion import convert, values_to_observe
 from modelopt_cli.methods.quantize.equalizing.bias_corrections import BIAS_CORRECTIONS
 from modelopt_cli.methods.quantize.equalizing.equalize import equalized
 from modelopt_cli.methods.quantize.equalizing.feature_scales import (
+    LEAST_GAIN,
+    LEAST_GAIN_OF_NORM,
     FeatureRange,
     feature_factors,
+    norm_of,
     values_of_features,
     with_factors,
 )
@@ -129,6 +132,7 @@ def calibrated(program: Program, config: QuantizeConfig, context: Context) -> Ca
             [ready.get_submodule(name) for name in layers[value]],
             plan.bits_of(value),
             min(widths[name].weight for name in layers[value]),
+            LEAST_GAIN if norm_of(ready, value, layers[value]) is None else LEAST_GAIN_OF_NORM,
         )
         for value, seen in features.items()
     }

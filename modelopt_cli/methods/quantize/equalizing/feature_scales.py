@@ -3,7 +3,8 @@
 A linear layer's input has one scale, that of its largest feature: next to sums in the hundreds, counts below
 ten would be lost. So each feature is divided by a factor, and the weights that it is multiplied with are
 multiplied by that (Xiao et al., "SmoothQuant", ICML 2023). Factors are powers of two, so that the float
-network computes the same.
+network computes the same. A norm that makes the features for these layers alone takes the factors in, as in
+the paper; elsewhere they are divided by a multiplication of their own.
 """
 
 import operator
@@ -23,6 +24,9 @@ from modelopt_cli.program.rewrite import copy_graph, parts_of
 
 LEAST_GAIN = 4.0
 """Times that the squared error must become smaller: as much as one more bit would give."""
+LEAST_GAIN_OF_NORM = 1.05
+"""The same where a norm takes the factors in, which costs no time."""
+_NORMS = (nn.LayerNorm, nn.RMSNorm)
 _POWERS = (0.25, 0.5, 0.75, 1.0)
 """Powers of the features' sizes that are tried: at 1 all become one size, which weights may lose by."""
 
@@ -75,10 +79,26 @@ def values_of_features(
     return found
 
 
+def norm_of(program: Program, value: fx.Node, layers: Sequence[str]) -> str | None:
+    """The norm that makes the features for these layers alone, so that it can take factors in, or None."""
+    name = str(value.target)
+    if value.op != "call_module" or not isinstance(norm := program.get_submodule(name), _NORMS):
+        return None
+    tensors = [id(tensor) for tensor in program.state_dict(keep_vars=True).values()]
+    own = list(norm.parameters())
+    alone = all(tensors.count(id(tensor)) == 1 and tensor.dim() == 1 for tensor in own)
+    calls = [node for node in program.graph.nodes if str(node.target) == name]
+    return name if own and alone and len(calls) == 1 and len(value.users) == len(layers) else None
+
+
 def feature_factors(
-    seen: FeatureRange, layers: Sequence[Any], bits: int = BITS, weight_bits: int = BITS
+    seen: FeatureRange,
+    layers: Sequence[Any],
+    bits: int = BITS,
+    weight_bits: int = BITS,
+    least_gain: float = LEAST_GAIN,
 ) -> Tensor | None:
-    """Factors that the features are divided by, or None where they would gain less than ``LEAST_GAIN``.
+    """Factors that the features are divided by, or None where they would gain less than ``least_gain``.
 
     The squared error of a layer's outputs is predicted: a step of s rounds by s^2 / 12.
 
@@ -87,6 +107,7 @@ def feature_factors(
         layers: the linear layers that read them.
         bits: of the features as integers.
         weight_bits: of those layers' weights.
+        least_gain: times that the squared error must become smaller.
 
     Returns:
         float32 ``(features,)``, powers of two of at most 1.
@@ -107,7 +128,7 @@ def feature_factors(
 
     tried = [2 ** (power * relative.log2()).round() for power in _POWERS]
     best = min(tried, key=error)
-    gains = error(best) * LEAST_GAIN <= error(torch.ones_like(best))
+    gains = error(best) * least_gain <= error(torch.ones_like(best))
     return best.float() if gains else None
 
 
@@ -115,6 +136,8 @@ def with_factors(
     program: Program, layers: Mapping[fx.Node, list[str]], factors: Mapping[fx.Node, Tensor]
 ) -> Program:
     """The Program that divides values by factors and multiplies the weights of the layers that read them.
+
+    A norm that makes a value for these layers alone has weights that are divided; see :func:`norm_of`.
 
     Args:
         program: in inference form; it is not changed.
@@ -126,6 +149,10 @@ def with_factors(
     scaled: dict[str, nn.Module] = {}
     tensors: dict[str, Tensor] = {}
     for value, factor in factors.items():
+        scaled.update({path: _scaled(program.get_submodule(path), factor) for path in layers[value]})
+        if (norm := norm_of(program, value, layers[value])) is not None:
+            scaled[norm] = _divided(program.get_submodule(norm), factor)
+            continue
         name = f"{value.name}_factors"
         while hasattr(program, name):
             name += "_"
@@ -135,7 +162,6 @@ def with_factors(
             divided = graph.call_function(operator.mul, (copies[value], graph.get_attr(name)))
         for reader in readers:
             reader.replace_input_with(source(reader), divided)
-        scaled.update({path: _scaled(program.get_submodule(path), factor) for path in layers[value]})
     parts = parts_of(program, program.graph, lambda path: scaled.get(path) or program.get_submodule(path))
     return program.with_graph({**parts, **tensors}, graph)
 
@@ -145,3 +171,11 @@ def _scaled(layer: Any, factor: Tensor) -> nn.Module:
     copied.weight = nn.Parameter(layer.weight.detach() * factor, requires_grad=False)
     copied.bias = layer.bias
     return copied.eval()
+
+
+def _divided(norm: Any, factor: Tensor) -> nn.Module:
+    copied: Any = build(kind_of(norm) or "", config_of(norm))
+    for name, tensor in norm.named_parameters():
+        setattr(copied, name, nn.Parameter(tensor.detach() / factor, requires_grad=False))
+    divided: nn.Module = copied.eval()
+    return divided
