@@ -23,6 +23,7 @@ from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import convert
 from modelopt_cli.methods.quantize.static import calibrated
 from modelopt_cli.methods.quantize.weight_rounding.gptq import ColumnGrid, rounded_columns
+from modelopt_cli.methods.quantize.weight_rounding.random_dropping import dropped, random_bits
 from modelopt_cli.methods.quantize.weight_rounding.reconstruction_blocks import find_blocks, layer_blocks
 from modelopt_cli.methods.quantize.weight_rounding.rounding_problem import RoundingProblem
 from modelopt_cli.methods.quantize.weight_rounding.roundings import ROUNDINGS
@@ -281,6 +282,28 @@ def test_a_step_is_rounded_as_uint8_is_and_half_of_them_are_not_where_it_is_drop
     kept = dropped == rounded
     assert torch.equal(dropped[~kept], x[~kept])
     assert 0.45 < float(kept.double().mean()) < 0.55
+
+
+def test_gradients_of_dropped_rounding_go_to_the_tensor_that_each_number_is_of() -> None:
+    rounded, real = (torch.randn(8, 1001, requires_grad=True) for _ in range(2))
+    mixed = dropped(rounded, real, torch.Generator().manual_seed(0))
+    kept = (mixed == rounded).detach()
+    assert torch.equal(mixed[~kept], real[~kept])
+    assert abs(float(kept.double().mean()) - 0.5) < 0.02
+    upstream = torch.randn_like(mixed)
+    mixed.backward(upstream)
+    assert rounded.grad is not None
+    assert real.grad is not None
+    assert torch.equal(rounded.grad, upstream * kept)
+    assert torch.equal(real.grad, upstream * ~kept)
+
+
+def test_random_bits_are_independent_of_their_neighbours_and_of_those_64_places_on() -> None:
+    bits = random_bits(200_003, torch.Generator().manual_seed(0)).double() - 0.5
+    assert len(bits) == 200_003
+    for apart in (0, 1, 8, 64, 25_001):  # that of the next bit of the same byte
+        product = (bits[: len(bits) - apart] * bits[apart:]).mean() if apart else bits.mean() / 2
+        assert abs(float(product)) < 0.25 * 5 / len(bits) ** 0.5
 
 
 # --- Any rounding

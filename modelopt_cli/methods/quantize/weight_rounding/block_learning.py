@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.func import functional_call
 
+from modelopt_cli.methods.quantize.weight_rounding.random_dropping import dropped
 from modelopt_cli.methods.quantize.weight_rounding.reconstruction_blocks import Block
 from modelopt_cli.methods.quantize.weight_rounding.rounding_problem import IntegerLayer
 from modelopt_cli.methods.quantize.weight_rounding.simulation import StepRounding
@@ -167,7 +168,7 @@ class BlockLearner:
         inputs = [value[chosen] for value in values.rounded]
         if self.learning.dropped:
             real = (value[chosen] for value in values.real)
-            inputs = [_mixed(*pair, self.generator) for pair in zip(inputs, real, strict=True)]
+            inputs = [dropped(*pair, self.generator) for pair in zip(inputs, real, strict=True)]
         raised = {name: soft.raised() for name, soft in self.softs.items()}
         for name, soft in self.softs.items():
             self.runner.weights[name] = self.layers[name].real(soft.steps(raised[name]))
@@ -183,9 +184,3 @@ class BlockLearner:
         result = self.runner.run_block(self.block, [value[:batch_size] for value in values.rounded])
         error = float((result - values.target[:batch_size]).square().mean())
         return max(error, torch.finfo(torch.float32).tiny)
-
-
-def _mixed(rounded: Tensor, real: Tensor, generator: torch.Generator) -> Tensor:
-    """Each number of the one or the other with a probability of one half."""
-    kept = torch.empty_like(real).bernoulli_(0.5, generator=generator)
-    return torch.where(kept.bool(), rounded, real)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from modelopt_cli.methods.quantize.conversion import values_to_observe
 from modelopt_cli.methods.quantize.learning.fake_quantize import StepSize
+from modelopt_cli.methods.quantize.weight_rounding.random_dropping import dropped
 from modelopt_cli.methods.quantize.weight_rounding.rounding_problem import RoundingProblem
 from modelopt_cli.program import Program
 from modelopt_cli.program.layer_kinds import share
@@ -25,8 +26,7 @@ class StepRounding(StepSize):
         q: scale and zero point at the start.
 
     Attributes:
-        generator: where rounding is dropped at random: for each number with a probability of one half (Wei et
-            al., "QDrop", ICLR 2022). None where all is rounded.
+        generator: where rounding is dropped at random, as by ``dropped``; None where all is rounded.
     """
 
     def __init__(self, q: QParams) -> None:
@@ -35,10 +35,7 @@ class StepRounding(StepSize):
 
     def forward(self, x: Tensor) -> Tensor:
         rounded = super().forward(x)
-        if self.generator is None:
-            return rounded
-        kept = torch.empty_like(x).bernoulli_(0.5, generator=self.generator)
-        return torch.where(kept.bool(), rounded, x)
+        return rounded if self.generator is None else dropped(rounded, x, self.generator)
 
 
 @dataclass(frozen=True)
