@@ -41,6 +41,7 @@ def prune(
     request = options.read_request(reader, network, image, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
     options.read_training(reader, files, training, dry_run)
+    reader.check(dry_run or not sensitivity, "--sensitivity", "has no meaning without --dry-run")
     read_sensitivity(reader, sensitivity, plot, dry_run)
     reader.finish()
     options.check_exports(exports, force)

@@ -6,7 +6,7 @@ from modelopt_cli.cli import options
 from modelopt_cli.cli.console import Console
 from modelopt_cli.cli.file_command import file_work
 from modelopt_cli.cli.groups import Work
-from modelopt_cli.cli.sensitivity_options import Plot, QuantizeSensitivity, read_sensitivity, sensitivity_work
+from modelopt_cli.cli.sensitivity_options import Plot, read_sensitivity, sensitivity_work
 from modelopt_cli.cli.values import Reader
 from modelopt_cli.data.config import PreprocessOverrides
 from modelopt_cli.measure.config import EvalOptions, Gates
@@ -25,7 +25,6 @@ def quantize(
     measure: EvalOptions,
     gates: Gates,
     calibration: options.CalibrationOrTrain = None,
-    sensitivity: QuantizeSensitivity = False,
     plot: Plot = None,
     no_eval: options.NoEval = False,
     output: options.Output = None,
@@ -47,17 +46,16 @@ def quantize(
     request = options.read_request(reader, network, image, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
     options.read_training(reader, files, training, dry_run)
-    read_sensitivity(reader, sensitivity, plot, dry_run)
+    read_sensitivity(reader, config.sensitivity, plot, dry_run)
     reader.finish()
     options.check_exports(exports, force)
 
     target = options.chosen_output(output, checkpoint, config.suffix)
     calibration = calibration or files.train
-    if not sensitivity:
-        config.require_budget()  # before the checkpoint is read
-    if sensitivity:
+    if config.sensitivity and dry_run:
         fields = {"source": checkpoint, "output": target, "config": config, "calibration": calibration}
         return sensitivity_work(console, request, plot, force, command="quantize", **fields)
+    config.require_budget()  # before the checkpoint is read
     return file_work(
         console,
         request,

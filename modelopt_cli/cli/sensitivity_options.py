@@ -17,18 +17,10 @@ PruneSensitivity = Annotated[
     bool,
     Setting("With --dry-run: show what pruning each layer alone costs.", title="Pruning", advanced=True),
 ]
-QuantizeSensitivity = Annotated[
-    bool,
-    Setting(
-        "With --dry-run: show what rounding each layer alone costs, and why.",
-        title="Quantizing",
-        advanced=True,
-    ),
-]
 Plot = Annotated[
     Path | None,
     Setting(
-        f"With --sensitivity: also draw it, to {file_names(PICTURES)} (plots extra).",
+        f"With --dry-run --sensitivity: also draw it, to {file_names(PICTURES)} (plots extra).",
         title=options.OUTPUT,
         advanced=True,
     ),
@@ -37,9 +29,9 @@ Plot = Annotated[
 
 def read_sensitivity(reader: Reader, sensitivity: bool, plot: Path | None, dry_run: bool) -> None:
     """Check that the options go together."""
-    reader.check(dry_run or not sensitivity, "--sensitivity", "has no meaning without --dry-run")
     if plot is not None:
         reader.check(sensitivity, "--plot", "has no meaning without --sensitivity")
+        reader.check(dry_run or not sensitivity, "--plot", "has no meaning without --dry-run")
         options.read_ending(reader, "--plot", plot, PICTURES)
 
 

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import (
+from modelopt_cli.methods.quantize.sensitivity.layer_sensitivity import (
     LayerSensitivity,
     Loss,
     QuantizeSensitivity,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from rich.console import RenderableType
 
-from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import QuantizeSensitivity
+from modelopt_cli.methods.quantize.sensitivity.layer_sensitivity import QuantizeSensitivity
 from modelopt_cli.report import plots, pruned, rounded
 
 

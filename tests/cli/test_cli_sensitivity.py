@@ -28,12 +28,32 @@ def test_sensitivity_is_a_table_json_and_a_picture(here, modelopt):
     assert lines[-1] == data["in_words"][-1]
 
 
+def test_a_file_keeps_the_sensitivities_that_it_was_asked_for(here, modelopt):
+    options = ["--data", "digits", "--sensitivity", "-q"]
+    shown = json.loads(modelopt(*NET, *options, "--dry-run", "--json").out)
+    outcome = modelopt(*NET, *options, "--latency-runs", "0", "-o", "out.safetensors")
+    assert outcome.code == 0, outcome.err
+    (entry,) = json.loads(modelopt("inspect", "out.safetensors", "--json").out)["history"]
+    kept = {name: losses["int8"] for name, losses in entry["sensitivity_db"].items()}
+    assert kept == {each["name"]: round(each["losses"][1]["snr_db"], 1) for each in shown["sensitivity"]}
+    assert entry["sensitivity_in_words"] == shown["in_words"]
+    text = modelopt("inspect", "out.safetensors").out
+    assert f"int8 {kept['0']}" in text
+    assert "most is lost by" in text
+
+
 BAD = {
-    "for real": (["--sensitivity", "--data", "digits"], "--sensitivity: has no meaning without --dry-run"),
+    "a plot for real": (
+        ["--sensitivity", "--plot", "a.png", "--data", "digits"],
+        "--plot: has no meaning without --dry-run",
+    ),
     "without data": (["--sensitivity", "--dry-run"], "needs data"),
     "a plot of nothing": (["--plot", "a.png", "--data", "digits"], "--plot: has no meaning without"),
     "a plot of no kind": ([*ASK, "--plot", "a.txt"], "ends in none of .png, .svg"),
-    "a scheme without scales": ([*ASK, "--scheme", "int8-weight"], "--scheme: "),
+    "a scheme without scales": (
+        [*ASK, "--scheme", "int8-weight"],
+        "--sensitivity is measured with fixed scales",
+    ),
     "a layer that is not there": ([*ASK, "--exclude", "conv9"], "conv9"),
 }
 

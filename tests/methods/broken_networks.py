@@ -34,6 +34,28 @@ def chain() -> Chain:
     return network.eval()
 
 
+def with_tiny_variance(channel: int) -> Chain:
+    """The same function, with a batch norm whose variance of a channel is 0, so that it multiplies it."""
+    network = chain()
+    norm = network.norm1
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = (norm.running_var[channel] + norm.eps).sqrt() / norm.eps**0.5
+    with torch.no_grad():
+        norm.running_var[channel] = 0
+        norm.bias[channel] += norm.running_mean[channel] * (1 - scale)
+        network.second.weight[:, channel] /= scale
+    return network
+
+
+def with_dead_layer() -> Chain:
+    """A network whose second layer gives the same for all inputs."""
+    network = chain()
+    with torch.no_grad():
+        network.second.weight.zero_()
+    return network
+
+
 def with_outlier_channel(channel: int, times: float = 1000.0) -> Chain:
     """The same function, as a ReLU lets a factor through, with a channel that dwarfs the others."""
     network = chain()

@@ -1,5 +1,6 @@
 """Precisions chosen for each layer: budgets are kept, and what breaks or slows a network stays in float."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,11 @@ def test_the_layer_that_breaks_the_network_stays_out_of_int8(labelled: bool, tmp
     assert isinstance(second, nn.Conv2d)
     assert torch.equal(second.weight, second.weight.bfloat16().float())
     assert "layers: 1 in bf16, 3 in int8" in result.notes[0]
-    sizes = [predicted_bytes(each) for each in (result.program, captured_with_float_second(program))]
-    assert sizes[1] - sizes[0] == pytest.approx(2 * second.weight.numel(), abs=500)  # of the history
+    both = [copy.copy(each) for each in (result.program, captured_with_float_second(program))]
+    for each in both:
+        each.history = ()
+    sizes = [predicted_bytes(each) for each in both]
+    assert sizes[1] - sizes[0] == pytest.approx(2 * second.weight.numel(), abs=200)  # of the file's header
     mo.save(result.program, tmp_path / "mixed.safetensors")
     again, x = mo.load(tmp_path / "mixed.safetensors"), MANY[:9]
     assert torch.equal(again.get_submodule("second").weight, second.weight)

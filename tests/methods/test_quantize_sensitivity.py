@@ -1,19 +1,22 @@
 """Sensitivities against the int8 network of one layer, networks broken on purpose, and the words for them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from broken_networks import chain, with_outlier_channel
+from broken_networks import chain, with_dead_layer, with_outlier_channel, with_tiny_variance
 from quantize_networks import Images, captured, context, images, small, sqnr
 from torch import Tensor, nn
 
 from modelopt_cli import report
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import convert
+from modelopt_cli.methods.quantize.equalizing.bias_corrections import BIAS_CORRECTIONS
 from modelopt_cli.methods.quantize.precision_plan import make_plan
 from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import (
     LayerSensitivity,
@@ -21,7 +24,7 @@ from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import (
     sensitivity,
 )
 from modelopt_cli.methods.quantize.sensitivity.sensitivity_words import sentences
-from modelopt_cli.methods.quantize.static import calibrated
+from modelopt_cli.methods.quantize.static import calibrated, integer_network
 from modelopt_cli.methods.quantize.widths import INT8
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
@@ -37,19 +40,21 @@ def by_name(found: QuantizeSensitivity) -> dict[str, LayerSensitivity]:
     return {layer.name: layer for layer in found.layers}
 
 
-def test_sensitivity_is_that_of_the_network_with_one_layer_alone_in_int8() -> None:
-    program = small()
-    found = by_name(sensitivity(program, QuantizeConfig(), context(program)))
+@pytest.mark.parametrize("correction", BIAS_CORRECTIONS)
+def test_sensitivity_is_that_of_the_network_with_one_layer_alone_in_int8(correction: str) -> None:
+    program, config = small(), QuantizeConfig(bias_correction=correction)
+    found = by_name(sensitivity(program, config, context(program)))
     assert list(found) == ["stem", "body", "dw", "fc"]
-    ready = calibrated(program, QuantizeConfig(), context(program))
+    ready = calibrated(program, config, context(program))
     x = images(8, 3, 12, 12, seed=1)
     for name, layer in found.items():
-        alone = convert(ready.program, make_plan(ready.program, {name: INT8}), ready.qparams)
+        one = replace(ready, selected=(name,), plan=make_plan(ready.program, {name: INT8}))
+        alone = integer_network(one, config, context(program))
         with torch.no_grad():
             expected, outputs = program(x), alone(x)
-        assert layer.losses[1].snr_db == pytest.approx(sqnr(expected, outputs), abs=0.01)
+        assert layer.int8.snr_db == pytest.approx(sqnr(expected, outputs), abs=0.01)
         p, q = F.log_softmax(expected.double(), 1), F.log_softmax(outputs.double(), 1)
-        assert layer.losses[1].divergence == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-2)
+        assert layer.int8.divergence == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-2)
 
 
 def test_bytes_are_those_of_the_tensors_that_a_file_holds() -> None:
@@ -113,26 +118,40 @@ def test_a_channel_times_a_thousand_is_the_outlier_channel_of_the_layer_that_rea
     assert sentences(found)[0].startswith("second breaks the network first: rounded to int8 alone it leaves ")
 
 
-def test_an_outlier_channel_is_repaired_by_equalisation() -> None:
-    assert found_in(with_outlier_channel(5)).breaking
-    repaired = found_in(with_outlier_channel(5), "outputs")
-    assert not repaired.breaking
-    assert by_name(repaired)["second"].losses[1].snr_db > 30
-
-
 def test_a_batch_norm_of_tiny_variance_is_named_as_the_cause() -> None:
-    network = chain()
-    scale = (network.norm1.running_var[7] + 1e-5).sqrt() / 1e-5**0.5  # type: ignore[index]
-    with torch.no_grad():
-        network.norm1.running_var[7] = 0  # type: ignore[index]
-        network.norm1.bias[7] += network.norm1.running_mean[7] * (1 - scale)  # type: ignore[index]
-        network.second.weight[:, 7] /= scale
-    found = found_in(network)
+    found = found_in(with_tiny_variance(7))
     reason = by_name(found)["second"].reason
     assert found.breaking[0].name == "second"
     assert reason is not None
     assert (reason.kind, reason.channel) == ("outlier channel", 7)
     assert "the batch norm behind first multiplies it" in reason.text
+
+
+def whole_db(network: nn.Module, equalize: str) -> float:
+    """Signal to noise of the int8 network's outputs."""
+    program, x = captured(network, 3, 12, 12), images(16, 3, 12, 12, seed=1)
+    config = QuantizeConfig(observer="minmax", equalize=equalize, bias_correction="none")
+    with torch.no_grad():
+        return sqnr(program(x), apply(program, config, context(program, 16)).program(x))
+
+
+@pytest.mark.parametrize(
+    "broken", [with_outlier_channel(5), with_tiny_variance(7)], ids=["outlier", "variance"]
+)
+def test_what_dwarfs_other_channels_is_repaired_by_equalisation(broken: nn.Module) -> None:
+    assert found_in(broken).breaking
+    repaired = found_in(broken, "outputs")
+    assert not repaired.breaking
+    assert by_name(repaired)["second"].int8.snr_db > 30
+    assert whole_db(broken, "none") < 20
+    assert whole_db(broken, "outputs") > whole_db(chain(), "none") - 3
+
+
+def test_a_dead_layer_stays_what_it_is_and_breaks_no_equalisation() -> None:
+    network = with_dead_layer()
+    before, after = found_in(network), found_in(network, "outputs")
+    assert [layer.name for layer in after.dead] == [layer.name for layer in before.dead] == ["second"]
+    assert whole_db(network, "outputs") > whole_db(network, "none") - 3
 
 
 @pytest.mark.parametrize("how", ["weight of zeros", "activation that lets nothing through"])

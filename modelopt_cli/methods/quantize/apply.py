@@ -17,6 +17,7 @@ from modelopt_cli.methods.quantize.learning.integer_training import (
     require_trainable,
     settings_of,
 )
+from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import in_history, sensitivity
 from modelopt_cli.methods.stages import Stages
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.attention import split_names
@@ -54,6 +55,8 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> MethodR
         config.method, config.as_dict(), seed=context.seed, origin=context.origin, skipped=result.skipped
     )
     entry |= result.record
+    if config.sensitivity and not config.automatic:  # which measures it in any case
+        entry |= in_history(sensitivity(program, config, context, timed=False))
     entry |= recorded(coverage(result.program, (*program.history, entry), given=program))
     if config.needs_data and context.data is not None:
         entry["calibration"] = context.data.name

@@ -18,7 +18,7 @@ from modelopt_cli.settings import CALIBRATION, Config, Setting, option
 _CHOSEN_SINCE = (
     *("weight_bits", "act_bits", "edge_bits", "group_size", "asymmetric"),
     *("rounding", "rounding_steps", "equalize", "bias_correction"),
-    *("precision", "prefer", "max_drop", "min_ratio", "min_speedup"),
+    *("precision", "prefer", "max_drop", "min_ratio", "min_speedup", "sensitivity"),
 )
 """Settings that a file's history names only where they are not as usual."""
 _OF_CALIBRATED = ("equalize", "bias_correction")
@@ -84,6 +84,14 @@ class QuantizeConfig(Config, title="Quantizing"):
     max_drop: float | None = None
     min_ratio: float | None = None
     min_speedup: float | None = None
+    sensitivity: Annotated[
+        bool,
+        Setting(
+            "Keep in the history what rounding each layer alone costs, and why; with --dry-run, show it and "
+            "write nothing.",
+            advanced=True,
+        ),
+    ] = False
     rounding: Annotated[
         str, Setting("Rule by which weights go up or down to an integer.", choices=ROUNDINGS)
     ] = "nearest"
@@ -262,6 +270,8 @@ class QuantizeConfig(Config, title="Quantizing"):
                 f"{precision} needs scales that are fixed, which {option('scheme', self.scheme)} has not; "
                 f"use {option('scheme', able)}"
             )
+        if self.sensitivity and not self.row.needs_calibration:
+            yield f"{option('sensitivity')} is measured with fixed scales, which {self.row.title} has not"
         for name in ("act_bits", "edge_bits"):
             if self.automatic and getattr(self, name) != getattr(QuantizeConfig, name):
                 yield f"{option(name)} has no meaning with {precision}, which gives activations 8 bits"

@@ -76,13 +76,33 @@ def correct_by_data(
     wanted = {name: SampleMeans(_channels(layer)) for name, layer in layers.items()}
     calibrate(program, {units[name].output: [means] for name, means in wanted.items()}, [batch])
     for name, layer in layers.items():
-        layer._finish = _correcting(layer, wanted[name])  # type: ignore[assignment, method-assign]
+        layer._finish = _correcting(layer, wanted[name], layer.activation)  # type: ignore[assignment, method-assign]
     try:
         with torch.no_grad():  # writes in inference mode would leave no trace
             interpret(fx.Interpreter(integer), integer, batch)
     finally:
         for layer in layers.values():
             del layer._finish
+
+
+def correct_layer(layer: Weighted, sums: Tensor, rounded: Tensor, activation: str) -> None:
+    """Correct the bias of an int8 layer that is alone in a float network, as :func:`correct_by_data` does.
+
+    Args:
+        layer: without an activation; its bias, if it has one, is changed.
+        sums: of the float layer, on samples.
+        rounded: the layer's input for them, uint8.
+        activation: that follows, a key of ``ACTIVATIONS``.
+    """
+    if layer.bias is None or len(sums) == 1:
+        return
+    wanted = SampleMeans(_channels(layer))
+    wanted.update(ACTIVATIONS[activation](sums))
+    layer._finish = _correcting(layer, wanted, activation)  # type: ignore[assignment, method-assign]
+    try:
+        layer.emulate(rounded)
+    finally:
+        del layer._finish
 
 
 def _units(plan: PrecisionPlan) -> dict[str, Unit]:
@@ -95,8 +115,8 @@ def _channels(layer: object) -> int:
     return 1 if isinstance(layer, QuantizedConvolution) else -1
 
 
-def _correcting(layer: Weighted, wanted: SampleMeans) -> Callable[[Tensor], Tensor]:
-    finish, activation = layer._finish, ACTIVATIONS[layer.activation]
+def _correcting(layer: Weighted, wanted: SampleMeans, name: str) -> Callable[[Tensor], Tensor]:
+    finish, activation = layer._finish, ACTIVATIONS[name]
 
     def corrected(sums: Tensor) -> Tensor:
         assert layer.bias is not None

@@ -20,12 +20,14 @@ class BiasCorrection:
         paper: where it is described.
         correct: changes the biases of an int8 Program in place, from the float Program, the plan that made
             it, the names of shared parameters and the context; None where they stay.
+        correct_layer: changes that of a layer alone; see ``bias_correction.correct_layer``.
     """
 
     name: str
     help: str
     paper: str
     correct: Callable[..., Any] | None = None
+    correct_layer: Callable[..., Any] | None = None
 
 
 _ROWS = (
@@ -36,6 +38,7 @@ _ROWS = (
         'Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, '
         "section 4.2 and appendix D, behind the activation",
         deferred("modelopt_cli.methods.quantize.equalizing.bias_correction", "correct_by_data"),
+        deferred("modelopt_cli.methods.quantize.equalizing.bias_correction", "correct_layer"),
     ),
 )
 BIAS_CORRECTIONS = {row.name: row for row in _ROWS}

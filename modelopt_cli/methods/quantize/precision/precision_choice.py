@@ -11,18 +11,18 @@ from modelopt_cli.kernels import prepare
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import values_to_observe
+from modelopt_cli.methods.quantize.equalizing.bias_corrections import BIAS_CORRECTIONS
 from modelopt_cli.methods.quantize.precision.precision_allocation import Allocation, AllocationProblem, Option
 from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan, make_plan
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.methods.quantize.sensitivity.layer_conversions import conversions_between
 from modelopt_cli.methods.quantize.sensitivity.layer_precisions import FLOAT32, LayerPrecision
-from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import (
+from modelopt_cli.methods.quantize.sensitivity.layer_sensitivity import (
     LayerSensitivity,
     Loss,
     QuantizeSensitivity,
-    measure,
-    precisions_of,
 )
+from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import in_history, measure, precisions_of
 from modelopt_cli.methods.quantize.static import (
     Calibrated,
     calibrated,
@@ -74,7 +74,9 @@ class PrecisionChoice:
     def found(self) -> QuantizeSensitivity:
         """Loss of each layer alone at each precision."""
         least = SCHEMES[self.config.scheme].least_snr_db
-        return measure(self.ready, self.program, self.choosing, least, self.choices[1:], timed=self.timed)
+        correct = BIAS_CORRECTIONS[self.config.bias_correction].correct_layer
+        of = (self.ready, self.program, self.choosing, least, self.choices[1:])
+        return measure(*of, timed=self.timed, correct=correct)
 
     @cached_property
     def frontier(self) -> list[Allocation]:
@@ -121,14 +123,11 @@ class PrecisionChoice:
         return observed_qparams(self.ready.program, plan, self.config, self.choosing)
 
     def record(self, allocation: Allocation) -> dict[str, Any]:
-        """Entry of the history: each layer's precision, and what each loses alone, in dB."""
+        """Entry of the history: each layer's precision, and its sensitivity."""
         chosen = self.precisions(allocation).items()
         return {
             "precisions": {name: precision.name for name, precision in chosen},
-            "sensitivity_db": {
-                layer.name: {loss.precision: round(loss.snr_db, 1) for loss in layer.losses[1:]}
-                for layer in self.found.layers
-            },
+            **in_history(self.found),
         }
 
     def why_float(self, layer: LayerSensitivity) -> str:

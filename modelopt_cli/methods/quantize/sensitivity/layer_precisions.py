@@ -12,7 +12,7 @@ from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.methods.quantize.sensitivity.layer_times import LayerTime
 from modelopt_cli.methods.quantize.sensitivity.rounded_layer import cast_calls, rounded_calls
 from modelopt_cli.methods.quantize.static import Calibrated
-from modelopt_cli.methods.quantize.widths import BYTE, INT8, Widths
+from modelopt_cli.methods.quantize.widths import BYTE, Widths
 
 _FLOAT_BITS = 32
 BITS = (6, 5, 4, 3)
@@ -77,8 +77,11 @@ HALVES = tuple(
 
 def of_integers(widths: Widths) -> LayerPrecision:
     """The precision of integers; those of fewer than 8 bits are multiplied as bytes, and take as long."""
-    name = "int8" if widths == INT8 else str(widths)
+    name = "int8" if widths == Widths() else str(widths)
     return LayerPrecision(name, widths.weight, _in_int8, widths)
+
+
+INT8 = of_integers(Widths())
 
 
 def integers_down_to(least: int) -> tuple[LayerPrecision, ...]:

@@ -1,13 +1,12 @@
 """Sensitivity of each layer to quantization: what the outputs lose with that layer alone rounded, and why."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure.fidelity import Fidelity, FidelityTally
@@ -15,21 +14,29 @@ from modelopt_cli.measure.output_comparison import LIMIT_DB
 from modelopt_cli.methods.batches import input_batches
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.equalizing.bias_corrections import BIAS_CORRECTIONS
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.methods.quantize.sensitivity.branches import Branches, Change
+from modelopt_cli.methods.quantize.sensitivity.corrected_calls import correct_calls
 from modelopt_cli.methods.quantize.sensitivity.layer_precisions import (
     FLOAT32,
     HALVES,
+    INT8,
     LayerPrecision,
     integers_down_to,
-    of_integers,
+)
+from modelopt_cli.methods.quantize.sensitivity.layer_sensitivity import (
+    LayerSensitivity,
+    Loss,
+    QuantizeSensitivity,
 )
 from modelopt_cli.methods.quantize.sensitivity.layer_times import LayerTime, layer_times
-from modelopt_cli.methods.quantize.sensitivity.rounded_layer import calls_of
+from modelopt_cli.methods.quantize.sensitivity.rounded_layer import RoundedCall, calls_of
 from modelopt_cli.methods.quantize.sensitivity.rounding_causes import makers_of, with_cause
-from modelopt_cli.methods.quantize.sensitivity.rounding_reasons import Reason, Watched
+from modelopt_cli.methods.quantize.sensitivity.rounding_reasons import Watched
+from modelopt_cli.methods.quantize.sensitivity.sensitivity_words import sentences
 from modelopt_cli.methods.quantize.static import Calibrated, calibrated
-from modelopt_cli.methods.quantize.widths import BYTE, INT8
+from modelopt_cli.methods.quantize.widths import BYTE
 from modelopt_cli.program import Program
 from modelopt_cli.program.input_batch import Inputs, batch_size, call, tensors_of
 from modelopt_cli.program.parted import joined, reaching
@@ -37,89 +44,18 @@ from modelopt_cli.settings import option
 
 SAMPLES = 64
 """Largest number of samples: each layer computes the rest of the network for all of them."""
-INT8_PRECISION = of_integers(INT8)
 
 
-@dataclass(frozen=True)
-class Loss:
-    """Loss of the outputs with one layer alone in a precision, and what the layer takes.
-
-    Attributes:
-        precision: name of the precision.
-        snr_db: signal-to-noise of the outputs in dB, of the output that has the least; 200 stands for equal.
-        divergence: of logits, KL(float || rounded) of their probabilities in nats; None of other outputs.
-        bytes: of the layer's tensors.
-        milliseconds: of the layer for one sample, where it stands in the network; None where not measured.
-    """
-
-    precision: str
-    snr_db: float
-    divergence: float | None
-    bytes: int
-    milliseconds: float | None
-
-
-@dataclass(frozen=True)
-class LayerSensitivity:
-    """Sensitivity of one layer.
-
-    Attributes:
-        name: of the layer.
-        kind: its class.
-        losses: by precision, of which the first is float32.
-        reason: why int8 loses what it does; None where nothing is known.
-        makers: layers that its input comes from.
-    """
-
-    name: str
-    kind: str
-    losses: tuple[Loss, ...]
-    reason: Reason | None
-    makers: tuple[str, ...] = ()
-
-    @property
-    def int8(self) -> Loss:
-        """Loss in int8, which is always among the precisions."""
-        return next(loss for loss in self.losses if loss.precision == INT8_PRECISION.name)
-
-
-@dataclass(frozen=True)
-class QuantizeSensitivity:
-    """Sensitivities of the layers of a network.
-
-    Attributes:
-        layers: in the order of the graph.
-        samples: that the outputs were compared on.
-        least_db: signal-to-noise in dB below which a layer alone breaks the network.
-        skipped: layers that no precision takes, with the reason.
-    """
-
-    layers: tuple[LayerSensitivity, ...]
-    samples: int
-    least_db: float
-    skipped: Mapping[str, str]
-
-    @property
-    def breaking(self) -> tuple[LayerSensitivity, ...]:
-        """Layers that alone take the outputs below ``least_db``, in the order of the graph."""
-        return tuple(layer for layer in self.layers if layer.int8.snr_db < self.least_db)
-
-    @property
-    def dead(self) -> tuple[LayerSensitivity, ...]:
-        """Layers at which the samples begin to make no difference: what is behind them alone is left out."""
-        dead = {layer.name: layer for layer in self.layers if layer.reason and layer.reason.kind == "dead"}
-        return tuple(
-            layer for layer in dead.values() if not layer.makers or not dead.keys() >= {*layer.makers}
-        )
-
-
-def sensitivity(program: Program, config: QuantizeConfig, context: Context) -> QuantizeSensitivity:
+def sensitivity(
+    program: Program, config: QuantizeConfig, context: Context, *, timed: bool = True
+) -> QuantizeSensitivity:
     """Round one layer at a time and compare the outputs; no labels are needed.
 
     Args:
         program: any float Program; it is not changed.
         config: scheme, observer, the choice of layers, and the least bits of a weight.
         context: calibration data, on some of which the outputs are compared; seed, batch size, progress.
+        timed: measure the time of each layer, too.
 
     Raises:
         UsageError: the scheme has no scales to measure with, there are no data, or a glob matches no layer.
@@ -134,7 +70,17 @@ def sensitivity(program: Program, config: QuantizeConfig, context: Context) -> Q
             hint=f"give {option('scheme')} {static}",
         )
     ready = calibrated(program, replace(config, weight_bits=BYTE), context)
-    return measure(ready, program, context, config.row.least_snr_db, precisions_of(config))
+    tried, correct = precisions_of(config), BIAS_CORRECTIONS[config.bias_correction].correct_layer
+    return measure(ready, program, context, config.row.least_snr_db, tried, timed=timed, correct=correct)
+
+
+def in_history(found: QuantizeSensitivity) -> dict[str, Any]:
+    """Entry of the history: what each layer loses alone, in dB, and that in words."""
+    db = {
+        layer.name: {loss.precision: round(loss.snr_db, 1) for loss in layer.losses[1:]}
+        for layer in found.layers
+    }
+    return {"sensitivity_db": db, "sensitivity_in_words": sentences(found)}
 
 
 def precisions_of(config: QuantizeConfig) -> tuple[LayerPrecision, ...]:
@@ -147,9 +93,10 @@ def measure(
     original: Program,
     context: Context,
     least_db: float,
-    choices: Sequence[LayerPrecision] = (INT8_PRECISION,),
+    choices: Sequence[LayerPrecision] = (INT8,),
     *,
     timed: bool = True,
+    correct: Callable[..., None] | None = None,
 ) -> QuantizeSensitivity:
     """Sensitivities of the layers that were selected.
 
@@ -160,18 +107,24 @@ def measure(
         least_db: see ``QuantizeSensitivity``.
         choices: precisions to try, int8 among them, whose reasons are found.
         timed: measure the time of each layer, too.
+        correct: corrects the bias of a rounded layer; None where biases stay.
     """
     calls = calls_of(ready)
     watched: dict[str, Watched] = {}
     changes: list[Change] = []
+    rounded: dict[fx.Node, list[RoundedCall]] = {}
     for name, nodes in calls.items():
         for precision in choices:
             computes = precision.calls(ready, name, nodes)
-            if precision == INT8_PRECISION:
+            if precision.integer and len(nodes) == 1:
+                rounded.setdefault(nodes[0], []).append(computes[nodes[0]])
+            if precision == INT8:
                 first = nodes[0]
                 watched[name] = Watched(ready.program.get_submodule(name), computes[first])
                 computes[first] = watched[name]
             changes.append(Change(computes))
+    if correct is not None:
+        correct_calls(ready, rounded, correct, context)
     fidelities, samples = _compare(ready.program, changes, context)
     times = layer_times(ready) if timed else {}
     layers = []

@@ -1,10 +1,10 @@
 """The sensitivities of a network's layers in words: which layer breaks it first, and why."""
 
-from modelopt_cli.methods.quantize.sensitivity.rounding_reasons import REASONS
-from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import (
+from modelopt_cli.methods.quantize.sensitivity.layer_sensitivity import (
     LayerSensitivity,
     QuantizeSensitivity,
 )
+from modelopt_cli.methods.quantize.sensitivity.rounding_reasons import REASONS
 from modelopt_cli.option_names import option
 from modelopt_cli.text import listing
 
