@@ -1,10 +1,10 @@
-"""W8A8 next to other quantizers, on the same networks and images: ``python -m benchmarks.rivals``.
+"""W8A8 next to other quantizers, on the same networks and samples: ``python -m benchmarks.rivals``.
 
 All of it runs in an environment of its own, ``build/benchmarks/rivals/venv``, which the first call makes: the
-other quantizers are no dependencies of this project. The images to judge by are never calibrated on.
-What is in the folder already is not measured again.
+other quantizers are no dependencies of this project. Figures are kept in ``build/benchmarks/rivals``: only
+rows whose options or package version are others are measured again, and those of ``--again``.
 
-    make assets && python -m benchmarks.rivals [NETWORK ...] [--only QUANTIZER ...] [--output FILE]
+    make assets && python -m benchmarks.rivals [NETWORK ...] [--only QUANTIZER ...] [--again] [--output FILE]
 """
 
 import argparse
@@ -13,8 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "benchmarks" / "rivals"
 RIVALS = ("onnx", "onnxruntime", "onnxscript", "nncf", "openvino", "torchao")
 """Packages of the environment besides this project."""
+Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Figures by network and quantizer."""
 
 
 def enter() -> None:
@@ -42,106 +42,55 @@ def enter() -> None:
     os.execv(python, [python, "-m", "benchmarks.rivals", *sys.argv[1:]])
 
 
-def samples(case: Any, spec: str, program: Any, count: int, skip: int = 0) -> Any:
-    """Images of a data spec, and labels: at most so many, drawn at seed 0, behind the first ``skip``."""
-    import torch
+def measure(name: str, only: set[str], again: bool) -> dict[str, dict[str, Any]]:
+    """Figures of a network by quantizer: kept ones, and those of rows that have changed."""
+    from benchmarks.rivals.comparison import Comparison
+    from benchmarks.rivals.networks import CASES
+    from benchmarks.rivals.quantizers import QUANTIZERS
 
-    from modelopt_cli.data import open_data
-
-    how = {"input_spec": program.input, "overrides": case.network.preprocess, "labels": case.classes}
-    data = open_data(spec, **how).sample(count + skip, 0)
-    images, targets = zip(*data.batches(64), strict=True)
-    return torch.cat(images)[skip:], torch.cat(targets)[skip:] if case.classes else None
-
-
-def run(name: str, only: set[str]) -> list[dict[str, Any]]:
-    """The figures of a network by each quantizer."""
-    import torch
-
-    import modelopt_cli
-    from benchmarks.crops import make_crops
-    from benchmarks.rivals.networks import CASES, CROPS
-    from benchmarks.rivals.quantizers import BATCH, QUANTIZERS, full_batches
-    from modelopt_cli.api.opening import ModelFile, known_input
-
-    case = CASES[name]
-    network, file = case.network, ROOT / case.network.checkpoint
-    if case.training and not file.exists():
-        command = [sys.executable, "-m", "modelopt_cli", "train", *case.training, "-o", file]
-        subprocess.run(command, check=True)
-    if not (CROPS / "test.npz").exists():
-        make_crops(CROPS, calibration=4, test=10)
-    spec = known_input([ModelFile.of(file)], network.arch, network.data, network.preprocess)
-    program = modelopt_cli.load(file, arch=network.arch, input_spec=spec).eval()
-    images, _ = samples(case, network.calib, program, case.calibration)
-    same = len(images) if network.calib == network.data else 0
-    test, labels = samples(case, network.data, program, case.test, same)
-    test = test[: len(test) // BATCH * BATCH]
-    labels = labels[: len(test)] if case.classes else None
-
-    @torch.no_grad()
-    def outputs(model: Any) -> Any:
-        return torch.cat([model(batch) for batch in full_batches(test)]).double()
-
-    wanted, found = None, []
-    for quantizer, make in QUANTIZERS.items():
-        if only and quantizer not in only:
+    kept = FOLDER / f"{name}.json"
+    figures = json.loads(kept.read_text()) if kept.exists() else {}
+    comparison = None
+    for quantizer, row in QUANTIZERS.items():
+        asked = not only or quantizer in only
+        known = figures.get(quantizer, {}).get("made_by") == row.made_by
+        if not asked or (known and not again) or (row.classifiers and not CASES[name].classifies):
             continue
-        kept = FOLDER / f"{name}-{quantizer}.json".replace(" ", "-").replace(",", "").lower()
-        if not kept.exists():
-            wanted = outputs(program) if wanted is None else wanted
-            begin = time.process_time()
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    model = make(program, images, Path(folder))
-                    seconds = time.process_time() - begin
-                    figures = compared(wanted, outputs(model), labels)
-                except Exception as error:  # whatever another library raises is its result
-                    figures, seconds = {"error": f"{type(error).__name__}: {error}".split("\n")[0][:120]}, 0.0
-            about = {"quantizer": quantizer, "seconds": seconds, "images": len(images), "test": len(test)}
-            kept.write_text(json.dumps({**about, **figures}))
-        found.append(json.loads(kept.read_text()))
-        print(name, found[-1], flush=True)
-    return found
+        comparison = comparison or Comparison(CASES[name])
+        figures[quantizer] = {"made_by": row.made_by, **comparison.figures(row)}
+        figures["float"] = comparison.about()
+        print(name, quantizer, figures[quantizer], file=sys.stderr, flush=True)
+        kept.write_text(json.dumps(figures, indent=1))
+    return {row: figures[row] for row in ("float", *QUANTIZERS) if row in figures}
 
 
-def compared(wanted: Any, outputs: Any, labels: Any) -> dict[str, Any]:
-    """Signal-to-noise in dB and, of outputs that are classes, agreement and accuracy in percent."""
-    import torch
-
-    figures = {"db": float(10 * torch.log10(wanted.square().sum() / (wanted - outputs).square().sum()))}
-    if labels is not None:
-        before, after = wanted.argmax(1), outputs.argmax(1)
-        hits = [(answers == labels) for answers in (before, after)]
-        figures["agreement"] = 100 * float((before == after).double().mean())
-        figures["float"], figures["top1"] = (100 * float(hit.double().mean()) for hit in hits)
-    return figures
-
-
-def page(results: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
+def page(results: Results) -> Iterator[str]:
     """The page, line by line."""
     from modelopt_cli.measure.environment import cpu_name
 
-    packages = ("torch", "onnxruntime", "nncf", "openvino", "torchao")
-    yield f"{datetime.date.today()}, {cpu_name()}, one thread, " + ", ".join(
-        f"{each} {version(each)}" for each in packages
-    )
-    yield ""
-    yield "| network | quantizer | outputs | same answers | top-1, float | top-1 | processor time |"
-    yield "|---|---|---|---|---|---|---|"
+    packages = ", ".join(f"{each} {version(each)}" for each in ("torch", "onnxruntime", *RIVALS[3:]))
+    yield f"{datetime.date.today()}, {cpu_name()}, one thread, {packages}"
     for name, rows in results.items():
-        for row in rows:
-            if "error" in row:
-                cells = [row["error"], "", "", "", ""]
-            else:
-                percent = [
-                    f"{row[key]:.2f} %" if key in row else "" for key in ("agreement", "float", "top1")
-                ]
-                cells = [f"{row['db']:.1f} dB", *percent, f"{row['seconds']:.0f} s"]
-            yield f"| {name} | {row['quantizer']} | {' | '.join(cells)} |"
-    yield ""
-    for name, rows in results.items():
-        yield f"- **{name}**: calibrated on {rows[0]['images']} images, judged on {rows[0]['test']} others."
+        about = rows["float"]
+        yield from ("", f"## {name}", "")
+        yield f"Calibrated on {about['calibration']} samples, judged on {about['test']} others."
+        yield f"Float: {about['metric']} {about['float']}."
+        yield ""
+        metric = about["metric"]
+        yield f"| quantizer | outputs | same answers | {metric} | loss, 95 % interval | processor time |"
+        yield "|---|---|---|---|---|---|"
+        for quantizer, row in rows.items():
+            if row is not about:
+                yield f"| {quantizer} | {' | '.join(cells(row))} |"
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of the table without its name."""
+    if "error" in row:
+        return [row["error"], "", "", "", ""]
+    same = "" if row["agreement"] is None else f"{100 * row['agreement']:.2f} %"
+    loss = f"{row['loss']} ({row['interval']})"
+    return [f"{row['db']:.1f} dB", same, row["value"], loss, f"{row['seconds']:.0f} s"]
 
 
 def main() -> None:
@@ -151,13 +100,15 @@ def main() -> None:
     )
     parser.add_argument("networks", nargs="*", metavar="NETWORK")
     parser.add_argument("--only", nargs="*", default=(), metavar="QUANTIZER")
+    parser.add_argument("--again", action="store_true", help="measure kept rows, too")
     parser.add_argument("--output", type=Path, help="also write the page to this Markdown file")
     options = parser.parse_args()
     enter()
     from benchmarks.rivals.networks import CASES
 
     os.chdir(ROOT)
-    results = {name: run(name, set(options.only)) for name in options.networks or CASES}
+    names = options.networks or list(CASES)
+    results = {name: measure(name, set(options.only), options.again) for name in names}
     lines = list(page(results))
     print("\n".join(lines))
     if options.output is not None:
