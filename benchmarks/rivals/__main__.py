@@ -26,8 +26,8 @@ Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Figures by network and quantizer."""
 
 
-def enter() -> None:
-    """Go on in the environment with the other quantizers; make it first where it is missing."""
+def enter(module: str = "benchmarks.rivals") -> None:
+    """Go on with a module in the environment with the other quantizers; make it first where it is missing."""
     python = FOLDER / "venv" / "bin" / "python"
     if Path(sys.executable) == python:
         return
@@ -39,7 +39,7 @@ def enter() -> None:
         subprocess.run([*install, "-e", ROOT, *RIVALS], check=True)
         (FOLDER / "made").touch()
     os.environ["OMP_NUM_THREADS"] = "1"
-    os.execv(python, [python, "-m", "benchmarks.rivals", *sys.argv[1:]])
+    os.execv(python, [python, "-m", module, *sys.argv[1:]])
 
 
 def measure(name: str, only: set[str], again: bool) -> dict[str, dict[str, Any]]:
