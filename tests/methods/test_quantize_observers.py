@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from modelopt_cli.methods.quantize.histogram import BINS, Histogram
+from modelopt_cli.methods.quantize.histogram import BINS, COUNTED, Histogram
 from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.program.quantization import quantize
 
@@ -190,6 +190,18 @@ def test_doubling_keeps_every_count() -> None:
     expected, _ = np.histogram(everything.numpy(), BINS, (-observer.limit, observer.limit))
     moved = np.abs(np.cumsum(expected) - np.cumsum(observer.counts.numpy())).max()
     assert moved <= 3  # a value on an edge may fall to either side
+
+
+def test_a_sample_of_a_large_batch_stands_for_all_of_it() -> None:
+    channels = torch.arange(1, 65).float()
+    x = channels.view(1, -1, 1, 1).expand(32, -1, 32, 32).contiguous(memory_format=torch.channels_last)
+    assert x.numel() > 2 * COUNTED
+    x[0, 0, 0, 0], x[-1, -1, -1, -1] = -500.0, 900.0
+    observer: Histogram = Histogram(OBSERVERS["mse"].choose)
+    observer.update(x)
+    assert (observer.low, observer.high) == (-500.0, 900.0)
+    of_channels = observer.counts[observer.counts > x.numel() / 640]
+    np.testing.assert_allclose(of_channels, np.full(64, x.numel() / 64), rtol=1e-2)
 
 
 @pytest.mark.parametrize("name", [n for n, row in OBSERVERS.items() if row.needs_counts])

@@ -1,15 +1,19 @@
 """Values of an activation during calibration, summarised in bounded memory."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from modelopt_cli.methods.batches import numbers_of
 from modelopt_cli.program.quantization import BITS, QParams, levels_of, qparams_from_range
 
 BINS = 4096
 WIDENINGS = (0, 1 / 3, 2 / 3, 1)
 """Parts of the way from an observer's range to the whole one that are candidates."""
+COUNTED = 1 << 19
+"""Values of a batch that are counted, about. The smallest and the largest are those of all."""
 
 
 class Histogram:
@@ -17,7 +21,8 @@ class Histogram:
 
     The range of ``counts`` doubles when a value falls outside, by merging neighbouring bins, so that what is
     held does not grow with the number of samples. Exact zeros, which a ReLU makes in masses and every range
-    represents exactly, are counted apart.
+    represents exactly, are counted apart. Of a batch with more than ``COUNTED`` values every k-th is counted,
+    k times.
 
     Attributes:
         low: smallest value seen, at most 0.
@@ -49,26 +54,30 @@ class Histogram:
 
     def update(self, x: Tensor) -> None:
         """Take in one batch, a float tensor of any shape."""
+        numbers = numbers_of(x)
         if x.numel():
-            low, high = torch.aminmax(x.detach())
+            low, high = torch.aminmax(numbers)
             self.low = min(self.low, float(low))
             self.high = max(self.high, float(high))
-            self.whole = self.whole and not bool(x.detach().frac().any())
+            self.whole = self.whole and not bool(numbers.frac().any())
         if self._counting:
-            self._count(x.detach().reshape(-1).float())
+            every = _spacing(len(numbers))
+            self._count(numbers[::every].float(), every)
 
-    def _count(self, flat: Tensor) -> None:
+    def _count(self, sample: Tensor, weight: int) -> None:
         extreme = max(-self.low, self.high)
         if extreme == 0.0:
-            self.zeros += flat.numel()
+            self.zeros += weight * len(sample)
             return
         if self.limit == 0.0:
             self.limit = extreme
         while self.limit < extreme:
             self._double()
-        values = flat[flat != 0]
-        self.zeros += flat.numel() - values.numel()
-        self.counts += torch.histc(values, BINS, -self.limit, self.limit).cpu().double()
+        # What is out of range is not counted; a copy without the zeros would take longer.
+        values = sample.masked_fill(sample == 0, math.inf)
+        counts = torch.histc(values, BINS, -self.limit, self.limit).cpu().double()
+        self.zeros += weight * (len(sample) - int(counts.sum()))
+        self.counts += weight * counts
 
     def _double(self) -> None:
         """Cover twice the range with the same number of bins."""
@@ -111,3 +120,15 @@ class Histogram:
         if not self.whole or not 0 < span <= steps:
             return None
         return self.low, self.low + steps / (steps // span)
+
+
+def _spacing(numel: int) -> int:
+    """The k by which every k-th of a tensor's numbers is about ``COUNTED`` of them, from all over it.
+
+    It has no divisor in common with the sizes of the dimensions: a multiple of the number of channels would
+    meet the same channel each time.
+    """
+    every = max(1, math.ceil(numel / COUNTED))
+    while math.gcd(every, numel) > 1:
+        every += 1
+    return every

@@ -9,6 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from modelopt_cli.methods.quantize.histogram import Histogram
 
 Range = tuple[float, float]
@@ -58,34 +60,54 @@ def _percentile(seen: "Histogram") -> Range:
 
 def _mean_squared_error(seen: "Histogram") -> Range:
     """Minimise the squared error of clipping and rounding on the histogram, not on a fitted distribution."""
-    low, high = seen.low, seen.high
+    error = _errors_of_steps(seen) if seen.levels >= FINE else partial(_errors_of_rounding, seen)
+    lows, highs = _clipped(seen.low, seen.levels), _clipped(seen.high, seen.levels)
+    low, high = lows[-1], highs[-1]
     # Two passes of coordinate descent; the other side's choice hardly moves this one's.
     for _ in (1, 2):
-        low = _best(seen.low, seen.levels, partial(_squared_error, seen, high=high))
-        high = _best(seen.high, seen.levels, partial(_squared_error, seen, low))
-    return low, high
+        low = lows[error(lows, high).argmin()]
+        high = highs[error(low, highs).argmin()]
+    return float(low), float(high)
 
 
-def _best(extreme: float, levels: int, error: Callable[[float], float]) -> float:
-    candidates = _clipped(extreme, levels)
-    return min(candidates, key=error) if extreme else 0.0
+def _errors_of_rounding(seen: "Histogram", low: "Tensor", high: "Tensor") -> "Tensor":
+    """Squared error of each range, where most values may be smaller than a step: its error says too much."""
+    step = ((high - low) / (seen.levels - 1)).unsqueeze(-1)
+    rounded = (seen.centres.clamp(low.unsqueeze(-1), high.unsqueeze(-1)) / step).round() * step
+    return (seen.centres - rounded).square() @ seen.counts
 
 
-def _squared_error(seen: "Histogram", low: float, high: float) -> float:
-    step = (high - low) / (seen.levels - 1)
+def _errors_of_steps(seen: "Histogram") -> "Callable[[Tensor, Tensor], Tensor]":
+    """Squared error of ranges of which a step is far smaller than most values: step^2 / 12, and clipping.
+
+    From the sums of 1, x and x^2 over the values up to each bin, a range takes a few operations.
+    """
+    import torch
+
     centres = seen.centres
-    if seen.levels < FINE:
-        # Most values may be smaller than a step, which the error of a step says too much of.
-        rounded = (centres.clamp(low, high) / step).round() * step
-        return float((seen.counts * (centres - rounded).square()).sum())
-    clipped = (centres - centres.clamp(low, high)).square()
-    inside = (centres >= low) & (centres <= high)
-    return float((seen.counts * (clipped + inside * (step * step / 12))).sum())
+    powers = centres.unsqueeze(1) ** torch.arange(3)
+    sums = torch.cat([torch.zeros(1, 3), (seen.counts.unsqueeze(1) * powers).cumsum(0)])
+
+    def error(low: "Tensor", high: "Tensor") -> "Tensor":
+        up_to_low = sums[torch.searchsorted(centres, low)]
+        up_to_high = sums[torch.searchsorted(centres, high, right=True)]
+        kept = (up_to_high - up_to_low)[..., 0]
+        step = (high - low) / (seen.levels - 1)
+        return _squares(up_to_low, low) + kept * step.square() / 12 + _squares(sums[-1] - up_to_high, high)
+
+    return error
+
+
+def _squares(sums: "Tensor", end: "Tensor") -> "Tensor":
+    """Sum of (x - end)^2, from the sums ``(..., 3)`` of 1, x and x^2."""
+    of_ones, of_values, of_squares = sums.unbind(-1)
+    return of_squares - 2 * end * of_values + end.square() * of_ones
 
 
 def _entropy(seen: "Histogram") -> Range:
     """Minimise the divergence of the clipped histogram from its projection onto the quantization levels."""
-    ranges = zip(_clipped(seen.low, seen.levels), _clipped(seen.high, seen.levels), strict=True)
+    lows, highs = (_clipped(extreme, seen.levels).tolist() for extreme in (seen.low, seen.high))
+    ranges = zip(lows, highs, strict=True)
     return min(ranges, key=lambda each: _divergence(seen, *each))
 
 
@@ -111,13 +133,14 @@ def _divergence(seen: "Histogram", low: float, high: float) -> float:
     return float((p[positive] * (p[positive] / q[positive].clamp(min=1e-12)).log()).sum())
 
 
-def _clipped(extreme: float, levels: int) -> list[float]:
-    """Candidate ends of a range, up to the observed extreme: from a fifth of it, or less for few levels."""
+def _clipped(extreme: float, levels: int) -> "Tensor":
+    """Candidate ends of a range, float64, up to the observed extreme: from a fifth of it, or less for few
+    levels.
+    """
     import torch
 
     least, count = (0.2, 81) if levels >= FINE else (0.02, 99)
-    fractions = torch.linspace(least, 1.0, count, dtype=torch.float64).tolist()
-    return [fraction * extreme for fraction in fractions]
+    return torch.linspace(least, 1.0, count, dtype=torch.float64) * extreme
 
 
 _ROWS = (

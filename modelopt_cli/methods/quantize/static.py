@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from torch import fx
 
 from modelopt_cli.errors import UsageError
-from modelopt_cli.methods.batches import input_batches
+from modelopt_cli.methods.batches import calibration_batches
 from modelopt_cli.methods.context import Context, MethodResult
 from modelopt_cli.methods.quantize.calibration import Watching, calibrate
 from modelopt_cli.methods.quantize.candidates import select_candidates, shared_weights
@@ -181,9 +181,10 @@ def observed_qparams(
     for value, seen in (features or {}).items():
         watched.setdefault(value, []).append(seen)
     sample = context.data.sample(config.calibration_samples, context.seed)
-    calibrate(ready, watched, input_batches(sample, context), context.progress, sample.size)
+    batches = calibration_batches(ready, sample, context)
+    calibrate(ready, watched, batches, context.progress, sample.size)
     if not observer.judges:
         return {value: histogram.qparams() for value, histogram in histograms.items()}
     candidates = {value: histogram.candidates() for value, histogram in histograms.items()}
     tried = context.data.sample(min(SAMPLES, config.calibration_samples), context.seed)
-    return least_errors(ready, plan, candidates, input_batches(tried, context))
+    return least_errors(ready, plan, candidates, calibration_batches(ready, tried, context))

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from modelopt_cli.methods.batches import input_batches
+from modelopt_cli.methods.batches import calibration_batches
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.calibration import calibrate
 from modelopt_cli.methods.quantize.config import QuantizeConfig
@@ -55,7 +55,8 @@ def equalized(
         assert context.data is not None
         sample = context.data.sample(config.calibration_samples, context.seed)
         watched = {node: [seen] for node, seen in ranges.items()}
-        calibrate(program, watched, input_batches(sample, context), context.progress, sample.size)
+        batches = calibration_batches(program, sample, context)
+        calibrate(program, watched, batches, context.progress, sample.size)
     equalizing = _Equalizing(program, widths, ranges)
     for _ in range(1 if rule.needs_data else ROUNDS):
         changes = [equalizing.step(link, rule.factors) for link in links]
