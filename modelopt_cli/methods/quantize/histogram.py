@@ -12,7 +12,7 @@ from modelopt_cli.program.quantization import BITS, QParams, levels_of, qparams_
 BINS = 4096
 WIDENINGS = (0, 1 / 3, 2 / 3, 1)
 """Parts of the way from an observer's range to the whole one that are candidates."""
-COUNTED = 1 << 19
+COUNTED = 1 << 18
 """Values of a batch that are counted, about. The smallest and the largest are those of all."""
 
 
