@@ -224,7 +224,7 @@ def test_what_rounding_to_few_bits_loses_is_learned_again(
             assert not torch.equal(layer.scale, other.scale)
     entry = trained.history[-1]
     assert entry["training"]["teacher"] == "self"
-    assert entry["training"]["lr"] == pytest.approx(0.1 * 32 / 128 / 10)
+    assert entry["training"]["lr"] == pytest.approx(0.1 * 32 / 128 * 0.3)
     assert entry["coverage"] == rounded.history[-1]["coverage"]
 
 
@@ -315,5 +315,19 @@ def test_the_float_network_teaches_where_outputs_can_be_compared(
 ) -> None:
     spec = replace(CLASSIFY, chosen_loss="own") if task == "own" else parse_task(task)
     training = Training(digits, config=TrainConfig(teacher=teacher, lr=0.02), task=spec)
-    chosen = integer_training.settings_of(Context(training=training))
+    chosen = integer_training.settings_of(QuantizeConfig(), Context(training=training))
     assert (chosen.teacher, chosen.lr) == (used, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("config", "rate"),
+    [
+        (QuantizeConfig(), 0.01),
+        (QuantizeConfig(weight_bits=4), 0.03),
+        (QuantizeConfig(act_bits=4), 0.03),
+        (QuantizeConfig("int8-weight", weight_bits=7), 0.03),
+    ],
+)
+def test_few_bits_learn_at_a_larger_rate(config: QuantizeConfig, rate: float, digits: Data) -> None:
+    given = Context(training=Training(digits, config=TrainConfig(batch_size=128)))
+    assert integer_training.settings_of(config, given).lr == pytest.approx(rate)

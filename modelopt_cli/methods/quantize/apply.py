@@ -61,7 +61,7 @@ def apply(program: Program, config: QuantizeConfig, context: Context) -> MethodR
     if config.needs_data and context.data is not None:
         entry["calibration"] = context.data.name
     if context.training is not None:
-        entry["training"] = {"data": context.training.train.name, **settings_of(context).as_dict()}
+        entry["training"] = {"data": context.training.train.name, **settings_of(config, context).as_dict()}
         entry["trained"] = figures_of(result.program)
     result.program.history = (*program.history, entry)
     return result

@@ -24,8 +24,9 @@ from modelopt_cli.training.catalog import OWN_TEACHER
 from modelopt_cli.training.objectives import objective, returns_losses
 
 STAGE = "tune-1"
-SLOWER = 10
-"""Divisor of the learning rate of a network with integers, where none is given."""
+SLOWER, SLOWER_NARROW = 10, 10 / 3
+"""Divisors of the learning rate where none is given: of a network of 8 bits, and of fewer, whose rounding
+leaves more to learn. Esser et al. ("Learned Step Size Quantization", section 3) take them further apart."""
 
 
 def require_trainable(program: Program, config: QuantizeConfig) -> None:
@@ -67,7 +68,7 @@ def fine_tuned(
     training = context.training
     assert training is not None
     _require_latent_forms(quantized)
-    training = replace(training, config=settings_of(context))
+    training = replace(training, config=settings_of(config, context))
     network = qat.prepare(quantized)
     if floats is not None:
         norms = identity_norms(original, floats, _batches(config, context))
@@ -111,18 +112,16 @@ def _require_latent_forms(quantized: Program) -> None:
             )
 
 
-def settings_of(context: Context) -> TrainConfig:
+def settings_of(config: QuantizeConfig, context: Context) -> TrainConfig:
     """The settings of the training that the context asks for, with what nobody said filled in."""
     training = context.training
     assert training is not None
-    config = slower(training.config)
-    teaches = config.teacher is None and not returns_losses(training.task)
-    return replace(config, teacher=OWN_TEACHER) if teaches else config
-
-
-def slower(config: TrainConfig) -> TrainConfig:
-    """Settings with a smaller learning rate, where none is given, as for a network that can do its task."""
-    return config if config.lr is not None else replace(config, lr=config.peak_lr / SLOWER)
+    settings = training.config
+    if settings.lr is None:
+        slower = SLOWER_NARROW if config.widths.narrow else SLOWER
+        settings = replace(settings, lr=settings.peak_lr / slower)
+    teaches = settings.teacher is None and not returns_losses(training.task)
+    return replace(settings, teacher=OWN_TEACHER) if teaches else settings
 
 
 def _batches(config: QuantizeConfig, context: Context) -> Iterator[Inputs]:
