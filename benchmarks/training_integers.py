@@ -56,7 +56,7 @@ class Recipe:
         return f"{self.images} images, {self.epochs} epoch{'s' * (self.epochs > 1)}"
 
 
-RECIPES = {"8/8": Recipe("3,000", 1), "4/4": Recipe("3,000", 1), "2/2": Recipe("12,000", 1)}
+RECIPES = {"8/8": Recipe("3,000", 1), "4/4": Recipe("6,000", 1), "2/2": Recipe("12,000", 1)}
 """By the bits of weights and activations."""
 
 
