@@ -138,8 +138,8 @@ def _slopes(activation: Activation, x: Tensor) -> Tensor:
     """Derivative of an activation at each value."""
     if activation.idle:
         return torch.ones_like(x)
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():  # the caller may be in inference mode
+        x = x.clone().detach().requires_grad_()
         return torch.autograd.grad(activation(x).sum(), x)[0]
 
 
