@@ -150,6 +150,11 @@ LEAST_NARROW_SNR_DB = 10.0
 """Signal-to-noise of the outputs in dB, below which there is a warning, for fewer than 8 bits."""
 
 
+def uncalibrated() -> list[str]:
+    """Names of the schemes that need no calibration data."""
+    return [row.name for row in _ROWS if not row.needs_calibration]
+
+
 def usable(source: NetworkForm) -> list[str]:
     """Names of the schemes that can quantize what was opened so."""
     return [row.name for row in _ROWS if row.source <= source]

@@ -13,6 +13,7 @@ from modelopt_cli.methods.quantize.candidates import select_candidates, shared_w
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import convert, values_to_observe
 from modelopt_cli.methods.quantize.equalizing.bias_corrections import BIAS_CORRECTIONS
+from modelopt_cli.methods.quantize.equalizing.channel_normals import Normal, recorded_normals
 from modelopt_cli.methods.quantize.equalizing.equalize import equalized
 from modelopt_cli.methods.quantize.equalizing.feature_scales import (
     LEAST_GAIN,
@@ -30,7 +31,7 @@ from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.precision.precisions import PRECISIONS
 from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan, make_plan
 from modelopt_cli.methods.quantize.reader_errors import SAMPLES, least_errors
-from modelopt_cli.methods.quantize.schemes import SCHEMES, NetworkForm, usable
+from modelopt_cli.methods.quantize.schemes import uncalibrated
 from modelopt_cli.methods.quantize.weight_only import cast_layers, store_layer
 from modelopt_cli.methods.quantize.weight_rounding.rounding_problem import Rounded, RoundingProblem
 from modelopt_cli.methods.quantize.weight_rounding.roundings import ROUNDINGS
@@ -53,6 +54,7 @@ class Calibrated:
         plan: what becomes uint8.
         qparams: by representative.
         shared: parameters whose equal values stay equal.
+        normals: outputs of layers, as their batch norms tell them.
         cast: the half-precision type of layers that are stored in one.
     """
 
@@ -62,6 +64,7 @@ class Calibrated:
     plan: PrecisionPlan
     qparams: dict[fx.Node, QParams]
     shared: set[str]
+    normals: Mapping[str, Normal]
     cast: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -86,7 +89,7 @@ def integer_network(ready: Calibrated, config: QuantizeConfig, context: Context)
     integer = convert(ready.program, ready.plan, rounded.qparams, ready.shared, rounded.layers)
     cast_layers(integer, ready.cast)
     if (correct := BIAS_CORRECTIONS[config.bias_correction].correct) is not None:
-        correct(integer, ready.program, ready.plan, ready.shared, context)
+        correct(integer, ready, context)
     for name, widths in ready.plan.widths.items():
         if widths.activation is None:
             store_layer(integer, name, widths.weight)
@@ -107,21 +110,17 @@ def calibrated(program: Program, config: QuantizeConfig, context: Context) -> Ca
         DataError: the calibration data are empty or do not fit.
     """
     if context.data is None:
-        without_data = " or ".join(
-            name for name in usable(NetworkForm.GRAPH) if not SCHEMES[name].needs_calibration
-        )
-        raise UsageError(
-            f"{config.label} needs data to calibrate on",
-            hint=f"give {option('data')}, or use {option('scheme')} {without_data}, which need none",
-        )
+        without = f"use {option('scheme')} {' or '.join(uncalibrated())}, which need none"
+        hint = f"give {option('data')}, or {without}"
+        raise UsageError(f"{config.label} needs data to calibrate on", hint=hint)
     split = explicit_padding(layered(inference_form(program)))
     selected, skipped = select_candidates(split, config, obstacle)
     shared = shared_weights(program, split)
     # A batch norm would give every channel of a shared weight values of its own.
     unfolded = {layer for name in shared if (layer := name.rpartition(".")[0]) not in selected}
-    ready = fold_batch_norms(split, unfolded)
-    widths = layer_widths(selected, edge_layers(ready), config)
-    ready = equalized(ready, widths, shared, config, context)
+    folded = fold_batch_norms(split, unfolded)
+    widths = layer_widths(selected, edge_layers(folded), config)
+    ready = equalized(folded, widths, shared, config, context)
     plan = make_plan(ready, widths)
     layers = values_of_features(ready, plan, shared)
     features = {value: FeatureRange() for value in layers}
@@ -140,7 +139,8 @@ def calibrated(program: Program, config: QuantizeConfig, context: Context) -> Ca
         ready = with_factors(ready, layers, factors)
         plan = make_plan(ready, widths)
         qparams = observed_qparams(ready, plan, config, context)
-    return Calibrated(ready, tuple(selected), skipped, plan, qparams, shared)
+    normals = recorded_normals(split, folded, ready)
+    return Calibrated(ready, tuple(selected), skipped, plan, qparams, shared, normals)
 
 
 def _rounded(ready: Calibrated, config: QuantizeConfig, context: Context) -> Rounded:

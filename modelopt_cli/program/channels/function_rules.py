@@ -233,3 +233,5 @@ _NAMES: dict[Rule, str] = {
 }
 RULES: dict[str, Rule] = {name: rule for rule, names in _NAMES.items() for name in names.split()}
 """Bare name of a function or method to how it treats channels."""
+ELEMENTWISE = frozenset(_NAMES[_elementwise].split())
+"""Functions whose results depend, place by place, on the values there alone."""

@@ -1,7 +1,8 @@
 """Biases of an int8 network, corrected by what rounding does to the means of its layers' outputs."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
@@ -9,13 +10,16 @@ from torch import Tensor, fx
 from modelopt_cli.methods.batches import input_batches
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.calibration import calibrate
-from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan, Unit
+from modelopt_cli.methods.quantize.precision_plan import Unit
 from modelopt_cli.program import Program
 from modelopt_cli.program.input_batch import batch_size
 from modelopt_cli.program.parted import interpret
 from modelopt_cli.program.quantization import ACTIVATIONS, Activation
 from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.program.quantized_convolutions import QuantizedConvolution
+
+if TYPE_CHECKING:
+    from modelopt_cli.methods.quantize.static import Calibrated
 
 SAMPLES = 64
 """Samples that are looked at, all at once: each layer is corrected before the next one sees its outputs."""
@@ -45,9 +49,7 @@ class SampleMeans:
         return rows.double() if x.dim() == 2 else rows.flatten(2).mean(2, dtype=torch.float64)
 
 
-def correct_by_data(
-    integer: Program, program: Program, plan: PrecisionPlan, shared: Collection[str], context: Context
-) -> None:
+def correct_by_data(integer: Program, ready: "Calibrated", context: Context) -> None:
     """Give the outputs of each int8 layer the means of the float layer's, channel by channel.
 
     The outputs are those behind the activation: what a ReLU takes away has no say. Of a mean difference only
@@ -56,16 +58,12 @@ def correct_by_data(
     come through the int8 layers before it, as they are once corrected.
 
     Args:
-        integer: the int8 form of ``program``; its biases are changed.
-        program: the float Program.
-        plan: made one of the other.
-        shared: parameters whose equal values stay equal: such biases are left alone.
+        integer: the int8 form of ``ready.program``; its biases are changed.
+        ready: what it was made of.
         context: calibration data; of a single sample nothing is learned.
     """
-    units = {name: unit for name, unit in _units(plan).items() if f"{name}.bias" not in shared}
-    called = {name: integer.get_submodule(name) for name in units}
-    layers = {name: layer for name, layer in called.items() if isinstance(layer, Weighted)}
-    layers = {name: layer for name, layer in layers.items() if layer.bias is not None}
+    units = correctable(integer, ready)
+    layers = {name: layer for name in units if isinstance(layer := integer.get_submodule(name), Weighted)}
     if not layers:
         return
     assert context.data is not None
@@ -74,7 +72,7 @@ def correct_by_data(
     if batch_size(batch) == 1:
         return
     wanted = {name: SampleMeans(_channels(layer)) for name, layer in layers.items()}
-    calibrate(program, {units[name].output: [means] for name, means in wanted.items()}, [batch])
+    calibrate(ready.program, {units[name].output: [means] for name, means in wanted.items()}, [batch])
     for name, layer in layers.items():
         layer._finish = _correcting(layer, wanted[name], layer.activation)  # type: ignore[assignment, method-assign]
     try:
@@ -105,10 +103,21 @@ def correct_layer(layer: Weighted, sums: Tensor, rounded: Tensor, activation: st
         del layer._finish
 
 
-def _units(plan: PrecisionPlan) -> dict[str, Unit]:
-    """The units of layers that are called once, by name."""
-    calls = [str(unit.head.target) for unit in plan.layers.values()]
-    return {name: unit for unit in plan.layers.values() if calls.count(name := str(unit.head.target)) == 1}
+def correctable(integer: Program, ready: "Calibrated") -> dict[str, Unit]:
+    """The units of layers that have a bias of their own and are called once, by name.
+
+    Shared biases are left alone: their equal values stay equal.
+    """
+    calls = [str(unit.head.target) for unit in ready.plan.layers.values()]
+    units = {str(unit.head.target): unit for unit in ready.plan.layers.values()}
+    return {
+        name: unit
+        for name, unit in units.items()
+        if calls.count(name) == 1
+        and f"{name}.bias" not in ready.shared
+        and isinstance(layer := integer.get_submodule(name), Weighted)
+        and layer.bias is not None
+    }
 
 
 def _channels(layer: object) -> int:

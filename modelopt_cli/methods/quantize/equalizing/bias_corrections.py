@@ -18,9 +18,9 @@ class BiasCorrection:
         name: in ``--bias-correction`` and the history.
         help: one line.
         paper: where it is described.
-        correct: changes the biases of an int8 Program in place, from the float Program, the plan that made
-            it, the names of shared parameters and the context; None where they stay.
-        correct_layer: changes that of a layer alone; see ``bias_correction.correct_layer``.
+        correct: changes the biases of an int8 Program in place, from what it was made of, a
+            ``static.Calibrated``, and the context; None where they stay.
+        correct_layer: changes that of a layer alone; see ``bias_correction.correct_layer``; None likewise.
     """
 
     name: str
@@ -30,6 +30,7 @@ class BiasCorrection:
     correct_layer: Callable[..., Any] | None = None
 
 
+_HOME = "modelopt_cli.methods.quantize.equalizing"
 _ROWS = (
     BiasCorrection("none", "biases stay as they are", ""),
     BiasCorrection(
@@ -37,8 +38,15 @@ _ROWS = (
         "the mean of each channel behind the activation becomes that of the float network, layer by layer",
         'Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, '
         "section 4.2 and appendix D, behind the activation",
-        deferred("modelopt_cli.methods.quantize.equalizing.bias_correction", "correct_by_data"),
-        deferred("modelopt_cli.methods.quantize.equalizing.bias_correction", "correct_layer"),
+        deferred(f"{_HOME}.bias_correction", "correct_by_data"),
+        deferred(f"{_HOME}.bias_correction", "correct_layer"),
+    ),
+    BiasCorrection(
+        "analytic",
+        "the error of each weight times the mean of its input, which follows from the batch norm before it",
+        'Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, '
+        "section 4.2.1 and appendix C",
+        deferred(f"{_HOME}.analytic_correction", "correct_by_norms"),
     ),
 )
 BIAS_CORRECTIONS = {row.name: row for row in _ROWS}
