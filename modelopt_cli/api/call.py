@@ -22,6 +22,7 @@ from modelopt_cli.artifact.reader import open_artifact, program_in, tensors_in
 from modelopt_cli.checkpoint import open_model
 from modelopt_cli.data import PreprocessOverrides, open_data
 from modelopt_cli.data.config import parse_inputs
+from modelopt_cli.data.data_spec import shows_inputs
 from modelopt_cli.data.in_memory import as_samples
 from modelopt_cli.data.source import Samples
 from modelopt_cli.errors import UsageError
@@ -136,7 +137,7 @@ class Call:
         training = self.training() if fitting is not None else None
         train = self.samples(fitting.train, "train") if fitting is not None else None
         measuring = self.measuring()
-        shown = calibration or train or measuring["data"]
+        shown = next(filter(shows_inputs, (calibration, train, measuring["data"])), None)
         source = None if model is None else self.file(model, shown, named)
         self.tell()
         evaluate = writing.evaluate

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from modelopt_cli.api.compressed import CompressedModel, about_tensors
@@ -10,7 +11,7 @@ from modelopt_cli.api.evaluating import Compared
 from modelopt_cli.api.guard import Original
 from modelopt_cli.api.notes import gain_notes, integer_training_note, loss_note, nan_note, signal_note
 from modelopt_cli.api.opening import ModelFile, known_input
-from modelopt_cli.api.rehearsal import require_other_samples, seen_in_training
+from modelopt_cli.api.rehearsal import require_labels, require_other_samples, seen_in_training
 from modelopt_cli.api.request import Request
 from modelopt_cli.api.result import Result
 from modelopt_cli.api.trainer import Trainer, names_of_classes, trainer
@@ -18,6 +19,7 @@ from modelopt_cli.api.work import Made, Work
 from modelopt_cli.artifact import Written
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import Data, open_data
+from modelopt_cli.data.norm_samples import ForNetwork
 from modelopt_cli.data.source import name_of
 from modelopt_cli.errors import GraphNeeded
 from modelopt_cli.methods.context import Context, MethodResult, Tensors, TensorsResult
@@ -34,14 +36,16 @@ class Compressing(Work):
         super().__init__(request)
         self.method = METHODS[request.command]
         self.config = self.method.plan(request.config) if request.dry_run else request.config
+        self.told: list[str] = []
 
     def open(self) -> None:
         """Open the model once, and keep calibration and judging apart where labels decide."""
         request = self.request
         assert request.source is not None
         file = ModelFile.of(request.source)
-        self.known = known_input([file], request.arch, request.samples, request.preprocessing)
+        self.known = known_input([file], request.arch, request.shown, request.preprocessing)
         self.opened = file.open(request.arch, self.known, request.on_note, request.preprocessing, graph=False)
+        require_labels(request.samples, self.method.reads_labels(request.config))
         if request.evaluate and (reading := self.method.reads_labels(request.config)) is not None:
             require_other_samples(request.samples, request.data, reading, self.opened.input)
         measures_drop = self.method.meets_drop(request.config) and request.samples is not None
@@ -108,13 +112,12 @@ class Compressing(Work):
     ) -> Made:
         request, method, covered = self.request, self.method, model.coverage
         usual, trained = method.signal(self.config), _integer_training(after)
-        snr_db, told = model.checked.snr_db if usual is not None else None, tuple[str, ...]()
+        snr_db = model.checked.snr_db if usual is not None else None
         if snr_db is not None and usual is not None:
             model = model.recording(snr_db=round(snr_db, 1))
             if snr_db < usual.least_db:
                 fall = original.steepest_fall(model.checked)
-                told = (loss_note(snr_db, usual, fall, trained=trained is not None),)
-                request.note(*told)
+                self.tell(loss_note(snr_db, usual, fall, trained=trained is not None))
         layers = method.layers(before, after, covered, self.config)
         measured = request.evaluate and not request.dry_run and self.opened.program is not None
         notes = (
@@ -125,8 +128,14 @@ class Compressing(Work):
         if usual is not None and original.nan_share:
             notes += (nan_note(original.nan_share),)
         return Made(
-            model, Result(request.command, covered, layers, result.target, notes, told, snr_db=snr_db)
+            model,
+            Result(request.command, covered, layers, result.target, notes, tuple(self.told), snr_db=snr_db),
         )
+
+    def tell(self, line: str) -> None:
+        """Say at once what the result says, too."""
+        self.told.append(line)
+        self.request.note(line)
 
     def finish(self, made: Made, written: Written | None) -> Result:
         """The result with its size, and what was gained."""
@@ -152,11 +161,23 @@ class Compressing(Work):
                 overrides=request.preprocessing,
                 seed=request.options.seed,
                 labels=False,
+                network=self.for_network(program),
             )
             for note in samples.notes:
-                request.note(note)
+                self.tell(note)
         program.input = program.input.with_samples_of(samples.input)
         return samples
+
+    def for_network(self, program: Program) -> ForNetwork:
+        """What samples are learned from where there are none."""
+        request = self.request
+        return ForNetwork(
+            program,
+            most=getattr(self.config, "calibration_samples", None),
+            instead=self.method.without_samples(),
+            device=request.options.device,
+            progress=partial(request.progress, "learning samples") if request.progress is not None else None,
+        )
 
     def compared(self, outputs: list[tuple[Any, Opened]]) -> tuple[Compared, Request]:
         """The model as it was, and as it is now."""

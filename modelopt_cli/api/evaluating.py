@@ -17,7 +17,7 @@ from modelopt_cli.api.preprocessing_notes import describe_input, origin
 from modelopt_cli.api.request import EvalRequest, Measuring
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import Data, open_data
-from modelopt_cli.data.data_spec import same_samples
+from modelopt_cli.data.data_spec import same_samples, shows_inputs
 from modelopt_cli.data.source import Samples, name_of
 from modelopt_cli.errors import ArchitectureError, UsageError
 from modelopt_cli.kernels import prepare
@@ -147,6 +147,8 @@ def compare(compared: Compared, measuring: Measuring) -> Evaluation:
     if samples is not None and samples.labelled and _is_among(data, compared.calibrated_on):
         same = f"the result was calibrated on {name_of(data)} and is judged on the same samples"
         notes.append(f"{same}; give {option('calibration')}")
+    if not all(each is None or shows_inputs(each) for each in compared.calibrated_on):
+        notes.append("the result was calibrated without data, on samples learned from batch norms")
     input_spec = samples.input if samples is not None else models[known].input
     described = None
     if input_spec is not None:

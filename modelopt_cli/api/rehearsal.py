@@ -15,7 +15,7 @@ from modelopt_cli.api.network_data import with_own_folder
 from modelopt_cli.api.request import EvalRequest, Measuring
 from modelopt_cli.checkpoint import Opened
 from modelopt_cli.data import open_data
-from modelopt_cli.data.data_spec import parse_spec, same_samples
+from modelopt_cli.data.data_spec import parse_spec, same_samples, shows_inputs
 from modelopt_cli.data.source import Samples, name_of
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvaluatedModel, Evaluation
@@ -183,6 +183,22 @@ def require_other_samples(
         raise UsageError(
             f"{reading} the samples that the result is judged on", where=name_of(data), hint=hint
         )
+
+
+def require_labels(calibration: Samples | None, reading: str | None) -> None:
+    """Refuse to choose by labels of samples that are made for the network, which have none.
+
+    Args:
+        calibration: spec of the data that is chosen by.
+        reading: what reads the labels, for the message; None where nothing does.
+
+    Raises:
+        UsageError: something does, of such samples.
+    """
+    if reading is not None and calibration is not None and not shows_inputs(calibration):
+        made = option("calibration", name_of(calibration))
+        hint = f"give samples with {option('calibration')}"
+        raise UsageError(f"{reading} samples, and {made} has none", hint=hint)
 
 
 def seen_in_training(opened: Opened, calibration: Samples | None) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from modelopt_cli.artifact.coding import PLAIN_CODE, Code
 from modelopt_cli.data import PreprocessOverrides
-from modelopt_cli.data.data_spec import same_samples
+from modelopt_cli.data.data_spec import same_samples, shows_inputs
 from modelopt_cli.data.source import Samples, name_of
 from modelopt_cli.errors import UsageError
 from modelopt_cli.measure import EvalOptions, Gates, StageProgress
@@ -193,3 +193,8 @@ class Request(Measuring):
     def samples(self) -> Samples | None:
         """Spec of the data that the method looks at."""
         return self.calibration or (self.training.train if self.training is not None else self.data)
+
+    @property
+    def shown(self) -> Samples | None:
+        """Spec of data that show what a sample looks like."""
+        return next(filter(shows_inputs, (self.samples, self.data)), None)

@@ -40,6 +40,8 @@ class DataKind:
         target: the target in a text, and the options after it, where the text is no ``NAME:TARGET``; or None.
         follows_network: ``open`` takes the network's input, as far as it is known, and a seed, too.
         of_network: an option that is the network's own folder where it is not given.
+        for_network: ``open`` learns the samples from a network's batch norms, and takes it, too; such data
+            are there to calibrate on.
         labelled: there may be labels.
         says_task: what is opened may say its task, see ``Source.task``; or the option with which it may.
     """
@@ -58,6 +60,7 @@ class DataKind:
     target: Callable[[str], tuple[str, str] | None] | None = None
     follows_network: bool = False
     of_network: str = ""
+    for_network: bool = False
     labelled: bool = True
     says_task: bool | str = False
 
@@ -238,9 +241,21 @@ DATA_KINDS: dict[str, DataKind] = {
         follows_network=True,
         labelled=False,
     ),
+    "none": DataKind(
+        "for `--calibration` alone: `n` samples learned from the means and variances that the network's "
+        "batch norms recorded in training",
+        "none",
+        deferred(f"{_ROOM}.norm_samples", "open_norm_samples"),
+        {"n": 32},
+        needs_target=False,
+        takes_target=False,
+        follows_network=True,
+        for_network=True,
+        labelled=False,
+    ),
 }
 """Every kind by its name, in the order in which a text is compared with them."""
 
-_, *_OTHERS, _LAST = (kind.form for kind in DATA_KINDS.values())
+_, *_OTHERS, _LAST = (kind.form for kind in DATA_KINDS.values() if not kind.for_network)
 FORMS = f"a folder of class folders, {', '.join(_OTHERS)} or {_LAST}"
-"""How each kind is written, in words."""
+"""How each kind of given samples is written, in words."""

@@ -110,6 +110,17 @@ def same_samples(first: "Samples", second: "Samples") -> bool:
     return parse_spec(first).canonical() == parse_spec(second).canonical()
 
 
+def shows_inputs(samples: "Samples | None") -> bool:
+    """True of samples that say what the network takes, False of those that are made for what it takes.
+
+    Raises:
+        DataError: the spec is malformed.
+    """
+    if not isinstance(samples, str):
+        return samples is not None
+    return not parse_spec(samples).row.for_network
+
+
 def _checked_target(text: str, name: str, target: str) -> str:
     kind = DATA_KINDS[name]
     if target and not kind.takes_target:

@@ -1,6 +1,7 @@
 """Opening of a data spec: its samples, brought into the form that the network expects."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from torch import Tensor
@@ -14,6 +15,9 @@ from modelopt_cli.data.source import Samples, Source, Stream
 from modelopt_cli.errors import DataError
 from modelopt_cli.program.input_spec import InputSpec
 
+if TYPE_CHECKING:
+    from modelopt_cli.data.norm_samples import ForNetwork
+
 
 def open_data(
     spec: Samples,
@@ -22,6 +26,7 @@ def open_data(
     overrides: PreprocessOverrides | None = None,
     seed: int = 0,
     labels: bool = True,
+    network: "ForNetwork | None" = None,
 ) -> Data:
     """Open data and decide how its samples become the network's input.
 
@@ -33,6 +38,7 @@ def open_data(
         overrides: preprocessing that the user asks for instead.
         seed: seed of synthetic noise.
         labels: True if they are read; calibration and the like do without, and take any targets or none.
+        network: what samples are learned from where there are none: they are for calibration alone.
 
     Returns:
         Data whose ``input`` holds the sample's shape and the preprocessing to record.
@@ -52,7 +58,8 @@ def open_data(
         assert not isinstance(spec, str)
         source = spec
     elif parsed.row.follows_network:
-        source = parsed.row.open(parsed, _shaped(input_spec, overrides), seed)
+        of_network = (network,) if parsed.row.for_network else ()
+        source = parsed.row.open(parsed, _shaped(input_spec, overrides), seed, *of_network)
     else:
         source = parsed.row.open(parsed)
     if isinstance(source, Stream) or source.ready:

@@ -20,7 +20,7 @@ from modelopt_cli.methods.prune.summary import summary as pruned_layers
 from modelopt_cli.methods.prune.summary import thin_notes
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.schemes import LEAST_NARROW_SNR_DB, NetworkForm, usable
+from modelopt_cli.methods.quantize.schemes import LEAST_NARROW_SNR_DB, NetworkForm, uncalibrated, usable
 from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import sensitivity as quantize_sensitivity
 from modelopt_cli.methods.quantize.state_dict import apply_to_state as quantize_state
 from modelopt_cli.methods.quantize.state_dict import refuse_without_graph as quantize_needs
@@ -78,6 +78,7 @@ class Method:
         remedy: a way to compress more, for the warning that little was compressed; empty where there is none.
         signal: signal-to-noise of the outputs that is usual; the history records it, and there is a warning
             where it is less. None does neither.
+        without_samples: what needs no samples, for a hint; empty where nothing does.
         sensitivity: measures what it would cost each layer alone, from a Program, a config and a context;
             None where it cannot tell. ``report`` shows what it returns by its type.
     """
@@ -96,6 +97,7 @@ class Method:
     notes: Callable[[Any, tuple[Any, ...], Reached | None, bool], tuple[str, ...]] = lambda *given: ()
     remedy: Callable[[Any], str] = lambda config: ""
     signal: Callable[[Any], Signal | None] = lambda config: None
+    without_samples: Callable[[], str] = lambda: ""
     sensitivity: Callable[[Program, Any, Context], Any] | None = None
 
 
@@ -228,6 +230,7 @@ _ROWS = (
         meets_drop=lambda config: config.chooses_on_labels,
         remedy=_remedy,
         signal=_signal,
+        without_samples=lambda: f"use {option('scheme')} {' or '.join(uncalibrated())}",
         sensitivity=quantize_sensitivity,
     ),
     Method(

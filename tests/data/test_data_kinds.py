@@ -14,7 +14,10 @@ from PIL import Image
 from modelopt_cli.data import open_data
 from modelopt_cli.data.data_kinds import DATA_KINDS
 from modelopt_cli.data.data_spec import parse_spec, same_samples
+from modelopt_cli.data.norm_samples import ForNetwork
 from modelopt_cli.errors import DataError
+from modelopt_cli.program import InputSpec
+from modelopt_cli.program.capture import capture
 from modelopt_cli.program.input_batch import batch_size, tensors_of
 from modelopt_cli.program.samples import DTYPES
 from modelopt_cli.tasks import parse_task
@@ -153,6 +156,7 @@ EXAMPLES: dict[str, Callable[[Path], str]] = {
     "callable": user_code,
     "digits": lambda root: "digits",
     "synthetic": lambda root: "synthetic:3x8x8",
+    "none": lambda root: "none?n=3",
 }
 
 
@@ -160,7 +164,9 @@ EXAMPLES: dict[str, Callable[[Path], str]] = {
 def test_every_kind_gives_batches_of_what_was_written(name: str, tmp_path: Path) -> None:
     text = EXAMPLES[name](tmp_path)
     assert parse_spec(text).kind == name
-    data = open_data(text, labels=not parse_spec(text).says_task)
+    norm = torch.nn.Sequential(torch.nn.BatchNorm2d(3)).eval()
+    network = ForNetwork(capture(norm, InputSpec((3, 8, 8)), verify=False))
+    data = open_data(text, labels=not parse_spec(text).says_task, network=network)
     if data.source.task is not None:
         data = parse_task(data.source.task).read_targets(data)
     inputs, labels = next(data.batches(2))

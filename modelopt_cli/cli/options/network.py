@@ -36,7 +36,7 @@ InputShape = Annotated[
 ]
 _calibration = partial(
     Setting,
-    "Data to calibrate on, in any form that --data takes.",
+    "Data to calibrate on, in any form that --data takes, or none: samples learned from batch norms.",
     metavar="SPEC",
     older=("--calib",),
     title=CALIBRATION,
