@@ -7,7 +7,7 @@ over an avoidably slow baseline; the layers that an int8 network leaves in float
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -111,18 +111,20 @@ def _is_watched(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-def packed(program: Program) -> Program:
+def packed(program: Program, kept: Collection[fx.Node] = ()) -> Program:
     """A Program that shares the layers of another, but for the float ones and what follows: packed layers.
 
     Args:
         program: any Program; it is not changed.
+        kept: values that a node of the same name computes in the result, too.
     """
+    names = {node.name for node in kept}
     modules = dict(program.named_modules())
     parts = parts_of(program, program.graph, modules.__getitem__)
     fused = program.with_graph(parts, copy_graph(program.graph))
     for name in packable(program):
         (node,) = (each for each in fused.graph.nodes if each.op == "call_module" and each.target == name)
-        _pack(fused, node, modules)
+        _pack(fused, node, modules, names)
     fused.graph.eliminate_dead_code()
     fused.recompile()
     fused.training = program.training  # that of the layers, which are shared, stays
@@ -143,15 +145,15 @@ def packable(program: Program) -> list[str]:
     ]
 
 
-def _pack(program: Program, node: fx.Node, modules: dict[str, nn.Module]) -> None:
-    """Put a packed layer in place of a layer and of what follows it."""
-    last, activation = _activation_after(node, modules)
+def _pack(program: Program, node: fx.Node, modules: dict[str, nn.Module], kept: Collection[str]) -> None:
+    """Put a packed layer in place of a layer and of what follows it, up to a value that is kept."""
+    last, activation = _activation_after(node, modules, kept)
     operands = [source(node)]
     replaced: list[fx.Node] = []
-    add = sole_user(node)
+    add = None if node.name in kept else sole_user(node)
     layer = packed_layer(modules[str(node.target)], activation)
     if isinstance(layer, PackedConvolution) and last is node and add is not None and is_add(add):
-        last, activation = _activation_after(add, modules)
+        last, activation = _activation_after(add, modules, kept)
         if not POST_OPS[activation].conv_sum:
             last, activation = add, "none"
         operands.append(next(a for a in add.all_input_nodes if a is not node))
@@ -165,9 +167,12 @@ def _pack(program: Program, node: fx.Node, modules: dict[str, nn.Module]) -> Non
     # What the packed layer replaced, from the last reader back to the layer itself.
     for dead in dict.fromkeys((last, *replaced, node)):
         program.graph.erase_node(dead)
+    call.name = last.name
 
 
-def _activation_after(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[fx.Node, str]:
-    user = sole_user(node)
+def _activation_after(
+    node: fx.Node, modules: dict[str, nn.Module], kept: Collection[str]
+) -> tuple[fx.Node, str]:
+    user = None if node.name in kept else sole_user(node)
     name = activation_of(user, modules) if user is not None else None
     return (user, name) if user is not None and name is not None else (node, "none")

@@ -46,7 +46,7 @@ def calibration_batches(program: Program, data: Data, context: Context) -> Itera
     network whose own code calls its graphs: that may need the usual layout.
     """
     for batch in input_batches(data, context):
-        numbers = sum(tensor[0].numel() for tensor in tensors_of(batch))
+        numbers = sum(tensor.shape[1:].numel() for tensor in tensors_of(batch))
         size = max(1, LARGEST // max(1, numbers))
         for start in range(0, batch_size(batch), size):
             part = select(batch, slice(start, start + size))

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, fx
 
 from modelopt_cli.errors import DataError
+from modelopt_cli.kernels.fp32 import packed
 from modelopt_cli.methods.batches import require_finite
 from modelopt_cli.program import Program
 from modelopt_cli.program.calls import shown_name
 from modelopt_cli.program.input_batch import Inputs, batch_size
-from modelopt_cli.program.parted import interpret
+from modelopt_cli.program.parted import code_of, interpret
 from modelopt_cli.settings import option
 
 Progress = Callable[[int, int | None], None]
@@ -29,12 +30,13 @@ class _Watcher(fx.Interpreter):
 
     def __init__(self, program: Program, watched: Mapping[fx.Node, Sequence[Watching]]) -> None:
         super().__init__(program)
-        self.watched = watched
+        self.watched = {node.name: (shown_name(node), seen) for node, seen in watched.items()}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if observers := self.watched.get(n):
-            require_finite(value, f"layer {shown_name(n)}")
+        if n.name in self.watched:
+            layer, observers = self.watched[n.name]
+            require_finite(value, f"layer {layer}")
             for observer in observers:
                 observer.update(value)
         return value
@@ -62,10 +64,11 @@ def calibrate(
     Raises:
         DataError: there are none, or the network is not finite on them.
     """
-    interpreter, seen = _Watcher(program, watched), 0
+    form = packed(program, watched) if code_of(program) is None else program
+    interpreter, seen = _Watcher(form, watched), 0
     with torch.inference_mode():
         for batch in batches:
-            interpret(interpreter, program, batch)
+            interpret(interpreter, form, batch)
             seen += batch_size(batch)
             if progress is not None:
                 progress(seen, total)
