@@ -15,7 +15,6 @@ turn, timed by the clock of the thread. Results: benchmarks/precisions.md.
 import argparse
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from modelopt_cli.methods.quantize.apply import apply, narrow_encodings
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.precision.precision_allocation import Allocation
 from modelopt_cli.methods.quantize.precision.precision_choice import PrecisionChoice
+from modelopt_cli.methods.quantize.sensitivity.layer_precisions import INT8
 from modelopt_cli.methods.share.metric_drop import MetricDrop
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
@@ -64,12 +64,10 @@ def compare_drops(checkpoint: Path, folder: Path, bits: int, most: float, sample
 
     start = time.perf_counter()
     choice = PrecisionChoice(program, config, context)
-    options = [len(layer.losses) for layer in choice.found.layers]
-    for title, number in (("all int8", 1), (f"all {choice.found.layers[0].losses[-1].precision}", -1)):
-        chosen = [number % each for each in options]
-        network = choice.network(Allocation(tuple(chosen), 0, 0))
+    for number in (choice.choices.index(INT8), len(choice.choices) - 1):
+        network = choice.network(Allocation((number,) * len(choice.found.layers), 0, 0))
         assert network is not None
-        add(title, network, "", 0)
+        add(f"all {choice.choices[number].name}", network, "", 0)
     measured = time.perf_counter() - start
     start = time.perf_counter()
     chosen = greedy(choice, most)
@@ -87,9 +85,9 @@ def compare_drops(checkpoint: Path, folder: Path, bits: int, most: float, sample
 def greedy(choice: PrecisionChoice, most: float) -> list[int]:
     """Numbers of the precisions of all layers after falling back, worst first, until no more is lost."""
     layers = choice.found.layers
-    fewest = len(layers[0].losses) - 1
+    fewest, eight = len(choice.choices) - 1, choice.choices.index(INT8)
     by_loss = sorted(range(len(layers)), key=lambda i: -(layers[i].losses[fewest].divergence or 0.0))
-    steps = [(i, 1) for i in by_loss] + [(i, 0) for i in by_loss]
+    steps = [(i, eight) for i in by_loss] + [(i, 0) for i in by_loss]
     drops = [MetricDrop.of(choice.program, part, choice.context) for part in choice.parts if part is not None]
 
     def after(count: int) -> list[int]:
@@ -110,7 +108,7 @@ def greedy(choice: PrecisionChoice, most: float) -> list[int]:
 
 
 def _layers(choice: PrecisionChoice, chosen: list[int]) -> str:
-    names = [layer.losses[i].precision for layer, i in zip(choice.found.layers, chosen, strict=True)]
+    names = [choice.choices[i].name for i in chosen]
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
 
 
@@ -142,12 +140,9 @@ def compare_speed(name: str, runs: int) -> str:
     torch.manual_seed(0)
     program = capture(models.get_model(name).eval(), InputSpec(SHAPE), verify=False)
     context = Context(data=_Noise(torch.rand(4, *SHAPE)))  # type: ignore[arg-type]
-    choice = PrecisionChoice(program, QuantizeConfig(precision="auto", prefer="speed"), context)
-    chosen = choice.frontier[-1]
-    integer = choice.network(replace(chosen, chosen=(1,) * len(chosen.chosen)))
-    mixed = choice.network(chosen)
-    assert integer is not None
-    networks = [prepack(choice.ready.program), integer, *([] if mixed is None else [mixed])]
+    made = apply(program, QuantizeConfig(precision="auto", prefer="speed"), context).program
+    integer = apply(program, QuantizeConfig(), context).program
+    networks = [prepack(program), prepare(integer), prepare(made)]
     inputs = tensors_of(sample_input(program.input, 1))
     times: list[list[float]] = [[] for _ in networks]
     with torch.inference_mode():
@@ -160,7 +155,8 @@ def compare_speed(name: str, runs: int) -> str:
     medians = [statistics.median(each) for each in times]
     ratios = sorted(a / b for a, b in zip(times[0], times[-1], strict=True))
     middle = statistics.median(ratios)
-    layers = f"{sum(i > 0 for i in chosen.chosen)} of {len(chosen.chosen)}"
+    precisions = list(made.history[-1]["precisions"].values())
+    layers = f"{precisions.count(INT8.name)} of {len(precisions)}"
     shown = " | ".join(f"{each:.2f}" for each in medians)
     spread = f"{ratios[runs // 4]:.3f} to {ratios[-1 - runs // 4]:.3f}"
     return f"| {name} | {shown} | {layers} | {middle:.3f} ({spread}) |"

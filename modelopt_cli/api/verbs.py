@@ -70,18 +70,21 @@ def quantize(configs: dict[str, Any], model: Model, output: Output = None) -> Re
         >>> result = mo.quantize(model, calibration=loader, scheme="int8")
         >>> logits = result.program(batch)
     """
-    configs["config"], configs["gates"] = _limits(configs["config"], configs["gates"])
+    judged = configs["writing"].evaluate is not False and configs["given"].data is not None
+    configs["config"], configs["gates"] = _limits(configs["config"], configs["gates"], judged)
     with Workspace() as space:
         return Call(configs, space).execute("quantize", model, output)
 
 
-def _limits(config: QuantizeConfig, gates: Gates) -> tuple[QuantizeConfig, Gates]:
-    """Limits as the budget where precisions are chosen, and as gates in any case."""
+def _limits(config: QuantizeConfig, gates: Gates, judged: bool) -> tuple[QuantizeConfig, Gates]:
+    """Limits as the budget where precisions are chosen, and as gates unless nothing judges such a result."""
     wanted: dict[str, Any] = {}
     for name in ("max_drop", "min_ratio", "min_speedup"):
         own = getattr(config, name)
         wanted[name] = getattr(gates, name) if own is None else own
     budget = wanted if config.automatic else dict.fromkeys(wanted)
+    if config.automatic and not judged:
+        return replace(config, **budget), replace(gates, **dict.fromkeys(wanted), confident=False)
     return replace(config, **budget), replace(gates, **wanted)
 
 

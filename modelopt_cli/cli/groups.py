@@ -6,6 +6,7 @@ It returns the work that is then to be done, so that a command line can be check
 a recipe's are.
 """
 
+import dataclasses
 import inspect
 import os
 import shlex
@@ -62,6 +63,16 @@ class Signature:
         for parameter in list(inspect.signature(function).parameters.values())[1:]:
             self._add(parameter)
         self._add(Parameter("display", Parameter.KEYWORD_ONLY, annotation=Display))
+
+    @property
+    def budgets(self) -> set[str]:
+        """Names of options of other configs that a config holds, too: limits that are a method's budget."""
+        return {
+            field.name
+            for config in self._configs.values()
+            for field in dataclasses.fields(config)
+            if field.name in self.fields and field.name not in map(key_of, fields_of(config))
+        }
 
     def _add(self, parameter: Parameter) -> None:
         annotation = parameter.annotation

@@ -120,14 +120,18 @@ def test_fewer_bits_make_a_smaller_file_within_the_same_drop() -> None:
     assert any(precision.startswith("W") for precision in precisions(narrow).values())
 
 
-def _timed(monkeypatch: pytest.MonkeyPatch, in_float: float, mixed: float) -> None:
-    """Times in which ``third`` alone is slower in int8, and those of whole networks."""
+def _timed(monkeypatch: pytest.MonkeyPatch, in_float: float, mixed: float, whole: float = 9.0) -> None:
+    """Times in which ``third`` alone is slower in int8, and those of networks: float, mixed, all int8."""
     times = {
         name: LayerTime(1.0, 2.0 if name == "third" else 0.5, {"bfloat16": 1.0})
         for name in ("first", "second", "third", "fc")
     }
     monkeypatch.setattr(rounding_sensitivity, "layer_times", lambda ready: times)
-    monkeypatch.setattr(choosing_precisions, "network_times", lambda ready, networks: [in_float, mixed])
+    monkeypatch.setattr(
+        choosing_precisions,
+        "network_times",
+        lambda ready, networks: [in_float, mixed, whole][: 1 + len(networks)],
+    )
 
 
 def test_a_layer_that_is_slower_in_int8_goes_back_to_float(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,3 +188,18 @@ def test_precisions_need_a_budget_and_data() -> None:
 def test_settings_that_do_not_go_together_are_refused(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         QuantizeConfig(**options)
+
+
+def test_a_speed_that_is_asked_for_is_looked_for_among_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    _timed(monkeypatch, 4.0, 3.0)
+    result = chosen(captured(chain(), 3, 12, 12), labelled=False, min_speedup=1.3)
+    assert precisions(result)["third"] == "float32"  # which all int8 is smaller without
+    with pytest.raises(BudgetNotMet, match=r"it gets 1\.33 times as fast; 1\.4 was asked for"):
+        chosen(captured(chain(), 3, 12, 12), labelled=False, min_speedup=1.4)
+
+
+def test_all_int8_is_taken_where_it_is_faster_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    _timed(monkeypatch, 4.0, 3.0, 2.0)
+    result = chosen(captured(chain(), 3, 12, 12), labelled=False, prefer="speed")
+    assert set(precisions(result).values()) == {"int8"}
+    assert "layers: 4 in int8" in result.notes[0]

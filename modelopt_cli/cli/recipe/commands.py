@@ -56,9 +56,12 @@ class Commands:
         }
 
     def own(self, verb: str) -> dict[str, Field]:
-        """The options that a step may be given, by each long spelling of theirs, older ones included."""
+        """The options that a step may be given, by each long spelling of theirs, older ones included.
+
+        Limits are among them where they are a budget that the step itself keeps.
+        """
         signature = self._signatures[verb]
-        settable = set(self._settable(verb))
+        settable = {*self._settable(verb), *(signature.fields[name] for name in signature.budgets)}
         spellings = signature.spellings().items()
         return {flag[2:]: field for flag, field in spellings if flag[:2] == "--" and field in settable}
 

@@ -135,13 +135,15 @@ class QuantizeConfig(Config, title="Quantizing"):
 
     @property
     def preference(self) -> Preference:
-        """The declaration of what is made small."""
+        """The declaration of what is made small: where the one limit is a speed, time."""
+        if self.min_speedup is not None and self.min_ratio is None:
+            return next(row for row in PREFERENCES.values() if row.of_time)
         return PREFERENCES[self.prefer]
 
     def require_budget(self) -> None:
         """Raise UsageError if precisions are to be chosen and nothing says how far."""
         limits = (self.max_drop, self.min_ratio, self.min_speedup)
-        if self.automatic and not self.preference.alone and all(limit is None for limit in limits):
+        if self.automatic and not PREFERENCES[self.prefer].alone and all(limit is None for limit in limits):
             alone = " or ".join(option("prefer", name) for name, row in PREFERENCES.items() if row.alone)
             names = ", ".join(map(option, ("max_drop", "min_ratio", "min_speedup")))
             raise UsageError(

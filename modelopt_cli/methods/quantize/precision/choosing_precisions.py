@@ -45,7 +45,7 @@ def choose(program: Program, config: QuantizeConfig, context: Context) -> Method
     choosing = PrecisionChoice(program, config, context)
     search = _Search(choosing)
     chosen = search.search()
-    allocation, network = choosing.frontier[chosen], search.network(chosen)
+    allocation, network = search.allocations[chosen], search.network(chosen)
     assert network is not None
     precisions = choosing.precisions(allocation)
     in_float = [layer for layer in choosing.found.layers if precisions[layer.name] is FLOAT32]
@@ -65,6 +65,8 @@ class _Search:
 
     def __init__(self, choosing: PrecisionChoice) -> None:
         self.choosing, self.config = choosing, choosing.config
+        # By rising error; behind them the one that times are compared with, should it be none of them.
+        self.allocations = [*choosing.frontier, choosing.all_int8]
         self.refused: set[int] = set()
         self._networks: dict[int, Program | None] = {}
 
@@ -82,7 +84,7 @@ class _Search:
             chosen = self._least_error_within(last)
         else:
             chosen = last
-        if self.config.preference.of_time:
+        if self.config.preference.of_time and self.config.min_speedup is None:
             chosen = self._fastest(chosen)
         if self.network(chosen) is None:
             raise NothingCompressed("every layer is best in float", hint=self._more())
@@ -94,7 +96,7 @@ class _Search:
         if place not in self._networks:
             if len(self._networks) > 2:
                 self._networks.pop(next(iter(self._networks)))
-            self._networks[place] = self.choosing.network(self.choosing.frontier[place])
+            self._networks[place] = self.choosing.network(self.allocations[place])
         return self._networks[place]
 
     def _cheapest_without_loss(self, last: int) -> int:
@@ -131,16 +133,27 @@ class _Search:
         return high
 
     def _fastest(self, chosen: int) -> int:
-        """The faster, as measured, of an allocation and the all-float one."""
-        network = self.network(chosen)
-        if network is None:
+        """The faster, as measured, of an allocation and that of int8 alone, if it is faster than all float.
+
+        The times of layers do not add up exactly to that of the network.
+        """
+        if self.network(chosen) is None:
             return chosen
-        in_float, mixed = network_times(self.choosing.ready, [network])
-        if mixed < in_float:
-            return chosen
-        times = f"{mixed:.3f} ms for one sample, {in_float:.3f} in float"
+        whole = len(self.allocations) - 1
+        places = [chosen, whole] if self._loses_little(whole) else [chosen]
+        networks = [network for place in places if (network := self.network(place)) is not None]
+        in_float, *mixed = network_times(self.choosing.ready, networks)
+        if min(mixed) < in_float:
+            return places[mixed.index(min(mixed))]
+        times = f"{min(mixed):.3f} ms for one sample, {in_float:.3f} in float"
         problem = f"no precision is faster than float32 here: {times}"
         raise BudgetNotMet(problem, hint=f"keep the float network, or use {option('prefer')} size")
+
+    def _loses_little(self, place: int) -> bool:
+        """True if nothing says how much may be lost, or no more is, on all samples."""
+        return self.config.max_drop is None or all(
+            self._lost(place, drop) <= self._most for drop in self._drops
+        )
 
     def _require(self, chosen: int) -> None:
         """Raise BudgetNotMet where a file is too large or a network too slow."""
@@ -162,7 +175,7 @@ class _Search:
         if network is None:
             return 1.0
         network.encodings |= narrow_encodings(network)
-        record = self.choosing.record(self.choosing.frontier[place])
+        record = self.choosing.record(self.allocations[place])
         entry = len(json.dumps(self.config.as_dict() | record))
         return full / (predicted_bytes(network, code=self.choosing.context.code) + entry)
 
@@ -206,12 +219,12 @@ class _Search:
 
     def summary(self, chosen: int) -> str:
         """A line on how many layers have which precision, and how good that is by the model."""
-        allocation, unit = self.choosing.frontier[chosen], self.config.preference.unit
+        allocation, unit = self.allocations[chosen], self.config.preference.unit
         counts = Counter(self.choosing.precisions(allocation).values())
         precisions = (precision for precision in self.choosing.choices if counts[precision])
         layers = ", ".join(f"{counts[precision]} in {precision.name}" for precision in precisions)
         refused = min((place for place in self.refused if place > chosen), default=None)
-        saving = 100 * gap(allocation, None if refused is None else self.choosing.frontier[refused])
+        saving = 100 * gap(allocation, None if refused is None else self.allocations[refused])
         best = "the least by the model" if not saving else f"within {saving:.2g} % of the least by the model"
         return f"layers: {layers}; together {allocation.cost:,.6g}{unit}, {best}"
 

@@ -16,7 +16,7 @@ from modelopt_cli.methods.quantize.precision.precision_allocation import Allocat
 from modelopt_cli.methods.quantize.precision_plan import PrecisionPlan, make_plan
 from modelopt_cli.methods.quantize.schemes import SCHEMES
 from modelopt_cli.methods.quantize.sensitivity.layer_conversions import conversions_between
-from modelopt_cli.methods.quantize.sensitivity.layer_precisions import FLOAT32, LayerPrecision
+from modelopt_cli.methods.quantize.sensitivity.layer_precisions import FLOAT32, INT8, LayerPrecision
 from modelopt_cli.methods.quantize.sensitivity.layer_sensitivity import (
     LayerSensitivity,
     Loss,
@@ -78,9 +78,18 @@ class PrecisionChoice:
         of = (self.ready, self.program, self.choosing, least, self.choices[1:])
         return measure(*of, timed=self.timed, correct=correct)
 
-    @cached_property
+    @property
     def frontier(self) -> list[Allocation]:
         """The allocations to choose from, by rising error; the first of them all float."""
+        return self._problem[1]
+
+    @property
+    def all_int8(self) -> Allocation:
+        """The allocation of int8 to all layers."""
+        return self._problem[0].allocation([self.choices.index(INT8)] * len(self.found.layers))
+
+    @cached_property
+    def _problem(self) -> tuple[AllocationProblem, list[Allocation]]:
         cost = self.config.preference.cost
         options = [
             [
@@ -90,7 +99,8 @@ class PrecisionChoice:
             for layer in self.found.layers
         ]
         between = conversions_between(self.ready) if self.config.preference.of_time else {}
-        return AllocationProblem(options, between).frontier()
+        problem = AllocationProblem(options, between)
+        return problem, problem.frontier()
 
     def precisions(self, allocation: Allocation) -> dict[str, LayerPrecision]:
         """The precision of each layer."""
