@@ -43,6 +43,11 @@ def quantize(
     if config.automatic and (no_eval or network.data is None):
         # They are the budget, met on the calibration data, and there is nothing to judge the result by.
         gates = replace(gates, max_drop=None, min_ratio=None, min_speedup=None, confident=False)
+    reader.check(
+        not (no_eval and gates),
+        "--no-eval",
+        "a gate needs the result to be measured; leave one out, or in a recipe write it next to the steps",
+    )
     request = options.read_request(reader, network, image, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
     options.read_training(reader, files, training, dry_run)

@@ -50,3 +50,16 @@ def test_what_is_wrong_is_one_line_and_writes_nothing(argv, line, here, modelopt
     assert outcome.code == 2
     assert line in outcome.err
     assert names(here) == before
+
+
+def test_a_step_of_a_recipe_has_its_own_budget(here, modelopt):
+    step = "{precision: auto, min-ratio: 1.5, calibration: 'digits?split=train'}"
+    head = (
+        "checkpoint: net.pth\narch: net.py:make\ninput-size: 8\nchannels: 1\ndata: digits\nlatency-runs: 0\n"
+    )
+    (here / "r.yaml").write_text(f"{head}output: out.safetensors\nsteps:\n  - quantize: {step}\n")
+    outcome = modelopt("run", "r.yaml", "-q")
+    assert outcome.code == 0, outcome.err
+    (entry,) = json.loads(modelopt("inspect", "out.safetensors", "--json").out)["history"]
+    assert entry["config"]["min_ratio"] == 1.5
+    assert set(entry["precisions"].values()) <= {"float32", "bf16", "int8"}

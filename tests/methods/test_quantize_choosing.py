@@ -203,3 +203,9 @@ def test_all_int8_is_taken_where_it_is_faster_after_all(monkeypatch: pytest.Monk
     result = chosen(captured(chain(), 3, 12, 12), labelled=False, prefer="speed")
     assert set(precisions(result).values()) == {"int8"}
     assert "layers: 4 in int8" in result.notes[0]
+
+
+def test_in_python_a_limit_that_nothing_judges_is_the_budget_alone() -> None:
+    result = mo.quantize(captured(chain(), 3, 12, 12), calibration=MANY, precision="auto", min_ratio=1.5)
+    assert result.program is not None
+    assert result.program.history[-1]["config"]["min_ratio"] == 1.5
