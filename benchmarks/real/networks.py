@@ -81,10 +81,7 @@ NETWORKS = {
         "top1",
         90.0,
         "assets/pictures",
-        {
-            "int8": ("quantize", "--observer", "percentile"),
-            **BY_CHANNEL,
-        },
+        INT8 | BY_CHANNEL,
         note="Calibrated on seven photographs. An image is 5 points. With one "
         "codebook for each tensor, shared weights keep 40 %: those of depthwise channels differ too much. "
         "It is not pruned: there are no images to train it on.",

@@ -161,11 +161,11 @@ def test_float_activations_are_weights_stored_as_integers(act_bits: int) -> None
         ({"scheme": "int8-dynamic", "act_bits": 32}, "int8-dynamic rounds activations at every call"),
         ({"edge_bits": 4}, "edge_bits has no meaning where all layers have 8 bits"),
         (
-            {"act_bits": 32, "bias_correction": "measured"},
+            {"act_bits": 32, "bias_correction": "none"},
             "bias_correction has no meaning where activations are not calibrated",
         ),
         (
-            {"scheme": "bf16", "equalize": "outputs"},
+            {"scheme": "bf16", "equalize": "weights"},
             "equalize has no meaning where activations are not calibrated",
         ),
     ],

@@ -17,7 +17,7 @@ from modelopt_cli.settings import CALIBRATION, Config, Setting, option
 
 _CHOSEN_SINCE = (
     *("weight_bits", "act_bits", "edge_bits", "group_size", "asymmetric"),
-    *("rounding", "rounding_steps", "equalize", "bias_correction"),
+    *("rounding", "rounding_steps"),
     *("precision", "prefer", "max_drop", "min_ratio", "min_speedup", "sensitivity"),
 )
 """Settings that a file's history names only where they are not as usual."""
@@ -76,7 +76,7 @@ class QuantizeConfig(Config, title="Quantizing"):
     ] = False
     observer: Annotated[
         str, Setting("Rule that chooses activation ranges from calibration data.", choices=OBSERVERS)
-    ] = "mse"
+    ] = "outputs"
     precision: Annotated[str, Setting("Precision of each layer.", choices=PRECISIONS)] = "uniform"
     prefer: Annotated[
         str, Setting("With --precision auto: what is made as small as it can be.", choices=PREFERENCES)
@@ -103,13 +103,13 @@ class QuantizeConfig(Config, title="Quantizing"):
     ] = 300
     equalize: Annotated[
         str, Setting("Rule that brings channels to one size before rounding.", choices=EQUALIZATIONS)
-    ] = "none"
+    ] = "outputs"
     bias_correction: Annotated[
         str,
         Setting(
             "Rule that takes back the mean error of rounding in layers' outputs.", choices=BIAS_CORRECTIONS
         ),
-    ] = "none"
+    ] = "measured"
     include: Annotated[
         tuple[str, ...],
         Setting("Quantize only layers whose names match; may be repeated.", of_layers=True),
@@ -216,7 +216,8 @@ class QuantizeConfig(Config, title="Quantizing"):
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form, for the history; what became a choice later is left out where it is usual."""
         values = super().as_dict()
-        usual = {name: getattr(QuantizeConfig, name) for name in _CHOSEN_SINCE}
+        left_out = _CHOSEN_SINCE if self.row.needs_calibration else _CHOSEN_SINCE + _OF_CALIBRATED
+        usual = {name: getattr(QuantizeConfig, name) for name in left_out}
         return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
     @property
