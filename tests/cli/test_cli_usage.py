@@ -30,7 +30,7 @@ NEAR = [
     ),
     (
         ["quantize", "a", "--observer", "entropi"],
-        "--observer: 'entropi' is not one of minmax, percentile, mse, entropy; did you mean 'entropy'?",
+        "--observer: 'entropi' is not one of minmax, percentile, mse, entropy, outputs; did you mean",
     ),
     (
         ["eval", "a", "--interpolation", "bilinar"],

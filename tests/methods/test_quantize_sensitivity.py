@@ -31,7 +31,7 @@ from modelopt_cli.program.capture import capture
 
 def found_in(network: nn.Module, equalize: str = "none") -> QuantizeSensitivity:
     program = captured(network, 3, 12, 12)
-    config = QuantizeConfig(observer="minmax", equalize=equalize)
+    config = QuantizeConfig(observer="minmax", equalize=equalize, bias_correction="none")
     return sensitivity(program, config, context(program, 16))
 
 

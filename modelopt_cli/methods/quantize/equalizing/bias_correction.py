@@ -129,6 +129,9 @@ def _correcting(layer: Weighted, wanted: SampleMeans, name: str) -> Callable[[Te
 
     def corrected(sums: Tensor) -> Tensor:
         assert layer.bias is not None
+        # There may be one row for all samples, or one for each thing found, of which there are others now.
+        if len(wanted.means) < 2 or len(wanted.means) != len(sums):
+            return finish(sums)
         shape = [1] * sums.dim()
         shape[wanted.dim] = -1
         missing = torch.zeros_like(layer.bias)
