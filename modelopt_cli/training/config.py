@@ -180,7 +180,7 @@ class IntegerTuneConfig(FineTuneConfig):
         Setting(
             "Largest learning rate.",
             above=0,
-            default="0.01 for every 128 samples of a batch, 0.03 at fewer than 8 bits; adamw a hundredth",
+            default="0.01 for every 128 samples of a batch, 0.03 at 2 bits; adamw a hundredth",
         ),
     ] = None
     teacher: Annotated[

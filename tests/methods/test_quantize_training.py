@@ -324,11 +324,11 @@ def test_the_float_network_teaches_where_outputs_can_be_compared(
     ("config", "rate"),
     [
         (QuantizeConfig(), 0.01),
-        (QuantizeConfig(weight_bits=4), 0.03),
-        (QuantizeConfig(act_bits=4), 0.03),
-        (QuantizeConfig("int8-weight", weight_bits=7), 0.03),
+        (QuantizeConfig(weight_bits=3), 0.01),
+        (QuantizeConfig(act_bits=2), 0.03),
+        (QuantizeConfig("int8-weight", weight_bits=2), 0.03),
     ],
 )
-def test_few_bits_learn_at_a_larger_rate(config: QuantizeConfig, rate: float, digits: Data) -> None:
+def test_two_bits_learn_at_a_larger_rate(config: QuantizeConfig, rate: float, digits: Data) -> None:
     given = Context(training=Training(digits, config=TrainConfig(batch_size=128)))
     assert integer_training.settings_of(config, given).lr == pytest.approx(rate)

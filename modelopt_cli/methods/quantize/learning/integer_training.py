@@ -14,6 +14,7 @@ from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.learning import qat
 from modelopt_cli.methods.quantize.learning.latent_norms import identity_norms, restore_statistics
+from modelopt_cli.methods.quantize.widths import BYTE
 from modelopt_cli.methods.share.config import was_shared
 from modelopt_cli.program import Program
 from modelopt_cli.program.input_batch import Inputs
@@ -24,9 +25,9 @@ from modelopt_cli.training.catalog import OWN_TEACHER
 from modelopt_cli.training.objectives import objective, returns_losses
 
 STAGE = "tune-1"
-SLOWER, SLOWER_NARROW = 10, 10 / 3
-"""Divisors of the learning rate where none is given: of a network of 8 bits, and of fewer, whose rounding
-leaves more to learn. Esser et al. ("Learned Step Size Quantization", section 3) take them further apart."""
+SLOWER, SLOWER_TWO_BITS = 10, 10 / 3
+"""Divisors of the learning rate where none is given: of any network with integers, and of one with integers
+of 2 bits, which knows little of its task after rounding and has more to learn."""
 
 
 def require_trainable(program: Program, config: QuantizeConfig) -> None:
@@ -118,7 +119,8 @@ def settings_of(config: QuantizeConfig, context: Context) -> TrainConfig:
     assert training is not None
     settings = training.config
     if settings.lr is None:
-        slower = SLOWER_NARROW if config.widths.narrow else SLOWER
+        bits = min(config.widths.weight, config.widths.activation or BYTE)
+        slower = SLOWER_TWO_BITS if bits == 2 else SLOWER
         settings = replace(settings, lr=settings.peak_lr / slower)
     teaches = settings.teacher is None and not returns_losses(training.task)
     return replace(settings, teacher=OWN_TEACHER) if teaches else settings
