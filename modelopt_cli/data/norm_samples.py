@@ -24,7 +24,7 @@ from modelopt_cli.data.in_memory import InMemory
 from modelopt_cli.data.source import Source
 from modelopt_cli.errors import DataError
 from modelopt_cli.program import Program
-from modelopt_cli.program.input_batch import Inputs, call, make_inputs, select, to
+from modelopt_cli.program.input_batch import Inputs, call, each_of, make_inputs, select, to
 from modelopt_cli.program.input_spec import InputSpec, Preprocess
 from modelopt_cli.program.samples import DTYPES
 from modelopt_cli.settings import option
@@ -37,6 +37,8 @@ RATE = 0.1
 """Learning rate of Adam at the first step, in standard deviations of the noise; it falls as a cosine."""
 CONTRAST = 0.25
 """Standard deviation of the pixels of noise, on the scale 0 to 1."""
+PATCHES = 4
+"""Times that a patch fits into a sample, along each of its dimensions."""
 FARTHEST = 0.5
 """Divergence in nats that samples may end with: beyond, the norms have seen other inputs in training."""
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -104,15 +106,21 @@ class _Learner:
             norm.register_forward_pre_hook(self._watch, with_kwargs=True)
 
     def samples(self, count: int, seed: int) -> list[Inputs]:
-        """So many samples on the CPU; the same for the same network, count and seed."""
-        batches = math.ceil(count / BATCH)
-        sizes = [count // batches + (place < count % batches) for place in range(batches)]
+        """So many samples on the CPU; the same for the same network, count and seed.
+
+        Half of them are learned. The others are patches of those, repeated: norms do not say how much images
+        differ in the mean over their places, which is more where each image shows one thing.
+        """
+        whole = math.ceil(count / 2) if any(len(each.shape) > 1 for each in self.shape.tensors) else count
+        batches = math.ceil(whole / BATCH)
+        sizes = [whole // batches + (place < whole % batches) for place in range(batches)]
         generator = torch.Generator().manual_seed(seed)
         learned = []
         for place, size in enumerate(sizes):
             batch = self._batch(size, generator, place * STEPS, batches * STEPS)
             learned += [select(batch, index) for index in range(size)]
-        return learned
+        patches = [each_of(sample, lambda x: repeated(x, generator)) for sample in learned[: count - whole]]
+        return learned + patches
 
     def _batch(self, size: int, generator: torch.Generator, done: int, total: int) -> Inputs:
         noise = {
@@ -207,6 +215,17 @@ def as_input(noise: Tensor, preprocess: Preprocess | None) -> Tensor:
     mean, std = (noise.new_tensor(each).view(-1, 1, 1) for each in (preprocess.mean, preprocess.std))
     # Clipped as cameras clip: black and white stand for the ends of the input's range.
     return ((0.5 + CONTRAST * coloured).clamp(0, 1) - mean) / std
+
+
+def repeated(sample: Tensor, generator: torch.Generator) -> Tensor:
+    """A patch of a sample ``(C, ...)`` at a random place, repeated until it fills the sample."""
+    patch = sample
+    for dim, size in enumerate(sample.shape[1:], 1):
+        part = math.ceil(size / PATCHES)
+        begin = int(torch.randint(size - part + 1, (), generator=generator))
+        places = begin + torch.arange(size) % part
+        patch = patch.index_select(dim, places)
+    return patch
 
 
 def _coloured(noise: Tensor) -> Tensor:

@@ -75,8 +75,9 @@ def test_divergence_is_that_of_two_normal_distributions() -> None:
 
 def test_learned_samples_give_the_statistics_of_the_norms(program: Program) -> None:
     data = open_data("none", input_spec=program.input, network=ForNetwork(program))
-    learned = next(data.batches(32))[0]
-    assert isinstance(learned, Tensor)
+    samples = next(data.batches(32))[0]
+    assert isinstance(samples, Tensor)
+    learned, patches = samples.chunk(2)
     noise = torch.randn(learned.shape, generator=torch.Generator().manual_seed(0))
 
     def divergences(x: Tensor) -> float:
@@ -85,6 +86,9 @@ def test_learned_samples_give_the_statistics_of_the_norms(program: Program) -> N
 
     with torch.no_grad():
         assert divergences(learned) < 0.05 * divergences(noise)
+    # A quarter of 16 pixels comes again and again.
+    assert torch.equal(patches[..., :12, :], patches[..., 4:, :])
+    assert torch.equal(patches[..., :12], patches[..., 4:])
     pixels = learned * 0.25 + 0.5
     assert 0 <= pixels.min() < 0.2
     assert 0.8 < pixels.max() <= 1
