@@ -95,4 +95,4 @@ def test_layers_are_counted_over_a_family_and_over_torchvision_and_those_left_ou
     assert summary["timm: the smallest network of every module"] == "14 of 15, 93.3 %"
     assert summary["torchvision: video"] == "9 of 10, 90.0 %"
     assert summary["torchvision, all of these"] == "99 of 100, 99.0 %"
-    assert "\n- resnet: resnet10t: 1 of 15\n- d: 1 of 10, 1 no kernel\n" in text
+    assert "\n- resnet: resnet10t: 1 of 15\n- d: 1 of 10, no kernel (1)\n" in text

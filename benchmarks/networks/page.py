@@ -101,7 +101,7 @@ def _left_out(rows: Iterable[Found]) -> Iterator[str]:
         int8 = row.get("int8", {})
         compressed, total = int8.get("layers", (0, 0))
         if compressed < total:
-            why = "; ".join(f"{count} {reason}" for reason, count in int8.get("left_out", ()))
+            why = "; ".join(f"{reason} ({count})" for reason, count in int8.get("left_out", ()))
             yield f"- {_name(row)}: {total - compressed} of {total}{why and f', {why}'}"
 
 
