@@ -53,7 +53,7 @@ def test_what_is_wrong_is_one_line_and_writes_nothing(argv, line, here, modelopt
 
 
 def test_a_step_of_a_recipe_has_its_own_budget(here, modelopt):
-    step = "{precision: auto, min-ratio: 1.5, calibration: 'digits?split=train'}"
+    step = "{precision: auto, min-ratio: 1.2, calibration: 'digits?split=train'}"
     head = (
         "checkpoint: net.pth\narch: net.py:make\ninput-size: 8\nchannels: 1\ndata: digits\nlatency-runs: 0\n"
     )
@@ -61,5 +61,5 @@ def test_a_step_of_a_recipe_has_its_own_budget(here, modelopt):
     outcome = modelopt("run", "r.yaml", "-q")
     assert outcome.code == 0, outcome.err
     (entry,) = json.loads(modelopt("inspect", "out.safetensors", "--json").out)["history"]
-    assert entry["config"]["min_ratio"] == 1.5
+    assert entry["config"]["min_ratio"] == 1.2
     assert set(entry["precisions"].values()) <= {"float32", "bf16", "int8"}
