@@ -36,6 +36,8 @@ from modelopt_cli.program import Program
 BUILD = ROOT / "build" / "benchmarks" / "training_integers"
 NETWORK = NETWORKS["Fashion-MNIST resnet20"]
 SEEDS = (0, 1, 2)
+PLAIN = ("--observer", "mse", "--equalize", "none", "--bias-correction", "none")
+"""Where every row starts: ranges of least error, channels and biases as they are."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def measured(widths: str, seed: int, folder: Path) -> dict[str, Any]:
             modelopt("train", *NETWORK.training, "-o", NETWORK.checkpoint)
         bits = ("--weight-bits", weights, "--act-bits", activations)
         train = ("--train", data(folder, recipe.images), "--epochs", str(recipe.epochs))
-        how = ("--batch-size", "64", "--calibration-samples", "256", "--seed", str(seed))
+        how = ("--batch-size", "64", "--calibration-samples", "256", "--seed", str(seed), *PLAIN)
         judge = ("--data", NETWORK.data, "-o", str(made))
         result.write_text(json.dumps(modelopt("quantize", NETWORK.checkpoint, *bits, *train, *how, *judge)))
     found: dict[str, Any] = json.loads(result.read_text())
@@ -160,9 +162,8 @@ def page(folder: Path) -> Iterator[str]:
     yield ""
     for widths, seeds in found.items():
         drops = [drop(each)["drop"] for each in seeds.values()]
-        line = (
-            f"- W{widths.replace('/', 'A')}, {len(drops)} seeds: {statistics.mean(drops):.2f} points lost, "
-        )
+        count = f"{len(drops)} seed{'s' * (len(drops) > 1)}"
+        line = f"- W{widths.replace('/', 'A')}, {count}: {statistics.mean(drops):.2f} points lost, "
         line += f"{min(drops):.2f} to {max(drops):.2f}"
         path = folder / f"{stem(widths, SEEDS[0])}.same.json"
         if path.exists():
