@@ -70,6 +70,8 @@ def page(results: Results) -> Iterator[str]:
 
     packages = ", ".join(f"{each} {version(each)}" for each in ("torch", "onnxruntime", *RIVALS[3:]))
     yield f"{datetime.date.today()}, {cpu_name()}, one thread, {packages}"
+    yield from ("", "Signal to noise of the outputs in dB, the best of each network in bold:", "")
+    yield from overview(results)
     for name, rows in results.items():
         about = rows["float"]
         yield from ("", f"## {name}", "")
@@ -82,6 +84,23 @@ def page(results: Results) -> Iterator[str]:
         for quantizer, row in rows.items():
             if row is not about:
                 yield f"| {quantizer} | {' | '.join(cells(row))} |"
+
+
+def overview(results: Results) -> Iterator[str]:
+    """A table of all quantizers and networks."""
+    decibels = {
+        name: {quantizer: f"{row['db']:.1f}" for quantizer, row in rows.items() if "db" in row}
+        for name, rows in results.items()
+    }
+    yield f"| quantizer | {' | '.join(decibels)} |"
+    yield "|---|" + "---|" * len(decibels)
+    for quantizer in dict.fromkeys(each for values in decibels.values() for each in values):
+        shown = []
+        for values in decibels.values():
+            text = values.get(quantizer, "")
+            best = text and text == max(values.values(), key=float)
+            shown.append(f"**{text}**" if best else text)
+        yield f"| {quantizer} | {' | '.join(shown)} |"
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:

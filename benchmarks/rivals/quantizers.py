@@ -223,10 +223,12 @@ def batches(inputs: Inputs, size: int) -> Iterator[Inputs]:
 
 
 MODELOPT = "modelopt-cli"
+PLAIN = {"observer": "mse", "equalize": "none", "bias_correction": "none"}
 ORT = "onnxruntime"
 QUANTIZERS = {
     "modelopt": Quantizer(modelopt, MODELOPT),
     "modelopt, minmax": Quantizer(modelopt, MODELOPT, {"observer": "minmax"}),
+    "modelopt, plain": Quantizer(modelopt, MODELOPT, PLAIN),
     "onnxruntime, MinMax": Quantizer(onnxruntime, ORT, {"method": "MinMax"}),
     "onnxruntime, Entropy": Quantizer(onnxruntime, ORT, {"method": "Entropy"}),
     "onnxruntime, Percentile": Quantizer(onnxruntime, ORT, {"method": "Percentile"}),
