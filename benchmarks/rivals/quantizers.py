@@ -227,7 +227,6 @@ PLAIN = {"observer": "mse", "equalize": "none", "bias_correction": "none"}
 ORT = "onnxruntime"
 QUANTIZERS = {
     "modelopt": Quantizer(modelopt, MODELOPT),
-    "modelopt, minmax": Quantizer(modelopt, MODELOPT, {"observer": "minmax"}),
     "modelopt, plain": Quantizer(modelopt, MODELOPT, PLAIN),
     "onnxruntime, MinMax": Quantizer(onnxruntime, ORT, {"method": "MinMax"}),
     "onnxruntime, Entropy": Quantizer(onnxruntime, ORT, {"method": "Entropy"}),
