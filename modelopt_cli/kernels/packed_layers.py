@@ -75,9 +75,9 @@ class Packed(nn.Module):
         with torch.no_grad():
             try:
                 run = self.operator(x)
-                self._right = (
-                    _agrees(run(x, *other), self.own(x, *other)) if self._right is None else self._right
-                )
+                if self._right is None:  # a sample tells: all are computed alike
+                    first = (each[:1] for each in (x, *other))
+                    self._right = _agrees(run(x, *other)[:1], self.own(*first))
             except (RuntimeError, NotImplementedError):
                 self._right = False
         return run if self._right else self.own

@@ -1,5 +1,6 @@
 """Biases of an int8 network, corrected by what rounding does to the means of its layers' outputs."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 64
 """Samples that are looked at, all at once: each layer is corrected before the next one sees its outputs."""
+POSITIONS = 512
+"""Places in each sample's maps that are looked at, at equal distances: neighbours tell the same."""
 STEPS = 3
 """Of Newton's method, by which a bias is found; the means are nearly linear in it."""
 LEAST_SLOPE = 0.05
@@ -30,7 +33,7 @@ LEAST_SLOPE = 0.05
 
 
 class SampleMeans:
-    """Mean of each channel in each sample, float64 ``(N, C)``.
+    """Mean of each channel in each sample, float64 ``(N, C)``, of up to ``POSITIONS`` places.
 
     Args:
         dim: dimension of the channels; that of the samples is 0.
@@ -41,12 +44,12 @@ class SampleMeans:
 
     def update(self, x: Tensor) -> None:
         """Take the means of a batch."""
-        self.means = self.of(x.detach())
+        self.means = self.rows(x.detach()).mean(2, dtype=torch.float64)
 
-    def of(self, x: Tensor) -> Tensor:
-        """The means of a tensor."""
-        rows = x.movedim(self.dim, 1)
-        return rows.double() if x.dim() == 2 else rows.flatten(2).mean(2, dtype=torch.float64)
+    def rows(self, x: Tensor) -> Tensor:
+        """The values that are looked at, ``(N, C, places)``."""
+        rows = x.movedim(self.dim, 1).reshape(len(x), x.shape[self.dim], -1)
+        return rows[..., :: math.ceil(rows.shape[2] / POSITIONS)]
 
 
 def correct_by_data(integer: Program, ready: "Calibrated", context: Context) -> None:
@@ -132,15 +135,15 @@ def _correcting(layer: Weighted, wanted: SampleMeans, name: str) -> Callable[[Te
         # There may be one row for all samples, or one for each thing found, of which there are others now.
         if len(wanted.means) < 2 or len(wanted.means) != len(sums):
             return finish(sums)
-        shape = [1] * sums.dim()
-        shape[wanted.dim] = -1
-        missing = torch.zeros_like(layer.bias)
+        seen, missing = wanted.rows(sums), torch.zeros_like(layer.bias)
         for _ in range(STEPS):
-            moved = sums + missing.view(shape)
-            slope = wanted.of(_slopes(activation, moved)).mean(0)
-            left = _sure(wanted.means - wanted.of(activation(moved)))
+            moved = seen + missing.view(-1, 1)
+            slope = _slopes(activation, moved).mean((0, 2), dtype=torch.float64)
+            left = _sure(wanted.means - activation(moved).mean(2, dtype=torch.float64))
             missing += torch.where(slope < LEAST_SLOPE, 0, left / slope)
         layer.bias += missing
+        shape = [1] * sums.dim()
+        shape[wanted.dim] = -1
         return finish(sums + missing.view(shape))
 
     return corrected

@@ -22,6 +22,8 @@ from modelopt_cli.program import Program
 from modelopt_cli.program.layer_kinds import build, config_of, kind_of
 from modelopt_cli.program.rewrite import copy_graph, rebuild
 
+SAMPLES = 64
+"""Calibration samples that show the sizes of channels."""
 ROUNDS = 20
 """Times that all links are gone through; a layer between two of them makes them depend on one another."""
 SETTLED = 1e-4
@@ -53,7 +55,7 @@ def equalized(
     ranges = {node: ChannelRange() for node in shown} if rule.needs_data else {}
     if ranges:
         assert context.data is not None
-        sample = context.data.sample(config.calibration_samples, context.seed)
+        sample = context.data.sample(min(SAMPLES, config.calibration_samples), context.seed)
         watched = {node: [seen] for node, seen in ranges.items()}
         batches = calibration_batches(program, sample, context)
         calibrate(program, watched, batches, context.progress, sample.size)
