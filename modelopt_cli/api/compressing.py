@@ -125,6 +125,8 @@ class Compressing(Work):
             *([] if trained is None else [integer_training_note(trained)]),
         )
         notes += method.notes(self.config, layers, result.target, measured)
+        if snr_db is not None and request.dry_run and request.training is not None:
+            notes += ("a dry run does not train: the signal to noise is that before training",)
         if usual is not None and original.nan_share:
             notes += (nan_note(original.nan_share),)
         return Made(
@@ -183,7 +185,8 @@ class Compressing(Work):
         """The model as it was, and as it is now."""
         fitted = self.opened.program is not None and self.method.fits_data(self.config)
         calibrated_on = [self.request.samples] if fitted else []
-        return Compared([(self.opened.path, self.opened), *outputs], calibrated_on), self.request
+        models = [(self.opened.path, self.opened), *outputs]
+        return Compared(models, calibrated_on, self.request.trained_on), self.request
 
 
 def _integer_training(after: Any) -> dict[str, Any] | None:

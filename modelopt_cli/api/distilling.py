@@ -253,4 +253,4 @@ class Distilling(Work):
         first = self.teachers[0]
         models = [(first.path, first.opened), *outputs] if comparable(first, self.sample) else outputs
         gates = replace(self.request.gates, judged=len(models) - 1)
-        return Compared(models), replace(self.request, gates=gates)
+        return Compared(models, trained_on=self.request.trained_on), replace(self.request, gates=gates)

@@ -38,6 +38,7 @@ class Compared:
         models: each with the path it came from.
         calibrated_on: specs of the data that the result was made with; where it is measured on the same,
             a note says so.
+        trained_on: spec of the data that the result learned from; likewise.
         named_by: index of the one whose classes count, whatever those of the others are called; None wants
             all to have the baseline's.
         task: what they are for, where that is known already.
@@ -46,6 +47,7 @@ class Compared:
 
     models: Sequence[tuple[str | Path, Opened]]
     calibrated_on: Sequence[Samples | None] = ()
+    trained_on: Samples | None = None
     named_by: int | None = None
     task: ChosenTask | None = None
     recorded_in: str | Path | None = None
@@ -147,6 +149,9 @@ def compare(compared: Compared, measuring: Measuring) -> Evaluation:
     if samples is not None and samples.labelled and _is_among(data, compared.calibrated_on):
         same = f"the result was calibrated on {name_of(data)} and is judged on the same samples"
         notes.append(f"{same}; give {option('calibration')}")
+    if samples is not None and samples.labelled and _is_among(data, [compared.trained_on]):
+        same = f"the result was trained on {name_of(data)} and is judged on the same samples"
+        notes.append(f"warning: {same}, which says little of others; give other {option('data')}")
     if not all(each is None or shows_inputs(each) for each in compared.calibrated_on):
         notes.append("the result was calibrated without data, on samples learned from batch norms")
     input_spec = samples.input if samples is not None else models[known].input

@@ -25,7 +25,7 @@ from modelopt_cli.measure.layer_comparison import (
     require_in_range,
     steepest_fall,
 )
-from modelopt_cli.measure.output_comparison import nan_share, snr_db, stays_finite, stays_nan, structure
+from modelopt_cli.measure.output_comparison import least_snr_db, nan_share, stays_finite, stays_nan, structure
 from modelopt_cli.measure.rounding_fault import refuse_fault_of_rounding
 from modelopt_cli.program import Encoding, Program
 from modelopt_cli.program.input_batch import Inputs, batch_size, call, clone, sample_shapes, select, to
@@ -46,7 +46,7 @@ class Checked:
 
     Attributes:
         network: the compressed network; None where there is none.
-        snr_db: signal-to-noise of its outputs in dB; None where it could not be run.
+        snr_db: signal-to-noise in dB of the output that has the least; None where it could not be run.
     """
 
     network: nn.Module | None = None
@@ -172,7 +172,7 @@ class Original:
                 raise BrokenResult(problem, where=fault)
             if not stays_nan(expected, output):
                 raise BrokenResult("the result gives numbers where the original gives NaN")
-        return Checked(made, snr_db(self.outputs[0], outputs[0]))
+        return Checked(made, least_snr_db(self.outputs[0], outputs[0]))
 
     def check_state(
         self,

@@ -102,7 +102,7 @@ def integer_training_note(entry: Mapping[str, Any]) -> str:
     figures = entry["trained"]
     first, last = figures["first_loss"], figures["last_loss"]
     line = f"trained on {entry['training']['data']}, {_steps(figures)}"
-    return f"{line}; loss {first:.4f} at the first step, {last:.4f} in the last epoch"
+    return f"{line}; loss {first:.4f} at the first step, {last:.4f} on average in the last epoch"
 
 
 def distillation_notes(entry: dict[str, object]) -> tuple[str, ...]:

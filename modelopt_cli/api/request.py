@@ -195,6 +195,11 @@ class Request(Measuring):
         return self.calibration or (self.training.train if self.training is not None else self.data)
 
     @property
+    def trained_on(self) -> Samples | None:
+        """Spec of the data that the result learns from; None where nothing is trained."""
+        return self.training.train if self.training is not None else None
+
+    @property
     def shown(self) -> Samples | None:
         """Spec of data that show what a sample looks like."""
         return next(filter(shows_inputs, (self.samples, self.data)), None)

@@ -131,7 +131,9 @@ class TrainingWork(Work):
 
     def compared(self, outputs: list[tuple[Any, Opened]]) -> tuple[Compared, Request]:
         """The checkpoint as it was, and the result, whose classes count."""
-        return Compared([*self.before, *outputs], named_by=len(self.before)), self.request
+        return Compared(
+            [*self.before, *outputs], trained_on=self.request.trained_on, named_by=len(self.before)
+        ), self.request
 
 
 def _copy(opened: Opened) -> Opened:

@@ -77,5 +77,17 @@ def snr_db(expected: Any, outputs: Any) -> float | None:
     return max(-LIMIT_DB, min(LIMIT_DB, ratio)) if not math.isnan(ratio) else -LIMIT_DB
 
 
+def least_snr_db(expected: Any, outputs: Any) -> float | None:
+    """The signal-to-noise ratio in dB of the output that has the least; see :func:`snr_db`.
+
+    A large output would hide what another one loses. Those that are nothing but zeros count only where there
+    are no others.
+    """
+    pairs = list(zip(tensors(expected), tensors(outputs), strict=True))
+    heard = [pair for pair in pairs if bool(pair[0].any())] or pairs
+    ratios = (snr_db(*pair) for pair in heard)
+    return min((ratio for ratio in ratios if ratio is not None), default=None)
+
+
 def _is_real(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.numel() > 0

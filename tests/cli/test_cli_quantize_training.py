@@ -166,7 +166,7 @@ def test_it_says_how_training_went(here, modelopt):
     (line,) = (line for line in outcome.err.splitlines() if line.startswith("trained on"))
     found = re.fullmatch(
         r"trained on digits\?split=train, 1 epoch, 23 steps; "
-        r"loss (\S+) at the first step, (\S+) in the last epoch",
+        r"loss (\S+) at the first step, (\S+) on average in the last epoch",
         line,
     )
     assert found, line
@@ -183,6 +183,7 @@ def test_a_dry_run_plans_without_training(here, modelopt):
     outcome = modelopt("quantize", "net.safetensors", *TRAIN, "--dry-run")
     assert outcome.code == 0, outcome.err
     assert "the file would have" in outcome.out
+    assert "a dry run does not train" in outcome.out
     assert names(here) == {"net.py", "net.safetensors", "net.run"}
 
 
@@ -242,3 +243,14 @@ def test_a_network_without_a_graph_is_not_trained(here, modelopt):
     outcome = modelopt("quantize", "bare.pth", "--scheme", "int8-weight", *TRAIN, "-o", "out.safetensors")
     assert outcome.code == 2
     assert "fine-tuning needs a network that can be traced" in outcome.err
+
+
+def test_it_says_that_the_result_learned_from_what_judges_it(here, modelopt):
+    for data, said in (("digits?split=train", True), ("digits", False)):
+        command = ["quantize", "net.safetensors", *TRAIN, "--calibration", "digits", "--data", data]
+        outcome = modelopt(
+            *command, "--limit", "20", "--latency-runs", "0", "--force", "-o", "out.safetensors"
+        )
+        assert outcome.code == 0, outcome.err
+        line = "warning: the result was trained on digits?split=train and is judged on the same samples"
+        assert (line in outcome.out + outcome.err) == said

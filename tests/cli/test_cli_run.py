@@ -273,7 +273,7 @@ def test_all_that_is_wrong_is_reported_together(here, modelopt):
         "step 1 (train): 'epochs': 'x' is not an integer",
         "step 1 (train): 'lrr': is no option of train; did you mean 'lr'?",
         "step 2 (prune): 'structure': 'odd' is not one of",
-        "step 3 (quantize): 'observer': 'mes' is not one of minmax, percentile, mse",
+        "step 3 (quantize): 'observer': 'mes' is not one of ",
         "'seed': must be at least 0",
         "--set: no step is called '9'; give its number, 1 to 3",
         "--set: 'nothing' is not [STEP.]KEY=VALUE",

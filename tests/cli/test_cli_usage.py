@@ -2,6 +2,9 @@
 
 import pytest
 
+from modelopt_cli.methods.quantize.observers import OBSERVERS
+from modelopt_cli.methods.quantize.schemes import SCHEMES
+
 NEAR = [
     (["quantise", "a"], "unknown command 'quantise'; did you mean 'quantize'?"),
     (
@@ -26,11 +29,11 @@ NEAR = [
     (["quantize", "a", "--max-drop", "nan"], "--max-drop: 'nan' is not a number"),
     (
         ["quantize", "a", "--scheme", "int-8"],
-        "--scheme: 'int-8' is not one of int8, int8-dynamic, int8-weight, fp16, bf16; did you mean 'int8'?",
+        f"--scheme: 'int-8' is not one of {', '.join(SCHEMES)}; did you mean 'int8'?",
     ),
     (
         ["quantize", "a", "--observer", "entropi"],
-        "--observer: 'entropi' is not one of minmax, percentile, mse, entropy, outputs; did you mean",
+        f"--observer: 'entropi' is not one of {', '.join(OBSERVERS)}; did you mean 'entropy'?",
     ),
     (
         ["eval", "a", "--interpolation", "bilinar"],

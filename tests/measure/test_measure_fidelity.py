@@ -13,7 +13,7 @@ from modelopt_cli.data import open_data
 from modelopt_cli.data.in_memory import as_samples
 from modelopt_cli.measure import EvalOptions, EvaluatedModel, Fidelity, Gates, evaluate, gates
 from modelopt_cli.measure.fidelity import FidelityTally, divergence, mean_cosine
-from modelopt_cli.measure.output_comparison import LIMIT_DB
+from modelopt_cli.measure.output_comparison import LIMIT_DB, least_snr_db
 from modelopt_cli.program import InputSpec
 from modelopt_cli.tasks import parse_task
 
@@ -327,3 +327,15 @@ def test_one_number_of_one_sample_has_no_cosine_and_fails_its_gate() -> None:
     assert f"2: cosine not measured: {why}" in found.notes
     (judged,) = gates.apply(found, Gates(min_cosine=-1)).gates
     assert (judged.passed, judged.value) == (False, None)
+
+
+def test_a_large_output_does_not_hide_what_a_small_one_loses() -> None:
+    """The decibels that are checked before a file is written, whatever sizes the outputs have."""
+    expected = {
+        "logits": torch.tensor([1.0, -1.0]),
+        "features": torch.full((50,), 100.0),
+        "mask": torch.zeros(3),
+    }
+    outputs = {**expected, "logits": torch.tensor([1.1, -1.0]), "mask": torch.full((3,), 1e-9)}
+    assert least_snr_db(expected, outputs) == pytest.approx(10 * math.log10(2 / 0.1**2), abs=1e-4)
+    assert least_snr_db({"mask": expected["mask"]}, {"mask": outputs["mask"]}) == -LIMIT_DB

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from quantize_networks import Images, captured, images, on_state, small, sqnr
 from torch import Tensor, nn
 
+from modelopt_cli import api
 from modelopt_cli.errors import GraphNeeded, UsageError
 from modelopt_cli.kernels import prepare
 from modelopt_cli.kernels.saturation import never_saturates
@@ -360,6 +361,30 @@ def test_zeros_stay_pairs_keep_to_the_bound_and_bytes_repeat(name: str) -> None:
             assert never_saturates(layer.turned(layer.weight), getattr(layer, "groups", 1))
             zeros = program.get_submodule(path).weight == 0
             assert not layer.weight[zeros].any()
+
+
+class Words(nn.Module):
+    """Reads words, whose indices are the input of its first block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.hidden, self.out = nn.Embedding(20, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        result: Tensor = self.out(self.hidden(self.rows(ids).mean(1)).relu())
+        return result
+
+
+@pytest.mark.parametrize("name", WITH_DATA)
+def test_indices_are_no_numbers_to_be_rounded(name: str) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(20, (32, 5))
+    options: dict[str, Any] = {"weight_bits": 4, "rounding": name}
+    if ROUNDINGS[name].learned:
+        options["rounding_steps"] = 3
+    made = api.quantize(Words().eval(), calibration=[ids], **options)
+    assert made.coverage is not None
+    assert made.coverage.compressed == 3
 
 
 def test_shared_weights_take_the_nearest_integers() -> None:

@@ -28,6 +28,7 @@ from modelopt_cli.measure.layer_comparison import steepest_fall
 from modelopt_cli.methods.context import Context
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
+from modelopt_cli.methods.quantize.observers import OBSERVERS
 from modelopt_cli.methods.quantize.precision_plan import make_plan
 from modelopt_cli.methods.quantize.widths import INT8
 from modelopt_cli.program import Program
@@ -219,7 +220,7 @@ def test_some_layers_only(options: dict[str, Any], left: list[str]) -> None:
         assert sqnr(program(x), int8(x)) > 25
 
 
-@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse", "entropy"])
+@pytest.mark.parametrize("observer", OBSERVERS)
 def test_observers(observer: str) -> None:
     program = small()
     x = images(4, 3, 12, 12, seed=1)

@@ -161,7 +161,7 @@ def test_float_activations_are_weights_stored_as_integers(act_bits: int) -> None
         ({"scheme": "int8-dynamic", "act_bits": 32}, "int8-dynamic rounds activations at every call"),
         ({"edge_bits": 4}, "edge_bits has no meaning where all layers have 8 bits"),
         (
-            {"act_bits": 32, "bias_correction": "none"},
+            {"act_bits": 32, "bias_correction": "analytic"},
             "bias_correction has no meaning where activations are not calibrated",
         ),
         (

@@ -175,8 +175,12 @@ class QuantizeConfig(Config, title="Quantizing"):
             learned = " or ".join(name for name, row in ROUNDINGS.items() if row.learned)
             yield f"{option('rounding_steps')} has no meaning without {option('rounding')} {learned}"
         if not self.row.needs_calibration:
+            idle = {
+                "equalize": EQUALIZATIONS[self.equalize].factors is None,
+                "bias_correction": BIAS_CORRECTIONS[self.bias_correction].correct is None,
+            }
             for name in _OF_CALIBRATED:  # not the observer, which scripts give to every scheme
-                if getattr(self, name) != getattr(QuantizeConfig, name):
+                if getattr(self, name) != getattr(QuantizeConfig, name) and not idle[name]:
                     yield f"{option(name)} has no meaning where activations are not calibrated"
 
     def _conflicts_of_widths(self) -> Iterator[str]:

@@ -52,7 +52,7 @@ class PrecisionPlan:
         int8: values that are uint8.
         inside: nodes that live on inside a unit and are no values of their own any more.
         sharing: each uint8 value's representative; values with one representative share QParams.
-        values: shape and type of every value, as ``program.values.infer`` gives them.
+        values: shape and type of every value, as ``program.shapes.program_values`` gives them.
         widths: bits of weights and activations, by the name of the layer.
         bits: of uint8 values and of those that are rounded for an int8 operation, by representative.
     """

@@ -78,7 +78,7 @@ def role_of(node: fx.Node, modules: Mapping[str, nn.Module], values: Mapping[fx.
     Args:
         node: in normal form.
         modules: the Program's layers by path.
-        values: its values by node, as ``program.values.infer`` gives them.
+        values: its values by node, as ``program.shapes.program_values`` gives them.
     """
     if quantized_max_pool(node, modules) is not None:
         return Role.PASS

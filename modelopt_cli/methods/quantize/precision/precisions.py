@@ -39,7 +39,7 @@ class Preference:
 
     Attributes:
         help: one line.
-        cost: of a layer in a precision, from its ``rounding_sensitivity.Loss``.
+        cost: of a layer in a precision, from its ``layer_sensitivity.Loss``.
         of_time: the cost is a time, so that conversions between layers count.
         unit: of the cost, after the number.
         alone: may be asked for without a budget.

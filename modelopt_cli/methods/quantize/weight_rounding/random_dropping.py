@@ -17,10 +17,12 @@ def dropped(rounded: Tensor, real: Tensor, generator: torch.Generator) -> Tensor
     """Each number of the one or the other tensor.
 
     Args:
-        rounded: any shape.
+        rounded: any shape; indices are returned as they are.
         real: of the same shape.
         generator: of the choice.
     """
+    if not real.is_floating_point():
+        return rounded
     kept = random_bits(real.numel(), generator).view(real.shape).to(real.dtype)
     mixed: Tensor = _Mixed.apply(rounded, real, kept)  # type: ignore[no-untyped-call]
     return mixed
