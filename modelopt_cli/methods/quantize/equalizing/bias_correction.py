@@ -1,6 +1,5 @@
 """Biases of an int8 network, corrected by what rounding does to the means of its layers' outputs."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 64
 """Samples that are looked at, all at once: each layer is corrected before the next one sees its outputs."""
-POSITIONS = 512
-"""Places in each sample's maps that are looked at, at equal distances: neighbours tell the same."""
+PLACES = 65_536
+"""Places in the maps of all samples that are looked at, at equal distances: neighbours tell the same."""
 STEPS = 3
 """Of Newton's method, by which a bias is found; the means are nearly linear in it."""
 LEAST_SLOPE = 0.05
@@ -33,7 +32,7 @@ LEAST_SLOPE = 0.05
 
 
 class SampleMeans:
-    """Mean of each channel in each sample, float64 ``(N, C)``, of up to ``POSITIONS`` places.
+    """Mean of each channel in each sample, float64 ``(N, C)``, of some ``PLACES`` values.
 
     Args:
         dim: dimension of the channels; that of the samples is 0.
@@ -49,7 +48,7 @@ class SampleMeans:
     def rows(self, x: Tensor) -> Tensor:
         """The values that are looked at, ``(N, C, places)``."""
         rows = x.movedim(self.dim, 1).reshape(len(x), x.shape[self.dim], -1)
-        return rows[..., :: math.ceil(rows.shape[2] / POSITIONS)]
+        return rows[..., :: max(1, len(x) * rows.shape[2] // PLACES)]
 
 
 def correct_by_data(integer: Program, ready: "Calibrated", context: Context) -> None:
