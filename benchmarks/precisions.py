@@ -57,6 +57,7 @@ def compare_drops(checkpoint: Path, folder: Path, bits: int, most: float, sample
 
     def add(title: str, network: Program, layers: str, seconds: float) -> None:
         network.encodings |= narrow_encodings(network)
+        network.history = program.history  # what the choice recorded would count against one row alone
         lost, size = _lost(judge, network), predicted_bytes(network, code="packed")
         interval = f"{lost.drop:.2f} ({lost.low:.2f} to {lost.high:.2f})"
         rows.append(f"| {title} | {layers} | {size:,} | {interval} | {seconds:.0f} |")
