@@ -242,7 +242,7 @@ DATA_KINDS: dict[str, DataKind] = {
         labelled=False,
     ),
     "none": DataKind(
-        "for `--calibration` alone: `n` samples learned from the means and variances that the network's "
+        "to calibrate on alone: `n` samples learned from the means and variances that the network's "
         "batch norms recorded in training",
         "none",
         deferred(f"{_ROOM}.norm_samples", "open_norm_samples"),

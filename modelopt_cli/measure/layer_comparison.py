@@ -18,6 +18,8 @@ from modelopt_cli.program.quantized_recurrent import QuantizedRecurrent
 
 _USUAL_DB = 30.0
 """Signal-to-noise that rounding to 8 bits leaves in any layer: only what falls below that is a loss."""
+_FACTORED = (1, -1)
+"""Dimensions of the channels of maps, and of the features of linear layers, which may have factors."""
 _FITTED = 4
 """Numbers of a channel from which its size can be told."""
 _FUSED = 3
@@ -137,7 +139,11 @@ class Comparison:
     def see(self, step: ComparedValue) -> None:
         before = min((self.quality.get(key, _USUAL_DB) for key in step.sources), default=_USUAL_DB)
         candidates = self._candidates(step)
-        ratios = (snr_db(candidate, _at_sizes_of(candidate, step.value)) for candidate in candidates)
+        ratios = (
+            snr_db(candidate, _at_sizes_of(candidate, step.value, dim))
+            for candidate in candidates
+            for dim in _FACTORED
+        )
         after = max((each for each in ratios if each is not None), default=before)
         self.quality[step.key] = after = min(after, _USUAL_DB)
         self.layers[step.key] = layer = self._layer(step)
@@ -162,15 +168,20 @@ class Comparison:
                 yield value
 
 
-def _at_sizes_of(expected: Tensor, value: Tensor) -> Tensor:
+def _at_sizes_of(expected: Tensor, value: Tensor, dim: int) -> Tensor:
     """The value with each channel multiplied by the number that brings it closest to the expected one.
 
     ``quantize`` divides channels by factors that the weights of the next layers take in. Where a channel has
     few numbers, the value as it is: a fit would find no noise.
+
+    Args:
+        expected: float, any shape.
+        value: float, of that shape.
+        dim: of the channels.
     """
-    if value.dim() < 2 or value.numel() < _FITTED * value.shape[1]:
+    if value.dim() < 2 or value.numel() < _FITTED * value.shape[dim]:
         return value
-    others = [dim for dim in range(value.dim()) if dim != 1]
+    others = [other for other in range(value.dim()) if other != dim % value.dim()]
     finite = expected.isfinite() & value.isfinite()
     a, b = (torch.where(finite, each, 0).double() for each in (expected, value))
     squares = b.square().sum(others, keepdim=True)

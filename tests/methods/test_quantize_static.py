@@ -1,5 +1,6 @@
 """Static int8: what becomes of each layer and each value, and that what it computes is right."""
 
+import copy
 from statistics import median
 from typing import Any
 
@@ -59,9 +60,10 @@ class _Local(fx.Interpreter):
     Errors do not add up, so that one wrong layer shows however deep the network is.
     """
 
-    def __init__(self, program: Program, outputs: dict[str, str], values: dict[str, Any]) -> None:
+    def __init__(self, program: Program, exact: _Float, outputs: dict[str, str]) -> None:
         super().__init__(program)
-        self.outputs, self.values = outputs, values
+        self.original: Any = exact.module
+        self.outputs, self.values = outputs, exact.values
         self.found: dict[str, float] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -73,11 +75,20 @@ class _Local(fx.Interpreter):
         expected = self.values.get(self.outputs.get(name, name))
         if not isinstance(layer, Quantized) or not isinstance(expected, Tensor):
             return got
+        expected = expected * self._factors(n)
         q = getattr(layer, "output", None)
         if q is None and got.dtype == torch.uint8:
             return got  # max pooling
         self.found[n.name] = sqnr(expected, got if q is None else dequantize(got, q))
         return expected if q is None else quantize(expected, q)
+
+    def _factors(self, n: fx.Node) -> Tensor:
+        """What a layer norm right before a node multiplies its features by, beyond what it did in float."""
+        before = n.all_input_nodes[0]
+        norm: Any = self.fetch_attr(str(before.target)) if before.op == "call_module" else None
+        if not isinstance(norm, nn.LayerNorm):
+            return torch.ones(())
+        return norm.weight / self.original.get_submodule(str(before.target)).weight
 
 
 def local_sqnr(program: Program, int8: Program, x: Tensor) -> dict[str, float]:
@@ -89,7 +100,7 @@ def local_sqnr(program: Program, int8: Program, x: Tensor) -> dict[str, float]:
     with torch.inference_mode():
         exact = _Float(ready)
         exact.run(x)
-        local = _Local(int8, outputs, exact.values)
+        local = _Local(int8, exact, outputs)
         local.run(x)
     return local.found
 
@@ -428,3 +439,17 @@ def test_a_sum_inside_of_a_convolution_is_no_loss_of_it() -> None:
     assert sqnr(program(x), int8(x)) > 30
     fall = steepest_fall(program, int8, x)
     assert fall is None or fall.after > 25
+
+
+def test_factors_of_features_are_not_taken_for_a_loss() -> None:
+    """A layer norm multiplies its features by factors, and the linear layer behind it divides by them."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    scaled = copy.deepcopy(plain)
+    factors = torch.rand(16) * 30 + 0.1
+    with torch.no_grad():
+        scaled[0].weight.mul_(factors)  # type: ignore[union-attr,operator]
+        scaled[0].bias.mul_(factors)  # type: ignore[union-attr,operator]
+        scaled[1].weight.div_(factors)  # type: ignore[union-attr,operator]
+        fall = steepest_fall(captured(plain, 5, 16), captured(scaled, 5, 16), torch.randn(8, 5, 16))
+    assert fall is None
